@@ -1,0 +1,64 @@
+"""From Python or a notebook: the same seven phases, with objects in place of sections."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from launcher.errors import UsageError
+from launcher.launch.world import World
+from launcher.recipe.load import load_recipe
+from launcher.run import Result, run
+from launcher.session import Options
+
+_SLOTS = {
+    "model": "model",
+    "loss": "loss",
+    "optimizer": "optimizer",
+    "scheduler": "scheduler",
+    "train": "data.train",
+    "validation": "data.validation",
+    "test": "data.test",
+    "collate": "data.collate",
+    "step": "train.step",
+}
+
+
+def train(
+    recipe: str | os.PathLike[str],
+    *overrides: str,
+    cpu: bool = False,
+    run_dir: str | os.PathLike[str] | None = None,
+    allow: Sequence[str] = (),
+    output: str = "auto",
+    **objects: Any,
+) -> Result:
+    """Trains what a recipe says, in this process or in the launched world that it runs in.
+
+    Args:
+        recipe: The YAML file.
+        *overrides: `a.b=value`, as on the command line.
+        cpu: Stay on the CPU though there may be a GPU.
+        run_dir: The run's folder, resumed if it holds a checkpoint; None chooses a new one.
+        allow: Further packages that the recipe may name.
+        output: What is shown: `auto`, `quiet` or `json`.
+        **objects: In place of sections: `model` (a module), `loss` (a callable), `optimizer` (an optimizer, or a
+            callable of the parameters), `scheduler` (a scheduler, or a callable of the optimizer), `train`,
+            `validation`, `test` (data sets), `collate`, `step`. A resume needs the same call.
+
+    Returns:
+        The run's folder, its state, its last scores and the trained module.
+
+    Raises:
+        RecipeError: Everything that is wrong with the recipe, each with its place.
+        UsageError: There is no such slot for an object.
+    """
+    unknown = sorted(set(objects) - set(_SLOTS))
+    if unknown:
+        raise UsageError(f"launcher.train() takes no '{unknown[0]}'; it takes: {', '.join(_SLOTS)}")
+    given = {_SLOTS[name]: thing for name, thing in objects.items()}
+    options = Options(
+        cpu=cpu, run_dir=None if run_dir is None else os.fspath(run_dir), allow=tuple(allow), output=output
+    )
+    return run(load_recipe(recipe, overrides, given=given), World.from_environ(), options)

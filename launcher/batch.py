@@ -1,0 +1,83 @@
+"""Which parts of a batch the model gets, and which parts of its result the loss and the metrics get."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from launcher.errors import LauncherError
+from launcher.recipe import schema
+
+
+class BatchLayout:
+    """The recipe's `batch` section, applied.
+
+    Args:
+        section: Positions or keys of inputs and targets, and of the model's outputs.
+    """
+
+    def __init__(self, section: schema.Batch):
+        self.section = section
+        self._plain = section.inputs == [0] and section.targets == [1]
+
+    def split(self, batch: Any) -> tuple[Sequence[Any], Mapping[str, Any], tuple[Any, ...]]:
+        """Positional inputs, inputs by name, and targets of a batch.
+
+        Raises:
+            LauncherError: The batch has no such part; the message names what it has.
+        """
+        if self._plain and type(batch) in (tuple, list) and len(batch) == 2:
+            return (batch[0],), {}, (batch[1],)
+        inputs, targets = self.section.inputs, self.section.targets
+        if isinstance(inputs, dict):
+            named = {name: self._part(batch, key) for name, key in inputs.items()}
+            return (), named, tuple(self._part(batch, key) for key in targets)
+        return (
+            tuple(self._part(batch, key) for key in inputs),
+            {},
+            tuple(self._part(batch, key) for key in targets),
+        )
+
+    def targets(self, batch: Any) -> tuple[Any, ...]:
+        """What the loss gets after the outputs."""
+        return self.split(batch)[2]
+
+    def outputs(self, result: Any) -> tuple[Any, ...]:
+        """What the loss gets first: the whole result, or the parts that `batch.outputs` names."""
+        keys = self.section.outputs
+        if keys is None:
+            return (result,)
+        return tuple(_pick(result, key, "batch.outputs", "the model's result") for key in keys)
+
+    def loss(self, result: Any) -> torch.Tensor:
+        """The loss that the model returned itself: `.loss`, `["loss"]`, or at `batch.loss` of a tuple."""
+        key = "loss" if self.section.loss is None else self.section.loss
+        loss = _pick(result, key, "batch.loss", "the model's result")
+        if not isinstance(loss, torch.Tensor):
+            raise LauncherError(f"loss: model: the model's loss is a {type(loss).__name__}, not a tensor")
+        return loss
+
+    def _part(self, batch: Any, key: int | str) -> Any:
+        if isinstance(batch, torch.Tensor) and key == 0:
+            return batch  # a data set of bare tensors
+        return _pick(batch, key, "batch", "a batch")
+
+
+def _pick(thing: Any, key: int | str, section: str, what: str) -> Any:
+    if isinstance(key, int) and isinstance(thing, tuple | list) and -len(thing) <= key < len(thing):
+        return thing[key]
+    if isinstance(key, str) and isinstance(thing, Mapping) and key in thing:
+        return thing[key]
+    if isinstance(key, str) and not isinstance(thing, tuple | list | dict | torch.Tensor) and hasattr(thing, key):
+        return getattr(thing, key)
+    raise LauncherError(f"{section}: {what} has no {key!r}; it is {_described(thing)}; name its parts in 'batch'")
+
+
+def _described(thing: Any) -> str:
+    if isinstance(thing, Mapping):
+        return f"a mapping with {', '.join(map(repr, thing))}"
+    if isinstance(thing, tuple | list):
+        return f"a {type(thing).__name__} of {len(thing)}"
+    return f"a {type(thing).__name__}"

@@ -1,0 +1,210 @@
+"""Which samples each rank reads at each step: arithmetic over (seed, epoch, step, rank), whatever the world.
+
+Global batch t of an epoch is positions [t * B, (t + 1) * B) of the epoch's order. Ranks, and within a rank
+its micro-batches, are contiguous pieces of it as `torch.tensor_split` makes them: the set of samples of a
+step never depends on how many processes read it, or in how many pieces.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sized
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+from torch.utils.data import Dataset, DistributedSampler
+
+from launcher.data.permutation import (
+    Indices,
+    Order,
+    Permutation,
+    Sequential,
+    WeightedDraws,
+    cumulative_weights,
+)
+from launcher.errors import Problem, RecipeError
+
+READ_AHEAD = 16_384  # positions of this rank computed at once: half a millisecond, 128 KiB
+_BLOCKS_KEPT = 2  # one for the loop, one for loader workers that are ahead of it
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one rank reads for one micro-batch of one step.
+
+    Attributes:
+        indices: Data set indices, shape (n,) with n >= 1: a view of the sampler's cache, not to be written.
+            Where this rank has no sample, the global batch's first one stands in, so that every rank has a
+            forward and a backward to join the all-reduce with.
+        samples: How many of them count; 0 for the stand-in.
+    """
+
+    indices: Indices
+    samples: int
+
+
+def piece(total: int, pieces: int, number: int) -> tuple[int, int]:
+    """Start and stop of one of `pieces` contiguous pieces of `total`, as `torch.tensor_split` makes them."""
+    size, remainder = divmod(total, pieces)
+    start = number * size + min(number, remainder)
+    return start, start + size + (number < remainder)
+
+
+def evaluation_shares(size: int, batch_size: int, rank: int, world_size: int) -> Iterator[Indices]:
+    """One rank's contiguous shard of [0, size) in batches, the last one short: every index once, no padding.
+
+    Yields:
+        Data set indices, shape (n,) with 1 <= n <= batch_size; nothing for a rank whose shard is empty.
+    """
+    start, stop = piece(size, world_size, rank)
+    for first in range(start, stop, batch_size):
+        yield np.arange(first, min(first + batch_size, stop), dtype=np.int64)
+
+
+class StepSampler(DistributedSampler[list[tuple[int, int]]]):
+    """The training samples of every step of a run, for one rank.
+
+    Steps count from 0 over the whole run; step s belongs to epoch `s // steps_per_epoch`. Nothing is drawn
+    in advance, so that starting at any step costs the same, in time and memory, at any data set size.
+
+    As a DataLoader's `batch_sampler` it yields micro-batches, one after another, of (epoch, index) pairs:
+    what a sample's own seed is made of travels with its index. It goes from `start_step` to `stop_step`, or
+    without end where that is None.
+
+    Args:
+        dataset: Asked for its length only.
+        global_batch_size: Samples of one optimizer step over all ranks and micro-batches, at least
+            `world_size` of them.
+        rank: This process among `world_size`.
+        world_size: Number of processes.
+        micro_batch_size: The most samples in one forward pass of one rank; None for its whole part at once.
+        seed: Any integer; with the epoch it fixes the order.
+        shuffle: Whether an epoch is a permutation or the order of the data set. Draws by weight are always
+            random.
+        drop_last: Leave an epoch's last global batch out where it is short.
+        weights: One number a sample, for draws with replacement in proportion to them.
+
+    Attributes:
+        dataset_size: Samples in an epoch.
+        steps_per_epoch: Optimizer steps in an epoch; 0 where the data set is empty, or smaller than one
+            global batch under `drop_last`. Nothing can be read then.
+        start_step: The step that iteration begins with.
+        stop_step: The step that iteration ends before, or None.
+
+    Raises:
+        RecipeError: The weights are not one non-negative, finite number per sample.
+    """
+
+    def __init__(
+        self,
+        dataset: Sized,
+        *,
+        global_batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        micro_batch_size: int | None = None,
+        seed: int = 0,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        weights: npt.ArrayLike | None = None,
+    ):
+        super().__init__(cast("Dataset[Any]", dataset), world_size, rank, shuffle, seed, drop_last)
+        self.dataset_size = len(dataset)
+        self.global_batch_size = global_batch_size
+        self.micro_batch_size = micro_batch_size
+        self._full_steps, self._last_batch_size = divmod(self.dataset_size, global_batch_size)
+        self.steps_per_epoch = self._full_steps + (self._last_batch_size > 0 and not drop_last)
+        self.start_step = 0
+        self.stop_step: int | None = None
+        self._cumulative = None if weights is None else self._check_weights(weights)
+        batch_sizes = (global_batch_size, self._last_batch_size)
+        self._micro_batches = {size: self._divide(size) for size in batch_sizes}
+        self._row_size = len(self._row_offsets(global_batch_size))
+        self._steps_per_block = max(1, READ_AHEAD // self._row_size)
+        self._blocks: dict[tuple[int, int], Indices] = {}
+
+    def order(self, epoch: int) -> Order:
+        """The order in which all ranks together read this epoch."""
+        if self._cumulative is not None:
+            return WeightedDraws(self._cumulative, self.seed, epoch)
+        return Permutation(self.dataset_size, self.seed, epoch) if self.shuffle else Sequential(self.dataset_size)
+
+    def batch_size(self, step: int) -> int:
+        """Samples in this step's global batch."""
+        is_full = step % self.steps_per_epoch < self._full_steps
+        return self.global_batch_size if is_full else self._last_batch_size
+
+    def accumulation(self, step: int) -> int:
+        """Micro-batches in this step: the same number on every rank."""
+        return len(self._micro_batches[self.batch_size(step)])
+
+    def shares(self, step: int) -> list[Share]:
+        """What this rank reads at this step, one share per micro-batch."""
+        row = self._row(step)
+        return [Share(row[part], samples) for part, samples in self._micro_batches[self.batch_size(step)]]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make iteration cover this epoch alone, as a loop over `DistributedSampler` expects."""
+        super().set_epoch(epoch)
+        self.start_step = epoch * self.steps_per_epoch
+        self.stop_step = self.start_step + self.steps_per_epoch
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        """Micro-batches of (epoch, index) pairs from `start_step` on."""
+        assert self.steps_per_epoch, "an epoch without steps cannot be iterated over"
+        steps = itertools.count(self.start_step)
+        for step in steps if self.stop_step is None else range(self.start_step, self.stop_step):
+            epoch = step // self.steps_per_epoch
+            for share in self.shares(step):
+                yield [(epoch, index) for index in share.indices.tolist()]
+
+    def __len__(self) -> int:
+        """Micro-batches in an epoch."""
+        return sum(
+            num_steps * len(self._micro_batches[batch_size])
+            for num_steps, batch_size in (
+                (self._full_steps, self.global_batch_size),
+                (self.steps_per_epoch - self._full_steps, self._last_batch_size),
+            )
+        )
+
+    def _check_weights(self, weights: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        cumulative = cumulative_weights(weights)
+        if len(cumulative) != self.dataset_size:
+            message = f"{len(cumulative)} weights for {self.dataset_size} samples; give each sample one"
+            raise RecipeError([Problem("", "data.weights", message)])
+        return cumulative
+
+    def _divide(self, batch_size: int) -> list[tuple[slice, int]]:
+        """Where this rank's micro-batches of a global batch lie in its row, and how many samples count."""
+        start, stop = piece(batch_size, self.num_replicas, self.rank)
+        largest = -(-batch_size // self.num_replicas)
+        num_pieces = -(-largest // self.micro_batch_size) if self.micro_batch_size else 1
+        bounds = (piece(stop - start, num_pieces, number) for number in range(num_pieces))
+        return [(slice(1 + i, 1 + j), j - i) if i < j else (slice(0, 1), 0) for i, j in bounds]
+
+    def _row_offsets(self, batch_size: int) -> Indices:
+        """What one step's row holds: the global batch's first sample, then this rank's part of it."""
+        return np.append(0, np.arange(*piece(batch_size, self.num_replicas, self.rank), dtype=np.int64))
+
+    def _row(self, step: int) -> Indices:
+        epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
+        block, row = divmod(step_of_epoch, self._steps_per_block)
+        key = (epoch, block)
+        if key not in self._blocks:
+            if len(self._blocks) == _BLOCKS_KEPT:
+                del self._blocks[next(iter(self._blocks))]
+            self._blocks[key] = self._read_ahead(epoch, block * self._steps_per_block)
+        return self._blocks[key][row * self._row_size : (row + 1) * self._row_size]
+
+    def _read_ahead(self, epoch: int, first: int) -> Indices:
+        """The rows of a block of an epoch's steps, one after another; a short step's row is the last."""
+        stop = min(first + self._steps_per_block, self.steps_per_epoch)
+        starts = np.arange(first, min(stop, self._full_steps), dtype=np.int64) * self.global_batch_size
+        positions = (starts[:, None] + self._row_offsets(self.global_batch_size)).ravel()
+        if stop > self._full_steps:
+            short = self._full_steps * self.global_batch_size + self._row_offsets(self._last_batch_size)
+            positions = np.append(positions, short)
+        return self.order(epoch).at(positions)

@@ -1,0 +1,199 @@
+"""2: device. CPU or GPU, precision, process group: all through Accelerate, and nothing left to its environment."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
+
+from launcher.coordination import Coordinator
+from launcher.errors import UsageError
+from launcher.launch.world import World, usable_cpus
+from launcher.recipe import schema
+
+_UNSUPPORTED = {  # what an accelerate config may ask for and this program does not do
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
+}
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where this rank computes.
+
+    Attributes:
+        accelerator: Accelerate's own, built with everything said explicitly.
+        world: The processes of the run.
+        coordinator: The ranks' side channel.
+        threads: CPU threads of this process.
+        notes: What was chosen by the program, for the plan.
+    """
+
+    accelerator: Accelerator
+    world: World
+    coordinator: Coordinator
+    threads: int
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def torch_device(self) -> torch.device:
+        """`cpu`, or this rank's GPU."""
+        device: torch.device = self.accelerator.device
+        return device
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether batches must be moved."""
+        return self.torch_device.type != "cpu"
+
+    def describe(self) -> str:
+        """The device in a few words, for the plan."""
+        if self.torch_device.type == "cuda":
+            return f"{torch.cuda.get_device_name(self.torch_device)}, precision {self.precision}"
+        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        return f"{self.torch_device.type.upper()}, {threads} a process, precision {self.precision}"
+
+    @property
+    def precision(self) -> str:
+        """`float32` (the model's own), `bf16` or `fp16`."""
+        precision = str(self.accelerator.mixed_precision)
+        return "the model's own" if precision == "no" else precision
+
+
+def use_cpu(world: World, cpu: bool) -> bool:
+    """Whether this run computes on the CPU: asked for, or nothing else is there.
+
+    Raises:
+        UsageError: The machine has NVIDIA GPUs that torch cannot use.
+    """
+    if cpu or world.wants_cpu:
+        return True
+    if torch.cuda.is_available():
+        return False
+    if (
+        shutil.which("nvidia-smi")
+        and os.path.exists("/proc/driver/nvidia/gpus")
+        and os.listdir("/proc/driver/nvidia/gpus")
+    ):
+        raise UsageError(
+            f"this machine has NVIDIA GPUs that torch {torch.__version__} cannot use; install a CUDA build of torch "
+            "that fits the driver (nvidia-smi shows it), or say --cpu"
+        )
+    return not (torch.backends.mps.is_available() or (hasattr(torch, "xpu") and torch.xpu.is_available()))
+
+
+def choose_threads(asked: int | str, local_size: int) -> int:
+    """CPU threads of a process: those asked for, or its share of the usable CPUs."""
+    return asked if isinstance(asked, int) else max(1, usable_cpus() // local_size)
+
+
+@contextmanager
+def open_device(recipe: schema.Recipe, world: World, *, cpu: bool) -> Iterator[Device]:
+    """Builds the Accelerator and joins the process group; leaves the group at the end.
+
+    Args:
+        recipe: Its `device`, and `launch.threads`.
+        world: The processes, as the environment says.
+        cpu: Whether to stay on the CPU though there may be a GPU.
+
+    Raises:
+        UsageError: Accelerate sees another world than the environment's.
+    """
+    section, on_cpu = recipe.device, use_cpu(world, cpu)
+    num_threads = choose_threads(recipe.launch.threads, world.local_size)
+    if section.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    accelerator = _accelerator(section, on_cpu)
+    torch.set_num_threads(num_threads)  # after Accelerate, which sets its own guess
+    if not on_cpu:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = section.tf32
+    try:
+        _assert_world(accelerator, world, section)
+        coordinator = Coordinator(world.rank, world.size)
+        yield Device(accelerator, world, coordinator, num_threads, tuple(_notes(section, world)))
+    finally:
+        accelerator.end_training()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        type(accelerator.state)._reset_state(reset_partial_state=True)
+
+
+def _accelerator(section: schema.Device, on_cpu: bool) -> Accelerator:
+    ddp = DistributedDataParallelKwargs(
+        find_unused_parameters=section.ddp.find_unused_parameters,
+        static_graph=section.ddp.static_graph,
+        bucket_cap_mb=section.ddp.bucket_cap_mb,
+        gradient_as_bucket_view=True,
+    )
+    # Environment variables of accelerate beat its defaults, not what is passed: pass everything.
+    return Accelerator(
+        cpu=on_cpu,
+        mixed_precision=section.precision,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        dynamo_backend="no",
+        step_scheduler_with_optimizer=False,
+        kwargs_handlers=[ddp, InitProcessGroupKwargs(timeout=timedelta(seconds=section.timeout.amount))],
+    )
+
+
+def check_device(section: schema.Device, world: World, on_cpu: bool) -> None:
+    """Refuses a precision that does not exist there, and what an accelerate config asks for in vain.
+
+    Raises:
+        UsageError: The message names what to say instead.
+    """
+    if on_cpu and section.precision == "fp16":
+        raise UsageError("device.precision: fp16 needs a GPU; on a CPU use bf16, or 'no'")
+    if on_cpu and section.sync_batchnorm:
+        raise UsageError("device.sync_batchnorm: SyncBatchNorm does not run on a CPU; remove it")
+    for variable, name in _UNSUPPORTED.items():
+        if (world.accelerate or {}).get(variable, "false").lower() in ("1", "true", "yes"):
+            raise UsageError(
+                f"the accelerate config asks for {name} ({variable}), which this program does not do: it trains with "
+                "DDP; choose a config without it (accelerate config), or start with `launcher train`"
+            )
+
+
+def _assert_world(accelerator: Accelerator, world: World, section: schema.Device) -> None:
+    """What Accelerate made must be what was asked for, before a file is written."""
+    seen = (accelerator.num_processes, accelerator.process_index)
+    if seen != (world.size, world.rank):
+        raise UsageError(
+            f"the environment says rank {world.rank} of {world.size}, Accelerate sees rank {seen[1]} of {seen[0]}; "
+            "start with `launcher train`, torchrun or accelerate launch, and set no RANK or WORLD_SIZE by hand"
+        )
+    assert accelerator.mixed_precision == section.precision
+    assert accelerator.gradient_accumulation_steps == 1
+    assert str(accelerator.state.dynamo_plugin.backend).rpartition(".")[2] == "NO"
+
+
+def _notes(section: schema.Device, world: World) -> Iterator[str]:
+    asked = (world.accelerate or {}).get("ACCELERATE_MIXED_PRECISION", section.precision)
+    if asked not in (section.precision, "no"):
+        yield f"accelerate config says {asked}, the recipe {section.precision}: the recipe's is used"
+    steps = (world.accelerate or {}).get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    if steps not in ("1", ""):
+        yield f"accelerate config says {steps} accumulation steps; they follow from data.micro_batch_size instead"
+    dynamo = (world.accelerate or {}).get("ACCELERATE_DYNAMO_BACKEND", "no")
+    if dynamo.lower() != "no":
+        yield f"accelerate config says dynamo backend {dynamo}; device.compile is {str(section.compile).lower()}"
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds `random`, NumPy and torch, on every device."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)

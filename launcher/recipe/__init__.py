@@ -1,0 +1,1 @@
+"""The recipe: strict YAML, its schema, and the components it names."""

@@ -1,0 +1,97 @@
+"""A component: a `_target_` of the recipe with its arguments, not yet built."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path as FilePath
+from typing import Any
+
+from launcher.recipe.document import Document, Origin, Path
+
+GIVEN = "given from Python"
+
+
+@dataclass(frozen=True, eq=False)
+class Component:
+    """What to call and with what; `launcher.recipe.components` builds it.
+
+    Attributes:
+        target: `AdamW`, `torch.nn.Linear`, `my_model.py:Net`.
+        args: Positional arguments (`_args_`); nested components stand in place.
+        kwargs: Arguments by name.
+        options: Keys of ours beside the arguments, such as `_warmup_` and `_per_`.
+        style: `call` the target, bind it as a `partial`, or hand over the thing itself (`reference`).
+        path: Where in the recipe it stands.
+        origin: Where in the file it stands.
+        folder: Where `my_model.py:Net` is looked for.
+        given: The object itself, where Python handed one in place of the section.
+    """
+
+    target: str
+    path: Path
+    origin: Origin
+    folder: FilePath
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    style: str = "call"
+    given: Any = None
+
+    def children(self) -> Iterator[Component]:
+        """The components among the arguments and options, at any depth of lists and mappings."""
+        yield from components_in([*self.args, *self.kwargs.values(), *self.options.values()])
+
+    def walk(self) -> Iterator[Component]:
+        """This component and everything below it."""
+        yield self
+        for child in self.children():
+            yield from child.walk()
+
+
+def components_in(value: Any) -> Iterator[Component]:
+    """The components that stand in a value, not those inside them."""
+    if isinstance(value, Component):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from components_in(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from components_in(item)
+
+
+def with_components(value: Any, document: Document, path: Path = ()) -> Any:
+    """The same tree, with every mapping that states `_target_` or `_ref_` made a `Component`."""
+    if isinstance(value, dict):
+        items = {key: with_components(item, document, (*path, key)) for key, item in value.items()}
+        if "_target_" in value or "_ref_" in value:
+            return _component(items, document, path)
+        return items
+    if isinstance(value, list):
+        return [with_components(item, document, (*path, index)) for index, item in enumerate(value)]
+    return value
+
+
+def _component(items: dict[str, Any], document: Document, path: Path) -> Component:
+    args = items.pop("_args_", [])
+    partial = items.pop("_partial_", False)
+    reference = items.pop("_ref_", None)
+    target = items.pop("_target_", reference)
+    folder = document.folder
+    for end in range(len(path), -1, -1):
+        if path[:end] in document.folders:
+            folder = document.folders[path[:end]]
+            break
+    ours = {key for key in items if isinstance(key, str) and key.startswith("_") and key.endswith("_")}
+    # what is malformed here (a target that is no string, `_args_` that is no list) the schema stage reports
+    return Component(
+        target=target,
+        path=path,
+        origin=document.origin(path),
+        folder=folder,
+        args=tuple(args) if isinstance(args, list) else (args,),
+        kwargs={str(key): value for key, value in items.items() if key not in ours},
+        options={key: items[key] for key in ours},
+        style="reference" if reference is not None else "partial" if partial is True else "call",
+    )

@@ -1,0 +1,506 @@
+"""One YAML text, read strictly, and the place of every value and key in it.
+
+PyYAML splits the text into events; what those mean is decided here, because YAML 1.1 reads `1e-3` as a word,
+`no` as a boolean and `12:30:00` as 45000, and PyYAML drops the first of two equal keys and copies aliases
+without end. Numbers and words are those of YAML 1.2; tags, merge keys and further documents are refused.
+"""
+
+from __future__ import annotations
+
+import difflib
+import pathlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from launcher.errors import Problem, RecipeError
+
+if TYPE_CHECKING:
+    from launcher.recipe.references import Expression
+
+Key = str | int
+Path = tuple[Key, ...]  # ("optimizer", "betas", 0)
+Scalar = str | int | float | bool | None
+
+# Far above any recipe, and low enough that the slowest text of this size is read in well under a second.
+MAX_BYTES = 64 * 1024
+MAX_VALUES = 5_000  # and keys
+MAX_DEPTH = 32
+MAX_PROBLEMS = 100
+_MAX_DIGITS = 300
+_TOO_MANY = (
+    f"more than {MAX_VALUES:,} keys and values, with the repeated ones; move long lists into a file of their own"
+)
+
+
+def dotted(path: Path) -> str:
+    """Return a path as users write it: `("optimizer", "betas", 0)` is `optimizer.betas[0]`."""
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path).removeprefix(".")
+
+
+def printable(text: str) -> str:
+    """Return a text that is safe to print on one line: whatever is not printable, as its escape."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def brief(text: str) -> str:
+    """Return a text that is safe to print, in no more than 80 characters."""
+    safe = printable(text)
+    return safe if len(safe) <= 80 else f"{safe[:79]}…"
+
+
+def suggestion(word: str, known: Iterable[Key], prefix: str = "") -> str:
+    """Return `; did you mean 'lr'?` where something known is spelled alike, else nothing."""
+    near = difflib.get_close_matches(word, [str(other) for other in islice(known, 300)], n=1)
+    return f"; did you mean '{prefix}{near[0]}'?" if near else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a value was said: `recipes/x.yaml:14:3`, `override 'optimizer.lr=3e-4'` or `default`.
+
+    Attributes:
+        source: The file as the user spelled it, or words for any other source.
+        line: From 1; None where the source has no lines.
+        column: From 1, in characters.
+    """
+
+    source: str
+    line: int | None = None
+    column: int | None = None
+
+    def __str__(self) -> str:
+        return ":".join(str(part) for part in (self.source, self.line, self.column) if part is not None)
+
+
+class Problems(list[Problem]):
+    """The mistakes found so far. Raises them all once there are more than anybody would read."""
+
+    def add(self, origin: Origin, path: Path, message: str) -> None:
+        """Note one mistake.
+
+        Raises:
+            RecipeError: There is room for no more.
+        """
+        self.append(Problem(str(origin), dotted(path), message))
+        if len(self) >= MAX_PROBLEMS:
+            raise RecipeError([*self, Problem("", "", f"only the first {MAX_PROBLEMS} mistakes are shown")])
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One value and its place. Never changed, so that aliases and references can share it.
+
+    Attributes:
+        value: A scalar, a list or mapping of nodes, or an expression that only the run can evaluate.
+        origin: Where the value stands.
+        folder: Of the file it stands in; Python files that it names are looked for there.
+        key: Where its key stands, for the values of a mapping.
+        size: How many keys and values it holds, itself included, shared ones as often as they occur.
+        depth: How many levels it has.
+    """
+
+    value: Scalar | list[Node] | dict[Key, Node] | Expression
+    origin: Origin
+    folder: pathlib.Path
+    key: Origin | None = None
+    size: int = field(init=False)
+    depth: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        children = [child for _, child in self.items()]
+        keys = len(children) if isinstance(self.value, dict) else 0
+        object.__setattr__(self, "size", 1 + keys + sum(child.size for child in children))
+        object.__setattr__(self, "depth", 1 + max((child.depth for child in children), default=0))
+
+    def items(self) -> Iterable[tuple[Key, Node]]:
+        """Return what is directly below this value, each with its key or index."""
+        if isinstance(self.value, dict):
+            return self.value.items()
+        return enumerate(self.value) if isinstance(self.value, list) else ()
+
+    def with_items(self, items: Iterable[tuple[Key, Node]]) -> Node:
+        """Return this list or mapping with other things in it; any other value as it is."""
+        if isinstance(self.value, dict):
+            return replace(self, value=dict(items))
+        return replace(self, value=[child for _, child in items]) if isinstance(self.value, list) else self
+
+    def find(self, segment: str) -> tuple[Key, Node] | None:
+        """Return the key or index that a segment of a dotted name means here, and what is there, if anything."""
+        number = int(segment) if re.fullmatch("[0-9]{1,9}", segment) else -1
+        if isinstance(self.value, list) and 0 <= number < len(self.value):
+            return number, self.value[number]
+        if isinstance(self.value, dict):
+            return next(((key, self.value[key]) for key in (segment, number) if key in self.value), None)
+        return None
+
+    def states_component(self) -> bool:
+        """Return whether this is something to be built: a mapping with `_target_`."""
+        return isinstance(self.value, dict) and "_target_" in self.value
+
+    def excess(self) -> str | None:
+        """Return in words what of this is more than a recipe may hold; None if nothing is."""
+        if self.size > MAX_VALUES:
+            return _TOO_MANY
+        return f"more than {MAX_DEPTH} levels" if self.depth > MAX_DEPTH else None
+
+
+@dataclass
+class Document:
+    """A recipe as read: its values, and where each was said.
+
+    Attributes:
+        values: Plain mappings, lists and scalars, with an `Expression` wherever a `${…}` needs what only the
+            run knows.
+        origins: Of every value, mappings and lists included; `()` is the whole recipe.
+        keys: Of every key of a mapping.
+        folder: The recipe's own, absolute.
+        folders: Of every value: where `my_model.py:Net` is looked for. For a component, the folder of the
+            file that says its `_target_`.
+        files: The recipe and its bases, in the order they were read.
+        text: The recipe file as written.
+        env: The environment variables that it used, by name.
+    """
+
+    values: dict[str, Any]
+    origins: dict[Path, Origin]
+    keys: dict[Path, Origin]
+    folder: pathlib.Path
+    folders: dict[Path, pathlib.Path]
+    files: tuple[pathlib.Path, ...]
+    text: str
+    env: dict[str, str]
+
+    def origin(self, path: Path) -> Origin:
+        """Return where the value of this path was said, or else its nearest ancestor."""
+        while path not in self.origins:
+            path = path[:-1]
+        return self.origins[path]
+
+    def key_origin(self, path: Path) -> Origin:
+        """Return where the key of this path stands, or else its value."""
+        return self.keys.get(path) or self.origin(path)
+
+
+class TextError(Exception):
+    """A text that cannot be read any further."""
+
+    def __init__(self, origin: Origin, message: str):
+        super().__init__(message)
+        self.origin = origin
+
+
+def decode(data: bytes, source: str) -> str:
+    """Return the text of a recipe file, without its byte order mark.
+
+    Raises:
+        TextError: It is not UTF-8.
+    """
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise TextError(Origin(source), "is UTF-16 text; save it as UTF-8")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        message = f"byte {error.start + 1} (0x{data[error.start]:02x}) is not UTF-8; save the file as UTF-8"
+        raise TextError(Origin(source), message) from None
+
+
+def parse(text: str, source: str, folder: pathlib.Path, problems: Problems, at: Path = ()) -> Node | None:
+    """Read one YAML text. An empty one is null.
+
+    Args:
+        text: The text; line breaks of any kind.
+        source: What to call it in messages.
+        folder: Where the Python files that it names are looked for.
+        problems: Receives every mistake.
+        at: The path that an override sets. On the command line, lines and columns would mean nothing.
+
+    Returns:
+        Its value, as far as it goes where there are mistakes; None if the text cannot be read to its end.
+    """
+    reader = _Reader(source, folder, problems, at)
+    try:
+        _check_characters(text, reader)
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            reader.take(event)
+    except TextError as error:
+        problems.add(error.origin, reader.path(), str(error))
+        return None
+    except yaml.MarkedYAMLError as error:
+        mark, message = _explain(error, text)
+        problems.add(reader.origin(mark), at, message)
+        return None
+    except ValueError:  # PyYAML gives chr() whatever follows "\U"
+        problems.add(Origin(source), at, "an escape '\\U…' is beyond U+10FFFF, the last character there is")
+        return None
+    if at and text[reader.end :].strip():
+        problems.add(Origin(source), at, "'#' begins a comment; put a value that holds it in quotes")
+    return reader.root or Node(None, Origin(source), folder)
+
+
+# Besides control characters, U+0085, U+2028 and U+2029: line breaks to PyYAML, and to no editor.
+_STRANGE = re.compile("[^\t\n\r -~\xa0-\u2027\u202a-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_DIRECTIVE = re.compile("^%", re.MULTILINE)
+
+
+def _check_characters(text: str, reader: _Reader) -> None:
+    if strange := _STRANGE.search(text):
+        message = f"the character U+{ord(strange[0]):04X} is not text; write it as an escape in double quotes"
+        raise TextError(reader.origin(_mark(text, strange.start())), message)
+    if directive := _DIRECTIVE.search(text):
+        message = "a line cannot begin with '%'; put the value in quotes"
+        raise TextError(reader.origin(_mark(text, directive.start())), message)
+
+
+def _mark(text: str, index: int) -> yaml.Mark:
+    breaks = list(re.finditer("\r\n|\r|\n", text[:index]))
+    return yaml.Mark("", index, len(breaks), index - (breaks[-1].end() if breaks else 0), None, 0)
+
+
+_WORDS: dict[str, Scalar] = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL")),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+}
+_INTEGER = re.compile("[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_SPECIAL = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+
+
+def plain_scalar(text: str) -> Scalar:
+    """Return what a word without quotes means in YAML 1.2's core schema.
+
+    Raises:
+        ValueError: It is a number out of all bounds, as the message says.
+    """
+    if text in _WORDS:
+        return _WORDS[text]
+    if _SPECIAL.fullmatch(text):
+        return float(text.replace(".", ""))
+    integer = _INTEGER.fullmatch(text)
+    if not (integer or _FLOAT.fullmatch(text)):
+        return text
+    if len(text) > _MAX_DIGITS:
+        raise ValueError(f"a number of {len(text):,} digits; put it in quotes if it is a word")
+    if integer:
+        return int(text, 0 if text[:2] in ("0o", "0x") else 10)
+    if abs(number := float(text)) == float("inf"):
+        raise ValueError(f"{text} is larger than any float; write .inf for infinity")
+    return number
+
+
+@dataclass(slots=True)
+class _Level:
+    """A list or mapping whose end has not been read yet."""
+
+    origin: Origin
+    anchor: str | None
+    children: list[Node] | dict[Key, Node]
+    key: Key | None = None  # of a mapping: the one that waits for its value
+    key_origin: Origin | None = None
+
+
+_REFUSED = ""  # stands in for a key that was complained of; no key is empty
+
+
+class _Reader:
+    """Builds nodes out of YAML events; without recursion, so that no text can exhaust the stack."""
+
+    def __init__(self, source: str, folder: pathlib.Path, problems: Problems, at: Path):
+        self.source, self.folder, self.problems, self.at = source, folder, problems, at
+        self.root: Node | None = None
+        self.levels: list[_Level] = []
+        self.anchors: dict[str, Node] = {}
+        self.count = 0
+        self.documents = 0
+        self.end = 0  # of what has been read, as an index into the text
+
+    def origin(self, mark: Any) -> Origin:
+        """Return the place of a mark (PyYAML has two classes of them, and None)."""
+        if self.at or mark is None:
+            return Origin(self.source)
+        return Origin(self.source, mark.line + 1, mark.column + 1)
+
+    def path(self) -> Path:
+        """Return where in the recipe the reader stands."""
+        keys = (len(each.children) if isinstance(each.children, list) else each.key for each in self.levels)
+        return (*self.at, *(key for key in keys if key is not None))
+
+    def complain(self, origin: Origin, message: str) -> None:
+        self.problems.add(origin, self.path(), message)
+
+    def take(self, event: yaml.Event) -> None:
+        """Read on by one event.
+
+        Raises:
+            TextError: The text is more than one document, or out of all bounds.
+        """
+        if isinstance(event, yaml.NodeEvent | yaml.CollectionEndEvent) and event.end_mark:
+            self.end = event.end_mark.index
+        if isinstance(event, yaml.DocumentStartEvent):
+            self.documents += 1
+            if self.documents > 1:
+                raise TextError(self.origin(event.start_mark), "a second document begins; remove the '---'")
+        elif isinstance(event, yaml.CollectionStartEvent):
+            self.descend(event)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            level = self.levels.pop()
+            self.place(Node(level.children, level.origin, self.folder), level.anchor)
+        elif isinstance(event, yaml.ScalarEvent):
+            self.place(self.scalar(event), event.anchor)
+        elif isinstance(event, yaml.AliasEvent):
+            self.place(self.alias(event), None)
+
+    def descend(self, event: yaml.CollectionStartEvent) -> None:
+        origin = self.origin(event.start_mark)
+        self.check_tag(event, origin)
+        if len(self.levels) >= MAX_DEPTH:
+            raise TextError(origin, f"more than {MAX_DEPTH} levels; is a bracket too many here?")
+        mapping = isinstance(event, yaml.MappingStartEvent)
+        self.levels.append(_Level(origin, event.anchor, {} if mapping else []))
+
+    def check_tag(self, event: yaml.CollectionStartEvent | yaml.ScalarEvent, origin: Origin) -> None:
+        if event.tag is not None:
+            tag = printable(event.tag.replace("tag:yaml.org,2002:", "!!"))
+            self.complain(origin, f"tags such as '{tag}' are not allowed; leave it out, or use quotes")
+
+    def scalar(self, event: yaml.ScalarEvent) -> Node:
+        origin = self.origin(event.start_mark)
+        value: Scalar = event.value
+        self.check_tag(event, origin)
+        if event.style is None:
+            self.check_colon(event, origin)
+            try:
+                value = plain_scalar(event.value)
+            except ValueError as error:
+                self.complain(origin, str(error))
+        elif re.search("[\ud800-\udfff]", event.value):
+            self.complain(origin, "half a surrogate pair is no character; write '\\U0001F600', not two '\\u'")
+        return Node(value, origin, self.folder)
+
+    def check_colon(self, event: yaml.ScalarEvent, origin: Origin) -> None:
+        """Complain of `{lr:1e-3}`, which is the key `lr:1e-3` without a value."""
+        key = self.levels[-1].key if self.levels else None
+        if isinstance(key, str) and ":" in key and not event.value:
+            self.complain(origin, "has no value; put a space after the colon")
+
+    def alias(self, event: yaml.AliasEvent) -> Node:
+        origin, name = self.origin(event.start_mark), event.anchor or ""
+        if any(level.anchor == name for level in self.levels):
+            self.complain(origin, f"'*{name}' stands inside of what it repeats")
+        elif name not in self.anchors:
+            self.complain(origin, f"no '&{name}' stands before '*{name}'; put a value that begins with '*' in quotes")
+        else:
+            return self.anchors[name]
+        return Node(None, origin, self.folder)
+
+    def place(self, node: Node, anchor: str | None) -> None:
+        """Put a finished value where it belongs: into the list or mapping that is being read."""
+        self.count += 1
+        if excess := _TOO_MANY if self.count > MAX_VALUES else node.excess():
+            raise TextError(node.origin, excess)
+        if anchor:
+            self.anchors[anchor] = node
+        if not self.levels:
+            self.root = node
+            return
+        level = self.levels[-1]
+        if isinstance(level.children, list):
+            level.children.append(node)
+        elif level.key is None:
+            level.key, level.key_origin = self.key(node, level.children), node.origin
+        else:
+            if level.key != _REFUSED:
+                level.children[level.key] = replace(node, key=level.key_origin)
+            level.key = None
+
+    def key(self, node: Node, siblings: dict[Key, Node]) -> Key:
+        """Return the key that a node is, or `_REFUSED` after a complaint."""
+        key = node.value
+        fault = _key_fault(key, len(self.levels))
+        if fault is None:
+            assert isinstance(key, str | int)
+            if key not in siblings:
+                return key
+            first = siblings[key].key
+            place = f", first on line {first.line}" if first and first.line else ""
+            fault = f"'{key}' is stated twice{place}; keep one"
+        self.complain(node.origin, fault)
+        return _REFUSED
+
+
+def _key_fault(key: object, level: int) -> str | None:
+    """Return what is wrong with a key, at a level counted from 1; None if nothing is."""
+    if key is None:
+        return "a key is missing before ':'"
+    if isinstance(key, list | dict):
+        return 'a list or mapping cannot be a key; a reference is put in quotes: "${a.b}"'
+    if isinstance(key, int) and not isinstance(key, bool) and level > 2:
+        return None  # a class index to its name, in the argument of a component
+    if not isinstance(key, str):
+        return f"a key is a word; put '{str(key).lower()}' in quotes"
+    if key == "<<":
+        return "the merge key '<<' is not in YAML 1.2; repeat the keys, or build on another recipe with base:"
+    if not key or not key.isprintable():
+        return f"the key {key!r} is empty or not printable"
+    return f"the key '{key}' holds a reference; only values can" if "${" in key else None
+
+
+# What PyYAML finds, and what to say of it; the first that fits.
+_EXPLANATIONS = {
+    r"character '\\t'": "a tab stands here; YAML is indented and spaced with spaces only",
+    r"found character '([^'])'": "a value cannot begin with '{0}'; put it in quotes",
+    r"values are not allowed": "a ':' too many; quote a value that holds ': ', or check the indentation",
+    r"<block end>, but found '<block mapping start>'": "the indentation fits no line above",
+    r"but found '(?:-|<block sequence start>)'": "the indentation of '-' fits no line above",
+    r"<block end>, but found '([\]}])'": "a '{0}' too many",
+    r"but found '([:,?])'": "a key or value is missing before '{0}'",
+    r"<block end>": "this does not belong to what stands before it; put the whole value in quotes",
+    r"',' or '([\]}])', but got '(?!<stream end>)": "',' or '{0}' is missing before this",
+    r"unexpected document separator": "a quote is open here; close it before the '---'",
+    r"escape": "a backslash in double quotes begins an escape; use single quotes",
+    r"entries are not allowed": "a list cannot begin here; give '- ' a line of its own, or write [a, b]",
+    r"'<document start>'": "the recipe has ended before this; is a bracket closed too early?",
+    r"node content, but found '([^<].*)'": "a key or value is missing before '{0}'",
+    r"tag|URI|'!'|'>'": "tags are not allowed; put a word that begins with '!' in quotes",
+    r"indicat|comment or a line break": "'|' and '>' begin a text on the next lines; put the value in quotes",
+}
+# The same, where the fault is best shown at the beginning of what PyYAML was reading.
+_EXPLANATIONS_OF_BEGINNINGS = {
+    r"could not find expected ':'": "this is neither 'key: value' nor part of the value before it",
+    r"unexpected end of stream": "a quote opens here and is never closed",
+    r"<stream end>": "a bracket opens here and is never closed",
+    r"alphabetic or numeric": "a value cannot begin with '*' or '&'; put it in quotes",
+}
+
+
+_CRAMPED = re.compile(r" *[\w.-]+:[^\s:/\\]")  # `lr:1e-3`
+
+
+def _explain(error: yaml.MarkedYAMLError, text: str) -> tuple[Any, str]:
+    """Return in our words what PyYAML could not read, and the mark of its place."""
+    found, mark, begun = error.problem or "is not YAML", error.problem_mark, error.context_mark
+    if mark and text[mark.index - 1 : mark.index + 1] == "${":
+        reference = re.compile(r"\$\{[^}\n]*\}?").match(text, mark.index - 1)
+        return mark, f'a reference in brackets is put in quotes: "{brief(reference[0]) if reference else ""}"'
+    if mark and re.search("expected ':'|values are not allowed", found):
+        lines = text.splitlines()[: mark.line + 1]
+        first = begun.line if begun else max(mark.line - 1, 0)
+        cramped = [number for number in range(first, len(lines)) if _CRAMPED.match(lines[number])]
+        if cramped:
+            return mark, f"a space is missing after the ':' on line {cramped[0] + 1}"
+    if words := _words(_EXPLANATIONS_OF_BEGINNINGS, found):
+        return begun or mark, words
+    words = _words(_EXPLANATIONS, found) or printable(found)
+    if begun and mark and begun.line < mark.line:
+        words = f"{words}; what it belongs to began on line {begun.line + 1}"
+    return mark or begun, words
+
+
+def _words(explanations: dict[str, str], found: str) -> str | None:
+    matches = ((re.search(pattern, found), words) for pattern, words in explanations.items())
+    return next((words.format(*match.groups()) for match, words in matches if match), None)

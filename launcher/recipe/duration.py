@@ -1,0 +1,71 @@
+"""Lengths and periods as people say them: `1 epoch`, `500 steps`, `10 minutes`, `5%`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+Unit = Literal["epochs", "steps", "seconds", "percent", "batches"]
+
+_SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
+_PATTERN = re.compile(r"(\d+(?:\.\d+)?)\s*(%|[a-z]+)")
+_WORDS: dict[str, tuple[Unit, float]] = {
+    "epoch": ("epochs", 1),
+    "step": ("steps", 1),
+    "batch": ("batches", 1),
+    "%": ("percent", 1),
+    **{word: ("seconds", factor) for word, factor in _SECONDS.items()},
+}
+
+
+@dataclass(frozen=True)
+class Duration:
+    """An amount of training, of time, or of batches.
+
+    Attributes:
+        amount: How many units; time is held in seconds whatever it was said in.
+        unit: What is counted.
+        text: As the user said it.
+    """
+
+    amount: float
+    unit: Unit
+    text: str
+
+    @staticmethod
+    def parse(text: str) -> Duration | None:
+        """Reads `1 epoch`, `500 steps`, `1.5 hours`, `5%`, `50 batches`; anything else gives None."""
+        match = _PATTERN.fullmatch(text.strip())
+        if match is None:
+            return None
+        word = match[2] if match[2] in _WORDS else match[2].removesuffix("es" if match[2] == "batches" else "s")
+        if word not in _WORDS:
+            return None
+        unit, factor = _WORDS[word]
+        amount = float(match[1]) * factor
+        whole = unit in ("steps", "batches")
+        if amount <= 0 or (whole and amount != int(amount)):
+            return None
+        return Duration(amount, unit, text.strip())
+
+    def __str__(self) -> str:
+        return self.text
+
+    def in_steps(self, steps_per_epoch: int, total_steps: int | None = None) -> int:
+        """This many optimizer steps, at least one.
+
+        Args:
+            steps_per_epoch: Optimizer steps of one pass over the training data.
+            total_steps: The run's length, for a percentage of it.
+
+        Raises:
+            ValueError: Time has no number of steps, and a percentage needs a horizon.
+        """
+        if self.unit == "steps":
+            return int(self.amount)
+        if self.unit == "epochs":
+            return max(1, round(self.amount * steps_per_epoch))
+        if self.unit == "percent" and total_steps is not None:
+            return max(1, round(self.amount / 100 * total_steps))
+        raise ValueError(f"'{self.text}' is not a number of steps in this run")

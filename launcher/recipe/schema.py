@@ -1,0 +1,317 @@
+"""The recipe's sections: one frozen model each. A field's text is its documentation everywhere it is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
+
+from launcher.recipe.component import Component
+from launcher.recipe.document import Document
+from launcher.recipe.duration import Duration, Unit
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"  # a name that becomes a path
+
+
+class Section(BaseModel):
+    """Strict, frozen, and closed: an unknown key is an error."""
+
+    model_config = ConfigDict(
+        strict=True, frozen=True, extra="forbid", arbitrary_types_allowed=True, validate_default=False
+    )
+
+
+def _component(value: Any) -> Any:
+    if not isinstance(value, Component):
+        raise ValueError("is not a component; write {_target_: NAME, argument: value, …}")
+    return value
+
+
+def _duration(*units: Unit, example: str) -> Callable[[Any], Any]:
+    def read(value: Any) -> Any:
+        if isinstance(value, Duration):
+            return value
+        duration = Duration.parse(value) if isinstance(value, str) else None
+        if duration is None or duration.unit not in units:
+            raise ValueError(f"is no duration that fits here; write words such as {example}")
+        return duration
+
+    return read
+
+
+def _evaluation_set(value: Any) -> Any:
+    """One component, several by name, or a share such as `10% of train`."""
+    if isinstance(value, str):
+        share, _, rest = value.partition(" of ")
+        duration = Duration.parse(share)
+        if rest.strip() != "train" or duration is None or duration.unit != "percent" or duration.amount >= 100:
+            raise ValueError("is neither a component nor a share; write {_target_: …}, or '10% of train'")
+    elif isinstance(value, Mapping):
+        if not value or not all(isinstance(item, Component) for item in value.values()):
+            raise ValueError("is neither a component nor several by name; write {_target_: NAME, …}")
+    elif value is not None:
+        return _component(value)
+    return value
+
+
+def _loss(value: Any) -> Any:
+    several = isinstance(value, Mapping) and value and all(isinstance(item, Component) for item in value.values())
+    if not (value is None or value == "model" or isinstance(value, Component) or several):
+        raise ValueError("is no loss; write {_target_: CrossEntropyLoss}, several by name, or 'model'")
+    return value
+
+
+AComponent = Annotated[Component, BeforeValidator(_component)]
+EvaluationSet = Annotated[Component | dict[str, Component] | str | None, BeforeValidator(_evaluation_set)]
+Loss = Annotated[Component | dict[str, Component] | Literal["model"] | None, BeforeValidator(_loss)]
+Period = Annotated[
+    Duration,
+    BeforeValidator(_duration("epochs", "steps", "seconds", example="'1 epoch', '500 steps' or '10 minutes'")),
+]
+Time = Annotated[Duration, BeforeValidator(_duration("seconds", example="'30 seconds' or '2 hours'"))]
+Steps = Annotated[Duration, BeforeValidator(_duration("steps", example="'10 steps'"))]
+Batches = Annotated[Duration, BeforeValidator(_duration("batches", example="'50 batches'"))]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Data(Section):
+    """1: what is read, and how it is cut into batches."""
+
+    train: AComponent = Field(description="The training data set.")
+    validation: EvaluationSet = Field(None, description="One data set, several by name, or '10% of train'.")
+    test: EvaluationSet = Field(None, description="Evaluated once, at the end.")
+    global_batch_size: Positive = Field(description="Samples of one optimizer step, over all processes.")
+    micro_batch_size: Positive | None = Field(
+        None,
+        description="Samples of one forward pass on one process; null: the process's whole share at once.",
+    )
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        "auto", description="Processes that read samples, for each training process."
+    )
+    shuffle: bool = Field(True, description="Mix the order of each epoch, the same for every number of processes.")
+    drop_last: bool = Field(False, description="Leave out an epoch's last, short batch.")
+    collate: AComponent | None = Field(
+        None, description="Makes a batch of a list of samples, in place of torch's default."
+    )
+    weights: Component | str | None = Field(
+        None, description="A weight per sample (a function's result, or a .npy file): drawn with replacement."
+    )
+    sample_seeds: bool = Field(
+        True,
+        description="Seed random, NumPy and torch before each sample, so that augmentation is reproducible.",
+    )
+    timeout: Time = Field(Duration(600, "seconds", "10 minutes"), description="How long a batch may take to be read.")
+
+
+Part = int | str  # a position or a key of a batch
+
+
+def _first() -> list[Part] | dict[str, Part]:
+    return [0]
+
+
+def _second() -> list[Part]:
+    return [1]
+
+
+class Batch(Section):
+    """Which parts of a batch the model and the loss get."""
+
+    inputs: list[Part] | dict[str, Part] = Field(
+        default_factory=_first,
+        description="Positions or keys of a batch: a list calls model(*x), a mapping model(**x).",
+    )
+    targets: list[Part] = Field(
+        default_factory=_second, description="Positions or keys handed to the loss after the outputs."
+    )
+    outputs: list[Part] | None = Field(
+        None, description="Positions, keys or attributes of the model's result; null: the whole result."
+    )
+    loss: Part | None = Field(None, description="With 'loss: model': where in a tuple the loss stands.")
+
+
+class Ddp(Section):
+    """Handed to DistributedDataParallel."""
+
+    find_unused_parameters: bool = Field(False, description="For models that leave parameters unused in a step.")
+    static_graph: bool = Field(False, description="The same parameters are used in every step.")
+    bucket_cap_mb: Positive = Field(25, description="Size of a bucket of gradients, in MiB.")
+
+
+class Device(Section):
+    """2: where it runs, and in which precision."""
+
+    precision: Literal["no", "bf16", "fp16"] = Field("no", description="Automatic mixed precision.")
+    timeout: Time = Field(
+        Duration(1800, "seconds", "30 minutes"),
+        description="The process group's: how long a collective may take.",
+    )
+    deterministic: bool = Field(False, description="Deterministic algorithms only, also on a GPU.")
+    compile: bool | Literal["default", "reduce-overhead", "max-autotune"] = Field(
+        False, description="torch.compile the model, in its default mode or the one named."
+    )
+    channels_last: bool = Field(False, description="Store images and convolutions as NHWC.")
+    tf32: bool = Field(True, description="On NVIDIA GPUs: float32 matrix products in TensorFloat-32.")
+    sync_batchnorm: bool = Field(False, description="Batch statistics over all processes (GPU only).")
+    ddp: Ddp = Field(default_factory=lambda: Ddp(), description="Settings of DistributedDataParallel.")
+
+
+class Train(Section):
+    """5: how long, and what surrounds a step."""
+
+    epochs: Positive | None = Field(None, description="Length of the run in passes over the data.")
+    steps: Positive | None = Field(None, description="Length of the run in optimizer steps.")
+    time: Time | None = Field(None, description="Length of the run in time, as in '2 hours'.")
+    clip_grad_norm: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Largest norm of all gradients together."
+    )
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="Decay of an exponential moving average of the weights, evaluated and saved beside them.",
+    )
+    start_from: str | None = Field(None, description="Weights to start from: a .pth file.")
+    step: AComponent | None = Field(None, description="Your own step function, in place of forward and loss.")
+    count: AComponent | None = Field(None, description="How many a batch counts, for your own step function.")
+    non_finite: Literal["stop", "skip"] = Field(
+        "stop", description="What becomes of a step whose gradients are not finite."
+    )
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Train:
+        given = [name for name in ("epochs", "steps", "time") if getattr(self, name) is not None]
+        if len(given) != 1:
+            said = f"says {' and '.join(given)}" if given else "does not say how long to train"
+            raise ValueError(f"{said}; state exactly one of epochs, steps, time")
+        if self.count is not None and self.step is None:
+            raise ValueError("count goes with a step function of your own; state train.step too, or remove it")
+        return self
+
+
+class Best(Section):
+    """What makes one evaluation better than another."""
+
+    metric: str = Field(description="A metric by its name in evaluate.metrics, or 'loss'.")
+    mode: Literal["min", "max"] = Field(description="Whether less or more is better.")
+    of: str | None = Field(None, description="Which validation set decides, where there are several.")
+
+
+class EarlyStop(Section):
+    """Stop when evaluate.best has not improved."""
+
+    patience: Positive = Field(description="How many evaluations without improvement.")
+    min_delta: Annotated[float, Field(ge=0)] = Field(0.0, description="What counts as an improvement.")
+
+
+class Evaluate(Section):
+    """6: when, on what, and by which measures."""
+
+    every: Period = Field(Duration(1, "epochs", "1 epoch"), description="How often; always at the end too.")
+    first: bool = Field(False, description="Also before the first step.")
+    limit: Batches | None = Field(None, description="At most so much of each set, as in '50 batches'.")
+    batch_size: Positive | None = Field(None, description="Samples of one forward pass; null: the micro-batch.")
+    ranks: Literal["first", "all"] = Field("first", description="Who evaluates: rank 0, or all with a share each.")
+    metrics: dict[str, AComponent] = Field(default_factory=dict, description="torchmetrics by a name of your own.")
+    best: Best | None = Field(None, description="Which evaluation was the best.")
+    early_stop: EarlyStop | None = Field(None, description="Stop when the best does not improve.")
+    timeout: Time | None = Field(None, description="How long an evaluation may go without progress.")
+
+    @model_validator(mode="after")
+    def _known_metric(self) -> Evaluate:
+        if self.best is not None and self.best.metric not in (*self.metrics, "loss"):
+            known = ", ".join([*self.metrics, "loss"])
+            raise ValueError(f"best.metric: no metric is named '{self.best.metric}'; there are: {known}")
+        if self.early_stop is not None and self.best is None:
+            raise ValueError("early_stop needs best to say what improves; state evaluate.best")
+        return self
+
+
+class Save(Section):
+    """7: checkpoints to resume from, and the final weights."""
+
+    every: Period = Field(Duration(900, "seconds", "15 minutes"), description="How often; always at the end too.")
+    keep: Positive = Field(3, description="How many checkpoints, besides the best.")
+    background: bool = Field(True, description="Write while training goes on.")
+    final: Literal["last", "best"] = Field("last", description="Which weights become model_weights.pth.")
+    on_failure: Literal["stop", "warn"] = Field("stop", description="What becomes of the run when a save fails.")
+
+
+class Track(BaseModel):
+    """Where numbers go besides the run folder: trackers by name, with their own settings."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="allow")
+    every: Steps = Field(Duration(10, "steps", "10 steps"), description="Steps between two lines of metrics.jsonl.")
+    __pydantic_extra__: dict[str, dict[str, Any] | None]
+
+    @property
+    def trackers(self) -> dict[str, dict[str, Any]]:
+        """The trackers asked for, each with its settings."""
+        return {name: settings or {} for name, settings in (self.__pydantic_extra__ or {}).items()}
+
+
+class Launch(Section):
+    """How many processes, where nobody else has started them."""
+
+    processes: Positive | Literal["auto"] = Field(
+        "auto", description="World size over all nodes; auto: every GPU, or one process on a CPU."
+    )
+    nodes: Positive = Field(1, description="How many machines.")
+    threads: Positive | Literal["auto"] = Field(
+        "auto", description="CPU threads of a process; auto: its share of the CPUs that are there."
+    )
+    max_restarts: Annotated[int, Field(ge=0)] = Field(0, description="Restarts after a crash.")
+    stall: Time | None = Field(None, description="How long a rank may make no progress before it is reported.")
+
+
+class Slurm(BaseModel):
+    """What the job asks for; any other long option of sbatch may stand here too."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="allow")
+    partition: str | None = Field(None, description="The queue.")
+    account: str | None = Field(None, description="Who pays.")
+    time: str | None = Field(None, description="Time limit, as in '02:00:00' or '1-00:00:00'.")
+    gpus_per_node: Positive | str | None = Field(None, description="GPUs of a node, as in 4 or h100:4.")
+    cpus_per_task: Positive | None = Field(None, description="CPUs of a process.")
+    mem: str | None = Field(None, description="Memory of a node, as in 64G.")
+    max_requeues: Annotated[int, Field(ge=0)] = Field(20, description="How often the job queues itself again.")
+    signal: Time = Field(
+        Duration(120, "seconds", "2 minutes"), description="How long before the limit to save and leave."
+    )
+    __pydantic_extra__: dict[str, str | int | float | bool]
+
+
+class Recipe(Section):
+    """What to train. Where is decided by the launcher."""
+
+    name: Annotated[str, Field(pattern=NAME_PATTERN)] = Field(
+        "run", description="Names the runs' folder: letters, digits, '.', '_' and '-'."
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="Everything random follows from it.")
+    base: str | None = Field(None, description="Another recipe that this one changes.")
+    define: dict[str, Any] = Field(default_factory=dict, description="Values and components under free names.")
+    data: Data = Field(description="1: data")
+    batch: Batch = Field(default_factory=lambda: Batch(), description="Which parts of a batch go where.")
+    device: Device = Field(default_factory=lambda: Device(), description="2: device")
+    model: AComponent = Field(description="3: model")
+    loss: Loss = Field(None, description="4: loss; 'model' where the model returns its own.")
+    optimizer: AComponent = Field(description="4: optimizer")
+    scheduler: AComponent | None = Field(None, description="4: learning-rate schedule")
+    train: Train = Field(description="5: training")
+    evaluate: Evaluate = Field(default_factory=lambda: Evaluate(), description="6: evaluation")
+    save: Save = Field(default_factory=lambda: Save(), description="7: saving")
+    track: Track = Field(default_factory=lambda: Track(), description="Where numbers go.")
+    launch: Launch = Field(default_factory=lambda: Launch(), description="How many processes.")
+    slurm: Slurm = Field(default_factory=lambda: Slurm(), description="What a SLURM job asks for.")
+
+    _document: Document = PrivateAttr()
+
+    @property
+    def document(self) -> Document:
+        """The recipe as it was read: every value's origin."""
+        return self._document
+
+    @model_validator(mode="after")
+    def _has_a_loss(self) -> Recipe:
+        if self.loss is None and self.train.step is None:
+            raise ValueError("loss: is required; write {_target_: CrossEntropyLoss}, 'model', or a train.step")
+        return self

@@ -1,0 +1,52 @@
+"""The recipes that travel in the package."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import launcher
+from launcher.errors import UsageError
+from launcher.recipe.load import suggestion
+
+
+def folder() -> Path:
+    """Where they are: inside an installed package, or beside it in a checkout."""
+    package = Path(launcher.__file__).parent
+    installed = package / "_recipes"
+    return installed if installed.is_dir() else package.parent / "recipes"
+
+
+def shipped() -> dict[str, str]:
+    """Name and first line of each recipe; a folder's is that of its `recipe.yaml`."""
+    found = {path.stem: path for path in folder().glob("*.yaml")}
+    found.update({path.parent.name: path for path in folder().glob("*/recipe.yaml")})
+    return {name: path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ") for name, path in sorted(found.items())}
+
+
+def copy(name: str, into: Path | None = None) -> list[Path]:
+    """Copies a recipe, or a recipe's folder, into the working directory; never over something.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UsageError: There is no such recipe, or a file of that name exists.
+    """
+    into = into or Path()
+    name = name.removesuffix(".yaml")
+    known = shipped()
+    if name not in known:
+        raise UsageError(f"there is no recipe '{name}'{suggestion(name, known)}; there are: {', '.join(known)}")
+    file, whole = folder() / f"{name}.yaml", folder() / name
+    target = into / (file.name if file.is_file() else name)
+    if target.exists():
+        raise UsageError(f"{target} exists; it is left as it is. Move it, or copy from another folder")
+    try:
+        if file.is_file():
+            shutil.copyfile(file, target)
+            return [target]
+        shutil.copytree(whole, target, ignore=shutil.ignore_patterns("__pycache__", "runs"))
+    except OSError as error:
+        raise UsageError(f"{target} cannot be written: {error.strerror or error}") from error
+    return sorted(path for path in target.rglob("*") if path.is_file())

@@ -1,0 +1,172 @@
+"""Where a run's numbers go: `metrics.jsonl` always, the terminal, and the trackers that the recipe names.
+
+Only rank 0 tracks; the other ranks hold a `NoTracking`. Nothing here ever stops the training: a console that
+nobody reads, a full disk or a tracker that hangs is said once, and training goes on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from launcher.tracking.jsonl import Line, MetricsFile, read_metrics, read_until
+
+if TYPE_CHECKING:
+    from launcher.tracking.console import Console
+    from launcher.tracking.trackers import Trackers
+
+__all__ = ["Line", "NoTracking", "Tracking", "check_trackers", "open_tracking", "read_metrics"]
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class Tracking:
+    """What rank 0 has; see `open_tracking`."""
+
+    def __init__(self, metrics: MetricsFile, console: Console, trackers: Trackers):
+        self._metrics = metrics
+        self._console = console
+        self._trackers = trackers
+        self._disk_failed = False
+        self._closed = False
+
+    def start(self, plan: Sequence[tuple[str, str]]) -> None:
+        """Prints the plan, as pairs of label and text, and opens the bar."""
+        self._show(self._console.start, plan)
+
+    def log(self, line: Line) -> None:
+        """Takes a finished line: to `metrics.jsonl` first, then to the trackers and the screen."""
+        line = {**line, "time": round(time.time(), 3)}
+        self._record(line)
+        self._trackers.send(line)
+        self._show(self._console.line, line)
+
+    def progress(self, step: int) -> None:
+        """Advances the bar: so many optimizer steps are completed."""
+        self._show(self._console.progress, step)
+
+    def message(self, text: str) -> None:
+        """Says one line to the person."""
+        self._show(self._console.message, text)
+
+    def evaluating(self, done: int, total: int, split: str) -> None:
+        """Shows how far an evaluation is, in batches."""
+        self._show(self._console.evaluating, done, total, split)
+
+    def close(self, outcome: str, summary: Sequence[Line]) -> None:
+        """Finishes the trackers, within bounds, and prints the summary. Never raises; a second call does nothing.
+
+        Args:
+            outcome: `finished`, `failed` or `preempted`.
+            summary: The lines to sum the run up with: the last evaluations.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        with suppress(Exception):
+            self._trackers.close(outcome, self.message)
+        try:
+            self._metrics.close()
+        except OSError as error:
+            self._show(self._console.warn, f"{self._metrics.path}: the last lines are missing: {error}")
+        with suppress(Exception):
+            self._show(self._console.close, outcome, summary)
+
+    def _record(self, line: Line) -> None:
+        try:
+            self._metrics.write(line)
+        except OSError as error:
+            if not self._disk_failed:
+                why = f"{self._metrics.path}: {error.strerror or error}; training goes on"
+                self._show(self._console.warn, f"{why}, and these lines are written when there is room again")
+            self._disk_failed = True
+
+    def _show(self, act: Callable[..., None], *args: Any) -> None:
+        """Does something that only serves to show; a stream that is closed or cannot take it ends no training."""
+        with suppress(OSError, ValueError):
+            for note in self._trackers.notes():
+                self._console.warn(note)
+            act(*args)
+
+
+class NoTracking(Tracking):
+    """What the other ranks have: the same signature, and nothing happens."""
+
+    def __init__(self) -> None:
+        """Holds nothing."""
+
+    def start(self, plan: Sequence[tuple[str, str]]) -> None:
+        """Does nothing."""
+
+    def log(self, line: Line) -> None:
+        """Does nothing."""
+
+    def progress(self, step: int) -> None:
+        """Does nothing."""
+
+    def message(self, text: str) -> None:
+        """Does nothing."""
+
+    def evaluating(self, done: int, total: int, split: str) -> None:
+        """Does nothing."""
+
+    def close(self, outcome: str, summary: Sequence[Line]) -> None:
+        """Does nothing."""
+
+
+def open_tracking(
+    *,
+    run_dir: Path,
+    total_steps: int | None,
+    start_step: int,
+    trackers: Mapping[str, Mapping[str, Any]],
+    run_name: str,
+    config: Mapping[str, Any],
+    best: tuple[str, str] | None,
+    output: Literal["auto", "quiet", "json"] = "auto",
+    deadline: float | None = None,
+) -> Tracking:
+    """Opens everything that rank 0 tracks with, and goes on with what earlier starts of the run wrote.
+
+    Args:
+        run_dir: The run's folder, which exists.
+        total_steps: Optimizer steps of the whole run; None where a time ends it.
+        start_step: Steps completed before this start; lines after it are dropped, for they will come again.
+        trackers: Each tracker's settings, by its name in Accelerate.
+        run_name: The recipe's name.
+        config: The resolved recipe as nested plain values, without secrets.
+        best: The metric that decides and its mode, `("accuracy", "max")`.
+        output: `auto` is a bar on a terminal and plain lines elsewhere; `quiet` only errors and the last line;
+            `json` one object a line.
+        deadline: When the job ends by its limit, in unix time.
+
+    Raises:
+        LauncherError: A tracker is unknown or not installed.
+        OSError: `metrics.jsonl` of an earlier start cannot be read or replaced.
+    """
+    from launcher.tracking.console import ShownRun, open_console
+    from launcher.tracking.trackers import TrackedRun, Trackers
+
+    check_trackers(trackers)
+    metrics = MetricsFile(run_dir / METRICS_FILE)
+    past = metrics.continue_from(start_step)
+    shown = ShownRun(run_dir, total_steps, start_step, best, deadline)
+    tracked = TrackedRun(
+        run_dir, run_name, start_step, config, history=lambda: read_until(metrics.path, past.size_bytes)
+    )
+    return Tracking(metrics, open_console(output, shown, past.evaluations), Trackers(trackers, tracked))
+
+
+def check_trackers(names: Mapping[str, Any] | Sequence[str]) -> None:
+    """Checks that each tracker is one of Accelerate's and that its package is installed.
+
+    Raises:
+        LauncherError: One is not; the message has all of them, and what to do.
+    """
+    if names:
+        from launcher.tracking.trackers import check
+
+        check(names)

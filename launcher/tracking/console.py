@@ -1,0 +1,573 @@
+"""What a person sees of a run: a bar on a terminal, plain lines in a file, JSON, or next to nothing.
+
+The only module that imports rich. A terminal has one writer, the training's thread, and no clock of its own: the bar
+is redrawn when the loop reports progress and never while a debugger has the terminal.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO, cast
+
+from rich.console import Console as Rich
+from rich.table import Table
+from rich.text import Text
+
+from launcher.tracking.jsonl import Line, encode
+
+REDRAW_SECONDS = 0.25
+_NOT_METRICS = (
+    "step",
+    "epoch",
+    "split",
+    "name",
+    "time",
+    "lr",
+    "grad_norm",
+    "samples_per_second",
+    "data_wait",
+    "gpu_memory",
+)
+_GOOD, _BAD, _LABEL = "green", "red", "dim"
+
+
+@dataclass(frozen=True)
+class ShownRun:
+    """What a console knows of the run.
+
+    Attributes:
+        run_dir: The run's folder.
+        total_steps: Optimizer steps of the whole run; None where a time ends it.
+        start_step: Steps completed before this start.
+        best: The metric that decides and its mode, `min` or `max`.
+        deadline: When the job ends by its limit, in unix time.
+    """
+
+    run_dir: Path
+    total_steps: int | None
+    start_step: int
+    best: tuple[str, str] | None
+    deadline: float | None
+
+
+def open_console(output: str, run: ShownRun, past: Iterable[Line]) -> Console:
+    """The console for where standard output goes.
+
+    Args:
+        output: `auto`, `quiet` or `json`.
+        run: What is shown.
+        past: Evaluations of earlier starts, to compare with.
+    """
+    if output == "quiet":
+        return Console(run)
+    if output == "json":
+        return JsonLines(run)
+    scores = Scores(run.best, past)
+    encoding = (getattr(sys.stdout, "encoding", None) or "").lower().replace("-", "")
+    if sys.stdout.isatty() and not Rich().is_dumb_terminal and encoding == "utf8":
+        return Terminal(run, scores)
+    return Plain(run, scores)
+
+
+# ---------------------------------------------------------------------- numbers in words
+
+
+def number(value: Any) -> str:
+    """Four significant digits, readable from 1e-30 to 1e30: `0.01230`, `1.000e-5`, `123.0`, `12345`."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, int) or not math.isfinite(value):
+        return str(value)
+    if value == 0 or 1e4 <= abs(value) < 1e6:
+        return f"{value:.0f}"
+    return _exponent(f"{value:#.4g}" if 1e-3 <= abs(value) < 1e4 else f"{value:.3e}").rstrip(".")
+
+
+def short(value: float) -> str:
+    """Up to four significant digits, without zeros at the end: `0.001`, `3e-4`."""
+    return _exponent(f"{value:.4g}")
+
+
+def _exponent(text: str) -> str:
+    """`1e-5` for `1e-05`."""
+    mantissa, e, exponent = text.partition("e")
+    return f"{mantissa}e{int(exponent)}" if e else text
+
+
+def duration(seconds: float) -> str:
+    """`0:07`, `12:31`, `1:52:10`, `2 d 3:10`."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours}:{minutes:02}"
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _metrics(line: Line) -> dict[str, Any]:
+    """The loss and the metrics of a line; lists (a metric of each class) are for files, not for eyes."""
+    return {key: value for key, value in line.items() if key not in _NOT_METRICS and isinstance(value, int | float)}
+
+
+def _title(line: Line) -> str:
+    return " ".join(str(line[key]) for key in ("split", "name") if key in line)
+
+
+def _join(parts: Iterable[Text]) -> Text:
+    return Text("  ").join(part for part in parts if part)
+
+
+def _pair(label: str, value: str, style: str = "") -> Text:
+    return Text.assemble((f"{label} ", _LABEL), (value, style))
+
+
+# ---------------------------------------------------------------------- what is remembered
+
+
+class Scores:
+    """The evaluations so far: the last and the best of each validation set."""
+
+    def __init__(self, best: tuple[str, str] | None, past: Iterable[Line]):
+        self._metric, self._mode = best or ("", "")
+        self._last: dict[str, Line] = {}
+        self.best: dict[str, Line] = {}
+        for line in past:
+            self.add(line)
+
+    def add(self, line: Line) -> Text:
+        """Takes an evaluation in; returns it in words, with the change since the one before."""
+        title = _title(line)
+        before = self._last.get(title, {})
+        is_best = line["split"] == "validation" and self._improves(line, self.best.get(title))
+        self._last[title] = line
+        if is_best:
+            self.best[title] = line
+        parts = [Text(title, "bold"), _pair("step", str(line["step"]))]
+        for name, value in _metrics(line).items():
+            parts.append(_pair(name, number(value), _alarm(value)))
+            if isinstance(before.get(name), int | float):
+                parts[-1].append_text(self._change(name, value - before[name]))
+            if is_best and name == self._metric:
+                parts[-1].append(" best", f"bold {_GOOD}")
+        return _join(parts)
+
+    def _improves(self, line: Line, best: Line | None) -> bool:
+        value = line.get(self._metric)
+        if not isinstance(value, int | float) or math.isnan(value):
+            return False
+        if best is None:
+            return True
+        return bool(value > best[self._metric] if self._mode == "max" else value < best[self._metric])
+
+    def _change(self, name: str, change: float) -> Text:
+        better = {"min": change < 0, "max": change > 0}.get(self._mode if name == self._metric else "")
+        if name == "loss":
+            better = change < 0
+        style = _LABEL if better is None or change == 0 else _GOOD if better else _BAD
+        return Text(f" ({_exponent(f'{change:+.2g}')})", style)
+
+
+def _alarm(value: float) -> str:
+    return "" if math.isfinite(value) else f"bold {_BAD}"
+
+
+class Pace:
+    """How fast the run goes, over its last minutes; evaluations and saves count."""
+
+    def __init__(self, run: ShownRun):
+        self._run = run
+        self.started = time.monotonic()
+        self.step = run.start_step
+        self._seen: deque[tuple[float, int]] = deque([(self.started, run.start_step)], maxlen=120)
+
+    def update(self, step: int) -> None:
+        """So many steps are completed now."""
+        self.step = max(self.step, step)
+        now = time.monotonic()
+        if now - self._seen[-1][0] >= 1.0:
+            self._seen.append((now, self.step))
+
+    @property
+    def seconds(self) -> float:
+        """Time since this start."""
+        return time.monotonic() - self.started
+
+    @property
+    def fraction(self) -> float | None:
+        """The share of the run that is done."""
+        return min(1.0, self.step / self._run.total_steps) if self._run.total_steps else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Time that the rest of the run takes at this pace; None where nobody can know."""
+        since, step = self._seen[0]
+        if not self._run.total_steps or self.step <= step:
+            return None
+        pace = (time.monotonic() - since) / (self.step - step)
+        return pace * max(0, self._run.total_steps - self.step)
+
+    def times(self) -> list[Text]:
+        """Time left, and time until the job's limit, in warning colours where it comes first."""
+        left, parts = self.seconds_left, []
+        if left is not None:
+            parts.append(Text.assemble(duration(left), (" left", _LABEL)))
+        if self._run.deadline is not None:
+            until = self._run.deadline - time.time()
+            parts.append(_pair("limit in", duration(until), "yellow" if left is not None and until < left else ""))
+        return parts
+
+
+def _position(step: int, run: ShownRun, line: Line) -> list[Text]:
+    total = f"/{run.total_steps}" if run.total_steps else ""
+    parts = [_pair("step", f"{step}{total}")]
+    if "epoch" in line:
+        parts.append(_pair("epoch", f"{line['epoch']:.2f}"))
+    return parts
+
+
+def _training(line: Line) -> list[Text]:
+    """The numbers of a train line, the most wanted first."""
+    parts = [_pair("loss", number(line["loss"]), _alarm(line["loss"]))] if line.get("loss") is not None else []
+    if "lr" in line:
+        parts.append(_pair("lr", short(line["lr"])))
+    if "samples_per_second" in line:
+        parts.append(Text.assemble(_rate(line["samples_per_second"]), (" samples/s", _LABEL)))
+    if "data_wait" in line:
+        share = line["data_wait"]
+        parts.append(_pair("data", f"{share:.0%}", "yellow" if share > 0.2 else ""))
+    if "gpu_memory" in line:
+        parts.append(_pair("gpu", f"{line['gpu_memory'] / 2**30:.1f} GiB"))
+    if "grad_norm" in line:
+        parts.append(_pair("grad", short(line["grad_norm"]), _alarm(line["grad_norm"])))
+    own = {name: value for name, value in _metrics(line).items() if name != "loss"}
+    return parts + [_pair(name, number(value), _alarm(value)) for name, value in own.items()]
+
+
+def _rate(per_second: float) -> str:
+    return f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:.2g}"
+
+
+# ---------------------------------------------------------------------- consoles
+
+
+class Console:
+    """Quiet: errors, and the last line."""
+
+    def __init__(self, run: ShownRun):
+        self.run = run
+        self.pace = Pace(run)
+
+    def start(self, plan: Sequence[tuple[str, str]]) -> None:
+        """Shows the plan."""
+
+    def line(self, line: Line) -> None:
+        """Shows a line of `metrics.jsonl`."""
+        self.pace.update(line["step"])
+
+    def progress(self, step: int) -> None:
+        """Shows how many steps are completed."""
+        self.pace.update(step)
+
+    def message(self, text: str) -> None:
+        """Says something."""
+
+    def warn(self, text: str) -> None:
+        """Says that something went wrong."""
+        _write(text, sys.stderr)
+
+    def evaluating(self, done: int, total: int, split: str) -> None:
+        """Shows how far an evaluation is."""
+
+    def close(self, outcome: str, summary: Sequence[Line]) -> None:
+        """Says how the run ended."""
+        _write(self._last_line(outcome, summary).plain)
+
+    def _last_line(self, outcome: str, summary: Sequence[Line]) -> Text:
+        style = {"finished": f"bold {_GOOD}", "failed": f"bold {_BAD}"}.get(outcome, "bold yellow")
+        parts = [Text(outcome, style), _pair("step", str(self.pace.step))]
+        if summary and summary[-1]["split"] != "train":
+            scores = _metrics(summary[-1])
+            parts += [Text(_title(summary[-1]))] + [_pair(name, number(value)) for name, value in scores.items()]
+        parts += [_pair("in", duration(self.pace.seconds)), Text(str(self.run.run_dir))]
+        return _join(parts)
+
+
+class JsonLines(Console):
+    """One JSON object a line on standard output, nothing else."""
+
+    def start(self, plan: Sequence[tuple[str, str]]) -> None:
+        """`{"plan": {label: text}}`."""
+        _write(encode({"plan": dict(plan)}))
+
+    def line(self, line: Line) -> None:
+        """The line as it stands in `metrics.jsonl`."""
+        super().line(line)
+        _write(encode(line))
+
+    def message(self, text: str) -> None:
+        """`{"message": text}`."""
+        _write(encode({"message": text}))
+
+    def warn(self, text: str) -> None:
+        """`{"warning": text}`."""
+        _write(encode({"warning": text}))
+
+    def close(self, outcome: str, summary: Sequence[Line]) -> None:
+        """`{"outcome", "step", "seconds", "run", "summary"}`."""
+        end = {"step": self.pace.step, "seconds": round(self.pace.seconds, 3), "run": str(self.run.run_dir)}
+        _write(encode({"outcome": outcome, **end, "summary": list(summary)}))
+
+
+class Plain(Console):
+    """Plain lines for a file: no escape codes, no wrapping, and not too many."""
+
+    def __init__(self, run: ShownRun, scores: Scores):
+        super().__init__(run)
+        self.scores = scores
+        self.train: Line | None = None  # the newest train line
+        self._said_at = -math.inf
+        self._said_fraction = 0.0
+
+    def start(self, plan: Sequence[tuple[str, str]]) -> None:
+        """The plan, labels in a column."""
+        width = max((len(label) for label, _ in plan), default=0)
+        for label, text in plan:
+            self.say(Text(f"{label:<{width}}  {text}"))
+
+    def line(self, line: Line) -> None:
+        """Every evaluation; a train line when the last one is some time ago."""
+        super().line(line)
+        if line["split"] != "train":
+            self._said_at = time.monotonic()
+            self.say(self.scores.add(line))
+            return
+        self.train = line
+        if self._is_time():
+            self.say(_join(_position(line["step"], self.run, line) + _training(line) + self.pace.times()))
+
+    def message(self, text: str) -> None:
+        """The text as it is."""
+        self.say(Text(text))
+
+    def warn(self, text: str) -> None:
+        """The text, to the same place as all else, so that it stands where it happened."""
+        self.say(Text(text, "yellow"))
+
+    def evaluating(self, done: int, total: int, split: str) -> None:
+        """One line for each minute of a long evaluation."""
+        if time.monotonic() - self._said_at >= 60:
+            self._said_at = time.monotonic()
+            self.say(Text(f"evaluating {split}  {done}/{total}"))
+
+    def close(self, outcome: str, summary: Sequence[Line]) -> None:
+        """A table of the last numbers, and the last line."""
+        shown = self._columns(summary)
+        if shown:
+            self.show_table(_table(shown))
+        self.say(self._last_line(outcome, summary))
+
+    def say(self, text: Text) -> None:
+        """Writes one line."""
+        _write(text.plain)
+
+    def show_table(self, table: Table) -> None:
+        """Writes the table as text."""
+        rich = Rich(file=None, width=200, color_system=None, force_terminal=False, legacy_windows=False)
+        with rich.capture() as captured:
+            rich.print(table)
+        _write("\n".join(line.rstrip() for line in captured.get().rstrip().splitlines()))
+
+    def _columns(self, summary: Sequence[Line]) -> dict[str, Line]:
+        """The last train line, the best evaluations, and the summary, by title."""
+        columns = {"train": self.train} if self.train is not None else {}
+        for title, line in self.scores.best.items():
+            columns[f"best {title}"] = line
+        for line in summary:
+            columns[_title(line)] = line
+        return {title: line for title, line in columns.items() if not self._is_repeated(title, columns)}
+
+    @staticmethod
+    def _is_repeated(title: str, columns: Mapping[str, Line]) -> bool:
+        last = columns.get(title.removeprefix("best "))
+        return title.startswith("best ") and last is not None and last["step"] == columns[title]["step"]
+
+    def _is_time(self) -> bool:
+        """Ten seconds after the last line, later a minute; or a twentieth of the run, if that is a second."""
+        now, fraction = time.monotonic(), self.pace.fraction or 0.0
+        since = now - self._said_at
+        period = 10.0 if self.pace.seconds < 600 else 60.0
+        if since < period and not (since >= 1.0 and fraction - self._said_fraction >= 0.05):
+            return False
+        self._said_at, self._said_fraction = now, fraction
+        return True
+
+
+class Terminal(Plain):
+    """A bar and the newest numbers in the last two lines of a terminal; everything else scrolls by above them."""
+
+    def __init__(self, run: ShownRun, scores: Scores):
+        super().__init__(run, scores)
+        # Past sys.stdout, which may be copied to a log: redrawn lines are nothing to keep.
+        self._screen = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", errors="replace")
+        self._rich = Rich(file=self._screen, highlight=False, force_terminal=True)
+        self._streams: list[Aside] = []
+        self._evaluation: Text | None = None
+        self._is_drawn = False
+        self._drawn_at = -math.inf
+        self._midline = False  # somebody's text waits for its end: drawing would tear it
+
+    def start(self, plan: Sequence[tuple[str, str]]) -> None:
+        """The plan, then the bar."""
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(style=_LABEL, no_wrap=True)
+        grid.add_column(overflow="fold")
+        for label, text in plan:
+            grid.add_row(label, Text(text))
+        self._print(grid)
+        self._print(Text())
+        self._streams = [Aside(sys.stdout, self._make_room), Aside(sys.stderr, self._make_room)]
+        sys.stdout, sys.stderr = (cast(TextIO, stream) for stream in self._streams)
+        self._draw()
+
+    def line(self, line: Line) -> None:
+        """Train lines are in the bar; evaluations scroll by."""
+        self.pace.update(line["step"])
+        if line["split"] == "train":
+            self.train = line
+            return
+        self._evaluation = None
+        self.say(self.scores.add(line))
+
+    def progress(self, step: int) -> None:
+        """Moves the bar, a few times a second."""
+        self.pace.update(step)
+        self._evaluation = None
+        self._refresh()
+
+    def evaluating(self, done: int, total: int, split: str) -> None:
+        """Shows the evaluation in place of the newest numbers."""
+        self._evaluation = Text.assemble(("evaluating ", _LABEL), split, f"  {done}/{total}")
+        self._refresh()
+
+    def say(self, text: Text) -> None:
+        """Writes one line above the bar."""
+        self._print(text)
+        if self._streams:
+            self._draw()
+
+    def show_table(self, table: Table) -> None:
+        """Writes the table in colour."""
+        self._print(table)
+
+    def close(self, outcome: str, summary: Sequence[Line]) -> None:
+        """Takes the bar away, gives the streams back, and sums up."""
+        self._erase()
+        if self._streams and sys.stdout is self._streams[0] and sys.stderr is self._streams[1]:
+            sys.stdout, sys.stderr = (stream.stream for stream in self._streams)
+        self._streams = []
+        super().close(outcome, summary)
+        self._screen.close()
+
+    def _print(self, what: Text | Table) -> None:
+        """Prints through sys.stdout, so that a copy of it has the line too."""
+        self._erase()
+        with self._rich.capture() as captured:
+            self._rich.print(what, soft_wrap=isinstance(what, Text))
+        _write(captured.get().removesuffix("\n"))
+
+    def _refresh(self) -> None:
+        if time.monotonic() - self._drawn_at >= REDRAW_SECONDS:
+            self._draw()
+
+    def _draw(self) -> None:
+        if self._midline or sys.gettrace() is not None:  # a debugger has the terminal
+            return
+        width = self._rich.width - 1
+        above, below = self._bar(width), self._evaluation or self._numbers(width)
+        with self._rich.capture() as captured:
+            for text in (above, below):
+                text.truncate(width)
+                self._rich.print(text, end="\x1b[K\n", soft_wrap=True)
+        back = "\x1b[2F" if self._is_drawn else ""
+        self._screen.write(back + captured.get())
+        self._screen.flush()
+        self._is_drawn, self._drawn_at = True, time.monotonic()
+
+    def _erase(self) -> None:
+        if self._is_drawn:
+            self._screen.write("\x1b[2F\x1b[J")
+            self._screen.flush()
+            self._is_drawn = False
+
+    def _make_room(self, text: str) -> None:
+        """Somebody else is about to write."""
+        self._erase()
+        self._midline = bool(text) and not text.endswith("\n")
+
+    def _bar(self, width: int) -> Text:
+        parts = _join(_position(self.pace.step, self.run, self.train or {}) + self.pace.times())
+        fraction = self.pace.fraction
+        length = min(40, width - parts.cell_len - 2)
+        if fraction is None or length < 8:
+            return parts
+        done = round(length * fraction)
+        return Text.assemble(("━" * done, _GOOD), ("━" * (length - done), "bright_black"), "  ", parts)
+
+    def _numbers(self, width: int) -> Text:
+        """As many of the newest numbers as one line takes."""
+        parts = _training(self.train) if self.train is not None else [Text("waiting for the first numbers", _LABEL)]
+        while len(parts) > 1 and _join(parts).cell_len > width:
+            parts.pop()
+        return _join(parts)
+
+
+class Aside:
+    """A standard stream that takes the bar off the screen before other people's text appears there."""
+
+    def __init__(self, stream: TextIO, make_room: Callable[[str], None]):
+        self.stream = stream
+        self._make_room = make_room
+        self._process = os.getpid()
+
+    def write(self, text: str) -> int:
+        """Makes room and writes; a DataLoader's worker just writes, for the bar is not its own."""
+        if os.getpid() == self._process:
+            self._make_room(text)
+        return self.stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def _table(columns: Mapping[str, Line]) -> Table:
+    """Metrics down, splits across."""
+    names = dict.fromkeys(name for line in columns.values() for name in ("step", "epoch", *_metrics(line)))
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
+    table.add_column("", style=_LABEL)
+    for title in columns:
+        table.add_column(title, justify="right")
+    for name in names:
+        table.add_row(name, *(_cell(name, line) for line in columns.values()))
+    return table
+
+
+def _cell(name: str, line: Line) -> str:
+    value = line.get(name)
+    if value is None:
+        return ""
+    return f"{value:.2f}" if name == "epoch" else number(value)
+
+
+def _write(text: str, stream: TextIO | None = None) -> None:
+    """Writes a line to standard output; letters that it cannot take become question marks."""
+    stream = stream or sys.stdout
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    stream.write(text.encode(encoding, "replace").decode(encoding) + "\n")
+    stream.flush()

@@ -1,0 +1,642 @@
+"""5: training. One loop for every world; `train_step()` is one optimizer step."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import send_to_device
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from launcher.coordination import Agreement, Coordinator, Pending, Requests
+from launcher.data import Data, MicroBatch
+from launcher.data.permutation import mix
+from launcher.device import Device
+from launcher.errors import LauncherError
+from launcher.evaluation import At
+from launcher.model import Model, wrap
+from launcher.objective import Objective, Schedule, build_objective, build_optimizer, build_schedule
+from launcher.recipe.components import Workshop
+from launcher.tracking import Tracking
+
+if TYPE_CHECKING:
+    from launcher.session import Session
+
+SKIPS_IN_A_ROW = 20  # after so many updates without a finite gradient a run is not training any more
+
+
+class NonFiniteError(LauncherError):
+    """A step's gradients are not finite."""
+
+
+@dataclass(frozen=True)
+class Horizon:
+    """How long the run is.
+
+    Attributes:
+        steps_per_epoch: Optimizer steps of one pass over the data.
+        total_steps: The run's length; None where it is a time.
+        seconds: The run's length in time, else None.
+    """
+
+    steps_per_epoch: int
+    total_steps: int | None
+    seconds: float | None = None
+
+    def epoch(self, step: int) -> float:
+        """Passes over the data completed after `step` steps."""
+        return step / self.steps_per_epoch
+
+    def at(self, step: int) -> At:
+        """Where a step stands, for a user's step function."""
+        return At(step, step // self.steps_per_epoch, step / self.total_steps if self.total_steps else 0.0)
+
+
+@dataclass
+class Trainable:
+    """All that an optimizer step changes, and what it needs.
+
+    Attributes:
+        model: The module, bare and wrapped.
+        objective: The loss.
+        optimizer: Not prepared by Accelerate: it is stepped here.
+        schedule: The learning rate by step.
+        device: Where to compute.
+        losses: Wrapped losses with parameters of their own, by name.
+        clip_grad_norm: Largest norm of all gradients together, or None.
+        skip_non_finite: Whether a step without finite gradients is skipped; else it ends the run.
+    """
+
+    model: Model
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    device: Device
+    losses: Mapping[str, nn.Module] = field(default_factory=dict)
+    clip_grad_norm: float | None = None
+    skip_non_finite: bool = False
+
+    def __post_init__(self) -> None:
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.guard = Guard(self)
+        self.scaler = self.device.accelerator.scaler
+        self._factors: dict[float, torch.Tensor] = {}
+
+    def training_state(self) -> dict[str, Any]:
+        """What a checkpoint keeps besides the weights."""
+        scheduler = self.schedule.scheduler
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": scheduler.state_dict() if scheduler is not None else None,
+            "scaler": self.scaler.state_dict() if self.scaler is not None else None,
+            "losses": {name: loss.state_dict() for name, loss in self.objective.modules.items()},
+        }
+
+    def load(self, weights: Mapping[str, Any], training: Mapping[str, Any]) -> None:
+        """Takes up the state of a checkpoint."""
+        self.model.bare.load_state_dict(weights)
+        self.optimizer.load_state_dict(training["optimizer"])
+        if self.schedule.scheduler is not None:
+            self.schedule.scheduler.load_state_dict(training["scheduler"])
+        if self.scaler is not None and training["scaler"] is not None:
+            self.scaler.load_state_dict(training["scaler"])
+        for name, loss in self.objective.modules.items():
+            loss.load_state_dict(training["losses"][name])
+
+    def without_sync(self) -> AbstractContextManager[Any]:
+        """DDP without its all-reduce: for all but the last micro-batch of a step."""
+        stack = ExitStack()
+        for module in (getattr(self.model.wrapped, "_orig_mod", self.model.wrapped), *self.losses.values()):
+            if isinstance(module, DistributedDataParallel):
+                stack.enter_context(module.no_sync())
+        return stack
+
+    def factor(self, value: float, like: torch.Tensor) -> torch.Tensor:
+        """A scalar to start backward with, kept between steps: multiplying the loss would cost two operations."""
+        if value not in self._factors:
+            if len(self._factors) > 64:
+                self._factors.clear()
+            self._factors[value] = torch.tensor(value, dtype=like.dtype, device=like.device)
+        return self._factors[value]
+
+
+class Guard:
+    """Keeps gradients that are not finite out of everything that is kept.
+
+    One flag a step (6 µs for any optimizer). On a CPU it is read before the update. On a GPU reading would make
+    the host wait: with `non_finite: stop` the first bad step is kept on the device, and read with the losses
+    and before anything is saved or evaluated.
+    """
+
+    def __init__(self, trainable: Trainable):
+        self._trainable = trainable
+        device = trainable.device.torch_device
+        self._read_now = device.type == "cpu" or trainable.skip_non_finite
+        self._one = torch.ones((), device=device)
+        self._found = torch.zeros((), device=device)
+        self._first_bad = torch.full((), -1, dtype=torch.int64, device=device)
+        self.skipped_in_a_row = 0
+        self.skipped = 0
+
+    def allows(self, step: int) -> bool:
+        """Whether the update of this step may be made.
+
+        Raises:
+            NonFiniteError: It may not, and the recipe says stop; or too many were skipped.
+        """
+        if self._trainable.scaler is not None:
+            return True  # the gradient scaler skips by itself; `scaled_step` counts
+        gradients = [p.grad for p in self._trainable.parameters if p.grad is not None]
+        self._found.zero_()
+        torch._amp_foreach_non_finite_check_and_unscale_(gradients, self._found, self._one)
+        if not self._read_now:
+            bad = (self._found > 0) & (self._first_bad < 0)
+            self._first_bad = torch.where(bad, step, self._first_bad)
+            return True
+        if not self._found.item():
+            self.skipped_in_a_row = 0
+            return True
+        if not self._trainable.skip_non_finite:
+            raise _not_finite(step)
+        self._skip(step)
+        return False
+
+    def scaled_step(self, step: int) -> None:
+        """fp16: the scaler unscales, skips on overflow and adapts."""
+        scaler = self._trainable.scaler
+        before = scaler.get_scale()
+        scaler.step(self._trainable.optimizer)
+        scaler.update()
+        if scaler.get_scale() < before:
+            self._skip(step)
+        else:
+            self.skipped_in_a_row = 0
+
+    def _skip(self, step: int) -> None:
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row >= SKIPS_IN_A_ROW:
+            raise NonFiniteError(
+                f"step {step}: the gradients of {SKIPS_IN_A_ROW} steps in a row were not finite; "
+                "lower optimizer.lr, or set train.clip_grad_norm"
+            )
+
+    def check(self) -> None:
+        """Before anything is kept: raises if a step since the start was bad.
+
+        Raises:
+            NonFiniteError: Names the first bad step.
+        """
+        if not self._read_now and (step := int(self._first_bad)) >= 0:
+            raise _not_finite(step)
+
+
+def _not_finite(step: int) -> NonFiniteError:
+    return NonFiniteError(
+        f"step {step}: a gradient is not finite (NaN or infinity), and the update was not kept; lower optimizer.lr, "
+        "set train.clip_grad_norm, look at the batch with --debug, or say train.non_finite: skip"
+    )
+
+
+def build_trainable(workshop: Workshop, model: Model, device: Device, data: Data) -> tuple[Trainable, Horizon]:
+    """Loss, optimizer and schedule of the recipe around a model, and how long the run is.
+
+    Args:
+        workshop: Builds the components; learns `train.steps` and `train.steps_per_epoch`.
+        model: Phase 3's.
+        device: Phase 2's.
+        data: Phase 1's, which knows how many steps an epoch has.
+
+    Raises:
+        RecipeError: One of them does not fit.
+    """
+    section, recipe = workshop.recipe.train, workshop.recipe
+    steps_per_epoch = data.steps_per_epoch
+    total = section.steps if section.epochs is None else section.epochs * steps_per_epoch
+    horizon = Horizon(steps_per_epoch, total, section.time.amount if section.time else None)
+    workshop.computed["train.steps_per_epoch"] = steps_per_epoch
+    if total is not None:
+        workshop.computed["train.steps"] = total
+    objective = build_objective(workshop)
+    losses = {name: wrap(module, device, recipe.device) for name, module in objective.modules.items()}
+    for term in objective.terms:
+        term.wrapped = losses.get(term.name)
+        if isinstance(term.function, nn.Module):
+            term.function.to(device.torch_device)  # class weights are buffers
+    optimizer = build_optimizer(workshop, [model.bare, *objective.modules.values()])
+    schedule = build_schedule(workshop, optimizer, steps_per_epoch, total)
+    skips = section.non_finite == "skip"
+    return Trainable(model, objective, optimizer, schedule, device, losses, section.clip_grad_norm, skips), horizon
+
+
+# ---------------------------------------------------------------------- one step
+
+
+@dataclass(slots=True)
+class Step:
+    """What one optimizer step reads.
+
+    Attributes:
+        batches: This rank's micro-batches, in host memory.
+        scales: For each of them, a factor for each term of the loss.
+        weight: The step's count over all ranks.
+        samples: The step's samples over all ranks.
+    """
+
+    batches: Sequence[MicroBatch]
+    scales: Sequence[Sequence[float]]
+    weight: float
+    samples: int
+
+
+@dataclass(slots=True)
+class Stepped:
+    """What one optimizer step leaves: numbers still on the device.
+
+    Attributes:
+        parts: Of each micro-batch, a loss and the factor that makes it this rank's part of the step's loss,
+            times the world size.
+        grad_norm: Norm of all gradients before clipping, where clipped.
+        scalars: What a user's step function wants logged.
+    """
+
+    parts: list[tuple[torch.Tensor, float]]
+    grad_norm: torch.Tensor | None
+    scalars: Mapping[str, Any]
+
+
+def train_step(trainable: Trainable, step: Step, at: At) -> Stepped:
+    """Forward, loss and backward over the micro-batches, then one update of the weights."""
+    parts: list[tuple[torch.Tensor, float]] = []
+    scalars: Mapping[str, Any] = {}
+    last = len(step.batches) - 1
+    for number, (batch, scales) in enumerate(zip(step.batches, step.scales, strict=True)):
+        with nullcontext() if number == last else trainable.without_sync():
+            value, factor, scalars = forward(trainable, batch, scales, at)
+            backward(trainable, value, factor)
+        parts.append((value.detach(), factor))
+    return Stepped(parts, update(trainable, at.step), scalars)
+
+
+def forward(
+    trainable: Trainable, batch: MicroBatch, scales: Sequence[float], at: At
+) -> tuple[torch.Tensor, float, Mapping[str, Any]]:
+    """The loss of one micro-batch, the factor that makes it a part of the step's mean, and scalars to log."""
+    objective, layout = trainable.objective, trainable.objective.layout
+    data = batch.data
+    if trainable.device.is_gpu:
+        data = send_to_device(data, trainable.device.torch_device, non_blocking=True)
+    if objective.step is not None:
+        result = dict(objective.step(trainable.model.wrapped, data, at))
+        loss = result.pop("loss")
+        return loss, scales[0], {key: one for key, one in result.items() if key not in ("outputs", "targets")}
+    args, kwargs, targets = layout.split(data)
+    result = trainable.model.wrapped(*args, **kwargs)
+    if not objective.terms:
+        return layout.loss(result), scales[0], {}
+    return *objective.value(layout.outputs(result), targets, scales), {}
+
+
+def backward(trainable: Trainable, value: torch.Tensor, factor: float) -> None:
+    """Adds this micro-batch's gradients, times `factor`."""
+    if trainable.scaler is not None:
+        trainable.scaler.scale(value * factor).backward()
+    elif factor == 1.0:
+        torch.autograd.backward(value)
+    else:
+        torch.autograd.backward(value, trainable.factor(factor, value))
+
+
+def update(trainable: Trainable, step: int) -> torch.Tensor | None:
+    """Clips, checks, steps the optimizer, clears the gradients; returns the norm where it clipped."""
+    norm = None
+    if trainable.scaler is not None:
+        trainable.scaler.unscale_(trainable.optimizer)
+    if trainable.clip_grad_norm is not None:
+        norm = nn.utils.clip_grad_norm_(trainable.parameters, trainable.clip_grad_norm)
+    if trainable.scaler is not None:
+        trainable.guard.scaled_step(step)
+    elif trainable.guard.allows(step):
+        trainable.optimizer.step()
+    trainable.optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+# ---------------------------------------------------------------------- the stream of steps
+
+
+def counted_steps(
+    data: Data, objective: Objective, coordinator: Coordinator, start: int, stop: int | None
+) -> Generator[Step, None, None]:
+    """This rank's steps with every micro-batch's share of the whole step.
+
+    Shares of samples are arithmetic. Counts that are functions of the batch are added over the ranks one step
+    ahead, on the side group, so that no step waits for them.
+    """
+    stream = data.train.steps(start, stop)
+    first = next(stream, None)
+    if first is None:
+        return
+    objective.settle(first[0].data)
+    sampler, world = data.train.sampler, coordinator.world_size
+    ahead: deque[tuple[int, list[MicroBatch], list[list[float]], Pending | None]] = deque()
+    for step, batches in enumerate(itertools.chain([first], stream), start):
+        local = [objective.counts(batch.data, batch.samples) for batch in batches]
+        pending = None
+        if not objective.counts_samples:
+            sums = [float(sum(one)) for one in zip(*local, strict=True)]
+            pending = coordinator.sum(torch.tensor(sums, dtype=torch.float64))
+        ahead.append((step, batches, local, pending))
+        if len(ahead) > 1 or pending is None or world == 1:
+            yield _step(*ahead.popleft(), objective, sampler.batch_size, world)
+    while ahead:
+        yield _step(*ahead.popleft(), objective, sampler.batch_size, world)
+
+
+def _step(
+    step: int,
+    batches: list[MicroBatch],
+    local: list[list[float]],
+    pending: Pending | None,
+    objective: Objective,
+    batch_size: Any,
+    world: int,
+) -> Step:
+    samples = batch_size(step)
+    total = pending.result().tolist() if pending is not None else [float(samples)] * len(local[0])
+    scales = [objective.scales(own, total, world, batch.samples) for own, batch in zip(local, batches, strict=True)]
+    return Step(batches, scales, total[0], samples)
+
+
+# ---------------------------------------------------------------------- numbers of the run
+
+
+class Meter:
+    """Gathers the numbers of the steps between two lines of metrics.jsonl, without making a GPU wait.
+
+    The loss is the count-weighted mean over the steps and ranks since the line before. What a line needs is
+    copied from the device when the line is due, and read when the next one is.
+    """
+
+    def __init__(self, trainable: Trainable, coordinator: Coordinator):
+        self._trainable = trainable
+        self._coordinator = coordinator
+        device = trainable.device.torch_device
+        self._loss = torch.zeros((), dtype=torch.float64, device=device)
+        self._weight = 0.0
+        self._samples = 0
+        self._waited = 0.0
+        self._since = time.perf_counter()
+        self._stepped: Stepped | None = None
+        self._copied: deque[tuple[dict[str, Any], torch.Tensor, float, Any]] = deque()
+        self._reduced: deque[tuple[dict[str, Any], torch.Tensor, Pending]] = deque()
+
+    def add(self, stepped: Stepped, step: Step, waited: float) -> None:
+        """Takes one step in; `waited` seconds of it were spent waiting for data."""
+        for loss, factor in stepped.parts:
+            self._loss.add_(loss, alpha=factor * step.weight)
+        self._weight += step.weight
+        self._samples += step.samples
+        self._waited += waited
+        self._stepped = stepped
+
+    def cut(self, step: int, epoch: float, rate: float) -> list[dict[str, Any]]:
+        """Starts the line of these steps; returns the lines that are ready by now."""
+        if self._stepped is None:
+            return []
+        now = time.perf_counter()
+        seconds = max(now - self._since, 1e-9)
+        line: dict[str, Any] = {
+            "step": step,
+            "epoch": round(epoch, 6),
+            "split": "train",
+            "loss": None,
+            "lr": rate,
+        }
+        if self._stepped.grad_norm is not None:
+            line["grad_norm"] = None
+        line["samples_per_second"] = round(self._samples / seconds, 2)
+        line["data_wait"] = round(self._waited / seconds, 4)
+        line.update(self._scalars())
+        norm = self._stepped.grad_norm
+        numbers = torch.stack([self._loss, (norm if norm is not None else self._loss).double()])
+        if self._trainable.device.torch_device.type == "cuda":
+            line["gpu_memory"] = torch.cuda.max_memory_allocated()
+        ready = self._advance()
+        copied = numbers.to("cpu", non_blocking=True)
+        self._copied.append((line, copied, self._weight, self._mark()))
+        self._loss.zero_()
+        self._weight, self._samples, self._waited, self._since, self._stepped = 0.0, 0, 0.0, now, None
+        if not self._trainable.device.is_gpu:
+            self._reduce()
+            if self._coordinator.world_size == 1:
+                ready += self._read()
+        return ready
+
+    def _mark(self) -> Any:
+        """An event behind the copy just begun; None where copies are immediate."""
+        if self._trainable.device.torch_device.type != "cuda":
+            return None
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch has no types here
+        event.record()
+        return event
+
+    def _scalars(self) -> dict[str, Any]:
+        assert self._stepped is not None
+        return {key: float(value) for key, value in self._stepped.scalars.items()}
+
+    def _advance(self) -> list[dict[str, Any]]:
+        ready = self._read()
+        self._reduce()
+        return ready
+
+    def _reduce(self) -> None:
+        """Lines whose numbers are in host memory by now are added over the ranks."""
+        while self._copied:
+            line, numbers, weight, mark = self._copied.popleft()
+            if mark is not None:
+                mark.synchronize()  # recorded a line ago: there is nothing left to wait for
+            loss = torch.stack([numbers[0] / (self._coordinator.world_size * weight)])
+            self._reduced.append((line, numbers, self._coordinator.sum(loss)))
+
+    def _read(self) -> list[dict[str, Any]]:
+        lines = []
+        while self._reduced:
+            line, numbers, pending = self._reduced.popleft()
+            line["loss"] = float(pending.result()[0])
+            if "grad_norm" in line:
+                line["grad_norm"] = float(numbers[1])
+            lines.append(line)
+        return lines
+
+    def flush(self) -> list[dict[str, Any]]:
+        """All lines begun, waited for."""
+        ready = self._read()
+        self._reduce()
+        return ready + self._read()
+
+    def restart_clock(self) -> None:
+        """What happened since (an evaluation, a save) is not training time."""
+        self._since = time.perf_counter()
+
+
+def seed_step(seed: int, step: int, rank: int, is_gpu: bool) -> None:
+    """Seeds torch's generators for one step: randomness is arithmetic, never stored.
+
+    `default_generator.manual_seed` costs 1.5 µs, `torch.manual_seed` 247.
+    """
+    value = mix(seed, step, rank) & 0x7FFFFFFFFFFFFFFF
+    torch.default_generator.manual_seed(value)
+    if is_gpu:
+        torch.cuda.manual_seed(value)
+
+
+# ---------------------------------------------------------------------- the loop
+
+
+def due(step: int, every: int | None) -> bool:
+    """Whether something that happens every so many steps happens after this one."""
+    return every is not None and step % every == 0
+
+
+@dataclass(frozen=True)
+class Periods:
+    """When what surrounds a step is due: a number of steps, or seconds by rank 0's clock, each None where unused."""
+
+    track_steps: int
+    evaluate_steps: int | None
+    evaluate_seconds: float | None
+    save_steps: int | None
+    save_seconds: float | None
+
+
+class Clocks:
+    """What is due by the clock; any rank's wish becomes the act of all."""
+
+    def __init__(self, horizon: Horizon, periods: Periods, spent_seconds: float = 0.0):
+        self._periods = periods
+        now = time.monotonic()
+        self._end = None if horizon.seconds is None else now + horizon.seconds - spent_seconds
+        self._evaluated = self._saved = now
+
+    def wishes(self, stop: bool) -> Requests:
+        """What this rank wants to happen after this step."""
+        periods = self._periods
+        if self._end is None and periods.evaluate_seconds is None and periods.save_seconds is None:
+            return Requests(stop)
+        now = time.monotonic()
+        return Requests(
+            stop or (self._end is not None and now >= self._end),
+            periods.save_seconds is not None and now - self._saved >= periods.save_seconds,
+            periods.evaluate_seconds is not None and now - self._evaluated >= periods.evaluate_seconds,
+        )
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether the run's time is over."""
+        return self._end is not None and time.monotonic() >= self._end
+
+    def evaluated(self) -> None:
+        """An evaluation has just been made."""
+        self._evaluated = time.monotonic()
+
+    def saved(self) -> None:
+        """A checkpoint has just been made."""
+        self._saved = time.monotonic()
+
+
+def train(trainable: Trainable, data: Data, horizon: Horizon, session: Session) -> tuple[str, int]:
+    """Trains to the horizon, or until it is told to stop.
+
+    Args:
+        trainable: What a step changes.
+        data: This rank's batches.
+        horizon: How long.
+        session: Where to start, and what to do when something is due.
+
+    Returns:
+        `finished` or `preempted`, and the number of steps completed.
+    """
+    device, coordinator = trainable.device, trainable.device.coordinator
+    evaluation, saving, periods, done = session.evaluation, session.saving, session.periods, session.start
+    meter, agreement = Meter(trainable, coordinator), Agreement(coordinator)
+    clocks = Clocks(horizon, periods, session.spent_seconds)
+    steps = counted_steps(data, trainable.objective, coordinator, done, horizon.total_steps)
+    settle = partial(_settle, meter, trainable, session.tracking, horizon)
+    trainable.model.wrapped.train()
+    if evaluation.section.first and done == 0:
+        evaluation.run(0, 0.0)
+    state, rate = "finished", trainable.schedule.rate
+    for step, waited in timed(steps):
+        seed_step(session.seed, done, device.world.rank, device.is_gpu)
+        rate = trainable.schedule.rate
+        stepped = train_step(trainable, step, horizon.at(done))
+        done += 1
+        trainable.schedule.advance(done)
+        meter.add(stepped, step, waited)
+        if due(done, periods.track_steps):
+            _track(meter.cut(done, horizon.epoch(done), rate), session.tracking, done)
+        agreed = agreement.after(done, clocks.wishes(session.stopping()))
+        if due(done, periods.evaluate_steps) or agreed.evaluate:
+            settle(done, rate)
+            evaluation.run(done, horizon.epoch(done))
+            clocks.evaluated()
+            if evaluation.improved:
+                saving.save(done)
+            meter.restart_clock()
+        if due(done, periods.save_steps) or agreed.save:
+            settle(done, rate)
+            saving.save(done)
+            clocks.saved()
+            meter.restart_clock()
+        if agreed.stop or not evaluation.goes_on:
+            state = "preempted" if agreed.stop and not clocks.out_of_time else "finished"
+            break
+    steps.close()
+    agreement.close()
+    settle(done, rate)
+    if state == "finished" and evaluation.last_step != done:
+        evaluation.run(done, horizon.epoch(done))
+    return state, done
+
+
+def timed(steps: Iterator[Step]) -> Iterator[tuple[Step, float]]:
+    """Each step with the seconds that it was waited for."""
+    while True:
+        before = time.perf_counter()
+        step = next(steps, None)
+        if step is None:
+            return
+        yield step, time.perf_counter() - before
+
+
+def warm_up(trainable: Trainable, data: Data) -> None:
+    """One forward and backward whose result is thrown away; buffers are put back."""
+    buffers = {name: buffer.clone() for name, buffer in trainable.model.bare.named_buffers()}
+    step = next(counted_steps(data, trainable.objective, trainable.device.coordinator, 0, 1))
+    value, factor, _ = forward(trainable, step.batches[-1], step.scales[-1], At())
+    backward(trainable, value, factor)
+    trainable.optimizer.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        for name, buffer in trainable.model.bare.named_buffers():
+            buffer.copy_(buffers[name])
+
+
+def _track(lines: Sequence[dict[str, Any]], tracking: Tracking, step: int) -> None:
+    for line in lines:
+        tracking.log(line)
+    tracking.progress(step)
+
+
+def _settle(meter: Meter, trainable: Trainable, tracking: Tracking, horizon: Horizon, step: int, rate: float) -> None:
+    """Before anything is kept: no bad step is behind us, and all lines are written."""
+    trainable.guard.check()
+    _track(meter.cut(step, horizon.epoch(step), rate) + meter.flush(), tracking, step)

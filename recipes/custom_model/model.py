@@ -1,0 +1,22 @@
+"""A model of your own: any nn.Module will do."""
+
+from torch import Tensor, nn
+
+
+class Net(nn.Module):
+    """Three linear layers over points in the plane."""
+
+    def __init__(self, classes: int, width: int = 64) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(2, width),
+            nn.SiLU(),
+            nn.Linear(width, width),
+            nn.SiLU(),
+            nn.Linear(width, classes),
+        )
+
+    def forward(self, points: Tensor) -> Tensor:
+        """Map points of shape [N, 2] to logits of shape [N, classes]."""
+        logits: Tensor = self.layers(points)
+        return logits
