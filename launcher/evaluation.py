@@ -169,7 +169,7 @@ def build_metrics(workshop: Workshop, device: torch.device) -> dict[str, Any]:
     for name, component in workshop.recipe.evaluate.metrics.items():
         metric = workshop.build(component)
         for one in metric.values() if hasattr(metric, "values") else [metric]:
-            one.sync_on_compute = False
+            one.sync_on_compute = one._to_sync = False  # the second is read once, when a metric is made
         metrics[name] = metric.to(device)
     return metrics
 

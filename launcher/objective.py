@@ -167,9 +167,8 @@ def _scale(term: Term, local: float, total: float, world_size: int, samples: int
     if term.per == "batch":
         return term.weight
     numerator = 1.0 if term.sums else local
-    if total == 0:
-        # every entry of the whole step is ignored: torch's mean is NaN there, and so is ours
-        return float("nan")
+    if total == 0:  # every entry of the whole step is ignored: it has no gradient
+        return 0.0
     return term.weight * numerator * world_size / total
 
 

@@ -143,7 +143,7 @@ def _open_tracking(recipe: Recipe, options: Options, folder: Path, horizon: Hori
         total_steps=horizon.total_steps,
         start_step=start,
         trackers=recipe.track.trackers,
-        run_name=f"{recipe.name}/{folder.name}",
+        run_name=recipe.name,
         config=resolved(recipe),
         best=(best.metric, best.mode) if best else None,
         output=options.output,  # type: ignore[arg-type]  # argparse allows these words only

@@ -464,7 +464,8 @@ class Meter:
             line, numbers, weight, mark = self._copied.popleft()
             if mark is not None:
                 mark.synchronize()  # recorded a line ago: there is nothing left to wait for
-            loss = torch.stack([numbers[0] / (self._coordinator.world_size * weight)])
+            # a mean over nothing is not a number
+            loss = torch.stack([numbers[0] / (self._coordinator.world_size * (weight or float("nan")))])
             self._reduced.append((line, numbers, self._coordinator.sum(loss)))
 
     def _read(self) -> list[dict[str, Any]]:

@@ -115,7 +115,7 @@ def test_every_index_is_equally_likely_at_every_position(shuffle: Shuffle, size:
 @both
 @pytest.mark.parametrize("size", [3, 4, 5])
 def test_all_permutations_of_a_few_are_equally_likely_over_seeds(shuffle: Shuffle, size: int) -> None:
-    seen = Counter(tuple(shuffle(size, seed, 0).tolist()) for seed in range(2400))
+    seen = Counter(tuple(shuffle(size, seed, 0).tolist()) for seed in range(1200))
     counts = np.array([seen[each] for each in itertools.permutations(range(size))])
     assert abs(z_of_chi_square(counts, len(counts) - 1)) < LIMIT
 
@@ -134,7 +134,7 @@ def test_every_index_comes_exactly_once_at_every_size_up_to_ten_thousand() -> No
     assert wrong == []
 
 
-@pytest.mark.parametrize("size", [2**31 - 1, 2**31, 2**31 + 1, 10**12])
+@pytest.mark.parametrize("size", [2**31, 2**31 + 1, 10**12])
 def test_no_index_comes_twice_in_a_large_order(size: int) -> None:
     order = Permutation(size, 3, 1)
     starts = np.linspace(0, size - 100_000, 40, dtype=np.int64)

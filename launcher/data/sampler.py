@@ -118,7 +118,7 @@ class StepSampler(DistributedSampler[list[tuple[int, int]]]):
         self.steps_per_epoch = self._full_steps + (self._last_batch_size > 0 and not drop_last)
         self.start_step = 0
         self.stop_step: int | None = None
-        self._cumulative = None if weights is None else self._check_weights(weights)
+        self._cumulative = None if weights is None else self._cumulate(weights)
         batch_sizes = (global_batch_size, self._last_batch_size)
         self._micro_batches = {size: self._divide(size) for size in batch_sizes}
         self._row_size = len(self._row_offsets(global_batch_size))
@@ -170,7 +170,7 @@ class StepSampler(DistributedSampler[list[tuple[int, int]]]):
             )
         )
 
-    def _check_weights(self, weights: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    def _cumulate(self, weights: npt.ArrayLike) -> npt.NDArray[np.float64]:
         cumulative = cumulative_weights(weights)
         if len(cumulative) != self.dataset_size:
             message = f"{len(cumulative)} weights for {self.dataset_size} samples; give each sample one"

@@ -14,7 +14,8 @@ from launcher.datasets.splits import split_rows
 class Digits(TensorDataset):
     """Images of shape [1, 8, 8], scaled to [0, 1], with the digit as target.
 
-    The three parts are fixed (70, 15 and 15 % of every digit) and do not depend on a recipe's seed.
+    The three parts are fixed (5, 1 and 1 of every seven images of a digit) and do not depend on
+    a recipe's seed.
 
     Args:
         split: Which part.
@@ -30,7 +31,7 @@ class Digits(TensorDataset):
         from sklearn.datasets import load_digits  # seconds on a cold disk: only for who asks for digits
 
         pixels, digits = load_digits(return_X_y=True)
-        rows = split_rows(split, len(digits), classes=digits)
+        rows = split_rows(split, digits)
         images = torch.from_numpy(pixels[rows] / 16).to(dtype).reshape(-1, 1, 8, 8)
         super().__init__(images, torch.from_numpy(digits[rows]).long())
 

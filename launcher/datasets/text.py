@@ -107,7 +107,7 @@ class TextFile(Dataset[tuple[Tensor, Tensor]]):
 
 def _read(path: Path) -> str:
     if not path.is_file():
-        raise FileNotFoundError(f"no text file at {path} (looked from {Path.cwd()}); give the path of a text")
+        raise FileNotFoundError(f"no file at {path} (looked from {Path.cwd()}); give the path of a text")
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

@@ -30,9 +30,7 @@ class ConvNet(nn.Module):
     ) -> None:
         super().__init__()
         widths = [inputs, *channels]
-        stages = [
-            _stage(width_in, width_out, dtype) for width_in, width_out in zip(widths, channels, strict=False)
-        ]
+        stages = [_stage(width_in, width_out, dtype) for width_in, width_out in zip(widths, channels, strict=False)]
         self.features = nn.Sequential(*stages, nn.AdaptiveAvgPool2d(2), nn.Flatten())
         self.head = nn.Linear(4 * widths[-1], classes, dtype=dtype)
 

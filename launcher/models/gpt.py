@@ -63,9 +63,7 @@ class GPT(nn.Module):
         """
         length = tokens.shape[1]
         if length > self.context:
-            raise ValueError(
-                f"sequences of {length} tokens, but the model was built for context {self.context}"
-            )
+            raise ValueError(f"sequences of {length} tokens, but the model was built for context {self.context}")
         positions = torch.arange(length, device=tokens.device)
         x = self.dropout(self.tokens(tokens) + self.positions(positions))
         logits: Tensor = self.head(self.norm(self.blocks(x)))
@@ -94,7 +92,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, T, width] to the same shape."""
         x = x + self.attention(self.norm1(x))
-        return x + self.feed_forward(self.norm2(x))
+        added: Tensor = x + self.feed_forward(self.norm2(x))
+        return added
 
 
 class CausalSelfAttention(nn.Module):

@@ -31,6 +31,7 @@ CLASSES = (
 FUNCTIONS = (
     "timm.create_model",
     "timm.models._factory.create_model",
+    "torch._VariableFunctionsClass.tensor",  # torch.tensor
     "torch.utils.data._utils.collate.default_collate",
     "torch.utils.data.dataset.random_split",
     "datasets.load.load_dataset",

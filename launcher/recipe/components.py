@@ -53,7 +53,7 @@ SLOTS = (
     Slot("loss", ("torch.nn",), kind="loss"),
     Slot("optimizer", ("torch.optim",), handed="params", kind="optimizer"),
     Slot("scheduler", ("torch.optim.lr_scheduler",), handed="optimizer", kind="scheduler"),
-    Slot("evaluate.metrics", ("torchmetrics", "torchmetrics.text"), kind="metric"),
+    Slot("evaluate.metrics", ("torchmetrics", "torchmetrics.classification", "torchmetrics.text"), kind="metric"),
 )
 
 
@@ -276,14 +276,12 @@ def _import_file(file: str, own: tuple[Path, ...]) -> types.ModuleType:
     while (root / "__init__.py").is_file():  # a package: relative imports and worker pickling need its full name
         root, names = root.parent, [root.name, *names]
     module = ".".join(names)
-    loaded = sys.modules.get(module)
-    if loaded is not None and Path(getattr(loaded, "__file__", None) or "").resolve() == path:
-        return loaded
-    installed = loaded or _find(module)
-    if installed is not None:
-        other = getattr(installed, "__file__", None) or getattr(installed, "origin", "")
+    known = sys.modules.get(module) or _find(module)
+    other = getattr(known, "__file__", None) or getattr(known, "origin", None)
+    if known is not None and (other is None or Path(other).resolve() != path):
         raise LauncherError(f"'{file}' would hide the module '{module}' of {other}; give the file another name")
-    sys.path.insert(0, str(root))
+    if known is None:
+        sys.path.insert(0, str(root))
     return _imported(module)
 
 

@@ -30,7 +30,7 @@ from launcher.recipe.document import (
 )
 from launcher.recipe.references import resolve
 
-HORIZONS = ("epochs", "steps", "time")  # of `train`, which says exactly one of them
+_HORIZONS = ("epochs", "steps", "time")  # of `train`, which says exactly one of them
 _MAX_BASES = 20
 _SECRET_KEYS = re.compile("password|passwd|secret|token|(api|access|secret|private)_?key|credentials", re.IGNORECASE)
 
@@ -122,9 +122,10 @@ class _Sources:
     def load(self, file: _File) -> Node | None:
         """Return one file over its bases."""
         root = self.sections(file)
-        if root is None or not isinstance(root.value, dict) or "base" not in root.value:
+        found = root.find("base") if root else None
+        if root is None or found is None:
             return root
-        base = root.value["base"]
+        _, base = found
         root = root.with_items([(key, child) for key, child in root.items() if key != "base"])
         if base.value is None:
             return root
@@ -226,8 +227,8 @@ def merge(old: Node | None, new: Node, at: Path = ()) -> Node:
 
 def _displaced(old: Mapping[Key, Node], stated: Mapping[Key, Node], at: Path) -> dict[Key, Node]:
     """Return a mapping, without the length of the training where another length is put over it."""
-    lengths = [key for key, node in stated.items() if key in HORIZONS and node.value is not None]
-    return {key: node for key, node in old.items() if not (at == ("train",) and lengths and key in HORIZONS)}
+    lengths = [key for key, node in stated.items() if key in _HORIZONS and node.value is not None]
+    return {key: node for key, node in old.items() if not (at == ("train",) and lengths and key in _HORIZONS)}
 
 
 @dataclass(frozen=True)

@@ -460,6 +460,7 @@ _EXPLANATIONS = {
     r"<block end>, but found '([\]}])'": "a '{0}' too many",
     r"but found '([:,?])'": "a key or value is missing before '{0}'",
     r"<block end>": "this does not belong to what stands before it; put the whole value in quotes",
+    r"',' or '[\]}]', but got '\?'": "inside brackets, a value that holds '?' is put in quotes",
     r"',' or '([\]}])', but got '(?!<stream end>)": "',' or '{0}' is missing before this",
     r"unexpected document separator": "a quote is open here; close it before the '---'",
     r"escape": "a backslash in double quotes begins an escape; use single quotes",

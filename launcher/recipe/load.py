@@ -46,7 +46,7 @@ def load_recipe(
         RecipeError: Everything that is wrong, each with its place.
     """
     document = read_document(path, overrides, remove)
-    tree = with_components(document.values, document)
+    tree = with_components(_functions_as_components(document.values), document)
     for key, value in (given or {}).items():
         _hand_in(tree, document, key, value)
     problems = list(_component_problems(tree))
@@ -60,6 +60,21 @@ def load_recipe(
     assert recipe is not None
     recipe._document = document
     return recipe
+
+
+# functions of a user's own, which a recipe may name without `_ref_`
+_FUNCTIONS = (("train", "step"), ("train", "count"), ("data", "weights"))
+
+
+def _functions_as_components(values: dict[str, Any]) -> dict[str, Any]:
+    """`train.step: my_task.py:step` is short for `{_ref_: my_task.py:step}`."""
+    values = dict(values)
+    for section, key in _FUNCTIONS:
+        inner = values.get(section)
+        said = inner.get(key) if isinstance(inner, dict) else None
+        if isinstance(inner, dict) and isinstance(said, str) and ".py:" in said:
+            values[section] = {**inner, key: {"_ref_": said}}
+    return values
 
 
 def _hand_in(tree: dict[str, Any], document: Document, key: str, value: Any) -> None:

@@ -413,6 +413,12 @@ class _Resolver:
         self.checked.add(name)
 
     def check_need(self, name: str) -> None:
+        node: Node | None = self.root
+        for segment in name.split(".") if name not in COMPUTED else ():
+            found = node.find(segment) if node else None
+            node = found[1] if found else None
+        if node is None:
+            return  # not stated: nothing to wait for
         try:
             self.lookup(name)
         except _CycleError:
@@ -444,7 +450,10 @@ class _Resolver:
                 return self.beyond(node.value, segments[position:])
             found = node.find(segment)
             if found is None:
-                return self.below(path, node, segments[position:])
+                later = self.below(path, node, segments[position:])
+                if not settled:
+                    self.settle(path, node)  # for the cycle that only building it would show
+                return later
             path, node = (*path, found[0]), found[1]
         resolved = node if settled else self.settle(path, node)
         return self.share(path, resolved)
@@ -475,7 +484,6 @@ class _Resolver:
         """Return what is no key of a value: an attribute of what it builds, or the length of that."""
         length = list(rest) == ["size"] and isinstance(node.value, str | list | dict)
         if length or (isinstance(node.value, dict) and ("_target_" in node.value or "_ref_" in node.value)):
-            self.settle(path, node)
             return _later(_name((*path, *rest)), node)
         raise _ResolveError(self.unknown(path, node, rest))
 

@@ -6,8 +6,9 @@ nobody reads, a full disk or a tracker that hangs is said once, and training goe
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -31,6 +32,7 @@ class Tracking:
         self._console = console
         self._trackers = trackers
         self._disk_failed = False
+        self._display_failed = False
         self._closed = False
 
     def start(self, plan: Sequence[tuple[str, str]]) -> None:
@@ -72,8 +74,7 @@ class Tracking:
             self._metrics.close()
         except OSError as error:
             self._show(self._console.warn, f"{self._metrics.path}: the last lines are missing: {error}")
-        with suppress(Exception):
-            self._show(self._console.close, outcome, summary)
+        self._show(self._console.close, outcome, summary)
 
     def _record(self, line: Line) -> None:
         try:
@@ -85,11 +86,16 @@ class Tracking:
             self._disk_failed = True
 
     def _show(self, act: Callable[..., None], *args: Any) -> None:
-        """Does something that only serves to show; a stream that is closed or cannot take it ends no training."""
-        with suppress(OSError, ValueError):
+        """Does something that only serves to show. Whatever goes wrong with that ends no training; it is said once."""
+        try:
             for note in self._trackers.notes():
-                self._console.warn(note)
+                (self._console.warn if note.is_warning else self._console.message)(note.text)
             act(*args)
+        except Exception as error:
+            if not self._display_failed:
+                with suppress(OSError, ValueError):
+                    print(f"the display failed ({error!r}); training goes on: {self._metrics.path}", file=sys.stderr)
+            self._display_failed = True
 
 
 class NoTracking(Tracking):
@@ -160,7 +166,7 @@ def open_tracking(
     return Tracking(metrics, open_console(output, shown, past.evaluations), Trackers(trackers, tracked))
 
 
-def check_trackers(names: Mapping[str, Any] | Sequence[str]) -> None:
+def check_trackers(names: Collection[str]) -> None:
     """Checks that each tracker is one of Accelerate's and that its package is installed.
 
     Raises:

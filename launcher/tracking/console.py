@@ -6,6 +6,7 @@ is redrawn when the loop reports progress and never while a debugger has the ter
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import sys
@@ -183,9 +184,8 @@ class Pace:
 
     def __init__(self, run: ShownRun):
         self._run = run
-        self.started = time.monotonic()
         self.step = run.start_step
-        self._seen: deque[tuple[float, int]] = deque([(self.started, run.start_step)], maxlen=120)
+        self.restart()
 
     def update(self, step: int) -> None:
         """So many steps are completed now."""
@@ -193,6 +193,11 @@ class Pace:
         now = time.monotonic()
         if now - self._seen[-1][0] >= 1.0:
             self._seen.append((now, self.step))
+
+    def restart(self) -> None:
+        """The clock starts now: what came before was preparation."""
+        self.started = time.monotonic()
+        self._seen = deque([(self.started, self.step)], maxlen=120)
 
     @property
     def seconds(self) -> float:
@@ -207,7 +212,7 @@ class Pace:
     @property
     def seconds_left(self) -> float | None:
         """Time that the rest of the run takes at this pace; None where nobody can know."""
-        since, step = self._seen[0]
+        since, step = self._seen[1 if len(self._seen) > 2 else 0]  # the first second holds what is done only once
         if not self._run.total_steps or self.step <= step:
             return None
         pace = (time.monotonic() - since) / (self.step - step)
@@ -241,7 +246,7 @@ def _training(line: Line) -> list[Text]:
         parts.append(Text.assemble(_rate(line["samples_per_second"]), (" samples/s", _LABEL)))
     if "data_wait" in line:
         share = line["data_wait"]
-        parts.append(_pair("data", f"{share:.0%}", "yellow" if share > 0.2 else ""))
+        parts.append(_pair("data wait", f"{share:.0%}", "yellow" if share > 0.2 else ""))
     if "gpu_memory" in line:
         parts.append(_pair("gpu", f"{line['gpu_memory'] / 2**30:.1f} GiB"))
     if "grad_norm" in line:
@@ -266,6 +271,7 @@ class Console:
 
     def start(self, plan: Sequence[tuple[str, str]]) -> None:
         """Shows the plan."""
+        self.pace.restart()
 
     def line(self, line: Line) -> None:
         """Shows a line of `metrics.jsonl`."""
@@ -304,6 +310,7 @@ class JsonLines(Console):
 
     def start(self, plan: Sequence[tuple[str, str]]) -> None:
         """`{"plan": {label: text}}`."""
+        super().start(plan)
         _write(encode({"plan": dict(plan)}))
 
     def line(self, line: Line) -> None:
@@ -337,6 +344,7 @@ class Plain(Console):
 
     def start(self, plan: Sequence[tuple[str, str]]) -> None:
         """The plan, labels in a column."""
+        super().start(plan)
         width = max((len(label) for label, _ in plan), default=0)
         for label, text in plan:
             self.say(Text(f"{label:<{width}}  {text}"))
@@ -345,7 +353,6 @@ class Plain(Console):
         """Every evaluation; a train line when the last one is some time ago."""
         super().line(line)
         if line["split"] != "train":
-            self._said_at = time.monotonic()
             self.say(self.scores.add(line))
             return
         self.train = line
@@ -368,10 +375,9 @@ class Plain(Console):
 
     def close(self, outcome: str, summary: Sequence[Line]) -> None:
         """A table of the last numbers, and the last line."""
-        shown = self._columns(summary)
-        if shown:
-            self.show_table(_table(shown))
-        self.say(self._last_line(outcome, summary))
+        if columns := self._columns(summary):
+            self.show_table(_table(columns))
+        self.say(self._last_line(outcome, ()))
 
     def say(self, text: Text) -> None:
         """Writes one line."""
@@ -379,10 +385,8 @@ class Plain(Console):
 
     def show_table(self, table: Table) -> None:
         """Writes the table as text."""
-        rich = Rich(file=None, width=200, color_system=None, force_terminal=False, legacy_windows=False)
-        with rich.capture() as captured:
-            rich.print(table)
-        _write("\n".join(line.rstrip() for line in captured.get().rstrip().splitlines()))
+        rich = Rich(file=io.StringIO(), width=200, color_system=None, force_terminal=False)
+        _write("\n".join(["", *(line.rstrip() for line in _rendered(rich, table).splitlines()), ""]))
 
     def _columns(self, summary: Sequence[Line]) -> dict[str, Line]:
         """The last train line, the best evaluations, and the summary, by title."""
@@ -416,7 +420,7 @@ class Terminal(Plain):
         super().__init__(run, scores)
         # Past sys.stdout, which may be copied to a log: redrawn lines are nothing to keep.
         self._screen = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", errors="replace")
-        self._rich = Rich(file=self._screen, highlight=False, force_terminal=True)
+        self._rich = Rich(file=io.StringIO(), highlight=False, force_terminal=True)
         self._streams: list[Aside] = []
         self._evaluation: Text | None = None
         self._is_drawn = False
@@ -425,6 +429,7 @@ class Terminal(Plain):
 
     def start(self, plan: Sequence[tuple[str, str]]) -> None:
         """The plan, then the bar."""
+        self.pace.restart()
         grid = Table.grid(padding=(0, 2))
         grid.add_column(style=_LABEL, no_wrap=True)
         grid.add_column(overflow="fold")
@@ -459,16 +464,15 @@ class Terminal(Plain):
     def say(self, text: Text) -> None:
         """Writes one line above the bar."""
         self._print(text)
-        if self._streams:
-            self._draw()
+        self._draw()
 
     def show_table(self, table: Table) -> None:
         """Writes the table in colour."""
-        self._print(table)
+        for part in (Text(), table, Text()):
+            self._print(part)
 
     def close(self, outcome: str, summary: Sequence[Line]) -> None:
         """Takes the bar away, gives the streams back, and sums up."""
-        self._erase()
         if self._streams and sys.stdout is self._streams[0] and sys.stderr is self._streams[1]:
             sys.stdout, sys.stderr = (stream.stream for stream in self._streams)
         self._streams = []
@@ -478,25 +482,22 @@ class Terminal(Plain):
     def _print(self, what: Text | Table) -> None:
         """Prints through sys.stdout, so that a copy of it has the line too."""
         self._erase()
-        with self._rich.capture() as captured:
-            self._rich.print(what, soft_wrap=isinstance(what, Text))
-        _write(captured.get().removesuffix("\n"))
+        _write("\n".join(line.rstrip() for line in _rendered(self._rich, what).splitlines()))
 
     def _refresh(self) -> None:
         if time.monotonic() - self._drawn_at >= REDRAW_SECONDS:
             self._draw()
 
     def _draw(self) -> None:
-        if self._midline or sys.gettrace() is not None:  # a debugger has the terminal
+        is_debugged = sys.gettrace() is not None  # then the terminal is the debugger's
+        if not self._streams or self._midline or is_debugged:
             return
         width = self._rich.width - 1
         above, below = self._bar(width), self._evaluation or self._numbers(width)
-        with self._rich.capture() as captured:
-            for text in (above, below):
-                text.truncate(width)
-                self._rich.print(text, end="\x1b[K\n", soft_wrap=True)
+        above.truncate(width)
+        below.truncate(width)
         back = "\x1b[2F" if self._is_drawn else ""
-        self._screen.write(back + captured.get())
+        self._screen.write(back + _rendered(self._rich, above, below, end="\x1b[K\n"))
         self._screen.flush()
         self._is_drawn, self._drawn_at = True, time.monotonic()
 
@@ -563,6 +564,14 @@ def _cell(name: str, line: Line) -> str:
     if value is None:
         return ""
     return f"{value:.2f}" if name == "epoch" else number(value)
+
+
+def _rendered(rich: Rich, *parts: Text | Table, end: str = "\n") -> str:
+    """The parts as rich would print them. Rich never writes itself: a broken pipe makes it end the program."""
+    with rich.capture() as captured:
+        for part in parts:
+            rich.print(part, end=end, soft_wrap=isinstance(part, Text))
+    return captured.get()
 
 
 def _write(text: str, stream: TextIO | None = None) -> None:

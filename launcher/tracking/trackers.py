@@ -23,7 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Any
 
 from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, UsageError
@@ -42,6 +42,14 @@ _PROJECT_KEYS = {  # the setting that each tracker's first argument is
     "mlflow": "experiment_name",
 }
 _EXIT_CODES = {"finished": EXIT_DONE, "preempted": EXIT_PREEMPTED}
+
+
+@dataclass(frozen=True)
+class Note:
+    """What a tracker has to say to the person."""
+
+    text: str
+    is_warning: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,7 +100,7 @@ def check(names: Iterable[str]) -> None:
 
 def _unknown(name: str, known: list[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean '{close[0]}'?" if close else ";"
+    hint = f"; did you mean '{close[0]}'?" if close else "."
     return f"track.{name}: there is no such tracker{hint} There are: {', '.join(known)}"
 
 
@@ -104,17 +112,25 @@ class Tracker:
 
     hint = ""  # what to do about lines that did not arrive
 
-    def __init__(self, name: str, settings: Mapping[str, Any], run: TrackedRun, say: Callable[[str], None]):
+    def __init__(self, name: str, settings: Mapping[str, Any], run: TrackedRun, notes: SimpleQueue[Note]):
         self.name = name
         self.settings = dict(settings)
         self.run = run
-        self.say = say
         self.inner: Any = None
+        self._notes = notes
 
     @property
     def project(self) -> str:
         """The first argument of Accelerate's tracker, where the recipe does not say it."""
         return self.run.run_name
+
+    def say(self, text: str) -> None:
+        """Leaves a word for the person."""
+        self._notes.put(Note(text))
+
+    def warn(self, text: str) -> None:
+        """Leaves word that something went wrong."""
+        self._notes.put(Note(text, is_warning=True))
 
     def start(self) -> None:
         """Opens the tracker and tells it the recipe."""
@@ -141,7 +157,7 @@ class Tracker:
         self.inner.finish()
 
     def abandon(self) -> None:
-        """Ends, from another thread, what would keep the process from ending."""
+        """Ends what a tracker that failed or hangs has started, which might keep the process from ending."""
 
 
 class TensorBoard(Tracker):
@@ -170,15 +186,13 @@ class WandB(Tracker):
 
     def start(self) -> None:
         """Opens the run, online where that is asked for and possible, and brings it up to date."""
-        import wandb
-
-        defaults = wandb.setup(wandb.Settings(silent=True)).settings  # knows WANDB_MODE, WANDB_BASE_URL, the key
+        defaults = _settings()
         mode = self.settings.pop("mode", None) or defaults.mode
-        why = f"mode is {mode}"
-        if mode == "online":
-            why = self._obstacle(defaults) or self._try_online()
-        if why:
-            self._open_run("offline" if mode == "online" else mode)
+        why = ""
+        if mode != "online":
+            self._open_run(mode)
+        elif why := self._obstacle(defaults) or self._try_online():
+            self._open_run("offline")
         self._announce(why)
         self._catch_up()
 
@@ -196,24 +210,32 @@ class WandB(Tracker):
         self.inner.run.finish(exit_code=_EXIT_CODES.get(outcome, EXIT_FAILED))
 
     def abandon(self) -> None:
-        """Kills wandb's helper process, for which wandb would otherwise wait when Python ends."""
+        """Ends wandb's helper process, for which wandb would wait when Python ends: asks first, then kills."""
         import psutil  # type: ignore[import-untyped]  # comes with Accelerate; ships no types
-        import wandb
 
-        for child in psutil.Process().children():
-            with suppress(psutil.Error):
-                if child.name() == "wandb-core":
-                    child.kill()
-        with suppress(Exception):
-            wandb.teardown()  # finds the helper gone, and forgets to wait for it
+        helpers = [child for child in psutil.Process().children() if child.name() == "wandb-core"]
+        ending = threading.Thread(target=_end_wandb, daemon=True)
+        ending.start()
+        ending.join(2.0)
+        for helper in helpers:
+            with suppress(psutil.NoSuchProcess):
+                helper.kill()
+        ending.join(5.0)
 
     def _open_run(self, mode: str) -> None:
+        _settings()
         options = dict(self.settings)
         asked = options.pop("settings", {})
-        bounds = {"silent": True, "console": "off", "init_timeout": 15, "finish_timeout": 15}
+        ours = {
+            "silent": True,
+            "console": "off",
+            "init_timeout": 15,
+            "finish_timeout": 15,
+            "finish_timeout_raises": True,
+        }
         resume = {"resume": "allow"} if mode == "online" else {}
         named = {"dir": str(self.run.run_dir), "id": self._run_id(), "name": self.run.label, "mode": mode}
-        self.open(**{**named, **resume, **options, "settings": {**bounds, **asked}})
+        self.open(**{**named, **resume, **options, "settings": {**ours, **asked}})
         self.inner.store_init_configuration(_plain(self.run.config))
         self.inner.run.define_metric("step")
         self.inner.run.define_metric("*", step_metric="step")
@@ -228,11 +250,11 @@ class WandB(Tracker):
 
     def _obstacle(self, defaults: Any) -> str:
         """Why the run cannot be online; empty if nothing is known to be in the way."""
+        if not _has_key(defaults):
+            return "no API key; wandb login"
         parts = self.run.run_dir.glob("wandb/offline-run-*")
         if any(not list(part.glob("*.synced")) for part in parts):
             return "an earlier part of it is not synced yet"
-        if not _has_key(defaults):
-            return "no API key; wandb login"
         return _unreachable(defaults.base_url)
 
     def _try_online(self) -> str:
@@ -240,6 +262,7 @@ class WandB(Tracker):
         try:
             self._open_run("online")
         except Exception as error:  # what a server answers is not ours to foresee
+            self.abandon()  # or its helper would hold the run's id
             return _in_short(error)
         return ""
 
@@ -248,7 +271,10 @@ class WandB(Tracker):
         if run.offline:
             folder = shlex.quote(str(self.run.run_dir / "wandb"))
             self.hint = f"; to sync it later: wandb sync {folder}/offline-run-*"
-            self.say(f"wandb: offline ({why}){self.hint}")
+            if why:
+                self.warn(f"wandb: offline ({why}){self.hint}")
+            else:
+                self.say(f"wandb: offline{self.hint}")
         elif run.url:
             self.hint = f"; to send what is missing: wandb sync {shlex.quote(str(run.settings.sync_dir))}"
             self.say(f"wandb: {run.url}")
@@ -262,6 +288,20 @@ class WandB(Tracker):
             for line in self.run.history():
                 self.log(line["step"], numbers(line))
                 time.sleep(0)  # the training's thread goes first
+
+
+def _settings() -> Any:
+    """What wandb knows by itself: WANDB_MODE, WANDB_BASE_URL, the key. From here on it prints nothing."""
+    import wandb
+
+    return wandb.setup(wandb.Settings(silent=True)).settings
+
+
+def _end_wandb() -> None:
+    import wandb
+
+    with suppress(Exception, SystemExit):
+        wandb.teardown()
 
 
 def _has_key(defaults: Any) -> bool:
@@ -375,10 +415,11 @@ class Worker:
         """Says what did not arrive."""
         tracker = self.tracker
         if self._thread.is_alive():
+            self._dead = True
             tracker.abandon()
-            tracker.say(f"{tracker.name} did not finish in time and is left behind{tracker.hint}")
+            tracker.warn(f"{tracker.name} did not finish in time and is left behind{tracker.hint}")
         elif self._missing and not self._dead:
-            tracker.say(f"{tracker.name}: {self._missing} lines did not reach it; metrics.jsonl has them")
+            tracker.warn(f"{tracker.name}: {self._missing} lines did not reach it; metrics.jsonl has them")
 
     def _work(self) -> None:
         try:
@@ -387,8 +428,13 @@ class Worker:
                 self._log(line)
             self.tracker.finish(self._outcome or "failed")
         except BaseException as error:  # some trackers call sys.exit
+            if self._dead:  # left behind already: nobody waits for what it has to say
+                return
             self._dead = True
-            self.tracker.say(f"{self.tracker.name} {_failure(error)}; training goes on without it")
+            self._lines.clear()
+            with suppress(Exception):
+                self.tracker.abandon()
+            self.tracker.warn(f"{self.tracker.name} {_failure(error)}; training goes on without it{self.tracker.hint}")
 
     def _next(self) -> Line | None:
         with self._changed:
@@ -400,7 +446,7 @@ class Worker:
             self.tracker.log(line["step"], numbers(line))
         except Exception as error:  # a server that is away for a minute may come back
             if not self._missing:
-                self.tracker.say(f"{self.tracker.name} {_failure(error)}; training goes on")
+                self.tracker.warn(f"{self.tracker.name} {_failure(error)}; training goes on")
             self._missing += 1
 
 
@@ -408,9 +454,9 @@ class Trackers:
     """The trackers of a run."""
 
     def __init__(self, chosen: Mapping[str, Mapping[str, Any]], run: TrackedRun):
-        self._notes: SimpleQueue[str] = SimpleQueue()
+        self._notes: SimpleQueue[Note] = SimpleQueue()
         self._workers = [
-            Worker(_KINDS.get(name, Tracker)(name, settings, run, self._notes.put)) for name, settings in chosen.items()
+            Worker(_KINDS.get(name, Tracker)(name, settings, run, self._notes)) for name, settings in chosen.items()
         ]
 
     def send(self, line: Line) -> None:
@@ -418,11 +464,10 @@ class Trackers:
         for worker in self._workers:
             worker.send(line)
 
-    def notes(self) -> Iterator[str]:
+    def notes(self) -> Iterator[Note]:
         """What trackers have to say since the last call. Threads do not print: a terminal has one writer."""
-        with suppress(Empty):
-            while True:
-                yield self._notes.get_nowait()
+        while not self._notes.empty():
+            yield self._notes.get()
 
     def close(self, outcome: str, say: Callable[[str], None]) -> None:
         """Lets the trackers finish, and leaves behind those that do not within bounds."""

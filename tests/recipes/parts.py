@@ -1,0 +1,183 @@
+"""Small data sets and models for tests: doubles throughout, so that sums agree to 1e-9 in any order."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+
+class Numbers(Dataset[tuple[Tensor, Tensor]]):
+    """`size` rows of 6 numbers and a class of 3, read one by one."""
+
+    def __init__(self, size: int = 50, seed: int = 1):
+        generator = torch.Generator().manual_seed(seed)
+        self.inputs = torch.randn(size, 6, generator=generator, dtype=torch.float64)
+        self.targets = (self.inputs[:, :3] + 0.3 * self.inputs[:, 3:]).argmax(1)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.inputs[index], self.targets[index]
+
+
+class WholeNumbers(Numbers):
+    """The same rows, read whole batches at a time."""
+
+    def get_batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        return self.inputs[indices], self.targets[indices]
+
+
+class Named(Numbers):
+    """The same rows as mappings."""
+
+    def __getitem__(self, index: int) -> Any:
+        return {"left": self.inputs[index, :3], "right": self.inputs[index, 3:], "label": self.targets[index]}
+
+
+class Noisy(Numbers):
+    """The same rows with random noise added at each reading, from every generator a user may draw from."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        import random
+
+        import numpy as np
+
+        noise = torch.randn(6, dtype=torch.float64) + np.random.randn() + random.random()
+        return self.inputs[index] + 0.1 * noise, self.targets[index]
+
+
+class Words(Dataset[tuple[Tensor, Tensor]]):
+    """Rows of 4 inputs and 5 targets each, of which a varying number is ignored (-100), in some rows all."""
+
+    def __init__(self, size: int = 50):
+        generator = torch.Generator().manual_seed(2)
+        self.inputs = torch.randn(size, 5, 4, generator=generator, dtype=torch.float64)
+        self.targets = self.inputs[..., :3].argmax(2)
+        ignored = torch.rand(size, 5, generator=generator) < torch.rand(size, 1, generator=generator)
+        self.targets[ignored] = -100
+        self.targets[::7] = -100
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.inputs[index], self.targets[index]
+
+
+class Net(nn.Module):
+    """6 numbers to 3 logits."""
+
+    def __init__(self, dropout: float = 0.0, norm: bool = False):
+        super().__init__()
+        middle: list[nn.Module] = [nn.BatchNorm1d(8)] if norm else []
+        self.layers = nn.Sequential(nn.Linear(6, 8), *middle, nn.Tanh(), nn.Dropout(dropout), nn.Linear(8, 3)).double()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.layers(inputs)
+        return logits
+
+
+class TwoInputs(Net):
+    """The same from two halves, by name; gives a mapping."""
+
+    def forward(self, left: Tensor, right: Tensor) -> Any:  # type: ignore[override]  # another signature on purpose
+        logits = self.layers(torch.cat([left, right], 1))
+        return {"logits": logits, "hidden": logits.square()}
+
+
+class WordNet(nn.Module):
+    """[N, 5, 4] numbers to [N, 3, 5] logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3).double()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.layer(inputs).transpose(1, 2)  # type: ignore[no-any-return]  # a module's call is Any
+
+
+class OwnLoss(Net):
+    """Returns its own loss, as transformers' models do."""
+
+    def forward(self, inputs: Tensor, labels: Tensor) -> Any:  # type: ignore[override]  # another signature on purpose
+        logits = self.layers(inputs)
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+class Scaled(nn.Module):
+    """A loss with a parameter of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones((), dtype=torch.float64))
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(outputs * self.scale, targets)
+
+
+class Exploding(Net):
+    """Its gradients are infinite where a row's first number is above a limit."""
+
+    def __init__(self, limit: float = 2.0):
+        super().__init__()
+        self.limit = limit
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits = super().forward(inputs)
+        return logits * torch.inf if (inputs[:, 0] > self.limit).any() else logits
+
+
+def step(model: nn.Module, batch: tuple[Tensor, Tensor], at: Any) -> Mapping[str, Any]:
+    """A step function of a user's own."""
+    outputs = model(batch[0])
+    return {"loss": nn.functional.cross_entropy(outputs, batch[1]), "outputs": outputs, "targets": batch[1], "progress": at.fraction}
+
+
+def word_step(model: nn.Module, batch: tuple[Tensor, Tensor], at: Any) -> Mapping[str, Any]:
+    """A step function whose loss is a mean over the entries that count."""
+    outputs = model(batch[0])
+    if not word_count(batch):
+        return {"loss": outputs.sum() * 0}
+    return {"loss": nn.functional.cross_entropy(outputs, batch[1])}
+
+
+def word_count(batch: tuple[Tensor, Tensor]) -> int:
+    """How many entries of a batch count."""
+    return int((batch[1] != -100).sum())
+
+
+def halved(step: int) -> float:
+    """For LambdaLR."""
+    return 0.5**step
+
+
+def weights_of(dataset: Numbers) -> Any:
+    """A weight per sample."""
+    return (dataset.targets + 1).numpy()
+
+
+class Slow(Numbers):
+    """A set that takes some seconds to be read."""
+
+    def __init__(self, seconds: float):
+        super().__init__(4)
+        self.seconds = seconds
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        time.sleep(self.seconds / len(self))
+        return super().__getitem__(index)
+
+
+class Broken(Numbers):
+    """A set of which one row cannot be read."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        if index == 3:
+            raise ZeroDivisionError("row 3 is broken")
+        return super().__getitem__(index)

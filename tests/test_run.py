@@ -1,0 +1,242 @@
+"""One run: what it evaluates, refuses, writes and goes on from."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from recipes.parts import Net, Numbers, WholeNumbers
+from torch import nn
+from worlds import TINY, in_world, result_of, train
+
+import launcher
+from launcher.errors import LauncherError, RecipeError, UsageError
+from launcher.launch.world import World
+from launcher.recipe.load import load_recipe
+from launcher.training import NonFiniteError
+
+EVALUATED = [
+    "data.validation={_target_: parts.py:Numbers, size: 23, seed: 2}",
+    "data.test={_target_: parts.py:WholeNumbers, size: 31, seed: 3}",
+    "evaluate={every: 2 steps, metrics: {accuracy: {_target_: MulticlassAccuracy, num_classes: 3, average: micro}}}",
+]
+QUIET = {"cpu": True, "output": "quiet"}
+
+
+def run(folder: Path, *overrides: str, **objects: object) -> launcher.api.Result:
+    return launcher.train(TINY, "launch.threads=1", *overrides, run_dir=folder, **QUIET, **objects)
+
+
+def brute_force(weights: dict[str, torch.Tensor], data: Numbers, norm: bool = False) -> tuple[float, float]:
+    model = Net(norm=norm)
+    model.load_state_dict(weights)
+    with torch.no_grad():
+        outputs = model.eval()(data.inputs)
+    accuracy = (outputs.argmax(1) == data.targets).double().mean().item()
+    return nn.functional.cross_entropy(outputs, data.targets).item(), accuracy
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("norm", [False, True])
+def test_evaluation_counts_every_sample_once(tmp_path: Path, size: int, norm: bool) -> None:
+    norms = [f"model.norm={str(norm).lower()}", "data.drop_last=true"]
+    trained = train(tmp_path / "run", *EVALUATED, *norms, size=size)
+    last = [line for line in trained.lines if line["split"] == "validation"][-1]
+    loss, accuracy = brute_force(trained.weights, Numbers(23, 2), norm)
+    assert last["loss"] == pytest.approx(loss, abs=1e-9)
+    assert last["accuracy"] == pytest.approx(accuracy, abs=1e-6)
+    test = trained.column("loss", "test")
+    assert test == pytest.approx([brute_force(trained.weights, Numbers(31, 3), norm)[0]], abs=1e-9)
+    assert [line["step"] for line in trained.lines if line["split"] == "validation"] == list(
+        range(2, 2 * (len(trained.column("loss")) // 2) + 1, 2)
+    ) + ([len(trained.column("loss"))] if len(trained.column("loss")) % 2 else [])
+
+
+def test_evaluating_does_not_change_training(tmp_path: Path) -> None:
+    dropout = "model.dropout=0.5"
+    plain = train(tmp_path / "plain", dropout)
+    evaluated = train(tmp_path / "evaluated", dropout, *EVALUATED, "evaluate.every=1 steps")
+    assert evaluated.distance(plain) == 0
+
+
+def test_evaluation_may_outlast_the_process_group_s_timeout(tmp_path: Path) -> None:
+    slow = "data.validation={_target_: parts.py:Slow, seconds: 4}"
+    trained = train(tmp_path / "run", slow, "device.timeout=2 seconds", "train={steps: 3}", "evaluate.every=2 steps", size=2)
+    assert trained.distance(train(tmp_path / "alone", "train={steps: 3}")) < 1e-9
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_a_run_goes_on_from_its_checkpoint_bit_for_bit(tmp_path: Path, size: int) -> None:
+    changes = ["model.dropout=0.3", "save={every: 2 steps, keep: 20}", *EVALUATED]
+    straight = train(tmp_path / "straight", *changes, size=size)
+    folder = tmp_path / "stopped"
+    train(folder, *changes, size=size)
+    for name in ("step-00000012", "step-00000010", "step-00000008"):
+        for file in (folder / "checkpoints" / name).iterdir():
+            file.unlink()
+        (folder / "checkpoints" / name).rmdir()
+    (folder / "model_weights.pth").unlink()
+    resumed = train(folder, *changes, size=size)
+    assert resumed.distance(straight) == 0
+    assert resumed.column("step") == straight.column("step")
+    assert resumed.column("loss") == straight.column("loss")
+
+
+def test_gradients_that_are_not_finite_end_the_run_with_the_step(tmp_path: Path) -> None:
+    changes = ["model={_target_: parts.py:Exploding, limit: 2.0}", "save.every=1 steps", "save.keep=100"]
+    with pytest.raises(NonFiniteError, match=r"^step (\d+): a gradient is not finite") as caught:
+        run(tmp_path / "run", *changes)
+    step = int(str(caught.value).split()[1].rstrip(":"))
+    saved = sorted((tmp_path / "run" / "checkpoints").glob("step-*"))
+    assert [path.name for path in saved] == [f"step-{number:08d}" for number in range(1, step + 1)]
+    kept = torch.load(saved[-1] / "weights.pth", weights_only=True)
+    assert all(value.isfinite().all() for value in kept.values())
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
+
+
+def test_gradients_that_are_not_finite_can_be_skipped(tmp_path: Path) -> None:
+    changes = ["model={_target_: parts.py:Exploding, limit: 2.0}", "train.non_finite=skip"]
+    one, two = train(tmp_path / "one", *changes), train(tmp_path / "two", *changes, size=2)
+    assert any(math.isnan(loss) or math.isinf(loss) for loss in map(float, one.column("loss")))
+    assert all(value.isfinite().all() for value in one.weights.values())
+    assert two.distance(one) < 1e-9
+
+
+def test_bf16_runs_on_a_cpu_and_fp16_names_it(tmp_path: Path) -> None:
+    recipe = Path(__file__).parent.parent / "recipes" / "digits_mlp.yaml"
+    trained = train(tmp_path / "run", "device.precision=bf16", "train.epochs=2", recipe=recipe)
+    assert trained.column("loss", "validation")[-1] < 1.5
+    assert {value.dtype for value in trained.weights.values()} == {torch.float32}
+    with pytest.raises(UsageError, match="fp16 needs a GPU; on a CPU use bf16"):
+        run(tmp_path / "other", "device.precision=fp16")
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_best_weights_are_kept_and_become_the_final_ones_if_asked(tmp_path: Path) -> None:
+    best = ["evaluate.best={metric: loss, mode: min}", "save.final=best", "save.keep=1", "optimizer.lr=0.5"]
+    trained = train(tmp_path / "run", *EVALUATED, *best, remove=("scheduler",))
+    losses = {line["step"]: line["loss"] for line in trained.lines if line["split"] == "validation"}
+    step = min(losses, key=losses.__getitem__)
+    assert step != max(losses)
+    assert brute_force(trained.weights, Numbers(23, 2))[0] == pytest.approx(losses[step], abs=1e-9)
+    assert [line["step"] for line in trained.lines if line["split"] == "test"] == [step]
+    assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == [
+        f"step-{step:08d}",
+        "step-00000012",
+    ]
+
+
+def test_early_stopping_stops_every_rank(tmp_path: Path) -> None:
+    stop = ["evaluate.best={metric: loss, mode: min}", "evaluate.early_stop={patience: 1}", "optimizer.lr=0.5"]
+    trained = train(tmp_path / "run", *EVALUATED, *stop, "train.epochs=100", size=2)
+    losses = trained.column("loss", "validation")
+    assert len(losses) < 100
+    assert losses[-1] >= min(losses[:-1])
+
+
+def test_plateau_steps_with_what_rank_0_measured(tmp_path: Path) -> None:
+    plateau = ["scheduler={_target_: ReduceLROnPlateau, patience: 0, factor: 0.5}", "optimizer.lr=0.5"]
+    best = "evaluate.best={metric: loss, mode: min}"
+    one = train(tmp_path / "one", *EVALUATED, *plateau, best)
+    two = train(tmp_path / "two", *EVALUATED, *plateau, best, size=2)
+    assert one.column("lr") == two.column("lr")
+    assert one.column("lr")[-1] < 0.5
+
+
+def test_the_weights_load_into_the_bare_class(tmp_path: Path) -> None:
+    trained = train(tmp_path / "run", "model.norm=true", "data.drop_last=true", size=2)
+    assert not any(name.startswith(("module.", "_orig_mod.")) for name in trained.weights)
+    Net(norm=True).load_state_dict(trained.weights)
+
+
+def test_the_run_folder_holds_what_the_design_lists(tmp_path: Path) -> None:
+    run(tmp_path / "run", *EVALUATED)
+    names = {str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    expected = {"recipe.yaml", "resolved.yaml", "environment.json", "status.json", "metrics.jsonl", "model_weights.pth"}
+    assert expected | {"logs/rank-0.log", "checkpoints/step-00000012/manifest.json"} <= names
+    assert (tmp_path / "run" / "recipe.yaml").read_text() == TINY.read_text()
+
+
+def test_objects_from_python_stand_in_place_of_sections(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    result = run(tmp_path / "given", model=Net(), train=WholeNumbers(), loss=nn.CrossEntropyLoss())
+    assert result.state == "finished"
+    assert result.step == 12
+    by_recipe = train(tmp_path / "recipe")
+    assert result_of(tmp_path / "given").distance(by_recipe) == 0
+    assert "given from Python: Net" in (tmp_path / "given" / "resolved.yaml").read_text()
+    torch.testing.assert_close(result.model.state_dict(), by_recipe.weights, rtol=0, atol=0)
+    with pytest.raises(UsageError, match=r"takes no 'modell'; it takes: model, loss"):
+        launcher.train(TINY, modell=Net())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.global_batch_size=100", "data.drop_last=true"], "an epoch has no step: the training set has 50 samples"),
+        (["data.train.size=0"], "an epoch has no step: the training set is empty"),
+        (["loss.reduction=sum"], "a step's loss is a mean over its count"),
+        (["optimizer._groups_={'*.bios': {lr: 1}}"], r"no parameter is named like '\*\.bios'"),
+        (["scheduler={_target_: OneCycleLR, max_lr: 1, total_steps: 10, _warmup_: 2 steps}"], "warms up by itself"),
+        (["model={_target_: Dropout}"], "there is nothing to train"),
+        (["optimizer.lrr=1"], "AdamW takes no 'lrr'; did you mean 'lr'\\?"),
+        (["optimizer.params=[]"], "'params' is handed in by the run; remove it"),
+        (["batch.inputs=[7]"], "a batch has no 7; it is a tuple of 2"),
+    ],
+)
+def test_what_cannot_be_is_said(tmp_path: Path, overrides: list[str], message: str) -> None:
+    with pytest.raises(LauncherError, match=message):
+        run(tmp_path / "run", *overrides)
+
+
+def test_more_ranks_than_samples_in_a_batch_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="2 samples cannot be shared by 3 processes"):
+        train(tmp_path / "run", "data.global_batch_size=2", size=3)
+    assert not (tmp_path / "run").exists()
+
+
+def test_several_validation_sets_and_a_share_of_the_training_set(tmp_path: Path) -> None:
+    sets = "data.validation={near: {_target_: parts.py:Numbers, seed: 2}, far: {_target_: parts.py:Numbers, seed: 9}}"
+    trained = train(tmp_path / "several", sets)
+    assert [line["name"] for line in trained.lines if line["split"] == "validation"][:2] == ["near", "far"]
+    shared = train(tmp_path / "share", "data.validation=20% of train")
+    assert len(shared.column("loss", "validation")) == 3
+    assert len(shared.column("loss")) == 9  # 40 samples are left: 3 steps an epoch
+
+
+def test_all_mistakes_are_reported_together() -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(TINY, ["trian.epochs=1", "data.global_batch_size=many", "evaluate.every=soon"])
+    text = str(caught.value)
+    assert "did you mean 'train'?" in text
+    assert "'many' is not a whole number" in text
+    assert "'soon' is no duration" in text
+
+
+def test_a_world_that_contradicts_itself_is_refused() -> None:
+    accelerate = {"ACCELERATE_MIXED_PRECISION": "no"}
+    with pytest.raises(UsageError, match="asked for several processes on the CPU and started one"):
+        World.from_environ({**accelerate, "MASTER_PORT": "1"})
+    with pytest.raises(UsageError, match="WORLD_SIZE is set and RANK is not"):
+        World.from_environ({"WORLD_SIZE": "2"})
+    with pytest.raises(UsageError, match="RANK='x' is not a whole number"):
+        World.from_environ({"WORLD_SIZE": "2", "RANK": "x"})
+
+
+def _fails_on_rank_0(folder: str) -> str:
+    try:
+        launcher.train(
+            TINY, "data.validation={_target_: parts.py:Broken}", "launch.threads=1", run_dir=folder, **QUIET  # type: ignore[arg-type]
+        )
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+def test_an_error_in_rank_0_s_evaluation_reaches_every_rank(tmp_path: Path) -> None:
+    first, second = in_world(2, _fails_on_rank_0, str(tmp_path / "run"))
+    assert first == "ZeroDivisionError: row 3 is broken"
+    assert second == "PeerError: rank 0 failed: ZeroDivisionError: row 3 is broken"

@@ -1,0 +1,128 @@
+"""Real processes for tests: worlds of any size over gloo, forked from a server that has imported torch once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from launcher.recipe.load import load_recipe
+from launcher.tracking import Line, read_metrics
+
+TINY = Path(__file__).parent / "recipes" / "tiny.yaml"
+_context = multiprocessing.get_context("forkserver")
+# imported once: what each process would otherwise spend seconds on
+_context.set_forkserver_preload(
+    ["launcher.run", "torch._dynamo", "torch.distributed.tensor", "torchmetrics.classification", "rich.progress"]
+)
+
+
+def in_world(size: int, function: Callable[..., Any], *arguments: Any, timeout: float = 120.0) -> list[Any]:
+    """Calls `function(*arguments)` as each rank of a world; returns what they returned, by rank.
+
+    Raises:
+        AssertionError: A rank failed or did not end in time; no process is left behind.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    pipes, processes = [], []
+    for rank in range(size):
+        ours, theirs = _context.Pipe(duplex=False)
+        process = _context.Process(target=_rank, args=(rank, size, port, os.getcwd(), theirs, function, arguments))
+        process.start()
+        theirs.close()
+        pipes.append(ours)
+        processes.append(process)
+    try:
+        return _gather(pipes, time.monotonic() + timeout)
+    finally:
+        for process in processes:
+            process.join(5)
+            if process.is_alive():
+                process.kill()
+
+
+def _gather(pipes: list[Any], deadline: float) -> list[Any]:
+    results: dict[int, Any] = {}
+    while len(results) < len(pipes):
+        waiting = {pipe: rank for rank, pipe in enumerate(pipes) if rank not in results}
+        ready = wait(list(waiting), timeout=max(0.0, deadline - time.monotonic()))
+        assert ready, f"ranks {sorted(waiting.values())} did not end in time"
+        for pipe in ready:
+            rank = waiting[pipe]
+            try:
+                failed, results[rank] = pipe.recv()
+            except EOFError:
+                failed, results[rank] = True, "it died"
+            assert not failed, f"rank {rank}: {results[rank]}"
+    return [results[rank] for rank in range(len(pipes))]
+
+
+def _rank(rank: int, size: int, port: int, folder: str, pipe: Connection, function: Any, arguments: Any) -> None:
+    os.chdir(folder)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    if size > 1:
+        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in names.items()}, MASTER_ADDR="127.0.0.1")
+    try:
+        pipe.send((False, function(*arguments)))
+    except BaseException as error:
+        pipe.send((True, "".join(traceback.format_exception(error))))
+    sys.stdout.flush()
+    os._exit(0)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run left.
+
+    Attributes:
+        folder: The run's folder.
+        lines: metrics.jsonl.
+        weights: model_weights.pth.
+    """
+
+    folder: Path
+    lines: list[Line]
+    weights: dict[str, torch.Tensor]
+
+    def column(self, key: str, split: str = "train") -> list[Any]:
+        """One key of all lines of a split."""
+        return [line[key] for line in self.lines if line["split"] == split]
+
+    def distance(self, other: Trained) -> float:
+        """The largest difference between two runs' weights."""
+        assert self.weights.keys() == other.weights.keys()
+        return max(float((self.weights[name] - other.weights[name]).abs().max()) for name in self.weights)
+
+
+def train(folder: Path, *overrides: str, size: int = 1, recipe: Path = TINY, remove: tuple[str, ...] = ()) -> Trained:
+    """Trains a recipe in a world of `size` gloo processes, one thread each."""
+    in_world(size, _train, str(folder), overrides, str(recipe), remove)
+    return result_of(folder)
+
+
+def result_of(folder: Path) -> Trained:
+    """Reads what a run left."""
+    weights = torch.load(folder / "model_weights.pth", weights_only=True)
+    return Trained(folder, list(read_metrics(folder / "metrics.jsonl")), weights)
+
+
+def _train(folder: str, overrides: tuple[str, ...], recipe: str, remove: tuple[str, ...]) -> str:
+    from launcher.launch.world import World
+    from launcher.run import run
+    from launcher.session import Options
+
+    read = load_recipe(recipe, ["launch.threads=1", *overrides], remove)
+    return run(read, World.from_environ(), Options(cpu=True, run_dir=folder, output="quiet")).state
