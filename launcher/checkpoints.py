@@ -144,8 +144,8 @@ def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise SaveError(
-            f"saving into {folder} needs {needed / 2**20:.1f} MiB and {free / 2**20:.1f} MiB are free; make room and go "
-            "on with --resume; the checkpoints before it are intact"
+            f"saving into {folder} needs {needed / 2**20:.1f} MiB and {free / 2**20:.1f} MiB are free; make room and "
+            f"go on with --run-dir {folder.parent}; the checkpoints before it are intact"
         )
 
 

@@ -107,8 +107,8 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     world = World.from_environ()
     if world.is_launched and options.processes not in (None, world.size):
         raise UsageError(
-            f"--processes {options.processes}: {world.started_by} has started {world.size}; leave --processes away, or start "
-            "with `launcher train` alone"
+            f"--processes {options.processes}: {world.started_by} has started {world.size}; leave --processes away, "
+            "or start with `launcher train` alone"
         )
     recipe = load_recipe(options.recipe, options.overrides, options.remove)
     if not world.is_launched:

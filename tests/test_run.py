@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ import launcher
 from launcher.errors import LauncherError, RecipeError, UsageError
 from launcher.launch.world import World
 from launcher.recipe.load import load_recipe
+from launcher.run import Result
 from launcher.training import NonFiniteError
 
 EVALUATED = [
@@ -23,11 +25,10 @@ EVALUATED = [
     "data.test={_target_: parts.py:WholeNumbers, size: 31, seed: 3}",
     "evaluate={every: 2 steps, metrics: {accuracy: {_target_: MulticlassAccuracy, num_classes: 3, average: micro}}}",
 ]
-QUIET = {"cpu": True, "output": "quiet"}
 
 
-def run(folder: Path, *overrides: str, **objects: object) -> launcher.api.Result:
-    return launcher.train(TINY, "launch.threads=1", *overrides, run_dir=folder, **QUIET, **objects)
+def run(folder: Path, *overrides: str, **objects: Any) -> Result:
+    return launcher.train(TINY, "launch.threads=1", *overrides, run_dir=folder, cpu=True, output="quiet", **objects)
 
 
 def brute_force(weights: dict[str, torch.Tensor], data: Numbers, norm: bool = False) -> tuple[float, float]:
@@ -64,7 +65,9 @@ def test_evaluating_does_not_change_training(tmp_path: Path) -> None:
 
 def test_evaluation_may_outlast_the_process_group_s_timeout(tmp_path: Path) -> None:
     slow = "data.validation={_target_: parts.py:Slow, seconds: 4}"
-    trained = train(tmp_path / "run", slow, "device.timeout=2 seconds", "train={steps: 3}", "evaluate.every=2 steps", size=2)
+    trained = train(
+        tmp_path / "run", slow, "device.timeout=2 seconds", "train={steps: 3}", "evaluate.every=2 steps", size=2
+    )
     assert trained.distance(train(tmp_path / "alone", "train={steps: 3}")) < 1e-9
 
 
@@ -116,10 +119,10 @@ def test_bf16_runs_on_a_cpu_and_fp16_names_it(tmp_path: Path) -> None:
 
 
 def test_the_best_weights_are_kept_and_become_the_final_ones_if_asked(tmp_path: Path) -> None:
-    best = ["evaluate.best={metric: loss, mode: min}", "save.final=best", "save.keep=1", "optimizer.lr=0.5"]
+    best = ["evaluate.best={metric: loss, mode: max}", "save.final=best", "save.keep=1", "optimizer.lr=0.5"]
     trained = train(tmp_path / "run", *EVALUATED, *best, remove=("scheduler",))
     losses = {line["step"]: line["loss"] for line in trained.lines if line["split"] == "validation"}
-    step = min(losses, key=losses.__getitem__)
+    step = max(losses, key=losses.__getitem__)
     assert step != max(losses)
     assert brute_force(trained.weights, Numbers(23, 2))[0] == pytest.approx(losses[step], abs=1e-9)
     assert [line["step"] for line in trained.lines if line["split"] == "test"] == [step]
@@ -176,7 +179,10 @@ def test_objects_from_python_stand_in_place_of_sections(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["data.global_batch_size=100", "data.drop_last=true"], "an epoch has no step: the training set has 50 samples"),
+        (
+            ["data.global_batch_size=100", "data.drop_last=true"],
+            "an epoch has no step: the training set has 50 samples",
+        ),
         (["data.train.size=0"], "an epoch has no step: the training set is empty"),
         (["loss.reduction=sum"], "a step's loss is a mean over its count"),
         (["optimizer._groups_={'*.bios': {lr: 1}}"], r"no parameter is named like '\*\.bios'"),
@@ -228,9 +234,7 @@ def test_a_world_that_contradicts_itself_is_refused() -> None:
 
 def _fails_on_rank_0(folder: str) -> str:
     try:
-        launcher.train(
-            TINY, "data.validation={_target_: parts.py:Broken}", "launch.threads=1", run_dir=folder, **QUIET  # type: ignore[arg-type]
-        )
+        run(Path(folder), "data.validation={_target_: parts.py:Broken}")
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return "nothing"

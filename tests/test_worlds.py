@@ -67,18 +67,26 @@ def test_warm_up_and_cosine_follow_the_step_counter(alone: Trained) -> None:
 
 CASES = {
     "read one by one": ["data.train._target_=parts.py:Numbers"],
-    "weighted classes": ["loss={_target_: CrossEntropyLoss, weight: {_target_: torch.tensor, _args_: [[1.0, 2.0, 3.0]], "
-                         "dtype: {_ref_: torch.float64}}}"],
+    "weighted classes": [
+        "loss={_target_: CrossEntropyLoss, weight: {_target_: torch.tensor, _args_: [[1.0, 2.0, 3.0]], "
+        "dtype: {_ref_: torch.float64}}}"
+    ],
     "elements, some ignored": ["data.train={_target_: parts.py:Words}", "model={_target_: parts.py:WordNet}"],
     "a step function": ["train.step=parts.py:step"],
-    "a step function that counts": ["data.train={_target_: parts.py:Words}", "model={_target_: parts.py:WordNet}",
-                                    "train.step=parts.py:word_step", "train.count=parts.py:word_count"],
+    "a step function that counts": [
+        "data.train={_target_: parts.py:Words}",
+        "model={_target_: parts.py:WordNet}",
+        "train.step=parts.py:word_step",
+        "train.count=parts.py:word_count",
+    ],
     "the model's own loss": ["model._target_=parts.py:OwnLoss", "loss=model", "batch={inputs: {inputs: 0, labels: 1}}"],
     "a loss with a parameter": ["loss={_target_: parts.py:Scaled}"],
-    "mappings, two losses": ["data.train._target_=parts.py:Named", "model._target_=parts.py:TwoInputs",
-                             "batch={inputs: {left: left, right: right}, targets: [label], outputs: [logits]}",
-                             "loss={a: {_target_: CrossEntropyLoss, _weight_: 0.7}, "
-                             "b: {_target_: MultiMarginLoss, _weight_: 0.3}}"],
+    "mappings, two losses": [
+        "data.train._target_=parts.py:Named",
+        "model._target_=parts.py:TwoInputs",
+        "batch={inputs: {left: left, right: right}, targets: [label], outputs: [logits]}",
+        "loss={a: {_target_: CrossEntropyLoss, _weight_: 0.7}, b: {_target_: MultiMarginLoss, _weight_: 0.3}}",
+    ],
     "clipping": ["train.clip_grad_norm=0.1"],
     "groups": ["optimizer._groups_={'*.bias': {weight_decay: 0, lr: 0.1}}"],
     "drawn by weight": ["data.weights=parts.py:weights_of"],

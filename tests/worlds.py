@@ -36,7 +36,8 @@ def in_world(size: int, function: Callable[..., Any], *arguments: Any, timeout: 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    pipes, processes = [], []
+    pipes: list[Any] = []
+    processes = []
     for rank in range(size):
         ours, theirs = _context.Pipe(duplex=False)
         process = _context.Process(target=_rank, args=(rank, size, port, os.getcwd(), theirs, function, arguments))
@@ -57,7 +58,7 @@ def _gather(pipes: list[Any], deadline: float) -> list[Any]:
     results: dict[int, Any] = {}
     while len(results) < len(pipes):
         waiting = {pipe: rank for rank, pipe in enumerate(pipes) if rank not in results}
-        ready = wait(list(waiting), timeout=max(0.0, deadline - time.monotonic()))
+        ready: list[Any] = wait(list(waiting), timeout=max(0.0, deadline - time.monotonic()))
         assert ready, f"ranks {sorted(waiting.values())} did not end in time"
         for pipe in ready:
             rank = waiting[pipe]

@@ -136,7 +136,12 @@ class Exploding(Net):
 def step(model: nn.Module, batch: tuple[Tensor, Tensor], at: Any) -> Mapping[str, Any]:
     """A step function of a user's own."""
     outputs = model(batch[0])
-    return {"loss": nn.functional.cross_entropy(outputs, batch[1]), "outputs": outputs, "targets": batch[1], "progress": at.fraction}
+    return {
+        "loss": nn.functional.cross_entropy(outputs, batch[1]),
+        "outputs": outputs,
+        "targets": batch[1],
+        "progress": at.fraction,
+    }
 
 
 def word_step(model: nn.Module, batch: tuple[Tensor, Tensor], at: Any) -> Mapping[str, Any]:

@@ -1,0 +1,257 @@
+"""What people type: every way in does the same run, and bad input ends in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from worlds import TINY, Trained, result_of, train
+
+import launcher
+from launcher.cli import main
+
+ROOT = Path(__file__).parent.parent
+CPU = {"ACCELERATE_USE_CPU": "true"}
+SHORT = ["train.epochs=2", "launch.threads=1"]
+
+
+def command(name: str) -> str:
+    """A console command of the environment that runs the tests."""
+    return str(Path(sys.executable).parent / name)
+
+
+def shell(
+    *arguments: str | Path, folder: Path, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    # an accelerate config of the person who runs the tests is not part of them
+    clean |= {"HF_HOME": str(folder / "no-config"), "OMP_NUM_THREADS": "1", **(environment or {})}
+    return subprocess.run(
+        [str(one) for one in arguments], cwd=folder, env=clean, capture_output=True, text=True, check=False, timeout=240
+    )
+
+
+WAYS: dict[str, list[str]] = {
+    "launcher train": [command("launcher"), "train"],
+    "launcher train --processes 1": [command("launcher"), "train", "--processes", "1"],
+    "python -m launcher": [sys.executable, "-m", "launcher", "train"],
+    "accelerate launch": [command("accelerate"), "launch", "--cpu", "--num_processes", "1", "-m", "launcher", "train"],
+    "torchrun": [command("torchrun"), "--standalone", "--nproc-per-node", "1", "-m", "launcher", "train"],
+}
+WAYS_TO_TWO = {
+    "launcher train": [command("launcher"), "train", "--processes", "2"],
+    "accelerate launch": [
+        *(command("accelerate"), "launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"),
+        *("-m", "launcher", "train"),
+    ],
+    "torchrun": [command("torchrun"), "--standalone", "--nproc-per-node", "2", "-m", "launcher", "train"],
+}
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return train(tmp_path_factory.mktemp("expected") / "run", "train.epochs=2")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_in_gives_the_same_weights_bit_for_bit(tmp_path: Path, expected: Trained, way: str) -> None:
+    done = shell(*WAYS[way], TINY, *SHORT, "--cpu", "--run-dir", "run", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert result_of(tmp_path / "run").distance(expected) == 0
+
+
+@pytest.mark.parametrize("way", WAYS_TO_TWO)
+def test_every_way_to_two_processes_trains_the_same(tmp_path: Path, expected: Trained, way: str) -> None:
+    done = shell(*WAYS_TO_TWO[way], TINY, *SHORT, "--cpu", "--run-dir", "run", folder=tmp_path, environment=CPU)
+    assert done.returncode == 0, done.stderr
+    assert "global batch 16 = 2 processes × 8 × 1 accumulated" in done.stdout
+    assert done.stdout.count("global batch") == 1
+    assert result_of(tmp_path / "run").distance(expected) < 1e-9
+    assert (tmp_path / "run" / "logs" / "rank-1.log").exists()
+
+
+def test_an_accelerate_config_never_beats_the_recipe(tmp_path: Path, expected: Trained) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\nmixed_precision: bf16\nnum_processes: 1\n"
+        "num_machines: 1\nmachine_rank: 0\nuse_cpu: true\ndynamo_config: {dynamo_backend: INDUCTOR}\n"
+    )
+    start: list[str | Path] = [command("accelerate"), "launch", "--config_file", config, "-m", "launcher", "train"]
+    done = shell(
+        *start,
+        TINY,
+        *SHORT,
+        "--run-dir",
+        "run",
+        folder=tmp_path,
+        environment={"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "accelerate config says bf16, the recipe no: the recipe's is used" in done.stdout
+    assert "accelerate config says dynamo backend INDUCTOR; device.compile is false" in done.stdout
+    assert "accelerate config says 4 accumulation steps" in done.stdout
+    assert result_of(tmp_path / "run").distance(expected) == 0
+
+
+def test_accelerate_launch_cpu_with_several_processes_is_explained(tmp_path: Path) -> None:
+    start = [command("accelerate"), "launch", "--cpu", "--num_processes", "2", "-m", "launcher", "train"]
+    done = shell(*start, TINY, folder=tmp_path)
+    assert done.returncode != 0
+    assert "asked for several processes on the CPU and started one" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_breakpoint_works_in_one_process(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(
+        "from torch import nn\n\nclass Net(nn.Linear):\n    def forward(self, x):\n"
+        "        breakpoint()\n        return super().forward(x)\n"
+    )
+    recipe = TINY.read_text().replace("parts.py:WholeNumbers", f"{TINY.parent}/parts.py:WholeNumbers")
+    net = "{_target_: 'model.py:Net', in_features: 6, out_features: 3, dtype: {_ref_: torch.float64}}"
+    (tmp_path / "tiny.yaml").write_text(recipe.replace('{_target_: "parts.py:Net"}', net))
+    done = subprocess.run(
+        [command("launcher"), "train", "tiny.yaml", "--cpu"],
+        cwd=tmp_path, input="p x.shape\nq\n", capture_output=True, text=True, check=False, timeout=240,
+    )  # fmt: skip
+    assert "torch.Size([16, 6])" in done.stdout
+
+
+# ---------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "tiny.yaml", "--cpuu"], "launcher: unrecognized arguments: --cpuu; see launcher --help"),
+        (["train"], "launcher train: the following arguments are required: RECIPE"),
+        (["trian"], "invalid choice: 'trian'"),
+        (["train", "tiny.yaml", "--processes", "0"], "'0' is not a whole number of at least 1"),
+        (["train", "missing.yaml"], "missing.yaml"),
+        (["train", "folder"], "folder"),
+        (["train", "empty.yaml"], "empty.yaml"),
+        (["train", "junk.yaml"], "junk.yaml"),
+        (["train", "tiny.yaml", "optimizer"], "optimizer"),
+        (["copy", "digits_cn"], "there is no recipe 'digits_cn'; did you mean 'digits_cnn'?"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(TINY.read_text())
+    (tmp_path / "empty.yaml").write_text("")
+    (tmp_path / "junk.yaml").write_bytes(bytes(range(256)))
+    (tmp_path / "folder").mkdir()
+    before = sorted(tmp_path.iterdir())
+    try:
+        code = main(arguments)
+    except SystemExit as error:
+        code = int(str(error.code))
+    printed = capsys.readouterr()
+    assert code == 2
+    assert message in printed.err
+    assert len(printed.err.strip().splitlines()) == 1
+    assert printed.out == ""
+    assert sorted(tmp_path.iterdir()) == before
+
+
+# ---------------------------------------------------------------------- a foreign folder
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package as `pip install` puts it: a wheel's files, away from the checkout."""
+    folder = tmp_path_factory.mktemp("installed")
+    done = subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (wheel,) = folder.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(folder / "site")
+    return folder / "site"
+
+
+def test_recipes_travel_in_the_package(tmp_path: Path, installed: Path) -> None:
+    run = [sys.executable, "-m", "launcher"]
+    environment = {"PYTHONPATH": str(installed)}
+    listed = shell(*run, "recipes", folder=tmp_path, environment=environment).stdout
+    for name in ("custom_model", "digits_cnn", "digits_mlp", "tabular_regression", "text_gpt"):
+        assert name in listed
+    assert shell(*run, "copy", "digits_cnn", folder=tmp_path, environment=environment).stdout == "digits_cnn.yaml\n"
+    again = shell(*run, "copy", "digits_cnn", folder=tmp_path, environment=environment)
+    assert (again.returncode, "digits_cnn.yaml exists" in again.stderr) == (2, True)
+    assert shell(*run, "copy", "custom_model", folder=tmp_path, environment=environment).returncode == 0
+    trained = shell(
+        *run, "train", "custom_model/recipe.yaml", "train.epochs=1", "--cpu", folder=tmp_path, environment=environment
+    )
+    assert trained.returncode == 0, trained.stderr
+    where = shell(
+        sys.executable, "-c", "import launcher; print(launcher.__file__)", folder=tmp_path, environment=environment
+    )
+    assert where.stdout.startswith(str(installed))
+
+
+# ---------------------------------------------------------------------- the recipes
+
+
+def test_your_own_loop_and_the_recipe_have_equal_losses(tmp_path: Path) -> None:
+    loop = ROOT / "recipes" / "custom_model" / "your_train.py"
+    script = (
+        f"import json, sys; sys.path.insert(0, {str(loop.parent)!r}); import your_train; "
+        "json.dump(your_train.main(), open('losses.json', 'w'))"
+    )
+    done = shell(sys.executable, "-c", script, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    trained = train(tmp_path / "run", "track.every=1 steps", recipe=ROOT / "recipes" / "custom_model" / "recipe.yaml")
+    losses = json.loads((tmp_path / "losses.json").read_text())
+    assert len(losses) == len(trained.column("loss"))
+    assert trained.column("loss")[:20] == pytest.approx(losses[:20], abs=1e-5)
+    by_hand = torch.load(tmp_path / "model_weights.pth", weights_only=True)
+    assert {name: value.shape for name, value in by_hand.items()} == {n: v.shape for n, v in trained.weights.items()}
+
+
+@pytest.mark.parametrize(("recipe", "accuracy"), [("digits_mlp", 0.97), ("digits_cnn", 0.98)])
+def test_digits_are_told_apart(tmp_path: Path, recipe: str, accuracy: float) -> None:
+    trained = train(tmp_path / "run", recipe=ROOT / "recipes" / f"{recipe}.yaml")
+    assert trained.column("accuracy", "test")[0] >= accuracy
+
+
+def test_the_regression_explains_the_data(tmp_path: Path) -> None:
+    trained = train(tmp_path / "run", recipe=ROOT / "recipes" / "tabular_regression.yaml")
+    assert trained.column("r2", "test")[0] > 0.4
+
+
+def test_the_gpt_learns_python_s_own_source(tmp_path: Path) -> None:
+    short = [
+        "train.steps=100",
+        "evaluate.every=50 steps",
+        "evaluate.limit=5 batches",
+        "model.layers=2",
+        "model.width=64",
+    ]
+    trained = train(tmp_path / "run", *short, recipe=ROOT / "recipes" / "text_gpt.yaml")
+    first, last = trained.column("loss", "validation")
+    assert last < first < 4.0
+
+
+def test_every_recipe_opens_with_the_command_that_runs_it() -> None:
+    for path in [*(ROOT / "recipes").glob("*.yaml"), *(ROOT / "recipes").glob("*/recipe.yaml")]:
+        head = path.read_text().split("\nname:")[0]
+        assert f"launcher train {path.relative_to(ROOT)}" in head
+
+
+def test_the_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"launcher {launcher.__version__}\n"
