@@ -15,7 +15,7 @@ from launcher.checkpoints import Saving, save_weights
 from launcher.data import Data
 from launcher.data.loaders import EvaluationLoader
 from launcher.evaluation import Evaluation, Judge, build_metrics
-from launcher.launch.signals import listen, stop_requested
+from launcher.launch.signals import listening, stop_requested
 from launcher.plan import plan_of
 from launcher.recipe.components import Workshop
 from launcher.recipe.schema import Recipe
@@ -94,6 +94,7 @@ def open_session(
     judge = Judge(recipe.evaluate.best, recipe.evaluate.early_stop)
     start, spent = _restore(trainable, judge, folder)
     with (
+        listening(),
         copied_to(folder / "logs" / f"rank-{world.rank}.log"),
         _status(folder, world.is_first, world.size) as status,
     ):
@@ -114,7 +115,6 @@ def open_session(
             spent_seconds=spent,
         )
         saving.capture = lambda step: _capture(session, trainable, data, horizon, step)
-        listen()
         try:
             tracking.start(plan_of(recipe, data, trainable, horizon, folder, start))
             yield session

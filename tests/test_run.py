@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +199,36 @@ def test_objects_from_python_stand_in_place_of_sections(tmp_path: Path) -> None:
 def test_what_cannot_be_is_said(tmp_path: Path, overrides: list[str], message: str) -> None:
     with pytest.raises(LauncherError, match=message):
         run(tmp_path / "run", *overrides)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["train.ema=0.9", "evaluate.ranks=all", "save.background=true", "launch.max_restarts=1", "launch.nodes=2"],
+)
+def test_what_is_not_built_yet_is_refused(tmp_path: Path, override: str) -> None:
+    key = override.partition("=")[0]
+    with pytest.raises(RecipeError, match=f"{key}: this version does not do that yet"):
+        run(tmp_path / "run", override)
+
+
+def test_a_run_can_be_as_long_as_a_time(tmp_path: Path) -> None:
+    trained = train(tmp_path / "run", "train={time: 2 seconds}", size=2, remove=("scheduler",))
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert status["state"] == "finished"
+    assert status["step"] == trained.column("step")[-1] > 12
+
+
+def test_a_signal_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    long = ["train.epochs=400", "track.every=100 steps"]
+    straight = train(tmp_path / "straight", *long)
+    before = signal.getsignal(signal.SIGTERM)
+    threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    stopped = run(tmp_path / "run", *long, "data.train={_target_: parts.py:Paced, seconds: 0.005}")
+    assert stopped.state == "preempted"
+    assert 0 < stopped.step < 1600
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "preempted"
+    assert train(tmp_path / "run", *long).distance(straight) == 0
 
 
 def test_more_ranks_than_samples_in_a_batch_are_refused(tmp_path: Path) -> None:

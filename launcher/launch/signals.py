@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 SECOND_INTERRUPT_SECONDS = 2.0
 
@@ -18,12 +22,23 @@ def stop_requested() -> bool:
     return bool(_received)
 
 
-def listen() -> None:
-    """Installs the handlers; repeats are the same request, only a second Ctrl-C later leaves at once."""
+@contextmanager
+def listening() -> Iterator[None]:
+    """Handles the signals for a while; repeats are the same request, only a second Ctrl-C later leaves at once.
+
+    Outside the main thread, where Python allows no handlers, nobody can ask.
+    """
     _received.clear()
-    for name in ("SIGTERM", "SIGINT", "SIGUSR2"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), _note)
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR2") if hasattr(signal, name)]
+        before = {number: signal.signal(number, _note) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _received.clear()
 
 
 def _note(number: int, _: FrameType | None) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class GPT(nn.Module):
-    """A decoder-only transformer: pre-norm blocks, learned positions, the token embedding tied to the head.
+    """A decoder-only transformer: pre-norm blocks, rotary positions, the token embedding tied to the head.
 
     Args:
         vocab_size: How many different tokens there are.
@@ -22,7 +22,7 @@ class GPT(nn.Module):
         bias: Whether linear layers and norms add one.
 
     Raises:
-        ValueError: If `heads` does not divide `width`.
+        ValueError: If `heads` does not divide `width`, or divides it into an odd width.
     """
 
     def __init__(
@@ -40,9 +40,8 @@ class GPT(nn.Module):
             raise ValueError(f"width {width} is not divisible by heads {heads}")
         self.context = context
         self.tokens = nn.Embedding(vocab_size, width)
-        self.positions = nn.Embedding(context, width)
         self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.Sequential(*(Block(width, heads, dropout, bias) for _ in range(layers)))
+        self.blocks = nn.Sequential(*(Block(width, heads, context, dropout, bias) for _ in range(layers)))
         self.norm = nn.LayerNorm(width, bias=bias)
         self.head = nn.Linear(width, vocab_size, bias=False)
         self.head.weight = self.tokens.weight
@@ -64,9 +63,8 @@ class GPT(nn.Module):
         length = tokens.shape[1]
         if length > self.context:
             raise ValueError(f"sequences of {length} tokens, but the model was built for context {self.context}")
-        positions = torch.arange(length, device=tokens.device)
-        x = self.dropout(self.tokens(tokens) + self.positions(positions))
-        logits: Tensor = self.head(self.norm(self.blocks(x)))
+        x = self.blocks(self.dropout(self.tokens(tokens)))
+        logits: Tensor = self.head(self.norm(x))
         return logits.transpose(1, 2)
 
     def _init_weights(self, layers: int) -> None:
@@ -82,10 +80,10 @@ class GPT(nn.Module):
 class Block(nn.Module):
     """Attention, then a two-layer perceptron, each added to its input."""
 
-    def __init__(self, width: int, heads: int, dropout: float, bias: bool) -> None:
+    def __init__(self, width: int, heads: int, context: int, dropout: float, bias: bool) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, bias=bias)
-        self.attention = CausalSelfAttention(width, heads, dropout, bias)
+        self.attention = CausalSelfAttention(width, heads, context, dropout, bias)
         self.norm2 = nn.LayerNorm(width, bias=bias)
         self.feed_forward = FeedForward(width, dropout, bias)
 
@@ -97,22 +95,48 @@ class Block(nn.Module):
 
 
 class CausalSelfAttention(nn.Module):
-    """Every token looks at itself and at those before it."""
+    """Every token looks at itself and at those before it, and sees how far away they are."""
 
-    def __init__(self, width: int, heads: int, dropout: float, bias: bool) -> None:
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, width: int, heads: int, context: int, dropout: float, bias: bool) -> None:
         super().__init__()
         self.heads = heads
         self.dropout = dropout
         self.query_key_value = nn.Linear(width, 3 * width, bias=bias)
         self.project = nn.Linear(width, width, bias=bias)
+        cos, sin = rotations(context, width // heads)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, T, width] to the same shape."""
+        cos, sin = self.cos[: x.shape[1]], self.sin[: x.shape[1]]
         split = self.query_key_value(x).unflatten(2, (3, self.heads, -1))  # [N, T, 3, heads, width / heads]
         query, key, value = split.permute(2, 0, 3, 1, 4)  # each [N, heads, T, width / heads]
         dropout = self.dropout if self.training else 0.0
+        query, key = rotated(query, cos, sin), rotated(key, cos, sin)
         mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
         return F.dropout(self.project(mixed.transpose(1, 2).flatten(2)), self.dropout, self.training)
+
+
+def rotations(context: int, size: int) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of each position's angles, [context, size / 2] each (RoPE, Su et al. 2021).
+
+    Raises:
+        ValueError: If `size`, the width of a head, is odd.
+    """
+    if size % 2:
+        raise ValueError(f"the width of a head is {size}; it must be even: choose width divisible by 2 × heads")
+    angles = torch.arange(context)[:, None] * 10_000.0 ** (-torch.arange(0, size, 2) / size)
+    return angles.cos(), angles.sin()
+
+
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair of features of [..., T, size] by its position's angle, so that products tell distances."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
 
 
 class FeedForward(nn.Module):

@@ -231,7 +231,7 @@ class Save(Section):
 
     every: Period = Field(Duration(900, "seconds", "15 minutes"), description="How often; always at the end too.")
     keep: Positive = Field(3, description="How many checkpoints, besides the best.")
-    background: bool = Field(True, description="Write while training goes on.")
+    background: bool = Field(False, description="Write while training goes on.")
     final: Literal["last", "best"] = Field("last", description="Which weights become model_weights.pth.")
     on_failure: Literal["stop", "warn"] = Field("stop", description="What becomes of the run when a save fails.")
 

@@ -179,6 +179,18 @@ class Slow(Numbers):
         return super().__getitem__(index)
 
 
+class Paced(WholeNumbers):
+    """Whole batches that take a while each."""
+
+    def __init__(self, seconds: float):
+        super().__init__()
+        self.seconds = seconds
+
+    def get_batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        time.sleep(self.seconds)
+        return super().get_batch(indices)
+
+
 class Broken(Numbers):
     """A set of which one row cannot be read."""
 
