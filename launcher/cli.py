@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -22,16 +23,29 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code (0 done, 1 failed, 2 wrong recipe or flags, 75 preempted)."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    options = parser().parse_args(arguments)
+    options = _parsed(arguments)
     try:
         return int(options.command(options, arguments))
     except LauncherError as error:
-        print(str(error), file=sys.stderr)
+        if error.exit_code != EXIT_USAGE or os.environ.get("RANK", "0") == "0":  # every rank finds the same mistakes
+            print(str(error), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         return EXIT_FAILED
+
+
+def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options; overrides may stand behind flags too, where argparse does not look for them."""
+    top = parser()
+    options, rest = top.parse_known_args(arguments)
+    strange = [one for one in rest if one.startswith("-") or not hasattr(options, "overrides")]
+    if strange:
+        top.error(f"unrecognized arguments: {' '.join(strange)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
+    return options
 
 
 def parser() -> argparse.ArgumentParser:

@@ -8,7 +8,6 @@ from typing import Any
 
 from launcher.data import load_data
 from launcher.device import check_device, open_device, seed_everything, use_cpu
-from launcher.errors import Problem, RecipeError
 from launcher.launch.world import World
 from launcher.model import build_model
 from launcher.recipe.components import Workshop
@@ -55,41 +54,12 @@ def run(recipe: Recipe, world: World, options: Options) -> Result:
     return Result(session.folder, state, step, scores, model.bare)
 
 
-def refuse_unbuilt(recipe: Recipe) -> None:
-    """Keys whose work is yet to be built are refused: nothing that is asked for is silently left out.
-
-    Raises:
-        RecipeError: Names them.
-    """
-    asked = {
-        "train.ema": recipe.train.ema is not None,
-        "evaluate.ranks": recipe.evaluate.ranks == "all",
-        "evaluate.timeout": recipe.evaluate.timeout is not None,
-        "save.background": recipe.save.background,
-        "launch.nodes": recipe.launch.nodes > 1,
-        "launch.max_restarts": recipe.launch.max_restarts > 0,
-        "launch.stall": recipe.launch.stall is not None,
-    }
-    asked |= {
-        f"evaluate.metrics.{name}._input_": "_input_" in metric.options
-        for name, metric in recipe.evaluate.metrics.items()
-    }
-    message = "this version does not do that yet; remove the key"
-    origins = recipe.document
-    problems = [
-        Problem(str(origins.origin(tuple(key.split(".")))), key, message) for key, wanted in asked.items() if wanted
-    ]
-    if problems:
-        raise RecipeError(problems)
-
-
 def checked(recipe: Recipe, world: World, options: Options) -> Workshop:
     """All that can be known to be wrong before data is opened: components, device, trackers.
 
     Raises:
         LauncherError: Something is.
     """
-    refuse_unbuilt(recipe)
     workshop = Workshop(recipe, options.allow)
     workshop.check()
     check_device(recipe.device, world, use_cpu(world, options.cpu))

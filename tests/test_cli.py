@@ -165,6 +165,15 @@ def test_bad_input_is_one_line_and_exit_2(
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_a_mistake_that_only_components_show_is_said_once_by_several_processes(tmp_path: Path) -> None:
+    start = [command("launcher"), "train", str(TINY), "--cpu", "--processes", "2", "optimizer.lrr=1"]
+    done = shell(*start, folder=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("AdamW takes no 'lrr'; did you mean 'lr'?") == 1
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
 # ---------------------------------------------------------------------- a foreign folder
 
 

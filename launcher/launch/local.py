@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
 
-from launcher.errors import EXIT_DONE, UsageError
+from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, UsageError
 from launcher.launch.world import RUN_DIR_VARIABLE, World, usable_cpus
 
 
@@ -49,6 +50,7 @@ def start(command: Sequence[str], processes: int, *, cpu: bool, threads: int | s
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the ranks' own words come first
     environment = {"LAUNCHER_SUPERVISOR": str(os.getpid())}
     if cpu:
         environment["ACCELERATE_USE_CPU"] = "true"
@@ -73,8 +75,10 @@ def start(command: Sequence[str], processes: int, *, cpu: bool, threads: int | s
         elastic_launch(config, sys.executable)("-u", "-m", "launcher", *command)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        print(f"launcher: rank {rank} failed first, with exit code {failure.exitcode}", file=sys.stderr)
-        return failure.exitcode if failure.exitcode > 0 else 1
+        if failure.exitcode != EXIT_USAGE:  # then rank 0 has said all there is to say
+            how = f"killed by signal {-failure.exitcode}" if failure.exitcode < 0 else f"exit code {failure.exitcode}"
+            print(f"launcher: rank {rank} failed first: {how}", file=sys.stderr)
+        return failure.exitcode if failure.exitcode > 0 else EXIT_FAILED
     return EXIT_DONE
 
 

@@ -20,9 +20,8 @@ from typing import Any
 from launcher.errors import LauncherError, Problem, RecipeError
 from launcher.recipe.allowed import is_own_file, may_import, objection
 from launcher.recipe.component import Component, components_in
-from launcher.recipe.document import dotted
+from launcher.recipe.document import dotted, hint, suggestion
 from launcher.recipe.duration import Duration
-from launcher.recipe.load import suggestion
 from launcher.recipe.references import Expression
 from launcher.recipe.schema import Recipe
 
@@ -164,8 +163,8 @@ class Workshop:
         if not homes:
             raise LauncherError(f"'{name}' has no package; write it in full, as in 'package.module.{name}'")
         raise LauncherError(
-            f"{' and '.join(homes)} have no '{name}'{suggestion(name, known)}; write a full name, as in "
-            "'package.module.Name', or 'my_file.py:Name'"
+            f"{' and '.join(homes)} have no '{name}'"
+            + hint(name, known, "write a full name, as in 'package.module.Name', or 'my_file.py:Name'")
         )
 
     def _own_folders(self, component: Component) -> tuple[Path, ...]:
@@ -370,7 +369,7 @@ def _argument_problems(component: Component, target: Any, slot: Slot) -> Iterato
             yield name, f"'{name}' is handed in by the run; remove it"
         elif name not in takes and not open_ended:
             shown = ", ".join(writable) or "no arguments"
-            yield name, f"{_name(target)} takes no '{name}'{suggestion(name, writable)}; it takes: {shown}"
+            yield name, f"{_name(target)} takes no '{name}'{hint(name, writable, f'it takes: {shown}')}"
     yield from _binding_problems(component, target, parameters, handed)
     hints = _hints(target)
     for name, value in component.kwargs.items():

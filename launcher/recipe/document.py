@@ -59,6 +59,12 @@ def suggestion(word: str, known: Iterable[Key], prefix: str = "") -> str:
     return f"; did you mean '{prefix}{near[0]}'?" if near else ""
 
 
+def hint(word: str, known: Iterable[Key], rest: str) -> str:
+    """Return `; did you mean 'lr'? It takes: …` where something known is spelled alike, else `; it takes: …`."""
+    near = suggestion(word, known)
+    return f"{near} {rest[0].upper()}{rest[1:]}" if near else f"; {rest}"
+
+
 @dataclass(frozen=True, slots=True)
 class Origin:
     """Where a value was said: `recipes/x.yaml:14:3`, `override 'optimizer.lr=3e-4'` or `default`.

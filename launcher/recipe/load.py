@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -14,7 +13,7 @@ from pydantic_core import ErrorDetails
 from launcher.errors import Problem, RecipeError
 from launcher.recipe.component import GIVEN, Component, components_in, with_components
 from launcher.recipe.compose import read_document
-from launcher.recipe.document import Document, Origin, Path, dotted
+from launcher.recipe.document import Document, Origin, Path, dotted, hint
 from launcher.recipe.references import Expression
 from launcher.recipe.schema import Recipe
 
@@ -55,11 +54,32 @@ def load_recipe(
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
         problems += [_problem(detail, document) for detail in error.errors()]
+    if recipe is not None:
+        problems += _unbuilt(recipe, document)
     if problems:
         raise RecipeError(sorted(problems, key=_place))
     assert recipe is not None
     recipe._document = document
     return recipe
+
+
+def _unbuilt(recipe: Recipe, document: Document) -> Iterator[Problem]:
+    """Keys whose work is yet to be built are refused: nothing that is asked for is silently left out."""
+    asked: dict[Path, bool] = {
+        ("train", "ema"): recipe.train.ema is not None,
+        ("evaluate", "ranks"): recipe.evaluate.ranks == "all",
+        ("evaluate", "timeout"): recipe.evaluate.timeout is not None,
+        ("save", "background"): recipe.save.background,
+        ("launch", "nodes"): recipe.launch.nodes > 1,
+        ("launch", "max_restarts"): recipe.launch.max_restarts > 0,
+        ("launch", "stall"): recipe.launch.stall is not None,
+    }
+    for name, metric in recipe.evaluate.metrics.items():
+        asked["evaluate", "metrics", name, "_input_"] = "_input_" in metric.options
+    for path, wanted in asked.items():
+        if wanted:
+            message = "this version does not do that yet; remove the key"
+            yield Problem(str(document.origin(path)), dotted(path), message)
 
 
 # functions of a user's own, which a recipe may name without `_ref_`
@@ -215,15 +235,9 @@ def _fields_at(path: Path) -> list[str]:
     return list(model.model_fields) if model is not None else []
 
 
-def suggestion(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'lr'?` where something known is spelled alike, else nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean '{close[0]}'?" if close else ""
-
-
 def _unknown_key(path: Path) -> str:
     known = _fields_at(path[:-1])
-    return f"unknown key{suggestion(str(path[-1]), known)}; here may stand: {', '.join(known)}"
+    return f"unknown key{hint(str(path[-1]), known, 'here may stand: ' + ', '.join(known))}"
 
 
 def _missing(path: Path) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import launcher
 from launcher.errors import UsageError
-from launcher.recipe.load import suggestion
+from launcher.recipe.document import hint
 
 
 def folder() -> Path:
@@ -37,7 +37,7 @@ def copy(name: str, into: Path | None = None) -> list[Path]:
     name = name.removesuffix(".yaml")
     known = shipped()
     if name not in known:
-        raise UsageError(f"there is no recipe '{name}'{suggestion(name, known)}; there are: {', '.join(known)}")
+        raise UsageError(f"there is no recipe '{name}'{hint(name, known, 'there are: ' + ', '.join(known))}")
     file, whole = folder() / f"{name}.yaml", folder() / name
     target = into / (file.name if file.is_file() else name)
     if target.exists():
