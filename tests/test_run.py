@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -218,11 +219,18 @@ def test_a_run_can_be_as_long_as_a_time(tmp_path: Path) -> None:
     assert status["step"] == trained.column("step")[-1] > 12
 
 
+def _terminate_when(path: Path) -> None:
+    """Sends SIGTERM to this process once a run has written its first line."""
+    while not path.exists() or not path.stat().st_size:
+        time.sleep(0.02)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def test_a_signal_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    long = ["train.epochs=400", "track.every=100 steps"]
+    long = ["train.epochs=400", "track.every=20 steps"]
     straight = train(tmp_path / "straight", *long)
     before = signal.getsignal(signal.SIGTERM)
-    threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    threading.Thread(target=_terminate_when, args=(tmp_path / "run" / "metrics.jsonl",), daemon=True).start()
     stopped = run(tmp_path / "run", *long, "data.train={_target_: parts.py:Paced, seconds: 0.005}")
     assert stopped.state == "preempted"
     assert 0 < stopped.step < 1600
