@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, EXIT_USAGE, LauncherError, UsageError
+from launcher.launch.world import is_spokesman
 from launcher.version import __version__
 
 
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.command(options, arguments))
     except LauncherError as error:
-        if error.exit_code != EXIT_USAGE or os.environ.get("RANK", "0") == "0":  # every rank finds the same mistakes
+        if error.exit_code != EXIT_USAGE or is_spokesman():  # every rank finds the same mistakes
             print(str(error), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -221,11 +220,6 @@ class Judge:
     def is_patient(self) -> bool:
         """Whether training may go on."""
         return self.early_stop is None or self.since < self.early_stop.patience
-
-
-def clone_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """The same metrics with states of their own."""
-    return copy.deepcopy(dict(metrics))
 
 
 class Evaluation:

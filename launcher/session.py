@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from launcher import checkpoints
-from launcher.checkpoints import Saving, save_weights
+from launcher.checkpoints import Checkpoint, Saving, save_weights
 from launcher.data import Data
-from launcher.data.loaders import EvaluationLoader
 from launcher.evaluation import Evaluation, Judge, build_metrics
 from launcher.launch.signals import listening, stop_requested
 from launcher.plan import plan_of
@@ -213,15 +212,17 @@ def _capture(
 
 def _restore(trainable: Trainable, judge: Judge, folder: Path) -> tuple[int, float]:
     """Loads the newest checkpoint of the folder, if there is one; gives its step and the seconds trained."""
+    found: Checkpoint | None = None
 
     def newest() -> str | None:
+        nonlocal found
         found = checkpoints.newest(folder / "checkpoints", print)
         return found.folder.name if found else None
 
     name = trainable.device.coordinator.from_first(newest)
     if name is None:
         return 0, 0.0
-    found = checkpoints.verify(folder / "checkpoints" / name)
+    found = found or checkpoints.verify(folder / "checkpoints" / name)  # rank 0 has read and hashed it already
     training = found.training()
     trainable.load(found.weights(), training)
     judge.load(training["judge"])
@@ -278,14 +279,3 @@ def save_at_end(session: Session, trainable: Trainable, state: str, step: int) -
     if session.saving.section.final == "best" and best is not None:
         weights = checkpoints.verify(session.saving.folder / checkpoints.name_of(best)).weights()
     save_weights(session.folder / runs.WEIGHTS_FILE, weights)
-
-
-__all__ = [
-    "EvaluationLoader",
-    "Options",
-    "Session",
-    "evaluate_at_end",
-    "open_session",
-    "periods_of",
-    "save_at_end",
-]

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, UsageError
-from launcher.launch.world import RUN_DIR_VARIABLE, World, usable_cpus
+from launcher.launch.world import RUN_DIR_VARIABLE, usable_cpus
 
 
 def choose_processes(asked: int | str | None, cpu: bool) -> int:
@@ -80,8 +80,3 @@ def start(command: Sequence[str], processes: int, *, cpu: bool, threads: int | s
             print(f"launcher: rank {rank} failed first: {how}", file=sys.stderr)
         return failure.exitcode if failure.exitcode > 0 else EXIT_FAILED
     return EXIT_DONE
-
-
-def needs_processes(world: World, processes: int) -> bool:
-    """Whether this process is a person's, who wants several."""
-    return not world.is_launched and processes > 1

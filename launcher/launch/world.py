@@ -89,6 +89,11 @@ class World:
         return world
 
 
+def is_spokesman() -> bool:
+    """Whether this process prints what every rank finds for itself: rank 0, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def usable_cpus() -> int:
     """CPUs that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import LauncherError, Problem, RecipeError
-from launcher.recipe.allowed import is_own_file, may_import, objection
+from launcher.recipe.allowed import may_import, objection
 from launcher.recipe.component import Component, components_in
 from launcher.recipe.document import dotted, hint, suggestion
 from launcher.recipe.duration import Duration
@@ -444,8 +444,3 @@ def _fits_one(value: Any, option: Any) -> bool:
 def _annotation(hint: Any) -> str:
     options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     return " or ".join(getattr(option, "__name__", str(option)) for option in options)
-
-
-def is_users_own(frame_file: str, recipe: Recipe) -> bool:
-    """Whether a traceback's file is the user's own."""
-    return is_own_file(frame_file, (recipe.document.folder.resolve(), Path.cwd().resolve()))

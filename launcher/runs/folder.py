@@ -57,15 +57,6 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     hidden.replace(path)
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A small JSON file; None where there is none that can be read."""
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
 def environment(command: Sequence[str]) -> dict[str, Any]:
     """What the run runs on: versions, host, git; never the environment's variables, which may hold secrets."""
     versions = {}
