@@ -20,7 +20,7 @@ from launcher.coordination import Agreement, Coordinator, Pending, Requests
 from launcher.data import Data, MicroBatch
 from launcher.data.permutation import mix
 from launcher.device import Device
-from launcher.errors import LauncherError
+from launcher.errors import LauncherError, Problem, RecipeError
 from launcher.evaluation import At
 from launcher.model import Model, wrap
 from launcher.objective import Objective, Schedule, build_objective, build_optimizer, build_schedule
@@ -226,6 +226,9 @@ def build_trainable(workshop: Workshop, model: Model, device: Device, data: Data
     if total is not None:
         workshop.computed["train.steps"] = total
     objective = build_objective(workshop)
+    if objective.per_batch and data.train.sampler.accumulation(0) > 1:
+        message = "_per_: batch needs a rank's whole share at once; remove data.micro_batch_size, or use more processes"
+        raise RecipeError([Problem(str(recipe.document.origin(("loss",))), "loss", message)])
     losses = {name: wrap(module, device, recipe.device) for name, module in objective.modules.items()}
     for term in objective.terms:
         term.wrapped = losses.get(term.name)

@@ -194,6 +194,7 @@ def test_objects_from_python_stand_in_place_of_sections(tmp_path: Path) -> None:
         (["model={_target_: Dropout}"], "there is nothing to train"),
         (["optimizer.lrr=1"], "AdamW takes no 'lrr'; did you mean 'lr'\\?"),
         (["optimizer.params=[]"], "'params' is handed in by the run; remove it"),
+        (["loss._per_=batch", "data.micro_batch_size=8"], "_per_: batch needs a rank's whole share at once"),
         (["batch.inputs=[7]"], "a batch has no 7; it is a tuple of 2"),
     ],
 )
