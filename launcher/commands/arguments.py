@@ -1,0 +1,74 @@
+"""Flags that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+from launcher.errors import EXIT_USAGE
+
+if TYPE_CHECKING:
+    from launcher.recipe.schema import Recipe
+
+
+class Parser(argparse.ArgumentParser):
+    """One line for a bad flag: what is wrong and where to look."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
+        sys.exit(EXIT_USAGE)
+
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[Parser]
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
+    return int(text)
+
+
+def add_recipe(command: argparse.ArgumentParser) -> None:
+    """RECIPE, its overrides, `--remove` and `--allow`."""
+    command.add_argument("recipe", metavar="RECIPE", help="a YAML file; `launcher recipes` lists some to start from")
+    command.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="changes to the recipe, as in optimizer.lr=3e-4"
+    )
+    command.add_argument("--remove", action="append", default=[], metavar="KEY", help="take a key out of the recipe")
+    command.add_argument(
+        "--allow", action="append", default=[], metavar="PACKAGE", help="a further package that the recipe may name"
+    )
+
+
+def read_recipe(options: argparse.Namespace) -> Recipe:
+    """The recipe that `add_recipe`'s flags name.
+
+    Raises:
+        RecipeError: Everything that is wrong with it.
+    """
+    from launcher.recipe.load import load_recipe
+
+    return load_recipe(options.recipe, options.overrides, options.remove)
+
+
+def add_output(command: argparse.ArgumentParser) -> None:
+    """`--quiet` and `--json`."""
+    output = command.add_mutually_exclusive_group()
+    output.add_argument(
+        "--quiet",
+        dest="output",
+        action="store_const",
+        const="quiet",
+        default="auto",
+        help="errors and the result only",
+    )
+    output.add_argument(
+        "--json",
+        dest="output",
+        action="store_const",
+        const="json",
+        help="each line of metrics.jsonl on the screen",
+    )
