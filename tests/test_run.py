@@ -205,7 +205,7 @@ def test_what_cannot_be_is_said(tmp_path: Path, overrides: list[str], message: s
 
 @pytest.mark.parametrize(
     "override",
-    ["train.ema=0.9", "evaluate.ranks=all", "save.background=true", "launch.max_restarts=1", "launch.nodes=2"],
+    ["train.ema=0.9", "evaluate.ranks=all", "launch.max_restarts=1", "launch.nodes=2"],
 )
 def test_what_is_not_built_yet_is_refused(tmp_path: Path, override: str) -> None:
     key = override.partition("=")[0]
@@ -285,4 +285,4 @@ def _fails_on_rank_0(folder: str) -> str:
 def test_an_error_in_rank_0_s_evaluation_reaches_every_rank(tmp_path: Path) -> None:
     first, second = in_world(2, _fails_on_rank_0, str(tmp_path / "run"))
     assert first == "ZeroDivisionError: row 3 is broken"
-    assert second == "PeerError: rank 0 failed: ZeroDivisionError: row 3 is broken"
+    assert second.startswith("PeerError: rank 0 failed: ZeroDivisionError: row 3 is broken")
