@@ -17,23 +17,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from launcher.errors import EXIT_FAILED, LauncherError
+from launcher.errors import LauncherError
 
 POLL_SECONDS = 0.05
 _FOREVER = timedelta(days=365)
 
 
 class PeerError(LauncherError):
-    """Another rank failed in what this one was waiting for.
-
-    Args:
-        message: What it said.
-        exit_code: What it ends with: this rank does too.
-    """
-
-    def __init__(self, message: str, exit_code: int = EXIT_FAILED):
-        super().__init__(message)
-        self.exit_code = exit_code
+    """Another rank failed in what this one was waiting for."""
 
 
 @dataclass
@@ -87,14 +78,13 @@ class Coordinator:
             try:
                 message = {"result": function()}
             except BaseException as error:
-                exit_code = error.exit_code if isinstance(error, LauncherError) else EXIT_FAILED
-                self._send({"error": "".join(traceback.format_exception_only(error)).strip(), "exit_code": exit_code})
+                self._send({"error": "".join(traceback.format_exception_only(error)).strip()})
                 raise
             self._send(message)
             return message["result"]
         message = self._receive()
         if "error" in message:
-            raise PeerError(f"rank 0 failed: {message['error']}", message["exit_code"])
+            raise PeerError(f"rank 0 failed: {message['error']}")
         return message["result"]
 
     def _send(self, message: dict[str, Any]) -> None:
@@ -124,19 +114,11 @@ def _wait(work: Any) -> None:
 
 @dataclass
 class Requests:
-    """What a rank wishes to do after this step.
-
-    Attributes:
-        stop: Save and leave: somebody asked for it.
-        save: Save and go on.
-        evaluate: Evaluate and go on.
-        over: The run's time is over: it is finished.
-    """
+    """What a rank wishes to do after this step."""
 
     stop: bool = False
     save: bool = False
     evaluate: bool = False
-    over: bool = False
 
 
 class Agreement:
@@ -163,11 +145,13 @@ class Agreement:
             return wishes
         if step < self._next:
             return Requests()
-        *agreed, period = self._pending.result().tolist() if self._pending is not None else (0, 0, 0, 0, 1)
-        numbers = [wishes.stop, wishes.save, wishes.evaluate, wishes.over, self._pace(step)]
+        stop, save, evaluate, period = (0.0, 0.0, 0.0, 1.0)
+        if self._pending is not None:
+            stop, save, evaluate, period = self._pending.result().tolist()
+        numbers = [float(wishes.stop), float(wishes.save), float(wishes.evaluate), float(self._pace(step))]
         self._pending = self._coordinator.max(torch.tensor(numbers, dtype=torch.float64))
         self._next = step + int(period)
-        return Requests(*map(bool, agreed))
+        return Requests(bool(stop), bool(save), bool(evaluate))
 
     def _pace(self, step: int) -> int:
         """Steps that take about `seconds`."""

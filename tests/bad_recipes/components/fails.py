@@ -1,2 +1,0 @@
-LAYERS = {}
-DEPTH = LAYERS['depth']

@@ -1,1 +1,0 @@
-from broken_helper import Net

@@ -1,5 +1,0 @@
-from torch import nn
-
-
-class Net(nn.Module)
-    pass
