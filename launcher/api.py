@@ -8,9 +8,9 @@ from typing import Any
 
 from launcher.errors import UsageError
 from launcher.launch.world import World
+from launcher.opening import Options
 from launcher.recipe.load import load_recipe
 from launcher.run import Result, run
-from launcher.session import Options
 
 _SLOTS = {
     "model": "model",
@@ -30,6 +30,7 @@ def train(
     *overrides: str,
     cpu: bool = False,
     run_dir: str | os.PathLike[str] | None = None,
+    resume: bool = False,
     allow: Sequence[str] = (),
     output: str = "auto",
     **objects: Any,
@@ -41,6 +42,7 @@ def train(
         *overrides: `a.b=value`, as on the command line.
         cpu: Stay on the CPU though there may be a GPU.
         run_dir: The run's folder, resumed if it holds a checkpoint; None chooses a new one.
+        resume: Go on with the newest unfinished run of this recipe, or start one.
         allow: Further packages that the recipe may name.
         output: What is shown: `auto`, `quiet` or `json`.
         **objects: In place of sections: `model` (a module), `loss` (a callable), `optimizer` (an optimizer, or a
@@ -59,6 +61,11 @@ def train(
         raise UsageError(f"launcher.train() takes no '{unknown[0]}'; it takes: {', '.join(_SLOTS)}")
     given = {_SLOTS[name]: thing for name, thing in objects.items()}
     options = Options(
-        cpu=cpu, run_dir=None if run_dir is None else os.fspath(run_dir), allow=tuple(allow), output=output
+        cpu=cpu,
+        run_dir=None if run_dir is None else os.fspath(run_dir),
+        resume=resume,
+        allow=tuple(allow),
+        output=output,
+        how={"command": ["launcher.train", os.fspath(recipe), *overrides]},
     )
     return run(load_recipe(recipe, overrides, given=given), World.from_environ(), options)

@@ -2,33 +2,40 @@
 
 A checkpoint is `checkpoints/step-00000123/`: `weights.pth` (the unwrapped state_dict), `training.pt` (optimizer,
 schedule and what else a step changes) and, written last, `manifest.json` (what it is, and size and sha256 of
-every file). It is written under a hidden name, synced to disk, and renamed.
+every file). It is written under a hidden name, synced to disk, and renamed; old ones go only after it was read back.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
-import io
 import json
 import os
 import re
 import shutil
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 
-from launcher.errors import LauncherError
+from launcher import faults
+from launcher.errors import LauncherError, UsageError
 from launcher.evaluation import Judge
 from launcher.recipe import schema
 
 FORMAT_VERSION = 1
 WEIGHTS, TRAINING, MANIFEST = "weights.pth", "training.pt", "manifest.json"
+_OVERHEAD_BYTES = 64 * 1024  # of the files' own structure
+_PAUSES = (0.5, 2.0)  # seconds between tries to write a checkpoint
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -59,11 +66,11 @@ class Checkpoint:
 
     def weights(self) -> dict[str, Any]:
         """The unwrapped state_dict, on the CPU."""
-        return _load(self.folder / WEIGHTS)
+        return load_state(self.folder / WEIGHTS)
 
     def training(self) -> dict[str, Any]:
         """Optimizer, schedule and the rest, on the CPU."""
-        return _load(self.folder / TRAINING)
+        return load_state(self.folder / TRAINING)
 
 
 def name_of(step: int) -> str:
@@ -71,45 +78,111 @@ def name_of(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def save(folder: Path, weights: Mapping[str, Any], training: Mapping[str, Any], manifest: Mapping[str, Any]) -> Path:
+@dataclass(frozen=True)
+class Snapshot:
+    """What a checkpoint is made of.
+
+    Attributes:
+        weights: The unwrapped state_dict.
+        training: Plain values and tensors only.
+        manifest: At least `step`; format version and files are added.
+    """
+
+    weights: Mapping[str, Any]
+    training: Mapping[str, Any]
+    manifest: Mapping[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps completed."""
+        return int(self.manifest["step"])
+
+    @property
+    def num_bytes(self) -> int:
+        """Of its tensors; memory that several share counts once."""
+        storages = {one.untyped_storage() for one in _tensors([self.weights, self.training])}
+        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+    def copied(self) -> Snapshot:
+        """The same in host memory of its own, so that training may go on while it is written."""
+        copies: dict[int, torch.UntypedStorage] = {}
+        return Snapshot(_copied(self.weights, copies), _copied(self.training, copies), self.manifest)
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
+
+
+def _copied(value: Any, copies: dict[int, torch.UntypedStorage]) -> Any:
+    """A deep copy in which tensors that share memory (tied weights) share it again, and keep their strides."""
+    if isinstance(value, torch.Tensor):
+        source = value.detach()
+        if source.layout is not torch.strided:
+            return source.to("cpu", copy=True)
+        storage = source.untyped_storage()
+        if storage._cdata not in copies:
+            on_host = torch.empty(storage.nbytes(), dtype=torch.uint8)
+            copies[storage._cdata] = on_host.untyped_storage().copy_(storage)
+        empty = torch.empty(0, dtype=source.dtype)
+        return empty.set_(copies[storage._cdata], source.storage_offset(), source.size(), source.stride())
+    if isinstance(value, Mapping):
+        return _made(value, ((key, _copied(item, copies)) for key, item in value.items()))
+    if type(value) in (list, tuple):
+        return type(value)(_copied(item, copies) for item in value)
+    return value
+
+
+def _made(like: Mapping[Any, Any], items: Iterable[tuple[Any, Any]]) -> Mapping[Any, Any]:
+    """A mapping of the kinds that can be loaded safely: an OrderedDict stays one."""
+    return OrderedDict(items) if isinstance(like, OrderedDict) else dict(items)
+
+
+def save(folder: Path, snapshot: Snapshot) -> Path:
     """Writes one checkpoint below `folder`, whole or not at all; an existing one of that step stays.
 
     Args:
         folder: `checkpoints/` of a run.
-        weights: The unwrapped state_dict.
-        training: Plain values and tensors only.
-        manifest: At least `step`; format version and files are added.
+        snapshot: What to write.
 
     Raises:
         SaveError: The disk is full, read-only or gone. Nothing is left behind under a visible name.
     """
-    target = folder / name_of(int(manifest["step"]))
+    step = snapshot.step
+    target = folder / name_of(step)
     hidden = folder / f".{target.name}.{os.getpid()}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if not folder.parent.is_dir():
+            raise FileNotFoundError(errno.ENOENT, f"the run's folder {folder.parent} is gone")
+        folder.mkdir(exist_ok=True)
         if target.exists():
             return target
         shutil.rmtree(hidden, ignore_errors=True)
-        contents = {WEIGHTS: serialized(weights), TRAINING: serialized(training)}
-        _check_space(folder, sum(map(len, contents.values())))
+        _check_space(folder, snapshot.num_bytes)
         hidden.mkdir()
-        files = {name: _write(hidden / name, content) for name, content in contents.items()}
-        whole = {"format": FORMAT_VERSION, **manifest, "files": files}
-        _write(hidden / MANIFEST, json.dumps(whole, indent=2).encode())
+        faults.point("checkpoint.begin", step)
+        contents = {WEIGHTS: snapshot.weights, TRAINING: snapshot.training}
+        files = {name: _save_state(hidden / name, state, "checkpoint", step) for name, state in contents.items()}
+        whole = {"format": FORMAT_VERSION, **snapshot.manifest, "files": files}
+        _write(hidden / MANIFEST, json.dumps(whole, indent=2).encode(), "checkpoint", step)
         _sync_folder(hidden)
+        faults.point("checkpoint.rename", step)
         hidden.rename(target)
+        faults.point("checkpoint.renamed", step)
         _sync_folder(folder)
     except OSError as error:
         shutil.rmtree(hidden, ignore_errors=True)
-        raise SaveError(f"saving {target}: {error.strerror or error}; those before it are intact") from error
+        raise SaveError(
+            f"saving {target}: {error.strerror or error}; the checkpoints before it are intact, go on from them with "
+            f"--run-dir {folder.parent}"
+        ) from error
     return target
-
-
-def serialized(state: Mapping[str, Any]) -> bytes:
-    """What `torch.save` writes of a state, with NumPy numbers made plain so that `weights_only=True` reads it."""
-    buffer = io.BytesIO()
-    torch.save(plain(state), buffer)
-    return buffer.getvalue()
 
 
 def plain(value: Any) -> Any:
@@ -117,19 +190,74 @@ def plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, Mapping):
-        make: Callable[..., Any] = type(value)  # an OrderedDict stays one
-        return make((plain(key), plain(item)) for key, item in value.items())
+        return _made(value, ((plain(key), plain(item)) for key, item in value.items()))
     if type(value) in (list, tuple):
         return type(value)(plain(item) for item in value)
     return value
 
 
-def _write(path: Path, content: bytes) -> dict[str, Any]:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+class _Hashed:
+    """A file that is hashed while it is written: `torch.save` appends only."""
+
+    def __init__(self, path: Path):
+        self.file = path.open("wb")
+        self.digest = hashlib.sha256()
+        self.num_bytes = 0
+
+    def write(self, block: Any) -> int:
+        """Appends a block of bytes."""
+        self.digest.update(block)
+        self.num_bytes += len(block)
+        return self.file.write(block)
+
+    def flush(self) -> None:
+        """To the operating system."""
+        self.file.flush()
+
+    def sync(self) -> dict[str, Any]:
+        """To the disk; gives size and hash for the manifest."""
+        self.flush()
+        os.fsync(self.file.fileno())
+        return {"bytes": self.num_bytes, "sha256": self.digest.hexdigest()}
+
+
+@contextlib.contextmanager
+def _hashed(path: Path) -> Iterator[_Hashed]:
+    stream = _Hashed(path)
+    try:
+        yield stream
+    finally:
+        stream.file.close()
+
+
+def _save_state(path: Path, state: Mapping[str, Any], where: str, step: int | None = None) -> dict[str, Any]:
+    """Streams what `torch.save` writes of a state, NumPy numbers made plain so that `weights_only=True` reads it."""
+    with _hashed(path) as stream:
+        try:
+            torch.save(plain(state), stream)  # type: ignore[arg-type]  # it wants write() and flush() only
+        except RuntimeError as error:  # torch's writer hides the operating system's error behind its own
+            raise _cause(error) from error
+        faults.point(f"{where}.write", step, path)
+        written = stream.sync()
+        faults.point(f"{where}.sync", step, path)
+    return written
+
+
+def _cause(error: BaseException) -> OSError:
+    """The operating system's error behind a failed `torch.save`."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, OSError):
+        found = found.__cause__ or found.__context__
+    return found if found is not None else OSError(str(error))
+
+
+def _write(path: Path, content: bytes, where: str, step: int | None = None) -> dict[str, Any]:
+    with _hashed(path) as stream:
+        stream.write(content)
+        faults.point(f"{where}.write", step, path)
+        written = stream.sync()
+        faults.point(f"{where}.sync", step, path)
+    return written
 
 
 def _sync_folder(folder: Path) -> None:
@@ -142,10 +270,10 @@ def _sync_folder(folder: Path) -> None:
 
 def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise SaveError(
-            f"saving into {folder} needs {needed / 2**20:.1f} MiB and {free / 2**20:.1f} MiB are free; make room and "
-            f"go on with --run-dir {folder.parent}; the checkpoints before it are intact"
+    if free < needed + _OVERHEAD_BYTES:
+        raise OSError(
+            errno.ENOSPC,
+            f"{needed / 2**20:.1f} MiB are needed and {free / 2**20:.1f} MiB are free; make room",
         )
 
 
@@ -157,18 +285,23 @@ def save_weights(path: Path, weights: Mapping[str, Any]) -> None:
     """
     hidden = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        content = serialized(weights)
-        _check_space(path.parent, len(content))
-        _write(hidden, content)
+        _check_space(path.parent, Snapshot(weights, {}, {}).num_bytes)
+        _save_state(hidden, weights, "weights")
+        faults.point("weights.rename")
         hidden.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             hidden.unlink(missing_ok=True)
-        raise SaveError(f"saving {path}: {error.strerror or error}") from error
+        raise SaveError(
+            f"saving {path}: {error.strerror or error}; the last checkpoint is intact, the same command goes on from it"
+        ) from error
 
 
 # ---------------------------------------------------------------------- reading
+
+
+_MANIFEST = {"world": int, "threads": int, "global_batch_size": int, "recipe": dict, "data": str}
 
 
 def verify(folder: Path) -> Checkpoint:
@@ -180,6 +313,8 @@ def verify(folder: Path) -> Checkpoint:
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
         version, files, step = manifest["format"], dict(manifest["files"]), int(manifest["step"])
+        if step < 0 or not all(isinstance(manifest[key], kind) for key, kind in _MANIFEST.items()):
+            raise ValueError("a value is missing or of another kind")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{folder.name}: its manifest cannot be read ({type(error).__name__}: {error})") from error
     if version != FORMAT_VERSION:
@@ -207,7 +342,12 @@ def _verify_file(path: Path, expected: Mapping[str, Any]) -> None:
         raise DamagedError(f"{place}: its content is not what was written (sha256 differs)")
 
 
-def _load(path: Path) -> dict[str, Any]:
+def load_state(path: Path) -> dict[str, Any]:
+    """What `torch.save` wrote of a state_dict, on the CPU; a file that would run code is refused.
+
+    Raises:
+        DamagedError: It is no such file.
+    """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever an unpickler raises: the file is not ours
@@ -243,9 +383,7 @@ def newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
         try:
             return verify(path)
         except DamagedError as error:
-            aside = path.with_name(f".corrupt-{path.name}-{time.time_ns()}")
-            path.rename(aside)
-            say(f"{error}; set aside as {aside.name}, taking the one before")
+            say(f"{error}; {_set_aside(path)}, taking the one before")
     if candidates or any(folder.glob(".corrupt-*")):
         raise DamagedError(
             f"all checkpoints in {folder} are damaged; look at its .corrupt-… folders, or start a new run elsewhere"
@@ -253,15 +391,59 @@ def newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
     return None
 
 
+def _set_aside(path: Path) -> str:
+    aside = path.with_name(f".corrupt-{path.name}-{time.time_ns()}")
+    try:
+        path.rename(aside)
+    except OSError as error:
+        return f"it cannot be set aside ({error.strerror}) and is passed over"
+    return f"set aside as {aside.name}"
+
+
+def at(folder: Path, which: str, best_step: int | None) -> Checkpoint:
+    """The checkpoint that a user names.
+
+    Args:
+        folder: `checkpoints/` of a run.
+        which: `best`, or a step.
+        best_step: Which one is the best.
+
+    Raises:
+        UsageError: There is none like that.
+        DamagedError: It is damaged.
+    """
+    steps = [int(path.name.removeprefix("step-")) for path in listed(folder)]
+    step = best_step if which == "best" else int(which) if which.isdigit() else None
+    if step is None or step not in steps:
+        known = ", ".join(map(str, steps)) or "none"
+        said = "no evaluation was the best yet" if which == "best" and step is None else f"there is no '{which}'"
+        raise UsageError(
+            f"--from: {said} in {folder}; there are the steps {known}, and 'best' where evaluate.best is set"
+        )
+    return verify(folder / name_of(step))
+
+
+def supersede(folder: Path, step: int) -> None:
+    """Takes the checkpoints after a step out of sight: the run goes on from there; the next save removes them."""
+    for path in listed(folder):
+        if int(path.name.removeprefix("step-")) > step:
+            path.rename(path.with_name(f".old-{path.name}-{time.time_ns()}"))
+
+
+def _discard(path: Path) -> None:
+    hidden = path.with_name(f".old-{path.name}-{time.time_ns()}")  # out of sight at once, however long removing takes
+    with contextlib.suppress(OSError):
+        path.rename(hidden)
+        faults.point("checkpoint.prune")
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
 def prune(folder: Path, keep: int, best_step: int | None) -> None:
-    """Removes all but the newest `keep` checkpoints and the best; never the last one that verifies."""
+    """Removes all but the newest `keep` checkpoints and the best."""
     old = [path for path in listed(folder)[keep:] if best_step is None or path.name != name_of(best_step)]
     for path in old:
-        hidden = path.with_name(f".old-{path.name}")  # gone from sight at once, however long removing takes
-        with contextlib.suppress(OSError):
-            path.rename(hidden)
-            shutil.rmtree(hidden, ignore_errors=True)
-    for left in folder.glob(".old-*"):
+        _discard(path)
+    for left in (*folder.glob(".old-*"), *folder.glob(".step-*")):  # of a start that was killed meanwhile
         shutil.rmtree(left, ignore_errors=True)
 
 
@@ -271,45 +453,101 @@ def prune(folder: Path, keep: int, best_step: int | None) -> None:
 class Saving:
     """When a save is due, rank 0 writes it and the others go on.
 
+    In the background the step pays for a copy of the state. At most one write is under way; what goes wrong with
+    it is said at the next step, and it is tried again.
+
     Args:
         section: The recipe's `save`.
         folder: `checkpoints/` of the run.
         is_first: Whether this rank writes.
         judge: Knows which checkpoint is the best so far.
-        say: Gets a line for each warning.
+        warn: Gets a line for each thing that went wrong.
     """
 
-    def __init__(self, section: schema.Save, folder: Path, is_first: bool, judge: Judge, say: Callable[[str], None]):
+    def __init__(self, section: schema.Save, folder: Path, is_first: bool, judge: Judge, warn: Callable[[str], None]):
         self.section = section
         self.folder = folder
         self.is_first = is_first
         self.last_step: int | None = None
-        self.outcome = "running"
-        # gives (weights, training state, manifest) after a number of steps; set by the session
-        self.capture: Callable[[int], tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]]]
+        # gives what a checkpoint is made of after a number of steps; set by the session
+        self.capture: Callable[[int], Snapshot]
+        # told of each checkpoint on disk: the step, seconds of writing, seconds that training stood still
+        self.saved: Callable[[int, float, float], None] = lambda step, seconds, stall: None
         self._judge = judge
-        self._say = say
+        self._warn = warn
+        self._writer: threading.Thread | None = None
+        self._news: deque[str | SaveError] = deque()
 
     def save(self, step: int) -> None:
         """Writes the checkpoint of this step, then removes what is no longer kept.
 
         Raises:
-            SaveError: On rank 0, where it failed and the recipe says stop.
+            SaveError: On rank 0, where this one or the one before failed and the recipe says stop.
         """
         if step == self.last_step:
             return
         self.last_step = step
         if not self.is_first:
             return
-        try:
-            save(self.folder, *self.capture(step))
-            prune(self.folder, self.section.keep, self._judge.step)
-        except SaveError as error:
-            if self.section.on_failure == "stop":
-                raise
-            self._say(f"warning: {error}")
+        began = time.perf_counter()
+        self.wait()
+        snapshot, best = self.capture(step), self._judge.step
+        if self._in_background(snapshot):
+            snapshot = snapshot.copied()
+            work = partial(self._write, snapshot, best, time.perf_counter() - began)
+            self._writer = threading.Thread(target=work, name="saving")
+            self._writer.start()
+        else:
+            self._write(snapshot, best)
+            self.check()
 
-    def finish(self, step: int, outcome: str) -> None:
-        """Writes the last checkpoint; the outcome is the run's."""
-        self.save(step)
-        self.outcome = outcome
+    def check(self) -> None:
+        """Reports what became of the write under way; called after each step.
+
+        Raises:
+            SaveError: It failed, and the recipe says stop.
+        """
+        while self._news:
+            news = self._news.popleft()
+            if isinstance(news, SaveError) and self.section.on_failure == "stop":
+                raise news
+            self._warn(str(news))
+
+    def wait(self) -> None:
+        """Until nothing is being written.
+
+        Raises:
+            SaveError: The write failed, and the recipe says stop.
+        """
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None
+        self.check()
+
+    def close(self) -> None:
+        """Lets a write that is under way end, whatever comes of it."""
+        if self._writer is not None:
+            self._writer.join()
+
+    def _in_background(self, snapshot: Snapshot) -> bool:
+        """As the recipe says; else where the copy takes no more than a quarter of the memory that is free."""
+        if self.section.background is not None:
+            return self.section.background
+        return bool(snapshot.num_bytes < psutil.virtual_memory().available / 4)
+
+    def _write(self, snapshot: Snapshot, best: int | None, stall: float | None = None) -> None:
+        began = time.perf_counter()
+        for pause in (*_PAUSES, None):
+            try:
+                verify(save(self.folder, snapshot))
+                break
+            except (SaveError, DamagedError) as error:
+                if pause is None:
+                    self._news.append(error if isinstance(error, SaveError) else SaveError(str(error)))
+                    return
+                self._news.append(f"{error}; trying again in {pause:g} s")
+                _discard(self.folder / name_of(snapshot.step))
+                time.sleep(pause)
+        seconds = time.perf_counter() - began
+        self.saved(snapshot.step, seconds, seconds if stall is None else stall)
+        prune(self.folder, self.section.keep, best)

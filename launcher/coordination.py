@@ -17,14 +17,23 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from launcher.errors import LauncherError
+from launcher.errors import EXIT_FAILED, LauncherError
 
 POLL_SECONDS = 0.05
 _FOREVER = timedelta(days=365)
 
 
 class PeerError(LauncherError):
-    """Another rank failed in what this one was waiting for."""
+    """Another rank failed in what this one was waiting for.
+
+    Args:
+        message: What it said.
+        exit_code: What it ends with: this rank does too.
+    """
+
+    def __init__(self, message: str, exit_code: int = EXIT_FAILED):
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 @dataclass
@@ -78,13 +87,14 @@ class Coordinator:
             try:
                 message = {"result": function()}
             except BaseException as error:
-                self._send({"error": "".join(traceback.format_exception_only(error)).strip()})
+                exit_code = error.exit_code if isinstance(error, LauncherError) else EXIT_FAILED
+                self._send({"error": "".join(traceback.format_exception_only(error)).strip(), "exit_code": exit_code})
                 raise
             self._send(message)
             return message["result"]
         message = self._receive()
         if "error" in message:
-            raise PeerError(f"rank 0 failed: {message['error']}")
+            raise PeerError(f"rank 0 failed: {message['error']}", message["exit_code"])
         return message["result"]
 
     def _send(self, message: dict[str, Any]) -> None:
@@ -114,11 +124,19 @@ def _wait(work: Any) -> None:
 
 @dataclass
 class Requests:
-    """What a rank wishes to do after this step."""
+    """What a rank wishes to do after this step.
+
+    Attributes:
+        stop: Save and leave: somebody asked for it.
+        save: Save and go on.
+        evaluate: Evaluate and go on.
+        over: The run's time is over: it is finished.
+    """
 
     stop: bool = False
     save: bool = False
     evaluate: bool = False
+    over: bool = False
 
 
 class Agreement:
@@ -145,13 +163,11 @@ class Agreement:
             return wishes
         if step < self._next:
             return Requests()
-        stop, save, evaluate, period = (0.0, 0.0, 0.0, 1.0)
-        if self._pending is not None:
-            stop, save, evaluate, period = self._pending.result().tolist()
-        numbers = [float(wishes.stop), float(wishes.save), float(wishes.evaluate), float(self._pace(step))]
+        *agreed, period = self._pending.result().tolist() if self._pending is not None else (0, 0, 0, 0, 1)
+        numbers = [wishes.stop, wishes.save, wishes.evaluate, wishes.over, self._pace(step)]
         self._pending = self._coordinator.max(torch.tensor(numbers, dtype=torch.float64))
         self._next = step + int(period)
-        return Requests(bool(stop), bool(save), bool(evaluate))
+        return Requests(*map(bool, agreed))
 
     def _pace(self, step: int) -> int:
         """Steps that take about `seconds`."""

@@ -37,14 +37,12 @@ class Device:
         accelerator: Accelerate's own, built with everything said explicitly.
         world: The processes of the run.
         coordinator: The ranks' side channel.
-        threads: CPU threads of this process.
         notes: What was chosen by the program, for the plan.
     """
 
     accelerator: Accelerator
     world: World
     coordinator: Coordinator
-    threads: int
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -52,6 +50,11 @@ class Device:
         """`cpu`, or this rank's GPU."""
         device: torch.device = self.accelerator.device
         return device
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of this process."""
+        return torch.get_num_threads()
 
     @property
     def is_gpu(self) -> bool:
@@ -112,18 +115,19 @@ def open_device(recipe: schema.Recipe, world: World, *, cpu: bool) -> Iterator[D
         UsageError: Accelerate sees another world than the environment's.
     """
     section, on_cpu = recipe.device, use_cpu(world, cpu)
-    num_threads = choose_threads(recipe.launch.threads, world.local_size)
     if section.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     accelerator = _accelerator(section, on_cpu)
-    torch.set_num_threads(num_threads)  # after Accelerate, which sets its own guess
+    torch.set_num_threads(
+        choose_threads(recipe.launch.threads, world.local_size)
+    )  # after Accelerate, which sets its own guess
     if not on_cpu:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = section.tf32
     try:
         _assert_world(accelerator, world, section)
         coordinator = Coordinator(world.rank, world.size)
-        yield Device(accelerator, world, coordinator, num_threads, tuple(_notes(section, world)))
+        yield Device(accelerator, world, coordinator, tuple(_notes(section, world)))
     finally:
         accelerator.end_training()
         if dist.is_initialized():
@@ -187,6 +191,8 @@ def _notes(section: schema.Device, world: World) -> Iterator[str]:
     steps = (world.accelerate or {}).get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
     if steps not in ("1", ""):
         yield f"accelerate config says {steps} accumulation steps; they follow from data.micro_batch_size instead"
+    if not section.deterministic and torch.cuda.is_available():
+        yield "GPU kernels are not promised bit for bit; device.deterministic: true chooses those that are"
     dynamo = (world.accelerate or {}).get("ACCELERATE_DYNAMO_BACKEND", "no")
     if dynamo.lower() != "no":
         yield f"accelerate config says dynamo backend {dynamo}; device.compile is {str(section.compile).lower()}"

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import send_to_device
 from torch import nn
 
+from launcher import faults
 from launcher.data.loaders import EvaluationLoader, MicroBatch
 from launcher.errors import LauncherError
 from launcher.objective import Objective
@@ -210,16 +213,25 @@ class Judge:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"value": self.value, "step": self.step, "since": self.since}
+        return {"value": self.value, "step": self.step, "since": self.since, "by": self._by}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Takes up what a checkpoint kept."""
-        self.value, self.step, self.since = state["value"], state["step"], state["since"]
+        """Takes up what a checkpoint kept, if it was judged by the same metric."""
+        if state["by"] == self._by:
+            self.value, self.step, self.since = state["value"], state["step"], state["since"]
+
+    @property
+    def _by(self) -> list[Any] | None:
+        return [self.best.metric, self.best.mode, self.best.of] if self.best is not None else None
 
     @property
     def is_patient(self) -> bool:
         """Whether training may go on."""
         return self.early_stop is None or self.since < self.early_stop.patience
+
+
+class _StopRequested(Exception):  # noqa: N818  # not an error
+    """This process was asked to stop in the middle of an evaluation."""
 
 
 class Evaluation:
@@ -232,6 +244,7 @@ class Evaluation:
         metrics: torchmetrics by name, built on rank 0 only.
         tracking: Where the lines go.
         judge: The best so far.
+        stopping: Whether this process was asked to stop.
     """
 
     def __init__(
@@ -242,6 +255,7 @@ class Evaluation:
         metrics: Mapping[str, Any],
         tracking: Tracking,
         judge: Judge,
+        stopping: Callable[[], bool] = lambda: False,
     ):
         self.section = section
         self.sets = sets
@@ -249,8 +263,10 @@ class Evaluation:
         self.metrics = metrics
         self.tracking = tracking
         self.judge = judge
+        self.stopping = stopping
         self.last_step: int | None = None
         self.lines: list[Line] = []  # of the last evaluation
+        self.made: Callable[[int, float], None] = lambda step, seconds: None  # told of each, with its seconds
         self.improved = False
 
     @property
@@ -258,41 +274,73 @@ class Evaluation:
         """Whether early stopping lets training go on."""
         return self.judge.is_patient
 
-    def run(self, step: int, epoch: float) -> None:
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"step": self.last_step, "lines": self.lines}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Takes up what a checkpoint kept."""
+        self.last_step, self.lines = state["step"], list(state["lines"])
+
+    def run(self, step: int, epoch: float) -> bool:
         """Evaluates the validation sets after `step` steps; all ranks call it, rank 0 computes.
+
+        Returns:
+            Whether it was made to its end: rank 0 leaves it when it is asked to stop, and the next start makes it.
 
         Raises:
             PeerError: On the other ranks, when rank 0 failed.
         """
+        self.improved = False
         if not self.sets:
-            return
-        coordinator = self.trainable.device.coordinator
-        self.lines = coordinator.from_first(lambda: self.measure(self.sets, "validation", step, epoch))
-        self.last_step = step
-        for line in self.lines:
-            self.tracking.log(line)
+            return True
+        lines = self.measured(self.sets, "validation", step, epoch)
+        if lines is None:
+            return False
+        self.lines, self.last_step = lines, step
         if self.section.best is not None:
             value = self._deciding(self.section.best)
             self.improved = self.judge.see(step, value)
             self.trainable.schedule.evaluated(value)
+        return True
 
-    def measure(self, sets: Mapping[str, EvaluationLoader], split: str, step: int, epoch: float) -> list[Line]:
-        """One line for each set, computed here."""
+    def measured(self, sets: Mapping[str, EvaluationLoader], split: str, step: int, epoch: float) -> list[Line] | None:
+        """One line for each set, computed by rank 0 and told to all; None where rank 0 was asked to stop."""
+
+        def measure() -> list[Line] | None:
+            try:
+                return self._measure(sets, split, step, epoch)
+            except _StopRequested:
+                return None
+
+        began = time.perf_counter()
+        lines: list[Line] | None = self.trainable.device.coordinator.from_first(measure)
+        for line in lines or ():
+            self.tracking.log(line)
+        self.made(step, time.perf_counter() - began)
+        return lines
+
+    def _measure(self, sets: Mapping[str, EvaluationLoader], split: str, step: int, epoch: float) -> list[Line]:
         device = self.trainable.device
         lines: list[Line] = []
         for name, loader in sets.items():
-            total = loader.num_batches()
             scores = evaluate(
                 self.trainable.model.bare,
                 loader.batches(),
                 self.trainable.objective,
                 self.metrics,
                 device.torch_device,
-                heartbeat=lambda done, total=total: self.tracking.evaluating(done, total, split),  # type: ignore[misc]  # mypy knows no defaults in lambdas
+                heartbeat=partial(self._beat, loader.num_batches(), split, step),
             )
             label = {"name": name} if name else {}
             lines.append({"step": step, "epoch": round(epoch, 6), "split": split, **label, **scores})
         return lines
+
+    def _beat(self, total: int, split: str, step: int, done: int) -> None:
+        self.tracking.evaluating(done, total, split)
+        faults.point("evaluation.batch", step)
+        if self.stopping():
+            raise _StopRequested
 
     def _deciding(self, best: schema.Best) -> float:
         """The value of the metric that decides, in the set that decides."""

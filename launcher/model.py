@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,12 @@ class Model:
     Attributes:
         bare: The module as its class made it: what is evaluated and saved.
         wrapped: What training calls: `bare` under DDP, autocast and compilation, as the run needs.
+        notes: What was chosen by the program, for the plan.
     """
 
     bare: nn.Module
     wrapped: nn.Module
+    notes: tuple[str, ...] = ()
 
     def state_dict(self) -> dict[str, Any]:
         """The unwrapped weights: no `module.`, no `_orig_mod.`."""
@@ -60,13 +63,14 @@ def build_model(workshop: Workshop, device: Device) -> Model:
         raise RecipeError([Problem(where, "model", f"{recipe.model.target} gave a {kind}, not a torch.nn.Module")])
     if not any(parameter.requires_grad for parameter in bare.parameters()):
         raise RecipeError([Problem(where, "model", "no parameter requires a gradient: there is nothing to train")])
+    notes = []
     if recipe.train.start_from is not None:
-        _load_weights(bare, recipe.document.folder / recipe.train.start_from)
+        notes.append(_load_weights(bare, recipe.document.folder / Path(recipe.train.start_from).expanduser()))
     if section.sync_batchnorm:
         bare = nn.SyncBatchNorm.convert_sync_batchnorm(bare)  # type: ignore[no-untyped-call]  # torch has no types here
     if section.channels_last:
         bare = bare.to(memory_format=torch.channels_last)
-    return Model(bare, wrap(bare, device, section))
+    return Model(bare, wrap(bare, device, section), tuple(notes))
 
 
 def wrap(module: nn.Module, device: Device, section: schema.Device) -> nn.Module:
@@ -79,11 +83,59 @@ def wrap(module: nn.Module, device: Device, section: schema.Device) -> nn.Module
     return wrapped
 
 
-def _load_weights(model: nn.Module, path: Path) -> None:
-    if not path.is_file():
-        raise LauncherError(f"train.start_from: there is no file '{path}'")
+def _load_weights(model: nn.Module, path: Path) -> str:
+    """Takes over what fits of saved weights; says what did not.
+
+    Args:
+        model: The bare module.
+        path: A `.pth` or `.safetensors` file, a checkpoint, or a run's folder.
+
+    Raises:
+        LauncherError: There are no weights, or none of them fits.
+    """
+    own = model.state_dict()
+    state = _unprefixed(_read_weights(path))
+    fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
+    if not fitting:
+        raise LauncherError(
+            f"train.start_from: none of the {len(state)} tensors in {path} fits this model; it has "
+            f"{_some(list(own))}, the file {_some(list(state))}"
+        )
+    model.load_state_dict(fitting, strict=False)
+    strange = {
+        "missing there": [name for name in own if name not in state],
+        "of another shape": [name for name in state if name in own and name not in fitting],
+        "not in this model": [name for name in state if name not in own],
+    }
+    rest = "".join(f"; {what}: {_some(names)}" for what, names in strange.items() if names)
+    return f"started from {path}: {len(fitting)} of {len(own)} tensors{rest}"
+
+
+def _read_weights(path: Path) -> Mapping[str, torch.Tensor]:
+    folder_files = [path / name for name in ("model_weights.pth", "weights.pth")]
+    file = next((one for one in folder_files if one.is_file()), path)
+    if not file.is_file():
+        raise LauncherError(f"train.start_from: there are no weights at '{path}'")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        model.load_state_dict(state)
-    except Exception as error:
-        raise LauncherError(f"train.start_from: {path.name} does not fit: {error}") from error
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(file)
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+            raise TypeError("it holds more than a state_dict of tensors")
+    except Exception as error:  # whatever a reader raises: the file is not what it should be
+        raise LauncherError(f"train.start_from: {file} cannot be read: {error}") from error
+    return state
+
+
+def _unprefixed(state: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """Without what DDP and torch.compile put before every name."""
+    for prefix in ("module.", "_orig_mod."):
+        if state and all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return state
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f", … ({len(names)})" if len(names) > 4 else "")

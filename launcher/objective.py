@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -308,6 +309,13 @@ class Schedule:
             self.scheduler is not None and not self.on_evaluation and (step - self.warmup_steps) % self.every_steps == 0
         ):
             self.scheduler.step()
+
+    def replay(self, steps: int) -> None:
+        """Goes through a number of steps again, from the beginning."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch expects an optimizer step between two of these
+            for step in range(1, steps + 1):
+                self.advance(step)
 
     def evaluated(self, value: float) -> None:
         """Tells ReduceLROnPlateau what `evaluate.best` measured; the same value on every rank."""

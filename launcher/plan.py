@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.data import Data
@@ -13,13 +14,21 @@ from launcher.training import Horizon, Trainable
 Plan = list[tuple[str, str]]
 
 
-def plan_of(recipe: Recipe, data: Data, trainable: Trainable, horizon: Horizon, folder: Path, start: int) -> Plan:
+def plan_of(
+    recipe: Recipe,
+    data: Data,
+    trainable: Trainable,
+    horizon: Horizon,
+    folder: Path,
+    start: int,
+    notes: Sequence[str] = (),
+) -> Plan:
     """Label and text of each line, in the order of the seven phases."""
     device, model, objective = trainable.device, trainable.model, trainable.objective
     world = device.world
     rows: Plan = [
         ("recipe", f"{recipe.name}, seed {recipe.seed}"),
-        ("data", f"{data.train.sampler.dataset_size:,} training samples{_evaluation_sets(data)}"),
+        ("data", f"{data.describe()}{_evaluation_sets(data)}"),
         ("batch", describe_batch(data, world.size)),
         ("device", device.describe()),
         ("world", _world(device)),
@@ -31,8 +40,8 @@ def plan_of(recipe: Recipe, data: Data, trainable: Trainable, horizon: Horizon, 
     ]
     if start:
         rows.append(("resumed", f"from step {start:,}, epoch {horizon.epoch(start):.2f}"))
-    notes = [*data.notes, *device.notes]
-    if world.is_launched and recipe.launch.model_fields_set:
+    notes = [*data.notes, *device.notes, *model.notes, *notes]
+    if world.started_by not in ("one process", "launcher") and recipe.launch.model_fields_set:
         notes.append(f"started by {world.started_by}: the recipe's launch section is not used")
     return rows + [("note", note) for note in notes]
 

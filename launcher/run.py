@@ -6,13 +6,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from launcher import faults
 from launcher.data import load_data
 from launcher.device import check_device, open_device, seed_everything, use_cpu
+from launcher.launch.signals import listening
 from launcher.launch.world import World
 from launcher.model import build_model
+from launcher.opening import Options
 from launcher.recipe.components import Workshop
 from launcher.recipe.schema import Recipe
-from launcher.session import Options, evaluate_at_end, open_session, save_at_end
+from launcher.session import evaluate_at_end, open_session, save_at_end
 from launcher.tracking import Line, check_trackers
 from launcher.training import build_trainable, train
 
@@ -36,6 +39,7 @@ class Result:
     model: Any = None
 
 
+@listening()
 def run(recipe: Recipe, world: World, options: Options) -> Result:
     """Trains, evaluates and saves what the recipe says, as one rank of the world.
 
@@ -49,7 +53,7 @@ def run(recipe: Recipe, world: World, options: Options) -> Result:
         trainable, horizon = build_trainable(workshop, model, device, data)  # 4 objective
         with open_session(workshop, trainable, data, horizon, options) as session:
             state, step = train(trainable, data, horizon, session)  # 5 training
-            scores = evaluate_at_end(session, trainable, data, horizon, state, step)  # 6 evaluation
+            state, scores = evaluate_at_end(session, trainable, data, horizon, state, step)  # 6 evaluation
             save_at_end(session, trainable, state, step)  # 7 saving
     return Result(session.folder, state, step, scores, model.bare)
 
@@ -60,6 +64,8 @@ def checked(recipe: Recipe, world: World, options: Options) -> Workshop:
     Raises:
         LauncherError: Something is.
     """
+    faults.arm(world.faults)
+    faults.point("start")
     workshop = Workshop(recipe, options.allow)
     workshop.check()
     check_device(recipe.device, world, use_cpu(world, options.cpu))

@@ -12,16 +12,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import send_to_device
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from launcher import faults
 from launcher.coordination import Agreement, Coordinator, Pending, Requests
 from launcher.data import Data, MicroBatch
 from launcher.data.permutation import mix
+from launcher.data.transfer import on_device
 from launcher.device import Device
 from launcher.errors import LauncherError, Problem, RecipeError
-from launcher.evaluation import At
+from launcher.evaluation import At, Evaluation
 from launcher.model import Model, wrap
 from launcher.objective import Objective, Schedule, build_objective, build_optimizer, build_schedule
 from launcher.recipe.components import Workshop
@@ -100,16 +101,51 @@ class Trainable:
             "losses": {name: loss.state_dict() for name, loss in self.objective.modules.items()},
         }
 
-    def load(self, weights: Mapping[str, Any], training: Mapping[str, Any]) -> None:
-        """Takes up the state of a checkpoint."""
-        self.model.bare.load_state_dict(weights)
-        self.optimizer.load_state_dict(training["optimizer"])
-        if self.schedule.scheduler is not None:
-            self.schedule.scheduler.load_state_dict(training["scheduler"])
+    def load(
+        self, weights: Mapping[str, Any], training: Mapping[str, Any], step: int, changed: Sequence[str] = ()
+    ) -> None:
+        """Takes up the state of a checkpoint.
+
+        Args:
+            weights: The unwrapped state_dict.
+            training: What `training_state` gave.
+            step: Optimizer steps completed.
+            changed: Keys of the recipe that changed since: they win over what the checkpoint says.
+
+        Raises:
+            LauncherError: The state is not of this model or optimizer.
+        """
+        fresh = [{key: one for key, one in group.items() if key != "params"} for group in self.optimizer.param_groups]
+        try:
+            self.model.bare.load_state_dict(weights)
+            self.optimizer.load_state_dict(training["optimizer"])
+            for name, loss in self.objective.modules.items():
+                loss.load_state_dict(training["losses"][name])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise LauncherError(
+                f"the checkpoint does not fit this model or optimizer: {error}; to begin anew with its weights use "
+                "train.start_from in a new run"
+            ) from error
         if self.scaler is not None and training["scaler"] is not None:
             self.scaler.load_state_dict(training["scaler"])
-        for name, loss in self.objective.modules.items():
-            loss.load_state_dict(training["losses"][name])
+        if any(key.partition(".")[0] in ("optimizer", "scheduler", "train") for key in changed):
+            self._change(fresh, changed, step, training["scheduler"])
+        elif self.schedule.scheduler is not None:
+            self.schedule.scheduler.load_state_dict(training["scheduler"])
+
+    def _change(self, fresh: Sequence[Mapping[str, Any]], changed: Sequence[str], step: int, scheduler: Any) -> None:
+        """Lets changed settings of optimizer and schedule win; the schedule is gone through again up to here."""
+        named = {key.split(".")[1] for key in changed if key.startswith("optimizer.")}
+        if "_groups_" in named:
+            named = {key for group in fresh for key in group}
+        if not self.schedule.on_evaluation:
+            named |= {"lr", "initial_lr"}
+        for group, settings in zip(self.optimizer.param_groups, fresh, strict=True):
+            group.update({key: settings[key] for key in named if key in settings})
+        if self.schedule.on_evaluation:
+            self.schedule.scheduler.load_state_dict(scheduler)
+        else:
+            self.schedule.replay(step)
 
     def without_sync(self) -> AbstractContextManager[Any]:
         """DDP without its all-reduce: for all but the last micro-batch of a step."""
@@ -248,7 +284,7 @@ class Step:
     """What one optimizer step reads.
 
     Attributes:
-        batches: This rank's micro-batches, in host memory.
+        batches: This rank's micro-batches.
         scales: For each of them, a factor for each term of the loss.
         weight: The step's count over all ranks.
         samples: The step's samples over all ranks.
@@ -295,8 +331,6 @@ def forward(
     """The loss of one micro-batch, the factor that makes it a part of the step's mean, and scalars to log."""
     objective, layout = trainable.objective, trainable.objective.layout
     data = batch.data
-    if trainable.device.is_gpu:
-        data = send_to_device(data, trainable.device.torch_device, non_blocking=True)
     if objective.step is not None:
         result = dict(objective.step(trainable.model.wrapped, data, at))
         loss = result.pop("loss")
@@ -428,6 +462,7 @@ class Meter:
             line["grad_norm"] = None
         line["samples_per_second"] = round(self._samples / seconds, 2)
         line["data_wait"] = round(self._waited / seconds, 4)
+        line["seconds"] = round(seconds, 4)
         line.update(self._scalars())
         norm = self._stepped.grad_norm
         numbers = torch.stack([self._loss, (norm if norm is not None else self._loss).double()])
@@ -538,15 +573,11 @@ class Clocks:
             return Requests(stop)
         now = time.monotonic()
         return Requests(
-            stop or (self._end is not None and now >= self._end),
+            stop,
             periods.save_seconds is not None and now - self._saved >= periods.save_seconds,
             periods.evaluate_seconds is not None and now - self._evaluated >= periods.evaluate_seconds,
+            self._end is not None and now >= self._end,
         )
-
-    @property
-    def out_of_time(self) -> bool:
-        """Whether the run's time is over."""
-        return self._end is not None and time.monotonic() >= self._end
 
     def evaluated(self) -> None:
         """An evaluation has just been made."""
@@ -573,25 +604,30 @@ def train(trainable: Trainable, data: Data, horizon: Horizon, session: Session) 
     evaluation, saving, periods, done = session.evaluation, session.saving, session.periods, session.start
     meter, agreement = Meter(trainable, coordinator), Agreement(coordinator)
     clocks = Clocks(horizon, periods, session.spent_seconds)
-    steps = counted_steps(data, trainable.objective, coordinator, done, horizon.total_steps)
+    in_host = counted_steps(data, trainable.objective, coordinator, done, horizon.total_steps)
+    steps = on_device(in_host, device.torch_device)
     settle = partial(_settle, meter, trainable, session.tracking, horizon)
     trainable.model.wrapped.train()
-    if evaluation.section.first and done == 0:
-        evaluation.run(0, 0.0)
     state, rate = "finished", trainable.schedule.rate
-    for step, waited in timed(steps):
+    if _evaluation_is_owed(evaluation, periods, done) and not evaluation.run(done, horizon.epoch(done)):
+        return "preempted", done
+    for step, waited in timed(steps) if evaluation.goes_on else ():
         seed_step(session.seed, done, device.world.rank, device.is_gpu)
         rate = trainable.schedule.rate
         stepped = train_step(trainable, step, horizon.at(done))
         done += 1
         trainable.schedule.advance(done)
         meter.add(stepped, step, waited)
+        faults.point("step", done, session.folder)
+        saving.check()
         if due(done, periods.track_steps):
             _track(meter.cut(done, horizon.epoch(done), rate), session.tracking, done)
         agreed = agreement.after(done, clocks.wishes(session.stopping()))
         if due(done, periods.evaluate_steps) or agreed.evaluate:
             settle(done, rate)
-            evaluation.run(done, horizon.epoch(done))
+            if not evaluation.run(done, horizon.epoch(done)):
+                state = "preempted"
+                break
             clocks.evaluated()
             if evaluation.improved:
                 saving.save(done)
@@ -601,15 +637,25 @@ def train(trainable: Trainable, data: Data, horizon: Horizon, session: Session) 
             saving.save(done)
             clocks.saved()
             meter.restart_clock()
-        if agreed.stop or not evaluation.goes_on:
-            state = "preempted" if agreed.stop and not clocks.out_of_time else "finished"
+        if agreed.over or not evaluation.goes_on:
+            break
+        if agreed.stop:
+            state = "preempted"
             break
     steps.close()
     agreement.close()
     settle(done, rate)
-    if state == "finished" and evaluation.last_step != done:
-        evaluation.run(done, horizon.epoch(done))
+    saving.save(done)
+    if state == "finished" and evaluation.last_step != done and not evaluation.run(done, horizon.epoch(done)):
+        state = "preempted"
     return state, done
+
+
+def _evaluation_is_owed(evaluation: Evaluation, periods: Periods, done: int) -> bool:
+    """Before the first step where the recipe says so; after a resume, the one that the stop came before."""
+    if done == 0:
+        return evaluation.section.first
+    return due(done, periods.evaluate_steps) and evaluation.last_step != done
 
 
 def timed(steps: Iterator[Step]) -> Iterator[tuple[Step, float]]:
@@ -625,7 +671,8 @@ def timed(steps: Iterator[Step]) -> Iterator[tuple[Step, float]]:
 def warm_up(trainable: Trainable, data: Data) -> None:
     """One forward and backward whose result is thrown away; buffers are put back."""
     buffers = {name: buffer.clone() for name, buffer in trainable.model.bare.named_buffers()}
-    step = next(counted_steps(data, trainable.objective, trainable.device.coordinator, 0, 1))
+    steps = counted_steps(data, trainable.objective, trainable.device.coordinator, 0, 1)
+    step = next(on_device(steps, trainable.device.torch_device))
     value, factor, _ = forward(trainable, step.batches[-1], step.scales[-1], At())
     backward(trainable, value, factor)
     trainable.optimizer.zero_grad(set_to_none=True)

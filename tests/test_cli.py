@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -112,9 +113,9 @@ def test_breakpoint_works_in_one_process(tmp_path: Path) -> None:
         "from torch import nn\n\nclass Net(nn.Linear):\n    def forward(self, x):\n"
         "        breakpoint()\n        return super().forward(x)\n"
     )
-    recipe = TINY.read_text().replace("parts.py:WholeNumbers", f"{TINY.parent}/parts.py:WholeNumbers")
+    shutil.copy(TINY.parent / "parts.py", tmp_path)
     net = "{_target_: 'model.py:Net', in_features: 6, out_features: 3, dtype: {_ref_: torch.float64}}"
-    (tmp_path / "tiny.yaml").write_text(recipe.replace('{_target_: "parts.py:Net"}', net))
+    (tmp_path / "tiny.yaml").write_text(TINY.read_text().replace('{_target_: "parts.py:Net"}', net))
     done = subprocess.run(
         [command("launcher"), "train", "tiny.yaml", "--cpu"],
         cwd=tmp_path, input="p x.shape\nq\n", capture_output=True, text=True, check=False, timeout=240,

@@ -205,7 +205,7 @@ def test_what_cannot_be_is_said(tmp_path: Path, overrides: list[str], message: s
 
 @pytest.mark.parametrize(
     "override",
-    ["train.ema=0.9", "evaluate.ranks=all", "save.background=true", "launch.max_restarts=1", "launch.nodes=2"],
+    ["train.ema=0.9", "evaluate.ranks=all", "launch.max_restarts=1", "launch.nodes=2"],
 )
 def test_what_is_not_built_yet_is_refused(tmp_path: Path, override: str) -> None:
     key = override.partition("=")[0]
@@ -228,13 +228,14 @@ def _terminate_when(path: Path) -> None:
 
 
 def test_a_signal_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    long = ["train.epochs=400", "track.every=20 steps"]
+    paced = "data.train={_target_: parts.py:Paced, seconds: 0.005}"
+    long = ["train.epochs=200", "track.every=20 steps", paced]
     straight = train(tmp_path / "straight", *long)
     before = signal.getsignal(signal.SIGTERM)
     threading.Thread(target=_terminate_when, args=(tmp_path / "run" / "metrics.jsonl",), daemon=True).start()
-    stopped = run(tmp_path / "run", *long, "data.train={_target_: parts.py:Paced, seconds: 0.005}")
+    stopped = run(tmp_path / "run", *long)
     assert stopped.state == "preempted"
-    assert 0 < stopped.step < 1600
+    assert 0 < stopped.step < 800
     assert signal.getsignal(signal.SIGTERM) == before
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "preempted"
     assert train(tmp_path / "run", *long).distance(straight) == 0
@@ -285,4 +286,4 @@ def _fails_on_rank_0(folder: str) -> str:
 def test_an_error_in_rank_0_s_evaluation_reaches_every_rank(tmp_path: Path) -> None:
     first, second = in_world(2, _fails_on_rank_0, str(tmp_path / "run"))
     assert first == "ZeroDivisionError: row 3 is broken"
-    assert second == "PeerError: rank 0 failed: ZeroDivisionError: row 3 is broken"
+    assert second.startswith("PeerError: rank 0 failed: ZeroDivisionError: row 3 is broken")

@@ -24,14 +24,15 @@ from pathlib import Path
 from typing import Any
 
 import accelerate
-import psutil  # type: ignore[import-untyped]  # comes with Accelerate; ships no types
+import psutil
 import pytest
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
+from worlds import TINY, in_world
 
 from launcher.errors import LauncherError
-from launcher.tracking import Line, NoTracking, Tracking, check_trackers, open_tracking, read_metrics
-from launcher.tracking.console import duration, number, short
-from launcher.tracking.jsonl import MetricsFile, encode
+from launcher.runs.metrics import MetricsFile, Redone, encode, read_evaluations, read_last
+from launcher.runs.words import duration, number, short
+from launcher.tracking import Line, NoTracking, Tracking, check_trackers, open_tracking, read_metrics, trackers
 from launcher.tracking.trackers import QUEUE_LINES
 
 # wandb does not wait for a helper that was killed
@@ -144,6 +145,44 @@ def test_going_on_drops_what_will_be_done_again(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["metrics.jsonl"]
 
 
+def test_what_is_done_again_is_counted(tmp_path: Path) -> None:
+    file = MetricsFile(tmp_path / "metrics.jsonl")
+    for step in range(10, 80, 10):
+        file.write(train_line(step, seconds=2.0, time=1000.0 + step))
+    assert file.continue_from(50).redone == Redone(20, 4.0, 1070.0)
+    assert file.continue_from(50).redone == Redone(0, 0.0, 1050.0)
+    assert file.continue_from(0).redone == Redone(50, 10.0, 1050.0)
+    assert file.continue_from(0).redone == Redone()
+
+
+def test_lines_of_any_length_are_read_across_blocks(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = [validation_line(step, each=[step] * (step * 97 % 30_000)) for step in range(1, 120)]
+    path.write_text("".join(f"{encode(line)}\n" for line in lines) + encode(train_line(120)))
+    assert path.stat().st_size > 2_000_000
+    assert read_metrics(path) == [*lines, train_line(120)]
+    damaged = path.read_text().splitlines()
+    damaged[70] = damaged[70][:-1]
+    path.write_text("\n".join(damaged))
+    with pytest.raises(LauncherError, match=re.escape(f"{path}:71:")):
+        read_metrics(path)
+
+
+def test_evaluations_and_the_last_line_are_found_among_many(tmp_path: Path) -> None:
+    tracking = track(tmp_path, output="quiet")
+    log_steps(tracking, 10, 2000)
+    tracking.log(train_line(2001, **{"split": "train", '"split": "validation"': 1.0}))
+    path = tmp_path / "metrics.jsonl"
+    assert [line["step"] for line in read_evaluations(path, "validation")] == list(range(50, 2001, 50))
+    assert read_last(path)["step"] == 2001
+    with path.open("a") as file:
+        file.write('{"step": 2002, "split": "validation", "lo')
+    assert len(list(read_evaluations(path, "validation"))) == 40
+    assert read_last(path)["step"] == 2001
+    assert list(read_evaluations(tmp_path / "nowhere", "test")) == []
+    assert read_last(tmp_path / "nowhere") == {}
+
+
 def test_a_run_that_saved_nothing_begins_its_metrics_anew(tmp_path: Path) -> None:
     for _ in range(2):
         tracking = track(tmp_path, output="quiet")
@@ -222,9 +261,9 @@ def test_plain_lines_have_no_escape_codes_and_do_not_wrap(
     ]
     table = [re.split(r"\s{2,}", line.strip()) for line in lines if line.startswith(("step  ", "loss  ", "accuracy"))]
     assert table == [
-        ["step", "300", "500", "400"],
-        ["loss", "0.003333", "1.000e-5", "0.1000"],
-        ["accuracy", "0.9800", "0.9810"],
+        ["step", "300", "400", "500"],
+        ["loss", "0.003333", "0.1000", "1.000e-5"],
+        ["accuracy", "0.9810", "0.9800"],
     ]
     assert re.fullmatch(rf"finished  step 500  in \d:\d\d  {re.escape(str(tmp_path))}", lines[-1])
 
@@ -256,9 +295,9 @@ def test_quiet_prints_the_last_line_alone(tmp_path: Path, capsys: pytest.Capture
     log_steps(tracking, 10, 200)
     tracking.message("saved step 200")
     tracking.evaluating(1, 2, "validation")
-    tracking.close("finished", [validation_line(200, loss=0.25, accuracy=0.5)])
+    tracking.close("finished", [])
     captured = capsys.readouterr()
-    assert captured.out.startswith("finished  step 200  validation  loss 0.2500  accuracy 0.5000  in ")
+    assert captured.out.startswith("finished  step 200  validation  loss 0.01000  accuracy 0.9950  in ")
     assert len(captured.out.splitlines()) == 1
     assert captured.err == ""
 
@@ -404,10 +443,10 @@ def _state() -> None:
 
 def test_what_is_wrong_with_trackers_is_said_before_training() -> None:
     with pytest.raises(LauncherError) as raised:
-        check_trackers(["wandb", "tensorbord", "mlflow"])
-    tensorboard, mlflow = str(raised.value).splitlines()
+        check_trackers(["wandb", "tensorbord", "comet_ml"])
+    tensorboard, comet = str(raised.value).splitlines()
     assert "no such tracker; did you mean 'tensorboard'? There are: aim, clearml, comet_ml" in tensorboard
-    assert mlflow == "track.mlflow: it is not installed; pip install mlflow, or --remove track.mlflow"
+    assert comet == "track.comet_ml: it is not installed; pip install comet-ml, or --remove track.comet_ml"
     check_trackers(["wandb", "tensorboard"])
     check_trackers([])
 
@@ -436,8 +475,28 @@ def test_tensorboard_has_every_number_once_after_a_resume(tmp_path: Path) -> Non
         "train/loss",
         "train/lr",
         "train/epoch",
+        "train/host_memory",
         *(f"validation/{key}" for key in ("loss", "accuracy", "epoch")),
     }
+
+
+def test_mlflow_is_reached_by_its_name_and_is_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    for start, last, outcome in ((0, 100, "preempted"), (100, 200, "finished")):
+        tracking = track(tmp_path, start_step=start, trackers={"mlflow": {"tags": {"team": "seven"}}}, output="quiet")
+        log_steps(tracking, start + 10, last)
+        tracking.close(outcome, [])
+    from mlflow import MlflowClient
+
+    client = MlflowClient()
+    experiment = client.get_experiment_by_name("digits")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert (run.info.status, run.data.tags["team"]) == ("FINISHED", "seven")
+    assert run.data.params["optimizer.lr"] == "0.001"
+    losses = client.get_metric_history(run.info.run_id, "train/loss")
+    assert [(one.step, one.value) for one in losses] == [(step, 1 / step) for step in range(10, 201, 10)]
 
 
 class Unreliable(GeneralTracker):  # type: ignore[misc]  # Accelerate ships no types
@@ -509,13 +568,17 @@ def test_a_tracker_that_fails_midway_gets_the_lines_after(
 
 
 def test_a_tracker_that_hangs_holds_nobody_up(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], unreliable: type[Unreliable]
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    unreliable: type[Unreliable],
 ) -> None:
+    monkeypatch.setattr(trackers, "LEAVE_SECONDS", 3.0)
     tracking = track(tmp_path, trackers={"unreliable": {"hangs_at": "start"}, "tensorboard": {}})
     log_steps(tracking, 10, 100)
     tracking.close("preempted", [])
     out = capsys.readouterr().out
-    assert re.search("waiting up to 10 s for unreliable", out)
+    assert re.search("waiting up to 3 s for unreliable", out)
     assert "unreliable did not finish in time and is left behind\n" in out
     assert len(tensorboard_scalars(tmp_path)["train/loss"]) == 10
 
@@ -594,7 +657,7 @@ def logged_numbers(run_dir: Path) -> Counter[tuple[str, int, float]]:
         (f"{line['split']}/{name}", line["step"], value)
         for line in read_metrics(run_dir / "metrics.jsonl")
         for name, value in line.items()
-        if name not in ("step", "split", "time")
+        if name not in ("step", "split", "time", "seconds")
     )
 
 
@@ -639,6 +702,31 @@ def test_wandb_holds_every_number_once_though_its_helper_was_killed(
     assert [path for path in files if API_KEY.encode() in path.read_bytes()] == []
     out = capsys.readouterr().out
     assert out.count(f"wandb: offline; to sync it later: wandb sync {tmp_path}/wandb/offline-run-*\n") == 3
+
+
+def train_with_wandb(folder: str) -> dict[str, Any]:
+    """Trains as one rank, tracked by wandb; returns the resolved recipe."""
+    from launcher.launch.world import World
+    from launcher.opening import Options
+    from launcher.recipe.load import load_recipe
+    from launcher.recipe.show import resolved
+    from launcher.run import run
+
+    os.environ.update(WANDB_API_KEY=API_KEY, WANDB_CONFIG_DIR=f"{folder}/config", WANDB_SILENT="true")
+    recipe = load_recipe(str(TINY), ["track.wandb.mode=offline", "data.validation=20% of train", "launch.threads=1"])
+    run(recipe, World(), Options(cpu=True, run_dir=folder, output="quiet"))
+    return resolved(recipe)
+
+
+def test_wandb_has_what_a_real_run_trained_with(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    (recipe,) = in_world(1, train_with_wandb, str(folder))
+    config = {u.key: json.loads(u.value_json) for record in wandb_records(folder) for u in record.config.update}
+    assert {key: value for key, value in config.items() if key != "_wandb"} == json.loads(json.dumps(recipe))
+    assert wandb_numbers(folder) == logged_numbers(folder)
+    assert {name.partition("/")[0] for name, _, _ in wandb_numbers(folder)} == {"train", "validation"}
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert [path for path in files if API_KEY.encode() in path.read_bytes()] == []
 
 
 @pytest.fixture
@@ -810,8 +898,9 @@ STOPPED = """
     import os, signal, sys, time
     from pathlib import Path
     import accelerate, psutil
-    from launcher.tracking import open_tracking
+    from launcher.tracking import open_tracking, trackers
 
+    trackers.LEAVE_SECONDS = 3.0
     accelerate.PartialState(cpu=True)
     tracking = open_tracking(
         run_dir=Path(sys.argv[1]), total_steps=300, start_step=0, trackers={"wandb": {"mode": "offline"}},

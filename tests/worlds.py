@@ -23,7 +23,10 @@ TINY = Path(__file__).parent / "recipes" / "tiny.yaml"
 _context = multiprocessing.get_context("forkserver")
 # imported once: what each process would otherwise spend seconds on
 _context.set_forkserver_preload(
-    ["launcher.run", "torch._dynamo", "torch.distributed.tensor", "torchmetrics.classification", "rich.progress"]
+    [
+        *("launcher.run", "torch._dynamo", "torch.distributed.tensor", "torchmetrics.classification"),
+        *("rich.progress", "jinja2"),
+    ]
 )
 
 
@@ -33,18 +36,7 @@ def in_world(size: int, function: Callable[..., Any], *arguments: Any, timeout: 
     Raises:
         AssertionError: A rank failed or did not end in time; no process is left behind.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    pipes: list[Any] = []
-    processes = []
-    for rank in range(size):
-        ours, theirs = _context.Pipe(duplex=False)
-        process = _context.Process(target=_rank, args=(rank, size, port, os.getcwd(), theirs, function, arguments))
-        process.start()
-        theirs.close()
-        pipes.append(ours)
-        processes.append(process)
+    processes, pipes = _start(size, function, arguments)
     try:
         return _gather(pipes, time.monotonic() + timeout)
     finally:
@@ -52,6 +44,46 @@ def in_world(size: int, function: Callable[..., Any], *arguments: Any, timeout: 
             process.join(5)
             if process.is_alive():
                 process.kill()
+
+
+def killed(size: int, function: Callable[..., Any], *arguments: Any, after: float | None = None) -> bool:
+    """Calls `function(*arguments)` as each rank, and kills all of them with SIGKILL.
+
+    Args:
+        size: How many ranks.
+        function: What they do.
+        *arguments: With what.
+        after: Seconds to wait; None waits until one of them dies by itself.
+
+    Returns:
+        Whether they were still at it.
+    """
+    processes, _pipes = _start(size, function, arguments)
+    try:
+        ended = wait([process.sentinel for process in processes], timeout=60 if after is None else after)
+        assert ended or after is not None, "nobody died"
+        return any(process.exitcode not in (0, None) for process in processes) or not ended
+    finally:
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.join()
+
+
+def _start(size: int, function: Callable[..., Any], arguments: Any) -> tuple[list[Any], list[Any]]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    pipes: list[Any] = []
+    processes: list[Any] = []
+    for rank in range(size):
+        ours, theirs = _context.Pipe(duplex=False)
+        process = _context.Process(target=_rank, args=(rank, size, port, os.getcwd(), theirs, function, arguments))
+        process.start()
+        theirs.close()
+        pipes.append(ours)
+        processes.append(process)
+    return processes, pipes
 
 
 def _gather(pipes: list[Any], deadline: float) -> list[Any]:
@@ -72,6 +104,7 @@ def _gather(pipes: list[Any], deadline: float) -> list[Any]:
 
 def _rank(rank: int, size: int, port: int, folder: str, pipe: Connection, function: Any, arguments: Any) -> None:
     os.chdir(folder)
+    multiprocessing.set_start_method("fork", force=True)  # loader workers start as in a process of one's own
     os.environ["OMP_NUM_THREADS"] = "1"
     if size > 1:
         names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
@@ -110,7 +143,7 @@ class Trained:
 
 def train(folder: Path, *overrides: str, size: int = 1, recipe: Path = TINY, remove: tuple[str, ...] = ()) -> Trained:
     """Trains a recipe in a world of `size` gloo processes, one thread each."""
-    in_world(size, _train, str(folder), overrides, str(recipe), remove)
+    in_world(size, train_here, str(folder), overrides, str(recipe), remove)
     return result_of(folder)
 
 
@@ -120,10 +153,20 @@ def result_of(folder: Path) -> Trained:
     return Trained(folder, list(read_metrics(folder / "metrics.jsonl")), weights)
 
 
-def _train(folder: str, overrides: tuple[str, ...], recipe: str, remove: tuple[str, ...]) -> str:
-    from launcher.launch.world import World
+def train_here(
+    folder: str,
+    overrides: tuple[str, ...] = (),
+    recipe: str = str(TINY),
+    remove: tuple[str, ...] = (),
+    faults: str | None = None,
+    faulty_rank: int = 0,
+) -> str:
+    """Trains as one rank of the world that this process is in; gives the run's state."""
+    from launcher.launch.world import FAULTS_VARIABLE, World
+    from launcher.opening import Options
     from launcher.run import run
-    from launcher.session import Options
 
+    if faults is not None and os.environ.get("RANK", "0") == str(faulty_rank):
+        os.environ[FAULTS_VARIABLE] = faults
     read = load_recipe(recipe, ["launch.threads=1", *overrides], remove)
     return run(read, World.from_environ(), Options(cpu=True, run_dir=folder, output="quiet")).state

@@ -31,9 +31,14 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def add_recipe(command: argparse.ArgumentParser) -> None:
+def add_recipe(command: argparse.ArgumentParser, required: bool = True) -> None:
     """RECIPE, its overrides, `--remove` and `--allow`."""
-    command.add_argument("recipe", metavar="RECIPE", help="a YAML file; `launcher recipes` lists some to start from")
+    command.add_argument(
+        "recipe",
+        metavar="RECIPE",
+        nargs=None if required else "?",
+        help="a YAML file; `launcher recipes` lists some to start from",
+    )
     command.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="changes to the recipe, as in optimizer.lr=3e-4"
     )

@@ -1,63 +1,169 @@
-"""`launcher train`."""
+"""`launcher train` and `launcher resume`."""
 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from launcher.commands.arguments import add_output, add_recipe, positive, read_recipe
 from launcher.errors import EXIT_DONE, EXIT_PREEMPTED, UsageError
 
 if TYPE_CHECKING:
     from launcher.commands.arguments import Commands
+    from launcher.launch.world import World
 
 
 def add(commands: Commands) -> None:
-    """Says the command's flags."""
+    """Says the commands' flags."""
     train = commands.add_parser(
         "train",
         help="train what a recipe says",
         description="Train what a recipe says: on every GPU of this machine, or on the CPU.",
     )
     add_recipe(train)
-    train.add_argument("--cpu", action="store_true", help="stay on the CPU though there may be a GPU")
-    train.add_argument("--processes", type=positive, metavar="N", help="how many processes (default: launch.processes)")
+    _add_where(train)
     train.add_argument(
         "--run-dir",
         metavar="DIR",
-        help="the run's folder (default: runs/NAME/DATE); resumed if it holds a checkpoint",
+        help="the run's folder (default: runs/NAME/DATE); gone on with if it holds a checkpoint",
     )
+    train.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the newest unfinished run of this recipe, or start one: safe in every script",
+    )
+    _add_changes(train)
     add_output(train)
-    train.set_defaults(command=_train)
+    train.set_defaults(command=_train, start=None)
+    resume = commands.add_parser(
+        "resume",
+        help="go on with a run",
+        description="Go on with a run: the command that started it, from its newest checkpoint.",
+    )
+    resume.add_argument("run_dir", metavar="RUN", help="the run's folder")
+    resume.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="further changes to the recipe")
+    resume.add_argument(
+        "--from",
+        dest="start",
+        metavar="best|STEP",
+        help="go on from this checkpoint; those after it are given up with the next save",
+    )
+    _add_where(resume)
+    _add_changes(resume)
+    add_output(resume)
+    resume.set_defaults(command=_resume, resume=False)
+
+
+def _add_where(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--cpu", action="store_true", help="stay on the CPU though there may be a GPU")
+    command.add_argument(
+        "--processes", type=positive, metavar="N", help="how many processes (default: launch.processes)"
+    )
+
+
+def _add_changes(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--allow-changes",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="a key of the recipe that may differ from the run's that is gone on with, as in optimizer.lr",
+    )
 
 
 def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    from launcher.launch.signals import listening
     from launcher.launch.world import World
 
     world = World.from_environ()
+    if not world.is_launched and (code := _supervised(options, arguments, world)) is not None:
+        return code
+    with listening():  # from here on being asked to stop means to save first
+        return _train_here(options, arguments, world)
+
+
+def _supervised(options: argparse.Namespace, arguments: Sequence[str], world: World) -> int | None:
+    """The exit code of several processes, started and waited for; None where one is enough."""
+    from launcher.launch.local import Ranks, choose_processes
+
+    recipe = read_recipe(options)
+    processes = choose_processes(options.processes or recipe.launch.processes, options.cpu or world.wants_cpu)
+    if processes == 1:
+        return None
+    from launcher.runs.essence import essence_of
+    from launcher.runs.folder import STATUS_FILE, Choice, read_json
+
+    folder = Choice(recipe.name, options.run_dir, options.resume, essence_of(recipe)).folder()
+    try:
+        code = Ranks(processes, options.cpu, recipe.launch.threads, folder).run(arguments)
+    finally:
+        with suppress(OSError):
+            folder.rmdir()  # only if nothing was ever written to it
+    preempted = code == EXIT_DONE and read_json(folder / STATUS_FILE).get("state") == "preempted"
+    return EXIT_PREEMPTED if preempted else code
+
+
+def _train_here(options: argparse.Namespace, arguments: Sequence[str], world: World) -> int:
     if world.is_launched and options.processes not in (None, world.size):
         raise UsageError(
             f"--processes {options.processes}: {world.started_by} has started {world.size}; leave --processes away, "
             "or start with `launcher train` alone"
         )
-    recipe = read_recipe(options)
-    if not world.is_launched:
-        from launcher.launch.local import choose_processes, start
+    if world.supervisor is not None:
+        from launcher.launch.signals import die_with_parent
 
-        asked = options.processes or recipe.launch.processes
-        processes = choose_processes(asked, options.cpu or world.wants_cpu)
-        if processes > 1:
-            return start(arguments, processes, cpu=options.cpu, threads=recipe.launch.threads, run_dir=options.run_dir)
+        die_with_parent()
+    recipe = read_recipe(options)
+    from launcher.opening import Options
     from launcher.run import run
-    from launcher.session import Options
 
     asked_for = Options(
         cpu=options.cpu,
         run_dir=options.run_dir,
+        resume=options.resume,
+        start=options.start,
         allow=tuple(options.allow),
+        allow_changes=tuple(options.allow_changes),
         output=options.output,
-        command=("launcher", *arguments),
+        how=_how(options, arguments),
     )
     result = run(recipe, world, asked_for)
+    # under an elastic agent every rank ends with 0: any other code makes it start them again, or end the last one
     return EXIT_PREEMPTED if result.state == "preempted" and not world.is_launched else EXIT_DONE
+
+
+def _how(options: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
+    """What `launcher resume` needs to do the same again."""
+    return {
+        "command": ["launcher", *arguments],
+        "recipe": os.path.abspath(options.recipe),
+        "overrides": list(options.overrides),
+        "remove": list(options.remove),
+        "allow": list(options.allow),
+        "cpu": options.cpu,
+    }
+
+
+def _resume(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    from launcher.runs.folder import ENVIRONMENT_FILE, read_json
+
+    folder = Path(options.run_dir).absolute()
+    if not folder.is_dir():
+        raise UsageError(f"{options.run_dir}: there is no such folder; `launcher runs` lists the runs")
+    how = read_json(folder / ENVIRONMENT_FILE)
+    if "recipe" not in how:
+        what = "was started from Python; make the same call again" if "command" in how else "is not a run's folder"
+        raise UsageError(f"{options.run_dir} {what}")
+    try:
+        os.chdir(how["directory"])  # files of one's own are looked for there
+    except OSError as error:
+        raise UsageError(f"the run was started in {how['directory']}: {error.strerror}") from error
+    options.run_dir = str(folder)
+    options.recipe, options.remove, options.allow = how["recipe"], how["remove"], how["allow"]
+    options.overrides = [*how["overrides"], *options.overrides]
+    options.cpu = options.cpu or how["cpu"]
+    return _train(options, ["resume", str(folder), *arguments[2:]] if arguments[:1] == ["resume"] else arguments)

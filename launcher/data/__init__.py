@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import IterableDataset, Subset
 
 from launcher.data.loaders import EvaluationLoader, MicroBatch, Reading, TrainLoader
 from launcher.data.permutation import split
+from launcher.data.reading import whole_batches
 from launcher.data.sampler import StepSampler
-from launcher.errors import Problem, RecipeError
+from launcher.data.sets import Opener, by_name, wrong
+from launcher.data.streams import StreamEvaluationLoader, StreamLoader, has_shards, is_stream, length_of
+from launcher.data.subsets import subset
 from launcher.launch.world import World, usable_cpus
 from launcher.recipe import schema
 from launcher.recipe.component import Component
@@ -48,11 +50,14 @@ class Data:
 
     def samples_before(self, step: int) -> int:
         """Samples consumed, over all ranks, when `step` steps are completed."""
-        sampler = self.train.sampler
-        epochs, rest = divmod(step, sampler.steps_per_epoch)
-        batch = sampler.global_batch_size
-        whole = sampler.steps_per_epoch * batch if sampler.drop_last else sampler.dataset_size
-        return epochs * whole + rest * batch
+        return self.train.sampler.samples_before(step)
+
+    def describe(self) -> str:
+        """The training set in a few words, for the plan."""
+        size = self.train.sampler.dataset_size
+        if not isinstance(self.train, StreamLoader):
+            return f"{size:,} training samples"
+        return "a stream" if length_of(self.train.dataset) is None else f"a stream of {size:,} training samples"
 
 
 def load_data(workshop: Workshop, world: World, *, on_gpu: bool = False) -> Data:
@@ -64,105 +69,166 @@ def load_data(workshop: Workshop, world: World, *, on_gpu: bool = False) -> Data
         on_gpu: Whether batches are made ready for a transfer.
 
     Raises:
-        RecipeError: An epoch would have no step, or a global batch fewer samples than there are ranks.
+        RecipeError: An epoch would have no step, a global batch fewer samples than there are ranks, or a stream is
+            asked for what it cannot do.
     """
-    section, seed, evaluation = workshop.recipe.data, workshop.recipe.seed, workshop.recipe.evaluate
-    document = workshop.recipe.document
-    dataset = workshop.build(section.train)
-    _check_training_set(dataset, section, document)
-    train, validation = _validation_sets(section, workshop, dataset, seed)
-    sampler = StepSampler(
-        train,
-        global_batch_size=section.global_batch_size,
+    recipe, section = workshop.recipe, workshop.recipe.data
+    opener = Opener(workshop, world.size)
+    dataset = opener.open(section.train, "data.train")
+    reading = Reading(
+        collate=workshop.build(section.collate) if section.collate else None,
+        timeout_seconds=section.timeout.amount,
+        seed=recipe.seed,
+        sample_seeds=section.sample_seeds,
+        pin_memory=on_gpu and torch.cuda.is_available(),
         rank=world.rank,
-        world_size=world.size,
-        micro_batch_size=section.micro_batch_size,
-        seed=seed,
-        shuffle=section.shuffle,
-        drop_last=section.drop_last,
-        weights=_weights(section.weights, workshop, train, document),
     )
-    _check_steps(sampler, section, world, document)
-    collate = workshop.build(section.collate) if section.collate else None
-    workers = _workers(section.workers, world, on_gpu)
-    reading = Reading(collate, workers, section.timeout.amount, seed, section.sample_seeds, on_gpu)
-    loader = TrainLoader(train, sampler, reading)
-    tests = {name: workshop.build(component) for name, component in _by_name(section.test).items()}
-    sizes = _EvaluationBatches(section, evaluation, world)
-    notes = (
-        [] if loader.reads_whole_batches else [f"{workers} worker process{'es' * (workers != 1)} a rank read samples"]
+    loaders = _Loaders(recipe, world, reading, on_gpu)
+    dataset, held_back = _without_validation(dataset, section, recipe)
+    train = loaders.train(dataset, _weights(section.weights, workshop, dataset, recipe.document))
+    validation, test = (
+        {name: loaders.evaluation(opener.open(one, key), key) for name, key, one in by_name(sets, f"data.{part}")}
+        for part, sets in (("validation", section.validation), ("test", section.test))
     )
-    if section.weights is not None:
-        notes.append("samples are drawn by weight, with replacement")
-    return Data(
-        loader,
-        {name: sizes.loader(one, reading) for name, one in validation.items()},
-        {name: sizes.loader(one, reading) for name, one in tests.items()},
-        tuple(notes),
-    )
+    if held_back is not None:
+        validation = {"": loaders.evaluation(held_back, "data.validation")}
+    return Data(train, validation, test, (*loaders.notes, *opener.notes))
 
 
-class _EvaluationBatches:
-    """The batch size of evaluation: stated, or the training's micro-batch."""
+class _Loaders:
+    """Makes the loaders of one rank, and notes what the plan should say of them."""
 
-    def __init__(self, section: schema.Data, evaluation: schema.Evaluate, world: World):
-        share = -(-section.global_batch_size // world.size)
-        self.size = evaluation.batch_size or section.micro_batch_size or share
-        self.limit = int(evaluation.limit.amount) if evaluation.limit else None
+    def __init__(self, recipe: schema.Recipe, world: World, reading: Reading, on_gpu: bool):
+        self.recipe, self.section, self.document = recipe, recipe.data, recipe.document
+        self.world, self.reading, self.on_gpu = world, reading, on_gpu
+        self.notes: list[str] = []
 
-    def loader(self, dataset: Any, reading: Reading) -> EvaluationLoader:
-        return EvaluationLoader(dataset, self.size, reading, self.limit)
+    def train(self, dataset: Any, weights: np.ndarray | None) -> TrainLoader:
+        """The training set, read by number or as a stream."""
+        if is_stream(dataset):
+            return self._stream(dataset)
+        if weights is not None:
+            self.notes.append("samples are drawn by weight, with replacement")
+        sampler = self._sampler(dataset, shuffle=self.section.shuffle, weights=weights)
+        self._check_steps(sampler)
+        workers = self._workers(dataset)
+        whole = whole_batches(dataset, self.reading.collate) is not None
+        if workers:
+            what = "whole batches" if whole else "samples"
+            self.notes.append(f"{workers} worker process{'es a rank read' if workers > 1 else ' a rank reads'} {what}")
+        elif not whole:
+            self.notes.append("samples are read one by one in the training process itself")
+        return TrainLoader(dataset, sampler, replace(self.reading, workers=workers))
+
+    def _stream(self, dataset: Any) -> StreamLoader:
+        sampler = self._sampler(range(self._stream_length(dataset)), shuffle=False)
+        self._check_steps(sampler)
+        loader = StreamLoader(dataset, sampler, replace(self.reading, workers=self._stream_workers(dataset)))
+        self.notes.append(loader.describe())
+        return loader
+
+    def evaluation(self, dataset: Any, key: str) -> EvaluationLoader:
+        """A validation or test set."""
+        section, evaluate = self.section, self.recipe.evaluate
+        share = -(-section.global_batch_size // self.world.size)
+        size = evaluate.batch_size or section.micro_batch_size or share
+        limit = int(evaluate.limit.amount) if evaluate.limit else None
+        if not is_stream(dataset):
+            reading = replace(self.reading, workers=self._workers(dataset))
+            return EvaluationLoader(dataset, size, reading, limit, key)
+        if limit is None and length_of(dataset) is None:
+            message = f"{type(dataset).__name__} is a stream without a length; say evaluate.limit, as in '50 batches'"
+            raise wrong(self.document, key, message)
+        return StreamEvaluationLoader(dataset, size, self.reading, limit, key)
+
+    def _sampler(self, dataset: Any, shuffle: bool, weights: np.ndarray | None = None) -> StepSampler:
+        return StepSampler(
+            dataset,
+            global_batch_size=self.section.global_batch_size,
+            rank=self.world.rank,
+            world_size=self.world.size,
+            micro_batch_size=self.section.micro_batch_size,
+            seed=self.recipe.seed,
+            shuffle=shuffle,
+            drop_last=self.section.drop_last,
+            weights=weights,
+        )
+
+    def _workers(self, dataset: Any) -> int:
+        """As many as the recipe says; of itself none where a whole batch is read at once."""
+        asked = self.section.workers
+        if isinstance(asked, int):
+            return asked
+        return 0 if whole_batches(dataset, self.reading.collate) else fair_workers(self.world, self.on_gpu)
+
+    def _stream_workers(self, dataset: Any) -> int:
+        asked = self.section.workers
+        wanted = fair_workers(self.world, self.on_gpu) if asked == "auto" else asked
+        while wanted > 1 and not has_shards(dataset, self.world.size * wanted):
+            if asked != "auto":
+                message = f"{type(dataset).__name__} has no shards for so many, and each would read all of it"
+                remedy = "use 0 or 1, or give it a method shard(num_shards, index)"
+                raise wrong(self.document, "data.workers", f"{message}; {remedy}")
+            wanted -= 1
+        return wanted
+
+    def _stream_length(self, dataset: Any) -> int:
+        """Samples of an epoch: the stream's if it knows, else those of the whole run."""
+        length, train = length_of(dataset), self.recipe.train
+        if length is not None:
+            return length
+        if train.steps is None:
+            key = "train.epochs" if train.epochs is not None else "train.time"
+            message = f"{type(dataset).__name__} is a stream without a length; say how long to train with train.steps"
+            raise wrong(self.document, key, message)
+        return train.steps * self.section.global_batch_size
+
+    def _check_steps(self, sampler: StepSampler) -> None:
+        size, batch, ranks = sampler.dataset_size, self.section.global_batch_size, self.world.size
+        if sampler.steps_per_epoch == 0:
+            why = "is empty" if size == 0 else f"has {size} samples, fewer than one global batch of {batch}"
+            remedy = "check its path and split" if size == 0 else f"use drop_last: false, or a batch of at most {size}"
+            message = f"an epoch has no step: the training set {why}; {remedy}"
+            raise wrong(self.document, "data.train", message)
+        if ranks > min(batch, size):
+            message = (
+                f"{min(batch, size)} samples cannot be shared by {ranks} processes; use at least {ranks}, or fewer "
+            )
+            raise wrong(self.document, "data.global_batch_size", f"{message}processes")
 
 
-def _by_name(section: Component | Mapping[str, Component] | str | None) -> dict[str, Component]:
-    if isinstance(section, Component):
-        return {"": section}
-    return dict(section) if isinstance(section, Mapping) else {}
-
-
-def _validation_sets(section: schema.Data, workshop: Workshop, dataset: Any, seed: int) -> tuple[Any, dict[str, Any]]:
-    """The training set (what is left of it) and the validation sets."""
-    if not isinstance(section.validation, str):
-        return dataset, {name: workshop.build(one) for name, one in _by_name(section.validation).items()}
-    share = Duration.parse(section.validation.partition(" of ")[0])
-    assert share is not None
-    train, validation = split(len(dataset), share.amount / 100, seed)
-    return _subset(dataset, train), {"": _subset(dataset, validation)}
-
-
-def _subset(dataset: Any, indices: np.ndarray) -> Any:
-    if hasattr(dataset, "get_batch") or type(dataset) is torch.utils.data.TensorDataset:
-        return Part(dataset, indices)
-    return Subset(dataset, indices.tolist())
-
-
-class Part:
-    """Some samples of a data set that reads whole batches, which this does too."""
-
-    def __init__(self, dataset: Any, indices: np.ndarray):
-        self.dataset = dataset
-        self.indices = torch.from_numpy(indices)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.dataset[int(self.indices[index])]
-
-    def get_batch(self, indices: torch.Tensor) -> Any:
-        """Whole batches of the underlying data set."""
-        chosen = self.indices[indices]
-        if hasattr(self.dataset, "get_batch"):
-            return self.dataset.get_batch(chosen)
-        return tuple(tensor[chosen] for tensor in self.dataset.tensors)
-
-
-def _workers(asked: int | str, world: World, on_gpu: bool) -> int:
+def fair_workers(world: World, on_gpu: bool) -> int:
     """Worker processes of one rank: its fair share of the CPUs, less what a CPU run computes with."""
-    if isinstance(asked, int):
-        return asked
     share = usable_cpus() // world.local_size
     return max(0, min(8, share - 1)) if on_gpu else (min(4, share // 2) if share > 2 else 0)
+
+
+def _without_validation(dataset: Any, section: schema.Data, recipe: schema.Recipe) -> tuple[Any, Any]:
+    """What is left to train on, and what `10% of train` holds back."""
+    _check_kind(dataset, section, recipe.document)
+    if not isinstance(section.validation, str):
+        return dataset, None
+    if len(dataset) < 2:
+        raise wrong(recipe.document, "data.validation", f"{len(dataset)} samples cannot be split")
+    share = Duration.parse(section.validation.partition(" of ")[0])
+    assert share is not None
+    train, validation = split(len(dataset), share.amount / 100, recipe.seed)
+    return subset(dataset, train), subset(dataset, validation)
+
+
+def _check_kind(dataset: Any, section: schema.Data, document: Document) -> None:
+    name = type(dataset).__name__
+    asked = {
+        "weights": section.weights is not None,
+        "validation": isinstance(section.validation, str),
+        "shuffle": section.shuffle and "shuffle" in section.model_fields_set,
+    }
+    if not is_stream(dataset):
+        if length_of(dataset) is None:
+            raise wrong(document, "data.train", f"{name} has no length; a data set with __getitem__ needs a __len__")
+    elif refused := [key for key, is_asked in asked.items() if is_asked]:
+        message = f"{name} is a stream, of which no samples can be picked by number; remove it"
+        raise wrong(document, f"data.{refused[0]}", message)
 
 
 def _weights(
@@ -171,43 +237,12 @@ def _weights(
     if section is None:
         return None
     if isinstance(section, Component):
-        function = workshop.build(section)
+        function: Callable[..., Any] | Any = workshop.build(section)
         found = function(dataset) if callable(function) else function
     else:
         found = np.load(document.folder / Path(section), allow_pickle=False)
     weights = np.asarray(found, dtype=np.float64)
     if weights.shape != (len(dataset),) or not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
-        raise _wrong(
-            document,
-            "data.weights",
-            f"must be {len(dataset)} finite numbers, none negative, not all zero; got shape {weights.shape}",
-        )
+        message = f"must be {len(dataset)} finite numbers, none negative, not all zero; got shape {weights.shape}"
+        raise wrong(document, "data.weights", message)
     return weights
-
-
-def _check_training_set(dataset: Any, section: schema.Data, document: Document) -> None:
-    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
-        name = type(dataset).__name__
-        raise _wrong(document, "data.train", f"{name} has no length; a training set needs __getitem__ and __len__")
-    if isinstance(section.validation, str) and len(dataset) < 2:
-        raise _wrong(document, "data.validation", f"{len(dataset)} samples cannot be split")
-
-
-def _check_steps(sampler: StepSampler, section: schema.Data, world: World, document: Document) -> None:
-    size, batch = sampler.dataset_size, section.global_batch_size
-    if sampler.steps_per_epoch == 0:
-        why = "is empty" if size == 0 else f"has {size} samples, fewer than one global batch of {batch}"
-        remedy = "check its path and split" if size == 0 else f"use drop_last: false, or a batch of at most {size}"
-        raise _wrong(document, "data.train", f"an epoch has no step: the training set {why}; {remedy}")
-    if world.size > min(batch, size):
-        raise _wrong(
-            document,
-            "data.global_batch_size",
-            f"{min(batch, size)} samples cannot be shared by {world.size} processes; "
-            f"use at least {world.size}, or fewer processes",
-        )
-
-
-def _wrong(document: Document, key: str, message: str) -> RecipeError:
-    path = tuple(key.split("."))
-    return RecipeError([Problem(str(document.origin(path)), key, message)])

@@ -140,6 +140,17 @@ class StepSampler(DistributedSampler[list[tuple[int, int]]]):
         """Micro-batches in this step: the same number on every rank."""
         return len(self._micro_batches[self.batch_size(step)])
 
+    def samples_before(self, step: int) -> int:
+        """Samples that all ranks together have read when `step` steps are completed."""
+        epochs, rest = divmod(step, self.steps_per_epoch)
+        whole = self.steps_per_epoch * self.global_batch_size if self.drop_last else self.dataset_size
+        return epochs * whole + rest * self.global_batch_size
+
+    def micro_batches_before(self, step: int) -> int:
+        """Micro-batches that each rank has read when `step` steps are completed."""
+        epochs, rest = divmod(step, self.steps_per_epoch)
+        return epochs * len(self) + rest * len(self._micro_batches[self.global_batch_size])
+
     def shares(self, step: int) -> list[Share]:
         """What this rank reads at this step, one share per micro-batch."""
         row = self._row(step)

@@ -1,7 +1,11 @@
-"""Small data sets that need no download, for the recipes and for trying things out."""
+"""Data sets as ordinary components: small ones that need no download, and ones for files of your own."""
 
+from launcher.datasets.arrays import NumpyArrays
 from launcher.datasets.digits import Digits
+from launcher.datasets.hub import HubDataset
+from launcher.datasets.images import ImageFolder
+from launcher.datasets.table import Table
 from launcher.datasets.tabular import Diabetes
 from launcher.datasets.text import TextFile
 
-__all__ = ["Diabetes", "Digits", "TextFile"]
+__all__ = ["Diabetes", "Digits", "HubDataset", "ImageFolder", "NumpyArrays", "Table", "TextFile"]

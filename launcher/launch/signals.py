@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -26,8 +27,12 @@ def stop_requested() -> bool:
 def listening() -> Iterator[None]:
     """Handles the signals for a while; repeats are the same request, only a second Ctrl-C later leaves at once.
 
-    Outside the main thread, where Python allows no handlers, nobody can ask.
+    Outside the main thread, where Python allows no handlers, nobody can ask. Inside another `listening` this adds
+    nothing.
     """
+    if signal.getsignal(signal.SIGTERM) is _note:
+        yield
+        return
     _received.clear()
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
@@ -53,3 +58,14 @@ def _note(number: int, _: FrameType | None) -> None:
             b"\nstopping after this step; once more to leave at once\n",
         )
     _received.append((number, now))
+
+
+def die_with_parent() -> None:
+    """Linux: SIGKILL for this process when the thread that started it ends."""
+    parent = os.getppid()
+    try:
+        ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))
+    except (OSError, AttributeError):
+        return  # not Linux: whoever started it must end it
+    if os.getppid() != parent:  # it ended before it could be noticed
+        os._exit(1)

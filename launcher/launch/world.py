@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from launcher.errors import UsageError
 
 RUN_DIR_VARIABLE = "LAUNCHER_RUN_DIR"  # the supervisor chooses the run's folder once and tells its ranks
+SUPERVISOR_VARIABLE = "LAUNCHER_SUPERVISOR"
+FAULTS_VARIABLE = "LAUNCHER_FAULTS"
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,9 @@ class World:
         wants_cpu: Whether the environment asks for the CPU (`accelerate launch --cpu`).
         run_dir: The run folder that the supervisor chose, if it did.
         restarts: How often an elastic agent has restarted these processes.
+        supervisor: Our own supervisor's process, if it started these.
+        job: The SLURM job that this process belongs to, if it does.
+        faults: Accidents to be made on purpose, see `launcher.faults`.
         accelerate: What an `accelerate config` or its command line asked for, by its variable.
     """
 
@@ -39,6 +44,9 @@ class World:
     wants_cpu: bool = False
     run_dir: str | None = None
     restarts: int = 0
+    supervisor: int | None = None
+    job: str | None = None
+    faults: str | None = None
     accelerate: Mapping[str, str] | None = None
 
     @property
@@ -68,6 +76,8 @@ class World:
                 wants_cpu=wants_cpu,
                 started_by=started_by,
                 run_dir=environ.get(RUN_DIR_VARIABLE),
+                job=environ.get("SLURM_JOB_ID"),
+                faults=environ.get(FAULTS_VARIABLE),
                 accelerate=accelerate,
             )
         size, local_size = _number(environ, "WORLD_SIZE"), _number(environ, "LOCAL_WORLD_SIZE", "1")
@@ -82,6 +92,9 @@ class World:
             wants_cpu=wants_cpu,
             run_dir=environ.get(RUN_DIR_VARIABLE),
             restarts=_number(environ, "TORCHELASTIC_RESTART_COUNT", "0"),
+            supervisor=_number(environ, SUPERVISOR_VARIABLE) if SUPERVISOR_VARIABLE in environ else None,
+            job=environ.get("SLURM_JOB_ID"),
+            faults=environ.get(FAULTS_VARIABLE),
             accelerate=accelerate,
         )
         if not 0 <= world.rank < world.size:
@@ -100,7 +113,7 @@ def usable_cpus() -> int:
 
 
 def _starter(environ: Mapping[str, str]) -> str:
-    if "LAUNCHER_SUPERVISOR" in environ:
+    if SUPERVISOR_VARIABLE in environ:
         return "launcher"
     return "accelerate" if "ACCELERATE_MIXED_PRECISION" in environ else "torchrun"
 

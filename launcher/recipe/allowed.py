@@ -1,92 +1,369 @@
 """What a recipe may name. A stranger's recipe must not be able to run a command or overwrite a file.
 
-A target is judged by where the resolved object itself was defined, not by its spelling:
-`torch.os.system` is `os.system`. Nothing listed here starts a process or opens a path for writing.
+A target is judged by where the object that it comes to was defined, not by how it is spelled: `torch.os.system`
+is `os.system`. What is not on these lists is refused. Nothing on them starts a process or opens a path for
+writing, with the arguments that are let through; whole packages are never listed, because most have something
+that does (`numpy.memmap` overwrites files, torch's `SubprocessHandler` starts programs).
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
+import os
+import re
 import sys
 import sysconfig
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# module prefixes whose classes may be named; never a whole package
+import launcher
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes under a module that a recipe may name.
+
+    Attributes:
+        module: The module that defines them, or one below it does.
+        bases: They have one of these bases; without any, every class there is meant.
+        but_not: Modules below that are left out.
+    """
+
+    module: str
+    bases: tuple[str, ...] = ()
+    but_not: tuple[str, ...] = ()
+
+    def hold(self, thing: type) -> bool:
+        """Whether a class is one of them."""
+        if not _is_below(thing.__module__, self.module) or any(_is_below(thing.__module__, m) for m in self.but_not):
+            return False
+        names = {f"{base.__module__}.{base.__qualname__}" for base in thing.__mro__}
+        return not self.bases or not names.isdisjoint(self.bases)
+
+
+_MODULE = "torch.nn.modules.module.Module"
+_TRANSFORMERS = (
+    "transformers.configuration_utils.PreTrainedConfig",
+    "transformers.configuration_utils.PretrainedConfig",
+    "transformers.feature_extraction_utils.FeatureExtractionMixin",
+    "transformers.image_processing_base.ImageProcessingMixin",
+    "transformers.modeling_utils.PreTrainedModel",
+    "transformers.processing_utils.ProcessorMixin",
+    "transformers.tokenization_utils_base.PreTrainedTokenizerBase",
+)
 CLASSES = (
-    "launcher.datasets",
-    "launcher.models",
-    "torch.nn.modules",
-    "torch.nn.parameter",
-    "torch.optim",
-    "torch.utils.data.dataset",
-    "torchmetrics",
-    "torchvision.datasets",
+    Classes("launcher.datasets"),
+    Classes("launcher.models"),
+    Classes("torch.nn.modules", (_MODULE,)),
+    Classes("torch.nn.parameter", ("torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer")),
+    Classes("torch.optim", ("torch.optim.optimizer.Optimizer", "torch.optim.lr_scheduler.LRScheduler", _MODULE)),
+    Classes("torch.utils.data.dataset", ("torch.utils.data.dataset.Dataset",)),
+    Classes("torchmetrics", ("torchmetrics.metric.Metric", "torchmetrics.collections.MetricCollection")),
+    # LSUN unpickles a cache beside its data
+    Classes("torchvision.datasets", ("torchvision.datasets.vision.VisionDataset",), ("torchvision.datasets.lsun",)),
+    Classes("torchvision.models", (_MODULE,)),
+    Classes("torchvision.ops", (_MODULE,)),
+    Classes("torchvision.transforms"),
+    # these build a model of any repository of the hub, or unpickle an index
+    Classes(
+        "transformers.models",
+        _TRANSFORMERS,
+        tuple(f"transformers.models.{name}" for name in ("deprecated", "rag", "timm_backbone", "timm_wrapper")),
+    ),
+    Classes("transformers.data.data_collator"),
+)
+# modules whose functions may be named, but not those of modules below them, nor methods
+FUNCTION_MODULES = (
+    "torch.nn.functional",
+    "torch.nn.init",
     "torchvision.models",
     "torchvision.ops",
-    "torchvision.transforms",
-    "transformers.models",
-    "transformers.data.data_collator",
+    "torchvision.transforms.functional",
+    "torchvision.transforms.v2.functional",
 )
-# functions that build what a slot wants
-FUNCTIONS = (
-    "timm.create_model",
-    "timm.models._factory.create_model",
-    "torch._VariableFunctionsClass.tensor",  # torch.tensor
-    "torch.utils.data._utils.collate.default_collate",
-    "torch.utils.data.dataset.random_split",
-    "datasets.load.load_dataset",
+_MODEL_ARGUMENTS = "attn_implementation config dtype torch_dtype"
+_LOADED_ARGUMENTS = (
+    "pretrained_model_name_or_path revision subfolder variant local_files_only ignore_mismatched_sizes num_labels "
+    "id2label label2id problem_type use_cache output_hidden_states output_attentions return_dict "
+    "hidden_dropout_prob attention_probs_dropout_prob dropout attention_dropout classifier_dropout "
+    "max_position_embeddings vocab_size pad_token_id bos_token_id eos_token_id use_fast model_max_length "
+    "padding_side truncation_side pad_token bos_token eos_token unk_token mask_token sep_token cls_token "
+    "additional_special_tokens add_prefix_space add_bos_token add_eos_token do_lower_case size do_resize do_normalize"
 )
-FUNCTION_PREFIXES = ("torch.nn.functional", "torch.nn.init", "torchvision.models", "torchvision.transforms")
-METHODS = ("from_config", "from_pretrained")  # of listed classes
+# functions by the name they were defined under, and the arguments that may be written; None: any
+FUNCTIONS: dict[str, str | None] = {
+    "torch.tensor": None,
+    "torch.utils.data._utils.collate.default_collate": None,
+    "torch.utils.data.dataset.random_split": None,
+    "timm.models._factory.create_model": None,
+    "datasets.load.load_dataset": (
+        "path name data_dir data_files split revision streaming keep_in_memory num_proc "
+        "delimiter sep column_names field drop_labels"
+    ),
+}
+# methods of listed classes under a module
+METHODS: dict[tuple[str, str], str | None] = {
+    ("torch.nn.modules.sparse", "from_pretrained"): None,  # Embedding, EmbeddingBag
+    ("transformers.models", "from_config"): _MODEL_ARGUMENTS,
+    ("transformers.models", "from_pretrained"): f"{_LOADED_ARGUMENTS} {_MODEL_ARGUMENTS}",
+}
+_AUTO = "transformers.models.auto"  # its classes have no base in common
+_MODULES = (*(classes.module for classes in CLASSES), *FUNCTION_MODULES)
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, range)
+_PLAIN_OF_TORCH = ("dtype", "device", "layout", "memory_format", "Tensor", "Size")
 
 
-def may_import(module: str, own_folders: tuple[Path, ...], allow: tuple[str, ...]) -> bool:
-    """Whether importing this module is safe before its objects are judged: importing runs it."""
-    top = module.partition(".")[0]
-    listed = {name.partition(".")[0] for name in (*CLASSES, *FUNCTIONS, *FUNCTION_PREFIXES)}
-    return top in listed or top in allow or is_own_module(module, own_folders)
+def _is_below(module: str, parent: str) -> bool:
+    return module == parent or module.startswith(f"{parent}.")
 
 
-def is_own_module(module: str, own_folders: tuple[Path, ...]) -> bool:
-    """Whether a dotted name is a file of the user's own project."""
-    parts = module.split(".")
-    if not all(part.isidentifier() for part in parts):
-        return False
-    candidates = [folder.joinpath(*parts) for folder in own_folders]
-    return any(path.with_suffix(".py").is_file() or (path / "__init__.py").is_file() for path in candidates)
+def listed_packages() -> set[str]:
+    """The packages of which something is on the lists."""
+    return {name.partition(".")[0] for name in (*_MODULES, *FUNCTIONS)}
 
 
-def is_own_file(file: str | None, own_folders: tuple[Path, ...]) -> bool:
-    """Whether a module's file belongs to the user's project, and not to an environment inside it."""
-    if file is None:
-        return False
-    path = Path(file).resolve()
-    installed = [Path(sysconfig.get_paths()[kind]).resolve() for kind in ("purelib", "platlib", "stdlib")]
-    if any(path.is_relative_to(folder) for folder in installed) or "site-packages" in path.parts:
-        return False
-    return any(path.is_relative_to(folder) for folder in own_folders)
+@dataclass(frozen=True)
+class Trust:
+    """What one component may name besides the lists.
+
+    Attributes:
+        own: Folders of the user's project: the recipe's (or its base's), and the working directory.
+        allow: Packages or modules that the user allowed, with all below them.
+    """
+
+    own: tuple[Path, ...]
+    allow: tuple[str, ...] = ()
+
+    def allows(self, module: str) -> bool:
+        """Whether the user allowed a module."""
+        return any(_is_below(module, allowed) for allowed in self.allow)
+
+    def may_import(self, module: str) -> bool:
+        """Whether a module of an installed package may be imported to look at its objects: importing runs it.
+
+        It may where something listed is in it, or below it (then importing that would import this too).
+        """
+        holds_something = any(_is_below(name, module) for name in (*_MODULES, *FUNCTIONS))
+        return self.allows(module) or holds_something or any(_is_below(module, one) for one in _MODULES)
+
+    def owns(self, file: str | Path | None) -> bool:
+        """Whether a file belongs to the user's project, and not to an environment inside it."""
+        if file is None:
+            return False
+        path = Path(file).resolve()
+        inside = [folder for folder in self.own if path.is_relative_to(folder)]
+        return not is_installed(path) and any(not _in_environment(path, folder) for folder in inside)
 
 
-def objection(thing: Any, own_folders: tuple[Path, ...], allow: tuple[str, ...]) -> str | None:
+def is_installed(path: Path) -> bool:
+    """Whether a file belongs to Python, to an installed package, or to this program."""
+    if "site-packages" in path.parts or "dist-packages" in path.parts:
+        return True
+    return any(path.is_relative_to(folder) for folder in _installed())
+
+
+@functools.cache
+def _installed() -> tuple[Path, ...]:
+    kinds = ("stdlib", "platstdlib", "purelib", "platlib", "scripts")
+    folders = [Path(sysconfig.get_paths()[kind]) for kind in kinds]
+    return tuple(folder.resolve() for folder in (*folders, Path(launcher.__file__).parent))
+
+
+def _in_environment(path: Path, folder: Path) -> bool:
+    """Whether a folder between these is a virtual or conda environment."""
+    inside = [parent for parent in path.parents if parent.is_relative_to(folder)]
+    return any((parent / "pyvenv.cfg").exists() or (parent / "conda-meta").exists() for parent in inside)
+
+
+# ---------------------------------------------------------------------- judging what a name came to
+
+
+def objection(thing: Any, trust: Trust) -> str | None:
     """Why this object may not be named in a recipe; None where it may."""
-    if type(thing).__module__ == "torch" and type(thing).__name__ == "dtype":
+    if isinstance(thing, types.ModuleType):
+        return f"it is the module {thing.__name__}, neither a class nor a function"
+    if isinstance(thing, functools.partial):
+        return objection(thing.func, trust)
+    module, name = getattr(thing, "__module__", None), getattr(thing, "__qualname__", None)
+    if not isinstance(module, str) or not isinstance(name, str):  # an object: as good as its class
+        return None if _is_plain(thing) else objection(type(thing), trust)
+    if trust.allows(module) or trust.owns(getattr(sys.modules.get(module), "__file__", None)):
         return None
-    module = getattr(thing, "__module__", None)
-    name = getattr(thing, "__qualname__", None)
-    if not isinstance(module, str) or not isinstance(name, str):
-        return f"a {type(thing).__name__} is neither a class nor a function"
-    if module.partition(".")[0] in allow or is_own_file(
-        getattr(sys.modules.get(module), "__file__", None), own_folders
-    ):
+    if _listed_class(thing) or _listed_function(thing) or _listed_method(thing) is not None:
         return None
-    full = f"{module}.{name}"
-    if full in FUNCTIONS:
-        return None
+    return f"it is {module}.{name}, which a recipe may not name"
+
+
+def _is_plain(thing: Any, levels: int = 8) -> bool:
+    """Whether a value is a number, a word, a tensor, or a list or mapping of such."""
+    kind = type(thing)
+    if kind in (list, tuple, set, frozenset, dict):
+        items = [*thing, *thing.values()] if kind is dict else list(thing)
+        return levels > 0 and all(_is_plain(item, levels - 1) for item in items)
+    return kind in _PLAIN or (kind.__module__ == "torch" and kind.__name__ in _PLAIN_OF_TORCH)
+
+
+def _listed_class(thing: Any) -> bool:
+    return isinstance(thing, type) and any(classes.hold(thing) for classes in CLASSES)
+
+
+def _listed_function(thing: Any) -> bool:
+    if _full_name(thing) in FUNCTIONS:
+        return True
+    plain = inspect.isfunction(thing) and "." not in thing.__qualname__
+    return plain and any(_is_below(thing.__module__, module) for module in FUNCTION_MODULES)
+
+
+def _full_name(thing: Any) -> str:
+    """The name that a function was defined under; torch's own functions in C have a class of their own."""
+    name = f"{thing.__module__}.{thing.__qualname__}"
+    is_builtin = isinstance(thing, types.BuiltinFunctionType)
+    return name.replace("_VariableFunctionsClass.", "") if is_builtin else name
+
+
+def _listed_method(thing: Any) -> tuple[str, str] | None:
+    """The entry of `METHODS` that a class's method is."""
     owner = getattr(thing, "__self__", None)
-    is_class = isinstance(thing, type)
-    if not is_class and isinstance(owner, type) and name.rpartition(".")[2] in METHODS:
-        is_class, module = True, owner.__module__
-    prefixes = CLASSES if is_class else FUNCTION_PREFIXES
-    if any(module == prefix or module.startswith(f"{prefix}.") for prefix in prefixes):
+    if not inspect.ismethod(thing) or not isinstance(owner, type):
         return None
-    return f"it is {full}, which a recipe may not name"
+    if not (_listed_class(owner) or _is_below(owner.__module__, _AUTO)):
+        return None
+    keys = [key for key in METHODS if key[1] == thing.__name__ and _is_below(owner.__module__, key[0])]
+    return keys[0] if keys else None
+
+
+# ---------------------------------------------------------------------- judging arguments
+
+UNKNOWN = object()  # an argument whose value is not known yet
+
+_SAFE_BUILDERS = ("arrow", "audiofolder", "csv", "imagefolder", "json", "parquet", "text", "videofolder", "webdataset")
+_ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", "paged_attention")
+_NEVER = {  # arguments that load code or choose where files are written, at any depth, by package
+    "transformers": {
+        *("trust_remote_code", "auto_map", "code_revision", "custom_generate", "weights_only", "state_dict"),
+        *("quantization_config", "adapter_kwargs", "kernel_config", "use_kernels", "allow_all_kernels", "gguf_file"),
+        *("backbone", "backbone_kwargs", "use_timm_backbone", "use_pretrained_backbone", "cache_dir", "save_directory"),
+    },
+    "timm": {"checkpoint_path", "cache_dir", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_custom_load"},
+    "datasets": {"trust_remote_code", "cache_dir", "storage_options", "download_config"},
+}
+_REPOSITORY = re.compile(r"\s*(hf[-_]hub|local[-_]dir):", re.IGNORECASE)
+
+
+def argument_objections(target: Any, arguments: Mapping[str, Any], trust: Trust) -> Iterator[tuple[str, str]]:
+    """Why some arguments may not be given to something that may be named.
+
+    Args:
+        target: The class or function.
+        arguments: By name; `UNKNOWN` where the value is known later, when this is asked again.
+        trust: What the user allowed.
+
+    Yields:
+        The argument, and what is wrong with it.
+    """
+    module = str(getattr(target, "__module__", ""))
+    if trust.allows(module) or trust.owns(getattr(sys.modules.get(module), "__file__", None)):
+        return
+    package = module.partition(".")[0]
+    only = _only(target)
+    for name, value in arguments.items():
+        if only is not None and name not in only:
+            yield name, f"a recipe may not write '{name}' here, only: {', '.join(only)}"
+            continue
+        for key, inner in _at_any_depth(name, value):
+            if message := _refused(package, key, inner):
+                yield name, message
+    if package == "torchvision":
+        yield from _download(arguments, trust)
+    elif _full_name_of(target) == "datasets.load.load_dataset":
+        yield from _data_set(arguments)
+
+
+def _full_name_of(target: Any) -> str:
+    return _full_name(target) if isinstance(getattr(target, "__qualname__", None), str) else ""
+
+
+def _only(target: Any) -> list[str] | None:
+    method = _listed_method(target)
+    names = METHODS[method] if method else FUNCTIONS.get(_full_name_of(target))
+    return None if names is None else names.split()
+
+
+def _at_any_depth(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    yield name, value
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _at_any_depth(str(key), inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _at_any_depth("", inner)
+
+
+def _refused(package: str, name: str, value: Any) -> str | None:
+    if name in _NEVER.get(package, ()):
+        return f"'{name}' can load code or write files; leave it out"
+    if package == "transformers" and name == "attn_implementation" and isinstance(value, str) and "/" in value:
+        return f"a repository's code is not loaded; one of: {', '.join(_ATTENTION)}"
+    if package in ("timm", "transformers") and isinstance(value, str) and _REPOSITORY.match(value):
+        return "a repository or folder can hold code; name a model that the package has"
+    return None
+
+
+def _download(arguments: Mapping[str, Any], trust: Trust) -> Iterator[tuple[str, str]]:
+    """A download writes below `root`: only into the project, or a folder that no recipe can choose."""
+    root = arguments.get("root", "")
+    if not arguments.get("download") or root is UNKNOWN:
+        return
+    path = Path(str(root))
+    inside = any(Path(os.path.normpath(folder / path)).is_relative_to(folder) for folder in trust.own)
+    if not inside or any(part.startswith((".", "~")) and part not in (".", "..") for part in path.parts):
+        yield (
+            "root",
+            f"downloads go into the project's own folders, not '{root}'; write root: data, or a link of that name",
+        )
+
+
+def _data_set(arguments: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    path = arguments.get("path", UNKNOWN)
+    if path is not UNKNOWN and not (isinstance(path, str) and (path in _SAFE_BUILDERS or "/" in path)):
+        formats = ", ".join(_SAFE_BUILDERS)
+        yield "path", f"'{path}' is neither OWNER/NAME on the hub, a folder, nor a format that holds no code: {formats}"
+    from importlib import metadata  # slow, and seldom needed
+
+    version = metadata.version("datasets")
+    if int(version.partition(".")[0]) < 4:
+        yield "", f"datasets {version} runs code that it downloads; pip install 'datasets>=4'"
+
+
+# ---------------------------------------------------------------------- the list, for people
+
+
+def listed(allow: tuple[str, ...] = ()) -> Iterator[str]:
+    """What a recipe may name, a line each, for `launcher check --allowed`.
+
+    Args:
+        allow: What the user's project allows besides.
+    """
+    yield "classes:"
+    for classes in CLASSES:
+        bases = " or ".join(dict.fromkeys(base.rpartition(".")[2] for base in classes.bases))
+        but_not = f", but not {', '.join(classes.but_not)}" if classes.but_not else ""
+        yield f"  {classes.module}.*{f'  of kind {bases}' if bases else ''}{but_not}"
+    yield "functions:"
+    for module in FUNCTION_MODULES:
+        yield f"  {module}.*"
+    for name, arguments in FUNCTIONS.items():
+        yield f"  {name}{f'  with {arguments}' if arguments else ''}"
+    yield "methods of listed classes:"
+    for (module, name), arguments in METHODS.items():
+        yield f"  {module}.*.{name}{f'  with {arguments}' if arguments else ''}"
+    yield "never as an argument:"
+    for package, names in _NEVER.items():
+        yield f"  {package}: {', '.join(sorted(names))}"
+    yield "besides:"
+    yield "  what Python files of your own project define: beside the recipe, or under the working directory"
+    yield f"  what --allow names, or [tool.launcher] allow in pyproject.toml: {', '.join(allow) or 'nothing here'}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
@@ -61,37 +61,45 @@ def components_in(value: Any) -> Iterator[Component]:
             yield from components_in(item)
 
 
-def with_components(value: Any, document: Document, path: Path = ()) -> Any:
-    """The same tree, with every mapping that states `_target_` or `_ref_` made a `Component`."""
+def with_components(value: Any, document: Document, functions: Container[Path] = (), path: Path = ()) -> Any:
+    """The same tree, with every mapping that states `_target_` or `_ref_` made a `Component`.
+
+    Args:
+        value: What stands at `path`.
+        document: Knows where it was said.
+        functions: Paths where `my_task.py:step` is short for `{_ref_: my_task.py:step}`.
+        path: The place of `value`.
+    """
     if isinstance(value, dict):
-        items = {key: with_components(item, document, (*path, key)) for key, item in value.items()}
-        if "_target_" in value or "_ref_" in value:
-            return _component(items, document, path)
-        return items
+        items = {key: with_components(item, document, functions, (*path, key)) for key, item in value.items()}
+        return _component(items, document, path) if "_target_" in value or "_ref_" in value else items
     if isinstance(value, list):
-        return [with_components(item, document, (*path, index)) for index, item in enumerate(value)]
+        return [with_components(item, document, functions, (*path, index)) for index, item in enumerate(value)]
+    if isinstance(value, str) and path in functions and ".py:" in value:
+        return _component({"_ref_": value}, document, path)
     return value
 
 
 def _component(items: dict[str, Any], document: Document, path: Path) -> Component:
-    args = items.pop("_args_", [])
-    partial = items.pop("_partial_", False)
-    reference = items.pop("_ref_", None)
-    target = items.pop("_target_", reference)
+    style = "reference" if "_ref_" in items else "partial" if items.get("_partial_") is True else "call"
+    target = items.pop("_ref_" if style == "reference" else "_target_")
+    args = items.pop("_args_") if isinstance(items.get("_args_"), list) else []
+    if isinstance(items.get("_partial_"), bool):
+        del items["_partial_"]
     folder = document.folder
     for end in range(len(path), -1, -1):
         if path[:end] in document.folders:
             folder = document.folders[path[:end]]
             break
+    # what is malformed here (a target that is no text, `_args_` that is no list) stays, and `shapes` reports it
     ours = {key for key in items if isinstance(key, str) and key.startswith("_") and key.endswith("_")}
-    # what is malformed here (a target that is no string, `_args_` that is no list) the schema stage reports
     return Component(
         target=target,
         path=path,
         origin=document.origin(path),
         folder=folder,
-        args=tuple(args) if isinstance(args, list) else (args,),
+        args=tuple(args),
         kwargs={str(key): value for key, value in items.items() if key not in ours},
-        options={key: items[key] for key in ours},
-        style="reference" if reference is not None else "partial" if partial is True else "call",
+        options={key: value for key, value in items.items() if key in ours},
+        style=style,
     )

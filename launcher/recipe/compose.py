@@ -25,14 +25,15 @@ from launcher.recipe.document import (
     decode,
     dotted,
     parse,
+    place,
     printable,
     suggestion,
 )
 from launcher.recipe.references import resolve
+from launcher.recipe.secrets import ADVICE, holds_secret, shape_in, without_secrets
 
 _HORIZONS = ("epochs", "steps", "time")  # of `train`, which says exactly one of them
 _MAX_BASES = 20
-_SECRET_KEYS = re.compile("password|passwd|secret|token|(api|access|secret|private)_?key|credentials", re.IGNORECASE)
 
 
 def read_document(path: str | os.PathLike[str], overrides: Sequence[str] = (), remove: Sequence[str] = ()) -> Document:
@@ -160,9 +161,13 @@ class _Sources:
             return None
         self.files.append(file.path)
         self.texts.append(text)
+        if secret := shape_in(text):  # comments too; nothing else is said of such a file, so that nothing is echoed
+            message = f"here stands what looks like {secret[1]}; {ADVICE}"
+            self.problems.add(place(text, secret[0], file.source), (), message)
+            return None
         root = parse(text, file.source, file.path.parent, self.problems)
         if root is None or isinstance(root.value, dict):
-            return root
+            return root and without_secrets(root, (), self.problems)
         found = {list: "a list", type(None): "empty"}.get(type(root.value), "a single value")
         self.problems.add(root.origin, (), f"is {found}; a recipe is a mapping of sections, such as 'model: …'")
         return None
@@ -259,15 +264,18 @@ def _read_override(text: str, folder: pathlib.Path, problems: Problems) -> _Chan
         problems.add(change.origin, change.path(), fault)
         return None
     node = parse(value, change.origin.source, folder, problems, at=change.path())
-    return replace(change, node=node) if node else None
+    return replace(change, node=without_secrets(node, change.path(), problems)) if node else None
 
 
 def _override_origin(name: str, text: str) -> Origin:
-    secret = _SECRET_KEYS.fullmatch(name.rpartition(".")[2])
-    return Origin(f"override '{brief(f'{name}=…' if secret else text)}'")
+    """What to call an override: its own text, but for a secret's."""
+    shown = text if not holds_secret(text) else f"{name}=…" if shape_in(name) is None else "…"
+    return Origin(f"override '{brief(shown)}'")
 
 
 def _name_fault(name: str, equals: str, segments: Sequence[str]) -> str | None:
+    if secret := shape_in(name):
+        return f"holds what looks like {secret[1]}; {ADVICE}"
     if name.startswith("~"):
         return f"to leave a value out, write --remove {brief(name[1:])}"
     if name.startswith("+"):
@@ -292,6 +300,9 @@ def _value_fault(name: str, value: str) -> str | None:
 
 
 def _read_removal(name: str, problems: Problems) -> _Change | None:
+    if secret := shape_in(name):
+        problems.add(Origin("--remove …"), (), f"holds what looks like {secret[1]}; {ADVICE}")
+        return None
     change = _Change(Origin(f"--remove {brief(name)}"), _segments(name))
     if change.segments and change.segments[0] != "base":
         return change

@@ -97,6 +97,14 @@ class Problems(list[Problem]):
             raise RecipeError([*self, Problem("", "", f"only the first {MAX_PROBLEMS} mistakes are shown")])
 
 
+def by_place(problem: Problem) -> tuple[str, int, int, str]:
+    """Sort problems by where they stand."""
+    source, *numbers = problem.where.rsplit(":", 2)
+    if len(numbers) == 2 and all(number.isdigit() for number in numbers):
+        return source, int(numbers[0]), int(numbers[1]), problem.path
+    return problem.where, 0, 0, problem.path
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     """One value and its place. Never changed, so that aliases and references can share it.
@@ -213,6 +221,12 @@ def decode(data: bytes, source: str) -> str:
     except UnicodeDecodeError as error:
         message = f"byte {error.start + 1} (0x{data[error.start]:02x}) is not UTF-8; save the file as UTF-8"
         raise TextError(Origin(source), message) from None
+
+
+def place(text: str, index: int, source: str) -> Origin:
+    """Return where a character of a text stands."""
+    mark = _mark(text, index)
+    return Origin(source, mark.line + 1, mark.column + 1)
 
 
 def parse(text: str, source: str, folder: pathlib.Path, problems: Problems, at: Path = ()) -> Node | None:

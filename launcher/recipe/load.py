@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ast
+import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -11,20 +11,14 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from launcher.errors import Problem, RecipeError
-from launcher.recipe.component import GIVEN, Component, components_in, with_components
+from launcher.recipe.component import GIVEN, Component, with_components
 from launcher.recipe.compose import read_document
-from launcher.recipe.document import Document, Origin, Path, dotted, hint
+from launcher.recipe.document import Document, Origin, Path, brief, by_place, dotted, hint, plain_scalar, printable
+from launcher.recipe.fitting import shown
 from launcher.recipe.references import Expression
-from launcher.recipe.schema import Recipe
-
-# keys of ours that stand beside a component's arguments, by the slot they belong to
-OPTIONS = {
-    "optimizer": {"_groups_"},
-    "scheduler": {"_warmup_", "_every_"},
-    "loss": {"_per_", "_weight_"},
-    "evaluate.metrics": {"_input_"},
-}
-LOSS_COUNTS = ("sample", "element", "batch")
+from launcher.recipe.schema import NAME_PATTERN, SLURM_TIME, Recipe, fields_by_name, model_in
+from launcher.recipe.shapes import component_problems
+from launcher.recipe.whole import whole_problems
 
 
 def load_recipe(
@@ -45,19 +39,20 @@ def load_recipe(
         RecipeError: Everything that is wrong, each with its place.
     """
     document = read_document(path, overrides, remove)
-    tree = with_components(_functions_as_components(document.values), document)
+    tree = with_components(document.values, document, frozenset(fields_by_name()))
     for key, value in (given or {}).items():
         _hand_in(tree, document, key, value)
-    problems = list(_component_problems(tree))
+    problems = list(component_problems(tree, document))
     recipe: Recipe | None = None
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
-        problems += [_problem(detail, document) for detail in error.errors()]
+        problems += _schema_problems(error.errors(), document)
     if recipe is not None:
-        problems += _unbuilt(recipe, document)
+        problems += [*_unbuilt(recipe, document), *whole_problems(recipe, document)]
     if problems:
-        raise RecipeError(sorted(problems, key=_place))
+        shown = (Problem(one.where, one.path, printable(one.message)) for one in problems)
+        raise RecipeError(sorted(shown, key=by_place))
     assert recipe is not None
     recipe._document = document
     return recipe
@@ -69,7 +64,6 @@ def _unbuilt(recipe: Recipe, document: Document) -> Iterator[Problem]:
         ("train", "ema"): recipe.train.ema is not None,
         ("evaluate", "ranks"): recipe.evaluate.ranks == "all",
         ("evaluate", "timeout"): recipe.evaluate.timeout is not None,
-        ("save", "background"): recipe.save.background,
         ("launch", "nodes"): recipe.launch.nodes > 1,
         ("launch", "max_restarts"): recipe.launch.max_restarts > 0,
         ("launch", "stall"): recipe.launch.stall is not None,
@@ -82,21 +76,6 @@ def _unbuilt(recipe: Recipe, document: Document) -> Iterator[Problem]:
             yield Problem(str(document.origin(path)), dotted(path), message)
 
 
-# functions of a user's own, which a recipe may name without `_ref_`
-_FUNCTIONS = (("train", "step"), ("train", "count"), ("data", "weights"))
-
-
-def _functions_as_components(values: dict[str, Any]) -> dict[str, Any]:
-    """`train.step: my_task.py:step` is short for `{_ref_: my_task.py:step}`."""
-    values = dict(values)
-    for section, key in _FUNCTIONS:
-        inner = values.get(section)
-        said = inner.get(key) if isinstance(inner, dict) else None
-        if isinstance(inner, dict) and isinstance(said, str) and ".py:" in said:
-            values[section] = {**inner, key: {"_ref_": said}}
-    return values
-
-
 def _hand_in(tree: dict[str, Any], document: Document, key: str, value: Any) -> None:
     origin = Origin(GIVEN)
     *sections, name = key.split(".")
@@ -105,63 +84,6 @@ def _hand_in(tree: dict[str, Any], document: Document, key: str, value: Any) -> 
     path: Path = (*sections, name)
     tree[name] = Component(GIVEN, path, origin, document.folder, given=value)
     document.origins[path] = origin
-
-
-def _place(problem: Problem) -> tuple[str, int, int, str]:
-    source, *numbers = problem.where.rsplit(":", 2)
-    if len(numbers) == 2 and all(number.isdigit() for number in numbers):
-        return source, int(numbers[0]), int(numbers[1]), problem.path
-    return problem.where, 0, 0, problem.path
-
-
-def _component_problems(tree: Mapping[str, Any]) -> Iterator[Problem]:
-    for component in components_in(tree):
-        if component.given is None:
-            yield from _shape_problems(component, _options_at(component.path))
-    for component in components_in(tree):
-        for inner in component.walk():
-            if inner.given is None:
-                yield from _file_problems(inner)
-
-
-def _options_at(path: Path) -> set[str]:
-    name = dotted(path)
-    return next((options for slot, options in OPTIONS.items() if f"{name}.".startswith(f"{slot}.")), set())
-
-
-def _shape_problems(component: Component, options: set[str]) -> Iterator[Problem]:
-    where, path = str(component.origin), dotted(component.path)
-    if isinstance(component.target, Expression) or not isinstance(component.target, str) or not component.target:
-        yield Problem(where, path, "_target_ must be a name, as in 'torch.nn.Linear' or 'my_model.py:Net'")
-    if component.style == "reference" and (component.args or component.kwargs or component.options):
-        yield Problem(where, path, "_ref_ is the thing itself and takes no arguments; use _target_ to call it")
-    for key in sorted(set(component.options) - options):
-        allowed = ", ".join(["_target_", "_args_", "_partial_", "_ref_", *sorted(options)])
-        yield Problem(where, path, f"unknown key '{key}'; here may stand: {allowed}, and the target's arguments")
-    per = component.options.get("_per_")
-    if per is not None and per not in LOSS_COUNTS:
-        yield Problem(where, f"{path}._per_", f"'{per}' is not allowed; one of: {', '.join(LOSS_COUNTS)}")
-    for child in component.children():
-        # a scheduler inside SequentialLR has no ramp of its own
-        yield from _shape_problems(child, set())
-
-
-def _file_problems(component: Component) -> Iterator[Problem]:
-    """Own files must exist and be Python; nothing of them is run."""
-    if not isinstance(component.target, str) or ".py:" not in component.target:
-        return
-    file, _, _name = component.target.rpartition(":")
-    where, path = str(component.origin), f"{dotted(component.path)}._target_"
-    found = next((base / file for base in (component.folder, component.folder.cwd()) if (base / file).is_file()), None)
-    if found is None:
-        yield Problem(where, path, f"there is no file '{file}' beside the recipe or in the working directory")
-        return
-    try:
-        ast.parse(found.read_bytes(), filename=str(found))
-    except (SyntaxError, ValueError) as error:
-        line = getattr(error, "lineno", None)
-        shown = (getattr(error, "text", None) or "").strip()
-        yield Problem(where, path, f"{file}:{line}: {getattr(error, 'msg', error)}: {shown}; mend the file")
 
 
 _EXPECTED = {
@@ -173,30 +95,59 @@ _EXPECTED = {
     "dict_type": "a mapping",
     "model_type": "a mapping",
     "model_attributes_type": "a mapping",
+    "literal_error": "{expected}",
+    "greater_than": "a number greater than {gt}",
+    "greater_than_equal": "a number of at least {ge}",
+    "less_than": "a number less than {lt}",
+    "less_than_equal": "a number of at most {le}",
+}
+_PATTERNS = {
+    NAME_PATTERN: "use letters, digits, '.', '_' and '-', at most 128, the first a letter or digit",
+    SLURM_TIME: "write minutes, 'hours:minutes:seconds' or 'days-hours', as in '12:30:00' or '1-00'",
 }
 
 
-def _problem(detail: ErrorDetails, document: Document) -> Problem:
-    path = _path_in(detail["loc"], document.values)
-    kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
-    where = str(document.key_origin(path))
+def _schema_problems(details: Iterable[ErrorDetails], document: Document) -> Iterator[Problem]:
+    """One problem for each place: a value that is none of several kinds is wrong once."""
+    places: dict[Path, list[ErrorDetails]] = {}
+    for detail in details:
+        places.setdefault(_path_in(detail["loc"], document.values), []).append(detail)
+    for path, found in places.items():
+        where, message = _schema_fault(path, found, document)
+        yield Problem(str(where), dotted(path), message)
+
+
+def _schema_fault(path: Path, found: Sequence[ErrorDetails], document: Document) -> tuple[Origin, str]:
+    first = found[0]
+    kind, value, context = first["type"], first["input"], first.get("ctx", {})
     if kind == "extra_forbidden":
-        return Problem(where, dotted(path), _unknown_key(path))
+        return document.key_origin(path), _unknown_key(path)
     if kind == "missing":
-        return Problem(str(document.origin(path[:-1])), dotted(path), _missing(path))
-    where = str(document.origin(path))
+        return document.origin(path[:-1]), _missing(path)
     if kind == "value_error":
-        return Problem(where, dotted(path), _said(value) + str(context.get("error", detail["msg"])))
+        said = f"{shown(value)} " if isinstance(value, str | int | float) else ""
+        return document.origin(path), said + str(context.get("error", first["msg"]))
     if isinstance(value, Expression):
-        return Problem(where, dotted(path), f"{value.text} is known when the data is opened; write a value here")
-    if kind in _EXPECTED:
-        return Problem(where, dotted(path), f"{_shown(value)} is not {_EXPECTED[kind]}")
-    if kind == "literal_error":
-        return Problem(where, dotted(path), f"{_shown(value)} is not allowed; one of: {context['expected']}")
+        return document.origin(path), f"{brief(value.text)} is known when the data is opened; write a value here"
     if kind == "string_pattern_mismatch":
-        allowed = "letters, digits, '.', '_' and '-', at most 128, the first a letter or digit"
-        return Problem(where, dotted(path), f"{_shown(value)} is not allowed; use {allowed}")
-    return Problem(where, dotted(path), f"{_shown(value)}: {detail['msg'][0].lower()}{detail['msg'][1:]}")
+        return document.origin(path), f"{shown(value)} is not allowed; {_PATTERNS[str(context['pattern'])]}"
+    expected = [_EXPECTED[one["type"]].format(**one.get("ctx", {})) for one in found if one["type"] in _EXPECTED]
+    if not expected:
+        return document.origin(path), f"{shown(value)}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    return document.origin(
+        path
+    ), f"{shown(value)} is not {' or '.join(dict.fromkeys(expected))}{_about_quotes(value, kind)}"
+
+
+def _about_quotes(value: Any, kind: str) -> str:
+    """What to do where a number was meant as a word, or a word as a number."""
+    if kind == "string_type" and isinstance(value, int | float):
+        return "; put it in quotes"
+    if not isinstance(value, str) or not value:
+        return ""
+    with contextlib.suppress(ValueError):
+        return "" if isinstance(plain_scalar(value), str) else "; remove the quotes"
+    return ""
 
 
 def _path_in(loc: Iterable[int | str], values: Any) -> Path:
@@ -214,24 +165,11 @@ def _path_in(loc: Iterable[int | str], values: Any) -> Path:
     return tuple(path)
 
 
-def _said(value: Any) -> str:
-    return f"{_shown(value)} " if isinstance(value, str | int | float) else ""
-
-
-def _shown(value: Any) -> str:
-    text = f"'{value}'" if isinstance(value, str) else {True: "true", False: "false", None: "null"}.get(value, "")
-    text = text if isinstance(value, str | bool | None) else str(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"
-
-
 def _fields_at(path: Path) -> list[str]:
-    model: Any = Recipe
+    model: type[BaseModel] | None = Recipe
     for step in path:
         field = model.model_fields.get(str(step)) if model is not None else None
-        if field is None:
-            return []
-        arguments = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        model = next((kind for kind in arguments if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+        model = model_in(field.annotation) if field is not None else None
     return list(model.model_fields) if model is not None else []
 
 
@@ -247,5 +185,6 @@ def _missing(path: Path) -> str:
         "train": "{_target_: …}" if path[:-1] else "{epochs: 10}",
         "global_batch_size": "64",
         "data": "{train: {_target_: …}, global_batch_size: 64}",
+        **dict.fromkeys(("model", "optimizer"), "{_target_: …}"),
     }
-    return f"is required; write '{path[-1]}: {examples.get(str(path[-1]), '{_target_: …}')}'"
+    return f"is required; write '{path[-1]}: {examples.get(str(path[-1]), '…')}'"

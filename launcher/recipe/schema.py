@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import typing
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    WithJsonSchema,
+    model_validator,
+)
 
 from launcher.recipe.component import Component
-from launcher.recipe.document import Document
+from launcher.recipe.document import Document, Path
 from launcher.recipe.duration import Duration, Unit
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"  # a name that becomes a path
@@ -62,16 +71,78 @@ def _loss(value: Any) -> Any:
     return value
 
 
-AComponent = Annotated[Component, BeforeValidator(_component)]
-EvaluationSet = Annotated[Component | dict[str, Component] | str | None, BeforeValidator(_evaluation_set)]
-Loss = Annotated[Component | dict[str, Component] | Literal["model"] | None, BeforeValidator(_loss)]
-Period = Annotated[
-    Duration,
-    BeforeValidator(_duration("epochs", "steps", "seconds", example="'1 epoch', '500 steps' or '10 minutes'")),
+_TURNS = (
+    "several that step at different times (GANs, RL) need a loop of your own: `launcher run my_gan.py` gives any "
+    "script these processes, logs, failure report and SLURM, with the sampler, checkpoints and stop_requested() to "
+    "import"
+)
+
+
+def _only_one(what: str) -> Callable[[Any], Any]:
+    """A component; several are a GAN, and those have a way of their own."""
+
+    def read(value: Any) -> Any:
+        items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+        if sum(isinstance(item, Component) for item in items) > 1:
+            raise ValueError(f"a recipe has one {what}; {_TURNS}")
+        return _component(value)
+
+    return read
+
+
+COMPONENT_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "_target_": {"type": "string", "description": "AdamW, torch.nn.Linear, my_model.py:Net"},
+        "_args_": {"type": "array", "description": "Positional arguments."},
+        "_partial_": {"type": "boolean", "description": "Hand over the callable with these arguments."},
+        "_ref_": {"type": "string", "description": "The thing itself, not called: torch.float32, my_task.py:function"},
+    },
+    "not": {"required": ["_target_", "_ref_"]},
+}
+_SEVERAL = {"type": "object", "additionalProperties": COMPONENT_SCHEMA}
+_TEXT = {"type": "string"}
+_NULL = {"type": "null"}
+
+
+def _written(*options: dict[str, Any]) -> WithJsonSchema:
+    return WithJsonSchema({"anyOf": list(options)} if len(options) > 1 else options[0])
+
+
+class _ByName:
+    """Marks a field whose component may be said in short: `my_task.py:step` is `{_ref_: my_task.py:step}`."""
+
+
+AComponent = Annotated[Component, BeforeValidator(_component), _written(COMPONENT_SCHEMA)]
+AModel = Annotated[Component, BeforeValidator(_only_one("model")), _written(COMPONENT_SCHEMA)]
+AnOptimizer = Annotated[Component, BeforeValidator(_only_one("optimizer")), _written(COMPONENT_SCHEMA)]
+AFunction = Annotated[Component, BeforeValidator(_component), _ByName(), _written(COMPONENT_SCHEMA, _TEXT)]
+Weights = Annotated[Component | str, _ByName(), _written(COMPONENT_SCHEMA, _TEXT)]
+EvaluationSet = Annotated[
+    Component | dict[str, Component] | str | None,
+    BeforeValidator(_evaluation_set),
+    _written(COMPONENT_SCHEMA, _SEVERAL, _TEXT, _NULL),
 ]
-Time = Annotated[Duration, BeforeValidator(_duration("seconds", example="'30 seconds' or '2 hours'"))]
-Steps = Annotated[Duration, BeforeValidator(_duration("steps", example="'10 steps'"))]
-Batches = Annotated[Duration, BeforeValidator(_duration("batches", example="'50 batches'"))]
+Loss = Annotated[
+    Component | dict[str, Component] | Literal["model"] | None,
+    BeforeValidator(_loss),
+    _written(COMPONENT_SCHEMA, _SEVERAL, {"const": "model"}, _NULL),
+]
+
+
+def _length(*units: Unit, example: str) -> tuple[BeforeValidator, WithJsonSchema]:
+    words = {"type": "string", "description": f"Words such as {example}."}
+    return BeforeValidator(_duration(*units, example=example)), _written(words)
+
+
+_period = _length("epochs", "steps", "seconds", example="'1 epoch', '500 steps' or '10 minutes'")
+_time = _length("seconds", example="'30 seconds' or '2 hours'")
+_steps = _length("steps", example="'10 steps'")
+_batches = _length("batches", example="'50 batches'")
+Period = Annotated[Duration, _period[0], _period[1]]
+Time = Annotated[Duration, _time[0], _time[1]]
+Steps = Annotated[Duration, _steps[0], _steps[1]]
+Batches = Annotated[Duration, _batches[0], _batches[1]]
 Positive = Annotated[int, Field(gt=0)]
 
 
@@ -94,7 +165,7 @@ class Data(Section):
     collate: AComponent | None = Field(
         None, description="Makes a batch of a list of samples, in place of torch's default."
     )
-    weights: Component | str | None = Field(
+    weights: Weights | None = Field(
         None, description="A weight per sample (a function's result, or a .npy file): drawn with replacement."
     )
     sample_seeds: bool = Field(
@@ -102,6 +173,9 @@ class Data(Section):
         description="Seed random, NumPy and torch before each sample, so that augmentation is reproducible.",
     )
     timeout: Time = Field(Duration(600, "seconds", "10 minutes"), description="How long a batch may take to be read.")
+    scratch: str | None = Field(
+        None, description="A folder on a disk of each machine, where data sets that take one are copied once, and read."
+    )
 
 
 Part = int | str  # a position or a key of a batch
@@ -170,9 +244,11 @@ class Train(Section):
         None,
         description="Decay of an exponential moving average of the weights, evaluated and saved beside them.",
     )
-    start_from: str | None = Field(None, description="Weights to start from: a .pth file.")
-    step: AComponent | None = Field(None, description="Your own step function, in place of forward and loss.")
-    count: AComponent | None = Field(None, description="How many a batch counts, for your own step function.")
+    start_from: str | None = Field(
+        None, description="Weights to start from: a .pth or .safetensors file, a checkpoint, or a run's folder."
+    )
+    step: AFunction | None = Field(None, description="Your own step function, in place of forward and loss.")
+    count: AFunction | None = Field(None, description="How many a batch counts, for your own step function.")
     non_finite: Literal["stop", "skip"] = Field(
         "stop", description="What becomes of a step whose gradients are not finite."
     )
@@ -216,22 +292,15 @@ class Evaluate(Section):
     early_stop: EarlyStop | None = Field(None, description="Stop when the best does not improve.")
     timeout: Time | None = Field(None, description="How long an evaluation may go without progress.")
 
-    @model_validator(mode="after")
-    def _known_metric(self) -> Evaluate:
-        if self.best is not None and self.best.metric not in (*self.metrics, "loss"):
-            known = ", ".join([*self.metrics, "loss"])
-            raise ValueError(f"best.metric: no metric is named '{self.best.metric}'; there are: {known}")
-        if self.early_stop is not None and self.best is None:
-            raise ValueError("early_stop needs best to say what improves; state evaluate.best")
-        return self
-
 
 class Save(Section):
     """7: checkpoints to resume from, and the final weights."""
 
     every: Period = Field(Duration(900, "seconds", "15 minutes"), description="How often; always at the end too.")
     keep: Positive = Field(3, description="How many checkpoints, besides the best.")
-    background: bool = Field(False, description="Write while training goes on.")
+    background: bool | None = Field(
+        None, description="Write while training goes on; null: where a copy of the state fits into memory."
+    )
     final: Literal["last", "best"] = Field("last", description="Which weights become model_weights.pth.")
     on_failure: Literal["stop", "warn"] = Field("stop", description="What becomes of the run when a save fails.")
 
@@ -263,13 +332,18 @@ class Launch(Section):
     stall: Time | None = Field(None, description="How long a rank may make no progress before it is reported.")
 
 
+SLURM_TIME = r"^(\d+(:\d{1,2}){0,2}|\d+-\d{1,2}(:\d{1,2}){0,2})$"
+
+
 class Slurm(BaseModel):
     """What the job asks for; any other long option of sbatch may stand here too."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="allow")
     partition: str | None = Field(None, description="The queue.")
     account: str | None = Field(None, description="Who pays.")
-    time: str | None = Field(None, description="Time limit, as in '02:00:00' or '1-00:00:00'.")
+    time: Annotated[str, Field(pattern=SLURM_TIME)] | None = Field(
+        None, description="Time limit, as in '02:00:00' or '1-00:00:00'."
+    )
     gpus_per_node: Positive | str | None = Field(None, description="GPUs of a node, as in 4 or h100:4.")
     cpus_per_task: Positive | None = Field(None, description="CPUs of a process.")
     mem: str | None = Field(None, description="Memory of a node, as in 64G.")
@@ -292,9 +366,9 @@ class Recipe(Section):
     data: Data = Field(description="1: data")
     batch: Batch = Field(default_factory=lambda: Batch(), description="Which parts of a batch go where.")
     device: Device = Field(default_factory=lambda: Device(), description="2: device")
-    model: AComponent = Field(description="3: model")
+    model: AModel = Field(description="3: model")
     loss: Loss = Field(None, description="4: loss; 'model' where the model returns its own.")
-    optimizer: AComponent = Field(description="4: optimizer")
+    optimizer: AnOptimizer = Field(description="4: optimizer")
     scheduler: AComponent | None = Field(None, description="4: learning-rate schedule")
     train: Train = Field(description="5: training")
     evaluate: Evaluate = Field(default_factory=lambda: Evaluate(), description="6: evaluation")
@@ -315,3 +389,24 @@ class Recipe(Section):
         if self.loss is None and self.train.step is None:
             raise ValueError("loss: is required; write {_target_: CrossEntropyLoss}, 'model', or a train.step")
         return self
+
+
+def model_in(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field's annotation means, where it means one."""
+    options = (annotation, *typing.get_args(annotation))
+    return next((one for one in options if isinstance(one, type) and issubclass(one, BaseModel)), None)
+
+
+def fields_by_name(model: type[BaseModel] = Recipe, path: Path = ()) -> Iterator[Path]:
+    """Where a component may be said in short, as `my_task.py:step`."""
+    for name, field in model.model_fields.items():
+        if any(isinstance(mark, _ByName) for mark in (*field.metadata, *_marks(field.annotation))):
+            yield (*path, name)
+        elif section := model_in(field.annotation):
+            yield from fields_by_name(section, (*path, name))
+
+
+def _marks(annotation: Any) -> Iterator[Any]:
+    yield from getattr(annotation, "__metadata__", ())
+    for inner in typing.get_args(annotation):
+        yield from _marks(inner)

@@ -2,79 +2,168 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import itertools
 import json
 import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from launcher.errors import UsageError
+from launcher.runs import lock
+from launcher.runs.essence import differences
 
 WEIGHTS_FILE = "model_weights.pth"
+STATUS_FILE = "status.json"
+ENVIRONMENT_FILE = "environment.json"
 _PACKAGES = ("torch", "accelerate", "numpy", "torchmetrics", "pydantic", "pyyaml", "wandb", "tensorboard")
 
 
-def choose(name: str, run_dir: str | None, root: Path = Path("runs")) -> Path:
-    """A new folder `runs/<name>/<when>` that nobody has, or the one asked for; nothing is created."""
-    if run_dir is not None:
-        return Path(run_dir)
+@dataclass(frozen=True)
+class Choice:
+    """Which folder a start of the program works in.
+
+    Attributes:
+        name: The recipe's.
+        run_dir: The folder that was named, if one was.
+        resume: Whether to go on with the newest unfinished run of this recipe.
+        essence: What makes a recipe the same, see `launcher.runs.essence`.
+    """
+
+    name: str
+    run_dir: str | None
+    resume: bool
+    essence: Mapping[str, str]
+
+    def folder(self, root: Path = Path("runs")) -> Path:
+        """The folder named, the one to go on with, or a new one `runs/<name>/<when>`, which is made.
+
+        Raises:
+            UsageError: It cannot be made.
+        """
+        if self.run_dir is not None:
+            return Path(self.run_dir).absolute()
+        if self.resume and (found := next(unfinished(root / self.name, self.essence), None)):
+            return found.absolute()
+        return _new(root / self.name).absolute()
+
+
+def _new(parent: Path) -> Path:
+    """A new folder named by the time, which no other start has: making it decides."""
     when = time.strftime("%Y-%m-%d_%H-%M-%S")
-    folder, number = root / name / when, 1
-    while folder.exists():
-        number += 1
-        folder = root / name / f"{when}-{number}"
-    return folder
+    for number in itertools.count(1):
+        folder = parent / (when if number == 1 else f"{when}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UsageError(f"{folder} cannot be made: {error.strerror or error}; name a --run-dir") from error
+    raise AssertionError
 
 
-def create(folder: Path, recipe_text: str, resolved: str, environment: Mapping[str, Any]) -> None:
-    """Makes the folder and writes what the run is.
+def unfinished(parent: Path, essence: Mapping[str, str]) -> Iterator[Path]:
+    """The runs below a folder that are not finished, of the same recipe, held by nobody; newest first."""
+    folders = [path for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
+    for folder in sorted(folders, key=lambda path: path.name, reverse=True):
+        status, was = read_json(folder / STATUS_FILE), read_json(folder / ENVIRONMENT_FILE).get("essence")
+        if status.get("state") in (None, "finished") or not isinstance(was, dict):
+            continue
+        if not differences(was, essence) and lock.holder(folder) is None:
+            yield folder
+
+
+def create(folder: Path) -> None:
+    """Makes a run's folder, or checks that it is one.
 
     Raises:
         UsageError: It cannot be written, or holds something else.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()) and not (folder / "status.json").exists():
+        strange = [path for path in folder.iterdir() if path.name != lock.LOCK_FILE and path.name[0] != "."]
+        if strange and not any((folder / name).exists() for name in (STATUS_FILE, "checkpoints")):
             raise UsageError(f"--run-dir: {folder} holds other things; name a new folder, or a run's")
         (folder / "checkpoints").mkdir(exist_ok=True)
         (folder / "logs").mkdir(exist_ok=True)
-        (folder / "recipe.yaml").write_text(recipe_text)
-        (folder / "resolved.yaml").write_text(resolved)
-        write_json(folder / "environment.json", environment)
+    except OSError as error:
+        raise UsageError(f"--run-dir: {folder} cannot be written: {error.strerror or error}") from error
+
+
+def describe(folder: Path, recipe_text: str, resolved: str, environment: Mapping[str, Any]) -> None:
+    """Writes what the run is.
+
+    Raises:
+        UsageError: It cannot be written.
+    """
+    try:
+        _write(folder / "recipe.yaml", recipe_text)
+        _write(folder / "resolved.yaml", resolved)
+        write_json(folder / ENVIRONMENT_FILE, environment)
     except OSError as error:
         raise UsageError(f"--run-dir: {folder} cannot be written: {error.strerror or error}") from error
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Writes a small JSON file, whole or not at all."""
+    _write(path, json.dumps(value, indent=2, default=str) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
     hidden = path.with_name(f".{path.name}.{os.getpid()}")
-    hidden.write_text(json.dumps(value, indent=2, default=str) + "\n")
-    hidden.replace(path)
+    try:
+        hidden.write_text(text)
+        hidden.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            hidden.unlink(missing_ok=True)
+        raise
 
 
-def environment(command: Sequence[str]) -> dict[str, Any]:
-    """What the run runs on: versions, host, git; never the environment's variables, which may hold secrets."""
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
+def read_json(path: Path) -> dict[str, Any]:
+    """A small JSON file; empty where there is none, or none that can be read."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def environment(how: Mapping[str, Any]) -> dict[str, Any]:
+    """What the run runs on: versions, host, git; never the environment's variables, which may hold secrets.
+
+    Args:
+        how: What started it: command, recipe, overrides.
+    """
     return {
-        "command": list(command),
+        **how,
         "directory": str(Path.cwd()),
         "host": platform.node(),
         "system": platform.platform(),
         "python": sys.version.split()[0],
-        "versions": versions,
+        "versions": versions(),
         "git": _git(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+@functools.cache  # reading them takes as long as many a save
+def versions() -> Mapping[str, str]:
+    """Of the packages that decide what a run computes."""
+    found = {}
+    for package in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
 
 
 def _git() -> dict[str, str] | None:

@@ -6,6 +6,7 @@ nobody reads, a full disk or a tracker that hangs is said once, and training goe
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -13,7 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from launcher.tracking.jsonl import Line, MetricsFile, read_metrics, read_until
+import psutil
+
+from launcher.runs.metrics import METRICS_FILE, Line, MetricsFile, Redone, read_metrics, read_until
 
 if TYPE_CHECKING:
     from launcher.tracking.console import Console
@@ -21,16 +24,22 @@ if TYPE_CHECKING:
 
 __all__ = ["Line", "NoTracking", "Tracking", "check_trackers", "open_tracking", "read_metrics"]
 
-METRICS_FILE = "metrics.jsonl"
-
 
 class Tracking:
-    """What rank 0 has; see `open_tracking`."""
+    """What rank 0 has; see `open_tracking`.
 
-    def __init__(self, metrics: MetricsFile, console: Console, trackers: Trackers):
+    Attributes:
+        redone: What earlier starts did and this one does again.
+    """
+
+    def __init__(self, metrics: MetricsFile, console: Console, trackers: Trackers, redone: Redone):
+        self.redone = redone
         self._metrics = metrics
         self._console = console
         self._trackers = trackers
+        self._process = psutil.Process()
+        self._memory = (-math.inf, 0)  # when it was measured, and the bytes
+        self._evaluated: dict[tuple[str, str], Line] = {}  # the last line of each set
         self._disk_failed = False
         self._display_failed = False
         self._closed = False
@@ -41,7 +50,10 @@ class Tracking:
 
     def log(self, line: Line) -> None:
         """Takes a finished line: to `metrics.jsonl` first, then to the trackers and the screen."""
-        line = {**line, "time": round(time.time(), 3)}
+        now = time.time()
+        memory = {"host_memory": self._host_memory(now)} if line["split"] == "train" else {}
+        line = {**line, **memory, "time": round(now, 3)}
+        self._remember(line)
         self._record(line)
         self._trackers.send(line)
         self._show(self._console.line, line)
@@ -54,6 +66,10 @@ class Tracking:
         """Says one line to the person."""
         self._show(self._console.message, text)
 
+    def warn(self, text: str) -> None:
+        """Says one line that nobody should miss, also where little is shown."""
+        self._show(self._console.warn, text)
+
     def evaluating(self, done: int, total: int, split: str) -> None:
         """Shows how far an evaluation is, in batches."""
         self._show(self._console.evaluating, done, total, split)
@@ -63,7 +79,7 @@ class Tracking:
 
         Args:
             outcome: `finished`, `failed` or `preempted`.
-            summary: The lines to sum the run up with: the last evaluations.
+            summary: The last evaluations, where they may be an earlier start's; later ones take their place.
         """
         if self._closed:
             return
@@ -74,7 +90,21 @@ class Tracking:
             self._metrics.close()
         except OSError as error:
             self._show(self._console.warn, f"{self._metrics.path}: the last lines are missing: {error}")
-        self._show(self._console.close, outcome, summary)
+        logged = self._evaluated
+        self._evaluated = {}
+        for line in (*summary, *logged.values()):
+            self._remember(line)
+        self._show(self._console.close, outcome, list(self._evaluated.values()))
+
+    def _host_memory(self, now: float) -> int:
+        """Bytes of this process in memory, measured once a second: asking costs as much as a line."""
+        if now - self._memory[0] >= 1.0:
+            self._memory = now, self._process.memory_info().rss
+        return self._memory[1]
+
+    def _remember(self, line: Line) -> None:
+        if line["split"] != "train":
+            self._evaluated[line["split"], line.get("name", "")] = line
 
     def _record(self, line: Line) -> None:
         try:
@@ -103,6 +133,7 @@ class NoTracking(Tracking):
 
     def __init__(self) -> None:
         """Holds nothing."""
+        self.redone = Redone()
 
     def start(self, plan: Sequence[tuple[str, str]]) -> None:
         """Does nothing."""
@@ -114,6 +145,9 @@ class NoTracking(Tracking):
         """Does nothing."""
 
     def message(self, text: str) -> None:
+        """Does nothing."""
+
+    def warn(self, text: str) -> None:
         """Does nothing."""
 
     def evaluating(self, done: int, total: int, split: str) -> None:
@@ -163,7 +197,8 @@ def open_tracking(
     tracked = TrackedRun(
         run_dir, run_name, start_step, config, history=lambda: read_until(metrics.path, past.size_bytes)
     )
-    return Tracking(metrics, open_console(output, shown, past.evaluations), Trackers(trackers, tracked))
+    console = open_console(output, shown, past.evaluations)
+    return Tracking(metrics, console, Trackers(trackers, tracked), past.redone)
 
 
 def check_trackers(names: Collection[str]) -> None:

@@ -21,7 +21,8 @@ from rich.console import Console as Rich
 from rich.table import Table
 from rich.text import Text
 
-from launcher.tracking.jsonl import Line, encode
+from launcher.runs.metrics import Line, encode
+from launcher.runs.words import duration, number, short, short_exponent
 
 REDRAW_SECONDS = 0.25
 _NOT_METRICS = (
@@ -35,6 +36,8 @@ _NOT_METRICS = (
     "samples_per_second",
     "data_wait",
     "gpu_memory",
+    "host_memory",
+    "seconds",
 )
 _GOOD, _BAD, _LABEL = "green", "red", "dim"
 
@@ -77,39 +80,7 @@ def open_console(output: str, run: ShownRun, past: Iterable[Line]) -> Console:
     return Plain(run, scores)
 
 
-# ---------------------------------------------------------------------- numbers in words
-
-
-def number(value: Any) -> str:
-    """Four significant digits, readable from 1e-30 to 1e30: `0.01230`, `1.000e-5`, `123.0`, `12345`."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    if isinstance(value, int) or not math.isfinite(value):
-        return str(value)
-    if value == 0 or 1e4 <= abs(value) < 1e6:
-        return f"{value:.0f}"
-    return _exponent(f"{value:#.4g}" if 1e-3 <= abs(value) < 1e4 else f"{value:.3e}").rstrip(".")
-
-
-def short(value: float) -> str:
-    """Up to four significant digits, without zeros at the end: `0.001`, `3e-4`."""
-    return _exponent(f"{value:.4g}")
-
-
-def _exponent(text: str) -> str:
-    """`1e-5` for `1e-05`."""
-    mantissa, e, exponent = text.partition("e")
-    return f"{mantissa}e{int(exponent)}" if e else text
-
-
-def duration(seconds: float) -> str:
-    """`0:07`, `12:31`, `1:52:10`, `2 d 3:10`."""
-    minutes, rest = divmod(max(0, round(seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days} d {hours}:{minutes:02}"
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+# ---------------------------------------------------------------------- lines in words
 
 
 def _metrics(line: Line) -> dict[str, Any]:
@@ -172,7 +143,7 @@ class Scores:
         if name == "loss":
             better = change < 0
         style = _LABEL if better is None or change == 0 else _GOOD if better else _BAD
-        return Text(f" ({_exponent(f'{change:+.2g}')})", style)
+        return Text(f" ({short_exponent(f'{change:+.2g}')})", style)
 
 
 def _alarm(value: float) -> str:

@@ -27,7 +27,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, UsageError
-from launcher.tracking.jsonl import Line
+from launcher.runs.metrics import Line
 
 QUEUE_LINES = 2048
 FINISH_SECONDS = 30.0
@@ -173,6 +173,25 @@ class TensorBoard(Tracker):
             self.inner.writer.add_hparams(_flat(self.run.config), {}, run_name=".")
 
 
+class MLflow(Tracker):
+    """One MLflow run across resumes: its id lies in the run's folder. Steps done again are in it twice."""
+
+    def start(self) -> None:
+        """Opens the run; the recipe is told once, for MLflow takes no other values later."""
+        path = self.run.run_dir / "mlflow_id"
+        known = {"run_id": path.read_text().strip()} if path.exists() else {"run_name": self.run.label}
+        self.open(**{**known, **self.settings})
+        if not path.exists():
+            path.write_text(self.inner.active_run.info.run_id + "\n")
+            self.inner.store_init_configuration(_flat(self.run.config))
+
+    def finish(self, outcome: str) -> None:
+        """Ends the MLflow run with the state that the launcher's has."""
+        import mlflow
+
+        mlflow.end_run({"finished": "FINISHED", "preempted": "KILLED"}.get(outcome, "FAILED"))
+
+
 class WandB(Tracker):
     """One wandb run across resumes: its id lies in the run's folder, its step is ours.
 
@@ -211,7 +230,7 @@ class WandB(Tracker):
 
     def abandon(self) -> None:
         """Ends wandb's helper process, for which wandb would wait when Python ends: asks first, then kills."""
-        import psutil  # type: ignore[import-untyped]  # comes with Accelerate; ships no types
+        import psutil
 
         helpers = [child for child in psutil.Process().children() if child.name() == "wandb-core"]
         ending = threading.Thread(target=_end_wandb, daemon=True)
@@ -368,7 +387,7 @@ def _records(path: Path) -> Iterator[bytes]:
 
 # ---------------------------------------------------------------------- threads and queues
 
-_KINDS: Mapping[str, type[Tracker]] = {"wandb": WandB, "tensorboard": TensorBoard}
+_KINDS: Mapping[str, type[Tracker]] = {"wandb": WandB, "tensorboard": TensorBoard, "mlflow": MLflow}
 
 
 class Worker:
@@ -486,7 +505,7 @@ class Trackers:
 def numbers(line: Line) -> dict[str, Any]:
     """The numbers of a line as trackers name them: `train/loss`, `validation/accuracy`, `validation/clean/loss`."""
     scope = "/".join(str(line[key]) for key in ("split", "name") if key in line)
-    kept = {key: value for key, value in line.items() if key not in ("step", "split", "name", "time")}
+    kept = {key: value for key, value in line.items() if key not in ("step", "split", "name", "time", "seconds")}
     flat = _flat(kept, "/")
     return {f"{scope}/{key}": value for key, value in flat.items() if isinstance(value, int | float)}
 

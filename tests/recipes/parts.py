@@ -43,7 +43,12 @@ class Named(Numbers):
 class Noisy(Numbers):
     """The same rows with random noise added at each reading, from every generator a user may draw from."""
 
+    def __init__(self, seconds: float = 0.0):
+        super().__init__()
+        self.seconds = seconds
+
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        time.sleep(self.seconds)
         import random
 
         import numpy as np
@@ -198,3 +203,30 @@ class Broken(Numbers):
         if index == 3:
             raise ZeroDivisionError("row 3 is broken")
         return super().__getitem__(index)
+
+
+class Huge(Dataset[tuple[Tensor, Tensor]]):
+    """A thousand million rows, made where they are read."""
+
+    def __len__(self) -> int:
+        return 10**9
+
+    def get_batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.stack([indices.double()] * 6, 1), indices % 3
+
+
+class Wide(Net):
+    """As large as one likes."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(6, width), nn.Tanh(), nn.Linear(width, 3)).double()
+
+
+class Unseeded(Numbers):
+    """The same rows with noise from a generator of its own, which nobody seeds."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        import numpy as np
+
+        return self.inputs[index] + np.random.default_rng().normal(), self.targets[index]

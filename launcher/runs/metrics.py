@@ -2,29 +2,48 @@
 
 Standard JSON has no word for what is not a number, so `NaN`, `Infinity` and `-Infinity` are written as strings,
 as Python's `float()` and JavaScript's `Number()` read them; `read_metrics` gives floats back. The last line may be
-torn (a crash, a full disk): readers drop it. Imports nothing but the standard library.
+torn (a crash, a full disk): readers drop it.
 """
 
 from __future__ import annotations
 
-import gc
 import json
 import math
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from launcher.errors import LauncherError
 
+METRICS_FILE = "metrics.jsonl"
 Line = dict[str, Any]  # {"step", "epoch", "split": "train" | "validation" | "test", "loss", …}
 
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _TRAIN = re.compile(rb'\{"step": (\d+), "epoch": [^,]*, "split": "train", .*\}\n')  # to tell without parsing
-_ROWS_AT_ONCE = 50_000
+_BLOCK_BYTES = 1 << 16  # as many lines as stay in a processor's cache: parsing more at once takes twice as long
 _WORDS = ("split", "name")  # the keys whose values are words, whatever they say
+
+
+@dataclass
+class Redone:
+    """What earlier starts of a run did after the step that it goes on from, and what is therefore done again.
+
+    Attributes:
+        steps: Optimizer steps.
+        seconds: What they took, as far as their lines say it.
+        seen: When the newest line was written, in unix time: the last that is known of a start that was killed.
+    """
+
+    steps: int = 0
+    seconds: float = 0.0
+    seen: float | None = None
 
 
 @dataclass(frozen=True)
@@ -34,10 +53,12 @@ class Past:
     Attributes:
         evaluations: The lines of all splits but `train`, oldest first.
         size_bytes: How much of the file they and the train lines fill.
+        redone: What they wrote after it.
     """
 
     evaluations: Sequence[Line] = ()
     size_bytes: int = 0
+    redone: Redone = field(default_factory=Redone)
 
 
 @dataclass
@@ -57,19 +78,28 @@ class MetricsFile:
         Raises:
             OSError: The file cannot be read or replaced.
         """
+        self._release()  # the file that it is open on will be gone
         hidden = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         evaluations: list[Line] = []
+        redone = Redone()
         with hidden.open("wb") as kept:
-            for raw in _raw_lines(self.path) if step > 0 else ():
+            raw = b""
+            for raw in _raw_lines(self.path):
                 train = _TRAIN.match(raw)
-                line = {"step": int(train[1])} if train else _object(raw)
-                if line is not None and line.get("step", math.inf) <= step:
+                if train and 0 < int(train[1]) <= step:
+                    kept.write(raw)  # not parsed: there may be a million
+                elif (line := _object(raw)) is None:
+                    continue
+                elif 0 < step >= line.get("step", math.inf):
                     kept.write(raw)
                     if line.get("split", "train") != "train":
                         evaluations.append(_numbers(line))
+                else:
+                    _count(line, step, redone)
             size = kept.tell()
+        redone.seen = (_object(raw) or {}).get("time")
         os.replace(hidden, self.path)
-        return Past(evaluations, size)
+        return Past(evaluations, size, redone)
 
     def write(self, line: Line) -> None:
         """Appends one line.
@@ -114,27 +144,54 @@ def encode(line: Line) -> str:
 
 
 def read_metrics(path: Path) -> list[Line]:
-    """All lines of a `metrics.jsonl`, oldest first; none if there is no such file.
+    """All lines of a `metrics.jsonl`, oldest first; none if there is no such file. A torn last line is left out.
 
-    A torn last line is left out. A million lines take a few seconds: they are parsed at one go.
+    Raises:
+        LauncherError: A line other than the last is not a JSON object.
+    """
+    return [line for block in read_blocks(path) for line in block]
+
+
+def read_blocks(path: Path) -> Iterator[list[Line]]:
+    """The lines of a `metrics.jsonl`, some hundreds at a time, so that a million need neither memory nor patience.
 
     Raises:
         LauncherError: A line other than the last is not a JSON object.
     """
     if not path.exists():
-        return []
-    whole, _, torn = path.read_bytes().rpartition(b"\n")
-    rows = whole.splitlines()
-    if torn and _object(torn) is not None:
-        rows.append(torn)
-    try:
-        lines = _together(rows)
-    except ValueError:
-        number = next(number for number, row in enumerate(rows, 1) if row.strip() and _object(row) is None)
-        raise LauncherError(
-            f"{path}:{number}: this line of the metrics is damaged; remove it, or read an earlier copy of the file"
-        ) from None
-    return [_numbers(line) for line in lines] if b'NaN"' in whole or b'Infinity"' in whole else lines
+        return
+    number, rest = 1, b""
+    with path.open("rb") as file:
+        while data := file.read(_BLOCK_BYTES):
+            whole, newline, rest = (rest + data).rpartition(b"\n")
+            if newline:
+                yield _parsed(whole, path, number)
+                number += whole.count(b"\n") + 1
+    if rest and (line := _object(rest)) is not None:
+        yield [_numbers(line)]
+
+
+def read_evaluations(path: Path, split: str) -> Iterator[Line]:
+    """The lines of a split other than `train`, oldest first: found without parsing the many train lines."""
+    mark = f'"split": "{split}"'.encode()
+    with suppress(OSError, ValueError), path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as text:
+        place = text.find(mark)
+        while place >= 0:
+            end = text.find(b"\n", place) % (len(text) + 1)
+            line = _object(text[text.rfind(b"\n", 0, place) + 1 : end])
+            if line is not None and line.get("split") == split:
+                yield _numbers(line)
+            place = text.find(mark, end)
+
+
+def read_last(path: Path) -> Line:
+    """The newest line that can be read; empty where there is none. As fast as the file is long or short."""
+    with suppress(OSError), path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _BLOCK_BYTES))
+        rows = reversed(file.read().splitlines())
+        return next((_numbers(line) for row in rows if (line := _object(row)) is not None), {})
+    return {}
 
 
 def read_until(path: Path, size_bytes: int) -> Iterator[Line]:
@@ -155,24 +212,34 @@ def _raw_lines(path: Path) -> Iterator[bytes]:
             yield from (raw for raw in file if raw.endswith(b"\n"))
 
 
-def _together(rows: Sequence[bytes]) -> list[Line]:
-    """Parses many lines as few arrays, without a garbage collector that looks at each new object again and again."""
-    lines: list[Line] = []
-    was_enabled = gc.isenabled()
-    gc.disable()
+def _count(line: Line, step: int, redone: Redone) -> None:
+    """Adds a line that will be written again."""
+    redone.steps = max(redone.steps, line.get("step", step) - step)
+    redone.seconds += line.get("seconds", 0.0)
+
+
+def _parsed(block: bytes, path: Path, first: int) -> list[Line]:
+    """Complete lines, parsed as one array."""
     try:
-        for start in range(0, len(rows), _ROWS_AT_ONCE):
-            part = [row for row in rows[start : start + _ROWS_AT_ONCE] if row.strip()]
-            lines += json.loads(b"[" + b",".join(part) + b"]")
-    finally:
-        if was_enabled:
-            gc.enable()
-    return lines
+        lines: list[Line] = orjson.loads(b"[" + block.replace(b"\n", b",") + b"]")
+    except ValueError:
+        lines = [_checked(raw, path, number) for number, raw in enumerate(block.split(b"\n"), first) if raw.strip()]
+    has_words = b'NaN"' in block or b'Infinity"' in block
+    return [_numbers(line) for line in lines] if has_words else lines
+
+
+def _checked(raw: bytes, path: Path, number: int) -> Line:
+    line = _object(raw)
+    if line is None:
+        raise LauncherError(
+            f"{path}:{number}: this line of the metrics is damaged; remove it, or read an earlier copy of the file"
+        )
+    return line
 
 
 def _object(raw: bytes) -> Line | None:
     try:
-        value = json.loads(raw)
+        value = orjson.loads(raw)
     except ValueError:
         return None
     return value if isinstance(value, dict) else None

@@ -1,0 +1,232 @@
+"""Data sets that can only be read in their own order: split over ranks and workers without overlap, by counting.
+
+A stream that can be asked for a part of itself, `shard(num_shards=…, index=…)` as Hugging Face's have it, gives each
+reader its own; nothing is read twice, and which samples meet in a step depends on how many readers there are. Any
+other stream is read whole by every rank, which keeps its share of each global batch: the same run in every world.
+
+A stream that ends begins again. Position is a count: going on at step K drops what the steps before it read, with
+the stream's own `skip(n)` where it has one.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch.utils.data import IterableDataset
+from torch.utils.data._utils import worker as torch_worker
+
+from launcher.data.loaders import EvaluationLoader, MicroBatch, TrainLoader
+from launcher.data.reading import Reader, Reading, located, randomness_restored
+from launcher.data.sampler import Share, StepSampler
+from launcher.data.workers import Key
+from launcher.errors import LauncherError
+
+_END = object()
+
+
+def is_stream(dataset: Any) -> bool:
+    """Whether a data set has no samples by number."""
+    return isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__")
+
+
+def length_of(stream: Any) -> int | None:
+    """How many samples a stream has, if it knows."""
+    try:
+        return len(stream)
+    except (TypeError, NotImplementedError):
+        return None
+
+
+def has_shards(dataset: Any, readers: int) -> bool:
+    """Whether a stream can be cut into parts for so many readers."""
+    known = getattr(dataset, "num_shards", readers)
+    return callable(getattr(dataset, "shard", None)) and isinstance(known, int) and known >= readers
+
+
+class StreamLoader(TrainLoader):
+    """A stream, step after step. An epoch is what the sampler says it is: a stream need not know its length.
+
+    Args:
+        dataset: Has `__iter__`.
+        sampler: How many samples of the next ones this rank reads at which step; not shuffled.
+        reading: How samples become batches.
+        name: What to call the data set in messages.
+    """
+
+    def __init__(self, dataset: Any, sampler: StepSampler, reading: Reading, name: str = "data.train"):
+        super().__init__(dataset, sampler, reading, name)
+        self.name = name
+        self.is_sharded = has_shards(dataset, sampler.num_replicas * max(1, reading.workers))
+        assert self.is_sharded or reading.workers <= 1, "each worker would read the whole stream"
+
+    def describe(self) -> str:
+        """How it is split, and what that means, for the plan."""
+        readers = self.sampler.num_replicas * max(1, self.reading.workers)
+        how = "in its own order"
+        if readers > 1 and self.is_sharded:
+            how = f"in {readers} shards: another number of processes or workers is another run"
+        elif readers > 1:
+            how = "of which every process reads all, for want of a method shard(num_shards, index)"
+        return f"a stream {how}; going on with a stopped run reads past what was read before"
+
+    def steps(self, start: int, stop: int | None) -> Generator[list[MicroBatch], None, None]:
+        """This rank's micro-batches of each optimizer step from `start` on."""
+        kind = _ShardReader if self.is_sharded else _PickReader
+        self._reader = kind(self.dataset, self.sampler, self.reading, self.name)  # at the stream's beginning
+        yield from super().steps(start, stop)
+
+    def _keys(self, start: int, stop: int | None) -> Iterator[list[Key]]:
+        for step in itertools.count(start) if stop is None else range(start, stop):
+            yield from ([(step, number)] for number in range(self.sampler.accumulation(step)))
+
+    def _read(self, step: int, shares: Sequence[Share]) -> list[Any]:
+        return [self._reader.batch(step, np.array([number])) for number in range(len(shares))]
+
+
+class StreamEvaluationLoader(EvaluationLoader):
+    """A stream's first samples, or all of them, read in the training process.
+
+    Args:
+        dataset: Has `__iter__`, and a length where there is no limit.
+        batch_size: Samples of one forward pass.
+        reading: How samples become batches.
+        limit: At most so many batches.
+        name: What to call the data set in messages.
+    """
+
+    def batches(self, rank: int = 0, world_size: int = 1) -> Iterator[MicroBatch]:
+        """Every `world_size`-th batch; each rank reads the whole stream for it."""
+        reader = self._reader
+        samples = itertools.islice(_one_pass(self.dataset, reader, 0), self.num_samples())
+        for first in itertools.count(0, self.batch_size):
+            with randomness_restored(reader.reading.sample_seeds):
+                batch = list(itertools.islice(samples, self.batch_size))
+                data = reader.collated(0, np.arange(first, first + len(batch)), batch) if batch else None
+            if not batch:
+                return
+            if first // self.batch_size % world_size == rank:
+                yield MicroBatch(data, len(batch))
+
+    def num_samples(self) -> int:
+        """Samples that an evaluation counts at most, over all ranks."""
+        known = [length_of(self.dataset), None if self.limit is None else self.limit * self.batch_size]
+        return min(size for size in known if size is not None)
+
+
+class _StreamReader(Reader):
+    """One reader of a stream: asked for the micro-batches of a step by their number, and only ever forward."""
+
+    def __init__(self, dataset: Any, sampler: StepSampler, reading: Reading, name: str):
+        super().__init__(dataset, reading, name)
+        self.sampler = sampler
+        self._stream: Iterator[Any] | None = None
+
+    def batch(self, epoch: int, indices: Any) -> Any:
+        """The micro-batch `indices[0]` of step `epoch`."""
+        with randomness_restored(self.in_training_process and self.reading.sample_seeds):
+            first, samples = self._read(epoch, int(indices[0]))
+            return self.pinned(self.collated(epoch, np.arange(first, first + len(samples)), samples))
+
+    def _read(self, step: int, number: int) -> tuple[int, list[Any]]:
+        """The position of the first sample among all that this reader reads, and the samples."""
+        raise NotImplementedError
+
+    def _open(self, dataset: Any, skipped: int) -> Iterator[Any]:
+        if not self.in_training_process:
+            torch_worker._worker_info = None  # a stream that splits itself among workers would leave samples out
+        return _endless(dataset, self, skipped)
+
+
+class _PickReader(_StreamReader):
+    """Reads the whole stream and keeps this rank's share of each global batch."""
+
+    _step = -1
+    _kept: Mapping[int, Any] = {}  # the samples of that step, by their position in the epoch
+
+    def _read(self, step: int, number: int) -> tuple[int, list[Any]]:
+        if step != self._step:
+            self._step, self._kept = step, self._samples_of(step)
+        positions = self.sampler.shares(step)[number].indices.tolist()
+        return positions[0], [self._kept[position] for position in positions]
+
+    def _samples_of(self, step: int) -> Mapping[int, Any]:
+        if self._stream is None:
+            self._stream = self._open(self.dataset, self.sampler.samples_before(step))
+        first = step % self.sampler.steps_per_epoch * self.sampler.global_batch_size
+        wanted = {position for share in self.sampler.shares(step) for position in share.indices.tolist()}
+        batch = enumerate(itertools.islice(self._stream, self.sampler.batch_size(step)), first)
+        return {position: sample for position, sample in batch if position in wanted}
+
+
+class _ShardReader(_StreamReader):
+    """Reads a shard of its own. The workers of a rank take its micro-batches in turn."""
+
+    _count = 0
+    _held: Sequence[Any] = ()
+
+    def _read(self, step: int, number: int) -> tuple[int, list[Any]]:
+        if self._stream is None:
+            self._stream = self._begin(step, number)
+        count = self.sampler.shares(step)[number].samples
+        if count == 0:  # a stand-in is the next sample, which is not used up
+            self._held = self._held or [next(self._stream)]
+            return self._count, list(self._held)
+        samples = [*self._held, *itertools.islice(self._stream, count - len(self._held))]
+        self._held = ()
+        self._count += count
+        return self._count - count, samples
+
+    def _begin(self, step: int, number: int) -> Iterator[Any]:
+        """The shard of whoever reads this micro-batch, behind all that it has read before."""
+        sampler, readers = self.sampler, max(1, self.reading.workers)
+        micro_batch = sampler.micro_batches_before(step) + number
+        own = micro_batch % readers
+        before = (share.samples for earlier in range(step) for share in sampler.shares(earlier))
+        self._count = sum(itertools.islice(before, own, micro_batch, readers))
+        self.shard = sampler.rank * readers + own
+        part = self.dataset.shard(num_shards=sampler.num_replicas * readers, index=self.shard)
+        return self._open(part, self._count)
+
+
+# ---------------------------------------------------------------------- passes over a stream
+
+
+def _endless(dataset: Any, reader: Reader, skipped: int) -> Iterator[Any]:
+    """A stream's samples after the first `skipped`, pass after pass.
+
+    Raises:
+        LauncherError: It has none.
+    """
+    number = position = 0
+    if skipped and callable(getattr(dataset, "skip", None)):
+        position = yield from _one_pass(dataset.skip(skipped), reader, 0, skipped)
+        number = int(position > skipped)  # 0 where it is shorter than that: then it is read and counted
+    position, dropped = (position, 0) if number else (0, skipped)
+    while True:
+        end = yield from _one_pass(dataset, reader, number, position, dropped)
+        if end == position:
+            raise LauncherError(f"{reader.name}: the stream gave no sample (shard {reader.shard}); check its source")
+        number, position = number + 1, end
+
+
+def _one_pass(
+    dataset: Any, reader: Reader, number: int, position: int = 0, dropped: int = 0
+) -> Generator[Any, None, int]:
+    """One iteration over a stream, each sample seeded by its position; returns the position behind the last."""
+    if hasattr(dataset, "set_epoch"):
+        dataset.set_epoch(number)
+    reader.seed(number, position)
+    iterator = iter(dataset)
+    while True:
+        reader.seed(number, position)
+        reader.mark(number, position)
+        with located(f"{reader.name}, sample {position}"):
+            sample = next(iterator, _END)
+        if sample is _END:
+            return position
+        if position >= dropped:
+            yield sample
+        position += 1

@@ -1,0 +1,60 @@
+"""Some samples of a data set: `10% of train`, and what is left to train on."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torch.utils.data import Subset, TensorDataset
+
+from launcher.data.permutation import Indices
+
+
+def subset(dataset: Any, indices: Indices) -> Any:
+    """These samples, read whole batches at a time where the data set is."""
+    if is_hub_dataset(dataset):
+        return dataset.select(indices)
+    if callable(getattr(dataset, "get_batch", None)) or type(dataset) is TensorDataset:
+        return Part(dataset, indices)
+    return Subset(dataset, indices.tolist())
+
+
+class Part:
+    """Some samples of a data set that reads whole batches, which this does too."""
+
+    def __init__(self, dataset: Any, indices: Indices):
+        self.dataset = dataset
+        self.indices = torch.from_numpy(indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset[int(self.indices[index])]
+
+    def get_batch(self, indices: torch.Tensor) -> Any:
+        """Whole batches of the underlying data set."""
+        chosen = self.indices[indices]
+        if hasattr(self.dataset, "get_batch"):
+            return self.dataset.get_batch(chosen)
+        return tuple(tensor[chosen] for tensor in self.dataset.tensors)
+
+
+def innermost(dataset: Any) -> Any:
+    """What a part is a part of."""
+    while isinstance(dataset, Part | Subset):
+        dataset = dataset.dataset
+    return dataset
+
+
+def name_of(dataset: Any) -> str:
+    """What to call a data set in messages."""
+    inner = innermost(dataset)
+    return type(inner).__name__ + (", a part" if inner is not dataset else "")
+
+
+def is_hub_dataset(dataset: Any) -> bool:
+    """Whether this is a Hugging Face `datasets.Dataset`; does not import the library."""
+    module = sys.modules.get("datasets.arrow_dataset")
+    return module is not None and isinstance(dataset, module.Dataset)

@@ -1,0 +1,261 @@
+"""Worker processes that read batches ahead: torch's DataLoader, with deaths and hangs that name the sample.
+
+torch raises a worker's death from a signal handler, wherever the training happens to be, and a hang only as "timed
+out". Here both are found where a batch is waited for, and each worker says in shared memory what it is reading.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import functools
+import os
+import signal
+import threading
+import time
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from multiprocessing import parent_process, sharedctypes
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from launcher.data.reading import Reader
+from launcher.errors import LauncherError
+
+Key = tuple[int, int]  # (epoch, index): workers learn the epoch with each sample
+
+POLL_SECONDS = 2.0  # how often the health of workers is looked at, while a batch is waited for
+GRACE_SECONDS = 1.0  # how long a worker may take to leave
+BATCHES_AHEAD = 4  # of each worker
+_IDLE = -1
+_END = object()
+
+
+class Workers:
+    """Processes that read batches of one data set, kept from one pass to the next.
+
+    Args:
+        reader: Makes the batches.
+        count: How many processes, at least 1.
+    """
+
+    def __init__(self, reader: Reader, count: int):
+        self.reader = reader
+        self.count = count
+        self._keys = _Keys()
+        self._loader: DataLoader[Any] | None = None
+        self._iterator: Any = None
+        self._reads = sharedctypes.RawArray(ctypes.c_int64, [0, _IDLE] * count)  # by worker: epoch, index
+
+    def batches(self, keys: Iterable[list[Key]]) -> Iterator[Any]:
+        """A batch for each list of keys, in their order.
+
+        Raises:
+            LauncherError: A worker died or hangs, or the data set says that a sample cannot be read.
+        """
+        iterator = self._start(keys)
+        ended = False
+        try:
+            while (batch := self._next(iterator)) is not _END:
+                yield batch
+            ended = True
+        finally:
+            if not ended:  # workers are still busy with batches that nobody waits for
+                self.close()
+
+    def close(self) -> None:
+        """Ends the processes now; one that has not left in a second is killed."""
+        iterator, self._iterator, self._loader = self._iterator, None, None
+        if iterator is None:
+            return
+        impatience = threading.Timer(GRACE_SECONDS, _kill, [iterator])
+        impatience.start()
+        with suppress(RuntimeError):  # what torch says of workers that died
+            iterator._shutdown_workers()
+        impatience.cancel()
+        _kill(iterator)
+        for worker in iterator._workers:
+            worker.join()
+
+    def kill(self) -> None:
+        """Ends the processes without a word: at the end of this one, when no thread can be started any more."""
+        iterator, self._iterator = self._iterator, None
+        if iterator is not None:
+            _kill(iterator)
+
+    def _start(self, keys: Iterable[list[Key]]) -> Any:
+        self._keys.keys = keys
+        if self._loader is not None:
+            with suppress(RuntimeError):  # a worker died since the last pass: start afresh
+                return iter(self._loader)
+            self.close()
+        self._loader = self._data_loader()
+        with _death_unsignalled():
+            self._iterator = iter(self._loader)
+        _ended_at_exit().add(self)
+        return self._iterator
+
+    def _data_loader(self) -> DataLoader[Any]:
+        return DataLoader(
+            _InWorker(self.reader, self._reads),
+            batch_sampler=self._keys,
+            collate_fn=_as_it_is,
+            num_workers=self.count,
+            timeout=POLL_SECONDS,
+            worker_init_fn=_start_worker,
+            # without one, each iterator would draw from the global generator, and evaluating would change training
+            generator=torch.Generator(),
+            pin_memory=self.reader.reading.pin_memory,
+            prefetch_factor=BATCHES_AHEAD,
+            persistent_workers=True,
+        )
+
+    def _next(self, iterator: Any) -> Any:
+        began = time.monotonic()
+        while True:
+            try:
+                batch = next(iterator, _END)
+            except RuntimeError as error:
+                self._check_alive(iterator)
+                if not str(error).startswith("DataLoader timed out"):
+                    raise
+                if time.monotonic() - began >= self.reader.reading.timeout_seconds:
+                    raise self._hanging() from None
+                continue
+            if isinstance(batch, _Failure):
+                raise batch.error
+            return batch
+
+    def _check_alive(self, iterator: Any) -> None:
+        for number, worker in enumerate(iterator._workers):
+            if not worker.is_alive():
+                what = f"worker process {number} {_ending(worker.exitcode)}{self._while_reading(number)}"
+                raise LauncherError(
+                    f"{self.reader.name}: {what}; if memory ran out, use fewer data.workers; data.workers=0 reads in "
+                    "the training process itself"
+                ) from None
+
+    def _hanging(self) -> LauncherError:
+        busy = [number for number in range(self.count) if self._reads[2 * number + 1] != _IDLE]
+        which = "; ".join(f"worker process {number} hangs{self._while_reading(number)}" for number in busy)
+        return LauncherError(
+            f"{self.reader.name}: no batch came in data.timeout ({self.reader.reading.timeout_seconds:g} s): "
+            f"{which or 'the worker processes do not answer'}; mend what it waits for, give it a longer "
+            "data.timeout, or look at it with data.workers=0"
+        )
+
+    def _while_reading(self, number: int) -> str:
+        epoch, index = self._reads[2 * number : 2 * number + 2]
+        return f" while reading sample {index} (epoch {epoch})" if index != _IDLE else ""
+
+
+class _Keys:
+    """A batch sampler whose content changes from pass to pass, which a DataLoader does not allow."""
+
+    keys: Iterable[list[Key]] = ()
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        return iter(self.keys)
+
+
+class _Failure:
+    """An error with a clear message on its way from a worker, without torch's traceback around it."""
+
+    def __init__(self, error: LauncherError):
+        self.error = error
+
+
+class _InWorker(Dataset[Any]):
+    """What a worker process has of the data set: reads lists of keys, and says in shared memory which."""
+
+    def __init__(self, reader: Reader, reads: Any):
+        self.reader = reader
+        self.reads = reads
+        self.number = 0
+
+    def begin(self, number: int) -> None:
+        """This is that worker from now on."""
+        self.number = number
+        self.reader.in_training_process, self.reader.mark = False, self._mark
+
+    def __getitems__(self, keys: list[Key]) -> Any:
+        indices = np.array([index for _, index in keys], dtype=np.int64)
+        try:
+            return self.reader.batch(keys[0][0], indices)
+        except LauncherError as error:
+            return _Failure(LauncherError(str(error)))
+        finally:
+            self._mark(0, _IDLE)
+
+    def _mark(self, epoch: int, index: int) -> None:
+        place = 2 * self.number
+        self.reads[place], self.reads[place + 1] = epoch, index
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+# ---------------------------------------------------------------------- processes
+
+
+def _start_worker(number: int) -> None:
+    """Signals are meant for the trainer; a worker ends when its trainer does."""
+    for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    die_with_parent()
+    parent = parent_process()
+    if parent is not None and not parent.is_alive():
+        os._exit(1)
+    info = get_worker_info()
+    assert info is not None
+    assert isinstance(info.dataset, _InWorker)
+    info.dataset.begin(number)
+
+
+def die_with_parent() -> None:
+    """Linux: SIGKILL for this process when the thread that started it ends."""
+    try:
+        ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))
+    except (OSError, AttributeError):
+        return  # not Linux: the loader's own watchdog ends the worker
+
+
+class _death_unsignalled:  # noqa: N801  # a context manager named as what it says
+    """Keeps torch from raising a worker's death in the middle of whatever the main thread does then."""
+
+    def __enter__(self) -> None:
+        self.handler = signal.getsignal(signal.SIGCHLD)
+
+    def __exit__(self, *_: object) -> None:
+        if self.handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, self.handler)
+
+
+def _kill(iterator: Any) -> None:
+    for worker in iterator._workers:
+        worker.kill()
+
+
+def _ending(code: int | None) -> str:
+    if code is None or code >= 0:
+        return f"ended with exit code {code}"
+    return f"was killed by {signal.Signals(-code).name}"
+
+
+@functools.cache
+def _ended_at_exit() -> weakref.WeakSet[Workers]:
+    """Workers that are ended with this process. multiprocessing's own way is SIGTERM, which they ignore."""
+    known: weakref.WeakSet[Workers] = weakref.WeakSet()
+    owner = os.getpid()
+
+    def end() -> None:
+        for workers in list(known) if os.getpid() == owner else ():
+            workers.kill()
+
+    atexit.register(end)
+    return known

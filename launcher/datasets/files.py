@@ -1,0 +1,150 @@
+"""Files that appear whole or not at all, and where data sets keep what they have worked out."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+FOLDER = "launcher-data"  # what we make lies in folders of this name, and nothing else is touched
+
+
+@contextmanager
+def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Makes a file or folder that appears at `path` when it is finished, and never half-made.
+
+    The block writes to the path that it is given, a file or a folder of that name beside the final one. If the
+    block raises, or the process is killed in it, nothing appears; what a killed one left is removed by the next. If
+    somebody else has finished a folder meanwhile, theirs is kept.
+
+    Args:
+        path: Where it shall appear; folders above are made.
+
+    Yields:
+        Where to write. Nothing is there yet.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    prefix = f".{path.name}.{platform.node()}-"
+    _remove_abandoned(path.parent, prefix)
+    part = path.parent / f"{prefix}{os.getpid()}.part"
+    try:
+        yield part
+        if part.is_dir() and path.is_dir():
+            return
+        os.replace(part, path)
+    finally:
+        _remove(part)
+
+
+def _remove_abandoned(folder: Path, prefix: str) -> None:
+    for part in folder.glob(f"{prefix}*.part"):
+        process = part.name.removeprefix(prefix).removesuffix(".part")
+        if process.isdigit() and not _is_alive(int(process)):
+            _remove(part)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def cache_path(kind: str, *facts: object) -> Path:
+    """Where something that follows from these facts is kept between runs: below the user's `.cache`.
+
+    Args:
+        kind: A name for what is kept.
+        facts: All that it depends on, such as a file's path, size and time of change.
+    """
+    digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:24]
+    return Path.home() / ".cache" / FOLDER / f"{kind}-{digest}"
+
+
+def state_of(path: Path) -> tuple[str, int, int]:
+    """A file's absolute path, size and time of change: what is kept about it is good for as long as these are."""
+    found = path.stat()
+    return str(path.resolve()), found.st_size, found.st_mtime_ns
+
+
+def checked_file(path: str | os.PathLike[str], what: str) -> Path:
+    """The path of a file that is there.
+
+    Args:
+        path: Relative to the working directory, or absolute.
+        what: What it should be, for the message.
+
+    Raises:
+        FileNotFoundError: There is none; the message says from where it was looked for.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        raise FileNotFoundError(f"{path} is a folder; give the path of {what}")
+    if not path.is_file():
+        raise FileNotFoundError(f"no file at {path} (looked from {Path.cwd()}); give the path of {what}")
+    return path
+
+
+def staged(path: Path, scratch: str | os.PathLike[str] | None) -> Path:
+    """A file or folder from the machine's own disk: copied there once, and read there by all that come later.
+
+    Args:
+        path: Where it is.
+        scratch: A folder on a disk of this machine; None leaves the path as it is.
+
+    Raises:
+        OSError: The disk has no room for it.
+    """
+    if scratch is None:
+        return path
+    digest = hashlib.sha256(repr(state_of(path)).encode()).hexdigest()[:24]
+    copy = Path(scratch).expanduser() / FOLDER / digest / path.name
+    if copy.exists():
+        return copy
+    with suppress(FileExistsError), whole(copy) as part:
+        _check_room(path, copy.parent)
+        if path.is_dir():
+            shutil.copytree(path, part)
+        else:
+            shutil.copy2(path, part)
+    return copy
+
+
+def needed(module: str, extra: str, what: str) -> Any:
+    """An optional module, imported where it is used.
+
+    Raises:
+        ImportError: It is not installed; the message says how to install it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError:
+        name = module.partition(".")[0]
+        raise ImportError(f'{what} needs {name}, which is not installed; pip install "launcher[{extra}]"') from None
+
+
+def _check_room(path: Path, folder: Path) -> None:
+    files = path.rglob("*") if path.is_dir() else [path]
+    needed, free = sum(file.stat().st_size for file in files if file.is_file()), shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(
+            f"{path} has {needed / 1e9:.2f} GB and {folder} room for {free / 1e9:.2f} GB; "
+            "use another data.scratch, or none"
+        )

@@ -1,0 +1,200 @@
+"""Rows of a CSV or Parquet file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+from launcher.datasets.files import checked_file, needed, staged
+
+_READERS = {".csv": ",", ".tsv": "\t", ".parquet": None, ".pq": None}
+
+Scale = tuple[Tensor, Tensor]
+
+
+class Table(TensorDataset):
+    """Numbers of each row as features, and one column or several as target; held in memory.
+
+    Sample *i* is row *i*: features of shape [columns], and a target: a class (int64, no shape) where the column
+    holds words, whole numbers or truth values, else numbers of shape [targets].
+
+    Args:
+        path: A `.csv` or `.tsv` file with a line of names, or a `.parquet` file.
+        target: The column to predict, or several of numbers.
+        features: The columns to predict it from; None is all others.
+        classes: Names of the classes in the order of their numbers, or how many there are; None finds them in the
+            column. A validation set says `"${data.train.classes}"`, or words that it lacks move the numbers of others.
+        regression: Whether a target of whole numbers is a quantity and not a class.
+        scale: `true` moves and scales each feature to mean 0 and standard deviation 1; a validation set says
+            `"${data.train.scale}"`, the training set's mean and deviation.
+        dtype: The type of features, and of targets that are not classes.
+        scratch: Copy the file to this disk of the machine first (`data.scratch`).
+
+    Attributes:
+        features: The names of the columns, in their order.
+        classes: The classes' names, or None.
+        scale: Mean and standard deviation of each feature, or None.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: A row is ragged, a value is missing or no number, a column does not exist, or a class is out of
+            range; the message names file, row and column.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        target: str | Sequence[str],
+        features: Sequence[str] | None = None,
+        classes: Sequence[str] | int | None = None,
+        regression: bool = False,
+        scale: bool | Scale = False,
+        dtype: torch.dtype = torch.float32,
+        scratch: str | Path | None = None,
+    ) -> None:
+        file = staged(_checked(path), scratch)
+        table = _read(file)
+        targets = [target] if isinstance(target, str) else list(target)
+        self.features = list(features) if features is not None else [n for n in table.column_names if n not in targets]
+        _check_columns(file, table.column_names, [*targets, *self.features])
+        values = torch.from_numpy(_numbers(file, table, self.features)).to(dtype)
+        self.scale = _scale_of(values) if scale is True else scale or None
+        if self.scale is not None:
+            values = (values - self.scale[0].to(dtype)) / self.scale[1].to(dtype)
+        self.classes: tuple[str, ...] | None = None
+        if isinstance(target, str) and not regression and not _is_quantity(table[target]):
+            self.classes, numbers = _classes(file, table, target, classes)
+            super().__init__(values, torch.from_numpy(numbers))
+        else:
+            super().__init__(values, torch.from_numpy(_numbers(file, table, targets)).to(dtype))
+
+    @staticmethod
+    def prepare(path: str | Path, scratch: str | Path | None = None) -> None:
+        """Copies the file to the scratch disk, if there is one: once for all processes of a machine."""
+        staged(_checked(path), scratch)
+
+    @property
+    def targets(self) -> Tensor:
+        """The target of each row."""
+        return self.tensors[1]
+
+    def get_batch(self, indices: Tensor) -> tuple[Tensor, ...]:
+        """Read many samples at once: features [N, columns], and targets [N] or [N, targets]."""
+        return tuple(tensor[indices] for tensor in self.tensors)
+
+
+def _checked(path: str | Path) -> Path:
+    file = checked_file(path, "a .csv, .tsv or .parquet file")
+    if file.suffix.lower() not in _READERS:
+        raise ValueError(f"{file}: a table is one of {', '.join(_READERS)}")
+    return file
+
+
+def _read(file: Path) -> Any:
+    pyarrow = needed("pyarrow", "tables", "Table")
+    try:
+        if (delimiter := _READERS[file.suffix.lower()]) is not None:
+            return _read_text(file, delimiter)
+        return needed("pyarrow.parquet", "tables", "Table").read_table(file)
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
+
+
+def _read_text(file: Path, delimiter: str) -> Any:
+    csv = needed("pyarrow.csv", "tables", "Table")
+    ragged: list[Any] = []
+
+    def refuse(row: Any) -> str:
+        ragged.append(row)
+        return "skip"  # to read on: the first is reported below, with its number
+
+    table = csv.read_csv(
+        file,
+        read_options=csv.ReadOptions(use_threads=False),  # only then rows are counted
+        parse_options=csv.ParseOptions(delimiter=delimiter, invalid_row_handler=refuse),
+    )
+    if ragged:
+        row = ragged[0]
+        others = f" ({len(ragged)} such rows)" if len(ragged) > 1 else ""
+        raise ValueError(
+            f"{file}: line {row.number} has {row.actual_columns} values and the line of names {row.expected_columns}: "
+            f"'{row.text[:60]}'{others}; mend it"
+        )
+    return table
+
+
+def _check_columns(file: Path, has: Sequence[str], wanted: Sequence[str]) -> None:
+    for name in wanted:
+        if name not in has:
+            raise ValueError(f"{file} has no column '{name}'; it has: {', '.join(has)}")
+    if len(wanted) < 2:
+        raise ValueError(f"{file} has only the column '{wanted[0]}'; at least one feature is needed")
+
+
+def _is_quantity(column: Any) -> bool:
+    types = needed("pyarrow", "tables", "Table").types
+    return bool(types.is_floating(column.type) or types.is_decimal(column.type))
+
+
+def _numbers(file: Path, table: Any, columns: Sequence[str]) -> NDArray[np.float64]:
+    """The columns as numbers, of shape [rows, columns]."""
+    types = needed("pyarrow", "tables", "Table").types
+    for name in columns:
+        kind = table[name].type
+        if not (types.is_integer(kind) or types.is_boolean(kind) or _is_quantity(table[name])):
+            raise ValueError(f"{file}: column '{name}' holds {kind}, not numbers; choose others with features: [...]")
+    numbers = np.empty((table.num_rows, len(columns)))
+    for place, name in enumerate(columns):
+        numbers[:, place] = table[name].cast("float64").to_numpy()  # null becomes NaN
+    if len(bad := np.argwhere(~np.isfinite(numbers))):
+        row, place = bad[0]
+        others = f" ({len(bad)} such values)" if len(bad) > 1 else ""
+        raise ValueError(f"{file}: column '{columns[place]}' has no number in row {row + 1}{others}; fill or drop it")
+    return numbers
+
+
+def _scale_of(values: Tensor) -> Scale:
+    deviation = values.std(0, correction=0)
+    return values.mean(0), torch.where(deviation > 0, deviation, torch.ones_like(deviation))
+
+
+def _classes(
+    file: Path, table: Any, target: str, classes: Sequence[str] | int | None
+) -> tuple[tuple[str, ...] | None, NDArray[np.int64]]:
+    """The classes' names, if they have names, and each row's class."""
+    column = table[target]
+    types = needed("pyarrow", "tables", "Table").types
+    values = column.to_pylist()
+    if missing := [row for row, value in enumerate(values, start=1) if value is None or value == ""]:
+        others = f" ({len(missing)} such rows)" if len(missing) > 1 else ""
+        raise ValueError(f"{file}: column '{target}' has no class in row {missing[0]}{others}; fill or drop it")
+    if types.is_integer(column.type) or types.is_boolean(column.type):
+        numbers = np.array(values, dtype=np.int64)
+        _check_range(file, target, numbers, classes if isinstance(classes, int) else None)
+        return None, numbers
+    words = list(map(str, values))
+    names = sorted(set(words)) if classes is None or isinstance(classes, int) else list(classes)
+    if isinstance(classes, int) and len(names) > classes:
+        raise ValueError(f"{file}: column '{target}' has {len(names)} classes, and classes is {classes}")
+    places = {name: place for place, name in enumerate(names)}
+    for row, word in enumerate(words, start=1):
+        if word not in places:
+            raise ValueError(f"{file}: column '{target}' is '{word}' in row {row}, none of: {', '.join(names)}")
+    return tuple(names), np.array([places[word] for word in words], dtype=np.int64)
+
+
+def _check_range(file: Path, target: str, numbers: NDArray[np.int64], classes: int | None) -> None:
+    bad = np.flatnonzero((numbers < 0) | (numbers >= (classes if classes is not None else np.inf)))
+    if len(bad):
+        allowed = f"0 to {classes - 1}" if classes is not None else "0 and above"
+        raise ValueError(
+            f"{file}: column '{target}' is class {numbers[bad[0]]} in row {bad[0] + 1}, out of range: allowed are "
+            f"{allowed}; correct it, or say regression: true if it is a quantity"
+        )

@@ -1,0 +1,86 @@
+"""What is allowed and looks like a slip: learning-rate schedules that end long before or after the run."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from launcher.objective import Schedule
+from launcher.recipe.component import Component
+from launcher.recipe.document import dotted
+from launcher.recipe.schema import Recipe
+from launcher.training import Horizon, Trainable
+
+_STEPS_TRIED = 20_000  # a fifth of a second
+_SPENT = 0.01  # of the highest rate: nothing is learned any more
+_LENGTHS = ("T_max", "total_iters", "total_steps", "step_size", "milestones")
+_ENDS = {"CosineAnnealingLR": "T_max", "PolynomialLR": "total_iters", "OneCycleLR": "total_steps"}
+_RESTARTS = ("CosineAnnealingWarmRestarts",)
+
+
+def doubts_of(recipe: Recipe, trainable: Trainable, horizon: Horizon) -> list[str]:
+    """Questions about the schedule; the schedule of this trainable is gone through and of no use afterwards."""
+    schedule, total = trainable.schedule, horizon.total_steps
+    if recipe.scheduler is None or schedule.scheduler is None or schedule.on_evaluation or total is None:
+        return []
+    where = f"{recipe.scheduler.origin}: {dotted(recipe.scheduler.path)}"
+    questions = _length(schedule, horizon, total) or _spent(recipe.scheduler, schedule, total)
+    return [f"{where}: {question}" for question in questions]
+
+
+def _length(schedule: Schedule, horizon: Horizon, total: int) -> list[str]:
+    """Whether a scheduler that knows its length has the run's."""
+    steps, scheduler = total - schedule.warmup_steps, schedule.scheduler
+    name = type(scheduler).__name__
+    if steps <= 0:
+        return [f"the ramp of {schedule.warmup_steps:,} steps is as long as the run of {total:,}; shorten _warmup_"]
+    if name in _RESTARTS and scheduler.T_0 * schedule.every_steps < horizon.steps_per_epoch:
+        return [f"{name} restarts within an epoch; did you mean epochs? Write T_0: {scheduler.T_0} epochs"]
+    if name not in _ENDS:
+        return []
+    key, stated = _ENDS[name], int(getattr(scheduler, _ENDS[name]))
+    length = stated * schedule.every_steps
+    if length < steps * 0.1:
+        return [f"{name} ends after {length:,} of {steps:,} steps; did you mean epochs? Write {key}: {stated} epochs"]
+    exact = f"{key}: ${{scheduler.steps}} ends with the run"
+    if length < steps * 0.95:
+        return [f"{name} ends after {length:,} of {steps:,} steps; {exact}"]
+    if length > steps * 1.05:
+        return [f"{name} would end after {length:,} steps, and the run ends after {steps:,}; {exact}"]
+    return []
+
+
+def _spent(component: Component, schedule: Schedule, total: int) -> list[str]:
+    """Whether the rate is all but gone before a tenth of the run."""
+    if type(schedule.scheduler).__name__ in (*_RESTARTS, "CyclicLR"):
+        return []  # it comes back
+    first, highest = min(total // 10, _STEPS_TRIED), 0.0
+    for step, rate in _rates(schedule, first):
+        highest = max(highest, rate)
+        if step > schedule.warmup_steps and rate < highest * _SPENT:
+            fallen = f"the rate falls from {highest:.3g} to {rate:.3g} by step {step:,} of {total:,}"
+            return [f"{fallen}; did you mean epochs? A scheduler counts steps here: {_remedy(component)}"]
+    return []
+
+
+def _rates(schedule: Schedule, until: int) -> Iterator[tuple[int, float]]:
+    """The rate after each step; one was made already."""
+    yield 1, schedule.rate
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for step in range(2, until + 1):
+            schedule.advance(step)
+            yield step, schedule.rate
+
+
+def _remedy(component: Component) -> str:
+    for inner in component.walk():
+        for key in _LENGTHS:
+            if isinstance(inner.kwargs.get(key), int | list):
+                return f"write {key}: {_in_epochs(inner.kwargs[key])}"
+    return "write _every_: 1 epoch"
+
+
+def _in_epochs(value: Any) -> str:
+    return f"[{', '.join(f'{one} epochs' for one in value)}]" if isinstance(value, list) else f"{value} epochs"

@@ -1,0 +1,181 @@
+"""The weights of a run in another form, checked against the run's own on a real batch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from launcher import checkpoints
+from launcher.batch import BatchLayout
+from launcher.errors import LauncherError, UsageError
+from launcher.recipe.components import Workshop
+from launcher.recipe.load import load_recipe
+from launcher.recipe.schema import Recipe
+from launcher.runs import folder as runs
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a run has saved, found by the name that a user gives.
+
+    Attributes:
+        recipe: The run's.
+        weights: The unwrapped state_dict, on the CPU.
+        label: Where they come from.
+        allow: Further packages that the recipe may name.
+    """
+
+    recipe: Recipe
+    weights: Mapping[str, Any]
+    label: str
+    allow: tuple[str, ...] = ()
+
+
+def open_saved(path: Path, overrides: tuple[str, ...] = ()) -> Saved:
+    """Finds recipe and weights of a run's folder, or of one of its checkpoints.
+
+    A run's are its final weights, or those of its newest checkpoint where it is not finished.
+
+    Raises:
+        UsageError: It is neither.
+        DamagedError: The checkpoint is damaged.
+    """
+    path = path.absolute()
+    is_checkpoint = (path / checkpoints.MANIFEST).exists()
+    run = path.parent.parent if is_checkpoint else path
+    how = runs.read_json(run / runs.ENVIRONMENT_FILE)
+    if "recipe" not in how:
+        raise UsageError(f"{path}: neither a run's folder nor a checkpoint in one; `launcher runs` lists the runs")
+    if is_checkpoint:
+        weights, label = checkpoints.verify(path).weights(), path.name
+    elif (run / runs.WEIGHTS_FILE).exists():
+        weights, label = checkpoints.load_state(run / runs.WEIGHTS_FILE), runs.WEIGHTS_FILE
+    else:
+        newest = checkpoints.newest(run / "checkpoints", print)
+        if newest is None:
+            raise UsageError(f"{run}: nothing was saved yet")
+        weights, label = newest.weights(), newest.folder.name
+    try:
+        os.chdir(how["directory"])  # files of one's own are looked for there
+    except OSError as error:
+        raise UsageError(f"the run was started in {how['directory']}: {error.strerror}") from error
+    recipe = load_recipe(how["recipe"], [*how["overrides"], *overrides], how["remove"])
+    return Saved(recipe, weights, label, tuple(how["allow"]))
+
+
+def export(path: Path, target: Path) -> str:
+    """Writes the weights of a run or checkpoint as `.safetensors`, `.pth` or a `torch.export` program (`.pt2`).
+
+    What was written is loaded again, and its outputs on a batch of two training samples are compared with those of
+    the model that it came from.
+
+    Args:
+        path: A run's folder, or a checkpoint.
+        target: The file to write; its suffix says the form.
+
+    Returns:
+        What was written and how it was checked, in a line.
+
+    Raises:
+        UsageError: There is no such form, or the file exists.
+        LauncherError: The model cannot be exported, or what was written gives other outputs.
+    """
+    target = target.absolute()
+    if target.suffix not in _FORMS:
+        raise UsageError(f"--to {target.name}: the suffix says the form; one of: {', '.join(_FORMS)}")
+    if target.exists():
+        raise UsageError(f"--to {target}: exists; it is left as it is")
+    saved = open_saved(path)
+    workshop = Workshop(saved.recipe, saved.allow)
+    workshop.check()
+    model = workshop.build(saved.recipe.model)
+    model.load_state_dict(saved.weights)
+    model.eval()
+    args, kwargs = _batch(workshop)
+    hidden = target.with_name(f".{target.name}.{os.getpid()}{target.suffix}")
+    try:
+        again = _FORMS[target.suffix](workshop, model, args, kwargs, hidden)
+        distance = _distance(model, again, args, kwargs)
+        hidden.replace(target)
+    finally:
+        hidden.unlink(missing_ok=True)
+    size = target.stat().st_size / 2**20
+    agreed = "bit-equal" if distance == 0 else f"within {distance:.1e}"
+    return f"{target}: {saved.label} as {target.suffix[1:]}, {size:.1f} MiB; outputs on a real batch are {agreed}"
+
+
+def _batch(workshop: Workshop) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What the model gets of two training samples."""
+    from launcher.data import load_data
+    from launcher.launch.world import World
+
+    changed = workshop.recipe.model_copy(
+        update={"data": workshop.recipe.data.model_copy(update={"workers": 0, "micro_batch_size": 2})}
+    )
+    reader = Workshop(changed, workshop.allow)
+    batches = next(iter(load_data(reader, World()).train.steps(0, 1)))
+    args, kwargs, _ = BatchLayout(workshop.recipe.batch).split(batches[0].data)
+    return tuple(args), dict(kwargs)
+
+
+Form = Callable[[Workshop, nn.Module, tuple[Any, ...], dict[str, Any], Path], Callable[..., Any]]
+
+
+def _safetensors(workshop: Workshop, model: nn.Module, args: Any, kwargs: Any, path: Path) -> Callable[..., Any]:
+    from safetensors.torch import load_model, save_model
+
+    save_model(model, str(path))  # knows tied weights, which save_file refuses
+    again = _another(workshop)
+    load_model(again, str(path))
+    return again.eval()
+
+
+def _pth(workshop: Workshop, model: nn.Module, args: Any, kwargs: Any, path: Path) -> Callable[..., Any]:
+    checkpoints.save_weights(path, model.state_dict())
+    again = _another(workshop)
+    again.load_state_dict(checkpoints.load_state(path))
+    return again.eval()
+
+
+def _program(workshop: Workshop, model: nn.Module, args: Any, kwargs: Any, path: Path) -> Callable[..., Any]:
+    try:
+        program = torch.export.export(model, args, kwargs, strict=False)
+        torch.export.save(program, path)
+        module: Callable[..., Any] = torch.export.load(path).module()
+    except Exception as error:  # whatever the tracer trips over lies in the model
+        raise LauncherError(
+            f"torch.export cannot trace {type(model).__name__}: {str(error).splitlines()[0]}; export the weights "
+            "instead: --to model.safetensors"
+        ) from error
+    return module
+
+
+_FORMS: dict[str, Form] = {".safetensors": _safetensors, ".pth": _pth, ".pt2": _program}
+
+
+def _another(workshop: Workshop) -> nn.Module:
+    """A second model of the recipe, with fresh weights."""
+    model: nn.Module = Workshop(workshop.recipe, workshop.allow).build(workshop.recipe.model)
+    return model
+
+
+def _distance(model: nn.Module, again: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
+    with torch.no_grad():
+        pairs = zip(_tensors(model(*args, **kwargs)), _tensors(again(*args, **kwargs)), strict=True)
+        distance = max((float((a.double() - b.double()).abs().max()) for a, b in pairs if a.numel()), default=0.0)
+    if not distance < 1e-3:
+        raise LauncherError(f"what was written gives other outputs, by up to {distance:.3g}; nothing was kept")
+    return distance
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return [tensor for item in items for tensor in _tensors(item)]

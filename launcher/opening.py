@@ -1,0 +1,180 @@
+"""Where a start of a run begins: its folder, held against other writers, and the checkpoint to go on from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from launcher import checkpoints
+from launcher.checkpoints import Checkpoint
+from launcher.data import Data
+from launcher.data.fingerprint import fingerprint
+from launcher.device import Device
+from launcher.errors import EXIT_DONE, LauncherError
+from launcher.recipe.schema import Recipe
+from launcher.recipe.show import render
+from launcher.runs import folder as runs
+from launcher.runs.essence import check_same, essence_of
+from launcher.runs.lock import locked
+from launcher.training import Horizon
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line decides about one run.
+
+    Attributes:
+        cpu: Stay on the CPU though there may be a GPU.
+        run_dir: The run's folder, resumed if it holds a checkpoint; None chooses one.
+        resume: Without `run_dir`: go on with the newest unfinished run of this recipe, or start one.
+        start: Which checkpoint to go on from: `best`, a step, or None for the newest.
+        allow: Further packages that the recipe may name.
+        allow_changes: Keys of the recipe that may differ from the run's that is gone on with.
+        output: What the terminal shows: `auto`, `quiet` or `json`.
+        how: What started the run, for `environment.json`: enough to start it again.
+    """
+
+    cpu: bool = False
+    run_dir: str | None = None
+    resume: bool = False
+    start: str | None = None
+    allow: tuple[str, ...] = ()
+    allow_changes: tuple[str, ...] = ()
+    output: str = "auto"
+    how: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Finished(LauncherError):  # noqa: N818  # not an error
+    """There is nothing left to do."""
+
+    exit_code = EXIT_DONE
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a start of a run begins; chosen by rank 0, the same on all.
+
+    Attributes:
+        folder: The run's.
+        checkpoint: The name of the one to go on from, None for the beginning.
+        changed: Keys of the recipe that changed since, and may.
+        threads: CPU threads of a process to go on with, None for those that are set.
+        notes: What to say in the plan.
+        warnings: What nobody should miss.
+        finished: Why there is nothing to do, if so.
+    """
+
+    folder: str
+    checkpoint: str | None = None
+    changed: tuple[str, ...] = ()
+    threads: int | None = None
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    finished: str | None = None
+
+
+class Opening:
+    """What rank 0 does before anything is trained: find the folder, hold it, find the checkpoint, compare.
+
+    Args:
+        recipe: The recipe.
+        device: Where it trains.
+        data: What it trains on.
+        horizon: How long.
+        options: What the command line says.
+        stack: Releases the folder at the end of the run.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        device: Device,
+        data: Data,
+        horizon: Horizon,
+        options: Options,
+        stack: ExitStack,
+    ):
+        self.recipe, self.device, self.data, self.horizon = recipe, device, data, horizon
+        self.options, self.stack = options, stack
+        self.world = device.world
+        self.essence = essence_of(self.recipe)
+        self.checkpoint: Checkpoint | None = None
+        self.notes: list[str] = []
+        self.warnings: list[str] = []
+
+    @cached_property
+    def data_print(self) -> str:
+        """What the training set is."""
+        found, steady = fingerprint(self.data.train)
+        if not steady:
+            self.notes.append(
+                "the training set gives other samples each time it is read, from randomness that no seed reaches: a "
+                "stopped run cannot go on bit for bit"
+            )
+        return found
+
+    def open(self) -> Start:
+        """Chooses and holds the run's folder, and what to go on from.
+
+        Raises:
+            LauncherError: It cannot be gone on with.
+        """
+        resume = self.options.resume or self.world.restarts > 0
+        choice = runs.Choice(self.recipe.name, self.options.run_dir or self.world.run_dir, resume, self.essence)
+        folder = choice.folder()
+        runs.create(folder)
+        taken_over = self.stack.enter_context(locked(folder, self.world.job))
+        if taken_over:
+            self.warnings.append(taken_over)
+        changed = self._find(folder)
+        if self.checkpoint is not None and (finished := self._finished(folder, self.checkpoint.step)):
+            return Start(str(folder), finished=finished)
+        how = {**self.options.how, "essence": self.essence}
+        runs.describe(folder, self.recipe.document.text, render(self.recipe), runs.environment(how))
+        assert self.data_print  # which may add a note
+        name = self.checkpoint.folder.name if self.checkpoint else None
+        return Start(str(folder), name, tuple(changed), self._threads(), tuple(self.notes), tuple(self.warnings))
+
+    def _find(self, folder: Path) -> list[str]:
+        """Finds the checkpoint to go on from; gives the keys that changed since it was saved."""
+        place = folder / "checkpoints"
+        if self.options.start is None:
+            self.checkpoint = checkpoints.newest(place, self.warnings.append)
+        else:
+            newest = checkpoints.newest(place, self.warnings.append)
+            best = newest.training()["judge"]["step"] if newest else None
+            self.checkpoint = checkpoints.at(place, self.options.start, best)
+        if self.checkpoint is None:
+            return []
+        manifest = self.checkpoint.manifest
+        was = {**manifest["recipe"], "data.train.content": manifest["data"]}
+        now = {**self.essence, "data.train.content": self.data_print}
+        changed = check_same(str(folder), was, now, self.options.allow_changes)
+        if self.options.start is not None:
+            checkpoints.supersede(place, self.checkpoint.step)
+        return changed
+
+    def _threads(self) -> int | None:
+        """Threads of a process that the checkpoint was made with: another number rounds otherwise."""
+        if self.checkpoint is None or self.checkpoint.manifest["world"] != self.world.size:
+            return None
+        was, now = int(self.checkpoint.manifest["threads"]), self.device.threads
+        if was == now:
+            return None
+        if self.recipe.launch.threads == "auto":
+            self.notes.append(f"{was} thread{'s' * (was > 1)} a process, as this run began with")
+            return was
+        self.notes.append(f"launch.threads is {now}, and this run began with {was}: it does not go on bit for bit")
+        return None
+
+    def _finished(self, folder: Path, step: int) -> str | None:
+        is_over = runs.read_json(folder / runs.STATUS_FILE).get("state") == "finished"
+        total = self.horizon.total_steps
+        longer = total is not None and step < total and self.options.allow_changes
+        if not is_over or longer or self.options.start is not None or not (folder / runs.WEIGHTS_FILE).exists():
+            return None
+        return f"{folder}: this run is finished, after {step:,} steps; its weights are in {folder / runs.WEIGHTS_FILE}"

@@ -1,0 +1,79 @@
+"""Passwords and tokens have no place in a recipe, which is copied into every run's folder; they are never echoed.
+
+They are known by their key (`password`, `api_key`, `token` as the whole key; `pad_token` is none), or by their
+shape, which services make recognisable on purpose.
+"""
+
+from __future__ import annotations
+
+import re
+
+from launcher.recipe.document import Key, Node, Path, Problems
+
+_NAMES = (
+    r"pass(word|wd|phrase|code)|pwd|secrets?|token|bearer|authorization|credentials?"
+    r"|(\w+_)?(api|access|secret|private|encryption|signing)_?key|(\w+_)?(password|client_secret)"
+    r"|(\w+_)?(access|auth|api|refresh|session|bearer|hf|hub|github|gitlab|wandb)_?token"
+)
+_KEY = re.compile(_NAMES, re.IGNORECASE)
+_KEY_IN_TEXT = re.compile(rf"(?<![A-Za-z0-9_])({_NAMES})[\"']?\s*[:=]", re.IGNORECASE)
+_SHAPES = {
+    "a token of Hugging Face": r"\bhf_[A-Za-z0-9]{20,}",
+    "a token of GitHub": r"\b(gh[pousr]_[A-Za-z0-9]{30,}|github_pat_[A-Za-z0-9_]{30,})",
+    "a token of GitLab": r"\bglpat-[A-Za-z0-9_-]{16,}",
+    "a key of OpenAI or Anthropic": r"\bsk-[A-Za-z0-9_-]{20,}",
+    "a key of Weights & Biases": r"\bwandb_v1_[A-Za-z0-9_]{20,}",
+    "a key of AWS": r"\b(AKIA|ASIA)[0-9A-Z]{16}\b",
+    "a key of Google": r"\bAIza[0-9A-Za-z_-]{30,}|\bya29\.[0-9A-Za-z_-]{20,}",
+    "a token of Slack": r"\bxox[abeoprs]-[0-9A-Za-z-]{10,}",
+    "a key of Stripe": r"\b[rs]k_live_[0-9A-Za-z]{16,}",
+    "a token of a package index": r"\b(pypi-[A-Za-z0-9_-]{30,}|npm_[A-Za-z0-9]{30,})",
+    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY",
+    "a JSON web token": r"\beyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.",
+    "an address with a password": r"\b[a-z][a-z0-9+.-]*://[^\s/:@'\"]+:[^\s/@'\"$]+@",
+}
+_SHAPE = re.compile("|".join(f"(?P<shape{number}>{shape})" for number, shape in enumerate(_SHAPES.values())))
+ADVICE = "a recipe is copied into every run's folder; set it in the environment, where its library looks for it"
+
+
+def is_secret_key(key: Key) -> bool:
+    """Whether a key holds a secret by its name."""
+    return isinstance(key, str) and _KEY.fullmatch(key.replace("-", "_")) is not None
+
+
+def shape_in(text: str) -> tuple[int, str] | None:
+    """Where in a text something of a secret's shape begins, and what it is; None where nothing is."""
+    match = _SHAPE.search(text)
+    if match is None:
+        return None
+    names = list(_SHAPES)
+    return match.start(), names[int(str(match.lastgroup).removeprefix("shape"))]
+
+
+def holds_secret(text: str) -> bool:
+    """Whether a text that was typed must not be repeated in a message."""
+    return shape_in(text) is not None or _KEY_IN_TEXT.search(text.replace("-", "_")) is not None
+
+
+def without_secrets(node: Node, at: Path, problems: Problems) -> Node:
+    """A value with its secrets blanked, each noted as a problem.
+
+    Args:
+        node: As it was read.
+        at: Its path.
+        problems: Receives a line for each, without its value.
+    """
+    if at and is_secret_key(at[-1]) and not node.states_component() and _says_something(node):
+        problems.add(node.origin, at, f"looks like a secret by its name; {ADVICE}")
+        return Node(None, node.origin, node.folder, node.key)
+    if isinstance(node.value, str) and (found := shape_in(node.value)):
+        problems.add(node.origin, at, f"looks like {found[1]}; {ADVICE}")
+        return Node(None, node.origin, node.folder, node.key)
+    return node.with_items([(key, without_secrets(child, (*at, key), problems)) for key, child in node.items()])
+
+
+def _says_something(node: Node) -> bool:
+    """Whether there are words or numbers in a value: neither null, true nor false, nor empty."""
+    value = node.value
+    said = isinstance(value, str | int | float) and not isinstance(value, bool) and value != ""
+    return said or any(_says_something(child) for _, child in node.items())

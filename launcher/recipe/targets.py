@@ -1,0 +1,266 @@
+"""From the name that a recipe says to the class or function that it means.
+
+Importing a module runs it: only the user's own files, what lies on the list, and what the user allowed are
+imported. Nothing here imports torch by itself; a target of torch does.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.machinery
+import importlib.util
+import inspect
+import linecache
+import os
+import sys
+import traceback
+import types
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import launcher
+from launcher.errors import LauncherError
+from launcher.recipe.allowed import Trust, is_installed, listed_packages, objection
+from launcher.recipe.document import brief, hint, suggestion
+
+_WHEELS = {  # what to install for a module whose package has another name
+    "cv2": "opencv-python",
+    "google.protobuf": "protobuf",
+    "PIL": "pillow",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+}
+_FULL_NAME = "write a full name, as in 'package.module.Name', or 'my_file.py:Name'"
+
+
+def find_target(name: str, homes: Sequence[str], trust: Trust) -> Any:
+    """The class or function that a name means.
+
+    Args:
+        name: `AdamW`, `torch.nn.Linear` or `my_model.py:Net`.
+        homes: Modules in which a short name is looked up.
+        trust: What it may be.
+
+    Raises:
+        LauncherError: There is none, its import fails, or a recipe may not name it.
+    """
+    if ".py:" in name:
+        file, _, attribute = name.rpartition(":")
+        thing = _attribute(_import_file(file, trust), attribute, file, private=True)
+    elif "." not in name:
+        thing = _short(name, homes)
+    else:
+        thing = _dotted(name, trust)
+    if refused := objection(thing, trust):
+        raise LauncherError(f"'{brief(name)}' is refused: {refused}; {_way_out(str(getattr(thing, '__module__', '')))}")
+    return thing
+
+
+def _way_out(module: str) -> str:
+    """What to do about something of a module that a recipe may not name."""
+    own = "name something of a file of your own (my_file.py:Name)"
+    foreign = module and module.partition(".")[0] not in sys.stdlib_module_names
+    return f"{own}, or allow its module with --allow {module}" if foreign else own
+
+
+def _short(name: str, homes: Sequence[str]) -> Any:
+    known: list[str] = []
+    for home in homes:
+        module = _imported(home)
+        thing = getattr(module, name, None)
+        if inspect.isclass(thing) or inspect.isfunction(thing):
+            return thing
+        known += [other for other, one in vars(module).items() if inspect.isclass(one)]
+    if not homes:
+        raise LauncherError(f"'{brief(name)}' has no package; {_FULL_NAME}")
+    have = "have" if len(homes) > 1 else "has"
+    raise LauncherError(f"{' and '.join(homes)} {have} no '{brief(name)}'{hint(name, known, _FULL_NAME)}")
+
+
+def _dotted(name: str, trust: Trust) -> Any:
+    parts = name.split(".")
+    if not all(part.isidentifier() for part in parts):
+        raise LauncherError(f"'{brief(name)}' is not a name; {_FULL_NAME}")
+    own = _own_package(parts[0], trust)
+    if not own and not trust.may_import(parts[0]):
+        near = suggestion(parts[0], sorted(listed_packages()))
+        raise LauncherError(_not_listed(name, f"package '{parts[0]}'", near or f"; {_way_out(parts[0])}"))
+    module, rest = _imported(parts[0]), parts[1:]
+    while len(rest) > 1 and _is_submodule(module, rest[0]):
+        inner = f"{module.__name__}.{rest[0]}"
+        if not own and not trust.may_import(inner):
+            raise LauncherError(_not_listed(name, f"module '{inner}'", f"; {_way_out(inner)}"))
+        module, rest = _imported(inner), rest[1:]
+    return _attribute(module, ".".join(rest), module.__name__, private=own or trust.allows(module.__name__))
+
+
+def _own_package(name: str, trust: Trust) -> bool:
+    """Whether a package or module of this name is a file of the user's project."""
+    for folder in trust.own:
+        if (folder / f"{name}.py").is_file() or (folder / name / "__init__.py").is_file():
+            _check_shadows(name, folder, trust)
+            _make_importable(folder, trust)
+    spec = _find(name)  # of a package that is no part of another, finding is not importing
+    if spec is None:
+        return False
+    places = [spec.origin, *(spec.submodule_search_locations or ())]
+    return any(trust.owns(place) for place in places if place not in (None, "built-in", "frozen"))
+
+
+def _is_submodule(module: types.ModuleType, name: str) -> bool:
+    """Whether a name is a module inside a package, not something that the package defines; nothing is imported."""
+    full = f"{module.__name__}.{name}"
+    return full in sys.modules or (hasattr(module, "__path__") and _find(full) is not None)
+
+
+def _not_listed(name: str, what: str, remedy: str) -> str:
+    return f"'{brief(name)}' is refused: the {what} is not on the list of what a recipe may name{remedy}"
+
+
+def _attribute(thing: Any, name: str, of: str, *, private: bool) -> Any:
+    """What a dotted name means in a module; what begins with `_` is looked at only in code that the user trusts."""
+    for part in name.split("."):
+        if part.startswith("__") or (part.startswith("_") and not private):
+            raise LauncherError(f"'{brief(part)}' of {of} is refused: names that begin with '_' are private")
+        found = _got(thing, part, of)
+        if found is _MISSING:
+            known = [other for other in getattr(thing, "__dict__", {}) if not other.startswith("_")]
+            raise LauncherError(f"{of} has no '{brief(part)}'{suggestion(part, known)}")
+        thing = found
+    return thing
+
+
+_MISSING = object()
+
+
+def _got(thing: Any, name: str, of: str) -> Any:
+    try:
+        return getattr(thing, name, _MISSING)
+    except Exception as error:  # a package that imports its parts when they are asked for
+        raise LauncherError(f"{of}.{brief(name)}: {told(error)}") from error
+
+
+# ---------------------------------------------------------------------- importing
+
+
+def _import_file(file: str, trust: Trust) -> types.ModuleType:
+    """The module of a file of the user's; one inside a package under its full name, so that its imports work."""
+    path = own_file(file, trust)
+    root, names = path.parent, [path.stem]
+    while (root / "__init__.py").is_file():
+        root, names = root.parent, [root.name, *names]
+    if not all(name.isidentifier() for name in names):
+        raise LauncherError(f"'{brief(file)}' cannot be imported; name it in letters, digits and '_'")
+    module = ".".join(names)
+    _check_shadows(names[0], root, trust)
+    known = sys.modules.get(module)
+    other = getattr(known, "__file__", None)
+    if known is not None and (other is None or Path(other).resolve() != path):
+        raise LauncherError(f"'{file}' would hide the module '{module}' of {other}; give it another name")
+    _make_importable(root, trust)
+    return _imported(module)
+
+
+def own_file(file: str, trust: Trust) -> Path:
+    """Where a file of the user's is: beside the recipe, or under the working directory.
+
+    Raises:
+        LauncherError: There is none, or it is no part of the user's project.
+    """
+    found = next((folder / file for folder in trust.own if (folder / file).is_file()), None)
+    if found is None:
+        raise LauncherError(f"there is no file '{brief(file)}' beside the recipe or in the working directory")
+    if not trust.owns(found):
+        raise LauncherError(
+            f"'{brief(file)}' is refused: it is not of your project, which is what lies beside the recipe or under the "
+            "working directory and is not installed; copy it there, or start from the project's folder"
+        )
+    return found.resolve()
+
+
+def _make_importable(folder: Path, trust: Trust) -> None:
+    """Puts a folder of the user's first among those that modules are looked for in, as Python does for a script."""
+    if str(folder) in sys.path:
+        return
+    for name in sorted(listed_packages() | {"accelerate", "launcher", "numpy"}):
+        if (folder / f"{name}.py").is_file() or (folder / name / "__init__.py").is_file():
+            _check_shadows(name, folder, trust)
+    sys.path.insert(0, str(folder))
+
+
+def _check_shadows(name: str, folder: Path, trust: Trust) -> None:
+    """Refuses a file or package of the user's that has the name of an installed module."""
+    ours = folder / f"{name}.py" if (folder / f"{name}.py").is_file() else folder / name
+    other = _installed_module(name, trust)
+    if other is not None and not (folder / name / "__init__.py").resolve() == Path(other).resolve():
+        raise LauncherError(f"'{_shortest(str(ours))}' would hide the module '{name}' of {other}; give it another name")
+
+
+def _installed_module(name: str, trust: Trust) -> str | None:
+    """Where a module of this name is that is not the user's; None where there is none."""
+    if name == "launcher":
+        return launcher.__file__
+    if name in sys.stdlib_module_names:
+        spec = _find(name) if name in sys.builtin_module_names else _find_outside(name, trust)
+        return (spec.origin if spec else None) or "Python itself"
+    spec = _find_outside(name, trust)
+    return spec.origin if spec and spec.origin and not trust.owns(spec.origin) else None
+
+
+def _find_outside(name: str, trust: Trust) -> importlib.machinery.ModuleSpec | None:
+    own = {str(folder) for folder in trust.own}
+    places = [place for place in sys.path if place and os.path.realpath(place) not in own]
+    return importlib.machinery.PathFinder.find_spec(name, places)
+
+
+def _find(module: str) -> importlib.machinery.ModuleSpec | None:
+    try:
+        return importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        return None
+
+
+def _imported(module: str) -> types.ModuleType:
+    """A module, imported; what goes wrong in it is told in one line.
+
+    Raises:
+        LauncherError: It is missing, imports what is missing, or fails.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        missing = error.name or module
+        wheel = _WHEELS.get(missing, _WHEELS.get(missing.partition(".")[0], missing.partition(".")[0]))
+        place = "" if missing == module else f"{_place(error)}: "
+        raise LauncherError(f"{place}no module named '{missing}'; install it: pip install {wheel}") from error
+    except SyntaxError as error:
+        text = (error.text or "").strip()
+        file = os.path.relpath(error.filename or module)
+        raise LauncherError(f"{file}:{error.lineno}: {error.msg}: {brief(text)}; mend the file") from error
+    except Exception as error:
+        raise LauncherError(f"importing {module}: {told(error)}") from error
+
+
+def told(error: BaseException) -> str:
+    """An error of somebody else's code in one line: its kind, its words, and the line that raised it."""
+    words = " ".join(str(error).split())
+    words = f": {words[:400]}" if words else ""
+    place = _place(error)
+    return f"{type(error).__name__}{words}{f' ({place})' if place else ''}"
+
+
+def _place(error: BaseException) -> str:
+    """The user's line that an error comes from, or that led into the library where it was raised."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if os.path.exists(frame.filename)]
+    frame = next((frame for frame in reversed(frames) if not is_installed(Path(frame.filename))), None)
+    if frame is None:
+        return ""
+    line = linecache.getline(frame.filename, frame.lineno or 0).strip()
+    return f"{_shortest(frame.filename)}:{frame.lineno}{f': {brief(line)}' if line else ''}"
+
+
+def _shortest(file: str) -> str:
+    relative = os.path.relpath(file)
+    return file if relative.startswith("..") else relative

@@ -1,0 +1,143 @@
+"""What only the whole recipe shows, before anything is imported: sections that contradict each other."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from launcher.errors import Problem
+from launcher.recipe.component import Component, components_in
+from launcher.recipe.document import Document, Path, brief, dotted, hint
+from launcher.recipe.duration import Duration
+from launcher.recipe.references import Expression
+from launcher.recipe.schema import Recipe
+
+Fault = tuple[Path, str]  # where, and what is wrong
+
+# options of sbatch and srun that run a command, choose where files are written, or are the launcher's to say
+_NOT_SLURM = {
+    *("wrap", "prolog", "epilog", "task_prolog", "task_epilog", "bcast", "container", "get_user_env", "uid", "gid"),
+    *("chdir", "output", "error", "input", "open_mode", "export", "export_file", "job_name", "array", "wait"),
+    *("nodes", "ntasks", "ntasks_per_node", "requeue", "no_requeue", "parsable", "test_only", "quiet", "verbose"),
+}
+_SLURM_OPTION = re.compile(r"[a-z][a-z0-9]*([_-][a-z0-9]+)*")
+_WARMS_UP_ITSELF = ("OneCycleLR", "CyclicLR")
+
+
+def whole_problems(recipe: Recipe, document: Document) -> Iterator[Problem]:
+    """Everything that is wrong with a recipe whose sections are right each for itself."""
+    for path, message in (
+        *_evaluation(recipe),
+        *_saving(recipe),
+        *_processes(recipe),
+        *_scheduler(recipe),
+        *_horizon(recipe),
+        *_slurm(recipe),
+    ):
+        yield Problem(str(document.origin(path)), dotted(path), message)
+
+
+def _evaluation(recipe: Recipe) -> Iterator[Fault]:
+    section, data = recipe.evaluate, recipe.data
+    if section.metrics and data.validation is None and data.test is None:
+        yield ("evaluate", "metrics"), "there is nothing to measure on; state data.validation, or remove the metrics"
+    if section.early_stop is not None and section.best is None:
+        yield ("evaluate", "early_stop"), "needs evaluate.best to say what improves; state it"
+    if section.best is None:
+        return
+    path: Path = ("evaluate", "best")
+    known = [*section.metrics, "loss"]
+    if section.best.metric not in known:
+        listed = hint(section.best.metric, known, f"there are: {', '.join(known)}")
+        yield (*path, "metric"), f"no metric is named '{brief(section.best.metric)}'{listed}"
+    if data.validation is None:
+        yield path, "there is nothing to judge on; state data.validation, or remove it"
+        return
+    sets = list(data.validation) if isinstance(data.validation, Mapping) else []
+    if section.best.of is not None and section.best.of not in sets:
+        listed = f"there are: {', '.join(sets)}" if sets else "there is only one; remove the key"
+        yield (
+            (*path, "of"),
+            f"no validation set is named '{brief(section.best.of)}'{hint(section.best.of, sets, listed)}",
+        )
+
+
+def _saving(recipe: Recipe) -> Iterator[Fault]:
+    if recipe.save.final == "best" and recipe.evaluate.best is None:
+        yield ("save", "final"), "nothing says what is best; state evaluate.best, as in {metric: loss, mode: min}"
+
+
+def _processes(recipe: Recipe) -> Iterator[Fault]:
+    processes, nodes, batch = recipe.launch.processes, recipe.launch.nodes, recipe.data.global_batch_size
+    if processes == "auto":
+        return
+    if processes > batch:
+        message = (
+            f"{processes} processes cannot share a global batch of {batch}; use at most {batch}, or a larger batch"
+        )
+        yield ("launch", "processes"), message
+    if processes < nodes:
+        message = f"{processes} processes are too few for {nodes} nodes; it counts the processes of all nodes"
+        yield ("launch", "processes"), message
+
+
+def _scheduler(recipe: Recipe) -> Iterator[Fault]:
+    section = recipe.scheduler
+    if section is None or section.given is not None:
+        return
+    name = section.target.rpartition(".")[2]
+    if name in _WARMS_UP_ITSELF and "_warmup_" in section.options:
+        yield (*section.path, "_warmup_"), f"{name} warms up by itself; remove _warmup_"
+    if name == "ReduceLROnPlateau" and recipe.evaluate.best is None:
+        message = "ReduceLROnPlateau steps with evaluate.best; state evaluate: {best: {metric: loss, mode: min}}"
+        yield section.path, message
+
+
+def _horizon(recipe: Recipe) -> Iterator[Fault]:
+    """A run whose length is a time has no number of steps."""
+    if recipe.train.time is None:
+        return
+    for path, value in _values(recipe):
+        names = {"train.steps", "scheduler.steps"} & set(value.names if isinstance(value, Expression) else ())
+        if names:
+            message = f"a run of {recipe.train.time} has no number of steps; write a number, or state train.steps"
+            yield path, f"{value.text}: {message}"
+        said = Duration.parse(value) if isinstance(value, str) and path[0] == "scheduler" else None
+        if said is not None and said.unit == "percent":
+            yield path, f"'{value}': a run of {recipe.train.time} has no number of steps; say it in steps or epochs"
+
+
+def _values(recipe: Recipe) -> Iterator[tuple[Path, Any]]:
+    sections = {name: getattr(recipe, name) for name in type(recipe).model_fields}
+    for name, section in sections.items():
+        for component in components_in(dict(section) if hasattr(section, "model_fields_set") else section):
+            yield from _arguments(component)
+        if name == "define":
+            yield from _plain_values(section, ("define",))
+
+
+def _arguments(component: Component) -> Iterator[tuple[Path, Any]]:
+    items = {**component.kwargs, **component.options, "_args_": list(component.args)}
+    yield from _plain_values(items, component.path)
+
+
+def _plain_values(value: Any, path: Path) -> Iterator[tuple[Path, Any]]:
+    if isinstance(value, Component):
+        yield from _arguments(value)
+    elif isinstance(value, Mapping | list):
+        for key, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _plain_values(inner, (*path, key))
+    else:
+        yield path, value
+
+
+def _slurm(recipe: Recipe) -> Iterator[Fault]:
+    for name, value in (recipe.slurm.__pydantic_extra__ or {}).items():
+        path: Path = ("slurm", name)
+        if name.replace("-", "_") in _NOT_SLURM:
+            yield path, "a recipe may not say this; the launcher does, or the site file"
+        elif not _SLURM_OPTION.fullmatch(name):
+            yield path, "is no long option of sbatch; write it without the dashes, as in qos"
+        elif isinstance(value, str) and not value.isprintable():
+            yield path, "must be one printable line"

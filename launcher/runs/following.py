@@ -1,0 +1,47 @@
+"""A rank's log, as it grows."""
+
+from __future__ import annotations
+
+import codecs
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from launcher.errors import UsageError
+from launcher.runs.reading import Run
+
+_POLL_SECONDS = 0.25
+_ASK_SECONDS = 2.0  # how often a run is asked whether it goes on
+_RANK = re.compile(r"rank-(\d+)\.log")
+
+
+def log_of(run: Run, rank: int) -> Path:
+    """The log of a rank.
+
+    Raises:
+        UsageError: The rank has none; the message says which have.
+    """
+    path = run.folder / "logs" / f"rank-{rank}.log"
+    if path.is_file():
+        return path
+    names = (_RANK.fullmatch(other.name) for other in path.parent.glob("rank-*.log"))
+    ranks = sorted(int(name[1]) for name in names if name)
+    have = f"there are {', '.join(map(str, ranks))}" if ranks else "the run has not printed anything yet"
+    raise UsageError(f"{run.folder}: rank {rank} has no log; {have}")
+
+
+def followed(path: Path, follow: bool) -> Iterator[str]:
+    """The text of a log in parts; with `follow` also what is added, until its run has ended and all is shown."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a letter may come in two parts
+    is_over, asked_at = not follow, -_ASK_SECONDS
+    with path.open("rb") as file:
+        while True:
+            while part := file.read(1 << 16):
+                yield decoder.decode(part)
+            if is_over:
+                return
+            if time.monotonic() - asked_at >= _ASK_SECONDS:
+                is_over, asked_at = Run(path.parent.parent).state != "running", time.monotonic()
+                continue  # what was printed before the answer is still to be read
+            time.sleep(_POLL_SECONDS)

@@ -1,0 +1,193 @@
+"""One writer a run: a lock that says who holds it, outlives nobody, and works on shared file systems."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from launcher.errors import UsageError
+
+LOCK_FILE = "lock.json"
+BEAT_SECONDS = 15.0  # how often a holder shows that it is alive
+STALE_SECONDS = 60.0  # a holder on another host that has not shown so for so long is gone
+
+
+@contextmanager
+def locked(folder: Path, job: str | None = None) -> Iterator[str | None]:
+    """Holds a run's folder.
+
+    On this host a holder is alive when its process is; on another, when its lock has been touched lately.
+
+    Args:
+        folder: The run's.
+        job: The SLURM job that this process belongs to: a job that runs again is no longer where it was.
+
+    Yields:
+        In words what became of an earlier holder that has died; None where there was none.
+
+    Raises:
+        UsageError: A living process holds it.
+        OSError: The folder cannot be written.
+    """
+    path = folder / LOCK_FILE
+    note = _acquire(path, {**_me(), "job": job})
+    released = threading.Event()
+    threading.Thread(target=_beat, args=(path, released), daemon=True, name="lock").start()
+    try:
+        yield note
+    finally:
+        released.set()
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def holder(folder: Path) -> Mapping[str, Any] | None:
+    """Who holds a run's folder and is alive, as far as can be told from here; None where nobody does."""
+    path = folder / LOCK_FILE
+    found = _read(path)
+    return found if found is not None and _is_alive(path, found) else None
+
+
+def _acquire(path: Path, me: Mapping[str, Any]) -> str | None:
+    hidden = path.with_name(f".{path.name}.{os.getpid()}")
+    hidden.write_text(json.dumps(me) + "\n")
+    note = None
+    try:
+        while True:
+            try:
+                _place(hidden, path)
+                return note
+            except FileExistsError:
+                note = _take_over(path, me)
+    finally:
+        hidden.unlink(missing_ok=True)
+
+
+def _place(hidden: Path, path: Path) -> None:
+    """Puts a file where none is.
+
+    Raises:
+        FileExistsError: There is one.
+    """
+    try:
+        os.link(hidden, path)  # atomic on every file system that has links, NFS included
+    except FileExistsError:
+        raise
+    except OSError:
+        with path.open("x") as file:
+            file.write(hidden.read_text())
+
+
+def _take_over(path: Path, me: Mapping[str, Any]) -> str | None:
+    """Moves a dead holder's lock out of the way.
+
+    Raises:
+        UsageError: The holder is alive.
+    """
+    found = _read(path)
+    if found is None:
+        time.sleep(0.1)  # just released, or just being taken
+        return None
+    who = f"process {found.get('pid')} on {found.get('host')}, since {_when(found)}"
+    same_job = me["job"] is not None and found.get("job") == me["job"] and found.get("host") != me["host"]
+    if not same_job and _is_alive(path, found):
+        raise UsageError(
+            f"{path.parent} is being written by {who}; wait for it or stop it (it saves before it ends), or name "
+            "another --run-dir"
+        )
+    aside = path.with_name(f".{path.name}.stale.{os.getpid()}")
+    try:
+        os.rename(path, aside)
+    except FileNotFoundError:  # another process was quicker: the next round finds its lock
+        return None
+    taken = _read(aside)
+    if taken != found:  # it was quicker, and this is its lock
+        with contextlib.suppress(OSError):
+            _place(aside, path)
+    aside.unlink()
+    if taken != found:
+        return None
+    return f"{who}, has died without releasing the run; going on in its place"
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        return {"pid": "unknown", "host": "unknown"}
+    return found if isinstance(found, dict) else {"pid": "unknown", "host": "unknown"}
+
+
+def _me() -> dict[str, Any]:
+    return {
+        "host": platform.node(),
+        "pid": os.getpid(),
+        "start": _started(os.getpid()),
+        "namespace": _namespace(),
+        "since": time.time(),
+    }
+
+
+def _when(found: Mapping[str, Any]) -> str:
+    since = found.get("since")
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since)) if isinstance(since, int | float) else "long ago"
+
+
+def _namespace() -> str:
+    """What process numbers mean: of this boot, in this container."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return platform.node()
+
+
+def _started(pid: int) -> str:
+    """When a process began, so that a number used again is told apart; empty where that cannot be known."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "" if state == "Z" else fields[18]
+    except (OSError, IndexError, ValueError):
+        return ""
+
+
+def _is_alive(path: Path, found: Mapping[str, Any]) -> bool:
+    pid = found.get("pid")
+    if found.get("namespace") == _namespace() and isinstance(pid, int):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            return True
+        return _started(pid) == found.get("start")
+    return _seconds_since_touched(path) < STALE_SECONDS
+
+
+def _seconds_since_touched(path: Path) -> float:
+    """By the file server's clock, which alone knows when another host touched the lock."""
+    probe = path.with_name(f".{path.name}.probe.{os.getpid()}")
+    try:
+        probe.touch()
+        return probe.stat().st_mtime - path.stat().st_mtime
+    except OSError:
+        return 0.0  # nothing is known: nobody is declared dead
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
+
+
+def _beat(path: Path, released: threading.Event) -> None:
+    while not released.wait(BEAT_SECONDS):
+        with contextlib.suppress(OSError):
+            os.utime(path)

@@ -1,0 +1,123 @@
+"""`launcher runs`: the runs of a folder as rows, filtered and sorted, and as a table."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from launcher.errors import UsageError
+from launcher.runs import STATES
+from launcher.runs.reading import Run, find_runs, seconds_since
+from launcher.runs.words import age, number
+
+STYLES = {"running": "bold green", "finished": "green", "preempted": "yellow", "failed": "bold red", "dead": "bold red"}
+_COLUMNS = ("RUN", "STATE", "RECIPE", "WORLD", "STEP", "BEST", "AGE", "WHERE")
+_NARROW = 120
+_LAST = float("inf")  # what has no value comes after everything that has
+_ORDERS: Mapping[str, Callable[[Run], Any]] = {
+    "age": lambda run: -(run.started or 0.0),
+    "best": lambda run: run.best.rank if run.best else _LAST,
+    "name": lambda run: str(run.folder),
+    "recipe": lambda run: run.name,
+    "state": lambda run: STATES.index(run.state) if run.state in STATES else _LAST,
+    "step": lambda run: -run.step,
+    "world": lambda run: -int(run.status.get("world") or 0),
+}
+
+
+@dataclass(frozen=True)
+class View:
+    """Which runs, and in which order.
+
+    Attributes:
+        root: The folder that they are looked for in.
+        states: Only these; all where empty.
+        name: Only those whose folder or recipe matches, with `*` for anything; a part of it is enough.
+        sort: One of `launcher.runs.ORDERS`.
+    """
+
+    root: Path
+    states: Sequence[str] = ()
+    name: str = ""
+    sort: str = "age"
+
+
+def chosen(view: View) -> list[Run]:
+    """The runs of a view, as they are now.
+
+    Raises:
+        UsageError: There is no such folder.
+    """
+    if not view.root.is_dir():
+        raise UsageError(f"{view.root}: there is no such folder; name the one that holds the runs")
+    found = [run for run in find_runs(view.root) if _matches(run, view)]
+    return sorted(found, key=lambda run: (_ORDERS[view.sort](run), str(run.folder)))
+
+
+def _matches(run: Run, view: View) -> bool:
+    if view.states and run.state not in view.states:
+        return False
+    return not view.name or any(fnmatch.fnmatch(text, f"*{view.name}*") for text in (str(run.folder), run.name))
+
+
+def as_line(run: Run) -> dict[str, Any]:
+    """What there is to know of a run, as plain values."""
+    best = run.best
+    return {
+        "run": str(run.folder),
+        "state": run.state,
+        "recipe": run.name,
+        "world": run.status.get("world"),
+        "step": run.step,
+        "total_steps": run.total_steps,
+        "epoch": run.last.get("epoch", run.status.get("epoch")),
+        "best": {"metric": best.metric, "value": best.value, "step": best.step, "on": best.label} if best else None,
+        "started": run.started,
+        "seen": run.seen,
+        "host": run.status.get("host"),
+        "job": run.status.get("job"),
+    }
+
+
+def table_of(runs: Iterable[Run], width: int) -> Table:
+    """The runs for eyes.
+
+    Args:
+        runs: In the order of the rows.
+        width: Columns of the screen; on a narrow one the recipe is left out where the folders say it.
+    """
+    rows = {run: _cells(run) for run in runs}
+    is_said = all(run.name in run.folder.parts for run in rows)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for title in _COLUMNS:
+        if title != "RECIPE" or width >= _NARROW or not is_said:
+            justify = "right" if title in ("WORLD", "STEP", "AGE") else "left"
+            table.add_column(title, justify=justify, no_wrap=title not in ("RUN", "WHERE"), overflow="fold")  # type: ignore[arg-type]  # a word of rich's
+    titles = [column.header for column in table.columns]
+    for cells in rows.values():
+        table.add_row(*(cells[str(title)] for title in titles))
+    return table
+
+
+def _cells(run: Run) -> dict[str, Text]:
+    total = f"/{run.total_steps}" if run.total_steps else ""
+    since = seconds_since(run.started)
+    texts = {
+        "RUN": os.path.normpath(run.folder),
+        "STATE": run.state,
+        "RECIPE": run.name,
+        "WORLD": str(run.status.get("world", "")),
+        "STEP": f"{run.step}{total}",
+        "BEST": f"{run.best.metric} {number(run.best.value)}" if run.best else "",
+        "AGE": "" if since is None else age(since),
+        "WHERE": run.place,
+    }
+    printable = {title: "".join(one if one.isprintable() else "?" for one in text) for title, text in texts.items()}
+    return {title: Text(text, STYLES.get(text, "") if title == "STATE" else "") for title, text in printable.items()}

@@ -1,0 +1,2 @@
+LAYERS = {}
+DEPTH = LAYERS['depth']

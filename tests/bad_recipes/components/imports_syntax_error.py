@@ -1,0 +1,1 @@
+from broken_helper import Net

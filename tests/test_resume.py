@@ -1,0 +1,474 @@
+"""Stopped anywhere, by anything, a run ends with the weights of one that was not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from recipes.parts import Net
+from torch import nn
+from worlds import TINY, Trained, in_world, killed, result_of, train, train_here
+
+from launcher import checkpoints
+from launcher.data import load_data
+from launcher.errors import LauncherError, UsageError
+from launcher.launch.world import World
+from launcher.opening import Finished, Options
+from launcher.recipe.components import Workshop
+from launcher.recipe.load import load_recipe
+from launcher.run import Result
+from launcher.run import run as launch
+from launcher.runs.lock import holder, locked
+from launcher.tracking import read_metrics
+
+# all that could make two runs differ: dropout, augmentation in workers, accumulation, evaluation, best and plateau
+HARD = (
+    "model.dropout=0.3",
+    "data={train: {_target_: parts.py:Noisy}, global_batch_size: 16, workers: 1}",
+    "data.validation={_target_: parts.py:WholeNumbers, size: 23, seed: 2}",
+    "evaluate={every: 3 steps, best: {metric: loss, mode: min}}",
+    "save={every: 2 steps, keep: 2}",
+)
+
+
+def hard(size: int) -> tuple[str, ...]:
+    return (*HARD, f"data.micro_batch_size={16 // size // 2}")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Trained]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return {size: train(folder / str(size), *hard(size), size=size) for size in (1, 2, 3)}
+
+
+def assert_same(run: Path, expected: Trained) -> None:
+    found = result_of(run)
+    assert found.distance(expected) == 0
+    for split in ("train", "validation"):
+        assert found.column("step", split) == expected.column("step", split)
+        assert found.column("loss", split) == expected.column("loss", split)
+
+
+def assert_whole(run: Path) -> None:
+    """Whatever is visible verifies."""
+    for path in (run / "checkpoints").glob("step-*"):
+        checkpoints.verify(path)
+    if (run / "model_weights.pth").exists():
+        Net().load_state_dict(torch.load(run / "model_weights.pth", weights_only=True))
+
+
+POINTS = (
+    "step:1",
+    "checkpoint.begin:2",
+    "checkpoint.write:2",
+    "checkpoint.sync:2",
+    "checkpoint.rename:2",
+    "checkpoint.renamed:2",
+    "evaluation.batch:3",
+    "checkpoint.write:4",
+    "checkpoint.renamed:6",
+    "checkpoint.prune",
+    "status.write:8",
+    "step:9",
+    "evaluation.batch:12",
+    "weights.write",
+    "weights.sync",
+    "weights.rename",
+)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_killed_at_every_write_sync_and_rename(tmp_path: Path, size: int, undisturbed: dict[int, Trained]) -> None:
+    run = tmp_path / "run"
+    background = ["save.background=false", "save.background=true"]
+    for number, point in enumerate(POINTS):
+        changes = (*hard(size), background[number % 2])
+        assert killed(size, train_here, str(run), changes, str(TINY), (), f"kill@{point}")
+        assert_whole(run)
+    train(run, *hard(size), size=size)
+    assert_same(run, undisturbed[size])
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_killed_at_random_moments(tmp_path: Path, size: int, undisturbed: dict[int, Trained]) -> None:
+    run, moments = tmp_path / "run", random.Random(size)
+    slowly = (*hard(size), "data.train={_target_: parts.py:Noisy, seconds: 0.01}", "save.every=1 steps")
+    times = 0
+    while times < 20 and killed(size, train_here, str(run), slowly, after=moments.uniform(0.2, 1.2) * (1 + size / 4)):
+        assert_whole(run)
+        times += 1
+    train(run, *slowly, size=size)
+    assert_same(run, undisturbed[size])
+
+
+def test_worlds_may_change_between_starts(tmp_path: Path) -> None:
+    changes = ("train.epochs=4", "save={every: 1 steps, keep: 100}")
+    expected = train(tmp_path / "straight", *changes)
+    run = tmp_path / "run"
+    for size, step in ((1, 4), (2, 8), (4, 12)):
+        assert killed(size, train_here, str(run), changes, str(TINY), (), f"kill@step:{step}")
+    assert train(run, *changes).distance(expected) < 1e-9
+
+
+def test_a_checkpoint_says_what_it_is(tmp_path: Path) -> None:
+    train(tmp_path / "run", "data.micro_batch_size=8", size=2)
+    manifest = checkpoints.verify(tmp_path / "run/checkpoints/step-00000012").manifest
+    expected = {"format": 1, "step": 12, "epoch": 3.0, "samples": 150, "world": 2, "threads": 1}
+    assert expected.items() <= manifest.items()
+    assert manifest["global_batch_size"] == 16
+    assert manifest["recipe"]["optimizer.lr"] == "0.01"
+    assert not {"data.micro_batch_size", "data.workers", "name"} & set(manifest["recipe"])
+    assert manifest["data"].startswith("WholeNumbers, 50 samples, ")
+    assert {"torch", "accelerate"} <= set(manifest["versions"])
+
+
+class Tied(nn.Module):
+    """Two names, one weight, stored transposed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Linear(3, 3)
+        self.two = nn.Linear(3, 3)
+        self.two.weight = self.one.weight
+        self.register_buffer("image", torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last))
+
+
+def test_a_copy_of_the_state_shares_what_was_shared() -> None:
+    model = Tied()
+    snapshot = checkpoints.Snapshot(model.state_dict(), {"list": [model.one.bias]}, {"step": 1})
+    copy = snapshot.copied()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        for value in model.state_dict().values():
+            value.zero_()
+    for name, value in copy.weights.items():
+        assert torch.equal(value, before[name])
+        assert value.stride() == before[name].stride()
+    assert copy.weights["one.weight"].data_ptr() == copy.weights["two.weight"].data_ptr()
+    assert copy.training["list"][0].data_ptr() == copy.weights["one.bias"].data_ptr()
+    assert snapshot.num_bytes == copy.num_bytes == 4 * (9 + 3 + 3 + 96)
+
+
+NEWEST = "checkpoints/step-00000012"
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def lie(path: Path) -> None:
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps({**manifest, "step": 11}))
+
+
+def empty(path: Path) -> None:
+    for file in path.iterdir():
+        file.unlink()
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "a flipped byte in the weights": lambda path: flip(path / "weights.pth"),
+    "a flipped byte in the state": lambda path: flip(path / "training.pt"),
+    "a flipped byte in the manifest": lambda path: (path / "manifest.json").write_bytes(
+        b"#" + (path / "manifest.json").read_bytes()[1:]
+    ),
+    "a truncated file": lambda path: os.truncate(path / "weights.pth", 100),
+    "an empty folder": empty,
+    "a missing file": lambda path: (path / "training.pt").unlink(),
+    "a manifest that lies": lie,
+}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return train(tmp_path_factory.mktemp("saved") / "run", "save={every: 2 steps, keep: 3}")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(
+    tmp_path: Path, saved: Trained, damage: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(saved.folder, run)
+    (run / "model_weights.pth").unlink()
+    (run / "checkpoints" / "holiday").mkdir()
+    DAMAGES[damage](run / NEWEST)
+    again = train(run, "save={every: 2 steps, keep: 3}")
+    assert again.distance(saved) == 0
+    assert len(list((run / "checkpoints").glob(".corrupt-step-00000012-*"))) == 1
+    assert (run / "checkpoints" / "holiday").is_dir()
+    assert "set aside" in (run / "logs" / "rank-0.log").read_text()
+
+
+def test_when_all_are_damaged_nothing_starts_again_at_0(tmp_path: Path, saved: Trained) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(saved.folder, run)
+    for path in (run / "checkpoints").glob("step-*"):
+        flip(path / "weights.pth")
+    for _ in range(2):
+        with pytest.raises(LauncherError, match=r"all checkpoints in .* are damaged; look at its \.corrupt-… folders"):
+            train_in_process(run)
+
+
+class Command:
+    """What a hostile pickle would run."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (os.mkdir, (str(self.path),))
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "training.pt"])
+def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path, saved: Trained, name: str) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(saved.folder, run)
+    (run / "model_weights.pth").unlink()
+    for path in (run / "checkpoints").glob("step-*"):
+        torch.save({"x": Command(tmp_path / "PWNED")}, path / name)
+        content = (path / name).read_bytes()
+        manifest = json.loads((path / "manifest.json").read_text())
+        manifest["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(LauncherError, match="refused"):
+        train_in_process(run)
+    assert not (tmp_path / "PWNED").exists()
+
+
+def train_in_process(run: Path, *overrides: str, **options: Any) -> Result:
+    recipe = load_recipe(TINY, ["launch.threads=1", *overrides])
+    return launch(recipe, World(), Options(cpu=True, run_dir=str(run), output="quiet", **options))
+
+
+def test_what_was_changed_is_shown_and_must_be_allowed(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert killed(1, train_here, str(run), ("save.every=2 steps",), str(TINY), (), "kill@step:5")
+    freely = ["data.micro_batch_size=4", "data.workers=0", "track.every=2 steps", "save.keep=1", "name=other"]
+    with pytest.raises(UsageError) as caught:
+        train_in_process(run, *freely, "optimizer.lr=0.1", "data.train.size=60")
+    text = str(caught.value)
+    assert "optimizer.lr: was 0.01, is now 0.1" in text
+    assert "data.train.size: was not stated, is now 60" in text
+    assert "data.train.content: was WholeNumbers, 50 samples" in text
+    assert "--allow-changes optimizer.lr" in text
+    train_in_process(run, *freely, "optimizer.lr=0.1", allow_changes=("optimizer",))
+    rates = [line["lr"] for line in read_metrics(run / "metrics.jsonl") if line["split"] == "train"]
+    expected = train(tmp_path / "other", "optimizer.lr=0.1", "track.every=2 steps").column("lr")
+    assert rates[-3:] == pytest.approx(expected[-3:], rel=1e-12)
+
+
+def test_a_finished_run_says_so_and_may_be_made_longer(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train_in_process(run)
+    before = (run / "model_weights.pth").read_bytes()
+    with pytest.raises(Finished, match=r"this run is finished, after 12 steps; its weights are in .*model_weights.pth"):
+        train_in_process(run)
+    assert (run / "model_weights.pth").read_bytes() == before
+    with pytest.raises(UsageError, match=r"train\.epochs: was 3, is now 4"):
+        train_in_process(run, "train.epochs=4")
+    assert train_in_process(run, "train.epochs=4", allow_changes=("train.epochs",)).step == 16
+
+
+def test_resume_finds_the_newest_unfinished_run_of_the_same_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def start(*overrides: str, resume: bool = True) -> Result:
+        recipe = load_recipe(TINY, ["launch.threads=1", *overrides])
+        return launch(recipe, World(), Options(cpu=True, resume=resume, output="quiet"))
+
+    first = start()
+    assert killed(1, train_here, "runs/tiny/2020-01-01_00-00-00", (), str(TINY), (), "kill@step:5")
+    assert killed(1, train_here, "runs/tiny/2020-01-01_00-00-01", ("seed=7",), str(TINY), (), "kill@step:5")
+    assert start("track.every=5 steps").folder.name == "2020-01-01_00-00-00"
+    new = start()  # nothing unfinished is left of this recipe
+    assert new.folder not in (first.folder, tmp_path / "runs/tiny/2020-01-01_00-00-00")
+    assert start("seed=7").folder.name == "2020-01-01_00-00-01"
+
+
+def test_the_best_or_any_step_can_be_gone_on_from(tmp_path: Path) -> None:
+    changes = ("save={every: 2 steps, keep: 100, background: false}",)
+    straight = train(tmp_path / "straight", *changes)
+    run = tmp_path / "run"
+    assert killed(1, train_here, str(run), changes, str(TINY), (), "kill@step:9")
+    with pytest.raises(UsageError, match=r"--from: there is no '5' in .*; there are the steps 8, 6, 4, 2"):
+        train_in_process(run, *changes, start="5")
+    with pytest.raises(UsageError, match="no evaluation was the best yet"):
+        train_in_process(run, *changes, start="best")
+    train_in_process(run, *changes, start="4")
+    assert result_of(run).distance(straight) == 0
+    assert result_of(run).column("step") == straight.column("step")
+
+
+def test_a_run_has_one_writer(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    with locked(run) as note:
+        assert note is None
+        with pytest.raises(AssertionError, match=rf"is being written by process {os.getpid()} on .*; wait"):
+            in_world(1, train_here, str(run))
+    train(run)
+    assert not (run / "lock.json").exists()
+
+
+def test_a_lock_of_the_dead_is_taken_over(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert killed(1, train_here, str(run), ("save.every=2 steps",), str(TINY), (), "kill@step:5")
+    assert (run / "lock.json").exists()
+    train(run, "save.every=2 steps")
+    assert "has died without releasing the run; going on in its place" in (run / "logs" / "rank-0.log").read_text()
+    elsewhere = {"host": "elsewhere", "pid": 1, "namespace": "another", "since": 0}
+    (run / "lock.json").write_text(json.dumps(elsewhere))
+    assert holder(run) is not None  # touched just now
+    os.utime(run / "lock.json", (time.time() - 100, time.time() - 100))
+    assert holder(run) is None
+
+
+def test_a_failed_write_is_tried_again(tmp_path: Path, saved: Trained) -> None:
+    for number, background in enumerate(("true", "false")):
+        run, changes = tmp_path / str(number), (f"save={{every: 2 steps, keep: 3, background: {background}}}",)
+        faults = "full@checkpoint.sync:4 flip@checkpoint.sync:6"
+        in_world(1, train_here, str(run), changes, str(TINY), (), faults)
+        assert result_of(run).distance(saved) == 0
+        assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
+            f"step-{step:08d}" for step in (8, 10, 12)
+        ]
+        log = (run / "logs" / "rank-0.log").read_text()
+        assert "No space left on device" in log
+        assert "sha256 differs" in log
+        assert log.count("trying again in 0.5 s") == 2
+
+
+ALWAYS_FULL = " ".join(["full@checkpoint.sync:4"] * 3)
+
+
+@pytest.mark.parametrize("background", ["true", "false"])
+def test_a_save_that_keeps_failing_stops_the_run_or_is_said(tmp_path: Path, background: str) -> None:
+    changes = (f"save={{every: 2 steps, background: {background}}}",)
+    with pytest.raises(AssertionError, match="No space left on device; the checkpoints before it are intact"):
+        in_world(1, train_here, str(tmp_path / "stop"), changes, str(TINY), (), ALWAYS_FULL)
+    assert [path.name for path in (tmp_path / "stop/checkpoints").glob("step-*")] == ["step-00000002"]
+    in_world(1, train_here, str(tmp_path / "warn"), (*changes, "save.on_failure=warn"), str(TINY), (), ALWAYS_FULL)
+    assert result_of(tmp_path / "warn").column("step")[-1] == 12
+
+
+def test_a_huge_data_set_is_gone_on_with_at_once(tmp_path: Path) -> None:
+    """The work of a start, counted: at step 10 million as many lines of Python as at step 10."""
+    lines = [in_world(1, _lines_to_the_first_batch, start)[0] for start in (10, 10_000_000)]
+    assert lines[1] <= lines[0] * 1.5
+
+
+def _lines_to_the_first_batch(start: int) -> int:
+    data = load_data(Workshop(load_recipe(TINY, ["data.train={_target_: parts.py:Huge}"])), World())
+    count = 0
+
+    def trace(frame: Any, event: str, argument: Any) -> Any:
+        nonlocal count
+        count += 1
+        return trace
+
+    sys.settrace(trace)
+    batch = next(iter(data.train.steps(start, None)))
+    sys.settrace(None)
+    assert len(batch) == 1
+    return count
+
+
+@pytest.mark.parametrize(
+    ("size", "rank", "moment"),
+    [
+        *((1, 0, moment) for moment in ("start", "step:5", "evaluation.batch:3", "checkpoint.write:4")),
+        *((2, 0, moment) for moment in ("start", "step:5", "evaluation.batch:3", "checkpoint.write:4")),
+        (2, 1, "step:5"),
+        (2, 1, "start"),
+    ],
+)
+def test_asked_to_stop_at_any_moment_all_ranks_save_the_same_step(
+    tmp_path: Path, size: int, rank: int, moment: str, undisturbed: dict[int, Trained]
+) -> None:
+    run = tmp_path / "run"
+    slowly = (*hard(size), "data.train={_target_: parts.py:Noisy, seconds: 0.02}")
+    # twice: a second SIGTERM is the same request
+    states = in_world(size, train_here, str(run), slowly, str(TINY), (), f"term@{moment} term@{moment}", rank)
+    assert set(states) == {"preempted"}
+    status = json.loads((run / "status.json").read_text())
+    assert status["state"] == "preempted"
+    assert (run / "checkpoints" / f"step-{status['step']:08d}").is_dir()
+    train(run, *slowly, size=size)
+    assert_same(run, undisturbed[size])
+
+
+def test_a_read_only_folder_and_one_that_vanishes(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"--run-dir: .*file/run cannot be written: Not a directory"):
+        train_in_process(tmp_path / "file" / "run")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("")
+    with pytest.raises(UsageError, match="holds other things; name a new folder, or a run's"):
+        train_in_process(tmp_path / "full")
+    with pytest.raises(AssertionError, match=r"the run's folder .* is gone"):
+        in_world(1, train_here, str(tmp_path / "run"), ("save.every=1 steps",), str(TINY), (), "vanish@step:5")
+
+
+def mounted(folder: Path, megabytes: int) -> None:
+    folder.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if done.returncode:
+        pytest.skip("mounting a small tmpfs needs root")
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_intact(tmp_path: Path) -> None:
+    mounted(tmp_path / "disk", 8)
+    try:
+        big = ("model={_target_: parts.py:Wide, width: 30000}", "save={every: 2 steps, keep: 5}")  # 5 MB with AdamW
+        with pytest.raises(AssertionError, match=r"\d+\.\d MiB are needed and \d+\.\d MiB are free; make room"):
+            in_world(1, train_here, str(tmp_path / "disk" / "run"), big)
+        run = tmp_path / "disk" / "run"
+        assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000002"]
+        checkpoints.verify(run / "checkpoints" / "step-00000002")
+        elsewhere = shutil.copytree(run, tmp_path / "elsewhere")
+        assert train(elsewhere, *big).distance(train(tmp_path / "straight", *big)) == 0
+    finally:
+        subprocess.run(["umount", str(tmp_path / "disk")], check=True)
+
+
+def test_a_run_can_start_from_weights(tmp_path: Path, saved: Trained, capsys: pytest.CaptureFixture[str]) -> None:
+    def plan(*overrides: str, source: Path) -> str:
+        recipe = load_recipe(TINY, ["launch.threads=1", f"train.start_from={source}", "train={steps: 1}", *overrides])
+        launch(recipe, World(), Options(cpu=True, run_dir=str(tmp_path / str(time.time_ns()))))
+        return " ".join(capsys.readouterr().out.split())
+
+    for source in (saved.folder, saved.folder / "model_weights.pth", saved.folder / NEWEST):
+        assert f"started from {source}: 4 of 4 tensors" in plan(source=source)
+    wrapped = {f"module.{name}": value for name, value in saved.weights.items()}
+    torch.save({**wrapped, "module.head.bias": torch.ones(2)}, tmp_path / "wrapped.pth")
+    said = plan("model.norm=true", "data.drop_last=true", source=tmp_path / "wrapped.pth")
+    assert "2 of 9 tensors; missing there: layers.1.running_mean, layers.1.running_var" in said
+    assert "of another shape: layers.1.bias, layers.3.weight" not in said
+    assert "not in this model: head.bias" in said
+    with pytest.raises(LauncherError, match="there are no weights at"):
+        plan(source=tmp_path / "nothing.pth")
+    torch.save({"x": torch.ones(1)}, tmp_path / "foreign.pth")
+    with pytest.raises(LauncherError, match=r"none of the 1 tensors in .* fits this model; it has layers\.0\.weight"):
+        plan(source=tmp_path / "foreign.pth")
+    torch.save({"x": Command(tmp_path / "PWNED")}, tmp_path / "evil.pth")
+    with pytest.raises(LauncherError, match="cannot be read"):
+        plan(source=tmp_path / "evil.pth")
+    assert not (tmp_path / "PWNED").exists()

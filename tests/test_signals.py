@@ -1,0 +1,88 @@
+"""The launcher as a shell sees it: asked to stop, and killed; and no process left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from worlds import TINY, train
+
+import launcher
+
+LONG = ("train.epochs=4000", "track.every=20 steps", "launch.threads=1")
+
+
+def start(folder: Path, *flags: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "launcher", "train", str(TINY), *LONG, "--cpu", "--run-dir", "run", *flags]
+    environment = {**os.environ, "PYTHONPATH": str(Path(launcher.__file__).parent.parent)}
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def until(condition: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to that"
+        time.sleep(0.05)
+
+
+def trains(folder: Path) -> bool:
+    path = folder / "run" / "metrics.jsonl"
+    return path.exists() and path.stat().st_size > 0
+
+
+def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    return [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+
+
+def gone(processes: list[psutil.Process]) -> bool:
+    return not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in processes)
+
+
+@pytest.mark.parametrize("target", ["launcher", "rank"])
+def test_a_stopped_run_saves_ends_with_75_and_goes_on(tmp_path: Path, target: str) -> None:
+    process = start(tmp_path, "--processes", "2")
+    until(lambda: trains(tmp_path))
+    everyone = family(process)
+    rank = next(one for one in everyone[1:] if "-u" in one.cmdline())
+    os.kill(process.pid if target == "launcher" else rank.pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 75, output
+    until(lambda: gone(everyone), 10)
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert status["state"] == "preempted"
+    assert 0 < status["step"] < 16000
+    assert (tmp_path / "run" / "checkpoints" / f"step-{status['step']:08d}").is_dir()
+
+
+def test_kill_9_of_the_launcher_takes_the_ranks_with_it(tmp_path: Path) -> None:
+    process = start(tmp_path, "--processes", "2", "data={train: {_target_: parts.py:Noisy}, workers: 1}")
+    until(lambda: trains(tmp_path))
+    everyone = family(process)
+    assert len(everyone) >= 5  # the launcher, two ranks, a worker of each
+    process.kill()
+    process.communicate(timeout=60)
+    until(lambda: gone(everyone), 10)
+
+
+def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:
+    slow = "data.train={_target_: parts.py:Paced, seconds: 30}"
+    process = start(tmp_path, slow)
+    until(lambda: (tmp_path / "run" / "status.json").exists())
+    process.send_signal(signal.SIGINT)
+    time.sleep(2.5)
+    assert process.poll() is None  # it waits for the step to end
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "once more to leave at once" in output
+    train(tmp_path / "run", *LONG[1:], "train={steps: 1}")  # the folder is free for the next
