@@ -30,15 +30,14 @@ class BatchLayout:
         """
         if self._plain and type(batch) in (tuple, list) and len(batch) == 2:
             return (batch[0],), {}, (batch[1],)
-        inputs, targets = self.section.inputs, self.section.targets
+        return *self.inputs(batch), tuple(self._part(batch, key) for key in self.section.targets)
+
+    def inputs(self, batch: Any) -> tuple[Sequence[Any], Mapping[str, Any]]:
+        """Positional inputs and inputs by name; the batch needs no targets."""
+        inputs = self.section.inputs
         if isinstance(inputs, dict):
-            named = {name: self._part(batch, key) for name, key in inputs.items()}
-            return (), named, tuple(self._part(batch, key) for key in targets)
-        return (
-            tuple(self._part(batch, key) for key in inputs),
-            {},
-            tuple(self._part(batch, key) for key in targets),
-        )
+            return (), {name: self._part(batch, key) for name, key in inputs.items()}
+        return tuple(self._part(batch, key) for key in inputs), {}
 
     def targets(self, batch: Any) -> tuple[Any, ...]:
         """What the loss gets after the outputs."""

@@ -24,8 +24,9 @@ from launcher.data import Data, load_data
 from launcher.device import open_device, seed_everything
 from launcher.doubts import doubts_of
 from launcher.errors import LauncherError, Problem, RecipeError, UsageError
-from launcher.evaluation import build_metrics, evaluate
+from launcher.evaluation import AVERAGED, evaluate
 from launcher.launch.world import World
+from launcher.measures import build_measures
 from launcher.model import Model, build_model
 from launcher.plan import Plan, plan_of
 from launcher.recipe.components import BuildError, Workshop
@@ -302,12 +303,15 @@ def _rehearse_evaluation(workshop: Workshop, trainable: Trainable, samples: Data
     recipe, device = workshop.recipe, trainable.device.torch_device
     sets = {**{("validation", name): one for name, one in samples.validation.items()}}
     sets |= {("test", name): one for name, one in samples.test.items()}
-    metrics = build_metrics(workshop, device) if sets else {}
+    measures = build_measures(workshop) if sets else []
+    best = recipe.evaluate.best
+    deciding = best.of if best is not None and best.of is not None else next(iter(samples.validation), None)
     for (split, name), loader in sets.items():
         path = ("data", split, name) if name else ("data", split)
         with _stage(recipe, path, "evaluating two samples"):
-            scores = evaluate(trainable.model.bare, loader.batches(), trainable.objective, metrics, device)
-        if split == "validation":
+            used = [one for one in measures if one.is_for(name)]
+            scores = evaluate(trainable.model.bare, loader.batches(), trainable.objective, used, device).scores()
+        if (split, name) == ("validation", deciding):
             _check_best(recipe, scores)
         say(
             "evaluation",
@@ -321,6 +325,8 @@ def _check_best(recipe: Recipe, scores: Mapping[str, Any]) -> None:
     best = recipe.evaluate.best
     if best is None:
         return
+    if recipe.train.ema is not None:
+        scores = {**scores, **{AVERAGED + key: value for key, value in scores.items()}}
     path = ("evaluate", "best", "metric")
     if best.metric not in scores:
         message = f"'{best.metric}' gives several numbers; name one of: {', '.join(scores)}"

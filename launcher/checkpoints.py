@@ -29,7 +29,7 @@ import torch
 
 from launcher import faults
 from launcher.errors import LauncherError, UsageError
-from launcher.evaluation import Judge
+from launcher.judge import Judge
 from launcher.recipe import schema
 
 FORMAT_VERSION = 1
@@ -100,28 +100,33 @@ class Snapshot:
     @property
     def num_bytes(self) -> int:
         """Of its tensors; memory that several share counts once."""
-        storages = {one.untyped_storage() for one in _tensors([self.weights, self.training])}
+        storages = {one.untyped_storage() for one in tensors_in([self.weights, self.training])}
         return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
     def copied(self) -> Snapshot:
         """The same in host memory of its own, so that training may go on while it is written."""
-        copies: dict[int, torch.UntypedStorage] = {}
-        return Snapshot(_copied(self.weights, copies), _copied(self.training, copies), self.manifest)
+        weights, training = copied([self.weights, self.training])
+        return Snapshot(weights, training, self.manifest)
 
 
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """The tensors of a state, at any depth."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, Mapping):
         for item in value.values():
-            yield from _tensors(item)
+            yield from tensors_in(item)
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from _tensors(item)
+            yield from tensors_in(item)
+
+
+def copied(state: Any) -> Any:
+    """A deep copy in host memory, in which tensors that share memory (tied weights) share it, with their strides."""
+    return _copied(state, {})
 
 
 def _copied(value: Any, copies: dict[int, torch.UntypedStorage]) -> Any:
-    """A deep copy in which tensors that share memory (tied weights) share it again, and keep their strides."""
     if isinstance(value, torch.Tensor):
         source = value.detach()
         if source.layout is not torch.strided:

@@ -6,14 +6,28 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from launcher.commands import check, data, export, logs, new, recipes, report, runs, schema, show, train, verify_resume
+from launcher.commands import (
+    check,
+    data,
+    evaluate,
+    export,
+    logs,
+    new,
+    recipes,
+    report,
+    runs,
+    schema,
+    show,
+    train,
+    verify_resume,
+)
 from launcher.commands.arguments import Parser
 from launcher.errors import EXIT_FAILED, EXIT_USAGE, LauncherError
 from launcher.launch.world import is_spokesman
 from launcher.version import __version__
 
 # in the order of `launcher --help`
-COMMANDS = (train, check, data, show, new, runs, logs, report, verify_resume, export, recipes, schema)
+COMMANDS = (train, check, data, show, new, runs, logs, report, verify_resume, evaluate, export, recipes, schema)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

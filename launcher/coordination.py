@@ -7,6 +7,7 @@ so it may take hours, signal handlers run meanwhile, and a peer's death raises a
 from __future__ import annotations
 
 import json
+import math
 import time
 import traceback
 from collections.abc import Callable
@@ -20,7 +21,9 @@ import torch.distributed as dist
 from launcher.errors import EXIT_FAILED, LauncherError
 
 POLL_SECONDS = 0.05
+_BEAT_SECONDS = 1.0
 _FOREVER = timedelta(days=365)
+_RESULT, _ERROR, _PROGRESS = range(3)  # what rank 0 sends in `from_first`
 
 
 class PeerError(LauncherError):
@@ -60,6 +63,9 @@ class Coordinator:
     def __init__(self, rank: int, world_size: int):
         self.rank = rank
         self.world_size = world_size
+        self._is_awaited = False  # this is rank 0, and the others wait for it
+        self._beat: tuple[torch.Tensor, Any] | None = None
+        self._next_beat = 0.0
         self._group = dist.new_group(backend="gloo", timeout=_FOREVER) if world_size > 1 else None
 
     def sum(self, numbers: torch.Tensor) -> Pending:
@@ -75,49 +81,129 @@ class Coordinator:
             return Pending(numbers)
         return Pending(numbers, dist.all_reduce(numbers, operation, group=self._group, async_op=True))
 
-    def from_first(self, function: Callable[[], Any]) -> Any:
+    def from_first(self, function: Callable[[], Any], patience: float | None = None) -> Any:
         """Runs `function` on rank 0 while the others wait; all return its result (what JSON can carry).
 
+        Args:
+            function: May call `beat` to say how far it is.
+            patience: Seconds that the others wait for a sign of rank 0; None for ever. Its death they notice at once.
+
         Raises:
-            PeerError: On the other ranks, when rank 0's function raised; it carries rank 0's traceback.
+            PeerError: On the other ranks, when rank 0's function raised, rank 0 ended, or gave no sign.
         """
         if self._group is None:
             return function()
-        if self.rank == 0:
-            try:
-                message = {"result": function()}
-            except BaseException as error:
-                exit_code = error.exit_code if isinstance(error, LauncherError) else EXIT_FAILED
-                self._send({"error": "".join(traceback.format_exception_only(error)).strip(), "exit_code": exit_code})
-                raise
-            self._send(message)
-            return message["result"]
-        message = self._receive()
-        if "error" in message:
-            raise PeerError(f"rank 0 failed: {message['error']}", message["exit_code"])
-        return message["result"]
+        if self.rank > 0:
+            return self._receive(patience)
+        self._is_awaited = True
+        try:
+            result = function()
+        except BaseException as error:
+            self._send(_ERROR, _failure(error))
+            raise
+        self._send(_RESULT, result)
+        return result
 
-    def _send(self, message: dict[str, Any]) -> None:
-        payload = torch.frombuffer(bytearray(json.dumps(message).encode()), dtype=torch.uint8)
-        self._broadcast(torch.tensor([payload.numel()]))
-        self._broadcast(payload)
+    def beat(self, done: int, total: int) -> None:
+        """In `from_first`: tells the ranks that wait how far rank 0 is, once a second, and never waiting for them."""
+        now = time.monotonic()
+        if not self._is_awaited or now < self._next_beat:
+            return
+        if self._beat is not None and not self._beat[1].is_completed():
+            return
+        self._next_beat = now + _BEAT_SECONDS
+        header = torch.tensor([_PROGRESS, done, total])
+        self._beat = header, dist.broadcast(header, src=0, group=self._group, async_op=True)
 
-    def _receive(self) -> dict[str, Any]:
-        length = torch.zeros(1, dtype=torch.int64)
-        self._broadcast(length)
-        payload = torch.zeros(int(length), dtype=torch.uint8)
-        self._broadcast(payload)
-        message: dict[str, Any] = json.loads(bytes(payload.tolist()))
-        return message
+    def everywhere(self, function: Callable[[], Any]) -> Any:
+        """Runs `function` on every rank; each returns its own result once all are done.
+
+        Raises:
+            PeerError: On the ranks whose function did not raise, when another's did.
+        """
+        if self._group is None:
+            return function()
+        try:
+            result = function()
+        except BaseException as error:
+            self.gather(json.dumps(_failure(error)).encode())
+            raise
+        for rank, message in enumerate(self.gather(b"")):
+            if message:
+                said = json.loads(message)
+                raise PeerError(f"rank {rank} failed: {said['error']}", said["exit_code"])
+        return result
+
+    def gather(self, message: bytes) -> list[bytes]:
+        """Every rank's bytes, in the order of the ranks, on every rank."""
+        if self._group is None:
+            return [message]
+        lengths = self._all_gather(torch.tensor([len(message)]))
+        padded = message.ljust(max(1, int(max(lengths))), b"\0")
+        gathered = self._all_gather(torch.frombuffer(bytearray(padded), dtype=torch.uint8))
+        return [bytes(one[: int(length)].numpy()) for one, length in zip(gathered, lengths, strict=True)]
+
+    def share(self, tensor: torch.Tensor) -> None:
+        """Makes a tensor on any device rank 0's, in place."""
+        if self._group is not None:
+            host = tensor.detach().cpu().contiguous()
+            self._broadcast(host)
+            if self.rank > 0:
+                tensor.detach().copy_(host)
 
     def _broadcast(self, tensor: torch.Tensor) -> None:
         _wait(dist.broadcast(tensor, src=0, group=self._group, async_op=True))
 
+    def _all_gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        gathered = [torch.empty_like(tensor) for _ in range(self.world_size)]
+        _wait(dist.all_gather(gathered, tensor, group=self._group, async_op=True))
+        return gathered
 
-def _wait(work: Any) -> None:
-    deadline = time.monotonic() + 0.002  # most work is done by now: do not sleep for it
+    def _send(self, kind: int, message: Any) -> None:
+        self._is_awaited = False
+        if self._beat is not None:
+            _wait(self._beat[1])
+            self._beat = None
+        payload = torch.frombuffer(bytearray(json.dumps(message).encode()), dtype=torch.uint8)
+        self._broadcast(torch.tensor([kind, payload.numel(), 0]))
+        self._broadcast(payload)
+
+    def _receive(self, patience: float | None) -> Any:
+        where = ""
+        while True:
+            header = torch.zeros(3, dtype=torch.int64)
+            try:
+                _wait(dist.broadcast(header, src=0, group=self._group, async_op=True), patience)
+            except TimeoutError:
+                raise PeerError(f"rank 0 gave no sign for {patience:g} seconds{where}") from None
+            except RuntimeError as error:  # gloo's: the connection is gone
+                raise PeerError(f"rank 0 ended while this rank waited for it{where}") from error
+            kind, size, total = header.tolist()
+            if kind != _PROGRESS:
+                break
+            where = f", evaluating {size}/{total}"
+        payload = torch.zeros(size, dtype=torch.uint8)
+        self._broadcast(payload)
+        message = json.loads(bytes(payload.numpy()))
+        if kind == _ERROR:
+            raise PeerError(f"rank 0 failed: {message['error']}", message["exit_code"])
+        return message
+
+
+def _failure(error: BaseException) -> dict[str, Any]:
+    exit_code = error.exit_code if isinstance(error, LauncherError) else EXIT_FAILED
+    return {"error": "".join(traceback.format_exception_only(error)).strip(), "exit_code": exit_code}
+
+
+def _wait(work: Any, patience: float | None = None) -> None:
+    now = time.monotonic()
+    hurry = now + 0.002  # most work is done by now: do not sleep for it
+    deadline = now + patience if patience is not None else math.inf
     while not work.is_completed():
-        if time.monotonic() > deadline:
+        now = time.monotonic()
+        if now > deadline:
+            raise TimeoutError
+        if now > hurry:
             time.sleep(POLL_SECONDS)
     work.wait()  # raises what went wrong
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,18 +15,28 @@ from accelerate.utils import send_to_device
 from torch import nn
 
 from launcher import faults
+from launcher.coordination import Coordinator
 from launcher.data.loaders import EvaluationLoader, MicroBatch
+from launcher.data.streams import StreamEvaluationLoader
 from launcher.errors import LauncherError
+from launcher.judge import Judge
+from launcher.measures import Measure, Scores
 from launcher.objective import Objective
 from launcher.recipe import schema
-from launcher.recipe.components import Workshop
 from launcher.tracking import Line, Tracking
+from launcher.watch import Progress, watched
 
 if TYPE_CHECKING:
     from launcher.training import Trainable
 
-Scores = dict[str, Any]  # "loss" and each metric by its name: a number, or a list of them per class
 Heartbeat = Callable[[int], None]
+Seen = Callable[[Sequence[Any], Sequence[Any], MicroBatch], None]  # outputs, targets, and the batch they belong to
+_LENIENCE = 2.0  # seconds
+AVERAGED = "ema/"  # before the name of a score of the averaged weights
+
+
+def _unseen(outputs: Sequence[Any], targets: Sequence[Any], batch: MicroBatch) -> None:
+    """Nobody looks at the outputs."""
 
 
 @dataclass(frozen=True)
@@ -48,65 +58,79 @@ def evaluate(
     model: nn.Module,
     batches: Iterable[MicroBatch],
     objective: Objective,
-    metrics: Mapping[str, Any],
+    measures: Sequence[Measure],
     device: torch.device,
-    at: At | None = None,
     heartbeat: Heartbeat = lambda done: None,
-) -> Scores:
-    """Mean loss and metrics over the batches; the model is left as it was found.
+    seen: Seen = _unseen,
+) -> Tally:
+    """The loss over the batches as sums and counts, and the metrics' state; the model is left as it was found.
 
     Args:
         model: The unwrapped module, on `device`.
         batches: In host memory.
         objective: The loss, with what it is a mean over.
-        metrics: torchmetrics by name, reset here.
+        measures: Metrics, reset here.
         device: Where to compute.
-        at: Handed to a user's step function.
         heartbeat: Called with the number of batches done.
+        seen: Called with the outputs and targets of each batch, on `device`.
 
     Raises:
         LauncherError: A metric cannot take what the model gives; the message names shapes and types.
     """
-    tally = _Tally(objective)
-    for metric in metrics.values():
-        metric.reset()
-    with _evaluating(model), torch.no_grad():
+    tally = Tally(objective, measures)
+    for measure in measures:
+        measure.reset(device)
+    with _evaluating(model, device), torch.no_grad():
         for done, batch in enumerate(batches, start=1):
-            outputs, targets = tally.add(model, batch, device, at or At())
-            for name, metric in metrics.items():
-                _update(name, metric, outputs, targets)
+            outputs, targets = tally.add(model, batch, device)
+            for measure in measures:
+                measure.update(outputs, targets, is_first=done == 1)
+            seen(outputs, targets, batch)
             heartbeat(done)
-    return {"loss": tally.mean(), **_computed(metrics)}
+    return tally
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode for a while; afterwards each module is in the mode it was in (a frozen one stays frozen)."""
+def _evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Eval mode and randomness of its own for a while.
+
+    Afterwards each module is in the mode it was in (a frozen one stays frozen), and torch's generators go on where
+    they were: evaluating or not changes nothing in training.
+    """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        yield
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.default_generator.manual_seed(0)
+            yield
     finally:
         for module, training in modes:
             module.training = training
 
 
-class _Tally:
-    """Sums and counts of each term of the loss."""
+class Tally:
+    """Sums and counts of each term of the loss, and the metrics that were told of the same batches.
 
-    def __init__(self, objective: Objective):
+    Attributes:
+        samples: How many there were.
+    """
+
+    def __init__(self, objective: Objective, measures: Sequence[Measure]):
         self.objective = objective
-        self.sums: list[Any] = []
-        self.counts: list[float] = []
+        self.measures = measures
+        self.samples = 0
+        size = len(objective.terms) or 1
+        self._sums = torch.zeros(size, dtype=torch.float64)
+        self._counts = torch.zeros(size, dtype=torch.float64)
 
-    def add(self, model: nn.Module, batch: MicroBatch, device: torch.device, at: At) -> tuple[Any, Any]:
+    def add(self, model: nn.Module, batch: MicroBatch, device: torch.device) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """Evaluates one batch; returns its outputs and targets."""
         objective, layout = self.objective, self.objective.layout
         objective.settle(batch.data)
         counts = objective.counts(batch.data, batch.samples)
         data = batch.data if device.type == "cpu" else send_to_device(batch.data, device, non_blocking=True)
         if objective.step is not None:
-            result = objective.step(model, data, at)
+            result = objective.step(model, data, At())
             values = [result["loss"] * counts[0]]
             outputs, targets = _tuple(result.get("outputs")), _tuple(result.get("targets"))
         else:
@@ -120,15 +144,37 @@ class _Tally:
                 ]
             else:
                 values = [layout.loss(result) * counts[0]]
-        values = [value.double() for value in values]
-        self.sums = [a + b for a, b in zip(self.sums, values, strict=True)] if self.sums else values
-        self.counts = [a + b for a, b in zip(self.counts, counts, strict=True)] if self.counts else counts
+        self.samples += batch.samples
+        self._sums = self._sums.to(device) + torch.stack([value.detach().double() for value in values])
+        self._counts += torch.tensor(counts, dtype=torch.float64)
         return outputs, targets
 
-    def mean(self) -> float:
+    def gather(self, coordinator: Coordinator) -> None:
+        """Makes this the tally of all ranks' batches together."""
+        own = torch.cat([self._sums.cpu(), self._counts, torch.tensor([float(self.samples)], dtype=torch.float64)])
+        numbers = coordinator.sum(own).result()
+        terms = len(self._counts)
+        self._sums, self._counts, self.samples = numbers[:terms], numbers[terms:-1], int(numbers[-1])
+        for measure in self.measures:
+            measure.gather(coordinator)
+
+    def scores(self) -> Scores:
+        """The mean loss, and each metric's value.
+
+        Raises:
+            LauncherError: A metric has none.
+        """
+        scores: Scores = {"loss": self._mean()}
+        for measure in self.measures:
+            scores.update(measure.scores())
+        return scores
+
+    def _mean(self) -> float:
+        if not self.samples:
+            return math.nan
         weights = [term.weight for term in self.objective.terms] or [1.0]
-        parts = zip(weights, self.sums, self.counts, strict=True) if self.sums else ()
-        return sum((w * float(s) / c if c else math.nan for w, s, c in parts), 0.0) if self.sums else math.nan
+        parts = zip(weights, self._sums.tolist(), self._counts.tolist(), strict=True)
+        return sum(weight * total / count if count else math.nan for weight, total, count in parts)
 
 
 def _tuple(value: Any) -> tuple[Any, ...]:
@@ -137,111 +183,18 @@ def _tuple(value: Any) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, tuple | list) else (value,)
 
 
-def _update(name: str, metric: Any, outputs: Any, targets: Any) -> None:
-    try:
-        metric.update(*outputs, *targets)
-    except Exception as error:
-        shapes = ", ".join(f"{tuple(one.shape)} {one.dtype}" for one in (*outputs, *targets) if hasattr(one, "shape"))
-        raise LauncherError(
-            f"evaluate.metrics.{name}: {type(metric).__name__} cannot take outputs and targets of {shapes}: {error}"
-        ) from error
-
-
-def _computed(metrics: Mapping[str, Any]) -> Scores:
-    scores: Scores = {}
-    for name, metric in metrics.items():
-        value = metric.compute()
-        if isinstance(value, Mapping):  # a MetricCollection
-            scores.update({f"{name}/{key}": _plain(one) for key, one in value.items()})
-        else:
-            scores[name] = _plain(value)
-    return scores
-
-
-def _plain(value: Any) -> Any:
-    return value.tolist() if isinstance(value, torch.Tensor) else value
-
-
-def build_metrics(workshop: Workshop, device: torch.device) -> dict[str, Any]:
-    """The recipe's metrics on the device, told never to talk to other ranks by themselves.
-
-    torchmetrics' `compute()` gathers over the main process group and would hang where one rank evaluates.
-    """
-    metrics: dict[str, Any] = {}
-    for name, component in workshop.recipe.evaluate.metrics.items():
-        metric = workshop.build(component)
-        for one in metric.values() if hasattr(metric, "values") else [metric]:
-            one.sync_on_compute = one._to_sync = False  # the second is read once, when a metric is made
-        metrics[name] = metric.to(device)
-    return metrics
-
-
-@dataclass
-class Judge:
-    """Keeps the best evaluation, and says when it is time to stop.
-
-    Attributes:
-        best: The recipe's `evaluate.best`.
-        early_stop: The recipe's `evaluate.early_stop`.
-        value: The best value so far, None before the first that is a number.
-        step: When it was.
-        since: Evaluations since the last improvement.
-    """
-
-    best: schema.Best | None
-    early_stop: schema.EarlyStop | None = None
-    value: float | None = None
-    step: int | None = None
-    since: int = field(default=0)
-
-    def see(self, step: int, value: float) -> bool:
-        """Takes an evaluation's value in; whether it is the best so far. NaN never is."""
-        if self._improves(value, 0.0):
-            delta = self.early_stop.min_delta if self.early_stop else 0.0
-            self.since = 0 if self._improves(value, delta) else self.since + 1
-            self.value, self.step = value, step
-            return True
-        self.since += 1
-        return False
-
-    def _improves(self, value: float, delta: float) -> bool:
-        if self.best is None or math.isnan(value):
-            return False
-        if self.value is None:
-            return True
-        return value > self.value + delta if self.best.mode == "max" else value < self.value - delta
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
-        return {"value": self.value, "step": self.step, "since": self.since, "by": self._by}
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Takes up what a checkpoint kept, if it was judged by the same metric."""
-        if state["by"] == self._by:
-            self.value, self.step, self.since = state["value"], state["step"], state["since"]
-
-    @property
-    def _by(self) -> list[Any] | None:
-        return [self.best.metric, self.best.mode, self.best.of] if self.best is not None else None
-
-    @property
-    def is_patient(self) -> bool:
-        """Whether training may go on."""
-        return self.early_stop is None or self.since < self.early_stop.patience
-
-
 class _StopRequested(Exception):  # noqa: N818  # not an error
     """This process was asked to stop in the middle of an evaluation."""
 
 
 class Evaluation:
-    """The loop's edge: when an evaluation is due, rank 0 makes it and all learn what follows.
+    """The loop's edge: who evaluates when it is due, and that all ranks learn what follows.
 
     Args:
         section: The recipe's `evaluate`.
         sets: What to evaluate on, by name.
         trainable: The model as training left it, the loss and the schedule.
-        metrics: torchmetrics by name, built on rank 0 only.
+        measures: The metrics, on the ranks that evaluate.
         tracking: Where the lines go.
         judge: The best so far.
         stopping: Whether this process was asked to stop.
@@ -252,7 +205,7 @@ class Evaluation:
         section: schema.Evaluate,
         sets: Mapping[str, EvaluationLoader],
         trainable: Trainable,
-        metrics: Mapping[str, Any],
+        measures: Sequence[Measure],
         tracking: Tracking,
         judge: Judge,
         stopping: Callable[[], bool] = lambda: False,
@@ -260,13 +213,14 @@ class Evaluation:
         self.section = section
         self.sets = sets
         self.trainable = trainable
-        self.metrics = metrics
+        self.measures = measures
         self.tracking = tracking
         self.judge = judge
         self.stopping = stopping
         self.last_step: int | None = None
         self.lines: list[Line] = []  # of the last evaluation
         self.made: Callable[[int, float], None] = lambda step, seconds: None  # told of each, with its seconds
+        self.seen: Seen = _unseen  # told of each batch, with the weights as they are
         self.improved = False
 
     @property
@@ -283,13 +237,13 @@ class Evaluation:
         self.last_step, self.lines = state["step"], list(state["lines"])
 
     def run(self, step: int, epoch: float) -> bool:
-        """Evaluates the validation sets after `step` steps; all ranks call it, rank 0 computes.
+        """Evaluates the validation sets after `step` steps; all ranks call it.
 
         Returns:
-            Whether it was made to its end: rank 0 leaves it when it is asked to stop, and the next start makes it.
+            Whether it was made to its end: a rank leaves it when it is asked to stop, and the next start makes it.
 
         Raises:
-            PeerError: On the other ranks, when rank 0 failed.
+            PeerError: On the other ranks, when one failed.
         """
         self.improved = False
         if not self.sets:
@@ -305,46 +259,132 @@ class Evaluation:
         return True
 
     def measured(self, sets: Mapping[str, EvaluationLoader], split: str, step: int, epoch: float) -> list[Line] | None:
-        """One line for each set, computed by rank 0 and told to all; None where rank 0 was asked to stop."""
-
-        def measure() -> list[Line] | None:
-            try:
-                return self._measure(sets, split, step, epoch)
-            except _StopRequested:
-                return None
-
+        """One line for each set, told to all ranks; None where one that evaluates was asked to stop."""
         began = time.perf_counter()
-        lines: list[Line] | None = self.trainable.device.coordinator.from_first(measure)
+        measure = self._by_all if self.is_shared else self._by_first
+        lines = measure(sets, split, step, epoch)
         for line in lines or ():
             self.tracking.log(line)
         self.made(step, time.perf_counter() - began)
         return lines
 
-    def _measure(self, sets: Mapping[str, EvaluationLoader], split: str, step: int, epoch: float) -> list[Line]:
-        device = self.trainable.device
-        lines: list[Line] = []
-        for name, loader in sets.items():
-            scores = evaluate(
-                self.trainable.model.bare,
-                loader.batches(),
-                self.trainable.objective,
-                self.metrics,
-                device.torch_device,
-                heartbeat=partial(self._beat, loader.num_batches(), split, step),
-            )
-            label = {"name": name} if name else {}
-            lines.append({"step": step, "epoch": round(epoch, 6), "split": split, **label, **scores})
+    @property
+    def is_shared(self) -> bool:
+        """Whether every rank evaluates a share."""
+        return self.section.ranks == "all" and self.trainable.device.world.size > 1
+
+    def _by_first(self, sets: Mapping[str, EvaluationLoader], split: str, step: int, epoch: float) -> list[Line] | None:
+        """Rank 0 evaluates; the others wait, and no collective of the main group is pending meanwhile."""
+
+        def measure() -> list[Line] | None:
+            try:
+                return [
+                    self._line(name, split, step, epoch, self._scores(loader, name, split, step))
+                    for name, loader in sets.items()
+                ]
+            except _StopRequested:
+                return None
+
+        # the others are more patient than rank 0's own watch: then it is rank 0 that says where it stands
+        patience = None if self._patience is None else self._patience + _LENIENCE
+        lines: list[Line] | None = self._coordinator.from_first(measure, patience)
         return lines
 
-    def _beat(self, total: int, split: str, step: int, done: int) -> None:
-        self.tracking.evaluating(done, total, split)
+    def _by_all(self, sets: Mapping[str, EvaluationLoader], split: str, step: int, epoch: float) -> list[Line] | None:
+        """Every rank evaluates its share; sums, counts and the metrics' states are put together, never means."""
+        self._share_buffers()
+        lines = []
+        for name, loader in sets.items():
+            scores: Scores = {}
+            for prefix, weights in self._weights():
+                with weights:
+                    tally = self._coordinator.everywhere(partial(self._share, loader, name, split, step, not prefix))
+                if self._any(tally is None) or tally is None:
+                    return None
+                tally.gather(self._coordinator)
+                _check_counted(tally, loader)
+                found = self._coordinator.everywhere(tally.scores)  # with which metrics have their own state again
+                scores.update({prefix + key: value for key, value in found.items()})
+            lines.append(self._line(name, split, step, epoch, scores))
+        told: list[Line] = self._coordinator.from_first(lambda: lines)
+        return told
+
+    def _share(self, loader: EvaluationLoader, name: str, split: str, step: int, seen: bool) -> Tally | None:
+        world = self.trainable.device.world
+        try:
+            return self._tally(loader, name, split, step, seen, world.rank, world.size)
+        except _StopRequested:
+            return None
+
+    def _scores(self, loader: EvaluationLoader, name: str, split: str, step: int) -> Scores:
+        """What rank 0 finds on a set, with the weights as they are and with their average."""
+        scores: Scores = {}
+        for prefix, weights in self._weights():
+            with weights:
+                tally = self._tally(loader, name, split, step, not prefix)
+            _check_counted(tally, loader)
+            scores.update({prefix + key: value for key, value in tally.scores().items()})
+        return scores
+
+    def _tally(
+        self, loader: EvaluationLoader, name: str, split: str, step: int, seen: bool, rank: int = 0, size: int = 1
+    ) -> Tally:
+        progress = Progress(f"{split} {name}".strip(), -(-loader.num_batches() // size))
+        device = self.trainable.device.torch_device
+        with watched(progress, self._patience, "evaluate.timeout"):
+            return evaluate(
+                self.trainable.model.bare,
+                loader.batches(rank, size),
+                self.trainable.objective,
+                [one for one in self.measures if one.is_for(name)],
+                device,
+                heartbeat=partial(self._beat, progress, split, step),
+                seen=self.seen if seen else _unseen,
+            )
+
+    def _beat(self, progress: Progress, split: str, step: int, done: int) -> None:
+        progress.advance(done)
+        self.tracking.evaluating(done, progress.total, split)
+        self._coordinator.beat(done, progress.total)
         faults.point("evaluation.batch", step)
         if self.stopping():
             raise _StopRequested
+
+    def _weights(self) -> Iterator[tuple[str, AbstractContextManager[None]]]:
+        """The weights to evaluate with, each with what stands before the names of its scores."""
+        yield "", nullcontext()
+        if self.trainable.average is not None:
+            yield AVERAGED, self.trainable.average.in_place()
+
+    def _share_buffers(self) -> None:
+        """Makes every rank's buffers rank 0's, as DDP does before a forward: running means differ until then."""
+        for buffer in self.trainable.model.bare.buffers():
+            self._coordinator.share(buffer)
+
+    def _any(self, wish: bool) -> bool:
+        return bool(self._coordinator.max(torch.tensor([float(wish)], dtype=torch.float64)).result()[0])
+
+    def _line(self, name: str, split: str, step: int, epoch: float, scores: Scores) -> Line:
+        label = {"name": name} if name else {}
+        return {"step": step, "epoch": round(epoch, 6), "split": split, **label, **scores}
+
+    @property
+    def _coordinator(self) -> Coordinator:
+        return self.trainable.device.coordinator
+
+    @property
+    def _patience(self) -> float | None:
+        return self.section.timeout.amount if self.section.timeout is not None else None
 
     def _deciding(self, best: schema.Best) -> float:
         """The value of the metric that decides, in the set that decides."""
         name = best.of if best.of is not None else next(iter(self.sets))
         line = next(line for line in self.lines if line.get("name", "") == name)
-        value = line[best.metric]
-        return float(value)
+        return float(line[best.metric])
+
+
+def _check_counted(tally: Tally, loader: EvaluationLoader) -> None:
+    """Every sample once, over all ranks: a stream may end before the length that it states."""
+    expected = loader.num_samples()
+    if tally.samples != expected and not isinstance(loader, StreamEvaluationLoader):
+        raise LauncherError(f"{loader.name}: {tally.samples} samples were evaluated, and the set has {expected}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,58 +14,7 @@ from launcher import checkpoints
 from launcher.batch import BatchLayout
 from launcher.errors import LauncherError, UsageError
 from launcher.recipe.components import Workshop
-from launcher.recipe.load import load_recipe
-from launcher.recipe.schema import Recipe
-from launcher.runs import folder as runs
-
-
-@dataclass(frozen=True)
-class Saved:
-    """What a run has saved, found by the name that a user gives.
-
-    Attributes:
-        recipe: The run's.
-        weights: The unwrapped state_dict, on the CPU.
-        label: Where they come from.
-        allow: Further packages that the recipe may name.
-    """
-
-    recipe: Recipe
-    weights: Mapping[str, Any]
-    label: str
-    allow: tuple[str, ...] = ()
-
-
-def open_saved(path: Path, overrides: tuple[str, ...] = ()) -> Saved:
-    """Finds recipe and weights of a run's folder, or of one of its checkpoints.
-
-    A run's are its final weights, or those of its newest checkpoint where it is not finished.
-
-    Raises:
-        UsageError: It is neither.
-        DamagedError: The checkpoint is damaged.
-    """
-    path = path.absolute()
-    is_checkpoint = (path / checkpoints.MANIFEST).exists()
-    run = path.parent.parent if is_checkpoint else path
-    how = runs.read_json(run / runs.ENVIRONMENT_FILE)
-    if "recipe" not in how:
-        raise UsageError(f"{path}: neither a run's folder nor a checkpoint in one; `launcher runs` lists the runs")
-    if is_checkpoint:
-        weights, label = checkpoints.verify(path).weights(), path.name
-    elif (run / runs.WEIGHTS_FILE).exists():
-        weights, label = checkpoints.load_state(run / runs.WEIGHTS_FILE), runs.WEIGHTS_FILE
-    else:
-        newest = checkpoints.newest(run / "checkpoints", print)
-        if newest is None:
-            raise UsageError(f"{run}: nothing was saved yet")
-        weights, label = newest.weights(), newest.folder.name
-    try:
-        os.chdir(how["directory"])  # files of one's own are looked for there
-    except OSError as error:
-        raise UsageError(f"the run was started in {how['directory']}: {error.strerror}") from error
-    recipe = load_recipe(how["recipe"], [*how["overrides"], *overrides], how["remove"])
-    return Saved(recipe, weights, label, tuple(how["allow"]))
+from launcher.saved import find_saved
 
 
 def export(path: Path, target: Path) -> str:
@@ -91,11 +39,11 @@ def export(path: Path, target: Path) -> str:
         raise UsageError(f"--to {target.name}: the suffix says the form; one of: {', '.join(_FORMS)}")
     if target.exists():
         raise UsageError(f"--to {target}: exists; it is left as it is")
-    saved = open_saved(path)
+    saved = find_saved(path)
     workshop = Workshop(saved.recipe, saved.allow)
     workshop.check()
     model = workshop.build(saved.recipe.model)
-    model.load_state_dict(saved.weights)
+    model.load_state_dict(saved.weights())
     model.eval()
     args, kwargs = _batch(workshop)
     hidden = target.with_name(f".{target.name}.{os.getpid()}{target.suffix}")

@@ -76,7 +76,8 @@ def build_model(workshop: Workshop, device: Device) -> Model:
 def wrap(module: nn.Module, device: Device, section: schema.Device) -> nn.Module:
     """The module under what Accelerate adds (device, autocast, DDP), compiled where asked."""
     bare = module.to(device.torch_device)
-    wrapped: nn.Module = device.accelerator.prepare_model(bare)
+    # said, and not left to Accelerate to find out: its looking imports torch.distributed.tensor, a tenth of a start
+    wrapped: nn.Module = device.accelerator.prepare_model(bare, device_placement=True)
     if section.compile:
         mode = section.compile if isinstance(section.compile, str) else "default"
         wrapped = torch.compile(wrapped, mode=mode)  # type: ignore[assignment]  # it is an OptimizedModule
@@ -94,7 +95,10 @@ def _load_weights(model: nn.Module, path: Path) -> str:
         LauncherError: There are no weights, or none of them fits.
     """
     own = model.state_dict()
-    state = _unprefixed(_read_weights(path))
+    try:
+        state = _unprefixed(read_weights(path))
+    except LauncherError as error:
+        raise LauncherError(f"train.start_from: {error}") from error
     fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
     if not fitting:
         raise LauncherError(
@@ -111,11 +115,16 @@ def _load_weights(model: nn.Module, path: Path) -> str:
     return f"started from {path}: {len(fitting)} of {len(own)} tensors{rest}"
 
 
-def _read_weights(path: Path) -> Mapping[str, torch.Tensor]:
+def read_weights(path: Path) -> Mapping[str, torch.Tensor]:
+    """The weights in a `.pth` or `.safetensors` file, a checkpoint, or a run's folder, on the CPU.
+
+    Raises:
+        LauncherError: There are none, or the file holds more than tensors.
+    """
     folder_files = [path / name for name in ("model_weights.pth", "weights.pth")]
     file = next((one for one in folder_files if one.is_file()), path)
     if not file.is_file():
-        raise LauncherError(f"train.start_from: there are no weights at '{path}'")
+        raise LauncherError(f"there are no weights at '{path}'")
     try:
         if file.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -125,7 +134,7 @@ def _read_weights(path: Path) -> Mapping[str, torch.Tensor]:
         if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
             raise TypeError("it holds more than a state_dict of tensors")
     except Exception as error:  # whatever a reader raises: the file is not what it should be
-        raise LauncherError(f"train.start_from: {file} cannot be read: {error}") from error
+        raise LauncherError(f"{file} cannot be read: {error}") from error
     return state
 
 

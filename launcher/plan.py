@@ -102,5 +102,7 @@ def _length(horizon: Horizon) -> str:
 def _evaluate(recipe: Recipe, data: Data, world_size: int) -> str:
     if not data.validation:
         return "never: the recipe has no data.validation"
-    who = f" by rank 0, the other {world_size - 1} waiting" if world_size > 1 else ""
-    return f"every {recipe.evaluate.every}{who}"
+    shared = recipe.evaluate.ranks == "all"
+    who = f" by all {world_size} ranks" if shared else f" by rank 0, the other {world_size - 1} waiting"
+    averaged = ", also with the averaged weights" if recipe.train.ema is not None else ""
+    return f"every {recipe.evaluate.every}{who if world_size > 1 else ''}{averaged}"

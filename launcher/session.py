@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import time
 import traceback
@@ -12,25 +13,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from launcher import checkpoints
 from launcher.checkpoints import Checkpoint, Saving, Snapshot, save_weights
 from launcher.data import Data
-from launcher.evaluation import Evaluation, Judge, build_metrics
+from launcher.evaluation import Evaluation
+from launcher.judge import Judge
 from launcher.launch.signals import stop_requested
 from launcher.launch.world import World
+from launcher.measures import build_measures
 from launcher.opening import Finished, Opening, Options, Start
 from launcher.plan import plan_of
+from launcher.predictions import Predictions, write_predictions
 from launcher.recipe.components import Workshop
 from launcher.recipe.schema import Recipe
 from launcher.recipe.show import resolved
 from launcher.runs import folder as runs
 from launcher.runs.essence import digest
 from launcher.runs.logs import copied_to
+from launcher.runs.predictions import PREDICTIONS_FILE
 from launcher.runs.record import NoRecord, Record
 from launcher.runs.report import write_report
 from launcher.tracking import Line, NoTracking, Tracking, open_tracking
 from launcher.training import Horizon, Periods, Trainable, warm_up
+
+_MOST_PREDICTIONS = 200_000  # samples of a test set whose predictions a run keeps for its report
 
 
 @dataclass
@@ -103,9 +111,9 @@ def open_session(
         record = stack.enter_context(_record(folder, world, horizon, restored.step))
         first = world.is_first
         tracking = _open_tracking(recipe, options, folder, horizon, restored.step) if first else NoTracking()
-        metrics = build_metrics(workshop, trainable.device.torch_device) if first else {}
+        measures = build_measures(workshop) if first or recipe.evaluate.ranks == "all" else []
         saving = Saving(recipe.save, folder / "checkpoints", first, judge, tracking.warn)
-        evaluation = Evaluation(recipe.evaluate, data.validation, trainable, metrics, tracking, judge, stop_requested)
+        evaluation = Evaluation(recipe.evaluate, data.validation, trainable, measures, tracking, judge, stop_requested)
         if restored.evaluation is not None:
             evaluation.load(restored.evaluation)
         periods = periods_of(recipe, horizon)
@@ -240,34 +248,70 @@ def evaluate_at_end(
         return state, list(evaluation.lines)
     session.saving.wait()
     best = evaluation.judge.step
+    predictions = _predictions(trainable, data)
+    if predictions is not None:
+        evaluation.seen = predictions.see
     with _weights_of(session, trainable, best if best != step else None) as shown:
         shown = step if shown is None else shown
+        session.tracking.message(f"test: with the {'best' if shown == best else 'last'} weights, of step {shown:,}")
         lines = evaluation.measured(data.test, "test", shown, horizon.epoch(shown))
+    if predictions is not None and lines is not None:
+        _write_predictions(session, trainable, data, predictions)
     return ("preempted", []) if lines is None else (state, [*evaluation.lines, *lines])
+
+
+def _predictions(trainable: Trainable, data: Data) -> Predictions | None:
+    """What the report of a classifier shows, where it can be written."""
+    can_be_written = importlib.util.find_spec("pyarrow") is not None
+    classifies = any(isinstance(term.function, nn.CrossEntropyLoss) for term in trainable.objective.terms)
+    is_one = len(data.test) == 1 and all(one.num_samples() <= _MOST_PREDICTIONS for one in data.test.values())
+    return Predictions(classes_only=True) if can_be_written and classifies and is_one else None
+
+
+def _write_predictions(session: Session, trainable: Trainable, data: Data, predictions: Predictions) -> None:
+    columns = predictions.columns(trainable.device.coordinator)
+    if not trainable.device.world.is_first or columns is None:
+        return
+    (loader,) = data.test.values()
+    try:
+        write_predictions(session.folder / PREDICTIONS_FILE, columns, loader)
+    except OSError as error:
+        session.tracking.warn(f"{PREDICTIONS_FILE}: {error}; the report shows no mistakes")
 
 
 @contextmanager
 def _weights_of(session: Session, trainable: Trainable, step: int | None) -> Iterator[int | None]:
-    """Rank 0's bare model with the weights of a checkpoint, for a while; gives its step, None for the last ones."""
-    weights = _best_weights(session, step) if trainable.device.world.is_first else None
-    if weights is None:
+    """The weights of a checkpoint in the bare model, for a while; gives its step, None for the last ones.
+
+    Rank 0 reads them, and tells them to the other ranks where these evaluate too.
+    """
+    coordinator, bare, average = trainable.device.coordinator, trainable.model.bare, trainable.average
+    checkpoint = _best_checkpoint(session, step) if coordinator.rank == 0 else None
+    if not coordinator.from_first(lambda: checkpoint is not None):
         yield None
         return
-    bare = trainable.model.bare
-    kept = {name: value.detach().clone() for name, value in bare.state_dict().items()}
-    bare.load_state_dict(weights)
+    kept = checkpoints.copied([bare.state_dict(), average.state() if average else None])
+    if checkpoint is not None:
+        bare.load_state_dict(checkpoint.weights())
+        if average is not None:
+            average.load(checkpoint.training()["average"])
+    if session.evaluation.is_shared:
+        for tensor in checkpoints.tensors_in([bare.state_dict(), average.state() if average else None]):
+            coordinator.share(tensor)
     try:
         yield step
     finally:
-        bare.load_state_dict(kept)
+        bare.load_state_dict(kept[0])
+        if average is not None:
+            average.load(kept[1])
 
 
-def _best_weights(session: Session, step: int | None) -> dict[str, Any] | None:
-    """The weights of a checkpoint; None, said, where it is damaged: the last ones are still there."""
+def _best_checkpoint(session: Session, step: int | None) -> Checkpoint | None:
+    """The checkpoint of a step; None, said, where it is damaged: the last weights are still there."""
     if step is None:
         return None
     try:
-        return checkpoints.verify(session.saving.folder / checkpoints.name_of(step)).weights()
+        return checkpoints.verify(session.saving.folder / checkpoints.name_of(step))
     except checkpoints.DamagedError as error:
         session.tracking.warn(f"the best checkpoint cannot be used ({error}); the last weights are")
         return None
@@ -276,15 +320,20 @@ def _best_weights(session: Session, step: int | None) -> dict[str, Any] | None:
 def save_at_end(session: Session, trainable: Trainable, state: str, step: int) -> None:
     """Finishes the last checkpoint, and writes `model_weights.pth` where the run is finished.
 
-    The other ranks wait for rank 0: one that left earlier would end it under an elastic agent or srun.
+    Beside it stand the averaged weights of the same step, where the recipe has an average. The other ranks wait for
+    rank 0: one that left earlier would end it under an elastic agent or srun.
     """
 
     def saved() -> None:
         session.saving.wait()
         if state == "finished":
             wanted = session.evaluation.judge.step if session.saving.section.final == "best" else None
-            weights = _best_weights(session, wanted if wanted != step else None) or trainable.model.state_dict()
+            best = _best_checkpoint(session, wanted if wanted != step else None)
+            weights = best.weights() if best else trainable.model.state_dict()
             save_weights(session.folder / runs.WEIGHTS_FILE, weights)
+            if trainable.average is not None:
+                average = best.training()["average"] if best else trainable.average.state()
+                save_weights(session.folder / runs.AVERAGED_FILE, {**weights, **average["parameters"]})
         session.record.end(state, step)
 
     trainable.device.coordinator.from_first(saved)

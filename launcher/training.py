@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from launcher import faults
+from launcher.averages import Average
 from launcher.coordination import Agreement, Coordinator, Pending, Requests
 from launcher.data import Data, MicroBatch
 from launcher.data.permutation import mix
@@ -74,6 +75,7 @@ class Trainable:
         losses: Wrapped losses with parameters of their own, by name.
         clip_grad_norm: Largest norm of all gradients together, or None.
         skip_non_finite: Whether a step without finite gradients is skipped; else it ends the run.
+        average: Of the model's weights, where the recipe wants one.
     """
 
     model: Model
@@ -84,6 +86,7 @@ class Trainable:
     losses: Mapping[str, nn.Module] = field(default_factory=dict)
     clip_grad_norm: float | None = None
     skip_non_finite: bool = False
+    average: Average | None = None
 
     def __post_init__(self) -> None:
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -99,6 +102,7 @@ class Trainable:
             "scheduler": scheduler.state_dict() if scheduler is not None else None,
             "scaler": self.scaler.state_dict() if self.scaler is not None else None,
             "losses": {name: loss.state_dict() for name, loss in self.objective.modules.items()},
+            "average": self.average.state() if self.average is not None else None,
         }
 
     def load(
@@ -126,6 +130,8 @@ class Trainable:
                 f"the checkpoint does not fit this model or optimizer: {error}; to begin anew with its weights use "
                 "train.start_from in a new run"
             ) from error
+        if self.average is not None:
+            self.average.load(training["average"])
         if self.scaler is not None and training["scaler"] is not None:
             self.scaler.load_state_dict(training["scaler"])
         if any(key.partition(".")[0] in ("optimizer", "scheduler", "train") for key in changed):
@@ -273,7 +279,9 @@ def build_trainable(workshop: Workshop, model: Model, device: Device, data: Data
     optimizer = build_optimizer(workshop, [model.bare, *objective.modules.values()])
     schedule = build_schedule(workshop, optimizer, steps_per_epoch, total)
     skips = section.non_finite == "skip"
-    return Trainable(model, objective, optimizer, schedule, device, losses, section.clip_grad_norm, skips), horizon
+    average = Average(model.bare, section.ema) if section.ema is not None else None
+    clip = section.clip_grad_norm
+    return Trainable(model, objective, optimizer, schedule, device, losses, clip, skips, average), horizon
 
 
 # ---------------------------------------------------------------------- one step
@@ -361,8 +369,11 @@ def update(trainable: Trainable, step: int) -> torch.Tensor | None:
         norm = nn.utils.clip_grad_norm_(trainable.parameters, trainable.clip_grad_norm)
     if trainable.scaler is not None:
         trainable.guard.scaled_step(step)
-    elif trainable.guard.allows(step):
+        stepped = trainable.guard.skipped_in_a_row == 0
+    elif stepped := trainable.guard.allows(step):
         trainable.optimizer.step()
+    if stepped and trainable.average is not None:
+        trainable.average.update()
     trainable.optimizer.zero_grad(set_to_none=True)
     return norm
 

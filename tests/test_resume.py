@@ -460,9 +460,9 @@ def test_a_run_can_start_from_weights(tmp_path: Path, saved: Trained, capsys: py
     wrapped = {f"module.{name}": value for name, value in saved.weights.items()}
     torch.save({**wrapped, "module.head.bias": torch.ones(2)}, tmp_path / "wrapped.pth")
     said = plan("model.norm=true", "data.drop_last=true", source=tmp_path / "wrapped.pth")
-    assert "2 of 9 tensors; missing there: layers.1.running_mean, layers.1.running_var" in said
+    assert "2 of 9 tensors; missing there: layers.1.weight, layers.1.bias, layers.1.running_mean" in said
     assert "of another shape: layers.1.bias, layers.3.weight" not in said
-    assert "not in this model: head.bias" in said
+    assert "not in this model: layers.3.weight, layers.3.bias, head.bias" in said
     with pytest.raises(LauncherError, match="there are no weights at"):
         plan(source=tmp_path / "nothing.pth")
     torch.save({"x": torch.ones(1)}, tmp_path / "foreign.pth")

@@ -46,6 +46,28 @@ def in_world(size: int, function: Callable[..., Any], *arguments: Any, timeout: 
                 process.kill()
 
 
+def survivors(size: int, function: Callable[..., Any], *arguments: Any, lost: int, within: float) -> list[Any]:
+    """Calls `function(*arguments)` as each rank, of which one ends or raises; gives what the others returned.
+
+    Args:
+        size: How many ranks.
+        function: What they do.
+        *arguments: With what.
+        lost: The rank that is not waited for.
+        within: Seconds, from the end of that rank, in which the others must return.
+    """
+    processes, pipes = _start(size, function, arguments)
+    try:
+        wait([pipes[lost]], timeout=120)
+        others = [pipe for rank, pipe in enumerate(pipes) if rank != lost]
+        return _gather(others, time.monotonic() + within)
+    finally:
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.join()
+
+
 def killed(size: int, function: Callable[..., Any], *arguments: Any, after: float | None = None) -> bool:
     """Calls `function(*arguments)` as each rank, and kills all of them with SIGKILL.
 

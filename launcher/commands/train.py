@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,12 +96,12 @@ def _supervised(options: argparse.Namespace, arguments: Sequence[str], world: Wo
     from launcher.runs.essence import essence_of
     from launcher.runs.folder import STATUS_FILE, Choice, read_json
 
-    folder = Choice(recipe.name, options.run_dir, options.resume, essence_of(recipe)).folder()
+    choice = Choice(recipe.name, options.run_dir, options.resume, essence_of(recipe))
+    folder = choice.folder()
     try:
         code = Ranks(processes, options.cpu, recipe.launch.threads, folder).run(arguments)
     finally:
-        with suppress(OSError):
-            folder.rmdir()  # only if nothing was ever written to it
+        choice.forget(folder)
     preempted = code == EXIT_DONE and read_json(folder / STATUS_FILE).get("state") == "preempted"
     return EXIT_PREEMPTED if preempted else code
 

@@ -101,6 +101,7 @@ class EvaluationLoader:
         self.batch_size = batch_size
         self.reading = reading
         self.limit = limit
+        self.name = name
         self._reader = Reader(dataset, reading, name)
         count = min(reading.workers, self.num_batches())
         self._workers = Workers(self._reader, count) if count else None

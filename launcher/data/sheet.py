@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,6 +50,19 @@ def write_sheet(path: Path, groups: Sequence[tuple[str, Tensor, Sequence[str]]])
         top += math.ceil(len(group) / columns) * (_SIDE + _LINE + _GAP) + _GAP // 2
     with whole(path) as part:
         sheet.save(part, format="PNG")
+
+
+def as_png(picture: Tensor) -> bytes | None:
+    """A picture [C, H, W] with 1, 3 or 4 channels as a PNG file; None for what is none, or without Pillow."""
+    if picture.ndim != 3 or picture.shape[0] not in (1, 3, 4) or min(picture.shape[1:]) <= 3:
+        return None
+    try:
+        image = needed("PIL.Image", "images", "a picture")
+    except ImportError:
+        return None
+    buffer = io.BytesIO()
+    _tile(image, _bytes(picture[None])[0]).save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
 def _bytes(pictures: Tensor) -> NDArray[np.uint8]:

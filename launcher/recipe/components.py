@@ -54,7 +54,7 @@ SLOTS = (
     Slot("scheduler", ("torch.optim.lr_scheduler",), handed="optimizer", kind="scheduler"),
     Slot("train.step", kind="function"),
     Slot("train.count", kind="function"),
-    Slot("evaluate.metrics", ("torchmetrics", "torchmetrics.classification", "torchmetrics.text"), kind="metric"),
+    Slot("evaluate.metrics", ("torchmetrics.classification", "torchmetrics.text", "torchmetrics"), kind="metric"),
 )
 
 

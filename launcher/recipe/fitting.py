@@ -34,6 +34,8 @@ def wrong_kind(component: Component, target: Any, kind: str) -> str | None:
         target: What its name came to.
         kind: `model`, `optimizer`, `scheduler`, `metric`, `data set`, `loss`, or `function` for any callable.
     """
+    if kind == "metric" and _is_function(component, target):
+        return None
     wants_callable = kind in ("loss", "function")
     if component.style == "partial":
         return None if wants_callable else f"gives a function and not the {kind}; remove _partial_"
@@ -43,6 +45,11 @@ def wrong_kind(component: Component, target: Any, kind: str) -> str | None:
     if not callable(target):
         return "cannot be called"
     return _not_a(kind, target) if inspect.isclass(target) and component.style == "call" else None
+
+
+def _is_function(component: Component, target: Any) -> bool:
+    """Whether a component stands for a function `(outputs, targets) -> number`, not for what it gives."""
+    return inspect.isroutine(target) and component.style in ("reference", "partial")
 
 
 def _not_a(kind: str, made: type) -> str | None:

@@ -61,15 +61,10 @@ def load_recipe(
 def _unbuilt(recipe: Recipe, document: Document) -> Iterator[Problem]:
     """Keys whose work is yet to be built are refused: nothing that is asked for is silently left out."""
     asked: dict[Path, bool] = {
-        ("train", "ema"): recipe.train.ema is not None,
-        ("evaluate", "ranks"): recipe.evaluate.ranks == "all",
-        ("evaluate", "timeout"): recipe.evaluate.timeout is not None,
         ("launch", "nodes"): recipe.launch.nodes > 1,
         ("launch", "max_restarts"): recipe.launch.max_restarts > 0,
         ("launch", "stall"): recipe.launch.stall is not None,
     }
-    for name, metric in recipe.evaluate.metrics.items():
-        asked["evaluate", "metrics", name, "_input_"] = "_input_" in metric.options
     for path, wanted in asked.items():
         if wanted:
             message = "this version does not do that yet; remove the key"

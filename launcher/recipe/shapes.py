@@ -42,8 +42,16 @@ def _are_groups(value: Any) -> str | None:
     return None if fits else "must be patterns with their settings, as in {'*.bias': {weight_decay: 0}}"
 
 
-def _is_word(value: Any) -> str | None:
-    return None if isinstance(value, str) else "must be a word"
+METRIC_INPUTS = ("probabilities", "classes", "logits")
+
+
+def _is_input(value: Any) -> str | None:
+    return None if value in METRIC_INPUTS else f"is not allowed; one of: {', '.join(METRIC_INPUTS)}"
+
+
+def _are_sets(value: Any) -> str | None:
+    fits = isinstance(value, list) and value and all(isinstance(one, str) for one in value)
+    return None if fits else "must be a list of names of evaluation sets, as in [clean]"
 
 
 # keys of ours that stand beside a component's arguments, by the slot they belong to, and what they may hold
@@ -51,7 +59,7 @@ OPTIONS: dict[str, dict[str, Callable[[Any], str | None]]] = {
     "optimizer": {"_groups_": _are_groups},
     "scheduler": {"_warmup_": _is_length, "_every_": _is_length},
     "loss": {"_per_": _is_count, "_weight_": _is_weight},
-    "evaluate.metrics": {"_input_": _is_word},
+    "evaluate.metrics": {"_input_": _is_input, "_sets_": _are_sets},
 }
 
 
@@ -76,7 +84,8 @@ def _shape(
     if isinstance(component.target, Expression) or not isinstance(component.target, str) or not component.target:
         message = "_target_ must be a name, as in 'torch.nn.Linear' or 'my_model.py:Net'"
         yield Problem(str(component.origin), dotted(component.path), message)
-    if component.style == "reference" and (component.args or component.kwargs or set(component.options) - {"_target_"}):
+    strange = set(component.options) - {"_target_", *options}
+    if component.style == "reference" and (component.args or component.kwargs or strange):
         message = "_ref_ is the thing itself and takes no arguments; use _target_ to call it"
         yield Problem(str(component.origin), dotted(component.path), message)
     for key, value in component.options.items():

@@ -42,19 +42,29 @@ def _evaluation(recipe: Recipe) -> Iterator[Fault]:
     section, data = recipe.evaluate, recipe.data
     if section.metrics and data.validation is None and data.test is None:
         yield ("evaluate", "metrics"), "there is nothing to measure on; state data.validation, or remove the metrics"
+    validations = list(data.validation) if isinstance(data.validation, Mapping) else []
+    named = [*validations, *(data.test if isinstance(data.test, Mapping) else [])]
+    for name, metric in section.metrics.items():
+        strange = [one for one in metric.options.get("_sets_", ()) if one not in named]
+        if strange:
+            listed = hint(strange[0], named, f"there are: {', '.join(named) or 'none with a name'}")
+            where: Path = ("evaluate", "metrics", name, "_sets_")
+            yield where, f"no evaluation set is named '{brief(strange[0])}'{listed}"
     if section.early_stop is not None and section.best is None:
         yield ("evaluate", "early_stop"), "needs evaluate.best to say what improves; state it"
     if section.best is None:
         return
     path: Path = ("evaluate", "best")
     known = [*section.metrics, "loss"]
-    if section.best.metric not in known:
+    if recipe.train.ema is not None:
+        known += [f"ema/{name}" for name in known]
+    if section.best.metric not in known and section.best.metric.partition("/")[0] not in section.metrics:
         listed = hint(section.best.metric, known, f"there are: {', '.join(known)}")
         yield (*path, "metric"), f"no metric is named '{brief(section.best.metric)}'{listed}"
     if data.validation is None:
         yield path, "there is nothing to judge on; state data.validation, or remove it"
         return
-    sets = list(data.validation) if isinstance(data.validation, Mapping) else []
+    sets = validations
     if section.best.of is not None and section.best.of not in sets:
         listed = f"there are: {', '.join(sets)}" if sets else "there is only one; remove the key"
         yield (

@@ -22,6 +22,7 @@ from launcher.runs import lock
 from launcher.runs.essence import differences
 
 WEIGHTS_FILE = "model_weights.pth"
+AVERAGED_FILE = "model_weights_ema.pth"
 STATUS_FILE = "status.json"
 ENVIRONMENT_FILE = "environment.json"
 _PACKAGES = ("torch", "accelerate", "numpy", "torchmetrics", "pydantic", "pyyaml", "wandb", "tensorboard")
@@ -54,6 +55,14 @@ class Choice:
         if self.resume and (found := next(unfinished(root / self.name, self.essence), None)):
             return found.absolute()
         return _new(root / self.name).absolute()
+
+    def forget(self, folder: Path) -> None:
+        """Removes a folder that was made and never written to, and those around it that are empty then."""
+        with contextlib.suppress(OSError):  # it is not empty, or never was there
+            folder.rmdir()
+            if self.run_dir is None:
+                folder.parent.rmdir()
+                folder.parent.parent.rmdir()
 
 
 def _new(parent: Path) -> Path:

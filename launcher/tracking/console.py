@@ -530,6 +530,31 @@ def _table(columns: Mapping[str, Line]) -> Table:
     return table
 
 
+def tables(lines: Sequence[Line]) -> str:
+    """Evaluations as a table, and one more for each set that has metrics with a value for each class."""
+    rich = Rich()
+    found = [_rendered(rich, _table({_title(line): line for line in lines}))]
+    for line in lines:
+        listed = {name: value for name, value in line.items() if isinstance(value, list)}
+        if listed:
+            found.append(_rendered(rich, _by_class(_title(line), listed)))
+    return "\n".join(found)
+
+
+def _by_class(title: str, listed: Mapping[str, Sequence[Any]]) -> Table:
+    """Classes down, metrics across."""
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
+    table.add_column(f"{title}, class", style=_LABEL)
+    for name in listed:
+        table.add_column(name, justify="right")
+    for place in range(max(map(len, listed.values()))):
+        cells = (values[place] if place < len(values) else None for values in listed.values())
+        table.add_row(
+            str(place), *(number(cell) if isinstance(cell, int | float) else str(cell or "") for cell in cells)
+        )
+    return table
+
+
 def _cell(name: str, line: Line) -> str:
     value = line.get(name)
     if value is None:

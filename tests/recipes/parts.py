@@ -115,6 +115,13 @@ class OwnLoss(Net):
         return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
 
 
+class OneNumber(Net):
+    """6 numbers to one: [N]."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(inputs)[:, 0]
+
+
 class Scaled(nn.Module):
     """A loss with a parameter of its own."""
 
@@ -185,15 +192,51 @@ class Slow(Numbers):
 
 
 class Paced(WholeNumbers):
-    """Whole batches that take a while each."""
+    """Whole batches that take a while each; a single sample, as for the fingerprint of a run's data, does not."""
 
     def __init__(self, seconds: float):
         super().__init__()
         self.seconds = seconds
 
     def get_batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        time.sleep(self.seconds)
+        if len(indices) > 1:
+            time.sleep(self.seconds)
         return super().get_batch(indices)
+
+
+class Values(Numbers):
+    """The same rows with a number each in place of a class."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.inputs[index], self.inputs[index].sum() + self.inputs[index, 0].square()
+
+
+class YesOrNo(Numbers):
+    """The same rows with 0 or 1 in place of a class."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.inputs[index], (self.targets[index] > 0).double()
+
+
+class Inputs(Numbers):
+    """The same rows without a class: what a model is to be asked."""
+
+    def __getitem__(self, index: int) -> Any:
+        return (self.inputs[index],)
+
+
+class Stuck(Numbers):
+    """A set of which one row never comes."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        time.sleep(3600 if index == 20 else 0)
+        return super().__getitem__(index)
+
+
+def spread(outputs: Tensor, targets: Tensor) -> float:
+    """A metric that only a whole set has: how far the mean outputs of the classes lie apart."""
+    means = torch.stack([outputs[targets == one].mean(0) for one in targets.unique()])
+    return float(means.std(0, unbiased=False).sum())
 
 
 class Broken(Numbers):

@@ -1,0 +1,64 @@
+"""Which evaluation was the best, and when it is time to stop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from launcher.recipe import schema
+
+
+@dataclass
+class Judge:
+    """Keeps the best evaluation, and says when it is time to stop.
+
+    Attributes:
+        best: The recipe's `evaluate.best`.
+        early_stop: The recipe's `evaluate.early_stop`.
+        value: The best value so far, None before the first that is a number.
+        step: When it was.
+        since: Evaluations since the last improvement.
+    """
+
+    best: schema.Best | None
+    early_stop: schema.EarlyStop | None = None
+    value: float | None = None
+    step: int | None = None
+    since: int = field(default=0)
+
+    def see(self, step: int, value: float) -> bool:
+        """Takes an evaluation's value in; whether it is the best so far. NaN never is."""
+        if self._improves(value, 0.0):
+            delta = self.early_stop.min_delta if self.early_stop else 0.0
+            self.since = 0 if self._improves(value, delta) else self.since + 1
+            self.value, self.step = value, step
+            return True
+        self.since += 1
+        return False
+
+    def _improves(self, value: float, delta: float) -> bool:
+        if self.best is None or math.isnan(value):
+            return False
+        if self.value is None:
+            return True
+        return value > self.value + delta if self.best.mode == "max" else value < self.value - delta
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"value": self.value, "step": self.step, "since": self.since, "by": self._by}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Takes up what a checkpoint kept, if it was judged by the same metric."""
+        if state["by"] == self._by:
+            self.value, self.step, self.since = state["value"], state["step"], state["since"]
+
+    @property
+    def _by(self) -> list[Any] | None:
+        return [self.best.metric, self.best.mode, self.best.of] if self.best is not None else None
+
+    @property
+    def is_patient(self) -> bool:
+        """Whether training may go on."""
+        return self.early_stop is None or self.since < self.early_stop.patience

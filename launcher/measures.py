@@ -1,0 +1,227 @@
+"""What evaluation measures besides the loss: torchmetrics, and functions of one's own, over one rank or all."""
+
+from __future__ import annotations
+
+import functools
+import io
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torchmetrics
+from torchmetrics.text import Perplexity
+
+from launcher.errors import LauncherError, Problem, RecipeError
+from launcher.recipe.component import Component
+from launcher.recipe.components import Workshop
+from launcher.recipe.document import dotted
+
+if TYPE_CHECKING:
+    from launcher.coordination import Coordinator
+
+Scores = dict[str, Any]  # "loss" and each metric by its name: a number, or a list of them per class
+
+
+class OverSet(torchmetrics.Metric):
+    """A function of one's own over a whole set, gathered in host memory: `function(*outputs, *targets) -> number`.
+
+    Args:
+        function: Gets the tensors of all batches, put together along the first dimension.
+        parts: How many outputs and targets a batch has.
+    """
+
+    full_state_update = False
+    part_names: Sequence[str]
+
+    def __init__(self, function: Callable[..., Any], parts: int):
+        super().__init__()
+        self.function = function
+        self.part_names = [f"part{number}" for number in range(parts)]
+        for name in self.part_names:
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    def update(self, *parts: torch.Tensor) -> None:
+        """Keeps a batch."""
+        if len(parts) != len(self.part_names):
+            raise ValueError(f"{len(parts)} outputs and targets, and not {len(self.part_names)}; name them in 'batch'")
+        for name, part in zip(self.part_names, parts, strict=True):
+            getattr(self, name).append(part.detach().cpu())
+
+    def compute(self) -> Any:
+        """What the function says of all of it."""
+        return self.so_far()
+
+    def so_far(self) -> Any:
+        """The same, without torchmetrics' keeping of what was computed."""
+        kept = [getattr(self, name) for name in self.part_names]
+        return self.function(*(one if isinstance(one, torch.Tensor) else torch.cat(one) for one in kept))
+
+
+# ---------------------------------------------------------------------- what a metric gets
+
+
+def class_dimension(outputs: torch.Tensor, target: torch.Tensor | None) -> int | None:
+    """The dimension of the outputs that runs over classes; None where there is one number for each target."""
+    if target is None:
+        return 1 if outputs.dim() > 1 and outputs.shape[1] > 1 else None
+    if outputs.numel() == target.numel():
+        return None
+    shape = list(outputs.shape)
+    return next((d for d in (1, outputs.dim() - 1) if d > 0 and shape[:d] + shape[d + 1 :] == list(target.shape)), 1)
+
+
+def probabilities(outputs: torch.Tensor, target: torch.Tensor | None) -> torch.Tensor:
+    """Softmax over the classes; a sigmoid where there is one number for each target, in the target's shape."""
+    over = class_dimension(outputs, target)
+    if over is not None:
+        return outputs.softmax(dim=over)
+    return (outputs if target is None else outputs.reshape(target.shape)).sigmoid()
+
+
+def classes(outputs: torch.Tensor, target: torch.Tensor | None) -> torch.Tensor:
+    """The likeliest class; where there is one number for each target, whether it is above 0."""
+    over = class_dimension(outputs, target)
+    if over is not None:
+        return outputs.argmax(dim=over)
+    return ((outputs if target is None else outputs.reshape(target.shape)) > 0).long()
+
+
+_READ_AS: Mapping[str, Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]] = {
+    "probabilities": probabilities,
+    "classes": classes,
+    "logits": lambda outputs, target: outputs,
+}
+
+
+# ---------------------------------------------------------------------- one entry of evaluate.metrics
+
+
+@dataclass
+class Measure:
+    """A metric by its name in the recipe.
+
+    Attributes:
+        name: That name.
+        metric: Of torchmetrics: one, or a collection.
+        takes: What it gets of the first output: `probabilities`, `classes` or `logits`, None for the output as it is.
+        sets: The sets that it is for; None for all.
+    """
+
+    name: str
+    metric: Any
+    takes: str | None = None
+    sets: Sequence[str] | None = None
+
+    def is_for(self, name: str) -> bool:
+        """Whether it measures on this set."""
+        return self.sets is None or name in self.sets
+
+    def reset(self, device: torch.device) -> None:
+        """Forgets all batches."""
+        self.metric.to(device)
+        self.metric.reset()
+
+    def update(self, outputs: Sequence[Any], targets: Sequence[Any], is_first: bool = False) -> None:
+        """Takes a batch in.
+
+        Args:
+            outputs: On the metric's device.
+            targets: Likewise.
+            is_first: Whether a function of one's own is tried at once: an error should not wait for the whole set.
+
+        Raises:
+            LauncherError: The metric cannot take them; the message names it, their shapes and types.
+        """
+        target = targets[0] if targets and isinstance(targets[0], torch.Tensor) else None
+        if self.takes is not None and outputs:
+            outputs = [_READ_AS[self.takes](outputs[0], target), *outputs[1:]]
+        elif isinstance(self.metric, Perplexity) and target is not None and isinstance(outputs[0], torch.Tensor):
+            # it wants the classes last, CrossEntropyLoss second: a model's output does for both
+            over = class_dimension(outputs[0], target)
+            outputs = [outputs[0] if over is None else outputs[0].movedim(over, -1), *outputs[1:]]
+        try:
+            self.metric.update(*outputs, *targets)
+            if is_first and isinstance(self.metric, OverSet):
+                self.metric.so_far()
+        except Exception as error:
+            raise LauncherError(f"evaluate.metrics.{self.name}: {self._cannot(outputs, targets)}: {error}") from error
+
+    def _cannot(self, outputs: Sequence[Any], targets: Sequence[Any]) -> str:
+        shapes = ", ".join(f"{tuple(one.shape)} {one.dtype}" for one in (*outputs, *targets) if hasattr(one, "shape"))
+        metric = self.metric
+        what = getattr(metric.function, "__name__", "the function") if isinstance(metric, OverSet) else None
+        return f"{what or type(metric).__name__} cannot take outputs and targets of {shapes or 'no tensors'}"
+
+    def scores(self) -> Scores:
+        """Its value over the batches since the reset, or its values by `name/key` for a collection.
+
+        Raises:
+            LauncherError: They have none.
+        """
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a rank whose share is empty has seen nothing, and that is right
+                value = self.metric.compute()
+        except Exception as error:
+            raise LauncherError(f"evaluate.metrics.{self.name}: {type(self.metric).__name__}: {error}") from error
+        if isinstance(value, Mapping):
+            return {f"{self.name}/{key}": _plain(one) for key, one in value.items()}
+        return {self.name: _plain(value)}
+
+    def gather(self, coordinator: Coordinator) -> None:
+        """Makes the state that of all ranks' batches together, in host memory.
+
+        The sums of all ranks are added and their lists joined in the order of the ranks, before anything is computed:
+        a mean of the ranks' means would count samples unequally.
+        """
+        self.metric.to("cpu")
+        for one in _singles(self.metric):
+            one.sync(dist_sync_fn=functools.partial(_of_all_ranks, coordinator), distributed_available=lambda: True)
+
+
+def _of_all_ranks(coordinator: Coordinator, state: torch.Tensor, group: Any = None) -> list[torch.Tensor]:
+    """A state of every rank, whatever its shape; ranks that saw no sample have nothing to join to a list."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    states = [torch.load(io.BytesIO(one), weights_only=True) for one in coordinator.gather(buffer.getvalue())]
+    return [one for one in states if one.numel()] or states[:1]
+
+
+def _singles(metric: Any) -> Iterator[torchmetrics.Metric]:
+    yield from metric.values() if isinstance(metric, torchmetrics.MetricCollection) else [metric]
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, torch.Tensor) else value
+
+
+def build_measures(workshop: Workshop) -> list[Measure]:
+    """The recipe's metrics, told never to talk to other ranks by themselves.
+
+    torchmetrics' `compute()` gathers over the main process group and would hang where one rank evaluates.
+
+    Raises:
+        RecipeError: Something else than a metric came out.
+    """
+    batch = workshop.recipe.batch
+    parts = (len(batch.outputs) if batch.outputs is not None else 1) + len(batch.targets)
+    measures = []
+    for name, component in workshop.recipe.evaluate.metrics.items():
+        metric = workshop.build(component)
+        if not isinstance(metric, torchmetrics.Metric | torchmetrics.MetricCollection):
+            if not callable(metric):
+                raise RecipeError([_no_metric(workshop, component, metric)])
+            metric = OverSet(metric, parts)
+        for one in _singles(metric):
+            one.sync_on_compute = one._to_sync = False  # the second is read once, when a metric is made
+        options = component.options
+        measures.append(Measure(name, metric, options.get("_input_"), options.get("_sets_")))
+    return measures
+
+
+def _no_metric(workshop: Workshop, component: Component, made: Any) -> Problem:
+    where = str(workshop.recipe.document.origin(component.path))
+    message = f"{component.target} gave a {type(made).__name__}, not a metric, nor a function (outputs, targets)"
+    return Problem(where, dotted(component.path), message)

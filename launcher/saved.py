@@ -1,0 +1,112 @@
+"""What a run has saved, found by the name that a user gives: its recipe and its weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher import checkpoints
+from launcher.checkpoints import Checkpoint
+from launcher.errors import UsageError
+from launcher.model import read_weights
+from launcher.recipe.load import load_recipe
+from launcher.recipe.schema import Recipe
+from launcher.runs import folder as runs
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A recipe and weights that belong to it.
+
+    Attributes:
+        recipe: The run's, or the one that was named.
+        source: A file of weights, or a verified checkpoint.
+        allow: Further packages that the recipe may name.
+    """
+
+    recipe: Recipe
+    source: Path | Checkpoint
+    allow: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """Where the weights come from, in a word."""
+        return self.source.folder.name if isinstance(self.source, Checkpoint) else self.source.name
+
+    @property
+    def step(self) -> int | None:
+        """Optimizer steps that made them; None where that is not known."""
+        if isinstance(self.source, Checkpoint):
+            return self.source.step
+        status = runs.read_json(self.source.parent / runs.STATUS_FILE)
+        step = status.get("step") if self.source.name == runs.WEIGHTS_FILE else None
+        return step if isinstance(step, int) else None
+
+    def weights(self) -> Mapping[str, Any]:
+        """The unwrapped state_dict, on the CPU.
+
+        Raises:
+            LauncherError: The file cannot be read.
+        """
+        return self.source.weights() if isinstance(self.source, Checkpoint) else read_weights(self.source)
+
+    def averaged(self) -> Mapping[str, Any] | None:
+        """The averages of its parameters, where the run had them and they were saved."""
+        if isinstance(self.source, Checkpoint):
+            average = self.source.training()["average"]
+            return average["parameters"] if average else None
+        beside = self.source.with_name(runs.AVERAGED_FILE)
+        return read_weights(beside) if self.source.name == runs.WEIGHTS_FILE and beside.exists() else None
+
+
+def find_saved(
+    path: Path, recipe: str | None = None, overrides: Sequence[str] = (), remove: Sequence[str] = ()
+) -> Saved:
+    """Finds recipe and weights of a run's folder, one of its checkpoints, or a file of weights.
+
+    A run's are its final weights, or those of its newest checkpoint where it is not finished.
+
+    Args:
+        path: What was saved.
+        recipe: In place of the run's; needed for a file outside of a run.
+        overrides: Changes to the recipe.
+        remove: What to take out of it.
+
+    Raises:
+        UsageError: There is nothing saved there, or no recipe.
+        DamagedError: The checkpoint is damaged.
+    """
+    path = path.absolute()
+    run, source = _source(path)
+    if recipe is not None:
+        return Saved(load_recipe(recipe, overrides, remove), source)
+    how = runs.read_json(run / runs.ENVIRONMENT_FILE)
+    if "recipe" not in how:
+        remedy = "say which recipe they belong to: --recipe" if path.is_file() else "`launcher runs` lists the runs"
+        raise UsageError(f"{path}: neither a run's folder nor something in one; {remedy}")
+    try:
+        os.chdir(how["directory"])  # files of one's own are looked for there
+    except OSError as error:
+        raise UsageError(f"the run was started in {how['directory']}: {error.strerror}") from error
+    read = load_recipe(how["recipe"], [*how["overrides"], *overrides], [*how["remove"], *remove])
+    return Saved(read, source, tuple(how["allow"]))
+
+
+def _source(path: Path) -> tuple[Path, Path | Checkpoint]:
+    """The run's folder that something saved lies in, and the file or checkpoint."""
+    if path.is_file():
+        inside = (path.parent / checkpoints.MANIFEST).exists()
+        return path.parent.parent.parent if inside else path.parent, path
+    if (path / checkpoints.MANIFEST).exists():
+        return path.parent.parent, checkpoints.verify(path)
+    if (path / runs.WEIGHTS_FILE).exists():
+        return path, path / runs.WEIGHTS_FILE
+    newest = checkpoints.newest(path / "checkpoints", print)
+    if newest is None:
+        is_run = (path / runs.ENVIRONMENT_FILE).exists()
+        what = "nothing was saved yet" if is_run else "neither a run's folder nor a checkpoint in one"
+        raise UsageError(f"{path}: {what}; `launcher runs` lists the runs")
+    return path, newest

@@ -1,0 +1,220 @@
+"""A saved model at work without training: measured on a set, or giving its outputs for new inputs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import send_to_device
+from torch import nn
+
+from launcher.data import Data, EvaluationLoader, load_data
+from launcher.datasets.files import needed, whole
+from launcher.device import check_device, open_device, seed_everything, use_cpu
+from launcher.errors import LauncherError, UsageError
+from launcher.evaluation import Evaluation
+from launcher.judge import Judge
+from launcher.launch.world import World
+from launcher.measures import build_measures
+from launcher.model import build_model
+from launcher.predictions import Predictions, columns_of, write_predictions
+from launcher.recipe.components import Workshop
+from launcher.recipe.schema import Recipe
+from launcher.saved import Saved
+from launcher.tracking import Line, NoTracking
+from launcher.training import Trainable, build_trainable
+
+_FORMS = (".parquet", ".jsonl")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A saved model on its device, with the data of its recipe.
+
+    Attributes:
+        recipe: What it was built from.
+        trainable: The model and its loss.
+        data: This rank's share of the sets.
+        workshop: Builds what else the recipe names.
+    """
+
+    recipe: Recipe
+    trainable: Trainable
+    data: Data
+    workshop: Workshop
+
+
+@contextmanager
+def opened(saved: Saved, world: World, cpu: bool) -> Iterator[Opened]:
+    """Builds the model of a recipe around saved weights.
+
+    Raises:
+        LauncherError: The weights do not fit, or what training would end with.
+    """
+    train = saved.recipe.train.model_copy(update={"start_from": None})
+    recipe = saved.recipe.model_copy(update={"train": train})
+    workshop = Workshop(recipe, saved.allow)
+    workshop.check()
+    on_cpu = use_cpu(world, cpu)
+    check_device(recipe.device, world, on_cpu)
+    seed_everything(recipe.seed)
+    data = load_data(workshop, world, on_gpu=not on_cpu)
+    with open_device(recipe, world, cpu=cpu) as device:
+        model = build_model(workshop, device)
+        trainable, _ = build_trainable(workshop, model, device, data)
+        _fill(model.bare, saved)
+        averaged = saved.averaged() if trainable.average is not None else None
+        if trainable.average is not None and averaged is not None:
+            trainable.average.load({"parameters": averaged, "updates": 1})
+        else:
+            trainable.average = None
+        yield Opened(recipe, trainable, data, workshop)
+
+
+def _fill(model: nn.Module, saved: Saved) -> None:
+    try:
+        model.load_state_dict(saved.weights())
+    except RuntimeError as error:
+        raise LauncherError(f"{saved.label} does not fit the recipe's model: {error}") from error
+
+
+def evaluate_saved(
+    saved: Saved, world: World, split: str | None, predictions: Path | None = None, *, cpu: bool = False
+) -> list[Line]:
+    """Measures saved weights as training did.
+
+    Args:
+        saved: The weights and their recipe.
+        world: The processes; with several, the recipe's `evaluate.ranks` says who evaluates.
+        split: `validation` or `test`; None for each that there is.
+        predictions: Where to write what the model makes of each sample, as Parquet.
+        cpu: Whether to stay on the CPU.
+
+    Returns:
+        A line for each set, as in `metrics.jsonl`.
+
+    Raises:
+        UsageError: There is no such set, or predictions are wanted of several.
+    """
+    with opened(saved, world, cpu) as model:
+        sets = _sets(model, split)
+        if predictions is not None and len(sets) > 1:
+            raise UsageError(f"--predictions is for one set; choose with --split: {', '.join(map(_named, sets))}")
+        trainable, section = model.trainable, model.recipe.evaluate
+        measures = build_measures(model.workshop)
+        lines: list[Line] = []
+        for (part, name), loader in sets.items():
+            evaluation = Evaluation(section, {}, trainable, measures, NoTracking(), Judge(None))
+            collected = Predictions()
+            if predictions is not None:
+                evaluation.seen = collected.see
+            step = saved.step or 0
+            found = evaluation.measured({name: loader}, part, step, step / model.data.steps_per_epoch)
+            lines += found or []
+            if predictions is not None:
+                columns = collected.columns(trainable.device.coordinator)
+                if world.is_first and columns is not None:
+                    write_predictions(predictions, columns, loader)
+        return lines
+
+
+def _named(part: tuple[str, str]) -> str:
+    return " ".join(part).strip()
+
+
+def _sets(model: Opened, split: str | None) -> dict[tuple[str, str], EvaluationLoader]:
+    """The sets of a split, or one of them by `SPLIT NAME`."""
+    data = model.data
+    known = {("validation", name): one for name, one in data.validation.items()}
+    known |= {("test", name): one for name, one in data.test.items()}
+    found = {part: one for part, one in known.items() if split in (None, part[0], part[1], _named(part))}
+    if not found:
+        there = ", ".join(map(_named, known)) or "none: the recipe has neither data.validation nor data.test"
+        raise UsageError(f"{f'no set is called {split}; ' if split else ''}there are: {there}")
+    return found
+
+
+# ---------------------------------------------------------------------- predict
+
+
+def predict(saved: Saved, split: str | None, target: Path, *, cpu: bool = False) -> int:
+    """Writes a model's outputs for every sample of a set, in order and batch by batch.
+
+    Args:
+        saved: The weights and their recipe.
+        split: Which set; None for the test set, else the validation set.
+        target: `.parquet` or `.jsonl`, whole or not at all.
+        cpu: Whether to stay on the CPU.
+
+    Returns:
+        How many there were.
+
+    Raises:
+        UsageError: There is no such set, or no such form.
+    """
+    if target.suffix not in _FORMS:
+        raise UsageError(f"--to {target.name}: the suffix says the form; one of: {', '.join(_FORMS)}")
+    with opened(saved, World(), cpu) as model:
+        sets = _sets(model, split)
+        part = next((one for one in sets if one[0] == "test"), next(iter(sets)))
+        rows = 0
+        with whole(target) as unfinished, _writer(unfinished, target.suffix) as write:
+            for columns in _outputs(model, sets[part]):
+                count = len(columns["output"])
+                write({"index": list(range(rows, rows + count)), **columns})
+                rows += count
+    return rows
+
+
+def _outputs(model: Opened, loader: EvaluationLoader) -> Iterator[Mapping[str, list[Any]]]:
+    """Of each batch the model's output, and for a classifier the likeliest class."""
+    trainable, device = model.trainable, model.trainable.device.torch_device
+    layout, bare = trainable.objective.layout, trainable.model.bare.eval()
+    classifies = any(isinstance(term.function, nn.CrossEntropyLoss) for term in trainable.objective.terms)
+    with torch.no_grad():
+        for batch in loader.batches():
+            args, kwargs = layout.inputs(send_to_device(batch.data, device))
+            output = layout.outputs(bare(*args, **kwargs))[0]
+            if not isinstance(output, torch.Tensor):
+                raise LauncherError("the model's output is no tensor; pick one of its parts with batch.outputs")
+            columns = {"output": output.float().cpu().tolist()}
+            if classifies:
+                found = columns_of(output, None)
+                columns |= {name: found[name].tolist() for name in ("prediction", "probability")}
+            yield columns
+
+
+Write = Callable[[Mapping[str, Sequence[Any]]], None]
+
+
+@contextmanager
+def _writer(path: Path, suffix: str) -> Iterator[Write]:
+    if suffix == ".jsonl":
+        with path.open("w", encoding="utf-8") as file:
+
+            def rows(columns: Mapping[str, Sequence[Any]]) -> None:
+                for row in zip(*columns.values(), strict=True):
+                    file.write(json.dumps(dict(zip(columns, row, strict=True))) + "\n")
+
+            yield rows
+        return
+    pyarrow = needed("pyarrow", "tables", "outputs as Parquet")
+    parquet = needed("pyarrow.parquet", "tables", "outputs as Parquet")
+    writer: Any = None
+
+    def table(columns: Mapping[str, Sequence[Any]]) -> None:
+        nonlocal writer
+        batch = pyarrow.table(dict(columns))
+        writer = writer or parquet.ParquetWriter(path, batch.schema)
+        writer.write_table(batch)
+
+    try:
+        yield table
+    finally:
+        if writer is not None:
+            writer.close()
