@@ -235,7 +235,7 @@ class Stuck(Numbers):
 
 def spread(outputs: Tensor, targets: Tensor) -> float:
     """A metric that only a whole set has: how far the mean outputs of the classes lie apart."""
-    means = torch.stack([outputs[targets == one].mean(0) for one in targets.unique()])
+    means = torch.stack([outputs[targets == one].mean(0) for one in range(int(targets.max()) + 1) if one in targets])
     return float(means.std(0, unbiased=False).sum())
 
 
