@@ -6,8 +6,8 @@ so it may take hours, signal handlers run meanwhile, and a peer's death raises a
 
 from __future__ import annotations
 
+import io
 import json
-import math
 import time
 import traceback
 from collections.abc import Callable
@@ -24,6 +24,7 @@ POLL_SECONDS = 0.05
 _BEAT_SECONDS = 1.0
 _FOREVER = timedelta(days=365)
 _RESULT, _ERROR, _PROGRESS = range(3)  # what rank 0 sends in `from_first`
+_DONE = b"="  # before what a rank sends in `everywhere`, unless it failed
 
 
 class PeerError(LauncherError):
@@ -115,24 +116,23 @@ class Coordinator:
         header = torch.tensor([_PROGRESS, done, total])
         self._beat = header, dist.broadcast(header, src=0, group=self._group, async_op=True)
 
-    def everywhere(self, function: Callable[[], Any]) -> Any:
-        """Runs `function` on every rank; each returns its own result once all are done.
+    def everywhere(self, function: Callable[[], bytes]) -> list[bytes]:
+        """Runs `function` on every rank; all return what all of them returned, in the order of the ranks.
 
         Raises:
             PeerError: On the ranks whose function did not raise, when another's did.
         """
-        if self._group is None:
-            return function()
         try:
-            result = function()
+            result = _DONE + function()
         except BaseException as error:
             self.gather(json.dumps(_failure(error)).encode())
             raise
-        for rank, message in enumerate(self.gather(b"")):
-            if message:
+        results = self.gather(result)
+        for rank, message in enumerate(results):
+            if not message.startswith(_DONE):
                 said = json.loads(message)
                 raise PeerError(f"rank {rank} failed: {said['error']}", said["exit_code"])
-        return result
+        return [message.removeprefix(_DONE) for message in results]
 
     def gather(self, message: bytes) -> list[bytes]:
         """Every rank's bytes, in the order of the ranks, on every rank."""
@@ -190,21 +190,31 @@ class Coordinator:
         return message
 
 
+def packed(tensors: Any) -> bytes:
+    """Tensors, and lists and mappings of them, as bytes for `gather`."""
+    buffer = io.BytesIO()
+    torch.save(tensors, buffer)
+    return buffer.getvalue()
+
+
+def unpacked(message: bytes) -> Any:
+    """What `packed` made bytes of."""
+    return torch.load(io.BytesIO(message), weights_only=True)
+
+
 def _failure(error: BaseException) -> dict[str, Any]:
     exit_code = error.exit_code if isinstance(error, LauncherError) else EXIT_FAILED
     return {"error": "".join(traceback.format_exception_only(error)).strip(), "exit_code": exit_code}
 
 
 def _wait(work: Any, patience: float | None = None) -> None:
-    now = time.monotonic()
-    hurry = now + 0.002  # most work is done by now: do not sleep for it
-    deadline = now + patience if patience is not None else math.inf
+    began = time.monotonic()
     while not work.is_completed():
-        now = time.monotonic()
-        if now > deadline:
+        waited = time.monotonic() - began
+        if patience is not None and waited > patience:
             raise TimeoutError
-        if now > hurry:
-            time.sleep(POLL_SECONDS)
+        if waited > 0.002:  # most work is done by now: do not sleep for it
+            time.sleep(min(POLL_SECONDS, waited / 4))
     work.wait()  # raises what went wrong
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from accelerate.utils import send_to_device
 from torch import nn
 
 from launcher import faults
-from launcher.coordination import Coordinator
+from launcher.coordination import Coordinator, packed, unpacked
 from launcher.data.loaders import EvaluationLoader, MicroBatch
 from launcher.data.streams import StreamEvaluationLoader
 from launcher.errors import LauncherError
@@ -149,14 +150,19 @@ class Tally:
         self._counts += torch.tensor(counts, dtype=torch.float64)
         return outputs, targets
 
-    def gather(self, coordinator: Coordinator) -> None:
-        """Makes this the tally of all ranks' batches together."""
-        own = torch.cat([self._sums.cpu(), self._counts, torch.tensor([float(self.samples)], dtype=torch.float64)])
-        numbers = coordinator.sum(own).result()
+    def state(self) -> list[torch.Tensor]:
+        """All that `join` needs of this rank, in host memory."""
+        numbers = torch.cat([self._sums.cpu(), self._counts, torch.tensor([float(self.samples)], dtype=torch.float64)])
+        return [numbers, *itertools.chain.from_iterable(measure.state() for measure in self.measures)]
+
+    def join(self, states: Sequence[list[torch.Tensor]]) -> None:
+        """Makes this the tally of all ranks' batches together, from the state of each."""
+        ranks = [iter(state) for state in states]
+        numbers = torch.stack([next(rank) for rank in ranks]).sum(0)
         terms = len(self._counts)
         self._sums, self._counts, self.samples = numbers[:terms], numbers[terms:-1], int(numbers[-1])
         for measure in self.measures:
-            measure.gather(coordinator)
+            measure.join(ranks)
 
     def scores(self) -> Scores:
         """The mean loss, and each metric's value.
@@ -298,23 +304,33 @@ class Evaluation:
             scores: Scores = {}
             for prefix, weights in self._weights():
                 with weights:
-                    tally = self._coordinator.everywhere(partial(self._share, loader, name, split, step, not prefix))
-                if self._any(tally is None) or tally is None:
+                    found = self._together(loader, name, split, step, not prefix)
+                if found is None:
                     return None
-                tally.gather(self._coordinator)
-                _check_counted(tally, loader)
-                found = self._coordinator.everywhere(tally.scores)  # with which metrics have their own state again
                 scores.update({prefix + key: value for key, value in found.items()})
             lines.append(self._line(name, split, step, epoch, scores))
         told: list[Line] = self._coordinator.from_first(lambda: lines)
         return told
 
-    def _share(self, loader: EvaluationLoader, name: str, split: str, step: int, seen: bool) -> Tally | None:
+    def _together(self, loader: EvaluationLoader, name: str, split: str, step: int, seen: bool) -> Scores | None:
+        """What all ranks find on a set, each on its share; None where one was asked to stop."""
         world = self.trainable.device.world
-        try:
-            return self._tally(loader, name, split, step, seen, world.rank, world.size)
-        except _StopRequested:
+        tallies = []
+
+        def share() -> bytes:
+            try:
+                tallies.append(self._tally(loader, name, split, step, seen, world.rank, world.size))
+            except _StopRequested:
+                return b""
+            return packed(tallies[0].state())
+
+        states = self._coordinator.everywhere(share)
+        if not all(states):
             return None
+        tally = tallies[0]
+        tally.join([unpacked(state) for state in states])
+        _check_counted(tally, loader)
+        return tally.scores()
 
     def _scores(self, loader: EvaluationLoader, name: str, split: str, step: int) -> Scores:
         """What rank 0 finds on a set, with the weights as they are and with their average."""
@@ -360,9 +376,6 @@ class Evaluation:
         """Makes every rank's buffers rank 0's, as DDP does before a forward: running means differ until then."""
         for buffer in self.trainable.model.bare.buffers():
             self._coordinator.share(buffer)
-
-    def _any(self, wish: bool) -> bool:
-        return bool(self._coordinator.max(torch.tensor([float(wish)], dtype=torch.float64)).result()[0])
 
     def _line(self, name: str, split: str, step: int, epoch: float, scores: Scores) -> Line:
         label = {"name": name} if name else {}

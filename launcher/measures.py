@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-import io
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torchmetrics
@@ -17,9 +15,6 @@ from launcher.errors import LauncherError, Problem, RecipeError
 from launcher.recipe.component import Component
 from launcher.recipe.components import Workshop
 from launcher.recipe.document import dotted
-
-if TYPE_CHECKING:
-    from launcher.coordination import Coordinator
 
 Scores = dict[str, Any]  # "loss" and each metric by its name: a number, or a list of them per class
 
@@ -170,23 +165,36 @@ class Measure:
             return {f"{self.name}/{key}": _plain(one) for key, one in value.items()}
         return {self.name: _plain(value)}
 
-    def gather(self, coordinator: Coordinator) -> None:
-        """Makes the state that of all ranks' batches together, in host memory.
+    def state(self) -> list[torch.Tensor]:
+        """What it keeps of its batches, in host memory, in the order in which torchmetrics exchanges it."""
+        kept: list[torch.Tensor] = []
+
+        def keep(state: torch.Tensor, group: Any = None) -> list[torch.Tensor]:
+            kept.append(state)
+            return [state]
+
+        self.metric.to("cpu")
+        for one in _singles(self.metric):
+            with one.sync_context(dist_sync_fn=keep, distributed_available=lambda: True):
+                pass
+        return kept
+
+    def join(self, ranks: Sequence[Iterator[torch.Tensor]]) -> None:
+        """Makes its state that of all ranks' batches together.
 
         The sums of all ranks are added and their lists joined in the order of the ranks, before anything is computed:
         a mean of the ranks' means would count samples unequally.
+
+        Args:
+            ranks: What `state` gave on each rank, taken from its beginning.
         """
-        self.metric.to("cpu")
+
+        def join(state: torch.Tensor, group: Any = None) -> list[torch.Tensor]:
+            states = [next(rank) for rank in ranks]
+            return [one for one in states if one.numel()] or states[:1]  # who saw no sample has nothing for a list
+
         for one in _singles(self.metric):
-            one.sync(dist_sync_fn=functools.partial(_of_all_ranks, coordinator), distributed_available=lambda: True)
-
-
-def _of_all_ranks(coordinator: Coordinator, state: torch.Tensor, group: Any = None) -> list[torch.Tensor]:
-    """A state of every rank, whatever its shape; ranks that saw no sample have nothing to join to a list."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    states = [torch.load(io.BytesIO(one), weights_only=True) for one in coordinator.gather(buffer.getvalue())]
-    return [one for one in states if one.numel()] or states[:1]
+            one.sync(dist_sync_fn=join, distributed_available=lambda: True)
 
 
 def _singles(metric: Any) -> Iterator[torchmetrics.Metric]:

@@ -6,7 +6,6 @@ and `prediction`, lists where a sample has several. `launcher.runs.predictions` 
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from launcher.coordination import Coordinator, packed, unpacked
 from launcher.data.loaders import EvaluationLoader, MicroBatch
 from launcher.data.sheet import as_png
 from launcher.data.subsets import innermost
@@ -25,7 +25,6 @@ from launcher.measures import class_dimension, probabilities
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from launcher.coordination import Coordinator
 
 _PICTURES = 24  # of the worst mistakes
 
@@ -58,10 +57,8 @@ class Predictions:
 
     def columns(self, coordinator: Coordinator) -> dict[str, NDArray[Any]] | None:
         """All ranks' rows in order, on every rank; None where there are none."""
-        buffer = io.BytesIO()
-        torch.save({name: torch.from_numpy(np.concatenate(parts)) for name, parts in self._parts.items()}, buffer)
-        shares = (torch.load(io.BytesIO(one), weights_only=True) for one in coordinator.gather(buffer.getvalue()))
-        read: list[dict[str, torch.Tensor]] = [share for share in shares if share]
+        own = packed({name: torch.from_numpy(np.concatenate(parts)) for name, parts in self._parts.items()})
+        read: list[dict[str, torch.Tensor]] = [share for share in map(unpacked, coordinator.gather(own)) if share]
         names = list(read[0]) if read else []
         columns = {name: torch.cat([share[name] for share in read]).numpy() for name in names}
         return {"index": np.arange(len(columns[names[0]])), **columns} if names else None

@@ -191,4 +191,5 @@ def train_here(
     if faults is not None and os.environ.get("RANK", "0") == str(faulty_rank):
         os.environ[FAULTS_VARIABLE] = faults
     read = load_recipe(recipe, ["launch.threads=1", *overrides], remove)
-    return run(read, World.from_environ(), Options(cpu=True, run_dir=folder, output="quiet")).state
+    how = {"recipe": recipe, "overrides": ["launch.threads=1", *overrides], "remove": list(remove), "allow": []}
+    return run(read, World.from_environ(), Options(cpu=True, run_dir=folder, output="quiet", how=how)).state
