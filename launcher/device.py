@@ -18,6 +18,7 @@ from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulation
 
 from launcher.coordination import Coordinator
 from launcher.errors import UsageError
+from launcher.launch.rendezvous import gathered
 from launcher.launch.world import World, usable_cpus
 from launcher.recipe import schema
 
@@ -118,7 +119,9 @@ def open_device(recipe: schema.Recipe, world: World, *, cpu: bool) -> Iterator[D
     if section.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    accelerator = _accelerator(section, on_cpu)
+    with gathered(world, section.timeout.amount):
+        accelerator = _accelerator(section, on_cpu)
+        # what libraries ask Accelerate for later is answered from its state, not from the variables
     torch.set_num_threads(
         choose_threads(recipe.launch.threads, world.local_size)
     )  # after Accelerate, which sets its own guess
@@ -191,6 +194,8 @@ def _notes(section: schema.Device, world: World) -> Iterator[str]:
     steps = (world.accelerate or {}).get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
     if steps not in ("1", ""):
         yield f"accelerate config says {steps} accumulation steps; they follow from data.micro_batch_size instead"
+    if world.local_size > 1 and torch.cuda.device_count() == 1:
+        yield f"each of the {world.local_size} processes of a node sees one GPU and uses that one"
     if not section.deterministic and torch.cuda.is_available():
         yield "GPU kernels are not promised bit for bit; device.deterministic: true chooses those that are"
     dynamo = (world.accelerate or {}).get("ACCELERATE_DYNAMO_BACKEND", "no")

@@ -139,11 +139,11 @@ def test_fast_stops_after_reading_and_loads_no_torch(tmp_path: Path) -> None:
 def test_on_a_login_node_the_rest_is_left_to_a_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sbatch = tmp_path / "bin" / "sbatch"
-    sbatch.parent.mkdir()
-    sbatch.write_text("#!/bin/sh\n")
-    sbatch.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{sbatch.parent}:{os.environ['PATH']}")
+    sinfo = tmp_path / "bin" / "sinfo"  # a cluster answers
+    sinfo.parent.mkdir()
+    sinfo.write_text("#!/bin/sh\n")
+    sinfo.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{sinfo.parent}:{os.environ['PATH']}")
     recipe = projects.make(tmp_path / "project")
     code, out, _ = check(capsys, recipe, "slurm.partition=gpu", "--processes", "4")
     assert code == 0

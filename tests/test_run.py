@@ -205,7 +205,7 @@ def test_what_cannot_be_is_said(tmp_path: Path, overrides: list[str], message: s
 
 @pytest.mark.parametrize(
     "override",
-    ["launch.max_restarts=1", "launch.nodes=2"],
+    ["launch.max_restarts=1"],
 )
 def test_what_is_not_built_yet_is_refused(tmp_path: Path, override: str) -> None:
     key = override.partition("=")[0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -117,9 +116,10 @@ def _no_bytecode() -> Iterator[None]:
 
 def _is_login_node() -> bool:
     """Whether this machine hands work to a cluster instead of doing it."""
+    from launcher.launch.slurm import answers
     from launcher.launch.world import World
 
-    return shutil.which("sbatch") is not None and World.from_environ().job is None
+    return World.from_environ().job is None and answers()
 
 
 def _say_the_rest(recipe: Recipe, arguments: Sequence[str]) -> None:

@@ -90,6 +90,11 @@ def _supervised(options: argparse.Namespace, arguments: Sequence[str], world: Wo
     from launcher.launch.local import Ranks, choose_processes
 
     recipe = read_recipe(options)
+    if recipe.launch.nodes > 1:
+        raise UsageError(
+            f"launch.nodes: {recipe.launch.nodes}: this command starts processes on this machine only; use "
+            f"`launcher submit --nodes {recipe.launch.nodes}`, srun, or torchrun on each machine"
+        )
     processes = choose_processes(options.processes or recipe.launch.processes, options.cpu or world.wants_cpu)
     if processes == 1:
         return None
@@ -131,8 +136,22 @@ def _train_here(options: argparse.Namespace, arguments: Sequence[str], world: Wo
         how=_how(options, arguments),
     )
     result = run(recipe, world, asked_for)
-    # under an elastic agent every rank ends with 0: any other code makes it start them again, or end the last one
-    return EXIT_PREEMPTED if result.state == "preempted" and not world.is_launched else EXIT_DONE
+    return _exit_code(result.state, world)
+
+
+def _exit_code(state: str, world: World) -> int:
+    """75 where the run is to be continued and somebody hears it: under srun of rank 0, which leaves last.
+
+    Under an elastic agent every rank ends with 0: any other code makes it start them again, or end the last one.
+    """
+    if state != "preempted":
+        return EXIT_DONE
+    if world.started_by == "srun" and world.is_first:
+        from launcher.launch.rendezvous import leave_last
+
+        leave_last()
+        return EXIT_PREEMPTED
+    return EXIT_DONE if world.is_launched else EXIT_PREEMPTED
 
 
 def _how(options: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:

@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from launcher.errors import UsageError
+from launcher.launch.nodelist import expand, expand_counts
 
 RUN_DIR_VARIABLE = "LAUNCHER_RUN_DIR"  # the supervisor chooses the run's folder once and tells its ranks
 SUPERVISOR_VARIABLE = "LAUNCHER_SUPERVISOR"
 FAULTS_VARIABLE = "LAUNCHER_FAULTS"
+SITE_VARIABLE = "LAUNCHER_SITE"
+_FIRST_SPECIAL_STEP = 0xFFFFFFF0  # batch scripts, interactive shells and the like have steps of these numbers
 
 
 @dataclass(frozen=True)
@@ -24,12 +27,14 @@ class World:
         local_size: How many processes run on this node.
         node: This node among all, from 0.
         nodes: How many nodes take part.
-        started_by: Who started the processes: `one process`, `launcher`, `accelerate` or `torchrun`.
+        started_by: Who started the processes: `one process`, `launcher`, `accelerate`, `torchrun` or `srun`.
         wants_cpu: Whether the environment asks for the CPU (`accelerate launch --cpu`).
         run_dir: The run folder that the supervisor chose, if it did.
         restarts: How often an elastic agent has restarted these processes.
         supervisor: Our own supervisor's process, if it started these.
         job: The SLURM job that this process belongs to, if it does.
+        host: The node of rank 0, for the ranks of an srun step.
+        step: That step in this start of its job, as in `1234.0.1`.
         faults: Accidents to be made on purpose, see `launcher.faults`.
         accelerate: What an `accelerate config` or its command line asked for, by its variable.
     """
@@ -46,6 +51,8 @@ class World:
     restarts: int = 0
     supervisor: int | None = None
     job: str | None = None
+    host: str | None = None
+    step: str | None = None
     faults: str | None = None
     accelerate: Mapping[str, str] | None = None
 
@@ -61,7 +68,10 @@ class World:
 
     @staticmethod
     def from_environ(environ: Mapping[str, str] | None = None) -> World:
-        """Reads the variables that torchrun, accelerate and our own supervisor set.
+        """Reads the variables that torchrun, accelerate, our own supervisor and SLURM set.
+
+        Of a SLURM job, only the tasks of a step of several are a world; a shell of salloc or `srun --pty`, a batch
+        script and a step of one task want one process, which may start others on its node.
 
         Raises:
             UsageError: The variables contradict each other, or ask for what no process group can give.
@@ -71,6 +81,8 @@ class World:
         wants_cpu = accelerate.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
         if "WORLD_SIZE" not in environ:
             _refuse_half_a_world(environ)
+            if _is_task(environ):
+                return _task(environ, wants_cpu, accelerate)
             started_by = "accelerate" if "ACCELERATE_MIXED_PRECISION" in environ else "one process"
             return World(
                 wants_cpu=wants_cpu,
@@ -104,12 +116,55 @@ class World:
 
 def is_spokesman() -> bool:
     """Whether this process prints what every rank finds for itself: rank 0, or the only one."""
-    return os.environ.get("RANK", "0") == "0"
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 
 def usable_cpus() -> int:
     """CPUs that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _is_task(environ: Mapping[str, str]) -> bool:
+    """Whether this is one of several tasks that srun has started together, and no shell of somebody's."""
+    step = environ.get("SLURM_STEP_ID", "")
+    if not step.isdigit() or int(step) >= _FIRST_SPECIAL_STEP or "SLURM_PTY_PORT" in environ:
+        return False
+    return _number(environ, "SLURM_STEP_NUM_TASKS", "1") > 1
+
+
+def _task(environ: Mapping[str, str], wants_cpu: bool, accelerate: Mapping[str, str]) -> World:
+    size = _number(environ, "SLURM_STEP_NUM_TASKS")
+    if "ACCELERATE_MIXED_PRECISION" in environ:
+        raise UsageError(
+            f"accelerate launch was started {size} times by srun and made one process of each; tell it of the others: "
+            "srun --ntasks-per-node=1 accelerate launch --num_machines N --num_processes P …, see slurm/README.md"
+        )
+    node = _number(environ, "SLURM_NODEID")
+    counts = expand_counts(environ.get("SLURM_STEP_TASKS_PER_NODE") or environ.get("SLURM_TASKS_PER_NODE", ""))
+    names = expand(environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST", ""))
+    job, start = environ.get("SLURM_JOB_ID", ""), environ.get("SLURM_RESTART_COUNT") or "0"
+    rank = _number(environ, "SLURM_PROCID")
+    if not 0 <= rank < size or node >= len(counts) or len(counts) != len(names):
+        raise UsageError(
+            f"environment: SLURM's variables do not agree: task {rank} of {size}, node {node} of {len(names)}; "
+            "were they set by hand?"
+        )
+    return World(
+        rank=rank,
+        size=size,
+        local_rank=_number(environ, "SLURM_LOCALID"),
+        local_size=counts[node],
+        node=node,
+        nodes=len(names),
+        started_by="srun",
+        wants_cpu=wants_cpu,
+        run_dir=environ.get(RUN_DIR_VARIABLE),
+        job=job,
+        host=names[0],
+        step=f"{job}.{environ['SLURM_STEP_ID']}.{start}",
+        faults=environ.get(FAULTS_VARIABLE),
+        accelerate=accelerate,
+    )
 
 
 def _starter(environ: Mapping[str, str]) -> str:
@@ -131,7 +186,10 @@ def _refuse_half_a_world(environ: Mapping[str, str]) -> None:
 def _number(environ: Mapping[str, str], name: str, default: str | None = None) -> int:
     text = environ.get(name, default)
     if text is None:
-        raise UsageError(f"environment: WORLD_SIZE is set and {name} is not; start with torchrun or accelerate")
+        set_by = "SLURM_STEP_ID" if name.startswith("SLURM_") else "WORLD_SIZE"
+        raise UsageError(
+            f"environment: {set_by} is set and {name} is not; start with srun, torchrun or accelerate launch"
+        )
     try:
         return int(text)
     except ValueError:

@@ -61,7 +61,6 @@ def load_recipe(
 def _unbuilt(recipe: Recipe, document: Document) -> Iterator[Problem]:
     """Keys whose work is yet to be built are refused: nothing that is asked for is silently left out."""
     asked: dict[Path, bool] = {
-        ("launch", "nodes"): recipe.launch.nodes > 1,
         ("launch", "max_restarts"): recipe.launch.max_restarts > 0,
         ("launch", "stall"): recipe.launch.stall is not None,
     }
