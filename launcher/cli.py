@@ -7,10 +7,12 @@ import sys
 from collections.abc import Sequence
 
 from launcher.commands import (
+    cancel,
     check,
     data,
     evaluate,
     export,
+    job,
     logs,
     new,
     recipes,
@@ -18,6 +20,7 @@ from launcher.commands import (
     runs,
     schema,
     show,
+    submit,
     train,
     verify_resume,
 )
@@ -27,7 +30,10 @@ from launcher.launch.world import is_spokesman
 from launcher.version import __version__
 
 # in the order of `launcher --help`
-COMMANDS = (train, check, data, show, new, runs, logs, report, verify_resume, evaluate, export, recipes, schema)
+COMMANDS = (
+    *(train, submit, check, data, show, new, runs, logs, cancel, report),
+    *(verify_resume, evaluate, export, recipes, schema, job),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -18,7 +18,7 @@ LAYERS = (
     ("__main__", "__init__"),
     ("cli",),
     ("commands",),
-    ("api", "export", "verification"),
+    ("api", "export", "verification", "submission"),
     ("run", "check"),
     ("session",),
     ("opening",),
@@ -37,7 +37,19 @@ LAYERS = (
     ("errors", "version"),
 )
 # inside these nothing imports torch when it is imported
-TORCH_FREE = ("tracking", "runs", "launch", "recipe", "errors", "version", "commands", "cli", "__init__", "__main__")
+TORCH_FREE = (
+    "tracking",
+    "runs",
+    "launch",
+    "recipe",
+    "errors",
+    "version",
+    "commands",
+    "cli",
+    "submission",
+    "__init__",
+    "__main__",
+)
 HEAVY = {"torch", "accelerate", "torchmetrics", "numpy"}
 
 

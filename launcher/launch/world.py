@@ -119,6 +119,21 @@ def is_spokesman() -> bool:
     return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 
+def site_variable() -> str | None:
+    """The site file that `LAUNCHER_SITE` names, if it does."""
+    return os.environ.get(SITE_VARIABLE) or None
+
+
+def job_environment() -> dict[str, str]:
+    """The variables that a new job inherits: all but those of the job that this process may itself be in."""
+    return {name: value for name, value in os.environ.items() if name == "SLURM_CONF" or not name.startswith("SLURM_")}
+
+
+def array_task() -> str | None:
+    """The task of a job array that this process belongs to, if it does."""
+    return os.environ.get("SLURM_ARRAY_TASK_ID") or None
+
+
 def usable_cpus() -> int:
     """CPUs that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

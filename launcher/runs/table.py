@@ -17,7 +17,14 @@ from launcher.runs import STATES
 from launcher.runs.reading import Run, find_runs, seconds_since
 from launcher.runs.words import age, number
 
-STYLES = {"running": "bold green", "finished": "green", "preempted": "yellow", "failed": "bold red", "dead": "bold red"}
+STYLES = {
+    "running": "bold green",
+    "queued": "cyan",
+    "finished": "green",
+    "preempted": "yellow",
+    "failed": "bold red",
+    "dead": "bold red",
+}
 _COLUMNS = ("RUN", "STATE", "RECIPE", "WORLD", "STEP", "BEST", "AGE", "WHERE")
 _NARROW = 120
 _LAST = float("inf")  # what has no value comes after everything that has

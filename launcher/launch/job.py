@@ -1,0 +1,119 @@
+"""A job as a batch script: pure text. The scripts in `slurm/` come from the same template."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from launcher.errors import UsageError
+
+Value = str | int | float | bool
+_BARE = re.compile(r"[\w./:,=@%+*&|!\[\]()-]+")
+_NAME = re.compile(r"[A-Za-z_]\w*")
+SCRIPT_FILE = "job.sbatch"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a batch script says. Texts of shell are quoted already, by `quoted`.
+
+    Attributes:
+        head: Comments at its top, one line each.
+        options: Long options of sbatch, without dashes; True stands alone, False is left out.
+        launch: Shell: the command that starts the ranks and waits for them.
+        python: Shell: the Python that they run with.
+        run: Shell: the run's folder.
+        directory: Shell: where it starts; None for the directory of the submission.
+        setup: Lines of shell to begin with.
+        environment: Variables.
+        tasks: What each task of an array changes in the recipe; empty where it is no array.
+        max_requeues: How often the job queues itself again.
+        signal_seconds: How long before the limit it is asked to save.
+        requeue: Whether it may.
+    """
+
+    head: Sequence[str]
+    options: Mapping[str, Value]
+    launch: Sequence[str]
+    python: str
+    run: str
+    directory: str | None = None
+    setup: Sequence[str] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    tasks: Sequence[Sequence[str]] = ()
+    max_requeues: int = 20
+    signal_seconds: int = 120
+    requeue: bool = True
+
+
+def render(job: Job) -> str:
+    """The batch script.
+
+    Raises:
+        UsageError: A value cannot be written in one, such as one with a line break.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # this is no page: each value is quoted for the shell or for sbatch
+    )
+    text = environment.get_template("job.sbatch.jinja").render(
+        head=["".join(one if one.isprintable() else "?" for one in line) for line in job.head],
+        options=[option(name, value) for name, value in job.options.items() if value is not False],
+        exports=[(_variable(name), quoted(value)) for name, value in job.environment.items()],
+        tasks=[" ".join(map(quoted, words)) for words in job.tasks],
+        **{name: getattr(job, name) for name in ("launch", "python", "run", "directory", "setup")},
+        **{name: getattr(job, name) for name in ("max_requeues", "signal_seconds", "requeue")},
+    )
+    return re.sub(r"\n{3,}", "\n\n", text)
+
+
+def quoted(text: str) -> str:
+    """One word for the shell, whatever it holds.
+
+    Raises:
+        UsageError: It holds control characters.
+    """
+    return shlex.quote(printable(text))
+
+
+def printable(text: str) -> str:
+    """The text itself.
+
+    Raises:
+        UsageError: It holds control characters.
+    """
+    if not text.isprintable():
+        raise UsageError(f"{text[:80]!r} holds line breaks or other control characters; no job can be told that")
+    return text
+
+
+def option(name: str, value: Value) -> str:
+    """An option as a `#SBATCH` line has it. sbatch knows quotes there, and no shell reads the line.
+
+    Raises:
+        UsageError: sbatch cannot be told this value.
+    """
+    name = name.replace("_", "-")
+    if value is True:
+        return f"--{name}"
+    text = printable(str(value))
+    if _BARE.fullmatch(text):
+        return f"--{name}={text}"
+    if '"' in text or "\\" in text:
+        raise UsageError(f"slurm.{name}: {text!r} holds a quotation mark or backslash, which sbatch does not take")
+    return f'--{name}="{text}"'
+
+
+def _variable(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"site file: environment: {name!r} is no name of a variable")
+    return name

@@ -1,0 +1,267 @@
+"""A run as a SLURM job: what was submitted, how its starts went, and whether to queue it again.
+
+`slurm.json` in the run's folder holds it. Only the batch script and the user's commands write it, never at once.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, LauncherError
+from launcher.launch import slurm
+from launcher.launch.job import SCRIPT_FILE
+from launcher.launch.world import job_environment
+from launcher.runs.folder import STATUS_FILE, create, read_json, write_json
+from launcher.runs.reading import Run
+
+QUEUE_FILE = "slurm.json"
+NO_PROGRESS_STARTS = 3  # so many starts in a row from the same step, and a job is stopped
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What is known of a run's job.
+
+    Attributes:
+        job: Its number; of an array's task, `12_3`.
+        script: What was submitted.
+        task: Which task of an array this run is.
+        starts: Each start of it: `job`, `time`, and the `step` that it began at (None for a script of one's own).
+        cancelled: Whether its user asked it to save and end.
+        signal_seconds: How long before the limit it is asked to save, where that was changed.
+        submitted: When, in unix time.
+    """
+
+    job: str = ""
+    script: str = ""
+    task: str | None = None
+    starts: list[Mapping[str, Any]] = field(default_factory=list)
+    cancelled: bool = False
+    signal_seconds: int | None = None
+    submitted: float = 0.0
+
+    @staticmethod
+    def read(folder: Path) -> Submission:
+        """The submission of a run; an empty one where it never was."""
+        found = read_json(folder / QUEUE_FILE)
+        known = {name: value for name, value in found.items() if name in Submission.__dataclass_fields__}
+        return Submission(**known)
+
+    def write(self, folder: Path) -> None:
+        """Keeps it."""
+        write_json(folder / QUEUE_FILE, asdict(self))
+
+
+def mark_submitted(folder: Path, submission: Submission, *, is_recipe: bool = True) -> None:
+    """Makes a run's folder say that it waits, unless it has begun already; a script of one's own has no state."""
+    replace(submission, submitted=time.time()).write(folder)
+    if is_recipe and not (folder / STATUS_FILE).exists():
+        write_json(folder / STATUS_FILE, {"state": "queued", "step": 0, "job": submission.job, "updated": time.time()})
+
+
+# ---------------------------------------------------------------------- in the job
+
+
+def begin(folder: Path, job: str, max_requeues: int) -> str:
+    """Notes a start of the job.
+
+    Returns:
+        What to say.
+
+    Raises:
+        LauncherError: It has been started too often for nothing.
+    """
+    create(folder)
+    submission, step = Submission.read(folder), _step(folder)
+    starts = [*submission.starts, {"job": job, "time": time.time(), "step": step}]
+    replace(submission, job=submission.job or job, starts=starts).write(folder)
+    last = [start["step"] for start in starts[-NO_PROGRESS_STARTS:]]
+    go_on = f"look at {folder / 'logs'}; `launcher resume {folder}` tries again"
+    if len(last) == NO_PROGRESS_STARTS and len({*last}) == 1 and step is not None:
+        raise LauncherError(f"{NO_PROGRESS_STARTS} starts in a row began at step {step}: not started again; {go_on}")
+    if len(starts) > max_requeues + 1:
+        raise LauncherError(f"slurm.max_requeues: started {max_requeues + 1} times: not started again; {go_on}")
+    return f"start {len(starts)} of job {job}" + (f", from step {step:,}" if step else "")
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How the ranks of a start have ended, and what the job allows.
+
+    Attributes:
+        folder: The run's.
+        job: Its number.
+        code: What srun ended with.
+        cancelled: Whether the batch script itself was asked to end.
+        max_requeues: How often the job may be queued again.
+        signal_seconds: How long before the limit it is asked to save.
+        requeue: Whether SLURM may be asked to requeue it.
+    """
+
+    folder: Path
+    job: str
+    code: int
+    cancelled: bool = False
+    max_requeues: int = 20
+    signal_seconds: int = 120
+    requeue: bool = True
+
+    def settle(self, say: Callable[[str], None]) -> int:
+        """Queues the job again where that is right, and says so; gives the batch script's exit code."""
+        submission = Submission.read(self.folder)
+        start = submission.starts[-1] if submission.starts else {"time": 0.0, "step": None}
+        state = self._state(float(start["time"]))
+        # torchrun and accelerate end with codes of their own: then only the run itself says that it has saved
+        if self.code != EXIT_PREEMPTED and state != "preempted":
+            is_lost = self.cancelled and state not in ("finished", "")  # srun that is cancelled itself ends with 0
+            return EXIT_FAILED if self.code == EXIT_DONE and is_lost else self.code
+        step, began = _step(self.folder), start["step"]
+        saved = "saved" if step is None else f"saved at step {step:,}"
+        again = f"`launcher resume {self.folder}` goes on"
+        if self.cancelled or submission.cancelled:
+            say(f"{saved}; cancelled, and not queued again: {again}")
+            return EXIT_PREEMPTED
+        if step is not None and began is not None and step <= began:
+            say(f"{saved}, where this start began: not queued again; it needs a longer slurm.time. {again}")
+            return EXIT_FAILED
+        if len(submission.starts) > self.max_requeues:
+            say(f"{saved}; not queued again: slurm.max_requeues is {self.max_requeues}. {again}")
+            return EXIT_FAILED
+        say(saved + _still_needed(self.folder, began, step))
+        return self._again(_with_time_to_save(self.folder, submission, self.signal_seconds, start, say), say)
+
+    def _state(self, since: float) -> str:
+        """What the run says of this start; empty where it says nothing."""
+        status = read_json(self.folder / STATUS_FILE)
+        return str(status.get("state")) if float(status.get("started") or 0.0) >= since else ""
+
+    def _again(self, submission: Submission, say: Callable[[str], None]) -> int:
+        # SLURM cannot change the signal of a job that exists
+        if self.requeue and submission.signal_seconds is None:
+            say(f"queueing job {self.job} again")  # now: SLURM ends this script as well
+            refused = slurm.requeue(self.job)
+            if refused is None:
+                return EXIT_PREEMPTED
+            say(f"SLURM does not do that: {refused}")
+        if not submission.script:
+            say(f"to go on, submit the same script for the run's folder {self.folder}")
+            return EXIT_PREEMPTED
+        try:
+            number = resubmit(submission)
+        except LauncherError as error:
+            say(f"{error}; go on with: {shlex.join(['sbatch', *_options(submission), submission.script])}")
+            return EXIT_PREEMPTED
+        replace(submission, job=number).write(self.folder)
+        say(f"job {number} goes on with it")
+        return EXIT_DONE
+
+
+def _with_time_to_save(
+    folder: Path, submission: Submission, stated_seconds: int, start: Mapping[str, Any], say: Callable[[str], None]
+) -> Submission:
+    """Doubles the time to save where more than half of it was needed."""
+    granted = submission.signal_seconds or stated_seconds
+    needed = _slowest_save(folder, float(start["time"]))
+    if needed <= granted / 2:
+        return submission
+    say(f"a save took {needed:.0f} s, more than half of slurm.signal ({granted} s): {2 * granted} s from now on")
+    longer = replace(submission, signal_seconds=2 * granted)
+    longer.write(folder)
+    return longer
+
+
+def resubmit(submission: Submission) -> str:
+    """Submits a run's script again; gives the new job's number.
+
+    Raises:
+        LauncherError: SLURM refuses it.
+    """
+    number = slurm.submit(submission.script, _options(submission), job_environment())
+    return number if submission.task is None else f"{number}_{submission.task}"
+
+
+def _options(submission: Submission) -> list[str]:
+    signal = [] if submission.signal_seconds is None else [f"--signal=USR2@{submission.signal_seconds}"]
+    return [*signal, *([] if submission.task is None else [f"--array={submission.task}"])]
+
+
+def _step(folder: Path) -> int | None:
+    """The newest checkpoint's step: what a start can begin from; None where the run has no status of ours."""
+    if not (folder / STATUS_FILE).exists():
+        return None
+    steps = [path.name.removeprefix("step-") for path in (folder / "checkpoints").glob("step-*")]
+    return max((int(step) for step in steps if step.isdigit()), default=0)
+
+
+def _slowest_save(folder: Path, since: float) -> float:
+    times = [event for event in Run(folder).events if event["event"] == "save" and event["time"] >= since]
+    return max((float(event.get("seconds", 0.0)) for event in times), default=0.0)
+
+
+def _still_needed(folder: Path, began: int | None, step: int | None) -> str:
+    """How many more starts like this one the run needs."""
+    total = Run(folder).total_steps
+    if total is None or step is None or began is None:
+        return ""
+    return f" of {total:,}; needs about {(total - step) / (step - began):.1f} more starts like this one"
+
+
+# ---------------------------------------------------------------------- from outside
+
+
+def queue_now(cache: Path) -> dict[str, slurm.Queued]:
+    """One's jobs in the queue, asked for at most once in half a minute.
+
+    Args:
+        cache: Where the last answer is kept for the next command.
+
+    Raises:
+        LauncherError: The cluster does not answer.
+    """
+    kept = read_json(cache)
+    if time.time() - float(kept.get("time", 0.0)) < slurm.ASK_SECONDS:
+        return {name: slurm.Queued(**entry) for name, entry in kept["jobs"].items()}
+    jobs = slurm.queue()
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    text = {"time": time.time(), "jobs": {name: asdict(entry) for name, entry in jobs.items()}}
+    cache.write_text(json.dumps(text))
+    return jobs
+
+
+_REASONS = {
+    "Resources": "waits for free nodes",
+    "Priority": "others come first",
+    "Dependency": "waits for another job",
+    "BeginTime": "waits for its time, as a requeued job does for two minutes",
+    "None": "just queued",
+    "PartitionTimeLimit": "asks for more time than its partition gives (slurm.time)",
+    "PartitionNodeLimit": "asks for more nodes than its partition has (--nodes)",
+    "ReqNodeNotAvail": "the nodes that it asks for are down or reserved",
+    "JobHeldUser": "held: scontrol release JOB",
+    "JobHeldAdmin": "held by an administrator",
+    "DependencyNeverSatisfied": "the job that it waits for has failed",
+    "AssocGrpGRES": "the account's GPUs are all in use",
+    "QOSMaxJobsPerUserLimit": "you have as many jobs running as you may",
+}
+
+
+def in_words(job: str, entry: slurm.Queued | None) -> str:
+    """How a job stands, for people."""
+    if entry is None:
+        return f"job {job} is not in the queue any more"
+    if entry.state == "PENDING":
+        reason = _REASONS.get(entry.reason, entry.reason)
+        start = f", expected to start {entry.start.replace('T', ' ')}" if entry.start else ""
+        return f"job {job} waits: {reason}{start}"
+    return f"job {job} is {entry.state.lower()} on {entry.nodes or 'no node yet'}, {entry.left} left"
+
+
+def script_of(folder: Path) -> Path:
+    """Where a run's batch script lies."""
+    return folder / SCRIPT_FILE

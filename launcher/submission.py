@@ -1,0 +1,398 @@
+"""From a recipe and a few flags to a queued job: checked, planned, rendered, and only then submitted."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from launcher.errors import LauncherError, UsageError
+from launcher.launch import slurm
+from launcher.launch.job import SCRIPT_FILE, Job, Value, printable, quoted, render
+from launcher.launch.site import Site
+from launcher.launch.world import job_environment
+from launcher.recipe.load import load_recipe
+from launcher.recipe.schema import Recipe, Slurm
+from launcher.runs import folder as runs
+from launcher.runs.essence import essence_of
+from launcher.runs.queued import Submission, mark_submitted
+
+OWN_SCRIPT = "run"  # in place of a recipe
+_PREFLIGHT_TIME = "00:15:00"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for.
+
+    Attributes:
+        recipe: The YAML file; `run` for a script of one's own.
+        overrides: Changes to the recipe; of a script, its name and arguments.
+        remove: Keys taken out of the recipe.
+        allow: Further packages that it may name.
+        section: Changes to its slurm section, from flags.
+        nodes: How many machines, if said.
+        cpu: Whether to stay on the CPU.
+        processes: How many, on CPUs.
+        run_dir: The run's folder, if said.
+        tasks: The changes of each task of an array.
+        command: What was typed.
+    """
+
+    recipe: str
+    overrides: tuple[str, ...] = ()
+    remove: tuple[str, ...] = ()
+    allow: tuple[str, ...] = ()
+    section: tuple[str, ...] = ()
+    nodes: int | None = None
+    cpu: bool = False
+    processes: int | None = None
+    run_dir: str | None = None
+    tasks: tuple[tuple[str, ...], ...] = ()
+    command: tuple[str, ...] = ()
+
+    def plan(self, site: Site, source: str) -> Plan:
+        """Checks it for the world that it asks for, and decides all that was left open.
+
+        Args:
+            site: The site file.
+            source: Where that is; empty where there is none.
+
+        Raises:
+            RecipeError: The recipe is wrong.
+            UsageError: The request is, or the cluster does not offer that.
+        """
+        if self.processes is not None and not self.cpu:
+            raise UsageError("--processes goes with --cpu; on GPUs there is one process for each: --gpus-per-node")
+        section, recipe = Slurm(), None
+        if self.recipe == OWN_SCRIPT:
+            if not self.overrides or self.section or not Path(self.overrides[0]).is_file():
+                raise UsageError(
+                    "launcher submit … run SCRIPT.py: name a script that exists; what the job asks for goes behind --"
+                )
+        else:
+            recipe = self._read()
+            section = recipe.slurm
+        shape = _shape(self, recipe, section, site)
+        if recipe is not None:
+            for words in self.tasks or ((),):  # again, for the world that it will have
+                self._read(*words, f"launch.processes={shape.processes}", f"launch.nodes={shape.nodes}")
+        return Plan(self, recipe, section, shape, site, source)
+
+    def _read(self, *more: str) -> Recipe:
+        return load_recipe(self.recipe, [*self.overrides, *self.section, *more], self.remove)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a job asks the cluster for.
+
+    Attributes:
+        nodes: How many machines.
+        processes: Over all of them.
+        gpus: Of each node, as in `4` or `h100:4`; None on CPUs.
+        cpus: Of each process; None for the cluster's default.
+    """
+
+    nodes: int
+    processes: int
+    gpus: str | None
+    cpus: int | None
+
+    @property
+    def per_node(self) -> int:
+        """Processes of a node, at most."""
+        return -(-self.processes // self.nodes)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A job as it will be queued."""
+
+    request: Request
+    recipe: Recipe | None
+    section: Slurm
+    shape: Shape
+    site: Site
+    source: str
+
+    @property
+    def name(self) -> str:
+        """Of the run, and of its job."""
+        return self.recipe.name if self.recipe is not None else Path(self.request.overrides[0]).stem
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder that was asked for."""
+        return None if self.request.run_dir is None else Path(self.request.run_dir).absolute()
+
+    @property
+    def options(self) -> dict[str, Value]:
+        """What sbatch is asked for, without the files of a run."""
+        shape, section, site = self.shape, self.section, self.site
+        ntasks: dict[str, Value] = {"ntasks-per-node": shape.per_node}
+        if shape.processes != shape.per_node * shape.nodes:
+            ntasks = {"ntasks": shape.processes, **ntasks}
+        said = {
+            "partition": section.partition or site.partition,
+            "account": section.account or site.account,
+            "time": section.time,
+            "gpus-per-node": shape.gpus,
+            "cpus-per-task": shape.cpus,
+            "mem": section.mem,
+        }
+        return {
+            "job-name": self.name,
+            "nodes": shape.nodes,
+            **ntasks,
+            **{name: value for name, value in said.items() if value is not None},
+            "signal": f"USR2@{self.signal_seconds}",
+            "requeue" if site.requeue else "no-requeue": True,
+            "open-mode": "append",
+            **site.options,
+            **(section.__pydantic_extra__ or {}),
+        }
+
+    @property
+    def signal_seconds(self) -> int:
+        """How long before the limit the job is asked to save."""
+        return max(1, round(self.section.signal.amount))
+
+    def script(self, folder: Path) -> str:
+        """The batch script for a run's folder.
+
+        Raises:
+            UsageError: A value cannot be written in one.
+        """
+        request, is_array = self.request, bool(self.request.tasks)
+        log = "%a/logs/slurm-%A_%a.out" if is_array else "logs/slurm-%j.out"
+        if any(mark in str(folder) for mark in '%\\"'):
+            raise UsageError(
+                f"--run-dir: {folder} holds a '%', a backslash or a quotation mark, which sbatch reads itself"
+            )
+        array: dict[str, Value] = {"array": f"0-{len(request.tasks) - 1}"} if is_array else {}
+        site = self.site
+        job = Job(
+            head=[f"{self.name}: {self._world()}. Written by: {shlex.join(request.command)}"],
+            options={**self.options, **array, "output": f"{folder}/{log}"},
+            launch=self._srun(),
+            python=quoted(site.python or job_python()),
+            run=f'{quoted(str(folder))}/"$SLURM_ARRAY_TASK_ID"' if is_array else quoted(str(folder)),
+            directory=quoted(str(Path.cwd())),
+            setup=site.setup,
+            environment=site.environment,
+            tasks=request.tasks,
+            max_requeues=self.section.max_requeues,
+            signal_seconds=self.signal_seconds,
+            requeue=site.requeue,
+        )
+        return render(job)
+
+    def test_only(self, extra: Sequence[str]) -> str:
+        """When SLURM would start it, in SLURM's words."""
+        import tempfile
+
+        with tempfile.NamedTemporaryFile("w", suffix=".sbatch") as file:
+            file.write(self.script(Path("/tmp")))
+            file.flush()
+            return slurm.test_only(file.name, extra)
+
+    def _world(self) -> str:
+        nodes = f"{self.shape.nodes} node{'s' * (self.shape.nodes > 1)}"
+        return f"{self.shape.processes} process{'es' * (self.shape.processes > 1)} on {nodes}"
+
+    def _srun(self) -> list[str]:
+        """The command that starts a task for each rank."""
+        request, shape = self.request, self.shape
+        words = [f"--remove={key}" for key in request.remove] + [f"--allow={name}" for name in request.allow]
+        words += ["--cpu"] if shape.gpus is None else []
+        words += ["--processes=1"] if shape.processes == 1 else []
+        changes = ' "$@"' if request.tasks else ""
+        if self.recipe is None:
+            what = ["run", *request.overrides]
+            rest = changes
+        else:
+            if self.site.scratch is not None and self.recipe.data.scratch is None:
+                words.append(f"data.scratch={self.site.scratch}")
+            what = ["train", request.recipe, *request.overrides, *words]
+            rest = f'{changes} --run-dir "$run"'
+        cpus = ' --cpus-per-task="$SLURM_CPUS_PER_TASK"' if shape.cpus is not None else ""
+        inside = "".join(f"{quoted(word)} " for word in self.site.container)
+        return [
+            f"srun --kill-on-bad-exit=1{cpus} \\",
+            f'  {inside}"$python" -m launcher {" ".join(map(quoted, what))}{rest}',
+        ]
+
+
+def job_python() -> str:
+    """The Python that submits is the one that trains."""
+    import sys
+
+    return sys.executable
+
+
+def _shape(request: Request, recipe: Recipe | None, section: Slurm, site: Site) -> Shape:
+    nodes = request.nodes or (recipe.launch.nodes if recipe is not None else 1)
+    cpus = section.cpus_per_task or site.cpus_per_task
+    if request.cpu:
+        stated = recipe.launch.processes if recipe is not None else "auto"
+        processes = request.processes or (stated if isinstance(stated, int) else nodes)
+        if processes < nodes:
+            raise UsageError(
+                f"--nodes {nodes}: {processes} processes are too few; --processes counts those of all nodes"
+            )
+        return Shape(nodes, processes, None, cpus)
+    asked = section.gpus_per_node or site.gpus_per_node
+    partition = section.partition or site.partition
+    if asked is None:
+        raise UsageError(
+            f"how many GPUs of a node? Say --gpus-per-node, slurm.gpus_per_node, or --cpu; {_offered(partition)}"
+        )
+    count = str(asked).rpartition(":")[2]
+    if not count.isdigit() or int(count) < 1:
+        raise UsageError(f"slurm.gpus_per_node: '{asked}' is no number of GPUs; write it as in 4 or h100:4")
+    return Shape(nodes, nodes * int(count), str(asked), cpus or _fair_share(partition, str(asked)))
+
+
+def _offered(partition: str | None) -> str:
+    try:
+        found = [str(one) for one in slurm.offers(partition) if one.gpus]
+    except LauncherError as error:
+        return f"what the cluster offers is not known: {error}"
+    return f"the cluster offers: {', '.join(found)}" if found else "the cluster says of no node that it has GPUs"
+
+
+def _fair_share(partition: str | None, gpus: str) -> int | None:
+    """A node's CPUs by its GPUs, of the poorest node that fits; None where the cluster does not say."""
+    kind, _, count = gpus.rpartition(":")
+    try:
+        fitting = [one for one in slurm.offers(partition) if one.gpus >= int(count) and kind in ("", one.kind)]
+    except LauncherError:
+        return None
+    return max(1, min(one.cpus // one.gpus for one in fitting)) if fitting else None
+
+
+def describe(plan: Plan) -> list[tuple[str, str]]:
+    """Everything that the job asks for, for people."""
+    shape, options = plan.shape, plan.options
+    gpus = "no GPU" if shape.gpus is None else f"{shape.gpus} GPUs"
+    cpus = "the cluster's default of CPUs" if shape.cpus is None else f"{shape.cpus} CPUs a process"
+    rows = [
+        (
+            "asks for",
+            f"{shape.nodes} × ({shape.per_node} processes, {gpus}, {options.get('mem', 'default memory')}), {cpus}",
+        ),
+        (
+            "time",
+            f"{options.get('time', 'the default of the partition')}; saves {plan.signal_seconds} s before the limit",
+        ),
+        ("queue", f"{options.get('partition', 'the default')}, account {options.get('account', 'the default')}"),
+    ]
+    if plan.source:
+        said = ", ".join(sorted(plan.site.model_fields_set))
+        rows.append(("site", f"{plan.source}: {said}"))
+    return rows
+
+
+def submit(plan: Plan, extra: Sequence[str] = (), after: str | None = None) -> str:
+    """Makes the run's folder and queues the job; gives its number.
+
+    Args:
+        plan: The job.
+        extra: Further words for sbatch.
+        after: A job that must have ended well before.
+
+    Raises:
+        UsageError: sbatch refuses it; no folder is left behind.
+    """
+    folder = _choose_folder(plan)
+    script = plan.script(folder)
+    # of an array, each task is a run of its own
+    places = [folder / str(number) for number in range(len(plan.request.tasks))] or [folder]
+    was_there = folder.exists()
+    for place in places:
+        runs.create(place)
+    path = folder / SCRIPT_FILE
+    path.write_text(script)
+    path.chmod(0o755)
+    waits = [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"] if after else []
+    try:
+        number = slurm.submit(str(path), [*waits, *extra], job_environment())
+    except LauncherError:
+        if not was_there:
+            _remove(folder)
+        if after:
+            slurm.cancel(after)
+        raise
+    for task, place in enumerate(places):
+        one = Submission(job=f"{number}_{task}" if plan.request.tasks else number, script=str(path))
+        one = replace(one, task=str(task)) if plan.request.tasks else one
+        mark_submitted(place, one, is_recipe=plan.recipe is not None)
+        if plan.recipe is not None:
+            (place / "recipe.yaml").write_text(plan.recipe.document.text)
+    shown = _shown(folder)
+    print(f"{'job':<10} {number}" + (f", {len(places)} tasks" if plan.request.tasks else ""))
+    print(f"{'folder':<10} {shown}")
+    print(f"{'watch':<10} launcher runs {shown}; launcher logs -f {shown}")
+    print(f"{'cancel':<10} launcher cancel {shown}")
+    return number
+
+
+def preflight(plan: Plan) -> str:
+    """Queues one step of the run on one node, with micro-batches as large as the run's; gives the job's number.
+
+    Raises:
+        UsageError: sbatch refuses it.
+    """
+    recipe = plan.recipe
+    if recipe is None or plan.request.tasks:
+        raise UsageError("--preflight: goes with one recipe, and not with a script or an array")
+    share = -(-recipe.data.global_batch_size // plan.shape.processes)
+    micro = min(share, recipe.data.micro_batch_size or share)
+    request = replace(
+        plan.request,
+        overrides=(*plan.request.overrides, f"data.micro_batch_size={micro}"),
+        section=(*plan.request.section, f'slurm.time="{_PREFLIGHT_TIME}"', "slurm.max_requeues=0"),
+        nodes=1,
+        processes=plan.shape.per_node if plan.shape.gpus is None else None,
+        run_dir=None,
+    )
+    small = request.plan(plan.site, plan.source)
+    folder = runs.Choice(f"{recipe.name}-preflight", None, False, {}).folder(_root(plan.site))
+    script = small.script(folder).replace(
+        "srun --kill-on-bad-exit", "LAUNCHER_FAULTS=term@step:1 srun --kill-on-bad-exit"
+    )
+    # one step, then it stops and saves as on any other day: that is what was to be seen
+    script = script.split("\n# 75 means")[0] + "\ncode=$?\n[ $code = 75 ] && exit 0\nexit $code\n"
+    runs.create(folder)
+    path = folder / SCRIPT_FILE
+    path.write_text(script)
+    number = slurm.submit(str(path), [], job_environment())
+    print(f"{'preflight':<10} job {number}, one step on one node; the run waits for it. {_shown(folder)}")
+    return number
+
+
+def _choose_folder(plan: Plan) -> Path:
+    essence = essence_of(plan.recipe) if plan.recipe is not None else {}
+    folder = runs.Choice(plan.name, plan.request.run_dir, False, essence).folder(_root(plan.site))
+    printable(str(folder))
+    return folder
+
+
+def _root(site: Site) -> Path:
+    return Path(site.runs).expanduser() if site.runs else Path("runs")
+
+
+def _shown(folder: Path) -> str:
+    try:
+        return str(folder.relative_to(Path.cwd()))
+    except ValueError:
+        return str(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Takes away what was made for a job that was refused, which is all there is."""
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)
