@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
+import shutil
+import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -191,8 +195,6 @@ class Plan:
 
     def test_only(self, extra: Sequence[str]) -> str:
         """When SLURM would start it, in SLURM's words."""
-        import tempfile
-
         with tempfile.NamedTemporaryFile("w", suffix=".sbatch") as file:
             file.write(self.script(Path("/tmp")))
             file.flush()
@@ -227,8 +229,6 @@ class Plan:
 
 def job_python() -> str:
     """The Python that submits is the one that trains."""
-    import sys
-
     return sys.executable
 
 
@@ -310,7 +310,7 @@ def submit(plan: Plan, extra: Sequence[str] = (), after: str | None = None) -> s
     script = plan.script(folder)
     # of an array, each task is a run of its own
     places = [folder / str(number) for number in range(len(plan.request.tasks))] or [folder]
-    was_there = folder.exists()
+    is_new = plan.request.run_dir is None or not folder.exists()
     for place in places:
         runs.create(place)
     path = folder / SCRIPT_FILE
@@ -320,7 +320,7 @@ def submit(plan: Plan, extra: Sequence[str] = (), after: str | None = None) -> s
     try:
         number = slurm.submit(str(path), [*waits, *extra], job_environment())
     except LauncherError:
-        if not was_there:
+        if is_new:
             _remove(folder)
         if after:
             slurm.cancel(after)
@@ -392,7 +392,8 @@ def _shown(folder: Path) -> str:
 
 
 def _remove(folder: Path) -> None:
-    """Takes away what was made for a job that was refused, which is all there is."""
-    import shutil
-
+    """Takes away what was made for a job that was refused, and folders above it that hold nothing else."""
     shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        folder.parent.rmdir()
+        folder.parent.parent.rmdir()

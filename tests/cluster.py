@@ -98,6 +98,7 @@ def start_cluster(folder: Path) -> Cluster:
         pytest.skip("SLURM is not installed: apt-get install slurm-wlm munge")
     environment = {
         "SLURM_CLUSTER_DIR": str(folder),
+        "SLURM_CLUSTER_GPUS": "4",
         "SLURM_CLUSTER_PORT": str(17_000 + os.getpid() % 200 * 10),
         "SLURM_CONF": str(folder / "slurm.conf"),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,13 @@ def test_variables_that_contradict_each_other_are_refused(changes: dict[str, str
 
 
 # ---------------------------------------------------------------------- finding rank 0
+
+
+@pytest.fixture(autouse=True)
+def connections_are_closed() -> Iterator[None]:
+    yield
+    while rendezvous._peers:
+        rendezvous._peers.pop().close()
 
 
 def world(rank: int, size: int, step: str) -> World:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from launcher.runs import ORDERS, STATES
 
 if TYPE_CHECKING:
     from launcher.commands.arguments import Commands
+    from launcher.runs.reading import Run
     from launcher.runs.table import View
 
 _WATCH_SECONDS = 2.0
@@ -70,6 +71,27 @@ def _print_table(view: View) -> None:
     with console.capture() as captured:
         console.print(table_of(runs, console.width))
     print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+    for line in _queue_lines(runs):
+        print(line)
+
+
+def _queue_lines(runs: Sequence[Run]) -> Iterator[str]:
+    """How the jobs of those runs stand that are not over; nothing is asked where there are none."""
+    from launcher.errors import LauncherError
+    from launcher.runs.queued import Submission, in_words, queue_now
+
+    jobs = {run: Submission.read(run.folder).job for run in runs if run.state in ("queued", "running", "dead")}
+    jobs = {run: job for run, job in jobs.items() if job}
+    if not jobs:
+        return
+    yield ""
+    try:
+        queue = queue_now(Path.home() / ".cache" / "launcher" / "squeue.json")
+    except LauncherError as error:
+        yield f"the queue is not known: {error}"
+        return
+    for run, job in jobs.items():
+        yield f"{run.folder}: {in_words(job, queue.get(job))}"
 
 
 def _watch(view: View) -> int:

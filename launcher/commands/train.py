@@ -166,6 +166,30 @@ def _how(options: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any
     }
 
 
+def _resubmitted(folder: Path, options: argparse.Namespace) -> bool:
+    """Queues the job of a run again that was submitted; not inside a job, and not where flags say to train here.
+
+    Raises:
+        UsageError: Its job is in the queue, or something is asked for that the job's script does not say.
+    """
+    from launcher.launch import slurm
+    from launcher.launch.world import World
+    from launcher.runs.queued import Submission, go_on
+
+    submission = Submission.read(folder)
+    if not submission.script or options.cpu or options.processes or World.from_environ().job is not None:
+        return False
+    if options.overrides or options.start or options.allow_changes:
+        raise UsageError(
+            f"{options.run_dir}: a submitted job goes on as it was; to change it, `launcher submit … --run-dir "
+            f"{options.run_dir}`, or go on here with --cpu or --processes"
+        )
+    if (entry := slurm.queue().get(submission.job)) is not None:
+        raise UsageError(f"{options.run_dir}: job {submission.job} is {entry.state.lower()} already")
+    print(f"job {go_on(folder, submission)} goes on with {options.run_dir}")
+    return True
+
+
 def _resume(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     from launcher.runs.folder import ENVIRONMENT_FILE, read_json
 
@@ -173,6 +197,8 @@ def _resume(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     if not folder.is_dir():
         raise UsageError(f"{options.run_dir}: there is no such folder; `launcher runs` lists the runs")
     how = read_json(folder / ENVIRONMENT_FILE)
+    if _resubmitted(folder, options):
+        return EXIT_DONE
     if "recipe" not in how:
         what = "was started from Python; make the same call again" if "command" in how else "is not a run's folder"
         raise UsageError(f"{options.run_dir} {what}")

@@ -25,6 +25,9 @@ def log_of(run: Run, rank: int) -> Path:
     path = run.folder / "logs" / f"rank-{rank}.log"
     if path.is_file():
         return path
+    jobs = sorted(path.parent.glob("slurm-*.out"), key=lambda other: other.stat().st_mtime)
+    if rank == 0 and jobs:
+        return jobs[-1]  # what its batch script has printed, while no rank has
     names = (_RANK.fullmatch(other.name) for other in path.parent.glob("rank-*.log"))
     ranks = sorted(int(name[1]) for name in names if name)
     have = f"there are {', '.join(map(str, ranks))}" if ranks else "the run has not printed anything yet"

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import platform
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -38,9 +39,10 @@ def locked(folder: Path, job: str | None = None) -> Iterator[str | None]:
         OSError: The folder cannot be written.
     """
     path = folder / LOCK_FILE
-    note = _acquire(path, {**_me(), "job": job})
+    me = {**_me(), "job": job}
+    note = _acquire(path, me)
     released = threading.Event()
-    threading.Thread(target=_beat, args=(path, released), daemon=True, name="lock").start()
+    threading.Thread(target=_beat, args=(path, me, released), daemon=True, name="lock").start()
     try:
         yield note
     finally:
@@ -187,7 +189,15 @@ def _seconds_since_touched(path: Path) -> float:
             probe.unlink(missing_ok=True)
 
 
-def _beat(path: Path, released: threading.Event) -> None:
+def _beat(path: Path, me: Mapping[str, Any], released: threading.Event) -> None:
     while not released.wait(BEAT_SECONDS):
+        if (other := _read(path)) is not None and "namespace" in other and other != me:
+            # its job was started again elsewhere while this node could not be reached: two must not write
+            print(
+                f"{path.parent} is written by a later start on {other.get('host')}: leaving",
+                file=sys.stderr,
+                flush=True,
+            )
+            os._exit(1)
         with contextlib.suppress(OSError):
             os.utime(path)

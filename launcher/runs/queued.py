@@ -15,7 +15,6 @@ from typing import Any
 
 from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, LauncherError
 from launcher.launch import slurm
-from launcher.launch.job import SCRIPT_FILE
 from launcher.launch.world import job_environment
 from launcher.runs.folder import STATUS_FILE, create, read_json, write_json
 from launcher.runs.reading import Run
@@ -124,8 +123,11 @@ class Ending:
         step, began = _step(self.folder), start["step"]
         saved = "saved" if step is None else f"saved at step {step:,}"
         again = f"`launcher resume {self.folder}` goes on"
-        if self.cancelled or submission.cancelled:
+        if submission.cancelled:
             say(f"{saved}; cancelled, and not queued again: {again}")
+            return EXIT_PREEMPTED
+        if self.cancelled:  # by scancel, or to make room: then SLURM starts it again
+            say(f"{saved}; SLURM ends this job. Where it does not start it again, {again}")
             return EXIT_PREEMPTED
         if step is not None and began is not None and step <= began:
             say(f"{saved}, where this start began: not queued again; it needs a longer slurm.time. {again}")
@@ -174,6 +176,13 @@ def _with_time_to_save(
     longer = replace(submission, signal_seconds=2 * granted)
     longer.write(folder)
     return longer
+
+
+def go_on(folder: Path, submission: Submission) -> str:
+    """Queues a run's job once more, with all its requeues before it; gives the new job's number."""
+    number = resubmit(submission)
+    mark_submitted(folder, replace(submission, job=number, starts=[], cancelled=False))
+    return number
 
 
 def resubmit(submission: Submission) -> str:
@@ -260,8 +269,3 @@ def in_words(job: str, entry: slurm.Queued | None) -> str:
         start = f", expected to start {entry.start.replace('T', ' ')}" if entry.start else ""
         return f"job {job} waits: {reason}{start}"
     return f"job {job} is {entry.state.lower()} on {entry.nodes or 'no node yet'}, {entry.left} left"
-
-
-def script_of(folder: Path) -> Path:
-    """Where a run's batch script lies."""
-    return folder / SCRIPT_FILE
