@@ -15,15 +15,17 @@ from launcher.errors import LauncherError, UsageError
 from launcher.launch import slurm
 from launcher.launch.job import SCRIPT_FILE, Job, Value, printable, quoted, render
 from launcher.launch.site import Site
-from launcher.launch.world import job_environment
+from launcher.launch.world import FAULTS_VARIABLE, job_environment
+from launcher.recipe import show
 from launcher.recipe.load import load_recipe
 from launcher.recipe.schema import Recipe, Slurm
 from launcher.runs import folder as runs
 from launcher.runs.essence import essence_of
-from launcher.runs.queued import Submission, mark_submitted
+from launcher.runs.queued import Submission, mark_submitted, name_job
 
 OWN_SCRIPT = "run"  # in place of a recipe
 _PREFLIGHT_TIME = "00:15:00"
+_ONE_STEP = {FAULTS_VARIABLE: "term@step:1"}  # asked to stop after it, it saves as on any other day
 
 
 @dataclass(frozen=True)
@@ -76,15 +78,20 @@ class Request:
                     "launcher submit … run SCRIPT.py: name a script that exists; what the job asks for goes behind --"
                 )
         else:
-            recipe = self._read()
+            recipe = self.read()
             section = recipe.slurm
         shape = _shape(self, recipe, section, site)
         if recipe is not None:
             for words in self.tasks or ((),):  # again, for the world that it will have
-                self._read(*words, f"launch.processes={shape.processes}", f"launch.nodes={shape.nodes}")
+                self.read(*words, f"launch.processes={shape.processes}", f"launch.nodes={shape.nodes}")
         return Plan(self, recipe, section, shape, site, source)
 
-    def _read(self, *more: str) -> Recipe:
+    def read(self, *more: str) -> Recipe:
+        """The recipe with all changes, and further ones.
+
+        Raises:
+            RecipeError: It is wrong.
+        """
         return load_recipe(self.recipe, [*self.overrides, *self.section, *more], self.remove)
 
 
@@ -163,8 +170,12 @@ class Plan:
         """How long before the limit the job is asked to save."""
         return max(1, round(self.section.signal.amount))
 
-    def script(self, folder: Path) -> str:
+    def script(self, folder: Path, once: bool = False) -> str:
         """The batch script for a run's folder.
+
+        Args:
+            folder: The run's.
+            once: Whether one step is all that is wanted.
 
         Raises:
             UsageError: A value cannot be written in one.
@@ -185,11 +196,12 @@ class Plan:
             run=f'{quoted(str(folder))}/"$SLURM_ARRAY_TASK_ID"' if is_array else quoted(str(folder)),
             directory=quoted(str(Path.cwd())),
             setup=site.setup,
-            environment=site.environment,
+            environment={**site.environment, **(_ONE_STEP if once else {})},
             tasks=request.tasks,
             max_requeues=self.section.max_requeues,
             signal_seconds=self.signal_seconds,
             requeue=site.requeue,
+            once=once,
         )
         return render(job)
 
@@ -278,11 +290,9 @@ def describe(plan: Plan) -> list[tuple[str, str]]:
     shape, options = plan.shape, plan.options
     gpus = "no GPU" if shape.gpus is None else f"{shape.gpus} GPUs"
     cpus = "the cluster's default of CPUs" if shape.cpus is None else f"{shape.cpus} CPUs a process"
+    each = f"{shape.per_node} process{'es' * (shape.per_node > 1)}"
     rows = [
-        (
-            "asks for",
-            f"{shape.nodes} × ({shape.per_node} processes, {gpus}, {options.get('mem', 'default memory')}), {cpus}",
-        ),
+        ("asks for", f"{shape.nodes} × ({each}, {gpus}, {options.get('mem', 'default memory')}), {cpus}"),
         (
             "time",
             f"{options.get('time', 'the default of the partition')}; saves {plan.signal_seconds} s before the limit",
@@ -307,15 +317,17 @@ def submit(plan: Plan, extra: Sequence[str] = (), after: str | None = None) -> s
         UsageError: sbatch refuses it; no folder is left behind.
     """
     folder = _choose_folder(plan)
+    is_new = plan.request.run_dir is None or not folder.exists()
     script = plan.script(folder)
     # of an array, each task is a run of its own
-    places = [folder / str(number) for number in range(len(plan.request.tasks))] or [folder]
-    is_new = plan.request.run_dir is None or not folder.exists()
-    for place in places:
+    tasks = [str(number) for number in range(len(plan.request.tasks))]
+    places = [folder / task for task in tasks] or [folder]
+    for place, task, words in zip(places, tasks or [None], plan.request.tasks or [()], strict=True):
         runs.create(place)
-    path = folder / SCRIPT_FILE
-    path.write_text(script)
-    path.chmod(0o755)
+        submission = Submission(script=str(folder / SCRIPT_FILE), task=task)
+        mark_submitted(place, submission, is_recipe=plan.recipe is not None)
+        _describe(place, plan, words)
+    path = _write_script(folder, script)
     waits = [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"] if after else []
     try:
         number = slurm.submit(str(path), [*waits, *extra], job_environment())
@@ -325,18 +337,45 @@ def submit(plan: Plan, extra: Sequence[str] = (), after: str | None = None) -> s
         if after:
             slurm.cancel(after)
         raise
-    for task, place in enumerate(places):
-        one = Submission(job=f"{number}_{task}" if plan.request.tasks else number, script=str(path))
-        one = replace(one, task=str(task)) if plan.request.tasks else one
-        mark_submitted(place, one, is_recipe=plan.recipe is not None)
-        if plan.recipe is not None:
-            (place / "recipe.yaml").write_text(plan.recipe.document.text)
+    for place, task in zip(places, tasks or [None], strict=True):
+        name_job(place, number if task is None else f"{number}_{task}")
     shown = _shown(folder)
-    print(f"{'job':<10} {number}" + (f", {len(places)} tasks" if plan.request.tasks else ""))
+    print(f"{'job':<10} {number}" + (f", {len(places)} tasks" if tasks else ""))
     print(f"{'folder':<10} {shown}")
     print(f"{'watch':<10} launcher runs {shown}; launcher logs -f {shown}")
     print(f"{'cancel':<10} launcher cancel {shown}")
     return number
+
+
+def _describe(place: Path, plan: Plan, words: Sequence[str]) -> None:
+    """Keeps what was submitted: the recipe, its values, the code's commit and what differs from it."""
+    if plan.recipe is not None and not (place / runs.ENVIRONMENT_FILE).exists():
+        recipe = plan.request.read(*words)
+        how = {
+            "command": list(plan.request.command),
+            "recipe": str(Path(plan.request.recipe).absolute()),
+            "overrides": [*plan.request.overrides, *words],
+            "remove": list(plan.request.remove),
+            "allow": list(plan.request.allow),
+            "cpu": plan.request.cpu,
+        }
+        runs.describe(place, recipe.document.text, show.render(recipe), runs.environment(how))
+
+
+def _write_script(folder: Path, text: str) -> Path:
+    """The batch script in its folder.
+
+    Raises:
+        UsageError: It cannot be written.
+    """
+    path = folder / SCRIPT_FILE
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o755)
+    except OSError as error:
+        raise UsageError(f"--run-dir: {folder} cannot be written: {error.strerror or error}") from error
+    return path
 
 
 def preflight(plan: Plan) -> str:
@@ -360,15 +399,9 @@ def preflight(plan: Plan) -> str:
     )
     small = request.plan(plan.site, plan.source)
     folder = runs.Choice(f"{recipe.name}-preflight", None, False, {}).folder(_root(plan.site))
-    script = small.script(folder).replace(
-        "srun --kill-on-bad-exit", "LAUNCHER_FAULTS=term@step:1 srun --kill-on-bad-exit"
-    )
-    # one step, then it stops and saves as on any other day: that is what was to be seen
-    script = script.split("\n# 75 means")[0] + "\ncode=$?\n[ $code = 75 ] && exit 0\nexit $code\n"
     runs.create(folder)
-    path = folder / SCRIPT_FILE
-    path.write_text(script)
-    number = slurm.submit(str(path), [], job_environment())
+    script = small.script(folder, once=True)
+    number = slurm.submit(str(_write_script(folder, script)), [], job_environment())
     print(f"{'preflight':<10} job {number}, one step on one node; the run waits for it. {_shown(folder)}")
     return number
 

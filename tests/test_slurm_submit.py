@@ -187,10 +187,8 @@ def test_the_site_file_fills_in_what_belongs_to_the_cluster(
         ),
     ):
         assert line in text.splitlines()
-    assert (
-        f"  apptainer exec 'my image.sif' \"$python\" -m launcher train {TINY} slurm.partition=mine data.scratch=/scratch"
-        in text
-    )
+    command = f'"$python" -m launcher train {TINY} slurm.partition=mine data.scratch=/scratch --run-dir "$run"'
+    assert f"  apptainer exec 'my image.sif' {command}" in text
     assert "--signal 120 --no-requeue $cancelled" in text
 
 

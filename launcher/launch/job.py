@@ -33,6 +33,7 @@ class Job:
         max_requeues: How often the job queues itself again.
         signal_seconds: How long before the limit it is asked to save.
         requeue: Whether it may.
+        once: Whether it is only to be seen: nothing follows, and 75 is as good as 0.
     """
 
     head: Sequence[str]
@@ -47,6 +48,7 @@ class Job:
     max_requeues: int = 20
     signal_seconds: int = 120
     requeue: bool = True
+    once: bool = False
 
 
 def render(job: Job) -> str:
@@ -71,7 +73,7 @@ def render(job: Job) -> str:
         exports=[(_variable(name), quoted(value)) for name, value in job.environment.items()],
         tasks=[" ".join(map(quoted, words)) for words in job.tasks],
         **{name: getattr(job, name) for name in ("launch", "python", "run", "directory", "setup")},
-        **{name: getattr(job, name) for name in ("max_requeues", "signal_seconds", "requeue")},
+        **{name: getattr(job, name) for name in ("max_requeues", "signal_seconds", "requeue", "once")},
     )
     return re.sub(r"\n{3,}", "\n\n", text)
 

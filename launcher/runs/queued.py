@@ -58,10 +58,20 @@ class Submission:
 
 
 def mark_submitted(folder: Path, submission: Submission, *, is_recipe: bool = True) -> None:
-    """Makes a run's folder say that it waits, unless it has begun already; a script of one's own has no state."""
+    """Makes a run's folder say that it waits, unless it has begun already; a script of one's own has no state.
+
+    Before the job is queued: it may start at once, and notes its starts in the same file.
+    """
     replace(submission, submitted=time.time()).write(folder)
     if is_recipe and not (folder / STATUS_FILE).exists():
-        write_json(folder / STATUS_FILE, {"state": "queued", "step": 0, "job": submission.job, "updated": time.time()})
+        write_json(folder / STATUS_FILE, {"state": "queued", "step": 0, "updated": time.time()})
+
+
+def name_job(folder: Path, job: str) -> None:
+    """Notes the job that was queued, unless it has started meanwhile and done so itself."""
+    submission = Submission.read(folder)
+    if not submission.job:
+        replace(submission, job=job).write(folder)
 
 
 # ---------------------------------------------------------------------- in the job
@@ -154,12 +164,13 @@ class Ending:
         if not submission.script:
             say(f"to go on, submit the same script for the run's folder {self.folder}")
             return EXIT_PREEMPTED
+        replace(submission, job="").write(self.folder)
         try:
             number = resubmit(submission)
         except LauncherError as error:
             say(f"{error}; go on with: {shlex.join(['sbatch', *_options(submission), submission.script])}")
             return EXIT_PREEMPTED
-        replace(submission, job=number).write(self.folder)
+        name_job(self.folder, number)
         say(f"job {number} goes on with it")
         return EXIT_DONE
 
@@ -180,8 +191,9 @@ def _with_time_to_save(
 
 def go_on(folder: Path, submission: Submission) -> str:
     """Queues a run's job once more, with all its requeues before it; gives the new job's number."""
+    mark_submitted(folder, replace(submission, job="", starts=[], cancelled=False))
     number = resubmit(submission)
-    mark_submitted(folder, replace(submission, job=number, starts=[], cancelled=False))
+    name_job(folder, number)
     return number
 
 
