@@ -55,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     """The options; overrides may stand behind flags too, where argparse does not look for them."""
     top = parser()
-    options, rest = top.parse_known_args(arguments)
+    sbatch = arguments.index("--") if arguments[:1] == ["submit"] and "--" in arguments else None
+    options, rest = top.parse_known_args(arguments[:sbatch])  # what stands behind -- is sbatch's
     strange = [one for one in rest if one.startswith("-") or not hasattr(options, "overrides")]
     if strange:
         top.error(f"unrecognized arguments: {' '.join(strange)}")

@@ -218,25 +218,27 @@ class Plan:
 
     def _srun(self) -> list[str]:
         """The command that starts a task for each rank."""
-        request, shape = self.request, self.shape
-        words = [f"--remove={key}" for key in request.remove] + [f"--allow={name}" for name in request.allow]
-        words += ["--cpu"] if shape.gpus is None else []
-        words += ["--processes=1"] if shape.processes == 1 else []
-        changes = ' "$@"' if request.tasks else ""
-        if self.recipe is None:
-            what = ["run", *request.overrides]
-            rest = changes
-        else:
-            if self.site.scratch is not None and self.recipe.data.scratch is None:
-                words.append(f"data.scratch={self.site.scratch}")
-            what = ["train", request.recipe, *request.overrides, *words]
-            rest = f'{changes} --run-dir "$run"'
-        cpus = ' --cpus-per-task="$SLURM_CPUS_PER_TASK"' if shape.cpus is not None else ""
+        cpus = ' --cpus-per-task="$SLURM_CPUS_PER_TASK"' if self.shape.cpus is not None else ""
         inside = "".join(f"{quoted(word)} " for word in self.site.container)
-        return [
-            f"srun --kill-on-bad-exit=1{cpus} \\",
-            f'  {inside}"$python" -m launcher {" ".join(map(quoted, what))}{rest}',
-        ]
+        return [f"srun --kill-on-bad-exit=1{cpus} \\", f'  {inside}"$python" -m launcher {self._command()}']
+
+    def _command(self) -> str:
+        """Shell: what each rank does."""
+        request, site = self.request, self.site
+        changes = ' "$@"' if request.tasks else ""
+        where = ["--cpu"] if self.shape.gpus is None else []
+        where += ["--processes=1"] if self.shape.processes == 1 else []
+        if self.recipe is None:  # flags stand before the script; what stands behind it is the script's
+            return f'{_words("run", *where)} --run-dir "$run" {_words(*request.overrides)}{changes}'
+        words = [f"--remove={key}" for key in request.remove] + [f"--allow={name}" for name in request.allow]
+        if site.scratch is not None and self.recipe.data.scratch is None:
+            words.append(f"data.scratch={site.scratch}")
+        return f'{_words("train", request.recipe, *request.overrides, *words, *where)}{changes} --run-dir "$run"'
+
+
+def _words(*words: str) -> str:
+    """Shell: these words."""
+    return " ".join(map(quoted, words))
 
 
 def job_python() -> str:

@@ -64,6 +64,9 @@ def test_the_script_asks_for_what_was_said(capsys: pytest.CaptureFixture[str]) -
     assert f'  "$python" -m launcher train {TINY} train.epochs=7 slurm.qos=high' not in text  # the order is the user's
     assert f'  "$python" -m launcher train {TINY} slurm.qos=high train.epochs=7 --allow=timm --run-dir "$run"' in lines
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+    assert (
+        rendered(capsys, "--cpu", "--", "--hold").count("--hold") == 1
+    )  # only in what was typed: sbatch is told itself
 
 
 def test_an_uneven_world_and_a_single_process(capsys: pytest.CaptureFixture[str]) -> None:
@@ -160,7 +163,7 @@ def test_a_script_of_one_s_own(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["submit", "--cpu", "--nodes", "2", "--dry-run", "run", "my_gan.py", "lr=1"]) == 0
     text = capsys.readouterr().out
     assert "#SBATCH --job-name=my_gan\n" in text
-    assert '  "$python" -m launcher run my_gan.py lr=1\n' in text
+    assert '  "$python" -m launcher run --cpu --run-dir "$run" my_gan.py lr=1\n' in text
 
 
 # ---------------------------------------------------------------------- the site file

@@ -56,8 +56,6 @@ def _submit(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     from launcher.submission import Request, describe, preflight, submit
 
     extra = list(arguments[arguments.index("--") + 1 :]) if "--" in arguments else []
-    if extra:  # argparse takes what stands behind -- for changes to the recipe
-        options.overrides = options.overrides[: len(options.overrides) - len(extra)]
     site, source = read_site()
     request = Request(
         recipe=options.recipe,
