@@ -326,7 +326,7 @@ def submit(plan: Plan, extra: Sequence[str] = (), after: str | None = None) -> s
     places = [folder / task for task in tasks] or [folder]
     for place, task, words in zip(places, tasks or [None], plan.request.tasks or [()], strict=True):
         runs.create(place)
-        submission = Submission(script=str(folder / SCRIPT_FILE), task=task)
+        submission = Submission(script=str(folder / SCRIPT_FILE), task=task, extra=list(extra))
         mark_submitted(place, submission, is_recipe=plan.recipe is not None)
         _describe(place, plan, words)
     path = _write_script(folder, script)

@@ -20,6 +20,7 @@ from launcher.runs.folder import STATUS_FILE, create, read_json, write_json
 from launcher.runs.reading import Run
 
 QUEUE_FILE = "slurm.json"
+_ONCE = ("--hold", "-H", "--begin", "--dependency", "--deadline")  # about this submission, not about the job
 NO_PROGRESS_STARTS = 3  # so many starts in a row from the same step, and a job is stopped
 
 
@@ -31,6 +32,7 @@ class Submission:
         job: Its number; of an array's task, `12_3`.
         script: What was submitted.
         task: Which task of an array this run is.
+        extra: Words for sbatch that are no part of the script, as in `--nodelist=gpu7`.
         starts: Each start of it: `job`, `time`, and the `step` that it began at (None for a script of one's own).
         cancelled: Whether its user asked it to save and end.
         signal_seconds: How long before the limit it is asked to save, where that was changed.
@@ -40,6 +42,7 @@ class Submission:
     job: str = ""
     script: str = ""
     task: str | None = None
+    extra: list[str] = field(default_factory=list)
     starts: list[Mapping[str, Any]] = field(default_factory=list)
     cancelled: bool = False
     signal_seconds: int | None = None
@@ -124,7 +127,7 @@ class Ending:
     def settle(self, say: Callable[[str], None]) -> int:
         """Queues the job again where that is right, and says so; gives the batch script's exit code."""
         submission = Submission.read(self.folder)
-        start = submission.starts[-1] if submission.starts else {"time": 0.0, "step": None}
+        start: Mapping[str, Any] = submission.starts[-1] if submission.starts else {"time": 0.0, "step": None}
         state = self._state(float(start["time"]))
         # torchrun and accelerate end with codes of their own: then only the run itself says that it has saved
         if self.code != EXIT_PREEMPTED and state != "preempted":
@@ -209,7 +212,8 @@ def resubmit(submission: Submission) -> str:
 
 def _options(submission: Submission) -> list[str]:
     signal = [] if submission.signal_seconds is None else [f"--signal=USR2@{submission.signal_seconds}"]
-    return [*signal, *([] if submission.task is None else [f"--array={submission.task}"])]
+    again = [word for word in submission.extra if not word.startswith(_ONCE)]
+    return [*again, *signal, *([] if submission.task is None else [f"--array={submission.task}"])]
 
 
 def _step(folder: Path) -> int | None:
