@@ -322,9 +322,9 @@ def submit(plan: Plan, extra: Sequence[str] = (), after: str | None = None) -> s
     is_new = plan.request.run_dir is None or not folder.exists()
     script = plan.script(folder)
     # of an array, each task is a run of its own
-    tasks = [str(number) for number in range(len(plan.request.tasks))]
-    places = [folder / task for task in tasks] or [folder]
-    for place, task, words in zip(places, tasks or [None], plan.request.tasks or [()], strict=True):
+    tasks: list[str | None] = [str(number) for number in range(len(plan.request.tasks))] or [None]
+    places = [folder if task is None else folder / task for task in tasks]
+    for place, task, words in zip(places, tasks, plan.request.tasks or [()], strict=True):
         runs.create(place)
         submission = Submission(script=str(folder / SCRIPT_FILE), task=task, extra=list(extra))
         mark_submitted(place, submission, is_recipe=plan.recipe is not None)
@@ -339,10 +339,10 @@ def submit(plan: Plan, extra: Sequence[str] = (), after: str | None = None) -> s
         if after:
             slurm.cancel(after)
         raise
-    for place, task in zip(places, tasks or [None], strict=True):
+    for place, task in zip(places, tasks, strict=True):
         name_job(place, number if task is None else f"{number}_{task}")
     shown = _shown(folder)
-    print(f"{'job':<10} {number}" + (f", {len(places)} tasks" if tasks else ""))
+    print(f"{'job':<10} {number}" + (f", {len(places)} tasks" if plan.request.tasks else ""))
     print(f"{'folder':<10} {shown}")
     print(f"{'watch':<10} launcher runs {shown}; launcher logs -f {shown}")
     print(f"{'cancel':<10} launcher cancel {shown}")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import runpy
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from worlds import TINY
@@ -230,7 +232,9 @@ def started(folder: Path, *steps: int, state: str = "preempted", script: str = "
         (folder / "checkpoints" / f"step-{step:08d}").mkdir(exist_ok=True)
         if number == 0:
             mark_submitted(folder, Submission(job="7", script=script, starts=Submission.read(folder).starts))
-    starts = [{**start, "step": step} for start, step in zip(Submission.read(folder).starts, steps, strict=False)]
+    starts: list[Mapping[str, Any]] = [
+        {**start, "step": step} for start, step in zip(Submission.read(folder).starts, steps, strict=False)
+    ]
     Submission(job="7", script=script, starts=starts).write(folder)
     (folder / "checkpoints" / f"step-{steps[-1]:08d}").mkdir(exist_ok=True)
     status = {"state": state, "step": steps[-1], "total_steps": 100, "started": starts[-1]["time"] + 1}
