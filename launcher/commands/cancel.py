@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from launcher.errors import EXIT_DONE, UsageError
@@ -26,25 +25,14 @@ def add(commands: Commands) -> None:
 
 
 def _cancel(options: argparse.Namespace, _: Sequence[str]) -> int:
-    from launcher.launch import slurm
-    from launcher.runs.queued import Submission
+    from launcher.runs.queued import Submission, cancel
     from launcher.runs.reading import named_runs
 
-    submitted = [(run, Submission.read(run.folder)) for run in named_runs(options.runs)]
-    submitted = [(run, submission) for run, submission in submitted if submission.job]
-    if not submitted:
+    runs = [run for run in named_runs(options.runs) if Submission.read(run.folder).job]
+    if not runs:
         raise UsageError(
             f"{options.runs[0]}: no job was submitted for it; a run of this machine is stopped with Ctrl-C"
         )
-    queue = slurm.queue()
-    for run, submission in submitted:
-        entry = queue.get(submission.job)
-        if entry is None:
-            print(f"{run.folder}: job {submission.job} is not in the queue any more")
-            continue
-        saves = entry.state == "RUNNING" and not options.now
-        replace(submission, cancelled=True).write(run.folder)
-        slurm.cancel(submission.job, "TERM" if saves else None)
-        how = "asked to save and end" if saves else "cancelled"
-        print(f"{run.folder}: job {submission.job} is {how}; `launcher resume {run.folder}` goes on")
+    for run in runs:
+        print(f"{run.folder}: {cancel(run.folder, options.now)}")
     return EXIT_DONE

@@ -86,7 +86,7 @@ def _queue_lines(runs: Sequence[Run]) -> Iterator[str]:
         return
     yield ""
     try:
-        queue = queue_now(Path.home() / ".cache" / "launcher" / "squeue.json")
+        queue = queue_now()
     except LauncherError as error:
         yield f"the queue is not known: {error}"
         return

@@ -240,15 +240,13 @@ def _still_needed(folder: Path, began: int | None, step: int | None) -> str:
 # ---------------------------------------------------------------------- from outside
 
 
-def queue_now(cache: Path) -> dict[str, slurm.Queued]:
-    """One's jobs in the queue, asked for at most once in half a minute.
-
-    Args:
-        cache: Where the last answer is kept for the next command.
+def queue_now() -> dict[str, slurm.Queued]:
+    """One's jobs in the queue, asked for at most once in half a minute: the answer is kept for the next command.
 
     Raises:
         LauncherError: The cluster does not answer.
     """
+    cache = _cache()
     kept = read_json(cache)
     if time.time() - float(kept.get("time", 0.0)) < slurm.ASK_SECONDS:
         return {name: slurm.Queued(**entry) for name, entry in kept["jobs"].items()}
@@ -257,6 +255,31 @@ def queue_now(cache: Path) -> dict[str, slurm.Queued]:
     text = {"time": time.time(), "jobs": {name: asdict(entry) for name, entry in jobs.items()}}
     cache.write_text(json.dumps(text))
     return jobs
+
+
+def cancel(folder: Path, now: bool) -> str:
+    """Ends a run's job, which saves first where it runs; says what has been done.
+
+    Raises:
+        LauncherError: SLURM refuses.
+    """
+    submission = Submission.read(folder)
+    entry = slurm.queue().get(submission.job)
+    if entry is None:
+        return f"job {submission.job} is not in the queue any more"
+    saves = entry.state == "RUNNING" and not now
+    replace(submission, cancelled=True).write(folder)
+    slurm.cancel(submission.job, "TERM" if saves else None)
+    _cache().unlink(missing_ok=True)
+    status = read_json(folder / STATUS_FILE)
+    if entry.state == "PENDING" and status.get("state") == "queued":
+        write_json(folder / STATUS_FILE, {**status, "state": "preempted"})
+    how = "asked to save and end" if saves else "cancelled"
+    return f"job {submission.job} is {how}; `launcher resume {folder}` goes on"
+
+
+def _cache() -> Path:
+    return Path.home() / ".cache" / "launcher" / "squeue.json"
 
 
 _REASONS = {
