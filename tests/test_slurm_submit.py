@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from worlds import TINY
 
 from launcher.cli import main
 from launcher.errors import RecipeError, UsageError
@@ -22,6 +21,7 @@ from launcher.runs.folder import write_json
 from launcher.runs.queued import Ending, Submission, begin, in_words, mark_submitted
 
 ROOT = Path(__file__).parent.parent
+TINY = ROOT / "tests" / "recipes" / "tiny.yaml"
 HOSTILE = ["a b", 'a"b', "a'b", "$(touch PWNED)", "`touch PWNED`", "; touch PWNED", "a\\b", "#SBATCH --wrap=x", "-x"]
 
 
