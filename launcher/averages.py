@@ -26,7 +26,7 @@ class Average:
         places = {id(one): place for place, one in enumerate(self._parameters)}
         named = module.named_parameters(remove_duplicate=False)  # tied weights have several names
         self._names = {name: places[id(one)] for name, one in named if id(one) in places}
-        self._average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]  # torch has no types here
+        self._average = get_ema_multi_avg_fn(decay)
         self._restart()
 
     def _restart(self) -> None:

@@ -396,6 +396,23 @@ def newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
     return None
 
 
+def load(folder: Path, say: Callable[[str], None] = print) -> Snapshot | None:
+    """What the newest checkpoint that verifies is made of, for a script of your own; `save` is the other half.
+
+    Args:
+        folder: Where `save` has put them.
+        say: Gets a line for each damaged one, which is passed over.
+
+    Returns:
+        None where there never was one.
+
+    Raises:
+        DamagedError: There are some, and all are damaged.
+    """
+    found = newest(folder, say)
+    return None if found is None else Snapshot(found.weights(), found.training(), found.manifest)
+
+
 def _set_aside(path: Path) -> str:
     aside = path.with_name(f".corrupt-{path.name}-{time.time_ns()}")
     try:

@@ -10,6 +10,7 @@ from launcher.commands import (
     cancel,
     check,
     data,
+    doctor,
     evaluate,
     export,
     job,
@@ -17,6 +18,7 @@ from launcher.commands import (
     new,
     recipes,
     report,
+    run,
     runs,
     schema,
     show,
@@ -25,13 +27,13 @@ from launcher.commands import (
     verify_resume,
 )
 from launcher.commands.arguments import Parser
-from launcher.errors import EXIT_FAILED, EXIT_USAGE, LauncherError
+from launcher.errors import EXIT_FAILED, LauncherError
 from launcher.launch.world import is_spokesman
 from launcher.version import __version__
 
 # in the order of `launcher --help`
 COMMANDS = (
-    *(train, submit, check, data, show, new, runs, logs, cancel, report),
+    *(train, run, submit, check, doctor, data, show, new, runs, logs, cancel, report),
     *(verify_resume, evaluate, export, recipes, schema, job),
 )
 
@@ -43,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.command(options, arguments))
     except LauncherError as error:
-        if error.exit_code != EXIT_USAGE or is_spokesman():  # every rank finds the same mistakes
+        if error.exit_code == EXIT_FAILED or is_spokesman():  # every rank finds the same mistakes, or nothing to do
             print(str(error), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:

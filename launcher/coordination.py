@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 from launcher.errors import EXIT_FAILED, LauncherError
+from launcher.launch import progress
 
 POLL_SECONDS = 0.05
 _BEAT_SECONDS = 1.0
@@ -106,7 +107,8 @@ class Coordinator:
         return result
 
     def beat(self, done: int, total: int) -> None:
-        """In `from_first`: tells the ranks that wait how far rank 0 is, once a second, and never waiting for them."""
+        """Says that this rank gets on; in `from_first` once a second to those that wait, never waiting for them."""
+        progress.beat()
         now = time.monotonic()
         if not self._is_awaited or now < self._next_beat:
             return
@@ -214,6 +216,7 @@ def _wait(work: Any, patience: float | None = None) -> None:
         if patience is not None and waited > patience:
             raise TimeoutError
         if waited > 0.002:  # most work is done by now: do not sleep for it
+            progress.beat()  # the rank that is waited for may stall, not this one
             time.sleep(min(POLL_SECONDS, waited / 4))
     work.wait()  # raises what went wrong
 

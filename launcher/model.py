@@ -67,7 +67,7 @@ def build_model(workshop: Workshop, device: Device) -> Model:
     if recipe.train.start_from is not None:
         notes.append(_load_weights(bare, recipe.document.folder / Path(recipe.train.start_from).expanduser()))
     if section.sync_batchnorm:
-        bare = nn.SyncBatchNorm.convert_sync_batchnorm(bare)  # type: ignore[no-untyped-call]  # torch has no types here
+        bare = nn.SyncBatchNorm.convert_sync_batchnorm(bare)
     if section.channels_last:
         bare = bare.to(memory_format=torch.channels_last)
     return Model(bare, wrap(bare, device, section), tuple(notes))

@@ -35,6 +35,7 @@ class Options:
         allow: Further packages that the recipe may name.
         allow_changes: Keys of the recipe that may differ from the run's that is gone on with.
         output: What the terminal shows: `auto`, `quiet` or `json`.
+        profile: The first step to be profiled, and the first one after them.
         how: What started the run, for `environment.json`: enough to start it again.
     """
 
@@ -45,6 +46,7 @@ class Options:
     allow: tuple[str, ...] = ()
     allow_changes: tuple[str, ...] = ()
     output: str = "auto"
+    profile: tuple[int, int] | None = None
     how: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -20,12 +20,15 @@ from launcher.checkpoints import Checkpoint, Saving, Snapshot, save_weights
 from launcher.data import Data
 from launcher.evaluation import Evaluation
 from launcher.judge import Judge
+from launcher.launch import progress
 from launcher.launch.signals import stop_requested
+from launcher.launch.stalls import Watch
 from launcher.launch.world import World
 from launcher.measures import build_measures
 from launcher.opening import Finished, Opening, Options, Start
 from launcher.plan import plan_of
 from launcher.predictions import Predictions, write_predictions
+from launcher.profiling import Profiling, Steps, unprofiled
 from launcher.recipe.components import Workshop
 from launcher.recipe.schema import Recipe
 from launcher.recipe.show import resolved
@@ -53,6 +56,7 @@ class Session:
         periods: When they are.
         record: What the run's folder says of how it stands.
         seed: The recipe's.
+        profiled: What looks at the steps on their way.
         start: Steps made before this process started.
         spent_seconds: Time trained before this process started.
     """
@@ -64,6 +68,7 @@ class Session:
     periods: Periods
     record: Record
     seed: int
+    profiled: Callable[[Steps, int], Steps] = unprofiled
     start: int = 0
     spent_seconds: float = 0.0
     _began: float = field(default_factory=time.monotonic)
@@ -107,7 +112,8 @@ def open_session(
         restored = _restore(start, trainable, judge, opening.checkpoint, horizon)
         if world.is_first:
             stack.callback(_report, folder)  # when it is known how the run ended
-        stack.enter_context(copied_to(folder / "logs" / f"rank-{world.rank}.log"))
+        if world.supervisor is None:  # else it has been so from the first line on
+            stack.enter_context(copied_to(folder / "logs" / f"rank-{world.rank}.log"))
         record = stack.enter_context(_record(folder, world, horizon, restored.step))
         first = world.is_first
         tracking = _open_tracking(recipe, options, folder, horizon, restored.step) if first else NoTracking()
@@ -117,8 +123,13 @@ def open_session(
         if restored.evaluation is not None:
             evaluation.load(restored.evaluation)
         periods = periods_of(recipe, horizon)
+        profiled: Callable[[Steps, int], Steps] = unprofiled
+        if options.profile is not None:
+            trace = folder / "profile" / f"rank-{world.rank}.json.gz"
+            profiled = Profiling(*options.profile, trace, tracking.message).over
         session = Session(
-            folder, tracking, evaluation, saving, periods, record, recipe.seed, restored.step, restored.seconds
+            *(folder, tracking, evaluation, saving, periods, record, recipe.seed, profiled),
+            *(restored.step, restored.seconds),
         )
         saving.last_step = restored.step or None
         saving.capture = lambda step: _capture(session, trainable, data, horizon, step, opening)
@@ -131,6 +142,10 @@ def open_session(
             for warning in start.warnings:
                 tracking.warn(warning)
             record.event("train", restored.step)
+            progress.running()
+            if recipe.launch.stall is not None:
+                stops = recipe.launch.on_stall == "stop"
+                stack.enter_context(Watch(recipe.launch.stall.amount, stops, folder, world).watching())
             yield session
         except BaseException:
             tracking.close("failed", evaluation.lines)

@@ -24,6 +24,7 @@ from launcher.data.transfer import on_device
 from launcher.device import Device
 from launcher.errors import LauncherError, Problem, RecipeError
 from launcher.evaluation import At, Evaluation
+from launcher.launch import progress
 from launcher.model import Model, wrap
 from launcher.objective import Objective, Schedule, build_objective, build_optimizer, build_schedule
 from launcher.recipe.components import Workshop
@@ -494,7 +495,7 @@ class Meter:
         """An event behind the copy just begun; None where copies are immediate."""
         if self._trainable.device.torch_device.type != "cuda":
             return None
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch has no types here
+        event = torch.cuda.Event()
         event.record()
         return event
 
@@ -616,7 +617,7 @@ def train(trainable: Trainable, data: Data, horizon: Horizon, session: Session) 
     meter, agreement = Meter(trainable, coordinator), Agreement(coordinator)
     clocks = Clocks(horizon, periods, session.spent_seconds)
     in_host = counted_steps(data, trainable.objective, coordinator, done, horizon.total_steps)
-    steps = on_device(in_host, device.torch_device)
+    steps = session.profiled(on_device(in_host, device.torch_device), done)
     settle = partial(_settle, meter, trainable, session.tracking, horizon)
     trainable.model.wrapped.train()
     state, rate = "finished", trainable.schedule.rate
@@ -627,6 +628,7 @@ def train(trainable: Trainable, data: Data, horizon: Horizon, session: Session) 
         rate = trainable.schedule.rate
         stepped = train_step(trainable, step, horizon.at(done))
         done += 1
+        progress.reached(done)
         trainable.schedule.advance(done)
         meter.add(stepped, step, waited)
         faults.point("step", done, session.folder)

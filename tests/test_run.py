@@ -203,16 +203,6 @@ def test_what_cannot_be_is_said(tmp_path: Path, overrides: list[str], message: s
         run(tmp_path / "run", *overrides)
 
 
-@pytest.mark.parametrize(
-    "override",
-    ["launch.max_restarts=1"],
-)
-def test_what_is_not_built_yet_is_refused(tmp_path: Path, override: str) -> None:
-    key = override.partition("=")[0]
-    with pytest.raises(RecipeError, match=f"{key}: this version does not do that yet"):
-        run(tmp_path / "run", override)
-
-
 def test_a_run_can_be_as_long_as_a_time(tmp_path: Path) -> None:
     trained = train(tmp_path / "run", "train={time: 2 seconds}", size=2, remove=("scheduler",))
     status = json.loads((tmp_path / "run" / "status.json").read_text())

@@ -44,7 +44,7 @@ def test_losses_and_weights_are_those_of_a_loop_written_by_hand(alone: Trained) 
         optimizer.param_groups[0]["lr"] = rate
         loss = nn.functional.cross_entropy(model(inputs), targets)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch has no types here
+        loss.backward()
         optimizer.step()
         losses.append(loss.item())
     assert alone.column("loss") == pytest.approx(losses, abs=1e-9)

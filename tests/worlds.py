@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import socket
 import sys
 import time
 import traceback
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from launcher.recipe.load import load_recipe
@@ -193,3 +196,89 @@ def train_here(
     read = load_recipe(recipe, ["launch.threads=1", *overrides], remove)
     how = {"recipe": recipe, "overrides": ["launch.threads=1", *overrides], "remove": list(remove), "allow": []}
     return run(read, World.from_environ(), Options(cpu=True, run_dir=folder, output="quiet", how=how)).state
+
+
+# ---------------------------------------------------------------------- our own supervisor
+
+
+@dataclass(frozen=True)
+class Launched:
+    """What a command on the screen came to.
+
+    Attributes:
+        code: Its exit code.
+        screen: All that it printed.
+        left: Processes that it left behind.
+    """
+
+    code: int
+    screen: str
+    left: list[psutil.Process]
+
+    @property
+    def report(self) -> str:
+        """From the failure report's first line on."""
+        _, found, rest = self.screen.partition("launcher: ")
+        return found + rest
+
+
+class Command:
+    """`launcher ARGUMENTS` in a process of its own that has imported torch already; its ranks are started as ever."""
+
+    def __init__(self, folder: Path, *arguments: str, netns: str | None = None, **environment: str):
+        self._mark = f"test-{uuid.uuid4()}"
+        self.screen = folder / f"{self._mark}.screen"
+        environment |= {"LAUNCHER_TEST_MARK": self._mark, "OMP_NUM_THREADS": "1"}
+        self.process = _context.Process(
+            target=_command, args=(str(folder), str(self.screen), arguments, environment, netns), daemon=False
+        )
+        self.process.start()
+
+    def family(self) -> list[psutil.Process]:
+        """It and all that it started, wherever they are in the tree of processes by now."""
+        own = [psutil.Process(self.process.pid)] if self.process.is_alive() else []
+        return own + [one for one in psutil.process_iter() if _is_marked(one, self._mark)]
+
+    def wait(self, seconds: float = 150) -> Launched:
+        """Waits for its end, and a moment for that of what it started."""
+        self.process.join(seconds)
+        code = self.process.exitcode
+        deadline = time.monotonic() + 5
+        while (left := self.family()) and code is not None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        for one in left:
+            one.kill()
+        screen = self.screen.read_text() if self.screen.exists() else ""
+        assert code is not None, f"it did not end: {screen}"
+        return Launched(code, screen, left)
+
+
+def _is_marked(process: psutil.Process, mark: str) -> bool:
+    try:
+        return process.environ().get("LAUNCHER_TEST_MARK") == mark and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def _command(
+    folder: str, screen: str, arguments: tuple[str, ...], environment: dict[str, str], netns: str | None
+) -> None:
+    os.chdir(folder)
+    if netns is not None:
+        with open(f"/run/netns/{netns}") as file:
+            assert ctypes.CDLL(None).setns(file.fileno(), 0) == 0
+    root = str(Path(__file__).parent.parent)
+    os.environ.update(environment, PYTHONPATH=root, PYTHONUNBUFFERED="1")
+    with open(screen, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+    from launcher.cli import main
+
+    try:
+        code = main(arguments)
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

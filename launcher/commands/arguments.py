@@ -31,6 +31,14 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def span(text: str) -> tuple[int, int]:
+    """`10:20`: from the first number to before the second."""
+    first, _, stop = text.partition(":")
+    if not (first.isascii() and first.isdigit() and stop.isascii() and stop.isdigit() and int(first) < int(stop)):
+        raise argparse.ArgumentTypeError(f"'{text}' is no span of steps; write A:B, as in 10:20")
+    return int(first), int(stop)
+
+
 def add_recipe(command: argparse.ArgumentParser, required: bool = True) -> None:
     """RECIPE, its overrides, `--remove` and `--allow`."""
     command.add_argument(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +15,7 @@ from launcher.errors import EXIT_DONE
 
 if TYPE_CHECKING:
     from launcher.commands.arguments import Commands
+    from launcher.launch.world import World
     from launcher.saved import Saved
 
 
@@ -65,15 +68,19 @@ def _found(options: argparse.Namespace, overrides: Sequence[str] = ()) -> Saved:
 def _evaluate(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     from launcher.launch.local import Ranks, choose_processes
     from launcher.launch.world import World
+    from launcher.postmortem import watched
 
-    world = World.from_environ()
+    world, again = World.from_environ(), shlex.join(["launcher", *arguments])
     if not world.is_launched and (options.processes or 1) > 1:
         processes = choose_processes(options.processes, options.cpu or world.wants_cpu)
-        return Ranks(processes, options.cpu, "auto", Path.cwd()).run(arguments)
-    if world.supervisor is not None:
-        from launcher.launch.signals import die_with_parent
+        with tempfile.TemporaryDirectory(prefix="evaluate-") as folder:  # for what the ranks say of themselves
+            return Ranks(processes, options.cpu, "auto", Path(folder), again).run("-m", "launcher", *arguments)
+    with watched(world, again):
+        return _evaluate_here(options, world)
+    raise AssertionError
 
-        die_with_parent()
+
+def _evaluate_here(options: argparse.Namespace, world: World) -> int:
     predictions = Path(options.predictions).absolute() if options.predictions else None
     ranks = options.ranks or ("all" if world.size > 1 else None)
     saved = _found(options, [f"evaluate.ranks={ranks}"] if ranks else [])

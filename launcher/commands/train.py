@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher.commands.arguments import add_output, add_recipe, positive, read_recipe
-from launcher.errors import EXIT_DONE, EXIT_PREEMPTED, UsageError
+from launcher.commands.arguments import add_output, add_recipe, positive, read_recipe, span
+from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, EXIT_USAGE, UsageError
 
 if TYPE_CHECKING:
     from launcher.commands.arguments import Commands
@@ -36,6 +37,7 @@ def add(commands: Commands) -> None:
         help="go on with the newest unfinished run of this recipe, or start one: safe in every script",
     )
     _add_changes(train)
+    _add_debugging(train)
     add_output(train)
     train.set_defaults(command=_train, start=None)
     resume = commands.add_parser(
@@ -54,13 +56,23 @@ def add(commands: Commands) -> None:
     _add_where(resume)
     _add_changes(resume)
     add_output(resume)
-    resume.set_defaults(command=_resume, resume=False)
+    resume.set_defaults(command=_resume, resume=False, one_batch=False, debug=False, pdb=False, profile=None)
 
 
 def _add_where(command: argparse.ArgumentParser) -> None:
     command.add_argument("--cpu", action="store_true", help="stay on the CPU though there may be a GPU")
     command.add_argument(
-        "--processes", type=positive, metavar="N", help="how many processes (default: launch.processes)"
+        "--processes", type=positive, metavar="N", help="how many processes, over all nodes (default: launch.processes)"
+    )
+    command.add_argument("--nodes", type=positive, metavar="N", help="how many machines (default: launch.nodes)")
+    command.add_argument("--node-rank", type=int, metavar="K", help="which of them this is, from 0")
+    command.add_argument("--master", metavar="HOST:PORT", help="where they meet: an address of node 0, a free port")
+    command.add_argument(
+        "--max-restarts",
+        type=int,
+        metavar="N",
+        help="start all processes again from the last checkpoint, so often, when one has failed "
+        "(default: launch.max_restarts)",
     )
 
 
@@ -74,57 +86,113 @@ def _add_changes(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_debugging(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--one-batch",
+        action="store_true",
+        help="train on the first batch only, say whether it was learned by heart, and write nothing",
+    )
+    command.add_argument(
+        "--debug",
+        action="store_true",
+        help="find where a gradient is not finite, and where a GPU or DDP goes wrong: slow, with tracebacks that fit",
+    )
+    command.add_argument(
+        "--profile", type=span, metavar="A:B", help="torch's trace of steps A to B-1, and a table of where a step goes"
+    )
+    command.add_argument("--pdb", action="store_true", help="Python's debugger where it fails; one process only")
+
+
 def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     from launcher.launch.signals import listening
     from launcher.launch.world import World
 
     world = World.from_environ()
-    if not world.is_launched and (code := _supervised(options, arguments, world)) is not None:
+    if options.one_batch and (options.processes or 1) > 1:
+        raise UsageError(f"--processes {options.processes}: --one-batch needs one process; leave --processes away")
+    if not (world.is_launched or options.one_batch) and (code := _supervised(options, arguments, world)) is not None:
         return code
     with listening():  # from here on being asked to stop means to save first
         return _train_here(options, arguments, world)
 
 
+_STARTED_HERE = ("processes", "nodes", "node_rank", "master", "max_restarts")  # flags for the supervisor
+
+
 def _supervised(options: argparse.Namespace, arguments: Sequence[str], world: World) -> int | None:
     """The exit code of several processes, started and waited for; None where one is enough."""
     from launcher.launch.local import Ranks, choose_processes
+    from launcher.launch.nodes import Nodes
 
     recipe = read_recipe(options)
-    if recipe.launch.nodes > 1:
-        raise UsageError(
-            f"launch.nodes: {recipe.launch.nodes}: this command starts processes on this machine only; use "
-            f"`launcher submit --nodes {recipe.launch.nodes}`, srun, or torchrun on each machine"
-        )
-    processes = choose_processes(options.processes or recipe.launch.processes, options.cpu or world.wants_cpu)
-    if processes == 1:
+    restarts = recipe.launch.max_restarts if options.max_restarts is None else max(0, options.max_restarts)
+    nodes = Nodes.parse(options.nodes or recipe.launch.nodes, options.node_rank, options.master, restarts)
+    cpu = options.cpu or world.wants_cpu
+    processes = choose_processes(options.processes or recipe.launch.processes, cpu, nodes.count)
+    if processes * nodes.count == 1 and not restarts:
         return None
     from launcher.runs.essence import essence_of
-    from launcher.runs.folder import STATUS_FILE, Choice, read_json
+    from launcher.runs.folder import STATUS_FILE, Choice, discard, read_json
 
     choice = Choice(recipe.name, options.run_dir, options.resume, essence_of(recipe))
     folder = choice.folder()
-    try:
-        code = Ranks(processes, options.cpu, recipe.launch.threads, folder).run(arguments)
-    finally:
-        choice.forget(folder)
-    preempted = code == EXIT_DONE and read_json(folder / STATUS_FILE).get("state") == "preempted"
+    again = shlex.join(["launcher", *arguments])
+
+    def tidy(code: int) -> None:
+        if code in (EXIT_DONE, EXIT_USAGE):
+            discard(folder)
+            choice.forget(folder)
+
+    ranks = Ranks(
+        *(processes, options.cpu, recipe.launch.threads, folder, again, _flags(options)),
+        nodes=nodes,
+        max_restarts=restarts,
+        tidy=tidy,
+    )
+    code = ranks.run("-m", "launcher", *arguments)
+    preempted = code == EXIT_DONE and read_json(ranks.folder / STATUS_FILE).get("state") == "preempted"
     return EXIT_PREEMPTED if preempted else code
 
 
-def _train_here(options: argparse.Namespace, arguments: Sequence[str], world: World) -> int:
-    if world.is_launched and options.processes not in (None, world.size):
-        raise UsageError(
-            f"--processes {options.processes}: {world.started_by} has started {world.size}; leave --processes away, "
-            "or start with `launcher train` alone"
-        )
-    if world.supervisor is not None:
-        from launcher.launch.signals import die_with_parent
+def _flags(options: argparse.Namespace) -> list[str]:
+    """What decides where a run is started, to be said again when it is gone on with."""
+    flags = ["--cpu"] * options.cpu
+    for name in _STARTED_HERE:
+        if (value := getattr(options, name)) is not None:
+            flags += [f"--{name.replace('_', '-')}", str(value)]
+    return flags
 
-        die_with_parent()
+
+def _train_here(options: argparse.Namespace, arguments: Sequence[str], world: World) -> int:
+    if options.debug:
+        # read when CUDA and the process group begin: before torch does anything
+        os.environ.update(CUDA_LAUNCH_BLOCKING="1", TORCH_DISTRIBUTED_DEBUG="DETAIL", TORCH_SHOW_CPP_STACKTRACES="1")
+    if options.pdb and world.size > 1:
+        raise UsageError("--pdb: a debugger has one terminal for one process; add --processes 1")
+    from launcher.postmortem import post_mortem, watched
+
+    with watched(world, shlex.join(["launcher", *arguments]), post_mortem if options.pdb else None):
+        return _train_as_rank(options, arguments, world)
+    raise AssertionError
+
+
+def _train_as_rank(options: argparse.Namespace, arguments: Sequence[str], world: World) -> int:
+    unwanted = [name for name in _STARTED_HERE if getattr(options, name) is not None]
+    if world.is_launched and world.supervisor is None and unwanted:
+        flag = unwanted[0].replace("_", "-")
+        if unwanted != ["processes"] or options.processes != world.size:
+            raise UsageError(
+                f"--{flag} {getattr(options, unwanted[0])}: {world.started_by} has started {world.size}; leave "
+                f"--{flag} away, or start with `launcher train` alone"
+            )
     recipe = read_recipe(options)
     from launcher.opening import Options
     from launcher.run import run
 
+    if options.debug:
+        import torch
+
+        torch.autograd.set_detect_anomaly(True)
     asked_for = Options(
         cpu=options.cpu,
         run_dir=options.run_dir,
@@ -133,8 +201,13 @@ def _train_here(options: argparse.Namespace, arguments: Sequence[str], world: Wo
         allow=tuple(options.allow),
         allow_changes=tuple(options.allow_changes),
         output=options.output,
+        profile=options.profile,
         how=_how(options, arguments),
     )
+    if options.one_batch:
+        from launcher.overfit import overfit
+
+        return EXIT_DONE if overfit(recipe, world, asked_for, print if world.is_first else _hush) else EXIT_FAILED
     result = run(recipe, world, asked_for)
     return _exit_code(result.state, world)
 
@@ -152,6 +225,10 @@ def _exit_code(state: str, world: World) -> int:
         leave_last()
         return EXIT_PREEMPTED
     return EXIT_DONE if world.is_launched else EXIT_PREEMPTED
+
+
+def _hush(_: str) -> None:
+    """What ranks other than 0 say."""
 
 
 def _how(options: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:

@@ -112,7 +112,7 @@ class Reader:
     def pinned(self, batch: Any) -> Any:
         """The batch in page-locked memory where that is wanted; workers leave it to a thread of the trainer."""
         if self.reading.pin_memory and self.in_training_process:
-            return pin_memory(batch)  # type: ignore[no-untyped-call]  # torch has no types here
+            return pin_memory(batch)
         return batch
 
 

@@ -46,12 +46,20 @@ def listening() -> Iterator[None]:
         _received.clear()
 
 
+def listen() -> None:
+    """Handles the signals from here on, as `listening` does for a while."""
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is not _note:
+        for name in ("SIGTERM", "SIGINT", "SIGUSR2"):
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), _note)
+
+
 def _note(number: int, _: FrameType | None) -> None:
     now = time.monotonic()
     interrupts = [when for one, when in _received if one == signal.SIGINT]
     if number == signal.SIGINT and interrupts and now - interrupts[0] >= SECOND_INTERRUPT_SECONDS:
         os._exit(130)
-    if not _received:
+    if number == signal.SIGINT and not interrupts:
         # no print(): the interrupted code may hold the stream's lock
         os.write(
             sys.__stderr__.fileno() if sys.__stderr__ else 2,
@@ -60,9 +68,8 @@ def _note(number: int, _: FrameType | None) -> None:
     _received.append((number, now))
 
 
-def die_with_parent() -> None:
-    """Linux: SIGKILL for this process when the thread that started it ends."""
-    parent = os.getppid()
+def die_with_parent(parent: int) -> None:
+    """Linux: SIGKILL for this process when the thread that started it, of process `parent`, ends."""
     try:
         ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))
     except (OSError, AttributeError):

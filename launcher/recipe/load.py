@@ -49,25 +49,13 @@ def load_recipe(
     except ValidationError as error:
         problems += _schema_problems(error.errors(), document)
     if recipe is not None:
-        problems += [*_unbuilt(recipe, document), *whole_problems(recipe, document)]
+        problems += whole_problems(recipe, document)
     if problems:
         shown = (Problem(one.where, one.path, printable(one.message)) for one in problems)
         raise RecipeError(sorted(shown, key=by_place))
     assert recipe is not None
     recipe._document = document
     return recipe
-
-
-def _unbuilt(recipe: Recipe, document: Document) -> Iterator[Problem]:
-    """Keys whose work is yet to be built are refused: nothing that is asked for is silently left out."""
-    asked: dict[Path, bool] = {
-        ("launch", "max_restarts"): recipe.launch.max_restarts > 0,
-        ("launch", "stall"): recipe.launch.stall is not None,
-    }
-    for path, wanted in asked.items():
-        if wanted:
-            message = "this version does not do that yet; remove the key"
-            yield Problem(str(document.origin(path)), dotted(path), message)
 
 
 def _hand_in(tree: dict[str, Any], document: Document, key: str, value: Any) -> None:

@@ -329,7 +329,10 @@ class Launch(Section):
         "auto", description="CPU threads of a process; auto: its share of the CPUs that are there."
     )
     max_restarts: Annotated[int, Field(ge=0)] = Field(0, description="Restarts after a crash.")
-    stall: Time | None = Field(None, description="How long a rank may make no progress before it is reported.")
+    stall: Time | None = Field(
+        None, description="How long a rank may make no progress before the stacks of all are written down."
+    )
+    on_stall: Literal["warn", "stop"] = Field("warn", description="What becomes of the run then.")
 
 
 SLURM_TIME = r"^(\d+(:\d{1,2}){0,2}|\d+-\d{1,2}(:\d{1,2}){0,2})$"

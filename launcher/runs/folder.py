@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import UsageError
+from launcher.launch.failure import FAILURE_FILE
 from launcher.runs import lock
 from launcher.runs.essence import differences
 
@@ -99,13 +101,25 @@ def create(folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        strange = [path for path in folder.iterdir() if path.name != lock.LOCK_FILE and path.name[0] != "."]
+        # a start that failed early has left its log and its failure, and no more
+        early = {lock.LOCK_FILE, "logs", FAILURE_FILE}
+        strange = [path for path in folder.iterdir() if path.name not in early and path.name[0] != "."]
         if strange and not any((folder / name).exists() for name in (STATUS_FILE, "checkpoints")):
             raise UsageError(f"--run-dir: {folder} holds other things; name a new folder, or a run's")
         (folder / "checkpoints").mkdir(exist_ok=True)
         (folder / "logs").mkdir(exist_ok=True)
     except OSError as error:
         raise UsageError(f"--run-dir: {folder} cannot be written: {error.strerror or error}") from error
+
+
+def discard(folder: Path) -> None:
+    """Takes away what the processes of a start have left, all of it where no run was begun."""
+    shutil.rmtree(folder / ".ranks", ignore_errors=True)
+    if any((folder / name).exists() for name in (STATUS_FILE, ENVIRONMENT_FILE, FAILURE_FILE)):
+        return
+    shutil.rmtree(folder / "logs", ignore_errors=True)
+    with contextlib.suppress(OSError):
+        (folder / "checkpoints").rmdir()
 
 
 def describe(folder: Path, recipe_text: str, resolved: str, environment: Mapping[str, Any]) -> None:

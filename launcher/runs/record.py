@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 
 from launcher import faults
+from launcher.launch.failure import FAILURE_FILE
 from launcher.launch.world import World
 from launcher.runs.folder import STATUS_FILE, write_json
 
@@ -42,6 +43,8 @@ class Record:
             "job": world.job,
             "started": time.time(),
         }
+        with suppress(OSError):
+            (folder / FAILURE_FILE).unlink(missing_ok=True)  # of an earlier start
         began = max(psutil.Process().create_time(), time.time() - 3600)  # a notebook's process may be days old
         self.event("resume" if step else "start", step, world=world.size, host=platform.node(), began=began)
         self.write()

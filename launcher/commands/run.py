@@ -1,0 +1,69 @@
+"""`launcher run`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launcher.commands.arguments import positive
+from launcher.errors import UsageError
+
+if TYPE_CHECKING:
+    from launcher.commands.arguments import Commands
+
+
+def add(commands: Commands) -> None:
+    """Says the command's flags."""
+    run = commands.add_parser(
+        "run",
+        help="run a script of your own on all processes",
+        description="Run a script of your own (a GAN, RL, a loop you keep) with the same processes, logs, failure "
+        "report and restarts. Flags stand before the script; what stands behind it is the script's.",
+    )
+    run.add_argument("--cpu", action="store_true", help="stay on the CPU though there may be a GPU")
+    run.add_argument("--processes", type=positive, metavar="N", help="how many, over all nodes (default: every GPU)")
+    run.add_argument("--nodes", type=positive, default=1, metavar="N", help="how many machines")
+    run.add_argument("--node-rank", type=int, metavar="K", help="which of them this is, from 0")
+    run.add_argument("--master", metavar="HOST:PORT", help="where they meet: an address of node 0, a free port")
+    run.add_argument("--max-restarts", type=int, default=0, metavar="N", help="start again so often after a crash")
+    run.add_argument("--run-dir", metavar="DIR", help="the run's folder (default: runs/SCRIPT/DATE)")
+    run.add_argument("script", metavar="SCRIPT.py", help="what to run")
+    run.add_argument("arguments", nargs=argparse.REMAINDER, metavar="…", help="the script's own arguments")
+    run.set_defaults(command=_run)
+
+
+def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    import shlex
+    import shutil
+
+    from launcher.launch.failure import Notes
+    from launcher.launch.local import Ranks, choose_processes
+    from launcher.launch.nodes import Nodes
+    from launcher.launch.world import RUN_DIR_VARIABLE, World
+    from launcher.runs.folder import Choice
+
+    if not Path(options.script).is_file():
+        raise UsageError(f"{options.script}: there is no such script")
+    world, command = World.from_environ(), [options.script, *options.arguments]
+    if world.is_launched:
+        raise UsageError(
+            f"{world.started_by} has started this process; start the script itself, or `launcher run` alone"
+        )
+    nodes = Nodes.parse(options.nodes, options.node_rank, options.master, options.max_restarts)
+    processes = choose_processes(options.processes, options.cpu, nodes.count)
+    folder = Choice(Path(options.script).stem, options.run_dir, resume=False, essence={}).folder()
+    if processes * nodes.count == 1 and not options.max_restarts:
+        from launcher.script import run_script
+
+        os.environ[RUN_DIR_VARIABLE] = str(folder)
+        return run_script(command, World.from_environ())
+    again = shlex.join(["launcher", *arguments])
+    if options.run_dir is None:
+        again = shlex.join(["launcher", "run", f"--run-dir={folder}", *arguments[1:]])
+    ranks = Ranks(processes, options.cpu, "auto", folder, again, nodes=nodes, max_restarts=max(0, options.max_restarts))
+    code = ranks.run("-m", "launcher.script", *command)
+    shutil.rmtree(Notes(ranks.folder).folder, ignore_errors=True)
+    return code

@@ -1,0 +1,465 @@
+"""What went wrong, on which rank first, and what to do: notes that ranks leave, and the report made of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from launcher.errors import EXIT_FAILED, LauncherError
+
+FAILURE_FILE = "failure.json"
+_PACKAGE = str(Path(__file__).parent.parent) + os.sep
+_OWN_CODE = tuple(_PACKAGE + name + os.sep for name in ("models", "datasets", "_recipes"))  # ours, but a recipe's parts
+_SIGNALS = {
+    "SIGKILL": "the machine may have run out of memory, or somebody killed it",
+    "SIGSEGV": "a fault in compiled code: an extension module, or a library that does not fit the others",
+    "SIGBUS": "a fault in shared memory: /dev/shm may be full",
+    "SIGABRT": "compiled code gave up; the log says why",
+    "SIGILL": "compiled code for another kind of CPU",
+}
+# what a rank says whose peer has failed: never the cause
+_AFTERMATH = re.compile(
+    r"Connection closed by peer|Connection reset by peer|Connection was likely closed|Broken pipe|Socket closed"
+    r"|socket has already been closed|NCCL communicator was aborted|remote process exited|ncclRemoteError"
+    r"|Timed out waiting \d+ms|Watchdog caught collective operation timeout|Timeout waiting for key"
+    r"|wait timeout after|recvValue failed|sendBytes failed|failed to recv"
+)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One line of a traceback.
+
+    Attributes:
+        file: As Python names it.
+        line: From 1.
+        function: Its name.
+        code: The line's text.
+        is_users: Whether it is the user's own code, not ours, torch's or another package's.
+    """
+
+    file: str
+    line: int
+    function: str
+    code: str
+    is_users: bool
+
+    @property
+    def place(self) -> str:
+        """`parts.py:57`, from the working directory where that is shorter."""
+        near = os.path.relpath(self.file) if os.path.isabs(self.file) else self.file
+        return f"{near if not near.startswith('..') else self.file}:{self.line}"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How one rank failed.
+
+    Attributes:
+        what: In words: `ValueError: …`, `killed by signal 9: …`, `exit code 7`.
+        rank: Which.
+        world: How many there were.
+        host: Where.
+        time: When, in unix time.
+        exit_code: What the program ends with.
+        frames: The traceback, outermost first.
+        traceback: The same as Python prints it, whole.
+        is_aftermath: Whether another rank's failure made this one fail.
+        step: Optimizer steps completed, where that is known.
+        epoch: The same in passes over the data.
+        facts: What was known of the run where it failed: batch, shapes, parameters without a gradient.
+    """
+
+    what: str
+    rank: int = 0
+    world: int = 1
+    host: str = field(default_factory=platform.node)
+    time: float = field(default_factory=time.time)
+    exit_code: int = EXIT_FAILED
+    frames: tuple[Frame, ...] = ()
+    traceback: str = ""
+    is_aftermath: bool = False
+    step: int | None = None
+    epoch: float | None = None
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def culprit(self) -> Frame | None:
+        """The innermost line of the user's own code."""
+        return next((frame for frame in reversed(self.frames) if frame.is_users), None)
+
+    @property
+    def line(self) -> str:
+        """All of it on one line."""
+        who = f"rank {self.rank} of {self.world} on {self.host} " if self.world > 1 else ""
+        when = f" at step {self.step:,}" if self.step is not None and self.step >= 0 else ""
+        where = f" in {self.culprit.place}" if self.culprit else ""
+        return f"{who}failed{when}{where}: {self.what.strip().splitlines()[0]}"
+
+
+# ---------------------------------------------------------------------- from an exception, or from what is left
+
+
+def of_exception(error: BaseException, **details: Any) -> Failure:
+    """The failure that an exception is."""
+    frames = tuple(_frames(error))
+    what = "".join(traceback.format_exception_only(error)).strip()
+    if isinstance(error, SystemExit):
+        what = f"left early: SystemExit({error.code!r}), where the training should have gone on"
+    if isinstance(error, LauncherError):
+        what = str(error)  # says all that its user needs
+    elif inner := _in_worker(str(error)):
+        frames, what = (*frames, *inner[0]), inner[1]
+    aftermath = type(error).__name__ == "PeerError" or bool(_AFTERMATH.search(what))
+    exit_code = error.exit_code if isinstance(error, LauncherError) else EXIT_FAILED
+    text = "".join(traceback.format_exception(error))
+    details = {"is_aftermath": aftermath, "exit_code": exit_code, **details}
+    return Failure(what, frames=frames, traceback=text, **details)
+
+
+def of_exit(code: int, stacks: str = "", **details: Any) -> Failure:
+    """The failure of a process that left nothing but its exit code, negative for a signal.
+
+    Args:
+        code: As `subprocess` gives it.
+        stacks: What faulthandler wrote of its threads, if anything.
+        **details: Further attributes.
+    """
+    frames = tuple(_crash_frames(stacks))
+    return Failure(
+        exit_in_words(code), frames=frames, traceback=stacks, is_aftermath=code == -signal.SIGTERM, **details
+    )
+
+
+def of_stack(what: str, stack: Iterable[traceback.FrameSummary], **details: Any) -> Failure:
+    """The failure of a process that still lives and does not get on.
+
+    One that waits inside torch or this program waits for another rank: it is that one's aftermath.
+    """
+    frames = tuple(_frame(one.filename, one.lineno or 0, one.name, one.line or "") for one in stack)
+    last = max((number for number, frame in enumerate(frames) if frame.is_users), default=0)
+    waits = any(
+        f"{os.sep}torch{os.sep}" in frame.file or frame.file.startswith(_PACKAGE) for frame in frames[last + 1 :]
+    )
+    return Failure(what, frames=frames, is_aftermath=waits, **details)
+
+
+def exit_in_words(code: int) -> str:
+    """`killed by signal 9 (SIGKILL): the machine may have run out of memory, …`, or `exit code 7`."""
+    if code == 0:
+        return "left early with exit code 0, while the others went on"
+    if code > 0:
+        return f"exit code {code}, without a word"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        return f"killed by signal {-code}"
+    meaning = f": {_SIGNALS[name]}" if name in _SIGNALS else ""
+    return f"killed by signal {-code} ({name}){meaning}"
+
+
+def _frames(error: BaseException) -> Iterator[Frame]:
+    """Those of the exception, or of what caused it where only that leads to the user's code."""
+    own = [_frame(one.filename, one.lineno or 0, one.name, one.line or "") for one in _summaries(error.__traceback__)]
+    if isinstance(error, SyntaxError) and error.filename:
+        own.append(_frame(error.filename, error.lineno or 0, "<module>", (error.text or "").strip()))
+    cause = error.__cause__
+    if cause is not None and not any(frame.is_users for frame in own):
+        yield from _frames(cause)
+    else:
+        yield from own
+
+
+def _summaries(start: TracebackType | None) -> Iterable[traceback.FrameSummary]:
+    return traceback.extract_tb(start) if start is not None else ()
+
+
+def _frame(file: str, line: int, function: str, code: str) -> Frame:
+    foreign = "site-packages" in file or "dist-packages" in file or file.startswith("<") or _is_standard(file)
+    ours = file.startswith(_PACKAGE) and not file.startswith(_OWN_CODE)
+    return Frame(file, line, function, code, not foreign and not ours)
+
+
+def _is_standard(file: str) -> bool:
+    return file.startswith(os.path.dirname(os.__file__) + os.sep)
+
+
+_TRACEBACK_LINE = re.compile(r'^ *File "(?P<file>.+?)", line (?P<line>\d+),? in (?P<function>.+)$', re.MULTILINE)
+
+
+def _in_worker(text: str) -> tuple[list[Frame], str] | None:
+    """Frames and last line of the traceback that torch puts into the message of a loader worker's exception."""
+    _, found, inner = text.partition("Original Traceback (most recent call last):\n")
+    if not found:
+        return None
+    lines = inner.rstrip().splitlines()
+    frames = []
+    for number, line in enumerate(lines):
+        if match := _TRACEBACK_LINE.match(line):
+            code = lines[number + 1].strip() if number + 1 < len(lines) else ""
+            frames.append(_frame(match["file"], int(match["line"]), match["function"], code))
+    return frames, next((line for line in reversed(lines) if line and line[0] != " "), "")
+
+
+def _crash_frames(stacks: str) -> Iterator[Frame]:
+    """The crashed thread's frames, outermost first; faulthandler writes the innermost first."""
+    _, _, current = stacks.partition("Current thread")
+    current = (current or stacks).partition("\n\n")[0]
+    for match in reversed(list(_TRACEBACK_LINE.finditer(current))):
+        yield _frame(match["file"], int(match["line"]), match["function"], "")
+
+
+# ---------------------------------------------------------------------- what is known
+
+
+_HINTS: tuple[tuple[str, str], ...] = (
+    (
+        r"CUDA out of memory|OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED",
+        "the GPU's memory is full{batch}; halve data.micro_batch_size (the result stays the same), or use "
+        "device.precision=bf16 or more processes",
+    ),
+    (
+        r"signal 9|MemoryError|Cannot allocate memory|can't allocate memory|DefaultCPUAllocator",
+        "if it was memory{batch}: use fewer data.workers or processes, or a smaller data.micro_batch_size; "
+        "the kernel's word on it: dmesg | grep -i 'killed process'",
+    ),
+    (
+        r"worker process \d+ (was killed|ended)",
+        "memory of the machine, or /dev/shm, may be full: use fewer data.workers",
+    ),
+    (
+        r"Address already in use|EADDRINUSE|errno: 98",
+        "another program uses that port: choose another --master HOST:PORT, or leave it away on one node",
+    ),
+    (
+        r"[Uu]nable to find address for|couldn't find .*interface|no socket interface|Bootstrap : no socket",
+        "name the network interface that reaches the other nodes (ip addr lists them): "
+        "GLOO_SOCKET_IFNAME=eth0 NCCL_SOCKET_IFNAME=eth0",
+    ),
+    (
+        r"Name or service not known|[Nn]o address associated|getaddrinfo|Temporary failure in name resolution",
+        "the host's name has no address here: name --master by its address, or put it into /etc/hosts",
+    ),
+    (
+        r"NCCL error|ncclSystemError|ncclUnhandledCudaError",
+        "start again with NCCL_DEBUG=WARN, and run `launcher doctor`",
+    ),
+    (
+        r"Expected to have finished reduction|did not receive grad",
+        "parameters of the model were not used in the loss{unused}; use them, remove them or freeze them, or allow it: "
+        "device.ddp.find_unused_parameters=true (it costs time)",
+    ),
+    (
+        r"shapes? cannot be multiplied|size mismatch|must match the size|[Ee]xpected .* to have \d+ channels"
+        r"|[Ee]xpected input batch_size|shape '.*' is invalid|Expected target size|Dimension out of range"
+        r"|[Ss]izes of tensors must match|stack expects each tensor to be equal size",
+        "shapes do not fit{shapes}; `launcher data RECIPE` shows what the data set gives",
+    ),
+    (
+        r"Target -?\d+ is out of bounds|device-side assert",
+        "a class is out of range: are there more than the model has?",
+    ),
+    (r"No space left on device", "the disk is full: `df -h` shows which"),
+    (
+        r"Timed out waiting \d+ms|collective operation timeout",
+        "a rank waited for another longer than device.timeout: the other hangs, or the network is cut; launch.stall "
+        "has the stacks of all ranks written down when they stop",
+    ),
+    (
+        r"Connection closed by peer|Connection reset by peer|PeerError",
+        "another rank ended first; where it is on another machine, the report there says why",
+    ),
+    (r"Too many open files", "raise the limit (ulimit -n 65536), or use fewer data.workers"),
+)
+
+
+def hint_for(failure: Failure) -> str | None:
+    """What is known about such a failure, and what to do."""
+    for pattern, text in _HINTS:
+        if re.search(pattern, failure.what):
+            known = {name: f" ({value})" for name, value in failure.facts.items()}
+            return text.format(**{"batch": "", "shapes": "", "unused": "", **known})
+    return None
+
+
+# ---------------------------------------------------------------------- the first of them
+
+
+def first_of(failures: Iterable[Failure]) -> Failure | None:
+    """The one that the others failed because of: the earliest that is nobody's aftermath."""
+    return min(failures, key=lambda one: (one.is_aftermath, one.time), default=None)
+
+
+class Notes:
+    """Where ranks leave word: a hidden folder of the run's, read by whoever waits for them.
+
+    Args:
+        folder: The run's.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder / ".ranks"
+
+    def progress_of(self, node: int, local_rank: int) -> Path:
+        """The file of `launcher.launch.progress`."""
+        return self.folder / f"node-{node}" / f"{local_rank}.progress"
+
+    def stacks_of(self, rank: int) -> Path:
+        """The file that faulthandler writes to when this rank crashes."""
+        return self.folder / f"{rank}.stacks"
+
+    def write(self, failure: Failure) -> bool:
+        """Leaves word; False where the disk does not let it."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path = self.folder / f"{failure.rank}.json"
+            hidden = path.with_suffix(".part")
+            hidden.write_text(json.dumps(asdict(failure)))
+            hidden.replace(path)
+        except OSError:
+            return False
+        return True
+
+    def clear(self, rank: int) -> None:
+        """Forgets what a rank said in an earlier start."""
+        for path in (self.folder / f"{rank}.json", self.stacks_of(rank)):
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+
+    def read(self) -> dict[int, Failure]:
+        """All that was said, by rank."""
+        return {one.rank: one for path in sorted(self.folder.glob("*.json")) if (one := _read(path)) is not None}
+
+    def stacks(self, rank: int) -> str:
+        """What faulthandler wrote when a rank crashed."""
+        try:
+            return self.stacks_of(rank).read_text(errors="replace")
+        except OSError:
+            return ""
+
+
+def _read(path: Path) -> Failure | None:
+    try:
+        found = json.loads(path.read_text())
+        found["frames"] = tuple(Frame(**frame) for frame in found["frames"])
+        return Failure(**found)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+# ---------------------------------------------------------------------- the report
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is shown last on the screen, and written to `failure.json`.
+
+    Attributes:
+        first: The failure that the others followed from.
+        folder: The run's, where there is one.
+        again: The command that started it.
+        resume: The command that goes on with it.
+        others: The ranks that failed because of it.
+    """
+
+    first: Failure
+    folder: Path | None
+    again: str
+    resume: str
+    others: Sequence[Failure] = ()
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The newest checkpoint that is whole by its name."""
+        found = [*self.folder.glob("checkpoints/step-*")] if self.folder else []
+        return max((path for path in found if path.name[5:].isdigit()), key=lambda path: path.name, default=None)
+
+    @property
+    def log(self) -> Path | None:
+        """The first rank's own."""
+        path = self.folder / "logs" / f"rank-{self.first.rank}.log" if self.folder else None
+        return path if path is not None and path.exists() else None
+
+    @property
+    def _was_opened(self) -> bool:
+        return self.folder is not None and (self.folder / "environment.json").exists()
+
+    def text(self) -> str:
+        """Some ten lines."""
+        beside = " (the other ranks' beside it)" if self.first.world > 1 else ""
+        rows = [
+            ("hint", hint_for(self.first)),
+            ("checkpoint", self.checkpoint or ("none was saved yet" if self.folder else None)),
+            ("go on", self.resume) if self._was_opened else ("again", self.again),
+            ("log", f"{self.log}{beside}" if self.log else None),
+        ]
+        lines = [f"launcher: {self.first.line}"]
+        if rest := self.first.what.strip().splitlines()[1:4]:
+            lines += [f"    {line}" for line in rest]
+        lines += [f"  {line}" for line in folded(self.first.frames)]
+        lines += [f"  {label:<10} {value}" for label, value in rows if value]
+        return "\n".join(lines)
+
+    def write(self) -> None:
+        """Leaves `failure.json` in the run's folder."""
+        if self.folder is None:
+            return
+        content = {
+            **asdict(self.first),
+            "culprit": self.first.culprit.place if self.first.culprit else None,
+            "hint": hint_for(self.first),
+            "checkpoint": str(self.checkpoint) if self.checkpoint else None,
+            "resume": self.resume if self._was_opened else self.again,
+            "log": str(self.log) if self.log else None,
+            "others": [{"rank": one.rank, "host": one.host, "what": one.what} for one in self.others],
+        }
+        with suppress(OSError):
+            path = self.folder / FAILURE_FILE
+            hidden = path.with_name(f".{FAILURE_FILE}.{os.getpid()}")
+            hidden.write_text(json.dumps(content, indent=2) + "\n")
+            hidden.replace(path)
+
+    def show(self) -> None:
+        """Prints it and leaves it in the folder."""
+        self.write()
+        with suppress(OSError, ValueError):
+            sys.stdout.flush()
+            print(self.text(), file=sys.stderr, flush=True)
+
+
+def folded(frames: Sequence[Frame]) -> Iterator[str]:
+    """The user's own frames with their code, and how many of ours and torch's lie between them."""
+    shown = [number for number, frame in enumerate(frames) if frame.is_users][-6:]
+    hidden = 0
+    for number, frame in enumerate(frames):
+        if number not in shown:
+            hidden += 1
+            continue
+        yield from _fold(hidden)
+        hidden = 0
+        yield f"{frame.place} in {frame.function}"
+        if frame.code:
+            yield f"    {frame.code}"
+    yield from _fold(hidden)
+
+
+def _fold(count: int) -> Iterator[str]:
+    if count:
+        yield f"({count} frame{'s' * (count > 1)} of launcher, torch and others)"
+
+
+def with_progress(failure: Failure, step: int | None) -> Failure:
+    """The failure with the step that its rank had reached, where it could not say so itself."""
+    return failure if failure.step is not None or step is None or step < 0 else replace(failure, step=step)

@@ -1,0 +1,103 @@
+"""A process that does not get on: its stacks are written down, and those of all other ranks with them."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.errors import EXIT_FAILED
+from launcher.launch import progress
+from launcher.launch.failure import Failure, Notes, Report, of_stack
+from launcher.launch.world import World
+
+
+@dataclass(frozen=True)
+class Watch:
+    """A thread that looks at this process's progress now and then; the loop pays nothing for it.
+
+    Attributes:
+        seconds: How long it may make none.
+        stops: Whether the run is ended then.
+        folder: The run's.
+        world: This process among the others.
+    """
+
+    seconds: float
+    stops: bool
+    folder: Path
+    world: World
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watches for a while."""
+        over = threading.Event()
+        thread = threading.Thread(target=self._watch, args=(over,), daemon=True, name="stalls")
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    @property
+    def _alarm(self) -> Path:
+        """Raised by the first rank that stalls, for all to write their stacks down."""
+        return Notes(self.folder).folder / "stalled"
+
+    def _watch(self, over: threading.Event) -> None:
+        began, shown = time.time(), -1
+        while not over.wait(min(1.0, self.seconds / 4)):
+            now = progress.mine()
+            if now.state != progress.RUNNING or now.step == shown:
+                continue
+            stalled = time.monotonic() - now.beat > self.seconds
+            if not stalled and not _raised_since(self._alarm, began):
+                continue
+            shown, began = now.step, time.time()
+            failure = self._examined(now)
+            self._write_stacks()
+            if not stalled:
+                continue
+            with suppress(OSError):
+                self._alarm.parent.mkdir(exist_ok=True)
+                self._alarm.touch()
+            if self.stops:
+                time.sleep(2 * min(1.0, self.seconds / 4))  # the others write theirs down meanwhile
+                self._end(failure)
+            print(f"launcher: {failure.line}; the stacks of every rank are in {self.folder / 'logs'}", file=sys.stderr)
+
+    def _examined(self, now: progress.Progress) -> Failure:
+        frame = sys._current_frames().get(threading.main_thread().ident or 0)
+        what = f"no progress for {self.seconds:g} s (launch.stall)"
+        since = time.time() - time.monotonic() + now.beat
+        stack = traceback.extract_stack(frame) if frame is not None else ()
+        return of_stack(what, stack, rank=self.world.rank, world=self.world.size, time=since, step=now.step)
+
+    def _write_stacks(self) -> None:
+        with suppress(OSError), (self.folder / "logs" / f"rank-{self.world.rank}.log").open("a") as file:
+            file.write(f"launcher: stacks of rank {self.world.rank} at {time.strftime('%H:%M:%S')}\n")
+            file.flush()
+            faulthandler.dump_traceback(file)
+
+    def _end(self, failure: Failure) -> None:
+        """Ends this process from its side thread: the main one does not listen."""
+        if self.world.supervisor is None or not Notes(self.folder).write(failure):
+            resume = f"launcher resume {self.folder}"
+            Report(failure, self.folder, resume, resume).show()
+        sys.stderr.flush()
+        os._exit(EXIT_FAILED)
+
+
+def _raised_since(path: Path, when: float) -> bool:
+    try:
+        return path.stat().st_mtime > when
+    except OSError:
+        return False

@@ -1,0 +1,150 @@
+"""`train --profile A:B`: a trace of these steps by torch's profiler, and a table of where a step goes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from launcher import training
+from launcher.training import Step
+
+_LABELS = {"forward": "forward", "backward": "backward", "update": "optimizer"}  # functions of `training`
+_WITHIN = {"host to device": ("Memcpy HtoD",), "communication": ("gloo:", "nccl:", "ncclDevKernel")}
+
+
+Steps = Generator[Step, None, None]
+
+
+def unprofiled(steps: Steps, start: int) -> Steps:
+    """What a run does that nobody profiles: nothing."""
+    return steps
+
+
+@dataclass
+class Profiling:
+    """Profiles some steps of a run.
+
+    Attributes:
+        first: The first of them, counted from 0 over the whole run.
+        stop: The first one after them.
+        trace: The file that the trace goes to, for chrome://tracing or ui.perfetto.dev.
+        say: Gets the table, a line at a time.
+    """
+
+    first: int
+    stop: int
+    trace: Path
+    say: Callable[[str], None]
+    _profiler: Any = None
+    _began: float = 0.0
+    _labels: Any = field(default_factory=nullcontext)
+
+    def over(self, steps: Steps, start: int) -> Steps:
+        """The same steps; while it is their turn they are profiled.
+
+        Args:
+            steps: In the order of the run.
+            start: The number of the first one.
+        """
+        number = start
+        try:
+            while True:
+                if number == self.first or (number == start and self.first < start < self.stop):
+                    self._begin()
+                if number == self.stop:
+                    self._end(number)
+                with record_function("data wait") if self._profiler is not None else nullcontext():
+                    step = next(steps, None)
+                if step is None:
+                    return
+                yield step
+                number += 1
+        finally:
+            self._end(number)
+            steps.close()
+
+    def _begin(self) -> None:
+        activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
+        self._labels = _labelled()
+        self._labels.__enter__()
+        self._profiler = profile(activities=activities)
+        self._profiler.__enter__()
+        self._began = time.perf_counter()
+
+    def _end(self, number: int) -> None:
+        if self._profiler is None:
+            return
+        profiler, self._profiler = self._profiler, None
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - self._began
+        profiler.__exit__(None, None, None)
+        self._labels.__exit__(None, None, None)
+        count = number - max(self.first, 0)
+        for line in table(profiler.key_averages(), seconds, max(1, count)):
+            self.say(line)
+        with suppress(OSError):
+            self.trace.parent.mkdir(exist_ok=True)
+            profiler.export_chrome_trace(str(self.trace))
+            self.say(f"the trace is in {self.trace}: open it in https://ui.perfetto.dev")
+
+
+@contextmanager
+def _labelled() -> Iterator[None]:
+    """Names the parts of a step for the profiler, and only while it looks: a name costs microseconds."""
+    known = {name: getattr(training, name) for name in _LABELS}
+    for name, label in _LABELS.items():
+        setattr(training, name, _named(label, known[name]))
+    try:
+        yield
+    finally:
+        for name, function in known.items():
+            setattr(training, name, function)
+
+
+def _named(label: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(function)
+    def named(*args: Any, **kwargs: Any) -> Any:
+        with record_function(label):
+            return function(*args, **kwargs)
+
+    return named
+
+
+def table(averages: Any, seconds: float, count: int) -> Iterator[str]:
+    """Where a step goes: milliseconds of the host and of the device, and the share of the whole.
+
+    Args:
+        averages: The profiler's `key_averages()`.
+        seconds: What all of the steps took.
+        count: How many they were.
+    """
+    whole = seconds / count * 1e3
+    yield f"{'of a step':<16}{'host ms':>10}{'device ms':>11}{'share':>8}"
+    told = 0.0
+    for label in ("data wait", *_LABELS.values()):
+        host, device = _milliseconds(averages, (label,), count)
+        told += host
+        yield f"{label:<16}{host:>10.3f}{device:>11.3f}{host / whole:>8.0%}"
+    rest = max(0.0, whole - told)
+    yield f"{'the rest':<16}{rest:>10.3f}{'':>11}{rest / whole:>8.0%}"
+    yield f"{'a step':<16}{whole:>10.3f}"
+    for label, keys in _WITHIN.items():
+        host, device = _milliseconds(averages, keys, count)
+        if host or device:
+            yield f"{label:<16}{host:>10.3f}{device:>11.3f}  beside the others"
+
+
+def _milliseconds(averages: Any, keys: tuple[str, ...], count: int) -> tuple[float, float]:
+    found = [one for one in averages if str(one.key).startswith(keys)]
+    host = sum(one.cpu_time_total for one in found)
+    device = sum(one.device_time_total for one in found)
+    return host / count / 1e3, device / count / 1e3

@@ -1,0 +1,51 @@
+"""A script of the user's own as one process of a run: `python -m launcher.script SCRIPT.py [ARGUMENTS]`."""
+
+from __future__ import annotations
+
+import runpy
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from launcher.errors import EXIT_DONE, EXIT_PREEMPTED
+from launcher.launch import progress
+from launcher.launch.signals import stop_requested
+from launcher.launch.world import World
+from launcher.postmortem import watched
+
+
+def run_script(command: Sequence[str], world: World) -> int:
+    """Runs a script as `python SCRIPT.py ARGUMENTS` would.
+
+    Args:
+        command: The script and its arguments.
+        world: This process among the others.
+
+    Returns:
+        0, or 75 where it was asked to stop, has looked (`stop_requested`) and ended. Under an elastic agent 0 always:
+        any other code would make it start all processes again.
+
+    Raises:
+        SystemExit: It failed; all is said.
+    """
+    again = shlex.join(["launcher", "run", *command])
+    with watched(world, again):
+        progress.running()
+        before = list(sys.argv), list(sys.path)
+        sys.argv[:], sys.path[0] = command, str(Path(command[0]).resolve().parent)
+        try:
+            runpy.run_path(command[0], run_name="__main__")
+        except SystemExit as end:
+            if end.code not in (None, EXIT_DONE, EXIT_PREEMPTED):
+                raise
+        finally:
+            sys.argv[:], sys.path[:] = before
+    if stop_requested():
+        progress.stopped()
+        return EXIT_DONE if world.is_launched else EXIT_PREEMPTED
+    return EXIT_DONE
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(sys.argv[1:], World.from_environ()))

@@ -1,0 +1,106 @@
+"""`launcher run`: a loop of one's own with our processes, killed and started again; and `launcher doctor`."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from worlds import TINY, Command
+
+from launcher.cli import main
+from launcher.doctor import BROKEN, findings
+from launcher.errors import EXIT_DONE, EXIT_FAILED
+
+GAN = str(Path(__file__).parent.parent / "recipes" / "gan" / "train.py")
+
+
+def run(folder: Path, name: str) -> Command:
+    return Command(folder, "run", "--cpu", "--processes", "2", "--run-dir", name, GAN, "--steps", "1500")
+
+
+def test_a_gan_of_one_s_own_goes_on_bit_for_bit_after_kill_9(tmp_path: Path) -> None:
+    straight = run(tmp_path, "straight").wait()
+    assert straight.code == 0, straight.screen
+    assert straight.screen.count("saved ") == 1
+    killed = run(tmp_path, "killed")
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "killed" / "checkpoints" / "step-00000100").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    killed.process.kill()
+    assert killed.wait().left == []
+    assert not (tmp_path / "killed" / "generator.pth").exists()
+    again = run(tmp_path, "killed").wait()
+    assert again.code == 0, again.screen
+    one, other = (torch.load(tmp_path / name / "generator.pth", weights_only=True) for name in ("straight", "killed"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_script_that_fails_is_reported_at_its_own_line(tmp_path: Path) -> None:
+    text = "import os, sys\nprint(sys.argv[1:])\nif os.environ.get('RANK') == '1':\n    1 / 0\n"
+    (tmp_path / "mine.py").write_text(text)
+    done = Command(tmp_path, "run", "--cpu", "--processes", "2", "--run-dir", "run", "mine.py", "--mine", "3").wait()
+    assert done.code == 1
+    assert "['--mine', '3']" in done.screen
+    assert re.match(r"launcher: rank 1 of 2 on \S+ failed in .*mine.py:4: ZeroDivisionError", done.report), done.screen
+    assert "again      launcher run --cpu" in done.report
+    assert "Traceback" in (tmp_path / "run" / "logs" / "rank-1.log").read_text()
+
+
+def test_a_script_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "nowhere.py"]) == 2
+    assert capsys.readouterr().err == "nowhere.py: there is no such script\n"
+
+
+def test_the_doctor_finds_this_machine_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = {one.what: one for one in findings()}
+    assert {"python", "GPU", "CPUs", "disk", "open files", "clock", "SLURM", "accelerate"} <= found.keys()
+    assert [one for one in found.values() if one.level == BROKEN] == []
+
+
+def test_the_doctor_lets_the_ranks_talk(tmp_path: Path) -> None:
+    done = Command(tmp_path, "doctor", "--cpu", "--processes", "2").wait()
+    assert done.code == 0, done.screen
+    line = r"^(ok|warning) +all-reduce +2 processes, gloo: [\d.]+ GB/s a rank, \d+ µs"
+    assert re.search(line, done.screen, re.MULTILINE), done.screen
+    assert done.left == []
+
+
+VERDICTS = {"0.05": (EXIT_DONE, "learned: "), "0": (EXIT_FAILED, "not learned: ")}
+
+
+@pytest.mark.parametrize("rate", VERDICTS)
+def test_one_batch_is_learned_by_heart_or_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rate: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, verdict = VERDICTS[rate]
+    arguments = [f"optimizer.lr={rate}", "launch.threads=1", "--remove", "scheduler", "--cpu", "--one-batch"]
+    assert main(["train", str(TINY), *arguments]) == code
+    assert capsys.readouterr().out.splitlines()[-1].startswith(verdict)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_profiled_steps_leave_a_trace_and_a_table_and_train_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["train", str(TINY), "launch.threads=1", "--cpu", "--run-dir"]
+    assert main([*arguments, "plain"]) == EXIT_DONE
+    assert main([*arguments, "profiled", "--profile", "3:6"]) == EXIT_DONE
+    shown = capsys.readouterr().out
+    for label in ("data wait", "forward", "backward", "optimizer", "the rest"):
+        assert re.search(rf"^{label} +[\d.]+ +[\d.]* +\d+%", shown, re.MULTILINE), shown
+    with gzip.open(tmp_path / "profiled" / "profile" / "rank-0.json.gz") as file:
+        events = [event.get("name") for event in json.load(file)["traceEvents"]]
+    assert events.count("forward") == 3
+    one, other = (
+        torch.load(tmp_path / name / "model_weights.pth", weights_only=True) for name in ("plain", "profiled")
+    )
+    assert all(torch.equal(one[name], other[name]) for name in one)
