@@ -12,9 +12,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import psutil
+
 from launcher.errors import EXIT_DONE, EXIT_USAGE, LauncherError
 from launcher.launch import progress
-from launcher.launch.failure import Failure, Notes, Report, of_exception
+from launcher.launch.failure import Failure, Notes, Report, of_exception, written_since
+from launcher.launch.rendezvous import departed
 from launcher.launch.signals import die_with_parent
 from launcher.launch.world import World
 from launcher.runs.logs import copied_to, move_to
@@ -73,7 +76,7 @@ def _explained(world: World, again: str, debugger: Callable[[BaseException], Non
             raise SystemExit(code) from None
         if failure.exit_code == EXIT_USAGE:
             raise
-        _report(failure, error, again)
+        _report(failure, error, again, world)
         raise SystemExit(failure.exit_code) from None
     progress.done()
 
@@ -145,15 +148,30 @@ def _leave_word(failure: Failure, folder: Path) -> bool:
     return Notes(folder).write(failure)
 
 
-def _report(failure: Failure, error: BaseException, again: str) -> None:
-    """Where nobody waits for notes: one process, or one rank of torchrun's or accelerate's."""
+def _report(failure: Failure, error: BaseException, again: str, world: World) -> None:
+    """Where nobody waits for notes: one process, or one rank of srun's, torchrun's or accelerate's."""
     folder = _folder(list(_frames(error)))
     if folder is not None:
         _append(folder / "logs" / f"rank-{failure.rank}.log", failure.traceback)
     if failure.is_aftermath:
         print(f"launcher: {failure.line}", file=sys.stderr)
-    else:
-        Report(failure, folder, again, f"launcher resume {folder}").show()
+        cause = _cause(failure, folder, world)
+        if cause is None:
+            return
+        failure = cause
+    Report(failure, folder, again, f"launcher resume {folder}").show()
+
+
+def _cause(failure: Failure, folder: Path | None, world: World) -> Failure | None:
+    """Rank 0 of srun's: the one rank that has ended and could not say why; nobody else watches the processes."""
+    if not world.is_first or folder is None or written_since(folder, psutil.Process().create_time()):
+        return None
+    gone = departed()
+    if len(gone) != 1:
+        return None
+    ((rank, host),) = gone.items()
+    what = "its process has ended without a word: it was killed, or its node is lost"
+    return Failure(what, rank=rank, world=world.size, host=host, step=failure.step, epoch=failure.epoch)
 
 
 def _folder(frames: list[FrameType]) -> Path | None:

@@ -199,6 +199,7 @@ class Plan:
             environment={**site.environment, **(_ONE_STEP if once else {})},
             tasks=request.tasks,
             max_requeues=self.section.max_requeues,
+            max_restarts=self.recipe.launch.max_restarts if self.recipe is not None else 0,
             signal_seconds=self.signal_seconds,
             requeue=site.requeue,
             once=once,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import runpy
 import subprocess
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -266,6 +267,30 @@ def test_a_job_goes_on_only_where_that_is_right(tmp_path: Path) -> None:
     run = started(tmp_path / "e", 0, 10, script="job script.sbatch")
     assert settle(run, 75, requeue=False) == 75
     assert said[-1].endswith("go on with: sbatch 'job script.sbatch'")
+
+
+def test_a_job_that_fails_is_started_again_without_the_host_that_failed_twice(tmp_path: Path) -> None:
+    said: list[str] = []
+    run = started(tmp_path / "run", 0, 10, state="failed", script="job.sbatch")
+
+    def fails_on(host: str, restarts: int) -> int:
+        write_json(run / "failure.json", {"host": host, "time": time.time() + 1})
+        said.clear()
+        code = Ending(run, "7", 1, max_restarts=restarts).settle(said.append)
+        steps = len(Submission.read(run).starts) + 10
+        (run / "checkpoints" / f"step-{steps:08d}").mkdir()
+        begin(run, "7", 99)
+        return code
+
+    assert (fails_on("node7.cluster", 0), said) == (1, [])
+    assert fails_on("node7.cluster", 3) == 75
+    assert said[:2] == ["restart 1 of 3, from the last checkpoint", "queueing job 7 again"]
+    assert fails_on("node7.cluster", 3) == 75
+    assert said[0] == "node7 was the first to fail in two starts running: from now on without it"
+    assert said[-1].endswith("go on with: sbatch --exclude=node7 job.sbatch")
+    assert (fails_on("node3", 3), Submission.read(run).excluded) == (75, ["node7"])
+    assert (fails_on("node7", 3), len(said)) == (1, 1)
+    assert said[0].startswith("failed 4 times: not started again (launch.max_restarts); `launcher resume")
 
 
 def test_a_save_that_takes_long_gets_more_time(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_variables_that_contradict_each_other_are_refused(changes: dict[str, str
 def connections_are_closed() -> Iterator[None]:
     yield
     while rendezvous._peers:
-        rendezvous._peers.pop().close()
+        rendezvous._peers.popitem()[1].connection.close()
 
 
 def world(rank: int, size: int, step: str) -> World:

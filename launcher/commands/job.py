@@ -27,6 +27,7 @@ def add(commands: Commands) -> None:
     job.add_argument("run_dir", metavar="RUN", help="the run's folder")
     job.add_argument("--code", type=int, default=0, help="end: srun's exit code")
     job.add_argument("--max-requeues", type=int, default=20, metavar="N", help="how often it is queued again")
+    job.add_argument("--max-restarts", type=int, default=0, metavar="N", help="how often of these after a failure")
     job.add_argument(
         "--signal", type=positive, default=120, metavar="SECONDS", help="how long before the limit it saves"
     )
@@ -49,6 +50,7 @@ def _job(options: argparse.Namespace, _: Sequence[str]) -> int:
         options.code,
         cancelled=options.cancelled,
         max_requeues=options.max_requeues,
+        max_restarts=options.max_restarts,
         signal_seconds=options.signal,
         requeue=not options.no_requeue,
     )

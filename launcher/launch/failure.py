@@ -439,6 +439,15 @@ class Report:
             print(self.text(), file=sys.stderr, flush=True)
 
 
+def written_since(folder: Path, when: float) -> str | None:
+    """The host that `failure.json` names, if it was written since then."""
+    try:
+        found = json.loads((folder / FAILURE_FILE).read_text())
+        return str(found["host"]) if float(found["time"]) >= when else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
 def folded(frames: Sequence[Frame]) -> Iterator[str]:
     """The user's own frames with their code, and how many of ours and torch's lie between them."""
     shown = [number for number, frame in enumerate(frames) if frame.is_users][-6:]

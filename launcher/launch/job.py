@@ -31,6 +31,7 @@ class Job:
         environment: Variables.
         tasks: What each task of an array changes in the recipe; empty where it is no array.
         max_requeues: How often the job queues itself again.
+        max_restarts: How often of these after a failure.
         signal_seconds: How long before the limit it is asked to save.
         requeue: Whether it may.
         once: Whether it is only to be seen: nothing follows, and 75 is as good as 0.
@@ -46,6 +47,7 @@ class Job:
     environment: Mapping[str, str] = field(default_factory=dict)
     tasks: Sequence[Sequence[str]] = ()
     max_requeues: int = 20
+    max_restarts: int = 0
     signal_seconds: int = 120
     requeue: bool = True
     once: bool = False
@@ -73,7 +75,7 @@ def render(job: Job) -> str:
         exports=[(_variable(name), quoted(value)) for name, value in job.environment.items()],
         tasks=[" ".join(map(quoted, words)) for words in job.tasks],
         **{name: getattr(job, name) for name in ("launch", "python", "run", "directory", "setup")},
-        **{name: getattr(job, name) for name in ("max_requeues", "signal_seconds", "requeue", "once")},
+        **{name: getattr(job, name) for name in ("max_requeues", "max_restarts", "signal_seconds", "requeue", "once")},
     )
     return re.sub(r"\n{3,}", "\n\n", text)
 

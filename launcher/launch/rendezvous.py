@@ -13,10 +13,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import platform
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from launcher.errors import LauncherError
 from launcher.launch.world import World
@@ -25,7 +27,21 @@ FIRST_PORT, LAST_PORT = 15_000, 31_999  # below those that systems give to outgo
 TRIES = 50
 _RETRY_SECONDS = 0.2
 _ANSWER_SECONDS = 5.0
-_peers: list[socket.socket] = []  # held until the process ends: their closing is what the other side waits for
+_LOOPBACK = "127.0.0.1"
+_peers: dict[int, Peer] = {}  # by rank; held until the process ends: their closing is what the other side waits for
+
+
+@dataclass(frozen=True)
+class Peer:
+    """The process of another rank.
+
+    Attributes:
+        host: Its node.
+        connection: Open for as long as it lives.
+    """
+
+    host: str
+    connection: socket.socket
 
 
 @contextmanager
@@ -49,7 +65,7 @@ def gathered(world: World, timeout_seconds: float) -> Iterator[None]:
         "WORLD_SIZE": world.size,
         "LOCAL_RANK": world.local_rank,
         "LOCAL_WORLD_SIZE": world.local_size,
-        "MASTER_ADDR": world.host,
+        "MASTER_ADDR": _address(world),
         "MASTER_PORT": port,
     }
     os.environ.update({name: str(value) for name, value in variables.items()})
@@ -63,10 +79,27 @@ def gathered(world: World, timeout_seconds: float) -> Iterator[None]:
 def leave_last(timeout_seconds: float = 60.0) -> None:
     """Rank 0: waits until the processes of all other ranks have ended."""
     deadline = time.monotonic() + timeout_seconds
-    for peer in _peers:
-        peer.settimeout(max(0.01, deadline - time.monotonic()))
+    for peer in _peers.values():
+        peer.connection.settimeout(max(0.01, deadline - time.monotonic()))
         with contextlib.suppress(OSError):
-            peer.recv(1)  # nothing is sent any more: this ends when the other side does
+            peer.connection.recv(1)  # nothing is sent any more: this ends when the other side does
+
+
+def departed() -> dict[int, str]:
+    """Rank 0: the ranks whose processes have ended by now, with their nodes."""
+    gone = {}
+    for rank, peer in _peers.items():
+        peer.connection.settimeout(0)
+        with contextlib.suppress(BlockingIOError):
+            with contextlib.suppress(ConnectionError):
+                peer.connection.recv(1)
+            gone[rank] = peer.host
+    return gone
+
+
+def _address(world: World) -> str:
+    """Of rank 0, from where this process is."""
+    return str(world.host) if world.nodes > 1 else _LOOPBACK
 
 
 def ports(step: str) -> list[int]:
@@ -78,7 +111,7 @@ def ports(step: str) -> list[int]:
 
 def _receive(world: World, deadline: float) -> int:
     """Rank 0: tells every other rank the port of the process group."""
-    desk, port = _listen(str(world.step))
+    desk, port = _listen(str(world.step), "" if world.nodes > 1 else _LOOPBACK)
     waited_for = set(range(1, world.size))
     with desk:
         while waited_for:
@@ -87,21 +120,21 @@ def _receive(world: World, deadline: float) -> int:
                 peer, _ = desk.accept()
             except TimeoutError:
                 raise LauncherError(_missing(world, sorted(waited_for))) from None
-            rank = _greeted(peer, str(world.step))
+            rank, host = _greeted(peer, str(world.step))
             if rank not in waited_for:
                 peer.close()  # somebody else's, or a rank that has been here
                 continue
             peer.sendall(f"{world.step} {port}\n".encode())
             waited_for.remove(rank)
-            _peers.append(peer)
+            _peers[rank] = Peer(host, peer)
     return port
 
 
-def _listen(step: str) -> tuple[socket.socket, int]:
+def _listen(step: str, address: str) -> tuple[socket.socket, int]:
     for port in ports(step):
         with contextlib.suppress(OSError):
-            with _bound(port + 1):  # free, and nobody's business but ours until torch takes it
-                desk = _bound(port)
+            with _bound("", port + 1):  # free, and nobody's business but ours until torch takes it
+                desk = _bound(address, port)
             desk.listen(1024)
             return desk, port + 1
     raise LauncherError(
@@ -110,25 +143,25 @@ def _listen(step: str) -> tuple[socket.socket, int]:
     )
 
 
-def _bound(port: int) -> socket.socket:
+def _bound(address: str, port: int) -> socket.socket:
     one = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        one.bind(("", port))
+        one.bind((address, port))
     except OSError:
         one.close()
         raise
     return one
 
 
-def _greeted(peer: socket.socket, step: str) -> int | None:
-    """The rank that has come; None for a stranger."""
+def _greeted(peer: socket.socket, step: str) -> tuple[int, str]:
+    """The rank that has come, and its node; -1 for a stranger."""
     peer.settimeout(_ANSWER_SECONDS)
     try:
-        said, _, rank = _line(peer).rpartition(" ")
-    except OSError:
-        return None
-    return int(rank) if said == step and rank.isascii() and rank.isdigit() else None
+        said, rank, host = _line(peer).split(" ")
+    except (OSError, ValueError):
+        return -1, ""
+    return (int(rank), host) if said == step and rank.isascii() and rank.isdigit() else (-1, "")
 
 
 def _visit(world: World, deadline: float) -> int:
@@ -151,9 +184,9 @@ def _visit(world: World, deadline: float) -> int:
 
 
 def _asked(world: World, port: int) -> int | None:
-    peer = socket.create_connection((world.host, port), timeout=_ANSWER_SECONDS)
+    peer = socket.create_connection((_address(world), port), timeout=_ANSWER_SECONDS)
     try:
-        peer.sendall(f"{world.step} {world.rank}\n".encode())
+        peer.sendall(f"{world.step} {world.rank} {platform.node()}\n".encode())
         said, _, answer = _line(peer).rpartition(" ")
         if said != world.step or not answer.isdigit():
             peer.close()
@@ -161,7 +194,7 @@ def _asked(world: World, port: int) -> int | None:
     except OSError:
         peer.close()
         raise
-    _peers.append(peer)
+    _peers[0] = Peer(str(world.host), peer)
     return int(answer)
 
 

@@ -13,14 +13,16 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, LauncherError
+from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, EXIT_USAGE, LauncherError
 from launcher.launch import slurm
+from launcher.launch.failure import written_since
 from launcher.launch.world import job_environment
 from launcher.runs.folder import STATUS_FILE, create, read_json, write_json
 from launcher.runs.reading import Run
 
 QUEUE_FILE = "slurm.json"
 _ONCE = ("--hold", "-H", "--begin", "--dependency", "--deadline")  # about this submission, not about the job
+_EXCLUDE = "--exclude="
 NO_PROGRESS_STARTS = 3  # so many starts in a row from the same step, and a job is stopped
 
 
@@ -33,9 +35,11 @@ class Submission:
         script: What was submitted.
         task: Which task of an array this run is.
         extra: Words for sbatch that are no part of the script, as in `--nodelist=gpu7`.
-        starts: Each start of it: `job`, `time`, and the `step` that it began at (None for a script of one's own).
+        starts: Each start of it: `job`, `time`, the `step` that it began at (None for a script of one's own), and
+            `fault` where it has failed: the host that was first, empty where that is not known.
         cancelled: Whether its user asked it to save and end.
         signal_seconds: How long before the limit it is asked to save, where that was changed.
+        excluded: Nodes that were first at fault in two starts running.
         submitted: When, in unix time.
     """
 
@@ -46,6 +50,7 @@ class Submission:
     starts: list[Mapping[str, Any]] = field(default_factory=list)
     cancelled: bool = False
     signal_seconds: int | None = None
+    excluded: list[str] = field(default_factory=list)
     submitted: float = 0.0
 
     @staticmethod
@@ -112,6 +117,7 @@ class Ending:
         code: What srun ended with.
         cancelled: Whether the batch script itself was asked to end.
         max_requeues: How often the job may be queued again.
+        max_restarts: How often of these after a failure.
         signal_seconds: How long before the limit it is asked to save.
         requeue: Whether SLURM may be asked to requeue it.
     """
@@ -121,6 +127,7 @@ class Ending:
     code: int
     cancelled: bool = False
     max_requeues: int = 20
+    max_restarts: int = 0
     signal_seconds: int = 120
     requeue: bool = True
 
@@ -132,7 +139,9 @@ class Ending:
         # torchrun and accelerate end with codes of their own: then only the run itself says that it has saved
         if self.code != EXIT_PREEMPTED and state != "preempted":
             is_lost = self.cancelled and state not in ("finished", "")  # srun that is cancelled itself ends with 0
-            return EXIT_FAILED if self.code == EXIT_DONE and is_lost else self.code
+            code = EXIT_FAILED if self.code == EXIT_DONE and is_lost else self.code
+            may = not (code in (EXIT_DONE, EXIT_USAGE) or self.cancelled or submission.cancelled)
+            return self._restarted(submission, code, say) if may and self.max_restarts else code
         step, began = _step(self.folder), start["step"]
         saved = "saved" if step is None else f"saved at step {step:,}"
         again = f"`launcher resume {self.folder}` goes on"
@@ -151,14 +160,33 @@ class Ending:
         say(saved + _still_needed(self.folder, began, step))
         return self._again(_with_time_to_save(self.folder, submission, self.signal_seconds, start, say), say)
 
+    def _restarted(self, submission: Submission, code: int, say: Callable[[str], None]) -> int:
+        """After a failure: queues the job again, without a host that was first at fault twice running."""
+        *before, last = submission.starts
+        starts = [*before, {**last, "fault": written_since(self.folder, float(last["time"])) or ""}]
+        submission = replace(submission, starts=starts)
+        hosts = [str(one.get("fault", "")) for one in starts[-2:]]
+        if len(hosts) == 2 and hosts[0] == hosts[1] != "":
+            node = hosts[0].partition(".")[0]  # SLURM's names are the short ones
+            say(f"{node} was the first to fail in two starts running: from now on without it")
+            submission = replace(submission, excluded=sorted({*submission.excluded, node}))
+        submission.write(self.folder)
+        failed = sum("fault" in one for one in starts)
+        if failed > self.max_restarts or len(starts) > self.max_requeues:
+            which = "launch.max_restarts" if failed > self.max_restarts else "slurm.max_requeues"
+            say(f"failed {failed} times: not started again ({which}); `launcher resume {self.folder}` tries again")
+            return code
+        say(f"restart {failed} of {self.max_restarts}, from the last checkpoint")
+        return self._again(submission, say)
+
     def _state(self, since: float) -> str:
         """What the run says of this start; empty where it says nothing."""
         status = read_json(self.folder / STATUS_FILE)
         return str(status.get("state")) if float(status.get("started") or 0.0) >= since else ""
 
     def _again(self, submission: Submission, say: Callable[[str], None]) -> int:
-        # SLURM cannot change the signal of a job that exists
-        if self.requeue and submission.signal_seconds is None:
+        # SLURM cannot change the signal or the nodes of a job that exists
+        if self.requeue and submission.signal_seconds is None and not submission.excluded:
             say(f"queueing job {self.job} again")  # now: SLURM ends this script as well
             refused = slurm.requeue(self.job)
             if refused is None:
@@ -211,9 +239,14 @@ def resubmit(submission: Submission) -> str:
 
 
 def _options(submission: Submission) -> list[str]:
-    signal = [] if submission.signal_seconds is None else [f"--signal=USR2@{submission.signal_seconds}"]
-    again = [word for word in submission.extra if not word.startswith(_ONCE)]
-    return [*again, *signal, *([] if submission.task is None else [f"--array={submission.task}"])]
+    words = [word for word in submission.extra if not word.startswith((*_ONCE, _EXCLUDE))]
+    # of several such words sbatch hears the last one
+    said = [word.removeprefix(_EXCLUDE) for word in submission.extra if word.startswith(_EXCLUDE)]
+    if nodes := [*said, *submission.excluded]:
+        words.append(_EXCLUDE + ",".join(nodes))
+    if submission.signal_seconds is not None:
+        words.append(f"--signal=USR2@{submission.signal_seconds}")
+    return words if submission.task is None else [*words, f"--array={submission.task}"]
 
 
 def _step(folder: Path) -> int | None:
