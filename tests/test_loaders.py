@@ -22,6 +22,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset, default_collate
+from torch.utils.data._utils import signal_handling
 
 from launcher.data.loaders import EvaluationLoader, MicroBatch, Reading, TrainLoader
 from launcher.data.reading import randomness_restored, whole_batches
@@ -228,7 +229,10 @@ def test_a_hanging_worker_is_named_within_the_timeout_and_does_not_stay() -> Non
     assert not [child for child in psutil.Process().children() if child.name() == "pt_data_worker"]
 
 
-def test_a_worker_that_dies_during_a_step_is_noticed_when_its_batch_is_wanted() -> None:
+def test_a_worker_that_dies_during_a_step_is_noticed_when_its_batch_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    # as in a process that has made no DataLoader yet, which torch's handler would stay from
+    monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     steps = loader_of(WithProcess(), workers=1).steps(0, None)
     os.kill(next(steps)[0].data[1][0].item(), signal.SIGKILL)
     for _ in range(20):

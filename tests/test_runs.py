@@ -193,6 +193,7 @@ def test_watching_shows_what_changes_until_ctrl_c(some: Path) -> None:
     child, terminal = pty.fork()
     if child == 0:
         os.environ.update(COLUMNS="200", LINES="30", TERM="xterm-256color")
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
         os.execv(sys.executable, [sys.executable, "-m", "launcher", "runs", str(some), "--watch"])
     seen = ""
     try:

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,9 +111,8 @@ class Ranks:
         import torch.distributed.launcher.api  # noqa: F401  # in the main thread, where a Ctrl-C can end it
 
         _log_exits(self._note_exit)
-        os.environ.update(self._environment())
         agent = threading.Thread(target=self._run_agent, args=(command,), daemon=True, name="agent")
-        with self._signals():
+        with self._signals(), _variables(self._environment()):
             agent.start()
             while agent.is_alive():
                 agent.join(POLL_SECONDS)
@@ -331,6 +330,18 @@ class Ranks:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+@contextmanager
+def _variables(told: Mapping[str, str]) -> Iterator[None]:
+    """What the processes find in their environment; this one's is as before afterwards."""
+    before = dict(os.environ)
+    os.environ.update(told)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _children() -> Iterator[int]:
