@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from launcher.recipe.component import Component
 from launcher.recipe.components import Workshop
 from launcher.recipe.document import dotted
 from launcher.recipe.duration import Duration
+from launcher.recipe.fitting import parameters_of
 
 Loss = Callable[..., torch.Tensor]
 
@@ -240,11 +241,47 @@ def build_optimizer(workshop: Workshop, modules: Sequence[nn.Module]) -> torch.o
         given = section.given
         optimizer = given if isinstance(given, torch.optim.Optimizer) else given(params)
     else:
-        optimizer = workshop.build(section, params=params)
+        chosen = {"fused": True} if _fuses(workshop, modules, named.values()) else {}
+        optimizer = workshop.build(section, params=params, **chosen)
     if not isinstance(optimizer, torch.optim.Optimizer):
         message = f"{section.target} gave a {type(optimizer).__name__}, not a torch.optim.Optimizer"
         raise RecipeError([Problem(str(section.origin), "optimizer", message)])
     return optimizer
+
+
+_HOW_TO_STEP = ("fused", "foreach", "capturable", "differentiable")  # a recipe that says one of them has chosen
+
+
+def _fuses(workshop: Workshop, modules: Sequence[nn.Module], parameters: Iterable[nn.Parameter]) -> bool:
+    """Whether torch's fused kernel does the update: 2 to 3 times as fast on a CPU, with equal results to rounding.
+
+    Only one of torch's own; not with sparse gradients, for which there is no kernel, nor under fp16, where the scaler
+    skips updates inside of it, which fused SGD with momentum does not survive on its first step.
+    """
+    recipe = workshop.recipe
+    section = recipe.optimizer
+    if (
+        section.style != "call"
+        or recipe.device.precision == "fp16"
+        or any(key in section.kwargs for key in _HOW_TO_STEP)
+    ):
+        return False
+    target = workshop.resolve(section)
+    if not str(getattr(target, "__module__", "")).startswith("torch.optim.") or "fused" not in (
+        parameters_of(target) or ()
+    ):
+        return False
+    if any(getattr(one, "sparse", False) for module in modules for one in module.modules()):
+        return False
+    return all(one.is_floating_point() and one.device.type in ("cpu", "cuda") for one in parameters)
+
+
+def describe_optimizer(optimizer: torch.optim.Optimizer) -> str:
+    """Its class, and how it steps, for the plan."""
+    groups = optimizer.param_groups
+    several = f", {len(groups)} groups of parameters" if len(groups) > 1 else ""
+    fused = ", fused (optimizer.fused=false turns that off)" if groups[0].get("fused") else ""
+    return f"{type(optimizer).__name__}{several}{fused}"
 
 
 def _groups(

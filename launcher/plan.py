@@ -7,7 +7,7 @@ from pathlib import Path
 
 from launcher.data import Data
 from launcher.device import Device
-from launcher.objective import Objective
+from launcher.objective import Objective, describe_optimizer
 from launcher.recipe.schema import Recipe
 from launcher.training import Horizon, Trainable
 
@@ -34,6 +34,7 @@ def plan_of(
         ("world", _world(device)),
         ("model", model.describe()),
         ("loss", _loss(objective)),
+        ("optimizer", describe_optimizer(trainable.optimizer)),
         ("length", _length(horizon)),
         ("evaluate", _evaluate(recipe, data, world.size)),
         ("folder", str(folder)),

@@ -123,7 +123,7 @@ class Trainable:
         fresh = [{key: one for key, one in group.items() if key != "params"} for group in self.optimizer.param_groups]
         try:
             self.model.bare.load_state_dict(weights)
-            self.optimizer.load_state_dict(training["optimizer"])
+            self.optimizer.load_state_dict(_stepped_alike(training["optimizer"], fresh))
             for name, loss in self.objective.modules.items():
                 loss.load_state_dict(training["losses"][name])
         except (RuntimeError, ValueError, KeyError) as error:
@@ -169,6 +169,20 @@ class Trainable:
                 self._factors.clear()
             self._factors[value] = torch.tensor(value, dtype=like.dtype, device=like.device)
         return self._factors[value]
+
+
+_HOW_TO_STEP = ("fused", "foreach")
+
+
+def _stepped_alike(state: Mapping[str, Any], fresh: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """An optimizer's state whose groups step as those of this start: the device or the precision may be another."""
+    if len(state["param_groups"]) != len(fresh):
+        return dict(state)  # which the optimizer refuses
+    groups = [
+        {**group, **{key: own[key] for key in _HOW_TO_STEP if key in own}}
+        for group, own in zip(state["param_groups"], fresh, strict=True)
+    ]
+    return {**state, "param_groups": groups}
 
 
 class Guard:

@@ -254,4 +254,4 @@ def test_a_log_is_followed_until_its_run_ends(some: Path) -> None:
 
 
 def test_the_states_are_those_that_runs_have() -> None:
-    assert set(STATES) == {"running", "finished", "preempted", "failed", "dead"}
+    assert set(STATES) == {"queued", "running", "finished", "preempted", "failed", "dead"}

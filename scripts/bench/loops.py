@@ -1,0 +1,363 @@
+"""The loops that people have: python loops.py NAME WORKLOAD [--in-order] [--full] [--device cuda]; or under torchrun.
+
+Each is written as its own documentation writes it. `--full` logs the loss every 10 steps, evaluates and keeps a
+checkpoint every 500; `--in-order` leaves the shuffling out, so that all contestants see the same batches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.utils.data import DataLoader, DistributedSampler
+from workloads import WORKLOADS, Workload
+
+LOG_EVERY, ACT_EVERY, EVALUATION_BATCHES = 10, 500, 20
+
+
+def main() -> None:
+    """Runs one of them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", choices=list(LOOPS))
+    parser.add_argument("workload", choices=list(WORKLOADS))
+    parser.add_argument("--in-order", action="store_true")
+    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--steps", type=int, required=True)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    os.chdir(tempfile.mkdtemp(prefix="bench-"))
+    LOOPS[options.name](WORKLOADS[options.workload], options)
+
+
+def world() -> tuple[int, int]:
+    """Rank and number of processes."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def loader_of(workload: Workload, in_order: bool, share: int = 1, **more: Any) -> DataLoader[Any]:
+    """The loader that one writes first."""
+    return DataLoader(workload.data(), batch_size=workload.batch // share, shuffle=not in_order, drop_last=True, **more)
+
+
+def endless(loader: DataLoader[Any], sampler: Any = None) -> Iterator[Any]:
+    """Epoch after epoch."""
+    epoch = 0
+    while True:
+        if sampler is not None:
+            sampler.set_epoch(epoch)
+        yield from loader
+        epoch += 1
+
+
+def adamw(model: nn.Module, workload: Workload, **more: Any) -> torch.optim.AdamW:
+    """The optimizer of all."""
+    return torch.optim.AdamW(model.parameters(), lr=workload.rate, weight_decay=0.01, **more)
+
+
+def autocast(workload: Workload, device: str) -> Any:
+    """bfloat16 where the workload wants it."""
+    return torch.autocast(device, torch.bfloat16) if workload.precision == "bf16" else nullcontext()
+
+
+def evaluate(model: nn.Module, workload: Workload, device: str) -> float:
+    """The mean loss of the first batches of the validation set."""
+    model.eval()
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for number, (inputs, targets) in enumerate(DataLoader(workload.validation(), batch_size=workload.batch)):
+            if number == EVALUATION_BATCHES:
+                break
+            total += nn.functional.cross_entropy(model(inputs.to(device)), targets.to(device), reduction="sum").item()
+            count += targets.numel()
+    model.train()
+    return total / count
+
+
+# ---------------------------------------------------------------------- by hand
+
+
+def handwritten(workload: Workload, options: argparse.Namespace) -> None:
+    """The loop of every tutorial; under torchrun with DistributedSampler and DDP."""
+    rank, size = world()
+    device = options.device
+    model: nn.Module = workload.model().to(device)
+    bare, sampler = model, None
+    if size > 1:
+        dist.init_process_group("nccl" if device == "cuda" else "gloo")
+        sampler = DistributedSampler(workload.data(), shuffle=not options.in_order, drop_last=True)
+        loader: DataLoader[Any] = DataLoader(
+            workload.data(), batch_size=workload.batch // size, sampler=sampler, drop_last=True
+        )
+        model = nn.parallel.DistributedDataParallel(model)
+    else:
+        loader = loader_of(workload, options.in_order, pin_memory=device == "cuda")
+    optimizer = adamw(model, workload)
+    loss_fn = nn.CrossEntropyLoss()
+    model.train()
+    for step, (inputs, targets) in enumerate(endless(loader, sampler), 1):
+        inputs, targets = inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+        optimizer.zero_grad()
+        with autocast(workload, device):
+            loss = loss_fn(model(inputs), targets)
+        loss.backward()
+        if workload.clip is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), workload.clip)
+        optimizer.step()
+        if options.full and rank == 0:
+            if step % LOG_EVERY == 0:
+                print(f"step {step}: loss {loss.item():.4f}", flush=True)
+            if step % ACT_EVERY == 0:
+                print(f"step {step}: validation loss {evaluate(bare, workload, device):.4f}", flush=True)
+                torch.save({"model": bare.state_dict(), "optimizer": optimizer.state_dict()}, f"step-{step}.pt")
+        if step == options.steps:
+            break
+    if size > 1:
+        dist.destroy_process_group()
+
+
+def nanogpt(workload: Workload, options: argparse.Namespace) -> None:
+    """As nanoGPT's script: batches cut out of the text at random places."""
+    windows = workload.data()._windows
+    tokens = torch.cat([windows[:, 0], windows[-1, 1:]]).numpy()
+    model = workload.model()
+    optimizer = adamw(model, workload)
+    model.train()
+    context = windows.shape[1] - 1
+
+    def get_batch() -> tuple[torch.Tensor, torch.Tensor]:
+        places = torch.randint(len(tokens) - context, (workload.batch,))
+        x = torch.stack([torch.from_numpy(tokens[i : i + context].astype("int64")) for i in places])
+        y = torch.stack([torch.from_numpy(tokens[i + 1 : i + 1 + context].astype("int64")) for i in places])
+        return x, y
+
+    inputs, targets = get_batch()
+    for _ in range(options.steps):
+        loss = nn.functional.cross_entropy(model(inputs), targets)
+        inputs, targets = get_batch()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), workload.clip or 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
+def floor(workload: Workload, options: argparse.Namespace) -> None:
+    """Tensors sliced in place, a fused optimizer, and nothing else."""
+    data, device = workload.data(), options.device
+    model = workload.model().to(device)
+    optimizer = adamw(model, workload, fused=True)
+    size, batch = len(data), workload.batch  # type: ignore[arg-type]
+    tensors = getattr(data, "tensors", None)
+    model.train()
+    step = 0
+    while step < options.steps:
+        order = torch.arange(size) if options.in_order else torch.randperm(size)
+        for start in range(0, size - batch + 1, batch):
+            rows = order[start : start + batch]
+            inputs, targets = [one[rows] for one in tensors] if tensors else data.get_batch(rows)  # type: ignore[attr-defined]
+            with autocast(workload, device):
+                loss = nn.functional.cross_entropy(model(inputs.to(device)), targets.to(device))
+            loss.backward()
+            if workload.clip is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), workload.clip)
+            optimizer.step()
+            optimizer.zero_grad()
+            step += 1
+            if step == options.steps:
+                break
+
+
+# ---------------------------------------------------------------------- with a framework
+
+
+def accelerate(workload: Workload, options: argparse.Namespace) -> None:
+    """Accelerate's own example loop: everything prepared, a scheduler beside the optimizer."""
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=options.device == "cpu", mixed_precision=workload.precision)
+    model = workload.model()
+    optimizer = adamw(model, workload)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    loader = loader_of(workload, options.in_order, accelerator.num_processes)
+    model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
+    loss_fn = nn.CrossEntropyLoss()
+    model.train()
+    for step, (inputs, targets) in enumerate(endless(loader), 1):
+        with accelerator.accumulate(model):
+            loss = loss_fn(model(inputs), targets)
+            accelerator.backward(loss)
+            if accelerator.sync_gradients and workload.clip is not None:
+                accelerator.clip_grad_norm_(model.parameters(), workload.clip)
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+        if step == options.steps:
+            break
+    accelerator.end_training()
+
+
+def ignite(workload: Workload, options: argparse.Namespace) -> None:
+    """PyTorch-Ignite's engine around the loop's body."""
+    import ignite.distributed as idist
+    from ignite.engine import Engine
+
+    size = world()[1]
+    with idist.Parallel(backend="gloo" if size > 1 and options.device == "cpu" else "nccl" if size > 1 else None) as _:
+        device = torch.device(options.device)
+        loader = idist.auto_dataloader(
+            workload.data(), batch_size=workload.batch, shuffle=not options.in_order, drop_last=True
+        )
+        model = idist.auto_model(workload.model())
+        optimizer = idist.auto_optim(adamw(model, workload))
+        loss_fn = nn.CrossEntropyLoss()
+
+        def step(engine: Engine, batch: Any) -> float:
+            inputs, targets = (one.to(device, non_blocking=True) for one in batch)
+            model.train()
+            optimizer.zero_grad()
+            with autocast(workload, options.device):
+                loss = loss_fn(model(inputs), targets)
+            loss.backward()
+            if workload.clip is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), workload.clip)
+            optimizer.step()
+            return float(loss.item())
+
+        Engine(step).run(loader, max_epochs=1 + options.steps // len(loader))
+
+
+def lightning(workload: Workload, options: argparse.Namespace) -> None:
+    """Lightning's Trainer; without `--full` with all that can be turned off turned off."""
+    import lightning as L
+    from lightning.pytorch.loggers import CSVLogger
+
+    class Task(L.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = workload.model()
+            self.loss_fn = nn.CrossEntropyLoss()
+
+        def training_step(self, batch: Any, number: int) -> torch.Tensor:
+            loss = self.loss_fn(self.model(batch[0]), batch[1])
+            if options.full:
+                self.log("loss", loss)
+            return loss
+
+        def validation_step(self, batch: Any, number: int) -> None:
+            self.log("validation_loss", self.loss_fn(self.model(batch[0]), batch[1]))
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return adamw(self, workload)
+
+    size = world()[1]
+    loader = loader_of(workload, options.in_order, size)
+    full: dict[str, Any] = {
+        "logger": CSVLogger("."),
+        "log_every_n_steps": LOG_EVERY,
+        "val_check_interval": ACT_EVERY,
+        "check_val_every_n_epoch": None,
+        "limit_val_batches": EVALUATION_BATCHES,
+    }
+    trainer = L.Trainer(
+        max_steps=options.steps,
+        accelerator="gpu" if options.device == "cuda" else "cpu",
+        devices=size,
+        strategy="ddp" if size > 1 else "auto",
+        precision="bf16-mixed" if workload.precision == "bf16" else "32-true",
+        gradient_clip_val=workload.clip,
+        enable_checkpointing=options.full,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=True,
+        **(full if options.full else {"logger": False}),
+    )
+    held_back = DataLoader(workload.validation(), batch_size=workload.batch) if options.full else None
+    trainer.fit(Task(), loader, held_back)
+
+
+def transformers(workload: Workload, options: argparse.Namespace) -> None:
+    """The Trainer of transformers, around a model that returns its loss."""
+    from transformers import Trainer, TrainingArguments
+
+    class Task(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = workload.model()
+            self.loss_fn = nn.CrossEntropyLoss()
+
+        def forward(self, inputs: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+            outputs = self.model(inputs)
+            return {"loss": self.loss_fn(outputs, labels), "logits": outputs}
+
+    class Mappings(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
+        def __init__(self, data: Any) -> None:
+            self.data = data
+
+        def __len__(self) -> int:
+            return len(self.data)
+
+        def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+            inputs, labels = self.data[index]
+            return {"inputs": inputs, "labels": labels}
+
+    full: dict[str, Any] = {
+        "logging_steps": LOG_EVERY,
+        "eval_strategy": "steps",
+        "eval_steps": ACT_EVERY,
+        "save_strategy": "steps",
+        "save_steps": ACT_EVERY,
+        "prediction_loss_only": True,
+    }
+    validation = torch.utils.data.Subset(workload.validation(), range(EVALUATION_BATCHES * workload.batch))
+    arguments = TrainingArguments(
+        output_dir=".",
+        max_steps=options.steps,
+        per_device_train_batch_size=workload.batch // world()[1],
+        per_device_eval_batch_size=workload.batch,
+        learning_rate=workload.rate,
+        weight_decay=0.01,
+        lr_scheduler_type="constant",
+        max_grad_norm=workload.clip or 0.0,
+        optim="adamw_torch",
+        use_cpu=options.device == "cpu",
+        bf16=workload.precision == "bf16",
+        ddp_backend="gloo" if options.device == "cpu" else None,
+        dataloader_drop_last=True,
+        report_to=[],
+        disable_tqdm=True,
+        seed=0,
+        **(full if options.full else {"logging_strategy": "no", "save_strategy": "no"}),
+    )
+
+    class InOrder(Trainer):  # type: ignore[misc]
+        def _get_train_sampler(self, *_: Any) -> Any:
+            return torch.utils.data.SequentialSampler(self.train_dataset)
+
+        def create_optimizer(self, *_: Any) -> torch.optim.Optimizer:
+            self.optimizer = adamw(self.model, workload)  # without its rule that norms and biases do not decay
+            return self.optimizer
+
+    kind = InOrder if options.in_order else Trainer
+    kind(Task(), arguments, train_dataset=Mappings(workload.data()), eval_dataset=Mappings(validation)).train()
+
+
+LOOPS = {
+    "handwritten": handwritten,
+    "nanogpt": nanogpt,
+    "floor": floor,
+    "accelerate": accelerate,
+    "ignite": ignite,
+    "lightning": lightning,
+    "transformers": transformers,
+}
+
+if __name__ == "__main__":
+    main()
