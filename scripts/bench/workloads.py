@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -157,7 +158,7 @@ def resnet() -> Clocked:
 
     def net() -> nn.Module:
         widths = [64, 64, 64, 128, 128, 256, 256, 512, 512]
-        blocks = [Residual(a, b, 1 + (a != b)) for a, b in zip(widths, widths[1:], strict=False)]
+        blocks = [Residual(a, b, 1 + (a != b)) for a, b in pairwise(widths)]
         first = [nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
         return nn.Sequential(*first, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10))
 
