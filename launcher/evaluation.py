@@ -7,9 +7,8 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from accelerate.utils import send_to_device
@@ -21,13 +20,13 @@ from launcher.data.loaders import EvaluationLoader, MicroBatch
 from launcher.data.streams import StreamEvaluationLoader
 from launcher.errors import LauncherError
 from launcher.judge import Judge
-from launcher.measures import Measure, Scores
 from launcher.objective import Objective
 from launcher.recipe import schema
 from launcher.tracking import Line, Tracking
 from launcher.watch import Progress, watched
 
 if TYPE_CHECKING:
+    from launcher.measures import Measure, Scores  # brings torchmetrics, which a run without metrics need not wait for
     from launcher.training import Trainable
 
 Heartbeat = Callable[[int], None]
@@ -40,8 +39,7 @@ def _unseen(outputs: Sequence[Any], targets: Sequence[Any], batch: MicroBatch) -
     """Nobody looks at the outputs."""
 
 
-@dataclass(frozen=True)
-class At:
+class At(NamedTuple):
     """Where a step stands in its run; a user's step function gets it.
 
     Attributes:

@@ -20,7 +20,7 @@ from launcher.data.sheet import as_png
 from launcher.data.subsets import innermost
 from launcher.datasets.files import needed, whole
 from launcher.errors import LauncherError
-from launcher.measures import class_dimension, probabilities
+from launcher.outputs import class_dimension, probabilities
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

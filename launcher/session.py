@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -24,7 +24,6 @@ from launcher.launch import progress
 from launcher.launch.signals import stop_requested
 from launcher.launch.stalls import Watch
 from launcher.launch.world import World
-from launcher.measures import build_measures
 from launcher.opening import Finished, Opening, Options, Start
 from launcher.plan import plan_of
 from launcher.predictions import Predictions, write_predictions
@@ -37,9 +36,11 @@ from launcher.runs.essence import digest
 from launcher.runs.logs import copied_to
 from launcher.runs.predictions import PREDICTIONS_FILE
 from launcher.runs.record import NoRecord, Record
-from launcher.runs.report import write_report
 from launcher.tracking import Line, NoTracking, Tracking, open_tracking
 from launcher.training import Horizon, Periods, Trainable, warm_up
+
+if TYPE_CHECKING:
+    from launcher.measures import Measure
 
 _MOST_PREDICTIONS = 200_000  # samples of a test set whose predictions a run keeps for its report
 
@@ -117,7 +118,7 @@ def open_session(
         record = stack.enter_context(_record(folder, world, horizon, restored.step))
         first = world.is_first
         tracking = _open_tracking(recipe, options, folder, horizon, restored.step) if first else NoTracking()
-        measures = build_measures(workshop) if first or recipe.evaluate.ranks == "all" else []
+        measures = _measures(workshop) if first or recipe.evaluate.ranks == "all" else []
         saving = Saving(recipe.save, folder / "checkpoints", first, judge, tracking.warn)
         evaluation = Evaluation(recipe.evaluate, data.validation, trainable, measures, tracking, judge, stop_requested)
         if restored.evaluation is not None:
@@ -153,6 +154,14 @@ def open_session(
         tracking.close(record.state, evaluation.lines)
 
 
+def _measures(workshop: Workshop) -> list[Measure]:
+    if not workshop.recipe.evaluate.metrics:
+        return []  # and torchmetrics, up to a second of imports, stays where it is
+    from launcher.measures import build_measures
+
+    return build_measures(workshop)
+
+
 @contextmanager
 def _record(folder: Path, world: World, horizon: Horizon, step: int) -> Iterator[Record]:
     """The record of this start; a run that raises has failed."""
@@ -165,6 +174,8 @@ def _record(folder: Path, world: World, horizon: Horizon, step: int) -> Iterator
 
 
 def _report(folder: Path) -> None:
+    from launcher.runs.report import write_report  # with its templates: not what a first step should wait for
+
     if wrong := write_report(folder):
         print(wrong, file=sys.stderr)
 

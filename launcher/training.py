@@ -94,6 +94,7 @@ class Trainable:
         self.guard = Guard(self)
         self.scaler = self.device.accelerator.scaler
         self._factors: dict[float, torch.Tensor] = {}
+        self._clears_as_torch = type(self.optimizer).zero_grad is torch.optim.Optimizer.zero_grad
 
     def training_state(self) -> dict[str, Any]:
         """What a checkpoint keeps besides the weights."""
@@ -161,6 +162,14 @@ class Trainable:
             if isinstance(module, DistributedDataParallel):
                 stack.enter_context(module.no_sync())
         return stack
+
+    def clear_gradients(self) -> None:
+        """As `optimizer.zero_grad()`, less the profiler's hook around it, which takes longer than a small update."""
+        if self._clears_as_torch:
+            for parameter in self.parameters:
+                parameter.grad = None
+        else:
+            self.optimizer.zero_grad(set_to_none=True)
 
     def factor(self, value: float, like: torch.Tensor) -> torch.Tensor:
         """A scalar to start backward with, kept between steps: multiplying the loss would cost two operations."""
@@ -389,7 +398,7 @@ def update(trainable: Trainable, step: int) -> torch.Tensor | None:
         trainable.optimizer.step()
     if stepped and trainable.average is not None:
         trainable.average.update()
-    trainable.optimizer.zero_grad(set_to_none=True)
+    trainable.clear_gradients()
     return norm
 
 
@@ -627,6 +636,7 @@ def train(trainable: Trainable, data: Data, horizon: Horizon, session: Session) 
         `finished` or `preempted`, and the number of steps completed.
     """
     device, coordinator = trainable.device, trainable.device.coordinator
+    rank, is_gpu = device.world.rank, device.is_gpu
     evaluation, saving, periods, done = session.evaluation, session.saving, session.periods, session.start
     meter, agreement = Meter(trainable, coordinator), Agreement(coordinator)
     clocks = Clocks(horizon, periods, session.spent_seconds)
@@ -638,7 +648,7 @@ def train(trainable: Trainable, data: Data, horizon: Horizon, session: Session) 
     if _evaluation_is_owed(evaluation, periods, done) and not evaluation.run(done, horizon.epoch(done)):
         return "preempted", done
     for step, waited in timed(steps) if evaluation.goes_on else ():
-        seed_step(session.seed, done, device.world.rank, device.is_gpu)
+        seed_step(session.seed, done, rank, is_gpu)
         rate = trainable.schedule.rate
         stepped = train_step(trainable, step, horizon.at(done))
         done += 1

@@ -30,7 +30,7 @@ LAYERS = (
     ("evaluation", "checkpoints"),
     ("objective", "model", "judge", "measures", "averages", "watch"),
     ("device",),
-    ("data", "batch", "coordination"),
+    ("data", "batch", "coordination", "outputs"),
     ("datasets", "models", "templates"),
     ("tracking",),
     ("runs",),

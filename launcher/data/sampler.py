@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sized
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -30,8 +29,7 @@ READ_AHEAD = 16_384  # positions of this rank computed at once: half a milliseco
 _BLOCKS_KEPT = 2  # one for the loop, one for loader workers that are ahead of it
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
+class Share(NamedTuple):
     """What one rank reads for one micro-batch of one step.
 
     Attributes:

@@ -37,4 +37,4 @@ class Digits(TensorDataset):
 
     def get_batch(self, indices: Tensor) -> tuple[Tensor, ...]:
         """Read many samples at once: images [N, 1, 8, 8] and targets [N]."""
-        return tuple(tensor[indices] for tensor in self.tensors)
+        return tuple(tensor.index_select(0, indices) for tensor in self.tensors)

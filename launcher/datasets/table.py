@@ -87,7 +87,7 @@ class Table(TensorDataset):
 
     def get_batch(self, indices: Tensor) -> tuple[Tensor, ...]:
         """Read many samples at once: features [N, columns], and targets [N] or [N, targets]."""
-        return tuple(tensor[indices] for tensor in self.tensors)
+        return tuple(tensor.index_select(0, indices) for tensor in self.tensors)
 
 
 def _checked(path: str | Path) -> Path:

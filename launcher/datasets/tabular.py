@@ -41,4 +41,4 @@ class Diabetes(TensorDataset):
 
     def get_batch(self, indices: Tensor) -> tuple[Tensor, ...]:
         """Read many samples at once: features [N, 10] and targets [N, 1]."""
-        return tuple(tensor[indices] for tensor in self.tensors)
+        return tuple(tensor.index_select(0, indices) for tensor in self.tensors)

@@ -102,7 +102,7 @@ class TextFile(Dataset[tuple[Tensor, Tensor]]):
 
     def get_batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Read many samples at once: inputs and targets, both int64 of shape [N, context]."""
-        windows = self._windows[indices]
+        windows = self._windows.index_select(0, indices)
         return windows[:, :-1].long(), windows[:, 1:].long()
 
     def encode(self, text: str) -> Tensor:

@@ -40,7 +40,7 @@ class Clocked(nn.Module):
         self._probes = set(said["probes"]) if self._asked else set()
         self._acts = {*self._probes, *said["marks"], 1} if self._asked else set()
         self._calls = 0
-        self._found: dict[str, Any] = {"probes": {}, "marks": []}
+        self._found: dict[str, Any] = {"probes": {}, "marks": [], "cpu": []}
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
         """What the module gives; a few of the calls are noted."""
@@ -60,6 +60,7 @@ class Clocked(nn.Module):
             self._found["first_step"] = time.time() - self._asked["began"]
         if self._calls in self._asked["marks"]:
             self._found["marks"].append(now)
+            self._found["cpu"].append(time.process_time())
         if self._calls in self._probes:
             self._found["probes"][self._calls] = self._probe(device)
         if self._calls == max(self._acts):

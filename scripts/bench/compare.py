@@ -173,8 +173,8 @@ def one_run(this: Round, name: str, options: argparse.Namespace, in_order: bool)
         if not file.exists():
             raise SystemExit(f"{name} on {this.title} failed:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
         noted: dict[str, Any] = json.loads(file.read_text())
-    start, end = noted.pop("marks")
-    return {**noted, "step_seconds": (end - start) / steps}
+    (start, end), (cpu_start, cpu_end) = noted.pop("marks"), noted.pop("cpu")
+    return {**noted, "step_seconds": (end - start) / steps, "step_cpu_seconds": (cpu_end - cpu_start) / steps}
 
 
 def command_of(

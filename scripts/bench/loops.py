@@ -329,7 +329,7 @@ def transformers(workload: Workload, options: argparse.Namespace) -> None:
         optim="adamw_torch",
         use_cpu=options.device == "cpu",
         bf16=workload.precision == "bf16",
-        ddp_backend="gloo" if options.device == "cpu" else None,
+        ddp_backend="gloo" if options.device == "cpu" and world()[1] > 1 else None,
         dataloader_drop_last=True,
         report_to=[],
         disable_tqdm=True,
@@ -337,15 +337,18 @@ def transformers(workload: Workload, options: argparse.Namespace) -> None:
         **(full if options.full else {"logging_strategy": "no", "save_strategy": "no"}),
     )
 
-    class InOrder(Trainer):  # type: ignore[misc]
+    class SameOptimizer(Trainer):  # type: ignore[misc]
+        """Its own would not decay norms and biases."""
+
+        def create_optimizer(self, *_: Any) -> torch.optim.Optimizer:
+            self.optimizer = adamw(self.model, workload)
+            return self.optimizer
+
+    class InOrder(SameOptimizer):
         def _get_train_sampler(self, *_: Any) -> Any:
             return torch.utils.data.SequentialSampler(self.train_dataset)
 
-        def create_optimizer(self, *_: Any) -> torch.optim.Optimizer:
-            self.optimizer = adamw(self.model, workload)  # without its rule that norms and biases do not decay
-            return self.optimizer
-
-    kind = InOrder if options.in_order else Trainer
+    kind = InOrder if options.in_order else SameOptimizer
     kind(Task(), arguments, train_dataset=Mappings(workload.data()), eval_dataset=Mappings(validation)).train()
 
 
