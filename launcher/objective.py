@@ -101,17 +101,14 @@ class Objective:
         self.layout = layout
         self.step = step
         self._count = count
+        # whether every count is known by arithmetic, without reading a batch: the first one decides, in `settle`
+        self.counts_samples = False
 
     @property
     def modules(self) -> dict[str, nn.Module]:
         """Losses that have parameters of their own, by name."""
         named = {term.name: term.function for term in self.terms}
         return {name: one for name, one in named.items() if isinstance(one, nn.Module) and any(one.parameters())}
-
-    @property
-    def counts_samples(self) -> bool:
-        """Whether every count is known by arithmetic, without reading a batch."""
-        return self._count is None and all(term.per != "element" for term in self.terms)
 
     @property
     def per_batch(self) -> bool:
@@ -124,13 +121,14 @@ class Objective:
             targets = self.layout.targets(batch)
             for term in self.terms:
                 term.settle(targets)
+        self.counts_samples = self._count is None and all(term.per != "element" for term in self.terms)
 
     def counts(self, batch: Any, samples: int) -> list[float]:
         """What a micro-batch in host memory contributes to each term's count."""
+        if self.counts_samples:
+            return [float(samples)] * (len(self.terms) or 1)
         if self._count is not None:
             return [float(self._count(batch)) if samples else 0.0]
-        if not self.terms:
-            return [float(samples)]
         targets = self.layout.targets(batch)
         return [term.count(targets, samples) for term in self.terms]
 

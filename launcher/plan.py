@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.data import Data
+from launcher.data.sampler import StepSampler
 from launcher.device import Device
 from launcher.objective import Objective, describe_optimizer
 from launcher.recipe.schema import Recipe
@@ -29,7 +30,7 @@ def plan_of(
     rows: Plan = [
         ("recipe", f"{recipe.name}, seed {recipe.seed}"),
         ("data", f"{data.describe()}{_evaluation_sets(data)}"),
-        ("batch", describe_batch(data, world.size)),
+        ("batch", describe_shares(data.train.sampler, world.size)),
         ("device", device.describe()),
         ("world", _world(device)),
         ("model", model.describe()),
@@ -47,19 +48,18 @@ def plan_of(
     return rows + [("note", note) for note in notes]
 
 
-def describe_batch(data: Data, world_size: int) -> str:
+def describe_shares(sampler: StepSampler, world_size: int) -> str:
     """`global batch 64 = 2 processes × 16 × 2 accumulated`; uneven shares are said."""
-    sampler = data.train.sampler
     batch = min(sampler.global_batch_size, sampler.dataset_size)
     accumulated = sampler.accumulation(0)
     processes = f"{world_size} process{'es' * (world_size > 1)}"
-    shares = sorted({batch // world_size + (rank < batch % world_size) for rank in range(world_size)}, reverse=True)
-    if len(shares) > 1 or shares[0] % accumulated:
-        pieces = [batch // world_size + (rank < batch % world_size) for rank in range(min(world_size, 8))]
+    share, larger = divmod(batch, world_size)
+    if larger or share % accumulated:
+        pieces = [share + (rank < larger) for rank in range(min(world_size, 8))]
         more = " + …" if world_size > 8 else ""
         parts = f", each in {accumulated} parts" if accumulated > 1 else ""
         return f"global batch {batch} = {' + '.join(map(str, pieces))}{more} on {processes}{parts}"
-    return f"global batch {batch} = {processes} × {shares[0] // accumulated} × {accumulated} accumulated"
+    return f"global batch {batch} = {processes} × {share // accumulated} × {accumulated} accumulated"
 
 
 def _evaluation_sets(data: Data) -> str:

@@ -97,10 +97,10 @@ def examined(error: BaseException, world: World) -> Failure:
 def _facts(
     error: BaseException, frames: list[FrameType], loop: Mapping[str, Any], world: World
 ) -> Iterator[tuple[str, str]]:
-    from launcher.plan import describe_batch
+    from launcher.plan import describe_shares
 
     if "data" in loop:
-        yield "batch", describe_batch(loop["data"], world.size)
+        yield "batch", describe_shares(loop["data"].train.sampler, world.size)
     forward = _locals(frames, "training.py", "forward")
     if "batch" in forward:
         yield "shapes", f"the batch is {described(forward['batch'].data)}"

@@ -33,6 +33,7 @@ from launcher.tracking import Tracking
 if TYPE_CHECKING:
     from launcher.session import Session
 
+_AS_EVER = nullcontext()
 SKIPS_IN_A_ROW = 20  # after so many updates without a finite gradient a run is not training any more
 
 
@@ -350,7 +351,7 @@ def train_step(trainable: Trainable, step: Step, at: At) -> Stepped:
     scalars: Mapping[str, Any] = {}
     last = len(step.batches) - 1
     for number, (batch, scales) in enumerate(zip(step.batches, step.scales, strict=True)):
-        with nullcontext() if number == last else trainable.without_sync():
+        with _AS_EVER if number == last else trainable.without_sync():
             value, factor, scalars = forward(trainable, batch, scales, at)
             backward(trainable, value, factor)
         parts.append((value.detach(), factor))

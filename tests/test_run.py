@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import threading
 import time
@@ -90,6 +91,27 @@ def test_a_run_goes_on_from_its_checkpoint_bit_for_bit(tmp_path: Path, size: int
     assert resumed.distance(straight) == 0
     assert resumed.column("step") == straight.column("step")
     assert resumed.column("loss") == straight.column("loss")
+
+
+OPTIMIZERS = {
+    "AdamW": "{_target_: AdamW, lr: 1e-2}",
+    "SGD": "{_target_: SGD, lr: 0.1, momentum: 0.9, nesterov: true}",
+    "Adagrad": "{_target_: Adagrad, lr: 0.1}",
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_optimizer_steps_fused_unless_told_otherwise_and_goes_on_as_it_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    said, folder = [f"optimizer={OPTIMIZERS[name]}", "save={every: 4 steps, keep: 20}"], tmp_path / "fused"
+    plain = train(tmp_path / "plain", *said, "optimizer.fused=false")
+    launcher.train(TINY, "launch.threads=1", *said, run_dir=folder, cpu=True)
+    assert f"optimizer  {name}, fused (optimizer.fused=false turns that off)" in capsys.readouterr().out
+    assert result_of(folder).distance(plain) < 1e-9
+    shutil.rmtree(folder / "checkpoints" / "step-00000012")
+    (folder / "model_weights.pth").unlink()
+    assert train(folder, *said, "optimizer.fused=false").distance(plain) < 1e-9
 
 
 def test_gradients_that_are_not_finite_end_the_run_with_the_step(tmp_path: Path) -> None:

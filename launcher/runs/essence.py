@@ -22,6 +22,8 @@ _FREE = (
     "data.timeout",
     "data.scratch",
     "data.test",
+    "optimizer.fused",  # how a step is computed, and not what
+    "optimizer.foreach",
     "train.start_from",  # says where a run begins, and this one has begun
 )
 

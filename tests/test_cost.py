@@ -1,0 +1,165 @@
+"""What a step costs besides computing, counted and not timed: `scripts/benchmark` measures."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from recipes.parts import Net, WholeNumbers
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from worlds import TINY
+
+import launcher
+from launcher.data.sampler import StepSampler
+from launcher.plan import describe_shares
+from launcher.training import Guard
+
+MORE_CALLS = 50  # Python functions of this program in one step, besides those of the bare loop
+GROWTH_BYTES = 4 * 2**20  # over 10,000 steps: what an allocator does, less than one number a step kept would be
+FULL = (  # every feature that looks at each step
+    "train.clip_grad_norm=1.0",
+    "train.ema=0.99",
+    "track.every=10 steps",
+)
+
+
+class Marked(WholeNumbers):
+    """Calls `at` with the number of each batch that is read."""
+
+    def __init__(self, at: Callable[[int], None]):
+        super().__init__(6_400)  # an epoch of 400 steps
+        self.at = at
+        self.reads = 0
+
+    def get_batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Many samples at once."""
+        self.reads += 1
+        self.at(self.reads)
+        return super().get_batch(indices)
+
+
+def run(folder: Path, steps: int, at: Callable[[int], None], *overrides: str) -> None:
+    said = ("launch.threads=1", f"train={{steps: {steps}}}", "track.every=1000000 steps", "scheduler.T_max=10")
+    launcher.train(TINY, *said, *overrides, run_dir=folder, cpu=True, output="quiet", train=Marked(at))
+
+
+class Calls:
+    """Counts calls of Python functions between two batches."""
+
+    def __init__(self, first: int, last: int):
+        self.first, self.last, self.count = first, last, 0
+
+    def at(self, batch: int) -> None:
+        if batch == self.first:
+            sys.setprofile(self._see)
+        elif batch == self.last:
+            sys.setprofile(None)
+
+    def _see(self, frame: FrameType, event: str, argument: Any) -> None:
+        self.count += event == "call"
+
+    @property
+    def a_step(self) -> float:
+        """On an average."""
+        return self.count / (self.last - self.first)
+
+
+def bare_loop(steps: int, at: Callable[[int], None]) -> None:
+    """The floor: rows sliced in place, a fused optimizer, a schedule, and nothing else."""
+    data, model = Marked(at), Net()
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=10)
+    rows = torch.arange(16)
+    for _ in range(steps):
+        inputs, targets = data.get_batch(rows)
+        nn.functional.cross_entropy(model(inputs), targets).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+
+
+def test_a_step_calls_few_functions_more_than_the_bare_loop(tmp_path: Path) -> None:
+    bare, ours = Calls(20, 120), Calls(20, 120)
+    bare_loop(125, bare.at)
+    run(tmp_path / "run", 125, ours.at)
+    assert 0 < ours.a_step < bare.a_step + MORE_CALLS
+
+
+class Syncs(TorchDispatchMode):
+    """Counts the operations for which a host waits for its device: a number or a mask is read from it."""
+
+    READING = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select", "item")
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch left its types out
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name in self.READING:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("overrides", [(), FULL, ("data.micro_batch_size=8",)], ids=["plain", "full", "accumulated"])
+def test_a_step_does_not_make_the_host_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...]
+) -> None:
+    def as_on_a_gpu(self: Guard, trainable: Any) -> None:
+        made(self, trainable)
+        self._read_now = False  # what is read at once on a CPU, where nobody waits for it
+
+    made = Guard.__init__
+    monkeypatch.setattr(Guard, "__init__", as_on_a_gpu)
+    syncs, looking, before = Syncs(), ExitStack(), 40 if "accumulated" not in overrides else 80
+
+    def at(batch: int) -> None:
+        if batch == before:
+            syncs.__enter__()
+        elif (
+            batch == before + 6
+        ):  # between two lines of metrics.jsonl, in which numbers are read that were copied before
+            syncs.__exit__(None, None, None)
+
+    run(tmp_path / "run", 60, at, *overrides)
+    assert syncs.found == []
+
+
+def test_memory_does_not_grow_over_ten_thousand_steps(tmp_path: Path) -> None:
+    seen: dict[int, tuple[int, int]] = {}
+
+    def at(batch: int) -> None:
+        if batch in (2_000, 12_000):
+            gc.collect()
+            seen[batch] = psutil.Process().memory_info().rss, len(gc.get_objects())
+
+    run(tmp_path / "run", 12_010, at, *FULL, "track.every=100 steps")
+    (before, objects_before), (after, objects_after) = seen[2_000], seen[12_000]
+    assert after - before < GROWTH_BYTES
+    assert objects_after - objects_before < 1_000
+
+
+WORLDS = ((1, 10**4), (64, 10**9), (16_384, 10**12))
+
+
+def test_a_step_of_a_huge_world_is_found_by_as_few_calls_as_of_a_small_one() -> None:
+    counts = []
+    for ranks, samples in WORLDS:
+        calls = Calls(1, 2)
+        calls.at(1)
+        sampler = StepSampler(range(samples), global_batch_size=32 * ranks, rank=ranks // 2, world_size=ranks)
+        shares = sampler.shares(sampler.steps_per_epoch // 2)
+        describe_shares(sampler, ranks)
+        calls.at(2)
+        assert [share.samples for share in shares] == [32]
+        counts.append(calls.count)
+    assert max(counts[1:]) <= counts[0] + 20  # a walk around the cycle of the permutation may take a turn more
