@@ -124,7 +124,7 @@ def test_a_step_does_not_make_the_host_wait(
 
     def at(batch: int) -> None:
         if batch == before:
-            syncs.__enter__()
+            looking.enter_context(syncs)
         elif (
             batch == before + 6
         ):  # between two lines of metrics.jsonl, in which numbers are read that were copied before
