@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,7 +26,7 @@ from launcher.measures import Measure, Scores
 from launcher.objective import Objective
 from launcher.recipe import schema
 from launcher.tracking import Line, Tracking
-from launcher.watch import Progress, watched
+from launcher.watch import Patience, Progress
 
 if TYPE_CHECKING:
     from launcher.training import Trainable
@@ -204,6 +205,7 @@ class Evaluation:
         tracking: Where the lines go.
         judge: The best so far.
         stopping: Whether this process was asked to stop.
+        folder: The run's, for word of what hangs.
     """
 
     def __init__(
@@ -215,6 +217,7 @@ class Evaluation:
         tracking: Tracking,
         judge: Judge,
         stopping: Callable[[], bool] = lambda: False,
+        folder: Path | None = None,
     ):
         self.section = section
         self.sets = sets
@@ -223,6 +226,7 @@ class Evaluation:
         self.tracking = tracking
         self.judge = judge
         self.stopping = stopping
+        self.folder = folder
         self.last_step: int | None = None
         self.lines: list[Line] = []  # of the last evaluation
         self.made: Callable[[int, float], None] = lambda step, seconds: None  # told of each, with its seconds
@@ -347,7 +351,8 @@ class Evaluation:
     ) -> Tally:
         progress = Progress(f"{split} {name}".strip(), -(-loader.num_batches() // size))
         device = self.trainable.device.torch_device
-        with watched(progress, self._patience, "evaluate.timeout"):
+        patience = Patience(self._patience, "evaluate.timeout", self.trainable.device.world, self.folder, step)
+        with patience.watching(progress):
             return evaluate(
                 self.trainable.model.bare,
                 loader.batches(rank, size),

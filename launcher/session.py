@@ -119,7 +119,9 @@ def open_session(
         tracking = _open_tracking(recipe, options, folder, horizon, restored.step) if first else NoTracking()
         measures = build_measures(workshop) if first or recipe.evaluate.ranks == "all" else []
         saving = Saving(recipe.save, folder / "checkpoints", first, judge, tracking.warn)
-        evaluation = Evaluation(recipe.evaluate, data.validation, trainable, measures, tracking, judge, stop_requested)
+        evaluation = Evaluation(
+            *(recipe.evaluate, data.validation, trainable, measures, tracking, judge, stop_requested, folder)
+        )
         if restored.evaluation is not None:
             evaluation.load(restored.evaluation)
         periods = periods_of(recipe, horizon)

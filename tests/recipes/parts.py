@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -66,7 +68,7 @@ class Words(Dataset[tuple[Tensor, Tensor]]):
         self.targets = self.inputs[..., :3].argmax(2)
         ignored = torch.rand(size, 5, generator=generator) < torch.rand(size, 1, generator=generator)
         self.targets[ignored] = -100
-        self.targets[::7] = -100
+        self.targets[3::7] = -100
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -230,6 +232,16 @@ class Stuck(Numbers):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         time.sleep(3600 if index == 20 else 0)
+        return super().__getitem__(index)
+
+
+class Deadly(Numbers):
+    """A set of which one row is the end of whoever reads it, a while after the row before."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        if index == 20:
+            time.sleep(0.3)
+            os.kill(os.getpid(), signal.SIGKILL)
         return super().__getitem__(index)
 
 
