@@ -151,6 +151,14 @@ def test_plateau_steps_with_what_rank_0_measured(tmp_path: Path) -> None:
     two = train(tmp_path / "two", *EVALUATED, *plateau, best, size=2)
     assert one.column("lr") == two.column("lr")
     assert one.column("lr")[-1] < 0.5
+    best = "evaluate.best={metric: accuracy, mode: max}"  # whose mode is the scheduler's
+    up = train(tmp_path / "up", *EVALUATED, *plateau, best, "train.epochs=5")
+    found = up.column("accuracy", "validation")[:-1]
+    falls = [value <= max(found[:number], default=0.0) for number, value in enumerate(found)]
+    rates = dict(zip(up.column("step"), up.column("lr"), strict=True))
+    after = [line["step"] + 1 for line in up.lines if line["split"] == "validation"][:-1]
+    assert [rates[step] for step in after] == [0.5 * 0.5 ** sum(falls[: number + 1]) for number in range(len(falls))]
+    assert not all(falls[1:])
 
 
 def test_the_weights_load_into_the_bare_class(tmp_path: Path) -> None:
