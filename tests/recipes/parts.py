@@ -155,7 +155,24 @@ def step(model: nn.Module, batch: tuple[Tensor, Tensor], at: Any) -> Mapping[str
         "outputs": outputs,
         "targets": batch[1],
         "progress": at.fraction,
+        "middle": outputs.mean(),
+        "label": batch[1].double().mean().item(),
     }
+
+
+def step_called_lr(model: nn.Module, batch: tuple[Tensor, Tensor], at: Any) -> Mapping[str, Any]:
+    """A step function with a scalar whose name is taken."""
+    return {**step(model, batch, at), "lr": 1.0}
+
+
+def step_of_many(model: nn.Module, batch: tuple[Tensor, Tensor], at: Any) -> Mapping[str, Any]:
+    """A step function with a scalar that is none."""
+    return {**step(model, batch, at), "each": batch[1]}
+
+
+def step_of_moods(model: nn.Module, batch: tuple[Tensor, Tensor], at: Any) -> Mapping[str, Any]:
+    """A step function that has something more to say now and then."""
+    return {**step(model, batch, at), **({"now": 1.0} if at.step == 5 else {})}
 
 
 def word_step(model: nn.Module, batch: tuple[Tensor, Tensor], at: Any) -> Mapping[str, Any]:
