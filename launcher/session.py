@@ -116,7 +116,9 @@ def open_session(
             stack.enter_context(copied_to(folder / "logs" / f"rank-{world.rank}.log"))
         record = stack.enter_context(_record(folder, world, horizon, restored.step))
         first = world.is_first
-        tracking = _open_tracking(recipe, options, folder, horizon, restored.step) if first else NoTracking()
+        tracking: Tracking = NoTracking()
+        if first:
+            tracking = _open_tracking(recipe, options, folder, horizon, restored.step, world.deadline)
         measures = build_measures(workshop) if first or recipe.evaluate.ranks == "all" else []
         saving = Saving(recipe.save, folder / "checkpoints", first, judge, tracking.warn)
         evaluation = Evaluation(
@@ -171,7 +173,9 @@ def _report(folder: Path) -> None:
         print(wrong, file=sys.stderr)
 
 
-def _open_tracking(recipe: Recipe, options: Options, folder: Path, horizon: Horizon, start: int) -> Tracking:
+def _open_tracking(
+    recipe: Recipe, options: Options, folder: Path, horizon: Horizon, start: int, deadline: float | None
+) -> Tracking:
     best = recipe.evaluate.best
     return open_tracking(
         run_dir=folder,
@@ -182,6 +186,7 @@ def _open_tracking(recipe: Recipe, options: Options, folder: Path, horizon: Hori
         config=resolved(recipe),
         best=(best.metric, best.mode) if best else None,
         output=options.output,  # type: ignore[arg-type]  # argparse allows these words only
+        deadline=deadline,
     )
 
 

@@ -429,8 +429,12 @@ def test_the_command_writes_a_page_and_pictures(tmp_path: Path, capsys: pytest.C
     assert "2 runs" in (tmp_path / "both.html").read_text()
 
 
-def test_the_command_overwrites_its_own_page_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_overwrites_its_own_page_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     made = finished(tmp_path / "run")
+    shown: list[str] = []
+    monkeypatch.setattr("webbrowser.open", shown.append)
     mine = tmp_path / "mine.html"
     mine.write_text("<html>my own</html>")
     assert main(["report", str(made.folder), "--output", str(mine)]) == 2
@@ -438,6 +442,9 @@ def test_the_command_overwrites_its_own_page_only(tmp_path: Path, capsys: pytest
     assert mine.read_text() == "<html>my own</html>"
     for _ in range(2):
         assert main(["report", str(made.folder)]) == 0
+    assert not shown
+    assert main(["report", str(made.folder), "--open"]) == 0
+    assert shown == [(made.folder / "report.html").resolve().as_uri()]
 
 
 @pytest.mark.parametrize("name", ["nowhere", "empty"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import threading
 import time
@@ -22,6 +23,7 @@ from launcher.errors import LauncherError, RecipeError, UsageError
 from launcher.launch.world import World
 from launcher.recipe.load import load_recipe
 from launcher.run import Result
+from launcher.runs.metrics import read_evaluations
 from launcher.training import NonFiniteError
 
 EVALUATED = [
@@ -65,6 +67,33 @@ def test_evaluating_does_not_change_training(tmp_path: Path) -> None:
     plain = train(tmp_path / "plain", dropout)
     evaluated = train(tmp_path / "evaluated", dropout, *EVALUATED, "evaluate.every=1 steps")
     assert evaluated.distance(plain) == 0
+
+
+def test_what_is_said_on_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 7190))
+    best = (
+        "evaluate.best={metric: loss, mode: max}",
+        "save.every=1 steps",
+        "optimizer.lr=0.1",
+    )  # the first is the best
+    result = launcher.train(TINY, "launch.threads=1", *EVALUATED, *best, run_dir=tmp_path / "run", cpu=True)
+    said = capsys.readouterr().out
+    assert re.search(r"step \d+/12 .* limit in 1:5\d:\d\d", said)
+    losses = {line["step"]: line["loss"] for line in read_evaluations(tmp_path / "run" / "metrics.jsonl", "validation")}
+    chosen = max(losses, key=lambda step: losses[step])
+    assert chosen != 12
+    assert f"test: with the best weights, of step {chosen}" in said
+    assert result.scores[-1]["step"] == chosen
+
+
+def test_an_evaluation_is_due_by_the_clock(tmp_path: Path) -> None:
+    paced = "data.train={_target_: parts.py:Paced, seconds: 0.06}"  # a step takes so long or longer
+    trained = train(tmp_path / "run", *EVALUATED, paced, "evaluate.every=0.002 minutes")
+    steps = trained.column("step", "validation")
+    assert steps[-1] == 12
+    assert all(1 <= after - before <= 2 for before, after in zip([0, *steps], steps, strict=False))
 
 
 def test_evaluation_may_outlast_the_process_group_s_timeout(tmp_path: Path) -> None:
