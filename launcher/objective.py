@@ -108,6 +108,12 @@ class Objective:
         named = {term.name: term.function for term in self.terms}
         return {name: one for name, one in named.items() if isinstance(one, nn.Module) and any(one.parameters())}
 
+    def to(self, device: torch.device) -> None:
+        """Moves the losses: class weights are buffers."""
+        for term in self.terms:
+            if isinstance(term.function, nn.Module):
+                term.function.to(device)
+
     @property
     def counts_samples(self) -> bool:
         """Whether every count is known by arithmetic, without reading a batch."""

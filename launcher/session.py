@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 import time
 import traceback
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from launcher import checkpoints
 from launcher.checkpoints import Checkpoint, Saving, Snapshot, save_weights
@@ -27,7 +25,7 @@ from launcher.launch.world import World
 from launcher.measures import build_measures
 from launcher.opening import Finished, Opening, Options, Start
 from launcher.plan import plan_of
-from launcher.predictions import Predictions, write_predictions
+from launcher.predictions import Shown, shown_of, write_predictions
 from launcher.profiling import Profiling, Steps, unprofiled
 from launcher.recipe.components import Workshop
 from launcher.recipe.schema import Recipe
@@ -40,8 +38,6 @@ from launcher.runs.record import NoRecord, Record
 from launcher.runs.report import write_report
 from launcher.tracking import Line, NoTracking, Tracking, open_tracking
 from launcher.training import Horizon, Periods, Trainable, warm_up
-
-_MOST_PREDICTIONS = 200_000  # samples of a test set whose predictions a run keeps for its report
 
 
 @dataclass
@@ -59,6 +55,7 @@ class Session:
         profiled: What looks at the steps on their way.
         start: Steps made before this process started.
         spent_seconds: Time trained before this process started.
+        shown: The predictions that the report shows, where it is a classifier's.
     """
 
     folder: Path
@@ -71,6 +68,7 @@ class Session:
     profiled: Callable[[Steps, int], Steps] = unprofiled
     start: int = 0
     spent_seconds: float = 0.0
+    shown: Shown | None = None
     _began: float = field(default_factory=time.monotonic)
 
     @property
@@ -133,11 +131,14 @@ def open_session(
             profiled = Profiling(*options.profile, trace, tracking.message).over
         session = Session(
             *(folder, tracking, evaluation, saving, periods, record, recipe.seed, profiled),
-            *(restored.step, restored.seconds),
+            *(restored.step, restored.seconds, shown_of(trainable.objective, data)),
         )
         saving.last_step = restored.step or None
         saving.capture = lambda step: _capture(session, trainable, data, horizon, step, opening)
         saving.saved, evaluation.made = record.saved, record.evaluated
+        evaluation.judged = trainable.schedule.evaluated
+        if session.shown is not None:
+            evaluation.look = session.shown.look
         if restored.step:
             record.event("redone", restored.step, **asdict(tracking.redone))
         stack.callback(saving.close)
@@ -267,38 +268,32 @@ def evaluate_at_end(
     """
     evaluation = session.evaluation
     if state != "finished" or not data.test:
+        _write_predictions(session, trainable, state)
         return state, list(evaluation.lines)
     session.saving.wait()
     best = evaluation.judge.step
-    predictions = _predictions(trainable, data)
-    if predictions is not None:
-        evaluation.seen = predictions.see
     with _weights_of(session, trainable, best if best != step else None) as shown:
         shown = step if shown is None else shown
         session.tracking.message(f"test: with the {'best' if shown == best else 'last'} weights, of step {shown:,}")
         lines = evaluation.measured(data.test, "test", shown, horizon.epoch(shown))
-    if predictions is not None and lines is not None:
-        _write_predictions(session, trainable, data, predictions)
-    return ("preempted", []) if lines is None else (state, [*evaluation.lines, *lines])
+    if lines is None:
+        return "preempted", []
+    _write_predictions(session, trainable, state)
+    return state, [*evaluation.lines, *lines]
 
 
-def _predictions(trainable: Trainable, data: Data) -> Predictions | None:
-    """What the report of a classifier shows, where it can be written."""
-    can_be_written = importlib.util.find_spec("pyarrow") is not None
-    classifies = any(isinstance(term.function, nn.CrossEntropyLoss) for term in trainable.objective.terms)
-    is_one = len(data.test) == 1 and all(one.num_samples() <= _MOST_PREDICTIONS for one in data.test.values())
-    return Predictions(classes_only=True) if can_be_written and classifies and is_one else None
-
-
-def _write_predictions(session: Session, trainable: Trainable, data: Data, predictions: Predictions) -> None:
-    columns = predictions.columns(trainable.device.coordinator)
+def _write_predictions(session: Session, trainable: Trainable, state: str) -> None:
+    if session.shown is None or state != "finished":
+        return
+    columns = session.shown.predictions.columns(trainable.device.coordinator)
     if not trainable.device.world.is_first or columns is None:
         return
-    (loader,) = data.test.values()
     try:
-        write_predictions(session.folder / PREDICTIONS_FILE, columns, loader)
-    except OSError as error:
-        session.tracking.warn(f"{PREDICTIONS_FILE}: {error}; the report shows no mistakes")
+        write_predictions(session.folder / PREDICTIONS_FILE, columns, session.shown.loader)
+    except (
+        Exception
+    ) as error:  # a disk, somebody's data set: nobody asked for this file, and the weights are yet to come
+        session.tracking.warn(f"{PREDICTIONS_FILE}: {error!r}; the report shows no mistakes")
 
 
 @contextmanager
@@ -348,14 +343,16 @@ def save_at_end(session: Session, trainable: Trainable, state: str, step: int) -
 
     def saved() -> None:
         session.saving.wait()
+        made = None
         if state == "finished":
             wanted = session.evaluation.judge.step if session.saving.section.final == "best" else None
             best = _best_checkpoint(session, wanted if wanted != step else None)
+            made = best.step if best else step
             weights = best.weights() if best else trainable.model.state_dict()
             save_weights(session.folder / runs.WEIGHTS_FILE, weights)
             if trainable.average is not None:
                 average = best.training()["average"] if best else trainable.average.state()
                 save_weights(session.folder / runs.AVERAGED_FILE, {**weights, **average["parameters"]})
-        session.record.end(state, step)
+        session.record.end(state, step, made)
 
     trainable.device.coordinator.from_first(saved)

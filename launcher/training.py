@@ -291,8 +291,7 @@ def build_trainable(workshop: Workshop, model: Model, device: Device, data: Data
     losses = {name: wrap(module, device, recipe.device) for name, module in objective.modules.items()}
     for term in objective.terms:
         term.wrapped = losses.get(term.name)
-        if isinstance(term.function, nn.Module):
-            term.function.to(device.torch_device)  # class weights are buffers
+    objective.to(device.torch_device)
     optimizer = build_optimizer(workshop, [model.bare, *objective.modules.values()])
     schedule = build_schedule(workshop, optimizer, steps_per_epoch, total)
     skips = section.non_finite == "skip"

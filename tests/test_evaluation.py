@@ -18,11 +18,13 @@ from sklearn.metrics import f1_score, precision_score, r2_score, roc_auc_score, 
 from torch import nn
 from worlds import TINY, Command, Trained, in_world, survivors, train, train_here
 
+import launcher
 from launcher.cli import main
 from launcher.errors import RecipeError
 from launcher.judge import Judge
 from launcher.recipe import schema
 from launcher.recipe.load import load_recipe
+from launcher.runs.predictions import read_mistakes
 
 SIZES = (1, 7, 97, 100)
 ACCURACY = "accuracy: {_target_: MulticlassAccuracy, num_classes: 3, average: micro}"
@@ -343,12 +345,11 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 
 def figures(lines: list[dict[str, Any]]) -> dict[str, Any]:
-    ours = ("step", "epoch", "time", "seconds")
     return {
         f"{line['split']} {line.get('name', '')} {key}": value
         for line in lines
         for key, value in line.items()
-        if key not in (*ours, "split", "name")
+        if key not in ("time", "split", "name")
     }
 
 
@@ -356,7 +357,7 @@ def figures(lines: list[dict[str, Any]]) -> dict[str, Any]:
 def test_evaluate_gives_the_figures_that_training_printed(
     saved: Trained, processes: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    many = ["--processes", str(processes)] if processes > 1 else []
+    many = ["--processes", str(processes)] if processes > 1 else ["data.train={_target_: 'parts.py:Gone'}"]
     assert main(["evaluate", str(saved.folder), "--cpu", "--json", "launch.threads=1", *many]) == 0
     said = [json.loads(line) for line in capfd.readouterr().out.splitlines() if line.startswith("{")]
     best = min((line for line in saved.lines if line.get("name") == "far"), key=lambda line: line["loss"])["step"]
@@ -411,6 +412,73 @@ def test_predictions_have_every_sample_in_order(saved: Trained, tmp_path: Path) 
     assert of_the_run == table  # written at the run's end, for its report
 
 
+def test_predictions_of_a_stream_are_in_order_whoever_made_them(saved: Trained, tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "seen.parquet"
+    stream = ("data.test={_target_: 'parts.py:Flow', size: 31, seed: 3}", "evaluate.batch_size=4", "launch.threads=1")
+    shared = ("--cpu", "--split", "test", "--processes", "2", "--predictions", str(path))
+    assert main(["evaluate", str(saved.folder), *stream, *shared]) == 0
+    table = parquet.read_table(path).to_pydict()
+    of_the_run = parquet.read_table(saved.folder / "predictions.parquet").to_pydict()
+    assert table.keys() == of_the_run.keys()
+    assert all(table[name] == pytest.approx(of_the_run[name], abs=1e-6) for name in table)
+
+
+# what a run keeps for its report, without anybody having asked: settings, the warning, whether there is a file
+KEPT = {
+    "a stream": (("data.test={_target_: 'parts.py:Flow'}",), None, True),
+    "rows that are no samples": (
+        (
+            *("data.train={_target_: 'parts.py:FlatWords'}", "data.test={_target_: 'parts.py:FlatWords'}"),
+            "model={_target_: Linear, in_features: 4, out_features: 3, dtype: {_ref_: torch.float64}}",
+            "loss={_target_: CrossEntropyLoss, ignore_index: -100}",
+        ),
+        *(None, False),
+    ),
+    "rows that cannot be read again": (
+        ("data.test={_target_: 'parts.py:OnlyBatches', seed: 3}",),
+        *("predictions.parquet: NotImplementedError('ask for batches'); the report shows no mistakes", False),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", KEPT)
+def test_no_run_fails_for_its_predictions(tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str) -> None:
+    pytest.importorskip("pyarrow")
+    settings, warning, is_kept = KEPT[case]
+    result = launcher.train(TINY, "launch.threads=1", *settings, "train.epochs=1", run_dir=tmp_path / "run", cpu=True)
+    said = capsys.readouterr()
+    assert result.state == "finished"
+    assert (tmp_path / "run" / "model_weights.pth").exists()
+    assert (tmp_path / "run" / "predictions.parquet").exists() == is_kept
+    assert warning in said.out + said.err if warning else "predictions.parquet" not in said.out + said.err
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_without_a_test_set_the_report_shows_the_validation_set(tmp_path: Path, size: int) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    settings = (*TASKS["yes or no"][:3], "evaluate.ranks=all", "evaluate.batch_size=4", "train.epochs=2")
+    sets_of_it = "data.validation={one: {_target_: 'parts.py:YesOrNo', size: 23}, two: {_target_: 'parts.py:YesOrNo'}}"
+    trained = train(tmp_path / "run", *settings, sets_of_it, size=size)
+    data, model = YesOrNo(23), OneNumber()
+    model.load_state_dict(trained.weights)
+    with torch.no_grad():
+        outputs = model.eval()(data.inputs)
+    table = parquet.read_table(tmp_path / "run" / "predictions.parquet").to_pydict()
+    assert table["index"] == list(range(23))
+    assert table["target"] == (data.targets > 0).long().tolist()
+    assert table["prediction"] == (outputs > 0).long().tolist()
+    losses = nn.functional.binary_cross_entropy_with_logits(outputs, (data.targets > 0).double(), reduction="none")
+    assert table["loss"] == pytest.approx(losses.tolist(), abs=1e-5)
+    mistakes = read_mistakes(tmp_path / "run")
+    assert mistakes is not None
+    assert (mistakes.of, int(mistakes.matrix.sum())) == ("validation one", 23)
+
+
+def refuse(word: str) -> None:
+    raise AssertionError(f"{word} is no JSON")
+
+
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
 def test_predict_gives_outputs_in_order(saved: Trained, tmp_path: Path, suffix: str) -> None:
     target = tmp_path / f"outputs.{suffix}"
@@ -427,6 +495,14 @@ def test_predict_gives_outputs_in_order(saved: Trained, tmp_path: Path, suffix: 
     assert [row["index"] for row in rows] == list(range(45))
     assert torch.allclose(torch.tensor([row["output"] for row in rows]).double(), outputs, atol=1e-5)
     assert [row["prediction"] for row in rows] == outputs.argmax(1).tolist()
+
+
+def test_outputs_that_are_no_numbers_are_words(saved: Trained, tmp_path: Path) -> None:
+    target, unknown = tmp_path / "outputs.jsonl", "data.test={_target_: 'parts.py:Blank', size: 2}"
+    assert main(["predict", str(saved.folder), unknown, "--cpu", "--to", str(target)]) == 0
+    first, second = (json.loads(line, parse_constant=refuse) for line in target.read_text().splitlines())
+    assert first["output"] == ["NaN"] * 3
+    assert all(isinstance(one, float) for one in second["output"])
 
 
 def test_predict_says_what_it_cannot(saved: Trained, capsys: pytest.CaptureFixture[str]) -> None:

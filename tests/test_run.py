@@ -19,8 +19,10 @@ from torch import nn
 from worlds import TINY, in_world, result_of, train
 
 import launcher
+from launcher.datasets import Digits
 from launcher.errors import LauncherError, RecipeError, UsageError
 from launcher.launch.world import World
+from launcher.models import MLP
 from launcher.recipe.load import load_recipe
 from launcher.run import Result
 from launcher.runs.metrics import read_evaluations
@@ -146,6 +148,17 @@ def test_bf16_runs_on_a_cpu_and_fp16_names_it(tmp_path: Path) -> None:
     trained = train(tmp_path / "run", "device.precision=bf16", "train.epochs=2", recipe=recipe)
     assert trained.column("loss", "validation")[-1] < 1.5
     assert {value.dtype for value in trained.weights.values()} == {torch.float32}
+    data, model = Digits("validation"), MLP(64, [256, 256], 10, dropout=0.3).eval()
+    model.load_state_dict(trained.weights)
+    with torch.no_grad():
+        losses = []
+        for enabled in (True, False):
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                parts = [model(data.tensors[0][start : start + 64]).float() for start in range(0, len(data), 64)]
+            losses.append(float(nn.functional.cross_entropy(torch.cat(parts), data.tensors[1])))
+    found = trained.column("loss", "validation")[-1]  # evaluated under autocast, as it was trained
+    assert found == pytest.approx(losses[0], abs=1e-6)
+    assert found != pytest.approx(losses[1], abs=1e-6)
     with pytest.raises(UsageError, match="fp16 needs a GPU; on a CPU use bf16"):
         run(tmp_path / "other", "device.precision=fp16")
     assert not (tmp_path / "other").exists()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
 
 class Numbers(Dataset[tuple[Tensor, Tensor]]):
@@ -242,6 +242,48 @@ class Inputs(Numbers):
 
     def __getitem__(self, index: int) -> Any:
         return (self.inputs[index],)
+
+
+class Blank(Inputs):
+    """The same, the first of them unknown."""
+
+    def __getitem__(self, index: int) -> Any:
+        (row,) = super().__getitem__(index)
+        return (row if index else row * torch.nan,)
+
+
+class Flow(IterableDataset[tuple[Tensor, Tensor]]):
+    """The same rows as a stream."""
+
+    def __init__(self, size: int = 50, seed: int = 1):
+        self.rows = Numbers(size, seed)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return (self.rows[index] for index in range(len(self.rows)))
+
+
+class FlatWords(Words):
+    """Words of all rows of a batch below one another: more of them than samples."""
+
+    def get_batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        return self.inputs[indices].flatten(0, 1), self.targets[indices].flatten()
+
+
+class OnlyBatches(WholeNumbers):
+    """Rows that cannot be read one by one."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError("ask for batches")
+
+
+class Gone(Numbers):
+    """A set whose files somebody has removed."""
+
+    def __init__(self) -> None:
+        raise FileNotFoundError("the training set is gone")
 
 
 class Stuck(Numbers):
