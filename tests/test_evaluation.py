@@ -257,6 +257,17 @@ def test_a_metric_that_does_not_fit_is_named_by_check(
     assert re.search(message, said.err + said.out), said
 
 
+def test_a_metric_that_has_no_value_in_the_end_is_named_with_the_shapes(capsys: pytest.CaptureFixture[str]) -> None:
+    settings = (*TASKS["values"][:3], "data.validation={_target_: 'parts.py:Values', size: 1}")
+    assert main(["check", str(TINY), *settings, "evaluate.metrics={it: {_target_: R2Score}}"]) == 2
+    said = capsys.readouterr()
+    shapes = r"\(1,\) torch\.float64, \(1,\) torch\.float64"
+    wanted = (
+        rf"evaluate\.metrics\.it: R2Score: Needs at least two .*; the first batch had outputs and targets of {shapes}"
+    )
+    assert re.search(wanted, said.err + said.out), said
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
