@@ -97,7 +97,7 @@ class Coordinator:
             return function()
         if self.rank > 0:
             return self._receive(patience)
-        self._is_awaited = True
+        self._is_awaited, self._next_beat = True, 0.0
         try:
             result = function()
         except BaseException as error:

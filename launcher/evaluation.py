@@ -8,34 +8,38 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from accelerate.utils import send_to_device
 from torch import nn
 
 from launcher import faults
+from launcher.averages import Average
 from launcher.coordination import Coordinator, packed, unpacked
 from launcher.data.loaders import EvaluationLoader, MicroBatch
 from launcher.data.streams import StreamEvaluationLoader
+from launcher.device import Device
 from launcher.errors import LauncherError
 from launcher.judge import Judge
+from launcher.model import Model
 from launcher.objective import Objective
 from launcher.recipe import schema
 from launcher.tracking import Line, Tracking
-from launcher.watch import Progress, watched
+from launcher.watch import Patience, Progress
 
 if TYPE_CHECKING:
     from launcher.measures import Measure, Scores  # brings torchmetrics, which a run without metrics need not wait for
-    from launcher.training import Trainable
 
 Heartbeat = Callable[[int], None]
 Seen = Callable[[Sequence[Any], Sequence[Any], MicroBatch], None]  # outputs, targets, and the batch they belong to
+Look = Callable[[str, str], Seen]  # gives what sees the batches of a set, by its split and name
 _LENIENCE = 2.0  # seconds
 AVERAGED = "ema/"  # before the name of a score of the averaged weights
 
 
-def _unseen(outputs: Sequence[Any], targets: Sequence[Any], batch: MicroBatch) -> None:
+def unseen(outputs: Sequence[Any], targets: Sequence[Any], batch: MicroBatch) -> None:
     """Nobody looks at the outputs."""
 
 
@@ -60,7 +64,7 @@ def evaluate(
     measures: Sequence[Measure],
     device: torch.device,
     heartbeat: Heartbeat = lambda done: None,
-    seen: Seen = _unseen,
+    seen: Seen = unseen,
 ) -> Tally:
     """The loss over the batches as sums and counts, and the metrics' state; the model is left as it was found.
 
@@ -187,6 +191,15 @@ def _tuple(value: Any) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, tuple | list) else (value,)
 
 
+class Evaluable(Protocol):
+    """What is evaluated: a model in training, or one that was saved."""
+
+    model: Model
+    objective: Objective
+    device: Device
+    average: Average | None
+
+
 class _StopRequested(Exception):  # noqa: N818  # not an error
     """This process was asked to stop in the middle of an evaluation."""
 
@@ -197,22 +210,24 @@ class Evaluation:
     Args:
         section: The recipe's `evaluate`.
         sets: What to evaluate on, by name.
-        trainable: The model as training left it, the loss and the schedule.
+        trainable: The model as training left it, and its loss.
         measures: The metrics, on the ranks that evaluate.
         tracking: Where the lines go.
         judge: The best so far.
         stopping: Whether this process was asked to stop.
+        folder: The run's, for word of what hangs.
     """
 
     def __init__(
         self,
         section: schema.Evaluate,
         sets: Mapping[str, EvaluationLoader],
-        trainable: Trainable,
+        trainable: Evaluable,
         measures: Sequence[Measure],
         tracking: Tracking,
         judge: Judge,
         stopping: Callable[[], bool] = lambda: False,
+        folder: Path | None = None,
     ):
         self.section = section
         self.sets = sets
@@ -221,10 +236,12 @@ class Evaluation:
         self.tracking = tracking
         self.judge = judge
         self.stopping = stopping
+        self.folder = folder
         self.last_step: int | None = None
         self.lines: list[Line] = []  # of the last evaluation
         self.made: Callable[[int, float], None] = lambda step, seconds: None  # told of each, with its seconds
-        self.seen: Seen = _unseen  # told of each batch, with the weights as they are
+        self.judged: Callable[[float], None] = lambda value: None  # told of the value that decides
+        self.look: Look = lambda split, name: unseen  # at the batches of each set, with the weights as they are
         self.improved = False
 
     @property
@@ -259,7 +276,7 @@ class Evaluation:
         if self.section.best is not None:
             value = self._deciding(self.section.best)
             self.improved = self.judge.see(step, value)
-            self.trainable.schedule.evaluated(value)
+            self.judged(value)
         return True
 
     def measured(self, sets: Mapping[str, EvaluationLoader], split: str, step: int, epoch: float) -> list[Line] | None:
@@ -345,7 +362,8 @@ class Evaluation:
     ) -> Tally:
         progress = Progress(f"{split} {name}".strip(), -(-loader.num_batches() // size))
         device = self.trainable.device.torch_device
-        with watched(progress, self._patience, "evaluate.timeout"):
+        patience = Patience(self._patience, "evaluate.timeout", self.trainable.device.world, self.folder, step)
+        with patience.watching(progress):
             return evaluate(
                 self.trainable.model.bare,
                 loader.batches(rank, size),
@@ -353,7 +371,7 @@ class Evaluation:
                 [one for one in self.measures if one.is_for(name)],
                 device,
                 heartbeat=partial(self._beat, progress, split, step),
-                seen=self.seen if seen else _unseen,
+                seen=self.look(split, name) if seen else unseen,
             )
 
     def _beat(self, progress: Progress, split: str, step: int, done: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from launcher.recipe import schema
@@ -19,40 +19,45 @@ class Judge:
         early_stop: The recipe's `evaluate.early_stop`.
         value: The best value so far, None before the first that is a number.
         step: When it was.
-        since: Evaluations since the last improvement.
+        since: Evaluations since the last improvement of more than `min_delta`.
+        reference: What such an improvement is measured from: many that are too small must not add up to none.
     """
 
     best: schema.Best | None
     early_stop: schema.EarlyStop | None = None
     value: float | None = None
     step: int | None = None
-    since: int = field(default=0)
+    since: int = 0
+    reference: float | None = None
 
     def see(self, step: int, value: float) -> bool:
         """Takes an evaluation's value in; whether it is the best so far. NaN never is."""
-        if self._improves(value, 0.0):
-            delta = self.early_stop.min_delta if self.early_stop else 0.0
-            self.since = 0 if self._improves(value, delta) else self.since + 1
+        delta = self.early_stop.min_delta if self.early_stop else 0.0
+        if self._improves(value, self.reference, delta):
+            self.reference, self.since = value, 0
+        else:
+            self.since += 1
+        if is_best := self._improves(value, self.value):
             self.value, self.step = value, step
-            return True
-        self.since += 1
-        return False
+        return is_best
 
-    def _improves(self, value: float, delta: float) -> bool:
+    def _improves(self, value: float, on: float | None, delta: float = 0.0) -> bool:
         if self.best is None or math.isnan(value):
             return False
-        if self.value is None:
+        if on is None:
             return True
-        return value > self.value + delta if self.best.mode == "max" else value < self.value - delta
+        return value > on + delta if self.best.mode == "max" else value < on - delta
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"value": self.value, "step": self.step, "since": self.since, "by": self._by}
+        kept = {"value": self.value, "step": self.step, "since": self.since, "reference": self.reference}
+        return {**kept, "by": self._by}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Takes up what a checkpoint kept, if it was judged by the same metric."""
         if state["by"] == self._by:
-            self.value, self.step, self.since = state["value"], state["step"], state["since"]
+            self.value, self.step = state["value"], state["step"]
+            self.since, self.reference = state["since"], state["reference"]
 
     @property
     def _by(self) -> list[Any] | None:

@@ -51,8 +51,7 @@ class OverSet(torchmetrics.Metric):
 
     def so_far(self) -> Any:
         """The same, without torchmetrics' keeping of what was computed."""
-        kept = [getattr(self, name) for name in self.part_names]
-        return self.function(*(one if isinstance(one, torch.Tensor) else torch.cat(one) for one in kept))
+        return self.function(*(torch.cat(getattr(self, name)) for name in self.part_names))
 
 
 # ---------------------------------------------------------------------- what a metric gets
@@ -77,12 +76,14 @@ class Measure:
         metric: Of torchmetrics: one, or a collection.
         takes: What it gets of the first output: `probabilities`, `classes` or `logits`, None for the output as it is.
         sets: The sets that it is for; None for all.
+        given: The shapes and types of the first batch since the reset, in words.
     """
 
     name: str
     metric: Any
     takes: str | None = None
     sets: Sequence[str] | None = None
+    given: str | None = None
 
     def is_for(self, name: str) -> bool:
         """Whether it measures on this set."""
@@ -90,6 +91,7 @@ class Measure:
 
     def reset(self, device: torch.device) -> None:
         """Forgets all batches."""
+        self.given = None
         self.metric.to(device)
         self.metric.reset()
 
@@ -111,6 +113,8 @@ class Measure:
             # it wants the classes last, CrossEntropyLoss second: a model's output does for both
             over = class_dimension(outputs[0], target)
             outputs = [outputs[0] if over is None else outputs[0].movedim(over, -1), *outputs[1:]]
+        if self.given is None:
+            self.given = _shapes(outputs, targets)
         try:
             self.metric.update(*outputs, *targets)
             if is_first and isinstance(self.metric, OverSet):
@@ -119,10 +123,13 @@ class Measure:
             raise LauncherError(f"evaluate.metrics.{self.name}: {self._cannot(outputs, targets)}: {error}") from error
 
     def _cannot(self, outputs: Sequence[Any], targets: Sequence[Any]) -> str:
-        shapes = ", ".join(f"{tuple(one.shape)} {one.dtype}" for one in (*outputs, *targets) if hasattr(one, "shape"))
+        return f"{self._called} cannot take outputs and targets of {_shapes(outputs, targets)}"
+
+    @property
+    def _called(self) -> str:
         metric = self.metric
-        what = getattr(metric.function, "__name__", "the function") if isinstance(metric, OverSet) else None
-        return f"{what or type(metric).__name__} cannot take outputs and targets of {shapes or 'no tensors'}"
+        own = getattr(metric.function, "__name__", "the function") if isinstance(metric, OverSet) else None
+        return own or type(metric).__name__
 
     def scores(self) -> Scores:
         """Its value over the batches since the reset, or its values by `name/key` for a collection.
@@ -135,27 +142,19 @@ class Measure:
                 warnings.simplefilter("ignore")  # a rank whose share is empty has seen nothing, and that is right
                 value = self.metric.compute()
         except Exception as error:
-            raise LauncherError(f"evaluate.metrics.{self.name}: {type(self.metric).__name__}: {error}") from error
+            seen = f"; the first batch had outputs and targets of {self.given}" if self.given else ""
+            raise LauncherError(f"evaluate.metrics.{self.name}: {self._called}: {error}{seen}") from error
         if isinstance(value, Mapping):
             return {f"{self.name}/{key}": _plain(one) for key, one in value.items()}
         return {self.name: _plain(value)}
 
-    def state(self) -> list[torch.Tensor]:
-        """What it keeps of its batches, in host memory, in the order in which torchmetrics exchanges it."""
-        kept: list[torch.Tensor] = []
-
-        def keep(state: torch.Tensor, group: Any = None) -> list[torch.Tensor]:
-            kept.append(state)
-            return [state]
-
+    def state(self) -> list[Any]:
+        """What it keeps of its batches, in host memory: of each metric in it, tensors and lists of them."""
         self.metric.to("cpu")
-        for one in _singles(self.metric):
-            with one.sync_context(dist_sync_fn=keep, distributed_available=lambda: True):
-                pass
-        return kept
+        return [getattr(one, name) for one in _holders(self.metric) for name in one._reductions]
 
-    def join(self, ranks: Sequence[Iterator[torch.Tensor]]) -> None:
-        """Makes its state that of all ranks' batches together.
+    def join(self, ranks: Sequence[Iterator[Any]]) -> None:
+        """Makes its state that of all ranks' batches together, as if this rank had seen them.
 
         The sums of all ranks are added and their lists joined in the order of the ranks, before anything is computed:
         a mean of the ranks' means would count samples unequally.
@@ -163,20 +162,42 @@ class Measure:
         Args:
             ranks: What `state` gave on each rank, taken from its beginning.
         """
-
-        def join(state: torch.Tensor, group: Any = None) -> list[torch.Tensor]:
-            states = [next(rank) for rank in ranks]
-            return [one for one in states if one.numel()] or states[:1]  # who saw no sample has nothing for a list
-
-        for one in _singles(self.metric):
-            one.sync(dist_sync_fn=join, distributed_available=lambda: True)
+        for one in _holders(self.metric):
+            for name, reduction in one._reductions.items():
+                setattr(one, name, _joined([next(rank) for rank in ranks], reduction))
 
 
-def _singles(metric: Any) -> Iterator[torchmetrics.Metric]:
-    yield from metric.values() if isinstance(metric, torchmetrics.MetricCollection) else [metric]
+def _joined(states: Sequence[Any], reduction: Any) -> Any:
+    """One state of all ranks' put together; a rank whose share is empty has an empty list."""
+    if isinstance(states[0], list):
+        return [one for state in states for one in state]
+    stacked = torch.stack(list(states))
+    return reduction(stacked) if callable(reduction) else stacked
+
+
+def _holders(metric: Any) -> Iterator[torchmetrics.Metric]:
+    """All that hold a state, each once: the metrics of a collection, and those inside a wrapper, which may share it."""
+    for one in metric.modules():
+        if isinstance(one, torchmetrics.MetricCollection):
+            one.values()  # gives those that were computed as one a state each
+    yield from {id(one._reductions): one for one in _metrics(metric) if one._reductions}.values()
+
+
+def _metrics(metric: Any) -> Iterator[torchmetrics.Metric]:
+    return (one for one in metric.modules() if isinstance(one, torchmetrics.Metric))
+
+
+def _shapes(outputs: Sequence[Any], targets: Sequence[Any]) -> str:
+    shapes = [f"{tuple(one.shape)} {one.dtype}" for one in (*outputs, *targets) if hasattr(one, "shape")]
+    return ", ".join(shapes) or "no tensors"
 
 
 def _plain(value: Any) -> Any:
+    """Numbers and lists, whatever a metric gives: tensors, or tuples of them (a curve's)."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(one) for one in value]
     return value.tolist() if isinstance(value, torch.Tensor) else value
 
 
@@ -197,7 +218,7 @@ def build_measures(workshop: Workshop) -> list[Measure]:
             if not callable(metric):
                 raise RecipeError([_no_metric(workshop, component, metric)])
             metric = OverSet(metric, parts)
-        for one in _singles(metric):
+        for one in _metrics(metric):  # those inside a wrapper too
             one.sync_on_compute = one._to_sync = False  # the second is read once, when a metric is made
         options = component.options
         measures.append(Measure(name, metric, options.get("_input_"), options.get("_sets_")))

@@ -110,6 +110,12 @@ class Objective:
         named = {term.name: term.function for term in self.terms}
         return {name: one for name, one in named.items() if isinstance(one, nn.Module) and any(one.parameters())}
 
+    def to(self, device: torch.device) -> None:
+        """Moves the losses: class weights are buffers."""
+        for term in self.terms:
+            if isinstance(term.function, nn.Module):
+                term.function.to(device)
+
     @property
     def per_batch(self) -> bool:
         """Whether a term is a function of a whole batch, so that the result depends on the world."""
@@ -396,23 +402,33 @@ def build_schedule(
     if section.given is not None:
         given = section.given
         return Schedule(optimizer, given if hasattr(given, "step") else given(optimizer))
+    best = workshop.recipe.evaluate.best
     try:
         warmup = _steps(section.options.get("_warmup_"), steps_per_epoch, total_steps, 0)
         every = _steps(section.options.get("_every_"), steps_per_epoch, total_steps, 1)
         if total_steps is not None:
             workshop.computed["scheduler.steps"] = max(1, total_steps - warmup)
-        scheduler = workshop.build(section, optimizer=optimizer)
+        takes_mode = "mode" not in section.kwargs and _is_plateau(workshop.resolve(section))
+        handed = {"mode": best.mode} if takes_mode and best is not None else {}
+        scheduler = workshop.build(section, optimizer=optimizer, **handed)
     except ValueError as error:
         raise RecipeError([Problem(str(section.origin), "scheduler", f"{error}; say it in steps")]) from error
     name = type(scheduler).__name__
     if warmup and name in _WARMS_UP_ITSELF:
         message = f"{name} warms up by itself; remove _warmup_"
         raise RecipeError([Problem(str(section.origin), "scheduler._warmup_", message)])
-    plateau = isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
-    if plateau and workshop.recipe.evaluate.best is None:
+    plateau = _is_plateau(type(scheduler))
+    if plateau and best is None:
         message = "ReduceLROnPlateau steps with evaluate.best; state evaluate: {best: {metric: loss, mode: min}}"
         raise RecipeError([Problem(str(section.origin), "scheduler", message)])
+    if plateau and best is not None and scheduler.mode != best.mode:
+        message = f"'{scheduler.mode}' contradicts evaluate.best, whose mode is {best.mode}; they must be the same"
+        raise RecipeError([Problem(str(section.origin), "scheduler.mode", message)])
     return Schedule(optimizer, scheduler, warmup, every, on_evaluation=plateau)
+
+
+def _is_plateau(target: Any) -> bool:
+    return isinstance(target, type) and issubclass(target, torch.optim.lr_scheduler.ReduceLROnPlateau)
 
 
 def _steps(said: Any, steps_per_epoch: int, total_steps: int | None, default: int) -> int:

@@ -6,20 +6,27 @@ and `prediction`, lists where a sample has several. `launcher.runs.predictions` 
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from launcher.coordination import Coordinator, packed, unpacked
+from launcher.data import Data
 from launcher.data.loaders import EvaluationLoader, MicroBatch
 from launcher.data.sheet import as_png
+from launcher.data.streams import is_stream
 from launcher.data.subsets import innermost
 from launcher.datasets.files import needed, whole
 from launcher.errors import LauncherError
+from launcher.evaluation import Seen, unseen
+from launcher.objective import Objective
 from launcher.outputs import class_dimension, probabilities
 
 if TYPE_CHECKING:
@@ -27,18 +34,25 @@ if TYPE_CHECKING:
 
 
 _PICTURES = 24  # of the worst mistakes
+_MOST_SHOWN = 200_000  # samples of a set whose predictions a run keeps for its report
 
 
 class Predictions:
     """Gathers columns, a row for each sample in order.
 
     Args:
-        classes_only: Whether batches without a class number for each sample are passed over.
+        objective: Its loss says whether targets of 0.0 and 1.0 are classes.
+        classes_only: Whether what has no class number and no prediction for each sample is passed over.
     """
 
-    def __init__(self, classes_only: bool = False):
+    def __init__(self, objective: Objective, classes_only: bool = False):
+        self._is_binary = any(isinstance(term.function, nn.BCEWithLogitsLoss) for term in objective.terms)
         self._classes_only = classes_only
         self._parts: dict[str, list[NDArray[Any]]] = {}
+
+    def look(self, split: str, name: str) -> Seen:
+        """Sees the batches of any set."""
+        return self.see
 
     def see(self, outputs: Sequence[Any], targets: Sequence[Any], batch: MicroBatch) -> None:
         """Takes a batch in.
@@ -47,12 +61,16 @@ class Predictions:
             LauncherError: The model's output is no tensor with a row for each sample.
         """
         target = targets[0] if targets and isinstance(targets[0], torch.Tensor) else None
-        if self._classes_only and (target is None or target.dim() != 1 or target.is_floating_point()):
-            return
+        if self._is_binary and target is not None:
+            target = _yes_or_no(target)
         output = outputs[0] if outputs else None
-        if not isinstance(output, torch.Tensor) or output.dim() == 0 or len(output) != batch.samples:
+        has_rows = isinstance(output, torch.Tensor) and output.dim() > 0 and len(output) == batch.samples
+        if self._classes_only and not (has_rows and _has_classes(output, target)):
+            return
+        if not isinstance(output, torch.Tensor) or not has_rows:
             raise LauncherError("predictions need an output with a row for each sample; pick it with batch.outputs")
-        for name, column in columns_of(output, target).items():
+        columns = {"index": np.arange(batch.first, batch.first + batch.samples), **columns_of(output, target)}
+        for name, column in columns.items():
             self._parts.setdefault(name, []).append(column)
 
     def columns(self, coordinator: Coordinator) -> dict[str, NDArray[Any]] | None:
@@ -61,7 +79,61 @@ class Predictions:
         read: list[dict[str, torch.Tensor]] = [share for share in map(unpacked, coordinator.gather(own)) if share]
         names = list(read[0]) if read else []
         columns = {name: torch.cat([share[name] for share in read]).numpy() for name in names}
-        return {"index": np.arange(len(columns[names[0]])), **columns} if names else None
+        order = np.argsort(columns["index"]) if names else None  # of a stream, ranks have every so manieth batch
+        return {name: column[order] for name, column in columns.items()} or None
+
+
+def _yes_or_no(target: torch.Tensor) -> torch.Tensor:
+    """Targets of 0.0 and 1.0, one for each sample, as class numbers; others as they are."""
+    is_one = target.dim() > 0 and target.numel() == len(target)
+    return target.reshape(-1).long() if is_one and bool(((target == 0) | (target == 1)).all()) else target
+
+
+def _has_classes(output: Any, target: torch.Tensor | None) -> bool:
+    """Whether there is a class number for each sample, and scores of the classes or a logit."""
+    if target is None or target.dim() != 1 or target.is_floating_point() or len(output) != len(target):
+        return False
+    return bool(output.dim() == 2 or output.numel() == target.numel())
+
+
+@dataclass
+class Shown:
+    """What a classifier's report shows: the predictions of one set, at its last evaluation.
+
+    Attributes:
+        split: The set's.
+        name: Its name.
+        loader: Its samples.
+        objective: The loss.
+        predictions: The last.
+    """
+
+    split: str
+    name: str
+    loader: EvaluationLoader
+    objective: Objective
+    predictions: Predictions = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.predictions = Predictions(self.objective, classes_only=True)
+
+    def look(self, split: str, name: str) -> Seen:
+        """What sees the batches of a set: begins anew with this one, and nothing of others."""
+        if (split, name) != (self.split, self.name):
+            return unseen
+        self.__post_init__()
+        return self.predictions.see
+
+
+def shown_of(objective: Objective, data: Data) -> Shown | None:
+    """The test set's predictions, else the validation set's, of a classifier; None where they cannot be written."""
+    split, sets = ("test", data.test) if data.test else ("validation", data.validation)
+    kinds = (nn.CrossEntropyLoss, nn.BCEWithLogitsLoss)
+    classifies = any(isinstance(term.function, kinds) for term in objective.terms)
+    if not classifies or not sets or importlib.util.find_spec("pyarrow") is None:
+        return None
+    name, loader = next(iter(sets.items()))
+    return Shown(split, name, loader, objective) if loader.num_samples() <= _MOST_SHOWN else None
 
 
 def columns_of(output: torch.Tensor, target: torch.Tensor | None) -> dict[str, NDArray[Any]]:
@@ -113,9 +185,11 @@ def write_predictions(path: Path, columns: dict[str, NDArray[Any]], loader: Eval
     if pictures := _pictures(columns, loader.dataset):
         cells = [pictures.get(row) for row in range(len(table))]
         table = table.append_column("picture", pyarrow.array(cells, type=pyarrow.binary()))
+    about = {"set": loader.name.removeprefix("data.").replace(".", " ")}
     names = getattr(innermost(loader.dataset), "classes", None)
     if names is not None and "probability" in columns:
-        table = table.replace_schema_metadata({"classes": json.dumps([str(name) for name in names])})
+        about["classes"] = json.dumps([str(name) for name in names])
+    table = table.replace_schema_metadata(about)
     with whole(path) as part:
         parquet.write_table(table, part)
 
@@ -126,7 +200,7 @@ def _cells(column: NDArray[Any]) -> Any:
 
 def _pictures(columns: dict[str, NDArray[Any]], dataset: Any) -> dict[int, bytes]:
     """PNG files of the worst mistakes by row, where samples are pictures."""
-    if "loss" not in columns or columns["target"].ndim != 1:
+    if "loss" not in columns or columns["target"].ndim != 1 or is_stream(dataset):
         return {}
     wrong = np.flatnonzero(columns["target"] != columns["prediction"])
     worst = wrong[np.argsort(-columns["loss"][wrong], kind="stable")][:_PICTURES]

@@ -37,13 +37,13 @@ class Saved:
         return self.source.folder.name if isinstance(self.source, Checkpoint) else self.source.name
 
     @property
-    def step(self) -> int | None:
-        """Optimizer steps that made them; None where that is not known."""
+    def at(self) -> tuple[int, float]:
+        """Optimizer steps that made them, and passes over the data; zeros where that is not known."""
         if isinstance(self.source, Checkpoint):
-            return self.source.step
+            return self.source.step, round(float(self.source.manifest["epoch"]), 6)
         status = runs.read_json(self.source.parent / runs.STATUS_FILE)
-        step = status.get("step") if self.source.name == runs.WEIGHTS_FILE else None
-        return step if isinstance(step, int) else None
+        said = status.get("weights", {}) if self.source.name in (runs.WEIGHTS_FILE, runs.AVERAGED_FILE) else {}
+        return int(said.get("step", 0)), float(said.get("epoch", 0.0))
 
     def weights(self) -> Mapping[str, Any]:
         """The unwrapped state_dict, on the CPU.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,45 +12,53 @@ import torch
 from accelerate.utils import send_to_device
 from torch import nn
 
-from launcher.data import Data, EvaluationLoader, load_data
+from launcher.averages import Average
+from launcher.data import EvaluationLoader, Part, evaluation_parts, load_evaluation
 from launcher.datasets.files import needed, whole
-from launcher.device import check_device, open_device, seed_everything, use_cpu
+from launcher.device import Device, check_device, open_device, seed_everything, use_cpu
 from launcher.errors import LauncherError, UsageError
 from launcher.evaluation import Evaluation
 from launcher.judge import Judge
 from launcher.launch.world import World
 from launcher.measures import build_measures
-from launcher.model import build_model
+from launcher.model import Model, build_model
+from launcher.objective import Objective, build_objective
 from launcher.predictions import Predictions, columns_of, write_predictions
 from launcher.recipe.components import Workshop
 from launcher.recipe.schema import Recipe
+from launcher.runs.metrics import encode
 from launcher.saved import Saved
 from launcher.tracking import Line, NoTracking
-from launcher.training import Trainable, build_trainable
 
 _FORMS = (".parquet", ".jsonl")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Opened:
-    """A saved model on its device, with the data of its recipe.
+    """A saved model on its device, with the sets that were asked for.
 
     Attributes:
         recipe: What it was built from.
-        trainable: The model and its loss.
-        data: This rank's share of the sets.
+        model: The saved weights in it.
+        objective: The loss.
+        device: Where to compute.
+        average: The average of the weights, where it was saved.
+        sets: This rank's loaders.
         workshop: Builds what else the recipe names.
     """
 
     recipe: Recipe
-    trainable: Trainable
-    data: Data
+    model: Model
+    objective: Objective
+    device: Device
+    average: Average | None
+    sets: Mapping[Part, EvaluationLoader]
     workshop: Workshop
 
 
 @contextmanager
-def opened(saved: Saved, world: World, cpu: bool) -> Iterator[Opened]:
-    """Builds the model of a recipe around saved weights.
+def opened(saved: Saved, world: World, parts: Sequence[Part], cpu: bool) -> Iterator[Opened]:
+    """Builds the model of a recipe around saved weights. The training set, which may be gone, is not opened.
 
     Raises:
         LauncherError: The weights do not fit, or what training would end with.
@@ -63,17 +70,23 @@ def opened(saved: Saved, world: World, cpu: bool) -> Iterator[Opened]:
     on_cpu = use_cpu(world, cpu)
     check_device(recipe.device, world, on_cpu)
     seed_everything(recipe.seed)
-    data = load_data(workshop, world, on_gpu=not on_cpu)
+    sets = load_evaluation(workshop, world, parts, on_gpu=not on_cpu)
     with open_device(recipe, world, cpu=cpu) as device:
         model = build_model(workshop, device)
-        trainable, _ = build_trainable(workshop, model, device, data)
+        objective = build_objective(workshop)
+        objective.to(device.torch_device)
         _fill(model.bare, saved)
-        averaged = saved.averaged() if trainable.average is not None else None
-        if trainable.average is not None and averaged is not None:
-            trainable.average.load({"parameters": averaged, "updates": 1})
-        else:
-            trainable.average = None
-        yield Opened(recipe, trainable, data, workshop)
+        yield Opened(recipe, model, objective, device, _average(model.bare, saved), sets, workshop)
+
+
+def _average(model: nn.Module, saved: Saved) -> Average | None:
+    decay = saved.recipe.train.ema
+    averaged = saved.averaged() if decay is not None else None
+    if decay is None or averaged is None:
+        return None
+    average = Average(model, decay)
+    average.load({"parameters": averaged, "updates": 1})
+    return average
 
 
 def _fill(model: nn.Module, saved: Saved) -> None:
@@ -101,38 +114,33 @@ def evaluate_saved(
     Raises:
         UsageError: There is no such set, or predictions are wanted of several.
     """
-    with opened(saved, world, cpu) as model:
-        sets = _sets(model, split)
-        if predictions is not None and len(sets) > 1:
-            raise UsageError(f"--predictions is for one set; choose with --split: {', '.join(map(_named, sets))}")
-        trainable, section = model.trainable, model.recipe.evaluate
+    parts = _parts(saved.recipe, split)
+    if predictions is not None and len(parts) > 1:
+        raise UsageError(f"--predictions is for one set; choose with --split: {', '.join(map(_named, parts))}")
+    with opened(saved, world, parts, cpu) as model:
         measures = build_measures(model.workshop)
         lines: list[Line] = []
-        for (part, name), loader in sets.items():
-            evaluation = Evaluation(section, {}, trainable, measures, NoTracking(), Judge(None))
-            collected = Predictions()
+        for (part, name), loader in model.sets.items():
+            evaluation = Evaluation(model.recipe.evaluate, {}, model, measures, NoTracking(), Judge(None))
+            collected = Predictions(model.objective)
             if predictions is not None:
-                evaluation.seen = collected.see
-            step = saved.step or 0
-            found = evaluation.measured({name: loader}, part, step, step / model.data.steps_per_epoch)
-            lines += found or []
+                evaluation.look = collected.look
+            lines += evaluation.measured({name: loader}, part, *saved.at) or []
             if predictions is not None:
-                columns = collected.columns(trainable.device.coordinator)
+                columns = collected.columns(model.device.coordinator)
                 if world.is_first and columns is not None:
                     write_predictions(predictions, columns, loader)
         return lines
 
 
-def _named(part: tuple[str, str]) -> str:
+def _named(part: Part) -> str:
     return " ".join(part).strip()
 
 
-def _sets(model: Opened, split: str | None) -> dict[tuple[str, str], EvaluationLoader]:
-    """The sets of a split, or one of them by `SPLIT NAME`."""
-    data = model.data
-    known = {("validation", name): one for name, one in data.validation.items()}
-    known |= {("test", name): one for name, one in data.test.items()}
-    found = {part: one for part, one in known.items() if split in (None, part[0], part[1], _named(part))}
+def _parts(recipe: Recipe, split: str | None) -> list[Part]:
+    """The sets of a split, or one of them by its name or `SPLIT NAME`."""
+    known = evaluation_parts(recipe.data)
+    found = [part for part in known if split in (None, *part, _named(part))]
     if not found:
         there = ", ".join(map(_named, known)) or "none: the recipe has neither data.validation nor data.test"
         raise UsageError(f"{f'no set is called {split}; ' if split else ''}there are: {there}")
@@ -159,12 +167,12 @@ def predict(saved: Saved, split: str | None, target: Path, *, cpu: bool = False)
     """
     if target.suffix not in _FORMS:
         raise UsageError(f"--to {target.name}: the suffix says the form; one of: {', '.join(_FORMS)}")
-    with opened(saved, World(), cpu) as model:
-        sets = _sets(model, split)
-        part = next((one for one in sets if one[0] == "test"), next(iter(sets)))
+    parts = _parts(saved.recipe, split)
+    part = next((one for one in parts if one[0] == "test"), parts[0])
+    with opened(saved, World(), [part], cpu) as model:
         rows = 0
         with whole(target) as unfinished, _writer(unfinished, target.suffix) as write:
-            for columns in _outputs(model, sets[part]):
+            for columns in _outputs(model, model.sets[part]):
                 count = len(columns["output"])
                 write({"index": list(range(rows, rows + count)), **columns})
                 rows += count
@@ -173,9 +181,8 @@ def predict(saved: Saved, split: str | None, target: Path, *, cpu: bool = False)
 
 def _outputs(model: Opened, loader: EvaluationLoader) -> Iterator[Mapping[str, list[Any]]]:
     """Of each batch the model's output, and for a classifier the likeliest class."""
-    trainable, device = model.trainable, model.trainable.device.torch_device
-    layout, bare = trainable.objective.layout, trainable.model.bare.eval()
-    classifies = any(isinstance(term.function, nn.CrossEntropyLoss) for term in trainable.objective.terms)
+    layout, bare, device = model.objective.layout, model.model.bare.eval(), model.device.torch_device
+    classifies = any(isinstance(term.function, nn.CrossEntropyLoss) for term in model.objective.terms)
     with torch.no_grad():
         for batch in loader.batches():
             args, kwargs = layout.inputs(send_to_device(batch.data, device))
@@ -199,7 +206,7 @@ def _writer(path: Path, suffix: str) -> Iterator[Write]:
 
             def rows(columns: Mapping[str, Sequence[Any]]) -> None:
                 for row in zip(*columns.values(), strict=True):
-                    file.write(json.dumps(dict(zip(columns, row, strict=True))) + "\n")
+                    file.write(encode(dict(zip(columns, row, strict=True))) + "\n")
 
             yield rows
         return

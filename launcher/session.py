@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 import time
 import traceback
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from launcher import checkpoints
 from launcher.checkpoints import Checkpoint, Saving, Snapshot, save_weights
@@ -26,7 +24,7 @@ from launcher.launch.stalls import Watch
 from launcher.launch.world import World
 from launcher.opening import Finished, Opening, Options, Start
 from launcher.plan import plan_of
-from launcher.predictions import Predictions, write_predictions
+from launcher.predictions import Shown, shown_of, write_predictions
 from launcher.profiling import Profiling, Steps, unprofiled
 from launcher.recipe.components import Workshop
 from launcher.recipe.schema import Recipe
@@ -41,8 +39,6 @@ from launcher.training import Horizon, Periods, Trainable, warm_up
 
 if TYPE_CHECKING:
     from launcher.measures import Measure
-
-_MOST_PREDICTIONS = 200_000  # samples of a test set whose predictions a run keeps for its report
 
 
 @dataclass
@@ -60,6 +56,7 @@ class Session:
         profiled: What looks at the steps on their way.
         start: Steps made before this process started.
         spent_seconds: Time trained before this process started.
+        shown: The predictions that the report shows, where it is a classifier's.
     """
 
     folder: Path
@@ -72,6 +69,7 @@ class Session:
     profiled: Callable[[Steps, int], Steps] = unprofiled
     start: int = 0
     spent_seconds: float = 0.0
+    shown: Shown | None = None
     _began: float = field(default_factory=time.monotonic)
 
     @property
@@ -117,10 +115,14 @@ def open_session(
             stack.enter_context(copied_to(folder / "logs" / f"rank-{world.rank}.log"))
         record = stack.enter_context(_record(folder, world, horizon, restored.step))
         first = world.is_first
-        tracking = _open_tracking(recipe, options, folder, horizon, restored.step) if first else NoTracking()
+        tracking: Tracking = NoTracking()
+        if first:
+            tracking = _open_tracking(recipe, options, folder, horizon, restored.step, world.deadline)
         measures = _measures(workshop) if first or recipe.evaluate.ranks == "all" else []
         saving = Saving(recipe.save, folder / "checkpoints", first, judge, tracking.warn)
-        evaluation = Evaluation(recipe.evaluate, data.validation, trainable, measures, tracking, judge, stop_requested)
+        evaluation = Evaluation(
+            *(recipe.evaluate, data.validation, trainable, measures, tracking, judge, stop_requested, folder)
+        )
         if restored.evaluation is not None:
             evaluation.load(restored.evaluation)
         periods = periods_of(recipe, horizon)
@@ -130,11 +132,14 @@ def open_session(
             profiled = Profiling(*options.profile, trace, tracking.message).over
         session = Session(
             *(folder, tracking, evaluation, saving, periods, record, recipe.seed, profiled),
-            *(restored.step, restored.seconds),
+            *(restored.step, restored.seconds, shown_of(trainable.objective, data)),
         )
         saving.last_step = restored.step or None
         saving.capture = lambda step: _capture(session, trainable, data, horizon, step, opening)
         saving.saved, evaluation.made = record.saved, record.evaluated
+        evaluation.judged = trainable.schedule.evaluated
+        if session.shown is not None:
+            evaluation.look = session.shown.look
         if restored.step:
             record.event("redone", restored.step, **asdict(tracking.redone))
         stack.callback(saving.close)
@@ -180,7 +185,9 @@ def _report(folder: Path) -> None:
         print(wrong, file=sys.stderr)
 
 
-def _open_tracking(recipe: Recipe, options: Options, folder: Path, horizon: Horizon, start: int) -> Tracking:
+def _open_tracking(
+    recipe: Recipe, options: Options, folder: Path, horizon: Horizon, start: int, deadline: float | None
+) -> Tracking:
     best = recipe.evaluate.best
     return open_tracking(
         run_dir=folder,
@@ -191,6 +198,7 @@ def _open_tracking(recipe: Recipe, options: Options, folder: Path, horizon: Hori
         config=resolved(recipe),
         best=(best.metric, best.mode) if best else None,
         output=options.output,  # type: ignore[arg-type]  # argparse allows these words only
+        deadline=deadline,
     )
 
 
@@ -271,38 +279,32 @@ def evaluate_at_end(
     """
     evaluation = session.evaluation
     if state != "finished" or not data.test:
+        _write_predictions(session, trainable, state)
         return state, list(evaluation.lines)
     session.saving.wait()
     best = evaluation.judge.step
-    predictions = _predictions(trainable, data)
-    if predictions is not None:
-        evaluation.seen = predictions.see
     with _weights_of(session, trainable, best if best != step else None) as shown:
         shown = step if shown is None else shown
         session.tracking.message(f"test: with the {'best' if shown == best else 'last'} weights, of step {shown:,}")
         lines = evaluation.measured(data.test, "test", shown, horizon.epoch(shown))
-    if predictions is not None and lines is not None:
-        _write_predictions(session, trainable, data, predictions)
-    return ("preempted", []) if lines is None else (state, [*evaluation.lines, *lines])
+    if lines is None:
+        return "preempted", []
+    _write_predictions(session, trainable, state)
+    return state, [*evaluation.lines, *lines]
 
 
-def _predictions(trainable: Trainable, data: Data) -> Predictions | None:
-    """What the report of a classifier shows, where it can be written."""
-    can_be_written = importlib.util.find_spec("pyarrow") is not None
-    classifies = any(isinstance(term.function, nn.CrossEntropyLoss) for term in trainable.objective.terms)
-    is_one = len(data.test) == 1 and all(one.num_samples() <= _MOST_PREDICTIONS for one in data.test.values())
-    return Predictions(classes_only=True) if can_be_written and classifies and is_one else None
-
-
-def _write_predictions(session: Session, trainable: Trainable, data: Data, predictions: Predictions) -> None:
-    columns = predictions.columns(trainable.device.coordinator)
+def _write_predictions(session: Session, trainable: Trainable, state: str) -> None:
+    if session.shown is None or state != "finished":
+        return
+    columns = session.shown.predictions.columns(trainable.device.coordinator)
     if not trainable.device.world.is_first or columns is None:
         return
-    (loader,) = data.test.values()
     try:
-        write_predictions(session.folder / PREDICTIONS_FILE, columns, loader)
-    except OSError as error:
-        session.tracking.warn(f"{PREDICTIONS_FILE}: {error}; the report shows no mistakes")
+        write_predictions(session.folder / PREDICTIONS_FILE, columns, session.shown.loader)
+    except (
+        Exception
+    ) as error:  # a disk, somebody's data set: nobody asked for this file, and the weights are yet to come
+        session.tracking.warn(f"{PREDICTIONS_FILE}: {error!r}; the report shows no mistakes")
 
 
 @contextmanager
@@ -352,14 +354,16 @@ def save_at_end(session: Session, trainable: Trainable, state: str, step: int) -
 
     def saved() -> None:
         session.saving.wait()
+        made = None
         if state == "finished":
             wanted = session.evaluation.judge.step if session.saving.section.final == "best" else None
             best = _best_checkpoint(session, wanted if wanted != step else None)
+            made = best.step if best else step
             weights = best.weights() if best else trainable.model.state_dict()
             save_weights(session.folder / runs.WEIGHTS_FILE, weights)
             if trainable.average is not None:
                 average = best.training()["average"] if best else trainable.average.state()
                 save_weights(session.folder / runs.AVERAGED_FILE, {**weights, **average["parameters"]})
-        session.record.end(state, step)
+        session.record.end(state, step, made)
 
     trainable.device.coordinator.from_first(saved)

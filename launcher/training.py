@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -28,6 +29,7 @@ from launcher.launch import progress
 from launcher.model import Model, wrap
 from launcher.objective import Objective, Schedule, build_objective, build_optimizer, build_schedule
 from launcher.recipe.components import Workshop
+from launcher.recipe.schema import LINE_KEYS
 from launcher.tracking import Tracking
 
 if TYPE_CHECKING:
@@ -299,8 +301,7 @@ def build_trainable(workshop: Workshop, model: Model, device: Device, data: Data
     losses = {name: wrap(module, device, recipe.device) for name, module in objective.modules.items()}
     for term in objective.terms:
         term.wrapped = losses.get(term.name)
-        if isinstance(term.function, nn.Module):
-            term.function.to(device.torch_device)  # class weights are buffers
+    objective.to(device.torch_device)
     optimizer = build_optimizer(workshop, [model.bare, *objective.modules.values()])
     schedule = build_schedule(workshop, optimizer, steps_per_epoch, total)
     skips = section.non_finite == "skip"
@@ -337,24 +338,25 @@ class Stepped:
         parts: Of each micro-batch, a loss and the factor that makes it this rank's part of the step's loss,
             times the world size.
         grad_norm: Norm of all gradients before clipping, where clipped.
-        scalars: What a user's step function wants logged.
+        scalars: Of each micro-batch, what a user's step function wants logged.
     """
 
     parts: list[tuple[torch.Tensor, float]]
     grad_norm: torch.Tensor | None
-    scalars: Mapping[str, Any]
+    scalars: list[Mapping[str, Any]]
 
 
 def train_step(trainable: Trainable, step: Step, at: At) -> Stepped:
     """Forward, loss and backward over the micro-batches, then one update of the weights."""
     parts: list[tuple[torch.Tensor, float]] = []
-    scalars: Mapping[str, Any] = {}
+    scalars: list[Mapping[str, Any]] = []
     last = len(step.batches) - 1
     for number, (batch, scales) in enumerate(zip(step.batches, step.scales, strict=True)):
         with _AS_EVER if number == last else trainable.without_sync():
-            value, factor, scalars = forward(trainable, batch, scales, at)
+            value, factor, logged = forward(trainable, batch, scales, at)
             backward(trainable, value, factor)
         parts.append((value.detach(), factor))
+        scalars.append(logged)
     return Stepped(parts, update(trainable, at.step), scalars)
 
 
@@ -367,12 +369,30 @@ def forward(
     if objective.step is not None:
         result = dict(objective.step(trainable.model.wrapped, data, at))
         loss = result.pop("loss")
-        return loss, scales[0], {key: one for key, one in result.items() if key not in ("outputs", "targets")}
+        return loss, scales[0], _scalars({key: one for key, one in result.items() if key not in _NO_SCALARS})
     args, kwargs, targets = layout.split(data)
     result = trainable.model.wrapped(*args, **kwargs)
     if not objective.terms:
         return layout.loss(result), scales[0], {}
     return *objective.value(layout.outputs(result), targets, scales), {}
+
+
+_NO_SCALARS = ("outputs", "targets")  # of what a step function gives: they are for the metrics
+
+
+def _scalars(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a step function wants logged, left on its device.
+
+    Raises:
+        LauncherError: One of them is no number, or is called what a line says by itself.
+    """
+    for name, value in given.items():
+        if name in LINE_KEYS:
+            raise LauncherError(f"train.step: a line of metrics.jsonl means something else by '{name}'; rename it")
+        is_one = value.numel() == 1 if isinstance(value, torch.Tensor) else isinstance(value, int | float | np.number)
+        if not is_one:
+            raise LauncherError(f"train.step: '{name}' is a {type(value).__name__}; only single numbers can be logged")
+    return {name: value.detach() if isinstance(value, torch.Tensor) else value for name, value in given.items()}
 
 
 def backward(trainable: Trainable, value: torch.Tensor, factor: float) -> None:
@@ -455,8 +475,9 @@ def _step(
 class Meter:
     """Gathers the numbers of the steps between two lines of metrics.jsonl, without making a GPU wait.
 
-    The loss is the count-weighted mean over the steps and ranks since the line before. What a line needs is
-    copied from the device when the line is due, and read when the next one is.
+    The loss is the count-weighted mean over the steps and ranks since the line before; a step function's scalars are
+    the mean over the ranks and micro-batches of the last step, weighted likewise. What a line needs is copied from
+    the device when the line is due, and read when the next one is.
     """
 
     def __init__(self, trainable: Trainable, coordinator: Coordinator):
@@ -469,6 +490,8 @@ class Meter:
         self._waited = 0.0
         self._since = time.perf_counter()
         self._stepped: Stepped | None = None
+        self._is_counted = True  # whether anything counts in that step
+        self._names: list[str] | None = [] if trainable.objective.step is None else None
         self._copied: deque[tuple[dict[str, Any], torch.Tensor, float, Any]] = deque()
         self._reduced: deque[tuple[dict[str, Any], torch.Tensor, Pending]] = deque()
 
@@ -479,7 +502,7 @@ class Meter:
         self._weight += step.weight
         self._samples += step.samples
         self._waited += waited
-        self._stepped = stepped
+        self._stepped, self._is_counted = stepped, step.weight > 0
 
     def cut(self, step: int, epoch: float, rate: float) -> list[dict[str, Any]]:
         """Starts the line of these steps; returns the lines that are ready by now."""
@@ -499,9 +522,10 @@ class Meter:
         line["samples_per_second"] = round(self._samples / seconds, 2)
         line["data_wait"] = round(self._waited / seconds, 4)
         line["seconds"] = round(seconds, 4)
-        line.update(self._scalars())
+        line.update(dict.fromkeys(self._scalar_names(self._stepped)))
         norm = self._stepped.grad_norm
-        numbers = torch.stack([self._loss, (norm if norm is not None else self._loss).double()])
+        norm = (norm if norm is not None else self._loss).double()
+        numbers = torch.stack([self._loss, norm, *self._scalars(self._stepped)])
         if self._trainable.device.torch_device.type == "cuda":
             line["gpu_memory"] = torch.cuda.max_memory_allocated()
         ready = self._advance()
@@ -523,9 +547,28 @@ class Meter:
         event.record()
         return event
 
-    def _scalars(self) -> dict[str, Any]:
-        assert self._stepped is not None
-        return {key: float(value) for key, value in self._stepped.scalars.items()}
+    def _scalar_names(self, stepped: Stepped) -> Sequence[str]:
+        """What the step function logs: the same in every step, so that the ranks can add it up without asking.
+
+        Raises:
+            LauncherError: It is not.
+        """
+        if self._names is None:
+            self._names = self._coordinator.from_first(lambda: list(stepped.scalars[0]))
+        names: list[str] = self._names
+        for strange in (one for one in stepped.scalars if one.keys() != set(names)):
+            said = f"gave {', '.join(strange) or 'no scalars'} to log, and rank 0 first {', '.join(names) or 'none'}"
+            raise LauncherError(f"train.step: {said}; give the same ones in each step (nan where there is no value)")
+        return names
+
+    def _scalars(self, stepped: Stepped) -> Iterator[torch.Tensor]:
+        """This rank's parts of their means, times the world size, on the device."""
+        for name in self._names or ():
+            mean = self._loss.new_full((), 0.0 if self._is_counted else float("nan"))
+            for logged, (_, factor) in zip(stepped.scalars, stepped.parts, strict=True):
+                if factor:  # a stand-in's number is no part of it
+                    mean = mean + _on(mean.device, logged[name]) * factor
+            yield mean
 
     def _advance(self) -> list[dict[str, Any]]:
         ready = self._read()
@@ -539,14 +582,15 @@ class Meter:
             if mark is not None:
                 mark.synchronize()  # recorded a line ago: there is nothing left to wait for
             # a mean over nothing is not a number
-            loss = torch.stack([numbers[0] / (self._coordinator.world_size * (weight or float("nan")))])
-            self._reduced.append((line, numbers, self._coordinator.sum(loss)))
+            means = torch.cat([numbers[:1] / (weight or float("nan")), numbers[2:]]) / self._coordinator.world_size
+            self._reduced.append((line, numbers, self._coordinator.sum(means)))
 
     def _read(self) -> list[dict[str, Any]]:
         lines = []
         while self._reduced:
             line, numbers, pending = self._reduced.popleft()
-            line["loss"] = float(pending.result()[0])
+            line["loss"], *scalars = pending.result().tolist()
+            line.update(zip(self._names or (), scalars, strict=True))
             if "grad_norm" in line:
                 line["grad_norm"] = float(numbers[1])
             lines.append(line)
@@ -561,6 +605,13 @@ class Meter:
     def restart_clock(self) -> None:
         """What happened since (an evaluation, a save) is not training time."""
         self._since = time.perf_counter()
+
+
+def _on(device: torch.device, value: Any) -> torch.Tensor:
+    """A number on a device, in double precision; one that is there already is not waited for."""
+    if isinstance(value, torch.Tensor) and value.device == device:
+        return value.double().reshape(())
+    return torch.full((), float(value), dtype=torch.float64, device=device)  # copying would make a GPU wait
 
 
 def seed_step(seed: int, step: int, rank: int, is_gpu: bool) -> None:

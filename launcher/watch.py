@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
-from launcher.errors import EXIT_FAILED
+from launcher.launch.failure import Failure, of_stack
+from launcher.launch.stalls import end_with, write_stacks
+from launcher.launch.world import World
 
 _LOOKS = 10  # in the time that is allowed
 
@@ -37,40 +39,55 @@ class Progress:
         self.done, self.moved = done, time.monotonic()
 
 
-@contextmanager
-def watched(progress: Progress, seconds: float | None, setting: str) -> Iterator[None]:
-    """Ends this process with exit code 1 where `progress` stands still for so long; None watches nothing.
+@dataclass(frozen=True)
+class Patience:
+    """How long something may make no progress, and what is said of it when that is over.
 
-    What hangs (a data set, a metric, a kernel) cannot be interrupted from within; the other ranks notice the end of
-    this one and leave too.
-
-    Args:
-        progress: Advanced by what is watched.
-        seconds: Without an advance.
-        setting: The recipe's key that says how long.
+    Attributes:
+        seconds: How long; None is for ever.
+        setting: The recipe's key that says so.
+        world: This process among the others.
+        folder: Where the failure is told, if there is a run.
+        step: Optimizer steps completed.
     """
-    if seconds is None:
-        yield
-        return
-    over, own = threading.Event(), threading.get_ident()
-    thread = threading.Thread(target=_watch, args=(progress, seconds, setting, over, own), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
 
+    seconds: float | None
+    setting: str
+    world: World
+    folder: Path | None
+    step: int
 
-def _watch(progress: Progress, seconds: float, setting: str, over: threading.Event, watched_thread: int) -> None:
-    while not over.wait(seconds / _LOOKS):
-        if time.monotonic() - progress.moved > seconds:
-            _end(progress, seconds, setting, watched_thread)
+    @contextmanager
+    def watching(self, progress: Progress) -> Iterator[None]:
+        """Ends this process with exit code 1 where `progress` stands still for so long.
 
+        What hangs (a data set, a metric, a kernel) cannot be interrupted from within; the other ranks notice the end
+        of this one and leave too.
+        """
+        if self.seconds is None:
+            yield
+            return
+        over, own = threading.Event(), threading.get_ident()
+        thread = threading.Thread(target=self._watch, args=(progress, self.seconds, over, own), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
-def _end(progress: Progress, seconds: float, setting: str, thread: int) -> None:
-    stack = "".join(traceback.format_stack(sys._current_frames().get(thread)))
-    where = f"{progress.what}, {progress.done} of {progress.total} batches done"
-    said = f"{setting}: no progress for {seconds:g} seconds in {where}; it stands here:\n{stack}"
-    print(said, file=sys.stderr, flush=True)
-    os._exit(EXIT_FAILED)
+    def _watch(self, progress: Progress, seconds: float, over: threading.Event, watched: int) -> None:
+        while not over.wait(seconds / _LOOKS):
+            if time.monotonic() - progress.moved > seconds:
+                folder = Path(self.world.run_dir) if self.world.run_dir is not None else self.folder
+                if folder is not None:
+                    write_stacks(folder, self.world.rank)
+                end_with(self._failure(progress, seconds, watched), folder, self.world)
+
+    def _failure(self, progress: Progress, seconds: float, watched: int) -> Failure:
+        where = f"{progress.what}, {progress.done} of {progress.total} batches done"
+        what = f"{self.setting}: no progress for {seconds:g} seconds in {where}"
+        frame = sys._current_frames().get(watched)
+        stack = traceback.extract_stack(frame) if frame is not None else ()
+        found = of_stack(what, stack, rank=self.world.rank, world=self.world.size, step=self.step)
+        return replace(found, is_aftermath=False)  # wherever it stands: nobody else is waited for here

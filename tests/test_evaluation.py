@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,17 @@ import numpy as np
 import pytest
 import torch
 from recipes.parts import Net, Numbers, OneNumber, Values, WordNet, Words, YesOrNo, spread
-from sklearn.metrics import f1_score, r2_score, roc_auc_score
+from sklearn.metrics import f1_score, precision_score, r2_score, roc_auc_score, roc_curve
 from torch import nn
-from worlds import TINY, Trained, in_world, survivors, train, train_here
+from worlds import TINY, Command, Trained, in_world, survivors, train, train_here
 
+import launcher
 from launcher.cli import main
 from launcher.errors import RecipeError
+from launcher.judge import Judge
+from launcher.recipe import schema
 from launcher.recipe.load import load_recipe
+from launcher.runs.predictions import read_mistakes
 
 SIZES = (1, 7, 97, 100)
 ACCURACY = "accuracy: {_target_: MulticlassAccuracy, num_classes: 3, average: micro}"
@@ -37,7 +43,14 @@ TASKS = {
         " f1: {_target_: MulticlassF1Score, num_classes: 3, average: macro},"
         " each: {_target_: MulticlassRecall, num_classes: 3, average: none},"
         " auroc: {_target_: MulticlassAUROC, num_classes: 3, _sets_: [n7, n97, n100]},"
-        " spread: {_ref_: 'parts.py:spread', _sets_: [n7, n97, n100]}}",
+        " spread: {_ref_: 'parts.py:spread'},"
+        " by class: {_target_: torchmetrics.wrappers.ClasswiseWrapper,"
+        "  metric: {_target_: MulticlassF1Score, num_classes: 3, average: none}},"
+        " most: {_target_: torchmetrics.wrappers.MinMaxMetric,"
+        "  base_metric: {_target_: MulticlassAccuracy, num_classes: 3, average: micro}},"
+        " both: {_target_: MetricCollection, metrics: ["
+        "  {_target_: MulticlassPrecision, num_classes: 3}, {_target_: MulticlassF1Score, num_classes: 3}]},"
+        " curve: {_target_: MulticlassROC, num_classes: 3, average: micro, _input_: probabilities}}",
     ),
     "yes or no": (
         "data.train={_target_: 'parts.py:YesOrNo'}",
@@ -59,7 +72,7 @@ TASKS = {
         "model={_target_: 'parts.py:WordNet'}",
         "loss={_target_: CrossEntropyLoss, ignore_index: -100}",
         sets("Words"),
-        "evaluate.metrics={perplexity: {_target_: Perplexity, ignore_index: -100, _sets_: [n7, n97, n100]}}",
+        "evaluate.metrics={perplexity: {_target_: Perplexity, ignore_index: -100}}",
     ),
 }
 
@@ -78,32 +91,43 @@ def by_brute_force(task: str, weights: dict[str, torch.Tensor], size: int) -> di
         return {"loss": error} if size == 1 else {"loss": error, "r2": r2_score(targets, outputs)}
     if task == "words":
         kept = targets != -100
-        if not kept.any():
-            return {}
         loss = float(nn.functional.cross_entropy(outputs.transpose(1, 2)[kept], targets[kept]))
-        return {"loss": loss, "perplexity": float(np.exp(loss))} if size > 1 else {"loss": loss}
+        return {"loss": loss, "perplexity": float(np.exp(loss))}
     if task == "yes or no":
         loss = float(nn.functional.binary_cross_entropy_with_logits(outputs, targets))
         found = {"loss": loss, "f1": f1_score(targets, outputs > 0, zero_division=0)}
         return found if size == 1 else {**found, "auroc": roc_auc_score(targets, outputs)}
+    chosen, shares = outputs.argmax(1), outputs.softmax(1)
+    accuracy = float((chosen == targets).double().mean())
+    f1 = f1_score(targets, chosen, average="macro", zero_division=0)
+    each = f1_score(targets, chosen, average=None, labels=range(3), zero_division=0)
+    wrong_share, right_share, _ = roc_curve(
+        nn.functional.one_hot(targets, 3).flatten(), shares.flatten(), drop_intermediate=False
+    )
     found = {
         "loss": float(nn.functional.cross_entropy(outputs, targets)),
-        "accuracy": float((outputs.argmax(1) == targets).double().mean()),
+        "accuracy": accuracy,
+        "most/raw": accuracy,
+        "f1": f1,
+        "both/MulticlassF1Score": f1,
+        "spread": spread(outputs, targets),
+        **{f"by class/multiclassf1score_{one}": each[one] for one in range(3)},
+        "both/MulticlassPrecision": precision_score(targets, chosen, average="macro", zero_division=0),
+        "curve": [wrong_share.tolist(), right_share.tolist()],
     }
     if size == 1:
         return found
-    chosen, shares = outputs.argmax(1), outputs.softmax(1)
     recalls = [float((chosen[targets == one] == one).double().mean()) for one in range(3)]
     auroc = roc_auc_score(targets, shares, multi_class="ovr", average="macro")
-    f1 = f1_score(targets, chosen, average="macro", zero_division=0)
-    return {**found, "f1": f1, "auroc": auroc, "each": recalls, "spread": spread(outputs, targets)}
+    return {**found, "auroc": auroc, "each": recalls}
 
 
 def check_task(task: str, trained: Trained) -> None:
     for size in SIZES:
         line = [line for line in trained.lines if line.get("name") == f"n{size}"][-1]
         for name, value in by_brute_force(task, trained.weights, size).items():
-            assert line[name] == pytest.approx(value, abs=1e-6, rel=1e-6), (size, name)
+            pairs = zip(line[name], value, strict=False) if name == "curve" else [(line[name], value)]
+            assert all(one == pytest.approx(other, abs=1e-6, rel=1e-6) for one, other in pairs), (size, name)
 
 
 @pytest.mark.parametrize(("size", "ranks"), [(1, "first"), (2, "first"), (2, "all"), (3, "all"), (4, "all")])
@@ -137,10 +161,11 @@ def test_evaluation_may_take_three_times_the_group_s_timeout(tmp_path: Path, siz
 
 # ---------------------------------------------------------------------- what goes wrong
 
+# the data set, the fault, and what the others say when rank 0 alone evaluates
 FAILURES = {
-    "raises": ("raise@evaluation.batch:2", "rank 0 failed: "),
-    "is killed": ("kill@evaluation.batch:2", "rank 0 ended while this rank waited for it"),
-    "hangs": (None, "rank 0 ended while this rank waited for it"),
+    "raises": ("Numbers", "raise@evaluation.batch:2", "rank 0 failed: RuntimeError: a fault"),
+    "is killed": ("Deadly", None, "rank 0 ended while this rank waited for it, evaluating 1/12"),
+    "hangs": ("Stuck", None, "rank 0 ended while this rank waited for it, evaluating 1/12"),
 }
 
 
@@ -155,17 +180,45 @@ def _tells(folder: str, faults: str | None, overrides: tuple[str, ...]) -> str:
 @pytest.mark.parametrize("how", FAILURES)
 @pytest.mark.parametrize("ranks", ["first", "all"])
 def test_a_rank_that_is_lost_in_evaluation_ends_the_others_at_once(tmp_path: Path, how: str, ranks: str) -> None:
-    faults, said = FAILURES[how]
-    validation = "Stuck" if how == "hangs" else "Numbers"
+    validation, faults, said = FAILURES[how]
     overrides = (
         f"data.validation={{_target_: 'parts.py:{validation}', size: 60}}",
         *("evaluate.batch_size=5", f"evaluate.ranks={ranks}", "evaluate.timeout=2 seconds", "evaluate.every=1 steps"),
     )
-    lost = 1 if (how, ranks) == ("hangs", "all") else 0  # whose share the row is that never comes
+    lost = 1 if ranks == "all" and how != "raises" else 0  # whose share the row is that never comes
     told = survivors(3, _tells, str(tmp_path / "run"), faults, overrides, lost=lost, within=20)
     if ranks == "first":
         assert all(said in one for one in told), told
     assert all(one != "nothing" for one in told)
+
+
+# by what happens on rank 0: the fault, and how the report begins
+REPORTS = {
+    "raises": ("raise@evaluation.batch:2", r"failed at step 2: RuntimeError: a fault at evaluation\.batch"),
+    "is killed": ("kill@evaluation.batch:2", r"failed at step 2: killed by signal 9"),
+    "hangs": (
+        "",
+        r"failed at step 2 in \S*parts\.py:\d+: evaluate\.timeout: no progress for 2 seconds in validation, 4 of",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", REPORTS)
+def test_what_happens_to_rank_0_in_an_evaluation_is_reported_and_nobody_is_left(tmp_path: Path, how: str) -> None:
+    faults, first = REPORTS[how]
+    validation = "Stuck" if how == "hangs" else "Numbers"
+    overrides = (
+        f"data.validation={{_target_: 'parts.py:{validation}', size: 60}}",
+        *("evaluate.batch_size=5", "evaluate.timeout=2 seconds", "evaluate.every=2 steps", "launch.threads=1"),
+    )
+    arguments = ("--cpu", "--processes", "3", "--run-dir", "run", "--quiet")
+    done = Command(tmp_path, "train", str(TINY), *arguments, *overrides, LAUNCHER_FAULTS=faults).wait()
+    ended = time.time()
+    assert (done.code, done.left) == (1, []), done.screen
+    assert re.match(rf"launcher: rank 0 of 3 on \S+ {first}", done.report), done.screen
+    failure = json.loads((tmp_path / "run" / "failure.json").read_text())
+    assert (failure["rank"], failure["step"]) == (0, 2)
+    assert ended - failure["time"] < 10  # the issue's own bound
 
 
 def _says_into(errors: str, folder: str, overrides: tuple[str, ...]) -> None:
@@ -175,12 +228,12 @@ def _says_into(errors: str, folder: str, overrides: tuple[str, ...]) -> None:
 
 def test_what_hangs_is_shown_where_it_stands(tmp_path: Path) -> None:
     stuck = "data.validation={_target_: 'parts.py:Stuck', size: 60}"
-    overrides = (stuck, "evaluate.timeout=8 seconds", "evaluate.first=true", "evaluate.batch_size=5")
+    overrides = (stuck, "evaluate.timeout=4 seconds", "evaluate.first=true", "evaluate.batch_size=5")
     errors = tmp_path / "errors"
     with pytest.raises(AssertionError, match="it died"):
         in_world(1, _says_into, str(errors), str(tmp_path / "run"), overrides)
     said = errors.read_text()
-    assert "evaluate.timeout: no progress for 8 seconds in validation, 4 of 12 batches done" in said
+    assert "evaluate.timeout: no progress for 4 seconds in validation, 4 of 12 batches done" in said
     assert "time.sleep(3600 if index == 20 else 0)" in said
 
 
@@ -204,6 +257,17 @@ def test_a_metric_that_does_not_fit_is_named_by_check(
     assert re.search(message, said.err + said.out), said
 
 
+def test_a_metric_that_has_no_value_in_the_end_is_named_with_the_shapes(capsys: pytest.CaptureFixture[str]) -> None:
+    settings = (*TASKS["values"][:3], "data.validation={_target_: 'parts.py:Values', size: 1}")
+    assert main(["check", str(TINY), *settings, "evaluate.metrics={it: {_target_: R2Score}}"]) == 2
+    said = capsys.readouterr()
+    shapes = r"\(1,\) torch\.float64, \(1,\) torch\.float64"
+    wanted = (
+        rf"evaluate\.metrics\.it: R2Score: Needs at least two .*; the first batch had outputs and targets of {shapes}"
+    )
+    assert re.search(wanted, said.err + said.out), said
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -219,6 +283,29 @@ def test_what_a_metric_cannot_say(override: str, message: str) -> None:
 
 
 # ---------------------------------------------------------------------- what follows
+
+
+@pytest.mark.parametrize(
+    ("mode", "values", "bests", "since"),
+    [
+        ("max", [0.1, 0.3, 0.2, math.nan, 0.3], [0, 1], [0, 0, 1, 2, 3]),
+        ("min", [math.nan, 0.9, math.inf, -math.inf], [1, 3], [1, 0, 1, 0]),
+        # gains that are each too small add up: measured from the last that was large enough
+        ("max", [0.50, 0.51, 0.52, 0.53, 0.54, 0.55], [0, 1, 2, 3, 4, 5], [0, 1, 2, 0, 1, 2]),
+        ("min", [0.50, 0.49, 0.48, 0.485, 0.47], [0, 1, 2, 4], [0, 1, 2, 3, 0]),
+    ],
+)
+def test_the_best_and_when_to_stop(mode: Any, values: list[float], bests: list[int], since: list[int]) -> None:
+    best, early_stop = schema.Best(metric="it", mode=mode), schema.EarlyStop(patience=9, min_delta=0.025)
+    judge, found, waited = Judge(best, early_stop), [], []
+    for step, value in enumerate(values):
+        if judge.see(step, value):
+            found.append(step)
+        waited.append(judge.since)
+        after, state = Judge(best, early_stop), judge.state()
+        after.load(json.loads(json.dumps(state)))
+        judge = after  # as after a stop
+    assert (found, judge.step, waited) == (bests, bests[-1], since)
 
 
 @pytest.mark.parametrize("size", [1, 2])
@@ -269,12 +356,11 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 
 def figures(lines: list[dict[str, Any]]) -> dict[str, Any]:
-    ours = ("step", "epoch", "time", "seconds")
     return {
         f"{line['split']} {line.get('name', '')} {key}": value
         for line in lines
         for key, value in line.items()
-        if key not in (*ours, "split", "name")
+        if key not in ("time", "split", "name")
     }
 
 
@@ -282,7 +368,7 @@ def figures(lines: list[dict[str, Any]]) -> dict[str, Any]:
 def test_evaluate_gives_the_figures_that_training_printed(
     saved: Trained, processes: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    many = ["--processes", str(processes)] if processes > 1 else []
+    many = ["--processes", str(processes)] if processes > 1 else ["data.train={_target_: 'parts.py:Gone'}"]
     assert main(["evaluate", str(saved.folder), "--cpu", "--json", "launch.threads=1", *many]) == 0
     said = [json.loads(line) for line in capfd.readouterr().out.splitlines() if line.startswith("{")]
     best = min((line for line in saved.lines if line.get("name") == "far"), key=lambda line: line["loss"])["step"]
@@ -337,6 +423,73 @@ def test_predictions_have_every_sample_in_order(saved: Trained, tmp_path: Path) 
     assert of_the_run == table  # written at the run's end, for its report
 
 
+def test_predictions_of_a_stream_are_in_order_whoever_made_them(saved: Trained, tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "seen.parquet"
+    stream = ("data.test={_target_: 'parts.py:Flow', size: 31, seed: 3}", "evaluate.batch_size=4", "launch.threads=1")
+    shared = ("--cpu", "--split", "test", "--processes", "2", "--predictions", str(path))
+    assert main(["evaluate", str(saved.folder), *stream, *shared]) == 0
+    table = parquet.read_table(path).to_pydict()
+    of_the_run = parquet.read_table(saved.folder / "predictions.parquet").to_pydict()
+    assert table.keys() == of_the_run.keys()
+    assert all(table[name] == pytest.approx(of_the_run[name], abs=1e-6) for name in table)
+
+
+# what a run keeps for its report, without anybody having asked: settings, the warning, whether there is a file
+KEPT = {
+    "a stream": (("data.test={_target_: 'parts.py:Flow'}",), None, True),
+    "rows that are no samples": (
+        (
+            *("data.train={_target_: 'parts.py:FlatWords'}", "data.test={_target_: 'parts.py:FlatWords'}"),
+            "model={_target_: Linear, in_features: 4, out_features: 3, dtype: {_ref_: torch.float64}}",
+            "loss={_target_: CrossEntropyLoss, ignore_index: -100}",
+        ),
+        *(None, False),
+    ),
+    "rows that cannot be read again": (
+        ("data.test={_target_: 'parts.py:OnlyBatches', seed: 3}",),
+        *("predictions.parquet: NotImplementedError('ask for batches'); the report shows no mistakes", False),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", KEPT)
+def test_no_run_fails_for_its_predictions(tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str) -> None:
+    pytest.importorskip("pyarrow")
+    settings, warning, is_kept = KEPT[case]
+    result = launcher.train(TINY, "launch.threads=1", *settings, "train.epochs=1", run_dir=tmp_path / "run", cpu=True)
+    said = capsys.readouterr()
+    assert result.state == "finished"
+    assert (tmp_path / "run" / "model_weights.pth").exists()
+    assert (tmp_path / "run" / "predictions.parquet").exists() == is_kept
+    assert warning in said.out + said.err if warning else "predictions.parquet" not in said.out + said.err
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_without_a_test_set_the_report_shows_the_validation_set(tmp_path: Path, size: int) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    settings = (*TASKS["yes or no"][:3], "evaluate.ranks=all", "evaluate.batch_size=4", "train.epochs=2")
+    sets_of_it = "data.validation={one: {_target_: 'parts.py:YesOrNo', size: 23}, two: {_target_: 'parts.py:YesOrNo'}}"
+    trained = train(tmp_path / "run", *settings, sets_of_it, size=size)
+    data, model = YesOrNo(23), OneNumber()
+    model.load_state_dict(trained.weights)
+    with torch.no_grad():
+        outputs = model.eval()(data.inputs)
+    table = parquet.read_table(tmp_path / "run" / "predictions.parquet").to_pydict()
+    assert table["index"] == list(range(23))
+    assert table["target"] == (data.targets > 0).long().tolist()
+    assert table["prediction"] == (outputs > 0).long().tolist()
+    losses = nn.functional.binary_cross_entropy_with_logits(outputs, (data.targets > 0).double(), reduction="none")
+    assert table["loss"] == pytest.approx(losses.tolist(), abs=1e-5)
+    mistakes = read_mistakes(tmp_path / "run")
+    assert mistakes is not None
+    assert (mistakes.of, int(mistakes.matrix.sum())) == ("validation one", 23)
+
+
+def refuse(word: str) -> None:
+    raise AssertionError(f"{word} is no JSON")
+
+
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
 def test_predict_gives_outputs_in_order(saved: Trained, tmp_path: Path, suffix: str) -> None:
     target = tmp_path / f"outputs.{suffix}"
@@ -353,6 +506,14 @@ def test_predict_gives_outputs_in_order(saved: Trained, tmp_path: Path, suffix: 
     assert [row["index"] for row in rows] == list(range(45))
     assert torch.allclose(torch.tensor([row["output"] for row in rows]).double(), outputs, atol=1e-5)
     assert [row["prediction"] for row in rows] == outputs.argmax(1).tolist()
+
+
+def test_outputs_that_are_no_numbers_are_words(saved: Trained, tmp_path: Path) -> None:
+    target, unknown = tmp_path / "outputs.jsonl", "data.test={_target_: 'parts.py:Blank', size: 2}"
+    assert main(["predict", str(saved.folder), unknown, "--cpu", "--to", str(target)]) == 0
+    first, second = (json.loads(line, parse_constant=refuse) for line in target.read_text().splitlines())
+    assert first["output"] == ["NaN"] * 3
+    assert all(isinstance(one, float) for one in second["output"])
 
 
 def test_predict_says_what_it_cannot(saved: Trained, capsys: pytest.CaptureFixture[str]) -> None:

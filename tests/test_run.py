@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import threading
@@ -19,10 +20,13 @@ from torch import nn
 from worlds import TINY, in_world, result_of, train
 
 import launcher
+from launcher.datasets import Digits
 from launcher.errors import LauncherError, RecipeError, UsageError
 from launcher.launch.world import World
+from launcher.models import MLP
 from launcher.recipe.load import load_recipe
 from launcher.run import Result
+from launcher.runs.metrics import read_evaluations
 from launcher.training import NonFiniteError
 
 EVALUATED = [
@@ -66,6 +70,33 @@ def test_evaluating_does_not_change_training(tmp_path: Path) -> None:
     plain = train(tmp_path / "plain", dropout)
     evaluated = train(tmp_path / "evaluated", dropout, *EVALUATED, "evaluate.every=1 steps")
     assert evaluated.distance(plain) == 0
+
+
+def test_what_is_said_on_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 7190))
+    best = (
+        "evaluate.best={metric: loss, mode: max}",
+        "save.every=1 steps",
+        "optimizer.lr=0.1",
+    )  # the first is the best
+    result = launcher.train(TINY, "launch.threads=1", *EVALUATED, *best, run_dir=tmp_path / "run", cpu=True)
+    said = capsys.readouterr().out
+    assert re.search(r"step \d+/12 .* limit in 1:5\d:\d\d", said)
+    losses = {line["step"]: line["loss"] for line in read_evaluations(tmp_path / "run" / "metrics.jsonl", "validation")}
+    chosen = max(losses, key=lambda step: losses[step])
+    assert chosen != 12
+    assert f"test: with the best weights, of step {chosen}" in said
+    assert result.scores[-1]["step"] == chosen
+
+
+def test_an_evaluation_is_due_by_the_clock(tmp_path: Path) -> None:
+    paced = "data.train={_target_: parts.py:Paced, seconds: 0.06}"  # a step takes so long or longer
+    trained = train(tmp_path / "run", *EVALUATED, paced, "evaluate.every=0.002 minutes")
+    steps = trained.column("step", "validation")
+    assert steps[-1] == 12
+    assert all(1 <= after - before <= 2 for before, after in zip([0, *steps], steps, strict=False))
 
 
 def test_evaluation_may_outlast_the_process_group_s_timeout(tmp_path: Path) -> None:
@@ -139,6 +170,17 @@ def test_bf16_runs_on_a_cpu_and_fp16_names_it(tmp_path: Path) -> None:
     trained = train(tmp_path / "run", "device.precision=bf16", "train.epochs=2", recipe=recipe)
     assert trained.column("loss", "validation")[-1] < 1.5
     assert {value.dtype for value in trained.weights.values()} == {torch.float32}
+    data, model = Digits("validation"), MLP(64, [256, 256], 10, dropout=0.3).eval()
+    model.load_state_dict(trained.weights)
+    with torch.no_grad():
+        losses = []
+        for enabled in (True, False):
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                parts = [model(data.tensors[0][start : start + 64]).float() for start in range(0, len(data), 64)]
+            losses.append(float(nn.functional.cross_entropy(torch.cat(parts), data.tensors[1])))
+    found = trained.column("loss", "validation")[-1]  # evaluated under autocast, as it was trained
+    assert found == pytest.approx(losses[0], abs=1e-6)
+    assert found != pytest.approx(losses[1], abs=1e-6)
     with pytest.raises(UsageError, match="fp16 needs a GPU; on a CPU use bf16"):
         run(tmp_path / "other", "device.precision=fp16")
     assert not (tmp_path / "other").exists()
@@ -173,6 +215,14 @@ def test_plateau_steps_with_what_rank_0_measured(tmp_path: Path) -> None:
     two = train(tmp_path / "two", *EVALUATED, *plateau, best, size=2)
     assert one.column("lr") == two.column("lr")
     assert one.column("lr")[-1] < 0.5
+    best = "evaluate.best={metric: accuracy, mode: max}"  # whose mode is the scheduler's
+    up = train(tmp_path / "up", *EVALUATED, *plateau, best, "train.epochs=5")
+    found = up.column("accuracy", "validation")[:-1]
+    falls = [value <= max(found[:number], default=0.0) for number, value in enumerate(found)]
+    rates = dict(zip(up.column("step"), up.column("lr"), strict=True))
+    after = [line["step"] + 1 for line in up.lines if line["split"] == "validation"][:-1]
+    assert [rates[step] for step in after] == [0.5 * 0.5 ** sum(falls[: number + 1]) for number in range(len(falls))]
+    assert not all(falls[1:])
 
 
 def test_the_weights_load_into_the_bare_class(tmp_path: Path) -> None:

@@ -61,7 +61,8 @@ def test_a_task_of_a_step_knows_its_world() -> None:
     world = World.from_environ(TASK)
     assert (world.rank, world.size, world.local_rank, world.local_size) == (3, 4, 1, 2)
     assert (world.node, world.nodes, world.host, world.started_by) == (1, 2, "node0", "srun")
-    assert (world.job, world.step) == ("12", "12.0.0")
+    assert (world.job, world.step, world.deadline) == ("12", "12.0.0", None)
+    assert World.from_environ({**TASK, "SLURM_JOB_END_TIME": "1700000000"}).deadline == 1.7e9
     uneven = {**TASK, "SLURM_STEP_TASKS_PER_NODE": "3,1", "SLURM_LOCALID": "0", "SLURM_RESTART_COUNT": "2"}
     assert (World.from_environ(uneven).local_size, World.from_environ(uneven).step) == (1, "12.0.2")
 

@@ -33,6 +33,7 @@ from launcher.errors import LauncherError
 from launcher.runs.metrics import MetricsFile, Redone, encode, read_evaluations, read_last
 from launcher.runs.words import duration, number, short
 from launcher.tracking import Line, NoTracking, Tracking, check_trackers, open_tracking, read_metrics, trackers
+from launcher.tracking.console import tables
 from launcher.tracking.trackers import QUEUE_LINES
 
 # wandb does not wait for a helper that was killed
@@ -266,6 +267,16 @@ def test_plain_lines_have_no_escape_codes_and_do_not_wrap(
         ["accuracy", "0.9810", "0.9800"],
     ]
     assert re.fullmatch(rf"finished  step 500  in \d:\d\d  {re.escape(str(tmp_path))}", lines[-1])
+
+
+def test_a_matrix_is_a_row_for_each_class_and_a_curve_is_measured() -> None:
+    line = validation_line(3, loss=0.5, matrix=[[7, 0], [2, 5]], curve=[[0.25] * 99, [0.5] * 99])
+    rows = [re.split(r"\s{2,}", row.strip()) for row in tables([line]).splitlines()]
+    assert rows[-3:] == [
+        ["validation, class", "matrix", "curve"],
+        ["0", "7 0", "99 numbers"],
+        ["1", "2 5", "99 numbers"],
+    ]
 
 
 def test_plain_train_lines_are_few(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -101,7 +102,25 @@ def test_what_a_recipe_can_say_is_the_same_on_three_ranks(tmp_path: Path, case: 
     one = train(tmp_path / "one", *CASES[case], remove=remove)
     three = train(tmp_path / "three", *CASES[case], "data.micro_batch_size=3", size=3, remove=remove)
     assert three.distance(one) < 1e-9
-    assert three.column("loss") == pytest.approx(one.column("loss"), abs=1e-9, nan_ok=True)
+    scalars = ("progress", "middle", "label") if case == "a step function" else ()
+    for key in ("loss", *scalars):
+        assert three.column(key) == pytest.approx(one.column(key), abs=1e-9, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        ("step_called_lr", "train.step: a line of metrics.jsonl means something else by 'lr'; rename it"),
+        ("step_of_many", "train.step: 'each' is a Tensor; only single numbers can be logged"),
+        (
+            "step_of_moods",
+            "gave progress, middle, label, now to log, and rank 0 first progress, middle, label; give the",
+        ),
+    ],
+)
+def test_scalars_that_cannot_be_logged(tmp_path: Path, step: str, message: str) -> None:
+    with pytest.raises(AssertionError, match=re.escape(message)):
+        train(tmp_path / "run", f"train.step=parts.py:{step}")
 
 
 def test_reading_one_by_one_or_whole_batches_is_the_same(tmp_path: Path, alone: Trained) -> None:

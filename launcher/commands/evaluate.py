@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import tempfile
 from collections.abc import Sequence
@@ -90,8 +89,10 @@ def _evaluate_here(options: argparse.Namespace, world: World) -> int:
     if not world.is_first:
         return EXIT_DONE
     if options.json:
+        from launcher.runs.metrics import encode
+
         for line in lines:
-            print(json.dumps(line))
+            print(encode(line))
         return EXIT_DONE
     from launcher.tracking.console import tables
 

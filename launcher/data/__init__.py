@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,19 @@ from launcher.recipe.components import Workshop
 from launcher.recipe.document import Document
 from launcher.recipe.duration import Duration
 
-__all__ = ["Data", "EvaluationLoader", "MicroBatch", "Reading", "TrainLoader", "load_data"]
+__all__ = [
+    "Data",
+    "EvaluationLoader",
+    "MicroBatch",
+    "Part",
+    "Reading",
+    "TrainLoader",
+    "evaluation_parts",
+    "load_data",
+    "load_evaluation",
+]
+
+Part = tuple[str, str]  # an evaluation set: `validation` or `test`, and its name, empty where there is only one
 
 
 @dataclass(frozen=True)
@@ -73,18 +85,8 @@ def load_data(workshop: Workshop, world: World, *, on_gpu: bool = False) -> Data
             asked for what it cannot do.
     """
     recipe, section = workshop.recipe, workshop.recipe.data
-    opener = Opener(workshop, world.size)
-    dataset = opener.open(section.train, "data.train")
-    reading = Reading(
-        collate=workshop.build(section.collate) if section.collate else None,
-        timeout_seconds=section.timeout.amount,
-        seed=recipe.seed,
-        sample_seeds=section.sample_seeds,
-        pin_memory=on_gpu and torch.cuda.is_available(),
-        rank=world.rank,
-    )
-    loaders = _Loaders(recipe, world, reading, on_gpu)
-    dataset, held_back = _without_validation(dataset, section, recipe)
+    opener, loaders = Opener(workshop, world.size), _loaders(workshop, world, on_gpu)
+    dataset, held_back = _without_validation(opener.open(section.train, "data.train"), section, recipe)
     train = loaders.train(dataset, _weights(section.weights, workshop, dataset, recipe.document))
     validation, test = (
         {name: loaders.evaluation(opener.open(one, key), key) for name, key, one in by_name(sets, f"data.{part}")}
@@ -93,6 +95,58 @@ def load_data(workshop: Workshop, world: World, *, on_gpu: bool = False) -> Data
     if held_back is not None:
         validation = {"": loaders.evaluation(held_back, "data.validation")}
     return Data(train, validation, test, (*loaders.notes, *opener.notes))
+
+
+def evaluation_parts(section: schema.Data) -> list[Part]:
+    """The evaluation sets that a recipe names; nothing is opened."""
+    held_back = [("validation", "")] if isinstance(section.validation, str) else []
+    return held_back + [(part, name) for part, name, _, _ in _evaluation_sets(section)]
+
+
+def _evaluation_sets(section: schema.Data) -> Iterator[tuple[str, str, str, Component]]:
+    """`validation` or `test`, the set's name, its key and its component."""
+    for part, sets in (("validation", section.validation), ("test", section.test)):
+        for name, key, one in by_name(sets, f"data.{part}"):
+            yield part, name, key, one
+
+
+def load_evaluation(
+    workshop: Workshop, world: World, parts: Sequence[Part], *, on_gpu: bool = False
+) -> dict[Part, EvaluationLoader]:
+    """Opens some of the evaluation sets and nothing else, unless one is a share of the training set.
+
+    Args:
+        workshop: Builds the data sets of its recipe.
+        world: Who shares in an evaluation.
+        parts: Which sets, of `evaluation_parts`.
+        on_gpu: Whether batches are made ready for a transfer.
+
+    Raises:
+        RecipeError: A stream is asked for what it cannot do.
+    """
+    recipe, section = workshop.recipe, workshop.recipe.data
+    opener, loaders = Opener(workshop, world.size), _loaders(workshop, world, on_gpu)
+    found: dict[Part, EvaluationLoader] = {}
+    if isinstance(section.validation, str) and ("validation", "") in parts:
+        _, held_back = _without_validation(opener.open(section.train, "data.train"), section, recipe)
+        found["validation", ""] = loaders.evaluation(held_back, "data.validation")
+    for part, name, key, one in _evaluation_sets(section):
+        if (part, name) in parts:
+            found[part, name] = loaders.evaluation(opener.open(one, key), key)
+    return found
+
+
+def _loaders(workshop: Workshop, world: World, on_gpu: bool) -> _Loaders:
+    recipe, section = workshop.recipe, workshop.recipe.data
+    reading = Reading(
+        collate=workshop.build(section.collate) if section.collate else None,
+        timeout_seconds=section.timeout.amount,
+        seed=recipe.seed,
+        sample_seeds=section.sample_seeds,
+        pin_memory=on_gpu and torch.cuda.is_available(),
+        rank=world.rank,
+    )
+    return _Loaders(recipe, world, reading, on_gpu)
 
 
 class _Loaders:

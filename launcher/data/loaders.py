@@ -21,10 +21,12 @@ class MicroBatch:
     Attributes:
         data: The batch as the data set and its collate made it, in host memory.
         samples: How many of its samples count; 0 for a stand-in that keeps the ranks in step.
+        first: Of an evaluation, the place of its first sample in the set; the others follow it.
     """
 
     data: Any
     samples: int
+    first: int = 0
 
 
 class TrainLoader:
@@ -110,11 +112,12 @@ class EvaluationLoader:
         """This rank's contiguous, unpadded shard; all of it with one rank."""
         shares = self._shares(rank, world_size)
         if self._workers is None:
-            yield from (MicroBatch(self._reader.batch(0, indices), len(indices)) for indices in shares)
+            for indices in shares:
+                yield MicroBatch(self._reader.batch(0, indices), len(indices), int(indices[0]))
             return
         keys = ([(0, index) for index in indices.tolist()] for indices in self._shares(rank, world_size))
         for data, indices in zip(self._workers.batches(keys), shares, strict=True):
-            yield MicroBatch(data, len(indices))
+            yield MicroBatch(data, len(indices), int(indices[0]))
 
     def _shares(self, rank: int, world_size: int) -> Iterator[Any]:
         return evaluation_shares(self.num_samples(), self.batch_size, rank, world_size)

@@ -108,7 +108,7 @@ class StreamEvaluationLoader(EvaluationLoader):
             if not batch:
                 return
             if first // self.batch_size % world_size == rank:
-                yield MicroBatch(data, len(batch))
+                yield MicroBatch(data, len(batch), first)
 
     def num_samples(self) -> int:
         """Samples that an evaluation counts at most, over all ranks."""

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from launcher.errors import EXIT_FAILED
 from launcher.launch import progress
@@ -63,7 +64,7 @@ class Watch:
                 continue
             shown, began = now.step, time.time()
             failure = self._examined(now)
-            self._write_stacks()
+            write_stacks(self.folder, self.world.rank)
             if not stalled:
                 continue
             with suppress(OSError):
@@ -71,7 +72,7 @@ class Watch:
                 self._alarm.touch()
             if self.stops:
                 time.sleep(2 * min(1.0, self.seconds / 4))  # the others write theirs down meanwhile
-                self._end(failure)
+                end_with(failure, self.folder, self.world)
             print(f"launcher: {failure.line}; the stacks of every rank are in {self.folder / 'logs'}", file=sys.stderr)
 
     def _examined(self, now: progress.Progress) -> Failure:
@@ -81,19 +82,28 @@ class Watch:
         stack = traceback.extract_stack(frame) if frame is not None else ()
         return of_stack(what, stack, rank=self.world.rank, world=self.world.size, time=since, step=now.step)
 
-    def _write_stacks(self) -> None:
-        with suppress(OSError), (self.folder / "logs" / f"rank-{self.world.rank}.log").open("a") as file:
-            file.write(f"launcher: stacks of rank {self.world.rank} at {time.strftime('%H:%M:%S')}\n")
-            file.flush()
-            faulthandler.dump_traceback(file)
 
-    def _end(self, failure: Failure) -> None:
-        """Ends this process from its side thread: the main one does not listen."""
-        if self.world.supervisor is None or not Notes(self.folder).write(failure):
-            resume = f"launcher resume {self.folder}"
-            Report(failure, self.folder, resume, resume).show()
-        sys.stderr.flush()
-        os._exit(EXIT_FAILED)
+def write_stacks(folder: Path, rank: int) -> None:
+    """Appends the stacks of all threads to this rank's log."""
+    with suppress(OSError), (folder / "logs" / f"rank-{rank}.log").open("a") as file:
+        file.write(f"launcher: stacks of rank {rank} at {time.strftime('%H:%M:%S')}\n")
+        file.flush()
+        faulthandler.dump_traceback(file)
+
+
+def end_with(failure: Failure, folder: Path | None, world: World) -> NoReturn:
+    """Ends this process from a side thread, since the main one does not listen; the failure is left for the report.
+
+    Args:
+        failure: Why.
+        folder: The run's, if there is one.
+        world: This process among the others.
+    """
+    if folder is None or world.supervisor is None or not Notes(folder).write(failure):
+        resume = f"launcher resume {folder}" if folder is not None else ""
+        Report(failure, folder, resume, resume).show()
+    sys.stderr.flush()
+    os._exit(EXIT_FAILED)
 
 
 def _raised_since(path: Path, when: float) -> bool:

@@ -33,6 +33,7 @@ class World:
         restarts: How often an elastic agent has restarted these processes.
         supervisor: Our own supervisor's process, if it started these.
         job: The SLURM job that this process belongs to, if it does.
+        deadline: When that job ends by its limit, in unix time, where it says so.
         host: The node of rank 0, for the ranks of an srun step.
         step: That step in this start of its job, as in `1234.0.1`.
         faults: Accidents to be made on purpose, see `launcher.faults`.
@@ -51,6 +52,7 @@ class World:
     restarts: int = 0
     supervisor: int | None = None
     job: str | None = None
+    deadline: float | None = None
     host: str | None = None
     step: str | None = None
     faults: str | None = None
@@ -89,6 +91,7 @@ class World:
                 started_by=started_by,
                 run_dir=environ.get(RUN_DIR_VARIABLE),
                 job=environ.get("SLURM_JOB_ID"),
+                deadline=_deadline(environ),
                 faults=environ.get(FAULTS_VARIABLE),
                 accelerate=accelerate,
             )
@@ -106,6 +109,7 @@ class World:
             restarts=_number(environ, "TORCHELASTIC_RESTART_COUNT", "0"),
             supervisor=_number(environ, SUPERVISOR_VARIABLE) if SUPERVISOR_VARIABLE in environ else None,
             job=environ.get("SLURM_JOB_ID"),
+            deadline=_deadline(environ),
             faults=environ.get(FAULTS_VARIABLE),
             accelerate=accelerate,
         )
@@ -175,11 +179,17 @@ def _task(environ: Mapping[str, str], wants_cpu: bool, accelerate: Mapping[str, 
         wants_cpu=wants_cpu,
         run_dir=environ.get(RUN_DIR_VARIABLE),
         job=job,
+        deadline=_deadline(environ),
         host=names[0],
         step=f"{job}.{environ['SLURM_STEP_ID']}.{start}",
         faults=environ.get(FAULTS_VARIABLE),
         accelerate=accelerate,
     )
+
+
+def _deadline(environ: Mapping[str, str]) -> float | None:
+    said = environ.get("SLURM_JOB_END_TIME", "")
+    return float(said) if said.isdigit() else None
 
 
 def _starter(environ: Mapping[str, str]) -> str:

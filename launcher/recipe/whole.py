@@ -11,7 +11,7 @@ from launcher.recipe.component import Component, components_in
 from launcher.recipe.document import Document, Path, brief, dotted, hint
 from launcher.recipe.duration import Duration
 from launcher.recipe.references import Expression
-from launcher.recipe.schema import Recipe
+from launcher.recipe.schema import LINE_KEYS, Recipe
 
 Fault = tuple[Path, str]  # where, and what is wrong
 
@@ -45,6 +45,11 @@ def _evaluation(recipe: Recipe) -> Iterator[Fault]:
     validations = list(data.validation) if isinstance(data.validation, Mapping) else []
     named = [*validations, *(data.test if isinstance(data.test, Mapping) else [])]
     for name, metric in section.metrics.items():
+        if name in LINE_KEYS or name == "ema" or name.startswith("ema/"):
+            yield (
+                ("evaluate", "metrics", name),
+                f"a line of metrics.jsonl means something else by '{name}'; give it another name",
+            )
         strange = [one for one in metric.options.get("_sets_", ()) if one not in named]
         if strange:
             listed = hint(strange[0], named, f"there are: {', '.join(named) or 'none with a name'}")
@@ -99,9 +104,15 @@ def _scheduler(recipe: Recipe) -> Iterator[Fault]:
     name = section.target.rpartition(".")[2]
     if name in _WARMS_UP_ITSELF and "_warmup_" in section.options:
         yield (*section.path, "_warmup_"), f"{name} warms up by itself; remove _warmup_"
-    if name == "ReduceLROnPlateau" and recipe.evaluate.best is None:
+    if name != "ReduceLROnPlateau":
+        return
+    best, mode = recipe.evaluate.best, section.kwargs.get("mode")
+    if best is None:
         message = "ReduceLROnPlateau steps with evaluate.best; state evaluate: {best: {metric: loss, mode: min}}"
         yield section.path, message
+    elif isinstance(mode, str) and mode != best.mode:
+        message = f"'{brief(mode)}' contradicts evaluate.best, whose mode is {best.mode}; remove it: best's is taken"
+        yield (*section.path, "mode"), message
 
 
 def _horizon(recipe: Recipe) -> Iterator[Fault]:

@@ -2,7 +2,7 @@
 
 `predictions.parquet` in a run's folder has a row for each sample: `target` and `prediction` (whole numbers or words),
 and where it is known `index` (in the data set), `probability` (of the prediction), `loss` and `picture` (PNG, null
-for most). Its schema's metadata may hold `classes`: names, as a JSON list.
+for most). Its schema's metadata may hold `set`, on which they were made, and `classes`: names, as a JSON list.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,11 +54,13 @@ class Mistakes:
         classes: Their names.
         matrix: How many samples of each class (rows) were taken for which (columns).
         worst: The mistakes with the largest loss, or made with the largest probability.
+        of: The set's name; empty where it is not known.
     """
 
     classes: Sequence[str]
     matrix: npt.NDArray[np.int64]
     worst: Sequence[Mistake]
+    of: str = ""
 
     @property
     def accuracy(self) -> float:
@@ -97,12 +99,14 @@ def read_mistakes(folder: Path) -> Mistakes | None:
         raise LauncherError(f'{path} needs pyarrow to be read; pip install "launcher[report]"') from None
     try:
         table = parquet.read_table(path)
-        names = json.loads((table.schema.metadata or {}).get(b"classes", b"[]"))
+        about = table.schema.metadata or {}
+        names = json.loads(about.get(b"classes", b"[]"))
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise LauncherError(f"{path} cannot be read: {error}") from error
     if not {"target", "prediction"} <= set(table.column_names):
         return None
-    return _mistakes({name: table[name] for name in table.column_names}, names)
+    found = _mistakes({name: table[name] for name in table.column_names}, names)
+    return replace(found, of=about.get(b"set", b"").decode(errors="replace")) if found is not None else None
 
 
 def _mistakes(columns: Mapping[str, Any], names: Sequence[str]) -> Mistakes | None:

@@ -73,11 +73,20 @@ class Record:
         with suppress(OSError), (self._folder / "events.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
 
-    def end(self, state: str, step: int | None = None, **details: Any) -> None:
-        """The run ends, for this time."""
+    def end(self, state: str, step: int | None = None, weights: int | None = None, **details: Any) -> None:
+        """The run ends, for this time.
+
+        Args:
+            state: How.
+            step: Optimizer steps completed.
+            weights: Those that made `model_weights.pth`, which may be the best ones.
+            **details: For the event.
+        """
         self._status.update(state=state, ended=time.time())
         if step is not None:
             self._status.update(step=step, epoch=round(self._epoch(step), 6))
+        if weights is not None:
+            self._status["weights"] = {"step": weights, "epoch": round(self._epoch(weights), 6)}
         self.event({"finished": "finish", "preempted": "stop"}.get(state, "fail"), self._status["step"], **details)
         self.write()
 
@@ -102,7 +111,7 @@ class NoRecord(Record):
     def event(self, event: str, step: int, **details: Any) -> None:
         """Does nothing."""
 
-    def end(self, state: str, step: int | None = None, **details: Any) -> None:
+    def end(self, state: str, step: int | None = None, weights: int | None = None, **details: Any) -> None:
         """Keeps the state."""
         self._status["state"] = state
 

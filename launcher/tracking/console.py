@@ -39,6 +39,7 @@ _NOT_METRICS = (
     "host_memory",
     "seconds",
 )
+_WIDEST = 12  # numbers of a row that a table shows
 _GOOD, _BAD, _LABEL = "green", "red", "dim"
 
 
@@ -549,10 +550,15 @@ def _by_class(title: str, listed: Mapping[str, Sequence[Any]]) -> Table:
         table.add_column(name, justify="right")
     for place in range(max(map(len, listed.values()))):
         cells = (values[place] if place < len(values) else None for values in listed.values())
-        table.add_row(
-            str(place), *(number(cell) if isinstance(cell, int | float) else str(cell or "") for cell in cells)
-        )
+        table.add_row(str(place), *map(_in_words, cells))
     return table
+
+
+def _in_words(value: Any) -> str:
+    """A number, a row of a matrix, or how long a curve is: that is in the JSON."""
+    if isinstance(value, list):
+        return " ".join(map(_in_words, value)) if len(value) <= _WIDEST else f"{len(value):,} numbers"
+    return number(value) if isinstance(value, int | float) else str(value or "")
 
 
 def _cell(name: str, line: Line) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
 
 class Numbers(Dataset[tuple[Tensor, Tensor]]):
@@ -66,7 +68,7 @@ class Words(Dataset[tuple[Tensor, Tensor]]):
         self.targets = self.inputs[..., :3].argmax(2)
         ignored = torch.rand(size, 5, generator=generator) < torch.rand(size, 1, generator=generator)
         self.targets[ignored] = -100
-        self.targets[::7] = -100
+        self.targets[3::7] = -100
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -153,7 +155,24 @@ def step(model: nn.Module, batch: tuple[Tensor, Tensor], at: Any) -> Mapping[str
         "outputs": outputs,
         "targets": batch[1],
         "progress": at.fraction,
+        "middle": outputs.mean(),
+        "label": batch[1].double().mean().item(),
     }
+
+
+def step_called_lr(model: nn.Module, batch: tuple[Tensor, Tensor], at: Any) -> Mapping[str, Any]:
+    """A step function with a scalar whose name is taken."""
+    return {**step(model, batch, at), "lr": 1.0}
+
+
+def step_of_many(model: nn.Module, batch: tuple[Tensor, Tensor], at: Any) -> Mapping[str, Any]:
+    """A step function with a scalar that is none."""
+    return {**step(model, batch, at), "each": batch[1]}
+
+
+def step_of_moods(model: nn.Module, batch: tuple[Tensor, Tensor], at: Any) -> Mapping[str, Any]:
+    """A step function that has something more to say now and then."""
+    return {**step(model, batch, at), **({"now": 1.0} if at.step == 5 else {})}
 
 
 def word_step(model: nn.Module, batch: tuple[Tensor, Tensor], at: Any) -> Mapping[str, Any]:
@@ -225,11 +244,63 @@ class Inputs(Numbers):
         return (self.inputs[index],)
 
 
+class Blank(Inputs):
+    """The same, the first of them unknown."""
+
+    def __getitem__(self, index: int) -> Any:
+        (row,) = super().__getitem__(index)
+        return (row if index else row * torch.nan,)
+
+
+class Flow(IterableDataset[tuple[Tensor, Tensor]]):
+    """The same rows as a stream."""
+
+    def __init__(self, size: int = 50, seed: int = 1):
+        self.rows = Numbers(size, seed)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return (self.rows[index] for index in range(len(self.rows)))
+
+
+class FlatWords(Words):
+    """Words of all rows of a batch below one another: more of them than samples."""
+
+    def get_batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        return self.inputs[indices].flatten(0, 1), self.targets[indices].flatten()
+
+
+class OnlyBatches(WholeNumbers):
+    """Rows that cannot be read one by one."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError("ask for batches")
+
+
+class Gone(Numbers):
+    """A set whose files somebody has removed."""
+
+    def __init__(self) -> None:
+        raise FileNotFoundError("the training set is gone")
+
+
 class Stuck(Numbers):
     """A set of which one row never comes."""
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         time.sleep(3600 if index == 20 else 0)
+        return super().__getitem__(index)
+
+
+class Deadly(Numbers):
+    """A set of which one row is the end of whoever reads it, a while after the row before."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        if index == 20:
+            time.sleep(0.3)
+            os.kill(os.getpid(), signal.SIGKILL)
         return super().__getitem__(index)
 
 
