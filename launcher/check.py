@@ -35,7 +35,6 @@ from launcher.recipe.document import dotted, printable
 from launcher.recipe.duration import Duration
 from launcher.recipe.schema import Recipe
 from launcher.recipe.targets import told
-from launcher.tracking import check_trackers
 from launcher.training import Horizon, Step, Trainable, backward, build_trainable, counted_steps, forward, update
 
 SAMPLES = 2
@@ -54,19 +53,6 @@ class Checked:
 
     plan: Plan
     doubts: Sequence[str]
-
-
-def check_components(recipe: Recipe, allow: Sequence[str], say: Say) -> Workshop:
-    """The second stage: imports what the recipe names.
-
-    Raises:
-        LauncherError: Something does not fit, or a tracker is not installed.
-    """
-    workshop = Workshop(recipe, allow)
-    count = workshop.check()
-    check_trackers(list(recipe.track.trackers))
-    say("components", f"{count}, each found, of the right kind, and its arguments fit")
-    return workshop
 
 
 def rehearse(workshop: Workshop, world: World, say: Say) -> Checked:

@@ -140,6 +140,24 @@ def test_what_cannot_be_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert "optimizer.lrr" not in refused_file(capsys, "optimizer: 1")
 
 
+def test_what_the_recipe_names_is_imported_before_anything_is_queued(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sbatch = tmp_path / "bin" / "sbatch"
+    sbatch.write_text("#!/bin/sh\ntouch QUEUED\n")
+    sbatch.chmod(0o755)
+    error = refused(capsys, str(TINY), "--cpu", "optimizer.lrr=1", "model._target_=parts.py:Nett")
+    assert "optimizer.lrr: AdamW takes no 'lrr'; did you mean 'lr'?" in error
+    assert "model._target_: parts.py has no 'Nett'; did you mean 'Net'?" in error
+    assert "optimizer.lrr: " in refused_file(capsys, "optimizer.lr=1e-3\noptimizer.lrr=1\n")
+    assert not Path("QUEUED").exists()
+    monkeypatch.setattr("launcher.submission._CHECK_SECONDS", 0.01)  # no machine imports anything in that
+    assert main(["submit", str(TINY), "--cpu", "--dry-run", "optimizer.lrr=1"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err.startswith("components not checked: importing what the recipe names took more than 0.01 s")
+    assert printed.out.startswith("#!")
+
+
 def refused_after_reading(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     """As `refused`, where the plan is printed first."""
     assert main(["submit", *words]) == 2

@@ -15,6 +15,7 @@ from launcher.errors import EXIT_DONE, LauncherError, RecipeError, UsageError
 if TYPE_CHECKING:
     from launcher.commands.arguments import Commands
     from launcher.launch.world import World
+    from launcher.recipe.components import Workshop
     from launcher.recipe.schema import Recipe
 
 
@@ -30,7 +31,9 @@ def add(commands: Commands) -> None:
     add_recipe(check, required=False)
     check.add_argument("--processes", type=positive, metavar="N", help="the world size that the plan is for")
     check.add_argument("--nodes", type=positive, default=None, metavar="M", help="over how many machines")
-    check.add_argument("--fast", action="store_true", help="stop after reading: nothing is imported, in half a second")
+    stop = check.add_mutually_exclusive_group()
+    stop.add_argument("--fast", action="store_true", help="stop after reading: nothing is imported, in half a second")
+    stop.add_argument("--components", action="store_true", help="stop after importing what the recipe names")
     check.add_argument("--allowed", action="store_true", help="list what a recipe may name, and end")
     check.set_defaults(command=_check)
 
@@ -51,13 +54,15 @@ def _check(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 
 def _import_and_rehearse(options: argparse.Namespace, arguments: Sequence[str], recipe: Recipe, world: World) -> int:
-    from launcher.check import check_components, rehearse
-
     with _failing("components"):
-        workshop = check_components(recipe, options.allow, _say)
+        workshop = _check_components(recipe, options.allow)
+    if options.components:
+        return EXIT_DONE
     if _is_login_node():
         _say_the_rest(recipe, arguments)
         return EXIT_DONE
+    from launcher.check import rehearse
+
     with _failing("rehearsal"):
         checked = rehearse(workshop, world, _say)
     print()
@@ -67,6 +72,18 @@ def _import_and_rehearse(options: argparse.Namespace, arguments: Sequence[str], 
         _say("question", doubt)
     print(f"\n{options.recipe}: nothing wrong was found")
     return EXIT_DONE
+
+
+def _check_components(recipe: Recipe, allow: Sequence[str]) -> Workshop:
+    """The second stage: imports what the recipe names, and of this program nothing that needs torch."""
+    from launcher.recipe.components import Workshop
+    from launcher.tracking import check_trackers
+
+    workshop = Workshop(recipe, allow)
+    count = workshop.check()
+    check_trackers(list(recipe.track.trackers))
+    _say("components", f"{count}, each found, of the right kind, and its arguments fit")
+    return workshop
 
 
 def _say(label: str, text: str) -> None:
