@@ -181,6 +181,22 @@ def test_objects_from_python_stand_in_place_of_sections(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("", "data.global_batch_size: is required; write 'global_batch_size: 64'"),
+        ("data: null\n", "data.global_batch_size: is required; write 'global_batch_size: 64'"),
+        ("data: 5\n", "data: 5 is not a mapping"),
+    ],
+)
+def test_an_object_goes_into_a_section_that_is_not_there(tmp_path: Path, data: str, message: str) -> None:
+    text = "model: {_target_: Linear}\nloss: model\noptimizer: {_target_: SGD}\ntrain: {epochs: 1}\n"
+    (tmp_path / "recipe.yaml").write_text(text + data)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(tmp_path / "recipe.yaml", given={"data.train": WholeNumbers()})
+    assert [f"{problem.path}: {problem.message}" for problem in caught.value.problems] == [message]
+
+
+@pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (
