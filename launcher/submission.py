@@ -314,10 +314,7 @@ def _shape(request: Request, recipe: Recipe | None, section: Slurm, site: Site) 
         raise UsageError(
             f"how many GPUs of a node? Say --gpus-per-node, slurm.gpus_per_node, or --cpu; {_offered(partition)}"
         )
-    count = str(asked).rpartition(":")[2]
-    if not count.isdigit() or int(count) < 1:
-        raise UsageError(f"slurm.gpus_per_node: '{asked}' is no number of GPUs; write it as in 4 or h100:4")
-    return Shape(nodes, nodes * int(count), str(asked), cpus or _fair_share(partition, str(asked)))
+    return Shape(nodes, nodes * slurm.gpu_count(asked), str(asked), cpus or _fair_share(partition, str(asked)))
 
 
 def _offered(partition: str | None) -> str:

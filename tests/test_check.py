@@ -98,7 +98,11 @@ def test_a_gan_is_told_where_to_go(capsys: pytest.CaptureFixture[str]) -> None:
             "4096 processes on 512 nodes, started by launcher",
         ),
         (["launch.processes=8"], "global batch 4096 = 8 processes × 512 × 1 accumulated", "8 processes"),
-        (["--nodes", "2", "slurm.gpus_per_node=4"], "global batch 4096 = 8 processes × 512", "8 processes on 2 nodes"),
+        (
+            ["--nodes", "2", "slurm.gpus_per_node=h100:4"],
+            "global batch 4096 = 8 processes × 512",
+            "8 processes on 2 nodes",
+        ),
     ],
 )
 def test_worlds_are_arithmetic(
@@ -115,7 +119,11 @@ def test_worlds_are_arithmetic(
 def test_shares_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = projects.make(tmp_path / "project")
     code, _, err = check(capsys, recipe, "--processes", "17")
-    assert (code, "16 samples cannot be shared by 17 processes" in err) == (2, True)
+    shares = ": data.global_batch_size: 17 processes cannot share a global batch of 16; use at most 16"
+    assert (code, shares in err) == (2, True)
+    for asked in (["--processes", "17"], ["--nodes", "5", "slurm.gpus_per_node=h100:4"]):
+        code, out, err = check(capsys, recipe, "--fast", *asked)
+        assert (code, out, "cannot share a global batch of 16" in err) == (2, "reading      1 mistake:\n", True)
     code, _, err = check(capsys, recipe, "--processes", "2", "--nodes", "4")
     assert (code, err) == (2, "--nodes 4: 2 processes are too few; --processes counts those of all nodes\n")
     code, out, _ = check(capsys, recipe, "--processes", "3")

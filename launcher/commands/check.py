@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from launcher.commands.arguments import add_recipe, positive, read_recipe
-from launcher.errors import EXIT_DONE, LauncherError, RecipeError, UsageError
+from launcher.errors import EXIT_DONE, LauncherError, Problem, RecipeError, UsageError
 
 if TYPE_CHECKING:
     from launcher.commands.arguments import Commands
@@ -108,15 +108,18 @@ def _bases(recipe: Recipe) -> str:
 
 def _world(options: argparse.Namespace, recipe: Recipe) -> World:
     """The world that the plan is for: said, the recipe's, or as many GPUs as the recipe asks SLURM for."""
+    from launcher.launch.slurm import gpu_count
     from launcher.launch.world import World
+    from launcher.recipe.whole import too_many
 
     nodes = options.nodes or recipe.launch.nodes
-    stated, per_node = recipe.launch.processes, recipe.slurm.gpus_per_node
-    size = options.processes or (
-        stated if isinstance(stated, int) else nodes * (per_node if isinstance(per_node, int) else 1)
-    )
+    stated, per_node, batch = recipe.launch.processes, recipe.slurm.gpus_per_node, recipe.data.global_batch_size
+    size = options.processes or (stated if isinstance(stated, int) else nodes * gpu_count(per_node or 1))
     if size < nodes:
         raise UsageError(f"--nodes {nodes}: {size} processes are too few; --processes counts those of all nodes")
+    if size > batch:
+        where = str(recipe.document.origin(("data", "global_batch_size")))
+        raise RecipeError([Problem(where, "data.global_batch_size", too_many(size, batch))])
     started_by = "launcher" if size > 1 else "one process"
     return World(size=size, local_size=-(-size // nodes), nodes=nodes, started_by=started_by)
 

@@ -104,13 +104,15 @@ def _processes(recipe: Recipe) -> Iterator[Fault]:
     if processes == "auto":
         return
     if processes > batch:
-        message = (
-            f"{processes} processes cannot share a global batch of {batch}; use at most {batch}, or a larger batch"
-        )
-        yield ("launch", "processes"), message
+        yield ("launch", "processes"), too_many(processes, batch)
     if processes < nodes:
         message = f"{processes} processes are too few for {nodes} nodes; it counts the processes of all nodes"
         yield ("launch", "processes"), message
+
+
+def too_many(processes: int, batch: int) -> str:
+    """What is wrong with more processes than a step has samples."""
+    return f"{processes} processes cannot share a global batch of {batch}; use at most {batch}, or a larger batch"
 
 
 def _scheduler(recipe: Recipe) -> Iterator[Fault]:
