@@ -309,6 +309,9 @@ class Odd(Base):
 # ---------------------------------------------------------------------- schedules that end early or late
 
 
+SEQUENCE = "{_target_: SequentialLR, milestones: [%d], schedulers: [{_target_: LinearLR, total_iters: 100}, %s]}"
+
+
 @pytest.mark.parametrize(
     ("scheduler", "question"),
     [
@@ -342,6 +345,26 @@ class Odd(Base):
             "{_target_: CosineAnnealingWarmRestarts, T_0: 2}",
             "restarts within an epoch; did you mean epochs? Write T_0: 2 epochs",
         ),
+        (
+            "{_target_: StepLR, step_size: 300 epochs}",
+            "StepLR changes the rate after 1,200 steps, and the run ends after 1,200",
+        ),
+        (
+            "{_target_: MultiStepLR, milestones: [5000, 8000]}",
+            "MultiStepLR changes the rate after 5,000 steps, and the run ends after 1,200",
+        ),
+        (
+            SEQUENCE % (5000, "{_target_: ConstantLR, factor: 1.0}"),
+            "SequentialLR changes the rate after 5,000 steps, and the run ends after 1,200",
+        ),
+        (
+            SEQUENCE % (100, "{_target_: CosineAnnealingLR, T_max: 30}"),
+            "CosineAnnealingLR ends after 30 of 1,100 steps; did you mean epochs? Write T_max: 30 epochs",
+        ),
+        (
+            SEQUENCE % (100, "{_target_: CosineAnnealingLR, T_max: '${scheduler.steps}'}"),
+            "would end after 1,200 steps, and the run ends after 1,100; T_max: ${scheduler.steps - 100} ends with",
+        ),
     ],
 )
 def test_questions(tmp_path: Path, capsys: pytest.CaptureFixture[str], scheduler: str, question: str) -> None:
@@ -364,6 +387,8 @@ def test_questions(tmp_path: Path, capsys: pytest.CaptureFixture[str], scheduler
         "{_target_: OneCycleLR, max_lr: 0.1, total_steps: 100%}",
         "{_target_: CosineAnnealingWarmRestarts, T_0: 30 epochs}",
         "{_target_: ConstantLR}",
+        SEQUENCE % (100, "{_target_: CosineAnnealingLR, T_max: '${scheduler.steps - 100}'}"),
+        "{_target_: ChainedScheduler, schedulers: [{_target_: StepLR, step_size: 100 epochs}, {_target_: ConstantLR}]}",
     ],
 )
 def test_no_questions(tmp_path: Path, capsys: pytest.CaptureFixture[str], scheduler: str) -> None:
