@@ -104,6 +104,16 @@ def test_gradients_that_are_not_finite_end_the_run_with_the_step(tmp_path: Path)
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
 
 
+@pytest.mark.parametrize(("model", "optimizer"), [("Looked", "SparseAdam"), ("Waves", "AdamW")])
+def test_sparse_and_complex_gradients_are_looked_at_too(tmp_path: Path, model: str, optimizer: str) -> None:
+    changes = [f"model={{_target_: parts.py:{model}}}", f"optimizer={{_target_: {optimizer}, lr: 0.1}}"]
+    losses = train(tmp_path / "run", *changes).column("loss")
+    assert min(losses[-4:]) < losses[0]
+    assert train(tmp_path / "two", *changes, size=2).column("loss") == pytest.approx(losses, abs=1e-9)
+    with pytest.raises(NonFiniteError, match=r"^step (\d+): a gradient is not finite"):
+        run(tmp_path / "bad", *changes, "model.limit=2.0")
+
+
 def test_gradients_that_are_not_finite_can_be_skipped(tmp_path: Path) -> None:
     changes = ["model={_target_: parts.py:Exploding, limit: 2.0}", "train.non_finite=skip"]
     one, two = train(tmp_path / "one", *changes), train(tmp_path / "two", *changes, size=2)
@@ -178,6 +188,31 @@ def test_objects_from_python_stand_in_place_of_sections(tmp_path: Path) -> None:
     torch.testing.assert_close(result.model.state_dict(), by_recipe.weights, rtol=0, atol=0)
     with pytest.raises(UsageError, match=r"takes no 'modell'; it takes: model, loss"):
         launcher.train(TINY, modell=Net())
+
+
+def test_a_loss_handed_in_twice_is_the_same_loss(tmp_path: Path) -> None:
+    loss = nn.CrossEntropyLoss()
+    for name in ("one", "two"):
+        run(tmp_path / name, "train.epochs=1", loss=loss)
+    assert loss.reduction == "mean"
+    assert result_of(tmp_path / "two").distance(result_of(tmp_path / "one")) == 0
+    with pytest.raises(RecipeError, match="'sum' is not allowed: a step's loss is a mean over its count"):
+        run(tmp_path / "three", loss=nn.CrossEntropyLoss(reduction="sum"))
+
+
+def test_a_scheduler_may_be_a_class_a_function_or_an_object(tmp_path: Path) -> None:
+    optim, plateau = torch.optim.lr_scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau
+    best = [*EVALUATED, "optimizer.lr=0.5", "evaluate.best={metric: loss, mode: min}"]
+    train(tmp_path / "recipe", *best, "scheduler={_target_: ReduceLROnPlateau, patience: 0, factor: 0.5}")
+    run(tmp_path / "given", *best, scheduler=lambda optimizer: plateau(optimizer, patience=0, factor=0.5))
+    rates = result_of(tmp_path / "given").column("lr")
+    assert rates == result_of(tmp_path / "recipe").column("lr")
+    assert rates[-1] < rates[0]
+    run(tmp_path / "class", "train.epochs=1", scheduler=optim.ConstantLR)
+    assert result_of(tmp_path / "class").column("lr")[0] == pytest.approx(1e-2 / 3)
+    other = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1)
+    with pytest.raises(RecipeError, match="scheduler: steps another optimizer than the run's"):
+        run(tmp_path / "other", scheduler=optim.ConstantLR(other))
 
 
 @pytest.mark.parametrize(
