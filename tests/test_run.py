@@ -15,11 +15,12 @@ import pytest
 import torch
 from recipes.parts import Net, Numbers, WholeNumbers
 from torch import nn
-from worlds import TINY, in_world, result_of, train
+from worlds import TINY, in_world, killed, result_of, train
 
 import launcher
+from launcher.cli import main
 from launcher.errors import LauncherError, RecipeError, UsageError
-from launcher.launch.world import World
+from launcher.launch.world import FAULTS_VARIABLE, World
 from launcher.recipe.load import load_recipe
 from launcher.run import Result
 from launcher.training import NonFiniteError
@@ -170,7 +171,9 @@ def test_the_weights_load_into_the_bare_class(tmp_path: Path) -> None:
 
 
 def test_the_run_folder_holds_what_the_design_lists(tmp_path: Path) -> None:
-    run(tmp_path / "run", *EVALUATED)
+    result = run(tmp_path / "run", *EVALUATED)
+    assert [line["split"] for line in result.scores] == ["validation", "test"]
+    assert run(tmp_path / "run", *EVALUATED).scores == result.scores
     names = {str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("*") if path.is_file()}
     expected = {"recipe.yaml", "resolved.yaml", "environment.json", "status.json", "metrics.jsonl", "model_weights.pth"}
     assert expected | {"logs/rank-0.log", "checkpoints/step-00000012/manifest.json"} <= names
@@ -186,8 +189,30 @@ def test_objects_from_python_stand_in_place_of_sections(tmp_path: Path) -> None:
     assert result_of(tmp_path / "given").distance(by_recipe) == 0
     assert "given from Python: Net" in (tmp_path / "given" / "resolved.yaml").read_text()
     torch.testing.assert_close(result.model.state_dict(), by_recipe.weights, rtol=0, atol=0)
+    again = run(tmp_path / "given", model=Net(), train=WholeNumbers(), loss=nn.CrossEntropyLoss())  # gives what it left
+    assert (again.folder, again.state, again.step) == (result.folder, "finished", 12)
+    torch.testing.assert_close(again.model.state_dict(), by_recipe.weights, rtol=0, atol=0)
     with pytest.raises(UsageError, match=r"takes no 'modell'; it takes: model, loss"):
         launcher.train(TINY, modell=Net())
+
+
+def _trains_objects(folder: str, faults: str = "") -> str:
+    os.environ[FAULTS_VARIABLE] = faults
+    torch.manual_seed(3)
+    return run(Path(folder), "save={every: 2 steps, keep: 2}", model=Net(), train=WholeNumbers()).state
+
+
+def test_objects_in_a_launched_world_and_a_resume_by_the_same_call(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(tmp_path / "run")
+    assert killed(2, _trains_objects, folder, "kill@step:5")
+    assert main(["resume", folder]) == 2
+    assert capsys.readouterr().err == f"{folder} was started from Python; make the same call again\n"
+    assert in_world(2, _trains_objects, folder) == ["finished", "finished"]
+    resumed = result_of(tmp_path / "run")
+    assert resumed.distance(train(tmp_path / "straight", size=2)) == 0
+    assert resumed.column("step") == list(range(1, 13))
 
 
 def test_a_loss_handed_in_twice_is_the_same_loss(tmp_path: Path) -> None:
