@@ -19,6 +19,7 @@ from worlds import TINY, in_world, killed, result_of, train
 
 import launcher
 from launcher.cli import main
+from launcher.device import open_device
 from launcher.errors import LauncherError, RecipeError, UsageError
 from launcher.launch.world import FAULTS_VARIABLE, World
 from launcher.recipe.load import load_recipe
@@ -339,6 +340,19 @@ def test_a_world_that_contradicts_itself_is_refused() -> None:
         World.from_environ({"WORLD_SIZE": "2"})
     with pytest.raises(UsageError, match="RANK='x' is not a whole number"):
         World.from_environ({"WORLD_SIZE": "2", "RANK": "x"})
+
+
+def test_accelerate_s_world_must_be_the_environment_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, two = load_recipe(TINY), World(size=2, local_size=2, started_by="torchrun")
+    with (
+        pytest.raises(UsageError, match="says rank 0 of 2, Accelerate sees rank 0 of 1; start with `launcher train`"),
+        open_device(recipe, two, cpu=True),
+    ):
+        pass
+    monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "meta")
+    with pytest.raises(UsageError, match="made its device 'meta' where 'cpu' was asked for; unset the ACCELERATE_"):
+        run(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def _fails_on_rank_0(folder: str) -> str:
