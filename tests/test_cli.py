@@ -225,8 +225,8 @@ def test_your_own_loop_and_the_recipe_have_equal_losses(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     trained = train(tmp_path / "run", "track.every=1 steps", recipe=ROOT / "recipes" / "custom_model" / "recipe.yaml")
     losses = json.loads((tmp_path / "losses.json").read_text())
-    assert len(losses) == len(trained.column("loss"))
-    assert trained.column("loss")[:20] == pytest.approx(losses[:20], abs=1e-5)
+    assert len(losses) == 640
+    assert trained.column("loss") == pytest.approx(losses, abs=1e-6)  # the fused AdamW rounds otherwise than the loop's
     by_hand = torch.load(tmp_path / "model_weights.pth", weights_only=True)
     assert {name: value.shape for name, value in by_hand.items()} == {n: v.shape for n, v in trained.weights.items()}
 

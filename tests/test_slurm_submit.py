@@ -72,6 +72,13 @@ def test_the_script_asks_for_what_was_said(capsys: pytest.CaptureFixture[str]) -
     )  # only in what was typed: sbatch is told itself
 
 
+@pytest.mark.parametrize("time", ["12:30:00", "'12:30:00'", '"12:30:00"'])
+def test_a_time_limit_of_colons_is_that_text(tmp_path: Path, capsys: pytest.CaptureFixture[str], time: str) -> None:
+    (tmp_path / "recipe.yaml").write_text(f"base: {TINY}\nslurm: {{time: {time}}}\n")
+    assert main(["submit", "recipe.yaml", "--dry-run", "--cpu"]) == 0
+    assert "#SBATCH --time=12:30:00\n" in capsys.readouterr().out
+
+
 def test_an_uneven_world_and_a_single_process(capsys: pytest.CaptureFixture[str]) -> None:
     uneven = rendered(capsys, "--cpu", "--nodes", "2", "--processes", "3")
     assert "#SBATCH --ntasks=3\n#SBATCH --ntasks-per-node=2\n" in uneven

@@ -12,7 +12,6 @@ from worlds import Trained, train
 
 from launcher.data.sampler import StepSampler
 
-
 # 56 samples in batches of 18: the last batch has 2, so that it is short, uneven on 3 ranks, and leaves ranks of larger
 # worlds with nothing; and a full one gives each rank of 1 to 4 enough to accumulate over 1 to 3 micro-batches
 UNEVEN = ("data.train.size=56", "data.global_batch_size=18")
