@@ -81,7 +81,7 @@ def _check_components(recipe: Recipe, allow: Sequence[str]) -> Workshop:
 
     workshop = Workshop(recipe, allow)
     count = workshop.check()
-    check_trackers(list(recipe.track.trackers))
+    check_trackers(recipe.track.trackers, workshop.allow)
     _say("components", f"{count}, each found, of the right kind, and its arguments fit")
     return workshop
 
