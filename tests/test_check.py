@@ -135,7 +135,7 @@ def test_shares_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert (code, err) == (2, "--nodes 4: 2 processes are too few; --processes counts those of all nodes\n")
     code, out, _ = check(capsys, recipe, "--processes", "3")
     assert "global batch 16 = 6 + 5 + 5 on 3 processes" in out
-    assert "note         the last step of an epoch has 2 samples: 1 processes have nothing to do in it" in out
+    assert "note         the last step of an epoch has 2 samples: 1 process has nothing to do in it" in out
 
 
 # ---------------------------------------------------------------------- stages

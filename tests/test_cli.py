@@ -196,9 +196,12 @@ def test_recipes_travel_in_the_package(tmp_path: Path, installed: Path) -> None:
     run = [sys.executable, "-m", "launcher"]
     environment = {"PYTHONPATH": str(installed)}
     listed = shell(*run, "recipes", folder=tmp_path, environment=environment).stdout
-    for name in ("custom_model", "digits_cnn", "digits_mlp", "tabular_regression", "text_gpt"):
-        assert name in listed
-    assert shell(*run, "copy", "digits_cnn", folder=tmp_path, environment=environment).stdout == "digits_cnn.yaml\n"
+    names = ["custom_model", "digits_cnn", "digits_mlp", "tabular_regression", "text_gpt"]
+    assert [line.split()[0] for line in listed.splitlines()] == names
+    assert f"{'digits_cnn':<20} Classify 8x8 handwritten digits with a small CNN\n" in listed
+    copied = shell(*run, "copy", "digits_cnn", folder=tmp_path, environment=environment).stdout
+    assert copied == "digits_cnn.yaml\n\nnext: launcher train digits_cnn.yaml\n"
+    assert "#   launcher train digits_cnn.yaml --cpu --processes 2\n" in (tmp_path / "digits_cnn.yaml").read_text()
     again = shell(*run, "copy", "digits_cnn", folder=tmp_path, environment=environment)
     assert (again.returncode, "digits_cnn.yaml exists" in again.stderr) == (2, True)
     assert shell(*run, "copy", "custom_model", folder=tmp_path, environment=environment).returncode == 0
