@@ -149,7 +149,8 @@ def test_bad_input_is_one_line_and_exit_2(
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "tiny.yaml").write_text(TINY.read_text())
+    for file in (TINY, TINY.parent / "parts.py"):
+        shutil.copy(file, tmp_path)
     (tmp_path / "empty.yaml").write_text("")
     (tmp_path / "junk.yaml").write_bytes(bytes(range(256)))
     (tmp_path / "folder").mkdir()
