@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from launcher.errors import UsageError
 from launcher.launch.world import World
-from launcher.opening import Options
+from launcher.model import read_weights
+from launcher.opening import Finished, Options
 from launcher.recipe.load import load_recipe
 from launcher.run import Result, run
+from launcher.runs.folder import STATUS_FILE, WEIGHTS_FILE, read_json
+from launcher.runs.metrics import METRICS_FILE, Line, read_evaluations
 
 _SLOTS = {
     "model": "model",
@@ -50,7 +56,8 @@ def train(
             `validation`, `test` (data sets), `collate`, `step`. A resume needs the same call.
 
     Returns:
-        The run's folder, its state, its last scores and the trained module.
+        The run's folder, its state, its last scores and the trained module; of a run that is finished already, what it
+        left.
 
     Raises:
         RecipeError: Everything that is wrong with the recipe, each with its place.
@@ -68,4 +75,18 @@ def train(
         output=output,
         how={"command": ["launcher.train", os.fspath(recipe), *overrides]},
     )
-    return run(load_recipe(recipe, overrides, given=given), World.from_environ(), options)
+    try:
+        return run(load_recipe(recipe, overrides, given=given), World.from_environ(), options)
+    except Finished as finished:
+        return _left_by(finished.folder, finished.model)
+
+
+def _left_by(folder: Path, model: nn.Module) -> Result:
+    """The result of a finished run, with its weights in the model."""
+    model.load_state_dict(read_weights(folder / WEIGHTS_FILE))
+    scores: list[Line] = []
+    for split in ("validation", "test"):
+        lines = list(read_evaluations(folder / METRICS_FILE, split))
+        last = [line for line in lines if line["step"] == lines[-1]["step"]]
+        scores += [{key: value for key, value in line.items() if key != "time"} for line in last]
+    return Result(folder, "finished", read_json(folder / STATUS_FILE)["step"], scores, model)

@@ -35,7 +35,7 @@ from launcher.recipe.document import dotted, printable
 from launcher.recipe.duration import Duration
 from launcher.recipe.schema import Recipe
 from launcher.recipe.targets import told
-from launcher.tracking import check_trackers
+from launcher.runs.words import size
 from launcher.training import Horizon, Step, Trainable, backward, build_trainable, counted_steps, forward, update
 
 SAMPLES = 2
@@ -54,19 +54,6 @@ class Checked:
 
     plan: Plan
     doubts: Sequence[str]
-
-
-def check_components(recipe: Recipe, allow: Sequence[str], say: Say) -> Workshop:
-    """The second stage: imports what the recipe names.
-
-    Raises:
-        LauncherError: Something does not fit, or a tracker is not installed.
-    """
-    workshop = Workshop(recipe, allow)
-    count = workshop.check()
-    check_trackers(list(recipe.track.trackers))
-    say("components", f"{count}, each found, of the right kind, and its arguments fit")
-    return workshop
 
 
 def rehearse(workshop: Workshop, world: World, say: Say) -> Checked:
@@ -129,7 +116,9 @@ def _notes(recipe: Recipe, data: Data, world: World) -> Iterator[str]:
     section, sampler = recipe.device, data.train.sampler
     last = sampler.batch_size(sampler.steps_per_epoch - 1)
     if last < world.size:
-        yield f"the last step of an epoch has {last} samples: {world.size - last} processes have nothing to do in it"
+        idle = world.size - last
+        those = f"{idle} processes have" if idle > 1 else "1 process has"
+        yield f"the last step of an epoch has {last} sample{'s' * (last > 1)}: {those} nothing to do in it"
     asked = {"precision fp16": section.precision == "fp16", "sync_batchnorm": section.sync_batchnorm}
     for what, wanted in asked.items():
         if wanted and not torch.cuda.is_available():
@@ -356,7 +345,7 @@ def _rehearse_checkpoint(recipe: Recipe, trainable: Trainable, say: Say) -> None
         if not same(plain(was), plain(now)):
             message = "does not come back from a checkpoint as it was saved; look at its state_dict and load_state_dict"
             raise RecipeError([_problem(recipe, path, message)])
-    say("checkpoint", f"{before.num_bytes / 2**20:.1f} MiB written, read back, and equal")
+    say("checkpoint", f"{size(before.num_bytes)} written, read back, and equal")
 
 
 def same(one: Any, other: Any) -> bool:

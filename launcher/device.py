@@ -128,7 +128,7 @@ def open_device(recipe: schema.Recipe, world: World, *, cpu: bool) -> Iterator[D
     if not on_cpu:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = section.tf32
     try:
-        _assert_world(accelerator, world, section)
+        _assert_world(accelerator, world, section, on_cpu)
         coordinator = Coordinator(world.rank, world.size)
         yield Device(accelerator, world, coordinator, tuple(_notes(section, world)))
     finally:
@@ -174,17 +174,31 @@ def check_device(section: schema.Device, world: World, on_cpu: bool) -> None:
             )
 
 
-def _assert_world(accelerator: Accelerator, world: World, section: schema.Device) -> None:
-    """What Accelerate made must be what was asked for, before a file is written."""
+def _assert_world(accelerator: Accelerator, world: World, section: schema.Device, on_cpu: bool) -> None:
+    """What Accelerate made must be what was asked for, before a file is written.
+
+    Raises:
+        UsageError: It is not.
+    """
     seen = (accelerator.num_processes, accelerator.process_index)
     if seen != (world.size, world.rank):
         raise UsageError(
             f"the environment says rank {world.rank} of {world.size}, Accelerate sees rank {seen[1]} of {seen[0]}; "
             "start with `launcher train`, torchrun or accelerate launch, and set no RANK or WORLD_SIZE by hand"
         )
-    assert accelerator.mixed_precision == section.precision
-    assert accelerator.gradient_accumulation_steps == 1
-    assert str(accelerator.state.dynamo_plugin.backend).rpartition(".")[2] == "NO"
+    device, dynamo = accelerator.device.type, str(accelerator.state.dynamo_plugin.backend).rpartition(".")[2]
+    asked = {
+        "device": (device, "cpu" if on_cpu else device if device != "cpu" else "a GPU"),
+        "mixed precision": (accelerator.mixed_precision, section.precision),
+        "accumulation steps": (accelerator.gradient_accumulation_steps, 1),
+        "dynamo backend": (dynamo, "NO"),
+    }
+    for what, (found, wanted) in asked.items():
+        if found != wanted:
+            raise UsageError(
+                f"Accelerate made its {what} '{found}' where '{wanted}' was asked for; "
+                "unset the ACCELERATE_… variables (env | grep ACCELERATE)"
+            )
 
 
 def _notes(section: schema.Device, world: World) -> Iterator[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from launcher.objective import Schedule
@@ -16,6 +17,11 @@ _STEPS_TRIED = 20_000  # a fifth of a second
 _SPENT = 0.01  # of the highest rate: nothing is learned any more
 _LENGTHS = ("T_max", "total_iters", "total_steps", "step_size", "milestones")
 _ENDS = {"CosineAnnealingLR": "T_max", "PolynomialLR": "total_iters", "OneCycleLR": "total_steps"}
+_FIRST_CHANGES: dict[str, Callable[[Any], int]] = {  # the scheduler's own step at which they do anything at all
+    "StepLR": lambda scheduler: int(scheduler.step_size),
+    "MultiStepLR": lambda scheduler: min(scheduler.milestones, default=0),
+    "SequentialLR": lambda scheduler: min(scheduler._milestones, default=0),
+}
 _RESTARTS = ("CosineAnnealingWarmRestarts",)
 
 
@@ -30,25 +36,69 @@ def doubts_of(recipe: Recipe, trainable: Trainable, horizon: Horizon) -> list[st
 
 
 def _length(schedule: Schedule, horizon: Horizon, total: int) -> list[str]:
-    """Whether a scheduler that knows its length has the run's."""
-    steps, scheduler = total - schedule.warmup_steps, schedule.scheduler
-    name = type(scheduler).__name__
+    """Whether schedulers that know their length have the run's."""
+    steps = total - schedule.warmup_steps
     if steps <= 0:
         return [f"the ramp of {schedule.warmup_steps:,} steps is as long as the run of {total:,}; shorten _warmup_"]
-    if name in _RESTARTS and scheduler.T_0 * schedule.every_steps < horizon.steps_per_epoch:
-        return [f"{name} restarts within an epoch; did you mean epochs? Write T_0: {scheduler.T_0} epochs"]
+    parts = _parts(schedule.scheduler, 0, steps, schedule.every_steps)
+    return [question for part in parts if (question := _question(part, horizon, steps))]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A scheduler, and the steps of the run, after the ramp, that are its own."""
+
+    scheduler: Any
+    start: int
+    stop: int
+    every: int
+
+    @property
+    def name(self) -> str:
+        return type(self.scheduler).__name__
+
+    @property
+    def steps(self) -> int:
+        return self.stop - self.start
+
+
+def _parts(scheduler: Any, start: int, stop: int, every: int) -> Iterator[_Part]:
+    """A scheduler and those inside it."""
+    yield _Part(scheduler, start, stop, every)
+    inner, name = getattr(scheduler, "_schedulers", ()), type(scheduler).__name__
+    turns = [start + one * every for one in scheduler._milestones] if name == "SequentialLR" else None
+    for number, one in enumerate(inner):
+        first, last = (start, stop) if turns is None else ([start, *turns][number], [*turns, stop][number])
+        if first < min(last, stop):
+            yield from _parts(one, first, min(last, stop), every)
+
+
+def _question(part: _Part, horizon: Horizon, end: int) -> str | None:
+    name, scheduler, steps = part.name, part.scheduler, part.steps
+    whose = "the run" if part.stop == end else "its part of the run"
+    if name in _FIRST_CHANGES and (first := _FIRST_CHANGES[name](scheduler) * part.every) >= steps:
+        return f"{name} changes the rate after {first:,} steps, and {whose} ends after {steps:,}; state an earlier step"
+    if name in _RESTARTS and scheduler.T_0 * part.every < horizon.steps_per_epoch:
+        return f"{name} restarts within an epoch; did you mean epochs? Write T_0: {scheduler.T_0} epochs"
     if name not in _ENDS:
-        return []
+        return None
     key, stated = _ENDS[name], int(getattr(scheduler, _ENDS[name]))
-    length = stated * schedule.every_steps
+    length = stated * part.every
     if length < steps * 0.1:
-        return [f"{name} ends after {length:,} of {steps:,} steps; did you mean epochs? Write {key}: {stated} epochs"]
-    exact = f"{key}: ${{scheduler.steps}} ends with the run"
+        return f"{name} ends after {length:,} of {steps:,} steps; did you mean epochs? Write {key}: {stated} epochs"
+    exact = f"{key}: {_exact(part, part.stop == end)} ends with {whose}"
     if length < steps * 0.95:
-        return [f"{name} ends after {length:,} of {steps:,} steps; {exact}"]
+        return f"{name} ends after {length:,} of {steps:,} steps; {exact}"
     if length > steps * 1.05:
-        return [f"{name} would end after {length:,} steps, and the run ends after {steps:,}; {exact}"]
-    return []
+        return f"{name} would end after {length:,} steps, and {whose} ends after {steps:,}; {exact}"
+    return None
+
+
+def _exact(part: _Part, last: bool) -> str:
+    """How the recipe says the length of a part."""
+    if not last:
+        return f"{part.steps // part.every}"
+    return f"${{scheduler.steps - {part.start}}}" if part.start else "${scheduler.steps}"
 
 
 def _spent(component: Component, schedule: Schedule, total: int) -> list[str]:

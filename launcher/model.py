@@ -14,6 +14,7 @@ from launcher.device import Device, seed_everything
 from launcher.errors import LauncherError, Problem, RecipeError
 from launcher.recipe import schema
 from launcher.recipe.components import Workshop
+from launcher.runs.words import size
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,9 @@ class Model:
         parameters = list(self.bare.parameters())
         total = sum(parameter.numel() for parameter in parameters)
         trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
-        size = sum(parameter.numel() * parameter.element_size() for parameter in parameters) / 2**20
+        num_bytes = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
         frozen = f", {trained:,} of them trained" if trained != total else ""
-        return f"{type(self.bare).__name__}, {total:,} parameters{frozen}, {size:.1f} MiB"
+        return f"{type(self.bare).__name__}, {total:,} parameters{frozen}, {size(num_bytes)}"
 
 
 def build_model(workshop: Workshop, device: Device) -> Model:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import fnmatch
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -196,16 +197,11 @@ def build_objective(workshop: Workshop) -> Objective:
 
 
 def _term(workshop: Workshop, name: str, component: Component) -> Term:
-    stated = component.kwargs.get("reduction", "mean")
-    if stated not in ("mean", "batchmean"):
-        where = str(workshop.recipe.document.origin((*component.path, "reduction")))
-        message = (
-            f"'{stated}' is not allowed: a step's loss is a mean over its count; remove it, and say _per_: element"
-        )
-        raise RecipeError([Problem(where, f"{dotted(component.path)}.reduction", message)])
+    _check_reduction(workshop, component, component.kwargs.get("reduction", "mean"))
     function = workshop.build(component)
     if isinstance(function, type):
         function = function()
+    _check_reduction(workshop, component, getattr(function, "reduction", "mean"))
     per = component.options.get("_per_")
     has_reduction = isinstance(function, nn.Module) and getattr(function, "reduction", None) == "mean"
     ignores = has_reduction and hasattr(function, "ignore_index")
@@ -215,8 +211,22 @@ def _term(workshop: Workshop, name: str, component: Component) -> Term:
     # A mean over ignored targets only is NaN, and NaN × 0 stays NaN: these losses are summed and divided by our count.
     sums = ignores or (has_reduction and per == "element")
     if sums:
+        function = copy.copy(function)  # the one that was handed in stays a mean
         function.reduction = "sum"
     return Term(name, function, float(component.options.get("_weight_", 1.0)), per, sums)
+
+
+def _check_reduction(workshop: Workshop, component: Component, reduction: Any) -> None:
+    """Refuses a loss that is no mean.
+
+    Raises:
+        RecipeError: It sums, or gives a number for each entry.
+    """
+    if not isinstance(reduction, str) or reduction in ("mean", "batchmean"):
+        return
+    where = str(workshop.recipe.document.origin((*component.path, "reduction")))
+    message = f"'{reduction}' is not allowed: a step's loss is a mean over its count; remove it, and say _per_: element"
+    raise RecipeError([Problem(where, f"{dotted(component.path)}.reduction", message)])
 
 
 # ---------------------------------------------------------------------- optimizer
@@ -396,21 +406,15 @@ def build_schedule(
     Raises:
         RecipeError: A ramp beside a scheduler that has its own, or a number of steps that this run has not.
     """
-    section = workshop.recipe.scheduler
+    section, best = workshop.recipe.scheduler, workshop.recipe.evaluate.best
     if section is None:
         return Schedule(optimizer)
-    if section.given is not None:
-        given = section.given
-        return Schedule(optimizer, given if hasattr(given, "step") else given(optimizer))
-    best = workshop.recipe.evaluate.best
     try:
         warmup = _steps(section.options.get("_warmup_"), steps_per_epoch, total_steps, 0)
         every = _steps(section.options.get("_every_"), steps_per_epoch, total_steps, 1)
         if total_steps is not None:
             workshop.computed["scheduler.steps"] = max(1, total_steps - warmup)
-        takes_mode = "mode" not in section.kwargs and _is_plateau(workshop.resolve(section))
-        handed = {"mode": best.mode} if takes_mode and best is not None else {}
-        scheduler = workshop.build(section, optimizer=optimizer, **handed)
+        scheduler = _scheduler(workshop, section, optimizer)
     except ValueError as error:
         raise RecipeError([Problem(str(section.origin), "scheduler", f"{error}; say it in steps")]) from error
     name = type(scheduler).__name__
@@ -425,6 +429,20 @@ def build_schedule(
         message = f"'{scheduler.mode}' contradicts evaluate.best, whose mode is {best.mode}; they must be the same"
         raise RecipeError([Problem(str(section.origin), "scheduler.mode", message)])
     return Schedule(optimizer, scheduler, warmup, every, on_evaluation=plateau)
+
+
+def _scheduler(workshop: Workshop, section: Component, optimizer: torch.optim.Optimizer) -> Any:
+    """The recipe's scheduler, or the one handed in: of this optimizer, or a class or function of it."""
+    best = workshop.recipe.evaluate.best
+    takes_mode = section.given is None and "mode" not in section.kwargs and _is_plateau(workshop.resolve(section))
+    handed = {"mode": best.mode} if takes_mode and best is not None else {}
+    scheduler = workshop.build(section, optimizer=optimizer, **handed)
+    if section.given is not None and (isinstance(scheduler, type) or not hasattr(scheduler, "step")):
+        scheduler = scheduler(optimizer)
+    if getattr(scheduler, "optimizer", optimizer) is not optimizer:
+        message = "steps another optimizer than the run's; hand in its class, or a function of the optimizer"
+        raise RecipeError([Problem(str(section.origin), "scheduler", message)])
+    return scheduler
 
 
 def _is_plateau(target: Any) -> bool:

@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from launcher import checkpoints
 from launcher.checkpoints import Checkpoint
 from launcher.data import Data
@@ -51,9 +53,19 @@ class Options:
 
 
 class Finished(LauncherError):  # noqa: N818  # not an error
-    """There is nothing left to do."""
+    """There is nothing left to do.
+
+    Args:
+        message: Says so.
+        folder: The run's.
+        model: The bare module, as it was before any training.
+    """
 
     exit_code = EXIT_DONE
+
+    def __init__(self, message: str, folder: Path, model: nn.Module):
+        super().__init__(message)
+        self.folder, self.model = folder, model
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,6 @@ def checked(recipe: Recipe, world: World, options: Options) -> Workshop:
     workshop = Workshop(recipe, options.allow)
     workshop.check()
     check_device(recipe.device, world, use_cpu(world, options.cpu))
-    check_trackers(list(recipe.track.trackers))
+    check_trackers(recipe.track.trackers, workshop.allow)
     seed_everything(recipe.seed)
     return workshop

@@ -103,7 +103,7 @@ def open_session(
         opening = Opening(recipe, trainable.device, data, horizon, options, stack)
         start = Start(**coordinator.from_first(lambda: asdict(opening.open())))
         if start.finished:
-            raise Finished(start.finished)
+            raise Finished(start.finished, Path(start.folder), trainable.model.bare)
         folder = Path(start.folder)
         if start.threads is not None:
             torch.set_num_threads(start.threads)

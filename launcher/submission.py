@@ -5,18 +5,21 @@ from __future__ import annotations
 import contextlib
 import shlex
 import shutil
+import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from launcher.errors import LauncherError, UsageError
+from launcher.errors import EXIT_DONE, EXIT_USAGE, LauncherError, UsageError
 from launcher.launch import slurm
 from launcher.launch.job import SCRIPT_FILE, Job, Value, printable, quoted, render
 from launcher.launch.site import Site
 from launcher.launch.world import FAULTS_VARIABLE, job_environment
 from launcher.recipe import show
+from launcher.recipe.document import brief
 from launcher.recipe.load import load_recipe
 from launcher.recipe.schema import Recipe, Slurm
 from launcher.runs import folder as runs
@@ -25,6 +28,7 @@ from launcher.runs.queued import Submission, mark_submitted, name_job
 
 OWN_SCRIPT = "run"  # in place of a recipe
 _PREFLIGHT_TIME = "00:15:00"
+_CHECK_SECONDS = 60  # a login node is everybody's
 _ONE_STEP = {FAULTS_VARIABLE: "term@step:1"}  # asked to stop after it, it saves as on any other day
 
 
@@ -67,7 +71,7 @@ class Request:
 
         Raises:
             RecipeError: The recipe is wrong.
-            UsageError: The request is, or the cluster does not offer that.
+            UsageError: The request is, or what the recipe names, or the cluster does not offer that.
         """
         if self.processes is not None and not self.cpu:
             raise UsageError("--processes goes with --cpu; on GPUs there is one process for each: --gpus-per-node")
@@ -82,8 +86,10 @@ class Request:
             section = recipe.slurm
         shape = _shape(self, recipe, section, site)
         if recipe is not None:
+            world = (f"launch.processes={shape.processes}", f"launch.nodes={shape.nodes}")
             for words in self.tasks or ((),):  # again, for the world that it will have
-                self.read(*words, f"launch.processes={shape.processes}", f"launch.nodes={shape.nodes}")
+                self.read(*words, *world)
+            self._check_components(world)
         return Plan(self, recipe, section, shape, site, source)
 
     def read(self, *more: str) -> Recipe:
@@ -93,6 +99,50 @@ class Request:
             RecipeError: It is wrong.
         """
         return load_recipe(self.recipe, [*self.overrides, *self.section, *more], self.remove)
+
+    def _check_components(self, world: Sequence[str]) -> None:
+        """Imports what the recipe names, in a child of one thread; where that takes too long it is left to the job.
+
+        Raises:
+            UsageError: A component does not fit, in the words of `check`.
+        """
+        end = time.monotonic() + _CHECK_SECONDS
+        flags = ["--components", *(f"--remove={key}" for key in self.remove), *(f"--allow={one}" for one in self.allow)]
+        for words in self.tasks or ((),):
+            said = [self.recipe, *self.overrides, *self.section, *words, *world, *flags]
+            if not _components_fit(said, end - time.monotonic()):
+                return
+
+
+def _components_fit(said: Sequence[str], seconds: float) -> bool:
+    """Whether `check` found nothing in so many seconds; False, said on the error output, where it gave no answer.
+
+    Raises:
+        UsageError: It found mistakes.
+    """
+    command = [job_python(), "-m", "launcher", "check", *said]
+    environment = {**job_environment(), "OMP_NUM_THREADS": "1"}
+    try:
+        done = subprocess.run(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=max(0.0, seconds),
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        reason = f"importing what the recipe names took more than {_CHECK_SECONDS} s"
+    else:
+        if done.returncode == EXIT_USAGE:
+            raise UsageError(done.stderr.rstrip("\n"))
+        reason = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+        if done.returncode == EXIT_DONE:
+            return True
+    print(f"{'components':<10} not checked: {brief(reason)}; the job will", file=sys.stderr)
+    return False
 
 
 @dataclass(frozen=True)
@@ -264,10 +314,7 @@ def _shape(request: Request, recipe: Recipe | None, section: Slurm, site: Site) 
         raise UsageError(
             f"how many GPUs of a node? Say --gpus-per-node, slurm.gpus_per_node, or --cpu; {_offered(partition)}"
         )
-    count = str(asked).rpartition(":")[2]
-    if not count.isdigit() or int(count) < 1:
-        raise UsageError(f"slurm.gpus_per_node: '{asked}' is no number of GPUs; write it as in 4 or h100:4")
-    return Shape(nodes, nodes * int(count), str(asked), cpus or _fair_share(partition, str(asked)))
+    return Shape(nodes, nodes * slurm.gpu_count(asked), str(asked), cpus or _fair_share(partition, str(asked)))
 
 
 def _offered(partition: str | None) -> str:

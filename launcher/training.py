@@ -179,7 +179,8 @@ class Trainable:
         if value not in self._factors:
             if len(self._factors) > 64:
                 self._factors.clear()
-            self._factors[value] = torch.tensor(value, dtype=like.dtype, device=like.device)
+            # a fill is a kernel; torch.tensor would be a copy that a GPU has to be waited for
+            self._factors[value] = torch.full((), value, dtype=like.dtype, device=like.device)
         return self._factors[value]
 
 
@@ -212,6 +213,7 @@ class Guard:
         self._one = torch.ones((), device=device)
         self._found = torch.zeros((), device=device)
         self._first_bad = torch.full((), -1, dtype=torch.int64, device=device)
+        self._are_plain = True  # until torch's kernel refuses some: sparse or complex ones
         self.skipped_in_a_row = 0
         self.skipped = 0
 
@@ -225,7 +227,7 @@ class Guard:
             return True  # the gradient scaler skips by itself; `scaled_step` counts
         gradients = [p.grad for p in self._trainable.parameters if p.grad is not None]
         self._found.zero_()
-        torch._amp_foreach_non_finite_check_and_unscale_(gradients, self._found, self._one)
+        self._look_at(gradients)
         if not self._read_now:
             bad = (self._found > 0) & (self._first_bad < 0)
             self._first_bad = torch.where(bad, step, self._first_bad)
@@ -237,6 +239,17 @@ class Guard:
             raise _not_finite(step)
         self._skip(step)
         return False
+
+    def _look_at(self, gradients: list[torch.Tensor]) -> None:
+        """Raises the flag if one is not finite; nothing is changed, as the scale is 1."""
+        if self._are_plain:
+            try:
+                torch._amp_foreach_non_finite_check_and_unscale_(gradients, self._found, self._one)
+                return
+            except RuntimeError:
+                self._are_plain = False
+        numbers = [_numbers(gradient) for gradient in gradients]
+        torch._amp_foreach_non_finite_check_and_unscale_(numbers, self._found, self._one)
 
     def scaled_step(self, step: int) -> None:
         """fp16: the scaler unscales, skips on overflow and adapts."""
@@ -266,6 +279,15 @@ class Guard:
         """
         if not self._read_now and (step := int(self._first_bad)) >= 0:
             raise _not_finite(step)
+
+
+def _numbers(gradient: torch.Tensor) -> torch.Tensor:
+    """What a gradient holds, dense and real."""
+    if gradient.layout is torch.sparse_coo:
+        gradient = gradient.coalesce().values()
+    elif gradient.layout is not torch.strided:
+        gradient = gradient.values()
+    return torch.view_as_real(gradient.resolve_conj()) if gradient.is_complex() else gradient
 
 
 def _not_finite(step: int) -> NonFiniteError:

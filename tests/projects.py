@@ -69,6 +69,9 @@ def make(folder: Path, recipe: str = RECIPE, **files: str) -> Path:
 def fresh_imports() -> Iterator[None]:
     """Forgets what is imported from files that are no packages', so that many projects can have a `parts.py`."""
     path, known, bytecode = list(sys.path), set(sys.modules), sys.dont_write_bytecode
+    # tests/recipes has one too, which is known where this process has trained one of those
+    other = sys.modules.pop("parts", None)
+    sys.path[:] = [folder for folder in path if not (Path(folder) / "parts.py").is_file()]
     try:
         yield
     finally:
@@ -78,3 +81,6 @@ def fresh_imports() -> Iterator[None]:
             file = getattr(sys.modules[name], "__file__", None) or ""
             if file and "site-packages" not in file and f"{sys.base_prefix}/" not in file and "/launcher/" not in file:
                 del sys.modules[name]
+        sys.modules.pop("parts", None)
+        if other is not None:
+            sys.modules["parts"] = other

@@ -18,11 +18,15 @@ import hypothesis.strategies as st
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
+from pydantic import BaseModel
 
 from launcher.errors import EXIT_USAGE, Problem, RecipeError
 from launcher.recipe.compose import read_document
 from launcher.recipe.document import MAX_BYTES, MAX_DEPTH, MAX_PROBLEMS, Document, Path, dotted, plain_scalar
+from launcher.recipe.load import load_recipe
 from launcher.recipe.references import COMPUTED, Expression, ExpressionError
+from launcher.recipe.schema import Recipe, model_in
+from launcher.recipe.shapes import OPTIONS
 
 BAD_RECIPES = pathlib.Path(__file__).parent / "bad_recipes" / "reading"
 
@@ -31,7 +35,15 @@ def read(folder: pathlib.Path, text: str | bytes, *overrides: str, remove: tuple
     """Read a recipe of this text, as the file `recipe.yaml` of a folder."""
     recipe = folder / "recipe.yaml"
     recipe.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return read_document(recipe, overrides, remove)
+    return document_of(recipe, overrides, remove)
+
+
+def document_of(recipe: pathlib.Path | str, overrides: Sequence[str] = (), remove: Sequence[str] = ()) -> Document:
+    """Return a recipe as read; refuse one with mistakes."""
+    document, problems = read_document(recipe, overrides, remove)
+    if document is None or problems:
+        raise RecipeError(problems)
+    return document
 
 
 def complaint(folder: pathlib.Path, text: str | bytes, *overrides: str) -> str:
@@ -54,7 +66,7 @@ def test_bad_recipe(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     remove = [line.removeprefix("--remove ") for line in lines if line.startswith("--remove ")]
     overrides = [line for line in lines if not line.startswith("--remove ")]
     with pytest.raises(RecipeError) as caught:
-        read_document(f"{name}.yaml", overrides, remove)
+        document_of(f"{name}.yaml", overrides, remove)
     assert f"{caught.value}\n" == pathlib.Path(f"{name}.txt").read_text(encoding="utf-8")
     assert caught.value.exit_code == EXIT_USAGE
 
@@ -79,14 +91,14 @@ def test_missing_file_names_the_nearest(tmp_path: pathlib.Path, monkeypatch: pyt
     }
     for path, message in expected.items():
         with pytest.raises(RecipeError) as caught:
-            read_document(path)
+            document_of(path)
         assert str(caught.value) == f"{path}: {message}".replace("\0", "\\x00")
 
 
 def test_only_regular_files_are_read(tmp_path: pathlib.Path) -> None:
     os.mkfifo(tmp_path / "pipe.yaml")  # opening it would wait for ever
     with pytest.raises(RecipeError, match=r"pipe\.yaml: is not a regular file"):
-        read_document(tmp_path / "pipe.yaml")
+        document_of(tmp_path / "pipe.yaml")
 
 
 def test_a_folder_that_is_gone(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +106,7 @@ def test_a_folder_that_is_gone(tmp_path: pathlib.Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
     with pytest.raises(RecipeError, match="the working directory no longer exists"):
-        read_document("x.yaml")
+        document_of("x.yaml")
 
 
 @pytest.mark.parametrize(
@@ -590,8 +602,9 @@ def check_any_recipe(folder: pathlib.Path, text: bytes, changes: list[str], remo
     document = None
     try:
         document = read(folder, text, *changes, remove=tuple(remove))
+        load_recipe(folder / "recipe.yaml", changes, remove)
     except RecipeError as error:
-        problems = error.problems
+        problems = [] if document else error.problems
     assert bool(problems) != bool(document)
     assert all(str(problem).isprintable() for problem in problems)
     if document:
@@ -615,6 +628,64 @@ def under_list(document: Document, path: Path) -> bool:
 @given(text=recipes, changes=st.lists(overrides, max_size=2), remove=st.lists(names, max_size=1))
 def test_any_recipe(tmp_path: pathlib.Path, text: bytes, changes: list[str], remove: list[str]) -> None:
     check_any_recipe(tmp_path, text, changes, remove)
+
+
+# Recipes of the sections and keys that there are, with good and bad values in them, for what follows the reading.
+LENGTHS = ["1 epoch", "5 steps", "5%", "2 hours", "50 batches", "0 steps", "9" * 400 + " steps", "10% of train"]
+TARGETS = ["SGD", "torch.nn.Linear", "OneCycleLR", "a.py:Net", "ReduceLROnPlateau", "", "\0.py:x"]
+TARGETS.append("n" * 300 + ".py:Net")
+OURS = [key for options in OPTIONS.values() for key in options]
+plain: st.SearchStrategy[Any] = st.sampled_from(
+    [
+        *(None, True, 0, 1, -1, 16, 1e-3, float("inf"), "best", "loss", "model", "mean", *LENGTHS, *TARGETS),
+        *("${train.steps}", "${scheduler.steps * 2}", "${define.a}"),
+    ]
+)
+values: st.SearchStrategy[Any] = st.deferred(
+    lambda: plain | components | st.lists(plain, max_size=2) | st.dictionaries(words, plain, max_size=2)
+)
+arguments = st.sampled_from(["_args_", "_partial_", "lr", "metric", *OURS])
+components: st.SearchStrategy[Any] = st.builds(
+    lambda key, target, rest: {key: target, **rest},
+    st.sampled_from(["_target_", "_target_", "_ref_"]),
+    st.sampled_from(TARGETS) | plain,
+    st.dictionaries(arguments, values, max_size=3),
+)
+
+
+def fields(model: type[BaseModel]) -> st.SearchStrategy[dict[str, Any]]:
+    """Some of a section's keys, each with a value of its own sections' or any other."""
+    inner = {
+        name: fields(section) | values if (section := model_in(field.annotation)) else values
+        for name, field in model.model_fields.items()
+        if name != "base"
+    }
+    return st.fixed_dictionaries({}, optional={**inner, "a": values})
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(tree=fields(Recipe), changes=st.lists(overrides, max_size=1))
+def test_any_recipe_of_known_sections(tmp_path: pathlib.Path, tree: dict[str, Any], changes: list[str]) -> None:
+    check_loads_or_refuses(tmp_path, tree, changes)
+
+
+def check_loads_or_refuses(folder: pathlib.Path, tree: dict[str, Any], changes: list[str]) -> None:
+    """Hold that a recipe is loaded, or refused in printable lines that name nothing of the libraries inside."""
+    good: dict[str, Any] = {
+        "data": {"train": {"_target_": "TextFile"}, "global_batch_size": 16},
+        **{name: {"_target_": "Linear"} for name in ("model", "loss", "optimizer")},
+        "train": {"epochs": 3},
+    }
+    recipe = folder / "recipe.yaml"
+    for text in (tree, {**good, **tree}):
+        recipe.write_text(yaml.safe_dump(text, allow_unicode=True), encoding="utf-8")
+        problems: Sequence[Problem] = ()
+        try:
+            load_recipe(recipe, changes)
+        except RecipeError as error:
+            problems = error.problems
+        assert len(problems) <= MAX_PROBLEMS + 1
+        assert all(str(problem).isprintable() and "union[" not in str(problem) for problem in problems)
 
 
 def test_computed_names() -> None:

@@ -17,12 +17,14 @@ import pytest
 import torch
 from recipes.parts import Net, Numbers, WholeNumbers
 from torch import nn
-from worlds import TINY, in_world, result_of, train
+from worlds import TINY, in_world, killed, result_of, train
 
 import launcher
+from launcher.cli import main
 from launcher.datasets import Digits
+from launcher.device import open_device
 from launcher.errors import LauncherError, RecipeError, UsageError
-from launcher.launch.world import World
+from launcher.launch.world import FAULTS_VARIABLE, World
 from launcher.models import MLP
 from launcher.recipe.load import load_recipe
 from launcher.run import Result
@@ -157,6 +159,16 @@ def test_gradients_that_are_not_finite_end_the_run_with_the_step(tmp_path: Path)
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
 
 
+@pytest.mark.parametrize(("model", "optimizer"), [("Looked", "SparseAdam"), ("Waves", "AdamW")])
+def test_sparse_and_complex_gradients_are_looked_at_too(tmp_path: Path, model: str, optimizer: str) -> None:
+    changes = [f"model={{_target_: parts.py:{model}}}", f"optimizer={{_target_: {optimizer}, lr: 0.1}}"]
+    losses = train(tmp_path / "run", *changes).column("loss")
+    assert min(losses[-4:]) < losses[0]
+    assert train(tmp_path / "two", *changes, size=2).column("loss") == pytest.approx(losses, abs=1e-9)
+    with pytest.raises(NonFiniteError, match=r"^step (\d+): a gradient is not finite"):
+        run(tmp_path / "bad", *changes, "model.limit=2.0")
+
+
 def test_gradients_that_are_not_finite_can_be_skipped(tmp_path: Path) -> None:
     changes = ["model={_target_: parts.py:Exploding, limit: 2.0}", "train.non_finite=skip"]
     one, two = train(tmp_path / "one", *changes), train(tmp_path / "two", *changes, size=2)
@@ -232,7 +244,9 @@ def test_the_weights_load_into_the_bare_class(tmp_path: Path) -> None:
 
 
 def test_the_run_folder_holds_what_the_design_lists(tmp_path: Path) -> None:
-    run(tmp_path / "run", *EVALUATED)
+    result = run(tmp_path / "run", *EVALUATED)
+    assert [line["split"] for line in result.scores] == ["validation", "test"]
+    assert run(tmp_path / "run", *EVALUATED).scores == result.scores
     names = {str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("*") if path.is_file()}
     expected = {"recipe.yaml", "resolved.yaml", "environment.json", "status.json", "metrics.jsonl", "model_weights.pth"}
     assert expected | {"logs/rank-0.log", "checkpoints/step-00000012/manifest.json"} <= names
@@ -248,8 +262,71 @@ def test_objects_from_python_stand_in_place_of_sections(tmp_path: Path) -> None:
     assert result_of(tmp_path / "given").distance(by_recipe) == 0
     assert "given from Python: Net" in (tmp_path / "given" / "resolved.yaml").read_text()
     torch.testing.assert_close(result.model.state_dict(), by_recipe.weights, rtol=0, atol=0)
+    again = run(tmp_path / "given", model=Net(), train=WholeNumbers(), loss=nn.CrossEntropyLoss())  # gives what it left
+    assert (again.folder, again.state, again.step) == (result.folder, "finished", 12)
+    torch.testing.assert_close(again.model.state_dict(), by_recipe.weights, rtol=0, atol=0)
     with pytest.raises(UsageError, match=r"takes no 'modell'; it takes: model, loss"):
         launcher.train(TINY, modell=Net())
+
+
+def _trains_objects(folder: str, faults: str = "") -> str:
+    os.environ[FAULTS_VARIABLE] = faults
+    torch.manual_seed(3)
+    return run(Path(folder), "save={every: 2 steps, keep: 2}", model=Net(), train=WholeNumbers()).state
+
+
+def test_objects_in_a_launched_world_and_a_resume_by_the_same_call(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(tmp_path / "run")
+    assert killed(2, _trains_objects, folder, "kill@step:5")
+    assert main(["resume", folder]) == 2
+    assert capsys.readouterr().err == f"{folder} was started from Python; make the same call again\n"
+    assert in_world(2, _trains_objects, folder) == ["finished", "finished"]
+    resumed = result_of(tmp_path / "run")
+    assert resumed.distance(train(tmp_path / "straight", size=2)) == 0
+    assert resumed.column("step") == list(range(1, 13))
+
+
+def test_a_loss_handed_in_twice_is_the_same_loss(tmp_path: Path) -> None:
+    loss = nn.CrossEntropyLoss()
+    for name in ("one", "two"):
+        run(tmp_path / name, "train.epochs=1", loss=loss)
+    assert loss.reduction == "mean"
+    assert result_of(tmp_path / "two").distance(result_of(tmp_path / "one")) == 0
+    with pytest.raises(RecipeError, match="'sum' is not allowed: a step's loss is a mean over its count"):
+        run(tmp_path / "three", loss=nn.CrossEntropyLoss(reduction="sum"))
+
+
+def test_a_scheduler_may_be_a_class_a_function_or_an_object(tmp_path: Path) -> None:
+    optim, plateau = torch.optim.lr_scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau
+    best = [*EVALUATED, "optimizer.lr=0.5", "evaluate.best={metric: loss, mode: min}"]
+    train(tmp_path / "recipe", *best, "scheduler={_target_: ReduceLROnPlateau, patience: 0, factor: 0.5}")
+    run(tmp_path / "given", *best, scheduler=lambda optimizer: plateau(optimizer, patience=0, factor=0.5))
+    rates = result_of(tmp_path / "given").column("lr")
+    assert rates == result_of(tmp_path / "recipe").column("lr")
+    assert rates[-1] < rates[0]
+    run(tmp_path / "class", "train.epochs=1", scheduler=optim.ConstantLR)
+    assert result_of(tmp_path / "class").column("lr")[0] == pytest.approx(1e-2 / 3)
+    other = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1)
+    with pytest.raises(RecipeError, match="scheduler: steps another optimizer than the run's"):
+        run(tmp_path / "other", scheduler=optim.ConstantLR(other))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("", "data.global_batch_size: is required; write 'global_batch_size: 64'"),
+        ("data: null\n", "data.global_batch_size: is required; write 'global_batch_size: 64'"),
+        ("data: 5\n", "data: 5 is not a mapping"),
+    ],
+)
+def test_an_object_goes_into_a_section_that_is_not_there(tmp_path: Path, data: str, message: str) -> None:
+    text = "model: {_target_: Linear}\nloss: model\noptimizer: {_target_: SGD}\ntrain: {epochs: 1}\n"
+    (tmp_path / "recipe.yaml").write_text(text + data)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(tmp_path / "recipe.yaml", given={"data.train": WholeNumbers()})
+    assert [f"{problem.path}: {problem.message}" for problem in caught.value.problems] == [message]
 
 
 @pytest.mark.parametrize(
@@ -335,6 +412,19 @@ def test_a_world_that_contradicts_itself_is_refused() -> None:
         World.from_environ({"WORLD_SIZE": "2"})
     with pytest.raises(UsageError, match="RANK='x' is not a whole number"):
         World.from_environ({"WORLD_SIZE": "2", "RANK": "x"})
+
+
+def test_accelerate_s_world_must_be_the_environment_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, two = load_recipe(TINY), World(size=2, local_size=2, started_by="torchrun")
+    with (
+        pytest.raises(UsageError, match="says rank 0 of 2, Accelerate sees rank 0 of 1; start with `launcher train`"),
+        open_device(recipe, two, cpu=True),
+    ):
+        pass
+    monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "meta")
+    with pytest.raises(UsageError, match="made its device 'meta' where 'cpu' was asked for; unset the ACCELERATE_"):
+        run(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def _fails_on_rank_0(folder: str) -> str:

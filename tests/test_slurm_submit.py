@@ -72,6 +72,13 @@ def test_the_script_asks_for_what_was_said(capsys: pytest.CaptureFixture[str]) -
     )  # only in what was typed: sbatch is told itself
 
 
+@pytest.mark.parametrize("time", ["12:30:00", "'12:30:00'", '"12:30:00"'])
+def test_a_time_limit_of_colons_is_that_text(tmp_path: Path, capsys: pytest.CaptureFixture[str], time: str) -> None:
+    (tmp_path / "recipe.yaml").write_text(f"base: {TINY}\nslurm: {{time: {time}}}\n")
+    assert main(["submit", "recipe.yaml", "--dry-run", "--cpu"]) == 0
+    assert "#SBATCH --time=12:30:00\n" in capsys.readouterr().out
+
+
 def test_an_uneven_world_and_a_single_process(capsys: pytest.CaptureFixture[str]) -> None:
     uneven = rendered(capsys, "--cpu", "--nodes", "2", "--processes", "3")
     assert "#SBATCH --ntasks=3\n#SBATCH --ntasks-per-node=2\n" in uneven
@@ -138,6 +145,24 @@ def test_what_cannot_be_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert "32" in refused(capsys, str(TINY), "--gpus-per-node", "8", "--nodes", "4")
     assert "holds no changes" in refused_file(capsys, "")
     assert "optimizer.lrr" not in refused_file(capsys, "optimizer: 1")
+
+
+def test_what_the_recipe_names_is_imported_before_anything_is_queued(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sbatch = tmp_path / "bin" / "sbatch"
+    sbatch.write_text("#!/bin/sh\ntouch QUEUED\n")
+    sbatch.chmod(0o755)
+    error = refused(capsys, str(TINY), "--cpu", "optimizer.lrr=1", "model._target_=parts.py:Nett")
+    assert "optimizer.lrr: AdamW takes no 'lrr'; did you mean 'lr'?" in error
+    assert "model._target_: parts.py has no 'Nett'; did you mean 'Net'?" in error
+    assert "optimizer.lrr: " in refused_file(capsys, "optimizer.lr=1e-3\noptimizer.lrr=1\n")
+    assert not Path("QUEUED").exists()
+    monkeypatch.setattr("launcher.submission._CHECK_SECONDS", 0.01)  # no machine imports anything in that
+    assert main(["submit", str(TINY), "--cpu", "--dry-run", "optimizer.lrr=1"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err.startswith("components not checked: importing what the recipe names took more than 0.01 s")
+    assert printed.out.startswith("#!")
 
 
 def refused_after_reading(capsys: pytest.CaptureFixture[str], *words: str) -> str:

@@ -18,7 +18,7 @@ import textwrap
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -454,12 +454,45 @@ def _state() -> None:
 
 def test_what_is_wrong_with_trackers_is_said_before_training() -> None:
     with pytest.raises(LauncherError) as raised:
-        check_trackers(["wandb", "tensorbord", "comet_ml"])
+        check_trackers({"wandb": {}, "tensorbord": {}, "comet_ml": {}})
     tensorboard, comet = str(raised.value).splitlines()
     assert "no such tracker; did you mean 'tensorboard'? There are: aim, clearml, comet_ml" in tensorboard
     assert comet == "track.comet_ml: it is not installed; pip install comet-ml, or --remove track.comet_ml"
-    check_trackers(["wandb", "tensorboard"])
-    check_trackers([])
+    check_trackers({"wandb": {"project": "x", "settings": {"init_timeout": 3}}, "tensorboard": {}})
+    check_trackers({})
+
+
+def complaints(settings: Mapping[str, Mapping[str, Any]], *allow: str) -> list[str]:
+    """What is said of trackers' settings, whether they are installed or not."""
+    try:
+        check_trackers(settings, allow)
+    except LauncherError as error:
+        return [line for line in str(error).splitlines() if "it is not installed" not in line]
+    return []
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "refused"),
+    [
+        ("wandb", {"settings": {"base_url": "https://elsewhere.example"}}, "wandb.settings.base_url"),
+        ("wandb", {"dir": "/etc", "project": "x"}, "wandb.dir"),
+        ("wandb", {"settings": "x"}, "wandb.settings"),
+        ("mlflow", {"logging_dir": "/etc"}, "mlflow.logging_dir"),
+        ("dvclive", {"dir": "/etc"}, "dvclive.dir"),
+        ("clearml", {"output_uri": "s3://elsewhere"}, "clearml.output_uri"),
+        ("tensorboard", {"filename_suffix": "/../x"}, "tensorboard.filename_suffix"),
+    ],
+)
+def test_a_recipe_cannot_choose_servers_and_folders(name: str, settings: Mapping[str, Any], refused: str) -> None:
+    (line,) = complaints({name: settings})
+    assert line.startswith(f"track.{refused}: ")
+    assert complaints({name: settings}, name) == []
+
+
+def test_every_tracker_s_settings_are_listed() -> None:
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    assert set(trackers.SETTINGS) == set(LOGGER_TYPE_TO_CLASS)
 
 
 def tensorboard_scalars(run_dir: Path) -> dict[str, list[tuple[int, float]]]:

@@ -13,10 +13,14 @@ from worlds import Trained, train
 
 from launcher.data.sampler import StepSampler
 
+# 56 samples in batches of 18: the last batch has 2, so that it is short, uneven on 3 ranks, and leaves ranks of larger
+# worlds with nothing; and a full one gives each rank of 1 to 4 enough to accumulate over 1 to 3 micro-batches
+UNEVEN = ("data.train.size=56", "data.global_batch_size=18")
+
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return train(tmp_path_factory.mktemp("alone") / "run")
+    return train(tmp_path_factory.mktemp("alone") / "run", *UNEVEN)
 
 
 @pytest.mark.parametrize("accumulation", [1, 2, 3])
@@ -24,18 +28,18 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 def test_every_world_and_every_accumulation_trains_the_same(
     tmp_path: Path, alone: Trained, size: int, accumulation: int
 ) -> None:
-    # 50 samples in batches of 16: the last batch has 2, so that it is short, uneven on 3 ranks, and leaves ranks
-    # of larger worlds with nothing
-    micro = -(-16 // size // accumulation)
-    run = train(tmp_path / "run", f"data.micro_batch_size={micro}", size=size)
+    micro = -(-18 // size // accumulation)
+    sampler = StepSampler(WholeNumbers(56), global_batch_size=18, world_size=size, micro_batch_size=micro)
+    assert sampler.accumulation(0) == accumulation
+    run = train(tmp_path / "run", *UNEVEN, f"data.micro_batch_size={micro}", size=size)
     assert run.distance(alone) < 1e-9
     assert run.column("loss") == pytest.approx(alone.column("loss"), abs=1e-9)
     assert run.column("lr") == alone.column("lr")
 
 
 def test_losses_and_weights_are_those_of_a_loop_written_by_hand(alone: Trained) -> None:
-    dataset = WholeNumbers()
-    sampler = StepSampler(dataset, global_batch_size=16, seed=3)
+    dataset = WholeNumbers(56)
+    sampler = StepSampler(dataset, global_batch_size=18, seed=3)
     torch.manual_seed(3)
     model = Net()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -124,7 +128,7 @@ def test_scalars_that_cannot_be_logged(tmp_path: Path, step: str, message: str) 
 
 
 def test_reading_one_by_one_or_whole_batches_is_the_same(tmp_path: Path, alone: Trained) -> None:
-    assert train(tmp_path / "run", "data.train._target_=parts.py:Numbers").distance(alone) == 0
+    assert train(tmp_path / "run", *UNEVEN, "data.train._target_=parts.py:Numbers").distance(alone) == 0
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -48,7 +48,11 @@ def add_recipe(command: argparse.ArgumentParser, required: bool = True) -> None:
         help="a YAML file; `launcher recipes` lists some to start from",
     )
     command.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="changes to the recipe, as in optimizer.lr=3e-4"
+        "overrides",
+        nargs="*",
+        default=[],  # or argparse would call them required where RECIPE is missing
+        metavar="KEY=VALUE",
+        help="changes to the recipe, as in optimizer.lr=3e-4",
     )
     command.add_argument("--remove", action="append", default=[], metavar="KEY", help="take a key out of the recipe")
     command.add_argument(

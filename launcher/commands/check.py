@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from launcher.commands.arguments import add_recipe, positive, read_recipe
-from launcher.errors import EXIT_DONE, LauncherError, RecipeError, UsageError
+from launcher.errors import EXIT_DONE, LauncherError, Problem, RecipeError, UsageError
 
 if TYPE_CHECKING:
     from launcher.commands.arguments import Commands
     from launcher.launch.world import World
+    from launcher.recipe.components import Workshop
     from launcher.recipe.schema import Recipe
 
 
@@ -30,7 +31,9 @@ def add(commands: Commands) -> None:
     add_recipe(check, required=False)
     check.add_argument("--processes", type=positive, metavar="N", help="the world size that the plan is for")
     check.add_argument("--nodes", type=positive, default=None, metavar="M", help="over how many machines")
-    check.add_argument("--fast", action="store_true", help="stop after reading: nothing is imported, in half a second")
+    stop = check.add_mutually_exclusive_group()
+    stop.add_argument("--fast", action="store_true", help="stop after reading: nothing is imported, in half a second")
+    stop.add_argument("--components", action="store_true", help="stop after importing what the recipe names")
     check.add_argument("--allowed", action="store_true", help="list what a recipe may name, and end")
     check.set_defaults(command=_check)
 
@@ -51,13 +54,15 @@ def _check(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 
 def _import_and_rehearse(options: argparse.Namespace, arguments: Sequence[str], recipe: Recipe, world: World) -> int:
-    from launcher.check import check_components, rehearse
-
     with _failing("components"):
-        workshop = check_components(recipe, options.allow, _say)
+        workshop = _check_components(recipe, options.allow)
+    if options.components:
+        return EXIT_DONE
     if _is_login_node():
         _say_the_rest(recipe, arguments)
         return EXIT_DONE
+    from launcher.check import rehearse
+
     with _failing("rehearsal"):
         checked = rehearse(workshop, world, _say)
     print()
@@ -67,6 +72,18 @@ def _import_and_rehearse(options: argparse.Namespace, arguments: Sequence[str], 
         _say("question", doubt)
     print(f"\n{options.recipe}: nothing wrong was found")
     return EXIT_DONE
+
+
+def _check_components(recipe: Recipe, allow: Sequence[str]) -> Workshop:
+    """The second stage: imports what the recipe names, and of this program nothing that needs torch."""
+    from launcher.recipe.components import Workshop
+    from launcher.tracking import check_trackers
+
+    workshop = Workshop(recipe, allow)
+    count = workshop.check()
+    check_trackers(recipe.track.trackers, workshop.allow)
+    _say("components", f"{count}, each found, of the right kind, and its arguments fit")
+    return workshop
 
 
 def _say(label: str, text: str) -> None:
@@ -91,15 +108,18 @@ def _bases(recipe: Recipe) -> str:
 
 def _world(options: argparse.Namespace, recipe: Recipe) -> World:
     """The world that the plan is for: said, the recipe's, or as many GPUs as the recipe asks SLURM for."""
+    from launcher.launch.slurm import gpu_count
     from launcher.launch.world import World
+    from launcher.recipe.whole import too_many
 
     nodes = options.nodes or recipe.launch.nodes
-    stated, per_node = recipe.launch.processes, recipe.slurm.gpus_per_node
-    size = options.processes or (
-        stated if isinstance(stated, int) else nodes * (per_node if isinstance(per_node, int) else 1)
-    )
+    stated, per_node, batch = recipe.launch.processes, recipe.slurm.gpus_per_node, recipe.data.global_batch_size
+    size = options.processes or (stated if isinstance(stated, int) else nodes * gpu_count(per_node or 1))
     if size < nodes:
         raise UsageError(f"--nodes {nodes}: {size} processes are too few; --processes counts those of all nodes")
+    if size > batch:
+        where = str(recipe.document.origin(("data", "global_batch_size")))
+        raise RecipeError([Problem(where, "data.global_batch_size", too_many(size, batch))])
     started_by = "launcher" if size > 1 else "one process"
     return World(size=size, local_size=-(-size // nodes), nodes=nodes, started_by=started_by)
 

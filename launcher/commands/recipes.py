@@ -32,6 +32,8 @@ def _recipes(_: argparse.Namespace, __: Sequence[str]) -> int:
 def _copy(options: argparse.Namespace, _: Sequence[str]) -> int:
     from launcher.recipe.shipped import copy
 
-    for path in copy(options.name):
+    paths = copy(options.name)
+    for path in paths:
         print(path)
+    print(f"\nnext: launcher train {next(path for path in paths if path.suffix == '.yaml')}")
     return EXIT_DONE

@@ -23,6 +23,18 @@ def answers() -> bool:
     return done.returncode == 0
 
 
+def gpu_count(asked: int | str) -> int:
+    """How many GPUs a node is asked for: 4, of `4` or `h100:4`.
+
+    Raises:
+        UsageError: That is no number.
+    """
+    count = str(asked).rpartition(":")[2]
+    if not (count.isascii() and count.isdigit()) or int(count) < 1:
+        raise UsageError(f"slurm.gpus_per_node: '{asked}' is no number of GPUs; write it as in 4 or h100:4")
+    return int(count)
+
+
 def submit(script: str, options: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
     """Hands a script to sbatch.
 

@@ -62,7 +62,7 @@ def components_in(value: Any) -> Iterator[Component]:
 
 
 def with_components(value: Any, document: Document, functions: Container[Path] = (), path: Path = ()) -> Any:
-    """The same tree, with every mapping that states `_target_` or `_ref_` made a `Component`.
+    """The same tree, with every mapping in it that states `_target_` or `_ref_` made a `Component`.
 
     Args:
         value: What stands at `path`.
@@ -72,7 +72,7 @@ def with_components(value: Any, document: Document, functions: Container[Path] =
     """
     if isinstance(value, dict):
         items = {key: with_components(item, document, functions, (*path, key)) for key, item in value.items()}
-        return _component(items, document, path) if "_target_" in value or "_ref_" in value else items
+        return _component(items, document, path) if path and ("_target_" in value or "_ref_" in value) else items
     if isinstance(value, list):
         return [with_components(item, document, functions, (*path, index)) for index, item in enumerate(value)]
     if isinstance(value, str) and path in functions and ".py:" in value:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-from launcher.errors import RecipeError
 from launcher.recipe.document import (
     MAX_BYTES,
     Document,
@@ -36,7 +35,9 @@ _HORIZONS = ("epochs", "steps", "time")  # of `train`, which says exactly one of
 _MAX_BASES = 20
 
 
-def read_document(path: str | os.PathLike[str], overrides: Sequence[str] = (), remove: Sequence[str] = ()) -> Document:
+def read_document(
+    path: str | os.PathLike[str], overrides: Sequence[str] = (), remove: Sequence[str] = ()
+) -> tuple[Document | None, Problems]:
     """Read a recipe: the file, the bases it builds on, what the command line changes, and its references.
 
     Args:
@@ -44,8 +45,12 @@ def read_document(path: str | os.PathLike[str], overrides: Sequence[str] = (), r
         overrides: `a.b=value`, applied in order; list items by index, as in `a.b.0=value` or `a.b[0]=value`.
         remove: Names of values to leave out; done before the overrides are applied.
 
+    Returns:
+        The recipe, without what could not be read of it, or None where one of its files cannot be read to its end; and
+        every mistake found.
+
     Raises:
-        RecipeError: With every mistake found.
+        RecipeError: There are more mistakes than anybody would read.
     """
     problems = Problems()
     sources = _Sources(problems)
@@ -53,13 +58,11 @@ def read_document(path: str | os.PathLike[str], overrides: Sequence[str] = (), r
     removals = [_read_removal(name, problems) for name in remove]
     changes = [_read_override(text, sources.folder, problems) for text in overrides]
     if root is None:
-        raise RecipeError(problems)
+        return None, problems
     for change in (*removals, *changes):
         root = _changed(root, change, problems) if change else root
     root, env = resolve(root, problems, os.environ)
-    if problems:
-        raise RecipeError(problems)
-    return _document(root, sources, env)
+    return _document(root, sources, env), problems
 
 
 class _FileError(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -45,7 +46,7 @@ class Duration:
         unit, factor = _WORDS[word]
         amount = float(match[1]) * factor
         whole = unit in ("steps", "batches")
-        if amount <= 0 or (whole and amount != int(amount)):
+        if amount <= 0 or math.isinf(amount) or (whole and amount != int(amount)):
             return None
         return Duration(amount, unit, text.strip())
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -13,7 +14,18 @@ from pydantic_core import ErrorDetails
 from launcher.errors import Problem, RecipeError
 from launcher.recipe.component import GIVEN, Component, with_components
 from launcher.recipe.compose import read_document
-from launcher.recipe.document import Document, Origin, Path, brief, by_place, dotted, hint, plain_scalar, printable
+from launcher.recipe.document import (
+    MAX_PROBLEMS,
+    Document,
+    Origin,
+    Path,
+    brief,
+    by_place,
+    dotted,
+    hint,
+    plain_scalar,
+    printable,
+)
 from launcher.recipe.fitting import shown
 from launcher.recipe.references import Expression
 from launcher.recipe.schema import NAME_PATTERN, SLURM_TIME, Recipe, fields_by_name, model_in
@@ -38,34 +50,97 @@ def load_recipe(
     Raises:
         RecipeError: Everything that is wrong, each with its place.
     """
-    document = read_document(path, overrides, remove)
+    document, problems = read_document(path, overrides, remove)
+    if document is None:
+        raise RecipeError(problems)
     tree = with_components(document.values, document, frozenset(fields_by_name()))
     for key, value in (given or {}).items():
         _hand_in(tree, document, key, value)
-    problems = list(component_problems(tree, document))
-    recipe: Recipe | None = None
-    try:
-        recipe = Recipe.model_validate(tree)
-    except ValidationError as error:
-        problems += _schema_problems(error.errors(), document)
-    if recipe is not None:
-        problems += whole_problems(recipe, document)
+    recipe, found = _checked(tree, document, _Said(problems, document))
+    problems.extend(Problem(one.where, one.path, printable(one.message)) for one in found)
     if problems:
-        shown = (Problem(one.where, one.path, printable(one.message)) for one in problems)
-        raise RecipeError(sorted(shown, key=by_place))
-    assert recipe is not None
+        raise RecipeError(_first(problems))
     recipe._document = document
     return recipe
+
+
+def _first(problems: Sequence[Problem]) -> list[Problem]:
+    """As many as anybody would read, by their place."""
+    rest = Problem("", "", f"only the first {MAX_PROBLEMS} mistakes are shown")
+    return [*sorted(problems, key=by_place)[:MAX_PROBLEMS], *([rest] if len(problems) > MAX_PROBLEMS else [])]
 
 
 def _hand_in(tree: dict[str, Any], document: Document, key: str, value: Any) -> None:
     origin = Origin(GIVEN)
     *sections, name = key.split(".")
     for section in sections:
-        tree = tree.setdefault(section, {})
+        if tree.get(section) is None:
+            tree[section] = {}
+        tree = tree[section]
+        if not isinstance(tree, dict):
+            return  # which the schema refuses
     path: Path = (*sections, name)
     tree[name] = Component(GIVEN, path, origin, document.folder, given=value)
     document.origins[path] = origin
+
+
+class _Said:
+    """The places of which something was said already: what else seems wrong there follows from it.
+
+    Args:
+        problems: Found before.
+        document: Its texts that hold a reference still are those whose reference is wrong.
+    """
+
+    def __init__(self, problems: Sequence[Problem], document: Document):
+        self.paths = {problem.path for problem in problems if problem.path}
+        if problems:
+            self.paths |= {dotted(path) for path in _unresolved(document.values)}
+        self.above = {above for path in self.paths for above in _prefixes(path)}
+
+    def covers(self, problem: Problem) -> bool:
+        """Whether a problem is no news."""
+        missing = problem.path in self.above and problem.message.startswith("is required")
+        return missing or any(path in self.paths for path in _prefixes(problem.path))
+
+
+def _prefixes(path: str) -> Iterator[str]:
+    """`a`, `a.b` and `a.b[0]`, of `a.b[0]`."""
+    yield from (path[:index] for index, mark in enumerate(path) if mark in ".[")
+    yield path
+
+
+def _unresolved(value: Any, path: Path = ()) -> Iterator[Path]:
+    if isinstance(value, str) and "${" in value:
+        yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield from _unresolved(inner, (*path, key))
+
+
+def _checked(tree: dict[str, Any], document: Document, said: _Said) -> tuple[Recipe, list[Problem]]:
+    """The recipe, as far as its sections are right, and what is wrong."""
+    problems = list(component_problems(tree, document))
+    broken = {path.partition(".")[0] for path in (*said.paths, *(problem.path for problem in problems))}
+    try:
+        recipe = Recipe.model_validate(tree)
+    except ValidationError as error:
+        details = error.errors()
+        broken |= {str(detail["loc"][0]) for detail in details if detail["loc"]}
+        problems += islice(_schema_problems(details, tree, document), MAX_PROBLEMS + 1)
+        recipe = _sections(tree, broken)
+    problems += whole_problems(tree, recipe, broken, document)
+    return recipe, [problem for problem in problems if not said.covers(problem)]
+
+
+def _sections(tree: Mapping[str, Any], broken: Container[str]) -> Recipe:
+    """The sections that are right, each by itself; the broken ones are no attributes of it."""
+    sections: dict[str, Any] = {}
+    for name, field in Recipe.model_fields.items():
+        if name in tree and name not in broken:
+            section = model_in(field.annotation)
+            sections[name] = section.model_validate(tree[name]) if section is not None else tree[name]
+    return Recipe.model_construct(None, **sections)
 
 
 _EXPECTED = {
@@ -89,12 +164,15 @@ _PATTERNS = {
 }
 
 
-def _schema_problems(details: Iterable[ErrorDetails], document: Document) -> Iterator[Problem]:
+def _schema_problems(details: Iterable[ErrorDetails], tree: Mapping[str, Any], document: Document) -> Iterator[Problem]:
     """One problem for each place: a value that is none of several kinds is wrong once."""
     places: dict[Path, list[ErrorDetails]] = {}
     for detail in details:
-        places.setdefault(_path_in(detail["loc"], document.values), []).append(detail)
+        places.setdefault(_path_in(detail, tree), []).append(detail)
+    above = {path[:end] for path in places for end in range(len(path))}
     for path, found in places.items():
+        if path in above:
+            continue  # of two kinds it is one, with a fault inside, and of course not the other
         where, message = _schema_fault(path, found, document)
         yield Problem(str(where), dotted(path), message)
 
@@ -132,19 +210,15 @@ def _about_quotes(value: Any, kind: str) -> str:
     return ""
 
 
-def _path_in(loc: Iterable[int | str], values: Any) -> Path:
+def _path_in(detail: ErrorDetails, values: Any) -> Path:
     """The part of pydantic's location that is a place in the recipe (it adds names of union members)."""
     path: list[int | str] = []
-    steps = list(loc)
-    for number, step in enumerate(steps):
+    for step in detail["loc"]:
         inside = isinstance(values, dict) and step in values
-        inside = inside or (isinstance(values, list) and isinstance(step, int) and step < len(values))
-        if inside:
+        if inside or (isinstance(values, list) and isinstance(step, int) and step < len(values)):
             values = values[step]
-        elif number < len(steps) - 1 or not isinstance(values, dict):
-            continue
-        path.append(step)
-    return tuple(path)
+            path.append(step)
+    return (*path, detail["loc"][-1]) if detail["type"] == "missing" else tuple(path)
 
 
 def _fields_at(path: Path) -> list[str]:

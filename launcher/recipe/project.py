@@ -75,7 +75,7 @@ def create(name: str, into: Path | None = None) -> list[Path]:
     Raises:
         UsageError: The name cannot be one, or something of that name exists.
     """
-    if not re.match(NAME_PATTERN, name):
+    if not re.fullmatch(NAME_PATTERN, name):
         allowed = "letters, digits, '.', '_' and '-', at most 128, the first a letter or digit"
         raise UsageError(f"'{brief(name)}' cannot be a project's name; use {allowed}")
     folder, templates = (into or Path()) / name, Path(launcher.__file__).parent / "templates"

@@ -13,7 +13,6 @@ from pydantic import (
     Field,
     PrivateAttr,
     WithJsonSchema,
-    model_validator,
 )
 
 from launcher.recipe.component import Component
@@ -261,16 +260,6 @@ class Train(Section):
         "stop", description="What becomes of a step whose gradients are not finite."
     )
 
-    @model_validator(mode="after")
-    def _one_length(self) -> Train:
-        given = [name for name in ("epochs", "steps", "time") if getattr(self, name) is not None]
-        if len(given) != 1:
-            said = f"says {' and '.join(given)}" if given else "does not say how long to train"
-            raise ValueError(f"{said}; state exactly one of epochs, steps, time")
-        if self.count is not None and self.step is None:
-            raise ValueError("count goes with a step function of your own; state train.step too, or remove it")
-        return self
-
 
 class Best(Section):
     """What makes one evaluation better than another."""
@@ -394,12 +383,6 @@ class Recipe(Section):
     def document(self) -> Document:
         """The recipe as it was read: every value's origin."""
         return self._document
-
-    @model_validator(mode="after")
-    def _has_a_loss(self) -> Recipe:
-        if self.loss is None and self.train.step is None:
-            raise ValueError("loss: is required; write {_target_: CrossEntropyLoss}, 'model', or a train.step")
-        return self
 
 
 def model_in(annotation: Any) -> type[BaseModel] | None:

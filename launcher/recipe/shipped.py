@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from itertools import takewhile
 from pathlib import Path
 
 import launcher
@@ -18,10 +20,16 @@ def folder() -> Path:
 
 
 def shipped() -> dict[str, str]:
-    """Name and first line of each recipe; a folder's is that of its `recipe.yaml`."""
+    """Name and first sentence of each recipe; a folder's is that of its `recipe.yaml`."""
     found = {path.stem: path for path in folder().glob("*.yaml")}
     found.update({path.parent.name: path for path in folder().glob("*/recipe.yaml")})
-    return {name: path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ") for name, path in sorted(found.items())}
+    return {name: _first_sentence(path.read_text(encoding="utf-8")) for name, path in sorted(found.items())}
+
+
+def _first_sentence(text: str) -> str:
+    """What a recipe is for: its comment, up to the commands, begins with that."""
+    lines = takewhile(lambda line: re.match("# [^ ]", line), text.splitlines())
+    return " ".join(line.removeprefix("# ") for line in lines).partition(". ")[0].removesuffix(".")
 
 
 def copy(name: str, into: Path | None = None) -> list[Path]:
@@ -44,9 +52,16 @@ def copy(name: str, into: Path | None = None) -> list[Path]:
         raise UsageError(f"{target} exists; it is left as it is. Move it, or copy from another folder")
     try:
         if file.is_file():
-            shutil.copyfile(file, target)
+            _copy_text(file, target)
             return [target]
-        shutil.copytree(whole, target, ignore=shutil.ignore_patterns("__pycache__", "runs"))
+        ignored = shutil.ignore_patterns("__pycache__", "runs")
+        shutil.copytree(whole, target, ignore=ignored, copy_function=_copy_text)
     except OSError as error:
         raise UsageError(f"{target} cannot be written: {error.strerror or error}") from error
     return sorted(path for path in target.rglob("*") if path.is_file())
+
+
+def _copy_text(source: str | Path, target: str | Path) -> None:
+    """Copies a file of the recipes; the commands in its comments are then those for where it lies."""
+    text = Path(source).read_text(encoding="utf-8")
+    Path(target).write_text(text.replace(" recipes/", " "), encoding="utf-8")

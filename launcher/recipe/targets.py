@@ -99,7 +99,7 @@ def _dotted(name: str, trust: Trust) -> Any:
 def _own_package(name: str, trust: Trust) -> bool:
     """Whether a package or module of this name is a file of the user's project."""
     for folder in trust.own:
-        if (folder / f"{name}.py").is_file() or (folder / name / "__init__.py").is_file():
+        if os.path.isfile(folder / f"{name}.py") or os.path.isfile(folder / name / "__init__.py"):  # however long
             _check_shadows(name, folder, trust)
             _make_importable(folder, trust)
     spec = _find(name)  # of a package that is no part of another, finding is not importing
@@ -169,7 +169,7 @@ def own_file(file: str, trust: Trust) -> Path:
     Raises:
         LauncherError: There is none, or it is no part of the user's project.
     """
-    found = next((folder / file for folder in trust.own if (folder / file).is_file()), None)
+    found = next((folder / file for folder in trust.own if os.path.isfile(folder / file)), None)
     if found is None:
         raise LauncherError(f"there is no file '{brief(file)}' beside the recipe or in the working directory")
     if not trust.owns(found):

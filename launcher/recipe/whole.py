@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any
 
 from launcher.errors import Problem
@@ -11,7 +11,7 @@ from launcher.recipe.component import Component, components_in
 from launcher.recipe.document import Document, Path, brief, dotted, hint
 from launcher.recipe.duration import Duration
 from launcher.recipe.references import Expression
-from launcher.recipe.schema import LINE_KEYS, Recipe
+from launcher.recipe.schema import LINE_KEYS, Recipe, Train
 
 Fault = tuple[Path, str]  # where, and what is wrong
 
@@ -25,17 +25,38 @@ _SLURM_OPTION = re.compile(r"[a-z][a-z0-9]*([_-][a-z0-9]+)*")
 _WARMS_UP_ITSELF = ("OneCycleLR", "CyclicLR")
 
 
-def whole_problems(recipe: Recipe, document: Document) -> Iterator[Problem]:
-    """Everything that is wrong with a recipe whose sections are right each for itself."""
-    for path, message in (
-        *_evaluation(recipe),
-        *_saving(recipe),
-        *_processes(recipe),
-        *_scheduler(recipe),
-        *_horizon(recipe),
-        *_slurm(recipe),
-    ):
-        yield Problem(str(document.origin(path)), dotted(path), message)
+def whole_problems(
+    tree: Mapping[str, Any], recipe: Recipe, broken: Container[str], document: Document
+) -> list[Problem]:
+    """Everything that is wrong between sections, and between the keys of one.
+
+    Args:
+        tree: What was stated, right or wrong.
+        recipe: The sections that are right; the others are no attributes of it.
+        broken: The names of the others. What would need one of them is not looked at.
+        document: Where each thing was said.
+    """
+    faults = list(_stated(tree))
+    for check, needs in _CHECKS.items():
+        if not any(name in broken for name in needs):
+            faults += check(recipe)
+    return [Problem(str(document.origin(path)), dotted(path), message) for path, message in faults]
+
+
+def _stated(tree: Mapping[str, Any]) -> Iterator[Fault]:
+    """Keys that go together or exclude each other, whatever their values are."""
+    train = tree.get("train", {})
+    if not isinstance(train, Mapping):
+        return
+    given = [name for name in ("epochs", "steps", "time") if train.get(name) is not None]
+    misspelt = set(train) - set(Train.model_fields)  # which may be the length
+    if "train" in tree and (len(given) > 1 or not (given or misspelt)):
+        said = f"says {' and '.join(given)}" if given else "does not say how long to train"
+        yield ("train",), f"{said}; state exactly one of epochs, steps, time"
+    if train.get("count") is not None and train.get("step") is None:
+        yield ("train",), "count goes with a step function of your own; state train.step too, or remove it"
+    if tree.get("loss") is None and train.get("step") is None:
+        yield ("loss",), "is required; write {_target_: CrossEntropyLoss}, 'model', or a train.step"
 
 
 def _evaluation(recipe: Recipe) -> Iterator[Fault]:
@@ -88,13 +109,15 @@ def _processes(recipe: Recipe) -> Iterator[Fault]:
     if processes == "auto":
         return
     if processes > batch:
-        message = (
-            f"{processes} processes cannot share a global batch of {batch}; use at most {batch}, or a larger batch"
-        )
-        yield ("launch", "processes"), message
+        yield ("launch", "processes"), too_many(processes, batch)
     if processes < nodes:
         message = f"{processes} processes are too few for {nodes} nodes; it counts the processes of all nodes"
         yield ("launch", "processes"), message
+
+
+def too_many(processes: int, batch: int) -> str:
+    """What is wrong with more processes than a step has samples."""
+    return f"{processes} processes cannot share a global batch of {batch}; use at most {batch}, or a larger batch"
 
 
 def _scheduler(recipe: Recipe) -> Iterator[Fault]:
@@ -130,11 +153,11 @@ def _horizon(recipe: Recipe) -> Iterator[Fault]:
 
 
 def _values(recipe: Recipe) -> Iterator[tuple[Path, Any]]:
-    sections = {name: getattr(recipe, name) for name in type(recipe).model_fields}
-    for name, section in sections.items():
+    for name in type(recipe).model_fields:
+        section: Any = getattr(recipe, name, None)
         for component in components_in(dict(section) if hasattr(section, "model_fields_set") else section):
             yield from _arguments(component)
-        if name == "define":
+        if name == "define" and section is not None:
             yield from _plain_values(section, ("define",))
 
 
@@ -162,3 +185,13 @@ def _slurm(recipe: Recipe) -> Iterator[Fault]:
             yield path, "is no long option of sbatch; write it without the dashes, as in qos"
         elif isinstance(value, str) and not value.isprintable():
             yield path, "must be one printable line"
+
+
+_CHECKS: Mapping[Callable[[Recipe], Iterator[Fault]], tuple[str, ...]] = {  # and the sections that each looks at
+    _evaluation: ("data", "evaluate", "train"),
+    _saving: ("evaluate", "save"),
+    _processes: ("data", "launch"),
+    _scheduler: ("evaluate", "scheduler"),
+    _horizon: ("train",),
+    _slurm: ("slurm",),
+}

@@ -44,3 +44,8 @@ def age(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds // size:.0f} {unit}"
     return f"{max(0.0, seconds):.0f} s"
+
+
+def size(num_bytes: int) -> str:
+    """`1.5 KiB` or `82.3 MiB`: whichever has digits to show."""
+    return f"{num_bytes / 2**10:.1f} KiB" if num_bytes < 2**20 else f"{num_bytes / 2**20:.1f} MiB"

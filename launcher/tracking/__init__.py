@@ -184,13 +184,11 @@ def open_tracking(
         deadline: When the job ends by its limit, in unix time.
 
     Raises:
-        LauncherError: A tracker is unknown or not installed.
         OSError: `metrics.jsonl` of an earlier start cannot be read or replaced.
     """
     from launcher.tracking.console import ShownRun, open_console
     from launcher.tracking.trackers import TrackedRun, Trackers
 
-    check_trackers(trackers)
     metrics = MetricsFile(run_dir / METRICS_FILE)
     past = metrics.continue_from(start_step)
     shown = ShownRun(run_dir, total_steps, start_step, best, deadline)
@@ -201,13 +199,17 @@ def open_tracking(
     return Tracking(metrics, console, Trackers(trackers, tracked), past.redone)
 
 
-def check_trackers(names: Collection[str]) -> None:
-    """Checks that each tracker is one of Accelerate's and that its package is installed.
+def check_trackers(trackers: Mapping[str, Mapping[str, Any]], allow: Collection[str] = ()) -> None:
+    """Checks that each tracker is one of Accelerate's, that its package is installed, and what the recipe says to it.
+
+    Args:
+        trackers: The settings of each, by its name.
+        allow: Packages to which a recipe may say anything.
 
     Raises:
         LauncherError: One is not; the message has all of them, and what to do.
     """
-    if names:
+    if trackers:
         from launcher.tracking.trackers import check
 
-        check(names)
+        check(trackers, allow)

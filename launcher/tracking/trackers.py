@@ -18,7 +18,7 @@ import urllib.error
 import urllib.request
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -41,6 +41,20 @@ _PROJECT_KEYS = {  # the setting that each tracker's first argument is
     "comet_ml": "project_name",
     "mlflow": "experiment_name",
 }
+# What a recipe may say to each, as it may come from a stranger: nothing that chooses a server, to which the user's key
+# would go, or where files are written. What runs and files are called is here; who gets them is not.
+SETTINGS: Mapping[str, tuple[str, ...]] = {
+    "aim": ("experiment", "system_tracking_interval", "log_system_params", "capture_terminal_logs"),
+    "clearml": ("project_name", "task_name", "task_type", "tags", "reuse_last_task_id", "continue_last_task"),
+    "comet_ml": ("project_name", "workspace", "experiment_key", "mode", "online"),
+    "dvclive": ("resume", "report", "exp_name", "exp_message", "monitor_system"),
+    "mlflow": ("experiment_name", "run_id", "run_name", "tags", "nested_run", "description"),
+    "swanlab": ("project", "workspace", "experiment_name", "description", "group", "tags", "mode", "id", "resume"),
+    "tensorboard": ("max_queue", "flush_secs", "purge_step"),
+    "trackio": ("project", "name", "group", "resume"),
+    "wandb": ("project", "entity", "name", "group", "job_type", "notes", "tags", "mode", "resume", "settings"),
+}
+_WANDB_SETTINGS = ("init_timeout", "finish_timeout", "console", "silent", "disable_git", "disable_code")
 _EXIT_CODES = {"finished": EXIT_DONE, "preempted": EXIT_PREEMPTED}
 
 
@@ -76,8 +90,12 @@ class TrackedRun:
         return f"{self.run_name} {self.run_dir.name}"
 
 
-def check(names: Iterable[str]) -> None:
-    """Checks that Accelerate has each tracker and that its package is installed.
+def check(trackers: Mapping[str, Mapping[str, Any]], allow: Collection[str] = ()) -> None:
+    """Checks that Accelerate has each tracker, that its package is installed, and that a recipe may say its settings.
+
+    Args:
+        trackers: The settings of each, by its name.
+        allow: Those to which a recipe may say anything.
 
     Raises:
         UsageError: One is not; the message has all of them, and what to do.
@@ -87,8 +105,10 @@ def check(names: Iterable[str]) -> None:
 
     installed = {str(kind) for kind in get_available_trackers()}
     needs_package = {str(kind) for kind in LoggerType} & set(LOGGER_TYPE_TO_CLASS)
-    problems = []
-    for name in names:
+    problems: list[str] = []
+    for name, settings in trackers.items():
+        if name not in allow:
+            problems += _refused(name, settings)
         if name not in LOGGER_TYPE_TO_CLASS:
             problems.append(_unknown(name, sorted(LOGGER_TYPE_TO_CLASS)))
         elif name in needs_package - installed:
@@ -96,6 +116,22 @@ def check(names: Iterable[str]) -> None:
             problems.append(f"track.{name}: it is not installed; pip install {package}, or --remove track.{name}")
     if problems:
         raise UsageError("\n".join(problems))
+
+
+def _refused(name: str, settings: Mapping[str, Any]) -> Iterator[str]:
+    """The settings that are not a recipe's to say."""
+    listed = SETTINGS.get(name, ())
+    strange = [(key, listed) for key in settings if key not in listed] if listed else []
+    inner = settings.get("settings", {}) if name == "wandb" else {}
+    if not isinstance(inner, Mapping):
+        yield "track.wandb.settings: must be a mapping; write {init_timeout: 30}"
+    else:
+        strange += [(f"settings.{key}", _WANDB_SETTINGS) for key in inner if key not in _WANDB_SETTINGS]
+    for key, known in strange:
+        yield (
+            f"track.{name}.{key}: a recipe may not say this, as it may choose where keys, numbers or files go; it may "
+            f"say: {', '.join(known)}; set the rest in the environment, or say --allow {name} if the recipe is yours"
+        )
 
 
 def _unknown(name: str, known: list[str]) -> str:

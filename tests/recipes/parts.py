@@ -147,6 +147,32 @@ class Exploding(Net):
         return logits * torch.inf if (inputs[:, 0] > self.limit).any() else logits
 
 
+class Looked(nn.Module):
+    """A class's logits for each of 64 patterns of signs, with sparse gradients; infinite ones as in `Exploding`."""
+
+    def __init__(self, limit: float = torch.inf):
+        super().__init__()
+        self.limit = limit
+        self.table = nn.Embedding(64, 3, sparse=True).double()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.table(((inputs > 0) * 2 ** torch.arange(6)).sum(1))
+        return logits * torch.inf if (inputs[:, 0] > self.limit).any() else logits
+
+
+class Waves(nn.Module):
+    """6 numbers to 3 logits by way of complex ones; infinite ones as in `Exploding`."""
+
+    def __init__(self, limit: float = torch.inf):
+        super().__init__()
+        self.limit = limit
+        self.weight = nn.Parameter(torch.randn(6, 3, dtype=torch.complex128))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits = (inputs.to(torch.complex128) @ self.weight).abs()
+        return logits * torch.inf if (inputs[:, 0] > self.limit).any() else logits
+
+
 def step(model: nn.Module, batch: tuple[Tensor, Tensor], at: Any) -> Mapping[str, Any]:
     """A step function of a user's own."""
     outputs = model(batch[0])
