@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+import sys
+from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import launcher
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+_PACKAGE = str(Path(launcher.__file__).parent)
+
+
+@pytest.fixture(autouse=True)
+def fresh_imports() -> Iterator[None]:
+    """Forgets what a test imported from files that are no package's: each project may have a `parts.py` of its own."""
+    path, known, bytecode = list(sys.path), set(sys.modules), sys.dont_write_bytecode
+    yield
+    sys.path[:] = path
+    sys.dont_write_bytecode = bytecode
+    for name in set(sys.modules) - known:
+        file = getattr(sys.modules[name], "__file__", None) or ""
+        if file and "site-packages" not in file and not file.startswith((sys.base_prefix, _PACKAGE)):
+            del sys.modules[name]
 
 
 @pytest.hookimpl(hookwrapper=True)

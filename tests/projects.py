@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
@@ -63,24 +60,3 @@ def make(folder: Path, recipe: str = RECIPE, **files: str) -> Path:
     assert isinstance(yaml.safe_load(recipe), dict)
     (folder / "recipe.yaml").write_text(recipe)
     return folder / "recipe.yaml"
-
-
-@contextmanager
-def fresh_imports() -> Iterator[None]:
-    """Forgets what is imported from files that are no packages', so that many projects can have a `parts.py`."""
-    path, known, bytecode = list(sys.path), set(sys.modules), sys.dont_write_bytecode
-    # tests/recipes has one too, which is known where this process has trained one of those
-    other = sys.modules.pop("parts", None)
-    sys.path[:] = [folder for folder in path if not (Path(folder) / "parts.py").is_file()]
-    try:
-        yield
-    finally:
-        sys.path[:] = path
-        sys.dont_write_bytecode = bytecode
-        for name in set(sys.modules) - known:
-            file = getattr(sys.modules[name], "__file__", None) or ""
-            if file and "site-packages" not in file and f"{sys.base_prefix}/" not in file and "/launcher/" not in file:
-                del sys.modules[name]
-        sys.modules.pop("parts", None)
-        if other is not None:
-            sys.modules["parts"] = other

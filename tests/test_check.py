@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -24,13 +23,11 @@ STAGES = ["reading", "components", "data", "model", "batch", "forward", "loss", 
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An empty working directory, no cluster, and no modules of other tests' projects."""
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty working directory, and no cluster."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    with projects.fresh_imports():
-        yield
 
 
 def check(capsys: pytest.CaptureFixture[str], recipe: Path | str, *arguments: str) -> tuple[int, str, str]:

@@ -49,8 +49,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder = tmp_path / "project"
     projects.make(folder, mine=OWN)
     monkeypatch.chdir(folder)
-    with projects.fresh_imports():
-        yield folder
+    yield folder
     assert not list(tmp_path.rglob("owned*"))
 
 
