@@ -20,6 +20,7 @@ import torch
 import yaml
 
 from launcher.bandwidth import NUM_BYTES, RESULT_FILE
+from launcher.launch import slurm
 from launcher.launch.local import Ranks
 from launcher.launch.nodes import Nodes
 from launcher.launch.world import usable_cpus
@@ -124,8 +125,11 @@ def _clock() -> Finding:
 
 
 def _slurm() -> Finding:
-    version = _output("sbatch", "--version")
-    return Finding(OK, "SLURM", version.strip() if version else "none here")
+    version = (_output("sbatch", "--version") or "").strip()
+    if version and not slurm.answers():
+        remedy = "`launcher submit` needs it: sinfo says what is wrong, or SLURM_CONF names another cluster"
+        return Finding(WARNING, "SLURM", f"{version}, and its controller does not answer; {remedy}")
+    return Finding(OK, "SLURM", version or "none here")
 
 
 def _accelerate() -> Finding:

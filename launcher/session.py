@@ -21,12 +21,13 @@ from launcher.data import Data
 from launcher.evaluation import Evaluation
 from launcher.judge import Judge
 from launcher.launch import progress
+from launcher.launch.failure import Notes
 from launcher.launch.signals import stop_requested
 from launcher.launch.stalls import Watch
 from launcher.launch.world import World
 from launcher.measures import build_measures
 from launcher.opening import Finished, Opening, Options, Start
-from launcher.plan import plan_of
+from launcher.plan import describe_batch, plan_of
 from launcher.predictions import Predictions, write_predictions
 from launcher.profiling import Profiling, Steps, unprofiled
 from launcher.recipe.components import Workshop
@@ -34,7 +35,7 @@ from launcher.recipe.schema import Recipe
 from launcher.recipe.show import resolved
 from launcher.runs import folder as runs
 from launcher.runs.essence import digest
-from launcher.runs.logs import copied_to
+from launcher.runs.logs import copied_to, log_of, settle
 from launcher.runs.predictions import PREDICTIONS_FILE
 from launcher.runs.record import NoRecord, Record
 from launcher.runs.report import write_report
@@ -112,10 +113,12 @@ def open_session(
         restored = _restore(start, trainable, judge, opening.checkpoint, horizon)
         if world.is_first:
             stack.callback(_report, folder)  # when it is known how the run ended
-        if world.supervisor is None:  # else it has been so from the first line on
-            stack.enter_context(copied_to(folder / "logs" / f"rank-{world.rank}.log"))
+        if not settle(log_of(folder, world.rank)):  # nobody has kept this process's output so far
+            stack.enter_context(copied_to(log_of(folder, world.rank)))
         record = stack.enter_context(_record(folder, world, horizon, restored.step))
         first = world.is_first
+        if first and world.supervisor is not None:
+            Notes(folder).describe(horizon.steps_per_epoch, {"batch": describe_batch(data, world.size)})
         tracking = _open_tracking(recipe, options, folder, horizon, restored.step) if first else NoTracking()
         measures = build_measures(workshop) if first or recipe.evaluate.ranks == "all" else []
         saving = Saving(recipe.save, folder / "checkpoints", first, judge, tracking.warn)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import shlex
 import sys
 import threading
 import time
@@ -79,7 +80,8 @@ class Watch:
         what = f"no progress for {self.seconds:g} s (launch.stall)"
         since = time.time() - time.monotonic() + now.beat
         stack = traceback.extract_stack(frame) if frame is not None else ()
-        return of_stack(what, stack, rank=self.world.rank, world=self.world.size, time=since, step=now.step)
+        found = of_stack(what, stack, rank=self.world.rank, world=self.world.size, time=since)
+        return Notes(self.folder).completed(found, now.step)
 
     def _write_stacks(self) -> None:
         with suppress(OSError), (self.folder / "logs" / f"rank-{self.world.rank}.log").open("a") as file:
@@ -90,7 +92,7 @@ class Watch:
     def _end(self, failure: Failure) -> None:
         """Ends this process from its side thread: the main one does not listen."""
         if self.world.supervisor is None or not Notes(self.folder).write(failure):
-            resume = f"launcher resume {self.folder}"
+            resume = shlex.join(["launcher", "resume", str(self.folder)])
             Report(failure, self.folder, resume, resume).show()
         sys.stderr.flush()
         os._exit(EXIT_FAILED)
