@@ -135,7 +135,7 @@ def open_device(recipe: schema.Recipe, world: World, *, cpu: bool) -> Iterator[D
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = section.tf32
     try:
         _assert_world(accelerator, world, section)
-        coordinator = Coordinator(world.rank, world.size)
+        coordinator = Coordinator(world.rank, world.size, section.timeout.amount)
         _assert_own_gpus(accelerator.device, world, coordinator)
         yield Device(accelerator, world, coordinator, tuple(_notes(section, world)))
     finally:

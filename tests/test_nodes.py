@@ -98,12 +98,19 @@ def ip(*arguments: str) -> bool:
     return subprocess.run(["ip", *arguments], capture_output=True, check=False).returncode == 0
 
 
-def test_when_the_cable_is_cut_both_sides_end_with_their_reason(tmp_path: Path, link: tuple[str, str]) -> None:
+@pytest.mark.parametrize("doing", ["training", "waiting"])
+def test_when_the_cable_is_cut_both_sides_end_with_their_reason(
+    tmp_path: Path, link: tuple[str, str], doing: str
+) -> None:
+    evaluation = ("data.validation={_target_: failing.py:Points}", "evaluate.every=4 steps", "evaluate.batch_size=1")
+    arguments, accident = ((*LONG, *evaluation), "slow") if doing == "waiting" else (LONG, "")
     both = [
-        node(tmp_path, rank, "10.77.0.1:29500", *LONG, netns=name, GLOO_SOCKET_IFNAME="eth0")
+        node(tmp_path, rank, "10.77.0.1:29500", *arguments, netns=name, GLOO_SOCKET_IFNAME="eth0", ACCIDENT=accident)
         for rank, name in enumerate(link)
     ]
     until(trains(tmp_path))
+    if doing == "waiting":
+        until((tmp_path / "evaluates").exists)
     assert ip("-n", link[0], "link", "set", "eth0", "down")
     deadline = time.monotonic() + WITHIN
     for command in both:

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,6 +52,9 @@ class Net(nn.Module):
     def forward(self, points: Tensor) -> Any:
         """Logits."""
         self.calls += self.training
+        if ACCIDENT == "slow" and not self.training:  # one evaluation takes a minute
+            Path("evaluates").touch()
+            time.sleep(1)
         if self.calls == 4 and RANK == 1:
             happen(self, points)
         return self.layer(points)
