@@ -125,11 +125,13 @@ def _clock() -> Finding:
 
 
 def _slurm() -> Finding:
-    version = (_output("sbatch", "--version") or "").strip()
-    if version and not slurm.answers():
-        remedy = "`launcher submit` needs it: sinfo says what is wrong, or SLURM_CONF names another cluster"
-        return Finding(WARNING, "SLURM", f"{version}, and its controller does not answer; {remedy}")
-    return Finding(OK, "SLURM", version or "none here")
+    if shutil.which("sbatch") is None:
+        return Finding(OK, "SLURM", "none here")
+    version = (_output("sbatch", "--version") or "sbatch").strip()
+    if not slurm.answers():
+        remedy = "`launcher submit` needs it: sinfo says what is wrong, SLURM_CONF names another cluster"
+        return Finding(WARNING, "SLURM", f"{version} is here, and no controller answers; {remedy}")
+    return Finding(OK, "SLURM", version)
 
 
 def _accelerate() -> Finding:

@@ -94,7 +94,7 @@ def test_a_silent_controller_is_a_warning(tmp_path: Path, monkeypatch: pytest.Mo
     (found,) = (one for one in findings() if one.what == "SLURM")
     assert (found.level, found.text.partition(";")[0]) == (
         WARNING,
-        "slurm 24.05.2, and its controller does not answer",
+        "slurm 24.05.2 is here, and no controller answers",
     )
 
 

@@ -118,7 +118,7 @@ def of_exception(error: BaseException, **details: Any) -> Failure:
     """The failure that an exception is."""
     frames = tuple(_frames(error))
     what = "".join(traceback.format_exception_only(error)).strip()
-    if isinstance(error, SystemExit):
+    if isinstance(error, SystemExit) and error.code in (None, 0):
         what = f"left early: SystemExit({error.code!r}), where the training should have gone on"
     if isinstance(error, LauncherError):
         what = str(error)  # says all that its user needs
