@@ -157,10 +157,12 @@ def copied_to(path: Path) -> Iterator[None]:
     if file is None:
         yield
         return
-    with _copied(file, sys.stdout, sys.stderr):
-        yield
-    with suppress(OSError):
-        file.close()
+    try:
+        with _copied(file, sys.stdout, sys.stderr):
+            yield
+    finally:
+        with suppress(OSError):
+            file.close()
 
 
 @contextmanager
