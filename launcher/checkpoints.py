@@ -306,11 +306,16 @@ def save_weights(path: Path, weights: Mapping[str, Any]) -> None:
 # ---------------------------------------------------------------------- reading
 
 
-_MANIFEST = {"world": int, "threads": int, "global_batch_size": int, "recipe": dict, "data": str}
+_OF_A_RUN = {"world": int, "threads": int, "global_batch_size": int, "recipe": dict, "data": str}
+_OF_A_SCRIPT: dict[str, type] = {}  # what else its manifest says is the script's own business
 
 
-def verify(folder: Path) -> Checkpoint:
+def verify(folder: Path, keys: Mapping[str, type] = _OF_A_RUN) -> Checkpoint:
     """Checks a checkpoint's manifest, and size and hash of each of its files.
+
+    Args:
+        folder: The checkpoint.
+        keys: What the manifest must state besides the step, and of which kind.
 
     Raises:
         DamagedError: Something is missing, cut short, changed, or not of this format.
@@ -318,7 +323,7 @@ def verify(folder: Path) -> Checkpoint:
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
         version, files, step = manifest["format"], dict(manifest["files"]), int(manifest["step"])
-        if step < 0 or not all(isinstance(manifest[key], kind) for key, kind in _MANIFEST.items()):
+        if step < 0 or not all(isinstance(manifest[key], kind) for key, kind in keys.items()):
             raise ValueError("a value is missing or of another kind")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{folder.name}: its manifest cannot be read ({type(error).__name__}: {error})") from error
@@ -370,12 +375,13 @@ def listed(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found, reverse=True)]
 
 
-def newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
+def newest(folder: Path, say: Callable[[str], None], keys: Mapping[str, type] = _OF_A_RUN) -> Checkpoint | None:
     """The newest checkpoint that verifies; damaged ones are set aside and said so.
 
     Args:
         folder: `checkpoints/` of a run.
         say: Gets a line for each damaged one.
+        keys: What its manifest must state, see `verify`.
 
     Returns:
         None where there never was one.
@@ -386,7 +392,7 @@ def newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
     candidates = listed(folder)
     for path in candidates:
         try:
-            return verify(path)
+            return verify(path, keys)
         except DamagedError as error:
             say(f"{error}; {_set_aside(path)}, taking the one before")
     if candidates or any(folder.glob(".corrupt-*")):
@@ -409,7 +415,7 @@ def load(folder: Path, say: Callable[[str], None] = print) -> Snapshot | None:
     Raises:
         DamagedError: There are some, and all are damaged.
     """
-    found = newest(folder, say)
+    found = newest(folder, say, _OF_A_SCRIPT)
     return None if found is None else Snapshot(found.weights(), found.training(), found.manifest)
 
 

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import re
+import socket
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -24,6 +28,7 @@ from launcher.launch import progress
 POLL_SECONDS = 0.05
 _BEAT_SECONDS = 1.0
 _FOREVER = timedelta(days=365)
+_UNREACHABLE = re.compile("Connection timed out|No route to host|Network is unreachable")
 _RESULT, _ERROR, _PROGRESS = range(3)  # what rank 0 sends in `from_first`
 _DONE = b"="  # before what a rank sends in `everywhere`, unless it failed
 
@@ -60,15 +65,28 @@ class Coordinator:
     """The ranks' side channel; with one process everything is immediate.
 
     Every rank must make the same calls in the same order.
+
+    Args:
+        rank: This process.
+        world_size: How many there are.
+        timeout_seconds: When a rank that cannot be reached any more is given up; None leaves it to the kernel. A rank
+            that lives may take as long as it likes.
     """
 
-    def __init__(self, rank: int, world_size: int):
+    def __init__(self, rank: int, world_size: int, timeout_seconds: float | None = None):
         self.rank = rank
         self.world_size = world_size
         self._is_awaited = False  # this is rank 0, and the others wait for it
         self._beat: tuple[torch.Tensor, Any] | None = None
         self._next_beat = 0.0
-        self._group = dist.new_group(backend="gloo", timeout=_FOREVER) if world_size > 1 else None
+        self._group: Any = None
+        if world_size > 1:
+            before = _connections()
+            self._group = dist.new_group(backend="gloo", timeout=_FOREVER)
+            self._broadcast(torch.zeros(1))  # from here on all connections are there
+            if timeout_seconds is not None:
+                for descriptor in _connections() - before:
+                    _watch_connection(descriptor, timeout_seconds)
 
     def sum(self, numbers: torch.Tensor) -> Pending:
         """Starts adding float64 CPU `numbers` over the ranks, in place."""
@@ -112,8 +130,10 @@ class Coordinator:
         now = time.monotonic()
         if not self._is_awaited or now < self._next_beat:
             return
-        if self._beat is not None and not self._beat[1].is_completed():
-            return
+        if self._beat is not None:
+            if not self._beat[1].is_completed():
+                return
+            self._beat[1].wait()  # raises where somebody who waits is gone
         self._next_beat = now + _BEAT_SECONDS
         header = torch.tensor([_PROGRESS, done, total])
         self._beat = header, dist.broadcast(header, src=0, group=self._group, async_op=True)
@@ -179,7 +199,10 @@ class Coordinator:
             except TimeoutError:
                 raise PeerError(f"rank 0 gave no sign for {patience:g} seconds{where}") from None
             except RuntimeError as error:  # gloo's: the connection is gone
-                raise PeerError(f"rank 0 ended while this rank waited for it{where}") from error
+                what = "ended"
+                if lost := _UNREACHABLE.search(str(error)):
+                    what = f"cannot be reached any more ({lost[0]})"
+                raise PeerError(f"rank 0 {what} while this rank waited for it{where}") from error
             kind, size, total = header.tolist()
             if kind != _PROGRESS:
                 break
@@ -207,6 +230,31 @@ def unpacked(message: bytes) -> Any:
 def _failure(error: BaseException) -> dict[str, Any]:
     exit_code = error.exit_code if isinstance(error, LauncherError) else EXIT_FAILED
     return {"error": "".join(traceback.format_exception_only(error)).strip(), "exit_code": exit_code}
+
+
+def _connections() -> set[int]:
+    """This process's open files, where the system lists them (Linux)."""
+    try:
+        return {int(name) for name in os.listdir("/proc/self/fd")}
+    except OSError:
+        return set()
+
+
+def _watch_connection(descriptor: int, seconds: float) -> None:
+    """Has the kernel end a connection whose other side cannot be reached any more, behind a cut cable say.
+
+    The process that waits on it would wait for ever: a peer that dies says so, a peer that is lost does not.
+    """
+    try:
+        connection = socket.socket(fileno=os.dup(descriptor))
+    except OSError:
+        return  # another kind of file
+    with connection, suppress(OSError):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, min(32_767, int(seconds / 2))))
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, min(32_767, int(seconds / 6))))
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, min(2**31 - 1, int(seconds * 1000)))
 
 
 def _wait(work: Any, patience: float | None = None) -> None:

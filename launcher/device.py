@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -27,7 +27,9 @@ _UNSUPPORTED = {  # what an accelerate config may ask for and this program does 
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
+    "ACCELERATE_USE_SAGEMAKER": "SageMaker",
 }
+_SUPPORTED = ("NO", "MULTI_GPU", "MULTI_CPU", "MULTI_XPU")  # of Accelerate's kinds of worlds; not TPU (XLA), NPU, …
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,12 @@ class Device:
         return device
 
     @property
+    def name(self) -> str:
+        """`CPU`, or what the GPU calls itself."""
+        kind = self.torch_device.type
+        return torch.cuda.get_device_name(self.torch_device) if kind == "cuda" else kind.upper()
+
+    @property
     def threads(self) -> int:
         """CPU threads of this process."""
         return torch.get_num_threads()
@@ -64,10 +72,8 @@ class Device:
 
     def describe(self) -> str:
         """The device in a few words, for the plan."""
-        if self.torch_device.type == "cuda":
-            return f"{torch.cuda.get_device_name(self.torch_device)}, precision {self.precision}"
         threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
-        return f"{self.torch_device.type.upper()}, {threads} a process, precision {self.precision}"
+        return f"{self.name}, {threads} a process, precision {self.precision}"
 
     @property
     def precision(self) -> str:
@@ -129,7 +135,8 @@ def open_device(recipe: schema.Recipe, world: World, *, cpu: bool) -> Iterator[D
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = section.tf32
     try:
         _assert_world(accelerator, world, section, on_cpu)
-        coordinator = Coordinator(world.rank, world.size)
+        coordinator = Coordinator(world.rank, world.size, section.timeout.amount)
+        _assert_own_gpus(accelerator.device, world, coordinator)
         yield Device(accelerator, world, coordinator, tuple(_notes(section, world)))
     finally:
         accelerator.end_training()
@@ -174,12 +181,52 @@ def check_device(section: schema.Device, world: World, on_cpu: bool) -> None:
             )
 
 
+def check_kind(kind: str) -> None:
+    """Refuses a world of a kind that this program does not know, by Accelerate's name of it.
+
+    Raises:
+        UsageError: It is a TPU, say.
+    """
+    if kind not in _SUPPORTED:
+        raise UsageError(
+            f"Accelerate has found or been told {kind}, and this program does not train there: it knows CPUs and GPUs, "
+            "with DDP; choose another config (accelerate config), or say --cpu"
+        )
+
+
+def _assert_own_gpus(device: torch.device, world: World, coordinator: Coordinator) -> None:
+    if device.type == "cuda" and world.size > 1:
+        uuid = str(torch.cuda.get_device_properties(device).uuid)
+        check_gpus([one.decode() for one in coordinator.gather(f"{world.node} {uuid}".encode())])
+
+
+def check_gpus(gpus: Sequence[str]) -> None:
+    """Refuses processes that share a GPU: Accelerate gives the fifth of five processes the first of four GPUs.
+
+    Args:
+        gpus: Of each rank, as its node and the GPU's own number.
+
+    Raises:
+        UsageError: Two ranks have the same.
+    """
+    shared = next((one for one in gpus if gpus.count(one) > 1), None)
+    if shared is None:
+        return
+    ranks = [str(rank) for rank, one in enumerate(gpus) if one == shared]
+    node, _, uuid = shared.partition(" ")
+    raise UsageError(
+        f"ranks {', '.join(ranks[:-1])} and {ranks[-1]} would share one GPU of node {node} ({uuid}), and one process "
+        "uses one; start as many processes as there are GPUs, let each see its own (CUDA_VISIBLE_DEVICES), or say --cpu"
+    )
+
+
 def _assert_world(accelerator: Accelerator, world: World, section: schema.Device, on_cpu: bool) -> None:
     """What Accelerate made must be what was asked for, before a file is written.
 
     Raises:
         UsageError: It is not.
     """
+    check_kind(accelerator.distributed_type.value)
     seen = (accelerator.num_processes, accelerator.process_index)
     if seen != (world.size, world.rank):
         raise UsageError(
@@ -209,7 +256,7 @@ def _notes(section: schema.Device, world: World) -> Iterator[str]:
     if steps not in ("1", ""):
         yield f"accelerate config says {steps} accumulation steps; they follow from data.micro_batch_size instead"
     if world.local_size > 1 and torch.cuda.device_count() == 1:
-        yield f"each of the {world.local_size} processes of a node sees one GPU and uses that one"
+        yield f"each of the {world.local_size} processes of a node sees one GPU, its own"
     if not section.deterministic and torch.cuda.is_available():
         yield "GPU kernels are not promised bit for bit; device.deterministic: true chooses those that are"
     dynamo = (world.accelerate or {}).get("ACCELERATE_DYNAMO_BACKEND", "no")

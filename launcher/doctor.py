@@ -20,6 +20,7 @@ import torch
 import yaml
 
 from launcher.bandwidth import NUM_BYTES, RESULT_FILE
+from launcher.launch import slurm
 from launcher.launch.local import Ranks
 from launcher.launch.nodes import Nodes
 from launcher.launch.world import usable_cpus
@@ -124,8 +125,13 @@ def _clock() -> Finding:
 
 
 def _slurm() -> Finding:
-    version = _output("sbatch", "--version")
-    return Finding(OK, "SLURM", version.strip() if version else "none here")
+    if shutil.which("sbatch") is None:
+        return Finding(OK, "SLURM", "none here")
+    version = (_output("sbatch", "--version") or "sbatch").strip()
+    if not slurm.answers():
+        remedy = "`launcher submit` needs it: sinfo says what is wrong, SLURM_CONF names another cluster"
+        return Finding(WARNING, "SLURM", f"{version} is here, and no controller answers; {remedy}")
+    return Finding(OK, "SLURM", version)
 
 
 def _accelerate() -> Finding:

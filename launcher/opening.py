@@ -17,6 +17,7 @@ from launcher.data import Data
 from launcher.data.fingerprint import fingerprint
 from launcher.device import Device
 from launcher.errors import EXIT_DONE, LauncherError
+from launcher.launch.world import usable_cpus
 from launcher.recipe.schema import Recipe
 from launcher.recipe.show import render
 from launcher.runs import folder as runs
@@ -147,11 +148,12 @@ class Opening:
         changed = self._find(folder)
         if self.checkpoint is not None and (finished := self._finished(folder, self.checkpoint.step)):
             return Start(str(folder), finished=finished)
-        how = {**self.options.how, "essence": self.essence}
+        threads = self._threads()
+        how = {**self.options.how, "essence": self.essence, "processes": self._processes(threads)}
         runs.describe(folder, self.recipe.document.text, render(self.recipe), runs.environment(how))
         assert self.data_print  # which may add a note
         name = self.checkpoint.folder.name if self.checkpoint else None
-        return Start(str(folder), name, tuple(changed), self._threads(), tuple(self.notes), tuple(self.warnings))
+        return Start(str(folder), name, tuple(changed), threads, tuple(self.notes), tuple(self.warnings))
 
     def _find(self, folder: Path) -> list[str]:
         """Finds the checkpoint to go on from; gives the keys that changed since it was saved."""
@@ -171,6 +173,16 @@ class Opening:
         if self.options.start is not None:
             checkpoints.supersede(place, self.checkpoint.step)
         return changed
+
+    def _processes(self, threads: int | None) -> dict[str, Any]:
+        """How many there are and what each has, for `environment.json`."""
+        return {
+            "number": self.world.size,
+            "device": self.device.name,
+            "threads": threads or self.device.threads,
+            "workers": self.data.train.reading.workers,
+            "usable_cpus": usable_cpus(),
+        }
 
     def _threads(self) -> int | None:
         """Threads of a process that the checkpoint was made with: another number rounds otherwise."""

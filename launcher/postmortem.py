@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +21,7 @@ from launcher.launch.failure import Failure, Notes, Report, of_exception, writte
 from launcher.launch.rendezvous import departed
 from launcher.launch.signals import die_with_parent
 from launcher.launch.world import World
-from launcher.runs.logs import copied_to, move_to
+from launcher.runs.logs import kept, log_of
 
 _PACKAGE = Path(__file__).parent
 
@@ -34,19 +35,18 @@ def watched(world: World, again: str, debugger: Callable[[BaseException], None] 
         again: The command that started it.
         debugger: Gets an exception before anything else happens.
     """
+    folder = Path(world.run_dir) if world.run_dir is not None else None
     with ExitStack() as stack:
-        if world.supervisor is not None and world.run_dir is not None:
+        if world.supervisor is not None and folder is not None:
             die_with_parent(world.supervisor)
-            notes, log = Notes(Path(world.run_dir)), Path(world.run_dir) / "logs" / f"rank-{world.rank}.log"
+            notes = Notes(folder)
             progress.show_in(notes.progress_of(world.node, world.local_rank))
             stack.enter_context(_crashes_written(notes.stacks_of(world.rank)))
-            if world.is_first:
-                stack.enter_context(copied_to(log))
-            else:
-                move_to(log, world.rank)
         elif not faulthandler.is_enabled():
             with suppress(OSError, ValueError, RuntimeError):  # a stream without a file behind it
                 faulthandler.enable()
+        log = log_of(folder, world.rank) if folder is not None else None
+        stack.enter_context(kept(log, world.rank, is_ours=world.supervisor is not None))
         stack.enter_context(_explained(world, again, debugger))
         yield
 
@@ -144,22 +144,22 @@ def _locals(frames: list[FrameType], file: str, function: str) -> Mapping[str, A
 
 def _leave_word(failure: Failure, folder: Path) -> bool:
     """For the supervisor; what Python would have printed goes to this rank's log. Whether word could be left."""
-    _append(folder / "logs" / f"rank-{failure.rank}.log", failure.traceback)
+    _append(log_of(folder, failure.rank), failure.traceback)
     return Notes(folder).write(failure)
 
 
 def _report(failure: Failure, error: BaseException, again: str, world: World) -> None:
     """Where nobody waits for notes: one process, or one rank of srun's, torchrun's or accelerate's."""
-    folder = _folder(list(_frames(error)))
+    folder = _folder(list(_frames(error)), world)
     if folder is not None:
-        _append(folder / "logs" / f"rank-{failure.rank}.log", failure.traceback)
+        _append(log_of(folder, failure.rank), failure.traceback)
     if failure.is_aftermath:
         print(f"launcher: {failure.line}", file=sys.stderr)
         cause = _cause(failure, folder, world)
         if cause is None:
             return
         failure = cause
-    Report(failure, folder, again, f"launcher resume {folder}").show()
+    Report(failure, folder, again, shlex.join(["launcher", "resume", str(folder)])).show()
 
 
 def _cause(failure: Failure, folder: Path | None, world: World) -> Failure | None:
@@ -174,8 +174,10 @@ def _cause(failure: Failure, folder: Path | None, world: World) -> Failure | Non
     return Failure(what, rank=rank, world=world.size, host=host, step=failure.step, epoch=failure.epoch)
 
 
-def _folder(frames: list[FrameType]) -> Path | None:
-    """The run's, if it was opened by then."""
+def _folder(frames: list[FrameType], world: World) -> Path | None:
+    """The run's, if it was chosen by then."""
+    if world.run_dir is not None:
+        return Path(world.run_dir)
     session = _locals(frames, "run.py", "run").get("session")
     found = session.folder if session is not None else _locals(frames, "session.py", "open_session").get("folder")
     return found if isinstance(found, Path) else None

@@ -45,6 +45,7 @@ class Profiling:
     say: Callable[[str], None]
     _profiler: Any = None
     _began: float = 0.0
+    _from: int | None = None
     _labels: Any = field(default_factory=nullcontext)
 
     def over(self, steps: Steps, start: int) -> Steps:
@@ -58,7 +59,7 @@ class Profiling:
         try:
             while True:
                 if number == self.first or (number == start and self.first < start < self.stop):
-                    self._begin()
+                    self._begin(number)
                 if number == self.stop:
                     self._end(number)
                 with record_function("data wait") if self._profiler is not None else nullcontext():
@@ -69,9 +70,13 @@ class Profiling:
                 number += 1
         finally:
             self._end(number)
+            if self._from is None:
+                asked = f"--profile {self.first}:{self.stop}"
+                self.say(f"{asked}: nothing is profiled, this start made the steps from {start:,} to {number:,}")
             steps.close()
 
-    def _begin(self) -> None:
+    def _begin(self, number: int) -> None:
+        self._from = number
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
         self._labels = _labelled()
         self._labels.__enter__()
@@ -88,8 +93,7 @@ class Profiling:
         seconds = time.perf_counter() - self._began
         profiler.__exit__(None, None, None)
         self._labels.__exit__(None, None, None)
-        count = number - max(self.first, 0)
-        for line in table(profiler.key_averages(), seconds, max(1, count)):
+        for line in table(profiler.key_averages(), seconds, max(1, number - (self._from or 0))):
             self.say(line)
         with suppress(OSError):
             self.trace.parent.mkdir(exist_ok=True)

@@ -15,21 +15,22 @@ from launcher.launch.world import World
 from launcher.postmortem import watched
 
 
-def run_script(command: Sequence[str], world: World) -> int:
+def run_script(command: Sequence[str], world: World, again: str) -> int:
     """Runs a script as `python SCRIPT.py ARGUMENTS` would.
 
     Args:
         command: The script and its arguments.
         world: This process among the others.
+        again: The command that started it.
 
     Returns:
-        0, or 75 where it was asked to stop, has looked (`stop_requested`) and ended. Under an elastic agent 0 always:
-        any other code would make it start all processes again.
+        0, or 75 where it ended with that itself, or was asked to stop, has looked (`stop_requested`) and ended. Under
+        an elastic agent 0 always: any other code would make it start all processes again.
 
     Raises:
         SystemExit: It failed; all is said.
     """
-    again = shlex.join(["launcher", "run", *command])
+    is_stopped = False
     with watched(world, again):
         progress.running()
         before = list(sys.argv), list(sys.path)
@@ -39,13 +40,14 @@ def run_script(command: Sequence[str], world: World) -> int:
         except SystemExit as end:
             if end.code not in (None, EXIT_DONE, EXIT_PREEMPTED):
                 raise
+            is_stopped = end.code == EXIT_PREEMPTED
         finally:
             sys.argv[:], sys.path[:] = before
-    if stop_requested():
+    if is_stopped or stop_requested():
         progress.stopped()
         return EXIT_DONE if world.is_launched else EXIT_PREEMPTED
     return EXIT_DONE
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(sys.argv[1:], World.from_environ()))
+    sys.exit(run_script(sys.argv[1:], World.from_environ(), shlex.join(["launcher", "run", *sys.argv[1:]])))

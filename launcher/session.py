@@ -19,11 +19,12 @@ from launcher.data import Data
 from launcher.evaluation import Evaluation
 from launcher.judge import Judge
 from launcher.launch import progress
+from launcher.launch.failure import Notes
 from launcher.launch.signals import stop_requested
 from launcher.launch.stalls import Watch
 from launcher.launch.world import World
 from launcher.opening import Finished, Opening, Options, Start
-from launcher.plan import plan_of
+from launcher.plan import describe_shares, plan_of
 from launcher.predictions import Shown, shown_of, write_predictions
 from launcher.profiling import Profiling, Steps, unprofiled
 from launcher.recipe.components import Workshop
@@ -31,7 +32,7 @@ from launcher.recipe.schema import Recipe
 from launcher.recipe.show import resolved
 from launcher.runs import folder as runs
 from launcher.runs.essence import digest
-from launcher.runs.logs import copied_to
+from launcher.runs.logs import copied_to, log_of, settle
 from launcher.runs.predictions import PREDICTIONS_FILE
 from launcher.runs.record import NoRecord, Record
 from launcher.tracking import Line, NoTracking, Tracking, open_tracking
@@ -111,10 +112,13 @@ def open_session(
         restored = _restore(start, trainable, judge, opening.checkpoint, horizon)
         if world.is_first:
             stack.callback(_report, folder)  # when it is known how the run ended
-        if world.supervisor is None:  # else it has been so from the first line on
-            stack.enter_context(copied_to(folder / "logs" / f"rank-{world.rank}.log"))
+        if not settle(log_of(folder, world.rank)):  # nobody has kept this process's output so far
+            stack.enter_context(copied_to(log_of(folder, world.rank)))
         record = stack.enter_context(_record(folder, world, horizon, restored.step))
         first = world.is_first
+        if first and world.supervisor is not None:
+            described = describe_shares(data.train.sampler, world.size)
+            Notes(folder).describe(horizon.steps_per_epoch, {"batch": described})
         tracking: Tracking = NoTracking()
         if first:
             tracking = _open_tracking(recipe, options, folder, horizon, restored.step, world.deadline)

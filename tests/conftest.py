@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -35,3 +36,19 @@ def pytest_runtest_makereport() -> Generator[None, Any, None]:
     report = (yield).get_result()
     if report.skipped and os.environ.get("LAUNCHER_TESTS_SKIP_NOTHING") and "GPU" not in str(report.longrepr):
         report.outcome = "failed"
+
+
+# what tells a process of a world, or of a run: found by a later test's processes, it would be theirs
+_OF_A_WORLD = re.compile(r"(.*_)?(RANK|WORLD_SIZE)$|(MASTER|TORCHELASTIC|ACCELERATE|SLURM|LAUNCHER)_")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_in_the_environment() -> Iterator[None]:
+    """A test that leaves such variables behind fails itself, not one that happens to come after it."""
+    before = _of_a_world()
+    yield
+    assert _of_a_world() == before
+
+
+def _of_a_world() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if _OF_A_WORLD.match(name)}

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +22,14 @@ import torch
 from torch import nn
 from worlds import Command, in_world, train, train_here
 
+from launcher.device import check_device, check_gpus, check_kind
 from launcher.errors import LauncherError
 from launcher.launch.failure import Failure, Frame, Notes, first_of, folded, hint_for, of_exception, of_exit, of_stack
 from launcher.launch.local import choose_processes
 from launcher.launch.nodes import Nodes
+from launcher.launch.world import World, usable_cpus
 from launcher.postmortem import described
+from launcher.recipe.schema import Device
 from recipes import failing
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -137,6 +145,47 @@ def test_nodes_that_make_no_sense_are_refused(arguments: Any, message: str) -> N
         Nodes.parse(*arguments)
 
 
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_processes("auto", cpu=False) == 2
+    assert choose_processes(4, cpu=False, nodes=2) == 2
+    with pytest.raises(LauncherError, match="this machine shows 2 GPUs and one process uses one; use --processes 2,"):
+        choose_processes(3, cpu=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(LauncherError, match="shows no GPU; add --cpu"):
+        choose_processes(2, cpu=False)
+
+
+def test_a_gpu_that_ranks_would_share_is_refused() -> None:
+    check_gpus(["0 GPU-a", "0 GPU-b", "1 GPU-a"])
+    with pytest.raises(LauncherError, match=r"ranks 0, 2 and 3 would share one GPU of node 0 \(GPU-a\), .*--cpu"):
+        check_gpus(["0 GPU-a", "0 GPU-b", "0 GPU-a", "0 GPU-a"])
+
+
+@pytest.mark.parametrize(
+    ("variable", "name"),
+    [
+        ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"),
+        ("ACCELERATE_USE_MEGATRON_LM", "Megatron-LM"),
+        ("ACCELERATE_USE_FSDP", "FSDP"),
+        ("ACCELERATE_USE_PARALLELISM_CONFIG", "a parallelism config"),
+        ("ACCELERATE_USE_SAGEMAKER", "SageMaker"),
+    ],
+)
+def test_what_an_accelerate_config_asks_for_in_vain_is_refused(variable: str, name: str) -> None:
+    message = rf"the accelerate config asks for {name} \({variable}\), which .* choose a config without it"
+    with pytest.raises(LauncherError, match=message):
+        check_device(Device(), World.from_environ({variable: "true"}), on_cpu=True)
+    check_device(Device(), World.from_environ({variable: "false"}), on_cpu=True)
+
+
+def test_a_tpu_is_refused() -> None:
+    for kind in ("NO", "MULTI_CPU", "MULTI_GPU"):
+        check_kind(kind)
+    with pytest.raises(LauncherError, match=r"told XLA, and this program does not train there: .* say --cpu"):
+        check_kind("XLA")
+
+
 def test_processes_are_shared_out_equally_over_nodes() -> None:
     assert choose_processes(4, cpu=True, nodes=2) == 2
     with pytest.raises(LauncherError, match="2 nodes cannot have equal shares"):
@@ -146,19 +195,32 @@ def test_processes_are_shared_out_equally_over_nodes() -> None:
 # ---------------------------------------------------------------------- real accidents
 
 # by what happens on rank 1: the first line of the report, and a word of what follows it
+BATCH = "(global batch 16 = 2 processes × 8 × 1 accumulated)"
+AT_3 = r"failed at step 3 \(epoch 0\.75\)"
 ACCIDENTS = {
-    "raise": (rf"failed at step 3 in ({PLACE}): ValueError: the fourth batch is bad", 'raise ValueError("the fourth'),
-    "exit 7": (r"failed at step 3: exit code 7, without a word", "checkpoint"),
-    "exit 0": (r"failed at step 3: left early with exit code 0", "checkpoint"),
-    "segv": (rf"failed at step 3 in ({PLACE}): killed by signal 11 \(SIGSEGV\)", "happen"),
-    "unused": (r"failed at step 1: RuntimeError: Expected to have finished reduction", "(spare.weight, spare.bias)"),
+    "raise": (rf"{AT_3} in ({PLACE}): ValueError: the fourth batch is bad", 'raise ValueError("the fourth'),
+    "shape": (
+        rf"{AT_3} in ({PLACE}): RuntimeError: mat1 and mat2 shapes cannot be",
+        "the batch is (float32 [8, 4], int",
+    ),
+    "exit 7": (rf"{AT_3}: exit code 7, without a word", "checkpoint"),
+    "exit 0": (rf"{AT_3}: left early with exit code 0", "checkpoint"),
+    "sys.exit": (rf"{AT_3} in ({PLACE}): left early: SystemExit\(0\)", "sys.exit(0)"),
+    "segv": (rf"{AT_3} in ({PLACE}): killed by signal 11 \(SIGSEGV\)", "happen"),
+    "kill": (rf"{AT_3}: killed by signal 9 \(SIGKILL\): the machine may", f"if it was memory {BATCH}: use fewer"),
+    "worker": (
+        r"failed at .*: data.train \(Points\), rank 1: worker process 0 was killed by SIGKILL",
+        f"/dev/shm, may be full {BATCH}: use fewer",
+    ),
+    "unused": (r"failed at step 1 \(epoch 0\.25\): RuntimeError: Expected to", "(spare.weight, spare.bias)"),
 }
 
 
 @pytest.mark.parametrize("accident", ACCIDENTS)
 def test_the_first_failure_is_reported_and_nothing_is_left_running(tmp_path: Path, accident: str) -> None:
     first, more = ACCIDENTS[accident]
-    arguments = ("--cpu", "--processes", "2", "--run-dir", "run", "--quiet")
+    workers = int(accident == "worker")
+    arguments = (f"data.workers={workers}", "--cpu", "--processes", "2", "--run-dir", "run", "--quiet")
     done = Command(tmp_path, "train", FAILING, *arguments, ACCIDENT=accident).wait()
     assert done.code == 1, done.screen
     who = "rank [01]" if accident == "unused" else "rank 1"
@@ -169,8 +231,9 @@ def test_the_first_failure_is_reported_and_nothing_is_left_running(tmp_path: Pat
     assert done.left == []
     failure = json.loads((tmp_path / "run" / "failure.json").read_text())
     assert (failure["rank"], failure["exit_code"]) == (1 if accident != "unused" else failure["rank"], 1)
+    assert done.ended - failure["time"] < 10  # the bound that a user is promised
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
-    if accident != "unused":
+    if accident not in ("unused", "worker"):  # workers read ahead: nobody knows in which step it is found
         assert failure["checkpoint"].endswith("step-00000002")
         assert "go on      launcher resume " in done.report
 
@@ -184,16 +247,37 @@ def test_a_mistake_that_only_one_rank_finds_is_said_with_its_rank(tmp_path: Path
     assert not (tmp_path / "run").exists()
 
 
-def test_a_killed_rank_is_started_again_and_the_end_is_the_same_bit_for_bit(tmp_path: Path) -> None:
-    arguments = ("--cpu", "--processes", "2", "--run-dir", "run", "--quiet", "--max-restarts", "2")
-    # beside a busy 29500, the port that everything else uses
+@contextmanager
+def busy_port() -> Iterator[None]:
+    """Beside a busy 29500, the port that everything else uses."""
     with socket.socket() as busy:
         busy.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
+        with suppress(OSError):  # somebody else keeps it busy
             busy.bind(("127.0.0.1", 29500))
             busy.listen()
-        except OSError:
-            pass  # somebody else keeps it busy
+        yield
+
+
+def test_eight_launches_at_once_do_not_meet(tmp_path: Path) -> None:
+    (tmp_path / "add.py").write_text(
+        "import sys, torch, torch.distributed as dist\n"
+        "dist.init_process_group('gloo')\n"
+        "number = torch.tensor([int(sys.argv[1])])\n"
+        "dist.all_reduce(number)\n"
+        "assert int(number) == 2 * int(sys.argv[1]), number\n"
+        "if dist.get_rank() == 0:\n"
+        "    print('sum', int(number))\n"
+    )
+    arguments = ("run", "--cpu", "--processes", "2", "--run-dir")
+    with busy_port():
+        launched = [Command(tmp_path, *arguments, f"run-{one}", "add.py", str(one)) for one in range(8)]
+        for number, done in enumerate([one.wait() for one in launched]):
+            assert (done.code, done.screen, done.left) == (0, f"sum {2 * number}\n", [])
+
+
+def test_a_killed_rank_is_started_again_and_the_end_is_the_same_bit_for_bit(tmp_path: Path) -> None:
+    arguments = ("--cpu", "--processes", "2", "--run-dir", "run", "--quiet", "--max-restarts", "2")
+    with busy_port():
         done = Command(tmp_path, "train", FAILING, *arguments, ACCIDENT="kill once").wait()
     assert done.code == 0, done.screen
     assert re.search(r"rank 1 of 2 .* killed by signal 9 .*; restart 1 of 2, from the last checkpoint", done.screen)
@@ -202,8 +286,12 @@ def test_a_killed_rank_is_started_again_and_the_end_is_the_same_bit_for_bit(tmp_
     in_world(2, train_here, str(tmp_path / "straight"), (), FAILING)
     one, other = (torch.load(tmp_path / name / "model_weights.pth", weights_only=True) for name in ("run", "straight"))
     assert all(torch.equal(one[name], other[name]) for name in one)
-    log = (tmp_path / "run" / "logs" / "rank-1.log").read_text()
-    assert isinstance(log, str)
+    # a rank's log has what Python, compiled code and programs print, whole; the screen has rank 0's
+    for rank in (0, 1):
+        log = (tmp_path / "run" / "logs" / f"rank-{rank}.log").read_text()
+        for who in ("Python", "C", "a program"):
+            assert log.count(f"{who} says: rank {rank}\n") == 2  # two starts
+            assert done.screen.count(f"{who} says: rank {rank}\n") == (2 if rank == 0 else 0)
 
 
 def test_a_full_disk_for_logs_ends_nothing(tmp_path: Path) -> None:
@@ -238,7 +326,7 @@ def test_a_rank_that_stalls_is_told_with_the_stacks_of_all(tmp_path: Path) -> No
     done = Command(tmp_path, "train", FAILING, *stall, *arguments, ACCIDENT="sleep").wait()
     assert done.code == 1
     assert re.match(
-        rf"launcher: rank 1 of 2 on \S+ failed at step 3 in ({PLACE}): no progress for 3 s \(launch.stall\)",
+        rf"launcher: rank 1 of 2 on \S+ {AT_3} in ({PLACE}): no progress for 3 s \(launch.stall\)",
         done.report,
     ), done.screen
     assert "time.sleep(10_000)" in done.report
@@ -247,12 +335,36 @@ def test_a_rank_that_stalls_is_told_with_the_stacks_of_all(tmp_path: Path) -> No
     assert done.left == []
 
 
+def test_under_torchrun_errors_have_their_rank_s_name_and_logs_are_whole(tmp_path: Path) -> None:
+    torchrun = [
+        str(Path(sys.executable).parent / "torchrun"),
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "launcher",
+    ]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "ACCIDENT": "raise"}
+    done = subprocess.run(
+        [*torchrun, "train", FAILING, "--cpu", "--run-dir", "run"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 1
+    named = rf"^\[rank 1\] launcher: rank 1 of 2 on \S+ {AT_3} in ({PLACE}): ValueError: the fourth batch is bad"
+    assert re.search(named, done.stderr, re.MULTILINE), done.stderr
+    for rank in (0, 1):
+        log = (tmp_path / "run" / "logs" / f"rank-{rank}.log").read_text()
+        assert f"Python says: rank {rank}\n" in log  # said before the run's folder was known
+        assert ("the fourth batch is bad" in log) == (rank == 1)
+    assert "says: rank 1" not in done.stdout + done.stderr
+
+
 def test_one_process_reports_in_its_own_name(tmp_path: Path) -> None:
     done = Command(
         tmp_path, "train", FAILING, "--cpu", "--run-dir", "run", "--quiet", ACCIDENT="raise", RANK="1"
     ).wait()
     assert done.code == 1, done.screen
-    assert re.match(rf"launcher: failed at step 3 in ({PLACE}): ValueError: the fourth batch is bad", done.report)
+    assert re.match(rf"launcher: {AT_3} in ({PLACE}): ValueError: the fourth batch is bad", done.report)
     assert "launcher resume" in done.report
     assert "Traceback" in (tmp_path / "run" / "logs" / "rank-0.log").read_text()
 
@@ -261,3 +373,6 @@ def test_a_run_that_was_never_hit_reports_nothing(tmp_path: Path) -> None:
     trained = train(tmp_path / "run", recipe=Path(FAILING), size=2)
     assert not (tmp_path / "run" / "failure.json").exists()
     assert trained.column("step")[-1] == 12
+    processes = json.loads((tmp_path / "run" / "environment.json").read_text())["processes"]
+    expected = {"number": 2, "device": "CPU", "threads": 1, "workers": 0, "usable_cpus": usable_cpus()}
+    assert processes == expected

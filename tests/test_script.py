@@ -13,8 +13,8 @@ import torch
 from worlds import TINY, Command
 
 from launcher.cli import main
-from launcher.doctor import BROKEN, findings
-from launcher.errors import EXIT_DONE, EXIT_FAILED
+from launcher.doctor import BROKEN, WARNING, findings
+from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED
 
 GAN = str(Path(__file__).parent.parent / "recipes" / "gan" / "train.py")
 
@@ -41,15 +41,30 @@ def test_a_gan_of_one_s_own_goes_on_bit_for_bit_after_kill_9(tmp_path: Path) -> 
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_script_that_fails_is_reported_at_its_own_line(tmp_path: Path) -> None:
-    text = "import os, sys\nprint(sys.argv[1:])\nif os.environ.get('RANK') == '1':\n    1 / 0\n"
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_script_that_fails_is_reported_at_its_own_line(tmp_path: Path, processes: int) -> None:
+    text = "import os, sys\nprint(sys.argv[1:])\nif os.environ.get('RANK', '1') == '1':\n    1 / 0\n"
     (tmp_path / "mine.py").write_text(text)
-    done = Command(tmp_path, "run", "--cpu", "--processes", "2", "--run-dir", "run", "mine.py", "--mine", "3").wait()
+    done = Command(tmp_path, "run", "--cpu", f"--processes={processes}", "mine.py", "--mine", "3").wait()
     assert done.code == 1
     assert "['--mine', '3']" in done.screen
-    assert re.match(r"launcher: rank 1 of 2 on \S+ failed in .*mine.py:4: ZeroDivisionError", done.report), done.screen
-    assert "again      launcher run --cpu" in done.report
-    assert "Traceback" in (tmp_path / "run" / "logs" / "rank-1.log").read_text()
+    who = r"rank 1 of 2 on \S+ " if processes > 1 else ""
+    assert re.match(rf"launcher: {who}failed in .*mine.py:4: ZeroDivisionError", done.report), done.screen
+    (run,) = (tmp_path / "runs" / "mine").iterdir()
+    place = re.escape(str(run.relative_to(tmp_path)))
+    assert re.search(rf"again +launcher run --run-dir=\S*{place} --cpu .*mine.py --mine 3$", done.report, re.MULTILINE)
+    log = (run / "logs" / f"rank-{processes - 1}.log").read_text()
+    assert "['--mine', '3']" in log
+    assert "Traceback" in log
+    failure = json.loads((run / "failure.json").read_text())
+    assert (failure["rank"], failure["culprit"]) == (processes - 1, "mine.py:4")
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_script_that_ends_with_75_is_to_be_continued(tmp_path: Path, processes: int) -> None:
+    (tmp_path / "mine.py").write_text("import sys\nsys.exit(75)\n")
+    done = Command(tmp_path, "run", "--cpu", f"--processes={processes}", "mine.py").wait()
+    assert (done.code, done.screen) == (EXIT_PREEMPTED, "")
 
 
 def test_a_script_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,6 +85,17 @@ def test_the_doctor_lets_the_ranks_talk(tmp_path: Path) -> None:
     line = r"^(ok|warning) +all-reduce +2 processes, gloo: [\d.]+ GB/s a rank, \d+ µs"
     assert re.search(line, done.screen, re.MULTILINE), done.screen
     assert done.left == []
+
+
+def test_a_silent_controller_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sbatch").write_text("#!/bin/sh\necho slurm 24.05.2\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (found,) = (one for one in findings() if one.what == "SLURM")
+    assert (found.level, found.text.partition(";")[0]) == (
+        WARNING,
+        "slurm 24.05.2 is here, and no controller answers",
+    )
 
 
 VERDICTS = {"0.05": (EXIT_DONE, "learned: "), "0": (EXIT_FAILED, "not learned: ")}

@@ -209,11 +209,13 @@ class Launched:
         code: Its exit code.
         screen: All that it printed.
         left: Processes that it left behind.
+        ended: When, in unix time.
     """
 
     code: int
     screen: str
     left: list[psutil.Process]
+    ended: float
 
     @property
     def report(self) -> str:
@@ -242,7 +244,7 @@ class Command:
     def wait(self, seconds: float = 150) -> Launched:
         """Waits for its end, and a moment for that of what it started."""
         self.process.join(seconds)
-        code = self.process.exitcode
+        code, ended = self.process.exitcode, time.time()
         deadline = time.monotonic() + 5
         while (left := self.family()) and code is not None and time.monotonic() < deadline:
             time.sleep(0.1)
@@ -250,7 +252,7 @@ class Command:
             one.kill()
         screen = self.screen.read_text() if self.screen.exists() else ""
         assert code is not None, f"it did not end: {screen}"
-        return Launched(code, screen, left)
+        return Launched(code, screen, left, ended)
 
 
 def _is_marked(process: psutil.Process, mark: str) -> bool:

@@ -55,14 +55,14 @@ def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     nodes = Nodes.parse(options.nodes, options.node_rank, options.master, options.max_restarts)
     processes = choose_processes(options.processes, options.cpu, nodes.count)
     folder = Choice(Path(options.script).stem, options.run_dir, resume=False, essence={}).folder()
-    if processes * nodes.count == 1 and not options.max_restarts:
-        from launcher.script import run_script
-
-        os.environ[RUN_DIR_VARIABLE] = str(folder)
-        return run_script(command, World.from_environ())
     again = shlex.join(["launcher", *arguments])
     if options.run_dir is None:
         again = shlex.join(["launcher", "run", f"--run-dir={folder}", *arguments[1:]])
+    if processes * nodes.count == 1 and not options.max_restarts:
+        from launcher.script import run_script
+
+        os.environ[RUN_DIR_VARIABLE] = str(folder)  # where the script finds it
+        return run_script(command, World.from_environ(), again)
     ranks = Ranks(processes, options.cpu, "auto", folder, again, nodes=nodes, max_restarts=max(0, options.max_restarts))
     code = ranks.run("-m", "launcher.script", *command)
     shutil.rmtree(Notes(ranks.folder).folder, ignore_errors=True)

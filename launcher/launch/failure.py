@@ -31,7 +31,8 @@ _SIGNALS = {
 }
 # what a rank says whose peer has failed: never the cause
 _AFTERMATH = re.compile(
-    r"Connection closed by peer|Connection reset by peer|Connection was likely closed|Broken pipe|Socket closed"
+    r"Connection closed by peer|Connection reset by peer|Connection timed out|No route to host"
+    r"|Connection was likely closed|Broken pipe|Socket closed"
     r"|socket has already been closed|NCCL communicator was aborted|remote process exited|ncclRemoteError"
     r"|Timed out waiting \d+ms|Watchdog caught collective operation timeout|Timeout waiting for key"
     r"|wait timeout after|recvValue failed|sendBytes failed|failed to recv"
@@ -105,6 +106,7 @@ class Failure:
         """All of it on one line."""
         who = f"rank {self.rank} of {self.world} on {self.host} " if self.world > 1 else ""
         when = f" at step {self.step:,}" if self.step is not None and self.step >= 0 else ""
+        when += f" (epoch {self.epoch:.2f})" if when and self.epoch is not None else ""
         where = f" in {self.culprit.place}" if self.culprit else ""
         return f"{who}failed{when}{where}: {self.what.strip().splitlines()[0]}"
 
@@ -116,7 +118,7 @@ def of_exception(error: BaseException, **details: Any) -> Failure:
     """The failure that an exception is."""
     frames = tuple(_frames(error))
     what = "".join(traceback.format_exception_only(error)).strip()
-    if isinstance(error, SystemExit):
+    if isinstance(error, SystemExit) and error.code in (None, 0):
         what = f"left early: SystemExit({error.code!r}), where the training should have gone on"
     if isinstance(error, LauncherError):
         what = str(error)  # says all that its user needs
@@ -237,7 +239,7 @@ _HINTS: tuple[tuple[str, str], ...] = (
     ),
     (
         r"worker process \d+ (was killed|ended)",
-        "memory of the machine, or /dev/shm, may be full: use fewer data.workers",
+        "memory of the machine, or /dev/shm, may be full{batch}: use fewer data.workers",
     ),
     (
         r"Address already in use|EADDRINUSE|errno: 98",
@@ -273,7 +275,7 @@ _HINTS: tuple[tuple[str, str], ...] = (
     ),
     (r"No space left on device", "the disk is full: `df -h` shows which"),
     (
-        r"Timed out waiting \d+ms|collective operation timeout",
+        r"Timed out waiting \d+ms|collective operation timeout|Connection timed out|No route to host",
         "a rank waited for another longer than device.timeout: the other hangs, or the network is cut; launch.stall "
         "has the stacks of all ranks written down when they stop",
     ),
@@ -319,6 +321,39 @@ class Notes:
     def stacks_of(self, rank: int) -> Path:
         """The file that faulthandler writes to when this rank crashes."""
         return self.folder / f"{rank}.stacks"
+
+    def describe(self, steps_per_epoch: int, facts: Mapping[str, str]) -> None:
+        """Rank 0 says what holds for all ranks, for those that are killed and cannot say it.
+
+        Args:
+            steps_per_epoch: Of the run.
+            facts: As in `Failure`.
+        """
+        with suppress(OSError):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._about.write_text(json.dumps({"steps_per_epoch": steps_per_epoch, "facts": dict(facts)}))
+
+    @property
+    def _about(self) -> Path:
+        return self.folder / "about"
+
+    def completed(self, failure: Failure, step: int | None) -> Failure:
+        """The failure with what its rank could not say itself: the step that it had reached, epoch, batch sizes.
+
+        Args:
+            failure: As it was found.
+            step: The last one that its rank has completed, as far as others can see.
+        """
+        try:
+            about = json.loads(self._about.read_text())
+            per_epoch, facts = int(about["steps_per_epoch"]), {**about["facts"], **failure.facts}
+        except (OSError, ValueError, TypeError, KeyError):
+            per_epoch, facts = 0, dict(failure.facts)
+        if failure.step is None and step is not None and step >= 0:
+            failure = replace(failure, step=step)
+        if failure.epoch is None and failure.step is not None and per_epoch:
+            failure = replace(failure, epoch=round(failure.step / per_epoch, 4))
+        return replace(failure, facts=facts)
 
     def write(self, failure: Failure) -> bool:
         """Leaves word; False where the disk does not let it."""
@@ -467,8 +502,3 @@ def folded(frames: Sequence[Frame]) -> Iterator[str]:
 def _fold(count: int) -> Iterator[str]:
     if count:
         yield f"({count} frame{'s' * (count > 1)} of launcher, torch and others)"
-
-
-def with_progress(failure: Failure, step: int | None) -> Failure:
-    """The failure with the step that its rank had reached, where it could not say so itself."""
-    return failure if failure.step is not None or step is None or step < 0 else replace(failure, step=step)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, EXIT_USAGE, UsageError
 from launcher.launch import progress
-from launcher.launch.failure import Failure, Notes, Report, first_of, of_exit, with_progress
+from launcher.launch.failure import Failure, Notes, Report, first_of, of_exit
 from launcher.launch.nodes import Nodes, NodesError
 from launcher.launch.progress import Progress
 from launcher.launch.signals import SECOND_INTERRUPT_SECONDS
@@ -249,7 +249,7 @@ class Ranks:
                     when = time.time() - time.monotonic() + one.beat
                     found[rank] = of_exit(EXIT_DONE, rank=rank, world=size, time=when)
         steps = {rank: one.step for rank, one in said.items()}
-        return [with_progress(one, steps.get(rank)) for rank, one in found.items()]
+        return [notes.completed(one, steps.get(rank)) for rank, one in found.items()]
 
     def _leave(self, code: int) -> None:
         """Ends this process without the agent, which may never come back."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import shlex
 import sys
 import threading
 import time
@@ -80,7 +81,8 @@ class Watch:
         what = f"no progress for {self.seconds:g} s (launch.stall)"
         since = time.time() - time.monotonic() + now.beat
         stack = traceback.extract_stack(frame) if frame is not None else ()
-        return of_stack(what, stack, rank=self.world.rank, world=self.world.size, time=since, step=now.step)
+        found = of_stack(what, stack, rank=self.world.rank, world=self.world.size, time=since)
+        return Notes(self.folder).completed(found, now.step)
 
 
 def write_stacks(folder: Path, rank: int) -> None:
@@ -100,7 +102,7 @@ def end_with(failure: Failure, folder: Path | None, world: World) -> NoReturn:
         world: This process among the others.
     """
     if folder is None or world.supervisor is None or not Notes(folder).write(failure):
-        resume = f"launcher resume {folder}" if folder is not None else ""
+        resume = shlex.join(["launcher", "resume", str(folder)]) if folder is not None else ""
         Report(failure, folder, resume, resume).show()
     sys.stderr.flush()
     os._exit(EXIT_FAILED)

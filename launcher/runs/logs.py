@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import ctypes
+import io
 import os
 import re
+import subprocess
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[^\n]*\r(?!\n)")
+
+
+def log_of(folder: Path, rank: int) -> Path:
+    """A rank's log in a run's folder."""
+    return folder / "logs" / f"rank-{rank}.log"
 
 
 class Tee:
@@ -74,35 +84,154 @@ class Tolerant:
         return getattr(self._stream, name)
 
 
+@dataclass
+class _Log:
+    """Where this process's output is kept.
+
+    Attributes:
+        path: The file; None while the run's folder is not known, and the file has no name.
+        descriptors: All that write to it.
+    """
+
+    path: Path | None
+    descriptors: list[int]
+
+
+_log: _Log | None = None
+
+
 @contextmanager
-def copied_to(path: Path) -> Iterator[None]:
-    """Copies this process's output to a file for a while."""
-    file = _open(path)
+def kept(path: Path | None, rank: int, *, is_ours: bool) -> Iterator[None]:
+    """Keeps this process's output in a file, from its first line on: rank 0's beside the screen, others' instead of it.
+
+    Args:
+        path: The file; None where the run's folder is not known yet, and `settle` says it later.
+        rank: Whose output it is.
+        is_ours: Whether our supervisor started this process, so that nobody sits at its terminal with a debugger: what
+            compiled code and other programs print then stands in rank 0's log too.
+    """
+    global _log
+    file = _open(path) if path is not None else _unnamed()
     if file is None:
         yield
         return
-    before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = _stream(Tee(before[0], file)), _stream(Tee(before[1], file))
+    _log = _Log(path, [file.fileno()] if rank == 0 else [file.fileno(), 1, 2])
     try:
-        yield
+        with ExitStack() as stack:
+            if rank > 0:
+                _move_to(file, rank)
+            elif is_ours and path is not None:
+                stack.enter_context(_all_copied_to(path, file))
+            else:
+                stack.enter_context(_copied(file, sys.stdout, sys.stderr))
+            yield
     finally:
-        sys.stdout, sys.stderr = before
+        _log = None
         with suppress(OSError):
             file.close()
 
 
-def move_to(path: Path, rank: int) -> None:
+def settle(path: Path) -> bool:
+    """Says where the output that is kept belongs; False where none is, or it is kept elsewhere."""
+    if _log is None:
+        return False
+    if _log.path is not None:
+        return os.path.abspath(_log.path) == os.path.abspath(path)
+    _log.path = path
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab", buffering=0) as named:
+            offset = 0
+            while block := os.pread(_log.descriptors[0], 2**20, offset):
+                named.write(block)
+                offset += len(block)
+            for one in _log.descriptors:
+                os.dup2(named.fileno(), one)
+    return True
+
+
+@contextmanager
+def copied_to(path: Path) -> Iterator[None]:
+    """Copies what Python prints in this process to a file for a while."""
+    file = _open(path)
+    if file is None:
+        yield
+        return
+    try:
+        with _copied(file, sys.stdout, sys.stderr):
+            yield
+    finally:
+        with suppress(OSError):
+            file.close()
+
+
+@contextmanager
+def _copied(file: TextIO, *screens: TextIO) -> Iterator[None]:
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (_stream(Tee(screen, file)) for screen in screens)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+@contextmanager
+def _all_copied_to(path: Path, file: TextIO) -> Iterator[None]:
+    """Python writes to the screen and the file itself, as a bar on a terminal must not be in a log; the rest by `tee`.
+
+    A process of its own, not a thread: what a library says when it aborts must still reach the screen.
+    """
+    with ExitStack() as stack:
+        screens = [_writer(os.dup(number), stream) for number, stream in ((1, sys.stdout), (2, sys.stderr))]
+        for screen in screens:
+            stack.enter_context(screen)
+        for number, screen in zip((1, 2), screens, strict=True):
+            with suppress(OSError):  # no `tee` here: what compiled code prints is on the screen only
+                stack.enter_context(_through_tee(number, screen, path))
+        _set_line_buffers()
+        with _copied(file, *screens):
+            yield
+
+
+@contextmanager
+def _through_tee(number: int, screen: TextIO, path: Path) -> Iterator[None]:
+    command = ["tee", "-i", "-a", str(path)]
+    tee = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=screen, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    assert tee.stdin is not None
+    os.dup2(tee.stdin.fileno(), number)
+    tee.stdin.close()
+    try:
+        yield
+    finally:
+        os.dup2(screen.fileno(), number)
+        with suppress(subprocess.TimeoutExpired):  # what this process started may still hold the other end
+            tee.wait(1)
+
+
+def _writer(descriptor: int, like: TextIO) -> TextIO:
+    raw = open(descriptor, "wb", buffering=0)  # noqa: SIM115  # closed by who asks for it
+    return io.TextIOWrapper(raw, encoding=like.encoding, errors=like.errors, write_through=True)
+
+
+def _set_line_buffers() -> None:
+    """C's own standard output would wait for 4 KiB where it is not a terminal, and be lost with a killed process."""
+    with suppress(OSError, AttributeError, ValueError):
+        library = ctypes.CDLL(None)
+        library.setlinebuf(ctypes.c_void_p.in_dll(library, "stdout"))
+
+
+def _move_to(file: TextIO, rank: int) -> None:
     """From here on this process's output goes to a file, what compiled code prints included.
 
     Errors are shown on the screen too, each line with the rank's name. Warnings are not: rank 0 has the same.
     """
-    file = _open(path)
-    if file is None:
-        return
     screen = os.fdopen(os.dup(2), "w", encoding="utf-8", errors="replace")
     sys.stdout.flush()
     os.dup2(file.fileno(), 1)
     os.dup2(file.fileno(), 2)
+    _set_line_buffers()
     sys.stdout = _stream(Tolerant(sys.stdout))
     sys.stderr = _stream(Tee(_stream(Prefixed(screen, f"[rank {rank}] ")), sys.stderr))
     warnings.showwarning = _into_the_log
@@ -123,6 +252,13 @@ def _stream(like: Any) -> TextIO:
     """It has all of a stream's methods, though not its base class."""
     stream: TextIO = like
     return stream
+
+
+def _unnamed() -> TextIO | None:
+    try:
+        return tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+    except OSError:
+        return None
 
 
 def _open(path: Path) -> TextIO | None:

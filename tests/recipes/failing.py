@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,10 @@ from torch.utils.data import Dataset, get_worker_info
 ACCIDENT = os.environ.get("ACCIDENT", "")
 RANK = int(os.environ.get("RANK", "0"))
 
+if ACCIDENT in ("raise", "kill once"):
+    print(f"Python says: rank {RANK}")
+    ctypes.CDLL(None).printf(b"C says: rank %d\n", RANK)
+    os.system(f"echo a program says: rank {RANK}")
 if ACCIDENT == "import" and RANK == 1:
     raise ImportError("no module named 'cv3'")
 
@@ -30,7 +35,7 @@ class Points(Dataset[tuple[Tensor, Tensor]]):
         return self.size
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        if ACCIDENT == "worker" and RANK == 1 and get_worker_info() is not None and index == 17:
+        if ACCIDENT == "worker" and RANK == 1 and get_worker_info() is not None and index >= 32:
             os.kill(os.getpid(), signal.SIGKILL)
         return torch.randn(4, generator=torch.Generator().manual_seed(index)), torch.tensor(index % 3)
 
@@ -47,6 +52,9 @@ class Net(nn.Module):
     def forward(self, points: Tensor) -> Any:
         """Logits."""
         self.calls += self.training
+        if ACCIDENT == "slow" and not self.training:  # one evaluation takes a minute
+            Path("evaluates").touch()
+            time.sleep(1)
         if self.calls == 4 and RANK == 1:
             happen(self, points)
         return self.layer(points)
