@@ -10,6 +10,7 @@ from pathlib import Path
 
 from launcher.errors import EXIT_DONE, EXIT_PREEMPTED
 from launcher.launch import progress
+from launcher.launch.rendezvous import code_of_a_stop
 from launcher.launch.signals import stop_requested
 from launcher.launch.world import World
 from launcher.postmortem import watched
@@ -23,8 +24,7 @@ def run_script(command: Sequence[str], world: World) -> int:
         world: This process among the others.
 
     Returns:
-        0, or 75 where it was asked to stop, has looked (`stop_requested`) and ended. Under an elastic agent 0 always:
-        any other code would make it start all processes again.
+        0, or 75 where it was asked to stop, has looked (`stop_requested`) and ended, and somebody hears it.
 
     Raises:
         SystemExit: It failed; all is said.
@@ -43,7 +43,7 @@ def run_script(command: Sequence[str], world: World) -> int:
             sys.argv[:], sys.path[:] = before
     if stop_requested():
         progress.stopped()
-        return EXIT_DONE if world.is_launched else EXIT_PREEMPTED
+        return code_of_a_stop(world)
     return EXIT_DONE
 
 
