@@ -60,8 +60,10 @@ def _print_json(view: View) -> None:
     from launcher.runs.metrics import encode
     from launcher.runs.table import as_line, chosen
 
-    for run in chosen(view):
-        print(encode({**as_line(run), "queue": next(iter(_queue_lines([run])), None)}))
+    runs = chosen(view)
+    queue = dict(_queue_lines(runs))
+    for run in runs:
+        print(encode({**as_line(run), "queue": queue.get(str(run.folder))}))
 
 
 def _print_table(view: View) -> None:
@@ -77,20 +79,20 @@ def _print_table(view: View) -> None:
     with console.capture() as captured:
         console.print(table_of(runs, console.width))
     print("\n".join(line.rstrip() for line in captured.get().splitlines()))
-    lines = _queue_lines(runs)
-    print("\n".join(["", *lines] if lines else []), end="\n" * bool(lines))
+    for number, (what, line) in enumerate(_queue_lines(runs)):
+        print(("" if number else "\n") + f"{what}: {line}")
 
 
-def _queue_lines(runs: Sequence[Run]) -> list[str]:
-    """How the jobs of those runs stand that are not over; nothing is asked where there are none."""
+def _queue_lines(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """How the jobs of those runs stand that are not over, by folder; nothing is asked where there are none."""
     from launcher.errors import LauncherError
     from launcher.runs.queued import queue_line, queue_now
 
     try:
         lines = [(run, queue_line(run, queue_now)) for run in runs if run.state != "finished"]
     except LauncherError as error:
-        return [f"the queue is not known: {error}"]
-    return [f"{run.folder}: {line}" for run, line in lines if line]
+        return [("the queue is not known", str(error))]
+    return [(str(run.folder), line) for run, line in lines if line]
 
 
 def _watch(view: View) -> int:
@@ -110,6 +112,6 @@ def _watch(view: View) -> int:
         while True:
             head = Text(f"{view.root}, {time.strftime('%H:%M:%S')}; Ctrl-C to leave", "dim")
             runs = chosen(view)
-            queue = [Text(line, "cyan") for line in ("", *_queue_lines(runs))]
-            live.update(Group(head, Text(), table_of(runs, console.width), *queue), refresh=True)
+            queue = [Text(f"{what}: {line}", "cyan") for what, line in _queue_lines(runs)]
+            live.update(Group(head, Text(), table_of(runs, console.width), Text(), *queue), refresh=True)
             time.sleep(_WATCH_SECONDS)
