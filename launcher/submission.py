@@ -428,7 +428,8 @@ def submit(plan: Plan, after: str | None = None) -> str:
 
 def _describe(place: Path, plan: Plan, words: Sequence[str]) -> None:
     """Keeps what was submitted: the recipe, its values, the code's commit and what differs from it."""
-    if (place / runs.ENVIRONMENT_FILE).exists():
+    if was := runs.read_json(place / runs.ENVIRONMENT_FILE):  # a run that is submitted again, with the code of today
+        runs.write_json(place / runs.ENVIRONMENT_FILE, {**was, "git": runs.environment({})["git"]})
         return
     command: dict[str, object] = {"command": list(plan.request.command)}
     if plan.recipe is None:

@@ -13,6 +13,7 @@ from launcher.runs.folder import QUEUE_FILE, STATUS_FILE
 CODE_FOLDER = "code"
 _MOST_FILES, _MOST_BYTES = 1_000, 10_000_000  # of Python; more is no project beside a recipe
 _MOST_SEEN = 20_000
+_OURS = Path(__file__).parent.parent  # a copy of this package would hide the one that runs
 _FOREIGN = ("__pycache__", "node_modules", "site-packages")
 
 
@@ -69,7 +70,7 @@ def _python_below(place: Path, run: Path) -> list[Path] | None:
 
 
 def _is_foreign(folder: Path, run: Path) -> bool:
-    if folder.name.startswith(".") or folder.name in _FOREIGN or run.is_relative_to(folder):
+    if folder.name.startswith(".") or folder.name in _FOREIGN or run.is_relative_to(folder) or folder == _OURS:
         return True
     return any((folder / name).exists() for name in ("pyvenv.cfg", STATUS_FILE, QUEUE_FILE))
 
