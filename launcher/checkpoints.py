@@ -35,6 +35,7 @@ from launcher.recipe import schema
 FORMAT_VERSION = 1
 WEIGHTS, TRAINING, MANIFEST = "weights.pth", "training.pt", "manifest.json"
 _OVERHEAD_BYTES = 64 * 1024  # of the files' own structure
+_LOOK_SECONDS = 0.5  # between looks at a checkpoint that is not seen yet
 _PAUSES = (0.5, 2.0)  # seconds between tries to write a checkpoint
 _NAME = re.compile(r"step-(\d{8,})")
 
@@ -334,6 +335,24 @@ def verify(folder: Path, keys: Mapping[str, type] = _OF_A_RUN) -> Checkpoint:
     for name, expected in files.items():
         _verify_file(folder / name, expected)
     return Checkpoint(folder, manifest)
+
+
+def awaited(folder: Path, patience_seconds: float = 60.0) -> Checkpoint:
+    """Checks a checkpoint that another node has written or checked: file systems show it everywhere after a while.
+
+    Raises:
+        DamagedError: It did not become whole in that time.
+    """
+    deadline = time.monotonic() + patience_seconds
+    while True:
+        try:
+            return verify(folder)
+        except DamagedError:
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(_LOOK_SECONDS)
+        with contextlib.suppress(OSError):
+            os.listdir(folder.parent)  # which makes NFS ask its server again
 
 
 def _verify_file(path: Path, expected: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 
 from launcher.commands import (
@@ -27,10 +28,11 @@ from launcher.commands import (
     verify_resume,
 )
 from launcher.commands.arguments import Parser
-from launcher.errors import EXIT_FAILED, LauncherError
-from launcher.launch.world import is_spokesman
+from launcher.errors import EXIT_FAILED, EXIT_USAGE, LauncherError
+from launcher.launch.world import is_spokesman, name_of_rank
 from launcher.version import __version__
 
+_SPOKESMAN_SECONDS = 2.0  # how much earlier rank 0 may say what other ranks find as well
 # in the order of `launcher --help`
 COMMANDS = (
     *(train, run, submit, check, doctor, data, show, new, runs, logs, cancel, report),
@@ -45,8 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.command(options, arguments))
     except LauncherError as error:
-        if error.exit_code == EXIT_FAILED or is_spokesman():  # every rank finds the same mistakes, or nothing to do
-            print(str(error), file=sys.stderr)
+        _say(error)
         return error.exit_code
     except KeyboardInterrupt:
         return 130
@@ -54,16 +55,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_FAILED
 
 
+def _say(error: LauncherError) -> None:
+    """Prints what is wrong, once: every rank finds the same mistakes, or that there is nothing to do."""
+    if error.exit_code == EXIT_FAILED or is_spokesman():
+        print(str(error), file=sys.stderr)
+    elif error.exit_code == EXIT_USAGE:
+        time.sleep(_SPOKESMAN_SECONDS)  # where rank 0 finds it too, srun or the agent ends this process meanwhile
+        print(f"{name_of_rank()}: {error}", file=sys.stderr)
+
+
 def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     """The options; overrides may stand behind flags too, where argparse does not look for them."""
     top = parser()
-    sbatch = arguments.index("--") if arguments[:1] == ["submit"] and "--" in arguments else None
-    options, rest = top.parse_known_args(arguments[:sbatch])  # what stands behind -- is sbatch's
+    is_submit = arguments[:1] == ["submit"]
+    sbatch = arguments.index("--") if is_submit and "--" in arguments else None
+    ours = arguments[:sbatch]  # what stands behind -- is sbatch's
+    script = submit.start_of_script(ours) if is_submit else None
+    options, rest = top.parse_known_args(ours[:script])
     strange = [one for one in rest if one.startswith("-") or not hasattr(options, "overrides")]
     if strange:
         top.error(f"unrecognized arguments: {' '.join(strange)}")
     if rest:
         options.overrides = [*options.overrides, *rest]
+    if script is not None:
+        options.overrides = ours[script:]
     return options
 
 

@@ -19,7 +19,7 @@ from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulation
 from launcher.coordination import Coordinator
 from launcher.errors import UsageError
 from launcher.launch.rendezvous import gathered
-from launcher.launch.world import World, usable_cpus
+from launcher.launch.world import World
 from launcher.recipe import schema
 
 _UNSUPPORTED = {  # what an accelerate config may ask for and this program does not do
@@ -104,9 +104,9 @@ def use_cpu(world: World, cpu: bool) -> bool:
     return not (torch.backends.mps.is_available() or (hasattr(torch, "xpu") and torch.xpu.is_available()))
 
 
-def choose_threads(asked: int | str, local_size: int) -> int:
+def choose_threads(asked: int | str, world: World) -> int:
     """CPU threads of a process: those asked for, or its share of the usable CPUs."""
-    return asked if isinstance(asked, int) else max(1, usable_cpus() // local_size)
+    return asked if isinstance(asked, int) else world.cpus
 
 
 @contextmanager
@@ -128,9 +128,7 @@ def open_device(recipe: schema.Recipe, world: World, *, cpu: bool) -> Iterator[D
     with gathered(world, section.timeout.amount):
         accelerator = _accelerator(section, on_cpu)
         # what libraries ask Accelerate for later is answered from its state, not from the variables
-    torch.set_num_threads(
-        choose_threads(recipe.launch.threads, world.local_size)
-    )  # after Accelerate, which sets its own guess
+    torch.set_num_threads(choose_threads(recipe.launch.threads, world))  # after Accelerate, which sets its own guess
     if not on_cpu:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = section.tf32
     try:

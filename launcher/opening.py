@@ -150,7 +150,10 @@ class Opening:
             return Start(str(folder), finished=finished)
         threads = self._threads()
         how = {**self.options.how, "essence": self.essence, "processes": self._processes(threads)}
-        runs.describe(folder, self.recipe.document.text, render(self.recipe), runs.environment(how))
+        environment = runs.environment(how)
+        if runs.read_json(folder / runs.QUEUE_FILE).get("script"):  # it runs the code of its submission
+            environment["git"] = runs.read_json(folder / runs.ENVIRONMENT_FILE).get("git")
+        runs.describe(folder, self.recipe.document.text, render(self.recipe), environment)
         assert self.data_print  # which may add a note
         name = self.checkpoint.folder.name if self.checkpoint else None
         return Start(str(folder), name, tuple(changed), threads, tuple(self.notes), tuple(self.warnings))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from launcher.errors import EXIT_DONE, EXIT_PREEMPTED
 from launcher.launch import progress
+from launcher.launch.rendezvous import code_of_a_stop
 from launcher.launch.signals import stop_requested
 from launcher.launch.world import World
 from launcher.postmortem import watched
@@ -24,8 +25,8 @@ def run_script(command: Sequence[str], world: World, again: str) -> int:
         again: The command that started it.
 
     Returns:
-        0, or 75 where it ended with that itself, or was asked to stop, has looked (`stop_requested`) and ended. Under
-        an elastic agent 0 always: any other code would make it start all processes again.
+        0, or 75 where it ended with that itself, or was asked to stop, has looked (`stop_requested`) and ended, and
+        somebody hears it.
 
     Raises:
         SystemExit: It failed; all is said.
@@ -45,7 +46,7 @@ def run_script(command: Sequence[str], world: World, again: str) -> int:
             sys.argv[:], sys.path[:] = before
     if is_stopped or stop_requested():
         progress.stopped()
-        return EXIT_DONE if world.is_launched else EXIT_PREEMPTED
+        return code_of_a_stop(world)
     return EXIT_DONE
 
 

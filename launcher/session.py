@@ -263,7 +263,7 @@ def _restore(start: Start, trainable: Trainable, judge: Judge, found: Checkpoint
     if start.checkpoint is None:
         return _Restored()
     if found is None:  # rank 0 has read and hashed it already
-        found = checkpoints.verify(Path(start.folder) / "checkpoints" / start.checkpoint)
+        found = checkpoints.awaited(Path(start.folder) / "checkpoints" / start.checkpoint)
     training = found.training()
     trainable.load(found.weights(), training, found.step, start.changed)
     judge.load(training["judge"])

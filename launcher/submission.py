@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -13,7 +16,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from launcher.errors import EXIT_DONE, EXIT_USAGE, LauncherError, UsageError
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from launcher.errors import EXIT_DONE, EXIT_USAGE, LauncherError, Problem, RecipeError, UsageError
 from launcher.launch import slurm
 from launcher.launch.job import SCRIPT_FILE, Job, Value, printable, quoted, render
 from launcher.launch.site import Site
@@ -22,11 +28,14 @@ from launcher.recipe import show
 from launcher.recipe.document import brief
 from launcher.recipe.load import load_recipe
 from launcher.recipe.schema import Recipe, Slurm
+from launcher.recipe.secrets import holds_secret, is_secret_key
 from launcher.runs import folder as runs
+from launcher.runs.code import keep, kept_at
 from launcher.runs.essence import essence_of
-from launcher.runs.queued import Submission, mark_submitted, name_job
+from launcher.runs.queued import Submission, lasting_words, mark_submitted, name_job
 
 OWN_SCRIPT = "run"  # in place of a recipe
+_OF_THE_JOB = ("launch", "launch.processes", "launch.nodes", "launch.max_restarts")
 _PREFLIGHT_TIME = "00:15:00"
 _CHECK_SECONDS = 60  # a login node is everybody's
 _ONE_STEP = {FAULTS_VARIABLE: "term@step:1"}  # asked to stop after it, it saves as on any other day
@@ -46,6 +55,7 @@ class Request:
         cpu: Whether to stay on the CPU.
         processes: How many, on CPUs.
         run_dir: The run's folder, if said.
+        extra: Further words for sbatch.
         tasks: The changes of each task of an array.
         command: What was typed.
     """
@@ -59,6 +69,7 @@ class Request:
     cpu: bool = False
     processes: int | None = None
     run_dir: str | None = None
+    extra: tuple[str, ...] = ()
     tasks: tuple[tuple[str, ...], ...] = ()
     command: tuple[str, ...] = ()
 
@@ -75,22 +86,38 @@ class Request:
         """
         if self.processes is not None and not self.cpu:
             raise UsageError("--processes goes with --cpu; on GPUs there is one process for each: --gpus-per-node")
-        section, recipe = Slurm(), None
+        recipe = None
         if self.recipe == OWN_SCRIPT:
-            if not self.overrides or self.section or not Path(self.overrides[0]).is_file():
-                raise UsageError(
-                    "launcher submit … run SCRIPT.py: name a script that exists; what the job asks for goes behind --"
-                )
+            section = self._script_section()
         else:
             recipe = self.read()
             section = recipe.slurm
         shape = _shape(self, recipe, section, site)
+        _check_tasks(self.tasks)
+        _refuse_secrets(self, site)
         if recipe is not None:
             world = (f"launch.processes={shape.processes}", f"launch.nodes={shape.nodes}")
             for words in self.tasks or ((),):  # again, for the world that it will have
                 self.read(*words, *world)
             self._check_components(world)
         return Plan(self, recipe, section, shape, site, source)
+
+    def _script_section(self) -> Slurm:
+        """What flags ask for, for a script of one's own.
+
+        Raises:
+            UsageError: There is no such script, or a flag goes with recipes only.
+            RecipeError: A flag's value is wrong.
+        """
+        if not self.overrides or not Path(self.overrides[0]).is_file():
+            raise UsageError("launcher submit … run SCRIPT.py: name a script that exists; flags stand before `run`")
+        if self.remove or self.allow:
+            raise UsageError("--remove, --allow: go with a recipe; what stands behind a script is the script's")
+        changes = (change.removeprefix("slurm.").partition("=") for change in self.section)
+        try:
+            return Slurm.model_validate({name: json.loads(value) for name, _, value in changes})
+        except ValidationError as error:
+            raise RecipeError(_flag_problem(detail) for detail in error.errors()) from error
 
     def read(self, *more: str) -> Recipe:
         """The recipe with all changes, and further ones.
@@ -143,6 +170,43 @@ def _components_fit(said: Sequence[str], seconds: float) -> bool:
             return True
     print(f"{'components':<10} not checked: {brief(reason)}; the job will", file=sys.stderr)
     return False
+
+
+def _check_tasks(tasks: Sequence[Sequence[str]]) -> None:
+    """What a task of an array changes is read inside the job: it cannot say what the job asks for.
+
+    Raises:
+        UsageError: One says so.
+    """
+    for word in (word for words in tasks for word in words):
+        key = word.partition("=")[0]
+        if key.partition(".")[0] == "slurm" or key in _OF_THE_JOB:
+            raise UsageError(
+                f"--array-file: {key}: all tasks of an array are one job and ask for the same; say it on the command "
+                "line, or submit two arrays"
+            )
+
+
+def _refuse_secrets(request: Request, site: Site) -> None:
+    """What is typed is written into the script and the run's folder, for everybody to read.
+
+    Raises:
+        UsageError: Something looks like a secret; it is not repeated.
+    """
+    is_script = request.recipe == OWN_SCRIPT  # a recipe's changes are judged when they are read
+    typed = {
+        "behind --": request.extra,
+        "run SCRIPT.py": [word for words in (request.overrides, *request.tasks) for word in words] if is_script else [],
+        "site file: environment": [f"{name}={value}" for name, value in site.environment.items()],
+    }
+    for where, words in typed.items():
+        for word, follower in itertools.pairwise([*words, ""]):
+            is_named = word.startswith("-") and is_secret_key(word.lstrip("-")) and follower
+            if is_named or holds_secret(word):
+                raise UsageError(
+                    f"{where}: a word looks like a secret, and would be written into the job's script; set it in the "
+                    "environment, which the job inherits"
+                )
 
 
 @dataclass(frozen=True)
@@ -220,6 +284,12 @@ class Plan:
         """How long before the limit the job is asked to save."""
         return max(1, round(self.section.signal.amount))
 
+    @property
+    def files(self) -> list[Path]:
+        """What it runs, a recipe's bases with it: kept in the run's folder, so that no edit reaches a waiting job."""
+        named = self.recipe.document.files if self.recipe is not None else [Path(self.request.overrides[0])]
+        return [Path(os.path.abspath(file)) for file in named]
+
     def script(self, folder: Path, once: bool = False) -> str:
         """The batch script for a run's folder.
 
@@ -241,8 +311,9 @@ class Plan:
         job = Job(
             head=[f"{self.name}: {self._world()}. Written by: {shlex.join(request.command)}"],
             options={**self.options, **array, "output": f"{folder}/{log}"},
-            launch=self._srun(),
+            launch=self._srun(str(kept_at(self.files[0], self.files, folder))),
             python=quoted(site.python or job_python()),
+            host=quoted(job_python()) if site.container else None,
             run=f'{quoted(str(folder))}/"$SLURM_ARRAY_TASK_ID"' if is_array else quoted(str(folder)),
             directory=quoted(str(Path.cwd())),
             setup=site.setup,
@@ -256,35 +327,41 @@ class Plan:
         )
         return render(job)
 
-    def test_only(self, extra: Sequence[str]) -> str:
+    def test_only(self) -> str:
         """When SLURM would start it, in SLURM's words."""
         with tempfile.NamedTemporaryFile("w", suffix=".sbatch") as file:
             file.write(self.script(Path("/tmp")))
             file.flush()
-            return slurm.test_only(file.name, extra)
+            return slurm.test_only(file.name, self.request.extra)
 
     def _world(self) -> str:
         nodes = f"{self.shape.nodes} node{'s' * (self.shape.nodes > 1)}"
         return f"{self.shape.processes} process{'es' * (self.shape.processes > 1)} on {nodes}"
 
-    def _srun(self) -> list[str]:
+    def _srun(self, file: str) -> list[str]:
         """The command that starts a task for each rank."""
         cpus = ' --cpus-per-task="$SLURM_CPUS_PER_TASK"' if self.shape.cpus is not None else ""
         inside = "".join(f"{quoted(word)} " for word in self.site.container)
-        return [f"srun --kill-on-bad-exit=1{cpus} \\", f'  {inside}"$python" -m launcher {self._command()}']
+        return [f"srun --kill-on-bad-exit=1{cpus} \\", f'  {inside}"$python" -m launcher {self._command(file)}']
 
-    def _command(self) -> str:
-        """Shell: what each rank does."""
+    def _command(self, file: str) -> str:
+        """Shell: what each rank does with the recipe or script in a file."""
         request, site = self.request, self.site
         changes = ' "$@"' if request.tasks else ""
         where = ["--cpu"] if self.shape.gpus is None else []
-        where += ["--processes=1"] if self.shape.processes == 1 else []
+        where += ["--processes=1", "--nodes=1"] if self.shape.processes == 1 else []  # whatever the recipe says
         if self.recipe is None:  # flags stand before the script; what stands behind it is the script's
-            return f'{_words("run", *where)} --run-dir "$run" {_words(*request.overrides)}{changes}'
+            return f'{_words("run", *where)} --run-dir "$run" {_words(file, *request.overrides[1:])}{changes}'
         words = [f"--remove={key}" for key in request.remove] + [f"--allow={name}" for name in request.allow]
         if site.scratch is not None and self.recipe.data.scratch is None:
             words.append(f"data.scratch={site.scratch}")
-        return f'{_words("train", request.recipe, *request.overrides, *words, *where)}{changes} --run-dir "$run"'
+        return f'{_words("train", file, *request.overrides, *words, *where)}{changes} --run-dir "$run"'
+
+
+def _flag_problem(detail: ErrorDetails) -> Problem:
+    name = str(detail["loc"][0])
+    about = Slurm.model_fields[name].description
+    return Problem(f"--{name.replace('_', '-')}", "", f"{detail['input']!r}: {detail['msg']}; it is: {about}")
 
 
 def _words(*words: str) -> str:
@@ -350,17 +427,16 @@ def describe(plan: Plan) -> list[tuple[str, str]]:
         ("queue", f"{options.get('partition', 'the default')}, account {options.get('account', 'the default')}"),
     ]
     if plan.source:
-        said = ", ".join(sorted(plan.site.model_fields_set))
-        rows.append(("site", f"{plan.source}: {said}"))
+        said = plan.site.model_dump(exclude_unset=True)
+        rows += [("site", f"{name}: {json.dumps(value)}, from {plan.source}") for name, value in said.items()]
     return rows
 
 
-def submit(plan: Plan, extra: Sequence[str] = (), after: str | None = None) -> str:
+def submit(plan: Plan, after: str | None = None) -> str:
     """Makes the run's folder and queues the job; gives its number.
 
     Args:
         plan: The job.
-        extra: Further words for sbatch.
         after: A job that must have ended well before.
 
     Raises:
@@ -374,13 +450,13 @@ def submit(plan: Plan, extra: Sequence[str] = (), after: str | None = None) -> s
     places = [folder if task is None else folder / task for task in tasks]
     for place, task, words in zip(places, tasks, plan.request.tasks or [()], strict=True):
         runs.create(place)
-        submission = Submission(script=str(folder / SCRIPT_FILE), task=task, extra=list(extra))
+        submission = Submission(script=str(folder / SCRIPT_FILE), task=task, extra=list(plan.request.extra))
         mark_submitted(place, submission, is_recipe=plan.recipe is not None)
         _describe(place, plan, words)
-    path = _write_script(folder, script)
+    path = _write(folder, plan, script)
     waits = [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"] if after else []
     try:
-        number = slurm.submit(str(path), [*waits, *extra], job_environment())
+        number = slurm.submit(str(path), [*waits, *plan.request.extra], job_environment())
     except LauncherError:
         if is_new:
             _remove(folder)
@@ -399,10 +475,18 @@ def submit(plan: Plan, extra: Sequence[str] = (), after: str | None = None) -> s
 
 def _describe(place: Path, plan: Plan, words: Sequence[str]) -> None:
     """Keeps what was submitted: the recipe, its values, the code's commit and what differs from it."""
-    if plan.recipe is not None and not (place / runs.ENVIRONMENT_FILE).exists():
+    if was := runs.read_json(place / runs.ENVIRONMENT_FILE):  # a run that is submitted again, with the code of today
+        runs.write_json(place / runs.ENVIRONMENT_FILE, {**was, "git": runs.environment({})["git"]})
+        return
+    command: dict[str, object] = {"command": list(plan.request.command)}
+    if plan.recipe is None:
+        script, *arguments = plan.request.overrides
+        how = {**command, "script": str(Path(script).absolute()), "arguments": [*arguments, *words]}
+        runs.write_json(place / runs.ENVIRONMENT_FILE, runs.environment(how))
+    else:
         recipe = plan.request.read(*words)
         how = {
-            "command": list(plan.request.command),
+            **command,
             "recipe": str(Path(plan.request.recipe).absolute()),
             "overrides": [*plan.request.overrides, *words],
             "remove": list(plan.request.remove),
@@ -412,8 +496,8 @@ def _describe(place: Path, plan: Plan, words: Sequence[str]) -> None:
         runs.describe(place, recipe.document.text, show.render(recipe), runs.environment(how))
 
 
-def _write_script(folder: Path, text: str) -> Path:
-    """The batch script in its folder.
+def _write(folder: Path, plan: Plan, text: str) -> Path:
+    """The batch script in its folder, and the code that it runs.
 
     Raises:
         UsageError: It cannot be written.
@@ -425,6 +509,8 @@ def _write_script(folder: Path, text: str) -> Path:
         path.chmod(0o755)
     except OSError as error:
         raise UsageError(f"--run-dir: {folder} cannot be written: {error.strerror or error}") from error
+    if note := keep(plan.files, folder):
+        print(f"{'code':<10} {note}")
     return path
 
 
@@ -448,23 +534,26 @@ def preflight(plan: Plan) -> str:
         run_dir=None,
     )
     small = request.plan(plan.site, plan.source)
-    folder = runs.Choice(f"{recipe.name}-preflight", None, False, {}).folder(_root(plan.site))
+    folder = runs.Choice(f"{recipe.name}-preflight", None, False, {}).folder(plan.site.root)
     runs.create(folder)
     script = small.script(folder, once=True)
-    number = slurm.submit(str(_write_script(folder, script)), [], job_environment())
+    # what was said to sbatch of nodes and time holds for the run alone
+    words = [
+        *lasting_words(plan.request.extra),
+        "--nodes=1",
+        f"--ntasks={small.shape.processes}",
+        f"--time={_PREFLIGHT_TIME}",
+    ]
+    number = slurm.submit(str(_write(folder, small, script)), words, job_environment())
     print(f"{'preflight':<10} job {number}, one step on one node; the run waits for it. {_shown(folder)}")
     return number
 
 
 def _choose_folder(plan: Plan) -> Path:
     essence = essence_of(plan.recipe) if plan.recipe is not None else {}
-    folder = runs.Choice(plan.name, plan.request.run_dir, False, essence).folder(_root(plan.site))
+    folder = runs.Choice(plan.name, plan.request.run_dir, False, essence).folder(plan.site.root)
     printable(str(folder))
     return folder
-
-
-def _root(site: Site) -> Path:
-    return Path(site.runs).expanduser() if site.runs else Path("runs")
 
 
 def _shown(folder: Path) -> str:

@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -26,9 +27,11 @@ class Cluster:
 
     Attributes:
         environment: The variables with which SLURM's commands mean it.
+        has_cables: Whether its nodes have a network whose cables can be pulled.
     """
 
     environment: dict[str, str]
+    has_cables: bool
 
     def act(self, *words: str) -> None:
         """Lets something happen to a node, as `power-off 1`."""
@@ -45,9 +48,15 @@ class Cluster:
         return dict(re.findall(r"(\w+)=(\S*)", shown))
 
     def hurry(self, number: str) -> None:
-        """A requeued job waits two minutes; not here."""
-        if self.job(number).get("JobState") == "PENDING" and int(self.job(number).get("Restarts", "0")):
-            self.say("scontrol", "update", f"JobId={number}", "StartTime=now")
+        """A requeued job waits two minutes; not here, but so long that its nodes have done with the start before.
+
+        One that comes at once is refused there: `Job credential revoked`.
+        """
+        shown = self.job(number)
+        if shown.get("JobState") == "PENDING" and int(shown.get("Restarts", "0")):
+            due = shown.get("StartTime", "Unknown")
+            if due != "Unknown" and datetime.fromisoformat(due) - datetime.now() > timedelta(seconds=5):
+                self.say("scontrol", "update", f"JobId={number}", "StartTime=now+2")
 
     def until(self, condition: Callable[[], bool], *, job: str, seconds: float = 150) -> None:
         """Waits for something; the job's log is shown where it does not come."""
@@ -102,10 +111,20 @@ def start_cluster(folder: Path) -> Cluster:
         "SLURM_CLUSTER_PORT": str(17_000 + os.getpid() % 200 * 10),
         "SLURM_CONF": str(folder / "slurm.conf"),
     }
+    if has_cables := _can_make_networks():
+        environment["SLURM_CLUSTER_NETWORK"] = f"10.{79 + os.getpid() % 100}.{os.getpid() % 251}"
     done = subprocess.run(
         [str(SCRIPT), "up", "3"], env={**os.environ, **environment}, capture_output=True, text=True, check=False
     )
     if done.returncode and "unshare" in done.stderr:
         pytest.skip(f"this root may make no namespaces: {done.stderr.strip()}")
     assert done.returncode == 0, done.stderr
-    return Cluster(environment)
+    return Cluster(environment, has_cables)
+
+
+def _can_make_networks() -> bool:
+    name = f"probe-{os.getpid()}"
+    if shutil.which("ip") is None or subprocess.run(["ip", "netns", "add", name], check=False).returncode:
+        return False
+    subprocess.run(["ip", "netns", "del", name], check=True)
+    return True

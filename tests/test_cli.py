@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -65,6 +66,14 @@ def test_every_way_in_gives_the_same_weights_bit_for_bit(tmp_path: Path, expecte
     done = shell(*WAYS[way], TINY, *SHORT, "--cpu", "--run-dir", "run", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert result_of(tmp_path / "run").distance(expected) == 0
+
+
+def test_what_only_another_rank_finds_wrong_is_said(tmp_path: Path) -> None:
+    # as torchrun would start rank 1; that rank 0 found nothing and waits for it is not needed
+    names = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "LAUNCHER_FAULTS": "nonsense"}
+    done = shell(sys.executable, "-m", "launcher", "train", TINY, "--cpu", folder=tmp_path, environment=names)
+    assert done.returncode == 2
+    assert re.fullmatch(r"rank 1 on \S+: 'nonsense' is no fault; write ACTION@POINT.*\n", done.stderr), done.stderr
 
 
 @pytest.mark.parametrize("way", WAYS_TO_TWO)

@@ -9,6 +9,7 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -231,6 +232,19 @@ class Command:
 
     def __reduce__(self) -> Any:
         return (os.mkdir, (str(self.path),))
+
+
+def test_a_checkpoint_that_another_node_shows_late_is_waited_for(tmp_path: Path, saved: Trained) -> None:
+    source = max((saved.folder / "checkpoints").glob("step-*"))
+    late = tmp_path / "checkpoints" / source.name
+    late.mkdir(parents=True)
+    arrival = threading.Timer(0.3, shutil.copytree, (source, late), {"dirs_exist_ok": True})
+    arrival.start()
+    assert checkpoints.awaited(late).step == checkpoints.verify(source).step
+    arrival.join()
+    (late / "weights.pth").write_bytes(b"")
+    with pytest.raises(checkpoints.DamagedError, match="0 bytes"):
+        checkpoints.awaited(late, patience_seconds=0)
 
 
 @pytest.mark.parametrize("name", ["weights.pth", "training.pt"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -14,9 +15,12 @@ from cluster import ROOT, Cluster, log, number_of, reached, start_cluster
 from worlds import TINY, Trained, result_of, train
 
 from launcher.cli import main
+from launcher.launch.nodelist import expand
 
 # 120 steps
 LONG = ("data.train={_target_: parts.py:Noisy}", "model.dropout=0.3", "launch.threads=1", "train.epochs=30")
+SECRET = "hunter2hunter2"
+GAN = str(ROOT / "recipes" / "gan" / "train.py")
 PACED = "data.train.seconds={}"  # for each of the 8 samples that one of two processes reads for a step
 
 
@@ -39,18 +43,33 @@ def a_user_of_the_cluster(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.
     return tmp_path
 
 
-def submit(*words: str, folder: str = "run") -> Path:
-    assert main(["submit", str(TINY), "--cpu", "--run-dir", folder, *words]) == 0
+def submit(*words: str, folder: str = "run", recipe: Path | str = TINY) -> Path:
+    assert main(["submit", str(recipe), "--cpu", "--run-dir", folder, *words]) == 0
     return Path(folder).absolute()
 
 
-def test_two_nodes_of_two_ranks_train_as_one_process(cluster: Cluster, tmp_path: Path) -> None:
-    expected = train(tmp_path / "expected")
-    run = submit("launch.threads=1", "--nodes", "2", "--processes", "4", "--time", "10")
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """What one process makes of the recipe."""
+    return train(tmp_path_factory.mktemp("alone") / "run")
+
+
+def test_two_nodes_of_two_ranks_train_as_one_process(
+    cluster: Cluster, alone: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("tiny.yaml", "parts.py"):
+        (tmp_path / name).write_text((TINY.parent / name).read_text())
+    monkeypatch.setenv("WANDB_API_KEY", SECRET)
+    words = ("launch.threads=1", "--nodes", "2", "--processes", "4", "--time", "10")
+    run = submit(*words, "--", "--hold", recipe="tiny.yaml")
     job = number_of(run)
+    (tmp_path / "parts.py").write_text("an edit while the job waits")
+    (tmp_path / "tiny.yaml").unlink()
+    cluster.say("scontrol", "release", job)
     assert cluster.ended(job) == "COMPLETED 0:0", log(cluster.job(job))
     assert "4 processes on 2 nodes, started by srun" in log(cluster.job(job))
-    assert result_of(run).distance(expected) < 1e-9
+    assert result_of(run).distance(alone) < 1e-9
+    assert not [path for path in run.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
     status = json.loads((run / "status.json").read_text())
     assert (status["job"], status["world"], status["state"]) == (job, 4, "finished")
 
@@ -62,9 +81,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 @pytest.mark.timeout(600)
 def test_the_time_limit_requeues_until_the_end_is_bit_equal(cluster: Cluster, undisturbed: Trained) -> None:
-    # steps of 0.4 seconds, 48 in all, are more than fits between a start and ten seconds before a minute's end
-    limit = ("--time", "1", "--signal", "10 seconds")
-    run = submit(*LONG, PACED.format(0.05), "--nodes", "2", "--processes", "2", *limit)
+    # 34 seconds in all are more than fits between a start and thirty seconds before a minute's end
+    limit = ("--time", "1", "--signal", "30 seconds")
+    run = submit(*LONG, PACED.format(0.045), "--nodes", "2", "--processes", "2", *limit)
     job = number_of(run)
     assert cluster.ended(job, 500) == "COMPLETED 0:0", log(cluster.job(job))
     printed = log(cluster.job(job))
@@ -85,12 +104,18 @@ def test_whatever_happens_to_it_the_end_is_bit_equal(cluster: Cluster, undisturb
     cluster.say("scontrol", "requeue", job)  # as one that does not
     cluster.until(reached(run, 30, start=3), job=job)
     cluster.act("power-off", "0")
+    cut = ""
     try:
+        if cluster.has_cables:
+            cluster.until(reached(run, 40, start=4), job=job)
+            assert cluster.job(job)["NodeList"] == "node[1-2]"
+            cluster.act("start-node", "0")
+            cluster.act("cut", cut := "2")
         assert cluster.ended(job, 400) == "COMPLETED 0:0", log(cluster.job(job))
     finally:
-        cluster.act("start-node", "0")
-    assert int(cluster.job(job)["Restarts"]) == 3
-    assert "node0" not in cluster.job(job)["NodeList"]
+        cluster.act("start-node", cut or "0")
+    assert int(cluster.job(job)["Restarts"]) == (4 if cut else 3)
+    assert f"node{cut or 0}" not in expand(cluster.job(job)["NodeList"])
     assert result_of(run).distance(undisturbed) == 0
 
 
@@ -103,10 +128,13 @@ def wrapped(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_jobs_that_share_a_node_do_not_meet_and_see_their_own_gpus(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wrapped("echo task $SLURM_LOCALID sees $CUDA_VISIBLE_DEVICES", monkeypatch)
+    # the second task is asked to stop in its first start: it goes on, and leaves the other one alone
+    stops = '[ "$SLURM_ARRAY_TASK_ID$SLURM_RESTART_COUNT" != 1 ] || export LAUNCHER_FAULTS=term@step:3'
+    wrapped(f"echo task $SLURM_LOCALID sees $CUDA_VISIBLE_DEVICES; {stops}", monkeypatch)
+    paced = ("launch.threads=1", LONG[0], PACED.format(0.02))
     Path("rates.txt").write_text("optimizer.lr=1e-3\noptimizer.lr=3e-3\n")
     command = ["submit", str(TINY), "--gpus-per-node", "2", "--cpus-per-task", "1", "--run-dir", "run"]
-    assert main([*command, "--array-file", "rates.txt", "launch.threads=1", "--", "--nodelist=node1"]) == 0
+    assert main([*command, "--array-file", "rates.txt", *paced, "--", "--nodelist=node1"]) == 0
     seen = set()
     for task, rate in enumerate(("0.001", "0.003")):
         run = Path("run").absolute() / str(task)
@@ -114,8 +142,10 @@ def test_jobs_that_share_a_node_do_not_meet_and_see_their_own_gpus(
         assert job.endswith(f"_{task}")
         assert cluster.ended(job) == "COMPLETED 0:0", log(cluster.job(job))
         printed = log(cluster.job(job)).splitlines()
-        (devices,) = {line.split()[-1] for line in printed if " sees " in line}
-        assert sorted(line.split()[1] for line in printed if " sees " in line) == ["0", "1"]
+        ranks = [line.split() for line in printed if " sees " in line][:2]  # of the first start
+        assert sorted(words[1] for words in ranks) == ["0", "1"]
+        (devices,) = {words[-1] for words in ranks}
+        assert cluster.job(job)["Restarts"] == str(task), printed
         seen.add(devices)
         assert f"optimizer.lr: {rate}" in (run / "resolved.yaml").read_text().replace("  lr:", "optimizer.lr:")
         assert len(result_of(run).column("step")) == 12
@@ -131,7 +161,8 @@ def test_a_rank_that_raises_ends_the_job(cluster: Cluster, monkeypatch: pytest.M
     run = submit("launch.threads=1", "--nodes", "2", "--processes", "2", "--time", "10")
     job = number_of(run)
     assert cluster.ended(job).startswith("FAILED ")
-    assert "RuntimeError: a fault at step" in log(cluster.job(job))
+    report = r"^launcher: rank 1 of 2 on node\d failed at step \d.*: RuntimeError: a fault at step"
+    assert re.search(report, log(cluster.job(job)), re.MULTILINE), log(cluster.job(job))
     assert json.loads((run / "status.json").read_text())["state"] == "failed"
 
 
@@ -140,22 +171,68 @@ def test_a_job_that_is_cancelled_saves_and_goes_on_when_it_is_resumed(
 ) -> None:
     run = submit(*LONG[:3], "train.epochs=10", PACED.format(0.02), "--time", "10", "--", "--hold")
     job = number_of(run)
-    assert main(["runs", "run"]) == 0
-    shown = capsys.readouterr().out
-    assert " queued " in shown
-    assert f"job {job} waits: held: scontrol release JOB" in shown
+    assert shown(capsys) == ("queued", f"job {job} waits: held: scontrol release JOB")
     cluster.say("scontrol", "release", job)
     cluster.until(reached(run, 3), job=job)
+    state, queue = shown(capsys)
+    assert state == "running"
+    assert re.fullmatch(
+        rf"job {job} is running on node\d, .* left; step \d+ of 40, .* samples/s, needs about .* jobs of 10:00.*", queue
+    )
     assert main(["cancel", "run"]) == 0
-    assert cluster.ended(job) == "FAILED 75:0", log(cluster.job(job))
+    assert cluster.ended(job) == "COMPLETED 0:0", log(cluster.job(job))  # with 75, RequeueExit would start it again
+    assert shown(capsys)[0] == "preempted"
     assert "cancelled, and not queued again" in log(cluster.job(job))
     assert main(["resume", "run"]) == 0
     again = number_of(run)
     assert again != job
     assert main(["resume", "run"]) == 2
     assert f"job {again} is " in capsys.readouterr().err
+    assert main(["logs", "-f", "run"]) == 0  # while it waits, and to its end
+    assert "finished  step 40" in capsys.readouterr().out
     assert cluster.ended(again) == "COMPLETED 0:0", log(cluster.job(again))
     assert result_of(run).column("step")[-1] == 40
+    assert shown(capsys) == ("finished", "")
+
+
+def shown(capsys: pytest.CaptureFixture[str], folder: str = "run") -> tuple[str, str]:
+    """What `launcher runs` says of a run now: its state, and how its job stands."""
+    (Path.home() / ".cache" / "launcher" / "squeue.json").unlink(missing_ok=True)  # not what it was 30 seconds ago
+    capsys.readouterr()
+    assert main(["runs", folder, "--json"]) == 0
+    line = json.loads(capsys.readouterr().out)
+    return line["state"], line["queue"] or ""
+
+
+def test_a_script_of_one_s_own_with_a_rank_on_each_of_two_nodes(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--cpu", "--nodes", "2", "--processes", "2", "--time", "10", "--run-dir", "gan")
+    assert main(["submit", *flags, "run", GAN, "--steps", "300"]) == 0
+    job = number_of(Path("gan"))
+    assert shown(capsys, "gan")[0] in ("queued", "running")
+    assert cluster.ended(job) == "COMPLETED 0:0", log(cluster.job(job))
+    assert log(cluster.job(job)).count("step 300: saved ") == 1
+    assert Path("gan/generator.pth").is_file()
+    assert shown(capsys, "gan") == ("finished", "")
+    assert main(["logs", "gan"]) == 0
+    assert "step 300: saved " in capsys.readouterr().out
+    assert json.loads(Path("gan/environment.json").read_text())["script"] == GAN
+
+
+def test_a_job_that_crashes_at_once_is_not_started_for_ever(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrapped("exit 7", monkeypatch)
+    run = submit("launch.max_restarts=9", "--time", "10")
+    job = number_of(run)
+    assert cluster.ended(job) == "FAILED 1:0", log(cluster.job(job))
+    assert cluster.job(job)["Restarts"] == "3"
+    assert "3 starts in a row began at step 0: not started again" in log(cluster.job(job))
+    assert shown(capsys)[0] == "failed"
+    (run / "status.json").unlink()
+    (run / "slurm.json").write_text("{}")
+    assert shown(capsys) == ("unknown", "")
 
 
 def test_a_preflight_decides_whether_the_run_starts(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
@@ -187,17 +264,17 @@ def test_what_slurm_refuses_is_said_in_its_words(cluster: Cluster, capsys: pytes
 
 @pytest.mark.parametrize("agent", ["torchrun", "accelerate"])
 def test_an_agent_a_node_in_a_script_of_one_s_own(
-    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, agent: str
+    cluster: Cluster, alone: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, agent: str
 ) -> None:
     for name, value in {"PYTHON": sys.executable, "ACCELERATE_USE_CPU": "true", "HF_HOME": str(tmp_path)}.items():
         monkeypatch.setenv(name, value)
-    asked = ["--nodes=2", "--gpus-per-node=1", "--cpus-per-task=2", "--time=10", "--parsable"]
+    asked = ["--nodes=2", "--gpus-per-node=2", "--cpus-per-task=2", "--time=10", "--parsable"]
     job = cluster.say(
         "sbatch", *asked, str(ROOT / "slurm" / f"{agent}.sbatch"), str(TINY), "--cpu", "launch.threads=1"
     ).strip()
     assert cluster.ended(job) == "COMPLETED 0:0", log(cluster.job(job))
-    assert f"2 processes on 2 nodes, started by {agent}" in log(cluster.job(job))
-    assert result_of(tmp_path / "runs" / f"job-{job}").distance(train(tmp_path / "expected")) < 1e-9
+    assert f"4 processes on 2 nodes, started by {agent}" in log(cluster.job(job))
+    assert result_of(tmp_path / "runs" / f"job-{job}").distance(alone) < 1e-9
 
 
 def processes(run: Path) -> list[psutil.Process]:
@@ -206,8 +283,8 @@ def processes(run: Path) -> list[psutil.Process]:
 
 
 @pytest.mark.timeout(600)
-def test_a_node_whose_daemon_died_does_not_write_beside_the_new_start(cluster: Cluster) -> None:
-    run = submit(*LONG, PACED.format(0.05), "save.every=5 steps", "--time", "20")
+def test_a_node_whose_daemon_died_does_not_write_beside_the_new_start(cluster: Cluster, tmp_path: Path) -> None:
+    run = submit(*LONG, PACED.format(0.03), "save.every=5 steps", "--time", "20")
     job = number_of(run)
     cluster.until(reached(run, 5), job=job)
     node = cluster.job(job)["NodeList"]
@@ -221,3 +298,4 @@ def test_a_node_whose_daemon_died_does_not_write_beside_the_new_start(cluster: C
     finally:
         cluster.act("start-node", node[-1])
     assert result_of(run).column("step") == list(range(1, 121))
+    assert result_of(run).distance(train(tmp_path / "undisturbed", *LONG)) == 0

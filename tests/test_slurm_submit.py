@@ -5,24 +5,29 @@ from __future__ import annotations
 import os
 import runpy
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from launcher.cli import main
-from launcher.errors import RecipeError, UsageError
+from launcher.errors import LauncherError, RecipeError, UsageError
 from launcher.launch.job import Job, render
 from launcher.launch.site import read_site
-from launcher.launch.slurm import _gpus, _refusal
+from launcher.launch.slurm import Queued, _gpus, _refusal, seconds_in
 from launcher.launch.world import World
-from launcher.runs.folder import write_json
-from launcher.runs.queued import Ending, Submission, begin, in_words, mark_submitted
+from launcher.runs.code import keep, kept_at
+from launcher.runs.folder import read_json, write_json
+from launcher.runs.queued import Ending, Submission, advance_in_words, begin, in_words, lasting_words, mark_submitted
+from launcher.runs.reading import Run
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "tests" / "recipes" / "tiny.yaml"
+CODE = Path("RUN") / "code" / "tiny.yaml"  # the copy of it that a job runs
 HOSTILE = ["a b", 'a"b', "a'b", "$(touch PWNED)", "`touch PWNED`", "; touch PWNED", "a\\b", "#SBATCH --wrap=x", "-x"]
 
 
@@ -64,8 +69,8 @@ def test_the_script_asks_for_what_was_said(capsys: pytest.CaptureFixture[str]) -
     ):
         assert f"#SBATCH --{asked}" in lines
     assert 'srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" \\' in lines
-    assert f'  "$python" -m launcher train {TINY} train.epochs=7 slurm.qos=high' not in text  # the order is the user's
-    assert f'  "$python" -m launcher train {TINY} slurm.qos=high train.epochs=7 --allow=timm --run-dir "$run"' in lines
+    # the order is the user's
+    assert f'  "$python" -m launcher train {CODE} slurm.qos=high train.epochs=7 --allow=timm --run-dir "$run"' in lines
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
     assert (
         rendered(capsys, "--cpu", "--", "--hold").count("--hold") == 1
@@ -83,7 +88,9 @@ def test_an_uneven_world_and_a_single_process(capsys: pytest.CaptureFixture[str]
     uneven = rendered(capsys, "--cpu", "--nodes", "2", "--processes", "3")
     assert "#SBATCH --ntasks=3\n#SBATCH --ntasks-per-node=2\n" in uneven
     one = rendered(capsys, "--cpu", "launch.processes=1")
-    assert "--cpu --processes=1 --run-dir" in one  # or the recipe's own number would be started once more
+    # or the recipe's own numbers would be started once more
+    assert "--cpu --processes=1 --nodes=1 --run-dir" in one
+    assert "--processes=1 --nodes=1" in rendered(capsys, "--cpu", "launch.nodes=2", "--nodes", "1")
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -183,15 +190,60 @@ def test_an_array_is_a_run_for_each_line(capsys: pytest.CaptureFixture[str]) -> 
     assert "#SBATCH --array=0-1\n" in text
     assert "  1) set -- optimizer.lr=3e-3 'define.x=a b' ;;\n" in text
     assert f'run={Path("runs/both").absolute()}/"$SLURM_ARRAY_TASK_ID"\n' in text
-    assert '--cpu --processes=1 "$@" --run-dir "$run"' in text
+    assert '--cpu --processes=1 --nodes=1 "$@" --run-dir "$run"' in text
+    for change in ("slurm.time=5", "launch.nodes=2"):  # would be read when nothing can be asked for any more
+        assert "say it on the command line" in refused_file(capsys, f"optimizer.lr=1e-3\n{change}")
 
 
 def test_a_script_of_one_s_own(capsys: pytest.CaptureFixture[str]) -> None:
     Path("my_gan.py").write_text("")
-    assert main(["submit", "--cpu", "--nodes", "2", "--dry-run", "run", "my_gan.py", "lr=1"]) == 0
+    flags = ("--gpus-per-node", "2", "--cpus-per-task", "3", "--time=30", "--run-dir", "run", "--dry-run")
+    its_own = ("--steps", "5", "--time=now", "run", "lr=1")
+    assert main(["submit", *flags, "run", "my_gan.py", *its_own, "--", "--qos=high"]) == 0
     text = capsys.readouterr().out
-    assert "#SBATCH --job-name=my_gan\n" in text
-    assert '  "$python" -m launcher run --cpu --run-dir "$run" my_gan.py lr=1\n' in text
+    asked = ("job-name=my_gan", "gpus-per-node=2", "ntasks-per-node=2", "cpus-per-task=3", "time=30")
+    assert {f"#SBATCH --{one}" for one in asked} <= set(text.splitlines())
+    code = Path("run").absolute() / "code" / "my_gan.py"
+    assert f'  "$python" -m launcher run --run-dir "$run" {code} --steps 5 --time=now run lr=1\n' in text
+    assert "--time: 'soon'" in refused(capsys, "--cpu", "--time", "soon", "run", "my_gan.py")
+    assert "go with a recipe" in refused(capsys, "--cpu", "--allow", "timm", "run", "my_gan.py")
+
+
+SECRET = "hunter2hunter2"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (str(TINY), "--", f"--export=ALL,WANDB_API_KEY={SECRET}"),
+        (str(TINY), f"track.wandb.api_key={SECRET}"),
+        ("run", "my_gan.py", f"--api-key={SECRET}"),
+        ("run", "my_gan.py", "--password", SECRET),
+    ],
+)
+def test_secrets_are_refused_and_not_repeated(capsys: pytest.CaptureFixture[str], words: tuple[str, ...]) -> None:
+    Path("my_gan.py").write_text("")
+    error = refused(capsys, "--cpu", *words)
+    assert "secret" in error
+    assert SECRET not in error
+
+
+def test_the_code_of_a_job_is_that_of_its_submission(tmp_path: Path) -> None:
+    project, run = tmp_path / "project", tmp_path / "project" / "runs" / "one"
+    for name in ("recipes/x.yaml", "base.yaml", "recipes/net.py", "recipes/parts/__init__.py", "words.txt"):
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_text("before")
+    (project / "data").mkdir()
+    files = [project / "recipes" / "x.yaml", project / "base.yaml"]
+    for _ in range(2):  # as when it is submitted again
+        assert keep(files, run) is None
+    code = run / "code"
+    assert kept_at(files[0], files, run) == code / "recipes" / "x.yaml"
+    copied = {str(path.relative_to(code)) for path in code.rglob("*") if path.is_file() and not path.is_symlink()}
+    assert copied == {"recipes/x.yaml", "base.yaml", "recipes/net.py", "recipes/parts/__init__.py"}
+    assert {path.name for path in code.iterdir() if path.is_symlink()} == {"words.txt", "data"}
+    (project / "recipes" / "net.py").write_text("after")
+    assert (code / "recipes" / "net.py").read_text() == "before"
 
 
 # ---------------------------------------------------------------------- the site file
@@ -218,9 +270,19 @@ def test_the_site_file_fills_in_what_belongs_to_the_cluster(
         ),
     ):
         assert line in text.splitlines()
-    command = f'"$python" -m launcher train {TINY} slurm.partition=mine data.scratch=/scratch --run-dir "$run"'
+    command = f'"$python" -m launcher train {CODE} slurm.partition=mine data.scratch=/scratch --run-dir "$run"'
     assert f"  apptainer exec 'my image.sif' {command}" in text
     assert "--signal 120 --no-requeue $cancelled" in text
+    assert '"$host" -m launcher job begin' in text  # /opt/python is in the image
+    assert f"host={sys.executable}" in text
+    assert main(["submit", str(TINY), "--", "--test-only"]) == 2  # there is no sbatch; the plan is printed first
+    shown = capsys.readouterr().out
+    assert 'site       gpus_per_node: "h100:2", from site.yaml\n' in shown
+    Path("site.yaml").write_text("runs: elsewhere\nenvironment: {WANDB_API_KEY: hunter2}\n")
+    assert "looks like a secret" in refused(capsys, str(TINY), "--cpu")
+    write_json(started(Path("elsewhere/one"), 0, 10) / "slurm.json", {})
+    assert main(["runs"]) == 0
+    assert "elsewhere/one" in capsys.readouterr().out
 
 
 def test_a_wrong_site_file_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,14 +343,23 @@ def test_a_job_goes_on_only_where_that_is_right(tmp_path: Path) -> None:
     assert settle(run, 75) == 75
     assert said[0] == "saved at step 10 of 100; needs about 9.0 more starts like this one"
     assert "scontrol is not on this machine" in said[2]  # where there is none
-    assert "submit the same script" in said[3]
+    assert said[3].endswith(f": RUN={run} sbatch SCRIPT …")
     assert settle(run, 1, requeue=False) == 75  # torchrun ends with 1 where it was asked to stop
+    write_json(run / "slurm.json", {**read_json(run / "slurm.json"), "cancelled": True})
+    assert (settle(run, 75), "cancelled, and not queued again" in said[0]) == (0, True)  # not 75: see RequeueExit
+    with pytest.raises(LauncherError, match="job 7 was cancelled: not started again"):
+        begin(run, "7", 20)
+    assert begin(run, "8", 20).startswith("start 2 of job 8")  # submitted by hand, on purpose
     run = started(tmp_path / "b", 10, 10)
     assert (settle(run, 75), "where this start began: not queued again" in said[0]) == (1, True)
     run = started(tmp_path / "c", 0, 10, state="failed")
     assert (settle(run, 1), said) == (1, [])
     run = started(tmp_path / "d", 0, 10, state="finished")
     assert (settle(run, 0), said) == (0, [])
+    (tmp_path / "never").mkdir()
+    mark_submitted(tmp_path / "never", Submission())
+    begin(tmp_path / "never", "7", 20)
+    assert (settle(tmp_path / "never", 127), Run(tmp_path / "never").state) == (127, "failed")  # as where Python is not
     run = started(tmp_path / "e", 0, 10, script="job script.sbatch")
     assert settle(run, 75, requeue=False) == 75
     assert said[-1].endswith("go on with: sbatch 'job script.sbatch'")
@@ -331,8 +402,8 @@ def test_a_job_that_gets_nowhere_is_stopped(tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert begin(run, "7", 20) == "start 1 of job 7"
     write_json(run / "status.json", {"state": "running"})
-    begin(run, "7", 20)
-    begin(run, "7", 20)
+    for _ in range(3):
+        begin(run, "7", 20)
     with pytest.raises(Exception, match="3 starts in a row began at step 0: not started again"):
         begin(run, "7", 20)
     again = tmp_path / "again"
@@ -357,6 +428,33 @@ def test_refusals_name_the_setting() -> None:
 )
 def test_gres_are_read(text: str, expected: tuple[int, str]) -> None:
     assert _gpus(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("10:00", 600), ("2:00:00", 7200), ("1-12:00:00", 129_600), ("UNLIMITED", None), ("", None)]
+)
+def test_times_are_read(text: str, expected: int | None) -> None:
+    assert seconds_in(text) == expected
+
+
+def test_a_queued_run_says_how_far_it_is_and_what_it_needs(tmp_path: Path) -> None:
+    run = started(tmp_path / "run", 0, 10)
+    (run / "metrics.jsonl").write_text(
+        '{"step": 10, "epoch": 1, "split": "train", "loss": 1, "samples_per_second": 8.0}\n'
+        '{"step": 10, "epoch": 1, "split": "validation", "loss": 1}\n'
+    )
+    (run / "resolved.yaml").write_text("data:\n  global_batch_size: 16\n")
+    waits = Queued("PENDING", "Resources", "", "1:00", "", "1:00")
+    # 90 steps of two seconds, a minute at a time
+    expected = "step 10 of 100, 8.000 samples/s, needs about 3.0 jobs of 1:00 at this speed"
+    assert advance_in_words(Run(run), waits) == expected
+    assert advance_in_words(Run(run), replace(waits, limit="UNLIMITED")) == "step 10 of 100, 8.000 samples/s"
+    assert (Run(run).state, Run(run, waits).state) == ("preempted", "queued")
+
+
+def test_words_about_one_submission_do_not_last() -> None:
+    words = ["--begin", "now+1hour", "-d", "afterok:7", "--hold", "--qos", "high", "--deadline=noon", "--nodelist=n1"]
+    assert list(lasting_words(words)) == ["--qos", "high", "--nodelist=n1"]
 
 
 def test_a_job_that_left_the_queue_is_said() -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from launcher.errors import LauncherError, UsageError
 from launcher.launch import rendezvous
 from launcher.launch.nodelist import expand, expand_counts
-from launcher.launch.world import World
+from launcher.launch.world import World, usable_cpus
 
 # as SLURM 22.05 sets them for the last task of `srun` in a batch script of 2 nodes with 2 tasks each
 TASK = {
@@ -64,6 +64,13 @@ def test_a_task_of_a_step_knows_its_world() -> None:
     assert (world.job, world.step, world.deadline) == ("12", "12.0.0", None)
     assert World.from_environ({**TASK, "SLURM_JOB_END_TIME": "1700000000"}).deadline == 1.7e9
     uneven = {**TASK, "SLURM_STEP_TASKS_PER_NODE": "3,1", "SLURM_LOCALID": "0", "SLURM_RESTART_COUNT": "2"}
+    array = {**TASK, "SLURM_ARRAY_JOB_ID": "11", "SLURM_ARRAY_TASK_ID": "3"}
+    found = World.from_environ(array)
+    assert (found.job, found.step) == ("11_3", "12.0.0")  # 12 alone may mean the whole array
+    # bound by srun or not, a task has no more than was asked for it
+    assert World.from_environ({**TASK, "SLURM_CPUS_PER_TASK": "1"}).cpus == 1
+    assert World.from_environ({**TASK, "SLURM_CPUS_PER_TASK": "1000"}).cpus == usable_cpus()
+    assert world.cpus == max(1, usable_cpus() // 2)
     assert (World.from_environ(uneven).local_size, World.from_environ(uneven).step) == (1, "12.0.2")
 
 

@@ -25,6 +25,7 @@ def add(commands: Commands) -> None:
 
 
 def _cancel(options: argparse.Namespace, _: Sequence[str]) -> int:
+    from launcher.launch import slurm
     from launcher.runs.queued import Submission, cancel
     from launcher.runs.reading import named_runs
 
@@ -33,6 +34,7 @@ def _cancel(options: argparse.Namespace, _: Sequence[str]) -> int:
         raise UsageError(
             f"{options.runs[0]}: no job was submitted for it; a run of this machine is stopped with Ctrl-C"
         )
+    queue = slurm.queue()  # one question for all of them
     for run in runs:
-        print(f"{run.folder}: {cancel(run.folder, options.now)}")
+        print(f"{run.folder}: {cancel(run.folder, options.now, queue)}")
     return EXIT_DONE

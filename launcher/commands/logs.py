@@ -20,7 +20,12 @@ def add(commands: Commands) -> None:
         description="Show what a rank of a run printed, from all its starts.",
     )
     logs.add_argument("run", metavar="RUN", help="a run's folder; of several below a folder, the newest")
-    logs.add_argument("-f", "--follow", action="store_true", help="go on showing what comes, until the run ends")
+    logs.add_argument(
+        "-f",
+        "--follow",
+        action="store_true",
+        help="go on showing what comes, until the run has ended and its job does not wait to start again",
+    )
     logs.add_argument("--rank", type=int, default=0, metavar="N", help="whose (default: 0)")
     logs.set_defaults(command=_logs)
 
@@ -28,10 +33,13 @@ def add(commands: Commands) -> None:
 def _logs(options: argparse.Namespace, _: Sequence[str]) -> int:
     import sys
 
-    from launcher.runs.following import followed, log_of
+    from launcher.runs.following import awaited, followed, log_of
     from launcher.runs.reading import newest_run
 
-    path = log_of(newest_run(options.run), options.rank)
+    run = newest_run(options.run)
+    if options.follow:
+        awaited(run, options.rank)
+    path = log_of(run, options.rank)
     for text in followed(path, options.follow):
         sys.stdout.write(text)
         sys.stdout.flush()

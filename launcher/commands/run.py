@@ -13,6 +13,9 @@ from launcher.errors import UsageError
 
 if TYPE_CHECKING:
     from launcher.commands.arguments import Commands
+    from launcher.launch.world import World
+
+_GATHER_SECONDS = 1800.0  # how long tasks of srun may be late, as device.timeout has it
 
 
 def add(commands: Commands) -> None:
@@ -48,6 +51,8 @@ def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     if not Path(options.script).is_file():
         raise UsageError(f"{options.script}: there is no such script")
     world, command = World.from_environ(), [options.script, *options.arguments]
+    if world.started_by == "srun":
+        return _run_as_task(options, command, world, shlex.join(["launcher", *arguments]))
     if world.is_launched:
         raise UsageError(
             f"{world.started_by} has started this process; start the script itself, or `launcher run` alone"
@@ -67,3 +72,24 @@ def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     code = ranks.run("-m", "launcher.script", *command)
     shutil.rmtree(Notes(ranks.folder).folder, ignore_errors=True)
     return code
+
+
+def _run_as_task(options: argparse.Namespace, command: Sequence[str], world: World, again: str) -> int:
+    """One of the tasks of srun: it finds the others as under torchrun, by RANK, MASTER_ADDR and the like."""
+    from launcher.launch.rendezvous import gathered
+    from launcher.launch.world import RUN_DIR_VARIABLE
+    from launcher.runs.logs import copied_to
+    from launcher.script import run_script
+
+    if options.run_dir is None:
+        raise UsageError("--run-dir: several tasks of srun must be told one folder; `launcher submit` chooses it")
+    unwanted = [flag for flag in ("processes", "node_rank", "master", "max_restarts") if getattr(options, flag)]
+    if unwanted or options.nodes > 1:
+        flag = unwanted[0].replace("_", "-") if unwanted else "nodes"
+        raise UsageError(f"--{flag}: srun has started {world.size} processes; leave it away")
+    folder = Path(options.run_dir).absolute()
+    os.environ[RUN_DIR_VARIABLE] = str(folder)
+    if options.cpu:
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    with gathered(world, _GATHER_SECONDS), copied_to(folder / "logs" / f"rank-{world.rank}.log"):
+        return run_script(command, world, again)

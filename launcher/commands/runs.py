@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +27,7 @@ def add(commands: Commands) -> None:
         description="List the runs of a folder, the newest first. A run is dead where it says that it runs and no "
         "process does it any more; `launcher resume RUN` goes on with it.",
     )
-    runs.add_argument("folder", nargs="?", default="runs", metavar="DIR", help="where they are (default: runs)")
+    runs.add_argument("folder", nargs="?", metavar="DIR", help="where they are (default: the site file's, or runs)")
     runs.add_argument("--state", action="append", choices=STATES, default=[], help="only these; may be repeated")
     runs.add_argument("--name", default="", metavar="TEXT", help="only those with this in their folder or recipe")
     runs.add_argument("--sort", choices=ORDERS, default="age", help="the order (default: age, the newest first)")
@@ -40,7 +40,7 @@ def add(commands: Commands) -> None:
 def _runs(options: argparse.Namespace, _: Sequence[str]) -> int:
     from launcher.runs.table import View
 
-    view = View(Path(options.folder), options.state, options.name, options.sort)
+    view = View(_root() if options.folder is None else Path(options.folder), options.state, options.name, options.sort)
     if options.watch:
         return _watch(view)
     if options.json:
@@ -50,12 +50,20 @@ def _runs(options: argparse.Namespace, _: Sequence[str]) -> int:
     return EXIT_DONE
 
 
+def _root() -> Path:
+    from launcher.launch.site import read_site
+
+    return read_site()[0].root
+
+
 def _print_json(view: View) -> None:
     from launcher.runs.metrics import encode
     from launcher.runs.table import as_line, chosen
 
-    for run in chosen(view):
-        print(encode(as_line(run)))
+    runs = chosen(view)
+    queue = dict(_queue_lines(runs))
+    for run in runs:
+        print(encode({**as_line(run), "queue": queue.get(str(run.folder))}))
 
 
 def _print_table(view: View) -> None:
@@ -71,27 +79,20 @@ def _print_table(view: View) -> None:
     with console.capture() as captured:
         console.print(table_of(runs, console.width))
     print("\n".join(line.rstrip() for line in captured.get().splitlines()))
-    for line in _queue_lines(runs):
-        print(line)
+    for number, (what, line) in enumerate(_queue_lines(runs)):
+        print(("" if number else "\n") + f"{what}: {line}")
 
 
-def _queue_lines(runs: Sequence[Run]) -> Iterator[str]:
-    """How the jobs of those runs stand that are not over; nothing is asked where there are none."""
+def _queue_lines(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """How the jobs of those runs stand that are not over, by folder; nothing is asked where there are none."""
     from launcher.errors import LauncherError
-    from launcher.runs.queued import Submission, in_words, queue_now
+    from launcher.runs.queued import queue_line, queue_now
 
-    jobs = {run: Submission.read(run.folder).job for run in runs if run.state in ("queued", "running", "dead")}
-    jobs = {run: job for run, job in jobs.items() if job}
-    if not jobs:
-        return
-    yield ""
     try:
-        queue = queue_now()
+        lines = [(run, queue_line(run, queue_now)) for run in runs if run.state != "finished"]
     except LauncherError as error:
-        yield f"the queue is not known: {error}"
-        return
-    for run, job in jobs.items():
-        yield f"{run.folder}: {in_words(job, queue.get(job))}"
+        return [("the queue is not known", str(error))]
+    return [(str(run.folder), line) for run, line in lines if line]
 
 
 def _watch(view: View) -> int:
@@ -110,5 +111,7 @@ def _watch(view: View) -> int:
     with Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
             head = Text(f"{view.root}, {time.strftime('%H:%M:%S')}; Ctrl-C to leave", "dim")
-            live.update(Group(head, Text(), table_of(chosen(view), console.width)), refresh=True)
+            runs = chosen(view)
+            queue = [Text(f"{what}: {line}", "cyan") for what, line in _queue_lines(runs)]
+            live.update(Group(head, Text(), table_of(runs, console.width), Text(), *queue), refresh=True)
             time.sleep(_WATCH_SECONDS)

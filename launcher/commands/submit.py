@@ -51,6 +51,27 @@ def add(commands: Commands) -> None:
     submit.set_defaults(command=_submit)
 
 
+_SWITCHES = ("--cpu", "--preflight", "--dry-run")
+_WITH_VALUE = ("nodes", "processes", "run-dir", "array-file", "remove", "allow", *_SECTION)
+
+
+def start_of_script(arguments: Sequence[str]) -> int | None:
+    """Where the script of `submit … run SCRIPT.py …` stands: it and all behind it are no flags of ours.
+
+    Args:
+        arguments: What was typed, `submit` first.
+
+    Returns:
+        None where the first word that is no flag, nor a flag's value, is a recipe.
+    """
+    flags, number = [f"--{name.replace('_', '-')}" for name in _WITH_VALUE], 1
+    while number < len(arguments) and arguments[number].startswith("-"):
+        word = arguments[number]
+        has_value = word not in _SWITCHES and any(flag.startswith(word) for flag in flags)  # argparse takes beginnings
+        number += 2 if has_value else 1
+    return number + 1 if arguments[number : number + 1] == ["run"] else None
+
+
 def _submit(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     from launcher.launch.site import read_site
     from launcher.submission import Request, describe, preflight, submit
@@ -68,6 +89,7 @@ def _submit(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         processes=options.processes,
         run_dir=options.run_dir,
         tasks=_tasks(options.array_file),
+        extra=tuple(extra),
         command=("launcher", *arguments),
     )
     plan = request.plan(site, source)
@@ -77,10 +99,10 @@ def _submit(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     for label, text in describe(plan):
         print(f"{label:<10} {text}")
     if "--test-only" in extra:
-        print(f"{'start':<10} {plan.test_only(extra)}")
+        print(f"{'start':<10} {plan.test_only()}")
         return EXIT_DONE
     first = preflight(plan) if options.preflight else None
-    submit(plan, extra, first)
+    submit(plan, first)
     return EXIT_DONE
 
 

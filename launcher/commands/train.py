@@ -209,22 +209,11 @@ def _train_as_rank(options: argparse.Namespace, arguments: Sequence[str], world:
 
         return EXIT_DONE if overfit(recipe, world, asked_for, print if world.is_first else _hush) else EXIT_FAILED
     result = run(recipe, world, asked_for)
-    return _exit_code(result.state, world)
-
-
-def _exit_code(state: str, world: World) -> int:
-    """75 where the run is to be continued and somebody hears it: under srun of rank 0, which leaves last.
-
-    Under an elastic agent every rank ends with 0: any other code makes it start them again, or end the last one.
-    """
-    if state != "preempted":
+    if result.state != "preempted":
         return EXIT_DONE
-    if world.started_by == "srun" and world.is_first:
-        from launcher.launch.rendezvous import leave_last
+    from launcher.launch.rendezvous import code_of_a_stop
 
-        leave_last()
-        return EXIT_PREEMPTED
-    return EXIT_DONE if world.is_launched else EXIT_PREEMPTED
+    return code_of_a_stop(world)
 
 
 def _hush(_: str) -> None:

@@ -17,7 +17,7 @@ from launcher.data.sampler import StepSampler
 from launcher.data.sets import Opener, by_name, wrong
 from launcher.data.streams import StreamEvaluationLoader, StreamLoader, has_shards, is_stream, length_of
 from launcher.data.subsets import subset
-from launcher.launch.world import World, usable_cpus
+from launcher.launch.world import World
 from launcher.recipe import schema
 from launcher.recipe.component import Component
 from launcher.recipe.components import Workshop
@@ -253,7 +253,7 @@ class _Loaders:
 
 def fair_workers(world: World, on_gpu: bool) -> int:
     """Worker processes of one rank: its fair share of the CPUs, less what a CPU run computes with."""
-    share = usable_cpus() // world.local_size
+    share = world.cpus
     return max(0, min(8, share - 1)) if on_gpu else (min(4, share // 2) if share > 2 else 0)
 
 

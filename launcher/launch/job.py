@@ -25,6 +25,7 @@ class Job:
         options: Long options of sbatch, without dashes; True stands alone, False is left out.
         launch: Shell: the command that starts the ranks and waits for them.
         python: Shell: the Python that they run with.
+        host: Shell: the one of the batch script itself, where the ranks run in a container that has another.
         run: Shell: the run's folder.
         directory: Shell: where it starts; None for the directory of the submission.
         setup: Lines of shell to begin with.
@@ -42,6 +43,7 @@ class Job:
     launch: Sequence[str]
     python: str
     run: str
+    host: str | None = None
     directory: str | None = None
     setup: Sequence[str] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -74,7 +76,7 @@ def render(job: Job) -> str:
         options=[option(name, value) for name, value in job.options.items() if value is not False],
         exports=[(_variable(name), quoted(value)) for name, value in job.environment.items()],
         tasks=[" ".join(map(quoted, words)) for words in job.tasks],
-        **{name: getattr(job, name) for name in ("launch", "python", "run", "directory", "setup")},
+        **{name: getattr(job, name) for name in ("launch", "python", "host", "run", "directory", "setup")},
         **{name: getattr(job, name) for name in ("max_requeues", "max_restarts", "signal_seconds", "requeue", "once")},
     )
     return re.sub(r"\n{3,}", "\n\n", text)

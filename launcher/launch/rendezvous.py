@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from launcher.errors import LauncherError
+from launcher.errors import EXIT_DONE, EXIT_PREEMPTED, LauncherError
 from launcher.launch.world import World
 
 FIRST_PORT, LAST_PORT = 15_000, 31_999  # below those that systems give to outgoing connections
@@ -83,6 +83,17 @@ def leave_last(timeout_seconds: float = 60.0) -> None:
         peer.connection.settimeout(max(0.01, deadline - time.monotonic()))
         with contextlib.suppress(OSError):
             peer.connection.recv(1)  # nothing is sent any more: this ends when the other side does
+
+
+def code_of_a_stop(world: World) -> int:
+    """75 where a run is to be continued and somebody hears it: under srun of rank 0, which leaves last.
+
+    Under an elastic agent every rank ends with 0: any other code would make it start them again, or end the last one.
+    """
+    if world.started_by == "srun" and world.is_first:
+        leave_last()
+        return EXIT_PREEMPTED
+    return EXIT_DONE if world.is_launched else EXIT_PREEMPTED
 
 
 def departed() -> dict[int, str]:

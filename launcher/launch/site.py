@@ -41,6 +41,11 @@ class Site(BaseModel):
         None, description="A folder on a disk of each node, for data sets that take one: data.scratch, if not said."
     )
 
+    @property
+    def root(self) -> Path:
+        """The folder of all runs."""
+        return Path(self.runs).expanduser() if self.runs else Path("runs")
+
 
 def read_site() -> tuple[Site, str]:
     """The site file of this machine, and where it is; empty where there is none.

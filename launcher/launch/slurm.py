@@ -140,6 +140,7 @@ class Queued:
         start: When it is expected to start or has started, as SLURM writes it; empty where it does not know.
         left: Time left, as SLURM writes it.
         nodes: Where it runs.
+        limit: Its time limit, as SLURM writes it.
     """
 
     state: str
@@ -147,6 +148,7 @@ class Queued:
     start: str
     left: str
     nodes: str
+    limit: str = ""
 
 
 def queue() -> dict[str, Queued]:
@@ -155,14 +157,24 @@ def queue() -> dict[str, Queued]:
     Raises:
         LauncherError: The cluster does not answer.
     """
-    rows = _said(["squeue", "--me", "--noheader", "--array", "--format=%A|%i|%T|%r|%S|%L|%N"]).splitlines()
+    rows = _said(["squeue", "--me", "--noheader", "--array", "--format=%A|%i|%T|%r|%S|%L|%N|%l"]).splitlines()
     found: dict[str, Queued] = {}
     for row in rows:
         number, name, *rest = row.split("|")
-        if len(rest) == 5:
-            state, reason, start, left, nodes = rest
-            found[number] = found[name] = Queued(state, reason, start.replace("N/A", ""), left, nodes)
+        if len(rest) == 6:
+            state, reason, start, left, nodes, limit = rest
+            found[number] = found[name] = Queued(state, reason, start.replace("N/A", ""), left, nodes, limit)
     return found
+
+
+def seconds_in(text: str) -> int | None:
+    """A time as SLURM writes it (`10:00`, `2:00:00`, `1-00:00:00`); None for UNLIMITED and the like."""
+    days, is_long, clock = text.rpartition("-")
+    parts = clock.split(":")
+    if not all(part.isdigit() for part in (*parts, *([days] if is_long else []))):
+        return None
+    hours, minutes, seconds = [0] * (3 - len(parts)) + [int(part) for part in parts][:3]
+    return (int(days or 0) * 24 + hours) * 3600 + minutes * 60 + seconds
 
 
 def _said(command: Sequence[str], environment: Mapping[str, str] | None = None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -32,10 +33,11 @@ class World:
         run_dir: The run folder that the supervisor chose, if it did.
         restarts: How often an elastic agent has restarted these processes.
         supervisor: Our own supervisor's process, if it started these.
-        job: The SLURM job that this process belongs to, if it does.
+        job: The SLURM job that this process belongs to, if it does; of an array its task alone, as in `1234_5`.
         deadline: When that job ends by its limit, in unix time, where it says so.
         host: The node of rank 0, for the ranks of an srun step.
         step: That step in this start of its job, as in `1234.0.1`.
+        cpus_per_task: What an srun step was asked to give each of its tasks, if it was.
         faults: Accidents to be made on purpose, see `launcher.faults`.
         accelerate: What an `accelerate config` or its command line asked for, by its variable.
     """
@@ -55,6 +57,7 @@ class World:
     deadline: float | None = None
     host: str | None = None
     step: str | None = None
+    cpus_per_task: int | None = None
     faults: str | None = None
     accelerate: Mapping[str, str] | None = None
 
@@ -67,6 +70,14 @@ class World:
     def is_launched(self) -> bool:
         """Whether somebody started a world for us, so that `launch:` has nothing left to decide."""
         return self.started_by != "one process"
+
+    @property
+    def cpus(self) -> int:
+        """This process's share of the CPUs of its node."""
+        usable = usable_cpus()
+        if self.cpus_per_task is not None:  # srun may have bound each task already: what is usable is its own
+            return max(1, min(usable, self.cpus_per_task))
+        return max(1, usable // self.local_size)
 
     @staticmethod
     def from_environ(environ: Mapping[str, str] | None = None) -> World:
@@ -90,7 +101,7 @@ class World:
                 wants_cpu=wants_cpu,
                 started_by=started_by,
                 run_dir=environ.get(RUN_DIR_VARIABLE),
-                job=environ.get("SLURM_JOB_ID"),
+                job=_job(environ),
                 deadline=_deadline(environ),
                 faults=environ.get(FAULTS_VARIABLE),
                 accelerate=accelerate,
@@ -108,7 +119,7 @@ class World:
             run_dir=environ.get(RUN_DIR_VARIABLE),
             restarts=_number(environ, "TORCHELASTIC_RESTART_COUNT", "0"),
             supervisor=_number(environ, SUPERVISOR_VARIABLE) if SUPERVISOR_VARIABLE in environ else None,
-            job=environ.get("SLURM_JOB_ID"),
+            job=_job(environ),
             deadline=_deadline(environ),
             faults=environ.get(FAULTS_VARIABLE),
             accelerate=accelerate,
@@ -121,6 +132,12 @@ class World:
 def is_spokesman() -> bool:
     """Whether this process prints what every rank finds for itself: rank 0, or the only one."""
     return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+
+
+def name_of_rank() -> str:
+    """This process among the others, for people."""
+    rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
+    return f"rank {rank} on {platform.node()}"
 
 
 def site_variable() -> str | None:
@@ -141,6 +158,12 @@ def array_task() -> str | None:
 def usable_cpus() -> int:
     """CPUs that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _job(environ: Mapping[str, str]) -> str | None:
+    """The job by the name that means it alone: the plain number may mean all tasks of its array."""
+    array, task = environ.get("SLURM_ARRAY_JOB_ID"), environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else environ.get("SLURM_JOB_ID")
 
 
 def _is_task(environ: Mapping[str, str]) -> bool:
@@ -178,10 +201,11 @@ def _task(environ: Mapping[str, str], wants_cpu: bool, accelerate: Mapping[str, 
         started_by="srun",
         wants_cpu=wants_cpu,
         run_dir=environ.get(RUN_DIR_VARIABLE),
-        job=job,
+        job=_job(environ),
         deadline=_deadline(environ),
         host=names[0],
         step=f"{job}.{environ['SLURM_STEP_ID']}.{start}",
+        cpus_per_task=_number(environ, "SLURM_CPUS_PER_TASK") if environ.get("SLURM_CPUS_PER_TASK") else None,
         faults=environ.get(FAULTS_VARIABLE),
         accelerate=accelerate,
     )

@@ -26,6 +26,7 @@ from launcher.runs.essence import differences
 WEIGHTS_FILE = "model_weights.pth"
 AVERAGED_FILE = "model_weights_ema.pth"
 STATUS_FILE = "status.json"
+QUEUE_FILE = "slurm.json"  # of a run that was submitted as a job, see `launcher.runs.queued`
 ENVIRONMENT_FILE = "environment.json"
 _PACKAGES = ("torch", "accelerate", "numpy", "torchmetrics", "pydantic", "pyyaml", "wandb", "tensorboard")
 

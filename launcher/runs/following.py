@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from launcher.errors import UsageError
+from launcher.runs.queued import is_queued
 from launcher.runs.reading import Run
 
 _POLL_SECONDS = 0.25
@@ -22,7 +23,7 @@ def log_of(run: Run, rank: int) -> Path:
     Raises:
         UsageError: The rank has none; the message says which have.
     """
-    path = run.folder / "logs" / f"rank-{rank}.log"
+    path = _rank_log(run, rank)
     if path.is_file():
         return path
     jobs = sorted(path.parent.glob("slurm-*.out"), key=lambda other: other.stat().st_mtime)
@@ -32,6 +33,22 @@ def log_of(run: Run, rank: int) -> Path:
     ranks = sorted(int(name[1]) for name in names if name)
     have = f"there are {', '.join(map(str, ranks))}" if ranks else "the run has not printed anything yet"
     raise UsageError(f"{run.folder}: rank {rank} has no log; {have}")
+
+
+def awaited(run: Run, rank: int) -> None:
+    """Waits for a rank's log while the run's job is in the queue."""
+    while not _rank_log(run, rank).is_file() and is_queued(run.folder):
+        time.sleep(_ASK_SECONDS)
+
+
+def _rank_log(run: Run, rank: int) -> Path:
+    return run.folder / "logs" / f"rank-{rank}.log"
+
+
+def _goes_on(folder: Path) -> bool:
+    """Whether more may come: it runs, or its job is to start again."""
+    state = Run(folder).state
+    return state == "running" or (state != "finished" and is_queued(folder))
 
 
 def followed(path: Path, follow: bool) -> Iterator[str]:
@@ -45,6 +62,6 @@ def followed(path: Path, follow: bool) -> Iterator[str]:
             if is_over:
                 return
             if time.monotonic() - asked_at >= _ASK_SECONDS:
-                is_over, asked_at = Run(path.parent.parent).state != "running", time.monotonic()
+                is_over, asked_at = not _goes_on(path.parent.parent), time.monotonic()
                 continue  # what was printed before the answer is still to be read
             time.sleep(_POLL_SECONDS)

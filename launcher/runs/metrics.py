@@ -184,13 +184,17 @@ def read_evaluations(path: Path, split: str) -> Iterator[Line]:
             place = text.find(mark, end)
 
 
-def read_last(path: Path) -> Line:
-    """The newest line that can be read; empty where there is none. As fast as the file is long or short."""
+def read_last(path: Path, having: str = "") -> Line:
+    """The newest line that can be read, or that has this key; empty where there is none.
+
+    As fast as the file is long or short: only its end is looked at.
+    """
     with suppress(OSError), path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - _BLOCK_BYTES))
         rows = reversed(file.read().splitlines())
-        return next((_numbers(line) for row in rows if (line := _object(row)) is not None), {})
+        lines = (_numbers(line) for row in rows if (line := _object(row)) is not None)
+        return next((line for line in lines if not having or having in line), {})
     return {}
 
 

@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import shlex
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,14 @@ from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, EXIT_USAGE, 
 from launcher.launch import slurm
 from launcher.launch.failure import written_since
 from launcher.launch.world import job_environment
-from launcher.runs.folder import STATUS_FILE, create, read_json, write_json
+from launcher.runs.folder import QUEUE_FILE, STATUS_FILE, create, read_json, write_json
+from launcher.runs.metrics import METRICS_FILE, read_last
 from launcher.runs.reading import Run
+from launcher.runs.words import duration, number
 
-QUEUE_FILE = "slurm.json"
-_ONCE = ("--hold", "-H", "--begin", "--dependency", "--deadline")  # about this submission, not about the job
+# about this submission, not about the job
+_ONCE = ("--hold", "-H")
+_ONCE_WITH_VALUE = ("--begin", "-b", "--dependency", "-d", "--deadline")
 _EXCLUDE = "--exclude="
 NO_PROGRESS_STARTS = 3  # so many starts in a row from the same step, and a job is stopped
 
@@ -35,8 +38,9 @@ class Submission:
         script: What was submitted.
         task: Which task of an array this run is.
         extra: Words for sbatch that are no part of the script, as in `--nodelist=gpu7`.
-        starts: Each start of it: `job`, `time`, the `step` that it began at (None for a script of one's own), and
-            `fault` where it has failed: the host that was first, empty where that is not known.
+        starts: Each start of it: `job`, `time`, the `step` that it began at (None for a script of one's own), the
+            `code` that srun ended with, and `fault` where it has failed: the host that was first, empty where that is
+            not known.
         cancelled: Whether its user asked it to save and end.
         signal_seconds: How long before the limit it is asked to save, where that was changed.
         excluded: Nodes that were first at fault in two starts running.
@@ -73,6 +77,7 @@ def mark_submitted(folder: Path, submission: Submission, *, is_recipe: bool = Tr
     replace(submission, submitted=time.time()).write(folder)
     if is_recipe and not (folder / STATUS_FILE).exists():
         write_json(folder / STATUS_FILE, {"state": "queued", "step": 0, "updated": time.time()})
+    _forget_queue()
 
 
 def name_job(folder: Path, job: str) -> None:
@@ -80,6 +85,7 @@ def name_job(folder: Path, job: str) -> None:
     submission = Submission.read(folder)
     if not submission.job:
         replace(submission, job=job).write(folder)
+    _forget_queue()  # what is known of it is older than this job
 
 
 # ---------------------------------------------------------------------- in the job
@@ -92,17 +98,22 @@ def begin(folder: Path, job: str, max_requeues: int) -> str:
         What to say.
 
     Raises:
-        LauncherError: It has been started too often for nothing.
+        LauncherError: It has been started too often for nothing, or was cancelled.
     """
     create(folder)
     submission, step = Submission.read(folder), _step(folder)
+    if submission.cancelled and job == submission.job:  # another number was submitted on purpose
+        _close(folder, "preempted")
+        raise LauncherError(f"job {job} was cancelled: not started again; `launcher resume {folder}` goes on")
     starts = [*submission.starts, {"job": job, "time": time.time(), "step": step}]
-    replace(submission, job=submission.job or job, starts=starts).write(folder)
-    last = [start["step"] for start in starts[-NO_PROGRESS_STARTS:]]
+    replace(submission, job=job or submission.job, starts=starts, cancelled=False).write(folder)
+    last = [start["step"] for start in starts[-NO_PROGRESS_STARTS - 1 :]]
     go_on = f"look at {folder / 'logs'}; `launcher resume {folder}` tries again"
-    if len(last) == NO_PROGRESS_STARTS and len({*last}) == 1 and step is not None:
+    if len(last) > NO_PROGRESS_STARTS and len({*last}) == 1 and step is not None:
+        _close(folder, "failed")
         raise LauncherError(f"{NO_PROGRESS_STARTS} starts in a row began at step {step}: not started again; {go_on}")
     if len(starts) > max_requeues + 1:
+        _close(folder, "failed")
         raise LauncherError(f"slurm.max_requeues: started {max_requeues + 1} times: not started again; {go_on}")
     return f"start {len(starts)} of job {job}" + (f", from step {step:,}" if step else "")
 
@@ -133,7 +144,23 @@ class Ending:
 
     def settle(self, say: Callable[[str], None]) -> int:
         """Queues the job again where that is right, and says so; gives the batch script's exit code."""
-        submission = Submission.read(self.folder)
+        submission = self._noted(Submission.read(self.folder))
+        code = self._settled(submission, say)
+        is_cancelled = submission.cancelled or self.cancelled
+        if is_cancelled or code not in (EXIT_DONE, EXIT_PREEMPTED):  # where nothing has begun, nobody else says so
+            _close(self.folder, "preempted" if is_cancelled else "failed")
+        return code
+
+    def _noted(self, submission: Submission) -> Submission:
+        """With this start's exit code: all that is known of a script of one's own when its job has left the queue."""
+        if not submission.starts:
+            return submission
+        *before, last = submission.starts
+        noted = replace(submission, starts=[*before, {**last, "code": self.code}])
+        noted.write(self.folder)
+        return noted
+
+    def _settled(self, submission: Submission, say: Callable[[str], None]) -> int:
         start: Mapping[str, Any] = submission.starts[-1] if submission.starts else {"time": 0.0, "step": None}
         state = self._state(float(start["time"]))
         # torchrun and accelerate end with codes of their own: then only the run itself says that it has saved
@@ -147,7 +174,7 @@ class Ending:
         again = f"`launcher resume {self.folder}` goes on"
         if submission.cancelled:
             say(f"{saved}; cancelled, and not queued again: {again}")
-            return EXIT_PREEMPTED
+            return EXIT_DONE  # not 75: with RequeueExit=75 SLURM would start it again
         if self.cancelled:  # by scancel, or to make room: then SLURM starts it again
             say(f"{saved}; SLURM ends this job. Where it does not start it again, {again}")
             return EXIT_PREEMPTED
@@ -193,7 +220,9 @@ class Ending:
                 return EXIT_PREEMPTED
             say(f"SLURM does not do that: {refused}")
         if not submission.script:
-            say(f"to go on, submit the same script for the run's folder {self.folder}")
+            _, is_array, task = self.job.partition("_")
+            again = f"sbatch --array={task}" if is_array else "sbatch"
+            say(f"to go on, submit the same script for the same folder: RUN={self.folder} {again} SCRIPT …")
             return EXIT_PREEMPTED
         replace(submission, job="").write(self.folder)
         try:
@@ -239,14 +268,32 @@ def resubmit(submission: Submission) -> str:
 
 
 def _options(submission: Submission) -> list[str]:
-    words = [word for word in submission.extra if not word.startswith((*_ONCE, _EXCLUDE))]
+    lasting = list(lasting_words(submission.extra))
+    words = [word for word in lasting if not word.startswith(_EXCLUDE)]
     # of several such words sbatch hears the last one
-    said = [word.removeprefix(_EXCLUDE) for word in submission.extra if word.startswith(_EXCLUDE)]
+    said = [word.removeprefix(_EXCLUDE) for word in lasting if word.startswith(_EXCLUDE)]
     if nodes := [*said, *submission.excluded]:
         words.append(_EXCLUDE + ",".join(nodes))
     if submission.signal_seconds is not None:
         words.append(f"--signal=USR2@{submission.signal_seconds}")
     return words if submission.task is None else [*words, f"--array={submission.task}"]
+
+
+def lasting_words(extra: Iterable[str]) -> Iterator[str]:
+    """The words for sbatch that are about a job, without those about one submission of it."""
+    words = iter(extra)
+    for word in words:
+        if word in _ONCE_WITH_VALUE:
+            next(words, None)
+        elif word not in _ONCE and not word.startswith(tuple(f"{one}=" for one in _ONCE_WITH_VALUE)):
+            yield word
+
+
+def _close(folder: Path, state: str) -> None:
+    """How a run ended that was queued and never began; one that has begun says so itself."""
+    status = read_json(folder / STATUS_FILE)
+    if status.get("state") == "queued":
+        write_json(folder / STATUS_FILE, {**status, "state": state, "ended": time.time()})
 
 
 def _step(folder: Path) -> int | None:
@@ -285,34 +332,85 @@ def queue_now() -> dict[str, slurm.Queued]:
         return {name: slurm.Queued(**entry) for name, entry in kept["jobs"].items()}
     jobs = slurm.queue()
     cache.parent.mkdir(parents=True, exist_ok=True)
-    text = {"time": time.time(), "jobs": {name: asdict(entry) for name, entry in jobs.items()}}
-    cache.write_text(json.dumps(text))
+    write_json(cache, {"time": time.time(), "jobs": {name: asdict(entry) for name, entry in jobs.items()}})
     return jobs
 
 
-def cancel(folder: Path, now: bool) -> str:
+def with_jobs(runs: Iterable[Run]) -> list[Run]:
+    """The runs, each with its job as the queue shows it; the queue is asked only where one of them may be in it.
+
+    Where it cannot be asked, the runs are as their folders say.
+    """
+    found = list(runs)
+    jobs = {run.folder: Submission.read(run.folder).job for run in found if run.state != "finished"}
+    if not any(jobs.values()):
+        return found
+    try:
+        queue = queue_now()
+    except LauncherError:
+        return found
+    return [replace(run, queued=queue.get(jobs.get(run.folder, ""))) for run in found]
+
+
+def queue_line(run: Run, queue: Callable[[], Mapping[str, slurm.Queued]]) -> str:
+    """How a run's job stands, for people; empty where there is none, or where nobody expects it in the queue.
+
+    Args:
+        run: The run.
+        queue: Gives one's jobs; not called where the run has none.
+
+    Raises:
+        LauncherError: The cluster does not answer.
+    """
+    job = Submission.read(run.folder).job
+    entry = queue().get(job) if job else None
+    if entry is None:
+        return in_words(job, None) if job and run.state in ("queued", "running", "dead") else ""
+    return "; ".join(filter(None, (in_words(job, entry), advance_in_words(run, entry))))
+
+
+def is_queued(folder: Path) -> bool:
+    """Whether a run's job waits or runs, as far as the cluster says."""
+    job = Submission.read(folder).job
+    try:
+        return bool(job) and job in queue_now()
+    except LauncherError:
+        return False
+
+
+def cancel(folder: Path, now: bool, queue: Mapping[str, slurm.Queued]) -> str:
     """Ends a run's job, which saves first where it runs; says what has been done.
+
+    Args:
+        folder: The run's.
+        now: Whether it does not save first.
+        queue: One's jobs as they are now.
 
     Raises:
         LauncherError: SLURM refuses.
     """
     submission = Submission.read(folder)
-    entry = slurm.queue().get(submission.job)
+    entry = queue.get(submission.job)
     if entry is None:
         return f"job {submission.job} is not in the queue any more"
     saves = entry.state == "RUNNING" and not now
     replace(submission, cancelled=True).write(folder)
     slurm.cancel(submission.job, "TERM" if saves else None)
-    _cache().unlink(missing_ok=True)
-    status = read_json(folder / STATUS_FILE)
-    if entry.state == "PENDING" and status.get("state") == "queued":
-        write_json(folder / STATUS_FILE, {**status, "state": "preempted"})
+    _forget_queue()
+    if entry.state == "PENDING":
+        _close(folder, "preempted")
     how = "asked to save and end" if saves else "cancelled"
     return f"job {submission.job} is {how}; `launcher resume {folder}` goes on"
 
 
 def _cache() -> Path:
     return Path.home() / ".cache" / "launcher" / "squeue.json"
+
+
+def _forget_queue() -> None:
+    """A job has come or gone: the next command asks anew."""
+    with contextlib.suppress(OSError):
+        _cache().unlink(missing_ok=True)
 
 
 _REASONS = {
@@ -341,3 +439,18 @@ def in_words(job: str, entry: slurm.Queued | None) -> str:
         start = f", expected to start {entry.start.replace('T', ' ')}" if entry.start else ""
         return f"job {job} waits: {reason}{start}"
     return f"job {job} is {entry.state.lower()} on {entry.nodes or 'no node yet'}, {entry.left} left"
+
+
+def advance_in_words(run: Run, entry: slurm.Queued) -> str:
+    """How far a run is and how fast, and how many jobs like the one in the queue it still needs; empty if unknown."""
+    total = run.total_steps
+    words = [f"step {run.step:,}" + (f" of {total:,}" if total else "")] if run.step else []
+    rate = read_last(run.folder / METRICS_FILE, "samples_per_second").get("samples_per_second")
+    if not words or not rate:
+        return "".join(words)
+    words.append(f"{number(rate)} samples/s")
+    batch, limit = run.recipe.get("data.global_batch_size", ""), slurm.seconds_in(entry.limit)
+    if total and limit and batch.isdigit() and total > run.step:
+        jobs = (total - run.step) * int(batch) / rate / limit
+        words.append(f"needs about {max(0.1, jobs):.1f} jobs of {duration(limit)} at this speed")
+    return ", ".join(words)

@@ -17,9 +17,10 @@ from typing import Any
 
 import yaml
 
-from launcher.errors import UsageError
+from launcher.errors import EXIT_DONE, EXIT_PREEMPTED, UsageError
+from launcher.launch.slurm import Queued
 from launcher.runs import lock
-from launcher.runs.folder import ENVIRONMENT_FILE, STATUS_FILE, read_json
+from launcher.runs.folder import ENVIRONMENT_FILE, QUEUE_FILE, STATUS_FILE, read_json
 from launcher.runs.metrics import METRICS_FILE, Line, read_evaluations, read_last
 
 EVENTS_FILE = "events.jsonl"
@@ -56,9 +57,11 @@ class Run:
 
     Attributes:
         folder: Where it lies.
+        queued: Its job in the queue, where that was asked for and holds it.
     """
 
     folder: Path
+    queued: Queued | None = None
 
     @cached_property
     def status(self) -> Mapping[str, Any]:
@@ -98,13 +101,25 @@ class Run:
 
     @cached_property
     def state(self) -> str:
-        """`running`, `finished`, `preempted`, `failed`; `dead` where it says that it runs and nobody does."""
+        """`running`, `finished`, `preempted`, `failed`; `dead` where it says that it runs and nobody does.
+
+        Of a script that was submitted only its job says something.
+        """
+        if self.queued is not None and self.queued.state == "PENDING":
+            return "queued"  # whatever became of an earlier start
+        if not self.status:
+            return "running" if self.queued is not None else self._submitted_state()
         said = str(self.status.get("state", "unknown"))
         holder = lock.holder(self.folder)
         if said == "running":
             return "running" if holder else "dead"
         is_starting = holder and _number(holder.get("since")) > _number(self.status.get("ended"))
         return "running" if is_starting else said
+
+    def _submitted_state(self) -> str:
+        starts = read_json(self.folder / QUEUE_FILE).get("starts") or [{}]
+        code = starts[-1].get("code")
+        return "unknown" if code is None else {EXIT_DONE: "finished", EXIT_PREEMPTED: "preempted"}.get(code, "failed")
 
     @cached_property
     def last(self) -> Line:
@@ -167,9 +182,10 @@ def find_runs(root: Path) -> Iterator[Run]:
     """The runs in a folder, itself included, at any of a few levels."""
     for place, folders, files in os.walk(root):
         depth = len(Path(place).relative_to(root).parts)
-        if STATUS_FILE in files:
+        is_run = STATUS_FILE in files or QUEUE_FILE in files
+        if is_run:
             yield Run(Path(place))
-        if STATUS_FILE in files or depth >= _DEPTH:
+        if is_run or depth >= _DEPTH:
             folders.clear()
         folders[:] = sorted(name for name in folders if not name.startswith("."))
 
@@ -199,8 +215,12 @@ def newest_run(text: str) -> Run:
 
 
 def _place_of(text: str) -> Path:
-    """A folder by its path, or by its path below `runs`."""
-    for place in (Path(text), Path("runs") / text):
+    """A folder by its path, or by its path below the folder of all runs."""
+    if Path(text).is_dir():
+        return Path(text)
+    from launcher.launch.site import read_site
+
+    for place in (Path("runs") / text, read_site()[0].root / text):
         if place.is_dir():
             return place
     raise UsageError(f"{text}: there is no such folder; `launcher runs` lists the runs")

@@ -2,12 +2,14 @@
 
     launcher run recipes/gan/train.py
     launcher run --cpu --processes 2 --run-dir runs/gan --max-restarts 2 recipes/gan/train.py --steps 500
+    launcher submit --gpus-per-node 2 --time 10 run recipes/gan/train.py --steps 500
 
 Killed at any time (kill -9 too) and started again in the same folder, it ends with the same weights.
 """
 
 import argparse
 import itertools
+import os
 
 import torch
 import torch.distributed as dist
@@ -41,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=500)
     steps = parser.parse_args().steps
-    if dist.is_torchelastic_launched():
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # under srun too, where `launcher submit` has started it
         dist.init_process_group("gloo")
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
