@@ -1,8 +1,9 @@
 """7: saving. Checkpoints that appear whole or not at all, and the final, unwrapped weights.
 
 A checkpoint is `checkpoints/step-00000123/`: `weights.pth` (the unwrapped state_dict), `training.pt` (optimizer,
-schedule and what else a step changes) and, written last, `manifest.json` (what it is, and size and sha256 of
-every file). It is written under a hidden name, synced to disk, and renamed; old ones go only after it was read back.
+schedule and what else a step changes) and, written last, `manifest.json` (what it is, size and sha256 of every file,
+and a sha256 of all that). It is written under a hidden name, synced to disk, and renamed; old ones go only after it was
+read back.
 """
 
 from __future__ import annotations
@@ -174,20 +175,29 @@ def save(folder: Path, snapshot: Snapshot) -> Path:
         faults.point("checkpoint.begin", step)
         contents = {WEIGHTS: snapshot.weights, TRAINING: snapshot.training}
         files = {name: _save_state(hidden / name, state, "checkpoint", step) for name, state in contents.items()}
-        whole = {"format": FORMAT_VERSION, **snapshot.manifest, "files": files}
+        whole = sealed({"format": FORMAT_VERSION, **snapshot.manifest, "files": files})
         _write(hidden / MANIFEST, json.dumps(whole, indent=2).encode(), "checkpoint", step)
         _sync_folder(hidden)
         faults.point("checkpoint.rename", step)
         hidden.rename(target)
         faults.point("checkpoint.renamed", step)
         _sync_folder(folder)
-    except OSError as error:
+    except BaseException as error:
         shutil.rmtree(hidden, ignore_errors=True)
+        if not isinstance(error, OSError):
+            raise
         raise SaveError(
             f"saving {target}: {error.strerror or error}; the checkpoints before it are intact, go on from them with "
             f"--run-dir {folder.parent}"
         ) from error
     return target
+
+
+def sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest as JSON gives it back, with a sha256 of all the rest in it."""
+    rest = json.loads(json.dumps({key: value for key, value in manifest.items() if key != "sha256"}))
+    canonical = json.dumps(rest, sort_keys=True, separators=(",", ":"))
+    return {**rest, "sha256": hashlib.sha256(canonical.encode()).hexdigest()}
 
 
 def plain(value: Any) -> Any:
@@ -324,6 +334,8 @@ def verify(folder: Path) -> Checkpoint:
         raise DamagedError(f"{folder.name}: its manifest cannot be read ({type(error).__name__}: {error})") from error
     if version != FORMAT_VERSION:
         raise DamagedError(f"{folder.name}: format {version}; this program reads format {FORMAT_VERSION}")
+    if sealed(manifest) != manifest:
+        raise DamagedError(f"{folder.name}: its manifest is not what was written (sha256 differs)")
     if set(files) != {WEIGHTS, TRAINING} or name_of(step) != folder.name:
         raise DamagedError(f"{folder.name}: its manifest is of another checkpoint")
     for name, expected in files.items():
@@ -499,6 +511,7 @@ class Saving:
         self._warn = warn
         self._writer: threading.Thread | None = None
         self._news: deque[str | SaveError] = deque()
+        self._stalls: list[float] = []  # seconds that training stood still, for each checkpoint on disk
 
     def save(self, step: int) -> None:
         """Writes the checkpoint of this step, then removes what is no longer kept.
@@ -547,9 +560,20 @@ class Saving:
         self.check()
 
     def close(self) -> None:
-        """Lets a write that is under way end, whatever comes of it."""
+        """Lets a write that is under way end, and says what came of it: nobody is left to raise to."""
         if self._writer is not None:
             self._writer.join()
+            self._writer = None
+        while self._news:
+            self._warn(str(self._news.popleft()))
+
+    def describe(self) -> str:
+        """What this start's checkpoints have cost, in a line; empty where there were none."""
+        count, total = len(self._stalls), sum(self._stalls)
+        if not count:
+            return ""
+        longest = f", {max(self._stalls):.2g} s at the longest" if count > 1 else ""
+        return f"saved {count} checkpoint{'s' * (count > 1)}; training stood still for {total:.2g} s{longest}"
 
     def _in_background(self, snapshot: Snapshot) -> bool:
         """As the recipe says; else where the copy takes no more than a quarter of the memory that is free."""
@@ -558,18 +582,32 @@ class Saving:
         return bool(snapshot.num_bytes < psutil.virtual_memory().available / 4)
 
     def _write(self, snapshot: Snapshot, best: int | None, stall: float | None = None) -> None:
+        """Writes and prunes. Whatever goes wrong is news: in a thread of its own nobody else would hear of it."""
         began = time.perf_counter()
         for pause in (*_PAUSES, None):
             try:
                 verify(save(self.folder, snapshot))
                 break
-            except (SaveError, DamagedError) as error:
+            except Exception as error:
+                failure = self._failure(snapshot, error)
                 if pause is None:
-                    self._news.append(error if isinstance(error, SaveError) else SaveError(str(error)))
+                    self._news.append(failure)
                     return
-                self._news.append(f"{error}; trying again in {pause:g} s")
+                self._news.append(f"{failure}; trying again in {pause:g} s")
                 _discard(self.folder / name_of(snapshot.step))
                 time.sleep(pause)
-        seconds = time.perf_counter() - began
-        self.saved(snapshot.step, seconds, seconds if stall is None else stall)
-        prune(self.folder, self.section.keep, best)
+        try:
+            seconds = time.perf_counter() - began
+            self._stalls.append(seconds if stall is None else stall)
+            self.saved(snapshot.step, seconds, self._stalls[-1])
+            prune(self.folder, self.section.keep, best)
+        except Exception as error:
+            self._news.append(self._failure(snapshot, error))
+
+    def _failure(self, snapshot: Snapshot, error: Exception) -> SaveError:
+        if isinstance(error, SaveError):
+            return error
+        said = str(error) if isinstance(error, DamagedError) else f"{type(error).__name__}: {error}"
+        failure = SaveError(f"saving {self.folder / name_of(snapshot.step)}: {said}")
+        failure.__cause__ = error
+        return failure

@@ -136,7 +136,6 @@ def open_session(
         saving.saved, evaluation.made = record.saved, record.evaluated
         if restored.step:
             record.event("redone", restored.step, **asdict(tracking.redone))
-        stack.callback(saving.close)
         try:
             tracking.start(plan_of(recipe, data, trainable, horizon, folder, restored.step, start.notes))
             for warning in start.warnings:
@@ -148,6 +147,7 @@ def open_session(
                 stack.enter_context(Watch(recipe.launch.stall.amount, stops, folder, world).watching())
             yield session
         except BaseException:
+            saving.close()  # while its news can be shown still
             tracking.close("failed", evaluation.lines)
             raise
         tracking.close(record.state, evaluation.lines)
@@ -341,6 +341,8 @@ def save_at_end(session: Session, trainable: Trainable, state: str, step: int) -
 
     def saved() -> None:
         session.saving.wait()
+        if said := session.saving.describe():
+            session.tracking.message(said)
         if state == "finished":
             wanted = session.evaluation.judge.step if session.saving.section.final == "best" else None
             best = _best_checkpoint(session, wanted if wanted != step else None)

@@ -43,7 +43,7 @@ HARD = (
 
 
 def hard(size: int) -> tuple[str, ...]:
-    return (*HARD, f"data.micro_batch_size={16 // size // 2}")
+    return (*HARD, f"data.micro_batch_size={-(-16 // (2 * size))}")  # two micro-batches a step
 
 
 @pytest.fixture(scope="module")
@@ -71,12 +71,14 @@ def assert_whole(run: Path) -> None:
 POINTS = (
     "step:1",
     "checkpoint.begin:2",
-    "checkpoint.write:2",
-    "checkpoint.sync:2",
+    *(
+        f"checkpoint.{moment}/{file}:2"
+        for file in ("weights.pth", "training.pt", "manifest.json")
+        for moment in ("write", "sync")
+    ),
     "checkpoint.rename:2",
     "checkpoint.renamed:2",
     "evaluation.batch:3",
-    "checkpoint.write:4",
     "checkpoint.renamed:6",
     "checkpoint.prune",
     "status.write:8",
@@ -169,9 +171,9 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-def lie(path: Path) -> None:
+def lie(path: Path, **said: Any) -> None:
     manifest = json.loads((path / "manifest.json").read_text())
-    (path / "manifest.json").write_text(json.dumps({**manifest, "step": 11}))
+    (path / "manifest.json").write_text(json.dumps({**manifest, **said}))
 
 
 def empty(path: Path) -> None:
@@ -188,8 +190,29 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "a truncated file": lambda path: os.truncate(path / "weights.pth", 100),
     "an empty folder": empty,
     "a missing file": lambda path: (path / "training.pt").unlink(),
-    "a manifest that lies": lie,
+    "a manifest that lies": lambda path: lie(path, step=11),
 }
+
+
+def test_a_manifest_that_was_changed_anywhere_is_damaged(tmp_path: Path, saved: Trained) -> None:
+    path = shutil.copytree(saved.folder / NEWEST, tmp_path / "step-00000012")
+    whole = (path / "manifest.json").read_bytes()
+    manifest = checkpoints.verify(path).manifest
+    lies = {"threads": 2, "recipe": {**manifest["recipe"], "optimizer.lr": "0.02"}, "data": "other", "world": 3}
+    files = {**manifest["files"], "weights.pth": {**manifest["files"]["weights.pth"], "more": 1}}
+    for key, value in {**lies, "files": files}.items():
+        (path / "manifest.json").write_bytes(whole)
+        lie(path, **{key: value})
+        with pytest.raises(checkpoints.DamagedError, match="its manifest is not what was written"):
+            checkpoints.verify(path)
+    for place in range(0, len(whole), 7):
+        changed = bytearray(whole)
+        changed[place] ^= 1
+        (path / "manifest.json").write_bytes(changed)
+        with pytest.raises(checkpoints.DamagedError):
+            checkpoints.verify(path)
+    (path / "manifest.json").write_bytes(whole)
+    checkpoints.verify(path)
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +266,7 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path, saved: Trained,
         content = (path / name).read_bytes()
         manifest = json.loads((path / "manifest.json").read_text())
         manifest["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        (path / "manifest.json").write_text(json.dumps(manifest))
+        (path / "manifest.json").write_text(json.dumps(checkpoints.sealed(manifest)))
     with pytest.raises(LauncherError, match="refused"):
         train_in_process(run)
     assert not (tmp_path / "PWNED").exists()
@@ -342,7 +365,7 @@ def test_a_lock_of_the_dead_is_taken_over(tmp_path: Path) -> None:
 def test_a_failed_write_is_tried_again(tmp_path: Path, saved: Trained) -> None:
     for number, background in enumerate(("true", "false")):
         run, changes = tmp_path / str(number), (f"save={{every: 2 steps, keep: 3, background: {background}}}",)
-        faults = "full@checkpoint.sync:4 flip@checkpoint.sync:6"
+        faults = "full@checkpoint.sync:4 flip@checkpoint.sync:6 raise@checkpoint.rename:8"
         in_world(1, train_here, str(run), changes, str(TINY), (), faults)
         assert result_of(run).distance(saved) == 0
         assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
@@ -351,7 +374,8 @@ def test_a_failed_write_is_tried_again(tmp_path: Path, saved: Trained) -> None:
         log = (run / "logs" / "rank-0.log").read_text()
         assert "No space left on device" in log
         assert "sha256 differs" in log
-        assert log.count("trying again in 0.5 s") == 2
+        assert "RuntimeError: a fault at checkpoint.rename" in log
+        assert log.count("trying again in 0.5 s") == 3
 
 
 ALWAYS_FULL = " ".join(["full@checkpoint.sync:4"] * 3)
@@ -365,6 +389,16 @@ def test_a_save_that_keeps_failing_stops_the_run_or_is_said(tmp_path: Path, back
     assert [path.name for path in (tmp_path / "stop/checkpoints").glob("step-*")] == ["step-00000002"]
     in_world(1, train_here, str(tmp_path / "warn"), (*changes, "save.on_failure=warn"), str(TINY), (), ALWAYS_FULL)
     assert result_of(tmp_path / "warn").column("step")[-1] == 12
+
+
+@pytest.mark.parametrize("fault", [" ".join(["raise@checkpoint.rename:12"] * 3), "raise@checkpoint.prune"])
+@pytest.mark.parametrize("background", ["true", "false"])
+def test_no_save_is_lost_silently_whatever_went_wrong(tmp_path: Path, background: str, fault: str) -> None:
+    changes = (f"save={{every: 2 steps, background: {background}}}",)
+    with pytest.raises(AssertionError, match=r"saving .*: RuntimeError: a fault at checkpoint\.(rename|prune)"):
+        in_world(1, train_here, str(tmp_path / "run"), changes, str(TINY), (), fault)
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
+    assert_whole(tmp_path / "run")
 
 
 def test_a_huge_data_set_is_gone_on_with_at_once(tmp_path: Path) -> None:
@@ -456,7 +490,9 @@ def test_a_run_can_start_from_weights(tmp_path: Path, saved: Trained, capsys: py
         return " ".join(capsys.readouterr().out.split())
 
     for source in (saved.folder, saved.folder / "model_weights.pth", saved.folder / NEWEST):
-        assert f"started from {source}: 4 of 4 tensors" in plan(source=source)
+        screen = plan(source=source)
+        assert f"started from {source}: 4 of 4 tensors" in screen
+        assert "saved 1 checkpoint; training stood still for" in screen
     wrapped = {f"module.{name}": value for name, value in saved.weights.items()}
     torch.save({**wrapped, "module.head.bias": torch.ones(2)}, tmp_path / "wrapped.pth")
     said = plan("model.norm=true", "data.drop_last=true", source=tmp_path / "wrapped.pth")

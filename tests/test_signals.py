@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from worlds import TINY, train
+from worlds import TINY, Command, train
 
 import launcher
 
@@ -86,3 +86,18 @@ def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert "once more to leave at once" in output
     train(tmp_path / "run", *LONG[1:], "train={steps: 1}")  # the folder is free for the next
+
+
+def test_a_second_launch_into_a_living_run_is_refused_and_touches_nothing(tmp_path: Path) -> None:
+    arguments = ("train", str(TINY), *LONG, "--cpu", "--processes", "2", "--run-dir", "run", "--quiet")
+    first = Command(tmp_path, *arguments)
+    until(lambda: trains(tmp_path))
+    before = {path: path.stat().st_ino for path in (tmp_path / "run").rglob("*") if ".ranks" in path.parts}
+    assert before
+    second = Command(tmp_path, *arguments).wait()
+    assert second.code == 2, second.screen
+    assert "is being written by process" in second.screen
+    assert {path: path.stat().st_ino for path in before} == before
+    assert "is being written" not in (tmp_path / "run" / "logs" / "rank-0.log").read_text()
+    first.process.terminate()
+    assert first.wait().code == 75
