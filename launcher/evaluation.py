@@ -224,6 +224,7 @@ class Evaluation:
         self.judge = judge
         self.stopping = stopping
         self.last_step: int | None = None
+        self.is_owed = False  # one was begun and left, since this process was asked to stop
         self.lines: list[Line] = []  # of the last evaluation
         self.made: Callable[[int, float], None] = lambda step, seconds: None  # told of each, with its seconds
         self.seen: Seen = _unseen  # told of each batch, with the weights as they are
@@ -236,11 +237,11 @@ class Evaluation:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"step": self.last_step, "lines": self.lines}
+        return {"step": self.last_step, "lines": self.lines, "owed": self.is_owed}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Takes up what a checkpoint kept."""
-        self.last_step, self.lines = state["step"], list(state["lines"])
+        self.last_step, self.lines, self.is_owed = state["step"], list(state["lines"]), state["owed"]
 
     def run(self, step: int, epoch: float) -> bool:
         """Evaluates the validation sets after `step` steps; all ranks call it.
@@ -255,6 +256,7 @@ class Evaluation:
         if not self.sets:
             return True
         lines = self.measured(self.sets, "validation", step, epoch)
+        self.is_owed = lines is None
         if lines is None:
             return False
         self.lines, self.last_step = lines, step

@@ -108,6 +108,8 @@ def open_session(
         folder = Path(start.folder)
         if start.threads is not None:
             torch.set_num_threads(start.threads)
+        if start.readers is not None:
+            data.read_by(start.readers)
         judge = Judge(recipe.evaluate.best, recipe.evaluate.early_stop)
         restored = _restore(start, trainable, judge, opening.checkpoint, horizon)
         if world.is_first:
@@ -116,7 +118,7 @@ def open_session(
             stack.enter_context(copied_to(folder / "logs" / f"rank-{world.rank}.log"))
         record = stack.enter_context(_record(folder, world, horizon, restored.step))
         first = world.is_first
-        tracking = _open_tracking(recipe, options, folder, horizon, restored.step) if first else NoTracking()
+        tracking = _open_tracking(recipe, options, folder, horizon, restored) if first else NoTracking()
         measures = build_measures(workshop) if first or recipe.evaluate.ranks == "all" else []
         saving = Saving(recipe.save, folder / "checkpoints", first, judge, tracking.warn)
         evaluation = Evaluation(recipe.evaluate, data.validation, trainable, measures, tracking, judge, stop_requested)
@@ -131,7 +133,7 @@ def open_session(
             *(folder, tracking, evaluation, saving, periods, record, recipe.seed, profiled),
             *(restored.step, restored.seconds),
         )
-        saving.last_step = restored.step or None
+        saving.last_step = restored.step if start.checkpoint is not None else None
         saving.capture = lambda step: _capture(session, trainable, data, horizon, step, opening)
         saving.saved, evaluation.made = record.saved, record.evaluated
         if restored.step:
@@ -169,12 +171,14 @@ def _report(folder: Path) -> None:
         print(wrong, file=sys.stderr)
 
 
-def _open_tracking(recipe: Recipe, options: Options, folder: Path, horizon: Horizon, start: int) -> Tracking:
+def _open_tracking(recipe: Recipe, options: Options, folder: Path, horizon: Horizon, restored: _Restored) -> Tracking:
     best = recipe.evaluate.best
+    evaluated = restored.evaluation["step"] if restored.evaluation is not None else None
     return open_tracking(
         run_dir=folder,
         total_steps=horizon.total_steps,
-        start_step=start,
+        start_step=restored.step,
+        evaluated=-1 if evaluated is None else evaluated,
         trackers=recipe.track.trackers,
         run_name=recipe.name,
         config=resolved(recipe),
@@ -217,6 +221,7 @@ def _capture(
         "samples": data.samples_before(step),
         "world": world.size,
         "threads": trainable.device.threads,
+        "readers": data.readers,
         "global_batch_size": data.train.sampler.global_batch_size,
         "recipe": opening.essence,
         "recipe_sha256": digest(opening.essence),

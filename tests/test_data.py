@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from worlds import in_world, train
+from worlds import in_world, killed, train, train_here
 
 from launcher.data import Data, fair_workers, load_data, sets
 from launcher.data.preparation import once_per_node
@@ -221,3 +221,23 @@ def test_a_stream_trains_the_same_in_every_world(folder: Path) -> None:
     validation = "data.validation={_target_: sources.py:Stream, size: 9}"
     sharded = train(folder / "shards", *shards, validation, "evaluate.limit=2 batches", recipe=RECIPE, size=2)
     assert sharded.column("loss", "validation")[-1] < 1
+
+
+def test_a_stream_goes_on_in_as_many_shards_as_it_began_with(folder: Path) -> None:
+    overrides = ["data.train={_target_: sources.py:Shards}", "train.steps=6", "save.every=1 steps"]
+    given: dict[str, Any] = {"recipe": RECIPE, "remove": ("data.validation",)}
+    straight = train(folder / "straight", *overrides, "data.workers=2", **given)
+    assert train(folder / "alone", *overrides, "data.workers=1", **given).distance(straight) > 0
+
+    def begun(name: str) -> Path:
+        arguments = ((*overrides, "data.workers=2"), str(RECIPE), given["remove"], "kill@step:4")
+        assert killed(1, train_here, str(folder / name), *arguments)
+        return folder / name
+
+    auto = train(begun("auto"), *overrides, "data.workers=auto", **given)  # which is another number on this machine
+    assert auto.distance(straight) == 0
+    with pytest.raises(AssertionError, match=r"data\.workers: was 2, is now 1(.|\n)*--allow-changes data\.workers"):
+        train(begun("stated"), *overrides, "data.workers=1", **given)
+    train(folder / "stated", *overrides, **given, size=2)
+    log = (folder / "stated" / "logs" / "rank-0.log").read_text()
+    assert "2 shards, read with --processes 1 and data.workers=2, are cut anew for other readers" in log

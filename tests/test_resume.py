@@ -32,11 +32,12 @@ from launcher.run import run as launch
 from launcher.runs.lock import holder, locked
 from launcher.tracking import read_metrics
 
+VALIDATION = "data.validation={_target_: parts.py:WholeNumbers, size: 23, seed: 2}"
 # all that could make two runs differ: dropout, augmentation in workers, accumulation, evaluation, best and plateau
 HARD = (
     "model.dropout=0.3",
     "data={train: {_target_: parts.py:Noisy}, global_batch_size: 16, workers: 1}",
-    "data.validation={_target_: parts.py:WholeNumbers, size: 23, seed: 2}",
+    VALIDATION,
     "evaluate={every: 3 steps, best: {metric: loss, mode: min}}",
     "save={every: 2 steps, keep: 2}",
 )
@@ -336,6 +337,47 @@ def test_the_best_or_any_step_can_be_gone_on_from(tmp_path: Path) -> None:
     train_in_process(run, *changes, start="4")
     assert result_of(run).distance(straight) == 0
     assert result_of(run).column("step") == straight.column("step")
+
+
+def test_the_best_may_be_the_evaluation_before_the_first_step(tmp_path: Path) -> None:
+    changes = (
+        *("optimizer.lr=5.0", VALIDATION, "save={every: 4 steps, keep: 1, final: best}"),
+        "evaluate={every: 3 steps, first: true, best: {metric: loss, mode: min}}",
+    )
+    straight = train(tmp_path / "straight", *changes)
+    losses = dict(zip(straight.column("step", "validation"), straight.column("loss", "validation"), strict=True))
+    assert min(losses, key=losses.__getitem__) == 0
+    first = checkpoints.verify(straight.folder / "checkpoints" / "step-00000000")
+    assert all(torch.equal(straight.weights[name], value) for name, value in first.weights().items())
+    run = tmp_path / "run"
+    for step in (2, 7):  # from the checkpoint before the first step, and from a later one
+        assert killed(1, train_here, str(run), changes, str(TINY), (), f"kill@step:{step}")
+    train(run, *changes)
+    assert_same(run, straight)
+
+
+def test_what_follows_the_last_checkpoint_is_logged_once(tmp_path: Path) -> None:
+    test = "data.test={_target_: parts.py:WholeNumbers, size: 11, seed: 4}"
+    changes = (VALIDATION, test, "evaluate.every=5 steps")
+    straight = train(tmp_path / "straight", *changes)
+    for point in ("evaluation.batch:12", "weights.write"):
+        assert killed(1, train_here, str(tmp_path / "run"), changes, str(TINY), (), f"kill@{point}")
+    train(tmp_path / "run", *changes)
+    assert_same(tmp_path / "run", straight)
+    assert straight.column("step", "validation") == [5, 10, 12]
+    assert result_of(tmp_path / "run").column("loss", "test") == straight.column("loss", "test")
+
+
+def test_an_evaluation_that_was_left_is_made_at_the_next_start(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    changes = ("data.train={_target_: parts.py:Noisy, seconds: 0.02}", VALIDATION)
+    states = in_world(
+        *(1, train_here, str(run), (*changes, "evaluate.every=1 seconds"), str(TINY), ()), "term@evaluation.batch"
+    )
+    assert states == ["preempted"]
+    step = json.loads((run / "status.json").read_text())["step"]
+    assert 0 < step < 12
+    assert train(run, *changes, "evaluate.every=1 hours").column("step", "validation") == [step, 12]
 
 
 def test_a_run_has_one_writer(tmp_path: Path) -> None:

@@ -48,6 +48,17 @@ class Data:
         """Optimizer steps of one pass over the training data."""
         return self.train.sampler.steps_per_epoch
 
+    @property
+    def readers(self) -> int:
+        """Over how many readers a stream's shards are spread; 0 where what a step reads does not depend on it."""
+        return self.train.readers if isinstance(self.train, StreamLoader) and self.train.is_sharded else 0
+
+    def read_by(self, readers: int) -> None:
+        """Spreads a stream's shards over so many readers, as the run did that is gone on with."""
+        workers = readers // self.train.sampler.num_replicas
+        if workers != max(1, self.train.reading.workers):
+            self.train.reading = replace(self.train.reading, workers=workers)
+
     def samples_before(self, step: int) -> int:
         """Samples consumed, over all ranks, when `step` steps are completed."""
         return self.train.sampler.samples_before(step)
