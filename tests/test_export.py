@@ -32,13 +32,17 @@ def test_what_is_exported_gives_the_same_outputs(
     source = run / "checkpoints" / "step-00000012" if suffix == ".pth" else run
     target = tmp_path / f"model{suffix}"
     assert main(["export", str(source), "--to", str(target)]) == 0
-    assert "outputs on a real batch are bit-equal" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "outputs on a real batch are bit-equal" in said
     inputs = torch.randn(4, 6, dtype=torch.float64)
     net = Net()
     net.load_state_dict(torch.load(run / "model_weights.pth", weights_only=True))
     again = Net()
     if suffix == ".pt2":
-        assert torch.export.load(target) is not None
+        assert "it takes batches of any size" in said
+        for size in (1, 2, 5):
+            inputs = torch.randn(size, 6, dtype=torch.float64)
+            torch.testing.assert_close(torch.export.load(target).module()(inputs), net.eval()(inputs))
         return
     if suffix == ".pth":
         again.load_state_dict(torch.load(target, weights_only=True))
@@ -47,6 +51,25 @@ def test_what_is_exported_gives_the_same_outputs(
 
         again.load_state_dict(load_file(target))
     assert torch.equal(again.eval()(inputs), net.eval()(inputs))
+
+
+def test_a_program_for_one_size_of_batch_is_said_to_be_one(tmp_path: Path) -> None:
+    assert (
+        main(
+            [
+                "train",
+                str(TINY),
+                "model={_target_: parts.py:Paired}",
+                "--cpu",
+                "--quiet",
+                "--run-dir",
+                str(tmp_path / "run"),
+            ]
+        )
+        == 0
+    )
+    assert "takes batches of 2 samples only" in export(tmp_path / "run", tmp_path / "model.pt2")
+    assert torch.export.load(tmp_path / "model.pt2") is not None
 
 
 def test_what_cannot_be_exported_is_said(tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
