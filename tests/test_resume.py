@@ -14,9 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from recipes.parts import Net
+from recipes.parts import Net, WholeNumbers, weights_of
 from torch import nn
 from worlds import TINY, Trained, in_world, killed, result_of, train, train_here
 
@@ -276,6 +277,35 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path, saved: Trained,
 def train_in_process(run: Path, *overrides: str, **options: Any) -> Result:
     recipe = load_recipe(TINY, ["launch.threads=1", *overrides])
     return launch(recipe, World(), Options(cpu=True, run_dir=str(run), output="quiet", **options))
+
+
+def test_draws_by_weight_go_on_bit_for_bit_from_a_function_or_a_file(tmp_path: Path) -> None:
+    weights, run = tmp_path / "weights.npy", tmp_path / "run"
+    np.save(weights, weights_of(WholeNumbers()))
+    changes = ("data.validation=20% of train", "save.every=2 steps")
+    straight = train(tmp_path / "straight", *changes, "data.weights=parts.py:weights_of")
+    by_file = (*changes, f"data.weights={weights}")
+    assert train(tmp_path / "file", *by_file).distance(straight) == 0
+    assert killed(1, train_here, str(run), by_file, str(TINY), (), "kill@step:5")
+    np.save(weights, np.arange(50))
+    with pytest.raises(UsageError, match=r"data\.train\.content: was WholeNumbers, a part, 40 samples, weights \w+,"):
+        train_in_process(run, *by_file)
+    np.save(weights, weights_of(WholeNumbers()))
+    train(run, *by_file)
+    assert_same(run, straight)
+    np.save(weights, np.arange(40))
+    with pytest.raises(LauncherError, match=r"data\.weights: must be 50 finite numbers, .*; got shape \(40,\)"):
+        load_data(Workshop(load_recipe(TINY, by_file)), World())
+    weights.write_text("nothing of numpy's")
+    with pytest.raises(
+        LauncherError, match=r"data\.weights: .*weights\.npy cannot be read: .*; write it with numpy\.save"
+    ):
+        load_data(Workshop(load_recipe(TINY, by_file)), World())
+    weights.unlink()
+    with pytest.raises(
+        LauncherError, match=r"data\.weights: .*weights\.npy cannot be read: No such file or directory;"
+    ):
+        load_data(Workshop(load_recipe(TINY, by_file)), World())
 
 
 def test_what_was_changed_is_shown_and_must_be_allowed(tmp_path: Path) -> None:

@@ -93,6 +93,7 @@ class StepSampler(DistributedSampler[list[tuple[int, int]]]):
             global batch under `drop_last`. Nothing can be read then.
         start_step: The step that iteration begins with.
         stop_step: The step that iteration ends before, or None.
+        cumulative: Shares of all weight up to each sample, None where nothing is drawn by weight.
 
     Raises:
         RecipeError: The weights are not one non-negative, finite number per sample.
@@ -119,7 +120,7 @@ class StepSampler(DistributedSampler[list[tuple[int, int]]]):
         self.steps_per_epoch = self._full_steps + (self._last_batch_size > 0 and not drop_last)
         self.start_step = 0
         self.stop_step: int | None = None
-        self._cumulative = None if weights is None else self._cumulate(weights)
+        self.cumulative = None if weights is None else self._cumulate(weights)
         self._batch_sizes = (global_batch_size, self._last_batch_size)
         self._micro_batches = {size: self._divide(size) for size in self._batch_sizes}
         self._row_size = len(self._row_offsets(global_batch_size))
@@ -128,8 +129,8 @@ class StepSampler(DistributedSampler[list[tuple[int, int]]]):
 
     def order(self, epoch: int) -> Order:
         """The order in which all ranks together read this epoch."""
-        if self._cumulative is not None:
-            return WeightedDraws(self._cumulative, self.seed, epoch)
+        if self.cumulative is not None:
+            return WeightedDraws(self.cumulative, self.seed, epoch)
         return Permutation(self.dataset_size, self.seed, epoch) if self.shuffle else Sequential(self.dataset_size)
 
     def batch_size(self, step: int) -> int:
