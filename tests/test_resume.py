@@ -19,7 +19,7 @@ import pytest
 import torch
 from recipes.parts import Net, WholeNumbers, weights_of
 from torch import nn
-from worlds import TINY, Trained, in_world, killed, result_of, train, train_here
+from worlds import TINY, Command, Trained, in_world, killed, result_of, train, train_here
 
 from launcher import checkpoints
 from launcher.data import load_data
@@ -34,7 +34,7 @@ from launcher.runs.lock import holder, locked
 from launcher.tracking import read_metrics
 
 VALIDATION = "data.validation={_target_: parts.py:WholeNumbers, size: 23, seed: 2}"
-# all that could make two runs differ: dropout, augmentation in workers, accumulation, evaluation, best and plateau
+# all that could make two runs differ: dropout, augmentation in workers, accumulation, evaluation and best
 HARD = (
     "model.dropout=0.3",
     "data={train: {_target_: parts.py:Noisy}, global_batch_size: 16, workers: 1}",
@@ -108,12 +108,32 @@ def test_killed_at_every_write_sync_and_rename(tmp_path: Path, size: int, undist
 def test_killed_at_random_moments(tmp_path: Path, size: int, undisturbed: dict[int, Trained]) -> None:
     run, moments = tmp_path / "run", random.Random(size)
     slowly = (*hard(size), "data.train={_target_: parts.py:Noisy, seconds: 0.01}", "save.every=1 steps")
-    times = 0
-    while times < 20 and killed(size, train_here, str(run), slowly, after=moments.uniform(0.2, 1.2) * (1 + size / 4)):
-        assert_whole(run)
-        times += 1
+    kills = 0
+    while kills < 20:
+        if killed(size, train_here, str(run), slowly, after=moments.uniform(0.1, 0.9) * (1 + size / 4)):
+            assert_whole(run)
+            kills += 1
+        else:  # it was finished sooner: the next one
+            assert_same(run, undisturbed[size])
+            run = run.with_name(f"{run.name}+")
     train(run, *slowly, size=size)
     assert_same(run, undisturbed[size])
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_plateau_and_a_loss_with_parameters_go_on(tmp_path: Path, size: int) -> None:
+    plateau = "scheduler={_target_: ReduceLROnPlateau, factor: 0.5, patience: 0, threshold: 0.5}"
+    changes = (*hard(size), plateau, "loss={_target_: parts.py:Scaled}")
+    straight, run = train(tmp_path / "straight", *changes, size=size), tmp_path / "run"
+    assert len(set(straight.column("lr"))) > 2
+    for step in (5, 10):
+        assert killed(size, train_here, str(run), changes, str(TINY), (), f"kill@step:{step}")
+    train(run, *changes, size=size)
+    assert_same(run, straight)
+    assert result_of(run).column("lr") == straight.column("lr")
+    losses = [checkpoints.verify(folder / NEWEST).training()["losses"] for folder in (run, straight.folder)]
+    scales = [next(iter(one.values()))["scale"] for one in losses]
+    assert scales[0] == scales[1] != 1
 
 
 def test_worlds_may_change_between_starts(tmp_path: Path) -> None:
@@ -248,7 +268,7 @@ def test_when_all_are_damaged_nothing_starts_again_at_0(tmp_path: Path, saved: T
             train_in_process(run)
 
 
-class Command:
+class Hostile:
     """What a hostile pickle would run."""
 
     def __init__(self, path: Path):
@@ -264,7 +284,7 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path, saved: Trained,
     shutil.copytree(saved.folder, run)
     (run / "model_weights.pth").unlink()
     for path in (run / "checkpoints").glob("step-*"):
-        torch.save({"x": Command(tmp_path / "PWNED")}, path / name)
+        torch.save({"x": Hostile(tmp_path / "PWNED")}, path / name)
         content = (path / name).read_bytes()
         manifest = json.loads((path / "manifest.json").read_text())
         manifest["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
@@ -519,7 +539,7 @@ def test_asked_to_stop_at_any_moment_all_ranks_save_the_same_step(
     assert_same(run, undisturbed[size])
 
 
-def test_a_read_only_folder_and_one_that_vanishes(tmp_path: Path) -> None:
+def test_a_folder_that_is_none_one_of_other_things_and_one_that_vanishes(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match=r"--run-dir: .*file/run cannot be written: Not a directory"):
         train_in_process(tmp_path / "file" / "run")
@@ -531,13 +551,47 @@ def test_a_read_only_folder_and_one_that_vanishes(tmp_path: Path) -> None:
         in_world(1, train_here, str(tmp_path / "run"), ("save.every=1 steps",), str(TINY), (), "vanish@step:5")
 
 
+def test_deterministic_algorithms_are_used_in_the_run_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for wanted in ("true", "false"):
+        train_in_process(tmp_path / wanted, f"device.deterministic={wanted}", "train.step=parts.py:witnessed")
+        assert not torch.are_deterministic_algorithms_enabled()
+        lines = read_metrics(tmp_path / wanted / "metrics.jsonl")
+        assert {line["deterministic"] for line in lines} == {float(wanted == "true")}
+
+
 def mounted(folder: Path, megabytes: int) -> None:
-    folder.mkdir()
+    folder.mkdir(parents=True)
     done = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)], capture_output=True, check=False
     )
     if done.returncode:
         pytest.skip("mounting a small tmpfs needs root")
+
+
+def test_a_read_only_file_system_is_said_before_the_start_and_on_the_way(tmp_path: Path) -> None:
+    disk = tmp_path / "run" / "checkpoints"
+    mounted(disk, 8)
+    read_only = ["mount", "-o", "remount,ro", str(disk)]
+    try:
+        paced = "data.train={_target_: parts.py:Paced, seconds: 0.3}"
+        command = Command(
+            tmp_path, "train", str(TINY), "--cpu", "--run-dir", "run", "launch.threads=1", "save.every=2 steps", paced
+        )
+        deadline = time.monotonic() + 60
+        while not (disk / "step-00000002").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        while subprocess.run(read_only, capture_output=True, check=False).returncode:  # in the middle of a save
+            assert time.monotonic() < deadline
+        done = command.wait()
+        assert done.code == 1, done.screen
+        assert "Read-only file system; the checkpoints before it are intact" in " ".join(done.screen.split())
+        assert_whole(tmp_path / "run")
+        with pytest.raises(UsageError, match=r"--run-dir: .* cannot be written: Read-only file system"):
+            train_in_process(disk / "another")
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_intact(tmp_path: Path) -> None:
@@ -576,7 +630,7 @@ def test_a_run_can_start_from_weights(tmp_path: Path, saved: Trained, capsys: py
     torch.save({"x": torch.ones(1)}, tmp_path / "foreign.pth")
     with pytest.raises(LauncherError, match=r"none of the 1 tensors in .* fits this model; it has layers\.0\.weight"):
         plan(source=tmp_path / "foreign.pth")
-    torch.save({"x": Command(tmp_path / "PWNED")}, tmp_path / "evil.pth")
+    torch.save({"x": Hostile(tmp_path / "PWNED")}, tmp_path / "evil.pth")
     with pytest.raises(LauncherError, match="cannot be read"):
         plan(source=tmp_path / "evil.pth")
     assert not (tmp_path / "PWNED").exists()
