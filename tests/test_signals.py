@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from worlds import TINY, Command, train
+from worlds import TINY, Command, Trained, train
 
 import launcher
 
@@ -48,9 +48,22 @@ def gone(processes: list[psutil.Process]) -> bool:
     return not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in processes)
 
 
+PACED = ("data.train={_target_: parts.py:Paced, seconds: 0.05}", "train.epochs=15", "train.step=parts.py:witnessed")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        return train(folder / "run", *PACED, size=2)
+
+
 @pytest.mark.parametrize("target", ["launcher", "rank"])
-def test_a_stopped_run_saves_ends_with_75_and_goes_on(tmp_path: Path, target: str) -> None:
-    process = start(tmp_path, "--processes", "2")
+def test_asked_to_stop_it_saves_ends_with_75_and_goes_on(
+    tmp_path: Path, target: str, undisturbed: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = start(tmp_path, "--processes", "2", *PACED)
     until(lambda: trains(tmp_path))
     everyone = family(process)
     rank = next(one for one in everyone[1:] if "-u" in one.cmdline())
@@ -60,8 +73,11 @@ def test_a_stopped_run_saves_ends_with_75_and_goes_on(tmp_path: Path, target: st
     until(lambda: gone(everyone), 10)
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert status["state"] == "preempted"
-    assert 0 < status["step"] < 16000
+    assert 0 < status["step"] < 60
     assert (tmp_path / "run" / "checkpoints" / f"step-{status['step']:08d}").is_dir()
+    assert [(tmp_path / f"steps-{rank}").read_text() for rank in range(2)] == [str(status["step"])] * 2
+    monkeypatch.chdir(tmp_path)
+    assert train(tmp_path / "run", *PACED, size=2).distance(undisturbed) == 0
 
 
 def test_kill_9_of_the_launcher_takes_the_ranks_with_it(tmp_path: Path) -> None:
