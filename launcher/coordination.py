@@ -11,6 +11,7 @@ import json
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -20,11 +21,13 @@ import torch.distributed as dist
 
 from launcher.errors import EXIT_FAILED, LauncherError
 from launcher.launch import progress
+from launcher.launch.signals import stop_requested
 
 POLL_SECONDS = 0.05
 _BEAT_SECONDS = 1.0
 _FOREVER = timedelta(days=365)
 _RESULT, _ERROR, _PROGRESS = range(3)  # what rank 0 sends in `from_first`
+_STOP = "launcher/stop"  # in the process group's store: a rank that waits was asked to stop
 _DONE = b"="  # before what a rank sends in `everywhere`, unless it failed
 
 
@@ -66,8 +69,10 @@ class Coordinator:
         self.rank = rank
         self.world_size = world_size
         self._is_awaited = False  # this is rank 0, and the others wait for it
+        self._has_passed_on = False  # this is another, and has told rank 0 that it was asked to stop
         self._beat: tuple[torch.Tensor, Any] | None = None
         self._next_beat = 0.0
+        self.is_asked_to_stop = False  # rank 0, by a rank that waits for it; known once a second
         self._group = dist.new_group(backend="gloo", timeout=_FOREVER) if world_size > 1 else None
 
     def sum(self, numbers: torch.Tensor) -> Pending:
@@ -115,6 +120,8 @@ class Coordinator:
         if self._beat is not None and not self._beat[1].is_completed():
             return
         self._next_beat = now + _BEAT_SECONDS
+        with suppress(RuntimeError):  # a store that is gone is no reason to fail
+            self.is_asked_to_stop = self.is_asked_to_stop or bool(_store().check([_STOP]))
         header = torch.tensor([_PROGRESS, done, total])
         self._beat = header, dist.broadcast(header, src=0, group=self._group, async_op=True)
 
@@ -170,12 +177,19 @@ class Coordinator:
         self._broadcast(torch.tensor([kind, payload.numel(), 0]))
         self._broadcast(payload)
 
+    def _pass_on(self) -> None:
+        """Lets rank 0 know that this rank, which waits for it, was asked to stop."""
+        if stop_requested() and not self._has_passed_on:
+            self._has_passed_on = True
+            with suppress(RuntimeError):
+                _store().set(_STOP, "")
+
     def _receive(self, patience: float | None) -> Any:
         where = ""
         while True:
             header = torch.zeros(3, dtype=torch.int64)
             try:
-                _wait(dist.broadcast(header, src=0, group=self._group, async_op=True), patience)
+                _wait(dist.broadcast(header, src=0, group=self._group, async_op=True), patience, self._pass_on)
             except TimeoutError:
                 raise PeerError(f"rank 0 gave no sign for {patience:g} seconds{where}") from None
             except RuntimeError as error:  # gloo's: the connection is gone
@@ -209,9 +223,15 @@ def _failure(error: BaseException) -> dict[str, Any]:
     return {"error": "".join(traceback.format_exception_only(error)).strip(), "exit_code": exit_code}
 
 
-def _wait(work: Any, patience: float | None = None) -> None:
+def _store() -> Any:
+    """What all ranks can write to and look into without waiting for one another: each attempt has its own."""
+    return dist.distributed_c10d._get_default_store()
+
+
+def _wait(work: Any, patience: float | None = None, meanwhile: Callable[[], None] = lambda: None) -> None:
     began = time.monotonic()
     while not work.is_completed():
+        meanwhile()
         waited = time.monotonic() - began
         if patience is not None and waited > patience:
             raise TimeoutError

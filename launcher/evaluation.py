@@ -365,7 +365,7 @@ class Evaluation:
         self.tracking.evaluating(done, progress.total, split)
         self._coordinator.beat(done, progress.total)
         faults.point("evaluation.batch", step)
-        if self.stopping():
+        if self.stopping() or self._coordinator.is_asked_to_stop:
             raise _StopRequested
 
     def _weights(self) -> Iterator[tuple[str, AbstractContextManager[None]]]:

@@ -168,6 +168,26 @@ def test_workers_that_are_asked_for_are_used_and_said(folder: Path) -> None:
     assert "2 worker processes a rank read whole batches" in data.notes
 
 
+@pytest.mark.parametrize(
+    ("cgroup", "files", "cpus"),
+    [
+        ("0::/", {"cpu.max": "100000 100000"}, 1),
+        ("0::/job/step", {"job/cpu.max": "150000 100000", "job/step/cpu.max": "max 100000"}, 1),
+        ("0::/", {"cpu.max": "10000 100000"}, 1),  # less than one
+        ("0::/", {"cpu.max": "max 100000"}, None),
+        ("0::/elsewhere", {"cpu.max": "6400000 100000"}, None),  # more than there are
+        ("3:cpu,cpuacct:/pod", {"cpu/pod/cpu.cfs_quota_us": "100000", "cpu/pod/cpu.cfs_period_us": "100000"}, 1),
+        ("3:cpu,cpuacct:/pod", {"cpu/pod/cpu.cfs_quota_us": "-1", "cpu/pod/cpu.cfs_period_us": "100000"}, None),
+        ("", {}, None),
+    ],
+)
+def test_a_quota_of_cpu_time_counts(tmp_path: Path, cgroup: str, files: dict[str, str], cpus: int | None) -> None:
+    for name, text in {"proc/self/cgroup": cgroup, **{f"sys/fs/cgroup/{one}": files[one] for one in files}}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{text}\n")
+    assert usable_cpus(tmp_path) == (cpus or len(os.sched_getaffinity(0)))
+
+
 # --- streams ---
 
 

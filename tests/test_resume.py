@@ -539,6 +539,19 @@ def test_asked_to_stop_at_any_moment_all_ranks_save_the_same_step(
     assert_same(run, undisturbed[size])
 
 
+def test_a_rank_that_waits_for_an_evaluation_can_be_asked_to_stop(
+    tmp_path: Path, undisturbed: dict[int, Trained]
+) -> None:
+    run = tmp_path / "run"
+    slow = ("data.validation={_target_: parts.py:Slow, seconds: 12}", "evaluate.batch_size=1")
+    states = in_world(2, train_here, str(run), (*hard(2), *slow), str(TINY), (), "term@step:3", 1)
+    assert states == ["preempted", "preempted"]
+    assert json.loads((run / "status.json").read_text())["step"] == 3  # it was left, not made to its end
+    assert not [line for line in read_metrics(run / "metrics.jsonl") if line["split"] == "validation"]
+    train(run, *hard(2), size=2)
+    assert_same(run, undisturbed[2])
+
+
 def test_a_folder_that_is_none_one_of_other_things_and_one_that_vanishes(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match=r"--run-dir: .*file/run cannot be written: Not a directory"):
@@ -615,10 +628,24 @@ def test_a_run_can_start_from_weights(tmp_path: Path, saved: Trained, capsys: py
         launch(recipe, World(), Options(cpu=True, run_dir=str(tmp_path / str(time.time_ns()))))
         return " ".join(capsys.readouterr().out.split())
 
-    for source in (saved.folder, saved.folder / "model_weights.pth", saved.folder / NEWEST):
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(saved.folder, unfinished)
+    (unfinished / "model_weights.pth").unlink()
+    step = ", step 12"
+    for source, which in (
+        (saved.folder, ""),
+        (saved.folder / "model_weights.pth", ""),
+        (saved.folder / NEWEST, step),
+        (saved.folder / NEWEST / "weights.pth", step),
+        (unfinished, step),
+    ):
         screen = plan(source=source)
-        assert f"started from {source}: 4 of 4 tensors" in screen
+        assert f"started from {source}{which}: 4 of 4 tensors" in screen
         assert "saved 1 checkpoint; training stood still for" in screen
+    flip(unfinished / NEWEST / "weights.pth")
+    assert f"started from {unfinished}, step 10: 4 of 4 tensors" in plan(source=unfinished)
+    with pytest.raises(LauncherError, match=r"train\.start_from: .*weights\.pth: its content is not what was written"):
+        plan(source=unfinished / NEWEST)
     wrapped = {f"module.{name}": value for name, value in saved.weights.items()}
     torch.save({**wrapped, "module.head.bias": torch.ones(2)}, tmp_path / "wrapped.pth")
     said = plan("model.norm=true", "data.drop_last=true", source=tmp_path / "wrapped.pth")
