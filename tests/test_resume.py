@@ -24,6 +24,7 @@ from worlds import TINY, Command, Trained, in_world, killed, result_of, train, t
 from launcher import checkpoints
 from launcher.data import load_data
 from launcher.errors import LauncherError, UsageError
+from launcher.faults import Fault
 from launcher.launch.world import World
 from launcher.opening import Finished, Options
 from launcher.recipe.components import Workshop
@@ -84,7 +85,7 @@ POINTS = (
     "checkpoint.renamed:6",
     "checkpoint.prune",
     "status.write:8",
-    "step:9",
+    "step:9#{last}",
     "evaluation.batch:12",
     "weights.write",
     "weights.sync",
@@ -98,7 +99,7 @@ def test_killed_at_every_write_sync_and_rename(tmp_path: Path, size: int, undist
     background = ["save.background=false", "save.background=true"]
     for number, point in enumerate(POINTS):
         changes = (*hard(size), background[number % 2])
-        assert killed(size, train_here, str(run), changes, str(TINY), (), f"kill@{point}")
+        assert killed(size, train_here, str(run), changes, str(TINY), (), f"kill@{point.format(last=size - 1)}")
         assert_whole(run)
     train(run, *hard(size), size=size)
     assert_same(run, undisturbed[size])
@@ -530,7 +531,7 @@ def test_asked_to_stop_at_any_moment_all_ranks_save_the_same_step(
     run = tmp_path / "run"
     slowly = (*hard(size), "data.train={_target_: parts.py:Noisy, seconds: 0.02}")
     # twice: a second SIGTERM is the same request
-    states = in_world(size, train_here, str(run), slowly, str(TINY), (), f"term@{moment} term@{moment}", rank)
+    states = in_world(size, train_here, str(run), slowly, str(TINY), (), f"term@{moment}#{rank} term@{moment}#{rank}")
     assert set(states) == {"preempted"}
     status = json.loads((run / "status.json").read_text())
     assert status["state"] == "preempted"
@@ -544,7 +545,7 @@ def test_a_rank_that_waits_for_an_evaluation_can_be_asked_to_stop(
 ) -> None:
     run = tmp_path / "run"
     slow = ("data.validation={_target_: parts.py:Slow, seconds: 12}", "evaluate.batch_size=1")
-    states = in_world(2, train_here, str(run), (*hard(2), *slow), str(TINY), (), "term@step:3", 1)
+    states = in_world(2, train_here, str(run), (*hard(2), *slow), str(TINY), (), "term@step:3#1")
     assert states == ["preempted", "preempted"]
     assert json.loads((run / "status.json").read_text())["step"] == 3  # it was left, not made to its end
     assert not [line for line in read_metrics(run / "metrics.jsonl") if line["split"] == "validation"]
@@ -605,6 +606,15 @@ def test_a_read_only_file_system_is_said_before_the_start_and_on_the_way(tmp_pat
             train_in_process(disk / "another")
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_fault_that_is_none_is_refused() -> None:
+    for text in ("kill", "kill@nowhere", "melt@step", "kill@step:x", "kill@checkpoint.write/", "kill@step:1#"):
+        with pytest.raises(UsageError, match="is no fault; write ACTION@POINT"):
+            Fault.parse(text)
+    assert Fault.parse("kill@checkpoint.write/manifest.json:4#1") == Fault(
+        "kill", "checkpoint.write", "manifest.json", 4, 1
+    )
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_intact(tmp_path: Path) -> None:
