@@ -39,7 +39,7 @@ from launcher.runs.words import size
 from launcher.training import Horizon, Step, Trainable, backward, build_trainable, counted_steps, forward, update
 
 SAMPLES = 2
-_MANIFEST = {"step": 1, "world": 1, "threads": 1, "global_batch_size": SAMPLES, "recipe": {}, "data": ""}
+_MANIFEST = {"step": 1}
 Say = Callable[[str, str], None]  # a stage and what came of it
 
 

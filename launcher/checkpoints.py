@@ -1,8 +1,9 @@
 """7: saving. Checkpoints that appear whole or not at all, and the final, unwrapped weights.
 
 A checkpoint is `checkpoints/step-00000123/`: `weights.pth` (the unwrapped state_dict), `training.pt` (optimizer,
-schedule and what else a step changes) and, written last, `manifest.json` (what it is, and size and sha256 of
-every file). It is written under a hidden name, synced to disk, and renamed; old ones go only after it was read back.
+schedule and what else a step changes) and, written last, `manifest.json` (what it is, size and sha256 of every file,
+and a sha256 of all that). It is written under a hidden name, synced to disk, and renamed; old ones go only after it was
+read back.
 """
 
 from __future__ import annotations
@@ -175,20 +176,29 @@ def save(folder: Path, snapshot: Snapshot) -> Path:
         faults.point("checkpoint.begin", step)
         contents = {WEIGHTS: snapshot.weights, TRAINING: snapshot.training}
         files = {name: _save_state(hidden / name, state, "checkpoint", step) for name, state in contents.items()}
-        whole = {"format": FORMAT_VERSION, **snapshot.manifest, "files": files}
+        whole = sealed({"format": FORMAT_VERSION, **snapshot.manifest, "files": files})
         _write(hidden / MANIFEST, json.dumps(whole, indent=2).encode(), "checkpoint", step)
         _sync_folder(hidden)
         faults.point("checkpoint.rename", step)
         hidden.rename(target)
         faults.point("checkpoint.renamed", step)
         _sync_folder(folder)
-    except OSError as error:
+    except BaseException as error:
         shutil.rmtree(hidden, ignore_errors=True)
+        if not isinstance(error, OSError):
+            raise
         raise SaveError(
             f"saving {target}: {error.strerror or error}; the checkpoints before it are intact, go on from them with "
             f"--run-dir {folder.parent}"
         ) from error
     return target
+
+
+def sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest as JSON gives it back, with a sha256 of all the rest in it."""
+    rest = json.loads(json.dumps({key: value for key, value in manifest.items() if key != "sha256"}))
+    canonical = json.dumps(rest, sort_keys=True, separators=(",", ":"))
+    return {**rest, "sha256": hashlib.sha256(canonical.encode()).hexdigest()}
 
 
 def plain(value: Any) -> Any:
@@ -307,16 +317,8 @@ def save_weights(path: Path, weights: Mapping[str, Any]) -> None:
 # ---------------------------------------------------------------------- reading
 
 
-_OF_A_RUN = {"world": int, "threads": int, "global_batch_size": int, "recipe": dict, "data": str}
-_OF_A_SCRIPT: dict[str, type] = {}  # what else its manifest says is the script's own business
-
-
-def verify(folder: Path, keys: Mapping[str, type] = _OF_A_RUN) -> Checkpoint:
+def verify(folder: Path) -> Checkpoint:
     """Checks a checkpoint's manifest, and size and hash of each of its files.
-
-    Args:
-        folder: The checkpoint.
-        keys: What the manifest must state besides the step, and of which kind.
 
     Raises:
         DamagedError: Something is missing, cut short, changed, or not of this format.
@@ -324,12 +326,12 @@ def verify(folder: Path, keys: Mapping[str, type] = _OF_A_RUN) -> Checkpoint:
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
         version, files, step = manifest["format"], dict(manifest["files"]), int(manifest["step"])
-        if step < 0 or not all(isinstance(manifest[key], kind) for key, kind in keys.items()):
-            raise ValueError("a value is missing or of another kind")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{folder.name}: its manifest cannot be read ({type(error).__name__}: {error})") from error
     if version != FORMAT_VERSION:
         raise DamagedError(f"{folder.name}: format {version}; this program reads format {FORMAT_VERSION}")
+    if sealed(manifest) != manifest:
+        raise DamagedError(f"{folder.name}: its manifest is not what was written (sha256 differs)")
     if set(files) != {WEIGHTS, TRAINING} or name_of(step) != folder.name:
         raise DamagedError(f"{folder.name}: its manifest is of another checkpoint")
     for name, expected in files.items():
@@ -394,13 +396,12 @@ def listed(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found, reverse=True)]
 
 
-def newest(folder: Path, say: Callable[[str], None], keys: Mapping[str, type] = _OF_A_RUN) -> Checkpoint | None:
+def newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
     """The newest checkpoint that verifies; damaged ones are set aside and said so.
 
     Args:
         folder: `checkpoints/` of a run.
         say: Gets a line for each damaged one.
-        keys: What its manifest must state, see `verify`.
 
     Returns:
         None where there never was one.
@@ -411,7 +412,7 @@ def newest(folder: Path, say: Callable[[str], None], keys: Mapping[str, type] = 
     candidates = listed(folder)
     for path in candidates:
         try:
-            return verify(path, keys)
+            return verify(path)
         except DamagedError as error:
             say(f"{error}; {_set_aside(path)}, taking the one before")
     if candidates or any(folder.glob(".corrupt-*")):
@@ -434,7 +435,7 @@ def load(folder: Path, say: Callable[[str], None] = print) -> Snapshot | None:
     Raises:
         DamagedError: There are some, and all are damaged.
     """
-    found = newest(folder, say, _OF_A_SCRIPT)
+    found = newest(folder, say)
     return None if found is None else Snapshot(found.weights(), found.training(), found.manifest)
 
 
@@ -524,6 +525,7 @@ class Saving:
         self._warn = warn
         self._writer: threading.Thread | None = None
         self._news: deque[str | SaveError] = deque()
+        self._stalls: list[float] = []  # seconds that training stood still, for each checkpoint on disk
 
     def save(self, step: int) -> None:
         """Writes the checkpoint of this step, then removes what is no longer kept.
@@ -572,9 +574,20 @@ class Saving:
         self.check()
 
     def close(self) -> None:
-        """Lets a write that is under way end, whatever comes of it."""
+        """Lets a write that is under way end, and says what came of it: nobody is left to raise to."""
         if self._writer is not None:
             self._writer.join()
+            self._writer = None
+        while self._news:
+            self._warn(str(self._news.popleft()))
+
+    def describe(self) -> str:
+        """What this start's checkpoints have cost, in a line; empty where there were none."""
+        count, total = len(self._stalls), sum(self._stalls)
+        if not count:
+            return ""
+        longest = f", {max(self._stalls):.2g} s at the longest" if count > 1 else ""
+        return f"saved {count} checkpoint{'s' * (count > 1)}; training stood still for {total:.2g} s{longest}"
 
     def _in_background(self, snapshot: Snapshot) -> bool:
         """As the recipe says; else where the copy takes no more than a quarter of the memory that is free."""
@@ -583,18 +596,32 @@ class Saving:
         return bool(snapshot.num_bytes < psutil.virtual_memory().available / 4)
 
     def _write(self, snapshot: Snapshot, best: int | None, stall: float | None = None) -> None:
+        """Writes and prunes. Whatever goes wrong is news: in a thread of its own nobody else would hear of it."""
         began = time.perf_counter()
         for pause in (*_PAUSES, None):
             try:
                 verify(save(self.folder, snapshot))
                 break
-            except (SaveError, DamagedError) as error:
+            except Exception as error:
+                failure = self._failure(snapshot, error)
                 if pause is None:
-                    self._news.append(error if isinstance(error, SaveError) else SaveError(str(error)))
+                    self._news.append(failure)
                     return
-                self._news.append(f"{error}; trying again in {pause:g} s")
+                self._news.append(f"{failure}; trying again in {pause:g} s")
                 _discard(self.folder / name_of(snapshot.step))
                 time.sleep(pause)
-        seconds = time.perf_counter() - began
-        self.saved(snapshot.step, seconds, seconds if stall is None else stall)
-        prune(self.folder, self.section.keep, best)
+        try:
+            seconds = time.perf_counter() - began
+            self._stalls.append(seconds if stall is None else stall)
+            self.saved(snapshot.step, seconds, self._stalls[-1])
+            prune(self.folder, self.section.keep, best)
+        except Exception as error:
+            self._news.append(self._failure(snapshot, error))
+
+    def _failure(self, snapshot: Snapshot, error: Exception) -> SaveError:
+        if isinstance(error, SaveError):
+            return error
+        said = str(error) if isinstance(error, DamagedError) else f"{type(error).__name__}: {error}"
+        failure = SaveError(f"saving {self.folder / name_of(snapshot.step)}: {said}")
+        failure.__cause__ = error
+        return failure

@@ -24,12 +24,14 @@ import torch.distributed as dist
 
 from launcher.errors import EXIT_FAILED, LauncherError
 from launcher.launch import progress
+from launcher.launch.signals import stop_requested
 
 POLL_SECONDS = 0.05
 _BEAT_SECONDS = 1.0
 _FOREVER = timedelta(days=365)
 _UNREACHABLE = re.compile("Connection timed out|No route to host|Network is unreachable")
 _RESULT, _ERROR, _PROGRESS = range(3)  # what rank 0 sends in `from_first`
+_STOP = "launcher/stop"  # in the process group's store: a rank that waits was asked to stop
 _DONE = b"="  # before what a rank sends in `everywhere`, unless it failed
 
 
@@ -77,8 +79,10 @@ class Coordinator:
         self.rank = rank
         self.world_size = world_size
         self._is_awaited = False  # this is rank 0, and the others wait for it
+        self._has_passed_on = False  # this is another, and has told rank 0 that it was asked to stop
         self._beat: tuple[torch.Tensor, Any] | None = None
         self._next_beat = 0.0
+        self.is_asked_to_stop = False  # rank 0, by a rank that waits for it; known once a second
         self._group: Any = None
         if world_size > 1:
             before = _connections()
@@ -135,6 +139,8 @@ class Coordinator:
                 return
             self._beat[1].wait()  # raises where somebody who waits is gone
         self._next_beat = now + _BEAT_SECONDS
+        with suppress(RuntimeError):  # a store that is gone is no reason to fail
+            self.is_asked_to_stop = self.is_asked_to_stop or bool(_store().check([_STOP]))
         header = torch.tensor([_PROGRESS, done, total])
         self._beat = header, dist.broadcast(header, src=0, group=self._group, async_op=True)
 
@@ -190,12 +196,19 @@ class Coordinator:
         self._broadcast(torch.tensor([kind, payload.numel(), 0]))
         self._broadcast(payload)
 
+    def _pass_on(self) -> None:
+        """Lets rank 0 know that this rank, which waits for it, was asked to stop."""
+        if stop_requested() and not self._has_passed_on:
+            self._has_passed_on = True
+            with suppress(RuntimeError):
+                _store().set(_STOP, "")
+
     def _receive(self, patience: float | None) -> Any:
         where = ""
         while True:
             header = torch.zeros(3, dtype=torch.int64)
             try:
-                _wait(dist.broadcast(header, src=0, group=self._group, async_op=True), patience)
+                _wait(dist.broadcast(header, src=0, group=self._group, async_op=True), patience, self._pass_on)
             except TimeoutError:
                 raise PeerError(f"rank 0 gave no sign for {patience:g} seconds{where}") from None
             except RuntimeError as error:  # gloo's: the connection is gone
@@ -257,9 +270,15 @@ def _watch_connection(descriptor: int, seconds: float) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, min(2**31 - 1, int(seconds * 1000)))
 
 
-def _wait(work: Any, patience: float | None = None) -> None:
+def _store() -> Any:
+    """What all ranks can write to and look into without waiting for one another: each attempt has its own."""
+    return dist.distributed_c10d._get_default_store()
+
+
+def _wait(work: Any, patience: float | None = None, meanwhile: Callable[[], None] = lambda: None) -> None:
     began = time.monotonic()
     while not work.is_completed():
+        meanwhile()
         waited = time.monotonic() - began
         if patience is not None and waited > patience:
             raise TimeoutError

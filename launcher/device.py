@@ -6,7 +6,7 @@ import os
 import random
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -122,9 +122,26 @@ def open_device(recipe: schema.Recipe, world: World, *, cpu: bool) -> Iterator[D
         UsageError: Accelerate sees another world than the environment's.
     """
     section, on_cpu = recipe.device, use_cpu(world, cpu)
-    if section.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+    with _deterministic() if section.deterministic else nullcontext(), _joined(recipe, world, on_cpu) as device:
+        yield device
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """Deterministic algorithms for a while: a notebook trains other things afterwards."""
+    before = torch.are_deterministic_algorithms_enabled()
+    warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, when cuBLAS begins
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warned)
+
+
+@contextmanager
+def _joined(recipe: schema.Recipe, world: World, on_cpu: bool) -> Iterator[Device]:
+    section = recipe.device
     with gathered(world, section.timeout.amount):
         accelerator = _accelerator(section, on_cpu)
         # what libraries ask Accelerate for later is answered from its state, not from the variables

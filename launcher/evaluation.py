@@ -238,6 +238,7 @@ class Evaluation:
         self.stopping = stopping
         self.folder = folder
         self.last_step: int | None = None
+        self.is_owed = False  # one was begun and left, since this process was asked to stop
         self.lines: list[Line] = []  # of the last evaluation
         self.made: Callable[[int, float], None] = lambda step, seconds: None  # told of each, with its seconds
         self.judged: Callable[[float], None] = lambda value: None  # told of the value that decides
@@ -251,11 +252,11 @@ class Evaluation:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"step": self.last_step, "lines": self.lines}
+        return {"step": self.last_step, "lines": self.lines, "owed": self.is_owed}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Takes up what a checkpoint kept."""
-        self.last_step, self.lines = state["step"], list(state["lines"])
+        self.last_step, self.lines, self.is_owed = state["step"], list(state["lines"]), state["owed"]
 
     def run(self, step: int, epoch: float) -> bool:
         """Evaluates the validation sets after `step` steps; all ranks call it.
@@ -270,6 +271,7 @@ class Evaluation:
         if not self.sets:
             return True
         lines = self.measured(self.sets, "validation", step, epoch)
+        self.is_owed = lines is None
         if lines is None:
             return False
         self.lines, self.last_step = lines, step
@@ -379,7 +381,7 @@ class Evaluation:
         self.tracking.evaluating(done, progress.total, split)
         self._coordinator.beat(done, progress.total)
         faults.point("evaluation.batch", step)
-        if self.stopping():
+        if self.stopping() or self._coordinator.is_asked_to_stop:
             raise _StopRequested
 
     def _weights(self) -> Iterator[tuple[str, AbstractContextManager[None]]]:

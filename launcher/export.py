@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from launcher import checkpoints
 from launcher.batch import BatchLayout
@@ -50,12 +51,14 @@ def export(path: Path, target: Path) -> str:
     try:
         again = _FORMS[target.suffix](workshop, model, args, kwargs, hidden)
         distance = _distance(model, again, args, kwargs)
+        sizes = _sizes(model, again, args, kwargs) if target.suffix == ".pt2" else ""
         hidden.replace(target)
     finally:
         hidden.unlink(missing_ok=True)
     size = target.stat().st_size / 2**20
     agreed = "bit-equal" if distance == 0 else f"within {distance:.1e}"
-    return f"{target}: {saved.label} as {target.suffix[1:]}, {size:.1f} MiB; outputs on a real batch are {agreed}"
+    form = target.suffix[1:]
+    return f"{target}: {saved.label} as {form}, {size:.1f} MiB; outputs on a real batch are {agreed}{sizes}"
 
 
 def _batch(workshop: Workshop) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -64,7 +67,7 @@ def _batch(workshop: Workshop) -> tuple[tuple[Any, ...], dict[str, Any]]:
     from launcher.launch.world import World
 
     changed = workshop.recipe.model_copy(
-        update={"data": workshop.recipe.data.model_copy(update={"workers": 0, "micro_batch_size": 2})}
+        update={"data": workshop.recipe.data.model_copy(update={"workers": 0, "micro_batch_size": _SAMPLES})}
     )
     reader = Workshop(changed, workshop.allow)
     batches = next(iter(load_data(reader, World()).train.steps(0, 1)))
@@ -72,6 +75,7 @@ def _batch(workshop: Workshop) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return tuple(args), dict(kwargs)
 
 
+_SAMPLES = 2  # of the batch that is tried
 Form = Callable[[Workshop, nn.Module, tuple[Any, ...], dict[str, Any], Path], Callable[..., Any]]
 
 
@@ -92,8 +96,16 @@ def _pth(workshop: Workshop, model: nn.Module, args: Any, kwargs: Any, path: Pat
 
 
 def _program(workshop: Workshop, model: nn.Module, args: Any, kwargs: Any, path: Path) -> Callable[..., Any]:
+    shapes = torch.export.ShapesCollection()
+    for tensor in _tensors([args, kwargs]):
+        if _is_batch(tensor):
+            shapes[tensor] = {0: torch.export.Dim.AUTO}  # another size, unless the model allows only this one
     try:
-        program = torch.export.export(model, args, kwargs, strict=False)
+        try:
+            dynamic = shapes.dynamic_shapes(model, args, kwargs)
+            program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic, strict=False)
+        except Exception:  # a model that asks for the size may be traced with one
+            program = torch.export.export(model, args, kwargs, strict=False)
         torch.export.save(program, path)
         module: Callable[..., Any] = torch.export.load(path).module()
     except Exception as error:  # whatever the tracer trips over lies in the model
@@ -105,6 +117,25 @@ def _program(workshop: Workshop, model: nn.Module, args: Any, kwargs: Any, path:
 
 
 _FORMS: dict[str, Form] = {".safetensors": _safetensors, ".pth": _pth, ".pt2": _program}
+
+
+def _is_batch(tensor: torch.Tensor) -> bool:
+    return tensor.ndim > 0 and len(tensor) == _SAMPLES
+
+
+def _sizes(model: nn.Module, again: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """Whether a program takes batches of other sizes: found by giving it one sample, and three."""
+    for rows in ([0], [0, 1, 0]):
+        other = tree_map(
+            lambda one, rows=rows: one[rows] if torch.is_tensor(one) and _is_batch(one) else one, (args, kwargs)
+        )
+        try:
+            _distance(model, again, *other)
+        except Exception:  # the program's own check of shapes, or what comes of them
+            return (
+                f"; it takes batches of {_SAMPLES} samples only: traced with another size, the model does not follow it"
+            )
+    return "; it takes batches of any size"
 
 
 def _another(workshop: Workshop) -> nn.Module:

@@ -1,14 +1,16 @@
 """Deliberate accidents at named points of a real run: what tests of resuming are made with.
 
-A fault is said in words, `ACTION@POINT[:STEP]`, as in `kill@checkpoint.rename:8`: at the first passing of that
-point (of that step, where one is said) this process is killed, asked to stop, fails, finds the disk full, a byte of
-the file just written changed, or the run's folder gone. Nothing happens in a run that nobody has armed.
+A fault is said in words, `ACTION@POINT[/FILE][:STEP][#RANK]`, as in `kill@checkpoint.write/manifest.json:8#0`: at the
+first passing of that point (with that file, of that step, on that rank, where they are said) this process is killed,
+asked to stop, fails, finds the disk full, a byte of the file just written changed, or the run's folder gone. Nothing
+happens in a run that nobody has armed.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import signal
 from dataclasses import dataclass
@@ -34,37 +36,48 @@ POINTS = (
 )
 
 
+_FAULT = re.compile(r"(\w+)@([\w.]+)(?:/([\w.-]+))?(?::(\d+))?(?:#(\d+))?")
+
+
 @dataclass(frozen=True)
 class Fault:
-    """One accident to come."""
+    """One accident to come; what is None may be anything."""
 
     action: str
     point: str
+    file: str | None
     step: int | None
+    rank: int | None
+
+    def is_due(self, point: str, step: int | None, path: Path | None) -> bool:
+        """Whether this is the place, on a rank that it is meant for."""
+        is_file = self.file is None or (path is not None and path.name == self.file)
+        return self.point == point and self.step in (None, step) and is_file
 
     @staticmethod
     def parse(text: str) -> Fault:
-        """Reads `kill@checkpoint.rename:8`.
+        """Reads `kill@checkpoint.write/manifest.json:8#0`.
 
         Raises:
             UsageError: There is no such action or point.
         """
-        action, _, place = text.partition("@")
-        point, _, step = place.partition(":")
-        if action not in ACTIONS or point not in POINTS or not (step.isdigit() or not step):
+        found = _FAULT.fullmatch(text)
+        if found is None or found[1] not in ACTIONS or found[2] not in POINTS:
             raise UsageError(
-                f"'{text}' is no fault; write ACTION@POINT[:STEP], with one of {', '.join(ACTIONS)}, "
+                f"'{text}' is no fault; write ACTION@POINT[/FILE][:STEP][#RANK], with one of {', '.join(ACTIONS)}, "
                 f"and one of {', '.join(POINTS)}"
             )
-        return Fault(action, point, int(step) if step else None)
+        step, rank = (int(number) if number else None for number in found.groups()[3:])
+        return Fault(found[1], found[2], found[3], step, rank)
 
 
 _armed: list[Fault] = []
 
 
-def arm(text: str | None) -> None:
-    """Prepares the faults of a text, separated by spaces, and forgets those armed before."""
-    _armed[:] = [Fault.parse(one) for one in (text or "").split()]
+def arm(text: str | None, rank: int = 0) -> None:
+    """Prepares this rank's faults of a text, separated by spaces, and forgets those armed before."""
+    faults = [Fault.parse(one) for one in (text or "").split()]
+    _armed[:] = [fault for fault in faults if fault.rank in (None, rank)]
 
 
 def point(name: str, step: int | None = None, path: Path | None = None) -> None:
@@ -76,7 +89,7 @@ def point(name: str, step: int | None = None, path: Path | None = None) -> None:
     """
     if not _armed:
         return
-    due = [fault for fault in _armed if fault.point == name and fault.step in (None, step)]
+    due = [fault for fault in _armed if fault.is_due(name, step, path)]
     # asked to stop twice at one point, but a disk that is full once lets the next try pass
     for fault in due if due and due[0].action == "term" else due[:1]:
         _armed.remove(fault)

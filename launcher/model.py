@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from launcher import checkpoints
+from launcher.checkpoints import Checkpoint
 from launcher.device import Device, seed_everything
-from launcher.errors import LauncherError, Problem, RecipeError
+from launcher.errors import LauncherError, Problem, RecipeError, UsageError
 from launcher.recipe import schema
 from launcher.recipe.components import Workshop
+from launcher.runs import folder as runs
 from launcher.runs.words import size
 
 
@@ -93,11 +97,12 @@ def _load_weights(model: nn.Module, path: Path) -> str:
         path: A `.pth` or `.safetensors` file, a checkpoint, or a run's folder.
 
     Raises:
-        LauncherError: There are no weights, or none of them fits.
+        LauncherError: There are no weights, they are damaged, or none of them fits.
     """
     own = model.state_dict()
     try:
-        state = _unprefixed(read_weights(path))
+        source = find_weights(path)
+        state = _unprefixed(read_weights(source))
     except LauncherError as error:
         raise LauncherError(f"train.start_from: {error}") from error
     fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
@@ -113,29 +118,57 @@ def _load_weights(model: nn.Module, path: Path) -> str:
         "not in this model": [name for name in state if name not in own],
     }
     rest = "".join(f"; {what}: {_some(names)}" for what, names in strange.items() if names)
-    return f"started from {path}: {len(fitting)} of {len(own)} tensors{rest}"
+    step = f", step {source.step:,}" if isinstance(source, Checkpoint) else ""
+    return f"started from {path}{step}: {len(fitting)} of {len(own)} tensors{rest}"
 
 
-def read_weights(path: Path) -> Mapping[str, torch.Tensor]:
-    """The weights in a `.pth` or `.safetensors` file, a checkpoint, or a run's folder, on the CPU.
+def find_weights(path: Path) -> Path | Checkpoint:
+    """The weights that a path names: a file, a checkpoint, or a run's; its final ones, else its newest checkpoint's.
+
+    Nothing is changed there: a damaged checkpoint of another run is passed over, and left to that run.
 
     Raises:
-        LauncherError: There are none, or the file holds more than tensors.
+        UsageError: There are none.
+        DamagedError: The checkpoint is not what was written, or all of them are not.
     """
-    folder_files = [path / name for name in ("model_weights.pth", "weights.pth")]
-    file = next((one for one in folder_files if one.is_file()), path)
-    if not file.is_file():
-        raise LauncherError(f"there are no weights at '{path}'")
+    if not path.exists():
+        raise UsageError(f"there are no weights at '{path}'")
+    folder = path.parent if path.name == checkpoints.WEIGHTS else path
+    if (folder / checkpoints.MANIFEST).exists():
+        return checkpoints.verify(folder)
+    if path.is_file():
+        return path
+    if (path / runs.WEIGHTS_FILE).exists():
+        return path / runs.WEIGHTS_FILE
+    saved = checkpoints.listed(path / "checkpoints")
+    for one in saved:
+        with suppress(checkpoints.DamagedError):
+            return checkpoints.verify(one)
+    if saved:
+        raise checkpoints.DamagedError(f"{path}: all its checkpoints are damaged")
+    is_run = (path / runs.ENVIRONMENT_FILE).exists()
+    what = "nothing was saved yet" if is_run else "neither a run's folder nor a checkpoint in one"
+    raise UsageError(f"{path}: {what}; `launcher runs` lists the runs")
+
+
+def read_weights(source: Path | Checkpoint) -> Mapping[str, torch.Tensor]:
+    """The weights in a `.pth` or `.safetensors` file or a checkpoint, on the CPU.
+
+    Raises:
+        LauncherError: The file holds more than tensors, or something else.
+    """
+    if isinstance(source, Checkpoint):
+        return source.weights()
     try:
-        if file.suffix == ".safetensors":
+        if source.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            return load_file(file)
-        state = torch.load(file, map_location="cpu", weights_only=True)
+            return load_file(source)
+        state = torch.load(source, map_location="cpu", weights_only=True)
         if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
             raise TypeError("it holds more than a state_dict of tensors")
     except Exception as error:  # whatever a reader raises: the file is not what it should be
-        raise LauncherError(f"{file} cannot be read: {error}") from error
+        raise LauncherError(f"{source} cannot be read: {error}") from error
     return state
 
 

@@ -16,7 +16,7 @@ from launcher.checkpoints import Checkpoint
 from launcher.data import Data
 from launcher.data.fingerprint import fingerprint
 from launcher.device import Device
-from launcher.errors import EXIT_DONE, LauncherError
+from launcher.errors import EXIT_DONE, LauncherError, UsageError
 from launcher.launch.world import usable_cpus
 from launcher.recipe.schema import Recipe
 from launcher.recipe.show import render
@@ -78,6 +78,7 @@ class Start:
         checkpoint: The name of the one to go on from, None for the beginning.
         changed: Keys of the recipe that changed since, and may.
         threads: CPU threads of a process to go on with, None for those that are set.
+        readers: Readers of a stream's shards to go on with, None for those that there are.
         notes: What to say in the plan.
         warnings: What nobody should miss.
         finished: Why there is nothing to do, if so.
@@ -87,6 +88,7 @@ class Start:
     checkpoint: str | None = None
     changed: tuple[str, ...] = ()
     threads: int | None = None
+    readers: int | None = None
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     finished: str | None = None
@@ -156,7 +158,8 @@ class Opening:
         runs.describe(folder, self.recipe.document.text, render(self.recipe), environment)
         assert self.data_print  # which may add a note
         name = self.checkpoint.folder.name if self.checkpoint else None
-        return Start(str(folder), name, tuple(changed), threads, tuple(self.notes), tuple(self.warnings))
+        readers = self._readers()
+        return Start(str(folder), name, tuple(changed), threads, readers, tuple(self.notes), tuple(self.warnings))
 
     def _find(self, folder: Path) -> list[str]:
         """Finds the checkpoint to go on from; gives the keys that changed since it was saved."""
@@ -170,8 +173,14 @@ class Opening:
         if self.checkpoint is None:
             return []
         manifest = self.checkpoint.manifest
+        if "recipe" not in manifest:
+            raise UsageError(f"--run-dir: {folder} holds the checkpoints of a script, not of a recipe; name another")
         was = {**manifest["recipe"], "data.train.content": manifest["data"]}
         now = {**self.essence, "data.train.content": self.data_print}
+        if manifest["readers"] and manifest["world"] == self.world.size and self.recipe.data.workers != "auto":
+            was["data.workers"], now["data.workers"] = (
+                str(readers // self.world.size) for readers in (manifest["readers"], self.data.readers)
+            )
         changed = check_same(str(folder), was, now, self.options.allow_changes)
         if self.options.start is not None:
             checkpoints.supersede(place, self.checkpoint.step)
@@ -198,6 +207,22 @@ class Opening:
             self.notes.append(f"{was} thread{'s' * (was > 1)} a process, as this run began with")
             return was
         self.notes.append(f"launch.threads is {now}, and this run began with {was}: it does not go on bit for bit")
+        return None
+
+    def _readers(self) -> int | None:
+        """Readers that a stream's shards were spread over: with others, a step meets other samples."""
+        manifest = self.checkpoint.manifest if self.checkpoint is not None else {"readers": 0}
+        was, now = manifest["readers"], self.data.readers
+        if not was or (was, manifest["world"]) == (now, self.world.size):
+            return None
+        workers = was // manifest["world"]
+        if manifest["world"] == self.world.size and self.recipe.data.workers == "auto":
+            self.notes.append(f"data.workers: {workers} a process, as this run began with")
+            return int(was)
+        self.warnings.append(
+            f"the stream's {was} shards, read with --processes {manifest['world']} and data.workers={workers}, are cut "
+            "anew for other readers: some samples of this pass are read again or left out"
+        )
         return None
 
     def _finished(self, folder: Path, step: int) -> str | None:

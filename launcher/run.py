@@ -64,7 +64,7 @@ def checked(recipe: Recipe, world: World, options: Options) -> Workshop:
     Raises:
         LauncherError: Something is.
     """
-    faults.arm(world.faults)
+    faults.arm(world.faults, world.rank)
     faults.point("start")
     workshop = Workshop(recipe, options.allow)
     workshop.check()

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher import checkpoints
 from launcher.checkpoints import Checkpoint
 from launcher.errors import UsageError
-from launcher.model import read_weights
+from launcher.model import find_weights, read_weights
 from launcher.recipe.load import load_recipe
 from launcher.recipe.schema import Recipe
 from launcher.runs import folder as runs
@@ -51,7 +50,7 @@ class Saved:
         Raises:
             LauncherError: The file cannot be read.
         """
-        return self.source.weights() if isinstance(self.source, Checkpoint) else read_weights(self.source)
+        return read_weights(self.source)
 
     def averaged(self) -> Mapping[str, Any] | None:
         """The averages of its parameters, where the run had them and they were saved."""
@@ -80,7 +79,8 @@ def find_saved(
         DamagedError: The checkpoint is damaged.
     """
     path = path.absolute()
-    run, source = _source(path)
+    source = find_weights(path)
+    run = source.folder.parent.parent if isinstance(source, Checkpoint) else source.parent
     if recipe is not None:
         return Saved(load_recipe(recipe, overrides, remove), source)
     how = runs.read_json(run / runs.ENVIRONMENT_FILE)
@@ -93,20 +93,3 @@ def find_saved(
         raise UsageError(f"the run was started in {how['directory']}: {error.strerror}") from error
     read = load_recipe(how["recipe"], [*how["overrides"], *overrides], [*how["remove"], *remove])
     return Saved(read, source, tuple(how["allow"]))
-
-
-def _source(path: Path) -> tuple[Path, Path | Checkpoint]:
-    """The run's folder that something saved lies in, and the file or checkpoint."""
-    if path.is_file():
-        inside = (path.parent / checkpoints.MANIFEST).exists()
-        return path.parent.parent.parent if inside else path.parent, path
-    if (path / checkpoints.MANIFEST).exists():
-        return path.parent.parent, checkpoints.verify(path)
-    if (path / runs.WEIGHTS_FILE).exists():
-        return path, path / runs.WEIGHTS_FILE
-    newest = checkpoints.newest(path / "checkpoints", print)
-    if newest is None:
-        is_run = (path / runs.ENVIRONMENT_FILE).exists()
-        what = "nothing was saved yet" if is_run else "neither a run's folder nor a checkpoint in one"
-        raise UsageError(f"{path}: {what}; `launcher runs` lists the runs")
-    return path, newest

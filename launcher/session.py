@@ -108,6 +108,8 @@ def open_session(
         folder = Path(start.folder)
         if start.threads is not None:
             torch.set_num_threads(start.threads)
+        if start.readers is not None:
+            data.read_by(start.readers)
         judge = Judge(recipe.evaluate.best, recipe.evaluate.early_stop)
         restored = _restore(start, trainable, judge, opening.checkpoint, horizon)
         if world.is_first:
@@ -121,7 +123,7 @@ def open_session(
             Notes(folder).describe(horizon.steps_per_epoch, {"batch": described})
         tracking: Tracking = NoTracking()
         if first:
-            tracking = _open_tracking(recipe, options, folder, horizon, restored.step, world.deadline)
+            tracking = _open_tracking(recipe, options, folder, horizon, restored, world.deadline)
         measures = _measures(workshop) if first or recipe.evaluate.ranks == "all" else []
         saving = Saving(recipe.save, folder / "checkpoints", first, judge, tracking.warn)
         evaluation = Evaluation(
@@ -138,7 +140,7 @@ def open_session(
             *(folder, tracking, evaluation, saving, periods, record, recipe.seed, profiled),
             *(restored.step, restored.seconds, shown_of(trainable.objective, data)),
         )
-        saving.last_step = restored.step or None
+        saving.last_step = restored.step if start.checkpoint is not None else None
         saving.capture = lambda step: _capture(session, trainable, data, horizon, step, opening)
         saving.saved, evaluation.made = record.saved, record.evaluated
         evaluation.judged = trainable.schedule.evaluated
@@ -146,7 +148,6 @@ def open_session(
             evaluation.look = session.shown.look
         if restored.step:
             record.event("redone", restored.step, **asdict(tracking.redone))
-        stack.callback(saving.close)
         try:
             tracking.start(plan_of(recipe, data, trainable, horizon, folder, restored.step, start.notes))
             for warning in start.warnings:
@@ -158,6 +159,7 @@ def open_session(
                 stack.enter_context(Watch(recipe.launch.stall.amount, stops, folder, world).watching())
             yield session
         except BaseException:
+            saving.close()  # while its news can be shown still
             tracking.close("failed", evaluation.lines)
             raise
         tracking.close(record.state, evaluation.lines)
@@ -190,13 +192,15 @@ def _report(folder: Path) -> None:
 
 
 def _open_tracking(
-    recipe: Recipe, options: Options, folder: Path, horizon: Horizon, start: int, deadline: float | None
+    recipe: Recipe, options: Options, folder: Path, horizon: Horizon, restored: _Restored, deadline: float | None
 ) -> Tracking:
     best = recipe.evaluate.best
+    evaluated = restored.evaluation["step"] if restored.evaluation is not None else None
     return open_tracking(
         run_dir=folder,
         total_steps=horizon.total_steps,
-        start_step=start,
+        start_step=restored.step,
+        evaluated=-1 if evaluated is None else evaluated,
         trackers=recipe.track.trackers,
         run_name=recipe.name,
         config=resolved(recipe),
@@ -240,6 +244,7 @@ def _capture(
         "samples": data.samples_before(step),
         "world": world.size,
         "threads": trainable.device.threads,
+        "readers": data.readers,
         "global_batch_size": data.train.sampler.global_batch_size,
         "recipe": opening.essence,
         "recipe_sha256": digest(opening.essence),
@@ -358,6 +363,8 @@ def save_at_end(session: Session, trainable: Trainable, state: str, step: int) -
 
     def saved() -> None:
         session.saving.wait()
+        if said := session.saving.describe():
+            session.tracking.message(said)
         made = None
         if state == "finished":
             wanted = session.evaluation.judge.step if session.saving.section.final == "best" else None

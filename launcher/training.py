@@ -719,8 +719,11 @@ def train(trainable: Trainable, data: Data, horizon: Horizon, session: Session) 
     settle = partial(_settle, meter, trainable, session.tracking, horizon)
     trainable.model.wrapped.train()
     state, rate = "finished", trainable.schedule.rate
-    if _evaluation_is_owed(evaluation, periods, done) and not evaluation.run(done, horizon.epoch(done)):
-        return "preempted", done
+    if _evaluation_is_owed(evaluation, periods, done):
+        if not evaluation.run(done, horizon.epoch(done)):
+            return "preempted", done
+        if evaluation.improved:
+            saving.save(done)
     for step, waited in timed(steps) if evaluation.goes_on else ():
         seed_step(session.seed, done, rank, is_gpu)
         rate = trainable.schedule.rate
@@ -764,9 +767,9 @@ def train(trainable: Trainable, data: Data, horizon: Horizon, session: Session) 
 
 def _evaluation_is_owed(evaluation: Evaluation, periods: Periods, done: int) -> bool:
     """Before the first step where the recipe says so; after a resume, the one that the stop came before."""
-    if done == 0:
-        return evaluation.section.first
-    return due(done, periods.evaluate_steps) and evaluation.last_step != done
+    if evaluation.last_step == done:
+        return False
+    return evaluation.section.first if done == 0 else evaluation.is_owed or due(done, periods.evaluate_steps)
 
 
 def timed(steps: Iterator[Step]) -> Iterator[tuple[Step, float]]:

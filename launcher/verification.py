@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from launcher import checkpoints
 from launcher.errors import LauncherError, UsageError
 from launcher.launch.world import FAULTS_VARIABLE
 from launcher.runs.folder import WEIGHTS_FILE
@@ -40,12 +41,21 @@ class Verification:
         """Trains and compares; whether the weights are bit-equal.
 
         Raises:
-            UsageError: A kill would come after the end.
+            UsageError: A kill would come after the end, or before anything is saved.
             LauncherError: A training failed for another reason.
         """
-        late = [step for step in self.kills if step >= self.steps]
-        if late:
-            raise UsageError(f"--kill-at {late[0]}: the training has {self.steps} steps; kill before its end")
+        if self.steps < 3:
+            raise UsageError(
+                f"--steps {self.steps}: use 3 or more: one is saved, one is lost, and one comes after that"
+            )
+        for step in self.kills:
+            if step >= self.steps:
+                raise UsageError(f"--kill-at {step}: the training has {self.steps} steps; kill before its end")
+            if step < 2:
+                raise UsageError(
+                    f"--kill-at {step}: nothing is saved before the first step has ended, and a run that begins anew "
+                    "proves nothing; kill after step 2 or later"
+                )
         with tempfile.TemporaryDirectory(prefix="verify-resume-") as name:
             straight, killed = Path(name) / "straight", Path(name) / "killed"
             say(f"training {self.steps} steps straight")
@@ -53,6 +63,7 @@ class Verification:
             for step in self.kills:
                 say(f"training again, killed (kill -9) after step {step}")
                 self._train(killed, f"kill@step:{step}")
+                say(f"what is left of it is the checkpoint of step {self._saved(killed)}")
             say("going on to the end")
             self._train(killed)
             found = list(_differences(straight, killed))
@@ -62,9 +73,20 @@ class Verification:
             say(f"bit-equal: the weights after {self.steps} steps do not depend on having been killed")
         return not found
 
+    def _saved(self, folder: Path) -> int:
+        """The step that the next start goes on from."""
+        found = checkpoints.listed(folder / "checkpoints")
+        if not found:
+            raise LauncherError("the killed training has left no checkpoint; kill it later, with --kill-at")
+        return checkpoints.verify(found[0]).step
+
     def _train(self, folder: Path, faults: str = "") -> None:
         """One start of the run; with faults it must die."""
-        changes = [f"train.steps={self.steps}", "track.every=1 steps", "save={every: 1 steps, keep: 2}"]
+        changes = [
+            f"train.steps={self.steps}",
+            "track.every=1 steps",
+            "save={every: 1 steps, keep: 2, background: false}",
+        ]
         command = [sys.executable, "-m", "launcher", "train", self.recipe, *self.overrides, *changes]
         command += [*self.flags, "--quiet", f"--run-dir={folder}"]
         environment = {**os.environ, FAULTS_VARIABLE: faults}

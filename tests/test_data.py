@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from worlds import in_world, train
+from worlds import in_world, killed, train, train_here
 
 from launcher.data import Data, fair_workers, load_data, sets
 from launcher.data.preparation import once_per_node
@@ -168,6 +168,26 @@ def test_workers_that_are_asked_for_are_used_and_said(folder: Path) -> None:
     assert "2 worker processes a rank read whole batches" in data.notes
 
 
+@pytest.mark.parametrize(
+    ("cgroup", "files", "cpus"),
+    [
+        ("0::/", {"cpu.max": "100000 100000"}, 1),
+        ("0::/job/step", {"job/cpu.max": "150000 100000", "job/step/cpu.max": "max 100000"}, 1),
+        ("0::/", {"cpu.max": "10000 100000"}, 1),  # less than one
+        ("0::/", {"cpu.max": "max 100000"}, None),
+        ("0::/elsewhere", {"cpu.max": "6400000 100000"}, None),  # more than there are
+        ("3:cpu,cpuacct:/pod", {"cpu/pod/cpu.cfs_quota_us": "100000", "cpu/pod/cpu.cfs_period_us": "100000"}, 1),
+        ("3:cpu,cpuacct:/pod", {"cpu/pod/cpu.cfs_quota_us": "-1", "cpu/pod/cpu.cfs_period_us": "100000"}, None),
+        ("", {}, None),
+    ],
+)
+def test_a_quota_of_cpu_time_counts(tmp_path: Path, cgroup: str, files: dict[str, str], cpus: int | None) -> None:
+    for name, text in {"proc/self/cgroup": cgroup, **{f"sys/fs/cgroup/{one}": files[one] for one in files}}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{text}\n")
+    assert usable_cpus(tmp_path) == (cpus or len(os.sched_getaffinity(0)))
+
+
 # --- streams ---
 
 
@@ -221,3 +241,23 @@ def test_a_stream_trains_the_same_in_every_world(folder: Path) -> None:
     validation = "data.validation={_target_: sources.py:Stream, size: 9}"
     sharded = train(folder / "shards", *shards, validation, "evaluate.limit=2 batches", recipe=RECIPE, size=2)
     assert sharded.column("loss", "validation")[-1] < 1
+
+
+def test_a_stream_goes_on_in_as_many_shards_as_it_began_with(folder: Path) -> None:
+    overrides = ["data.train={_target_: sources.py:Shards}", "train.steps=6", "save.every=1 steps"]
+    given: dict[str, Any] = {"recipe": RECIPE, "remove": ("data.validation",)}
+    straight = train(folder / "straight", *overrides, "data.workers=2", **given)
+    assert train(folder / "alone", *overrides, "data.workers=1", **given).distance(straight) > 0
+
+    def begun(name: str) -> Path:
+        arguments = ((*overrides, "data.workers=2"), str(RECIPE), given["remove"], "kill@step:4")
+        assert killed(1, train_here, str(folder / name), *arguments)
+        return folder / name
+
+    auto = train(begun("auto"), *overrides, "data.workers=auto", **given)  # which is another number on this machine
+    assert auto.distance(straight) == 0
+    with pytest.raises(AssertionError, match=r"data\.workers: was 2, is now 1(.|\n)*--allow-changes data\.workers"):
+        train(begun("stated"), *overrides, "data.workers=1", **given)
+    train(folder / "stated", *overrides, **given, size=2)
+    log = (folder / "stated" / "logs" / "rank-0.log").read_text()
+    assert "2 shards, read with --processes 1 and data.workers=2, are cut anew for other readers" in log

@@ -32,13 +32,17 @@ def test_what_is_exported_gives_the_same_outputs(
     source = run / "checkpoints" / "step-00000012" if suffix == ".pth" else run
     target = tmp_path / f"model{suffix}"
     assert main(["export", str(source), "--to", str(target)]) == 0
-    assert "outputs on a real batch are bit-equal" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "outputs on a real batch are bit-equal" in said
     inputs = torch.randn(4, 6, dtype=torch.float64)
     net = Net()
     net.load_state_dict(torch.load(run / "model_weights.pth", weights_only=True))
     again = Net()
     if suffix == ".pt2":
-        assert torch.export.load(target) is not None
+        assert "it takes batches of any size" in said
+        for size in (1, 2, 5):
+            inputs = torch.randn(size, 6, dtype=torch.float64)
+            torch.testing.assert_close(torch.export.load(target).module()(inputs), net.eval()(inputs))
         return
     if suffix == ".pth":
         again.load_state_dict(torch.load(target, weights_only=True))
@@ -47,6 +51,25 @@ def test_what_is_exported_gives_the_same_outputs(
 
         again.load_state_dict(load_file(target))
     assert torch.equal(again.eval()(inputs), net.eval()(inputs))
+
+
+def test_a_program_for_one_size_of_batch_is_said_to_be_one(tmp_path: Path) -> None:
+    assert (
+        main(
+            [
+                "train",
+                str(TINY),
+                "model={_target_: parts.py:Paired}",
+                "--cpu",
+                "--quiet",
+                "--run-dir",
+                str(tmp_path / "run"),
+            ]
+        )
+        == 0
+    )
+    assert "takes batches of 2 samples only" in export(tmp_path / "run", tmp_path / "model.pt2")
+    assert torch.export.load(tmp_path / "model.pt2") is not None
 
 
 def test_what_cannot_be_exported_is_said(tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,19 +97,42 @@ def _main(arguments: list[str], faults: str) -> int:
     return main(arguments)
 
 
-def verify(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "launcher", "verify-resume", str(TINY), "--cpu", "--steps", "5", "--kill-at", "3"]
+def verify(
+    *arguments: str, folder: Path, recipe: Path = TINY, device: str = "--cpu"
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "launcher", "verify-resume", str(recipe), device, "--steps", "5", "--kill-at", "3"]
     environment = {**os.environ, "PYTHONPATH": str(Path(launcher.__file__).parent.parent)}
     return subprocess.run(
         [*command, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=280
     )
 
 
-def test_verify_resume_proves_it(tmp_path: Path) -> None:
-    done = verify("model.dropout=0.3", folder=tmp_path)
+def test_verify_resume_proves_it_and_tells_no_tracker(tmp_path: Path) -> None:
+    recipe = tmp_path / "tracked.yaml"  # by trackers that are not installed: with them nothing could be trained
+    recipe.write_text(f"base: {TINY}\ntrack: {{comet_ml: {{project_name: mine}}}}\n")
+    done = verify("model.dropout=0.3", "track.clearml={}", folder=tmp_path, recipe=recipe)
+    assert done.returncode == 0, done.stderr
+    assert "what is left of it is the checkpoint of step 2\n" in done.stdout
+    assert "bit-equal: the weights after 5 steps do not depend on having been killed" in done.stdout
+    assert list(tmp_path.iterdir()) == [recipe]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_verify_resume_proves_it_on_a_gpu(tmp_path: Path) -> None:
+    done = verify("model.dropout=0.3", folder=tmp_path, device="device.deterministic=true")
     assert done.returncode == 0, done.stderr
     assert "bit-equal: the weights after 5 steps do not depend on having been killed" in done.stdout
-    assert not list(tmp_path.iterdir())
+
+
+def test_a_kill_that_would_prove_nothing_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    cases = {
+        ("--kill-at", "1"): "--kill-at 1: nothing is saved before the first step has ended",
+        ("--kill-at", "20"): "--kill-at 20: the training has 20 steps; kill before its end",
+        ("--steps", "2"): "--steps 2: use 3 or more",
+    }
+    for arguments, message in cases.items():
+        assert main(["verify-resume", str(TINY), "--cpu", *arguments]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_verify_resume_says_what_differs_first(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from torch.utils.data._utils import signal_handling
 from launcher.data.loaders import EvaluationLoader, MicroBatch, Reading, TrainLoader
 from launcher.data.reading import randomness_restored, whole_batches
 from launcher.data.sampler import StepSampler
+from launcher.data.subsets import subset
 from launcher.data.transfer import _one_ahead, on_device
 from launcher.errors import LauncherError
 
@@ -484,3 +485,16 @@ def test_batches_arrive_on_a_gpu_unharmed() -> None:
         torch.cuda._sleep(1_000_000)  # the GPU is behind the host, as in training
         assert bool((rows[:, 0] // 1000 * 1000 == rows[:, 0]).all())
         assert torch.equal(rows - rows[:, :1], torch.arange(1000, device=device).expand_as(rows))
+
+
+def test_a_part_holds_its_indices_in_an_array_and_reads_as_the_whole_does() -> None:
+    indices = np.array([7, 2, 9])
+    one_by_one, tensors = Augmented(), TensorDataset(torch.arange(20), torch.arange(20) * 2)
+    part, many = subset(one_by_one, indices), subset(tensors, indices)
+    assert len(part) == len(many) == 3
+    assert [part[place][0] for place in range(3)] == [7, 2, 9]
+    assert whole_batches(part, None) is None
+    read = whole_batches(many, None)
+    assert read is not None
+    assert [column.tolist() for column in read(np.array([2, 0]))] == [[9, 7], [18, 14]]
+    assert part.indices.nbytes == many.indices.nbytes == 3 * 8

@@ -15,15 +15,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from recipes.parts import Net
+from recipes.parts import Net, WholeNumbers, weights_of
 from torch import nn
-from worlds import TINY, Trained, in_world, killed, result_of, train, train_here
+from worlds import TINY, Command, Trained, in_world, killed, result_of, train, train_here
 
 from launcher import checkpoints
 from launcher.data import load_data
 from launcher.errors import LauncherError, UsageError
+from launcher.faults import Fault
 from launcher.launch.world import World
 from launcher.opening import Finished, Options
 from launcher.recipe.components import Workshop
@@ -33,18 +35,19 @@ from launcher.run import run as launch
 from launcher.runs.lock import holder, locked
 from launcher.tracking import read_metrics
 
-# all that could make two runs differ: dropout, augmentation in workers, accumulation, evaluation, best and plateau
+VALIDATION = "data.validation={_target_: parts.py:WholeNumbers, size: 23, seed: 2}"
+# all that could make two runs differ: dropout, augmentation in workers, accumulation, evaluation and best
 HARD = (
     "model.dropout=0.3",
     "data={train: {_target_: parts.py:Noisy}, global_batch_size: 16, workers: 1}",
-    "data.validation={_target_: parts.py:WholeNumbers, size: 23, seed: 2}",
+    VALIDATION,
     "evaluate={every: 3 steps, best: {metric: loss, mode: min}}",
     "save={every: 2 steps, keep: 2}",
 )
 
 
 def hard(size: int) -> tuple[str, ...]:
-    return (*HARD, f"data.micro_batch_size={16 // size // 2}")
+    return (*HARD, f"data.micro_batch_size={-(-16 // (2 * size))}")  # two micro-batches a step
 
 
 @pytest.fixture(scope="module")
@@ -72,16 +75,18 @@ def assert_whole(run: Path) -> None:
 POINTS = (
     "step:1",
     "checkpoint.begin:2",
-    "checkpoint.write:2",
-    "checkpoint.sync:2",
+    *(
+        f"checkpoint.{moment}/{file}:2"
+        for file in ("weights.pth", "training.pt", "manifest.json")
+        for moment in ("write", "sync")
+    ),
     "checkpoint.rename:2",
     "checkpoint.renamed:2",
     "evaluation.batch:3",
-    "checkpoint.write:4",
     "checkpoint.renamed:6",
     "checkpoint.prune",
     "status.write:8",
-    "step:9",
+    "step:9#{last}",
     "evaluation.batch:12",
     "weights.write",
     "weights.sync",
@@ -95,7 +100,7 @@ def test_killed_at_every_write_sync_and_rename(tmp_path: Path, size: int, undist
     background = ["save.background=false", "save.background=true"]
     for number, point in enumerate(POINTS):
         changes = (*hard(size), background[number % 2])
-        assert killed(size, train_here, str(run), changes, str(TINY), (), f"kill@{point}")
+        assert killed(size, train_here, str(run), changes, str(TINY), (), f"kill@{point.format(last=size - 1)}")
         assert_whole(run)
     train(run, *hard(size), size=size)
     assert_same(run, undisturbed[size])
@@ -105,12 +110,32 @@ def test_killed_at_every_write_sync_and_rename(tmp_path: Path, size: int, undist
 def test_killed_at_random_moments(tmp_path: Path, size: int, undisturbed: dict[int, Trained]) -> None:
     run, moments = tmp_path / "run", random.Random(size)
     slowly = (*hard(size), "data.train={_target_: parts.py:Noisy, seconds: 0.01}", "save.every=1 steps")
-    times = 0
-    while times < 20 and killed(size, train_here, str(run), slowly, after=moments.uniform(0.2, 1.2) * (1 + size / 4)):
-        assert_whole(run)
-        times += 1
+    kills = 0
+    while kills < 20:
+        if killed(size, train_here, str(run), slowly, after=moments.uniform(0.1, 0.9) * (1 + size / 4)):
+            assert_whole(run)
+            kills += 1
+        else:  # it was finished sooner: the next one
+            assert_same(run, undisturbed[size])
+            run = run.with_name(f"{run.name}+")
     train(run, *slowly, size=size)
     assert_same(run, undisturbed[size])
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_plateau_and_a_loss_with_parameters_go_on(tmp_path: Path, size: int) -> None:
+    plateau = "scheduler={_target_: ReduceLROnPlateau, factor: 0.5, patience: 0, threshold: 0.5}"
+    changes = (*hard(size), plateau, "loss={_target_: parts.py:Scaled}")
+    straight, run = train(tmp_path / "straight", *changes, size=size), tmp_path / "run"
+    assert len(set(straight.column("lr"))) > 2
+    for step in (5, 10):
+        assert killed(size, train_here, str(run), changes, str(TINY), (), f"kill@step:{step}")
+    train(run, *changes, size=size)
+    assert_same(run, straight)
+    assert result_of(run).column("lr") == straight.column("lr")
+    losses = [checkpoints.verify(folder / NEWEST).training()["losses"] for folder in (run, straight.folder)]
+    scales = [next(iter(one.values()))["scale"] for one in losses]
+    assert scales[0] == scales[1] != 1
 
 
 def test_worlds_may_change_between_starts(tmp_path: Path) -> None:
@@ -170,9 +195,9 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-def lie(path: Path) -> None:
+def lie(path: Path, **said: Any) -> None:
     manifest = json.loads((path / "manifest.json").read_text())
-    (path / "manifest.json").write_text(json.dumps({**manifest, "step": 11}))
+    (path / "manifest.json").write_text(json.dumps({**manifest, **said}))
 
 
 def empty(path: Path) -> None:
@@ -189,8 +214,29 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "a truncated file": lambda path: os.truncate(path / "weights.pth", 100),
     "an empty folder": empty,
     "a missing file": lambda path: (path / "training.pt").unlink(),
-    "a manifest that lies": lie,
+    "a manifest that lies": lambda path: lie(path, step=11),
 }
+
+
+def test_a_manifest_that_was_changed_anywhere_is_damaged(tmp_path: Path, saved: Trained) -> None:
+    path = shutil.copytree(saved.folder / NEWEST, tmp_path / "step-00000012")
+    whole = (path / "manifest.json").read_bytes()
+    manifest = checkpoints.verify(path).manifest
+    lies = {"threads": 2, "recipe": {**manifest["recipe"], "optimizer.lr": "0.02"}, "data": "other", "world": 3}
+    files = {**manifest["files"], "weights.pth": {**manifest["files"]["weights.pth"], "more": 1}}
+    for key, value in {**lies, "files": files}.items():
+        (path / "manifest.json").write_bytes(whole)
+        lie(path, **{key: value})
+        with pytest.raises(checkpoints.DamagedError, match="its manifest is not what was written"):
+            checkpoints.verify(path)
+    for place in range(0, len(whole), 7):
+        changed = bytearray(whole)
+        changed[place] ^= 1
+        (path / "manifest.json").write_bytes(changed)
+        with pytest.raises(checkpoints.DamagedError):
+            checkpoints.verify(path)
+    (path / "manifest.json").write_bytes(whole)
+    checkpoints.verify(path)
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +270,7 @@ def test_when_all_are_damaged_nothing_starts_again_at_0(tmp_path: Path, saved: T
             train_in_process(run)
 
 
-class Command:
+class Hostile:
     """What a hostile pickle would run."""
 
     def __init__(self, path: Path):
@@ -253,11 +299,11 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path, saved: Trained,
     shutil.copytree(saved.folder, run)
     (run / "model_weights.pth").unlink()
     for path in (run / "checkpoints").glob("step-*"):
-        torch.save({"x": Command(tmp_path / "PWNED")}, path / name)
+        torch.save({"x": Hostile(tmp_path / "PWNED")}, path / name)
         content = (path / name).read_bytes()
         manifest = json.loads((path / "manifest.json").read_text())
         manifest["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        (path / "manifest.json").write_text(json.dumps(manifest))
+        (path / "manifest.json").write_text(json.dumps(checkpoints.sealed(manifest)))
     with pytest.raises(LauncherError, match="refused"):
         train_in_process(run)
     assert not (tmp_path / "PWNED").exists()
@@ -266,6 +312,35 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path, saved: Trained,
 def train_in_process(run: Path, *overrides: str, **options: Any) -> Result:
     recipe = load_recipe(TINY, ["launch.threads=1", *overrides])
     return launch(recipe, World(), Options(cpu=True, run_dir=str(run), output="quiet", **options))
+
+
+def test_draws_by_weight_go_on_bit_for_bit_from_a_function_or_a_file(tmp_path: Path) -> None:
+    weights, run = tmp_path / "weights.npy", tmp_path / "run"
+    np.save(weights, weights_of(WholeNumbers()))
+    changes = ("data.validation=20% of train", "save.every=2 steps")
+    straight = train(tmp_path / "straight", *changes, "data.weights=parts.py:weights_of")
+    by_file = (*changes, f"data.weights={weights}")
+    assert train(tmp_path / "file", *by_file).distance(straight) == 0
+    assert killed(1, train_here, str(run), by_file, str(TINY), (), "kill@step:5")
+    np.save(weights, np.arange(50))
+    with pytest.raises(UsageError, match=r"data\.train\.content: was WholeNumbers, a part, 40 samples, weights \w+,"):
+        train_in_process(run, *by_file)
+    np.save(weights, weights_of(WholeNumbers()))
+    train(run, *by_file)
+    assert_same(run, straight)
+    np.save(weights, np.arange(40))
+    with pytest.raises(LauncherError, match=r"data\.weights: must be 50 finite numbers, .*; got shape \(40,\)"):
+        load_data(Workshop(load_recipe(TINY, by_file)), World())
+    weights.write_text("nothing of numpy's")
+    with pytest.raises(
+        LauncherError, match=r"data\.weights: .*weights\.npy cannot be read: .*; write it with numpy\.save"
+    ):
+        load_data(Workshop(load_recipe(TINY, by_file)), World())
+    weights.unlink()
+    with pytest.raises(
+        LauncherError, match=r"data\.weights: .*weights\.npy cannot be read: No such file or directory;"
+    ):
+        load_data(Workshop(load_recipe(TINY, by_file)), World())
 
 
 def test_what_was_changed_is_shown_and_must_be_allowed(tmp_path: Path) -> None:
@@ -329,6 +404,47 @@ def test_the_best_or_any_step_can_be_gone_on_from(tmp_path: Path) -> None:
     assert result_of(run).column("step") == straight.column("step")
 
 
+def test_the_best_may_be_the_evaluation_before_the_first_step(tmp_path: Path) -> None:
+    changes = (
+        *("optimizer.lr=5.0", VALIDATION, "save={every: 4 steps, keep: 1, final: best}"),
+        "evaluate={every: 3 steps, first: true, best: {metric: loss, mode: min}}",
+    )
+    straight = train(tmp_path / "straight", *changes)
+    losses = dict(zip(straight.column("step", "validation"), straight.column("loss", "validation"), strict=True))
+    assert min(losses, key=losses.__getitem__) == 0
+    first = checkpoints.verify(straight.folder / "checkpoints" / "step-00000000")
+    assert all(torch.equal(straight.weights[name], value) for name, value in first.weights().items())
+    run = tmp_path / "run"
+    for step in (2, 7):  # from the checkpoint before the first step, and from a later one
+        assert killed(1, train_here, str(run), changes, str(TINY), (), f"kill@step:{step}")
+    train(run, *changes)
+    assert_same(run, straight)
+
+
+def test_what_follows_the_last_checkpoint_is_logged_once(tmp_path: Path) -> None:
+    test = "data.test={_target_: parts.py:WholeNumbers, size: 11, seed: 4}"
+    changes = (VALIDATION, test, "evaluate.every=5 steps")
+    straight = train(tmp_path / "straight", *changes)
+    for point in ("evaluation.batch:12", "weights.write"):
+        assert killed(1, train_here, str(tmp_path / "run"), changes, str(TINY), (), f"kill@{point}")
+    train(tmp_path / "run", *changes)
+    assert_same(tmp_path / "run", straight)
+    assert straight.column("step", "validation") == [5, 10, 12]
+    assert result_of(tmp_path / "run").column("loss", "test") == straight.column("loss", "test")
+
+
+def test_an_evaluation_that_was_left_is_made_at_the_next_start(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    changes = ("data.train={_target_: parts.py:Noisy, seconds: 0.02}", VALIDATION)
+    states = in_world(
+        *(1, train_here, str(run), (*changes, "evaluate.every=1 seconds"), str(TINY), ()), "term@evaluation.batch"
+    )
+    assert states == ["preempted"]
+    step = json.loads((run / "status.json").read_text())["step"]
+    assert 0 < step < 12
+    assert train(run, *changes, "evaluate.every=1 hours").column("step", "validation") == [step, 12]
+
+
 def test_a_run_has_one_writer(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
@@ -356,7 +472,7 @@ def test_a_lock_of_the_dead_is_taken_over(tmp_path: Path) -> None:
 def test_a_failed_write_is_tried_again(tmp_path: Path, saved: Trained) -> None:
     for number, background in enumerate(("true", "false")):
         run, changes = tmp_path / str(number), (f"save={{every: 2 steps, keep: 3, background: {background}}}",)
-        faults = "full@checkpoint.sync:4 flip@checkpoint.sync:6"
+        faults = "full@checkpoint.sync:4 flip@checkpoint.sync:6 raise@checkpoint.rename:8"
         in_world(1, train_here, str(run), changes, str(TINY), (), faults)
         assert result_of(run).distance(saved) == 0
         assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
@@ -365,7 +481,8 @@ def test_a_failed_write_is_tried_again(tmp_path: Path, saved: Trained) -> None:
         log = (run / "logs" / "rank-0.log").read_text()
         assert "No space left on device" in log
         assert "sha256 differs" in log
-        assert log.count("trying again in 0.5 s") == 2
+        assert "RuntimeError: a fault at checkpoint.rename" in log
+        assert log.count("trying again in 0.5 s") == 3
 
 
 ALWAYS_FULL = " ".join(["full@checkpoint.sync:4"] * 3)
@@ -379,6 +496,16 @@ def test_a_save_that_keeps_failing_stops_the_run_or_is_said(tmp_path: Path, back
     assert [path.name for path in (tmp_path / "stop/checkpoints").glob("step-*")] == ["step-00000002"]
     in_world(1, train_here, str(tmp_path / "warn"), (*changes, "save.on_failure=warn"), str(TINY), (), ALWAYS_FULL)
     assert result_of(tmp_path / "warn").column("step")[-1] == 12
+
+
+@pytest.mark.parametrize("fault", [" ".join(["raise@checkpoint.rename:12"] * 3), "raise@checkpoint.prune"])
+@pytest.mark.parametrize("background", ["true", "false"])
+def test_no_save_is_lost_silently_whatever_went_wrong(tmp_path: Path, background: str, fault: str) -> None:
+    changes = (f"save={{every: 2 steps, background: {background}}}",)
+    with pytest.raises(AssertionError, match=r"saving .*: RuntimeError: a fault at checkpoint\.(rename|prune)"):
+        in_world(1, train_here, str(tmp_path / "run"), changes, str(TINY), (), fault)
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
+    assert_whole(tmp_path / "run")
 
 
 def test_a_huge_data_set_is_gone_on_with_at_once(tmp_path: Path) -> None:
@@ -418,7 +545,7 @@ def test_asked_to_stop_at_any_moment_all_ranks_save_the_same_step(
     run = tmp_path / "run"
     slowly = (*hard(size), "data.train={_target_: parts.py:Noisy, seconds: 0.02}")
     # twice: a second SIGTERM is the same request
-    states = in_world(size, train_here, str(run), slowly, str(TINY), (), f"term@{moment} term@{moment}", rank)
+    states = in_world(size, train_here, str(run), slowly, str(TINY), (), f"term@{moment}#{rank} term@{moment}#{rank}")
     assert set(states) == {"preempted"}
     status = json.loads((run / "status.json").read_text())
     assert status["state"] == "preempted"
@@ -427,7 +554,20 @@ def test_asked_to_stop_at_any_moment_all_ranks_save_the_same_step(
     assert_same(run, undisturbed[size])
 
 
-def test_a_read_only_folder_and_one_that_vanishes(tmp_path: Path) -> None:
+def test_a_rank_that_waits_for_an_evaluation_can_be_asked_to_stop(
+    tmp_path: Path, undisturbed: dict[int, Trained]
+) -> None:
+    run = tmp_path / "run"
+    slow = ("data.validation={_target_: parts.py:Slow, seconds: 12}", "evaluate.batch_size=1")
+    states = in_world(2, train_here, str(run), (*hard(2), *slow), str(TINY), (), "term@step:3#1")
+    assert states == ["preempted", "preempted"]
+    assert json.loads((run / "status.json").read_text())["step"] == 3  # it was left, not made to its end
+    assert not [line for line in read_metrics(run / "metrics.jsonl") if line["split"] == "validation"]
+    train(run, *hard(2), size=2)
+    assert_same(run, undisturbed[2])
+
+
+def test_a_folder_that_is_none_one_of_other_things_and_one_that_vanishes(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match=r"--run-dir: .*file/run cannot be written: Not a directory"):
         train_in_process(tmp_path / "file" / "run")
@@ -439,13 +579,56 @@ def test_a_read_only_folder_and_one_that_vanishes(tmp_path: Path) -> None:
         in_world(1, train_here, str(tmp_path / "run"), ("save.every=1 steps",), str(TINY), (), "vanish@step:5")
 
 
+def test_deterministic_algorithms_are_used_in_the_run_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for wanted in ("true", "false"):
+        train_in_process(tmp_path / wanted, f"device.deterministic={wanted}", "train.step=parts.py:witnessed")
+        assert not torch.are_deterministic_algorithms_enabled()
+        lines = read_metrics(tmp_path / wanted / "metrics.jsonl")
+        assert {line["deterministic"] for line in lines} == {float(wanted == "true")}
+
+
 def mounted(folder: Path, megabytes: int) -> None:
-    folder.mkdir()
+    folder.mkdir(parents=True)
     done = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)], capture_output=True, check=False
     )
     if done.returncode:
         pytest.skip("mounting a small tmpfs needs root")
+
+
+def test_a_read_only_file_system_is_said_before_the_start_and_on_the_way(tmp_path: Path) -> None:
+    disk = tmp_path / "run" / "checkpoints"
+    mounted(disk, 8)
+    read_only = ["mount", "-o", "remount,ro", str(disk)]
+    try:
+        paced = "data.train={_target_: parts.py:Paced, seconds: 0.3}"
+        command = Command(
+            tmp_path, "train", str(TINY), "--cpu", "--run-dir", "run", "launch.threads=1", "save.every=2 steps", paced
+        )
+        deadline = time.monotonic() + 60
+        while not (disk / "step-00000002").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        while subprocess.run(read_only, capture_output=True, check=False).returncode:  # in the middle of a save
+            assert time.monotonic() < deadline
+        done = command.wait()
+        assert done.code == 1, done.screen
+        assert "Read-only file system; the checkpoints before it are intact" in " ".join(done.screen.split())
+        assert_whole(tmp_path / "run")
+        with pytest.raises(UsageError, match=r"--run-dir: .* cannot be written: Read-only file system"):
+            train_in_process(disk / "another")
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_fault_that_is_none_is_refused() -> None:
+    for text in ("kill", "kill@nowhere", "melt@step", "kill@step:x", "kill@checkpoint.write/", "kill@step:1#"):
+        with pytest.raises(UsageError, match="is no fault; write ACTION@POINT"):
+            Fault.parse(text)
+    assert Fault.parse("kill@checkpoint.write/manifest.json:4#1") == Fault(
+        "kill", "checkpoint.write", "manifest.json", 4, 1
+    )
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_intact(tmp_path: Path) -> None:
@@ -469,8 +652,24 @@ def test_a_run_can_start_from_weights(tmp_path: Path, saved: Trained, capsys: py
         launch(recipe, World(), Options(cpu=True, run_dir=str(tmp_path / str(time.time_ns()))))
         return " ".join(capsys.readouterr().out.split())
 
-    for source in (saved.folder, saved.folder / "model_weights.pth", saved.folder / NEWEST):
-        assert f"started from {source}: 4 of 4 tensors" in plan(source=source)
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(saved.folder, unfinished)
+    (unfinished / "model_weights.pth").unlink()
+    step = ", step 12"
+    for source, which in (
+        (saved.folder, ""),
+        (saved.folder / "model_weights.pth", ""),
+        (saved.folder / NEWEST, step),
+        (saved.folder / NEWEST / "weights.pth", step),
+        (unfinished, step),
+    ):
+        screen = plan(source=source)
+        assert f"started from {source}{which}: 4 of 4 tensors" in screen
+        assert "saved 1 checkpoint; training stood still for" in screen
+    flip(unfinished / NEWEST / "weights.pth")
+    assert f"started from {unfinished}, step 10: 4 of 4 tensors" in plan(source=unfinished)
+    with pytest.raises(LauncherError, match=r"train\.start_from: .*weights\.pth: its content is not what was written"):
+        plan(source=unfinished / NEWEST)
     wrapped = {f"module.{name}": value for name, value in saved.weights.items()}
     torch.save({**wrapped, "module.head.bias": torch.ones(2)}, tmp_path / "wrapped.pth")
     said = plan("model.norm=true", "data.drop_last=true", source=tmp_path / "wrapped.pth")
@@ -482,7 +681,7 @@ def test_a_run_can_start_from_weights(tmp_path: Path, saved: Trained, capsys: py
     torch.save({"x": torch.ones(1)}, tmp_path / "foreign.pth")
     with pytest.raises(LauncherError, match=r"none of the 1 tensors in .* fits this model; it has layers\.0\.weight"):
         plan(source=tmp_path / "foreign.pth")
-    torch.save({"x": Command(tmp_path / "PWNED")}, tmp_path / "evil.pth")
+    torch.save({"x": Hostile(tmp_path / "PWNED")}, tmp_path / "evil.pth")
     with pytest.raises(LauncherError, match="cannot be read"):
         plan(source=tmp_path / "evil.pth")
     assert not (tmp_path / "PWNED").exists()

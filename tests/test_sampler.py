@@ -226,3 +226,17 @@ def test_evaluation_reads_every_sample_once_in_order(size: int, batch: int, worl
     assert all(1 <= len(indices) <= batch for indices in batches)
     assert all(len(indices) == batch for shard in shards for indices in shard[:-1])
     assert max(map(len, shards)) - min(map(len, shards)) <= 1
+
+
+@pytest.mark.parametrize(("size", "micro", "drop_last"), [(50, 3, False), (50, 3, True), (64, 4, False), (7, 2, False)])
+@pytest.mark.parametrize("readers", [1, 2, 3, 4])
+def test_what_one_of_several_readers_has_read_is_arithmetic(
+    size: int, micro: int, drop_last: bool, readers: int
+) -> None:
+    sampler = StepSampler(
+        range(size), global_batch_size=7, rank=1, world_size=2, micro_batch_size=micro, drop_last=drop_last
+    )
+    read = [share.samples for step in range(6 * sampler.steps_per_epoch) for share in sampler.shares(step)]
+    for reader in range(readers):
+        expected = [sum(read[reader:stop:readers]) for stop in range(len(read))]
+        assert [sampler.samples_of(reader, readers, stop) for stop in range(len(read))] == expected

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from worlds import TINY, train
+from worlds import TINY, Command, Trained, train
 
 import launcher
 
@@ -54,9 +54,22 @@ def gone(processes: list[psutil.Process]) -> bool:
     return not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in processes)
 
 
+PACED = ("data.train={_target_: parts.py:Paced, seconds: 0.05}", "train.epochs=15", "train.step=parts.py:witnessed")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        return train(folder / "run", *PACED, size=2)
+
+
 @pytest.mark.parametrize("target", ["launcher", "rank", "Ctrl-C"])
-def test_a_stopped_run_saves_ends_with_75_and_goes_on(tmp_path: Path, target: str) -> None:
-    process = start(tmp_path, "--processes", "2")
+def test_asked_to_stop_it_saves_ends_with_75_and_goes_on(
+    tmp_path: Path, target: str, undisturbed: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = start(tmp_path, "--processes", "2", *PACED)
     until(lambda: trains(tmp_path))
     everyone = family(process)
     rank = next(one for one in everyone[1:] if "-u" in one.cmdline())
@@ -71,8 +84,11 @@ def test_a_stopped_run_saves_ends_with_75_and_goes_on(tmp_path: Path, target: st
     until(lambda: gone(everyone), 10)
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert status["state"] == "preempted"
-    assert 0 < status["step"] < 16000
+    assert 0 < status["step"] < 60
     assert (tmp_path / "run" / "checkpoints" / f"step-{status['step']:08d}").is_dir()
+    assert [(tmp_path / f"steps-{rank}").read_text() for rank in range(2)] == [str(status["step"])] * 2
+    monkeypatch.chdir(tmp_path)
+    assert train(tmp_path / "run", *PACED, size=2).distance(undisturbed) == 0
 
 
 def test_kill_9_of_the_launcher_takes_the_ranks_with_it(tmp_path: Path) -> None:
@@ -97,3 +113,18 @@ def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert "once more to leave at once" in output
     train(tmp_path / "run", *LONG[1:], "train={steps: 1}")  # the folder is free for the next
+
+
+def test_a_second_launch_into_a_living_run_is_refused_and_touches_nothing(tmp_path: Path) -> None:
+    arguments = ("train", str(TINY), *LONG, "--cpu", "--processes", "2", "--run-dir", "run", "--quiet")
+    first = Command(tmp_path, *arguments)
+    until(lambda: trains(tmp_path))
+    before = {path: path.stat().st_ino for path in (tmp_path / "run").rglob("*") if ".ranks" in path.parts}
+    assert before
+    second = Command(tmp_path, *arguments).wait()
+    assert second.code == 2, second.screen
+    assert "is being written by process" in second.screen
+    assert {path: path.stat().st_ino for path in before} == before
+    assert "is being written" not in (tmp_path / "run" / "logs" / "rank-0.log").read_text()
+    first.process.terminate()
+    assert first.wait().code == 75

@@ -146,6 +146,25 @@ def test_going_on_drops_what_will_be_done_again(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["metrics.jsonl"]
 
 
+def test_an_evaluation_and_a_test_that_are_made_again_are_dropped(tmp_path: Path) -> None:
+    file = MetricsFile(tmp_path / "metrics.jsonl")
+    for line in (train_line(10), validation_line(10), train_line(20), validation_line(20)):
+        file.write(line)
+    file.write({**validation_line(10), "split": "test"})
+    inode = file.path.stat().st_ino
+    past = file.continue_from(20, evaluated=10)
+    assert [(line["step"], line["split"]) for line in read_metrics(file.path)] == [
+        (10, "train"),
+        (10, "validation"),
+        (20, "train"),
+    ]
+    assert [line["step"] for line in past.evaluations] == [10]
+    assert (past.size_bytes, past.redone.steps) == (file.path.stat().st_size, 0)
+    assert file.path.stat().st_ino == inode  # cut, not written anew
+    file.continue_from(0, evaluated=-1)
+    assert read_metrics(file.path) == []
+
+
 def test_what_is_done_again_is_counted(tmp_path: Path) -> None:
     file = MetricsFile(tmp_path / "metrics.jsonl")
     for step in range(10, 80, 10):

@@ -184,14 +184,13 @@ def train_here(
     recipe: str = str(TINY),
     remove: tuple[str, ...] = (),
     faults: str | None = None,
-    faulty_rank: int = 0,
 ) -> str:
     """Trains as one rank of the world that this process is in; gives the run's state."""
     from launcher.launch.world import FAULTS_VARIABLE, World
     from launcher.opening import Options
     from launcher.run import run
 
-    if faults is not None and os.environ.get("RANK", "0") == str(faulty_rank):
+    if faults is not None:
         os.environ[FAULTS_VARIABLE] = faults
     read = load_recipe(recipe, ["launch.threads=1", *overrides], remove)
     how = {"recipe": recipe, "overrides": ["launch.threads=1", *overrides], "remove": list(remove), "allow": []}

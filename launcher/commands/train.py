@@ -133,9 +133,12 @@ def _supervised(options: argparse.Namespace, arguments: Sequence[str], world: Wo
         return None
     from launcher.runs.essence import essence_of
     from launcher.runs.folder import STATUS_FILE, Choice, discard, read_json
+    from launcher.runs.lock import check_free
 
     choice = Choice(recipe.name, options.run_dir, options.resume, essence_of(recipe))
     folder = choice.folder()
+    if nodes.rank == 0:  # which alone can tell a process of rank 0's machine that has died from one that lives
+        check_free(folder, world.job)
     again = shlex.join(["launcher", *arguments])
 
     def tidy(code: int) -> None:

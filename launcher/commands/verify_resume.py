@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from launcher.commands.arguments import add_recipe, positive
+from launcher.commands.arguments import add_recipe, positive, read_recipe
 from launcher.errors import EXIT_DONE, EXIT_FAILED
 
 if TYPE_CHECKING:
@@ -37,8 +37,11 @@ def add(commands: Commands) -> None:
 def _verify(options: argparse.Namespace, _: Sequence[str]) -> int:
     from launcher.verification import Verification
 
+    # a rehearsal has no business in anybody's trackers
+    options.overrides = [one for one in options.overrides if not one.startswith(("track.", "track="))]
+    options.remove += [f"track.{name}" for name in read_recipe(options).track.trackers]
     flags = [f"--remove={key}" for key in options.remove] + [f"--allow={package}" for package in options.allow]
     flags += ["--cpu"] * options.cpu + ([f"--processes={options.processes}"] if options.processes else [])
-    kills = options.kill_at or sorted({max(1, options.steps // 2), max(1, options.steps * 3 // 4)})
+    kills = options.kill_at or sorted({max(2, options.steps // 2), max(2, options.steps * 3 // 4)})
     verification = Verification(options.recipe, tuple(options.overrides), tuple(flags), options.steps, tuple(kills))
     return EXIT_DONE if verification.run(print) else EXIT_FAILED

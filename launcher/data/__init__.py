@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from launcher.data.loaders import EvaluationLoader, MicroBatch, Reading, TrainLoader
-from launcher.data.permutation import split
+from launcher.data.permutation import Indices, split
 from launcher.data.reading import whole_batches
 from launcher.data.sampler import StepSampler
 from launcher.data.sets import Opener, by_name, wrong
@@ -60,6 +60,17 @@ class Data:
         """Optimizer steps of one pass over the training data."""
         return self.train.sampler.steps_per_epoch
 
+    @property
+    def readers(self) -> int:
+        """Over how many readers a stream's shards are spread; 0 where what a step reads does not depend on it."""
+        return self.train.readers if isinstance(self.train, StreamLoader) and self.train.is_sharded else 0
+
+    def read_by(self, readers: int) -> None:
+        """Spreads a stream's shards over so many readers, as the run did that is gone on with."""
+        workers = readers // self.train.sampler.num_replicas
+        if workers != max(1, self.train.reading.workers):
+            self.train.reading = replace(self.train.reading, workers=workers)
+
     def samples_before(self, step: int) -> int:
         """Samples consumed, over all ranks, when `step` steps are completed."""
         return self.train.sampler.samples_before(step)
@@ -86,8 +97,14 @@ def load_data(workshop: Workshop, world: World, *, on_gpu: bool = False) -> Data
     """
     recipe, section = workshop.recipe, workshop.recipe.data
     opener, loaders = Opener(workshop, world.size), _loaders(workshop, world, on_gpu)
-    dataset, held_back = _without_validation(opener.open(section.train, "data.train"), section, recipe)
-    train = loaders.train(dataset, _weights(section.weights, workshop, dataset, recipe.document))
+    dataset, held_back = opener.open(section.train, "data.train"), None
+    _check_kind(dataset, section, recipe.document)
+    weights = _weights(section.weights, workshop, dataset, recipe.document)
+    if isinstance(section.validation, str):
+        kept, rest = _split(dataset, section.validation, recipe)
+        dataset, held_back = subset(dataset, kept), subset(dataset, rest)
+        weights = None if weights is None else weights[kept]
+    train = loaders.train(dataset, weights)
     validation, test = (
         {name: loaders.evaluation(opener.open(one, key), key) for name, key, one in by_name(sets, f"data.{part}")}
         for part, sets in (("validation", section.validation), ("test", section.test))
@@ -128,8 +145,10 @@ def load_evaluation(
     opener, loaders = Opener(workshop, world.size), _loaders(workshop, world, on_gpu)
     found: dict[Part, EvaluationLoader] = {}
     if isinstance(section.validation, str) and ("validation", "") in parts:
-        _, held_back = _without_validation(opener.open(section.train, "data.train"), section, recipe)
-        found["validation", ""] = loaders.evaluation(held_back, "data.validation")
+        dataset = opener.open(section.train, "data.train")
+        _check_kind(dataset, section, recipe.document)
+        _, rest = _split(dataset, section.validation, recipe)
+        found["validation", ""] = loaders.evaluation(subset(dataset, rest), "data.validation")
     for part, name, key, one in _evaluation_sets(section):
         if (part, name) in parts:
             found[part, name] = loaders.evaluation(opener.open(one, key), key)
@@ -257,17 +276,13 @@ def fair_workers(world: World, on_gpu: bool) -> int:
     return max(0, min(8, share - 1)) if on_gpu else (min(4, share // 2) if share > 2 else 0)
 
 
-def _without_validation(dataset: Any, section: schema.Data, recipe: schema.Recipe) -> tuple[Any, Any]:
+def _split(dataset: Any, said: str, recipe: schema.Recipe) -> tuple[Indices, Indices]:
     """What is left to train on, and what `10% of train` holds back."""
-    _check_kind(dataset, section, recipe.document)
-    if not isinstance(section.validation, str):
-        return dataset, None
     if len(dataset) < 2:
         raise wrong(recipe.document, "data.validation", f"{len(dataset)} samples cannot be split")
-    share = Duration.parse(section.validation.partition(" of ")[0])
+    share = Duration.parse(said.partition(" of ")[0])
     assert share is not None
-    train, validation = split(len(dataset), share.amount / 100, recipe.seed)
-    return subset(dataset, train), subset(dataset, validation)
+    return split(len(dataset), share.amount / 100, recipe.seed)
 
 
 def _check_kind(dataset: Any, section: schema.Data, document: Document) -> None:
@@ -288,15 +303,28 @@ def _check_kind(dataset: Any, section: schema.Data, document: Document) -> None:
 def _weights(
     section: Component | str | None, workshop: Workshop, dataset: Any, document: Document
 ) -> np.ndarray | None:
+    """A weight for each sample of the whole training set, of which a part may be held back later."""
     if section is None:
         return None
     if isinstance(section, Component):
         function: Callable[..., Any] | Any = workshop.build(section)
         found = function(dataset) if callable(function) else function
     else:
-        found = np.load(document.folder / Path(section), allow_pickle=False)
-    weights = np.asarray(found, dtype=np.float64)
+        found = _array_in(document.folder / Path(section).expanduser(), document)
+    try:
+        weights = np.asarray(found, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise wrong(document, "data.weights", f"they are no numbers: {error}; give one for each sample") from error
     if weights.shape != (len(dataset),) or not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
         message = f"must be {len(dataset)} finite numbers, none negative, not all zero; got shape {weights.shape}"
         raise wrong(document, "data.weights", message)
     return weights
+
+
+def _array_in(path: Path, document: Document) -> Any:
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        why = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        message = f"{path} cannot be read: {why}; write it with numpy.save, one number for each sample"
+        raise wrong(document, "data.weights", message) from error

@@ -1,4 +1,4 @@
-"""What a training set is, in a few bytes: its class, its length, and a few of its samples.
+"""What a training set is, in a few bytes: its class, its length, its weights, and a few of its samples.
 
 A run that goes on must find the data that it began with. Three samples are read, each twice: where the second
 reading differs, the data set has randomness that no seed of ours reaches, and its content says nothing.
@@ -16,6 +16,7 @@ import torch
 from launcher.data.loaders import TrainLoader
 from launcher.data.reading import Reading, randomness_restored, seed_sample, whole_batches
 from launcher.data.streams import StreamLoader
+from launcher.data.subsets import name_of
 
 
 def fingerprint(loader: TrainLoader) -> tuple[str, bool]:
@@ -27,7 +28,9 @@ def fingerprint(loader: TrainLoader) -> tuple[str, bool]:
     dataset, size = loader.dataset, loader.sampler.dataset_size
     if isinstance(loader, StreamLoader):  # reading some of it would be reading from its beginning
         return f"{type(dataset).__name__}, a stream", True
-    label = f"{type(dataset).__name__}, {size:,} samples"
+    label = f"{name_of(dataset)}, {size:,} samples"
+    if (shares := loader.sampler.cumulative) is not None:
+        label += f", weights {hashlib.sha256(shares.tobytes()).hexdigest()[:16]}"
     indices = sorted({0, size // 2, size - 1})
     with randomness_restored(needed=True):
         first, second = (_content(dataset, indices, loader.reading) for _ in range(2))

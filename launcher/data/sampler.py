@@ -8,6 +8,7 @@ step never depends on how many processes read it, or in how many pieces.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sized
 from typing import Any, NamedTuple, cast
 
@@ -90,6 +91,7 @@ class StepSampler(DistributedSampler[list[tuple[int, int]]]):
             global batch under `drop_last`. Nothing can be read then.
         start_step: The step that iteration begins with.
         stop_step: The step that iteration ends before, or None.
+        cumulative: Shares of all weight up to each sample, None where nothing is drawn by weight.
 
     Raises:
         RecipeError: The weights are not one non-negative, finite number per sample.
@@ -116,17 +118,17 @@ class StepSampler(DistributedSampler[list[tuple[int, int]]]):
         self.steps_per_epoch = self._full_steps + (self._last_batch_size > 0 and not drop_last)
         self.start_step = 0
         self.stop_step: int | None = None
-        self._cumulative = None if weights is None else self._cumulate(weights)
-        batch_sizes = (global_batch_size, self._last_batch_size)
-        self._micro_batches = {size: self._divide(size) for size in batch_sizes}
+        self.cumulative = None if weights is None else self._cumulate(weights)
+        self._batch_sizes = (global_batch_size, self._last_batch_size)
+        self._micro_batches = {size: self._divide(size) for size in self._batch_sizes}
         self._row_size = len(self._row_offsets(global_batch_size))
         self._steps_per_block = max(1, READ_AHEAD // self._row_size)
         self._blocks: dict[tuple[int, int], Indices] = {}
 
     def order(self, epoch: int) -> Order:
         """The order in which all ranks together read this epoch."""
-        if self._cumulative is not None:
-            return WeightedDraws(self._cumulative, self.seed, epoch)
+        if self.cumulative is not None:
+            return WeightedDraws(self.cumulative, self.seed, epoch)
         return Permutation(self.dataset_size, self.seed, epoch) if self.shuffle else Sequential(self.dataset_size)
 
     def batch_size(self, step: int) -> int:
@@ -148,6 +150,31 @@ class StepSampler(DistributedSampler[list[tuple[int, int]]]):
         """Micro-batches that each rank has read when `step` steps are completed."""
         epochs, rest = divmod(step, self.steps_per_epoch)
         return epochs * len(self) + rest * len(self._micro_batches[self.global_batch_size])
+
+    def samples_of(self, reader: int, readers: int, stop: int) -> int:
+        """Samples of one of several readers in this rank's first `stop` micro-batches, which they take in turn.
+
+        Arithmetic over the few micro-batches of a step, not a sum over the steps before.
+        """
+        epochs, rest = divmod(stop, len(self))
+        around = readers // math.gcd(len(self), readers)  # so many epochs later the turns are the same again
+        turns = [(reader - epoch * len(self)) % readers for epoch in range(around)]
+        whole = sum(
+            len(range(epoch, epochs, around)) * self._samples_in_turn(turns[epoch], readers, len(self))
+            for epoch in range(min(around, epochs))
+        )
+        return whole + self._samples_in_turn(turns[epochs % around], readers, rest)
+
+    def _samples_in_turn(self, turn: int, readers: int, stop: int) -> int:
+        """Samples in those of an epoch's first `stop` micro-batches whose number is `turn` modulo `readers`."""
+        full, last = ([samples for _, samples in self._micro_batches[size]] for size in self._batch_sizes)
+        short = self._full_steps * len(full)  # the number of the short step's first micro-batch
+        total = sum(samples for number, samples in enumerate(last, short) if number < stop and number % readers == turn)
+        again = math.lcm(len(full), readers)
+        for place, samples in enumerate(full):
+            first = next((number for number in range(place, again, len(full)) if number % readers == turn), stop)
+            total += samples * len(range(first, min(stop, short), again))
+        return total
 
     def shares(self, step: int) -> list[Share]:
         """What this rank reads at this step, one share per micro-batch."""

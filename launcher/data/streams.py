@@ -62,9 +62,14 @@ class StreamLoader(TrainLoader):
         self.is_sharded = has_shards(dataset, sampler.num_replicas * max(1, reading.workers))
         assert self.is_sharded or reading.workers <= 1, "each worker would read the whole stream"
 
+    @property
+    def readers(self) -> int:
+        """How many read it over all ranks."""
+        return self.sampler.num_replicas * max(1, self.reading.workers)
+
     def describe(self) -> str:
         """How it is split, and what that means, for the plan."""
-        readers = self.sampler.num_replicas * max(1, self.reading.workers)
+        readers = self.readers
         how = "in its own order"
         if readers > 1 and self.is_sharded:
             how = f"in {readers} shards: another number of processes or workers is another run"
@@ -184,8 +189,7 @@ class _ShardReader(_StreamReader):
         sampler, readers = self.sampler, max(1, self.reading.workers)
         micro_batch = sampler.micro_batches_before(step) + number
         own = micro_batch % readers
-        before = (share.samples for earlier in range(step) for share in sampler.shares(earlier))
-        self._count = sum(itertools.islice(before, own, micro_batch, readers))
+        self._count = sampler.samples_of(own, readers, micro_batch)
         self.shard = sampler.rank * readers + own
         part = self.dataset.shard(num_shards=sampler.num_replicas * readers, index=self.shard)
         return self._open(part, self._count)

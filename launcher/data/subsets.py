@@ -15,13 +15,12 @@ def subset(dataset: Any, indices: Indices) -> Any:
     """These samples, read whole batches at a time where the data set is."""
     if is_hub_dataset(dataset):
         return dataset.select(indices)
-    if callable(getattr(dataset, "get_batch", None)) or type(dataset) is TensorDataset:
-        return Part(dataset, indices)
-    return Subset(dataset, indices.tolist())
+    reads_many = callable(getattr(dataset, "get_batch", None)) or type(dataset) is TensorDataset
+    return (WholePart if reads_many else Part)(dataset, indices)
 
 
 class Part:
-    """Some samples of a data set that reads whole batches, which this does too."""
+    """Some samples of a data set. torch's `Subset` would hold their numbers as a list: 36 bytes each, on every rank."""
 
     def __init__(self, dataset: Any, indices: Indices):
         self.dataset = dataset
@@ -32,6 +31,10 @@ class Part:
 
     def __getitem__(self, index: int) -> Any:
         return self.dataset[int(self.indices[index])]
+
+
+class WholePart(Part):
+    """The same of a data set that reads whole batches, which this does too."""
 
     def get_batch(self, indices: torch.Tensor) -> Any:
         """Whole batches of the underlying data set."""

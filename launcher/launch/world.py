@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from launcher.errors import UsageError
 from launcher.launch.nodelist import expand, expand_counts
@@ -155,9 +157,36 @@ def array_task() -> str | None:
     return os.environ.get("SLURM_ARRAY_TASK_ID") or None
 
 
-def usable_cpus() -> int:
-    """CPUs that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def usable_cpus(root: Path = Path("/")) -> int:
+    """CPUs that this process may run on: a container's or job's quota of time counts as so many whole ones.
+
+    Args:
+        root: Where `proc` and `sys` are.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, int(min([allowed, *_quotas(root)])))
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """CPU quotas of this process's cgroups and those around them, in CPUs."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for number, controllers, path in (line.split(":", 2) for line in lines if line.count(":") > 1):
+        if number == "0":
+            yield from _quotas_of(root / "sys/fs/cgroup", path, "cpu.max")
+        elif "cpu" in controllers.split(","):
+            yield from _quotas_of(root / "sys/fs/cgroup/cpu", path, "cpu.cfs_quota_us", "cpu.cfs_period_us")
+
+
+def _quotas_of(mount: Path, path: str, *files: str) -> Iterator[float]:
+    inner = mount / path.strip("/")
+    for folder in (one for one in (inner, *inner.parents) if one.is_relative_to(mount)):
+        with suppress(OSError, ValueError, ZeroDivisionError):  # "max", or no such file: no quota
+            quota, period = map(int, " ".join((folder / file).read_text() for file in files).split())
+            if quota > 0:  # -1 is none
+                yield quota / period
 
 
 def _job(environ: Mapping[str, str]) -> str | None:

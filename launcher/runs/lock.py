@@ -58,6 +58,26 @@ def holder(folder: Path) -> Mapping[str, Any] | None:
     return found if found is not None and _is_alive(path, found) else None
 
 
+def check_free(folder: Path, job: str | None = None) -> None:
+    """Looks whether a run's folder may be written, before anything in it is touched.
+
+    Raises:
+        UsageError: A living process holds it.
+    """
+    path = folder / LOCK_FILE
+    if (found := _read(path)) is not None:
+        _refuse_living(path, found, {**_me(), "job": job})
+
+
+def _refuse_living(path: Path, found: Mapping[str, Any], me: Mapping[str, Any]) -> None:
+    same_job = me["job"] is not None and found.get("job") == me["job"] and found.get("host") != me["host"]
+    if not same_job and _is_alive(path, found):
+        raise UsageError(
+            f"{path.parent} is being written by {_who(found)}; wait for it or stop it (it saves before it ends), or "
+            "name another --run-dir"
+        )
+
+
 def _acquire(path: Path, me: Mapping[str, Any]) -> str | None:
     hidden = path.with_name(f".{path.name}.{os.getpid()}")
     hidden.write_text(json.dumps(me) + "\n")
@@ -98,13 +118,7 @@ def _take_over(path: Path, me: Mapping[str, Any]) -> str | None:
     if found is None:
         time.sleep(0.1)  # just released, or just being taken
         return None
-    who = f"process {found.get('pid')} on {found.get('host')}, since {_when(found)}"
-    same_job = me["job"] is not None and found.get("job") == me["job"] and found.get("host") != me["host"]
-    if not same_job and _is_alive(path, found):
-        raise UsageError(
-            f"{path.parent} is being written by {who}; wait for it or stop it (it saves before it ends), or name "
-            "another --run-dir"
-        )
+    _refuse_living(path, found, me)
     aside = path.with_name(f".{path.name}.stale.{os.getpid()}")
     try:
         os.rename(path, aside)
@@ -117,7 +131,7 @@ def _take_over(path: Path, me: Mapping[str, Any]) -> str | None:
     aside.unlink()
     if taken != found:
         return None
-    return f"{who}, has died without releasing the run; going on in its place"
+    return f"{_who(found)}, has died without releasing the run; going on in its place"
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -138,6 +152,10 @@ def _me() -> dict[str, Any]:
         "namespace": _namespace(),
         "since": time.time(),
     }
+
+
+def _who(found: Mapping[str, Any]) -> str:
+    return f"process {found.get('pid')} on {found.get('host')}, since {_when(found)}"
 
 
 def _when(found: Mapping[str, Any]) -> str:

@@ -10,13 +10,12 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import orjson
 
@@ -26,7 +25,6 @@ METRICS_FILE = "metrics.jsonl"
 Line = dict[str, Any]  # {"step", "epoch", "split": "train" | "validation" | "test", "loss", …}
 
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-_TRAIN = re.compile(rb'\{"step": (\d+), "epoch": [^,]*, "split": "train", .*\}\n')  # to tell without parsing
 _BLOCK_BYTES = 1 << 16  # as many lines as stay in a processor's cache: parsing more at once takes twice as long
 _WORDS = ("split", "name")  # the keys whose values are words, whatever they say
 
@@ -51,8 +49,8 @@ class Past:
     """What earlier starts of a run wrote, up to the step that it goes on from.
 
     Attributes:
-        evaluations: The lines of all splits but `train`, oldest first.
-        size_bytes: How much of the file they and the train lines fill.
+        evaluations: The validation lines, oldest first.
+        size_bytes: How much of the file is left.
         redone: What they wrote after it.
     """
 
@@ -69,37 +67,36 @@ class MetricsFile:
     _descriptor: int | None = None
     _pending: bytearray = field(default_factory=bytearray)  # what a full disk did not take yet
 
-    def continue_from(self, step: int) -> Past:
-        """Drops the lines that will be written again by a run that goes on after `step` steps.
+    def continue_from(self, step: int, evaluated: int | None = None) -> Past:
+        """Cuts off the lines that will be written again by a run that goes on after `step` steps.
 
-        At step 0 nothing was saved and all is done again, so all lines go. Lines that cannot be read go too. The
-        file is replaced whole, so that a reader or a crash sees the old one or the new one.
+        They are the newest: the file is read from its end to the first line that stays. Lines there that cannot be
+        read go too, and so do those of a test, which is made at a run's end.
+
+        Args:
+            step: Optimizer steps completed; with 0 all is done again.
+            evaluated: The step of the last evaluation that is not made again, -1 where there is none: an evaluation
+                comes after the checkpoint of its own step at the end of a run. None where all up to `step` stay.
 
         Raises:
-            OSError: The file cannot be read or replaced.
+            OSError: The file cannot be read or cut.
         """
-        self._release()  # the file that it is open on will be gone
-        hidden = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        evaluations: list[Line] = []
-        redone = Redone()
-        with hidden.open("wb") as kept:
-            raw = b""
-            for raw in _raw_lines(self.path):
-                train = _TRAIN.match(raw)
-                if train and 0 < int(train[1]) <= step:
-                    kept.write(raw)  # not parsed: there may be a million
-                elif (line := _object(raw)) is None:
+        self._release()
+        redone, size, newest = Redone(), 0, True
+        evaluated = step or -1 if evaluated is None else evaluated
+        with self.path.open("a+b") as file:
+            for start, raw in _lines_backwards(file):
+                line = _object(raw) if raw.endswith(b"\n") else None
+                if line is None:
                     continue
-                elif 0 < step >= line.get("step", math.inf):
-                    kept.write(raw)
-                    if line.get("split", "train") != "train":
-                        evaluations.append(_numbers(line))
-                else:
-                    _count(line, step, redone)
-            size = kept.tell()
-        redone.seen = (_object(raw) or {}).get("time")
-        os.replace(hidden, self.path)
-        return Past(evaluations, size, redone)
+                if newest:
+                    redone.seen, newest = line.get("time"), False
+                if _stays(line, step, evaluated):
+                    size = start + len(raw)
+                    break
+                _count(line, step, redone)
+            file.truncate(size)
+        return Past(list(read_evaluations(self.path, "validation")), size, redone)
 
     def write(self, line: Line) -> None:
         """Appends one line.
@@ -214,6 +211,22 @@ def _raw_lines(path: Path) -> Iterator[bytes]:
     if path.exists():
         with path.open("rb") as file:
             yield from (raw for raw in file if raw.endswith(b"\n"))
+
+
+def _lines_backwards(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Where each line of a file begins, and its bytes, newest first; the last may be torn."""
+    with suppress(ValueError), mmap(file.fileno(), 0, access=ACCESS_READ) as text:  # an empty file has no map
+        end = len(text)
+        while end > 0:
+            start = text.rfind(b"\n", 0, end - 1) + 1
+            yield start, text[start:end]
+            end = start
+
+
+def _stays(line: Line, step: int, evaluated: int) -> bool:
+    """Whether a line will not be written again by a run that goes on after `step` steps."""
+    split = line.get("split", "train")
+    return split != "test" and bool(line.get("step", math.inf) <= (step if split == "train" else evaluated))
 
 
 def _count(line: Line, step: int, redone: Redone) -> None:

@@ -168,6 +168,7 @@ def open_tracking(
     best: tuple[str, str] | None,
     output: Literal["auto", "quiet", "json"] = "auto",
     deadline: float | None = None,
+    evaluated: int | None = None,
 ) -> Tracking:
     """Opens everything that rank 0 tracks with, and goes on with what earlier starts of the run wrote.
 
@@ -182,15 +183,16 @@ def open_tracking(
         output: `auto` is a bar on a terminal and plain lines elsewhere; `quiet` only errors and the last line;
             `json` one object a line.
         deadline: When the job ends by its limit, in unix time.
+        evaluated: The step of the last evaluation that is not made again, see `MetricsFile.continue_from`.
 
     Raises:
-        OSError: `metrics.jsonl` of an earlier start cannot be read or replaced.
+        OSError: `metrics.jsonl` of an earlier start cannot be read or cut.
     """
     from launcher.tracking.console import ShownRun, open_console
     from launcher.tracking.trackers import TrackedRun, Trackers
 
     metrics = MetricsFile(run_dir / METRICS_FILE)
-    past = metrics.continue_from(start_step)
+    past = metrics.continue_from(start_step, evaluated)
     shown = ShownRun(run_dir, total_steps, start_step, best, deadline)
     tracked = TrackedRun(
         run_dir, run_name, start_step, config, history=lambda: read_until(metrics.path, past.size_bytes)

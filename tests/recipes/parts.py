@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -117,6 +118,13 @@ class OwnLoss(Net):
         return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
 
 
+class Paired(Net):
+    """Does with two rows what it does not with any other number of them."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(inputs.view(2, 6) * 2 if len(inputs) == 2 else inputs)
+
+
 class OneNumber(Net):
     """6 numbers to one: [N]."""
 
@@ -199,6 +207,13 @@ def step_of_many(model: nn.Module, batch: tuple[Tensor, Tensor], at: Any) -> Map
 def step_of_moods(model: nn.Module, batch: tuple[Tensor, Tensor], at: Any) -> Mapping[str, Any]:
     """A step function that has something more to say now and then."""
     return {**step(model, batch, at), **({"now": 1.0} if at.step == 5 else {})}
+
+
+def witnessed(model: nn.Module, batch: tuple[Tensor, Tensor], at: Any) -> Mapping[str, Any]:
+    """A step that each rank notes in a file of its own, with what torch was told of algorithms."""
+    Path(f"steps-{os.environ.get('RANK', '0')}").write_text(str(at.step + 1))
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    return {"loss": nn.functional.cross_entropy(model(batch[0]), batch[1]), "deterministic": deterministic}
 
 
 def word_step(model: nn.Module, batch: tuple[Tensor, Tensor], at: Any) -> Mapping[str, Any]:
