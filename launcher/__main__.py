@@ -1,8 +1,18 @@
-"""`python -m launcher`, and what accelerate and torchrun start."""
+"""`python -m launcher`, the command `launcher`, and what accelerate and torchrun start."""
 
-import sys
+from launcher.launch.leaving import ended_by
 
-from launcher.cli import main
+
+def start() -> None:
+    """Runs the command line as a process of its own."""
+
+    def program() -> int:
+        from launcher.cli import main
+
+        return main()
+
+    ended_by(program)
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start()

@@ -6,10 +6,12 @@ import runpy
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from launcher.errors import EXIT_DONE, EXIT_PREEMPTED
 from launcher.launch import progress
+from launcher.launch.leaving import ended_by
 from launcher.launch.rendezvous import code_of_a_stop
 from launcher.launch.signals import stop_requested
 from launcher.launch.world import World
@@ -51,4 +53,5 @@ def run_script(command: Sequence[str], world: World, again: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(sys.argv[1:], World.from_environ(), shlex.join(["launcher", "run", *sys.argv[1:]])))
+    again = shlex.join(["launcher", "run", *sys.argv[1:]])
+    ended_by(partial(run_script, sys.argv[1:], World.from_environ(), again))
