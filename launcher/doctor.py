@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
@@ -24,7 +23,7 @@ from launcher.launch import slurm
 from launcher.launch.local import Ranks
 from launcher.launch.nodes import Nodes
 from launcher.launch.world import usable_cpus
-from launcher.runs.folder import read_json, versions
+from launcher.runs.folder import output_of, read_json, versions
 
 OK, WARNING, BROKEN = "ok", "warning", "broken"
 _ENOUGH_FILES, _ENOUGH_DISK, _ENOUGH_SHARED = 4096, 5 * 2**30, 2**30
@@ -62,7 +61,7 @@ def findings() -> Iterator[Finding]:
 
 
 def _gpus() -> Iterator[Finding]:
-    driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    driver = output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     if not torch.cuda.is_available():
         if driver:
             fault = f"driver {driver.splitlines()[0]}, and torch {torch.__version__} cannot use it"
@@ -127,7 +126,7 @@ def _clock() -> Finding:
 def _slurm() -> Finding:
     if shutil.which("sbatch") is None:
         return Finding(OK, "SLURM", "none here")
-    version = (_output("sbatch", "--version") or "sbatch").strip()
+    version = (output_of("sbatch", "--version") or "sbatch").strip()
     if not slurm.answers():
         remedy = "`launcher submit` needs it: sinfo says what is wrong, SLURM_CONF names another cluster"
         return Finding(WARNING, "SLURM", f"{version} is here, and no controller answers; {remedy}")
@@ -149,14 +148,6 @@ def _accelerate() -> Finding:
             WARNING, "accelerate", f"{path} asks for {kind}, which `accelerate launch` then refuses; {remedy}"
         )
     return Finding(OK, "accelerate", f"{path} ({kind or 'nothing said'})")
-
-
-def _output(*command: str) -> str | None:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None
 
 
 # ---------------------------------------------------------------------- the ranks together
@@ -197,7 +188,9 @@ def _link(on_cpu: bool, nodes: Nodes) -> tuple[float | None, str]:
         return (max(speeds) * 1e6 / 8, "the fastest network card says") if speeds else (None, "the card says nothing")
     if on_cpu:
         return _loopback(), "one plain connection on this machine gives"
-    query = _output("nvidia-smi", "--query-gpu=pcie.link.gen.max,pcie.link.width.max", "--format=csv,noheader,nounits")
+    query = output_of(
+        "nvidia-smi", "--query-gpu=pcie.link.gen.max,pcie.link.width.max", "--format=csv,noheader,nounits"
+    )
     with suppress(ValueError, AttributeError, IndexError):
         generation, width = (query or "").splitlines()[0].split(",")
         # a lane of generation 3 carries 0.985 GB/s, and each generation doubles it

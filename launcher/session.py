@@ -105,47 +105,19 @@ def open_session(
         start = Start(**coordinator.from_first(lambda: asdict(opening.open())))
         if start.finished:
             raise Finished(start.finished, Path(start.folder), trainable.model.bare)
-        folder = Path(start.folder)
         if start.threads is not None:
             torch.set_num_threads(start.threads)
         if start.readers is not None:
             data.read_by(start.readers)
         judge = Judge(recipe.evaluate.best, recipe.evaluate.early_stop)
         restored = _restore(start, trainable, judge, opening.checkpoint, horizon)
-        if world.is_first:
-            stack.callback(_report, folder)  # when it is known how the run ended
-        if not settle(log_of(folder, world.rank)):  # nobody has kept this process's output so far
-            stack.enter_context(copied_to(log_of(folder, world.rank)))
+        folder = Path(start.folder)
+        _tell(folder, trainable, data, horizon, stack)
         record = stack.enter_context(_record(folder, world, horizon, restored.step))
-        first = world.is_first
-        if first and world.supervisor is not None:
-            described = describe_shares(data.train.sampler, world.size)
-            Notes(folder).describe(horizon.steps_per_epoch, {"batch": described})
-        tracking: Tracking = NoTracking()
-        if first:
-            tracking = _open_tracking(recipe, options, folder, horizon, restored, world.deadline)
-        measures = _measures(workshop) if first or recipe.evaluate.ranks == "all" else []
-        saving = Saving(recipe.save, folder / "checkpoints", first, judge, tracking.warn)
-        evaluation = Evaluation(
-            *(recipe.evaluate, data.validation, trainable, measures, tracking, judge, stop_requested, folder)
-        )
-        if restored.evaluation is not None:
-            evaluation.load(restored.evaluation)
-        periods = periods_of(recipe, horizon)
-        profiled: Callable[[Steps, int], Steps] = unprofiled
-        if options.profile is not None:
-            trace = folder / "profile" / f"rank-{world.rank}.json.gz"
-            profiled = Profiling(*options.profile, trace, tracking.message).over
-        session = Session(
-            *(folder, tracking, evaluation, saving, periods, record, recipe.seed, profiled),
-            *(restored.step, restored.seconds, shown_of(trainable.objective, data)),
-        )
-        saving.last_step = restored.step if start.checkpoint is not None else None
-        saving.capture = lambda step: _capture(session, trainable, data, horizon, step, opening)
-        saving.saved, evaluation.made = record.saved, record.evaluated
-        evaluation.judged = trainable.schedule.evaluated
-        if session.shown is not None:
-            evaluation.look = session.shown.look
+        session = _session(workshop, trainable, data, horizon, options, folder, restored, judge, record)
+        session.saving.last_step = restored.step if start.checkpoint is not None else None
+        session.saving.capture = lambda step: _capture(session, trainable, data, horizon, step, opening)
+        tracking = session.tracking
         if restored.step:
             record.event("redone", restored.step, **asdict(tracking.redone))
         try:
@@ -159,10 +131,60 @@ def open_session(
                 stack.enter_context(Watch(recipe.launch.stall.amount, stops, folder, world).watching())
             yield session
         except BaseException:
-            saving.close()  # while its news can be shown still
-            tracking.close("failed", evaluation.lines)
+            session.saving.close()  # while its news can be shown still
+            tracking.close("failed", session.evaluation.lines)
             raise
-        tracking.close(record.state, evaluation.lines)
+        tracking.close(record.state, session.evaluation.lines)
+
+
+def _tell(folder: Path, trainable: Trainable, data: Data, horizon: Horizon, stack: ExitStack) -> None:
+    """Lets others see this process: its log, what its failure would have to say, and the report at the end."""
+    world = trainable.device.world
+    if world.is_first:
+        stack.callback(_report, folder)  # when it is known how the run ended
+    if not settle(log_of(folder, world.rank)):  # nobody has kept this process's output so far
+        stack.enter_context(copied_to(log_of(folder, world.rank)))
+    if world.is_first and world.supervisor is not None:
+        described = describe_shares(data.train.sampler, world.size)
+        Notes(folder).describe(horizon.steps_per_epoch, {"batch": described})
+
+
+def _session(
+    workshop: Workshop,
+    trainable: Trainable,
+    data: Data,
+    horizon: Horizon,
+    options: Options,
+    folder: Path,
+    restored: _Restored,
+    judge: Judge,
+    record: Record,
+) -> Session:
+    """The parts of a session, each told of the others that it must know."""
+    recipe, world = workshop.recipe, trainable.device.world
+    tracking: Tracking = NoTracking()
+    if world.is_first:
+        tracking = _open_tracking(recipe, options, folder, horizon, restored, world.deadline)
+    measures = _measures(workshop) if world.is_first or recipe.evaluate.ranks == "all" else []
+    saving = Saving(recipe.save, folder / "checkpoints", world.is_first, judge, tracking.warn)
+    evaluation = Evaluation(
+        *(recipe.evaluate, data.validation, trainable, measures, tracking, judge, stop_requested, folder)
+    )
+    if restored.evaluation is not None:
+        evaluation.load(restored.evaluation)
+    saving.saved, evaluation.made = record.saved, record.evaluated
+    evaluation.judged = trainable.schedule.evaluated
+    shown = shown_of(trainable.objective, data)
+    if shown is not None:
+        evaluation.look = shown.look
+    profiled: Callable[[Steps, int], Steps] = unprofiled
+    if options.profile is not None:
+        trace = folder / "profile" / f"rank-{world.rank}.json.gz"
+        profiled = Profiling(*options.profile, trace, tracking.message).over
+    return Session(
+        *(folder, tracking, evaluation, saving, periods_of(recipe, horizon), record, recipe.seed, profiled),
+        *(restored.step, restored.seconds, shown),
+    )
 
 
 def _measures(workshop: Workshop) -> list[Measure]:
@@ -310,9 +332,7 @@ def _write_predictions(session: Session, trainable: Trainable, state: str) -> No
         return
     try:
         write_predictions(session.folder / PREDICTIONS_FILE, columns, session.shown.loader)
-    except (
-        Exception
-    ) as error:  # a disk, somebody's data set: nobody asked for this file, and the weights are yet to come
+    except Exception as error:  # a disk, somebody's data set: nobody asked for it, and the weights are yet to come
         session.tracking.warn(f"{PREDICTIONS_FILE}: {error!r}; the report shows no mistakes")
 
 

@@ -191,13 +191,14 @@ def versions() -> Mapping[str, str]:
 
 
 def _git() -> dict[str, str] | None:
-    commit = _output("git", "rev-parse", "HEAD")
+    commit = output_of("git", "rev-parse", "HEAD")
     if commit is None:
         return None
-    return {"commit": commit.strip(), "diff": _output("git", "diff", "HEAD") or ""}
+    return {"commit": commit.strip(), "diff": output_of("git", "diff", "HEAD") or ""}
 
 
-def _output(*command: str) -> str | None:
+def output_of(*command: str) -> str | None:
+    """What a command says; None where it is not there, fails or takes too long."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
