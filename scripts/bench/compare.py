@@ -7,7 +7,6 @@ import itertools
 import json
 import os
 import platform
-import shutil
 import statistics
 import subprocess
 import sys
@@ -342,5 +341,4 @@ def draw(results: list[dict[str, Any]], file: str) -> None:
 
 
 if __name__ == "__main__":
-    assert shutil.which(sys.executable)
     sys.exit(main())
