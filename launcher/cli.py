@@ -61,7 +61,7 @@ def _say(error: LauncherError) -> None:
         print(str(error), file=sys.stderr)
     elif error.exit_code == EXIT_USAGE:
         time.sleep(_SPOKESMAN_SECONDS)  # where rank 0 finds it too, srun or the agent ends this process meanwhile
-        print(f"{name_of_rank()}: {error}", file=sys.stderr)
+        print(f"{name_of_rank()}: {error}", file=getattr(sys.stderr, "unprefixed", sys.stderr))
 
 
 def _parsed(arguments: Sequence[str]) -> argparse.Namespace:

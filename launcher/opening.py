@@ -23,6 +23,7 @@ from launcher.recipe.show import render
 from launcher.runs import folder as runs
 from launcher.runs.essence import check_same, essence_of
 from launcher.runs.lock import locked
+from launcher.runs.metrics import METRICS_FILE
 from launcher.training import Horizon
 
 
@@ -147,6 +148,7 @@ class Opening:
         taken_over = self.stack.enter_context(locked(folder, self.world.job))
         if taken_over:
             self.warnings.append(taken_over)
+            runs.detach(folder / METRICS_FILE)
         changed = self._find(folder)
         if self.checkpoint is not None and (finished := self._finished(folder, self.checkpoint.step)):
             return Start(str(folder), finished=finished)

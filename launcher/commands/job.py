@@ -37,12 +37,12 @@ def add(commands: Commands) -> None:
 
 
 def _job(options: argparse.Namespace, _: Sequence[str]) -> int:
-    from launcher.launch.world import World
+    from launcher.launch.world import World, job_start
     from launcher.runs.queued import Ending, begin
 
     folder, number = Path(options.run_dir).absolute(), World.from_environ().job or ""
     if options.moment == "begin":
-        _say(begin(folder, number, options.max_requeues))
+        _say(begin(folder, number, options.max_requeues, job_start()))
         return EXIT_DONE
     ending = Ending(
         folder,
@@ -53,6 +53,7 @@ def _job(options: argparse.Namespace, _: Sequence[str]) -> int:
         max_restarts=options.max_restarts,
         signal_seconds=options.signal,
         requeue=not options.no_requeue,
+        restart=job_start(),
     )
     return ending.settle(_say)
 

@@ -471,7 +471,8 @@ class Report:
         self.write()
         with suppress(OSError, ValueError):
             sys.stdout.flush()
-            print(self.text(), file=sys.stderr, flush=True)
+            # which names its rank itself, as a stream that names it need not
+            print(self.text(), file=getattr(sys.stderr, "unprefixed", sys.stderr), flush=True)
 
 
 def written_since(folder: Path, when: float) -> str | None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from launcher.errors import LauncherError, UsageError
+from launcher.launch.world import is_of_this_start
 
 ASK_SECONDS = 30.0  # at most one squeue in so long: a controller has thousands of users
 _PATIENCE_SECONDS = 60.0
@@ -72,6 +75,20 @@ def requeue(job: str) -> str | None:
     except LauncherError as error:
         return str(error)
     return None if done.returncode == 0 else done.stderr.strip()
+
+
+def end_this_start() -> None:
+    """Kills what this start of the job has on this node besides this process: batch script, srun, other ranks.
+
+    For a node that SLURM has lost, and whose job it has started again elsewhere under the same number: there its srun
+    would end the new start's step, and its batch script queue the job once more.
+    """
+    import psutil
+
+    for one in sorted(psutil.process_iter(), key=psutil.Process.create_time):  # the script before its srun
+        with suppress(psutil.Error):
+            if one.pid != os.getpid() and is_of_this_start(one.environ()):
+                one.kill()
 
 
 def cancel(job: str, signal: str | None = None) -> None:

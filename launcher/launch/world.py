@@ -152,6 +152,17 @@ def job_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name == "SLURM_CONF" or not name.startswith("SLURM_")}
 
 
+def job_start() -> int:
+    """How often the SLURM job that this process belongs to was started before."""
+    return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+
+
+def is_of_this_start(environ: Mapping[str, str]) -> bool:
+    """Whether the process of these variables belongs to the same start of the same SLURM job as this one."""
+    names = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT")
+    return "SLURM_JOB_ID" in os.environ and all(environ.get(name) == os.environ.get(name) for name in names)
+
+
 def array_task() -> str | None:
     """The task of a job array that this process belongs to, if it does."""
     return os.environ.get("SLURM_ARRAY_TASK_ID") or None

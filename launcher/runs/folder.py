@@ -197,6 +197,18 @@ def _git() -> dict[str, str] | None:
     return {"commit": commit.strip(), "diff": output_of("git", "diff", "HEAD") or ""}
 
 
+def detach(path: Path) -> None:
+    """Puts a copy in a file's place: who has it open still, not knowing that the run is another's, writes elsewhere.
+
+    Raises:
+        OSError: The disk is full.
+    """
+    hidden = path.with_name(f".{path.name}.{os.getpid()}")
+    with contextlib.suppress(FileNotFoundError):  # nothing was written yet
+        shutil.copyfile(path, hidden)
+        hidden.replace(path)
+
+
 def output_of(*command: str) -> str | None:
     """What a command says; None where it is not there, fails or takes too long."""
     try:

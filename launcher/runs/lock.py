@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import UsageError
+from launcher.errors import EXIT_FAILED, UsageError
+from launcher.launch import slurm
 
 LOCK_FILE = "lock.json"
 BEAT_SECONDS = 15.0  # how often a holder shows that it is alive
@@ -216,6 +217,8 @@ def _beat(path: Path, me: Mapping[str, Any], released: threading.Event) -> None:
                 file=sys.stderr,
                 flush=True,
             )
-            os._exit(1)
+            if me["job"] is not None and other.get("job") == me["job"]:
+                slurm.end_this_start()
+            os._exit(EXIT_FAILED)
         with contextlib.suppress(OSError):
             os.utime(path)

@@ -40,6 +40,11 @@ class Tee:
             pass
         return self._stream.write(text)
 
+    @property
+    def unprefixed(self) -> Tee:
+        """The same, for what names its rank itself."""
+        return Tee(self._stream.stream, self._file) if isinstance(self._stream, Prefixed) else self
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
@@ -48,7 +53,7 @@ class Prefixed:
     """A stream whose every line begins with who says it."""
 
     def __init__(self, stream: TextIO, prefix: str):
-        self._stream = stream
+        self.stream = stream
         self._prefix = prefix
         self._unfinished = ""
 
@@ -56,12 +61,12 @@ class Prefixed:
         """Writes whole lines, so that those of several ranks do not mix; keeps the rest."""
         *lines, self._unfinished = (self._unfinished + text).split("\n")
         if lines:
-            self._stream.write("".join(f"{self._prefix}{line}\n" for line in lines))
-            self._stream.flush()
+            self.stream.write("".join(f"{self._prefix}{line}\n" for line in lines))
+            self.stream.flush()
         return len(text)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+        return getattr(self.stream, name)
 
 
 class Tolerant:

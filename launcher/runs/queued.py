@@ -91,8 +91,14 @@ def name_job(folder: Path, job: str) -> None:
 # ---------------------------------------------------------------------- in the job
 
 
-def begin(folder: Path, job: str, max_requeues: int) -> str:
+def begin(folder: Path, job: str, max_requeues: int, restart: int = 0) -> str:
     """Notes a start of the job.
+
+    Args:
+        folder: The run's.
+        job: Its number.
+        max_requeues: How often it may be queued again.
+        restart: How often SLURM has started the job before.
 
     Returns:
         What to say.
@@ -105,7 +111,7 @@ def begin(folder: Path, job: str, max_requeues: int) -> str:
     if submission.cancelled and job == submission.job:  # another number was submitted on purpose
         _close(folder, "preempted")
         raise LauncherError(f"job {job} was cancelled: not started again; `launcher resume {folder}` goes on")
-    starts = [*submission.starts, {"job": job, "time": time.time(), "step": step}]
+    starts = [*submission.starts, {"job": job, "restart": restart, "time": time.time(), "step": step}]
     replace(submission, job=job or submission.job, starts=starts, cancelled=False).write(folder)
     last = [start["step"] for start in starts[-NO_PROGRESS_STARTS - 1 :]]
     go_on = f"look at {folder / 'logs'}; `launcher resume {folder}` tries again"
@@ -131,6 +137,7 @@ class Ending:
         max_restarts: How often of these after a failure.
         signal_seconds: How long before the limit it is asked to save.
         requeue: Whether SLURM may be asked to requeue it.
+        restart: How often SLURM has started the job before.
     """
 
     folder: Path
@@ -141,10 +148,16 @@ class Ending:
     max_restarts: int = 0
     signal_seconds: int = 120
     requeue: bool = True
+    restart: int = 0
 
     def settle(self, say: Callable[[str], None]) -> int:
         """Queues the job again where that is right, and says so; gives the batch script's exit code."""
-        submission = self._noted(Submission.read(self.folder))
+        submission = Submission.read(self.folder)
+        last = submission.starts[-1] if submission.starts else {}
+        if last.get("job") == self.job and last.get("restart", 0) > self.restart:  # this node was lost meanwhile
+            say(f"job {self.job} has been started again elsewhere: there is nothing left to do here")
+            return EXIT_DONE
+        submission = self._noted(submission)
         code = self._settled(submission, say)
         is_cancelled = submission.cancelled or self.cancelled
         if is_cancelled or code not in (EXIT_DONE, EXIT_PREEMPTED):  # where nothing has begun, nobody else says so
