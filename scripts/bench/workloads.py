@@ -173,7 +173,7 @@ def gpt2() -> Clocked:
 WORKLOADS = {
     "mlp": Workload(mlp, vectors, lambda: vectors(False), 32, 1e-3, None, warm=300, steps=3_000),
     "cnn": Workload(cnn, images, lambda: images(False), 64, 1e-3, None, warm=30, steps=300),
-    "gpt": Workload(gpt, text, lambda: text(False), 12, 1e-3, 1.0, warm=30, steps=500),
+    "gpt": Workload(gpt, text, lambda: text(False), 12, 1e-3, 1.0, warm=20, steps=200),
     "resnet": Workload(resnet, pictures, lambda: pictures(False), 256, 1e-3, None, 50, 300, "bf16"),
     "gpt2": Workload(gpt2, tokens, lambda: tokens(False), 16, 6e-4, 1.0, 20, 100, "bf16"),
 }
