@@ -202,8 +202,8 @@ class Guard:
     """Keeps gradients that are not finite out of everything that is kept.
 
     One flag a step (6 µs for any optimizer). On a CPU it is read before the update. On a GPU reading would make
-    the host wait: with `non_finite: stop` the first bad step is kept on the device, and read with the losses
-    and before anything is saved or evaluated.
+    the host wait: with `non_finite: stop` the flag stays up after the first bad step, the device counts the
+    steps since, and the count is read before anything is saved or evaluated.
     """
 
     def __init__(self, trainable: Trainable):
@@ -212,7 +212,8 @@ class Guard:
         self._read_now = device.type == "cpu" or trainable.skip_non_finite
         self._one = torch.ones((), device=device)
         self._found = torch.zeros((), device=device)
-        self._first_bad = torch.full((), -1, dtype=torch.int64, device=device)
+        self._since_bad = torch.zeros((), device=device)  # steps, the first bad one included
+        self._last_step = -1
         self._are_plain = True  # until torch's kernel refuses some: sparse or complex ones
         self.skipped_in_a_row = 0
         self.skipped = 0
@@ -226,17 +227,17 @@ class Guard:
         if self._trainable.scaler is not None:
             return True  # the gradient scaler skips by itself; `scaled_step` counts
         gradients = [p.grad for p in self._trainable.parameters if p.grad is not None]
-        self._found.zero_()
         self._look_at(gradients)
         if not self._read_now:
-            bad = (self._found > 0) & (self._first_bad < 0)
-            self._first_bad = torch.where(bad, step, self._first_bad)
+            self._since_bad.add_(self._found)
+            self._last_step = step
             return True
         if not self._found.item():
             self.skipped_in_a_row = 0
             return True
         if not self._trainable.skip_non_finite:
             raise _not_finite(step)
+        self._found.zero_()
         self._skip(step)
         return False
 
@@ -277,8 +278,8 @@ class Guard:
         Raises:
             NonFiniteError: Names the first bad step.
         """
-        if not self._read_now and (step := int(self._first_bad)) >= 0:
-            raise _not_finite(step)
+        if not self._read_now and (steps := int(self._since_bad)):
+            raise _not_finite(self._last_step - steps + 1)
 
 
 def _numbers(gradient: torch.Tensor) -> torch.Tensor:

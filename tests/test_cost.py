@@ -21,7 +21,7 @@ from worlds import TINY
 import launcher
 from launcher.data.sampler import StepSampler
 from launcher.plan import describe_shares
-from launcher.training import Guard
+from launcher.training import Guard, NonFiniteError
 
 MORE_CALLS = 50  # Python functions of this program in one step, besides those of the bare loop
 GROWTH_BYTES = 4 * 2**20  # over 10,000 steps: what an allocator does, less than one number a step kept would be
@@ -110,16 +110,22 @@ class Syncs(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: what is read at once on a CPU, where nobody waits for it, is read before something is kept."""
+
+    def as_on_a_gpu(self: Guard, trainable: Any) -> None:
+        made(self, trainable)
+        self._read_now = False
+
+    made = Guard.__init__
+    monkeypatch.setattr(Guard, "__init__", as_on_a_gpu)
+
+
 @pytest.mark.parametrize("overrides", [(), FULL, ("data.micro_batch_size=8",)], ids=["plain", "full", "accumulated"])
 def test_a_step_does_not_make_the_host_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...]
 ) -> None:
-    def as_on_a_gpu(self: Guard, trainable: Any) -> None:
-        made(self, trainable)
-        self._read_now = False  # what is read at once on a CPU, where nobody waits for it
-
-    made = Guard.__init__
-    monkeypatch.setattr(Guard, "__init__", as_on_a_gpu)
+    later(monkeypatch)
     syncs, looking, before = Syncs(), ExitStack(), 40 if "accumulated" not in overrides else 80
 
     def at(batch: int) -> None:
@@ -130,6 +136,21 @@ def test_a_step_does_not_make_the_host_wait(
 
     run(tmp_path / "run", 60, at, *overrides)
     assert syncs.found == []
+
+
+def test_the_first_step_without_finite_gradients_is_named_though_nobody_waited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exploding = ("model={_target_: parts.py:Exploding, limit: 2.0}", "save.every=5 steps", "launch.threads=1")
+    said = []
+    for name in ("at once", "later"):
+        with pytest.raises(NonFiniteError) as caught:
+            launcher.train(TINY, *exploding, run_dir=tmp_path / name, cpu=True, output="quiet")
+        said.append(str(caught.value))
+        later(monkeypatch)
+    assert said[0] == said[1]
+    kept = sorted(path.name for path in (tmp_path / "later" / "checkpoints").glob("step-*"))
+    assert all(int(name.removeprefix("step-")) <= int(said[0].split()[1].rstrip(":")) for name in kept)
 
 
 def test_memory_does_not_grow_over_ten_thousand_steps(tmp_path: Path) -> None:
