@@ -350,8 +350,10 @@ def test_under_torchrun_errors_have_their_rank_s_name_and_logs_are_whole(tmp_pat
         cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=240,
     )  # fmt: skip
     assert done.returncode == 1
-    named = rf"^\[rank 1\] launcher: rank 1 of 2 on \S+ {AT_3} in ({PLACE}): ValueError: the fourth batch is bad"
+    named = rf"^launcher: rank 1 of 2 on \S+ {AT_3} in ({PLACE}): ValueError: the fourth batch is bad"
     assert re.search(named, done.stderr, re.MULTILINE), done.stderr
+    assert "\n[rank 1] Python complains: rank 1\n" in f"\n{done.stderr}"
+    assert "\nPython complains: rank 0\n" in f"\n{done.stderr}"
     for rank in (0, 1):
         log = (tmp_path / "run" / "logs" / f"rank-{rank}.log").read_text()
         assert f"Python says: rank {rank}\n" in log  # said before the run's folder was known

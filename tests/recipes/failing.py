@@ -19,6 +19,7 @@ RANK = int(os.environ.get("RANK", "0"))
 
 if ACCIDENT in ("raise", "kill once"):
     print(f"Python says: rank {RANK}")
+    print(f"Python complains: rank {RANK}", file=sys.stderr)
     ctypes.CDLL(None).printf(b"C says: rank %d\n", RANK)
     os.system(f"echo a program says: rank {RANK}")
 if ACCIDENT == "import" and RANK == 1:
