@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher import checkpoints
 from launcher.checkpoints import Checkpoint
 from launcher.errors import UsageError
 from launcher.model import find_weights, read_weights
@@ -59,6 +61,14 @@ class Saved:
             return average["parameters"] if average else None
         beside = self.source.with_name(runs.AVERAGED_FILE)
         return read_weights(beside) if self.source.name == runs.WEIGHTS_FILE and beside.exists() else None
+
+    def losses(self) -> Mapping[str, Any]:
+        """States of losses that have parameters of their own, by name; empty where none are beside these weights."""
+        source = self.source
+        if isinstance(source, Path) and source.name == runs.WEIGHTS_FILE:
+            with suppress(checkpoints.DamagedError):
+                source = checkpoints.verify(source.parent / "checkpoints" / checkpoints.name_of(self.at[0]))
+        return source.training()["losses"] if isinstance(source, Checkpoint) else {}
 
 
 def find_saved(

@@ -96,6 +96,23 @@ def _fill(model: nn.Module, saved: Saved) -> None:
         raise LauncherError(f"{saved.label} does not fit the recipe's model: {error}") from error
 
 
+def _fill_losses(objective: Objective, saved: Saved) -> None:
+    """Losses with parameters of their own count as they did in training.
+
+    Raises:
+        UsageError: They were not saved beside the weights.
+    """
+    states = saved.losses() if objective.modules else {}
+    for name, module in objective.modules.items():
+        if name not in states:
+            what = f"loss.{name}" if name else "the loss"
+            raise UsageError(
+                f"{saved.label}: {what} has parameters of its own, which a file of weights does not hold; name the "
+                "run's folder or a checkpoint"
+            )
+        module.load_state_dict(states[name])
+
+
 def evaluate_saved(
     saved: Saved, world: World, split: str | None, predictions: Path | None = None, *, cpu: bool = False
 ) -> list[Line]:
@@ -118,6 +135,7 @@ def evaluate_saved(
     if predictions is not None and len(parts) > 1:
         raise UsageError(f"--predictions is for one set; choose with --split: {', '.join(map(_named, parts))}")
     with opened(saved, world, parts, cpu) as model:
+        _fill_losses(model.objective, saved)
         measures = build_measures(model.workshop)
         lines: list[Line] = []
         for (part, name), loader in model.sets.items():

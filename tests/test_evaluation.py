@@ -376,6 +376,19 @@ def test_evaluate_gives_the_figures_that_training_printed(
         assert found[name] == pytest.approx(value, abs=1e-9 if processes == 1 else 1e-6), name
 
 
+def test_evaluate_knows_the_parameters_of_the_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    loss = ("loss={_target_: 'parts.py:Scaled'}", "data.validation={_target_: 'parts.py:Numbers', size: 23}")
+    trained = train(tmp_path / "run", *loss, "optimizer.lr=0.1")
+    for path in (trained.folder, trained.folder / "checkpoints" / "step-00000012"):
+        assert main(["evaluate", str(path), "--cpu", "--json", "launch.threads=1"]) == 0
+        said = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+        assert said[-1]["loss"] == pytest.approx(trained.column("loss", "validation")[-1], abs=1e-12)
+    copy = tmp_path / "weights.pth"
+    copy.write_bytes((trained.folder / "model_weights.pth").read_bytes())
+    assert main(["evaluate", str(copy), "--recipe", str(TINY), *loss, "--cpu"]) == 2
+    assert "the loss has parameters of its own" in capsys.readouterr().err
+
+
 def test_evaluate_shows_a_table_and_each_class(saved: Trained, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(saved.folder), "--cpu", "--split", "test"]) == 0
     said = capsys.readouterr().out

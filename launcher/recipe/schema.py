@@ -71,6 +71,12 @@ def _evaluation_set(value: Any) -> Any:
     return value
 
 
+def _test_set(value: Any) -> Any:
+    if isinstance(value, str):
+        raise ValueError("is no data set: only validation may be a share of train; write {_target_: NAME, …}")
+    return _evaluation_set(value)
+
+
 def _loss(value: Any) -> Any:
     several = isinstance(value, Mapping) and value and all(isinstance(item, Component) for item in value.values())
     if not (value is None or value == "model" or isinstance(value, Component) or several):
@@ -130,6 +136,11 @@ EvaluationSet = Annotated[
     BeforeValidator(_evaluation_set),
     _written(COMPONENT_SCHEMA, _SEVERAL, _TEXT, _NULL),
 ]
+TestSet = Annotated[
+    Component | dict[str, Component] | None,
+    BeforeValidator(_test_set),
+    _written(COMPONENT_SCHEMA, _SEVERAL, _NULL),
+]
 Loss = Annotated[
     Component | dict[str, Component] | Literal["model"] | None,
     BeforeValidator(_loss),
@@ -158,7 +169,7 @@ class Data(Section):
 
     train: AComponent = Field(description="The training data set.")
     validation: EvaluationSet = Field(None, description="One data set, several by name, or '10% of train'.")
-    test: EvaluationSet = Field(None, description="Evaluated once, at the end.")
+    test: TestSet = Field(None, description="One data set, or several by name, evaluated once, at the end.")
     global_batch_size: Positive = Field(description="Samples of one optimizer step, over all processes.")
     micro_batch_size: Positive | None = Field(
         None,
