@@ -256,8 +256,11 @@ def lightning(workload: Workload, options: argparse.Namespace) -> None:
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return adamw(self, workload)
 
-    size = world()[1]
+    rank, size = world()
     loader = loader_of(workload, options.in_order, size)
+    if options.in_order and size > 1:  # its own sampler would shuffle
+        sampler = DistributedSampler(workload.data(), size, rank, shuffle=False, drop_last=True)
+        loader = DataLoader(workload.data(), batch_size=workload.batch // size, sampler=sampler, drop_last=True)
     full: dict[str, Any] = {
         "logger": CSVLogger("."),
         "log_every_n_steps": LOG_EVERY,
@@ -276,7 +279,7 @@ def lightning(workload: Workload, options: argparse.Namespace) -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        use_distributed_sampler=True,
+        use_distributed_sampler=not options.in_order,
         **(full if options.full else {"logger": False}),
     )
     held_back = DataLoader(workload.validation(), batch_size=workload.batch) if options.full else None
