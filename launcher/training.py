@@ -184,7 +184,7 @@ class Trainable:
         return self._factors[value]
 
 
-_HOW_TO_STEP = ("fused", "foreach")
+_KERNELS = ("fused", "foreach")
 
 
 def _stepped_alike(state: Mapping[str, Any], fresh: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -192,7 +192,7 @@ def _stepped_alike(state: Mapping[str, Any], fresh: Sequence[Mapping[str, Any]])
     if len(state["param_groups"]) != len(fresh):
         return dict(state)  # which the optimizer refuses
     groups = [
-        {**group, **{key: own[key] for key in _HOW_TO_STEP if key in own}}
+        {**group, **{key: own[key] for key in _KERNELS if key in own}}
         for group, own in zip(state["param_groups"], fresh, strict=True)
     ]
     return {**state, "param_groups": groups}

@@ -9,10 +9,11 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from launcher.launch.failure import Failure, of_stack
-from launcher.launch.stalls import end_with, write_stacks
+from launcher.launch.stalls import beside, end_with, write_stacks
 from launcher.launch.world import World
 
 _LOOKS = 10  # in the time that is allowed
@@ -67,16 +68,10 @@ class Patience:
         if self.seconds is None:
             yield
             return
-        over, own = threading.Event(), threading.get_ident()
-        thread = threading.Thread(target=self._watch, args=(progress, self.seconds, over, own), daemon=True)
-        thread.start()
-        try:
+        with beside(partial(self._watch, progress, self.seconds, threading.get_ident())):
             yield
-        finally:
-            over.set()
-            thread.join()
 
-    def _watch(self, progress: Progress, seconds: float, over: threading.Event, watched: int) -> None:
+    def _watch(self, progress: Progress, seconds: float, watched: int, over: threading.Event) -> None:
         while not over.wait(seconds / _LOOKS):
             if time.monotonic() - progress.moved > seconds:
                 folder = Path(self.world.run_dir) if self.world.run_dir is not None else self.folder

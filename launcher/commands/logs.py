@@ -33,13 +33,13 @@ def add(commands: Commands) -> None:
 def _logs(options: argparse.Namespace, _: Sequence[str]) -> int:
     import sys
 
-    from launcher.runs.following import awaited, followed, log_of
+    from launcher.runs.following import awaited, followed, shown_log
     from launcher.runs.reading import newest_run
 
     run = newest_run(options.run)
     if options.follow:
         awaited(run, options.rank)
-    path = log_of(run, options.rank)
+    path = shown_log(run, options.rank)
     for text in followed(path, options.follow):
         sys.stdout.write(text)
         sys.stdout.flush()

@@ -78,7 +78,7 @@ def _run_as_task(options: argparse.Namespace, command: Sequence[str], world: Wor
     """One of the tasks of srun: it finds the others as under torchrun, by RANK, MASTER_ADDR and the like."""
     from launcher.launch.rendezvous import gathered
     from launcher.launch.world import RUN_DIR_VARIABLE
-    from launcher.runs.logs import copied_to
+    from launcher.runs.logs import copied_to, log_of
     from launcher.script import run_script
 
     if options.run_dir is None:
@@ -91,5 +91,5 @@ def _run_as_task(options: argparse.Namespace, command: Sequence[str], world: Wor
     os.environ[RUN_DIR_VARIABLE] = str(folder)
     if options.cpu:
         os.environ["ACCELERATE_USE_CPU"] = "true"
-    with gathered(world, _GATHER_SECONDS), copied_to(folder / "logs" / f"rank-{world.rank}.log"):
+    with gathered(world, _GATHER_SECONDS), copied_to(log_of(folder, world.rank)):
         return run_script(command, world, again)

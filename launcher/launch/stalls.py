@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,14 +40,8 @@ class Watch:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Watches for a while."""
-        over = threading.Event()
-        thread = threading.Thread(target=self._watch, args=(over,), daemon=True, name="stalls")
-        thread.start()
-        try:
+        with beside(self._watch):
             yield
-        finally:
-            over.set()
-            thread.join()
 
     @property
     def _alarm(self) -> Path:
@@ -83,6 +77,19 @@ class Watch:
         stack = traceback.extract_stack(frame) if frame is not None else ()
         found = of_stack(what, stack, rank=self.world.rank, world=self.world.size, time=since)
         return Notes(self.folder).completed(found, now.step)
+
+
+@contextmanager
+def beside(look: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Runs `look` in a thread of its own for a while; it ends when the event that it gets is set."""
+    over = threading.Event()
+    thread = threading.Thread(target=look, args=(over,), daemon=True, name="watch")
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def write_stacks(folder: Path, rank: int) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from launcher.errors import UsageError
+from launcher.runs.logs import log_of
 from launcher.runs.queued import is_queued
 from launcher.runs.reading import Run
 
@@ -17,13 +18,13 @@ _ASK_SECONDS = 2.0  # how often a run is asked whether it goes on
 _RANK = re.compile(r"rank-(\d+)\.log")
 
 
-def log_of(run: Run, rank: int) -> Path:
+def shown_log(run: Run, rank: int) -> Path:
     """The log of a rank.
 
     Raises:
         UsageError: The rank has none; the message says which have.
     """
-    path = _rank_log(run, rank)
+    path = log_of(run.folder, rank)
     if path.is_file():
         return path
     jobs = sorted(path.parent.glob("slurm-*.out"), key=lambda other: other.stat().st_mtime)
@@ -37,12 +38,8 @@ def log_of(run: Run, rank: int) -> Path:
 
 def awaited(run: Run, rank: int) -> None:
     """Waits for a rank's log while the run's job is in the queue."""
-    while not _rank_log(run, rank).is_file() and is_queued(run.folder):
+    while not log_of(run.folder, rank).is_file() and is_queued(run.folder):
         time.sleep(_ASK_SECONDS)
-
-
-def _rank_log(run: Run, rank: int) -> Path:
-    return run.folder / "logs" / f"rank-{rank}.log"
 
 
 def _goes_on(folder: Path) -> bool:
