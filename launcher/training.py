@@ -16,13 +16,14 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from launcher import faults
+from launcher import direct, faults
 from launcher.averages import Average
 from launcher.coordination import Agreement, Coordinator, Pending, Requests
 from launcher.data import Data, MicroBatch
 from launcher.data.permutation import mix
 from launcher.data.transfer import on_device
 from launcher.device import Device
+from launcher.direct import Direct
 from launcher.errors import LauncherError, Problem, RecipeError
 from launcher.evaluation import At, Evaluation
 from launcher.launch import progress
@@ -94,10 +95,10 @@ class Trainable:
 
     def __post_init__(self) -> None:
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.direct = Direct(self.optimizer)
         self.guard = Guard(self)
         self.scaler = self.device.accelerator.scaler
         self._factors: dict[float, torch.Tensor] = {}
-        self._clears_as_torch = type(self.optimizer).zero_grad is torch.optim.Optimizer.zero_grad
 
     def training_state(self) -> dict[str, Any]:
         """What a checkpoint keeps besides the weights."""
@@ -165,14 +166,6 @@ class Trainable:
             if isinstance(module, DistributedDataParallel):
                 stack.enter_context(module.no_sync())
         return stack
-
-    def clear_gradients(self) -> None:
-        """As `optimizer.zero_grad()`, less the profiler's hook around it, which takes longer than a small update."""
-        if self._clears_as_torch:
-            for parameter in self.parameters:
-                parameter.grad = None
-        else:
-            self.optimizer.zero_grad(set_to_none=True)
 
     def factor(self, value: float, like: torch.Tensor) -> torch.Tensor:
         """A scalar to start backward with, kept between steps: multiplying the loss would cost two operations."""
@@ -422,10 +415,8 @@ def backward(trainable: Trainable, value: torch.Tensor, factor: float) -> None:
     """Adds this micro-batch's gradients, times `factor`."""
     if trainable.scaler is not None:
         trainable.scaler.scale(value * factor).backward()
-    elif factor == 1.0:
-        torch.autograd.backward(value)
     else:
-        torch.autograd.backward(value, trainable.factor(factor, value))
+        direct.backward(value, trainable.factor(factor, value))
 
 
 def update(trainable: Trainable, step: int) -> torch.Tensor | None:
@@ -439,10 +430,10 @@ def update(trainable: Trainable, step: int) -> torch.Tensor | None:
         trainable.guard.scaled_step(step)
         stepped = trainable.guard.skipped_in_a_row == 0
     elif stepped := trainable.guard.allows(step):
-        trainable.optimizer.step()
+        trainable.direct.step()
     if stepped and trainable.average is not None:
         trainable.average.update()
-    trainable.clear_gradients()
+    trainable.direct.clear_gradients()
     return norm
 
 
