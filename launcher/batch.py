@@ -53,10 +53,7 @@ class BatchLayout:
     def loss(self, result: Any) -> torch.Tensor:
         """The loss that the model returned itself: `.loss`, `["loss"]`, or at `batch.loss` of a tuple."""
         key = "loss" if self.section.loss is None else self.section.loss
-        loss = _pick(result, key, "batch.loss", "the model's result")
-        if not isinstance(loss, torch.Tensor):
-            raise LauncherError(f"loss: model: the model's loss is a {type(loss).__name__}, not a tensor")
-        return loss
+        return one_number(_pick(result, key, "batch.loss", "the model's result"), "loss: model")
 
     def _part(self, batch: Any, key: int | str) -> Any:
         if isinstance(batch, torch.Tensor) and key == 0:
@@ -80,3 +77,29 @@ def _described(thing: Any) -> str:
     if isinstance(thing, tuple | list):
         return f"a {type(thing).__name__} of {len(thing)}"
     return f"a {type(thing).__name__}"
+
+
+def shapes(value: Any) -> str:
+    """Tensors by type and shape, in the containers that they stand in: `float32 [2, 1, 8, 8], int64 [2]`."""
+    if isinstance(value, torch.Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {shapes(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, tuple | list):
+        return ", ".join(shapes(item) for item in value[:6]) + (", …" if len(value) > 6 else "")
+    return type(value).__name__
+
+
+def one_number(loss: Any, key: str) -> torch.Tensor:
+    """A loss as a scalar, whatever its shape.
+
+    Args:
+        loss: What somebody's function gave.
+        key: Where the recipe names it.
+
+    Raises:
+        LauncherError: It is no tensor, or holds several numbers.
+    """
+    if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+        raise LauncherError(f"{key}: gave {shapes(loss)}; a step needs one number: take the mean in the loss")
+    return loss if loss.ndim == 0 else loss.reshape(())

@@ -19,6 +19,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from launcher import checkpoints
+from launcher.batch import shapes
 from launcher.checkpoints import Snapshot, plain
 from launcher.data import Data, load_data
 from launcher.device import open_device, seed_everything
@@ -162,17 +163,6 @@ def _problem(recipe: Recipe, path: RecipePath, message: str) -> Problem:
     return Problem(str(recipe.document.origin(path)), dotted(path), printable(message))
 
 
-def shapes(value: Any) -> str:
-    """Tensors by type and shape, in the containers that they stand in: `float32 [2, 1, 8, 8], int64 [2]`."""
-    if isinstance(value, torch.Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {shapes(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, tuple | list):
-        return ", ".join(shapes(item) for item in value[:6]) + (", …" if len(value) > 6 else "")
-    return type(value).__name__
-
-
 # ---------------------------------------------------------------------- the stages
 
 
@@ -229,11 +219,8 @@ def _forward_alone(trainable: Trainable, batch: Any) -> None:
         trainable.model.wrapped(*args, **kwargs)
 
 
-def _check_loss(recipe: Recipe, value: Any) -> None:
+def _check_loss(recipe: Recipe, value: torch.Tensor) -> None:
     path: RecipePath = ("train", "step") if recipe.train.step is not None else ("loss",)
-    if not isinstance(value, torch.Tensor) or value.numel() != 1:
-        message = f"gave {shapes(value)}; a step needs one number: take the mean in the loss"
-        raise RecipeError([_problem(recipe, path, message)])
     if not value.requires_grad:
         message = "does not depend on the model: no parameter gets a gradient; look for detach(), argmax() or no_grad()"
         raise RecipeError([_problem(recipe, path, message)])

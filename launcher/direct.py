@@ -2,25 +2,27 @@
 
 After a forward and a backward pass that Python is cold in a core's caches: around a small step it takes longer than
 what it surrounds. The results are the same, bit for bit. What somebody does use (hooks of an optimizer, a profiler that
-looks on, a method that somebody has replaced) is called as ever. `scripts/benchmark` measures what it is worth.
+looks on, a method of an optimizer's own) is called as ever.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.optim import optimizer as hooks
+from torch.optim import Optimizer
+from torch.optim import optimizer as wrappers
 
-_run_backward = torch.autograd.Variable._execution_engine.run_backward  # type: ignore[attr-defined]  # untyped
+_run_backward = torch.autograd.Variable._execution_engine.run_backward
 
 
 def backward(value: torch.Tensor, factor: torch.Tensor) -> None:
-    """Adds the gradients of `value * factor`: `torch.autograd.backward` less its checks of what it is given (21 µs).
+    """Adds the gradients of `value * factor`: `torch.autograd.backward` less its look at the arguments (21 µs).
 
     Args:
-        value: A scalar; where it is anything else, torch checks and says so.
+        value: A scalar; where it is anything else, torch looks and says so.
         factor: A scalar of the same type, on the same device.
     """
     if type(value) is torch.Tensor and value.ndim == 0:
@@ -30,17 +32,17 @@ def backward(value: torch.Tensor, factor: torch.Tensor) -> None:
 
 
 class Direct:
-    """An optimizer's step without the profiler's range and the hooks around it (21 µs), and a short `zero_grad` (9 µs).
+    """An optimizer without the profiler's ranges and the hooks around its methods (21 µs a step, and 9 to clear).
 
     Args:
-        optimizer: Any; one that has methods of its own keeps them.
+        optimizer: Any.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer):
+    def __init__(self, optimizer: Optimizer):
         self.optimizer = optimizer
-        self._step = _inner_step(optimizer)
+        self._step = _innermost_step(optimizer)
         self._parameters = [one for group in optimizer.param_groups for one in group["params"]]
-        self._clears_as_torch = type(optimizer).zero_grad is torch.optim.Optimizer.zero_grad
+        self._clears_as_torch = type(optimizer).zero_grad is Optimizer.zero_grad
 
     def step(self) -> None:
         """As `optimizer.step()`."""
@@ -49,7 +51,7 @@ class Direct:
             optimizer.step()
         else:
             self._step(optimizer)
-            optimizer._opt_called = True  # type: ignore[attr-defined]  # for a scheduler, which asks once
+            optimizer._opt_called = True  # type: ignore[attr-defined]  # what a scheduler's own wrapper notes
 
     def clear_gradients(self) -> None:
         """As `optimizer.zero_grad()`."""
@@ -60,23 +62,70 @@ class Direct:
             self.optimizer.zero_grad(set_to_none=True)
 
 
-_AROUND = torch.optim.Optimizer.profile_hook_step(lambda: None).__code__  # what torch wraps every step in
+# What torch wraps a step in: a profiler's range and hooks, and within them the switch of autograd.
+_LOOKED_AT = Optimizer.profile_hook_step(lambda: None).__code__
+_SWITCHED = wrappers._use_grad_for_differentiable(lambda: None).__code__
 
 
-def _inner_step(optimizer: torch.optim.Optimizer) -> Callable[[torch.optim.Optimizer], Any] | None:
-    """The class's step inside of torch's wrapper; None where this optimizer's is another."""
+def _innermost_step(optimizer: Optimizer) -> Callable[[Optimizer], Any] | None:
+    """The step of the optimizer's class, without what torch wraps it in; None where it is wrapped in something else."""
     step: Any = optimizer.step
-    # a scheduler wraps it once more, to see whether the optimizer steps first
-    function = step.__wrapped__ if hasattr(step, "_wrapped_by_lr_sched") else getattr(step, "__func__", None)
-    is_torchs = function is type(optimizer).step and function.__code__ is _AROUND
-    return function.__wrapped__ if is_torchs else None  # type: ignore[no-any-return]
+    is_scheduled = hasattr(step, "_wrapped_by_lr_sched")  # once more, to see whether the optimizer steps first
+    function: Any = step.__wrapped__ if is_scheduled else getattr(step, "__func__", None)
+    outer: Any = type(optimizer).step
+    if function is not outer or getattr(outer, "__code__", None) is not _LOOKED_AT:
+        return None
+    inner = outer.__wrapped__
+    is_switched = getattr(inner, "__code__", None) is _SWITCHED and not optimizer.defaults["differentiable"]
+    plain: Callable[[Optimizer], Any] = _without_autograd(inner.__wrapped__) if is_switched else inner
+    return plain
 
 
-def _is_looked_at(optimizer: torch.optim.Optimizer) -> bool:
+def _without_autograd(function: Callable[[Optimizer], Any]) -> Callable[[Optimizer], Any]:
+    def step(optimizer: Optimizer) -> None:
+        with torch.no_grad():
+            function(optimizer)
+
+    return step
+
+
+def _is_looked_at(optimizer: Optimizer) -> bool:
     return bool(
         optimizer._optimizer_step_pre_hooks
         or optimizer._optimizer_step_post_hooks
-        or hooks._global_optimizer_pre_hooks
-        or hooks._global_optimizer_post_hooks
+        or wrappers._global_optimizer_pre_hooks
+        or wrappers._global_optimizer_post_hooks
         or torch.autograd.profiler._is_profiler_enabled
     )
+
+
+# ---------------------------------------------------------------------- without the compiler
+
+
+def _spare_the_compiler() -> None:
+    """Lets optimizers be made and saved without importing `torch._dynamo`, which takes as long as torch itself.
+
+    torch keeps these methods from being compiled, and imports its compiler to say so. Where nobody has imported it,
+    nothing is being compiled.
+    """
+    for name in ("add_param_group", "state_dict", "load_state_dict", "zero_grad"):
+        function = getattr(getattr(Optimizer, name), "__wrapped__", None)
+        if function is not None and not hasattr(function, _CACHED):
+            setattr(function, _CACHED, _uncompiled(function))
+
+
+_CACHED = "__dynamo_disable"  # where torch keeps what it has made of a function
+
+
+def _uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if "torch._dynamo" not in sys.modules:
+            return function(*args, **kwargs)
+        disabled = torch._dynamo.disable(function, wrapping=False)
+        setattr(function, _CACHED, disabled)
+        return disabled(*args, **kwargs)
+
+    return call
+
+
+_spare_the_compiler()

@@ -17,6 +17,7 @@ from torch import nn
 
 from launcher import faults
 from launcher.averages import Average
+from launcher.batch import one_number
 from launcher.coordination import Coordinator, packed, unpacked
 from launcher.data.loaders import EvaluationLoader, MicroBatch
 from launcher.data.streams import StreamEvaluationLoader
@@ -134,7 +135,7 @@ class Tally:
         data = batch.data if device.type == "cpu" else send_to_device(batch.data, device, non_blocking=True)
         if objective.step is not None:
             result = objective.step(model, data, At())
-            values = [result["loss"] * counts[0]]
+            values = [one_number(result["loss"], "train.step") * counts[0]]
             outputs, targets = _tuple(result.get("outputs")), _tuple(result.get("targets"))
         else:
             args, kwargs, targets = layout.split(data)
@@ -142,7 +143,7 @@ class Tally:
             outputs = layout.outputs(result)
             if objective.terms:
                 values = [
-                    term.function(*outputs, *targets) * (1.0 if term.sums else count)
+                    one_number(term.function(*outputs, *targets), term.key) * (1.0 if term.sums else count)
                     for term, count in zip(objective.terms, counts, strict=True)
                 ]
             else:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from launcher.batch import BatchLayout
+from launcher.batch import BatchLayout, one_number
 from launcher.errors import LauncherError, Problem, RecipeError
 from launcher.recipe.component import Component
 from launcher.recipe.components import Workshop
@@ -47,6 +47,11 @@ class Term:
     def call(self) -> Loss:
         """What training calls."""
         return self.function if self.wrapped is None else self.wrapped
+
+    @property
+    def key(self) -> str:
+        """Where the recipe names it."""
+        return f"loss.{self.name}" if self.name else "loss"
 
     def settle(self, targets: Sequence[Any]) -> None:
         """Decides, from the first targets, what the mean is over where the recipe does not say."""
@@ -162,9 +167,10 @@ class Objective:
         self, outputs: Sequence[Any], targets: Sequence[Any], scales: Sequence[float]
     ) -> tuple[torch.Tensor, float]:
         """The terms' values put together: a scalar tensor, and a factor still to be applied to it."""
-        if len(self.terms) == 1:
-            return self.terms[0].call(*outputs, *targets), scales[0]
-        parts = [term.call(*outputs, *targets) * scale for term, scale in zip(self.terms, scales, strict=True)]
+        values = [one_number(term.call(*outputs, *targets), term.key) for term in self.terms]
+        if len(values) == 1:
+            return values[0], scales[0]
+        parts = [value * scale for value, scale in zip(values, scales, strict=True)]
         return torch.stack(parts).sum(), 1.0
 
 

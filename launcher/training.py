@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from launcher import direct, faults
 from launcher.averages import Average
+from launcher.batch import one_number
 from launcher.coordination import Agreement, Coordinator, Pending, Requests
 from launcher.data import Data, MicroBatch
 from launcher.data.permutation import mix
@@ -329,6 +330,9 @@ def build_trainable(workshop: Workshop, model: Model, device: Device, data: Data
 # ---------------------------------------------------------------------- one step
 
 
+Scales = Sequence[Sequence[float]]
+
+
 @dataclass(slots=True)
 class Step:
     """What one optimizer step reads.
@@ -341,7 +345,7 @@ class Step:
     """
 
     batches: Sequence[MicroBatch]
-    scales: Sequence[Sequence[float]]
+    scales: Scales
     weight: float
     samples: int
 
@@ -384,7 +388,7 @@ def forward(
     data = batch.data
     if objective.step is not None:
         result = dict(objective.step(trainable.model.wrapped, data, at))
-        loss = result.pop("loss")
+        loss = one_number(result.pop("loss"), "train.step")
         return loss, scales[0], _scalars({key: one for key, one in result.items() if key not in _NO_SCALARS})
     args, kwargs, targets = layout.split(data)
     result = trainable.model.wrapped(*args, **kwargs)
@@ -445,42 +449,62 @@ def counted_steps(
 ) -> Generator[Step, None, None]:
     """This rank's steps with every micro-batch's share of the whole step.
 
-    Shares of samples are arithmetic. Counts that are functions of the batch are added over the ranks one step
-    ahead, on the side group, so that no step waits for them.
+    Shares of samples are arithmetic: the same in every step of one size. Counts that are functions of the batch are
+    added over the ranks one step ahead, on the side group, so that no step waits for them.
     """
     stream = data.train.steps(start, stop)
     first = next(stream, None)
     if first is None:
         return
     objective.settle(first[0].data)
-    sampler, world = data.train.sampler, coordinator.world_size
-    ahead: deque[tuple[int, list[MicroBatch], list[list[float]], Pending | None]] = deque()
-    for step, batches in enumerate(itertools.chain([first], stream), start):
+    batches = itertools.chain([first], stream)
+    sizes = map(data.train.sampler.batch_size, itertools.count(start))
+    if objective.counts_samples:
+        yield from _by_arithmetic(batches, sizes, objective, coordinator.world_size)
+    else:
+        yield from _by_counting(batches, sizes, objective, coordinator)
+
+
+def _by_arithmetic(
+    stream: Iterable[list[MicroBatch]], sizes: Iterator[int], objective: Objective, world: int
+) -> Iterator[Step]:
+    scales: dict[int, Scales] = {}  # by the size of a step: there are two, the last one of an epoch may be short
+    for batches in stream:
+        samples = next(sizes)
+        if samples not in scales:
+            local = [objective.counts(batch.data, batch.samples) for batch in batches]
+            scales[samples] = _scales(objective, batches, local, [float(samples)] * len(local[0]), world)
+        yield Step(batches, scales[samples], float(samples), samples)
+
+
+def _by_counting(
+    stream: Iterable[list[MicroBatch]], sizes: Iterator[int], objective: Objective, coordinator: Coordinator
+) -> Iterator[Step]:
+    ahead: deque[tuple[list[MicroBatch], list[list[float]], Pending]] = deque()
+
+    def oldest() -> Step:
+        batches, local, pending = ahead.popleft()
+        total = pending.result().tolist()
+        return Step(batches, _scales(objective, batches, local, total, coordinator.world_size), total[0], next(sizes))
+
+    for batches in stream:
         local = [objective.counts(batch.data, batch.samples) for batch in batches]
-        pending = None
-        if not objective.counts_samples:
-            sums = [float(sum(one)) for one in zip(*local, strict=True)]
-            pending = coordinator.sum(torch.tensor(sums, dtype=torch.float64))
-        ahead.append((step, batches, local, pending))
-        if len(ahead) > 1 or pending is None or world == 1:
-            yield _step(*ahead.popleft(), objective, sampler.batch_size, world)
+        sums = [float(sum(one)) for one in zip(*local, strict=True)]
+        ahead.append((batches, local, coordinator.sum(torch.tensor(sums, dtype=torch.float64))))
+        if len(ahead) > 1 or coordinator.world_size == 1:
+            yield oldest()
     while ahead:
-        yield _step(*ahead.popleft(), objective, sampler.batch_size, world)
+        yield oldest()
 
 
-def _step(
-    step: int,
-    batches: list[MicroBatch],
-    local: list[list[float]],
-    pending: Pending | None,
+def _scales(
     objective: Objective,
-    batch_size: Any,
+    batches: Sequence[MicroBatch],
+    local: Sequence[Sequence[float]],
+    total: Sequence[float],
     world: int,
-) -> Step:
-    samples = batch_size(step)
-    total = pending.result().tolist() if pending is not None else [float(samples)] * len(local[0])
-    scales = [objective.scales(own, total, world, batch.samples) for own, batch in zip(local, batches, strict=True)]
-    return Step(batches, scales, total[0], samples)
+) -> Scales:
+    return [objective.scales(own, total, world, batch.samples) for own, batch in zip(local, batches, strict=True)]
 
 
 # ---------------------------------------------------------------------- numbers of the run

@@ -51,6 +51,16 @@ def brute_force(weights: dict[str, torch.Tensor], data: Numbers, norm: bool = Fa
     return nn.functional.cross_entropy(outputs, data.targets).item(), accuracy
 
 
+def test_a_loss_of_one_number_may_have_any_shape(tmp_path: Path) -> None:
+    said = "loss={_target_: parts.py:%s, _partial_: true}"
+    scalar = run(tmp_path / "scalar", *EVALUATED)
+    result = run(tmp_path / "shaped", *EVALUATED, said % "one_in_brackets")
+    for one, other in zip(scalar.scores, result.scores, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+    with pytest.raises(LauncherError, match=r"loss: gave float64 \[16\]; a step needs one number"):
+        run(tmp_path / "many", said % "one_each")
+
+
 @pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("norm", [False, True])
 def test_evaluation_counts_every_sample_once(tmp_path: Path, size: int, norm: bool) -> None:

@@ -345,6 +345,16 @@ class Deadly(Numbers):
         return super().__getitem__(index)
 
 
+def one_in_brackets(outputs: Tensor, targets: Tensor) -> Tensor:
+    """A loss of shape (1,)."""
+    return nn.functional.cross_entropy(outputs, targets).reshape(1)
+
+
+def one_each(outputs: Tensor, targets: Tensor) -> Tensor:
+    """No mean: a loss for each sample."""
+    return nn.functional.cross_entropy(outputs, targets, reduction="none")
+
+
 def spread(outputs: Tensor, targets: Tensor) -> float:
     """A metric that only a whole set has: how far the mean outputs of the classes lie apart."""
     means = torch.stack([outputs[targets == one].mean(0) for one in range(int(targets.max()) + 1) if one in targets])
