@@ -109,21 +109,21 @@ def _spare_the_compiler() -> None:
     nothing is being compiled.
     """
     for name in ("add_param_group", "state_dict", "load_state_dict", "zero_grad"):
-        function = getattr(getattr(Optimizer, name), "__wrapped__", None)
+        method = getattr(Optimizer, name)
+        function = getattr(method, "__wrapped__", None)
         if function is not None and not hasattr(function, _CACHED):
-            setattr(function, _CACHED, _uncompiled(function))
+            setattr(function, _CACHED, _uncompiled(method, function))
 
 
-_CACHED = "__dynamo_disable"  # where torch keeps what it has made of a function
+_CACHED = "__dynamo_disable"  # where torch keeps what its compiler has made of a function
 
 
-def _uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def _uncompiled(method: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         if "torch._dynamo" not in sys.modules:
             return function(*args, **kwargs)
-        disabled = torch._dynamo.disable(function, wrapping=False)
-        setattr(function, _CACHED, disabled)
-        return disabled(*args, **kwargs)
+        delattr(function, _CACHED)
+        return method(*args, **kwargs)  # torch goes its own way from here on
 
     return call
 

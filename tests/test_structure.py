@@ -30,7 +30,7 @@ LAYERS = (
     ("evaluation",),
     ("objective", "model", "checkpoints", "judge", "measures", "averages", "watch"),
     ("device",),
-    ("data", "batch", "coordination", "outputs"),
+    ("data", "batch", "coordination", "direct", "outputs"),
     ("datasets", "models", "templates"),
     ("tracking",),
     ("runs",),
