@@ -91,15 +91,17 @@ def shapes(value: Any) -> str:
 
 
 def one_number(loss: Any, key: str) -> torch.Tensor:
-    """A loss as a scalar, whatever its shape.
+    """A loss as a real scalar, whatever its shape.
 
     Args:
         loss: What somebody's function gave.
         key: Where the recipe names it.
 
     Raises:
-        LauncherError: It is no tensor, or holds several numbers.
+        LauncherError: It is no tensor, holds several numbers, or a complex one.
     """
     if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
         raise LauncherError(f"{key}: gave {shapes(loss)}; a step needs one number: take the mean in the loss")
+    if loss.is_complex():
+        raise LauncherError(f"{key}: gave {shapes(loss)}; a step needs a real number: take .abs() or .real in the loss")
     return loss if loss.ndim == 0 else loss.reshape(())

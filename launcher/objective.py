@@ -352,7 +352,7 @@ class Schedule:
         self.warmup_steps = warmup_steps
         self.every_steps = every_steps
         self.on_evaluation = on_evaluation
-        self._full = [group["lr"] for group in optimizer.param_groups]
+        self._full = [float(group["lr"]) for group in optimizer.param_groups]  # a tensor would change with the rate
         if warmup_steps:
             self._ramp(0)
 
@@ -383,7 +383,7 @@ class Schedule:
         self._set([full * (step + 1) / (self.warmup_steps + 1) for full in self._full])
 
     def _set(self, rates: Sequence[float]) -> None:
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=False):  # one that came later has its own
             if isinstance(group["lr"], torch.Tensor):
                 group["lr"].fill_(rate)
             else:

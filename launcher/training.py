@@ -95,11 +95,14 @@ class Trainable:
     average: Average | None = None
 
     def __post_init__(self) -> None:
-        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.direct = Direct(self.optimizer)
         self.guard = Guard(self)
         self.scaler = self.device.accelerator.scaler
-        self._factors: dict[float, torch.Tensor] = {}
+
+    @property
+    def parameters(self) -> list[torch.Tensor]:
+        """All that the optimizer trains; a step function may have added some."""
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def training_state(self) -> dict[str, Any]:
         """What a checkpoint keeps besides the weights."""
@@ -130,6 +133,7 @@ class Trainable:
         try:
             self.model.bare.load_state_dict(weights)
             self.optimizer.load_state_dict(_stepped_alike(training["optimizer"], fresh))
+            direct.lay_out_state(self.optimizer)
             for name, loss in self.objective.modules.items():
                 loss.load_state_dict(training["losses"][name])
         except (RuntimeError, ValueError, KeyError) as error:
@@ -167,15 +171,6 @@ class Trainable:
             if isinstance(module, DistributedDataParallel):
                 stack.enter_context(module.no_sync())
         return stack
-
-    def factor(self, value: float, like: torch.Tensor) -> torch.Tensor:
-        """A scalar to start backward with, kept between steps: multiplying the loss would cost two operations."""
-        if value not in self._factors:
-            if len(self._factors) > 64:
-                self._factors.clear()
-            # a fill is a kernel; torch.tensor would be a copy that a GPU has to be waited for
-            self._factors[value] = torch.full((), value, dtype=like.dtype, device=like.device)
-        return self._factors[value]
 
 
 _KERNELS = ("fused", "foreach")
@@ -282,6 +277,7 @@ def _numbers(gradient: torch.Tensor) -> torch.Tensor:
         gradient = gradient.coalesce().values()
     elif gradient.layout is not torch.strided:
         gradient = gradient.values()
+    gradient = gradient.contiguous()  # torch's kernel writes to it, and an expanded one overlaps itself
     return torch.view_as_real(gradient.resolve_conj()) if gradient.is_complex() else gradient
 
 
@@ -375,7 +371,8 @@ def train_step(trainable: Trainable, step: Step, at: At) -> Stepped:
         with _AS_EVER if number == last else trainable.without_sync():
             value, factor, logged = forward(trainable, batch, scales, at)
             backward(trainable, value, factor)
-        parts.append((value.detach(), factor))
+        # a compiled model may write the next loss where this one is
+        parts.append((value.detach() if number == last else value.detach().clone(), factor))
         scalars.append(logged)
     return Stepped(parts, update(trainable, at.step), scalars)
 
@@ -420,12 +417,13 @@ def backward(trainable: Trainable, value: torch.Tensor, factor: float) -> None:
     if trainable.scaler is not None:
         trainable.scaler.scale(value * factor).backward()
     else:
-        direct.backward(value, trainable.factor(factor, value))
+        direct.backward(value, factor)
 
 
 def update(trainable: Trainable, step: int) -> torch.Tensor | None:
     """Clips, checks, steps the optimizer, clears the gradients; returns the norm where it clipped."""
     norm = None
+    direct.lay_out_gradients(trainable.optimizer)
     if trainable.scaler is not None:
         trainable.scaler.unscale_(trainable.optimizer)
     if trainable.clip_grad_norm is not None:

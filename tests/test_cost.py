@@ -23,7 +23,7 @@ from launcher.data.sampler import StepSampler
 from launcher.plan import describe_shares
 from launcher.training import Guard, NonFiniteError
 
-MORE_CALLS = 15  # Python functions of this program in one step, besides those of the bare loop
+MORE_CALLS = 20  # Python functions of this program in one step, besides those of the bare loop
 GROWTH_BYTES = 4 * 2**20  # over 10,000 steps: what an allocator does, less than one number a step kept would be
 FULL = (  # every feature that looks at each step
     "train.clip_grad_norm=1.0",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 import warnings
@@ -66,6 +67,15 @@ OPTIMIZERS: dict[str, Make] = {
 }
 
 
+@pytest.fixture(params=["this torch", "another torch"])
+def known(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the names that torch has inside now, and as if it had none of them."""
+    if request.param == "another torch":
+        for name in ("_run", "_LOOKED_AT", "_SWITCHED"):
+            monkeypatch.setattr(direct, name, None)
+
+
+@pytest.mark.usefixtures("known")
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 @pytest.mark.parametrize("scheduled", [False, True], ids=["", "scheduled"])
 def test_it_trains_as_torch_does_bit_for_bit(make: Make, scheduled: bool) -> None:
@@ -77,7 +87,7 @@ def test_it_trains_as_torch_does_bit_for_bit(make: Make, scheduled: bool) -> Non
         warnings.simplefilter("error")  # a schedule that is stepped before the optimizer
         for step in range(6):
             (loss_of(models[0], step) * 0.5).backward()
-            direct.backward(loss_of(models[1], step), torch.tensor(0.5))
+            direct.backward(loss_of(models[1], step), 0.5)
             optimizers[0].step()
             ours.step()
             optimizers[0].zero_grad()
@@ -135,11 +145,26 @@ def test_a_step_that_somebody_put_in_is_called(monkeypatch: pytest.MonkeyPatch) 
         return method
 
     one = torch.optim.SGD(net().parameters(), 0.1)
+    late = Direct(one)
     one.step = noted(one.step)  # type: ignore[method-assign]
     stepped(one)
+    late.step()
+    other = torch.optim.SGD(net().parameters(), 0.1)
+    late = Direct(other)
     monkeypatch.setattr(torch.optim.SGD, "step", noted(torch.optim.SGD.step))
-    stepped(torch.optim.SGD(net().parameters(), 0.1))
-    assert len(called) == 2
+    stepped(other)
+    late.step()
+    assert len(called) == 4
+
+
+def test_a_scheduler_made_late_does_not_miss_a_step() -> None:
+    optimizer = torch.optim.SGD(net().parameters(), 0.1)
+    late = Direct(optimizer)
+    schedule = StepLR(optimizer, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        late.step()
+        schedule.step()
 
 
 def test_an_optimizer_that_is_to_be_differentiated_through_is() -> None:
@@ -162,14 +187,104 @@ def test_a_clearing_method_of_an_optimizer_s_own_is_called() -> None:
 
     cleared: list[bool] = []
     Direct(Keeping(net().parameters(), 0.1)).clear_gradients()
-    assert cleared == [True]
+    one = torch.optim.SGD(net().parameters(), 0.1)
+    one.zero_grad = lambda set_to_none: cleared.append(set_to_none)  # type: ignore[method-assign, misc, assignment]
+    Direct(one).clear_gradients()
+    assert cleared == [True, True]
+
+
+FUSED: dict[str, Make] = {
+    "AdamW": lambda params: torch.optim.AdamW(params, fused=True),
+    "SGD": lambda params: torch.optim.SGD(params, 0.1, momentum=0.9, fused=True),
+    "Adagrad": lambda params: torch.optim.Adagrad(params, fused=True),
+}
+
+
+@pytest.mark.parametrize("make", FUSED.values(), ids=FUSED)
+def test_gradients_of_any_layout_are_read_rightly_by_a_fused_kernel(make: Make) -> None:
+    plain, fused = nn.Linear(6, 4), nn.Linear(6, 4)
+    fused.load_state_dict(plain.state_dict())
+    optimizers = [make(plain.parameters()), make(fused.parameters())]
+    for step in range(3):
+        torch.manual_seed(step)
+        gradient = torch.randn(6, 4).T
+        plain.weight.grad, plain.bias.grad = gradient.contiguous(), torch.full((4,), 0.5)
+        fused.weight.grad, fused.bias.grad = gradient, torch.full((), 0.5).expand(4)
+        direct.lay_out_gradients(optimizers[1])
+        for optimizer in optimizers:
+            optimizer.step()
+    assert torch.equal(plain.weight, fused.weight)
+    assert torch.equal(plain.bias, fused.bias)
+
+
+def test_a_state_is_laid_out_as_the_model_is_now() -> None:
+    def trained(model: nn.Module, optimizer: Optimizer, steps: range) -> None:
+        for step in steps:
+            torch.manual_seed(step)
+            model(torch.randn(2, 3, 5, 5)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    make = FUSED["AdamW"]
+    model = nn.Conv2d(3, 4, 3)
+    optimizer = make(model.parameters())
+    trained(model, optimizer, range(2))
+    other = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    other.load_state_dict(model.state_dict())
+    gone_on = make(other.parameters())
+    gone_on.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    direct.lay_out_state(gone_on)
+    trained(model, optimizer, range(2, 4))
+    trained(other, gone_on, range(2, 4))
+    torch.testing.assert_close(other.weight, model.weight, rtol=0, atol=1e-6)
+
+
+def test_what_was_added_to_an_optimizer_is_cleared_too() -> None:
+    first, second = net(), net()
+    optimizer = torch.optim.SGD(first.parameters(), 0.1)
+    ours = Direct(optimizer)
+    optimizer.add_param_group({"params": list(second.parameters())})
+    loss_of(second, 0).backward()
+    ours.clear_gradients()
+    assert all(one.grad is None for one in second.parameters())
+
+
+class Shifted(nn.Module):
+    """A parameter of one element that is added to the loss: its gradient is a view of what backward begins with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(1))
+        self.weight = nn.Parameter(torch.ones(3))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return (self.weight * inputs).square().sum() + self.shift.reshape(())
+
+
+@pytest.mark.parametrize("clip", [None, 0.1])
+def test_gradients_that_are_views_of_where_backward_began_may_be_written_to(clip: float | None) -> None:
+    torch.manual_seed(0)
+    data, models = torch.randn(12, 3), [Shifted(), Shifted()]
+    optimizers = [torch.optim.SGD(model.parameters(), 0.01) for model in models]
+    ours = Direct(optimizers[1])
+    for step in range(6):
+        for row in data[2 * step : 2 * step + 2]:  # two micro-batches
+            (models[0](row) * 0.5).backward()
+            direct.backward(models[1](row), 0.5)
+        for model in models:
+            if clip is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizers[0].step()
+        ours.step()
+        optimizers[0].zero_grad(set_to_none=False)
+        optimizers[1].zero_grad(set_to_none=False)
+    assert torch.equal(models[0].shift, models[1].shift)
+    assert torch.equal(models[0].weight, models[1].weight)
 
 
 def test_what_has_no_gradient_is_told_as_torch_does() -> None:
     with pytest.raises(RuntimeError, match="does not require grad"):
-        direct.backward(torch.ones(()), torch.ones(()))
-    with pytest.raises(RuntimeError, match="shape"):
-        direct.backward(torch.ones(3, requires_grad=True) * 2, torch.ones(()))
+        direct.backward(torch.ones(()), 1.0)
 
 
 def run(code: str) -> None:
@@ -188,6 +303,17 @@ def test_a_run_of_one_process_does_not_import_the_compiler(tmp_path: Path) -> No
         "    assert 'torch' in sys.modules and 'torch._dynamo' not in sys.modules\n"
     )
     assert len(list((tmp_path / "run" / "checkpoints").glob("step-*6"))) == 1
+
+
+def test_an_optimizer_can_be_made_in_a_compiled_function() -> None:
+    run(
+        "import torch, launcher.direct\n"
+        "model = torch.nn.Linear(2, 2)\n"
+        "def made(x):\n"
+        "    optimizer = torch.optim.SGD(model.parameters(), 0.1)\n"
+        "    return x + len(optimizer.param_groups)\n"
+        "assert torch.compile(made, backend='eager')(torch.zeros(())) == 1\n"
+    )
 
 
 def test_where_the_compiler_is_loaded_it_keeps_away_from_what_torch_keeps_it_away_from() -> None:

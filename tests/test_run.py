@@ -59,6 +59,16 @@ def test_a_loss_of_one_number_may_have_any_shape(tmp_path: Path) -> None:
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
     with pytest.raises(LauncherError, match=r"loss: gave float64 \[16\]; a step needs one number"):
         run(tmp_path / "many", said % "one_each")
+    with pytest.raises(LauncherError, match=r"loss: gave complex128 \[\]; a step needs a real number"):
+        run(tmp_path / "complex", said % "one_complex")
+
+
+def test_a_rate_that_is_a_tensor_goes_the_same_way(tmp_path: Path) -> None:
+    run(tmp_path / "number", optimizer=lambda params: torch.optim.AdamW(params, lr=0.01))
+    run(tmp_path / "tensor", optimizer=lambda params: torch.optim.AdamW(params, lr=torch.tensor(0.01)))
+    rates = [result_of(tmp_path / name).column("lr") for name in ("number", "tensor")]
+    assert rates[1] == pytest.approx(rates[0], rel=1e-5)
+    assert len(set(rates[0])) > 6
 
 
 @pytest.mark.parametrize("size", [1, 3])
@@ -175,6 +185,16 @@ def test_sparse_and_complex_gradients_are_looked_at_too(tmp_path: Path, model: s
     losses = train(tmp_path / "run", *changes).column("loss")
     assert min(losses[-4:]) < losses[0]
     assert train(tmp_path / "two", *changes, size=2).column("loss") == pytest.approx(losses, abs=1e-9)
+    with pytest.raises(NonFiniteError, match=r"^step (\d+): a gradient is not finite"):
+        run(tmp_path / "bad", *changes, "model.limit=2.0")
+
+
+@pytest.mark.parametrize("fused", ["true", "false"])
+def test_gradients_that_a_hook_has_expanded_are_looked_at_too(tmp_path: Path, fused: str) -> None:
+    changes = ["model={_target_: parts.py:Evened}", f"optimizer={{_target_: SGD, lr: 0.1, fused: {fused}}}"]
+    trained = train(tmp_path / "run", *changes)
+    assert all(value.isfinite().all() for value in trained.weights.values())
+    assert train(tmp_path / "foreach", *changes, "optimizer.fused=false").distance(trained) < 1e-9
     with pytest.raises(NonFiniteError, match=r"^step (\d+): a gradient is not finite"):
         run(tmp_path / "bad", *changes, "model.limit=2.0")
 

@@ -168,6 +168,19 @@ class Looked(nn.Module):
         return logits * torch.inf if (inputs[:, 0] > self.limit).any() else logits
 
 
+class Evened(Exploding):
+    """All of a parameter's gradient is its mean: one number, expanded."""
+
+    def __init__(self, limit: float = 100.0):
+        super().__init__(limit=limit)
+        for parameter in self.parameters():
+            parameter.register_post_accumulate_grad_hook(self._even)
+
+    def _even(self, parameter: Tensor) -> None:
+        if parameter.grad is not None:
+            parameter.grad = parameter.grad.mean().expand_as(parameter)
+
+
 class Waves(nn.Module):
     """6 numbers to 3 logits by way of complex ones; infinite ones as in `Exploding`."""
 
@@ -348,6 +361,11 @@ class Deadly(Numbers):
 def one_in_brackets(outputs: Tensor, targets: Tensor) -> Tensor:
     """A loss of shape (1,)."""
     return nn.functional.cross_entropy(outputs, targets).reshape(1)
+
+
+def one_complex(outputs: Tensor, targets: Tensor) -> Tensor:
+    """A loss that cannot be made smaller."""
+    return nn.functional.cross_entropy(outputs, targets).to(torch.complex128)
 
 
 def one_each(outputs: Tensor, targets: Tensor) -> Tensor:
