@@ -29,6 +29,7 @@ from launcher.evaluation import AVERAGED, evaluate
 from launcher.launch.world import World
 from launcher.measures import build_measures
 from launcher.model import Model, build_model
+from launcher.objective import INDEPENDENT
 from launcher.plan import Plan, plan_of
 from launcher.recipe.components import BuildError, Workshop
 from launcher.recipe.document import Path as RecipePath
@@ -222,8 +223,7 @@ def _forward_alone(trainable: Trainable, batch: Any) -> None:
 def _check_loss(recipe: Recipe, value: torch.Tensor) -> None:
     path: RecipePath = ("train", "step") if recipe.train.step is not None else ("loss",)
     if not value.requires_grad:
-        message = "does not depend on the model: no parameter gets a gradient; look for detach(), argmax() or no_grad()"
-        raise RecipeError([_problem(recipe, path, message)])
+        raise RecipeError([_problem(recipe, path, INDEPENDENT)])
     if not torch.isfinite(value).all():
         message = f"is {float(value):g} on the first two samples; look at them, at the model's output, and at the loss"
         raise RecipeError([_problem(recipe, path, message)])

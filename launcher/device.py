@@ -141,7 +141,7 @@ def _deterministic() -> Iterator[None]:
 
 @contextmanager
 def _joined(recipe: schema.Recipe, world: World, on_cpu: bool) -> Iterator[Device]:
-    section = recipe.device
+    section, threads = recipe.device, torch.get_num_threads()
     with gathered(world, section.timeout.amount):
         accelerator = _accelerator(section, on_cpu)
         # what libraries ask Accelerate for later is answered from its state, not from the variables
@@ -154,6 +154,7 @@ def _joined(recipe: schema.Recipe, world: World, on_cpu: bool) -> Iterator[Devic
         _assert_own_gpus(accelerator.device, world, coordinator)
         yield Device(accelerator, world, coordinator, tuple(_notes(section, world)))
     finally:
+        torch.set_num_threads(threads)  # a notebook goes on with its own
         accelerator.end_training()
         if dist.is_initialized():
             dist.destroy_process_group()

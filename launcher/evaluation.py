@@ -134,7 +134,7 @@ class Tally:
         counts = objective.counts(batch.data, batch.samples)
         data = batch.data if device.type == "cpu" else send_to_device(batch.data, device, non_blocking=True)
         if objective.step is not None:
-            result = objective.step(model, data, At())
+            result = objective.stepped(model, data, At())
             values = [one_number(result["loss"], "train.step") * counts[0]]
             outputs, targets = _tuple(result.get("outputs")), _tuple(result.get("targets"))
         else:
@@ -412,7 +412,11 @@ class Evaluation:
         """The value of the metric that decides, in the set that decides."""
         name = best.of if best.of is not None else next(iter(self.sets))
         line = next(line for line in self.lines if line.get("name", "") == name)
-        return float(line[best.metric])
+        value = line[best.metric]
+        if not isinstance(value, int | float):
+            kind = type(value).__name__
+            raise LauncherError(f"evaluate.best: '{best.metric}' is a {kind}, and only a number can be best")
+        return float(value)
 
 
 def _check_counted(tally: Tally, loader: EvaluationLoader) -> None:

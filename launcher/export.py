@@ -38,6 +38,8 @@ def export(path: Path, target: Path) -> str:
     target = target.absolute()
     if target.suffix not in _FORMS:
         raise UsageError(f"--to {target.name}: the suffix says the form; one of: {', '.join(_FORMS)}")
+    if not target.parent.is_dir():
+        raise UsageError(f"--to {target}: there is no folder {target.parent}; make it first")
     if target.exists():
         raise UsageError(f"--to {target}: exists; it is left as it is")
     saved = find_saved(path)

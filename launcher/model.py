@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from launcher import checkpoints
 from launcher.checkpoints import Checkpoint
@@ -66,6 +67,9 @@ def build_model(workshop: Workshop, device: Device) -> Model:
     if not isinstance(bare, nn.Module):
         kind = type(bare).__name__
         raise RecipeError([Problem(where, "model", f"{recipe.model.target} gave a {kind}, not a torch.nn.Module")])
+    if any(is_lazy(parameter) for parameter in bare.parameters()):
+        message = "has lazy modules, whose sizes nobody knows yet: give them sizes, or pass a batch through it once"
+        raise RecipeError([Problem(where, "model", message)])
     if not any(parameter.requires_grad for parameter in bare.parameters()):
         raise RecipeError([Problem(where, "model", "no parameter requires a gradient: there is nothing to train")])
     notes = []

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 import fnmatch
+import inspect
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from launcher.batch import BatchLayout, one_number
+from launcher.batch import BatchLayout, one_number, shapes
 from launcher.errors import LauncherError, Problem, RecipeError
 from launcher.recipe.component import Component
 from launcher.recipe.components import Workshop
@@ -21,6 +22,8 @@ from launcher.recipe.duration import Duration
 from launcher.recipe.fitting import parameters_of
 
 Loss = Callable[..., torch.Tensor]
+
+INDEPENDENT = "does not depend on the model: no parameter gets a gradient; look for detach(), argmax() or no_grad()"
 
 
 @dataclass
@@ -51,7 +54,7 @@ class Term:
     @property
     def key(self) -> str:
         """Where the recipe names it."""
-        return f"loss.{self.name}" if self.name else "loss"
+        return loss_key(self.name)
 
     def settle(self, targets: Sequence[Any]) -> None:
         """Decides, from the first targets, what the mean is over where the recipe does not say."""
@@ -86,6 +89,11 @@ def _elements(function: Any, target: torch.Tensor) -> float:
     return float(kept.numel()) if weight is None else float(weight.detach().cpu()[kept].double().sum())
 
 
+def loss_key(name: str) -> str:
+    """Where the recipe names a loss: the only one has no name."""
+    return f"loss.{name}" if name else "loss"
+
+
 class Objective:
     """The loss of a step: a weighted sum of terms, each a mean over its own count.
 
@@ -112,9 +120,26 @@ class Objective:
 
     @property
     def modules(self) -> dict[str, nn.Module]:
-        """Losses that have parameters of their own, by name."""
+        """Losses that have parameters of their own to train, by name."""
         named = {term.name: term.function for term in self.terms}
-        return {name: one for name, one in named.items() if isinstance(one, nn.Module) and any(one.parameters())}
+        return {
+            name: one
+            for name, one in named.items()
+            if isinstance(one, nn.Module) and any(parameter.requires_grad for parameter in one.parameters())
+        }
+
+    def stepped(self, model: nn.Module, batch: Any, at: Any) -> dict[str, Any]:
+        """What the user's step function gives.
+
+        Raises:
+            LauncherError: It is no mapping, or has no loss.
+        """
+        assert self.step is not None
+        result = self.step(model, batch, at)
+        if not isinstance(result, Mapping) or "loss" not in result:
+            given = ", ".join(map(repr, result)) or "nothing" if isinstance(result, Mapping) else shapes(result)
+            raise LauncherError(f"train.step: gave {given}; return a mapping with the loss, {{'loss': …}}")
+        return dict(result)
 
     def to(self, device: torch.device) -> None:
         """Moves the losses: class weights are buffers."""
@@ -238,35 +263,57 @@ def _check_reduction(workshop: Workshop, component: Component, reduction: Any) -
 # ---------------------------------------------------------------------- optimizer
 
 
-def build_optimizer(workshop: Workshop, modules: Sequence[nn.Module]) -> torch.optim.Optimizer:
+def build_optimizer(workshop: Workshop, model: nn.Module, losses: Mapping[str, nn.Module]) -> torch.optim.Optimizer:
     """The recipe's optimizer over all parameters that require a gradient.
 
     Args:
         workshop: Builds the component.
-        modules: The model, and losses with parameters of their own.
+        model: The bare module.
+        losses: Those with parameters of their own, by name: the parameter `scale` of one is `loss.NAME.scale`.
 
     Raises:
-        RecipeError: A pattern of `_groups_` matches no parameter, or what came out is no optimizer.
+        RecipeError: A pattern of `_groups_` matches no parameter, or what came out is no optimizer of these.
     """
     section = workshop.recipe.optimizer
-    named = {
-        name: parameter
-        for module in modules
-        for name, parameter in module.named_parameters()
-        if parameter.requires_grad
-    }
+    named = dict(_trained("", model))
+    for name, loss in losses.items():
+        named |= {key: one for key, one in _trained(f"{loss_key(name)}.", loss) if not _is_among(one, named.values())}
     groups = section.options.get("_groups_")
     params = _groups(workshop, section, groups, named) if groups else list(named.values())
-    if section.given is not None:
-        given = section.given
-        optimizer = given if isinstance(given, torch.optim.Optimizer) else given(params)
-    else:
-        chosen = {"fused": True} if _fuses(workshop, modules, named.values()) else {}
+    if section.given is None:
+        chosen = {"fused": True} if _fuses(workshop, [model, *losses.values()], named.values()) else {}
         optimizer = workshop.build(section, params=params, **chosen)
+    elif callable(section.given):
+        optimizer = section.given(params)
+    else:
+        optimizer = section.given
+    if unfit := _unfit(optimizer, section.target, named.values()):
+        raise RecipeError([Problem(str(section.origin), "optimizer", unfit)])
+    return optimizer  # type: ignore[no-any-return]
+
+
+def _trained(prefix: str, module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return ((prefix + name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad)
+
+
+def _is_among(parameter: nn.Parameter, others: Iterable[nn.Parameter]) -> bool:
+    return any(parameter is other for other in others)
+
+
+def _unfit(optimizer: Any, target: str, parameters: Iterable[nn.Parameter]) -> str | None:
+    """Why something cannot be the run's optimizer."""
     if not isinstance(optimizer, torch.optim.Optimizer):
-        message = f"{section.target} gave a {type(optimizer).__name__}, not a torch.optim.Optimizer"
-        raise RecipeError([Problem(str(section.origin), "optimizer", message)])
-    return optimizer
+        return f"{target} gave a {type(optimizer).__name__}, not a torch.optim.Optimizer"
+    own = [one for group in optimizer.param_groups for one in group["params"]]
+    if not any(_is_among(parameter, own) for parameter in parameters):
+        return "has none of this model's parameters; hand in its class, or a function of the parameters"
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        return (
+            f"{type(optimizer).__name__} wants to call the loss itself, several times a step, which this loop does not "
+            "do; take another"
+        )
+    return None
 
 
 _HOW_TO_STEP = ("fused", "foreach", "capturable", "differentiable")  # a recipe that says one of them has chosen

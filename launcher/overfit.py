@@ -46,7 +46,8 @@ def overfit(recipe: Recipe, world: World, options: Options, say: Callable[[str],
         for number in range(STEPS):
             seed_step(recipe.seed, number, world.rank, device.is_gpu)
             last = _loss(train_step(trainable, step, horizon.at(number)), trainable)
-            trainable.schedule.advance(number + 1)
+            if horizon.total_steps is None or number + 1 < horizon.total_steps:  # a schedule may end with the run
+                trainable.schedule.advance(number + 1)
             first = last if number == 0 else first
             if number % 20 == 0 or number == STEPS - 1:
                 say(f"step {number + 1:>3}/{STEPS}  loss {last:.4g}")

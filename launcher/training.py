@@ -29,7 +29,7 @@ from launcher.errors import LauncherError, Problem, RecipeError
 from launcher.evaluation import At, Evaluation
 from launcher.launch import progress
 from launcher.model import Model, wrap
-from launcher.objective import Objective, Schedule, build_objective, build_optimizer, build_schedule
+from launcher.objective import INDEPENDENT, Objective, Schedule, build_objective, build_optimizer, build_schedule
 from launcher.recipe.components import Workshop
 from launcher.recipe.schema import LINE_KEYS
 from launcher.tracking import Tracking
@@ -206,6 +206,7 @@ class Guard:
         self._are_plain = True  # until torch's kernel refuses some: sparse or complex ones
         self.skipped_in_a_row = 0
         self.skipped = 0
+        self._told = 0
 
     def allows(self, step: int) -> bool:
         """Whether the update of this step may be made.
@@ -261,6 +262,13 @@ class Guard:
                 "lower optimizer.lr, or set train.clip_grad_norm"
             )
 
+    def news(self) -> str | None:
+        """What was skipped since this was asked last; not under fp16, which skips while it finds its scale."""
+        skipped, self._told = self.skipped - self._told, self.skipped
+        if not skipped or self._trainable.scaler is not None:
+            return None
+        return f"{skipped} update{'s' * (skipped > 1)} skipped: gradients were not finite ({self.skipped} so far)"
+
     def check(self) -> None:
         """Before anything is kept: raises if a step since the start was bad.
 
@@ -315,12 +323,14 @@ def build_trainable(workshop: Workshop, model: Model, device: Device, data: Data
     for term in objective.terms:
         term.wrapped = losses.get(term.name)
     objective.to(device.torch_device)
-    optimizer = build_optimizer(workshop, [model.bare, *objective.modules.values()])
+    optimizer = build_optimizer(workshop, model.bare, objective.modules)
     schedule = build_schedule(workshop, optimizer, steps_per_epoch, total)
     skips = section.non_finite == "skip"
     average = Average(model.bare, section.ema) if section.ema is not None else None
     clip = section.clip_grad_norm
-    return Trainable(model, objective, optimizer, schedule, device, losses, clip, skips, average), horizon
+    trainable = Trainable(model, objective, optimizer, schedule, device, losses, clip, skips, average)
+    trainable.direct.clear_gradients()  # a model that was handed in may have some, of a trial by hand
+    return trainable, horizon
 
 
 # ---------------------------------------------------------------------- one step
@@ -384,7 +394,7 @@ def forward(
     objective, layout = trainable.objective, trainable.objective.layout
     data = batch.data
     if objective.step is not None:
-        result = dict(objective.step(trainable.model.wrapped, data, at))
+        result = objective.stepped(trainable.model.wrapped, data, at)
         loss = one_number(result.pop("loss"), "train.step")
         return loss, scales[0], _scalars({key: one for key, one in result.items() if key not in _NO_SCALARS})
     args, kwargs, targets = layout.split(data)
@@ -413,7 +423,13 @@ def _scalars(given: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def backward(trainable: Trainable, value: torch.Tensor, factor: float) -> None:
-    """Adds this micro-batch's gradients, times `factor`."""
+    """Adds this micro-batch's gradients, times `factor`.
+
+    Raises:
+        LauncherError: There are none.
+    """
+    if not value.requires_grad:
+        raise LauncherError(f"{'loss' if trainable.objective.step is None else 'train.step'}: {INDEPENDENT}")
     if trainable.scaler is not None:
         trainable.scaler.scale(value * factor).backward()
     else:
@@ -749,7 +765,7 @@ def train(trainable: Trainable, data: Data, horizon: Horizon, session: Session) 
         faults.point("step", done, session.folder)
         saving.check()
         if due(done, periods.track_steps):
-            _track(meter.cut(done, horizon.epoch(done), rate), session.tracking, done)
+            _track(meter.cut(done, horizon.epoch(done), rate), trainable.guard, session.tracking, done)
         agreed = agreement.after(done, clocks.wishes(session.stopping()))
         if due(done, periods.evaluate_steps) or agreed.evaluate:
             settle(done, rate)
@@ -809,13 +825,15 @@ def warm_up(trainable: Trainable, data: Data) -> None:
             buffer.copy_(buffers[name])
 
 
-def _track(lines: Sequence[dict[str, Any]], tracking: Tracking, step: int) -> None:
+def _track(lines: Sequence[dict[str, Any]], guard: Guard, tracking: Tracking, step: int) -> None:
     for line in lines:
         tracking.log(line)
+    if skipped := guard.news():
+        tracking.warn(f"step {step}: {skipped}")
     tracking.progress(step)
 
 
 def _settle(meter: Meter, trainable: Trainable, tracking: Tracking, horizon: Horizon, step: int, rate: float) -> None:
     """Before anything is kept: no bad step is behind us, and all lines are written."""
     trainable.guard.check()
-    _track(meter.cut(step, horizon.epoch(step), rate) + meter.flush(), tracking, step)
+    _track(meter.cut(step, horizon.epoch(step), rate) + meter.flush(), trainable.guard, tracking, step)

@@ -76,6 +76,7 @@ def test_what_cannot_be_exported_is_said(tmp_path: Path, run: Path, capsys: pyte
     cases = {
         (str(run), "model.onnx"): "the suffix says the form; one of: .safetensors, .pth, .pt2",
         (str(run / "model_weights.pth"), "model.pth"): "exists; it is left as it is",
+        (str(run), "nowhere/new.pth"): "there is no folder",
         (str(tmp_path), "new.pth"): "neither a run's folder nor a checkpoint in one",
     }
     (tmp_path / "model.pth").write_text("mine")

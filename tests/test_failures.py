@@ -20,8 +20,9 @@ import psutil
 import pytest
 import torch
 from torch import nn
-from worlds import Command, in_world, train, train_here
+from worlds import TINY, Command, in_world, train, train_here
 
+import launcher
 from launcher.device import check_device, check_gpus, check_kind
 from launcher.errors import LauncherError
 from launcher.launch.failure import Failure, Frame, Notes, first_of, folded, hint_for, of_exception, of_exit, of_stack
@@ -236,6 +237,20 @@ def test_the_first_failure_is_reported_and_nothing_is_left_running(tmp_path: Pat
     if accident not in ("unused", "worker"):  # workers read ahead: nobody knows in which step it is found
         assert failure["checkpoint"].endswith("step-00000002")
         assert "go on      launcher resume " in done.report
+
+
+def test_an_exception_in_a_loader_worker_is_told_as_one_in_the_process_is(tmp_path: Path) -> None:
+    told = []
+    for workers in (0, 1):
+        said = ("data.train={_target_: parts.py:Broken}", f"data.workers={workers}", "launch.threads=1")
+        error = caught(lambda said=said: launcher.train(TINY, *said, run_dir=tmp_path / str(said), cpu=True))
+        told.append(of_exception(error).what)
+    assert told[0] == told[1] == "ZeroDivisionError: row 3 is broken\nin data.train (Broken), rank 0, sample 3"
+
+
+def test_debugging_several_processes_ends_well(tmp_path: Path) -> None:
+    done = Command(tmp_path, "train", str(TINY), "--cpu", "--processes", "2", "--debug", "--run-dir", "run").wait()
+    assert done.code == 0, done.screen
 
 
 def test_a_mistake_that_only_one_rank_finds_is_said_with_its_rank(tmp_path: Path) -> None:

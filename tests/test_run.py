@@ -63,6 +63,36 @@ def test_a_loss_of_one_number_may_have_any_shape(tmp_path: Path) -> None:
         run(tmp_path / "complex", said % "one_complex")
 
 
+def test_every_parameter_of_every_loss_is_trained(tmp_path: Path) -> None:
+    terms = "{kept: {_target_: parts.py:Scaled}, b: {_target_: parts.py:Scaled}, c: {_target_: parts.py:Shifted}}"
+    groups = "optimizer._groups_={'loss.kept.*': {lr: 0}}"
+    folder = train(tmp_path / "run", f"loss={terms}", groups, remove=("loss",)).folder
+    path = folder / "checkpoints" / "step-00000012" / "training.pt"
+    losses = torch.load(path, weights_only=True)["losses"]
+    assert losses["kept"]["scale"] == 1
+    assert losses["b"]["scale"] != 1
+    assert (losses["c"]["shift"] != 0).all()
+
+
+def test_gradients_of_a_trial_by_hand_are_no_part_of_the_first_step(tmp_path: Path) -> None:
+    clean, tried = Net(), Net()
+    tried.load_state_dict(clean.state_dict())
+    (tried(Numbers(4, 0).inputs).sum() * 1e6).backward()
+    weights = [
+        run(tmp_path / name, model=model).model.state_dict() for name, model in (("clean", clean), ("tried", tried))
+    ]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_an_optimizer_that_cannot_be_the_run_s_is_refused(tmp_path: Path) -> None:
+    for optimizer, message in (
+        (torch.optim.SGD(Net().parameters(), 0.1), "has none of this model's parameters"),
+        ("Adam", "gave a str, not a torch.optim.Optimizer"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            run(tmp_path / "run", optimizer=optimizer)
+
+
 def test_a_rate_that_is_a_tensor_goes_the_same_way(tmp_path: Path) -> None:
     run(tmp_path / "number", optimizer=lambda params: torch.optim.AdamW(params, lr=0.01))
     run(tmp_path / "tensor", optimizer=lambda params: torch.optim.AdamW(params, lr=torch.tensor(0.01)))
@@ -199,9 +229,11 @@ def test_gradients_that_a_hook_has_expanded_are_looked_at_too(tmp_path: Path, fu
         run(tmp_path / "bad", *changes, "model.limit=2.0")
 
 
-def test_gradients_that_are_not_finite_can_be_skipped(tmp_path: Path) -> None:
+def test_gradients_that_are_not_finite_can_be_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     changes = ["model={_target_: parts.py:Exploding, limit: 2.0}", "train.non_finite=skip"]
     one, two = train(tmp_path / "one", *changes), train(tmp_path / "two", *changes, size=2)
+    launcher.train(TINY, *changes, "launch.threads=1", run_dir=tmp_path / "said", cpu=True)
+    assert "1 update skipped: gradients were not finite (1 so far)" in "".join(capsys.readouterr())
     assert any(math.isnan(loss) or math.isinf(loss) for loss in map(float, one.column("loss")))
     assert all(value.isfinite().all() for value in one.weights.values())
     assert two.distance(one) < 1e-9
@@ -371,6 +403,18 @@ def test_an_object_goes_into_a_section_that_is_not_there(tmp_path: Path, data: s
         (["optimizer._groups_={'*.bios': {lr: 1}}"], r"no parameter is named like '\*\.bios'"),
         (["scheduler={_target_: OneCycleLR, max_lr: 1, total_steps: 10, _warmup_: 2 steps}"], "warms up by itself"),
         (["model={_target_: Dropout}"], "there is nothing to train"),
+        (["model={_target_: LazyLinear, out_features: 3}"], "model: has lazy modules, whose sizes nobody knows yet"),
+        (["optimizer={_target_: LBFGS}"], "optimizer: LBFGS wants to call the loss itself, several times a step"),
+        (["loss={_target_: parts.py:nothing_of, _partial_: true}"], "loss: does not depend on the model: no parameter"),
+        (["data.weights={_ref_: parts.py:weights_of_none}"], "data.weights: TypeError: weights_of_none"),
+        (
+            [
+                *EVALUATED,
+                "evaluate.metrics={each: {_ref_: parts.py:each_output}}",
+                "evaluate.best={metric: each, mode: max}",
+            ],
+            "evaluate.best: 'each' is a list, and only a number can be best",
+        ),
         (["optimizer.lrr=1"], "AdamW takes no 'lrr'; did you mean 'lr'\\?"),
         (["optimizer.params=[]"], "'params' is handed in by the run; remove it"),
         (["loss._per_=batch", "data.micro_batch_size=8"], "_per_: batch needs a rank's whole share at once"),

@@ -113,6 +113,15 @@ def test_one_batch_is_learned_by_heart_or_not(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_one_batch_may_take_more_steps_than_a_schedule_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    schedule = "scheduler={_target_: OneCycleLR, max_lr: 0.1, total_steps: '${scheduler.steps}'}"
+    assert main(["train", str(TINY), "launch.threads=1", schedule, "--cpu", "--one-batch"]) == EXIT_DONE
+    assert "learned" in capsys.readouterr().out
+
+
 def test_profiled_steps_leave_a_trace_and_a_table_and_train_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from worlds import TINY, Command, Trained, train
+from worlds import TINY, Command, Trained, result_of, train
 
 import launcher
 
@@ -87,6 +87,11 @@ def test_asked_to_stop_it_saves_ends_with_75_and_goes_on(
     assert 0 < status["step"] < 60
     assert (tmp_path / "run" / "checkpoints" / f"step-{status['step']:08d}").is_dir()
     assert [(tmp_path / f"steps-{rank}").read_text() for rank in range(2)] == [str(status["step"])] * 2
+    if target == "launcher":  # on as many processes as were asked for then
+        done = Command(tmp_path, "resume", "run").wait()
+        assert (done.code, "world      2 processes" in done.screen) == (0, True), done.screen
+        assert result_of(tmp_path / "run").distance(undisturbed) == 0
+        return
     monkeypatch.chdir(tmp_path)
     assert train(tmp_path / "run", *PACED, size=2).distance(undisturbed) == 0
 

@@ -86,6 +86,7 @@ CASES = {
     ],
     "the model's own loss": ["model._target_=parts.py:OwnLoss", "loss=model", "batch={inputs: {inputs: 0, labels: 1}}"],
     "a loss with a parameter": ["loss={_target_: parts.py:Scaled}"],
+    "losses with parameters": ["loss={a: {_target_: parts.py:Scaled}, b: {_target_: parts.py:Shifted, _weight_: 0.3}}"],
     "mappings, two losses": [
         "data.train._target_=parts.py:Named",
         "model._target_=parts.py:TwoInputs",
@@ -115,6 +116,8 @@ def test_what_a_recipe_can_say_is_the_same_on_three_ranks(tmp_path: Path, case: 
     ("step", "message"),
     [
         ("step_called_lr", "train.step: a line of metrics.jsonl means something else by 'lr'; rename it"),
+        ("step_of_a_tensor", "train.step: gave float64 []; return a mapping with the loss, {'loss': …}"),
+        ("step_without_loss", "train.step: gave 'los'; return a mapping with the loss, {'loss': …}"),
         ("step_of_many", "train.step: 'each' is a Tensor; only single numbers can be logged"),
         (
             "step_of_moods",

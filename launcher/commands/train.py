@@ -168,8 +168,9 @@ def _flags(options: argparse.Namespace) -> list[str]:
 
 def _train_here(options: argparse.Namespace, arguments: Sequence[str], world: World) -> int:
     if options.debug:
-        # read when CUDA and the process group begin: before torch does anything
-        os.environ.update(CUDA_LAUNCH_BLOCKING="1", TORCH_DISTRIBUTED_DEBUG="DETAIL", TORCH_SHOW_CPP_STACKTRACES="1")
+        # read when CUDA and the process group begin: before torch does anything. Not DETAIL: with it DDP over gloo dies
+        # of SIGSEGV (torch 2.13)
+        os.environ.update(CUDA_LAUNCH_BLOCKING="1", TORCH_DISTRIBUTED_DEBUG="INFO", TORCH_SHOW_CPP_STACKTRACES="1")
     if options.pdb and world.size > 1:
         raise UsageError("--pdb: a debugger has one terminal for one process; add --processes 1")
     from launcher.postmortem import post_mortem, watched
@@ -232,6 +233,7 @@ def _how(options: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any
         "remove": list(options.remove),
         "allow": list(options.allow),
         "cpu": options.cpu,
+        "asked_processes": options.processes,  # beside how many there were
     }
 
 
@@ -260,6 +262,7 @@ def _resubmitted(folder: Path, options: argparse.Namespace) -> bool:
 
 
 def _resume(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    from launcher.launch.world import World
     from launcher.runs.folder import ENVIRONMENT_FILE, read_json
 
     folder = Path(options.run_dir).absolute()
@@ -279,4 +282,7 @@ def _resume(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     options.recipe, options.remove, options.allow = how["recipe"], how["remove"], how["allow"]
     options.overrides = [*how["overrides"], *options.overrides]
     options.cpu = options.cpu or how["cpu"]
+    world = World.from_environ()
+    if world.supervisor is not None or not world.is_launched:  # else torchrun or srun has said how many
+        options.processes = options.processes or how.get("asked_processes")
     return _train(options, ["resume", str(folder), *arguments[2:]] if arguments[:1] == ["resume"] else arguments)

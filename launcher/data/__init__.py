@@ -308,7 +308,10 @@ def _weights(
         return None
     if isinstance(section, Component):
         function: Callable[..., Any] | Any = workshop.build(section)
-        found = function(dataset) if callable(function) else function
+        try:
+            found = function(dataset) if callable(function) else function
+        except Exception as error:
+            raise wrong(document, "data.weights", f"{type(error).__name__}: {error}") from error
     else:
         found = _array_in(document.folder / Path(section).expanduser(), document)
     try:

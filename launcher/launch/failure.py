@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import platform
@@ -202,17 +203,19 @@ _TRACEBACK_LINE = re.compile(r'^ *File "(?P<file>.+?)", line (?P<line>\d+),? in 
 
 
 def _in_worker(text: str) -> tuple[list[Frame], str] | None:
-    """Frames and last line of the traceback that torch puts into the message of a loader worker's exception."""
+    """Frames and words of the traceback that torch puts into the message of a loader worker's exception."""
     _, found, inner = text.partition("Original Traceback (most recent call last):\n")
     if not found:
         return None
     lines = inner.rstrip().splitlines()
-    frames = []
+    frames, last = [], 0
     for number, line in enumerate(lines):
         if match := _TRACEBACK_LINE.match(line):
+            last = number
             code = lines[number + 1].strip() if number + 1 < len(lines) else ""
             frames.append(_frame(match["file"], int(match["line"]), match["function"], code))
-    return frames, next((line for line in reversed(lines) if line and line[0] != " "), "")
+    said = itertools.dropwhile(lambda line: line.startswith(" "), lines[last + 1 :])  # below the last frame's code
+    return frames, "\n".join(said)
 
 
 def _crash_frames(stacks: str) -> Iterator[Frame]:

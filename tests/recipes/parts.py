@@ -143,6 +143,17 @@ class Scaled(nn.Module):
         return nn.functional.cross_entropy(outputs * self.scale, targets)
 
 
+class Shifted(nn.Module):
+    """A loss with several parameters, which are all zero at first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(3, dtype=torch.float64))
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(outputs + self.shift, targets)
+
+
 class Exploding(Net):
     """Its gradients are infinite where a row's first number is above a limit."""
 
@@ -210,6 +221,16 @@ def step(model: nn.Module, batch: tuple[Tensor, Tensor], at: Any) -> Mapping[str
 def step_called_lr(model: nn.Module, batch: tuple[Tensor, Tensor], at: Any) -> Mapping[str, Any]:
     """A step function with a scalar whose name is taken."""
     return {**step(model, batch, at), "lr": 1.0}
+
+
+def step_of_a_tensor(model: nn.Module, batch: tuple[Tensor, Tensor], at: Any) -> Any:
+    """A step function that gives the loss alone."""
+    return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+
+def step_without_loss(model: nn.Module, batch: tuple[Tensor, Tensor], at: Any) -> Mapping[str, Any]:
+    """A step function with a slip."""
+    return {"los": nn.functional.cross_entropy(model(batch[0]), batch[1])}
 
 
 def step_of_many(model: nn.Module, batch: tuple[Tensor, Tensor], at: Any) -> Mapping[str, Any]:
@@ -361,6 +382,21 @@ class Deadly(Numbers):
 def one_in_brackets(outputs: Tensor, targets: Tensor) -> Tensor:
     """A loss of shape (1,)."""
     return nn.functional.cross_entropy(outputs, targets).reshape(1)
+
+
+def nothing_of(outputs: Tensor, targets: Tensor) -> Tensor:
+    """A loss that no parameter has a part in."""
+    return outputs.detach().mean()
+
+
+def weights_of_none() -> list[float]:
+    """It gets the data set, but takes nothing."""
+    return []
+
+
+def each_output(outputs: Tensor, targets: Tensor) -> Tensor:
+    """A metric that is many numbers."""
+    return outputs.mean(1)
 
 
 def one_complex(outputs: Tensor, targets: Tensor) -> Tensor:
