@@ -287,7 +287,7 @@ def build_optimizer(workshop: Workshop, model: nn.Module, losses: Mapping[str, n
         optimizer = section.given(params)
     else:
         optimizer = section.given
-    if unfit := _unfit(optimizer, section.target, named.values()):
+    if unfit := _unfit(optimizer, section.target, named.values(), made=optimizer is not section.given):
         raise RecipeError([Problem(str(section.origin), "optimizer", unfit)])
     return optimizer  # type: ignore[no-any-return]
 
@@ -300,12 +300,12 @@ def _is_among(parameter: nn.Parameter, others: Iterable[nn.Parameter]) -> bool:
     return any(parameter is other for other in others)
 
 
-def _unfit(optimizer: Any, target: str, parameters: Iterable[nn.Parameter]) -> str | None:
-    """Why something cannot be the run's optimizer."""
+def _unfit(optimizer: Any, target: str, parameters: Iterable[nn.Parameter], made: bool) -> str | None:
+    """Why something cannot be the run's optimizer; one that was not made here may be another model's."""
     if not isinstance(optimizer, torch.optim.Optimizer):
         return f"{target} gave a {type(optimizer).__name__}, not a torch.optim.Optimizer"
     own = [one for group in optimizer.param_groups for one in group["params"]]
-    if not any(_is_among(parameter, own) for parameter in parameters):
+    if not made and not any(_is_among(parameter, own) for parameter in parameters):
         return "has none of this model's parameters; hand in its class, or a function of the parameters"
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
