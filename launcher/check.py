@@ -26,6 +26,7 @@ from launcher.device import open_device, seed_everything
 from launcher.doubts import doubts_of
 from launcher.errors import LauncherError, Problem, RecipeError, UsageError
 from launcher.evaluation import AVERAGED, evaluate
+from launcher.judge import value_of
 from launcher.launch.world import World
 from launcher.measures import build_measures
 from launcher.model import Model, build_model
@@ -303,13 +304,8 @@ def _check_best(recipe: Recipe, scores: Mapping[str, Any]) -> None:
         return
     if recipe.train.ema is not None:
         scores = {**scores, **{AVERAGED + key: value for key, value in scores.items()}}
-    path = ("evaluate", "best", "metric")
-    if best.metric not in scores:
-        message = f"'{best.metric}' gives several numbers; name one of: {', '.join(scores)}"
-        raise RecipeError([_problem(recipe, path, message)])
-    if not isinstance(scores[best.metric], int | float):
-        message = f"'{best.metric}' gives a list, and only one number can be the best; average it (average: macro)"
-        raise RecipeError([_problem(recipe, path, message)])
+    with _stage(recipe, ("evaluate", "best", "metric"), ""):
+        value_of(best, scores)
 
 
 def _short(value: Any) -> str:

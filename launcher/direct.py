@@ -85,20 +85,21 @@ def lay_out_gradients(optimizer: Optimizer) -> None:
             for parameter in group["params"]:
                 gradient = parameter.grad
                 if gradient is not None and gradient.stride() != parameter.stride():
-                    parameter.grad = laid_out(gradient, parameter)
+                    parameter.grad = _laid_out(gradient, parameter)
 
 
 def lay_out_state(optimizer: Optimizer) -> None:
     """The same of what an optimizer keeps: a checkpoint may be of a model with another memory format."""
     for parameter, kept in optimizer.state.items():
         for name, value in kept.items():
-            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
-                kept[name] = laid_out(value, parameter)
+            is_like_it = isinstance(value, torch.Tensor) and value.shape == parameter.shape
+            if is_like_it and value.stride() != parameter.stride():
+                kept[name] = _laid_out(value, parameter)
 
 
-def laid_out(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """A tensor with the strides of another of its shape."""
-    return tensor if tensor.stride() == like.stride() else torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
+def _laid_out(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A copy with the strides of another tensor of its shape."""
+    return torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
 
 
 def _made_by(decorator: str, place: Any) -> CodeType | None:

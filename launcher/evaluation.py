@@ -23,7 +23,7 @@ from launcher.data.loaders import EvaluationLoader, MicroBatch
 from launcher.data.streams import StreamEvaluationLoader
 from launcher.device import Device
 from launcher.errors import LauncherError
-from launcher.judge import Judge
+from launcher.judge import Judge, value_of
 from launcher.model import Model
 from launcher.objective import Objective
 from launcher.recipe import schema
@@ -135,7 +135,7 @@ class Tally:
         data = batch.data if device.type == "cpu" else send_to_device(batch.data, device, non_blocking=True)
         if objective.step is not None:
             result = objective.stepped(model, data, At())
-            values = [one_number(result["loss"], "train.step") * counts[0]]
+            values = [result["loss"] * counts[0]]
             outputs, targets = _tuple(result.get("outputs")), _tuple(result.get("targets"))
         else:
             args, kwargs, targets = layout.split(data)
@@ -412,11 +412,7 @@ class Evaluation:
         """The value of the metric that decides, in the set that decides."""
         name = best.of if best.of is not None else next(iter(self.sets))
         line = next(line for line in self.lines if line.get("name", "") == name)
-        value = line[best.metric]
-        if not isinstance(value, int | float):
-            kind = type(value).__name__
-            raise LauncherError(f"evaluate.best: '{best.metric}' is a {kind}, and only a number can be best")
-        return float(value)
+        return value_of(best, line)
 
 
 def _check_counted(tally: Tally, loader: EvaluationLoader) -> None:

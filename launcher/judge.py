@@ -7,7 +7,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from launcher.errors import LauncherError
 from launcher.recipe import schema
+
+
+def value_of(best: schema.Best, scores: Mapping[str, Any]) -> float:
+    """The metric that decides, among an evaluation's scores or in its line.
+
+    Raises:
+        LauncherError: It is not one number.
+    """
+    if best.metric not in scores:
+        names = ", ".join(name for name in scores if name == "loss" or name not in schema.LINE_KEYS)
+        raise LauncherError(f"evaluate.best.metric: '{best.metric}' gives several numbers; name one of: {names}")
+    value = scores[best.metric]
+    if not isinstance(value, int | float):
+        raise LauncherError(
+            f"evaluate.best.metric: '{best.metric}' gives a list, and only one number can be the best; average it "
+            "(average: macro)"
+        )
+    return float(value)
 
 
 @dataclass

@@ -132,14 +132,14 @@ class Objective:
         """What the user's step function gives.
 
         Raises:
-            LauncherError: It is no mapping, or has no loss.
+            LauncherError: It is no mapping, has no loss, or one that is not one number.
         """
         assert self.step is not None
         result = self.step(model, batch, at)
         if not isinstance(result, Mapping) or "loss" not in result:
             given = ", ".join(map(repr, result)) or "nothing" if isinstance(result, Mapping) else shapes(result)
             raise LauncherError(f"train.step: gave {given}; return a mapping with the loss, {{'loss': …}}")
-        return dict(result)
+        return {**result, "loss": one_number(result["loss"], "train.step")}
 
     def to(self, device: torch.device) -> None:
         """Moves the losses: class weights are buffers."""

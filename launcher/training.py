@@ -18,13 +18,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from launcher import direct, faults
 from launcher.averages import Average
-from launcher.batch import one_number
 from launcher.coordination import Agreement, Coordinator, Pending, Requests
 from launcher.data import Data, MicroBatch
 from launcher.data.permutation import mix
 from launcher.data.transfer import on_device
 from launcher.device import Device
-from launcher.direct import Direct
 from launcher.errors import LauncherError, Problem, RecipeError
 from launcher.evaluation import At, Evaluation
 from launcher.launch import progress
@@ -95,7 +93,7 @@ class Trainable:
     average: Average | None = None
 
     def __post_init__(self) -> None:
-        self.direct = Direct(self.optimizer)
+        self.direct = direct.Direct(self.optimizer)
         self.guard = Guard(self)
         self.scaler = self.device.accelerator.scaler
 
@@ -395,8 +393,11 @@ def forward(
     data = batch.data
     if objective.step is not None:
         result = objective.stepped(trainable.model.wrapped, data, at)
-        loss = one_number(result.pop("loss"), "train.step")
-        return loss, scales[0], _scalars({key: one for key, one in result.items() if key not in _NO_SCALARS})
+        return (
+            result.pop("loss"),
+            scales[0],
+            _scalars({key: one for key, one in result.items() if key not in _NO_SCALARS}),
+        )
     args, kwargs, targets = layout.split(data)
     result = trainable.model.wrapped(*args, **kwargs)
     if not objective.terms:
@@ -819,7 +820,7 @@ def warm_up(trainable: Trainable, data: Data) -> None:
     step = next(on_device(steps, trainable.device.torch_device))
     value, factor, _ = forward(trainable, step.batches[-1], step.scales[-1], At())
     backward(trainable, value, factor)
-    trainable.optimizer.zero_grad(set_to_none=True)
+    trainable.direct.clear_gradients()
     with torch.no_grad():
         for name, buffer in trainable.model.bare.named_buffers():
             buffer.copy_(buffers[name])

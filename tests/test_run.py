@@ -413,7 +413,7 @@ def test_an_object_goes_into_a_section_that_is_not_there(tmp_path: Path, data: s
                 "evaluate.metrics={each: {_ref_: parts.py:each_output}}",
                 "evaluate.best={metric: each, mode: max}",
             ],
-            "evaluate.best: 'each' is a list, and only a number can be best",
+            "evaluate.best.metric: 'each' gives a list, and only one number can be the best; average it",
         ),
         (["optimizer.lrr=1"], "AdamW takes no 'lrr'; did you mean 'lr'\\?"),
         (["optimizer.params=[]"], "'params' is handed in by the run; remove it"),
