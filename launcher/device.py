@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import shutil
@@ -9,12 +10,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]  # as documented
+from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
 from launcher.coordination import Coordinator
 from launcher.errors import UsageError
@@ -175,8 +180,32 @@ def _accelerator(section: schema.Device, on_cpu: bool) -> Accelerator:
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         dynamo_backend="no",
         step_scheduler_with_optimizer=False,
-        kwargs_handlers=[ddp, InitProcessGroupKwargs(timeout=timedelta(seconds=section.timeout.amount))],
+        kwargs_handlers=[
+            ddp,
+            InitProcessGroupKwargs(init_method=_meeting(), timeout=timedelta(seconds=section.timeout.amount)),
+        ],
     )
+
+
+@cache
+def _meeting() -> str:
+    """A URL that makes torch ask `_meet` for the store of the process group."""
+    register_rendezvous_handler(_SCHEME, _meet)
+    return f"{_SCHEME}://"
+
+
+_SCHEME = "launcher"
+_starts = itertools.count()
+
+
+def _meet(url: str, **options: Any) -> Iterator[tuple[PrefixStore, int, int]]:
+    """The store of `env://`, with keys of this start's own: a script may train twice in the world that torchrun made.
+
+    It outlives the process groups, and what the first one left there (addresses, a wish to stop) would be taken for the
+    second one's.
+    """
+    for store, rank, size in rendezvous(url.replace(_SCHEME, "env", 1), **options):
+        yield PrefixStore(f"{_SCHEME}/{next(_starts)}", store), rank, size
 
 
 def check_device(section: schema.Device, world: World, on_cpu: bool) -> None:

@@ -7,7 +7,6 @@ looks on, a method that was put in) is called as ever, and so is everything wher
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from types import CodeType
 from typing import Any
@@ -143,35 +142,3 @@ def _is_looked_at(optimizer: Optimizer) -> bool:
         or wrappers._global_optimizer_post_hooks
         or torch.autograd.profiler._is_profiler_enabled
     )
-
-
-# ---------------------------------------------------------------------- without the compiler
-
-
-def _spare_the_compiler() -> None:
-    """Lets optimizers be made and saved without importing `torch._dynamo`, which takes as long as torch itself.
-
-    torch keeps these methods from being compiled, and imports its compiler to say so. Where nobody has imported it,
-    nothing is being compiled.
-    """
-    for name in ("add_param_group", "state_dict", "load_state_dict", "zero_grad"):
-        function = getattr(getattr(Optimizer, name), "__wrapped__", None)
-        if function is not None and not hasattr(function, _CACHED):
-            setattr(function, _CACHED, _uncompiled(function))
-
-
-_CACHED = "__dynamo_disable"  # where torch keeps what its compiler has made of a function
-
-
-def _uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    def call(*args: Any, **kwargs: Any) -> Any:
-        if "torch._dynamo" not in sys.modules:
-            return function(*args, **kwargs)
-        disabled = torch._dynamo.disable(function, wrapping=False)  # as torch does
-        setattr(function, _CACHED, disabled)
-        return disabled(*args, **kwargs)
-
-    return call
-
-
-_spare_the_compiler()

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from launcher import checkpoints
+from launcher import checkpoints, uncompiled
 from launcher.checkpoints import Checkpoint
 from launcher.device import Device, seed_everything
 from launcher.errors import LauncherError, Problem, RecipeError, UsageError
@@ -86,7 +86,8 @@ def wrap(module: nn.Module, device: Device, section: schema.Device) -> nn.Module
     """The module under what Accelerate adds (device, autocast, DDP), compiled where asked."""
     bare = module.to(device.torch_device)
     # said, and not left to Accelerate to find out: its looking imports torch.distributed.tensor, a tenth of a start
-    wrapped: nn.Module = device.accelerator.prepare_model(bare, device_placement=True)
+    with uncompiled.ddp():
+        wrapped: nn.Module = device.accelerator.prepare_model(bare, device_placement=True)
     if section.compile:
         mode = section.compile if isinstance(section.compile, str) else "default"
         wrapped = torch.compile(wrapped, mode=mode)  # type: ignore[assignment]  # it is an OptimizedModule

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from launcher import uncompiled
 from launcher.batch import BatchLayout, one_number, shapes
 from launcher.errors import LauncherError, Problem, RecipeError
 from launcher.recipe.component import Component
@@ -274,6 +275,7 @@ def build_optimizer(workshop: Workshop, model: nn.Module, losses: Mapping[str, n
     Raises:
         RecipeError: A pattern of `_groups_` matches no parameter, or what came out is no optimizer of these.
     """
+    uncompiled.optimizers()
     section = workshop.recipe.optimizer
     named = dict(_trained("", model))
     for name, loss in losses.items():

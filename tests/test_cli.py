@@ -86,6 +86,21 @@ def test_every_way_to_two_processes_trains_the_same(tmp_path: Path, expected: Tr
     assert (tmp_path / "run" / "logs" / "rank-1.log").exists()
 
 
+def test_a_script_trains_several_times_in_the_world_that_torchrun_made(tmp_path: Path) -> None:
+    (tmp_path / "sweep.py").write_text(
+        "import launcher\n"
+        "for number, rate in enumerate((0.01, 0.02, 0.02, 0.03)):\n"
+        f"    said = ['launch.threads=1', 'train={{steps: 4}}', f'optimizer.lr={{rate}}']\n"
+        f"    launcher.train({str(TINY)!r}, *said, run_dir=f'runs/{{number}}', cpu=True)\n"
+    )
+    done = shell(command("torchrun"), "--standalone", "--nproc-per-node", "2", "sweep.py", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    runs = [result_of(folder) for folder in sorted((tmp_path / "runs").iterdir())]
+    assert [run.column("lr")[-1] for run in runs] == [0.01, 0.02, 0.02, 0.03]
+    assert [run.column("step")[-1] for run in runs] == [4, 4, 4, 4]
+    assert runs[1].distance(runs[2]) == 0
+
+
 def test_an_accelerate_config_never_beats_the_recipe(tmp_path: Path, expected: Trained) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(

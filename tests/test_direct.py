@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +13,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import StepLR
 from torch.optim.optimizer import register_optimizer_step_post_hook
-from worlds import TINY
 
 from launcher import direct
 from launcher.direct import Direct
@@ -285,46 +281,3 @@ def test_gradients_that_are_views_of_where_backward_began_may_be_written_to(clip
 def test_what_has_no_gradient_is_told_as_torch_does() -> None:
     with pytest.raises(RuntimeError, match="does not require grad"):
         direct.backward(torch.ones(()), 1.0)
-
-
-def run(code: str) -> None:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
-def test_a_run_of_one_process_does_not_import_the_compiler(tmp_path: Path) -> None:
-    command = ["train", str(TINY), "--cpu", "--quiet", "--run-dir", str(tmp_path / "run"), "launch.threads=1"]
-    longer = ["train={steps: 6}", "--allow-changes", "train.steps"]  # from the first one's state
-    run(
-        "import sys\n"
-        "from launcher.cli import main\n"
-        f"for more in (['train={{steps: 4}}'], {longer!r}):\n"
-        f"    assert main([*{command!r}, *more]) == 0\n"
-        "    assert 'torch' in sys.modules and 'torch._dynamo' not in sys.modules\n"
-    )
-    assert len(list((tmp_path / "run" / "checkpoints").glob("step-*6"))) == 1
-
-
-def test_an_optimizer_can_be_made_in_a_compiled_function() -> None:
-    run(
-        "import torch, launcher.direct\n"
-        "model = torch.nn.Linear(2, 2)\n"
-        "def made(x):\n"
-        "    optimizer = torch.optim.SGD(model.parameters(), 0.1)\n"
-        "    return x + len(optimizer.param_groups)\n"
-        "assert torch.compile(made, backend='eager')(torch.zeros(())) == 1\n"
-    )
-
-
-def test_where_the_compiler_is_loaded_it_keeps_away_from_what_torch_keeps_it_away_from() -> None:
-    run(
-        "import torch, launcher.direct\n"
-        "one = torch.optim.SGD(torch.nn.Linear(2, 2).parameters(), 0.1)\n"
-        "function = torch.optim.Optimizer.state_dict.__wrapped__\n"
-        "kept = one.state_dict()\n"
-        "before = function.__dynamo_disable\n"
-        "import torch._dynamo\n"
-        "assert one.state_dict() == kept\n"
-        "assert function.__dynamo_disable is not before\n"
-        "assert function.__dynamo_disable._torchdynamo_disable\n"
-    )

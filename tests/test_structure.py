@@ -30,7 +30,7 @@ LAYERS = (
     ("evaluation",),
     ("objective", "model", "checkpoints", "judge", "measures", "averages", "watch"),
     ("device",),
-    ("data", "batch", "coordination", "direct", "outputs"),
+    ("data", "batch", "coordination", "direct", "outputs", "uncompiled"),
     ("datasets", "models", "templates"),
     ("tracking",),
     ("runs",),

@@ -27,7 +27,7 @@ _context = multiprocessing.get_context("forkserver")
 # imported once: what each process would otherwise spend seconds on
 _context.set_forkserver_preload(
     [
-        *("launcher.run", "torch._dynamo", "torch.distributed.tensor", "torchmetrics.classification"),
+        *("launcher.run", "torch.distributed.tensor", "torchmetrics.classification"),
         *("rich.progress", "jinja2"),
     ]
 )
