@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 from launcher import checkpoints, uncompiled
@@ -88,6 +89,8 @@ def wrap(module: nn.Module, device: Device, section: schema.Device) -> nn.Module
     # said, and not left to Accelerate to find out: its looking imports torch.distributed.tensor, a tenth of a start
     with uncompiled.ddp():
         wrapped: nn.Module = device.accelerator.prepare_model(bare, device_placement=True)
+    if isinstance(wrapped, DistributedDataParallel) and device.memory is not None:
+        device.memory.serve(wrapped)
     if section.compile:
         mode = section.compile if isinstance(section.compile, str) else "default"
         wrapped = torch.compile(wrapped, mode=mode)  # type: ignore[assignment]  # it is an OptimizedModule

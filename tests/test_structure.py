@@ -30,6 +30,7 @@ LAYERS = (
     ("evaluation",),
     ("objective", "model", "checkpoints", "judge", "measures", "averages", "watch"),
     ("device",),
+    ("exchange",),
     ("data", "batch", "coordination", "direct", "outputs", "uncompiled"),
     ("datasets", "models", "templates"),
     ("tracking",),

@@ -229,6 +229,9 @@ class Ddp(Section):
     find_unused_parameters: bool = Field(False, description="For models that leave parameters unused in a step.")
     static_graph: bool = Field(False, description="The same parameters are used in every step.")
     bucket_cap_mb: Positive = Field(25, description="Size of a bucket of gradients, in MiB.")
+    shared_memory: bool = Field(
+        True, description="Up to eight processes on the CPUs of one machine add gradients up in memory that they share."
+    )
 
 
 class Device(Section):
