@@ -97,6 +97,9 @@ CASES = {
     "groups": ["optimizer._groups_={'*.bias': {weight_decay: 0, lr: 0.1}}"],
     "drawn by weight": ["data.weights=parts.py:weights_of"],
     "drop last": ["data.drop_last=true"],
+    "over gloo": ["device.ddp.shared_memory=false"],
+    "a static graph": ["device.ddp.static_graph=true"],
+    "unused parameters": ["model._target_=parts.py:Spared", "device.ddp.find_unused_parameters=true"],
     "sgd with momentum": ["optimizer={_target_: SGD, lr: 0.1, momentum: 0.9}"],
 }
 

@@ -33,7 +33,7 @@ _SIGNALS = {
 # what a rank says whose peer has failed: never the cause
 _AFTERMATH = re.compile(
     r"Connection closed by peer|Connection reset by peer|Connection timed out|No route to host"
-    r"|Connection was likely closed|Broken pipe|Socket closed"
+    r"|Network is unreachable|Connection was likely closed|Broken pipe|Socket closed"
     r"|socket has already been closed|NCCL communicator was aborted|remote process exited|ncclRemoteError"
     r"|Timed out waiting \d+ms|Watchdog caught collective operation timeout|Timeout waiting for key"
     r"|wait timeout after|recvValue failed|sendBytes failed|failed to recv"
@@ -278,7 +278,8 @@ _HINTS: tuple[tuple[str, str], ...] = (
     ),
     (r"No space left on device", "the disk is full: `df -h` shows which"),
     (
-        r"Timed out waiting \d+ms|collective operation timeout|Connection timed out|No route to host",
+        r"Timed out waiting \d+ms|collective operation timeout|Connection timed out|No route to host"
+        r"|Network is unreachable",
         "a rank waited for another longer than device.timeout: the other hangs, or the network is cut; launch.stall "
         "has the stacks of all ranks written down when they stop",
     ),

@@ -132,6 +132,14 @@ class OneNumber(Net):
         return super().forward(inputs)[:, 0]
 
 
+class Spared(Net):
+    """Has parameters that no step uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spare = nn.Linear(6, 3).double()
+
+
 class Scaled(nn.Module):
     """A loss with a parameter of its own."""
 
