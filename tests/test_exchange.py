@@ -47,7 +47,7 @@ def averages(lengths: list[int], dtype: torch.dtype) -> bytes:
         assert isinstance(memory, Memory)
         found = [numbers(rank, length, dtype) for length in lengths]
         for one in found:
-            memory.average(one)
+            memory.add_up(one)
     dist.destroy_process_group()
     return packed(found)
 
@@ -72,7 +72,7 @@ def averages_of_many_rounds() -> list[float]:
             if generator.random() < 0.1:
                 time.sleep(generator.random() * 0.01)  # late, sometimes by more than the others spin
             one = torch.full((1 + 37 * number % 500,), float(number * size + rank))
-            memory.average(one)
+            memory.add_up(one)
             assert one.unique().numel() == 1
             found.append(float(one[0]))
     dist.destroy_process_group()
@@ -129,12 +129,12 @@ def test_ddp_trains_as_it_does_over_gloo(sparse: bool) -> None:
 def waits_for_one_that_ends() -> tuple[str, float]:
     rank, size = here()
     with opened(rank, size) as memory:
-        memory.average(torch.ones(3))
+        memory.add_up(torch.ones(3))
         if rank == 1:
             os.kill(os.getpid(), 9)
         began = time.monotonic()
         with pytest.raises(PeerError) as caught:
-            memory.average(torch.ones(3))
+            memory.add_up(torch.ones(3))
         return str(caught.value), time.monotonic() - began
 
 
@@ -149,7 +149,7 @@ def waits_too_long() -> str:
     with opened(rank, size, seconds=0.2) as memory:
         if rank == 0:
             with pytest.raises(RuntimeError, match="Timed out waiting 200ms for the gradients of rank 1"):
-                memory.average(torch.ones(3))
+                memory.add_up(torch.ones(3))
         dist.barrier()
     dist.destroy_process_group()
     return "over"
@@ -162,7 +162,7 @@ def test_a_rank_that_lives_and_does_not_come_is_given_up_after_the_timeout() -> 
 def has_others() -> str:
     rank, size = here()
     with opened(rank, size) as memory, pytest.raises(RuntimeError) as caught:
-        memory.average(torch.ones(3 + rank))
+        memory.add_up(torch.ones(3 + rank))
     dist.destroy_process_group()
     return str(caught.value)
 
@@ -206,7 +206,7 @@ def test_where_a_rank_has_no_such_memory_none_uses_it(limited: int, limit: int, 
 def names_of_open_files() -> list[str]:
     rank, size = here()
     with opened(rank, size) as memory:
-        memory.average(torch.ones(1))
+        memory.add_up(torch.ones(1))
         dist.barrier()  # rank 0 has taken the name away by now
         found = [os.readlink(entry) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
     dist.destroy_process_group()

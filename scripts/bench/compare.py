@@ -91,7 +91,7 @@ def parse_arguments() -> argparse.Namespace:
         prog="scripts/benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS), help="(mlp cnn gpt)")
-    parser.add_argument("--processes", nargs="+", type=int, default=[1, 2], help="over gloo where several (1 2)")
+    parser.add_argument("--processes", nargs="+", type=int, default=[1, 2], help="(1 2)")
     parser.add_argument("--what", choices=("bare", "full", "both"), default="both")
     parser.add_argument("--contestants", nargs="+", choices=list(PEERS), default=list(PEERS))
     parser.add_argument("--repeat", type=int, default=5, help="turns of each (5)")

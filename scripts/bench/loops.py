@@ -11,6 +11,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -341,11 +342,15 @@ def transformers(workload: Workload, options: argparse.Namespace) -> None:
     )
 
     class SameOptimizer(Trainer):  # type: ignore[misc]
-        """Its own would not decay norms and biases."""
+        """Its own would not decay norms and biases, nor save weights that are shared."""
 
         def create_optimizer(self, *_: Any) -> torch.optim.Optimizer:
             self.optimizer = adamw(self.model, workload)
             return self.optimizer
+
+        def _save(self, output_dir: str, *_: Any, **__: Any) -> None:
+            Path(output_dir).mkdir(exist_ok=True)
+            torch.save(self.model.state_dict(), Path(output_dir, "pytorch_model.bin"))
 
     class InOrder(SameOptimizer):
         def _get_train_sampler(self, *_: Any) -> Any:
