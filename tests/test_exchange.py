@@ -1,4 +1,4 @@
-"""Gradients added up in memory that ranks share: the mean, on every rank alike, and no waiting for the dead."""
+"""Gradients added up in memory that ranks share: the same sum on every rank, and no waiting for the dead."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def numbers(rank: int, length: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(length, generator=torch.Generator().manual_seed(rank), dtype=torch.float64).to(dtype)
 
 
-def averages(lengths: list[int], dtype: torch.dtype) -> bytes:
+def sums(lengths: list[int], dtype: torch.dtype) -> bytes:
     rank, size = here()
     with opened(rank, size) as memory:
         assert isinstance(memory, Memory)
@@ -54,16 +54,16 @@ def averages(lengths: list[int], dtype: torch.dtype) -> bytes:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.complex64], ids=str)
 @pytest.mark.parametrize("size", [2, 3])
-def test_every_rank_gets_the_same_mean(size: int, dtype: torch.dtype) -> None:
+def test_every_rank_gets_the_same_sum(size: int, dtype: torch.dtype) -> None:
     lengths = [1, 2, 1_000, IN_A_SLOT - 1, IN_A_SLOT, IN_A_SLOT + 1, 3 * IN_A_SLOT + 7]
-    results = map(unpacked, in_world(size, averages, lengths, dtype))
+    results = map(unpacked, in_world(size, sums, lengths, dtype))
     for length, *found in zip(lengths, *results, strict=True):
         parts = [numbers(rank, length, dtype) for rank in range(size)]
-        mean = sum(parts[1:], start=parts[0]) / size  # in the order of the ranks
-        assert all(torch.equal(one, mean) for one in found)
+        total = sum(parts[1:], start=parts[0])  # in the order of the ranks
+        assert all(torch.equal(one, total) for one in found)
 
 
-def averages_of_many_rounds() -> list[float]:
+def sums_of_many_rounds() -> list[float]:
     rank, size = here()
     generator = random.Random(rank)
     found = []
@@ -80,8 +80,8 @@ def averages_of_many_rounds() -> list[float]:
 
 
 def test_a_rank_may_be_late_and_nothing_is_mixed_up() -> None:
-    expected = [number * 3 + 1.0 for number in range(400)]
-    assert in_world(3, averages_of_many_rounds) == [expected] * 3
+    expected = [number * 9 + 3.0 for number in range(400)]
+    assert in_world(3, sums_of_many_rounds) == [expected] * 3
 
 
 class Mixed(nn.Module):
