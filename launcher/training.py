@@ -588,7 +588,7 @@ class Meter:
         self._weight, self._samples, self._waited, self._since, self._stepped = 0.0, 0, 0.0, now, None
         if not self._trainable.device.is_gpu:
             self._reduce()
-            if self._coordinator.world_size == 1:
+            if self._reduced[-1][-1].work is None:  # one process, or memory that all share: nothing to wait for
                 ready += self._read()
         return ready
 
