@@ -100,7 +100,7 @@ class Coordinator:
         """Starts adding float64 CPU `numbers` in one dimension over the ranks, in place."""
         if self.memory is None:
             return self._reduce(numbers, dist.ReduceOp.SUM)
-        self.memory.add_up(numbers)  # done sooner than begun over gloo
+        self.memory.add_up(numbers)  # done sooner than over gloo begun
         return Pending(numbers)
 
     def max(self, numbers: torch.Tensor) -> Pending:
@@ -266,9 +266,14 @@ def _watch_connection(descriptor: int, seconds: float) -> None:
     The process that waits on it would wait for ever: a peer that dies says so, a peer that is lost does not.
     """
     try:
-        connection = socket.socket(fileno=os.dup(descriptor))
+        copy = os.dup(descriptor)
     except OSError:
-        return  # another kind of file
+        return  # it was open for the look at them only
+    try:
+        connection = socket.socket(fileno=copy)
+    except OSError:  # another kind of file
+        os.close(copy)
+        return
     with connection, suppress(OSError):
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, min(32_767, int(seconds / 2))))

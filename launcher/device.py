@@ -202,16 +202,20 @@ def _meeting() -> str:
 
 _SCHEME = "launcher"
 _starts = itertools.count()
+_stores: dict[tuple[str | None, str | None], Any] = {}
 
 
 def _meet(url: str, **options: Any) -> Iterator[tuple[PrefixStore, int, int]]:
     """The store of `env://`, with keys of this start's own: a script may train twice in the world that torchrun made.
 
     It outlives the process groups, and what the first one left there (addresses, a wish to stop) would be taken for the
-    second one's.
+    second one's. It is kept: rank 0's may be the server, which cannot be made again while others still speak to it.
     """
-    for store, rank, size in rendezvous(url.replace(_SCHEME, "env", 1), **options):
-        yield PrefixStore(f"{_SCHEME}/{next(_starts)}", store), rank, size
+    place = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+    if place not in _stores:
+        _stores[place] = next(rendezvous(url.replace(_SCHEME, "env", 1), **options))
+    store, rank, size = _stores[place]
+    yield PrefixStore(f"{_SCHEME}/{next(_starts)}", store), rank, size
 
 
 def check_device(section: schema.Device, world: World, on_cpu: bool) -> None:

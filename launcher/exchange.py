@@ -25,6 +25,7 @@ from torch.distributed import GradBucket  # type: ignore[attr-defined]  # as doc
 from torch.nn.parallel import DistributedDataParallel
 
 from launcher.coordination import Coordinator, PeerError
+from launcher.launch import progress
 from launcher.launch.world import World
 
 MOST_RANKS = 8  # each reads the slots of all: with more, gloo's ring is as fast for large buckets
@@ -49,10 +50,12 @@ def shared_memory(world: World, coordinator: Coordinator, timeout_seconds: float
         yield None
         return
     name = coordinator.from_first(lambda: _reserved(_size(world)))
-    file = _opened(name, world.rank) if name is not None else None
-    is_open = b"" not in coordinator.gather(b"" if file is None else b"open")
-    if name is not None and world.is_first:
-        os.unlink(name)  # those who have opened it keep it, and nobody else shall
+    try:
+        file = _opened(name, world.rank) if name is not None else None
+        is_open = b"" not in coordinator.gather(b"" if file is None else b"open")
+    finally:
+        if name is not None and world.is_first:
+            os.unlink(name)  # those who have opened it keep it, and nobody else shall
     if file is None:
         yield None
         return
@@ -96,11 +99,11 @@ class Memory:
     Args:
         file: Of all ranks; each has locked the byte of its own number.
         world: This process among the others.
-        timeout_seconds: How long a rank may be waited for.
+        timeout_seconds: How long a rank's gradients may be waited for.
     """
 
     def __init__(self, file: BinaryIO, world: World, timeout_seconds: float):
-        self._file, self._rank, self._size, self._timeout_seconds = file, world.rank, world.size, timeout_seconds
+        self._file, self._rank, self.timeout_seconds = file, world.rank, timeout_seconds
         self._others = [rank for rank in range(world.size) if rank != world.rank]
         memory = mmap.mmap(file.fileno(), _size(world))
         said = memoryview(memory)[: mmap.PAGESIZE].cast("q")
@@ -115,8 +118,12 @@ class Memory:
         # torch looks at a hook's annotations, and does not take words for them
         module.register_comm_hook(self, lambda memory, bucket: _averaged(memory, bucket))
 
-    def add_up(self, numbers: torch.Tensor) -> None:
+    def add_up(self, numbers: torch.Tensor, timeout_seconds: float | None = None) -> None:
         """Makes numbers in one dimension the sum over the ranks, in place, piece by piece.
+
+        Args:
+            numbers: Of the same length and type on every rank.
+            timeout_seconds: How long a rank may be waited for; None for ever, which counts as progress.
 
         Raises:
             PeerError: A rank has ended.
@@ -130,7 +137,7 @@ class Memory:
             self._times[self._rank] = self._now
             for rank in self._others:
                 if self._times[rank] < self._now:
-                    self._wait_for(rank)
+                    self._wait_for(rank, timeout_seconds)
                 if sizes[rank] != piece.nbytes:
                     raise RuntimeError(self._differing(rank, sizes))
             torch.add(slots[0], slots[1], out=piece)
@@ -144,7 +151,7 @@ class Memory:
             self._views[key] = [slot[: piece.nbytes].view(piece.dtype) for slot in self._slots[self._now % 2]]
         return self._views[key]
 
-    def _wait_for(self, rank: int) -> None:
+    def _wait_for(self, rank: int, timeout_seconds: float | None) -> None:
         began = time.monotonic()
         while self._times[rank] < self._now:
             waited = time.monotonic() - began
@@ -152,10 +159,11 @@ class Memory:
                 os.sched_yield()
                 continue
             if self._has_ended(rank) and self._times[rank] < self._now:
-                raise PeerError(f"rank {rank} ended while this rank waited for its gradients")
-            if waited > self._timeout_seconds:
-                milliseconds = round(self._timeout_seconds * 1000)
-                raise RuntimeError(f"Timed out waiting {milliseconds}ms for the gradients of rank {rank}")
+                raise PeerError(f"rank {rank} ended while this rank waited for it")
+            if timeout_seconds is None:
+                progress.beat()  # the rank that is waited for may stall, not this one
+            elif waited > timeout_seconds:
+                raise RuntimeError(f"Timed out waiting {timeout_seconds * 1000:.0f}ms for the gradients of rank {rank}")
             time.sleep(min(waited / 50, _LONGEST_SLEEP_SECONDS))  # what it may come too late by: 2 %
 
     def _has_ended(self, rank: int) -> bool:
@@ -175,9 +183,10 @@ class Memory:
 
 def _averaged(memory: Memory, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
     numbers, done = bucket.buffer(), torch.futures.Future[torch.Tensor]()
+    numbers.div_(dist.get_world_size())  # first, as DDP does over gloo: the sum of float16 might be too large
     if numbers.layout is torch.strided:
-        memory.add_up(numbers)
+        memory.add_up(numbers, memory.timeout_seconds)
     else:
         dist.all_reduce(numbers)
-    done.set_result(numbers.div_(dist.get_world_size()))
+    done.set_result(numbers)
     return done

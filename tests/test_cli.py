@@ -88,13 +88,18 @@ def test_every_way_to_two_processes_trains_the_same(tmp_path: Path, expected: Tr
 
 def test_a_script_trains_several_times_in_the_world_that_torchrun_made(tmp_path: Path) -> None:
     (tmp_path / "sweep.py").write_text(
-        "import launcher\n"
+        "import gc, os, launcher\n"
         "for number, rate in enumerate((0.01, 0.02, 0.02, 0.03)):\n"
         f"    said = ['launch.threads=1', 'train={{steps: 4}}', f'optimizer.lr={{rate}}']\n"
-        f"    launcher.train({str(TINY)!r}, *said, run_dir=f'runs/{{number}}', cpu=True)\n"
+        f"    launcher.train({str(TINY)!r}, *said, run_dir=f'runs/{{number}}', cpu=True, output='quiet')\n"
+        "    gc.collect()\n"
+        "    if os.environ['RANK'] == '0':\n"
+        "        print('open files', len(os.listdir('/proc/self/fd')))\n"
     )
     done = shell(command("torchrun"), "--standalone", "--nproc-per-node", "2", "sweep.py", folder=tmp_path)
     assert done.returncode == 0, done.stderr
+    first, *others = re.findall(r"open files (\d+)", done.stdout)
+    assert others == [first] * 3
     runs = [result_of(folder) for folder in sorted((tmp_path / "runs").iterdir())]
     assert [max(run.column("lr")) for run in runs] == [0.01, 0.02, 0.02, 0.03]
     assert [run.column("step")[-1] for run in runs] == [4, 4, 4, 4]

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from worlds import TINY, in_world, result_of, survivors
+from worlds import TINY, in_world, result_of, survivors, train_here
 
 from launcher.coordination import Coordinator, PeerError, packed, unpacked
 from launcher.exchange import SLOT_BYTES, Memory, shared_memory
@@ -140,16 +140,16 @@ def waits_for_one_that_ends() -> tuple[str, float]:
 
 def test_a_rank_that_was_killed_is_not_waited_for() -> None:
     for said, seconds in survivors(3, waits_for_one_that_ends, lost=1, within=10):
-        assert said == "rank 1 ended while this rank waited for its gradients"
+        assert said == "rank 1 ended while this rank waited for it"
         assert seconds < 10
 
 
 def waits_too_long() -> str:
     rank, size = here()
-    with opened(rank, size, seconds=0.2) as memory:
+    with opened(rank, size) as memory:
         if rank == 0:
             with pytest.raises(RuntimeError, match="Timed out waiting 200ms for the gradients of rank 1"):
-                memory.add_up(torch.ones(3))
+                memory.add_up(torch.ones(3), timeout_seconds=0.2)
         dist.barrier()
     dist.destroy_process_group()
     return "over"
@@ -157,6 +157,51 @@ def waits_too_long() -> str:
 
 def test_a_rank_that_lives_and_does_not_come_is_given_up_after_the_timeout() -> None:
     assert in_world(2, waits_too_long) == ["over", "over"]
+
+
+def waits_as_long_as_it_takes() -> list[float]:
+    rank, size = here()
+    with opened(rank, size, seconds=0.2) as memory:
+        coordinator = Coordinator(rank, size)
+        coordinator.memory = memory
+        if rank == 1:
+            time.sleep(1)
+        total = coordinator.sum(torch.tensor([1.0 + rank, 5.0], dtype=torch.float64)).result()
+    dist.destroy_process_group()
+    return [float(one) for one in total]
+
+
+def test_counts_are_waited_for_as_long_as_it_takes() -> None:
+    assert in_world(2, waits_as_long_as_it_takes) == [[3.0, 10.0]] * 2
+
+
+def large_half_gradients() -> list[float]:
+    rank, size = here()
+    with opened(rank, size) as memory:
+        model = nn.Linear(1, 1, bias=False, dtype=torch.float16)
+        wrapped = DistributedDataParallel(model)
+        memory.serve(wrapped)
+        (wrapped(torch.ones(1, 1, dtype=torch.float16)) * 200.0).mul(200.0).sum().backward()
+    dist.destroy_process_group()
+    assert model.weight.grad is not None
+    return [float(one) for one in model.weight.grad.flatten()]
+
+
+def test_a_mean_of_half_precision_may_be_of_numbers_whose_sum_is_too_large() -> None:
+    assert in_world(2, large_half_gradients) == [[40_000.0]] * 2
+
+
+def trained_again_and_again() -> int:
+    for number in range(6):
+        assert train_here(f"run{number}", ("train={steps: 2}",)) == "finished"
+    return number
+
+
+def test_a_world_whose_store_is_rank_0_s_trains_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert in_world(2, trained_again_and_again) == [5, 5]
 
 
 def has_others() -> str:
@@ -234,8 +279,6 @@ def test_a_recipe_can_leave_it_to_gloo(tmp_path: Path) -> None:
             text=True,
             check=True,
         )
-        said = (
-            "3 processes, started by launcher, gradients in shared memory (device.ddp.shared_memory=false: over gloo)"
-        )
+        said = "3 processes, started by launcher, gradients in shared memory (device.ddp.shared_memory=false turns"
         assert (said in done.stdout) is is_said
     assert result_of(tmp_path / "true").distance(result_of(tmp_path / "false")) < 1e-6

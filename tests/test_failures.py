@@ -350,6 +350,19 @@ def test_a_rank_that_stalls_is_told_with_the_stacks_of_all(tmp_path: Path) -> No
     assert done.left == []
 
 
+@pytest.mark.parametrize("shared", ["true", "false"])
+def test_a_rank_that_hangs_is_waited_for_as_long_as_the_timeout_says(tmp_path: Path, shared: str) -> None:
+    said = ("device.timeout=2 seconds", f"device.ddp.shared_memory={shared}")
+    arguments = ("--cpu", "--processes", "2", "--run-dir", "run", "--quiet")
+    done = Command(tmp_path, "train", FAILING, *said, *arguments, ACCIDENT="sleep").wait()
+    assert done.code == 1
+    assert re.match(rf"launcher: rank 0 of 2 on \S+ {AT_3}: RuntimeError: .*Timed out waiting 2000ms", done.report)
+    assert "longer than device.timeout: the other hangs" in done.report
+    failure = json.loads((tmp_path / "run" / "failure.json").read_text())
+    assert [one["what"] for one in failure["others"]] == ["did not end when another rank had failed, and was killed"]
+    assert done.left == []
+
+
 def test_under_torchrun_errors_have_their_rank_s_name_and_logs_are_whole(tmp_path: Path) -> None:
     torchrun = [
         str(Path(sys.executable).parent / "torchrun"),

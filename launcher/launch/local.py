@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shlex
 import shutil
@@ -12,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ POLL_SECONDS = 0.2
 LEAVING_SECONDS = 5  # what the other ranks are granted when one has failed
 SILENCE_SECONDS = 25  # how long the agent may have no process before it is given up: it waits for nodes that are gone
 EXIT_INTERRUPTED = 130
+_KILLED = "did not end when another rank had failed, and was killed"
 
 
 def choose_processes(asked: int | str | None, cpu: bool, nodes: int = 1) -> int:
@@ -240,9 +242,12 @@ class Ranks:
         """Of every rank that failed: what it said itself, or what its end says of it."""
         notes, said = Notes(self.folder), self._said()
         found, size = notes.read(), self.processes * self.nodes.count
+        first = min((one.time for one in found.values()), default=math.inf)
         for rank, (code, when) in self._exits.items():
             if rank not in found:
                 found[rank] = of_exit(code, notes.stacks(rank), rank=rank, world=size, time=when)
+                if code == -signal.SIGKILL and when - first > LEAVING_SECONDS - 1:  # the agent counts whole seconds
+                    found[rank] = replace(found[rank], what=_KILLED, is_aftermath=True)
         if all(one.is_aftermath for one in found.values()):  # of somebody who left and said nothing
             for rank, one in said.items():
                 if rank not in found and not progress.is_over(one) and not _lives(one.pid):
