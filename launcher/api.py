@@ -53,7 +53,8 @@ def train(
         output: What is shown: `auto`, `quiet` or `json`.
         **objects: In place of sections: `model` (a module), `loss` (a callable), `optimizer` (an optimizer, or a
             callable of the parameters), `scheduler` (a scheduler, or a callable of the optimizer), `train`,
-            `validation`, `test` (data sets), `collate`, `step`. A resume needs the same call.
+            `validation`, `test` (data sets), `collate`, `step`. None leaves a section as it is. A resume needs the same
+            call.
 
     Returns:
         The run's folder, its state, its last scores and the trained module; of a run that is finished already, what it
@@ -66,7 +67,7 @@ def train(
     unknown = sorted(set(objects) - set(_SLOTS))
     if unknown:
         raise UsageError(f"launcher.train() takes no '{unknown[0]}'; it takes: {', '.join(_SLOTS)}")
-    given = {_SLOTS[name]: thing for name, thing in objects.items()}
+    given = {_SLOTS[name]: thing for name, thing in objects.items() if thing is not None}
     options = Options(
         cpu=cpu,
         run_dir=None if run_dir is None else os.fspath(run_dir),

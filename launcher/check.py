@@ -85,12 +85,12 @@ def rehearse(workshop: Workshop, world: World, say: Say) -> Checked:
         _check_batch_norm(recipe, model, data, world, horizon)
         _check_schedule(recipe, trainable, horizon)
         samples = load_data(small, World())
-        _rehearse_step(recipe, trainable, samples, horizon, world, say)
+        warned = _rehearse_step(recipe, trainable, samples, horizon, world, say)
         _rehearse_evaluation(small, trainable, samples, say)
         _rehearse_checkpoint(recipe, trainable, say)
         elsewhere = replace(trainable, device=replace(device, world=world, notes=()))
         plan = plan_of(recipe, data, elsewhere, horizon, Path(), 0, list(_notes(recipe, data, world)))
-        return Checked(_for_the_world(plan, recipe), doubts_of(recipe, trainable, horizon))
+        return Checked(_for_the_world(plan, recipe), [*warned, *doubts_of(recipe, trainable, horizon)])
 
 
 def _small(recipe: Recipe) -> Recipe:
@@ -170,14 +170,16 @@ def _problem(recipe: Recipe, path: RecipePath, message: str) -> Problem:
 
 def _rehearse_step(
     recipe: Recipe, trainable: Trainable, samples: Data, horizon: Horizon, world: World, say: Say
-) -> None:
-    """Two samples forward, their loss, backward, and one update."""
+) -> list[str]:
+    """Two samples forward, their loss, backward, and one update; gives what was warned of on the way to the loss."""
     with _stage(recipe, ("data", "train"), "reading two samples"):
         step = next(counted_steps(samples, trainable.objective, trainable.device.coordinator, 0, 1))
     batch = step.batches[0].data
     say("batch", f"{step.batches[0].samples} samples: {shapes(batch)}")
     trainable.model.wrapped.train()
-    loss = _rehearse_forward(recipe, trainable, step, horizon, say)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        loss = _rehearse_forward(recipe, trainable, step, horizon, say)
     with _stage(recipe, ("loss",), "backward"):
         backward(trainable, *loss)
     _check_gradients(recipe, trainable, world, say)
@@ -185,6 +187,8 @@ def _rehearse_step(
         update(trainable, 0)
         trainable.schedule.advance(1)
     say("step", f"{type(trainable.optimizer).__name__}, learning rate {trainable.schedule.rate:.3g}")
+    texts = [" ".join(str(one.message).split()) for one in caught if issubclass(one.category, UserWarning)]
+    return [f"the model or its loss warns: {text}" for text in dict.fromkeys(texts)]
 
 
 def _rehearse_forward(
@@ -210,7 +214,7 @@ def _rehearse_forward(
     if gave:
         say("forward", shapes(gave[-1]))
     _check_loss(recipe, value)
-    say("loss", f"{float(value) * factor:.4g}")
+    say("loss", f"{float(value.detach()) * factor:.4g}")
     return value, factor
 
 

@@ -86,3 +86,14 @@ class Judge:
     def is_patient(self) -> bool:
         """Whether training may go on."""
         return self.early_stop is None or self.since < self.early_stop.patience
+
+    @property
+    def in_words(self) -> str:
+        """Why training may not go on."""
+        assert self.best is not None
+        best = (
+            f"its best, {self.value:.4g}, is of step {self.step:,}"
+            if self.value is not None
+            else "it was never a number"
+        )
+        return f"{self.best.metric} has not improved for {self.since} evaluations; {best}"

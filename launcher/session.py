@@ -227,9 +227,16 @@ def _open_tracking(
         run_name=recipe.name,
         config=resolved(recipe),
         best=(best.metric, best.mode) if best else None,
+        decides=_deciding_set(recipe),
         output=options.output,  # type: ignore[arg-type]  # argparse allows these words only
         deadline=deadline,
     )
+
+
+def _deciding_set(recipe: Recipe) -> str:
+    """The name of the validation set whose best counts; empty where the only one has none."""
+    sets, best = recipe.data.validation, recipe.evaluate.best
+    return (best.of if best else None) or (next(iter(sets)) if isinstance(sets, Mapping) else "")
 
 
 def periods_of(recipe: Recipe, horizon: Horizon) -> Periods:

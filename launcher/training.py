@@ -787,6 +787,8 @@ def train(trainable: Trainable, data: Data, horizon: Horizon, session: Session) 
         if agreed.stop:
             state = "preempted"
             break
+    if not evaluation.goes_on:
+        session.tracking.message(f"step {done}: stopped early: {evaluation.judge.in_words}")
     steps.close()
     agreement.close()
     settle(done, rate)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -487,3 +488,54 @@ def its_own_test(folder: str) -> int:
     for test in tests:
         test(**{name: Path(folder) / "runs" for name in inspect.signature(test).parameters})
     return len(tests)
+
+
+NAMED = """
+
+class Named(Points):
+    def __init__(self, classes: list[str]) -> None:
+        super().__init__()
+        self.classes = classes
+
+
+class Pairs(Points):
+    \"\"\"One target for each point, which a model of one column does not fit.\"\"\"
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.points[index], self.points[index].sum()
+"""
+
+
+def test_classes_that_evaluation_would_number_otherwise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = projects.make(tmp_path / "project", parts=projects.PARTS + NAMED)
+    train = "data.train={_target_: parts.py:Named, classes: [cat, dog, eel]}"
+    for part in ("validation", "test"):
+        for classes, said in (
+            ("[dog, eel]", "0 is 'dog', which in the training set is 'cat'"),
+            ("[cat, dog, eel, fox]", "3 is 'fox', which in the training set is missing"),
+        ):
+            other = f"data.{part}={{_target_: parts.py:Named, classes: {classes}}}"
+            code, _, err = check(capsys, recipe, train, other)
+            assert code == 2
+            assert f"data.{part}: its class {said}: targets would be others; give it classes:" in err
+        assert check(capsys, recipe, train, f"data.{part}={{_target_: parts.py:Named, classes: [cat, dog]}}")[0] == 0
+
+
+def test_an_evaluation_set_without_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = projects.make(tmp_path / "project")
+    for part in ("validation", "test"):
+        code, _, err = check(capsys, recipe, f"data.{part}={{_target_: parts.py:Points, size: 0}}")
+        assert code == 2
+        assert f"data.{part}: the set is empty; check its path and split, or remove it" in err
+
+
+def test_what_a_loss_warns_of_is_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = projects.make(tmp_path / "project", parts=projects.PARTS + NAMED)
+    said = (
+        "data.train._target_=parts.py:Pairs",
+        "loss._target_=MSELoss",
+        "model={_target_: torch.nn.Linear, _args_: [2, 1]}",
+    )
+    code, out, _ = check(capsys, recipe, *said)
+    assert code == 0
+    assert re.search(r"question +the model or its loss warns: Using a target size .* broadcasting", out)

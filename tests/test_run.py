@@ -282,6 +282,13 @@ def test_early_stopping_stops_every_rank(tmp_path: Path) -> None:
     assert losses[-1] >= min(losses[:-1])
 
 
+def test_early_stopping_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stop = ["evaluate.best={metric: loss, mode: min}", "evaluate.early_stop={patience: 2}", "optimizer.lr=0.0"]
+    launcher.train(TINY, "launch.threads=1", *EVALUATED, *stop, "train.epochs=100", run_dir=tmp_path / "run", cpu=True)
+    said = r"step 6: stopped early: loss has not improved for 2 evaluations; its best, \d\.\d+, is of step 2\n"
+    assert re.search(said, capsys.readouterr().out)
+
+
 def test_plateau_steps_with_what_rank_0_measured(tmp_path: Path) -> None:
     plateau = ["scheduler={_target_: ReduceLROnPlateau, patience: 0, factor: 0.5}", "optimizer.lr=0.5"]
     best = "evaluate.best={metric: loss, mode: min}"
@@ -327,6 +334,10 @@ def test_objects_from_python_stand_in_place_of_sections(tmp_path: Path) -> None:
     again = run(tmp_path / "given", model=Net(), train=WholeNumbers(), loss=nn.CrossEntropyLoss())  # gives what it left
     assert (again.folder, again.state, again.step) == (result.folder, "finished", 12)
     torch.testing.assert_close(again.model.state_dict(), by_recipe.weights, rtol=0, atol=0)
+    left = run(
+        tmp_path / "left", "train.steps=2", "train.epochs=null", model=None, validation=None
+    )  # as the recipe says
+    assert left.step == 2
     with pytest.raises(UsageError, match=r"takes no 'modell'; it takes: model, loss"):
         launcher.train(TINY, modell=Net())
 

@@ -109,6 +109,8 @@ def load_data(workshop: Workshop, world: World, *, on_gpu: bool = False) -> Data
         {name: loaders.evaluation(opener.open(one, key), key) for name, key, one in by_name(sets, f"data.{part}")}
         for part, sets in (("validation", section.validation), ("test", section.test))
     )
+    for loader in (*validation.values(), *test.values()):
+        _check_classes(loader, dataset, recipe.document)
     if held_back is not None:
         validation = {"": loaders.evaluation(held_back, "data.validation")}
     return Data(train, validation, test, (*loaders.notes, *opener.notes))
@@ -206,6 +208,8 @@ class _Loaders:
         share = -(-section.global_batch_size // self.world.size)
         size = evaluate.batch_size or section.micro_batch_size or share
         limit = int(evaluate.limit.amount) if evaluate.limit else None
+        if length_of(dataset) == 0:
+            raise wrong(self.document, key, "the set is empty; check its path and split, or remove it")
         if not is_stream(dataset):
             reading = replace(self.reading, workers=self._workers(dataset))
             return EvaluationLoader(dataset, size, reading, limit, key)
@@ -298,6 +302,18 @@ def _check_kind(dataset: Any, section: schema.Data, document: Document) -> None:
     elif refused := [key for key, is_asked in asked.items() if is_asked]:
         message = f"{name} is a stream, of which no samples can be picked by number; remove it"
         raise wrong(document, f"data.{refused[0]}", message)
+
+
+def _check_classes(loader: EvaluationLoader, train: Any, document: Document) -> None:
+    """Data sets that name their classes must number them alike, or scores are nonsense without a word."""
+    ours, theirs = (getattr(dataset, "classes", None) for dataset in (loader.dataset, train))
+    if not isinstance(ours, list | tuple) or not isinstance(theirs, list | tuple):
+        return
+    for number, name in enumerate(ours):
+        there = f"'{theirs[number]}'" if number < len(theirs) else "missing"
+        if number >= len(theirs) or theirs[number] != name:
+            message = f"its class {number} is '{name}', which in the training set is {there}: targets would be others; "
+            raise wrong(document, loader.name, f'{message}give it classes: "${{data.train.classes}}"')
 
 
 def _weights(

@@ -55,7 +55,9 @@ def brief(text: str) -> str:
 
 def suggestion(word: str, known: Iterable[Key], prefix: str = "") -> str:
     """Return `; did you mean 'lr'?` where something known is spelled alike, else nothing."""
-    near = difflib.get_close_matches(word, [str(other) for other in islice(known, 300)], n=1)
+    words = [str(other) for other in islice(known, 300)]
+    alike = [other for other in words if other.lower() == word.lower()]  # of Adam and AdamW, the second for `Adamw`
+    near = alike or difflib.get_close_matches(word, words, n=1)
     return f"; did you mean '{prefix}{near[0]}'?" if near else ""
 
 

@@ -166,6 +166,7 @@ def open_tracking(
     run_name: str,
     config: Mapping[str, Any],
     best: tuple[str, str] | None,
+    decides: str = "",
     output: Literal["auto", "quiet", "json"] = "auto",
     deadline: float | None = None,
     evaluated: int | None = None,
@@ -180,6 +181,7 @@ def open_tracking(
         run_name: The recipe's name.
         config: The resolved recipe as nested plain values, without secrets.
         best: The metric that decides and its mode, `("accuracy", "max")`.
+        decides: The name of the validation set in which it does, empty where the only one has none.
         output: `auto` is a bar on a terminal and plain lines elsewhere; `quiet` only errors and the last line;
             `json` one object a line.
         deadline: When the job ends by its limit, in unix time.
@@ -193,7 +195,7 @@ def open_tracking(
 
     metrics = MetricsFile(run_dir / METRICS_FILE)
     past = metrics.continue_from(start_step, evaluated)
-    shown = ShownRun(run_dir, total_steps, start_step, best, deadline)
+    shown = ShownRun(run_dir, total_steps, start_step, best, decides, deadline)
     tracked = TrackedRun(
         run_dir, run_name, start_step, config, history=lambda: read_until(metrics.path, past.size_bytes)
     )

@@ -52,6 +52,7 @@ class ShownRun:
         total_steps: Optimizer steps of the whole run; None where a time ends it.
         start_step: Steps completed before this start.
         best: The metric that decides and its mode, `min` or `max`.
+        decides: The name of the validation set in which it does.
         deadline: When the job ends by its limit, in unix time.
     """
 
@@ -59,6 +60,7 @@ class ShownRun:
     total_steps: int | None
     start_step: int
     best: tuple[str, str] | None
+    decides: str
     deadline: float | None
 
 
@@ -74,7 +76,7 @@ def open_console(output: str, run: ShownRun, past: Iterable[Line]) -> Console:
         return Console(run)
     if output == "json":
         return JsonLines(run)
-    scores = Scores(run.best, past)
+    scores = Scores(run.best, run.decides, past)
     encoding = (getattr(sys.stdout, "encoding", None) or "").lower().replace("-", "")
     if sys.stdout.isatty() and not Rich().is_dumb_terminal and encoding == "utf8":
         return Terminal(run, scores)
@@ -105,10 +107,11 @@ def _pair(label: str, value: str, style: str = "") -> Text:
 
 
 class Scores:
-    """The evaluations so far: the last and the best of each validation set."""
+    """The evaluations so far: the last of each set, and the best of the one that decides."""
 
-    def __init__(self, best: tuple[str, str] | None, past: Iterable[Line]):
+    def __init__(self, best: tuple[str, str] | None, decides: str, past: Iterable[Line]):
         self._metric, self._mode = best or ("", "")
+        self._decides = decides
         self._last: dict[str, Line] = {}
         self.best: dict[str, Line] = {}
         for line in past:
@@ -118,7 +121,8 @@ class Scores:
         """Takes an evaluation in; returns it in words, with the change since the one before."""
         title = _title(line)
         before = self._last.get(title, {})
-        is_best = line["split"] == "validation" and self._improves(line, self.best.get(title))
+        is_deciding = line["split"] == "validation" and line.get("name", "") == self._decides
+        is_best = is_deciding and self._improves(line, self.best.get(title))
         self._last[title] = line
         if is_best:
             self.best[title] = line
