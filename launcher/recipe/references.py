@@ -393,12 +393,25 @@ class _Resolver:
         if name in COMPUTED and not (name == "train.steps" and self.states_steps()):
             self.check_needs(name)
             return _later(name, self.root)
-        return self.walk(name.split("."))
+        try:
+            return self.walk(name.split("."))
+        except _CycleError as error:
+            if self.stated(name) is not None:
+                raise
+            # a slip in what the run computes looks like a part of the component that it stands in
+            raise _CycleError(f"{error}{suggestion(name, COMPUTED)}") from None
+
+    def stated(self, name: str) -> Node | None:
+        """What the recipe says under a dotted name."""
+        node: Node | None = self.root
+        for segment in name.split("."):
+            found = node.find(segment) if node else None
+            node = found[1] if found else None
+        return node
 
     def states_steps(self) -> bool:
-        train = self.root.find("train")
-        steps = train[1].find("steps") if train else None
-        return steps is not None and steps[1].value is not None
+        steps = self.stated("train.steps")
+        return steps is not None and steps.value is not None
 
     def check_needs(self, name: str) -> None:
         """Find the cycle, if there is one, through what a computed value needs."""
@@ -413,12 +426,8 @@ class _Resolver:
         self.checked.add(name)
 
     def check_need(self, name: str) -> None:
-        node: Node | None = self.root
-        for segment in name.split(".") if name not in COMPUTED else ():
-            found = node.find(segment) if node else None
-            node = found[1] if found else None
-        if node is None:
-            return  # not stated: nothing to wait for
+        if name not in COMPUTED and self.stated(name) is None:
+            return  # nothing to wait for
         try:
             self.lookup(name)
         except _CycleError:
