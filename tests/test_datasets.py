@@ -275,6 +275,8 @@ def test_a_table_of_quantities(flowers: Path) -> None:
     assert Table(flowers, target="bees", features=["petal"]).targets.dtype == torch.int64
     bees = Table(flowers, target="bees", features=["petal"], regression=True)
     assert (bees.targets.dtype, bees.targets.shape) == (torch.float32, (4, 1))
+    (features,) = Table(flowers, target=None, features=["petal"]).get_batch(torch.tensor([1, 0]))
+    assert torch.equal(features, Table(flowers, target="bees", features=["petal"]).tensors[0][[1, 0]])
     both = Table(flowers, target=["petal", "bees"], features=["sepal"])
     assert both.targets.shape == (4, 2)
 

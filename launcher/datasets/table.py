@@ -27,7 +27,7 @@ class Table(TensorDataset):
 
     Args:
         path: A `.csv` or `.tsv` file with a line of names, or a `.parquet` file.
-        target: The column to predict, or several of numbers.
+        target: The column to predict, or several of numbers; None gives features only, as of new rows for `predict`.
         features: The columns to predict it from; None is all others.
         classes: Names of the classes in the order of their numbers, or how many there are; None finds them in the
             column. A validation set says `"${data.train.classes}"`, or words that it lacks move the numbers of others.
@@ -51,7 +51,7 @@ class Table(TensorDataset):
     def __init__(
         self,
         path: str | Path,
-        target: str | Sequence[str],
+        target: str | Sequence[str] | None,
         features: Sequence[str] | None = None,
         classes: Sequence[str] | int | None = None,
         regression: bool = False,
@@ -61,15 +61,17 @@ class Table(TensorDataset):
     ) -> None:
         file = staged(_checked(path), scratch)
         table = _read(file)
-        targets = [target] if isinstance(target, str) else list(target)
+        targets = [target] if isinstance(target, str) else list(target or ())
         self.features = list(features) if features is not None else [n for n in table.column_names if n not in targets]
-        _check_columns(file, table.column_names, [*targets, *self.features])
+        _check_columns(file, table.column_names, targets, self.features)
         values = torch.from_numpy(_numbers(file, table, self.features)).to(dtype)
         self.scale = _scale_of(values) if scale is True else scale or None
         if self.scale is not None:
             values = (values - self.scale[0].to(dtype)) / self.scale[1].to(dtype)
         self.classes: tuple[str, ...] | None = None
-        if isinstance(target, str) and not regression and not _is_quantity(table[target]):
+        if not targets:
+            super().__init__(values)
+        elif isinstance(target, str) and not regression and not _is_quantity(table[target]):
             self.classes, numbers = _classes(file, table, target, classes)
             super().__init__(values, torch.from_numpy(numbers))
         else:
@@ -130,12 +132,13 @@ def _read_text(file: Path, delimiter: str) -> Any:
     return table
 
 
-def _check_columns(file: Path, has: Sequence[str], wanted: Sequence[str]) -> None:
-    for name in wanted:
+def _check_columns(file: Path, has: Sequence[str], targets: Sequence[str], features: Sequence[str]) -> None:
+    for name in (*targets, *features):
         if name not in has:
-            raise ValueError(f"{file} has no column '{name}'; it has: {', '.join(has)}")
-    if len(wanted) < 2:
-        raise ValueError(f"{file} has only the column '{wanted[0]}'; at least one feature is needed")
+            unlabelled = "; for rows without it say target: null" if name in targets else ""
+            raise ValueError(f"{file} has no column '{name}'; it has: {', '.join(has)}{unlabelled}")
+    if not features:
+        raise ValueError(f"{file} has only the column '{targets[0]}'; at least one feature is needed")
 
 
 def _is_quantity(column: Any) -> bool:
