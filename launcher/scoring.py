@@ -93,7 +93,8 @@ def _fill(model: nn.Module, saved: Saved) -> None:
     try:
         model.load_state_dict(saved.weights())
     except RuntimeError as error:
-        raise LauncherError(f"{saved.label} does not fit the recipe's model: {error}") from error
+        words = " ".join(str(error).split())
+        raise UsageError(f"{saved.label} does not fit the recipe's model: {words[:300]}") from error
 
 
 def _fill_losses(objective: Objective, saved: Saved) -> None:

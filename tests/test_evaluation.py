@@ -526,6 +526,17 @@ def test_outputs_that_are_no_numbers_are_words(saved: Trained, tmp_path: Path) -
     assert all(isinstance(one, float) for one in second["output"])
 
 
+def test_weights_of_another_model_are_a_mistake_of_the_command(
+    saved: Trained, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = ["model={_target_: parts.py:Net, norm: true}", "data.validation={_target_: parts.py:WholeNumbers}"]
+    weights = str(saved.folder / "model_weights.pth")
+    assert main(["evaluate", weights, "--recipe", str(TINY), *changes, "--cpu"]) == 2
+    said = capsys.readouterr().err
+    assert "does not fit the recipe's model: Error(s) in loading state_dict for Net: Missing key(s)" in said
+    assert said.count("\n") == 1
+
+
 def test_predict_says_what_it_cannot(saved: Trained, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", str(saved.folder), "--cpu", "--to", "outputs.csv"]) == 2
     assert "the suffix says the form; one of: .parquet, .jsonl" in capsys.readouterr().err

@@ -239,7 +239,7 @@ def _imported(module: str) -> types.ModuleType:
         text = (error.text or "").strip()
         file = os.path.relpath(error.filename or module)
         raise LauncherError(f"{file}:{error.lineno}: {error.msg}: {brief(text)}; mend the file") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script, which ends when it is imported
         raise LauncherError(f"importing {module}: {told(error)}") from error
 
 

@@ -1,0 +1,5 @@
+"""A script, and no module."""
+
+import sys
+
+sys.exit(3)
