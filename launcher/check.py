@@ -26,7 +26,7 @@ from launcher.device import open_device, seed_everything
 from launcher.doubts import doubts_of
 from launcher.errors import LauncherError, Problem, RecipeError, UsageError
 from launcher.evaluation import AVERAGED, evaluate
-from launcher.judge import value_of
+from launcher.judge import deciding_set, value_of
 from launcher.launch.world import World
 from launcher.measures import build_measures
 from launcher.model import Model, build_model
@@ -286,7 +286,7 @@ def _rehearse_evaluation(workshop: Workshop, trainable: Trainable, samples: Data
     sets |= {("test", name): one for name, one in samples.test.items()}
     measures = build_measures(workshop) if sets else []
     best = recipe.evaluate.best
-    deciding = best.of if best is not None and best.of is not None else next(iter(samples.validation), None)
+    deciding = deciding_set(best, samples.validation)
     for (split, name), loader in sets.items():
         path = ("data", split, name) if name else ("data", split)
         with _stage(recipe, path, "evaluating two samples"):

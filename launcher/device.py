@@ -23,7 +23,7 @@ from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
 from launcher.coordination import Coordinator
 from launcher.errors import UsageError
-from launcher.exchange import Memory, shared_memory
+from launcher.exchange import shared_memory
 from launcher.launch.rendezvous import gathered
 from launcher.launch.world import World
 from launcher.recipe import schema
@@ -46,14 +46,12 @@ class Device:
         accelerator: Accelerate's own, built with everything said explicitly.
         world: The processes of the run.
         coordinator: The ranks' side channel.
-        memory: Where ranks on the CPUs of one machine add gradients up, if they do.
         notes: What was chosen by the program, for the plan.
     """
 
     accelerator: Accelerator
     world: World
     coordinator: Coordinator
-    memory: Memory | None = None
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -163,7 +161,7 @@ def _joined(recipe: schema.Recipe, world: World, on_cpu: bool) -> Iterator[Devic
         in_memory = on_cpu and section.ddp.shared_memory
         with shared_memory(world, coordinator, section.timeout.amount) if in_memory else nullcontext() as memory:
             coordinator.memory = memory
-            yield Device(accelerator, world, coordinator, memory, tuple(_notes(section, world)))
+            yield Device(accelerator, world, coordinator, tuple(_notes(section, world)))
     finally:
         torch.set_num_threads(threads)  # a notebook goes on with its own
         accelerator.end_training()

@@ -23,7 +23,7 @@ from launcher.data.loaders import EvaluationLoader, MicroBatch
 from launcher.data.streams import StreamEvaluationLoader
 from launcher.device import Device
 from launcher.errors import LauncherError
-from launcher.judge import Judge, value_of
+from launcher.judge import Judge, deciding_set, value_of
 from launcher.model import Model
 from launcher.objective import Objective
 from launcher.recipe import schema
@@ -410,7 +410,7 @@ class Evaluation:
 
     def _deciding(self, best: schema.Best) -> float:
         """The value of the metric that decides, in the set that decides."""
-        name = best.of if best.of is not None else next(iter(self.sets))
+        name = deciding_set(best, self.sets)
         line = next(line for line in self.lines if line.get("name", "") == name)
         return value_of(best, line)
 

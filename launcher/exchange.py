@@ -103,7 +103,7 @@ class Memory:
     """
 
     def __init__(self, file: BinaryIO, world: World, timeout_seconds: float):
-        self._file, self._rank, self.timeout_seconds = file, world.rank, timeout_seconds
+        self._file, self._rank, self.size, self.timeout_seconds = file, world.rank, world.size, timeout_seconds
         self._others = [rank for rank in range(world.size) if rank != world.rank]
         memory = mmap.mmap(file.fileno(), _size(world))
         said = memoryview(memory)[: mmap.PAGESIZE].cast("q")
@@ -183,7 +183,7 @@ class Memory:
 
 def _averaged(memory: Memory, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
     numbers, done = bucket.buffer(), torch.futures.Future[torch.Tensor]()
-    numbers.div_(dist.get_world_size())  # first, as DDP does over gloo: the sum of float16 might be too large
+    numbers.div_(memory.size)  # first, as DDP does over gloo: the sum of float16 might be too large
     if numbers.layout is torch.strided:
         memory.add_up(numbers, memory.timeout_seconds)
     else:

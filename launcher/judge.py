@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,11 @@ def value_of(best: schema.Best, scores: Mapping[str, Any]) -> float:
             "(average: macro)"
         )
     return float(value)
+
+
+def deciding_set(best: schema.Best | None, names: Iterable[str]) -> str | None:
+    """The validation set whose metric decides: the one that is said, else the first; None where there is none."""
+    return best.of if best is not None and best.of is not None else next(iter(names), None)
 
 
 @dataclass

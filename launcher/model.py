@@ -89,8 +89,9 @@ def wrap(module: nn.Module, device: Device, section: schema.Device) -> nn.Module
     # said, and not left to Accelerate to find out: its looking imports torch.distributed.tensor, a tenth of a start
     with uncompiled.ddp():
         wrapped: nn.Module = device.accelerator.prepare_model(bare, device_placement=True)
-    if isinstance(wrapped, DistributedDataParallel) and device.memory is not None:
-        device.memory.serve(wrapped)
+    memory = device.coordinator.memory
+    if memory is not None and isinstance(wrapped, DistributedDataParallel):
+        memory.serve(wrapped)
     if section.compile:
         mode = section.compile if isinstance(section.compile, str) else "default"
         wrapped = torch.compile(wrapped, mode=mode)  # type: ignore[assignment]  # it is an OptimizedModule

@@ -73,7 +73,8 @@ def _world(device: Device) -> str:
     if world.size == 1:
         return "1 process" if world.started_by == "one process" else f"1 process, started by {world.started_by}"
     nodes = f" on {world.nodes} nodes" if world.nodes > 1 else ""
-    gradients = ", gradients in shared memory (device.ddp.shared_memory=false turns that off)" if device.memory else ""
+    in_memory = ", gradients in shared memory (device.ddp.shared_memory=false turns that off)"
+    gradients = in_memory if device.coordinator.memory is not None else ""
     return f"{world.size} processes{nodes}, started by {world.started_by}{gradients}"
 
 

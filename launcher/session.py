@@ -17,7 +17,7 @@ from launcher import checkpoints
 from launcher.checkpoints import Checkpoint, Saving, Snapshot, save_weights
 from launcher.data import Data
 from launcher.evaluation import Evaluation
-from launcher.judge import Judge
+from launcher.judge import Judge, deciding_set
 from launcher.launch import progress
 from launcher.launch.failure import Notes
 from launcher.launch.signals import stop_requested
@@ -164,7 +164,7 @@ def _session(
     recipe, world = workshop.recipe, trainable.device.world
     tracking: Tracking = NoTracking()
     if world.is_first:
-        tracking = _open_tracking(recipe, options, folder, horizon, restored, world.deadline)
+        tracking = _open_tracking(recipe, data, options, folder, horizon, restored, world.deadline)
     measures = _measures(workshop) if world.is_first or recipe.evaluate.ranks == "all" else []
     saving = Saving(recipe.save, folder / "checkpoints", world.is_first, judge, tracking.warn)
     evaluation = Evaluation(
@@ -214,7 +214,13 @@ def _report(folder: Path) -> None:
 
 
 def _open_tracking(
-    recipe: Recipe, options: Options, folder: Path, horizon: Horizon, restored: _Restored, deadline: float | None
+    recipe: Recipe,
+    data: Data,
+    options: Options,
+    folder: Path,
+    horizon: Horizon,
+    restored: _Restored,
+    deadline: float | None,
 ) -> Tracking:
     best = recipe.evaluate.best
     evaluated = restored.evaluation["step"] if restored.evaluation is not None else None
@@ -227,16 +233,10 @@ def _open_tracking(
         run_name=recipe.name,
         config=resolved(recipe),
         best=(best.metric, best.mode) if best else None,
-        decides=_deciding_set(recipe),
+        decides=deciding_set(best, data.validation) or "",
         output=options.output,  # type: ignore[arg-type]  # argparse allows these words only
         deadline=deadline,
     )
-
-
-def _deciding_set(recipe: Recipe) -> str:
-    """The name of the validation set whose best counts; empty where the only one has none."""
-    sets, best = recipe.data.validation, recipe.evaluate.best
-    return (best.of if best else None) or (next(iter(sets)) if isinstance(sets, Mapping) else "")
 
 
 def periods_of(recipe: Recipe, horizon: Horizon) -> Periods:
