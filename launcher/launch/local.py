@@ -96,7 +96,6 @@ class Ranks:
     def __post_init__(self) -> None:
         self._exits: dict[int, tuple[int, float]] = {}  # by rank: exit code and when
         self._error: BaseException | None = None
-        self._attempt = 0
         self._alone_since: float | None = None
         self._left_since: float | None = None
         self._interrupts: list[float] = []
@@ -198,7 +197,6 @@ class Ranks:
                 flush=True,
             )
         self._exits.clear()
-        self._attempt = attempt
         self._left_since = self._alone_since = None
         notes = Notes(self.folder)
         for local in range(self.processes):

@@ -163,11 +163,6 @@ def is_of_this_start(environ: Mapping[str, str]) -> bool:
     return "SLURM_JOB_ID" in os.environ and all(environ.get(name) == os.environ.get(name) for name in names)
 
 
-def array_task() -> str | None:
-    """The task of a job array that this process belongs to, if it does."""
-    return os.environ.get("SLURM_ARRAY_TASK_ID") or None
-
-
 def usable_cpus(root: Path = Path("/")) -> int:
     """CPUs that this process may run on: a container's or job's quota of time counts as so many whole ones.
 
