@@ -510,17 +510,28 @@ class Saving:
         is_first: Whether this rank writes.
         judge: Knows which checkpoint is the best so far.
         warn: Gets a line for each thing that went wrong.
+        capture: Gives what a checkpoint is made of after a number of steps.
+        saved: Told of each checkpoint on disk: the step, seconds of writing, seconds that training stood still.
+        last_step: Of the checkpoint that this start goes on from.
     """
 
-    def __init__(self, section: schema.Save, folder: Path, is_first: bool, judge: Judge, warn: Callable[[str], None]):
+    def __init__(
+        self,
+        section: schema.Save,
+        folder: Path,
+        is_first: bool,
+        judge: Judge,
+        warn: Callable[[str], None],
+        *,
+        capture: Callable[[int], Snapshot],
+        saved: Callable[[int, float, float], None],
+        last_step: int | None = None,
+    ):
         self.section = section
         self.folder = folder
         self.is_first = is_first
-        self.last_step: int | None = None
-        # gives what a checkpoint is made of after a number of steps; set by the session
-        self.capture: Callable[[int], Snapshot]
-        # told of each checkpoint on disk: the step, seconds of writing, seconds that training stood still
-        self.saved: Callable[[int, float, float], None] = lambda step, seconds, stall: None
+        self.last_step = last_step
+        self.capture, self.saved = capture, saved
         self._judge = judge
         self._warn = warn
         self._writer: threading.Thread | None = None

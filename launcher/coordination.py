@@ -76,9 +76,19 @@ class Coordinator:
         world_size: How many there are.
         timeout_seconds: When a rank that cannot be reached any more is given up; None leaves it to the kernel. A rank
             that lives may take as long as it likes.
+        group: Where they speak, where it is open already; None opens one.
+        memory: What all ranks share, where there is such: sums are made in it.
     """
 
-    def __init__(self, rank: int, world_size: int, timeout_seconds: float | None = None):
+    def __init__(
+        self,
+        rank: int,
+        world_size: int,
+        timeout_seconds: float | None = None,
+        *,
+        group: Any = None,
+        memory: Memory | None = None,
+    ):
         self.rank = rank
         self.world_size = world_size
         self._is_awaited = False  # this is rank 0, and the others wait for it
@@ -86,15 +96,19 @@ class Coordinator:
         self._beat: tuple[torch.Tensor, Any] | None = None
         self._next_beat = 0.0
         self.is_asked_to_stop = False  # rank 0, by a rank that waits for it; known once a second
-        self.memory: Memory | None = None  # that all ranks share, where somebody has found some
-        self._group: Any = None
-        if world_size > 1:
+        self.memory = memory
+        self._group = group
+        if world_size > 1 and group is None:
             before = _connections()
             self._group = dist.new_group(backend="gloo", timeout=_FOREVER)
             self._broadcast(torch.zeros(1))  # from here on all connections are there
             if timeout_seconds is not None:
                 for descriptor in _connections() - before:
                     _watch_connection(descriptor, timeout_seconds)
+
+    def sharing(self, memory: Memory | None) -> Coordinator:
+        """The same side channel, for ranks that have found memory which all of them share."""
+        return Coordinator(self.rank, self.world_size, group=self._group, memory=memory)
 
     def sum(self, numbers: torch.Tensor) -> Pending:
         """Starts adding float64 CPU `numbers` in one dimension over the ranks, in place."""

@@ -160,8 +160,7 @@ def _joined(recipe: schema.Recipe, world: World, on_cpu: bool) -> Iterator[Devic
         _assert_own_gpus(accelerator.device, world, coordinator)
         in_memory = on_cpu and section.ddp.shared_memory
         with shared_memory(world, coordinator, section.timeout.amount) if in_memory else nullcontext() as memory:
-            coordinator.memory = memory
-            yield Device(accelerator, world, coordinator, tuple(_notes(section, world)))
+            yield Device(accelerator, world, coordinator.sharing(memory), tuple(_notes(section, world)))
     finally:
         torch.set_num_threads(threads)  # a notebook goes on with its own
         accelerator.end_training()

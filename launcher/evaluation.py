@@ -44,6 +44,11 @@ def unseen(outputs: Sequence[Any], targets: Sequence[Any], batch: MicroBatch) ->
     """Nobody looks at the outputs."""
 
 
+def unlooked(split: str, name: str) -> Seen:
+    """Nobody looks at any set."""
+    return unseen
+
+
 class At(NamedTuple):
     """Where a step stands in its run; a user's step function gets it.
 
@@ -217,6 +222,9 @@ class Evaluation:
         judge: The best so far.
         stopping: Whether this process was asked to stop.
         folder: The run's, for word of what hangs.
+        made: Told of each evaluation: the step, and its seconds.
+        judged: Told of each value of the metric that decides.
+        look: Gives what sees the batches of a set, with the weights as they are.
     """
 
     def __init__(
@@ -229,6 +237,10 @@ class Evaluation:
         judge: Judge,
         stopping: Callable[[], bool] = lambda: False,
         folder: Path | None = None,
+        *,
+        made: Callable[[int, float], None] = lambda step, seconds: None,
+        judged: Callable[[float], None] = lambda value: None,
+        look: Look = unlooked,
     ):
         self.section = section
         self.sets = sets
@@ -241,9 +253,7 @@ class Evaluation:
         self.last_step: int | None = None
         self.is_owed = False  # one was begun and left, since this process was asked to stop
         self.lines: list[Line] = []  # of the last evaluation
-        self.made: Callable[[int, float], None] = lambda step, seconds: None  # told of each, with its seconds
-        self.judged: Callable[[float], None] = lambda value: None  # told of the value that decides
-        self.look: Look = lambda split, name: unseen  # at the batches of each set, with the weights as they are
+        self.made, self.judged, self.look = made, judged, look
         self.improved = False
 
     @property

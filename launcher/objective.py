@@ -7,7 +7,7 @@ import fnmatch
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -118,6 +118,11 @@ class Objective:
         self._count = count
         # whether every count is known by arithmetic, without reading a batch: the first one decides, in `settle`
         self.counts_samples = False
+
+    def wrapped_by(self, losses: Mapping[str, nn.Module]) -> Objective:
+        """The same objective, of which training calls these in place of the terms of their names."""
+        terms = [replace(term, wrapped=losses.get(term.name)) for term in self.terms]
+        return Objective(terms, self.layout, step=self.step, count=self._count)
 
     @property
     def modules(self) -> dict[str, nn.Module]:

@@ -17,7 +17,7 @@ from launcher.data import EvaluationLoader, Part, evaluation_parts, load_evaluat
 from launcher.datasets.files import needed, whole
 from launcher.device import Device, check_device, open_device, seed_everything, use_cpu
 from launcher.errors import LauncherError, UsageError
-from launcher.evaluation import Evaluation
+from launcher.evaluation import Evaluation, Look, unlooked
 from launcher.judge import Judge
 from launcher.launch.world import World
 from launcher.measures import build_measures
@@ -140,10 +140,9 @@ def evaluate_saved(
         measures = build_measures(model.workshop)
         lines: list[Line] = []
         for (part, name), loader in model.sets.items():
-            evaluation = Evaluation(model.recipe.evaluate, {}, model, measures, NoTracking(), Judge(None))
             collected = Predictions(model.objective)
-            if predictions is not None:
-                evaluation.look = collected.look
+            look: Look = collected.look if predictions is not None else unlooked
+            evaluation = Evaluation(model.recipe.evaluate, {}, model, measures, NoTracking(), Judge(None), look=look)
             lines += evaluation.measured({name: loader}, part, *saved.at) or []
             if predictions is not None:
                 columns = collected.columns(model.device.coordinator)

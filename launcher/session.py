@@ -16,7 +16,7 @@ import torch
 from launcher import checkpoints
 from launcher.checkpoints import Checkpoint, Saving, Snapshot, save_weights
 from launcher.data import Data
-from launcher.evaluation import Evaluation
+from launcher.evaluation import Evaluation, unlooked
 from launcher.judge import Judge, deciding_set
 from launcher.launch import progress
 from launcher.launch.failure import Notes
@@ -56,7 +56,7 @@ class Session:
         seed: The recipe's.
         profiled: What looks at the steps on their way.
         start: Steps made before this process started.
-        spent_seconds: Time trained before this process started.
+        seconds_before: Time trained before this process started.
         shown: The predictions that the report shows, where it is a classifier's.
     """
 
@@ -69,19 +69,13 @@ class Session:
     seed: int
     profiled: Callable[[Steps, int], Steps] = unprofiled
     start: int = 0
-    spent_seconds: float = 0.0
+    seconds_before: float = 0.0
     shown: Shown | None = None
-    _began: float = field(default_factory=time.monotonic)
 
     @property
     def stopping(self) -> Callable[[], bool]:
         """Whether this process was asked to stop."""
         return stop_requested
-
-    @property
-    def seconds(self) -> float:
-        """Time trained so far, over all starts."""
-        return self.spent_seconds + time.monotonic() - self._began
 
 
 @contextmanager
@@ -114,9 +108,7 @@ def open_session(
         folder = Path(start.folder)
         _tell(folder, trainable, data, horizon, stack)
         record = stack.enter_context(_record(folder, world, horizon, restored.step))
-        session = _session(workshop, trainable, data, horizon, options, folder, restored, judge, record)
-        session.saving.last_step = restored.step if start.checkpoint is not None else None
-        session.saving.capture = lambda step: _capture(session, trainable, data, horizon, step, opening)
+        session = _session(workshop, trainable, data, horizon, opening, folder, restored, judge, record)
         tracking = session.tracking
         if restored.step:
             record.event("redone", restored.step, **asdict(tracking.redone))
@@ -154,36 +146,60 @@ def _session(
     trainable: Trainable,
     data: Data,
     horizon: Horizon,
-    options: Options,
+    opening: Opening,
     folder: Path,
     restored: _Restored,
     judge: Judge,
     record: Record,
 ) -> Session:
     """The parts of a session, each told of the others that it must know."""
-    recipe, world = workshop.recipe, trainable.device.world
+    recipe, world, options = workshop.recipe, trainable.device.world, opening.options
     tracking: Tracking = NoTracking()
     if world.is_first:
         tracking = _open_tracking(recipe, data, options, folder, horizon, restored, world.deadline)
     measures = _measures(workshop) if world.is_first or recipe.evaluate.ranks == "all" else []
-    saving = Saving(recipe.save, folder / "checkpoints", world.is_first, judge, tracking.warn)
+    shown = shown_of(trainable.objective, data)
     evaluation = Evaluation(
-        *(recipe.evaluate, data.validation, trainable, measures, tracking, judge, stop_requested, folder)
+        section=recipe.evaluate,
+        sets=data.validation,
+        trainable=trainable,
+        measures=measures,
+        tracking=tracking,
+        judge=judge,
+        stopping=stop_requested,
+        folder=folder,
+        made=record.evaluated,
+        judged=trainable.schedule.evaluated,
+        look=shown.look if shown is not None else unlooked,
     )
     if restored.evaluation is not None:
         evaluation.load(restored.evaluation)
-    saving.saved, evaluation.made = record.saved, record.evaluated
-    evaluation.judged = trainable.schedule.evaluated
-    shown = shown_of(trainable.objective, data)
-    if shown is not None:
-        evaluation.look = shown.look
+    saving = Saving(
+        section=recipe.save,
+        folder=folder / "checkpoints",
+        is_first=world.is_first,
+        judge=judge,
+        warn=tracking.warn,
+        capture=_Capture(trainable, data, horizon, opening, evaluation, record, restored.seconds),
+        saved=record.saved,
+        last_step=restored.saved,
+    )
     profiled: Callable[[Steps, int], Steps] = unprofiled
     if options.profile is not None:
         trace = folder / "profile" / f"rank-{world.rank}.json.gz"
         profiled = Profiling(*options.profile, trace, tracking.message).over
     return Session(
-        *(folder, tracking, evaluation, saving, periods_of(recipe, horizon), record, recipe.seed, profiled),
-        *(restored.step, restored.seconds, shown),
+        folder=folder,
+        tracking=tracking,
+        evaluation=evaluation,
+        saving=saving,
+        periods=periods_of(recipe, horizon),
+        record=record,
+        seed=recipe.seed,
+        profiled=profiled,
+        start=restored.step,
+        seconds_before=restored.seconds,
+        shown=shown,
     )
 
 
@@ -256,33 +272,46 @@ def periods_of(recipe: Recipe, horizon: Horizon) -> Periods:
 # ---------------------------------------------------------------------- state
 
 
-def _capture(
-    session: Session, trainable: Trainable, data: Data, horizon: Horizon, step: int, opening: Opening
-) -> Snapshot:
-    """What a checkpoint after `step` steps is made of."""
-    world = trainable.device.world
-    training = {
-        **trainable.training_state(),
-        "judge": session.evaluation.judge.state(),
-        "evaluation": session.evaluation.state(),
-        "seconds": session.seconds,
-    }
-    manifest = {
-        "step": step,
-        "epoch": horizon.epoch(step),
-        "samples": data.samples_before(step),
-        "world": world.size,
-        "threads": trainable.device.threads,
-        "readers": data.readers,
-        "global_batch_size": data.train.sampler.global_batch_size,
-        "recipe": opening.essence,
-        "recipe_sha256": digest(opening.essence),
-        "data": opening.data_print,
-        "versions": runs.versions(),
-        "saved": time.time(),
-    }
-    session.record.reached(step)
-    return Snapshot(trainable.model.state_dict(), training, manifest)
+@dataclass(frozen=True)
+class _Capture:
+    """Gives what a checkpoint is made of, after any number of steps."""
+
+    trainable: Trainable
+    data: Data
+    horizon: Horizon
+    opening: Opening
+    evaluation: Evaluation
+    record: Record
+    seconds_before: float
+    began: float = field(default_factory=time.monotonic)
+
+    def __call__(self, step: int) -> Snapshot:
+        training = {
+            **self.trainable.training_state(),
+            "judge": self.evaluation.judge.state(),
+            "evaluation": self.evaluation.state(),
+            "seconds": self.seconds_before + time.monotonic() - self.began,
+        }
+        manifest = self._manifest(step)
+        self.record.reached(step)
+        return Snapshot(self.trainable.model.state_dict(), training, manifest)
+
+    def _manifest(self, step: int) -> dict[str, Any]:
+        data, device = self.data, self.trainable.device
+        return {
+            "step": step,
+            "epoch": self.horizon.epoch(step),
+            "samples": data.samples_before(step),
+            "world": device.world.size,
+            "threads": device.threads,
+            "readers": data.readers,
+            "global_batch_size": data.train.sampler.global_batch_size,
+            "recipe": self.opening.essence,
+            "recipe_sha256": digest(self.opening.essence),
+            "data": self.opening.data_print,
+            "versions": runs.versions(),
+            "saved": time.time(),
+        }
 
 
 @dataclass(frozen=True)
@@ -290,6 +319,7 @@ class _Restored:
     step: int = 0
     seconds: float = 0.0
     evaluation: Mapping[str, Any] | None = None
+    saved: int | None = None  # the step of the checkpoint
 
 
 def _restore(start: Start, trainable: Trainable, judge: Judge, found: Checkpoint | None, horizon: Horizon) -> _Restored:
@@ -301,7 +331,7 @@ def _restore(start: Start, trainable: Trainable, judge: Judge, found: Checkpoint
     training = found.training()
     trainable.load(found.weights(), training, found.step, start.changed)
     judge.load(training["judge"])
-    return _Restored(found.step, float(training["seconds"]), training["evaluation"])
+    return _Restored(found.step, float(training["seconds"]), training["evaluation"], saved=found.step)
 
 
 # ---------------------------------------------------------------------- after the loop

@@ -318,15 +318,23 @@ def build_trainable(workshop: Workshop, model: Model, device: Device, data: Data
         message = "_per_: batch needs a rank's whole share at once; remove data.micro_batch_size, or use more processes"
         raise RecipeError([Problem(str(recipe.document.origin(("loss",))), "loss", message)])
     losses = {name: wrap(module, device, recipe.device) for name, module in objective.modules.items()}
-    for term in objective.terms:
-        term.wrapped = losses.get(term.name)
+    objective = objective.wrapped_by(losses)
     objective.to(device.torch_device)
     optimizer = build_optimizer(workshop, model.bare, objective.modules)
     schedule = build_schedule(workshop, optimizer, steps_per_epoch, total)
     skips = section.non_finite == "skip"
     average = Average(model.bare, section.ema) if section.ema is not None else None
-    clip = section.clip_grad_norm
-    trainable = Trainable(model, objective, optimizer, schedule, device, losses, clip, skips, average)
+    trainable = Trainable(
+        model=model,
+        objective=objective,
+        optimizer=optimizer,
+        schedule=schedule,
+        device=device,
+        losses=losses,
+        clip_grad_norm=section.clip_grad_norm,
+        skip_non_finite=skips,
+        average=average,
+    )
     trainable.direct.clear_gradients()  # a model that was handed in may have some, of a trial by hand
     return trainable, horizon
 
@@ -744,7 +752,7 @@ def train(trainable: Trainable, data: Data, horizon: Horizon, session: Session) 
     rank, is_gpu = device.world.rank, device.is_gpu
     evaluation, saving, periods, done = session.evaluation, session.saving, session.periods, session.start
     meter, agreement = Meter(trainable, coordinator), Agreement(coordinator)
-    clocks = Clocks(horizon, periods, session.spent_seconds)
+    clocks = Clocks(horizon, periods, session.seconds_before)
     in_host = counted_steps(data, trainable.objective, coordinator, done, horizon.total_steps)
     steps = session.profiled(on_device(in_host, device.torch_device), done)
     settle = partial(_settle, meter, trainable, session.tracking, horizon)

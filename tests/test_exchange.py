@@ -162,8 +162,7 @@ def test_a_rank_that_lives_and_does_not_come_is_given_up_after_the_timeout() -> 
 def waits_as_long_as_it_takes() -> list[float]:
     rank, size = here()
     with opened(rank, size, seconds=0.2) as memory:
-        coordinator = Coordinator(rank, size)
-        coordinator.memory = memory
+        coordinator = Coordinator(rank, size, memory=memory)
         if rank == 1:
             time.sleep(1)
         total = coordinator.sum(torch.tensor([1.0 + rank, 5.0], dtype=torch.float64)).result()

@@ -147,7 +147,12 @@ def _supervised(options: argparse.Namespace, arguments: Sequence[str], world: Wo
             choice.forget(folder)
 
     ranks = Ranks(
-        *(processes, options.cpu, recipe.launch.threads, folder, again, _flags(options)),
+        processes=processes,
+        cpu=options.cpu,
+        threads=recipe.launch.threads,
+        folder=folder,
+        again=again,
+        resume=_flags(options),
         nodes=nodes,
         max_restarts=restarts,
         tidy=tidy,
