@@ -4,32 +4,42 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from launcher import training
-from launcher.training import Step
+from launcher.training import PARTS, Parts, Step
 
-_LABELS = {"forward": "forward", "backward": "backward", "update": "optimizer"}  # functions of `training`
+_LABELS = ("data wait", "forward", "backward", "optimizer")
 _WITHIN = {"host to device": ("Memcpy HtoD",), "communication": ("gloo:", "nccl:", "ncclDevKernel")}
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
 Steps = Generator[Step, None, None]
 
 
-def unprofiled(steps: Steps, start: int) -> Steps:
-    """What a run does that nobody profiles: nothing."""
-    return steps
+class NoProfiling:
+    """What a run has that nobody profiles: the same signature, and nothing is done.
+
+    Attributes:
+        parts: What a step is made of now.
+    """
+
+    parts: Parts = PARTS
+
+    def over(self, steps: Steps, start: int) -> Steps:
+        """The same steps."""
+        return steps
 
 
 @dataclass
-class Profiling:
+class Profiling(NoProfiling):
     """Profiles some steps of a run.
 
     Attributes:
@@ -46,7 +56,6 @@ class Profiling:
     _profiler: Any = None
     _began: float = 0.0
     _from: int | None = None
-    _labels: Any = field(default_factory=nullcontext)
 
     def over(self, steps: Steps, start: int) -> Steps:
         """The same steps; while it is their turn they are profiled.
@@ -62,7 +71,7 @@ class Profiling:
                     self._begin(number)
                 if number == self.stop:
                     self._end(number)
-                with record_function("data wait") if self._profiler is not None else nullcontext():
+                with record_function(_LABELS[0]) if self._profiler is not None else nullcontext():
                     step = next(steps, None)
                 if step is None:
                     return
@@ -78,8 +87,7 @@ class Profiling:
     def _begin(self, number: int) -> None:
         self._from = number
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
-        self._labels = _labelled()
-        self._labels.__enter__()
+        self.parts = _labelled(PARTS)
         self._profiler = profile(activities=activities)
         self._profiler.__enter__()
         self._began = time.perf_counter()
@@ -92,7 +100,7 @@ class Profiling:
             torch.cuda.synchronize()
         seconds = time.perf_counter() - self._began
         profiler.__exit__(None, None, None)
-        self._labels.__exit__(None, None, None)
+        self.parts = PARTS
         for line in table(profiler.key_averages(), seconds, max(1, number - (self._from or 0))):
             self.say(line)
         with suppress(OSError):
@@ -101,22 +109,19 @@ class Profiling:
             self.say(f"the trace is in {self.trace}: open it in https://ui.perfetto.dev")
 
 
-@contextmanager
-def _labelled() -> Iterator[None]:
-    """Names the parts of a step for the profiler, and only while it looks: a name costs microseconds."""
-    known = {name: getattr(training, name) for name in _LABELS}
-    for name, label in _LABELS.items():
-        setattr(training, name, _named(label, known[name]))
-    try:
-        yield
-    finally:
-        for name, function in known.items():
-            setattr(training, name, function)
+def _labelled(parts: Parts) -> Parts:
+    """The parts of a step with their names for the profiler, and only while it looks: a name costs microseconds."""
+    _, forward, backward, optimizer = _LABELS
+    return Parts(
+        _named(forward, parts.forward),
+        _named(backward, parts.backward),
+        _named(optimizer, parts.update),
+    )
 
 
-def _named(label: str, function: Callable[..., Any]) -> Callable[..., Any]:
+def _named(label: str, function: Callable[P, R]) -> Callable[P, R]:
     @wraps(function)
-    def named(*args: Any, **kwargs: Any) -> Any:
+    def named(*args: P.args, **kwargs: P.kwargs) -> R:
         with record_function(label):
             return function(*args, **kwargs)
 
@@ -134,7 +139,7 @@ def table(averages: Any, seconds: float, count: int) -> Iterator[str]:
     whole = seconds / count * 1e3
     yield f"{'of a step':<16}{'host ms':>10}{'device ms':>11}{'share':>8}"
     told = 0.0
-    for label in ("data wait", *_LABELS.values()):
+    for label in _LABELS:
         host, device = _milliseconds(averages, (label,), count)
         told += host
         yield f"{label:<16}{host:>10.3f}{device:>11.3f}{host / whole:>8.0%}"

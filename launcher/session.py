@@ -26,7 +26,7 @@ from launcher.launch.world import World
 from launcher.opening import Finished, Opening, Options, Start
 from launcher.plan import describe_shares, plan_of
 from launcher.predictions import Shown, shown_of, write_predictions
-from launcher.profiling import Profiling, Steps, unprofiled
+from launcher.profiling import NoProfiling, Profiling
 from launcher.recipe.components import Workshop
 from launcher.recipe.schema import Recipe
 from launcher.recipe.show import resolved
@@ -54,7 +54,7 @@ class Session:
         periods: When they are.
         record: What the run's folder says of how it stands.
         seed: The recipe's.
-        profiled: What looks at the steps on their way.
+        profiling: What looks at the steps on their way.
         start: Steps made before this process started.
         seconds_before: Time trained before this process started.
         shown: The predictions that the report shows, where it is a classifier's.
@@ -67,7 +67,7 @@ class Session:
     periods: Periods
     record: Record
     seed: int
-    profiled: Callable[[Steps, int], Steps] = unprofiled
+    profiling: NoProfiling = field(default_factory=NoProfiling)
     start: int = 0
     seconds_before: float = 0.0
     shown: Shown | None = None
@@ -184,10 +184,11 @@ def _session(
         saved=record.saved,
         last_step=restored.saved,
     )
-    profiled: Callable[[Steps, int], Steps] = unprofiled
+    profiling = NoProfiling()
     if options.profile is not None:
+        first, stop = options.profile
         trace = folder / "profile" / f"rank-{world.rank}.json.gz"
-        profiled = Profiling(*options.profile, trace, tracking.message).over
+        profiling = Profiling(first, stop, trace, tracking.message)
     return Session(
         folder=folder,
         tracking=tracking,
@@ -196,7 +197,7 @@ def _session(
         periods=periods_of(recipe, horizon),
         record=record,
         seed=recipe.seed,
-        profiled=profiled,
+        profiling=profiling,
         start=restored.step,
         seconds_before=restored.seconds,
         shown=shown,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -378,21 +378,6 @@ class Stepped:
     scalars: list[Mapping[str, Any]]
 
 
-def train_step(trainable: Trainable, step: Step, at: At) -> Stepped:
-    """Forward, loss and backward over the micro-batches, then one update of the weights."""
-    parts: list[tuple[torch.Tensor, float]] = []
-    scalars: list[Mapping[str, Any]] = []
-    last = len(step.batches) - 1
-    for number, (batch, scales) in enumerate(zip(step.batches, step.scales, strict=True)):
-        with _AS_EVER if number == last else trainable.without_sync():
-            value, factor, logged = forward(trainable, batch, scales, at)
-            backward(trainable, value, factor)
-        # a compiled model may write the next loss where this one is
-        parts.append((value.detach() if number == last else value.detach().clone(), factor))
-        scalars.append(logged)
-    return Stepped(parts, update(trainable, at.step), scalars)
-
-
 def forward(
     trainable: Trainable, batch: MicroBatch, scales: Sequence[float], at: At
 ) -> tuple[torch.Tensor, float, Mapping[str, Any]]:
@@ -462,6 +447,39 @@ def update(trainable: Trainable, step: int) -> torch.Tensor | None:
         trainable.average.update()
     trainable.direct.clear_gradients()
     return norm
+
+
+class Parts(NamedTuple):
+    """What a step is made of; a profiler puts names on them."""
+
+    forward: Callable[[Trainable, MicroBatch, Sequence[float], At], tuple[torch.Tensor, float, Mapping[str, Any]]]
+    backward: Callable[[Trainable, torch.Tensor, float], None]
+    update: Callable[[Trainable, int], torch.Tensor | None]
+
+
+PARTS = Parts(forward, backward, update)
+
+
+def train_step(trainable: Trainable, step: Step, at: At, do: Parts = PARTS) -> Stepped:
+    """Forward, loss and backward over the micro-batches, then one update of the weights.
+
+    Args:
+        trainable: What it changes.
+        step: What it reads.
+        at: Where it stands in the run.
+        do: How: with names on the parts, where somebody looks.
+    """
+    parts: list[tuple[torch.Tensor, float]] = []
+    scalars: list[Mapping[str, Any]] = []
+    last = len(step.batches) - 1
+    for number, (batch, scales) in enumerate(zip(step.batches, step.scales, strict=True)):
+        with _AS_EVER if number == last else trainable.without_sync():
+            value, factor, logged = do.forward(trainable, batch, scales, at)
+            do.backward(trainable, value, factor)
+        # a compiled model may write the next loss where this one is
+        parts.append((value.detach() if number == last else value.detach().clone(), factor))
+        scalars.append(logged)
+    return Stepped(parts, do.update(trainable, at.step), scalars)
 
 
 # ---------------------------------------------------------------------- the stream of steps
@@ -754,7 +772,7 @@ def train(trainable: Trainable, data: Data, horizon: Horizon, session: Session) 
     meter, agreement = Meter(trainable, coordinator), Agreement(coordinator)
     clocks = Clocks(horizon, periods, session.seconds_before)
     in_host = counted_steps(data, trainable.objective, coordinator, done, horizon.total_steps)
-    steps = session.profiled(on_device(in_host, device.torch_device), done)
+    steps = session.profiling.over(on_device(in_host, device.torch_device), done)
     settle = partial(_settle, meter, trainable, session.tracking, horizon)
     trainable.model.wrapped.train()
     state, rate = "finished", trainable.schedule.rate
@@ -766,7 +784,7 @@ def train(trainable: Trainable, data: Data, horizon: Horizon, session: Session) 
     for step, waited in timed(steps) if evaluation.goes_on else ():
         seed_step(session.seed, done, rank, is_gpu)
         rate = trainable.schedule.rate
-        stepped = train_step(trainable, step, horizon.at(done))
+        stepped = train_step(trainable, step, horizon.at(done), session.profiling.parts)
         done += 1
         progress.reached(done)
         trainable.schedule.advance(done)
