@@ -9,6 +9,7 @@ import torch
 from launcher.data import load_data
 from launcher.data.transfer import on_device
 from launcher.device import open_device, use_cpu
+from launcher.launch.context import remembered
 from launcher.launch.world import World
 from launcher.model import build_model
 from launcher.opening import Options
@@ -37,7 +38,7 @@ def overfit(recipe: Recipe, world: World, options: Options, say: Callable[[str],
     """
     workshop = checked(recipe, world, options)
     data = load_data(workshop, world, on_gpu=not use_cpu(world, options.cpu))
-    with open_device(recipe, world, cpu=options.cpu) as device:
+    with remembered(), open_device(recipe, world, cpu=options.cpu) as device:
         model = build_model(workshop, device)
         trainable, horizon = build_trainable(workshop, model, device, data)
         model.wrapped.train()

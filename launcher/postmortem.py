@@ -1,4 +1,4 @@
-"""What a failing process still knows: read from the frames of its traceback, so that the loop carries nothing."""
+"""One process of a run, watched from within: what goes wrong becomes a report, with what the run knew of itself."""
 
 from __future__ import annotations
 
@@ -7,23 +7,21 @@ import re
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import psutil
 
 from launcher.errors import EXIT_DONE, EXIT_USAGE, LauncherError
 from launcher.launch import progress
+from launcher.launch.context import RunContext, known_of
 from launcher.launch.failure import Failure, Notes, Report, of_exception, written_since
 from launcher.launch.rendezvous import departed
 from launcher.launch.signals import die_with_parent
 from launcher.launch.world import World
 from launcher.runs.logs import kept, log_of
-
-_PACKAGE = Path(__file__).parent
 
 
 @contextmanager
@@ -82,64 +80,28 @@ def _explained(world: World, again: str, debugger: Callable[[BaseException], Non
 
 
 def examined(error: BaseException, world: World) -> Failure:
-    """The failure with what its frames know: step, epoch, batch, shapes, parameters without a gradient."""
-    frames = list(_frames(error))
-    loop = _locals(frames, "training.py", "train")
+    """The failure with what its run knew: step, epoch, batch, shapes, parameters without a gradient."""
+    known = known_of(error)
     details: dict[str, Any] = {"rank": world.rank, "world": world.size}
-    if "done" in loop and "horizon" in loop:
-        details |= {"step": loop["done"], "epoch": round(loop["horizon"].epoch(loop["done"]), 4)}
-    facts: dict[str, str] = {}
-    with suppress(Exception):  # whatever state the program is in: a report without a fact is better than none
-        facts = dict(_facts(error, frames, loop, world))
-    return of_exception(error, facts=facts, **details)
+    if known.step is not None and known.epoch is not None:
+        details |= {"step": known.step, "epoch": round(known.epoch, 4)}
+    return of_exception(error, facts=dict(_facts(str(error), known)), **details)
 
 
-def _facts(
-    error: BaseException, frames: list[FrameType], loop: Mapping[str, Any], world: World
-) -> Iterator[tuple[str, str]]:
-    from launcher.plan import describe_shares
-
-    if "data" in loop:
-        yield "batch", describe_shares(loop["data"].train.sampler, world.size)
-    forward = _locals(frames, "training.py", "forward")
-    if "batch" in forward:
-        yield "shapes", f"the batch is {described(forward['batch'].data)}"
-    if (trainable := loop.get("trainable")) is not None and (names := _without_gradient(str(error), trainable)):
+def _facts(message: str, known: RunContext) -> Iterator[tuple[str, str]]:
+    if known.step is not None:
+        yield "batch", known.shares
+    if known.shapes:
+        yield "shapes", f"the batch is {known.shapes}"
+    if names := _without_gradient(message, known.parameters):
         yield "unused", ", ".join(names[:6]) + (", …" if len(names) > 6 else "")
 
 
-def described(value: Any) -> str:
-    """Shapes and types of a batch: `(float32 [64, 3], int64 [64])`."""
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
-        return f"{str(value.dtype).rpartition('.')[2]} {list(value.shape)}"
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {described(one)}" for key, one in value.items()) + "}"
-    if isinstance(value, tuple | list):
-        return "(" + ", ".join(map(described, value)) + ")"
-    return type(value).__name__
-
-
-def _without_gradient(message: str, trainable: Any) -> list[str]:
+def _without_gradient(message: str, parameters: Sequence[str]) -> list[str]:
     """The parameters that DDP names by number, by their names."""
     found = re.search(r"did not receive grad for rank \d+: ([\d ]+)", message)
-    if not found:
-        return []
-    names = [name for name, parameter in trainable.model.bare.named_parameters() if parameter.requires_grad]
-    return [names[int(number)] for number in found[1].split() if int(number) < len(names)]
-
-
-def _frames(error: BaseException) -> Iterator[FrameType]:
-    one = error.__traceback__
-    while one is not None:
-        yield one.tb_frame
-        one = one.tb_next
-
-
-def _locals(frames: list[FrameType], file: str, function: str) -> Mapping[str, Any]:
-    """Variables of the innermost of our functions of that name, empty where the exception did not pass it."""
-    path = str(_PACKAGE / file)
-    found = [one for one in frames if one.f_code.co_filename == path and one.f_code.co_name == function]
-    return found[-1].f_locals if found else {}
+    numbers = map(int, found[1].split()) if found else ()
+    return [parameters[number] for number in numbers if number < len(parameters)]
 
 
 def _leave_word(failure: Failure, folder: Path) -> bool:
@@ -150,7 +112,7 @@ def _leave_word(failure: Failure, folder: Path) -> bool:
 
 def _report(failure: Failure, error: BaseException, again: str, world: World) -> None:
     """Where nobody waits for notes: one process, or one rank of srun's, torchrun's or accelerate's."""
-    folder = _folder(list(_frames(error)), world)
+    folder = Path(world.run_dir) if world.run_dir is not None else known_of(error).folder
     if folder is not None:
         _append(log_of(folder, failure.rank), failure.traceback)
     if failure.is_aftermath:
@@ -172,15 +134,6 @@ def _cause(failure: Failure, folder: Path | None, world: World) -> Failure | Non
     ((rank, host),) = gone.items()
     what = "its process has ended without a word: it was killed, or its node is lost"
     return Failure(what, rank=rank, world=world.size, host=host, step=failure.step, epoch=failure.epoch)
-
-
-def _folder(frames: list[FrameType], world: World) -> Path | None:
-    """The run's, if it was chosen by then."""
-    if world.run_dir is not None:
-        return Path(world.run_dir)
-    session = _locals(frames, "run.py", "run").get("session")
-    found = session.folder if session is not None else _locals(frames, "session.py", "open_session").get("folder")
-    return found if isinstance(found, Path) else None
 
 
 def _append(path: Path, text: str) -> None:

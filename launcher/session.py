@@ -19,6 +19,7 @@ from launcher.data import Data
 from launcher.evaluation import Evaluation, unlooked
 from launcher.judge import Judge, deciding_set
 from launcher.launch import progress
+from launcher.launch.context import remembered
 from launcher.launch.failure import Notes
 from launcher.launch.signals import stop_requested
 from launcher.launch.stalls import Watch
@@ -91,10 +92,11 @@ def open_session(
         UsageError: Another process holds the folder, or the recipe is not the run's.
     """
     recipe, world, coordinator = workshop.recipe, trainable.device.world, trainable.device.coordinator
-    if world.size > 2:
-        # DDP settles the order of its buckets in its first backward; with it settled, a resumed run sums as this one
-        warm_up(trainable, data)
     with ExitStack() as stack:
+        known = stack.enter_context(remembered())
+        if world.size > 2:
+            # DDP settles the order of its buckets in its first backward; then a resumed run sums as this one
+            warm_up(trainable, data)
         opening = Opening(recipe, trainable.device, data, horizon, options, stack)
         start = Start(**coordinator.from_first(lambda: asdict(opening.open())))
         if start.finished:
@@ -105,7 +107,10 @@ def open_session(
             data.read_by(start.readers)
         judge = Judge(recipe.evaluate.best, recipe.evaluate.early_stop)
         restored = _restore(start, trainable, judge, opening.checkpoint, horizon)
-        folder = Path(start.folder)
+        folder = known.folder = Path(start.folder)
+        known.steps_per_epoch = horizon.steps_per_epoch
+        known.shares = describe_shares(data.train.sampler, world.size)
+        known.parameters = [name for name, one in trainable.model.bare.named_parameters() if one.requires_grad]
         _tell(folder, trainable, data, horizon, stack)
         record = stack.enter_context(_record(folder, world, horizon, restored.step))
         session = _session(workshop, trainable, data, horizon, opening, folder, restored, judge, record)

@@ -25,7 +25,7 @@ from launcher.data.transfer import on_device
 from launcher.device import Device
 from launcher.errors import LauncherError, Problem, RecipeError
 from launcher.evaluation import At, Evaluation
-from launcher.launch import progress
+from launcher.launch import context, progress
 from launcher.model import Model, wrap
 from launcher.objective import INDEPENDENT, Objective, Schedule, build_objective, build_optimizer, build_schedule
 from launcher.recipe.components import Workshop
@@ -383,19 +383,21 @@ def forward(
 ) -> tuple[torch.Tensor, float, Mapping[str, Any]]:
     """The loss of one micro-batch, the factor that makes it a part of the step's mean, and scalars to log."""
     objective, layout = trainable.objective, trainable.objective.layout
-    data = batch.data
+    data = context.run.batch = batch.data
+    logged: Mapping[str, Any] = {}
     if objective.step is not None:
         result = objective.stepped(trainable.model.wrapped, data, at)
-        return (
-            result.pop("loss"),
-            scales[0],
-            _scalars({key: one for key, one in result.items() if key not in _NO_SCALARS}),
-        )
-    args, kwargs, targets = layout.split(data)
-    result = trainable.model.wrapped(*args, **kwargs)
-    if not objective.terms:
-        return layout.loss(result), scales[0], {}
-    return *objective.value(layout.outputs(result), targets, scales), {}
+        value, factor = result.pop("loss"), scales[0]
+        logged = _scalars({key: one for key, one in result.items() if key not in _NO_SCALARS})
+    else:
+        args, kwargs, targets = layout.split(data)
+        result = trainable.model.wrapped(*args, **kwargs)
+        if objective.terms:
+            value, factor = objective.value(layout.outputs(result), targets, scales)
+        else:
+            value, factor = layout.loss(result), scales[0]
+    context.run.batch = None
+    return value, factor, logged
 
 
 _NO_SCALARS = ("outputs", "targets")  # of what a step function gives: they are for the metrics
@@ -769,6 +771,8 @@ def train(trainable: Trainable, data: Data, horizon: Horizon, session: Session) 
     device, coordinator = trainable.device, trainable.device.coordinator
     rank, is_gpu = device.world.rank, device.is_gpu
     evaluation, saving, periods, done = session.evaluation, session.saving, session.periods, session.start
+    known = context.run
+    known.step = done
     meter, agreement = Meter(trainable, coordinator), Agreement(coordinator)
     clocks = Clocks(horizon, periods, session.seconds_before)
     in_host = counted_steps(data, trainable.objective, coordinator, done, horizon.total_steps)
@@ -778,6 +782,7 @@ def train(trainable: Trainable, data: Data, horizon: Horizon, session: Session) 
     state, rate = "finished", trainable.schedule.rate
     if _evaluation_is_owed(evaluation, periods, done):
         if not evaluation.run(done, horizon.epoch(done)):
+            known.step = None
             return "preempted", done
         if evaluation.improved:
             saving.save(done)
@@ -786,6 +791,7 @@ def train(trainable: Trainable, data: Data, horizon: Horizon, session: Session) 
         rate = trainable.schedule.rate
         stepped = train_step(trainable, step, horizon.at(done), session.profiling.parts)
         done += 1
+        known.step = done
         progress.reached(done)
         trainable.schedule.advance(done)
         meter.add(stepped, step, waited)
@@ -821,6 +827,7 @@ def train(trainable: Trainable, data: Data, horizon: Horizon, session: Session) 
     saving.save(done)
     if state == "finished" and evaluation.last_step != done and not evaluation.run(done, horizon.epoch(done)):
         state = "preempted"
+    known.step = None
     return state, done
 
 

@@ -19,17 +19,19 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from recipes.parts import Net
 from torch import nn
 from worlds import TINY, Command, in_world, train, train_here
 
 import launcher
 from launcher.device import check_device, check_gpus, check_kind
 from launcher.errors import LauncherError
+from launcher.launch.context import described, known_of, remembered
 from launcher.launch.failure import Failure, Frame, Notes, first_of, folded, hint_for, of_exception, of_exit, of_stack
 from launcher.launch.local import choose_processes
 from launcher.launch.nodes import Nodes
 from launcher.launch.world import World, usable_cpus
-from launcher.postmortem import described
+from launcher.postmortem import examined
 from launcher.recipe.schema import Device
 from recipes import failing
 
@@ -129,6 +131,60 @@ def test_word_left_by_a_rank_is_read_as_it_was(tmp_path: Path) -> None:
 def test_a_batch_is_described() -> None:
     batch = {"x": torch.zeros(2, 3), "y": [torch.zeros(2, dtype=torch.int64), "text"]}
     assert described(batch) == "{x: float32 [2, 3], y: (int64 [2], str)}"
+
+
+class Fussy(Net):
+    """Fails at a call."""
+
+    def __init__(self, calls: int):
+        super().__init__()
+        self.calls = calls
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """As ever, until it is the last call."""
+        self.calls -= 1
+        if self.calls == 0:
+            raise ValueError("fussy")
+        return super().forward(inputs)
+
+
+def test_what_a_run_knew_goes_with_its_exception_and_with_no_other(tmp_path: Path) -> None:
+    said: Any = {"cpu": True, "output": "quiet"}
+    steps = ("launch.threads=1", "train={steps: 9}", "scheduler=null", "evaluate.first=false")
+
+    def fails_at(call: int, folder: str) -> BaseException:
+        return caught(lambda: launcher.train(TINY, *steps, run_dir=tmp_path / folder, model=Fussy(call), **said))
+
+    first, second = fails_at(6, "first"), fails_at(3, "second")
+    for error, step, folder in ((first, 5, "first"), (second, 2, "second")):
+        failure = examined(error, World())
+        assert (failure.step, known_of(error).folder) == (step, tmp_path / folder)
+        assert failure.facts["batch"].startswith("global batch 16 = 1 process")
+        assert failure.facts["shapes"] == "the batch is (float64 [16, 6], int64 [16])"
+    unread = caught(lambda: launcher.train(TINY, "optimizer.lr=fast", run_dir=tmp_path / "third", **said))
+    after = caught(lambda: int("x"))
+    assert [(known_of(one).step, known_of(one).folder) for one in (unread, after)] == [(None, None)] * 2
+    assert examined(after, World()).facts == {}
+
+
+def test_a_run_inside_a_run_has_a_context_of_its_own() -> None:
+    def inner() -> None:
+        with remembered() as known:
+            known.step = 3
+            raise ValueError
+
+    with remembered() as outer:
+        outer.step = 8
+        assert known_of(caught(inner)).step == 3
+        error = caught(int, "x")
+    assert known_of(error).step is None  # it did not end the run
+
+    def both() -> None:
+        with remembered() as known:
+            known.step = 5
+            inner()
+
+    assert known_of(caught(both)).step == 3
 
 
 @pytest.mark.parametrize(
