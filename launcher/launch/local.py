@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import shlex
@@ -16,18 +15,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
 
 from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, EXIT_USAGE, UsageError
 from launcher.launch import progress
+from launcher.launch.agent import run_agent
 from launcher.launch.failure import Failure, Notes, Report, first_of, of_exit
 from launcher.launch.nodes import Nodes, NodesError
 from launcher.launch.progress import Progress
 from launcher.launch.signals import SECOND_INTERRUPT_SECONDS
 from launcher.launch.world import RUN_DIR_VARIABLE, SUPERVISOR_VARIABLE, usable_cpus
-
-if TYPE_CHECKING:
-    from torch.distributed.launcher.api import LaunchConfig
 
 POLL_SECONDS = 0.2
 LEAVING_SECONDS = 5  # what the other ranks are granted when one has failed
@@ -111,7 +107,6 @@ class Ranks:
         """
         import torch.distributed.launcher.api  # noqa: F401  # in the main thread, where a Ctrl-C can end it
 
-        _log_exits(self._note_exit)
         agent = threading.Thread(target=self._run_agent, args=(command,), daemon=True, name="agent")
         with self._signals(), _variables(self._environment()):
             agent.start()
@@ -125,24 +120,26 @@ class Ranks:
         return code
 
     def _run_agent(self, command: Sequence[str]) -> None:
-        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-        from torch.distributed.launcher.api import elastic_launch
-
         try:
             self.folder = self.nodes.agree_on(self.folder)
             if self.nodes.rank == 0:
                 shutil.rmtree(Notes(self.folder).folder, ignore_errors=True)  # what ranks of an earlier start said
             os.environ[RUN_DIR_VARIABLE] = str(self.folder)
-            elastic_launch(self._config(), sys.executable)("-u", *command)
-        except ChildFailedError as error:
-            for rank, failure in error.failures.items():
-                self._exits.setdefault(rank, (failure.exitcode, failure.timestamp))
+            run_agent(
+                command,
+                nodes=self.nodes,
+                processes=self.processes,
+                max_restarts=self.max_restarts,
+                leaving_seconds=LEAVING_SECONDS,
+                starting=self.starting,
+                ended=self.ended,
+            )
         except BaseException as error:
             self._error = error
 
-    def _note_exit(self, code: int, local_rank: int) -> None:
-        """The first process that the agent found dead in this attempt."""
-        self._exits.setdefault(self._rank(local_rank), (code, time.time()))
+    def ended(self, rank: int, code: int, when: float) -> None:
+        """The agent has found a process that failed in this attempt."""
+        self._exits.setdefault(rank, (code, when))
 
     def _rank(self, local_rank: int) -> int:
         return self.nodes.rank * self.processes + local_rank
@@ -186,7 +183,7 @@ class Ranks:
     def _all_done(self, said: dict[int, Progress]) -> bool:
         return all(progress.is_over(one) for one in said.values())
 
-    def restarting(self, attempt: int) -> None:
+    def starting(self, attempt: int) -> None:
         """The agent starts the processes, for the first time or again."""
         if attempt:
             first = first_of(self._failures())
@@ -281,35 +278,6 @@ class Ranks:
             **({"ACCELERATE_USE_CPU": "true"} if self.cpu else {}),
         }
 
-    def _config(self) -> LaunchConfig:
-        from torch.distributed.elastic.multiprocessing.api import LogsDest, LogsSpecs
-        from torch.distributed.launcher.api import LaunchConfig
-
-        tell = self.restarting
-
-        class Untouched(LogsSpecs):
-            """The ranks keep the screen: each copies or moves its output itself."""
-
-            root_log_dir = ""
-
-            def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
-                tell(int(envs[0].get("TORCHELASTIC_RESTART_COUNT", "0")))
-                nowhere = dict.fromkeys(envs, "")
-                return LogsDest(nowhere, dict(nowhere), {}, {}, dict(nowhere))
-
-        return LaunchConfig(
-            min_nodes=self.nodes.count,
-            max_nodes=self.nodes.count,
-            nproc_per_node=self.processes,
-            run_id=self.nodes.run_id,
-            max_restarts=self.max_restarts,
-            monitor_interval=0.1,
-            start_method="spawn",
-            shutdown_timeout=LEAVING_SECONDS,
-            logs_specs=Untouched(),
-            **self.nodes.rendezvous(),
-        )
-
     # ------------------------------------------------------------------ signals
 
     @contextmanager
@@ -376,22 +344,3 @@ def _mark_failed(folder: Path, first: Failure) -> None:
     if status.get("state") == "running":
         with suppress(OSError):
             write_json(folder / STATUS_FILE, {**status, "state": "failed", "ended": time.time(), "error": first.line})
-
-
-def _log_exits(note: Callable[[int, int], None]) -> None:
-    """Hears from the agent's log which process it found dead first, and keeps the rest of it off the screen."""
-
-    class Listener(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            if isinstance(record.args, tuple) and str(record.msg).startswith("failed (exitcode: %s)"):
-                code, local_rank = record.args[:2]
-                if isinstance(code, int) and isinstance(local_rank, int):
-                    note(code, local_rank)
-
-    log: Any = logging.getLogger("torch.distributed.elastic")
-    log.handlers[:] = [Listener(logging.ERROR)]
-    log.propagate = False
-    for name in logging.root.manager.loggerDict:
-        if name.startswith("torch.distributed.elastic"):
-            one = logging.getLogger(name)
-            one.handlers[:], one.propagate = [Listener(logging.ERROR)], False
