@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from worlds import TINY, Command, in_world, train, train_here
 import launcher
 from launcher.device import check_device, check_gpus, check_kind
 from launcher.errors import LauncherError
+from launcher.launch.agent import run_agent
 from launcher.launch.context import described, known_of, remembered
 from launcher.launch.failure import Failure, Frame, Notes, first_of, folded, hint_for, of_exception, of_exit, of_stack
 from launcher.launch.local import choose_processes
@@ -46,6 +48,29 @@ def caught(act: Any, *arguments: Any) -> BaseException:
     except BaseException as error:
         return error
     raise AssertionError("it did not fail")
+
+
+# ---------------------------------------------------------------------- who failed, by the agent
+
+
+def test_the_agent_tells_of_each_start_and_each_failure_and_logs_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    starts: list[int] = []
+    ends: list[tuple[int, int, float]] = []
+    ends_badly = "import os, sys; sys.exit(3 if os.environ['RANK'] == '1' else 0)"
+    how: Any = {"nodes": Nodes(), "processes": 2, "max_restarts": 1, "leaving_seconds": 5}
+
+    def act() -> None:
+        said: Any = {"starting": starts.append, "ended": lambda *one: ends.append(one)}
+        run_agent(("-S", "-c", ends_badly), **how, **said)
+
+    before = time.time()
+    with ThreadPoolExecutor(1) as thread:  # in the main thread the agent takes the signals
+        thread.submit(act).result()
+    assert starts == [0, 1]
+    codes, times = zip(*((code, when) for rank, code, when in ends if rank == 1), strict=True)  # 0 may be told to end
+    assert codes == (3, 3)
+    assert before < times[0] < times[1] < time.time()
+    assert capfd.readouterr() == ("", "")
 
 
 # ---------------------------------------------------------------------- what is said
