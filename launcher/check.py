@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from launcher import checkpoints
 from launcher.batch import shapes
@@ -26,6 +25,7 @@ from launcher.device import open_device, seed_everything
 from launcher.doubts import doubts_of
 from launcher.errors import LauncherError, Problem, RecipeError, UsageError
 from launcher.evaluation import AVERAGED, evaluate
+from launcher.internals import batch_norms
 from launcher.judge import deciding_set, value_of
 from launcher.launch.world import World
 from launcher.measures import build_measures
@@ -253,7 +253,7 @@ def _check_gradients(recipe: Recipe, trainable: Trainable, world: World, say: Sa
 def _check_batch_norm(recipe: Recipe, model: Model, data: Data, world: World, horizon: Horizon) -> None:
     """BatchNorm has no variance over one sample."""
     sampler, total = data.train.sampler, horizon.total_steps
-    has_norm = any(isinstance(one, _BatchNorm) for one in model.bare.modules())
+    has_norm = any(isinstance(one, batch_norms()) for one in model.bare.modules())
     if not has_norm or recipe.device.sync_batchnorm:
         return
     last = sampler.steps_per_epoch - 1 if total is None else min(total, sampler.steps_per_epoch) - 1

@@ -30,6 +30,7 @@ import torch
 
 from launcher import faults
 from launcher.errors import LauncherError, UsageError
+from launcher.internals import storage_id
 from launcher.judge import Judge
 from launcher.recipe import schema
 
@@ -134,11 +135,11 @@ def _copied(value: Any, copies: dict[int, torch.UntypedStorage]) -> Any:
         if source.layout is not torch.strided:
             return source.to("cpu", copy=True)
         storage = source.untyped_storage()
-        if storage._cdata not in copies:
+        if (number := storage_id(storage)) not in copies:
             on_host = torch.empty(storage.nbytes(), dtype=torch.uint8)
-            copies[storage._cdata] = on_host.untyped_storage().copy_(storage)
+            copies[number] = on_host.untyped_storage().copy_(storage)
         empty = torch.empty(0, dtype=source.dtype)
-        return empty.set_(copies[storage._cdata], source.storage_offset(), source.size(), source.stride())
+        return empty.set_(copies[number], source.storage_offset(), source.size(), source.stride())
     if isinstance(value, Mapping):
         return _made(value, ((key, _copied(item, copies)) for key, item in value.items()))
     if type(value) in (list, tuple):

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
+from launcher import internals
 from launcher.errors import EXIT_FAILED, LauncherError
 from launcher.launch import progress
 from launcher.launch.signals import stop_requested
@@ -298,7 +299,7 @@ def _watch_connection(descriptor: int, seconds: float) -> None:
 
 def _store() -> Any:
     """What all ranks can write to and look into without waiting for one another: each attempt has its own."""
-    return dist.distributed_c10d._get_default_store()
+    return internals.default_store()
 
 
 def _wait(work: Any, patience: float | None = None, meanwhile: Callable[[], None] = lambda: None) -> None:

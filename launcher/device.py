@@ -21,6 +21,7 @@ from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulation
 from torch.distributed import PrefixStore  # type: ignore[attr-defined]  # as documented
 from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
+from launcher import internals
 from launcher.coordination import Coordinator
 from launcher.errors import UsageError
 from launcher.exchange import shared_memory
@@ -166,7 +167,7 @@ def _joined(recipe: schema.Recipe, world: World, on_cpu: bool) -> Iterator[Devic
         accelerator.end_training()
         if dist.is_initialized():
             dist.destroy_process_group()
-        type(accelerator.state)._reset_state(reset_partial_state=True)
+        internals.forget_accelerator(accelerator)
 
 
 def _accelerator(section: schema.Device, on_cpu: bool) -> Accelerator:

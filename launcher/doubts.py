@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from launcher.internals import inner_schedulers, milestones
 from launcher.objective import Schedule
 from launcher.recipe.component import Component
 from launcher.recipe.document import dotted
@@ -20,7 +21,7 @@ _ENDS = {"CosineAnnealingLR": "T_max", "PolynomialLR": "total_iters", "OneCycleL
 _FIRST_CHANGES: dict[str, Callable[[Any], int]] = {  # the scheduler's own step at which they do anything at all
     "StepLR": lambda scheduler: int(scheduler.step_size),
     "MultiStepLR": lambda scheduler: min(scheduler.milestones, default=0),
-    "SequentialLR": lambda scheduler: min(scheduler._milestones, default=0),
+    "SequentialLR": lambda scheduler: min(milestones(scheduler), default=0),
 }
 _RESTARTS = ("CosineAnnealingWarmRestarts",)
 
@@ -65,8 +66,10 @@ class _Part:
 def _parts(scheduler: Any, start: int, stop: int, every: int) -> Iterator[_Part]:
     """A scheduler and those inside it."""
     yield _Part(scheduler, start, stop, every)
-    inner, name = getattr(scheduler, "_schedulers", ()), type(scheduler).__name__
-    turns = [start + one * every for one in scheduler._milestones] if name == "SequentialLR" else None
+    inner, name = inner_schedulers(scheduler), type(scheduler).__name__
+    turns = [start + one * every for one in milestones(scheduler)] if name == "SequentialLR" else None
+    if turns is not None and len(turns) + 1 < len(inner):
+        return  # this torch does not say when whose turn is
     for number, one in enumerate(inner):
         first, last = (start, stop) if turns is None else ([start, *turns][number], [*turns, stop][number])
         if first < min(last, stop):

@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map
 
 from launcher import checkpoints
 from launcher.batch import BatchLayout
 from launcher.errors import LauncherError, UsageError
+from launcher.internals import tree_map
 from launcher.recipe.components import Workshop
-from launcher.saved import find_saved
+from launcher.saved import Saved
 
 
-def export(path: Path, target: Path) -> str:
+def export(saved: Saved, target: Path) -> str:
     """Writes the weights of a run or checkpoint as `.safetensors`, `.pth` or a `torch.export` program (`.pt2`).
 
     What was written is loaded again, and its outputs on a batch of two training samples are compared with those of
     the model that it came from.
 
     Args:
-        path: A run's folder, or a checkpoint.
+        saved: The weights and their recipe.
         target: The file to write; its suffix says the form.
 
     Returns:
@@ -42,8 +43,7 @@ def export(path: Path, target: Path) -> str:
         raise UsageError(f"--to {target}: there is no folder {target.parent}; make it first")
     if target.exists():
         raise UsageError(f"--to {target}: exists; it is left as it is")
-    saved = find_saved(path)
-    workshop = Workshop(saved.recipe, saved.allow)
+    workshop = Workshop(saved.recipe, saved.allow, saved.directory)
     workshop.check()
     model = workshop.build(saved.recipe.model)
     model.load_state_dict(saved.weights())
@@ -71,7 +71,7 @@ def _batch(workshop: Workshop) -> tuple[tuple[Any, ...], dict[str, Any]]:
     changed = workshop.recipe.model_copy(
         update={"data": workshop.recipe.data.model_copy(update={"workers": 0, "micro_batch_size": _SAMPLES})}
     )
-    reader = Workshop(changed, workshop.allow)
+    reader = Workshop(changed, workshop.allow, workshop.directory)
     batches = next(iter(load_data(reader, World()).train.steps(0, 1)))
     args, kwargs, _ = BatchLayout(workshop.recipe.batch).split(batches[0].data)
     return tuple(args), dict(kwargs)
@@ -128,9 +128,7 @@ def _is_batch(tensor: torch.Tensor) -> bool:
 def _sizes(model: nn.Module, again: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     """Whether a program takes batches of other sizes: found by giving it one sample, and three."""
     for rows in ([0], [0, 1, 0]):
-        other = tree_map(
-            lambda one, rows=rows: one[rows] if torch.is_tensor(one) and _is_batch(one) else one, (args, kwargs)
-        )
+        other = tree_map(partial(_of_rows, rows), (args, kwargs))
         try:
             _distance(model, again, *other)
         except Exception:  # the program's own check of shapes, or what comes of them
@@ -140,9 +138,13 @@ def _sizes(model: nn.Module, again: Callable[..., Any], args: tuple[Any, ...], k
     return "; it takes batches of any size"
 
 
+def _of_rows(rows: list[int], value: Any) -> Any:
+    return value[rows] if torch.is_tensor(value) and _is_batch(value) else value
+
+
 def _another(workshop: Workshop) -> nn.Module:
     """A second model of the recipe, with fresh weights."""
-    model: nn.Module = Workshop(workshop.recipe, workshop.allow).build(workshop.recipe.model)
+    model: nn.Module = Workshop(workshop.recipe, workshop.allow, workshop.directory).build(workshop.recipe.model)
     return model
 
 

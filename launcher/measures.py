@@ -12,6 +12,7 @@ import torchmetrics
 from torchmetrics.text import Perplexity
 
 from launcher.errors import LauncherError, Problem, RecipeError
+from launcher.internals import keep_to_rank, reductions
 from launcher.outputs import class_dimension, classes, probabilities
 from launcher.recipe.component import Component
 from launcher.recipe.components import Workshop
@@ -151,7 +152,7 @@ class Measure:
     def state(self) -> list[Any]:
         """What it keeps of its batches, in host memory: of each metric in it, tensors and lists of them."""
         self.metric.to("cpu")
-        return [getattr(one, name) for one in _holders(self.metric) for name in one._reductions]
+        return [getattr(one, name) for one in _holders(self.metric) for name in reductions(one)]
 
     def join(self, ranks: Sequence[Iterator[Any]]) -> None:
         """Makes its state that of all ranks' batches together, as if this rank had seen them.
@@ -163,7 +164,7 @@ class Measure:
             ranks: What `state` gave on each rank, taken from its beginning.
         """
         for one in _holders(self.metric):
-            for name, reduction in one._reductions.items():
+            for name, reduction in reductions(one).items():
                 setattr(one, name, _joined([next(rank) for rank in ranks], reduction))
 
 
@@ -180,7 +181,7 @@ def _holders(metric: Any) -> Iterator[torchmetrics.Metric]:
     for one in metric.modules():
         if isinstance(one, torchmetrics.MetricCollection):
             one.values()  # gives those that were computed as one a state each
-    yield from {id(one._reductions): one for one in _metrics(metric) if one._reductions}.values()
+    yield from {id(reductions(one)): one for one in _metrics(metric) if reductions(one)}.values()
 
 
 def _metrics(metric: Any) -> Iterator[torchmetrics.Metric]:
@@ -219,7 +220,7 @@ def build_measures(workshop: Workshop) -> list[Measure]:
                 raise RecipeError([_no_metric(workshop, component, metric)])
             metric = OverSet(metric, parts)
         for one in _metrics(metric):  # those inside a wrapper too
-            one.sync_on_compute = one._to_sync = False  # the second is read once, when a metric is made
+            keep_to_rank(one)
         options = component.options
         measures.append(Measure(name, metric, options.get("_input_"), options.get("_sets_")))
     return measures

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -26,11 +27,13 @@ class Saved:
         recipe: The run's, or the one that was named.
         source: A file of weights, or a verified checkpoint.
         allow: Further packages that the recipe may name.
+        directory: Where the run was started: relative paths and files of one's own are looked for there. None is here.
     """
 
     recipe: Recipe
     source: Path | Checkpoint
     allow: tuple[str, ...] = ()
+    directory: Path | None = None
 
     @property
     def label(self) -> str:
@@ -97,9 +100,8 @@ def find_saved(
     if "recipe" not in how:
         remedy = "say which recipe they belong to: --recipe" if path.is_file() else "`launcher runs` lists the runs"
         raise UsageError(f"{path}: neither a run's folder nor something in one; {remedy}")
-    try:
-        os.chdir(how["directory"])  # files of one's own are looked for there
-    except OSError as error:
-        raise UsageError(f"the run was started in {how['directory']}: {error.strerror}") from error
+    directory = Path(how["directory"])
+    if not directory.is_dir():
+        raise UsageError(f"the run was started in {directory}: {os.strerror(errno.ENOENT)}")
     read = load_recipe(how["recipe"], [*how["overrides"], *overrides], [*how["remove"], *remove])
-    return Saved(read, source, tuple(how["allow"]))
+    return Saved(read, source, tuple(how["allow"]), directory)

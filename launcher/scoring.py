@@ -65,7 +65,7 @@ def opened(saved: Saved, world: World, parts: Sequence[Part], cpu: bool) -> Iter
     """
     train = saved.recipe.train.model_copy(update={"start_from": None})
     recipe = saved.recipe.model_copy(update={"train": train})
-    workshop = Workshop(recipe, saved.allow)
+    workshop = Workshop(recipe, saved.allow, saved.directory)
     workshop.check()
     on_cpu = use_cpu(world, cpu)
     check_device(recipe.device, world, on_cpu)

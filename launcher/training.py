@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from launcher import direct, faults
+from launcher import direct, faults, internals
 from launcher.averages import Average
 from launcher.coordination import Agreement, Coordinator, Pending, Requests
 from launcher.data import Data, MicroBatch
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from launcher.session import Session
 
 _AS_EVER = nullcontext()
+_raise_flag = internals.finite_check()
 SKIPS_IN_A_ROW = 20  # after so many updates without a finite gradient a run is not training any more
 
 
@@ -165,7 +166,7 @@ class Trainable:
     def without_sync(self) -> AbstractContextManager[Any]:
         """DDP without its all-reduce: for all but the last micro-batch of a step."""
         stack = ExitStack()
-        for module in (getattr(self.model.wrapped, "_orig_mod", self.model.wrapped), *self.losses.values()):
+        for module in (internals.uncompiled(self.model.wrapped), *self.losses.values()):
             if isinstance(module, DistributedDataParallel):
                 stack.enter_context(module.no_sync())
         return stack
@@ -233,12 +234,12 @@ class Guard:
         """Raises the flag if one is not finite; nothing is changed, as the scale is 1."""
         if self._are_plain:
             try:
-                torch._amp_foreach_non_finite_check_and_unscale_(gradients, self._found, self._one)
+                _raise_flag(gradients, self._found, self._one)
                 return
             except RuntimeError:
                 self._are_plain = False
         numbers = [_numbers(gradient) for gradient in gradients]
-        torch._amp_foreach_non_finite_check_and_unscale_(numbers, self._found, self._one)
+        _raise_flag(numbers, self._found, self._one)
 
     def scaled_step(self, step: int) -> None:
         """fp16: the scaler unscales, skips on overflow and adapts."""

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim import optimizer as optimizers_of_torch
 from torch.optim.lr_scheduler import StepLR
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from worlds import train
 
 from launcher import direct
 from launcher.direct import Direct
+from launcher.errors import UsageError
+from launcher.launch.world import wants_plain_torch
 
+pytestmark = pytest.mark.torch_internals
 Make = Callable[[Any], Optimizer]
 
 
@@ -63,15 +69,73 @@ OPTIMIZERS: dict[str, Make] = {
 }
 
 
-@pytest.fixture(params=["this torch", "another torch"])
-def known(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the names that torch has inside now, and as if it had none of them."""
-    if request.param == "another torch":
-        for name in ("_run", "_LOOKED_AT", "_SWITCHED"):
-            monkeypatch.setattr(direct, name, None)
+def of_other_arguments(outputs: Any, *, gradients: Any) -> None:
+    raise AssertionError("called with what it does not take is a TypeError before")
 
 
-@pytest.mark.usefixtures("known")
+def twice_as_much(outputs: Any, roots: Any, *args: Any, **kwargs: Any) -> Any:
+    return ENGINE(outputs, [2 * root for root in roots], *args, **kwargs)
+
+
+ENGINE: Any = torch.autograd.graph._engine_run_backward
+torch.optim.SGD(nn.Linear(1, 1).parameters())  # torch puts its wrappers around a class when it makes the first of it
+STEP: Any = torch.optim.SGD.step
+
+
+def stepping_wrongly(optimizer: Any, closure: Any = None) -> None:
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.sub_(1.0)
+
+
+def raising(*_: Any) -> None:
+    raise TypeError("not so")
+
+
+OTHER_TORCHES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    "this torch": lambda patch: None,
+    "no such engine": lambda patch: patch.delattr(torch.autograd.graph, "_engine_run_backward"),
+    "an engine of other arguments": lambda patch: patch.setattr(
+        torch.autograd.graph, "_engine_run_backward", of_other_arguments
+    ),
+    "an engine of other results": lambda patch: patch.setattr(
+        torch.autograd.graph, "_engine_run_backward", twice_as_much
+    ),
+    "an engine that does nothing": lambda patch: patch.setattr(
+        torch.autograd.graph, "_engine_run_backward", lambda *_, **__: ()
+    ),
+    "no such switch": lambda patch: patch.delattr(optimizers_of_torch, "_use_grad_for_differentiable"),
+    "a switch of other arguments": lambda patch: patch.setattr(
+        optimizers_of_torch, "_use_grad_for_differentiable", lambda function, how: function
+    ),
+    "a step of other insides": lambda patch: patch.setattr(STEP, "__wrapped__", stepping_wrongly),
+    "a step that cannot be called alone": lambda patch: patch.setattr(STEP.__wrapped__, "__wrapped__", raising),
+    "no profiler's mark": lambda patch: patch.delattr(torch.autograd.profiler, "_is_profiler_enabled"),
+    "plain": lambda patch: patch.setenv("LAUNCHER_PLAIN_TORCH", "1"),
+}
+
+
+USES_ENGINE = {"this torch"} | {name for name in OTHER_TORCHES if "engine" not in name and name != "plain"}
+USES_INSIDE = {"this torch"} | {name for name in OTHER_TORCHES if "engine" in name}
+
+
+def forget() -> None:
+    direct._engine.cache_clear()
+    direct._proven.cache_clear()
+
+
+@pytest.fixture(params=OTHER_TORCHES)
+def another_torch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """As if torch's insides were others; only what a plain step does not need itself can be taken away."""
+    OTHER_TORCHES[request.param](monkeypatch)
+    forget()
+    assert (direct._engine() is not None) == (request.param in USES_ENGINE)
+    assert (direct._proven() is not None) == (request.param in USES_INSIDE)
+    yield request.param
+    forget()
+
+
+@pytest.mark.usefixtures("another_torch")
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 @pytest.mark.parametrize("scheduled", [False, True], ids=["", "scheduled"])
 def test_it_trains_as_torch_does_bit_for_bit(make: Make, scheduled: bool) -> None:
@@ -281,3 +345,32 @@ def test_gradients_that_are_views_of_where_backward_began_may_be_written_to(clip
 def test_what_has_no_gradient_is_told_as_torch_does() -> None:
     with pytest.raises(RuntimeError, match="does not require grad"):
         direct.backward(torch.ones(()), 1.0)
+
+
+@pytest.mark.parametrize("said", ["yes", "2"])
+def test_a_switch_that_says_neither_yes_nor_no_is_told(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAUNCHER_PLAIN_TORCH", said)
+    with pytest.raises(UsageError, match=f"LAUNCHER_PLAIN_TORCH='{said}' is neither 1 nor 0"):
+        wants_plain_torch()
+
+
+def test_the_proof_leaves_no_trace() -> None:
+    torch.manual_seed(3)
+    before, kinds = torch.get_rng_state(), set(optimizers_of_torch._global_optimizer_post_hooks)
+    forget()
+    with torch.no_grad():  # wherever somebody stands
+        direct._engine(), direct._proven()
+    assert direct._engine() is not None
+    assert direct._proven() is not None
+    assert torch.equal(torch.get_rng_state(), before)
+    assert set(optimizers_of_torch._global_optimizer_post_hooks) == kinds
+
+
+def test_plain_torch_gives_the_same_losses_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = ("train={steps: 8}", "launch.threads=1", "track.every=1 steps")
+    usual = train(tmp_path / "usual", *settings)
+    monkeypatch.setenv("LAUNCHER_PLAIN_TORCH", "1")
+    plain = train(tmp_path / "plain", *settings)
+    assert len(usual.column("loss")) == 8
+    assert plain.column("loss") == usual.column("loss")
+    assert plain.distance(usual) == 0

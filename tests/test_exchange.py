@@ -22,6 +22,7 @@ from launcher.coordination import Coordinator, PeerError, packed, unpacked
 from launcher.exchange import SLOT_BYTES, Memory, shared_memory
 from launcher.launch.world import World
 
+pytestmark = pytest.mark.torch_internals
 IN_A_SLOT = SLOT_BYTES // 4  # of float32
 
 

@@ -15,6 +15,7 @@ from worlds import TINY, killed
 import launcher
 from launcher.cli import main
 from launcher.export import export
+from launcher.saved import find_saved
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def test_a_program_for_one_size_of_batch_is_said_to_be_one(tmp_path: Path) -> No
         )
         == 0
     )
-    assert "takes batches of 2 samples only" in export(tmp_path / "run", tmp_path / "model.pt2")
+    assert "takes batches of 2 samples only" in export(find_saved(tmp_path / "run"), tmp_path / "model.pt2")
     assert torch.export.load(tmp_path / "model.pt2") is not None
 
 
@@ -90,7 +91,7 @@ def test_a_run_that_is_not_finished_is_exported_from_its_newest_checkpoint(tmp_p
     folder = tmp_path / "run"
     arguments = ["train", str(TINY), "launch.threads=1", "save={every: 2 steps, background: false}", "--cpu", "--quiet"]
     assert killed(1, _main, [*arguments, "--run-dir", str(folder)], "kill@step:5")
-    assert "step-00000004 as pth" in export(folder, tmp_path / "model.pth")
+    assert "step-00000004 as pth" in export(find_saved(folder), tmp_path / "model.pth")
 
 
 def _main(arguments: list[str], faults: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,7 @@ LAYERS = (
     ("launch",),
     ("recipe",),
     ("faults",),
+    ("internals",),
     ("errors", "version"),
 )
 # inside these nothing imports torch when it is imported
@@ -47,6 +49,7 @@ TORCH_FREE = (
     "launch",
     "recipe",
     "errors",
+    "internals",
     "version",
     "commands",
     "cli",
@@ -127,3 +130,8 @@ def test_reading_a_recipe_loads_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_only_a_command_changes_the_working_directory() -> None:
+    found = [path.relative_to(PACKAGE).as_posix() for path in modules() if re.search(r"\bf?chdir\(", path.read_text())]
+    assert found == ["commands/arguments.py"], "a directory is passed on: a caller's relative paths would be of another"

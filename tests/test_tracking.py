@@ -34,7 +34,7 @@ from launcher.runs.metrics import MetricsFile, Redone, encode, read_evaluations,
 from launcher.runs.words import duration, number, short
 from launcher.tracking import Line, NoTracking, Tracking, check_trackers, open_tracking, read_metrics, trackers
 from launcher.tracking.console import tables
-from launcher.tracking.trackers import QUEUE_LINES
+from launcher.tracking.trackers import QUEUE_LINES, Sent
 
 # wandb does not wait for a helper that was killed
 pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
@@ -738,7 +738,7 @@ def cores() -> list[Any]:
     return [child for child in psutil.Process().children() if child.name() == "wandb-core"]
 
 
-def test_wandb_holds_every_number_once_though_its_helper_was_killed(
+def test_wandb_holds_every_number_though_its_helper_was_killed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], wandb_env: Callable[..., None]
 ) -> None:
     wandb_env(WANDB_API_KEY=API_KEY, WANDB_MODE="offline")
@@ -754,8 +754,10 @@ def test_wandb_holds_every_number_once_though_its_helper_was_killed(
         tracking = track(tmp_path, start_step=start, trackers={"wandb": {"project": "digits"}})
         log_steps(tracking, start + 10, last)
         end(tracking, outcome)
-    assert wandb_numbers(tmp_path) == logged_numbers(tmp_path)
-    assert set(wandb_numbers(tmp_path).values()) == {1}
+    found = wandb_numbers(tmp_path)
+    assert set(found) == set(logged_numbers(tmp_path))
+    assert {step for (_, step, _), times in found.items() if times > 1} <= set(range(10, 160, 10))  # before the kill
+    assert max(found.values()) == 2
     runs = [record.run for record in wandb_records(tmp_path) if record.HasField("run")]
     assert {run.run_id for run in runs} == {(tmp_path / "wandb_id").read_text().strip()}
     assert {run.project for run in runs} == {"digits"}
@@ -765,6 +767,31 @@ def test_wandb_holds_every_number_once_though_its_helper_was_killed(
     assert [path for path in files if API_KEY.encode() in path.read_bytes()] == []
     out = capsys.readouterr().out
     assert out.count(f"wandb: offline; to sync it later: wandb sync {tmp_path}/wandb/offline-run-*\n") == 3
+
+
+def test_what_was_sent_counts_when_it_is_old_enough_or_the_run_was_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = Sent(tmp_path / "sent.json")
+    sent.add(10, ["train/loss"])
+    assert Sent(sent.path).settled == {}  # killed now: who knows
+    monkeypatch.setattr("launcher.tracking.trackers.SETTLED_SECONDS", 0.0)
+    sent.add(20, ["train/loss"])
+    sent.add(20, ["validation/loss"])
+    assert Sent(sent.path).settled == {"train/loss": 20}  # all but the last is older than a moment
+    sent.add(30, ["train/loss"])
+    sent.settle()
+    again = Sent(sent.path)
+    assert again.settled == {"train/loss": 30, "validation/loss": 20}
+    again.add(25, ["train/loss"])  # another start goes on from an earlier checkpoint
+    again.settle()
+    assert Sent(sent.path).settled == again.settled == {"train/loss": 30, "validation/loss": 20}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]"])
+def test_what_was_sent_is_sent_again_where_the_file_is_damaged(text: str, tmp_path: Path) -> None:
+    (tmp_path / "sent.json").write_text(text)
+    assert Sent(tmp_path / "sent.json").settled == {}
 
 
 def train_with_wandb(folder: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from worlds import TINY, in_world, train
 
 from launcher import uncompiled
 
+pytestmark = pytest.mark.torch_internals
 TWO_GLOO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
 
@@ -36,6 +37,77 @@ def test_a_run_does_not_import_the_compiler(processes: int, tmp_path: Path) -> N
     )
     run(str(file), *(TWO_GLOO_PROCESSES if processes > 1 else ("-u",)))
     assert len(list((tmp_path / "run" / "checkpoints").glob("step-*6"))) == 1
+
+
+KEEP = """
+def keep(f=None, recursive=True):
+    def inner(*args, **kwargs):
+        return {}
+    return functools.wraps(f)(inner)
+torch._disable_dynamo = keep
+"""
+OTHER_TORCHES = {
+    "it asks for no cache": KEEP.format("torch.compiler.disable(f)(*args, **kwargs)"),
+    "it hands on other arguments": KEEP.format("getattr(f, '__dynamo_disable', f)(inner, *args, **kwargs)"),
+    "it gives another result": KEEP.format("2 * getattr(f, '__dynamo_disable', f)(*args, **kwargs)"),
+    "it is not what is around an optimizer's methods": KEEP.format(
+        "getattr(f, '__dynamo_disable', f)(*args, **kwargs)"
+    ),
+    "it takes other arguments": "def keep(*, function):\n    return function\ntorch._disable_dynamo = keep\n",
+    "there is none": "del torch._disable_dynamo\n",
+    "plain": "os.environ['LAUNCHER_PLAIN_TORCH'] = '1'\n",
+}
+
+
+@pytest.mark.parametrize("other", OTHER_TORCHES.values(), ids=OTHER_TORCHES)
+def test_where_torch_keeps_functions_otherwise_all_is_left_to_torch(other: str) -> None:
+    run(
+        f"import functools, os, sys, torch\n{other}"
+        "from launcher import uncompiled\n"
+        "uncompiled.optimizers()\n"
+        "weight = torch.ones(2, requires_grad=True)\n"
+        "one = torch.optim.SGD([weight], 0.5)\n"
+        "assert 'torch._dynamo' in sys.modules\n"
+        "weight.grad = torch.ones(2)\n"
+        "one.step()\n"
+        "assert weight.tolist() == [0.5, 0.5]\n"
+        "with uncompiled.ddp():\n"
+        "    assert torch._dynamo is sys.modules['torch._dynamo']\n"
+    )
+
+
+def test_the_stand_in_is_taken_away_where_making_a_ddp_fails() -> None:
+    run(
+        "import sys, torch\n"
+        "from launcher import uncompiled\n"
+        "try:\n"
+        "    with uncompiled.ddp():\n"
+        "        assert 'torch._dynamo' not in sys.modules and '_dynamo' in vars(torch)\n"
+        "        raise KeyError\n"
+        "except KeyError:\n"
+        "    assert '_dynamo' not in vars(torch)\n"
+    )
+
+
+def test_what_stands_in_answers_as_the_compiler_does() -> None:
+    run(
+        "import torch._dynamo\n"
+        "from launcher import uncompiled\n"
+        "assert torch._dynamo.utils.get_optimize_ddp_mode() == uncompiled._DDP_MODE\n"
+    )
+
+
+def test_a_ddp_that_asks_the_compiler_something_else_gets_no_stand_in() -> None:
+    run(
+        "import torch\n"
+        "from torch.nn.parallel import DistributedDataParallel\n"
+        "from launcher import uncompiled\n"
+        "def made(self, module):\n"
+        "    self.mode = torch._dynamo.config.how_to_add\n"
+        "DistributedDataParallel.__init__ = made\n"
+        "with uncompiled.ddp():\n"
+        "    assert '_dynamo' not in vars(torch)\n"
+    )
 
 
 def test_an_optimizer_can_be_made_in_a_compiled_function() -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
-from launcher.errors import EXIT_USAGE
+from launcher.errors import EXIT_USAGE, UsageError
 
 if TYPE_CHECKING:
     from launcher.recipe.schema import Recipe
@@ -20,8 +21,26 @@ class Parser(argparse.ArgumentParser):
         sys.exit(EXIT_USAGE)
 
 
-if TYPE_CHECKING:
-    Commands = argparse._SubParsersAction[Parser]
+class Commands(Protocol):
+    """Where a command is added: what `add_subparsers` gives, whose class argparse does not name."""
+
+    def add_parser(self, name: str, **options: Any) -> Parser:
+        """Adds a command."""
+        ...
+
+
+def work_in(directory: str | os.PathLike[str] | None) -> None:
+    """Makes the command as one that was given where a run was started: a recipe's relative paths are of there.
+
+    Only a command may: its process is its own.
+
+    Raises:
+        UsageError: There is no such directory.
+    """
+    try:
+        os.chdir(directory or ".")
+    except OSError as error:
+        raise UsageError(f"the run was started in {directory}: {error.strerror}") from error
 
 
 def positive(text: str) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.commands.arguments import positive
+from launcher.commands.arguments import positive, work_in
 from launcher.errors import EXIT_DONE
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def _found(options: argparse.Namespace, overrides: Sequence[str] = ()) -> Saved:
     from launcher.saved import find_saved
 
     saved = find_saved(Path(options.path), options.recipe, [*options.overrides, *overrides], options.remove)
+    work_in(saved.directory)
     return replace(saved, allow=(*saved.allow, *options.allow))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launcher.commands.arguments import work_in
 from launcher.errors import EXIT_DONE
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ def add(commands: Commands) -> None:
 
 def _export(options: argparse.Namespace, _: Sequence[str]) -> int:
     from launcher.export import export
+    from launcher.saved import find_saved
 
-    print(export(Path(options.path), Path(options.to)))
+    target, saved = Path(options.to).absolute(), find_saved(Path(options.path))
+    work_in(saved.directory)
+    print(export(saved, target))
     return EXIT_DONE

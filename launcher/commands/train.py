@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher.commands.arguments import add_output, add_recipe, positive, read_recipe, span
+from launcher.commands.arguments import add_output, add_recipe, positive, read_recipe, span, work_in
 from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, EXIT_USAGE, UsageError
 
 if TYPE_CHECKING:
@@ -279,10 +279,7 @@ def _resume(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     if "recipe" not in how:
         what = "was started from Python; make the same call again" if "command" in how else "is not a run's folder"
         raise UsageError(f"{options.run_dir} {what}")
-    try:
-        os.chdir(how["directory"])  # files of one's own are looked for there
-    except OSError as error:
-        raise UsageError(f"the run was started in {how['directory']}: {error.strerror}") from error
+    work_in(how["directory"])
     options.run_dir = str(folder)
     options.recipe, options.remove, options.allow = how["recipe"], how["remove"], how["allow"]
     options.overrides = [*how["overrides"], *options.overrides]

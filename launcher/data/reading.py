@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import TensorDataset, default_collate
-from torch.utils.data._utils.pin_memory import pin_memory
 
 from launcher.data.permutation import Indices, mix
 from launcher.data.subsets import is_hub_dataset, name_of
 from launcher.errors import LauncherError
+from launcher.internals import pin_memory
 
 Collate = Callable[[list[Any]], Any]
 Mark = Callable[[int, int], None]

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 from torch.utils.data import IterableDataset
-from torch.utils.data._utils import worker as torch_worker
 
+from launcher import internals
 from launcher.data.loaders import EvaluationLoader, MicroBatch, TrainLoader
 from launcher.data.reading import Reader, Reading, located, randomness_restored
 from launcher.data.sampler import Share, StepSampler
@@ -141,7 +141,7 @@ class _StreamReader(Reader):
 
     def _open(self, dataset: Any, skipped: int) -> Iterator[Any]:
         if not self.in_training_process:
-            torch_worker._worker_info = None  # a stream that splits itself among workers would leave samples out
+            internals.forget_worker()  # a stream that splits itself among workers would leave samples out
         return _endless(dataset, self, skipped)
 
 

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from launcher import internals
 from launcher.data.reading import Reader
 from launcher.errors import LauncherError
 
@@ -75,10 +76,10 @@ class Workers:
         impatience = threading.Timer(GRACE_SECONDS, _kill, [iterator])
         impatience.start()
         with suppress(RuntimeError):  # what torch says of workers that died
-            iterator._shutdown_workers()
+            internals.shut_down(iterator)
         impatience.cancel()
         _kill(iterator)
-        for worker in iterator._workers:
+        for worker in internals.processes_of(iterator):
             worker.join()
 
     def kill(self) -> None:
@@ -131,7 +132,7 @@ class Workers:
             return batch
 
     def _check_alive(self, iterator: Any) -> None:
-        for number, worker in enumerate(iterator._workers):
+        for number, worker in enumerate(internals.processes_of(iterator)):
             if not worker.is_alive():
                 what = f"worker process {number} {_ending(worker.exitcode)}{self._while_reading(number)}"
                 raise LauncherError(
@@ -237,7 +238,7 @@ class _death_unsignalled:  # noqa: N801  # a context manager named as what it sa
 
 
 def _kill(iterator: Any) -> None:
-    for worker in iterator._workers:
+    for worker in internals.processes_of(iterator):
         worker.kill()
 
 

@@ -16,6 +16,7 @@ RUN_DIR_VARIABLE = "LAUNCHER_RUN_DIR"  # the supervisor chooses the run's folder
 SUPERVISOR_VARIABLE = "LAUNCHER_SUPERVISOR"
 FAULTS_VARIABLE = "LAUNCHER_FAULTS"
 SITE_VARIABLE = "LAUNCHER_SITE"
+PLAIN_TORCH_VARIABLE = "LAUNCHER_PLAIN_TORCH"
 _FIRST_SPECIAL_STEP = 0xFFFFFFF0  # batch scripts, interactive shells and the like have steps of these numbers
 
 
@@ -145,6 +146,20 @@ def name_of_rank() -> str:
 def site_variable() -> str | None:
     """The site file that `LAUNCHER_SITE` names, if it does."""
     return os.environ.get(SITE_VARIABLE) or None
+
+
+def wants_plain_torch() -> bool:
+    """Whether `LAUNCHER_PLAIN_TORCH=1` asks for torch's own ways alone: slower, for who doubts ours.
+
+    A function, as what asks is of the process and not of a run: optimizers are made where there is no world.
+
+    Raises:
+        UsageError: It says neither yes nor no.
+    """
+    said = os.environ.get(PLAIN_TORCH_VARIABLE, "")
+    if said not in ("", "0", "1"):
+        raise UsageError(f"environment: {PLAIN_TORCH_VARIABLE}={said!r} is neither 1 nor 0; 1 is plain torch")
+    return said == "1"
 
 
 def job_environment() -> dict[str, str]:

@@ -76,14 +76,16 @@ class Workshop:
     Args:
         recipe: The recipe read.
         allow: Packages whose objects it may name besides the list and those that the project allows.
+        directory: The project's; None is the working directory.
 
     Raises:
         UsageError: One of them is no package, or the project's pyproject.toml cannot be read.
     """
 
-    def __init__(self, recipe: Recipe, allow: Sequence[str] = ()):
+    def __init__(self, recipe: Recipe, allow: Sequence[str] = (), directory: Path | None = None):
         self.recipe = recipe
-        self.allow = allowed_packages(allow)
+        self.directory = directory
+        self.allow = allowed_packages(allow, directory)
         self.computed: dict[str, int] = {}
         self._built: dict[tuple[str | int, ...], Any] = {}
         self._targets: dict[tuple[str, str, Path], Any] = {}
@@ -167,7 +169,8 @@ class Workshop:
         return self._targets[key]
 
     def _trust(self, component: Component) -> Trust:
-        return Trust(tuple(dict.fromkeys((component.folder.resolve(), Path.cwd().resolve()))), self.allow)
+        project = self.directory or Path.cwd()
+        return Trust(tuple(dict.fromkeys((component.folder.resolve(), project.resolve()))), self.allow)
 
     # ------------------------------------------------------------------ building
 

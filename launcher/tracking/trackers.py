@@ -11,7 +11,6 @@ import importlib
 import json
 import shlex
 import ssl
-import struct
 import threading
 import time
 import urllib.error
@@ -27,10 +26,12 @@ from queue import SimpleQueue
 from typing import Any
 
 from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, UsageError
+from launcher.runs.folder import read_json, write_json
 from launcher.runs.metrics import Line
 
 QUEUE_LINES = 2048
 FINISH_SECONDS = 30.0
+SETTLED_SECONDS = 30.0  # after so long wandb's helper has written what it was given: it does every few seconds
 LEAVE_SECONDS = 10.0  # where the run was stopped or failed, somebody waits for the process to end
 _INSTALL = {"wandb": '"launcher[wandb]"', "tensorboard": '"launcher[tensorboard]"', "comet_ml": "comet-ml"}
 _MODULES = {"tensorboard": "torch.utils.tensorboard"}
@@ -231,13 +232,14 @@ class MLflow(Tracker):
 class WandB(Tracker):
     """One wandb run across resumes: its id lies in the run's folder, its step is ours.
 
-    Without a key or a network it is kept offline. On a resume wandb is given what it lacks (a killed start loses its
-    last seconds) and nothing that it has.
+    Without a key or a network it is kept offline. On a resume wandb is given what it lacks: a killed start loses its
+    last seconds, which offline are given again, as nobody can tell which of them arrived.
     """
 
     _step: int  # wandb's own count
     _resumed_at: int  # the newest step that the server has
-    _newest: Mapping[str, int]  # the newest step in wandb's files, of each number
+    _newest: Mapping[str, int]  # the newest step that it surely has, of each number
+    _sent: Sent
 
     def start(self) -> None:
         """Opens the run, online where that is asked for and possible, and brings it up to date."""
@@ -257,12 +259,14 @@ class WandB(Tracker):
         if news:
             self._step = max(self._step, step)  # wandb's own count cannot go back
             self.inner.log({"step": step, **news}, step=self._step)
+            self._sent.add(step, news)
 
     def finish(self, outcome: str) -> None:
         """Ends the wandb run with the state that the launcher's has."""
         if outcome == "preempted":
             self.inner.run.mark_preempting()
         self.inner.run.finish(exit_code=_EXIT_CODES.get(outcome, EXIT_FAILED))
+        self._sent.settle()
 
     def abandon(self) -> None:
         """Ends wandb's helper process, for which wandb would wait when Python ends: asks first, then kills."""
@@ -338,7 +342,8 @@ class WandB(Tracker):
         run = self.inner.run
         self._step = -1
         self._resumed_at = run.starting_step - 1 if run.resumed else -1
-        self._newest = _newest_steps(self.run.run_dir / "wandb") if run.offline else {}
+        self._sent = Sent(self.run.run_dir / "wandb_sent.json")
+        self._newest = dict(self._sent.settled) if run.offline else {}
         if self.run.start_step > 0:
             for line in self.run.history():
                 self.log(line["step"], numbers(line))
@@ -378,47 +383,39 @@ def _unreachable(url: str, timeout_seconds: float = 5.0) -> str:
     return ""
 
 
-def _newest_steps(folder: Path) -> dict[str, int]:
-    """The newest step of each number in the files that wandb wrote under a folder."""
-    from wandb.proto import wandb_internal_pb2
+class Sent:
+    """The newest step of each number that a tracker surely has, kept in a file for the starts to come.
 
-    newest: dict[str, int] = {}
-    for path in folder.glob("*run-*/run-*.wandb"):
-        for data in _records(path):
-            record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]  # built when it is imported
-            record.ParseFromString(data)
-            if record.HasField("history"):
-                row = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
-                step = json.loads(row.get("step", "-1"))
-                newest.update({key: max(step, newest.get(key, -1)) for key in row})
-            time.sleep(0)  # the training's thread goes first
-    return newest
+    A helper process writes what it is given some time later, and is lost with its machine. So a number counts when the
+    run was ended in order, or a while after it was handed over.
 
-
-def _records(path: Path) -> Iterator[bytes]:
-    """The records of a wandb file, up to where it is torn.
-
-    The file is LevelDB's log format behind a header of 7 bytes: blocks of 32 KiB, in them fragments with a checksum
-    (4 bytes), a length (2) and a kind (1): 1 is a whole record, 2 to 4 are the first, a middle and the last part.
+    Args:
+        path: The file.
     """
-    block, header = 32768, struct.Struct("<IHB")
-    record = b""
-    with path.open("rb") as file:
-        position = len(file.read(7))
-        while True:
-            if block - position % block < header.size:
-                position += len(file.read(block - position % block))
-            head = file.read(header.size)
-            if len(head) < header.size:
-                return
-            _, length, kind = header.unpack(head)
-            part = file.read(length)
-            if len(part) < length:
-                return
-            position += header.size + length
-            record = part if kind in (1, 2) else record + part
-            if kind in (1, 4):
-                yield record
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.settled: dict[str, int] = {key: int(step) for key, step in read_json(path).items()}
+        self._handed_over = dict(self.settled)
+        self._earlier = dict(self.settled)  # handed over when the file was written last
+        self._written = time.monotonic()
+
+    def add(self, step: int, names: Iterable[str]) -> None:
+        """Numbers of a step were handed over."""
+        self._handed_over.update({name: max(step, self._handed_over.get(name, -1)) for name in names})
+        now = time.monotonic()
+        if now - self._written >= SETTLED_SECONDS:
+            self._write(self._earlier)
+            self._earlier, self._written = dict(self._handed_over), now
+
+    def settle(self) -> None:
+        """All that was handed over is there."""
+        self._write(self._handed_over)
+
+    def _write(self, steps: Mapping[str, int]) -> None:
+        self.settled = dict(steps)
+        with suppress(OSError):  # without it they are sent once more
+            write_json(self.path, steps)
 
 
 # ---------------------------------------------------------------------- threads and queues

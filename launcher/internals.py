@@ -1,0 +1,298 @@
+"""All that is touched of what torch, torchmetrics and Accelerate call private, in one place.
+
+Each function says what it takes, why there is no public way, and what happens where a release lacks it. A test names
+each of them, so that a release that moves one says so at once. Nothing is imported before it is asked for: parts of
+the launcher that load no torch may stand above this. What runs in every step is asked for once and kept.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+# ---------------------------------------------------------------------- a step
+
+
+def engine() -> Callable[..., Any] | None:
+    """What `torch.autograd.backward` calls when it has looked at its arguments.
+
+    Its look takes longer than the backward pass of a small model. None where there is none.
+    """
+    import torch
+
+    found: Callable[..., Any] | None = getattr(torch.autograd.graph, "_engine_run_backward", None)
+    return found
+
+
+def autograd_switch() -> Callable[..., Any]:
+    """The decorator of a step of torch's optimizers that turns autograd off or on.
+
+    To tell such a step from one that somebody else has wrapped.
+
+    Raises:
+        AttributeError: There is none: a step is called as torch has it.
+    """
+    from torch.optim import optimizer
+
+    found: Callable[..., Any] = optimizer._use_grad_for_differentiable
+    return found
+
+
+def is_counted_by_scheduler(step: Any) -> bool:
+    """Whether a scheduler has put its own function around an optimizer's step; no where it leaves no mark."""
+    return hasattr(step, "_wrapped_by_lr_sched")
+
+
+def note_step(optimizer: Any) -> None:
+    """Notes what that function notes: the optimizer has stepped, else the scheduler warns of a wrong order."""
+    optimizer._opt_called = True
+
+
+def step_onlookers() -> Callable[[Any], bool]:
+    """A function that says whether hooks or a profiler look on when an optimizer steps.
+
+    There are public ways to add such a hook and none to ask for it.
+
+    Raises:
+        AttributeError: Also when it is called: there are no such lists. A step is called as torch has it.
+    """
+    from torch.autograd import profiler
+    from torch.optim import optimizer as everywhere
+
+    def look_on(optimizer: Any) -> bool:
+        return bool(
+            optimizer._optimizer_step_pre_hooks
+            or optimizer._optimizer_step_post_hooks
+            or everywhere._global_optimizer_pre_hooks
+            or everywhere._global_optimizer_post_hooks
+            or profiler._is_profiler_enabled
+        )
+
+    return look_on
+
+
+def finite_check() -> Callable[[Sequence[torch.Tensor], torch.Tensor, torch.Tensor], None]:
+    """A function (gradients, flag, scale 1) that raises the flag where a gradient is not finite.
+
+    The gradient scaler's kernel looks at all gradients in one call. Where there is none, each is asked by itself.
+    """
+    import torch
+
+    found: Any = getattr(torch, "_amp_foreach_non_finite_check_and_unscale_", None)
+    return found or _finite_check_by_one
+
+
+def _finite_check_by_one(gradients: Sequence[torch.Tensor], flag: torch.Tensor, scale: torch.Tensor) -> None:
+    for gradient in gradients:
+        flag.masked_fill_(~gradient.isfinite().all().to(flag.device), 1.0)
+
+
+# ---------------------------------------------------------------------- the compiler
+
+COMPILER = "torch._dynamo"
+_CACHED = "__dynamo_disable"  # where torch keeps what its compiler has made of a function
+
+
+def is_compiler_loaded() -> bool:
+    """Whether anybody has imported the compiler; before that nothing is compiled."""
+    return COMPILER in sys.modules
+
+
+def kept_from_compiler() -> Callable[..., Any]:
+    """Torch's decorator for functions of its own that shall not be compiled: it loads the compiler to say so.
+
+    Raises:
+        AttributeError: There is none.
+    """
+    import torch
+
+    found: Callable[..., Any] = torch._disable_dynamo  # type: ignore[attr-defined]  # not exported
+    return found
+
+
+def ddp_forward() -> Callable[..., Any] | None:
+    """What DDP puts around its forward pass, under that decorator; None where there is none."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    entered = getattr(DistributedDataParallel, "_inside_ddp_forward", None)  # made a context manager
+    found: Callable[..., Any] | None = getattr(entered, "__wrapped__", None)
+    return found
+
+
+def is_spared(function: Any) -> bool:
+    """Whether something is kept already that is called in a function's place."""
+    return hasattr(function, _CACHED)
+
+
+def spare(function: Any, instead: Callable[..., Any]) -> None:
+    """Puts something in the place where torch keeps what its compiler has made of a function."""
+    setattr(function, _CACHED, instead)
+
+
+_ASKED = ("_dynamo", "utils", "get_optimize_ddp_mode")
+
+
+def asks_compiler_one_thing(made: Callable[..., Any]) -> bool:
+    """Whether DDP's constructor asks the compiler, as far as it goes without one, for a single setting of its."""
+    code = getattr(made, "__code__", None)
+    return code is not None and set(_ASKED) <= set(code.co_names) and "python_reducer" in code.co_consts
+
+
+@contextmanager
+def compiler_replaced(stand_in: Any) -> Iterator[None]:
+    """Puts a stand-in where torch would load its compiler, and takes it away whatever happens.
+
+    DDP's constructor asks `torch._dynamo` for a setting; the name cannot be answered without loading but so. Where it
+    is loaded already, it answers itself.
+    """
+    import torch
+
+    if is_compiler_loaded():
+        yield
+        return
+    torch._dynamo = stand_in
+    try:
+        yield
+    finally:
+        if vars(torch).get("_dynamo") is stand_in:
+            del torch._dynamo
+
+
+def uncompiled(module: nn.Module) -> nn.Module:
+    """The module that `torch.compile` made another of; the module itself where it did not."""
+    inner: nn.Module = getattr(module, "_orig_mod", module)
+    return inner
+
+
+# ---------------------------------------------------------------------- data
+
+
+def pin_memory(batch: Any) -> Any:
+    """A batch of any structure in page-locked memory, as a DataLoader pins it.
+
+    Where there is none it stays where it is, which a transfer takes as well, only slower.
+    """
+    try:
+        from torch.utils.data._utils.pin_memory import pin_memory as pin
+    except ImportError:
+        return batch
+    return pin(batch)
+
+
+def forget_worker() -> None:
+    """Makes `torch.utils.data.get_worker_info()` say in a worker that there are none.
+
+    A stream that splits itself among workers would leave out samples where it is split already.
+
+    Raises:
+        RuntimeError: It does not: samples would be left out without a word.
+    """
+    from torch.utils.data import get_worker_info
+    from torch.utils.data._utils import worker
+
+    worker._worker_info = None
+    if get_worker_info() is not None:
+        raise RuntimeError("this torch keeps what a worker is told elsewhere; say data.workers=0")
+
+
+def processes_of(iterator: Any) -> list[Any]:
+    """The worker processes of a DataLoader's iterator: to say which died, and to end them; none where it hides them."""
+    return list(getattr(iterator, "_workers", ()))
+
+
+def shut_down(iterator: Any) -> None:
+    """Ends the workers of a DataLoader's iterator now, not when nobody refers to it; later where it cannot."""
+    end = getattr(iterator, "_shutdown_workers", None)
+    if end is not None:
+        end()
+
+
+# ---------------------------------------------------------------------- modules, schedules, metrics
+
+
+def batch_norms() -> tuple[type, ...]:
+    """The class of all batch normalizations, or those that torch has where it names none."""
+    from torch import nn
+    from torch.nn.modules import batchnorm
+
+    known = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+    common = getattr(batchnorm, "_BatchNorm", None)
+    return known if common is None else (common, *known)
+
+
+def tree_map(function: Callable[[Any], Any], tree: Any) -> Any:
+    """A structure with each leaf put through a function, as `torch.export` takes structures apart.
+
+    Raises:
+        ImportError: There is none; asking for another form of the weights than `.pt2` does without.
+    """
+    from torch.utils._pytree import tree_map as mapped
+
+    return mapped(function, tree)
+
+
+def milestones(scheduler: Any) -> list[int]:
+    """The steps at which a SequentialLR goes from one scheduler to the next; empty where it does not say."""
+    return list(getattr(scheduler, "_milestones", ()))
+
+
+def inner_schedulers(scheduler: Any) -> Sequence[Any]:
+    """Those that a SequentialLR or ChainedScheduler is made of; empty where it does not say."""
+    found: Sequence[Any] = getattr(scheduler, "_schedulers", ())
+    return found
+
+
+def reductions(metric: Any) -> Mapping[str, Any]:
+    """How each state of a torchmetrics metric is made of those of several ranks, by the state's name.
+
+    The public way joins the ranks by itself, in a process group of its own choice.
+
+    Raises:
+        AttributeError: It does not say, and any number would be a guess.
+    """
+    found: Mapping[str, Any] = metric._reductions
+    return found
+
+
+def keep_to_rank(metric: Any) -> None:
+    """Lets a metric compute what this rank has seen, and wait for no other.
+
+    The public setting is read once, when a metric is made; what it was read into is the second.
+    """
+    metric.sync_on_compute = metric._to_sync = False
+
+
+# ---------------------------------------------------------------------- memory and processes
+
+
+def storage_id(storage: torch.UntypedStorage) -> int:
+    """A number that two tensors' storages share where they are one; where there is none, where its memory begins."""
+    found: int | None = getattr(storage, "_cdata", None)
+    return storage.data_ptr() if found is None else found
+
+
+def default_store() -> Any:
+    """The store of the default process group: how ranks look for word of one another without waiting.
+
+    Raises:
+        AttributeError: There is none; a store of one's own would need a port of its own.
+    """
+    from torch import distributed
+
+    return distributed.distributed_c10d._get_default_store()
+
+
+def forget_accelerator(accelerator: Any) -> None:
+    """Lets the next Accelerator of this process be another: else it takes up the state that the last one left.
+
+    Where there is no such way it does, and says itself what cannot be changed.
+    """
+    reset = getattr(type(accelerator.state), "_reset_state", None)
+    if reset is not None:
+        reset(reset_partial_state=True)
