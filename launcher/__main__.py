@@ -1,13 +1,13 @@
 """`python -m launcher`, the command `launcher`, and what accelerate and torchrun start."""
 
-from launcher.launch.leaving import ended_by
+from launcher.world.exit import ended_by
 
 
 def start() -> None:
     """Runs the command line as a process of its own."""
 
     def program() -> int:
-        from launcher.cli import main
+        from launcher.cli.main import main
 
         return main()
 

@@ -10,13 +10,13 @@ from typing import Any
 from torch import nn
 
 from launcher.errors import UsageError
-from launcher.launch.world import World
-from launcher.model import read_weights
-from launcher.opening import Finished, Options
+from launcher.model.build import read_weights
 from launcher.recipe.load import load_recipe
 from launcher.run import Result, run
 from launcher.runs.folder import STATUS_FILE, WEIGHTS_FILE, read_json
 from launcher.runs.metrics import METRICS_FILE, Line, read_evaluations
+from launcher.training.resume import Finished, Options
+from launcher.world.world import World
 
 _SLOTS = {
     "model": "model",

@@ -6,18 +6,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launcher import faults
-from launcher.data import load_data
-from launcher.device import check_device, open_device, seed_everything, use_cpu
-from launcher.launch.signals import listening
-from launcher.launch.world import World
-from launcher.model import build_model
-from launcher.opening import Options
-from launcher.recipe.components import Workshop
+from launcher.data.load import load_data
+from launcher.device.device import check_device, open_device, seed_everything, use_cpu
+from launcher.model.build import build_model
+from launcher.recipe.build import Workshop
 from launcher.recipe.schema import Recipe
-from launcher.session import evaluate_at_end, open_session, save_at_end
-from launcher.tracking import Line, check_trackers
-from launcher.training import build_trainable, train
+from launcher.runs.tracking.tracking import Line, check_trackers
+from launcher.training.loop import build_trainable, train
+from launcher.training.open_session import evaluate_at_end, open_session, save_at_end
+from launcher.training.resume import Options
+from launcher.world import faults
+from launcher.world.signals import listening
+from launcher.world.world import World
 
 
 @dataclass(frozen=True)

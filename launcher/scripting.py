@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from launcher import checkpoints
+from launcher.checkpoints import format as checkpoints
 from launcher.data.sampler import StepSampler
-from launcher.launch import signals
-from launcher.launch.progress import reached
-from launcher.launch.world import World
+from launcher.world import signals
+from launcher.world.progress import reached
+from launcher.world.world import World
 
 __all__ = ["StepSampler", "checkpoints", "reached", "run_dir", "stop_requested"]
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from launcher.launch.failure import Failure, of_stack
-from launcher.launch.stalls import beside, end_with, write_stacks
-from launcher.launch.world import World
+from launcher.world.failure import Failure, of_stack
+from launcher.world.watchdog import beside, end_with, write_stacks
+from launcher.world.world import World
 
 _LOOKS = 10  # in the time that is allowed
 

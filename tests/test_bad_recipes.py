@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from launcher.errors import EXIT_USAGE, RecipeError
-from launcher.recipe.components import Workshop
+from launcher.recipe.build import Workshop
 from launcher.recipe.load import load_recipe
 
 BAD_RECIPES = Path(__file__).parent / "bad_recipes"

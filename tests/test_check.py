@@ -15,7 +15,7 @@ import projects
 import pytest
 import worlds
 
-from launcher.cli import main
+from launcher.cli.main import main
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = [*sorted((ROOT / "recipes").glob("*.yaml")), *sorted((ROOT / "recipes").glob("*/recipe.yaml"))]
@@ -142,7 +142,7 @@ def test_shares_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_fast_stops_after_reading_and_loads_no_torch(tmp_path: Path) -> None:
     recipe = projects.make(tmp_path / "project", projects.RECIPE.replace("SGD", "Nothing"))
     script = (
-        "import sys; from launcher.cli import main; "
+        "import sys; from launcher.cli.main import main; "
         f"code = main(['check', {str(recipe)!r}, '--fast']); print(code, 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

@@ -16,7 +16,7 @@ import torch
 from worlds import TINY, Trained, result_of, train
 
 import launcher
-from launcher.cli import main
+from launcher.cli.main import main
 
 ROOT = Path(__file__).parent.parent
 CPU = {"ACCELERATE_USE_CPU": "true"}

@@ -20,8 +20,8 @@ from worlds import TINY, in_world
 
 import launcher
 from launcher.data.sampler import StepSampler
-from launcher.plan import describe_shares
-from launcher.training import Guard, NonFiniteError
+from launcher.training.loop import Guard, NonFiniteError
+from launcher.training.plan import describe_shares
 
 MORE_CALLS = 20  # Python functions of this program in one step, besides those of the bare loop
 GROWTH_BYTES = 4 * 2**20  # over 10,000 steps: what an allocator does, less than one number a step kept would be

@@ -12,15 +12,16 @@ from typing import Any
 import pytest
 from worlds import in_world, killed, train, train_here
 
-from launcher.data import Data, fair_workers, load_data, sets
+from launcher.data import open as sets
+from launcher.data.load import Data, fair_workers, load_data
+from launcher.data.open import slow_note
 from launcher.data.preparation import once_per_node
-from launcher.data.sets import slow_note
 from launcher.data.streams import StreamLoader
 from launcher.datasets.files import whole
 from launcher.errors import LauncherError, RecipeError
-from launcher.launch.world import World, usable_cpus
-from launcher.recipe.components import BuildError, Workshop
+from launcher.recipe.build import BuildError, Workshop
 from launcher.recipe.load import load_recipe
+from launcher.world.world import World, usable_cpus
 
 RECIPE = Path(__file__).parent / "recipes" / "data.yaml"
 _context = multiprocessing.get_context("fork")

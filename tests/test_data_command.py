@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from test_datasets import FLOWERS, paint
 
-from launcher.cli import main
+from launcher.cli.main import main
 from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE
 
 SOURCES = Path(__file__).parent / "recipes" / "data.yaml"

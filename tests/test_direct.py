@@ -17,10 +17,10 @@ from torch.optim.lr_scheduler import StepLR
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from worlds import train
 
-from launcher import direct
-from launcher.direct import Direct
 from launcher.errors import UsageError
-from launcher.launch.world import wants_plain_torch
+from launcher.training import fast_step
+from launcher.training.fast_step import Direct
+from launcher.world.world import wants_plain_torch
 
 pytestmark = pytest.mark.torch_internals
 Make = Callable[[Any], Optimizer]
@@ -120,8 +120,8 @@ USES_INSIDE = {"this torch"} | {name for name in OTHER_TORCHES if "engine" in na
 
 
 def forget() -> None:
-    direct._engine.cache_clear()
-    direct._proven.cache_clear()
+    fast_step._engine.cache_clear()
+    fast_step._proven.cache_clear()
 
 
 @pytest.fixture(params=OTHER_TORCHES)
@@ -129,8 +129,8 @@ def another_torch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     """As if torch's insides were others; only what a plain step does not need itself can be taken away."""
     OTHER_TORCHES[request.param](monkeypatch)
     forget()
-    assert (direct._engine() is not None) == (request.param in USES_ENGINE)
-    assert (direct._proven() is not None) == (request.param in USES_INSIDE)
+    assert (fast_step._engine() is not None) == (request.param in USES_ENGINE)
+    assert (fast_step._proven() is not None) == (request.param in USES_INSIDE)
     yield request.param
     forget()
 
@@ -147,7 +147,7 @@ def test_it_trains_as_torch_does_bit_for_bit(make: Make, scheduled: bool) -> Non
         warnings.simplefilter("error")  # a schedule that is stepped before the optimizer
         for step in range(6):
             (loss_of(models[0], step) * 0.5).backward()
-            direct.backward(loss_of(models[1], step), 0.5)
+            fast_step.backward(loss_of(models[1], step), 0.5)
             optimizers[0].step()
             ours.step()
             optimizers[0].zero_grad()
@@ -270,7 +270,7 @@ def test_gradients_of_any_layout_are_read_rightly_by_a_fused_kernel(make: Make) 
         gradient = torch.randn(6, 4).T
         plain.weight.grad, plain.bias.grad = gradient.contiguous(), torch.full((4,), 0.5)
         fused.weight.grad, fused.bias.grad = gradient, torch.full((), 0.5).expand(4)
-        direct.lay_out_gradients(optimizers[1])
+        fast_step.lay_out_gradients(optimizers[1])
         for optimizer in optimizers:
             optimizer.step()
     assert torch.equal(plain.weight, fused.weight)
@@ -293,7 +293,7 @@ def test_a_state_is_laid_out_as_the_model_is_now() -> None:
     other.load_state_dict(model.state_dict())
     gone_on = make(other.parameters())
     gone_on.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    direct.lay_out_state(gone_on)
+    fast_step.lay_out_state(gone_on)
     trained(model, optimizer, range(2, 4))
     trained(other, gone_on, range(2, 4))
     torch.testing.assert_close(other.weight, model.weight, rtol=0, atol=1e-6)
@@ -330,7 +330,7 @@ def test_gradients_that_are_views_of_where_backward_began_may_be_written_to(clip
     for step in range(6):
         for row in data[2 * step : 2 * step + 2]:  # two micro-batches
             (models[0](row) * 0.5).backward()
-            direct.backward(models[1](row), 0.5)
+            fast_step.backward(models[1](row), 0.5)
         for model in models:
             if clip is not None:
                 nn.utils.clip_grad_norm_(model.parameters(), clip)
@@ -344,7 +344,7 @@ def test_gradients_that_are_views_of_where_backward_began_may_be_written_to(clip
 
 def test_what_has_no_gradient_is_told_as_torch_does() -> None:
     with pytest.raises(RuntimeError, match="does not require grad"):
-        direct.backward(torch.ones(()), 1.0)
+        fast_step.backward(torch.ones(()), 1.0)
 
 
 @pytest.mark.parametrize("said", ["yes", "2"])
@@ -359,9 +359,9 @@ def test_the_proof_leaves_no_trace() -> None:
     before, kinds = torch.get_rng_state(), set(optimizers_of_torch._global_optimizer_post_hooks)
     forget()
     with torch.no_grad():  # wherever somebody stands
-        direct._engine(), direct._proven()
-    assert direct._engine() is not None
-    assert direct._proven() is not None
+        fast_step._engine(), fast_step._proven()
+    assert fast_step._engine() is not None
+    assert fast_step._proven() is not None
     assert torch.equal(torch.get_rng_state(), before)
     assert set(optimizers_of_torch._global_optimizer_post_hooks) == kinds
 

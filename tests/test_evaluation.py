@@ -19,12 +19,12 @@ from torch import nn
 from worlds import TINY, Command, Trained, in_world, survivors, train, train_here
 
 import launcher
-from launcher.cli import main
+from launcher.cli.main import main
 from launcher.errors import RecipeError
-from launcher.judge import Judge
+from launcher.evaluation.best import Judge
 from launcher.recipe import schema
 from launcher.recipe.load import load_recipe
-from launcher.runs.predictions import read_mistakes
+from launcher.runs.report.predictions import read_mistakes
 
 SIZES = (1, 7, 97, 100)
 ACCURACY = "accuracy: {_target_: MulticlassAccuracy, num_classes: 3, average: micro}"

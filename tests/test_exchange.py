@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from worlds import TINY, in_world, result_of, survivors, train_here
 
-from launcher.coordination import Coordinator, PeerError, packed, unpacked
-from launcher.exchange import SLOT_BYTES, Memory, shared_memory
-from launcher.launch.world import World
+from launcher.device.coordination import Coordinator, PeerError, packed, unpacked
+from launcher.device.shared_memory import SLOT_BYTES, Memory, shared_memory
+from launcher.world.world import World
 
 pytestmark = pytest.mark.torch_internals
 IN_A_SLOT = SLOT_BYTES // 4  # of float32

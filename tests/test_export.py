@@ -13,9 +13,9 @@ from recipes.parts import Net
 from worlds import TINY, killed
 
 import launcher
-from launcher.cli import main
-from launcher.export import export
-from launcher.saved import find_saved
+from launcher.checkpoints.export import export
+from launcher.checkpoints.saved_run import find_saved
+from launcher.cli.main import main
 
 
 @pytest.fixture(scope="module")

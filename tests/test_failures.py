@@ -25,16 +25,16 @@ from torch import nn
 from worlds import TINY, Command, in_world, train, train_here
 
 import launcher
-from launcher.device import check_device, check_gpus, check_kind
+from launcher.device.device import check_device, check_gpus, check_kind
 from launcher.errors import LauncherError
 from launcher.launch.agent import run_agent
-from launcher.launch.context import described, known_of, remembered
-from launcher.launch.failure import Failure, Frame, Notes, first_of, folded, hint_for, of_exception, of_exit, of_stack
-from launcher.launch.local import choose_processes
 from launcher.launch.nodes import Nodes
-from launcher.launch.world import World, usable_cpus
-from launcher.postmortem import examined
+from launcher.launch.postmortem import examined
+from launcher.launch.supervisor import choose_processes
 from launcher.recipe.schema import Device
+from launcher.world.context import described, known_of, remembered
+from launcher.world.failure import Failure, Frame, Notes, first_of, folded, hint_for, of_exception, of_exit, of_stack
+from launcher.world.world import World, usable_cpus
 from recipes import failing
 
 RECIPES = Path(__file__).parent / "recipes"

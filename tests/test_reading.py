@@ -21,12 +21,12 @@ from hypothesis import HealthCheck, given, settings
 from pydantic import BaseModel
 
 from launcher.errors import EXIT_USAGE, Problem, RecipeError
-from launcher.recipe.compose import read_document
-from launcher.recipe.document import MAX_BYTES, MAX_DEPTH, MAX_PROBLEMS, Document, Path, dotted, plain_scalar
+from launcher.recipe.bases import read_document
+from launcher.recipe.component_syntax import OPTIONS
 from launcher.recipe.load import load_recipe
 from launcher.recipe.references import COMPUTED, Expression, ExpressionError
 from launcher.recipe.schema import Recipe, model_in
-from launcher.recipe.shapes import OPTIONS
+from launcher.recipe.yaml import MAX_BYTES, MAX_DEPTH, MAX_PROBLEMS, Document, Path, dotted, plain_scalar
 
 BAD_RECIPES = pathlib.Path(__file__).parent / "bad_recipes" / "reading"
 

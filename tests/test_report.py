@@ -20,15 +20,15 @@ import pytest
 from browser import Tab, browser
 from worlds import TINY, in_world
 
-from launcher.cli import main
+from launcher.cli.main import main
 from launcher.errors import LauncherError
-from launcher.runs.curves import read_curves, thinned
 from launcher.runs.folder import write_json
 from launcher.runs.metrics import MetricsFile, encode
-from launcher.runs.predictions import read_mistakes
 from launcher.runs.reading import Run
-from launcher.runs.report import REPORT_FILE, charts, differences, page, told, write_report
-from launcher.runs.spent import attempts_of
+from launcher.runs.report.curves import read_curves, thinned
+from launcher.runs.report.goodput import attempts_of
+from launcher.runs.report.page import REPORT_FILE, charts, differences, page, told, write_report
+from launcher.runs.report.predictions import read_mistakes
 
 BEGUN = time.time() - 7200.0
 RECIPE = """\
@@ -189,10 +189,10 @@ def test_a_run_without_events_is_one_start(tmp_path: Path) -> None:
 
 def killed_at(step: int, folder: str) -> None:
     """Trains as one rank and is killed after a step; at 0 it is not."""
-    from launcher.launch.world import World
-    from launcher.opening import Options
     from launcher.recipe.load import load_recipe
     from launcher.run import run
+    from launcher.training.resume import Options
+    from launcher.world.world import World
 
     changes = ["launch.threads=1", "save.every=4 steps", "save.background=false", "data.validation=20% of train"]
     faults = f"kill@step:{step}" if step else None

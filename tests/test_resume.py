@@ -22,18 +22,18 @@ from recipes.parts import Net, WholeNumbers, weights_of
 from torch import nn
 from worlds import TINY, Command, Trained, in_world, killed, result_of, train, train_here
 
-from launcher import checkpoints
-from launcher.data import load_data
+from launcher.checkpoints import format as checkpoints
+from launcher.data.load import load_data
 from launcher.errors import LauncherError, UsageError
-from launcher.faults import Fault
-from launcher.launch.world import World
-from launcher.opening import Finished, Options
-from launcher.recipe.components import Workshop
+from launcher.recipe.build import Workshop
 from launcher.recipe.load import load_recipe
 from launcher.run import Result
 from launcher.run import run as launch
 from launcher.runs.lock import holder, locked
-from launcher.tracking import read_metrics
+from launcher.runs.tracking.tracking import read_metrics
+from launcher.training.resume import Finished, Options
+from launcher.world.faults import Fault
+from launcher.world.world import World
 
 VALIDATION = "data.validation={_target_: parts.py:WholeNumbers, size: 23, seed: 2}"
 # all that could make two runs differ: dropout, augmentation in workers, accumulation, evaluation and best

@@ -20,16 +20,16 @@ from torch import nn
 from worlds import TINY, in_world, killed, result_of, train
 
 import launcher
-from launcher.cli import main
+from launcher.cli.main import main
 from launcher.datasets import Digits
-from launcher.device import open_device
+from launcher.device.device import open_device
 from launcher.errors import LauncherError, RecipeError, UsageError
-from launcher.launch.world import FAULTS_VARIABLE, World
 from launcher.models import MLP
 from launcher.recipe.load import load_recipe
 from launcher.run import Result
 from launcher.runs.metrics import read_evaluations
-from launcher.training import NonFiniteError
+from launcher.training.loop import NonFiniteError
+from launcher.world.world import FAULTS_VARIABLE, World
 
 EVALUATED = [
     "data.validation={_target_: parts.py:Numbers, size: 23, seed: 2}",

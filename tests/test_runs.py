@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from launcher.cli import main
+from launcher.cli.main import main
 from launcher.errors import UsageError
 from launcher.runs import ORDERS, STATES
 from launcher.runs.folder import write_json

@@ -12,8 +12,8 @@ import pytest
 import torch
 from worlds import TINY, Command
 
-from launcher.cli import main
-from launcher.doctor import BROKEN, WARNING, findings
+from launcher.checks.doctor import BROKEN, WARNING, findings
+from launcher.cli.main import main
 from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED
 
 GAN = str(Path(__file__).parent.parent / "recipes" / "gan" / "train.py")

@@ -11,11 +11,11 @@ from typing import Any
 import projects
 import pytest
 
-from launcher.cli import main
+from launcher.cli.main import main
 from launcher.errors import LauncherError, RecipeError, UsageError
-from launcher.recipe.allowed import Trust, argument_objections, listed, objection
-from launcher.recipe.components import SLOTS, Workshop
+from launcher.recipe.build import SLOTS, Workshop
 from launcher.recipe.load import load_recipe
+from launcher.recipe.policy import Trust, argument_objections, listed, objection
 from launcher.recipe.project import allowed_packages
 from launcher.recipe.secrets import holds_secret, is_secret_key, shape_in
 from launcher.recipe.targets import find_target

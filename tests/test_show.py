@@ -8,10 +8,10 @@ from pathlib import Path
 import projects
 import pytest
 
-from launcher.cli import main
-from launcher.recipe.document import Problems, parse
+from launcher.cli.main import main
 from launcher.recipe.load import load_recipe
 from launcher.recipe.show import quoted, render, resolved, scalar
+from launcher.recipe.yaml import Problems, parse
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = [*sorted((ROOT / "recipes").glob("*.yaml")), *sorted((ROOT / "recipes").glob("*/recipe.yaml"))]

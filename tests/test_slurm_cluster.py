@@ -14,8 +14,8 @@ import pytest
 from cluster import ROOT, Cluster, log, number_of, reached, start_cluster
 from worlds import TINY, Trained, result_of, train
 
-from launcher.cli import main
-from launcher.launch.nodelist import expand
+from launcher.cli.main import main
+from launcher.world.nodelist import expand
 
 # 120 steps
 LONG = ("data.train={_target_: parts.py:Noisy}", "model.dropout=0.3", "launch.threads=1", "train.epochs=30")

@@ -14,16 +14,24 @@ from typing import Any
 
 import pytest
 
-from launcher.cli import main
+from launcher.cli.main import main
 from launcher.errors import LauncherError, RecipeError, UsageError
-from launcher.launch.job import Job, render
-from launcher.launch.site import read_site
-from launcher.launch.slurm import Queued, _gpus, _refusal, seconds_in
-from launcher.launch.world import World
-from launcher.runs.code import keep, kept_at
+from launcher.launch.slurm.batch_script import Job, render
+from launcher.launch.slurm.code import keep, kept_at
+from launcher.launch.slurm.requeue import (
+    Ending,
+    Submission,
+    advance_in_words,
+    begin,
+    in_words,
+    lasting_words,
+    mark_submitted,
+)
 from launcher.runs.folder import read_json, write_json
-from launcher.runs.queued import Ending, Submission, advance_in_words, begin, in_words, lasting_words, mark_submitted
 from launcher.runs.reading import Run
+from launcher.world.site import read_site
+from launcher.world.slurm import Queued, _gpus, _refusal, seconds_in
+from launcher.world.world import World
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "tests" / "recipes" / "tiny.yaml"
@@ -102,7 +110,7 @@ def test_hostile_texts_stay_texts(tmp_path: Path, text: str) -> None:
     python.write_text('#!/bin/sh\n[ "$3" = job ] && exit 0\nprintf "<%s>\\n" "$@"\n')
     for file in (srun, python):
         file.chmod(0o755)
-    from launcher.launch.job import quoted
+    from launcher.launch.slurm.batch_script import quoted
 
     job = Job(
         head=[f"{text}\n#SBATCH --wrap=x"],
@@ -165,7 +173,7 @@ def test_what_the_recipe_names_is_imported_before_anything_is_queued(
     assert "model._target_: parts.py has no 'Nett'; did you mean 'Net'?" in error
     assert "optimizer.lrr: " in refused_file(capsys, "optimizer.lr=1e-3\noptimizer.lrr=1\n")
     assert not Path("QUEUED").exists()
-    monkeypatch.setattr("launcher.submission._CHECK_SECONDS", 0.01)  # no machine imports anything in that
+    monkeypatch.setattr("launcher.launch.slurm.submission._CHECK_SECONDS", 0.01)  # no machine imports anything in that
     assert main(["submit", str(TINY), "--cpu", "--dry-run", "optimizer.lrr=1"]) == 0
     printed = capsys.readouterr()
     assert printed.err.startswith("components not checked: importing what the recipe names took more than 0.01 s")

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.errors import LauncherError, UsageError
-from launcher.launch import rendezvous
-from launcher.launch.nodelist import expand, expand_counts
-from launcher.launch.world import World, usable_cpus
+from launcher.world import rendezvous
+from launcher.world.nodelist import expand, expand_counts
+from launcher.world.world import World, usable_cpus
 
 # as SLURM 22.05 sets them for the last task of `srun` in a batch script of 2 nodes with 2 tasks each
 TASK = {

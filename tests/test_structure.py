@@ -115,7 +115,7 @@ def test_the_seven_phases_stand_in_order_on_one_screen() -> None:
 def test_the_command_line_loads_no_torch() -> None:
     heavy = sorted({*HEAVY, "pydantic", "yaml", "rich"})
     script = (
-        "import sys, launcher.cli; launcher.cli.parser(); "
+        "import sys, launcher.cli.main; launcher.cli.main.parser(); "
         f"sys.exit(str([m for m in {heavy} if m in sys.modules] or ''))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

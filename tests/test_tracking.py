@@ -31,10 +31,11 @@ from worlds import TINY, in_world
 
 from launcher.errors import LauncherError
 from launcher.runs.metrics import MetricsFile, Redone, encode, read_evaluations, read_last
+from launcher.runs.tracking import trackers
+from launcher.runs.tracking.console import tables
+from launcher.runs.tracking.trackers import QUEUE_LINES, Sent
+from launcher.runs.tracking.tracking import Line, NoTracking, Tracking, check_trackers, open_tracking, read_metrics
 from launcher.runs.words import duration, number, short
-from launcher.tracking import Line, NoTracking, Tracking, check_trackers, open_tracking, read_metrics, trackers
-from launcher.tracking.console import tables
-from launcher.tracking.trackers import QUEUE_LINES, Sent
 
 # wandb does not wait for a helper that was killed
 pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
@@ -796,11 +797,11 @@ def test_what_was_sent_is_sent_again_where_the_file_is_damaged(text: str, tmp_pa
 
 def train_with_wandb(folder: str) -> dict[str, Any]:
     """Trains as one rank, tracked by wandb; returns the resolved recipe."""
-    from launcher.launch.world import World
-    from launcher.opening import Options
     from launcher.recipe.load import load_recipe
     from launcher.recipe.show import resolved
     from launcher.run import run
+    from launcher.training.resume import Options
+    from launcher.world.world import World
 
     os.environ.update(WANDB_API_KEY=API_KEY, WANDB_CONFIG_DIR=f"{folder}/config", WANDB_SILENT="true")
     recipe = load_recipe(str(TINY), ["track.wandb.mode=offline", "data.validation=20% of train", "launch.threads=1"])

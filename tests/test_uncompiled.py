@@ -12,7 +12,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from worlds import TINY, in_world, train
 
-from launcher import uncompiled
+from launcher.device import lazy_compiler
 
 pytestmark = pytest.mark.torch_internals
 TWO_GLOO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
@@ -30,7 +30,7 @@ def test_a_run_does_not_import_the_compiler(processes: int, tmp_path: Path) -> N
     file = tmp_path / "twice.py"
     file.write_text(
         "import sys\n"
-        "from launcher.cli import main\n"
+        "from launcher.cli.main import main\n"
         f"for more in (['train={{steps: 4}}'], {longer!r}):\n"
         f"    assert main([*{command!r}, *more]) == 0\n"
         "    assert 'torch' in sys.modules and 'torch._dynamo' not in sys.modules\n"
@@ -146,7 +146,7 @@ def ddp_by_torch_alone(spared: bool) -> list[list[float]]:
     torch.manual_seed(0)
     model = torch.nn.Linear(3, 2)
     if spared:
-        with uncompiled.ddp():
+        with lazy_compiler.ddp():
             wrapped = DistributedDataParallel(model)
             assert "torch._dynamo" not in sys.modules
         assert "_dynamo" not in vars(torch)

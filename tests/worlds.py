@@ -20,7 +20,7 @@ import psutil
 import torch
 
 from launcher.recipe.load import load_recipe
-from launcher.tracking import Line, read_metrics
+from launcher.runs.tracking.tracking import Line, read_metrics
 
 TINY = Path(__file__).parent / "recipes" / "tiny.yaml"
 _context = multiprocessing.get_context("forkserver")
@@ -186,9 +186,9 @@ def train_here(
     faults: str | None = None,
 ) -> str:
     """Trains as one rank of the world that this process is in; gives the run's state."""
-    from launcher.launch.world import FAULTS_VARIABLE, World
-    from launcher.opening import Options
     from launcher.run import run
+    from launcher.training.resume import Options
+    from launcher.world.world import FAULTS_VARIABLE, World
 
     if faults is not None:
         os.environ[FAULTS_VARIABLE] = faults
@@ -274,7 +274,7 @@ def _command(
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
-    from launcher.cli import main
+    from launcher.cli.main import main
 
     try:
         code = main(arguments)

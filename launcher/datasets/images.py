@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from launcher.datasets.arrays import mapped_archive
 from launcher.datasets.files import cache_path, needed, staged, whole
 from launcher.errors import LauncherError
-from launcher.launch.world import usable_cpus
+from launcher.world.world import usable_cpus
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _VERSION = 1  # of the index

@@ -1,0 +1,1 @@
+"""Starting processes: on this machine, on several, through SLURM."""

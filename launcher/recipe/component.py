@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
 
-from launcher.recipe.document import Document, Origin, Path
+from launcher.recipe.yaml import Document, Origin, Path
 
 GIVEN = "given from Python"
 

@@ -12,9 +12,14 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from launcher.errors import Problem, RecipeError
+from launcher.recipe.bases import read_document
 from launcher.recipe.component import GIVEN, Component, with_components
-from launcher.recipe.compose import read_document
-from launcher.recipe.document import (
+from launcher.recipe.component_syntax import component_problems
+from launcher.recipe.consistency import whole_problems
+from launcher.recipe.references import Expression
+from launcher.recipe.schema import NAME_PATTERN, SLURM_TIME, Recipe, fields_by_name, model_in
+from launcher.recipe.signature import shown
+from launcher.recipe.yaml import (
     MAX_PROBLEMS,
     Document,
     Origin,
@@ -26,11 +31,6 @@ from launcher.recipe.document import (
     plain_scalar,
     printable,
 )
-from launcher.recipe.fitting import shown
-from launcher.recipe.references import Expression
-from launcher.recipe.schema import NAME_PATTERN, SLURM_TIME, Recipe, fields_by_name, model_in
-from launcher.recipe.shapes import component_problems
-from launcher.recipe.whole import whole_problems
 
 
 def load_recipe(

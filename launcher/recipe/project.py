@@ -10,9 +10,9 @@ from typing import Any
 
 import launcher
 from launcher.errors import UsageError
-from launcher.recipe.document import brief, hint
 from launcher.recipe.schema import NAME_PATTERN
 from launcher.recipe.show import scalar
+from launcher.recipe.yaml import brief, hint
 
 if sys.version_info >= (3, 11):
     import tomllib

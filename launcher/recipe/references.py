@@ -16,17 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from launcher.errors import UsageError
-from launcher.recipe.document import (
-    MAX_VALUES,
-    Node,
-    Origin,
-    Path,
-    Problems,
-    brief,
-    dotted,
-    plain_scalar,
-    suggestion,
-)
+from launcher.recipe.yaml import MAX_VALUES, Node, Origin, Path, Problems, brief, dotted, plain_scalar, suggestion
 
 # What only the run can compute, and what that depends on. `train.steps` may be stated in the recipe.
 _NEEDS = {

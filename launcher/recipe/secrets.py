@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from launcher.recipe.document import Key, Node, Path, Problems
+from launcher.recipe.yaml import Key, Node, Path, Problems
 
 _NAMES = (
     r"pass(word|wd|phrase|code)|pwd|secrets?|token|bearer|authorization|credentials?"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import launcher
 from launcher.errors import UsageError
-from launcher.recipe.document import hint
+from launcher.recipe.yaml import hint
 
 
 def folder() -> Path:

@@ -14,10 +14,10 @@ from typing import Any
 from pydantic import BaseModel
 
 from launcher.recipe.component import GIVEN, Component
-from launcher.recipe.document import Document, Node, Path, plain_scalar
 from launcher.recipe.duration import Duration
 from launcher.recipe.references import Expression
 from launcher.recipe.schema import Recipe
+from launcher.recipe.yaml import Document, Node, Path, plain_scalar
 
 _BARE = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*(?::[A-Za-z_]\w*)?")
 _OTHER_YAML = {"yes", "no", "on", "off", "y", "n"}  # booleans to readers of YAML 1.1

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import UsageError
-from launcher.launch.failure import FAILURE_FILE
 from launcher.runs import lock
-from launcher.runs.essence import differences
+from launcher.runs.identity import differences
+from launcher.world.failure import FAILURE_FILE
 
 WEIGHTS_FILE = "model_weights.pth"
 AVERAGED_FILE = "model_weights_ema.pth"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import EXIT_FAILED, UsageError
-from launcher.launch import slurm
+from launcher.world import slurm
 
 LOCK_FILE = "lock.json"
 BEAT_SECONDS = 15.0  # how often a holder shows that it is alive

@@ -18,10 +18,10 @@ from typing import Any
 import yaml
 
 from launcher.errors import EXIT_DONE, EXIT_PREEMPTED, UsageError
-from launcher.launch.slurm import Queued
 from launcher.runs import lock
 from launcher.runs.folder import ENVIRONMENT_FILE, QUEUE_FILE, STATUS_FILE, read_json
 from launcher.runs.metrics import METRICS_FILE, Line, read_evaluations, read_last
+from launcher.world.slurm import Queued
 
 EVENTS_FILE = "events.jsonl"
 _DEPTH = 6  # how far below a folder runs are looked for
@@ -218,7 +218,7 @@ def _place_of(text: str) -> Path:
     """A folder by its path, or by its path below the folder of all runs."""
     if Path(text).is_dir():
         return Path(text)
-    from launcher.launch.site import read_site
+    from launcher.world.site import read_site
 
     for place in (Path("runs") / text, read_site()[0].root / text):
         if place.is_dir():

@@ -13,10 +13,10 @@ from typing import Any
 
 import psutil
 
-from launcher import faults
-from launcher.launch.failure import FAILURE_FILE
-from launcher.launch.world import World
 from launcher.runs.folder import STATUS_FILE, write_json
+from launcher.world import faults
+from launcher.world.failure import FAILURE_FILE
+from launcher.world.world import World
 
 
 class Record:

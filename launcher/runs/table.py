@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from launcher.errors import UsageError
+from launcher.launch.slurm.requeue import with_jobs
 from launcher.runs import STATES
-from launcher.runs.queued import with_jobs
 from launcher.runs.reading import Run, find_runs, seconds_since
 from launcher.runs.words import age, number
 

@@ -1,0 +1,107 @@
+"""What a run has saved, found by the name that a user gives: its recipe and its weights."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.checkpoints import format as checkpoints
+from launcher.checkpoints.format import Checkpoint
+from launcher.errors import UsageError
+from launcher.model.build import find_weights, read_weights
+from launcher.recipe.load import load_recipe
+from launcher.recipe.schema import Recipe
+from launcher.runs import folder as runs
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A recipe and weights that belong to it.
+
+    Attributes:
+        recipe: The run's, or the one that was named.
+        source: A file of weights, or a verified checkpoint.
+        allow: Further packages that the recipe may name.
+        directory: Where the run was started: relative paths and files of one's own are looked for there. None is here.
+    """
+
+    recipe: Recipe
+    source: Path | Checkpoint
+    allow: tuple[str, ...] = ()
+    directory: Path | None = None
+
+    @property
+    def label(self) -> str:
+        """Where the weights come from, in a word."""
+        return self.source.folder.name if isinstance(self.source, Checkpoint) else self.source.name
+
+    @property
+    def at(self) -> tuple[int, float]:
+        """Optimizer steps that made them, and passes over the data; zeros where that is not known."""
+        if isinstance(self.source, Checkpoint):
+            return self.source.step, round(float(self.source.manifest["epoch"]), 6)
+        status = runs.read_json(self.source.parent / runs.STATUS_FILE)
+        said = status.get("weights", {}) if self.source.name in (runs.WEIGHTS_FILE, runs.AVERAGED_FILE) else {}
+        return int(said.get("step", 0)), float(said.get("epoch", 0.0))
+
+    def weights(self) -> Mapping[str, Any]:
+        """The unwrapped state_dict, on the CPU.
+
+        Raises:
+            LauncherError: The file cannot be read.
+        """
+        return read_weights(self.source)
+
+    def averaged(self) -> Mapping[str, Any] | None:
+        """The averages of its parameters, where the run had them and they were saved."""
+        if isinstance(self.source, Checkpoint):
+            average = self.source.training()["average"]
+            return average["parameters"] if average else None
+        beside = self.source.with_name(runs.AVERAGED_FILE)
+        return read_weights(beside) if self.source.name == runs.WEIGHTS_FILE and beside.exists() else None
+
+    def losses(self) -> Mapping[str, Any]:
+        """States of losses that have parameters of their own, by name; empty where none are beside these weights."""
+        source = self.source
+        if isinstance(source, Path) and source.name == runs.WEIGHTS_FILE:
+            with suppress(checkpoints.DamagedError):
+                source = checkpoints.verify(source.parent / "checkpoints" / checkpoints.name_of(self.at[0]))
+        return source.training()["losses"] if isinstance(source, Checkpoint) else {}
+
+
+def find_saved(
+    path: Path, recipe: str | None = None, overrides: Sequence[str] = (), remove: Sequence[str] = ()
+) -> Saved:
+    """Finds recipe and weights of a run's folder, one of its checkpoints, or a file of weights.
+
+    A run's are its final weights, or those of its newest checkpoint where it is not finished.
+
+    Args:
+        path: What was saved.
+        recipe: In place of the run's; needed for a file outside of a run.
+        overrides: Changes to the recipe.
+        remove: What to take out of it.
+
+    Raises:
+        UsageError: There is nothing saved there, or no recipe.
+        DamagedError: The checkpoint is damaged.
+    """
+    path = path.absolute()
+    source = find_weights(path)
+    run = source.folder.parent.parent if isinstance(source, Checkpoint) else source.parent
+    if recipe is not None:
+        return Saved(load_recipe(recipe, overrides, remove), source)
+    how = runs.read_json(run / runs.ENVIRONMENT_FILE)
+    if "recipe" not in how:
+        remedy = "say which recipe they belong to: --recipe" if path.is_file() else "`launcher runs` lists the runs"
+        raise UsageError(f"{path}: neither a run's folder nor something in one; {remedy}")
+    directory = Path(how["directory"])
+    if not directory.is_dir():
+        raise UsageError(f"the run was started in {directory}: {os.strerror(errno.ENOENT)}")
+    read = load_recipe(how["recipe"], [*how["overrides"], *overrides], [*how["remove"], *remove])
+    return Saved(read, source, tuple(how["allow"]), directory)

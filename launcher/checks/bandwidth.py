@@ -1,0 +1,70 @@
+"""How fast the ranks add up numbers: what one process of `launcher doctor` does. `python -m launcher.checks.bandwidth`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from launcher.launch.postmortem import watched
+from launcher.scripting import run_dir
+from launcher.world.world import World
+
+RESULT_FILE = "bandwidth.json"
+NUM_BYTES = 32 * 2**20
+_ROUNDS = 5
+
+
+def measure(world: World) -> dict[str, float | str]:
+    """All-reduces a small and a large tensor, and takes the fastest of some rounds.
+
+    Args:
+        world: The processes; the group is made and left here.
+
+    Returns:
+        `latency` in seconds, of four bytes; `bandwidth` in bytes a second and rank, as NCCL's tests count it ("bus
+        bandwidth": the bytes that a ring moves over each link, 2 (n - 1) / n times the tensor's size).
+    """
+    on_gpu = torch.cuda.is_available() and not world.wants_cpu
+    device = torch.device("cuda", world.local_rank) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    backend = "nccl" if on_gpu else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=60))
+    try:
+        latency = _fastest(torch.zeros(1, device=device))
+        large = _fastest(torch.zeros(NUM_BYTES // 4, device=device))
+    finally:
+        dist.destroy_process_group()
+    share = 2 * (world.size - 1) / world.size
+    return {"backend": backend, "latency": latency, "bandwidth": share * NUM_BYTES / large}
+
+
+def _fastest(numbers: torch.Tensor) -> float:
+    seconds = []
+    for _ in range(_ROUNDS + 1):
+        dist.barrier()
+        began = time.perf_counter()
+        dist.all_reduce(numbers)
+        if numbers.is_cuda:
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds[1:])  # the first one makes the connections
+
+
+def main() -> int:
+    """Measures; rank 0 leaves the result in the run's folder."""
+    world = World.from_environ()
+    with watched(world, "launcher doctor"):
+        result = measure(world)
+        if world.is_first:
+            (run_dir() / RESULT_FILE).write_text(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

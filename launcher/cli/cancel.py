@@ -1,0 +1,40 @@
+"""`launcher cancel`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from launcher.errors import EXIT_DONE, UsageError
+
+if TYPE_CHECKING:
+    from launcher.cli.arguments import Commands
+
+
+def add(commands: Commands) -> None:
+    """Says the command's flags."""
+    cancel = commands.add_parser(
+        "cancel",
+        help="end a queued or running job",
+        description="End the SLURM job of a run: it saves first, and `launcher resume RUN` goes on with it.",
+    )
+    cancel.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or one that holds several")
+    cancel.add_argument("--now", action="store_true", help="do not save first")
+    cancel.set_defaults(command=_cancel)
+
+
+def _cancel(options: argparse.Namespace, _: Sequence[str]) -> int:
+    from launcher.launch.slurm.requeue import Submission, cancel
+    from launcher.runs.reading import named_runs
+    from launcher.world import slurm
+
+    runs = [run for run in named_runs(options.runs) if Submission.read(run.folder).job]
+    if not runs:
+        raise UsageError(
+            f"{options.runs[0]}: no job was submitted for it; a run of this machine is stopped with Ctrl-C"
+        )
+    queue = slurm.queue()  # one question for all of them
+    for run in runs:
+        print(f"{run.folder}: {cancel(run.folder, options.now, queue)}")
+    return EXIT_DONE

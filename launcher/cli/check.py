@@ -1,0 +1,164 @@
+"""`launcher check`."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from launcher.cli.arguments import add_recipe, positive, read_recipe
+from launcher.errors import EXIT_DONE, LauncherError, Problem, RecipeError, UsageError
+
+if TYPE_CHECKING:
+    from launcher.cli.arguments import Commands
+    from launcher.recipe.build import Workshop
+    from launcher.recipe.schema import Recipe
+    from launcher.world.world import World
+
+
+def add(commands: Commands) -> None:
+    """Says the command's flags."""
+    check = commands.add_parser(
+        "check",
+        help="find what is wrong with a recipe, before any GPU is touched",
+        description="Read a recipe, import what it names, and rehearse a step on two samples on the CPU: forward, "
+        "loss, backward, optimizer, evaluation and a checkpoint. Prints the plan for the processes asked for, which "
+        "are arithmetic here. Writes nothing into the working directory.",
+    )
+    add_recipe(check, required=False)
+    check.add_argument("--processes", type=positive, metavar="N", help="the world size that the plan is for")
+    check.add_argument("--nodes", type=positive, default=None, metavar="M", help="over how many machines")
+    stop = check.add_mutually_exclusive_group()
+    stop.add_argument("--fast", action="store_true", help="stop after reading: nothing is imported, in half a second")
+    stop.add_argument("--components", action="store_true", help="stop after importing what the recipe names")
+    check.add_argument("--allowed", action="store_true", help="list what a recipe may name, and end")
+    check.set_defaults(command=_check)
+
+
+def _check(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    if options.allowed:
+        return _allowed()
+    if options.recipe is None:
+        raise UsageError("launcher check: name a recipe, as in launcher check recipe.yaml; see launcher check --help")
+    with _failing("reading"):
+        recipe = read_recipe(options)
+        world = _world(options, recipe)
+    _say("reading", f"{len(recipe.document.origins):,} values{_bases(recipe)}, none wrong")
+    if options.fast:
+        return EXIT_DONE
+    with _no_bytecode():
+        return _import_and_rehearse(options, arguments, recipe, world)
+
+
+def _import_and_rehearse(options: argparse.Namespace, arguments: Sequence[str], recipe: Recipe, world: World) -> int:
+    with _failing("components"):
+        workshop = _check_components(recipe, options.allow)
+    if options.components:
+        return EXIT_DONE
+    if _is_login_node():
+        _say_the_rest(recipe, arguments)
+        return EXIT_DONE
+    from launcher.checks.rehearsal import rehearse
+
+    with _failing("rehearsal"):
+        checked = rehearse(workshop, world, _say)
+    print()
+    for label, text in checked.plan:
+        _say(label, text)
+    for doubt in checked.doubts:
+        _say("question", doubt)
+    print(f"\n{options.recipe}: nothing wrong was found")
+    return EXIT_DONE
+
+
+def _check_components(recipe: Recipe, allow: Sequence[str]) -> Workshop:
+    """The second stage: imports what the recipe names, and of this program nothing that needs torch."""
+    from launcher.recipe.build import Workshop
+    from launcher.runs.tracking.tracking import check_trackers
+
+    workshop = Workshop(recipe, allow)
+    count = workshop.check()
+    check_trackers(recipe.track.trackers, workshop.allow)
+    _say("components", f"{count}, each found, of the right kind, and its arguments fit")
+    return workshop
+
+
+def _say(label: str, text: str) -> None:
+    print(f"{label:<12} {text}", flush=True)
+
+
+@contextmanager
+def _failing(stage: str) -> Iterator[None]:
+    """Names the stage in which mistakes are found; they follow on the error output."""
+    try:
+        yield
+    except LauncherError as error:
+        count = len(error.problems) if isinstance(error, RecipeError) else 1
+        _say(stage, f"{count} mistake{'s' * (count > 1)}:")
+        raise
+
+
+def _bases(recipe: Recipe) -> str:
+    count = len(recipe.document.files) - 1
+    return f" with {count} base{'s' * (count > 1)}" if count else ""
+
+
+def _world(options: argparse.Namespace, recipe: Recipe) -> World:
+    """The world that the plan is for: said, the recipe's, or as many GPUs as the recipe asks SLURM for."""
+    from launcher.recipe.consistency import too_many
+    from launcher.world.slurm import gpu_count
+    from launcher.world.world import World
+
+    nodes = options.nodes or recipe.launch.nodes
+    stated, per_node, batch = recipe.launch.processes, recipe.slurm.gpus_per_node, recipe.data.global_batch_size
+    size = options.processes or (stated if isinstance(stated, int) else nodes * gpu_count(per_node or 1))
+    if size < nodes:
+        raise UsageError(f"--nodes {nodes}: {size} processes are too few; --processes counts those of all nodes")
+    if size > batch:
+        where = str(recipe.document.origin(("data", "global_batch_size")))
+        raise RecipeError([Problem(where, "data.global_batch_size", too_many(size, batch))])
+    started_by = "launcher" if size > 1 else "one process"
+    return World(size=size, local_size=-(-size // nodes), nodes=nodes, started_by=started_by)
+
+
+@contextmanager
+def _no_bytecode() -> Iterator[None]:
+    """Importing the user's files must not leave a `__pycache__` in the working directory."""
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
+
+
+def _is_login_node() -> bool:
+    """Whether this machine hands work to a cluster instead of doing it."""
+    from launcher.world.slurm import answers
+    from launcher.world.world import World
+
+    return World.from_environ().job is None and answers()
+
+
+def _say_the_rest(recipe: Recipe, arguments: Sequence[str]) -> None:
+    said = {"partition": recipe.slurm.partition, "account": recipe.slurm.account}
+    job = [f"--{name}={value}" for name, value in said.items() if value is not None]
+    command = ["srun", "--ntasks=1", "--time=00:10:00", *job, "launcher", "check", *_command(arguments)]
+    print("\nThis is a login node of a cluster: the rest opens data and runs the model. In a job of its own:")
+    print(f"  {shlex.join(command)}")
+
+
+def _command(arguments: Sequence[str]) -> list[str]:
+    """What was typed behind `launcher check`."""
+    return [one for one in arguments if one != "check"]
+
+
+def _allowed() -> int:
+    from launcher.recipe.policy import listed
+    from launcher.recipe.project import allowed_packages
+
+    for line in listed(allowed_packages()):
+        print(line)
+    return EXIT_DONE

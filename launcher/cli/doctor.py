@@ -1,0 +1,50 @@
+"""`launcher doctor`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from launcher.cli.arguments import positive
+from launcher.errors import EXIT_DONE, EXIT_FAILED
+
+if TYPE_CHECKING:
+    from launcher.cli.arguments import Commands
+
+
+def add(commands: Commands) -> None:
+    """Says the command's flags."""
+    doctor = commands.add_parser(
+        "doctor",
+        help="look at the machine before you train on it",
+        description="Versions, GPUs, CPUs, disk, limits, and an all-reduce over the processes: each line is ok, "
+        "warning or broken, with what to do. Exit code 1 where something is broken.",
+    )
+    doctor.add_argument("--cpu", action="store_true", help="let the processes talk on the CPU though there are GPUs")
+    doctor.add_argument("--processes", type=positive, metavar="N", help="over all nodes (default: every GPU, or two)")
+    doctor.add_argument("--nodes", type=positive, default=1, metavar="N", help="how many machines")
+    doctor.add_argument("--node-rank", type=int, metavar="K", help="which of them this is, from 0")
+    doctor.add_argument("--master", metavar="HOST:PORT", help="where they meet: an address of node 0, a free port")
+    doctor.set_defaults(command=_doctor)
+
+
+def _doctor(options: argparse.Namespace, _: Sequence[str]) -> int:
+    import torch
+
+    from launcher.checks.doctor import BROKEN, Finding, communication, findings
+    from launcher.launch.nodes import Nodes
+    from launcher.launch.supervisor import choose_processes
+
+    def show(finding: Finding) -> bool:
+        print(f"{finding.level:<8} {finding.what:<14} {finding.text}", flush=True)
+        return finding.level == BROKEN
+
+    nodes = Nodes.parse(options.nodes, options.node_rank, options.master)
+    cpu = options.cpu or not torch.cuda.is_available()
+    asked = options.processes or (2 * nodes.count if cpu else None)
+    processes = choose_processes(asked, cpu, nodes.count)
+    broken = [show(one) for one in findings()]
+    if processes * nodes.count > 1:
+        broken.append(show(communication(processes, cpu, nodes)))
+    return EXIT_FAILED if any(broken) else EXIT_DONE

@@ -1,0 +1,114 @@
+"""`launcher evaluate` and `launcher predict`: what was saved, at work."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launcher.cli.arguments import positive, work_in
+from launcher.errors import EXIT_DONE
+
+if TYPE_CHECKING:
+    from launcher.checkpoints.saved_run import Saved
+    from launcher.cli.arguments import Commands
+    from launcher.world.world import World
+
+
+def add(commands: Commands) -> None:
+    """Says the commands' flags."""
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="measure what was saved",
+        description="Measure saved weights on the recipe's sets, as training did.",
+    )
+    _add_saved(evaluate)
+    evaluate.add_argument("--split", metavar="SET", help="validation, test, or a set's name (default: all there are)")
+    evaluate.add_argument("--ranks", choices=("first", "all"), help="who evaluates, with several processes")
+    evaluate.add_argument("--processes", type=positive, metavar="N", help="how many processes (default: 1)")
+    evaluate.add_argument("--json", action="store_true", help="one JSON object for each set, as in metrics.jsonl")
+    evaluate.add_argument("--predictions", metavar="FILE", help="write each sample's prediction there, as Parquet")
+    evaluate.set_defaults(command=_evaluate)
+    predict = commands.add_parser(
+        "predict",
+        help="outputs for new inputs",
+        description="Write a saved model's output for every sample of a set, in order: the recipe's test set with its "
+        "path changed, as in data.test.path=new.csv, or any other of its sets.",
+    )
+    _add_saved(predict)
+    predict.add_argument("--data", dest="split", metavar="SET", help="validation, test, or a set's name")
+    predict.add_argument("--to", default="outputs.jsonl", metavar="FILE", help=".jsonl or .parquet (%(default)s)")
+    predict.set_defaults(command=_predict)
+
+
+def _add_saved(command: argparse.ArgumentParser) -> None:
+    command.add_argument("path", metavar="RUN|CHECKPOINT|WEIGHTS", help="a run's folder, a checkpoint, or a .pth file")
+    command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes to the recipe")
+    command.add_argument("--recipe", metavar="FILE", help="in place of the run's; for a file outside of a run")
+    command.add_argument("--remove", action="append", default=[], metavar="KEY", help="take a key out of the recipe")
+    command.add_argument(
+        "--allow", action="append", default=[], metavar="PACKAGE", help="a further package that the recipe may name"
+    )
+    command.add_argument("--cpu", action="store_true", help="stay on the CPU though there may be a GPU")
+
+
+def _found(options: argparse.Namespace, overrides: Sequence[str] = ()) -> Saved:
+    from dataclasses import replace
+
+    from launcher.checkpoints.saved_run import find_saved
+
+    saved = find_saved(Path(options.path), options.recipe, [*options.overrides, *overrides], options.remove)
+    work_in(saved.directory)
+    return replace(saved, allow=(*saved.allow, *options.allow))
+
+
+def _evaluate(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    from launcher.launch.postmortem import watched
+    from launcher.launch.supervisor import Ranks, choose_processes
+    from launcher.world.world import World
+
+    world, again = World.from_environ(), shlex.join(["launcher", *arguments])
+    if not world.is_launched and (options.processes or 1) > 1:
+        processes = choose_processes(options.processes, options.cpu or world.wants_cpu)
+        with tempfile.TemporaryDirectory(prefix="evaluate-") as folder:  # for what the ranks say of themselves
+            return Ranks(processes, options.cpu, "auto", Path(folder), again).run("-m", "launcher", *arguments)
+    with watched(world, again):
+        return _evaluate_here(options, world)
+    raise AssertionError
+
+
+def _evaluate_here(options: argparse.Namespace, world: World) -> int:
+    predictions = Path(options.predictions).absolute() if options.predictions else None
+    ranks = options.ranks or ("all" if world.size > 1 else None)
+    saved = _found(options, [f"evaluate.ranks={ranks}"] if ranks else [])
+    from launcher.evaluation.offline import evaluate_saved
+
+    lines = evaluate_saved(saved, world, options.split, predictions, cpu=options.cpu)
+    if not world.is_first:
+        return EXIT_DONE
+    if options.json:
+        from launcher.runs.metrics import encode
+
+        for line in lines:
+            print(encode(line))
+        return EXIT_DONE
+    from launcher.runs.tracking.console import tables
+
+    print(f"{saved.label} of {saved.recipe.name}\n")
+    print(tables(lines))
+    if predictions is not None:
+        print(f"predictions in {predictions}")
+    return EXIT_DONE
+
+
+def _predict(options: argparse.Namespace, _: Sequence[str]) -> int:
+    target = Path(options.to).absolute()
+    saved = _found(options)
+    from launcher.evaluation.offline import predict
+
+    count = predict(saved, options.split, target, cpu=options.cpu)
+    print(f"{target}: {count:,} outputs of {saved.label}")
+    return EXIT_DONE

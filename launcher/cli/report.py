@@ -1,0 +1,50 @@
+"""`launcher report`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launcher.errors import EXIT_DONE
+
+if TYPE_CHECKING:
+    from launcher.cli.arguments import Commands
+
+
+def add(commands: Commands) -> None:
+    """Says the command's flags."""
+    report = commands.add_parser(
+        "report",
+        help="make one page of one or several runs",
+        description="Make one self-contained page of a run, or of several to compare: what was run, how it went, "
+        "curves, where the time went.",
+    )
+    report.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or a folder of runs")
+    report.add_argument(
+        "--output", metavar="FILE", help="the page (default: RUN/report.html; of several runs, report.html)"
+    )
+    report.add_argument("--open", action="store_true", help="show it in the browser")
+    report.add_argument("--png", metavar="DIR", help="the curves as pictures too, a file each")
+    report.set_defaults(command=_report)
+
+
+def _report(options: argparse.Namespace, _: Sequence[str]) -> int:
+    from launcher.runs.reading import named_runs
+    from launcher.runs.report.page import REPORT_FILE, page, save
+
+    runs = named_runs(options.runs)
+    path = Path(options.output or (runs[0].folder / REPORT_FILE if len(runs) == 1 else REPORT_FILE))
+    save(path, page(runs))
+    print(path)
+    if options.png:
+        from launcher.runs.report.png import draw
+
+        for picture in draw(runs, Path(options.png)):
+            print(picture)
+    if options.open:
+        import webbrowser
+
+        webbrowser.open(path.resolve().as_uri())
+    return EXIT_DONE

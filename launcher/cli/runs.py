@@ -1,0 +1,117 @@
+"""`launcher runs`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launcher.errors import EXIT_DONE, UsageError
+from launcher.runs import ORDERS, STATES
+
+if TYPE_CHECKING:
+    from launcher.cli.arguments import Commands
+    from launcher.runs.reading import Run
+    from launcher.runs.table import View
+
+_WATCH_SECONDS = 2.0
+
+
+def add(commands: Commands) -> None:
+    """Says the command's flags."""
+    runs = commands.add_parser(
+        "runs",
+        help="list the runs",
+        description="List the runs of a folder, the newest first. A run is dead where it says that it runs and no "
+        "process does it any more; `launcher resume RUN` goes on with it.",
+    )
+    runs.add_argument("folder", nargs="?", metavar="DIR", help="where they are (default: the site file's, or runs)")
+    runs.add_argument("--state", action="append", choices=STATES, default=[], help="only these; may be repeated")
+    runs.add_argument("--name", default="", metavar="TEXT", help="only those with this in their folder or recipe")
+    runs.add_argument("--sort", choices=ORDERS, default="age", help="the order (default: age, the newest first)")
+    how = runs.add_mutually_exclusive_group()
+    how.add_argument("--watch", action="store_true", help="look again every two seconds, until Ctrl-C")
+    how.add_argument("--json", action="store_true", help="one JSON object a line")
+    runs.set_defaults(command=_runs)
+
+
+def _runs(options: argparse.Namespace, _: Sequence[str]) -> int:
+    from launcher.runs.table import View
+
+    view = View(_root() if options.folder is None else Path(options.folder), options.state, options.name, options.sort)
+    if options.watch:
+        return _watch(view)
+    if options.json:
+        _print_json(view)
+    else:
+        _print_table(view)
+    return EXIT_DONE
+
+
+def _root() -> Path:
+    from launcher.world.site import read_site
+
+    return read_site()[0].root
+
+
+def _print_json(view: View) -> None:
+    from launcher.runs.metrics import encode
+    from launcher.runs.table import as_line, chosen
+
+    runs = chosen(view)
+    queue = dict(_queue_lines(runs))
+    for run in runs:
+        print(encode({**as_line(run), "queue": queue.get(str(run.folder))}))
+
+
+def _print_table(view: View) -> None:
+    from rich.console import Console
+
+    from launcher.runs.table import chosen, table_of
+
+    runs = chosen(view)
+    if not runs:
+        print(f"no runs in {view.root}" + (" are like that" if view.states or view.name else ""))
+        return
+    console = Console(width=None if sys.stdout.isatty() else 250, highlight=False)  # a file has no width to fit
+    with console.capture() as captured:
+        console.print(table_of(runs, console.width))
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+    for number, (what, line) in enumerate(_queue_lines(runs)):
+        print(("" if number else "\n") + f"{what}: {line}")
+
+
+def _queue_lines(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """How the jobs of those runs stand that are not over, by folder; nothing is asked where there are none."""
+    from launcher.errors import LauncherError
+    from launcher.launch.slurm.requeue import queue_line, queue_now
+
+    try:
+        lines = [(run, queue_line(run, queue_now)) for run in runs if run.state != "finished"]
+    except LauncherError as error:
+        return [("the queue is not known", str(error))]
+    return [(str(run.folder), line) for run, line in lines if line]
+
+
+def _watch(view: View) -> int:
+    import time
+
+    from rich.console import Console, Group
+    from rich.live import Live
+    from rich.text import Text
+
+    from launcher.runs.table import chosen, table_of
+
+    if not sys.stdout.isatty():
+        raise UsageError("--watch: this is no terminal; use `launcher runs --json` in a script")
+    chosen(view)  # says what is wrong before the screen is taken
+    console = Console(highlight=False)
+    with Live(console=console, screen=True, auto_refresh=False) as live:
+        while True:
+            head = Text(f"{view.root}, {time.strftime('%H:%M:%S')}; Ctrl-C to leave", "dim")
+            runs = chosen(view)
+            queue = [Text(f"{what}: {line}", "cyan") for what, line in _queue_lines(runs)]
+            live.update(Group(head, Text(), table_of(runs, console.width), Text(), *queue), refresh=True)
+            time.sleep(_WATCH_SECONDS)

@@ -1,0 +1,133 @@
+"""`launcher submit`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launcher.cli.arguments import add_recipe, positive
+from launcher.errors import EXIT_DONE, UsageError
+
+if TYPE_CHECKING:
+    from launcher.cli.arguments import Commands
+
+_SECTION = {  # flags that are keys of the recipe's slurm section
+    "time": ("TIME", "time limit, as in 02:00:00 or 1-12"),
+    "partition": ("NAME", "the queue"),
+    "account": ("NAME", "who pays"),
+    "gpus_per_node": ("G", "GPUs of a node, as in 4 or h100:4"),
+    "cpus_per_task": ("C", "CPUs of a process"),
+    "mem": ("SIZE", "memory of a node, as in 64G"),
+    "max_requeues": ("N", "how often the job queues itself again"),
+    "signal": ("DURATION", "how long before the limit to save, as in '2 minutes'"),
+}
+
+
+def add(commands: Commands) -> None:
+    """Says the command's flags."""
+    submit = commands.add_parser(
+        "submit",
+        help="queue a run on a SLURM cluster",
+        description="Queue a run as a SLURM job that survives its time limit, preemption and lost nodes. Words behind "
+        "-- go to sbatch. `launcher submit … run SCRIPT.py` queues a script of your own.",
+    )
+    add_recipe(submit)
+    submit.add_argument("--nodes", type=positive, metavar="N", help="how many machines (default: launch.nodes)")
+    submit.add_argument("--cpu", action="store_true", help="train on CPUs")
+    submit.add_argument(
+        "--processes", type=positive, metavar="P", help="with --cpu: how many processes, over all nodes"
+    )
+    for name, (metavar, text) in _SECTION.items():
+        submit.add_argument(f"--{name.replace('_', '-')}", metavar=metavar, help=f"{text} (slurm.{name})")
+    submit.add_argument("--run-dir", metavar="DIR", help="the run's folder (default: runs/NAME/DATE)")
+    submit.add_argument("--array-file", metavar="FILE", help="a task for each line, which holds its KEY=VALUE changes")
+    submit.add_argument("--preflight", action="store_true", help="first a job of one step on one node; the other waits")
+    submit.add_argument("--dry-run", action="store_true", help="print the script, queue nothing")
+    submit.set_defaults(command=_submit)
+
+
+_SWITCHES = ("--cpu", "--preflight", "--dry-run")
+_WITH_VALUE = ("nodes", "processes", "run-dir", "array-file", "remove", "allow", *_SECTION)
+
+
+def start_of_script(arguments: Sequence[str]) -> int | None:
+    """Where the script of `submit … run SCRIPT.py …` stands: it and all behind it are no flags of ours.
+
+    Args:
+        arguments: What was typed, `submit` first.
+
+    Returns:
+        None where the first word that is no flag, nor a flag's value, is a recipe.
+    """
+    flags, number = [f"--{name.replace('_', '-')}" for name in _WITH_VALUE], 1
+    while number < len(arguments) and arguments[number].startswith("-"):
+        word = arguments[number]
+        has_value = word not in _SWITCHES and any(flag.startswith(word) for flag in flags)  # argparse takes beginnings
+        number += 2 if has_value else 1
+    return number + 1 if arguments[number : number + 1] == ["run"] else None
+
+
+def _submit(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    from launcher.launch.slurm.submission import Request, describe, preflight, submit
+    from launcher.world.site import read_site
+
+    extra = list(arguments[arguments.index("--") + 1 :]) if "--" in arguments else []
+    site, source = read_site()
+    request = Request(
+        recipe=options.recipe,
+        overrides=tuple(options.overrides),
+        remove=tuple(options.remove),
+        allow=tuple(options.allow),
+        section=tuple(_section(options)),
+        nodes=options.nodes,
+        cpu=options.cpu,
+        processes=options.processes,
+        run_dir=options.run_dir,
+        tasks=_tasks(options.array_file),
+        extra=tuple(extra),
+        command=("launcher", *arguments),
+    )
+    plan = request.plan(site, source)
+    if options.dry_run:
+        sys.stdout.write(plan.script(Path("RUN") if plan.folder is None else plan.folder))
+        return EXIT_DONE
+    for label, text in describe(plan):
+        print(f"{label:<10} {text}")
+    if "--test-only" in extra:
+        print(f"{'start':<10} {plan.test_only()}")
+        return EXIT_DONE
+    first = preflight(plan) if options.preflight else None
+    submit(plan, first)
+    return EXIT_DONE
+
+
+def _section(options: argparse.Namespace) -> list[str]:
+    """The flags of the slurm section as changes to the recipe, where they are checked like all others."""
+    given = {name: value for name in _SECTION if (value := getattr(options, name)) is not None}
+    numbers = ("gpus_per_node", "cpus_per_task", "max_requeues")
+    return [
+        f"slurm.{name}={value if name in numbers and value.isdigit() else json.dumps(value)}"
+        for name, value in given.items()
+    ]
+
+
+def _tasks(path: str | None) -> tuple[tuple[str, ...], ...]:
+    """The changes of each task of an array."""
+    if path is None:
+        return ()
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        tasks = tuple(tuple(shlex.split(line, comments=True)) for line in lines)
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"--array-file {path}: cannot be read: {error}; write a line of KEY=VALUE for each task"
+        ) from error
+    found = tuple(words for words in tasks if words)
+    if not found:
+        raise UsageError(f"--array-file {path}: holds no changes; write a line of KEY=VALUE for each task")
+    return found

@@ -1,0 +1,290 @@
+"""`launcher train` and `launcher resume`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launcher.cli.arguments import add_output, add_recipe, positive, read_recipe, span, work_in
+from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, EXIT_USAGE, UsageError
+
+if TYPE_CHECKING:
+    from launcher.cli.arguments import Commands
+    from launcher.world.world import World
+
+
+def add(commands: Commands) -> None:
+    """Says the commands' flags."""
+    train = commands.add_parser(
+        "train",
+        help="train what a recipe says",
+        description="Train what a recipe says: on every GPU of this machine, or on the CPU.",
+    )
+    add_recipe(train)
+    _add_where(train)
+    train.add_argument(
+        "--run-dir",
+        metavar="DIR",
+        help="the run's folder (default: runs/NAME/DATE); gone on with if it holds a checkpoint",
+    )
+    train.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the newest unfinished run of this recipe, or start one: safe in every script",
+    )
+    _add_changes(train)
+    _add_debugging(train)
+    add_output(train)
+    train.set_defaults(command=_train, start=None)
+    resume = commands.add_parser(
+        "resume",
+        help="go on with a run",
+        description="Go on with a run: the command that started it, from its newest checkpoint.",
+    )
+    resume.add_argument("run_dir", metavar="RUN", help="the run's folder")
+    resume.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="further changes to the recipe")
+    resume.add_argument(
+        "--from",
+        dest="start",
+        metavar="best|STEP",
+        help="go on from this checkpoint; those after it are given up with the next save",
+    )
+    _add_where(resume)
+    _add_changes(resume)
+    add_output(resume)
+    resume.set_defaults(command=_resume, resume=False, one_batch=False, debug=False, pdb=False, profile=None)
+
+
+def _add_where(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--cpu", action="store_true", help="stay on the CPU though there may be a GPU")
+    command.add_argument(
+        "--processes", type=positive, metavar="N", help="how many processes, over all nodes (default: launch.processes)"
+    )
+    command.add_argument("--nodes", type=positive, metavar="N", help="how many machines (default: launch.nodes)")
+    command.add_argument("--node-rank", type=int, metavar="K", help="which of them this is, from 0")
+    command.add_argument("--master", metavar="HOST:PORT", help="where they meet: an address of node 0, a free port")
+    command.add_argument(
+        "--max-restarts",
+        type=int,
+        metavar="N",
+        help="start all processes again from the last checkpoint, so often, when one has failed "
+        "(default: launch.max_restarts)",
+    )
+
+
+def _add_changes(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--allow-changes",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="a key of the recipe that may differ from the run's that is gone on with, as in optimizer.lr",
+    )
+
+
+def _add_debugging(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--one-batch",
+        action="store_true",
+        help="train on the first batch only, say whether it was learned by heart, and write nothing",
+    )
+    command.add_argument(
+        "--debug",
+        action="store_true",
+        help="find where a gradient is not finite, and where a GPU or DDP goes wrong: slow, with tracebacks that fit",
+    )
+    command.add_argument(
+        "--profile", type=span, metavar="A:B", help="torch's trace of steps A to B-1, and a table of where a step goes"
+    )
+    command.add_argument("--pdb", action="store_true", help="Python's debugger where it fails; one process only")
+
+
+def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    from launcher.world.signals import listening
+    from launcher.world.world import World
+
+    world = World.from_environ()
+    if options.one_batch and (options.processes or 1) > 1:
+        raise UsageError(f"--processes {options.processes}: --one-batch needs one process; leave --processes away")
+    if not (world.is_launched or options.one_batch) and (code := _supervised(options, arguments, world)) is not None:
+        return code
+    with listening():  # from here on being asked to stop means to save first
+        return _train_here(options, arguments, world)
+
+
+_STARTED_HERE = ("processes", "nodes", "node_rank", "master", "max_restarts")  # flags for the supervisor
+
+
+def _supervised(options: argparse.Namespace, arguments: Sequence[str], world: World) -> int | None:
+    """The exit code of several processes, started and waited for; None where one is enough."""
+    from launcher.launch.nodes import Nodes
+    from launcher.launch.supervisor import Ranks, choose_processes
+
+    recipe = read_recipe(options)
+    restarts = recipe.launch.max_restarts if options.max_restarts is None else max(0, options.max_restarts)
+    nodes = Nodes.parse(options.nodes or recipe.launch.nodes, options.node_rank, options.master, restarts)
+    cpu = options.cpu or world.wants_cpu
+    processes = choose_processes(options.processes or recipe.launch.processes, cpu, nodes.count)
+    if processes * nodes.count == 1 and not restarts:
+        return None
+    from launcher.runs.folder import STATUS_FILE, Choice, discard, read_json
+    from launcher.runs.identity import essence_of
+    from launcher.runs.lock import check_free
+
+    choice = Choice(recipe.name, options.run_dir, options.resume, essence_of(recipe))
+    folder = choice.folder()
+    if nodes.rank == 0:  # which alone can tell a process of rank 0's machine that has died from one that lives
+        check_free(folder, world.job)
+    again = shlex.join(["launcher", *arguments])
+
+    def tidy(code: int) -> None:
+        if code in (EXIT_DONE, EXIT_USAGE):
+            discard(folder)
+            choice.forget(folder)
+
+    ranks = Ranks(
+        processes=processes,
+        cpu=options.cpu,
+        threads=recipe.launch.threads,
+        folder=folder,
+        again=again,
+        resume=_flags(options),
+        nodes=nodes,
+        max_restarts=restarts,
+        tidy=tidy,
+    )
+    code = ranks.run("-m", "launcher", *arguments)
+    preempted = code == EXIT_DONE and read_json(ranks.folder / STATUS_FILE).get("state") == "preempted"
+    return EXIT_PREEMPTED if preempted else code
+
+
+def _flags(options: argparse.Namespace) -> list[str]:
+    """What decides where a run is started, to be said again when it is gone on with."""
+    flags = ["--cpu"] * options.cpu
+    for name in _STARTED_HERE:
+        if (value := getattr(options, name)) is not None:
+            flags += [f"--{name.replace('_', '-')}", str(value)]
+    return flags
+
+
+def _train_here(options: argparse.Namespace, arguments: Sequence[str], world: World) -> int:
+    if options.debug:
+        # read when CUDA and the process group begin: before torch does anything. Not DETAIL: with it DDP over gloo dies
+        # of SIGSEGV (torch 2.13)
+        os.environ.update(CUDA_LAUNCH_BLOCKING="1", TORCH_DISTRIBUTED_DEBUG="INFO", TORCH_SHOW_CPP_STACKTRACES="1")
+    if options.pdb and world.size > 1:
+        raise UsageError("--pdb: a debugger has one terminal for one process; add --processes 1")
+    from launcher.launch.postmortem import post_mortem, watched
+
+    with watched(world, shlex.join(["launcher", *arguments]), post_mortem if options.pdb else None):
+        return _train_as_rank(options, arguments, world)
+    raise AssertionError
+
+
+def _train_as_rank(options: argparse.Namespace, arguments: Sequence[str], world: World) -> int:
+    unwanted = [name for name in _STARTED_HERE if getattr(options, name) is not None]
+    if world.is_launched and world.supervisor is None and unwanted:
+        flag = unwanted[0].replace("_", "-")
+        if unwanted != ["processes"] or options.processes != world.size:
+            raise UsageError(
+                f"--{flag} {getattr(options, unwanted[0])}: {world.started_by} has started {world.size}; leave "
+                f"--{flag} away, or start with `launcher train` alone"
+            )
+    recipe = read_recipe(options)
+    from launcher.run import run
+    from launcher.training.resume import Options
+
+    if options.debug:
+        import torch
+
+        torch.autograd.set_detect_anomaly(True)
+    asked_for = Options(
+        cpu=options.cpu,
+        run_dir=options.run_dir,
+        resume=options.resume,
+        start=options.start,
+        allow=tuple(options.allow),
+        allow_changes=tuple(options.allow_changes),
+        output=options.output,
+        profile=options.profile,
+        how=_how(options, arguments),
+    )
+    if options.one_batch:
+        from launcher.checks.one_batch import overfit
+
+        return EXIT_DONE if overfit(recipe, world, asked_for, print if world.is_first else _hush) else EXIT_FAILED
+    result = run(recipe, world, asked_for)
+    if result.state != "preempted":
+        return EXIT_DONE
+    from launcher.world.rendezvous import code_of_a_stop
+
+    return code_of_a_stop(world)
+
+
+def _hush(_: str) -> None:
+    """What ranks other than 0 say."""
+
+
+def _how(options: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
+    """What `launcher resume` needs to do the same again."""
+    return {
+        "command": ["launcher", *arguments],
+        "recipe": os.path.abspath(options.recipe),
+        "overrides": list(options.overrides),
+        "remove": list(options.remove),
+        "allow": list(options.allow),
+        "cpu": options.cpu,
+        "asked_processes": options.processes,  # beside how many there were
+    }
+
+
+def _resubmitted(folder: Path, options: argparse.Namespace) -> bool:
+    """Queues the job of a run again that was submitted; not inside a job, and not where flags say to train here.
+
+    Raises:
+        UsageError: Its job is in the queue, or something is asked for that the job's script does not say.
+    """
+    from launcher.launch.slurm.requeue import Submission, go_on
+    from launcher.world import slurm
+    from launcher.world.world import World
+
+    submission = Submission.read(folder)
+    if not submission.script or options.cpu or options.processes or World.from_environ().job is not None:
+        return False
+    if options.overrides or options.start or options.allow_changes:
+        raise UsageError(
+            f"{options.run_dir}: a submitted job goes on as it was; to change it, `launcher submit … --run-dir "
+            f"{options.run_dir}`, or go on here with --cpu or --processes"
+        )
+    if (entry := slurm.queue().get(submission.job)) is not None:
+        raise UsageError(f"{options.run_dir}: job {submission.job} is {entry.state.lower()} already")
+    print(f"job {go_on(folder, submission)} goes on with {options.run_dir}")
+    return True
+
+
+def _resume(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    from launcher.runs.folder import ENVIRONMENT_FILE, read_json
+    from launcher.world.world import World
+
+    folder = Path(options.run_dir).absolute()
+    if not folder.is_dir():
+        raise UsageError(f"{options.run_dir}: there is no such folder; `launcher runs` lists the runs")
+    how = read_json(folder / ENVIRONMENT_FILE)
+    if _resubmitted(folder, options):
+        return EXIT_DONE
+    if "recipe" not in how:
+        what = "was started from Python; make the same call again" if "command" in how else "is not a run's folder"
+        raise UsageError(f"{options.run_dir} {what}")
+    work_in(how["directory"])
+    options.run_dir = str(folder)
+    options.recipe, options.remove, options.allow = how["recipe"], how["remove"], how["allow"]
+    options.overrides = [*how["overrides"], *options.overrides]
+    options.cpu = options.cpu or how["cpu"]
+    world = World.from_environ()
+    if world.supervisor is not None or not world.is_launched:  # else torchrun or srun has said how many
+        options.processes = options.processes or how.get("asked_processes")
+    return _train(options, ["resume", str(folder), *arguments[2:]] if arguments[:1] == ["resume"] else arguments)

@@ -1,0 +1,1 @@
+"""`launcher data`: what a data set gives, measured and shown."""

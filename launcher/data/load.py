@@ -1,0 +1,349 @@
+"""1: data. Data sets, batches, shuffling, worker processes, sharding over ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from launcher.data.loaders import EvaluationLoader, MicroBatch, Reading, TrainLoader
+from launcher.data.open import Opener, by_name, wrong
+from launcher.data.permutation import Indices, split
+from launcher.data.reading import whole_batches
+from launcher.data.sampler import StepSampler
+from launcher.data.streams import StreamEvaluationLoader, StreamLoader, has_shards, is_stream, length_of
+from launcher.data.subsets import subset
+from launcher.recipe import schema
+from launcher.recipe.build import Workshop
+from launcher.recipe.component import Component
+from launcher.recipe.duration import Duration
+from launcher.recipe.yaml import Document
+from launcher.world.world import World
+
+__all__ = [
+    "Data",
+    "EvaluationLoader",
+    "MicroBatch",
+    "Part",
+    "Reading",
+    "TrainLoader",
+    "evaluation_parts",
+    "load_data",
+    "load_evaluation",
+]
+
+Part = tuple[str, str]  # an evaluation set: `validation` or `test`, and its name, empty where there is only one
+
+
+@dataclass(frozen=True)
+class Data:
+    """What phase 1 hands to the others.
+
+    Attributes:
+        train: This rank's training batches.
+        validation: Evaluation sets by name; the name is empty where there is only one.
+        test: Likewise, evaluated once at the end.
+        notes: What was chosen by the program, for the plan.
+    """
+
+    train: TrainLoader
+    validation: dict[str, EvaluationLoader]
+    test: dict[str, EvaluationLoader]
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of one pass over the training data."""
+        return self.train.sampler.steps_per_epoch
+
+    @property
+    def readers(self) -> int:
+        """Over how many readers a stream's shards are spread; 0 where what a step reads does not depend on it."""
+        return self.train.readers if isinstance(self.train, StreamLoader) and self.train.is_sharded else 0
+
+    def read_by(self, readers: int) -> None:
+        """Spreads a stream's shards over so many readers, as the run did that is gone on with."""
+        workers = readers // self.train.sampler.num_replicas
+        if workers != max(1, self.train.reading.workers):
+            self.train.reading = replace(self.train.reading, workers=workers)
+
+    def samples_before(self, step: int) -> int:
+        """Samples consumed, over all ranks, when `step` steps are completed."""
+        return self.train.sampler.samples_before(step)
+
+    def describe(self) -> str:
+        """The training set in a few words, for the plan."""
+        size = self.train.sampler.dataset_size
+        if not isinstance(self.train, StreamLoader):
+            return f"{size:,} training samples"
+        return "a stream" if length_of(self.train.dataset) is None else f"a stream of {size:,} training samples"
+
+
+def load_data(workshop: Workshop, world: World, *, on_gpu: bool = False) -> Data:
+    """Opens the data sets and cuts them into batches for this rank.
+
+    Args:
+        workshop: Builds the data sets of its recipe.
+        world: Which share of each batch is this rank's.
+        on_gpu: Whether batches are made ready for a transfer.
+
+    Raises:
+        RecipeError: An epoch would have no step, a global batch fewer samples than there are ranks, or a stream is
+            asked for what it cannot do.
+    """
+    recipe, section = workshop.recipe, workshop.recipe.data
+    opener, loaders = Opener(workshop, world.size), _loaders(workshop, world, on_gpu)
+    dataset, held_back = opener.open(section.train, "data.train"), None
+    _check_kind(dataset, section, recipe.document)
+    weights = _weights(section.weights, workshop, dataset, recipe.document)
+    if isinstance(section.validation, str):
+        kept, rest = _split(dataset, section.validation, recipe)
+        dataset, held_back = subset(dataset, kept), subset(dataset, rest)
+        weights = None if weights is None else weights[kept]
+    train = loaders.train(dataset, weights)
+    validation, test = (
+        {name: loaders.evaluation(opener.open(one, key), key) for name, key, one in by_name(sets, f"data.{part}")}
+        for part, sets in (("validation", section.validation), ("test", section.test))
+    )
+    for loader in (*validation.values(), *test.values()):
+        _check_classes(loader, dataset, recipe.document)
+    if held_back is not None:
+        validation = {"": loaders.evaluation(held_back, "data.validation")}
+    return Data(train, validation, test, (*loaders.notes, *opener.notes))
+
+
+def evaluation_parts(section: schema.Data) -> list[Part]:
+    """The evaluation sets that a recipe names; nothing is opened."""
+    held_back = [("validation", "")] if isinstance(section.validation, str) else []
+    return held_back + [(part, name) for part, name, _, _ in _evaluation_sets(section)]
+
+
+def _evaluation_sets(section: schema.Data) -> Iterator[tuple[str, str, str, Component]]:
+    """`validation` or `test`, the set's name, its key and its component."""
+    for part, sets in (("validation", section.validation), ("test", section.test)):
+        for name, key, one in by_name(sets, f"data.{part}"):
+            yield part, name, key, one
+
+
+def load_evaluation(
+    workshop: Workshop, world: World, parts: Sequence[Part], *, on_gpu: bool = False
+) -> dict[Part, EvaluationLoader]:
+    """Opens some of the evaluation sets and nothing else, unless one is a share of the training set.
+
+    Args:
+        workshop: Builds the data sets of its recipe.
+        world: Who shares in an evaluation.
+        parts: Which sets, of `evaluation_parts`.
+        on_gpu: Whether batches are made ready for a transfer.
+
+    Raises:
+        RecipeError: A stream is asked for what it cannot do.
+    """
+    recipe, section = workshop.recipe, workshop.recipe.data
+    opener, loaders = Opener(workshop, world.size), _loaders(workshop, world, on_gpu)
+    found: dict[Part, EvaluationLoader] = {}
+    if isinstance(section.validation, str) and ("validation", "") in parts:
+        dataset = opener.open(section.train, "data.train")
+        _check_kind(dataset, section, recipe.document)
+        _, rest = _split(dataset, section.validation, recipe)
+        found["validation", ""] = loaders.evaluation(subset(dataset, rest), "data.validation")
+    for part, name, key, one in _evaluation_sets(section):
+        if (part, name) in parts:
+            found[part, name] = loaders.evaluation(opener.open(one, key), key)
+    return found
+
+
+def _loaders(workshop: Workshop, world: World, on_gpu: bool) -> _Loaders:
+    recipe, section = workshop.recipe, workshop.recipe.data
+    reading = Reading(
+        collate=workshop.build(section.collate) if section.collate else None,
+        timeout_seconds=section.timeout.amount,
+        seed=recipe.seed,
+        sample_seeds=section.sample_seeds,
+        pin_memory=on_gpu and torch.cuda.is_available(),
+        rank=world.rank,
+    )
+    return _Loaders(recipe, world, reading, on_gpu)
+
+
+class _Loaders:
+    """Makes the loaders of one rank, and notes what the plan should say of them."""
+
+    def __init__(self, recipe: schema.Recipe, world: World, reading: Reading, on_gpu: bool):
+        self.recipe, self.section, self.document = recipe, recipe.data, recipe.document
+        self.world, self.reading, self.on_gpu = world, reading, on_gpu
+        self.notes: list[str] = []
+
+    def train(self, dataset: Any, weights: np.ndarray | None) -> TrainLoader:
+        """The training set, read by number or as a stream."""
+        if is_stream(dataset):
+            return self._stream(dataset)
+        if weights is not None:
+            self.notes.append("samples are drawn by weight, with replacement")
+        sampler = self._sampler(dataset, shuffle=self.section.shuffle, weights=weights)
+        self._check_steps(sampler)
+        workers = self._workers(dataset)
+        whole = whole_batches(dataset, self.reading.collate) is not None
+        if workers:
+            what = "whole batches" if whole else "samples"
+            self.notes.append(f"{workers} worker process{'es a rank read' if workers > 1 else ' a rank reads'} {what}")
+        elif not whole:
+            self.notes.append("samples are read one by one in the training process itself")
+        return TrainLoader(dataset, sampler, replace(self.reading, workers=workers))
+
+    def _stream(self, dataset: Any) -> StreamLoader:
+        sampler = self._sampler(range(self._stream_length(dataset)), shuffle=False)
+        self._check_steps(sampler)
+        loader = StreamLoader(dataset, sampler, replace(self.reading, workers=self._stream_workers(dataset)))
+        self.notes.append(loader.describe())
+        return loader
+
+    def evaluation(self, dataset: Any, key: str) -> EvaluationLoader:
+        """A validation or test set."""
+        section, evaluate = self.section, self.recipe.evaluate
+        share = -(-section.global_batch_size // self.world.size)
+        size = evaluate.batch_size or section.micro_batch_size or share
+        limit = int(evaluate.limit.amount) if evaluate.limit else None
+        if length_of(dataset) == 0:
+            raise wrong(self.document, key, "the set is empty; check its path and split, or remove it")
+        if not is_stream(dataset):
+            reading = replace(self.reading, workers=self._workers(dataset))
+            return EvaluationLoader(dataset, size, reading, limit, key)
+        if limit is None and length_of(dataset) is None:
+            message = f"{type(dataset).__name__} is a stream without a length; say evaluate.limit, as in '50 batches'"
+            raise wrong(self.document, key, message)
+        return StreamEvaluationLoader(dataset, size, self.reading, limit, key)
+
+    def _sampler(self, dataset: Any, shuffle: bool, weights: np.ndarray | None = None) -> StepSampler:
+        return StepSampler(
+            dataset,
+            global_batch_size=self.section.global_batch_size,
+            rank=self.world.rank,
+            world_size=self.world.size,
+            micro_batch_size=self.section.micro_batch_size,
+            seed=self.recipe.seed,
+            shuffle=shuffle,
+            drop_last=self.section.drop_last,
+            weights=weights,
+        )
+
+    def _workers(self, dataset: Any) -> int:
+        """As many as the recipe says; of itself none where a whole batch is read at once."""
+        asked = self.section.workers
+        if isinstance(asked, int):
+            return asked
+        return 0 if whole_batches(dataset, self.reading.collate) else fair_workers(self.world, self.on_gpu)
+
+    def _stream_workers(self, dataset: Any) -> int:
+        asked = self.section.workers
+        wanted = fair_workers(self.world, self.on_gpu) if asked == "auto" else asked
+        while wanted > 1 and not has_shards(dataset, self.world.size * wanted):
+            if asked != "auto":
+                message = f"{type(dataset).__name__} has no shards for so many, and each would read all of it"
+                remedy = "use 0 or 1, or give it a method shard(num_shards, index)"
+                raise wrong(self.document, "data.workers", f"{message}; {remedy}")
+            wanted -= 1
+        return wanted
+
+    def _stream_length(self, dataset: Any) -> int:
+        """Samples of an epoch: the stream's if it knows, else those of the whole run."""
+        length, train = length_of(dataset), self.recipe.train
+        if length is not None:
+            return length
+        if train.steps is None:
+            key = "train.epochs" if train.epochs is not None else "train.time"
+            message = f"{type(dataset).__name__} is a stream without a length; say how long to train with train.steps"
+            raise wrong(self.document, key, message)
+        return train.steps * self.section.global_batch_size
+
+    def _check_steps(self, sampler: StepSampler) -> None:
+        size, batch, ranks = sampler.dataset_size, self.section.global_batch_size, self.world.size
+        if sampler.steps_per_epoch == 0:
+            why = "is empty" if size == 0 else f"has {size} samples, fewer than one global batch of {batch}"
+            remedy = "check its path and split" if size == 0 else f"use drop_last: false, or a batch of at most {size}"
+            message = f"an epoch has no step: the training set {why}; {remedy}"
+            raise wrong(self.document, "data.train", message)
+        if ranks > min(batch, size):
+            message = (
+                f"{min(batch, size)} samples cannot be shared by {ranks} processes; use at least {ranks}, or fewer "
+            )
+            raise wrong(self.document, "data.global_batch_size", f"{message}processes")
+
+
+def fair_workers(world: World, on_gpu: bool) -> int:
+    """Worker processes of one rank: its fair share of the CPUs, less what a CPU run computes with."""
+    share = world.cpus
+    return max(0, min(8, share - 1)) if on_gpu else (min(4, share // 2) if share > 2 else 0)
+
+
+def _split(dataset: Any, said: str, recipe: schema.Recipe) -> tuple[Indices, Indices]:
+    """What is left to train on, and what `10% of train` holds back."""
+    if len(dataset) < 2:
+        raise wrong(recipe.document, "data.validation", f"{len(dataset)} samples cannot be split")
+    share = Duration.parse(said.partition(" of ")[0])
+    assert share is not None
+    return split(len(dataset), share.amount / 100, recipe.seed)
+
+
+def _check_kind(dataset: Any, section: schema.Data, document: Document) -> None:
+    name = type(dataset).__name__
+    asked = {
+        "weights": section.weights is not None,
+        "validation": isinstance(section.validation, str),
+        "shuffle": section.shuffle and "shuffle" in section.model_fields_set,
+    }
+    if not is_stream(dataset):
+        if length_of(dataset) is None:
+            raise wrong(document, "data.train", f"{name} has no length; a data set with __getitem__ needs a __len__")
+    elif refused := [key for key, is_asked in asked.items() if is_asked]:
+        message = f"{name} is a stream, of which no samples can be picked by number; remove it"
+        raise wrong(document, f"data.{refused[0]}", message)
+
+
+def _check_classes(loader: EvaluationLoader, train: Any, document: Document) -> None:
+    """Data sets that name their classes must number them alike, or scores are nonsense without a word."""
+    ours, theirs = (getattr(dataset, "classes", None) for dataset in (loader.dataset, train))
+    if not isinstance(ours, list | tuple) or not isinstance(theirs, list | tuple):
+        return
+    for number, name in enumerate(ours):
+        there = f"'{theirs[number]}'" if number < len(theirs) else "missing"
+        if number >= len(theirs) or theirs[number] != name:
+            message = f"its class {number} is '{name}', which in the training set is {there}: targets would be others; "
+            raise wrong(document, loader.name, f'{message}give it classes: "${{data.train.classes}}"')
+
+
+def _weights(
+    section: Component | str | None, workshop: Workshop, dataset: Any, document: Document
+) -> np.ndarray | None:
+    """A weight for each sample of the whole training set, of which a part may be held back later."""
+    if section is None:
+        return None
+    if isinstance(section, Component):
+        function: Callable[..., Any] | Any = workshop.build(section)
+        try:
+            found = function(dataset) if callable(function) else function
+        except Exception as error:
+            raise wrong(document, "data.weights", f"{type(error).__name__}: {error}") from error
+    else:
+        found = _array_in(document.folder / Path(section).expanduser(), document)
+    try:
+        weights = np.asarray(found, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise wrong(document, "data.weights", f"they are no numbers: {error}; give one for each sample") from error
+    if weights.shape != (len(dataset),) or not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
+        message = f"must be {len(dataset)} finite numbers, none negative, not all zero; got shape {weights.shape}"
+        raise wrong(document, "data.weights", message)
+    return weights
+
+
+def _array_in(path: Path, document: Document) -> Any:
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        why = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        message = f"{path} cannot be read: {why}; write it with numpy.save, one number for each sample"
+        raise wrong(document, "data.weights", message) from error

@@ -1,0 +1,377 @@
+"""What the ranks tell each other besides gradients, on a gloo group of its own.
+
+The main group's clock never runs while ranks wait here: waiting is an asynchronous operation that is polled,
+so it may take hours, signal handlers run meanwhile, and a peer's death raises at once.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import socket
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+from launcher import internals
+from launcher.errors import EXIT_FAILED, LauncherError
+from launcher.world import progress
+from launcher.world.signals import stop_requested
+
+if TYPE_CHECKING:
+    from launcher.device.shared_memory import Memory
+
+POLL_SECONDS = 0.05
+_BEAT_SECONDS = 1.0
+_FOREVER = timedelta(days=365)
+_UNREACHABLE = re.compile("Connection timed out|No route to host|Network is unreachable")
+_RESULT, _ERROR, _PROGRESS = range(3)  # what rank 0 sends in `from_first`
+_STOP = "launcher/stop"  # in the process group's store: a rank that waits was asked to stop
+_DONE = b"="  # before what a rank sends in `everywhere`, unless it failed
+
+
+class PeerError(LauncherError):
+    """Another rank failed in what this one was waiting for.
+
+    Args:
+        message: What it said.
+        exit_code: What it ends with: this rank does too.
+    """
+
+    def __init__(self, message: str, exit_code: int = EXIT_FAILED):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@dataclass
+class Pending:
+    """Numbers on their way: `result()` waits for them."""
+
+    numbers: torch.Tensor
+    work: Any = None
+
+    def result(self) -> torch.Tensor:
+        """The reduced numbers, waited for by polling."""
+        if self.work is not None:
+            _wait(self.work)
+            self.work = None
+        return self.numbers
+
+
+class Coordinator:
+    """The ranks' side channel; with one process everything is immediate.
+
+    Every rank must make the same calls in the same order.
+
+    Args:
+        rank: This process.
+        world_size: How many there are.
+        timeout_seconds: When a rank that cannot be reached any more is given up; None leaves it to the kernel. A rank
+            that lives may take as long as it likes.
+        group: Where they speak, where it is open already; None opens one.
+        memory: What all ranks share, where there is such: sums are made in it.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        world_size: int,
+        timeout_seconds: float | None = None,
+        *,
+        group: Any = None,
+        memory: Memory | None = None,
+    ):
+        self.rank = rank
+        self.world_size = world_size
+        self._is_awaited = False  # this is rank 0, and the others wait for it
+        self._has_passed_on = False  # this is another, and has told rank 0 that it was asked to stop
+        self._beat: tuple[torch.Tensor, Any] | None = None
+        self._next_beat = 0.0
+        self.is_asked_to_stop = False  # rank 0, by a rank that waits for it; known once a second
+        self.memory = memory
+        self._group = group
+        if world_size > 1 and group is None:
+            before = _connections()
+            self._group = dist.new_group(backend="gloo", timeout=_FOREVER)
+            self._broadcast(torch.zeros(1))  # from here on all connections are there
+            if timeout_seconds is not None:
+                for descriptor in _connections() - before:
+                    _watch_connection(descriptor, timeout_seconds)
+
+    def sharing(self, memory: Memory | None) -> Coordinator:
+        """The same side channel, for ranks that have found memory which all of them share."""
+        return Coordinator(self.rank, self.world_size, group=self._group, memory=memory)
+
+    def sum(self, numbers: torch.Tensor) -> Pending:
+        """Starts adding float64 CPU `numbers` in one dimension over the ranks, in place."""
+        if self.memory is None:
+            return self._reduce(numbers, dist.ReduceOp.SUM)
+        self.memory.add_up(numbers)  # done sooner than over gloo begun
+        return Pending(numbers)
+
+    def max(self, numbers: torch.Tensor) -> Pending:
+        """Starts taking the maximum of float64 CPU `numbers` over the ranks, in place."""
+        return self._reduce(numbers, dist.ReduceOp.MAX)
+
+    def _reduce(self, numbers: torch.Tensor, operation: Any) -> Pending:
+        if self._group is None:
+            return Pending(numbers)
+        return Pending(numbers, dist.all_reduce(numbers, operation, group=self._group, async_op=True))
+
+    def from_first(self, function: Callable[[], Any], patience: float | None = None) -> Any:
+        """Runs `function` on rank 0 while the others wait; all return its result (what JSON can carry).
+
+        Args:
+            function: May call `beat` to say how far it is.
+            patience: Seconds that the others wait for a sign of rank 0; None for ever. Its death they notice at once.
+
+        Raises:
+            PeerError: On the other ranks, when rank 0's function raised, rank 0 ended, or gave no sign.
+        """
+        if self._group is None:
+            return function()
+        if self.rank > 0:
+            return self._receive(patience)
+        self._is_awaited, self._next_beat = True, 0.0
+        try:
+            result = function()
+        except BaseException as error:
+            self._send(_ERROR, _failure(error))
+            raise
+        self._send(_RESULT, result)
+        return result
+
+    def beat(self, done: int, total: int) -> None:
+        """Says that this rank gets on; in `from_first` once a second to those that wait, never waiting for them."""
+        progress.beat()
+        now = time.monotonic()
+        if not self._is_awaited or now < self._next_beat:
+            return
+        if self._beat is not None:
+            if not self._beat[1].is_completed():
+                return
+            self._beat[1].wait()  # raises where somebody who waits is gone
+        self._next_beat = now + _BEAT_SECONDS
+        with suppress(RuntimeError):  # a store that is gone is no reason to fail
+            self.is_asked_to_stop = self.is_asked_to_stop or bool(_store().check([_STOP]))
+        header = torch.tensor([_PROGRESS, done, total])
+        self._beat = header, dist.broadcast(header, src=0, group=self._group, async_op=True)
+
+    def everywhere(self, function: Callable[[], bytes]) -> list[bytes]:
+        """Runs `function` on every rank; all return what all of them returned, in the order of the ranks.
+
+        Raises:
+            PeerError: On the ranks whose function did not raise, when another's did.
+        """
+        try:
+            result = _DONE + function()
+        except BaseException as error:
+            self.gather(json.dumps(_failure(error)).encode())
+            raise
+        results = self.gather(result)
+        for rank, message in enumerate(results):
+            if not message.startswith(_DONE):
+                said = json.loads(message)
+                raise PeerError(f"rank {rank} failed: {said['error']}", said["exit_code"])
+        return [message.removeprefix(_DONE) for message in results]
+
+    def gather(self, message: bytes) -> list[bytes]:
+        """Every rank's bytes, in the order of the ranks, on every rank."""
+        if self._group is None:
+            return [message]
+        lengths = self._all_gather(torch.tensor([len(message)]))
+        padded = message.ljust(max(1, int(max(lengths))), b"\0")
+        gathered = self._all_gather(torch.frombuffer(bytearray(padded), dtype=torch.uint8))
+        return [bytes(one[: int(length)].numpy()) for one, length in zip(gathered, lengths, strict=True)]
+
+    def share(self, tensor: torch.Tensor) -> None:
+        """Makes a tensor on any device rank 0's, in place."""
+        if self._group is not None:
+            host = tensor.detach().cpu().contiguous()
+            self._broadcast(host)
+            if self.rank > 0:
+                tensor.detach().copy_(host)
+
+    def _broadcast(self, tensor: torch.Tensor) -> None:
+        _wait(dist.broadcast(tensor, src=0, group=self._group, async_op=True))
+
+    def _all_gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        gathered = [torch.empty_like(tensor) for _ in range(self.world_size)]
+        _wait(dist.all_gather(gathered, tensor, group=self._group, async_op=True))
+        return gathered
+
+    def _send(self, kind: int, message: Any) -> None:
+        self._is_awaited = False
+        if self._beat is not None:
+            _wait(self._beat[1])
+            self._beat = None
+        payload = torch.frombuffer(bytearray(json.dumps(message).encode()), dtype=torch.uint8)
+        self._broadcast(torch.tensor([kind, payload.numel(), 0]))
+        self._broadcast(payload)
+
+    def _pass_on(self) -> None:
+        """Lets rank 0 know that this rank, which waits for it, was asked to stop."""
+        if stop_requested() and not self._has_passed_on:
+            self._has_passed_on = True
+            with suppress(RuntimeError):
+                _store().set(_STOP, "")
+
+    def _receive(self, patience: float | None) -> Any:
+        where = ""
+        while True:
+            header = torch.zeros(3, dtype=torch.int64)
+            try:
+                _wait(dist.broadcast(header, src=0, group=self._group, async_op=True), patience, self._pass_on)
+            except TimeoutError:
+                raise PeerError(f"rank 0 gave no sign for {patience:g} seconds{where}") from None
+            except RuntimeError as error:  # gloo's: the connection is gone
+                what = "ended"
+                if lost := _UNREACHABLE.search(str(error)):
+                    what = f"cannot be reached any more ({lost[0]})"
+                raise PeerError(f"rank 0 {what} while this rank waited for it{where}") from error
+            kind, size, total = header.tolist()
+            if kind != _PROGRESS:
+                break
+            where = f", evaluating {size}/{total}"
+        payload = torch.zeros(size, dtype=torch.uint8)
+        self._broadcast(payload)
+        message = json.loads(bytes(payload.numpy()))
+        if kind == _ERROR:
+            raise PeerError(f"rank 0 failed: {message['error']}", message["exit_code"])
+        return message
+
+
+def packed(tensors: Any) -> bytes:
+    """Tensors, and lists and mappings of them, as bytes for `gather`."""
+    buffer = io.BytesIO()
+    torch.save(tensors, buffer)
+    return buffer.getvalue()
+
+
+def unpacked(message: bytes) -> Any:
+    """What `packed` made bytes of."""
+    return torch.load(io.BytesIO(message), weights_only=True)
+
+
+def _failure(error: BaseException) -> dict[str, Any]:
+    exit_code = error.exit_code if isinstance(error, LauncherError) else EXIT_FAILED
+    return {"error": "".join(traceback.format_exception_only(error)).strip(), "exit_code": exit_code}
+
+
+def _connections() -> set[int]:
+    """This process's open files, where the system lists them (Linux)."""
+    try:
+        return {int(name) for name in os.listdir("/proc/self/fd")}
+    except OSError:
+        return set()
+
+
+def _watch_connection(descriptor: int, seconds: float) -> None:
+    """Has the kernel end a connection whose other side cannot be reached any more, behind a cut cable say.
+
+    The process that waits on it would wait for ever: a peer that dies says so, a peer that is lost does not.
+    """
+    try:
+        copy = os.dup(descriptor)
+    except OSError:
+        return  # it was open for the look at them only
+    try:
+        connection = socket.socket(fileno=copy)
+    except OSError:  # another kind of file
+        os.close(copy)
+        return
+    with connection, suppress(OSError):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, min(32_767, int(seconds / 2))))
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, min(32_767, int(seconds / 6))))
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, min(2**31 - 1, int(seconds * 1000)))
+
+
+def _store() -> Any:
+    """What all ranks can write to and look into without waiting for one another: each attempt has its own."""
+    return internals.default_store()
+
+
+def _wait(work: Any, patience: float | None = None, meanwhile: Callable[[], None] = lambda: None) -> None:
+    began = time.monotonic()
+    while not work.is_completed():
+        meanwhile()
+        waited = time.monotonic() - began
+        if patience is not None and waited > patience:
+            raise TimeoutError
+        if waited > 0.002:  # most work is done by now: do not sleep for it
+            progress.beat()  # the rank that is waited for may stall, not this one
+            time.sleep(min(POLL_SECONDS, waited / 4))
+    work.wait()  # raises what went wrong
+
+
+@dataclass
+class Requests:
+    """What a rank wishes to do after this step.
+
+    Attributes:
+        stop: Save and leave: somebody asked for it.
+        save: Save and go on.
+        evaluate: Evaluate and go on.
+        over: The run's time is over: it is finished.
+    """
+
+    stop: bool = False
+    save: bool = False
+    evaluate: bool = False
+    over: bool = False
+
+
+class Agreement:
+    """Turns one rank's wish into an act of all ranks after the same step.
+
+    Every `period` steps the wishes are put into one asynchronous MAX all-reduce, which is read at the next
+    such step; the period follows the pace of training and is agreed in the same message.
+
+    Args:
+        coordinator: The side channel.
+        seconds: About how long a wish may wait.
+    """
+
+    def __init__(self, coordinator: Coordinator, seconds: float = 0.5):
+        self._coordinator = coordinator
+        self._seconds = seconds
+        self._pending: Pending | None = None
+        self._next = 0
+        self._asked_at = (0, time.monotonic())
+
+    def after(self, step: int, wishes: Requests) -> Requests:
+        """What all ranks do after this step; the same answer everywhere."""
+        if self._coordinator.world_size == 1:
+            return wishes
+        if step < self._next:
+            return Requests()
+        *agreed, period = self._pending.result().tolist() if self._pending is not None else (0, 0, 0, 0, 1)
+        numbers = [wishes.stop, wishes.save, wishes.evaluate, wishes.over, self._pace(step)]
+        self._pending = self._coordinator.max(torch.tensor(numbers, dtype=torch.float64))
+        self._next = step + int(period)
+        return Requests(*map(bool, agreed))
+
+    def _pace(self, step: int) -> int:
+        """Steps that take about `seconds`."""
+        before, then = self._asked_at
+        now = time.monotonic()
+        self._asked_at = (step, now)
+        per_step = (now - then) / max(1, step - before)
+        return max(1, min(1000, int(self._seconds / max(per_step, 1e-6))))
+
+    def close(self) -> None:
+        """Reads what is still under way, so that no rank leaves with an operation pending."""
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None

@@ -1,0 +1,324 @@
+"""2: device. CPU or GPU, precision, process group: all through Accelerate, and nothing left to its environment."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]  # as documented
+from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
+
+from launcher import internals
+from launcher.device.coordination import Coordinator
+from launcher.device.shared_memory import shared_memory
+from launcher.errors import UsageError
+from launcher.recipe import schema
+from launcher.world.rendezvous import gathered
+from launcher.world.world import World
+
+_UNSUPPORTED = {  # what an accelerate config may ask for and this program does not do
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
+    "ACCELERATE_USE_SAGEMAKER": "SageMaker",
+}
+_SUPPORTED = ("NO", "MULTI_GPU", "MULTI_CPU", "MULTI_XPU")  # of Accelerate's kinds of worlds; not TPU (XLA), NPU, …
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where this rank computes.
+
+    Attributes:
+        accelerator: Accelerate's own, built with everything said explicitly.
+        world: The processes of the run.
+        coordinator: The ranks' side channel.
+        notes: What was chosen by the program, for the plan.
+    """
+
+    accelerator: Accelerator
+    world: World
+    coordinator: Coordinator
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def torch_device(self) -> torch.device:
+        """`cpu`, or this rank's GPU."""
+        device: torch.device = self.accelerator.device
+        return device
+
+    @property
+    def name(self) -> str:
+        """`CPU`, or what the GPU calls itself."""
+        kind = self.torch_device.type
+        return torch.cuda.get_device_name(self.torch_device) if kind == "cuda" else kind.upper()
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of this process."""
+        return torch.get_num_threads()
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether batches must be moved."""
+        return self.torch_device.type != "cpu"
+
+    def describe(self) -> str:
+        """The device in a few words, for the plan."""
+        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        return f"{self.name}, {threads} a process, precision {self.precision}"
+
+    @property
+    def precision(self) -> str:
+        """`float32` (the model's own), `bf16` or `fp16`."""
+        precision = str(self.accelerator.mixed_precision)
+        return "the model's own" if precision == "no" else precision
+
+
+def use_cpu(world: World, cpu: bool) -> bool:
+    """Whether this run computes on the CPU: asked for, or nothing else is there.
+
+    Raises:
+        UsageError: The machine has NVIDIA GPUs that torch cannot use.
+    """
+    if cpu or world.wants_cpu:
+        return True
+    if torch.cuda.is_available():
+        return False
+    if (
+        shutil.which("nvidia-smi")
+        and os.path.exists("/proc/driver/nvidia/gpus")
+        and os.listdir("/proc/driver/nvidia/gpus")
+    ):
+        raise UsageError(
+            f"this machine has NVIDIA GPUs that torch {torch.__version__} cannot use; install a CUDA build of torch "
+            "that fits the driver (nvidia-smi shows it), or say --cpu"
+        )
+    return not (torch.backends.mps.is_available() or (hasattr(torch, "xpu") and torch.xpu.is_available()))
+
+
+def choose_threads(asked: int | str, world: World) -> int:
+    """CPU threads of a process: those asked for, or its share of the usable CPUs."""
+    return asked if isinstance(asked, int) else world.cpus
+
+
+@contextmanager
+def open_device(recipe: schema.Recipe, world: World, *, cpu: bool) -> Iterator[Device]:
+    """Builds the Accelerator and joins the process group; leaves the group at the end.
+
+    Args:
+        recipe: Its `device`, and `launch.threads`.
+        world: The processes, as the environment says.
+        cpu: Whether to stay on the CPU though there may be a GPU.
+
+    Raises:
+        UsageError: Accelerate sees another world than the environment's.
+    """
+    section, on_cpu = recipe.device, use_cpu(world, cpu)
+    with _deterministic() if section.deterministic else nullcontext(), _joined(recipe, world, on_cpu) as device:
+        yield device
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """Deterministic algorithms for a while: a notebook trains other things afterwards."""
+    before = torch.are_deterministic_algorithms_enabled()
+    warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, when cuBLAS begins
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warned)
+
+
+@contextmanager
+def _joined(recipe: schema.Recipe, world: World, on_cpu: bool) -> Iterator[Device]:
+    section, threads = recipe.device, torch.get_num_threads()
+    with gathered(world, section.timeout.amount):
+        accelerator = _accelerator(section, on_cpu)
+        # what libraries ask Accelerate for later is answered from its state, not from the variables
+    torch.set_num_threads(choose_threads(recipe.launch.threads, world))  # after Accelerate, which sets its own guess
+    if not on_cpu:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = section.tf32
+    try:
+        _assert_world(accelerator, world, section, on_cpu)
+        coordinator = Coordinator(world.rank, world.size, section.timeout.amount)
+        _assert_own_gpus(accelerator.device, world, coordinator)
+        in_memory = on_cpu and section.ddp.shared_memory
+        with shared_memory(world, coordinator, section.timeout.amount) if in_memory else nullcontext() as memory:
+            yield Device(accelerator, world, coordinator.sharing(memory), tuple(_notes(section, world)))
+    finally:
+        torch.set_num_threads(threads)  # a notebook goes on with its own
+        accelerator.end_training()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        internals.forget_accelerator(accelerator)
+
+
+def _accelerator(section: schema.Device, on_cpu: bool) -> Accelerator:
+    ddp = DistributedDataParallelKwargs(
+        find_unused_parameters=section.ddp.find_unused_parameters,
+        static_graph=section.ddp.static_graph,
+        bucket_cap_mb=section.ddp.bucket_cap_mb,
+        gradient_as_bucket_view=True,
+    )
+    # Environment variables of accelerate beat its defaults, not what is passed: pass everything.
+    return Accelerator(
+        cpu=on_cpu,
+        mixed_precision=section.precision,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        dynamo_backend="no",
+        step_scheduler_with_optimizer=False,
+        kwargs_handlers=[
+            ddp,
+            InitProcessGroupKwargs(init_method=_meeting(), timeout=timedelta(seconds=section.timeout.amount)),
+        ],
+    )
+
+
+@cache
+def _meeting() -> str:
+    """A URL that makes torch ask `_meet` for the store of the process group."""
+    register_rendezvous_handler(_SCHEME, _meet)
+    return f"{_SCHEME}://"
+
+
+_SCHEME = "launcher"
+_starts = itertools.count()
+_stores: dict[tuple[str | None, str | None], Any] = {}
+
+
+def _meet(url: str, **options: Any) -> Iterator[tuple[PrefixStore, int, int]]:
+    """The store of `env://`, with keys of this start's own: a script may train twice in the world that torchrun made.
+
+    It outlives the process groups, and what the first one left there (addresses, a wish to stop) would be taken for the
+    second one's. It is kept: rank 0's may be the server, which cannot be made again while others still speak to it.
+    """
+    place = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+    if place not in _stores:
+        _stores[place] = next(rendezvous(url.replace(_SCHEME, "env", 1), **options))
+    store, rank, size = _stores[place]
+    yield PrefixStore(f"{_SCHEME}/{next(_starts)}", store), rank, size
+
+
+def check_device(section: schema.Device, world: World, on_cpu: bool) -> None:
+    """Refuses a precision that does not exist there, and what an accelerate config asks for in vain.
+
+    Raises:
+        UsageError: The message names what to say instead.
+    """
+    if on_cpu and section.precision == "fp16":
+        raise UsageError("device.precision: fp16 needs a GPU; on a CPU use bf16, or 'no'")
+    if on_cpu and section.sync_batchnorm:
+        raise UsageError("device.sync_batchnorm: SyncBatchNorm does not run on a CPU; remove it")
+    for variable, name in _UNSUPPORTED.items():
+        if (world.accelerate or {}).get(variable, "false").lower() in ("1", "true", "yes"):
+            raise UsageError(
+                f"the accelerate config asks for {name} ({variable}), which this program does not do: it trains with "
+                "DDP; choose a config without it (accelerate config), or start with `launcher train`"
+            )
+
+
+def check_kind(kind: str) -> None:
+    """Refuses a world of a kind that this program does not know, by Accelerate's name of it.
+
+    Raises:
+        UsageError: It is a TPU, say.
+    """
+    if kind not in _SUPPORTED:
+        raise UsageError(
+            f"Accelerate has found or been told {kind}, and this program does not train there: it knows CPUs and GPUs, "
+            "with DDP; choose another config (accelerate config), or say --cpu"
+        )
+
+
+def _assert_own_gpus(device: torch.device, world: World, coordinator: Coordinator) -> None:
+    if device.type == "cuda" and world.size > 1:
+        uuid = str(torch.cuda.get_device_properties(device).uuid)
+        check_gpus([one.decode() for one in coordinator.gather(f"{world.node} {uuid}".encode())])
+
+
+def check_gpus(gpus: Sequence[str]) -> None:
+    """Refuses processes that share a GPU: Accelerate gives the fifth of five processes the first of four GPUs.
+
+    Args:
+        gpus: Of each rank, as its node and the GPU's own number.
+
+    Raises:
+        UsageError: Two ranks have the same.
+    """
+    shared = next((one for one in gpus if gpus.count(one) > 1), None)
+    if shared is None:
+        return
+    ranks = [str(rank) for rank, one in enumerate(gpus) if one == shared]
+    node, _, uuid = shared.partition(" ")
+    raise UsageError(
+        f"ranks {', '.join(ranks[:-1])} and {ranks[-1]} would share one GPU of node {node} ({uuid}), and one process "
+        "uses one; start as many processes as there are GPUs, let each see its own (CUDA_VISIBLE_DEVICES), or say --cpu"
+    )
+
+
+def _assert_world(accelerator: Accelerator, world: World, section: schema.Device, on_cpu: bool) -> None:
+    """What Accelerate made must be what was asked for, before a file is written.
+
+    Raises:
+        UsageError: It is not.
+    """
+    check_kind(accelerator.distributed_type.value)
+    seen = (accelerator.num_processes, accelerator.process_index)
+    if seen != (world.size, world.rank):
+        raise UsageError(
+            f"the environment says rank {world.rank} of {world.size}, Accelerate sees rank {seen[1]} of {seen[0]}; "
+            "start with `launcher train`, torchrun or accelerate launch, and set no RANK or WORLD_SIZE by hand"
+        )
+    device, dynamo = accelerator.device.type, str(accelerator.state.dynamo_plugin.backend).rpartition(".")[2]
+    asked = {
+        "device": (device, "cpu" if on_cpu else device if device != "cpu" else "a GPU"),
+        "mixed precision": (accelerator.mixed_precision, section.precision),
+        "accumulation steps": (accelerator.gradient_accumulation_steps, 1),
+        "dynamo backend": (dynamo, "NO"),
+    }
+    for what, (found, wanted) in asked.items():
+        if found != wanted:
+            raise UsageError(
+                f"Accelerate made its {what} '{found}' where '{wanted}' was asked for; "
+                "unset the ACCELERATE_… variables (env | grep ACCELERATE)"
+            )
+
+
+def _notes(section: schema.Device, world: World) -> Iterator[str]:
+    asked = (world.accelerate or {}).get("ACCELERATE_MIXED_PRECISION", section.precision)
+    if asked not in (section.precision, "no"):
+        yield f"accelerate config says {asked}, the recipe {section.precision}: the recipe's is used"
+    steps = (world.accelerate or {}).get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    if steps not in ("1", ""):
+        yield f"accelerate config says {steps} accumulation steps; they follow from data.micro_batch_size instead"
+    if world.local_size > 1 and torch.cuda.device_count() == 1:
+        yield f"each of the {world.local_size} processes of a node sees one GPU, its own"
+    if not section.deterministic and torch.cuda.is_available():
+        yield "GPU kernels are not promised bit for bit; device.deterministic: true chooses those that are"
+    dynamo = (world.accelerate or {}).get("ACCELERATE_DYNAMO_BACKEND", "no")
+    if dynamo.lower() != "no":
+        yield f"accelerate config says dynamo backend {dynamo}; device.compile is {str(section.compile).lower()}"
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds `random`, NumPy and torch, on every device."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)

@@ -1,0 +1,1 @@
+"""Phase 6, evaluation: figures of a model, the best, predictions."""

@@ -1,0 +1,232 @@
+"""What evaluation measures besides the loss: torchmetrics, and functions of one's own, over one rank or all."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torchmetrics
+from torchmetrics.text import Perplexity
+
+from launcher.errors import LauncherError, Problem, RecipeError
+from launcher.evaluation.outputs import class_dimension, classes, probabilities
+from launcher.internals import keep_to_rank, reductions
+from launcher.recipe.build import Workshop
+from launcher.recipe.component import Component
+from launcher.recipe.yaml import dotted
+
+Scores = dict[str, Any]  # "loss" and each metric by its name: a number, or a list of them per class
+
+
+class OverSet(torchmetrics.Metric):
+    """A function of one's own over a whole set, gathered in host memory: `function(*outputs, *targets) -> number`.
+
+    Args:
+        function: Gets the tensors of all batches, put together along the first dimension.
+        parts: How many outputs and targets a batch has.
+    """
+
+    full_state_update = False
+    part_names: Sequence[str]
+
+    def __init__(self, function: Callable[..., Any], parts: int):
+        super().__init__()
+        self.function = function
+        self.part_names = [f"part{number}" for number in range(parts)]
+        for name in self.part_names:
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    def update(self, *parts: torch.Tensor) -> None:
+        """Keeps a batch."""
+        if len(parts) != len(self.part_names):
+            raise ValueError(f"{len(parts)} outputs and targets, and not {len(self.part_names)}; name them in 'batch'")
+        for name, part in zip(self.part_names, parts, strict=True):
+            getattr(self, name).append(part.detach().cpu())
+
+    def compute(self) -> Any:
+        """What the function says of all of it."""
+        return self.so_far()
+
+    def so_far(self) -> Any:
+        """The same, without torchmetrics' keeping of what was computed."""
+        return self.function(*(torch.cat(getattr(self, name)) for name in self.part_names))
+
+
+# ---------------------------------------------------------------------- what a metric gets
+
+
+_READ_AS: Mapping[str, Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]] = {
+    "probabilities": probabilities,
+    "classes": classes,
+    "logits": lambda outputs, target: outputs,
+}
+
+
+# ---------------------------------------------------------------------- one entry of evaluate.metrics
+
+
+@dataclass
+class Measure:
+    """A metric by its name in the recipe.
+
+    Attributes:
+        name: That name.
+        metric: Of torchmetrics: one, or a collection.
+        takes: What it gets of the first output: `probabilities`, `classes` or `logits`, None for the output as it is.
+        sets: The sets that it is for; None for all.
+        given: The shapes and types of the first batch since the reset, in words.
+    """
+
+    name: str
+    metric: Any
+    takes: str | None = None
+    sets: Sequence[str] | None = None
+    given: str | None = None
+
+    def is_for(self, name: str) -> bool:
+        """Whether it measures on this set."""
+        return self.sets is None or name in self.sets
+
+    def reset(self, device: torch.device) -> None:
+        """Forgets all batches."""
+        self.given = None
+        self.metric.to(device)
+        self.metric.reset()
+
+    def update(self, outputs: Sequence[Any], targets: Sequence[Any], is_first: bool = False) -> None:
+        """Takes a batch in.
+
+        Args:
+            outputs: On the metric's device.
+            targets: Likewise.
+            is_first: Whether a function of one's own is tried at once: an error should not wait for the whole set.
+
+        Raises:
+            LauncherError: The metric cannot take them; the message names it, their shapes and types.
+        """
+        target = targets[0] if targets and isinstance(targets[0], torch.Tensor) else None
+        if self.takes is not None and outputs:
+            outputs = [_READ_AS[self.takes](outputs[0], target), *outputs[1:]]
+        elif isinstance(self.metric, Perplexity) and target is not None and isinstance(outputs[0], torch.Tensor):
+            # it wants the classes last, CrossEntropyLoss second: a model's output does for both
+            over = class_dimension(outputs[0], target)
+            outputs = [outputs[0] if over is None else outputs[0].movedim(over, -1), *outputs[1:]]
+        if self.given is None:
+            self.given = _shapes(outputs, targets)
+        try:
+            self.metric.update(*outputs, *targets)
+            if is_first and isinstance(self.metric, OverSet):
+                self.metric.so_far()
+        except Exception as error:
+            raise LauncherError(f"evaluate.metrics.{self.name}: {self._cannot(outputs, targets)}: {error}") from error
+
+    def _cannot(self, outputs: Sequence[Any], targets: Sequence[Any]) -> str:
+        return f"{self._called} cannot take outputs and targets of {_shapes(outputs, targets)}"
+
+    @property
+    def _called(self) -> str:
+        metric = self.metric
+        own = getattr(metric.function, "__name__", "the function") if isinstance(metric, OverSet) else None
+        return own or type(metric).__name__
+
+    def scores(self) -> Scores:
+        """Its value over the batches since the reset, or its values by `name/key` for a collection.
+
+        Raises:
+            LauncherError: They have none.
+        """
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a rank whose share is empty has seen nothing, and that is right
+                value = self.metric.compute()
+        except Exception as error:
+            seen = f"; the first batch had outputs and targets of {self.given}" if self.given else ""
+            raise LauncherError(f"evaluate.metrics.{self.name}: {self._called}: {error}{seen}") from error
+        if isinstance(value, Mapping):
+            return {f"{self.name}/{key}": _plain(one) for key, one in value.items()}
+        return {self.name: _plain(value)}
+
+    def state(self) -> list[Any]:
+        """What it keeps of its batches, in host memory: of each metric in it, tensors and lists of them."""
+        self.metric.to("cpu")
+        return [getattr(one, name) for one in _holders(self.metric) for name in reductions(one)]
+
+    def join(self, ranks: Sequence[Iterator[Any]]) -> None:
+        """Makes its state that of all ranks' batches together, as if this rank had seen them.
+
+        The sums of all ranks are added and their lists joined in the order of the ranks, before anything is computed:
+        a mean of the ranks' means would count samples unequally.
+
+        Args:
+            ranks: What `state` gave on each rank, taken from its beginning.
+        """
+        for one in _holders(self.metric):
+            for name, reduction in reductions(one).items():
+                setattr(one, name, _joined([next(rank) for rank in ranks], reduction))
+
+
+def _joined(states: Sequence[Any], reduction: Any) -> Any:
+    """One state of all ranks' put together; a rank whose share is empty has an empty list."""
+    if isinstance(states[0], list):
+        return [one for state in states for one in state]
+    stacked = torch.stack(list(states))
+    return reduction(stacked) if callable(reduction) else stacked
+
+
+def _holders(metric: Any) -> Iterator[torchmetrics.Metric]:
+    """All that hold a state, each once: the metrics of a collection, and those inside a wrapper, which may share it."""
+    for one in metric.modules():
+        if isinstance(one, torchmetrics.MetricCollection):
+            one.values()  # gives those that were computed as one a state each
+    yield from {id(reductions(one)): one for one in _metrics(metric) if reductions(one)}.values()
+
+
+def _metrics(metric: Any) -> Iterator[torchmetrics.Metric]:
+    return (one for one in metric.modules() if isinstance(one, torchmetrics.Metric))
+
+
+def _shapes(outputs: Sequence[Any], targets: Sequence[Any]) -> str:
+    shapes = [f"{tuple(one.shape)} {one.dtype}" for one in (*outputs, *targets) if hasattr(one, "shape")]
+    return ", ".join(shapes) or "no tensors"
+
+
+def _plain(value: Any) -> Any:
+    """Numbers and lists, whatever a metric gives: tensors, or tuples of them (a curve's)."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(one) for one in value]
+    return value.tolist() if isinstance(value, torch.Tensor) else value
+
+
+def build_measures(workshop: Workshop) -> list[Measure]:
+    """The recipe's metrics, told never to talk to other ranks by themselves.
+
+    torchmetrics' `compute()` gathers over the main process group and would hang where one rank evaluates.
+
+    Raises:
+        RecipeError: Something else than a metric came out.
+    """
+    batch = workshop.recipe.batch
+    parts = (len(batch.outputs) if batch.outputs is not None else 1) + len(batch.targets)
+    measures = []
+    for name, component in workshop.recipe.evaluate.metrics.items():
+        metric = workshop.build(component)
+        if not isinstance(metric, torchmetrics.Metric | torchmetrics.MetricCollection):
+            if not callable(metric):
+                raise RecipeError([_no_metric(workshop, component, metric)])
+            metric = OverSet(metric, parts)
+        for one in _metrics(metric):  # those inside a wrapper too
+            keep_to_rank(one)
+        options = component.options
+        measures.append(Measure(name, metric, options.get("_input_"), options.get("_sets_")))
+    return measures
+
+
+def _no_metric(workshop: Workshop, component: Component, made: Any) -> Problem:
+    where = str(workshop.recipe.document.origin(component.path))
+    message = f"{component.target} gave a {type(made).__name__}, not a metric, nor a function (outputs, targets)"
+    return Problem(where, dotted(component.path), message)

@@ -1,0 +1,245 @@
+"""A saved model at work without training: measured on a set, or giving its outputs for new inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import send_to_device
+from torch import nn
+
+from launcher.checkpoints.saved_run import Saved
+from launcher.data.load import EvaluationLoader, Part, evaluation_parts, load_evaluation
+from launcher.datasets.files import needed, whole
+from launcher.device.device import Device, check_device, open_device, seed_everything, use_cpu
+from launcher.errors import LauncherError, UsageError
+from launcher.evaluation.best import Judge
+from launcher.evaluation.evaluation import Evaluation, Look, unlooked
+from launcher.evaluation.metrics import build_measures
+from launcher.evaluation.predictions import Predictions, columns_of, write_predictions
+from launcher.model.build import Model, build_model
+from launcher.model.ema import Average
+from launcher.objective.loss import Objective, build_objective
+from launcher.recipe.build import Workshop
+from launcher.recipe.schema import Recipe
+from launcher.runs.metrics import encode
+from launcher.runs.tracking.tracking import Line, NoTracking
+from launcher.world.world import World
+
+_FORMS = (".parquet", ".jsonl")
+
+
+@dataclass
+class Opened:
+    """A saved model on its device, with the sets that were asked for.
+
+    Attributes:
+        recipe: What it was built from.
+        model: The saved weights in it.
+        objective: The loss.
+        device: Where to compute.
+        average: The average of the weights, where it was saved.
+        sets: This rank's loaders.
+        workshop: Builds what else the recipe names.
+    """
+
+    recipe: Recipe
+    model: Model
+    objective: Objective
+    device: Device
+    average: Average | None
+    sets: Mapping[Part, EvaluationLoader]
+    workshop: Workshop
+
+
+@contextmanager
+def opened(saved: Saved, world: World, parts: Sequence[Part], cpu: bool) -> Iterator[Opened]:
+    """Builds the model of a recipe around saved weights. The training set, which may be gone, is not opened.
+
+    Raises:
+        LauncherError: The weights do not fit, or what training would end with.
+    """
+    train = saved.recipe.train.model_copy(update={"start_from": None})
+    recipe = saved.recipe.model_copy(update={"train": train})
+    workshop = Workshop(recipe, saved.allow, saved.directory)
+    workshop.check()
+    on_cpu = use_cpu(world, cpu)
+    check_device(recipe.device, world, on_cpu)
+    seed_everything(recipe.seed)
+    sets = load_evaluation(workshop, world, parts, on_gpu=not on_cpu)
+    with open_device(recipe, world, cpu=cpu) as device:
+        model = build_model(workshop, device)
+        objective = build_objective(workshop)
+        objective.to(device.torch_device)
+        _fill(model.bare, saved)
+        yield Opened(recipe, model, objective, device, _average(model.bare, saved), sets, workshop)
+
+
+def _average(model: nn.Module, saved: Saved) -> Average | None:
+    decay = saved.recipe.train.ema
+    averaged = saved.averaged() if decay is not None else None
+    if decay is None or averaged is None:
+        return None
+    average = Average(model, decay)
+    average.load({"parameters": averaged, "updates": 1})
+    return average
+
+
+def _fill(model: nn.Module, saved: Saved) -> None:
+    try:
+        model.load_state_dict(saved.weights())
+    except RuntimeError as error:
+        words = " ".join(str(error).split())
+        raise UsageError(f"{saved.label} does not fit the recipe's model: {words[:300]}") from error
+
+
+def _fill_losses(objective: Objective, saved: Saved) -> None:
+    """Losses with parameters of their own count as they did in training.
+
+    Raises:
+        UsageError: They were not saved beside the weights.
+    """
+    states = saved.losses() if objective.modules else {}
+    for name, module in objective.modules.items():
+        if name not in states:
+            what = f"loss.{name}" if name else "the loss"
+            raise UsageError(
+                f"{saved.label}: {what} has parameters of its own, which a file of weights does not hold; name the "
+                "run's folder or a checkpoint"
+            )
+        module.load_state_dict(states[name])
+
+
+def evaluate_saved(
+    saved: Saved, world: World, split: str | None, predictions: Path | None = None, *, cpu: bool = False
+) -> list[Line]:
+    """Measures saved weights as training did.
+
+    Args:
+        saved: The weights and their recipe.
+        world: The processes; with several, the recipe's `evaluate.ranks` says who evaluates.
+        split: `validation` or `test`; None for each that there is.
+        predictions: Where to write what the model makes of each sample, as Parquet.
+        cpu: Whether to stay on the CPU.
+
+    Returns:
+        A line for each set, as in `metrics.jsonl`.
+
+    Raises:
+        UsageError: There is no such set, or predictions are wanted of several.
+    """
+    parts = _parts(saved.recipe, split)
+    if predictions is not None and len(parts) > 1:
+        raise UsageError(f"--predictions is for one set; choose with --split: {', '.join(map(_named, parts))}")
+    with opened(saved, world, parts, cpu) as model:
+        _fill_losses(model.objective, saved)
+        measures = build_measures(model.workshop)
+        lines: list[Line] = []
+        for (part, name), loader in model.sets.items():
+            collected = Predictions(model.objective)
+            look: Look = collected.look if predictions is not None else unlooked
+            evaluation = Evaluation(model.recipe.evaluate, {}, model, measures, NoTracking(), Judge(None), look=look)
+            lines += evaluation.measured({name: loader}, part, *saved.at) or []
+            if predictions is not None:
+                columns = collected.columns(model.device.coordinator)
+                if world.is_first and columns is not None:
+                    write_predictions(predictions, columns, loader)
+        return lines
+
+
+def _named(part: Part) -> str:
+    return " ".join(part).strip()
+
+
+def _parts(recipe: Recipe, split: str | None) -> list[Part]:
+    """The sets of a split, or one of them by its name or `SPLIT NAME`."""
+    known = evaluation_parts(recipe.data)
+    found = [part for part in known if split in (None, *part, _named(part))]
+    if not found:
+        there = ", ".join(map(_named, known)) or "none: the recipe has neither data.validation nor data.test"
+        raise UsageError(f"{f'no set is called {split}; ' if split else ''}there are: {there}")
+    return found
+
+
+# ---------------------------------------------------------------------- predict
+
+
+def predict(saved: Saved, split: str | None, target: Path, *, cpu: bool = False) -> int:
+    """Writes a model's outputs for every sample of a set, in order and batch by batch.
+
+    Args:
+        saved: The weights and their recipe.
+        split: Which set; None for the test set, else the validation set.
+        target: `.parquet` or `.jsonl`, whole or not at all.
+        cpu: Whether to stay on the CPU.
+
+    Returns:
+        How many there were.
+
+    Raises:
+        UsageError: There is no such set, or no such form.
+    """
+    if target.suffix not in _FORMS:
+        raise UsageError(f"--to {target.name}: the suffix says the form; one of: {', '.join(_FORMS)}")
+    parts = _parts(saved.recipe, split)
+    part = next((one for one in parts if one[0] == "test"), parts[0])
+    with opened(saved, World(), [part], cpu) as model:
+        rows = 0
+        with whole(target) as unfinished, _writer(unfinished, target.suffix) as write:
+            for columns in _outputs(model, model.sets[part]):
+                count = len(columns["output"])
+                write({"index": list(range(rows, rows + count)), **columns})
+                rows += count
+    return rows
+
+
+def _outputs(model: Opened, loader: EvaluationLoader) -> Iterator[Mapping[str, list[Any]]]:
+    """Of each batch the model's output, and for a classifier the likeliest class."""
+    layout, bare, device = model.objective.layout, model.model.bare.eval(), model.device.torch_device
+    classifies = any(isinstance(term.function, nn.CrossEntropyLoss) for term in model.objective.terms)
+    with torch.no_grad():
+        for batch in loader.batches():
+            args, kwargs = layout.inputs(send_to_device(batch.data, device))
+            output = layout.outputs(bare(*args, **kwargs))[0]
+            if not isinstance(output, torch.Tensor):
+                raise LauncherError("the model's output is no tensor; pick one of its parts with batch.outputs")
+            columns = {"output": output.float().cpu().tolist()}
+            if classifies:
+                found = columns_of(output, None)
+                columns |= {name: found[name].tolist() for name in ("prediction", "probability")}
+            yield columns
+
+
+Write = Callable[[Mapping[str, Sequence[Any]]], None]
+
+
+@contextmanager
+def _writer(path: Path, suffix: str) -> Iterator[Write]:
+    if suffix == ".jsonl":
+        with path.open("w", encoding="utf-8") as file:
+
+            def rows(columns: Mapping[str, Sequence[Any]]) -> None:
+                for row in zip(*columns.values(), strict=True):
+                    file.write(encode(dict(zip(columns, row, strict=True))) + "\n")
+
+            yield rows
+        return
+    pyarrow = needed("pyarrow", "tables", "outputs as Parquet")
+    parquet = needed("pyarrow.parquet", "tables", "outputs as Parquet")
+    writer: Any = None
+
+    def table(columns: Mapping[str, Sequence[Any]]) -> None:
+        nonlocal writer
+        batch = pyarrow.table(dict(columns))
+        writer = writer or parquet.ParquetWriter(path, batch.schema)
+        writer.write_table(batch)
+
+    try:
+        yield table
+    finally:
+        if writer is not None:
+            writer.close()

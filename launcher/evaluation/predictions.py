@@ -1,0 +1,215 @@
+"""What a model makes of each sample of a set: collected while it is evaluated, and written as Parquet.
+
+A classifier's have `index`, `target`, `prediction`, `probability` (of the prediction) and `loss`; others have `target`
+and `prediction`, lists where a sample has several. `launcher.runs.predictions` reads them for the report.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from launcher.data.inspect.picture_sheet import as_png
+from launcher.data.load import Data
+from launcher.data.loaders import EvaluationLoader, MicroBatch
+from launcher.data.streams import is_stream
+from launcher.data.subsets import innermost
+from launcher.datasets.files import needed, whole
+from launcher.device.coordination import Coordinator, packed, unpacked
+from launcher.errors import LauncherError
+from launcher.evaluation.evaluation import Seen, unseen
+from launcher.evaluation.outputs import class_dimension, probabilities
+from launcher.objective.loss import Objective
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+_PICTURES = 24  # of the worst mistakes
+_MOST_SHOWN = 200_000  # samples of a set whose predictions a run keeps for its report
+
+
+class Predictions:
+    """Gathers columns, a row for each sample in order.
+
+    Args:
+        objective: Its loss says whether targets of 0.0 and 1.0 are classes.
+        classes_only: Whether what has no class number and no prediction for each sample is passed over.
+    """
+
+    def __init__(self, objective: Objective, classes_only: bool = False):
+        self._is_binary = any(isinstance(term.function, nn.BCEWithLogitsLoss) for term in objective.terms)
+        self._classes_only = classes_only
+        self._parts: dict[str, list[NDArray[Any]]] = {}
+
+    def look(self, split: str, name: str) -> Seen:
+        """Sees the batches of any set."""
+        return self.see
+
+    def see(self, outputs: Sequence[Any], targets: Sequence[Any], batch: MicroBatch) -> None:
+        """Takes a batch in.
+
+        Raises:
+            LauncherError: The model's output is no tensor with a row for each sample.
+        """
+        target = targets[0] if targets and isinstance(targets[0], torch.Tensor) else None
+        if self._is_binary and target is not None:
+            target = _yes_or_no(target)
+        output = outputs[0] if outputs else None
+        has_rows = isinstance(output, torch.Tensor) and output.dim() > 0 and len(output) == batch.samples
+        if self._classes_only and not (has_rows and _has_classes(output, target)):
+            return
+        if not isinstance(output, torch.Tensor) or not has_rows:
+            raise LauncherError("predictions need an output with a row for each sample; pick it with batch.outputs")
+        columns = {"index": np.arange(batch.first, batch.first + batch.samples), **columns_of(output, target)}
+        for name, column in columns.items():
+            self._parts.setdefault(name, []).append(column)
+
+    def columns(self, coordinator: Coordinator) -> dict[str, NDArray[Any]] | None:
+        """All ranks' rows in order, on every rank; None where there are none."""
+        own = packed({name: torch.from_numpy(np.concatenate(parts)) for name, parts in self._parts.items()})
+        read: list[dict[str, torch.Tensor]] = [share for share in map(unpacked, coordinator.gather(own)) if share]
+        names = list(read[0]) if read else []
+        columns = {name: torch.cat([share[name] for share in read]).numpy() for name in names}
+        order = np.argsort(columns["index"]) if names else None  # of a stream, ranks have every so manieth batch
+        return {name: column[order] for name, column in columns.items()} or None
+
+
+def _yes_or_no(target: torch.Tensor) -> torch.Tensor:
+    """Targets of 0.0 and 1.0, one for each sample, as class numbers; others as they are."""
+    is_one = target.dim() > 0 and target.numel() == len(target)
+    return target.reshape(-1).long() if is_one and bool(((target == 0) | (target == 1)).all()) else target
+
+
+def _has_classes(output: Any, target: torch.Tensor | None) -> bool:
+    """Whether there is a class number for each sample, and scores of the classes or a logit."""
+    if target is None or target.dim() != 1 or target.is_floating_point() or len(output) != len(target):
+        return False
+    return bool(output.dim() == 2 or output.numel() == target.numel())
+
+
+@dataclass
+class Shown:
+    """What a classifier's report shows: the predictions of one set, at its last evaluation.
+
+    Attributes:
+        split: The set's.
+        name: Its name.
+        loader: Its samples.
+        objective: The loss.
+        predictions: The last.
+    """
+
+    split: str
+    name: str
+    loader: EvaluationLoader
+    objective: Objective
+    predictions: Predictions = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.predictions = Predictions(self.objective, classes_only=True)
+
+    def look(self, split: str, name: str) -> Seen:
+        """What sees the batches of a set: begins anew with this one, and nothing of others."""
+        if (split, name) != (self.split, self.name):
+            return unseen
+        self.__post_init__()
+        return self.predictions.see
+
+
+def shown_of(objective: Objective, data: Data) -> Shown | None:
+    """The test set's predictions, else the validation set's, of a classifier; None where they cannot be written."""
+    split, sets = ("test", data.test) if data.test else ("validation", data.validation)
+    kinds = (nn.CrossEntropyLoss, nn.BCEWithLogitsLoss)
+    classifies = any(isinstance(term.function, kinds) for term in objective.terms)
+    if not classifies or not sets or importlib.util.find_spec("pyarrow") is None:
+        return None
+    name, loader = next(iter(sets.items()))
+    return Shown(split, name, loader, objective) if loader.num_samples() <= _MOST_SHOWN else None
+
+
+def columns_of(output: torch.Tensor, target: torch.Tensor | None) -> dict[str, NDArray[Any]]:
+    """The columns of a batch, each with a row for each sample.
+
+    Args:
+        output: [N, …]: logits of classes, a logit for each target, or values.
+        target: [N, …]: class numbers, 0 and 1, or values; None where there is none.
+    """
+    chosen = _chosen(output.detach().float(), target)
+    columns = chosen if target is None else {"target": target, **chosen}
+    return {name: column.detach().cpu().numpy() for name, column in columns.items()}
+
+
+def _chosen(output: torch.Tensor, target: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    over = class_dimension(output, target)
+    whole_numbers = target is None or not target.is_floating_point()
+    if over is None and (target is None or not whole_numbers):
+        return {"prediction": output if target is None else output.reshape(target.shape)}
+    shares = probabilities(output, target)
+    if over is None:  # one logit for each: above 0 is yes
+        assert target is not None
+        prediction = (shares > 0.5).long()
+        sure = torch.where(prediction == 1, shares, 1 - shares)
+        of_target = torch.where(target == 1, shares, 1 - shares)
+        return {"prediction": prediction, "probability": sure, "loss": -of_target.log()}
+    sure, prediction = shares.max(dim=over)
+    if target is None or target.shape != prediction.shape:
+        return {"prediction": prediction, "probability": sure}
+    of_target = shares.gather(over, target.clamp(min=0).unsqueeze(over)).squeeze(over)
+    return {"prediction": prediction, "probability": sure, "loss": -of_target.log()}
+
+
+def write_predictions(path: Path, columns: dict[str, NDArray[Any]], loader: EvaluationLoader) -> None:
+    """Writes Parquet, with the classes' names where the data set has them and pictures of the worst mistakes.
+
+    Args:
+        path: Whole or not at all.
+        columns: See `Predictions.columns`.
+        loader: Of the set, for names and pictures.
+
+    Raises:
+        ImportError: pyarrow is missing.
+        OSError: The disk is full or read-only.
+    """
+    pyarrow = needed("pyarrow", "tables", "predictions as Parquet")
+    parquet = needed("pyarrow.parquet", "tables", "predictions as Parquet")
+    table = pyarrow.table({name: pyarrow.array(_cells(column)) for name, column in columns.items()})
+    if pictures := _pictures(columns, loader.dataset):
+        cells = [pictures.get(row) for row in range(len(table))]
+        table = table.append_column("picture", pyarrow.array(cells, type=pyarrow.binary()))
+    about = {"set": loader.name.removeprefix("data.").replace(".", " ")}
+    names = getattr(innermost(loader.dataset), "classes", None)
+    if names is not None and "probability" in columns:
+        about["classes"] = json.dumps([str(name) for name in names])
+    table = table.replace_schema_metadata(about)
+    with whole(path) as part:
+        parquet.write_table(table, part)
+
+
+def _cells(column: NDArray[Any]) -> Any:
+    return column if column.ndim == 1 else column.reshape(len(column), -1).tolist()
+
+
+def _pictures(columns: dict[str, NDArray[Any]], dataset: Any) -> dict[int, bytes]:
+    """PNG files of the worst mistakes by row, where samples are pictures."""
+    if "loss" not in columns or columns["target"].ndim != 1 or is_stream(dataset):
+        return {}
+    wrong = np.flatnonzero(columns["target"] != columns["prediction"])
+    worst = wrong[np.argsort(-columns["loss"][wrong], kind="stable")][:_PICTURES]
+    pictures = {}
+    for row in worst.tolist():
+        sample = dataset[row]
+        first = sample[0] if isinstance(sample, tuple | list) and len(sample) else sample
+        picture = as_png(first) if isinstance(first, torch.Tensor) else None
+        if picture is None:
+            return {}
+        pictures[row] = picture
+    return pictures

@@ -1,0 +1,165 @@
+"""One process of a run, watched from within: what goes wrong becomes a report, with what the run knew of itself."""
+
+from __future__ import annotations
+
+import faulthandler
+import re
+import shlex
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from launcher.errors import EXIT_DONE, EXIT_USAGE, LauncherError
+from launcher.runs.logs import kept, log_of
+from launcher.world import progress
+from launcher.world.context import RunContext, known_of
+from launcher.world.failure import Failure, Notes, Report, of_exception, written_since
+from launcher.world.rendezvous import departed
+from launcher.world.signals import die_with_parent
+from launcher.world.world import World
+
+
+@contextmanager
+def watched(world: World, again: str, debugger: Callable[[BaseException], None] | None = None) -> Iterator[None]:
+    """Runs what stands inside as one process of the world: seen by our supervisor, if it started this; explained.
+
+    Args:
+        world: This process among the others.
+        again: The command that started it.
+        debugger: Gets an exception before anything else happens.
+    """
+    folder = Path(world.run_dir) if world.run_dir is not None else None
+    with ExitStack() as stack:
+        if world.supervisor is not None and folder is not None:
+            die_with_parent(world.supervisor)
+            notes = Notes(folder)
+            progress.show_in(notes.progress_of(world.node, world.local_rank))
+            stack.enter_context(_crashes_written(notes.stacks_of(world.rank)))
+        elif not faulthandler.is_enabled():
+            with suppress(OSError, ValueError, RuntimeError):  # a stream without a file behind it
+                faulthandler.enable()
+        log = log_of(folder, world.rank) if folder is not None else None
+        stack.enter_context(kept(log, world.rank, is_ours=world.supervisor is not None))
+        stack.enter_context(_explained(world, again, debugger))
+        yield
+
+
+@contextmanager
+def _explained(world: World, again: str, debugger: Callable[[BaseException], None] | None = None) -> Iterator[None]:
+    """Turns what goes wrong inside into a report, or into a note for the supervisor that makes the report.
+
+    Raises:
+        LauncherError: A mistake of usage, as it came; the command line prints it.
+        SystemExit: With the exit code, when all is said.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        if isinstance(error, LauncherError) and error.exit_code == EXIT_DONE:
+            progress.done()
+            raise
+        if debugger is not None and isinstance(error, Exception) and not isinstance(error, LauncherError):
+            debugger(error)
+        failure = examined(error, world)
+        if world.supervisor is not None and world.run_dir is not None and _leave_word(failure, Path(world.run_dir)):
+            # 0: a mistake of usage is no reason for the agent to start everything again
+            code = EXIT_DONE if failure.exit_code == EXIT_USAGE else failure.exit_code
+            raise SystemExit(code) from None
+        if failure.exit_code == EXIT_USAGE:
+            raise
+        _report(failure, error, again, world)
+        raise SystemExit(failure.exit_code) from None
+    progress.done()
+
+
+def examined(error: BaseException, world: World) -> Failure:
+    """The failure with what its run knew: step, epoch, batch, shapes, parameters without a gradient."""
+    known = known_of(error)
+    details: dict[str, Any] = {"rank": world.rank, "world": world.size}
+    if known.step is not None and known.epoch is not None:
+        details |= {"step": known.step, "epoch": round(known.epoch, 4)}
+    return of_exception(error, facts=dict(_facts(str(error), known)), **details)
+
+
+def _facts(message: str, known: RunContext) -> Iterator[tuple[str, str]]:
+    if known.step is not None:
+        yield "batch", known.shares
+    if known.shapes:
+        yield "shapes", f"the batch is {known.shapes}"
+    if names := _without_gradient(message, known.parameters):
+        yield "unused", ", ".join(names[:6]) + (", …" if len(names) > 6 else "")
+
+
+def _without_gradient(message: str, parameters: Sequence[str]) -> list[str]:
+    """The parameters that DDP names by number, by their names."""
+    found = re.search(r"did not receive grad for rank \d+: ([\d ]+)", message)
+    numbers = map(int, found[1].split()) if found else ()
+    return [parameters[number] for number in numbers if number < len(parameters)]
+
+
+def _leave_word(failure: Failure, folder: Path) -> bool:
+    """For the supervisor; what Python would have printed goes to this rank's log. Whether word could be left."""
+    _append(log_of(folder, failure.rank), failure.traceback)
+    return Notes(folder).write(failure)
+
+
+def _report(failure: Failure, error: BaseException, again: str, world: World) -> None:
+    """Where nobody waits for notes: one process, or one rank of srun's, torchrun's or accelerate's."""
+    folder = Path(world.run_dir) if world.run_dir is not None else known_of(error).folder
+    if folder is not None:
+        _append(log_of(folder, failure.rank), failure.traceback)
+    if failure.is_aftermath:
+        print(f"launcher: {failure.line}", file=sys.stderr)
+        cause = _cause(failure, folder, world)
+        if cause is None:
+            return
+        failure = cause
+    Report(failure, folder, again, shlex.join(["launcher", "resume", str(folder)])).show()
+
+
+def _cause(failure: Failure, folder: Path | None, world: World) -> Failure | None:
+    """Rank 0 of srun's: the one rank that has ended and could not say why; nobody else watches the processes."""
+    if not world.is_first or folder is None or written_since(folder, psutil.Process().create_time()):
+        return None
+    gone = departed()
+    if len(gone) != 1:
+        return None
+    ((rank, host),) = gone.items()
+    what = "its process has ended without a word: it was killed, or its node is lost"
+    return Failure(what, rank=rank, world=world.size, host=host, step=failure.step, epoch=failure.epoch)
+
+
+def _append(path: Path, text: str) -> None:
+    with suppress(OSError), path.open("a", encoding="utf-8", errors="replace") as file:
+        file.write(text)
+
+
+@contextmanager
+def _crashes_written(path: Path) -> Iterator[None]:
+    """Has the stacks of all threads written when compiled code crashes, where Python cannot say anything any more."""
+    try:
+        file = path.open("w")
+    except OSError:
+        yield
+        return
+    with file:
+        faulthandler.enable(file)
+        try:
+            yield
+        finally:
+            faulthandler.disable()
+
+
+def post_mortem(error: BaseException) -> None:
+    """Python's debugger, where the exception was raised."""
+    import pdb
+
+    traceback.print_exception(error)
+    pdb.post_mortem(error.__traceback__)

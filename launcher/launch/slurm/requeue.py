@@ -1,0 +1,469 @@
+"""A run as a SLURM job: what was submitted, how its starts went, and whether to queue it again.
+
+`slurm.json` in the run's folder holds it. Only the batch script and the user's commands write it, never at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, EXIT_USAGE, LauncherError
+from launcher.runs.folder import QUEUE_FILE, STATUS_FILE, create, read_json, write_json
+from launcher.runs.metrics import METRICS_FILE, read_last
+from launcher.runs.reading import Run
+from launcher.runs.words import duration, number
+from launcher.world import slurm
+from launcher.world.failure import written_since
+from launcher.world.world import job_environment
+
+# about this submission, not about the job
+_ONCE = ("--hold", "-H")
+_ONCE_WITH_VALUE = ("--begin", "-b", "--dependency", "-d", "--deadline")
+_EXCLUDE = "--exclude="
+NO_PROGRESS_STARTS = 3  # so many starts in a row from the same step, and a job is stopped
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What is known of a run's job.
+
+    Attributes:
+        job: Its number; of an array's task, `12_3`.
+        script: What was submitted.
+        task: Which task of an array this run is.
+        extra: Words for sbatch that are no part of the script, as in `--nodelist=gpu7`.
+        starts: Each start of it: `job`, `time`, the `step` that it began at (None for a script of one's own), the
+            `code` that srun ended with, and `fault` where it has failed: the host that was first, empty where that is
+            not known.
+        cancelled: Whether its user asked it to save and end.
+        signal_seconds: How long before the limit it is asked to save, where that was changed.
+        excluded: Nodes that were first at fault in two starts running.
+        submitted: When, in unix time.
+    """
+
+    job: str = ""
+    script: str = ""
+    task: str | None = None
+    extra: list[str] = field(default_factory=list)
+    starts: list[Mapping[str, Any]] = field(default_factory=list)
+    cancelled: bool = False
+    signal_seconds: int | None = None
+    excluded: list[str] = field(default_factory=list)
+    submitted: float = 0.0
+
+    @staticmethod
+    def read(folder: Path) -> Submission:
+        """The submission of a run; an empty one where it never was."""
+        found = read_json(folder / QUEUE_FILE)
+        known = {name: value for name, value in found.items() if name in Submission.__dataclass_fields__}
+        return Submission(**known)
+
+    def write(self, folder: Path) -> None:
+        """Keeps it."""
+        write_json(folder / QUEUE_FILE, asdict(self))
+
+
+def mark_submitted(folder: Path, submission: Submission, *, is_recipe: bool = True) -> None:
+    """Makes a run's folder say that it waits, unless it has begun already; a script of one's own has no state.
+
+    Before the job is queued: it may start at once, and notes its starts in the same file.
+    """
+    replace(submission, submitted=time.time()).write(folder)
+    if is_recipe and not (folder / STATUS_FILE).exists():
+        write_json(folder / STATUS_FILE, {"state": "queued", "step": 0, "updated": time.time()})
+    _forget_queue()
+
+
+def name_job(folder: Path, job: str) -> None:
+    """Notes the job that was queued, unless it has started meanwhile and done so itself."""
+    submission = Submission.read(folder)
+    if not submission.job:
+        replace(submission, job=job).write(folder)
+    _forget_queue()  # what is known of it is older than this job
+
+
+# ---------------------------------------------------------------------- in the job
+
+
+def begin(folder: Path, job: str, max_requeues: int, restart: int = 0) -> str:
+    """Notes a start of the job.
+
+    Args:
+        folder: The run's.
+        job: Its number.
+        max_requeues: How often it may be queued again.
+        restart: How often SLURM has started the job before.
+
+    Returns:
+        What to say.
+
+    Raises:
+        LauncherError: It has been started too often for nothing, or was cancelled.
+    """
+    create(folder)
+    submission, step = Submission.read(folder), _step(folder)
+    if submission.cancelled and job == submission.job:  # another number was submitted on purpose
+        _close(folder, "preempted")
+        raise LauncherError(f"job {job} was cancelled: not started again; `launcher resume {folder}` goes on")
+    starts = [*submission.starts, {"job": job, "restart": restart, "time": time.time(), "step": step}]
+    replace(submission, job=job or submission.job, starts=starts, cancelled=False).write(folder)
+    last = [start["step"] for start in starts[-NO_PROGRESS_STARTS - 1 :]]
+    go_on = f"look at {folder / 'logs'}; `launcher resume {folder}` tries again"
+    if len(last) > NO_PROGRESS_STARTS and len({*last}) == 1 and step is not None:
+        _close(folder, "failed")
+        raise LauncherError(f"{NO_PROGRESS_STARTS} starts in a row began at step {step}: not started again; {go_on}")
+    if len(starts) > max_requeues + 1:
+        _close(folder, "failed")
+        raise LauncherError(f"slurm.max_requeues: started {max_requeues + 1} times: not started again; {go_on}")
+    return f"start {len(starts)} of job {job}" + (f", from step {step:,}" if step else "")
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How the ranks of a start have ended, and what the job allows.
+
+    Attributes:
+        folder: The run's.
+        job: Its number.
+        code: What srun ended with.
+        cancelled: Whether the batch script itself was asked to end.
+        max_requeues: How often the job may be queued again.
+        max_restarts: How often of these after a failure.
+        signal_seconds: How long before the limit it is asked to save.
+        requeue: Whether SLURM may be asked to requeue it.
+        restart: How often SLURM has started the job before.
+    """
+
+    folder: Path
+    job: str
+    code: int
+    cancelled: bool = False
+    max_requeues: int = 20
+    max_restarts: int = 0
+    signal_seconds: int = 120
+    requeue: bool = True
+    restart: int = 0
+
+    def settle(self, say: Callable[[str], None]) -> int:
+        """Queues the job again where that is right, and says so; gives the batch script's exit code."""
+        submission = Submission.read(self.folder)
+        last = submission.starts[-1] if submission.starts else {}
+        if last.get("job") == self.job and last.get("restart", 0) > self.restart:  # this node was lost meanwhile
+            say(f"job {self.job} has been started again elsewhere: there is nothing left to do here")
+            return EXIT_DONE
+        submission = self._noted(submission)
+        code = self._settled(submission, say)
+        is_cancelled = submission.cancelled or self.cancelled
+        if is_cancelled or code not in (EXIT_DONE, EXIT_PREEMPTED):  # where nothing has begun, nobody else says so
+            _close(self.folder, "preempted" if is_cancelled else "failed")
+        return code
+
+    def _noted(self, submission: Submission) -> Submission:
+        """With this start's exit code: all that is known of a script of one's own when its job has left the queue."""
+        if not submission.starts:
+            return submission
+        *before, last = submission.starts
+        noted = replace(submission, starts=[*before, {**last, "code": self.code}])
+        noted.write(self.folder)
+        return noted
+
+    def _settled(self, submission: Submission, say: Callable[[str], None]) -> int:
+        start: Mapping[str, Any] = submission.starts[-1] if submission.starts else {"time": 0.0, "step": None}
+        state = self._state(float(start["time"]))
+        # torchrun and accelerate end with codes of their own: then only the run itself says that it has saved
+        if self.code != EXIT_PREEMPTED and state != "preempted":
+            is_lost = self.cancelled and state not in ("finished", "")  # srun that is cancelled itself ends with 0
+            code = EXIT_FAILED if self.code == EXIT_DONE and is_lost else self.code
+            may = not (code in (EXIT_DONE, EXIT_USAGE) or self.cancelled or submission.cancelled)
+            return self._restarted(submission, code, say) if may and self.max_restarts else code
+        step, began = _step(self.folder), start["step"]
+        saved = "saved" if step is None else f"saved at step {step:,}"
+        again = f"`launcher resume {self.folder}` goes on"
+        if submission.cancelled:
+            say(f"{saved}; cancelled, and not queued again: {again}")
+            return EXIT_DONE  # not 75: with RequeueExit=75 SLURM would start it again
+        if self.cancelled:  # by scancel, or to make room: then SLURM starts it again
+            say(f"{saved}; SLURM ends this job. Where it does not start it again, {again}")
+            return EXIT_PREEMPTED
+        if step is not None and began is not None and step <= began:
+            say(f"{saved}, where this start began: not queued again; it needs a longer slurm.time. {again}")
+            return EXIT_FAILED
+        if len(submission.starts) > self.max_requeues:
+            say(f"{saved}; not queued again: slurm.max_requeues is {self.max_requeues}. {again}")
+            return EXIT_FAILED
+        say(saved + _still_needed(self.folder, began, step))
+        return self._again(_with_time_to_save(self.folder, submission, self.signal_seconds, start, say), say)
+
+    def _restarted(self, submission: Submission, code: int, say: Callable[[str], None]) -> int:
+        """After a failure: queues the job again, without a host that was first at fault twice running."""
+        *before, last = submission.starts
+        starts = [*before, {**last, "fault": written_since(self.folder, float(last["time"])) or ""}]
+        submission = replace(submission, starts=starts)
+        hosts = [str(one.get("fault", "")) for one in starts[-2:]]
+        if len(hosts) == 2 and hosts[0] == hosts[1] != "":
+            node = hosts[0].partition(".")[0]  # SLURM's names are the short ones
+            say(f"{node} was the first to fail in two starts running: from now on without it")
+            submission = replace(submission, excluded=sorted({*submission.excluded, node}))
+        submission.write(self.folder)
+        failed = sum("fault" in one for one in starts)
+        if failed > self.max_restarts or len(starts) > self.max_requeues:
+            which = "launch.max_restarts" if failed > self.max_restarts else "slurm.max_requeues"
+            say(f"failed {failed} times: not started again ({which}); `launcher resume {self.folder}` tries again")
+            return code
+        say(f"restart {failed} of {self.max_restarts}, from the last checkpoint")
+        return self._again(submission, say)
+
+    def _state(self, since: float) -> str:
+        """What the run says of this start; empty where it says nothing."""
+        status = read_json(self.folder / STATUS_FILE)
+        return str(status.get("state")) if float(status.get("started") or 0.0) >= since else ""
+
+    def _again(self, submission: Submission, say: Callable[[str], None]) -> int:
+        # SLURM cannot change the signal or the nodes of a job that exists
+        if self.requeue and submission.signal_seconds is None and not submission.excluded:
+            say(f"queueing job {self.job} again")  # now: SLURM ends this script as well
+            refused = slurm.requeue(self.job)
+            if refused is None:
+                return EXIT_PREEMPTED
+            say(f"SLURM does not do that: {refused}")
+        if not submission.script:
+            _, is_array, task = self.job.partition("_")
+            again = f"sbatch --array={task}" if is_array else "sbatch"
+            say(f"to go on, submit the same script for the same folder: RUN={self.folder} {again} SCRIPT …")
+            return EXIT_PREEMPTED
+        replace(submission, job="").write(self.folder)
+        try:
+            number = resubmit(submission)
+        except LauncherError as error:
+            say(f"{error}; go on with: {shlex.join(['sbatch', *_options(submission), submission.script])}")
+            return EXIT_PREEMPTED
+        name_job(self.folder, number)
+        say(f"job {number} goes on with it")
+        return EXIT_DONE
+
+
+def _with_time_to_save(
+    folder: Path, submission: Submission, stated_seconds: int, start: Mapping[str, Any], say: Callable[[str], None]
+) -> Submission:
+    """Doubles the time to save where more than half of it was needed."""
+    granted = submission.signal_seconds or stated_seconds
+    needed = _slowest_save(folder, float(start["time"]))
+    if needed <= granted / 2:
+        return submission
+    say(f"a save took {needed:.0f} s, more than half of slurm.signal ({granted} s): {2 * granted} s from now on")
+    longer = replace(submission, signal_seconds=2 * granted)
+    longer.write(folder)
+    return longer
+
+
+def go_on(folder: Path, submission: Submission) -> str:
+    """Queues a run's job once more, with all its requeues before it; gives the new job's number."""
+    mark_submitted(folder, replace(submission, job="", starts=[], cancelled=False))
+    number = resubmit(submission)
+    name_job(folder, number)
+    return number
+
+
+def resubmit(submission: Submission) -> str:
+    """Submits a run's script again; gives the new job's number.
+
+    Raises:
+        LauncherError: SLURM refuses it.
+    """
+    number = slurm.submit(submission.script, _options(submission), job_environment())
+    return number if submission.task is None else f"{number}_{submission.task}"
+
+
+def _options(submission: Submission) -> list[str]:
+    lasting = list(lasting_words(submission.extra))
+    words = [word for word in lasting if not word.startswith(_EXCLUDE)]
+    # of several such words sbatch hears the last one
+    said = [word.removeprefix(_EXCLUDE) for word in lasting if word.startswith(_EXCLUDE)]
+    if nodes := [*said, *submission.excluded]:
+        words.append(_EXCLUDE + ",".join(nodes))
+    if submission.signal_seconds is not None:
+        words.append(f"--signal=USR2@{submission.signal_seconds}")
+    return words if submission.task is None else [*words, f"--array={submission.task}"]
+
+
+def lasting_words(extra: Iterable[str]) -> Iterator[str]:
+    """The words for sbatch that are about a job, without those about one submission of it."""
+    words = iter(extra)
+    for word in words:
+        if word in _ONCE_WITH_VALUE:
+            next(words, None)
+        elif word not in _ONCE and not word.startswith(tuple(f"{one}=" for one in _ONCE_WITH_VALUE)):
+            yield word
+
+
+def _close(folder: Path, state: str) -> None:
+    """How a run ended that was queued and never began; one that has begun says so itself."""
+    status = read_json(folder / STATUS_FILE)
+    if status.get("state") == "queued":
+        write_json(folder / STATUS_FILE, {**status, "state": state, "ended": time.time()})
+
+
+def _step(folder: Path) -> int | None:
+    """The newest checkpoint's step: what a start can begin from; None where the run has no status of ours."""
+    if not (folder / STATUS_FILE).exists():
+        return None
+    steps = [path.name.removeprefix("step-") for path in (folder / "checkpoints").glob("step-*")]
+    return max((int(step) for step in steps if step.isdigit()), default=0)
+
+
+def _slowest_save(folder: Path, since: float) -> float:
+    times = [event for event in Run(folder).events if event["event"] == "save" and event["time"] >= since]
+    return max((float(event.get("seconds", 0.0)) for event in times), default=0.0)
+
+
+def _still_needed(folder: Path, began: int | None, step: int | None) -> str:
+    """How many more starts like this one the run needs."""
+    total = Run(folder).total_steps
+    if total is None or step is None or began is None:
+        return ""
+    return f" of {total:,}; needs about {(total - step) / (step - began):.1f} more starts like this one"
+
+
+# ---------------------------------------------------------------------- from outside
+
+
+def queue_now() -> dict[str, slurm.Queued]:
+    """One's jobs in the queue, asked for at most once in half a minute: the answer is kept for the next command.
+
+    Raises:
+        LauncherError: The cluster does not answer.
+    """
+    cache = _cache()
+    kept = read_json(cache)
+    if time.time() - float(kept.get("time", 0.0)) < slurm.ASK_SECONDS:
+        return {name: slurm.Queued(**entry) for name, entry in kept["jobs"].items()}
+    jobs = slurm.queue()
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    write_json(cache, {"time": time.time(), "jobs": {name: asdict(entry) for name, entry in jobs.items()}})
+    return jobs
+
+
+def with_jobs(runs: Iterable[Run]) -> list[Run]:
+    """The runs, each with its job as the queue shows it; the queue is asked only where one of them may be in it.
+
+    Where it cannot be asked, the runs are as their folders say.
+    """
+    found = list(runs)
+    jobs = {run.folder: Submission.read(run.folder).job for run in found if run.state != "finished"}
+    if not any(jobs.values()):
+        return found
+    try:
+        queue = queue_now()
+    except LauncherError:
+        return found
+    return [replace(run, queued=queue.get(jobs.get(run.folder, ""))) for run in found]
+
+
+def queue_line(run: Run, queue: Callable[[], Mapping[str, slurm.Queued]]) -> str:
+    """How a run's job stands, for people; empty where there is none, or where nobody expects it in the queue.
+
+    Args:
+        run: The run.
+        queue: Gives one's jobs; not called where the run has none.
+
+    Raises:
+        LauncherError: The cluster does not answer.
+    """
+    job = Submission.read(run.folder).job
+    entry = queue().get(job) if job else None
+    if entry is None:
+        return in_words(job, None) if job and run.state in ("queued", "running", "dead") else ""
+    return "; ".join(filter(None, (in_words(job, entry), advance_in_words(run, entry))))
+
+
+def is_queued(folder: Path) -> bool:
+    """Whether a run's job waits or runs, as far as the cluster says."""
+    job = Submission.read(folder).job
+    try:
+        return bool(job) and job in queue_now()
+    except LauncherError:
+        return False
+
+
+def cancel(folder: Path, now: bool, queue: Mapping[str, slurm.Queued]) -> str:
+    """Ends a run's job, which saves first where it runs; says what has been done.
+
+    Args:
+        folder: The run's.
+        now: Whether it does not save first.
+        queue: One's jobs as they are now.
+
+    Raises:
+        LauncherError: SLURM refuses.
+    """
+    submission = Submission.read(folder)
+    entry = queue.get(submission.job)
+    if entry is None:
+        return f"job {submission.job} is not in the queue any more"
+    saves = entry.state == "RUNNING" and not now
+    replace(submission, cancelled=True).write(folder)
+    slurm.cancel(submission.job, "TERM" if saves else None)
+    _forget_queue()
+    if entry.state == "PENDING":
+        _close(folder, "preempted")
+    how = "asked to save and end" if saves else "cancelled"
+    return f"job {submission.job} is {how}; `launcher resume {folder}` goes on"
+
+
+def _cache() -> Path:
+    return Path.home() / ".cache" / "launcher" / "squeue.json"
+
+
+def _forget_queue() -> None:
+    """A job has come or gone: the next command asks anew."""
+    with contextlib.suppress(OSError):
+        _cache().unlink(missing_ok=True)
+
+
+_REASONS = {
+    "Resources": "waits for free nodes",
+    "Priority": "others come first",
+    "Dependency": "waits for another job",
+    "BeginTime": "waits for its time, as a requeued job does for two minutes",
+    "None": "just queued",
+    "PartitionTimeLimit": "asks for more time than its partition gives (slurm.time)",
+    "PartitionNodeLimit": "asks for more nodes than its partition has (--nodes)",
+    "ReqNodeNotAvail": "the nodes that it asks for are down or reserved",
+    "JobHeldUser": "held: scontrol release JOB",
+    "JobHeldAdmin": "held by an administrator",
+    "DependencyNeverSatisfied": "the job that it waits for has failed",
+    "AssocGrpGRES": "the account's GPUs are all in use",
+    "QOSMaxJobsPerUserLimit": "you have as many jobs running as you may",
+}
+
+
+def in_words(job: str, entry: slurm.Queued | None) -> str:
+    """How a job stands, for people."""
+    if entry is None:
+        return f"job {job} is not in the queue any more"
+    if entry.state == "PENDING":
+        reason = _REASONS.get(entry.reason, entry.reason)
+        start = f", expected to start {entry.start.replace('T', ' ')}" if entry.start else ""
+        return f"job {job} waits: {reason}{start}"
+    return f"job {job} is {entry.state.lower()} on {entry.nodes or 'no node yet'}, {entry.left} left"
+
+
+def advance_in_words(run: Run, entry: slurm.Queued) -> str:
+    """How far a run is and how fast, and how many jobs like the one in the queue it still needs; empty if unknown."""
+    total = run.total_steps
+    words = [f"step {run.step:,}" + (f" of {total:,}" if total else "")] if run.step else []
+    rate = read_last(run.folder / METRICS_FILE, "samples_per_second").get("samples_per_second")
+    if not words or not rate:
+        return "".join(words)
+    words.append(f"{number(rate)} samples/s")
+    batch, limit = run.recipe.get("data.global_batch_size", ""), slurm.seconds_in(entry.limit)
+    if total and limit and batch.isdigit() and total > run.step:
+        jobs = (total - run.step) * int(batch) / rate / limit
+        words.append(f"needs about {max(0.1, jobs):.1f} jobs of {duration(limit)} at this speed")
+    return ", ".join(words)

@@ -1,0 +1,571 @@
+"""From a recipe and a few flags to a queued job: checked, planned, rendered, and only then submitted."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from launcher.errors import EXIT_DONE, EXIT_USAGE, LauncherError, Problem, RecipeError, UsageError
+from launcher.launch.slurm.batch_script import SCRIPT_FILE, Job, Value, printable, quoted, render
+from launcher.launch.slurm.code import keep, kept_at
+from launcher.launch.slurm.requeue import Submission, lasting_words, mark_submitted, name_job
+from launcher.recipe import show
+from launcher.recipe.load import load_recipe
+from launcher.recipe.schema import Recipe, Slurm
+from launcher.recipe.secrets import holds_secret, is_secret_key
+from launcher.recipe.yaml import brief
+from launcher.runs import folder as runs
+from launcher.runs.identity import essence_of
+from launcher.world import slurm
+from launcher.world.site import Site
+from launcher.world.world import FAULTS_VARIABLE, job_environment
+
+OWN_SCRIPT = "run"  # in place of a recipe
+_OF_THE_JOB = ("launch", "launch.processes", "launch.nodes", "launch.max_restarts")
+_PREFLIGHT_TIME = "00:15:00"
+_CHECK_SECONDS = 60  # a login node is everybody's
+_ONE_STEP = {FAULTS_VARIABLE: "term@step:1"}  # asked to stop after it, it saves as on any other day
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for.
+
+    Attributes:
+        recipe: The YAML file; `run` for a script of one's own.
+        overrides: Changes to the recipe; of a script, its name and arguments.
+        remove: Keys taken out of the recipe.
+        allow: Further packages that it may name.
+        section: Changes to its slurm section, from flags.
+        nodes: How many machines, if said.
+        cpu: Whether to stay on the CPU.
+        processes: How many, on CPUs.
+        run_dir: The run's folder, if said.
+        extra: Further words for sbatch.
+        tasks: The changes of each task of an array.
+        command: What was typed.
+    """
+
+    recipe: str
+    overrides: tuple[str, ...] = ()
+    remove: tuple[str, ...] = ()
+    allow: tuple[str, ...] = ()
+    section: tuple[str, ...] = ()
+    nodes: int | None = None
+    cpu: bool = False
+    processes: int | None = None
+    run_dir: str | None = None
+    extra: tuple[str, ...] = ()
+    tasks: tuple[tuple[str, ...], ...] = ()
+    command: tuple[str, ...] = ()
+
+    def plan(self, site: Site, source: str) -> Plan:
+        """Checks it for the world that it asks for, and decides all that was left open.
+
+        Args:
+            site: The site file.
+            source: Where that is; empty where there is none.
+
+        Raises:
+            RecipeError: The recipe is wrong.
+            UsageError: The request is, or what the recipe names, or the cluster does not offer that.
+        """
+        if self.processes is not None and not self.cpu:
+            raise UsageError("--processes goes with --cpu; on GPUs there is one process for each: --gpus-per-node")
+        recipe = None
+        if self.recipe == OWN_SCRIPT:
+            section = self._script_section()
+        else:
+            recipe = self.read()
+            section = recipe.slurm
+        shape = _shape(self, recipe, section, site)
+        _check_tasks(self.tasks)
+        _refuse_secrets(self, site)
+        if recipe is not None:
+            world = (f"launch.processes={shape.processes}", f"launch.nodes={shape.nodes}")
+            for words in self.tasks or ((),):  # again, for the world that it will have
+                self.read(*words, *world)
+            self._check_components(world)
+        return Plan(self, recipe, section, shape, site, source)
+
+    def _script_section(self) -> Slurm:
+        """What flags ask for, for a script of one's own.
+
+        Raises:
+            UsageError: There is no such script, or a flag goes with recipes only.
+            RecipeError: A flag's value is wrong.
+        """
+        if not self.overrides or not Path(self.overrides[0]).is_file():
+            raise UsageError("launcher submit … run SCRIPT.py: name a script that exists; flags stand before `run`")
+        if self.remove or self.allow:
+            raise UsageError("--remove, --allow: go with a recipe; what stands behind a script is the script's")
+        changes = (change.removeprefix("slurm.").partition("=") for change in self.section)
+        try:
+            return Slurm.model_validate({name: json.loads(value) for name, _, value in changes})
+        except ValidationError as error:
+            raise RecipeError(_flag_problem(detail) for detail in error.errors()) from error
+
+    def read(self, *more: str) -> Recipe:
+        """The recipe with all changes, and further ones.
+
+        Raises:
+            RecipeError: It is wrong.
+        """
+        return load_recipe(self.recipe, [*self.overrides, *self.section, *more], self.remove)
+
+    def _check_components(self, world: Sequence[str]) -> None:
+        """Imports what the recipe names, in a child of one thread; where that takes too long it is left to the job.
+
+        Raises:
+            UsageError: A component does not fit, in the words of `check`.
+        """
+        end = time.monotonic() + _CHECK_SECONDS
+        flags = ["--components", *(f"--remove={key}" for key in self.remove), *(f"--allow={one}" for one in self.allow)]
+        for words in self.tasks or ((),):
+            said = [self.recipe, *self.overrides, *self.section, *words, *world, *flags]
+            if not _components_fit(said, end - time.monotonic()):
+                return
+
+
+def _components_fit(said: Sequence[str], seconds: float) -> bool:
+    """Whether `check` found nothing in so many seconds; False, said on the error output, where it gave no answer.
+
+    Raises:
+        UsageError: It found mistakes.
+    """
+    command = [job_python(), "-m", "launcher", "check", *said]
+    environment = {**job_environment(), "OMP_NUM_THREADS": "1"}
+    try:
+        done = subprocess.run(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=max(0.0, seconds),
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        reason = f"importing what the recipe names took more than {_CHECK_SECONDS} s"
+    else:
+        if done.returncode == EXIT_USAGE:
+            raise UsageError(done.stderr.rstrip("\n"))
+        reason = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+        if done.returncode == EXIT_DONE:
+            return True
+    print(f"{'components':<10} not checked: {brief(reason)}; the job will", file=sys.stderr)
+    return False
+
+
+def _check_tasks(tasks: Sequence[Sequence[str]]) -> None:
+    """What a task of an array changes is read inside the job: it cannot say what the job asks for.
+
+    Raises:
+        UsageError: One says so.
+    """
+    for word in (word for words in tasks for word in words):
+        key = word.partition("=")[0]
+        if key.partition(".")[0] == "slurm" or key in _OF_THE_JOB:
+            raise UsageError(
+                f"--array-file: {key}: all tasks of an array are one job and ask for the same; say it on the command "
+                "line, or submit two arrays"
+            )
+
+
+def _refuse_secrets(request: Request, site: Site) -> None:
+    """What is typed is written into the script and the run's folder, for everybody to read.
+
+    Raises:
+        UsageError: Something looks like a secret; it is not repeated.
+    """
+    is_script = request.recipe == OWN_SCRIPT  # a recipe's changes are judged when they are read
+    typed = {
+        "behind --": request.extra,
+        "run SCRIPT.py": [word for words in (request.overrides, *request.tasks) for word in words] if is_script else [],
+        "site file: environment": [f"{name}={value}" for name, value in site.environment.items()],
+    }
+    for where, words in typed.items():
+        for word, follower in itertools.pairwise([*words, ""]):
+            is_named = word.startswith("-") and is_secret_key(word.lstrip("-")) and follower
+            if is_named or holds_secret(word):
+                raise UsageError(
+                    f"{where}: a word looks like a secret, and would be written into the job's script; set it in the "
+                    "environment, which the job inherits"
+                )
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a job asks the cluster for.
+
+    Attributes:
+        nodes: How many machines.
+        processes: Over all of them.
+        gpus: Of each node, as in `4` or `h100:4`; None on CPUs.
+        cpus: Of each process; None for the cluster's default.
+    """
+
+    nodes: int
+    processes: int
+    gpus: str | None
+    cpus: int | None
+
+    @property
+    def per_node(self) -> int:
+        """Processes of a node, at most."""
+        return -(-self.processes // self.nodes)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A job as it will be queued."""
+
+    request: Request
+    recipe: Recipe | None
+    section: Slurm
+    shape: Shape
+    site: Site
+    source: str
+
+    @property
+    def name(self) -> str:
+        """Of the run, and of its job."""
+        return self.recipe.name if self.recipe is not None else Path(self.request.overrides[0]).stem
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder that was asked for."""
+        return None if self.request.run_dir is None else Path(self.request.run_dir).absolute()
+
+    @property
+    def options(self) -> dict[str, Value]:
+        """What sbatch is asked for, without the files of a run."""
+        shape, section, site = self.shape, self.section, self.site
+        ntasks: dict[str, Value] = {"ntasks-per-node": shape.per_node}
+        if shape.processes != shape.per_node * shape.nodes:
+            ntasks = {"ntasks": shape.processes, **ntasks}
+        said = {
+            "partition": section.partition or site.partition,
+            "account": section.account or site.account,
+            "time": section.time,
+            "gpus-per-node": shape.gpus,
+            "cpus-per-task": shape.cpus,
+            "mem": section.mem,
+        }
+        return {
+            "job-name": self.name,
+            "nodes": shape.nodes,
+            **ntasks,
+            **{name: value for name, value in said.items() if value is not None},
+            "signal": f"USR2@{self.signal_seconds}",
+            "requeue" if site.requeue else "no-requeue": True,
+            "open-mode": "append",
+            **site.options,
+            **(section.__pydantic_extra__ or {}),
+        }
+
+    @property
+    def signal_seconds(self) -> int:
+        """How long before the limit the job is asked to save."""
+        return max(1, round(self.section.signal.amount))
+
+    @property
+    def files(self) -> list[Path]:
+        """What it runs, a recipe's bases with it: kept in the run's folder, so that no edit reaches a waiting job."""
+        named = self.recipe.document.files if self.recipe is not None else [Path(self.request.overrides[0])]
+        return [Path(os.path.abspath(file)) for file in named]
+
+    def script(self, folder: Path, once: bool = False) -> str:
+        """The batch script for a run's folder.
+
+        Args:
+            folder: The run's.
+            once: Whether one step is all that is wanted.
+
+        Raises:
+            UsageError: A value cannot be written in one.
+        """
+        request, is_array = self.request, bool(self.request.tasks)
+        log = "%a/logs/slurm-%A_%a.out" if is_array else "logs/slurm-%j.out"
+        if any(mark in str(folder) for mark in '%\\"'):
+            raise UsageError(
+                f"--run-dir: {folder} holds a '%', a backslash or a quotation mark, which sbatch reads itself"
+            )
+        array: dict[str, Value] = {"array": f"0-{len(request.tasks) - 1}"} if is_array else {}
+        site = self.site
+        job = Job(
+            head=[f"{self.name}: {self._world()}. Written by: {shlex.join(request.command)}"],
+            options={**self.options, **array, "output": f"{folder}/{log}"},
+            launch=self._srun(str(kept_at(self.files[0], self.files, folder))),
+            python=quoted(site.python or job_python()),
+            host=quoted(job_python()) if site.container else None,
+            run=f'{quoted(str(folder))}/"$SLURM_ARRAY_TASK_ID"' if is_array else quoted(str(folder)),
+            directory=quoted(str(Path.cwd())),
+            setup=site.setup,
+            environment={**site.environment, **(_ONE_STEP if once else {})},
+            tasks=request.tasks,
+            max_requeues=self.section.max_requeues,
+            max_restarts=self.recipe.launch.max_restarts if self.recipe is not None else 0,
+            signal_seconds=self.signal_seconds,
+            requeue=site.requeue,
+            once=once,
+        )
+        return render(job)
+
+    def test_only(self) -> str:
+        """When SLURM would start it, in SLURM's words."""
+        with tempfile.NamedTemporaryFile("w", suffix=".sbatch") as file:
+            file.write(self.script(Path("/tmp")))
+            file.flush()
+            return slurm.test_only(file.name, self.request.extra)
+
+    def _world(self) -> str:
+        nodes = f"{self.shape.nodes} node{'s' * (self.shape.nodes > 1)}"
+        return f"{self.shape.processes} process{'es' * (self.shape.processes > 1)} on {nodes}"
+
+    def _srun(self, file: str) -> list[str]:
+        """The command that starts a task for each rank."""
+        cpus = ' --cpus-per-task="$SLURM_CPUS_PER_TASK"' if self.shape.cpus is not None else ""
+        inside = "".join(f"{quoted(word)} " for word in self.site.container)
+        return [f"srun --kill-on-bad-exit=1{cpus} \\", f'  {inside}"$python" -m launcher {self._command(file)}']
+
+    def _command(self, file: str) -> str:
+        """Shell: what each rank does with the recipe or script in a file."""
+        request, site = self.request, self.site
+        changes = ' "$@"' if request.tasks else ""
+        where = ["--cpu"] if self.shape.gpus is None else []
+        where += ["--processes=1", "--nodes=1"] if self.shape.processes == 1 else []  # whatever the recipe says
+        if self.recipe is None:  # flags stand before the script; what stands behind it is the script's
+            return f'{_words("run", *where)} --run-dir "$run" {_words(file, *request.overrides[1:])}{changes}'
+        words = [f"--remove={key}" for key in request.remove] + [f"--allow={name}" for name in request.allow]
+        if site.scratch is not None and self.recipe.data.scratch is None:
+            words.append(f"data.scratch={site.scratch}")
+        return f'{_words("train", file, *request.overrides, *words, *where)}{changes} --run-dir "$run"'
+
+
+def _flag_problem(detail: ErrorDetails) -> Problem:
+    name = str(detail["loc"][0])
+    about = Slurm.model_fields[name].description
+    return Problem(f"--{name.replace('_', '-')}", "", f"{detail['input']!r}: {detail['msg']}; it is: {about}")
+
+
+def _words(*words: str) -> str:
+    """Shell: these words."""
+    return " ".join(map(quoted, words))
+
+
+def job_python() -> str:
+    """The Python that submits is the one that trains."""
+    return sys.executable
+
+
+def _shape(request: Request, recipe: Recipe | None, section: Slurm, site: Site) -> Shape:
+    nodes = request.nodes or (recipe.launch.nodes if recipe is not None else 1)
+    cpus = section.cpus_per_task or site.cpus_per_task
+    if request.cpu:
+        stated = recipe.launch.processes if recipe is not None else "auto"
+        processes = request.processes or (stated if isinstance(stated, int) else nodes)
+        if processes < nodes:
+            raise UsageError(
+                f"--nodes {nodes}: {processes} processes are too few; --processes counts those of all nodes"
+            )
+        return Shape(nodes, processes, None, cpus)
+    asked = section.gpus_per_node or site.gpus_per_node
+    partition = section.partition or site.partition
+    if asked is None:
+        raise UsageError(
+            f"how many GPUs of a node? Say --gpus-per-node, slurm.gpus_per_node, or --cpu; {_offered(partition)}"
+        )
+    return Shape(nodes, nodes * slurm.gpu_count(asked), str(asked), cpus or _fair_share(partition, str(asked)))
+
+
+def _offered(partition: str | None) -> str:
+    try:
+        found = [str(one) for one in slurm.offers(partition) if one.gpus]
+    except LauncherError as error:
+        return f"what the cluster offers is not known: {error}"
+    return f"the cluster offers: {', '.join(found)}" if found else "the cluster says of no node that it has GPUs"
+
+
+def _fair_share(partition: str | None, gpus: str) -> int | None:
+    """A node's CPUs by its GPUs, of the poorest node that fits; None where the cluster does not say."""
+    kind, _, count = gpus.rpartition(":")
+    try:
+        fitting = [one for one in slurm.offers(partition) if one.gpus >= int(count) and kind in ("", one.kind)]
+    except LauncherError:
+        return None
+    return max(1, min(one.cpus // one.gpus for one in fitting)) if fitting else None
+
+
+def describe(plan: Plan) -> list[tuple[str, str]]:
+    """Everything that the job asks for, for people."""
+    shape, options = plan.shape, plan.options
+    gpus = "no GPU" if shape.gpus is None else f"{shape.gpus} GPUs"
+    cpus = "the cluster's default of CPUs" if shape.cpus is None else f"{shape.cpus} CPUs a process"
+    each = f"{shape.per_node} process{'es' * (shape.per_node > 1)}"
+    rows = [
+        ("asks for", f"{shape.nodes} × ({each}, {gpus}, {options.get('mem', 'default memory')}), {cpus}"),
+        (
+            "time",
+            f"{options.get('time', 'the default of the partition')}; saves {plan.signal_seconds} s before the limit",
+        ),
+        ("queue", f"{options.get('partition', 'the default')}, account {options.get('account', 'the default')}"),
+    ]
+    if plan.source:
+        said = plan.site.model_dump(exclude_unset=True)
+        rows += [("site", f"{name}: {json.dumps(value)}, from {plan.source}") for name, value in said.items()]
+    return rows
+
+
+def submit(plan: Plan, after: str | None = None) -> str:
+    """Makes the run's folder and queues the job; gives its number.
+
+    Args:
+        plan: The job.
+        after: A job that must have ended well before.
+
+    Raises:
+        UsageError: sbatch refuses it; no folder is left behind.
+    """
+    folder = _choose_folder(plan)
+    is_new = plan.request.run_dir is None or not folder.exists()
+    script = plan.script(folder)
+    # of an array, each task is a run of its own
+    tasks: list[str | None] = [str(number) for number in range(len(plan.request.tasks))] or [None]
+    places = [folder if task is None else folder / task for task in tasks]
+    for place, task, words in zip(places, tasks, plan.request.tasks or [()], strict=True):
+        runs.create(place)
+        submission = Submission(script=str(folder / SCRIPT_FILE), task=task, extra=list(plan.request.extra))
+        mark_submitted(place, submission, is_recipe=plan.recipe is not None)
+        _describe(place, plan, words)
+    path = _write(folder, plan, script)
+    waits = [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"] if after else []
+    try:
+        number = slurm.submit(str(path), [*waits, *plan.request.extra], job_environment())
+    except LauncherError:
+        if is_new:
+            _remove(folder)
+        if after:
+            slurm.cancel(after)
+        raise
+    for place, task in zip(places, tasks, strict=True):
+        name_job(place, number if task is None else f"{number}_{task}")
+    shown = _shown(folder)
+    print(f"{'job':<10} {number}" + (f", {len(places)} tasks" if plan.request.tasks else ""))
+    print(f"{'folder':<10} {shown}")
+    print(f"{'watch':<10} launcher runs {shown}; launcher logs -f {shown}")
+    print(f"{'cancel':<10} launcher cancel {shown}")
+    return number
+
+
+def _describe(place: Path, plan: Plan, words: Sequence[str]) -> None:
+    """Keeps what was submitted: the recipe, its values, the code's commit and what differs from it."""
+    if was := runs.read_json(place / runs.ENVIRONMENT_FILE):  # a run that is submitted again, with the code of today
+        runs.write_json(place / runs.ENVIRONMENT_FILE, {**was, "git": runs.environment({})["git"]})
+        return
+    command: dict[str, object] = {"command": list(plan.request.command)}
+    if plan.recipe is None:
+        script, *arguments = plan.request.overrides
+        how = {**command, "script": str(Path(script).absolute()), "arguments": [*arguments, *words]}
+        runs.write_json(place / runs.ENVIRONMENT_FILE, runs.environment(how))
+    else:
+        recipe = plan.request.read(*words)
+        how = {
+            **command,
+            "recipe": str(Path(plan.request.recipe).absolute()),
+            "overrides": [*plan.request.overrides, *words],
+            "remove": list(plan.request.remove),
+            "allow": list(plan.request.allow),
+            "cpu": plan.request.cpu,
+        }
+        runs.describe(place, recipe.document.text, show.render(recipe), runs.environment(how))
+
+
+def _write(folder: Path, plan: Plan, text: str) -> Path:
+    """The batch script in its folder, and the code that it runs.
+
+    Raises:
+        UsageError: It cannot be written.
+    """
+    path = folder / SCRIPT_FILE
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o755)
+    except OSError as error:
+        raise UsageError(f"--run-dir: {folder} cannot be written: {error.strerror or error}") from error
+    if note := keep(plan.files, folder):
+        print(f"{'code':<10} {note}")
+    return path
+
+
+def preflight(plan: Plan) -> str:
+    """Queues one step of the run on one node, with micro-batches as large as the run's; gives the job's number.
+
+    Raises:
+        UsageError: sbatch refuses it.
+    """
+    recipe = plan.recipe
+    if recipe is None or plan.request.tasks:
+        raise UsageError("--preflight: goes with one recipe, and not with a script or an array")
+    share = -(-recipe.data.global_batch_size // plan.shape.processes)
+    micro = min(share, recipe.data.micro_batch_size or share)
+    request = replace(
+        plan.request,
+        overrides=(*plan.request.overrides, f"data.micro_batch_size={micro}"),
+        section=(*plan.request.section, f'slurm.time="{_PREFLIGHT_TIME}"', "slurm.max_requeues=0"),
+        nodes=1,
+        processes=plan.shape.per_node if plan.shape.gpus is None else None,
+        run_dir=None,
+    )
+    small = request.plan(plan.site, plan.source)
+    folder = runs.Choice(f"{recipe.name}-preflight", None, False, {}).folder(plan.site.root)
+    runs.create(folder)
+    script = small.script(folder, once=True)
+    # what was said to sbatch of nodes and time holds for the run alone
+    words = [
+        *lasting_words(plan.request.extra),
+        "--nodes=1",
+        f"--ntasks={small.shape.processes}",
+        f"--time={_PREFLIGHT_TIME}",
+    ]
+    number = slurm.submit(str(_write(folder, small, script)), words, job_environment())
+    print(f"{'preflight':<10} job {number}, one step on one node; the run waits for it. {_shown(folder)}")
+    return number
+
+
+def _choose_folder(plan: Plan) -> Path:
+    essence = essence_of(plan.recipe) if plan.recipe is not None else {}
+    folder = runs.Choice(plan.name, plan.request.run_dir, False, essence).folder(plan.site.root)
+    printable(str(folder))
+    return folder
+
+
+def _shown(folder: Path) -> str:
+    try:
+        return str(folder.relative_to(Path.cwd()))
+    except ValueError:
+        return str(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Takes away what was made for a job that was refused, and folders above it that hold nothing else."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        folder.parent.rmdir()
+        folder.parent.parent.rmdir()

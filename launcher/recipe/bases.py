@@ -1,0 +1,395 @@
+"""From a recipe file, its bases and the command line to one document, with every mistake found on the way."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+from launcher.recipe.references import resolve
+from launcher.recipe.secrets import ADVICE, holds_secret, shape_in, without_secrets
+from launcher.recipe.yaml import (
+    MAX_BYTES,
+    Document,
+    Key,
+    Node,
+    Origin,
+    Path,
+    Problems,
+    TextError,
+    brief,
+    decode,
+    dotted,
+    parse,
+    place,
+    printable,
+    suggestion,
+)
+
+_HORIZONS = ("epochs", "steps", "time")  # of `train`, which says exactly one of them
+_MAX_BASES = 20
+
+
+def read_document(
+    path: str | os.PathLike[str], overrides: Sequence[str] = (), remove: Sequence[str] = ()
+) -> tuple[Document | None, Problems]:
+    """Read a recipe: the file, the bases it builds on, what the command line changes, and its references.
+
+    Args:
+        path: The recipe file.
+        overrides: `a.b=value`, applied in order; list items by index, as in `a.b.0=value` or `a.b[0]=value`.
+        remove: Names of values to leave out; done before the overrides are applied.
+
+    Returns:
+        The recipe, without what could not be read of it, or None where one of its files cannot be read to its end; and
+        every mistake found.
+
+    Raises:
+        RecipeError: There are more mistakes than anybody would read.
+    """
+    problems = Problems()
+    sources = _Sources(problems)
+    root = sources.read(os.fspath(path))
+    removals = [_read_removal(name, problems) for name in remove]
+    changes = [_read_override(text, sources.folder, problems) for text in overrides]
+    if root is None:
+        return None, problems
+    for change in (*removals, *changes):
+        root = _changed(root, change, problems) if change else root
+    root, env = resolve(root, problems, os.environ)
+    return _document(root, sources, env), problems
+
+
+class _FileError(Exception):
+    """A file that cannot be read, in words."""
+
+
+class _ChangeError(Exception):
+    """A change that does not fit the recipe, in words."""
+
+
+@dataclass(frozen=True)
+class _File:
+    """One recipe file on the way from the recipe to its last base.
+
+    Attributes:
+        path: Where it is.
+        source: What to call it.
+        named_at: Where it is named: the place of a `base:`, or the command line.
+        named_by: The files that led to it, the recipe first.
+    """
+
+    path: pathlib.Path
+    source: str
+    named_at: Origin
+    named_by: tuple[_File, ...] = ()
+
+    def base(self, node: Node) -> _File:
+        source = os.path.normpath(os.path.join(os.path.dirname(self.source), str(node.value)))
+        return _File(self.path.parent / str(node.value), source, node.origin, (*self.named_by, self))
+
+    def check_chain(self) -> None:
+        """Raise `_FileError` if this file is its own base."""
+        real = [os.path.realpath(file.path) for file in (*self.named_by, self)]
+        names = [file.source for file in (*self.named_by, self)]
+        if real[-1] in real[:-1]:
+            raise _FileError(f"is its own base: {' → '.join(names[real.index(real[-1]) :])}")
+        if len(real) > _MAX_BASES:
+            raise _FileError(f"more than {_MAX_BASES} recipes build on each other")
+
+
+class _Sources:
+    """Reads a recipe and the bases it names, and keeps what was read."""
+
+    def __init__(self, problems: Problems):
+        self.problems = problems
+        self.files: list[pathlib.Path] = []
+        self.texts: list[str] = []
+        self.folder = pathlib.Path()
+
+    def read(self, source: str) -> Node | None:
+        """Return the recipe over its bases, or None if some of it cannot be read."""
+        origin = Origin(printable(source))
+        try:
+            path = pathlib.Path(os.path.abspath(source))
+        except OSError:
+            self.problems.add(origin, (), "the working directory no longer exists; change to another")
+            return None
+        self.folder = path.parent
+        return self.load(_File(path, origin.source, origin))
+
+    def load(self, file: _File) -> Node | None:
+        """Return one file over its bases."""
+        root = self.sections(file)
+        found = root.find("base") if root else None
+        if root is None or found is None:
+            return root
+        _, base = found
+        root = root.with_items([(key, child) for key, child in root.items() if key != "base"])
+        if base.value is None:
+            return root
+        if not (isinstance(base.value, str) and base.value.isprintable() and base.value) or "${" in base.value:
+            message = "must be the path of one other recipe, as in 'base: common.yaml', without references"
+            self.problems.add(base.origin, ("base",), message)
+            return None
+        old = self.load(file.base(base))
+        return self.merged(old, root) if old else None
+
+    def merged(self, old: Node, new: Node) -> Node | None:
+        root = merge(old, new)
+        if excess := root.excess():
+            self.problems.add(root.origin, (), f"with its bases this is {excess}")
+            return None
+        return root
+
+    def sections(self, file: _File) -> Node | None:
+        """Return what one file says, if that is a mapping."""
+        try:
+            data = _contents(file)
+            file.check_chain()
+            text = decode(data, file.source)
+            if sum(map(len, [*self.texts, text])) > MAX_BYTES:
+                raise _FileError(f"is larger than {MAX_BYTES // 1024} KiB with what builds on it")
+        except TextError as error:
+            self.problems.add(error.origin, (), str(error))
+            return None
+        except _FileError as error:
+            at, name = (("base",), f"'{file.source}' ") if file.named_by else ((), "")
+            self.problems.add(file.named_at, at, f"{name}{error}")
+            return None
+        self.files.append(file.path)
+        self.texts.append(text)
+        if secret := shape_in(text):  # comments too; nothing else is said of such a file, so that nothing is echoed
+            message = f"here stands what looks like {secret[1]}; {ADVICE}"
+            self.problems.add(place(text, secret[0], file.source), (), message)
+            return None
+        root = parse(text, file.source, file.path.parent, self.problems)
+        if root is None or isinstance(root.value, dict):
+            return root and without_secrets(root, (), self.problems)
+        found = {list: "a list", type(None): "empty"}.get(type(root.value), "a single value")
+        self.problems.add(root.origin, (), f"is {found}; a recipe is a mapping of sections, such as 'model: …'")
+        return None
+
+
+def _contents(file: _File) -> bytes:
+    try:
+        mode = file.path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise _FileError(f"is a folder{_listed(_recipes(file.path), '; name a recipe in it: ')}")
+        if not stat.S_ISREG(mode):
+            raise _FileError("is not a regular file")
+        with file.path.open("rb") as stream:
+            data = stream.read(MAX_BYTES + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        raise _FileError(f"does not exist{_alternatives(file)}") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise _FileError(f"cannot be read: {reason.lower()}") from None
+    if len(data) > MAX_BYTES:
+        raise _FileError(f"is larger than {MAX_BYTES // 1024} KiB; a recipe is a short text")
+    return data
+
+
+def _recipes(folder: pathlib.Path) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in islice(entries, 1000)]
+    except OSError:
+        return []
+    return sorted(printable(name) for name in names if name.endswith((".yaml", ".yml")))
+
+
+def _listed(names: Sequence[str], words: str) -> str:
+    return words + ", ".join(names[:8]) + (", …" if len(names) > 8 else "") if names else ""
+
+
+def _alternatives(file: _File) -> str:
+    folder = os.path.dirname(file.source)
+    if not file.path.parent.is_dir():
+        return f"; there is no folder '{folder}'"
+    names = _recipes(file.path.parent)
+    prefix = f"{folder}/" if folder else ""
+    return suggestion(file.path.name, names, prefix) or _listed(names, "; the recipes there are ")
+
+
+def merge(old: Node | None, new: Node, at: Path = ()) -> Node:
+    """Return a value put over an older one.
+
+    Mappings merge, and everything else is replaced; so is the whole of a mapping over which `_target_` or
+    `_ref_` is stated, as the arguments of one class are not those of another.
+    """
+    if old is None or not (isinstance(old.value, dict) and isinstance(new.value, dict)):
+        return new
+    if "_target_" in new.value or "_ref_" in new.value:
+        return new
+    children = _displaced(old.value, new.value, at)
+    for key, child in new.value.items():
+        children[key] = merge(children.get(key), child, (*at, key))
+    return replace(new, value=children)
+
+
+def _displaced(old: Mapping[Key, Node], stated: Mapping[Key, Node], at: Path) -> dict[Key, Node]:
+    """Return a mapping, without the length of the training where another length is put over it."""
+    lengths = [key for key, node in stated.items() if key in _HORIZONS and node.value is not None]
+    return {key: node for key, node in old.items() if not (at == ("train",) and lengths and key in _HORIZONS)}
+
+
+@dataclass(frozen=True)
+class _Change:
+    """What the command line asks for: a value to put at a place, or, without one, to remove what is there."""
+
+    origin: Origin
+    segments: Sequence[str]
+    node: Node | None = None
+
+    def path(self) -> Path:
+        return tuple(int(part) if re.fullmatch("[0-9]{1,9}", part) else part for part in self.segments)
+
+
+def _segments(name: str) -> Sequence[str]:
+    """Split `a.b[0]`, or `a.b.0`, into its parts; return none if it is no name."""
+    parts = re.sub(r"\[(\d+)\]", r".\1", name).split(".")
+    return parts if all(part.isprintable() and re.fullmatch(r"[^\s\[\]]+", part) for part in parts) else ()
+
+
+def _read_override(text: str, folder: pathlib.Path, problems: Problems) -> _Change | None:
+    name, equals, value = text.partition("=")
+    change = _Change(_override_origin(name, text), _segments(name))
+    if fault := _name_fault(name, equals, change.segments):
+        problems.add(change.origin, (), fault)
+        return None
+    if fault := _value_fault(name, value):
+        problems.add(change.origin, change.path(), fault)
+        return None
+    node = parse(value, change.origin.source, folder, problems, at=change.path())
+    return replace(change, node=without_secrets(node, change.path(), problems)) if node else None
+
+
+def _override_origin(name: str, text: str) -> Origin:
+    """What to call an override: its own text, but for a secret's."""
+    shown = text if not holds_secret(text) else f"{name}=…" if shape_in(name) is None else "…"
+    return Origin(f"override '{brief(shown)}'")
+
+
+def _name_fault(name: str, equals: str, segments: Sequence[str]) -> str | None:
+    if secret := shape_in(name):
+        return f"holds what looks like {secret[1]}; {ADVICE}"
+    if name.startswith("~"):
+        return f"to leave a value out, write --remove {brief(name[1:])}"
+    if name.startswith("+"):
+        return f"a key is added like any other, without '+': {brief(name.lstrip('+'))}=…"
+    if not equals or not segments:
+        return "an override is written a.b=value, and an item of a list a.b.0=value"
+    if segments[0] == "base":
+        return "the base is read before overrides; write a recipe of your own with another base:"
+    return None
+
+
+_SHELL = "if it held ${…}, the shell took that for its own: put the whole override in single quotes"
+
+
+def _value_fault(name: str, value: str) -> str | None:
+    """Return what is wrong with a value that is not what the user typed, or not what YAML takes it for."""
+    if not value.strip():
+        return f"no value follows '='; write {name}=null for none; {_SHELL}"
+    if re.match(r"\s*(\*|[-+/]\s)", value):
+        return f"a value cannot begin with '{value.strip()[0]}'; {_SHELL}"
+    return None
+
+
+def _read_removal(name: str, problems: Problems) -> _Change | None:
+    if secret := shape_in(name):
+        problems.add(Origin("--remove …"), (), f"holds what looks like {secret[1]}; {ADVICE}")
+        return None
+    change = _Change(Origin(f"--remove {brief(name)}"), _segments(name))
+    if change.segments and change.segments[0] != "base":
+        return change
+    problems.add(change.origin, (), "name a value of the recipe, as in --remove scheduler._warmup_")
+    return None
+
+
+def _changed(root: Node, change: _Change, problems: Problems) -> Node:
+    """Return the recipe with a change made, or as it was if the change does not fit."""
+    try:
+        new = _put(root, change.segments, change.node) if change.node else _drop(root, change.segments)
+        if excess := new.excess():
+            raise _ChangeError(f"with it, the recipe has {excess}")
+    except _ChangeError as error:
+        problems.add(change.origin, change.path(), str(error))
+        return root
+    return new
+
+
+def _put(node: Node, segments: Sequence[str], new: Node, at: Path = ()) -> Node:
+    """Return a value with another one put over what is at a place in it."""
+    if not segments:
+        return merge(node, replace(new, key=node.key), at)
+    if node.value is None:
+        return replace(_nested(segments, new), key=node.key)
+    key, old = _step(node, segments[0], at)
+    if old is None:
+        child = replace(_nested(segments[1:], new), key=new.origin)
+    else:
+        child = _put(old, segments[1:], new, (*at, key))
+    children = dict(node.items())
+    if len(segments) == 1:
+        children = _displaced(children, {key: child}, at)
+    return node.with_items({**children, key: child}.items())
+
+
+def _nested(segments: Sequence[str], node: Node) -> Node:
+    for segment in reversed(segments):
+        node = Node({segment: replace(node, key=node.origin)}, node.origin, node.folder)
+    return node
+
+
+def _drop(node: Node, segments: Sequence[str], at: Path = ()) -> Node:
+    """Return a value without what is at a place in it."""
+    key, old = _step(node, segments[0], at)
+    if old is None:
+        raise _ChangeError(f"there is no '{key}' to remove{suggestion(segments[0], dict(node.items()))}")
+    if len(segments) > 1:
+        return node.with_items({**dict(node.items()), key: _drop(old, segments[1:], (*at, key))}.items())
+    return node.with_items([(other, child) for other, child in node.items() if other != key])
+
+
+def _step(node: Node, segment: str, at: Path) -> tuple[Key, Node | None]:
+    """Return the key or index that a segment means, and what is there; None where a mapping has no such key."""
+    if found := node.find(segment):
+        return found
+    if isinstance(node.value, list):
+        raise _ChangeError(f"'{dotted(at)}' has {len(node.value)} items, counted from 0; there is no '{segment}'")
+    if isinstance(node.value, str) and "${" in node.value:
+        raise _ChangeError(f"'{dotted(at)}' is the reference '{brief(node.value)}'; change what it refers to")
+    if not isinstance(node.value, dict):
+        raise _ChangeError(f"'{dotted(at)}' is a single value; it has no '{segment}'")
+    return segment, None
+
+
+def _document(root: Node, sources: _Sources, env: dict[str, str]) -> Document:
+    """Spread the nodes over plain values and the tables of their places."""
+    document = Document({}, {}, {}, sources.folder, {}, tuple(sources.files), sources.texts[0], env)
+    document.values = _plain(root, (), document)
+    return document
+
+
+def _plain(node: Node, path: Path, document: Document) -> Any:
+    document.origins[path] = node.origin
+    document.folders[path] = _home(node)
+    if node.key:
+        document.keys[path] = node.key
+    values = {key: _plain(child, (*path, key), document) for key, child in node.items()}
+    if isinstance(node.value, dict):
+        return values
+    return list(values.values()) if isinstance(node.value, list) else node.value
+
+
+def _home(node: Node) -> pathlib.Path:
+    """Return where the files that a value names are looked for; of a component, beside its target."""
+    targets = [child.folder for key, child in node.items() if key in ("_target_", "_ref_")]
+    return targets[0] if targets else node.folder

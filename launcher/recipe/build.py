@@ -1,0 +1,292 @@
+"""*Components*: import what the recipe names, check that the arguments fit, and build it.
+
+Nothing here imports torch by itself; a target of torch does.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.errors import LauncherError, Problem, RecipeError
+from launcher.recipe.component import Component, components_in
+from launcher.recipe.duration import Duration
+from launcher.recipe.policy import UNKNOWN, Trust, argument_objections
+from launcher.recipe.project import allowed_packages
+from launcher.recipe.references import Expression
+from launcher.recipe.schema import Recipe
+from launcher.recipe.signature import argument_problems, arguments_of, parameters_of, wrong_kind
+from launcher.recipe.targets import find_target, told
+from launcher.recipe.yaml import by_place, dotted, printable
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place of the recipe where components stand.
+
+    Attributes:
+        path: The dotted key.
+        homes: Modules in which short names are looked up.
+        handed: The argument that the run hands in at any depth, an error to write.
+        kind: What must come out, in words, for the check of the outermost component.
+    """
+
+    path: str
+    homes: tuple[str, ...] = ()
+    handed: str | None = None
+    kind: str | None = None
+
+
+SLOTS = (
+    Slot("data.train", ("launcher.datasets",), kind="data set"),
+    Slot("data.validation", ("launcher.datasets",), kind="data set"),
+    Slot("data.test", ("launcher.datasets",), kind="data set"),
+    Slot("data.collate", kind="function"),
+    Slot("model", ("torch.nn", "launcher.models"), kind="model"),
+    Slot("loss", ("torch.nn",), kind="loss"),
+    Slot("optimizer", ("torch.optim",), handed="params", kind="optimizer"),
+    Slot("scheduler", ("torch.optim.lr_scheduler",), handed="optimizer", kind="scheduler"),
+    Slot("train.step", kind="function"),
+    Slot("train.count", kind="function"),
+    Slot("evaluate.metrics", ("torchmetrics.classification", "torchmetrics.text", "torchmetrics"), kind="metric"),
+)
+
+
+def slot_of(component: Component) -> Slot:
+    """The slot that a component stands in, however deep."""
+    path = f"{dotted(component.path)}."
+    return next((slot for slot in SLOTS if path.startswith((f"{slot.path}.", f"{slot.path}["))), Slot(path[:-1]))
+
+
+class BuildError(LauncherError):
+    """A component of the recipe could not be built; its cause carries the traceback."""
+
+    exit_code = 2
+
+
+class Workshop:
+    """Resolves, checks and builds the components of one recipe, each definition once per process.
+
+    Args:
+        recipe: The recipe read.
+        allow: Packages whose objects it may name besides the list and those that the project allows.
+        directory: The project's; None is the working directory.
+
+    Raises:
+        UsageError: One of them is no package, or the project's pyproject.toml cannot be read.
+    """
+
+    def __init__(self, recipe: Recipe, allow: Sequence[str] = (), directory: Path | None = None):
+        self.recipe = recipe
+        self.directory = directory
+        self.allow = allowed_packages(allow, directory)
+        self.computed: dict[str, int] = {}
+        self._built: dict[tuple[str | int, ...], Any] = {}
+        self._targets: dict[tuple[str, str, Path], Any] = {}
+
+    def for_recipe(self, recipe: Recipe) -> Workshop:
+        """The same objects, built or yet to be, for a recipe whose components are the same."""
+        other = copy.copy(self)
+        other.recipe = recipe
+        return other
+
+    # ------------------------------------------------------------------ checking
+
+    def check(self) -> int:
+        """Imports every target and binds its arguments.
+
+        Returns:
+            How many components there are.
+
+        Raises:
+            RecipeError: All that does not fit, each with its place.
+        """
+        components = [component for root in self._roots() for component in root.walk()]
+        roots = {root.path for root in self._roots()}
+        problems = [problem for one in components for problem in self._problems(one, one.path in roots)]
+        if problems:
+            raise RecipeError(sorted(problems, key=by_place))
+        return len(components)
+
+    def _roots(self) -> Iterator[Component]:
+        for name in type(self.recipe).model_fields:
+            section = getattr(self.recipe, name)
+            yield from components_in(dict(section) if hasattr(section, "model_fields_set") else section)
+
+    def _problems(self, component: Component, outermost: bool) -> Iterator[Problem]:
+        if component.given is not None:
+            return
+        slot = slot_of(component)
+        try:
+            target = self.resolve(component)
+        except LauncherError as error:
+            yield self._problem(component, _target_key(component), str(error), at_value=True)
+            return
+        if outermost and slot.kind and (wrong := wrong_kind(component, target, slot.kind)):
+            yield self._problem(component, _target_key(component), f"{component.target} {wrong}", at_value=True)
+        if component.style == "reference":
+            return
+        for argument, message, at_value in argument_problems(component, target, slot.handed, self._made):
+            yield self._problem(component, argument, message, at_value)
+        if parameters := parameters_of(target):
+            known = {name: _known(value) for name, value in arguments_of(component, parameters).items()}
+            for argument, message in argument_objections(target, known, self._trust(component)):
+                yield self._problem(component, argument, message, at_value=True)
+
+    def _problem(self, component: Component, key: str, message: str, at_value: bool = False) -> Problem:
+        document, path = self.recipe.document, (*component.path, key) if key else component.path
+        where = document.origin(path) if at_value else document.key_origin(path)
+        return Problem(str(where), dotted(path), printable(message))
+
+    def _made(self, component: Component) -> type | None:
+        """The class of what a component gives, where its target is a class."""
+        if component.given is not None or component.style != "call":
+            return None
+        try:
+            target = self.resolve(component)
+        except LauncherError:
+            return None
+        return target if inspect.isclass(target) else None
+
+    # ------------------------------------------------------------------ resolving
+
+    def resolve(self, component: Component) -> Any:
+        """The class or function that a component names.
+
+        Raises:
+            LauncherError: There is none, its import fails, or a recipe may not name it.
+        """
+        homes = slot_of(component).homes
+        key = (component.target, slot_of(component).path, component.folder)
+        if key not in self._targets:
+            self._targets[key] = find_target(component.target, homes, self._trust(component))
+        return self._targets[key]
+
+    def _trust(self, component: Component) -> Trust:
+        project = self.directory or Path.cwd()
+        return Trust(tuple(dict.fromkeys((component.folder.resolve(), project.resolve()))), self.allow)
+
+    # ------------------------------------------------------------------ building
+
+    def build(self, component: Component, **handed: Any) -> Any:
+        """Builds a component and all inside it; a second call gives the same object.
+
+        Args:
+            component: What to build.
+            **handed: Arguments that the run hands in, at any depth, where a signature has them.
+
+        Raises:
+            BuildError: The target itself raised; the message names place, target and cause.
+        """
+        if component.given is not None:
+            return component.given
+        if component.path not in self._built:
+            self._built[component.path] = self._build(component, handed)
+        return self._built[component.path]
+
+    def _build(self, component: Component, handed: Mapping[str, Any]) -> Any:
+        target = self.resolve(component)
+        if component.style == "reference":
+            return target
+        args = [self.value(item, handed) for item in component.args]
+        kwargs = {name: self.value(item, handed) for name, item in component.kwargs.items()}
+        self._refuse(component, target, args, kwargs)
+        if component.style == "partial":
+            return functools.partial(target, *args, **kwargs)
+        kwargs.update({name: value for name, value in handed.items() if name in (parameters_of(target) or ())})
+        try:
+            return target(*args, **kwargs)
+        except Exception as error:
+            where, path = component.origin, dotted(component.path)
+            raise BuildError(printable(f"{where}: {path}: {component.target}: {told(error)}")) from error
+
+    def _refuse(self, component: Component, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Judges the arguments again, now that all their values are known."""
+        names = [name for name, one in (parameters_of(target) or {}).items() if one.kind in _POSITIONAL]
+        arguments = {**dict(zip(names, args, strict=False)), **kwargs}
+        problems = argument_objections(target, arguments, self._trust(component))
+        if found := [self._problem(component, argument, message) for argument, message in problems]:
+            raise RecipeError(found)
+
+    def value(self, item: Any, handed: Mapping[str, Any]) -> Any:
+        """An argument as its target gets it: components built, expressions evaluated, durations in steps."""
+        if isinstance(item, Component):
+            return self.build(item, **handed)
+        if isinstance(item, Expression):
+            return item.evaluate(self.lookup)
+        if isinstance(item, Mapping):
+            return {key: self.value(inner, handed) for key, inner in item.items()}
+        if isinstance(item, list):
+            return [self.value(inner, handed) for inner in item]
+        if isinstance(item, str) and "optimizer" in handed and (duration := Duration.parse(item)):
+            return duration.in_steps(self.computed["train.steps_per_epoch"], self.computed.get("train.steps"))
+        return item
+
+    def lookup(self, name: str) -> Any:
+        """What `${name}` stands for now: a computed number, something built, or a plain attribute of it.
+
+        Raises:
+            LauncherError: It is not known yet, what was built has no such attribute, or that is code.
+        """
+        if name in self.computed:
+            return self.computed[name]
+        value: Any = self.recipe
+        steps = name.split(".")
+        for number, step in enumerate(steps):
+            inner = _inside(value, step)
+            if inner is None:
+                return self._attribute(value, steps[number:], name)
+            value = inner
+        return self.value(value, {})
+
+    def _attribute(self, value: Any, rest: Sequence[str], name: str) -> Any:
+        if not isinstance(value, Component | list | Mapping | str):
+            raise LauncherError(f"${{{name}}} is not known here; it is computed when the data is opened")
+        thing = self.value(value, {})
+        for attribute in rest:
+            thing = _plain_attribute(thing, attribute, name)
+        return thing
+
+
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+def _target_key(component: Component) -> str:
+    return "_ref_" if component.style == "reference" else "_target_"
+
+
+def _known(value: Any) -> Any:
+    """A value as far as it is known before anything is built."""
+    return UNKNOWN if isinstance(value, Component | Expression) else value
+
+
+def _inside(value: Any, step: str) -> Any:
+    """What the recipe itself says below a value; None where it says nothing."""
+    if isinstance(value, Component):
+        arguments = {**value.kwargs, **value.options, "_args_": list(value.args)}
+        return arguments.get(step)
+    if isinstance(value, list):
+        return value[int(step)] if step.isdigit() and int(step) < len(value) else None
+    if isinstance(value, Mapping):
+        return value.get(step, value.get(int(step)) if step.isdigit() else None)
+    return getattr(value, step, None) if step in getattr(type(value), "model_fields", ()) else None
+
+
+def _plain_attribute(thing: Any, attribute: str, name: str) -> Any:
+    """An attribute of something built: never private, and never code, which nobody meant to hand around."""
+    if attribute.startswith("_"):
+        raise LauncherError(f"${{{name}}}: private attributes cannot be referred to")
+    if attribute == "size" and hasattr(thing, "__len__"):
+        return len(thing)
+    if not hasattr(thing, attribute):
+        raise LauncherError(f"${{{name}}}: a {type(thing).__name__} has no attribute '{attribute}'")
+    found = getattr(thing, attribute)
+    if inspect.isroutine(found) or isinstance(found, type | types.ModuleType | functools.partial):
+        raise LauncherError(f"${{{name}}}: '{attribute}' is code, not a value; name it with _ref_ if a recipe may")
+    return found

@@ -1,0 +1,143 @@
+"""The shape of components, as far as reading shows it: keys of ours, files of the user's, and nothing is imported."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path as FilePath
+from typing import Any
+
+from launcher.errors import LauncherError, Problem
+from launcher.recipe.component import Component, components_in
+from launcher.recipe.duration import Duration
+from launcher.recipe.policy import Trust
+from launcher.recipe.references import Expression
+from launcher.recipe.targets import own_file
+from launcher.recipe.yaml import Document, Path, brief, dotted
+
+_OF_ANY = ("_target_", "_args_", "_partial_", "_ref_")
+LOSS_COUNTS = ("sample", "element", "batch")
+
+
+def _is_count(value: Any) -> str | None:
+    return None if value in LOSS_COUNTS else f"is not allowed; one of: {', '.join(LOSS_COUNTS)}"
+
+
+def _is_weight(value: Any) -> str | None:
+    fits = isinstance(value, int | float) and not isinstance(value, bool)
+    return None if fits else "is no weight; write a number, as in 0.7"
+
+
+def _is_length(value: Any) -> str | None:
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return None
+    said = Duration.parse(value) if isinstance(value, str) else None
+    fits = said is not None and said.unit in ("epochs", "steps", "percent")
+    return None if fits else "is no length; write '500 steps', '1 epoch' or '5%'"
+
+
+def _are_groups(value: Any) -> str | None:
+    fits = isinstance(value, Mapping) and value and all(isinstance(one, Mapping) for one in value.values())
+    return None if fits else "must be patterns with their settings, as in {'*.bias': {weight_decay: 0}}"
+
+
+METRIC_INPUTS = ("probabilities", "classes", "logits")
+
+
+def _is_input(value: Any) -> str | None:
+    return None if value in METRIC_INPUTS else f"is not allowed; one of: {', '.join(METRIC_INPUTS)}"
+
+
+def _are_sets(value: Any) -> str | None:
+    fits = isinstance(value, list) and value and all(isinstance(one, str) for one in value)
+    return None if fits else "must be a list of names of evaluation sets, as in [clean]"
+
+
+# keys of ours that stand beside a component's arguments, by the slot they belong to, and what they may hold
+OPTIONS: dict[str, dict[str, Callable[[Any], str | None]]] = {
+    "optimizer": {"_groups_": _are_groups},
+    "scheduler": {"_warmup_": _is_length, "_every_": _is_length},
+    "loss": {"_per_": _is_count, "_weight_": _is_weight},
+    "evaluate.metrics": {"_input_": _is_input, "_sets_": _are_sets},
+}
+
+
+def component_problems(tree: Mapping[str, Any], document: Document) -> Iterator[Problem]:
+    """What is wrong with the components of a recipe, before anything is imported."""
+    for component in components_in(tree):
+        yield from _shape(component, _options_at(component.path), document)
+        for inner in component.walk():
+            yield from _own_file(inner, document)
+
+
+def _options_at(path: Path) -> Mapping[str, Callable[[Any], str | None]]:
+    name = dotted(path)
+    return next((options for slot, options in OPTIONS.items() if f"{name}.".startswith(f"{slot}.")), {})
+
+
+def _shape(
+    component: Component, options: Mapping[str, Callable[[Any], str | None]], document: Document
+) -> Iterator[Problem]:
+    if component.given is not None:
+        return
+    if isinstance(component.target, Expression) or not isinstance(component.target, str) or not component.target:
+        message = "_target_ must be a name, as in 'torch.nn.Linear' or 'my_model.py:Net'"
+        yield Problem(str(component.origin), dotted(component.path), message)
+    strange = set(component.options) - {"_target_", *options}
+    if component.style == "reference" and (component.args or component.kwargs or strange):
+        message = "_ref_ is the thing itself and takes no arguments; use _target_ to call it"
+        yield Problem(str(component.origin), dotted(component.path), message)
+    for key, value in component.options.items():
+        path = (*component.path, key)
+        if fault := _option_fault(key, value, options):
+            yield Problem(str(document.key_origin(path)), dotted(path), fault)
+    for child in component.children():
+        yield from _shape(child, {}, document)  # a scheduler inside SequentialLR has no ramp of its own
+
+
+def _option_fault(key: str, value: Any, options: Mapping[str, Callable[[Any], str | None]]) -> str | None:
+    if key == "_target_":
+        return "stands beside _ref_; keep _ref_ for the thing itself, or _target_ to call it"
+    if key == "_partial_":
+        return "must be true or false"
+    if key == "_args_":
+        return "must be a list"
+    if key not in options:
+        known = [*_OF_ANY, *sorted(options)]
+        words = {other.strip("_"): other for other in known}  # or everything would look alike
+        near = difflib.get_close_matches(key.strip("_"), words, n=1)
+        meant = f"; did you mean '{words[near[0]]}'? Here" if near else "; here"
+        return f"unknown key{meant} may stand: {', '.join(known)}, and the arguments"
+    fault = options[key](value)
+    if fault is None or not isinstance(value, str | int | float):
+        return fault
+    return f"'{brief(str(value))}' {fault}"
+
+
+def _own_file(component: Component, document: Document) -> Iterator[Problem]:
+    """A file of the user's must exist and be Python; nothing of it is run."""
+    if component.given is not None or not isinstance(component.target, str) or ".py:" not in component.target:
+        return
+    key = "_ref_" if component.style == "reference" else "_target_"
+    path = (*component.path, key)
+    try:
+        _parse(component)
+    except LauncherError as error:
+        yield Problem(str(document.origin(path)), dotted(path), str(error))
+
+
+def _parse(component: Component) -> None:
+    file, _, name = component.target.rpartition(":")
+    trust = Trust((component.folder.resolve(), FilePath.cwd().resolve()))
+    found = own_file(file, trust)
+    try:
+        ast.parse(found.read_bytes(), filename=str(found))
+    except SyntaxError as error:
+        place = f":{error.lineno}" if error.lineno else ""
+        text = f": {brief(error.text.strip())}" if error.text else ""
+        raise LauncherError(f"{brief(file)}{place}: {error.msg}{text}; mend the file") from error
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
+        raise LauncherError(f"{brief(file)}: {error}; mend the file") from error
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise LauncherError(f"'{brief(name)}' is no name; write {file}:Name")

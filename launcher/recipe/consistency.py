@@ -1,0 +1,197 @@
+"""What only the whole recipe shows, before anything is imported: sections that contradict each other."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Container, Iterator, Mapping
+from typing import Any
+
+from launcher.errors import Problem
+from launcher.recipe.component import Component, components_in
+from launcher.recipe.duration import Duration
+from launcher.recipe.references import Expression
+from launcher.recipe.schema import LINE_KEYS, Recipe, Train
+from launcher.recipe.yaml import Document, Path, brief, dotted, hint
+
+Fault = tuple[Path, str]  # where, and what is wrong
+
+# options of sbatch and srun that run a command, choose where files are written, or are the launcher's to say
+_NOT_SLURM = {
+    *("wrap", "prolog", "epilog", "task_prolog", "task_epilog", "bcast", "container", "get_user_env", "uid", "gid"),
+    *("chdir", "output", "error", "input", "open_mode", "export", "export_file", "job_name", "array", "wait"),
+    *("nodes", "ntasks", "ntasks_per_node", "requeue", "no_requeue", "parsable", "test_only", "quiet", "verbose"),
+}
+_SLURM_OPTION = re.compile(r"[a-z][a-z0-9]*([_-][a-z0-9]+)*")
+_WARMS_UP_ITSELF = ("OneCycleLR", "CyclicLR")
+
+
+def whole_problems(
+    tree: Mapping[str, Any], recipe: Recipe, broken: Container[str], document: Document
+) -> list[Problem]:
+    """Everything that is wrong between sections, and between the keys of one.
+
+    Args:
+        tree: What was stated, right or wrong.
+        recipe: The sections that are right; the others are no attributes of it.
+        broken: The names of the others. What would need one of them is not looked at.
+        document: Where each thing was said.
+    """
+    faults = list(_stated(tree))
+    for check, needs in _CHECKS.items():
+        if not any(name in broken for name in needs):
+            faults += check(recipe)
+    return [Problem(str(document.origin(path)), dotted(path), message) for path, message in faults]
+
+
+def _stated(tree: Mapping[str, Any]) -> Iterator[Fault]:
+    """Keys that go together or exclude each other, whatever their values are."""
+    train = tree.get("train", {})
+    if not isinstance(train, Mapping):
+        return
+    given = [name for name in ("epochs", "steps", "time") if train.get(name) is not None]
+    misspelt = set(train) - set(Train.model_fields)  # which may be the length
+    if "train" in tree and (len(given) > 1 or not (given or misspelt)):
+        said = f"says {' and '.join(given)}" if given else "does not say how long to train"
+        yield ("train",), f"{said}; state exactly one of epochs, steps, time"
+    if train.get("count") is not None and train.get("step") is None:
+        yield ("train",), "count goes with a step function of your own; state train.step too, or remove it"
+    if tree.get("loss") is None and train.get("step") is None:
+        yield ("loss",), "is required; write {_target_: CrossEntropyLoss}, 'model', or a train.step"
+
+
+def _evaluation(recipe: Recipe) -> Iterator[Fault]:
+    section, data = recipe.evaluate, recipe.data
+    if section.metrics and data.validation is None and data.test is None:
+        yield ("evaluate", "metrics"), "there is nothing to measure on; state data.validation, or remove the metrics"
+    validations = list(data.validation) if isinstance(data.validation, Mapping) else []
+    named = [*validations, *(data.test if isinstance(data.test, Mapping) else [])]
+    for name, metric in section.metrics.items():
+        if name in LINE_KEYS or name == "ema" or name.startswith("ema/"):
+            yield (
+                ("evaluate", "metrics", name),
+                f"a line of metrics.jsonl means something else by '{name}'; give it another name",
+            )
+        strange = [one for one in metric.options.get("_sets_", ()) if one not in named]
+        if strange:
+            listed = hint(strange[0], named, f"there are: {', '.join(named) or 'none with a name'}")
+            where: Path = ("evaluate", "metrics", name, "_sets_")
+            yield where, f"no evaluation set is named '{brief(strange[0])}'{listed}"
+    if section.early_stop is not None and section.best is None:
+        yield ("evaluate", "early_stop"), "needs evaluate.best to say what improves; state it"
+    if section.best is None:
+        return
+    path: Path = ("evaluate", "best")
+    known = [*section.metrics, "loss"]
+    if recipe.train.ema is not None:
+        known += [f"ema/{name}" for name in known]
+    if section.best.metric not in known and section.best.metric.partition("/")[0] not in section.metrics:
+        listed = hint(section.best.metric, known, f"there are: {', '.join(known)}")
+        yield (*path, "metric"), f"no metric is named '{brief(section.best.metric)}'{listed}"
+    if data.validation is None:
+        yield path, "there is nothing to judge on; state data.validation, or remove it"
+        return
+    sets = validations
+    if section.best.of is not None and section.best.of not in sets:
+        listed = f"there are: {', '.join(sets)}" if sets else "there is only one; remove the key"
+        yield (
+            (*path, "of"),
+            f"no validation set is named '{brief(section.best.of)}'{hint(section.best.of, sets, listed)}",
+        )
+
+
+def _saving(recipe: Recipe) -> Iterator[Fault]:
+    if recipe.save.final == "best" and recipe.evaluate.best is None:
+        yield ("save", "final"), "nothing says what is best; state evaluate.best, as in {metric: loss, mode: min}"
+
+
+def _processes(recipe: Recipe) -> Iterator[Fault]:
+    processes, nodes, batch = recipe.launch.processes, recipe.launch.nodes, recipe.data.global_batch_size
+    if processes == "auto":
+        return
+    if processes > batch:
+        yield ("launch", "processes"), too_many(processes, batch)
+    if processes < nodes:
+        message = f"{processes} processes are too few for {nodes} nodes; it counts the processes of all nodes"
+        yield ("launch", "processes"), message
+
+
+def too_many(processes: int, batch: int) -> str:
+    """What is wrong with more processes than a step has samples."""
+    return f"{processes} processes cannot share a global batch of {batch}; use at most {batch}, or a larger batch"
+
+
+def _scheduler(recipe: Recipe) -> Iterator[Fault]:
+    section = recipe.scheduler
+    if section is None or section.given is not None:
+        return
+    name = section.target.rpartition(".")[2]
+    if name in _WARMS_UP_ITSELF and "_warmup_" in section.options:
+        yield (*section.path, "_warmup_"), f"{name} warms up by itself; remove _warmup_"
+    if name != "ReduceLROnPlateau":
+        return
+    best, mode = recipe.evaluate.best, section.kwargs.get("mode")
+    if best is None:
+        message = "ReduceLROnPlateau steps with evaluate.best; state evaluate: {best: {metric: loss, mode: min}}"
+        yield section.path, message
+    elif isinstance(mode, str) and mode != best.mode:
+        message = f"'{brief(mode)}' contradicts evaluate.best, whose mode is {best.mode}; remove it: best's is taken"
+        yield (*section.path, "mode"), message
+
+
+def _horizon(recipe: Recipe) -> Iterator[Fault]:
+    """A run whose length is a time has no number of steps."""
+    if recipe.train.time is None:
+        return
+    for path, value in _values(recipe):
+        names = {"train.steps", "scheduler.steps"} & set(value.names if isinstance(value, Expression) else ())
+        if names:
+            message = f"a run of {recipe.train.time} has no number of steps; write a number, or state train.steps"
+            yield path, f"{value.text}: {message}"
+        said = Duration.parse(value) if isinstance(value, str) and path[0] == "scheduler" else None
+        if said is not None and said.unit == "percent":
+            yield path, f"'{value}': a run of {recipe.train.time} has no number of steps; say it in steps or epochs"
+
+
+def _values(recipe: Recipe) -> Iterator[tuple[Path, Any]]:
+    for name in type(recipe).model_fields:
+        section: Any = getattr(recipe, name, None)
+        for component in components_in(dict(section) if hasattr(section, "model_fields_set") else section):
+            yield from _arguments(component)
+        if name == "define" and section is not None:
+            yield from _plain_values(section, ("define",))
+
+
+def _arguments(component: Component) -> Iterator[tuple[Path, Any]]:
+    items = {**component.kwargs, **component.options, "_args_": list(component.args)}
+    yield from _plain_values(items, component.path)
+
+
+def _plain_values(value: Any, path: Path) -> Iterator[tuple[Path, Any]]:
+    if isinstance(value, Component):
+        yield from _arguments(value)
+    elif isinstance(value, Mapping | list):
+        for key, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _plain_values(inner, (*path, key))
+    else:
+        yield path, value
+
+
+def _slurm(recipe: Recipe) -> Iterator[Fault]:
+    for name, value in (recipe.slurm.__pydantic_extra__ or {}).items():
+        path: Path = ("slurm", name)
+        if name.replace("-", "_") in _NOT_SLURM:
+            yield path, "a recipe may not say this; the launcher does, or the site file"
+        elif not _SLURM_OPTION.fullmatch(name):
+            yield path, "is no long option of sbatch; write it without the dashes, as in qos"
+        elif isinstance(value, str) and not value.isprintable():
+            yield path, "must be one printable line"
+
+
+_CHECKS: Mapping[Callable[[Recipe], Iterator[Fault]], tuple[str, ...]] = {  # and the sections that each looks at
+    _evaluation: ("data", "evaluate", "train"),
+    _saving: ("evaluate", "save"),
+    _processes: ("data", "launch"),
+    _scheduler: ("evaluate", "scheduler"),
+    _horizon: ("train",),
+    _slurm: ("slurm",),
+}

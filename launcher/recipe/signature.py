@@ -1,0 +1,317 @@
+"""Whether a component's arguments fit the signature of its target, and its target the place where it stands."""
+
+from __future__ import annotations
+
+import collections.abc
+import functools
+import importlib
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from launcher.recipe.component import Component
+from launcher.recipe.duration import Duration
+from launcher.recipe.references import Expression
+from launcher.recipe.yaml import brief, hint
+
+Parameters = Mapping[str, inspect.Parameter]
+_BASES = {  # what a class must be for its slot
+    "model": ("torch.nn.Module",),
+    "optimizer": ("torch.optim.Optimizer",),
+    "scheduler": ("torch.optim.lr_scheduler.LRScheduler",),
+    "metric": ("torchmetrics.Metric", "torchmetrics.MetricCollection"),
+}
+
+
+def wrong_kind(component: Component, target: Any, kind: str) -> str | None:
+    """Why a target cannot stand for a kind of thing; None where it can. Functions are taken at their word.
+
+    Args:
+        component: How the recipe uses the target.
+        target: What its name came to.
+        kind: `model`, `optimizer`, `scheduler`, `metric`, `data set`, `loss`, or `function` for any callable.
+    """
+    if kind == "metric" and _is_function(component, target):
+        return None
+    wants_callable = kind in ("loss", "function")
+    if component.style == "partial":
+        return None if wants_callable else f"gives a function and not the {kind}; remove _partial_"
+    if component.style == "reference" and not wants_callable:
+        made = None if inspect.isclass(target) or inspect.isroutine(target) else type(target)
+        return _not_a(kind, made) if made else f"is not called, so there is no {kind}; write _target_ in place of _ref_"
+    if not callable(target):
+        return "cannot be called"
+    return _not_a(kind, target) if inspect.isclass(target) and component.style == "call" else None
+
+
+def _is_function(component: Component, target: Any) -> bool:
+    """Whether a component stands for a function `(outputs, targets) -> number`, not for what it gives."""
+    return inspect.isroutine(target) and component.style in ("reference", "partial")
+
+
+def _not_a(kind: str, made: type) -> str | None:
+    """Why objects of a class are not of a kind."""
+    if kind == "data set":
+        fits = hasattr(made, "__iter__") or (hasattr(made, "__getitem__") and hasattr(made, "__len__"))
+        return None if fits else "is no data set: it has neither __getitem__ with __len__ nor __iter__"
+    if kind in ("loss", "function"):
+        callable_ = any("__call__" in base.__dict__ for base in made.__mro__)  # the class itself always is
+        return None if callable_ else f"is no {kind}: its objects cannot be called"
+    if any(issubclass(made, _class(name)) for name in _BASES[kind]):
+        return None
+    return f"is no {kind}: it is not a {_BASES[kind][0]}"
+
+
+def _class(name: str) -> type:
+    module, _, attribute = name.rpartition(".")
+    found: type = getattr(importlib.import_module(module), attribute)
+    return found
+
+
+# ---------------------------------------------------------------------- names of arguments
+
+
+@functools.lru_cache(maxsize=1024)
+def parameters_of(target: Any) -> Parameters | None:
+    """What a callable takes, by name; None where it does not say."""
+    try:
+        return inspect.signature(target).parameters
+    except (ValueError, TypeError):
+        return None
+
+
+def arguments_of(component: Component, parameters: Parameters) -> dict[str, Any]:
+    """The arguments of a component by the names of its target's parameters."""
+    named = dict(zip(_positional(parameters), component.args, strict=False))
+    return {**named, **component.kwargs}
+
+
+def argument_problems(
+    component: Component, target: Any, handed: str | None, made: Callable[[Component], type | None]
+) -> Iterator[tuple[str, str, bool]]:
+    """What does not fit.
+
+    Args:
+        component: The arguments as the recipe says them.
+        target: What gets them.
+        handed: The argument that the run hands in wherever a signature has it, which the recipe must not write.
+        made: The class of what a nested component gives, where that is known.
+
+    Yields:
+        The argument (empty for the component as a whole), what is wrong, and whether that is its value.
+    """
+    parameters = parameters_of(target)
+    if parameters is None:
+        return
+    given = handed if handed in parameters else None
+    for name, message in (
+        *_unknown_names(component, target, parameters, given),
+        *_binding(component, target, parameters, given),
+    ):
+        yield name, message, False
+    fitting = Fitting(made, durations=handed == "optimizer")  # a scheduler's lengths may be said in words
+    hints = _hints(target, parameters)
+    for name, value in arguments_of(component, parameters).items():
+        if name not in hints or name == given or (value is None and parameters[name].default is None):
+            continue
+        if not fitting.fits(value, hints[name]):
+            expects = f"{name_of(target)} expects {_words(hints[name])}{_remedy(value, hints[name])}"
+            yield name, f"{shown(value)} does not fit: {expects}", True
+
+
+def _unknown_names(
+    component: Component, target: Any, parameters: Parameters, given: str | None
+) -> Iterator[tuple[str, str]]:
+    takes = [name for name, one in parameters.items() if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
+    writable = [name for name in takes if name != given]
+    open_ended = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+    for name in component.kwargs:
+        if name == given:
+            yield name, f"'{name}' is handed in by the run; remove it"
+        elif name not in takes and not open_ended:
+            listed = f"it takes: {', '.join(writable) or 'no arguments by name'}"
+            yield name, f"{name_of(target)} takes no '{brief(name)}'{hint(name, writable, listed)}"
+
+
+def _positional(parameters: Parameters) -> list[str]:
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [name for name, one in parameters.items() if one.kind in kinds]
+
+
+def _binding(component: Component, target: Any, parameters: Parameters, given: str | None) -> Iterator[tuple[str, str]]:
+    """Positional arguments that are too many or said twice, and required ones that are missing."""
+    positional = [name for name in _positional(parameters) if name != given]
+    variadic = any(one.kind is one.VAR_POSITIONAL for one in parameters.values())
+    if len(component.args) > len(positional) and not variadic:
+        count = f"{len(positional)} positional argument{'s' * (len(positional) != 1)}"
+        yield "_args_", f"{name_of(target)} takes {count}, not {len(component.args)}"
+    filled = set(positional[: len(component.args)])
+    for name in sorted(filled & set(component.kwargs)):
+        yield name, f"{name_of(target)} gets '{name}' twice: in _args_ and by name"
+    if component.style == "partial":
+        return
+    for name, one in parameters.items():
+        required = one.default is one.empty and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
+        if required and name not in (*component.kwargs, *filled, given):
+            yield "", f"{name_of(target)} needs '{name}'; write '{name}: …'"
+
+
+def name_of(target: Any) -> str:
+    """What to call a target."""
+    return str(getattr(target, "__qualname__", None) or type(target).__name__)
+
+
+# ---------------------------------------------------------------------- types of arguments
+
+
+def _hints(target: Any, parameters: Parameters) -> Mapping[str, Any]:
+    """The parameters' annotations, evaluated; those that cannot be say nothing, and the call itself will."""
+    function = inspect.unwrap(target) if not inspect.isclass(target) else _maker(target)
+    names = {**vars(collections.abc), **vars(typing), **getattr(function, "__globals__", {})}
+    hints = {}
+    for name, one in parameters.items():
+        if one.annotation is one.empty or one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD):
+            continue
+        try:  # of code that is imported anyway; what is imported for type checkers only has no value here
+            hints[name] = eval(one.annotation, names) if isinstance(one.annotation, str) else one.annotation
+        except Exception:
+            continue
+    return hints
+
+
+def _maker(target: type) -> Any:
+    """The function whose signature a class shows."""
+    made, filled = inspect.getattr_static(target, "__new__"), inspect.getattr_static(target, "__init__")
+    has_own_new = filled is inspect.getattr_static(object, "__init__")
+    function = made if has_own_new else filled
+    return inspect.unwrap(function.__func__ if isinstance(function, staticmethod) else function)
+
+
+_SEQUENCES = (
+    *(list, tuple, set, frozenset),
+    *(collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection),
+)
+_MAPPINGS = (dict, collections.abc.Mapping)
+_PLAIN = (int, float, bool, str)
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """Whether values of the recipe can be meant by annotations; what neither says plainly is let through.
+
+    Attributes:
+        made: The class of what a nested component gives, where that is known.
+        durations: Whether words such as `30 epochs` may stand for a whole number.
+    """
+
+    made: Callable[[Component], type | None]
+    durations: bool = False
+
+    def fits(self, value: Any, hint: Any) -> bool:
+        """Whether a value (plain, a component, or an expression) fits an annotation."""
+        return isinstance(value, Expression) or any(self._fits_one(value, option) for option in _options(hint))
+
+    def _fits_one(self, value: Any, option: Any) -> bool:
+        origin = typing.get_origin(option) or option
+        if isinstance(value, Component):
+            return self._component_fits(value, origin)
+        if option is float:
+            return isinstance(value, int | float) and not isinstance(value, bool)
+        if option is int:
+            words = self.durations and isinstance(value, str) and Duration.parse(value) is not None
+            return words or (isinstance(value, int) and not isinstance(value, bool))
+        if origin is typing.Literal:
+            return any(value == one and type(value) is type(one) for one in typing.get_args(option))
+        if option in (bool, str, type(None)):
+            return isinstance(value, option)
+        if origin in _SEQUENCES:
+            return isinstance(value, list) and self._items_fit(value, option)
+        if origin in _MAPPINGS:
+            return isinstance(value, Mapping)
+        return not _needs_an_object(origin)
+
+    def _items_fit(self, items: list[Any], option: Any) -> bool:
+        inner = typing.get_args(option)
+        if typing.get_origin(option) is tuple and inner and inner[-1] is not Ellipsis:
+            return len(items) == len(inner) and all(map(self.fits, items, inner))
+        return not inner or all(self.fits(item, inner[0]) for item in items)
+
+    def _component_fits(self, component: Component, origin: Any) -> bool:
+        made = self.made(component)
+        if made is None or not inspect.isclass(origin) or not (origin in _PLAIN or _is_torch(origin)):
+            return True
+        return issubclass(made, origin)
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    """The members of a union; the annotation itself where it is none."""
+    if isinstance(hint, typing.NewType):
+        return _options(hint.__supertype__)
+    if typing.get_origin(hint) is typing.Annotated:
+        return _options(typing.get_args(hint)[0])
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return tuple(inner for option in typing.get_args(hint) for inner in _options(option))
+    return (type(None) if hint is None else hint,)
+
+
+def _is_torch(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] == "torch"
+
+
+def _needs_an_object(origin: Any) -> bool:
+    """Whether an annotation means a function, or an object of a class of torch's: no plain value is one."""
+    return origin is collections.abc.Callable or (inspect.isclass(origin) and _is_torch(origin))
+
+
+def shown(value: Any) -> str:
+    """A value of the recipe in a few words, for messages."""
+    if isinstance(value, Component):
+        return f"{{_target_: {brief(str(value.target))}}}"
+    if value is None or isinstance(value, bool):
+        return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, list):
+        items = f"[{', '.join(map(shown, value[:8]))}]"
+        return items if len(value) <= 8 and len(items) <= 40 else "a list"
+    if isinstance(value, Mapping):
+        return "a mapping"
+    return f"'{brief(value)}'" if isinstance(value, str) else brief(str(value))
+
+
+_NAMES = {str: "a word", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
+
+
+def _words(hint: Any) -> str:
+    """An annotation as a person writes it."""
+    return " or ".join(dict.fromkeys(_word(option) for option in _options(hint)))
+
+
+def _word(option: Any) -> str:
+    origin, inner = typing.get_origin(option) or option, typing.get_args(option)
+    if option in _NAMES:
+        return _NAMES[option]
+    if origin is typing.Literal:
+        return " or ".join(shown(one) for one in inner)
+    if origin is collections.abc.Callable:
+        return "a function"
+    if origin in _MAPPINGS:
+        return "a mapping"
+    if origin is tuple and inner and inner[-1] is not Ellipsis:
+        return f"a list of {len(inner)}: {', '.join(map(_words, inner))}"
+    if origin in _SEQUENCES:
+        return f"a list, each {_words(inner[0])}" if inner else "a list"
+    return str(getattr(option, "__name__", option))
+
+
+def _remedy(value: Any, hint: Any) -> str:
+    """What to write where plain words or numbers were meant to be an object."""
+    names = {getattr(option, "__name__", "") for option in _options(hint)}
+    if "dtype" in names and isinstance(value, str):
+        return f"; write {{_ref_: torch.{value.removeprefix('torch.')}}}"
+    if "Tensor" in names and isinstance(value, list):
+        return f"; write {{_target_: torch.tensor, _args_: [{shown(value)}]}}"
+    if isinstance(value, str) and any(typing.get_origin(one) is collections.abc.Callable for one in _options(hint)):
+        return f"; write {{_ref_: {brief(value)}}}"
+    return ""

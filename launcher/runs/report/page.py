@@ -1,0 +1,357 @@
+"""`report.html`: what one or several runs were and how they went, on one page that needs no network.
+
+The page may load nothing and send nothing: its own Content-Security-Policy forbids it, and allows the one script in
+it by its hash. Whatever comes out of a run's folder is text, for Jinja's escaping and for the script.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import itertools
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from launcher.errors import LauncherError, UsageError
+from launcher.runs import words
+from launcher.runs.metrics import METRICS_FILE
+from launcher.runs.reading import Run
+from launcher.runs.report.charts import Chart, Series, charts_of, steps_per_epoch
+from launcher.runs.report.curves import Columns, Curves, read_curves
+from launcher.runs.report.goodput import KINDS, Act, Attempt, Spent, attempts_of, spent_by
+from launcher.runs.report.predictions import Mistakes, read_mistakes
+
+REPORT_FILE = "report.html"
+_GENERATOR = '<meta name="generator" content="launcher report">'  # tells a report from somebody's own page
+_PAGE = Path(__file__).parent / "page"
+_NARROWEST = 0.0015  # of a time line's width: what is narrower is drawn together with its neighbours
+
+
+@dataclass(frozen=True)
+class Told:
+    """One run of a report.
+
+    Attributes:
+        run: Its files.
+        label: What it is called on the page, unlike the others'.
+    """
+
+    run: Run
+    label: str
+
+    @cached_property
+    def curves(self) -> Curves:
+        """Its numbers."""
+        return read_curves(self.run.folder / METRICS_FILE)
+
+    @property
+    def train(self) -> Columns:
+        """Its train lines."""
+        return self.curves.get(("train", ""), {})
+
+    @cached_property
+    def attempts(self) -> list[Attempt]:
+        """Its starts."""
+        return attempts_of(self.run)
+
+    @cached_property
+    def spent(self) -> Spent:
+        """Where its time went."""
+        return spent_by(self.attempts, self.train)
+
+    @cached_property
+    def mistakes(self) -> Mistakes | str | None:
+        """What it takes for what, where its predictions were saved; in words why that cannot be known."""
+        try:
+            return read_mistakes(self.run.folder)
+        except LauncherError as error:
+            return str(error)
+
+    @property
+    def begun(self) -> float | None:
+        """When it began, in unix time."""
+        return self.attempts[0].begun if self.attempts else None
+
+    @property
+    def samples_per_second(self) -> float | None:
+        """Its median."""
+        import numpy as np
+
+        rates = self.train.get("samples_per_second")
+        return None if rates is None or np.isnan(rates).all() else float(np.nanmedian(rates))
+
+
+def write_report(folder: Path) -> str | None:
+    """Writes the report of a run into its folder: for the end of a run, which it must not fail.
+
+    Returns:
+        Why there is none, in words; None where it is written.
+    """
+    try:
+        save(folder / REPORT_FILE, page([Run(folder)]))
+    except Exception as error:  # a page is never worth a run
+        return f"{REPORT_FILE} could not be written: {error}"
+    return None
+
+
+def save(path: Path, text: str) -> None:
+    """Writes a page, whole or not at all, over an older report but over nothing else.
+
+    Raises:
+        UsageError: Something else is there, or it cannot be written.
+    """
+    try:
+        if path.exists() and _GENERATOR not in path.read_text(errors="replace")[:1000]:
+            raise UsageError(f"{path} is not a report of this program; name another file with --output")
+        hidden = path.with_name(f".{path.name}.tmp")
+        hidden.write_text(text)
+        hidden.replace(path)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def told(runs: Sequence[Run]) -> list[Told]:
+    """The runs by the shortest names that tell them apart; better ones first, where they have the same measure."""
+    folders = [run.folder.resolve().parts for run in runs]
+    depth = next((n for n in range(1, 20) if len({parts[-n:] for parts in folders}) == len(folders)), 20)
+    named = [Told(run, "/".join(parts[-depth:])) for run, parts in zip(runs, folders, strict=True)]
+    if not are_comparable(named):
+        return named
+    return sorted(named, key=lambda one: one.run.best.rank if one.run.best else math.inf)
+
+
+def are_comparable(runs: Iterable[Told]) -> bool:
+    """Whether their best evaluations are by one measure."""
+    return len({(best.metric, best.mode, best.label) for one in runs if (best := one.run.best)}) == 1
+
+
+def charts(runs: Sequence[Told]) -> list[Chart]:
+    """The charts of a report."""
+    return charts_of([one.curves for one in runs], [one.begun for one in runs])
+
+
+def page(runs: Sequence[Run]) -> str:
+    """The report as HTML.
+
+    Raises:
+        LauncherError: The metrics of a run are damaged.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(_PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(duration=words.duration, number=words.number, moment=_moment, percent=_percent)
+    script = "\n".join((_PAGE / name).read_text() for name in ("uPlot.iife.min.js", "report.js"))
+    style = "\n".join((_PAGE / name).read_text() for name in ("uPlot.min.css", "report.css"))
+    named = told(runs)
+    return environment.get_template("report.html.jinja").render(
+        generator=Markup(_GENERATOR),
+        script=Markup(script),  # ours, like the style
+        style=Markup(style),
+        policy=_policy(script),
+        **_content(named),
+    )
+
+
+def _policy(script: str) -> str:
+    """Nothing may be loaded, and no script may run but this one."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    rules = ("default-src 'none'", f"script-src 'sha256-{digest}'", "style-src 'unsafe-inline'", "img-src data:")
+    return "; ".join((*rules, "base-uri 'none'", "form-action 'none'"))
+
+
+def _content(runs: Sequence[Told]) -> dict[str, Any]:
+    """All that the template says."""
+    drawn = charts(runs)
+    recipes = {one.run.name for one in runs}
+    title = runs[0].label if len(runs) == 1 else f"{len(runs)} runs"
+    return {
+        "title": f"{runs[0].run.name} {title}" if len(runs) == 1 and runs[0].run.name not in title else title,
+        "recipes": ", ".join(sorted(recipes)),
+        "now": time.time(),
+        "runs": [_run(number, one) for number, one in enumerate(runs)],
+        "comparable": are_comparable(runs),
+        "charts": drawn,
+        "data": {"runs": [_drawn_run(one) for one in runs], "charts": [_drawn(chart) for chart in drawn]},
+        "kinds": KINDS,
+        "differences": differences(runs),
+    }
+
+
+def _run(number: int, one: Told) -> dict[str, Any]:
+    """What the template says of one run."""
+    run, spent = one.run, one.spent
+    return {
+        "number": number,
+        "label": one.label,
+        "run": run,
+        "best": run.best,
+        "attempts": one.attempts,
+        "spent": spent,
+        "shares": {kind: seconds / spent.total for kind, seconds in spent.seconds.items() if seconds > 0},
+        "line": list(time_line(one.attempts)),
+        "last": list(_last_lines(one.curves)),
+        "samples_per_second": one.samples_per_second,
+        "peaks": _peaks(one.train),
+        "facts": dict(_facts(run)),
+        "world": run.status.get("world"),
+        "diff": (run.environment.get("git") or {}).get("diff"),
+        "mistakes": one.mistakes,
+    }
+
+
+def _last_lines(curves: Curves) -> Iterator[tuple[str, dict[str, float]]]:
+    """The last numbers of each split: the loss and the metrics."""
+    for (split, name), columns in curves.items():
+        keys = ("step", "loss") if split == "train" else [key for key in columns if key not in ("epoch", "time")]
+        yield f"{split} {name}".strip(), {key: float(columns[key][-1]) for key in keys if key in columns}
+
+
+def _peaks(train: Columns) -> dict[str, float]:
+    import numpy as np
+
+    found = {key: float(np.nanmax(train[key])) for key in ("gpu_memory", "host_memory") if key in train}
+    return {key: value / 2**30 for key, value in found.items() if math.isfinite(value)}
+
+
+def _facts(run: Run) -> Iterator[tuple[str, str]]:
+    """On what it ran, as label and text."""
+    environment = run.environment
+    command = environment.get("command")
+    if isinstance(command, list):
+        yield "command", " ".join(map(str, command))
+    for key in ("directory", "host", "system", "python", "started"):
+        if environment.get(key):
+            yield key, str(environment[key])
+    if run.status.get("job"):
+        yield "SLURM job", str(run.status["job"])
+    if versions := environment.get("versions"):
+        yield "versions", ", ".join(f"{package} {version}" for package, version in versions.items())
+    git = environment.get("git")
+    if git:
+        yield "git commit", f"{git.get('commit', '')}{', with changes' if git.get('diff') else ''}"
+
+
+# ---------------------------------------------------------------------- differences
+
+
+def differences(runs: Sequence[Told]) -> list[tuple[str, list[str]]]:
+    """What is not the same in all runs: keys of the recipe, then the world, versions and git."""
+    if len(runs) < 2:
+        return []
+    values = [{**one.run.recipe, **_circumstances(one.run)} for one in runs]
+    keys = dict.fromkeys(itertools.chain.from_iterable(values))
+    rows = [(key, [value.get(key, "") for value in values]) for key in keys]
+    return [(key, row) for key, row in rows if len(set(row)) > 1]
+
+
+def _circumstances(run: Run) -> dict[str, str]:
+    facts = dict(_facts(run))
+    kept = {key: text for key, text in facts.items() if key not in ("command", "directory", "started", "system")}
+    return {"world": str(run.status.get("world", "")), **kept}
+
+
+# ---------------------------------------------------------------------- time line
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of a time line, or a mark on it.
+
+    Attributes:
+        kind: `training`, one of `KINDS`, or for a mark how a start ended.
+        left: Where it begins, 0 to 1.
+        width: How wide it is, 0 to 1; 0 for a mark.
+        text: What is said of it.
+    """
+
+    kind: str
+    left: float
+    width: float
+    text: str
+
+
+def time_line(attempts: Sequence[Attempt]) -> Iterator[Piece]:
+    """A run from its first start to its end, in the order it is to be painted."""
+    if not attempts or (total := attempts[-1].ended - attempts[0].begun) <= 0:
+        return
+    begun = attempts[0].begun
+
+    def piece(kind: str, since: float, until: float, text: str) -> Piece:
+        return Piece(kind, (since - begun) / total, max(0.0, until - since) / total, text)
+
+    for number, attempt in enumerate(attempts, 1):
+        steps = f"steps {attempt.first_step} to {attempt.last_step}"
+        yield piece("training", attempt.begun, attempt.ended, f"start {number}: {steps}")
+        if attempt.redone_seconds:
+            since = max(attempt.begun, attempt.ended - attempt.redone_seconds)
+            yield piece("redone", since, attempt.ended, f"{attempt.redone_steps} steps that were done again")
+        for act, count in _together(attempt.acts, total * _NARROWEST):
+            times = f" ({count} times)" if count > 1 else f" at step {act.step}"
+            yield piece(act.kind, act.begun, act.ended, f"{act.kind}{times}")
+    for attempt in attempts:
+        text = f"{attempt.outcome} at step {attempt.last_step} {attempt.message}".strip()
+        yield piece(attempt.outcome, attempt.ended, attempt.ended, text)
+
+
+def _together(acts: Sequence[Act], gap: float) -> Iterator[tuple[Act, int]]:
+    """Acts of a kind that lie so close that they look like one, with how many they are."""
+    for kind in dict.fromkeys(act.kind for act in acts):
+        begun = ended = -math.inf
+        count = step = 0
+        for act in (act for act in acts if act.kind == kind):
+            if count and act.begun - ended > gap:
+                yield Act(kind, begun, ended, step), count
+                count = 0
+            begun = begun if count else act.begun
+            ended, step, count = act.ended, act.step, count + 1
+        yield Act(kind, begun, ended, step), count
+
+
+# ---------------------------------------------------------------------- for the script
+
+
+def _drawn_run(one: Told) -> dict[str, Any]:
+    return {"label": one.label, "stepsPerEpoch": steps_per_epoch(one.curves)}
+
+
+def _drawn(chart: Chart) -> dict[str, Any]:
+    return {
+        "key": chart.key,
+        "title": chart.title,
+        "series": [_drawn_series(series) for series in chart.series],
+    }
+
+
+def _drawn_series(series: Series) -> dict[str, Any]:
+    return {
+        "run": series.run,
+        "split": series.split,
+        "label": series.label,
+        "steps": _plain(series.steps),
+        "seconds": _plain(series.seconds),
+        "values": _plain(series.values),
+    }
+
+
+def _plain(values: Iterable[float]) -> list[float | None]:
+    """Seven digits, which no picture exceeds; null for what is not a number."""
+    return [float(f"{value:.7g}") if math.isfinite(value) else None for value in values]
+
+
+# ---------------------------------------------------------------------- words
+
+
+def _moment(unix: float | None) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix)) if unix else ""
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.1%}" if share < 0.0995 else f"{share:.0%}"

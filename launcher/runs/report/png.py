@@ -1,0 +1,56 @@
+"""The charts of a report as PNG files, for papers and slides."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from launcher.errors import UsageError
+from launcher.runs.reading import Run
+from launcher.runs.report.charts import Chart
+from launcher.runs.report.page import charts, told
+
+
+def draw(runs: Sequence[Run], folder: Path) -> Iterator[Path]:
+    """Draws every chart of these runs over steps, one file each; yields each path when it is written.
+
+    Raises:
+        UsageError: matplotlib is missing, or the folder cannot be written.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UsageError('--png needs matplotlib, which is not installed; pip install "launcher[report]"') from None
+    named = told(runs)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, chart in enumerate(charts(named)):
+            path = folder / f"{number:02}-{re.sub(r'[^A-Za-z0-9_.-]+', '-', chart.key)[:60]}.png"
+            figure = Figure(figsize=(7, 4), dpi=150, layout="constrained")
+            _draw(chart, figure.subplots(), [one.label for one in named])
+            figure.savefig(path)
+            yield path
+    except OSError as error:
+        raise UsageError(f"--png {folder}: {error.strerror or error}") from error
+
+
+def _draw(chart: Chart, axes: Any, labels: Sequence[str]) -> None:
+    for series in chart.series:
+        label = series.label if len(labels) == 1 else f"{labels[series.run]} · {series.label}"
+        order = ("train", "validation", "test").index(series.split) if len(labels) == 1 else series.run
+        axes.plot(
+            series.steps,
+            series.values,
+            label=label.replace("$", r"\$"),  # a formula to matplotlib
+            color=f"C{order}",
+            linewidth=1 if series.split == "train" else 1.8,
+            alpha=0.55 if series.split == "train" and len(labels) > 1 else 1,
+            marker={"validation": "o", "test": "D"}.get(series.split) if len(series.steps) < 40 else None,
+            markersize=4,
+        )
+    axes.set(title=chart.title.replace("$", r"\$"), xlabel="step")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)

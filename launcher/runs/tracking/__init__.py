@@ -1,0 +1,1 @@
+"""Where lines of metrics go: terminal, metrics.jsonl, trackers."""

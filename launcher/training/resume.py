@@ -1,0 +1,236 @@
+"""Where a start of a run begins: its folder, held against other writers, and the checkpoint to go on from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from launcher.checkpoints import format as checkpoints
+from launcher.checkpoints.format import Checkpoint
+from launcher.data.fingerprint import fingerprint
+from launcher.data.load import Data
+from launcher.device.device import Device
+from launcher.errors import EXIT_DONE, LauncherError, UsageError
+from launcher.recipe.schema import Recipe
+from launcher.recipe.show import render
+from launcher.runs import folder as runs
+from launcher.runs.identity import check_same, essence_of
+from launcher.runs.lock import locked
+from launcher.runs.metrics import METRICS_FILE
+from launcher.training.loop import Horizon
+from launcher.world.world import usable_cpus
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line decides about one run.
+
+    Attributes:
+        cpu: Stay on the CPU though there may be a GPU.
+        run_dir: The run's folder, resumed if it holds a checkpoint; None chooses one.
+        resume: Without `run_dir`: go on with the newest unfinished run of this recipe, or start one.
+        start: Which checkpoint to go on from: `best`, a step, or None for the newest.
+        allow: Further packages that the recipe may name.
+        allow_changes: Keys of the recipe that may differ from the run's that is gone on with.
+        output: What the terminal shows: `auto`, `quiet` or `json`.
+        profile: The first step to be profiled, and the first one after them.
+        how: What started the run, for `environment.json`: enough to start it again.
+    """
+
+    cpu: bool = False
+    run_dir: str | None = None
+    resume: bool = False
+    start: str | None = None
+    allow: tuple[str, ...] = ()
+    allow_changes: tuple[str, ...] = ()
+    output: str = "auto"
+    profile: tuple[int, int] | None = None
+    how: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Finished(LauncherError):  # noqa: N818  # not an error
+    """There is nothing left to do.
+
+    Args:
+        message: Says so.
+        folder: The run's.
+        model: The bare module, as it was before any training.
+    """
+
+    exit_code = EXIT_DONE
+
+    def __init__(self, message: str, folder: Path, model: nn.Module):
+        super().__init__(message)
+        self.folder, self.model = folder, model
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a start of a run begins; chosen by rank 0, the same on all.
+
+    Attributes:
+        folder: The run's.
+        checkpoint: The name of the one to go on from, None for the beginning.
+        changed: Keys of the recipe that changed since, and may.
+        threads: CPU threads of a process to go on with, None for those that are set.
+        readers: Readers of a stream's shards to go on with, None for those that there are.
+        notes: What to say in the plan.
+        warnings: What nobody should miss.
+        finished: Why there is nothing to do, if so.
+    """
+
+    folder: str
+    checkpoint: str | None = None
+    changed: tuple[str, ...] = ()
+    threads: int | None = None
+    readers: int | None = None
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    finished: str | None = None
+
+
+class Opening:
+    """What rank 0 does before anything is trained: find the folder, hold it, find the checkpoint, compare.
+
+    Args:
+        recipe: The recipe.
+        device: Where it trains.
+        data: What it trains on.
+        horizon: How long.
+        options: What the command line says.
+        stack: Releases the folder at the end of the run.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        device: Device,
+        data: Data,
+        horizon: Horizon,
+        options: Options,
+        stack: ExitStack,
+    ):
+        self.recipe, self.device, self.data, self.horizon = recipe, device, data, horizon
+        self.options, self.stack = options, stack
+        self.world = device.world
+        self.essence = essence_of(self.recipe)
+        self.checkpoint: Checkpoint | None = None
+        self.notes: list[str] = []
+        self.warnings: list[str] = []
+
+    @cached_property
+    def data_print(self) -> str:
+        """What the training set is."""
+        found, steady = fingerprint(self.data.train)
+        if not steady:
+            self.notes.append(
+                "the training set gives other samples each time it is read, from randomness that no seed reaches: a "
+                "stopped run cannot go on bit for bit"
+            )
+        return found
+
+    def open(self) -> Start:
+        """Chooses and holds the run's folder, and what to go on from.
+
+        Raises:
+            LauncherError: It cannot be gone on with.
+        """
+        resume = self.options.resume or self.world.restarts > 0
+        choice = runs.Choice(self.recipe.name, self.options.run_dir or self.world.run_dir, resume, self.essence)
+        folder = choice.folder()
+        runs.create(folder)
+        taken_over = self.stack.enter_context(locked(folder, self.world.job))
+        if taken_over:
+            self.warnings.append(taken_over)
+            runs.detach(folder / METRICS_FILE)
+        changed = self._find(folder)
+        if self.checkpoint is not None and (finished := self._finished(folder, self.checkpoint.step)):
+            return Start(str(folder), finished=finished)
+        threads = self._threads()
+        how = {**self.options.how, "essence": self.essence, "processes": self._processes(threads)}
+        environment = runs.environment(how)
+        if runs.read_json(folder / runs.QUEUE_FILE).get("script"):  # it runs the code of its submission
+            environment["git"] = runs.read_json(folder / runs.ENVIRONMENT_FILE).get("git")
+        runs.describe(folder, self.recipe.document.text, render(self.recipe), environment)
+        assert self.data_print  # which may add a note
+        name = self.checkpoint.folder.name if self.checkpoint else None
+        readers = self._readers()
+        return Start(str(folder), name, tuple(changed), threads, readers, tuple(self.notes), tuple(self.warnings))
+
+    def _find(self, folder: Path) -> list[str]:
+        """Finds the checkpoint to go on from; gives the keys that changed since it was saved."""
+        place = folder / "checkpoints"
+        if self.options.start is None:
+            self.checkpoint = checkpoints.newest(place, self.warnings.append)
+        else:
+            newest = checkpoints.newest(place, self.warnings.append)
+            best = newest.training()["judge"]["step"] if newest else None
+            self.checkpoint = checkpoints.at(place, self.options.start, best)
+        if self.checkpoint is None:
+            return []
+        manifest = self.checkpoint.manifest
+        if "recipe" not in manifest:
+            raise UsageError(f"--run-dir: {folder} holds the checkpoints of a script, not of a recipe; name another")
+        was = {**manifest["recipe"], "data.train.content": manifest["data"]}
+        now = {**self.essence, "data.train.content": self.data_print}
+        if manifest["readers"] and manifest["world"] == self.world.size and self.recipe.data.workers != "auto":
+            was["data.workers"], now["data.workers"] = (
+                str(readers // self.world.size) for readers in (manifest["readers"], self.data.readers)
+            )
+        changed = check_same(str(folder), was, now, self.options.allow_changes)
+        if self.options.start is not None:
+            checkpoints.supersede(place, self.checkpoint.step)
+        return changed
+
+    def _processes(self, threads: int | None) -> dict[str, Any]:
+        """How many there are and what each has, for `environment.json`."""
+        return {
+            "number": self.world.size,
+            "device": self.device.name,
+            "threads": threads or self.device.threads,
+            "workers": self.data.train.reading.workers,
+            "usable_cpus": usable_cpus(),
+        }
+
+    def _threads(self) -> int | None:
+        """Threads of a process that the checkpoint was made with: another number rounds otherwise."""
+        if self.checkpoint is None or self.checkpoint.manifest["world"] != self.world.size:
+            return None
+        was, now = int(self.checkpoint.manifest["threads"]), self.device.threads
+        if was == now:
+            return None
+        if self.recipe.launch.threads == "auto":
+            self.notes.append(f"{was} thread{'s' * (was > 1)} a process, as this run began with")
+            return was
+        self.notes.append(f"launch.threads is {now}, and this run began with {was}: it does not go on bit for bit")
+        return None
+
+    def _readers(self) -> int | None:
+        """Readers that a stream's shards were spread over: with others, a step meets other samples."""
+        manifest = self.checkpoint.manifest if self.checkpoint is not None else {"readers": 0}
+        was, now = manifest["readers"], self.data.readers
+        if not was or (was, manifest["world"]) == (now, self.world.size):
+            return None
+        workers = was // manifest["world"]
+        if manifest["world"] == self.world.size and self.recipe.data.workers == "auto":
+            self.notes.append(f"data.workers: {workers} a process, as this run began with")
+            return int(was)
+        self.warnings.append(
+            f"the stream's {was} shards, read with --processes {manifest['world']} and data.workers={workers}, are cut "
+            "anew for other readers: some samples of this pass are read again or left out"
+        )
+        return None
+
+    def _finished(self, folder: Path, step: int) -> str | None:
+        is_over = runs.read_json(folder / runs.STATUS_FILE).get("state") == "finished"
+        total = self.horizon.total_steps
+        longer = total is not None and step < total and self.options.allow_changes
+        if not is_over or longer or self.options.start is not None or not (folder / runs.WEIGHTS_FILE).exists():
+            return None
+        return f"{folder}: this run is finished, after {step:,} steps; its weights are in {folder / runs.WEIGHTS_FILE}"

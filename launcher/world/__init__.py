@@ -1,0 +1,1 @@
+"""Who am I: rank, world, node, site; how processes signal, watch and leave."""

@@ -1,0 +1,225 @@
+"""Where the ranks of an srun step find rank 0, and how rank 0 knows that all others have left.
+
+torch wants an address and a free port that all ranks know before they can speak. The address is the step's first node.
+Ports follow from the job, so that all ranks try the same ones: at the first that is free there, rank 0 tells whoever
+names the same step the port of the process group. Jobs that share a node cannot meet, whatever ports they try.
+
+A rank's connection stays open until its process ends. Under `srun --kill-on-bad-exit` the rank that ends with 75 must
+be the last one: it waits until all connections are closed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import platform
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from launcher.errors import EXIT_DONE, EXIT_PREEMPTED, LauncherError
+from launcher.world.world import World
+
+FIRST_PORT, LAST_PORT = 15_000, 31_999  # below those that systems give to outgoing connections
+TRIES = 50
+_RETRY_SECONDS = 0.2
+_ANSWER_SECONDS = 5.0
+_LOOPBACK = "127.0.0.1"
+_peers: dict[int, Peer] = {}  # by rank; held until the process ends: their closing is what the other side waits for
+
+
+@dataclass(frozen=True)
+class Peer:
+    """The process of another rank.
+
+    Attributes:
+        host: Its node.
+        connection: Open for as long as it lives.
+    """
+
+    host: str
+    connection: socket.socket
+
+
+@contextmanager
+def gathered(world: World, timeout_seconds: float) -> Iterator[None]:
+    """Sets what torch makes a process group from, for the ranks of an srun step; does nothing in other worlds.
+
+    Args:
+        world: The processes, as the environment says.
+        timeout_seconds: How long ranks may be late.
+
+    Raises:
+        LauncherError: Not all ranks came.
+    """
+    if world.step is None or world.host is None:
+        yield
+        return
+    meet = _receive if world.is_first else _visit
+    port = meet(world, time.monotonic() + timeout_seconds)
+    variables = {
+        "RANK": world.rank,
+        "WORLD_SIZE": world.size,
+        "LOCAL_RANK": world.local_rank,
+        "LOCAL_WORLD_SIZE": world.local_size,
+        "MASTER_ADDR": _address(world),
+        "MASTER_PORT": port,
+    }
+    os.environ.update({name: str(value) for name, value in variables.items()})
+    try:
+        yield
+    finally:
+        for name in variables:
+            del os.environ[name]
+
+
+def leave_last(timeout_seconds: float = 60.0) -> None:
+    """Rank 0: waits until the processes of all other ranks have ended."""
+    deadline = time.monotonic() + timeout_seconds
+    for peer in _peers.values():
+        peer.connection.settimeout(max(0.01, deadline - time.monotonic()))
+        with contextlib.suppress(OSError):
+            peer.connection.recv(1)  # nothing is sent any more: this ends when the other side does
+
+
+def code_of_a_stop(world: World) -> int:
+    """75 where a run is to be continued and somebody hears it: under srun of rank 0, which leaves last.
+
+    Under an elastic agent every rank ends with 0: any other code would make it start them again, or end the last one.
+    """
+    if world.started_by == "srun" and world.is_first:
+        leave_last()
+        return EXIT_PREEMPTED
+    return EXIT_DONE if world.is_launched else EXIT_PREEMPTED
+
+
+def departed() -> dict[int, str]:
+    """Rank 0: the ranks whose processes have ended by now, with their nodes."""
+    gone = {}
+    for rank, peer in _peers.items():
+        peer.connection.settimeout(0)
+        with contextlib.suppress(BlockingIOError):
+            with contextlib.suppress(ConnectionError):
+                peer.connection.recv(1)
+            gone[rank] = peer.host
+    return gone
+
+
+def _address(world: World) -> str:
+    """Of rank 0, from where this process is."""
+    return str(world.host) if world.nodes > 1 else _LOOPBACK
+
+
+def ports(step: str) -> list[int]:
+    """The ports that a step's ranks try, in order; each has the process group's beside it."""
+    start = int.from_bytes(hashlib.sha256(step.encode()).digest()[:4], "big")
+    pairs = (LAST_PORT - FIRST_PORT) // 2
+    return [FIRST_PORT + 2 * ((start + number) % pairs) for number in range(TRIES)]
+
+
+def _receive(world: World, deadline: float) -> int:
+    """Rank 0: tells every other rank the port of the process group."""
+    desk, port = _listen(str(world.step), "" if world.nodes > 1 else _LOOPBACK)
+    waited_for = set(range(1, world.size))
+    with desk:
+        while waited_for:
+            desk.settimeout(max(0.01, deadline - time.monotonic()))
+            try:
+                peer, _ = desk.accept()
+            except TimeoutError:
+                raise LauncherError(_missing(world, sorted(waited_for))) from None
+            rank, host = _greeted(peer, str(world.step))
+            if rank not in waited_for:
+                peer.close()  # somebody else's, or a rank that has been here
+                continue
+            peer.sendall(f"{world.step} {port}\n".encode())
+            waited_for.remove(rank)
+            _peers[rank] = Peer(host, peer)
+    return port
+
+
+def _listen(step: str, address: str) -> tuple[socket.socket, int]:
+    for port in ports(step):
+        with contextlib.suppress(OSError):
+            with _bound("", port + 1):  # free, and nobody's business but ours until torch takes it
+                desk = _bound(address, port)
+            desk.listen(1024)
+            return desk, port + 1
+    raise LauncherError(
+        f"none of {TRIES} pairs of ports between {FIRST_PORT} and {LAST_PORT} is free on {socket.gethostname()}; "
+        "start the job on another node"
+    )
+
+
+def _bound(address: str, port: int) -> socket.socket:
+    one = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        one.bind((address, port))
+    except OSError:
+        one.close()
+        raise
+    return one
+
+
+def _greeted(peer: socket.socket, step: str) -> tuple[int, str]:
+    """The rank that has come, and its node; -1 for a stranger."""
+    peer.settimeout(_ANSWER_SECONDS)
+    try:
+        said, rank, host = _line(peer).split(" ")
+    except (OSError, ValueError):
+        return -1, ""
+    return (int(rank), host) if said == step and rank.isascii() and rank.isdigit() else (-1, "")
+
+
+def _visit(world: World, deadline: float) -> int:
+    """Another rank: asks at all ports of the step in turn until rank 0 answers."""
+    wrong = ""
+    while time.monotonic() < deadline:
+        for port in ports(str(world.step)):
+            try:
+                if (found := _asked(world, port)) is not None:
+                    return found
+            except OSError as error:
+                wrong = f": {error.strerror or error}"
+                if isinstance(error, socket.gaierror):
+                    break  # the node's name is not known here, at no port
+        time.sleep(_RETRY_SECONDS)
+    raise LauncherError(
+        f"rank {world.rank} did not find rank 0 on {world.host}{wrong}; can this node reach that one by its name? "
+        f"Ports {FIRST_PORT} to {LAST_PORT} must be open between nodes"
+    )
+
+
+def _asked(world: World, port: int) -> int | None:
+    peer = socket.create_connection((_address(world), port), timeout=_ANSWER_SECONDS)
+    try:
+        peer.sendall(f"{world.step} {world.rank} {platform.node()}\n".encode())
+        said, _, answer = _line(peer).rpartition(" ")
+        if said != world.step or not answer.isdigit():
+            peer.close()
+            return None
+    except OSError:
+        peer.close()
+        raise
+    _peers[0] = Peer(str(world.host), peer)
+    return int(answer)
+
+
+def _line(peer: socket.socket) -> str:
+    """One short line, or what there is of it when the other side leaves."""
+    text = b""
+    while not text.endswith(b"\n") and len(text) < 256:
+        piece = peer.recv(256)
+        if not piece:
+            break
+        text += piece
+    return text.decode("utf-8", errors="replace").removesuffix("\n")
+
+
+def _missing(world: World, ranks: list[int]) -> str:
+    shown = ", ".join(map(str, ranks[:8])) + (", …" if len(ranks) > 8 else "")
+    return f"rank{'s' * (len(ranks) > 1)} {shown} of {world.size} did not come; what the step printed may say why"

@@ -1,0 +1,122 @@
+"""A process that does not get on: its stacks are written down, and those of all other ranks with them."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import shlex
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from launcher.errors import EXIT_FAILED
+from launcher.world import progress
+from launcher.world.failure import Failure, Notes, Report, of_stack
+from launcher.world.world import World
+
+
+@dataclass(frozen=True)
+class Watch:
+    """A thread that looks at this process's progress now and then; the loop pays nothing for it.
+
+    Attributes:
+        seconds: How long it may make none.
+        stops: Whether the run is ended then.
+        folder: The run's.
+        world: This process among the others.
+    """
+
+    seconds: float
+    stops: bool
+    folder: Path
+    world: World
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watches for a while."""
+        with beside(self._watch):
+            yield
+
+    @property
+    def _alarm(self) -> Path:
+        """Raised by the first rank that stalls, for all to write their stacks down."""
+        return Notes(self.folder).folder / "stalled"
+
+    def _watch(self, over: threading.Event) -> None:
+        began, shown = time.time(), -1
+        while not over.wait(min(1.0, self.seconds / 4)):
+            now = progress.mine()
+            if now.state != progress.RUNNING or now.step == shown:
+                continue
+            stalled = time.monotonic() - now.beat > self.seconds
+            if not stalled and not _raised_since(self._alarm, began):
+                continue
+            shown, began = now.step, time.time()
+            failure = self._examined(now)
+            write_stacks(self.folder, self.world.rank)
+            if not stalled:
+                continue
+            with suppress(OSError):
+                self._alarm.parent.mkdir(exist_ok=True)
+                self._alarm.touch()
+            if self.stops:
+                time.sleep(2 * min(1.0, self.seconds / 4))  # the others write theirs down meanwhile
+                end_with(failure, self.folder, self.world)
+            print(f"launcher: {failure.line}; the stacks of every rank are in {self.folder / 'logs'}", file=sys.stderr)
+
+    def _examined(self, now: progress.Progress) -> Failure:
+        frame = sys._current_frames().get(threading.main_thread().ident or 0)
+        what = f"no progress for {self.seconds:g} s (launch.stall)"
+        since = time.time() - time.monotonic() + now.beat
+        stack = traceback.extract_stack(frame) if frame is not None else ()
+        found = of_stack(what, stack, rank=self.world.rank, world=self.world.size, time=since)
+        return Notes(self.folder).completed(found, now.step)
+
+
+@contextmanager
+def beside(look: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Runs `look` in a thread of its own for a while; it ends when the event that it gets is set."""
+    over = threading.Event()
+    thread = threading.Thread(target=look, args=(over,), daemon=True, name="watch")
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def write_stacks(folder: Path, rank: int) -> None:
+    """Appends the stacks of all threads to this rank's log."""
+    with suppress(OSError), (folder / "logs" / f"rank-{rank}.log").open("a") as file:
+        file.write(f"launcher: stacks of rank {rank} at {time.strftime('%H:%M:%S')}\n")
+        file.flush()
+        faulthandler.dump_traceback(file)
+
+
+def end_with(failure: Failure, folder: Path | None, world: World) -> NoReturn:
+    """Ends this process from a side thread, since the main one does not listen; the failure is left for the report.
+
+    Args:
+        failure: Why.
+        folder: The run's, if there is one.
+        world: This process among the others.
+    """
+    if folder is None or world.supervisor is None or not Notes(folder).write(failure):
+        resume = shlex.join(["launcher", "resume", str(folder)]) if folder is not None else ""
+        Report(failure, folder, resume, resume).show()
+    sys.stderr.flush()
+    os._exit(EXIT_FAILED)
+
+
+def _raised_since(path: Path, when: float) -> bool:
+    try:
+        return path.stat().st_mtime > when
+    except OSError:
+        return False
