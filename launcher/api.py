@@ -9,13 +9,14 @@ from typing import Any
 
 from torch import nn
 
+from launcher.checkpoints.weights import read_weights
 from launcher.errors import UsageError
-from launcher.model.build import read_weights
 from launcher.recipe.load import load_recipe
 from launcher.run import Result, run
 from launcher.runs.folder import STATUS_FILE, WEIGHTS_FILE, read_json
 from launcher.runs.metrics import METRICS_FILE, Line, read_evaluations
-from launcher.training.resume import Finished, Options
+from launcher.runs.options import Options
+from launcher.training.resume import Finished
 from launcher.world.world import World
 
 _SLOTS = {

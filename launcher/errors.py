@@ -49,3 +49,16 @@ class RecipeError(LauncherError):
     def __init__(self, problems: Iterable[Problem]):
         self.problems: Sequence[Problem] = tuple(dict.fromkeys(problems))
         super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class PeerError(LauncherError):
+    """Another rank failed in what this one was waiting for.
+
+    Args:
+        message: What it said.
+        exit_code: What it ends with: this rank does too.
+    """
+
+    def __init__(self, message: str, exit_code: int = EXIT_FAILED):
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -11,10 +11,12 @@ from launcher.device.device import check_device, open_device, seed_everything, u
 from launcher.model.build import build_model
 from launcher.recipe.build import Workshop
 from launcher.recipe.schema import Recipe
+from launcher.runs.options import Options
 from launcher.runs.tracking.tracking import Line, check_trackers
-from launcher.training.loop import build_trainable, train
-from launcher.training.open_session import evaluate_at_end, open_session, save_at_end
-from launcher.training.resume import Options
+from launcher.training.build import build_trainable
+from launcher.training.finish import evaluate_at_end, save_at_end
+from launcher.training.loop import train
+from launcher.training.open_session import open_session
 from launcher.world import faults
 from launcher.world.signals import listening
 from launcher.world.world import World

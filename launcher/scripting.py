@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from launcher.checkpoints import format as checkpoints
+from launcher import checkpoints
 from launcher.data.sampler import StepSampler
 from launcher.world import signals
 from launcher.world.progress import reached

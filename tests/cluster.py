@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.launch.slurm.requeue import Submission
+from launcher.runs.job import Submission
 from launcher.runs.reading import Run
 
 ROOT = Path(__file__).parent.parent

@@ -19,9 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from worlds import TINY, in_world
 
 import launcher
-from launcher.data.sampler import StepSampler
-from launcher.training.loop import Guard, NonFiniteError
-from launcher.training.plan import describe_shares
+from launcher.data.sampler import StepSampler, describe_shares
+from launcher.training.nonfinite import Guard, NonFiniteError
 
 MORE_CALLS = 20  # Python functions of this program in one step, besides those of the bare loop
 GROWTH_BYTES = 4 * 2**20  # over 10,000 steps: what an allocator does, less than one number a step kept would be

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from worlds import TINY, in_world, result_of, survivors, train_here
 
-from launcher.device.coordination import Coordinator, PeerError, packed, unpacked
-from launcher.device.shared_memory import SLOT_BYTES, Memory, shared_memory
+from launcher.device.coordination import Coordinator, packed, unpacked
+from launcher.device.memory import SLOT_BYTES, Memory
+from launcher.device.shared_memory import shared_memory
+from launcher.errors import PeerError
 from launcher.world.world import World
 
 pytestmark = pytest.mark.torch_internals

@@ -23,10 +23,13 @@ from pydantic import BaseModel
 from launcher.errors import EXIT_USAGE, Problem, RecipeError
 from launcher.recipe.bases import read_document
 from launcher.recipe.component_syntax import OPTIONS
+from launcher.recipe.expressions import Expression, ExpressionError
 from launcher.recipe.load import load_recipe
-from launcher.recipe.references import COMPUTED, Expression, ExpressionError
+from launcher.recipe.places import MAX_PROBLEMS, Path, dotted
+from launcher.recipe.references import COMPUTED
+from launcher.recipe.scalars import plain_scalar
 from launcher.recipe.schema import Recipe, model_in
-from launcher.recipe.yaml import MAX_BYTES, MAX_DEPTH, MAX_PROBLEMS, Document, Path, dotted, plain_scalar
+from launcher.recipe.tree import MAX_BYTES, MAX_DEPTH, Document
 
 BAD_RECIPES = pathlib.Path(__file__).parent / "bad_recipes" / "reading"
 

@@ -191,7 +191,7 @@ def killed_at(step: int, folder: str) -> None:
     """Trains as one rank and is killed after a step; at 0 it is not."""
     from launcher.recipe.load import load_recipe
     from launcher.run import run
-    from launcher.training.resume import Options
+    from launcher.runs.options import Options
     from launcher.world.world import World
 
     changes = ["launch.threads=1", "save.every=4 steps", "save.background=false", "data.validation=20% of train"]

@@ -30,8 +30,9 @@ from launcher.recipe.load import load_recipe
 from launcher.run import Result
 from launcher.run import run as launch
 from launcher.runs.lock import holder, locked
+from launcher.runs.options import Options
 from launcher.runs.tracking.tracking import read_metrics
-from launcher.training.resume import Finished, Options
+from launcher.training.resume import Finished
 from launcher.world.faults import Fault
 from launcher.world.world import World
 

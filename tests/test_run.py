@@ -28,7 +28,7 @@ from launcher.models import MLP
 from launcher.recipe.load import load_recipe
 from launcher.run import Result
 from launcher.runs.metrics import read_evaluations
-from launcher.training.loop import NonFiniteError
+from launcher.training.nonfinite import NonFiniteError
 from launcher.world.world import FAULTS_VARIABLE, World
 
 EVALUATED = [

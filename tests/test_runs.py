@@ -19,11 +19,11 @@ import pytest
 
 from launcher.cli.main import main
 from launcher.errors import UsageError
-from launcher.runs import ORDERS, STATES
 from launcher.runs.folder import write_json
 from launcher.runs.lock import locked
 from launcher.runs.metrics import encode
 from launcher.runs.reading import Run, find_runs, named_runs, newest_run
+from launcher.runs.states import ORDERS, STATES
 from launcher.runs.table import View, chosen
 
 HOLD = """

@@ -10,8 +10,9 @@ import pytest
 
 from launcher.cli.main import main
 from launcher.recipe.load import load_recipe
+from launcher.recipe.places import Problems
 from launcher.recipe.show import quoted, render, resolved, scalar
-from launcher.recipe.yaml import Problems, parse
+from launcher.recipe.yaml import parse
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = [*sorted((ROOT / "recipes").glob("*.yaml")), *sorted((ROOT / "recipes").glob("*/recipe.yaml"))]

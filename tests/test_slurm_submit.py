@@ -18,16 +18,9 @@ from launcher.cli.main import main
 from launcher.errors import LauncherError, RecipeError, UsageError
 from launcher.launch.slurm.batch_script import Job, render
 from launcher.launch.slurm.code import keep, kept_at
-from launcher.launch.slurm.requeue import (
-    Ending,
-    Submission,
-    advance_in_words,
-    begin,
-    in_words,
-    lasting_words,
-    mark_submitted,
-)
+from launcher.launch.slurm.requeue import Ending, begin, lasting_words
 from launcher.runs.folder import read_json, write_json
+from launcher.runs.job import Submission, advance_in_words, in_words, mark_submitted
 from launcher.runs.reading import Run
 from launcher.world.site import read_site
 from launcher.world.slurm import Queued, _gpus, _refusal, seconds_in

@@ -33,9 +33,10 @@ from launcher.errors import LauncherError
 from launcher.runs.metrics import MetricsFile, Redone, encode, read_evaluations, read_last
 from launcher.runs.tracking import trackers
 from launcher.runs.tracking.console import tables
-from launcher.runs.tracking.trackers import QUEUE_LINES, Sent
+from launcher.runs.tracking.tracker import Sent
+from launcher.runs.tracking.trackers import QUEUE_LINES
 from launcher.runs.tracking.tracking import Line, NoTracking, Tracking, check_trackers, open_tracking, read_metrics
-from launcher.runs.words import duration, number, short
+from launcher.text import duration, number, short
 
 # wandb does not wait for a helper that was killed
 pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
@@ -800,7 +801,7 @@ def train_with_wandb(folder: str) -> dict[str, Any]:
     from launcher.recipe.load import load_recipe
     from launcher.recipe.show import resolved
     from launcher.run import run
-    from launcher.training.resume import Options
+    from launcher.runs.options import Options
     from launcher.world.world import World
 
     os.environ.update(WANDB_API_KEY=API_KEY, WANDB_CONFIG_DIR=f"{folder}/config", WANDB_SILENT="true")

@@ -187,7 +187,7 @@ def train_here(
 ) -> str:
     """Trains as one rank of the world that this process is in; gives the run's state."""
     from launcher.run import run
-    from launcher.training.resume import Options
+    from launcher.runs.options import Options
     from launcher.world.world import FAULTS_VARIABLE, World
 
     if faults is not None:

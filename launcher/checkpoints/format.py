@@ -15,30 +15,24 @@ import json
 import os
 import re
 import shutil
-import threading
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 
-from launcher.errors import LauncherError, UsageError
-from launcher.evaluation.best import Judge
+from launcher.errors import LauncherError
 from launcher.internals import storage_id
-from launcher.recipe import schema
 from launcher.world import faults
 
 FORMAT_VERSION = 1
 WEIGHTS, TRAINING, MANIFEST = "weights.pth", "training.pt", "manifest.json"
 _OVERHEAD_BYTES = 64 * 1024  # of the files' own structure
 _LOOK_SECONDS = 0.5  # between looks at a checkpoint that is not seen yet
-_PAUSES = (0.5, 2.0)  # seconds between tries to write a checkpoint
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -389,251 +383,4 @@ def load_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def listed(folder: Path) -> list[Path]:
-    """The checkpoints below a folder by name, newest first; verified or not."""
-    if not folder.is_dir():
-        return []
-    found = [(int(match[1]), path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found, reverse=True)]
-
-
-def newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint that verifies; damaged ones are set aside and said so.
-
-    Args:
-        folder: `checkpoints/` of a run.
-        say: Gets a line for each damaged one.
-
-    Returns:
-        None where there never was one.
-
-    Raises:
-        DamagedError: There are some, and all are damaged: starting again would lose the run silently.
-    """
-    candidates = listed(folder)
-    for path in candidates:
-        try:
-            return verify(path)
-        except DamagedError as error:
-            say(f"{error}; {_set_aside(path)}, taking the one before")
-    if candidates or any(folder.glob(".corrupt-*")):
-        raise DamagedError(
-            f"all checkpoints in {folder} are damaged; look at its .corrupt-… folders, or start a new run elsewhere"
-        )
-    return None
-
-
-def load(folder: Path, say: Callable[[str], None] = print) -> Snapshot | None:
-    """What the newest checkpoint that verifies is made of, for a script of your own; `save` is the other half.
-
-    Args:
-        folder: Where `save` has put them.
-        say: Gets a line for each damaged one, which is passed over.
-
-    Returns:
-        None where there never was one.
-
-    Raises:
-        DamagedError: There are some, and all are damaged.
-    """
-    found = newest(folder, say)
-    return None if found is None else Snapshot(found.weights(), found.training(), found.manifest)
-
-
-def _set_aside(path: Path) -> str:
-    aside = path.with_name(f".corrupt-{path.name}-{time.time_ns()}")
-    try:
-        path.rename(aside)
-    except OSError as error:
-        return f"it cannot be set aside ({error.strerror}) and is passed over"
-    return f"set aside as {aside.name}"
-
-
-def at(folder: Path, which: str, best_step: int | None) -> Checkpoint:
-    """The checkpoint that a user names.
-
-    Args:
-        folder: `checkpoints/` of a run.
-        which: `best`, or a step.
-        best_step: Which one is the best.
-
-    Raises:
-        UsageError: There is none like that.
-        DamagedError: It is damaged.
-    """
-    steps = [int(path.name.removeprefix("step-")) for path in listed(folder)]
-    step = best_step if which == "best" else int(which) if which.isdigit() else None
-    if step is None or step not in steps:
-        known = ", ".join(map(str, steps)) or "none"
-        said = "no evaluation was the best yet" if which == "best" and step is None else f"there is no '{which}'"
-        raise UsageError(
-            f"--from: {said} in {folder}; there are the steps {known}, and 'best' where evaluate.best is set"
-        )
-    return verify(folder / name_of(step))
-
-
-def supersede(folder: Path, step: int) -> None:
-    """Takes the checkpoints after a step out of sight: the run goes on from there; the next save removes them."""
-    for path in listed(folder):
-        if int(path.name.removeprefix("step-")) > step:
-            path.rename(path.with_name(f".old-{path.name}-{time.time_ns()}"))
-
-
-def _discard(path: Path) -> None:
-    hidden = path.with_name(f".old-{path.name}-{time.time_ns()}")  # out of sight at once, however long removing takes
-    with contextlib.suppress(OSError):
-        path.rename(hidden)
-        faults.point("checkpoint.prune")
-        shutil.rmtree(hidden, ignore_errors=True)
-
-
-def prune(folder: Path, keep: int, best_step: int | None) -> None:
-    """Removes all but the newest `keep` checkpoints and the best."""
-    old = [path for path in listed(folder)[keep:] if best_step is None or path.name != name_of(best_step)]
-    for path in old:
-        _discard(path)
-    for left in (*folder.glob(".old-*"), *folder.glob(".step-*")):  # of a start that was killed meanwhile
-        shutil.rmtree(left, ignore_errors=True)
-
-
 # ---------------------------------------------------------------------- the loop's edge
-
-
-class Saving:
-    """When a save is due, rank 0 writes it and the others go on.
-
-    In the background the step pays for a copy of the state. At most one write is under way; what goes wrong with
-    it is said at the next step, and it is tried again.
-
-    Args:
-        section: The recipe's `save`.
-        folder: `checkpoints/` of the run.
-        is_first: Whether this rank writes.
-        judge: Knows which checkpoint is the best so far.
-        warn: Gets a line for each thing that went wrong.
-        capture: Gives what a checkpoint is made of after a number of steps.
-        saved: Told of each checkpoint on disk: the step, seconds of writing, seconds that training stood still.
-        last_step: Of the checkpoint that this start goes on from.
-    """
-
-    def __init__(
-        self,
-        section: schema.Save,
-        folder: Path,
-        is_first: bool,
-        judge: Judge,
-        warn: Callable[[str], None],
-        *,
-        capture: Callable[[int], Snapshot],
-        saved: Callable[[int, float, float], None],
-        last_step: int | None = None,
-    ):
-        self.section = section
-        self.folder = folder
-        self.is_first = is_first
-        self.last_step = last_step
-        self.capture, self.saved = capture, saved
-        self._judge = judge
-        self._warn = warn
-        self._writer: threading.Thread | None = None
-        self._news: deque[str | SaveError] = deque()
-        self._stalls: list[float] = []  # seconds that training stood still, for each checkpoint on disk
-
-    def save(self, step: int) -> None:
-        """Writes the checkpoint of this step, then removes what is no longer kept.
-
-        Raises:
-            SaveError: On rank 0, where this one or the one before failed and the recipe says stop.
-        """
-        if step == self.last_step:
-            return
-        self.last_step = step
-        if not self.is_first:
-            return
-        began = time.perf_counter()
-        self.wait()
-        snapshot, best = self.capture(step), self._judge.step
-        if self._in_background(snapshot):
-            snapshot = snapshot.copied()
-            work = partial(self._write, snapshot, best, time.perf_counter() - began)
-            self._writer = threading.Thread(target=work, name="saving")
-            self._writer.start()
-        else:
-            self._write(snapshot, best)
-            self.check()
-
-    def check(self) -> None:
-        """Reports what became of the write under way; called after each step.
-
-        Raises:
-            SaveError: It failed, and the recipe says stop.
-        """
-        while self._news:
-            news = self._news.popleft()
-            if isinstance(news, SaveError) and self.section.on_failure == "stop":
-                raise news
-            self._warn(str(news))
-
-    def wait(self) -> None:
-        """Until nothing is being written.
-
-        Raises:
-            SaveError: The write failed, and the recipe says stop.
-        """
-        if self._writer is not None:
-            self._writer.join()
-            self._writer = None
-        self.check()
-
-    def close(self) -> None:
-        """Lets a write that is under way end, and says what came of it: nobody is left to raise to."""
-        if self._writer is not None:
-            self._writer.join()
-            self._writer = None
-        while self._news:
-            self._warn(str(self._news.popleft()))
-
-    def describe(self) -> str:
-        """What this start's checkpoints have cost, in a line; empty where there were none."""
-        count, total = len(self._stalls), sum(self._stalls)
-        if not count:
-            return ""
-        longest = f", {max(self._stalls):.2g} s at the longest" if count > 1 else ""
-        return f"saved {count} checkpoint{'s' * (count > 1)}; training stood still for {total:.2g} s{longest}"
-
-    def _in_background(self, snapshot: Snapshot) -> bool:
-        """As the recipe says; else where the copy takes no more than a quarter of the memory that is free."""
-        if self.section.background is not None:
-            return self.section.background
-        return bool(snapshot.num_bytes < psutil.virtual_memory().available / 4)
-
-    def _write(self, snapshot: Snapshot, best: int | None, stall: float | None = None) -> None:
-        """Writes and prunes. Whatever goes wrong is news: in a thread of its own nobody else would hear of it."""
-        began = time.perf_counter()
-        for pause in (*_PAUSES, None):
-            try:
-                verify(save(self.folder, snapshot))
-                break
-            except Exception as error:
-                failure = self._failure(snapshot, error)
-                if pause is None:
-                    self._news.append(failure)
-                    return
-                self._news.append(f"{failure}; trying again in {pause:g} s")
-                _discard(self.folder / name_of(snapshot.step))
-                time.sleep(pause)
-        try:
-            seconds = time.perf_counter() - began
-            self._stalls.append(seconds if stall is None else stall)
-            self.saved(snapshot.step, seconds, self._stalls[-1])
-            prune(self.folder, self.section.keep, best)
-        except Exception as error:
-            self._news.append(self._failure(snapshot, error))
-
-    def _failure(self, snapshot: Snapshot, error: Exception) -> SaveError:
-        if isinstance(error, SaveError):
-            return error
-        said = str(error) if isinstance(error, DamagedError) else f"{type(error).__name__}: {error}"
-        failure = SaveError(f"saving {self.folder / name_of(snapshot.step)}: {said}")
-        failure.__cause__ = error
-        return failure

@@ -12,8 +12,8 @@ from typing import Any
 
 from launcher.checkpoints import format as checkpoints
 from launcher.checkpoints.format import Checkpoint
+from launcher.checkpoints.weights import find_weights, read_weights
 from launcher.errors import UsageError
-from launcher.model.build import find_weights, read_weights
 from launcher.recipe.load import load_recipe
 from launcher.recipe.schema import Recipe
 from launcher.runs import folder as runs

@@ -1,4 +1,4 @@
-"""How fast the ranks add up numbers: what one process of `launcher doctor` does. `python -m launcher.checks.bandwidth`."""
+"""How fast the ranks add up numbers: one process of `launcher doctor`, `python -m launcher.checks.bandwidth`."""
 
 from __future__ import annotations
 

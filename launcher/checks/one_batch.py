@@ -12,8 +12,10 @@ from launcher.device.device import open_device, use_cpu
 from launcher.model.build import build_model
 from launcher.recipe.schema import Recipe
 from launcher.run import checked
-from launcher.training.loop import Stepped, Trainable, build_trainable, counted_steps, seed_step, train_step
-from launcher.training.resume import Options
+from launcher.runs.options import Options
+from launcher.training.build import build_trainable
+from launcher.training.state import Trainable
+from launcher.training.step import Stepped, counted_steps, seed_step, train_step
 from launcher.world.context import remembered
 from launcher.world.world import World
 

@@ -24,7 +24,8 @@ from launcher.data.load import Data, load_data
 from launcher.device.device import open_device, seed_everything
 from launcher.errors import LauncherError, Problem, RecipeError, UsageError
 from launcher.evaluation.best import deciding_set, value_of
-from launcher.evaluation.evaluation import AVERAGED, evaluate
+from launcher.evaluation.evaluate import evaluate
+from launcher.evaluation.evaluation import AVERAGED
 from launcher.evaluation.metrics import build_measures
 from launcher.internals import batch_norms
 from launcher.model.build import Model, build_model
@@ -32,13 +33,15 @@ from launcher.objective.batch import shapes
 from launcher.objective.loss import INDEPENDENT
 from launcher.recipe.build import BuildError, Workshop
 from launcher.recipe.duration import Duration
+from launcher.recipe.places import Path as RecipePath
+from launcher.recipe.places import dotted
 from launcher.recipe.schema import Recipe
 from launcher.recipe.targets import told
-from launcher.recipe.yaml import Path as RecipePath
-from launcher.recipe.yaml import dotted, printable
-from launcher.runs.words import size
-from launcher.training.loop import Horizon, Step, Trainable, backward, build_trainable, counted_steps, forward, update
+from launcher.text import printable, size
+from launcher.training.build import build_trainable
 from launcher.training.plan import Plan, plan_of
+from launcher.training.state import Horizon, Trainable
+from launcher.training.step import Step, backward, counted_steps, forward, update
 from launcher.world.world import World
 
 SAMPLES = 2

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.internals import inner_schedulers, milestones
-from launcher.objective.loss import Schedule
+from launcher.objective.schedule import Schedule
 from launcher.recipe.component import Component
+from launcher.recipe.places import dotted
 from launcher.recipe.schema import Recipe
-from launcher.recipe.yaml import dotted
-from launcher.training.loop import Horizon, Trainable
+from launcher.training.state import Horizon, Trainable
 
 _STEPS_TRIED = 20_000  # a fifth of a second
 _SPENT = 0.01  # of the highest rate: nothing is learned any more

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from launcher.checkpoints import format as checkpoints
+from launcher.checkpoints import retention
 from launcher.errors import LauncherError, UsageError
 from launcher.runs.folder import WEIGHTS_FILE
 from launcher.runs.tracking.tracking import read_metrics
@@ -75,7 +76,7 @@ class Verification:
 
     def _saved(self, folder: Path) -> int:
         """The step that the next start goes on from."""
-        found = checkpoints.listed(folder / "checkpoints")
+        found = retention.listed(folder / "checkpoints")
         if not found:
             raise LauncherError("the killed training has left no checkpoint; kill it later, with --kill-at")
         return checkpoints.verify(found[0]).step

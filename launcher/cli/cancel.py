@@ -25,7 +25,8 @@ def add(commands: Commands) -> None:
 
 
 def _cancel(options: argparse.Namespace, _: Sequence[str]) -> int:
-    from launcher.launch.slurm.requeue import Submission, cancel
+    from launcher.launch.slurm.requeue import cancel
+    from launcher.runs.job import Submission
     from launcher.runs.reading import named_runs
     from launcher.world import slurm
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.errors import EXIT_DONE, UsageError
-from launcher.runs import ORDERS, STATES
+from launcher.runs.states import ORDERS, STATES
 
 if TYPE_CHECKING:
     from launcher.cli.arguments import Commands
@@ -86,7 +86,7 @@ def _print_table(view: View) -> None:
 def _queue_lines(runs: Sequence[Run]) -> list[tuple[str, str]]:
     """How the jobs of those runs stand that are not over, by folder; nothing is asked where there are none."""
     from launcher.errors import LauncherError
-    from launcher.launch.slurm.requeue import queue_line, queue_now
+    from launcher.runs.job import queue_line, queue_now
 
     try:
         lines = [(run, queue_line(run, queue_now)) for run in runs if run.state != "finished"]

@@ -13,7 +13,7 @@ from launcher.errors import EXIT_DONE, UsageError
 
 if TYPE_CHECKING:
     from launcher.cli.arguments import Commands
-    from launcher.recipe.yaml import Path as RecipePath
+    from launcher.recipe.places import Path as RecipePath
 
 _RESOLVED = "resolved.yaml"  # of a run's folder
 Values = Mapping["RecipePath", tuple[str, str]]  # of every value, as YAML, and where it was said
@@ -120,7 +120,7 @@ def _show_differences(options: argparse.Namespace) -> int:
 
 
 def _show_difference(path: RecipePath, ours: tuple[str, str] | None, theirs: tuple[str, str] | None) -> None:
-    from launcher.recipe.yaml import dotted
+    from launcher.recipe.places import dotted
 
     _print(f"{dotted(path)}:", "")
     if ours is not None:
@@ -139,8 +139,9 @@ def _of_recipe(options: argparse.Namespace) -> Values:
 
 def _of_run(folder: Path) -> Values:
     """The values of a run's recorded recipe, and where its comments say that they come from."""
+    from launcher.recipe.places import Problems
     from launcher.recipe.show import nodes_of, scalar
-    from launcher.recipe.yaml import Problems, parse
+    from launcher.recipe.yaml import parse
 
     text = _recorded(folder)
     origins = [line.rpartition("  # ")[2] if "  # " in line else "" for line in text.splitlines()]

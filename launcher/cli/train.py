@@ -196,7 +196,7 @@ def _train_as_rank(options: argparse.Namespace, arguments: Sequence[str], world:
             )
     recipe = read_recipe(options)
     from launcher.run import run
-    from launcher.training.resume import Options
+    from launcher.runs.options import Options
 
     if options.debug:
         import torch
@@ -248,7 +248,8 @@ def _resubmitted(folder: Path, options: argparse.Namespace) -> bool:
     Raises:
         UsageError: Its job is in the queue, or something is asked for that the job's script does not say.
     """
-    from launcher.launch.slurm.requeue import Submission, go_on
+    from launcher.launch.slurm.requeue import go_on
+    from launcher.runs.job import Submission
     from launcher.world import slurm
     from launcher.world.world import World
 

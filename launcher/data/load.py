@@ -21,7 +21,7 @@ from launcher.recipe import schema
 from launcher.recipe.build import Workshop
 from launcher.recipe.component import Component
 from launcher.recipe.duration import Duration
-from launcher.recipe.yaml import Document
+from launcher.recipe.tree import Document
 from launcher.world.world import World
 
 __all__ = [

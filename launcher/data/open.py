@@ -11,7 +11,7 @@ from launcher.errors import Problem, RecipeError
 from launcher.recipe.build import Workshop
 from launcher.recipe.component import Component, components_in
 from launcher.recipe.signature import parameters_of
-from launcher.recipe.yaml import Document
+from launcher.recipe.tree import Document
 
 SLOW_SECONDS = 20.0  # a data set that takes longer to build on every process is spoken of
 

@@ -21,10 +21,11 @@ from typing import Any
 from launcher.errors import LauncherError
 from launcher.recipe.build import BuildError, Workshop
 from launcher.recipe.component import Component
-from launcher.recipe.references import Expression
+from launcher.recipe.expressions import Expression
+from launcher.recipe.places import dotted
 from launcher.recipe.signature import arguments_of, parameters_of
 from launcher.recipe.targets import told
-from launcher.recipe.yaml import dotted, printable
+from launcher.text import printable
 
 _DONE = "done"
 _held: dict[str, int] = {}  # while a process that prepared lives, those that come later know that it is done

@@ -244,3 +244,17 @@ class StepSampler(DistributedSampler[list[tuple[int, int]]]):
             short = self._full_steps * self.global_batch_size + self._row_offsets(self._last_batch_size)
             positions = np.append(positions, short)
         return self.order(epoch).at(positions)
+
+
+def describe_shares(sampler: StepSampler, world_size: int) -> str:
+    """`global batch 64 = 2 processes × 16 × 2 accumulated`; uneven shares are said."""
+    batch = min(sampler.global_batch_size, sampler.dataset_size)
+    accumulated = sampler.accumulation(0)
+    processes = f"{world_size} process{'es' * (world_size > 1)}"
+    share, larger = divmod(batch, world_size)
+    if larger or share % accumulated:
+        pieces = [share + (rank < larger) for rank in range(min(world_size, 8))]
+        more = " + …" if world_size > 8 else ""
+        parts = f", each in {accumulated} parts" if accumulated > 1 else ""
+        return f"global batch {batch} = {' + '.join(map(str, pieces))}{more} on {processes}{parts}"
+    return f"global batch {batch} = {processes} × {share // accumulated} × {accumulated} accumulated"

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
-import socket
 import time
 import traceback
 from collections.abc import Callable
@@ -23,12 +21,13 @@ import torch
 import torch.distributed as dist
 
 from launcher import internals
-from launcher.errors import EXIT_FAILED, LauncherError
+from launcher.device.keepalive import _connections, _watch_connection
+from launcher.errors import EXIT_FAILED, LauncherError, PeerError
 from launcher.world import progress
 from launcher.world.signals import stop_requested
 
 if TYPE_CHECKING:
-    from launcher.device.shared_memory import Memory
+    from launcher.device.memory import Memory
 
 POLL_SECONDS = 0.05
 _BEAT_SECONDS = 1.0
@@ -37,19 +36,6 @@ _UNREACHABLE = re.compile("Connection timed out|No route to host|Network is unre
 _RESULT, _ERROR, _PROGRESS = range(3)  # what rank 0 sends in `from_first`
 _STOP = "launcher/stop"  # in the process group's store: a rank that waits was asked to stop
 _DONE = b"="  # before what a rank sends in `everywhere`, unless it failed
-
-
-class PeerError(LauncherError):
-    """Another rank failed in what this one was waiting for.
-
-    Args:
-        message: What it said.
-        exit_code: What it ends with: this rank does too.
-    """
-
-    def __init__(self, message: str, exit_code: int = EXIT_FAILED):
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 @dataclass
@@ -267,36 +253,6 @@ def _failure(error: BaseException) -> dict[str, Any]:
     return {"error": "".join(traceback.format_exception_only(error)).strip(), "exit_code": exit_code}
 
 
-def _connections() -> set[int]:
-    """This process's open files, where the system lists them (Linux)."""
-    try:
-        return {int(name) for name in os.listdir("/proc/self/fd")}
-    except OSError:
-        return set()
-
-
-def _watch_connection(descriptor: int, seconds: float) -> None:
-    """Has the kernel end a connection whose other side cannot be reached any more, behind a cut cable say.
-
-    The process that waits on it would wait for ever: a peer that dies says so, a peer that is lost does not.
-    """
-    try:
-        copy = os.dup(descriptor)
-    except OSError:
-        return  # it was open for the look at them only
-    try:
-        connection = socket.socket(fileno=copy)
-    except OSError:  # another kind of file
-        os.close(copy)
-        return
-    with connection, suppress(OSError):
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, min(32_767, int(seconds / 2))))
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, min(32_767, int(seconds / 6))))
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, min(2**31 - 1, int(seconds * 1000)))
-
-
 def _store() -> Any:
     """What all ranks can write to and look into without waiting for one another: each attempt has its own."""
     return internals.default_store()
@@ -313,65 +269,3 @@ def _wait(work: Any, patience: float | None = None, meanwhile: Callable[[], None
             progress.beat()  # the rank that is waited for may stall, not this one
             time.sleep(min(POLL_SECONDS, waited / 4))
     work.wait()  # raises what went wrong
-
-
-@dataclass
-class Requests:
-    """What a rank wishes to do after this step.
-
-    Attributes:
-        stop: Save and leave: somebody asked for it.
-        save: Save and go on.
-        evaluate: Evaluate and go on.
-        over: The run's time is over: it is finished.
-    """
-
-    stop: bool = False
-    save: bool = False
-    evaluate: bool = False
-    over: bool = False
-
-
-class Agreement:
-    """Turns one rank's wish into an act of all ranks after the same step.
-
-    Every `period` steps the wishes are put into one asynchronous MAX all-reduce, which is read at the next
-    such step; the period follows the pace of training and is agreed in the same message.
-
-    Args:
-        coordinator: The side channel.
-        seconds: About how long a wish may wait.
-    """
-
-    def __init__(self, coordinator: Coordinator, seconds: float = 0.5):
-        self._coordinator = coordinator
-        self._seconds = seconds
-        self._pending: Pending | None = None
-        self._next = 0
-        self._asked_at = (0, time.monotonic())
-
-    def after(self, step: int, wishes: Requests) -> Requests:
-        """What all ranks do after this step; the same answer everywhere."""
-        if self._coordinator.world_size == 1:
-            return wishes
-        if step < self._next:
-            return Requests()
-        *agreed, period = self._pending.result().tolist() if self._pending is not None else (0, 0, 0, 0, 1)
-        numbers = [wishes.stop, wishes.save, wishes.evaluate, wishes.over, self._pace(step)]
-        self._pending = self._coordinator.max(torch.tensor(numbers, dtype=torch.float64))
-        self._next = step + int(period)
-        return Requests(*map(bool, agreed))
-
-    def _pace(self, step: int) -> int:
-        """Steps that take about `seconds`."""
-        before, then = self._asked_at
-        now = time.monotonic()
-        self._asked_at = (step, now)
-        per_step = (now - then) / max(1, step - before)
-        return max(1, min(1000, int(self._seconds / max(per_step, 1e-6))))
-
-    def close(self) -> None:
-        """Reads what is still under way, so that no rank leaves with an operation pending."""
-        if self._pending is not None:
-            self._pending.result()
-            self._pending = None

@@ -16,7 +16,7 @@ from launcher.evaluation.outputs import class_dimension, classes, probabilities
 from launcher.internals import keep_to_rank, reductions
 from launcher.recipe.build import Workshop
 from launcher.recipe.component import Component
-from launcher.recipe.yaml import dotted
+from launcher.recipe.places import dotted
 
 Scores = dict[str, Any]  # "loss" and each metric by its name: a number, or a list of them per class
 

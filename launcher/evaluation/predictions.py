@@ -25,7 +25,7 @@ from launcher.data.subsets import innermost
 from launcher.datasets.files import needed, whole
 from launcher.device.coordination import Coordinator, packed, unpacked
 from launcher.errors import LauncherError
-from launcher.evaluation.evaluation import Seen, unseen
+from launcher.evaluation.evaluate import Seen, unseen
 from launcher.evaluation.outputs import class_dimension, probabilities
 from launcher.objective.loss import Objective
 

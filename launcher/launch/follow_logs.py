@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from launcher.errors import UsageError
-from launcher.launch.slurm.requeue import is_queued
+from launcher.runs.job import is_queued
 from launcher.runs.logs import log_of
 from launcher.runs.reading import Run
 

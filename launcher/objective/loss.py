@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import copy
-import fnmatch
-import inspect
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from launcher.device import lazy_compiler
 from launcher.errors import LauncherError, Problem, RecipeError
 from launcher.objective.batch import BatchLayout, one_number, shapes
 from launcher.recipe.build import Workshop
 from launcher.recipe.component import Component
-from launcher.recipe.duration import Duration
-from launcher.recipe.signature import parameters_of
-from launcher.recipe.yaml import dotted
+from launcher.recipe.places import dotted
 
 Loss = Callable[..., torch.Tensor]
 
@@ -269,252 +263,18 @@ def _check_reduction(workshop: Workshop, component: Component, reduction: Any) -
 # ---------------------------------------------------------------------- optimizer
 
 
-def build_optimizer(workshop: Workshop, model: nn.Module, losses: Mapping[str, nn.Module]) -> torch.optim.Optimizer:
-    """The recipe's optimizer over all parameters that require a gradient.
-
-    Args:
-        workshop: Builds the component.
-        model: The bare module.
-        losses: Those with parameters of their own, by name: the parameter `scale` of one is `loss.NAME.scale`.
-
-    Raises:
-        RecipeError: A pattern of `_groups_` matches no parameter, or what came out is no optimizer of these.
-    """
-    lazy_compiler.optimizers()
-    section = workshop.recipe.optimizer
-    named = dict(_trained("", model))
-    for name, loss in losses.items():
-        named |= {key: one for key, one in _trained(f"{loss_key(name)}.", loss) if not _is_among(one, named.values())}
-    groups = section.options.get("_groups_")
-    params = _groups(workshop, section, groups, named) if groups else list(named.values())
-    if section.given is None:
-        chosen = {"fused": True} if _fuses(workshop, [model, *losses.values()], named.values()) else {}
-        optimizer = workshop.build(section, params=params, **chosen)
-    elif callable(section.given):
-        optimizer = section.given(params)
-    else:
-        optimizer = section.given
-    if unfit := _unfit(optimizer, section.target, named.values(), made=optimizer is not section.given):
-        raise RecipeError([Problem(str(section.origin), "optimizer", unfit)])
-    return optimizer  # type: ignore[no-any-return]
-
-
-def _trained(prefix: str, module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    return ((prefix + name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad)
-
-
-def _is_among(parameter: nn.Parameter, others: Iterable[nn.Parameter]) -> bool:
-    return any(parameter is other for other in others)
-
-
-def _unfit(optimizer: Any, target: str, parameters: Iterable[nn.Parameter], made: bool) -> str | None:
-    """Why something cannot be the run's optimizer; one that was not made here may be another model's."""
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        return f"{target} gave a {type(optimizer).__name__}, not a torch.optim.Optimizer"
-    own = [one for group in optimizer.param_groups for one in group["params"]]
-    if not made and not any(_is_among(parameter, own) for parameter in parameters):
-        return "has none of this model's parameters; hand in its class, or a function of the parameters"
-    closure = inspect.signature(optimizer.step).parameters.get("closure")
-    if closure is not None and closure.default is closure.empty:
-        return (
-            f"{type(optimizer).__name__} wants to call the loss itself, several times a step, which this loop does not "
-            "do; take another"
-        )
-    return None
-
-
-_HOW_TO_STEP = ("fused", "foreach", "capturable", "differentiable")  # a recipe that says one of them has chosen
-
-
-def _fuses(workshop: Workshop, modules: Sequence[nn.Module], parameters: Iterable[nn.Parameter]) -> bool:
-    """Whether torch's fused kernel does the update: 2 to 3 times as fast on a CPU, with equal results to rounding.
-
-    Only one of torch's own; not with sparse gradients, for which there is no kernel, nor under fp16, where the scaler
-    skips updates inside of it, which fused SGD with momentum does not survive on its first step.
-    """
-    recipe = workshop.recipe
-    section = recipe.optimizer
-    if (
-        section.style != "call"
-        or recipe.device.precision == "fp16"
-        or any(key in section.kwargs for key in _HOW_TO_STEP)
-    ):
-        return False
-    target = workshop.resolve(section)
-    if not str(getattr(target, "__module__", "")).startswith("torch.optim.") or "fused" not in (
-        parameters_of(target) or ()
-    ):
-        return False
-    if any(getattr(one, "sparse", False) for module in modules for one in module.modules()):
-        return False
-    return all(one.is_floating_point() and one.device.type in ("cpu", "cuda") for one in parameters)
-
-
-def describe_optimizer(optimizer: torch.optim.Optimizer) -> str:
-    """Its class, and how it steps, for the plan."""
-    groups = optimizer.param_groups
-    several = f", {len(groups)} groups of parameters" if len(groups) > 1 else ""
-    fused = ", fused (optimizer.fused=false turns that off)" if groups[0].get("fused") else ""
-    return f"{type(optimizer).__name__}{several}{fused}"
-
-
-def _groups(
-    workshop: Workshop,
-    section: Component,
-    patterns: Mapping[str, Mapping[str, Any]],
-    named: Mapping[str, nn.Parameter],
-) -> list[dict[str, Any]]:
-    """Parameter groups by name pattern; the first pattern that matches a name has it."""
-    left = dict(named)
-    groups: list[dict[str, Any]] = []
-    for pattern, settings in patterns.items():
-        names = [name for name in left if fnmatch.fnmatchcase(name, pattern)]
-        if not names:
-            shown = ", ".join(list(named)[:8])
-            where = str(workshop.recipe.document.key_origin((*section.path, "_groups_", pattern)))
-            message = f"no parameter is named like '{pattern}' (or an earlier pattern has it); there are: {shown}, …"
-            raise RecipeError([Problem(where, f"optimizer._groups_.{pattern}", message)])
-        groups.append({"params": [left.pop(name) for name in names], **workshop.value(settings, {})})
-    return [{"params": list(left.values())}, *groups] if left else groups
-
-
 # ---------------------------------------------------------------------- schedule
 
 
-class Schedule:
-    """The learning rate, a function of the step counter alone.
+class At(NamedTuple):
+    """Where a step stands in its run; a user's step function gets it.
 
-    Args:
-        optimizer: Whose rates are set.
-        scheduler: torch's scheduler, or None for a constant rate.
-        warmup_steps: A linear ramp before the scheduler's first step: step t has (t + 1) / (warmup_steps + 1)
-            of the scheduler's first rate.
-        every_steps: The scheduler steps once in so many optimizer steps.
-        on_evaluation: ReduceLROnPlateau: it steps after each evaluation instead.
+    Attributes:
+        step: Optimizer steps completed before this one.
+        epoch: The pass over the data, from 0.
+        fraction: How much of the run is done, 0 to 1; 0 where its length is a time.
     """
 
-    def __init__(
-        self,
-        optimizer: torch.optim.Optimizer,
-        scheduler: Any = None,
-        warmup_steps: int = 0,
-        every_steps: int = 1,
-        on_evaluation: bool = False,
-    ):
-        self.optimizer = optimizer
-        self.scheduler = scheduler
-        self.warmup_steps = warmup_steps
-        self.every_steps = every_steps
-        self.on_evaluation = on_evaluation
-        self._full = [float(group["lr"]) for group in optimizer.param_groups]  # a tensor would change with the rate
-        if warmup_steps:
-            self._ramp(0)
-
-    def advance(self, step: int) -> None:
-        """Sets the rates for the step after `step` completed ones; called once after each."""
-        if step < self.warmup_steps:
-            self._ramp(step)
-        elif step == self.warmup_steps:
-            self._set(self._full)
-        elif (
-            self.scheduler is not None and not self.on_evaluation and (step - self.warmup_steps) % self.every_steps == 0
-        ):
-            self.scheduler.step()
-
-    def replay(self, steps: int) -> None:
-        """Goes through a number of steps again, from the beginning."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch expects an optimizer step between two of these
-            for step in range(1, steps + 1):
-                self.advance(step)
-
-    def evaluated(self, value: float) -> None:
-        """Tells ReduceLROnPlateau what `evaluate.best` measured; the same value on every rank."""
-        if self.on_evaluation:
-            self.scheduler.step(value)
-
-    def _ramp(self, step: int) -> None:
-        self._set([full * (step + 1) / (self.warmup_steps + 1) for full in self._full])
-
-    def _set(self, rates: Sequence[float]) -> None:
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=False):  # one that came later has its own
-            if isinstance(group["lr"], torch.Tensor):
-                group["lr"].fill_(rate)
-            else:
-                group["lr"] = rate
-
-    @property
-    def rate(self) -> float:
-        """The first group's learning rate."""
-        return float(self.optimizer.param_groups[0]["lr"])
-
-
-_WARMS_UP_ITSELF = ("OneCycleLR", "CyclicLR")
-
-
-def build_schedule(
-    workshop: Workshop, optimizer: torch.optim.Optimizer, steps_per_epoch: int, total_steps: int | None
-) -> Schedule:
-    """The recipe's schedule, with every duration in steps.
-
-    Args:
-        workshop: Builds the component; learns `scheduler.steps`.
-        optimizer: Handed in at any depth.
-        steps_per_epoch: Optimizer steps of one pass over the data.
-        total_steps: The run's length; None where it is a time.
-
-    Raises:
-        RecipeError: A ramp beside a scheduler that has its own, or a number of steps that this run has not.
-    """
-    section, best = workshop.recipe.scheduler, workshop.recipe.evaluate.best
-    if section is None:
-        return Schedule(optimizer)
-    try:
-        warmup = _steps(section.options.get("_warmup_"), steps_per_epoch, total_steps, 0)
-        every = _steps(section.options.get("_every_"), steps_per_epoch, total_steps, 1)
-        if total_steps is not None:
-            workshop.computed["scheduler.steps"] = max(1, total_steps - warmup)
-        scheduler = _scheduler(workshop, section, optimizer)
-    except ValueError as error:
-        raise RecipeError([Problem(str(section.origin), "scheduler", f"{error}; say it in steps")]) from error
-    name = type(scheduler).__name__
-    if warmup and name in _WARMS_UP_ITSELF:
-        message = f"{name} warms up by itself; remove _warmup_"
-        raise RecipeError([Problem(str(section.origin), "scheduler._warmup_", message)])
-    plateau = _is_plateau(type(scheduler))
-    if plateau and best is None:
-        message = "ReduceLROnPlateau steps with evaluate.best; state evaluate: {best: {metric: loss, mode: min}}"
-        raise RecipeError([Problem(str(section.origin), "scheduler", message)])
-    if plateau and best is not None and scheduler.mode != best.mode:
-        message = f"'{scheduler.mode}' contradicts evaluate.best, whose mode is {best.mode}; they must be the same"
-        raise RecipeError([Problem(str(section.origin), "scheduler.mode", message)])
-    return Schedule(optimizer, scheduler, warmup, every, on_evaluation=plateau)
-
-
-def _scheduler(workshop: Workshop, section: Component, optimizer: torch.optim.Optimizer) -> Any:
-    """The recipe's scheduler, or the one handed in: of this optimizer, or a class or function of it."""
-    best = workshop.recipe.evaluate.best
-    takes_mode = section.given is None and "mode" not in section.kwargs and _is_plateau(workshop.resolve(section))
-    handed = {"mode": best.mode} if takes_mode and best is not None else {}
-    scheduler = workshop.build(section, optimizer=optimizer, **handed)
-    if section.given is not None and (isinstance(scheduler, type) or not hasattr(scheduler, "step")):
-        scheduler = scheduler(optimizer)
-    if getattr(scheduler, "optimizer", optimizer) is not optimizer:
-        message = "steps another optimizer than the run's; hand in its class, or a function of the optimizer"
-        raise RecipeError([Problem(str(section.origin), "scheduler", message)])
-    return scheduler
-
-
-def _is_plateau(target: Any) -> bool:
-    return isinstance(target, type) and issubclass(target, torch.optim.lr_scheduler.ReduceLROnPlateau)
-
-
-def _steps(said: Any, steps_per_epoch: int, total_steps: int | None, default: int) -> int:
-    if said is None:
-        return default
-    if isinstance(said, bool) or not isinstance(said, int | str):
-        raise LauncherError(f"'{said}' is no duration; write '500 steps', '1 epoch' or '5%'")
-    duration = Duration(said, "steps", f"{said} steps") if isinstance(said, int) else Duration.parse(said)
-    if duration is None:
-        raise LauncherError(f"'{said}' is no duration; write '500 steps', '1 epoch' or '5%'")
-    return duration.in_steps(steps_per_epoch, total_steps)
+    step: int = 0
+    epoch: int = 0
+    fraction: float = 0.0

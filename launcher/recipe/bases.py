@@ -11,25 +11,12 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
+from launcher.recipe.places import Key, Origin, Path, Problems, dotted
 from launcher.recipe.references import resolve
 from launcher.recipe.secrets import ADVICE, holds_secret, shape_in, without_secrets
-from launcher.recipe.yaml import (
-    MAX_BYTES,
-    Document,
-    Key,
-    Node,
-    Origin,
-    Path,
-    Problems,
-    TextError,
-    brief,
-    decode,
-    dotted,
-    parse,
-    place,
-    printable,
-    suggestion,
-)
+from launcher.recipe.tree import MAX_BYTES, Document, Node
+from launcher.recipe.yaml import TextError, decode, parse, place
+from launcher.text import brief, printable, suggestion
 
 _HORIZONS = ("epochs", "steps", "time")  # of `train`, which says exactly one of them
 _MAX_BASES = 20

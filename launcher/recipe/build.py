@@ -17,13 +17,14 @@ from typing import Any
 from launcher.errors import LauncherError, Problem, RecipeError
 from launcher.recipe.component import Component, components_in
 from launcher.recipe.duration import Duration
+from launcher.recipe.expressions import Expression
+from launcher.recipe.places import by_place, dotted
 from launcher.recipe.policy import UNKNOWN, Trust, argument_objections
 from launcher.recipe.project import allowed_packages
-from launcher.recipe.references import Expression
 from launcher.recipe.schema import Recipe
 from launcher.recipe.signature import argument_problems, arguments_of, parameters_of, wrong_kind
 from launcher.recipe.targets import find_target, told
-from launcher.recipe.yaml import by_place, dotted, printable
+from launcher.text import printable
 
 
 @dataclass(frozen=True)

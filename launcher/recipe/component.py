@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
 
-from launcher.recipe.yaml import Document, Origin, Path
+from launcher.recipe.places import Origin, Path
+from launcher.recipe.tree import Document
 
 GIVEN = "given from Python"
 

@@ -11,10 +11,12 @@ from typing import Any
 from launcher.errors import LauncherError, Problem
 from launcher.recipe.component import Component, components_in
 from launcher.recipe.duration import Duration
+from launcher.recipe.expressions import Expression
+from launcher.recipe.places import Path, dotted
 from launcher.recipe.policy import Trust
-from launcher.recipe.references import Expression
 from launcher.recipe.targets import own_file
-from launcher.recipe.yaml import Document, Path, brief, dotted
+from launcher.recipe.tree import Document
+from launcher.text import brief
 
 _OF_ANY = ("_target_", "_args_", "_partial_", "_ref_")
 LOSS_COUNTS = ("sample", "element", "batch")

@@ -9,9 +9,11 @@ from typing import Any
 from launcher.errors import Problem
 from launcher.recipe.component import Component, components_in
 from launcher.recipe.duration import Duration
-from launcher.recipe.references import Expression
+from launcher.recipe.expressions import Expression
+from launcher.recipe.places import Path, dotted
 from launcher.recipe.schema import LINE_KEYS, Recipe, Train
-from launcher.recipe.yaml import Document, Path, brief, dotted, hint
+from launcher.recipe.tree import Document
+from launcher.text import brief, hint
 
 Fault = tuple[Path, str]  # where, and what is wrong
 

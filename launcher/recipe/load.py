@@ -16,21 +16,13 @@ from launcher.recipe.bases import read_document
 from launcher.recipe.component import GIVEN, Component, with_components
 from launcher.recipe.component_syntax import component_problems
 from launcher.recipe.consistency import whole_problems
-from launcher.recipe.references import Expression
+from launcher.recipe.expressions import Expression
+from launcher.recipe.places import MAX_PROBLEMS, Origin, Path, by_place, dotted
+from launcher.recipe.scalars import plain_scalar
 from launcher.recipe.schema import NAME_PATTERN, SLURM_TIME, Recipe, fields_by_name, model_in
 from launcher.recipe.signature import shown
-from launcher.recipe.yaml import (
-    MAX_PROBLEMS,
-    Document,
-    Origin,
-    Path,
-    brief,
-    by_place,
-    dotted,
-    hint,
-    plain_scalar,
-    printable,
-)
+from launcher.recipe.tree import Document
+from launcher.text import brief, hint, printable
 
 
 def load_recipe(

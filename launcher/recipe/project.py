@@ -12,7 +12,7 @@ import launcher
 from launcher.errors import UsageError
 from launcher.recipe.schema import NAME_PATTERN
 from launcher.recipe.show import scalar
-from launcher.recipe.yaml import brief, hint
+from launcher.text import brief, hint
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -17,7 +17,8 @@ from pydantic import (
 
 from launcher.recipe.component import Component
 from launcher.recipe.duration import Duration, Unit
-from launcher.recipe.yaml import Document, Path
+from launcher.recipe.places import Path
+from launcher.recipe.tree import Document
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"  # a name that becomes a path
 

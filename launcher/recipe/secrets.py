@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 
-from launcher.recipe.yaml import Key, Node, Path, Problems
+from launcher.recipe.places import Key, Path, Problems
+from launcher.recipe.tree import Node
 
 _NAMES = (
     r"pass(word|wd|phrase|code)|pwd|secrets?|token|bearer|authorization|credentials?"

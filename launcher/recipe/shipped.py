@@ -9,7 +9,7 @@ from pathlib import Path
 
 import launcher
 from launcher.errors import UsageError
-from launcher.recipe.yaml import hint
+from launcher.text import hint
 
 
 def folder() -> Path:

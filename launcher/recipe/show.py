@@ -15,9 +15,11 @@ from pydantic import BaseModel
 
 from launcher.recipe.component import GIVEN, Component
 from launcher.recipe.duration import Duration
-from launcher.recipe.references import Expression
+from launcher.recipe.expressions import Expression
+from launcher.recipe.places import Path
+from launcher.recipe.scalars import plain_scalar
 from launcher.recipe.schema import Recipe
-from launcher.recipe.yaml import Document, Node, Path, plain_scalar
+from launcher.recipe.tree import Document, Node
 
 _BARE = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*(?::[A-Za-z_]\w*)?")
 _OTHER_YAML = {"yes", "no", "on", "off", "y", "n"}  # booleans to readers of YAML 1.1

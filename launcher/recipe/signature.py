@@ -14,8 +14,8 @@ from typing import Any
 
 from launcher.recipe.component import Component
 from launcher.recipe.duration import Duration
-from launcher.recipe.references import Expression
-from launcher.recipe.yaml import brief, hint
+from launcher.recipe.expressions import Expression
+from launcher.text import brief, hint
 
 Parameters = Mapping[str, inspect.Parameter]
 _BASES = {  # what a class must be for its slot

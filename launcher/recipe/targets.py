@@ -22,7 +22,7 @@ from typing import Any
 import launcher
 from launcher.errors import LauncherError
 from launcher.recipe.policy import Trust, is_installed, listed_packages, objection
-from launcher.recipe.yaml import brief, hint, suggestion
+from launcher.text import brief, hint, suggestion
 
 _WHEELS = {  # what to install for a module whose package has another name
     "cv2": "opencv-python",

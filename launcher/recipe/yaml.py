@@ -7,199 +7,20 @@ without end. Numbers and words are those of YAML 1.2; tags, merge keys and furth
 
 from __future__ import annotations
 
-import difflib
 import pathlib
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
-from itertools import islice
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from launcher.errors import Problem, RecipeError
+from launcher.recipe.places import Key, Origin, Path, Problems
+from launcher.recipe.scalars import Scalar, plain_scalar
+from launcher.recipe.tree import _TOO_MANY, MAX_DEPTH, MAX_VALUES, Node
+from launcher.text import brief, printable
 
 if TYPE_CHECKING:
-    from launcher.recipe.references import Expression
-
-Key = str | int
-Path = tuple[Key, ...]  # ("optimizer", "betas", 0)
-Scalar = str | int | float | bool | None
-
-# Far above any recipe, and low enough that the slowest text of this size is read in well under a second.
-MAX_BYTES = 64 * 1024
-MAX_VALUES = 5_000  # and keys
-MAX_DEPTH = 32
-MAX_PROBLEMS = 100
-_MAX_DIGITS = 300
-_TOO_MANY = (
-    f"more than {MAX_VALUES:,} keys and values, with the repeated ones; move long lists into a file of their own"
-)
-
-
-def dotted(path: Path) -> str:
-    """Return a path as users write it: `("optimizer", "betas", 0)` is `optimizer.betas[0]`."""
-    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path).removeprefix(".")
-
-
-def printable(text: str) -> str:
-    """Return a text that is safe to print on one line: whatever is not printable, as its escape."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
-
-
-def brief(text: str) -> str:
-    """Return a text that is safe to print, in no more than 80 characters."""
-    safe = printable(text)
-    return safe if len(safe) <= 80 else f"{safe[:79]}…"
-
-
-def suggestion(word: str, known: Iterable[Key], prefix: str = "") -> str:
-    """Return `; did you mean 'lr'?` where something known is spelled alike, else nothing."""
-    words = [str(other) for other in islice(known, 300)]
-    alike = [other for other in words if other.lower() == word.lower()]  # of Adam and AdamW, the second for `Adamw`
-    near = alike or difflib.get_close_matches(word, words, n=1)
-    return f"; did you mean '{prefix}{near[0]}'?" if near else ""
-
-
-def hint(word: str, known: Iterable[Key], rest: str) -> str:
-    """Return `; did you mean 'lr'? It takes: …` where something known is spelled alike, else `; it takes: …`."""
-    near = suggestion(word, known)
-    return f"{near} {rest[0].upper()}{rest[1:]}" if near else f"; {rest}"
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where a value was said: `recipes/x.yaml:14:3`, `override 'optimizer.lr=3e-4'` or `default`.
-
-    Attributes:
-        source: The file as the user spelled it, or words for any other source.
-        line: From 1; None where the source has no lines.
-        column: From 1, in characters.
-    """
-
-    source: str
-    line: int | None = None
-    column: int | None = None
-
-    def __str__(self) -> str:
-        return ":".join(str(part) for part in (self.source, self.line, self.column) if part is not None)
-
-
-class Problems(list[Problem]):
-    """The mistakes found so far. Raises them all once there are more than anybody would read."""
-
-    def add(self, origin: Origin, path: Path, message: str) -> None:
-        """Note one mistake.
-
-        Raises:
-            RecipeError: There is room for no more.
-        """
-        self.append(Problem(str(origin), dotted(path), message))
-        if len(self) >= MAX_PROBLEMS:
-            raise RecipeError([*self, Problem("", "", f"only the first {MAX_PROBLEMS} mistakes are shown")])
-
-
-def by_place(problem: Problem) -> tuple[str, int, int, str]:
-    """Sort problems by where they stand."""
-    source, *numbers = problem.where.rsplit(":", 2)
-    if len(numbers) == 2 and all(number.isdigit() for number in numbers):
-        return source, int(numbers[0]), int(numbers[1]), problem.path
-    return problem.where, 0, 0, problem.path
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """One value and its place. Never changed, so that aliases and references can share it.
-
-    Attributes:
-        value: A scalar, a list or mapping of nodes, or an expression that only the run can evaluate.
-        origin: Where the value stands.
-        folder: Of the file it stands in; Python files that it names are looked for there.
-        key: Where its key stands, for the values of a mapping.
-        size: How many keys and values it holds, itself included, shared ones as often as they occur.
-        depth: How many levels it has.
-    """
-
-    value: Scalar | list[Node] | dict[Key, Node] | Expression
-    origin: Origin
-    folder: pathlib.Path
-    key: Origin | None = None
-    size: int = field(init=False)
-    depth: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        children = [child for _, child in self.items()]
-        keys = len(children) if isinstance(self.value, dict) else 0
-        object.__setattr__(self, "size", 1 + keys + sum(child.size for child in children))
-        object.__setattr__(self, "depth", 1 + max((child.depth for child in children), default=0))
-
-    def items(self) -> Iterable[tuple[Key, Node]]:
-        """Return what is directly below this value, each with its key or index."""
-        if isinstance(self.value, dict):
-            return self.value.items()
-        return enumerate(self.value) if isinstance(self.value, list) else ()
-
-    def with_items(self, items: Iterable[tuple[Key, Node]]) -> Node:
-        """Return this list or mapping with other things in it; any other value as it is."""
-        if isinstance(self.value, dict):
-            return replace(self, value=dict(items))
-        return replace(self, value=[child for _, child in items]) if isinstance(self.value, list) else self
-
-    def find(self, segment: str) -> tuple[Key, Node] | None:
-        """Return the key or index that a segment of a dotted name means here, and what is there, if anything."""
-        number = int(segment) if re.fullmatch("[0-9]{1,9}", segment) else -1
-        if isinstance(self.value, list) and 0 <= number < len(self.value):
-            return number, self.value[number]
-        if isinstance(self.value, dict):
-            return next(((key, self.value[key]) for key in (segment, number) if key in self.value), None)
-        return None
-
-    def states_component(self) -> bool:
-        """Return whether this is something to be built: a mapping with `_target_`."""
-        return isinstance(self.value, dict) and "_target_" in self.value
-
-    def excess(self) -> str | None:
-        """Return in words what of this is more than a recipe may hold; None if nothing is."""
-        if self.size > MAX_VALUES:
-            return _TOO_MANY
-        return f"more than {MAX_DEPTH} levels" if self.depth > MAX_DEPTH else None
-
-
-@dataclass
-class Document:
-    """A recipe as read: its values, and where each was said.
-
-    Attributes:
-        values: Plain mappings, lists and scalars, with an `Expression` wherever a `${…}` needs what only the
-            run knows.
-        origins: Of every value, mappings and lists included; `()` is the whole recipe.
-        keys: Of every key of a mapping.
-        folder: The recipe's own, absolute.
-        folders: Of every value: where `my_model.py:Net` is looked for. For a component, the folder of the
-            file that says its `_target_`.
-        files: The recipe and its bases, in the order they were read.
-        text: The recipe file as written.
-        env: The environment variables that it used, by name.
-    """
-
-    values: dict[str, Any]
-    origins: dict[Path, Origin]
-    keys: dict[Path, Origin]
-    folder: pathlib.Path
-    folders: dict[Path, pathlib.Path]
-    files: tuple[pathlib.Path, ...]
-    text: str
-    env: dict[str, str]
-
-    def origin(self, path: Path) -> Origin:
-        """Return where the value of this path was said, or else its nearest ancestor."""
-        while path not in self.origins:
-            path = path[:-1]
-        return self.origins[path]
-
-    def key_origin(self, path: Path) -> Origin:
-        """Return where the key of this path stands, or else its value."""
-        return self.keys.get(path) or self.origin(path)
+    pass
 
 
 class TextError(Exception):
@@ -281,38 +102,6 @@ def _check_characters(text: str, reader: _Reader) -> None:
 def _mark(text: str, index: int) -> yaml.Mark:
     breaks = list(re.finditer("\r\n|\r|\n", text[:index]))
     return yaml.Mark("", index, len(breaks), index - (breaks[-1].end() if breaks else 0), None, 0)
-
-
-_WORDS: dict[str, Scalar] = {
-    **dict.fromkeys(("", "~", "null", "Null", "NULL")),
-    **dict.fromkeys(("true", "True", "TRUE"), True),
-    **dict.fromkeys(("false", "False", "FALSE"), False),
-}
-_INTEGER = re.compile("[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
-_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
-_SPECIAL = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
-
-
-def plain_scalar(text: str) -> Scalar:
-    """Return what a word without quotes means in YAML 1.2's core schema.
-
-    Raises:
-        ValueError: It is a number out of all bounds, as the message says.
-    """
-    if text in _WORDS:
-        return _WORDS[text]
-    if _SPECIAL.fullmatch(text):
-        return float(text.replace(".", ""))
-    integer = _INTEGER.fullmatch(text)
-    if not (integer or _FLOAT.fullmatch(text)):
-        return text
-    if len(text) > _MAX_DIGITS:
-        raise ValueError(f"a number of {len(text):,} digits; put it in quotes if it is a word")
-    if integer:
-        return int(text, 0 if text[:2] in ("0o", "0x") else 10)
-    if abs(number := float(text)) == float("inf"):
-        raise ValueError(f"{text} is larger than any float; write .inf for infinity")
-    return number
 
 
 @dataclass(slots=True)

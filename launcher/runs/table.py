@@ -13,10 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from launcher.errors import UsageError
-from launcher.launch.slurm.requeue import with_jobs
-from launcher.runs import STATES
+from launcher.runs.job import with_jobs
 from launcher.runs.reading import Run, find_runs, seconds_since
-from launcher.runs.words import age, number
+from launcher.runs.states import STATES
+from launcher.text import age, number
 
 STYLES = {
     "running": "bold green",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,24 +14,29 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from launcher.checkpoints import format as checkpoints
-from launcher.checkpoints.format import Checkpoint, Saving, Snapshot, save_weights
+from launcher.checkpoints.format import Checkpoint, Snapshot
+from launcher.checkpoints.saving import Saving
 from launcher.data.load import Data
+from launcher.data.sampler import describe_shares
 from launcher.evaluation.best import Judge, deciding_set
 from launcher.evaluation.evaluation import Evaluation, unlooked
-from launcher.evaluation.predictions import Shown, shown_of, write_predictions
+from launcher.evaluation.predictions import shown_of
 from launcher.recipe.build import Workshop
 from launcher.recipe.schema import Recipe
 from launcher.recipe.show import resolved
 from launcher.runs import folder as runs
 from launcher.runs.identity import digest
 from launcher.runs.logs import copied_to, log_of, settle
+from launcher.runs.options import Options
 from launcher.runs.record import NoRecord, Record
-from launcher.runs.report.predictions import PREDICTIONS_FILE
-from launcher.runs.tracking.tracking import Line, NoTracking, Tracking, open_tracking
-from launcher.training.loop import Horizon, Periods, Trainable, warm_up
-from launcher.training.plan import describe_shares, plan_of
+from launcher.runs.tracking.tracking import NoTracking, Tracking, open_tracking
+from launcher.training.plan import plan_of
 from launcher.training.profiling import NoProfiling, Profiling
-from launcher.training.resume import Finished, Opening, Options, Start
+from launcher.training.resume import Finished, Opening, Start
+from launcher.training.session import Session
+from launcher.training.state import Horizon, Trainable
+from launcher.training.step import warm_up
+from launcher.training.triggers import Periods
 from launcher.world import progress
 from launcher.world.context import remembered
 from launcher.world.failure import Notes
@@ -41,42 +46,6 @@ from launcher.world.world import World
 
 if TYPE_CHECKING:
     from launcher.evaluation.metrics import Measure
-
-
-@dataclass
-class Session:
-    """What the loop and the phases after it need besides the model.
-
-    Attributes:
-        folder: The run's folder.
-        tracking: Where lines go; does nothing on ranks other than 0.
-        evaluation: What to do when an evaluation is due.
-        saving: What to do when a save is due.
-        periods: When they are.
-        record: What the run's folder says of how it stands.
-        seed: The recipe's.
-        profiling: What looks at the steps on their way.
-        start: Steps made before this process started.
-        seconds_before: Time trained before this process started.
-        shown: The predictions that the report shows, where it is a classifier's.
-    """
-
-    folder: Path
-    tracking: Tracking
-    evaluation: Evaluation
-    saving: Saving
-    periods: Periods
-    record: Record
-    seed: int
-    profiling: NoProfiling = field(default_factory=NoProfiling)
-    start: int = 0
-    seconds_before: float = 0.0
-    shown: Shown | None = None
-
-    @property
-    def stopping(self) -> Callable[[], bool]:
-        """Whether this process was asked to stop."""
-        return stop_requested
 
 
 @contextmanager
@@ -341,103 +310,3 @@ def _restore(start: Start, trainable: Trainable, judge: Judge, found: Checkpoint
 
 
 # ---------------------------------------------------------------------- after the loop
-
-
-def evaluate_at_end(
-    session: Session, trainable: Trainable, data: Data, horizon: Horizon, state: str, step: int
-) -> tuple[str, list[Line]]:
-    """Evaluates `data.test` once, with the best weights where there is a best, else the last.
-
-    Returns:
-        The run's state (`preempted` where it was stopped here), and the last validation lines and the test lines.
-    """
-    evaluation = session.evaluation
-    if state != "finished" or not data.test:
-        _write_predictions(session, trainable, state)
-        return state, list(evaluation.lines)
-    session.saving.wait()
-    best = evaluation.judge.step
-    with _weights_of(session, trainable, best if best != step else None) as shown:
-        shown = step if shown is None else shown
-        session.tracking.message(f"test: with the {'best' if shown == best else 'last'} weights, of step {shown:,}")
-        lines = evaluation.measured(data.test, "test", shown, horizon.epoch(shown))
-    if lines is None:
-        return "preempted", []
-    _write_predictions(session, trainable, state)
-    return state, [*evaluation.lines, *lines]
-
-
-def _write_predictions(session: Session, trainable: Trainable, state: str) -> None:
-    if session.shown is None or state != "finished":
-        return
-    columns = session.shown.predictions.columns(trainable.device.coordinator)
-    if not trainable.device.world.is_first or columns is None:
-        return
-    try:
-        write_predictions(session.folder / PREDICTIONS_FILE, columns, session.shown.loader)
-    except Exception as error:  # a disk, somebody's data set: nobody asked for it, and the weights are yet to come
-        session.tracking.warn(f"{PREDICTIONS_FILE}: {error!r}; the report shows no mistakes")
-
-
-@contextmanager
-def _weights_of(session: Session, trainable: Trainable, step: int | None) -> Iterator[int | None]:
-    """The weights of a checkpoint in the bare model, for a while; gives its step, None for the last ones.
-
-    Rank 0 reads them, and tells them to the other ranks where these evaluate too.
-    """
-    coordinator, bare, average = trainable.device.coordinator, trainable.model.bare, trainable.average
-    checkpoint = _best_checkpoint(session, step) if coordinator.rank == 0 else None
-    if not coordinator.from_first(lambda: checkpoint is not None):
-        yield None
-        return
-    kept = checkpoints.copied([bare.state_dict(), average.state() if average else None])
-    if checkpoint is not None:
-        bare.load_state_dict(checkpoint.weights())
-        if average is not None:
-            average.load(checkpoint.training()["average"])
-    if session.evaluation.is_shared:
-        for tensor in checkpoints.tensors_in([bare.state_dict(), average.state() if average else None]):
-            coordinator.share(tensor)
-    try:
-        yield step
-    finally:
-        bare.load_state_dict(kept[0])
-        if average is not None:
-            average.load(kept[1])
-
-
-def _best_checkpoint(session: Session, step: int | None) -> Checkpoint | None:
-    """The checkpoint of a step; None, said, where it is damaged: the last weights are still there."""
-    if step is None:
-        return None
-    try:
-        return checkpoints.verify(session.saving.folder / checkpoints.name_of(step))
-    except checkpoints.DamagedError as error:
-        session.tracking.warn(f"the best checkpoint cannot be used ({error}); the last weights are")
-        return None
-
-
-def save_at_end(session: Session, trainable: Trainable, state: str, step: int) -> None:
-    """Finishes the last checkpoint, and writes `model_weights.pth` where the run is finished.
-
-    Beside it stand the averaged weights of the same step, where the recipe has an average. The other ranks wait for
-    rank 0: one that left earlier would end it under an elastic agent or srun.
-    """
-
-    def saved() -> None:
-        session.saving.wait()
-        if said := session.saving.describe():
-            session.tracking.message(said)
-        made = None
-        if state == "finished":
-            wanted = session.evaluation.judge.step if session.saving.section.final == "best" else None
-            best = _best_checkpoint(session, wanted if wanted != step else None)
-            made = best.step if best else step
-            weights = best.weights() if best else trainable.model.state_dict()
-            save_weights(session.folder / runs.WEIGHTS_FILE, weights)
-            if trainable.average is not None:
-                average = best.training()["average"] if best else trainable.average.state()
-                save_weights(session.folder / runs.AVERAGED_FILE, {**weights, **average["parameters"]})
-        session.record.end(state, step, made)
-
-    trainable.device.coordinator.from_first(saved)

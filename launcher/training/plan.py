@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.data.load import Data
-from launcher.data.sampler import StepSampler
+from launcher.data.sampler import describe_shares
 from launcher.device.device import Device
-from launcher.objective.loss import Objective, describe_optimizer
+from launcher.objective.loss import Objective
+from launcher.objective.optimizer import describe_optimizer
 from launcher.recipe.schema import Recipe
-from launcher.training.loop import Horizon, Trainable
+from launcher.training.state import Horizon, Trainable
 
 Plan = list[tuple[str, str]]
 
@@ -46,20 +47,6 @@ def plan_of(
     if world.started_by not in ("one process", "launcher") and recipe.launch.model_fields_set:
         notes.append(f"started by {world.started_by}: the recipe's launch section is not used")
     return rows + [("note", note) for note in notes]
-
-
-def describe_shares(sampler: StepSampler, world_size: int) -> str:
-    """`global batch 64 = 2 processes × 16 × 2 accumulated`; uneven shares are said."""
-    batch = min(sampler.global_batch_size, sampler.dataset_size)
-    accumulated = sampler.accumulation(0)
-    processes = f"{world_size} process{'es' * (world_size > 1)}"
-    share, larger = divmod(batch, world_size)
-    if larger or share % accumulated:
-        pieces = [share + (rank < larger) for rank in range(min(world_size, 8))]
-        more = " + …" if world_size > 8 else ""
-        parts = f", each in {accumulated} parts" if accumulated > 1 else ""
-        return f"global batch {batch} = {' + '.join(map(str, pieces))}{more} on {processes}{parts}"
-    return f"global batch {batch} = {processes} × {share // accumulated} × {accumulated} accumulated"
 
 
 def _evaluation_sets(data: Data) -> str:

@@ -13,7 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from launcher.training.loop import PARTS, Parts, Step
+from launcher.training.step import PARTS, Parts, Step
 
 _LABELS = ("data wait", "forward", "backward", "optimizer")
 _WITHIN = {"host to device": ("Memcpy HtoD",), "communication": ("gloo:", "nccl:", "ncclDevKernel")}

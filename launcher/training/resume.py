@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from launcher.checkpoints import format as checkpoints
+from launcher.checkpoints import retention
 from launcher.checkpoints.format import Checkpoint
 from launcher.data.fingerprint import fingerprint
 from launcher.data.load import Data
@@ -23,35 +22,9 @@ from launcher.runs import folder as runs
 from launcher.runs.identity import check_same, essence_of
 from launcher.runs.lock import locked
 from launcher.runs.metrics import METRICS_FILE
-from launcher.training.loop import Horizon
+from launcher.runs.options import Options
+from launcher.training.state import Horizon
 from launcher.world.world import usable_cpus
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the command line decides about one run.
-
-    Attributes:
-        cpu: Stay on the CPU though there may be a GPU.
-        run_dir: The run's folder, resumed if it holds a checkpoint; None chooses one.
-        resume: Without `run_dir`: go on with the newest unfinished run of this recipe, or start one.
-        start: Which checkpoint to go on from: `best`, a step, or None for the newest.
-        allow: Further packages that the recipe may name.
-        allow_changes: Keys of the recipe that may differ from the run's that is gone on with.
-        output: What the terminal shows: `auto`, `quiet` or `json`.
-        profile: The first step to be profiled, and the first one after them.
-        how: What started the run, for `environment.json`: enough to start it again.
-    """
-
-    cpu: bool = False
-    run_dir: str | None = None
-    resume: bool = False
-    start: str | None = None
-    allow: tuple[str, ...] = ()
-    allow_changes: tuple[str, ...] = ()
-    output: str = "auto"
-    profile: tuple[int, int] | None = None
-    how: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Finished(LauncherError):  # noqa: N818  # not an error
@@ -167,11 +140,11 @@ class Opening:
         """Finds the checkpoint to go on from; gives the keys that changed since it was saved."""
         place = folder / "checkpoints"
         if self.options.start is None:
-            self.checkpoint = checkpoints.newest(place, self.warnings.append)
+            self.checkpoint = retention.newest(place, self.warnings.append)
         else:
-            newest = checkpoints.newest(place, self.warnings.append)
+            newest = retention.newest(place, self.warnings.append)
             best = newest.training()["judge"]["step"] if newest else None
-            self.checkpoint = checkpoints.at(place, self.options.start, best)
+            self.checkpoint = retention.at(place, self.options.start, best)
         if self.checkpoint is None:
             return []
         manifest = self.checkpoint.manifest
@@ -185,7 +158,7 @@ class Opening:
             )
         changed = check_same(str(folder), was, now, self.options.allow_changes)
         if self.options.start is not None:
-            checkpoints.supersede(place, self.checkpoint.step)
+            retention.supersede(place, self.checkpoint.step)
         return changed
 
     def _processes(self, threads: int | None) -> dict[str, Any]:

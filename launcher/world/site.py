@@ -10,7 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from launcher.errors import Problem, RecipeError, UsageError
 from launcher.recipe import yaml
-from launcher.recipe.yaml import Node, Problems, dotted, hint
+from launcher.recipe.places import Problems, dotted
+from launcher.recipe.tree import Node
+from launcher.text import hint
 from launcher.world.world import site_variable
 
 PLACES = (Path("~/.config/launcher/site.yaml"), Path("/etc/launcher/site.yaml"))

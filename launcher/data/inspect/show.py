@@ -19,7 +19,7 @@ from launcher.data.streams import StreamLoader
 from launcher.data.subsets import innermost, name_of
 from launcher.objective.batch import BatchLayout
 from launcher.recipe.build import Workshop
-from launcher.runs.words import short
+from launcher.text import short
 from launcher.world.world import World, usable_cpus
 
 _BAR = 30  # characters of the most frequent class

@@ -5,19 +5,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, EXIT_USAGE, LauncherError
-from launcher.runs.folder import QUEUE_FILE, STATUS_FILE, create, read_json, write_json
-from launcher.runs.metrics import METRICS_FILE, read_last
+from launcher.runs.folder import STATUS_FILE, create, read_json, write_json
+from launcher.runs.job import Submission, _forget_queue, mark_submitted, name_job
 from launcher.runs.reading import Run
-from launcher.runs.words import duration, number
 from launcher.world import slurm
 from launcher.world.failure import written_since
 from launcher.world.world import job_environment
@@ -27,65 +25,6 @@ _ONCE = ("--hold", "-H")
 _ONCE_WITH_VALUE = ("--begin", "-b", "--dependency", "-d", "--deadline")
 _EXCLUDE = "--exclude="
 NO_PROGRESS_STARTS = 3  # so many starts in a row from the same step, and a job is stopped
-
-
-@dataclass(frozen=True)
-class Submission:
-    """What is known of a run's job.
-
-    Attributes:
-        job: Its number; of an array's task, `12_3`.
-        script: What was submitted.
-        task: Which task of an array this run is.
-        extra: Words for sbatch that are no part of the script, as in `--nodelist=gpu7`.
-        starts: Each start of it: `job`, `time`, the `step` that it began at (None for a script of one's own), the
-            `code` that srun ended with, and `fault` where it has failed: the host that was first, empty where that is
-            not known.
-        cancelled: Whether its user asked it to save and end.
-        signal_seconds: How long before the limit it is asked to save, where that was changed.
-        excluded: Nodes that were first at fault in two starts running.
-        submitted: When, in unix time.
-    """
-
-    job: str = ""
-    script: str = ""
-    task: str | None = None
-    extra: list[str] = field(default_factory=list)
-    starts: list[Mapping[str, Any]] = field(default_factory=list)
-    cancelled: bool = False
-    signal_seconds: int | None = None
-    excluded: list[str] = field(default_factory=list)
-    submitted: float = 0.0
-
-    @staticmethod
-    def read(folder: Path) -> Submission:
-        """The submission of a run; an empty one where it never was."""
-        found = read_json(folder / QUEUE_FILE)
-        known = {name: value for name, value in found.items() if name in Submission.__dataclass_fields__}
-        return Submission(**known)
-
-    def write(self, folder: Path) -> None:
-        """Keeps it."""
-        write_json(folder / QUEUE_FILE, asdict(self))
-
-
-def mark_submitted(folder: Path, submission: Submission, *, is_recipe: bool = True) -> None:
-    """Makes a run's folder say that it waits, unless it has begun already; a script of one's own has no state.
-
-    Before the job is queued: it may start at once, and notes its starts in the same file.
-    """
-    replace(submission, submitted=time.time()).write(folder)
-    if is_recipe and not (folder / STATUS_FILE).exists():
-        write_json(folder / STATUS_FILE, {"state": "queued", "step": 0, "updated": time.time()})
-    _forget_queue()
-
-
-def name_job(folder: Path, job: str) -> None:
-    """Notes the job that was queued, unless it has started meanwhile and done so itself."""
-    submission = Submission.read(folder)
-    if not submission.job:
-        replace(submission, job=job).write(folder)
-    _forget_queue()  # what is known of it is older than this job
 
 
 # ---------------------------------------------------------------------- in the job
@@ -333,64 +272,6 @@ def _still_needed(folder: Path, began: int | None, step: int | None) -> str:
 # ---------------------------------------------------------------------- from outside
 
 
-def queue_now() -> dict[str, slurm.Queued]:
-    """One's jobs in the queue, asked for at most once in half a minute: the answer is kept for the next command.
-
-    Raises:
-        LauncherError: The cluster does not answer.
-    """
-    cache = _cache()
-    kept = read_json(cache)
-    if time.time() - float(kept.get("time", 0.0)) < slurm.ASK_SECONDS:
-        return {name: slurm.Queued(**entry) for name, entry in kept["jobs"].items()}
-    jobs = slurm.queue()
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    write_json(cache, {"time": time.time(), "jobs": {name: asdict(entry) for name, entry in jobs.items()}})
-    return jobs
-
-
-def with_jobs(runs: Iterable[Run]) -> list[Run]:
-    """The runs, each with its job as the queue shows it; the queue is asked only where one of them may be in it.
-
-    Where it cannot be asked, the runs are as their folders say.
-    """
-    found = list(runs)
-    jobs = {run.folder: Submission.read(run.folder).job for run in found if run.state != "finished"}
-    if not any(jobs.values()):
-        return found
-    try:
-        queue = queue_now()
-    except LauncherError:
-        return found
-    return [replace(run, queued=queue.get(jobs.get(run.folder, ""))) for run in found]
-
-
-def queue_line(run: Run, queue: Callable[[], Mapping[str, slurm.Queued]]) -> str:
-    """How a run's job stands, for people; empty where there is none, or where nobody expects it in the queue.
-
-    Args:
-        run: The run.
-        queue: Gives one's jobs; not called where the run has none.
-
-    Raises:
-        LauncherError: The cluster does not answer.
-    """
-    job = Submission.read(run.folder).job
-    entry = queue().get(job) if job else None
-    if entry is None:
-        return in_words(job, None) if job and run.state in ("queued", "running", "dead") else ""
-    return "; ".join(filter(None, (in_words(job, entry), advance_in_words(run, entry))))
-
-
-def is_queued(folder: Path) -> bool:
-    """Whether a run's job waits or runs, as far as the cluster says."""
-    job = Submission.read(folder).job
-    try:
-        return bool(job) and job in queue_now()
-    except LauncherError:
-        return False
-
-
 def cancel(folder: Path, now: bool, queue: Mapping[str, slurm.Queued]) -> str:
     """Ends a run's job, which saves first where it runs; says what has been done.
 
@@ -414,56 +295,3 @@ def cancel(folder: Path, now: bool, queue: Mapping[str, slurm.Queued]) -> str:
         _close(folder, "preempted")
     how = "asked to save and end" if saves else "cancelled"
     return f"job {submission.job} is {how}; `launcher resume {folder}` goes on"
-
-
-def _cache() -> Path:
-    return Path.home() / ".cache" / "launcher" / "squeue.json"
-
-
-def _forget_queue() -> None:
-    """A job has come or gone: the next command asks anew."""
-    with contextlib.suppress(OSError):
-        _cache().unlink(missing_ok=True)
-
-
-_REASONS = {
-    "Resources": "waits for free nodes",
-    "Priority": "others come first",
-    "Dependency": "waits for another job",
-    "BeginTime": "waits for its time, as a requeued job does for two minutes",
-    "None": "just queued",
-    "PartitionTimeLimit": "asks for more time than its partition gives (slurm.time)",
-    "PartitionNodeLimit": "asks for more nodes than its partition has (--nodes)",
-    "ReqNodeNotAvail": "the nodes that it asks for are down or reserved",
-    "JobHeldUser": "held: scontrol release JOB",
-    "JobHeldAdmin": "held by an administrator",
-    "DependencyNeverSatisfied": "the job that it waits for has failed",
-    "AssocGrpGRES": "the account's GPUs are all in use",
-    "QOSMaxJobsPerUserLimit": "you have as many jobs running as you may",
-}
-
-
-def in_words(job: str, entry: slurm.Queued | None) -> str:
-    """How a job stands, for people."""
-    if entry is None:
-        return f"job {job} is not in the queue any more"
-    if entry.state == "PENDING":
-        reason = _REASONS.get(entry.reason, entry.reason)
-        start = f", expected to start {entry.start.replace('T', ' ')}" if entry.start else ""
-        return f"job {job} waits: {reason}{start}"
-    return f"job {job} is {entry.state.lower()} on {entry.nodes or 'no node yet'}, {entry.left} left"
-
-
-def advance_in_words(run: Run, entry: slurm.Queued) -> str:
-    """How far a run is and how fast, and how many jobs like the one in the queue it still needs; empty if unknown."""
-    total = run.total_steps
-    words = [f"step {run.step:,}" + (f" of {total:,}" if total else "")] if run.step else []
-    rate = read_last(run.folder / METRICS_FILE, "samples_per_second").get("samples_per_second")
-    if not words or not rate:
-        return "".join(words)
-    words.append(f"{number(rate)} samples/s")
-    batch, limit = run.recipe.get("data.global_batch_size", ""), slurm.seconds_in(entry.limit)
-    if total and limit and batch.isdigit() and total > run.step:
-        jobs = (total - run.step) * int(batch) / rate / limit
-        words.append(f"needs about {max(0.1, jobs):.1f} jobs of {duration(limit)} at this speed")
-    return ", ".join(words)

@@ -22,14 +22,15 @@ from pydantic_core import ErrorDetails
 from launcher.errors import EXIT_DONE, EXIT_USAGE, LauncherError, Problem, RecipeError, UsageError
 from launcher.launch.slurm.batch_script import SCRIPT_FILE, Job, Value, printable, quoted, render
 from launcher.launch.slurm.code import keep, kept_at
-from launcher.launch.slurm.requeue import Submission, lasting_words, mark_submitted, name_job
+from launcher.launch.slurm.requeue import lasting_words
 from launcher.recipe import show
 from launcher.recipe.load import load_recipe
 from launcher.recipe.schema import Recipe, Slurm
 from launcher.recipe.secrets import holds_secret, is_secret_key
-from launcher.recipe.yaml import brief
 from launcher.runs import folder as runs
 from launcher.runs.identity import essence_of
+from launcher.runs.job import Submission, mark_submitted, name_job
+from launcher.text import brief
 from launcher.world import slurm
 from launcher.world.site import Site
 from launcher.world.world import FAULTS_VARIABLE, job_environment

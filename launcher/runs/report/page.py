@@ -17,8 +17,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from launcher import text
 from launcher.errors import LauncherError, UsageError
-from launcher.runs import words
 from launcher.runs.metrics import METRICS_FILE
 from launcher.runs.reading import Run
 from launcher.runs.report.charts import Chart, Series, charts_of, steps_per_epoch
@@ -147,7 +147,7 @@ def page(runs: Sequence[Run]) -> str:
     environment = Environment(
         loader=FileSystemLoader(_PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(duration=words.duration, number=words.number, moment=_moment, percent=_percent)
+    environment.filters.update(duration=text.duration, number=text.number, moment=_moment, percent=_percent)
     script = "\n".join((_PAGE / name).read_text() for name in ("uPlot.iife.min.js", "report.js"))
     style = "\n".join((_PAGE / name).read_text() for name in ("uPlot.min.css", "report.css"))
     named = told(runs)

@@ -190,8 +190,10 @@ def open_tracking(
     Raises:
         OSError: `metrics.jsonl` of an earlier start cannot be read or cut.
     """
-    from launcher.runs.tracking.console import ShownRun, open_console
-    from launcher.runs.tracking.trackers import TrackedRun, Trackers
+    from launcher.runs.tracking.console import open_console
+    from launcher.runs.tracking.scores import ShownRun
+    from launcher.runs.tracking.tracker import TrackedRun
+    from launcher.runs.tracking.trackers import Trackers
 
     metrics = MetricsFile(run_dir / METRICS_FILE)
     past = metrics.continue_from(start_step, evaluated)

@@ -1,0 +1,159 @@
+"""Saving while a run goes on: in the background, retried, pruned."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import psutil
+
+from launcher.checkpoints.format import DamagedError, SaveError, Snapshot, name_of, save, verify
+from launcher.checkpoints.retention import _discard, prune
+from launcher.evaluation.best import Judge
+from launcher.recipe import schema
+
+_PAUSES = (0.5, 2.0)  # seconds between tries to write a checkpoint
+
+
+class Saving:
+    """When a save is due, rank 0 writes it and the others go on.
+
+    In the background the step pays for a copy of the state. At most one write is under way; what goes wrong with
+    it is said at the next step, and it is tried again.
+
+    Args:
+        section: The recipe's `save`.
+        folder: `checkpoints/` of the run.
+        is_first: Whether this rank writes.
+        judge: Knows which checkpoint is the best so far.
+        warn: Gets a line for each thing that went wrong.
+        capture: Gives what a checkpoint is made of after a number of steps.
+        saved: Told of each checkpoint on disk: the step, seconds of writing, seconds that training stood still.
+        last_step: Of the checkpoint that this start goes on from.
+    """
+
+    def __init__(
+        self,
+        section: schema.Save,
+        folder: Path,
+        is_first: bool,
+        judge: Judge,
+        warn: Callable[[str], None],
+        *,
+        capture: Callable[[int], Snapshot],
+        saved: Callable[[int, float, float], None],
+        last_step: int | None = None,
+    ):
+        self.section = section
+        self.folder = folder
+        self.is_first = is_first
+        self.last_step = last_step
+        self.capture, self.saved = capture, saved
+        self._judge = judge
+        self._warn = warn
+        self._writer: threading.Thread | None = None
+        self._news: deque[str | SaveError] = deque()
+        self._stalls: list[float] = []  # seconds that training stood still, for each checkpoint on disk
+
+    def save(self, step: int) -> None:
+        """Writes the checkpoint of this step, then removes what is no longer kept.
+
+        Raises:
+            SaveError: On rank 0, where this one or the one before failed and the recipe says stop.
+        """
+        if step == self.last_step:
+            return
+        self.last_step = step
+        if not self.is_first:
+            return
+        began = time.perf_counter()
+        self.wait()
+        snapshot, best = self.capture(step), self._judge.step
+        if self._in_background(snapshot):
+            snapshot = snapshot.copied()
+            work = partial(self._write, snapshot, best, time.perf_counter() - began)
+            self._writer = threading.Thread(target=work, name="saving")
+            self._writer.start()
+        else:
+            self._write(snapshot, best)
+            self.check()
+
+    def check(self) -> None:
+        """Reports what became of the write under way; called after each step.
+
+        Raises:
+            SaveError: It failed, and the recipe says stop.
+        """
+        while self._news:
+            news = self._news.popleft()
+            if isinstance(news, SaveError) and self.section.on_failure == "stop":
+                raise news
+            self._warn(str(news))
+
+    def wait(self) -> None:
+        """Until nothing is being written.
+
+        Raises:
+            SaveError: The write failed, and the recipe says stop.
+        """
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None
+        self.check()
+
+    def close(self) -> None:
+        """Lets a write that is under way end, and says what came of it: nobody is left to raise to."""
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None
+        while self._news:
+            self._warn(str(self._news.popleft()))
+
+    def describe(self) -> str:
+        """What this start's checkpoints have cost, in a line; empty where there were none."""
+        count, total = len(self._stalls), sum(self._stalls)
+        if not count:
+            return ""
+        longest = f", {max(self._stalls):.2g} s at the longest" if count > 1 else ""
+        return f"saved {count} checkpoint{'s' * (count > 1)}; training stood still for {total:.2g} s{longest}"
+
+    def _in_background(self, snapshot: Snapshot) -> bool:
+        """As the recipe says; else where the copy takes no more than a quarter of the memory that is free."""
+        if self.section.background is not None:
+            return self.section.background
+        return bool(snapshot.num_bytes < psutil.virtual_memory().available / 4)
+
+    def _write(self, snapshot: Snapshot, best: int | None, stall: float | None = None) -> None:
+        """Writes and prunes. Whatever goes wrong is news: in a thread of its own nobody else would hear of it."""
+        began = time.perf_counter()
+        for pause in (*_PAUSES, None):
+            try:
+                verify(save(self.folder, snapshot))
+                break
+            except Exception as error:
+                failure = self._failure(snapshot, error)
+                if pause is None:
+                    self._news.append(failure)
+                    return
+                self._news.append(f"{failure}; trying again in {pause:g} s")
+                _discard(self.folder / name_of(snapshot.step))
+                time.sleep(pause)
+        try:
+            seconds = time.perf_counter() - began
+            self._stalls.append(seconds if stall is None else stall)
+            self.saved(snapshot.step, seconds, self._stalls[-1])
+            prune(self.folder, self.section.keep, best)
+        except Exception as error:
+            self._news.append(self._failure(snapshot, error))
+
+    def _failure(self, snapshot: Snapshot, error: Exception) -> SaveError:
+        if isinstance(error, SaveError):
+            return error
+        said = str(error) if isinstance(error, DamagedError) else f"{type(error).__name__}: {error}"
+        failure = SaveError(f"saving {self.folder / name_of(snapshot.step)}: {said}")
+        failure.__cause__ = error
+        return failure

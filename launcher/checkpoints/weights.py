@@ -1,0 +1,111 @@
+"""Weights to start from: found, read safely, fitted to a model by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from launcher.checkpoints import format as checkpoints
+from launcher.checkpoints.format import Checkpoint
+from launcher.checkpoints.retention import listed
+from launcher.errors import LauncherError, UsageError
+from launcher.runs import folder as runs
+
+
+def _load_weights(model: nn.Module, path: Path) -> str:
+    """Takes over what fits of saved weights; says what did not.
+
+    Args:
+        model: The bare module.
+        path: A `.pth` or `.safetensors` file, a checkpoint, or a run's folder.
+
+    Raises:
+        LauncherError: There are no weights, they are damaged, or none of them fits.
+    """
+    own = model.state_dict()
+    try:
+        source = find_weights(path)
+        state = _unprefixed(read_weights(source))
+    except LauncherError as error:
+        raise LauncherError(f"train.start_from: {error}") from error
+    fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
+    if not fitting:
+        raise LauncherError(
+            f"train.start_from: none of the {len(state)} tensors in {path} fits this model; it has "
+            f"{_some(list(own))}, the file {_some(list(state))}"
+        )
+    model.load_state_dict(fitting, strict=False)
+    strange = {
+        "missing there": [name for name in own if name not in state],
+        "of another shape": [name for name in state if name in own and name not in fitting],
+        "not in this model": [name for name in state if name not in own],
+    }
+    rest = "".join(f"; {what}: {_some(names)}" for what, names in strange.items() if names)
+    step = f", step {source.step:,}" if isinstance(source, Checkpoint) else ""
+    return f"started from {path}{step}: {len(fitting)} of {len(own)} tensors{rest}"
+
+
+def find_weights(path: Path) -> Path | Checkpoint:
+    """The weights that a path names: a file, a checkpoint, or a run's; its final ones, else its newest checkpoint's.
+
+    Nothing is changed there: a damaged checkpoint of another run is passed over, and left to that run.
+
+    Raises:
+        UsageError: There are none.
+        DamagedError: The checkpoint is not what was written, or all of them are not.
+    """
+    if not path.exists():
+        raise UsageError(f"there are no weights at '{path}'")
+    folder = path.parent if path.name == checkpoints.WEIGHTS else path
+    if (folder / checkpoints.MANIFEST).exists():
+        return checkpoints.verify(folder)
+    if path.is_file():
+        return path
+    if (path / runs.WEIGHTS_FILE).exists():
+        return path / runs.WEIGHTS_FILE
+    saved = listed(path / "checkpoints")
+    for one in saved:
+        with suppress(checkpoints.DamagedError):
+            return checkpoints.verify(one)
+    if saved:
+        raise checkpoints.DamagedError(f"{path}: all its checkpoints are damaged")
+    is_run = (path / runs.ENVIRONMENT_FILE).exists()
+    what = "nothing was saved yet" if is_run else "neither a run's folder nor a checkpoint in one"
+    raise UsageError(f"{path}: {what}; `launcher runs` lists the runs")
+
+
+def read_weights(source: Path | Checkpoint) -> Mapping[str, torch.Tensor]:
+    """The weights in a `.pth` or `.safetensors` file or a checkpoint, on the CPU.
+
+    Raises:
+        LauncherError: The file holds more than tensors, or something else.
+    """
+    if isinstance(source, Checkpoint):
+        return source.weights()
+    try:
+        if source.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(source)
+        state = torch.load(source, map_location="cpu", weights_only=True)
+        if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+            raise TypeError("it holds more than a state_dict of tensors")
+    except Exception as error:  # whatever a reader raises: the file is not what it should be
+        raise LauncherError(f"{source} cannot be read: {error}") from error
+    return state
+
+
+def _unprefixed(state: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """Without what DDP and torch.compile put before every name."""
+    for prefix in ("module.", "_orig_mod."):
+        if state and all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return state
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f", … ({len(names)})" if len(names) > 4 else "")

@@ -1,0 +1,162 @@
+"""6: evaluation. `evaluate()` knows nothing of ranks: a model, batches and metrics in, figures out."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import send_to_device
+from torch import nn
+
+from launcher.data.loaders import MicroBatch
+from launcher.objective.batch import one_number
+from launcher.objective.loss import At, Objective
+
+if TYPE_CHECKING:
+    from launcher.evaluation.metrics import Measure, Scores
+
+
+Heartbeat = Callable[[int], None]
+Seen = Callable[[Sequence[Any], Sequence[Any], MicroBatch], None]  # outputs, targets, and the batch they belong to
+
+
+def unseen(outputs: Sequence[Any], targets: Sequence[Any], batch: MicroBatch) -> None:
+    """Nobody looks at the outputs."""
+
+
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[MicroBatch],
+    objective: Objective,
+    measures: Sequence[Measure],
+    device: torch.device,
+    heartbeat: Heartbeat = lambda done: None,
+    seen: Seen = unseen,
+) -> Tally:
+    """The loss over the batches as sums and counts, and the metrics' state; the model is left as it was found.
+
+    Args:
+        model: The unwrapped module, on `device`.
+        batches: In host memory.
+        objective: The loss, with what it is a mean over.
+        measures: Metrics, reset here.
+        device: Where to compute.
+        heartbeat: Called with the number of batches done.
+        seen: Called with the outputs and targets of each batch, on `device`.
+
+    Raises:
+        LauncherError: A metric cannot take what the model gives; the message names shapes and types.
+    """
+    tally = Tally(objective, measures)
+    for measure in measures:
+        measure.reset(device)
+    with _evaluating(model, device), torch.no_grad():
+        for done, batch in enumerate(batches, start=1):
+            outputs, targets = tally.add(model, batch, device)
+            for measure in measures:
+                measure.update(outputs, targets, is_first=done == 1)
+            seen(outputs, targets, batch)
+            heartbeat(done)
+    return tally
+
+
+@contextmanager
+def _evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Eval mode and randomness of its own for a while.
+
+    Afterwards each module is in the mode it was in (a frozen one stays frozen), and torch's generators go on where
+    they were: evaluating or not changes nothing in training.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.default_generator.manual_seed(0)
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+class Tally:
+    """Sums and counts of each term of the loss, and the metrics that were told of the same batches.
+
+    Attributes:
+        samples: How many there were.
+    """
+
+    def __init__(self, objective: Objective, measures: Sequence[Measure]):
+        self.objective = objective
+        self.measures = measures
+        self.samples = 0
+        size = len(objective.terms) or 1
+        self._sums = torch.zeros(size, dtype=torch.float64)
+        self._counts = torch.zeros(size, dtype=torch.float64)
+
+    def add(self, model: nn.Module, batch: MicroBatch, device: torch.device) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """Evaluates one batch; returns its outputs and targets."""
+        objective, layout = self.objective, self.objective.layout
+        objective.settle(batch.data)
+        counts = objective.counts(batch.data, batch.samples)
+        data = batch.data if device.type == "cpu" else send_to_device(batch.data, device, non_blocking=True)
+        if objective.step is not None:
+            result = objective.stepped(model, data, At())
+            values = [result["loss"] * counts[0]]
+            outputs, targets = _tuple(result.get("outputs")), _tuple(result.get("targets"))
+        else:
+            args, kwargs, targets = layout.split(data)
+            result = model(*args, **kwargs)
+            outputs = layout.outputs(result)
+            if objective.terms:
+                values = [
+                    one_number(term.function(*outputs, *targets), term.key) * (1.0 if term.sums else count)
+                    for term, count in zip(objective.terms, counts, strict=True)
+                ]
+            else:
+                values = [layout.loss(result) * counts[0]]
+        self.samples += batch.samples
+        self._sums = self._sums.to(device) + torch.stack([value.detach().double() for value in values])
+        self._counts += torch.tensor(counts, dtype=torch.float64)
+        return outputs, targets
+
+    def state(self) -> list[torch.Tensor]:
+        """All that `join` needs of this rank, in host memory."""
+        numbers = torch.cat([self._sums.cpu(), self._counts, torch.tensor([float(self.samples)], dtype=torch.float64)])
+        return [numbers, *itertools.chain.from_iterable(measure.state() for measure in self.measures)]
+
+    def join(self, states: Sequence[list[torch.Tensor]]) -> None:
+        """Makes this the tally of all ranks' batches together, from the state of each."""
+        ranks = [iter(state) for state in states]
+        numbers = torch.stack([next(rank) for rank in ranks]).sum(0)
+        terms = len(self._counts)
+        self._sums, self._counts, self.samples = numbers[:terms], numbers[terms:-1], int(numbers[-1])
+        for measure in self.measures:
+            measure.join(ranks)
+
+    def scores(self) -> Scores:
+        """The mean loss, and each metric's value.
+
+        Raises:
+            LauncherError: A metric has none.
+        """
+        scores: Scores = {"loss": self._mean()}
+        for measure in self.measures:
+            scores.update(measure.scores())
+        return scores
+
+    def _mean(self) -> float:
+        if not self.samples:
+            return math.nan
+        weights = [term.weight for term in self.objective.terms] or [1.0]
+        parts = zip(weights, self._sums.tolist(), self._counts.tolist(), strict=True)
+        return sum(weight * total / count if count else math.nan for weight, total, count in parts)
+
+
+def _tuple(value: Any) -> tuple[Any, ...]:
+    if value is None:
+        return ()
+    return tuple(value) if isinstance(value, tuple | list) else (value,)

@@ -1,0 +1,153 @@
+"""4: objective. The learning rate by step."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from launcher.errors import LauncherError, Problem, RecipeError
+from launcher.recipe.build import Workshop
+from launcher.recipe.component import Component
+from launcher.recipe.duration import Duration
+
+
+class Schedule:
+    """The learning rate, a function of the step counter alone.
+
+    Args:
+        optimizer: Whose rates are set.
+        scheduler: torch's scheduler, or None for a constant rate.
+        warmup_steps: A linear ramp before the scheduler's first step: step t has (t + 1) / (warmup_steps + 1)
+            of the scheduler's first rate.
+        every_steps: The scheduler steps once in so many optimizer steps.
+        on_evaluation: ReduceLROnPlateau: it steps after each evaluation instead.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        scheduler: Any = None,
+        warmup_steps: int = 0,
+        every_steps: int = 1,
+        on_evaluation: bool = False,
+    ):
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.warmup_steps = warmup_steps
+        self.every_steps = every_steps
+        self.on_evaluation = on_evaluation
+        self._full = [float(group["lr"]) for group in optimizer.param_groups]  # a tensor would change with the rate
+        if warmup_steps:
+            self._ramp(0)
+
+    def advance(self, step: int) -> None:
+        """Sets the rates for the step after `step` completed ones; called once after each."""
+        if step < self.warmup_steps:
+            self._ramp(step)
+        elif step == self.warmup_steps:
+            self._set(self._full)
+        elif (
+            self.scheduler is not None and not self.on_evaluation and (step - self.warmup_steps) % self.every_steps == 0
+        ):
+            self.scheduler.step()
+
+    def replay(self, steps: int) -> None:
+        """Goes through a number of steps again, from the beginning."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch expects an optimizer step between two of these
+            for step in range(1, steps + 1):
+                self.advance(step)
+
+    def evaluated(self, value: float) -> None:
+        """Tells ReduceLROnPlateau what `evaluate.best` measured; the same value on every rank."""
+        if self.on_evaluation:
+            self.scheduler.step(value)
+
+    def _ramp(self, step: int) -> None:
+        self._set([full * (step + 1) / (self.warmup_steps + 1) for full in self._full])
+
+    def _set(self, rates: Sequence[float]) -> None:
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=False):  # one that came later has its own
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+
+    @property
+    def rate(self) -> float:
+        """The first group's learning rate."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+
+_WARMS_UP_ITSELF = ("OneCycleLR", "CyclicLR")
+
+
+def build_schedule(
+    workshop: Workshop, optimizer: torch.optim.Optimizer, steps_per_epoch: int, total_steps: int | None
+) -> Schedule:
+    """The recipe's schedule, with every duration in steps.
+
+    Args:
+        workshop: Builds the component; learns `scheduler.steps`.
+        optimizer: Handed in at any depth.
+        steps_per_epoch: Optimizer steps of one pass over the data.
+        total_steps: The run's length; None where it is a time.
+
+    Raises:
+        RecipeError: A ramp beside a scheduler that has its own, or a number of steps that this run has not.
+    """
+    section, best = workshop.recipe.scheduler, workshop.recipe.evaluate.best
+    if section is None:
+        return Schedule(optimizer)
+    try:
+        warmup = _steps(section.options.get("_warmup_"), steps_per_epoch, total_steps, 0)
+        every = _steps(section.options.get("_every_"), steps_per_epoch, total_steps, 1)
+        if total_steps is not None:
+            workshop.computed["scheduler.steps"] = max(1, total_steps - warmup)
+        scheduler = _scheduler(workshop, section, optimizer)
+    except ValueError as error:
+        raise RecipeError([Problem(str(section.origin), "scheduler", f"{error}; say it in steps")]) from error
+    name = type(scheduler).__name__
+    if warmup and name in _WARMS_UP_ITSELF:
+        message = f"{name} warms up by itself; remove _warmup_"
+        raise RecipeError([Problem(str(section.origin), "scheduler._warmup_", message)])
+    plateau = _is_plateau(type(scheduler))
+    if plateau and best is None:
+        message = "ReduceLROnPlateau steps with evaluate.best; state evaluate: {best: {metric: loss, mode: min}}"
+        raise RecipeError([Problem(str(section.origin), "scheduler", message)])
+    if plateau and best is not None and scheduler.mode != best.mode:
+        message = f"'{scheduler.mode}' contradicts evaluate.best, whose mode is {best.mode}; they must be the same"
+        raise RecipeError([Problem(str(section.origin), "scheduler.mode", message)])
+    return Schedule(optimizer, scheduler, warmup, every, on_evaluation=plateau)
+
+
+def _scheduler(workshop: Workshop, section: Component, optimizer: torch.optim.Optimizer) -> Any:
+    """The recipe's scheduler, or the one handed in: of this optimizer, or a class or function of it."""
+    best = workshop.recipe.evaluate.best
+    takes_mode = section.given is None and "mode" not in section.kwargs and _is_plateau(workshop.resolve(section))
+    handed = {"mode": best.mode} if takes_mode and best is not None else {}
+    scheduler = workshop.build(section, optimizer=optimizer, **handed)
+    if section.given is not None and (isinstance(scheduler, type) or not hasattr(scheduler, "step")):
+        scheduler = scheduler(optimizer)
+    if getattr(scheduler, "optimizer", optimizer) is not optimizer:
+        message = "steps another optimizer than the run's; hand in its class, or a function of the optimizer"
+        raise RecipeError([Problem(str(section.origin), "scheduler", message)])
+    return scheduler
+
+
+def _is_plateau(target: Any) -> bool:
+    return isinstance(target, type) and issubclass(target, torch.optim.lr_scheduler.ReduceLROnPlateau)
+
+
+def _steps(said: Any, steps_per_epoch: int, total_steps: int | None, default: int) -> int:
+    if said is None:
+        return default
+    if isinstance(said, bool) or not isinstance(said, int | str):
+        raise LauncherError(f"'{said}' is no duration; write '500 steps', '1 epoch' or '5%'")
+    duration = Duration(said, "steps", f"{said} steps") if isinstance(said, int) else Duration.parse(said)
+    if duration is None:
+        raise LauncherError(f"'{said}' is no duration; write '500 steps', '1 epoch' or '5%'")
+    return duration.in_steps(steps_per_epoch, total_steps)

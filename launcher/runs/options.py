@@ -1,0 +1,34 @@
+"""How a run is started, as far as the recipe does not say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line decides about one run.
+
+    Attributes:
+        cpu: Stay on the CPU though there may be a GPU.
+        run_dir: The run's folder, resumed if it holds a checkpoint; None chooses one.
+        resume: Without `run_dir`: go on with the newest unfinished run of this recipe, or start one.
+        start: Which checkpoint to go on from: `best`, a step, or None for the newest.
+        allow: Further packages that the recipe may name.
+        allow_changes: Keys of the recipe that may differ from the run's that is gone on with.
+        output: What the terminal shows: `auto`, `quiet` or `json`.
+        profile: The first step to be profiled, and the first one after them.
+        how: What started the run, for `environment.json`: enough to start it again.
+    """
+
+    cpu: bool = False
+    run_dir: str | None = None
+    resume: bool = False
+    start: str | None = None
+    allow: tuple[str, ...] = ()
+    allow_changes: tuple[str, ...] = ()
+    output: str = "auto"
+    profile: tuple[int, int] | None = None
+    how: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,199 @@
+"""The figures of a run in the terminal."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+
+from launcher.runs.metrics import Line
+from launcher.text import duration, number, short, short_exponent
+
+_NOT_METRICS = (
+    "step",
+    "epoch",
+    "split",
+    "name",
+    "time",
+    "lr",
+    "grad_norm",
+    "samples_per_second",
+    "data_wait",
+    "gpu_memory",
+    "host_memory",
+    "seconds",
+)
+_GOOD, _BAD, _LABEL = "green", "red", "dim"
+
+
+@dataclass(frozen=True)
+class ShownRun:
+    """What a console knows of the run.
+
+    Attributes:
+        run_dir: The run's folder.
+        total_steps: Optimizer steps of the whole run; None where a time ends it.
+        start_step: Steps completed before this start.
+        best: The metric that decides and its mode, `min` or `max`.
+        decides: The name of the validation set in which it does.
+        deadline: When the job ends by its limit, in unix time.
+    """
+
+    run_dir: Path
+    total_steps: int | None
+    start_step: int
+    best: tuple[str, str] | None
+    decides: str
+    deadline: float | None
+
+
+def _metrics(line: Line) -> dict[str, Any]:
+    """The loss and the metrics of a line; lists (a metric of each class) are for files, not for eyes."""
+    return {key: value for key, value in line.items() if key not in _NOT_METRICS and isinstance(value, int | float)}
+
+
+def _title(line: Line) -> str:
+    return " ".join(str(line[key]) for key in ("split", "name") if key in line)
+
+
+def _join(parts: Iterable[Text]) -> Text:
+    return Text("  ").join(part for part in parts if part)
+
+
+def _pair(label: str, value: str, style: str = "") -> Text:
+    return Text.assemble((f"{label} ", _LABEL), (value, style))
+
+
+class Scores:
+    """The evaluations so far: the last of each set, and the best of the one that decides."""
+
+    def __init__(self, best: tuple[str, str] | None, decides: str, past: Iterable[Line]):
+        self._metric, self._mode = best or ("", "")
+        self._decides = decides
+        self._last: dict[str, Line] = {}
+        self.best: dict[str, Line] = {}
+        for line in past:
+            self.add(line)
+
+    def add(self, line: Line) -> Text:
+        """Takes an evaluation in; returns it in words, with the change since the one before."""
+        title = _title(line)
+        before = self._last.get(title, {})
+        is_deciding = line["split"] == "validation" and line.get("name", "") == self._decides
+        is_best = is_deciding and self._improves(line, self.best.get(title))
+        self._last[title] = line
+        if is_best:
+            self.best[title] = line
+        parts = [Text(title, "bold"), _pair("step", str(line["step"]))]
+        for name, value in _metrics(line).items():
+            parts.append(_pair(name, number(value), _alarm(value)))
+            if isinstance(before.get(name), int | float):
+                parts[-1].append_text(self._change(name, value - before[name]))
+            if is_best and name == self._metric:
+                parts[-1].append(" best", f"bold {_GOOD}")
+        return _join(parts)
+
+    def _improves(self, line: Line, best: Line | None) -> bool:
+        value = line.get(self._metric)
+        if not isinstance(value, int | float) or math.isnan(value):
+            return False
+        if best is None:
+            return True
+        return bool(value > best[self._metric] if self._mode == "max" else value < best[self._metric])
+
+    def _change(self, name: str, change: float) -> Text:
+        better = {"min": change < 0, "max": change > 0}.get(self._mode if name == self._metric else "")
+        if name == "loss":
+            better = change < 0
+        style = _LABEL if better is None or change == 0 else _GOOD if better else _BAD
+        return Text(f" ({short_exponent(f'{change:+.2g}')})", style)
+
+
+def _alarm(value: float) -> str:
+    return "" if math.isfinite(value) else f"bold {_BAD}"
+
+
+class Pace:
+    """How fast the run goes, over its last minutes; evaluations and saves count."""
+
+    def __init__(self, run: ShownRun):
+        self._run = run
+        self.step = run.start_step
+        self.restart()
+
+    def update(self, step: int) -> None:
+        """So many steps are completed now."""
+        self.step = max(self.step, step)
+        now = time.monotonic()
+        if now - self._seen[-1][0] >= 1.0:
+            self._seen.append((now, self.step))
+
+    def restart(self) -> None:
+        """The clock starts now: what came before was preparation."""
+        self.started = time.monotonic()
+        self._seen = deque([(self.started, self.step)], maxlen=120)
+
+    @property
+    def seconds(self) -> float:
+        """Time since this start."""
+        return time.monotonic() - self.started
+
+    @property
+    def fraction(self) -> float | None:
+        """The share of the run that is done."""
+        return min(1.0, self.step / self._run.total_steps) if self._run.total_steps else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Time that the rest of the run takes at this pace; None where nobody can know."""
+        since, step = self._seen[1 if len(self._seen) > 2 else 0]  # the first second holds what is done only once
+        if not self._run.total_steps or self.step <= step:
+            return None
+        pace = (time.monotonic() - since) / (self.step - step)
+        return pace * max(0, self._run.total_steps - self.step)
+
+    def times(self) -> list[Text]:
+        """Time left, and time until the job's limit, in warning colours where it comes first."""
+        left, parts = self.seconds_left, []
+        if left is not None:
+            parts.append(Text.assemble(duration(left), (" left", _LABEL)))
+        if self._run.deadline is not None:
+            until = self._run.deadline - time.time()
+            parts.append(_pair("limit in", duration(until), "yellow" if left is not None and until < left else ""))
+        return parts
+
+
+def _position(step: int, run: ShownRun, line: Line) -> list[Text]:
+    total = f"/{run.total_steps}" if run.total_steps else ""
+    parts = [_pair("step", f"{step}{total}")]
+    if "epoch" in line:
+        parts.append(_pair("epoch", f"{line['epoch']:.2f}"))
+    return parts
+
+
+def _training(line: Line) -> list[Text]:
+    """The numbers of a train line, the most wanted first."""
+    parts = [_pair("loss", number(line["loss"]), _alarm(line["loss"]))] if line.get("loss") is not None else []
+    if "lr" in line:
+        parts.append(_pair("lr", short(line["lr"])))
+    if "samples_per_second" in line:
+        parts.append(Text.assemble(_rate(line["samples_per_second"]), (" samples/s", _LABEL)))
+    if "data_wait" in line:
+        share = line["data_wait"]
+        parts.append(_pair("data wait", f"{share:.0%}", "yellow" if share > 0.2 else ""))
+    if "gpu_memory" in line:
+        parts.append(_pair("gpu", f"{line['gpu_memory'] / 2**30:.1f} GiB"))
+    if "grad_norm" in line:
+        parts.append(_pair("grad", short(line["grad_norm"]), _alarm(line["grad_norm"])))
+    own = {name: value for name, value in _metrics(line).items() if name != "loss"}
+    return parts + [_pair(name, number(value), _alarm(value)) for name, value in own.items()]
+
+
+def _rate(per_second: float) -> str:
+    return f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:.2g}"

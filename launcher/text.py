@@ -1,0 +1,81 @@
+"""Words for people: what may be printed, cut to a line, counted, suggested."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+from itertools import islice
+from typing import Any
+
+from launcher.recipe.places import Key
+
+
+def printable(text: str) -> str:
+    """Return a text that is safe to print on one line: whatever is not printable, as its escape."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def brief(text: str) -> str:
+    """Return a text that is safe to print, in no more than 80 characters."""
+    safe = printable(text)
+    return safe if len(safe) <= 80 else f"{safe[:79]}…"
+
+
+def suggestion(word: str, known: Iterable[Key], prefix: str = "") -> str:
+    """Return `; did you mean 'lr'?` where something known is spelled alike, else nothing."""
+    words = [str(other) for other in islice(known, 300)]
+    alike = [other for other in words if other.lower() == word.lower()]  # of Adam and AdamW, the second for `Adamw`
+    near = alike or difflib.get_close_matches(word, words, n=1)
+    return f"; did you mean '{prefix}{near[0]}'?" if near else ""
+
+
+def hint(word: str, known: Iterable[Key], rest: str) -> str:
+    """Return `; did you mean 'lr'? It takes: …` where something known is spelled alike, else `; it takes: …`."""
+    near = suggestion(word, known)
+    return f"{near} {rest[0].upper()}{rest[1:]}" if near else f"; {rest}"
+
+
+def number(value: Any) -> str:
+    """Four significant digits, readable from 1e-30 to 1e30: `0.01230`, `1.000e-5`, `123.0`, `12345`."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, int) or not math.isfinite(value):
+        return str(value)
+    if value == 0 or 1e4 <= abs(value) < 1e6:
+        return f"{value:.0f}"
+    return short_exponent(f"{value:#.4g}" if 1e-3 <= abs(value) < 1e4 else f"{value:.3e}").rstrip(".")
+
+
+def short(value: float) -> str:
+    """Up to four significant digits, without zeros at the end: `0.001`, `3e-4`."""
+    return short_exponent(f"{value:.4g}")
+
+
+def short_exponent(text: str) -> str:
+    """`1e-5` for `1e-05`."""
+    mantissa, e, exponent = text.partition("e")
+    return f"{mantissa}e{int(exponent)}" if e else text
+
+
+def duration(seconds: float) -> str:
+    """`0:07`, `12:31`, `1:52:10`, `2 d 3:10`."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours}:{minutes:02}"
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def age(seconds: float) -> str:
+    """How long ago, in its largest unit: `12 s`, `5 min`, `3 h`, `9 d`."""
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds // size:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"
+
+
+def size(num_bytes: int) -> str:
+    """`1.5 KiB` or `82.3 MiB`: whichever has digits to show."""
+    return f"{num_bytes / 2**10:.1f} KiB" if num_bytes < 2**20 else f"{num_bytes / 2**20:.1f} MiB"

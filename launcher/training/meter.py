@@ -1,0 +1,157 @@
+"""5: training. The numbers of the steps between two lines of metrics.jsonl."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from launcher.device.coordination import Coordinator, Pending
+from launcher.errors import LauncherError
+from launcher.training.state import Trainable
+from launcher.training.step import Step, Stepped
+
+
+class Meter:
+    """Gathers the numbers of the steps between two lines of metrics.jsonl, without making a GPU wait.
+
+    The loss is the count-weighted mean over the steps and ranks since the line before; a step function's scalars are
+    the mean over the ranks and micro-batches of the last step, weighted likewise. What a line needs is copied from
+    the device when the line is due, and read when the next one is.
+    """
+
+    def __init__(self, trainable: Trainable, coordinator: Coordinator):
+        self._trainable = trainable
+        self._coordinator = coordinator
+        device = trainable.device.torch_device
+        self._loss = torch.zeros((), dtype=torch.float64, device=device)
+        self._weight = 0.0
+        self._samples = 0
+        self._waited = 0.0
+        self._since = time.perf_counter()
+        self._stepped: Stepped | None = None
+        self._is_counted = True  # whether anything counts in that step
+        self._names: list[str] | None = [] if trainable.objective.step is None else None
+        self._copied: deque[tuple[dict[str, Any], torch.Tensor, float, Any]] = deque()
+        self._reduced: deque[tuple[dict[str, Any], torch.Tensor, Pending]] = deque()
+
+    def add(self, stepped: Stepped, step: Step, waited: float) -> None:
+        """Takes one step in; `waited` seconds of it were spent waiting for data."""
+        for loss, factor in stepped.parts:
+            self._loss.add_(loss, alpha=factor * step.weight)
+        self._weight += step.weight
+        self._samples += step.samples
+        self._waited += waited
+        self._stepped, self._is_counted = stepped, step.weight > 0
+
+    def cut(self, step: int, epoch: float, rate: float) -> list[dict[str, Any]]:
+        """Starts the line of these steps; returns the lines that are ready by now."""
+        if self._stepped is None:
+            return []
+        now = time.perf_counter()
+        seconds = max(now - self._since, 1e-9)
+        line: dict[str, Any] = {
+            "step": step,
+            "epoch": round(epoch, 6),
+            "split": "train",
+            "loss": None,
+            "lr": rate,
+        }
+        if self._stepped.grad_norm is not None:
+            line["grad_norm"] = None
+        line["samples_per_second"] = round(self._samples / seconds, 2)
+        line["data_wait"] = round(self._waited / seconds, 4)
+        line["seconds"] = round(seconds, 4)
+        line.update(dict.fromkeys(self._scalar_names(self._stepped)))
+        norm = self._stepped.grad_norm
+        norm = (norm if norm is not None else self._loss).double()
+        numbers = torch.stack([self._loss, norm, *self._scalars(self._stepped)])
+        if self._trainable.device.torch_device.type == "cuda":
+            line["gpu_memory"] = torch.cuda.max_memory_allocated()
+        ready = self._advance()
+        copied = numbers.to("cpu", non_blocking=True)
+        self._copied.append((line, copied, self._weight, self._mark()))
+        self._loss.zero_()
+        self._weight, self._samples, self._waited, self._since, self._stepped = 0.0, 0, 0.0, now, None
+        if not self._trainable.device.is_gpu:
+            self._reduce()
+            if self._reduced[-1][-1].work is None:  # one process, or memory that all share: nothing to wait for
+                ready += self._read()
+        return ready
+
+    def _mark(self) -> Any:
+        """An event behind the copy just begun; None where copies are immediate."""
+        if self._trainable.device.torch_device.type != "cuda":
+            return None
+        event = torch.cuda.Event()
+        event.record()
+        return event
+
+    def _scalar_names(self, stepped: Stepped) -> Sequence[str]:
+        """What the step function logs: the same in every step, so that the ranks can add it up without asking.
+
+        Raises:
+            LauncherError: It is not.
+        """
+        if self._names is None:
+            self._names = self._coordinator.from_first(lambda: list(stepped.scalars[0]))
+        names: list[str] = self._names
+        for strange in (one for one in stepped.scalars if one.keys() != set(names)):
+            said = f"gave {', '.join(strange) or 'no scalars'} to log, and rank 0 first {', '.join(names) or 'none'}"
+            raise LauncherError(f"train.step: {said}; give the same ones in each step (nan where there is no value)")
+        return names
+
+    def _scalars(self, stepped: Stepped) -> Iterator[torch.Tensor]:
+        """This rank's parts of their means, times the world size, on the device."""
+        for name in self._names or ():
+            mean = self._loss.new_full((), 0.0 if self._is_counted else float("nan"))
+            for logged, (_, factor) in zip(stepped.scalars, stepped.parts, strict=True):
+                if factor:  # a stand-in's number is no part of it
+                    mean = mean + _on(mean.device, logged[name]) * factor
+            yield mean
+
+    def _advance(self) -> list[dict[str, Any]]:
+        ready = self._read()
+        self._reduce()
+        return ready
+
+    def _reduce(self) -> None:
+        """Lines whose numbers are in host memory by now are added over the ranks."""
+        while self._copied:
+            line, numbers, weight, mark = self._copied.popleft()
+            if mark is not None:
+                mark.synchronize()  # recorded a line ago: there is nothing left to wait for
+            # a mean over nothing is not a number
+            means = torch.cat([numbers[:1] / (weight or float("nan")), numbers[2:]]) / self._coordinator.world_size
+            self._reduced.append((line, numbers, self._coordinator.sum(means)))
+
+    def _read(self) -> list[dict[str, Any]]:
+        lines = []
+        while self._reduced:
+            line, numbers, pending = self._reduced.popleft()
+            line["loss"], *scalars = pending.result().tolist()
+            line.update(zip(self._names or (), scalars, strict=True))
+            if "grad_norm" in line:
+                line["grad_norm"] = float(numbers[1])
+            lines.append(line)
+        return lines
+
+    def flush(self) -> list[dict[str, Any]]:
+        """All lines begun, waited for."""
+        ready = self._read()
+        self._reduce()
+        return ready + self._read()
+
+    def restart_clock(self) -> None:
+        """What happened since (an evaluation, a save) is not training time."""
+        self._since = time.perf_counter()
+
+
+def _on(device: torch.device, value: Any) -> torch.Tensor:
+    """A number on a device, in double precision; one that is there already is not waited for."""
+    if isinstance(value, torch.Tensor) and value.device == device:
+        return value.double().reshape(())
+    return torch.full((), float(value), dtype=torch.float64, device=device)  # copying would make a GPU wait
