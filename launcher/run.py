@@ -9,11 +9,11 @@ from typing import Any
 from launcher.data.load import load_data
 from launcher.device.device import check_device, open_device, seed_everything, use_cpu
 from launcher.model.build import build_model
-from launcher.recipe.build import Workshop
+from launcher.recipe.build import Builder
 from launcher.recipe.schema import Recipe
 from launcher.runs.options import Options
 from launcher.runs.tracking.tracking import Line, check_trackers
-from launcher.training.build import build_trainable
+from launcher.training.build import build_train_state
 from launcher.training.finish import evaluate_at_end, save_at_end
 from launcher.training.loop import train
 from launcher.training.open_session import open_session
@@ -48,19 +48,19 @@ def run(recipe: Recipe, world: World, options: Options) -> Result:
     Raises:
         LauncherError: Anything a user can mend; the message says how.
     """
-    workshop = checked(recipe, world, options)
-    data = load_data(workshop, world, on_gpu=not use_cpu(world, options.cpu))  # 1 data
+    builder = checked(recipe, world, options)
+    data = load_data(builder, world, on_gpu=not use_cpu(world, options.cpu))  # 1 data
     with open_device(recipe, world, cpu=options.cpu) as device:  # 2 device
-        model = build_model(workshop, device)  # 3 model
-        trainable, horizon = build_trainable(workshop, model, device, data)  # 4 objective
-        with open_session(workshop, trainable, data, horizon, options) as session:
-            state, step = train(trainable, data, horizon, session)  # 5 training
-            state, scores = evaluate_at_end(session, trainable, data, horizon, state, step)  # 6 evaluation
-            save_at_end(session, trainable, state, step)  # 7 saving
+        model = build_model(builder, device)  # 3 model
+        train_state, run_length = build_train_state(builder, model, device, data)  # 4 objective
+        with open_session(builder, train_state, data, run_length, options) as session:
+            state, step = train(train_state, data, run_length, session)  # 5 training
+            state, scores = evaluate_at_end(session, train_state, data, run_length, state, step)  # 6 evaluation
+            save_at_end(session, train_state, state, step)  # 7 saving
     return Result(session.folder, state, step, scores, model.bare)
 
 
-def checked(recipe: Recipe, world: World, options: Options) -> Workshop:
+def checked(recipe: Recipe, world: World, options: Options) -> Builder:
     """All that can be known to be wrong before data is opened: components, device, trackers.
 
     Raises:
@@ -68,9 +68,9 @@ def checked(recipe: Recipe, world: World, options: Options) -> Workshop:
     """
     faults.arm(world.faults, world.rank)
     faults.point("start")
-    workshop = Workshop(recipe, options.allow)
-    workshop.check()
+    builder = Builder(recipe, options.allow)
+    builder.check()
     check_device(recipe.device, world, use_cpu(world, options.cpu))
-    check_trackers(recipe.track.trackers, workshop.allow)
+    check_trackers(recipe.track.trackers, builder.allow)
     seed_everything(recipe.seed)
-    return workshop
+    return builder

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from launcher.errors import EXIT_USAGE, RecipeError
-from launcher.recipe.build import Workshop
+from launcher.recipe.build import Builder
 from launcher.recipe.load import load_recipe
 
 BAD_RECIPES = Path(__file__).parent / "bad_recipes"
@@ -42,7 +42,7 @@ def overrides_of(path: Path) -> list[str]:
 def complaint(path: Path) -> str:
     """What is said of a recipe by reading, or else by importing what it names."""
     with pytest.raises(RecipeError) as caught:
-        Workshop(load_recipe(path.name, overrides_of(path))).check()
+        Builder(load_recipe(path.name, overrides_of(path))).check()
     assert caught.value.exit_code == EXIT_USAGE
     assert all(str(problem).isprintable() for problem in caught.value.problems)
     return f"{caught.value}\n"
@@ -65,7 +65,7 @@ def test_importing_finds(path: Path) -> None:
 
 @pytest.mark.parametrize("path", [BAD_RECIPES / part / "base_good.yaml" for part in ("schema", "components")])
 def test_the_recipe_that_they_build_on_is_good(path: Path) -> None:
-    assert Workshop(load_recipe(path.name)).check() == 5
+    assert Builder(load_recipe(path.name)).check() == 5
 
 
 @pytest.mark.parametrize("path", [BAD_RECIPES / "schema" / "x.yaml", BAD_RECIPES / "components" / "x.yaml"])

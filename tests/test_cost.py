@@ -20,7 +20,7 @@ from worlds import TINY, in_world
 
 import launcher
 from launcher.data.sampler import StepSampler, describe_shares
-from launcher.training.nonfinite import Guard, NonFiniteError
+from launcher.training.nonfinite import NonFiniteError, NonFiniteGuard
 
 MORE_CALLS = 20  # Python functions of this program in one step, besides those of the bare loop
 GROWTH_BYTES = 4 * 2**20  # over 10,000 steps: what an allocator does, less than one number a step kept would be
@@ -112,12 +112,12 @@ class Syncs(TorchDispatchMode):
 def later(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU: what is read at once on a CPU, where nobody waits for it, is read before something is kept."""
 
-    def as_on_a_gpu(self: Guard, trainable: Any) -> None:
-        made(self, trainable)
+    def as_on_a_gpu(self: NonFiniteGuard, train_state: Any) -> None:
+        made(self, train_state)
         self._read_now = False
 
-    made = Guard.__init__
-    monkeypatch.setattr(Guard, "__init__", as_on_a_gpu)
+    made = NonFiniteGuard.__init__
+    monkeypatch.setattr(NonFiniteGuard, "__init__", as_on_a_gpu)
 
 
 @pytest.mark.parametrize("overrides", [(), FULL, ("data.micro_batch_size=8",)], ids=["plain", "full", "accumulated"])

@@ -17,9 +17,9 @@ from launcher.data.load import Data, fair_workers, load_data
 from launcher.data.open import slow_note
 from launcher.data.preparation import once_per_node
 from launcher.data.streams import StreamLoader
-from launcher.datasets.files import whole
+from launcher.datasets.files import atomic_write
 from launcher.errors import LauncherError, RecipeError
-from launcher.recipe.build import BuildError, Workshop
+from launcher.recipe.build import Builder, BuildError
 from launcher.recipe.load import load_recipe
 from launcher.world.world import World, usable_cpus
 
@@ -34,7 +34,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def opened(*overrides: str, remove: tuple[str, ...] = (), world: World | None = None) -> Data:
-    return load_data(Workshop(load_recipe(RECIPE, overrides, remove)), world or World())
+    return load_data(Builder(load_recipe(RECIPE, overrides, remove)), world or World())
 
 
 def started(function: Callable[..., None], *arguments: Any) -> Any:
@@ -83,7 +83,7 @@ def test_one_process_of_a_machine_prepares_and_the_others_wait(folder: Path) -> 
 
 def _prepare(folder: Path, wait: bool) -> None:
     def act() -> None:
-        with whole(folder / "made") as part:
+        with atomic_write(folder / "made") as part:
             part.mkdir()
             (part / "begun").touch()
             if wait:

@@ -21,7 +21,7 @@ from torch.utils.data import default_collate
 
 from launcher.datasets import HubDataset, ImageFolder, NumpyArrays, Table, TextFile
 from launcher.datasets import text as text_module
-from launcher.datasets.files import staged, whole
+from launcher.datasets.files import atomic_write, staged
 from launcher.errors import LauncherError
 
 
@@ -440,7 +440,7 @@ def test_bytes_that_are_no_text_are_placed_in_the_file(large: Path) -> None:
 
 def test_what_is_made_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     def interrupted() -> None:
-        with whole(tmp_path / "made") as part:
+        with atomic_write(tmp_path / "made") as part:
             part.mkdir()
             raise KeyboardInterrupt
 
@@ -448,12 +448,12 @@ def test_what_is_made_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         interrupted()
     assert list(tmp_path.iterdir()) == []
     for content in ("first", "second"):
-        with whole(tmp_path / "file") as part:
+        with atomic_write(tmp_path / "file") as part:
             part.write_text(content)
         assert (tmp_path / "file").read_text() == content
-    with whole(tmp_path / "made") as part:
+    with atomic_write(tmp_path / "made") as part:
         part.mkdir()
-    with whole(tmp_path / "made") as part:
+    with atomic_write(tmp_path / "made") as part:
         part.mkdir()
         (part / "later").touch()
     assert list((tmp_path / "made").iterdir()) == []  # the first stays

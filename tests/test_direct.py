@@ -19,7 +19,7 @@ from worlds import train
 
 from launcher.errors import UsageError
 from launcher.training import fast_step
-from launcher.training.fast_step import Direct
+from launcher.training.fast_step import FastStep
 from launcher.world.world import wants_plain_torch
 
 pytestmark = pytest.mark.torch_internals
@@ -142,7 +142,7 @@ def test_it_trains_as_torch_does_bit_for_bit(make: Make, scheduled: bool) -> Non
     models = [net(), net()]
     optimizers = [make(list(model.parameters())) for model in models]
     schedules = [StepLR(one, 2, 0.5) for one in optimizers] if scheduled else []
-    ours = Direct(optimizers[1])
+    ours = FastStep(optimizers[1])
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a schedule that is stepped before the optimizer
         for step in range(6):
@@ -166,7 +166,7 @@ def stepped(optimizer: Optimizer) -> None:
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = torch.ones_like(parameter)
-    Direct(optimizer).step()
+    FastStep(optimizer).step()
 
 
 @pytest.mark.parametrize("make", [torch.optim.SGD, Sign], ids=["torch's", "own"])
@@ -205,12 +205,12 @@ def test_a_step_that_somebody_put_in_is_called(monkeypatch: pytest.MonkeyPatch) 
         return method
 
     one = torch.optim.SGD(net().parameters(), 0.1)
-    late = Direct(one)
+    late = FastStep(one)
     one.step = noted(one.step)  # type: ignore[method-assign]
     stepped(one)
     late.step()
     other = torch.optim.SGD(net().parameters(), 0.1)
-    late = Direct(other)
+    late = FastStep(other)
     monkeypatch.setattr(torch.optim.SGD, "step", noted(torch.optim.SGD.step))
     stepped(other)
     late.step()
@@ -219,7 +219,7 @@ def test_a_step_that_somebody_put_in_is_called(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_scheduler_made_late_does_not_miss_a_step() -> None:
     optimizer = torch.optim.SGD(net().parameters(), 0.1)
-    late = Direct(optimizer)
+    late = FastStep(optimizer)
     schedule = StepLR(optimizer, 1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -234,7 +234,7 @@ def test_an_optimizer_that_is_to_be_differentiated_through_is() -> None:
     rate = torch.tensor(0.5, requires_grad=True)
     optimizer = torch.optim.SGD([moved], rate, differentiable=True)
     moved.grad = torch.ones(2)
-    Direct(optimizer).step()
+    FastStep(optimizer).step()
     moved.sum().backward()
     assert rate.grad is not None
     assert float(rate.grad) == -2.0
@@ -246,10 +246,10 @@ def test_a_clearing_method_of_an_optimizer_s_own_is_called() -> None:
             cleared.append(set_to_none)
 
     cleared: list[bool] = []
-    Direct(Keeping(net().parameters(), 0.1)).clear_gradients()
+    FastStep(Keeping(net().parameters(), 0.1)).clear_gradients()
     one = torch.optim.SGD(net().parameters(), 0.1)
     one.zero_grad = lambda set_to_none: cleared.append(set_to_none)  # type: ignore[method-assign, misc, assignment]
-    Direct(one).clear_gradients()
+    FastStep(one).clear_gradients()
     assert cleared == [True, True]
 
 
@@ -302,7 +302,7 @@ def test_a_state_is_laid_out_as_the_model_is_now() -> None:
 def test_what_was_added_to_an_optimizer_is_cleared_too() -> None:
     first, second = net(), net()
     optimizer = torch.optim.SGD(first.parameters(), 0.1)
-    ours = Direct(optimizer)
+    ours = FastStep(optimizer)
     optimizer.add_param_group({"params": list(second.parameters())})
     loss_of(second, 0).backward()
     ours.clear_gradients()
@@ -326,7 +326,7 @@ def test_gradients_that_are_views_of_where_backward_began_may_be_written_to(clip
     torch.manual_seed(0)
     data, models = torch.randn(12, 3), [Shifted(), Shifted()]
     optimizers = [torch.optim.SGD(model.parameters(), 0.01) for model in models]
-    ours = Direct(optimizers[1])
+    ours = FastStep(optimizers[1])
     for step in range(6):
         for row in data[2 * step : 2 * step + 2]:  # two micro-batches
             (models[0](row) * 0.5).backward()

@@ -21,7 +21,7 @@ from worlds import TINY, Command, Trained, in_world, survivors, train, train_her
 import launcher
 from launcher.cli.main import main
 from launcher.errors import RecipeError
-from launcher.evaluation.best import Judge
+from launcher.evaluation.best import BestTracker
 from launcher.recipe import schema
 from launcher.recipe.load import load_recipe
 from launcher.runs.report.predictions import read_mistakes
@@ -294,12 +294,12 @@ def test_what_a_metric_cannot_say(override: str, message: str) -> None:
 )
 def test_the_best_and_when_to_stop(mode: Any, values: list[float], bests: list[int], since: list[int]) -> None:
     best, early_stop = schema.Best(metric="it", mode=mode), schema.EarlyStop(patience=9, min_delta=0.025)
-    judge, found, waited = Judge(best, early_stop), [], []
+    judge, found, waited = BestTracker(best, early_stop), [], []
     for step, value in enumerate(values):
         if judge.see(step, value):
             found.append(step)
         waited.append(judge.since)
-        after, state = Judge(best, early_stop), judge.state()
+        after, state = BestTracker(best, early_stop), judge.state()
         after.load(json.loads(json.dumps(state)))
         judge = after  # as after a stop
     assert (found, judge.step, waited) == (bests, bests[-1], since)

@@ -25,7 +25,7 @@ from worlds import TINY, Command, Trained, in_world, killed, result_of, train, t
 from launcher.checkpoints import format as checkpoints
 from launcher.data.load import load_data
 from launcher.errors import LauncherError, UsageError
-from launcher.recipe.build import Workshop
+from launcher.recipe.build import Builder
 from launcher.recipe.load import load_recipe
 from launcher.run import Result
 from launcher.run import run as launch
@@ -332,17 +332,17 @@ def test_draws_by_weight_go_on_bit_for_bit_from_a_function_or_a_file(tmp_path: P
     assert_same(run, straight)
     np.save(weights, np.arange(40))
     with pytest.raises(LauncherError, match=r"data\.weights: must be 50 finite numbers, .*; got shape \(40,\)"):
-        load_data(Workshop(load_recipe(TINY, by_file)), World())
+        load_data(Builder(load_recipe(TINY, by_file)), World())
     weights.write_text("nothing of numpy's")
     with pytest.raises(
         LauncherError, match=r"data\.weights: .*weights\.npy cannot be read: .*; write it with numpy\.save"
     ):
-        load_data(Workshop(load_recipe(TINY, by_file)), World())
+        load_data(Builder(load_recipe(TINY, by_file)), World())
     weights.unlink()
     with pytest.raises(
         LauncherError, match=r"data\.weights: .*weights\.npy cannot be read: No such file or directory;"
     ):
-        load_data(Workshop(load_recipe(TINY, by_file)), World())
+        load_data(Builder(load_recipe(TINY, by_file)), World())
 
 
 def test_what_was_changed_is_shown_and_must_be_allowed(tmp_path: Path) -> None:
@@ -517,7 +517,7 @@ def test_a_huge_data_set_is_gone_on_with_at_once(tmp_path: Path) -> None:
 
 
 def _lines_to_the_first_batch(start: int) -> int:
-    data = load_data(Workshop(load_recipe(TINY, ["data.train={_target_: parts.py:Huge}"])), World())
+    data = load_data(Builder(load_recipe(TINY, ["data.train={_target_: parts.py:Huge}"])), World())
     count = 0
 
     def trace(frame: Any, event: str, argument: Any) -> Any:

@@ -13,7 +13,7 @@ import pytest
 
 from launcher.cli.main import main
 from launcher.errors import LauncherError, RecipeError, UsageError
-from launcher.recipe.build import SLOTS, Workshop
+from launcher.recipe.build import SLOTS, Builder
 from launcher.recipe.load import load_recipe
 from launcher.recipe.policy import Trust, argument_objections, listed, objection
 from launcher.recipe.project import allowed_packages
@@ -109,9 +109,9 @@ def test_refused_packages_are_not_imported(project: Path, monkeypatch: pytest.Mo
 
 
 def test_building_judges_again_what_was_never_checked() -> None:
-    workshop = Workshop(load_recipe("recipe.yaml", ["model={_target_: torch.os.system, _args_: [touch owned]}"]))
+    builder = Builder(load_recipe("recipe.yaml", ["model={_target_: torch.os.system, _args_: [touch owned]}"]))
     with pytest.raises(LauncherError, match=r"it is posix\.system, which a recipe may not name"):
-        workshop.build(workshop.recipe.model)
+        builder.build(builder.recipe.model)
 
 
 # ---------------------------------------------------------------------- references to attributes
@@ -131,10 +131,10 @@ def test_building_judges_again_what_was_never_checked() -> None:
 )
 def test_an_attribute_is_never_code(reference: str, message: str) -> None:
     define = "define={net: {_target_: mine.py:Net, _args_: [2, 2]}, loss: {_target_: mine.py:build, _partial_: true}}"
-    workshop = Workshop(load_recipe("recipe.yaml", [define]))
+    builder = Builder(load_recipe("recipe.yaml", [define]))
     with pytest.raises(LauncherError, match=message):
-        workshop.lookup(reference)
-    assert workshop.lookup("define.net.in_features") == 2
+        builder.lookup(reference)
+    assert builder.lookup("define.net.in_features") == 2
 
 
 # ---------------------------------------------------------------------- arguments
@@ -213,15 +213,15 @@ def libraries(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_arguments_that_load_code_or_write_files(component: str, argument: str | None) -> None:
-    workshop = Workshop(load_recipe("recipe.yaml", [f"define={{x: {{_target_: {component}}}}}"]))
+    builder = Builder(load_recipe("recipe.yaml", [f"define={{x: {{_target_: {component}}}}}"]))
     if argument is None:
-        assert workshop.check() == 5
+        assert builder.check() == 5
         return
     with pytest.raises(RecipeError) as caught:
-        workshop.check()
+        builder.check()
     assert argument in [problem.path.removeprefix("define.x.") for problem in caught.value.problems]
     if argument != "_target_":
-        assert Workshop(workshop.recipe, ["timm", "transformers", "torchvision"]).check() == 5
+        assert Builder(builder.recipe, ["timm", "transformers", "torchvision"]).check() == 5
 
 
 @pytest.mark.usefixtures("libraries")
@@ -231,10 +231,10 @@ def test_arguments_are_judged_again_when_they_are_known() -> None:
     define = (
         "{names: {_target_: names.py:Names}, net: {_target_: timm.create_model, model_name: '${define.names.model}'}}"
     )
-    workshop = Workshop(load_recipe("recipe.yaml", [f"define={define}"]))
-    workshop.check()  # nothing is built yet
+    builder = Builder(load_recipe("recipe.yaml", [f"define={define}"]))
+    builder.check()  # nothing is built yet
     with pytest.raises(RecipeError, match="a repository or folder can hold code"):
-        workshop.build(workshop.recipe.define["net"])
+        builder.build(builder.recipe.define["net"])
 
 
 @pytest.mark.parametrize(
@@ -273,9 +273,9 @@ def test_the_project_s_own_door(project: Path, capsys: pytest.CaptureFixture[str
     recipe = "recipe.yaml", "define={x: {_target_: collections.Counter}}", "--fast"
     overrides = ["define={x: {_target_: collections.Counter}}"]
     with pytest.raises(RecipeError, match=r"'collections' is not on the list"):
-        Workshop(load_recipe("recipe.yaml", overrides)).check()
+        Builder(load_recipe("recipe.yaml", overrides)).check()
     Path("pyproject.toml").write_text('[tool.launcher]\nallow = ["collections"]\n')
-    assert Workshop(load_recipe("recipe.yaml", overrides)).check() == 5
+    assert Builder(load_recipe("recipe.yaml", overrides)).check() == 5
     assert allowed_packages(["timm"]) == ("timm", "collections")
     assert main(["check", *recipe]) == 0
     capsys.readouterr()

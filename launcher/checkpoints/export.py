@@ -16,7 +16,7 @@ from launcher.checkpoints.saved_run import Saved
 from launcher.errors import LauncherError, UsageError
 from launcher.internals import tree_map
 from launcher.objective.batch import BatchLayout
-from launcher.recipe.build import Workshop
+from launcher.recipe.build import Builder
 
 
 def export(saved: Saved, target: Path) -> str:
@@ -43,15 +43,15 @@ def export(saved: Saved, target: Path) -> str:
         raise UsageError(f"--to {target}: there is no folder {target.parent}; make it first")
     if target.exists():
         raise UsageError(f"--to {target}: exists; it is left as it is")
-    workshop = Workshop(saved.recipe, saved.allow, saved.directory)
-    workshop.check()
-    model = workshop.build(saved.recipe.model)
+    builder = Builder(saved.recipe, saved.allow, saved.directory)
+    builder.check()
+    model = builder.build(saved.recipe.model)
     model.load_state_dict(saved.weights())
     model.eval()
-    args, kwargs = _batch(workshop)
+    args, kwargs = _batch(builder)
     hidden = target.with_name(f".{target.name}.{os.getpid()}{target.suffix}")
     try:
-        again = _FORMS[target.suffix](workshop, model, args, kwargs, hidden)
+        again = _FORMS[target.suffix](builder, model, args, kwargs, hidden)
         distance = _distance(model, again, args, kwargs)
         sizes = _sizes(model, again, args, kwargs) if target.suffix == ".pt2" else ""
         hidden.replace(target)
@@ -63,41 +63,41 @@ def export(saved: Saved, target: Path) -> str:
     return f"{target}: {saved.label} as {form}, {size:.1f} MiB; outputs on a real batch are {agreed}{sizes}"
 
 
-def _batch(workshop: Workshop) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _batch(builder: Builder) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """What the model gets of two training samples."""
     from launcher.data.load import load_data
     from launcher.world.world import World
 
-    changed = workshop.recipe.model_copy(
-        update={"data": workshop.recipe.data.model_copy(update={"workers": 0, "micro_batch_size": _SAMPLES})}
+    changed = builder.recipe.model_copy(
+        update={"data": builder.recipe.data.model_copy(update={"workers": 0, "micro_batch_size": _SAMPLES})}
     )
-    reader = Workshop(changed, workshop.allow, workshop.directory)
+    reader = Builder(changed, builder.allow, builder.directory)
     batches = next(iter(load_data(reader, World()).train.steps(0, 1)))
-    args, kwargs, _ = BatchLayout(workshop.recipe.batch).split(batches[0].data)
+    args, kwargs, _ = BatchLayout(builder.recipe.batch).split(batches[0].data)
     return tuple(args), dict(kwargs)
 
 
 _SAMPLES = 2  # of the batch that is tried
-Form = Callable[[Workshop, nn.Module, tuple[Any, ...], dict[str, Any], Path], Callable[..., Any]]
+Form = Callable[[Builder, nn.Module, tuple[Any, ...], dict[str, Any], Path], Callable[..., Any]]
 
 
-def _safetensors(workshop: Workshop, model: nn.Module, args: Any, kwargs: Any, path: Path) -> Callable[..., Any]:
+def _safetensors(builder: Builder, model: nn.Module, args: Any, kwargs: Any, path: Path) -> Callable[..., Any]:
     from safetensors.torch import load_model, save_model
 
     save_model(model, str(path))  # knows tied weights, which save_file refuses
-    again = _another(workshop)
+    again = _another(builder)
     load_model(again, str(path))
     return again.eval()
 
 
-def _pth(workshop: Workshop, model: nn.Module, args: Any, kwargs: Any, path: Path) -> Callable[..., Any]:
+def _pth(builder: Builder, model: nn.Module, args: Any, kwargs: Any, path: Path) -> Callable[..., Any]:
     checkpoints.save_weights(path, model.state_dict())
-    again = _another(workshop)
+    again = _another(builder)
     again.load_state_dict(checkpoints.load_state(path))
     return again.eval()
 
 
-def _program(workshop: Workshop, model: nn.Module, args: Any, kwargs: Any, path: Path) -> Callable[..., Any]:
+def _program(builder: Builder, model: nn.Module, args: Any, kwargs: Any, path: Path) -> Callable[..., Any]:
     shapes = torch.export.ShapesCollection()
     for tensor in _tensors([args, kwargs]):
         if _is_batch(tensor):
@@ -142,9 +142,9 @@ def _of_rows(rows: list[int], value: Any) -> Any:
     return value[rows] if torch.is_tensor(value) and _is_batch(value) else value
 
 
-def _another(workshop: Workshop) -> nn.Module:
+def _another(builder: Builder) -> nn.Module:
     """A second model of the recipe, with fresh weights."""
-    model: nn.Module = Workshop(workshop.recipe, workshop.allow, workshop.directory).build(workshop.recipe.model)
+    model: nn.Module = Builder(builder.recipe, builder.allow, builder.directory).build(builder.recipe.model)
     return model
 
 

@@ -13,7 +13,7 @@ import psutil
 
 from launcher.checkpoints.format import DamagedError, SaveError, Snapshot, name_of, save, verify
 from launcher.checkpoints.retention import _discard, prune
-from launcher.evaluation.best import Judge
+from launcher.evaluation.best import BestTracker
 from launcher.recipe import schema
 
 _PAUSES = (0.5, 2.0)  # seconds between tries to write a checkpoint
@@ -41,7 +41,7 @@ class Saving:
         section: schema.Save,
         folder: Path,
         is_first: bool,
-        judge: Judge,
+        judge: BestTracker,
         warn: Callable[[str], None],
         *,
         capture: Callable[[int], Snapshot],

@@ -20,7 +20,7 @@ import yaml
 
 from launcher.checks.bandwidth import NUM_BYTES, RESULT_FILE
 from launcher.launch.nodes import Nodes
-from launcher.launch.supervisor import Ranks
+from launcher.launch.supervisor import Supervisor
 from launcher.runs.folder import output_of, read_json, versions
 from launcher.world import slurm
 from launcher.world.world import usable_cpus
@@ -163,7 +163,7 @@ def communication(processes: int, cpu: bool, nodes: Nodes) -> Finding:
     """
     size = processes * nodes.count
     with tempfile.TemporaryDirectory(prefix="doctor-") as name:
-        ranks = Ranks(processes, cpu, 1, Path(name), "launcher doctor", nodes=nodes)
+        ranks = Supervisor(processes, cpu, 1, Path(name), "launcher doctor", nodes=nodes)
         code = ranks.run("-m", "launcher.checks.bandwidth")
         found = read_json(Path(name) / RESULT_FILE)
     if code or (not found and nodes.rank == 0):

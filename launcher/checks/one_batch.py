@@ -13,9 +13,9 @@ from launcher.model.build import build_model
 from launcher.recipe.schema import Recipe
 from launcher.run import checked
 from launcher.runs.options import Options
-from launcher.training.build import build_trainable
-from launcher.training.state import Trainable
-from launcher.training.step import Stepped, counted_steps, seed_step, train_step
+from launcher.training.build import build_train_state
+from launcher.training.state import TrainState
+from launcher.training.step import StepResult, counted_steps, seed_step, train_step
 from launcher.world.context import remembered
 from launcher.world.world import World
 
@@ -38,19 +38,21 @@ def overfit(recipe: Recipe, world: World, options: Options, say: Callable[[str],
     Raises:
         LauncherError: Anything a user can mend.
     """
-    workshop = checked(recipe, world, options)
-    data = load_data(workshop, world, on_gpu=not use_cpu(world, options.cpu))
+    builder = checked(recipe, world, options)
+    data = load_data(builder, world, on_gpu=not use_cpu(world, options.cpu))
     with remembered(), open_device(recipe, world, cpu=options.cpu) as device:
-        model = build_model(workshop, device)
-        trainable, horizon = build_trainable(workshop, model, device, data)
+        model = build_model(builder, device)
+        train_state, run_length = build_train_state(builder, model, device, data)
         model.wrapped.train()
-        step = next(on_device(counted_steps(data, trainable.objective, device.coordinator, 0, 1), device.torch_device))
+        step = next(
+            on_device(counted_steps(data, train_state.objective, device.coordinator, 0, 1), device.torch_device)
+        )
         first = last = float("nan")
         for number in range(STEPS):
             seed_step(recipe.seed, number, world.rank, device.is_gpu)
-            last = _loss(train_step(trainable, step, horizon.at(number)), trainable)
-            if horizon.total_steps is None or number + 1 < horizon.total_steps:  # a schedule may end with the run
-                trainable.schedule.advance(number + 1)
+            last = _loss(train_step(train_state, step, run_length.at(number)), train_state)
+            if run_length.total_steps is None or number + 1 < run_length.total_steps:  # a schedule may end with the run
+                train_state.schedule.advance(number + 1)
             first = last if number == 0 else first
             if number % 20 == 0 or number == STEPS - 1:
                 say(f"step {number + 1:>3}/{STEPS}  loss {last:.4g}")
@@ -61,9 +63,9 @@ def overfit(recipe: Recipe, world: World, options: Options, say: Callable[[str],
     return learned
 
 
-def _loss(stepped: Stepped, trainable: Trainable) -> float:
+def _loss(stepped: StepResult, train_state: TrainState) -> float:
     """The step's loss over all ranks."""
     own = sum(float(loss) * factor for loss, factor in stepped.parts)
-    coordinator = trainable.device.coordinator
+    coordinator = train_state.device.coordinator
     total = coordinator.sum(torch.tensor([own], dtype=torch.float64)).result()
     return float(total) / coordinator.world_size

@@ -26,22 +26,22 @@ from launcher.errors import LauncherError, Problem, RecipeError, UsageError
 from launcher.evaluation.best import deciding_set, value_of
 from launcher.evaluation.evaluate import evaluate
 from launcher.evaluation.evaluation import AVERAGED
-from launcher.evaluation.metrics import build_measures
+from launcher.evaluation.metrics import build_metrics
 from launcher.internals import batch_norms
 from launcher.model.build import Model, build_model
 from launcher.objective.batch import shapes
 from launcher.objective.loss import INDEPENDENT
-from launcher.recipe.build import BuildError, Workshop
+from launcher.recipe.build import Builder, BuildError
 from launcher.recipe.duration import Duration
 from launcher.recipe.places import Path as RecipePath
 from launcher.recipe.places import dotted
 from launcher.recipe.schema import Recipe
 from launcher.recipe.targets import told
 from launcher.text import printable, size
-from launcher.training.build import build_trainable
+from launcher.training.build import build_train_state
 from launcher.training.plan import Plan, plan_of
-from launcher.training.state import Horizon, Trainable
-from launcher.training.step import Step, backward, counted_steps, forward, update
+from launcher.training.state import RunLength, TrainState
+from launcher.training.step import StepBatch, backward, counted_steps, forward, update
 from launcher.world.world import World
 
 SAMPLES = 2
@@ -62,38 +62,38 @@ class Checked:
     doubts: Sequence[str]
 
 
-def rehearse(workshop: Workshop, world: World, say: Say) -> Checked:
+def rehearse(builder: Builder, world: World, say: Say) -> Checked:
     """The rest: data, and one step on two samples.
 
     Args:
-        workshop: Whose components were checked.
+        builder: Whose components were checked.
         world: The processes that the run is meant for.
         say: Told of each stage when it is done.
 
     Raises:
         LauncherError: What the run would end with, and what it would end with later.
     """
-    recipe = workshop.recipe
+    recipe = builder.recipe
     seed_everything(recipe.seed)
     with warnings.catch_warnings(), _stage(recipe, ("data",), "opening the data"):
         warnings.simplefilter("ignore")
-        data = load_data(workshop, world)
+        data = load_data(builder, world)
     say("data", _sizes(data))
-    small = workshop.for_recipe(_small(recipe))
+    small = builder.for_recipe(_small(recipe))
     with warnings.catch_warnings(), open_device(small.recipe, World(), cpu=True) as device:
         warnings.simplefilter("ignore")
         model = build_model(small, device)
         say("model", model.describe())
-        trainable, horizon = build_trainable(small, model, device, data)
-        _check_batch_norm(recipe, model, data, world, horizon)
-        _check_schedule(recipe, trainable, horizon)
+        train_state, run_length = build_train_state(small, model, device, data)
+        _check_batch_norm(recipe, model, data, world, run_length)
+        _check_schedule(recipe, train_state, run_length)
         samples = load_data(small, World())
-        warned = _rehearse_step(recipe, trainable, samples, horizon, world, say)
-        _rehearse_evaluation(small, trainable, samples, say)
-        _rehearse_checkpoint(recipe, trainable, say)
-        elsewhere = replace(trainable, device=replace(device, world=world, notes=()))
-        plan = plan_of(recipe, data, elsewhere, horizon, Path(), 0, list(_notes(recipe, data, world)))
-        return Checked(_for_the_world(plan, recipe), [*warned, *doubts_of(recipe, trainable, horizon)])
+        warned = _rehearse_step(recipe, train_state, samples, run_length, world, say)
+        _rehearse_evaluation(small, train_state, samples, say)
+        _rehearse_checkpoint(recipe, train_state, say)
+        elsewhere = replace(train_state, device=replace(device, world=world, notes=()))
+        plan = plan_of(recipe, data, elsewhere, run_length, Path(), 0, list(_notes(recipe, data, world)))
+        return Checked(_for_the_world(plan, recipe), [*warned, *doubts_of(recipe, train_state, run_length)])
 
 
 def _small(recipe: Recipe) -> Recipe:
@@ -172,33 +172,33 @@ def _problem(recipe: Recipe, path: RecipePath, message: str) -> Problem:
 
 
 def _rehearse_step(
-    recipe: Recipe, trainable: Trainable, samples: Data, horizon: Horizon, world: World, say: Say
+    recipe: Recipe, train_state: TrainState, samples: Data, run_length: RunLength, world: World, say: Say
 ) -> list[str]:
     """Two samples forward, their loss, backward, and one update; gives what was warned of on the way to the loss."""
     with _stage(recipe, ("data", "train"), "reading two samples"):
-        step = next(counted_steps(samples, trainable.objective, trainable.device.coordinator, 0, 1))
+        step = next(counted_steps(samples, train_state.objective, train_state.device.coordinator, 0, 1))
     batch = step.batches[0].data
     say("batch", f"{step.batches[0].samples} samples: {shapes(batch)}")
-    trainable.model.wrapped.train()
+    train_state.model.wrapped.train()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        loss = _rehearse_forward(recipe, trainable, step, horizon, say)
+        loss = _rehearse_forward(recipe, train_state, step, run_length, say)
     with _stage(recipe, ("loss",), "backward"):
-        backward(trainable, *loss)
-    _check_gradients(recipe, trainable, world, say)
+        backward(train_state, *loss)
+    _check_gradients(recipe, train_state, world, say)
     with _stage(recipe, ("optimizer",), "the optimizer's step"):
-        update(trainable, 0)
-        trainable.schedule.advance(1)
-    say("step", f"{type(trainable.optimizer).__name__}, learning rate {trainable.schedule.rate:.3g}")
+        update(train_state, 0)
+        train_state.schedule.advance(1)
+    say("step", f"{type(train_state.optimizer).__name__}, learning rate {train_state.schedule.rate:.3g}")
     texts = [" ".join(str(one.message).split()) for one in caught if issubclass(one.category, UserWarning)]
     return [f"the model or its loss warns: {text}" for text in dict.fromkeys(texts)]
 
 
 def _rehearse_forward(
-    recipe: Recipe, trainable: Trainable, step: Step, horizon: Horizon, say: Say
+    recipe: Recipe, train_state: TrainState, step: StepBatch, run_length: RunLength, say: Say
 ) -> tuple[torch.Tensor, float]:
     gave: list[Any] = []
-    hook = trainable.model.bare.register_forward_hook(lambda module, args, result: gave.append(result))
+    hook = train_state.model.bare.register_forward_hook(lambda module, args, result: gave.append(result))
     batch = step.batches[0].data
 
     def seen() -> str:
@@ -209,9 +209,9 @@ def _rehearse_forward(
     try:
         with _stage(recipe, path, "forward", seen):
             if recipe.train.step is None:
-                _forward_alone(trainable, batch)
+                _forward_alone(train_state, batch)
         with _stage(recipe, ("loss",) if path == ("model",) else path, "", seen):
-            value, factor, _ = forward(trainable, step.batches[0], step.scales[0], horizon.at(0))
+            value, factor, _ = forward(train_state, step.batches[0], step.scales[0], run_length.at(0))
     finally:
         hook.remove()
     if gave:
@@ -221,11 +221,11 @@ def _rehearse_forward(
     return value, factor
 
 
-def _forward_alone(trainable: Trainable, batch: Any) -> None:
+def _forward_alone(train_state: TrainState, batch: Any) -> None:
     """The model without the loss, so that a mistake is told of the right one."""
-    args, kwargs, _ = trainable.objective.layout.split(batch)
+    args, kwargs, _ = train_state.objective.layout.split(batch)
     with torch.no_grad():
-        trainable.model.wrapped(*args, **kwargs)
+        train_state.model.wrapped(*args, **kwargs)
 
 
 def _check_loss(recipe: Recipe, value: torch.Tensor) -> None:
@@ -237,9 +237,9 @@ def _check_loss(recipe: Recipe, value: torch.Tensor) -> None:
         raise RecipeError([_problem(recipe, path, message)])
 
 
-def _check_gradients(recipe: Recipe, trainable: Trainable, world: World, say: Say) -> None:
+def _check_gradients(recipe: Recipe, train_state: TrainState, world: World, say: Say) -> None:
     """DDP waits for a gradient of every parameter."""
-    wanted = [(name, one) for name, one in trainable.model.bare.named_parameters() if one.requires_grad]
+    wanted = [(name, one) for name, one in train_state.model.bare.named_parameters() if one.requires_grad]
     without = [name for name, one in wanted if one.grad is None]
     section = recipe.device.ddp
     shown = ", ".join(without[:3]) + (", …" if len(without) > 3 else "")
@@ -253,9 +253,9 @@ def _check_gradients(recipe: Recipe, trainable: Trainable, world: World, say: Sa
     say("backward", f"{len(wanted) - len(without)} of {len(wanted)} parameter tensors got a gradient{rest}")
 
 
-def _check_batch_norm(recipe: Recipe, model: Model, data: Data, world: World, horizon: Horizon) -> None:
+def _check_batch_norm(recipe: Recipe, model: Model, data: Data, world: World, run_length: RunLength) -> None:
     """BatchNorm has no variance over one sample."""
-    sampler, total = data.train.sampler, horizon.total_steps
+    sampler, total = data.train.sampler, run_length.total_steps
     has_norm = any(isinstance(one, batch_norms()) for one in model.bare.modules())
     if not has_norm or recipe.device.sync_batchnorm:
         return
@@ -273,9 +273,9 @@ def _check_batch_norm(recipe: Recipe, model: Model, data: Data, world: World, ho
     raise RecipeError([_problem(recipe, path, f"{few}: some get fewer; {remedy}")])
 
 
-def _check_schedule(recipe: Recipe, trainable: Trainable, horizon: Horizon) -> None:
+def _check_schedule(recipe: Recipe, train_state: TrainState, run_length: RunLength) -> None:
     """OneCycleLR raises an error at the first step beyond its length."""
-    total, schedule = horizon.total_steps, trainable.schedule
+    total, schedule = run_length.total_steps, train_state.schedule
     length = getattr(schedule.scheduler, "total_steps", None)
     if isinstance(length, int) and total is not None and total - schedule.warmup_steps > length * schedule.every_steps:
         name = type(schedule.scheduler).__name__
@@ -283,18 +283,18 @@ def _check_schedule(recipe: Recipe, trainable: Trainable, horizon: Horizon) -> N
         raise RecipeError([_problem(recipe, ("scheduler",), message)])
 
 
-def _rehearse_evaluation(workshop: Workshop, trainable: Trainable, samples: Data, say: Say) -> None:
-    recipe, device = workshop.recipe, trainable.device.torch_device
+def _rehearse_evaluation(builder: Builder, train_state: TrainState, samples: Data, say: Say) -> None:
+    recipe, device = builder.recipe, train_state.device.torch_device
     sets = {**{("validation", name): one for name, one in samples.validation.items()}}
     sets |= {("test", name): one for name, one in samples.test.items()}
-    measures = build_measures(workshop) if sets else []
+    metrics = build_metrics(builder) if sets else []
     best = recipe.evaluate.best
     deciding = deciding_set(best, samples.validation)
     for (split, name), loader in sets.items():
         path = ("data", split, name) if name else ("data", split)
         with _stage(recipe, path, "evaluating two samples"):
-            used = [one for one in measures if one.is_for(name)]
-            scores = evaluate(trainable.model.bare, loader.batches(), trainable.objective, used, device).scores()
+            used = [one for one in metrics if one.is_for(name)]
+            scores = evaluate(train_state.model.bare, loader.batches(), train_state.objective, used, device).scores()
         if (split, name) == ("validation", deciding):
             _check_best(recipe, scores)
         say(
@@ -321,13 +321,13 @@ def _short(value: Any) -> str:
     )
 
 
-def _rehearse_checkpoint(recipe: Recipe, trainable: Trainable, say: Say) -> None:
+def _rehearse_checkpoint(recipe: Recipe, train_state: TrainState, say: Say) -> None:
     """What is saved must come back the same, and be readable without running code."""
-    before = Snapshot(trainable.model.state_dict(), trainable.training_state(), _MANIFEST).copied()
+    before = Snapshot(train_state.model.state_dict(), train_state.training_state(), _MANIFEST).copied()
     with tempfile.TemporaryDirectory(prefix="launcher-check-") as folder, _stage(recipe, ("model",), "its checkpoint"):
         found = checkpoints.verify(checkpoints.save(Path(folder) / "checkpoints", before))
-        trainable.load(found.weights(), found.training(), found.step)
-    after = Snapshot(trainable.model.state_dict(), trainable.training_state(), _MANIFEST)
+        train_state.load(found.weights(), found.training(), found.step)
+    after = Snapshot(train_state.model.state_dict(), train_state.training_state(), _MANIFEST)
     for path, was, now in (
         (("model",), before.weights, after.weights),
         (("optimizer",), before.training, after.training),

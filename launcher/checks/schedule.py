@@ -12,7 +12,7 @@ from launcher.objective.schedule import Schedule
 from launcher.recipe.component import Component
 from launcher.recipe.places import dotted
 from launcher.recipe.schema import Recipe
-from launcher.training.state import Horizon, Trainable
+from launcher.training.state import RunLength, TrainState
 
 _STEPS_TRIED = 20_000  # a fifth of a second
 _SPENT = 0.01  # of the highest rate: nothing is learned any more
@@ -26,23 +26,23 @@ _FIRST_CHANGES: dict[str, Callable[[Any], int]] = {  # the scheduler's own step 
 _RESTARTS = ("CosineAnnealingWarmRestarts",)
 
 
-def doubts_of(recipe: Recipe, trainable: Trainable, horizon: Horizon) -> list[str]:
-    """Questions about the schedule; the schedule of this trainable is gone through and of no use afterwards."""
-    schedule, total = trainable.schedule, horizon.total_steps
+def doubts_of(recipe: Recipe, train_state: TrainState, run_length: RunLength) -> list[str]:
+    """Questions about the schedule; the schedule of this train_state is gone through and of no use afterwards."""
+    schedule, total = train_state.schedule, run_length.total_steps
     if recipe.scheduler is None or schedule.scheduler is None or schedule.on_evaluation or total is None:
         return []
     where = f"{recipe.scheduler.origin}: {dotted(recipe.scheduler.path)}"
-    questions = _length(schedule, horizon, total) or _spent(recipe.scheduler, schedule, total)
+    questions = _length(schedule, run_length, total) or _spent(recipe.scheduler, schedule, total)
     return [f"{where}: {question}" for question in questions]
 
 
-def _length(schedule: Schedule, horizon: Horizon, total: int) -> list[str]:
+def _length(schedule: Schedule, run_length: RunLength, total: int) -> list[str]:
     """Whether schedulers that know their length have the run's."""
     steps = total - schedule.warmup_steps
     if steps <= 0:
         return [f"the ramp of {schedule.warmup_steps:,} steps is as long as the run of {total:,}; shorten _warmup_"]
     parts = _parts(schedule.scheduler, 0, steps, schedule.every_steps)
-    return [question for part in parts if (question := _question(part, horizon, steps))]
+    return [question for part in parts if (question := _question(part, run_length, steps))]
 
 
 @dataclass(frozen=True)
@@ -76,12 +76,12 @@ def _parts(scheduler: Any, start: int, stop: int, every: int) -> Iterator[_Part]
             yield from _parts(one, first, min(last, stop), every)
 
 
-def _question(part: _Part, horizon: Horizon, end: int) -> str | None:
+def _question(part: _Part, run_length: RunLength, end: int) -> str | None:
     name, scheduler, steps = part.name, part.scheduler, part.steps
     whose = "the run" if part.stop == end else "its part of the run"
     if name in _FIRST_CHANGES and (first := _FIRST_CHANGES[name](scheduler) * part.every) >= steps:
         return f"{name} changes the rate after {first:,} steps, and {whose} ends after {steps:,}; state an earlier step"
-    if name in _RESTARTS and scheduler.T_0 * part.every < horizon.steps_per_epoch:
+    if name in _RESTARTS and scheduler.T_0 * part.every < run_length.steps_per_epoch:
         return f"{name} restarts within an epoch; did you mean epochs? Write T_0: {scheduler.T_0} epochs"
     if name not in _ENDS:
         return None

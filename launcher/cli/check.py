@@ -14,7 +14,7 @@ from launcher.errors import EXIT_DONE, LauncherError, Problem, RecipeError, Usag
 
 if TYPE_CHECKING:
     from launcher.cli.arguments import Commands
-    from launcher.recipe.build import Workshop
+    from launcher.recipe.build import Builder
     from launcher.recipe.schema import Recipe
     from launcher.world.world import World
 
@@ -55,7 +55,7 @@ def _check(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 def _import_and_rehearse(options: argparse.Namespace, arguments: Sequence[str], recipe: Recipe, world: World) -> int:
     with _failing("components"):
-        workshop = _check_components(recipe, options.allow)
+        builder = _check_components(recipe, options.allow)
     if options.components:
         return EXIT_DONE
     if _is_login_node():
@@ -64,7 +64,7 @@ def _import_and_rehearse(options: argparse.Namespace, arguments: Sequence[str], 
     from launcher.checks.rehearsal import rehearse
 
     with _failing("rehearsal"):
-        checked = rehearse(workshop, world, _say)
+        checked = rehearse(builder, world, _say)
     print()
     for label, text in checked.plan:
         _say(label, text)
@@ -74,16 +74,16 @@ def _import_and_rehearse(options: argparse.Namespace, arguments: Sequence[str], 
     return EXIT_DONE
 
 
-def _check_components(recipe: Recipe, allow: Sequence[str]) -> Workshop:
+def _check_components(recipe: Recipe, allow: Sequence[str]) -> Builder:
     """The second stage: imports what the recipe names, and of this program nothing that needs torch."""
-    from launcher.recipe.build import Workshop
+    from launcher.recipe.build import Builder
     from launcher.runs.tracking.tracking import check_trackers
 
-    workshop = Workshop(recipe, allow)
-    count = workshop.check()
-    check_trackers(recipe.track.trackers, workshop.allow)
+    builder = Builder(recipe, allow)
+    count = builder.check()
+    check_trackers(recipe.track.trackers, builder.allow)
     _say("components", f"{count}, each found, of the right kind, and its arguments fit")
-    return workshop
+    return builder
 
 
 def _say(label: str, text: str) -> None:

@@ -37,14 +37,14 @@ def _data(options: argparse.Namespace, _: Sequence[str]) -> int:
     recipe = read_recipe(options)
     from launcher.data.inspect.show import Wishes, show
     from launcher.device.device import seed_everything
-    from launcher.recipe.build import Workshop
+    from launcher.recipe.build import Builder
     from launcher.world.world import World
 
-    workshop = Workshop(recipe, options.allow)
-    workshop.check()
+    builder = Builder(recipe, options.allow)
+    builder.check()
     seed_everything(recipe.seed)
     wishes = Wishes(options.samples, Path(options.sheet or f"{recipe.name}-data.png"), options.seconds)
     print(f"{recipe.name}, {options.recipe}")
-    for line in show(workshop, World(size=options.processes, local_size=options.processes), wishes):
+    for line in show(builder, World(size=options.processes, local_size=options.processes), wishes):
         print(line, flush=True)
     return EXIT_DONE

@@ -67,14 +67,14 @@ def _found(options: argparse.Namespace, overrides: Sequence[str] = ()) -> Saved:
 
 def _evaluate(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     from launcher.launch.postmortem import watched
-    from launcher.launch.supervisor import Ranks, choose_processes
+    from launcher.launch.supervisor import Supervisor, choose_processes
     from launcher.world.world import World
 
     world, again = World.from_environ(), shlex.join(["launcher", *arguments])
     if not world.is_launched and (options.processes or 1) > 1:
         processes = choose_processes(options.processes, options.cpu or world.wants_cpu)
         with tempfile.TemporaryDirectory(prefix="evaluate-") as folder:  # for what the ranks say of themselves
-            return Ranks(processes, options.cpu, "auto", Path(folder), again).run("-m", "launcher", *arguments)
+            return Supervisor(processes, options.cpu, "auto", Path(folder), again).run("-m", "launcher", *arguments)
     with watched(world, again):
         return _evaluate_here(options, world)
     raise AssertionError

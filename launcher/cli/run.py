@@ -43,7 +43,7 @@ def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     import shutil
 
     from launcher.launch.nodes import Nodes
-    from launcher.launch.supervisor import Ranks, choose_processes
+    from launcher.launch.supervisor import Supervisor, choose_processes
     from launcher.runs.folder import Choice
     from launcher.world.failure import Notes
     from launcher.world.world import RUN_DIR_VARIABLE, World
@@ -59,7 +59,7 @@ def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         )
     nodes = Nodes.parse(options.nodes, options.node_rank, options.master, options.max_restarts)
     processes = choose_processes(options.processes, options.cpu, nodes.count)
-    folder = Choice(Path(options.script).stem, options.run_dir, resume=False, essence={}).folder()
+    folder = Choice(Path(options.script).stem, options.run_dir, resume=False, identity={}).folder()
     again = shlex.join(["launcher", *arguments])
     if options.run_dir is None:
         again = shlex.join(["launcher", "run", f"--run-dir={folder}", *arguments[1:]])
@@ -68,7 +68,9 @@ def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 
         os.environ[RUN_DIR_VARIABLE] = str(folder)  # where the script finds it
         return run_script(command, World.from_environ(), again)
-    ranks = Ranks(processes, options.cpu, "auto", folder, again, nodes=nodes, max_restarts=max(0, options.max_restarts))
+    ranks = Supervisor(
+        processes, options.cpu, "auto", folder, again, nodes=nodes, max_restarts=max(0, options.max_restarts)
+    )
     code = ranks.run("-m", "launcher.launch.script", *command)
     shutil.rmtree(Notes(ranks.folder).folder, ignore_errors=True)
     return code

@@ -82,7 +82,7 @@ def _add_changes(command: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY",
-        help="a key of the recipe that may differ from the run's that is gone on with, as in optimizer.lr",
+        help="a key of the recipe that may differ from the resumed run's, as in optimizer.lr",
     )
 
 
@@ -122,7 +122,7 @@ _STARTED_HERE = ("processes", "nodes", "node_rank", "master", "max_restarts")  #
 def _supervised(options: argparse.Namespace, arguments: Sequence[str], world: World) -> int | None:
     """The exit code of several processes, started and waited for; None where one is enough."""
     from launcher.launch.nodes import Nodes
-    from launcher.launch.supervisor import Ranks, choose_processes
+    from launcher.launch.supervisor import Supervisor, choose_processes
 
     recipe = read_recipe(options)
     restarts = recipe.launch.max_restarts if options.max_restarts is None else max(0, options.max_restarts)
@@ -132,10 +132,10 @@ def _supervised(options: argparse.Namespace, arguments: Sequence[str], world: Wo
     if processes * nodes.count == 1 and not restarts:
         return None
     from launcher.runs.folder import STATUS_FILE, Choice, discard, read_json
-    from launcher.runs.identity import essence_of
+    from launcher.runs.identity import identity_of
     from launcher.runs.lock import check_free
 
-    choice = Choice(recipe.name, options.run_dir, options.resume, essence_of(recipe))
+    choice = Choice(recipe.name, options.run_dir, options.resume, identity_of(recipe))
     folder = choice.folder()
     if nodes.rank == 0:  # which alone can tell a process of rank 0's machine that has died from one that lives
         check_free(folder, world.job)
@@ -146,7 +146,7 @@ def _supervised(options: argparse.Namespace, arguments: Sequence[str], world: Wo
             discard(folder)
             choice.forget(folder)
 
-    ranks = Ranks(
+    ranks = Supervisor(
         processes=processes,
         cpu=options.cpu,
         threads=recipe.launch.threads,

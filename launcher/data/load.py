@@ -18,7 +18,7 @@ from launcher.data.sampler import StepSampler
 from launcher.data.streams import StreamEvaluationLoader, StreamLoader, has_shards, is_stream, length_of
 from launcher.data.subsets import subset
 from launcher.recipe import schema
-from launcher.recipe.build import Workshop
+from launcher.recipe.build import Builder
 from launcher.recipe.component import Component
 from launcher.recipe.duration import Duration
 from launcher.recipe.tree import Document
@@ -83,11 +83,11 @@ class Data:
         return "a stream" if length_of(self.train.dataset) is None else f"a stream of {size:,} training samples"
 
 
-def load_data(workshop: Workshop, world: World, *, on_gpu: bool = False) -> Data:
+def load_data(builder: Builder, world: World, *, on_gpu: bool = False) -> Data:
     """Opens the data sets and cuts them into batches for this rank.
 
     Args:
-        workshop: Builds the data sets of its recipe.
+        builder: Builds the data sets of its recipe.
         world: Which share of each batch is this rank's.
         on_gpu: Whether batches are made ready for a transfer.
 
@@ -95,11 +95,11 @@ def load_data(workshop: Workshop, world: World, *, on_gpu: bool = False) -> Data
         RecipeError: An epoch would have no step, a global batch fewer samples than there are ranks, or a stream is
             asked for what it cannot do.
     """
-    recipe, section = workshop.recipe, workshop.recipe.data
-    opener, loaders = Opener(workshop, world.size), _loaders(workshop, world, on_gpu)
+    recipe, section = builder.recipe, builder.recipe.data
+    opener, loaders = Opener(builder, world.size), _loaders(builder, world, on_gpu)
     dataset, held_back = opener.open(section.train, "data.train"), None
     _check_kind(dataset, section, recipe.document)
-    weights = _weights(section.weights, workshop, dataset, recipe.document)
+    weights = _weights(section.weights, builder, dataset, recipe.document)
     if isinstance(section.validation, str):
         kept, rest = _split(dataset, section.validation, recipe)
         dataset, held_back = subset(dataset, kept), subset(dataset, rest)
@@ -130,12 +130,12 @@ def _evaluation_sets(section: schema.Data) -> Iterator[tuple[str, str, str, Comp
 
 
 def load_evaluation(
-    workshop: Workshop, world: World, parts: Sequence[Part], *, on_gpu: bool = False
+    builder: Builder, world: World, parts: Sequence[Part], *, on_gpu: bool = False
 ) -> dict[Part, EvaluationLoader]:
     """Opens some of the evaluation sets and nothing else, unless one is a share of the training set.
 
     Args:
-        workshop: Builds the data sets of its recipe.
+        builder: Builds the data sets of its recipe.
         world: Who shares in an evaluation.
         parts: Which sets, of `evaluation_parts`.
         on_gpu: Whether batches are made ready for a transfer.
@@ -143,8 +143,8 @@ def load_evaluation(
     Raises:
         RecipeError: A stream is asked for what it cannot do.
     """
-    recipe, section = workshop.recipe, workshop.recipe.data
-    opener, loaders = Opener(workshop, world.size), _loaders(workshop, world, on_gpu)
+    recipe, section = builder.recipe, builder.recipe.data
+    opener, loaders = Opener(builder, world.size), _loaders(builder, world, on_gpu)
     found: dict[Part, EvaluationLoader] = {}
     if isinstance(section.validation, str) and ("validation", "") in parts:
         dataset = opener.open(section.train, "data.train")
@@ -157,10 +157,10 @@ def load_evaluation(
     return found
 
 
-def _loaders(workshop: Workshop, world: World, on_gpu: bool) -> _Loaders:
-    recipe, section = workshop.recipe, workshop.recipe.data
+def _loaders(builder: Builder, world: World, on_gpu: bool) -> _Loaders:
+    recipe, section = builder.recipe, builder.recipe.data
     reading = Reading(
-        collate=workshop.build(section.collate) if section.collate else None,
+        collate=builder.build(section.collate) if section.collate else None,
         timeout_seconds=section.timeout.amount,
         seed=recipe.seed,
         sample_seeds=section.sample_seeds,
@@ -316,14 +316,12 @@ def _check_classes(loader: EvaluationLoader, train: Any, document: Document) -> 
             raise wrong(document, loader.name, f'{message}give it classes: "${{data.train.classes}}"')
 
 
-def _weights(
-    section: Component | str | None, workshop: Workshop, dataset: Any, document: Document
-) -> np.ndarray | None:
+def _weights(section: Component | str | None, builder: Builder, dataset: Any, document: Document) -> np.ndarray | None:
     """A weight for each sample of the whole training set, of which a part may be held back later."""
     if section is None:
         return None
     if isinstance(section, Component):
-        function: Callable[..., Any] | Any = workshop.build(section)
+        function: Callable[..., Any] | Any = builder.build(section)
         try:
             found = function(dataset) if callable(function) else function
         except Exception as error:

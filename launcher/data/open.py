@@ -8,7 +8,7 @@ from typing import Any
 
 from launcher.data.preparation import prepare
 from launcher.errors import Problem, RecipeError
-from launcher.recipe.build import Workshop
+from launcher.recipe.build import Builder
 from launcher.recipe.component import Component, components_in
 from launcher.recipe.signature import parameters_of
 from launcher.recipe.tree import Document
@@ -20,26 +20,26 @@ class Opener:
     """Builds data sets and gathers what the plan should say of them.
 
     Args:
-        workshop: Builds the data sets of its recipe.
+        builder: Builds the data sets of its recipe.
         world_size: How many processes build them.
 
     Raises:
         RecipeError: No data set takes the scratch folder that the recipe names.
     """
 
-    def __init__(self, workshop: Workshop, world_size: int):
-        self.workshop = workshop
+    def __init__(self, builder: Builder, world_size: int):
+        self.builder = builder
         self.world_size = world_size
         self.notes: list[str] = []
-        section = workshop.recipe.data
+        section = builder.recipe.data
         self._handed = {} if section.scratch is None else {"scratch": section.scratch}
-        defined = list(components_in(workshop.recipe.define))
+        defined = list(components_in(builder.recipe.define))
         components = [*components_in(dict(section)), *defined]
         if self._handed and not any(self._takes_scratch(component) for component in components):
             message = "no data set takes a 'scratch' folder; remove it, or give your class such an argument"
-            raise wrong(workshop.recipe.document, "data.scratch", message)
+            raise wrong(builder.recipe.document, "data.scratch", message)
         for component in defined:
-            prepare(workshop, component, **self._handed)
+            prepare(builder, component, **self._handed)
 
     def open(self, component: Component, key: str) -> Any:
         """The data set of a component.
@@ -48,9 +48,9 @@ class Opener:
             component: What the recipe says.
             key: Where, as in `data.train`.
         """
-        prepare(self.workshop, component, **self._handed)
+        prepare(self.builder, component, **self._handed)
         began = time.monotonic()
-        dataset = self.workshop.build(component, **self._handed)
+        dataset = self.builder.build(component, **self._handed)
         seconds = time.monotonic() - began
         if seconds >= SLOW_SECONDS and self.world_size > 1:
             self.notes.append(slow_note(key, type(dataset).__name__, seconds, self.world_size))
@@ -58,7 +58,7 @@ class Opener:
         return dataset
 
     def _takes_scratch(self, component: Component) -> bool:
-        targets = (self.workshop.resolve(inner) for inner in component.walk() if inner.given is None)
+        targets = (self.builder.resolve(inner) for inner in component.walk() if inner.given is None)
         return any("scratch" in (parameters_of(target) or ()) for target in targets)
 
 

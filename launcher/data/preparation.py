@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import LauncherError
-from launcher.recipe.build import BuildError, Workshop
+from launcher.recipe.build import Builder, BuildError
 from launcher.recipe.component import Component
 from launcher.recipe.expressions import Expression
 from launcher.recipe.places import dotted
@@ -31,11 +31,11 @@ _DONE = "done"
 _held: dict[str, int] = {}  # while a process that prepared lives, those that come later know that it is done
 
 
-def prepare(workshop: Workshop, component: Component, **handed: Any) -> None:
+def prepare(builder: Builder, component: Component, **handed: Any) -> None:
     """Prepares a data set of the recipe and those inside it, innermost first, where they have something to prepare.
 
     Args:
-        workshop: Resolves names and arguments.
+        builder: Resolves names and arguments.
         component: The data set, not yet built.
         **handed: Arguments that the run hands in, where a `prepare` names them.
 
@@ -43,21 +43,21 @@ def prepare(workshop: Workshop, component: Component, **handed: Any) -> None:
         LauncherError: A `prepare` failed.
     """
     for inner in reversed(list(component.walk())):
-        function = _prepare_of(workshop, inner)
+        function = _prepare_of(builder, inner)
         if function is not None:
-            said = {**arguments_of(inner, parameters_of(workshop.resolve(inner)) or {}), **handed}
+            said = {**arguments_of(inner, parameters_of(builder.resolve(inner)) or {}), **handed}
             takes = inspect.signature(function).parameters
             said = {name: value for name, value in said.items() if name in takes}
-            arguments = {name: workshop.value(value, handed) for name, value in said.items()}
+            arguments = {name: builder.value(value, handed) for name, value in said.items()}
             place = f"{inner.origin}: {dotted(inner.path)}: {inner.target}.prepare"
             key = repr((inner.target, str(Path.cwd()), {name: _plain(value) for name, value in said.items()}))
             once_per_node(key, partial(function, **arguments), place)
 
 
-def _prepare_of(workshop: Workshop, component: Component) -> Callable[..., Any] | None:
+def _prepare_of(builder: Builder, component: Component) -> Callable[..., Any] | None:
     if component.given is not None or component.style != "call":
         return None
-    target = workshop.resolve(component)
+    target = builder.resolve(component)
     found = inspect.getattr_static(target, "prepare", None) if inspect.isclass(target) else None
     return target.prepare if isinstance(found, classmethod | staticmethod) else None
 

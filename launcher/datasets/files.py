@@ -16,7 +16,7 @@ FOLDER = "launcher-data"  # what we make lies in folders of this name, and nothi
 
 
 @contextmanager
-def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Makes a file or folder that appears at `path` when it is finished, and never half-made.
 
     The block writes to the path that it is given, a file or a folder of that name beside the final one. If the
@@ -118,7 +118,7 @@ def staged(path: Path, scratch: str | os.PathLike[str] | None) -> Path:
     copy = Path(scratch).expanduser() / FOLDER / digest / path.name
     if copy.exists():
         return copy
-    with suppress(FileExistsError), whole(copy) as part:
+    with suppress(FileExistsError), atomic_write(copy) as part:
         _check_room(path, copy.parent)
         if path.is_dir():
             shutil.copytree(path, part)

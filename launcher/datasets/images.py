@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from launcher.datasets.arrays import mapped_archive
-from launcher.datasets.files import cache_path, needed, staged, whole
+from launcher.datasets.files import atomic_write, cache_path, needed, staged
 from launcher.errors import LauncherError
 from launcher.world.world import usable_cpus
 
@@ -188,7 +188,7 @@ def _read_index(kept: Path) -> _Index | None:
 
 def _write_index(kept: Path, index: _Index) -> None:
     about = {"classes": index.classes, "unreadable": index.unreadable, "times": index.times}
-    with whole(kept) as part, part.open("wb") as file:
+    with atomic_write(kept) as part, part.open("wb") as file:
         about_bytes = np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)
         np.savez(file, paths=index.paths, targets=index.targets, about=about_bytes)
 

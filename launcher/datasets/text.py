@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from launcher.datasets.files import FOLDER, cache_path, checked_file, state_of, whole
+from launcher.datasets.files import FOLDER, atomic_write, cache_path, checked_file, state_of
 from launcher.datasets.splits import check_split
 
 LARGE_BYTES = 64 * 2**20  # tokens of a larger text are written to a file once and mapped into memory
@@ -135,7 +135,7 @@ def _tokens_of(path: str | Path | None, scratch: str | Path | None) -> tuple[str
     if scratch is not None:
         kept = Path(scratch).expanduser() / FOLDER / kept.name
     if not kept.exists():
-        with whole(kept) as part:
+        with atomic_write(kept) as part:
             _write_tokens(file, part)
     characters = "".join(map(chr, json.loads((kept / "vocabulary.json").read_text())))
     # copy-on-write: torch wants memory that may be written to, and the file stays as it is

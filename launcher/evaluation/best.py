@@ -35,7 +35,7 @@ def deciding_set(best: schema.Best | None, names: Iterable[str]) -> str | None:
 
 
 @dataclass
-class Judge:
+class BestTracker:
     """Keeps the best evaluation, and says when it is time to stop.
 
     Attributes:

@@ -17,7 +17,7 @@ from launcher.objective.batch import one_number
 from launcher.objective.loss import At, Objective
 
 if TYPE_CHECKING:
-    from launcher.evaluation.metrics import Measure, Scores
+    from launcher.evaluation.metrics import Metric, Scores
 
 
 Heartbeat = Callable[[int], None]
@@ -32,7 +32,7 @@ def evaluate(
     model: nn.Module,
     batches: Iterable[MicroBatch],
     objective: Objective,
-    measures: Sequence[Measure],
+    metrics: Sequence[Metric],
     device: torch.device,
     heartbeat: Heartbeat = lambda done: None,
     seen: Seen = unseen,
@@ -43,7 +43,7 @@ def evaluate(
         model: The unwrapped module, on `device`.
         batches: In host memory.
         objective: The loss, with what it is a mean over.
-        measures: Metrics, reset here.
+        metrics: Metrics, reset here.
         device: Where to compute.
         heartbeat: Called with the number of batches done.
         seen: Called with the outputs and targets of each batch, on `device`.
@@ -51,14 +51,14 @@ def evaluate(
     Raises:
         LauncherError: A metric cannot take what the model gives; the message names shapes and types.
     """
-    tally = Tally(objective, measures)
-    for measure in measures:
-        measure.reset(device)
+    tally = Tally(objective, metrics)
+    for metric in metrics:
+        metric.reset(device)
     with _evaluating(model, device), torch.no_grad():
         for done, batch in enumerate(batches, start=1):
             outputs, targets = tally.add(model, batch, device)
-            for measure in measures:
-                measure.update(outputs, targets, is_first=done == 1)
+            for metric in metrics:
+                metric.update(outputs, targets, is_first=done == 1)
             seen(outputs, targets, batch)
             heartbeat(done)
     return tally
@@ -89,9 +89,9 @@ class Tally:
         samples: How many there were.
     """
 
-    def __init__(self, objective: Objective, measures: Sequence[Measure]):
+    def __init__(self, objective: Objective, metrics: Sequence[Metric]):
         self.objective = objective
-        self.measures = measures
+        self.metrics = metrics
         self.samples = 0
         size = len(objective.terms) or 1
         self._sums = torch.zeros(size, dtype=torch.float64)
@@ -126,7 +126,7 @@ class Tally:
     def state(self) -> list[torch.Tensor]:
         """All that `join` needs of this rank, in host memory."""
         numbers = torch.cat([self._sums.cpu(), self._counts, torch.tensor([float(self.samples)], dtype=torch.float64)])
-        return [numbers, *itertools.chain.from_iterable(measure.state() for measure in self.measures)]
+        return [numbers, *itertools.chain.from_iterable(metric.state() for metric in self.metrics)]
 
     def join(self, states: Sequence[list[torch.Tensor]]) -> None:
         """Makes this the tally of all ranks' batches together, from the state of each."""
@@ -134,8 +134,8 @@ class Tally:
         numbers = torch.stack([next(rank) for rank in ranks]).sum(0)
         terms = len(self._counts)
         self._sums, self._counts, self.samples = numbers[:terms], numbers[terms:-1], int(numbers[-1])
-        for measure in self.measures:
-            measure.join(ranks)
+        for metric in self.metrics:
+            metric.join(ranks)
 
     def scores(self) -> Scores:
         """The mean loss, and each metric's value.
@@ -144,8 +144,8 @@ class Tally:
             LauncherError: A metric has none.
         """
         scores: Scores = {"loss": self._mean()}
-        for measure in self.measures:
-            scores.update(measure.scores())
+        for metric in self.metrics:
+            scores.update(metric.scores())
         return scores
 
     def _mean(self) -> float:

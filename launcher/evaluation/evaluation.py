@@ -14,7 +14,7 @@ from launcher.data.streams import StreamEvaluationLoader
 from launcher.device.coordination import Coordinator, packed, unpacked
 from launcher.device.device import Device
 from launcher.errors import LauncherError
-from launcher.evaluation.best import Judge, deciding_set, value_of
+from launcher.evaluation.best import BestTracker, deciding_set, value_of
 from launcher.evaluation.evaluate import Seen, Tally, evaluate, unseen
 from launcher.model.build import Model
 from launcher.model.ema import Average
@@ -26,7 +26,7 @@ from launcher.world import faults
 
 if TYPE_CHECKING:
     from launcher.evaluation.metrics import (  # brings torchmetrics, which a run without metrics need not wait for
-        Measure,
+        Metric,
         Scores,
     )
 
@@ -59,8 +59,8 @@ class Evaluation:
     Args:
         section: The recipe's `evaluate`.
         sets: What to evaluate on, by name.
-        trainable: The model as training left it, and its loss.
-        measures: The metrics, on the ranks that evaluate.
+        train_state: The model as training left it, and its loss.
+        metrics: The metrics, on the ranks that evaluate.
         tracking: Where the lines go.
         judge: The best so far.
         stopping: Whether this process was asked to stop.
@@ -74,10 +74,10 @@ class Evaluation:
         self,
         section: schema.Evaluate,
         sets: Mapping[str, EvaluationLoader],
-        trainable: Evaluable,
-        measures: Sequence[Measure],
+        train_state: Evaluable,
+        metrics: Sequence[Metric],
         tracking: Tracking,
-        judge: Judge,
+        judge: BestTracker,
         stopping: Callable[[], bool] = lambda: False,
         folder: Path | None = None,
         *,
@@ -87,8 +87,8 @@ class Evaluation:
     ):
         self.section = section
         self.sets = sets
-        self.trainable = trainable
-        self.measures = measures
+        self.train_state = train_state
+        self.metrics = metrics
         self.tracking = tracking
         self.judge = judge
         self.stopping = stopping
@@ -148,7 +148,7 @@ class Evaluation:
     @property
     def is_shared(self) -> bool:
         """Whether every rank evaluates a share."""
-        return self.section.ranks == "all" and self.trainable.device.world.size > 1
+        return self.section.ranks == "all" and self.train_state.device.world.size > 1
 
     def _by_first(self, sets: Mapping[str, EvaluationLoader], split: str, step: int, epoch: float) -> list[Line] | None:
         """Rank 0 evaluates; the others wait, and no collective of the main group is pending meanwhile."""
@@ -185,7 +185,7 @@ class Evaluation:
 
     def _together(self, loader: EvaluationLoader, name: str, split: str, step: int, seen: bool) -> Scores | None:
         """What all ranks find on a set, each on its share; None where one was asked to stop."""
-        world = self.trainable.device.world
+        world = self.train_state.device.world
         tallies = []
 
         def share() -> bytes:
@@ -217,14 +217,14 @@ class Evaluation:
         self, loader: EvaluationLoader, name: str, split: str, step: int, seen: bool, rank: int = 0, size: int = 1
     ) -> Tally:
         progress = Progress(f"{split} {name}".strip(), -(-loader.num_batches() // size))
-        device = self.trainable.device.torch_device
-        patience = Patience(self._patience, "evaluate.timeout", self.trainable.device.world, self.folder, step)
+        device = self.train_state.device.torch_device
+        patience = Patience(self._patience, "evaluate.timeout", self.train_state.device.world, self.folder, step)
         with patience.watching(progress):
             return evaluate(
-                self.trainable.model.bare,
+                self.train_state.model.bare,
                 loader.batches(rank, size),
-                self.trainable.objective,
-                [one for one in self.measures if one.is_for(name)],
+                self.train_state.objective,
+                [one for one in self.metrics if one.is_for(name)],
                 device,
                 heartbeat=partial(self._beat, progress, split, step),
                 seen=self.look(split, name) if seen else unseen,
@@ -241,12 +241,12 @@ class Evaluation:
     def _weights(self) -> Iterator[tuple[str, AbstractContextManager[None]]]:
         """The weights to evaluate with, each with what stands before the names of its scores."""
         yield "", nullcontext()
-        if self.trainable.average is not None:
-            yield AVERAGED, self.trainable.average.in_place()
+        if self.train_state.average is not None:
+            yield AVERAGED, self.train_state.average.in_place()
 
     def _share_buffers(self) -> None:
         """Makes every rank's buffers rank 0's, as DDP does before a forward: running means differ until then."""
-        for buffer in self.trainable.model.bare.buffers():
+        for buffer in self.train_state.model.bare.buffers():
             self._coordinator.share(buffer)
 
     def _line(self, name: str, split: str, step: int, epoch: float, scores: Scores) -> Line:
@@ -255,7 +255,7 @@ class Evaluation:
 
     @property
     def _coordinator(self) -> Coordinator:
-        return self.trainable.device.coordinator
+        return self.train_state.device.coordinator
 
     @property
     def _patience(self) -> float | None:

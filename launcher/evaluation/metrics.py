@@ -14,7 +14,7 @@ from torchmetrics.text import Perplexity
 from launcher.errors import LauncherError, Problem, RecipeError
 from launcher.evaluation.outputs import class_dimension, classes, probabilities
 from launcher.internals import keep_to_rank, reductions
-from launcher.recipe.build import Workshop
+from launcher.recipe.build import Builder
 from launcher.recipe.component import Component
 from launcher.recipe.places import dotted
 
@@ -69,7 +69,7 @@ _READ_AS: Mapping[str, Callable[[torch.Tensor, torch.Tensor | None], torch.Tenso
 
 
 @dataclass
-class Measure:
+class Metric:
     """A metric by its name in the recipe.
 
     Attributes:
@@ -202,7 +202,7 @@ def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, torch.Tensor) else value
 
 
-def build_measures(workshop: Workshop) -> list[Measure]:
+def build_metrics(builder: Builder) -> list[Metric]:
     """The recipe's metrics, told never to talk to other ranks by themselves.
 
     torchmetrics' `compute()` gathers over the main process group and would hang where one rank evaluates.
@@ -210,23 +210,23 @@ def build_measures(workshop: Workshop) -> list[Measure]:
     Raises:
         RecipeError: Something else than a metric came out.
     """
-    batch = workshop.recipe.batch
+    batch = builder.recipe.batch
     parts = (len(batch.outputs) if batch.outputs is not None else 1) + len(batch.targets)
-    measures = []
-    for name, component in workshop.recipe.evaluate.metrics.items():
-        metric = workshop.build(component)
+    metrics = []
+    for name, component in builder.recipe.evaluate.metrics.items():
+        metric = builder.build(component)
         if not isinstance(metric, torchmetrics.Metric | torchmetrics.MetricCollection):
             if not callable(metric):
-                raise RecipeError([_no_metric(workshop, component, metric)])
+                raise RecipeError([_no_metric(builder, component, metric)])
             metric = OverSet(metric, parts)
         for one in _metrics(metric):  # those inside a wrapper too
             keep_to_rank(one)
         options = component.options
-        measures.append(Measure(name, metric, options.get("_input_"), options.get("_sets_")))
-    return measures
+        metrics.append(Metric(name, metric, options.get("_input_"), options.get("_sets_")))
+    return metrics
 
 
-def _no_metric(workshop: Workshop, component: Component, made: Any) -> Problem:
-    where = str(workshop.recipe.document.origin(component.path))
+def _no_metric(builder: Builder, component: Component, made: Any) -> Problem:
+    where = str(builder.recipe.document.origin(component.path))
     message = f"{component.target} gave a {type(made).__name__}, not a metric, nor a function (outputs, targets)"
     return Problem(where, dotted(component.path), message)

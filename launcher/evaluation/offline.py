@@ -14,17 +14,17 @@ from torch import nn
 
 from launcher.checkpoints.saved_run import Saved
 from launcher.data.load import EvaluationLoader, Part, evaluation_parts, load_evaluation
-from launcher.datasets.files import needed, whole
+from launcher.datasets.files import atomic_write, needed
 from launcher.device.device import Device, check_device, open_device, seed_everything, use_cpu
 from launcher.errors import LauncherError, UsageError
-from launcher.evaluation.best import Judge
+from launcher.evaluation.best import BestTracker
 from launcher.evaluation.evaluation import Evaluation, Look, unlooked
-from launcher.evaluation.metrics import build_measures
+from launcher.evaluation.metrics import build_metrics
 from launcher.evaluation.predictions import Predictions, columns_of, write_predictions
 from launcher.model.build import Model, build_model
 from launcher.model.ema import Average
 from launcher.objective.loss import Objective, build_objective
-from launcher.recipe.build import Workshop
+from launcher.recipe.build import Builder
 from launcher.recipe.schema import Recipe
 from launcher.runs.metrics import encode
 from launcher.runs.tracking.tracking import Line, NoTracking
@@ -44,7 +44,7 @@ class Opened:
         device: Where to compute.
         average: The average of the weights, where it was saved.
         sets: This rank's loaders.
-        workshop: Builds what else the recipe names.
+        builder: Builds what else the recipe names.
     """
 
     recipe: Recipe
@@ -53,7 +53,7 @@ class Opened:
     device: Device
     average: Average | None
     sets: Mapping[Part, EvaluationLoader]
-    workshop: Workshop
+    builder: Builder
 
 
 @contextmanager
@@ -65,18 +65,18 @@ def opened(saved: Saved, world: World, parts: Sequence[Part], cpu: bool) -> Iter
     """
     train = saved.recipe.train.model_copy(update={"start_from": None})
     recipe = saved.recipe.model_copy(update={"train": train})
-    workshop = Workshop(recipe, saved.allow, saved.directory)
-    workshop.check()
+    builder = Builder(recipe, saved.allow, saved.directory)
+    builder.check()
     on_cpu = use_cpu(world, cpu)
     check_device(recipe.device, world, on_cpu)
     seed_everything(recipe.seed)
-    sets = load_evaluation(workshop, world, parts, on_gpu=not on_cpu)
+    sets = load_evaluation(builder, world, parts, on_gpu=not on_cpu)
     with open_device(recipe, world, cpu=cpu) as device:
-        model = build_model(workshop, device)
-        objective = build_objective(workshop)
+        model = build_model(builder, device)
+        objective = build_objective(builder)
         objective.to(device.torch_device)
         _fill(model.bare, saved)
-        yield Opened(recipe, model, objective, device, _average(model.bare, saved), sets, workshop)
+        yield Opened(recipe, model, objective, device, _average(model.bare, saved), sets, builder)
 
 
 def _average(model: nn.Module, saved: Saved) -> Average | None:
@@ -137,12 +137,14 @@ def evaluate_saved(
         raise UsageError(f"--predictions is for one set; choose with --split: {', '.join(map(_named, parts))}")
     with opened(saved, world, parts, cpu) as model:
         _fill_losses(model.objective, saved)
-        measures = build_measures(model.workshop)
+        metrics = build_metrics(model.builder)
         lines: list[Line] = []
         for (part, name), loader in model.sets.items():
             collected = Predictions(model.objective)
             look: Look = collected.look if predictions is not None else unlooked
-            evaluation = Evaluation(model.recipe.evaluate, {}, model, measures, NoTracking(), Judge(None), look=look)
+            evaluation = Evaluation(
+                model.recipe.evaluate, {}, model, metrics, NoTracking(), BestTracker(None), look=look
+            )
             lines += evaluation.measured({name: loader}, part, *saved.at) or []
             if predictions is not None:
                 columns = collected.columns(model.device.coordinator)
@@ -189,7 +191,7 @@ def predict(saved: Saved, split: str | None, target: Path, *, cpu: bool = False)
     part = next((one for one in parts if one[0] == "test"), parts[0])
     with opened(saved, World(), [part], cpu) as model:
         rows = 0
-        with whole(target) as unfinished, _writer(unfinished, target.suffix) as write:
+        with atomic_write(target) as unfinished, _writer(unfinished, target.suffix) as write:
             for columns in _outputs(model, model.sets[part]):
                 count = len(columns["output"])
                 write({"index": list(range(rows, rows + count)), **columns})

@@ -22,7 +22,7 @@ from launcher.data.load import Data
 from launcher.data.loaders import EvaluationLoader, MicroBatch
 from launcher.data.streams import is_stream
 from launcher.data.subsets import innermost
-from launcher.datasets.files import needed, whole
+from launcher.datasets.files import atomic_write, needed
 from launcher.device.coordination import Coordinator, packed, unpacked
 from launcher.errors import LauncherError
 from launcher.evaluation.evaluate import Seen, unseen
@@ -190,7 +190,7 @@ def write_predictions(path: Path, columns: dict[str, NDArray[Any]], loader: Eval
     if names is not None and "probability" in columns:
         about["classes"] = json.dumps([str(name) for name in names])
     table = table.replace_schema_metadata(about)
-    with whole(path) as part:
+    with atomic_write(path) as part:
         parquet.write_table(table, part)
 
 

@@ -64,7 +64,7 @@ def choose_processes(asked: int | str | None, cpu: bool, nodes: int = 1) -> int:
 
 
 @dataclass
-class Ranks:
+class Supervisor:
     """The processes of one run on this machine.
 
     Attributes:

@@ -16,7 +16,7 @@ from launcher.device import lazy_compiler
 from launcher.device.device import Device, seed_everything
 from launcher.errors import Problem, RecipeError
 from launcher.recipe import schema
-from launcher.recipe.build import Workshop
+from launcher.recipe.build import Builder
 from launcher.text import size
 
 
@@ -48,19 +48,19 @@ class Model:
         return f"{type(self.bare).__name__}, {total:,} parameters{frozen}, {size(num_bytes)}"
 
 
-def build_model(workshop: Workshop, device: Device) -> Model:
+def build_model(builder: Builder, device: Device) -> Model:
     """Builds the recipe's model with the run's seed, the same on every rank, and wraps it for this world.
 
     Args:
-        workshop: Builds the component; its recipe says seed, weights to start from, and what wraps the model.
+        builder: Builds the component; its recipe says seed, weights to start from, and what wraps the model.
         device: Where it goes.
 
     Raises:
         RecipeError: What came out is not a module, or has nothing to train.
     """
-    recipe, section = workshop.recipe, workshop.recipe.device
+    recipe, section = builder.recipe, builder.recipe.device
     seed_everything(recipe.seed)
-    bare = workshop.build(recipe.model)
+    bare = builder.build(recipe.model)
     where = str(recipe.model.origin)
     if not isinstance(bare, nn.Module):
         kind = type(bare).__name__

@@ -12,7 +12,7 @@ from torch import nn
 
 from launcher.errors import LauncherError, Problem, RecipeError
 from launcher.objective.batch import BatchLayout, one_number, shapes
-from launcher.recipe.build import Workshop
+from launcher.recipe.build import Builder
 from launcher.recipe.component import Component
 from launcher.recipe.places import dotted
 
@@ -210,29 +210,29 @@ def _scale(term: Term, local: float, total: float, world_size: int, samples: int
     return term.weight * numerator * world_size / total
 
 
-def build_objective(workshop: Workshop) -> Objective:
+def build_objective(builder: Builder) -> Objective:
     """The recipe's loss, or the step function that stands for it.
 
     Raises:
         RecipeError: A loss states a reduction, or `_per_: element` where nothing can be counted.
     """
-    recipe = workshop.recipe
+    recipe = builder.recipe
     layout = BatchLayout(recipe.batch)
     if recipe.train.step is not None:
-        count = workshop.build(recipe.train.count) if recipe.train.count else None
-        return Objective([], layout, step=workshop.build(recipe.train.step), count=count)
+        count = builder.build(recipe.train.count) if recipe.train.count else None
+        return Objective([], layout, step=builder.build(recipe.train.step), count=count)
     if recipe.loss == "model":
         return Objective([], layout)
     named: dict[str, Component] = {"": recipe.loss} if isinstance(recipe.loss, Component) else dict(recipe.loss or {})
-    return Objective([_term(workshop, name, one) for name, one in named.items()], layout)
+    return Objective([_term(builder, name, one) for name, one in named.items()], layout)
 
 
-def _term(workshop: Workshop, name: str, component: Component) -> Term:
-    _check_reduction(workshop, component, component.kwargs.get("reduction", "mean"))
-    function = workshop.build(component)
+def _term(builder: Builder, name: str, component: Component) -> Term:
+    _check_reduction(builder, component, component.kwargs.get("reduction", "mean"))
+    function = builder.build(component)
     if isinstance(function, type):
         function = function()
-    _check_reduction(workshop, component, getattr(function, "reduction", "mean"))
+    _check_reduction(builder, component, getattr(function, "reduction", "mean"))
     per = component.options.get("_per_")
     has_reduction = isinstance(function, nn.Module) and getattr(function, "reduction", None) == "mean"
     ignores = has_reduction and hasattr(function, "ignore_index")
@@ -247,7 +247,7 @@ def _term(workshop: Workshop, name: str, component: Component) -> Term:
     return Term(name, function, float(component.options.get("_weight_", 1.0)), per, sums)
 
 
-def _check_reduction(workshop: Workshop, component: Component, reduction: Any) -> None:
+def _check_reduction(builder: Builder, component: Component, reduction: Any) -> None:
     """Refuses a loss that is no mean.
 
     Raises:
@@ -255,7 +255,7 @@ def _check_reduction(workshop: Workshop, component: Component, reduction: Any) -
     """
     if not isinstance(reduction, str) or reduction in ("mean", "batchmean"):
         return
-    where = str(workshop.recipe.document.origin((*component.path, "reduction")))
+    where = str(builder.recipe.document.origin((*component.path, "reduction")))
     message = f"'{reduction}' is not allowed: a step's loss is a mean over its count; remove it, and say _per_: element"
     raise RecipeError([Problem(where, f"{dotted(component.path)}.reduction", message)])
 

@@ -13,16 +13,16 @@ from torch import nn
 from launcher.device import lazy_compiler
 from launcher.errors import Problem, RecipeError
 from launcher.objective.loss import loss_key
-from launcher.recipe.build import Workshop
+from launcher.recipe.build import Builder
 from launcher.recipe.component import Component
 from launcher.recipe.signature import parameters_of
 
 
-def build_optimizer(workshop: Workshop, model: nn.Module, losses: Mapping[str, nn.Module]) -> torch.optim.Optimizer:
+def build_optimizer(builder: Builder, model: nn.Module, losses: Mapping[str, nn.Module]) -> torch.optim.Optimizer:
     """The recipe's optimizer over all parameters that require a gradient.
 
     Args:
-        workshop: Builds the component.
+        builder: Builds the component.
         model: The bare module.
         losses: Those with parameters of their own, by name: the parameter `scale` of one is `loss.NAME.scale`.
 
@@ -30,15 +30,15 @@ def build_optimizer(workshop: Workshop, model: nn.Module, losses: Mapping[str, n
         RecipeError: A pattern of `_groups_` matches no parameter, or what came out is no optimizer of these.
     """
     lazy_compiler.optimizers()
-    section = workshop.recipe.optimizer
+    section = builder.recipe.optimizer
     named = dict(_trained("", model))
     for name, loss in losses.items():
         named |= {key: one for key, one in _trained(f"{loss_key(name)}.", loss) if not _is_among(one, named.values())}
     groups = section.options.get("_groups_")
-    params = _groups(workshop, section, groups, named) if groups else list(named.values())
+    params = _groups(builder, section, groups, named) if groups else list(named.values())
     if section.given is None:
-        chosen = {"fused": True} if _fuses(workshop, [model, *losses.values()], named.values()) else {}
-        optimizer = workshop.build(section, params=params, **chosen)
+        chosen = {"fused": True} if _fuses(builder, [model, *losses.values()], named.values()) else {}
+        optimizer = builder.build(section, params=params, **chosen)
     elif callable(section.given):
         optimizer = section.given(params)
     else:
@@ -75,13 +75,13 @@ def _unfit(optimizer: Any, target: str, parameters: Iterable[nn.Parameter], made
 _HOW_TO_STEP = ("fused", "foreach", "capturable", "differentiable")  # a recipe that says one of them has chosen
 
 
-def _fuses(workshop: Workshop, modules: Sequence[nn.Module], parameters: Iterable[nn.Parameter]) -> bool:
+def _fuses(builder: Builder, modules: Sequence[nn.Module], parameters: Iterable[nn.Parameter]) -> bool:
     """Whether torch's fused kernel does the update: 2 to 3 times as fast on a CPU, with equal results to rounding.
 
     Only one of torch's own; not with sparse gradients, for which there is no kernel, nor under fp16, where the scaler
     skips updates inside of it, which fused SGD with momentum does not survive on its first step.
     """
-    recipe = workshop.recipe
+    recipe = builder.recipe
     section = recipe.optimizer
     if (
         section.style != "call"
@@ -89,7 +89,7 @@ def _fuses(workshop: Workshop, modules: Sequence[nn.Module], parameters: Iterabl
         or any(key in section.kwargs for key in _HOW_TO_STEP)
     ):
         return False
-    target = workshop.resolve(section)
+    target = builder.resolve(section)
     if not str(getattr(target, "__module__", "")).startswith("torch.optim.") or "fused" not in (
         parameters_of(target) or ()
     ):
@@ -108,7 +108,7 @@ def describe_optimizer(optimizer: torch.optim.Optimizer) -> str:
 
 
 def _groups(
-    workshop: Workshop,
+    builder: Builder,
     section: Component,
     patterns: Mapping[str, Mapping[str, Any]],
     named: Mapping[str, nn.Parameter],
@@ -120,8 +120,8 @@ def _groups(
         names = [name for name in left if fnmatch.fnmatchcase(name, pattern)]
         if not names:
             shown = ", ".join(list(named)[:8])
-            where = str(workshop.recipe.document.key_origin((*section.path, "_groups_", pattern)))
+            where = str(builder.recipe.document.key_origin((*section.path, "_groups_", pattern)))
             message = f"no parameter is named like '{pattern}' (or an earlier pattern has it); there are: {shown}, …"
             raise RecipeError([Problem(where, f"optimizer._groups_.{pattern}", message)])
-        groups.append({"params": [left.pop(name) for name in names], **workshop.value(settings, {})})
+        groups.append({"params": [left.pop(name) for name in names], **builder.value(settings, {})})
     return [{"params": list(left.values())}, *groups] if left else groups

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from launcher.errors import LauncherError, Problem, RecipeError
-from launcher.recipe.build import Workshop
+from launcher.recipe.build import Builder
 from launcher.recipe.component import Component
 from launcher.recipe.duration import Duration
 
@@ -86,12 +86,12 @@ _WARMS_UP_ITSELF = ("OneCycleLR", "CyclicLR")
 
 
 def build_schedule(
-    workshop: Workshop, optimizer: torch.optim.Optimizer, steps_per_epoch: int, total_steps: int | None
+    builder: Builder, optimizer: torch.optim.Optimizer, steps_per_epoch: int, total_steps: int | None
 ) -> Schedule:
     """The recipe's schedule, with every duration in steps.
 
     Args:
-        workshop: Builds the component; learns `scheduler.steps`.
+        builder: Builds the component; learns `scheduler.steps`.
         optimizer: Handed in at any depth.
         steps_per_epoch: Optimizer steps of one pass over the data.
         total_steps: The run's length; None where it is a time.
@@ -99,15 +99,15 @@ def build_schedule(
     Raises:
         RecipeError: A ramp beside a scheduler that has its own, or a number of steps that this run has not.
     """
-    section, best = workshop.recipe.scheduler, workshop.recipe.evaluate.best
+    section, best = builder.recipe.scheduler, builder.recipe.evaluate.best
     if section is None:
         return Schedule(optimizer)
     try:
         warmup = _steps(section.options.get("_warmup_"), steps_per_epoch, total_steps, 0)
         every = _steps(section.options.get("_every_"), steps_per_epoch, total_steps, 1)
         if total_steps is not None:
-            workshop.computed["scheduler.steps"] = max(1, total_steps - warmup)
-        scheduler = _scheduler(workshop, section, optimizer)
+            builder.computed["scheduler.steps"] = max(1, total_steps - warmup)
+        scheduler = _scheduler(builder, section, optimizer)
     except ValueError as error:
         raise RecipeError([Problem(str(section.origin), "scheduler", f"{error}; say it in steps")]) from error
     name = type(scheduler).__name__
@@ -124,12 +124,12 @@ def build_schedule(
     return Schedule(optimizer, scheduler, warmup, every, on_evaluation=plateau)
 
 
-def _scheduler(workshop: Workshop, section: Component, optimizer: torch.optim.Optimizer) -> Any:
+def _scheduler(builder: Builder, section: Component, optimizer: torch.optim.Optimizer) -> Any:
     """The recipe's scheduler, or the one handed in: of this optimizer, or a class or function of it."""
-    best = workshop.recipe.evaluate.best
-    takes_mode = section.given is None and "mode" not in section.kwargs and _is_plateau(workshop.resolve(section))
+    best = builder.recipe.evaluate.best
+    takes_mode = section.given is None and "mode" not in section.kwargs and _is_plateau(builder.resolve(section))
     handed = {"mode": best.mode} if takes_mode and best is not None else {}
-    scheduler = workshop.build(section, optimizer=optimizer, **handed)
+    scheduler = builder.build(section, optimizer=optimizer, **handed)
     if section.given is not None and (isinstance(scheduler, type) or not hasattr(scheduler, "step")):
         scheduler = scheduler(optimizer)
     if getattr(scheduler, "optimizer", optimizer) is not optimizer:

@@ -71,7 +71,7 @@ class BuildError(LauncherError):
     exit_code = 2
 
 
-class Workshop:
+class Builder:
     """Resolves, checks and builds the components of one recipe, each definition once per process.
 
     Args:
@@ -91,7 +91,7 @@ class Workshop:
         self._built: dict[tuple[str | int, ...], Any] = {}
         self._targets: dict[tuple[str, str, Path], Any] = {}
 
-    def for_recipe(self, recipe: Recipe) -> Workshop:
+    def for_recipe(self, recipe: Recipe) -> Builder:
         """The same objects, built or yet to be, for a recipe whose components are the same."""
         other = copy.copy(self)
         other.recipe = recipe

@@ -61,7 +61,7 @@ class Duration:
             total_steps: The run's length, for a percentage of it.
 
         Raises:
-            ValueError: Time has no number of steps, and a percentage needs a horizon.
+            ValueError: Time has no number of steps, and a percentage needs a run_length.
         """
         if self.unit == "steps":
             return int(self.amount)

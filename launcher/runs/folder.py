@@ -39,13 +39,13 @@ class Choice:
         name: The recipe's.
         run_dir: The folder that was named, if one was.
         resume: Whether to go on with the newest unfinished run of this recipe.
-        essence: What makes a recipe the same, see `launcher.runs.essence`.
+        identity: What makes a recipe the same, see `launcher.runs.identity`.
     """
 
     name: str
     run_dir: str | None
     resume: bool
-    essence: Mapping[str, str]
+    identity: Mapping[str, str]
 
     def folder(self, root: Path = Path("runs")) -> Path:
         """The folder named, the one to go on with, or a new one `runs/<name>/<when>`, which is made.
@@ -55,7 +55,7 @@ class Choice:
         """
         if self.run_dir is not None:
             return Path(self.run_dir).absolute()
-        if self.resume and (found := next(unfinished(root / self.name, self.essence), None)):
+        if self.resume and (found := next(unfinished(root / self.name, self.identity), None)):
             return found.absolute()
         return _new(root / self.name).absolute()
 
@@ -83,14 +83,14 @@ def _new(parent: Path) -> Path:
     raise AssertionError
 
 
-def unfinished(parent: Path, essence: Mapping[str, str]) -> Iterator[Path]:
+def unfinished(parent: Path, identity: Mapping[str, str]) -> Iterator[Path]:
     """The runs below a folder that are not finished, of the same recipe, held by nobody; newest first."""
     folders = [path for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
     for folder in sorted(folders, key=lambda path: path.name, reverse=True):
-        status, was = read_json(folder / STATUS_FILE), read_json(folder / ENVIRONMENT_FILE).get("essence")
+        status, was = read_json(folder / STATUS_FILE), read_json(folder / ENVIRONMENT_FILE).get("identity")
         if status.get("state") in (None, "finished") or not isinstance(was, dict):
             continue
-        if not differences(was, essence) and lock.holder(folder) is None:
+        if not differences(was, identity) and lock.holder(folder) is None:
             yield folder
 
 

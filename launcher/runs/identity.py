@@ -28,7 +28,7 @@ _FREE = (
 )
 
 
-def essence_of(recipe: Recipe) -> dict[str, str]:
+def identity_of(recipe: Recipe) -> dict[str, str]:
     """The recipe's values that decide what is learned, by dotted key, as they are written in YAML."""
     tree = {name: value for name, value in resolved(recipe).items() if name in _KEPT}
     return {key: value for key, value in _flat(tree, "") if not _lies_in(key, _FREE) and not _only_evaluates(key, tree)}
@@ -52,9 +52,9 @@ def _lies_in(key: str, places: Sequence[str]) -> bool:
     return any(f"{key}.".startswith(f"{place}.") for place in places)
 
 
-def digest(essence: Mapping[str, str]) -> str:
+def digest(identity: Mapping[str, str]) -> str:
     """One hash for all of it."""
-    return hashlib.sha256(json.dumps(essence, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def differences(was: Mapping[str, str], now: Mapping[str, str], allowed: Sequence[str] = ()) -> list[str]:

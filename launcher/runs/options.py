@@ -17,7 +17,7 @@ class Options:
         resume: Without `run_dir`: go on with the newest unfinished run of this recipe, or start one.
         start: Which checkpoint to go on from: `best`, a step, or None for the newest.
         allow: Further packages that the recipe may name.
-        allow_changes: Keys of the recipe that may differ from the run's that is gone on with.
+        allow_changes: Keys of the recipe that may differ from the resumed run's.
         output: What the terminal shows: `auto`, `quiet` or `json`.
         profile: The first step to be profiled, and the first one after them.
         how: What started the run, for `environment.json`: enough to start it again.

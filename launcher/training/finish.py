@@ -13,11 +13,11 @@ from launcher.runs import folder as runs
 from launcher.runs.report.predictions import PREDICTIONS_FILE
 from launcher.runs.tracking.tracking import Line
 from launcher.training.session import Session
-from launcher.training.state import Horizon, Trainable
+from launcher.training.state import RunLength, TrainState
 
 
 def evaluate_at_end(
-    session: Session, trainable: Trainable, data: Data, horizon: Horizon, state: str, step: int
+    session: Session, train_state: TrainState, data: Data, run_length: RunLength, state: str, step: int
 ) -> tuple[str, list[Line]]:
     """Evaluates `data.test` once, with the best weights where there is a best, else the last.
 
@@ -26,25 +26,25 @@ def evaluate_at_end(
     """
     evaluation = session.evaluation
     if state != "finished" or not data.test:
-        _write_predictions(session, trainable, state)
+        _write_predictions(session, train_state, state)
         return state, list(evaluation.lines)
     session.saving.wait()
     best = evaluation.judge.step
-    with _weights_of(session, trainable, best if best != step else None) as shown:
+    with _weights_of(session, train_state, best if best != step else None) as shown:
         shown = step if shown is None else shown
         session.tracking.message(f"test: with the {'best' if shown == best else 'last'} weights, of step {shown:,}")
-        lines = evaluation.measured(data.test, "test", shown, horizon.epoch(shown))
+        lines = evaluation.measured(data.test, "test", shown, run_length.epoch(shown))
     if lines is None:
         return "preempted", []
-    _write_predictions(session, trainable, state)
+    _write_predictions(session, train_state, state)
     return state, [*evaluation.lines, *lines]
 
 
-def _write_predictions(session: Session, trainable: Trainable, state: str) -> None:
+def _write_predictions(session: Session, train_state: TrainState, state: str) -> None:
     if session.shown is None or state != "finished":
         return
-    columns = session.shown.predictions.columns(trainable.device.coordinator)
-    if not trainable.device.world.is_first or columns is None:
+    columns = session.shown.predictions.columns(train_state.device.coordinator)
+    if not train_state.device.world.is_first or columns is None:
         return
     try:
         write_predictions(session.folder / PREDICTIONS_FILE, columns, session.shown.loader)
@@ -53,12 +53,12 @@ def _write_predictions(session: Session, trainable: Trainable, state: str) -> No
 
 
 @contextmanager
-def _weights_of(session: Session, trainable: Trainable, step: int | None) -> Iterator[int | None]:
+def _weights_of(session: Session, train_state: TrainState, step: int | None) -> Iterator[int | None]:
     """The weights of a checkpoint in the bare model, for a while; gives its step, None for the last ones.
 
     Rank 0 reads them, and tells them to the other ranks where these evaluate too.
     """
-    coordinator, bare, average = trainable.device.coordinator, trainable.model.bare, trainable.average
+    coordinator, bare, average = train_state.device.coordinator, train_state.model.bare, train_state.average
     checkpoint = _best_checkpoint(session, step) if coordinator.rank == 0 else None
     if not coordinator.from_first(lambda: checkpoint is not None):
         yield None
@@ -90,7 +90,7 @@ def _best_checkpoint(session: Session, step: int | None) -> Checkpoint | None:
         return None
 
 
-def save_at_end(session: Session, trainable: Trainable, state: str, step: int) -> None:
+def save_at_end(session: Session, train_state: TrainState, state: str, step: int) -> None:
     """Finishes the last checkpoint, and writes `model_weights.pth` where the run is finished.
 
     Beside it stand the averaged weights of the same step, where the recipe has an average. The other ranks wait for
@@ -106,11 +106,11 @@ def save_at_end(session: Session, trainable: Trainable, state: str, step: int) -
             wanted = session.evaluation.judge.step if session.saving.section.final == "best" else None
             best = _best_checkpoint(session, wanted if wanted != step else None)
             made = best.step if best else step
-            weights = best.weights() if best else trainable.model.state_dict()
+            weights = best.weights() if best else train_state.model.state_dict()
             save_weights(session.folder / runs.WEIGHTS_FILE, weights)
-            if trainable.average is not None:
-                average = best.training()["average"] if best else trainable.average.state()
+            if train_state.average is not None:
+                average = best.training()["average"] if best else train_state.average.state()
                 save_weights(session.folder / runs.AVERAGED_FILE, {**weights, **average["parameters"]})
         session.record.end(state, step, made)
 
-    trainable.device.coordinator.from_first(saved)
+    train_state.device.coordinator.from_first(saved)

@@ -12,8 +12,8 @@ from launcher.device.agreement import Agreement
 from launcher.evaluation.evaluation import Evaluation
 from launcher.runs.tracking.tracking import Tracking
 from launcher.training.meter import Meter
-from launcher.training.nonfinite import Guard
-from launcher.training.state import Horizon, Trainable
+from launcher.training.nonfinite import NonFiniteGuard
+from launcher.training.state import RunLength, TrainState
 from launcher.training.step import counted_steps, seed_step, timed, train_step
 from launcher.training.triggers import Clocks, Periods, due
 from launcher.world import context, faults, progress
@@ -33,53 +33,53 @@ if TYPE_CHECKING:
 # ---------------------------------------------------------------------- the loop
 
 
-def train(trainable: Trainable, data: Data, horizon: Horizon, session: Session) -> tuple[str, int]:
-    """Trains to the horizon, or until it is told to stop.
+def train(train_state: TrainState, data: Data, run_length: RunLength, session: Session) -> tuple[str, int]:
+    """Trains for the run's length, or until it is told to stop.
 
     Args:
-        trainable: What a step changes.
+        train_state: What a step changes.
         data: This rank's batches.
-        horizon: How long.
+        run_length: How long.
         session: Where to start, and what to do when something is due.
 
     Returns:
         `finished` or `preempted`, and the number of steps completed.
     """
-    device, coordinator = trainable.device, trainable.device.coordinator
+    device, coordinator = train_state.device, train_state.device.coordinator
     rank, is_gpu = device.world.rank, device.is_gpu
     evaluation, saving, periods, done = session.evaluation, session.saving, session.periods, session.start
     known = context.run
     known.step = done
-    meter, agreement = Meter(trainable, coordinator), Agreement(coordinator)
-    clocks = Clocks(horizon, periods, session.seconds_before)
-    in_host = counted_steps(data, trainable.objective, coordinator, done, horizon.total_steps)
+    meter, agreement = Meter(train_state, coordinator), Agreement(coordinator)
+    clocks = Clocks(run_length, periods, session.seconds_before)
+    in_host = counted_steps(data, train_state.objective, coordinator, done, run_length.total_steps)
     steps = session.profiling.over(on_device(in_host, device.torch_device), done)
-    settle = partial(_settle, meter, trainable, session.tracking, horizon)
-    trainable.model.wrapped.train()
-    state, rate = "finished", trainable.schedule.rate
+    settle = partial(_settle, meter, train_state, session.tracking, run_length)
+    train_state.model.wrapped.train()
+    state, rate = "finished", train_state.schedule.rate
     if _evaluation_is_owed(evaluation, periods, done):
-        if not evaluation.run(done, horizon.epoch(done)):
+        if not evaluation.run(done, run_length.epoch(done)):
             known.step = None
             return "preempted", done
         if evaluation.improved:
             saving.save(done)
     for step, waited in timed(steps) if evaluation.goes_on else ():
         seed_step(session.seed, done, rank, is_gpu)
-        rate = trainable.schedule.rate
-        stepped = train_step(trainable, step, horizon.at(done), session.profiling.parts)
+        rate = train_state.schedule.rate
+        stepped = train_step(train_state, step, run_length.at(done), session.profiling.parts)
         done += 1
         known.step = done
         progress.reached(done)
-        trainable.schedule.advance(done)
+        train_state.schedule.advance(done)
         meter.add(stepped, step, waited)
         faults.point("step", done, session.folder)
         saving.check()
         if due(done, periods.track_steps):
-            _track(meter.cut(done, horizon.epoch(done), rate), trainable.guard, session.tracking, done)
+            _track(meter.cut(done, run_length.epoch(done), rate), train_state.guard, session.tracking, done)
         agreed = agreement.after(done, clocks.wishes(session.stopping()))
         if due(done, periods.evaluate_steps) or agreed.evaluate:
             settle(done, rate)
-            if not evaluation.run(done, horizon.epoch(done)):
+            if not evaluation.run(done, run_length.epoch(done)):
                 state = "preempted"
                 break
             clocks.evaluated()
@@ -102,7 +102,7 @@ def train(trainable: Trainable, data: Data, horizon: Horizon, session: Session) 
     agreement.close()
     settle(done, rate)
     saving.save(done)
-    if state == "finished" and evaluation.last_step != done and not evaluation.run(done, horizon.epoch(done)):
+    if state == "finished" and evaluation.last_step != done and not evaluation.run(done, run_length.epoch(done)):
         state = "preempted"
     known.step = None
     return state, done
@@ -115,7 +115,7 @@ def _evaluation_is_owed(evaluation: Evaluation, periods: Periods, done: int) -> 
     return evaluation.section.first if done == 0 else evaluation.is_owed or due(done, periods.evaluate_steps)
 
 
-def _track(lines: Sequence[dict[str, Any]], guard: Guard, tracking: Tracking, step: int) -> None:
+def _track(lines: Sequence[dict[str, Any]], guard: NonFiniteGuard, tracking: Tracking, step: int) -> None:
     for line in lines:
         tracking.log(line)
     if skipped := guard.news():
@@ -123,7 +123,9 @@ def _track(lines: Sequence[dict[str, Any]], guard: Guard, tracking: Tracking, st
     tracking.progress(step)
 
 
-def _settle(meter: Meter, trainable: Trainable, tracking: Tracking, horizon: Horizon, step: int, rate: float) -> None:
+def _settle(
+    meter: Meter, train_state: TrainState, tracking: Tracking, run_length: RunLength, step: int, rate: float
+) -> None:
     """Before anything is kept: no bad step is behind us, and all lines are written."""
-    trainable.guard.check()
-    _track(meter.cut(step, horizon.epoch(step), rate) + meter.flush(), trainable.guard, tracking, step)
+    train_state.guard.check()
+    _track(meter.cut(step, run_length.epoch(step), rate) + meter.flush(), train_state.guard, tracking, step)

@@ -11,8 +11,8 @@ import torch
 
 from launcher.device.coordination import Coordinator, Pending
 from launcher.errors import LauncherError
-from launcher.training.state import Trainable
-from launcher.training.step import Step, Stepped
+from launcher.training.state import TrainState
+from launcher.training.step import StepBatch, StepResult
 
 
 class Meter:
@@ -23,22 +23,22 @@ class Meter:
     the device when the line is due, and read when the next one is.
     """
 
-    def __init__(self, trainable: Trainable, coordinator: Coordinator):
-        self._trainable = trainable
+    def __init__(self, train_state: TrainState, coordinator: Coordinator):
+        self._train_state = train_state
         self._coordinator = coordinator
-        device = trainable.device.torch_device
+        device = train_state.device.torch_device
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
         self._weight = 0.0
         self._samples = 0
         self._waited = 0.0
         self._since = time.perf_counter()
-        self._stepped: Stepped | None = None
+        self._stepped: StepResult | None = None
         self._is_counted = True  # whether anything counts in that step
-        self._names: list[str] | None = [] if trainable.objective.step is None else None
+        self._names: list[str] | None = [] if train_state.objective.step is None else None
         self._copied: deque[tuple[dict[str, Any], torch.Tensor, float, Any]] = deque()
         self._reduced: deque[tuple[dict[str, Any], torch.Tensor, Pending]] = deque()
 
-    def add(self, stepped: Stepped, step: Step, waited: float) -> None:
+    def add(self, stepped: StepResult, step: StepBatch, waited: float) -> None:
         """Takes one step in; `waited` seconds of it were spent waiting for data."""
         for loss, factor in stepped.parts:
             self._loss.add_(loss, alpha=factor * step.weight)
@@ -69,14 +69,14 @@ class Meter:
         norm = self._stepped.grad_norm
         norm = (norm if norm is not None else self._loss).double()
         numbers = torch.stack([self._loss, norm, *self._scalars(self._stepped)])
-        if self._trainable.device.torch_device.type == "cuda":
+        if self._train_state.device.torch_device.type == "cuda":
             line["gpu_memory"] = torch.cuda.max_memory_allocated()
         ready = self._advance()
         copied = numbers.to("cpu", non_blocking=True)
         self._copied.append((line, copied, self._weight, self._mark()))
         self._loss.zero_()
         self._weight, self._samples, self._waited, self._since, self._stepped = 0.0, 0, 0.0, now, None
-        if not self._trainable.device.is_gpu:
+        if not self._train_state.device.is_gpu:
             self._reduce()
             if self._reduced[-1][-1].work is None:  # one process, or memory that all share: nothing to wait for
                 ready += self._read()
@@ -84,13 +84,13 @@ class Meter:
 
     def _mark(self) -> Any:
         """An event behind the copy just begun; None where copies are immediate."""
-        if self._trainable.device.torch_device.type != "cuda":
+        if self._train_state.device.torch_device.type != "cuda":
             return None
         event = torch.cuda.Event()
         event.record()
         return event
 
-    def _scalar_names(self, stepped: Stepped) -> Sequence[str]:
+    def _scalar_names(self, stepped: StepResult) -> Sequence[str]:
         """What the step function logs: the same in every step, so that the ranks can add it up without asking.
 
         Raises:
@@ -104,7 +104,7 @@ class Meter:
             raise LauncherError(f"train.step: {said}; give the same ones in each step (nan where there is no value)")
         return names
 
-    def _scalars(self, stepped: Stepped) -> Iterator[torch.Tensor]:
+    def _scalars(self, stepped: StepResult) -> Iterator[torch.Tensor]:
         """This rank's parts of their means, times the world size, on the device."""
         for name in self._names or ():
             mean = self._loss.new_full((), 0.0 if self._is_counted else float("nan"))

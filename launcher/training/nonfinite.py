@@ -6,7 +6,7 @@ import torch
 
 from launcher import internals
 from launcher.errors import LauncherError
-from launcher.training.state import Trainable
+from launcher.training.state import TrainState
 
 _raise_flag = internals.finite_check()
 SKIPS_IN_A_ROW = 20  # after so many updates without a finite gradient a run is not training any more
@@ -16,7 +16,7 @@ class NonFiniteError(LauncherError):
     """A step's gradients are not finite."""
 
 
-class Guard:
+class NonFiniteGuard:
     """Keeps gradients that are not finite out of everything that is kept.
 
     One flag a step (6 µs for any optimizer). On a CPU it is read before the update. On a GPU reading would make
@@ -24,10 +24,10 @@ class Guard:
     steps since, and the count is read before anything is saved or evaluated.
     """
 
-    def __init__(self, trainable: Trainable):
-        self._trainable = trainable
-        device = trainable.device.torch_device
-        self._read_now = device.type == "cpu" or trainable.skip_non_finite
+    def __init__(self, train_state: TrainState):
+        self._train_state = train_state
+        device = train_state.device.torch_device
+        self._read_now = device.type == "cpu" or train_state.skip_non_finite
         self._one = torch.ones((), device=device)
         self._found = torch.zeros((), device=device)
         self._since_bad = torch.zeros((), device=device)  # steps, the first bad one included
@@ -43,9 +43,9 @@ class Guard:
         Raises:
             NonFiniteError: It may not, and the recipe says stop; or too many were skipped.
         """
-        if self._trainable.scaler is not None:
+        if self._train_state.scaler is not None:
             return True  # the gradient scaler skips by itself; `scaled_step` counts
-        gradients = [p.grad for p in self._trainable.parameters if p.grad is not None]
+        gradients = [p.grad for p in self._train_state.parameters if p.grad is not None]
         self._look_at(gradients)
         if not self._read_now:
             self._since_bad.add_(self._found)
@@ -54,7 +54,7 @@ class Guard:
         if not self._found.item():
             self.skipped_in_a_row = 0
             return True
-        if not self._trainable.skip_non_finite:
+        if not self._train_state.skip_non_finite:
             raise _not_finite(step)
         self._found.zero_()
         self._skip(step)
@@ -73,9 +73,9 @@ class Guard:
 
     def scaled_step(self, step: int) -> None:
         """fp16: the scaler unscales, skips on overflow and adapts."""
-        scaler = self._trainable.scaler
+        scaler = self._train_state.scaler
         before = scaler.get_scale()
-        scaler.step(self._trainable.optimizer)
+        scaler.step(self._train_state.optimizer)
         scaler.update()
         if scaler.get_scale() < before:
             self._skip(step)
@@ -94,7 +94,7 @@ class Guard:
     def news(self) -> str | None:
         """What was skipped since this was asked last; not under fp16, which skips while it finds its scale."""
         skipped, self._told = self.skipped - self._told, self.skipped
-        if not skipped or self._trainable.scaler is not None:
+        if not skipped or self._train_state.scaler is not None:
             return None
         return f"{skipped} update{'s' * (skipped > 1)} skipped: gradients were not finite ({self.skipped} so far)"
 

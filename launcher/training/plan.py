@@ -11,7 +11,7 @@ from launcher.device.device import Device
 from launcher.objective.loss import Objective
 from launcher.objective.optimizer import describe_optimizer
 from launcher.recipe.schema import Recipe
-from launcher.training.state import Horizon, Trainable
+from launcher.training.state import RunLength, TrainState
 
 Plan = list[tuple[str, str]]
 
@@ -19,14 +19,14 @@ Plan = list[tuple[str, str]]
 def plan_of(
     recipe: Recipe,
     data: Data,
-    trainable: Trainable,
-    horizon: Horizon,
+    train_state: TrainState,
+    run_length: RunLength,
     folder: Path,
     start: int,
     notes: Sequence[str] = (),
 ) -> Plan:
     """Label and text of each line, in the order of the seven phases."""
-    device, model, objective = trainable.device, trainable.model, trainable.objective
+    device, model, objective = train_state.device, train_state.model, train_state.objective
     world = device.world
     rows: Plan = [
         ("recipe", f"{recipe.name}, seed {recipe.seed}"),
@@ -36,13 +36,13 @@ def plan_of(
         ("world", _world(device)),
         ("model", model.describe()),
         ("loss", _loss(objective)),
-        ("optimizer", describe_optimizer(trainable.optimizer)),
-        ("length", _length(horizon)),
+        ("optimizer", describe_optimizer(train_state.optimizer)),
+        ("length", _length(run_length)),
         ("evaluate", _evaluate(recipe, data, world.size)),
         ("folder", str(folder)),
     ]
     if start:
-        rows.append(("resumed", f"from step {start:,}, epoch {horizon.epoch(start):.2f}"))
+        rows.append(("resumed", f"from step {start:,}, epoch {run_length.epoch(start):.2f}"))
     notes = [*data.notes, *device.notes, *model.notes, *notes]
     if world.started_by not in ("one process", "launcher") and recipe.launch.model_fields_set:
         notes.append(f"started by {world.started_by}: the recipe's launch section is not used")
@@ -82,11 +82,11 @@ def _loss(objective: Objective) -> str:
     )
 
 
-def _length(horizon: Horizon) -> str:
-    per_epoch = f"{horizon.steps_per_epoch:,} steps an epoch"
-    if horizon.total_steps is None:
-        return f"{horizon.seconds:.0f} seconds, {per_epoch}"
-    return f"{horizon.total_steps:,} steps, {per_epoch}"
+def _length(run_length: RunLength) -> str:
+    per_epoch = f"{run_length.steps_per_epoch:,} steps an epoch"
+    if run_length.total_steps is None:
+        return f"{run_length.seconds:.0f} seconds, {per_epoch}"
+    return f"{run_length.total_steps:,} steps, {per_epoch}"
 
 
 def _evaluate(recipe: Recipe, data: Data, world_size: int) -> str:

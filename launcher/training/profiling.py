@@ -13,7 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from launcher.training.step import PARTS, Parts, Step
+from launcher.training.step import PARTS, Parts, StepBatch
 
 _LABELS = ("data wait", "forward", "backward", "optimizer")
 _WITHIN = {"host to device": ("Memcpy HtoD",), "communication": ("gloo:", "nccl:", "ncclDevKernel")}
@@ -21,7 +21,7 @@ _WITHIN = {"host to device": ("Memcpy HtoD",), "communication": ("gloo:", "nccl:
 
 P = ParamSpec("P")
 R = TypeVar("R")
-Steps = Generator[Step, None, None]
+Steps = Generator[StepBatch, None, None]
 
 
 class NoProfiling:

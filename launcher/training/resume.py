@@ -19,11 +19,11 @@ from launcher.errors import EXIT_DONE, LauncherError, UsageError
 from launcher.recipe.schema import Recipe
 from launcher.recipe.show import render
 from launcher.runs import folder as runs
-from launcher.runs.identity import check_same, essence_of
+from launcher.runs.identity import check_same, identity_of
 from launcher.runs.lock import locked
 from launcher.runs.metrics import METRICS_FILE
 from launcher.runs.options import Options
-from launcher.training.state import Horizon
+from launcher.training.state import RunLength
 from launcher.world.world import usable_cpus
 
 
@@ -44,7 +44,7 @@ class Finished(LauncherError):  # noqa: N818  # not an error
 
 
 @dataclass(frozen=True)
-class Start:
+class ResumePoint:
     """Where a start of a run begins; chosen by rank 0, the same on all.
 
     Attributes:
@@ -75,7 +75,7 @@ class Opening:
         recipe: The recipe.
         device: Where it trains.
         data: What it trains on.
-        horizon: How long.
+        run_length: How long.
         options: What the command line says.
         stack: Releases the folder at the end of the run.
     """
@@ -85,14 +85,14 @@ class Opening:
         recipe: Recipe,
         device: Device,
         data: Data,
-        horizon: Horizon,
+        run_length: RunLength,
         options: Options,
         stack: ExitStack,
     ):
-        self.recipe, self.device, self.data, self.horizon = recipe, device, data, horizon
+        self.recipe, self.device, self.data, self.run_length = recipe, device, data, run_length
         self.options, self.stack = options, stack
         self.world = device.world
-        self.essence = essence_of(self.recipe)
+        self.identity = identity_of(self.recipe)
         self.checkpoint: Checkpoint | None = None
         self.notes: list[str] = []
         self.warnings: list[str] = []
@@ -108,14 +108,14 @@ class Opening:
             )
         return found
 
-    def open(self) -> Start:
+    def open(self) -> ResumePoint:
         """Chooses and holds the run's folder, and what to go on from.
 
         Raises:
             LauncherError: It cannot be gone on with.
         """
         resume = self.options.resume or self.world.restarts > 0
-        choice = runs.Choice(self.recipe.name, self.options.run_dir or self.world.run_dir, resume, self.essence)
+        choice = runs.Choice(self.recipe.name, self.options.run_dir or self.world.run_dir, resume, self.identity)
         folder = choice.folder()
         runs.create(folder)
         taken_over = self.stack.enter_context(locked(folder, self.world.job))
@@ -124,9 +124,9 @@ class Opening:
             runs.detach(folder / METRICS_FILE)
         changed = self._find(folder)
         if self.checkpoint is not None and (finished := self._finished(folder, self.checkpoint.step)):
-            return Start(str(folder), finished=finished)
+            return ResumePoint(str(folder), finished=finished)
         threads = self._threads()
-        how = {**self.options.how, "essence": self.essence, "processes": self._processes(threads)}
+        how = {**self.options.how, "identity": self.identity, "processes": self._processes(threads)}
         environment = runs.environment(how)
         if runs.read_json(folder / runs.QUEUE_FILE).get("script"):  # it runs the code of its submission
             environment["git"] = runs.read_json(folder / runs.ENVIRONMENT_FILE).get("git")
@@ -134,7 +134,7 @@ class Opening:
         assert self.data_print  # which may add a note
         name = self.checkpoint.folder.name if self.checkpoint else None
         readers = self._readers()
-        return Start(str(folder), name, tuple(changed), threads, readers, tuple(self.notes), tuple(self.warnings))
+        return ResumePoint(str(folder), name, tuple(changed), threads, readers, tuple(self.notes), tuple(self.warnings))
 
     def _find(self, folder: Path) -> list[str]:
         """Finds the checkpoint to go on from; gives the keys that changed since it was saved."""
@@ -151,7 +151,7 @@ class Opening:
         if "recipe" not in manifest:
             raise UsageError(f"--run-dir: {folder} holds the checkpoints of a script, not of a recipe; name another")
         was = {**manifest["recipe"], "data.train.content": manifest["data"]}
-        now = {**self.essence, "data.train.content": self.data_print}
+        now = {**self.identity, "data.train.content": self.data_print}
         if manifest["readers"] and manifest["world"] == self.world.size and self.recipe.data.workers != "auto":
             was["data.workers"], now["data.workers"] = (
                 str(readers // self.world.size) for readers in (manifest["readers"], self.data.readers)
@@ -202,7 +202,7 @@ class Opening:
 
     def _finished(self, folder: Path, step: int) -> str | None:
         is_over = runs.read_json(folder / runs.STATUS_FILE).get("state") == "finished"
-        total = self.horizon.total_steps
+        total = self.run_length.total_steps
         longer = total is not None and step < total and self.options.allow_changes
         if not is_over or longer or self.options.start is not None or not (folder / runs.WEIGHTS_FILE).exists():
             return None

@@ -19,11 +19,11 @@ from launcher.model.ema import Average
 from launcher.objective.loss import At, Objective
 from launcher.objective.schedule import Schedule
 from launcher.training import fast_step
-from launcher.training.nonfinite import Guard
+from launcher.training.nonfinite import NonFiniteGuard
 
 
 @dataclass(frozen=True)
-class Horizon:
+class RunLength:
     """How long the run is.
 
     Attributes:
@@ -46,7 +46,7 @@ class Horizon:
 
 
 @dataclass
-class Trainable:
+class TrainState:
     """All that an optimizer step changes, and what it needs.
 
     Attributes:
@@ -72,8 +72,8 @@ class Trainable:
     average: Average | None = None
 
     def __post_init__(self) -> None:
-        self.direct = fast_step.Direct(self.optimizer)
-        self.guard = Guard(self)
+        self.direct = fast_step.FastStep(self.optimizer)
+        self.guard = NonFiniteGuard(self)
         self.scaler = self.device.accelerator.scaler
 
     @property

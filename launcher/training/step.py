@@ -22,7 +22,7 @@ from launcher.errors import LauncherError
 from launcher.objective.loss import INDEPENDENT, At, Objective
 from launcher.recipe.schema import LINE_KEYS
 from launcher.training import fast_step
-from launcher.training.state import Trainable
+from launcher.training.state import TrainState
 from launcher.world import context
 
 _AS_EVER = nullcontext()
@@ -30,7 +30,7 @@ Scales = Sequence[Sequence[float]]
 
 
 @dataclass(slots=True)
-class Step:
+class StepBatch:
     """What one optimizer step reads.
 
     Attributes:
@@ -47,7 +47,7 @@ class Step:
 
 
 @dataclass(slots=True)
-class Stepped:
+class StepResult:
     """What one optimizer step leaves: numbers still on the device.
 
     Attributes:
@@ -63,19 +63,19 @@ class Stepped:
 
 
 def forward(
-    trainable: Trainable, batch: MicroBatch, scales: Sequence[float], at: At
+    train_state: TrainState, batch: MicroBatch, scales: Sequence[float], at: At
 ) -> tuple[torch.Tensor, float, Mapping[str, Any]]:
     """The loss of one micro-batch, the factor that makes it a part of the step's mean, and scalars to log."""
-    objective, layout = trainable.objective, trainable.objective.layout
+    objective, layout = train_state.objective, train_state.objective.layout
     data = context.run.batch = batch.data
     logged: Mapping[str, Any] = {}
     if objective.step is not None:
-        result = objective.stepped(trainable.model.wrapped, data, at)
+        result = objective.stepped(train_state.model.wrapped, data, at)
         value, factor = result.pop("loss"), scales[0]
         logged = _scalars({key: one for key, one in result.items() if key not in _NO_SCALARS})
     else:
         args, kwargs, targets = layout.split(data)
-        result = trainable.model.wrapped(*args, **kwargs)
+        result = train_state.model.wrapped(*args, **kwargs)
         if objective.terms:
             value, factor = objective.value(layout.outputs(result), targets, scales)
         else:
@@ -102,55 +102,55 @@ def _scalars(given: Mapping[str, Any]) -> Mapping[str, Any]:
     return {name: value.detach() if isinstance(value, torch.Tensor) else value for name, value in given.items()}
 
 
-def backward(trainable: Trainable, value: torch.Tensor, factor: float) -> None:
+def backward(train_state: TrainState, value: torch.Tensor, factor: float) -> None:
     """Adds this micro-batch's gradients, times `factor`.
 
     Raises:
         LauncherError: There are none.
     """
     if not value.requires_grad:
-        raise LauncherError(f"{'loss' if trainable.objective.step is None else 'train.step'}: {INDEPENDENT}")
-    if trainable.scaler is not None:
-        trainable.scaler.scale(value * factor).backward()
+        raise LauncherError(f"{'loss' if train_state.objective.step is None else 'train.step'}: {INDEPENDENT}")
+    if train_state.scaler is not None:
+        train_state.scaler.scale(value * factor).backward()
     else:
         fast_step.backward(value, factor)
 
 
-def update(trainable: Trainable, step: int) -> torch.Tensor | None:
+def update(train_state: TrainState, step: int) -> torch.Tensor | None:
     """Clips, checks, steps the optimizer, clears the gradients; returns the norm where it clipped."""
     norm = None
-    fast_step.lay_out_gradients(trainable.optimizer)
-    if trainable.scaler is not None:
-        trainable.scaler.unscale_(trainable.optimizer)
-    if trainable.clip_grad_norm is not None:
-        norm = nn.utils.clip_grad_norm_(trainable.parameters, trainable.clip_grad_norm)
-    if trainable.scaler is not None:
-        trainable.guard.scaled_step(step)
-        stepped = trainable.guard.skipped_in_a_row == 0
-    elif stepped := trainable.guard.allows(step):
-        trainable.direct.step()
-    if stepped and trainable.average is not None:
-        trainable.average.update()
-    trainable.direct.clear_gradients()
+    fast_step.lay_out_gradients(train_state.optimizer)
+    if train_state.scaler is not None:
+        train_state.scaler.unscale_(train_state.optimizer)
+    if train_state.clip_grad_norm is not None:
+        norm = nn.utils.clip_grad_norm_(train_state.parameters, train_state.clip_grad_norm)
+    if train_state.scaler is not None:
+        train_state.guard.scaled_step(step)
+        stepped = train_state.guard.skipped_in_a_row == 0
+    elif stepped := train_state.guard.allows(step):
+        train_state.direct.step()
+    if stepped and train_state.average is not None:
+        train_state.average.update()
+    train_state.direct.clear_gradients()
     return norm
 
 
 class Parts(NamedTuple):
     """What a step is made of; a profiler puts names on them."""
 
-    forward: Callable[[Trainable, MicroBatch, Sequence[float], At], tuple[torch.Tensor, float, Mapping[str, Any]]]
-    backward: Callable[[Trainable, torch.Tensor, float], None]
-    update: Callable[[Trainable, int], torch.Tensor | None]
+    forward: Callable[[TrainState, MicroBatch, Sequence[float], At], tuple[torch.Tensor, float, Mapping[str, Any]]]
+    backward: Callable[[TrainState, torch.Tensor, float], None]
+    update: Callable[[TrainState, int], torch.Tensor | None]
 
 
 PARTS = Parts(forward, backward, update)
 
 
-def train_step(trainable: Trainable, step: Step, at: At, do: Parts = PARTS) -> Stepped:
+def train_step(train_state: TrainState, step: StepBatch, at: At, do: Parts = PARTS) -> StepResult:
     """Forward, loss and backward over the micro-batches, then one update of the weights.
 
     Args:
-        trainable: What it changes.
+        train_state: What it changes.
         step: What it reads.
         at: Where it stands in the run.
         do: How: with names on the parts, where somebody looks.
@@ -159,18 +159,18 @@ def train_step(trainable: Trainable, step: Step, at: At, do: Parts = PARTS) -> S
     scalars: list[Mapping[str, Any]] = []
     last = len(step.batches) - 1
     for number, (batch, scales) in enumerate(zip(step.batches, step.scales, strict=True)):
-        with _AS_EVER if number == last else trainable.without_sync():
-            value, factor, logged = do.forward(trainable, batch, scales, at)
-            do.backward(trainable, value, factor)
+        with _AS_EVER if number == last else train_state.without_sync():
+            value, factor, logged = do.forward(train_state, batch, scales, at)
+            do.backward(train_state, value, factor)
         # a compiled model may write the next loss where this one is
         parts.append((value.detach() if number == last else value.detach().clone(), factor))
         scalars.append(logged)
-    return Stepped(parts, do.update(trainable, at.step), scalars)
+    return StepResult(parts, do.update(train_state, at.step), scalars)
 
 
 def counted_steps(
     data: Data, objective: Objective, coordinator: Coordinator, start: int, stop: int | None
-) -> Generator[Step, None, None]:
+) -> Generator[StepBatch, None, None]:
     """This rank's steps with every micro-batch's share of the whole step.
 
     Shares of samples are arithmetic: the same in every step of one size. Counts that are functions of the batch are
@@ -191,25 +191,27 @@ def counted_steps(
 
 def _by_arithmetic(
     stream: Iterable[list[MicroBatch]], sizes: Iterator[int], objective: Objective, world: int
-) -> Iterator[Step]:
+) -> Iterator[StepBatch]:
     scales: dict[int, Scales] = {}  # by the size of a step: there are two, the last one of an epoch may be short
     for batches in stream:
         samples = next(sizes)
         if samples not in scales:
             local = [objective.counts(batch.data, batch.samples) for batch in batches]
             scales[samples] = _scales(objective, batches, local, [float(samples)] * len(local[0]), world)
-        yield Step(batches, scales[samples], float(samples), samples)
+        yield StepBatch(batches, scales[samples], float(samples), samples)
 
 
 def _by_counting(
     stream: Iterable[list[MicroBatch]], sizes: Iterator[int], objective: Objective, coordinator: Coordinator
-) -> Iterator[Step]:
+) -> Iterator[StepBatch]:
     ahead: deque[tuple[list[MicroBatch], list[list[float]], Pending]] = deque()
 
-    def oldest() -> Step:
+    def oldest() -> StepBatch:
         batches, local, pending = ahead.popleft()
         total = pending.result().tolist()
-        return Step(batches, _scales(objective, batches, local, total, coordinator.world_size), total[0], next(sizes))
+        return StepBatch(
+            batches, _scales(objective, batches, local, total, coordinator.world_size), total[0], next(sizes)
+        )
 
     for batches in stream:
         local = [objective.counts(batch.data, batch.samples) for batch in batches]
@@ -242,7 +244,7 @@ def seed_step(seed: int, step: int, rank: int, is_gpu: bool) -> None:
         torch.cuda.manual_seed(value)
 
 
-def timed(steps: Iterator[Step]) -> Iterator[tuple[Step, float]]:
+def timed(steps: Iterator[StepBatch]) -> Iterator[tuple[StepBatch, float]]:
     """Each step with the seconds that it was waited for."""
     while True:
         before = time.perf_counter()
@@ -252,14 +254,14 @@ def timed(steps: Iterator[Step]) -> Iterator[tuple[Step, float]]:
         yield step, time.perf_counter() - before
 
 
-def warm_up(trainable: Trainable, data: Data) -> None:
+def warm_up(train_state: TrainState, data: Data) -> None:
     """One forward and backward whose result is thrown away; buffers are put back."""
-    buffers = {name: buffer.clone() for name, buffer in trainable.model.bare.named_buffers()}
-    steps = counted_steps(data, trainable.objective, trainable.device.coordinator, 0, 1)
-    step = next(on_device(steps, trainable.device.torch_device))
-    value, factor, _ = forward(trainable, step.batches[-1], step.scales[-1], At())
-    backward(trainable, value, factor)
-    trainable.direct.clear_gradients()
+    buffers = {name: buffer.clone() for name, buffer in train_state.model.bare.named_buffers()}
+    steps = counted_steps(data, train_state.objective, train_state.device.coordinator, 0, 1)
+    step = next(on_device(steps, train_state.device.torch_device))
+    value, factor, _ = forward(train_state, step.batches[-1], step.scales[-1], At())
+    backward(train_state, value, factor)
+    train_state.direct.clear_gradients()
     with torch.no_grad():
-        for name, buffer in trainable.model.bare.named_buffers():
+        for name, buffer in train_state.model.bare.named_buffers():
             buffer.copy_(buffers[name])

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 
 from launcher.device.agreement import Requests
-from launcher.training.state import Horizon
+from launcher.training.state import RunLength
 
 
 def due(step: int, every: int | None) -> bool:
@@ -28,10 +28,10 @@ class Periods:
 class Clocks:
     """What is due by the clock; any rank's wish becomes the act of all."""
 
-    def __init__(self, horizon: Horizon, periods: Periods, spent_seconds: float = 0.0):
+    def __init__(self, run_length: RunLength, periods: Periods, spent_seconds: float = 0.0):
         self._periods = periods
         now = time.monotonic()
-        self._end = None if horizon.seconds is None else now + horizon.seconds - spent_seconds
+        self._end = None if run_length.seconds is None else now + run_length.seconds - spent_seconds
         self._evaluated = self._saved = now
 
     def wishes(self, stop: bool) -> Requests:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from launcher.datasets.files import whole
+from launcher.datasets.files import atomic_write
 
 
 class Prepared(Dataset[tuple[Tensor, Tensor]]):
@@ -30,7 +30,7 @@ class Prepared(Dataset[tuple[Tensor, Tensor]]):
         with open("log", "a") as log:
             log.write(f"{os.getpid()} {' '.join(words)}\n")
         if not Path(folder).exists():
-            with whole(folder) as made:
+            with atomic_write(folder) as made:
                 made.mkdir()
                 time.sleep(seconds)
                 (made / "rows").write_text("1 2 3 4 5 6")

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from launcher.datasets.files import needed, whole
+from launcher.datasets.files import atomic_write, needed
 
 _SIDE = 112  # pixels of a picture's longer side
 _COLUMNS = 8
@@ -48,7 +48,7 @@ def write_sheet(path: Path, groups: Sequence[tuple[str, Tensor, Sequence[str]]])
             sheet.paste(tile, (left + (_SIDE - tile.width) // 2, below + (_SIDE - tile.height) // 2))
             pen.text((left + _SIDE / 2, below + _SIDE + 2), label[:18], fill=_INK, anchor="ma")
         top += math.ceil(len(group) / columns) * (_SIDE + _LINE + _GAP) + _GAP // 2
-    with whole(path) as part:
+    with atomic_write(path) as part:
         sheet.save(part, format="PNG")
 
 

@@ -18,7 +18,7 @@ from launcher.data.reading import whole_batches
 from launcher.data.streams import StreamLoader
 from launcher.data.subsets import innermost, name_of
 from launcher.objective.batch import BatchLayout
-from launcher.recipe.build import Workshop
+from launcher.recipe.build import Builder
 from launcher.text import short
 from launcher.world.world import World, usable_cpus
 
@@ -43,14 +43,14 @@ class Wishes:
     seconds: float
 
 
-def show(workshop: Workshop, world: World, wishes: Wishes) -> Iterator[str]:
+def show(builder: Builder, world: World, wishes: Wishes) -> Iterator[str]:
     """Opens the data and says what it is, line by line.
 
     Raises:
         LauncherError: It cannot be read.
     """
-    data = load_data(workshop, world, on_gpu=torch.cuda.is_available())
-    layout = BatchLayout(workshop.recipe.batch)
+    data = load_data(builder, world, on_gpu=torch.cuda.is_available())
+    layout = BatchLayout(builder.recipe.batch)
     yield from _sets(data)
     fields = fields_of(first_batch(data.train).data, layout)
     yield from _batch(data.train, fields, world)

@@ -28,7 +28,7 @@ from launcher.recipe.load import load_recipe
 from launcher.recipe.schema import Recipe, Slurm
 from launcher.recipe.secrets import holds_secret, is_secret_key
 from launcher.runs import folder as runs
-from launcher.runs.identity import essence_of
+from launcher.runs.identity import identity_of
 from launcher.runs.job import Submission, mark_submitted, name_job
 from launcher.text import brief
 from launcher.world import slurm
@@ -551,8 +551,8 @@ def preflight(plan: Plan) -> str:
 
 
 def _choose_folder(plan: Plan) -> Path:
-    essence = essence_of(plan.recipe) if plan.recipe is not None else {}
-    folder = runs.Choice(plan.name, plan.request.run_dir, False, essence).folder(plan.site.root)
+    identity = identity_of(plan.recipe) if plan.recipe is not None else {}
+    folder = runs.Choice(plan.name, plan.request.run_dir, False, identity).folder(plan.site.root)
     printable(str(folder))
     return folder
 
