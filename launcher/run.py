@@ -6,14 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launcher.data.load import load_data
 from launcher.device.device import check_device, open_device, seed_everything, use_cpu
-from launcher.model.build import build_model
 from launcher.recipe.build import Builder
 from launcher.recipe.schema import Recipe
 from launcher.runs.options import Options
 from launcher.runs.tracking.tracking import Line, check_trackers
-from launcher.training.build import build_train_state
+from launcher.training.build import build_run_model, build_run_state, open_run_data
 from launcher.training.finish import evaluate_at_end, save_at_end
 from launcher.training.loop import train
 from launcher.training.open_session import open_session
@@ -49,15 +47,15 @@ def run(recipe: Recipe, world: World, options: Options) -> Result:
         LauncherError: Anything a user can mend; the message says how.
     """
     builder = checked(recipe, world, options)
-    data = load_data(builder, world, on_gpu=not use_cpu(world, options.cpu))  # 1 data
-    with open_device(recipe, world, cpu=options.cpu) as device:  # 2 device
-        model = build_model(builder, device)  # 3 model
-        train_state, run_length = build_train_state(builder, model, device, data)  # 4 objective
-        with open_session(builder, train_state, data, run_length, options) as session:
-            state, step = train(train_state, data, run_length, session)  # 5 training
-            state, scores = evaluate_at_end(session, train_state, data, run_length, state, step)  # 6 evaluation
-            save_at_end(session, train_state, state, step)  # 7 saving
-    return Result(session.folder, state, step, scores, model.bare)
+    data = open_run_data(recipe, builder, world, on_gpu=not use_cpu(world, options.cpu))  # 1 data
+    with open_device(recipe.device, world, cpu=options.cpu, threads=recipe.launch.threads) as device:  # 2 device
+        model = build_run_model(recipe, builder, device)  # 3 model
+        state = build_run_state(recipe, builder, model, device, data)  # 4 objective
+        with open_session(recipe, builder, state, options) as session:
+            outcome, step = train(state, session)  # 5 training
+            outcome, scores = evaluate_at_end(state, session, outcome, step)  # 6 evaluation
+            save_at_end(state, session, outcome, step)  # 7 saving
+    return Result(session.folder, outcome, step, scores, model.bare)
 
 
 def checked(recipe: Recipe, world: World, options: Options) -> Builder:

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
-from launcher.recipe.places import Key
-
 
 def printable(text: str) -> str:
-    """Return a text that is safe to print on one line: whatever is not printable, as its escape."""
+    """A text that is safe to print on one line: whatever is not printable, as its escape."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def brief(text: str) -> str:
-    """Return a text that is safe to print, in no more than 80 characters."""
+    """A text that is safe to print, in no more than 80 characters."""
     safe = printable(text)
     return safe if len(safe) <= 80 else f"{safe[:79]}…"
 
 
-def suggestion(word: str, known: Iterable[Key], prefix: str = "") -> str:
+def suggestion(word: str, known: Iterable[str | int], prefix: str = "") -> str:
     """Return `; did you mean 'lr'?` where something known is spelled alike, else nothing."""
     words = [str(other) for other in islice(known, 300)]
     alike = [other for other in words if other.lower() == word.lower()]  # of Adam and AdamW, the second for `Adamw`
@@ -30,7 +28,7 @@ def suggestion(word: str, known: Iterable[Key], prefix: str = "") -> str:
     return f"; did you mean '{prefix}{near[0]}'?" if near else ""
 
 
-def hint(word: str, known: Iterable[Key], rest: str) -> str:
+def hint(word: str, known: Iterable[str | int], rest: str) -> str:
     """Return `; did you mean 'lr'? It takes: …` where something known is spelled alike, else `; it takes: …`."""
     near = suggestion(word, known)
     return f"{near} {rest[0].upper()}{rest[1:]}" if near else f"; {rest}"
@@ -79,3 +77,28 @@ def age(seconds: float) -> str:
 def size(num_bytes: int) -> str:
     """`1.5 KiB` or `82.3 MiB`: whichever has digits to show."""
     return f"{num_bytes / 2**10:.1f} KiB" if num_bytes < 2**20 else f"{num_bytes / 2**20:.1f} MiB"
+
+
+def shapes(value: Any) -> str:
+    """Tensors by type and shape, in the containers that they stand in: `float32 [2, 1, 8, 8], int64 [2]`."""
+    text = _shapes(value)
+    return text[1:-1] if isinstance(value, tuple | list) else text
+
+
+def _shapes(value: Any) -> str:
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{str(value.dtype).rpartition('.')[2]} {list(value.shape)}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_shapes(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, tuple | list):
+        return "(" + ", ".join(_shapes(item) for item in value[:6]) + (", …" if len(value) > 6 else "") + ")"
+    return type(value).__name__
+
+
+def flat(value: Any, separator: str = ".", key: str = "") -> Iterator[tuple[str, Any]]:
+    """What nested mappings and lists hold, each with its keys joined; an empty one is a value."""
+    if isinstance(value, Mapping | list | tuple) and value:
+        for name, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from flat(inner, separator, f"{key}{separator}{name}" if key else str(name))
+    else:
+        yield key, value

@@ -112,8 +112,8 @@ class Syncs(TorchDispatchMode):
 def later(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU: what is read at once on a CPU, where nobody waits for it, is read before something is kept."""
 
-    def as_on_a_gpu(self: NonFiniteGuard, train_state: Any) -> None:
-        made(self, train_state)
+    def as_on_a_gpu(self: NonFiniteGuard, *how: Any) -> None:
+        made(self, *how)
         self._read_now = False
 
     made = NonFiniteGuard.__init__

@@ -13,7 +13,7 @@ import pytest
 from worlds import in_world, killed, train, train_here
 
 from launcher.data import open as sets
-from launcher.data.load import Data, fair_workers, load_data
+from launcher.data.load import Data, fair_workers
 from launcher.data.open import slow_note
 from launcher.data.preparation import once_per_node
 from launcher.data.streams import StreamLoader
@@ -21,6 +21,7 @@ from launcher.datasets.files import atomic_write
 from launcher.errors import LauncherError, RecipeError
 from launcher.recipe.build import Builder, BuildError
 from launcher.recipe.load import load_recipe
+from launcher.training.build import open_run_data
 from launcher.world.world import World, usable_cpus
 
 RECIPE = Path(__file__).parent / "recipes" / "data.yaml"
@@ -34,7 +35,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def opened(*overrides: str, remove: tuple[str, ...] = (), world: World | None = None) -> Data:
-    return load_data(Builder(load_recipe(RECIPE, overrides, remove)), world or World())
+    recipe = load_recipe(RECIPE, overrides, remove)
+    return open_run_data(recipe, Builder(recipe), world or World())
 
 
 def started(function: Callable[..., None], *arguments: Any) -> Any:

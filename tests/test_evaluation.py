@@ -294,15 +294,15 @@ def test_what_a_metric_cannot_say(override: str, message: str) -> None:
 )
 def test_the_best_and_when_to_stop(mode: Any, values: list[float], bests: list[int], since: list[int]) -> None:
     best, early_stop = schema.Best(metric="it", mode=mode), schema.EarlyStop(patience=9, min_delta=0.025)
-    judge, found, waited = BestTracker(best, early_stop), [], []
+    best_tracker, found, waited = BestTracker(best, early_stop), [], []
     for step, value in enumerate(values):
-        if judge.see(step, value):
+        if best_tracker.see(step, value):
             found.append(step)
-        waited.append(judge.since)
-        after, state = BestTracker(best, early_stop), judge.state()
-        after.load(json.loads(json.dumps(state)))
-        judge = after  # as after a stop
-    assert (found, judge.step, waited) == (bests, bests[-1], since)
+        waited.append(best_tracker.since)
+        after, state = BestTracker(best, early_stop), best_tracker.state_dict()
+        after.load_state_dict(json.loads(json.dumps(state)))
+        best_tracker = after  # as after a stop
+    assert (found, best_tracker.step, waited) == (bests, bests[-1], since)
 
 
 @pytest.mark.parametrize("size", [1, 2])

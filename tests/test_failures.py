@@ -32,7 +32,8 @@ from launcher.launch.nodes import Nodes
 from launcher.launch.postmortem import examined
 from launcher.launch.supervisor import choose_processes
 from launcher.recipe.schema import Device
-from launcher.world.context import described, known_of, remembered
+from launcher.text import shapes
+from launcher.world.context import known_of, remembered
 from launcher.world.failure import Failure, Frame, Notes, first_of, folded, hint_for, of_exception, of_exit, of_stack
 from launcher.world.world import World, usable_cpus
 from recipes import failing
@@ -155,7 +156,7 @@ def test_word_left_by_a_rank_is_read_as_it_was(tmp_path: Path) -> None:
 
 def test_a_batch_is_described() -> None:
     batch = {"x": torch.zeros(2, 3), "y": [torch.zeros(2, dtype=torch.int64), "text"]}
-    assert described(batch) == "{x: float32 [2, 3], y: (int64 [2], str)}"
+    assert shapes(batch) == "{x: float32 [2, 3], y: (int64 [2], str)}"
 
 
 class Fussy(Net):

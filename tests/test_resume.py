@@ -23,15 +23,17 @@ from torch import nn
 from worlds import TINY, Command, Trained, in_world, killed, result_of, train, train_here
 
 from launcher.checkpoints import format as checkpoints
-from launcher.data.load import load_data
+from launcher.data.load import Data
 from launcher.errors import LauncherError, UsageError
 from launcher.recipe.build import Builder
 from launcher.recipe.load import load_recipe
+from launcher.recipe.schema import Recipe
 from launcher.run import Result
 from launcher.run import run as launch
 from launcher.runs.lock import holder, locked
 from launcher.runs.options import Options
 from launcher.runs.tracking.tracking import read_metrics
+from launcher.training.build import open_run_data
 from launcher.training.resume import Finished
 from launcher.world.faults import Fault
 from launcher.world.world import World
@@ -55,6 +57,10 @@ def hard(size: int) -> tuple[str, ...]:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Trained]:
     folder = tmp_path_factory.mktemp("undisturbed")
     return {size: train(folder / str(size), *hard(size), size=size) for size in (1, 2, 3)}
+
+
+def opened(recipe: Recipe) -> Data:
+    return open_run_data(recipe, Builder(recipe), World())
 
 
 def assert_same(run: Path, expected: Trained) -> None:
@@ -135,8 +141,8 @@ def test_a_plateau_and_a_loss_with_parameters_go_on(tmp_path: Path, size: int) -
     train(run, *changes, size=size)
     assert_same(run, straight)
     assert result_of(run).column("lr") == straight.column("lr")
-    losses = [checkpoints.verify(folder / NEWEST).training()["losses"] for folder in (run, straight.folder)]
-    scales = [next(iter(one.values()))["scale"] for one in losses]
+    losses = [checkpoints.verify(folder / NEWEST).training()["loss"] for folder in (run, straight.folder)]
+    scales = [loss["scale"] for loss in losses]
     assert scales[0] == scales[1] != 1
 
 
@@ -152,7 +158,7 @@ def test_worlds_may_change_between_starts(tmp_path: Path) -> None:
 def test_a_checkpoint_says_what_it_is(tmp_path: Path) -> None:
     train(tmp_path / "run", "data.micro_batch_size=8", size=2)
     manifest = checkpoints.verify(tmp_path / "run/checkpoints/step-00000012").manifest
-    expected = {"format": 1, "step": 12, "epoch": 3.0, "samples": 150, "world": 2, "threads": 1}
+    expected = {"format": 2, "step": 12, "epoch": 3.0, "samples": 150, "world": 2, "threads": 1}
     assert expected.items() <= manifest.items()
     assert manifest["global_batch_size"] == 16
     assert manifest["recipe"]["optimizer.lr"] == "0.01"
@@ -332,17 +338,17 @@ def test_draws_by_weight_go_on_bit_for_bit_from_a_function_or_a_file(tmp_path: P
     assert_same(run, straight)
     np.save(weights, np.arange(40))
     with pytest.raises(LauncherError, match=r"data\.weights: must be 50 finite numbers, .*; got shape \(40,\)"):
-        load_data(Builder(load_recipe(TINY, by_file)), World())
+        opened(load_recipe(TINY, by_file))
     weights.write_text("nothing of numpy's")
     with pytest.raises(
         LauncherError, match=r"data\.weights: .*weights\.npy cannot be read: .*; write it with numpy\.save"
     ):
-        load_data(Builder(load_recipe(TINY, by_file)), World())
+        opened(load_recipe(TINY, by_file))
     weights.unlink()
     with pytest.raises(
         LauncherError, match=r"data\.weights: .*weights\.npy cannot be read: No such file or directory;"
     ):
-        load_data(Builder(load_recipe(TINY, by_file)), World())
+        opened(load_recipe(TINY, by_file))
 
 
 def test_what_was_changed_is_shown_and_must_be_allowed(tmp_path: Path) -> None:
@@ -517,7 +523,7 @@ def test_a_huge_data_set_is_gone_on_with_at_once(tmp_path: Path) -> None:
 
 
 def _lines_to_the_first_batch(start: int) -> int:
-    data = load_data(Builder(load_recipe(TINY, ["data.train={_target_: parts.py:Huge}"])), World())
+    data = opened(load_recipe(TINY, ["data.train={_target_: parts.py:Huge}"]))
     count = 0
 
     def trace(frame: Any, event: str, argument: Any) -> Any:

@@ -68,10 +68,10 @@ def test_every_parameter_of_every_loss_is_trained(tmp_path: Path) -> None:
     groups = "optimizer._groups_={'loss.kept.*': {lr: 0}}"
     folder = train(tmp_path / "run", f"loss={terms}", groups, remove=("loss",)).folder
     path = folder / "checkpoints" / "step-00000012" / "training.pt"
-    losses = torch.load(path, weights_only=True)["losses"]
-    assert losses["kept"]["scale"] == 1
-    assert losses["b"]["scale"] != 1
-    assert (losses["c"]["shift"] != 0).all()
+    losses = torch.load(path, weights_only=True)
+    assert losses["loss.kept"]["scale"] == 1
+    assert losses["loss.b"]["scale"] != 1
+    assert (losses["loss.c"]["shift"] != 0).all()
 
 
 def test_gradients_of_a_trial_by_hand_are_no_part_of_the_first_step(tmp_path: Path) -> None:
@@ -500,10 +500,10 @@ def test_a_world_that_contradicts_itself_is_refused() -> None:
 
 
 def test_accelerate_s_world_must_be_the_environment_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe, two = load_recipe(TINY), World(size=2, local_size=2, started_by="torchrun")
+    section, two = load_recipe(TINY).device, World(size=2, local_size=2, started_by="torchrun")
     with (
         pytest.raises(UsageError, match="says rank 0 of 2, Accelerate sees rank 0 of 1; start with `launcher train`"),
-        open_device(recipe, two, cpu=True),
+        open_device(section, two, cpu=True),
     ):
         pass
     monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "meta")

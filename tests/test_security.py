@@ -109,9 +109,9 @@ def test_refused_packages_are_not_imported(project: Path, monkeypatch: pytest.Mo
 
 
 def test_building_judges_again_what_was_never_checked() -> None:
-    builder = Builder(load_recipe("recipe.yaml", ["model={_target_: torch.os.system, _args_: [touch owned]}"]))
+    recipe = load_recipe("recipe.yaml", ["model={_target_: torch.os.system, _args_: [touch owned]}"])
     with pytest.raises(LauncherError, match=r"it is posix\.system, which a recipe may not name"):
-        builder.build(builder.recipe.model)
+        Builder(recipe).build(recipe.model)
 
 
 # ---------------------------------------------------------------------- references to attributes
@@ -213,7 +213,8 @@ def libraries(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_arguments_that_load_code_or_write_files(component: str, argument: str | None) -> None:
-    builder = Builder(load_recipe("recipe.yaml", [f"define={{x: {{_target_: {component}}}}}"]))
+    recipe = load_recipe("recipe.yaml", [f"define={{x: {{_target_: {component}}}}}"])
+    builder = Builder(recipe)
     if argument is None:
         assert builder.check() == 5
         return
@@ -221,7 +222,7 @@ def test_arguments_that_load_code_or_write_files(component: str, argument: str |
         builder.check()
     assert argument in [problem.path.removeprefix("define.x.") for problem in caught.value.problems]
     if argument != "_target_":
-        assert Builder(builder.recipe, ["timm", "transformers", "torchvision"]).check() == 5
+        assert Builder(recipe, ["timm", "transformers", "torchvision"]).check() == 5
 
 
 @pytest.mark.usefixtures("libraries")
@@ -231,10 +232,11 @@ def test_arguments_are_judged_again_when_they_are_known() -> None:
     define = (
         "{names: {_target_: names.py:Names}, net: {_target_: timm.create_model, model_name: '${define.names.model}'}}"
     )
-    builder = Builder(load_recipe("recipe.yaml", [f"define={define}"]))
+    recipe = load_recipe("recipe.yaml", [f"define={define}"])
+    builder = Builder(recipe)
     builder.check()  # nothing is built yet
     with pytest.raises(RecipeError, match="a repository or folder can hold code"):
-        builder.build(builder.recipe.define["net"])
+        builder.build(recipe.define["net"])
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The house: imports go down, and what must answer at once loads no torch."""
+"""The house: rooms by concern, imports that go down and never round; what must answer at once loads no torch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -13,95 +14,128 @@ import pytest
 import launcher
 
 PACKAGE = Path(launcher.__file__).parent
+PHASES = ("data", "device", "model", "objective", "training", "evaluation", "checkpoints")
 
-# DESIGN's order, from the top; what stands on one line may not import one another's siblings above
-LAYERS = (
-    ("__main__", "__init__"),
+# From the top: a room imports from those below it, at whatever level of a file, for type checkers too.
+FLOORS = (
+    ("__main__",),
     ("cli",),
-    ("commands",),
-    ("api", "export", "verification", "submission", "script", "doctor", "overfit", "scoring"),
-    ("bandwidth", "saved"),
+    ("__init__",),
+    ("api",),
+    ("checks",),
+    ("launch",),
+    ("run",),
     ("scripting",),
-    ("run", "check"),
-    ("session",),
-    ("opening",),
-    ("postmortem",),
-    ("plan", "doubts", "profiling", "predictions"),
     ("training",),
     ("evaluation",),
-    ("objective", "model", "checkpoints", "judge", "measures", "averages", "watch"),
+    ("checkpoints",),
+    ("objective",),
+    ("model",),
     ("device",),
-    ("exchange",),
-    ("data", "batch", "coordination", "direct", "outputs", "uncompiled"),
-    ("datasets", "models", "templates"),
-    ("tracking",),
+    ("data",),
+    ("datasets", "models"),
     ("runs",),
-    ("launch",),
+    ("world",),
     ("recipe",),
-    ("faults",),
     ("internals",),
-    ("errors", "version"),
+    ("text",),
+    ("errors",),
+    ("version",),
 )
-# inside these nothing imports torch when it is imported
+# in these nothing imports torch when it is imported
 TORCH_FREE = (
-    "tracking",
-    "runs",
+    "__init__",
+    "__main__",
+    "cli",
     "launch",
+    "runs",
+    "world",
     "recipe",
+    "internals",
+    "text",
     "errors",
     "internals",
     "version",
-    "commands",
-    "cli",
-    "submission",
-    "__init__",
-    "__main__",
 )
 HEAVY = {"torch", "accelerate", "torchmetrics", "numpy"}
 
 
-def modules() -> list[Path]:
-    return sorted(PACKAGE.rglob("*.py"))
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def part_of(name: str) -> str:
-    parts = name.split(".")
-    return parts[1] if len(parts) > 1 else "__init__"
+FILES = {module_name(path): path for path in PACKAGE.rglob("*.py") if "templates" not in path.parts}
 
 
-def imports(path: Path, everywhere: bool) -> set[str]:
-    """Modules that a file imports: when it is imported, or at all; what is for type checkers does not count."""
-    tree = ast.parse(path.read_text())
-    skipped = {
-        node
-        for block in ast.walk(tree)
-        if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.dump(block.test)
-        for node in ast.walk(block)
-    }
-    nodes = ast.walk(tree) if everywhere else iter(tree.body)
+def room_of(name: str) -> str:
+    return name.split(".")[1] if "." in name else "__init__"
+
+
+def imported(nodes: Iterator[ast.AST]) -> set[str]:
+    """Modules of ours and others' that some code imports; of `from a import b`, the module `a.b` where b is one."""
     found: set[str] = set()
     for node in nodes:
-        if node in skipped:
-            continue
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-            if node.module == "launcher":
-                found |= {f"launcher.{alias.name}" for alias in node.names}
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in FILES else node.module for name in inner}
     return found
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_only_go_down(path: Path) -> None:
-    level = {part: number for number, layer in enumerate(LAYERS) for part in layer}
-    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    for name in imports(path, everywhere=own not in ("cli", "commands", "__init__", "launch")):
-        if name.startswith("launcher.") and part_of(name) != own:
-            assert level[part_of(name)] >= level[own], f"{path.name} imports {name}, which stands above it"
-    if own in TORCH_FREE:
-        heavy = {name.partition(".")[0] for name in imports(path, everywhere=False)} & HEAVY
-        assert not heavy, f"{path.name} imports {heavy} when it is imported"
+def trees() -> Iterator[tuple[str, ast.Module]]:
+    for name, path in FILES.items():
+        yield name, ast.parse(path.read_text(encoding="utf-8"))
+
+
+IMPORTS: Mapping[str, set[str]] = {name: imported(ast.walk(tree)) & FILES.keys() - {name} for name, tree in trees()}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_imports_only_go_down(name: str) -> None:
+    floor = {room: number for number, floor in enumerate(FLOORS) for room in floor}
+    own = room_of(name)
+    for other in IMPORTS[name]:
+        if room_of(other) != own:
+            assert floor[room_of(other)] > floor[own], f"{name} imports {other}, which stands above it or beside it"
+
+
+def test_imports_never_go_round() -> None:
+    done: set[str] = set()
+
+    def walk(name: str, road: tuple[str, ...]) -> None:
+        assert name not in road, "a circle: " + " → ".join([*road[road.index(name) :], name])
+        if name not in done:
+            for other in IMPORTS[name]:
+                walk(other, (*road, name))
+            done.add(name)
+
+    for name in FILES:
+        walk(name, ())
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if room_of(name) in TORCH_FREE])
+def test_what_answers_at_once_imports_nothing_heavy(name: str) -> None:
+    tree = ast.parse(FILES[name].read_text(encoding="utf-8"))
+    heavy = {other.partition(".")[0] for other in imported(iter(tree.body))} & HEAVY
+    assert not heavy, f"{name} imports {heavy} when it is imported"
+
+
+def test_the_front_door_has_few_names_and_a_room_for_each_phase() -> None:
+    names = {path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"}
+    assert set(PHASES) <= names
+    assert len(names) <= 25, sorted(names)
+    assert {path.name for path in PACKAGE.glob("*.py")} <= {f"{room}.py" for floor in FLOORS for room in floor}
+
+
+@pytest.mark.parametrize("path", list(PACKAGE.rglob("__init__.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_package_hands_names_on_and_holds_no_code(path: Path) -> None:
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        is_list = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+        is_lazy = isinstance(node, ast.FunctionDef) and node.name == "__getattr__"
+        is_import = isinstance(node, ast.Import | ast.ImportFrom | ast.If)
+        assert is_list or is_lazy or is_import or isinstance(node, ast.Expr), f"{path}:{node.lineno} is code"
 
 
 def test_the_seven_phases_stand_in_order_on_one_screen() -> None:
@@ -110,6 +144,70 @@ def test_the_seven_phases_stand_in_order_on_one_screen() -> None:
     places = [text.index(f"# {number} {phase}") for number, phase in enumerate(phases, 1)]
     assert places == sorted(places)
     assert len(text.splitlines()) < 80
+
+
+def test_a_step_is_read_in_order_and_the_loop_at_a_glance() -> None:
+    text = (PACKAGE / "training" / "step.py").read_text()
+    step = text[text.index("def train_step(") :]
+    parts = ("Mode", "The batch to the device", "Zero the gradients", "Forward", "Backward", "Clip", "Schedule")
+    places = [step.index(f"# {part}") for part in parts]
+    assert places == sorted(places)
+    loop = next(
+        node
+        for node in ast.parse((PACKAGE / "training" / "loop.py").read_text()).body
+        if isinstance(node, ast.FunctionDef) and node.name == "train"
+    )
+    body = loop.body[1:]  # without what is said about it
+    assert (body[-1].end_lineno or 0) - body[0].lineno + 1 <= 50
+
+
+# ---------------------------------------------------------------------- how code is written
+
+
+def functions(tree: ast.Module) -> Iterator[ast.FunctionDef]:
+    yield from (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if room_of(name) in PHASES[:4]])
+def test_a_builder_takes_its_own_section(name: str) -> None:
+    """The whole recipe is known where a run is put together and where runs are compared; not below."""
+    tree = ast.parse(FILES[name].read_text(encoding="utf-8"))
+    whole = {
+        node.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Name | ast.Attribute)
+        and (getattr(node, "id", "") == "Recipe" or getattr(node, "attr", "") == "Recipe")
+    }
+    assert not whole, f"{name} names the whole Recipe in lines {sorted(whole)}"
+
+
+def test_builders_below_the_run_never_ask_for_the_whole_recipe() -> None:
+    for name, tree in trees():
+        if room_of(name) in ("evaluation", "checkpoints"):
+            for function in functions(tree):
+                if function.name.startswith("build_"):
+                    taken = [ast.unparse(one.annotation) for one in function.args.args if one.annotation is not None]
+                    assert "Recipe" not in " ".join(taken), f"{name}.{function.name}"
+
+
+PARTS = ("session", "evaluation", "saving", "coordinator", "device", "state", "tracking", "objective", "term", "model")
+
+
+def test_parts_of_a_run_are_whole_when_they_are_made() -> None:
+    """Nobody sets an attribute of theirs afterwards: what they need is handed to the constructor."""
+    for name, tree in trees():
+        for node in ast.walk(tree):
+            for target in node.targets if isinstance(node, ast.Assign) else ():
+                outside = isinstance(target, ast.Attribute) and ast.unparse(target.value).split(".")[-1] in PARTS
+                assert not outside, f"{name}: {ast.unparse(target)} = …"
+
+
+def test_only_a_command_changes_the_working_directory() -> None:
+    found = [name for name, path in FILES.items() if re.search(r"\bf?chdir\(", path.read_text(encoding="utf-8"))]
+    assert found == ["launcher.cli.arguments"], "a directory is passed on: a caller's relative paths would be others"
+
+
+# ---------------------------------------------------------------------- what answers at once
 
 
 def test_the_command_line_loads_no_torch() -> None:
@@ -130,8 +228,3 @@ def test_reading_a_recipe_loads_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_only_a_command_changes_the_working_directory() -> None:
-    found = [path.relative_to(PACKAGE).as_posix() for path in modules() if re.search(r"\bf?chdir\(", path.read_text())]
-    assert found == ["commands/arguments.py"], "a directory is passed on: a caller's relative paths would be of another"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,8 @@ from launcher.errors import LauncherError, UsageError
 from launcher.internals import tree_map
 from launcher.objective.batch import BatchLayout
 from launcher.recipe.build import Builder
+from launcher.recipe.schema import Recipe
+from launcher.world.files import atomic_write
 
 
 def export(saved: Saved, target: Path) -> str:
@@ -48,56 +49,54 @@ def export(saved: Saved, target: Path) -> str:
     model = builder.build(saved.recipe.model)
     model.load_state_dict(saved.weights())
     model.eval()
-    args, kwargs = _batch(builder)
-    hidden = target.with_name(f".{target.name}.{os.getpid()}{target.suffix}")
-    try:
-        again = _FORMS[target.suffix](builder, model, args, kwargs, hidden)
+    args, kwargs = _batch(saved.recipe, builder)
+    with atomic_write(target, parents=False) as part:
+        again = _FORMS[target.suffix](model, lambda: _another(saved), args, kwargs, part)
         distance = _distance(model, again, args, kwargs)
         sizes = _sizes(model, again, args, kwargs) if target.suffix == ".pt2" else ""
-        hidden.replace(target)
-    finally:
-        hidden.unlink(missing_ok=True)
     size = target.stat().st_size / 2**20
     agreed = "bit-equal" if distance == 0 else f"within {distance:.1e}"
     form = target.suffix[1:]
     return f"{target}: {saved.label} as {form}, {size:.1f} MiB; outputs on a real batch are {agreed}{sizes}"
 
 
-def _batch(builder: Builder) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _batch(recipe: Recipe, builder: Builder) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """What the model gets of two training samples."""
     from launcher.data.load import load_data
     from launcher.world.world import World
 
-    changed = builder.recipe.model_copy(
-        update={"data": builder.recipe.data.model_copy(update={"workers": 0, "micro_batch_size": _SAMPLES})}
-    )
-    reader = Builder(changed, builder.allow, builder.directory)
-    batches = next(iter(load_data(reader, World()).train.steps(0, 1)))
-    args, kwargs, _ = BatchLayout(builder.recipe.batch).split(batches[0].data)
+    section = recipe.data.model_copy(update={"workers": 0, "micro_batch_size": _SAMPLES})
+    data = load_data(builder, section, World(), evaluate=recipe.evaluate, train=recipe.train, seed=recipe.seed)
+    batches = next(iter(data.train.steps(0, 1)))
+    args, kwargs, _ = BatchLayout(recipe.batch).split(batches[0].data)
     return tuple(args), dict(kwargs)
 
 
 _SAMPLES = 2  # of the batch that is tried
-Form = Callable[[Builder, nn.Module, tuple[Any, ...], dict[str, Any], Path], Callable[..., Any]]
+Form = Callable[[nn.Module, Callable[[], nn.Module], tuple[Any, ...], dict[str, Any], Path], Callable[..., Any]]
 
 
-def _safetensors(builder: Builder, model: nn.Module, args: Any, kwargs: Any, path: Path) -> Callable[..., Any]:
+def _safetensors(
+    model: nn.Module, another: Callable[[], nn.Module], args: Any, kwargs: Any, path: Path
+) -> Callable[..., Any]:
     from safetensors.torch import load_model, save_model
 
     save_model(model, str(path))  # knows tied weights, which save_file refuses
-    again = _another(builder)
+    again = another()
     load_model(again, str(path))
     return again.eval()
 
 
-def _pth(builder: Builder, model: nn.Module, args: Any, kwargs: Any, path: Path) -> Callable[..., Any]:
+def _pth(model: nn.Module, another: Callable[[], nn.Module], args: Any, kwargs: Any, path: Path) -> Callable[..., Any]:
     checkpoints.save_weights(path, model.state_dict())
-    again = _another(builder)
+    again = another()
     again.load_state_dict(checkpoints.load_state(path))
     return again.eval()
 
 
-def _program(builder: Builder, model: nn.Module, args: Any, kwargs: Any, path: Path) -> Callable[..., Any]:
+def _program(
+    model: nn.Module, another: Callable[[], nn.Module], args: Any, kwargs: Any, path: Path
+) -> Callable[..., Any]:
     shapes = torch.export.ShapesCollection()
     for tensor in _tensors([args, kwargs]):
         if _is_batch(tensor):
@@ -142,9 +141,9 @@ def _of_rows(rows: list[int], value: Any) -> Any:
     return value[rows] if torch.is_tensor(value) and _is_batch(value) else value
 
 
-def _another(builder: Builder) -> nn.Module:
+def _another(saved: Saved) -> nn.Module:
     """A second model of the recipe, with fresh weights."""
-    model: nn.Module = Builder(builder.recipe, builder.allow, builder.directory).build(builder.recipe.model)
+    model: nn.Module = Builder(saved.recipe, saved.allow, saved.directory).build(saved.recipe.model)
     return model
 
 

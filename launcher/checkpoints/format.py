@@ -25,11 +25,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from launcher.errors import LauncherError
+from launcher.errors import LauncherError, UsageError
 from launcher.internals import storage_id
 from launcher.world import faults
+from launcher.world.files import atomic_write
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 WEIGHTS, TRAINING, MANIFEST = "weights.pth", "training.pt", "manifest.json"
 _OVERHEAD_BYTES = 64 * 1024  # of the files' own structure
 _LOOK_SECONDS = 0.5  # between looks at a checkpoint that is not seen yet
@@ -294,16 +295,13 @@ def save_weights(path: Path, weights: Mapping[str, Any]) -> None:
     Raises:
         SaveError: The disk is full, read-only or gone.
     """
-    hidden = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         _check_space(path.parent, Snapshot(weights, {}, {}).num_bytes)
-        _save_state(hidden, weights, "weights")
-        faults.point("weights.rename")
-        hidden.replace(path)
+        with atomic_write(path, parents=False) as part:
+            _save_state(part, weights, "weights")
+            faults.point("weights.rename")
         _sync_folder(path.parent)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            hidden.unlink(missing_ok=True)
         raise SaveError(
             f"saving {path}: {error.strerror or error}; the last checkpoint is intact, the same command goes on from it"
         ) from error
@@ -316,7 +314,8 @@ def verify(folder: Path) -> Checkpoint:
     """Checks a checkpoint's manifest, and size and hash of each of its files.
 
     Raises:
-        DamagedError: Something is missing, cut short, changed, or not of this format.
+        DamagedError: Something is missing, cut short or changed.
+        UsageError: It is of another format; it is left as it is.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
@@ -324,7 +323,10 @@ def verify(folder: Path) -> Checkpoint:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{folder.name}: its manifest cannot be read ({type(error).__name__}: {error})") from error
     if version != FORMAT_VERSION:
-        raise DamagedError(f"{folder.name}: format {version}; this program reads format {FORMAT_VERSION}")
+        raise UsageError(
+            f"{folder}: a checkpoint of format {version}; this program reads format {FORMAT_VERSION}: resume with the "
+            "version that wrote it, or start a new run with its weights (train.start_from)"
+        )
     if sealed(manifest) != manifest:
         raise DamagedError(f"{folder.name}: its manifest is not what was written (sha256 differs)")
     if set(files) != {WEIGHTS, TRAINING} or name_of(step) != folder.name:

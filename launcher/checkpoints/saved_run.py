@@ -60,18 +60,19 @@ class Saved:
     def averaged(self) -> Mapping[str, Any] | None:
         """The averages of its parameters, where the run had them and they were saved."""
         if isinstance(self.source, Checkpoint):
-            average = self.source.training()["average"]
+            average = self.source.training().get("average")
             return average["parameters"] if average else None
         beside = self.source.with_name(runs.AVERAGED_FILE)
         return read_weights(beside) if self.source.name == runs.WEIGHTS_FILE and beside.exists() else None
 
     def losses(self) -> Mapping[str, Any]:
-        """States of losses that have parameters of their own, by name; empty where none are beside these weights."""
+        """States of losses that have parameters of their own, by key; empty where none are beside these weights."""
         source = self.source
         if isinstance(source, Path) and source.name == runs.WEIGHTS_FILE:
             with suppress(checkpoints.DamagedError):
                 source = checkpoints.verify(source.parent / "checkpoints" / checkpoints.name_of(self.at[0]))
-        return source.training()["losses"] if isinstance(source, Checkpoint) else {}
+        training = source.training() if isinstance(source, Checkpoint) else {}
+        return {name: state for name, state in training.items() if name == "loss" or name.startswith("loss.")}
 
 
 def find_saved(

@@ -13,7 +13,6 @@ import psutil
 
 from launcher.checkpoints.format import DamagedError, SaveError, Snapshot, name_of, save, verify
 from launcher.checkpoints.retention import _discard, prune
-from launcher.evaluation.best import BestTracker
 from launcher.recipe import schema
 
 _PAUSES = (0.5, 2.0)  # seconds between tries to write a checkpoint
@@ -29,11 +28,11 @@ class Saving:
         section: The recipe's `save`.
         folder: `checkpoints/` of the run.
         is_first: Whether this rank writes.
-        judge: Knows which checkpoint is the best so far.
+        capture: Gives what a checkpoint is made of after a number of steps; `best_step` of its manifest is kept.
         warn: Gets a line for each thing that went wrong.
-        capture: Gives what a checkpoint is made of after a number of steps.
+        captured: Told of each step whose state was captured.
         saved: Told of each checkpoint on disk: the step, seconds of writing, seconds that training stood still.
-        last_step: Of the checkpoint that this start goes on from.
+        last_step: Of the checkpoint that this start resumes from.
     """
 
     def __init__(
@@ -41,19 +40,15 @@ class Saving:
         section: schema.Save,
         folder: Path,
         is_first: bool,
-        judge: BestTracker,
-        warn: Callable[[str], None],
         *,
         capture: Callable[[int], Snapshot],
-        saved: Callable[[int, float, float], None],
+        warn: Callable[[str], None],
+        captured: Callable[[int], None] = lambda step: None,
+        saved: Callable[[int, float, float], None] = lambda step, seconds, stall: None,
         last_step: int | None = None,
     ):
-        self.section = section
-        self.folder = folder
-        self.is_first = is_first
-        self.last_step = last_step
-        self.capture, self.saved = capture, saved
-        self._judge = judge
+        self.section, self.folder, self.is_first, self.last_step = section, folder, is_first, last_step
+        self._capture, self._captured, self._saved = capture, captured, saved
         self._warn = warn
         self._writer: threading.Thread | None = None
         self._news: deque[str | SaveError] = deque()
@@ -72,14 +67,15 @@ class Saving:
             return
         began = time.perf_counter()
         self.wait()
-        snapshot, best = self.capture(step), self._judge.step
+        snapshot = self._capture(step)
+        self._captured(step)
         if self._in_background(snapshot):
             snapshot = snapshot.copied()
-            work = partial(self._write, snapshot, best, time.perf_counter() - began)
+            work = partial(self._write, snapshot, time.perf_counter() - began)
             self._writer = threading.Thread(target=work, name="saving")
             self._writer.start()
         else:
-            self._write(snapshot, best)
+            self._write(snapshot)
             self.check()
 
     def check(self) -> None:
@@ -127,7 +123,7 @@ class Saving:
             return self.section.background
         return bool(snapshot.num_bytes < psutil.virtual_memory().available / 4)
 
-    def _write(self, snapshot: Snapshot, best: int | None, stall: float | None = None) -> None:
+    def _write(self, snapshot: Snapshot, stall: float | None = None) -> None:
         """Writes and prunes. Whatever goes wrong is news: in a thread of its own nobody else would hear of it."""
         began = time.perf_counter()
         for pause in (*_PAUSES, None):
@@ -145,8 +141,8 @@ class Saving:
         try:
             seconds = time.perf_counter() - began
             self._stalls.append(seconds if stall is None else stall)
-            self.saved(snapshot.step, seconds, self._stalls[-1])
-            prune(self.folder, self.section.keep, best)
+            self._saved(snapshot.step, seconds, self._stalls[-1])
+            prune(self.folder, self.section.keep, snapshot.manifest.get("best_step"))
         except Exception as error:
             self._news.append(self._failure(snapshot, error))
 

@@ -16,7 +16,7 @@ from launcher.errors import LauncherError, UsageError
 from launcher.runs import folder as runs
 
 
-def _load_weights(model: nn.Module, path: Path) -> str:
+def load_weights(model: nn.Module, path: Path) -> str:
     """Takes over what fits of saved weights; says what did not.
 
     Args:

@@ -6,16 +6,15 @@ from collections.abc import Callable
 
 import torch
 
-from launcher.data.load import load_data
 from launcher.data.transfer import on_device
 from launcher.device.device import open_device, use_cpu
-from launcher.model.build import build_model
 from launcher.recipe.schema import Recipe
 from launcher.run import checked
 from launcher.runs.options import Options
-from launcher.training.build import build_train_state
+from launcher.training.build import build_run_model, build_run_state, open_run_data
 from launcher.training.state import TrainState
-from launcher.training.step import StepResult, counted_steps, seed_step, train_step
+from launcher.training.step import StepResult, train_step
+from launcher.training.steps import counted_steps
 from launcher.world.context import remembered
 from launcher.world.world import World
 
@@ -39,20 +38,18 @@ def overfit(recipe: Recipe, world: World, options: Options, say: Callable[[str],
         LauncherError: Anything a user can mend.
     """
     builder = checked(recipe, world, options)
-    data = load_data(builder, world, on_gpu=not use_cpu(world, options.cpu))
-    with remembered(), open_device(recipe, world, cpu=options.cpu) as device:
-        model = build_model(builder, device)
-        train_state, run_length = build_train_state(builder, model, device, data)
+    data = open_run_data(recipe, builder, world, on_gpu=not use_cpu(world, options.cpu))
+    with (
+        remembered(),
+        open_device(recipe.device, world, cpu=options.cpu, threads=recipe.launch.threads) as device,
+    ):
+        model = build_run_model(recipe, builder, device)
+        state = build_run_state(recipe, builder, model, device, data)
         model.wrapped.train()
-        step = next(
-            on_device(counted_steps(data, train_state.objective, device.coordinator, 0, 1), device.torch_device)
-        )
+        step = next(on_device(counted_steps(state, 0, 1), device.torch_device))
         first = last = float("nan")
         for number in range(STEPS):
-            seed_step(recipe.seed, number, world.rank, device.is_gpu)
-            last = _loss(train_step(train_state, step, run_length.at(number)), train_state)
-            if run_length.total_steps is None or number + 1 < run_length.total_steps:  # a schedule may end with the run
-                train_state.schedule.advance(number + 1)
+            last = _loss(train_step(state, step, state.length.at(number)), state)
             first = last if number == 0 else first
             if number % 20 == 0 or number == STEPS - 1:
                 say(f"step {number + 1:>3}/{STEPS}  loss {last:.4g}")
@@ -63,9 +60,9 @@ def overfit(recipe: Recipe, world: World, options: Options, say: Callable[[str],
     return learned
 
 
-def _loss(stepped: StepResult, train_state: TrainState) -> float:
+def _loss(result: StepResult, state: TrainState) -> float:
     """The step's loss over all ranks."""
-    own = sum(float(loss) * factor for loss, factor in stepped.parts)
-    coordinator = train_state.device.coordinator
+    own = sum(float(loss) * factor for loss, factor in result.losses)
+    coordinator = state.device.coordinator
     total = coordinator.sum(torch.tensor([own], dtype=torch.float64)).result()
     return float(total) / coordinator.world_size

@@ -18,18 +18,16 @@ from typing import Any
 import torch
 
 from launcher.checkpoints import format as checkpoints
-from launcher.checkpoints.format import Snapshot, plain
+from launcher.checkpoints.format import plain
 from launcher.checks.schedule import doubts_of
-from launcher.data.load import Data, load_data
+from launcher.data.load import Data
 from launcher.device.device import open_device, seed_everything
 from launcher.errors import LauncherError, Problem, RecipeError, UsageError
-from launcher.evaluation.best import deciding_set, value_of
+from launcher.evaluation.best import BestTracker, deciding_set, value_of
 from launcher.evaluation.evaluate import evaluate
 from launcher.evaluation.evaluation import AVERAGED
 from launcher.evaluation.metrics import build_metrics
 from launcher.internals import batch_norms
-from launcher.model.build import Model, build_model
-from launcher.objective.batch import shapes
 from launcher.objective.loss import INDEPENDENT
 from launcher.recipe.build import Builder, BuildError
 from launcher.recipe.duration import Duration
@@ -37,15 +35,16 @@ from launcher.recipe.places import Path as RecipePath
 from launcher.recipe.places import dotted
 from launcher.recipe.schema import Recipe
 from launcher.recipe.targets import told
-from launcher.text import printable, size
-from launcher.training.build import build_train_state
+from launcher.text import printable, shapes, size
+from launcher.training.build import build_run_model, build_run_state, open_run_data
+from launcher.training.contents import Contents
 from launcher.training.plan import Plan, plan_of
-from launcher.training.state import RunLength, TrainState
-from launcher.training.step import StepBatch, backward, counted_steps, forward, update
+from launcher.training.state import TrainState
+from launcher.training.step import backward, forward
+from launcher.training.steps import StepBatch, counted_steps
 from launcher.world.world import World
 
 SAMPLES = 2
-_MANIFEST = {"step": 1}
 Say = Callable[[str, str], None]  # a stage and what came of it
 
 
@@ -62,38 +61,39 @@ class Checked:
     doubts: Sequence[str]
 
 
-def rehearse(builder: Builder, world: World, say: Say) -> Checked:
+def rehearse(recipe: Recipe, builder: Builder, world: World, say: Say) -> Checked:
     """The rest: data, and one step on two samples.
 
     Args:
-        builder: Whose components were checked.
+        recipe: The recipe.
+        builder: Its components, checked.
         world: The processes that the run is meant for.
         say: Told of each stage when it is done.
 
     Raises:
         LauncherError: What the run would end with, and what it would end with later.
     """
-    recipe = builder.recipe
     seed_everything(recipe.seed)
     with warnings.catch_warnings(), _stage(recipe, ("data",), "opening the data"):
         warnings.simplefilter("ignore")
-        data = load_data(builder, world)
-    say("data", _sizes(data))
-    small = builder.for_recipe(_small(recipe))
-    with warnings.catch_warnings(), open_device(small.recipe, World(), cpu=True) as device:
+        data = open_run_data(recipe, builder, world)
+    say("data", data.describe())
+    small = _small(recipe)
+    builder = builder.for_recipe(small)
+    with warnings.catch_warnings(), open_device(small.device, World(), cpu=True) as device:
         warnings.simplefilter("ignore")
-        model = build_model(small, device)
+        model = build_run_model(small, builder, device)
         say("model", model.describe())
-        train_state, run_length = build_train_state(small, model, device, data)
-        _check_batch_norm(recipe, model, data, world, run_length)
-        _check_schedule(recipe, train_state, run_length)
-        samples = load_data(small, World())
-        warned = _rehearse_step(recipe, train_state, samples, run_length, world, say)
-        _rehearse_evaluation(small, train_state, samples, say)
-        _rehearse_checkpoint(recipe, train_state, say)
-        elsewhere = replace(train_state, device=replace(device, world=world, notes=()))
-        plan = plan_of(recipe, data, elsewhere, run_length, Path(), 0, list(_notes(recipe, data, world)))
-        return Checked(_for_the_world(plan, recipe), [*warned, *doubts_of(recipe, train_state, run_length)])
+        state = build_run_state(small, builder, model, device, data)
+        _check_batch_norm(recipe, state, world)
+        _check_schedule(recipe, state)
+        on_two = replace(state, data=open_run_data(small, builder, World()))
+        warned = _rehearse_step(recipe, on_two, world, say)
+        _rehearse_evaluation(small, builder, on_two, say)
+        _rehearse_checkpoint(recipe, on_two, say)
+        elsewhere = replace(state, device=replace(device, world=world, notes=()))
+        plan = plan_of(recipe, elsewhere, Path(), 0, list(_notes(recipe, data, world)))
+        return Checked(_for_the_world(plan, recipe), [*warned, *doubts_of(recipe, state)])
 
 
 def _small(recipe: Recipe) -> Recipe:
@@ -109,12 +109,6 @@ def _small(recipe: Recipe) -> Recipe:
             "evaluate": recipe.evaluate.model_copy(update=limits),
         }
     )
-
-
-def _sizes(data: Data) -> str:
-    sets = [(f"validation {name}".strip(), one) for name, one in data.validation.items()]
-    sets += [(f"test {name}".strip(), one) for name, one in data.test.items()]
-    return ", ".join([data.describe(), *(f"{name} {one.num_samples():,}" for name, one in sets)])
 
 
 def _notes(recipe: Recipe, data: Data, world: World) -> Iterator[str]:
@@ -171,32 +165,28 @@ def _problem(recipe: Recipe, path: RecipePath, message: str) -> Problem:
 # ---------------------------------------------------------------------- the stages
 
 
-def _rehearse_step(
-    recipe: Recipe, train_state: TrainState, samples: Data, run_length: RunLength, world: World, say: Say
-) -> list[str]:
+def _rehearse_step(recipe: Recipe, train_state: TrainState, world: World, say: Say) -> list[str]:
     """Two samples forward, their loss, backward, and one update; gives what was warned of on the way to the loss."""
     with _stage(recipe, ("data", "train"), "reading two samples"):
-        step = next(counted_steps(samples, train_state.objective, train_state.device.coordinator, 0, 1))
+        step = next(counted_steps(train_state, 0, 1))
     batch = step.batches[0].data
     say("batch", f"{step.batches[0].samples} samples: {shapes(batch)}")
     train_state.model.wrapped.train()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        loss = _rehearse_forward(recipe, train_state, step, run_length, say)
+        loss = _rehearse_forward(recipe, train_state, step, say)
     with _stage(recipe, ("loss",), "backward"):
         backward(train_state, *loss)
     _check_gradients(recipe, train_state, world, say)
     with _stage(recipe, ("optimizer",), "the optimizer's step"):
-        update(train_state, 0)
+        train_state.update(0)
         train_state.schedule.advance(1)
     say("step", f"{type(train_state.optimizer).__name__}, learning rate {train_state.schedule.rate:.3g}")
     texts = [" ".join(str(one.message).split()) for one in caught if issubclass(one.category, UserWarning)]
     return [f"the model or its loss warns: {text}" for text in dict.fromkeys(texts)]
 
 
-def _rehearse_forward(
-    recipe: Recipe, train_state: TrainState, step: StepBatch, run_length: RunLength, say: Say
-) -> tuple[torch.Tensor, float]:
+def _rehearse_forward(recipe: Recipe, train_state: TrainState, step: StepBatch, say: Say) -> tuple[torch.Tensor, float]:
     gave: list[Any] = []
     hook = train_state.model.bare.register_forward_hook(lambda module, args, result: gave.append(result))
     batch = step.batches[0].data
@@ -211,7 +201,7 @@ def _rehearse_forward(
             if recipe.train.step is None:
                 _forward_alone(train_state, batch)
         with _stage(recipe, ("loss",) if path == ("model",) else path, "", seen):
-            value, factor, _ = forward(train_state, step.batches[0], step.scales[0], run_length.at(0))
+            value, factor, _ = forward(train_state, step.batches[0], step.scales[0], train_state.length.at(0))
     finally:
         hook.remove()
     if gave:
@@ -253,10 +243,10 @@ def _check_gradients(recipe: Recipe, train_state: TrainState, world: World, say:
     say("backward", f"{len(wanted) - len(without)} of {len(wanted)} parameter tensors got a gradient{rest}")
 
 
-def _check_batch_norm(recipe: Recipe, model: Model, data: Data, world: World, run_length: RunLength) -> None:
+def _check_batch_norm(recipe: Recipe, state: TrainState, world: World) -> None:
     """BatchNorm has no variance over one sample."""
-    sampler, total = data.train.sampler, run_length.total_steps
-    has_norm = any(isinstance(one, batch_norms()) for one in model.bare.modules())
+    sampler, total = state.data.train.sampler, state.length.total_steps
+    has_norm = any(isinstance(one, batch_norms()) for one in state.model.bare.modules())
     if not has_norm or recipe.device.sync_batchnorm:
         return
     last = sampler.steps_per_epoch - 1 if total is None else min(total, sampler.steps_per_epoch) - 1
@@ -273,9 +263,9 @@ def _check_batch_norm(recipe: Recipe, model: Model, data: Data, world: World, ru
     raise RecipeError([_problem(recipe, path, f"{few}: some get fewer; {remedy}")])
 
 
-def _check_schedule(recipe: Recipe, train_state: TrainState, run_length: RunLength) -> None:
+def _check_schedule(recipe: Recipe, train_state: TrainState) -> None:
     """OneCycleLR raises an error at the first step beyond its length."""
-    total, schedule = run_length.total_steps, train_state.schedule
+    total, schedule = train_state.length.total_steps, train_state.schedule
     length = getattr(schedule.scheduler, "total_steps", None)
     if isinstance(length, int) and total is not None and total - schedule.warmup_steps > length * schedule.every_steps:
         name = type(schedule.scheduler).__name__
@@ -283,11 +273,11 @@ def _check_schedule(recipe: Recipe, train_state: TrainState, run_length: RunLeng
         raise RecipeError([_problem(recipe, ("scheduler",), message)])
 
 
-def _rehearse_evaluation(builder: Builder, train_state: TrainState, samples: Data, say: Say) -> None:
-    recipe, device = builder.recipe, train_state.device.torch_device
+def _rehearse_evaluation(recipe: Recipe, builder: Builder, train_state: TrainState, say: Say) -> None:
+    samples, device = train_state.data, train_state.device.torch_device
     sets = {**{("validation", name): one for name, one in samples.validation.items()}}
     sets |= {("test", name): one for name, one in samples.test.items()}
-    metrics = build_metrics(builder) if sets else []
+    metrics = build_metrics(builder, recipe.evaluate.metrics, recipe.batch) if sets else []
     best = recipe.evaluate.best
     deciding = deciding_set(best, samples.validation)
     for (split, name), loader in sets.items():
@@ -323,19 +313,24 @@ def _short(value: Any) -> str:
 
 def _rehearse_checkpoint(recipe: Recipe, train_state: TrainState, say: Say) -> None:
     """What is saved must come back the same, and be readable without running code."""
-    before = Snapshot(train_state.model.state_dict(), train_state.training_state(), _MANIFEST).copied()
+    contents = Contents(train_state, {}, "", BestTracker(None))
+    before = contents.capture(1).copied()
     with tempfile.TemporaryDirectory(prefix="launcher-check-") as folder, _stage(recipe, ("model",), "its checkpoint"):
-        found = checkpoints.verify(checkpoints.save(Path(folder) / "checkpoints", before))
-        train_state.load(found.weights(), found.training(), found.step)
-    after = Snapshot(train_state.model.state_dict(), train_state.training_state(), _MANIFEST)
+        contents.restore(checkpoints.verify(checkpoints.save(Path(folder) / "checkpoints", before)))
+    after = contents.capture(1)
     for path, was, now in (
         (("model",), before.weights, after.weights),
-        (("optimizer",), before.training, after.training),
+        (("optimizer",), _lasting(before.training), _lasting(after.training)),
     ):
         if not same(plain(was), plain(now)):
             message = "does not come back from a checkpoint as it was saved; look at its state_dict and load_state_dict"
             raise RecipeError([_problem(recipe, path, message)])
     say("checkpoint", f"{size(before.num_bytes)} written, read back, and equal")
+
+
+def _lasting(training: Mapping[str, Any]) -> dict[str, Any]:
+    """What time alone does not change."""
+    return {name: state for name, state in training.items() if name != "seconds"}
 
 
 def same(one: Any, other: Any) -> bool:

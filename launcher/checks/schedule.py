@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.internals import inner_schedulers, milestones
+from launcher.objective.run_length import RunLength
 from launcher.objective.schedule import Schedule
 from launcher.recipe.component import Component
 from launcher.recipe.places import dotted
 from launcher.recipe.schema import Recipe
-from launcher.training.state import RunLength, TrainState
+from launcher.training.state import TrainState
 
 _STEPS_TRIED = 20_000  # a fifth of a second
 _SPENT = 0.01  # of the highest rate: nothing is learned any more
@@ -26,9 +27,10 @@ _FIRST_CHANGES: dict[str, Callable[[Any], int]] = {  # the scheduler's own step 
 _RESTARTS = ("CosineAnnealingWarmRestarts",)
 
 
-def doubts_of(recipe: Recipe, train_state: TrainState, run_length: RunLength) -> list[str]:
-    """Questions about the schedule; the schedule of this train_state is gone through and of no use afterwards."""
-    schedule, total = train_state.schedule, run_length.total_steps
+def doubts_of(recipe: Recipe, state: TrainState) -> list[str]:
+    """Questions about the schedule; the schedule of this state is gone through and of no use afterwards."""
+    schedule, run_length = state.schedule, state.length
+    total = run_length.total_steps
     if recipe.scheduler is None or schedule.scheduler is None or schedule.on_evaluation or total is None:
         return []
     where = f"{recipe.scheduler.origin}: {dotted(recipe.scheduler.path)}"

@@ -64,7 +64,7 @@ def _import_and_rehearse(options: argparse.Namespace, arguments: Sequence[str], 
     from launcher.checks.rehearsal import rehearse
 
     with _failing("rehearsal"):
-        checked = rehearse(builder, world, _say)
+        checked = rehearse(recipe, builder, world, _say)
     print()
     for label, text in checked.plan:
         _say(label, text)

@@ -35,9 +35,13 @@ def _data(options: argparse.Namespace, _: Sequence[str]) -> int:
     from pathlib import Path
 
     recipe = read_recipe(options)
+    import torch
+
     from launcher.data.inspect.show import Wishes, show
     from launcher.device.device import seed_everything
+    from launcher.objective.batch import BatchLayout
     from launcher.recipe.build import Builder
+    from launcher.training.build import open_run_data
     from launcher.world.world import World
 
     builder = Builder(recipe, options.allow)
@@ -45,6 +49,8 @@ def _data(options: argparse.Namespace, _: Sequence[str]) -> int:
     seed_everything(recipe.seed)
     wishes = Wishes(options.samples, Path(options.sheet or f"{recipe.name}-data.png"), options.seconds)
     print(f"{recipe.name}, {options.recipe}")
-    for line in show(builder, World(size=options.processes, local_size=options.processes), wishes):
+    world = World(size=options.processes, local_size=options.processes)
+    data = open_run_data(recipe, builder, world, on_gpu=torch.cuda.is_available())
+    for line in show(data, BatchLayout(recipe.batch), world, wishes):
         print(line, flush=True)
     return EXIT_DONE

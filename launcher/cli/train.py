@@ -14,6 +14,7 @@ from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, EXIT_USAGE, 
 
 if TYPE_CHECKING:
     from launcher.cli.arguments import Commands
+    from launcher.recipe.schema import Recipe
     from launcher.world.world import World
 
 
@@ -110,21 +111,23 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     world = World.from_environ()
     if options.one_batch and (options.processes or 1) > 1:
         raise UsageError(f"--processes {options.processes}: --one-batch needs one process; leave --processes away")
-    if not (world.is_launched or options.one_batch) and (code := _supervised(options, arguments, world)) is not None:
-        return code
+    recipe = None
+    if not (world.is_launched or options.one_batch):
+        recipe = read_recipe(options)
+        if (code := _supervised(recipe, options, arguments, world)) is not None:
+            return code
     with listening():  # from here on being asked to stop means to save first
-        return _train_here(options, arguments, world)
+        return _train_here(recipe, options, arguments, world)
 
 
 _STARTED_HERE = ("processes", "nodes", "node_rank", "master", "max_restarts")  # flags for the supervisor
 
 
-def _supervised(options: argparse.Namespace, arguments: Sequence[str], world: World) -> int | None:
+def _supervised(recipe: Recipe, options: argparse.Namespace, arguments: Sequence[str], world: World) -> int | None:
     """The exit code of several processes, started and waited for; None where one is enough."""
     from launcher.launch.nodes import Nodes
     from launcher.launch.supervisor import Supervisor, choose_processes
 
-    recipe = read_recipe(options)
     restarts = recipe.launch.max_restarts if options.max_restarts is None else max(0, options.max_restarts)
     nodes = Nodes.parse(options.nodes or recipe.launch.nodes, options.node_rank, options.master, restarts)
     cpu = options.cpu or world.wants_cpu
@@ -171,7 +174,7 @@ def _flags(options: argparse.Namespace) -> list[str]:
     return flags
 
 
-def _train_here(options: argparse.Namespace, arguments: Sequence[str], world: World) -> int:
+def _train_here(recipe: Recipe | None, options: argparse.Namespace, arguments: Sequence[str], world: World) -> int:
     if options.debug:
         # read when CUDA and the process group begin: before torch does anything. Not DETAIL: with it DDP over gloo dies
         # of SIGSEGV (torch 2.13)
@@ -181,11 +184,11 @@ def _train_here(options: argparse.Namespace, arguments: Sequence[str], world: Wo
     from launcher.launch.postmortem import post_mortem, watched
 
     with watched(world, shlex.join(["launcher", *arguments]), post_mortem if options.pdb else None):
-        return _train_as_rank(options, arguments, world)
+        return _train_as_rank(recipe, options, arguments, world)
     raise AssertionError
 
 
-def _train_as_rank(options: argparse.Namespace, arguments: Sequence[str], world: World) -> int:
+def _train_as_rank(recipe: Recipe | None, options: argparse.Namespace, arguments: Sequence[str], world: World) -> int:
     unwanted = [name for name in _STARTED_HERE if getattr(options, name) is not None]
     if world.is_launched and world.supervisor is None and unwanted:
         flag = unwanted[0].replace("_", "-")
@@ -194,7 +197,7 @@ def _train_as_rank(options: argparse.Namespace, arguments: Sequence[str], world:
                 f"--{flag} {getattr(options, unwanted[0])}: {world.started_by} has started {world.size}; leave "
                 f"--{flag} away, or start with `launcher train` alone"
             )
-    recipe = read_recipe(options)
+    recipe = recipe or read_recipe(options)
     from launcher.run import run
     from launcher.runs.options import Options
 

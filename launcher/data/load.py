@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from launcher.data.loaders import EvaluationLoader, MicroBatch, Reading, TrainLoader
-from launcher.data.open import Opener, by_name, wrong
+from launcher.data.open import Opener, by_name
 from launcher.data.permutation import Indices, split
 from launcher.data.reading import whole_batches
 from launcher.data.sampler import StepSampler
@@ -21,7 +21,6 @@ from launcher.recipe import schema
 from launcher.recipe.build import Builder
 from launcher.recipe.component import Component
 from launcher.recipe.duration import Duration
-from launcher.recipe.tree import Document
 from launcher.world.world import World
 
 __all__ = [
@@ -76,44 +75,63 @@ class Data:
         return self.train.sampler.samples_before(step)
 
     def describe(self) -> str:
-        """The training set in a few words, for the plan."""
+        """The sets in a few words, for the plan."""
+        sets = [(f"validation {name}".strip(), loader) for name, loader in self.validation.items()]
+        sets += [(f"test {name}".strip(), loader) for name, loader in self.test.items()]
+        return ", ".join([self._training_set, *(f"{name} {loader.num_samples():,}" for name, loader in sets)])
+
+    @property
+    def _training_set(self) -> str:
         size = self.train.sampler.dataset_size
         if not isinstance(self.train, StreamLoader):
             return f"{size:,} training samples"
         return "a stream" if length_of(self.train.dataset) is None else f"a stream of {size:,} training samples"
 
 
-def load_data(builder: Builder, world: World, *, on_gpu: bool = False) -> Data:
+def load_data(
+    builder: Builder,
+    section: schema.Data,
+    world: World,
+    *,
+    evaluate: schema.Evaluate,
+    train: schema.Train,
+    seed: int,
+    on_gpu: bool = False,
+) -> Data:
     """Opens the data sets and cuts them into batches for this rank.
 
     Args:
-        builder: Builds the data sets of its recipe.
+        builder: Builds the data sets.
+        section: The recipe's `data`.
         world: Which share of each batch is this rank's.
+        evaluate: How much of a set an evaluation reads at once, and in all.
+        train: How long a run is over a stream that does not know its length.
+        seed: The run's.
         on_gpu: Whether batches are made ready for a transfer.
 
     Raises:
         RecipeError: An epoch would have no step, a global batch fewer samples than there are ranks, or a stream is
             asked for what it cannot do.
     """
-    recipe, section = builder.recipe, builder.recipe.data
-    opener, loaders = Opener(builder, world.size), _loaders(builder, world, on_gpu)
+    opener = Opener(builder, section, world.size)
+    loaders = _Loaders(builder, section, evaluate, _reading(builder, section, world, seed, on_gpu), world, on_gpu)
     dataset, held_back = opener.open(section.train, "data.train"), None
-    _check_kind(dataset, section, recipe.document)
-    weights = _weights(section.weights, builder, dataset, recipe.document)
+    _check_kind(builder, dataset, section)
+    weights = _weights(builder, section.weights, dataset)
     if isinstance(section.validation, str):
-        kept, rest = _split(dataset, section.validation, recipe)
+        kept, rest = _split(builder, dataset, section.validation, seed)
         dataset, held_back = subset(dataset, kept), subset(dataset, rest)
         weights = None if weights is None else weights[kept]
-    train = loaders.train(dataset, weights)
+    loader = loaders.train(dataset, weights, train)
     validation, test = (
         {name: loaders.evaluation(opener.open(one, key), key) for name, key, one in by_name(sets, f"data.{part}")}
         for part, sets in (("validation", section.validation), ("test", section.test))
     )
-    for loader in (*validation.values(), *test.values()):
-        _check_classes(loader, dataset, recipe.document)
+    for evaluated in (*validation.values(), *test.values()):
+        _check_classes(builder, evaluated, dataset)
     if held_back is not None:
         validation = {"": loaders.evaluation(held_back, "data.validation")}
-    return Data(train, validation, test, (*loaders.notes, *opener.notes))
+    return Data(loader, validation, test, (*loaders.notes, *opener.notes))
 
 
 def evaluation_parts(section: schema.Data) -> list[Part]:
@@ -130,26 +148,36 @@ def _evaluation_sets(section: schema.Data) -> Iterator[tuple[str, str, str, Comp
 
 
 def load_evaluation(
-    builder: Builder, world: World, parts: Sequence[Part], *, on_gpu: bool = False
+    builder: Builder,
+    section: schema.Data,
+    world: World,
+    parts: Sequence[Part],
+    *,
+    evaluate: schema.Evaluate,
+    seed: int,
+    on_gpu: bool = False,
 ) -> dict[Part, EvaluationLoader]:
     """Opens some of the evaluation sets and nothing else, unless one is a share of the training set.
 
     Args:
-        builder: Builds the data sets of its recipe.
+        builder: Builds the data sets.
+        section: The recipe's `data`.
         world: Who shares in an evaluation.
         parts: Which sets, of `evaluation_parts`.
+        evaluate: How much of a set an evaluation reads at once, and in all.
+        seed: The run's.
         on_gpu: Whether batches are made ready for a transfer.
 
     Raises:
         RecipeError: A stream is asked for what it cannot do.
     """
-    recipe, section = builder.recipe, builder.recipe.data
-    opener, loaders = Opener(builder, world.size), _loaders(builder, world, on_gpu)
+    opener = Opener(builder, section, world.size)
+    loaders = _Loaders(builder, section, evaluate, _reading(builder, section, world, seed, on_gpu), world, on_gpu)
     found: dict[Part, EvaluationLoader] = {}
     if isinstance(section.validation, str) and ("validation", "") in parts:
         dataset = opener.open(section.train, "data.train")
-        _check_kind(dataset, section, recipe.document)
-        _, rest = _split(dataset, section.validation, recipe)
+        _check_kind(builder, dataset, section)
+        _, rest = _split(builder, dataset, section.validation, seed)
         found["validation", ""] = loaders.evaluation(subset(dataset, rest), "data.validation")
     for part, name, key, one in _evaluation_sets(section):
         if (part, name) in parts:
@@ -157,31 +185,37 @@ def load_evaluation(
     return found
 
 
-def _loaders(builder: Builder, world: World, on_gpu: bool) -> _Loaders:
-    recipe, section = builder.recipe, builder.recipe.data
-    reading = Reading(
+def _reading(builder: Builder, section: schema.Data, world: World, seed: int, on_gpu: bool) -> Reading:
+    return Reading(
         collate=builder.build(section.collate) if section.collate else None,
         timeout_seconds=section.timeout.amount,
-        seed=recipe.seed,
+        seed=seed,
         sample_seeds=section.sample_seeds,
         pin_memory=on_gpu and torch.cuda.is_available(),
         rank=world.rank,
     )
-    return _Loaders(recipe, world, reading, on_gpu)
 
 
 class _Loaders:
     """Makes the loaders of one rank, and notes what the plan should say of them."""
 
-    def __init__(self, recipe: schema.Recipe, world: World, reading: Reading, on_gpu: bool):
-        self.recipe, self.section, self.document = recipe, recipe.data, recipe.document
+    def __init__(
+        self,
+        builder: Builder,
+        section: schema.Data,
+        evaluate: schema.Evaluate,
+        reading: Reading,
+        world: World,
+        on_gpu: bool,
+    ):
+        self.builder, self.section, self.evaluate = builder, section, evaluate
         self.world, self.reading, self.on_gpu = world, reading, on_gpu
         self.notes: list[str] = []
 
-    def train(self, dataset: Any, weights: np.ndarray | None) -> TrainLoader:
+    def train(self, dataset: Any, weights: np.ndarray | None, train: schema.Train) -> TrainLoader:
         """The training set, read by number or as a stream."""
         if is_stream(dataset):
-            return self._stream(dataset)
+            return self._stream(dataset, train)
         if weights is not None:
             self.notes.append("samples are drawn by weight, with replacement")
         sampler = self._sampler(dataset, shuffle=self.section.shuffle, weights=weights)
@@ -195,8 +229,8 @@ class _Loaders:
             self.notes.append("samples are read one by one in the training process itself")
         return TrainLoader(dataset, sampler, replace(self.reading, workers=workers))
 
-    def _stream(self, dataset: Any) -> StreamLoader:
-        sampler = self._sampler(range(self._stream_length(dataset)), shuffle=False)
+    def _stream(self, dataset: Any, train: schema.Train) -> StreamLoader:
+        sampler = self._sampler(range(self._stream_length(dataset, train)), shuffle=False)
         self._check_steps(sampler)
         loader = StreamLoader(dataset, sampler, replace(self.reading, workers=self._stream_workers(dataset)))
         self.notes.append(loader.describe())
@@ -204,18 +238,18 @@ class _Loaders:
 
     def evaluation(self, dataset: Any, key: str) -> EvaluationLoader:
         """A validation or test set."""
-        section, evaluate = self.section, self.recipe.evaluate
+        section, evaluate = self.section, self.evaluate
         share = -(-section.global_batch_size // self.world.size)
         size = evaluate.batch_size or section.micro_batch_size or share
         limit = int(evaluate.limit.amount) if evaluate.limit else None
         if length_of(dataset) == 0:
-            raise wrong(self.document, key, "the set is empty; check its path and split, or remove it")
+            raise self.builder.wrong(key, "the set is empty; check its path and split, or remove it")
         if not is_stream(dataset):
             reading = replace(self.reading, workers=self._workers(dataset))
             return EvaluationLoader(dataset, size, reading, limit, key)
         if limit is None and length_of(dataset) is None:
             message = f"{type(dataset).__name__} is a stream without a length; say evaluate.limit, as in '50 batches'"
-            raise wrong(self.document, key, message)
+            raise self.builder.wrong(key, message)
         return StreamEvaluationLoader(dataset, size, self.reading, limit, key)
 
     def _sampler(self, dataset: Any, shuffle: bool, weights: np.ndarray | None = None) -> StepSampler:
@@ -225,7 +259,7 @@ class _Loaders:
             rank=self.world.rank,
             world_size=self.world.size,
             micro_batch_size=self.section.micro_batch_size,
-            seed=self.recipe.seed,
+            seed=self.reading.seed,
             shuffle=shuffle,
             drop_last=self.section.drop_last,
             weights=weights,
@@ -245,19 +279,19 @@ class _Loaders:
             if asked != "auto":
                 message = f"{type(dataset).__name__} has no shards for so many, and each would read all of it"
                 remedy = "use 0 or 1, or give it a method shard(num_shards, index)"
-                raise wrong(self.document, "data.workers", f"{message}; {remedy}")
+                raise self.builder.wrong("data.workers", f"{message}; {remedy}")
             wanted -= 1
         return wanted
 
-    def _stream_length(self, dataset: Any) -> int:
+    def _stream_length(self, dataset: Any, train: schema.Train) -> int:
         """Samples of an epoch: the stream's if it knows, else those of the whole run."""
-        length, train = length_of(dataset), self.recipe.train
+        length = length_of(dataset)
         if length is not None:
             return length
         if train.steps is None:
             key = "train.epochs" if train.epochs is not None else "train.time"
             message = f"{type(dataset).__name__} is a stream without a length; say how long to train with train.steps"
-            raise wrong(self.document, key, message)
+            raise self.builder.wrong(key, message)
         return train.steps * self.section.global_batch_size
 
     def _check_steps(self, sampler: StepSampler) -> None:
@@ -266,12 +300,12 @@ class _Loaders:
             why = "is empty" if size == 0 else f"has {size} samples, fewer than one global batch of {batch}"
             remedy = "check its path and split" if size == 0 else f"use drop_last: false, or a batch of at most {size}"
             message = f"an epoch has no step: the training set {why}; {remedy}"
-            raise wrong(self.document, "data.train", message)
+            raise self.builder.wrong("data.train", message)
         if ranks > min(batch, size):
             message = (
                 f"{min(batch, size)} samples cannot be shared by {ranks} processes; use at least {ranks}, or fewer "
             )
-            raise wrong(self.document, "data.global_batch_size", f"{message}processes")
+            raise self.builder.wrong("data.global_batch_size", f"{message}processes")
 
 
 def fair_workers(world: World, on_gpu: bool) -> int:
@@ -280,16 +314,16 @@ def fair_workers(world: World, on_gpu: bool) -> int:
     return max(0, min(8, share - 1)) if on_gpu else (min(4, share // 2) if share > 2 else 0)
 
 
-def _split(dataset: Any, said: str, recipe: schema.Recipe) -> tuple[Indices, Indices]:
+def _split(builder: Builder, dataset: Any, said: str, seed: int) -> tuple[Indices, Indices]:
     """What is left to train on, and what `10% of train` holds back."""
     if len(dataset) < 2:
-        raise wrong(recipe.document, "data.validation", f"{len(dataset)} samples cannot be split")
+        raise builder.wrong("data.validation", f"{len(dataset)} samples cannot be split")
     share = Duration.parse(said.partition(" of ")[0])
     assert share is not None
-    return split(len(dataset), share.amount / 100, recipe.seed)
+    return split(len(dataset), share.amount / 100, seed)
 
 
-def _check_kind(dataset: Any, section: schema.Data, document: Document) -> None:
+def _check_kind(builder: Builder, dataset: Any, section: schema.Data) -> None:
     name = type(dataset).__name__
     asked = {
         "weights": section.weights is not None,
@@ -298,13 +332,13 @@ def _check_kind(dataset: Any, section: schema.Data, document: Document) -> None:
     }
     if not is_stream(dataset):
         if length_of(dataset) is None:
-            raise wrong(document, "data.train", f"{name} has no length; a data set with __getitem__ needs a __len__")
+            raise builder.wrong("data.train", f"{name} has no length; a data set with __getitem__ needs a __len__")
     elif refused := [key for key, is_asked in asked.items() if is_asked]:
         message = f"{name} is a stream, of which no samples can be picked by number; remove it"
-        raise wrong(document, f"data.{refused[0]}", message)
+        raise builder.wrong(f"data.{refused[0]}", message)
 
 
-def _check_classes(loader: EvaluationLoader, train: Any, document: Document) -> None:
+def _check_classes(builder: Builder, loader: EvaluationLoader, train: Any) -> None:
     """Data sets that name their classes must number them alike, or scores are nonsense without a word."""
     ours, theirs = (getattr(dataset, "classes", None) for dataset in (loader.dataset, train))
     if not isinstance(ours, list | tuple) or not isinstance(theirs, list | tuple):
@@ -313,10 +347,10 @@ def _check_classes(loader: EvaluationLoader, train: Any, document: Document) -> 
         there = f"'{theirs[number]}'" if number < len(theirs) else "missing"
         if number >= len(theirs) or theirs[number] != name:
             message = f"its class {number} is '{name}', which in the training set is {there}: targets would be others; "
-            raise wrong(document, loader.name, f'{message}give it classes: "${{data.train.classes}}"')
+            raise builder.wrong(loader.name, f'{message}give it classes: "${{data.train.classes}}"')
 
 
-def _weights(section: Component | str | None, builder: Builder, dataset: Any, document: Document) -> np.ndarray | None:
+def _weights(builder: Builder, section: Component | str | None, dataset: Any) -> np.ndarray | None:
     """A weight for each sample of the whole training set, of which a part may be held back later."""
     if section is None:
         return None
@@ -325,23 +359,23 @@ def _weights(section: Component | str | None, builder: Builder, dataset: Any, do
         try:
             found = function(dataset) if callable(function) else function
         except Exception as error:
-            raise wrong(document, "data.weights", f"{type(error).__name__}: {error}") from error
+            raise builder.wrong("data.weights", f"{type(error).__name__}: {error}") from error
     else:
-        found = _array_in(document.folder / Path(section).expanduser(), document)
+        found = _array_in(builder, builder.folder / Path(section).expanduser())
     try:
         weights = np.asarray(found, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise wrong(document, "data.weights", f"they are no numbers: {error}; give one for each sample") from error
+        raise builder.wrong("data.weights", f"they are no numbers: {error}; give one for each sample") from error
     if weights.shape != (len(dataset),) or not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
         message = f"must be {len(dataset)} finite numbers, none negative, not all zero; got shape {weights.shape}"
-        raise wrong(document, "data.weights", message)
+        raise builder.wrong("data.weights", message)
     return weights
 
 
-def _array_in(path: Path, document: Document) -> Any:
+def _array_in(builder: Builder, path: Path) -> Any:
     try:
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         why = (error.strerror if isinstance(error, OSError) else None) or str(error)
         message = f"{path} cannot be read: {why}; write it with numpy.save, one number for each sample"
-        raise wrong(document, "data.weights", message) from error
+        raise builder.wrong("data.weights", message) from error

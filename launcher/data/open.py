@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from launcher.data.preparation import prepare
-from launcher.errors import Problem, RecipeError
+from launcher.recipe import schema
 from launcher.recipe.build import Builder
 from launcher.recipe.component import Component, components_in
 from launcher.recipe.signature import parameters_of
-from launcher.recipe.tree import Document
 
 SLOW_SECONDS = 20.0  # a data set that takes longer to build on every process is spoken of
 
@@ -20,25 +19,24 @@ class Opener:
     """Builds data sets and gathers what the plan should say of them.
 
     Args:
-        builder: Builds the data sets of its recipe.
+        builder: Builds the data sets.
+        section: Names them, and the scratch folder.
         world_size: How many processes build them.
 
     Raises:
         RecipeError: No data set takes the scratch folder that the recipe names.
     """
 
-    def __init__(self, builder: Builder, world_size: int):
+    def __init__(self, builder: Builder, section: schema.Data, world_size: int):
         self.builder = builder
         self.world_size = world_size
         self.notes: list[str] = []
-        section = builder.recipe.data
         self._handed = {} if section.scratch is None else {"scratch": section.scratch}
-        defined = list(components_in(builder.recipe.define))
-        components = [*components_in(dict(section)), *defined]
+        components = [*components_in(dict(section)), *builder.defined]
         if self._handed and not any(self._takes_scratch(component) for component in components):
             message = "no data set takes a 'scratch' folder; remove it, or give your class such an argument"
-            raise wrong(builder.recipe.document, "data.scratch", message)
-        for component in defined:
+            raise builder.wrong("data.scratch", message)
+        for component in builder.defined:
             prepare(builder, component, **self._handed)
 
     def open(self, component: Component, key: str) -> Any:
@@ -77,8 +75,3 @@ def by_name(section: Component | dict[str, Component] | str | None, key: str) ->
     elif isinstance(section, dict):
         for name, component in section.items():
             yield name, f"{key}.{name}", component
-
-
-def wrong(document: Document, key: str, message: str) -> RecipeError:
-    """An error at a key of the recipe."""
-    return RecipeError([Problem(str(document.origin(tuple(key.split(".")))), key, message)])

@@ -28,7 +28,7 @@ _SPLIT_EPOCH = -1  # the epoch whose order divides train from validation; no run
 
 
 def mix(*values: int) -> int:
-    """Hash integers, in their order, to 64 bits: a seed from (seed, epoch, index) and the like.
+    """Hashes integers, in their order, to 64 bits: a seed from (seed, epoch, index) and the like.
 
     Each value is taken modulo 2**64 and folded in by one step of SplitMix64, so that `mix(seed)` is that
     generator's first output.
@@ -208,7 +208,7 @@ def _weights_error(message: str) -> RecipeError:
 
 
 def split(size: int, fraction: float, seed: int) -> tuple[Indices, Indices]:
-    """Hold a random part of a data set back for validation: `10% of train`.
+    """Holds a random part of a data set back for validation: `10% of train`.
 
     A function of its arguments alone, so that every run, rank and resume has the same two parts.
 

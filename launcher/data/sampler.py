@@ -182,7 +182,7 @@ class StepSampler(DistributedSampler[list[tuple[int, int]]]):
         return [Share(row[part], samples) for part, samples in self._micro_batches[self.batch_size(step)]]
 
     def set_epoch(self, epoch: int) -> None:
-        """Make iteration cover this epoch alone, as a loop over `DistributedSampler` expects."""
+        """Makes iteration cover this epoch alone, as a loop over `DistributedSampler` expects."""
         super().set_epoch(epoch)
         self.start_step = epoch * self.steps_per_epoch
         self.stop_step = self.start_step + self.steps_per_epoch

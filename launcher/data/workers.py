@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from launcher import internals
 from launcher.data.reading import Reader
 from launcher.errors import LauncherError
+from launcher.world.signals import die_with_parent
 
 Key = tuple[int, int]  # (epoch, index): workers learn the epoch with each sample
 
@@ -216,14 +217,6 @@ def _start_worker(number: int) -> None:
     assert info is not None
     assert isinstance(info.dataset, _InWorker)
     info.dataset.begin(number)
-
-
-def die_with_parent() -> None:
-    """Linux: SIGKILL for this process when the thread that started it ends."""
-    try:
-        ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))
-    except (OSError, AttributeError):
-        return  # not Linux: the loader's own watchdog ends the worker
 
 
 class _death_unsignalled:  # noqa: N801  # a context manager named as what it says

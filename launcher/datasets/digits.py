@@ -36,5 +36,5 @@ class Digits(TensorDataset):
         super().__init__(images, torch.from_numpy(digits[rows]).long())
 
     def get_batch(self, indices: Tensor) -> tuple[Tensor, ...]:
-        """Read many samples at once: images [N, 1, 8, 8] and targets [N]."""
+        """Reads many samples at once: images [N, 1, 8, 8] and targets [N]."""
         return tuple(tensor.index_select(0, indices) for tensor in self.tensors)

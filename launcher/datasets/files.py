@@ -1,70 +1,20 @@
-"""Files that appear whole or not at all, and where data sets keep what they have worked out."""
+"""Where data sets keep what they have worked out; with `atomic_write` it appears whole or not at all."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib
 import os
-import platform
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from launcher.world.files import atomic_write
+
+__all__ = ["FOLDER", "atomic_write", "cache_path", "checked_file", "needed", "staged", "state_of"]
+
 FOLDER = "launcher-data"  # what we make lies in folders of this name, and nothing else is touched
-
-
-@contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Makes a file or folder that appears at `path` when it is finished, and never half-made.
-
-    The block writes to the path that it is given, a file or a folder of that name beside the final one. If the
-    block raises, or the process is killed in it, nothing appears; what a killed one left is removed by the next. If
-    somebody else has finished a folder meanwhile, theirs is kept.
-
-    Args:
-        path: Where it shall appear; folders above are made.
-
-    Yields:
-        Where to write. Nothing is there yet.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    prefix = f".{path.name}.{platform.node()}-"
-    _remove_abandoned(path.parent, prefix)
-    part = path.parent / f"{prefix}{os.getpid()}.part"
-    try:
-        yield part
-        if part.is_dir() and path.is_dir():
-            return
-        os.replace(part, path)
-    finally:
-        _remove(part)
-
-
-def _remove_abandoned(folder: Path, prefix: str) -> None:
-    for part in folder.glob(f"{prefix}*.part"):
-        process = part.name.removeprefix(prefix).removesuffix(".part")
-        if process.isdigit() and not _is_alive(int(process)):
-            _remove(part)
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def cache_path(kind: str, *facts: object) -> Path:

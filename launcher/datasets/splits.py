@@ -11,7 +11,7 @@ _DEAL = ("test", "validation", *["train"] * 5)  # of every seven rows
 
 
 def check_split(split: str, allowed: Sequence[str]) -> None:
-    """Refuse an unknown split.
+    """Refuses an unknown split.
 
     Raises:
         ValueError: If `split` is not one of `allowed`.
@@ -21,7 +21,7 @@ def check_split(split: str, allowed: Sequence[str]) -> None:
 
 
 def split_rows(split: str, classes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Choose the rows of one part: dealt out in turn within each class, whatever the seed of a recipe.
+    """Chooses the rows of one part: dealt out in turn within each class, whatever the seed of a recipe.
 
     Args:
         split: `train` (five rows of seven), `validation` or `test` (one of seven each).

@@ -88,7 +88,7 @@ class Table(TensorDataset):
         return self.tensors[1]
 
     def get_batch(self, indices: Tensor) -> tuple[Tensor, ...]:
-        """Read many samples at once: features [N, columns], and targets [N] or [N, targets]."""
+        """Reads many samples at once: features [N, columns], and targets [N] or [N, targets]."""
         return tuple(tensor.index_select(0, indices) for tensor in self.tensors)
 
 

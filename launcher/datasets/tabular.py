@@ -40,5 +40,5 @@ class Diabetes(TensorDataset):
         super().__init__(*(torch.from_numpy(values).to(dtype) for values in standard))
 
     def get_batch(self, indices: Tensor) -> tuple[Tensor, ...]:
-        """Read many samples at once: features [N, 10] and targets [N, 1]."""
+        """Reads many samples at once: features [N, 10] and targets [N, 1]."""
         return tuple(tensor.index_select(0, indices) for tensor in self.tensors)

@@ -101,12 +101,12 @@ class TextFile(Dataset[tuple[Tensor, Tensor]]):
         return window[:-1].long(), window[1:].long()
 
     def get_batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Read many samples at once: inputs and targets, both int64 of shape [N, context]."""
+        """Reads many samples at once: inputs and targets, both int64 of shape [N, context]."""
         windows = self._windows.index_select(0, indices)
         return windows[:, :-1].long(), windows[:, 1:].long()
 
     def encode(self, text: str) -> Tensor:
-        """Turn text into tokens, int64 of shape [len(text)].
+        """Turns text into tokens, int64 of shape [len(text)].
 
         Raises:
             ValueError: If a character is not in the vocabulary.
@@ -116,7 +116,7 @@ class TextFile(Dataset[tuple[Tensor, Tensor]]):
         return torch.tensor([self.characters.index(character) for character in text], dtype=torch.int64)
 
     def decode(self, tokens: Tensor | Iterable[int]) -> str:
-        """Turn tokens, in one dimension, back into text."""
+        """Turns tokens, in one dimension, back into text."""
         return "".join(self.characters[int(token)] for token in tokens)
 
 

@@ -117,19 +117,23 @@ def choose_threads(asked: int | str, world: World) -> int:
 
 
 @contextmanager
-def open_device(recipe: schema.Recipe, world: World, *, cpu: bool) -> Iterator[Device]:
+def open_device(section: schema.Device, world: World, *, cpu: bool, threads: int | str = "auto") -> Iterator[Device]:
     """Builds the Accelerator and joins the process group; leaves the group at the end.
 
     Args:
-        recipe: Its `device`, and `launch.threads`.
+        section: The recipe's `device`.
         world: The processes, as the environment says.
         cpu: Whether to stay on the CPU though there may be a GPU.
+        threads: The recipe's `launch.threads`.
 
     Raises:
         UsageError: Accelerate sees another world than the environment's.
     """
-    section, on_cpu = recipe.device, use_cpu(world, cpu)
-    with _deterministic() if section.deterministic else nullcontext(), _joined(recipe, world, on_cpu) as device:
+    on_cpu = use_cpu(world, cpu)
+    with (
+        _deterministic() if section.deterministic else nullcontext(),
+        _joined(section, world, on_cpu, threads) as device,
+    ):
         yield device
 
 
@@ -147,12 +151,12 @@ def _deterministic() -> Iterator[None]:
 
 
 @contextmanager
-def _joined(recipe: schema.Recipe, world: World, on_cpu: bool) -> Iterator[Device]:
-    section, threads = recipe.device, torch.get_num_threads()
+def _joined(section: schema.Device, world: World, on_cpu: bool, threads: int | str) -> Iterator[Device]:
+    before = torch.get_num_threads()
     with gathered(world, section.timeout.amount):
         accelerator = _accelerator(section, on_cpu)
         # what libraries ask Accelerate for later is answered from its state, not from the variables
-    torch.set_num_threads(choose_threads(recipe.launch.threads, world))  # after Accelerate, which sets its own guess
+    torch.set_num_threads(choose_threads(threads, world))  # after Accelerate, which sets its own guess
     if not on_cpu:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = section.tf32
     try:
@@ -163,7 +167,7 @@ def _joined(recipe: schema.Recipe, world: World, on_cpu: bool) -> Iterator[Devic
         with shared_memory(world, coordinator, section.timeout.amount) if in_memory else nullcontext() as memory:
             yield Device(accelerator, world, coordinator.sharing(memory), tuple(_notes(section, world)))
     finally:
-        torch.set_num_threads(threads)  # a notebook goes on with its own
+        torch.set_num_threads(before)  # a notebook goes on with its own
         accelerator.end_training()
         if dist.is_initialized():
             dist.destroy_process_group()

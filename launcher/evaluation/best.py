@@ -9,6 +9,7 @@ from typing import Any
 
 from launcher.errors import LauncherError
 from launcher.recipe import schema
+from launcher.recipe.line_keys import LINE_KEYS
 
 
 def value_of(best: schema.Best, scores: Mapping[str, Any]) -> float:
@@ -18,7 +19,7 @@ def value_of(best: schema.Best, scores: Mapping[str, Any]) -> float:
         LauncherError: It is not one number.
     """
     if best.metric not in scores:
-        names = ", ".join(name for name in scores if name == "loss" or name not in schema.LINE_KEYS)
+        names = ", ".join(name for name in scores if name == "loss" or name not in LINE_KEYS)
         raise LauncherError(f"evaluate.best.metric: '{best.metric}' gives several numbers; name one of: {names}")
     value = scores[best.metric]
     if not isinstance(value, int | float):
@@ -72,12 +73,12 @@ class BestTracker:
             return True
         return value > on + delta if self.best.mode == "max" else value < on - delta
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         kept = {"value": self.value, "step": self.step, "since": self.since, "reference": self.reference}
         return {**kept, "by": self._by}
 
-    def load(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
         """Takes up what a checkpoint kept, if it was judged by the same metric."""
         if state["by"] == self._by:
             self.value, self.step = state["value"], state["step"]

@@ -14,7 +14,8 @@ from torch import nn
 
 from launcher.data.loaders import MicroBatch
 from launcher.objective.batch import one_number
-from launcher.objective.loss import At, Objective
+from launcher.objective.loss import Objective
+from launcher.objective.run_length import At
 
 if TYPE_CHECKING:
     from launcher.evaluation.metrics import Metric, Scores

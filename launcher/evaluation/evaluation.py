@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,8 +22,8 @@ from launcher.model.ema import Average
 from launcher.objective.loss import Objective
 from launcher.recipe import schema
 from launcher.runs.tracking.tracking import Line, Tracking
-from launcher.watch import Patience, Progress
 from launcher.world import faults
+from launcher.world.watchdog import BatchProgress, Patience
 
 if TYPE_CHECKING:
     from launcher.evaluation.metrics import (  # brings torchmetrics, which a run without metrics need not wait for
@@ -31,13 +32,15 @@ if TYPE_CHECKING:
     )
 
 Look = Callable[[str, str], Seen]  # gives what sees the batches of a set, by its split and name
-_LENIENCE = 2.0  # seconds
-AVERAGED = "ema/"  # before the name of a score of the averaged weights
 
 
 def unlooked(split: str, name: str) -> Seen:
     """Nobody looks at any set."""
     return unseen
+
+
+_LENIENCE = 2.0  # seconds
+AVERAGED = "ema/"  # before the name of a score of the averaged weights
 
 
 class Evaluable(Protocol):
@@ -53,16 +56,40 @@ class _StopRequested(Exception):  # noqa: N818  # not an error
     """This process was asked to stop in the middle of an evaluation."""
 
 
+@dataclass
+class History:
+    """What evaluations have said so far.
+
+    Attributes:
+        last_step: Optimizer steps completed at the last one.
+        lines: Of the last one.
+        is_owed: One was begun and left, since this process was asked to stop.
+    """
+
+    last_step: int | None = None
+    lines: list[Line] = field(default_factory=list)
+    is_owed: bool = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"step": self.last_step, "lines": self.lines, "owed": self.is_owed}
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        """Takes up what a checkpoint kept."""
+        self.last_step, self.lines, self.is_owed = state["step"], list(state["lines"]), state["owed"]
+
+
 class Evaluation:
     """The loop's edge: who evaluates when it is due, and that all ranks learn what follows.
 
     Args:
         section: The recipe's `evaluate`.
         sets: What to evaluate on, by name.
-        train_state: The model as training left it, and its loss.
+        evaluable: The model as training left it, and its loss.
         metrics: The metrics, on the ranks that evaluate.
         tracking: Where the lines go.
-        judge: The best so far.
+        best: The best so far.
+        history: What evaluations have said so far.
         stopping: Whether this process was asked to stop.
         folder: The run's, for word of what hangs.
         made: Told of each evaluation: the step, and its seconds.
@@ -74,43 +101,43 @@ class Evaluation:
         self,
         section: schema.Evaluate,
         sets: Mapping[str, EvaluationLoader],
-        train_state: Evaluable,
+        evaluable: Evaluable,
         metrics: Sequence[Metric],
         tracking: Tracking,
-        judge: BestTracker,
+        best: BestTracker,
+        *,
+        history: History | None = None,
         stopping: Callable[[], bool] = lambda: False,
         folder: Path | None = None,
-        *,
         made: Callable[[int, float], None] = lambda step, seconds: None,
         judged: Callable[[float], None] = lambda value: None,
         look: Look = unlooked,
     ):
-        self.section = section
-        self.sets = sets
-        self.train_state = train_state
-        self.metrics = metrics
-        self.tracking = tracking
-        self.judge = judge
-        self.stopping = stopping
-        self.folder = folder
-        self.last_step: int | None = None
-        self.is_owed = False  # one was begun and left, since this process was asked to stop
-        self.lines: list[Line] = []  # of the last evaluation
+        self.section, self.sets, self.evaluable, self.metrics = section, sets, evaluable, metrics
+        self.tracking, self.best, self.history = tracking, best, history if history is not None else History()
+        self.stopping, self.folder = stopping, folder
         self.made, self.judged, self.look = made, judged, look
         self.improved = False
 
     @property
     def goes_on(self) -> bool:
         """Whether early stopping lets training go on."""
-        return self.judge.is_patient
+        return self.best.is_patient
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
-        return {"step": self.last_step, "lines": self.lines, "owed": self.is_owed}
+    @property
+    def last_step(self) -> int | None:
+        """Optimizer steps completed at the last evaluation."""
+        return self.history.last_step
 
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Takes up what a checkpoint kept."""
-        self.last_step, self.lines, self.is_owed = state["step"], list(state["lines"]), state["owed"]
+    @property
+    def is_owed(self) -> bool:
+        """Whether one was begun and left, since this process was asked to stop."""
+        return self.history.is_owed
+
+    @property
+    def lines(self) -> list[Line]:
+        """Those of the last evaluation."""
+        return self.history.lines
 
     def run(self, step: int, epoch: float) -> bool:
         """Evaluates the validation sets after `step` steps; all ranks call it.
@@ -125,13 +152,13 @@ class Evaluation:
         if not self.sets:
             return True
         lines = self.measured(self.sets, "validation", step, epoch)
-        self.is_owed = lines is None
+        self.history.is_owed = lines is None
         if lines is None:
             return False
-        self.lines, self.last_step = lines, step
+        self.history.lines, self.history.last_step = lines, step
         if self.section.best is not None:
             value = self._deciding(self.section.best)
-            self.improved = self.judge.see(step, value)
+            self.improved = self.best.see(step, value)
             self.judged(value)
         return True
 
@@ -148,7 +175,7 @@ class Evaluation:
     @property
     def is_shared(self) -> bool:
         """Whether every rank evaluates a share."""
-        return self.section.ranks == "all" and self.train_state.device.world.size > 1
+        return self.section.ranks == "all" and self.evaluable.device.world.size > 1
 
     def _by_first(self, sets: Mapping[str, EvaluationLoader], split: str, step: int, epoch: float) -> list[Line] | None:
         """Rank 0 evaluates; the others wait, and no collective of the main group is pending meanwhile."""
@@ -185,7 +212,7 @@ class Evaluation:
 
     def _together(self, loader: EvaluationLoader, name: str, split: str, step: int, seen: bool) -> Scores | None:
         """What all ranks find on a set, each on its share; None where one was asked to stop."""
-        world = self.train_state.device.world
+        world = self.evaluable.device.world
         tallies = []
 
         def share() -> bytes:
@@ -216,21 +243,21 @@ class Evaluation:
     def _tally(
         self, loader: EvaluationLoader, name: str, split: str, step: int, seen: bool, rank: int = 0, size: int = 1
     ) -> Tally:
-        progress = Progress(f"{split} {name}".strip(), -(-loader.num_batches() // size))
-        device = self.train_state.device.torch_device
-        patience = Patience(self._patience, "evaluate.timeout", self.train_state.device.world, self.folder, step)
+        progress = BatchProgress(f"{split} {name}".strip(), -(-loader.num_batches() // size))
+        device = self.evaluable.device.torch_device
+        patience = Patience(self._patience, "evaluate.timeout", self.evaluable.device.world, self.folder, step)
         with patience.watching(progress):
             return evaluate(
-                self.train_state.model.bare,
+                self.evaluable.model.bare,
                 loader.batches(rank, size),
-                self.train_state.objective,
+                self.evaluable.objective,
                 [one for one in self.metrics if one.is_for(name)],
                 device,
                 heartbeat=partial(self._beat, progress, split, step),
                 seen=self.look(split, name) if seen else unseen,
             )
 
-    def _beat(self, progress: Progress, split: str, step: int, done: int) -> None:
+    def _beat(self, progress: BatchProgress, split: str, step: int, done: int) -> None:
         progress.advance(done)
         self.tracking.evaluating(done, progress.total, split)
         self._coordinator.beat(done, progress.total)
@@ -241,12 +268,12 @@ class Evaluation:
     def _weights(self) -> Iterator[tuple[str, AbstractContextManager[None]]]:
         """The weights to evaluate with, each with what stands before the names of its scores."""
         yield "", nullcontext()
-        if self.train_state.average is not None:
-            yield AVERAGED, self.train_state.average.in_place()
+        if self.evaluable.average is not None:
+            yield AVERAGED, self.evaluable.average.in_place()
 
     def _share_buffers(self) -> None:
         """Makes every rank's buffers rank 0's, as DDP does before a forward: running means differ until then."""
-        for buffer in self.train_state.model.bare.buffers():
+        for buffer in self.evaluable.model.bare.buffers():
             self._coordinator.share(buffer)
 
     def _line(self, name: str, split: str, step: int, epoch: float, scores: Scores) -> Line:
@@ -255,7 +282,7 @@ class Evaluation:
 
     @property
     def _coordinator(self) -> Coordinator:
-        return self.train_state.device.coordinator
+        return self.evaluable.device.coordinator
 
     @property
     def _patience(self) -> float | None:

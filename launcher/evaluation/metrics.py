@@ -11,12 +11,13 @@ import torch
 import torchmetrics
 from torchmetrics.text import Perplexity
 
-from launcher.errors import LauncherError, Problem, RecipeError
+from launcher.errors import LauncherError, RecipeError
 from launcher.evaluation.outputs import class_dimension, classes, probabilities
 from launcher.internals import keep_to_rank, reductions
+from launcher.recipe import schema
 from launcher.recipe.build import Builder
 from launcher.recipe.component import Component
-from launcher.recipe.places import dotted
+from launcher.text import shapes
 
 Scores = dict[str, Any]  # "loss" and each metric by its name: a number, or a list of them per class
 
@@ -189,8 +190,8 @@ def _metrics(metric: Any) -> Iterator[torchmetrics.Metric]:
 
 
 def _shapes(outputs: Sequence[Any], targets: Sequence[Any]) -> str:
-    shapes = [f"{tuple(one.shape)} {one.dtype}" for one in (*outputs, *targets) if hasattr(one, "shape")]
-    return ", ".join(shapes) or "no tensors"
+    tensors = [value for value in (*outputs, *targets) if isinstance(value, torch.Tensor)]
+    return shapes(tensors) or "no tensors"
 
 
 def _plain(value: Any) -> Any:
@@ -202,22 +203,26 @@ def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, torch.Tensor) else value
 
 
-def build_metrics(builder: Builder) -> list[Metric]:
+def build_metrics(builder: Builder, section: Mapping[str, Component], batch: schema.Batch) -> list[Metric]:
     """The recipe's metrics, told never to talk to other ranks by themselves.
 
     torchmetrics' `compute()` gathers over the main process group and would hang where one rank evaluates.
 
+    Args:
+        builder: Builds the components.
+        section: The recipe's `evaluate.metrics`.
+        batch: How many outputs and targets there are.
+
     Raises:
         RecipeError: Something else than a metric came out.
     """
-    batch = builder.recipe.batch
     parts = (len(batch.outputs) if batch.outputs is not None else 1) + len(batch.targets)
     metrics = []
-    for name, component in builder.recipe.evaluate.metrics.items():
+    for name, component in section.items():
         metric = builder.build(component)
         if not isinstance(metric, torchmetrics.Metric | torchmetrics.MetricCollection):
             if not callable(metric):
-                raise RecipeError([_no_metric(builder, component, metric)])
+                raise _no_metric(builder, component, metric)
             metric = OverSet(metric, parts)
         for one in _metrics(metric):  # those inside a wrapper too
             keep_to_rank(one)
@@ -226,7 +231,6 @@ def build_metrics(builder: Builder) -> list[Metric]:
     return metrics
 
 
-def _no_metric(builder: Builder, component: Component, made: Any) -> Problem:
-    where = str(builder.recipe.document.origin(component.path))
+def _no_metric(builder: Builder, component: Component, made: Any) -> RecipeError:
     message = f"{component.target} gave a {type(made).__name__}, not a metric, nor a function (outputs, targets)"
-    return Problem(where, dotted(component.path), message)
+    return builder.wrong(component.path, message)

@@ -23,7 +23,7 @@ from launcher.evaluation.metrics import build_metrics
 from launcher.evaluation.predictions import Predictions, columns_of, write_predictions
 from launcher.model.build import Model, build_model
 from launcher.model.ema import Average
-from launcher.objective.loss import Objective, build_objective
+from launcher.objective.loss import Objective, build_objective, loss_key
 from launcher.recipe.build import Builder
 from launcher.recipe.schema import Recipe
 from launcher.runs.metrics import encode
@@ -63,17 +63,18 @@ def opened(saved: Saved, world: World, parts: Sequence[Part], cpu: bool) -> Iter
     Raises:
         LauncherError: The weights do not fit, or what training would end with.
     """
-    train = saved.recipe.train.model_copy(update={"start_from": None})
-    recipe = saved.recipe.model_copy(update={"train": train})
+    recipe = saved.recipe
     builder = Builder(recipe, saved.allow, saved.directory)
     builder.check()
     on_cpu = use_cpu(world, cpu)
     check_device(recipe.device, world, on_cpu)
     seed_everything(recipe.seed)
-    sets = load_evaluation(builder, world, parts, on_gpu=not on_cpu)
-    with open_device(recipe, world, cpu=cpu) as device:
-        model = build_model(builder, device)
-        objective = build_objective(builder)
+    sets = load_evaluation(
+        builder, recipe.data, world, parts, evaluate=recipe.evaluate, seed=recipe.seed, on_gpu=not on_cpu
+    )
+    with open_device(recipe.device, world, cpu=cpu, threads=recipe.launch.threads) as device:
+        model = build_model(builder, recipe.model, recipe.device, device, seed=recipe.seed)
+        objective = build_objective(builder, recipe.loss, recipe.batch, recipe.train)
         objective.to(device.torch_device)
         _fill(model.bare, saved)
         yield Opened(recipe, model, objective, device, _average(model.bare, saved), sets, builder)
@@ -85,7 +86,7 @@ def _average(model: nn.Module, saved: Saved) -> Average | None:
     if decay is None or averaged is None:
         return None
     average = Average(model, decay)
-    average.load({"parameters": averaged, "updates": 1})
+    average.load_state_dict({"parameters": averaged, "updates": 1})
     return average
 
 
@@ -105,13 +106,13 @@ def _fill_losses(objective: Objective, saved: Saved) -> None:
     """
     states = saved.losses() if objective.modules else {}
     for name, module in objective.modules.items():
-        if name not in states:
-            what = f"loss.{name}" if name else "the loss"
+        if loss_key(name) not in states:
+            what = loss_key(name) if name else "the loss"
             raise UsageError(
                 f"{saved.label}: {what} has parameters of its own, which a file of weights does not hold; name the "
                 "run's folder or a checkpoint"
             )
-        module.load_state_dict(states[name])
+        module.load_state_dict(states[loss_key(name)])
 
 
 def evaluate_saved(
@@ -137,7 +138,7 @@ def evaluate_saved(
         raise UsageError(f"--predictions is for one set; choose with --split: {', '.join(map(_named, parts))}")
     with opened(saved, world, parts, cpu) as model:
         _fill_losses(model.objective, saved)
-        metrics = build_metrics(model.builder)
+        metrics = build_metrics(model.builder, model.recipe.evaluate.metrics, model.recipe.batch)
         lines: list[Line] = []
         for (part, name), loader in model.sets.items():
             collected = Predictions(model.objective)

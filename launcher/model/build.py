@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,12 +11,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
-from launcher.checkpoints.weights import _load_weights
 from launcher.device import lazy_compiler
 from launcher.device.device import Device, seed_everything
-from launcher.errors import Problem, RecipeError
 from launcher.recipe import schema
 from launcher.recipe.build import Builder
+from launcher.recipe.component import Component
 from launcher.text import size
 
 
@@ -48,31 +47,39 @@ class Model:
         return f"{type(self.bare).__name__}, {total:,} parameters{frozen}, {size(num_bytes)}"
 
 
-def build_model(builder: Builder, device: Device) -> Model:
+def build_model(
+    builder: Builder,
+    component: Component,
+    section: schema.Device,
+    device: Device,
+    *,
+    seed: int,
+    fill: Callable[[nn.Module], str] | None = None,
+) -> Model:
     """Builds the recipe's model with the run's seed, the same on every rank, and wraps it for this world.
 
     Args:
-        builder: Builds the component; its recipe says seed, weights to start from, and what wraps the model.
+        builder: Builds the component.
+        component: The recipe's `model`.
+        section: The recipe's `device`: what wraps the model.
         device: Where it goes.
+        seed: The run's.
+        fill: Puts weights to start from into the bare module, and says so in a line.
 
     Raises:
         RecipeError: What came out is not a module, or has nothing to train.
     """
-    recipe, section = builder.recipe, builder.recipe.device
-    seed_everything(recipe.seed)
-    bare = builder.build(recipe.model)
-    where = str(recipe.model.origin)
+    seed_everything(seed)
+    bare = builder.build(component)
     if not isinstance(bare, nn.Module):
         kind = type(bare).__name__
-        raise RecipeError([Problem(where, "model", f"{recipe.model.target} gave a {kind}, not a torch.nn.Module")])
+        raise builder.wrong("model", f"{component.target} gave a {kind}, not a torch.nn.Module")
     if any(is_lazy(parameter) for parameter in bare.parameters()):
         message = "has lazy modules, whose sizes nobody knows yet: give them sizes, or pass a batch through it once"
-        raise RecipeError([Problem(where, "model", message)])
+        raise builder.wrong("model", message)
     if not any(parameter.requires_grad for parameter in bare.parameters()):
-        raise RecipeError([Problem(where, "model", "no parameter requires a gradient: there is nothing to train")])
-    notes = []
-    if recipe.train.start_from is not None:
-        notes.append(_load_weights(bare, recipe.document.folder / Path(recipe.train.start_from).expanduser()))
+        raise builder.wrong("model", "no parameter requires a gradient: there is nothing to train")
+    notes = [fill(bare)] if fill is not None else []
     if section.sync_batchnorm:
         bare = nn.SyncBatchNorm.convert_sync_batchnorm(bare)
     if section.channels_last:

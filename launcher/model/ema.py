@@ -57,14 +57,14 @@ class Average:
         for parameter, value in zip(self._parameters, values, strict=True):
             parameter.copy_(value)
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: the averages by the names that they have in a state_dict, and how many steps."""
         return {
             "parameters": {name: self._averages[place] for name, place in self._names.items()},
             "updates": self._updates,
         }
 
-    def load(self, state: Mapping[str, Any] | None) -> None:
+    def load_state_dict(self, state: Mapping[str, Any] | None, /) -> None:
         """Takes up what a checkpoint kept; where it kept none, the average begins with the weights as they are."""
         self._restart()
         if state is None:

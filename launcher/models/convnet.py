@@ -35,7 +35,7 @@ class ConvNet(nn.Module):
         self.head = nn.Linear(4 * widths[-1], classes, dtype=dtype)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map images of shape [N, inputs, H, W] to logits of shape [N, classes]."""
+        """Maps images of shape [N, inputs, H, W] to logits of shape [N, classes]."""
         logits: Tensor = self.head(self.features(images))
         return logits
 

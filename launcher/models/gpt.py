@@ -48,7 +48,7 @@ class GPT(nn.Module):
         self._init_weights(layers)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Score the token that follows each token.
+        """Scores the token that follows each token.
 
         Args:
             tokens: int64 of shape [N, T], T at most `context`.
@@ -88,7 +88,7 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(width, dropout, bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map [N, T, width] to the same shape."""
+        """Maps [N, T, width] to the same shape."""
         x = x + self.attention(self.norm1(x))
         added: Tensor = x + self.feed_forward(self.norm2(x))
         return added
@@ -111,7 +111,7 @@ class CausalSelfAttention(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map [N, T, width] to the same shape."""
+        """Maps [N, T, width] to the same shape."""
         cos, sin = self.cos[: x.shape[1]], self.sin[: x.shape[1]]
         split = self.query_key_value(x).unflatten(2, (3, self.heads, -1))  # [N, T, 3, heads, width / heads]
         query, key, value = split.permute(2, 0, 3, 1, 4)  # each [N, heads, T, width / heads]
@@ -134,7 +134,7 @@ def rotations(context: int, size: int) -> tuple[Tensor, Tensor]:
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair of features of [..., T, size] by its position's angle, so that products tell distances."""
+    """Turns each pair of features of [..., T, size] by its position's angle, so that products tell distances."""
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
 
@@ -149,6 +149,6 @@ class FeedForward(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map [N, T, width] to the same shape."""
+        """Maps [N, T, width] to the same shape."""
         dropped: Tensor = self.dropout(self.project(F.gelu(self.expand(x))))
         return dropped

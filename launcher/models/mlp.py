@@ -35,6 +35,6 @@ class MLP(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], outputs, dtype=dtype))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Map inputs of shape [N, …] to outputs of shape [N, outputs]."""
+        """Maps inputs of shape [N, …] to outputs of shape [N, outputs]."""
         outputs: Tensor = self.layers(inputs)
         return outputs

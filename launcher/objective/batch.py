@@ -9,6 +9,7 @@ import torch
 
 from launcher.errors import LauncherError
 from launcher.recipe import schema
+from launcher.text import shapes
 
 
 class BatchLayout:
@@ -77,17 +78,6 @@ def _described(thing: Any) -> str:
     if isinstance(thing, tuple | list):
         return f"a {type(thing).__name__} of {len(thing)}"
     return f"a {type(thing).__name__}"
-
-
-def shapes(value: Any) -> str:
-    """Tensors by type and shape, in the containers that they stand in: `float32 [2, 1, 8, 8], int64 [2]`."""
-    if isinstance(value, torch.Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {shapes(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, tuple | list):
-        return ", ".join(shapes(item) for item in value[:6]) + (", …" if len(value) > 6 else "")
-    return type(value).__name__
 
 
 def one_number(loss: Any, key: str) -> torch.Tensor:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 
-from launcher.errors import LauncherError, Problem, RecipeError
-from launcher.objective.batch import BatchLayout, one_number, shapes
+from launcher.errors import LauncherError
+from launcher.objective.batch import BatchLayout, one_number
+from launcher.recipe import schema
 from launcher.recipe.build import Builder
 from launcher.recipe.component import Component
-from launcher.recipe.places import dotted
+from launcher.text import shapes
 
 Loss = Callable[..., torch.Tensor]
 
@@ -210,20 +211,30 @@ def _scale(term: Term, local: float, total: float, world_size: int, samples: int
     return term.weight * numerator * world_size / total
 
 
-def build_objective(builder: Builder) -> Objective:
+def build_objective(
+    builder: Builder,
+    section: Component | Mapping[str, Component] | str | None,
+    batch: schema.Batch,
+    train: schema.Train,
+) -> Objective:
     """The recipe's loss, or the step function that stands for it.
+
+    Args:
+        builder: Builds the components.
+        section: The recipe's `loss`.
+        batch: Which parts of a batch it gets.
+        train: Names the step function, where there is one.
 
     Raises:
         RecipeError: A loss states a reduction, or `_per_: element` where nothing can be counted.
     """
-    recipe = builder.recipe
-    layout = BatchLayout(recipe.batch)
-    if recipe.train.step is not None:
-        count = builder.build(recipe.train.count) if recipe.train.count else None
-        return Objective([], layout, step=builder.build(recipe.train.step), count=count)
-    if recipe.loss == "model":
+    layout = BatchLayout(batch)
+    if train.step is not None:
+        count = builder.build(train.count) if train.count else None
+        return Objective([], layout, step=builder.build(train.step), count=count)
+    if isinstance(section, str):  # `model`: it brings its own
         return Objective([], layout)
-    named: dict[str, Component] = {"": recipe.loss} if isinstance(recipe.loss, Component) else dict(recipe.loss or {})
+    named = {"": section} if isinstance(section, Component) else section or {}
     return Objective([_term(builder, name, one) for name, one in named.items()], layout)
 
 
@@ -255,26 +266,5 @@ def _check_reduction(builder: Builder, component: Component, reduction: Any) -> 
     """
     if not isinstance(reduction, str) or reduction in ("mean", "batchmean"):
         return
-    where = str(builder.recipe.document.origin((*component.path, "reduction")))
     message = f"'{reduction}' is not allowed: a step's loss is a mean over its count; remove it, and say _per_: element"
-    raise RecipeError([Problem(where, f"{dotted(component.path)}.reduction", message)])
-
-
-# ---------------------------------------------------------------------- optimizer
-
-
-# ---------------------------------------------------------------------- schedule
-
-
-class At(NamedTuple):
-    """Where a step stands in its run; a user's step function gets it.
-
-    Attributes:
-        step: Optimizer steps completed before this one.
-        epoch: The pass over the data, from 0.
-        fraction: How much of the run is done, 0 to 1; 0 where its length is a time.
-    """
-
-    step: int = 0
-    epoch: int = 0
-    fraction: float = 0.0
+    raise builder.wrong((*component.path, "reduction"), message)

@@ -11,40 +11,46 @@ import torch
 from torch import nn
 
 from launcher.device import lazy_compiler
-from launcher.errors import Problem, RecipeError
 from launcher.objective.loss import loss_key
 from launcher.recipe.build import Builder
 from launcher.recipe.component import Component
 from launcher.recipe.signature import parameters_of
 
 
-def build_optimizer(builder: Builder, model: nn.Module, losses: Mapping[str, nn.Module]) -> torch.optim.Optimizer:
+def build_optimizer(
+    builder: Builder, section: Component, model: nn.Module, losses: Mapping[str, nn.Module], *, may_skip: bool = False
+) -> torch.optim.Optimizer:
     """The recipe's optimizer over all parameters that require a gradient.
 
     Args:
         builder: Builds the component.
+        section: The recipe's `optimizer`.
         model: The bare module.
         losses: Those with parameters of their own, by name: the parameter `scale` of one is `loss.NAME.scale`.
+        may_skip: Whether a gradient scaler skips updates inside of the optimizer, as under fp16.
 
     Raises:
         RecipeError: A pattern of `_groups_` matches no parameter, or what came out is no optimizer of these.
     """
     lazy_compiler.optimizers()
-    section = builder.recipe.optimizer
     named = dict(_trained("", model))
     for name, loss in losses.items():
         named |= {key: one for key, one in _trained(f"{loss_key(name)}.", loss) if not _is_among(one, named.values())}
     groups = section.options.get("_groups_")
     params = _groups(builder, section, groups, named) if groups else list(named.values())
     if section.given is None:
-        chosen = {"fused": True} if _fuses(builder, [model, *losses.values()], named.values()) else {}
+        chosen = (
+            {"fused": True}
+            if not may_skip and _fuses(builder, section, [model, *losses.values()], named.values())
+            else {}
+        )
         optimizer = builder.build(section, params=params, **chosen)
     elif callable(section.given):
         optimizer = section.given(params)
     else:
         optimizer = section.given
     if unfit := _unfit(optimizer, section.target, named.values(), made=optimizer is not section.given):
-        raise RecipeError([Problem(str(section.origin), "optimizer", unfit)])
+        raise builder.wrong("optimizer", unfit)
     return optimizer  # type: ignore[no-any-return]
 
 
@@ -75,19 +81,15 @@ def _unfit(optimizer: Any, target: str, parameters: Iterable[nn.Parameter], made
 _HOW_TO_STEP = ("fused", "foreach", "capturable", "differentiable")  # a recipe that says one of them has chosen
 
 
-def _fuses(builder: Builder, modules: Sequence[nn.Module], parameters: Iterable[nn.Parameter]) -> bool:
+def _fuses(
+    builder: Builder, section: Component, modules: Sequence[nn.Module], parameters: Iterable[nn.Parameter]
+) -> bool:
     """Whether torch's fused kernel does the update: 2 to 3 times as fast on a CPU, with equal results to rounding.
 
     Only one of torch's own; not with sparse gradients, for which there is no kernel, nor under fp16, where the scaler
     skips updates inside of it, which fused SGD with momentum does not survive on its first step.
     """
-    recipe = builder.recipe
-    section = recipe.optimizer
-    if (
-        section.style != "call"
-        or recipe.device.precision == "fp16"
-        or any(key in section.kwargs for key in _HOW_TO_STEP)
-    ):
+    if section.style != "call" or any(key in section.kwargs for key in _HOW_TO_STEP):
         return False
     target = builder.resolve(section)
     if not str(getattr(target, "__module__", "")).startswith("torch.optim.") or "fused" not in (
@@ -120,8 +122,7 @@ def _groups(
         names = [name for name in left if fnmatch.fnmatchcase(name, pattern)]
         if not names:
             shown = ", ".join(list(named)[:8])
-            where = str(builder.recipe.document.key_origin((*section.path, "_groups_", pattern)))
             message = f"no parameter is named like '{pattern}' (or an earlier pattern has it); there are: {shown}, …"
-            raise RecipeError([Problem(where, f"optimizer._groups_.{pattern}", message)])
+            raise builder.wrong((*section.path, "_groups_", pattern), message, at_key=True)
         groups.append({"params": [left.pop(name) for name in names], **builder.value(settings, {})})
     return [{"params": list(left.values())}, *groups] if left else groups

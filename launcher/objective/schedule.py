@@ -8,9 +8,12 @@ from typing import Any
 
 import torch
 
-from launcher.errors import LauncherError, Problem, RecipeError
+from launcher.errors import LauncherError
+from launcher.objective.run_length import RunLength
+from launcher.recipe import schema
 from launcher.recipe.build import Builder
 from launcher.recipe.component import Component
+from launcher.recipe.consistency import NEEDS_BEST, WARMS_UP_ITSELF
 from launcher.recipe.duration import Duration
 
 
@@ -24,6 +27,7 @@ class Schedule:
             of the scheduler's first rate.
         every_steps: The scheduler steps once in so many optimizer steps.
         on_evaluation: ReduceLROnPlateau: it steps after each evaluation instead.
+        last_step: Where the run ends, and the schedule may with it.
     """
 
     def __init__(
@@ -33,18 +37,22 @@ class Schedule:
         warmup_steps: int = 0,
         every_steps: int = 1,
         on_evaluation: bool = False,
+        last_step: int | None = None,
     ):
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.warmup_steps = warmup_steps
         self.every_steps = every_steps
         self.on_evaluation = on_evaluation
+        self.last_step = last_step
         self._full = [float(group["lr"]) for group in optimizer.param_groups]  # a tensor would change with the rate
         if warmup_steps:
             self._ramp(0)
 
     def advance(self, step: int) -> None:
         """Sets the rates for the step after `step` completed ones; called once after each."""
+        if self.last_step is not None and step > self.last_step:
+            return  # some raise an error beyond their end
         if step < self.warmup_steps:
             self._ramp(step)
         elif step == self.warmup_steps:
@@ -82,51 +90,50 @@ class Schedule:
         return float(self.optimizer.param_groups[0]["lr"])
 
 
-_WARMS_UP_ITSELF = ("OneCycleLR", "CyclicLR")
-
-
 def build_schedule(
-    builder: Builder, optimizer: torch.optim.Optimizer, steps_per_epoch: int, total_steps: int | None
+    builder: Builder,
+    section: Component | None,
+    optimizer: torch.optim.Optimizer,
+    length: RunLength,
+    best: schema.Best | None = None,
 ) -> Schedule:
     """The recipe's schedule, with every duration in steps.
 
     Args:
         builder: Builds the component; learns `scheduler.steps`.
+        section: The recipe's `scheduler`.
         optimizer: Handed in at any depth.
-        steps_per_epoch: Optimizer steps of one pass over the data.
-        total_steps: The run's length; None where it is a time.
+        length: The run's.
+        best: The recipe's `evaluate.best`, which ReduceLROnPlateau steps with.
 
     Raises:
         RecipeError: A ramp beside a scheduler that has its own, or a number of steps that this run has not.
     """
-    section, best = builder.recipe.scheduler, builder.recipe.evaluate.best
     if section is None:
         return Schedule(optimizer)
     try:
-        warmup = _steps(section.options.get("_warmup_"), steps_per_epoch, total_steps, 0)
-        every = _steps(section.options.get("_every_"), steps_per_epoch, total_steps, 1)
-        if total_steps is not None:
-            builder.computed["scheduler.steps"] = max(1, total_steps - warmup)
-        scheduler = _scheduler(builder, section, optimizer)
+        warmup = _steps(section.options.get("_warmup_"), length, 0)
+        every = _steps(section.options.get("_every_"), length, 1)
+        if length.total_steps is not None:
+            builder.computed["scheduler.steps"] = max(1, length.total_steps - warmup)
+        scheduler = _scheduler(builder, section, optimizer, best)
     except ValueError as error:
-        raise RecipeError([Problem(str(section.origin), "scheduler", f"{error}; say it in steps")]) from error
+        raise builder.wrong("scheduler", f"{error}; say it in steps") from error
     name = type(scheduler).__name__
-    if warmup and name in _WARMS_UP_ITSELF:
+    if warmup and name in WARMS_UP_ITSELF:
         message = f"{name} warms up by itself; remove _warmup_"
-        raise RecipeError([Problem(str(section.origin), "scheduler._warmup_", message)])
+        raise builder.wrong("scheduler._warmup_", message)
     plateau = _is_plateau(type(scheduler))
     if plateau and best is None:
-        message = "ReduceLROnPlateau steps with evaluate.best; state evaluate: {best: {metric: loss, mode: min}}"
-        raise RecipeError([Problem(str(section.origin), "scheduler", message)])
+        raise builder.wrong("scheduler", NEEDS_BEST)
     if plateau and best is not None and scheduler.mode != best.mode:
         message = f"'{scheduler.mode}' contradicts evaluate.best, whose mode is {best.mode}; they must be the same"
-        raise RecipeError([Problem(str(section.origin), "scheduler.mode", message)])
-    return Schedule(optimizer, scheduler, warmup, every, on_evaluation=plateau)
+        raise builder.wrong("scheduler.mode", message)
+    return Schedule(optimizer, scheduler, warmup, every, on_evaluation=plateau, last_step=length.total_steps)
 
 
-def _scheduler(builder: Builder, section: Component, optimizer: torch.optim.Optimizer) -> Any:
+def _scheduler(builder: Builder, section: Component, optimizer: torch.optim.Optimizer, best: schema.Best | None) -> Any:
     """The recipe's scheduler, or the one handed in: of this optimizer, or a class or function of it."""
-    best = builder.recipe.evaluate.best
     takes_mode = section.given is None and "mode" not in section.kwargs and _is_plateau(builder.resolve(section))
     handed = {"mode": best.mode} if takes_mode and best is not None else {}
     scheduler = builder.build(section, optimizer=optimizer, **handed)
@@ -134,7 +141,7 @@ def _scheduler(builder: Builder, section: Component, optimizer: torch.optim.Opti
         scheduler = scheduler(optimizer)
     if getattr(scheduler, "optimizer", optimizer) is not optimizer:
         message = "steps another optimizer than the run's; hand in its class, or a function of the optimizer"
-        raise RecipeError([Problem(str(section.origin), "scheduler", message)])
+        raise builder.wrong("scheduler", message)
     return scheduler
 
 
@@ -142,7 +149,7 @@ def _is_plateau(target: Any) -> bool:
     return isinstance(target, type) and issubclass(target, torch.optim.lr_scheduler.ReduceLROnPlateau)
 
 
-def _steps(said: Any, steps_per_epoch: int, total_steps: int | None, default: int) -> int:
+def _steps(said: Any, length: RunLength, default: int) -> int:
     if said is None:
         return default
     if isinstance(said, bool) or not isinstance(said, int | str):
@@ -150,4 +157,4 @@ def _steps(said: Any, steps_per_epoch: int, total_steps: int | None, default: in
     duration = Duration(said, "steps", f"{said} steps") if isinstance(said, int) else Duration.parse(said)
     if duration is None:
         raise LauncherError(f"'{said}' is no duration; write '500 steps', '1 epoch' or '5%'")
-    return duration.in_steps(steps_per_epoch, total_steps)
+    return duration.in_steps(length.steps_per_epoch, length.total_steps)

@@ -25,7 +25,7 @@ _MAX_BASES = 20
 def read_document(
     path: str | os.PathLike[str], overrides: Sequence[str] = (), remove: Sequence[str] = ()
 ) -> tuple[Document | None, Problems]:
-    """Read a recipe: the file, the bases it builds on, what the command line changes, and its references.
+    """Reads a recipe: the file, the bases it builds on, what the command line changes, and its references.
 
     Args:
         path: The recipe file.
@@ -81,7 +81,7 @@ class _File:
         return _File(self.path.parent / str(node.value), source, node.origin, (*self.named_by, self))
 
     def check_chain(self) -> None:
-        """Raise `_FileError` if this file is its own base."""
+        """Raises `_FileError` if this file is its own base."""
         real = [os.path.realpath(file.path) for file in (*self.named_by, self)]
         names = [file.source for file in (*self.named_by, self)]
         if real[-1] in real[:-1]:
@@ -100,7 +100,7 @@ class _Sources:
         self.folder = pathlib.Path()
 
     def read(self, source: str) -> Node | None:
-        """Return the recipe over its bases, or None if some of it cannot be read."""
+        """The recipe over its bases, or None if some of it cannot be read."""
         origin = Origin(printable(source))
         try:
             path = pathlib.Path(os.path.abspath(source))
@@ -111,7 +111,7 @@ class _Sources:
         return self.load(_File(path, origin.source, origin))
 
     def load(self, file: _File) -> Node | None:
-        """Return one file over its bases."""
+        """One file over its bases."""
         root = self.sections(file)
         found = root.find("base") if root else None
         if root is None or found is None:
@@ -135,7 +135,7 @@ class _Sources:
         return root
 
     def sections(self, file: _File) -> Node | None:
-        """Return what one file says, if that is a mapping."""
+        """What one file says, if that is a mapping."""
         try:
             data = _contents(file)
             file.check_chain()
@@ -205,7 +205,7 @@ def _alternatives(file: _File) -> str:
 
 
 def merge(old: Node | None, new: Node, at: Path = ()) -> Node:
-    """Return a value put over an older one.
+    """A value put over an older one.
 
     Mappings merge, and everything else is replaced; so is the whole of a mapping over which `_target_` or
     `_ref_` is stated, as the arguments of one class are not those of another.
@@ -221,7 +221,7 @@ def merge(old: Node | None, new: Node, at: Path = ()) -> Node:
 
 
 def _displaced(old: Mapping[Key, Node], stated: Mapping[Key, Node], at: Path) -> dict[Key, Node]:
-    """Return a mapping, without the length of the training where another length is put over it."""
+    """A mapping, without the length of the training where another length is put over it."""
     lengths = [key for key, node in stated.items() if key in _HORIZONS and node.value is not None]
     return {key: node for key, node in old.items() if not (at == ("train",) and lengths and key in _HORIZONS)}
 
@@ -239,7 +239,7 @@ class _Change:
 
 
 def _segments(name: str) -> Sequence[str]:
-    """Split `a.b[0]`, or `a.b.0`, into its parts; return none if it is no name."""
+    """Splits `a.b[0]`, or `a.b.0`, into its parts; return none if it is no name."""
     parts = re.sub(r"\[(\d+)\]", r".\1", name).split(".")
     return parts if all(part.isprintable() and re.fullmatch(r"[^\s\[\]]+", part) for part in parts) else ()
 
@@ -281,7 +281,7 @@ _SHELL = "if it held ${…}, the shell took that for its own: put the whole over
 
 
 def _value_fault(name: str, value: str) -> str | None:
-    """Return what is wrong with a value that is not what the user typed, or not what YAML takes it for."""
+    """What is wrong with a value that is not what the user typed, or not what YAML takes it for."""
     if not value.strip():
         return f"no value follows '='; write {name}=null for none; {_SHELL}"
     if re.match(r"\s*(\*|[-+/]\s)", value):
@@ -301,7 +301,7 @@ def _read_removal(name: str, problems: Problems) -> _Change | None:
 
 
 def _changed(root: Node, change: _Change, problems: Problems) -> Node:
-    """Return the recipe with a change made, or as it was if the change does not fit."""
+    """The recipe with a change made, or as it was if the change does not fit."""
     try:
         new = _put(root, change.segments, change.node) if change.node else _drop(root, change.segments)
         if excess := new.excess():
@@ -313,7 +313,7 @@ def _changed(root: Node, change: _Change, problems: Problems) -> Node:
 
 
 def _put(node: Node, segments: Sequence[str], new: Node, at: Path = ()) -> Node:
-    """Return a value with another one put over what is at a place in it."""
+    """A value with another one put over what is at a place in it."""
     if not segments:
         return merge(node, replace(new, key=node.key), at)
     if node.value is None:
@@ -336,7 +336,7 @@ def _nested(segments: Sequence[str], node: Node) -> Node:
 
 
 def _drop(node: Node, segments: Sequence[str], at: Path = ()) -> Node:
-    """Return a value without what is at a place in it."""
+    """A value without what is at a place in it."""
     key, old = _step(node, segments[0], at)
     if old is None:
         raise _ChangeError(f"there is no '{key}' to remove{suggestion(segments[0], dict(node.items()))}")
@@ -346,7 +346,7 @@ def _drop(node: Node, segments: Sequence[str], at: Path = ()) -> Node:
 
 
 def _step(node: Node, segment: str, at: Path) -> tuple[Key, Node | None]:
-    """Return the key or index that a segment means, and what is there; None where a mapping has no such key."""
+    """The key or index that a segment means, and what is there; None where a mapping has no such key."""
     if found := node.find(segment):
         return found
     if isinstance(node.value, list):
@@ -359,7 +359,7 @@ def _step(node: Node, segment: str, at: Path) -> tuple[Key, Node | None]:
 
 
 def _document(root: Node, sources: _Sources, env: dict[str, str]) -> Document:
-    """Spread the nodes over plain values and the tables of their places."""
+    """Spreads the nodes over plain values and the tables of their places."""
     document = Document({}, {}, {}, sources.folder, {}, tuple(sources.files), sources.texts[0], env)
     document.values = _plain(root, (), document)
     return document
@@ -377,6 +377,6 @@ def _plain(node: Node, path: Path, document: Document) -> Any:
 
 
 def _home(node: Node) -> pathlib.Path:
-    """Return where the files that a value names are looked for; of a component, beside its target."""
+    """Where the files that a value names are looked for; of a component, beside its target."""
     targets = [child.folder for key, child in node.items() if key in ("_target_", "_ref_")]
     return targets[0] if targets else node.folder

@@ -18,6 +18,7 @@ from launcher.errors import LauncherError, Problem, RecipeError
 from launcher.recipe.component import Component, components_in
 from launcher.recipe.duration import Duration
 from launcher.recipe.expressions import Expression
+from launcher.recipe.places import Path as KeyPath
 from launcher.recipe.places import by_place, dotted
 from launcher.recipe.policy import UNKNOWN, Trust, argument_objections
 from launcher.recipe.project import allowed_packages
@@ -84,7 +85,7 @@ class Builder:
     """
 
     def __init__(self, recipe: Recipe, allow: Sequence[str] = (), directory: Path | None = None):
-        self.recipe = recipe
+        self._recipe = recipe
         self.directory = directory
         self.allow = allowed_packages(allow, directory)
         self.computed: dict[str, int] = {}
@@ -94,8 +95,30 @@ class Builder:
     def for_recipe(self, recipe: Recipe) -> Builder:
         """The same objects, built or yet to be, for a recipe whose components are the same."""
         other = copy.copy(self)
-        other.recipe = recipe
+        other._recipe = recipe
         return other
+
+    @property
+    def folder(self) -> Path:
+        """Where the recipe lies: its relative paths begin there."""
+        return self._recipe.document.folder
+
+    @property
+    def defined(self) -> list[Component]:
+        """The components under free names."""
+        return list(components_in(self._recipe.define))
+
+    def wrong(self, key: str | KeyPath, message: str, *, at_key: bool = False) -> RecipeError:
+        """An error at a place of the recipe, to be raised.
+
+        Args:
+            key: As users write it where no part of it has a dot, else its parts.
+            message: What is wrong, what is allowed, what to do.
+            at_key: Whether the key itself is wrong, not its value.
+        """
+        document, path = self._recipe.document, tuple(key.split(".")) if isinstance(key, str) else key
+        where = document.key_origin(path) if at_key else document.origin(path)
+        return RecipeError([Problem(str(where), dotted(path), message)])
 
     # ------------------------------------------------------------------ checking
 
@@ -116,8 +139,8 @@ class Builder:
         return len(components)
 
     def _roots(self) -> Iterator[Component]:
-        for name in type(self.recipe).model_fields:
-            section = getattr(self.recipe, name)
+        for name in type(self._recipe).model_fields:
+            section = getattr(self._recipe, name)
             yield from components_in(dict(section) if hasattr(section, "model_fields_set") else section)
 
     def _problems(self, component: Component, outermost: bool) -> Iterator[Problem]:
@@ -141,7 +164,7 @@ class Builder:
                 yield self._problem(component, argument, message, at_value=True)
 
     def _problem(self, component: Component, key: str, message: str, at_value: bool = False) -> Problem:
-        document, path = self.recipe.document, (*component.path, key) if key else component.path
+        document, path = self._recipe.document, (*component.path, key) if key else component.path
         where = document.origin(path) if at_value else document.key_origin(path)
         return Problem(str(where), dotted(path), printable(message))
 
@@ -237,7 +260,7 @@ class Builder:
         """
         if name in self.computed:
             return self.computed[name]
-        value: Any = self.recipe
+        value: Any = self._recipe
         steps = name.split(".")
         for number, step in enumerate(steps):
             inner = _inside(value, step)

@@ -10,8 +10,9 @@ from launcher.errors import Problem
 from launcher.recipe.component import Component, components_in
 from launcher.recipe.duration import Duration
 from launcher.recipe.expressions import Expression
+from launcher.recipe.line_keys import LINE_KEYS
 from launcher.recipe.places import Path, dotted
-from launcher.recipe.schema import LINE_KEYS, Recipe, Train
+from launcher.recipe.schema import Recipe, Train
 from launcher.recipe.tree import Document
 from launcher.text import brief, hint
 
@@ -24,7 +25,8 @@ _NOT_SLURM = {
     *("nodes", "ntasks", "ntasks_per_node", "requeue", "no_requeue", "parsable", "test_only", "quiet", "verbose"),
 }
 _SLURM_OPTION = re.compile(r"[a-z][a-z0-9]*([_-][a-z0-9]+)*")
-_WARMS_UP_ITSELF = ("OneCycleLR", "CyclicLR")
+WARMS_UP_ITSELF = ("OneCycleLR", "CyclicLR")
+NEEDS_BEST = "ReduceLROnPlateau steps with evaluate.best; state evaluate: {best: {metric: loss, mode: min}}"
 
 
 def whole_problems(
@@ -127,14 +129,13 @@ def _scheduler(recipe: Recipe) -> Iterator[Fault]:
     if section is None or section.given is not None:
         return
     name = section.target.rpartition(".")[2]
-    if name in _WARMS_UP_ITSELF and "_warmup_" in section.options:
+    if name in WARMS_UP_ITSELF and "_warmup_" in section.options:
         yield (*section.path, "_warmup_"), f"{name} warms up by itself; remove _warmup_"
     if name != "ReduceLROnPlateau":
         return
     best, mode = recipe.evaluate.best, section.kwargs.get("mode")
     if best is None:
-        message = "ReduceLROnPlateau steps with evaluate.best; state evaluate: {best: {metric: loss, mode: min}}"
-        yield section.path, message
+        yield section.path, NEEDS_BEST
     elif isinstance(mode, str) and mode != best.mode:
         message = f"'{brief(mode)}' contradicts evaluate.best, whose mode is {best.mode}; remove it: best's is taken"
         yield (*section.path, "mode"), message

@@ -48,7 +48,7 @@ class Expression:
     program: Program = field(repr=False)
 
     def evaluate(self, lookup: Callable[[str], Any]) -> Any:
-        """Return the value.
+        """The value.
 
         Args:
             lookup: Returns the value of each of `names`.
@@ -108,7 +108,7 @@ def _number(value: Any) -> int | float:
 
 
 def _spell(value: Any) -> str:
-    """Return a word or number as it stands inside a longer text, spelled as in YAML."""
+    """A word or number as it stands inside a longer text, spelled as in YAML."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str | numbers.Real):
@@ -117,7 +117,7 @@ def _spell(value: Any) -> str:
 
 
 def _show(value: object) -> str:
-    """Return a value in a few words, for messages."""
+    """A value in a few words, for messages."""
     if isinstance(value, list | dict):
         return "a list" if isinstance(value, list) else "a mapping"
     if value is None or isinstance(value, bool):
@@ -132,7 +132,7 @@ _PIECE = re.compile(r"\$\$\{|\$\{([^{}]*)\}|\$\{")
 
 
 def _compile(text: str) -> Program:
-    """Return the program of a text: of its one reference, or of all its parts, joined."""
+    """The program of a text: of its one reference, or of all its parts, joined."""
     parts: list[Program] = []
     end = 0
     for match in _PIECE.finditer(text):

@@ -12,7 +12,7 @@ MAX_PROBLEMS = 100
 
 
 def dotted(path: Path) -> str:
-    """Return a path as users write it: `("optimizer", "betas", 0)` is `optimizer.betas[0]`."""
+    """A path as users write it: `("optimizer", "betas", 0)` is `optimizer.betas[0]`."""
     return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path).removeprefix(".")
 
 
@@ -38,7 +38,7 @@ class Problems(list[Problem]):
     """The mistakes found so far. Raises them all once there are more than anybody would read."""
 
     def add(self, origin: Origin, path: Path, message: str) -> None:
-        """Note one mistake.
+        """Notes one mistake.
 
         Raises:
             RecipeError: There is room for no more.
@@ -49,7 +49,7 @@ class Problems(list[Problem]):
 
 
 def by_place(problem: Problem) -> tuple[str, int, int, str]:
-    """Sort problems by where they stand."""
+    """Sorts problems by where they stand."""
     source, *numbers = problem.where.rsplit(":", 2)
     if len(numbers) == 2 and all(number.isdigit() for number in numbers):
         return source, int(numbers[0]), int(numbers[1]), problem.path

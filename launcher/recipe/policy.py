@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import launcher
+from launcher.version import PACKAGE
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def is_installed(path: Path) -> bool:
 def _installed() -> tuple[Path, ...]:
     kinds = ("stdlib", "platstdlib", "purelib", "platlib", "scripts")
     folders = [Path(sysconfig.get_paths()[kind]) for kind in kinds]
-    return tuple(folder.resolve() for folder in (*folders, Path(launcher.__file__).parent))
+    return tuple(folder.resolve() for folder in (*folders, PACKAGE))
 
 
 def _in_environment(path: Path, folder: Path) -> bool:

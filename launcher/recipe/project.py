@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import launcher
 from launcher.errors import UsageError
 from launcher.recipe.schema import NAME_PATTERN
 from launcher.recipe.show import scalar
@@ -20,6 +19,7 @@ else:
     import tomli as tomllib
 
 _KEYS = ("allow",)
+_TEMPLATES = Path(__file__).parent / "templates"
 
 
 def allowed_packages(flags: Sequence[str] = (), folder: Path | None = None) -> tuple[str, ...]:
@@ -78,7 +78,7 @@ def create(name: str, into: Path | None = None) -> list[Path]:
     if not re.fullmatch(NAME_PATTERN, name):
         allowed = "letters, digits, '.', '_' and '-', at most 128, the first a letter or digit"
         raise UsageError(f"'{brief(name)}' cannot be a project's name; use {allowed}")
-    folder, templates = (into or Path()) / name, Path(launcher.__file__).parent / "templates"
+    folder, templates = (into or Path()) / name, _TEMPLATES
     names = sorted(path.name for path in templates.iterdir() if path.is_file() and path.name != "__init__.py")
     try:
         folder.mkdir()

@@ -49,7 +49,7 @@ class _ReportedError(Exception):
 
 
 def resolve(root: Node, problems: Problems, environ: Mapping[str, str]) -> tuple[Node, dict[str, str]]:
-    """Put in the values of all references of a recipe.
+    """Puts in the values of all references of a recipe.
 
     Args:
         root: The recipe, after bases and overrides.
@@ -68,7 +68,7 @@ def _has_references(node: Node) -> bool:
 
 
 def _later(name: str, node: Node) -> Node:
-    """Return a node whose value will be known under a name."""
+    """A node whose value will be known under a name."""
     return replace(node, value=Expression(f"${{{name}}}", node.origin, (name,), (("name", name),)))
 
 
@@ -85,7 +85,7 @@ class _Resolver:
         self.written = 0  # characters
 
     def resolve(self, path: Path, node: Node) -> Node | None:
-        """Return what stands at a path, without references; None if that cannot be told."""
+        """What stands at a path, without references; None if that cannot be told."""
         if path in self.done:
             return self.done[path]
         resolved: Node | None = None
@@ -108,7 +108,7 @@ class _Resolver:
         return node
 
     def text(self, node: Node) -> Node:
-        """Return what a text with references in it comes to."""
+        """What a text with references in it comes to."""
         assert isinstance(node.value, str)
         program = _compile(node.value)
         if len(program) == 1 and program[0][0] == "name":
@@ -122,7 +122,7 @@ class _Resolver:
         return replace(node, value=value)
 
     def calculate(self, program: Program, text: str, origin: Origin) -> str | int | float | Expression:
-        """Put into a program what the recipe knows of its names, and run it if that is all of them."""
+        """Puts into a program what the recipe knows of its names, and run it if that is all of them."""
         arithmetic = program[-1][0] == "op"
         steps = [step for kind, what in program for step in self.bound((kind, what), arithmetic)]
         if len(steps) > _MAX_STEPS:
@@ -138,7 +138,7 @@ class _Resolver:
         return result
 
     def bound(self, step: Step, arithmetic: bool) -> Program:
-        """Return a step with its name, if it is one, replaced by what the recipe says."""
+        """A step with its name, if it is one, replaced by what the recipe says."""
         kind, name = step
         if kind != "name":
             return (step,)
@@ -152,7 +152,7 @@ class _Resolver:
         return (("push", value),)
 
     def lookup(self, name: str) -> Node:
-        """Return what a name means: a resolved value, or an expression of that one name."""
+        """What a name means: a resolved value, or an expression of that one name."""
         if len(self.chain) > _MAX_CHAIN:
             raise _ResolveError(f"a chain of more than {_MAX_CHAIN} references; refer to the value itself")
         if _is_variable(("name", name)):
@@ -181,7 +181,7 @@ class _Resolver:
         return steps is not None and steps.value is not None
 
     def check_needs(self, name: str) -> None:
-        """Find the cycle, if there is one, through what a computed value needs."""
+        """Finds the cycle, if there is one, through what a computed value needs."""
         if name in self.checked:
             return
         self.chain.append((name,))
@@ -216,7 +216,7 @@ class _Resolver:
         return value
 
     def walk(self, segments: Sequence[str]) -> Node:
-        """Follow a dotted name from the top of the recipe."""
+        """Follows a dotted name from the top of the recipe."""
         path: Path = ()
         node, settled = self.root, False
         for position, segment in enumerate(segments):
@@ -235,7 +235,7 @@ class _Resolver:
         return self.share(path, resolved)
 
     def settle(self, path: Path, node: Node) -> Node:
-        """Return the resolved value at a path.
+        """The resolved value at a path.
 
         Raises:
             _CycleError: It is waiting for the very value that asks.
@@ -250,21 +250,21 @@ class _Resolver:
         return resolved
 
     def beyond(self, value: Expression, rest: Sequence[str]) -> Node:
-        """Return what lies below a value that refers to a component."""
+        """What lies below a value that refers to a component."""
         (kind, name), *others = value.program
         if kind != "name" or others or name in COMPUTED:
             raise _ResolveError(f"'{brief(value.text)}' is a number or a text; it has no '{rest[0]}'")
         return self.walk([*name.split("."), *rest])
 
     def below(self, path: Path, node: Node, rest: Sequence[str]) -> Node:
-        """Return what is no key of a value: an attribute of what it builds, or the length of that."""
+        """What is no key of a value: an attribute of what it builds, or the length of that."""
         length = list(rest) == ["size"] and isinstance(node.value, str | list | dict)
         if length or (isinstance(node.value, dict) and ("_target_" in node.value or "_ref_" in node.value)):
             return _later(_name((*path, *rest)), node)
         raise _ResolveError(self.unknown(path, node, rest))
 
     def unknown(self, path: Path, node: Node, rest: Sequence[str]) -> str:
-        """Return in words that a value has no such key, and which one may be meant."""
+        """In words that a value has no such key, and which one may be meant."""
         segment, name = rest[0], dotted((*path, *rest))
         if isinstance(node.value, list):
             return f"'{dotted(path)}' has {len(node.value)} items, counted from 0; there is no '{segment}'"
@@ -280,7 +280,7 @@ class _Resolver:
         return f"the recipe does not state '{name}'{near or '; state it, as defaults cannot be referred to'}"
 
     def share(self, path: Path, node: Node) -> Node:
-        """Return a copy of a value in which each component is a reference to the one object it stands for."""
+        """A copy of a value in which each component is a reference to the one object it stands for."""
         self.copied += node.size
         if self.copied > MAX_VALUES:
             raise _ResolveError(f"the references copy more than {MAX_VALUES:,} values; refer to smaller parts")
@@ -288,7 +288,7 @@ class _Resolver:
 
 
 def _known_text(value: object) -> str:
-    """Return what is known of a text at reading."""
+    """What is known of a text at reading."""
     if isinstance(value, Expression):
         return "".join(str(what) for kind, what in value.program if kind == "push")
     return str(value)
@@ -301,14 +301,14 @@ def _shared(path: Path, node: Node) -> Node:
 
 
 def _name(path: Path) -> str:
-    """Return the dotted name of a path, as expressions hold it: `define.transforms.0`."""
+    """The dotted name of a path, as expressions hold it: `define.transforms.0`."""
     if not all(re.fullmatch(r"\w+", str(key)) for key in path):
         raise _ResolveError(f"'{dotted(path)}' cannot be referred to; name it in letters, digits and '_'")
     return ".".join(str(key) for key in path)
 
 
 def _ending(node: Node, last: str, path: Path = ()) -> Iterator[str]:
-    """Yield the dotted names that end in a key."""
+    """Yields the dotted names that end in a key."""
     for key, child in node.items():
         if key == last:
             yield dotted((*path, key))

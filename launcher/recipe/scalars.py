@@ -17,7 +17,7 @@ _SPECIAL = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 
 
 def plain_scalar(text: str) -> Scalar:
-    """Return what a word without quotes means in YAML 1.2's core schema.
+    """What a word without quotes means in YAML 1.2's core schema.
 
     Raises:
         ValueError: It is a number out of all bounds, as the message says.

@@ -22,14 +22,6 @@ from launcher.recipe.tree import Document
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"  # a name that becomes a path
 
-# what a line of metrics.jsonl says by itself: no metric and no scalar of a step function may have such a name
-LINE_KEYS = frozenset(
-    {
-        *("step", "epoch", "split", "name", "loss", "time", "lr", "grad_norm", "samples_per_second", "data_wait"),
-        *("seconds", "gpu_memory", "host_memory"),
-    }
-)
-
 
 class Section(BaseModel):
     """Strict, frozen, and closed: an unknown key is an error."""

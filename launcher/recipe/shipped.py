@@ -7,16 +7,15 @@ import shutil
 from itertools import takewhile
 from pathlib import Path
 
-import launcher
 from launcher.errors import UsageError
 from launcher.text import hint
+from launcher.version import PACKAGE
 
 
 def folder() -> Path:
     """Where they are: inside an installed package, or beside it in a checkout."""
-    package = Path(launcher.__file__).parent
-    installed = package / "_recipes"
-    return installed if installed.is_dir() else package.parent / "recipes"
+    installed = PACKAGE / "_recipes"
+    return installed if installed.is_dir() else PACKAGE.parent / "recipes"
 
 
 def shipped() -> dict[str, str]:

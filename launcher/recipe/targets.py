@@ -19,10 +19,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import launcher
 from launcher.errors import LauncherError
 from launcher.recipe.policy import Trust, is_installed, listed_packages, objection
 from launcher.text import brief, hint, suggestion
+from launcher.version import PACKAGE
 
 _WHEELS = {  # what to install for a module whose package has another name
     "cv2": "opencv-python",
@@ -201,7 +201,7 @@ def _check_shadows(name: str, folder: Path, trust: Trust) -> None:
 def _installed_module(name: str, trust: Trust) -> str | None:
     """Where a module of this name is that is not the user's; None where there is none."""
     if name == "launcher":
-        return launcher.__file__
+        return str(PACKAGE / "__init__.py")
     if name in sys.stdlib_module_names:
         spec = _find(name) if name in sys.builtin_module_names else _find_outside(name, trust)
         return (spec.origin if spec else None) or "Python itself"

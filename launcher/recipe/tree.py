@@ -51,19 +51,19 @@ class Node:
         object.__setattr__(self, "depth", 1 + max((child.depth for child in children), default=0))
 
     def items(self) -> Iterable[tuple[Key, Node]]:
-        """Return what is directly below this value, each with its key or index."""
+        """What is directly below this value, each with its key or index."""
         if isinstance(self.value, dict):
             return self.value.items()
         return enumerate(self.value) if isinstance(self.value, list) else ()
 
     def with_items(self, items: Iterable[tuple[Key, Node]]) -> Node:
-        """Return this list or mapping with other things in it; any other value as it is."""
+        """This list or mapping with other things in it; any other value as it is."""
         if isinstance(self.value, dict):
             return replace(self, value=dict(items))
         return replace(self, value=[child for _, child in items]) if isinstance(self.value, list) else self
 
     def find(self, segment: str) -> tuple[Key, Node] | None:
-        """Return the key or index that a segment of a dotted name means here, and what is there, if anything."""
+        """The key or index that a segment of a dotted name means here, and what is there, if anything."""
         number = int(segment) if re.fullmatch("[0-9]{1,9}", segment) else -1
         if isinstance(self.value, list) and 0 <= number < len(self.value):
             return number, self.value[number]
@@ -72,11 +72,11 @@ class Node:
         return None
 
     def states_component(self) -> bool:
-        """Return whether this is something to be built: a mapping with `_target_`."""
+        """Whether this is something to be built: a mapping with `_target_`."""
         return isinstance(self.value, dict) and "_target_" in self.value
 
     def excess(self) -> str | None:
-        """Return in words what of this is more than a recipe may hold; None if nothing is."""
+        """In words what of this is more than a recipe may hold; None if nothing is."""
         if self.size > MAX_VALUES:
             return _TOO_MANY
         return f"more than {MAX_DEPTH} levels" if self.depth > MAX_DEPTH else None
@@ -109,11 +109,11 @@ class Document:
     env: dict[str, str]
 
     def origin(self, path: Path) -> Origin:
-        """Return where the value of this path was said, or else its nearest ancestor."""
+        """Where the value of this path was said, or else its nearest ancestor."""
         while path not in self.origins:
             path = path[:-1]
         return self.origins[path]
 
     def key_origin(self, path: Path) -> Origin:
-        """Return where the key of this path stands, or else its value."""
+        """Where the key of this path stands, or else its value."""
         return self.keys.get(path) or self.origin(path)

@@ -32,7 +32,7 @@ class TextError(Exception):
 
 
 def decode(data: bytes, source: str) -> str:
-    """Return the text of a recipe file, without its byte order mark.
+    """The text of a recipe file, without its byte order mark.
 
     Raises:
         TextError: It is not UTF-8.
@@ -47,13 +47,13 @@ def decode(data: bytes, source: str) -> str:
 
 
 def place(text: str, index: int, source: str) -> Origin:
-    """Return where a character of a text stands."""
+    """Where a character of a text stands."""
     mark = _mark(text, index)
     return Origin(source, mark.line + 1, mark.column + 1)
 
 
 def parse(text: str, source: str, folder: pathlib.Path, problems: Problems, at: Path = ()) -> Node | None:
-    """Read one YAML text. An empty one is null.
+    """Reads one YAML text. An empty one is null.
 
     Args:
         text: The text; line breaks of any kind.
@@ -131,13 +131,13 @@ class _Reader:
         self.end = 0  # of what has been read, as an index into the text
 
     def origin(self, mark: Any) -> Origin:
-        """Return the place of a mark (PyYAML has two classes of them, and None)."""
+        """The place of a mark (PyYAML has two classes of them, and None)."""
         if self.at or mark is None:
             return Origin(self.source)
         return Origin(self.source, mark.line + 1, mark.column + 1)
 
     def path(self) -> Path:
-        """Return where in the recipe the reader stands."""
+        """Where in the recipe the reader stands."""
         keys = (len(each.children) if isinstance(each.children, list) else each.key for each in self.levels)
         return (*self.at, *(key for key in keys if key is not None))
 
@@ -145,7 +145,7 @@ class _Reader:
         self.problems.add(origin, self.path(), message)
 
     def take(self, event: yaml.Event) -> None:
-        """Read on by one event.
+        """Reads on by one event.
 
         Raises:
             TextError: The text is more than one document, or out of all bounds.
@@ -210,7 +210,7 @@ class _Reader:
         return Node(None, origin, self.folder)
 
     def place(self, node: Node, anchor: str | None) -> None:
-        """Put a finished value where it belongs: into the list or mapping that is being read."""
+        """Puts a finished value where it belongs: into the list or mapping that is being read."""
         self.count += 1
         if excess := _TOO_MANY if self.count > MAX_VALUES else node.excess():
             raise TextError(node.origin, excess)
@@ -230,7 +230,7 @@ class _Reader:
             level.key = None
 
     def key(self, node: Node, siblings: dict[Key, Node]) -> Key:
-        """Return the key that a node is, or `_REFUSED` after a complaint."""
+        """The key that a node is, or `_REFUSED` after a complaint."""
         key = node.value
         fault = _key_fault(key, len(self.levels))
         if fault is None:
@@ -245,7 +245,7 @@ class _Reader:
 
 
 def _key_fault(key: object, level: int) -> str | None:
-    """Return what is wrong with a key, at a level counted from 1; None if nothing is."""
+    """What is wrong with a key, at a level counted from 1; None if nothing is."""
     if key is None:
         return "a key is missing before ':'"
     if isinstance(key, list | dict):
@@ -294,7 +294,7 @@ _CRAMPED = re.compile(r" *[\w.-]+:[^\s:/\\]")  # `lr:1e-3`
 
 
 def _explain(error: yaml.MarkedYAMLError, text: str) -> tuple[Any, str]:
-    """Return in our words what PyYAML could not read, and the mark of its place."""
+    """In our words what PyYAML could not read, and the mark of its place."""
     found, mark, begun = error.problem or "is not YAML", error.problem_mark, error.context_mark
     if mark and text[mark.index - 1 : mark.index + 1] == "${":
         reference = re.compile(r"\$\{[^}\n]*\}?").match(text, mark.index - 1)

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import itertools
 import json
-import os
 import platform
 import shutil
 import subprocess
@@ -22,6 +21,7 @@ from launcher.errors import UsageError
 from launcher.runs import lock
 from launcher.runs.identity import differences
 from launcher.world.failure import FAILURE_FILE
+from launcher.world.files import atomic_write, write_text
 
 WEIGHTS_FILE = "model_weights.pth"
 AVERAGED_FILE = "model_weights_ema.pth"
@@ -130,8 +130,8 @@ def describe(folder: Path, recipe_text: str, resolved: str, environment: Mapping
         UsageError: It cannot be written.
     """
     try:
-        _write(folder / "recipe.yaml", recipe_text)
-        _write(folder / "resolved.yaml", resolved)
+        write_text(folder / "recipe.yaml", recipe_text)
+        write_text(folder / "resolved.yaml", resolved)
         write_json(folder / ENVIRONMENT_FILE, environment)
     except OSError as error:
         raise UsageError(f"--run-dir: {folder} cannot be written: {error.strerror or error}") from error
@@ -139,18 +139,7 @@ def describe(folder: Path, recipe_text: str, resolved: str, environment: Mapping
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Writes a small JSON file, whole or not at all."""
-    _write(path, json.dumps(value, indent=2, default=str) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    hidden = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        hidden.write_text(text)
-        hidden.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            hidden.unlink(missing_ok=True)
-        raise
+    write_text(path, json.dumps(value, indent=2, default=str) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -203,10 +192,8 @@ def detach(path: Path) -> None:
     Raises:
         OSError: The disk is full.
     """
-    hidden = path.with_name(f".{path.name}.{os.getpid()}")
-    with contextlib.suppress(FileNotFoundError):  # nothing was written yet
-        shutil.copyfile(path, hidden)
-        hidden.replace(path)
+    with contextlib.suppress(FileNotFoundError), atomic_write(path, parents=False) as part:  # nothing was written yet
+        shutil.copyfile(path, part)
 
 
 def output_of(*command: str) -> str | None:

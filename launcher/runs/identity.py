@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from launcher.errors import UsageError
 from launcher.recipe.schema import Recipe
 from launcher.recipe.show import resolved, scalar
+from launcher.text import flat
 
 _KEPT = ("seed", "define", "data", "batch", "model", "loss", "optimizer", "scheduler", "train")
 _FREE = (
@@ -31,21 +32,14 @@ _FREE = (
 def identity_of(recipe: Recipe) -> dict[str, str]:
     """The recipe's values that decide what is learned, by dotted key, as they are written in YAML."""
     tree = {name: value for name, value in resolved(recipe).items() if name in _KEPT}
-    return {key: value for key, value in _flat(tree, "") if not _lies_in(key, _FREE) and not _only_evaluates(key, tree)}
+    return {
+        key: scalar(value) for key, value in flat(tree) if not _lies_in(key, _FREE) and not _only_evaluates(key, tree)
+    }
 
 
 def _only_evaluates(key: str, tree: Mapping[str, Any]) -> bool:
     """A validation set of its own may change; a share of the training set decides what is left to train on."""
     return _lies_in(key, ("data.validation",)) and not isinstance(tree["data"].get("validation"), str)
-
-
-def _flat(value: Any, key: str) -> Iterator[tuple[str, str]]:
-    if isinstance(value, Mapping | list) and value:
-        items = value.items() if isinstance(value, Mapping) else enumerate(value)
-        for name, inner in items:
-            yield from _flat(inner, f"{key}.{name}" if key else str(name))
-    else:
-        yield key, scalar(value)
 
 
 def _lies_in(key: str, places: Sequence[str]) -> bool:

@@ -21,6 +21,7 @@ from launcher.errors import EXIT_DONE, EXIT_PREEMPTED, UsageError
 from launcher.runs import lock
 from launcher.runs.folder import ENVIRONMENT_FILE, QUEUE_FILE, STATUS_FILE, read_json
 from launcher.runs.metrics import METRICS_FILE, Line, read_evaluations, read_last
+from launcher.text import flat
 from launcher.world.slurm import Queued
 
 EVENTS_FILE = "events.jsonl"
@@ -86,7 +87,8 @@ class Run:
         """The resolved recipe's values by dotted key, as they are written."""
         loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # scalars stay the words that stand there
         try:
-            return dict(_flat(yaml.load(self.resolved, Loader=loader), ""))
+            tree = yaml.load(self.resolved, Loader=loader)
+            return {key: value if isinstance(value, str) else json.dumps(value) for key, value in flat(tree) if key}
         except (yaml.YAMLError, RecursionError):
             return {}
 
@@ -229,15 +231,6 @@ def _place_of(text: str) -> Path:
 def seconds_since(moment: float | None) -> float | None:
     """Time since a moment in unix time."""
     return None if moment is None else time.time() - moment
-
-
-def _flat(value: Any, key: str) -> Iterator[tuple[str, str]]:
-    """Nested mappings and lists as dotted keys and words."""
-    if isinstance(value, dict | list) and value:
-        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _flat(inner, f"{key}.{name}" if key else str(name))
-    elif key:
-        yield key, value if isinstance(value, str) else json.dumps(value)
 
 
 def _event(row: bytes) -> Mapping[str, Any] | None:

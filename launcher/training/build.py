@@ -1,59 +1,91 @@
-"""4 and 5: loss, optimizer and schedule of the recipe around a model."""
+"""The recipe's one road: each builder is handed its own section here, and nothing below knows the whole recipe."""
 
 from __future__ import annotations
 
-from launcher.data.load import Data
+from functools import partial
+from pathlib import Path
+
+from launcher.checkpoints.weights import load_weights
+from launcher.data.load import Data, load_data
 from launcher.device.device import Device
-from launcher.errors import Problem, RecipeError
-from launcher.model.build import Model, wrap
+from launcher.model.build import Model, build_model, wrap
 from launcher.model.ema import Average
 from launcher.objective.loss import build_objective
 from launcher.objective.optimizer import build_optimizer
+from launcher.objective.run_length import RunLength
 from launcher.objective.schedule import build_schedule
 from launcher.recipe.build import Builder
-from launcher.training.state import RunLength, TrainState
+from launcher.recipe.schema import Recipe
+from launcher.training.seeds import StepSeeds
+from launcher.training.state import TrainState
+from launcher.training.update import OneOptimizer
+from launcher.world.world import World
 
 
-def build_train_state(builder: Builder, model: Model, device: Device, data: Data) -> tuple[TrainState, RunLength]:
-    """Loss, optimizer and schedule of the recipe around a model, and how long the run is.
+def open_run_data(recipe: Recipe, builder: Builder, world: World, *, on_gpu: bool = False) -> Data:
+    """Phase 1: the data sets, cut into batches for this rank.
 
-    Args:
-        builder: Builds the components; learns `train.steps` and `train.steps_per_epoch`.
-        model: Phase 3's.
-        device: Phase 2's.
-        data: Phase 1's, which knows how many steps an epoch has.
+    Raises:
+        RecipeError: An epoch would have no step, or a set cannot do what is asked of it.
+    """
+    return load_data(
+        builder, recipe.data, world, evaluate=recipe.evaluate, train=recipe.train, seed=recipe.seed, on_gpu=on_gpu
+    )
+
+
+def build_run_model(recipe: Recipe, builder: Builder, device: Device) -> Model:
+    """Phase 3: the model, with the weights that it starts from.
+
+    Raises:
+        RecipeError: It is no module, or has nothing to train.
+        LauncherError: The weights do not fit.
+    """
+    start_from, fill = recipe.train.start_from, None
+    if start_from is not None:
+        fill = partial(load_weights, path=builder.folder / Path(start_from).expanduser())
+    return build_model(builder, recipe.model, recipe.device, device, seed=recipe.seed, fill=fill)
+
+
+def build_run_state(recipe: Recipe, builder: Builder, model: Model, device: Device, data: Data) -> TrainState:
+    """Phase 4: loss, optimizer and schedule around the model, and how long the run is.
+
+    The builder learns `train.steps` and `train.steps_per_epoch`.
 
     Raises:
         RecipeError: One of them does not fit.
     """
-    section, recipe = builder.recipe.train, builder.recipe
-    steps_per_epoch = data.steps_per_epoch
-    total = section.steps if section.epochs is None else section.epochs * steps_per_epoch
-    run_length = RunLength(steps_per_epoch, total, section.time.amount if section.time else None)
-    builder.computed["train.steps_per_epoch"] = steps_per_epoch
-    if total is not None:
-        builder.computed["train.steps"] = total
-    objective = build_objective(builder)
+    train = recipe.train
+    length = RunLength.of(train, data.steps_per_epoch)
+    builder.computed |= length.computed
+    objective = build_objective(builder, recipe.loss, recipe.batch, train)
     if objective.per_batch and data.train.sampler.accumulation(0) > 1:
         message = "_per_: batch needs a rank's whole share at once; remove data.micro_batch_size, or use more processes"
-        raise RecipeError([Problem(str(recipe.document.origin(("loss",))), "loss", message)])
+        raise builder.wrong("loss", message)
     losses = {name: wrap(module, device, recipe.device) for name, module in objective.modules.items()}
     objective = objective.wrapped_by(losses)
     objective.to(device.torch_device)
-    optimizer = build_optimizer(builder, model.bare, objective.modules)
-    schedule = build_schedule(builder, optimizer, steps_per_epoch, total)
-    skips = section.non_finite == "skip"
-    average = Average(model.bare, section.ema) if section.ema is not None else None
-    train_state = TrainState(
+    may_skip = recipe.device.precision == "fp16"
+    optimizer = build_optimizer(builder, recipe.optimizer, model.bare, objective.modules, may_skip=may_skip)
+    average = Average(model.bare, train.ema) if train.ema is not None else None
+    update = OneOptimizer(
+        optimizer,
+        device.torch_device,
+        scaler=device.accelerator.scaler,
+        clip_grad_norm=train.clip_grad_norm,
+        skip_non_finite=train.non_finite == "skip",
+        updated=average.update if average is not None else None,
+    )
+    update.clear_gradients()  # a model that was handed in may have some, of a trial by hand
+    return TrainState(
         model=model,
         objective=objective,
         optimizer=optimizer,
-        schedule=schedule,
+        schedule=build_schedule(builder, recipe.scheduler, optimizer, length, recipe.evaluate.best),
+        update=update,
         device=device,
+        data=data,
+        length=length,
+        seeds=StepSeeds(recipe.seed, device.world.rank, device.is_gpu),
         losses=losses,
-        clip_grad_norm=section.clip_grad_norm,
-        skip_non_finite=skips,
         average=average,
     )
-    train_state.direct.clear_gradients()  # a model that was handed in may have some, of a trial by hand
-    return train_state, run_length

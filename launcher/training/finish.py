@@ -7,44 +7,41 @@ from contextlib import contextmanager
 
 from launcher.checkpoints import format as checkpoints
 from launcher.checkpoints.format import Checkpoint, save_weights
-from launcher.data.load import Data
 from launcher.evaluation.predictions import write_predictions
 from launcher.runs import folder as runs
 from launcher.runs.report.predictions import PREDICTIONS_FILE
 from launcher.runs.tracking.tracking import Line
 from launcher.training.session import Session
-from launcher.training.state import RunLength, TrainState
+from launcher.training.state import TrainState
 
 
-def evaluate_at_end(
-    session: Session, train_state: TrainState, data: Data, run_length: RunLength, state: str, step: int
-) -> tuple[str, list[Line]]:
+def evaluate_at_end(state: TrainState, session: Session, outcome: str, step: int) -> tuple[str, list[Line]]:
     """Evaluates `data.test` once, with the best weights where there is a best, else the last.
 
     Returns:
-        The run's state (`preempted` where it was stopped here), and the last validation lines and the test lines.
+        The run's outcome (`preempted` where it was stopped here), and the last validation lines and the test lines.
     """
-    evaluation = session.evaluation
-    if state != "finished" or not data.test:
-        _write_predictions(session, train_state, state)
-        return state, list(evaluation.lines)
+    evaluation, test = session.evaluation, state.data.test
+    if outcome != "finished" or not test:
+        _write_predictions(state, session, outcome)
+        return outcome, list(evaluation.lines)
     session.saving.wait()
-    best = evaluation.judge.step
-    with _weights_of(session, train_state, best if best != step else None) as shown:
+    best = evaluation.best.step
+    with _weights_of(state, session, best if best != step else None) as shown:
         shown = step if shown is None else shown
         session.tracking.message(f"test: with the {'best' if shown == best else 'last'} weights, of step {shown:,}")
-        lines = evaluation.measured(data.test, "test", shown, run_length.epoch(shown))
+        lines = evaluation.measured(test, "test", shown, state.length.epoch(shown))
     if lines is None:
         return "preempted", []
-    _write_predictions(session, train_state, state)
-    return state, [*evaluation.lines, *lines]
+    _write_predictions(state, session, outcome)
+    return outcome, [*evaluation.lines, *lines]
 
 
-def _write_predictions(session: Session, train_state: TrainState, state: str) -> None:
-    if session.shown is None or state != "finished":
+def _write_predictions(state: TrainState, session: Session, outcome: str) -> None:
+    if session.shown is None or outcome != "finished":
         return
-    columns = session.shown.predictions.columns(train_state.device.coordinator)
-    if not train_state.device.world.is_first or columns is None:
+    columns = session.shown.predictions.columns(state.device.coordinator)
+    if not state.device.world.is_first or columns is None:
         return
     try:
         write_predictions(session.folder / PREDICTIONS_FILE, columns, session.shown.loader)
@@ -53,30 +50,30 @@ def _write_predictions(session: Session, train_state: TrainState, state: str) ->
 
 
 @contextmanager
-def _weights_of(session: Session, train_state: TrainState, step: int | None) -> Iterator[int | None]:
+def _weights_of(state: TrainState, session: Session, step: int | None) -> Iterator[int | None]:
     """The weights of a checkpoint in the bare model, for a while; gives its step, None for the last ones.
 
     Rank 0 reads them, and tells them to the other ranks where these evaluate too.
     """
-    coordinator, bare, average = train_state.device.coordinator, train_state.model.bare, train_state.average
+    coordinator, bare, average = state.device.coordinator, state.model.bare, state.average
     checkpoint = _best_checkpoint(session, step) if coordinator.rank == 0 else None
     if not coordinator.from_first(lambda: checkpoint is not None):
         yield None
         return
-    kept = checkpoints.copied([bare.state_dict(), average.state() if average else None])
+    kept = checkpoints.copied([bare.state_dict(), average.state_dict() if average else None])
     if checkpoint is not None:
         bare.load_state_dict(checkpoint.weights())
         if average is not None:
-            average.load(checkpoint.training()["average"])
+            average.load_state_dict(checkpoint.training()["average"])
     if session.evaluation.is_shared:
-        for tensor in checkpoints.tensors_in([bare.state_dict(), average.state() if average else None]):
+        for tensor in checkpoints.tensors_in([bare.state_dict(), average.state_dict() if average else None]):
             coordinator.share(tensor)
     try:
         yield step
     finally:
         bare.load_state_dict(kept[0])
         if average is not None:
-            average.load(kept[1])
+            average.load_state_dict(kept[1])
 
 
 def _best_checkpoint(session: Session, step: int | None) -> Checkpoint | None:
@@ -90,7 +87,7 @@ def _best_checkpoint(session: Session, step: int | None) -> Checkpoint | None:
         return None
 
 
-def save_at_end(session: Session, train_state: TrainState, state: str, step: int) -> None:
+def save_at_end(state: TrainState, session: Session, outcome: str, step: int) -> None:
     """Finishes the last checkpoint, and writes `model_weights.pth` where the run is finished.
 
     Beside it stand the averaged weights of the same step, where the recipe has an average. The other ranks wait for
@@ -102,15 +99,15 @@ def save_at_end(session: Session, train_state: TrainState, state: str, step: int
         if said := session.saving.describe():
             session.tracking.message(said)
         made = None
-        if state == "finished":
-            wanted = session.evaluation.judge.step if session.saving.section.final == "best" else None
+        if outcome == "finished":
+            wanted = session.evaluation.best.step if session.saving.section.final == "best" else None
             best = _best_checkpoint(session, wanted if wanted != step else None)
             made = best.step if best else step
-            weights = best.weights() if best else train_state.model.state_dict()
+            weights = best.weights() if best else state.model.state_dict()
             save_weights(session.folder / runs.WEIGHTS_FILE, weights)
-            if train_state.average is not None:
-                average = best.training()["average"] if best else train_state.average.state()
+            if state.average is not None:
+                average = best.training()["average"] if best else state.average.state_dict()
                 save_weights(session.folder / runs.AVERAGED_FILE, {**weights, **average["parameters"]})
-        session.record.end(state, step, made)
+        session.record.end(outcome, step, made)
 
-    train_state.device.coordinator.from_first(saved)
+    state.device.coordinator.from_first(saved)

@@ -3,129 +3,144 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from launcher.data.load import Data
 from launcher.data.transfer import on_device
-from launcher.device.agreement import Agreement
-from launcher.evaluation.evaluation import Evaluation
-from launcher.runs.tracking.tracking import Tracking
 from launcher.training.meter import Meter
-from launcher.training.nonfinite import NonFiniteGuard
-from launcher.training.state import RunLength, TrainState
-from launcher.training.step import counted_steps, seed_step, timed, train_step
-from launcher.training.triggers import Clocks, Periods, due
+from launcher.training.session import Session
+from launcher.training.state import TrainState
+from launcher.training.step import train_step
+from launcher.training.steps import counted_steps, timed
+from launcher.training.triggers import Triggers, due
 from launcher.world import context, faults, progress
 
-if TYPE_CHECKING:
-    from launcher.training.session import Session
 
-# ---------------------------------------------------------------------- one step
-
-
-# ---------------------------------------------------------------------- the stream of steps
-
-
-# ---------------------------------------------------------------------- numbers of the run
-
-
-# ---------------------------------------------------------------------- the loop
-
-
-def train(train_state: TrainState, data: Data, run_length: RunLength, session: Session) -> tuple[str, int]:
+def train(state: TrainState, session: Session) -> tuple[str, int]:
     """Trains for the run's length, or until it is told to stop.
 
     Args:
-        train_state: What a step changes.
-        data: This rank's batches.
-        run_length: How long.
+        state: What a step reads and changes.
         session: Where to start, and what to do when something is due.
 
     Returns:
         `finished` or `preempted`, and the number of steps completed.
     """
-    device, coordinator = train_state.device, train_state.device.coordinator
-    rank, is_gpu = device.world.rank, device.is_gpu
-    evaluation, saving, periods, done = session.evaluation, session.saving, session.periods, session.start
-    known = context.run
+    known, acts, done = context.run, _Acts(state, session), session.start
+    evaluation, triggers, meter = session.evaluation, acts.triggers, acts.meter
     known.step = done
-    meter, agreement = Meter(train_state, coordinator), Agreement(coordinator)
-    clocks = Clocks(run_length, periods, session.seconds_before)
-    in_host = counted_steps(data, train_state.objective, coordinator, done, run_length.total_steps)
-    steps = session.profiling.over(on_device(in_host, device.torch_device), done)
-    settle = partial(_settle, meter, train_state, session.tracking, run_length)
-    train_state.model.wrapped.train()
-    state, rate = "finished", train_state.schedule.rate
-    if _evaluation_is_owed(evaluation, periods, done):
-        if not evaluation.run(done, run_length.epoch(done)):
-            known.step = None
-            return "preempted", done
-        if evaluation.improved:
-            saving.save(done)
+    in_host = counted_steps(state, done, state.length.total_steps)
+    steps = session.profiling.over(on_device(in_host, state.device.torch_device), done)
+    state.model.wrapped.train()
+    outcome = "finished"
+    if not acts.evaluated_what_is_owed(done):
+        steps.close()
+        known.step = None
+        return "preempted", done
     for step, waited in timed(steps) if evaluation.goes_on else ():
-        seed_step(session.seed, done, rank, is_gpu)
-        rate = train_state.schedule.rate
-        stepped = train_step(train_state, step, run_length.at(done), session.profiling.parts)
+        acts.rate = state.schedule.rate
+        result = train_step(state, step, state.length.at(done), session.profiling.parts)
         done += 1
         known.step = done
         progress.reached(done)
-        train_state.schedule.advance(done)
-        meter.add(stepped, step, waited)
+        meter.add(result, step, waited)
         faults.point("step", done, session.folder)
-        saving.check()
-        if due(done, periods.track_steps):
-            _track(meter.cut(done, run_length.epoch(done), rate), train_state.guard, session.tracking, done)
-        agreed = agreement.after(done, clocks.wishes(session.stopping()))
-        if due(done, periods.evaluate_steps) or agreed.evaluate:
-            settle(done, rate)
-            if not evaluation.run(done, run_length.epoch(done)):
-                state = "preempted"
-                break
-            clocks.evaluated()
-            if evaluation.improved:
-                saving.save(done)
-            meter.restart_clock()
-        if due(done, periods.save_steps) or agreed.save:
-            settle(done, rate)
-            saving.save(done)
-            clocks.saved()
-            meter.restart_clock()
-        if agreed.over or not evaluation.goes_on:
+        session.saving.check()
+        wanted = triggers.after(done)
+        if wanted.track:
+            acts.track(done)
+        if wanted.evaluate and not acts.evaluated(done):
+            outcome = "preempted"
             break
-        if agreed.stop:
-            state = "preempted"
+        if wanted.save:
+            acts.save(done)
+        if wanted.over or not evaluation.goes_on:
             break
-    if not evaluation.goes_on:
-        session.tracking.message(f"step {done}: stopped early: {evaluation.judge.in_words}")
+        if wanted.stop:
+            outcome = "preempted"
+            break
     steps.close()
-    agreement.close()
-    settle(done, rate)
-    saving.save(done)
-    if state == "finished" and evaluation.last_step != done and not evaluation.run(done, run_length.epoch(done)):
-        state = "preempted"
+    triggers.close()
+    outcome = acts.ended(outcome, done)
     known.step = None
-    return state, done
+    return outcome, done
 
 
-def _evaluation_is_owed(evaluation: Evaluation, periods: Periods, done: int) -> bool:
-    """Before the first step where the recipe says so; after a resume, the one that the stop came before."""
-    if evaluation.last_step == done:
-        return False
-    return evaluation.section.first if done == 0 else evaluation.is_owed or due(done, periods.evaluate_steps)
+class _Acts:
+    """What happens between two steps.
 
+    Args:
+        state: What the steps change.
+        session: What surrounds them.
+    """
 
-def _track(lines: Sequence[dict[str, Any]], guard: NonFiniteGuard, tracking: Tracking, step: int) -> None:
-    for line in lines:
-        tracking.log(line)
-    if skipped := guard.news():
-        tracking.warn(f"step {step}: {skipped}")
-    tracking.progress(step)
+    def __init__(self, state: TrainState, session: Session):
+        self.state, self.session = state, session
+        self.meter = Meter(state)
+        self.rate = state.schedule.rate  # of the step just made
+        coordinator = state.device.coordinator
+        self.triggers = Triggers(session.periods, state.length, coordinator, session.stopping, session.seconds_before)
 
+    def evaluated_what_is_owed(self, done: int) -> bool:
+        """Evaluates where that is due before the first step; whether training may go on.
 
-def _settle(
-    meter: Meter, train_state: TrainState, tracking: Tracking, run_length: RunLength, step: int, rate: float
-) -> None:
-    """Before anything is kept: no bad step is behind us, and all lines are written."""
-    train_state.guard.check()
-    _track(meter.cut(step, run_length.epoch(step), rate) + meter.flush(), train_state.guard, tracking, step)
+        Before the first of all where the recipe says so; after a resume, what the stop came before.
+        """
+        evaluation = self.session.evaluation
+        if evaluation.last_step == done:
+            return True
+        is_due = evaluation.is_owed or due(done, self.session.periods.evaluate_steps)
+        if not (evaluation.section.first if done == 0 else is_due):
+            return True
+        return self._evaluate(done)
+
+    def track(self, done: int) -> None:
+        """Writes a line of metrics."""
+        self._write(self.meter.cut(done, self.state.length.epoch(done), self.rate), done)
+
+    def evaluated(self, done: int) -> bool:
+        """Evaluates; whether it came to its end."""
+        self._settle(done)
+        if not self._evaluate(done):
+            return False
+        self.triggers.clocks.evaluated()
+        self.meter.restart_clock()
+        return True
+
+    def save(self, done: int) -> None:
+        """Writes a checkpoint."""
+        self._settle(done)
+        self.session.saving.save(done)
+        self.triggers.clocks.saved()
+        self.meter.restart_clock()
+
+    def ended(self, outcome: str, done: int) -> str:
+        """What is due after the last step: lines, a checkpoint, an evaluation; gives the final outcome."""
+        session, evaluation = self.session, self.session.evaluation
+        if not evaluation.goes_on:
+            session.tracking.message(f"step {done}: stopped early: {evaluation.best.in_words}")
+        self._settle(done)
+        session.saving.save(done)
+        if outcome == "finished" and evaluation.last_step != done and not self._evaluate(done, save=False):
+            return "preempted"
+        return outcome
+
+    def _evaluate(self, done: int, save: bool = True) -> bool:
+        evaluation = self.session.evaluation
+        if not evaluation.run(done, self.state.length.epoch(done)):
+            return False
+        if evaluation.improved and save:
+            self.session.saving.save(done)
+        return True
+
+    def _settle(self, done: int) -> None:
+        """Before anything is kept: no bad step is behind us, and all lines are written."""
+        self.state.update.check()
+        self._write(self.meter.cut(done, self.state.length.epoch(done), self.rate) + self.meter.flush(), done)
+
+    def _write(self, lines: Sequence[dict[str, Any]], done: int) -> None:
+        tracking = self.session.tracking
+        for line in lines:
+            tracking.log(line)
+        if skipped := self.state.update.news():
+            tracking.warn(f"step {done}: {skipped}")
+        tracking.progress(done)

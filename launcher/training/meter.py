@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from launcher.device.coordination import Coordinator, Pending
+from launcher.device.coordination import Pending
 from launcher.errors import LauncherError
 from launcher.training.state import TrainState
-from launcher.training.step import StepBatch, StepResult
+from launcher.training.step import StepResult
+from launcher.training.steps import StepBatch
 
 
 class Meter:
@@ -23,33 +24,33 @@ class Meter:
     the device when the line is due, and read when the next one is.
     """
 
-    def __init__(self, train_state: TrainState, coordinator: Coordinator):
-        self._train_state = train_state
-        self._coordinator = coordinator
-        device = train_state.device.torch_device
+    def __init__(self, state: TrainState):
+        self._state = state
+        self._coordinator = state.device.coordinator
+        device = state.device.torch_device
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
         self._weight = 0.0
         self._samples = 0
         self._waited = 0.0
         self._since = time.perf_counter()
-        self._stepped: StepResult | None = None
+        self._result: StepResult | None = None
         self._is_counted = True  # whether anything counts in that step
-        self._names: list[str] | None = [] if train_state.objective.step is None else None
+        self._names: list[str] | None = [] if state.objective.step is None else None
         self._copied: deque[tuple[dict[str, Any], torch.Tensor, float, Any]] = deque()
         self._reduced: deque[tuple[dict[str, Any], torch.Tensor, Pending]] = deque()
 
-    def add(self, stepped: StepResult, step: StepBatch, waited: float) -> None:
+    def add(self, result: StepResult, step: StepBatch, waited: float) -> None:
         """Takes one step in; `waited` seconds of it were spent waiting for data."""
-        for loss, factor in stepped.parts:
+        for loss, factor in result.losses:
             self._loss.add_(loss, alpha=factor * step.weight)
         self._weight += step.weight
         self._samples += step.samples
         self._waited += waited
-        self._stepped, self._is_counted = stepped, step.weight > 0
+        self._result, self._is_counted = result, step.weight > 0
 
     def cut(self, step: int, epoch: float, rate: float) -> list[dict[str, Any]]:
         """Starts the line of these steps; returns the lines that are ready by now."""
-        if self._stepped is None:
+        if self._result is None:
             return []
         now = time.perf_counter()
         seconds = max(now - self._since, 1e-9)
@@ -60,23 +61,23 @@ class Meter:
             "loss": None,
             "lr": rate,
         }
-        if self._stepped.grad_norm is not None:
+        if self._result.grad_norm is not None:
             line["grad_norm"] = None
         line["samples_per_second"] = round(self._samples / seconds, 2)
         line["data_wait"] = round(self._waited / seconds, 4)
         line["seconds"] = round(seconds, 4)
-        line.update(dict.fromkeys(self._scalar_names(self._stepped)))
-        norm = self._stepped.grad_norm
+        line.update(dict.fromkeys(self._scalar_names(self._result)))
+        norm = self._result.grad_norm
         norm = (norm if norm is not None else self._loss).double()
-        numbers = torch.stack([self._loss, norm, *self._scalars(self._stepped)])
-        if self._train_state.device.torch_device.type == "cuda":
+        numbers = torch.stack([self._loss, norm, *self._scalars(self._result)])
+        if self._state.device.torch_device.type == "cuda":
             line["gpu_memory"] = torch.cuda.max_memory_allocated()
         ready = self._advance()
         copied = numbers.to("cpu", non_blocking=True)
         self._copied.append((line, copied, self._weight, self._mark()))
         self._loss.zero_()
-        self._weight, self._samples, self._waited, self._since, self._stepped = 0.0, 0, 0.0, now, None
-        if not self._train_state.device.is_gpu:
+        self._weight, self._samples, self._waited, self._since, self._result = 0.0, 0, 0.0, now, None
+        if not self._state.device.is_gpu:
             self._reduce()
             if self._reduced[-1][-1].work is None:  # one process, or memory that all share: nothing to wait for
                 ready += self._read()
@@ -84,31 +85,31 @@ class Meter:
 
     def _mark(self) -> Any:
         """An event behind the copy just begun; None where copies are immediate."""
-        if self._train_state.device.torch_device.type != "cuda":
+        if self._state.device.torch_device.type != "cuda":
             return None
         event = torch.cuda.Event()
         event.record()
         return event
 
-    def _scalar_names(self, stepped: StepResult) -> Sequence[str]:
+    def _scalar_names(self, result: StepResult) -> Sequence[str]:
         """What the step function logs: the same in every step, so that the ranks can add it up without asking.
 
         Raises:
             LauncherError: It is not.
         """
         if self._names is None:
-            self._names = self._coordinator.from_first(lambda: list(stepped.scalars[0]))
+            self._names = self._coordinator.from_first(lambda: list(result.scalars[0]))
         names: list[str] = self._names
-        for strange in (one for one in stepped.scalars if one.keys() != set(names)):
+        for strange in (one for one in result.scalars if one.keys() != set(names)):
             said = f"gave {', '.join(strange) or 'no scalars'} to log, and rank 0 first {', '.join(names) or 'none'}"
             raise LauncherError(f"train.step: {said}; give the same ones in each step (nan where there is no value)")
         return names
 
-    def _scalars(self, stepped: StepResult) -> Iterator[torch.Tensor]:
+    def _scalars(self, result: StepResult) -> Iterator[torch.Tensor]:
         """This rank's parts of their means, times the world size, on the device."""
         for name in self._names or ():
             mean = self._loss.new_full((), 0.0 if self._is_counted else float("nan"))
-            for logged, (_, factor) in zip(stepped.scalars, stepped.parts, strict=True):
+            for logged, (_, factor) in zip(result.scalars, result.losses, strict=True):
                 if factor:  # a stand-in's number is no part of it
                     mean = mean + _on(mean.device, logged[name]) * factor
             yield mean

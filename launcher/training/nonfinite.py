@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from launcher import internals
 from launcher.errors import LauncherError
-from launcher.training.state import TrainState
 
 _raise_flag = internals.finite_check()
 SKIPS_IN_A_ROW = 20  # after so many updates without a finite gradient a run is not training any more
@@ -22,12 +23,17 @@ class NonFiniteGuard:
     One flag a step (6 µs for any optimizer). On a CPU it is read before the update. On a GPU reading would make
     the host wait: with `non_finite: stop` the flag stays up after the first bad step, the device counts the
     steps since, and the count is read before anything is saved or evaluated.
+
+    Args:
+        optimizer: Of whose parameters the gradients are.
+        scaler: The gradient scaler under fp16, else None.
+        device: Where the gradients are.
+        skips: Whether a step without finite gradients is skipped; else it ends the run.
     """
 
-    def __init__(self, train_state: TrainState):
-        self._train_state = train_state
-        device = train_state.device.torch_device
-        self._read_now = device.type == "cpu" or train_state.skip_non_finite
+    def __init__(self, optimizer: torch.optim.Optimizer, scaler: Any, device: torch.device, skips: bool):
+        self._optimizer, self._scaler, self._skips = optimizer, scaler, skips
+        self._read_now = device.type == "cpu" or skips
         self._one = torch.ones((), device=device)
         self._found = torch.zeros((), device=device)
         self._since_bad = torch.zeros((), device=device)  # steps, the first bad one included
@@ -43,9 +49,14 @@ class NonFiniteGuard:
         Raises:
             NonFiniteError: It may not, and the recipe says stop; or too many were skipped.
         """
-        if self._train_state.scaler is not None:
+        if self._scaler is not None:
             return True  # the gradient scaler skips by itself; `scaled_step` counts
-        gradients = [p.grad for p in self._train_state.parameters if p.grad is not None]
+        gradients = [
+            parameter.grad
+            for group in self._optimizer.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
         self._look_at(gradients)
         if not self._read_now:
             self._since_bad.add_(self._found)
@@ -54,7 +65,7 @@ class NonFiniteGuard:
         if not self._found.item():
             self.skipped_in_a_row = 0
             return True
-        if not self._train_state.skip_non_finite:
+        if not self._skips:
             raise _not_finite(step)
         self._found.zero_()
         self._skip(step)
@@ -73,9 +84,9 @@ class NonFiniteGuard:
 
     def scaled_step(self, step: int) -> None:
         """fp16: the scaler unscales, skips on overflow and adapts."""
-        scaler = self._train_state.scaler
+        scaler = self._scaler
         before = scaler.get_scale()
-        scaler.step(self._train_state.optimizer)
+        scaler.step(self._optimizer)
         scaler.update()
         if scaler.get_scale() < before:
             self._skip(step)
@@ -94,7 +105,7 @@ class NonFiniteGuard:
     def news(self) -> str | None:
         """What was skipped since this was asked last; not under fp16, which skips while it finds its scale."""
         skipped, self._told = self.skipped - self._told, self.skipped
-        if not skipped or self._train_state.scaler is not None:
+        if not skipped or self._scaler is not None:
             return None
         return f"{skipped} update{'s' * (skipped > 1)} skipped: gradients were not finite ({self.skipped} so far)"
 

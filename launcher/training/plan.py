@@ -10,49 +10,42 @@ from launcher.data.sampler import describe_shares
 from launcher.device.device import Device
 from launcher.objective.loss import Objective
 from launcher.objective.optimizer import describe_optimizer
+from launcher.objective.run_length import RunLength
 from launcher.recipe.schema import Recipe
-from launcher.training.state import RunLength, TrainState
+from launcher.training.state import TrainState
 
 Plan = list[tuple[str, str]]
 
 
 def plan_of(
     recipe: Recipe,
-    data: Data,
-    train_state: TrainState,
-    run_length: RunLength,
+    state: TrainState,
     folder: Path,
     start: int,
     notes: Sequence[str] = (),
 ) -> Plan:
     """Label and text of each line, in the order of the seven phases."""
-    device, model, objective = train_state.device, train_state.model, train_state.objective
+    data, device, model, objective = state.data, state.device, state.model, state.objective
     world = device.world
     rows: Plan = [
         ("recipe", f"{recipe.name}, seed {recipe.seed}"),
-        ("data", f"{data.describe()}{_evaluation_sets(data)}"),
+        ("data", f"{data.describe()}"),
         ("batch", describe_shares(data.train.sampler, world.size)),
         ("device", device.describe()),
         ("world", _world(device)),
         ("model", model.describe()),
         ("loss", _loss(objective)),
-        ("optimizer", describe_optimizer(train_state.optimizer)),
-        ("length", _length(run_length)),
+        ("optimizer", describe_optimizer(state.optimizer)),
+        ("length", _length(state.length)),
         ("evaluate", _evaluate(recipe, data, world.size)),
         ("folder", str(folder)),
     ]
     if start:
-        rows.append(("resumed", f"from step {start:,}, epoch {run_length.epoch(start):.2f}"))
+        rows.append(("resumed", f"from step {start:,}, epoch {state.length.epoch(start):.2f}"))
     notes = [*data.notes, *device.notes, *model.notes, *notes]
     if world.started_by not in ("one process", "launcher") and recipe.launch.model_fields_set:
         notes.append(f"started by {world.started_by}: the recipe's launch section is not used")
     return rows + [("note", note) for note in notes]
-
-
-def _evaluation_sets(data: Data) -> str:
-    sets = [(f"validation {name}".strip(), one) for name, one in data.validation.items()]
-    sets += [(f"test {name}".strip(), one) for name, one in data.test.items()]
-    return "".join(f", {name} {one.num_samples():,}" for name, one in sets)
 
 
 def _world(device: Device) -> str:

@@ -13,7 +13,8 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from launcher.training.step import PARTS, Parts, StepBatch
+from launcher.training.step import PARTS, Parts
+from launcher.training.steps import StepBatch
 
 _LABELS = ("data wait", "forward", "backward", "optimizer")
 _WITHIN = {"host to device": ("Memcpy HtoD",), "communication": ("gloo:", "nccl:", "ncclDevKernel")}

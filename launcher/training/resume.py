@@ -13,8 +13,6 @@ from torch import nn
 from launcher.checkpoints import retention
 from launcher.checkpoints.format import Checkpoint
 from launcher.data.fingerprint import fingerprint
-from launcher.data.load import Data
-from launcher.device.device import Device
 from launcher.errors import EXIT_DONE, LauncherError, UsageError
 from launcher.recipe.schema import Recipe
 from launcher.recipe.show import render
@@ -23,7 +21,7 @@ from launcher.runs.identity import check_same, identity_of
 from launcher.runs.lock import locked
 from launcher.runs.metrics import METRICS_FILE
 from launcher.runs.options import Options
-from launcher.training.state import RunLength
+from launcher.training.state import TrainState
 from launcher.world.world import usable_cpus
 
 
@@ -49,6 +47,7 @@ class ResumePoint:
 
     Attributes:
         folder: The run's.
+        data_print: What the training set is.
         checkpoint: The name of the one to go on from, None for the beginning.
         changed: Keys of the recipe that changed since, and may.
         threads: CPU threads of a process to go on with, None for those that are set.
@@ -59,6 +58,7 @@ class ResumePoint:
     """
 
     folder: str
+    data_print: str = ""
     checkpoint: str | None = None
     changed: tuple[str, ...] = ()
     threads: int | None = None
@@ -73,9 +73,7 @@ class Opening:
 
     Args:
         recipe: The recipe.
-        device: Where it trains.
-        data: What it trains on.
-        run_length: How long.
+        state: What it trains, on what and where.
         options: What the command line says.
         stack: Releases the folder at the end of the run.
     """
@@ -83,15 +81,13 @@ class Opening:
     def __init__(
         self,
         recipe: Recipe,
-        device: Device,
-        data: Data,
-        run_length: RunLength,
+        state: TrainState,
         options: Options,
         stack: ExitStack,
     ):
-        self.recipe, self.device, self.data, self.run_length = recipe, device, data, run_length
+        self.recipe, self.device, self.data, self.length = recipe, state.device, state.data, state.length
         self.options, self.stack = options, stack
-        self.world = device.world
+        self.world = state.device.world
         self.identity = identity_of(self.recipe)
         self.checkpoint: Checkpoint | None = None
         self.notes: list[str] = []
@@ -131,10 +127,19 @@ class Opening:
         if runs.read_json(folder / runs.QUEUE_FILE).get("script"):  # it runs the code of its submission
             environment["git"] = runs.read_json(folder / runs.ENVIRONMENT_FILE).get("git")
         runs.describe(folder, self.recipe.document.text, render(self.recipe), environment)
-        assert self.data_print  # which may add a note
+        data_print = self.data_print  # which may add a note
         name = self.checkpoint.folder.name if self.checkpoint else None
         readers = self._readers()
-        return ResumePoint(str(folder), name, tuple(changed), threads, readers, tuple(self.notes), tuple(self.warnings))
+        return ResumePoint(
+            folder=str(folder),
+            data_print=data_print,
+            checkpoint=name,
+            changed=tuple(changed),
+            threads=threads,
+            readers=readers,
+            notes=tuple(self.notes),
+            warnings=tuple(self.warnings),
+        )
 
     def _find(self, folder: Path) -> list[str]:
         """Finds the checkpoint to go on from; gives the keys that changed since it was saved."""
@@ -143,7 +148,7 @@ class Opening:
             self.checkpoint = retention.newest(place, self.warnings.append)
         else:
             newest = retention.newest(place, self.warnings.append)
-            best = newest.training()["judge"]["step"] if newest else None
+            best = newest.manifest.get("best_step") if newest else None
             self.checkpoint = retention.at(place, self.options.start, best)
         if self.checkpoint is None:
             return []
@@ -202,7 +207,7 @@ class Opening:
 
     def _finished(self, folder: Path, step: int) -> str | None:
         is_over = runs.read_json(folder / runs.STATUS_FILE).get("state") == "finished"
-        total = self.run_length.total_steps
+        total = self.length.total_steps
         longer = total is not None and step < total and self.options.allow_changes
         if not is_over or longer or self.options.start is not None or not (folder / runs.WEIGHTS_FILE).exists():
             return None

@@ -27,11 +27,11 @@ class Session:
         saving: What to do when a save is due.
         periods: When they are.
         record: What the run's folder says of how it stands.
-        seed: The recipe's.
         profiling: What looks at the steps on their way.
         start: Steps made before this process started.
         seconds_before: Time trained before this process started.
         shown: The predictions that the report shows, where it is a classifier's.
+        stopping: Whether this process was asked to stop.
     """
 
     folder: Path
@@ -40,13 +40,8 @@ class Session:
     saving: Saving
     periods: Periods
     record: Record
-    seed: int
     profiling: NoProfiling = field(default_factory=NoProfiling)
     start: int = 0
     seconds_before: float = 0.0
     shown: Shown | None = None
-
-    @property
-    def stopping(self) -> Callable[[], bool]:
-        """Whether this process was asked to stop."""
-        return stop_requested
+    stopping: Callable[[], bool] = stop_requested

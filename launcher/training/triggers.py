@@ -1,12 +1,17 @@
-"""5: training. When something is due: by the step, or by the clock."""
+"""5: training. When something is due: by the step, by the clock, or because a rank was asked to stop."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from launcher.device.agreement import Requests
-from launcher.training.state import RunLength
+from launcher.device.agreement import Agreement, Requests
+from launcher.device.coordination import Coordinator
+from launcher.objective.run_length import RunLength
+from launcher.recipe import schema
+from launcher.recipe.duration import Duration
 
 
 def due(step: int, every: int | None) -> bool:
@@ -23,6 +28,17 @@ class Periods:
     evaluate_seconds: float | None
     save_steps: int | None
     save_seconds: float | None
+
+    @staticmethod
+    def of(evaluate: schema.Evaluate, save: schema.Save, track: schema.Track, length: RunLength) -> Periods:
+        """When the recipe wants lines, evaluations and saves."""
+
+        def split(every: Duration) -> tuple[int | None, float | None]:
+            if every.unit == "seconds":
+                return None, every.amount
+            return every.in_steps(length.steps_per_epoch, length.total_steps), None
+
+        return Periods(int(track.every.amount), *split(evaluate.every), *split(save.every))
 
 
 class Clocks:
@@ -54,3 +70,53 @@ class Clocks:
     def saved(self) -> None:
         """A checkpoint has just been made."""
         self._saved = time.monotonic()
+
+
+class Due(NamedTuple):
+    """What all ranks do after a step."""
+
+    track: bool
+    evaluate: bool
+    save: bool
+    over: bool
+    stop: bool
+
+
+class Triggers:
+    """Tells after each step what is due; the same on every rank.
+
+    Args:
+        periods: How often.
+        length: Of the run, which may be a time.
+        coordinator: Through which the ranks agree on what only one of them knows: its clock, a signal.
+        stopping: Whether this process was asked to stop.
+        spent_seconds: Time trained before this process started.
+    """
+
+    def __init__(
+        self,
+        periods: Periods,
+        length: RunLength,
+        coordinator: Coordinator,
+        stopping: Callable[[], bool],
+        spent_seconds: float,
+    ):
+        self._periods, self._stopping = periods, stopping
+        self._agreement = Agreement(coordinator)
+        self.clocks = Clocks(length, periods, spent_seconds)
+
+    def after(self, step: int) -> Due:
+        """What is due when `step` steps are completed."""
+        periods = self._periods
+        agreed = self._agreement.after(step, self.clocks.wishes(self._stopping()))
+        return Due(
+            track=step % periods.track_steps == 0,
+            evaluate=due(step, periods.evaluate_steps) or agreed.evaluate,
+            save=due(step, periods.save_steps) or agreed.save,
+            over=agreed.over,
+            stop=agreed.stop,
+        )
+
+    def close(self) -> None:
+        """Waits for what the ranks are still telling each other."""
+        self._agreement.close()

@@ -6,11 +6,13 @@ that no later run, and nothing that fails outside of it, is told of with another
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from launcher.text import shapes
 
 _ATTRIBUTE = "launcher_context"  # of an exception that has ended a run
 
@@ -56,7 +58,7 @@ def remembered() -> Iterator[RunContext]:
         yield own
     except BaseException as error:
         with suppress(Exception):  # whatever state the program is in: its own error is what counts
-            shapes = described(own.batch) if own.batch is not None else ""
+            shapes = _in_words(own.batch) if own.batch is not None else ""
             vars(error).setdefault(_ATTRIBUTE, replace(own, batch=None, shapes=shapes))  # an inner run's is there first
         raise
     finally:
@@ -69,12 +71,5 @@ def known_of(error: BaseException) -> RunContext:
     return found if isinstance(found, RunContext) else RunContext()
 
 
-def described(value: Any) -> str:
-    """Shapes and types of a batch: `(float32 [64, 3], int64 [64])`."""
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
-        return f"{str(value.dtype).rpartition('.')[2]} {list(value.shape)}"
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {described(one)}" for key, one in value.items()) + "}"
-    if isinstance(value, tuple | list):
-        return "(" + ", ".join(map(described, value)) + ")"
-    return type(value).__name__
+def _in_words(batch: Any) -> str:
+    return f"({shapes(batch)})" if isinstance(batch, tuple | list) else shapes(batch)

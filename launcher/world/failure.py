@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from launcher.errors import EXIT_FAILED, LauncherError
+from launcher.world.files import write_text
 
 FAILURE_FILE = "failure.json"
 _PACKAGE = str(Path(__file__).parent.parent) + os.sep
@@ -363,10 +364,7 @@ class Notes:
         """Leaves word; False where the disk does not let it."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            path = self.folder / f"{failure.rank}.json"
-            hidden = path.with_suffix(".part")
-            hidden.write_text(json.dumps(asdict(failure)))
-            hidden.replace(path)
+            write_text(self.folder / f"{failure.rank}.json", json.dumps(asdict(failure)))
         except OSError:
             return False
         return True
@@ -465,10 +463,7 @@ class Report:
             "others": [{"rank": one.rank, "host": one.host, "what": one.what} for one in self.others],
         }
         with suppress(OSError):
-            path = self.folder / FAILURE_FILE
-            hidden = path.with_name(f".{FAILURE_FILE}.{os.getpid()}")
-            hidden.write_text(json.dumps(content, indent=2) + "\n")
-            hidden.replace(path)
+            write_text(self.folder / FAILURE_FILE, json.dumps(content, indent=2) + "\n")
 
     def show(self) -> None:
         """Prints it and leaves it in the folder."""

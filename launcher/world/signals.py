@@ -68,11 +68,16 @@ def _note(number: int, _: FrameType | None) -> None:
     _received.append((number, now))
 
 
-def die_with_parent(parent: int) -> None:
-    """Linux: SIGKILL for this process when the thread that started it, of process `parent`, ends."""
+def die_with_parent(parent: int | None = None) -> None:
+    """Linux: SIGKILL for this process when the thread that started it ends.
+
+    Args:
+        parent: The process that started it, which may have ended before this could be asked for; None where the caller
+            looks after that.
+    """
     try:
         ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))
     except (OSError, AttributeError):
         return  # not Linux: whoever started it must end it
-    if os.getppid() != parent:  # it ended before it could be noticed
+    if parent is not None and os.getppid() != parent:  # it ended before it could be noticed
         os._exit(1)

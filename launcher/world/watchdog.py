@@ -1,4 +1,4 @@
-"""A process that does not get on: its stacks are written down, and those of all other ranks with them."""
+"""A process that makes no progress: its stacks are written down, and it says where it stands before it is ended."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,6 +20,8 @@ from launcher.errors import EXIT_FAILED
 from launcher.world import progress
 from launcher.world.failure import Failure, Notes, Report, of_stack
 from launcher.world.world import World
+
+_LOOKS = 10  # in the time that is allowed
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,75 @@ class Watch:
         stack = traceback.extract_stack(frame) if frame is not None else ()
         found = of_stack(what, stack, rank=self.world.rank, world=self.world.size, time=since)
         return Notes(self.folder).completed(found, now.step)
+
+
+@dataclass
+class BatchProgress:
+    """How far something is that goes batch by batch.
+
+    Attributes:
+        what: Its name.
+        total: Batches.
+        done: Batches done.
+        moved: When the last was done, by the monotonic clock.
+    """
+
+    what: str
+    total: int
+    done: int = 0
+    moved: float = field(default_factory=time.monotonic)
+
+    def advance(self, done: int) -> None:
+        """So many batches are done."""
+        self.done, self.moved = done, time.monotonic()
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long something may make no progress, and what is said of it when that is over.
+
+    Attributes:
+        seconds: How long; None is for ever.
+        setting: The recipe's key that says so.
+        world: This process among the others.
+        folder: Where the failure is told, if there is a run.
+        step: Optimizer steps completed.
+    """
+
+    seconds: float | None
+    setting: str
+    world: World
+    folder: Path | None
+    step: int
+
+    @contextmanager
+    def watching(self, batches: BatchProgress) -> Iterator[None]:
+        """Ends this process with exit code 1 where `batches` stands still for so long.
+
+        What hangs (a data set, a metric, a kernel) cannot be interrupted from within; the other ranks notice the end
+        of this one and leave too.
+        """
+        if self.seconds is None:
+            yield
+            return
+        with beside(partial(self._watch, batches, self.seconds, threading.get_ident())):
+            yield
+
+    def _watch(self, batches: BatchProgress, seconds: float, watched: int, over: threading.Event) -> None:
+        while not over.wait(seconds / _LOOKS):
+            if time.monotonic() - batches.moved > seconds:
+                folder = Path(self.world.run_dir) if self.world.run_dir is not None else self.folder
+                if folder is not None:
+                    write_stacks(folder, self.world.rank)
+                end_with(self._failure(batches, seconds, watched), folder, self.world)
+
+    def _failure(self, batches: BatchProgress, seconds: float, watched: int) -> Failure:
+        where = f"{batches.what}, {batches.done} of {batches.total} batches done"
+        what = f"{self.setting}: no progress for {seconds:g} seconds in {where}"
+        frame = sys._current_frames().get(watched)
+        stack = traceback.extract_stack(frame) if frame is not None else ()
+        found = of_stack(what, stack, rank=self.world.rank, world=self.world.size, step=self.step)
+        return replace(found, is_aftermath=False)  # wherever it stands: nobody else is waited for here
 
 
 @contextmanager

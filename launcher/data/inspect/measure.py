@@ -6,7 +6,7 @@ import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from launcher.data.reading import whole_batches
 from launcher.data.streams import StreamLoader, has_shards
 from launcher.data.subsets import Part, innermost, is_hub_dataset
 from launcher.data.workers import BATCHES_AHEAD
-from launcher.objective.batch import BatchLayout
 from launcher.world.world import usable_cpus
 
 MOST_WORKERS = 8
@@ -28,6 +27,18 @@ _AS_GOOD = 0.9  # fewer workers that read nearly as fast are better
 _WIDE = 20.0  # inputs that reach further should be scaled
 _QUICK = 5000.0  # samples a second: there calling costs more than reading
 _UNEVEN = 5.0  # classes that differ by more are spoken of
+
+
+class Layout(Protocol):
+    """Which parts of a batch go where: the recipe's `batch`, applied."""
+
+    def split(self, batch: Any) -> tuple[Sequence[Any], Mapping[str, Any], tuple[Any, ...]]:
+        """Positional inputs, inputs by name, and targets."""
+        ...
+
+    def targets(self, batch: Any) -> tuple[Any, ...]:
+        """What the loss gets after the outputs."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -68,7 +79,7 @@ class Field:
         )
 
 
-def fields_of(batch: Any, layout: BatchLayout) -> list[Field]:
+def fields_of(batch: Any, layout: Layout) -> list[Field]:
     """The parts of a batch, with what the recipe uses them for.
 
     Raises:
@@ -119,7 +130,7 @@ class Balance:
         return self.names[number] if 0 <= number < len(self.names) else str(number)
 
 
-def balance_of(loader: TrainLoader, target: Field, layout: BatchLayout, seconds: float) -> Balance | None:
+def balance_of(loader: TrainLoader, target: Field, layout: Layout, seconds: float) -> Balance | None:
     """Counts the classes of the training set: all, where it lists them, else those read in some seconds."""
     if not target.is_classes:
         return None
@@ -134,7 +145,7 @@ def balance_of(loader: TrainLoader, target: Field, layout: BatchLayout, seconds:
     return Balance(_counted(read), samples, samples >= loader.sampler.dataset_size, names)
 
 
-def _read_targets(loader: TrainLoader, layout: BatchLayout, seconds: float) -> Iterator[NDArray[Any]]:
+def _read_targets(loader: TrainLoader, layout: Layout, seconds: float) -> Iterator[NDArray[Any]]:
     end = time.monotonic() + seconds
     for step in with_workers(loader, 0).steps(0, loader.sampler.steps_per_epoch):
         for batch in step:

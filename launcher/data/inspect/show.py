@@ -10,15 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from launcher.data.inspect.measure import Balance, Field, Speed, advice, balance_of, fields_of, first_batch, speeds
+from launcher.data.inspect.measure import (
+    Balance,
+    Field,
+    Layout,
+    Speed,
+    advice,
+    balance_of,
+    fields_of,
+    first_batch,
+    speeds,
+)
 from launcher.data.inspect.picture_sheet import write_sheet
-from launcher.data.load import Data, load_data
+from launcher.data.load import Data
 from launcher.data.loaders import EvaluationLoader, TrainLoader
 from launcher.data.reading import whole_batches
 from launcher.data.streams import StreamLoader
 from launcher.data.subsets import innermost, name_of
-from launcher.objective.batch import BatchLayout
-from launcher.recipe.build import Builder
 from launcher.text import short
 from launcher.world.world import World, usable_cpus
 
@@ -43,14 +51,18 @@ class Wishes:
     seconds: float
 
 
-def show(builder: Builder, world: World, wishes: Wishes) -> Iterator[str]:
-    """Opens the data and says what it is, line by line.
+def show(data: Data, layout: Layout, world: World, wishes: Wishes) -> Iterator[str]:
+    """Says what the data is, line by line.
+
+    Args:
+        data: Opened.
+        layout: Which parts of a batch are inputs and targets.
+        world: The processes of the run.
+        wishes: What to show, and where.
 
     Raises:
         LauncherError: It cannot be read.
     """
-    data = load_data(builder, world, on_gpu=torch.cuda.is_available())
-    layout = BatchLayout(builder.recipe.batch)
     yield from _sets(data)
     fields = fields_of(first_batch(data.train).data, layout)
     yield from _batch(data.train, fields, world)
@@ -162,7 +174,7 @@ def _reading(loader: TrainLoader, seconds: float, measured: list[Speed]) -> Iter
 # ---------------------------------------------------------------------- samples
 
 
-def _samples(data: Data, layout: BatchLayout, balance: Balance | None, wishes: Wishes) -> Iterator[str]:
+def _samples(data: Data, layout: Layout, balance: Balance | None, wishes: Wishes) -> Iterator[str]:
     loaders: dict[str, TrainLoader | EvaluationLoader] = {"train": data.train}
     loaders |= {f"validation {name}".strip(): loader for name, loader in data.validation.items()}
     parts = {name: fields_of(first_batch(loader).data, layout) for name, loader in loaders.items()}

@@ -16,6 +16,6 @@ class Net(nn.Module):
         self.layers = nn.Sequential(nn.Linear(2, width), nn.ReLU(), nn.Linear(width, classes))
 
     def forward(self, points: Tensor) -> Tensor:
-        """Map points of shape [N, 2] to logits of shape [N, classes]."""
+        """Maps points of shape [N, 2] to logits of shape [N, classes]."""
         logits: Tensor = self.layers(points)
         return logits

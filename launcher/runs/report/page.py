@@ -25,6 +25,7 @@ from launcher.runs.report.charts import Chart, Series, charts_of, steps_per_epoc
 from launcher.runs.report.curves import Columns, Curves, read_curves
 from launcher.runs.report.goodput import KINDS, Act, Attempt, Spent, attempts_of, spent_by
 from launcher.runs.report.predictions import Mistakes, read_mistakes
+from launcher.world.files import write_text
 
 REPORT_FILE = "report.html"
 _GENERATOR = '<meta name="generator" content="launcher report">'  # tells a report from somebody's own page
@@ -108,9 +109,7 @@ def save(path: Path, text: str) -> None:
     try:
         if path.exists() and _GENERATOR not in path.read_text(errors="replace")[:1000]:
             raise UsageError(f"{path} is not a report of this program; name another file with --output")
-        hidden = path.with_name(f".{path.name}.tmp")
-        hidden.write_text(text)
-        hidden.replace(path)
+        write_text(path, text)
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror or error}") from error
 

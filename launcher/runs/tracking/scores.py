@@ -12,23 +12,11 @@ from typing import Any
 
 from rich.text import Text
 
+from launcher.recipe.line_keys import LINE_KEYS
 from launcher.runs.metrics import Line
 from launcher.text import duration, number, short, short_exponent
 
-_NOT_METRICS = (
-    "step",
-    "epoch",
-    "split",
-    "name",
-    "time",
-    "lr",
-    "grad_norm",
-    "samples_per_second",
-    "data_wait",
-    "gpu_memory",
-    "host_memory",
-    "seconds",
-)
+_NOT_METRICS = LINE_KEYS - {"loss"}
 _GOOD, _BAD, _LABEL = "green", "red", "dim"
 
 

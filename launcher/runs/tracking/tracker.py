@@ -14,6 +14,7 @@ from typing import Any
 from launcher.errors import EXIT_DONE, EXIT_PREEMPTED
 from launcher.runs.folder import read_json, write_json
 from launcher.runs.metrics import Line
+from launcher.text import flat
 
 SETTLED_SECONDS = 30.0  # after so long wandb's helper has written what it was given: it does every few seconds
 _PROJECT_KEYS = {  # the setting that each tracker's first argument is
@@ -86,7 +87,7 @@ class Tracker:
     def start(self) -> None:
         """Opens the tracker and tells it the recipe."""
         self.open(**self.settings)
-        self.inner.store_init_configuration(_flat(self.run.config))
+        self.inner.store_init_configuration(_scalars(self.run.config))
 
     def open(self, **settings: Any) -> None:
         """Builds and starts Accelerate's tracker."""
@@ -121,7 +122,7 @@ class TensorBoard(Tracker):
         self.open(**{"purge_step": self.run.start_step + 1, **self.settings})
         if self.run.start_step == 0:
             # Accelerate's own way puts these under a second run, named by the clock
-            self.inner.writer.add_hparams(_flat(self.run.config), {}, run_name=".")
+            self.inner.writer.add_hparams(_scalars(self.run.config), {}, run_name=".")
 
 
 class MLflow(Tracker):
@@ -134,7 +135,7 @@ class MLflow(Tracker):
         self.open(**{**known, **self.settings})
         if not path.exists():
             path.write_text(self.inner.active_run.info.run_id + "\n")
-            self.inner.store_init_configuration(_flat(self.run.config))
+            self.inner.store_init_configuration(_scalars(self.run.config))
 
     def finish(self, outcome: str) -> None:
         """Ends the MLflow run with the state that the launcher's has."""
@@ -182,22 +183,16 @@ def numbers(line: Line) -> dict[str, Any]:
     """The numbers of a line as trackers name them: `train/loss`, `validation/accuracy`, `validation/clean/loss`."""
     scope = "/".join(str(line[key]) for key in ("split", "name") if key in line)
     kept = {key: value for key, value in line.items() if key not in ("step", "split", "name", "time", "seconds")}
-    flat = _flat(kept, "/")
-    return {f"{scope}/{key}": value for key, value in flat.items() if isinstance(value, int | float)}
+    return {f"{scope}/{key}": value for key, value in _scalars(kept, "/").items() if isinstance(value, int | float)}
 
 
-def _flat(values: Any, separator: str = ".", prefix: str = "") -> dict[str, Any]:
+def _scalars(values: Any, separator: str = ".") -> dict[str, Any]:
     """Nested mappings and lists as one mapping of scalars; null becomes a word, which not all trackers have."""
-    if isinstance(values, Mapping):
-        parts: Iterable[tuple[Any, Any]] = values.items()
-    elif isinstance(values, list | tuple):
-        parts = enumerate(values)
-    else:
-        return {prefix: values if isinstance(values, bool | int | float | str) else str(values)}
-    flat: dict[str, Any] = {}
-    for key, value in parts:
-        flat.update(_flat(value, separator, f"{prefix}{separator}{key}" if prefix else str(key)))
-    return flat
+    return {
+        key: value if isinstance(value, bool | int | float | str) else str(value)
+        for key, value in flat(values, separator)
+        if value not in ({}, [], ())
+    }
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

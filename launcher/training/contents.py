@@ -1,0 +1,194 @@
+"""What a checkpoint of a run holds: the one owner of that.
+
+Besides the weights it is made of parts by name, each of which gives and takes its own state: `state_dict()` and
+`load_state_dict()`, as everything of torch's does. What is not a tensor or a plain value has no place in it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from launcher.checkpoints.format import Checkpoint, Snapshot
+from launcher.errors import LauncherError
+from launcher.evaluation.best import BestTracker
+from launcher.evaluation.evaluation import History
+from launcher.objective.loss import loss_key
+from launcher.objective.schedule import Schedule
+from launcher.runs.folder import versions
+from launcher.runs.identity import digest
+from launcher.training import fast_step
+from launcher.training.state import TrainState
+
+
+class Part(Protocol):
+    """A part of a checkpoint."""
+
+    def state_dict(self) -> Any:
+        """Its state: tensors and plain values."""
+        ...
+
+    def load_state_dict(self, state_dict: Any, /) -> Any:
+        """Takes a state up."""
+        ...
+
+
+class Stopwatch:
+    """Time trained, over all starts of a run.
+
+    Attributes:
+        seconds_before: That of the starts before this one.
+    """
+
+    def __init__(self) -> None:
+        self.seconds_before = 0.0
+        self._began = time.monotonic()
+
+    def state_dict(self) -> float:
+        """Seconds so far."""
+        return self.seconds_before + time.monotonic() - self._began
+
+    def load_state_dict(self, seconds: float, /) -> None:
+        """Goes on from there."""
+        self.seconds_before = float(seconds)
+
+
+@dataclass(frozen=True)
+class OptimizerPart:
+    """An optimizer whose groups step as those of this start, on whatever device the state was made."""
+
+    optimizer: torch.optim.Optimizer
+
+    def state_dict(self) -> Any:
+        """The optimizer's own."""
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        """Takes a state up, with the kernels that this start has chosen."""
+        self.optimizer.load_state_dict(_stepped_alike(state, _settings(self.optimizer)))
+        fast_step.lay_out_state(self.optimizer)
+
+
+@dataclass
+class Contents:
+    """What a checkpoint of this run holds.
+
+    Attributes:
+        state: Whose weights and parts they are.
+        identity: What makes the recipe the same, key by key.
+        data_print: What the training set is.
+        best: The best evaluation so far.
+        history: What evaluations have said.
+        stopwatch: Time trained.
+    """
+
+    state: TrainState
+    identity: Mapping[str, Any]
+    data_print: str
+    best: BestTracker
+    history: History = field(default_factory=History)
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """The parts by name, in the order in which they are taken up."""
+        state = self.state
+        parts: dict[str, Part | None] = {
+            **{loss_key(name): module for name, module in state.objective.modules.items()},
+            "optimizer": OptimizerPart(state.optimizer),
+            "scheduler": state.schedule.scheduler,
+            "scaler": state.update.scaler,
+            "average": state.average,
+            "best": self.best,
+            "evaluation": self.history,
+            "seconds": self.stopwatch,
+        }
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def capture(self, step: int) -> Snapshot:
+        """What a checkpoint after `step` steps is made of."""
+        training = {name: part.state_dict() for name, part in self.parts.items()}
+        return Snapshot(self.state.model.state_dict(), training, self._manifest(step))
+
+    def _manifest(self, step: int) -> dict[str, Any]:
+        data, device = self.state.data, self.state.device
+        return {
+            "step": step,
+            "epoch": self.state.length.epoch(step),
+            "samples": data.samples_before(step),
+            "best_step": self.best.step,
+            "world": device.world.size,
+            "threads": device.threads,
+            "readers": data.readers,
+            "global_batch_size": data.train.sampler.global_batch_size,
+            "recipe": self.identity,
+            "recipe_sha256": digest(self.identity),
+            "data": self.data_print,
+            "versions": versions(),
+            "saved": time.time(),
+        }
+
+    def restore(self, checkpoint: Checkpoint, changed: Sequence[str] = ()) -> None:
+        """Takes up the weights and the state of every part.
+
+        Args:
+            checkpoint: Verified.
+            changed: Keys of the recipe that changed since: they win over what the checkpoint says.
+
+        Raises:
+            LauncherError: The checkpoint is not of this model or optimizer.
+        """
+        schedule, fresh = self.state.schedule, _settings(self.state.optimizer)
+        is_changed = any(key.partition(".")[0] in ("optimizer", "scheduler", "train") for key in changed)
+        replays = is_changed and not schedule.on_evaluation
+        training = checkpoint.training()
+        try:
+            self.state.model.bare.load_state_dict(checkpoint.weights())
+            for name, part in self.parts.items():
+                if not (name == "scheduler" and replays) and name in training:
+                    part.load_state_dict(training[name])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise LauncherError(
+                f"the checkpoint does not fit this model or optimizer: {error}; to begin anew with its weights use "
+                "train.start_from in a new run"
+            ) from error
+        if is_changed:
+            _let_win(self.state.optimizer, schedule, fresh, changed)
+        if replays:
+            schedule.replay(checkpoint.step)
+
+
+def _settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """The settings of each group of parameters."""
+    return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+
+
+_KERNELS = ("fused", "foreach")
+
+
+def _stepped_alike(state: Mapping[str, Any], fresh: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """An optimizer's state whose groups step as those of this start: the device or the precision may be another."""
+    if len(state["param_groups"]) != len(fresh):
+        return dict(state)  # which the optimizer refuses
+    groups = [
+        {**group, **{key: own[key] for key in _KERNELS if key in own}}
+        for group, own in zip(state["param_groups"], fresh, strict=True)
+    ]
+    return {**state, "param_groups": groups}
+
+
+def _let_win(
+    optimizer: torch.optim.Optimizer, schedule: Schedule, fresh: Sequence[Mapping[str, Any]], changed: Sequence[str]
+) -> None:
+    """Puts changed settings of the optimizer over those of the checkpoint."""
+    named = {key.split(".")[1] for key in changed if key.startswith("optimizer.")}
+    if "_groups_" in named:
+        named = {key for group in fresh for key in group}
+    if not schedule.on_evaluation:
+        named |= {"lr", "initial_lr"}
+    for group, settings in zip(optimizer.param_groups, fresh, strict=True):
+        group.update({key: settings[key] for key in named if key in settings})

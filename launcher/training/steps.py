@@ -1,0 +1,109 @@
+"""5: training. The stream of steps: each with every micro-batch's share of the whole."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from launcher.data.loaders import MicroBatch
+from launcher.device.coordination import Coordinator, Pending
+from launcher.objective.loss import Objective
+from launcher.training.state import TrainState
+
+Scales = Sequence[Sequence[float]]
+
+
+@dataclass(slots=True)
+class StepBatch:
+    """What one optimizer step reads.
+
+    Attributes:
+        batches: This rank's micro-batches.
+        scales: For each of them, a factor for each term of the loss.
+        weight: The step's count over all ranks.
+        samples: The step's samples over all ranks.
+    """
+
+    batches: Sequence[MicroBatch]
+    scales: Scales
+    weight: float
+    samples: int
+
+
+def counted_steps(state: TrainState, start: int, stop: int | None) -> Generator[StepBatch, None, None]:
+    """This rank's steps with every micro-batch's share of the whole step.
+
+    Shares of samples are arithmetic: the same in every step of one size. Counts that are functions of the batch are
+    added over the ranks one step ahead, on the side group, so that no step waits for them.
+    """
+    data, objective, coordinator = state.data, state.objective, state.device.coordinator
+    stream = data.train.steps(start, stop)
+    first = next(stream, None)
+    if first is None:
+        return
+    objective.settle(first[0].data)
+    batches = itertools.chain([first], stream)
+    sizes = map(data.train.sampler.batch_size, itertools.count(start))
+    if objective.counts_samples:
+        yield from _by_arithmetic(batches, sizes, objective, coordinator.world_size)
+    else:
+        yield from _by_counting(batches, sizes, objective, coordinator)
+
+
+def _by_arithmetic(
+    stream: Iterable[list[MicroBatch]], sizes: Iterator[int], objective: Objective, world: int
+) -> Iterator[StepBatch]:
+    scales: dict[int, Scales] = {}  # by the size of a step: there are two, the last one of an epoch may be short
+    for batches in stream:
+        samples = next(sizes)
+        if samples not in scales:
+            local = [objective.counts(batch.data, batch.samples) for batch in batches]
+            scales[samples] = _scales(objective, batches, local, [float(samples)] * len(local[0]), world)
+        yield StepBatch(batches, scales[samples], float(samples), samples)
+
+
+def _by_counting(
+    stream: Iterable[list[MicroBatch]], sizes: Iterator[int], objective: Objective, coordinator: Coordinator
+) -> Iterator[StepBatch]:
+    ahead: deque[tuple[list[MicroBatch], list[list[float]], Pending]] = deque()
+
+    def oldest() -> StepBatch:
+        batches, local, pending = ahead.popleft()
+        total = pending.result().tolist()
+        return StepBatch(
+            batches, _scales(objective, batches, local, total, coordinator.world_size), total[0], next(sizes)
+        )
+
+    for batches in stream:
+        local = [objective.counts(batch.data, batch.samples) for batch in batches]
+        sums = [float(sum(one)) for one in zip(*local, strict=True)]
+        ahead.append((batches, local, coordinator.sum(torch.tensor(sums, dtype=torch.float64))))
+        if len(ahead) > 1 or coordinator.world_size == 1:
+            yield oldest()
+    while ahead:
+        yield oldest()
+
+
+def _scales(
+    objective: Objective,
+    batches: Sequence[MicroBatch],
+    local: Sequence[Sequence[float]],
+    total: Sequence[float],
+    world: int,
+) -> Scales:
+    return [objective.scales(own, total, world, batch.samples) for own, batch in zip(local, batches, strict=True)]
+
+
+def timed(steps: Iterator[StepBatch]) -> Iterator[tuple[StepBatch, float]]:
+    """Each step with the seconds that it was waited for."""
+    while True:
+        before = time.perf_counter()
+        step = next(steps, None)
+        if step is None:
+            return
+        yield step, time.perf_counter() - before
