@@ -35,13 +35,13 @@ def backward(value: torch.Tensor, factor: float) -> None:
     root = torch.full_like(value, factor)
     run = _engine() if type(value) is torch.Tensor else None
     if run is not None:
-        _run(run, value, root)
+        run((value,), (root,), *_ARGUMENTS, **_OPTIONS)
     else:
         torch.autograd.backward(value, root)
 
 
-def _run(engine: Callable[..., Any], value: torch.Tensor, root: torch.Tensor) -> None:
-    engine((value,), (root,), False, False, (), allow_unreachable=True, accumulate_grad=True)
+_ARGUMENTS: Any = (False, False, ())  # the graph is not kept, and no graph of the gradients is made
+_OPTIONS: Any = {"allow_unreachable": True, "accumulate_grad": True}
 
 
 class FastStep:
@@ -148,7 +148,11 @@ def _engine() -> Callable[..., Any] | None:
     engine = internals.engine()
     if engine is None or wants_plain_torch():
         return None
-    return engine if _agree(_gradients, torch.autograd.backward, partial(_run, engine)) else None
+
+    def run(value: torch.Tensor, root: torch.Tensor) -> None:
+        engine((value,), (root,), *_ARGUMENTS, **_OPTIONS)
+
+    return engine if _agree(_gradients, torch.autograd.backward, run) else None
 
 
 @cache
