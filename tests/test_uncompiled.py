@@ -62,9 +62,10 @@ OTHER_TORCHES = {
 @pytest.mark.parametrize("other", OTHER_TORCHES.values(), ids=OTHER_TORCHES)
 def test_where_torch_keeps_functions_otherwise_all_is_left_to_torch(other: str) -> None:
     run(
-        f"import functools, os, sys, torch\n{other}"
+        f"import functools, os, sys, torch\nkept = torch._disable_dynamo\n{other}"
         "from launcher import uncompiled\n"
         "uncompiled.optimizers()\n"
+        "torch._disable_dynamo = kept\n"  # this torch's compiler needs it
         "weight = torch.ones(2, requires_grad=True)\n"
         "one = torch.optim.SGD([weight], 0.5)\n"
         "assert 'torch._dynamo' in sys.modules\n"
