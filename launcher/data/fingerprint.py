@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from launcher.data.loaders import TrainLoader
-from launcher.data.reading import Reading, randomness_restored, seed_sample, whole_batches
+from launcher.data.reading import Reading, seed_sample, whole_batches
+from launcher.data.seeds import randomness_restored
 from launcher.data.streams import StreamLoader
 from launcher.data.subsets import name_of
 

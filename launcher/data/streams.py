@@ -18,9 +18,11 @@ import numpy as np
 from torch.utils.data import IterableDataset
 from torch.utils.data._utils import worker as torch_worker
 
+from launcher.data.epochs import listeners
 from launcher.data.loaders import EvaluationLoader, MicroBatch, TrainLoader
-from launcher.data.reading import Reader, Reading, located, randomness_restored
+from launcher.data.reading import Reader, Reading, located
 from launcher.data.sampler import Share, StepSampler
+from launcher.data.seeds import randomness_restored
 from launcher.data.workers import Key
 from launcher.errors import LauncherError
 
@@ -220,8 +222,8 @@ def _one_pass(
     dataset: Any, reader: Reader, number: int, position: int = 0, dropped: int = 0
 ) -> Generator[Any, None, int]:
     """One iteration over a stream, each sample seeded by its position; returns the position behind the last."""
-    if hasattr(dataset, "set_epoch"):
-        dataset.set_epoch(number)
+    for one in listeners(dataset, reader.reading.collate):
+        one.set_epoch(number)
     reader.seed(number, position)
     iterator = iter(dataset)
     while True:
