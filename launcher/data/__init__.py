@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from launcher.data.dataloaders import Opened
 from launcher.data.loaders import EvaluationLoader, MicroBatch, Reading, TrainLoader
 from launcher.data.permutation import Indices, split
-from launcher.data.reading import whole_batches
+from launcher.data.reading import Collate, reading_notes, whole_batches
 from launcher.data.sampler import StepSampler
-from launcher.data.sets import Opener, by_name, wrong
+from launcher.data.sets import Opener, by_name, collate_for, wrong
 from launcher.data.streams import StreamEvaluationLoader, StreamLoader, has_shards, is_stream, length_of
 from launcher.data.subsets import subset
 from launcher.launch.world import World
@@ -97,14 +98,15 @@ def load_data(workshop: Workshop, world: World, *, on_gpu: bool = False) -> Data
     """
     recipe, section = workshop.recipe, workshop.recipe.data
     opener, loaders = Opener(workshop, world.size), _loaders(workshop, world, on_gpu)
-    dataset, held_back = opener.open(section.train, "data.train"), None
+    opened = opener.open(section.train, "data.train")
+    dataset, held_back = opened.dataset, None
     _check_kind(dataset, section, recipe.document)
     weights = _weights(section.weights, workshop, dataset, recipe.document)
     if isinstance(section.validation, str):
         kept, rest = _split(dataset, section.validation, recipe)
         dataset, held_back = subset(dataset, kept), subset(dataset, rest)
         weights = None if weights is None else weights[kept]
-    train = loaders.train(dataset, weights)
+    train = loaders.train(dataset, weights, opened.collate)
     validation, test = (
         {name: loaders.evaluation(opener.open(one, key), key) for name, key, one in by_name(sets, f"data.{part}")}
         for part, sets in (("validation", section.validation), ("test", section.test))
@@ -112,7 +114,7 @@ def load_data(workshop: Workshop, world: World, *, on_gpu: bool = False) -> Data
     for loader in (*validation.values(), *test.values()):
         _check_classes(loader, dataset, recipe.document)
     if held_back is not None:
-        validation = {"": loaders.evaluation(held_back, "data.validation")}
+        validation = {"": loaders.evaluation(Opened(held_back, opened.collate), "data.validation")}
     return Data(train, validation, test, (*loaders.notes, *opener.notes))
 
 
@@ -147,10 +149,11 @@ def load_evaluation(
     opener, loaders = Opener(workshop, world.size), _loaders(workshop, world, on_gpu)
     found: dict[Part, EvaluationLoader] = {}
     if isinstance(section.validation, str) and ("validation", "") in parts:
-        dataset = opener.open(section.train, "data.train")
-        _check_kind(dataset, section, recipe.document)
-        _, rest = _split(dataset, section.validation, recipe)
-        found["validation", ""] = loaders.evaluation(subset(dataset, rest), "data.validation")
+        opened = opener.open(section.train, "data.train")
+        _check_kind(opened.dataset, section, recipe.document)
+        _, rest = _split(opened.dataset, section.validation, recipe)
+        held_back = Opened(subset(opened.dataset, rest), opened.collate)
+        found["validation", ""] = loaders.evaluation(held_back, "data.validation")
     for part, name, key, one in _evaluation_sets(section):
         if (part, name) in parts:
             found[part, name] = loaders.evaluation(opener.open(one, key), key)
@@ -160,34 +163,37 @@ def load_evaluation(
 def _loaders(workshop: Workshop, world: World, on_gpu: bool) -> _Loaders:
     recipe, section = workshop.recipe, workshop.recipe.data
     reading = Reading(
-        collate=workshop.build(section.collate) if section.collate else None,
+        collate=collate_for(workshop, "train"),
         timeout_seconds=section.timeout.amount,
         seed=recipe.seed,
         sample_seeds=section.sample_seeds,
         pin_memory=on_gpu and torch.cuda.is_available(),
         rank=world.rank,
     )
-    return _Loaders(recipe, world, reading, on_gpu)
+    return _Loaders(recipe, world, reading, on_gpu, collate_for(workshop, "evaluate"))
 
 
 class _Loaders:
     """Makes the loaders of one rank, and notes what the plan should say of them."""
 
-    def __init__(self, recipe: schema.Recipe, world: World, reading: Reading, on_gpu: bool):
+    def __init__(self, recipe: schema.Recipe, world: World, reading: Reading, on_gpu: bool, evaluate: Collate | None):
         self.recipe, self.section, self.document = recipe, recipe.data, recipe.document
         self.world, self.reading, self.on_gpu = world, reading, on_gpu
+        self.evaluating = replace(reading, collate=evaluate)
         self.notes: list[str] = []
 
-    def train(self, dataset: Any, weights: np.ndarray | None) -> TrainLoader:
-        """The training set, read by number or as a stream."""
+    def train(self, dataset: Any, weights: np.ndarray | None, collate: Collate | None = None) -> TrainLoader:
+        """The training set, read by number or as a stream, with the collate that came with it, if one did."""
+        self.reading = replace(self.reading, collate=collate or self.reading.collate)
         if is_stream(dataset):
             return self._stream(dataset)
         if weights is not None:
             self.notes.append("samples are drawn by weight, with replacement")
         sampler = self._sampler(dataset, shuffle=self.section.shuffle, weights=weights)
         self._check_steps(sampler)
-        workers = self._workers(dataset)
+        workers = self._workers(dataset, self.reading.collate)
         whole = whole_batches(dataset, self.reading.collate) is not None
+        self.notes += reading_notes(dataset, self.reading.collate)
         if workers:
             what = "whole batches" if whole else "samples"
             self.notes.append(f"{workers} worker process{'es a rank read' if workers > 1 else ' a rank reads'} {what}")
@@ -202,21 +208,23 @@ class _Loaders:
         self.notes.append(loader.describe())
         return loader
 
-    def evaluation(self, dataset: Any, key: str) -> EvaluationLoader:
+    def evaluation(self, opened: Opened, key: str) -> EvaluationLoader:
         """A validation or test set."""
-        section, evaluate = self.section, self.recipe.evaluate
+        section, evaluate, dataset = self.section, self.recipe.evaluate, opened.dataset
+        reading = replace(self.evaluating, collate=opened.collate or self.evaluating.collate)
         share = -(-section.global_batch_size // self.world.size)
         size = evaluate.batch_size or section.micro_batch_size or share
         limit = int(evaluate.limit.amount) if evaluate.limit else None
         if length_of(dataset) == 0:
             raise wrong(self.document, key, "the set is empty; check its path and split, or remove it")
         if not is_stream(dataset):
-            reading = replace(self.reading, workers=self._workers(dataset))
+            self.notes += [note for note in reading_notes(dataset, reading.collate) if note not in self.notes]
+            reading = replace(reading, workers=self._workers(dataset, reading.collate))
             return EvaluationLoader(dataset, size, reading, limit, key)
         if limit is None and length_of(dataset) is None:
             message = f"{type(dataset).__name__} is a stream without a length; say evaluate.limit, as in '50 batches'"
             raise wrong(self.document, key, message)
-        return StreamEvaluationLoader(dataset, size, self.reading, limit, key)
+        return StreamEvaluationLoader(dataset, size, reading, limit, key)
 
     def _sampler(self, dataset: Any, shuffle: bool, weights: np.ndarray | None = None) -> StepSampler:
         return StepSampler(
@@ -231,12 +239,12 @@ class _Loaders:
             weights=weights,
         )
 
-    def _workers(self, dataset: Any) -> int:
+    def _workers(self, dataset: Any, collate: Collate | None) -> int:
         """As many as the recipe says; of itself none where a whole batch is read at once."""
         asked = self.section.workers
         if isinstance(asked, int):
             return asked
-        return 0 if whole_batches(dataset, self.reading.collate) else fair_workers(self.world, self.on_gpu)
+        return 0 if whole_batches(dataset, collate) else fair_workers(self.world, self.on_gpu)
 
     def _stream_workers(self, dataset: Any) -> int:
         asked = self.section.workers

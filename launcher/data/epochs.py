@@ -36,7 +36,7 @@ def listeners(*roots: Any) -> list[Any]:
         if _method(thing, "set_epoch") is not None:
             found.append(thing)
         else:
-            waiting.extend(_held_by(thing))
+            waiting.extend(held_by(thing))
     return found
 
 
@@ -48,7 +48,7 @@ def _method(thing: Any, name: str) -> Callable[..., Any] | None:
     return found if callable(found) else None
 
 
-def _held_by(thing: Any) -> Iterator[Any]:
+def held_by(thing: Any) -> Iterator[Any]:
     """What a data set or a collate may be made of: parts, members, transforms, bound arguments."""
     if isinstance(thing, list | tuple | Mapping):
         if len(thing) <= _MOST_ITEMS:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from torch.utils.data import DataLoader
+
+from launcher.data.dataloaders import Opened, contradictions, loader_inside, taken_apart
 from launcher.data.preparation import prepare
 from launcher.errors import Problem, RecipeError
 from launcher.recipe.component import Component, components_in
@@ -41,12 +44,15 @@ class Opener:
         for component in defined:
             prepare(workshop, component, **self._handed)
 
-    def open(self, component: Component, key: str) -> Any:
-        """The data set of a component.
+    def open(self, component: Component, key: str) -> Opened:
+        """The data set of a component, and the collate of a DataLoader that stood in its place.
 
         Args:
             component: What the recipe says.
             key: Where, as in `data.train`.
+
+        Raises:
+            RecipeError: A DataLoader says something else than the recipe.
         """
         prepare(self.workshop, component, **self._handed)
         began = time.monotonic()
@@ -54,12 +60,45 @@ class Opener:
         seconds = time.monotonic() - began
         if seconds >= SLOW_SECONDS and self.world_size > 1:
             self.notes.append(slow_note(key, type(dataset).__name__, seconds, self.world_size))
-        self.notes += [str(note) for note in getattr(dataset, "plan_notes", ())]
-        return dataset
+        opened = self._taken_apart(dataset, component, key)
+        self.notes += [*opened.notes, *(str(note) for note in getattr(opened.dataset, "plan_notes", ()))]
+        return opened
+
+    def _taken_apart(self, dataset: Any, component: Component, key: str) -> Opened:
+        section, document = self.workshop.recipe.data, self.workshop.recipe.document
+        if not isinstance(dataset, DataLoader):
+            if not hasattr(type(dataset), "__getitem__") and (loader := loader_inside(dataset)) is not None:
+                message = f"{type(dataset).__name__} hands on the batches of a {type(loader).__name__}, not samples"
+                raise wrong(document, key, f"{message}; hand over what that reads, and data.collate for its batches")
+            return Opened(dataset)
+        is_training, is_known = key == "data.train", component.path in self.workshop.meant
+        if not is_known and (found := [*contradictions(dataset, section, self.world_size, is_training)]):
+            where = str(document.origin(component.path))
+            raise RecipeError([Problem(where, key, f"a {type(dataset).__name__}: {one}") for one in found])
+        opened = taken_apart(dataset, key)
+        self.workshop.meant[component.path] = opened.dataset
+        stated = _stated_collate(section.collate, "train" if is_training else "evaluate")
+        if opened.collate is not None and stated is not None:
+            message = "its DataLoader has a collate_fn, and the recipe data.collate; remove one of the two"
+            raise wrong(document, key, message)
+        return opened
 
     def _takes_scratch(self, component: Component) -> bool:
         targets = (self.workshop.resolve(inner) for inner in component.walk() if inner.given is None)
         return any("scratch" in (parameters_of(target) or ()) for target in targets)
+
+
+def _stated_collate(section: Any, name: str) -> Any:
+    """What the recipe says of the collate for training or evaluating; None where it says nothing."""
+    if isinstance(section, Component) and isinstance(section.given, Mapping):
+        return section.given.get(name)
+    return section.get(name) if isinstance(section, Mapping) else section
+
+
+def collate_for(workshop: Workshop, name: str) -> Any:
+    """The recipe's collate for `train` or `evaluate`, built; None for torch's default."""
+    stated = _stated_collate(workshop.recipe.data.collate, name)
+    return workshop.build(stated) if isinstance(stated, Component) else stated
 
 
 def slow_note(key: str, name: str, seconds: float, world_size: int) -> str:
