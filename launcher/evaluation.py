@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
-from accelerate.utils import send_to_device
 from torch import nn
 
 from launcher import faults
@@ -20,7 +19,9 @@ from launcher.averages import Average
 from launcher.batch import one_number
 from launcher.coordination import Coordinator, packed, unpacked
 from launcher.data.loaders import EvaluationLoader, MicroBatch
+from launcher.data.seeds import randomness_restored, seed_generators
 from launcher.data.streams import StreamEvaluationLoader
+from launcher.data.transfer import moved
 from launcher.device import Device
 from launcher.errors import LauncherError
 from launcher.judge import Judge, deciding_set, value_of
@@ -66,6 +67,7 @@ def evaluate(
     device: torch.device,
     heartbeat: Heartbeat = lambda done: None,
     seen: Seen = unseen,
+    at: At | None = None,
 ) -> Tally:
     """The loss over the batches as sums and counts, and the metrics' state; the model is left as it was found.
 
@@ -77,11 +79,12 @@ def evaluate(
         device: Where to compute.
         heartbeat: Called with the number of batches done.
         seen: Called with the outputs and targets of each batch, on `device`.
+        at: Where training stands, for a step function.
 
     Raises:
         LauncherError: A metric cannot take what the model gives; the message names shapes and types.
     """
-    tally = Tally(objective, measures)
+    tally = Tally(objective, measures, at or At())
     for measure in measures:
         measure.reset(device)
     with _evaluating(model, device), torch.no_grad():
@@ -98,14 +101,14 @@ def evaluate(
 def _evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Eval mode and randomness of its own for a while.
 
-    Afterwards each module is in the mode it was in (a frozen one stays frozen), and torch's generators go on where
-    they were: evaluating or not changes nothing in training.
+    Afterwards each module is in the mode it was in (a frozen one stays frozen), and the generators go on where they
+    were: evaluating or not changes nothing in training.
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.default_generator.manual_seed(0)
+        with randomness_restored(needed=True), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            seed_generators(0, is_gpu=device.type == "cuda")
             yield
     finally:
         for module, training in modes:
@@ -119,8 +122,9 @@ class Tally:
         samples: How many there were.
     """
 
-    def __init__(self, objective: Objective, measures: Sequence[Measure]):
+    def __init__(self, objective: Objective, measures: Sequence[Measure], at: At):
         self.objective = objective
+        self.at = at
         self.measures = measures
         self.samples = 0
         size = len(objective.terms) or 1
@@ -132,9 +136,9 @@ class Tally:
         objective, layout = self.objective, self.objective.layout
         objective.settle(batch.data)
         counts = objective.counts(batch.data, batch.samples)
-        data = batch.data if device.type == "cpu" else send_to_device(batch.data, device, non_blocking=True)
+        data = batch.data if device.type == "cpu" else moved(batch.data, device)
         if objective.step is not None:
-            result = objective.stepped(model, data, At())
+            result = objective.stepped(model, data, self.at)
             values = [result["loss"] * counts[0]]
             outputs, targets = _tuple(result.get("outputs")), _tuple(result.get("targets"))
         else:
@@ -244,6 +248,7 @@ class Evaluation:
         self.made: Callable[[int, float], None] = lambda step, seconds: None  # told of each, with its seconds
         self.judged: Callable[[float], None] = lambda value: None  # told of the value that decides
         self.look: Look = lambda split, name: unseen  # at the batches of each set, with the weights as they are
+        self.at: Callable[[int], At] = At  # where a step stands in its run
         self.improved = False
 
     @property
@@ -375,6 +380,7 @@ class Evaluation:
                 device,
                 heartbeat=partial(self._beat, progress, split, step),
                 seen=self.look(split, name) if seen else unseen,
+                at=self.at(step),
             )
 
     def _beat(self, progress: Progress, split: str, step: int, done: int) -> None:

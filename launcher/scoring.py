@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import send_to_device
 from torch import nn
 
 from launcher.averages import Average
 from launcher.data import EvaluationLoader, Part, evaluation_parts, load_evaluation
+from launcher.data.transfer import moved
 from launcher.datasets.files import needed, whole
 from launcher.device import Device, check_device, open_device, seed_everything, use_cpu
 from launcher.errors import LauncherError, UsageError
-from launcher.evaluation import Evaluation
+from launcher.evaluation import At, Evaluation
 from launcher.judge import Judge
 from launcher.launch.world import World
 from launcher.measures import build_measures
@@ -141,6 +142,7 @@ def evaluate_saved(
         lines: list[Line] = []
         for (part, name), loader in model.sets.items():
             evaluation = Evaluation(model.recipe.evaluate, {}, model, measures, NoTracking(), Judge(None))
+            evaluation.at = lambda step: _at(model.recipe, step, saved.at[1])
             collected = Predictions(model.objective)
             if predictions is not None:
                 evaluation.look = collected.look
@@ -154,6 +156,13 @@ def evaluate_saved(
 
 def _named(part: Part) -> str:
     return " ".join(part).strip()
+
+
+def _at(recipe: Recipe, step: int, epoch: float) -> At:
+    """Where the weights' training stood, as its own evaluations told a step function."""
+    train = recipe.train
+    done = epoch / train.epochs if train.epochs is not None else step / train.steps if train.steps is not None else 0.0
+    return At(step, math.floor(epoch + 1e-6), done)
 
 
 def _parts(recipe: Recipe, split: str | None) -> list[Part]:
@@ -204,7 +213,7 @@ def _outputs(model: Opened, loader: EvaluationLoader) -> Iterator[Mapping[str, l
     classifies = any(isinstance(term.function, nn.CrossEntropyLoss) for term in model.objective.terms)
     with torch.no_grad():
         for batch in loader.batches():
-            args, kwargs = layout.inputs(send_to_device(batch.data, device))
+            args, kwargs = layout.inputs(moved(batch.data, device))
             output = layout.outputs(bare(*args, **kwargs))[0]
             if not isinstance(output, torch.Tensor):
                 raise LauncherError("the model's output is no tensor; pick one of its parts with batch.outputs")

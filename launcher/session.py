@@ -173,7 +173,7 @@ def _session(
     if restored.evaluation is not None:
         evaluation.load(restored.evaluation)
     saving.saved, evaluation.made = record.saved, record.evaluated
-    evaluation.judged = trainable.schedule.evaluated
+    evaluation.judged, evaluation.at = trainable.schedule.evaluated, horizon.at
     shown = shown_of(trainable.objective, data)
     if shown is not None:
         evaluation.look = shown.look

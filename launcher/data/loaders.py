@@ -7,11 +7,11 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.data.reading import Reader, Reading, whole_batches
+from launcher.data.reading import Reader, Reading
 from launcher.data.sampler import Share, StepSampler, evaluation_shares
 from launcher.data.workers import Key, Workers
 
-__all__ = ["EvaluationLoader", "MicroBatch", "Reading", "TrainLoader", "whole_batches"]
+__all__ = ["EvaluationLoader", "MicroBatch", "Reading", "TrainLoader"]
 
 
 @dataclass(slots=True)
@@ -48,7 +48,7 @@ class TrainLoader:
     @property
     def reads_whole_batches(self) -> bool:
         """Whether the data set gives a batch in one call."""
-        return whole_batches(self.dataset, self.reading.collate) is not None
+        return self._reader.reads_whole_batches
 
     def steps(self, start: int, stop: int | None) -> Generator[list[MicroBatch], None, None]:
         """This rank's micro-batches of each optimizer step from `start` on."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import Subset, TensorDataset, default_collate
+from torch.utils.data._utils import worker as torch_worker
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from launcher.data.epochs import Announcer
@@ -66,6 +67,11 @@ class Reader:
         self._has_many = has_many(dataset)
         self._is_read_at_once = self._has_many and not _loops_over_samples(dataset)
 
+    @property
+    def reads_whole_batches(self) -> bool:
+        """Whether the data set gives a batch in one call."""
+        return self._whole is not None
+
     def batch(self, epoch: int, indices: Indices) -> Any:
         """The batch of these samples, as the data set and its collate make it.
 
@@ -119,7 +125,7 @@ class Reader:
             self.seed(epoch, int(indices[0]), purpose=1)
             return self.reading.collate(samples)
         try:
-            return default_collate(samples)
+            return _collated(samples)
         except (RuntimeError, TypeError, KeyError) as error:
             which = ", ".join(map(str, indices[:8].tolist())) + (", …" if len(indices) > 8 else "")
             raise LauncherError(
@@ -135,7 +141,15 @@ class Reader:
     def pinned(self, batch: Any) -> Any:
         """The batch in page-locked memory where that is wanted; workers leave it to a thread of the trainer."""
         if self.reading.pin_memory and self.in_training_process:
-            return pin_memory(batch)
+            return pinned(batch)
+        return batch
+
+
+def pinned(batch: Any) -> Any:
+    """A batch in page-locked memory; as it is where it holds tensors that cannot be there, sparse or quantized ones."""
+    try:
+        return pin_memory(batch)
+    except (RuntimeError, NotImplementedError):
         return batch
 
 
@@ -225,6 +239,20 @@ def _batch_rows(get_batch: Callable[[torch.Tensor], Any], indices: Indices) -> A
 def _column_rows(dataset: Any, indices: Indices) -> dict[str, Any]:
     """A `datasets.Dataset` gives columns: each is collated by itself, as the fields of a mapping are."""
     return {name: default_collate(list(column)) for name, column in dataset[indices.tolist()].items()}
+
+
+def _collated(samples: list[Any]) -> Any:
+    """Torch's default collate; in a worker too of tensors that its shortcut through shared memory cannot hold."""
+    try:
+        return default_collate(samples)
+    except RuntimeError:
+        info, torch_worker._worker_info = torch_worker._worker_info, None
+        try:
+            if info is None:
+                raise
+            return default_collate(samples)  # conjugated or quantized ones: as the training process would
+        finally:
+            torch_worker._worker_info = info
 
 
 def _reads_columns(dataset: Any) -> bool:

@@ -14,7 +14,6 @@ from launcher.batch import BatchLayout
 from launcher.data import Data, load_data
 from launcher.data.loaders import EvaluationLoader, TrainLoader
 from launcher.data.look import Balance, Field, Speed, advice, balance_of, fields_of, first_batch, speeds
-from launcher.data.reading import whole_batches
 from launcher.data.sheet import write_sheet
 from launcher.data.streams import StreamLoader
 from launcher.data.subsets import innermost, name_of
@@ -148,7 +147,7 @@ def _classes(balance: Balance) -> Iterator[str]:
 
 def _reading(loader: TrainLoader, seconds: float, measured: list[Speed]) -> Iterator[str]:
     cpus = usable_cpus()
-    how = "whole batches" if whole_batches(loader.dataset, loader.reading.collate) else "sample by sample"
+    how = "whole batches" if loader.reads_whole_batches else "sample by sample"
     samples = len(loader.sampler.shares(0)[0].indices)
     yield f"\nreading train alone, {how}, batches of {samples:,}, {cpus} CPU{'s' * (cpus > 1)} here"
     yield f"  {'workers':>7}  {'batches/s':>11}  {'samples/s':>12}  {'first batch':>11}"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+import copy
+from collections.abc import Generator, Iterable, Mapping, MutableMapping, Sequence
 from contextlib import closing
 from typing import Any, Protocol, TypeVar
 
 import torch
-from accelerate.utils import send_to_device
 
 from launcher.data.loaders import MicroBatch
 
@@ -73,8 +73,73 @@ def _one_ahead(steps: Steps[S], device: torch.device, module: Any) -> Steps[S]:
 
 def _moved(step: S, device: torch.device) -> S:
     for batch in step.batches:
-        batch.data = send_to_device(batch.data, device, non_blocking=True)
+        batch.data = moved(batch.data, device)
     return step
+
+
+def moved(value: Any, device: torch.device, depth: int = 8) -> Any:
+    """What a batch is made of, on a device: tensors of any layout, and whatever holds some.
+
+    What has a `to` of its own knows best. Containers keep their class; of an object that has none a copy is made, with
+    its attributes moved. What holds no tensor stays the thing that it is.
+
+    Args:
+        value: A batch, or a part of one.
+        device: Where to.
+        depth: How far to look into what holds something.
+    """
+    if isinstance(value, torch.Tensor):
+        return value.to(device, non_blocking=True)
+    if depth == 0 or value is None or isinstance(value, str | bytes | int | float | type):
+        return value
+    if callable(getattr(value, "to", None)):
+        return _moved_itself(value, device)
+    if isinstance(value, tuple | list):
+        items = [moved(item, device, depth - 1) for item in value]
+        return value if _are_same(items, value) else _refilled(value, items)
+    if isinstance(value, Mapping):
+        held = {key: moved(item, device, depth - 1) for key, item in value.items()}
+        return value if _are_same(held.values(), value.values()) else _replaced(value, held)
+    own: Mapping[str, Any] = getattr(value, "__dict__", {})
+    held = {name: moved(item, device, depth - 1) for name, item in own.items()}
+    if _are_same(held.values(), own.values()):
+        return value
+    other = copy.copy(value)
+    other.__dict__.update(held)  # also of a frozen dataclass
+    return other
+
+
+def _moved_itself(value: Any, device: torch.device) -> Any:
+    """By its own `to`, which may know nothing of `non_blocking`, or give nothing back where it moved itself."""
+    try:
+        found = value.to(device, non_blocking=True)
+    except TypeError:
+        found = value.to(device)
+    return value if found is None else found
+
+
+def _are_same(some: Iterable[Any], others: Iterable[Any]) -> bool:
+    return all(one is other for one, other in zip(some, others, strict=True))
+
+
+def _refilled(value: Any, items: list[Any]) -> Any:
+    """A list or tuple of the same class with other items."""
+    if hasattr(value, "_fields"):
+        return type(value)(*items)
+    if isinstance(value, tuple):
+        return type(value)(items)
+    other = copy.copy(value)
+    other[:] = items
+    return other
+
+
+def _replaced(value: Any, held: Mapping[Any, Any]) -> Any:
+    """A mapping of the same class with other values."""
+    if not isinstance(value, MutableMapping):
+        return type(value)(held)  # type: ignore[call-arg]  # as mappings are made
+    other = copy.copy(value)
+    other.update(held)
+    return other
 
 
 def _arrived(step: S, copied: Any, computing: Any) -> S:
