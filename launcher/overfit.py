@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from launcher.data import load_data
+from launcher.data.agreement import agree
 from launcher.data.transfer import on_device
 from launcher.device import open_device, use_cpu
 from launcher.launch.world import World
@@ -38,6 +39,7 @@ def overfit(recipe: Recipe, world: World, options: Options, say: Callable[[str],
     workshop = checked(recipe, world, options)
     data = load_data(workshop, world, on_gpu=not use_cpu(world, options.cpu))
     with open_device(recipe, world, cpu=options.cpu) as device:
+        agree(recipe, data, device.coordinator)
         model = build_model(workshop, device)
         trainable, horizon = build_trainable(workshop, model, device, data)
         model.wrapped.train()

@@ -8,6 +8,7 @@ from typing import Any
 
 from launcher import faults
 from launcher.data import load_data
+from launcher.data.agreement import agree
 from launcher.device import check_device, open_device, seed_everything, use_cpu
 from launcher.launch.signals import listening
 from launcher.launch.world import World
@@ -49,6 +50,7 @@ def run(recipe: Recipe, world: World, options: Options) -> Result:
     workshop = checked(recipe, world, options)
     data = load_data(workshop, world, on_gpu=not use_cpu(world, options.cpu))  # 1 data
     with open_device(recipe, world, cpu=options.cpu) as device:  # 2 device
+        agree(recipe, data, device.coordinator)
         model = build_model(workshop, device)  # 3 model
         trainable, horizon = build_trainable(workshop, model, device, data)  # 4 objective
         with open_session(workshop, trainable, data, horizon, options) as session:

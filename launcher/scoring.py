@@ -14,6 +14,7 @@ from torch import nn
 
 from launcher.averages import Average
 from launcher.data import EvaluationLoader, Part, evaluation_parts, load_evaluation
+from launcher.data.agreement import agree_on
 from launcher.data.transfer import moved
 from launcher.datasets.files import needed, whole
 from launcher.device import Device, check_device, open_device, seed_everything, use_cpu
@@ -73,6 +74,8 @@ def opened(saved: Saved, world: World, parts: Sequence[Part], cpu: bool) -> Iter
     seed_everything(recipe.seed)
     sets = load_evaluation(workshop, world, parts, on_gpu=not on_cpu)
     with open_device(recipe, world, cpu=cpu) as device:
+        if world.size > 1:
+            agree_on(recipe, {loader.name: loader for loader in sets.values()}, device.coordinator)
         model = build_model(workshop, device)
         objective = build_objective(workshop)
         objective.to(device.torch_device)

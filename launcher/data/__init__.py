@@ -12,9 +12,10 @@ import torch
 
 from launcher.data.dataloaders import Opened
 from launcher.data.loaders import EvaluationLoader, MicroBatch, Reading, TrainLoader
-from launcher.data.permutation import Indices, split
+from launcher.data.own_parts import OwnPartSampler
+from launcher.data.permutation import Indices, mix, split
 from launcher.data.reading import Collate, reading_notes, whole_batches
-from launcher.data.sampler import StepSampler
+from launcher.data.sampler import StepSampler, piece
 from launcher.data.sets import Opener, by_name, collate_for, wrong
 from launcher.data.streams import StreamEvaluationLoader, StreamLoader, has_shards, is_stream, length_of
 from launcher.data.subsets import subset
@@ -185,6 +186,9 @@ class _Loaders:
     def train(self, dataset: Any, weights: np.ndarray | None, collate: Collate | None = None) -> TrainLoader:
         """The training set, read by number or as a stream, with the collate that came with it, if one did."""
         self.reading = replace(self.reading, collate=collate or self.reading.collate)
+        if self.section.split_by_rank:  # samples of one number are others on each rank, and draw other numbers
+            self.reading = replace(self.reading, seed=mix(self.recipe.seed, self.world.rank))
+            self.notes.append("data.split_by_rank: each process reads its own part of the training set")
         if is_stream(dataset):
             return self._stream(dataset)
         if weights is not None:
@@ -227,17 +231,19 @@ class _Loaders:
         return StreamEvaluationLoader(dataset, size, reading, limit, key)
 
     def _sampler(self, dataset: Any, shuffle: bool, weights: np.ndarray | None = None) -> StepSampler:
-        return StepSampler(
-            dataset,
-            global_batch_size=self.section.global_batch_size,
-            rank=self.world.rank,
-            world_size=self.world.size,
-            micro_batch_size=self.section.micro_batch_size,
-            seed=self.recipe.seed,
-            shuffle=shuffle,
-            drop_last=self.section.drop_last,
-            weights=weights,
-        )
+        settings: dict[str, Any] = {
+            "global_batch_size": self.section.global_batch_size,
+            "rank": self.world.rank,
+            "world_size": self.world.size,
+            "micro_batch_size": self.section.micro_batch_size,
+            "seed": self.recipe.seed,
+            "shuffle": shuffle,
+            "drop_last": self.section.drop_last,
+            "weights": weights,
+        }
+        if self.section.split_by_rank:  # the others' parts are as large as this one until they have said
+            return OwnPartSampler([len(dataset)] * self.world.size, **settings)
+        return StepSampler(dataset, **settings)
 
     def _workers(self, dataset: Any, collate: Collate | None) -> int:
         """As many as the recipe says; of itself none where a whole batch is read at once."""
@@ -249,7 +255,8 @@ class _Loaders:
     def _stream_workers(self, dataset: Any) -> int:
         asked = self.section.workers
         wanted = fair_workers(self.world, self.on_gpu) if asked == "auto" else asked
-        while wanted > 1 and not has_shards(dataset, self.world.size * wanted):
+        ranks = 1 if self.section.split_by_rank else self.world.size
+        while wanted > 1 and not has_shards(dataset, ranks * wanted):
             if asked != "auto":
                 message = f"{type(dataset).__name__} has no shards for so many, and each would read all of it"
                 remedy = "use 0 or 1, or give it a method shard(num_shards, index)"
@@ -266,10 +273,14 @@ class _Loaders:
             key = "train.epochs" if train.epochs is not None else "train.time"
             message = f"{type(dataset).__name__} is a stream without a length; say how long to train with train.steps"
             raise wrong(self.document, key, message)
-        return train.steps * self.section.global_batch_size
+        batch, ranks = self.section.global_batch_size, self.world.size
+        start, stop = piece(batch, ranks, self.world.rank) if self.section.split_by_rank else (0, batch)
+        return train.steps * (stop - start)
 
     def _check_steps(self, sampler: StepSampler) -> None:
         size, batch, ranks = sampler.dataset_size, self.section.global_batch_size, self.world.size
+        if isinstance(sampler, OwnPartSampler) and not all(sampler.sizes):
+            raise wrong(self.document, "data.split_by_rank", "this process's part of the training set is empty")
         if sampler.steps_per_epoch == 0:
             why = "is empty" if size == 0 else f"has {size} samples, fewer than one global batch of {batch}"
             remedy = "check its path and split" if size == 0 else f"use drop_last: false, or a batch of at most {size}"

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from launcher.data.epochs import Announcer
-from launcher.data.loaders import TrainLoader
-from launcher.data.reading import Reading, seed_sample, whole_batches
+from launcher.data.loaders import EvaluationLoader, TrainLoader
+from launcher.data.reading import seed_sample, whole_batches
 from launcher.data.seeds import randomness_restored
 from launcher.data.streams import StreamLoader
 from launcher.data.subsets import name_of
@@ -36,29 +36,39 @@ def fingerprint(loader: TrainLoader) -> tuple[str, bool]:
     label = f"{name_of(dataset)}, {size:,} samples"
     if (shares := loader.sampler.cumulative) is not None:
         label += f", weights {hashlib.sha256(shares.tobytes()).hexdigest()[:16]}"
-    indices = sorted({0, size // 2, size - 1})
-    Announcer(dataset, loader.reading.collate).tell(0)
     with randomness_restored(needed=True):
-        first, second = (_content(dataset, indices, loader.reading) for _ in range(2))
+        first, second = (_content(loader) for _ in range(2))
     return (f"{label}, {first}", True) if first == second else (label, False)
 
 
-def _content(dataset: Any, indices: list[int], reading: Reading) -> str:
+def _content(loader: TrainLoader) -> str:
     digest = hashlib.sha256()
-    read = whole_batches(dataset, reading.collate)
-    for index in indices:
-        if read is not None:
-            sample = read(np.array([index], dtype=np.int64))
-        else:
-            seed_sample(reading.seed, 0, index)
-            sample = dataset[index]
+    for sample in samples_of(loader):
         for part in itertools.islice(_parts(sample), _MOST_PARTS):
-            digest.update(part)
+            digest.update(part if isinstance(part, bytes) else _bytes_of(part))
     return digest.hexdigest()[:16]
 
 
-def _parts(value: Any, depth: int = 8) -> Iterator[bytes]:
-    """The bytes of what a sample is made of, in whatever it stands; things that have no bytes count as their class."""
+def samples_of(loader: TrainLoader | EvaluationLoader) -> Iterator[Any]:
+    """The first, the middle and the last sample of a set that has them by number, each seeded."""
+    dataset, reading = loader.dataset, loader.reading
+    read, size = whole_batches(dataset, reading.collate), len(dataset)
+    Announcer(dataset, reading.collate).tell(0)
+    for index in sorted({0, size // 2, size - 1}):
+        if read is not None:
+            yield read(np.array([index], dtype=np.int64))
+        else:
+            seed_sample(reading.seed, 0, index)
+            yield dataset[index]
+
+
+def content_parts(value: Any) -> Iterator[bytes | torch.Tensor]:
+    """What a sample is made of, in whatever it stands: tensors of real floats by themselves, all else as bytes."""
+    return _parts(value)
+
+
+def _parts(value: Any, depth: int = 8) -> Iterator[bytes | torch.Tensor]:
+    """Things that have no bytes count as their class."""
     if isinstance(value, torch.Tensor):
         yield from _tensor_parts(value.detach())
     elif isinstance(value, str | bytes | int | float | complex | bool | None):
@@ -79,7 +89,7 @@ def _parts(value: Any, depth: int = 8) -> Iterator[bytes]:
         yield from _object_parts(value, depth)
 
 
-def _tensor_parts(value: torch.Tensor) -> Iterator[bytes]:
+def _tensor_parts(value: torch.Tensor) -> Iterator[bytes | torch.Tensor]:
     """Of a tensor of any layout, its numbers and what says where they stand."""
     if value.is_nested:
         for row in value.unbind():
@@ -89,12 +99,17 @@ def _tensor_parts(value: torch.Tensor) -> Iterator[bytes]:
     if value.is_quantized:
         yield repr(value.dequantize().tolist()).encode()
     elif value.layout is torch.strided:
-        plain = value.cpu().resolve_conj().resolve_neg().contiguous().flatten()
-        yield plain.view(torch.uint8).numpy().tobytes() if plain.numel() else b""
+        plain = value.cpu().resolve_conj().resolve_neg()
+        yield plain if plain.is_floating_point() else _bytes_of(plain)
     else:
         yield str(value.layout).encode()
         for part in _of_sparse(value):
             yield from _tensor_parts(part)
+
+
+def _bytes_of(value: torch.Tensor) -> bytes:
+    plain = value.contiguous().flatten()
+    return plain.view(torch.uint8).numpy().tobytes() if plain.numel() else b""
 
 
 def _of_sparse(value: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -108,7 +123,7 @@ def _of_sparse(value: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return (value.to_dense(),)
 
 
-def _object_parts(value: Any, depth: int) -> Iterator[bytes]:
+def _object_parts(value: Any, depth: int) -> Iterator[bytes | torch.Tensor]:
     """Of an object, its attributes; of a picture, its pixels."""
     yield type(value).__name__.encode()
     to_bytes = getattr(value, "tobytes", None)

@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import default_collate
 
 from launcher.data.seeds import randomness_restored, seed_generators
 
@@ -26,7 +26,7 @@ class Verdict(NamedTuple):
 
     Attributes:
         get_batch: It, where it may be used.
-        why: What the plan says where there is one that is not used.
+        why: What the plan says where it is not used, or used without having been compared.
     """
 
     get_batch: GetBatch | None = None
@@ -61,8 +61,15 @@ def _verdict(dataset: Any) -> Verdict:
     if single is not None and level > single:
         by, of = kind.__mro__[single].__name__, kind.__mro__[level].__name__
         return _unused(name, f"{by} overrides __getitem__, of which {of}.get_batch knows nothing")
-    why = _difference(dataset, get_batch)
+    try:
+        why = _difference(dataset, get_batch)
+    except _OnTrustError as reason:
+        return Verdict(get_batch, f"{name} is taken at its word: {reason}")
     return _unused(name, why) if why else Verdict(get_batch)
+
+
+class _OnTrustError(Exception):
+    """There is nothing to compare batches with."""
 
 
 def _unused(name: str, why: str) -> Verdict:
@@ -76,8 +83,6 @@ def _level(kind: type, name: str) -> int | None:
 
 def _difference(dataset: Any, get_batch: GetBatch) -> str:
     """In what `get_batch` differs from single samples; empty where it does not on a few, in an order of no meaning."""
-    if type(dataset).__getitem__ is Dataset.__getitem__:
-        return ""  # there are no single samples to read instead
     size = len(dataset)
     if not size:
         return ""
@@ -95,6 +100,8 @@ def _difference_at(dataset: Any, get_batch: GetBatch, indices: list[int]) -> str
         for index in indices:
             seed_generators(0, index)
             samples.append(dataset[index])
+    except NotImplementedError:  # as torch's own Dataset says where a class has none
+        raise _OnTrustError("there are no single samples to compare with") from None
     except Exception as error:
         return f"a single sample cannot be read ({_told(error)}), so that nothing can be compared"
     seed_generators(0)
@@ -105,7 +112,7 @@ def _difference_at(dataset: Any, get_batch: GetBatch, indices: list[int]) -> str
     try:
         collated = default_collate(samples)
     except (RuntimeError, TypeError, KeyError):
-        return ""  # single samples would end in an error, which nobody can overlook
+        raise _OnTrustError("single samples make no batch without a data.collate") from None
     place = difference(collated, batch)
     return f"for samples {', '.join(map(str, indices))} it gives other values{place}" if place is not None else ""
 
