@@ -1,9 +1,9 @@
 """Whether all ranks were given the same data: a set that is split by rank already must not be split once more.
 
 Each rank reads a few samples of each set, of a stream its first ones, and all compare them: once over the side group,
-before anything is trained. Who splits a set shows there, by whatever it does (`split_dataset_by_node`, webdataset's
-node splitting, arithmetic over RANK). Where ranks differ the samples are read once more: a set that reads otherwise each
-time, on one rank, has randomness that no seed reaches, and is not split.
+before anything is trained. There it shows that a set is split, by whatever it is (`split_dataset_by_node`, webdataset's
+node splitting, arithmetic over RANK). Where ranks differ the samples are read once more: a set that reads otherwise
+each time, on one rank, has randomness that no seed reaches, and is not split.
 """
 
 from __future__ import annotations

@@ -67,8 +67,8 @@ def contradictions(loader: DataLoader[Any], section: schema.Data, world_size: in
         return
     if loader.worker_init_fn is not None:
         yield (
-            "its worker_init_fn would not be called; samples are seeded here, and what else it does the data set can do "
-            f"at its first sample; remove it, {_INSTEAD}"
+            "its worker_init_fn would not be called; samples are seeded here, and the data set can do what else it "
+            f"does at its first sample; remove it, {_INSTEAD}"
         )
     workers = section.workers
     if loader.num_workers and isinstance(workers, int) and workers != loader.num_workers:

@@ -88,7 +88,7 @@ class OwnPartSampler(StepSampler):
         return int((counts // self._parts + (places < counts % self._parts)).sum())
 
     def shares(self, step: int) -> list[Share]:
-        """What this rank reads at this step, one share per micro-batch; its first sample stands in where it has none."""
+        """What this rank reads at this step, one share per micro-batch; a first sample stands in where it has none."""
         start, stop = self._bounds(self.rank, step)
         epoch = step // self.steps_per_epoch
         indices = self._indices(epoch, start, stop)

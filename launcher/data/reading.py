@@ -198,8 +198,8 @@ def reading_notes(dataset: Any, collate: Collate | None) -> Iterator[str]:
         yield why
     elif has_many(dataset) and not _is_own_many(kind):
         yield (
-            f"{kind.__name__} is read by the __getitems__ that it inherits or passes on, not by its own __getitem__, as "
-            "torch's DataLoader would; give it a __getitems__ too if that is not meant"
+            f"{kind.__name__} is read by the __getitems__ that it inherits or passes on, not by its own __getitem__, "
+            "as torch's DataLoader would; give it a __getitems__ too if that is not meant"
         )
 
 

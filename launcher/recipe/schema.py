@@ -205,7 +205,7 @@ class Data(Section):
     drop_last: bool = Field(False, description="Leave out an epoch's last, short batch.")
     collate: Collate = Field(
         None,
-        description="Makes a batch of a list of samples, in place of torch's default; {train: …, evaluate: …} for each.",
+        description="Makes a batch of a list of samples, in place of torch's default; or {train: …, evaluate: …}.",
     )
     weights: Weights | None = Field(
         None, description="A weight per sample (a function's result, or a .npy file): drawn with replacement."
