@@ -132,8 +132,8 @@ def shapes(value: Any) -> str:
         return _tensor_shape(value)
     if isinstance(value, Mapping):
         return _named({str(key): item for key, item in value.items()})
-    if hasattr(value, "_fields") and isinstance(value, tuple):
-        return type(value).__name__ + _named(dict(zip(value._fields, value, strict=True)))
+    if names := getattr(value, "_fields", None) if isinstance(value, tuple) else None:
+        return type(value).__name__ + _named(dict(zip(names, value, strict=True)))
     if isinstance(value, tuple | list):
         return ", ".join(shapes(item) for item in value[:6]) + (", …" if len(value) > 6 else "")
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -77,6 +77,10 @@ exec(PARTS, _known)
 Rows, doubled = _known["Rows"], _known["doubled"]
 
 
+def _settings(said: dict[str, Any]) -> dict[str, Any]:
+    return {"batch_size": 8, **said}
+
+
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
     return make(tmp_path / "project", RECIPE, parts=PARTS)
@@ -121,7 +125,10 @@ def test_a_run_with_a_dataloader_is_the_loop_over_it(recipe: Path, capsys: pytes
 
 
 def test_from_python_it_is_taken_apart_too(recipe: Path) -> None:
-    given = {"train": DataLoader(Rows(), batch_size=8, collate_fn=doubled), "validation": DataLoader(Rows())}
+    given: dict[str, Any] = {
+        "train": DataLoader(Rows(), batch_size=8, collate_fn=doubled),
+        "validation": DataLoader(Rows()),
+    }
     result = launcher.train(recipe, cpu=True, run_dir=recipe.parent / "run", **given)
     assert [line["split"] for line in result.scores] == ["validation"]
     data = opened(recipe, **given)
@@ -156,7 +163,7 @@ class FromNumbers(Sampler[int]):
         return 2
 
 
-AGREES = {
+AGREES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "in order": ({}, []),
     "shuffled": ({"shuffle": True}, ["data.shuffle=true"]),
     "by a sampler of torch's": ({"sampler": RandomSampler(range(SIZE))}, ["data.shuffle=true"]),
@@ -175,7 +182,7 @@ AGREES = {
 @pytest.mark.parametrize("case", AGREES)
 def test_what_agrees_with_the_recipe_is_read(recipe: Path, case: str) -> None:
     said, overrides = AGREES[case]
-    loader = DataLoader(Rows(), **{"batch_size": 8, **said})
+    loader = DataLoader(Rows(), **_settings(said))
     assert len(opened(recipe, *overrides, train=loader).train.dataset) == SIZE
 
 
@@ -220,7 +227,7 @@ class Own(DataLoader[Any]):
         return iter([default_collate([Rows()[0]])])
 
 
-WRONG = {
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a batch size": (
         {"batch_size": 4},
         "its batch_size=4, and data.global_batch_size is 8; write data.global_batch_size: 4,",
@@ -243,7 +250,7 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_what_contradicts_the_recipe_is_refused_with_the_words_to_write(recipe: Path, case: str) -> None:
     said, words = WRONG[case]
-    (message,) = refusals(recipe, train=DataLoader(Rows(), **{"batch_size": 8, **said}))
+    (message,) = refusals(recipe, train=DataLoader(Rows(), **_settings(said)))
     assert words in message
     assert message.startswith("a DataLoader: ")
 

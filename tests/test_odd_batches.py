@@ -41,6 +41,13 @@ class Pair(NamedTuple):
     label: Any
 
 
+class Fields(NamedTuple):
+    """Two more."""
+
+    x: Any
+    y: Any
+
+
 @dataclass
 class Record:
     """An object that has no `to`."""
@@ -51,6 +58,10 @@ class Record:
 
 class Bag:
     """An object of any class."""
+
+    x: Any
+    more: Any
+    itself: Any
 
     def __init__(self, **parts: Any) -> None:
         self.__dict__.update(parts)
@@ -76,7 +87,7 @@ def row(number: float) -> Tensor:
     return torch.tensor([number, -number, 0.5])
 
 
-TENSORS = {
+TENSORS: dict[str, Any] = {
     "plain": row,
     "sparse": lambda n: row(n).to_sparse(),
     "CSR": lambda n: torch.stack([row(n), row(n)]).to_sparse_csr(),
@@ -100,7 +111,7 @@ TENSORS = {
     "expanded": lambda n: torch.tensor(n).expand(3),
     "to be learned": lambda n: row(n).requires_grad_(),
 }
-HOLDERS = {
+HOLDERS: dict[str, Any] = {
     "a tuple": lambda x: (x, 1),
     "a named tuple": lambda x: Pair(x, 1),
     "a mapping": lambda x: {"x": x, "words": ["a"]},
@@ -192,7 +203,7 @@ def test_a_collate_may_give_any_of_them_from_a_worker(tensor: str) -> None:
 @pytest.mark.parametrize("holder", HOLDERS)
 def test_what_holds_tensors_is_moved_with_its_class(holder: str) -> None:
     value = HOLDERS[holder](row(1.0))
-    there = moved(value, torch.device("meta"))
+    there: Any = moved(value, torch.device("meta"))
     assert type(there) is type(value)
     assert there is not value
     tensor = there[0] if isinstance(there, tuple) else there["x"] if isinstance(there, Mapping) else there.x
@@ -232,7 +243,7 @@ def test_tensors_of_any_kind_are_moved(tensor: str) -> None:
 
 # --- names and paths ---
 
-BATCHES = {
+BATCHES: dict[str, Any] = {
     "a mapping": {"x": {"left": 1, "right": 2}, "y": [3, 4], "a.b": 5},
     "a named tuple": collections.namedtuple("Parts", "x y")({"left": 1, "right": 2}, [3, 4]),
     "an object": types.SimpleNamespace(x=Bag(left=1, right=2), y=[3, 4]),

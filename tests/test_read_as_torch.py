@@ -167,7 +167,7 @@ class Ragged(Rows):
 
 
 USED = [Fast, BothOverridden, Rounded, Mixed]
-UNUSED = {
+UNUSED: dict[type, str] = {
     Overridden: "Overridden overrides __getitem__, of which Fast.get_batch knows nothing",
     DrawsAtRandom: "for samples 19, 0, 10, 6 it gives other values at [0]",
     OfASplit: "get_batch(indices) fails (TypeError",
@@ -445,7 +445,7 @@ TOLD = {
 }
 
 
-def epochs_of(batches: list[Any]) -> list[float]:
+def epochs_of(batches: list[Any]) -> list[int]:
     """Which epoch each batch was read in."""
     signs = [abs(batch[0].abs()[:, 0]) for batch in batches]
     rows = Rows().x[:, 0]

@@ -51,8 +51,9 @@ def _seed_torch(value: int, is_gpu: bool) -> None:
 
 def states() -> tuple[Any, ...]:
     """The three generators' states, to be compared: whether something drew from them (30 µs)."""
-    kind, key, *rest = np.random.get_state()
-    return random.getstate(), kind, bytes(key), rest, bytes(torch.default_generator.get_state().numpy())
+    by_numpy: Any = np.random.get_state()  # a tuple, with an array in it
+    arrays = by_numpy[1].tobytes(), torch.default_generator.get_state().numpy().tobytes()
+    return random.getstate(), by_numpy[0], by_numpy[2:], *arrays
 
 
 class randomness_restored:  # noqa: N801  # a context manager named as what it says

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Generator, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from typing import Any, Protocol, TypeVar
 
 import torch
 
 from launcher.data.loaders import MicroBatch
+from launcher.data.parts import changed
 
 
 class HasBatches(Protocol):
@@ -77,36 +77,16 @@ def _moved(step: S, device: torch.device) -> S:
     return step
 
 
-def moved(value: Any, device: torch.device, depth: int = 8) -> Any:
+def moved(value: Any, device: torch.device) -> Any:
     """What a batch is made of, on a device: tensors of any layout, and whatever holds some.
 
-    What has a `to` of its own knows best. Containers keep their class; of an object that has none a copy is made, with
-    its attributes moved. What holds no tensor stays the thing that it is.
-
-    Args:
-        value: A batch, or a part of one.
-        device: Where to.
-        depth: How far to look into what holds something.
+    What has a `to` of its own knows best.
     """
-    if isinstance(value, torch.Tensor):
-        return value.to(device, non_blocking=True)
-    if depth == 0 or value is None or isinstance(value, str | bytes | int | float | type):
-        return value
-    if callable(getattr(value, "to", None)):
-        return _moved_itself(value, device)
-    if isinstance(value, tuple | list):
-        items = [moved(item, device, depth - 1) for item in value]
-        return value if _are_same(items, value) else _refilled(value, items)
-    if isinstance(value, Mapping):
-        held = {key: moved(item, device, depth - 1) for key, item in value.items()}
-        return value if _are_same(held.values(), value.values()) else _replaced(value, held)
-    own: Mapping[str, Any] = getattr(value, "__dict__", {})
-    held = {name: moved(item, device, depth - 1) for name, item in own.items()}
-    if _are_same(held.values(), own.values()):
-        return value
-    other = copy.copy(value)
-    other.__dict__.update(held)  # also of a frozen dataclass
-    return other
+
+    def to_device(part: Any) -> Any:
+        return part.to(device, non_blocking=True) if isinstance(part, torch.Tensor) else _moved_itself(part, device)
+
+    return changed(value, to_device, lambda part: isinstance(part, torch.Tensor) or callable(getattr(part, "to", None)))
 
 
 def _moved_itself(value: Any, device: torch.device) -> Any:
@@ -116,30 +96,6 @@ def _moved_itself(value: Any, device: torch.device) -> Any:
     except TypeError:
         found = value.to(device)
     return value if found is None else found
-
-
-def _are_same(some: Iterable[Any], others: Iterable[Any]) -> bool:
-    return all(one is other for one, other in zip(some, others, strict=True))
-
-
-def _refilled(value: Any, items: list[Any]) -> Any:
-    """A list or tuple of the same class with other items."""
-    if hasattr(value, "_fields"):
-        return type(value)(*items)
-    if isinstance(value, tuple):
-        return type(value)(items)
-    other = copy.copy(value)
-    other[:] = items
-    return other
-
-
-def _replaced(value: Any, held: Mapping[Any, Any]) -> Any:
-    """A mapping of the same class with other values."""
-    if not isinstance(value, MutableMapping):
-        return type(value)(held)  # type: ignore[call-arg]  # as mappings are made
-    other = copy.copy(value)
-    other.update(held)
-    return other
 
 
 def _arrived(step: S, copied: Any, computing: Any) -> S:
