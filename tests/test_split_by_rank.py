@@ -103,7 +103,7 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         self.seen += [int(number) for number in x[:, 4]]
-        return self.l(x[:, :4])
+        return self.l(x[:, :4].double())  # the hub stores floats in 32 bits
 
 
 def made(kind: str) -> Any:

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from launcher.data.dataloaders import Opened, contradictions, loader_inside, taken_apart
 from launcher.data.preparation import prepare
+from launcher.data.streams import is_stream
 from launcher.errors import Problem, RecipeError
 from launcher.recipe.component import Component, components_in
 from launcher.recipe.components import Workshop
@@ -67,7 +68,7 @@ class Opener:
     def _taken_apart(self, dataset: Any, component: Component, key: str) -> Opened:
         section, document = self.workshop.recipe.data, self.workshop.recipe.document
         if not isinstance(dataset, DataLoader):
-            if not hasattr(type(dataset), "__getitem__") and (loader := loader_inside(dataset)) is not None:
+            if is_stream(dataset) and (loader := loader_inside(dataset)) is not None:
                 message = f"{type(dataset).__name__} hands on the batches of a {type(loader).__name__}, not samples"
                 raise wrong(document, key, f"{message}; hand over what that reads, and data.collate for its batches")
             return Opened(dataset)
