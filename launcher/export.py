@@ -72,7 +72,7 @@ def _batch(workshop: Workshop) -> tuple[tuple[Any, ...], dict[str, Any]]:
         update={"data": workshop.recipe.data.model_copy(update={"workers": 0, "micro_batch_size": _SAMPLES})}
     )
     reader = Workshop(changed, workshop.allow)
-    batches = next(iter(load_data(reader, World()).train.steps(0, 1)))
+    batches = next(iter(load_data(reader, World(), trains=False).train.steps(0, 1)))
     args, kwargs, _ = BatchLayout(workshop.recipe.batch).split(batches[0].data)
     return tuple(args), dict(kwargs)
 

@@ -24,7 +24,7 @@ from torch.utils.data import (
 )
 
 import launcher
-from launcher.data import Data, load_data
+from launcher.data import Data, load_data, load_evaluation
 from launcher.data.streams import StreamLoader
 from launcher.errors import RecipeError
 from launcher.launch.world import World
@@ -272,6 +272,14 @@ def test_an_evaluation_reads_every_sample_in_any_batches(recipe: Path) -> None:
     some = DataLoader(Rows(), sampler=SubsetRandomSampler([1, 2]))
     assert "Subset(data_set, indices)" in refusals(recipe, validation=some)[0]
     assert "remove drop_last" in refusals(recipe, test=DataLoader(Rows(), batch_size=3, drop_last=True))[0]
+
+
+def test_who_does_not_train_is_not_asked_about_batches(recipe: Path) -> None:
+    given = {"data.train": DataLoader(Rows(), batch_size=4, shuffle=True)}
+    workshop = Workshop(load_recipe(recipe, ["data.validation=40% of train"], given=given))
+    (loader,) = load_evaluation(workshop, World(), [("validation", "")]).values()
+    assert loader.num_samples() == 8
+    assert len(first(load_data(workshop, World(), trains=False))[0]) == 8
 
 
 def test_two_collates_are_one_too_many(recipe: Path) -> None:

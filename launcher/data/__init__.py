@@ -85,20 +85,21 @@ class Data:
         return "a stream" if length_of(self.train.dataset) is None else f"a stream of {size:,} training samples"
 
 
-def load_data(workshop: Workshop, world: World, *, on_gpu: bool = False) -> Data:
+def load_data(workshop: Workshop, world: World, *, on_gpu: bool = False, trains: bool = True) -> Data:
     """Opens the data sets and cuts them into batches for this rank.
 
     Args:
         workshop: Builds the data sets of its recipe.
         world: Which share of each batch is this rank's.
         on_gpu: Whether batches are made ready for a transfer.
+        trains: Whether it is trained on; a look at a batch does not mind what a DataLoader says of its size.
 
     Raises:
         RecipeError: An epoch would have no step, a global batch fewer samples than there are ranks, or a stream is
             asked for what it cannot do.
     """
     recipe, section = workshop.recipe, workshop.recipe.data
-    opener, loaders = Opener(workshop, world.size), _loaders(workshop, world, on_gpu)
+    opener, loaders = Opener(workshop, world.size, trains), _loaders(workshop, world, on_gpu)
     opened = opener.open(section.train, "data.train")
     dataset, held_back = opened.dataset, None
     _check_kind(dataset, section, recipe.document)
@@ -147,7 +148,7 @@ def load_evaluation(
         RecipeError: A stream is asked for what it cannot do.
     """
     recipe, section = workshop.recipe, workshop.recipe.data
-    opener, loaders = Opener(workshop, world.size), _loaders(workshop, world, on_gpu)
+    opener, loaders = Opener(workshop, world.size, trains=False), _loaders(workshop, world, on_gpu)
     found: dict[Part, EvaluationLoader] = {}
     if isinstance(section.validation, str) and ("validation", "") in parts:
         opened = opener.open(section.train, "data.train")

@@ -26,13 +26,15 @@ class Opener:
     Args:
         workshop: Builds the data sets of its recipe.
         world_size: How many processes build them.
+        trains: Whether the training set is trained on; what its batches and its order are matters only then.
 
     Raises:
         RecipeError: No data set takes the scratch folder that the recipe names.
     """
 
-    def __init__(self, workshop: Workshop, world_size: int):
+    def __init__(self, workshop: Workshop, world_size: int, trains: bool = True):
         self.workshop = workshop
+        self.trains = trains
         self.world_size = world_size
         self.notes: list[str] = []
         section = workshop.recipe.data
@@ -73,7 +75,8 @@ class Opener:
                 raise wrong(document, key, f"{message}; hand over what that reads, and data.collate for its batches")
             return Opened(dataset)
         is_training, is_known = key == "data.train", component.path in self.workshop.meant
-        if not is_known and (found := [*contradictions(dataset, section, self.world_size, is_training)]):
+        said = contradictions(dataset, section, self.world_size, is_training)
+        if (self.trains or not is_training) and not is_known and (found := [*said]):
             where = str(document.origin(component.path))
             raise RecipeError([Problem(where, key, f"a {type(dataset).__name__}: {one}") for one in found])
         opened = taken_apart(dataset, key)
