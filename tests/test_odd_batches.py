@@ -15,10 +15,12 @@ import torch
 from projects import make
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+from worlds import train_here
 
 import launcher
 from launcher.batch import BatchLayout, shapes
 from launcher.check import rehearse
+from launcher.cli import main
 from launcher.data.fingerprint import fingerprint
 from launcher.data.loaders import Reading, TrainLoader
 from launcher.data.look import fields_of
@@ -309,6 +311,7 @@ import collections, dataclasses, json
 import torch
 from torch import nn
 from torch.utils.data import Dataset
+from worlds import train_here
 
 Pair = collections.namedtuple("Pair", "x y")
 
@@ -410,12 +413,10 @@ def test_a_step_function_is_told_the_true_place_in_an_evaluation(
     recipe = make(tmp_path / "project", RECIPE, parts=PARTS)
     monkeypatch.chdir(tmp_path)
     settings = ("loss=null", "train.step=parts.py:step", "evaluate={every: 2 steps, batch_size: 20, first: true}")
-    launcher.train(recipe, *settings, cpu=True, run_dir=tmp_path / "run", output="quiet")
+    train_here(str(tmp_path / "run"), settings, str(recipe))
     seen = [json.loads(line) for line in Path("seen.jsonl").read_text().splitlines()]
     assert seen == [list(At(step, step // 3, step / 6)) for step in (0, 2, 4, 6)]
     Path("seen.jsonl").unlink()
-    from launcher.cli import main
-
     assert main(["evaluate", str(tmp_path / "run"), "--cpu"]) == 0
     (line,) = Path("seen.jsonl").read_text().splitlines()
     assert json.loads(line) == [6, 2, 1.0]
