@@ -85,6 +85,14 @@ class Unsteady(Rows):
         return torch.cat([x[:4] + random.SystemRandom().random(), x[4:]]), y
 
 
+class UnsteadyPart(Unsteady):
+    """The same of one rank's part: its words say whose."""
+
+    def __getitem__(self, index: int) -> Any:
+        x, y = super().__getitem__(index)
+        return x, y, f"row {self.numbers[index]}"
+
+
 class Rounding(Rows):
     """A machine of another kind, which rounds otherwise."""
 
@@ -130,6 +138,7 @@ def made(kind: str) -> Any:
         "whole stream": lambda: Flow(split=False),
         "read up": lambda: ReadUp(split=False),
         "unsteady": Unsteady,
+        "unsteady part": lambda: UnsteadyPart(range(rank, SIZE, size)),
         "rounding": Rounding,
     }[kind]()
 
@@ -159,7 +168,7 @@ def by_ranks(tmp_path: Path, kind: str, *overrides: str, size: int = 2, **more: 
     return in_world(size, trained, str(tmp_path), kind, overrides, more.get("evaluated"))
 
 
-@pytest.mark.parametrize("kind", ["own arithmetic", "halves", "uneven", "stream", "hub", "hub stream"])
+@pytest.mark.parametrize("kind", ["own arithmetic", "halves", "uneven", "stream", "unsteady part", "hub", "hub stream"])
 def test_a_set_that_is_split_is_refused_on_all_ranks(tmp_path: Path, kind: str) -> None:
     for told in by_ranks(tmp_path, kind):
         assert "RecipeError (2)" in told
