@@ -247,7 +247,7 @@ def test_tensors_of_any_kind_are_moved(tensor: str) -> None:
 
 BATCHES: dict[str, Any] = {
     "a mapping": {"x": {"left": 1, "right": 2}, "y": [3, 4], "a.b": 5},
-    "a named tuple": collections.namedtuple("Parts", "x y")({"left": 1, "right": 2}, [3, 4]),
+    "a named tuple": Fields({"left": 1, "right": 2}, [3, 4]),
     "an object": types.SimpleNamespace(x=Bag(left=1, right=2), y=[3, 4]),
     "a dataclass": Record({"left": 1, "right": 2}, [3, 4]),
 }

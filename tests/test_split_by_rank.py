@@ -120,8 +120,9 @@ def made(kind: str) -> Any:
     rank, size = world.rank, world.size
     if kind.startswith("hub"):
         import datasets
-        from datasets.distributed import split_dataset_by_node
+        from datasets import distributed
 
+        split_dataset_by_node: Any = distributed.split_dataset_by_node
         rows = Rows()
         table: Any = datasets.Dataset.from_dict(
             {"x": [rows[i][0].tolist() for i in range(SIZE)], "y": rows.x.sum(1).tolist()}
