@@ -122,9 +122,9 @@ def made(kind: str) -> Any:
         import datasets
         from datasets import distributed
 
-        split = vars(distributed)["split_dataset_by_node"]  # which has no types
+        split = vars(distributed)["split_dataset_by_node"]  # neither of the two has types
         rows = Rows()
-        table: Any = datasets.Dataset.from_dict(
+        table = vars(datasets)["Dataset"].from_dict(
             {"x": [rows[i][0].tolist() for i in range(SIZE)], "y": rows.x.sum(1).tolist()}
         )
         if "stream" in kind:
