@@ -201,6 +201,27 @@ def forget_worker() -> None:
         raise RuntimeError("this torch keeps what a worker is told elsewhere; say data.workers=0")
 
 
+@contextmanager
+def as_in_no_worker() -> Iterator[bool]:
+    """Lets torch collate as the training process would, for a while; gives whether this is a worker at all."""
+    from torch.utils.data._utils import worker
+
+    info = worker._worker_info
+    worker._worker_info = None
+    try:
+        yield info is not None
+    finally:
+        worker._worker_info = info
+
+
+def iterates_itself(loader: Any) -> bool:
+    """Whether a DataLoader's class makes its batches in a way of its own."""
+    from torch.utils.data import DataLoader
+
+    names = ("__iter__", "_get_iterator")
+    return any(getattr(type(loader), name, None) is not getattr(DataLoader, name, None) for name in names)
+
+
 def processes_of(iterator: Any) -> list[Any]:
     """The worker processes of a DataLoader's iterator: to say which died, and to end them; none where it hides them."""
     return list(getattr(iterator, "_workers", ()))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.device.device import check_device, open_device, seed_everything, use_cpu
+from launcher.device.same_data import compare_over_ranks
 from launcher.recipe.build import Builder
 from launcher.recipe.schema import Recipe
 from launcher.runs.options import Options
@@ -49,6 +50,7 @@ def run(recipe: Recipe, world: World, options: Options) -> Result:
     builder = checked(recipe, world, options)
     data = open_run_data(recipe, builder, world, on_gpu=not use_cpu(world, options.cpu))  # 1 data
     with open_device(recipe.device, world, cpu=options.cpu, threads=recipe.launch.threads) as device:  # 2 device
+        compare_over_ranks(builder, recipe.data, data, device.coordinator)
         model = build_run_model(recipe, builder, device)  # 3 model
         state = build_run_state(recipe, builder, model, device, data)  # 4 objective
         with open_session(recipe, builder, state, options) as session:

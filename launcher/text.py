@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -82,17 +83,35 @@ def size(num_bytes: int) -> str:
 def shapes(value: Any) -> str:
     """Tensors by type and shape, in the containers that they stand in: `float32 [2, 1, 8, 8], int64 [2]`."""
     text = _shapes(value)
-    return text[1:-1] if isinstance(value, tuple | list) else text
+    return text[1:-1] if isinstance(value, tuple | list) and text.startswith("(") else text
 
 
 def _shapes(value: Any) -> str:
     if hasattr(value, "shape") and hasattr(value, "dtype"):
-        return f"{str(value.dtype).rpartition('.')[2]} {list(value.shape)}"
+        return _tensor_shape(value)
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {_shapes(item)}" for key, item in value.items()) + "}"
+        return _named_shapes({str(key): item for key, item in value.items()})
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value).__name__ + _named_shapes(dict(zip(value._fields, value, strict=True)))
     if isinstance(value, tuple | list):
         return "(" + ", ".join(_shapes(item) for item in value[:6]) + (", …" if len(value) > 6 else "") + ")"
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return type(value).__name__ + _named_shapes(fields)
     return type(value).__name__
+
+
+def _named_shapes(items: Mapping[str, Any]) -> str:
+    return "{" + ", ".join(f"{name}: {_shapes(item)}" for name, item in items.items()) + "}"
+
+
+def _tensor_shape(value: Any) -> str:
+    kind = str(value.dtype).rpartition(".")[2]
+    if getattr(value, "is_nested", False):
+        rows = ", ".join(str(list(part.shape)) for part in value.unbind()[:6])
+        return f"nested {kind} of {rows}{', …' if value.size(0) > 6 else ''}"
+    layout = str(getattr(value, "layout", "torch.strided")).removeprefix("torch.")
+    return f"{'' if layout == 'strided' else layout + ' '}{kind} {list(value.shape)}"
 
 
 def flat(value: Any, separator: str = ".", key: str = "") -> Iterator[tuple[str, Any]]:

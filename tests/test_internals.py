@@ -67,6 +67,7 @@ SYMBOLS: dict[str, Callable[[], object]] = {
     "pin_memory": lambda: pin_memory,
     "_workers": workers_iterator,
     "_shutdown_workers": workers_iterator,
+    "_get_iterator": lambda: DataLoader,
     "_BatchNorm": lambda: batchnorm,
     "tree_map": lambda: _pytree,
     "_milestones": sequence,
@@ -134,6 +135,7 @@ def test_it_loads_nothing_by_itself() -> None:
 
 OURS = {("recipe/load.py", "_document")}  # a field of Recipe that pydantic shall not see
 DOCUMENTED = {("os", "_exit"), ("sys", "_current_frames")}  # Python's own, public in spite of their names
+NAMED_TUPLES = {"_fields", "_asdict", "_replace", "_make"}  # documented: underscores keep them apart from fields
 BY_NAME = {"getattr", "hasattr", "setattr", "delattr", "__setattr__", "attrgetter"}
 
 
@@ -195,7 +197,7 @@ def test_nobody_else_touches_private_names(path: Path) -> None:
     found = [
         f"{place}:{line}: {whose}.{name} is somebody's private name; ask for it in launcher/internals.py"
         for line, whose, name in private_uses(path)
-        if (whose, name) not in DOCUMENTED and (place, name) not in OURS
+        if (whose, name) not in DOCUMENTED and name not in NAMED_TUPLES and (place, name) not in OURS
     ]
     assert not found, "\n".join(found)
 

@@ -25,8 +25,9 @@ from torch.utils.data import Dataset, TensorDataset, default_collate
 from torch.utils.data._utils import signal_handling
 
 from launcher.data.loaders import EvaluationLoader, MicroBatch, Reading, TrainLoader
-from launcher.data.reading import randomness_restored, whole_batches
+from launcher.data.reading import whole_batches
 from launcher.data.sampler import StepSampler
+from launcher.data.seeds import randomness_restored
 from launcher.data.subsets import subset
 from launcher.data.transfer import _one_ahead, on_device
 from launcher.errors import LauncherError

@@ -66,7 +66,15 @@ def _batch(recipe: Recipe, builder: Builder) -> tuple[tuple[Any, ...], dict[str,
     from launcher.world.world import World
 
     section = recipe.data.model_copy(update={"workers": 0, "micro_batch_size": _SAMPLES})
-    data = load_data(builder, section, World(), evaluate=recipe.evaluate, train=recipe.train, seed=recipe.seed)
+    data = load_data(
+        builder,
+        section,
+        World(),
+        evaluate=recipe.evaluate,
+        train=recipe.train,
+        seed=recipe.seed,
+        trains=False,
+    )
     batches = next(iter(data.train.steps(0, 1)))
     args, kwargs, _ = BatchLayout(recipe.batch).split(batches[0].data)
     return tuple(args), dict(kwargs)

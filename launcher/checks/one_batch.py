@@ -8,6 +8,7 @@ import torch
 
 from launcher.data.transfer import on_device
 from launcher.device.device import open_device, use_cpu
+from launcher.device.same_data import compare_over_ranks
 from launcher.recipe.schema import Recipe
 from launcher.run import checked
 from launcher.runs.options import Options
@@ -43,6 +44,7 @@ def overfit(recipe: Recipe, world: World, options: Options, say: Callable[[str],
         remembered(),
         open_device(recipe.device, world, cpu=options.cpu, threads=recipe.launch.threads) as device,
     ):
+        compare_over_ranks(builder, recipe.data, data, device.coordinator)
         model = build_run_model(recipe, builder, device)
         state = build_run_state(recipe, builder, model, device, data)
         model.wrapped.train()

@@ -7,16 +7,21 @@ reading differs, the data set has randomness that no seed of ours reaches, and i
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
-from launcher.data.loaders import TrainLoader
-from launcher.data.reading import Reading, randomness_restored, seed_sample, whole_batches
+from launcher.data.epochs import Announcer
+from launcher.data.loaders import EvaluationLoader, TrainLoader
+from launcher.data.reading import seed_sample, whole_batches
+from launcher.data.seeds import randomness_restored
 from launcher.data.streams import StreamLoader
 from launcher.data.subsets import name_of
+
+_MOST_PARTS = 100_000  # of a sample: an object may hold whatever it likes
 
 
 def fingerprint(loader: TrainLoader) -> tuple[str, bool]:
@@ -31,43 +36,100 @@ def fingerprint(loader: TrainLoader) -> tuple[str, bool]:
     label = f"{name_of(dataset)}, {size:,} samples"
     if (shares := loader.sampler.cumulative) is not None:
         label += f", weights {hashlib.sha256(shares.tobytes()).hexdigest()[:16]}"
-    indices = sorted({0, size // 2, size - 1})
     with randomness_restored(needed=True):
-        first, second = (_content(dataset, indices, loader.reading) for _ in range(2))
+        first, second = (_content(loader) for _ in range(2))
     return (f"{label}, {first}", True) if first == second else (label, False)
 
 
-def _content(dataset: Any, indices: list[int], reading: Reading) -> str:
+def _content(loader: TrainLoader) -> str:
     digest = hashlib.sha256()
-    read = whole_batches(dataset, reading.collate)
-    for index in indices:
-        if read is not None:
-            sample = read(np.array([index], dtype=np.int64))
-        else:
-            seed_sample(reading.seed, 0, index)
-            sample = dataset[index]
-        for part in _parts(sample):
-            digest.update(part)
+    for sample in samples_of(loader):
+        for part in itertools.islice(_parts(sample), _MOST_PARTS):
+            digest.update(part if isinstance(part, bytes) else _bytes_of(part))
     return digest.hexdigest()[:16]
 
 
-def _parts(value: Any) -> Iterator[bytes]:
-    """The bytes of what a sample is made of; things that have no bytes count as their class."""
+def samples_of(loader: TrainLoader | EvaluationLoader) -> Iterator[Any]:
+    """The first, the middle and the last sample of a set that has them by number, each seeded."""
+    dataset, reading = loader.dataset, loader.reading
+    read, size = whole_batches(dataset, reading.collate), len(dataset)
+    Announcer(dataset, reading.collate).tell(0)
+    for index in sorted({0, size // 2, size - 1}):
+        if read is not None:
+            yield read(np.array([index], dtype=np.int64))
+        else:
+            seed_sample(reading.seed, 0, index)
+            yield dataset[index]
+
+
+def content_parts(value: Any) -> Iterator[bytes | torch.Tensor]:
+    """What a sample is made of, in whatever it stands: tensors of real floats by themselves, all else as bytes."""
+    return _parts(value)
+
+
+def _parts(value: Any, depth: int = 8) -> Iterator[bytes | torch.Tensor]:
+    """Things that have no bytes count as their class."""
     if isinstance(value, torch.Tensor):
-        value = value.detach().cpu()
-        yield f"{value.dtype}{tuple(value.shape)}".encode()
-        yield value.contiguous().flatten().view(torch.uint8).numpy().tobytes() if value.numel() else b""
-    elif isinstance(value, np.ndarray):
+        yield from _tensor_parts(value.detach())
+    elif isinstance(value, str | bytes | int | float | complex | bool | None):
+        yield repr(value).encode()
+    elif isinstance(value, np.ndarray | np.generic):
         yield f"{value.dtype}{value.shape}".encode()
-        yield value.tobytes() if value.dtype != object else b""
+        yield from [value.tobytes()] if value.dtype != object else _parts(value.tolist(), depth)
+    elif depth == 0:
+        yield type(value).__name__.encode()
     elif isinstance(value, Mapping):
         for key, inner in value.items():
             yield str(key).encode()
-            yield from _parts(inner)
+            yield from _parts(inner, depth - 1)
     elif isinstance(value, list | tuple):
         for inner in value:
-            yield from _parts(inner)
-    elif isinstance(value, str | bytes | int | float | bool | None):
-        yield repr(value).encode()
+            yield from _parts(inner, depth - 1)
     else:
-        yield type(value).__name__.encode()
+        yield from _object_parts(value, depth)
+
+
+def _tensor_parts(value: torch.Tensor) -> Iterator[bytes | torch.Tensor]:
+    """Of a tensor of any layout, its numbers and what says where they stand."""
+    if value.is_nested:
+        for row in value.unbind():
+            yield from _tensor_parts(row)
+        return
+    yield f"{value.dtype}{tuple(value.shape)}".encode()
+    if value.is_quantized:
+        yield repr(value.dequantize().tolist()).encode()
+    elif value.layout is torch.strided:
+        plain = value.cpu().resolve_conj().resolve_neg()
+        yield plain if plain.is_floating_point() else _bytes_of(plain)
+    else:
+        yield str(value.layout).encode()
+        for part in _of_sparse(value):
+            yield from _tensor_parts(part)
+
+
+def _bytes_of(value: torch.Tensor) -> bytes:
+    plain = value.contiguous().flatten()
+    return plain.view(torch.uint8).numpy().tobytes() if plain.numel() else b""
+
+
+def _of_sparse(value: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    if value.layout is torch.sparse_coo:
+        value = value.coalesce()
+        return value.indices(), value.values()
+    if value.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return value.crow_indices(), value.col_indices(), value.values()
+    if value.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return value.ccol_indices(), value.row_indices(), value.values()
+    return (value.to_dense(),)
+
+
+def _object_parts(value: Any, depth: int) -> Iterator[bytes | torch.Tensor]:
+    """Of an object, its attributes; of a picture, its pixels."""
+    yield type(value).__name__.encode()
+    to_bytes = getattr(value, "tobytes", None)
+    if callable(to_bytes):
+        yield from [repr(getattr(value, "size", "")).encode(), to_bytes()]
+    elif isinstance(value, set | frozenset):
+        yield repr(sorted(map(repr, value))).encode()
+    else:
+        yield from _parts(dict(getattr(value, "__dict__", {})), depth - 1)

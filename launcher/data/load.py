@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from launcher.data.dataloaders import Opened
 from launcher.data.loaders import EvaluationLoader, MicroBatch, Reading, TrainLoader
-from launcher.data.open import Opener, by_name
-from launcher.data.permutation import Indices, split
-from launcher.data.reading import whole_batches
-from launcher.data.sampler import StepSampler
+from launcher.data.open import Opener, by_name, collate_for
+from launcher.data.own_parts import OwnPartSampler
+from launcher.data.permutation import Indices, mix, split
+from launcher.data.reading import Collate, reading_notes, whole_batches
+from launcher.data.sampler import StepSampler, piece
 from launcher.data.streams import StreamEvaluationLoader, StreamLoader, has_shards, is_stream, length_of
 from launcher.data.subsets import subset
 from launcher.recipe import schema
@@ -70,6 +72,11 @@ class Data:
         if workers != max(1, self.train.reading.workers):
             self.train.reading = replace(self.train.reading, workers=workers)
 
+    def read_parts(self, sizes: Sequence[int]) -> None:
+        """Learns how large each rank's own part is, where the training set is split by rank already."""
+        if isinstance(self.train.sampler, OwnPartSampler):
+            self.train.sampler = self.train.sampler.for_sizes(sizes)
+
     def samples_before(self, step: int) -> int:
         """Samples consumed, over all ranks, when `step` steps are completed."""
         return self.train.sampler.samples_before(step)
@@ -97,6 +104,7 @@ def load_data(
     train: schema.Train,
     seed: int,
     on_gpu: bool = False,
+    trains: bool = True,
 ) -> Data:
     """Opens the data sets and cuts them into batches for this rank.
 
@@ -108,21 +116,23 @@ def load_data(
         train: How long a run is over a stream that does not know its length.
         seed: The run's.
         on_gpu: Whether batches are made ready for a transfer.
+        trains: Whether it is trained on; a look at a batch does not mind what a DataLoader says of its size.
 
     Raises:
         RecipeError: An epoch would have no step, a global batch fewer samples than there are ranks, or a stream is
             asked for what it cannot do.
     """
-    opener = Opener(builder, section, world.size)
+    opener = Opener(builder, section, world.size, trains)
     loaders = _Loaders(builder, section, evaluate, _reading(builder, section, world, seed, on_gpu), world, on_gpu)
-    dataset, held_back = opener.open(section.train, "data.train"), None
+    opened = opener.open(section.train, "data.train")
+    dataset, held_back = opened.dataset, None
     _check_kind(builder, dataset, section)
     weights = _weights(builder, section.weights, dataset)
     if isinstance(section.validation, str):
         kept, rest = _split(builder, dataset, section.validation, seed)
         dataset, held_back = subset(dataset, kept), subset(dataset, rest)
         weights = None if weights is None else weights[kept]
-    loader = loaders.train(dataset, weights, train)
+    loader = loaders.train(dataset, weights, train, opened.collate)
     validation, test = (
         {name: loaders.evaluation(opener.open(one, key), key) for name, key, one in by_name(sets, f"data.{part}")}
         for part, sets in (("validation", section.validation), ("test", section.test))
@@ -130,7 +140,7 @@ def load_data(
     for evaluated in (*validation.values(), *test.values()):
         _check_classes(builder, evaluated, dataset)
     if held_back is not None:
-        validation = {"": loaders.evaluation(held_back, "data.validation")}
+        validation = {"": loaders.evaluation(Opened(held_back, opened.collate), "data.validation")}
     return Data(loader, validation, test, (*loaders.notes, *opener.notes))
 
 
@@ -171,14 +181,15 @@ def load_evaluation(
     Raises:
         RecipeError: A stream is asked for what it cannot do.
     """
-    opener = Opener(builder, section, world.size)
+    opener = Opener(builder, section, world.size, trains=False)
     loaders = _Loaders(builder, section, evaluate, _reading(builder, section, world, seed, on_gpu), world, on_gpu)
     found: dict[Part, EvaluationLoader] = {}
     if isinstance(section.validation, str) and ("validation", "") in parts:
-        dataset = opener.open(section.train, "data.train")
-        _check_kind(builder, dataset, section)
-        _, rest = _split(builder, dataset, section.validation, seed)
-        found["validation", ""] = loaders.evaluation(subset(dataset, rest), "data.validation")
+        opened = opener.open(section.train, "data.train")
+        _check_kind(builder, opened.dataset, section)
+        _, rest = _split(builder, opened.dataset, section.validation, seed)
+        held_back = Opened(subset(opened.dataset, rest), opened.collate)
+        found["validation", ""] = loaders.evaluation(held_back, "data.validation")
     for part, name, key, one in _evaluation_sets(section):
         if (part, name) in parts:
             found[part, name] = loaders.evaluation(opener.open(one, key), key)
@@ -187,7 +198,7 @@ def load_evaluation(
 
 def _reading(builder: Builder, section: schema.Data, world: World, seed: int, on_gpu: bool) -> Reading:
     return Reading(
-        collate=builder.build(section.collate) if section.collate else None,
+        collate=collate_for(builder, section, "train"),
         timeout_seconds=section.timeout.amount,
         seed=seed,
         sample_seeds=section.sample_seeds,
@@ -208,20 +219,28 @@ class _Loaders:
         world: World,
         on_gpu: bool,
     ):
-        self.builder, self.section, self.evaluate = builder, section, evaluate
+        self.builder, self.section, self.evaluate, self.seed = builder, section, evaluate, reading.seed
         self.world, self.reading, self.on_gpu = world, reading, on_gpu
+        self.evaluating = replace(reading, collate=collate_for(builder, section, "evaluate"))
         self.notes: list[str] = []
 
-    def train(self, dataset: Any, weights: np.ndarray | None, train: schema.Train) -> TrainLoader:
-        """The training set, read by number or as a stream."""
+    def train(
+        self, dataset: Any, weights: np.ndarray | None, train: schema.Train, collate: Collate | None = None
+    ) -> TrainLoader:
+        """The training set, read by number or as a stream, with the collate that came with it, if one did."""
+        self.reading = replace(self.reading, collate=collate or self.reading.collate)
+        if self.section.split_by_rank:  # samples of one number are others on each rank, and draw other numbers
+            self.reading = replace(self.reading, seed=mix(self.seed, self.world.rank))
+            self.notes.append("data.split_by_rank: each process reads its own part of the training set")
         if is_stream(dataset):
             return self._stream(dataset, train)
         if weights is not None:
             self.notes.append("samples are drawn by weight, with replacement")
         sampler = self._sampler(dataset, shuffle=self.section.shuffle, weights=weights)
         self._check_steps(sampler)
-        workers = self._workers(dataset)
+        workers = self._workers(dataset, self.reading.collate)
         whole = whole_batches(dataset, self.reading.collate) is not None
+        self.notes += reading_notes(dataset, self.reading.collate)
         if workers:
             what = "whole batches" if whole else "samples"
             self.notes.append(f"{workers} worker process{'es a rank read' if workers > 1 else ' a rank reads'} {what}")
@@ -236,46 +255,51 @@ class _Loaders:
         self.notes.append(loader.describe())
         return loader
 
-    def evaluation(self, dataset: Any, key: str) -> EvaluationLoader:
+    def evaluation(self, opened: Opened, key: str) -> EvaluationLoader:
         """A validation or test set."""
-        section, evaluate = self.section, self.evaluate
+        section, evaluate, dataset = self.section, self.evaluate, opened.dataset
+        reading = replace(self.evaluating, collate=opened.collate or self.evaluating.collate)
         share = -(-section.global_batch_size // self.world.size)
         size = evaluate.batch_size or section.micro_batch_size or share
         limit = int(evaluate.limit.amount) if evaluate.limit else None
         if length_of(dataset) == 0:
             raise self.builder.wrong(key, "the set is empty; check its path and split, or remove it")
         if not is_stream(dataset):
-            reading = replace(self.reading, workers=self._workers(dataset))
+            self.notes += [note for note in reading_notes(dataset, reading.collate) if note not in self.notes]
+            reading = replace(reading, workers=self._workers(dataset, reading.collate))
             return EvaluationLoader(dataset, size, reading, limit, key)
         if limit is None and length_of(dataset) is None:
             message = f"{type(dataset).__name__} is a stream without a length; say evaluate.limit, as in '50 batches'"
             raise self.builder.wrong(key, message)
-        return StreamEvaluationLoader(dataset, size, self.reading, limit, key)
+        return StreamEvaluationLoader(dataset, size, reading, limit, key)
 
     def _sampler(self, dataset: Any, shuffle: bool, weights: np.ndarray | None = None) -> StepSampler:
-        return StepSampler(
-            dataset,
-            global_batch_size=self.section.global_batch_size,
-            rank=self.world.rank,
-            world_size=self.world.size,
-            micro_batch_size=self.section.micro_batch_size,
-            seed=self.reading.seed,
-            shuffle=shuffle,
-            drop_last=self.section.drop_last,
-            weights=weights,
-        )
+        settings: dict[str, Any] = {
+            "global_batch_size": self.section.global_batch_size,
+            "rank": self.world.rank,
+            "world_size": self.world.size,
+            "micro_batch_size": self.section.micro_batch_size,
+            "seed": self.seed,
+            "shuffle": shuffle,
+            "drop_last": self.section.drop_last,
+            "weights": weights,
+        }
+        if self.section.split_by_rank:  # the others' parts are as large as this one until they have said
+            return OwnPartSampler([len(dataset)] * self.world.size, **settings)
+        return StepSampler(dataset, **settings)
 
-    def _workers(self, dataset: Any) -> int:
+    def _workers(self, dataset: Any, collate: Collate | None) -> int:
         """As many as the recipe says; of itself none where a whole batch is read at once."""
         asked = self.section.workers
         if isinstance(asked, int):
             return asked
-        return 0 if whole_batches(dataset, self.reading.collate) else fair_workers(self.world, self.on_gpu)
+        return 0 if whole_batches(dataset, collate) else fair_workers(self.world, self.on_gpu)
 
     def _stream_workers(self, dataset: Any) -> int:
         asked = self.section.workers
         wanted = fair_workers(self.world, self.on_gpu) if asked == "auto" else asked
-        while wanted > 1 and not has_shards(dataset, self.world.size * wanted):
+        ranks = 1 if self.section.split_by_rank else self.world.size
+        while wanted > 1 and not has_shards(dataset, ranks * wanted):
             if asked != "auto":
                 message = f"{type(dataset).__name__} has no shards for so many, and each would read all of it"
                 remedy = "use 0 or 1, or give it a method shard(num_shards, index)"
@@ -292,10 +316,14 @@ class _Loaders:
             key = "train.epochs" if train.epochs is not None else "train.time"
             message = f"{type(dataset).__name__} is a stream without a length; say how long to train with train.steps"
             raise self.builder.wrong(key, message)
-        return train.steps * self.section.global_batch_size
+        batch, ranks = self.section.global_batch_size, self.world.size
+        start, stop = piece(batch, ranks, self.world.rank) if self.section.split_by_rank else (0, batch)
+        return train.steps * (stop - start)
 
     def _check_steps(self, sampler: StepSampler) -> None:
         size, batch, ranks = sampler.dataset_size, self.section.global_batch_size, self.world.size
+        if isinstance(sampler, OwnPartSampler) and not all(sampler.sizes):
+            raise self.builder.wrong("data.split_by_rank", "this process's part of the training set is empty")
         if sampler.steps_per_epoch == 0:
             why = "is empty" if size == 0 else f"has {size} samples, fewer than one global batch of {batch}"
             remedy = "check its path and split" if size == 0 else f"use drop_last: false, or a batch of at most {size}"

@@ -45,6 +45,11 @@ class TrainLoader:
         self.reading = reading
         self._reader = Reader(dataset, reading, name)
 
+    @property
+    def reads_whole_batches(self) -> bool:
+        """Whether the data set gives a batch in one call."""
+        return self._reader.reads_whole_batches
+
     def steps(self, start: int, stop: int | None) -> Generator[list[MicroBatch], None, None]:
         """This rank's micro-batches of each optimizer step from `start` on."""
         read = self._read

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
-from torch.utils.data import TensorDataset, default_collate
+from torch.utils.data import Subset, TensorDataset, default_collate
 
-from launcher.data.permutation import Indices, mix
+from launcher import internals
+from launcher.data.epochs import Announcer
+from launcher.data.many import verdict_on
+from launcher.data.permutation import Indices
+from launcher.data.seeds import randomness_restored, seed_generators, states
 from launcher.data.subsets import is_hub_dataset, name_of
 from launcher.errors import LauncherError
 from launcher.internals import pin_memory
@@ -60,7 +62,15 @@ class Reader:
         self.mark: Mark = _unmarked
         self.in_training_process = True  # whose generators are needed for other things than reading
         self.shard = 0  # of a stream: two of them never draw the same numbers
+        self.epochs = Announcer(dataset, reading.collate)
         self._whole = whole_batches(dataset, reading.collate)
+        self._has_many = has_many(dataset)
+        self._is_read_at_once = self._has_many and not _loops_over_samples(dataset)
+
+    @property
+    def reads_whole_batches(self) -> bool:
+        """Whether the data set gives a batch in one call."""
+        return self._whole is not None
 
     def batch(self, epoch: int, indices: Indices) -> Any:
         """The batch of these samples, as the data set and its collate make it.
@@ -68,23 +78,42 @@ class Reader:
         Raises:
             LauncherError: The data set says that a sample cannot be read, or the samples do not make a batch.
         """
+        self.epochs.tell(epoch)
         if self._whole is not None:
             self.mark(epoch, int(indices[0]))
             return self.pinned(self._whole(indices))
         with randomness_restored(self.in_training_process and self.reading.sample_seeds):
             return self.pinned(self.collated(epoch, indices, self._samples(epoch, indices)))
 
-    def _samples(self, epoch: int, indices: Indices) -> list[Any]:
-        if _reads_columns(self.dataset):
-            rows: list[Any] = self.dataset.__getitems__(indices.tolist())
-            return rows
-        return [self._sample(epoch, index) for index in indices.tolist()]
+    def _samples(self, epoch: int, indices: Indices) -> Any:
+        numbers = indices.tolist()
+        samples = self._at_once(epoch, numbers) if self._is_read_at_once else None
+        return [self._sample(epoch, index) for index in numbers] if samples is None else samples
+
+    def _at_once(self, epoch: int, numbers: list[int]) -> Any:
+        """What `__getitems__` gives for all of them; None where each must be read by itself.
+
+        That is where reading draws at random, since each sample has seeds of its own whatever it is read with, and
+        where it fails, since a message names the sample.
+        """
+        self.seed(epoch, numbers[0])
+        self.mark(epoch, numbers[0])
+        before = states() if self.reading.sample_seeds else None
+        try:
+            samples = self.dataset.__getitems__(numbers)
+        except Exception:
+            return None
+        can_be_split = isinstance(samples, list | tuple) and len(samples) == len(numbers)
+        if before is None or not can_be_split or before == states():
+            return samples
+        self._is_read_at_once = False
+        return None
 
     def _sample(self, epoch: int, index: int) -> Any:
         self.seed(epoch, index)
         self.mark(epoch, index)
         with located(f"{self.name}, sample {index}"):
-            return self.dataset[index]
+            return self.dataset.__getitems__([index])[0] if self._has_many else self.dataset[index]
 
     def collated(self, epoch: int, indices: Indices, samples: list[Any]) -> Any:
         """A batch of these samples, the collate seeded by the first of them.
@@ -96,7 +125,7 @@ class Reader:
             self.seed(epoch, int(indices[0]), purpose=1)
             return self.reading.collate(samples)
         try:
-            return default_collate(samples)
+            return _collated(samples)
         except (RuntimeError, TypeError, KeyError) as error:
             which = ", ".join(map(str, indices[:8].tolist())) + (", …" if len(indices) > 8 else "")
             raise LauncherError(
@@ -112,7 +141,15 @@ class Reader:
     def pinned(self, batch: Any) -> Any:
         """The batch in page-locked memory where that is wanted; workers leave it to a thread of the trainer."""
         if self.reading.pin_memory and self.in_training_process:
-            return pin_memory(batch)
+            return pinned(batch)
+        return batch
+
+
+def pinned(batch: Any) -> Any:
+    """A batch in page-locked memory; as it is where it holds tensors that cannot be there, sparse or quantized ones."""
+    try:
+        return pin_memory(batch)
+    except (RuntimeError, NotImplementedError):
         return batch
 
 
@@ -139,24 +176,60 @@ class located:  # noqa: N801  # a context manager named as what it says
 
 
 def whole_batches(dataset: Any, collate: Collate | None) -> Callable[[Indices], Any] | None:
-    """A function from indices to a batch, where the data set is known to have one; never found by trial.
+    """A function from indices to a batch, where what it gives is what collating the samples would give.
 
-    A `TensorDataset`, classes with `get_batch(indices)` and Hugging Face data sets of plain columns read many
-    samples at once, many times faster than one by one. What they give is what collating the samples would give.
+    A `TensorDataset`, classes with a `get_batch(indices)` that stands for their samples, and Hugging Face data sets of
+    plain columns read many samples at once, many times faster than one by one.
     """
     if collate is not None:
         return None
     if type(dataset) is TensorDataset:
-        return partial(_tensor_rows, dataset.tensors)
-    get_batch = getattr(dataset, "get_batch", None)
-    if callable(get_batch):
+        return partial(_tensor_rows, dataset) if all(map(_has_rows, dataset.tensors)) else None
+    get_batch = verdict_on(dataset).get_batch
+    if get_batch is not None:
         return partial(_batch_rows, get_batch)
     return partial(_column_rows, dataset) if _reads_columns(dataset) else None
 
 
-def _tensor_rows(tensors: Sequence[torch.Tensor], indices: Indices) -> tuple[torch.Tensor, ...]:
+def reading_notes(dataset: Any, collate: Collate | None) -> Iterator[str]:
+    """What the plan should say of how samples are read: a method that is not used, or one that bypasses another."""
+    kind = type(dataset)
+    if collate is None and (why := verdict_on(dataset).why):
+        yield why
+    elif has_many(dataset) and not _is_own_many(kind):
+        yield (
+            f"{kind.__name__} is read by the __getitems__ that it inherits or passes on, not by its own __getitem__, "
+            "as torch's DataLoader would; give it a __getitems__ too if that is not meant"
+        )
+
+
+def has_many(dataset: Any) -> bool:
+    """Whether it has a `__getitems__`, asked as torch's DataLoader asks: also of a `__getattr__`."""
+    return bool(getattr(dataset, "__getitems__", None))
+
+
+def _is_own_many(kind: type) -> bool:
+    """Whether `__getitems__` is defined no higher than `__getitem__`."""
+    names = [{name for name in ("__getitem__", "__getitems__") if name in vars(base)} for base in kind.__mro__]
+    return "__getitems__" in next((found for found in names if found), set())
+
+
+def _loops_over_samples(dataset: Any) -> bool:
+    """Whether its `__getitems__` is torch's own loop: read one by one, each sample can be named."""
+    if getattr(type(dataset), "__getitems__", None) is not Subset.__getitems__:
+        return False
+    return not callable(getattr(dataset.dataset, "__getitems__", None)) or _loops_over_samples(dataset.dataset)
+
+
+def _has_rows(tensor: torch.Tensor) -> bool:
+    """Whether picking rows of a tensor is stacking them."""
+    plain = tensor.layout is torch.strided and not (tensor.is_nested or tensor.is_quantized)
+    return plain and tensor.device.type == "cpu" and type(tensor) is torch.Tensor
+
+
+def _tensor_rows(dataset: TensorDataset, indices: Indices) -> list[torch.Tensor]:
     rows = torch.from_numpy(indices)
-    return tuple(tensor.index_select(0, rows) for tensor in tensors)  # up to three times as fast as tensor[rows]
+    return [tensor.index_select(0, rows) for tensor in dataset.tensors]  # up to three times as fast as tensor[rows]
 
 
 def _batch_rows(get_batch: Callable[[torch.Tensor], Any], indices: Indices) -> Any:
@@ -166,6 +239,17 @@ def _batch_rows(get_batch: Callable[[torch.Tensor], Any], indices: Indices) -> A
 def _column_rows(dataset: Any, indices: Indices) -> dict[str, Any]:
     """A `datasets.Dataset` gives columns: each is collated by itself, as the fields of a mapping are."""
     return {name: default_collate(list(column)) for name, column in dataset[indices.tolist()].items()}
+
+
+def _collated(samples: list[Any]) -> Any:
+    """Torch's default collate; in a worker too of tensors that its shortcut through shared memory cannot hold."""
+    try:
+        return default_collate(samples)
+    except RuntimeError:
+        with internals.as_in_no_worker() as is_worker:
+            if not is_worker:
+                raise
+            return default_collate(samples)  # conjugated or quantized ones: as the training process would
 
 
 def _reads_columns(dataset: Any) -> bool:
@@ -183,28 +267,8 @@ def _reads_columns(dataset: Any) -> bool:
 
 
 def seed_sample(seed: int, epoch: int, index: int, purpose: int = 0) -> None:
-    """Seeds `random`, NumPy and torch's CPU generator for one sample (9.5 µs)."""
-    value = mix(seed, epoch, index, purpose)
-    random.seed(value)
-    np.random.seed(value & 0xFFFFFFFF)
-    torch.default_generator.manual_seed(value & 0x7FFFFFFFFFFFFFFF)
-
-
-class randomness_restored:  # noqa: N801  # a context manager named as what it says
-    """Puts the process's random states back."""
-
-    def __init__(self, needed: bool):
-        self.needed = needed
-
-    def __enter__(self) -> None:
-        if self.needed:
-            self.state = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
-
-    def __exit__(self, *_: object) -> None:
-        if self.needed:
-            random.setstate(self.state[0])
-            np.random.set_state(self.state[1])
-            torch.default_generator.set_state(self.state[2])
+    """Seeds `random`, NumPy and torch's CPU generator for one sample, independently of one another."""
+    seed_generators(seed, epoch, index, purpose)
 
 
 def _unmarked(epoch: int, index: int) -> None:

@@ -27,7 +27,7 @@ from launcher.data.permutation import (
 from launcher.errors import Problem, RecipeError
 
 READ_AHEAD = 16_384  # positions of this rank computed at once: half a millisecond, 128 KiB
-_BLOCKS_KEPT = 2  # one for the loop, one for loader workers that are ahead of it
+BLOCKS_KEPT = 2  # one for the loop, one for loader workers that are ahead of it
 
 
 class Share(NamedTuple):
@@ -230,7 +230,7 @@ class StepSampler(DistributedSampler[list[tuple[int, int]]]):
         block, row = divmod(step_of_epoch, self._steps_per_block)
         key = (epoch, block)
         if key not in self._blocks:
-            if len(self._blocks) == _BLOCKS_KEPT:
+            if len(self._blocks) == BLOCKS_KEPT:
                 del self._blocks[next(iter(self._blocks))]
             self._blocks[key] = self._read_ahead(epoch, block * self._steps_per_block)
         return self._blocks[key][row * self._row_size : (row + 1) * self._row_size]

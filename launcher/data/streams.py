@@ -18,9 +18,12 @@ import numpy as np
 from torch.utils.data import IterableDataset
 
 from launcher import internals
+from launcher.data.epochs import listeners
 from launcher.data.loaders import EvaluationLoader, MicroBatch, TrainLoader
-from launcher.data.reading import Reader, Reading, located, randomness_restored
+from launcher.data.own_parts import OwnPartSampler
+from launcher.data.reading import Reader, Reading, located
 from launcher.data.sampler import Share, StepSampler
+from launcher.data.seeds import randomness_restored
 from launcher.data.workers import Key
 from launcher.errors import LauncherError
 
@@ -59,7 +62,9 @@ class StreamLoader(TrainLoader):
     def __init__(self, dataset: Any, sampler: StepSampler, reading: Reading, name: str = "data.train"):
         super().__init__(dataset, sampler, reading, name)
         self.name = name
-        self.is_sharded = has_shards(dataset, sampler.num_replicas * max(1, reading.workers))
+        self.is_split = isinstance(sampler, OwnPartSampler)  # by rank, before it came here
+        parts = max(1, reading.workers) * (1 if self.is_split else sampler.num_replicas)
+        self.is_sharded = (self.is_split and parts == 1) or has_shards(dataset, parts)
         assert self.is_sharded or reading.workers <= 1, "each worker would read the whole stream"
 
     @property
@@ -71,7 +76,9 @@ class StreamLoader(TrainLoader):
         """How it is split, and what that means, for the plan."""
         readers = self.readers
         how = "in its own order"
-        if readers > 1 and self.is_sharded:
+        if self.is_split:
+            how = "of which each process reads its own part: another number of processes is another run"
+        elif readers > 1 and self.is_sharded:
             how = f"in {readers} shards: another number of processes or workers is another run"
         elif readers > 1:
             how = "of which every process reads all, for want of a method shard(num_shards, index)"
@@ -79,7 +86,7 @@ class StreamLoader(TrainLoader):
 
     def steps(self, start: int, stop: int | None) -> Generator[list[MicroBatch], None, None]:
         """This rank's micro-batches of each optimizer step from `start` on."""
-        kind = _ShardReader if self.is_sharded else _PickReader
+        kind = _OwnPartReader if self.is_split else _ShardReader if self.is_sharded else _PickReader
         self._reader = kind(self.dataset, self.sampler, self.reading, self.name)  # at the stream's beginning
         yield from super().steps(start, stop)
 
@@ -191,8 +198,18 @@ class _ShardReader(_StreamReader):
         own = micro_batch % readers
         self._count = sampler.samples_of(own, readers, micro_batch)
         self.shard = sampler.rank * readers + own
-        part = self.dataset.shard(num_shards=sampler.num_replicas * readers, index=self.shard)
-        return self._open(part, self._count)
+        return self._open(self._part(own, readers), self._count)
+
+    def _part(self, own: int, readers: int) -> Any:
+        """What one of this rank's readers reads."""
+        return self.dataset.shard(num_shards=self.sampler.num_replicas * readers, index=self.shard)
+
+
+class _OwnPartReader(_ShardReader):
+    """Reads this rank's part of what is split by rank already, shared by its workers alone."""
+
+    def _part(self, own: int, readers: int) -> Any:
+        return self.dataset if readers == 1 else self.dataset.shard(num_shards=readers, index=own)
 
 
 # ---------------------------------------------------------------------- passes over a stream
@@ -220,8 +237,8 @@ def _one_pass(
     dataset: Any, reader: Reader, number: int, position: int = 0, dropped: int = 0
 ) -> Generator[Any, None, int]:
     """One iteration over a stream, each sample seeded by its position; returns the position behind the last."""
-    if hasattr(dataset, "set_epoch"):
-        dataset.set_epoch(number)
+    for one in listeners(dataset, reader.reading.collate):
+        one.set_epoch(number)
     reader.seed(number, position)
     iterator = iter(dataset)
     while True:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import Subset, TensorDataset
 
+from launcher.data.many import verdict_on
 from launcher.data.permutation import Indices
 
 
@@ -15,8 +16,9 @@ def subset(dataset: Any, indices: Indices) -> Any:
     """These samples, read whole batches at a time where the data set is."""
     if is_hub_dataset(dataset):
         return dataset.select(indices)
-    reads_many = callable(getattr(dataset, "get_batch", None)) or type(dataset) is TensorDataset
-    return (WholePart if reads_many else Part)(dataset, indices)
+    if type(dataset) is TensorDataset or verdict_on(dataset).get_batch is not None:
+        return WholePart(dataset, indices)
+    return (ManyPart if getattr(dataset, "__getitems__", None) else Part)(dataset, indices)
 
 
 class Part:
@@ -39,9 +41,17 @@ class WholePart(Part):
     def get_batch(self, indices: torch.Tensor) -> Any:
         """Whole batches of the underlying data set."""
         chosen = self.indices[indices]
-        if hasattr(self.dataset, "get_batch"):
-            return self.dataset.get_batch(chosen)
-        return tuple(tensor[chosen] for tensor in self.dataset.tensors)
+        if type(self.dataset) is TensorDataset:
+            return [tensor[chosen] for tensor in self.dataset.tensors]
+        return self.dataset.get_batch(chosen)
+
+
+class ManyPart(Part):
+    """The same of a data set that torch reads by `__getitems__`."""
+
+    def __getitems__(self, indices: list[int]) -> Any:
+        """Those of the underlying data set."""
+        return self.dataset.__getitems__(self.indices[indices].tolist())
 
 
 def innermost(dataset: Any) -> Any:

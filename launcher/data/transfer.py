@@ -7,9 +7,9 @@ from contextlib import closing
 from typing import Any, Protocol, TypeVar
 
 import torch
-from accelerate.utils import send_to_device
 
 from launcher.data.loaders import MicroBatch
+from launcher.data.parts import changed
 
 
 class HasBatches(Protocol):
@@ -73,8 +73,29 @@ def _one_ahead(steps: Steps[S], device: torch.device, module: Any) -> Steps[S]:
 
 def _moved(step: S, device: torch.device) -> S:
     for batch in step.batches:
-        batch.data = send_to_device(batch.data, device, non_blocking=True)
+        batch.data = moved(batch.data, device)
     return step
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """What a batch is made of, on a device: tensors of any layout, and whatever holds some.
+
+    What has a `to` of its own knows best.
+    """
+
+    def to_device(part: Any) -> Any:
+        return part.to(device, non_blocking=True) if isinstance(part, torch.Tensor) else _moved_itself(part, device)
+
+    return changed(value, to_device, lambda part: isinstance(part, torch.Tensor) or callable(getattr(part, "to", None)))
+
+
+def _moved_itself(value: Any, device: torch.device) -> Any:
+    """By its own `to`, which may know nothing of `non_blocking`, or give nothing back where it moved itself."""
+    try:
+        found = value.to(device, non_blocking=True)
+    except TypeError:
+        found = value.to(device)
+    return value if found is None else found
 
 
 def _arrived(step: S, copied: Any, computing: Any) -> S:

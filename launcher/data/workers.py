@@ -24,6 +24,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from launcher import internals
+from launcher.data.parts import Packed, sendable
 from launcher.data.reading import Reader
 from launcher.errors import LauncherError
 from launcher.world.signals import die_with_parent
@@ -130,7 +131,7 @@ class Workers:
                 continue
             if isinstance(batch, _Failure):
                 raise batch.error
-            return batch
+            return batch.unpacked() if isinstance(batch, Packed) else batch
 
     def _check_alive(self, iterator: Any) -> None:
         for number, worker in enumerate(internals.processes_of(iterator)):
@@ -187,7 +188,7 @@ class _InWorker(Dataset[Any]):
     def __getitems__(self, keys: list[Key]) -> Any:
         indices = np.array([index for _, index in keys], dtype=np.int64)
         try:
-            return self.reader.batch(keys[0][0], indices)
+            return sendable(self.reader.batch(keys[0][0], indices))
         except LauncherError as error:
             return _Failure(LauncherError(str(error)))
         finally:

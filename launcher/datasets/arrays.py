@@ -37,8 +37,6 @@ class NumpyArrays(Dataset[Any]):
             range.
     """
 
-    get_batch: Callable[[Tensor], Any] | None
-
     def __init__(
         self,
         files: str | Path | Sequence[str | Path],
@@ -54,7 +52,6 @@ class NumpyArrays(Dataset[Any]):
         if classes is not None:
             _check_classes(*list(self.arrays.items())[-1], classes)
         self.transform = transform
-        self.get_batch = None if transform is not None else self._rows
 
     @staticmethod
     def prepare(files: str | Path | Sequence[str | Path], scratch: str | Path | None = None) -> None:
@@ -74,6 +71,11 @@ class NumpyArrays(Dataset[Any]):
         if self.transform is not None:
             parts[0] = self.transform(parts[0])
         return tuple(parts)
+
+    @property
+    def get_batch(self) -> Callable[[Tensor], tuple[Tensor, ...]] | None:
+        """Reads many samples at once; None with a transform, which is made of one."""
+        return None if self.transform is not None else self._rows
 
     def _rows(self, indices: Tensor) -> tuple[Tensor, ...]:
         rows = indices.numpy()

@@ -49,8 +49,6 @@ class HubDataset(Dataset[Any]):
         ValueError: It cannot be loaded, or has no such split or column.
     """
 
-    get_batch: Callable[[Tensor], Any] | None
-
     def __init__(
         self,
         path: str,
@@ -66,9 +64,7 @@ class HubDataset(Dataset[Any]):
         rows = rows.select_columns(list(columns)) if columns is not None else rows
         self.rows = rows if transform is not None else rows.with_format("numpy")
         self.transform = transform
-        decoded = any(hasattr(feature, "decode_example") for feature in rows.features.values())
-        # pictures and sound are decoded one by one, which is work for workers
-        self.get_batch = None if transform is not None or decoded else self._rows_at
+        self._decodes = any(hasattr(feature, "decode_example") for feature in rows.features.values())
 
     @staticmethod
     def prepare(path: str, split: str = "train", name: str | None = None, revision: str | None = None) -> None:
@@ -83,6 +79,11 @@ class HubDataset(Dataset[Any]):
             return self.transform(self.rows[index])
         # one row alone would have other types than many
         return {column: values[0] for column, values in self._rows_at(torch.tensor([index])).items()}
+
+    @property
+    def get_batch(self) -> Callable[[Tensor], dict[str, Any]] | None:
+        """Reads many samples at once; None with a transform, and of pictures and sound, which are work for workers."""
+        return None if self.transform is not None or self._decodes else self._rows_at
 
     def _rows_at(self, indices: Tensor) -> dict[str, Any]:
         rows = self.rows[indices.tolist()]

@@ -22,6 +22,7 @@ from torch.distributed import PrefixStore  # type: ignore[attr-defined]  # as do
 from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
 from launcher import internals
+from launcher.data.seeds import numpy_seed
 from launcher.device.coordination import Coordinator
 from launcher.device.shared_memory import shared_memory
 from launcher.errors import UsageError
@@ -322,7 +323,7 @@ def _notes(section: schema.Device, world: World) -> Iterator[str]:
 
 
 def seed_everything(seed: int) -> None:
-    """Seeds `random`, NumPy and torch, on every device."""
+    """Seeds `random`, NumPy and torch, on every device; torch with the seed itself, as a script would."""
     random.seed(seed)
-    np.random.seed(seed)
+    np.random.seed(numpy_seed(seed))  # with torch's own seed it would draw what torch draws
     torch.manual_seed(seed)

@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import send_to_device
 from torch import nn
 
 from launcher.data.loaders import MicroBatch
+from launcher.data.seeds import randomness_restored, seed_generators
+from launcher.data.transfer import moved
 from launcher.objective.batch import one_number
 from launcher.objective.loss import Objective
 from launcher.objective.run_length import At
@@ -37,6 +38,7 @@ def evaluate(
     device: torch.device,
     heartbeat: Heartbeat = lambda done: None,
     seen: Seen = unseen,
+    at: At | None = None,
 ) -> Tally:
     """The loss over the batches as sums and counts, and the metrics' state; the model is left as it was found.
 
@@ -48,11 +50,12 @@ def evaluate(
         device: Where to compute.
         heartbeat: Called with the number of batches done.
         seen: Called with the outputs and targets of each batch, on `device`.
+        at: Where training stands, for a step function.
 
     Raises:
         LauncherError: A metric cannot take what the model gives; the message names shapes and types.
     """
-    tally = Tally(objective, metrics)
+    tally = Tally(objective, metrics, at or At())
     for metric in metrics:
         metric.reset(device)
     with _evaluating(model, device), torch.no_grad():
@@ -69,14 +72,14 @@ def evaluate(
 def _evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Eval mode and randomness of its own for a while.
 
-    Afterwards each module is in the mode it was in (a frozen one stays frozen), and torch's generators go on where
-    they were: evaluating or not changes nothing in training.
+    Afterwards each module is in the mode it was in (a frozen one stays frozen), and the generators go on where they
+    were: evaluating or not changes nothing in training.
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.default_generator.manual_seed(0)
+        with randomness_restored(needed=True), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            seed_generators(0, is_gpu=device.type == "cuda")
             yield
     finally:
         for module, training in modes:
@@ -90,8 +93,9 @@ class Tally:
         samples: How many there were.
     """
 
-    def __init__(self, objective: Objective, metrics: Sequence[Metric]):
+    def __init__(self, objective: Objective, metrics: Sequence[Metric], at: At):
         self.objective = objective
+        self.at = at
         self.metrics = metrics
         self.samples = 0
         size = len(objective.terms) or 1
@@ -103,9 +107,9 @@ class Tally:
         objective, layout = self.objective, self.objective.layout
         objective.settle(batch.data)
         counts = objective.counts(batch.data, batch.samples)
-        data = batch.data if device.type == "cpu" else send_to_device(batch.data, device, non_blocking=True)
+        data = batch.data if device.type == "cpu" else moved(batch.data, device)
         if objective.step is not None:
-            result = objective.stepped(model, data, At())
+            result = objective.stepped(model, data, self.at)
             values = [result["loss"] * counts[0]]
             outputs, targets = _tuple(result.get("outputs")), _tuple(result.get("targets"))
         else:

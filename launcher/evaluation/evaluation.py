@@ -20,6 +20,7 @@ from launcher.evaluation.evaluate import Seen, Tally, evaluate, unseen
 from launcher.model.build import Model
 from launcher.model.ema import Average
 from launcher.objective.loss import Objective
+from launcher.objective.run_length import At
 from launcher.recipe import schema
 from launcher.runs.tracking.tracking import Line, Tracking
 from launcher.world import faults
@@ -95,6 +96,7 @@ class Evaluation:
         made: Told of each evaluation: the step, and its seconds.
         judged: Told of each value of the metric that decides.
         look: Gives what sees the batches of a set, with the weights as they are.
+        at: Gives where a step stands in its run.
     """
 
     def __init__(
@@ -112,11 +114,12 @@ class Evaluation:
         made: Callable[[int, float], None] = lambda step, seconds: None,
         judged: Callable[[float], None] = lambda value: None,
         look: Look = unlooked,
+        at: Callable[[int], At] = At,
     ):
         self.section, self.sets, self.evaluable, self.metrics = section, sets, evaluable, metrics
         self.tracking, self.best, self.history = tracking, best, history if history is not None else History()
         self.stopping, self.folder = stopping, folder
-        self.made, self.judged, self.look = made, judged, look
+        self.made, self.judged, self.look, self.at = made, judged, look, at
         self.improved = False
 
     @property
@@ -255,6 +258,7 @@ class Evaluation:
                 device,
                 heartbeat=partial(self._beat, progress, split, step),
                 seen=self.look(split, name) if seen else unseen,
+                at=self.at(step),
             )
 
     def _beat(self, progress: BatchProgress, split: str, step: int, done: int) -> None:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import send_to_device
 from torch import nn
 
 from launcher.checkpoints.saved_run import Saved
 from launcher.data.load import EvaluationLoader, Part, evaluation_parts, load_evaluation
+from launcher.data.transfer import moved
 from launcher.datasets.files import atomic_write, needed
 from launcher.device.device import Device, check_device, open_device, seed_everything, use_cpu
+from launcher.device.same_data import agree_on
 from launcher.errors import LauncherError, UsageError
 from launcher.evaluation.best import BestTracker
 from launcher.evaluation.evaluation import Evaluation, Look, unlooked
@@ -24,6 +27,7 @@ from launcher.evaluation.predictions import Predictions, columns_of, write_predi
 from launcher.model.build import Model, build_model
 from launcher.model.ema import Average
 from launcher.objective.loss import Objective, build_objective, loss_key
+from launcher.objective.run_length import At
 from launcher.recipe.build import Builder
 from launcher.recipe.schema import Recipe
 from launcher.runs.metrics import encode
@@ -73,6 +77,8 @@ def opened(saved: Saved, world: World, parts: Sequence[Part], cpu: bool) -> Iter
         builder, recipe.data, world, parts, evaluate=recipe.evaluate, seed=recipe.seed, on_gpu=not on_cpu
     )
     with open_device(recipe.device, world, cpu=cpu, threads=recipe.launch.threads) as device:
+        if world.size > 1:
+            agree_on(builder, recipe.data, {loader.name: loader for loader in sets.values()}, device.coordinator)
         model = build_model(builder, recipe.model, recipe.device, device, seed=recipe.seed)
         objective = build_objective(builder, recipe.loss, recipe.batch, recipe.train)
         objective.to(device.torch_device)
@@ -144,7 +150,14 @@ def evaluate_saved(
             collected = Predictions(model.objective)
             look: Look = collected.look if predictions is not None else unlooked
             evaluation = Evaluation(
-                model.recipe.evaluate, {}, model, metrics, NoTracking(), BestTracker(None), look=look
+                section=model.recipe.evaluate,
+                sets={},
+                evaluable=model,
+                metrics=metrics,
+                tracking=NoTracking(),
+                best=BestTracker(None),
+                look=look,
+                at=partial(_at, model.recipe, saved.at[1]),
             )
             lines += evaluation.measured({name: loader}, part, *saved.at) or []
             if predictions is not None:
@@ -156,6 +169,13 @@ def evaluate_saved(
 
 def _named(part: Part) -> str:
     return " ".join(part).strip()
+
+
+def _at(recipe: Recipe, epoch: float, step: int) -> At:
+    """Where the weights' training stood, as its own evaluations told a step function."""
+    train = recipe.train
+    done = epoch / train.epochs if train.epochs is not None else step / train.steps if train.steps is not None else 0.0
+    return At(step, math.floor(epoch + 1e-6), done)
 
 
 def _parts(recipe: Recipe, split: str | None) -> list[Part]:
@@ -206,7 +226,7 @@ def _outputs(model: Opened, loader: EvaluationLoader) -> Iterator[Mapping[str, l
     classifies = any(isinstance(term.function, nn.CrossEntropyLoss) for term in model.objective.terms)
     with torch.no_grad():
         for batch in loader.batches():
-            args, kwargs = layout.inputs(send_to_device(batch.data, device))
+            args, kwargs = layout.inputs(moved(batch.data, device))
             output = layout.outputs(bare(*args, **kwargs))[0]
             if not isinstance(output, torch.Tensor):
                 raise LauncherError("the model's output is no tensor; pick one of its parts with batch.outputs")

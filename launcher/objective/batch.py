@@ -16,11 +16,14 @@ class BatchLayout:
     """The recipe's `batch` section, applied.
 
     Args:
-        section: Positions or keys of inputs and targets, and of the model's outputs.
+        section: Positions, keys or paths of inputs and targets, and of the model's outputs.
     """
 
     def __init__(self, section: schema.Batch):
         self.section = section
+        self.is_whole = section.inputs == "whole"
+        # a batch handed over whole has its targets in it, unless the recipe names them
+        self._targets = [] if self.is_whole and "targets" not in section.model_fields_set else section.targets
         self._plain = section.inputs == [0] and section.targets == [1]
 
     def split(self, batch: Any) -> tuple[Sequence[Any], Mapping[str, Any], tuple[Any, ...]]:
@@ -31,11 +34,13 @@ class BatchLayout:
         """
         if self._plain and type(batch) in (tuple, list) and len(batch) == 2:
             return (batch[0],), {}, (batch[1],)
-        return *self.inputs(batch), tuple(self._part(batch, key) for key in self.section.targets)
+        return *self.inputs(batch), tuple(self._part(batch, key) for key in self._targets)
 
     def inputs(self, batch: Any) -> tuple[Sequence[Any], Mapping[str, Any]]:
         """Positional inputs and inputs by name; the batch needs no targets."""
         inputs = self.section.inputs
+        if isinstance(inputs, str):
+            return (batch,), {}
         if isinstance(inputs, dict):
             return (), {name: self._part(batch, key) for name, key in inputs.items()}
         return tuple(self._part(batch, key) for key in inputs), {}
@@ -62,21 +67,62 @@ class BatchLayout:
         return _pick(batch, key, "batch", "a batch")
 
 
+_NOTHING = object()
+
+
 def _pick(thing: Any, key: int | str, section: str, what: str) -> Any:
-    if isinstance(key, int) and isinstance(thing, tuple | list) and -len(thing) <= key < len(thing):
+    found = _at(thing, key)
+    if found is _NOTHING:
+        place, inner, rest = _as_far_as_there(thing, key)
+        what = f"{place!r} of {what}" if place else what
+        raise LauncherError(f"{section}: {what} has no {rest!r}; it is {_described(inner)}; name its parts in 'batch'")
+    return found
+
+
+def _at(thing: Any, key: int | str) -> Any:
+    """A part by its key, or by a path of keys with dots between; `_NOTHING` where there is none."""
+    found = _inside(thing, key)
+    if found is not _NOTHING or not isinstance(key, str):
+        return found
+    cuts = (place for place, letter in enumerate(key) if letter == ".")  # a key may have dots of its own
+    ways = (_at(inner, key[cut + 1 :]) for cut in cuts if (inner := _inside(thing, key[:cut])) is not _NOTHING)
+    return next((one for one in ways if one is not _NOTHING), _NOTHING)
+
+
+def _inside(thing: Any, key: int | str) -> Any:
+    """A part by position, key, field or attribute; digits in a path are positions."""
+    if isinstance(thing, Mapping) and key in thing:
         return thing[key]
-    if isinstance(key, str) and isinstance(thing, Mapping) and key in thing:
-        return thing[key]
-    if isinstance(key, str) and not isinstance(thing, tuple | list | dict | torch.Tensor) and hasattr(thing, key):
-        return getattr(thing, key)
-    raise LauncherError(f"{section}: {what} has no {key!r}; it is {_described(thing)}; name its parts in 'batch'")
+    if isinstance(key, str) and key.removeprefix("-").isdigit():
+        return _inside(thing, int(key))
+    if isinstance(key, int):
+        is_there = isinstance(thing, tuple | list) and -len(thing) <= key < len(thing)
+        return thing[key] if is_there else _NOTHING
+    if isinstance(thing, tuple | list):
+        return getattr(thing, key) if key in getattr(thing, "_fields", ()) else _NOTHING
+    return _NOTHING if isinstance(thing, dict | torch.Tensor) else getattr(thing, key, _NOTHING)
+
+
+def _as_far_as_there(thing: Any, key: int | str) -> tuple[str, Any, int | str]:
+    """How far a path that leads nowhere can be followed: that far, what is there, and the step that is missing."""
+    steps = key.split(".") if isinstance(key, str) else []
+    for number, step in enumerate(steps):
+        inner = _inside(thing, step)
+        if inner is _NOTHING:
+            return ".".join(steps[:number]), thing, step if number else key
+        thing = inner
+    return "", thing, key
 
 
 def _described(thing: Any) -> str:
     if isinstance(thing, Mapping):
         return f"a mapping with {', '.join(map(repr, thing))}"
+    if hasattr(thing, "_fields"):
+        return f"a {type(thing).__name__} with {', '.join(map(repr, thing._fields))}"
     if isinstance(thing, tuple | list):
         return f"a {type(thing).__name__} of {len(thing)}"
+    if named := [name for name in getattr(thing, "__dict__", {}) if not name.startswith("_")]:
+        return f"a {type(thing).__name__} with {', '.join(map(repr, named[:12]))}"
     return f"a {type(thing).__name__}"
 
 

@@ -89,6 +89,7 @@ class Builder:
         self.directory = directory
         self.allow = allowed_packages(allow, directory)
         self.computed: dict[str, int] = {}
+        self.meant: dict[tuple[str | int, ...], Any] = {}  # what a reference means where it is not what was built
         self._built: dict[tuple[str | int, ...], Any] = {}
         self._targets: dict[tuple[str, str, Path], Any] = {}
 
@@ -241,7 +242,8 @@ class Builder:
     def value(self, item: Any, handed: Mapping[str, Any]) -> Any:
         """An argument as its target gets it: components built, expressions evaluated, durations in steps."""
         if isinstance(item, Component):
-            return self.build(item, **handed)
+            built = self.build(item, **handed)
+            return self.meant.get(item.path, built)
         if isinstance(item, Expression):
             return item.evaluate(self.lookup)
         if isinstance(item, Mapping):

@@ -103,6 +103,12 @@ def _evaluation(recipe: Recipe) -> Iterator[Fault]:
         )
 
 
+def _data(recipe: Recipe) -> Iterator[Fault]:
+    if recipe.data.split_by_rank and isinstance(recipe.data.validation, str):
+        message = "a share of train is a share of one process's part; hand over a validation set that is whole"
+        yield ("data", "validation"), f"'{recipe.data.validation}' with split_by_rank: {message}"
+
+
 def _saving(recipe: Recipe) -> Iterator[Fault]:
     if recipe.save.final == "best" and recipe.evaluate.best is None:
         yield ("save", "final"), "nothing says what is best; state evaluate.best, as in {metric: loss, mode: min}"
@@ -191,6 +197,7 @@ def _slurm(recipe: Recipe) -> Iterator[Fault]:
 
 
 _CHECKS: Mapping[Callable[[Recipe], Iterator[Fault]], tuple[str, ...]] = {  # and the sections that each looks at
+    _data: ("data",),
     _evaluation: ("data", "evaluate", "train"),
     _saving: ("evaluate", "save"),
     _processes: ("data", "launch"),

@@ -77,6 +77,20 @@ def _loss(value: Any) -> Any:
     return value
 
 
+COLLATED = ("train", "evaluate")  # whose batches a collate of their own may make
+
+
+def _collate(value: Any) -> Any:
+    """One for all sets, or one for training and one for evaluating."""
+    if not isinstance(value, Mapping):
+        return _component(value) if value is not None else value
+    if not value or not all(isinstance(item, Component) for item in value.values()):
+        raise ValueError("is no collate; write {_target_: …} or {_ref_: …}, or {train: {…}, evaluate: {…}}")
+    if strange := [name for name in value if name not in COLLATED]:
+        raise ValueError(f"has '{strange[0]}'; allowed: {', '.join(COLLATED)}, each a collate")
+    return value
+
+
 _TURNS = (
     "several that step at different times (GANs, RL) need a loop of your own: `launcher run my_gan.py` gives any "
     "script these processes, logs, failure report and SLURM, with the sampler, checkpoints and stop_requested() to "
@@ -134,6 +148,15 @@ TestSet = Annotated[
     BeforeValidator(_test_set),
     _written(COMPONENT_SCHEMA, _SEVERAL, _NULL),
 ]
+Collate = Annotated[
+    Component | dict[str, Component] | None,
+    BeforeValidator(_collate),
+    _written(
+        COMPONENT_SCHEMA,
+        {"type": "object", "properties": dict.fromkeys(COLLATED, COMPONENT_SCHEMA), "additionalProperties": False},
+        _NULL,
+    ),
+]
 Loss = Annotated[
     Component | dict[str, Component] | Literal["model"] | None,
     BeforeValidator(_loss),
@@ -173,8 +196,9 @@ class Data(Section):
     )
     shuffle: bool = Field(True, description="Mix the order of each epoch, the same for every number of processes.")
     drop_last: bool = Field(False, description="Leave out an epoch's last, short batch.")
-    collate: AComponent | None = Field(
-        None, description="Makes a batch of a list of samples, in place of torch's default."
+    collate: Collate = Field(
+        None,
+        description="Makes a batch of a list of samples, in place of torch's default; or {train: …, evaluate: …}.",
     )
     weights: Weights | None = Field(
         None, description="A weight per sample (a function's result, or a .npy file): drawn with replacement."
@@ -183,13 +207,16 @@ class Data(Section):
         True,
         description="Seed random, NumPy and torch before each sample, so that augmentation is reproducible.",
     )
+    split_by_rank: bool = Field(
+        False, description="Each process's training set holds its own part already, and is read as it is."
+    )
     timeout: Time = Field(Duration(600, "seconds", "10 minutes"), description="How long a batch may take to be read.")
     scratch: str | None = Field(
         None, description="A folder on a disk of each machine, where data sets that take one are copied once, and read."
     )
 
 
-Part = int | str  # a position or a key of a batch
+Part = int | str  # a position, a key or an attribute of a batch, or a path of them, as in `x.left`
 
 
 def _first() -> list[Part] | dict[str, Part]:
@@ -203,12 +230,14 @@ def _second() -> list[Part]:
 class Batch(Section):
     """Which parts of a batch the model and the loss get."""
 
-    inputs: list[Part] | dict[str, Part] = Field(
+    inputs: list[Part] | dict[str, Part] | Literal["whole"] = Field(
         default_factory=_first,
-        description="Positions or keys of a batch: a list calls model(*x), a mapping model(**x).",
+        description="Positions, keys or paths (x.left) in a batch: a list calls model(*x), a mapping model(**x), "
+        "'whole' model(batch).",
     )
     targets: list[Part] = Field(
-        default_factory=_second, description="Positions or keys handed to the loss after the outputs."
+        default_factory=_second,
+        description="Positions, keys or paths handed to the loss after the outputs; none with 'inputs: whole'.",
     )
     outputs: list[Part] | None = Field(
         None, description="Positions, keys or attributes of the model's result; null: the whole result."

@@ -22,6 +22,7 @@ _FREE = (
     "data.workers",
     "data.timeout",
     "data.scratch",
+    "data.collate.evaluate",
     "data.test",
     "optimizer.fused",  # how a step is computed, and not what
     "optimizer.foreach",

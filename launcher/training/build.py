@@ -22,14 +22,21 @@ from launcher.training.update import OneOptimizer
 from launcher.world.world import World
 
 
-def open_run_data(recipe: Recipe, builder: Builder, world: World, *, on_gpu: bool = False) -> Data:
+def open_run_data(recipe: Recipe, builder: Builder, world: World, *, on_gpu: bool = False, trains: bool = True) -> Data:
     """Phase 1: the data sets, cut into batches for this rank.
 
     Raises:
         RecipeError: An epoch would have no step, or a set cannot do what is asked of it.
     """
     return load_data(
-        builder, recipe.data, world, evaluate=recipe.evaluate, train=recipe.train, seed=recipe.seed, on_gpu=on_gpu
+        builder,
+        recipe.data,
+        world,
+        evaluate=recipe.evaluate,
+        train=recipe.train,
+        seed=recipe.seed,
+        on_gpu=on_gpu,
+        trains=trains,
     )
 
 

@@ -173,6 +173,7 @@ def _session(
         made=record.evaluated,
         judged=state.schedule.evaluated,
         look=shown.look if shown is not None else unlooked,
+        at=state.length.at,
     )
     saving = Saving(
         section=recipe.save,

@@ -351,6 +351,9 @@ class Flow(IterableDataset[tuple[Tensor, Tensor]]):
 class FlatWords(Words):
     """Words of all rows of a batch below one another: more of them than samples."""
 
+    def __getitem__(self, index: int) -> Any:
+        raise NotImplementedError("ask for batches")
+
     def get_batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         return self.inputs[indices].flatten(0, 1), self.targets[indices].flatten()
 
@@ -360,6 +363,9 @@ class OnlyBatches(WholeNumbers):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         raise NotImplementedError("ask for batches")
+
+    def get_batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        return super().get_batch(indices)
 
 
 class Gone(Numbers):

@@ -16,7 +16,6 @@ from torch.utils.data import Subset, TensorDataset
 
 from launcher.data.load import Data
 from launcher.data.loaders import EvaluationLoader, MicroBatch, TrainLoader
-from launcher.data.reading import whole_batches
 from launcher.data.streams import StreamLoader, has_shards
 from launcher.data.subsets import Part, innermost, is_hub_dataset
 from launcher.data.workers import BATCHES_AHEAD
@@ -31,6 +30,11 @@ _UNEVEN = 5.0  # classes that differ by more are spoken of
 
 class Layout(Protocol):
     """Which parts of a batch go where: the recipe's `batch`, applied."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the model gets the batch as it is."""
+        ...
 
     def split(self, batch: Any) -> tuple[Sequence[Any], Mapping[str, Any], tuple[Any, ...]]:
         """Positional inputs, inputs by name, and targets."""
@@ -58,7 +62,9 @@ class Field:
     @property
     def numbers(self) -> NDArray[np.float64] | None:
         """All its numbers, None where it has none."""
-        if not isinstance(self.value, Tensor) or self.value.is_complex():
+        if not isinstance(self.value, Tensor) or self.value.is_complex() or self.value.layout is not torch.strided:
+            return None
+        if self.value.is_nested or self.value.is_quantized:
             return None
         return self.value.detach().double().numpy()
 
@@ -87,11 +93,14 @@ def fields_of(batch: Any, layout: Layout) -> list[Field]:
     """
     inputs, named, targets = layout.split(batch)
     roles = {id(value): "input" for value in [*inputs, *named.values()]} | {id(value): "target" for value in targets}
+    other = "input" if layout.is_whole else ""
     if isinstance(batch, Mapping):
         items: list[tuple[int | str, Any]] = [(str(key), value) for key, value in batch.items()]
+    elif isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        items = list(zip(batch._fields, batch, strict=True))
     else:
         items = list(enumerate(batch)) if isinstance(batch, tuple | list) else [(0, batch)]
-    return [Field(key, roles.get(id(value), ""), value) for key, value in items]
+    return [Field(key, roles.get(id(value), other), value) for key, value in items]
 
 
 def first_batch(loader: TrainLoader | EvaluationLoader) -> MicroBatch:
@@ -249,7 +258,7 @@ def _about_workers(loader: TrainLoader, measured: Sequence[Speed]) -> Iterator[s
         yield f"data.workers: {best.workers} reads {best.samples:,.0f} samples a second{than}"
     else:
         yield f"data.workers: {now}, as it is, reads {at_present.samples:,.0f} samples a second; none is faster"
-    if best.workers == 0 and best.samples > _QUICK and whole_batches(loader.dataset, loader.reading.collate) is None:
+    if best.workers == 0 and best.samples > _QUICK and not loader.reads_whole_batches:
         yield "a method get_batch(indices) that reads many samples at once would spare a call for each"
 
 

@@ -24,7 +24,6 @@ from launcher.data.inspect.measure import (
 from launcher.data.inspect.picture_sheet import write_sheet
 from launcher.data.load import Data
 from launcher.data.loaders import EvaluationLoader, TrainLoader
-from launcher.data.reading import whole_batches
 from launcher.data.streams import StreamLoader
 from launcher.data.subsets import innermost, name_of
 from launcher.text import short
@@ -160,7 +159,7 @@ def _classes(balance: Balance) -> Iterator[str]:
 
 def _reading(loader: TrainLoader, seconds: float, measured: list[Speed]) -> Iterator[str]:
     cpus = usable_cpus()
-    how = "whole batches" if whole_batches(loader.dataset, loader.reading.collate) else "sample by sample"
+    how = "whole batches" if loader.reads_whole_batches else "sample by sample"
     samples = len(loader.sampler.shares(0)[0].indices)
     yield f"\nreading train alone, {how}, batches of {samples:,}, {cpus} CPU{'s' * (cpus > 1)} here"
     yield f"  {'workers':>7}  {'batches/s':>11}  {'samples/s':>12}  {'first batch':>11}"

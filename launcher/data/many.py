@@ -1,0 +1,184 @@
+"""Whether a data set's `get_batch(indices)` may stand for its samples: known from where it is defined, and measured.
+
+A name means nothing: nanoGPT's `get_batch(batch_size)` draws at random, and a class that overrides `__getitem__` alone
+inherits a `get_batch` that knows nothing of it. So it must be defined no higher than `__getitem__`, by the class itself
+and not by a `__getattr__`, and give what collating a few single samples gives.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.data import default_collate
+
+from launcher.data.seeds import randomness_restored, seed_generators
+
+GetBatch = Callable[[torch.Tensor], Any]
+_ROUNDING = 64.0  # times the type's precision: many rows at once may round otherwise than one
+
+
+class Verdict(NamedTuple):
+    """What is known of a data set's `get_batch`.
+
+    Attributes:
+        get_batch: It, where it may be used.
+        why: What the plan says where it is not used, or used without having been compared.
+    """
+
+    get_batch: GetBatch | None = None
+    why: str = ""
+
+
+_verdicts: dict[int, tuple[weakref.ref[Any], Verdict]] = {}  # by the data set's id: looked at once a process
+
+
+def verdict_on(dataset: Any) -> Verdict:
+    """Whether `get_batch` may be used, and why not."""
+    known = _verdicts.get(id(dataset))
+    if known is not None and known[0]() is dataset:
+        return known[1]
+    verdict = _verdict(dataset)
+    with suppress(TypeError):  # some things cannot be referred to weakly: they are looked at again
+        _verdicts[id(dataset)] = weakref.ref(dataset), verdict
+    return verdict
+
+
+def _verdict(dataset: Any) -> Verdict:
+    kind = type(dataset)
+    name, level, single = f"{kind.__name__}.get_batch", _level(kind, "get_batch"), _level(kind, "__getitem__")
+    try:
+        get_batch = getattr(dataset, "get_batch", None)
+    except Exception:  # a __getattr__ of somebody's
+        return Verdict()
+    if not callable(get_batch):
+        return Verdict()
+    if level is None:
+        return _unused(name, f"it is no method of the class {kind.__name__}")
+    if single is not None and level > single:
+        by, of = kind.__mro__[single].__name__, kind.__mro__[level].__name__
+        return _unused(name, f"{by} overrides __getitem__, of which {of}.get_batch knows nothing")
+    try:
+        why = _difference(dataset, get_batch)
+    except _OnTrustError as reason:
+        return Verdict(get_batch, f"{name} is taken at its word: {reason}")
+    return _unused(name, why) if why else Verdict(get_batch)
+
+
+class _OnTrustError(Exception):
+    """There is nothing to compare batches with."""
+
+
+def _unused(name: str, why: str) -> Verdict:
+    return Verdict(None, f"{name} is not used, and samples are read one by one: {why}")
+
+
+def _level(kind: type, name: str) -> int | None:
+    """How far up a class's bases a name is defined; None where it is not."""
+    return next((number for number, base in enumerate(kind.__mro__) if name in vars(base)), None)
+
+
+def _difference(dataset: Any, get_batch: GetBatch) -> str:
+    """In what `get_batch` differs from single samples; empty where it does not on a few, in an order of no meaning."""
+    size = len(dataset)
+    if not size:
+        return ""
+    with randomness_restored(needed=True):
+        for indices in ([size - 1, 0, size // 2, size // 3], [size // 2]):
+            asked = list(dict.fromkeys(indices))
+            if why := _difference_at(dataset, get_batch, asked):
+                return why
+    return ""
+
+
+def _difference_at(dataset: Any, get_batch: GetBatch, indices: list[int]) -> str:
+    samples = []
+    try:
+        for index in indices:
+            seed_generators(0, index)
+            samples.append(dataset[index])
+    except NotImplementedError:  # as torch's own Dataset says where a class has none
+        raise _OnTrustError("there are no single samples to compare with") from None
+    except Exception as error:
+        return f"a single sample cannot be read ({_told(error)}), so that nothing can be compared"
+    seed_generators(0)
+    try:
+        batch = get_batch(torch.tensor(indices))
+    except Exception as error:
+        return f"get_batch(indices) fails ({_told(error)})"
+    try:
+        collated = default_collate(samples)
+    except (RuntimeError, TypeError, KeyError):
+        raise _OnTrustError("single samples make no batch without a data.collate") from None
+    place = difference(collated, batch)
+    return f"for samples {', '.join(map(str, indices))} it gives other values{place}" if place is not None else ""
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+
+
+# ---------------------------------------------------------------------- comparing
+
+
+def difference(one: Any, other: Any, place: str = "") -> str | None:
+    """Where two batches differ by more than rounding, as ` at [1]`; None where they are alike.
+
+    A list is as good as a tuple: a default collate gives lists, and people write tuples.
+    """
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return None if _same_numbers(one, other) else _at(place)
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        if one.keys() != other.keys():
+            return _at(place)
+        return _first(difference(one[key], other[key], f"{place}[{key!r}]") for key in one)
+    if _is_sequence(one) and _is_sequence(other):
+        if len(one) != len(other):
+            return _at(place)
+        pairs = enumerate(zip(one, other, strict=True))
+        return _first(difference(mine, its, f"{place}[{number}]") for number, (mine, its) in pairs)
+    try:
+        return None if bool(one == other) else _at(place)
+    except Exception:  # things that cannot be compared are not known to be alike
+        return _at(place)
+
+
+def _at(place: str) -> str:
+    return f" at {place}" if place else ""
+
+
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
+def _first(found: Any) -> str | None:
+    return next((one for one in found if one is not None), None)
+
+
+def _same_numbers(one: torch.Tensor, other: torch.Tensor) -> bool:
+    if one.dtype != other.dtype or one.layout != other.layout or one.is_nested != other.is_nested:
+        return False
+    if one.is_nested:
+        parts = one.unbind(), other.unbind()
+        return len(parts[0]) == len(parts[1]) and all(map(_same_numbers, *parts))
+    if one.shape != other.shape:
+        return False
+    one, other = (_dense(tensor) for tensor in (one, other))
+    if not (one.is_floating_point() or one.is_complex()):
+        return bool(torch.equal(one, other))
+    precision = _ROUNDING * torch.finfo(one.dtype).eps
+    wide = torch.complex128 if one.is_complex() else torch.float64
+    one, other = one.to(wide), other.to(wide)
+    finite = one[one.isfinite()].abs()
+    scale = float(finite.max()) if finite.numel() else 0.0
+    return torch.allclose(one, other, rtol=precision, atol=precision * scale, equal_nan=True)
+
+
+def _dense(tensor: torch.Tensor) -> torch.Tensor:
+    tensor = tensor.detach().cpu()
+    if tensor.is_quantized:
+        return tensor.dequantize()
+    return tensor.resolve_conj().resolve_neg() if tensor.layout is torch.strided else tensor.to_dense()
