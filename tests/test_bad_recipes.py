@@ -11,12 +11,13 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+from places import SUPPORT
 
 from launcher.errors import EXIT_USAGE, RecipeError
 from launcher.recipe.components import Workshop
 from launcher.recipe.load import load_recipe
 
-BAD_RECIPES = Path(__file__).parent / "bad_recipes"
+BAD_RECIPES = SUPPORT / "bad_recipes"
 
 
 def bad(folder: str) -> list[Path]:

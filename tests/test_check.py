@@ -14,12 +14,10 @@ from pathlib import Path
 import projects
 import pytest
 import worlds
+from places import REAL, ROOT, SHIPPED
 
 from launcher.cli import main
 
-ROOT = Path(__file__).parent.parent
-SHIPPED = [*sorted((ROOT / "recipes").glob("*.yaml")), *sorted((ROOT / "recipes").glob("*/recipe.yaml"))]
-REAL = ROOT / "tests" / "recipes" / "real"
 STAGES = ["reading", "components", "data", "model", "batch", "forward", "loss", "backward", "step", "evaluation"]
 
 

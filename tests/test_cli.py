@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from places import ROOT, SHIPPED
 from worlds import TINY, Trained, result_of, train
 
 import launcher
 from launcher.cli import main
 
-ROOT = Path(__file__).parent.parent
 CPU = {"ACCELERATE_USE_CPU": "true"}
 SHORT = ["train.epochs=2", "launch.threads=1"]
 
@@ -289,7 +289,7 @@ def test_the_gpt_learns_python_s_own_source(tmp_path: Path) -> None:
 
 
 def test_every_recipe_opens_with_the_command_that_runs_it() -> None:
-    for path in [*(ROOT / "recipes").glob("*.yaml"), *(ROOT / "recipes").glob("*/recipe.yaml")]:
+    for path in SHIPPED:
         head = path.read_text().split("\nname:")[0]
         assert f"launcher train {path.relative_to(ROOT)}" in head
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from places import RECIPES
 from worlds import in_world, killed, train, train_here
 
 from launcher.data import Data, fair_workers, load_data, sets
@@ -22,7 +23,7 @@ from launcher.launch.world import World, usable_cpus
 from launcher.recipe.components import BuildError, Workshop
 from launcher.recipe.load import load_recipe
 
-RECIPE = Path(__file__).parent / "recipes" / "data.yaml"
+RECIPE = RECIPES / "data.yaml"
 _context = multiprocessing.get_context("fork")
 
 

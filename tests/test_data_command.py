@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from test_datasets import FLOWERS, paint
+from places import RECIPES
+from samples import FLOWERS, paint
 
 from launcher.cli import main
 from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE
 
-SOURCES = Path(__file__).parent / "recipes" / "data.yaml"
+SOURCES = RECIPES / "data.yaml"
 RECIPE = """
 name: mine
 data:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from samples import FLOWERS, paint
 from torch import Tensor
 from torch.utils.data import default_collate
 
@@ -48,11 +49,6 @@ def check_whole_batches(dataset: Any) -> None:
 
 
 # --- pictures ---
-
-
-def paint(path: Path, colour: tuple[int, int, int] = (255, 0, 0), size: tuple[int, int] = (12, 8)) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, colour).save(path)
 
 
 @pytest.fixture
@@ -246,8 +242,6 @@ def test_arrays_that_do_not_fit(arrays: tuple[Path, Path], tmp_path: Path) -> No
 
 
 # --- tables ---
-
-FLOWERS = "sepal,petal,bees,kind\n5.1,1.4,2,setosa\n7.0,4.7,0,virginica\n6.4,4.5,1,versicolor\n4.9,1.5,3,setosa\n"
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_failures import FAILING
+from places import FAILING
 from worlds import Command, in_world, train_here
 
 LONG = ("train.epochs=2000", "device.timeout=5 seconds")

@@ -18,6 +18,7 @@ import hypothesis.strategies as st
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
+from places import SUPPORT
 from pydantic import BaseModel
 
 from launcher.errors import EXIT_USAGE, Problem, RecipeError
@@ -28,7 +29,7 @@ from launcher.recipe.references import COMPUTED, Expression, ExpressionError
 from launcher.recipe.schema import Recipe, model_in
 from launcher.recipe.shapes import OPTIONS
 
-BAD_RECIPES = pathlib.Path(__file__).parent / "bad_recipes" / "reading"
+BAD_RECIPES = SUPPORT / "bad_recipes" / "reading"
 
 
 def read(folder: pathlib.Path, text: str | bytes, *overrides: str, remove: tuple[str, ...] = ()) -> Document:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from places import ROOT
 from recipes.parts import Net, Numbers, WholeNumbers
 from torch import nn
 from worlds import TINY, in_world, killed, result_of, train
@@ -240,7 +241,7 @@ def test_gradients_that_are_not_finite_can_be_skipped(tmp_path: Path, capsys: py
 
 
 def test_bf16_runs_on_a_cpu_and_fp16_names_it(tmp_path: Path) -> None:
-    recipe = Path(__file__).parent.parent / "recipes" / "digits_mlp.yaml"
+    recipe = ROOT / "recipes" / "digits_mlp.yaml"
     trained = train(tmp_path / "run", "device.precision=bf16", "train.epochs=2", recipe=recipe)
     assert trained.column("loss", "validation")[-1] < 1.5
     assert {value.dtype for value in trained.weights.values()} == {torch.float32}

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from places import ROOT
 from worlds import TINY, Command
 
 from launcher.cli import main
 from launcher.doctor import BROKEN, WARNING, findings
 from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED
 
-GAN = str(Path(__file__).parent.parent / "recipes" / "gan" / "train.py")
+GAN = str(ROOT / "recipes" / "gan" / "train.py")
 
 
 def run(folder: Path, name: str) -> Command:

@@ -10,6 +10,7 @@ from typing import Any
 
 import projects
 import pytest
+from places import SUPPORT
 
 from launcher.cli import main
 from launcher.errors import LauncherError, RecipeError, UsageError
@@ -62,7 +63,7 @@ def find(name: str, *allow: str) -> Any:
 
 
 def listed_names(kind: str) -> list[str]:
-    lines = (Path(__file__).parent / "names" / f"{kind}.txt").read_text().splitlines()
+    lines = (SUPPORT / "names" / f"{kind}.txt").read_text().splitlines()
     return [line for line in lines if line and not line.startswith("#")]
 
 

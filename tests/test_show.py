@@ -7,15 +7,14 @@ from pathlib import Path
 
 import projects
 import pytest
+from places import REAL, SHIPPED
 
 from launcher.cli import main
 from launcher.recipe.document import Problems, parse
 from launcher.recipe.load import load_recipe
 from launcher.recipe.show import quoted, render, resolved, scalar
 
-ROOT = Path(__file__).parent.parent
-SHIPPED = [*sorted((ROOT / "recipes").glob("*.yaml")), *sorted((ROOT / "recipes").glob("*/recipe.yaml"))]
-REAL = [path for path in sorted((ROOT / "tests" / "recipes" / "real").glob("*.yaml")) if path.stem != "gan"]
+READABLE = [*SHIPPED, *(path for path in sorted(REAL.glob("*.yaml")) if path.stem != "gan")]
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +31,7 @@ def show(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[in
 # ---------------------------------------------------------------------- reading back
 
 
-@pytest.mark.parametrize("path", [*SHIPPED, *REAL], ids=lambda path: f"{path.parent.name}-{path.stem}")
+@pytest.mark.parametrize("path", READABLE, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_what_is_shown_reads_back_to_the_same_recipe(tmp_path: Path, path: Path) -> None:
     shutil.copytree(path.parent, tmp_path / "copy", ignore=shutil.ignore_patterns("runs", "__pycache__"))
     recipe = load_recipe(tmp_path / "copy" / path.name)

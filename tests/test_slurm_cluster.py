@@ -11,8 +11,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from cluster import ROOT, Cluster, log, number_of, reached, start_cluster
-from worlds import TINY, Trained, result_of, train
+from cluster import Cluster, log, number_of, reached, start_cluster
+from places import ROOT, TINY
+from worlds import Trained, result_of, train
 
 from launcher.cli import main
 from launcher.launch.nodelist import expand

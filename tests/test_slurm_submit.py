@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from places import ROOT, TINY
 
 from launcher.cli import main
 from launcher.errors import LauncherError, RecipeError, UsageError
@@ -25,8 +26,6 @@ from launcher.runs.folder import read_json, write_json
 from launcher.runs.queued import Ending, Submission, advance_in_words, begin, in_words, lasting_words, mark_submitted
 from launcher.runs.reading import Run
 
-ROOT = Path(__file__).parent.parent
-TINY = ROOT / "tests" / "recipes" / "tiny.yaml"
 CODE = Path("RUN") / "code" / "tiny.yaml"  # the copy of it that a job runs
 HOSTILE = ["a b", 'a"b', "a'b", "$(touch PWNED)", "`touch PWNED`", "; touch PWNED", "a\\b", "#SBATCH --wrap=x", "-x"]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from places import ROOT
 from recipes.parts import Net, WholeNumbers
 from torch import nn
 from worlds import Trained, train
@@ -146,7 +147,7 @@ def test_augmentation_is_the_same_for_every_world_and_number_of_workers(tmp_path
 
 
 def test_float32_losses_of_the_first_steps_agree(tmp_path: Path) -> None:
-    recipe = Path(__file__).parent.parent / "recipes" / "digits_mlp.yaml"
+    recipe = ROOT / "recipes" / "digits_mlp.yaml"
     short = ["train.epochs=1", "track.every=1 steps", "model.dropout=0.0"]
     one = train(tmp_path / "one", *short, recipe=recipe)
     two = train(tmp_path / "two", *short, recipe=recipe, size=2)

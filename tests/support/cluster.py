@@ -13,11 +13,11 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
 from launcher.runs.queued import Submission
 from launcher.runs.reading import Run
 
-ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "scripts" / "slurm_cluster"
 
 

@@ -18,11 +18,12 @@ from typing import Any
 
 import psutil
 import torch
+from places import ROOT
+from places import TINY as TINY  # the recipe that most tests train
 
 from launcher.recipe.load import load_recipe
 from launcher.tracking import Line, read_metrics
 
-TINY = Path(__file__).parent / "recipes" / "tiny.yaml"
 _context = multiprocessing.get_context("forkserver")
 # imported once: what each process would otherwise spend seconds on
 _context.set_forkserver_preload(
@@ -268,7 +269,7 @@ def _command(
     if netns is not None:
         with open(f"/run/netns/{netns}") as file:
             assert ctypes.CDLL(None).setns(file.fileno(), 0) == 0
-    root = str(Path(__file__).parent.parent)
+    root = str(ROOT)
     os.environ.update(environment, PYTHONPATH=root, PYTHONUNBUFFERED="1")
     with open(screen, "w") as file:
         os.dup2(file.fileno(), 1)
