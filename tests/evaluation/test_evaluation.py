@@ -15,6 +15,7 @@ import pytest
 import torch
 from recipes.parts import Net, Numbers, OneNumber, Values, WordNet, Words, YesOrNo, spread
 from sklearn.metrics import f1_score, precision_score, r2_score, roc_auc_score, roc_curve
+from tiers import rounds
 from torch import nn
 from worlds import TINY, Command, Trained, in_world, survivors, train, train_here
 
@@ -130,7 +131,7 @@ def check_task(task: str, trained: Trained) -> None:
             assert all(one == pytest.approx(other, abs=1e-6, rel=1e-6) for one, other in pairs), (size, name)
 
 
-@pytest.mark.parametrize(("size", "ranks"), [(1, "first"), (2, "first"), (2, "all"), (3, "all"), (4, "all")])
+@rounds("size, ranks", plain=[(1, "first"), (2, "all"), (3, "all")], long=[(2, "first"), (4, "all")])
 def test_the_figures_are_those_of_brute_force(tmp_path: Path, size: int, ranks: str) -> None:
     how = ("train={steps: 2}", "evaluate.batch_size=9", f"evaluate.ranks={ranks}")
     for task, settings in TASKS.items():
@@ -150,9 +151,9 @@ def test_all_ranks_find_what_rank_0_finds_also_with_batch_norm(tmp_path: Path, s
         assert shared.column(key, "validation") == pytest.approx(first.column(key, "validation"), abs=1e-9)
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_evaluation_may_take_three_times_the_group_s_timeout(tmp_path: Path, size: int) -> None:
-    slow = "data.validation={_target_: 'parts.py:Slow', seconds: 6}"
+@rounds("size, seconds", plain=[(2, 4)], long=[(2, 6), (3, 6)])
+def test_evaluation_may_take_several_times_the_group_s_timeout(tmp_path: Path, size: int, seconds: int) -> None:
+    slow = f"data.validation={{_target_: 'parts.py:Slow', seconds: {seconds}}}"
     timeout = "device.timeout=2 seconds"
     settings = (*BATCH_NORM[:2], "train={steps: 3}")
     trained = train(tmp_path / "run", *settings, slow, timeout, "evaluate.every=2 steps", size=size)
@@ -177,8 +178,11 @@ def _tells(folder: str, faults: str | None, overrides: tuple[str, ...]) -> str:
     return "nothing"
 
 
-@pytest.mark.parametrize("how", FAILURES)
-@pytest.mark.parametrize("ranks", ["first", "all"])
+@rounds(
+    "ranks, how",
+    plain=[("first", "raises"), ("first", "is killed"), ("all", "hangs")],
+    long=[("all", "raises"), ("all", "is killed"), ("first", "hangs")],
+)
 def test_a_rank_that_is_lost_in_evaluation_ends_the_others_at_once(tmp_path: Path, how: str, ranks: str) -> None:
     validation, faults, said = FAILURES[how]
     overrides = (
@@ -200,19 +204,23 @@ REPORTS = {
 }
 
 
-@pytest.mark.parametrize("how", REPORTS)
-def test_what_happens_to_rank_0_in_an_evaluation_is_reported_and_nobody_is_left(tmp_path: Path, how: str) -> None:
+@rounds("how, size", plain=[(how, 2) for how in REPORTS], long=[(how, 3) for how in REPORTS])
+def test_what_happens_to_rank_0_in_an_evaluation_is_reported_and_nobody_is_left(
+    tmp_path: Path, how: str, size: int
+) -> None:
     faults, first = REPORTS[how]
     validation = "Stuck" if how == "hangs" else "Numbers"
     overrides = (
         f"data.validation={{_target_: 'parts.py:{validation}', size: 60}}",
         *("evaluate.batch_size=5", "evaluate.timeout=2 seconds", "evaluate.every=2 steps", "launch.threads=1"),
     )
-    arguments = ("--cpu", "--processes", "3", "--run-dir", "run", "--quiet")
+    arguments = ("--cpu", "--processes", str(size), "--run-dir", "run", "--quiet")
     done = Command(tmp_path, "train", str(TINY), *arguments, *overrides, LAUNCHER_FAULTS=faults).wait()
     ended = time.time()
     assert (done.code, done.left) == (1, []), done.screen
-    assert re.match(rf"launcher: rank 0 of 3 on \S+ failed at step 2 \(epoch 0\.50\){first}", done.report), done.screen
+    assert re.match(rf"launcher: rank 0 of {size} on \S+ failed at step 2 \(epoch 0\.50\){first}", done.report), (
+        done.screen
+    )
     failure = json.loads((tmp_path / "run" / "failure.json").read_text())
     assert (failure["rank"], failure["step"]) == (0, 2)
     assert ended - failure["time"] < 10  # the issue's own bound
@@ -225,12 +233,12 @@ def _says_into(errors: str, folder: str, overrides: tuple[str, ...]) -> None:
 
 def test_what_hangs_is_shown_where_it_stands(tmp_path: Path) -> None:
     stuck = "data.validation={_target_: 'parts.py:Stuck', size: 60}"
-    overrides = (stuck, "evaluate.timeout=4 seconds", "evaluate.first=true", "evaluate.batch_size=5")
+    overrides = (stuck, "evaluate.timeout=2 seconds", "evaluate.first=true", "evaluate.batch_size=5")
     errors = tmp_path / "errors"
     with pytest.raises(AssertionError, match="it died"):
         in_world(1, _says_into, str(errors), str(tmp_path / "run"), overrides)
     said = errors.read_text()
-    assert "evaluate.timeout: no progress for 4 seconds in validation, 4 of 12 batches done" in said
+    assert "evaluate.timeout: no progress for 2 seconds in validation, 4 of 12 batches done" in said
     assert "time.sleep(3600 if index == 20 else 0)" in said
 
 

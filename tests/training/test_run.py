@@ -152,14 +152,6 @@ def test_an_evaluation_is_due_by_the_clock(tmp_path: Path) -> None:
     assert all(1 <= after - before <= 2 for before, after in zip([0, *steps], steps, strict=False))
 
 
-def test_evaluation_may_outlast_the_process_group_s_timeout(tmp_path: Path) -> None:
-    slow = "data.validation={_target_: parts.py:Slow, seconds: 4}"
-    trained = train(
-        tmp_path / "run", slow, "device.timeout=2 seconds", "train={steps: 3}", "evaluate.every=2 steps", size=2
-    )
-    assert trained.distance(train(tmp_path / "alone", "train={steps: 3}")) < 1e-9
-
-
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_a_run_goes_on_from_its_checkpoint_bit_for_bit(tmp_path: Path, size: int) -> None:
     changes = ["model.dropout=0.3", "save={every: 2 steps, keep: 20}", *EVALUATED]
