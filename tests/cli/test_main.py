@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -12,8 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import torch
-from places import ROOT, SHIPPED
+from places import ROOT
 from worlds import TINY, Trained, result_of, train
 
 import launcher
@@ -245,53 +243,7 @@ def test_recipes_travel_in_the_package(tmp_path: Path, installed: Path) -> None:
     assert where.stdout.startswith(str(installed))
 
 
-# ---------------------------------------------------------------------- the recipes
-
-
-def test_your_own_loop_and_the_recipe_have_equal_losses(tmp_path: Path) -> None:
-    loop = ROOT / "recipes" / "custom_model" / "your_train.py"
-    script = (
-        f"import json, sys; sys.path.insert(0, {str(loop.parent)!r}); import your_train; "
-        "json.dump(your_train.main(), open('losses.json', 'w'))"
-    )
-    done = shell(sys.executable, "-c", script, folder=tmp_path)
-    assert done.returncode == 0, done.stderr
-    trained = train(tmp_path / "run", "track.every=1 steps", recipe=ROOT / "recipes" / "custom_model" / "recipe.yaml")
-    losses = json.loads((tmp_path / "losses.json").read_text())
-    assert len(losses) == 640
-    assert trained.column("loss") == pytest.approx(losses, abs=1e-6)  # the fused AdamW rounds otherwise than the loop's
-    by_hand = torch.load(tmp_path / "model_weights.pth", weights_only=True)
-    assert {name: value.shape for name, value in by_hand.items()} == {n: v.shape for n, v in trained.weights.items()}
-
-
-@pytest.mark.parametrize(("recipe", "accuracy"), [("digits_mlp", 0.97), ("digits_cnn", 0.98)])
-def test_digits_are_told_apart(tmp_path: Path, recipe: str, accuracy: float) -> None:
-    trained = train(tmp_path / "run", recipe=ROOT / "recipes" / f"{recipe}.yaml")
-    assert trained.column("accuracy", "test")[0] >= accuracy
-
-
-def test_the_regression_explains_the_data(tmp_path: Path) -> None:
-    trained = train(tmp_path / "run", recipe=ROOT / "recipes" / "tabular_regression.yaml")
-    assert trained.column("r2", "test")[0] > 0.4
-
-
-def test_the_gpt_learns_python_s_own_source(tmp_path: Path) -> None:
-    short = [
-        "train.steps=100",
-        "evaluate.every=50 steps",
-        "evaluate.limit=5 batches",
-        "model.layers=2",
-        "model.width=64",
-    ]
-    trained = train(tmp_path / "run", *short, recipe=ROOT / "recipes" / "text_gpt.yaml")
-    first, last = trained.column("loss", "validation")
-    assert last < first < 4.0
-
-
-def test_every_recipe_opens_with_the_command_that_runs_it() -> None:
-    for path in SHIPPED:
-        head = path.read_text().split("\nname:")[0]
-        assert f"launcher train {path.relative_to(ROOT)}" in head
+# ---------------------------------------------------------------------- the version
 
 
 def test_the_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import random
 import resource
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from worlds import TINY, in_world, result_of, survivors, train_here
+from worlds import TINY, Command, in_world, result_of, survivors, train_here
 
 from launcher.coordination import Coordinator, PeerError, packed, unpacked
 from launcher.exchange import SLOT_BYTES, Memory, shared_memory
@@ -272,13 +270,9 @@ def test_ranks_on_several_machines_have_none() -> None:
 
 def test_a_recipe_can_leave_it_to_gloo(tmp_path: Path) -> None:
     for shared, is_said in (("true", True), ("false", False)):
-        settings = ["--processes", "3", "launch.threads=1", f"device.ddp.shared_memory={shared}"]
-        done = subprocess.run(
-            [sys.executable, "-m", "launcher", "train", TINY, "--cpu", *settings, "--run-dir", tmp_path / shared],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        settings = ("--processes", "3", "launch.threads=1", f"device.ddp.shared_memory={shared}")
+        done = Command(tmp_path, "train", str(TINY), "--cpu", *settings, "--run-dir", shared).wait()
+        assert done.code == 0, done.screen
         said = "3 processes, started by launcher, gradients in shared memory (device.ddp.shared_memory=false turns"
-        assert (said in done.stdout) is is_said
+        assert (said in " ".join(done.screen.split())) is is_said
     assert result_of(tmp_path / "true").distance(result_of(tmp_path / "false")) < 1e-6

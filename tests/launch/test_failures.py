@@ -20,6 +20,7 @@ import psutil
 import pytest
 import torch
 from places import FAILING
+from tiers import rounds
 from torch import nn
 from worlds import TINY, Command, in_world, train, train_here
 
@@ -272,7 +273,8 @@ def busy_port() -> Iterator[None]:
         yield
 
 
-def test_eight_launches_at_once_do_not_meet(tmp_path: Path) -> None:
+@rounds("launches", plain=[3], long=[8])
+def test_launches_at_once_do_not_meet(tmp_path: Path, launches: int) -> None:
     (tmp_path / "add.py").write_text(
         "import sys, torch, torch.distributed as dist\n"
         "dist.init_process_group('gloo')\n"
@@ -284,7 +286,7 @@ def test_eight_launches_at_once_do_not_meet(tmp_path: Path) -> None:
     )
     arguments = ("run", "--cpu", "--processes", "2", "--run-dir")
     with busy_port():
-        launched = [Command(tmp_path, *arguments, f"run-{one}", "add.py", str(one)) for one in range(8)]
+        launched = [Command(tmp_path, *arguments, f"run-{one}", "add.py", str(one)) for one in range(launches)]
         for number, done in enumerate([one.wait() for one in launched]):
             assert (done.code, done.screen, done.left) == (0, f"sum {2 * number}\n", [])
 
@@ -349,7 +351,7 @@ def test_a_rank_that_stalls_is_told_with_the_stacks_of_all(tmp_path: Path) -> No
     assert done.left == []
 
 
-@pytest.mark.parametrize("shared", ["true", "false"])
+@rounds("shared", plain=["true"], long=["false"])
 def test_a_rank_that_hangs_is_waited_for_as_long_as_the_timeout_says(tmp_path: Path, shared: str) -> None:
     said = ("device.timeout=2 seconds", f"device.ddp.shared_memory={shared}")
     arguments = ("--cpu", "--processes", "2", "--run-dir", "run", "--quiet")

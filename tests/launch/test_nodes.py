@@ -15,8 +15,8 @@ import torch
 from places import FAILING
 from worlds import Command, in_world, train_here
 
-LONG = ("train.epochs=2000", "device.timeout=5 seconds")
-WITHIN = 35  # seconds, device.timeout + 30: the bound that a user is promised
+LONG = ("train.epochs=2000", "device.timeout=3 seconds")
+WITHIN = 33  # seconds, device.timeout + 30: the bound that a user is promised
 
 
 def free_port() -> int:

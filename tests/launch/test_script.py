@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from places import ROOT
+from tiers import rounds
 from worlds import TINY, Command
 
 from launcher.cli import main
@@ -20,15 +21,16 @@ from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED
 GAN = str(ROOT / "recipes" / "gan" / "train.py")
 
 
-def run(folder: Path, name: str) -> Command:
-    return Command(folder, "run", "--cpu", "--processes", "2", "--run-dir", name, GAN, "--steps", "1500")
+def run(folder: Path, name: str, steps: int) -> Command:
+    return Command(folder, "run", "--cpu", "--processes", "2", "--run-dir", name, GAN, "--steps", str(steps))
 
 
-def test_a_gan_of_one_s_own_goes_on_bit_for_bit_after_kill_9(tmp_path: Path) -> None:
-    straight = run(tmp_path, "straight").wait()
+@rounds("steps", plain=[400], long=[1500])
+def test_a_gan_of_one_s_own_goes_on_bit_for_bit_after_kill_9(tmp_path: Path, steps: int) -> None:
+    straight = run(tmp_path, "straight", steps).wait()
     assert straight.code == 0, straight.screen
     assert straight.screen.count("saved ") == 1
-    killed = run(tmp_path, "killed")
+    killed = run(tmp_path, "killed", steps)
     deadline = time.monotonic() + 120
     while not (tmp_path / "killed" / "checkpoints" / "step-00000100").exists():
         assert time.monotonic() < deadline
@@ -36,7 +38,7 @@ def test_a_gan_of_one_s_own_goes_on_bit_for_bit_after_kill_9(tmp_path: Path) -> 
     killed.process.kill()
     assert killed.wait().left == []
     assert not (tmp_path / "killed" / "generator.pth").exists()
-    again = run(tmp_path, "killed").wait()
+    again = run(tmp_path, "killed", steps).wait()
     assert again.code == 0, again.screen
     one, other = (torch.load(tmp_path / name / "generator.pth", weights_only=True) for name in ("straight", "killed"))
     assert all(torch.equal(one[name], other[name]) for name in one)

@@ -62,7 +62,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        return train(folder / "run", *PACED, size=2)
+        return train(folder / "run", *PACED, "data.train.seconds=0", size=2)
 
 
 @pytest.mark.parametrize("target", ["launcher", "rank", "Ctrl-C"])

@@ -167,9 +167,16 @@ class Trained:
         return max(float((self.weights[name] - other.weights[name]).abs().max()) for name in self.weights)
 
 
-def train(folder: Path, *overrides: str, size: int = 1, recipe: Path = TINY, remove: tuple[str, ...] = ()) -> Trained:
+def train(
+    folder: Path,
+    *overrides: str,
+    size: int = 1,
+    recipe: Path = TINY,
+    remove: tuple[str, ...] = (),
+    timeout: float = 120.0,
+) -> Trained:
     """Trains a recipe in a world of `size` gloo processes, one thread each."""
-    in_world(size, train_here, str(folder), overrides, str(recipe), remove)
+    in_world(size, train_here, str(folder), overrides, str(recipe), remove, timeout=timeout)
     return result_of(folder)
 
 

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from recipes.parts import Net, WholeNumbers, weights_of
+from tiers import rounds
 from torch import nn
 from worlds import TINY, Command, Trained, in_world, killed, result_of, train, train_here
 
@@ -35,6 +37,7 @@ from launcher.run import run as launch
 from launcher.runs.lock import holder, locked
 from launcher.tracking import read_metrics
 
+ByRanks = Callable[[int], Trained]
 VALIDATION = "data.validation={_target_: parts.py:WholeNumbers, size: 23, seed: 2}"
 # all that could make two runs differ: dropout, augmentation in workers, accumulation, evaluation and best
 HARD = (
@@ -51,9 +54,10 @@ def hard(size: int) -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Trained]:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> ByRanks:
+    """The run that nothing happened to, by its number of ranks: made once, where it is asked for."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    return {size: train(folder / str(size), *hard(size), size=size) for size in (1, 2, 3)}
+    return cache(lambda size: train(folder / str(size), *hard(size), size=size))
 
 
 def assert_same(run: Path, expected: Trained) -> None:
@@ -70,6 +74,12 @@ def assert_whole(run: Path) -> None:
         checkpoints.verify(path)
     if (run / "model_weights.pth").exists():
         Net().load_state_dict(torch.load(run / "model_weights.pth", weights_only=True))
+
+
+def is_finished(run: Path) -> bool:
+    """Whether a run, which may have been killed before it said anything, came to its end."""
+    status = run / "status.json"
+    return status.exists() and json.loads(status.read_text())["state"] == "finished"
 
 
 POINTS = (
@@ -94,8 +104,8 @@ POINTS = (
 )
 
 
-@pytest.mark.parametrize("size", [1, 2, 3])
-def test_killed_at_every_write_sync_and_rename(tmp_path: Path, size: int, undisturbed: dict[int, Trained]) -> None:
+@rounds("size", plain=[1, 2], long=[3])
+def test_killed_at_every_write_sync_and_rename(tmp_path: Path, size: int, undisturbed: ByRanks) -> None:
     run = tmp_path / "run"
     background = ["save.background=false", "save.background=true"]
     for number, point in enumerate(POINTS):
@@ -103,24 +113,24 @@ def test_killed_at_every_write_sync_and_rename(tmp_path: Path, size: int, undist
         assert killed(size, train_here, str(run), changes, str(TINY), (), f"kill@{point.format(last=size - 1)}")
         assert_whole(run)
     train(run, *hard(size), size=size)
-    assert_same(run, undisturbed[size])
+    assert_same(run, undisturbed(size))
 
 
-@pytest.mark.parametrize("size", [1, 2, 3])
-def test_killed_at_random_moments(tmp_path: Path, size: int, undisturbed: dict[int, Trained]) -> None:
+@rounds("size, storm", plain=[(1, 5), (2, 5)], long=[(1, 20), (2, 20), (3, 20)])
+def test_killed_at_random_moments(tmp_path: Path, size: int, storm: int, undisturbed: ByRanks) -> None:
     run, moments = tmp_path / "run", random.Random(size)
     slowly = (*hard(size), "data.train={_target_: parts.py:Noisy, seconds: 0.01}", "save.every=1 steps")
     kills = 0
-    while kills < 20:
+    while kills < storm:
         if killed(size, train_here, str(run), slowly, after=moments.uniform(0.1, 0.9) * (1 + size / 4)):
             assert_whole(run)
             kills += 1
         else:  # it was finished sooner: the next one
-            assert_same(run, undisturbed[size])
+            assert_same(run, undisturbed(size))
             run = run.with_name(f"{run.name}+")
-    if json.loads((run / "status.json").read_text())["state"] != "finished":  # the last one may have come too late
+    if not is_finished(run):  # the last kill may have come too late
         train(run, *slowly, size=size)
-    assert_same(run, undisturbed[size])
+    assert_same(run, undisturbed(size))
 
 
 @pytest.mark.parametrize("size", [1, 2])
@@ -489,18 +499,29 @@ def test_a_failed_write_is_tried_again(tmp_path: Path, saved: Trained) -> None:
 ALWAYS_FULL = " ".join(["full@checkpoint.sync:4"] * 3)
 
 
-@pytest.mark.parametrize("background", ["true", "false"])
-def test_a_save_that_keeps_failing_stops_the_run_or_is_said(tmp_path: Path, background: str) -> None:
+@rounds("background", plain=["true"], long=["false"])
+def test_a_save_that_keeps_failing_stops_the_run(tmp_path: Path, background: str) -> None:
     changes = (f"save={{every: 2 steps, background: {background}}}",)
     with pytest.raises(AssertionError, match="No space left on device; the checkpoints before it are intact"):
-        in_world(1, train_here, str(tmp_path / "stop"), changes, str(TINY), (), ALWAYS_FULL)
-    assert [path.name for path in (tmp_path / "stop/checkpoints").glob("step-*")] == ["step-00000002"]
-    in_world(1, train_here, str(tmp_path / "warn"), (*changes, "save.on_failure=warn"), str(TINY), (), ALWAYS_FULL)
-    assert result_of(tmp_path / "warn").column("step")[-1] == 12
+        in_world(1, train_here, str(tmp_path / "run"), changes, str(TINY), (), ALWAYS_FULL)
+    assert [path.name for path in (tmp_path / "run/checkpoints").glob("step-*")] == ["step-00000002"]
 
 
-@pytest.mark.parametrize("fault", [" ".join(["raise@checkpoint.rename:12"] * 3), "raise@checkpoint.prune"])
-@pytest.mark.parametrize("background", ["true", "false"])
+@rounds("background", plain=["false"], long=["true"])
+def test_a_save_that_keeps_failing_is_said_where_the_run_may_go_on(tmp_path: Path, background: str) -> None:
+    changes = (f"save={{every: 2 steps, background: {background}, on_failure: warn}}",)
+    in_world(1, train_here, str(tmp_path / "run"), changes, str(TINY), (), ALWAYS_FULL)
+    assert result_of(tmp_path / "run").column("step")[-1] == 12
+
+
+NEVER_RENAMED = " ".join(["raise@checkpoint.rename:12"] * 3)
+
+
+@rounds(
+    "background, fault",
+    plain=[("true", NEVER_RENAMED), ("false", "raise@checkpoint.prune")],
+    long=[("false", NEVER_RENAMED), ("true", "raise@checkpoint.prune")],
+)
 def test_no_save_is_lost_silently_whatever_went_wrong(tmp_path: Path, background: str, fault: str) -> None:
     changes = (f"save={{every: 2 steps, background: {background}}}",)
     with pytest.raises(AssertionError, match=r"saving .*: RuntimeError: a fault at checkpoint\.(rename|prune)"):
@@ -531,20 +552,20 @@ def _lines_to_the_first_batch(start: int) -> int:
     return count
 
 
-@pytest.mark.parametrize(
-    ("size", "rank", "moment"),
-    [
-        *((1, 0, moment) for moment in ("start", "step:5", "evaluation.batch:3", "checkpoint.write:4")),
-        *((2, 0, moment) for moment in ("start", "step:5", "evaluation.batch:3", "checkpoint.write:4")),
-        (2, 1, "step:5"),
+@rounds(
+    "size, rank, moment",
+    plain=[(1, 0, "start"), (1, 0, "checkpoint.write:4"), (2, 0, "evaluation.batch:3"), (2, 1, "step:5")],
+    long=[
+        *((1, 0, moment) for moment in ("step:5", "evaluation.batch:3")),
+        *((2, 0, moment) for moment in ("start", "step:5", "checkpoint.write:4")),
         (2, 1, "start"),
     ],
 )
 def test_asked_to_stop_at_any_moment_all_ranks_save_the_same_step(
-    tmp_path: Path, size: int, rank: int, moment: str, undisturbed: dict[int, Trained]
+    tmp_path: Path, size: int, rank: int, moment: str, undisturbed: ByRanks
 ) -> None:
     run = tmp_path / "run"
-    slowly = (*hard(size), "data.train={_target_: parts.py:Noisy, seconds: 0.02}")
+    slowly = (*hard(size), "data.train={_target_: parts.py:Noisy, seconds: 0.01}")
     # twice: a second SIGTERM is the same request
     states = in_world(size, train_here, str(run), slowly, str(TINY), (), f"term@{moment}#{rank} term@{moment}#{rank}")
     assert set(states) == {"preempted"}
@@ -552,12 +573,10 @@ def test_asked_to_stop_at_any_moment_all_ranks_save_the_same_step(
     assert status["state"] == "preempted"
     assert (run / "checkpoints" / f"step-{status['step']:08d}").is_dir()
     train(run, *slowly, size=size)
-    assert_same(run, undisturbed[size])
+    assert_same(run, undisturbed(size))
 
 
-def test_a_rank_that_waits_for_an_evaluation_can_be_asked_to_stop(
-    tmp_path: Path, undisturbed: dict[int, Trained]
-) -> None:
+def test_a_rank_that_waits_for_an_evaluation_can_be_asked_to_stop(tmp_path: Path, undisturbed: ByRanks) -> None:
     run = tmp_path / "run"
     slow = ("data.validation={_target_: parts.py:Slow, seconds: 12}", "evaluate.batch_size=1")
     states = in_world(2, train_here, str(run), (*hard(2), *slow), str(TINY), (), "term@step:3#1")
@@ -565,7 +584,7 @@ def test_a_rank_that_waits_for_an_evaluation_can_be_asked_to_stop(
     assert json.loads((run / "status.json").read_text())["step"] == 3  # it was left, not made to its end
     assert not [line for line in read_metrics(run / "metrics.jsonl") if line["split"] == "validation"]
     train(run, *hard(2), size=2)
-    assert_same(run, undisturbed[2])
+    assert_same(run, undisturbed(2))
 
 
 def test_a_folder_that_is_none_one_of_other_things_and_one_that_vanishes(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import pytest
 import torch
 from places import ROOT
 from recipes.parts import Net, Numbers, WholeNumbers
+from tiers import rounds
 from torch import nn
 from worlds import TINY, in_world, killed, result_of, train
 
@@ -152,7 +153,7 @@ def test_an_evaluation_is_due_by_the_clock(tmp_path: Path) -> None:
     assert all(1 <= after - before <= 2 for before, after in zip([0, *steps], steps, strict=False))
 
 
-@pytest.mark.parametrize("size", [1, 2, 3])
+@rounds("size", plain=[1, 2], long=[3])
 def test_a_run_goes_on_from_its_checkpoint_bit_for_bit(tmp_path: Path, size: int) -> None:
     changes = ["model.dropout=0.3", "save={every: 2 steps, keep: 20}", *EVALUATED]
     straight = train(tmp_path / "straight", *changes, size=size)
@@ -431,7 +432,7 @@ def test_what_cannot_be_is_said(tmp_path: Path, overrides: list[str], message: s
 
 
 def test_a_run_can_be_as_long_as_a_time(tmp_path: Path) -> None:
-    trained = train(tmp_path / "run", "train={time: 2 seconds}", size=2, remove=("scheduler",))
+    trained = train(tmp_path / "run", "train={time: 1 seconds}", size=2, remove=("scheduler",))
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert status["state"] == "finished"
     assert status["step"] == trained.column("step")[-1] > 12
@@ -446,13 +447,13 @@ def _terminate_when(path: Path) -> None:
 
 def test_a_signal_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
     paced = "data.train={_target_: parts.py:Paced, seconds: 0.005}"
-    long = ["train.epochs=200", "track.every=20 steps", paced]
-    straight = train(tmp_path / "straight", *long)
+    long = ["train.epochs=100", "track.every=20 steps", paced]
+    straight = train(tmp_path / "straight", *long, "data.train.seconds=0")
     before = signal.getsignal(signal.SIGTERM)
     threading.Thread(target=_terminate_when, args=(tmp_path / "run" / "metrics.jsonl",), daemon=True).start()
     stopped = run(tmp_path / "run", *long)
     assert stopped.state == "preempted"
-    assert 0 < stopped.step < 800
+    assert 0 < stopped.step < 400
     assert signal.getsignal(signal.SIGTERM) == before
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "preempted"
     assert train(tmp_path / "run", *long).distance(straight) == 0
