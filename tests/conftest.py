@@ -12,11 +12,14 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 import launcher
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+hypothesis.settings.register_profile("untimed", deadline=None)  # how long an example takes is the machine's affair
+hypothesis.settings.load_profile("untimed")
 _PACKAGE = str(Path(launcher.__file__).parent)
 # in this order, before all others: the last file of all should be a short one, as one worker waits for it
 _SLOWEST = ("launch/slurm/test_cluster.py",)

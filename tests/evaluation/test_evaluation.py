@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import time
@@ -22,8 +21,6 @@ from worlds import TINY, Command, Trained, in_world, survivors, train, train_her
 import launcher
 from launcher.cli import main
 from launcher.errors import RecipeError
-from launcher.judge import Judge
-from launcher.recipe import schema
 from launcher.recipe.load import load_recipe
 from launcher.runs.predictions import read_mistakes
 
@@ -288,29 +285,6 @@ def test_what_a_metric_cannot_say(override: str, message: str) -> None:
 
 
 # ---------------------------------------------------------------------- what follows
-
-
-@pytest.mark.parametrize(
-    ("mode", "values", "bests", "since"),
-    [
-        ("max", [0.1, 0.3, 0.2, math.nan, 0.3], [0, 1], [0, 0, 1, 2, 3]),
-        ("min", [math.nan, 0.9, math.inf, -math.inf], [1, 3], [1, 0, 1, 0]),
-        # gains that are each too small add up: measured from the last that was large enough
-        ("max", [0.50, 0.51, 0.52, 0.53, 0.54, 0.55], [0, 1, 2, 3, 4, 5], [0, 1, 2, 0, 1, 2]),
-        ("min", [0.50, 0.49, 0.48, 0.485, 0.47], [0, 1, 2, 4], [0, 1, 2, 3, 0]),
-    ],
-)
-def test_the_best_and_when_to_stop(mode: Any, values: list[float], bests: list[int], since: list[int]) -> None:
-    best, early_stop = schema.Best(metric="it", mode=mode), schema.EarlyStop(patience=9, min_delta=0.025)
-    judge, found, waited = Judge(best, early_stop), [], []
-    for step, value in enumerate(values):
-        if judge.see(step, value):
-            found.append(step)
-        waited.append(judge.since)
-        after, state = Judge(best, early_stop), judge.state()
-        after.load(json.loads(json.dumps(state)))
-        judge = after  # as after a stop
-    assert (found, judge.step, waited) == (bests, bests[-1], since)
 
 
 @pytest.mark.parametrize("size", [1, 2])
