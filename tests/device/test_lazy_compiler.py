@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiers import rounds
 from torch.nn.parallel import DistributedDataParallel
 from worlds import TINY, in_world, train
 
@@ -113,7 +114,7 @@ def test_what_else_ddp_wants_of_the_compiler_loads_it() -> None:
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch's compiler needs g++ for a CPU")
-@pytest.mark.parametrize("processes", [1, 2])
+@rounds("processes", plain=[1], long=[2])
 def test_a_compiled_model_trains_to_the_same_numbers(processes: int, tmp_path: Path) -> None:
     settings = ("train={steps: 6}", "launch.threads=1", "track.every=1 steps")
     usual = train(tmp_path / "usual", *settings, size=processes)

@@ -13,6 +13,7 @@ import psutil
 import pytest
 from cluster import Cluster, log, number_of, reached, start_cluster
 from places import ROOT, TINY
+from tiers import rounds
 from worlds import Trained, result_of, train
 
 from launcher.cli import main
@@ -80,6 +81,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return train(tmp_path_factory.mktemp("undisturbed") / "run", *LONG, size=2)
 
 
+@pytest.mark.long  # what follows the signal is what follows `scancel --signal`, in the plain test below
 @pytest.mark.timeout(600)
 def test_the_time_limit_requeues_until_the_end_is_bit_equal(cluster: Cluster, undisturbed: Trained) -> None:
     # 34 seconds in all are more than fits between a start and thirty seconds before a minute's end
@@ -95,7 +97,10 @@ def test_the_time_limit_requeues_until_the_end_is_bit_equal(cluster: Cluster, un
 
 
 @pytest.mark.timeout(600)
-def test_whatever_happens_to_it_the_end_is_bit_equal(cluster: Cluster, undisturbed: Trained) -> None:
+@rounds("nodes_are_lost", plain=[False], long=[True])
+def test_whatever_happens_to_it_the_end_is_bit_equal(
+    cluster: Cluster, undisturbed: Trained, nodes_are_lost: bool
+) -> None:
     slowly = (*LONG, PACED.format(0.02), "save.every=5 steps")
     run = submit(*slowly, "--nodes", "2", "--processes", "2", "--time", "20")
     job = number_of(run)
@@ -103,21 +108,30 @@ def test_whatever_happens_to_it_the_end_is_bit_equal(cluster: Cluster, undisturb
     cluster.say("scancel", "--signal=TERM", job)  # as a preemption that asks
     cluster.until(reached(run, 20, start=2), job=job)
     cluster.say("scontrol", "requeue", job)  # as one that does not
-    cluster.until(reached(run, 30, start=3), job=job)
-    cluster.act("power-off", "0")
-    cut = ""
+    lost: list[str] = []
     try:
-        if cluster.has_cables:
-            cluster.until(reached(run, 40, start=4), job=job)
-            assert cluster.job(job)["NodeList"] == "node[1-2]"
-            cluster.act("start-node", "0")
-            cluster.act("cut", cut := "2")
+        if nodes_are_lost:
+            lose_nodes(cluster, run, job, lost)
         assert cluster.ended(job, 400) == "COMPLETED 0:0", log(cluster.job(job))
     finally:
-        cluster.act("start-node", cut or "0")
-    assert int(cluster.job(job)["Restarts"]) == (4 if cut else 3)
-    assert f"node{cut or 0}" not in expand(cluster.job(job)["NodeList"])
+        for node in lost[-1:]:
+            cluster.act("start-node", node)
+    assert int(cluster.job(job)["Restarts"]) == 2 + len(lost)
+    assert not {f"node{node}" for node in lost[-1:]} & {*expand(cluster.job(job)["NodeList"])}
     assert result_of(run).distance(undisturbed) == 0
+
+
+def lose_nodes(cluster: Cluster, run: Path, job: str, lost: list[str]) -> None:
+    """One node's power, and later, where there are cables, another's cable: noted in `lost`."""
+    cluster.until(reached(run, 30, start=3), job=job)
+    lost.append("0")
+    cluster.act("power-off", "0")
+    if cluster.has_cables:
+        cluster.until(reached(run, 40, start=4), job=job)
+        assert cluster.job(job)["NodeList"] == "node[1-2]"
+        cluster.act("start-node", "0")
+        lost.append("2")
+        cluster.act("cut", "2")
 
 
 def wrapped(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,7 +277,7 @@ def test_what_slurm_refuses_is_said_in_its_words(cluster: Cluster, capsys: pytes
     assert "to start at" in shown
 
 
-@pytest.mark.parametrize("agent", ["torchrun", "accelerate"])
+@rounds("agent", plain=["torchrun"], long=["accelerate"])
 def test_an_agent_a_node_in_a_script_of_one_s_own(
     cluster: Cluster, alone: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, agent: str
 ) -> None:
