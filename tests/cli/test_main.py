@@ -243,9 +243,6 @@ def test_recipes_travel_in_the_package(tmp_path: Path, installed: Path) -> None:
     assert where.stdout.startswith(str(installed))
 
 
-# ---------------------------------------------------------------------- the version
-
-
 def test_the_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--version"])

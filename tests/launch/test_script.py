@@ -1,8 +1,7 @@
-"""`launcher run`: a loop of one's own with our processes, killed and started again; and `launcher doctor`."""
+"""`launcher run`: a loop of one's own with our processes, killed and started again."""
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
 import time
@@ -12,11 +11,10 @@ import pytest
 import torch
 from places import ROOT
 from tiers import rounds
-from worlds import TINY, Command
+from worlds import Command
 
 from launcher.cli import main
-from launcher.doctor import BROKEN, WARNING, findings
-from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED
+from launcher.errors import EXIT_PREEMPTED
 
 GAN = str(ROOT / "recipes" / "gan" / "train.py")
 
@@ -73,72 +71,3 @@ def test_a_script_that_ends_with_75_is_to_be_continued(tmp_path: Path, processes
 def test_a_script_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "nowhere.py"]) == 2
     assert capsys.readouterr().err == "nowhere.py: there is no such script\n"
-
-
-def test_the_doctor_finds_this_machine_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    found = {one.what: one for one in findings()}
-    assert {"python", "GPU", "CPUs", "disk", "open files", "clock", "SLURM", "accelerate"} <= found.keys()
-    assert [one for one in found.values() if one.level == BROKEN] == []
-
-
-def test_the_doctor_lets_the_ranks_talk(tmp_path: Path) -> None:
-    done = Command(tmp_path, "doctor", "--cpu", "--processes", "2").wait()
-    assert done.code == 0, done.screen
-    line = r"^(ok|warning) +all-reduce +2 processes, gloo: [\d.]+ GB/s a rank, \d+ µs"
-    assert re.search(line, done.screen, re.MULTILINE), done.screen
-    assert done.left == []
-
-
-def test_a_silent_controller_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "sbatch").write_text("#!/bin/sh\necho slurm 24.05.2\n")
-    (tmp_path / "sbatch").chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    (found,) = (one for one in findings() if one.what == "SLURM")
-    assert (found.level, found.text.partition(";")[0]) == (
-        WARNING,
-        "slurm 24.05.2 is here, and no controller answers",
-    )
-
-
-VERDICTS = {"0.05": (EXIT_DONE, "learned: "), "0": (EXIT_FAILED, "not learned: ")}
-
-
-@pytest.mark.parametrize("rate", VERDICTS)
-def test_one_batch_is_learned_by_heart_or_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rate: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    code, verdict = VERDICTS[rate]
-    arguments = [f"optimizer.lr={rate}", "launch.threads=1", "--remove", "scheduler", "--cpu", "--one-batch"]
-    assert main(["train", str(TINY), *arguments]) == code
-    assert capsys.readouterr().out.splitlines()[-1].startswith(verdict)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_one_batch_may_take_more_steps_than_a_schedule_has(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    schedule = "scheduler={_target_: OneCycleLR, max_lr: 0.1, total_steps: '${scheduler.steps}'}"
-    assert main(["train", str(TINY), "launch.threads=1", schedule, "--cpu", "--one-batch"]) == EXIT_DONE
-    assert "learned" in capsys.readouterr().out
-
-
-def test_profiled_steps_leave_a_trace_and_a_table_and_train_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    arguments = ["train", str(TINY), "launch.threads=1", "--cpu", "--run-dir"]
-    assert main([*arguments, "plain"]) == EXIT_DONE
-    assert main([*arguments, "profiled", "--profile", "3:6"]) == EXIT_DONE
-    shown = capsys.readouterr().out
-    for label in ("data wait", "forward", "backward", "optimizer", "the rest"):
-        assert re.search(rf"^{label} +[\d.]+ +[\d.]* +\d+%", shown, re.MULTILINE), shown
-    with gzip.open(tmp_path / "profiled" / "profile" / "rank-0.json.gz") as file:
-        events = [event.get("name") for event in json.load(file)["traceEvents"]]
-    assert events.count("forward") == 3
-    one, other = (
-        torch.load(tmp_path / name / "model_weights.pth", weights_only=True) for name in ("plain", "profiled")
-    )
-    assert all(torch.equal(one[name], other[name]) for name in one)

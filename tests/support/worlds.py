@@ -21,6 +21,8 @@ import torch
 from places import ROOT
 from places import TINY as TINY  # the recipe that most tests train
 
+from launcher import checkpoints
+from launcher.launch.world import FAULTS_VARIABLE, World
 from launcher.recipe.load import load_recipe
 from launcher.tracking import Line, read_metrics
 
@@ -194,7 +196,6 @@ def train_here(
     faults: str | None = None,
 ) -> str:
     """Trains as one rank of the world that this process is in; gives the run's state."""
-    from launcher.launch.world import FAULTS_VARIABLE, World
     from launcher.opening import Options
     from launcher.run import run
 
@@ -203,6 +204,25 @@ def train_here(
     read = load_recipe(recipe, ["launch.threads=1", *overrides], remove)
     how = {"recipe": recipe, "overrides": ["launch.threads=1", *overrides], "remove": list(remove), "allow": []}
     return run(read, World.from_environ(), Options(cpu=True, run_dir=folder, output="quiet", how=how)).state
+
+
+def train_in_process(run: Path, *overrides: str, **options: Any) -> Any:
+    """Trains the tiny recipe in this process; gives what `launcher.run.run` gives."""
+    from launcher.opening import Options
+    from launcher.run import run as launch
+
+    recipe = load_recipe(TINY, ["launch.threads=1", *overrides])
+    return launch(recipe, World(), Options(cpu=True, run_dir=str(run), output="quiet", **options))
+
+
+def assert_whole(run: Path) -> None:
+    """Whatever is visible of a run of the tiny recipe verifies."""
+    from recipes.parts import Net
+
+    for path in (run / "checkpoints").glob("step-*"):
+        checkpoints.verify(path)
+    if (run / "model_weights.pth").exists():
+        Net().load_state_dict(torch.load(run / "model_weights.pth", weights_only=True))
 
 
 # ---------------------------------------------------------------------- our own supervisor
