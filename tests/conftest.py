@@ -21,8 +21,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 hypothesis.settings.register_profile("untimed", deadline=None)  # how long an example takes is the machine's affair
 hypothesis.settings.load_profile("untimed")
 _PACKAGE = str(Path(launcher.__file__).parent)
-# in this order, before all others: the last file of all should be a short one, as one worker waits for it
-_SLOWEST = ("launch/slurm/test_cluster.py",)
+# in this order, before all others: the last file of all should be a short one, as the other workers wait for it
+_SLOWEST = (
+    "launch/slurm/test_cluster.py",
+    "training/test_resume.py",
+    "launch/test_failures.py",
+    "device/test_lazy_compiler.py",
+    "runs/tracking/test_wandb.py",
+)
 _left_out = pytest.StashKey[int]()
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import accelerate
 import psutil
 import pytest
+from tiers import rounds
 from tracked import API_KEY, CONFIG, end, log_steps, track
 from worlds import TINY, in_world
 
@@ -189,7 +190,7 @@ def half_silent_server() -> Iterator[str]:
         connection.close()
 
 
-@pytest.mark.parametrize("server", ["no key", "closed port", "silent", "half silent"])
+@rounds("server", plain=["no key", "closed port", "half silent"], long=["silent"])
 def test_wandb_without_an_answer_is_offline(
     server: str,
     tmp_path: Path,
