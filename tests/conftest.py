@@ -1,4 +1,7 @@
-"""One thread a process: several processes at once would drown two cores. Under `.ci/run` nothing may be skipped."""
+"""One thread a process: several processes at once would drown two cores. Under `.ci/run` nothing may be skipped.
+
+Tests marked `long` are left out and counted unless `--long` is given; those files that take longest are run first.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,61 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 import launcher
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+hypothesis.settings.register_profile("untimed", deadline=None)  # how long an example takes is the machine's affair
+hypothesis.settings.load_profile("untimed")
 _PACKAGE = str(Path(launcher.__file__).parent)
+# in this order, before all others: the last file of all should be a short one, as the other workers wait for it
+_SLOWEST = (
+    "launch/slurm/test_cluster.py",
+    "training/test_resume.py",
+    "launch/test_failures.py",
+    "device/test_lazy_compiler.py",
+    "runs/tracking/test_wandb.py",
+)
+_left_out = pytest.StashKey[int]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--long`."""
+    parser.addoption("--long", action="store_true", help="run the tests marked long too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves the long tests out, and puts the slowest files first."""
+    if not config.getoption("--long"):
+        long = [item for item in items if item.get_closest_marker("long")]
+        items[:] = [item for item in items if item not in set(long)]
+        config.hook.pytest_deselected(items=long)
+        config.stash[_left_out] = len(long)
+    places = {Path(__file__).parent / name: number for number, name in enumerate(_SLOWEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Tells the process that started this one, where there is one, how many were left out: it collects none itself."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["left_out"] = session.config.stash.get(_left_out, 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Takes that number: all workers collect the same tests."""
+    node.config.stash[_left_out] = getattr(node, "workeroutput", {}).get("left_out", 0)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Says what was left out, after all else."""
+    if left_out := terminalreporter.config.stash.get(_left_out, 0):
+        terminalreporter.write_line(f"… and {left_out} long tests left out: scripts/test --long")
 
 
 @pytest.fixture(autouse=True)

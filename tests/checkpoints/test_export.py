@@ -1,0 +1,96 @@
+"""A run's weights in other forms."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from recipes.parts import Net
+from worlds import TINY, killed
+
+from launcher.checkpoints.export import export
+from launcher.checkpoints.saved_run import find_saved
+from launcher.cli.main import main
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, started as `launcher train` does."""
+    folder = tmp_path_factory.mktemp("export") / "run"
+    assert main(["train", str(TINY), "launch.threads=1", "--cpu", "--quiet", "--run-dir", str(folder)]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt2"])
+def test_what_is_exported_gives_the_same_outputs(
+    tmp_path: Path, run: Path, suffix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = run / "checkpoints" / "step-00000012" if suffix == ".pth" else run
+    target = tmp_path / f"model{suffix}"
+    assert main(["export", str(source), "--to", str(target)]) == 0
+    said = capsys.readouterr().out
+    assert "outputs on a real batch are bit-equal" in said
+    inputs = torch.randn(4, 6, dtype=torch.float64)
+    net = Net()
+    net.load_state_dict(torch.load(run / "model_weights.pth", weights_only=True))
+    again = Net()
+    if suffix == ".pt2":
+        assert "it takes batches of any size" in said
+        for size in (1, 2, 5):
+            inputs = torch.randn(size, 6, dtype=torch.float64)
+            torch.testing.assert_close(torch.export.load(target).module()(inputs), net.eval()(inputs))
+        return
+    if suffix == ".pth":
+        again.load_state_dict(torch.load(target, weights_only=True))
+    else:
+        from safetensors.torch import load_file
+
+        again.load_state_dict(load_file(target))
+    assert torch.equal(again.eval()(inputs), net.eval()(inputs))
+
+
+def test_a_program_for_one_size_of_batch_is_said_to_be_one(tmp_path: Path) -> None:
+    assert (
+        main(
+            [
+                "train",
+                str(TINY),
+                "model={_target_: parts.py:Paired}",
+                "--cpu",
+                "--quiet",
+                "--run-dir",
+                str(tmp_path / "run"),
+            ]
+        )
+        == 0
+    )
+    assert "takes batches of 2 samples only" in export(find_saved(tmp_path / "run"), tmp_path / "model.pt2")
+    assert torch.export.load(tmp_path / "model.pt2") is not None
+
+
+def test_what_cannot_be_exported_is_said(tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cases = {
+        (str(run), "model.onnx"): "the suffix says the form; one of: .safetensors, .pth, .pt2",
+        (str(run / "model_weights.pth"), "model.pth"): "exists; it is left as it is",
+        (str(run), "nowhere/new.pth"): "there is no folder",
+        (str(tmp_path), "new.pth"): "neither a run's folder nor a checkpoint in one",
+    }
+    (tmp_path / "model.pth").write_text("mine")
+    for (source, name), message in cases.items():
+        assert main(["export", source, "--to", str(tmp_path / name)]) == 2
+        assert message in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.pth"]
+
+
+def test_a_run_that_is_not_finished_is_exported_from_its_newest_checkpoint(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    arguments = ["train", str(TINY), "launch.threads=1", "save={every: 2 steps, background: false}", "--cpu", "--quiet"]
+    assert killed(1, _main, [*arguments, "--run-dir", str(folder)], "kill@step:5")
+    assert "step-00000004 as pth" in export(find_saved(folder), tmp_path / "model.pth")
+
+
+def _main(arguments: list[str], faults: str) -> int:
+    os.environ["LAUNCHER_FAULTS"] = faults
+    return main(arguments)

@@ -1,0 +1,121 @@
+"""Two machines: two supervisors on loopback, or in network namespaces of their own where the machine allows it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from places import FAILING
+from worlds import Command, in_world, train_here
+
+LONG = ("train.epochs=2000", "device.timeout=3 seconds")
+WITHIN = 33  # seconds, device.timeout + 30: the bound that a user is promised
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def node(
+    folder: Path, rank: int, master: str, *arguments: str, netns: str | None = None, **environment: str
+) -> Command:
+    """One of two supervisors with one rank."""
+    where = ("--cpu", "--processes", "2", "--nodes", "2", "--node-rank", str(rank), "--master", master)
+    # only the first one says where the run is: the other learns it
+    named = ("--run-dir", str(folder / "run")) if rank == 0 else ()
+    return Command(folder, "train", FAILING, *arguments, *where, *named, "--quiet", netns=netns, **environment)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 150
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def trains(folder: Path) -> Callable[[], bool]:
+    return lambda: any((folder / "run" / "checkpoints").glob("step-*"))
+
+
+def test_two_supervisors_train_as_one_world(tmp_path: Path) -> None:
+    master = f"127.0.0.1:{free_port()}"
+    one, other = (node(tmp_path, rank, master) for rank in (0, 1))
+    for done in (one.wait(), other.wait()):
+        assert done.code == 0, done.screen
+        assert done.left == []
+    in_world(2, train_here, str(tmp_path / "straight"), (), FAILING)
+    found, expected = (
+        torch.load(tmp_path / name / "model_weights.pth", weights_only=True) for name in ("run", "straight")
+    )
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_when_one_supervisor_is_killed_the_other_side_ends_with_its_reason(tmp_path: Path, victim: int) -> None:
+    master = f"127.0.0.1:{free_port()}"
+    both = [node(tmp_path, rank, master, *LONG) for rank in (0, 1)]
+    until(trains(tmp_path))
+    both[victim].process.kill()
+    survivor = both[1 - victim].wait(WITHIN)
+    assert survivor.code == 1
+    assert f"launcher: rank {1 - victim} of 2" in survivor.screen
+    assert "another rank ended first" in survivor.report
+    assert survivor.left == []
+    assert both[victim].wait(10).left == []
+
+
+@pytest.fixture
+def link() -> Iterator[tuple[str, str]]:
+    """Two network namespaces joined by a cable: their names."""
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        pytest.skip("network namespaces need root and iproute2 (Debian: apt-get install iproute2)")
+    names = (f"one-{os.getpid()}", f"two-{os.getpid()}")
+    made = [ip("netns", "add", name) for name in names]
+    if not all(made):
+        pytest.skip("this machine lets nobody make network namespaces")
+    try:
+        assert ip("-n", names[0], "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", names[1])
+        for number, name in enumerate(names, start=1):
+            assert ip("-n", name, "addr", "add", f"10.77.0.{number}/24", "dev", "eth0")
+            assert ip("-n", name, "link", "set", "lo", "up")
+            assert ip("-n", name, "link", "set", "eth0", "up")
+        yield names
+    finally:
+        for name in names:
+            ip("netns", "del", name)
+
+
+def ip(*arguments: str) -> bool:
+    return subprocess.run(["ip", *arguments], capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("doing", ["training", "waiting"])
+def test_when_the_cable_is_cut_both_sides_end_with_their_reason(
+    tmp_path: Path, link: tuple[str, str], doing: str
+) -> None:
+    evaluation = ("data.validation={_target_: failing.py:Points}", "evaluate.every=4 steps", "evaluate.batch_size=1")
+    arguments, accident = ((*LONG, *evaluation), "slow") if doing == "waiting" else (LONG, "")
+    both = [
+        node(tmp_path, rank, "10.77.0.1:29500", *arguments, netns=name, GLOO_SOCKET_IFNAME="eth0", ACCIDENT=accident)
+        for rank, name in enumerate(link)
+    ]
+    until(trains(tmp_path))
+    if doing == "waiting":
+        until((tmp_path / "evaluates").exists)
+    assert ip("-n", link[0], "link", "set", "eth0", "down")
+    deadline = time.monotonic() + WITHIN
+    for command in both:
+        done = command.wait(deadline - time.monotonic())
+        assert done.code == 1
+        assert "launcher: rank " in done.screen
+        assert "device.timeout" in done.report, done.screen
+        assert done.left == []

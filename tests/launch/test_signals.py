@@ -1,0 +1,135 @@
+"""The launcher as a shell sees it: asked to stop, and killed; and no process left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from worlds import TINY, Command, Trained, result_of, train
+
+import launcher
+
+LONG = ("train.epochs=4000", "track.every=20 steps", "launch.threads=1")
+
+
+def start(folder: Path, *flags: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "launcher", "train", str(TINY), *LONG, "--cpu", "--run-dir", "run", *flags]
+    environment = {**os.environ, "PYTHONPATH": str(Path(launcher.__file__).parent.parent)}
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # a group of its own, as a terminal's Ctrl-C finds it
+    )
+
+
+def until(condition: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to that"
+        time.sleep(0.05)
+
+
+def trains(folder: Path) -> bool:
+    path = folder / "run" / "metrics.jsonl"
+    return path.exists() and path.stat().st_size > 0
+
+
+def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    return [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+
+
+def gone(processes: list[psutil.Process]) -> bool:
+    return not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in processes)
+
+
+PACED = ("data.train={_target_: parts.py:Paced, seconds: 0.05}", "train.epochs=15", "train.step=parts.py:witnessed")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        return train(folder / "run", *PACED, "data.train.seconds=0", size=2)
+
+
+@pytest.mark.parametrize("target", ["launcher", "rank", "Ctrl-C"])
+def test_asked_to_stop_it_saves_ends_with_75_and_goes_on(
+    tmp_path: Path, target: str, undisturbed: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = start(tmp_path, "--processes", "2", *PACED)
+    until(lambda: trains(tmp_path))
+    everyone = family(process)
+    rank = next(one for one in everyone[1:] if "-u" in one.cmdline())
+    if target == "Ctrl-C":
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        os.kill(process.pid if target == "launcher" else rank.pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 75, output
+    assert ("once more to leave at once" in output) == (target == "Ctrl-C")
+    assert "KeyboardInterrupt" not in output
+    until(lambda: gone(everyone), 10)
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert status["state"] == "preempted"
+    assert 0 < status["step"] < 60
+    assert (tmp_path / "run" / "checkpoints" / f"step-{status['step']:08d}").is_dir()
+    assert [(tmp_path / f"steps-{rank}").read_text() for rank in range(2)] == [str(status["step"])] * 2
+    if target == "launcher":  # on as many processes as were asked for then
+        done = Command(tmp_path, "resume", "run").wait()
+        assert (done.code, "world      2 processes" in done.screen) == (0, True), done.screen
+        assert result_of(tmp_path / "run").distance(undisturbed) == 0
+        return
+    monkeypatch.chdir(tmp_path)
+    assert train(tmp_path / "run", *PACED, size=2).distance(undisturbed) == 0
+
+
+def test_kill_9_of_the_launcher_takes_the_ranks_with_it(tmp_path: Path) -> None:
+    process = start(tmp_path, "--processes", "2", "data={train: {_target_: parts.py:Noisy}, workers: 1}")
+    until(lambda: trains(tmp_path))
+    everyone = family(process)
+    assert len(everyone) >= 5  # the launcher, two ranks, a worker of each
+    process.kill()
+    until(lambda: gone(everyone), 5)  # the bound that a user is promised
+    process.communicate(timeout=60)
+
+
+def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:
+    slow = "data.train={_target_: parts.py:Paced, seconds: 30}"
+    process = start(tmp_path, slow)
+    until(lambda: (tmp_path / "run" / "status.json").exists())
+    process.send_signal(signal.SIGINT)
+    time.sleep(2.5)
+    assert process.poll() is None  # it waits for the step to end
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "once more to leave at once" in output
+    train(tmp_path / "run", *LONG[1:], "train={steps: 1}")  # the folder is free for the next
+
+
+def test_a_second_launch_into_a_living_run_is_refused_and_touches_nothing(tmp_path: Path) -> None:
+    arguments = ("train", str(TINY), *LONG, "--cpu", "--processes", "2", "--run-dir", "run", "--quiet")
+    first = Command(tmp_path, *arguments)
+    until(lambda: trains(tmp_path))
+    before = {path: path.stat().st_ino for path in (tmp_path / "run").rglob("*") if ".ranks" in path.parts}
+    assert before
+    second = Command(tmp_path, *arguments).wait()
+    assert second.code == 2, second.screen
+    assert "is being written by process" in second.screen
+    assert {path: path.stat().st_ino for path in before} == before
+    assert "is being written" not in (tmp_path / "run" / "logs" / "rank-0.log").read_text()
+    first.process.terminate()
+    assert first.wait().code == 75

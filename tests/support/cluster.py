@@ -1,0 +1,130 @@
+"""A real SLURM cluster of three nodes on this machine, for tests: one for all of them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+from places import ROOT
+
+from launcher.runs.job import Submission
+from launcher.runs.reading import Run
+
+SCRIPT = ROOT / "scripts" / "slurm_cluster"
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A cluster that is up.
+
+    Attributes:
+        environment: The variables with which SLURM's commands mean it.
+        has_cables: Whether its nodes have a network whose cables can be pulled.
+    """
+
+    environment: dict[str, str]
+    has_cables: bool
+
+    def act(self, *words: str) -> None:
+        """Lets something happen to a node, as `power-off 1`."""
+        subprocess.run([str(SCRIPT), *words], env={**os.environ, **self.environment}, check=True)
+
+    def say(self, *command: str) -> str:
+        """What a command of SLURM's says."""
+        environment = {**os.environ, **self.environment}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False).stdout
+
+    def job(self, number: str) -> dict[str, str]:
+        """What the controller knows of a job."""
+        shown = self.say("scontrol", "show", "job", "--oneliner", number)
+        return dict(re.findall(r"(\w+)=(\S*)", shown))
+
+    def hurry(self, number: str) -> None:
+        """A requeued job waits two minutes; not here, but so long that its nodes have done with the start before.
+
+        One that comes at once is refused there: `Job credential revoked`.
+        """
+        shown = self.job(number)
+        if shown.get("JobState") == "PENDING" and int(shown.get("Restarts", "0")):
+            due = shown.get("StartTime", "Unknown")
+            if due != "Unknown" and datetime.fromisoformat(due) - datetime.now() > timedelta(seconds=5):
+                self.say("scontrol", "update", f"JobId={number}", "StartTime=now+2")
+
+    def until(self, condition: Callable[[], bool], *, job: str, seconds: float = 150) -> None:
+        """Waits for something; the job's log is shown where it does not come."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            shown = self.job(job)
+            assert time.monotonic() < deadline, f"{shown}\n{log(shown)}"
+            self.hurry(job)
+            time.sleep(0.3)
+
+    def ended(self, number: str, seconds: float = 150) -> str:
+        """Waits for a job's end; gives its state and exit code, as in `COMPLETED 0:0`."""
+        over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "DEADLINE", "BOOT_FAIL")
+        self.until(lambda: self.job(number).get("JobState") in over, job=number, seconds=seconds)
+        shown = self.job(number)
+        return f"{shown['JobState']} {shown['ExitCode']}"
+
+
+def log(shown: dict[str, str]) -> str:
+    """What a job has printed, by what the controller knows of it."""
+    path = Path(shown.get("StdOut", ""))
+    return path.read_text(errors="replace") if path.is_file() else ""
+
+
+def number_of(folder: Path) -> str:
+    """The job of a run."""
+    return Submission.read(folder).job
+
+
+def reached(folder: Path, step: int, start: int = 1) -> Callable[[], bool]:
+    """Whether a run's n-th start has come to a step."""
+
+    def come() -> bool:
+        run = Run(folder)
+        starts = [event for event in run.events if event["event"] in ("start", "resume")]
+        return len(starts) >= start and run.step >= step
+
+    return come
+
+
+def start_cluster(folder: Path) -> Cluster:
+    """Starts it, or skips with the reason why there can be none."""
+    if os.geteuid() != 0:
+        pytest.skip("a SLURM cluster of one's own needs root")
+    if not all(
+        shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") for name in ("slurmctld", "munged", "sbatch")
+    ):
+        pytest.skip("SLURM is not installed: apt-get install slurm-wlm munge")
+    environment = {
+        "SLURM_CLUSTER_DIR": str(folder),
+        "SLURM_CLUSTER_GPUS": "4",
+        "SLURM_CLUSTER_PORT": str(17_000 + os.getpid() % 200 * 10),
+        "SLURM_CONF": str(folder / "slurm.conf"),
+    }
+    if has_cables := _can_make_networks():
+        environment["SLURM_CLUSTER_NETWORK"] = f"10.{79 + os.getpid() % 100}.{os.getpid() % 251}"
+    done = subprocess.run(
+        [str(SCRIPT), "up", "3"], env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+    if done.returncode and "unshare" in done.stderr:
+        pytest.skip(f"this root may make no namespaces: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    return Cluster(environment, has_cables)
+
+
+def _can_make_networks() -> bool:
+    name = f"probe-{os.getpid()}"
+    if shutil.which("ip") is None or subprocess.run(["ip", "netns", "add", name], check=False).returncode:
+        return False
+    subprocess.run(["ip", "netns", "del", name], check=True)
+    return True
