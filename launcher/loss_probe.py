@@ -1,0 +1,683 @@
+"""Finds out what a loss is a mean over, by calling it on pieces of a batch and on their unions.
+
+Nothing that training uses is touched: models and losses are copied, the random generators are put back. Every rank
+makes the same calls with the same samples, so that a loss that speaks with other ranks is measured too.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import random
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import send_to_device
+from torch import nn
+
+from launcher.data.reading import randomness_restored
+from launcher.loss_reading import (
+    TOLERANCE,
+    Hints,
+    Reading,
+    Trial,
+    Verdict,
+    candidates,
+    decide,
+    is_mask,
+    tensors_in,
+)
+
+LOOKED_AT = 64  # samples that those of a measurement are chosen from
+_SIZES = ((9, (2, 3, 4)), (6, (1, 2, 3)), (3, (1, 1, 1)))  # of the pieces, by how many samples there are
+_LARGE = 10_000_000  # numbers in the outputs: above, less is tried
+_LARGE_MODEL = 256 * 2**20  # bytes of parameters: above, it is not copied
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Where pieces come from.
+
+    Attributes:
+        number: How many samples there are.
+        batch: The batch of some of them, by their numbers, collated by itself.
+        collates: Whether a collate of the user's own makes it, which may pad, or drop samples.
+    """
+
+    number: int
+    batch: Callable[[Sequence[int]], Any]
+    collates: bool = False
+
+    def groups(self, parts: Callable[[Any], Any], hints: Hints) -> list[list[list[int]]]:
+        """Two disjoint groups of three pieces, of samples whose counts differ; fewer where there are few samples.
+
+        Args:
+            parts: What is counted in a batch.
+            hints: Of the loss.
+        """
+        sizes = next((sizes for least, sizes in _SIZES if self.number >= least), None)
+        if sizes is None:
+            return []
+        order = self._by_counts(parts, hints)
+        wanted = sum(sizes)
+        if len(order) < 2 * wanted:
+            return [_cut(_spread(order, wanted), sizes)]
+        return [_cut(_spread(order[first::2], wanted), sizes) for first in (0, 1)]
+
+    def _by_counts(self, parts: Callable[[Any], Any], hints: Hints) -> list[int]:
+        """The first samples, those of small counts first."""
+        numbers = list(range(min(self.number, LOOKED_AT)))
+        try:
+            counts = [candidates(parts(self.batch([number])), 1, hints) for number in numbers]
+        except Exception:  # a collate that cannot make a batch of one: as they come, then
+            return numbers
+        common = sorted(set.intersection(*(set(one) for one in counts)), key=repr)
+        weights = np.random.default_rng(0).uniform(0.5, 1.5, len(common))
+        table = np.array([[one[reading] for reading in common] for one in counts])
+        table = (table - table.mean(0)) / (np.abs(table).max(0) + 1e-12)
+        return [numbers[place] for place in np.argsort(table @ weights, kind="stable")]
+
+
+def _spread(order: Sequence[int], wanted: int) -> list[int]:
+    """So many of them, from the least to the most."""
+    return [order[round(place)] for place in np.linspace(0, len(order) - 1, wanted)]
+
+
+def _cut(numbers: Sequence[int], sizes: Sequence[int]) -> list[list[int]]:
+    """Pieces of so many, each with one of the largest counts: a piece in which nothing counts has no mean."""
+    rest, largest = numbers[: -len(sizes)], numbers[-len(sizes) :]
+    ends = list(itertools.accumulate(size - 1 for size in sizes))
+    return [
+        [first, *rest[end - size + 1 : end]] for first, end, size in zip(largest, ends, sizes, strict=True)
+    ]
+
+
+# ---------------------------------------------------------------------- what is measured
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A loss, as the run will call it.
+
+    Attributes:
+        parts: What may be counted in a batch: the targets, or the batch itself.
+        outputs: The outputs for a batch, where the loss is a function of outputs and targets.
+        function: That function, called with them by position or, where they are mappings, by name.
+        value: Else the loss of a batch, with the model that it is given.
+    """
+
+    parts: Callable[[Any], Any]
+    outputs: Callable[[nn.Module, Any], Any] | None = None
+    function: Any = None
+    value: Callable[[nn.Module, Any], Any] | None = None
+
+
+def measure(subject: Subject, model: nn.Module, samples: Samples, hints: Hints) -> Verdict:
+    """What a loss is a mean over; what it is called with is copied, and every generator is put back.
+
+    Args:
+        subject: The loss.
+        model: Tried in eval mode.
+        samples: Where batches come from.
+        hints: Of the loss.
+    """
+    with _undisturbed(), _twin(model) as twin:
+        groups = samples.groups(subject.parts, hints)
+        if not groups:
+            return Verdict(None, "failed", "there are too few samples to measure it on")
+        joined = _joined(subject, twin, samples, groups) if subject.outputs is not None else None
+        found = Found([], [], TOLERANCE[torch.float64])
+        if joined is not None:
+            found = Caller(subject.function).trials(joined, hints)
+        if isinstance(found, Found) and (joined is None or samples.collates):
+            found = _called(subject, twin, samples, groups, hints, found)
+        return decide(found.trials, found.injected, found.tolerance) if isinstance(found, Found) else found
+
+
+@dataclass
+class Found:
+    """Trials so far, and how exact they are."""
+
+    trials: list[Trial]
+    injected: list[Trial]
+    tolerance: float
+
+
+# ---------------------------------------------------------------------- nothing is left behind
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Puts all generators back, and keeps warnings about pieces for those who run the whole."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    with warnings.catch_warnings(), randomness_restored(True), torch.random.fork_rng(devices), torch.no_grad():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.manual_seed(seed)
+
+
+@contextmanager
+def _twin(model: nn.Module) -> Iterator[nn.Module]:
+    """A copy in eval mode; of a large model, or one that cannot be copied, itself, with its modes and buffers kept."""
+    num_bytes = sum(one.numel() * one.element_size() for one in model.parameters())
+    twin = _copied(model) if num_bytes <= _LARGE_MODEL else model
+    if twin is not model:
+        twin.eval()
+        yield twin
+        return
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    for module, _ in modes:
+        module.training = False
+    try:
+        yield model
+    finally:
+        for module, training in modes:
+            module.training = training
+        for buffer, before in buffers:
+            buffer.copy_(before)
+
+
+def _copied(thing: Any, shared: Sequence[torch.Tensor] = ()) -> Any:
+    """A copy that may be called at will, but for the tensors that it shares; itself where it cannot be copied."""
+    try:
+        return copy.deepcopy(thing, {id(one): one for one in shared})
+    except Exception:
+        return thing
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    return next((one.device for one in model.parameters()), torch.device("cpu"))
+
+
+def mapped(tree: Any, function: Callable[[torch.Tensor], Any]) -> Any:
+    """The tree with each tensor replaced."""
+    if isinstance(tree, torch.Tensor):
+        return function(tree)
+    if isinstance(tree, Mapping):
+        return {key: mapped(value, function) for key, value in tree.items()}
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*(mapped(value, function) for value in tree))
+    if isinstance(tree, list | tuple):
+        return type(tree)(mapped(value, function) for value in tree)
+    return tree
+
+
+def _cast(tree: Any, dtype: torch.dtype | None) -> Any:
+    if dtype is None:
+        return tree
+    return mapped(tree, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
+
+
+def number_of(value: Any) -> float | None:
+    """A loss as a number: one tensor, or a mapping of them, added up; None where it is neither."""
+    if isinstance(value, Mapping):
+        numbers = [number_of(one) for one in value.values()]
+        return None if not numbers or None in numbers else sum(one for one in numbers if one is not None)
+    if isinstance(value, int | float):
+        return float(value)
+    return float(value) if isinstance(value, torch.Tensor) and value.numel() == 1 else None
+
+
+# ---------------------------------------------------------------------- pieces that join
+
+
+Tree = Any
+Joint = Any  # how a tree of pieces joins: a dimension, "list", "same", or the same tree of those
+
+
+class _NotJoinedError(Exception):
+    """The whole is not its pieces side by side: somebody pads, or counts on from piece to piece."""
+
+
+def _joint(pieces: Sequence[Tree], whole: Tree, exact: bool) -> Joint:
+    """How the whole is put together from pieces.
+
+    Args:
+        pieces: Three of them.
+        whole: The same samples in one batch.
+        exact: Whether values must agree to the bit: outputs may differ by rounding.
+    """
+    if isinstance(whole, torch.Tensor):
+        return _dimension(pieces, whole, exact)
+    if isinstance(whole, Mapping):
+        return {key: _joint([piece[key] for piece in pieces], value, exact) for key, value in whole.items()}
+    if isinstance(whole, list | tuple):
+        lengths = {len(piece) for piece in pieces}
+        if lengths == {len(whole)}:
+            return [_joint([piece[n] for piece in pieces], value, exact) for n, value in enumerate(whole)]
+        if isinstance(whole, list) and len(whole) == sum(len(piece) for piece in pieces):
+            return "list"
+        raise _NotJoinedError
+    if isinstance(whole, str | int | float | bool | None):
+        if all(piece == whole for piece in pieces):
+            return "same"
+    raise _NotJoinedError
+
+
+def _dimension(pieces: Sequence[torch.Tensor], whole: torch.Tensor, exact: bool) -> Joint:
+    for dim in range(whole.dim()):
+        if whole.shape[dim] != sum(piece.shape[dim] for piece in pieces if piece.dim() == whole.dim()):
+            continue
+        rest = {(*one.shape[:dim], *one.shape[dim + 1 :]) for one in (*pieces, whole)}
+        if len(rest) == 1 and _agree(torch.cat(list(pieces), dim), whole, exact):
+            return dim
+    if all(piece.shape == whole.shape and _agree(piece, whole, True) for piece in pieces):
+        return "same"
+    raise _NotJoinedError
+
+
+def _agree(one: torch.Tensor, other: torch.Tensor, exact: bool) -> bool:
+    if not exact or not other.is_floating_point():
+        return not exact or torch.equal(one, other)
+    return torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
+
+
+class Joined:
+    """Outputs and targets of a batch, of which any union of pieces can be taken, varied or not.
+
+    Args:
+        pieces: Outputs and targets of each piece.
+        whole: Those of all of them, batched together.
+        numbers: How many samples each piece has.
+    """
+
+    def __init__(self, pieces: Sequence[Tree], whole: Tree, numbers: Sequence[int]):
+        self.outputs, self.targets = whole
+        self._joints = [_joint([one[side] for one in pieces], whole[side], exact=side == 1) for side in (0, 1)]
+        self._lengths = [[_lengths(one[side]) for one in pieces] for side in (0, 1)]
+        self.numbers = numbers
+
+    def union(self, outputs: Tree, targets: Tree, pieces: int) -> tuple[Tree, Tree, int]:
+        """Outputs and targets of some of the pieces, a bit for each, and how many samples they have."""
+        taken = (
+            _taken(tree, joint, lengths, pieces)
+            for tree, joint, lengths in zip((outputs, targets), self._joints, self._lengths, strict=True)
+        )
+        samples = sum(number for bit, number in enumerate(self.numbers) if pieces >> bit & 1)
+        return next(taken), next(taken), samples
+
+    def over_outputs(self, change: Callable[[torch.Tensor, int], torch.Tensor]) -> Tree:
+        """The outputs with each tensor of real numbers changed, along the dimension that joins."""
+
+        def each(tree: Tree, joint: Joint) -> Tree:
+            if isinstance(tree, torch.Tensor):
+                return change(tree, joint) if isinstance(joint, int) and tree.is_floating_point() else tree
+            if isinstance(tree, Mapping):
+                return {key: each(value, joint[key]) for key, value in tree.items()}
+            if isinstance(tree, list | tuple) and joint not in ("list", "same"):
+                values = [each(value, inner) for value, inner in zip(tree, joint, strict=True)]
+                return type(tree)(*values) if hasattr(tree, "_fields") else type(tree)(values)
+            return tree
+
+        return each(self.outputs, self._joints[0])
+
+    @property
+    def starts(self) -> list[int]:
+        """The first sample of each piece."""
+        return [0, *itertools.accumulate(self.numbers)][:-1]
+
+
+def _lengths(tree: Tree) -> Tree:
+    """The shapes of a piece's tensors and the lengths of its lists, in a tree like it."""
+    if isinstance(tree, torch.Tensor):
+        return tuple(tree.shape)
+    if isinstance(tree, Mapping):
+        return {key: _lengths(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return len(tree), [_lengths(value) for value in tree]
+    return None
+
+
+def _taken(tree: Tree, joint: Joint, lengths: Sequence[Tree], pieces: int) -> Tree:
+    if isinstance(joint, str) and joint == "same":
+        return tree
+    if isinstance(joint, dict):
+        return {key: _taken(tree[key], inner, [one[key] for one in lengths], pieces) for key, inner in joint.items()}
+    if isinstance(joint, list):
+        values = [
+            _taken(tree[n], inner, [one[1][n] for one in lengths], pieces) for n, inner in enumerate(joint)
+        ]
+        return type(tree)(*values) if hasattr(tree, "_fields") else type(tree)(values)
+    sizes = [one[0] if joint == "list" else one[joint] for one in lengths]
+    ends = list(itertools.accumulate(sizes))
+    ranges = [(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+    taken = [limits for bit, limits in enumerate(ranges) if pieces >> bit & 1]
+    if joint == "list":
+        return [item for first, end in taken for item in tree[first:end]]
+    parts = [tree.narrow(joint, first, end - first) for first, end in taken]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, joint)
+
+
+def _joined(
+    subject: Subject, twin: nn.Module, samples: Samples, groups: Sequence[Sequence[Sequence[int]]]
+) -> list[Joined] | None:
+    """Each group's outputs and targets, where they are their pieces side by side."""
+    assert subject.outputs is not None
+    device, found = _device_of(twin), []
+    for pieces in groups:
+        made = []
+        for numbers in (*pieces, list(itertools.chain(*pieces))):
+            batch = send_to_device(samples.batch(numbers), device)
+            _seed(0)
+            made.append(mapped((subject.outputs(twin, batch), subject.parts(batch)), _in_host))
+        try:
+            found.append(Joined(made[:3], made[3], [len(piece) for piece in pieces]))
+        except (_NotJoinedError, KeyError, IndexError, TypeError, AttributeError):
+            return None
+    return found
+
+
+def _in_host(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().cpu()
+
+
+# ---------------------------------------------------------------------- a function of outputs and targets
+
+
+def arguments(outputs: Tree, targets: Tree) -> tuple[list[Any], dict[str, Any]]:
+    """What a loss is called with: by position, or by name where the recipe names its arguments."""
+    both = (outputs, targets)
+    args = [one for side in both if not isinstance(side, Mapping) for one in side]
+    return args, {key: one for side in both if isinstance(side, Mapping) for key, one in side.items()}
+
+
+class Caller:
+    """Calls a loss, each time a fresh copy in eval mode, each time with the same randomness.
+
+    Args:
+        function: The loss.
+    """
+
+    def __init__(self, function: Any):
+        self.dtype: torch.dtype | None = torch.float64
+        self.fault = ""
+        self._own = function
+        self._function = self._prepared()
+
+    def _prepared(self) -> Any:
+        function = _copied(self._own)
+        if isinstance(function, nn.Module) and function is not self._own:
+            function = function.cpu().eval()
+            if self.dtype is not None:
+                function = function.to(self.dtype)
+        return function
+
+    def value(self, outputs: Tree, targets: Tree, seed: int = 0) -> float | None:
+        """The loss, or None where it has none."""
+        shared = list(self._function.parameters()) if isinstance(self._function, nn.Module) else []
+        function = _copied(self._function, shared)
+        args, kwargs = arguments(outputs, targets)
+        _seed(seed)
+        try:
+            return number_of(function(*args, **kwargs))
+        except Exception as error:
+            self.fault = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+            return None
+
+    def trials(self, joined: Sequence[Joined], hints: Hints) -> Found | Verdict:
+        """Trials of everything, on every group; a verdict where nothing can be tried."""
+        is_large = sum(tensor.numel() for _, tensor in tensors_in(joined[0].outputs)) > _LARGE
+        if is_large:
+            self.dtype = None
+        whole = joined[0].outputs, joined[0].targets
+        first, second = (self.value(*_cast(whole, self.dtype), seed) for seed in (0, 1))
+        if first is None and self.dtype is not None:  # it does not know double precision
+            self.dtype = None
+            self._function = self._prepared()
+            first, second = (self.value(*whole, seed) for seed in (0, 1))
+        if first is None:
+            return Verdict(None, "failed", self.fault or "it gave no number")
+        if first != second and not (math.isnan(first) and second is not None and math.isnan(second)):
+            return Verdict(None, "random", "its value on the same batch differs from call to call")
+        trials: list[Trial] = []
+        injected: list[Trial] = []
+        for group, one in enumerate(joined[: 1 if is_large else None]):
+            for draw in itertools.islice(_draws(one), 3 if is_large else None):
+                trials += self._trial(one, draw, one.targets, hints, group)
+            if not is_large:
+                for outputs, targets in _injections(one, hints):
+                    injected += self._trial(one, outputs, targets, hints, group)
+        exact = first is not None and self.dtype is not None
+        return Found(trials, injected, TOLERANCE[torch.float64 if exact else torch.float32])
+
+    def _trial(self, joined: Joined, outputs: Tree, targets: Tree, hints: Hints, group: int) -> list[Trial]:
+        values, counts = {}, {}
+        for union in range(1, 8):
+            own, those, samples = joined.union(outputs, targets, union)
+            value = self.value(_cast(own, self.dtype), _cast(those, self.dtype))
+            if value is not None and math.isfinite(value):  # where nothing counts there is no mean
+                values[union], counts[union] = value, candidates(those, samples, hints, _classes(own))
+        trial = Trial(values, counts, group)
+        return [trial] if any(trial.splits()) else []
+
+
+def _classes(outputs: Tree) -> list[int]:
+    """Class numbers that may stand for "no class": the last, and the one after it."""
+    first = next((tensor for _, tensor in tensors_in(outputs)), None)
+    if first is None or first.dim() < 2:
+        return []
+    return sorted({size + more for size in first.shape[1:] for more in (-1, 0)})[:8]
+
+
+def _draws(joined: Joined) -> Iterator[Tree]:
+    """The outputs as they are, exchanged, shaken row by row by another amount, and mixed with others."""
+    generator = torch.Generator().manual_seed(7)
+
+    def ramp(tensor: torch.Tensor, dim: int) -> torch.Tensor:
+        shape = [1] * tensor.dim()
+        shape[dim] = tensor.shape[dim]
+        return torch.linspace(0.02, 0.6, tensor.shape[dim], dtype=tensor.dtype).view(shape)
+
+    def shaken(tensor: torch.Tensor, dim: int) -> torch.Tensor:
+        noise = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
+        return tensor + ramp(tensor, dim) * (tensor.abs().mean() + 0.5) * noise
+
+    yield joined.outputs
+    yield joined.over_outputs(lambda tensor, dim: tensor.roll(1, dim))
+    yield joined.over_outputs(shaken)
+    yield joined.over_outputs(lambda tensor, dim: tensor + ramp(tensor, dim) * (tensor.roll(2, dim) - tensor))
+
+
+def _injections(joined: Joined, hints: Hints) -> Iterator[tuple[Tree, Tree]]:
+    """Values that may not count, put into the targets: what the samples lack may come later."""
+    generator = torch.Generator().manual_seed(11)
+
+    def shaken(tensor: torch.Tensor, _: int) -> torch.Tensor:
+        noise = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
+        return tensor + 0.05 * (tensor.abs().mean() + 0.5) * noise
+
+    tensors = [tensor for _, tensor in tensors_in(joined.targets)]
+    for outputs in (joined.over_outputs(shaken), joined.outputs):
+        for number, tensor in enumerate(tensors[:8]):
+            for value in _values_for(tensor, number, tensors, joined.outputs, hints):
+                changed = torch.where(_holes(tensor, joined, generator), torch.full_like(tensor, value), tensor)
+                yield outputs, mapped(joined.targets, lambda one, of=tensor, to=changed: to if one is of else one)  # type: ignore[misc]  # mypy takes no defaults in lambdas
+
+
+def _values_for(
+    tensor: torch.Tensor, number: int, tensors: Sequence[torch.Tensor], outputs: Tree, hints: Hints
+) -> list[float]:
+    """What may stand in a tensor of targets for "does not count"."""
+    if not tensor.dim() or not tensor.numel() or (tensor.dim() > 1 and tensor[0].numel() < 2):
+        return []
+    if tensor.dtype == torch.bool:
+        return [0]
+    if tensor.is_floating_point():
+        return [0] if is_mask(tensor) else [math.nan, 0.0][: 1 + (number > 0)]
+    if number and is_mask(tensor):
+        return [0]
+    integers = [one for one in tensors if not one.is_floating_point() and one.dtype != torch.bool]
+    if len(integers) > 1 or not _are_classes(tensor, outputs):
+        return []
+    info = torch.iinfo(tensor.dtype)
+    wanted = dict.fromkeys((*hints.ignored, 0, *_classes(outputs)))
+    return [value for value in wanted if info.min <= value <= info.max]
+
+
+def _are_classes(tensor: torch.Tensor, outputs: Tree) -> bool:
+    """Whether outputs have scores of classes for each: kernels that check nothing (CTC's) read where a label points."""
+    first = next((one for _, one in tensors_in(outputs)), None)
+    return first is not None and first.dim() > 1 and first.numel() in {tensor.numel() * size for size in first.shape[1:]}
+
+
+def _holes(tensor: torch.Tensor, joined: Joined, generator: torch.Generator) -> torch.Tensor:
+    """Half of the places, and never all of a row, nor the first of a piece."""
+    holes = torch.rand(tensor.shape, generator=generator) < 0.5
+    if tensor.dim() > 1:
+        holes.view(len(tensor), -1)[:, 1] = False
+    else:
+        holes[[start for start in joined.starts if start < len(tensor)]] = False
+    return holes
+
+
+# ---------------------------------------------------------------------- the model called again
+
+
+def _called(
+    subject: Subject,
+    twin: nn.Module,
+    samples: Samples,
+    groups: Sequence[Sequence[Sequence[int]]],
+    hints: Hints,
+    found: Found,
+) -> Found | Verdict:
+    """Trials on batches collated anew: with the model as it is, and with its weights shaken."""
+    batches = [
+        {union: samples.batch(_numbers(pieces, union)) for union in range(1, 8)} for pieces in groups
+    ]
+    caller = _ModelCaller(subject, twin)
+    first, second = (caller.value(batches[0][7], seed) for seed in (0, 1))
+    if first is None:
+        return Verdict(None, "failed", caller.fault or "it gave no number")
+    if first != second and not (math.isnan(first) and second is not None and math.isnan(second)):
+        return Verdict(None, "random", "its value on the same batch differs from call to call")
+    trials, injected = list(found.trials), list(found.injected)
+    for amount in (0.0, 0.1, 0.3):
+        with caller.shaken(amount):
+            for group, (pieces, by_union) in enumerate(zip(groups, batches, strict=True)):
+                trials += _model_trial(caller, by_union, pieces, hints, group)
+                if amount:
+                    for change in _changes(subject, by_union, pieces, hints):
+                        injected += _model_trial(caller, change, pieces, hints, group)
+    tolerance = max(found.tolerance, TOLERANCE[torch.float64 if caller.is_double else torch.float32])
+    return Found(trials, injected, tolerance)
+
+
+def _numbers(pieces: Sequence[Sequence[int]], union: int) -> list[int]:
+    return [number for bit, piece in enumerate(pieces) if union >> bit & 1 for number in piece]
+
+
+class _ModelCaller:
+    """Calls model and loss together."""
+
+    def __init__(self, subject: Subject, twin: nn.Module):
+        self._subject, self._model, self.fault = subject, twin, ""
+        self._device = _device_of(twin)
+        self._double = _copied(twin)
+        self.is_double = self._double is not twin and self._device.type != "mps"
+        if self.is_double:
+            self._double.double()
+        self._caller = Caller(subject.function) if subject.outputs is not None else None
+
+    def value(self, batch: Any, seed: int = 0) -> float | None:
+        """The loss of a batch, in double precision where the model knows it."""
+        batch = send_to_device(batch, self._device)
+        if self.is_double:
+            value = self._try(self._double, _cast(batch, torch.float64), seed)
+            if value is not None:
+                return value
+            self.is_double = False
+        return self._try(self._model, batch, seed)
+
+    def _try(self, model: nn.Module, batch: Any, seed: int) -> float | None:
+        _seed(seed)
+        subject, batch = self._subject, mapped(batch, torch.clone)
+        try:
+            if self._caller is None or subject.outputs is None:
+                return number_of(subject.value(model, batch)) if subject.value is not None else None
+            outputs, targets = mapped((subject.outputs(model, batch), subject.parts(batch)), _in_host)
+            return self._caller.value(*_cast((outputs, targets), self._caller.dtype))
+        except Exception as error:
+            self.fault = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+            return None
+
+    @contextmanager
+    def shaken(self, amount: float) -> Iterator[None]:
+        """With other weights for a while: a head of zeros tells nothing."""
+        if not amount or not self.is_double:
+            yield
+            return
+        generator = torch.Generator().manual_seed(3)
+        kept = [(one, one.detach().clone()) for one in self._double.parameters() if one.is_floating_point()]
+        for parameter, before in kept:
+            noise = torch.randn(before.shape, generator=generator, dtype=before.dtype).to(before.device)
+            parameter.add_(noise * amount * (before.abs().mean() + 0.1))
+        try:
+            yield
+        finally:
+            for parameter, before in kept:
+                parameter.copy_(before)
+
+
+def _model_trial(
+    caller: _ModelCaller, batches: Mapping[int, Any], pieces: Sequence[Sequence[int]], hints: Hints, group: int
+) -> list[Trial]:
+    values, counts = {}, {}
+    for union, batch in batches.items():
+        value = caller.value(batch)
+        if value is None or not math.isfinite(value):
+            return []
+        parts = caller._subject.parts(batch)
+        values[union], counts[union] = value, candidates(parts, len(_numbers(pieces, union)), hints)
+    return [Trial(values, counts, group)]
+
+
+def _changes(
+    subject: Subject, batches: Mapping[int, Any], pieces: Sequence[Sequence[int]], hints: Hints
+) -> Iterator[dict[int, Any]]:
+    """The same batches with places of labels or masks that do not count, alike in every union."""
+    for where, tensor in itertools.islice(tensors_in(subject.parts(batches[7])), 8):
+        if tensor.dim() < 2 or tensor[0].numel() < 2:
+            continue
+        if tensor.dtype == torch.bool or is_mask(tensor):
+            values: list[int] = [0]
+        elif not tensor.is_floating_point() and _is_label(where):
+            values = [-100]
+        else:
+            continue
+        for value in values:
+            yield {union: _with_holes(subject, batch, where, _numbers(pieces, union), value) for union, batch in batches.items()}
+
+
+def _is_label(where: Sequence[int | str]) -> bool:
+    return any("label" in str(key).lower() or "target" in str(key).lower() for key in where)
+
+
+def _with_holes(subject: Subject, batch: Any, where: Any, numbers: Sequence[int], value: int) -> Any:
+    """A batch in which some places of one tensor hold a value, the same places of a sample in every batch."""
+    tensors = dict(tensors_in(subject.parts(batch)))
+    tensor = tensors[where]
+    if len(tensor) != len(numbers):
+        return batch
+    holes = torch.zeros(tensor.shape, dtype=torch.bool)
+    for row, number in enumerate(numbers):
+        generator = torch.Generator().manual_seed(number)
+        flat = torch.rand(4096, generator=generator)[: holes[row].numel()] < 0.5
+        flat[: 2] = False
+        holes[row].view(-1)[: len(flat)] = flat
+    changed = torch.where(holes.to(tensor.device), torch.full_like(tensor, value), tensor)
+    return mapped(batch, lambda one: changed if one is tensor else one)
