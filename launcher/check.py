@@ -28,6 +28,7 @@ from launcher.errors import LauncherError, Problem, RecipeError, UsageError
 from launcher.evaluation import AVERAGED, evaluate
 from launcher.judge import deciding_set, value_of
 from launcher.launch.world import World
+from launcher.loss_settle import settle_losses, steps_of
 from launcher.measures import build_measures
 from launcher.model import Model, build_model
 from launcher.objective import INDEPENDENT
@@ -85,6 +86,9 @@ def rehearse(workshop: Workshop, world: World, say: Say) -> Checked:
         _check_batch_norm(recipe, model, data, world, horizon)
         _check_schedule(recipe, trainable, horizon)
         samples = load_data(small, World())
+        steps = steps_of(data, world)
+        with _stage(recipe, ("loss",), "measuring what it is a mean over"):
+            settle_losses(trainable.objective, model.bare, data.train, steps, device.coordinator, recipe.document)
         warned = _rehearse_step(recipe, trainable, samples, horizon, world, say)
         _rehearse_evaluation(small, trainable, samples, say)
         _rehearse_checkpoint(recipe, trainable, say)

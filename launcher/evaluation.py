@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from accelerate.utils import send_to_device
@@ -17,7 +17,6 @@ from torch import nn
 
 from launcher import faults
 from launcher.averages import Average
-from launcher.batch import one_number
 from launcher.coordination import Coordinator, packed, unpacked
 from launcher.data.loaders import EvaluationLoader, MicroBatch
 from launcher.data.streams import StreamEvaluationLoader
@@ -25,7 +24,7 @@ from launcher.device import Device
 from launcher.errors import LauncherError
 from launcher.judge import Judge, deciding_set, value_of
 from launcher.model import Model
-from launcher.objective import Objective
+from launcher.objective import At, Objective
 from launcher.recipe import schema
 from launcher.tracking import Line, Tracking
 from launcher.watch import Patience, Progress
@@ -42,20 +41,6 @@ AVERAGED = "ema/"  # before the name of a score of the averaged weights
 
 def unseen(outputs: Sequence[Any], targets: Sequence[Any], batch: MicroBatch) -> None:
     """Nobody looks at the outputs."""
-
-
-class At(NamedTuple):
-    """Where a step stands in its run; a user's step function gets it.
-
-    Attributes:
-        step: Optimizer steps completed before this one.
-        epoch: The pass over the data, from 0.
-        fraction: How much of the run is done, 0 to 1; 0 where its length is a time.
-    """
-
-    step: int = 0
-    epoch: int = 0
-    fraction: float = 0.0
 
 
 def evaluate(
@@ -130,24 +115,22 @@ class Tally:
     def add(self, model: nn.Module, batch: MicroBatch, device: torch.device) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """Evaluates one batch; returns its outputs and targets."""
         objective, layout = self.objective, self.objective.layout
-        objective.settle(batch.data)
+        objective.settle()
         counts = objective.counts(batch.data, batch.samples)
         data = batch.data if device.type == "cpu" else send_to_device(batch.data, device, non_blocking=True)
         if objective.step is not None:
             result = objective.stepped(model, data, At())
-            values = [result["loss"] * counts[0]]
+            values = [result["loss"]]
             outputs, targets = _tuple(result.get("outputs")), _tuple(result.get("targets"))
         else:
             args, kwargs, targets = layout.split(data)
             result = model(*args, **kwargs)
             outputs = layout.outputs(result)
             if objective.terms:
-                values = [
-                    one_number(term.function(*outputs, *targets), term.key) * (1.0 if term.sums else count)
-                    for term, count in zip(objective.terms, counts, strict=True)
-                ]
+                values = [term.value(term.function, layout, result, data) for term in objective.terms]
             else:
-                values = [layout.loss(result) * counts[0]]
+                values = [layout.loss(result)]
+        values = objective.weighed(values, counts)
         self.samples += batch.samples
         self._sums = self._sums.to(device) + torch.stack([value.detach().double() for value in values])
         self._counts += torch.tensor(counts, dtype=torch.float64)

@@ -21,6 +21,7 @@ import torch
 from accelerate.utils import send_to_device
 from torch import nn
 
+from launcher.batch import arguments
 from launcher.data.reading import randomness_restored
 from launcher.loss_reading import (
     TOLERANCE,
@@ -173,7 +174,7 @@ def _seed(seed: int) -> None:
 def _twin(model: nn.Module) -> Iterator[nn.Module]:
     """A copy in eval mode; of a large model, or one that cannot be copied, itself, with its modes and buffers kept."""
     num_bytes = sum(one.numel() * one.element_size() for one in model.parameters())
-    twin = _copied(model) if num_bytes <= _LARGE_MODEL else model
+    twin = copied(model) if num_bytes <= _LARGE_MODEL else model
     if twin is not model:
         twin.eval()
         yield twin
@@ -191,7 +192,7 @@ def _twin(model: nn.Module) -> Iterator[nn.Module]:
             buffer.copy_(before)
 
 
-def _copied(thing: Any, shared: Sequence[torch.Tensor] = ()) -> Any:
+def copied(thing: Any, shared: Sequence[torch.Tensor] = ()) -> Any:
     """A copy that may be called at will, but for the tensors that it shares; itself where it cannot be copied."""
     try:
         return copy.deepcopy(thing, {id(one): one for one in shared})
@@ -388,28 +389,22 @@ def _in_host(tensor: torch.Tensor) -> torch.Tensor:
 # ---------------------------------------------------------------------- a function of outputs and targets
 
 
-def arguments(outputs: Tree, targets: Tree) -> tuple[list[Any], dict[str, Any]]:
-    """What a loss is called with: by position, or by name where the recipe names its arguments."""
-    both = (outputs, targets)
-    args = [one for side in both if not isinstance(side, Mapping) for one in side]
-    return args, {key: one for side in both if isinstance(side, Mapping) for key, one in side.items()}
-
-
 class Caller:
     """Calls a loss, each time a fresh copy in eval mode, each time with the same randomness.
 
     Args:
         function: The loss.
+        dtype: Of what it is called with; None leaves it.
     """
 
-    def __init__(self, function: Any):
-        self.dtype: torch.dtype | None = torch.float64
+    def __init__(self, function: Any, dtype: torch.dtype | None = torch.float64):
+        self.dtype = dtype
         self.fault = ""
         self._own = function
         self._function = self._prepared()
 
     def _prepared(self) -> Any:
-        function = _copied(self._own)
+        function = copied(self._own)
         if isinstance(function, nn.Module) and function is not self._own:
             function = function.cpu().eval()
             if self.dtype is not None:
@@ -419,7 +414,7 @@ class Caller:
     def value(self, outputs: Tree, targets: Tree, seed: int = 0) -> float | None:
         """The loss, or None where it has none."""
         shared = list(self._function.parameters()) if isinstance(self._function, nn.Module) else []
-        function = _copied(self._function, shared)
+        function = copied(self._function, shared)
         args, kwargs = arguments(outputs, targets)
         _seed(seed)
         try:
@@ -587,7 +582,7 @@ class _ModelCaller:
     def __init__(self, subject: Subject, twin: nn.Module):
         self._subject, self._model, self.fault = subject, twin, ""
         self._device = _device_of(twin)
-        self._double = _copied(twin)
+        self._double = copied(twin)
         self.is_double = self._double is not twin and self._device.type != "mps"
         if self.is_double:
             self._double.double()
@@ -681,3 +676,47 @@ def _with_holes(subject: Subject, batch: Any, where: Any, numbers: Sequence[int]
         holes[row].view(-1)[: len(flat)] = flat
     changed = torch.where(holes.to(tensor.device), torch.full_like(tensor, value), tensor)
     return mapped(batch, lambda one: changed if one is tensor else one)
+
+
+# ---------------------------------------------------------------------- the audit
+
+
+def still_holds(function: Any, reading: Reading, outputs: Tree, targets: Tree, samples: int) -> float | None:
+    """Whether a real batch is put together from its halves by the reading; how far off it is where it is not.
+
+    Args:
+        function: The loss.
+        reading: What it is taken for.
+        outputs: The model's, for the batch.
+        targets: The batch's.
+        samples: How many there are.
+    """
+    with _undisturbed():
+        both = mapped((outputs, targets), _in_host)
+        halves = [_half(both, samples, last) for last in (False, True)] if samples > 1 else []
+        if not halves or None in halves:
+            return None
+        caller = Caller(function)
+        if sum(tensor.numel() for _, tensor in tensors_in(outputs)) > _LARGE:
+            caller = Caller(function, dtype=None)
+        values = [caller.value(*_cast(one, caller.dtype)) for one in (both, *halves)]
+        if None in values or not all(math.isfinite(one) for one in values if one is not None):
+            return None
+        whole, first, last = (float(one) for one in values if one is not None)
+        sizes = [samples // 2, samples - samples // 2]
+        own = [1.0, 1.0]
+        if reading.is_mean:
+            own = [reading.count(half[1], size) for half, size in zip(halves, sizes, strict=True)]
+            total = sum(own)
+            own = [count / total for count in own] if total else [0.0, 0.0]
+        off = abs(whole - own[0] * first - own[1] * last) / (max(abs(whole), abs(first), abs(last)) or 1.0)
+        return off if off > 20 * TOLERANCE[caller.dtype or torch.float32] else None
+
+
+def _half(tree: Tree, samples: int, last: bool) -> Tree | None:
+    """The first or the last half of a batch, where every tensor has a row for each sample; else None."""
+    rows = {tensor.shape[0] if tensor.dim() else 0 for _, tensor in tensors_in(tree)}
+    if rows != {samples}:
+        return None
+    middle = samples // 2
+    return mapped(tree, lambda tensor: tensor[middle:] if last else tensor[:middle])

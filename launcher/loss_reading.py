@@ -82,11 +82,13 @@ class Reading:
         return replace(self, found=found, why=why)
 
     def __str__(self) -> str:
-        words = "a sum" if self.kind == "sum" else "of the whole batch" if self.kind == "batch" else self._mean
-        return f"{words} ({self.found}{f': {self.why}' if self.why else ''})"
+        return f"{self.words} ({self.found}{f': {self.why}' if self.why else ''})"
 
     @property
-    def _mean(self) -> str:
+    def words(self) -> str:
+        """What it is, in words."""
+        if not self.is_mean:
+            return "a sum" if self.kind == "sum" else "of the whole batch"
         later = ", the first of each row left out" if self.shifted else ""
         return "a mean over " + _WORDS[self.kind].format(name=self.name, ignored=self.ignored) + later
 
@@ -269,6 +271,12 @@ def known(function: Any) -> Reading | None:
     return Reading(kind, where=_COUNTED.get(name, (0,)), found="known", why=why)
 
 
+def reduction_of(function: Any) -> str:
+    """How torch's own loss puts its entries together; empty of any other."""
+    name, settings = _torch_name(function)
+    return str(settings.get("reduction", "mean")) if name else ""
+
+
 def sums_itself(function: Any) -> bool:
     """Whether torch's own loss is called for a sum: its mean over nothing but ignored targets is NaN."""
     return _OF_TORCH.get(_torch_name(function)[0]) == "kept"
@@ -357,7 +365,8 @@ def order_fault(function: Any, outputs: int, targets: int) -> str | None:
         return None
     names = [one.name for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
     names = names[1:] if isinstance(function, nn.Module) else names
-    wrong = [name for name in names[:outputs] if name.lower() in _TARGETS]
+    wrong = [name for name in names[:1] if name.lower() in _TARGETS - _ANY]
+    wrong += [name for name in names[1:outputs] if name.lower() in _TARGETS]
     wrong += [name for name in names[outputs : outputs + targets] if name.lower() in _OUTPUTS]
     if not wrong:
         return None
@@ -365,6 +374,7 @@ def order_fault(function: Any, outputs: int, targets: int) -> str | None:
 
 
 _TARGETS = {"target", "targets", "label", "labels", "y_true", "truth", "ground_truth", "gt", "tgt", "y", "x", "t"}
+_ANY = {"x", "y", "t"}  # which an output is called as well, where it comes first
 _OUTPUTS = {"var", "variance", "logvar", "log_var", "mu", "mean", "sigma", "std", "logits", "input", "pred", "output"}
 
 
@@ -481,7 +491,7 @@ def decide(
         return Verdict(None, "constant", "it is the same for all pieces")
     fit = [reading for reading in misfit if misfit[reading] <= tolerance]
     if of_sum <= tolerance:
-        return Verdict(None, "ambiguous", _listed(["a sum", *map(_said, fit)])) if fit else Verdict(Reading("sum"))
+        return Verdict(None, "ambiguous", _listed(["a sum", *(reading.words for reading in fit)])) if fit else Verdict(Reading("sum"))
     if not fit:
         return _nothing_fits(trials, misfit, of_sum)
     return _chosen(fit, list(trials), injected, tolerance)
@@ -491,7 +501,7 @@ def _nothing_fits(trials: Sequence[Trial], misfit: Mapping[Reading, float], of_s
     nearest = min(misfit, key=lambda reading: (misfit[reading], _rank(reading)), default=None)
     is_sum = nearest is None or of_sum < misfit[nearest]
     off = of_sum if nearest is None or is_sum else misfit[nearest]
-    detail = f"nearest: {'a sum' if nearest is None or is_sum else _said(nearest)}, off by {off:.1g}"
+    detail = f"nearest: {'a sum' if nearest is None or is_sum else nearest.words}, off by {off:.1g}"
     return Verdict(None, "unknown", detail) if _is_some_mean(trials) else Verdict(Reading("batch", why=detail))
 
 
@@ -502,7 +512,7 @@ def _chosen(fit: list[Reading], trials: list[Trial], injected: Iterable[Trial], 
             fit, _ = still, trials.append(trial)
     alike = _proportional(fit, trials)
     if len(alike) > 1:
-        return Verdict(None, "ambiguous", _listed([_said(min(group, key=_rank)) for group in alike]))
+        return Verdict(None, "ambiguous", _listed([min(group, key=_rank).words for group in alike]))
     ranked = sorted(alike[0], key=_rank)
     if all(reading.kind == "positive" and _is_real(reading, trials) for reading in ranked):
         return Verdict(None, "ambiguous", "it leaves elements out by their value, and which cannot be told")
@@ -562,10 +572,6 @@ def _ratio(trial: Trial, one: int, other: int) -> float:
 def _rank(reading: Reading) -> tuple[Any, ...]:
     ignored = {-100: 0, 0: 2}.get(reading.ignored, 1)
     return _ORDER.index(reading.kind), reading.shifted, ignored, len(reading.where), str(reading.where)
-
-
-def _said(reading: Reading) -> str:
-    return reading._mean
 
 
 def _listed(words: Sequence[str]) -> str:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 import fnmatch
+import functools
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from launcher import uncompiled
-from launcher.batch import BatchLayout, one_number, shapes
+from launcher.batch import BatchLayout, Picks, arguments, one_number, shapes
 from launcher.errors import LauncherError, Problem, RecipeError
+from launcher.loss_probe import still_holds
+from launcher.loss_reading import Reading, known, order_fault, reduction_of, summing, sums_itself, tensors_in
 from launcher.recipe.component import Component
 from launcher.recipe.components import Workshop
 from launcher.recipe.document import dotted
@@ -29,14 +31,17 @@ INDEPENDENT = "does not depend on the model: no parameter gets a gradient; look 
 
 @dataclass
 class Term:
-    """One loss of the step's sum, and its count.
+    """One loss of the step's sum, and what it is a mean over.
 
     Attributes:
         name: Its name in the recipe, empty where there is one loss.
         function: `function(*outputs, *targets)`.
         weight: Its factor in the sum.
-        per: What its mean is over: `sample`, `element`, `batch`; None until the first batch decides.
-        sums: Whether the function gives a sum over what it counts; else it gives a mean.
+        per: What the recipe says that its mean is over: `sample`, `element`, `batch`, `sum`; None leaves it open.
+        reading: What it is a mean over; None until it is measured.
+        sums: Whether torch's own function is called for a sum over what it counts; else it is called as it is.
+        outputs: What of the model's result it gets; None for `batch.outputs`.
+        targets: What of a batch it gets; None for `batch.targets`.
         wrapped: What training calls: the function, under DDP where it has parameters of its own.
     """
 
@@ -44,7 +49,10 @@ class Term:
     function: Loss
     weight: float
     per: str | None
-    sums: bool
+    reading: Reading | None = None
+    sums: bool = False
+    outputs: Picks | None = None
+    targets: Picks | None = None
     wrapped: Loss | None = None
 
     @property
@@ -57,37 +65,39 @@ class Term:
         """Where the recipe names it."""
         return loss_key(self.name)
 
-    def settle(self, targets: Sequence[Any]) -> None:
-        """Decides, from the first targets, what the mean is over where the recipe does not say."""
-        if self.per is not None:
-            return
-        target = targets[0] if targets else None
-        classes = isinstance(target, torch.Tensor) and not target.is_floating_point()
-        dense = isinstance(target, torch.Tensor) and target.dim() > (1 if classes else 2)
-        weighted = getattr(self.function, "weight", None) is not None
-        self.per = "element" if self.sums and (weighted or dense) else "sample"
+    def outputs_of(self, layout: BatchLayout, result: Any) -> Any:
+        """What of a model's result it gets: by position, or by the names of its arguments."""
+        return layout.outputs(result) if self.outputs is None else layout.picked_outputs(result, self.outputs)
 
-    def count(self, targets: Sequence[Any], samples: int) -> float:
-        """What this micro-batch contributes to the count of the step.
+    def targets_of(self, layout: BatchLayout, batch: Any) -> Any:
+        """What of a batch it gets; that is what is counted."""
+        return layout.targets(batch) if self.targets is None else layout.picked_targets(batch, self.targets)
 
-        Args:
-            targets: In host memory.
-            samples: How many samples count; none in a stand-in.
-        """
-        if self.per != "element" or samples == 0 or not targets:
-            return float(samples)
-        return _elements(self.function, targets[0])
+    def value(self, function: Loss, layout: BatchLayout, result: Any, batch: Any) -> torch.Tensor:
+        """The loss of a batch."""
+        args, kwargs = arguments(self.outputs_of(layout, result), self.targets_of(layout, batch))
+        return one_number(function(*args, **kwargs), self.key)
 
 
-def _elements(function: Any, target: torch.Tensor) -> float:
-    """Entries not ignored; with class weights, their weights, as CrossEntropyLoss divides by."""
-    ignore, weight = getattr(function, "ignore_index", None), getattr(function, "weight", None)
-    if ignore is None:
-        return float(target.numel())
-    if target.is_floating_point():  # class probabilities [N, C, …]: torch divides by the number of places
-        return target.numel() / target.shape[1]
-    kept = target[target != ignore]
-    return float(kept.numel()) if weight is None else float(weight.detach().cpu()[kept].double().sum())
+class At(NamedTuple):
+    """Where a step stands in its run; a user's step function gets it.
+
+    Attributes:
+        step: Optimizer steps completed before this one.
+        epoch: The pass over the data, from 0.
+        fraction: How much of the run is done, 0 to 1; 0 where its length is a time.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    fraction: float = 0.0
+
+
+def name_of(function: Any) -> str:
+    """What to call a loss: its class, or the function's name."""
+    if isinstance(function, functools.partial):
+        return name_of(function.func)
+    return type(function).__name__ if isinstance(function, nn.Module) else getattr(function, "__name__", type(function).__name__)
 
 
 def loss_key(name: str) -> str:
@@ -102,7 +112,7 @@ class Objective:
         terms: The losses; none where the model or a step function brings its own.
         layout: Which parts of batch and result they get.
         step: The user's own step function, in place of forward and loss.
-        count: What a batch counts, with a step function.
+        count: What a batch counts, with a step function or a model's own loss.
     """
 
     def __init__(
@@ -115,7 +125,8 @@ class Objective:
         self.terms = list(terms)
         self.layout = layout
         self.step = step
-        self._count = count
+        self.count = count
+        self.own: Reading | None = None  # of a loss that the model or a step function brings
         # whether every count is known by arithmetic, without reading a batch: the first one decides, in `settle`
         self.counts_samples = False
 
@@ -148,27 +159,44 @@ class Objective:
             if isinstance(term.function, nn.Module):
                 term.function.to(device)
 
-    @property
-    def per_batch(self) -> bool:
-        """Whether a term is a function of a whole batch, so that the result depends on the world."""
-        return any(term.per == "batch" for term in self.terms)
+    # ------------------------------------------------------------------ what is counted
 
-    def settle(self, batch: Any) -> None:
-        """Decides what each mean is over, from the first batch."""
+    @property
+    def readings(self) -> dict[str, Reading | None]:
+        """What each term is a mean over, by its key in the recipe."""
         if self.terms:
-            targets = self.layout.targets(batch)
-            for term in self.terms:
-                term.settle(targets)
-        self.counts_samples = self._count is None and all(term.per != "element" for term in self.terms)
+            return {term.key: term.reading for term in self.terms}
+        return {"loss" if self.step is None else "train.step": self.own}
+
+    def read(self, key: str, reading: Reading) -> None:
+        """Takes up what a term is a mean over."""
+        for term in self.terms:
+            if term.key == key:
+                term.reading = reading
+        if not self.terms:
+            self.own = reading
+
+    def manifest(self) -> dict[str, Any]:
+        """What a checkpoint keeps, so that a resume need not measure again."""
+        return {key: reading.manifest() for key, reading in self.readings.items() if reading is not None}
+
+    def settle(self) -> None:
+        """Before the first count: a loss that nobody has measured is taken for a mean over samples."""
+        for key, reading in self.readings.items():
+            if reading is None:
+                self.read(key, Reading("samples", found="trusted", why="nobody has measured it"))
+        self.counts_samples = all(one is not None and one.by_samples for one in self.readings.values())
 
     def counts(self, batch: Any, samples: int) -> list[float]:
         """What a micro-batch in host memory contributes to each term's count."""
         if self.counts_samples:
             return [float(samples)] * (len(self.terms) or 1)
-        if self._count is not None:
-            return [float(self._count(batch)) if samples else 0.0]
-        targets = self.layout.targets(batch)
-        return [term.count(targets, samples) for term in self.terms]
+        if not self.terms:
+            return [self.own.count(batch, samples) if self.own is not None else float(samples)]
+        return [
+            term.reading.count(term.targets_of(self.layout, batch), samples) if term.reading else float(samples)
+            for term in self.terms
+        ]
 
     def scales(self, local: Sequence[float], total: Sequence[float], world_size: int, samples: int) -> list[float]:
         """Factors that make each term's value a part of the step's mean.
@@ -183,82 +211,133 @@ class Objective:
             samples: How many samples count; a stand-in contributes nothing.
         """
         if not self.terms:
-            return [local[0] * world_size / total[0] if total[0] else 0.0]
+            return [_scale(self.own, False, local[0], total[0], world_size, samples)]
         return [
-            _scale(term, own, all_, world_size, samples)
+            term.weight * _scale(term.reading, term.sums, own, all_, world_size, samples)
             for term, own, all_ in zip(self.terms, local, total, strict=True)
         ]
 
-    def value(
-        self, outputs: Sequence[Any], targets: Sequence[Any], scales: Sequence[float]
-    ) -> tuple[torch.Tensor, float]:
+    def value(self, result: Any, batch: Any, scales: Sequence[float]) -> tuple[torch.Tensor, float]:
         """The terms' values put together: a scalar tensor, and a factor still to be applied to it."""
-        values = [one_number(term.call(*outputs, *targets), term.key) for term in self.terms]
+        values = [
+            self._of_nothing(term, result)
+            if scale == 0 and term.reading is not None and not (term.sums or term.reading.by_samples)
+            else term.value(term.call, self.layout, result, batch)
+            for term, scale in zip(self.terms, scales, strict=True)
+        ]
         if len(values) == 1:
             return values[0], scales[0]
         parts = [value * scale for value, scale in zip(values, scales, strict=True)]
         return torch.stack(parts).sum(), 1.0
 
+    def audit(self, result: Any, batch: Any, samples: int) -> None:
+        """Tries on a real batch whether each term still is what it was found to be.
 
-def _scale(term: Term, local: float, total: float, world_size: int, samples: int) -> float:
+        Raises:
+            LauncherError: One is not.
+        """
+        for term in self.terms:
+            reading = term.reading
+            if reading is None or term.sums or reading.found == "stated" or reading.kind == "batch":
+                continue
+            outputs, targets = term.outputs_of(self.layout, result), term.targets_of(self.layout, batch)
+            off = still_holds(term.function, reading, outputs, targets, samples)
+            if off is not None:
+                seen = f"outputs {shapes(outputs)}, targets {shapes(targets)}"
+                raise LauncherError(
+                    f"{term.key}: is not {reading.words} on this batch ({seen}): the value of the whole is {off:.1g} off "
+                    "that of its halves put together; mend the loss, or say what it is: _per_: sample, element, sum or batch"
+                )
+
+    def _of_nothing(self, term: Term, result: Any) -> torch.Tensor:
+        """Zero, by way of the outputs: a mean over nothing is NaN, and so is NaN × 0."""
+        outputs = [one for _, one in tensors_in(term.outputs_of(self.layout, result)) if one.requires_grad]
+        return torch.stack([one.sum() for one in outputs]).sum() * 0.0
+
+    def weighed(self, values: Sequence[torch.Tensor], counts: Sequence[float]) -> list[torch.Tensor]:
+        """Each term's value on a batch as a sum over what it counts: an evaluation adds these up."""
+        readings = [(term.reading, term.sums) for term in self.terms] or [(self.own, False)]
+        return [
+            value * 0.0 if count == 0 else value if sums or (reading and reading.kind == "sum") else value * count
+            for value, count, (reading, sums) in zip(values, counts, readings, strict=True)
+        ]
+
+
+def _scale(reading: Reading | None, sums: bool, local: float, total: float, world: int, samples: int) -> float:
     if samples == 0:
         return 0.0
-    if term.per == "batch":
-        return term.weight
-    numerator = 1.0 if term.sums else local
+    if reading is not None and reading.kind == "batch":
+        return 1.0
+    if reading is not None and reading.kind == "sum":
+        return float(world)
     if total == 0:  # every entry of the whole step is ignored: it has no gradient
         return 0.0
-    return term.weight * numerator * world_size / total
+    return (1.0 if sums else local) * world / total
 
 
 def build_objective(workshop: Workshop) -> Objective:
     """The recipe's loss, or the step function that stands for it.
 
     Raises:
-        RecipeError: A loss states a reduction, or `_per_: element` where nothing can be counted.
+        RecipeError: A loss gives a number for each entry, or its arguments would not be what they are called.
     """
     recipe = workshop.recipe
     layout = BatchLayout(recipe.batch)
+    count = workshop.build(recipe.train.count) if recipe.train.count else None
     if recipe.train.step is not None:
-        count = workshop.build(recipe.train.count) if recipe.train.count else None
         return Objective([], layout, step=workshop.build(recipe.train.step), count=count)
     if recipe.loss == "model":
-        return Objective([], layout)
+        return Objective([], layout, count=count)
     named: dict[str, Component] = {"": recipe.loss} if isinstance(recipe.loss, Component) else dict(recipe.loss or {})
     return Objective([_term(workshop, name, one) for name, one in named.items()], layout)
 
 
 def _term(workshop: Workshop, name: str, component: Component) -> Term:
-    _check_reduction(workshop, component, component.kwargs.get("reduction", "mean"))
     function = workshop.build(component)
     if isinstance(function, type):
         function = function()
-    _check_reduction(workshop, component, getattr(function, "reduction", "mean"))
-    per = component.options.get("_per_")
-    has_reduction = isinstance(function, nn.Module) and getattr(function, "reduction", None) == "mean"
-    ignores = has_reduction and hasattr(function, "ignore_index")
-    if per is None:
-        # a stated ignore_index means that some entries do not count, as torch's own mean has it
-        per = "element" if ignores and "ignore_index" in component.kwargs else None if ignores else "sample"
-    # A mean over ignored targets only is NaN, and NaN × 0 stays NaN: these losses are summed and divided by our count.
-    sums = ignores or (has_reduction and per == "element")
-    if sums:
-        function = copy.copy(function)  # the one that was handed in stays a mean
-        function.reduction = "sum"
-    return Term(name, function, float(component.options.get("_weight_", 1.0)), per, sums)
+    options = component.options
+    per, weight = options.get("_per_"), float(options.get("_weight_", 1.0))
+    outputs, targets = options.get("_outputs_"), options.get("_targets_")
+    reading = known(function) if (workshop.recipe.batch.targets if targets is None else targets) else None
+    if reading is not None and isinstance(targets, Mapping):
+        reading = replace(reading, where=("target",))  # torch's name for it
+    if reading is not None:
+        _check_reduction(workshop, component, function)
+    _check_order(workshop, component, function)
+    if per == "batch":
+        reading = Reading("batch", found="stated")
+    sums = reading is not None and reading.kind in ("kept", "weights") and sums_itself(function)
+    return Term(name, summing(function) if sums else function, weight, per, reading, sums, outputs, targets)
 
 
-def _check_reduction(workshop: Workshop, component: Component, reduction: Any) -> None:
-    """Refuses a loss that is no mean.
+def _check_reduction(workshop: Workshop, component: Component, function: Any) -> None:
+    """Refuses a loss of torch's that is no number.
 
     Raises:
-        RecipeError: It sums, or gives a number for each entry.
+        RecipeError: It gives one for each entry.
     """
-    if not isinstance(reduction, str) or reduction in ("mean", "batchmean"):
+    if reduction_of(function) != "none":
         return
     where = str(workshop.recipe.document.origin((*component.path, "reduction")))
-    message = f"'{reduction}' is not allowed: a step's loss is a mean over its count; remove it, and say _per_: element"
+    message = "'none' is not allowed: it gives a number for each entry, and a step needs one; remove it, or say sum"
     raise RecipeError([Problem(where, f"{dotted(component.path)}.reduction", message)])
+
+
+def _check_order(workshop: Workshop, component: Component, function: Any) -> None:
+    """Refuses outputs and targets that would stand where the loss takes something else.
+
+    Raises:
+        RecipeError: They would.
+    """
+    batch, options = workshop.recipe.batch, component.options
+    outputs, targets = options.get("_outputs_", batch.outputs or [0]), options.get("_targets_", batch.targets)
+    if isinstance(outputs, Mapping) or isinstance(targets, Mapping):
+        return
+    if fault := order_fault(function, len(outputs), len(targets)):
+        remedy = "say which is which: _outputs_: {input: 0, var: 1}, _targets_: {target: 1}"
+        where = str(component.origin)
+        raise RecipeError([Problem(where, dotted(component.path), f"{component.target} {fault}; {remedy}")])
 
 
 # ---------------------------------------------------------------------- optimizer

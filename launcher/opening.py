@@ -82,6 +82,7 @@ class Start:
         readers: Readers of a stream's shards to go on with, None for those that there are.
         notes: What to say in the plan.
         warnings: What nobody should miss.
+        loss: What each loss is a mean over, as the checkpoint has it.
         finished: Why there is nothing to do, if so.
     """
 
@@ -92,6 +93,7 @@ class Start:
     readers: int | None = None
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    loss: Mapping[str, Any] = field(default_factory=dict)
     finished: str | None = None
 
 
@@ -161,7 +163,9 @@ class Opening:
         assert self.data_print  # which may add a note
         name = self.checkpoint.folder.name if self.checkpoint else None
         readers = self._readers()
-        return Start(str(folder), name, tuple(changed), threads, readers, tuple(self.notes), tuple(self.warnings))
+        loss = self.checkpoint.manifest.get("loss", {}) if self.checkpoint else {}
+        notes, warnings = tuple(self.notes), tuple(self.warnings)
+        return Start(str(folder), name, tuple(changed), threads, readers, notes, warnings, loss)
 
     def _find(self, folder: Path) -> list[str]:
         """Finds the checkpoint to go on from; gives the keys that changed since it was saved."""

@@ -10,6 +10,7 @@ from launcher.data import load_data
 from launcher.data.transfer import on_device
 from launcher.device import open_device, use_cpu
 from launcher.launch.world import World
+from launcher.loss_settle import settle_losses, steps_of
 from launcher.model import build_model
 from launcher.opening import Options
 from launcher.recipe.schema import Recipe
@@ -40,6 +41,9 @@ def overfit(recipe: Recipe, world: World, options: Options, say: Callable[[str],
     with open_device(recipe, world, cpu=options.cpu) as device:
         model = build_model(workshop, device)
         trainable, horizon = build_trainable(workshop, model, device, data)
+        settle_losses(
+            trainable.objective, model.bare, data.train, steps_of(data, world), device.coordinator, recipe.document
+        )
         model.wrapped.train()
         step = next(on_device(counted_steps(data, trainable.objective, device.coordinator, 0, 1), device.torch_device))
         first = last = float("nan")

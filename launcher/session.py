@@ -23,6 +23,7 @@ from launcher.launch.failure import Notes
 from launcher.launch.signals import stop_requested
 from launcher.launch.stalls import Watch
 from launcher.launch.world import World
+from launcher.loss_settle import settle_losses, steps_of
 from launcher.opening import Finished, Opening, Options, Start
 from launcher.plan import describe_shares, plan_of
 from launcher.predictions import Shown, shown_of, write_predictions
@@ -97,9 +98,6 @@ def open_session(
         UsageError: Another process holds the folder, or the recipe is not the run's.
     """
     recipe, world, coordinator = workshop.recipe, trainable.device.world, trainable.device.coordinator
-    if world.size > 2:
-        # DDP settles the order of its buckets in its first backward; with it settled, a resumed run sums as this one
-        warm_up(trainable, data)
     with ExitStack() as stack:
         opening = Opening(recipe, trainable.device, data, horizon, options, stack)
         start = Start(**coordinator.from_first(lambda: asdict(opening.open())))
@@ -109,6 +107,12 @@ def open_session(
             torch.set_num_threads(start.threads)
         if start.readers is not None:
             data.read_by(start.readers)
+        settle_losses(
+            trainable.objective, trainable.model.bare, data.train, steps_of(data, world), coordinator, recipe.document, start.loss
+        )
+        if world.size > 2:
+            # DDP settles the order of its buckets in its first backward; with it settled, a resumed run sums as this one
+            warm_up(trainable, data)
         judge = Judge(recipe.evaluate.best, recipe.evaluate.early_stop)
         restored = _restore(start, trainable, judge, opening.checkpoint, horizon)
         folder = Path(start.folder)
@@ -280,6 +284,7 @@ def _capture(
         "data": opening.data_print,
         "versions": runs.versions(),
         "saved": time.time(),
+        "loss": trainable.objective.manifest(),
     }
     session.record.reached(step)
     return Snapshot(trainable.model.state_dict(), training, manifest)

@@ -24,10 +24,10 @@ from launcher.data.permutation import mix
 from launcher.data.transfer import on_device
 from launcher.device import Device
 from launcher.errors import LauncherError, Problem, RecipeError
-from launcher.evaluation import At, Evaluation
+from launcher.evaluation import Evaluation
 from launcher.launch import progress
 from launcher.model import Model, wrap
-from launcher.objective import INDEPENDENT, Objective, Schedule, build_objective, build_optimizer, build_schedule
+from launcher.objective import INDEPENDENT, At, Objective, Schedule, build_objective, build_optimizer, build_schedule
 from launcher.recipe.components import Workshop
 from launcher.recipe.schema import LINE_KEYS
 from launcher.tracking import Tracking
@@ -314,9 +314,6 @@ def build_trainable(workshop: Workshop, model: Model, device: Device, data: Data
     if total is not None:
         workshop.computed["train.steps"] = total
     objective = build_objective(workshop)
-    if objective.per_batch and data.train.sampler.accumulation(0) > 1:
-        message = "_per_: batch needs a rank's whole share at once; remove data.micro_batch_size, or use more processes"
-        raise RecipeError([Problem(str(recipe.document.origin(("loss",))), "loss", message)])
     losses = {name: wrap(module, device, recipe.device) for name, module in objective.modules.items()}
     for term in objective.terms:
         term.wrapped = losses.get(term.name)
@@ -398,11 +395,11 @@ def forward(
             scales[0],
             _scalars({key: one for key, one in result.items() if key not in _NO_SCALARS}),
         )
-    args, kwargs, targets = layout.split(data)
+    args, kwargs = layout.inputs(data)
     result = trainable.model.wrapped(*args, **kwargs)
     if not objective.terms:
         return layout.loss(result), scales[0], {}
-    return *objective.value(layout.outputs(result), targets, scales), {}
+    return *objective.value(result, data, scales), {}
 
 
 _NO_SCALARS = ("outputs", "targets")  # of what a step function gives: they are for the metrics
@@ -471,7 +468,7 @@ def counted_steps(
     first = next(stream, None)
     if first is None:
         return
-    objective.settle(first[0].data)
+    objective.settle()
     batches = itertools.chain([first], stream)
     sizes = map(data.train.sampler.batch_size, itertools.count(start))
     if objective.counts_samples:

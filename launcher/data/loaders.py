@@ -7,6 +7,8 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from launcher.data.reading import Reader, Reading, whole_batches
 from launcher.data.sampler import Share, StepSampler, evaluation_shares
 from launcher.data.workers import Key, Workers
@@ -49,6 +51,14 @@ class TrainLoader:
     def reads_whole_batches(self) -> bool:
         """Whether the data set gives a batch in one call."""
         return whole_batches(self.dataset, self.reading.collate) is not None
+
+    def num_readable(self) -> int:
+        """How many samples `batch_of` may be asked for."""
+        return self.sampler.dataset_size
+
+    def batch_of(self, numbers: Sequence[int]) -> Any:
+        """A batch of some samples, outside of any step and the same on every rank."""
+        return self._reader.batch(0, np.asarray(numbers, dtype=np.int64))
 
     def steps(self, start: int, stop: int | None) -> Generator[list[MicroBatch], None, None]:
         """This rank's micro-batches of each optimizer step from `start` on."""

@@ -1,0 +1,193 @@
+"""Settles, before anything is counted, what each loss of a run is a mean over; refuses what nobody can know."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from launcher.coordination import Coordinator
+from launcher.data import Data, TrainLoader
+from launcher.errors import LauncherError, Problem, RecipeError
+from launcher.launch.world import World
+from launcher.loss_probe import Samples, Subject, copied, measure
+from launcher.loss_reading import Hints, Reading, Verdict
+from launcher.objective import At, Objective, Term
+from launcher.recipe.document import Document
+
+_ELEMENTS = ("kept", "elements", "weights", "present", "mask", "positive")
+_OF_PER = {"sample": ("samples", "rows"), "element": _ELEMENTS, "sum": ("sum",), "batch": ("batch",)}
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How a step is cut: in one piece, any reading gives the same training.
+
+    Attributes:
+        processes: The world's size.
+        pieces: Micro-batches of a process.
+    """
+
+    processes: int
+    pieces: int
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether a step is one forward pass on one process."""
+        return self.processes == self.pieces == 1
+
+    def __str__(self) -> str:
+        parts = [f"{self.processes} processes"] if self.processes > 1 else []
+        parts += [f"{self.pieces} micro-batches a process"] if self.pieces > 1 else []
+        return " and ".join(parts)
+
+
+def settle_losses(
+    objective: Objective,
+    model: nn.Module,
+    train: TrainLoader,
+    steps: Steps,
+    coordinator: Coordinator,
+    document: Document,
+    kept: Mapping[str, Any] | None = None,
+) -> None:
+    """Finds out what is not known: from the checkpoint, else by measuring, on all ranks with the same samples.
+
+    Args:
+        objective: Whose losses they are.
+        model: The bare module; it is left as it was.
+        train: The training data.
+        steps: How a step is cut.
+        coordinator: Rank 0's word counts.
+        document: Says where the recipe names a loss.
+        kept: What the checkpoint says.
+
+    Raises:
+        RecipeError: A loss cannot be put together from pieces, or nobody can tell how.
+    """
+    for key, said in (kept or {}).items():
+        if objective.readings.get(key, ...) is None:
+            objective.read(key, Reading.of_manifest(said, **_objects(objective, key)))
+    open_keys = [key for key, reading in objective.readings.items() if reading is None]
+    if not open_keys:
+        return
+    found = {key: _settled(objective, key, model, train, steps) for key in open_keys}
+    told: dict[str, Any] = coordinator.from_first(
+        lambda: {key: one if isinstance(one, str) else one.manifest() for key, one in found.items()}
+    )
+    faults = [(key, one) for key, one in told.items() if isinstance(one, str)]
+    if faults:
+        places = {key: str(document.origin(tuple(key.split(".")))) for key, _ in faults}
+        raise RecipeError([Problem(places[key], key, message) for key, message in faults])
+    for key, said in told.items():
+        objective.read(key, Reading.of_manifest(said, **_objects(objective, key)))
+
+
+def _objects(objective: Objective, key: str) -> dict[str, Any]:
+    """What a reading needs that no manifest holds."""
+    term = _term(objective, key)
+    return {"weights": Hints.of(term.function).weights if term else None, "function": objective.count}
+
+
+def _term(objective: Objective, key: str) -> Term | None:
+    return next((term for term in objective.terms if term.key == key), None)
+
+
+def _settled(objective: Objective, key: str, model: nn.Module, train: TrainLoader, steps: Steps) -> Reading | str:
+    """What a loss is a mean over, or in a line why that cannot be said."""
+    term = _term(objective, key)
+    hints = Hints.of(term.function if term else None, objective.count)
+    try:
+        verdict = measure(_subject(objective, term), model, samples_of(train), hints)
+    except LauncherError:
+        raise
+    except Exception as error:  # somebody's model or data, whose own mistake the first step tells better
+        verdict = Verdict(None, "failed", f"{type(error).__name__}: {' '.join(str(error).split())[:160]}")
+    if objective.count is not None:
+        return _by_user(verdict, objective)
+    if term is not None and term.per is not None:
+        return _as_stated(term.per, verdict)
+    if verdict.reading is not None and verdict.reading.is_mean or verdict.reading == Reading("sum"):
+        return verdict.reading
+    if steps.is_whole:
+        return Reading("batch", found="measured" if verdict.reading else "trusted", why=verdict.detail)
+    return _fault(verdict, steps, has_term=term is not None)
+
+
+def _by_user(verdict: Verdict, objective: Objective) -> Reading | str:
+    """The user's own count, unless another one is what fits."""
+    fits = [verdict.reading, *verdict.also] if verdict.reading is not None else []
+    own = next((one for one in fits if one is not None and one.kind == "user"), None)
+    if own is not None:
+        return own
+    if verdict.reading is not None and verdict.reading.kind != "batch":
+        return f"train.count is not what the loss is a mean over: it is {verdict.reading.words}; remove train.count"
+    return Reading("user", found="stated", why=verdict.detail, function=objective.count)
+
+
+def _as_stated(per: str, verdict: Verdict) -> Reading | str:
+    """What the recipe's `_per_` means here, unless something else fits."""
+    kinds = _OF_PER[per]
+    fits = [one for one in (verdict.reading, *verdict.also) if one is not None]
+    agreed = next((one for one in fits if one.kind in kinds), None)
+    if agreed is not None:
+        return agreed
+    if verdict.reading is not None and verdict.reading.kind != "batch" and per != "batch":
+        return f"_per_: {per} is not what it is a mean over: it is {verdict.reading.words}; remove _per_"
+    kind = {"sample": "samples", "element": "elements"}.get(per, per)
+    return Reading(kind, found="stated", why=verdict.detail)
+
+
+def _fault(verdict: Verdict, steps: Steps, has_term: bool) -> str:
+    """Why a loss cannot be put together from pieces, and what to do."""
+    detail = f" ({verdict.detail})" if verdict.detail else ""
+    whole = "use one process and no data.micro_batch_size"
+    say = "say _per_: sample, element or sum" if has_term else "name a function of the batch that counts: train.count"
+    if verdict.reading is not None:
+        own = "say _per_: batch and remove data.micro_batch_size" if steps.pieces > 1 else "say _per_: batch"
+        remedy = f"{own}, or {whole}" if has_term else whole
+        return f"its value is of the whole batch{detail}, and {steps} would give other numbers; {remedy}"
+    why = {
+        "unknown": "it is a mean over something that no tensor of a batch shows",
+        "ambiguous": "what it is a mean over cannot be told",
+        "constant": "what it is a mean over cannot be measured",
+        "random": "what it is a mean over cannot be measured",
+        "failed": "what it is a mean over could not be measured",
+    }[verdict.reason]
+    return f"{why}{detail}, and {steps} need it; {say}, or {whole}"
+
+
+def _subject(objective: Objective, term: Term | None) -> Subject:
+    layout = objective.layout
+
+    def result(model: nn.Module, batch: Any) -> Any:
+        args, kwargs = layout.inputs(batch)
+        return model(*args, **kwargs)
+
+    if term is not None:
+        return Subject(
+            parts=lambda batch: term.targets_of(layout, batch),
+            outputs=lambda model, batch: term.outputs_of(layout, result(model, batch)),
+            function=term.function,
+        )
+    if objective.step is None:
+        return Subject(parts=lambda batch: batch, value=lambda model, batch: layout.loss(result(model, batch)))
+    return Subject(parts=lambda batch: batch, value=lambda model, batch: _stepped(objective, model, batch))
+
+
+def _stepped(objective: Objective, model: nn.Module, batch: Any) -> Any:
+    """The loss of a copy of the user's step function."""
+    twin = Objective([], objective.layout, step=copied(objective.step))
+    return twin.stepped(model, batch, At())["loss"]
+
+
+def steps_of(data: Data, world: World) -> Steps:
+    """How the run cuts a step."""
+    return Steps(world.size, data.train.sampler.accumulation(0))
+
+
+def samples_of(train: TrainLoader) -> Samples:
+    """The training set's first samples, in batches that are made for the measurement alone."""
+    return Samples(train.num_readable(), train.batch_of, collates=train.reading.collate is not None)
