@@ -63,7 +63,9 @@ class BatchLayout:
             return one_number(result, "loss: model")
         if key is None and isinstance(result, Mapping) and "loss" not in result and _are_losses(result):
             return torch.stack([one_number(value, f"loss: model: {name}") for name, value in result.items()]).sum()
-        return one_number(_pick(result, "loss" if key is None else key, "batch.loss", "the model's result"), "loss: model")
+        return one_number(
+            _pick(result, "loss" if key is None else key, "batch.loss", "the model's result"), "loss: model"
+        )
 
     def picked_outputs(self, result: Any, wanted: Picks) -> Any:
         """What `_outputs_` of a loss names: by position, or by the names of its arguments."""

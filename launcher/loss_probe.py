@@ -94,9 +94,7 @@ def _cut(numbers: Sequence[int], sizes: Sequence[int]) -> list[list[int]]:
     """Pieces of so many, each with one of the largest counts: a piece in which nothing counts has no mean."""
     rest, largest = numbers[: -len(sizes)], numbers[-len(sizes) :]
     ends = list(itertools.accumulate(size - 1 for size in sizes))
-    return [
-        [first, *rest[end - size + 1 : end]] for first, end, size in zip(largest, ends, sizes, strict=True)
-    ]
+    return [[first, *rest[end - size + 1 : end]] for first, end, size in zip(largest, ends, sizes, strict=True)]
 
 
 # ---------------------------------------------------------------------- what is measured
@@ -133,7 +131,7 @@ def measure(subject: Subject, model: nn.Module, samples: Samples, hints: Hints) 
         if not groups:
             return Verdict(None, "failed", "there are too few samples to measure it on")
         joined = _joined(subject, twin, samples, groups) if subject.outputs is not None else None
-        found = Found([], [], TOLERANCE[torch.float64])
+        found: Found | Verdict = Found([], [], TOLERANCE[torch.float64])
         if joined is not None:
             found = Caller(subject.function).trials(joined, hints)
         if isinstance(found, Found) and (joined is None or samples.collates):
@@ -263,9 +261,8 @@ def _joint(pieces: Sequence[Tree], whole: Tree, exact: bool) -> Joint:
         if isinstance(whole, list) and len(whole) == sum(len(piece) for piece in pieces):
             return "list"
         raise _NotJoinedError
-    if isinstance(whole, str | int | float | bool | None):
-        if all(piece == whole for piece in pieces):
-            return "same"
+    if isinstance(whole, str | int | float | bool | None) and all(piece == whole for piece in pieces):
+        return "same"
     raise _NotJoinedError
 
 
@@ -349,9 +346,7 @@ def _taken(tree: Tree, joint: Joint, lengths: Sequence[Tree], pieces: int) -> Tr
     if isinstance(joint, dict):
         return {key: _taken(tree[key], inner, [one[key] for one in lengths], pieces) for key, inner in joint.items()}
     if isinstance(joint, list):
-        values = [
-            _taken(tree[n], inner, [one[1][n] for one in lengths], pieces) for n, inner in enumerate(joint)
-        ]
+        values = [_taken(tree[n], inner, [one[1][n] for one in lengths], pieces) for n, inner in enumerate(joint)]
         return type(tree)(*values) if hasattr(tree, "_fields") else type(tree)(values)
     sizes = [one[0] if joint == "list" else one[joint] for one in lengths]
     ends = list(itertools.accumulate(sizes))
@@ -429,11 +424,11 @@ class Caller:
         if is_large:
             self.dtype = None
         whole = joined[0].outputs, joined[0].targets
-        first, second = (self.value(*_cast(whole, self.dtype), seed) for seed in (0, 1))
+        first, second = (self.value(*_cast(whole, self.dtype), seed=seed) for seed in (0, 1))
         if first is None and self.dtype is not None:  # it does not know double precision
             self.dtype = None
             self._function = self._prepared()
-            first, second = (self.value(*whole, seed) for seed in (0, 1))
+            first, second = (self.value(*whole, seed=seed) for seed in (0, 1))
         if first is None:
             return Verdict(None, "failed", self.fault or "it gave no number")
         if first != second and not (math.isnan(first) and second is not None and math.isnan(second)):
@@ -526,7 +521,9 @@ def _values_for(
 def _are_classes(tensor: torch.Tensor, outputs: Tree) -> bool:
     """Whether outputs have scores of classes for each: kernels that check nothing (CTC's) read where a label points."""
     first = next((one for _, one in tensors_in(outputs)), None)
-    return first is not None and first.dim() > 1 and first.numel() in {tensor.numel() * size for size in first.shape[1:]}
+    return (
+        first is not None and first.dim() > 1 and first.numel() in {tensor.numel() * size for size in first.shape[1:]}
+    )
 
 
 def _holes(tensor: torch.Tensor, joined: Joined, generator: torch.Generator) -> torch.Tensor:
@@ -551,9 +548,7 @@ def _called(
     found: Found,
 ) -> Found | Verdict:
     """Trials on batches collated anew: with the model as it is, and with its weights shaken."""
-    batches = [
-        {union: samples.batch(_numbers(pieces, union)) for union in range(1, 8)} for pieces in groups
-    ]
+    batches = [{union: samples.batch(_numbers(pieces, union)) for union in range(1, 8)} for pieces in groups]
     caller = _ModelCaller(subject, twin)
     first, second = (caller.value(batches[0][7], seed) for seed in (0, 1))
     if first is None:
@@ -655,7 +650,10 @@ def _changes(
         else:
             continue
         for value in values:
-            yield {union: _with_holes(subject, batch, where, _numbers(pieces, union), value) for union, batch in batches.items()}
+            yield {
+                union: _with_holes(subject, batch, where, _numbers(pieces, union), value)
+                for union, batch in batches.items()
+            }
 
 
 def _is_label(where: Sequence[int | str]) -> bool:
@@ -672,7 +670,7 @@ def _with_holes(subject: Subject, batch: Any, where: Any, numbers: Sequence[int]
     for row, number in enumerate(numbers):
         generator = torch.Generator().manual_seed(number)
         flat = torch.rand(4096, generator=generator)[: holes[row].numel()] < 0.5
-        flat[: 2] = False
+        flat[:2] = False
         holes[row].view(-1)[: len(flat)] = flat
     changed = torch.where(holes.to(tensor.device), torch.full_like(tensor, value), tensor)
     return mapped(batch, lambda one: changed if one is tensor else one)
@@ -699,14 +697,14 @@ def still_holds(function: Any, reading: Reading, outputs: Tree, targets: Tree, s
         caller = Caller(function)
         if sum(tensor.numel() for _, tensor in tensors_in(outputs)) > _LARGE:
             caller = Caller(function, dtype=None)
-        values = [caller.value(*_cast(one, caller.dtype)) for one in (both, *halves)]
+        values = [caller.value(*_cast(one, caller.dtype)) for one in (both, *halves) if one is not None]
         if None in values or not all(math.isfinite(one) for one in values if one is not None):
             return None
         whole, first, last = (float(one) for one in values if one is not None)
         sizes = [samples // 2, samples - samples // 2]
         own = [1.0, 1.0]
         if reading.is_mean:
-            own = [reading.count(half[1], size) for half, size in zip(halves, sizes, strict=True)]
+            own = [reading.count(half[1], size) for half, size in zip(halves, sizes, strict=True) if half is not None]
             total = sum(own)
             own = [count / total for count in own] if total else [0.0, 0.0]
         off = abs(whole - own[0] * first - own[1] * last) / (max(abs(whole), abs(first), abs(last)) or 1.0)

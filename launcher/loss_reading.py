@@ -7,6 +7,7 @@ the matter of `launcher.loss_probe`.
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import itertools
@@ -41,6 +42,7 @@ class Reading:
         why: The reason, in words.
         weights: The weight of each class.
         function: A count of the user's own.
+        each: What every sample counts, where the whole data set was looked at and all count alike.
     """
 
     kind: str
@@ -52,6 +54,7 @@ class Reading:
     why: str = field(default="", compare=False)
     weights: torch.Tensor | None = field(default=None, compare=False, repr=False)
     function: Callable[[Any], Any] | None = field(default=None, compare=False, repr=False)
+    each: float | None = field(default=None, compare=False, repr=False)
 
     @property
     def is_mean(self) -> bool:
@@ -61,7 +64,7 @@ class Reading:
     @property
     def by_samples(self) -> bool:
         """Whether the count is known without reading a batch."""
-        return self.kind in ("samples", "sum", "batch")
+        return self.each is not None or self.kind in ("samples", "sum", "batch")
 
     def count(self, parts: Any, samples: int) -> float:
         """What a batch in host memory contributes to the count.
@@ -71,7 +74,7 @@ class Reading:
             samples: How many samples count; none in a stand-in.
         """
         if samples == 0 or self.by_samples:
-            return float(samples)
+            return samples * (1.0 if self.each is None else self.each)
         if self.function is not None:
             return float(self.function(parts))
         tensor = at(parts, self.where)
@@ -223,10 +226,15 @@ def candidates(parts: Any, samples: int, hints: Hints, classes: Iterable[int] = 
     return found
 
 
+def _shown(where: Where) -> str:
+    """A place in words: `'labels'`, `[1]`."""
+    return "".join(f"[{key}]" if isinstance(key, int) else f"'{key}'" for key in where)
+
+
 def _of_tensor(
     tensor: torch.Tensor, where: Where, number: int, hints: Hints, classes: Iterable[int]
 ) -> Iterator[Reading]:
-    name = "the targets" if where == (0,) else f"'{'.'.join(map(str, where))}'"
+    name = "the targets" if where == (0,) else _shown(where)
     of = functools.partial(Reading, where=where, name=name)
     has_places = tensor.dim() > 1
     yield of("rows")
@@ -285,10 +293,8 @@ def sums_itself(function: Any) -> bool:
 def summing(function: Any) -> Any:
     """The same loss, giving the sum; torch's own alone."""
     if isinstance(function, nn.Module):
-        import copy
-
         function = copy.copy(function)  # the one that was handed in stays a mean
-        function.reduction = "sum"  # type: ignore[assignment]  # torch's own attribute
+        function.reduction = "sum"
         return function
     return functools.partial(function, reduction="sum")
 
@@ -491,7 +497,11 @@ def decide(
         return Verdict(None, "constant", "it is the same for all pieces")
     fit = [reading for reading in misfit if misfit[reading] <= tolerance]
     if of_sum <= tolerance:
-        return Verdict(None, "ambiguous", _listed(["a sum", *(reading.words for reading in fit)])) if fit else Verdict(Reading("sum"))
+        return (
+            Verdict(None, "ambiguous", _listed(["a sum", *(reading.words for reading in fit)]))
+            if fit
+            else Verdict(Reading("sum"))
+        )
     if not fit:
         return _nothing_fits(trials, misfit, of_sum)
     return _chosen(fit, list(trials), injected, tolerance)
@@ -509,7 +519,8 @@ def _chosen(fit: list[Reading], trials: list[Trial], injected: Iterable[Trial], 
     for trial in injected:
         still = [one for one in fit if trial.has(one) and trial.adds_up(one) and trial.misfit(one) <= tolerance]
         if still and trial.spread() > 1e-6:
-            fit, _ = still, trials.append(trial)
+            fit = still
+            trials.append(trial)
     alike = _proportional(fit, trials)
     if len(alike) > 1:
         return Verdict(None, "ambiguous", _listed([min(group, key=_rank).words for group in alike]))

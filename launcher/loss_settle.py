@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -67,9 +67,17 @@ def settle_losses(
     Raises:
         RecipeError: A loss cannot be put together from pieces, or nobody can tell how.
     """
+    for term in objective.terms:
+        if term.reading == Reading("batch") and steps.pieces > 1:
+            message = (
+                "_per_: batch needs a rank's whole share at once; remove data.micro_batch_size, or use more processes"
+            )
+            raise RecipeError([Problem(str(document.origin(tuple(term.key.split(".")))), term.key, message)])
     for key, said in (kept or {}).items():
         if objective.readings.get(key, ...) is None:
             objective.read(key, Reading.of_manifest(said, **_objects(objective, key)))
+    for term in objective.terms:
+        term.reading = _simplified(term, objective, train)
     open_keys = [key for key, reading in objective.readings.items() if reading is None]
     if not open_keys:
         return
@@ -83,6 +91,19 @@ def settle_losses(
         raise RecipeError([Problem(places[key], key, message) for key, message in faults])
     for key, said in told.items():
         objective.read(key, Reading.of_manifest(said, **_objects(objective, key)))
+
+
+def _simplified(term: Term, objective: Objective, train: TrainLoader) -> Reading | None:
+    """The reading with what every sample counts, where the whole set's targets are one tensor that can be looked at."""
+    reading, key = term.reading, objective.layout.section.targets[:1]
+    if reading is None or reading.kind not in ("kept", "elements", "rows") or term.targets is not None:
+        return reading
+    targets = train.column(key[0]) if key else None
+    if targets is None or not len(targets) or targets.is_floating_point() == (reading.kind == "kept"):
+        return reading
+    if reading.kind == "kept" and bool((targets == reading.ignored).any()):
+        return reading
+    return replace(reading, each=1.0 if reading.kind == "rows" else targets.numel() / len(targets))
 
 
 def _objects(objective: Objective, key: str) -> dict[str, Any]:
@@ -109,7 +130,7 @@ def _settled(objective: Objective, key: str, model: nn.Module, train: TrainLoade
         return _by_user(verdict, objective)
     if term is not None and term.per is not None:
         return _as_stated(term.per, verdict)
-    if verdict.reading is not None and verdict.reading.is_mean or verdict.reading == Reading("sum"):
+    if verdict.reading is not None and verdict.reading.kind != "batch":
         return verdict.reading
     if steps.is_whole:
         return Reading("batch", found="measured" if verdict.reading else "trusted", why=verdict.detail)

@@ -97,7 +97,11 @@ def name_of(function: Any) -> str:
     """What to call a loss: its class, or the function's name."""
     if isinstance(function, functools.partial):
         return name_of(function.func)
-    return type(function).__name__ if isinstance(function, nn.Module) else getattr(function, "__name__", type(function).__name__)
+    return (
+        type(function).__name__
+        if isinstance(function, nn.Module)
+        else getattr(function, "__name__", type(function).__name__)
+    )
 
 
 def loss_key(name: str) -> str:
@@ -189,13 +193,13 @@ class Objective:
 
     def counts(self, batch: Any, samples: int) -> list[float]:
         """What a micro-batch in host memory contributes to each term's count."""
+        readings = [term.reading for term in self.terms] or [self.own]
         if self.counts_samples:
-            return [float(samples)] * (len(self.terms) or 1)
-        if not self.terms:
-            return [self.own.count(batch, samples) if self.own is not None else float(samples)]
+            return [one.count(None, samples) if one is not None else float(samples) for one in readings]
+        parts = [term.targets_of(self.layout, batch) for term in self.terms] or [batch]
         return [
-            term.reading.count(term.targets_of(self.layout, batch), samples) if term.reading else float(samples)
-            for term in self.terms
+            one.count(part, samples) if one is not None else float(samples)
+            for one, part in zip(readings, parts, strict=True)
         ]
 
     def scales(self, local: Sequence[float], total: Sequence[float], world_size: int, samples: int) -> list[float]:
@@ -245,8 +249,8 @@ class Objective:
             if off is not None:
                 seen = f"outputs {shapes(outputs)}, targets {shapes(targets)}"
                 raise LauncherError(
-                    f"{term.key}: is not {reading.words} on this batch ({seen}): the value of the whole is {off:.1g} off "
-                    "that of its halves put together; mend the loss, or say what it is: _per_: sample, element, sum or batch"
+                    f"{term.key}: is not {reading.words} on this batch ({seen}): its halves put together are {off:.1g} "
+                    "off; mend the loss, or say what it is: _per_: sample, element, sum or batch"
                 )
 
     def _of_nothing(self, term: Term, result: Any) -> torch.Tensor:
@@ -305,6 +309,9 @@ def _term(workshop: Workshop, name: str, component: Component) -> Term:
     if reading is not None:
         _check_reduction(workshop, component, function)
     _check_order(workshop, component, function)
+    if reading is not None and per is not None and (per == "sum") != (reading.kind == "sum") and per != "batch":
+        message = f"_per_: {per} is not what it is: {reading.words} ({reading.why}); remove _per_, or say its reduction"
+        raise RecipeError([Problem(str(component.origin), dotted(component.path), message)])
     if per == "batch":
         reading = Reading("batch", found="stated")
     sums = reading is not None and reading.kind in ("kept", "weights") and sums_itself(function)

@@ -108,10 +108,16 @@ def open_session(
         if start.readers is not None:
             data.read_by(start.readers)
         settle_losses(
-            trainable.objective, trainable.model.bare, data.train, steps_of(data, world), coordinator, recipe.document, start.loss
+            trainable.objective,
+            trainable.model.bare,
+            data.train,
+            steps_of(data, world),
+            coordinator,
+            recipe.document,
+            start.loss,
         )
         if world.size > 2:
-            # DDP settles the order of its buckets in its first backward; with it settled, a resumed run sums as this one
+            # DDP settles the order of its buckets in its first backward: settled, a resumed run sums as this one
             warm_up(trainable, data)
         judge = Judge(recipe.evaluate.best, recipe.evaluate.early_stop)
         restored = _restore(start, trainable, judge, opening.checkpoint, horizon)

@@ -23,7 +23,7 @@ from launcher.data import Data, MicroBatch
 from launcher.data.permutation import mix
 from launcher.data.transfer import on_device
 from launcher.device import Device
-from launcher.errors import LauncherError, Problem, RecipeError
+from launcher.errors import LauncherError
 from launcher.evaluation import Evaluation
 from launcher.launch import progress
 from launcher.model import Model, wrap
@@ -473,6 +473,8 @@ def counted_steps(
     sizes = map(data.train.sampler.batch_size, itertools.count(start))
     if objective.counts_samples:
         yield from _by_arithmetic(batches, sizes, objective, coordinator.world_size)
+    elif coordinator.world_size == 1:
+        yield from _by_counting_alone(batches, sizes, objective)
     else:
         yield from _by_counting(batches, sizes, objective, coordinator)
 
@@ -485,8 +487,17 @@ def _by_arithmetic(
         samples = next(sizes)
         if samples not in scales:
             local = [objective.counts(batch.data, batch.samples) for batch in batches]
-            scales[samples] = _scales(objective, batches, local, [float(samples)] * len(local[0]), world)
+            scales[samples] = _scales(objective, batches, local, objective.counts(None, samples), world)
         yield Step(batches, scales[samples], float(samples), samples)
+
+
+def _by_counting_alone(
+    stream: Iterable[list[MicroBatch]], sizes: Iterator[int], objective: Objective
+) -> Iterator[Step]:
+    for batches in stream:
+        local = [objective.counts(batch.data, batch.samples) for batch in batches]
+        total = local[0] if len(local) == 1 else [sum(one) for one in zip(*local, strict=True)]
+        yield Step(batches, _scales(objective, batches, local, total, 1), total[0], next(sizes))
 
 
 def _by_counting(
@@ -503,7 +514,7 @@ def _by_counting(
         local = [objective.counts(batch.data, batch.samples) for batch in batches]
         sums = [float(sum(one)) for one in zip(*local, strict=True)]
         ahead.append((batches, local, coordinator.sum(torch.tensor(sums, dtype=torch.float64))))
-        if len(ahead) > 1 or coordinator.world_size == 1:
+        if len(ahead) > 1:
             yield oldest()
     while ahead:
         yield oldest()

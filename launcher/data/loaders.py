@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from torch.utils.data import TensorDataset
 
 from launcher.data.reading import Reader, Reading, whole_batches
 from launcher.data.sampler import Share, StepSampler, evaluation_shares
+from launcher.data.subsets import innermost
 from launcher.data.workers import Key, Workers
 
 __all__ = ["EvaluationLoader", "MicroBatch", "Reading", "TrainLoader", "whole_batches"]
@@ -55,6 +58,12 @@ class TrainLoader:
     def num_readable(self) -> int:
         """How many samples `batch_of` may be asked for."""
         return self.sampler.dataset_size
+
+    def column(self, key: int | str) -> torch.Tensor | None:
+        """One part of all samples, where the data set is nothing but tensors, read as they are."""
+        dataset = innermost(self.dataset)
+        is_plain = type(dataset) is TensorDataset and self.reading.collate is None and isinstance(key, int)
+        return dataset.tensors[key] if is_plain and -len(dataset.tensors) <= key < len(dataset.tensors) else None
 
     def batch_of(self, numbers: Sequence[int]) -> Any:
         """A batch of some samples, outside of any step and the same on every rank."""
