@@ -127,6 +127,8 @@ class Tally:
             result = model(*args, **kwargs)
             outputs = layout.outputs(result)
             if objective.terms:
+                if not self.samples:  # the first batch
+                    objective.audit(result, data, batch.samples)
                 values = [term.value(term.function, layout, result, data) for term in objective.terms]
             else:
                 values = [layout.loss(result)]

@@ -29,6 +29,7 @@ from launcher.loss_reading import (
     Reading,
     Trial,
     Verdict,
+    Where,
     candidates,
     decide,
     is_mask,
@@ -136,16 +137,19 @@ def measure(subject: Subject, model: nn.Module, samples: Samples, hints: Hints) 
             found = Caller(subject.function).trials(joined, hints)
         if isinstance(found, Found) and (joined is None or samples.collates):
             found = _called(subject, twin, samples, groups, hints, found)
-        return decide(found.trials, found.injected, found.tolerance) if isinstance(found, Found) else found
+        if isinstance(found, Verdict):
+            return found
+        return decide(found.trials, found.injected, found.tolerance, found.tried)
 
 
 @dataclass
 class Found:
-    """Trials so far, and how exact they are."""
+    """Trials so far, how exact they are, and the tensors into which class numbers that do not count were put."""
 
     trials: list[Trial]
     injected: list[Trial]
     tolerance: float
+    tried: frozenset[Where] = frozenset()
 
 
 # ---------------------------------------------------------------------- nothing is left behind
@@ -228,7 +232,7 @@ def number_of(value: Any) -> float | None:
         return None if not numbers or None in numbers else sum(one for one in numbers if one is not None)
     if isinstance(value, int | float):
         return float(value)
-    return float(value) if isinstance(value, torch.Tensor) and value.numel() == 1 else None
+    return float(value.detach()) if isinstance(value, torch.Tensor) and value.numel() == 1 else None
 
 
 # ---------------------------------------------------------------------- pieces that join
@@ -390,10 +394,13 @@ class Caller:
     Args:
         function: The loss.
         dtype: Of what it is called with; None leaves it.
+        device: Where it is called.
     """
 
-    def __init__(self, function: Any, dtype: torch.dtype | None = torch.float64):
-        self.dtype = dtype
+    def __init__(
+        self, function: Any, dtype: torch.dtype | None = torch.float64, device: torch.device = torch.device("cpu")
+    ):
+        self.dtype, self._device = dtype, device
         self.fault = ""
         self._own = function
         self._function = self._prepared()
@@ -401,7 +408,7 @@ class Caller:
     def _prepared(self) -> Any:
         function = copied(self._own)
         if isinstance(function, nn.Module) and function is not self._own:
-            function = function.cpu().eval()
+            function = function.to(self._device).eval()
             if self.dtype is not None:
                 function = function.to(self.dtype)
         return function
@@ -441,8 +448,8 @@ class Caller:
             if not is_large:
                 for outputs, targets in _injections(one, hints):
                     injected += self._trial(one, outputs, targets, hints, group)
-        exact = first is not None and self.dtype is not None
-        return Found(trials, injected, TOLERANCE[torch.float64 if exact else torch.float32])
+        exact = TOLERANCE[torch.float64 if self.dtype is not None else torch.float32]
+        return Found(trials, injected, exact, frozenset() if is_large else _tried(joined[0], hints))
 
     def _trial(self, joined: Joined, outputs: Tree, targets: Tree, hints: Hints, group: int) -> list[Trial]:
         values, counts = {}, {}
@@ -460,7 +467,7 @@ def _classes(outputs: Tree) -> list[int]:
     first = next((tensor for _, tensor in tensors_in(outputs)), None)
     if first is None or first.dim() < 2:
         return []
-    return sorted({size + more for size in first.shape[1:] for more in (-1, 0)})[:8]
+    return sorted({size + more for size in {first.shape[1], first.shape[-1]} for more in (-1, 0)})
 
 
 def _draws(joined: Joined) -> Iterator[Tree]:
@@ -493,16 +500,14 @@ def _injections(joined: Joined, hints: Hints) -> Iterator[tuple[Tree, Tree]]:
     tensors = [tensor for _, tensor in tensors_in(joined.targets)]
     for outputs in (joined.over_outputs(shaken), joined.outputs):
         for number, tensor in enumerate(tensors[:8]):
-            for value in _values_for(tensor, number, tensors, joined.outputs, hints):
+            for value in _values_for(tensor, number, joined.outputs, hints):
                 changed = torch.where(_holes(tensor, joined, generator), torch.full_like(tensor, value), tensor)
                 yield outputs, mapped(joined.targets, lambda one, of=tensor, to=changed: to if one is of else one)  # type: ignore[misc]  # mypy takes no defaults in lambdas
 
 
-def _values_for(
-    tensor: torch.Tensor, number: int, tensors: Sequence[torch.Tensor], outputs: Tree, hints: Hints
-) -> list[float]:
+def _values_for(tensor: torch.Tensor, number: int, outputs: Tree, hints: Hints) -> list[float]:
     """What may stand in a tensor of targets for "does not count"."""
-    if not tensor.dim() or not tensor.numel() or (tensor.dim() > 1 and tensor[0].numel() < 2):
+    if not tensor.dim() or not tensor.numel():
         return []
     if tensor.dtype == torch.bool:
         return [0]
@@ -510,12 +515,20 @@ def _values_for(
         return [0] if is_mask(tensor) else [math.nan, 0.0][: 1 + (number > 0)]
     if number and is_mask(tensor):
         return [0]
-    integers = [one for one in tensors if not one.is_floating_point() and one.dtype != torch.bool]
-    if len(integers) > 1 or not _are_classes(tensor, outputs):
+    if not _are_classes(tensor, outputs):
         return []
     info = torch.iinfo(tensor.dtype)
     wanted = dict.fromkeys((*hints.ignored, 0, *_classes(outputs)))
     return [value for value in wanted if info.min <= value <= info.max]
+
+
+def _tried(joined: Joined, hints: Hints) -> frozenset[Where]:
+    places = list(tensors_in(joined.targets))[:8]
+    return frozenset(
+        where
+        for number, (where, tensor) in enumerate(places)
+        if -100 in _values_for(tensor, number, joined.outputs, hints)
+    )
 
 
 def _are_classes(tensor: torch.Tensor, outputs: Tree) -> bool:
@@ -529,7 +542,7 @@ def _are_classes(tensor: torch.Tensor, outputs: Tree) -> bool:
 def _holes(tensor: torch.Tensor, joined: Joined, generator: torch.Generator) -> torch.Tensor:
     """Half of the places, and never all of a row, nor the first of a piece."""
     holes = torch.rand(tensor.shape, generator=generator) < 0.5
-    if tensor.dim() > 1:
+    if tensor.dim() > 1 and tensor[0].numel() > 1:
         holes.view(len(tensor), -1)[:, 1] = False
     else:
         holes[[start for start in joined.starts if start < len(tensor)]] = False
@@ -564,7 +577,7 @@ def _called(
                     for change in _changes(subject, by_union, pieces, hints):
                         injected += _model_trial(caller, change, pieces, hints, group)
     tolerance = max(found.tolerance, TOLERANCE[torch.float64 if caller.is_double else torch.float32])
-    return Found(trials, injected, tolerance)
+    return Found(trials, injected, tolerance, found.tried)
 
 
 def _numbers(pieces: Sequence[Sequence[int]], union: int) -> list[int]:
@@ -689,32 +702,37 @@ def still_holds(function: Any, reading: Reading, outputs: Tree, targets: Tree, s
         targets: The batch's.
         samples: How many there are.
     """
-    with _undisturbed():
-        both = mapped((outputs, targets), _in_host)
-        halves = [_half(both, samples, last) for last in (False, True)] if samples > 1 else []
-        if not halves or None in halves:
-            return None
-        caller = Caller(function)
-        if sum(tensor.numel() for _, tensor in tensors_in(outputs)) > _LARGE:
-            caller = Caller(function, dtype=None)
-        values = [caller.value(*_cast(one, caller.dtype)) for one in (both, *halves) if one is not None]
-        if None in values or not all(math.isfinite(one) for one in values if one is not None):
-            return None
-        whole, first, last = (float(one) for one in values if one is not None)
-        sizes = [samples // 2, samples - samples // 2]
-        own = [1.0, 1.0]
-        if reading.is_mean:
-            own = [reading.count(half[1], size) for half, size in zip(halves, sizes, strict=True) if half is not None]
-            total = sum(own)
-            own = [count / total for count in own] if total else [0.0, 0.0]
-        off = abs(whole - own[0] * first - own[1] * last) / (max(abs(whole), abs(first), abs(last)) or 1.0)
-        return off if off > 20 * TOLERANCE[caller.dtype or torch.float32] else None
-
-
-def _half(tree: Tree, samples: int, last: bool) -> Tree | None:
-    """The first or the last half of a batch, where every tensor has a row for each sample; else None."""
-    rows = {tensor.shape[0] if tensor.dim() else 0 for _, tensor in tensors_in(tree)}
-    if rows != {samples}:
+    both = outputs, targets
+    if samples < 2 or {tensor.shape[0] if tensor.dim() else 0 for _, tensor in tensors_in(both)} != {samples}:
         return None
-    middle = samples // 2
-    return mapped(tree, lambda tensor: tensor[middle:] if last else tensor[:middle])
+    each = sum(tensor[0].numel() for _, tensor in tensors_in(both))
+    samples = min(samples, max(2, _LARGE // max(1, each)))
+    is_large = samples * each > _LARGE
+    with _undisturbed():
+        both = mapped(both, lambda tensor: tensor[:samples].detach() if is_large else tensor[:samples].detach().cpu())
+        caller = Caller(function, None if is_large else torch.float64, _device_in(both))
+        halves = [
+            mapped(both, lambda tensor: tensor[: samples // 2]),
+            mapped(both, lambda tensor: tensor[samples // 2 :]),
+        ]
+        values = [caller.value(*_cast(one, caller.dtype)) for one in (both, *halves)]
+        counts = [1.0, 1.0]
+        if reading.is_mean:
+            sizes = (samples // 2, samples - samples // 2)
+            counts = [reading.count(half[1], size) for half, size in zip(halves, sizes, strict=True)]
+        return _off(values, counts, reading.is_mean, TOLERANCE[caller.dtype or torch.float32])
+
+
+def _device_in(tree: Tree) -> torch.device:
+    return next((tensor.device for _, tensor in tensors_in(tree)), torch.device("cpu"))
+
+
+def _off(values: Sequence[float | None], counts: Sequence[float], is_mean: bool, tolerance: float) -> float | None:
+    """How far two halves are from their whole; None where that is rounding, or cannot be said."""
+    numbers = [value for value in values if value is not None and math.isfinite(value)]
+    if len(numbers) < len(values) or not sum(counts):
+        return None
+    whole, *halves = numbers
+    together = sum(count * half for count, half in zip(counts, halves, strict=True)) / (sum(counts) if is_mean else 1)
+    off = abs(whole - together) / (max(map(abs, numbers)) or 1.0)
+    return off if off > 20 * tolerance else None

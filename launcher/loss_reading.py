@@ -251,6 +251,7 @@ def _of_tensor(
         yield of("kept", ignored=ignored)
         if has_places:
             yield of("kept", ignored=ignored, shifted=True)
+    yield of("positive")
     if hints.weights is not None and not number:
         yield of("weights", ignored=hints.ignored[0], weights=hints.weights)
     if number and not has_places and bool((tensor > 0).all()):
@@ -472,7 +473,10 @@ class Verdict:
 
 
 def decide(
-    trials: Sequence[Trial], injected: Iterable[Trial] = (), tolerance: float = TOLERANCE[torch.float64]
+    trials: Sequence[Trial],
+    injected: Iterable[Trial] = (),
+    tolerance: float = TOLERANCE[torch.float64],
+    tried: frozenset[Where] = frozenset(),
 ) -> Verdict:
     """What fits all trials.
 
@@ -481,6 +485,7 @@ def decide(
         injected: Trials that only choose among what fits: one in which nothing fits is of a value that the loss does
             not know.
         tolerance: How far off a fit may be, of the largest value.
+        tried: Tensors into which -100 was put; elsewhere nobody knows that it counts.
     """
     if not trials:
         return Verdict(None, "constant", "no value was finite")
@@ -504,7 +509,7 @@ def decide(
         )
     if not fit:
         return _nothing_fits(trials, misfit, of_sum)
-    return _chosen(fit, list(trials), injected, tolerance)
+    return _chosen(fit, list(trials), injected, tolerance, tried)
 
 
 def _nothing_fits(trials: Sequence[Trial], misfit: Mapping[Reading, float], of_sum: float) -> Verdict:
@@ -515,7 +520,9 @@ def _nothing_fits(trials: Sequence[Trial], misfit: Mapping[Reading, float], of_s
     return Verdict(None, "unknown", detail) if _is_some_mean(trials) else Verdict(Reading("batch", why=detail))
 
 
-def _chosen(fit: list[Reading], trials: list[Trial], injected: Iterable[Trial], tolerance: float) -> Verdict:
+def _chosen(
+    fit: list[Reading], trials: list[Trial], injected: Iterable[Trial], tolerance: float, tried: frozenset[Where]
+) -> Verdict:
     for trial in injected:
         still = [one for one in fit if trial.has(one) and trial.adds_up(one) and trial.misfit(one) <= tolerance]
         if still and trial.spread() > 1e-6:
@@ -524,7 +531,8 @@ def _chosen(fit: list[Reading], trials: list[Trial], injected: Iterable[Trial], 
     alike = _proportional(fit, trials)
     if len(alike) > 1:
         return Verdict(None, "ambiguous", _listed([min(group, key=_rank).words for group in alike]))
-    ranked = sorted(alike[0], key=_rank)
+    untried = Reading("kept") if (0,) not in tried else None
+    ranked = sorted(alike[0], key=lambda one: (one != untried, _rank(one)))
     if all(reading.kind == "positive" and _is_real(reading, trials) for reading in ranked):
         return Verdict(None, "ambiguous", "it leaves elements out by their value, and which cannot be told")
     return Verdict(ranked[0], also=tuple(ranked[1:]))

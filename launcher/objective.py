@@ -133,6 +133,7 @@ class Objective:
         self.own: Reading | None = None  # of a loss that the model or a step function brings
         # whether every count is known by arithmetic, without reading a batch: the first one decides, in `settle`
         self.counts_samples = False
+        self.is_audited = False  # in this start, on a batch of training
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -240,6 +241,7 @@ class Objective:
         Raises:
             LauncherError: One is not.
         """
+        self.is_audited = True
         for term in self.terms:
             reading = term.reading
             if reading is None or term.sums or reading.found == "stated" or reading.kind == "batch":

@@ -399,6 +399,8 @@ def forward(
     result = trainable.model.wrapped(*args, **kwargs)
     if not objective.terms:
         return layout.loss(result), scales[0], {}
+    if not objective.is_audited:
+        objective.audit(result, data, batch.samples)
     return *objective.value(result, data, scales), {}
 
 
