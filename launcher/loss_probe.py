@@ -38,6 +38,7 @@ from launcher.loss_reading import (
 
 LOOKED_AT = 64  # samples that those of a measurement are chosen from
 _SIZES = ((9, (2, 3, 4)), (6, (1, 2, 3)), (3, (1, 1, 1)))  # of the pieces, by how many samples there are
+_HOST = torch.device("cpu")
 _LARGE = 10_000_000  # numbers in the outputs: above, less is tried
 _LARGE_MODEL = 256 * 2**20  # bytes of parameters: above, it is not copied
 
@@ -203,7 +204,7 @@ def copied(thing: Any, shared: Sequence[torch.Tensor] = ()) -> Any:
 
 
 def _device_of(model: nn.Module) -> torch.device:
-    return next((one.device for one in model.parameters()), torch.device("cpu"))
+    return next((one.device for one in model.parameters()), _HOST)
 
 
 def mapped(tree: Any, function: Callable[[torch.Tensor], Any]) -> Any:
@@ -397,9 +398,7 @@ class Caller:
         device: Where it is called.
     """
 
-    def __init__(
-        self, function: Any, dtype: torch.dtype | None = torch.float64, device: torch.device = torch.device("cpu")
-    ):
+    def __init__(self, function: Any, dtype: torch.dtype | None = torch.float64, device: torch.device = _HOST):
         self.dtype, self._device = dtype, device
         self.fault = ""
         self._own = function
@@ -724,7 +723,7 @@ def still_holds(function: Any, reading: Reading, outputs: Tree, targets: Tree, s
 
 
 def _device_in(tree: Tree) -> torch.device:
-    return next((tensor.device for _, tensor in tensors_in(tree)), torch.device("cpu"))
+    return next((tensor.device for _, tensor in tensors_in(tree)), _HOST)
 
 
 def _off(values: Sequence[float | None], counts: Sequence[float], is_mean: bool, tolerance: float) -> float | None:

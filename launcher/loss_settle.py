@@ -73,9 +73,7 @@ def settle_losses(
                 "_per_: batch needs a rank's whole share at once; remove data.micro_batch_size, or use more processes"
             )
             raise RecipeError([Problem(str(document.origin(tuple(term.key.split(".")))), term.key, message)])
-    for key, said in (kept or {}).items():
-        if objective.readings.get(key, ...) is None:
-            objective.read(key, Reading.of_manifest(said, **_objects(objective, key)))
+    take_up(objective, kept or {})
     for term in objective.terms:
         term.reading = _simplified(term, objective, train)
     open_keys = [key for key, reading in objective.readings.items() if reading is None]
@@ -91,6 +89,13 @@ def settle_losses(
         raise RecipeError([Problem(places[key], key, message) for key, message in faults])
     for key, said in told.items():
         objective.read(key, Reading.of_manifest(said, **_objects(objective, key)))
+
+
+def take_up(objective: Objective, kept: Mapping[str, Any]) -> None:
+    """Takes up what a checkpoint says of losses of which nothing is known."""
+    for key, said in kept.items():
+        if objective.readings.get(key, ...) is None:
+            objective.read(key, Reading.of_manifest(said, **_objects(objective, key)))
 
 
 def _simplified(term: Term, objective: Objective, train: TrainLoader) -> Reading | None:

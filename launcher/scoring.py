@@ -20,6 +20,7 @@ from launcher.errors import LauncherError, UsageError
 from launcher.evaluation import Evaluation
 from launcher.judge import Judge
 from launcher.launch.world import World
+from launcher.loss_settle import take_up
 from launcher.measures import build_measures
 from launcher.model import Model, build_model
 from launcher.objective import Objective, build_objective
@@ -74,6 +75,8 @@ def opened(saved: Saved, world: World, parts: Sequence[Part], cpu: bool) -> Iter
     with open_device(recipe, world, cpu=cpu) as device:
         model = build_model(workshop, device)
         objective = build_objective(workshop)
+        if None in objective.readings.values():
+            take_up(objective, saved.readings())
         objective.to(device.torch_device)
         _fill(model.bare, saved)
         yield Opened(recipe, model, objective, device, _average(model.bare, saved), sets, workshop)
