@@ -76,7 +76,8 @@ def settle_losses(
     take_up(objective, kept or {})
     for term in objective.terms:
         term.reading = _simplified(term, objective, train)
-    open_keys = [key for key, reading in objective.readings.items() if reading is None]
+    pads = train.reading.collate is not None and not steps.is_whole
+    open_keys = [key for key, one in objective.readings.items() if one is None or (pads and one.found == "known")]
     if not open_keys:
         return
     found = {key: _settled(objective, key, model, train, steps) for key in open_keys}
@@ -131,6 +132,9 @@ def _settled(objective: Objective, key: str, model: nn.Module, train: TrainLoade
         raise
     except Exception as error:  # somebody's model or data, whose own mistake the first step tells better
         verdict = Verdict(None, "failed", f"{type(error).__name__}: {' '.join(str(error).split())[:160]}")
+    if term is not None and term.reading is not None:  # torch's own means what it says, unless a collate pads
+        is_padded = verdict.reading is not None and verdict.reading.kind == "batch"
+        return _fault(verdict, steps, has_term=True) if is_padded else term.reading
     if objective.count is not None:
         return _by_user(verdict, objective)
     if term is not None and term.per is not None:
@@ -138,7 +142,7 @@ def _settled(objective: Objective, key: str, model: nn.Module, train: TrainLoade
     if verdict.reading is not None and verdict.reading.kind != "batch":
         return verdict.reading
     if steps.is_whole:
-        return Reading("batch", found="measured" if verdict.reading else "trusted", why=verdict.detail)
+        return verdict.reading or Reading("batch", found="trusted", why=verdict.detail)
     return _fault(verdict, steps, has_term=term is not None)
 
 
@@ -168,7 +172,8 @@ def _as_stated(per: str, verdict: Verdict) -> Reading | str:
 
 def _fault(verdict: Verdict, steps: Steps, has_term: bool) -> str:
     """Why a loss cannot be put together from pieces, and what to do."""
-    detail = f" ({verdict.detail})" if verdict.detail else ""
+    nearest = verdict.reading.why if verdict.reading is not None else verdict.detail
+    detail = f" ({nearest})" if nearest else ""
     whole = "use one process and no data.micro_batch_size"
     say = "say _per_: sample, element or sum" if has_term else "name a function of the batch that counts: train.count"
     if verdict.reading is not None:

@@ -208,5 +208,5 @@ def test_a_resume_does_not_measure_again(tmp_path: Path) -> None:
         run(recipe, World(), Options(cpu=True, run_dir=str(tmp_path / "run"), output="quiet", allow_changes=("train",)))
         return len(calls)
 
-    assert train("train.steps=2") > 100
+    assert train("train.steps=2") > 50
     assert train("train.steps=4") < 10
