@@ -13,7 +13,7 @@ import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -134,13 +134,20 @@ def measure(subject: Subject, model: nn.Module, samples: Samples, hints: Hints) 
             return Verdict(None, "failed", "there are too few samples to measure it on")
         joined = _joined(subject, twin, samples, groups) if subject.outputs is not None else None
         found: Found | Verdict = Found([], [], TOLERANCE[torch.float64])
+        caller = Caller(subject.function)
         if joined is not None:
-            found = Caller(subject.function).trials(joined, hints)
+            found = caller.trials(joined, hints)
         if isinstance(found, Found) and (joined is None or samples.collates):
             found = _called(subject, twin, samples, groups, hints, found)
         if isinstance(found, Verdict):
             return found
-        return decide(found.trials, found.injected, found.tolerance, found.tried)
+        verdict = decide(found.trials, found.injected, found.tolerance, found.tried)
+        if verdict.reading is None or joined is None:
+            return verdict
+        floor = caller.floor(joined[0], verdict.reading, found.tolerance)
+        if floor is None:
+            return Verdict(Reading("batch", why=f"not {verdict.reading.words} where a piece has nothing to count"))
+        return replace(verdict, reading=replace(verdict.reading, floor=floor))
 
 
 @dataclass
@@ -176,8 +183,7 @@ def _seed(seed: int) -> None:
 @contextmanager
 def _twin(model: nn.Module) -> Iterator[nn.Module]:
     """A copy in eval mode; of a large model, or one that cannot be copied, itself, with its modes and buffers kept."""
-    num_bytes = sum(one.numel() * one.element_size() for one in model.parameters())
-    twin = copied(model) if num_bytes <= _LARGE_MODEL else model
+    twin = copied(model) if _size_of(model) <= _LARGE_MODEL else model
     if twin is not model:
         twin.eval()
         yield twin
@@ -203,6 +209,10 @@ def copied(thing: Any, shared: Sequence[torch.Tensor] = ()) -> Any:
         return thing
 
 
+def _size_of(model: nn.Module) -> int:
+    return sum(one.numel() * one.element_size() for one in model.parameters())
+
+
 def _device_of(model: nn.Module) -> torch.device:
     return next((one.device for one in model.parameters()), _HOST)
 
@@ -224,6 +234,10 @@ def _cast(tree: Any, dtype: torch.dtype | None) -> Any:
     if dtype is None:
         return tree
     return mapped(tree, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
 
 
 def number_of(value: Any) -> float | None:
@@ -421,7 +435,7 @@ class Caller:
         try:
             return number_of(function(*args, **kwargs))
         except Exception as error:
-            self.fault = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+            self.fault = _told(error)
             return None
 
     def trials(self, joined: Sequence[Joined], hints: Hints) -> Found | Verdict:
@@ -449,6 +463,28 @@ class Caller:
                     injected += self._trial(one, outputs, targets, hints, group)
         exact = TOLERANCE[torch.float64 if self.dtype is not None else torch.float32]
         return Found(trials, injected, exact, frozenset() if is_large else _tried(joined[0], hints))
+
+    def floor(self, joined: Joined, reading: Reading, tolerance: float) -> float | None:
+        """What the loss divides by at least where nothing counts; None where no such number gives its value."""
+        first, empty = joined.numbers[0], {"kept": reading.ignored, "present": math.nan, "mask": 0, "positive": 0}
+        tensor = dict(tensors_in(joined.targets)).get(reading.where)
+        if reading.kind not in empty or tensor is None or not tensor.dim() or len(tensor) != sum(joined.numbers):
+            return 0.0
+        if reading.kind == "kept" and not _are_classes(tensor, joined.outputs):
+            return 0.0
+        changed = tensor.clone()
+        changed[:first] = empty[reading.kind]
+        targets = mapped(joined.targets, lambda one: changed if one is tensor else one)
+        unions = [joined.union(joined.outputs, targets, pieces)[:2] for pieces in (1, 2, 3)]
+        values = [self.value(*_cast(union, self.dtype)) for union in unions]
+        numbers = [value for value in values if value is not None and math.isfinite(value)]
+        if len(numbers) < 3:
+            return 0.0
+        nothing, some, both = numbers
+        count = reading.count(unions[1][1], joined.numbers[1])
+        scale = max(map(abs, numbers)) or 1.0
+        fits = (floor for floor in (0.0, 1.0) if abs(both - some - floor * nothing / count) <= 10 * tolerance * scale)
+        return next(fits, None) if count > 0 else 0.0
 
     def _trial(self, joined: Joined, outputs: Tree, targets: Tree, hints: Hints, group: int) -> list[Trial]:
         values, counts = {}, {}
@@ -589,7 +625,7 @@ class _ModelCaller:
     def __init__(self, subject: Subject, twin: nn.Module):
         self._subject, self._model, self.fault = subject, twin, ""
         self._device = _device_of(twin)
-        self._double = copied(twin)
+        self._double = copied(twin) if _size_of(twin) <= _LARGE_MODEL else twin
         self.is_double = self._double is not twin and self._device.type != "mps"
         if self.is_double:
             self._double.double()
@@ -609,13 +645,17 @@ class _ModelCaller:
         _seed(seed)
         subject, batch = self._subject, mapped(batch, torch.clone)
         try:
+            return self._value(subject, model, batch)
+        except Exception as error:
+            self.fault = _told(error)
+            return None
+
+    def _value(self, subject: Subject, model: nn.Module, batch: Any) -> float | None:
+        with torch.enable_grad():  # a step function may call autograd itself
             if self._caller is None or subject.outputs is None:
                 return number_of(subject.value(model, batch)) if subject.value is not None else None
             outputs, targets = mapped((subject.outputs(model, batch), subject.parts(batch)), _in_host)
             return self._caller.value(*_cast((outputs, targets), self._caller.dtype))
-        except Exception as error:
-            self.fault = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-            return None
 
     @contextmanager
     def shaken(self, amount: float) -> Iterator[None]:

@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from launcher.errors import LauncherError
+
 TOLERANCE = {torch.float64: 2e-6, torch.float32: 5e-5}  # 1e-6 in a denominator passes, 1e-3 does not
 Where = tuple[int | str, ...]  # a tensor's place in what is counted: positions and keys
 _INVALID = (-100, -1, 255)  # what people write for "no class"
@@ -43,6 +45,7 @@ class Reading:
         weights: The weight of each class.
         function: A count of the user's own.
         each: What every sample counts, where the whole data set was looked at and all count alike.
+        floor: The least that a batch is divided by, as in `sum / positives.clamp(min=1)`.
     """
 
     kind: str
@@ -55,6 +58,7 @@ class Reading:
     weights: torch.Tensor | None = field(default=None, compare=False, repr=False)
     function: Callable[[Any], Any] | None = field(default=None, compare=False, repr=False)
     each: float | None = field(default=None, compare=False, repr=False)
+    floor: float = field(default=0.0, compare=False, repr=False)
 
     @property
     def is_mean(self) -> bool:
@@ -78,6 +82,8 @@ class Reading:
         if self.function is not None:
             return float(self.function(parts))
         tensor = at(parts, self.where)
+        if not isinstance(tensor, torch.Tensor):
+            raise LauncherError(f"loss: {self.name} should be a tensor to count, and are a {type(tensor).__name__}")
         return COUNTS[self.kind](tensor[:, 1:] if self.shifted else tensor, self)
 
     def as_found(self, found: str, why: str = "") -> Reading:
@@ -97,7 +103,7 @@ class Reading:
 
     def manifest(self) -> dict[str, Any]:
         """What a checkpoint keeps, as JSON."""
-        kept = {key: getattr(self, key) for key in ("kind", "ignored", "shifted", "name", "found", "why")}
+        kept = {key: getattr(self, key) for key in ("kind", "ignored", "shifted", "name", "found", "why", "floor")}
         return {**kept, "where": list(self.where)}
 
     @classmethod

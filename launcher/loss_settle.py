@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -140,10 +140,18 @@ def _settled(objective: Objective, key: str, model: nn.Module, train: TrainLoade
     if term is not None and term.per is not None:
         return _as_stated(term.per, verdict)
     if verdict.reading is not None and verdict.reading.kind != "batch":
-        return verdict.reading
+        return _trusting(verdict.reading, verdict.also)
     if steps.is_whole:
         return verdict.reading or Reading("batch", found="trusted", why=verdict.detail)
     return _fault(verdict, steps, has_term=term is not None)
+
+
+def _trusting(reading: Reading, also: Sequence[Reading]) -> Reading:
+    """The reading with what is taken on trust: a count that these samples do not tell from it, and others may."""
+    others = [one for one in also if one.kind not in ("samples", "rows", "elements") and one.kind != reading.kind]
+    if not others:
+        return reading
+    return reading.as_found(reading.found, f"taken on trust that it is not over {others[0].words.split(' over ')[1]}")
 
 
 def _by_user(verdict: Verdict, objective: Objective) -> Reading | str:

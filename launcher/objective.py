@@ -226,7 +226,9 @@ class Objective:
         """The terms' values put together: a scalar tensor, and a factor still to be applied to it."""
         values = [
             self._of_nothing(term, result)
-            if scale == 0 and term.reading is not None and not (term.sums or term.reading.by_samples)
+            if scale == 0
+            and term.reading is not None
+            and not (term.sums or term.reading.by_samples or term.reading.floor)
             else term.value(term.call, self.layout, result, batch)
             for term, scale in zip(self.terms, scales, strict=True)
         ]
@@ -264,9 +266,16 @@ class Objective:
         """Each term's value on a batch as a sum over what it counts: an evaluation adds these up."""
         readings = [(term.reading, term.sums) for term in self.terms] or [(self.own, False)]
         return [
-            value * 0.0 if count == 0 else value if sums or (reading and reading.kind == "sum") else value * count
+            _weighed(value, count, reading, sums)
             for value, count, (reading, sums) in zip(values, counts, readings, strict=True)
         ]
+
+
+def _weighed(value: torch.Tensor, count: float, reading: Reading | None, sums: bool) -> torch.Tensor:
+    if sums or (reading is not None and reading.kind == "sum"):
+        return value
+    count = max(count, reading.floor if reading is not None else 0.0)
+    return value * count if count else torch.zeros_like(value)  # a mean over nothing is NaN
 
 
 def _scale(reading: Reading | None, sums: bool, local: float, total: float, world: int, samples: int) -> float:
@@ -276,6 +285,8 @@ def _scale(reading: Reading | None, sums: bool, local: float, total: float, worl
         return 1.0
     if reading is not None and reading.kind == "sum":
         return float(world)
+    if reading is not None and total > 0:
+        local = max(local, reading.floor)
     if total == 0:  # every entry of the whole step is ignored: it has no gradient
         return 0.0
     return (1.0 if sums else local) * world / total

@@ -511,3 +511,16 @@ case("noise", lambda o, y: F.mse_loss(o + 0.1 * torch.randn_like(o), y), vectors
 case("zero", lambda o, y: F.relu(1 - o.abs() - 5).mean(), vectors, ASKED)
 case("constant", lambda o, y: o.sum() * 0 + 1, vectors, ASKED)
 case("NaN", lambda o, y: (o - y).sum() * float("nan"), vectors, ASKED)
+
+
+def few_positives(g: Generator, n: int, later: bool) -> Batch:
+    """Anchors, none of which is of an object in some pictures of later on."""
+    outputs, (positives,) = anchors(g, n, later)
+    if later:
+        positives[n // 2 :] = 0
+    return outputs, (positives,)
+
+
+case("focal / positives, at least 1", lambda o, b, y: focal(o, y).sum() / y.sum().clamp(min=1), few_positives)
+case("focal / (positives + 1)", lambda o, b, y: focal(o, y).sum() / (y.sum() + 1), few_positives, BATCH)
+case("masked mean, at least 1", lambda o, y, m: ((o - y) ** 2 * m).sum() / m.sum().clamp(min=1), masked())

@@ -65,7 +65,8 @@ def off_by(loss: Any, reading: Reading, data: Batch, size: int, seed: int) -> fl
     if reading.kind == "sum":
         return abs(sum(parts) - entire) / max(abs(entire), 1e-12)
     counts = [reading.count(take(data[1], numbers, size), len(numbers)) for numbers in pieces]
-    together = sum(count * part for count, part in zip(counts, parts, strict=True) if count) / sum(counts)
+    weights = [max(count, reading.floor) for count in counts]
+    together = sum(weight * part for weight, part in zip(weights, parts, strict=True) if weight) / sum(counts)
     return abs(together - entire) / max(abs(entire), 1e-12)
 
 
