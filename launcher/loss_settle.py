@@ -73,6 +73,7 @@ def settle_losses(
                 "_per_: batch needs a rank's whole share at once; remove data.micro_batch_size, or use more processes"
             )
             raise RecipeError([Problem(str(document.origin(tuple(term.key.split(".")))), term.key, message)])
+    objective.is_whole = steps.is_whole
     take_up(objective, kept or {})
     for term in objective.terms:
         term.reading = _simplified(term, objective, train)

@@ -133,6 +133,7 @@ class Objective:
         self.own: Reading | None = None  # of a loss that the model or a step function brings
         # whether every count is known by arithmetic, without reading a batch: the first one decides, in `settle`
         self.counts_samples = False
+        self.is_whole = False  # a step is one forward pass on one process: no reading changes its numbers
         self.is_audited = False  # in this start, on a batch of training
 
     @property
@@ -247,6 +248,8 @@ class Objective:
         for term in self.terms:
             reading = term.reading
             if reading is None or term.sums or reading.found == "stated" or reading.kind == "batch":
+                continue
+            if self.is_whole and reading.found == "known":  # a slip that broadcasts is a question, and no other number
                 continue
             outputs, targets = term.outputs_of(self.layout, result), term.targets_of(self.layout, batch)
             off = still_holds(term.function, reading, outputs, targets, samples)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from losses import ASKED, BATCH, CASES, MEAN, SUM, Batch, Case, Centered, Draw, Focal, normal, whole
+from loss_cases import ASKED, BATCH, CASES, MEAN, SUM, Batch, Case, Centered, Draw, Focal, normal, whole
 from torch import Generator, Tensor, nn
 
 from launcher.batch import arguments
