@@ -65,6 +65,12 @@ class Term:
         """Where the recipe names it."""
         return loss_key(self.name)
 
+    @property
+    def has_no_mean_of_nothing(self) -> bool:
+        """Whether a batch in which nothing counts may give NaN."""
+        reading = self.reading
+        return reading is not None and not (self.sums or reading.by_samples or reading.floor)
+
     def outputs_of(self, layout: BatchLayout, result: Any) -> Any:
         """What of a model's result it gets: by position, or by the names of its arguments."""
         return layout.outputs(result) if self.outputs is None else layout.picked_outputs(result, self.outputs)
@@ -223,20 +229,31 @@ class Objective:
             for term, own, all_ in zip(self.terms, local, total, strict=True)
         ]
 
-    def value(self, result: Any, batch: Any, scales: Sequence[float]) -> tuple[torch.Tensor, float]:
-        """The terms' values put together: a scalar tensor, and a factor still to be applied to it."""
-        values = [
-            self._of_nothing(term, result)
-            if scale == 0
-            and term.reading is not None
-            and not (term.sums or term.reading.by_samples or term.reading.floor)
-            else term.value(term.call, self.layout, result, batch)
+    def value(
+        self, result: Any, batch: Any, targets: Sequence[Any], scales: Sequence[float]
+    ) -> tuple[torch.Tensor, float]:
+        """The terms' values put together: a scalar tensor, and a factor still to be applied to it.
+
+        Args:
+            result: The model's.
+            batch: The whole batch.
+            targets: Those of `batch.targets`.
+            scales: A factor for each term.
+        """
+        if len(self.terms) == 1:
+            return self._value(self.terms[0], result, batch, targets, scales[0]), scales[0]
+        parts = [
+            self._value(term, result, batch, targets, scale) * scale
             for term, scale in zip(self.terms, scales, strict=True)
         ]
-        if len(values) == 1:
-            return values[0], scales[0]
-        parts = [value * scale for value, scale in zip(values, scales, strict=True)]
         return torch.stack(parts).sum(), 1.0
+
+    def _value(self, term: Term, result: Any, batch: Any, targets: Sequence[Any], scale: float) -> torch.Tensor:
+        if scale == 0 and term.has_no_mean_of_nothing:
+            return self._of_nothing(term, result)
+        if term.outputs is None and term.targets is None:
+            return one_number(term.call(*self.layout.outputs(result), *targets), term.key)
+        return term.value(term.call, self.layout, result, batch)
 
     def audit(self, result: Any, batch: Any, samples: int) -> None:
         """Tries on a real batch whether each term still is what it was found to be.

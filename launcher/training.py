@@ -395,13 +395,13 @@ def forward(
             scales[0],
             _scalars({key: one for key, one in result.items() if key not in _NO_SCALARS}),
         )
-    args, kwargs = layout.inputs(data)
+    args, kwargs, targets = layout.split(data)
     result = trainable.model.wrapped(*args, **kwargs)
     if not objective.terms:
         return layout.loss(result), scales[0], {}
     if not objective.is_audited:
         objective.audit(result, data, batch.samples)
-    return *objective.value(result, data, scales), {}
+    return *objective.value(result, data, targets, scales), {}
 
 
 _NO_SCALARS = ("outputs", "targets")  # of what a step function gives: they are for the metrics
