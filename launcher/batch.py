@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -11,6 +11,22 @@ from launcher.errors import LauncherError
 from launcher.recipe import schema
 
 Picks = Sequence[int | str] | Mapping[str, int | str]  # positions or keys, or the same by name of an argument
+
+
+class Evaluated(NamedTuple):
+    """A batch that a model was evaluated on.
+
+    Attributes:
+        result: What the model, or a step function, gave.
+        data: The batch.
+        outputs: What `batch.outputs` names of the result.
+        targets: What `batch.targets` names of the batch.
+    """
+
+    result: Any
+    data: Any
+    outputs: tuple[Any, ...]
+    targets: tuple[Any, ...]
 
 
 class BatchLayout:

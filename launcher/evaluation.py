@@ -17,6 +17,7 @@ from torch import nn
 
 from launcher import faults
 from launcher.averages import Average
+from launcher.batch import Evaluated
 from launcher.coordination import Coordinator, packed, unpacked
 from launcher.data.loaders import EvaluationLoader, MicroBatch
 from launcher.data.streams import StreamEvaluationLoader
@@ -71,10 +72,10 @@ def evaluate(
         measure.reset(device)
     with _evaluating(model, device), torch.no_grad():
         for done, batch in enumerate(batches, start=1):
-            outputs, targets = tally.add(model, batch, device)
+            evaluated = tally.add(model, batch, device)
             for measure in measures:
-                measure.update(outputs, targets, is_first=done == 1)
-            seen(outputs, targets, batch)
+                measure.see(objective.layout, evaluated, is_first=done == 1)
+            seen(evaluated.outputs, evaluated.targets, batch)
             heartbeat(done)
     return tally
 
@@ -112,8 +113,8 @@ class Tally:
         self._sums = torch.zeros(size, dtype=torch.float64)
         self._counts = torch.zeros(size, dtype=torch.float64)
 
-    def add(self, model: nn.Module, batch: MicroBatch, device: torch.device) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        """Evaluates one batch; returns its outputs and targets."""
+    def add(self, model: nn.Module, batch: MicroBatch, device: torch.device) -> Evaluated:
+        """Evaluates one batch."""
         objective, layout = self.objective, self.objective.layout
         objective.settle()
         counts = objective.counts(batch.data, batch.samples)
@@ -136,7 +137,7 @@ class Tally:
         self.samples += batch.samples
         self._sums = self._sums.to(device) + torch.stack([value.detach().double() for value in values])
         self._counts += torch.tensor(counts, dtype=torch.float64)
-        return outputs, targets
+        return Evaluated(result, data, outputs, targets)
 
     def state(self) -> list[torch.Tensor]:
         """All that `join` needs of this rank, in host memory."""
@@ -158,10 +159,17 @@ class Tally:
         Raises:
             LauncherError: A metric has none.
         """
-        scores: Scores = {"loss": self._mean()}
+        scores: Scores = {"loss": self._mean(), **self._parts()}
         for measure in self.measures:
             scores.update(measure.scores())
         return scores
+
+    def _parts(self) -> dict[str, float]:
+        """The mean of each term of a sum, without its weight."""
+        if len(self.objective.terms) < 2 or not self.samples:
+            return {}
+        terms = zip(self.objective.terms, self._sums.tolist(), self._counts.tolist(), strict=True)
+        return {term.part: total / count if count else math.nan for term, total, count in terms}
 
     def _mean(self) -> float:
         if not self.samples:

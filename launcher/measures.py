@@ -11,6 +11,7 @@ import torch
 import torchmetrics
 from torchmetrics.text import Perplexity
 
+from launcher.batch import BatchLayout, Evaluated, Picks
 from launcher.errors import LauncherError, Problem, RecipeError
 from launcher.outputs import class_dimension, classes, probabilities
 from launcher.recipe.component import Component
@@ -76,6 +77,8 @@ class Measure:
         metric: Of torchmetrics: one, or a collection.
         takes: What it gets of the first output: `probabilities`, `classes` or `logits`, None for the output as it is.
         sets: The sets that it is for; None for all.
+        outputs: Positions or keys of the outputs that it gets; None for `batch.outputs`.
+        targets: Positions or keys of the targets that it gets; None for `batch.targets`.
         given: The shapes and types of the first batch since the reset, in words.
     """
 
@@ -83,6 +86,8 @@ class Measure:
     metric: Any
     takes: str | None = None
     sets: Sequence[str] | None = None
+    outputs: Picks | None = None
+    targets: Picks | None = None
     given: str | None = None
 
     def is_for(self, name: str) -> bool:
@@ -94,6 +99,21 @@ class Measure:
         self.given = None
         self.metric.to(device)
         self.metric.reset()
+
+    def see(self, layout: BatchLayout, batch: Evaluated, is_first: bool = False) -> None:
+        """Takes what it gets of a batch.
+
+        Args:
+            layout: Knows the parts of a batch.
+            batch: All that there is of it.
+            is_first: As for `update`.
+
+        Raises:
+            LauncherError: There is no such part, or the metric cannot take it.
+        """
+        outputs = batch.outputs if self.outputs is None else layout.picked_outputs(batch.result, self.outputs)
+        targets = batch.targets if self.targets is None else layout.picked_targets(batch.data, self.targets)
+        self.update(outputs, targets, is_first)
 
     def update(self, outputs: Sequence[Any], targets: Sequence[Any], is_first: bool = False) -> None:
         """Takes a batch in.
@@ -210,18 +230,19 @@ def build_measures(workshop: Workshop) -> list[Measure]:
         RecipeError: Something else than a metric came out.
     """
     batch = workshop.recipe.batch
-    parts = (len(batch.outputs) if batch.outputs is not None else 1) + len(batch.targets)
     measures = []
     for name, component in workshop.recipe.evaluate.metrics.items():
-        metric = workshop.build(component)
+        metric, options = workshop.build(component), component.options
+        outputs, targets = options.get("_outputs_"), options.get("_targets_")
+        given = [0] if batch.outputs is None else batch.outputs
+        parts = len(given if outputs is None else outputs) + len(batch.targets if targets is None else targets)
         if not isinstance(metric, torchmetrics.Metric | torchmetrics.MetricCollection):
             if not callable(metric):
                 raise RecipeError([_no_metric(workshop, component, metric)])
             metric = OverSet(metric, parts)
         for one in _metrics(metric):  # those inside a wrapper too
             one.sync_on_compute = one._to_sync = False  # the second is read once, when a metric is made
-        options = component.options
-        measures.append(Measure(name, metric, options.get("_input_"), options.get("_sets_")))
+        measures.append(Measure(name, metric, options.get("_input_"), options.get("_sets_"), outputs, targets))
     return measures
 
 

@@ -66,6 +66,11 @@ class Term:
         return loss_key(self.name)
 
     @property
+    def part(self) -> str:
+        """What its own value is called in a line, where there are several."""
+        return f"loss/{self.name}"
+
+    @property
     def has_no_mean_of_nothing(self) -> bool:
         """Whether a batch in which nothing counts may give NaN."""
         reading = self.reading
@@ -141,6 +146,11 @@ class Objective:
         self.counts_samples = False
         self.is_whole = False  # a step is one forward pass on one process: no reading changes its numbers
         self.is_audited = False  # in this start, on a batch of training
+
+    @property
+    def logs_scalars(self) -> bool:
+        """Whether a line has numbers besides the loss: a step function's, or the parts of a sum."""
+        return self.step is not None or len(self.terms) > 1
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -231,8 +241,8 @@ class Objective:
 
     def value(
         self, result: Any, batch: Any, targets: Sequence[Any], scales: Sequence[float]
-    ) -> tuple[torch.Tensor, float]:
-        """The terms' values put together: a scalar tensor, and a factor still to be applied to it.
+    ) -> tuple[torch.Tensor, float, Mapping[str, torch.Tensor]]:
+        """The terms' values put together: a scalar tensor, a factor still to be applied to it, and the parts of a sum.
 
         Args:
             result: The model's.
@@ -241,12 +251,14 @@ class Objective:
             scales: A factor for each term.
         """
         if len(self.terms) == 1:
-            return self._value(self.terms[0], result, batch, targets, scales[0]), scales[0]
-        parts = [
-            self._value(term, result, batch, targets, scale) * scale
+            return self._value(self.terms[0], result, batch, targets, scales[0]), scales[0], {}
+        parts = {
+            term.part: self._value(term, result, batch, targets, scale) * scale
             for term, scale in zip(self.terms, scales, strict=True)
-        ]
-        return torch.stack(parts).sum(), 1.0
+        }
+        weights = {term.part: term.weight or 1.0 for term in self.terms}
+        logged = {name: part.detach() / weights[name] for name, part in parts.items()}
+        return torch.stack(list(parts.values())).sum(), 1.0, logged
 
     def _value(self, term: Term, result: Any, batch: Any, targets: Sequence[Any], scale: float) -> torch.Tensor:
         if scale == 0 and term.has_no_mean_of_nothing:

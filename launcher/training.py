@@ -401,7 +401,7 @@ def forward(
         return layout.loss(result), scales[0], {}
     if not objective.is_audited:
         objective.audit(result, data, batch.samples)
-    return *objective.value(result, data, targets, scales), {}
+    return objective.value(result, data, targets, scales)
 
 
 _NO_SCALARS = ("outputs", "targets")  # of what a step function gives: they are for the metrics
@@ -554,7 +554,7 @@ class Meter:
         self._since = time.perf_counter()
         self._stepped: Stepped | None = None
         self._is_counted = True  # whether anything counts in that step
-        self._names: list[str] | None = [] if trainable.objective.step is None else None
+        self._names: list[str] | None = None if trainable.objective.logs_scalars else []
         self._copied: deque[tuple[dict[str, Any], torch.Tensor, float, Any]] = deque()
         self._reduced: deque[tuple[dict[str, Any], torch.Tensor, Pending]] = deque()
 

@@ -210,3 +210,25 @@ def test_a_resume_does_not_measure_again(tmp_path: Path) -> None:
 
     assert train("train.steps=2") > 50
     assert train("train.steps=4") < 10
+
+
+def test_each_loss_and_metric_takes_what_it_names_and_the_parts_are_logged(tmp_path: Path) -> None:
+    first = "a: {_target_: MSELoss, _outputs_: [0], _weight_: 0.5}"
+    second = "b: {_target_: GaussianNLLLoss, _outputs_: {input: 0, var: 1}, _targets_: {target: 1}}"
+    own = (
+        *VECTORS,
+        "data.validation={_target_: counted.py:Vectors}",
+        "model={_target_: counted.py:TwoHeads}",
+        f"loss={{{first}, {second}}}",
+        "evaluate.metrics={mse: {_target_: MeanSquaredError, _outputs_: [0]}}",
+        "data.micro_batch_size=3",
+    )
+    train_here(str(tmp_path / "run"), own, str(RECIPE), ("loss",))
+    run = result_of(tmp_path / "run")
+    for split in ("train", "validation"):
+        parts = zip(*(run.column(key, split) for key in ("loss", "loss/a", "loss/b")), strict=True)
+        assert all(loss == pytest.approx(0.5 * a + b) for loss, a, b in parts)
+    assert run.column("mse", "validation") == pytest.approx(run.column("loss/a", "validation"))
+    mean, var = counted.TwoHeads()(torch.stack([counted.Vectors()[n][0] for n in range(8)]))
+    targets = torch.stack([counted.Vectors()[n][1] for n in range(8)])
+    assert run.column("loss/b")[0] == pytest.approx(F.gaussian_nll_loss(mean, targets, var).item())
