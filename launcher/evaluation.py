@@ -124,7 +124,8 @@ class Tally:
             values = [result["loss"]]
             outputs, targets = _tuple(result.get("outputs")), _tuple(result.get("targets"))
         else:
-            args, kwargs, targets = layout.split(data)
+            args, kwargs = layout.inputs(data)
+            targets = layout.targets(data) if objective.terms or self.measures else ()
             result = model(*args, **kwargs)
             outputs = layout.outputs(result)
             if objective.terms:

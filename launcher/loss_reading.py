@@ -596,7 +596,7 @@ def _ratio(trial: Trial, one: int, other: int) -> float:
 
 def _rank(reading: Reading) -> tuple[Any, ...]:
     ignored = {-100: 0, 0: 2}.get(reading.ignored, 1)
-    return _ORDER.index(reading.kind), reading.shifted, ignored, len(reading.where), str(reading.where)
+    return _ORDER.index(reading.kind), reading.shifted, ignored, reading.ignored, len(reading.where), str(reading.where)
 
 
 def _listed(words: Sequence[str]) -> str:

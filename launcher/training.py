@@ -395,10 +395,11 @@ def forward(
             scales[0],
             _scalars({key: one for key, one in result.items() if key not in _NO_SCALARS}),
         )
+    if not objective.terms:  # which need no targets
+        args, kwargs = layout.inputs(data)
+        return layout.loss(trainable.model.wrapped(*args, **kwargs)), scales[0], {}
     args, kwargs, targets = layout.split(data)
     result = trainable.model.wrapped(*args, **kwargs)
-    if not objective.terms:
-        return layout.loss(result), scales[0], {}
     if not objective.is_audited:
         objective.audit(result, data, batch.samples)
     return objective.value(result, data, targets, scales)
