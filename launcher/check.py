@@ -224,7 +224,7 @@ def _rehearse_forward(
 
 def _forward_alone(trainable: Trainable, batch: Any) -> None:
     """The model without the loss, so that a mistake is told of the right one."""
-    args, kwargs, _ = trainable.objective.layout.split(batch)
+    args, kwargs = trainable.objective.layout.inputs(batch)
     with torch.no_grad():
         trainable.model.wrapped(*args, **kwargs)
 

@@ -72,9 +72,9 @@ class Term:
 
     @property
     def has_no_mean_of_nothing(self) -> bool:
-        """Whether a batch in which nothing counts may give NaN."""
+        """Whether a batch in which nothing counts may give NaN, and the loss need not be called: DDP waits for one's own."""
         reading = self.reading
-        return reading is not None and not (self.sums or reading.by_samples or reading.floor)
+        return self.wrapped is None and reading is not None and not (self.sums or reading.by_samples or reading.floor)
 
     def outputs_of(self, layout: BatchLayout, result: Any) -> Any:
         """What of a model's result it gets: by position, or by the names of its arguments."""
