@@ -11,7 +11,7 @@ import itertools
 import math
 import random
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from accelerate.utils import send_to_device
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from launcher.batch import arguments
 from launcher.data.reading import randomness_restored
@@ -599,6 +601,9 @@ def _called(
     batches = [{union: samples.batch(_numbers(pieces, union)) for union in range(1, 8)} for pieces in groups]
     caller = _ModelCaller(subject, twin)
     first, second = (caller.value(batches[0][7], seed) for seed in (0, 1))
+    if first is None:  # detectors give losses in train mode only
+        caller.train()
+        first, second = (caller.value(batches[0][7], seed) for seed in (0, 1))
     if first is None:
         return Verdict(None, "failed", caller.fault or "it gave no number")
     if first != second and not (math.isnan(first) and second is not None and math.isnan(second)):
@@ -608,7 +613,7 @@ def _called(
         with caller.shaken(amount):
             for group, (pieces, by_union) in enumerate(zip(groups, batches, strict=True)):
                 trials += _model_trial(caller, by_union, pieces, hints, group)
-                if amount:
+                if amount and caller.is_double:  # on a GPU, a number out of range would end the process
                     for change in _changes(subject, by_union, pieces, hints):
                         injected += _model_trial(caller, change, pieces, hints, group)
     tolerance = max(found.tolerance, TOLERANCE[torch.float64 if caller.is_double else torch.float32])
@@ -625,21 +630,33 @@ class _ModelCaller:
     def __init__(self, subject: Subject, twin: nn.Module):
         self._subject, self._model, self.fault = subject, twin, ""
         self._device = _device_of(twin)
-        self._double = copied(twin) if _size_of(twin) <= _LARGE_MODEL else twin
-        self.is_double = self._double is not twin and self._device.type != "mps"
+        self._is_live = _size_of(twin) > _LARGE_MODEL  # the run's own model, which stays as it is
+        self._double = twin if self._is_live else copied(twin)
+        self.is_double = self._double is not twin
+        self._has_worked = False  # in double precision: what fails later fails for what it is given
         if self.is_double:
-            self._double.double()
+            self._double.cpu().double()
         self._caller = Caller(subject.function) if subject.outputs is not None else None
+
+    def train(self) -> None:
+        """Puts the copies in train mode, but for what is random or of the whole batch there."""
+        for model in (self._model, self._double):
+            if not self._is_live:
+                model.train()
+                for module in model.modules():
+                    if isinstance(module, _DropoutNd | _BatchNorm):
+                        module.eval()
+        self.is_double = self._double is not self._model
 
     def value(self, batch: Any, seed: int = 0) -> float | None:
         """The loss of a batch, in double precision where the model knows it."""
-        batch = send_to_device(batch, self._device)
         if self.is_double:
             value = self._try(self._double, _cast(batch, torch.float64), seed)
-            if value is not None:
+            if value is not None or self._has_worked:
+                self._has_worked = True
                 return value
             self.is_double = False
-        return self._try(self._model, batch, seed)
+        return self._try(self._model, send_to_device(batch, self._device), seed)
 
     def _try(self, model: nn.Module, batch: Any, seed: int) -> float | None:
         _seed(seed)
@@ -692,27 +709,25 @@ def _changes(
     subject: Subject, batches: Mapping[int, Any], pieces: Sequence[Sequence[int]], hints: Hints
 ) -> Iterator[dict[int, Any]]:
     """The same batches with places of labels or masks that do not count, alike in every union."""
+    firsts = {piece[0] for piece in pieces}
     for where, tensor in itertools.islice(tensors_in(subject.parts(batches[7])), 8):
-        if tensor.dim() < 2 or tensor[0].numel() < 2:
+        if not tensor.dim():
             continue
-        if tensor.dtype == torch.bool or is_mask(tensor):
-            values: list[int] = [0]
-        elif not tensor.is_floating_point() and _is_label(where):
-            values = [-100]
+        if is_mask(tensor) and (tensor.dim() > 1 or tensor.dtype == torch.bool):
+            value = 0
+        elif not tensor.is_floating_point() and tensor.dtype != torch.bool:
+            value = -100
         else:
             continue
-        for value in values:
-            yield {
-                union: _with_holes(subject, batch, where, _numbers(pieces, union), value)
-                for union, batch in batches.items()
-            }
+        yield {
+            union: _with_holes(subject, batch, where, _numbers(pieces, union), value, firsts)
+            for union, batch in batches.items()
+        }
 
 
-def _is_label(where: Sequence[int | str]) -> bool:
-    return any("label" in str(key).lower() or "target" in str(key).lower() for key in where)
-
-
-def _with_holes(subject: Subject, batch: Any, where: Any, numbers: Sequence[int], value: int) -> Any:
+def _with_holes(
+    subject: Subject, batch: Any, where: Where, numbers: Sequence[int], value: int, kept: Container[int]
+) -> Any:
     """A batch in which some places of one tensor hold a value, the same places of a sample in every batch."""
     tensors = dict(tensors_in(subject.parts(batch)))
     tensor = tensors[where]
@@ -722,7 +737,7 @@ def _with_holes(subject: Subject, batch: Any, where: Any, numbers: Sequence[int]
     for row, number in enumerate(numbers):
         generator = torch.Generator().manual_seed(number)
         flat = torch.rand(4096, generator=generator)[: holes[row].numel()] < 0.5
-        flat[:2] = False
+        flat[: 2 if tensor.dim() > 1 else number in kept] = False  # something counts in every piece
         holes[row].view(-1)[: len(flat)] = flat
     changed = torch.where(holes.to(tensor.device), torch.full_like(tensor, value), tensor)
     return mapped(batch, lambda one: changed if one is tensor else one)

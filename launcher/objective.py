@@ -72,7 +72,7 @@ class Term:
 
     @property
     def has_no_mean_of_nothing(self) -> bool:
-        """Whether a batch in which nothing counts may give NaN, and the loss need not be called: DDP waits for one's own."""
+        """Whether it may be NaN where nothing counts, and need not be called: for one with parameters DDP waits."""
         reading = self.reading
         return self.wrapped is None and reading is not None and not (self.sums or reading.by_samples or reading.floor)
 
