@@ -99,6 +99,8 @@ class Reading:
         if not self.is_mean:
             return "a sum" if self.kind == "sum" else "of the whole batch"
         later = ", the first of each row left out" if self.shifted else ""
+        if self.kind == "kept" and self.name != "the targets":
+            return f"a mean over the entries of {self.name} that are not {self.ignored}{later}"
         return "a mean over " + _WORDS[self.kind].format(name=self.name, ignored=self.ignored) + later
 
     def manifest(self) -> dict[str, Any]:
@@ -197,11 +199,13 @@ class Hints:
         ignored: Class numbers that may not count.
         weights: A weight for each class.
         user: A count of the user's own.
+        of_batches: Whether whole batches are counted, and not targets: the model or a step function has the loss.
     """
 
     ignored: tuple[int, ...] = _INVALID
     weights: torch.Tensor | None = None
     user: Callable[[Any], Any] | None = None
+    of_batches: bool = False
 
     @classmethod
     def of(cls, loss: Any, user: Callable[[Any], Any] | None = None) -> Hints:
@@ -240,7 +244,7 @@ def _shown(where: Where) -> str:
 def _of_tensor(
     tensor: torch.Tensor, where: Where, number: int, hints: Hints, classes: Iterable[int]
 ) -> Iterator[Reading]:
-    name = "the targets" if where == (0,) else _shown(where)
+    name = "the targets" if where == (0,) and not hints.of_batches else _shown(where)
     of = functools.partial(Reading, where=where, name=name)
     has_places = tensor.dim() > 1
     yield of("rows")

@@ -126,7 +126,7 @@ def _term(objective: Objective, key: str) -> Term | None:
 def _settled(objective: Objective, key: str, model: nn.Module, train: TrainLoader, steps: Steps) -> Reading | str:
     """What a loss is a mean over, or in a line why that cannot be said."""
     term = _term(objective, key)
-    hints = Hints.of(term.function if term else None, objective.count)
+    hints = Hints.of(term.function) if term is not None else Hints(user=objective.count, of_batches=True)
     try:
         verdict = measure(_subject(objective, term), model, samples_of(train), hints)
     except LauncherError:
@@ -149,7 +149,8 @@ def _settled(objective: Objective, key: str, model: nn.Module, train: TrainLoade
 
 def _trusting(reading: Reading, also: Sequence[Reading]) -> Reading:
     """The reading with what is taken on trust: a count that these samples do not tell from it, and others may."""
-    others = [one for one in also if one.kind not in ("samples", "rows", "elements") and one.kind != reading.kind]
+    plain = ("samples", "rows", "elements", "present", "positive", reading.kind)
+    others = [one for one in also if one.kind not in plain]
     if not others:
         return reading
     return reading.as_found(reading.found, f"taken on trust that it is not over {others[0].words.split(' over ')[1]}")
