@@ -25,6 +25,18 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from launcher.batch import arguments
 from launcher.data.reading import randomness_restored
+from launcher.loss_pieces import (
+    Joined,
+    NotJoinedError,
+    Tree,
+    are_classes,
+    cast,
+    classes_in,
+    draws,
+    injections,
+    mapped,
+    tried_in,
+)
 from launcher.loss_reading import (
     TOLERANCE,
     Hints,
@@ -219,25 +231,6 @@ def _device_of(model: nn.Module) -> torch.device:
     return next((one.device for one in model.parameters()), _HOST)
 
 
-def mapped(tree: Any, function: Callable[[torch.Tensor], Any]) -> Any:
-    """The tree with each tensor replaced."""
-    if isinstance(tree, torch.Tensor):
-        return function(tree)
-    if isinstance(tree, Mapping):
-        return {key: mapped(value, function) for key, value in tree.items()}
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(mapped(value, function) for value in tree))
-    if isinstance(tree, list | tuple):
-        return type(tree)(mapped(value, function) for value in tree)
-    return tree
-
-
-def _cast(tree: Any, dtype: torch.dtype | None) -> Any:
-    if dtype is None:
-        return tree
-    return mapped(tree, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
-
-
 def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
 
@@ -250,133 +243,6 @@ def number_of(value: Any) -> float | None:
     if isinstance(value, int | float):
         return float(value)
     return float(value.detach()) if isinstance(value, torch.Tensor) and value.numel() == 1 else None
-
-
-# ---------------------------------------------------------------------- pieces that join
-
-
-Tree = Any
-Joint = Any  # how a tree of pieces joins: a dimension, "list", "same", or the same tree of those
-
-
-class _NotJoinedError(Exception):
-    """The whole is not its pieces side by side: somebody pads, or counts on from piece to piece."""
-
-
-def _joint(pieces: Sequence[Tree], whole: Tree, exact: bool) -> Joint:
-    """How the whole is put together from pieces.
-
-    Args:
-        pieces: Three of them.
-        whole: The same samples in one batch.
-        exact: Whether values must agree to the bit: outputs may differ by rounding.
-    """
-    if isinstance(whole, torch.Tensor):
-        return _dimension(pieces, whole, exact)
-    if isinstance(whole, Mapping):
-        return {key: _joint([piece[key] for piece in pieces], value, exact) for key, value in whole.items()}
-    if isinstance(whole, list | tuple):
-        lengths = {len(piece) for piece in pieces}
-        if lengths == {len(whole)}:
-            return [_joint([piece[n] for piece in pieces], value, exact) for n, value in enumerate(whole)]
-        if isinstance(whole, list) and len(whole) == sum(len(piece) for piece in pieces):
-            return "list"
-        raise _NotJoinedError
-    if isinstance(whole, str | int | float | bool | None) and all(piece == whole for piece in pieces):
-        return "same"
-    raise _NotJoinedError
-
-
-def _dimension(pieces: Sequence[torch.Tensor], whole: torch.Tensor, exact: bool) -> Joint:
-    for dim in range(whole.dim()):
-        if whole.shape[dim] != sum(piece.shape[dim] for piece in pieces if piece.dim() == whole.dim()):
-            continue
-        rest = {(*one.shape[:dim], *one.shape[dim + 1 :]) for one in (*pieces, whole)}
-        if len(rest) == 1 and _agree(torch.cat(list(pieces), dim), whole, exact):
-            return dim
-    if all(piece.shape == whole.shape and _agree(piece, whole, True) for piece in pieces):
-        return "same"
-    raise _NotJoinedError
-
-
-def _agree(one: torch.Tensor, other: torch.Tensor, exact: bool) -> bool:
-    if not exact or not other.is_floating_point():
-        return not exact or torch.equal(one, other)
-    return torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
-
-
-class Joined:
-    """Outputs and targets of a batch, of which any union of pieces can be taken, varied or not.
-
-    Args:
-        pieces: Outputs and targets of each piece.
-        whole: Those of all of them, batched together.
-        numbers: How many samples each piece has.
-    """
-
-    def __init__(self, pieces: Sequence[Tree], whole: Tree, numbers: Sequence[int]):
-        self.outputs, self.targets = whole
-        self._joints = [_joint([one[side] for one in pieces], whole[side], exact=side == 1) for side in (0, 1)]
-        self._lengths = [[_lengths(one[side]) for one in pieces] for side in (0, 1)]
-        self.numbers = numbers
-
-    def union(self, outputs: Tree, targets: Tree, pieces: int) -> tuple[Tree, Tree, int]:
-        """Outputs and targets of some of the pieces, a bit for each, and how many samples they have."""
-        taken = (
-            _taken(tree, joint, lengths, pieces)
-            for tree, joint, lengths in zip((outputs, targets), self._joints, self._lengths, strict=True)
-        )
-        samples = sum(number for bit, number in enumerate(self.numbers) if pieces >> bit & 1)
-        return next(taken), next(taken), samples
-
-    def over_outputs(self, change: Callable[[torch.Tensor, int], torch.Tensor]) -> Tree:
-        """The outputs with each tensor of real numbers changed, along the dimension that joins."""
-
-        def each(tree: Tree, joint: Joint) -> Tree:
-            if isinstance(tree, torch.Tensor):
-                return change(tree, joint) if isinstance(joint, int) and tree.is_floating_point() else tree
-            if isinstance(tree, Mapping):
-                return {key: each(value, joint[key]) for key, value in tree.items()}
-            if isinstance(tree, list | tuple) and joint not in ("list", "same"):
-                values = [each(value, inner) for value, inner in zip(tree, joint, strict=True)]
-                return type(tree)(*values) if hasattr(tree, "_fields") else type(tree)(values)
-            return tree
-
-        return each(self.outputs, self._joints[0])
-
-    @property
-    def starts(self) -> list[int]:
-        """The first sample of each piece."""
-        return [0, *itertools.accumulate(self.numbers)][:-1]
-
-
-def _lengths(tree: Tree) -> Tree:
-    """The shapes of a piece's tensors and the lengths of its lists, in a tree like it."""
-    if isinstance(tree, torch.Tensor):
-        return tuple(tree.shape)
-    if isinstance(tree, Mapping):
-        return {key: _lengths(value) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return len(tree), [_lengths(value) for value in tree]
-    return None
-
-
-def _taken(tree: Tree, joint: Joint, lengths: Sequence[Tree], pieces: int) -> Tree:
-    if isinstance(joint, str) and joint == "same":
-        return tree
-    if isinstance(joint, dict):
-        return {key: _taken(tree[key], inner, [one[key] for one in lengths], pieces) for key, inner in joint.items()}
-    if isinstance(joint, list):
-        values = [_taken(tree[n], inner, [one[1][n] for one in lengths], pieces) for n, inner in enumerate(joint)]
-        return type(tree)(*values) if hasattr(tree, "_fields") else type(tree)(values)
-    sizes = [one[0] if joint == "list" else one[joint] for one in lengths]
-    ends = list(itertools.accumulate(sizes))
-    ranges = [(end - size, end) for end, size in zip(ends, sizes, strict=True)]
-    taken = [limits for bit, limits in enumerate(ranges) if pieces >> bit & 1]
-    if joint == "list":
-        return [item for first, end in taken for item in tree[first:end]]
-    parts = [tree.narrow(joint, first, end - first) for first, end in taken]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, joint)
 
 
 def _joined(
@@ -393,7 +259,7 @@ def _joined(
             made.append(mapped((subject.outputs(twin, batch), subject.parts(batch)), _in_host))
         try:
             found.append(Joined(made[:3], made[3], [len(piece) for piece in pieces]))
-        except (_NotJoinedError, KeyError, IndexError, TypeError, AttributeError):
+        except (NotJoinedError, KeyError, IndexError, TypeError, AttributeError):
             return None
     return found
 
@@ -446,7 +312,7 @@ class Caller:
         if is_large:
             self.dtype = None
         whole = joined[0].outputs, joined[0].targets
-        first, second = (self.value(*_cast(whole, self.dtype), seed=seed) for seed in (0, 1))
+        first, second = (self.value(*cast(whole, self.dtype), seed=seed) for seed in (0, 1))
         if first is None and self.dtype is not None:  # it does not know double precision
             self.dtype = None
             self._function = self._prepared()
@@ -458,13 +324,13 @@ class Caller:
         trials: list[Trial] = []
         injected: list[Trial] = []
         for group, one in enumerate(joined[: 1 if is_large else None]):
-            for draw in itertools.islice(_draws(one), 3 if is_large else None):
+            for draw in itertools.islice(draws(one), 3 if is_large else None):
                 trials += self._trial(one, draw, one.targets, hints, group)
             if not is_large:
-                for outputs, targets in _injections(one, hints):
+                for outputs, targets in injections(one, hints):
                     injected += self._trial(one, outputs, targets, hints, group)
         exact = TOLERANCE[torch.float64 if self.dtype is not None else torch.float32]
-        return Found(trials, injected, exact, frozenset() if is_large else _tried(joined[0], hints))
+        return Found(trials, injected, exact, frozenset() if is_large else tried_in(joined[0], hints))
 
     def floor(self, joined: Joined, reading: Reading, tolerance: float) -> float | None:
         """What the loss divides by at least where nothing counts; None where no such number gives its value."""
@@ -472,13 +338,13 @@ class Caller:
         tensor = dict(tensors_in(joined.targets)).get(reading.where)
         if reading.kind not in empty or tensor is None or not tensor.dim() or len(tensor) != sum(joined.numbers):
             return 0.0
-        if reading.kind == "kept" and not _are_classes(tensor, joined.outputs):
+        if reading.kind == "kept" and not are_classes(tensor, joined.outputs):
             return 0.0
         changed = tensor.clone()
         changed[:first] = empty[reading.kind]
         targets = mapped(joined.targets, lambda one: changed if one is tensor else one)
         unions = [joined.union(joined.outputs, targets, pieces)[:2] for pieces in (1, 2, 3)]
-        values = [self.value(*_cast(union, self.dtype)) for union in unions]
+        values = [self.value(*cast(union, self.dtype)) for union in unions]
         numbers = [value for value in values if value is not None and math.isfinite(value)]
         if len(numbers) < 3:
             return 0.0
@@ -492,98 +358,11 @@ class Caller:
         values, counts = {}, {}
         for union in range(1, 8):
             own, those, samples = joined.union(outputs, targets, union)
-            value = self.value(_cast(own, self.dtype), _cast(those, self.dtype))
+            value = self.value(cast(own, self.dtype), cast(those, self.dtype))
             if value is not None and math.isfinite(value):  # where nothing counts there is no mean
-                values[union], counts[union] = value, candidates(those, samples, hints, _classes(own))
+                values[union], counts[union] = value, candidates(those, samples, hints, classes_in(own))
         trial = Trial(values, counts, group)
         return [trial] if any(trial.splits()) else []
-
-
-def _classes(outputs: Tree) -> list[int]:
-    """Class numbers that may stand for "no class": the last, and the one after it."""
-    first = next((tensor for _, tensor in tensors_in(outputs)), None)
-    if first is None or first.dim() < 2:
-        return []
-    return sorted({size + more for size in {first.shape[1], first.shape[-1]} for more in (-1, 0)})
-
-
-def _draws(joined: Joined) -> Iterator[Tree]:
-    """The outputs as they are, exchanged, shaken row by row by another amount, and mixed with others."""
-    generator = torch.Generator().manual_seed(7)
-
-    def ramp(tensor: torch.Tensor, dim: int) -> torch.Tensor:
-        shape = [1] * tensor.dim()
-        shape[dim] = tensor.shape[dim]
-        return torch.linspace(0.02, 0.6, tensor.shape[dim], dtype=tensor.dtype).view(shape)
-
-    def shaken(tensor: torch.Tensor, dim: int) -> torch.Tensor:
-        noise = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
-        return tensor + ramp(tensor, dim) * (tensor.abs().mean() + 0.5) * noise
-
-    yield joined.outputs
-    yield joined.over_outputs(lambda tensor, dim: tensor.roll(1, dim))
-    yield joined.over_outputs(shaken)
-    yield joined.over_outputs(lambda tensor, dim: tensor + ramp(tensor, dim) * (tensor.roll(2, dim) - tensor))
-
-
-def _injections(joined: Joined, hints: Hints) -> Iterator[tuple[Tree, Tree]]:
-    """Values that may not count, put into the targets: what the samples lack may come later."""
-    generator = torch.Generator().manual_seed(11)
-
-    def shaken(tensor: torch.Tensor, _: int) -> torch.Tensor:
-        noise = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
-        return tensor + 0.05 * (tensor.abs().mean() + 0.5) * noise
-
-    tensors = [tensor for _, tensor in tensors_in(joined.targets)]
-    for outputs in (joined.over_outputs(shaken), joined.outputs):
-        for number, tensor in enumerate(tensors[:8]):
-            for value in _values_for(tensor, number, joined.outputs, hints):
-                changed = torch.where(_holes(tensor, joined, generator), torch.full_like(tensor, value), tensor)
-                yield outputs, mapped(joined.targets, lambda one, of=tensor, to=changed: to if one is of else one)  # type: ignore[misc]  # mypy takes no defaults in lambdas
-
-
-def _values_for(tensor: torch.Tensor, number: int, outputs: Tree, hints: Hints) -> list[float]:
-    """What may stand in a tensor of targets for "does not count"."""
-    if not tensor.dim() or not tensor.numel():
-        return []
-    if tensor.dtype == torch.bool:
-        return [0]
-    if tensor.is_floating_point():
-        return [0] if is_mask(tensor) else [math.nan, 0.0][: 1 + (number > 0)]
-    if number and is_mask(tensor):
-        return [0]
-    if not _are_classes(tensor, outputs):
-        return []
-    info = torch.iinfo(tensor.dtype)
-    wanted = dict.fromkeys((*hints.ignored, 0, *_classes(outputs)))
-    return [value for value in wanted if info.min <= value <= info.max]
-
-
-def _tried(joined: Joined, hints: Hints) -> frozenset[Where]:
-    places = list(tensors_in(joined.targets))[:8]
-    return frozenset(
-        where
-        for number, (where, tensor) in enumerate(places)
-        if -100 in _values_for(tensor, number, joined.outputs, hints)
-    )
-
-
-def _are_classes(tensor: torch.Tensor, outputs: Tree) -> bool:
-    """Whether outputs have scores of classes for each: kernels that check nothing (CTC's) read where a label points."""
-    first = next((one for _, one in tensors_in(outputs)), None)
-    return (
-        first is not None and first.dim() > 1 and first.numel() in {tensor.numel() * size for size in first.shape[1:]}
-    )
-
-
-def _holes(tensor: torch.Tensor, joined: Joined, generator: torch.Generator) -> torch.Tensor:
-    """Half of the places, and never all of a row, nor the first of a piece."""
-    holes = torch.rand(tensor.shape, generator=generator) < 0.5
-    if tensor.dim() > 1 and tensor[0].numel() > 1:
-        holes.view(len(tensor), -1)[:, 1] = False
-    else:
-        holes[[start for start in joined.starts if start < len(tensor)]] = False
-    return holes
 
 
 # ---------------------------------------------------------------------- the model called again
@@ -651,7 +430,7 @@ class _ModelCaller:
     def value(self, batch: Any, seed: int = 0) -> float | None:
         """The loss of a batch, in double precision where the model knows it."""
         if self.is_double:
-            value = self._try(self._double, _cast(batch, torch.float64), seed)
+            value = self._try(self._double, cast(batch, torch.float64), seed)
             if value is not None or self._has_worked:
                 self._has_worked = True
                 return value
@@ -672,7 +451,7 @@ class _ModelCaller:
             if self._caller is None or subject.outputs is None:
                 return number_of(subject.value(model, batch)) if subject.value is not None else None
             outputs, targets = mapped((subject.outputs(model, batch), subject.parts(batch)), _in_host)
-            return self._caller.value(*_cast((outputs, targets), self._caller.dtype))
+            return self._caller.value(*cast((outputs, targets), self._caller.dtype))
 
     @contextmanager
     def shaken(self, amount: float) -> Iterator[None]:
@@ -769,7 +548,7 @@ def still_holds(function: Any, reading: Reading, outputs: Tree, targets: Tree, s
             mapped(both, lambda tensor: tensor[: samples // 2]),
             mapped(both, lambda tensor: tensor[samples // 2 :]),
         ]
-        values = [caller.value(*_cast(one, caller.dtype)) for one in (both, *halves)]
+        values = [caller.value(*cast(one, caller.dtype)) for one in (both, *halves)]
         counts = [1.0, 1.0]
         if reading.is_mean:
             sizes = (samples // 2, samples - samples // 2)

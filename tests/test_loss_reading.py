@@ -16,7 +16,8 @@ from loss_cases import ASKED, BATCH, CASES, MEAN, SUM, Batch, Case, Centered, Dr
 from torch import Generator, Tensor, nn
 
 from launcher.batch import arguments
-from launcher.loss_probe import Caller, Samples, Subject, mapped, measure, still_holds
+from launcher.loss_pieces import mapped
+from launcher.loss_probe import Caller, Samples, Subject, measure, still_holds
 from launcher.loss_reading import Hints, Reading, Verdict, known, order_fault
 
 EXACT = 2e-6

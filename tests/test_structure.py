@@ -31,6 +31,7 @@ LAYERS = (
     ("loss_settle",),
     ("objective", "model", "checkpoints", "judge", "measures", "averages", "watch"),
     ("loss_probe",),
+    ("loss_pieces",),
     ("loss_reading",),
     ("device",),
     ("exchange",),
