@@ -86,6 +86,10 @@ RUNS: dict[str, tuple[tuple[str, ...], Hand]] = {
         (*OWN, "model={_target_: counted.py:Language}"),
         (counted.Tokens(), default_collate, counted.Language(), language),
     ),
+    "model, with its count": (
+        (*OWN, "model={_target_: counted.py:Language}", "train.count=counted.py:labels_of"),
+        (counted.Tokens(), default_collate, counted.Language(), language),
+    ),
     "model, alone": (
         (*OWN, "model={_target_: counted.py:Language, gives: alone}"),
         (counted.Tokens(), default_collate, counted.Language(), language),

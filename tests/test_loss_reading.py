@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from loss_cases import ASKED, BATCH, CASES, MEAN, SUM, Batch, Case, Centered, Draw, Focal, normal, whole
 from torch import Generator, Tensor, nn
 
-from launcher.batch import arguments
+from launcher.batch import BatchLayout, arguments
 from launcher.loss_pieces import mapped
 from launcher.loss_probe import Caller, Samples, Subject, measure, still_holds
 from launcher.loss_reading import Hints, Reading, Verdict, known, order_fault
+from launcher.recipe import schema
 
 EXACT = 2e-6
 
@@ -399,6 +400,123 @@ def test_a_models_own_loss(model: nn.Module, reading: Reading, has_ignored: bool
     samples = Samples(48, lambda numbers: {"ids": ids[list(numbers)], "labels": labels[list(numbers)]})
     subject = Subject(parts=lambda batch: batch, value=lambda twin, batch: twin(batch["ids"], batch["labels"]))
     assert measure(subject, model.train(), samples, Hints()).reading == reading
+
+
+# ---------------------------------------------------------------------- kin of those
+
+
+class Padded(nn.Module):
+    """A language model on padded batches, with a loss of four kinds."""
+
+    def __init__(self, kind: str):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.head, self.kind = nn.Embedding(7, 8), nn.Linear(8, 7), kind
+
+    def forward(self, ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+        """The loss."""
+        scores = self.head(self.embed(ids)).transpose(1, 2)
+        if self.kind == "all":
+            return F.cross_entropy(scores, ids)
+        if self.kind == "labels":
+            return F.cross_entropy(scores, labels)
+        if self.kind == "mask":
+            each = F.cross_entropy(scores[..., :-1], ids[:, 1:], reduction="none")
+            return (each * mask[:, 1:]).sum() / mask[:, 1:].sum()
+        each = F.cross_entropy(scores, labels, reduction="none")
+        return (each.sum(1) / mask.sum(1)).mean()
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("labels", "a mean over the entries of 'labels' that are not -100"),
+        ("mask", "a mean over the entries of 'mask' that are not 0, the first of each row left out"),
+        ("rows", "a mean over samples"),
+        ("all", "of the whole batch"),
+    ],
+)
+def test_a_models_own_loss_of_padded_batches(kind: str, words: str) -> None:
+    g = Generator().manual_seed(0)
+    rows = [whole(g, 6, 2 + int(whole(g, 8, 1))) + 1 for _ in range(48)]
+    pad = functools.partial(nn.utils.rnn.pad_sequence, batch_first=True)
+
+    def collate(numbers: Sequence[int]) -> dict[str, Tensor]:
+        chosen = [rows[number] for number in numbers]
+        return {"ids": pad(chosen), "mask": (pad(chosen) > 0).long(), "labels": pad(chosen, padding_value=-100)}
+
+    subject = Subject(parts=lambda batch: batch, value=lambda twin, batch: twin(**batch))
+    verdict = measure(subject, Padded(kind), Samples(48, collate, collates=True), Hints(of_batches=True))
+    assert verdict.reading is not None
+    assert verdict.reading.words == words
+
+
+class Detector(nn.Module):
+    """Gives losses in train mode, and what it found in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.drop, self.line = nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor, y: Tensor) -> Any:
+        """A mapping of losses, or a list."""
+        scores = self.line(self.drop(self.norm(x)))
+        return {"class": F.cross_entropy(scores, y), "size": (scores**2).mean()} if self.training else [scores]
+
+
+class Gradients(nn.Module):
+    """Calls autograd in its loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """A mean of squares of slopes."""
+        (slopes,) = torch.autograd.grad(self.line(x.requires_grad_()).sum(), x, create_graph=True)
+        return (slopes**2).mean()
+
+
+class Large(nn.Module):
+    """Too large to be copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line, self.drop = nn.Linear(4, 3), nn.Dropout(0.5)
+        self.rest = nn.Parameter(torch.empty(65 * 2**20), requires_grad=False)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Cross entropy."""
+        assert not self.training
+        return F.cross_entropy(self.drop(self.line(x)), y)
+
+
+@pytest.mark.parametrize("model", [Detector(), Gradients(), Large()], ids=lambda model: type(model).__name__)
+def test_models_that_want_to_be_called_in_a_way_of_their_own(model: nn.Module) -> None:
+    g = Generator().manual_seed(0)
+    x, y = normal(g, 48, 4), whole(g, 3, 48)
+    layout = BatchLayout(schema.Batch())
+    subject = Subject(parts=lambda batch: batch, value=lambda twin, batch: layout.loss(twin(*batch)))
+    samples = Samples(48, lambda numbers: (x[list(numbers)], y[list(numbers)]))
+    verdict = measure(subject, model.train(), samples, Hints(of_batches=True))
+    assert verdict.reading == Reading("samples")
+    assert all(module.training for module in model.modules())
+
+
+def test_a_loss_that_only_ignores_later_on_is_read_through_a_step_function() -> None:
+    g = Generator().manual_seed(0)
+    x, y = normal(g, 48, 4), whole(g, 3, 48)
+    subject = Subject(parts=lambda batch: batch, value=lambda twin, batch: F.cross_entropy(twin(batch[0]), batch[1]))
+    samples = Samples(48, lambda numbers: (x[list(numbers)], y[list(numbers)]))
+    assert measure(subject, nn.Linear(4, 3), samples, Hints(of_batches=True)).reading == Reading("kept", (1,))
+
+
+def test_too_few_samples_tell_nothing() -> None:
+    data = CASES["MSELoss"].draw(Generator().manual_seed(0), 2, False)
+    samples = Samples(2, lambda numbers: take(data, numbers, 2))
+    subject = Subject(parts=lambda batch: batch[1], outputs=lambda model, batch: batch[0], function=nn.MSELoss())
+    verdict = measure(subject, Same(), samples, Hints())
+    assert (verdict.reading, verdict.reason) == (None, "failed")
 
 
 # ---------------------------------------------------------------------- a reading, and the audit

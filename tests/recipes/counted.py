@@ -144,6 +144,11 @@ def mask_of(batch: Any) -> float:
     return float(batch[2].sum())
 
 
+def labels_of(batch: Any) -> float:
+    """What a model's own loss is a mean over."""
+    return float((batch["labels"] != -100).sum())
+
+
 def rows_of(batch: Any) -> float:
     """What it is not."""
     return float(len(batch[2]))
