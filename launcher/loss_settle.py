@@ -62,7 +62,7 @@ def settle_losses(
         steps: How a step is cut.
         coordinator: Rank 0's word counts.
         document: Says where the recipe names a loss.
-        kept: What the checkpoint says.
+        kept: What the checkpoint says; of a loss of the whole batch it says nothing for more pieces or processes.
 
     Raises:
         RecipeError: A loss cannot be put together from pieces, or nobody can tell how.
@@ -74,7 +74,7 @@ def settle_losses(
             )
             raise RecipeError([Problem(str(document.origin(tuple(term.key.split(".")))), term.key, message)])
     objective.is_whole = steps.is_whole
-    take_up(objective, kept or {})
+    take_up(objective, {key: said for key, said in (kept or {}).items() if steps.is_whole or said["kind"] != "batch"})
     for term in objective.terms:
         term.reading = _simplified(term, objective, train)
     pads = train.reading.collate is not None and not steps.is_whole

@@ -114,7 +114,7 @@ def open_session(
             steps_of(data, world),
             coordinator,
             recipe.document,
-            start.loss,
+            _kept_readings(start),
         )
         if world.size > 2:
             # DDP settles the order of its buckets in its first backward: settled, a resumed run sums as this one
@@ -145,6 +145,13 @@ def open_session(
             tracking.close("failed", session.evaluation.lines)
             raise
         tracking.close(record.state, session.evaluation.lines)
+
+
+def _kept_readings(start: Start) -> Mapping[str, Any]:
+    """What the checkpoint says of the losses, unless what it was measured on has changed since."""
+    of_losses = ("loss", "batch", "model", "train.step", "train.count", "data")
+    changed = any(f"{key}.".startswith(f"{part}.") for key in start.changed for part in of_losses)
+    return {} if changed else start.loss
 
 
 def _tell(folder: Path, trainable: Trainable, data: Data, horizon: Horizon, stack: ExitStack) -> None:

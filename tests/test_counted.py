@@ -236,3 +236,16 @@ def test_each_loss_and_metric_takes_what_it_names_and_the_parts_are_logged(tmp_p
     mean, var = counted.TwoHeads()(torch.stack([counted.Vectors()[n][0] for n in range(8)]))
     targets = torch.stack([counted.Vectors()[n][1] for n in range(8)])
     assert run.column("loss/b")[0] == pytest.approx(F.gaussian_nll_loss(mean, targets, var).item())
+
+
+def test_what_one_forward_pass_need_not_know_is_measured_when_a_run_goes_on_in_pieces(tmp_path: Path) -> None:
+    run = str(tmp_path / "run")
+    whole = (*VECTORS, "loss={_ref_: counted.py:root}", "train.steps=2")
+    assert train_here(run, whole, str(RECIPE)) == "finished"
+    from launcher.launch.world import World
+    from launcher.opening import Options
+    from launcher.run import run as train
+
+    recipe = load_recipe(RECIPE, [*whole[:-1], "train.steps=4", "data.micro_batch_size=2", "launch.threads=1"])
+    with pytest.raises(LauncherError, match=WHOLE):
+        train(recipe, World(), Options(cpu=True, run_dir=run, output="quiet", allow_changes=("train", "data")))
