@@ -476,6 +476,8 @@ class Perceptual(nn.Module):
 class Centered(nn.Module):
     """Moves a buffer when it is called."""
 
+    center: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("center", torch.zeros(1))

@@ -150,7 +150,7 @@ def drawn(seed: int) -> tuple[Any, Draw, str]:
         if below == "means":
             value = ((each * w).sum(1) / w.sum(1)).mean()
         else:
-            under = {"rows": len(t), "elements": t.numel(), "weights": w.sum(), "one": 1, "256": 256}
+            under: dict[str, Any] = {"rows": len(t), "elements": t.numel(), "weights": w.sum(), "one": 1, "256": 256}
             under |= {"kept": kept.sum(), "root": len(t) ** 0.5, "largest": w.max()}
             value = (each * w).sum() / under[below]
         done: dict[str, Callable[[Tensor], Tensor]] = {
@@ -215,7 +215,7 @@ def hooked() -> nn.Module:
 
 def patched() -> nn.Module:
     loss = nn.MSELoss()
-    loss.forward = lambda a, b: ((a - b) ** 2).sum()  # type: ignore[method-assign]  # as people do
+    loss.forward = lambda a, b: ((a - b) ** 2).sum()  # type: ignore[method-assign, assignment]  # as people do
     return loss
 
 
@@ -274,7 +274,7 @@ def test_arguments_by_name() -> None:
 
 
 def states() -> tuple[Any, ...]:
-    return random.getstate(), np.random.get_state()[1].tobytes(), torch.get_rng_state().tolist()  # type: ignore[union-attr]
+    return random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()
 
 
 class Noisy(nn.Module):
@@ -304,7 +304,7 @@ def test_measuring_leaves_nothing_behind() -> None:
     assert first.reading == measure(subject, model, samples, Hints.of(loss)).reading == Reading("samples")
     assert states() == before
     assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())
-    assert (model.calls, loss.calls, float(loss.center)) == (0, 0, 0.0)  # type: ignore[arg-type]  # a buffer
+    assert (model.calls, loss.calls, float(loss.center)) == (0, 0, 0.0)
     assert all(module.training for module in model.modules())
 
 
@@ -380,7 +380,8 @@ class Language(nn.Module):
         if self.shifts:
             scores, labels = scores[:, :-1], labels[:, 1:]
         share = scores.softmax(-1).mean((0, 1))
-        return F.cross_entropy(scores.flatten(0, 1), labels.flatten()) + self.balance * (share**2).sum()
+        loss: Tensor = F.cross_entropy(scores.flatten(0, 1), labels.flatten()) + self.balance * (share**2).sum()
+        return loss
 
 
 @pytest.mark.parametrize(

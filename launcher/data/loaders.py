@@ -62,8 +62,10 @@ class TrainLoader:
     def column(self, key: int | str) -> torch.Tensor | None:
         """One part of all samples, where the data set is nothing but tensors, read as they are."""
         dataset = innermost(self.dataset)
-        is_plain = type(dataset) is TensorDataset and self.reading.collate is None and isinstance(key, int)
-        return dataset.tensors[key] if is_plain and -len(dataset.tensors) <= key < len(dataset.tensors) else None
+        if type(dataset) is not TensorDataset or self.reading.collate is not None or not isinstance(key, int):
+            return None
+        tensors: tuple[torch.Tensor, ...] = dataset.tensors
+        return tensors[key] if -len(tensors) <= key < len(tensors) else None
 
     def batch_of(self, numbers: Sequence[int]) -> Any:
         """A batch of some samples, outside of any step and the same on every rank."""
