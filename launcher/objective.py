@@ -251,7 +251,7 @@ class Objective:
             scales: A factor for each term.
         """
         if len(self.terms) == 1:
-            return self._value(self.terms[0], result, batch, targets, scales[0]), scales[0], {}
+            return self._value(self.terms[0], result, batch, targets, scales[0]), scales[0], _NO_PARTS
         parts = {
             term.part: self._value(term, result, batch, targets, scale) * scale
             for term, scale in zip(self.terms, scales, strict=True)
@@ -301,6 +301,9 @@ class Objective:
             _weighed(value, count, reading, sums)
             for value, count, (reading, sums) in zip(values, counts, readings, strict=True)
         ]
+
+
+_NO_PARTS: Mapping[str, torch.Tensor] = {}
 
 
 def _weighed(value: torch.Tensor, count: float, reading: Reading | None, sums: bool) -> torch.Tensor:
