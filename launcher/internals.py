@@ -222,6 +222,19 @@ def iterates_itself(loader: Any) -> bool:
     return any(getattr(type(loader), name, None) is not getattr(DataLoader, name, None) for name in names)
 
 
+def quantized(numbers: torch.Tensor, scales: Any, zeros: Any, axis: int | None) -> torch.Tensor:
+    """A quantized tensor from its whole numbers, scales and zero points: torch's public way begins with real numbers.
+
+    Raises:
+        AttributeError: This torch makes none like that; a worker's batch with such a tensor cannot be read.
+    """
+    import torch
+
+    if axis is None:
+        return torch._make_per_tensor_quantized_tensor(numbers, scales, zeros)
+    return torch._make_per_channel_quantized_tensor(numbers, scales, zeros, axis)
+
+
 def processes_of(iterator: Any) -> list[Any]:
     """The worker processes of a DataLoader's iterator: to say which died, and to end them; none where it hides them."""
     return list(getattr(iterator, "_workers", ()))
@@ -237,7 +250,21 @@ def shut_down(iterator: Any) -> None:
 # ---------------------------------------------------------------------- modules, schedules, metrics
 
 
-def batch_norms() -> tuple[type, ...]:
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody looks at or changes what a module gets or gives; where a torch hides that, it counts as so."""
+    return any(getattr(module, name, True) for name in ("_forward_hooks", "_forward_pre_hooks"))
+
+
+def dropouts() -> tuple[type[nn.Module], ...]:
+    """The class of all dropouts, or those that torch has where it names none."""
+    from torch import nn
+    from torch.nn.modules import dropout
+
+    found = getattr(dropout, "_DropoutNd", None)
+    return (found,) if found is not None else (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+
+
+def batch_norms() -> tuple[type[nn.Module], ...]:
     """The class of all batch normalizations, or those that torch has where it names none."""
     from torch import nn
     from torch.nn.modules import batchnorm

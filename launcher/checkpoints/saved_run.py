@@ -65,14 +65,25 @@ class Saved:
         beside = self.source.with_name(runs.AVERAGED_FILE)
         return read_weights(beside) if self.source.name == runs.WEIGHTS_FILE and beside.exists() else None
 
+    def readings(self) -> Mapping[str, Any]:
+        """What each loss is a mean over, as the run found it; empty where no checkpoint is beside these weights."""
+        source = self._checkpoint()
+        return source.manifest.get("loss", {}) if source is not None else {}
+
     def losses(self) -> Mapping[str, Any]:
         """States of losses that have parameters of their own, by key; empty where none are beside these weights."""
-        source = self.source
-        if isinstance(source, Path) and source.name == runs.WEIGHTS_FILE:
-            with suppress(checkpoints.DamagedError):
-                source = checkpoints.verify(source.parent / "checkpoints" / checkpoints.name_of(self.at[0]))
-        training = source.training() if isinstance(source, Checkpoint) else {}
+        source = self._checkpoint()
+        training = source.training() if source is not None else {}
         return {name: state for name, state in training.items() if name == "loss" or name.startswith("loss.")}
+
+    def _checkpoint(self) -> Checkpoint | None:
+        """The checkpoint that these weights are of."""
+        if isinstance(self.source, Checkpoint):
+            return self.source
+        if self.source.name == runs.WEIGHTS_FILE:
+            with suppress(checkpoints.DamagedError):
+                return checkpoints.verify(self.source.parent / "checkpoints" / checkpoints.name_of(self.at[0]))
+        return None
 
 
 def find_saved(

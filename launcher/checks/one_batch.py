@@ -9,6 +9,7 @@ import torch
 from launcher.data.transfer import on_device
 from launcher.device.device import open_device, use_cpu
 from launcher.device.same_data import compare_over_ranks
+from launcher.objective.settle import settle_losses
 from launcher.recipe.schema import Recipe
 from launcher.run import checked
 from launcher.runs.options import Options
@@ -47,6 +48,7 @@ def overfit(recipe: Recipe, world: World, options: Options, say: Callable[[str],
         compare_over_ranks(builder, recipe.data, data, device.coordinator)
         model = build_run_model(recipe, builder, device)
         state = build_run_state(recipe, builder, model, device, data)
+        settle_losses(builder, state.objective, model.bare, data, device.coordinator)
         model.wrapped.train()
         step = next(on_device(counted_steps(state, 0, 1), device.torch_device))
         first = last = float("nan")

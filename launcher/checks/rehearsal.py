@@ -29,6 +29,7 @@ from launcher.evaluation.evaluation import AVERAGED
 from launcher.evaluation.metrics import build_metrics
 from launcher.internals import batch_norms
 from launcher.objective.loss import INDEPENDENT
+from launcher.objective.settle import settle_losses
 from launcher.recipe.build import Builder, BuildError
 from launcher.recipe.duration import Duration
 from launcher.recipe.places import Path as RecipePath
@@ -87,6 +88,8 @@ def rehearse(recipe: Recipe, builder: Builder, world: World, say: Say) -> Checke
         state = build_run_state(small, builder, model, device, data)
         _check_batch_norm(recipe, state, world)
         _check_schedule(recipe, state)
+        with _stage(recipe, ("loss",), "measuring what it is a mean over"):
+            settle_losses(builder, state.objective, model.bare, data, device.coordinator, processes=world.size)
         on_two = replace(state, data=open_run_data(small, builder, World()))
         warned = _rehearse_step(recipe, on_two, world, say)
         _rehearse_evaluation(small, builder, on_two, say)
@@ -213,7 +216,7 @@ def _rehearse_forward(recipe: Recipe, train_state: TrainState, step: StepBatch, 
 
 def _forward_alone(train_state: TrainState, batch: Any) -> None:
     """The model without the loss, so that a mistake is told of the right one."""
-    args, kwargs, _ = train_state.objective.layout.split(batch)
+    args, kwargs = train_state.objective.layout.inputs(batch)
     with torch.no_grad():
         train_state.model.wrapped(*args, **kwargs)
 

@@ -7,8 +7,13 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
+from torch.utils.data import TensorDataset
+
 from launcher.data.reading import Reader, Reading
 from launcher.data.sampler import Share, StepSampler, evaluation_shares
+from launcher.data.subsets import innermost
 from launcher.data.workers import Key, Workers
 
 __all__ = ["EvaluationLoader", "MicroBatch", "Reading", "TrainLoader"]
@@ -49,6 +54,21 @@ class TrainLoader:
     def reads_whole_batches(self) -> bool:
         """Whether the data set gives a batch in one call."""
         return self._reader.reads_whole_batches
+
+    def num_readable(self) -> int:
+        """How many samples `batch_of` may be asked for."""
+        return self.sampler.dataset_size
+
+    def column(self, key: int | str) -> torch.Tensor | None:
+        """One part of all samples, where the data set is nothing but tensors, read as they are."""
+        dataset = innermost(self.dataset)
+        if type(dataset) is not TensorDataset or self.reading.collate is not None or not isinstance(key, int):
+            return None
+        return dataset.tensors[key] if -len(dataset.tensors) <= key < len(dataset.tensors) else None
+
+    def batch_of(self, numbers: Sequence[int]) -> Any:
+        """A batch of some samples, outside of any step and the same on every rank."""
+        return self._reader.batch(0, np.asarray(numbers, dtype=np.int64))
 
     def steps(self, start: int, stop: int | None) -> Generator[list[MicroBatch], None, None]:
         """This rank's micro-batches of each optimizer step from `start` on."""

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from launcher.internals import quantized
+
 _DEPTH = 8  # how far to look into what holds something
 
 
@@ -95,9 +97,7 @@ class _Quantized:
     @property
     def tensor(self) -> torch.Tensor:
         """It again."""
-        if self.axis is None:
-            return torch._make_per_tensor_quantized_tensor(self.numbers, self.scales, self.zeros)
-        return torch._make_per_channel_quantized_tensor(self.numbers, self.scales, self.zeros, self.axis)
+        return quantized(self.numbers, self.scales, self.zeros, self.axis)
 
 
 def sendable(batch: Any) -> Any:

@@ -10,8 +10,10 @@ the stream's own `skip(n)` where it has one.
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,7 @@ from launcher.data.workers import Key
 from launcher.errors import LauncherError
 
 _END = object()
+_FIRST = 64  # samples that may be looked at before training
 
 
 def is_stream(dataset: Any) -> bool:
@@ -83,6 +86,24 @@ class StreamLoader(TrainLoader):
         elif readers > 1:
             how = "of which every process reads all, for want of a method shard(num_shards, index)"
         return f"a stream {how}; going on with a stopped run reads past what was read before"
+
+    def num_readable(self) -> int:
+        """The first samples of a copy of the stream; none of one that can be read only once."""
+        return len(self._first_samples)
+
+    def batch_of(self, numbers: Sequence[int]) -> Any:
+        """A batch of some of the first samples."""
+        with randomness_restored(self.reading.sample_seeds):
+            return self._reader.collated(0, np.asarray(numbers), [self._first_samples[number] for number in numbers])
+
+    @cached_property
+    def _first_samples(self) -> list[Any]:
+        try:
+            stream = copy.deepcopy(self.dataset)
+        except Exception:  # a socket, a generator: reading it would take samples away from training
+            return []
+        with randomness_restored(self.reading.sample_seeds):
+            return list(itertools.islice(_one_pass(stream, self._reader, 0), _FIRST))
 
     def steps(self, start: int, stop: int | None) -> Generator[list[MicroBatch], None, None]:
         """This rank's micro-batches of each optimizer step from `start` on."""

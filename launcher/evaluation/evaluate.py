@@ -14,7 +14,7 @@ from torch import nn
 from launcher.data.loaders import MicroBatch
 from launcher.data.seeds import randomness_restored, seed_generators
 from launcher.data.transfer import moved
-from launcher.objective.batch import one_number
+from launcher.objective.batch import Evaluated
 from launcher.objective.loss import Objective
 from launcher.objective.run_length import At
 
@@ -60,10 +60,10 @@ def evaluate(
         metric.reset(device)
     with _evaluating(model, device), torch.no_grad():
         for done, batch in enumerate(batches, start=1):
-            outputs, targets = tally.add(model, batch, device)
+            evaluated = tally.add(model, batch, device)
             for metric in metrics:
-                metric.update(outputs, targets, is_first=done == 1)
-            seen(outputs, targets, batch)
+                metric.see(objective.layout, evaluated, is_first=done == 1)
+            seen(evaluated.outputs, evaluated.targets, batch)
             heartbeat(done)
     return tally
 
@@ -102,31 +102,32 @@ class Tally:
         self._sums = torch.zeros(size, dtype=torch.float64)
         self._counts = torch.zeros(size, dtype=torch.float64)
 
-    def add(self, model: nn.Module, batch: MicroBatch, device: torch.device) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        """Evaluates one batch; returns its outputs and targets."""
+    def add(self, model: nn.Module, batch: MicroBatch, device: torch.device) -> Evaluated:
+        """Evaluates one batch."""
         objective, layout = self.objective, self.objective.layout
-        objective.settle(batch.data)
+        objective.settle()
         counts = objective.counts(batch.data, batch.samples)
         data = batch.data if device.type == "cpu" else moved(batch.data, device)
         if objective.step is not None:
             result = objective.stepped(model, data, self.at)
-            values = [result["loss"] * counts[0]]
+            values = [result["loss"]]
             outputs, targets = _tuple(result.get("outputs")), _tuple(result.get("targets"))
         else:
-            args, kwargs, targets = layout.split(data)
+            args, kwargs = layout.inputs(data)
+            targets = layout.targets(data) if objective.terms or self.metrics else ()
             result = model(*args, **kwargs)
             outputs = layout.outputs(result)
             if objective.terms:
-                values = [
-                    one_number(term.function(*outputs, *targets), term.key) * (1.0 if term.sums else count)
-                    for term, count in zip(objective.terms, counts, strict=True)
-                ]
+                if not self.samples:  # the first batch
+                    objective.audit(result, data, batch.samples)
+                values = [term.value(term.function, layout, result, data) for term in objective.terms]
             else:
-                values = [layout.loss(result) * counts[0]]
+                values = [layout.loss(result)]
+        values = objective.weighed(values, counts)
         self.samples += batch.samples
         self._sums = self._sums.to(device) + torch.stack([value.detach().double() for value in values])
         self._counts += torch.tensor(counts, dtype=torch.float64)
-        return outputs, targets
+        return Evaluated(result, data, outputs, targets)
 
     def state(self) -> list[torch.Tensor]:
         """All that `join` needs of this rank, in host memory."""
@@ -148,10 +149,17 @@ class Tally:
         Raises:
             LauncherError: A metric has none.
         """
-        scores: Scores = {"loss": self._mean()}
+        scores: Scores = {"loss": self._mean(), **self._parts()}
         for metric in self.metrics:
             scores.update(metric.scores())
         return scores
+
+    def _parts(self) -> dict[str, float]:
+        """The mean of each term of a sum, without its weight."""
+        if len(self.objective.terms) < 2 or not self.samples:
+            return {}
+        terms = zip(self.objective.terms, self._sums.tolist(), self._counts.tolist(), strict=True)
+        return {term.part: total / count if count else math.nan for term, total, count in terms}
 
     def _mean(self) -> float:
         if not self.samples:

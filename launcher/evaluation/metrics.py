@@ -14,6 +14,7 @@ from torchmetrics.text import Perplexity
 from launcher.errors import LauncherError, RecipeError
 from launcher.evaluation.outputs import class_dimension, classes, probabilities
 from launcher.internals import keep_to_rank, reductions
+from launcher.objective.batch import BatchLayout, Evaluated, Picks
 from launcher.recipe import schema
 from launcher.recipe.build import Builder
 from launcher.recipe.component import Component
@@ -78,6 +79,8 @@ class Metric:
         metric: Of torchmetrics: one, or a collection.
         takes: What it gets of the first output: `probabilities`, `classes` or `logits`, None for the output as it is.
         sets: The sets that it is for; None for all.
+        outputs: Positions or keys of the outputs that it gets; None for `batch.outputs`.
+        targets: Positions or keys of the targets that it gets; None for `batch.targets`.
         given: The shapes and types of the first batch since the reset, in words.
     """
 
@@ -85,6 +88,8 @@ class Metric:
     metric: Any
     takes: str | None = None
     sets: Sequence[str] | None = None
+    outputs: Picks | None = None
+    targets: Picks | None = None
     given: str | None = None
 
     def is_for(self, name: str) -> bool:
@@ -96,6 +101,21 @@ class Metric:
         self.given = None
         self.metric.to(device)
         self.metric.reset()
+
+    def see(self, layout: BatchLayout, batch: Evaluated, is_first: bool = False) -> None:
+        """Takes what it gets of a batch.
+
+        Args:
+            layout: Knows the parts of a batch.
+            batch: All that there is of it.
+            is_first: As for `update`.
+
+        Raises:
+            LauncherError: There is no such part, or the metric cannot take it.
+        """
+        outputs = batch.outputs if self.outputs is None else layout.picked_outputs(batch.result, self.outputs)
+        targets = batch.targets if self.targets is None else layout.picked_targets(batch.data, self.targets)
+        self.update(outputs, targets, is_first)
 
     def update(self, outputs: Sequence[Any], targets: Sequence[Any], is_first: bool = False) -> None:
         """Takes a batch in.
@@ -216,18 +236,19 @@ def build_metrics(builder: Builder, section: Mapping[str, Component], batch: sch
     Raises:
         RecipeError: Something else than a metric came out.
     """
-    parts = (len(batch.outputs) if batch.outputs is not None else 1) + len(batch.targets)
     metrics = []
     for name, component in section.items():
-        metric = builder.build(component)
+        metric, options = builder.build(component), component.options
+        outputs, targets = options.get("_outputs_"), options.get("_targets_")
+        given = [0] if batch.outputs is None else batch.outputs
+        parts = len(given if outputs is None else outputs) + len(batch.targets if targets is None else targets)
         if not isinstance(metric, torchmetrics.Metric | torchmetrics.MetricCollection):
             if not callable(metric):
                 raise _no_metric(builder, component, metric)
             metric = OverSet(metric, parts)
         for one in _metrics(metric):  # those inside a wrapper too
             keep_to_rank(one)
-        options = component.options
-        metrics.append(Metric(name, metric, options.get("_input_"), options.get("_sets_")))
+        metrics.append(Metric(name, metric, options.get("_input_"), options.get("_sets_"), outputs, targets))
     return metrics
 
 

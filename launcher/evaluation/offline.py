@@ -28,6 +28,7 @@ from launcher.model.build import Model, build_model
 from launcher.model.ema import Average
 from launcher.objective.loss import Objective, build_objective, loss_key
 from launcher.objective.run_length import At
+from launcher.objective.settle import take_up
 from launcher.recipe.build import Builder
 from launcher.recipe.schema import Recipe
 from launcher.runs.metrics import encode
@@ -81,6 +82,8 @@ def opened(saved: Saved, world: World, parts: Sequence[Part], cpu: bool) -> Iter
             agree_on(builder, recipe.data, {loader.name: loader for loader in sets.values()}, device.coordinator)
         model = build_model(builder, recipe.model, recipe.device, device, seed=recipe.seed)
         objective = build_objective(builder, recipe.loss, recipe.batch, recipe.train)
+        if None in objective.readings.values():
+            take_up(objective, saved.readings())
         objective.to(device.torch_device)
         _fill(model.bare, saved)
         yield Opened(recipe, model, objective, device, _average(model.bare, saved), sets, builder)

@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from launcher.errors import LauncherError
 from launcher.recipe import schema
 from launcher.text import shapes
+
+Picks = Sequence[int | str] | Mapping[str, int | str]  # positions or keys, or the same by name of an argument
+
+
+class Evaluated(NamedTuple):
+    """A batch that a model was evaluated on.
+
+    Attributes:
+        result: What the model, or a step function, gave.
+        data: The batch.
+        outputs: What `batch.outputs` names of the result.
+        targets: What `batch.targets` names of the batch.
+    """
+
+    result: Any
+    data: Any
+    outputs: tuple[Any, ...]
+    targets: tuple[Any, ...]
 
 
 class BatchLayout:
@@ -57,9 +75,27 @@ class BatchLayout:
         return tuple(_pick(result, key, "batch.outputs", "the model's result") for key in keys)
 
     def loss(self, result: Any) -> torch.Tensor:
-        """The loss that the model returned itself: `.loss`, `["loss"]`, or at `batch.loss` of a tuple."""
-        key = "loss" if self.section.loss is None else self.section.loss
-        return one_number(_pick(result, key, "batch.loss", "the model's result"), "loss: model")
+        """The loss that the model returned itself.
+
+        At `batch.loss` of its result; else the result where it is one number, its `loss`, or the sum of a mapping of
+        losses.
+        """
+        key = self.section.loss
+        if key is None and isinstance(result, torch.Tensor):
+            return one_number(result, "loss: model")
+        if key is None and isinstance(result, Mapping) and "loss" not in result and _are_losses(result):
+            return torch.stack([one_number(value, f"loss: model: {name}") for name, value in result.items()]).sum()
+        return one_number(
+            _pick(result, "loss" if key is None else key, "batch.loss", "the model's result"), "loss: model"
+        )
+
+    def picked_outputs(self, result: Any, wanted: Picks) -> Any:
+        """What `_outputs_` of a loss names: by position, or by the names of its arguments."""
+        return _picked(result, wanted, "_outputs_", "the model's result")
+
+    def picked_targets(self, batch: Any, wanted: Picks) -> Any:
+        """What `_targets_` of a loss names, of the whole batch."""
+        return _picked(batch, wanted, "_targets_", "a batch")
 
     def _part(self, batch: Any, key: int | str) -> Any:
         if isinstance(batch, torch.Tensor) and key == 0:
@@ -68,6 +104,23 @@ class BatchLayout:
 
 
 _NOTHING = object()
+
+
+def arguments(outputs: Any, targets: Any) -> tuple[list[Any], dict[str, Any]]:
+    """What a loss is called with: outputs, then targets, by position or, where they are mappings, by name."""
+    both = (outputs, targets)
+    args = [one for side in both if not isinstance(side, Mapping) for one in side]
+    return args, {key: one for side in both if isinstance(side, Mapping) for key, one in side.items()}
+
+
+def _are_losses(result: Mapping[str, Any]) -> bool:
+    return bool(result) and all(isinstance(one, torch.Tensor) and one.numel() == 1 for one in result.values())
+
+
+def _picked(thing: Any, wanted: Picks, section: str, what: str) -> Any:
+    if isinstance(wanted, Mapping):
+        return {name: _pick(thing, key, section, what) for name, key in wanted.items()}
+    return tuple(_pick(thing, key, section, what) for key in wanted)
 
 
 def _pick(thing: Any, key: int | str, section: str, what: str) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 from launcher.errors import LauncherError
-from launcher.objective.batch import BatchLayout, one_number
+from launcher.objective.batch import BatchLayout, Picks, arguments, one_number
+from launcher.objective.probe import still_holds
+from launcher.objective.reading import Reading, known, order_fault, reduction_of, summing, sums_itself, tensors_in
 from launcher.recipe import schema
 from launcher.recipe.build import Builder
 from launcher.recipe.component import Component
@@ -24,14 +26,17 @@ INDEPENDENT = "does not depend on the model: no parameter gets a gradient; look 
 
 @dataclass
 class Term:
-    """One loss of the step's sum, and its count.
+    """One loss of the step's sum, and what it is a mean over.
 
     Attributes:
         name: Its name in the recipe, empty where there is one loss.
         function: `function(*outputs, *targets)`.
         weight: Its factor in the sum.
-        per: What its mean is over: `sample`, `element`, `batch`; None until the first batch decides.
-        sums: Whether the function gives a sum over what it counts; else it gives a mean.
+        per: What the recipe says that its mean is over: `sample`, `element`, `batch`, `sum`; None leaves it open.
+        reading: What it is a mean over; None until it is measured.
+        sums: Whether torch's own function is called for a sum over what it counts; else it is called as it is.
+        outputs: What of the model's result it gets; None for `batch.outputs`.
+        targets: What of a batch it gets; None for `batch.targets`.
         wrapped: What training calls: the function, under DDP where it has parameters of its own.
     """
 
@@ -39,50 +44,58 @@ class Term:
     function: Loss
     weight: float
     per: str | None
-    sums: bool
+    reading: Reading | None = None
+    sums: bool = False
+    outputs: Picks | None = None
+    targets: Picks | None = None
     wrapped: Loss | None = None
+
+    def take(self, reading: Reading | None) -> None:
+        """Learns what it is a mean over."""
+        self.reading = reading
 
     @property
     def call(self) -> Loss:
         """What training calls."""
         return self.function if self.wrapped is None else self.wrapped
 
+    def __post_init__(self) -> None:
+        self.key = loss_key(self.name)  # where the recipe names it
+
     @property
-    def key(self) -> str:
-        """Where the recipe names it."""
-        return loss_key(self.name)
+    def part(self) -> str:
+        """What its own value is called in a line, where there are several."""
+        return f"loss/{self.name}"
 
-    def settle(self, targets: Sequence[Any]) -> None:
-        """Decides, from the first targets, what the mean is over where the recipe does not say."""
-        if self.per is not None:
-            return
-        target = targets[0] if targets else None
-        classes = isinstance(target, torch.Tensor) and not target.is_floating_point()
-        dense = isinstance(target, torch.Tensor) and target.dim() > (1 if classes else 2)
-        weighted = getattr(self.function, "weight", None) is not None
-        self.per = "element" if self.sums and (weighted or dense) else "sample"
+    @property
+    def has_no_mean_of_nothing(self) -> bool:
+        """Whether it may be NaN where nothing counts, and need not be called: for one with parameters DDP waits."""
+        reading = self.reading
+        return self.wrapped is None and reading is not None and not (self.sums or reading.by_samples or reading.floor)
 
-    def count(self, targets: Sequence[Any], samples: int) -> float:
-        """What this micro-batch contributes to the count of the step.
+    def outputs_of(self, layout: BatchLayout, result: Any) -> Any:
+        """What of a model's result it gets: by position, or by the names of its arguments."""
+        return layout.outputs(result) if self.outputs is None else layout.picked_outputs(result, self.outputs)
 
-        Args:
-            targets: In host memory.
-            samples: How many samples count; none in a stand-in.
-        """
-        if self.per != "element" or samples == 0 or not targets:
-            return float(samples)
-        return _elements(self.function, targets[0])
+    def targets_of(self, layout: BatchLayout, batch: Any) -> Any:
+        """What of a batch it gets; that is what is counted."""
+        return layout.split(batch)[2] if self.targets is None else layout.picked_targets(batch, self.targets)
+
+    def value(self, function: Loss, layout: BatchLayout, result: Any, batch: Any) -> torch.Tensor:
+        """The loss of a batch."""
+        args, kwargs = arguments(self.outputs_of(layout, result), self.targets_of(layout, batch))
+        return one_number(function(*args, **kwargs), self.key)
 
 
-def _elements(function: Any, target: torch.Tensor) -> float:
-    """Entries not ignored; with class weights, their weights, as CrossEntropyLoss divides by."""
-    ignore, weight = getattr(function, "ignore_index", None), getattr(function, "weight", None)
-    if ignore is None:
-        return float(target.numel())
-    if target.is_floating_point():  # class probabilities [N, C, …]: torch divides by the number of places
-        return target.numel() / target.shape[1]
-    kept = target[target != ignore]
-    return float(kept.numel()) if weight is None else float(weight.detach().cpu()[kept].double().sum())
+def name_of(function: Any) -> str:
+    """What to call a loss: its class, or the function's name."""
+    if isinstance(function, functools.partial):
+        return name_of(function.func)
+    return (
+        type(function).__name__
+        if isinstance(function, nn.Module)
+        else getattr(function, "__name__", type(function).__name__)
+    )
 
 
 def loss_key(name: str) -> str:
@@ -97,7 +110,7 @@ class Objective:
         terms: The losses; none where the model or a step function brings its own.
         layout: Which parts of batch and result they get.
         step: The user's own step function, in place of forward and loss.
-        count: What a batch counts, with a step function.
+        count: What a batch counts, with a step function or a model's own loss.
     """
 
     def __init__(
@@ -110,14 +123,22 @@ class Objective:
         self.terms = list(terms)
         self.layout = layout
         self.step = step
-        self._count = count
+        self.count = count
+        self.own: Reading | None = None  # of a loss that the model or a step function brings
         # whether every count is known by arithmetic, without reading a batch: the first one decides, in `settle`
         self.counts_samples = False
+        self.is_whole = False  # a step is one forward pass on one process: no reading changes its numbers
+        self.is_audited = False  # in this start, on a batch of training
+
+    @property
+    def logs_scalars(self) -> bool:
+        """Whether a line has numbers besides the loss: a step function's, or the parts of a sum."""
+        return self.step is not None or len(self.terms) > 1
 
     def wrapped_by(self, losses: Mapping[str, nn.Module]) -> Objective:
         """The same objective, of which training calls these in place of the terms of their names."""
         terms = [replace(term, wrapped=losses.get(term.name)) for term in self.terms]
-        return Objective(terms, self.layout, step=self.step, count=self._count)
+        return Objective(terms, self.layout, step=self.step, count=self.count)
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -148,27 +169,51 @@ class Objective:
             if isinstance(term.function, nn.Module):
                 term.function.to(device)
 
-    @property
-    def per_batch(self) -> bool:
-        """Whether a term is a function of a whole batch, so that the result depends on the world."""
-        return any(term.per == "batch" for term in self.terms)
+    # ------------------------------------------------------------------ what is counted
 
-    def settle(self, batch: Any) -> None:
-        """Decides what each mean is over, from the first batch."""
+    @property
+    def readings(self) -> dict[str, Reading | None]:
+        """What each term is a mean over, by its key in the recipe."""
         if self.terms:
-            targets = self.layout.targets(batch)
-            for term in self.terms:
-                term.settle(targets)
-        self.counts_samples = self._count is None and all(term.per != "element" for term in self.terms)
+            return {term.key: term.reading for term in self.terms}
+        return {"loss" if self.step is None else "train.step": self.own}
+
+    def cut(self, *, whole: bool) -> None:
+        """Learns whether a step is one forward pass on one process: then no reading changes its numbers."""
+        self.is_whole = whole
+
+    def read(self, key: str, reading: Reading) -> None:
+        """Takes up what a term is a mean over."""
+        for term in self.terms:
+            if term.key == key:
+                term.take(reading)
+        if not self.terms:
+            self.own = reading
+
+    def manifest(self) -> dict[str, Any]:
+        """What a checkpoint keeps, so that a resume need not measure again."""
+        return {key: reading.manifest() for key, reading in self.readings.items() if reading is not None}
+
+    def settle(self) -> None:
+        """Before the first count: a loss that nobody has measured is taken for a mean over samples."""
+        for key, reading in self.readings.items():
+            if reading is None:
+                self.read(key, Reading("samples", found="trusted", why="nobody has measured it"))
+        self.counts_samples = all(one is not None and one.by_samples for one in self.readings.values())
 
     def counts(self, batch: Any, samples: int) -> list[float]:
         """What a micro-batch in host memory contributes to each term's count."""
+        if len(self.terms) == 1 and (reading := self.terms[0].reading) is not None:  # as nearly always: no lists
+            parts = None if self.counts_samples else self.terms[0].targets_of(self.layout, batch)
+            return [reading.count(parts, samples)]
+        readings = [term.reading for term in self.terms] or [self.own]
         if self.counts_samples:
-            return [float(samples)] * (len(self.terms) or 1)
-        if self._count is not None:
-            return [float(self._count(batch)) if samples else 0.0]
-        targets = self.layout.targets(batch)
-        return [term.count(targets, samples) for term in self.terms]
+            return [one.count(None, samples) if one is not None else float(samples) for one in readings]
+        counted = [term.targets_of(self.layout, batch) for term in self.terms] or [batch]
+        return [
+            one.count(part, samples) if one is not None else float(samples)
+            for one, part in zip(readings, counted, strict=True)
+        ]
 
     def scales(self, local: Sequence[float], total: Sequence[float], world_size: int, samples: int) -> list[float]:
         """Factors that make each term's value a part of the step's mean.
@@ -182,33 +227,103 @@ class Objective:
             world_size: How many ranks DDP averages over.
             samples: How many samples count; a stand-in contributes nothing.
         """
+        if len(self.terms) == 1:
+            term = self.terms[0]
+            return [term.weight * _scale(term.reading, term.sums, local[0], total[0], world_size, samples)]
         if not self.terms:
-            return [local[0] * world_size / total[0] if total[0] else 0.0]
+            return [_scale(self.own, False, local[0], total[0], world_size, samples)]
         return [
-            _scale(term, own, all_, world_size, samples)
+            term.weight * _scale(term.reading, term.sums, own, all_, world_size, samples)
             for term, own, all_ in zip(self.terms, local, total, strict=True)
         ]
 
     def value(
-        self, outputs: Sequence[Any], targets: Sequence[Any], scales: Sequence[float]
-    ) -> tuple[torch.Tensor, float]:
-        """The terms' values put together: a scalar tensor, and a factor still to be applied to it."""
-        values = [one_number(term.call(*outputs, *targets), term.key) for term in self.terms]
-        if len(values) == 1:
-            return values[0], scales[0]
-        parts = [value * scale for value, scale in zip(values, scales, strict=True)]
-        return torch.stack(parts).sum(), 1.0
+        self, result: Any, batch: Any, targets: Sequence[Any], scales: Sequence[float]
+    ) -> tuple[torch.Tensor, float, Mapping[str, torch.Tensor]]:
+        """The terms' values put together: a scalar tensor, a factor still to be applied to it, and the parts of a sum.
+
+        Args:
+            result: The model's.
+            batch: The whole batch.
+            targets: Those of `batch.targets`.
+            scales: A factor for each term.
+        """
+        if len(self.terms) == 1:
+            term, scale = self.terms[0], scales[0]
+            if scale and term.outputs is None and term.targets is None:  # as nearly always
+                function = term.function if term.wrapped is None else term.wrapped
+                return one_number(function(*self.layout.outputs(result), *targets), term.key), scale, {}
+            return self._value(term, result, batch, targets, scale), scale, {}
+        parts = {
+            term.part: self._value(term, result, batch, targets, scale) * scale
+            for term, scale in zip(self.terms, scales, strict=True)
+        }
+        weights = {term.part: term.weight or 1.0 for term in self.terms}
+        logged = {name: part.detach() / weights[name] for name, part in parts.items()}
+        return torch.stack(list(parts.values())).sum(), 1.0, logged
+
+    def _value(self, term: Term, result: Any, batch: Any, targets: Sequence[Any], scale: float) -> torch.Tensor:
+        if scale == 0 and term.has_no_mean_of_nothing:
+            return self._of_nothing(term, result)
+        if term.outputs is None and term.targets is None:
+            return one_number(term.call(*self.layout.outputs(result), *targets), term.key)
+        return term.value(term.call, self.layout, result, batch)
+
+    def audit(self, result: Any, batch: Any, samples: int) -> None:
+        """Tries on a real batch whether each term still is what it was found to be.
+
+        Raises:
+            LauncherError: One is not.
+        """
+        self.is_audited = True
+        for term in self.terms:
+            reading = term.reading
+            if reading is None or term.sums or reading.found == "stated" or reading.kind == "batch":
+                continue
+            if self.is_whole and reading.found == "known":  # a slip that broadcasts is a question, and no other number
+                continue
+            outputs, targets = term.outputs_of(self.layout, result), term.targets_of(self.layout, batch)
+            off = still_holds(term.function, reading, outputs, targets, samples)
+            if off is not None:
+                seen = f"outputs {shapes(outputs)}, targets {shapes(targets)}"
+                raise LauncherError(
+                    f"{term.key}: is not {reading.words} on this batch ({seen}): its halves put together are {off:.1g} "
+                    "off; mend the loss, or say what it is: _per_: sample, element, sum or batch"
+                )
+
+    def _of_nothing(self, term: Term, result: Any) -> torch.Tensor:
+        """Zero, by way of the outputs: a mean over nothing is NaN, and so is NaN × 0."""
+        outputs = [one for _, one in tensors_in(term.outputs_of(self.layout, result)) if one.requires_grad]
+        return torch.stack([one.sum() for one in outputs]).sum() * 0.0
+
+    def weighed(self, values: Sequence[torch.Tensor], counts: Sequence[float]) -> list[torch.Tensor]:
+        """Each term's value on a batch as a sum over what it counts: an evaluation adds these up."""
+        readings = [(term.reading, term.sums) for term in self.terms] or [(self.own, False)]
+        return [
+            _weighed(value, count, reading, sums)
+            for value, count, (reading, sums) in zip(values, counts, readings, strict=True)
+        ]
 
 
-def _scale(term: Term, local: float, total: float, world_size: int, samples: int) -> float:
+def _weighed(value: torch.Tensor, count: float, reading: Reading | None, sums: bool) -> torch.Tensor:
+    if sums or (reading is not None and reading.kind == "sum"):
+        return value
+    count = max(count, reading.floor if reading is not None else 0.0)
+    return value * count if count else torch.zeros_like(value)  # a mean over nothing is NaN
+
+
+def _scale(reading: Reading | None, sums: bool, local: float, total: float, world: int, samples: int) -> float:
     if samples == 0:
         return 0.0
-    if term.per == "batch":
-        return term.weight
-    numerator = 1.0 if term.sums else local
+    if reading is not None and reading.kind == "batch":
+        return 1.0
+    if reading is not None and reading.kind == "sum":
+        return float(world)
+    if reading is not None and total > 0:
+        local = max(local, reading.floor)
     if total == 0:  # every entry of the whole step is ignored: it has no gradient
         return 0.0
-    return term.weight * numerator * world_size / total
+    return (1.0 if sums else local) * world / total
 
 
 def build_objective(
@@ -226,45 +341,62 @@ def build_objective(
         train: Names the step function, where there is one.
 
     Raises:
-        RecipeError: A loss states a reduction, or `_per_: element` where nothing can be counted.
+        RecipeError: A loss gives a number for each entry, or its arguments would not be what they are called.
     """
     layout = BatchLayout(batch)
+    count = builder.build(train.count) if train.count else None
     if train.step is not None:
-        count = builder.build(train.count) if train.count else None
         return Objective([], layout, step=builder.build(train.step), count=count)
     if isinstance(section, str):  # `model`: it brings its own
-        return Objective([], layout)
+        return Objective([], layout, count=count)
     named = {"": section} if isinstance(section, Component) else section or {}
-    return Objective([_term(builder, name, one) for name, one in named.items()], layout)
+    return Objective([_term(builder, name, one, batch) for name, one in named.items()], layout)
 
 
-def _term(builder: Builder, name: str, component: Component) -> Term:
-    _check_reduction(builder, component, component.kwargs.get("reduction", "mean"))
+def _term(builder: Builder, name: str, component: Component, batch: schema.Batch) -> Term:
     function = builder.build(component)
     if isinstance(function, type):
         function = function()
-    _check_reduction(builder, component, getattr(function, "reduction", "mean"))
-    per = component.options.get("_per_")
-    has_reduction = isinstance(function, nn.Module) and getattr(function, "reduction", None) == "mean"
-    ignores = has_reduction and hasattr(function, "ignore_index")
-    if per is None:
-        # a stated ignore_index means that some entries do not count, as torch's own mean has it
-        per = "element" if ignores and "ignore_index" in component.kwargs else None if ignores else "sample"
-    # A mean over ignored targets only is NaN, and NaN × 0 stays NaN: these losses are summed and divided by our count.
-    sums = ignores or (has_reduction and per == "element")
-    if sums:
-        function = copy.copy(function)  # the one that was handed in stays a mean
-        function.reduction = "sum"
-    return Term(name, function, float(component.options.get("_weight_", 1.0)), per, sums)
+    options = component.options
+    per, weight = options.get("_per_"), float(options.get("_weight_", 1.0))
+    outputs, targets = options.get("_outputs_"), options.get("_targets_")
+    reading = known(function) if (batch.targets if targets is None else targets) else None
+    if reading is not None and isinstance(targets, Mapping):
+        reading = replace(reading, where=("target",))  # torch's name for it
+    if reading is not None:
+        _check_reduction(builder, component, function)
+    _check_order(builder, component, function, batch)
+    if reading is not None and per is not None and (per == "sum") != (reading.kind == "sum") and per != "batch":
+        message = f"_per_: {per} is not what it is: {reading.words} ({reading.why}); remove _per_, or say its reduction"
+        raise builder.wrong(component.path, message)
+    if per == "batch":
+        reading = Reading("batch", found="stated")
+    sums = reading is not None and reading.kind in ("kept", "weights") and sums_itself(function)
+    return Term(name, summing(function) if sums else function, weight, per, reading, sums, outputs, targets)
 
 
-def _check_reduction(builder: Builder, component: Component, reduction: Any) -> None:
-    """Refuses a loss that is no mean.
+def _check_reduction(builder: Builder, component: Component, function: Any) -> None:
+    """Refuses a loss of torch's that is no number.
 
     Raises:
-        RecipeError: It sums, or gives a number for each entry.
+        RecipeError: It gives one for each entry.
     """
-    if not isinstance(reduction, str) or reduction in ("mean", "batchmean"):
+    if reduction_of(function) != "none":
         return
-    message = f"'{reduction}' is not allowed: a step's loss is a mean over its count; remove it, and say _per_: element"
+    message = "'none' is not allowed: it gives a number for each entry, and a step needs one; remove it, or say sum"
     raise builder.wrong((*component.path, "reduction"), message)
+
+
+def _check_order(builder: Builder, component: Component, function: Any, batch: schema.Batch) -> None:
+    """Refuses outputs and targets that would stand where the loss takes something else.
+
+    Raises:
+        RecipeError: They would.
+    """
+    options = component.options
+    outputs, targets = options.get("_outputs_", batch.outputs or [0]), options.get("_targets_", batch.targets)
+    if isinstance(outputs, Mapping) or isinstance(targets, Mapping):
+        return
+    if fault := order_fault(function, len(outputs), len(targets)):
+        remedy = "say which is which: _outputs_: {input: 0, var: 1}, _targets_: {target: 1}"
+        raise builder.wrong(component.path, f"{component.target} {fault}; {remedy}")

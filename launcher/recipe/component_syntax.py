@@ -19,7 +19,7 @@ from launcher.recipe.tree import Document
 from launcher.text import brief
 
 _OF_ANY = ("_target_", "_args_", "_partial_", "_ref_")
-LOSS_COUNTS = ("sample", "element", "batch")
+LOSS_COUNTS = ("sample", "element", "batch", "sum")
 
 
 def _is_count(value: Any) -> str | None:
@@ -29,6 +29,19 @@ def _is_count(value: Any) -> str | None:
 def _is_weight(value: Any) -> str | None:
     fits = isinstance(value, int | float) and not isinstance(value, bool)
     return None if fits else "is no weight; write a number, as in 0.7"
+
+
+def _are_picks(value: Any) -> str | None:
+    """Positions or keys in a list, or by the name of an argument."""
+    keys = list(value.values()) if isinstance(value, Mapping) else value if isinstance(value, list) else None
+    fits = keys is not None and all(isinstance(key, int | str) and not isinstance(key, bool) for key in keys)
+    return None if fits else "must be positions or keys, as in [0], or by name of an argument, as in {input: 0, var: 1}"
+
+
+def _are_positions(value: Any) -> str | None:
+    """Positions or keys in a list: a metric gets its arguments in order."""
+    fits = isinstance(value, list) and _are_picks(value) is None
+    return None if fits else "must be positions or keys in a list, as in [0] or [scores]"
 
 
 def _is_length(value: Any) -> str | None:
@@ -60,8 +73,13 @@ def _are_sets(value: Any) -> str | None:
 OPTIONS: dict[str, dict[str, Callable[[Any], str | None]]] = {
     "optimizer": {"_groups_": _are_groups},
     "scheduler": {"_warmup_": _is_length, "_every_": _is_length},
-    "loss": {"_per_": _is_count, "_weight_": _is_weight},
-    "evaluate.metrics": {"_input_": _is_input, "_sets_": _are_sets},
+    "loss": {"_per_": _is_count, "_weight_": _is_weight, "_outputs_": _are_picks, "_targets_": _are_picks},
+    "evaluate.metrics": {
+        "_input_": _is_input,
+        "_sets_": _are_sets,
+        "_outputs_": _are_positions,
+        "_targets_": _are_positions,
+    },
 }
 
 

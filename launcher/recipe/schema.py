@@ -291,7 +291,9 @@ class Train(Section):
         None, description="Weights to start from: a .pth or .safetensors file, a checkpoint, or a run's folder."
     )
     step: AFunction | None = Field(None, description="Your own step function, in place of forward and loss.")
-    count: AFunction | None = Field(None, description="How many a batch counts, for your own step function.")
+    count: AFunction | None = Field(
+        None, description="How many a batch counts, for your own step function or 'loss: model'; null: it is measured."
+    )
     non_finite: Literal["stop", "skip"] = Field(
         "stop", description="What becomes of a step whose gradients are not finite."
     )

@@ -65,9 +65,6 @@ def build_run_state(recipe: Recipe, builder: Builder, model: Model, device: Devi
     length = RunLength.of(train, data.steps_per_epoch)
     builder.computed |= length.computed
     objective = build_objective(builder, recipe.loss, recipe.batch, train)
-    if objective.per_batch and data.train.sampler.accumulation(0) > 1:
-        message = "_per_: batch needs a rank's whole share at once; remove data.micro_batch_size, or use more processes"
-        raise builder.wrong("loss", message)
     losses = {name: wrap(module, device, recipe.device) for name, module in objective.modules.items()}
     objective = objective.wrapped_by(losses)
     objective.to(device.torch_device)

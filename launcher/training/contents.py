@@ -130,6 +130,7 @@ class Contents:
             "data": self.data_print,
             "versions": versions(),
             "saved": time.time(),
+            "loss": self.state.objective.manifest(),
         }
 
     def restore(self, checkpoint: Checkpoint, changed: Sequence[str] = ()) -> None:

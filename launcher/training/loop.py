@@ -53,7 +53,7 @@ def train(state: TrainState, session: Session) -> tuple[str, int]:
             break
         if wanted.save:
             acts.save(done)
-        if wanted.over or not evaluation.goes_on:
+        if wanted.over or (wanted.evaluate and not evaluation.goes_on):
             break
         if wanted.stop:
             outcome = "preempted"

@@ -35,7 +35,7 @@ class Meter:
         self._since = time.perf_counter()
         self._result: StepResult | None = None
         self._is_counted = True  # whether anything counts in that step
-        self._names: list[str] | None = [] if state.objective.step is None else None
+        self._names: list[str] | None = None if state.objective.logs_scalars else []
         self._copied: deque[tuple[dict[str, Any], torch.Tensor, float, Any]] = deque()
         self._reduced: deque[tuple[dict[str, Any], torch.Tensor, Pending]] = deque()
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,6 +18,7 @@ from launcher.data.sampler import describe_shares
 from launcher.evaluation.best import BestTracker, deciding_set
 from launcher.evaluation.evaluation import Evaluation, unlooked
 from launcher.evaluation.predictions import shown_of
+from launcher.objective.settle import settle_losses
 from launcher.recipe.build import Builder
 from launcher.recipe.schema import Recipe
 from launcher.recipe.show import resolved
@@ -56,13 +57,15 @@ def open_session(recipe: Recipe, builder: Builder, state: TrainState, options: O
     world, coordinator = state.device.world, state.device.coordinator
     with ExitStack() as stack:
         known = stack.enter_context(remembered())
-        if world.size > 2:
-            # DDP settles the order of its buckets in its first backward; then a resumed run sums as this one
-            warm_up(state)
         opening = Opening(recipe, state, options, stack)
         point = ResumePoint(**coordinator.from_first(lambda: asdict(opening.open())))
         if point.finished:
             raise Finished(point.finished, Path(point.folder), state.model.bare)
+        _go_on_alike(point, state)
+        settle_losses(builder, state.objective, state.model.bare, state.data, coordinator, kept=_kept_readings(point))
+        if world.size > 2:
+            # DDP settles the order of its buckets in its first backward; then a resumed run sums as this one
+            warm_up(state)
         contents = Contents(
             state, opening.identity, point.data_print, BestTracker(recipe.evaluate.best, recipe.evaluate.early_stop)
         )
@@ -91,13 +94,23 @@ def open_session(recipe: Recipe, builder: Builder, state: TrainState, options: O
         tracking.close(record.state, contents.history.lines)
 
 
-def _restore(point: ResumePoint, opening: Opening, contents: Contents) -> int:
-    """Takes up what this start resumes from; gives the steps made before it."""
-    state = contents.state
+def _go_on_alike(point: ResumePoint, state: TrainState) -> None:
+    """Computes and reads with as many threads and readers as the run did."""
     if point.threads is not None:
         torch.set_num_threads(point.threads)
     if point.readers is not None:
         state.data.read_by(point.readers)
+
+
+def _kept_readings(point: ResumePoint) -> Mapping[str, Any]:
+    """What the checkpoint says of the losses, unless what it was measured on has changed since."""
+    of_losses = ("loss", "batch", "model", "train.step", "train.count", "data")
+    changed = any(f"{key}.".startswith(f"{part}.") for key in point.changed for part in of_losses)
+    return {} if changed else point.loss
+
+
+def _restore(point: ResumePoint, opening: Opening, contents: Contents) -> int:
+    """Takes up what this start resumes from; gives the steps made before it."""
     if point.checkpoint is None:
         return 0
     checkpoint = opening.checkpoint

@@ -8,7 +8,7 @@ from pathlib import Path
 from launcher.data.load import Data
 from launcher.data.sampler import describe_shares
 from launcher.device.device import Device
-from launcher.objective.loss import Objective
+from launcher.objective.loss import Objective, name_of
 from launcher.objective.optimizer import describe_optimizer
 from launcher.objective.run_length import RunLength
 from launcher.recipe.schema import Recipe
@@ -59,19 +59,11 @@ def _world(device: Device) -> str:
 
 
 def _loss(objective: Objective) -> str:
-    if objective.step is not None:
-        return "the recipe's own step function"
     if not objective.terms:
-        return "the model's own"
-    counted = {
-        "sample": "mean over samples",
-        "element": "mean over elements",
-        "batch": "per batch: the result depends on the number of processes",
-        None: "mean over samples or elements, as its targets are",
-    }
-    return ", ".join(
-        f"{term.name + ': ' if term.name else ''}{type(term.function).__name__} ({counted[term.per]})"
-        for term in objective.terms
+        whose = "the model's own" if objective.step is None else "the recipe's own step function"
+        return f"{whose}: {objective.own}" if objective.own else whose
+    return "; ".join(
+        f"{term.name + ' = ' if term.name else ''}{name_of(term.function)}: {term.reading}" for term in objective.terms
     )
 
 

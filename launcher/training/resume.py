@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ class ResumePoint:
         readers: Readers of a stream's shards to go on with, None for those that there are.
         notes: What to say in the plan.
         warnings: What nobody should miss.
+        loss: What each loss is a mean over, as the checkpoint has it.
         finished: Why there is nothing to do, if so.
     """
 
@@ -65,6 +67,7 @@ class ResumePoint:
     readers: int | None = None
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    loss: Mapping[str, Any] = field(default_factory=dict)
     finished: str | None = None
 
 
@@ -139,6 +142,7 @@ class Opening:
             readers=readers,
             notes=tuple(self.notes),
             warnings=tuple(self.warnings),
+            loss=self.checkpoint.manifest.get("loss", {}) if self.checkpoint else {},
         )
 
     def _find(self, folder: Path) -> list[str]:

@@ -95,13 +95,15 @@ def forward(
         result = objective.stepped(state.model.wrapped, data, at)
         value, factor = result.pop("loss"), scales[0]
         logged = _scalars({key: one for key, one in result.items() if key not in _NO_SCALARS})
+    elif not objective.terms:  # the model brings its loss, and needs no targets
+        args, kwargs = layout.inputs(data)
+        value, factor = layout.loss(state.model.wrapped(*args, **kwargs)), scales[0]
     else:
         args, kwargs, targets = layout.split(data)
         result = state.model.wrapped(*args, **kwargs)
-        if objective.terms:
-            value, factor = objective.value(layout.outputs(result), targets, scales)
-        else:
-            value, factor = layout.loss(result), scales[0]
+        if not objective.is_audited:
+            objective.audit(result, data, batch.samples)
+        value, factor, logged = objective.value(result, data, targets, scales)
     context.run.batch = None
     return value, factor, logged
 

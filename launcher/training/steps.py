@@ -46,11 +46,13 @@ def counted_steps(state: TrainState, start: int, stop: int | None) -> Generator[
     first = next(stream, None)
     if first is None:
         return
-    objective.settle(first[0].data)
+    objective.settle()
     batches = itertools.chain([first], stream)
     sizes = map(data.train.sampler.batch_size, itertools.count(start))
     if objective.counts_samples:
         yield from _by_arithmetic(batches, sizes, objective, coordinator.world_size)
+    elif coordinator.world_size == 1:
+        yield from _by_counting_alone(batches, sizes, objective)
     else:
         yield from _by_counting(batches, sizes, objective, coordinator)
 
@@ -63,8 +65,22 @@ def _by_arithmetic(
         samples = next(sizes)
         if samples not in scales:
             local = [objective.counts(batch.data, batch.samples) for batch in batches]
-            scales[samples] = _scales(objective, batches, local, [float(samples)] * len(local[0]), world)
+            scales[samples] = _scales(objective, batches, local, objective.counts(None, samples), world)
         yield StepBatch(batches, scales[samples], float(samples), samples)
+
+
+def _by_counting_alone(
+    stream: Iterable[list[MicroBatch]], sizes: Iterator[int], objective: Objective
+) -> Iterator[StepBatch]:
+    for batches in stream:
+        if len(batches) == 1:
+            total = objective.counts(batches[0].data, batches[0].samples)
+            scales: Scales = [objective.scales(total, total, 1, batches[0].samples)]
+        else:
+            local = [objective.counts(batch.data, batch.samples) for batch in batches]
+            total = [sum(counts) for counts in zip(*local, strict=True)]
+            scales = _scales(objective, batches, local, total, 1)
+        yield StepBatch(batches, scales, total[0], next(sizes))
 
 
 def _by_counting(
@@ -83,7 +99,7 @@ def _by_counting(
         local = [objective.counts(batch.data, batch.samples) for batch in batches]
         sums = [float(sum(one)) for one in zip(*local, strict=True)]
         ahead.append((batches, local, coordinator.sum(torch.tensor(sums, dtype=torch.float64))))
-        if len(ahead) > 1 or coordinator.world_size == 1:
+        if len(ahead) > 1:
             yield oldest()
     while ahead:
         yield oldest()

@@ -111,8 +111,8 @@ class Triggers:
         agreed = self._agreement.after(step, self.clocks.wishes(self._stopping()))
         return Due(
             track=step % periods.track_steps == 0,
-            evaluate=due(step, periods.evaluate_steps) or agreed.evaluate,
-            save=due(step, periods.save_steps) or agreed.save,
+            evaluate=agreed.evaluate or (periods.evaluate_steps is not None and step % periods.evaluate_steps == 0),
+            save=agreed.save or (periods.save_steps is not None and step % periods.save_steps == 0),
             over=agreed.over,
             stop=agreed.stop,
         )

@@ -83,7 +83,7 @@ def built(*overrides: str) -> Objective:
 
 def put_together(objective: Objective, ranks: Sequence[Sequence[Batch]]) -> tuple[float, Tensor]:
     """The step's loss and its gradient by the outputs, from each rank's micro-batches."""
-    objective.settle((None, ranks[0][0][1]))
+    objective.settle()
     counts = [[objective.counts((None, targets), len(targets)) for _, targets in own] for own in ranks]
     total = [sum(column) for column in zip(*(one for own in counts for one in own), strict=True)]
     loss, gradients = 0.0, []
@@ -91,7 +91,7 @@ def put_together(objective: Objective, ranks: Sequence[Sequence[Batch]]) -> tupl
         for (outputs, targets), local in zip(own, counted, strict=True):
             leaf = outputs.clone().requires_grad_()
             scales = objective.scales(local, total, len(ranks), len(targets))
-            value, factor = objective.value([leaf], [targets], scales)
+            value, factor, _ = objective.value(leaf, (None, targets), [targets], scales)
             (value * factor / len(ranks)).backward()  # as DDP's mean has it
             loss += float(value.detach()) * factor / len(ranks)
             assert leaf.grad is not None
@@ -131,7 +131,7 @@ def test_micro_batches_of_all_ranks_make_torchs_mean_of_the_whole(
 def test_a_stand_in_counts_nothing_and_weighs_nothing(loss: str) -> None:
     objective = objective_of(loss)
     batch: Any = (None, LOSSES[loss][0](4)[1])
-    objective.settle(batch)
+    objective.settle()
     none = objective.counts(batch, 0)
     assert none == [0.0] * len(objective.terms)
     assert objective.scales(none, objective.counts(batch, 4), 3, 0) == none

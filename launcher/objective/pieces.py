@@ -1,0 +1,259 @@
+"""A batch as pieces side by side: any union of them, with outputs varied, and with targets that do not count.
+
+Batches that are not their pieces side by side (somebody pads, or counts on from piece to piece) are told by comparing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from launcher.objective.reading import Hints, Where, is_mask, tensors_in
+
+
+def mapped(tree: Any, function: Callable[[torch.Tensor], Any]) -> Any:
+    """The tree with each tensor replaced."""
+    if isinstance(tree, torch.Tensor):
+        return function(tree)
+    if isinstance(tree, Mapping):
+        return {key: mapped(value, function) for key, value in tree.items()}
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*(mapped(value, function) for value in tree))
+    if isinstance(tree, list | tuple):
+        return type(tree)(mapped(value, function) for value in tree)
+    return tree
+
+
+def cast(tree: Any, dtype: torch.dtype | None) -> Any:
+    """The tree with its real numbers in another precision; None leaves it."""
+    if dtype is None:
+        return tree
+    return mapped(tree, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
+
+
+# ---------------------------------------------------------------------- pieces that join
+
+
+Tree = Any
+Joint = Any  # how a tree of pieces joins: a dimension, "list", "same", or the same tree of those
+
+
+class NotJoinedError(Exception):
+    """The whole is not its pieces side by side: somebody pads, or counts on from piece to piece."""
+
+
+def _joint(pieces: Sequence[Tree], whole: Tree, exact: bool) -> Joint:
+    """How the whole is put together from pieces.
+
+    Args:
+        pieces: Three of them.
+        whole: The same samples in one batch.
+        exact: Whether values must agree to the bit: outputs may differ by rounding.
+    """
+    if isinstance(whole, torch.Tensor):
+        return _dimension(pieces, whole, exact)
+    if isinstance(whole, Mapping):
+        return {key: _joint([piece[key] for piece in pieces], value, exact) for key, value in whole.items()}
+    if isinstance(whole, list | tuple):
+        lengths = {len(piece) for piece in pieces}
+        if lengths == {len(whole)}:
+            return [_joint([piece[n] for piece in pieces], value, exact) for n, value in enumerate(whole)]
+        if isinstance(whole, list) and len(whole) == sum(len(piece) for piece in pieces):
+            return "list"
+        raise NotJoinedError
+    if isinstance(whole, str | int | float | bool | None) and all(piece == whole for piece in pieces):
+        return "same"
+    raise NotJoinedError
+
+
+def _dimension(pieces: Sequence[torch.Tensor], whole: torch.Tensor, exact: bool) -> Joint:
+    for dim in range(whole.dim()):
+        if whole.shape[dim] != sum(piece.shape[dim] for piece in pieces if piece.dim() == whole.dim()):
+            continue
+        rest = {(*one.shape[:dim], *one.shape[dim + 1 :]) for one in (*pieces, whole)}
+        if len(rest) == 1 and _agree(torch.cat(list(pieces), dim), whole, exact):
+            return dim
+    if all(piece.shape == whole.shape and _agree(piece, whole, True) for piece in pieces):
+        return "same"
+    raise NotJoinedError
+
+
+def _agree(one: torch.Tensor, other: torch.Tensor, exact: bool) -> bool:
+    """Whether two tensors are the same: to the bit, or but for rounding, as a model gives it for other batches."""
+    if exact or not other.is_floating_point():
+        return (
+            torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
+            if other.is_floating_point()
+            else one.equal(other)
+        )
+    off = (one - other).abs().max() if other.numel() else torch.zeros(())
+    return not bool(off > 0.02 * other.abs().max())
+
+
+class Joined:
+    """Outputs and targets of a batch, of which any union of pieces can be taken, varied or not.
+
+    Args:
+        pieces: Outputs and targets of each piece.
+        whole: Those of all of them, batched together.
+        numbers: How many samples each piece has.
+    """
+
+    def __init__(self, pieces: Sequence[Tree], whole: Tree, numbers: Sequence[int]):
+        self.outputs, self.targets = whole
+        self._joints = [_joint([one[side] for one in pieces], whole[side], exact=side == 1) for side in (0, 1)]
+        self._lengths = [[_lengths(one[side]) for one in pieces] for side in (0, 1)]
+        self.numbers = numbers
+
+    def union(self, outputs: Tree, targets: Tree, pieces: int) -> tuple[Tree, Tree, int]:
+        """Outputs and targets of some of the pieces, a bit for each, and how many samples they have."""
+        taken = (
+            _taken(tree, joint, lengths, pieces)
+            for tree, joint, lengths in zip((outputs, targets), self._joints, self._lengths, strict=True)
+        )
+        samples = sum(number for bit, number in enumerate(self.numbers) if pieces >> bit & 1)
+        return next(taken), next(taken), samples
+
+    def over_outputs(self, change: Callable[[torch.Tensor, int], torch.Tensor]) -> Tree:
+        """The outputs with each tensor of real numbers changed, along the dimension that joins."""
+
+        def each(tree: Tree, joint: Joint) -> Tree:
+            if isinstance(tree, torch.Tensor):
+                return change(tree, joint) if isinstance(joint, int) and tree.is_floating_point() else tree
+            if isinstance(tree, Mapping):
+                return {key: each(value, joint[key]) for key, value in tree.items()}
+            if isinstance(tree, list | tuple) and joint not in ("list", "same"):
+                values = [each(value, inner) for value, inner in zip(tree, joint, strict=True)]
+                return type(tree)(*values) if hasattr(tree, "_fields") else type(tree)(values)
+            return tree
+
+        return each(self.outputs, self._joints[0])
+
+    @property
+    def starts(self) -> list[int]:
+        """The first sample of each piece."""
+        return [0, *itertools.accumulate(self.numbers)][:-1]
+
+
+def _lengths(tree: Tree) -> Tree:
+    """The shapes of a piece's tensors and the lengths of its lists, in a tree like it."""
+    if isinstance(tree, torch.Tensor):
+        return tuple(tree.shape)
+    if isinstance(tree, Mapping):
+        return {key: _lengths(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return len(tree), [_lengths(value) for value in tree]
+    return None
+
+
+def _taken(tree: Tree, joint: Joint, lengths: Sequence[Tree], pieces: int) -> Tree:
+    if isinstance(joint, str) and joint == "same":
+        return tree
+    if isinstance(joint, dict):
+        return {key: _taken(tree[key], inner, [one[key] for one in lengths], pieces) for key, inner in joint.items()}
+    if isinstance(joint, list):
+        values = [_taken(tree[n], inner, [one[1][n] for one in lengths], pieces) for n, inner in enumerate(joint)]
+        return type(tree)(*values) if hasattr(tree, "_fields") else type(tree)(values)
+    sizes = [one[0] if joint == "list" else one[joint] for one in lengths]
+    ends = list(itertools.accumulate(sizes))
+    ranges = [(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+    taken = [limits for bit, limits in enumerate(ranges) if pieces >> bit & 1]
+    if joint == "list":
+        return [item for first, end in taken for item in tree[first:end]]
+    parts = [tree.narrow(joint, first, end - first) for first, end in taken]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, joint)
+
+
+# ---------------------------------------------------------------------- variations
+
+
+def classes_in(outputs: Tree) -> list[int]:
+    """Class numbers that may stand for "no class": the last, and the one after it."""
+    first = next((tensor for _, tensor in tensors_in(outputs)), None)
+    if first is None or first.dim() < 2:
+        return []
+    return sorted({size + more for size in {first.shape[1], first.shape[-1]} for more in (-1, 0)})
+
+
+def draws(joined: Joined) -> Iterator[Tree]:
+    """The outputs as they are, exchanged, shaken row by row by another amount, and mixed with others."""
+    generator = torch.Generator().manual_seed(7)
+
+    def ramp(tensor: torch.Tensor, dim: int) -> torch.Tensor:
+        shape = [1] * tensor.dim()
+        shape[dim] = tensor.shape[dim]
+        return torch.linspace(0.02, 0.6, tensor.shape[dim], dtype=tensor.dtype).view(shape)
+
+    def shaken(tensor: torch.Tensor, dim: int) -> torch.Tensor:
+        noise = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
+        return tensor + ramp(tensor, dim) * (tensor.abs().mean() + 0.5) * noise
+
+    yield joined.outputs
+    yield joined.over_outputs(lambda tensor, dim: tensor.roll(1, dim))
+    yield joined.over_outputs(shaken)
+    yield joined.over_outputs(lambda tensor, dim: tensor + ramp(tensor, dim) * (tensor.roll(2, dim) - tensor))
+
+
+def injections(joined: Joined, hints: Hints) -> Iterator[tuple[Tree, Tree]]:
+    """Values that may not count, put into the targets: what the samples lack may come later."""
+    generator = torch.Generator().manual_seed(11)
+
+    def shaken(tensor: torch.Tensor, _: int) -> torch.Tensor:
+        noise = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
+        return tensor + 0.05 * (tensor.abs().mean() + 0.5) * noise
+
+    tensors = [tensor for _, tensor in tensors_in(joined.targets)]
+    for outputs in (joined.over_outputs(shaken), joined.outputs):
+        for number, tensor in enumerate(tensors[:8]):
+            for value in _values_for(tensor, number, joined.outputs, hints):
+                changed = torch.where(_holes(tensor, joined, generator), torch.full_like(tensor, value), tensor)
+                yield outputs, mapped(joined.targets, lambda one, of=tensor, to=changed: to if one is of else one)  # type: ignore[misc]  # mypy takes no defaults in lambdas
+
+
+def _values_for(tensor: torch.Tensor, number: int, outputs: Tree, hints: Hints) -> list[float]:
+    """What may stand in a tensor of targets for "does not count"."""
+    if not tensor.dim() or not tensor.numel():
+        return []
+    if tensor.dtype == torch.bool:
+        return [0]
+    if tensor.is_floating_point():
+        return [0] if is_mask(tensor) else [math.nan, 0.0][: 1 + (number > 0)]
+    if number and is_mask(tensor):
+        return [0]
+    if not are_classes(tensor, outputs):
+        return []
+    info = torch.iinfo(tensor.dtype)
+    wanted = dict.fromkeys((*hints.ignored, 0, *classes_in(outputs)))
+    return [value for value in wanted if info.min <= value <= info.max]
+
+
+def tried_in(joined: Joined, hints: Hints) -> frozenset[Where]:
+    """The tensors into which `injections` puts -100."""
+    places = list(tensors_in(joined.targets))[:8]
+    return frozenset(
+        where
+        for number, (where, tensor) in enumerate(places)
+        if -100 in _values_for(tensor, number, joined.outputs, hints)
+    )
+
+
+def are_classes(tensor: torch.Tensor, outputs: Tree) -> bool:
+    """Whether outputs have scores of classes for each: kernels that check nothing (CTC's) read where a label points."""
+    first = next((one for _, one in tensors_in(outputs)), None)
+    return (
+        first is not None and first.dim() > 1 and first.numel() in {tensor.numel() * size for size in first.shape[1:]}
+    )
+
+
+def _holes(tensor: torch.Tensor, joined: Joined, generator: torch.Generator) -> torch.Tensor:
+    """Half of the places, and never all of a row, nor the first of a piece."""
+    holes = torch.rand(tensor.shape, generator=generator) < 0.5
+    if tensor.dim() > 1 and tensor[0].numel() > 1:
+        holes.view(len(tensor), -1)[:, 1] = False
+    else:
+        holes[[start for start in joined.starts if start < len(tensor)]] = False
+    return holes

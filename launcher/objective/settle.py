@@ -1,0 +1,231 @@
+"""Settles, before anything is counted, what each loss of a run is a mean over; refuses what nobody can know."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from launcher.data.load import Data, TrainLoader
+from launcher.device.coordination import Coordinator
+from launcher.errors import LauncherError, RecipeError
+from launcher.objective.loss import Objective, Term
+from launcher.objective.probe import Samples, Subject, copied, measure
+from launcher.objective.reading import Hints, Reading, Verdict
+from launcher.objective.run_length import At
+from launcher.recipe.build import Builder
+
+_ELEMENTS = ("kept", "elements", "weights", "present", "mask", "positive")
+_OF_PER = {"sample": ("samples", "rows"), "element": _ELEMENTS, "sum": ("sum",), "batch": ("batch",)}
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How a step is cut: in one piece, any reading gives the same training.
+
+    Attributes:
+        processes: The world's size.
+        pieces: Micro-batches of a process.
+    """
+
+    processes: int
+    pieces: int
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether a step is one forward pass on one process."""
+        return self.processes == self.pieces == 1
+
+    def __str__(self) -> str:
+        parts = [f"{self.processes} processes"] if self.processes > 1 else []
+        parts += [f"{self.pieces} micro-batches a process"] if self.pieces > 1 else []
+        return " and ".join(parts)
+
+
+def settle_losses(
+    builder: Builder,
+    objective: Objective,
+    model: nn.Module,
+    data: Data,
+    coordinator: Coordinator,
+    *,
+    processes: int | None = None,
+    kept: Mapping[str, Any] | None = None,
+) -> None:
+    """Finds out what is not known: from the checkpoint, else by measuring, on all ranks with the same samples.
+
+    Args:
+        builder: Says where the recipe names a loss.
+        objective: Whose losses they are.
+        model: The bare module; it is left as it was.
+        data: Whose training samples are measured on.
+        coordinator: Rank 0's word counts.
+        processes: How many there will be; None for those that there are.
+        kept: What the checkpoint says; of a loss of the whole batch it says nothing for more pieces or processes.
+
+    Raises:
+        RecipeError: A loss cannot be put together from pieces, or nobody can tell how.
+    """
+    train = data.train
+    steps = Steps(processes or coordinator.world_size, train.sampler.accumulation(0))
+    for term in objective.terms:
+        if term.reading == Reading("batch") and steps.pieces > 1:
+            message = (
+                "_per_: batch needs a rank's whole share at once; remove data.micro_batch_size, or use more processes"
+            )
+            raise builder.wrong(term.key, message)
+    objective.cut(whole=steps.is_whole)
+    take_up(objective, {key: said for key, said in (kept or {}).items() if steps.is_whole or said["kind"] != "batch"})
+    for term in objective.terms:
+        term.take(_simplified(term, objective, train))
+    pads = train.reading.collate is not None and not steps.is_whole
+    open_keys = [key for key, one in objective.readings.items() if one is None or (pads and one.found == "known")]
+    if not open_keys:
+        return
+    found = {key: _settled(objective, key, model, train, steps) for key in open_keys}
+    told: dict[str, Any] = coordinator.from_first(
+        lambda: {key: one if isinstance(one, str) else one.manifest() for key, one in found.items()}
+    )
+    faults = [(key, one) for key, one in told.items() if isinstance(one, str)]
+    if faults:
+        raise RecipeError([problem for key, message in faults for problem in builder.wrong(key, message).problems])
+    for key, said in told.items():
+        objective.read(key, Reading.of_manifest(said, **_objects(objective, key)))
+
+
+def take_up(objective: Objective, kept: Mapping[str, Any]) -> None:
+    """Takes up what a checkpoint says of losses of which nothing is known."""
+    for key, said in kept.items():
+        if objective.readings.get(key, ...) is None:
+            objective.read(key, Reading.of_manifest(said, **_objects(objective, key)))
+
+
+def _simplified(term: Term, objective: Objective, train: TrainLoader) -> Reading | None:
+    """The reading with what every sample counts, where the whole set's targets are one tensor that can be looked at."""
+    reading, key = term.reading, objective.layout.section.targets[:1]
+    if reading is None or reading.kind not in ("kept", "elements", "rows") or term.targets is not None:
+        return reading
+    targets = train.column(key[0]) if key else None
+    if targets is None or not len(targets) or targets.is_floating_point() == (reading.kind == "kept"):
+        return reading
+    if reading.kind == "kept" and bool((targets == reading.ignored).any()):
+        return reading
+    return replace(reading, each=1.0 if reading.kind == "rows" else targets.numel() / len(targets))
+
+
+def _objects(objective: Objective, key: str) -> dict[str, Any]:
+    """What a reading needs that no manifest holds."""
+    term = _term(objective, key)
+    return {"weights": Hints.of(term.function).weights if term else None, "function": objective.count}
+
+
+def _term(objective: Objective, key: str) -> Term | None:
+    return next((term for term in objective.terms if term.key == key), None)
+
+
+def _settled(objective: Objective, key: str, model: nn.Module, train: TrainLoader, steps: Steps) -> Reading | str:
+    """What a loss is a mean over, or in a line why that cannot be said."""
+    term = _term(objective, key)
+    hints = Hints.of(term.function) if term is not None else Hints(user=objective.count, of_batches=True)
+    try:
+        verdict = measure(_subject(objective, term), model, samples_of(train), hints)
+    except LauncherError:
+        raise
+    except Exception as error:  # somebody's model or data, whose own mistake the first step tells better
+        verdict = Verdict(None, "failed", f"{type(error).__name__}: {' '.join(str(error).split())[:160]}")
+    if term is not None and term.reading is not None:  # torch's own means what it says, unless a collate pads
+        is_padded = verdict.reading is not None and verdict.reading.kind == "batch"
+        return _fault(verdict, steps, has_term=True) if is_padded else term.reading
+    if objective.count is not None:
+        return _by_user(verdict, objective)
+    if term is not None and term.per is not None:
+        return _as_stated(term.per, verdict)
+    if verdict.reading is not None and verdict.reading.kind != "batch":
+        return _trusting(verdict.reading, verdict.also)
+    if steps.is_whole:
+        return verdict.reading or Reading("batch", found="trusted", why=verdict.detail)
+    return _fault(verdict, steps, has_term=term is not None)
+
+
+def _trusting(reading: Reading, also: Sequence[Reading]) -> Reading:
+    """The reading with what is taken on trust: a count that these samples do not tell from it, and others may."""
+    plain = ("samples", "rows", "elements", "present", "positive", reading.kind)
+    others = [one for one in also if one.kind not in plain]
+    if not others:
+        return reading
+    return reading.as_found(reading.found, f"taken on trust that it is not over {others[0].words.split(' over ')[1]}")
+
+
+def _by_user(verdict: Verdict, objective: Objective) -> Reading | str:
+    """The user's own count, unless another one is what fits."""
+    fits = [verdict.reading, *verdict.also] if verdict.reading is not None else []
+    own = next((one for one in fits if one is not None and one.kind == "user"), None)
+    if own is not None:
+        return own
+    if verdict.reading is not None and verdict.reading.kind != "batch":
+        return f"train.count is not what the loss is a mean over: it is {verdict.reading.words}; remove train.count"
+    return Reading("user", found="stated", why=verdict.detail, function=objective.count)
+
+
+def _as_stated(per: str, verdict: Verdict) -> Reading | str:
+    """What the recipe's `_per_` means here, unless something else fits."""
+    kinds = _OF_PER[per]
+    fits = [one for one in (verdict.reading, *verdict.also) if one is not None]
+    agreed = next((one for one in fits if one.kind in kinds), None)
+    if agreed is not None:
+        return agreed
+    if verdict.reading is not None and verdict.reading.kind != "batch" and per != "batch":
+        return f"_per_: {per} is not what it is a mean over: it is {verdict.reading.words}; remove _per_"
+    kind = {"sample": "samples", "element": "elements"}.get(per, per)
+    return Reading(kind, found="stated", why=verdict.detail)
+
+
+def _fault(verdict: Verdict, steps: Steps, has_term: bool) -> str:
+    """Why a loss cannot be put together from pieces, and what to do."""
+    nearest = verdict.reading.why if verdict.reading is not None else verdict.detail
+    detail = f" ({nearest})" if nearest else ""
+    whole = "use one process and no data.micro_batch_size"
+    say = "say _per_: sample, element or sum" if has_term else "name a function of the batch that counts: train.count"
+    if verdict.reading is not None:
+        own = "say _per_: batch and remove data.micro_batch_size" if steps.pieces > 1 else "say _per_: batch"
+        remedy = f"{own}, or {whole}" if has_term else whole
+        return f"its value is of the whole batch{detail}, and {steps} would give other numbers; {remedy}"
+    why = {
+        "unknown": "it is a mean over something that no tensor of a batch shows",
+        "ambiguous": "what it is a mean over cannot be told",
+        "constant": "what it is a mean over cannot be measured",
+        "random": "what it is a mean over cannot be measured",
+        "failed": "what it is a mean over could not be measured",
+    }[verdict.reason]
+    return f"{why}{detail}, and {steps} need it; {say}, or {whole}"
+
+
+def _subject(objective: Objective, term: Term | None) -> Subject:
+    layout = objective.layout
+
+    def result(model: nn.Module, batch: Any) -> Any:
+        args, kwargs = layout.inputs(batch)
+        return model(*args, **kwargs)
+
+    if term is not None:
+        return Subject(
+            parts=lambda batch: term.targets_of(layout, batch),
+            outputs=lambda model, batch: term.outputs_of(layout, result(model, batch)),
+            function=term.function,
+        )
+    if objective.step is None:
+        return Subject(parts=lambda batch: batch, value=lambda model, batch: layout.loss(result(model, batch)))
+    return Subject(parts=lambda batch: batch, value=lambda model, batch: _stepped(objective, model, batch))
+
+
+def _stepped(objective: Objective, model: nn.Module, batch: Any) -> Any:
+    """The loss of a copy of the user's step function."""
+    twin = Objective([], objective.layout, step=copied(objective.step))
+    return twin.stepped(model, batch, At())["loss"]
+
+
+def samples_of(train: TrainLoader) -> Samples:
+    """The training set's first samples, in batches that are made for the measurement alone."""
+    return Samples(train.num_readable(), train.batch_of, collates=train.reading.collate is not None)
