@@ -18,7 +18,7 @@ from launcher.batch import BatchLayout, one_number, shapes
 from launcher.errors import LauncherError, Problem, RecipeError
 from launcher.recipe.component import Component
 from launcher.recipe.components import Workshop
-from launcher.recipe.document import dotted
+from launcher.recipe.document import dotted, hint
 from launcher.recipe.duration import Duration
 from launcher.recipe.fitting import parameters_of
 
@@ -289,6 +289,8 @@ def build_optimizer(workshop: Workshop, model: nn.Module, losses: Mapping[str, n
         optimizer = section.given(params)
     else:
         optimizer = section.given
+    if groups and section.given is None:
+        _check_groups(workshop, section, groups, optimizer)
     if unfit := _unfit(optimizer, section.target, named.values(), made=optimizer is not section.given):
         raise RecipeError([Problem(str(section.origin), "optimizer", unfit)])
     return optimizer  # type: ignore[no-any-return]
@@ -369,8 +371,29 @@ def _groups(
             where = str(workshop.recipe.document.key_origin((*section.path, "_groups_", pattern)))
             message = f"no parameter is named like '{pattern}' (or an earlier pattern has it); there are: {shown}, …"
             raise RecipeError([Problem(where, f"optimizer._groups_.{pattern}", message)])
-        groups.append({"params": [left.pop(name) for name in names], **workshop.value(settings, {})})
+        said = workshop.value(settings, {})
+        for name, message in workshop.unfit(section, said):
+            raise _group_error(workshop, section, pattern, name, message)
+        groups.append({"params": [left.pop(name) for name in names], **said})
     return [{"params": list(left.values())}, *groups] if left else groups
+
+
+def _check_groups(
+    workshop: Workshop, section: Component, groups: Mapping[str, Mapping[str, Any]], optimizer: Any
+) -> None:
+    """Settings that the optimizer that came out does not have would be kept in its groups, and used by nobody."""
+    known = list(getattr(optimizer, "defaults", None) or ())
+    for pattern, settings in groups.items():
+        for name in settings if known else ():
+            if name not in known:
+                message = f"{type(optimizer).__name__} has no setting '{name}'"
+                message += hint(name, known, f"a group may set: {', '.join(known)}")
+                raise _group_error(workshop, section, pattern, name, message)
+
+
+def _group_error(workshop: Workshop, section: Component, pattern: str, name: str, message: str) -> RecipeError:
+    path = (*section.path, "_groups_", pattern, name)
+    return RecipeError([Problem(str(workshop.recipe.document.key_origin(path)), dotted(path), message)])
 
 
 # ---------------------------------------------------------------------- schedule

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher.commands.arguments import add_output, add_recipe, positive, read_recipe, span
+from launcher.commands.arguments import add_output, add_recipe, positive, read_recipe, say_own_code, span
 from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, EXIT_USAGE, UsageError
 
 if TYPE_CHECKING:
@@ -125,6 +125,7 @@ def _supervised(options: argparse.Namespace, arguments: Sequence[str], world: Wo
     from launcher.launch.nodes import Nodes
 
     recipe = read_recipe(options)
+    say_own_code(recipe, options.output)
     restarts = recipe.launch.max_restarts if options.max_restarts is None else max(0, options.max_restarts)
     nodes = Nodes.parse(options.nodes or recipe.launch.nodes, options.node_rank, options.master, restarts)
     cpu = options.cpu or world.wants_cpu
@@ -190,6 +191,8 @@ def _train_as_rank(options: argparse.Namespace, arguments: Sequence[str], world:
                 f"--{flag} away, or start with `launcher train` alone"
             )
     recipe = read_recipe(options)
+    if world.is_first and world.supervisor is None and (world.is_launched or options.one_batch):
+        say_own_code(recipe, options.output)  # else it was said before this process was started
     from launcher.opening import Options
     from launcher.run import run
 

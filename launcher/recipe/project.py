@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import stat
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-_KEYS = ("allow",)
+_KEYS = ("allow", "code", "bases")
 
 
 def allowed_packages(flags: Sequence[str] = (), folder: Path | None = None) -> tuple[str, ...]:
@@ -41,6 +42,87 @@ def allowed_packages(flags: Sequence[str] = (), folder: Path | None = None) -> t
             if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name):
                 raise UsageError(f"{source}: '{brief(name)}' is not a package; write its name as one imports it")
     return tuple(dict.fromkeys([*flags, *project]))
+
+
+def named_paths(key: str, folder: Path | None = None) -> tuple[Path, ...]:
+    """The files and folders of a list in [tool.launcher] of the working directory's pyproject.toml, resolved.
+
+    Args:
+        key: `code`, what may be called by a recipe that lies elsewhere; or `bases`, what such a recipe may build on.
+        folder: Where pyproject.toml is; None is the working directory.
+
+    Raises:
+        UsageError: It is no list of paths, or the file cannot be read.
+    """
+    path = (folder or Path()) / "pyproject.toml"
+    listed = _project(path).get(key, [])
+    if not isinstance(listed, list) or not all(isinstance(one, str) and one for one in listed):
+        raise UsageError(f"{path}: tool.launcher.{key} must be a list of files and folders, as in {key} = ['src']")
+    return tuple((path.parent / Path(one).expanduser()).resolve() for one in listed)
+
+
+def own_code(recipe_folder: Path) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """Whose Python files a recipe may call: those beside or below it, of its project, and those that are named.
+
+    Args:
+        recipe_folder: The recipe's, or that of the base that names the file.
+
+    Returns:
+        Folders and files that are the user's own; and the folders in which names are looked up.
+
+    Raises:
+        UsageError: The working directory's pyproject.toml cannot be read.
+    """
+    folder, here = recipe_folder.resolve(), Path.cwd().resolve()
+    named = named_paths("code")
+    project = project_of(folder)
+    own: list[Path] = [folder]
+    places = [folder]
+    if project is not None and here.is_relative_to(project):
+        own, places = [project], [folder, here, project]
+    elif _is_anybodys(folder):
+        own = []
+    elif Path.home().resolve().is_relative_to(folder):  # all of one's files lie below
+        own = sorted(file.resolve() for file in folder.glob("*.py"))
+    places += [path for path in (here, *named) if named and path.is_dir()]
+    return tuple(dict.fromkeys((*own, *named))), tuple(dict.fromkeys(places))
+
+
+def project_of(folder: Path) -> Path | None:
+    """The nearest folder, this one or above it, with a pyproject.toml or .git; None where there is none.
+
+    The home folder is none, though some keep it under git: not all that lies in it belongs together.
+    """
+    home = Path.home().resolve()
+    for place in (folder, *folder.parents):
+        if home.is_relative_to(place) or _is_anybodys(place):
+            return None
+        if (place / "pyproject.toml").is_file() or (place / ".git").exists():
+            return place
+    return None
+
+
+def _is_anybodys(folder: Path) -> bool:
+    """Whether what lies in a folder may be from anybody: one like /tmp, or where a browser puts downloads."""
+    try:
+        shared = bool(folder.stat().st_mode & stat.S_ISVTX and folder.stat().st_mode & stat.S_IWOTH)
+    except OSError:
+        shared = False
+    return shared or folder == (Path.home() / "Downloads").resolve()
+
+
+def is_own_recipe(path: Path, recipe: Path) -> bool:
+    """Whether a recipe may build on a file without its being named: one below it, of its project, or of the package.
+
+    Args:
+        path: The base, resolved.
+        recipe: The recipe that leads to it.
+    """
+    from launcher.recipe.shipped import folder as shipped_recipes
+
+    folder = recipe.parent.resolve()
+    places = (folder, project_of(folder), shipped_recipes().resolve())
+    return any(place is not None and path.is_relative_to(place) for place in places)
 
 
 def _project(path: Path) -> dict[str, Any]:

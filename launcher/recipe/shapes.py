@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import difflib
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path as FilePath
 from typing import Any
 
 from launcher.errors import LauncherError, Problem
@@ -13,6 +12,7 @@ from launcher.recipe.allowed import Trust
 from launcher.recipe.component import Component, components_in
 from launcher.recipe.document import Document, Path, brief, dotted
 from launcher.recipe.duration import Duration
+from launcher.recipe.project import own_code
 from launcher.recipe.references import Expression
 from launcher.recipe.targets import own_file
 
@@ -129,8 +129,8 @@ def _own_file(component: Component, document: Document) -> Iterator[Problem]:
 
 def _parse(component: Component) -> None:
     file, _, name = component.target.rpartition(":")
-    trust = Trust((component.folder.resolve(), FilePath.cwd().resolve()))
-    found = own_file(file, trust)
+    own, places = own_code(component.folder)
+    found = own_file(file, Trust(own, places=places))
     try:
         ast.parse(found.read_bytes(), filename=str(found))
     except SyntaxError as error:

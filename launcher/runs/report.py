@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import LauncherError, UsageError
+from launcher.recipe.secrets import masked, masked_in
 from launcher.runs import words
 from launcher.runs.charts import Chart, Series, charts_of, steps_per_epoch
 from launcher.runs.curves import Columns, Curves, read_curves
@@ -202,7 +203,7 @@ def _run(number: int, one: Told) -> dict[str, Any]:
         "peaks": _peaks(one.train),
         "facts": dict(_facts(run)),
         "world": run.status.get("world"),
-        "diff": (run.environment.get("git") or {}).get("diff"),
+        "diff": masked_in((run.environment.get("git") or {}).get("diff")),
         "mistakes": one.mistakes,
     }
 
@@ -226,7 +227,7 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
     environment = run.environment
     command = environment.get("command")
     if isinstance(command, list):
-        yield "command", " ".join(map(str, command))
+        yield "command", masked(" ".join(map(str, command)))
     for key in ("directory", "host", "system", "python", "started"):
         if environment.get(key):
             yield key, str(environment[key])
