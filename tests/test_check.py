@@ -43,7 +43,8 @@ def stages(out: str) -> list[str]:
 
 
 def labels(out: str) -> list[str]:
-    return [line.split()[0] for line in out.splitlines() if line]
+    said = [line for line in out.splitlines() if line and not line.startswith(("own code", "network"))]
+    return [line.split()[0] for line in said]
 
 
 # ---------------------------------------------------------------------- recipes that are right

@@ -33,7 +33,7 @@ def questions(recipe: Recipe) -> Iterator[str]:
     """What is allowed and looks like a slip, as far as reading shows it."""
     for root in _roots(recipe):
         for component in root.walk():
-            items = {**dict(enumerate(component.args)), **component.kwargs}
+            items: dict[str, Any] = {"_args_": list(component.args), **component.kwargs}
             for name, value in _texts(items, ()):
                 if value == "None":
                     path = (*component.path, *name)

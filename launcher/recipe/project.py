@@ -12,8 +12,6 @@ from typing import Any
 import launcher
 from launcher.errors import UsageError
 from launcher.recipe.document import brief, hint
-from launcher.recipe.schema import NAME_PATTERN
-from launcher.recipe.show import scalar
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -112,7 +110,8 @@ def _is_anybodys(folder: Path) -> bool:
 
 
 def is_own_recipe(path: Path, recipe: Path) -> bool:
-    """Whether a recipe may build on a file without its being named: one below it, of its project, or of the package.
+    """Whether a recipe may build on a file without its being named: one below it, of its project, below the working
+    directory where the recipe is too, or of the package.
 
     Args:
         path: The base, resolved.
@@ -120,8 +119,9 @@ def is_own_recipe(path: Path, recipe: Path) -> bool:
     """
     from launcher.recipe.shipped import folder as shipped_recipes
 
-    folder = recipe.parent.resolve()
-    places = (folder, project_of(folder), shipped_recipes().resolve())
+    folder, here = recipe.parent.resolve(), Path.cwd().resolve()
+    is_below = folder.is_relative_to(here) and not (_is_anybodys(here) or Path.home().resolve().is_relative_to(here))
+    places = (folder, project_of(folder), shipped_recipes().resolve(), here if is_below else None)
     return any(place is not None and path.is_relative_to(place) for place in places)
 
 
@@ -157,6 +157,9 @@ def create(name: str, into: Path | None = None) -> list[Path]:
     Raises:
         UsageError: The name cannot be one, or something of that name exists.
     """
+    from launcher.recipe.schema import NAME_PATTERN  # pydantic, which reading does not need
+    from launcher.recipe.show import scalar
+
     if not re.fullmatch(NAME_PATTERN, name):
         allowed = "letters, digits, '.', '_' and '-', at most 128, the first a letter or digit"
         raise UsageError(f"'{brief(name)}' cannot be a project's name; use {allowed}")

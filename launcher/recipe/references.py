@@ -27,6 +27,7 @@ from launcher.recipe.document import (
     plain_scalar,
     suggestion,
 )
+from launcher.recipe.secrets import holds_secret
 
 # What only the run can compute, and what that depends on. `train.steps` may be stated in the recipe.
 _NEEDS = {
@@ -46,7 +47,13 @@ _MAX_CHAIN = 60  # values that wait for one another
 _MAX_TEXT = 1_000_000  # characters written by joining
 _MAX_BITS = 1000  # of an integer
 
-_SECRET = re.compile("KEY|TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|AUTH|COOKIE", re.IGNORECASE)
+_SECRET = re.compile(
+    "KEY|TOKEN|SECRET|PASSW|PASSPHRASE|PASSCODE|CREDENTIAL|AUTH|COOKIE|PGPASS|DSN|.PWD$|WEBHOOK|PRIVATE", re.IGNORECASE
+)
+
+
+class _FromEnvironment(str):
+    """A text that the environment's variables are part of, wherever it is referred to."""
 
 
 class ExpressionError(UsageError):
@@ -350,8 +357,9 @@ class _Resolver:
                 value = replace(value, text=node.value, origin=node.origin)
         else:
             value = self.calculate(program, node.value, node.origin)
-        if any(_is_variable(step) for step in program) and "/" not in _known_text(value):
-            raise _ResolveError("the environment is for paths, and this has no '/'; write the value itself")
+        known = _known_text(value)
+        if isinstance(known, _FromEnvironment) and (fault := _no_path(known)):
+            raise _ResolveError(f"the environment is for paths, and this {fault}; write the value itself")
         return replace(node, value=value)
 
     def calculate(self, program: Program, text: str, origin: Origin) -> str | int | float | Expression:
@@ -361,6 +369,10 @@ class _Resolver:
         if len(steps) > _MAX_STEPS:
             raise _ResolveError("too long an expression, with those that it refers to")
         names = tuple(dict.fromkeys(what for kind, what in steps if kind == "name"))
+        is_environment = any(isinstance(what, _FromEnvironment) for _, what in steps)
+        if is_environment and not COMPUTED.issuperset(names):  # which are numbers
+            later = f"'{names[0]}' is known when the data is opened; write one of the two itself"
+            raise _ResolveError(f"the environment's variables are known now, and {later}")
         if names:
             return Expression(text, origin, names, tuple(steps))
         result = _run(tuple(steps), str)
@@ -368,7 +380,7 @@ class _Resolver:
         self.written += len(result) if isinstance(result, str) else 0
         if self.written > _MAX_TEXT:
             raise _ResolveError(f"the references write more than {_MAX_TEXT:,} characters")
-        return result
+        return _FromEnvironment(result) if is_environment else result
 
     def bound(self, step: Step, arithmetic: bool) -> Program:
         """Return a step with its name, if it is one, replaced by what the recipe says."""
@@ -446,7 +458,7 @@ class _Resolver:
         if not value.isprintable():
             raise _ResolveError(f"the environment variable {name} is not printable text")
         self.env[name] = value
-        return value
+        return _FromEnvironment(value)
 
     def walk(self, segments: Sequence[str]) -> Node:
         """Follow a dotted name from the top of the recipe."""
@@ -520,11 +532,22 @@ class _Resolver:
         return _shared(path, node)
 
 
-def _known_text(value: object) -> str:
-    """Return what is known of a text at reading."""
-    if isinstance(value, Expression):
-        return "".join(str(what) for kind, what in value.program if kind == "push")
-    return str(value)
+def _known_text(value: object) -> object:
+    """Return what is known at reading of a text; of the environment where a part of it is."""
+    if not isinstance(value, Expression):
+        return value
+    pieces = [what for kind, what in value.program if kind == "push"]
+    text = "".join(map(str, pieces))
+    return _FromEnvironment(text) if any(isinstance(one, _FromEnvironment) for one in pieces) else text
+
+
+def _no_path(text: str) -> str | None:
+    """Return why a text with the environment's variables in it is no path; it goes into files, and to nobody else."""
+    if "/" not in text:
+        return "has no '/'"
+    if any(mark in text for mark in ("://", "::", "@")) or not text.isprintable():
+        return "is an address, or holds a user's name, and no path"
+    return "looks like it holds a secret, which is none" if holds_secret(text) else None
 
 
 def _shared(path: Path, node: Node) -> Node:
