@@ -36,6 +36,7 @@ from launcher.recipe.components import BuildError, Workshop
 from launcher.recipe.document import Path as RecipePath
 from launcher.recipe.document import dotted, printable
 from launcher.recipe.duration import Duration
+from launcher.recipe.generated_code import check_names
 from launcher.recipe.schema import Recipe
 from launcher.recipe.targets import told
 from launcher.runs.words import size
@@ -81,6 +82,9 @@ def rehearse(workshop: Workshop, world: World, say: Say) -> Checked:
         warnings.simplefilter("ignore")
         model = build_model(small, device)
         say("model", model.describe())
+        if recipe.device.compile:
+            with _stage(recipe, ("model",), ""):
+                check_names(model.bare)
         trainable, horizon = build_trainable(small, model, device, data)
         _check_batch_norm(recipe, model, data, world, horizon)
         _check_schedule(recipe, trainable, horizon)

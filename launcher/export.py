@@ -15,6 +15,7 @@ from launcher import checkpoints
 from launcher.batch import BatchLayout
 from launcher.errors import LauncherError, UsageError
 from launcher.recipe.components import Workshop
+from launcher.recipe.generated_code import check_arguments, check_names
 from launcher.saved import find_saved
 
 
@@ -98,6 +99,9 @@ def _pth(workshop: Workshop, model: nn.Module, args: Any, kwargs: Any, path: Pat
 
 
 def _program(workshop: Workshop, model: nn.Module, args: Any, kwargs: Any, path: Path) -> Callable[..., Any]:
+    check_names(model)
+    with torch.no_grad():
+        check_arguments(kwargs, [args, kwargs, model(*args, **kwargs)])
     shapes = torch.export.ShapesCollection()
     for tensor in _tensors([args, kwargs]):
         if _is_batch(tensor):

@@ -19,6 +19,8 @@ from launcher.device import Device, seed_everything
 from launcher.errors import LauncherError, Problem, RecipeError, UsageError
 from launcher.recipe import schema
 from launcher.recipe.components import Workshop
+from launcher.recipe.generated_code import check_names
+from launcher.recipe.inputs import unreadable
 from launcher.runs import folder as runs
 from launcher.runs.words import size
 
@@ -93,6 +95,7 @@ def wrap(module: nn.Module, device: Device, section: schema.Device) -> nn.Module
     if memory is not None and isinstance(wrapped, DistributedDataParallel):
         memory.serve(wrapped)
     if section.compile:
+        check_names(bare)
         mode = section.compile if isinstance(section.compile, str) else "default"
         wrapped = torch.compile(wrapped, mode=mode)  # type: ignore[assignment]  # it is an OptimizedModule
     return wrapped
@@ -140,6 +143,8 @@ def find_weights(path: Path) -> Path | Checkpoint:
         UsageError: There are none.
         DamagedError: The checkpoint is not what was written, or all of them are not.
     """
+    if fault := unreadable(path):
+        raise UsageError(f"'{path}' {fault}; name a run's folder, a checkpoint, or a file of weights")
     if not path.exists():
         raise UsageError(f"there are no weights at '{path}'")
     folder = path.parent if path.name == checkpoints.WEIGHTS else path

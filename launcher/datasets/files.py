@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from launcher.recipe.inputs import endless, unreadable
+
 FOLDER = "launcher-data"  # what we make lies in folders of this name, and nothing else is touched
 
 
@@ -95,6 +97,8 @@ def checked_file(path: str | os.PathLike[str], what: str) -> Path:
         FileNotFoundError: There is none; the message says from where it was looked for.
     """
     path = Path(path).expanduser()
+    if fault := unreadable(path):
+        raise FileNotFoundError(f"{path} {fault}; give the path of {what}")
     if path.is_dir():
         raise FileNotFoundError(f"{path} is a folder; give the path of {what}")
     if not path.is_file():
@@ -121,6 +125,8 @@ def staged(path: Path, scratch: str | os.PathLike[str] | None) -> Path:
     with suppress(FileExistsError), whole(copy) as part:
         _check_room(path, copy.parent)
         if path.is_dir():
+            if link := endless(path):
+                raise ValueError(f"{path / link}: is a link by which this folder contains itself; remove the link")
             shutil.copytree(path, part)
         else:
             shutil.copy2(path, part)

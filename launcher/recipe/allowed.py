@@ -24,6 +24,7 @@ from typing import Any
 import launcher
 from launcher.recipe.builders import BUILDERS
 from launcher.recipe.document import brief
+from launcher.recipe.inputs import unreadable
 from launcher.recipe.remote_paths import foreign_path, outdated
 
 
@@ -417,7 +418,7 @@ def _data_set(arguments: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         )
     for name in ("path", "data_dir", "data_files"):
         for text in _texts(arguments.get(name)):
-            if fault := foreign_path(text):
+            if fault := foreign_path(text) or unreadable(text):
                 yield name, f"'{brief(text)}' {fault}"
     if fault := outdated():
         yield "", fault

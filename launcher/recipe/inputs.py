@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 _OF_THE_KERNEL = ("/proc", "/sys", "/dev")
@@ -31,3 +32,29 @@ def unreadable(path: str | os.PathLike[str]) -> str | None:
     kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
     kind = kinds.get(stat.S_IFMT(mode))
     return f"is {kind}, not a file" if kind else None
+
+
+def endless(folder: str | os.PathLike[str]) -> str | None:
+    """The path of a link in a folder by which it contains itself, so that a walk through it never ends; None: none.
+
+    Args:
+        folder: Walked through with all its links, each folder once on the way to it.
+    """
+    root = os.path.realpath(folder)
+    return next(_loops(root, root, (root,)), None)
+
+
+def leads_back(path: str | os.PathLike[str], above: tuple[str, ...]) -> bool:
+    """Whether a folder, met on a walk, is one of those that led to it, or contains the first of them."""
+    real = os.path.realpath(path)
+    return real in above or Path(above[0]).is_relative_to(real)
+
+
+def _loops(root: str, folder: str, above: tuple[str, ...]) -> Iterator[str]:
+    with os.scandir(folder) as entries:
+        folders = [entry.path for entry in entries if entry.is_dir()]
+    for path in folders:
+        if leads_back(path, above):
+            yield os.path.relpath(path, root)
+        else:
+            yield from _loops(root, path, (*above, os.path.realpath(path)))
