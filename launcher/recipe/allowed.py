@@ -87,11 +87,14 @@ CLASSES = (
     ),
     Classes("torchvision.ops", (_MODULE,)),
     Classes("torchvision.transforms"),
-    # these build a model of any repository of the hub, or unpickle an index
+    # these build a model of any repository of the hub, unpickle an index, or load a kernel of the hub
     Classes(
         "transformers.models",
         _TRANSFORMERS,
-        tuple(f"transformers.models.{name}" for name in ("deprecated", "rag", "timm_backbone", "timm_wrapper")),
+        tuple(
+            f"transformers.models.{name}"
+            for name in ("deprecated", "rag", "sam3_video", "timm_backbone", "timm_wrapper")
+        ),
     ),
     Classes("transformers.data.data_collator"),
 )
@@ -271,8 +274,7 @@ _NEVER = {  # arguments that load code or choose where files are written, at any
     },
     "timm": {"checkpoint_path", "cache_dir", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_custom_load"},
     "datasets": {"trust_remote_code", "cache_dir", "storage_options", "download_config"},
-    # these unpickle the file that they name
-    "torchmetrics": {"feature_extractor_weights_path", "dist_sync_fn"},
+    "torchmetrics": {"feature_extractor_weights_path", "baseline_url"},  # a file to unpickle, any server
 }
 _BY_ARGUMENTS = ("datasets", "timm", "torchvision.datasets", "transformers.models")  # what these do, arguments decide
 
@@ -364,7 +366,7 @@ def _at_any_depth(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 def _refused(package: str, name: str, value: Any) -> str | None:
     if name in _NEVER.get(package, ()):
         return f"'{name}' can load code or write files; leave it out"
-    if package in _NEVER and name.startswith("_"):
+    if package in ("datasets", "timm", "transformers") and name.startswith("_"):
         return f"'{brief(name)}' is private to {package}; leave it out"
     if package == "transformers" and name.endswith("_implementation"):
         strange = [one for one in _texts(value) if one not in _IMPLEMENTATIONS]
@@ -460,7 +462,8 @@ def listed(allow: tuple[str, ...] = ()) -> Iterator[str]:
         yield f"  {module}.*.{name}{f'  with {arguments}' if arguments else ''}"
     yield "never as an argument:"
     for package, refused in _NEVER.items():
-        yield f"  {package}: {', '.join(sorted(refused))}, and what begins with '_'"
+        yield f"  {package}: {', '.join(sorted(refused))}"
+    yield "  datasets, timm, transformers: what begins with '_'"
     yield "besides:"
     yield "  what Python files of your own define: beside or below the recipe; in its project (the nearest folder above"
     yield "  with a pyproject.toml or .git) where you work in it; or named by [tool.launcher] code in pyproject.toml"

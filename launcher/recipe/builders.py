@@ -2,7 +2,7 @@
 
 Never every function of a module: beside a builder there may stand one that writes Python and runs it
 (`torchvision.models.feature_extraction`), or one that reads any file. What a new version adds is refused until
-somebody has read it and put it here; `scripts/judge` shows what the sources hold.
+somebody has read it and put it here; `tests/judging.py` shows what the sources hold.
 """
 
 from __future__ import annotations

@@ -70,7 +70,8 @@ def reached(target: Any, arguments: Mapping[str, Any]) -> str | None:
         return "download.pytorch.org"
     if package == "timm" and arguments.get("pretrained"):
         return "huggingface.co"
-    return "huggingface.co" if package == "transformers" and name == "from_pretrained" else None
+    by_name = package == "torchmetrics" and isinstance(arguments.get("model_name_or_path"), str)
+    return "huggingface.co" if by_name or (package == "transformers" and name == "from_pretrained") else None
 
 
 def _of_data(arguments: Mapping[str, Any]) -> str | None:
