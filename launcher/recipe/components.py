@@ -264,6 +264,10 @@ class Workshop:
         made = list(annotated(target, positional, may_make).values())
         return [*made, *args[len(made) :]], annotated(target, kwargs, may_make)
 
+    def as_annotated(self, component: Component, function: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Evaluated arguments of a component as what another function of its target is annotated with."""
+        return annotated(function, arguments, self._may_make(component))
+
     def _refuse(self, component: Component, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Judges the arguments again, now that all their values are known."""
         arguments = {**dict(zip(_positional(target), args, strict=False)), **kwargs}

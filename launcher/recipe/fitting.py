@@ -172,7 +172,8 @@ def group_problems(
             if inspect.isclass(target) and inspect.Parameter.VAR_KEYWORD not in kinds and name not in known:
                 listed = f"a group may set: {', '.join(known)}"
                 yield pattern, name, f"{name_of(target)} takes no '{brief(name)}'{hint(name, known, listed)}"
-        for name, message in value_problems(settings, target, fitting):
+        own = {name: value for name, value in settings.items() if name != handed}
+        for name, message in value_problems(own, target, fitting):
             yield pattern, name, message
 
 
