@@ -115,6 +115,8 @@ def _load_weights(model: nn.Module, path: Path) -> str:
     try:
         source = find_weights(path)
         state = _unprefixed(read_weights(source))
+    except UsageError as error:  # nothing is there, or something else
+        raise UsageError(f"train.start_from: {error}") from error
     except LauncherError as error:
         raise LauncherError(f"train.start_from: {error}") from error
     fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}

@@ -401,7 +401,7 @@ def test_what_is_no_recipe_is_not_quoted(
 
 @pytest.mark.parametrize("kind", ["fifo", "device", "kernel", "environ", "folder"])
 @pytest.mark.parametrize(
-    "key", ["recipe", "base", "start_from", "TextFile", "Table", "ArrayFiles", "ImageFolder", "HubDataset", "export"]
+    "key", ["recipe", "base", "start_from", "TextFile", "Table", "NumpyArrays", "ImageFolder", "HubDataset", "export"]
 )
 def test_what_is_no_file_is_told_in_one_line(
     project: Path, capsys: pytest.CaptureFixture[str], kind: str, key: str
@@ -420,8 +420,8 @@ def test_what_is_no_file_is_told_in_one_line(
         arguments = ["check", "recipe.yaml", f"train.start_from={path}"]
     else:
         pytest.importorskip({"Table": "pyarrow", "ImageFolder": "PIL", "HubDataset": "datasets"}.get(key, "torch"))
-        argument = {"ImageFolder": "root", "ArrayFiles": "files"}.get(key, "path")
-        rest = ", target: a" if key == "Table" else ", length: 8" if key == "TextFile" else ""
+        argument = {"ImageFolder": "root", "NumpyArrays": "files"}.get(key, "path")
+        rest = ", target: a" if key == "Table" else ""
         arguments = ["check", "recipe.yaml", f"data.train={{_target_: {key}, {argument}: {path}{rest}}}"]
     refused(capsys, *arguments)
 

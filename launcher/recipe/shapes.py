@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from launcher.errors import LauncherError, Problem
+from launcher.errors import LauncherError, Problem, UsageError
 from launcher.recipe.allowed import Trust
 from launcher.recipe.component import Component, components_in
 from launcher.recipe.document import Document, Path, brief, dotted
@@ -123,6 +123,8 @@ def _own_file(component: Component, document: Document) -> Iterator[Problem]:
     path = (*component.path, key)
     try:
         _parse(component)
+    except UsageError:  # of the project, and not of this component
+        raise
     except LauncherError as error:
         yield Problem(str(document.origin(path)), dotted(path), str(error))
 
