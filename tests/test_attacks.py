@@ -276,7 +276,12 @@ def test_a_folder_named_like_a_reader_is_a_folder(project: Path, monkeypatch: py
     (project / "train.pkl").write_bytes(pickle.dumps(Path))
     asked: list[str] = []
     real = datasets.load_dataset
-    monkeypatch.setattr(datasets, "load_dataset", lambda path, *a, **k: asked.append(path) or real(path, *a, **k))
+
+    def spied(path: str, *arguments: Any, **settings: Any) -> Any:
+        asked.append(path)
+        return real(path, *arguments, **settings)
+
+    monkeypatch.setattr(datasets, "load_dataset", spied)
     from launcher.datasets import HubDataset
 
     assert len(HubDataset(path)) == 1
