@@ -594,7 +594,7 @@ def test_own_code_is_named_with_its_arguments_before_it_is_imported(
     ]
     code, out, err = told(capsys, "train", "recipe.yaml", "--cpu", define)
     assert code == 2
-    assert "own code     define.x: bad.py:sh(cmd='touch x'" in out
+    assert "own code   define.x: bad.py:sh(cmd='touch x'" in out
     assert "imported" in err
 
 

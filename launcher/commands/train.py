@@ -125,7 +125,7 @@ def _supervised(options: argparse.Namespace, arguments: Sequence[str], world: Wo
     from launcher.launch.nodes import Nodes
 
     recipe = read_recipe(options)
-    say_own_code(recipe, options.output)
+    say_own_code(recipe, options.output, width=10)
     restarts = recipe.launch.max_restarts if options.max_restarts is None else max(0, options.max_restarts)
     nodes = Nodes.parse(options.nodes or recipe.launch.nodes, options.node_rank, options.master, restarts)
     cpu = options.cpu or world.wants_cpu
@@ -192,7 +192,7 @@ def _train_as_rank(options: argparse.Namespace, arguments: Sequence[str], world:
             )
     recipe = read_recipe(options)
     if world.is_first and world.supervisor is None and (world.is_launched or options.one_batch):
-        say_own_code(recipe, options.output)  # else it was said before this process was started
+        say_own_code(recipe, options.output, width=10)  # else it was said before this process was started
     from launcher.opening import Options
     from launcher.run import run
 
