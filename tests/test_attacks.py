@@ -6,6 +6,7 @@ Each attack that once succeeded is here, with its kin. What a shell command of t
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import projects
 import pytest
 from test_security import stand_in
 
+import launcher
 from launcher.cli import main
 from launcher.errors import LauncherError, RecipeError, UsageError
 from launcher.launch.failure import of_exception
@@ -605,25 +607,37 @@ def test_own_code_is_named_with_its_arguments_before_it_is_imported(
     "secret",
     [TOKEN, "sk-" + "b" * 40, "https://bob:hunter2pw@example.org", "ghp_" + "c" * 36, "AKIA" + "D" * 16],
 )
-def test_secrets_are_masked_wherever_they_are_copied(
-    project: Path, capsys: pytest.CaptureFixture[str], secret: str
-) -> None:
-    failing = (
+def test_secrets_are_masked_wherever_they_are_copied(project: Path, secret: str) -> None:
+    (project / "failing.py").write_text("# not yet\n")
+    for words in (
+        ["init", "-q"],
+        ["add", "failing.py"],
+        ["-c", "user.name=a", "-c", "user.email=b", "commit", "-qm", "c"],
+    ):
+        subprocess.run(["git", *words], cwd=project, check=True)
+    (project / "failing.py").write_text(
         f"from parts import Net as Good\nclass Net(Good):\n    def forward(self, x):\n        print('T', '{secret}')\n"
         f"        raise ValueError('GET {secret} failed')\n"
     )
-    (project / "failing.py").write_text(failing)
-    code, _, err = told(
-        capsys, "train", "recipe.yaml", "--cpu", "--json", "--run-dir", "run", "model._target_=failing.py:Net"
+    command = ["train", "recipe.yaml", "--cpu", "--json", "--run-dir", "run", "model._target_=failing.py:Net"]
+    source = {**os.environ, "PYTHONPATH": str(Path(launcher.__file__).parent.parent)}
+    done = subprocess.run(
+        [sys.executable, "-m", "launcher", *command],
+        cwd=project,
+        env=source,
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert code == 1
-    hidden = secret.removeprefix("https://")
-    assert hidden not in err
-    assert "***" in err
+    hidden = secret.removeprefix("https://").partition("@")[0]
+    assert done.returncode == 1
+    assert "***" in done.stderr
+    assert hidden not in done.stderr
     kept = [file for file in Path("run").rglob("*") if file.is_file()]
-    assert {"failure.json", "events.jsonl"} <= {file.name for file in kept}
+    assert {"failure.json", "events.jsonl", "environment.json", "rank-0.log"} <= {file.name for file in kept}
     for file in kept:
         assert hidden.encode() not in file.read_bytes(), file
+    assert "***" in Path("run/environment.json").read_text()
     with pytest.raises(ValueError, match="x") as caught:
         raise ValueError(f"x {secret}")
     assert hidden not in of_exception(caught.value).traceback

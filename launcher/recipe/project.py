@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import stat
 import sys
@@ -80,7 +81,7 @@ def own_code(recipe_folder: Path) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
         own, places = [project], [folder, here, project]
     elif _is_anybodys(folder):
         own = []
-    elif Path.home().resolve().is_relative_to(folder):  # all of one's files lie below
+    elif _holds_home(folder):  # all of one's files lie below
         own = sorted(file.resolve() for file in folder.glob("*.py"))
     places += [path for path in (here, *named) if named and path.is_dir()]
     return tuple(dict.fromkeys((*own, *named))), tuple(dict.fromkeys(places))
@@ -91,9 +92,8 @@ def project_of(folder: Path) -> Path | None:
 
     The home folder is none, though some keep it under git: not all that lies in it belongs together.
     """
-    home = Path.home().resolve()
     for place in (folder, *folder.parents):
-        if home.is_relative_to(place) or _is_anybodys(place):
+        if _holds_home(place) or _is_anybodys(place):
             return None
         if (place / "pyproject.toml").is_file() or (place / ".git").exists():
             return place
@@ -106,7 +106,21 @@ def _is_anybodys(folder: Path) -> bool:
         shared = bool(folder.stat().st_mode & stat.S_ISVTX and folder.stat().st_mode & stat.S_IWOTH)
     except OSError:
         shared = False
-    return shared or folder == (Path.home() / "Downloads").resolve()
+    home = _home()
+    return shared or (home is not None and folder == (home / "Downloads").resolve())
+
+
+def _home() -> Path | None:
+    """The user's home folder; None in a container whose user has none."""
+    try:
+        return Path.home().resolve()
+    except RuntimeError:
+        return None
+
+
+def _holds_home(folder: Path) -> bool:
+    home = _home()
+    return home is not None and home.is_relative_to(folder)
 
 
 def is_own_recipe(path: Path, recipe: Path) -> bool:
@@ -120,16 +134,23 @@ def is_own_recipe(path: Path, recipe: Path) -> bool:
     from launcher.recipe.shipped import folder as shipped_recipes
 
     folder, here = recipe.parent.resolve(), Path.cwd().resolve()
-    is_below = folder.is_relative_to(here) and not (_is_anybodys(here) or Path.home().resolve().is_relative_to(here))
+    is_below = folder.is_relative_to(here) and not (_is_anybodys(here) or _holds_home(here))
     places = (folder, project_of(folder), shipped_recipes().resolve(), here if is_below else None)
     return any(place is not None and path.is_relative_to(place) for place in places)
+
+
+@functools.lru_cache(maxsize=8)
+def _parsed(path: Path, time_ns: int, size: int) -> dict[str, Any]:
+    """A file as it was at a time: it is asked for once for each component."""
+    return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
 def _project(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        whole = tomllib.loads(path.read_text(encoding="utf-8"))
+        state = path.stat()
+        whole = _parsed(path.absolute(), state.st_mtime_ns, state.st_size)
     except (OSError, ValueError) as error:
         raise UsageError(
             f"{path}: cannot be read: {error}; mend the file, as [tool.launcher] may stand in it"
