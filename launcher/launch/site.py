@@ -12,8 +12,9 @@ from launcher.errors import Problem, RecipeError, UsageError
 from launcher.launch.world import site_variable
 from launcher.recipe import document
 from launcher.recipe.document import Node, Problems, dotted, hint
+from launcher.recipe.project import SITE_PLACES
 
-PLACES = (Path("~/.config/launcher/site.yaml"), Path("/etc/launcher/site.yaml"))
+PLACES = SITE_PLACES
 
 
 class Site(BaseModel):

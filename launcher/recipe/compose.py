@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
+from launcher.errors import RecipeError
 from launcher.recipe.document import (
     MAX_BYTES,
     Document,
@@ -29,7 +30,7 @@ from launcher.recipe.document import (
     suggestion,
 )
 from launcher.recipe.inputs import system_folder
-from launcher.recipe.project import is_own_recipe, named_paths
+from launcher.recipe.project import SITE_PLACES, SITE_VARIABLE, is_own_recipe, named_paths
 from launcher.recipe.references import resolve
 from launcher.recipe.secrets import ADVICE, holds_secret, shape_in, without_secrets
 
@@ -218,10 +219,21 @@ def _reads_as_recipe(text: str) -> bool:
 
 def _named_bases() -> list[pathlib.Path]:
     """Where recipes may lie that others build on: what [tool.launcher] and the site file name."""
-    from launcher.launch.site import read_site
+    named = os.environ.get(SITE_VARIABLE)
+    found = [pathlib.Path(named)] if named else [pathlib.Path(os.path.expanduser(place)) for place in SITE_PLACES]
+    path = next((place for place in found if place.is_file()), None)
+    return [*named_paths("bases"), *(_bases_of_site(path) if path else ())]
 
-    site, _ = read_site()
-    return [*named_paths("bases"), *(pathlib.Path(one).expanduser().resolve() for one in site.bases)]
+
+def _bases_of_site(path: pathlib.Path) -> list[pathlib.Path]:
+    """What a site file lists under `bases`; what is wrong in it is told where it is read as a whole."""
+    try:
+        root = parse(decode(path.read_bytes(), str(path)), str(path), path.parent, Problems())
+    except (OSError, TextError, RecipeError):
+        return []
+    found = root.find("bases") if root else None
+    listed = [child.value for _, child in found[1].items()] if found else []
+    return [pathlib.Path(os.path.expanduser(one)).resolve() for one in listed if isinstance(one, str)]
 
 
 def _contents(file: _File) -> bytes:

@@ -20,6 +20,8 @@ else:
     import tomli as tomllib
 
 _KEYS = ("allow", "code", "bases")
+SITE_VARIABLE = "LAUNCHER_SITE"
+SITE_PLACES = (Path("~/.config/launcher/site.yaml"), Path("/etc/launcher/site.yaml"))
 
 
 def allowed_packages(flags: Sequence[str] = (), folder: Path | None = None) -> tuple[str, ...]:
