@@ -643,6 +643,13 @@ def test_secrets_are_masked_wherever_they_are_copied(project: Path, secret: str)
     assert hidden not in of_exception(caught.value).traceback
 
 
+def test_secrets_are_masked_in_what_check_says(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (project / "failing.py").write_text(f"def made():\n    raise ValueError('{TOKEN}')\n")
+    err = refused(capsys, "check", "recipe.yaml", "model={_target_: failing.py:made}")
+    assert TOKEN not in err
+    assert "hf_***" in err
+
+
 def test_a_private_key_is_masked_whole_and_long_lines_cost_little() -> None:
     key = "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1r\n-----END OPENSSH PRIVATE KEY-----"
     assert "b3Blb" not in masked(f"x\n{key}\ny")
