@@ -758,6 +758,26 @@ def test_an_argument_that_is_something_else_is_refused(change: str, message: str
     assert len(caught.value.problems) == 1
 
 
+def test_a_mapping_becomes_no_object_of_a_listed_class(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for known in [name for name in sys.modules if name.partition(".")[0] == "transformers"]:
+        monkeypatch.delitem(sys.modules, known)
+    configs = "from dataclasses import dataclass\nclass PretrainedConfig: ...\n"
+    stand_in(project.parent, "transformers.configuration_utils", configs)
+    bert = (
+        "from dataclasses import dataclass\nfrom transformers.configuration_utils import PretrainedConfig\n"
+        "@dataclass\nclass BertConfig(PretrainedConfig):\n    kernel: str = ''\n"
+    )
+    stand_in(project.parent, "transformers.models.bert", bert)
+    monkeypatch.syspath_prepend(str(project.parent / "site"))
+    (project / "typed.py").write_text(
+        "from parts import Net as Good\nfrom transformers.models.bert import BertConfig\n"
+        "class Net(Good):\n    def __init__(self, cfg: BertConfig):\n        super().__init__()\n"
+    )
+    with pytest.raises(RecipeError, match="does not fit: Net expects a BertConfig"):
+        net("model.cfg={kernel: someone/kernel}").check()
+    net("model.cfg={_target_: transformers.models.bert.BertConfig, kernel: x}").check()
+
+
 @pytest.mark.usefixtures("types")
 def test_none_as_python_spells_it_is_asked_about(capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = told(capsys, "check", "recipe.yaml", "--fast", "model._target_=typed.py:Net", "model.free=None")

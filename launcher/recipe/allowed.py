@@ -290,12 +290,13 @@ def style_objection(target: Any, style: str, trust: Trust) -> str | None:
         trust: What the user allowed.
     """
     module = str(getattr(target, "__module__", ""))
-    if style == "call" or _is_trusted(module, trust) or not any(_is_below(module, one) for one in _BY_ARGUMENTS):
+    if style == "call" or is_trusted(module, trust) or not any(_is_below(module, one) for one in _BY_ARGUMENTS):
         return None
     return "what it does depends on its arguments, which are judged here: call it with _target_, without _partial_"
 
 
-def _is_trusted(module: str, trust: Trust) -> bool:
+def is_trusted(module: str, trust: Trust) -> bool:
+    """Whether what a module defines is the user's own or allowed, so that none of its arguments are judged."""
     return trust.allows(module) or trust.owns(getattr(sys.modules.get(module), "__file__", None))
 
 
@@ -311,7 +312,7 @@ def argument_objections(target: Any, arguments: Mapping[str, Any], trust: Trust)
         The argument, and what is wrong with it.
     """
     module = str(getattr(target, "__module__", ""))
-    if _is_trusted(module, trust):
+    if is_trusted(module, trust):
         return
     package = module.partition(".")[0]
     only = _only(target)

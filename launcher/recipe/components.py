@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import LauncherError, Problem, RecipeError
-from launcher.recipe.allowed import UNKNOWN, Trust, argument_objections, objection, style_objection
+from launcher.recipe.allowed import UNKNOWN, Trust, argument_objections, is_trusted, style_objection
 from launcher.recipe.component import Component, components_in
 from launcher.recipe.document import Key, by_place, dotted, printable
 from launcher.recipe.duration import Duration
@@ -157,9 +157,9 @@ class Workshop:
                 yield self._problem(component, argument, message, at_value=True)
 
     def _may_make(self, component: Component) -> Callable[[type], bool]:
-        """Whether a mapping may become an object of a class: only of one that the recipe may name."""
+        """Whether a mapping may become an object of a class: of own ones, as their arguments need not be judged."""
         trust = self._trust(component)
-        return lambda kind: objection(kind, trust) is None
+        return lambda kind: is_trusted(kind.__module__, trust)
 
     def reached(self) -> Iterator[tuple[str, str]]:
         """The places of components that ask a server when they are built, and which, as far as the recipe tells.
