@@ -250,6 +250,21 @@ def shut_down(iterator: Any) -> None:
 # ---------------------------------------------------------------------- modules, schedules, metrics
 
 
+def names_within(module: nn.Module) -> list[str]:
+    """The names of all that is directly in a module, of what is None or stands there twice, too.
+
+    Raises:
+        AttributeError: This torch keeps them elsewhere: nobody could say whether one of them is code.
+    """
+    return [*module._modules, *module._parameters, *module._buffers]
+
+
+def packaged_readers() -> frozenset[str] | None:
+    """The names of the readers that come with `datasets`; None where it is not imported, or has none of that name."""
+    readers = getattr(sys.modules.get("datasets.packaged_modules"), "_PACKAGED_DATASETS_MODULES", None)
+    return None if readers is None else frozenset(readers)
+
+
 def has_hooks(module: nn.Module) -> bool:
     """Whether somebody looks at or changes what a module gets or gives; where a torch hides that, it counts as so."""
     return any(getattr(module, name, True) for name in ("_forward_hooks", "_forward_pre_hooks"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -68,6 +69,10 @@ SYMBOLS: dict[str, Callable[[], object]] = {
     "_workers": workers_iterator,
     "_shutdown_workers": workers_iterator,
     "_get_iterator": lambda: DataLoader,
+    "_modules": lambda: nn.Linear(1, 1),
+    "_parameters": lambda: nn.Linear(1, 1),
+    "_buffers": lambda: nn.Linear(1, 1),
+    "_PACKAGED_DATASETS_MODULES": lambda: importlib.import_module("datasets.packaged_modules"),
     "_forward_hooks": lambda: nn.Linear(1, 1),
     "_forward_pre_hooks": lambda: nn.Linear(1, 1),
     "_make_per_tensor_quantized_tensor": lambda: torch,

@@ -16,6 +16,7 @@ from launcher.errors import LauncherError, UsageError
 from launcher.internals import tree_map
 from launcher.objective.batch import BatchLayout
 from launcher.recipe.build import Builder
+from launcher.recipe.generated_code import check_arguments, check_names
 from launcher.recipe.schema import Recipe
 from launcher.world.files import atomic_write
 
@@ -105,6 +106,9 @@ def _pth(model: nn.Module, another: Callable[[], nn.Module], args: Any, kwargs: 
 def _program(
     model: nn.Module, another: Callable[[], nn.Module], args: Any, kwargs: Any, path: Path
 ) -> Callable[..., Any]:
+    check_names(model)
+    with torch.no_grad():
+        check_arguments(kwargs, [args, kwargs, model(*args, **kwargs)])
     shapes = torch.export.ShapesCollection()
     for tensor in _tensors([args, kwargs]):
         if _is_batch(tensor):

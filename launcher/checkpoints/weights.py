@@ -13,6 +13,7 @@ from launcher.checkpoints import format as checkpoints
 from launcher.checkpoints.format import Checkpoint
 from launcher.checkpoints.retention import listed
 from launcher.errors import LauncherError, UsageError
+from launcher.recipe.inputs import unreadable
 from launcher.runs import folder as runs
 
 
@@ -30,6 +31,8 @@ def load_weights(model: nn.Module, path: Path) -> str:
     try:
         source = find_weights(path)
         state = _unprefixed(read_weights(source))
+    except UsageError as error:  # nothing is there, or something else
+        raise UsageError(f"train.start_from: {error}") from error
     except LauncherError as error:
         raise LauncherError(f"train.start_from: {error}") from error
     fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
@@ -58,6 +61,8 @@ def find_weights(path: Path) -> Path | Checkpoint:
         UsageError: There are none.
         DamagedError: The checkpoint is not what was written, or all of them are not.
     """
+    if fault := unreadable(path):
+        raise UsageError(f"'{path}' {fault}; name a run's folder, a checkpoint, or a file of weights")
     if not path.exists():
         raise UsageError(f"there are no weights at '{path}'")
     folder = path.parent if path.name == checkpoints.WEIGHTS else path

@@ -32,6 +32,7 @@ from launcher.objective.loss import INDEPENDENT
 from launcher.objective.settle import settle_losses
 from launcher.recipe.build import Builder, BuildError
 from launcher.recipe.duration import Duration
+from launcher.recipe.generated_code import check_names
 from launcher.recipe.places import Path as RecipePath
 from launcher.recipe.places import dotted
 from launcher.recipe.schema import Recipe
@@ -85,6 +86,9 @@ def rehearse(recipe: Recipe, builder: Builder, world: World, say: Say) -> Checke
         warnings.simplefilter("ignore")
         model = build_run_model(small, builder, device)
         say("model", model.describe())
+        if recipe.device.compile:
+            with _stage(recipe, ("model",), ""):
+                check_names(model.bare)
         state = build_run_state(small, builder, model, device, data)
         _check_batch_norm(recipe, state, world)
         _check_schedule(recipe, state)

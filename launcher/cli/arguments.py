@@ -90,6 +90,21 @@ def read_recipe(options: argparse.Namespace) -> Recipe:
     return load_recipe(options.recipe, options.overrides, options.remove)
 
 
+def say_own_code(recipe: Recipe, output: str = "auto", width: int = 12) -> None:
+    """Names what the recipe calls of the user's own code, and asks about slips, before anything is imported.
+
+    Args:
+        recipe: As it was read.
+        output: `quiet` says nothing; `json` keeps standard output for JSON.
+        width: Of the labels, as in the lines that follow.
+    """
+    from launcher.recipe.own_code import own_calls, questions
+
+    said = [("own code", line) for line in own_calls(recipe)] + [("question", line) for line in questions(recipe)]
+    for label, text in said if output != "quiet" else ():
+        print(f"{label:<{width}} {text}", file=sys.stderr if output == "json" else sys.stdout, flush=True)
+
+
 def add_output(command: argparse.ArgumentParser) -> None:
     """`--quiet` and `--json`."""
     output = command.add_mutually_exclusive_group()

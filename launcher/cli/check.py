@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from launcher.cli.arguments import add_recipe, positive, read_recipe
+from launcher.cli.arguments import add_recipe, positive, read_recipe, say_own_code
 from launcher.errors import EXIT_DONE, LauncherError, Problem, RecipeError, UsageError
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def _check(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         recipe = read_recipe(options)
         world = _world(options, recipe)
     _say("reading", f"{len(recipe.document.origins):,} values{_bases(recipe)}, none wrong")
+    say_own_code(recipe)
     if options.fast:
         return EXIT_DONE
     with _no_bytecode():
@@ -63,6 +64,8 @@ def _import_and_rehearse(options: argparse.Namespace, arguments: Sequence[str], 
         return EXIT_DONE
     from launcher.checks.rehearsal import rehearse
 
+    for place, server in builder.reached():
+        _say("network", f"{place}: asks {server}")
     with _failing("rehearsal"):
         checked = rehearse(recipe, builder, world, _say)
     print()

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from launcher.cli.arguments import add_recipe, positive, read_recipe
+from launcher.cli.arguments import add_recipe, positive, read_recipe, say_own_code
 from launcher.errors import EXIT_DONE
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def _data(options: argparse.Namespace, _: Sequence[str]) -> int:
     from pathlib import Path
 
     recipe = read_recipe(options)
+    say_own_code(recipe)
     import torch
 
     from launcher.data.inspect.show import Wishes, show

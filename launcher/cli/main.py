@@ -57,11 +57,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _say(error: LauncherError) -> None:
     """Prints what is wrong, once: every rank finds the same mistakes, or that there is nothing to do."""
+    from launcher.recipe.secrets import masked  # loads yaml, which `launcher --help` does not need
+
+    text = masked(str(error))
     if error.exit_code == EXIT_FAILED or is_spokesman():
-        print(str(error), file=sys.stderr)
+        print(text, file=sys.stderr)
     elif error.exit_code == EXIT_USAGE:
         time.sleep(_SPOKESMAN_SECONDS)  # where rank 0 finds it too, srun or the agent ends this process meanwhile
-        print(f"{name_of_rank()}: {error}", file=getattr(sys.stderr, "unprefixed", sys.stderr))
+        print(f"{name_of_rank()}: {text}", file=getattr(sys.stderr, "unprefixed", sys.stderr))
 
 
 def _parsed(arguments: Sequence[str]) -> argparse.Namespace:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher.cli.arguments import add_output, add_recipe, positive, read_recipe, span, work_in
+from launcher.cli.arguments import add_output, add_recipe, positive, read_recipe, say_own_code, span, work_in
 from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, EXIT_USAGE, UsageError
 
 if TYPE_CHECKING:
@@ -114,6 +114,7 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     recipe = None
     if not (world.is_launched or options.one_batch):
         recipe = read_recipe(options)
+        say_own_code(recipe, options.output, width=10)
         if (code := _supervised(recipe, options, arguments, world)) is not None:
             return code
     with listening():  # from here on being asked to stop means to save first
@@ -197,7 +198,10 @@ def _train_as_rank(recipe: Recipe | None, options: argparse.Namespace, arguments
                 f"--{flag} {getattr(options, unwanted[0])}: {world.started_by} has started {world.size}; leave "
                 f"--{flag} away, or start with `launcher train` alone"
             )
-    recipe = recipe or read_recipe(options)
+    if recipe is None:
+        recipe = read_recipe(options)
+    if world.is_first and world.supervisor is None and (world.is_launched or options.one_batch):
+        say_own_code(recipe, options.output, width=10)  # else it was said before this process was started
     from launcher.run import run
     from launcher.runs.options import Options
 

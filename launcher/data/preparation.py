@@ -48,7 +48,8 @@ def prepare(builder: Builder, component: Component, **handed: Any) -> None:
             said = {**arguments_of(inner, parameters_of(builder.resolve(inner)) or {}), **handed}
             takes = inspect.signature(function).parameters
             said = {name: value for name, value in said.items() if name in takes}
-            arguments = {name: builder.value(value, handed) for name, value in said.items()}
+            evaluated = {name: builder.value(value, handed) for name, value in said.items()}
+            arguments = builder.as_annotated(inner, function, evaluated)
             place = f"{inner.origin}: {dotted(inner.path)}: {inner.target}.prepare"
             key = repr((inner.target, str(Path.cwd()), {name: _plain(value) for name, value in said.items()}))
             once_per_node(key, partial(function, **arguments), place)

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from launcher.recipe.inputs import endless, unreadable
 from launcher.world.files import atomic_write
 
 __all__ = ["FOLDER", "atomic_write", "cache_path", "checked_file", "needed", "staged", "state_of"]
@@ -45,6 +46,8 @@ def checked_file(path: str | os.PathLike[str], what: str) -> Path:
         FileNotFoundError: There is none; the message says from where it was looked for.
     """
     path = Path(path).expanduser()
+    if fault := unreadable(path):
+        raise FileNotFoundError(f"{path} {fault}; give the path of {what}")
     if path.is_dir():
         raise FileNotFoundError(f"{path} is a folder; give the path of {what}")
     if not path.is_file():
@@ -71,6 +74,8 @@ def staged(path: Path, scratch: str | os.PathLike[str] | None) -> Path:
     with suppress(FileExistsError), atomic_write(copy) as part:
         _check_room(path, copy.parent)
         if path.is_dir():
+            if link := endless(path):
+                raise ValueError(f"{path / link}: is a link by which this folder contains itself; remove the link")
             shutil.copytree(path, part)
         else:
             shutil.copy2(path, part)

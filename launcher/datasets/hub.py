@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from launcher.datasets.files import needed
+from launcher.recipe.inputs import endless, unreadable
+from launcher.recipe.remote_paths import foreign_path, outdated
 
 _FORMATS = {
     ".csv": "csv",
@@ -102,8 +105,8 @@ def _stacked(values: NDArray[Any]) -> Any:
 
 def _load(path: str, split: str, name: str | None, revision: str | None) -> Any:
     datasets = needed("datasets", "hub", "HubDataset")
-    if int(datasets.__version__.partition(".")[0]) < 4:
-        raise ImportError(f"datasets {datasets.__version__} runs code that it downloads; pip install 'datasets>=4'")
+    if fault := outdated():
+        raise ImportError(fault)
     local = Path(path).expanduser()
     _check_place(path, local)
     try:
@@ -118,6 +121,8 @@ def _load(path: str, split: str, name: str | None, revision: str | None) -> Any:
 
 
 def _open(datasets: Any, path: str, local: Path, split: str, name: str | None, revision: str | None) -> Any:
+    if local.exists():  # absolute, as `pandas` alone would mean a reader of datasets' own, which unpickles
+        local = local.resolve()
     if (local / "dataset_info.json").is_file() or (local / "dataset_dict.json").is_file():
         return datasets.load_from_disk(str(local))
     if local.is_file():
@@ -130,7 +135,11 @@ def _open(datasets: Any, path: str, local: Path, split: str, name: str | None, r
 def _check_place(path: str, local: Path) -> None:
     if local.is_file() and local.suffix.lower() not in _FORMATS:
         raise ValueError(f"{path}: files of this kind are not read; allowed are {', '.join(_FORMATS)}")
-    looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1 or local.suffix.lower() in _FORMATS
+    if fault := foreign_path(path) or unreadable(local):
+        raise ValueError(f"{path} {fault}")
+    if local.is_dir() and (link := endless(local)):
+        raise ValueError(f"{local / link}: is a link by which this folder contains itself; remove the link")
+    looks_local = re.fullmatch(r"\w[\w.-]*/[\w.-]+", path) is None or local.suffix.lower() in _FORMATS
     if looks_local and not local.exists():
         raise FileNotFoundError(
             f"no file or folder at {path} (looked from {Path.cwd()}), and it is not OWNER/NAME of the hub either"

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from launcher.datasets.arrays import mapped_archive
 from launcher.datasets.files import atomic_write, cache_path, needed, staged
 from launcher.errors import LauncherError
+from launcher.recipe.inputs import leads_back, unreadable
 from launcher.world.world import usable_cpus
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -122,6 +123,8 @@ def _to_tensor(image: Any) -> Tensor:
 
 def _checked(root: str | Path) -> Path:
     path = Path(root).expanduser()
+    if fault := unreadable(path):
+        raise FileNotFoundError(f"{path} {fault}; give the folder that has one folder for each class")
     if not path.is_dir():
         raise FileNotFoundError(
             f"no folder at {path} (looked from {Path.cwd()}); give the folder that has one folder for each class"
@@ -207,7 +210,7 @@ def _list(root: Path, corrupt: str) -> _Index:
     if not classes:
         raise ValueError(f"{root}: no folders in it; pictures lie in one for each class, as in {root}/cat/1.jpg")
     times = _times(root, ["."])
-    files = [sorted(_files_below(root, name, times)) for name in classes]
+    files = [sorted(_files_below(root, name, times, (os.path.realpath(root),))) for name in classes]
     if [] in files:
         empty = root / classes[files.index([])]
         raise ValueError(f"{empty}: no pictures in it ({', '.join(EXTENSIONS)}); add some, or remove it")
@@ -221,14 +224,25 @@ def _list(root: Path, corrupt: str) -> _Index:
     return _Index(tuple(classes), kept, targets[keep], unreadable, {**times, **_times(root, unreadable)})
 
 
-def _files_below(root: Path, folder: str, times: dict[str, int]) -> Iterator[str]:
-    """Pictures in a folder and below it, relative to the root; notes when each folder changed last."""
+def _files_below(root: Path, folder: str, times: dict[str, int], above: tuple[str, ...]) -> Iterator[str]:
+    """Pictures in a folder and below it, relative to the root; notes when each folder changed last.
+
+    Args:
+        root: Of the data set.
+        folder: Relative to it.
+        times: Filled.
+        above: The folders, resolved, that led here.
+    """
+    if leads_back(root / folder, above):
+        raise ValueError(f"{root / folder}: is a link by which this folder contains itself; remove the link")
     times.update(_times(root, [folder]))
     for entry in os.scandir(root / folder):
         name = f"{folder}/{entry.name}"
         if entry.is_dir():
-            yield from _files_below(root, name, times)
+            yield from _files_below(root, name, times, (*above, os.path.realpath(root / folder)))
         elif entry.name.lower().endswith(EXTENSIONS):
+            if not entry.is_file() and (fault := unreadable(entry.path)):
+                raise ValueError(f"{root / name}: {fault}; remove it")
             yield name
 
 

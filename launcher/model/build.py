@@ -16,6 +16,7 @@ from launcher.device.device import Device, seed_everything
 from launcher.recipe import schema
 from launcher.recipe.build import Builder
 from launcher.recipe.component import Component
+from launcher.recipe.generated_code import check_names
 from launcher.text import size
 
 
@@ -97,6 +98,7 @@ def wrap(module: nn.Module, device: Device, section: schema.Device) -> nn.Module
     if memory is not None and isinstance(wrapped, DistributedDataParallel):
         memory.serve(wrapped)
     if section.compile:
+        check_names(bare)
         mode = section.compile if isinstance(section.compile, str) else "default"
         wrapped = torch.compile(wrapped, mode=mode)  # type: ignore[assignment]  # it is an OptimizedModule
     return wrapped

@@ -15,6 +15,7 @@ from launcher.objective.loss import loss_key
 from launcher.recipe.build import Builder
 from launcher.recipe.component import Component
 from launcher.recipe.signature import parameters_of
+from launcher.text import hint
 
 
 def build_optimizer(
@@ -49,6 +50,8 @@ def build_optimizer(
         optimizer = section.given(params)
     else:
         optimizer = section.given
+    if groups and section.given is None:
+        _check_groups(builder, section, groups, optimizer)
     if unfit := _unfit(optimizer, section.target, named.values(), made=optimizer is not section.given):
         raise builder.wrong("optimizer", unfit)
     return optimizer  # type: ignore[no-any-return]
@@ -101,6 +104,19 @@ def _fuses(
     return all(one.is_floating_point() and one.device.type in ("cpu", "cuda") for one in parameters)
 
 
+def _check_groups(
+    builder: Builder, section: Component, groups: Mapping[str, Mapping[str, Any]], optimizer: Any
+) -> None:
+    """Settings that the optimizer that came out does not have would be kept in its groups, and used by nobody."""
+    known = list(getattr(optimizer, "defaults", None) or ())
+    for pattern, settings in groups.items():
+        for name in settings if known else ():
+            if name not in known:
+                message = f"{type(optimizer).__name__} has no setting '{name}'"
+                message += hint(name, known, f"a group may set: {', '.join(known)}")
+                raise builder.wrong((*section.path, "_groups_", pattern, name), message, at_key=True)
+
+
 def describe_optimizer(optimizer: torch.optim.Optimizer) -> str:
     """Its class, and how it steps, for the plan."""
     groups = optimizer.param_groups
@@ -124,5 +140,8 @@ def _groups(
             shown = ", ".join(list(named)[:8])
             message = f"no parameter is named like '{pattern}' (or an earlier pattern has it); there are: {shown}, …"
             raise builder.wrong((*section.path, "_groups_", pattern), message, at_key=True)
-        groups.append({"params": [left.pop(name) for name in names], **builder.value(settings, {})})
+        evaluated = builder.value(settings, {})
+        for name, message in builder.unfit(section, evaluated):
+            raise builder.wrong((*section.path, "_groups_", pattern, name), message, at_key=True)
+        groups.append({"params": [left.pop(name) for name in names], **evaluated})
     return [{"params": list(left.values())}, *groups] if left else groups

@@ -11,7 +11,10 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
+from launcher.errors import RecipeError
+from launcher.recipe.inputs import system_folder
 from launcher.recipe.places import Key, Origin, Path, Problems, dotted
+from launcher.recipe.project import SITE_PLACES, SITE_VARIABLE, is_own_recipe, named_paths
 from launcher.recipe.references import resolve
 from launcher.recipe.secrets import ADVICE, holds_secret, shape_in, without_secrets
 from launcher.recipe.tree import MAX_BYTES, Document, Node
@@ -76,6 +79,26 @@ class _File:
     named_at: Origin
     named_by: tuple[_File, ...] = ()
 
+    def check_place(self) -> None:
+        """Raises `_FileError` if a recipe may not build on this file; nothing is told of it, not even that it exists."""
+        if not self.named_by:
+            return
+        real = pathlib.Path(os.path.realpath(self.path))
+        allowed = is_own_recipe(real, self.named_by[0].path) or any(map(real.is_relative_to, _named_bases()))
+        if not allowed:
+            raise _FileError(
+                "lies outside of the recipe's project; copy it there, or name its folder: [tool.launcher] bases = "
+                "['…'] in the working directory's pyproject.toml, or bases: […] in the site file"
+            )
+
+    def check_text(self, text: str) -> None:
+        """Raises `_FileError` if what was read is something else than a recipe, none of which is to be printed then."""
+        is_yaml = self.path.suffix in (".yaml", ".yml")
+        if self.named_by and not is_yaml:
+            raise _FileError("does not end in .yaml or .yml, as recipes do")
+        if (self.named_by or not is_yaml) and not _reads_as_recipe(text):
+            raise _FileError(f"does not read as a recipe, which has sections such as {', '.join(_SECTIONS[:4])}")
+
     def base(self, node: Node) -> _File:
         source = os.path.normpath(os.path.join(os.path.dirname(self.source), str(node.value)))
         return _File(self.path.parent / str(node.value), source, node.origin, (*self.named_by, self))
@@ -137,11 +160,13 @@ class _Sources:
     def sections(self, file: _File) -> Node | None:
         """What one file says, if that is a mapping."""
         try:
+            file.check_place()
             data = _contents(file)
             file.check_chain()
             text = decode(data, file.source)
             if sum(map(len, [*self.texts, text])) > MAX_BYTES:
                 raise _FileError(f"is larger than {MAX_BYTES // 1024} KiB with what builds on it")
+            file.check_text(text)
         except TextError as error:
             self.problems.add(error.origin, (), str(error))
             return None
@@ -163,8 +188,45 @@ class _Sources:
         return None
 
 
+_SECTIONS = (
+    *("data", "model", "optimizer", "train", "name", "seed", "base", "define", "batch", "device", "loss", "scheduler"),
+    *("evaluate", "save", "track", "launch", "slurm"),
+)
+_SECTION = re.compile(r"""(?:^|^\{)["']?([A-Za-z_][\w.-]*)["']?[ ]*:(?=\s|$)""", re.MULTILINE)
+
+
+def _reads_as_recipe(text: str) -> bool:
+    """Whether a text has the sections of a recipe, as far as its lines show; an empty one has nothing to hide."""
+    if not any(line.strip() and not line.lstrip().startswith("#") for line in text.splitlines()):
+        return True
+    keys = _SECTION.findall(text)
+    known = [key for key in keys if key in _SECTIONS]
+    return bool(known) and 2 * len(known) > len(keys)
+
+
+def _named_bases() -> list[pathlib.Path]:
+    """Where recipes may lie that others build on: what [tool.launcher] and the site file name."""
+    named = os.environ.get(SITE_VARIABLE)
+    found = [pathlib.Path(named)] if named else [pathlib.Path(os.path.expanduser(place)) for place in SITE_PLACES]
+    path = next((place for place in found if place.is_file()), None)
+    return [*named_paths("bases"), *(_bases_of_site(path) if path else ())]
+
+
+def _bases_of_site(path: pathlib.Path) -> list[pathlib.Path]:
+    """What a site file lists under `bases`; what is wrong in it is told where it is read as a whole."""
+    try:
+        root = parse(decode(path.read_bytes(), str(path)), str(path), path.parent, Problems())
+    except (OSError, TextError, RecipeError):
+        return []
+    found = root.find("bases") if root else None
+    listed = [child.value for _, child in found[1].items()] if found else []
+    return [pathlib.Path(os.path.expanduser(one)).resolve() for one in listed if isinstance(one, str)]
+
+
 def _contents(file: _File) -> bytes:
     try:
+        if system := system_folder(file.path):
+            raise _FileError(f"lies in {system}, where no files are kept")
         mode = file.path.stat().st_mode
         if stat.S_ISDIR(mode):
             raise _FileError(f"is a folder{_listed(_recipes(file.path), '; name a recipe in it: ')}")
@@ -373,7 +435,9 @@ def _plain(node: Node, path: Path, document: Document) -> Any:
     values = {key: _plain(child, (*path, key), document) for key, child in node.items()}
     if isinstance(node.value, dict):
         return values
-    return list(values.values()) if isinstance(node.value, list) else node.value
+    if isinstance(node.value, list):
+        return list(values.values())
+    return str(node.value) if isinstance(node.value, str) else node.value  # no longer from the environment
 
 
 def _home(node: Node) -> pathlib.Path:

@@ -9,7 +9,7 @@ import copy
 import functools
 import inspect
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,22 @@ from launcher.errors import LauncherError, Problem, RecipeError
 from launcher.recipe.component import Component, components_in
 from launcher.recipe.duration import Duration
 from launcher.recipe.expressions import Expression
+from launcher.recipe.places import Key, by_place, dotted
 from launcher.recipe.places import Path as KeyPath
-from launcher.recipe.places import by_place, dotted
-from launcher.recipe.policy import UNKNOWN, Trust, argument_objections
-from launcher.recipe.project import allowed_packages
+from launcher.recipe.policy import UNKNOWN, Trust, argument_objections, is_trusted, style_objection
+from launcher.recipe.project import allowed_packages, own_code
+from launcher.recipe.remote_paths import reached
 from launcher.recipe.schema import Recipe
-from launcher.recipe.signature import argument_problems, arguments_of, parameters_of, wrong_kind
+from launcher.recipe.signature import (
+    Fitting,
+    annotated,
+    argument_problems,
+    arguments_of,
+    group_problems,
+    parameters_of,
+    value_problems,
+    wrong_kind,
+)
 from launcher.recipe.targets import find_target, told
 from launcher.text import printable
 
@@ -92,6 +102,7 @@ class Builder:
         self.meant: dict[tuple[str | int, ...], Any] = {}  # what a reference means where it is not what was built
         self._built: dict[tuple[str | int, ...], Any] = {}
         self._targets: dict[tuple[str, str, Path], Any] = {}
+        self._trusted: dict[tuple[Path, Path], Trust] = {}
 
     def for_recipe(self, recipe: Recipe) -> Builder:
         """The same objects, built or yet to be, for a recipe whose components are the same."""
@@ -155,17 +166,51 @@ class Builder:
             return
         if outermost and slot.kind and (wrong := wrong_kind(component, target, slot.kind)):
             yield self._problem(component, _target_key(component), f"{component.target} {wrong}", at_value=True)
+        trust = self._trust(component)
+        if refused := style_objection(target, component.style, trust):
+            yield self._problem(component, _target_key(component), f"{component.target}: {refused}", at_value=True)
         if component.style == "reference":
             return
-        for argument, message, at_value in argument_problems(component, target, slot.handed, self._made):
+        may_make = self._may_make(component)
+        for argument, message, at_value in argument_problems(component, target, slot.handed, self._made, may_make):
             yield self._problem(component, argument, message, at_value)
+        if outermost and slot.handed and (groups := component.options.get("_groups_")):
+            fitting = Fitting(self._made, may_make=may_make)
+            for pattern, name, message in group_problems(groups, target, slot.handed, fitting):
+                yield self._problem(component, ("_groups_", pattern, name), message)
         if parameters := parameters_of(target):
             known = {name: _known(value) for name, value in arguments_of(component, parameters).items()}
-            for argument, message in argument_objections(target, known, self._trust(component)):
+            for argument, message in argument_objections(target, known, trust):
                 yield self._problem(component, argument, message, at_value=True)
 
-    def _problem(self, component: Component, key: str, message: str, at_value: bool = False) -> Problem:
-        document, path = self._recipe.document, (*component.path, key) if key else component.path
+    def _may_make(self, component: Component) -> Callable[[type], bool]:
+        """Whether a mapping may become an object of a class: of own ones, as their arguments need not be judged."""
+        trust = self._trust(component)
+        return lambda kind: is_trusted(kind.__module__, trust)
+
+    def reached(self) -> Iterator[tuple[str, str]]:
+        """The places of components that ask a server when they are built, and which, as far as the recipe tells.
+
+        What own code asks is its own affair.
+        """
+        for component in (one for root in self._roots() for one in root.walk()):
+            if component.given is not None or component.style != "call":
+                continue
+            target = self.resolve(component)
+            parameters = parameters_of(target) or {}
+            defaults = {name: one.default for name, one in parameters.items() if one.default is not one.empty}
+            if server := reached(target, {**defaults, **arguments_of(component, parameters)}):
+                yield dotted(component.path), server
+
+    def unfit(self, component: Component, settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """What is wrong with evaluated settings of an optimizer's groups: the setting, and what."""
+        yield from value_problems(settings, self.resolve(component), Fitting(self._made))
+
+    def _problem(
+        self, component: Component, key: str | tuple[Key, ...], message: str, at_value: bool = False
+    ) -> Problem:
+        keys = key if isinstance(key, tuple) else (key,) if key else ()
+        document, path = self._recipe.document, (*component.path, *keys)
         where = document.origin(path) if at_value else document.key_origin(path)
         return Problem(str(where), dotted(path), printable(message))
 
@@ -194,8 +239,11 @@ class Builder:
         return self._targets[key]
 
     def _trust(self, component: Component) -> Trust:
-        project = self.directory or Path.cwd()
-        return Trust(tuple(dict.fromkeys((component.folder.resolve(), project.resolve()))), self.allow)
+        key = component.folder, self.directory or Path.cwd()
+        if key not in self._trusted:
+            own, places = own_code(*key)
+            self._trusted[key] = Trust(own, self.allow, places)
+        return self._trusted[key]
 
     # ------------------------------------------------------------------ building
 
@@ -217,24 +265,39 @@ class Builder:
 
     def _build(self, component: Component, handed: Mapping[str, Any]) -> Any:
         target = self.resolve(component)
+        if refused := style_objection(target, component.style, self._trust(component)):
+            raise RecipeError([self._problem(component, _target_key(component), f"{component.target}: {refused}")])
         if component.style == "reference":
             return target
         args = [self.value(item, handed) for item in component.args]
         kwargs = {name: self.value(item, handed) for name, item in component.kwargs.items()}
         self._refuse(component, target, args, kwargs)
-        if component.style == "partial":
-            return functools.partial(target, *args, **kwargs)
-        kwargs.update({name: value for name, value in handed.items() if name in (parameters_of(target) or ())})
         try:
+            args, kwargs = self._annotated(component, target, args, kwargs)
+            if component.style == "partial":
+                return functools.partial(target, *args, **kwargs)
+            kwargs.update({name: value for name, value in handed.items() if name in (parameters_of(target) or ())})
             return target(*args, **kwargs)
         except Exception as error:
             where, path = component.origin, dotted(component.path)
             raise BuildError(printable(f"{where}: {path}: {component.target}: {told(error)}")) from error
 
+    def _annotated(
+        self, component: Component, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[list[Any], dict[str, Any]]:
+        """The arguments as what the target's parameters are annotated with."""
+        may_make = self._may_make(component)
+        positional = dict(zip(_positional(target), args, strict=False))
+        made = list(annotated(target, positional, may_make).values())
+        return [*made, *args[len(made) :]], annotated(target, kwargs, may_make)
+
+    def as_annotated(self, component: Component, function: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Evaluated arguments of a component as what another function of its target is annotated with."""
+        return annotated(function, arguments, self._may_make(component))
+
     def _refuse(self, component: Component, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Judges the arguments again, now that all their values are known."""
-        names = [name for name, one in (parameters_of(target) or {}).items() if one.kind in _POSITIONAL]
-        arguments = {**dict(zip(names, args, strict=False)), **kwargs}
+        arguments = {**dict(zip(_positional(target), args, strict=False)), **kwargs}
         problems = argument_objections(target, arguments, self._trust(component))
         if found := [self._problem(component, argument, message) for argument, message in problems]:
             raise RecipeError(found)
@@ -281,6 +344,10 @@ class Builder:
 
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+def _positional(target: Any) -> list[str]:
+    return [name for name, one in (parameters_of(target) or {}).items() if one.kind in _POSITIONAL]
 
 
 def _target_key(component: Component) -> str:

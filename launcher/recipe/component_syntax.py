@@ -5,15 +5,15 @@ from __future__ import annotations
 import ast
 import difflib
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path as FilePath
 from typing import Any
 
-from launcher.errors import LauncherError, Problem
+from launcher.errors import LauncherError, Problem, UsageError
 from launcher.recipe.component import Component, components_in
 from launcher.recipe.duration import Duration
 from launcher.recipe.expressions import Expression
 from launcher.recipe.places import Path, dotted
 from launcher.recipe.policy import Trust
+from launcher.recipe.project import own_code
 from launcher.recipe.targets import own_file
 from launcher.recipe.tree import Document
 from launcher.text import brief
@@ -143,14 +143,16 @@ def _own_file(component: Component, document: Document) -> Iterator[Problem]:
     path = (*component.path, key)
     try:
         _parse(component)
+    except UsageError:  # of the project, and not of this component
+        raise
     except LauncherError as error:
         yield Problem(str(document.origin(path)), dotted(path), str(error))
 
 
 def _parse(component: Component) -> None:
     file, _, name = component.target.rpartition(":")
-    trust = Trust((component.folder.resolve(), FilePath.cwd().resolve()))
-    found = own_file(file, trust)
+    own, places = own_code(component.folder)
+    found = own_file(file, Trust(own, places=places))
     try:
         ast.parse(found.read_bytes(), filename=str(found))
     except SyntaxError as error:

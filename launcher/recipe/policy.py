@@ -1,9 +1,10 @@
 """What a recipe may name. A stranger's recipe must not be able to run a command or overwrite a file.
 
 A target is judged by where the object that it comes to was defined, not by how it is spelled: `torch.os.system`
-is `os.system`. What is not on these lists is refused. Nothing on them starts a process or opens a path for
-writing, with the arguments that are let through; whole packages are never listed, because most have something
-that does (`numpy.memmap` overwrites files, torch's `SubprocessHandler` starts programs).
+is `os.system`. What is not on these lists is refused. Nothing on them starts a process, writes Python and runs it, or
+opens a path for writing, with the arguments that are let through; whole packages are never listed, because most have
+something that does (`numpy.memmap` overwrites files, torch's `SubprocessHandler` starts programs). Classes are listed
+by their base, functions one by one (`builders.py`). What is listed was read: `tests/names/judged.txt`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher.internals import packaged_readers
+from launcher.recipe.builders import BUILDERS
+from launcher.recipe.inputs import unreadable
+from launcher.recipe.remote_paths import foreign_path, outdated
+from launcher.text import brief
 from launcher.version import PACKAGE
 
 
@@ -65,25 +71,33 @@ CLASSES = (
     Classes("torchmetrics", ("torchmetrics.metric.Metric", "torchmetrics.collections.MetricCollection")),
     # LSUN unpickles a cache beside its data
     Classes("torchvision.datasets", ("torchvision.datasets.vision.VisionDataset",), ("torchvision.datasets.lsun",)),
-    Classes("torchvision.models", (_MODULE,)),
+    # feature_extraction writes the names of modules into Python and runs it; `_utils` feeds it, quantization rewrites
+    Classes(
+        "torchvision.models",
+        (_MODULE,),
+        tuple(
+            f"torchvision.models.{name}"
+            for name in (
+                "_utils",
+                "detection.backbone_utils",
+                "feature_extraction",
+                "quantization",
+                "segmentation._utils",
+            )
+        ),
+    ),
     Classes("torchvision.ops", (_MODULE,)),
     Classes("torchvision.transforms"),
-    # these build a model of any repository of the hub, or unpickle an index
+    # these build a model of any repository of the hub, unpickle an index, or load a kernel of the hub
     Classes(
         "transformers.models",
         _TRANSFORMERS,
-        tuple(f"transformers.models.{name}" for name in ("deprecated", "rag", "timm_backbone", "timm_wrapper")),
+        tuple(
+            f"transformers.models.{name}"
+            for name in ("deprecated", "rag", "sam3_video", "timm_backbone", "timm_wrapper")
+        ),
     ),
     Classes("transformers.data.data_collator"),
-)
-# modules whose functions may be named, but not those of modules below them, nor methods
-FUNCTION_MODULES = (
-    "torch.nn.functional",
-    "torch.nn.init",
-    "torchvision.models",
-    "torchvision.ops",
-    "torchvision.transforms.functional",
-    "torchvision.transforms.v2.functional",
 )
 _MODEL_ARGUMENTS = "attn_implementation config dtype torch_dtype"
 _LOADED_ARGUMENTS = (
@@ -99,7 +113,11 @@ FUNCTIONS: dict[str, str | None] = {
     "torch.tensor": None,
     "torch.utils.data._utils.collate.default_collate": None,
     "torch.utils.data.dataset.random_split": None,
-    "timm.models._factory.create_model": None,
+    "timm.models._factory.create_model": (
+        "model_name pretrained num_classes in_chans img_size drop_rate drop_path_rate global_pool features_only "
+        "out_indices output_stride patch_size embed_dim depth num_heads mlp_ratio qkv_bias init_values class_token "
+        "dynamic_img_size act_layer norm_layer"
+    ),
     "datasets.load.load_dataset": (
         "path name data_dir data_files split revision streaming keep_in_memory num_proc "
         "delimiter sep column_names field drop_labels"
@@ -112,7 +130,7 @@ METHODS: dict[tuple[str, str], str | None] = {
     ("transformers.models", "from_pretrained"): f"{_LOADED_ARGUMENTS} {_MODEL_ARGUMENTS}",
 }
 _AUTO = "transformers.models.auto"  # its classes have no base in common
-_MODULES = (*(classes.module for classes in CLASSES), *FUNCTION_MODULES)
+_MODULES = (*(classes.module for classes in CLASSES), *BUILDERS)
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, range)
 _PLAIN_OF_TORCH = ("dtype", "device", "layout", "memory_format", "Tensor", "Size")
 
@@ -131,12 +149,19 @@ class Trust:
     """What one component may name besides the lists.
 
     Attributes:
-        own: Folders of the user's project: the recipe's (or its base's), and the working directory.
+        own: Folders whose Python files are the user's own code, and single files; `launcher.recipe.project` says which.
         allow: Packages or modules that the user allowed, with all below them.
+        places: Folders in which `my_model.py:Net` is looked for; where none are said, those of `own`.
     """
 
     own: tuple[Path, ...]
     allow: tuple[str, ...] = ()
+    places: tuple[Path, ...] = ()
+
+    @property
+    def homes(self) -> tuple[Path, ...]:
+        """The folders in which files of the user's are looked for."""
+        return self.places or self.own
 
     def allows(self, module: str) -> bool:
         """Whether the user allowed a module."""
@@ -155,7 +180,7 @@ class Trust:
         if file is None:
             return False
         path = Path(file).resolve()
-        inside = [folder for folder in self.own if path.is_relative_to(folder)]
+        inside = [folder for folder in self.own if path.is_relative_to(folder)]  # a file lies in itself
         return not is_installed(path) and any(not _in_environment(path, folder) for folder in inside)
 
 
@@ -214,8 +239,7 @@ def _listed_class(thing: Any) -> bool:
 def _listed_function(thing: Any) -> bool:
     if _full_name(thing) in FUNCTIONS:
         return True
-    plain = inspect.isfunction(thing) and "." not in thing.__qualname__
-    return plain and any(_is_below(thing.__module__, module) for module in FUNCTION_MODULES)
+    return inspect.isfunction(thing) and thing.__qualname__ in BUILDERS.get(thing.__module__, "").split()
 
 
 def _full_name(thing: Any) -> str:
@@ -241,17 +265,40 @@ def _listed_method(thing: Any) -> tuple[str, str] | None:
 UNKNOWN = object()  # an argument whose value is not known yet
 
 _SAFE_BUILDERS = ("arrow", "audiofolder", "csv", "imagefolder", "json", "parquet", "text", "videofolder", "webdataset")
-_ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", "paged_attention")
+_IMPLEMENTATIONS = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", "paged_attention")
 _NEVER = {  # arguments that load code or choose where files are written, at any depth, by package
     "transformers": {
         *("trust_remote_code", "auto_map", "code_revision", "custom_generate", "weights_only", "state_dict"),
         *("quantization_config", "adapter_kwargs", "kernel_config", "use_kernels", "allow_all_kernels", "gguf_file"),
         *("backbone", "backbone_kwargs", "use_timm_backbone", "use_pretrained_backbone", "cache_dir", "save_directory"),
+        *("chat_template", "custom_pipelines", "hub_kernels", "index_path", "passages_path", "use_dummy_dataset"),
     },
     "timm": {"checkpoint_path", "cache_dir", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_custom_load"},
     "datasets": {"trust_remote_code", "cache_dir", "storage_options", "download_config"},
+    "torchmetrics": {"feature_extractor_weights_path", "baseline_url"},  # a file to unpickle, any server
 }
-_REPOSITORY = re.compile(r"\s*(hf[-_]hub|local[-_]dir):", re.IGNORECASE)
+_BY_ARGUMENTS = ("datasets", "timm", "torchvision.datasets", "transformers.models")  # what these do, arguments decide
+
+
+def style_objection(target: Any, style: str, trust: Trust) -> str | None:
+    """Why a target may not be handed on without being called; None where it may.
+
+    What is let in for its arguments must get them here, where they are judged, and not from whoever calls it later.
+
+    Args:
+        target: The class or function.
+        style: `call`, `partial` or `reference`.
+        trust: What the user allowed.
+    """
+    module = str(getattr(target, "__module__", ""))
+    if style == "call" or is_trusted(module, trust) or not any(_is_below(module, one) for one in _BY_ARGUMENTS):
+        return None
+    return "what it does depends on its arguments, which are judged here: call it with _target_, without _partial_"
+
+
+def is_trusted(module: str, trust: Trust) -> bool:
+    """Whether what a module defines is the user's own or allowed, so that none of its arguments are judged."""
+    return trust.allows(module) or trust.owns(getattr(sys.modules.get(module), "__file__", None))
 
 
 def argument_objections(target: Any, arguments: Mapping[str, Any], trust: Trust) -> Iterator[tuple[str, str]]:
@@ -266,7 +313,7 @@ def argument_objections(target: Any, arguments: Mapping[str, Any], trust: Trust)
         The argument, and what is wrong with it.
     """
     module = str(getattr(target, "__module__", ""))
-    if trust.allows(module) or trust.owns(getattr(sys.modules.get(module), "__file__", None)):
+    if is_trusted(module, trust):
         return
     package = module.partition(".")[0]
     only = _only(target)
@@ -277,10 +324,25 @@ def argument_objections(target: Any, arguments: Mapping[str, Any], trust: Trust)
         for key, inner in _at_any_depth(name, value):
             if message := _refused(package, key, inner):
                 yield name, message
+    arguments = {**_defaults(target), **arguments}
     if package == "torchvision":
         yield from _download(arguments, trust)
+    elif package == "timm":
+        yield from _timm_model(arguments)
     elif _full_name_of(target) == "datasets.load.load_dataset":
         yield from _data_set(arguments)
+
+
+def _defaults(target: Any) -> dict[str, Any]:
+    """What signatures say for arguments that are not written: the target's, and those that `**settings` go on to."""
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except (ValueError, TypeError):
+        return {}
+    own = {one.name: one.default for one in parameters if one.default is not one.empty}
+    goes_on = inspect.isclass(target) and any(one.kind is one.VAR_KEYWORD for one in parameters)
+    bases = [base for base in target.__mro__[1:] if "__init__" in vars(base)] if goes_on else []
+    return {**(_defaults(bases[0]) if bases else {}), **own}
 
 
 def _full_name_of(target: Any) -> str:
@@ -306,37 +368,76 @@ def _at_any_depth(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 def _refused(package: str, name: str, value: Any) -> str | None:
     if name in _NEVER.get(package, ()):
         return f"'{name}' can load code or write files; leave it out"
-    if package == "transformers" and name == "attn_implementation" and isinstance(value, str) and "/" in value:
-        return f"a repository's code is not loaded; one of: {', '.join(_ATTENTION)}"
-    if package in ("timm", "transformers") and isinstance(value, str) and _REPOSITORY.match(value):
-        return "a repository or folder can hold code; name a model that the package has"
+    if package in ("datasets", "timm", "transformers") and name.startswith("_"):
+        return f"'{brief(name)}' is private to {package}; leave it out"
+    if package == "transformers" and name.endswith("_implementation"):
+        strange = [one for one in _texts(value) if one not in _IMPLEMENTATIONS]
+        return f"a repository's code is not loaded; one of: {', '.join(_IMPLEMENTATIONS)}" if strange else None
+    if package in ("timm", "transformers") and isinstance(value, str) and ":" in value.strip()[:12]:
+        source = value.strip().partition(":")[0].lower().replace("_", "-")
+        known = source in ("hf-hub", "local-dir", "hf", "http", "https", "file")
+        return "a repository or folder can hold code; name a model that the package has" if known else None
     return None
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The texts in a value, keys excepted."""
+    if isinstance(value, str | os.PathLike):
+        yield os.fspath(value)
+    for inner in value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ():
+        yield from _texts(inner)
 
 
 def _download(arguments: Mapping[str, Any], trust: Trust) -> Iterator[tuple[str, str]]:
     """A download writes below `root`: only into the project, or a folder that no recipe can choose."""
     root = arguments.get("root", "")
-    if not arguments.get("download") or root is UNKNOWN:
+    if not arguments.get("download") or root is UNKNOWN or root is None:
         return
     path = Path(str(root))
-    inside = any(Path(os.path.normpath(folder / path)).is_relative_to(folder) for folder in trust.own)
+    here = Path.cwd()
+    folders = (here, *trust.own)
+    inside = any(Path(os.path.normpath(here / path)).is_relative_to(folder) for folder in folders)
     if not inside or any(part.startswith((".", "~")) and part not in (".", "..") for part in path.parts):
         yield (
             "root",
-            f"downloads go into the project's own folders, not '{root}'; write root: data, or a link of that name",
+            f"downloads go into the project's own folders, not '{brief(str(root))}'; write root: data, or a link of "
+            "that name",
         )
+
+
+def _timm_model(arguments: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    name = arguments.get("model_name", UNKNOWN)
+    if name is not UNKNOWN and not (isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_.-]+", name)):
+        yield "model_name", "a repository or folder can hold code; name a model that the package has, as in resnet50"
 
 
 def _data_set(arguments: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     path = arguments.get("path", UNKNOWN)
-    if path is not UNKNOWN and not (isinstance(path, str) and (path in _SAFE_BUILDERS or "/" in path)):
+    if path is not UNKNOWN and not (isinstance(path, str) and (path in _SAFE_BUILDERS or _is_source(path))):
         formats = ", ".join(_SAFE_BUILDERS)
-        yield "path", f"'{path}' is neither OWNER/NAME on the hub, a folder, nor a format that holds no code: {formats}"
-    from importlib import metadata  # slow, and seldom needed
+        shown = brief(str(path))
+        yield (
+            "path",
+            f"'{shown}' is neither OWNER/NAME on the hub, a folder, nor a format that holds no code: {formats}",
+        )
+    for name in ("path", "data_dir", "data_files"):
+        for text in _texts(arguments.get(name)):
+            if fault := foreign_path(text) or unreadable(text):
+                yield name, f"'{brief(text)}' {fault}"
+    if fault := outdated():
+        yield "", fault
 
-    version = metadata.version("datasets")
-    if int(version.partition(".")[0]) < 4:
-        yield "", f"datasets {version} runs code that it downloads; pip install 'datasets>=4'"
+
+def _is_source(path: str) -> bool:
+    """Whether a path is OWNER/NAME or a folder, and not one of datasets' own readers in another spelling."""
+    bare = os.path.normpath(path.removeprefix("hf://datasets/").removeprefix("hf://"))
+    return "/" in bare or ("/" in path and "://" not in path and not _is_reader(bare))
+
+
+def _is_reader(name: str) -> bool:
+    """Whether datasets has a reader of this name, such as `pandas`, which unpickles."""
+    readers = packaged_readers()
+    return readers is None or name in readers
 
 
 # ---------------------------------------------------------------------- the list, for people
@@ -354,16 +455,18 @@ def listed(allow: tuple[str, ...] = ()) -> Iterator[str]:
         but_not = f", but not {', '.join(classes.but_not)}" if classes.but_not else ""
         yield f"  {classes.module}.*{f'  of kind {bases}' if bases else ''}{but_not}"
     yield "functions:"
-    for module in FUNCTION_MODULES:
-        yield f"  {module}.*"
+    for module, names in BUILDERS.items():
+        yield f"  {module}: {', '.join(names.split())}"
     for name, arguments in FUNCTIONS.items():
         yield f"  {name}{f'  with {arguments}' if arguments else ''}"
     yield "methods of listed classes:"
     for (module, name), arguments in METHODS.items():
         yield f"  {module}.*.{name}{f'  with {arguments}' if arguments else ''}"
     yield "never as an argument:"
-    for package, names in _NEVER.items():
-        yield f"  {package}: {', '.join(sorted(names))}"
+    for package, refused in _NEVER.items():
+        yield f"  {package}: {', '.join(sorted(refused))}"
+    yield "  datasets, timm, transformers: what begins with '_'"
     yield "besides:"
-    yield "  what Python files of your own project define: beside the recipe, or under the working directory"
+    yield "  what Python files of your own define: beside or below the recipe; in its project (the nearest folder above"
+    yield "  with a pyproject.toml or .git) where you work in it; or named by [tool.launcher] code in pyproject.toml"
     yield f"  what --allow names, or [tool.launcher] allow in pyproject.toml: {', '.join(allow) or 'nothing here'}"

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import re
+import stat
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from launcher.errors import UsageError
-from launcher.recipe.schema import NAME_PATTERN
-from launcher.recipe.show import scalar
 from launcher.text import brief, hint
 
 if sys.version_info >= (3, 11):
@@ -18,8 +18,10 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-_KEYS = ("allow",)
+_KEYS = ("allow", "code", "bases")
 _TEMPLATES = Path(__file__).parent / "templates"
+SITE_VARIABLE = "LAUNCHER_SITE"
+SITE_PLACES = (Path("~/.config/launcher/site.yaml"), Path("/etc/launcher/site.yaml"))
 
 
 def allowed_packages(flags: Sequence[str] = (), folder: Path | None = None) -> tuple[str, ...]:
@@ -43,11 +45,115 @@ def allowed_packages(flags: Sequence[str] = (), folder: Path | None = None) -> t
     return tuple(dict.fromkeys([*flags, *project]))
 
 
+def named_paths(key: str, folder: Path | None = None) -> tuple[Path, ...]:
+    """The files and folders of a list in [tool.launcher] of the working directory's pyproject.toml, resolved.
+
+    Args:
+        key: `code`, what may be called by a recipe that lies elsewhere; or `bases`, what such a recipe may build on.
+        folder: Where pyproject.toml is; None is the working directory.
+
+    Raises:
+        UsageError: It is no list of paths, or the file cannot be read.
+    """
+    path = (folder or Path()) / "pyproject.toml"
+    listed = _project(path).get(key, [])
+    if not isinstance(listed, list) or not all(isinstance(one, str) and one for one in listed):
+        raise UsageError(f"{path}: tool.launcher.{key} must be a list of files and folders, as in {key} = ['src']")
+    return tuple((path.parent / Path(one).expanduser()).resolve() for one in listed)
+
+
+def own_code(recipe_folder: Path, directory: Path | None = None) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """Whose Python files a recipe may call: those beside or below it, of its project, and those that are named.
+
+    Args:
+        recipe_folder: The recipe's, or that of the base that names the file.
+        directory: Where the user works; None is the working directory.
+
+    Returns:
+        Folders and files that are the user's own; and the folders in which names are looked up.
+
+    Raises:
+        UsageError: The working directory's pyproject.toml cannot be read.
+    """
+    folder, here = recipe_folder.resolve(), (directory or Path.cwd()).resolve()
+    named = named_paths("code", here)
+    project = project_of(folder)
+    own: list[Path] = [folder]
+    places = [folder]
+    if project is not None and here.is_relative_to(project):
+        own, places = [project], [folder, here, project]
+    elif _is_anybodys(folder):
+        own = []
+    elif _holds_home(folder):  # all of one's files lie below
+        own = sorted(file.resolve() for file in folder.glob("*.py"))
+    places += [path for path in (here, *named) if named and path.is_dir()]
+    return tuple(dict.fromkeys((*own, *named))), tuple(dict.fromkeys(places))
+
+
+def project_of(folder: Path) -> Path | None:
+    """The nearest folder, this one or above it, with a pyproject.toml or .git; None where there is none.
+
+    The home folder is none, though some keep it under git: not all that lies in it belongs together.
+    """
+    for place in (folder, *folder.parents):
+        if _holds_home(place) or _is_anybodys(place):
+            return None
+        if (place / "pyproject.toml").is_file() or (place / ".git").exists():
+            return place
+    return None
+
+
+def _is_anybodys(folder: Path) -> bool:
+    """Whether what lies in a folder may be from anybody: one like /tmp, or where a browser puts downloads."""
+    try:
+        shared = bool(folder.stat().st_mode & stat.S_ISVTX and folder.stat().st_mode & stat.S_IWOTH)
+    except OSError:
+        shared = False
+    home = _home()
+    return shared or (home is not None and folder == (home / "Downloads").resolve())
+
+
+def _home() -> Path | None:
+    """The user's home folder; None in a container whose user has none."""
+    try:
+        return Path.home().resolve()
+    except RuntimeError:
+        return None
+
+
+def _holds_home(folder: Path) -> bool:
+    home = _home()
+    return home is not None and home.is_relative_to(folder)
+
+
+def is_own_recipe(path: Path, recipe: Path) -> bool:
+    """Whether a recipe may build on a file without its being named: one below it, of its project, below the working
+    directory where the recipe is too, or of the package.
+
+    Args:
+        path: The base, resolved.
+        recipe: The recipe that leads to it.
+    """
+    from launcher.recipe.shipped import folder as shipped_recipes
+
+    folder, here = recipe.parent.resolve(), Path.cwd().resolve()
+    is_below = folder.is_relative_to(here) and not (_is_anybodys(here) or _holds_home(here))
+    places = (folder, project_of(folder), shipped_recipes().resolve(), here if is_below else None)
+    return any(place is not None and path.is_relative_to(place) for place in places)
+
+
+@functools.lru_cache(maxsize=8)
+def _parsed(path: Path, time_ns: int, size: int) -> dict[str, Any]:
+    """A file as it was at a time: it is asked for once for each component."""
+    return tomllib.loads(path.read_text(encoding="utf-8"))
+
+
 def _project(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        whole = tomllib.loads(path.read_text(encoding="utf-8"))
+        state = path.stat()
+        whole = _parsed(path.absolute(), state.st_mtime_ns, state.st_size)
     except (OSError, ValueError) as error:
         raise UsageError(
             f"{path}: cannot be read: {error}; mend the file, as [tool.launcher] may stand in it"
@@ -75,6 +181,9 @@ def create(name: str, into: Path | None = None) -> list[Path]:
     Raises:
         UsageError: The name cannot be one, or something of that name exists.
     """
+    from launcher.recipe.schema import NAME_PATTERN  # pydantic, which reading does not need
+    from launcher.recipe.show import scalar
+
     if not re.fullmatch(NAME_PATTERN, name):
         allowed = "letters, digits, '.', '_' and '-', at most 128, the first a letter or digit"
         raise UsageError(f"'{brief(name)}' cannot be a project's name; use {allowed}")

@@ -23,6 +23,7 @@ from launcher.recipe.expressions import (
     _show,
 )
 from launcher.recipe.places import Origin, Path, Problems, dotted
+from launcher.recipe.secrets import holds_secret
 from launcher.recipe.tree import MAX_VALUES, Node
 from launcher.text import brief, suggestion
 
@@ -37,7 +38,13 @@ COMPUTED = frozenset(_NEEDS)
 _MAX_CHAIN = 60  # values that wait for one another
 _MAX_TEXT = 1_000_000  # characters written by joining
 
-_SECRET = re.compile("KEY|TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|AUTH|COOKIE", re.IGNORECASE)
+_SECRET = re.compile(
+    "KEY|TOKEN|SECRET|PASSW|PASSPHRASE|PASSCODE|CREDENTIAL|AUTH|COOKIE|PGPASS|DSN|.PWD$|WEBHOOK|PRIVATE", re.IGNORECASE
+)
+
+
+class _FromEnvironment(str):
+    """A text that the environment's variables are part of, wherever it is referred to."""
 
 
 class _CycleError(_ResolveError):
@@ -117,8 +124,9 @@ class _Resolver:
                 value = replace(value, text=node.value, origin=node.origin)
         else:
             value = self.calculate(program, node.value, node.origin)
-        if any(_is_variable(step) for step in program) and "/" not in _known_text(value):
-            raise _ResolveError("the environment is for paths, and this has no '/'; write the value itself")
+        known = _known_text(value)
+        if isinstance(known, _FromEnvironment) and (fault := _no_path(known)):
+            raise _ResolveError(f"the environment is for paths, and this {fault}; write the value itself")
         return replace(node, value=value)
 
     def calculate(self, program: Program, text: str, origin: Origin) -> str | int | float | Expression:
@@ -128,6 +136,10 @@ class _Resolver:
         if len(steps) > _MAX_STEPS:
             raise _ResolveError("too long an expression, with those that it refers to")
         names = tuple(dict.fromkeys(what for kind, what in steps if kind == "name"))
+        is_environment = any(isinstance(what, _FromEnvironment) for _, what in steps)
+        if is_environment and not COMPUTED.issuperset(names):  # which are numbers
+            later = f"'{names[0]}' is known when the data is opened; write one of the two itself"
+            raise _ResolveError(f"the environment's variables are known now, and {later}")
         if names:
             return Expression(text, origin, names, tuple(steps))
         result = _run(tuple(steps), str)
@@ -135,7 +147,7 @@ class _Resolver:
         self.written += len(result) if isinstance(result, str) else 0
         if self.written > _MAX_TEXT:
             raise _ResolveError(f"the references write more than {_MAX_TEXT:,} characters")
-        return result
+        return _FromEnvironment(result) if is_environment else result
 
     def bound(self, step: Step, arithmetic: bool) -> Program:
         """A step with its name, if it is one, replaced by what the recipe says."""
@@ -213,7 +225,7 @@ class _Resolver:
         if not value.isprintable():
             raise _ResolveError(f"the environment variable {name} is not printable text")
         self.env[name] = value
-        return value
+        return _FromEnvironment(value)
 
     def walk(self, segments: Sequence[str]) -> Node:
         """Follows a dotted name from the top of the recipe."""
@@ -287,11 +299,22 @@ class _Resolver:
         return _shared(path, node)
 
 
-def _known_text(value: object) -> str:
-    """What is known of a text at reading."""
-    if isinstance(value, Expression):
-        return "".join(str(what) for kind, what in value.program if kind == "push")
-    return str(value)
+def _known_text(value: object) -> object:
+    """What is known at reading of a text; of the environment where a part of it is."""
+    if not isinstance(value, Expression):
+        return value
+    pieces = [what for kind, what in value.program if kind == "push"]
+    text = "".join(map(str, pieces))
+    return _FromEnvironment(text) if any(isinstance(one, _FromEnvironment) for one in pieces) else text
+
+
+def _no_path(text: str) -> str | None:
+    """Why a text with the environment's variables in it is no path; it goes into files, and to nobody else."""
+    if "/" not in text:
+        return "has no '/'"
+    if any(mark in text for mark in ("://", "::", "@")) or not text.isprintable():
+        return "is an address, or holds a user's name, and no path"
+    return "looks like it holds a secret, which is none" if holds_secret(text) else None
 
 
 def _shared(path: Path, node: Node) -> Node:

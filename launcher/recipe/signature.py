@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import collections.abc
+import dataclasses
+import enum
 import functools
 import importlib
 import inspect
+import os
+import pathlib
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,7 +94,11 @@ def arguments_of(component: Component, parameters: Parameters) -> dict[str, Any]
 
 
 def argument_problems(
-    component: Component, target: Any, handed: str | None, made: Callable[[Component], type | None]
+    component: Component,
+    target: Any,
+    handed: str | None,
+    made: Callable[[Component], type | None],
+    may_make: Callable[[type], bool] = lambda kind: False,
 ) -> Iterator[tuple[str, str, bool]]:
     """What does not fit.
 
@@ -99,6 +107,7 @@ def argument_problems(
         target: What gets them.
         handed: The argument that the run hands in wherever a signature has it, which the recipe must not write.
         made: The class of what a nested component gives, where that is known.
+        may_make: Whether a recipe may have an object of a class made of a mapping.
 
     Yields:
         The argument (empty for the component as a whole), what is wrong, and whether that is its value.
@@ -112,14 +121,60 @@ def argument_problems(
         *_binding(component, target, parameters, given),
     ):
         yield name, message, False
-    fitting = Fitting(made, durations=handed == "optimizer")  # a scheduler's lengths may be said in words
-    hints = _hints(target, parameters)
-    for name, value in arguments_of(component, parameters).items():
-        if name not in hints or name == given or (value is None and parameters[name].default is None):
+    # a scheduler's lengths may be said in words
+    fitting = Fitting(made, durations=handed == "optimizer", may_make=may_make)
+    arguments = arguments_of(component, parameters)
+    for name, message in value_problems({key: one for key, one in arguments.items() if key != given}, target, fitting):
+        yield name, message, True
+
+
+def value_problems(arguments: Mapping[str, Any], target: Any, fitting: Fitting) -> Iterator[tuple[str, str]]:
+    """Values that are not of the kind that the parameters of a target are annotated with.
+
+    Args:
+        arguments: By name; names that it does not take are passed over.
+        target: Whose parameters they are.
+        fitting: Knows what nested components give.
+
+    Yields:
+        The argument, and what is wrong with it.
+    """
+    parameters = parameters_of(target) or {}
+    hints = hints_of(target)
+    for name, value in arguments.items():
+        if name not in hints or (value is None and parameters[name].default is None):
             continue
         if not fitting.fits(value, hints[name]):
+            inner = next(fitting.inner_problems(value, hints[name]), None)
             expects = f"{name_of(target)} expects {_words(hints[name])}{_remedy(value, hints[name])}"
-            yield name, f"{shown(value)} does not fit: {expects}", True
+            yield name, inner or f"{shown(value)} does not fit: {expects}"
+
+
+def group_problems(
+    groups: Mapping[str, Mapping[str, Any]], target: Any, handed: str, fitting: Fitting
+) -> Iterator[tuple[str, str, str]]:
+    """What is wrong with the settings of groups of parameters, which are those of their optimizer.
+
+    Args:
+        groups: Settings by the pattern of the parameters' names.
+        target: The optimizer's class; what a function makes has settings of its own, known when it is made.
+        handed: The argument that the run hands in.
+        fitting: Knows what nested components give.
+
+    Yields:
+        The pattern, the setting, and what is wrong with it.
+    """
+    parameters = parameters_of(target) or {}
+    kinds = {one.kind for one in parameters.values()}
+    known = [name for name in parameters if name != handed]
+    for pattern, settings in groups.items():
+        for name in settings:
+            if inspect.isclass(target) and inspect.Parameter.VAR_KEYWORD not in kinds and name not in known:
+                listed = f"a group may set: {', '.join(known)}"
+                yield pattern, name, f"{name_of(target)} takes no '{brief(name)}'{hint(name, known, listed)}"
+        own = {name: value for name, value in settings.items() if name != handed}
+        for name, message in value_problems(own, target, fitting):
+            yield pattern, name, message
 
 
 def _unknown_names(
@@ -167,8 +222,9 @@ def name_of(target: Any) -> str:
 # ---------------------------------------------------------------------- types of arguments
 
 
-def _hints(target: Any, parameters: Parameters) -> Mapping[str, Any]:
-    """The parameters' annotations, evaluated; those that cannot be say nothing, and the call itself will."""
+def hints_of(target: Any) -> Mapping[str, Any]:
+    """The annotations of a target's parameters, evaluated; those that cannot be say nothing, and the call will."""
+    parameters = parameters_of(target) or {}
     function = inspect.unwrap(target) if not inspect.isclass(target) else _maker(target)
     names = {**vars(collections.abc), **vars(typing), **getattr(function, "__globals__", {})}
     hints = {}
@@ -205,10 +261,12 @@ class Fitting:
     Attributes:
         made: The class of what a nested component gives, where that is known.
         durations: Whether words such as `30 epochs` may stand for a whole number.
+        may_make: Whether a recipe may have an object of a class made of a mapping.
     """
 
     made: Callable[[Component], type | None]
     durations: bool = False
+    may_make: Callable[[type], bool] = lambda kind: False
 
     def fits(self, value: Any, hint: Any) -> bool:
         """Whether a value (plain, a component, or an expression) fits an annotation."""
@@ -231,7 +289,34 @@ class Fitting:
             return isinstance(value, list) and self._items_fit(value, option)
         if origin in _MAPPINGS:
             return isinstance(value, Mapping)
+        if _is_enum(origin):
+            return _member(origin, value) is not None
+        if _is_path(origin):
+            return isinstance(value, str)
+        if _is_record(origin):
+            return (
+                isinstance(value, Mapping) and self.may_make(origin) and not any(self._record_problems(value, origin))
+            )
         return not _needs_an_object(origin)
+
+    def inner_problems(self, value: Any, hint: Any) -> Iterator[str]:
+        """What is wrong inside a mapping of which an object of a class is to be made."""
+        for option in _options(hint):
+            if isinstance(value, Mapping) and _is_record(option) and self.may_make(option):
+                yield from self._record_problems(value, option)
+
+    def _record_problems(self, value: Mapping[str, Any], kind: type) -> Iterator[str]:
+        parameters = parameters_of(kind) or {}
+        open_ended = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+        for name in value:
+            if name not in parameters and not open_ended:
+                listed = f"it takes: {', '.join(parameters)}"
+                yield f"{name_of(kind)} takes no '{brief(str(name))}'{hint(str(name), parameters, listed)}"
+        missing = [name for name, one in parameters.items() if one.default is one.empty and name not in value]
+        if missing and not open_ended:
+            yield f"{name_of(kind)} needs '{missing[0]}'; write '{missing[0]}: …'"
+        for name, message in value_problems(value, kind, self):
+            yield f"{brief(str(name))}: {message}"
 
     def _items_fit(self, items: list[Any], option: Any) -> bool:
         inner = typing.get_args(option)
@@ -240,8 +325,12 @@ class Fitting:
         return not inner or all(self.fits(item, inner[0]) for item in items)
 
     def _component_fits(self, component: Component, origin: Any) -> bool:
+        if origin is type:
+            return component.style == "reference"
         made = self.made(component)
-        if made is None or not inspect.isclass(origin) or not (origin in _PLAIN or _is_torch(origin)):
+        needed = (*_PLAIN, tuple, list, dict)
+        known = inspect.isclass(origin) and (origin in needed or _is_torch(origin) or _is_exact(origin))
+        if made is None or not known:
             return True
         return issubclass(made, origin)
 
@@ -257,13 +346,108 @@ def _options(hint: Any) -> tuple[Any, ...]:
     return (type(None) if hint is None else hint,)
 
 
+def _is_enum(kind: Any) -> bool:
+    return inspect.isclass(kind) and issubclass(kind, enum.Enum)
+
+
+def _is_path(kind: Any) -> bool:
+    return kind is os.PathLike or (inspect.isclass(kind) and issubclass(kind, pathlib.PurePath))
+
+
+def _is_record(kind: Any) -> bool:
+    """Whether objects of a class are made of named values: a dataclass, a named tuple, or a model of pydantic's."""
+    if not inspect.isclass(kind):
+        return False
+    is_named_tuple = issubclass(kind, tuple) and hasattr(kind, "_fields")
+    return dataclasses.is_dataclass(kind) or is_named_tuple or hasattr(kind, "model_validate")
+
+
+def _is_exact(kind: type) -> bool:
+    return _is_enum(kind) or _is_path(kind) or _is_record(kind)
+
+
+def _member(kind: type[enum.Enum], value: Any) -> enum.Enum | None:
+    """The member of an `Enum` that a name means, or else a value; None where none is."""
+    if isinstance(value, kind):
+        return value
+    if isinstance(value, str) and value in kind.__members__:
+        return kind[value]
+    return next((one for one in kind if type(one.value) is type(value) and one.value == value), None)
+
+
+# ---------------------------------------------------------------------- values as they are annotated
+
+
+def annotated(target: Any, arguments: Mapping[str, Any], may_make: Callable[[type], bool]) -> dict[str, Any]:
+    """The arguments of a target as what they are annotated with: `RELU` as `Act.RELU`, a text as a `Path`, a mapping
+    as a dataclass, a list as a tuple. What fits as it is, or not at all, stays.
+
+    Args:
+        target: Whose arguments.
+        arguments: By name, built.
+        may_make: Whether a recipe may have an object of a class made of a mapping.
+    """
+    hints = hints_of(target)
+    return {
+        name: as_annotated(value, hints[name], may_make) if name in hints else value
+        for name, value in arguments.items()
+    }
+
+
+def as_annotated(value: Any, hint: Any, may_make: Callable[[type], bool]) -> Any:
+    """A value as what an annotation says; see `annotated`."""
+    options = _options(hint)
+    if any(_is_one(value, option) for option in options if not typing.get_args(option)):
+        return value
+    for option in sorted(options, key=lambda option: not _is_one(value, typing.get_origin(option))):
+        made = _made_of(value, option, may_make)
+        if made is not _UNFIT:
+            return made
+    return value
+
+
+_UNFIT = object()
+
+
+def _is_one(value: Any, kind: Any) -> bool:
+    return inspect.isclass(kind) and isinstance(value, kind)
+
+
+def _made_of(value: Any, option: Any, may_make: Callable[[type], bool]) -> Any:
+    """What an annotation that is no union makes of a value; `_UNFIT` where it makes nothing."""
+    origin, inner = typing.get_origin(option) or option, typing.get_args(option)
+    if _is_enum(origin):
+        member = _member(origin, value)
+        return _UNFIT if member is None else member
+    if _is_path(origin) and isinstance(value, str):
+        return pathlib.Path(value) if origin is os.PathLike else origin(value)
+    if _is_record(origin) and isinstance(value, Mapping) and may_make(origin):
+        said = {str(key): one for key, one in value.items()}
+        is_model = hasattr(origin, "model_validate")
+        return origin.model_validate(said) if is_model else origin(**annotated(origin, said, may_make))
+    if origin in _SEQUENCES and isinstance(value, list):
+        kinds = _kinds(inner, len(value))
+        items = [as_annotated(one, kind, may_make) for one, kind in zip(value, kinds, strict=True)]
+        return origin(items) if origin in (tuple, set, frozenset) else items
+    if origin in _MAPPINGS and isinstance(value, Mapping) and len(inner) == 2:
+        return {key: as_annotated(one, inner[1], may_make) for key, one in value.items()}
+    return _UNFIT
+
+
+def _kinds(inner: Sequence[Any], count: int) -> list[Any]:
+    """The annotation of each item of a list."""
+    if len(inner) == count and Ellipsis not in inner and count > 1:
+        return list(inner)
+    return [inner[0] if inner else Any] * count
+
+
 def _is_torch(kind: type) -> bool:
     return kind.__module__.partition(".")[0] == "torch"
 
 
 def _needs_an_object(origin: Any) -> bool:
     """Whether an annotation means a function, or an object of a class of torch's: no plain value is one."""
-    return origin is collections.abc.Callable or (inspect.isclass(origin) and _is_torch(origin))
+    return origin in (collections.abc.Callable, type) or (inspect.isclass(origin) and _is_torch(origin))
 
 
 def shown(value: Any) -> str:
@@ -296,6 +480,12 @@ def _word(option: Any) -> str:
         return " or ".join(shown(one) for one in inner)
     if origin is collections.abc.Callable:
         return "a function"
+    if origin is type:
+        return "a class"
+    if _is_enum(origin):
+        return f"{origin.__name__}, one of {', '.join(list(origin.__members__)[:20])}"
+    if _is_record(origin):
+        return f"a {origin.__name__}, {{{', '.join(f'{name}: …' for name in list(parameters_of(origin) or ())[:12])}}}"
     if origin in _MAPPINGS:
         return "a mapping"
     if origin is tuple and inner and inner[-1] is not Ellipsis:
@@ -312,6 +502,7 @@ def _remedy(value: Any, hint: Any) -> str:
         return f"; write {{_ref_: torch.{value.removeprefix('torch.')}}}"
     if "Tensor" in names and isinstance(value, list):
         return f"; write {{_target_: torch.tensor, _args_: [{shown(value)}]}}"
-    if isinstance(value, str) and any(typing.get_origin(one) is collections.abc.Callable for one in _options(hint)):
+    wanted = [typing.get_origin(one) or one for one in _options(hint)]
+    if isinstance(value, str) and (collections.abc.Callable in wanted or type in wanted):
         return f"; write {{_ref_: {brief(value)}}}"
     return ""

@@ -98,8 +98,8 @@ def _dotted(name: str, trust: Trust) -> Any:
 
 def _own_package(name: str, trust: Trust) -> bool:
     """Whether a package or module of this name is a file of the user's project."""
-    for folder in trust.own:
-        if os.path.isfile(folder / f"{name}.py") or os.path.isfile(folder / name / "__init__.py"):  # however long
+    for folder in trust.homes:
+        if any(map(trust.owns, _files_of(folder, name))):
             _check_shadows(name, folder, trust)
             _make_importable(folder, trust)
     spec = _find(name)  # of a package that is no part of another, finding is not importing
@@ -107,6 +107,20 @@ def _own_package(name: str, trust: Trust) -> bool:
         return False
     places = [spec.origin, *(spec.submodule_search_locations or ())]
     return any(trust.owns(place) for place in places if place not in (None, "built-in", "frozen"))
+
+
+def _files_of(folder: Path, name: str) -> list[Path]:
+    """The file that a module or package of this name is in a folder, if one is there."""
+    candidates = (folder / f"{name}.py", folder / name / "__init__.py")
+    return [path for path in candidates if os.path.isfile(path)]  # which bears names of any length
+
+
+def names_own_code(name: str, trust: Trust) -> bool:
+    """Whether a name means something of the user's own files, as far as their names show; nothing is imported."""
+    if ".py:" in name:
+        return True
+    first, *rest = name.split(".")
+    return bool(rest) and any(trust.owns(file) for folder in trust.homes for file in _files_of(folder, first))
 
 
 def _is_submodule(module: types.ModuleType, name: str) -> bool:
@@ -164,20 +178,22 @@ def _import_file(file: str, trust: Trust) -> types.ModuleType:
 
 
 def own_file(file: str, trust: Trust) -> Path:
-    """Where a file of the user's is: beside the recipe, or under the working directory.
+    """Where a file of the user's is: beside or below the recipe, in its project, or where the project names it.
 
     Raises:
-        LauncherError: There is none, or it is no part of the user's project.
+        LauncherError: There is none, or it is no part of the user's own code.
     """
-    found = next((folder / file for folder in trust.own if os.path.isfile(folder / file)), None)
-    if found is None:
+    candidates = [folder / file for folder in (*trust.homes, Path.cwd()) if os.path.isfile(folder / file)]
+    found = next(filter(trust.owns, candidates), None)
+    if found is not None:
+        return found.resolve()
+    if not candidates:
         raise LauncherError(f"there is no file '{brief(file)}' beside the recipe or in the working directory")
-    if not trust.owns(found):
-        raise LauncherError(
-            f"'{brief(file)}' is refused: it is not of your project, which is what lies beside the recipe or under the "
-            "working directory and is not installed; copy it there, or start from the project's folder"
-        )
-    return found.resolve()
+    raise LauncherError(
+        f"'{brief(file)}' is refused: it is not of your project, which is what lies beside or below the recipe, or in "
+        "the nearest folder above it with a pyproject.toml or .git where you work in that, and is not installed; copy "
+        "it there, or name it in the working directory's pyproject.toml: [tool.launcher] code = ['FILE.py']"
+    )
 
 
 def _make_importable(folder: Path, trust: Trust) -> None:
@@ -210,7 +226,7 @@ def _installed_module(name: str, trust: Trust) -> str | None:
 
 
 def _find_outside(name: str, trust: Trust) -> importlib.machinery.ModuleSpec | None:
-    own = {str(folder) for folder in trust.own}
+    own = {str(folder) for folder in (*trust.own, *trust.homes)}
     places = [place for place in sys.path if place and os.path.realpath(place) not in own]
     return importlib.machinery.PathFinder.find_spec(name, places)
 

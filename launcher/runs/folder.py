@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import UsageError
+from launcher.recipe.secrets import masked, masked_in
 from launcher.runs import lock
 from launcher.runs.identity import differences
 from launcher.world.failure import FAILURE_FILE
@@ -158,7 +159,7 @@ def environment(how: Mapping[str, Any]) -> dict[str, Any]:
         how: What started it: command, recipe, overrides.
     """
     return {
-        **how,
+        **masked_in(how),
         "directory": str(Path.cwd()),
         "host": platform.node(),
         "system": platform.platform(),
@@ -183,7 +184,7 @@ def _git() -> dict[str, str] | None:
     commit = output_of("git", "rev-parse", "HEAD")
     if commit is None:
         return None
-    return {"commit": commit.strip(), "diff": output_of("git", "diff", "HEAD") or ""}
+    return {"commit": commit.strip(), "diff": masked(output_of("git", "diff", "HEAD") or "")}
 
 
 def detach(path: Path) -> None:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from launcher.recipe.secrets import masked
+
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[^\n]*\r(?!\n)")
 
 
@@ -24,7 +26,7 @@ def log_of(folder: Path, rank: int) -> Path:
 
 
 class Tee:
-    """A stream that also writes to a file, there without colours and redrawn lines."""
+    """A stream that also writes to a file, there without colours, redrawn lines and secrets."""
 
     def __init__(self, stream: TextIO, file: TextIO):
         self._stream = stream
@@ -33,7 +35,7 @@ class Tee:
     def write(self, text: str) -> int:
         """Writes to both; a full disk must not end the training."""
         try:
-            self._file.write(_CONTROL.sub("", text))
+            self._file.write(masked(_CONTROL.sub("", text)))
             self._file.flush()
         except (OSError, ValueError):
             pass
@@ -75,9 +77,9 @@ class Tolerant:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Writes what can be written."""
+        """Writes what can be written, without secrets: it is a log."""
         with suppress(OSError):
-            self._stream.write(text)
+            self._stream.write(masked(text))
             self._stream.flush()
         return len(text)
 

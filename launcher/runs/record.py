@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 
+from launcher.recipe.secrets import masked_in
 from launcher.runs.folder import STATUS_FILE, write_json
 from launcher.world import faults
 from launcher.world.failure import FAILURE_FILE
@@ -69,7 +70,7 @@ class Record:
 
     def event(self, event: str, step: int, **details: Any) -> None:
         """Appends one line to `events.jsonl`."""
-        line = {"event": event, "step": step, "time": round(time.time(), 3), **details}
+        line = {"event": event, "step": step, "time": round(time.time(), 3), **masked_in(details)}
         with suppress(OSError), (self._folder / "events.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
 

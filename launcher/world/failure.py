@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from launcher.errors import EXIT_FAILED, LauncherError
+from launcher.recipe.secrets import masked, masked_in
 from launcher.world.files import write_text
 
 FAILURE_FILE = "failure.json"
@@ -97,6 +98,13 @@ class Failure:
     step: int | None = None
     epoch: float | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """What was raised may hold a secret; it goes into files that are shared."""
+        for name in ("what", "traceback", "facts"):
+            object.__setattr__(self, name, masked_in(getattr(self, name)))
+        frames = tuple(replace(frame, code=masked(frame.code)) for frame in self.frames)
+        object.__setattr__(self, "frames", frames)
 
     @property
     def culprit(self) -> Frame | None:

@@ -11,11 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from launcher.errors import Problem, RecipeError, UsageError
 from launcher.recipe import yaml
 from launcher.recipe.places import Problems, dotted
+from launcher.recipe.project import SITE_PLACES
 from launcher.recipe.tree import Node
 from launcher.text import hint
 from launcher.world.world import site_variable
 
-PLACES = (Path("~/.config/launcher/site.yaml"), Path("/etc/launcher/site.yaml"))
+PLACES = SITE_PLACES
 
 
 class Site(BaseModel):
@@ -38,6 +39,9 @@ class Site(BaseModel):
         default_factory=dict, description="Further long options of sbatch, as in qos: normal."
     )
     requeue: bool = Field(True, description="Whether jobs may queue themselves again; else a new job follows.")
+    bases: list[str] = Field(
+        default_factory=list, description="Folders of recipes that any recipe may build on, as in /shared/recipes."
+    )
     runs: str | None = Field(None, description="Where runs lie; null: `runs` in the working directory.")
     scratch: str | None = Field(
         None, description="A folder on a disk of each node, for data sets that take one: data.scratch, if not said."

@@ -537,7 +537,7 @@ def test_files_overrides_and_references_are_reported_together(tmp_path: pathlib.
 
 
 def test_reading_imports_neither_torch_nor_pydantic() -> None:
-    code = "import sys, launcher.recipe.compose; print(sorted({'torch', 'pydantic', 'numpy'} & set(sys.modules)))"
+    code = "import sys, launcher.recipe.bases; print(sorted({'torch', 'pydantic', 'numpy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import projects
 import pytest
 from places import SUPPORT
+from projects import stand_in
 
 from launcher.cli.main import main
 from launcher.errors import LauncherError, RecipeError, UsageError
@@ -139,17 +140,6 @@ def test_an_attribute_is_never_code(reference: str, message: str) -> None:
 
 
 # ---------------------------------------------------------------------- arguments
-
-
-def stand_in(folder: Path, package: str, code: str) -> None:
-    """An installed package of this name, as far as its names and signatures go."""
-    path = folder / "site" / Path(*package.split("."))
-    path.mkdir(parents=True, exist_ok=True)
-    for parent in [path, *path.parents]:
-        if parent.name == "site":
-            break
-        (parent / "__init__.py").touch()
-    (path / "__init__.py").write_text(code)
 
 
 TRANSFORMERS = """

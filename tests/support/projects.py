@@ -60,3 +60,14 @@ def make(folder: Path, recipe: str = RECIPE, **files: str) -> Path:
     assert isinstance(yaml.safe_load(recipe), dict)
     (folder / "recipe.yaml").write_text(recipe)
     return folder / "recipe.yaml"
+
+
+def stand_in(folder: Path, package: str, code: str) -> None:
+    """An installed package of this name, as far as its names and signatures go."""
+    path = folder / "site" / Path(*package.split("."))
+    path.mkdir(parents=True, exist_ok=True)
+    for parent in [path, *path.parents]:
+        if parent.name == "site":
+            break
+        (parent / "__init__.py").touch()
+    (path / "__init__.py").write_text(code)

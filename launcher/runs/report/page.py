@@ -19,6 +19,7 @@ from typing import Any
 
 from launcher import text
 from launcher.errors import LauncherError, UsageError
+from launcher.recipe.secrets import masked, masked_in
 from launcher.runs.metrics import METRICS_FILE
 from launcher.runs.reading import Run
 from launcher.runs.report.charts import Chart, Series, charts_of, steps_per_epoch
@@ -201,7 +202,7 @@ def _run(number: int, one: Told) -> dict[str, Any]:
         "peaks": _peaks(one.train),
         "facts": dict(_facts(run)),
         "world": run.status.get("world"),
-        "diff": (run.environment.get("git") or {}).get("diff"),
+        "diff": masked_in((run.environment.get("git") or {}).get("diff")),
         "mistakes": one.mistakes,
     }
 
@@ -225,7 +226,7 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
     environment = run.environment
     command = environment.get("command")
     if isinstance(command, list):
-        yield "command", " ".join(map(str, command))
+        yield "command", masked(" ".join(map(str, command)))
     for key in ("directory", "host", "system", "python", "started"):
         if environment.get(key):
             yield key, str(environment[key])

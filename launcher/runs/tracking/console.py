@@ -18,6 +18,7 @@ from rich.console import Console as Rich
 from rich.table import Table
 from rich.text import Text
 
+from launcher.recipe.secrets import masked, masked_in
 from launcher.runs.metrics import Line, encode
 from launcher.runs.tracking.scores import (
     _BAD,
@@ -116,16 +117,16 @@ class JsonLines(Console):
     def start(self, plan: Sequence[tuple[str, str]]) -> None:
         """`{"plan": {label: text}}`."""
         super().start(plan)
-        _write(encode({"plan": dict(plan)}))
+        _write(encode({"plan": masked_in(dict(plan))}))
 
     def line(self, line: Line) -> None:
         """The line as it stands in `metrics.jsonl`."""
         super().line(line)
-        _write(encode(line))
+        _write(encode(masked_in(line)))
 
     def message(self, text: str) -> None:
         """`{"message": text}`."""
-        _write(encode({"message": text}))
+        _write(encode({"message": masked(text)}))
 
     def warn(self, text: str) -> None:
         """`{"warning": text}`."""

@@ -79,6 +79,7 @@ def test_the_script_asks_for_what_was_said(capsys: pytest.CaptureFixture[str]) -
 
 @pytest.mark.parametrize("time", ["12:30:00", "'12:30:00'", '"12:30:00"'])
 def test_a_time_limit_of_colons_is_that_text(tmp_path: Path, capsys: pytest.CaptureFixture[str], time: str) -> None:
+    (tmp_path / "pyproject.toml").write_text(f"[tool.launcher]\nbases = ['{TINY.parent}']\n")
     (tmp_path / "recipe.yaml").write_text(f"base: {TINY}\nslurm: {{time: {time}}}\n")
     assert main(["submit", "recipe.yaml", "--dry-run", "--cpu"]) == 0
     assert "#SBATCH --time=12:30:00\n" in capsys.readouterr().out

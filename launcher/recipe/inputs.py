@@ -1,0 +1,60 @@
+"""What is no file, though it has a path: pipes that wait for ever, devices without end, the kernel's own folders."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+_OF_THE_KERNEL = ("/proc", "/sys", "/dev")
+
+
+def system_folder(path: str | os.PathLike[str]) -> str | None:
+    """The folder of the kernel's that a path leads to, such as /proc; None where it leads elsewhere.
+
+    Shared memory, /dev/shm, is an ordinary disk to those who keep data there.
+    """
+    real = os.path.realpath(path)
+    if real == "/dev/shm" or real.startswith("/dev/shm/"):
+        return None
+    return next((folder for folder in _OF_THE_KERNEL if real == folder or real.startswith(f"{folder}/")), None)
+
+
+def unreadable(path: str | os.PathLike[str]) -> str | None:
+    """Why a path is no input, in words that follow it; None where it is a file, a folder, or not there at all."""
+    if system := system_folder(path):
+        return f"lies in {system}, where no data is kept"
+    try:
+        mode = Path(path).stat().st_mode
+    except (OSError, ValueError):
+        return None
+    kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+    kind = kinds.get(stat.S_IFMT(mode))
+    return f"is {kind}, not a file" if kind else None
+
+
+def endless(folder: str | os.PathLike[str]) -> str | None:
+    """The path of a link in a folder by which it contains itself, so that a walk through it never ends; None: none.
+
+    Args:
+        folder: Walked through with all its links, each folder once on the way to it.
+    """
+    root = os.path.realpath(folder)
+    return next(_loops(root, root, (root,)), None)
+
+
+def leads_back(path: str | os.PathLike[str], above: tuple[str, ...]) -> bool:
+    """Whether a folder, met on a walk, is one of those that led to it, or contains the first of them."""
+    real = os.path.realpath(path)
+    return real in above or Path(above[0]).is_relative_to(real)
+
+
+def _loops(root: str, folder: str, above: tuple[str, ...]) -> Iterator[str]:
+    with os.scandir(folder) as entries:
+        folders = [entry.path for entry in entries if entry.is_dir()]
+    for path in folders:
+        if leads_back(path, above):
+            yield os.path.relpath(path, root)
+        else:
+            yield from _loops(root, path, (*above, os.path.realpath(path)))

@@ -1,0 +1,98 @@
+"""Paths that a library takes for more than a path: addresses, chains of file systems, archives that unpack themselves.
+
+A file system of fsspec can be a program: `reference://` renders templates that stand in a file, `::` puts one into
+another, and any installed package may bring more. Plain paths and one protocol of a short list are let through.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+PROTOCOLS = ("file", "hf", "https", "s3", "gs")
+FLOORS = {"datasets": (5, 2), "fsspec": (2026, 9)}  # versions that withstood the attacks of tests/test_attacks.py
+
+_PROTOCOL = re.compile(r"\s*([A-Za-z0-9_+.-]+):/{1,2}")
+_HOSTS = {"hf": "huggingface.co", "s3": "Amazon S3", "gs": "Google Cloud Storage"}
+
+
+def foreign_path(text: str) -> str | None:
+    """What is wrong with a path or address of data, in words that follow it; None where nothing is.
+
+    Args:
+        text: As in `data/train.csv`, `https://host/train.csv` or `hf://datasets/owner/name/train.csv`.
+    """
+    if "::" in text or text.count("://") > 1:
+        return "chains file systems; write one path or address"
+    if not text.isprintable():
+        return "is not one printable line; write one path or address"
+    protocol = _PROTOCOL.match(text)
+    allowed = ", ".join(f"{name}://" for name in PROTOCOLS)
+    if ("://" in text and protocol is None) or (protocol and protocol[1] not in PROTOCOLS):
+        return f"is of a protocol that is not allowed; write a path, or one of: {allowed}"
+    if protocol and "@" in text.split("://", 1)[-1].partition("/")[0]:
+        return "holds a user's name; libraries take those from their own settings"
+    return None
+
+
+def outdated() -> str | None:
+    """What to install where `datasets` or fsspec are older than those that are known to withstand; None where not."""
+    from importlib import metadata  # slow, and seldom needed
+
+    for package, floor in FLOORS.items():
+        try:
+            version = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+        numbers = tuple(int(number) for number in re.findall(r"\d+", version)[: len(floor)])
+        if numbers < floor:
+            wanted = ".".join(map(str, floor))
+            return f"{package} {version} can run code that stands in data; pip install '{package}>={wanted}'"
+    return None
+
+
+def reached(target: Any, arguments: Mapping[str, Any]) -> str | None:
+    """Which server building a component asks, in a few words; None where none.
+
+    Args:
+        target: A class or function of a listed package.
+        arguments: By name, defaults included.
+    """
+    module, name = str(getattr(target, "__module__", "")), str(getattr(target, "__name__", ""))
+    package = module.partition(".")[0]
+    if module == "launcher.datasets.hub" or (package == "datasets" and name == "load_dataset"):
+        return _of_data(arguments)
+    if package == "torchvision" and module.startswith("torchvision.datasets") and arguments.get("download"):
+        return "the data set's own server"
+    if package == "torchvision" and (arguments.get("weights") or arguments.get("weights_backbone")):
+        return "download.pytorch.org"
+    if package == "timm" and arguments.get("pretrained"):
+        return "huggingface.co"
+    by_name = package == "torchmetrics" and isinstance(arguments.get("model_name_or_path"), str)
+    return "huggingface.co" if by_name or (package == "transformers" and name == "from_pretrained") else None
+
+
+def _of_data(arguments: Mapping[str, Any]) -> str | None:
+    texts = list(_flat([arguments.get("path"), arguments.get("data_files"), arguments.get("data_dir")]))
+    hosts = []
+    for text in texts:
+        protocol = _PROTOCOL.match(text)
+        if protocol and protocol[1] != "file":
+            hosts.append(_HOSTS.get(protocol[1], text.split("://", 1)[-1].partition("/")[0]))
+    path = arguments.get("path")
+    if (
+        isinstance(path, str)
+        and re.fullmatch(r"[\w.-]+/[\w.-]+", path)
+        and not os.path.exists(os.path.expanduser(path))
+    ):
+        hosts.append(f"huggingface.co ({path})")
+    return ", ".join(dict.fromkeys(hosts)) or None
+
+
+def _flat(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return [text for item in items for text in _flat(item)]
