@@ -15,6 +15,7 @@ from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, EXIT_USAGE, 
 if TYPE_CHECKING:
     from launcher.commands.arguments import Commands
     from launcher.launch.world import World
+    from launcher.runs.reading import Run
 
 
 def add(commands: Commands) -> None:
@@ -173,9 +174,17 @@ def _train_here(options: argparse.Namespace, arguments: Sequence[str], world: Wo
         os.environ.update(CUDA_LAUNCH_BLOCKING="1", TORCH_DISTRIBUTED_DEBUG="INFO", TORCH_SHOW_CPP_STACKTRACES="1")
     if options.pdb and world.size > 1:
         raise UsageError("--pdb: a debugger has one terminal for one process; add --processes 1")
+    from launcher.launch.rendezvous import mistakes_told
     from launcher.postmortem import post_mortem, watched
+    from launcher.runs.queued import stop_in_time
 
-    with watched(world, shlex.join(["launcher", *arguments]), post_mortem if options.pdb else None):
+    if options.run_dir is not None and world.is_first:
+        stop_in_time(Path(options.run_dir), world.deadline)
+    again = shlex.join(["launcher", *arguments])
+    with (
+        watched(world, again, post_mortem if options.pdb else None),
+        mistakes_told(world, options.run_dir),
+    ):
         return _train_as_rank(options, arguments, world)
     raise AssertionError
 
@@ -248,6 +257,9 @@ def _resubmitted(folder: Path, options: argparse.Namespace) -> bool:
     from launcher.runs.queued import Submission, go_on
 
     submission = Submission.read(folder)
+    if not submission.script and World.from_environ().job is None and (tasks := _tasks_in(folder)):
+        _go_on_with(tasks, options.run_dir)
+        return True
     if not submission.script or options.cpu or options.processes or World.from_environ().job is not None:
         return False
     if options.overrides or options.start or options.allow_changes:
@@ -259,6 +271,31 @@ def _resubmitted(folder: Path, options: argparse.Namespace) -> bool:
         raise UsageError(f"{options.run_dir}: job {submission.job} is {entry.state.lower()} already")
     print(f"job {go_on(folder, submission)} goes on with {options.run_dir}")
     return True
+
+
+def _tasks_in(folder: Path) -> list[Run]:
+    """The runs of a job array."""
+    from launcher.runs.queued import Submission
+    from launcher.runs.reading import find_runs
+
+    return [run for run in find_runs(folder) if Submission.read(run.folder).task is not None]
+
+
+def _go_on_with(tasks: Sequence[Run], name: str) -> None:
+    """Queues those tasks of an array again that are neither finished nor in the queue.
+
+    Raises:
+        UsageError: There are none.
+    """
+    from launcher.launch import slurm
+    from launcher.runs.queued import Submission, go_on_with_tasks
+
+    unfinished = [run.folder for run in tasks if run.state != "finished"]
+    queue = slurm.queue() if unfinished else {}
+    left = [folder for folder in unfinished if Submission.read(folder).job not in queue]
+    if not left:
+        raise UsageError(f"{name}: of {len(tasks)} tasks {len(unfinished)} are in the queue, the others are finished")
+    print(f"job {go_on_with_tasks(left)} goes on with {len(left)} of the {len(tasks)} tasks of {name}")
 
 
 def _resume(options: argparse.Namespace, arguments: Sequence[str]) -> int:

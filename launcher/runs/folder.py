@@ -26,7 +26,7 @@ from launcher.runs.essence import differences
 WEIGHTS_FILE = "model_weights.pth"
 AVERAGED_FILE = "model_weights_ema.pth"
 STATUS_FILE = "status.json"
-QUEUE_FILE = "slurm.json"  # of a run that was submitted as a job, see `launcher.runs.queued`
+QUEUE_FILE = lock.QUEUE_FILE  # of a run that was submitted as a job, see `launcher.runs.queued`
 ENVIRONMENT_FILE = "environment.json"
 _PACKAGES = ("torch", "accelerate", "numpy", "torchmetrics", "pydantic", "pyyaml", "wandb", "tensorboard")
 
@@ -162,11 +162,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def environment(how: Mapping[str, Any]) -> dict[str, Any]:
+def environment(how: Mapping[str, Any], git: object = None) -> dict[str, Any]:
     """What the run runs on: versions, host, git; never the environment's variables, which may hold secrets.
 
     Args:
         how: What started it: command, recipe, overrides.
+        git: The code's commit and what differs from it, where that is known already.
     """
     return {
         **how,
@@ -175,7 +176,7 @@ def environment(how: Mapping[str, Any]) -> dict[str, Any]:
         "system": platform.platform(),
         "python": sys.version.split()[0],
         "versions": versions(),
-        "git": _git(),
+        "git": git or _git(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 

@@ -6,17 +6,23 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
+import shutil
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, EXIT_USAGE, LauncherError
 from launcher.launch import slurm
-from launcher.launch.failure import written_since
-from launcher.launch.world import job_environment
+from launcher.launch.failure import Failure, Notes, Report, host_at_fault, reported
+from launcher.launch.failure import exits as exits_in
+from launcher.launch.signals import listening
+from launcher.launch.world import user_variable
 from launcher.runs.folder import QUEUE_FILE, STATUS_FILE, create, read_json, write_json
 from launcher.runs.metrics import METRICS_FILE, read_last
 from launcher.runs.reading import Run
@@ -25,7 +31,9 @@ from launcher.runs.words import duration, number
 # about this submission, not about the job
 _ONCE = ("--hold", "-H")
 _ONCE_WITH_VALUE = ("--begin", "-b", "--dependency", "-d", "--deadline")
-_EXCLUDE = "--exclude="
+_EXCLUDE = "--exclude"
+_REMEMBERED_STARTS = 100
+_LEAVING_SECONDS = 60.0  # what a job that is ending may take until the next one begins
 NO_PROGRESS_STARTS = 3  # so many starts in a row from the same step, and a job is stopped
 
 
@@ -37,10 +45,12 @@ class Submission:
         job: Its number; of an array's task, `12_3`.
         script: What was submitted.
         task: Which task of an array this run is.
+        options: What the script asks for, as words of sbatch's command line, where they win over `SBATCH_*` variables.
         extra: Words for sbatch that are no part of the script, as in `--nodelist=gpu7`.
         starts: Each start of it: `job`, `time`, the `step` that it began at (None for a script of one's own), the
-            `code` that srun ended with, and `fault` where it has failed: the host that was first, empty where that is
-            not known.
+            `code` that srun ended with (or `lost`, where SLURM says that the start is over), and `fault` where it has
+            failed: the host that was first, empty where that is not known.
+        over: Starts before those, as in `1234.0`, which are over too.
         cancelled: Whether its user asked it to save and end.
         signal_seconds: How long before the limit it is asked to save, where that was changed.
         excluded: Nodes that were first at fault in two starts running.
@@ -50,8 +60,10 @@ class Submission:
     job: str = ""
     script: str = ""
     task: str | None = None
+    options: list[str] = field(default_factory=list)
     extra: list[str] = field(default_factory=list)
     starts: list[Mapping[str, Any]] = field(default_factory=list)
+    over: list[str] = field(default_factory=list)
     cancelled: bool = False
     signal_seconds: int | None = None
     excluded: list[str] = field(default_factory=list)
@@ -63,6 +75,12 @@ class Submission:
         found = read_json(folder / QUEUE_FILE)
         known = {name: value for name, value in found.items() if name in Submission.__dataclass_fields__}
         return Submission(**known)
+
+    @property
+    def history(self) -> list[str]:
+        """All starts so far, when none of them is in the queue any more."""
+        starts = [f"{one.get('job')}.{one.get('restart', 0)}" for one in self.starts]
+        return [*dict.fromkeys([*self.over, *starts])][-_REMEMBERED_STARTS:]
 
     def write(self, folder: Path) -> None:
         """Keeps it."""
@@ -107,7 +125,7 @@ def begin(folder: Path, job: str, max_requeues: int, restart: int = 0) -> str:
         LauncherError: It has been started too often for nothing, or was cancelled.
     """
     create(folder)
-    submission, step = Submission.read(folder), _step(folder)
+    submission, step = _succeeded(folder, Submission.read(folder), job), _step(folder)
     if submission.cancelled and job == submission.job:  # another number was submitted on purpose
         _close(folder, "preempted")
         raise LauncherError(f"job {job} was cancelled: not started again; `launcher resume {folder}` goes on")
@@ -124,6 +142,25 @@ def begin(folder: Path, job: str, max_requeues: int, restart: int = 0) -> str:
     return f"start {len(starts)} of job {job}" + (f", from step {step:,}" if step else "")
 
 
+def _succeeded(folder: Path, submission: Submission, job: str) -> Submission:
+    """The submission whose last start is over, now that this job starts: its lock binds nobody any more.
+
+    Raises:
+        LauncherError: That start is another job's, which runs still.
+    """
+    *before, last = submission.starts or [{}]
+    if not last or "code" in last:
+        return submission
+    other, deadline = str(last.get("job") or ""), time.monotonic() + _LEAVING_SECONDS
+    while other not in (job, "") and not (is_over := slurm.is_over(other)):
+        if is_over is None:  # nobody knows: then the lock decides
+            return submission
+        if time.monotonic() > deadline:
+            raise LauncherError(f"{folder}: job {other} is running still: job {job} is not started; cancel one of them")
+        time.sleep(2)
+    return replace(submission, starts=[*before, {**last, "lost": True}])
+
+
 @dataclass(frozen=True)
 class Ending:
     """How the ranks of a start have ended, and what the job allows.
@@ -138,6 +175,7 @@ class Ending:
         signal_seconds: How long before the limit it is asked to save.
         requeue: Whether SLURM may be asked to requeue it.
         restart: How often SLURM has started the job before.
+        knows_its_end: Whether its ranks know when its limit ends it, and can ask themselves to save.
     """
 
     folder: Path
@@ -149,6 +187,7 @@ class Ending:
     signal_seconds: int = 120
     requeue: bool = True
     restart: int = 0
+    knows_its_end: bool = False
 
     def settle(self, say: Callable[[str], None]) -> int:
         """Queues the job again where that is right, and says so; gives the batch script's exit code."""
@@ -158,11 +197,41 @@ class Ending:
             say(f"job {self.job} has been started again elsewhere: there is nothing left to do here")
             return EXIT_DONE
         submission = self._noted(submission)
+        began = float(last.get("time", 0.0))
+        if self.code not in (EXIT_DONE, EXIT_PREEMPTED, EXIT_USAGE) and (failure := self._failure(began)) is not None:
+            say(failure.line)
         code = self._settled(submission, say)
         is_cancelled = submission.cancelled or self.cancelled
         if is_cancelled or code not in (EXIT_DONE, EXIT_PREEMPTED):  # where nothing has begun, nobody else says so
             _close(self.folder, "preempted" if is_cancelled else "failed")
+        shutil.rmtree(Notes(self.folder).folder, ignore_errors=True)
         return code
+
+    def _failure(self, began: float) -> Failure | None:
+        """What made this start fail, from the report of its ranks, or from what srun said of one that left no word."""
+        known, exits = reported(self.folder, began), list(exits_in(self._log))
+        if known is None or known.is_aftermath:  # then the first that was killed, but nobody who came after it
+            said = next((one for one in exits[:1] if one.exit_code < 0), None)
+        else:
+            said = next((one for one in exits if known.is_silent and one.rank == known.rank), None)
+        if said is None:
+            return known
+        failure = replace(said, exit_code=EXIT_FAILED)
+        if known is not None:
+            failure = replace(failure, step=known.step, epoch=known.epoch, world=known.world)
+        Report(failure, self.folder, "", shlex.join(["launcher", "resume", str(self.folder)])).write()
+        return failure
+
+    @property
+    def _log(self) -> str:
+        """What this start of the job has printed, where its script keeps that in the run's folder."""
+        array, is_array, task = self.job.partition("_")
+        name = f"slurm-{array}_{task}.out" if is_array else f"slurm-{self.job}.out"
+        try:
+            text = (self.folder / "logs" / name).read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return ""
+        return text.rpartition("launcher: start ")[2]
 
     def _noted(self, submission: Submission) -> Submission:
         """With this start's exit code: all that is known of a script of one's own when its job has left the queue."""
@@ -176,6 +245,8 @@ class Ending:
     def _settled(self, submission: Submission, say: Callable[[str], None]) -> int:
         start: Mapping[str, Any] = submission.starts[-1] if submission.starts else {"time": 0.0, "step": None}
         state = self._state(float(start["time"]))
+        if any(one.exit_code == EXIT_USAGE and one.time >= start["time"] for one in Notes(self.folder).read().values()):
+            return EXIT_USAGE  # srun ends with what the others were ended with
         # torchrun and accelerate end with codes of their own: then only the run itself says that it has saved
         if self.code != EXIT_PREEMPTED and state != "preempted":
             is_lost = self.cancelled and state not in ("finished", "")  # srun that is cancelled itself ends with 0
@@ -203,7 +274,7 @@ class Ending:
     def _restarted(self, submission: Submission, code: int, say: Callable[[str], None]) -> int:
         """After a failure: queues the job again, without a host that was first at fault twice running."""
         *before, last = submission.starts
-        starts = [*before, {**last, "fault": written_since(self.folder, float(last["time"])) or ""}]
+        starts = [*before, {**last, "fault": host_at_fault(self.folder, float(last["time"]))}]
         submission = replace(submission, starts=starts)
         hosts = [str(one.get("fault", "")) for one in starts[-2:]]
         if len(hosts) == 2 and hosts[0] == hosts[1] != "":
@@ -225,17 +296,24 @@ class Ending:
         return str(status.get("state")) if float(status.get("started") or 0.0) >= since else ""
 
     def _again(self, submission: Submission, say: Callable[[str], None]) -> int:
-        # SLURM cannot change the signal or the nodes of a job that exists
-        if self.requeue and submission.signal_seconds is None and not submission.excluded:
+        if self.requeue and (submission.signal_seconds is None or self.knows_its_end):
             say(f"queueing job {self.job} again")  # now: SLURM ends this script as well
-            refused = slurm.requeue(self.job)
+            with listening():  # not before its nodes are said, which cannot be changed while it runs
+                refused = slurm.requeue(self.job)
+                nodes = ",".join(_excluded(submission))
+                if refused is None and submission.excluded:
+                    refused = slurm.update(self.job, ExcNodeList=nodes)
+                    if refused is not None:
+                        say(f"SLURM does not leave out {nodes}: {refused}")
+                    return EXIT_PREEMPTED
             if refused is None:
                 return EXIT_PREEMPTED
             say(f"SLURM does not do that: {refused}")
         if not submission.script:
             _, is_array, task = self.job.partition("_")
             again = f"sbatch --array={task}" if is_array else "sbatch"
-            say(f"to go on, submit the same script for the same folder: RUN={self.folder} {again} SCRIPT …")
+            named = self.folder.parent if is_array and self.folder.name == task else self.folder
+            say(f"to go on, submit the same script for the same folder: RUN={named} {again} SCRIPT …")
             return EXIT_PREEMPTED
         replace(submission, job="").write(self.folder)
         try:
@@ -245,7 +323,24 @@ class Ending:
             return EXIT_PREEMPTED
         name_job(self.folder, number)
         say(f"job {number} goes on with it")
+        for waiting in slurm.move_dependents(self.job, number):
+            say(f"job {waiting} waits for that one now")
         return EXIT_DONE
+
+
+def stop_in_time(folder: Path, deadline: float | None) -> None:
+    """Asks this process to save where that takes longer than the job's own signal grants: SLURM cannot change that.
+
+    Args:
+        folder: The run's.
+        deadline: When the job ends by its limit, in unix time.
+    """
+    seconds = Submission.read(folder).signal_seconds
+    if seconds is not None and deadline is not None:
+        wait = max(1.0, deadline - seconds - time.time())
+        timer = threading.Timer(wait, os.kill, (os.getpid(), signal.SIGUSR2))
+        timer.daemon = True
+        timer.start()
 
 
 def _with_time_to_save(
@@ -264,9 +359,31 @@ def _with_time_to_save(
 
 def go_on(folder: Path, submission: Submission) -> str:
     """Queues a run's job once more, with all its requeues before it; gives the new job's number."""
-    mark_submitted(folder, replace(submission, job="", starts=[], cancelled=False))
+    mark_submitted(folder, replace(submission, job="", starts=[], over=submission.history, cancelled=False))
     number = resubmit(submission)
     name_job(folder, number)
+    return number
+
+
+def go_on_with_tasks(folders: Sequence[Path]) -> str:
+    """Queues tasks of one array once more, in one call; gives the new job's number.
+
+    Raises:
+        LauncherError: SLURM refuses it.
+    """
+    all_of_them = [Submission.read(folder) for folder in folders]
+    signals = [one.signal_seconds for one in all_of_them if one.signal_seconds is not None]
+    together = replace(
+        all_of_them[0],
+        task=",".join(str(one.task) for one in all_of_them),
+        signal_seconds=max(signals, default=None),
+        excluded=sorted({node for one in all_of_them for node in one.excluded}),
+    )
+    for folder, one in zip(folders, all_of_them, strict=True):
+        mark_submitted(folder, replace(one, job="", starts=[], over=one.history, cancelled=False))
+    number = slurm.submit(together.script, _options(together))
+    for folder, one in zip(folders, all_of_them, strict=True):
+        name_job(folder, f"{number}_{one.task}")
     return number
 
 
@@ -276,20 +393,41 @@ def resubmit(submission: Submission) -> str:
     Raises:
         LauncherError: SLURM refuses it.
     """
-    number = slurm.submit(submission.script, _options(submission), job_environment())
+    number = slurm.submit(submission.script, _options(submission))
     return number if submission.task is None else f"{number}_{submission.task}"
 
 
 def _options(submission: Submission) -> list[str]:
-    lasting = list(lasting_words(submission.extra))
-    words = [word for word in lasting if not word.startswith(_EXCLUDE)]
-    # of several such words sbatch hears the last one
-    said = [word.removeprefix(_EXCLUDE) for word in lasting if word.startswith(_EXCLUDE)]
-    if nodes := [*said, *submission.excluded]:
-        words.append(_EXCLUDE + ",".join(nodes))
+    lasting = [*submission.options, *lasting_words(submission.extra)]
+    words, _ = _without_excluded(lasting)
+    if nodes := _excluded(submission):  # of several such words sbatch hears the last one
+        words.append(f"{_EXCLUDE}={','.join(nodes)}")
     if submission.signal_seconds is not None:
         words.append(f"--signal=USR2@{submission.signal_seconds}")
-    return words if submission.task is None else [*words, f"--array={submission.task}"]
+    if submission.task is not None:
+        words = [*(word for word in words if not word.startswith("--array=")), f"--array={submission.task}"]
+    return words
+
+
+def _excluded(submission: Submission) -> list[str]:
+    """All nodes that the run's jobs must not run on."""
+    _, said = _without_excluded([*submission.options, *lasting_words(submission.extra)])
+    return [*said, *submission.excluded]
+
+
+def _without_excluded(words: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The words without those that exclude nodes, and the nodes."""
+    rest, nodes = list[str](), list[str]()
+    remaining = iter(words)
+    for word in remaining:
+        flag, has_value, value = word.partition("=")
+        if flag == _EXCLUDE or word == "-x":
+            nodes.append(value if has_value else next(remaining, ""))
+        elif word.startswith("-x"):
+            nodes.append(word[2:])
+        else:
+            rest.append(word)
+    return rest, nodes
 
 
 def lasting_words(extra: Iterable[str]) -> Iterator[str]:
@@ -339,13 +477,16 @@ def queue_now() -> dict[str, slurm.Queued]:
     Raises:
         LauncherError: The cluster does not answer.
     """
-    cache = _cache()
-    kept = read_json(cache)
-    if time.time() - float(kept.get("time", 0.0)) < slurm.ASK_SECONDS:
+    cache, cluster = _cache(), slurm.cluster()
+    kept = read_json(cache) if cache is not None else {}
+    if kept.get("cluster") == cluster and time.time() - float(kept.get("time", 0.0)) < slurm.ASK_SECONDS:
         return {name: slurm.Queued(**entry) for name, entry in kept["jobs"].items()}
     jobs = slurm.queue()
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    write_json(cache, {"time": time.time(), "jobs": {name: asdict(entry) for name, entry in jobs.items()}})
+    if cache is not None:
+        with contextlib.suppress(OSError):  # a home that is full, or not to be written: the next command asks too
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            entries = {name: asdict(entry) for name, entry in jobs.items()}
+            write_json(cache, {"cluster": cluster, "time": time.time(), "jobs": entries})
     return jobs
 
 
@@ -391,39 +532,48 @@ def is_queued(folder: Path) -> bool:
         return False
 
 
-def cancel(folder: Path, now: bool, queue: Mapping[str, slurm.Queued]) -> str:
-    """Ends a run's job, which saves first where it runs; says what has been done.
+def cancel(folders: Iterable[Path], now: bool, queue: Mapping[str, slurm.Queued]) -> Iterator[tuple[Path, str]]:
+    """Ends the jobs of runs, which save first where they run, in two calls at most; yields what has been done to each.
 
     Args:
-        folder: The run's.
-        now: Whether it does not save first.
+        folders: The runs'.
+        now: Whether they do not save first.
         queue: One's jobs as they are now.
 
     Raises:
         LauncherError: SLURM refuses.
     """
-    submission = Submission.read(folder)
-    entry = queue.get(submission.job)
-    if entry is None:
-        return f"job {submission.job} is not in the queue any more"
-    saves = entry.state == "RUNNING" and not now
-    replace(submission, cancelled=True).write(folder)
-    slurm.cancel(submission.job, "TERM" if saves else None)
+    submissions = {folder: Submission.read(folder) for folder in folders}
+    waiting, saving = list[str](), list[str]()
+    for folder, submission in submissions.items():
+        if (entry := queue.get(submission.job)) is not None:
+            replace(submission, cancelled=True).write(folder)
+            (saving if entry.state == "RUNNING" and not now else waiting).append(submission.job)
+    slurm.cancel(waiting)
+    slurm.cancel(saving, "TERM")
     _forget_queue()
-    if entry.state == "PENDING":
-        _close(folder, "preempted")
-    how = "asked to save and end" if saves else "cancelled"
-    return f"job {submission.job} is {how}; `launcher resume {folder}` goes on"
+    for folder, submission in submissions.items():
+        entry = queue.get(submission.job)
+        if entry is None:
+            yield folder, f"job {submission.job} is not in the queue any more"
+            continue
+        if entry.state == "PENDING":
+            _close(folder, "preempted")
+        how = "asked to save and end" if submission.job in saving else "cancelled"
+        yield folder, f"job {submission.job} is {how}; `launcher resume {folder}` goes on"
 
 
-def _cache() -> Path:
-    return Path.home() / ".cache" / "launcher" / "squeue.json"
+def _cache() -> Path | None:
+    """Where the queue is kept for the next command; None where this user has no home."""
+    home = user_variable("HOME")
+    return Path(home) / ".cache" / "launcher" / "squeue.json" if home else None
 
 
 def _forget_queue() -> None:
     """A job has come or gone: the next command asks anew."""
-    with contextlib.suppress(OSError):
-        _cache().unlink(missing_ok=True)
+    if (cache := _cache()) is not None:
+        with contextlib.suppress(OSError):
+            cache.unlink(missing_ok=True)
 
 
 _REASONS = {
@@ -434,6 +584,7 @@ _REASONS = {
     "None": "just queued",
     "PartitionTimeLimit": "asks for more time than its partition gives (slurm.time)",
     "PartitionNodeLimit": "asks for more nodes than its partition has (--nodes)",
+    "Nodes required for job are DOWN": "the nodes that it asks for are down or reserved",
     "ReqNodeNotAvail": "the nodes that it asks for are down or reserved",
     "JobHeldUser": "held: scontrol release JOB",
     "JobHeldAdmin": "held by an administrator",
@@ -448,7 +599,8 @@ def in_words(job: str, entry: slurm.Queued | None) -> str:
     if entry is None:
         return f"job {job} is not in the queue any more"
     if entry.state == "PENDING":
-        reason = _REASONS.get(entry.reason, entry.reason)
+        known = (text for name, text in _REASONS.items() if entry.reason.startswith(name))
+        reason = next(known, entry.reason)
         start = f", expected to start {entry.start.replace('T', ' ')}" if entry.start else ""
         return f"job {job} waits: {reason}{start}"
     return f"job {job} is {entry.state.lower()} on {entry.nodes or 'no node yet'}, {entry.left} left"

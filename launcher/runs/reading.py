@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -187,7 +188,12 @@ def find_runs(root: Path) -> Iterator[Run]:
             yield Run(Path(place))
         if is_run or depth >= _DEPTH:
             folders.clear()
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted((name for name in folders if not name.startswith(".")), key=_natural)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorts the tasks of an array as they count: 2 before 10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def named_runs(texts: Iterable[str]) -> list[Run]:
