@@ -555,7 +555,10 @@ def describe(plan: Plan) -> list[tuple[str, str]]:
     time = plan.effective("time", "-t") or "the default of the partition"
     queue, account = plan.effective("partition", "-p") or "the default", plan.effective("account", "-A")
     rows = [
-        ("asks for", f"{shape.nodes} × ({each}, {_gpus_in_words(shape)}, {_memory(plan)}), {cpus}"),
+        (
+            "asks for",
+            f"{shape.nodes} × ({each}, {_gpus_in_words(shape)}, {options.get('mem', 'default memory')}), {cpus}",
+        ),
         ("time", f"{time}; saves {plan.signal_seconds} s before the limit"),
         ("queue", f"{queue}, account {account or 'the default'}"),
     ]
@@ -579,13 +582,6 @@ def _gpus_in_words(shape: Shape) -> str:
     if shape.gpus is None:
         return "no GPU"
     return f"{shape.gpus} GPUs" + ("" if shape.are_counted else " (which SLURM does not count here: whole nodes)")
-
-
-def _memory(plan: Plan) -> str:
-    for name in ("mem", "mem-per-cpu", "mem-per-gpu"):
-        if said := plan.effective(name):
-            return f"{said} of memory{name.removeprefix('mem').replace('-', ' ').replace('per', 'a')}"
-    return "default memory"
 
 
 def submit(plan: Plan, after: str | None = None) -> str:
@@ -647,10 +643,15 @@ def _queue(plan: Plan, folder: Path, script: str, after: str | None) -> tuple[st
 
 def _explained(error: LauncherError, plan: Plan) -> LauncherError:
     """A refusal, with what nobody has said and the launcher has chosen."""
-    chosen = plan.shape.cpus is not None and not (plan.section.cpus_per_task or plan.site.cpus_per_task)
-    if not chosen or not ("CPU count" in str(error) or "configuration" in str(error)):
+    said = str(error)
+    if not said.startswith("sbatch refused"):
         return error
-    return UsageError(f"{error}; {plan.shape.cpus} CPUs a process is the launcher's choice: say --cpus-per-task")
+    if plan.heard:
+        said += f"; the environment says too: {', '.join(plan.heard)}"
+    is_chosen = plan.shape.cpus is not None and not (plan.section.cpus_per_task or plan.site.cpus_per_task)
+    if is_chosen and ("CPU count" in said or "configuration" in said):
+        said += f"; {plan.shape.cpus} CPUs a process is the launcher's choice: say --cpus-per-task"
+    return UsageError(said)
 
 
 @contextlib.contextmanager

@@ -96,7 +96,8 @@ def failure(run: Path) -> dict[str, object]:
 def rank_of(run: Path, rank: int) -> psutil.Process:
     """The process of a rank, whichever node it is on."""
     for one in psutil.process_iter(["cmdline"]):
-        if {"train", str(run)} <= {*(one.info["cmdline"] or ())} and one.environ().get("SLURM_PROCID") == str(rank):
+        is_rank = {"train", str(run)} <= {*(one.info["cmdline"] or ())} and one.name() != "srun"
+        if is_rank and one.environ().get("SLURM_PROCID") == str(rank):
             return one
     raise AssertionError(f"no process of rank {rank}")
 
@@ -274,9 +275,19 @@ def test_the_command_line_wins_over_the_environment_and_the_plan_tells_the_rest(
     user: Cluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, value in {
-        "TIMELIMIT": "00:07:00", "NO_REQUEUE": "1", "SIGNAL": "USR1@10", "OPEN_MODE": "truncate",
-        "OUTPUT": "/tmp/elsewhere", "ERROR": "/tmp/elsewhere", "EXPORT": "NONE", "ARRAY_INX": "0-3", "WAIT": "1",
-        "JOB_NAME": "other", "COMMENT": "no option of sbatch's environment", "NO_KILL": "1", "MEM_PER_CPU": "9T",
+        "TIMELIMIT": "00:07:00",
+        "NO_REQUEUE": "1",
+        "SIGNAL": "USR1@10",
+        "OPEN_MODE": "truncate",
+        "OUTPUT": "/tmp/elsewhere",
+        "ERROR": "/tmp/elsewhere",
+        "EXPORT": "NONE",
+        "ARRAY_INX": "0-3",
+        "WAIT": "1",
+        "JOB_NAME": "other",
+        "COMMENT": "no option of sbatch's environment",
+        "THREADS_PER_CORE": "1",
+        "MEM_PER_CPU": "9T",
     }.items():
         monkeypatch.setenv(f"SBATCH_{name}", value)
     monkeypatch.setenv("SQUEUE_STATES", "RUNNING")
@@ -286,7 +297,7 @@ def test_the_command_line_wins_over_the_environment_and_the_plan_tells_the_rest(
     assert (shown["TimeLimit"], shown["Requeue"], shown["JobName"]) == ("01:00:00", "1", "tiny")
     assert (shown["StdOut"], shown["StdErr"]) == (f"{run}/logs/slurm-{shown['JobId']}.out",) * 2
     assert (shown["WorkDir"], "ArrayJobId" in shown) == (str(Path.cwd()), False)
-    assert "SBATCH_NO_KILL=1, from the environment" in printed
+    assert "SBATCH_THREADS_PER_CORE=1, from the environment" in printed
     assert "SBATCH_ARRAY_INX is in the environment and not used" in printed
     assert "SBATCH_TIMELIMIT" not in printed
     assert main(["runs", "run", "--json"]) == 0
@@ -308,9 +319,11 @@ def test_a_job_of_export_none_and_without_a_home_trains(
     )
     monkeypatch.setenv("USER", "somebody")
     monkeypatch.setenv("HOME", "/proc")  # as one that is full
-    Path("peek.py").write_text("import os\nprint('saw', os.environ.get('MARK'), os.environ.get('FROM_SETUP'))\n")
+    Path("peek.py").write_text(
+        "import os\nprint('saw', os.environ.get('MARK'), os.environ.get('FROM_SETUP'))\ndef peek(): pass\n"
+    )
     (tmp_path / "tiny.yaml").write_text(
-        (tmp_path / "tiny.yaml").read_text() + "define: {peek: {_ref_: 'peek.py:os'}}\n"
+        (tmp_path / "tiny.yaml").read_text() + "define: {peek: {_ref_: 'peek.py:peek'}}\n"
     )
     assert main(["submit", "tiny.yaml", "--cpu", "--time", "10", *FOUR, "--", "--export=NONE"]) == 0
     (run,) = Path("runs-of-somebody/tiny").iterdir()
@@ -318,6 +331,7 @@ def test_a_job_of_export_none_and_without_a_home_trains(
     assert main(["runs"]) == 0
     assert user.ended(job) == "COMPLETED 0:0", log(user.job(job))
     assert "4 processes on 2 nodes, started by srun" in log(user.job(job))
+    assert f"saw somebody-{job} 1\n" in log(user.job(job))
     assert main(["runs"]) == 0
     assert "finished" in capsys.readouterr().out
 

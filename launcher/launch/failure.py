@@ -517,15 +517,15 @@ def reported(folder: Path, since: float) -> Failure | None:
 
 def host_at_fault(folder: Path, since: float) -> str:
     """The one host where a failure since then began; empty where several may have, or nobody knows."""
-    first = reported(folder, since)
-    if first is None or first.is_aftermath:
-        return ""
     try:
-        others = json.loads((folder / FAILURE_FILE).read_bytes()).get("others", [])
-        hosts = {first.host, *(str(one["host"]) for one in others if not one["is_aftermath"])}
+        found = json.loads((folder / FAILURE_FILE).read_bytes())
+        if float(found["time"]) < since:
+            return ""
+        first = [one for one in (found, *found.get("others", ())) if not one.get("is_aftermath")]
+        hosts = {str(one["host"]) for one in first}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        hosts = {first.host}
-    return first.host if len(hosts) == 1 else ""
+        return ""
+    return hosts.pop() if len(hosts) == 1 else ""
 
 
 _EXIT = re.compile(r"^srun: error: (?P<host>[^\s:]+): tasks? (?P<ranks>[\d,-]+): (?P<how>.+)$", re.MULTILINE)

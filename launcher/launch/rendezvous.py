@@ -48,10 +48,12 @@ class Peer:
     Attributes:
         host: Its node.
         connection: Open for as long as it lives.
+        address: Of rank 0, as this process has reached it.
     """
 
     host: str
     connection: socket.socket
+    address: str = ""
 
 
 @contextmanager
@@ -69,13 +71,13 @@ def gathered(world: World, timeout_seconds: float) -> Iterator[None]:
         yield
         return
     meet = _receive if world.is_first else _visit
-    address, port = meet(world, time.monotonic() + timeout_seconds)
+    port = meet(world, time.monotonic() + timeout_seconds)
     variables = {
         "RANK": world.rank,
         "WORLD_SIZE": world.size,
         "LOCAL_RANK": world.local_rank,
         "LOCAL_WORLD_SIZE": world.local_size,
-        "MASTER_ADDR": address,
+        "MASTER_ADDR": _own_address(world) if world.is_first else _peers[0].address,
         "MASTER_PORT": port,
     }
     os.environ.update({name: str(value) for name, value in variables.items()})
@@ -239,8 +241,8 @@ def ports(step: str) -> list[int]:
     return [FIRST_PORT + 2 * ((start + number) % pairs) for number in range(TRIES)]
 
 
-def _receive(world: World, deadline: float) -> tuple[str, int]:
-    """Rank 0: tells every other rank the port of the process group, which it opens itself."""
+def _receive(world: World, deadline: float) -> int:
+    """Rank 0: tells every other rank the port of the process group."""
     desk, port = _listen(str(world.step), "" if world.nodes > 1 else _LOOPBACK)
     waited_for = set(range(1, world.size))
     with desk:
@@ -257,7 +259,7 @@ def _receive(world: World, deadline: float) -> tuple[str, int]:
             peer.sendall(f"{world.step} {port}\n".encode())
             waited_for.remove(rank)
             _peers[rank] = Peer(host, peer)
-    return _own_address(world), port
+    return port
 
 
 def _own_address(world: World) -> str:
@@ -307,7 +309,7 @@ def _greeted(peer: socket.socket, step: str) -> tuple[int, str]:
     return (int(rank), host) if said == step and rank.isascii() and rank.isdigit() else (-1, "")
 
 
-def _visit(world: World, deadline: float) -> tuple[str, int]:
+def _visit(world: World, deadline: float) -> int:
     """Another rank: asks at all ports of the step in turn until rank 0 answers."""
     wrong: dict[str, str] = {}
     while time.monotonic() < deadline:
@@ -315,16 +317,16 @@ def _visit(world: World, deadline: float) -> tuple[str, int]:
             for port in ports(str(world.step)):
                 try:
                     if (found := _asked(world, address, port)) is not None:
-                        return address, found
+                        return found
                 except OSError as error:
                     wrong[address] = error.strerror or str(error)
                     if isinstance(error, socket.gaierror):
                         break  # the name is not known here, at no port
         time.sleep(_RETRY_SECONDS)
-    tried = "; ".join(f"{address}: {text}" for address, text in wrong.items())
+    tried = " and ".join(f"{address}: {text}" for address, text in wrong.items()) or str(world.host)
     raise LauncherError(
-        f"rank {world.rank} did not find rank 0 on {world.host} ({tried}); can this node reach that one so? The site "
-        f"file's `master` says by which name. Ports {FIRST_PORT} to {LAST_PORT} must be open between nodes"
+        f"rank {world.rank} did not find rank 0 on {tried}; can this node reach that one so? The site file's `master` "
+        f"says how else. Ports {FIRST_PORT} to {LAST_PORT} must be open between nodes"
     )
 
 
@@ -339,7 +341,7 @@ def _asked(world: World, address: str, port: int) -> int | None:
     except OSError:
         peer.close()
         raise
-    _peers[0] = Peer(str(world.host), peer)
+    _peers[0] = Peer(str(world.host), peer, address)
     return int(answer)
 
 

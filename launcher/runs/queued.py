@@ -19,7 +19,7 @@ from typing import Any
 
 from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, EXIT_USAGE, LauncherError
 from launcher.launch import slurm
-from launcher.launch.failure import Failure, Notes, Report, host_at_fault, reported
+from launcher.launch.failure import Failure, Notes, Report, exit_in_words, host_at_fault, reported
 from launcher.launch.failure import exits as exits_in
 from launcher.launch.signals import listening
 from launcher.launch.world import user_variable
@@ -198,8 +198,11 @@ class Ending:
             return EXIT_DONE
         submission = self._noted(submission)
         began = float(last.get("time", 0.0))
-        if self.code not in (EXIT_DONE, EXIT_PREEMPTED, EXIT_USAGE) and (failure := self._failure(began)) is not None:
-            say(failure.line)
+        if self.code not in (EXIT_DONE, EXIT_PREEMPTED, EXIT_USAGE):
+            if (failure := self._failure(began)) is not None:
+                say(failure.line)
+            elif self.code > 128:
+                say(f"srun: {exit_in_words(128 - self.code)}")
         code = self._settled(submission, say)
         is_cancelled = submission.cancelled or self.cancelled
         if is_cancelled or code not in (EXIT_DONE, EXIT_PREEMPTED):  # where nothing has begun, nobody else says so

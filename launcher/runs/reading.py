@@ -188,10 +188,10 @@ def find_runs(root: Path) -> Iterator[Run]:
             yield Run(Path(place))
         if is_run or depth >= _DEPTH:
             folders.clear()
-        folders[:] = sorted((name for name in folders if not name.startswith(".")), key=_natural)
+        folders[:] = sorted((name for name in folders if not name.startswith(".")), key=natural)
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
+def natural(name: str) -> list[tuple[int, str]]:
     """Sorts the tasks of an array as they count: 2 before 10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
