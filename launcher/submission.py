@@ -554,11 +554,9 @@ def describe(plan: Plan) -> list[tuple[str, str]]:
     each = f"{shape.per_node} process{'es' * (shape.per_node > 1)}"
     time = plan.effective("time", "-t") or "the default of the partition"
     queue, account = plan.effective("partition", "-p") or "the default", plan.effective("account", "-A")
+    node = f"{each}, {_gpus_in_words(shape)}, {options.get('mem', 'default memory')}"
     rows = [
-        (
-            "asks for",
-            f"{shape.nodes} × ({each}, {_gpus_in_words(shape)}, {options.get('mem', 'default memory')}), {cpus}",
-        ),
+        ("asks for", f"{shape.nodes} × ({node}), {cpus}"),
         ("time", f"{time}; saves {plan.signal_seconds} s before the limit"),
         ("queue", f"{queue}, account {account or 'the default'}"),
     ]

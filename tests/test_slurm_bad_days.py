@@ -285,7 +285,6 @@ def test_the_command_line_wins_over_the_environment_and_the_plan_tells_the_rest(
         "ARRAY_INX": "0-3",
         "WAIT": "1",
         "JOB_NAME": "other",
-        "COMMENT": "no option of sbatch's environment",
         "THREADS_PER_CORE": "1",
         "MEM_PER_CPU": "9T",
     }.items():
@@ -320,7 +319,7 @@ def test_a_job_of_export_none_and_without_a_home_trains(
     monkeypatch.setenv("USER", "somebody")
     monkeypatch.setenv("HOME", "/proc")  # as one that is full
     Path("peek.py").write_text(
-        "import os\nprint('saw', os.environ.get('MARK'), os.environ.get('FROM_SETUP'))\ndef peek(): pass\n"
+        "import os\ndef peek(): pass\nprint('saw', os.environ.get('MARK'), os.environ.get('FROM_SETUP'))\n"
     )
     (tmp_path / "tiny.yaml").write_text(
         (tmp_path / "tiny.yaml").read_text() + "define: {peek: {_ref_: 'peek.py:peek'}}\n"
