@@ -683,6 +683,9 @@ def _refuse_busy(places: Sequence[Path]) -> None:
                 f"{_shown(place)}` ends it, or name another folder"
             )
     for place in places:
+        if place in jobs:  # which is over: the lock of its last start binds nobody
+            submission = Submission.read(place)
+            replace(submission, over=submission.history).write(place)
         check_free(place)
 
 

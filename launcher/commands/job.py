@@ -54,7 +54,6 @@ def _job(options: argparse.Namespace, _: Sequence[str]) -> int:
         signal_seconds=options.signal,
         requeue=not options.no_requeue,
         restart=job_start(),
-        knows_its_end=World.from_environ().deadline is not None,
     )
     return ending.settle(_say)
 

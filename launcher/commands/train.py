@@ -179,7 +179,7 @@ def _train_here(options: argparse.Namespace, arguments: Sequence[str], world: Wo
     from launcher.runs.queued import stop_in_time
 
     if options.run_dir is not None and world.is_first:
-        stop_in_time(Path(options.run_dir), world.deadline)
+        stop_in_time(Path(options.run_dir))
     again = shlex.join(["launcher", *arguments])
     with (
         watched(world, again, post_mortem if options.pdb else None),

@@ -13,18 +13,8 @@ from launcher.errors import Problem, RecipeError, UsageError
 from launcher.launch.world import site_variable, user_variable
 from launcher.recipe import document
 from launcher.recipe.document import Node, Problems, dotted, hint
-from launcher.recipe.schema import SBATCH_OPTIONS
 
 PLACES = (Path("~/.config/launcher/site.yaml"), Path("/etc/launcher/site.yaml"))
-
-# what a site file may say to sbatch beside what a recipe may; the rest is the launcher's to say
-SITE_OPTIONS = SBATCH_OPTIONS | frozenset(
-    (
-        *("account", "bb", "bbf", "begin", "clusters", "container", "cpus_per_task", "deadline", "dependency"),
-        *("export", "export_file", "get_user_env", "gpus", "gpus_per_node", "gpus_per_socket", "gpus_per_task"),
-        *("ignore_pbs", "mem", "ntasks_per_gpu", "partition", "reboot", "time", "wait_all_nodes"),
-    )
-)
 
 
 class Site(BaseModel):
@@ -106,11 +96,36 @@ def _read(path: Path) -> Site:
         site = Site.model_validate(_personal(dict(values or {})))
     except ValidationError as error:
         raise RecipeError(_problem(path, detail) for detail in error.errors()) from error
-    if strange := [name for name in site.options if name.replace("-", "_") not in SITE_OPTIONS]:
-        known = sorted(SITE_OPTIONS)
-        listed = hint(strange[0].replace("-", "_"), known, "it may say: " + ", ".join(known))
-        raise RecipeError([Problem(str(path), f"options.{strange[0]}", f"no site file says this to sbatch{listed}")])
+    if site.options:
+        _check_options(path, site.options)
     return site
+
+
+# what a site file may say to sbatch beside what a recipe may; the rest is the launcher's to say
+_SITE_OPTIONS = (
+    *("account", "bb", "bbf", "begin", "clusters", "container", "cpus_per_task", "deadline", "dependency", "export"),
+    *("export_file", "get_user_env", "gpus", "gpus_per_node", "gpus_per_socket", "gpus_per_task", "ignore_pbs", "mem"),
+    *("ntasks_per_gpu", "partition", "reboot", "time", "wait_all_nodes"),
+)
+
+
+def _check_options(path: Path, options: Mapping[str, Any]) -> None:
+    """Sbatch would take every beginning of an option for it.
+
+    Raises:
+        RecipeError: One is not an option's full name, or is the launcher's to say.
+    """
+    from launcher.recipe.schema import SBATCH_OPTIONS
+
+    known = sorted({*SBATCH_OPTIONS, *_SITE_OPTIONS})
+    strange = [name for name in options if name.replace("-", "_") not in known]
+    listed = "it may say: " + ", ".join(known)
+    problems = (
+        Problem(str(path), f"options.{name}", f"no site file says this to sbatch{hint(name, known, listed)}")
+        for name in strange
+    )
+    if strange:
+        raise RecipeError(problems)
 
 
 def _place(path: Path) -> Path | None:

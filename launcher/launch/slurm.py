@@ -107,6 +107,14 @@ def move_dependents(job: str, successor: str) -> list[str]:
     return moved
 
 
+def seconds_left(job: str) -> int | None:
+    """Until its limit ends a running job; None where it has none, or the cluster does not say."""
+    try:
+        return seconds_in(_said(["squeue", "--noheader", "--format=%L", f"--jobs={job}"]).strip())
+    except LauncherError:
+        return None
+
+
 def is_over(job: str) -> bool | None:
     """Whether a job has left its nodes; None where the cluster does not say."""
     try:

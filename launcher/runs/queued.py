@@ -49,7 +49,8 @@ class Submission:
         extra: Words for sbatch that are no part of the script, as in `--nodelist=gpu7`.
         starts: Each start of it: `job`, `time`, the `step` that it began at (None for a script of one's own), the
             `code` that srun ended with (or `lost`, where SLURM says that the start is over), and `fault` where it has
-            failed: the host that was first, empty where that is not known.
+            failed: the host that was first, empty where that is not known. `ends` is when its limit ends it, where
+            that had to be asked.
         over: Starts before those, as in `1234.0`, which are over too.
         cancelled: Whether its user asked it to save and end.
         signal_seconds: How long before the limit it is asked to save, where that was changed.
@@ -129,7 +130,10 @@ def begin(folder: Path, job: str, max_requeues: int, restart: int = 0) -> str:
     if submission.cancelled and job == submission.job:  # another number was submitted on purpose
         _close(folder, "preempted")
         raise LauncherError(f"job {job} was cancelled: not started again; `launcher resume {folder}` goes on")
-    starts = [*submission.starts, {"job": job, "restart": restart, "time": time.time(), "step": step}]
+    start: dict[str, Any] = {"job": job, "restart": restart, "time": time.time(), "step": step}
+    if submission.signal_seconds is not None and (left := slurm.seconds_left(job)) is not None:
+        start["ends"] = time.time() + left
+    starts = [*submission.starts, start]
     replace(submission, job=job or submission.job, starts=starts, cancelled=False).write(folder)
     last = [start["step"] for start in starts[-NO_PROGRESS_STARTS - 1 :]]
     go_on = f"look at {folder / 'logs'}; `launcher resume {folder}` tries again"
@@ -175,7 +179,6 @@ class Ending:
         signal_seconds: How long before the limit it is asked to save.
         requeue: Whether SLURM may be asked to requeue it.
         restart: How often SLURM has started the job before.
-        knows_its_end: Whether its ranks know when its limit ends it, and can ask themselves to save.
     """
 
     folder: Path
@@ -187,7 +190,6 @@ class Ending:
     signal_seconds: int = 120
     requeue: bool = True
     restart: int = 0
-    knows_its_end: bool = False
 
     def settle(self, say: Callable[[str], None]) -> int:
         """Queues the job again where that is right, and says so; gives the batch script's exit code."""
@@ -299,7 +301,8 @@ class Ending:
         return str(status.get("state")) if float(status.get("started") or 0.0) >= since else ""
 
     def _again(self, submission: Submission, say: Callable[[str], None]) -> int:
-        if self.requeue and (submission.signal_seconds is None or self.knows_its_end):
+        # a signal cannot be changed: the next start asks itself to save, if SLURM says when it ends
+        if self.requeue and (submission.signal_seconds is None or slurm.seconds_left(self.job) is not None):
             say(f"queueing job {self.job} again")  # now: SLURM ends this script as well
             with listening():  # not before its nodes are said, which cannot be changed while it runs
                 refused = slurm.requeue(self.job)
@@ -331,16 +334,12 @@ class Ending:
         return EXIT_DONE
 
 
-def stop_in_time(folder: Path, deadline: float | None) -> None:
-    """Asks this process to save where that takes longer than the job's own signal grants: SLURM cannot change that.
-
-    Args:
-        folder: The run's.
-        deadline: When the job ends by its limit, in unix time.
-    """
-    seconds = Submission.read(folder).signal_seconds
-    if seconds is not None and deadline is not None:
-        wait = max(1.0, deadline - seconds - time.time())
+def stop_in_time(folder: Path) -> None:
+    """Asks this process to save where that takes longer than the job's own signal grants: SLURM cannot change that."""
+    submission = Submission.read(folder)
+    ends = submission.starts[-1].get("ends") if submission.starts else None
+    if submission.signal_seconds is not None and ends is not None:
+        wait = max(1.0, float(ends) - submission.signal_seconds - time.time())
         timer = threading.Timer(wait, os.kill, (os.getpid(), signal.SIGUSR2))
         timer.daemon = True
         timer.start()
