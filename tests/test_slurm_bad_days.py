@@ -36,7 +36,7 @@ class Hanging(torch.utils.data.Dataset):
     def __getitem__(self, index):
         if os.environ.get("SLURM_PROCID") == self.rank and os.path.exists("hang"):
             time.sleep(1000)
-        time.sleep(0.01)
+        time.sleep(0.02)
         return self.inputs[index], torch.tensor(index % 3)
 """
 
@@ -187,11 +187,13 @@ def test_a_rank_that_is_killed_is_named_and_not_its_peers(
 
 @pytest.mark.parametrize(("rank", "workers"), [("3", 0), ("0", 0), ("2", 1)])
 def test_a_hang_is_that_of_the_rank_that_hangs(user: Cluster, rank: str, workers: int) -> None:
-    Path("hang").touch()
     stall = ("launch.stall=6 seconds", "launch.on_stall=stop", f"data.workers={workers}")
     data = f'data.train={{_target_: "hanging.py:Hanging", rank: "{rank}"}}'
-    run = submit(data, *stall, "launch.threads=1", "launch.max_restarts=1", "--time", "10", *FOUR)
+    long = ("train.epochs=50", "launch.threads=1", "launch.max_restarts=1", "--time", "10")
+    run = submit(data, *stall, *long, *FOUR)
     job = number_of(run)
+    user.until(reached(run, 5), job=job)
+    Path("hang").touch()
     user.until(lambda: bool(Submission.read(run).starts and "fault" in Submission.read(run).starts[0]), job=job)
     user.say("scancel", job)
     user.ended(job)

@@ -479,7 +479,7 @@ class Report:
         if self.folder is None:
             return True
         known = reported(self.folder, self.since) if self.since is not None else None
-        if known is not None and _order(known) <= _order(self.first):
+        if known is not None and _is_better(known, self.first):
             return False
         content = {
             **asdict(self.first),
@@ -507,6 +507,12 @@ class Report:
             sys.stdout.flush()
             # which names its rank itself, as a stream that names it need not
             print(text, file=getattr(sys.stderr, "unprefixed", sys.stderr), flush=True)
+
+
+def _is_better(known: Failure, new: Failure) -> bool:
+    """Whether what is known comes as near to the cause; what a rank has said of itself stays."""
+    of_itself = known.rank == new.rank and (known.is_aftermath, known.is_silent) <= (new.is_aftermath, new.is_silent)
+    return of_itself or _order(known) <= _order(new)
 
 
 def reported(folder: Path, since: float) -> Failure | None:
