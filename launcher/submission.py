@@ -564,8 +564,8 @@ def describe(plan: Plan) -> list[tuple[str, str]]:
         rows.append(
             (
                 "requeue",
-                "not allowed: a new job follows each that has saved, so what waits for the end of this one (afterok) "
-                "starts after its first part",
+                "not allowed: a new job follows each that has saved; your own jobs that wait for its end (afterok) are "
+                "moved to that one, those of others start after the first part",
             )
         )
     rows += [("sbatch", f"{name}={value}, from the environment") for name, value in plan.heard.items()]

@@ -21,7 +21,6 @@ from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, EXIT_USAGE, 
 from launcher.launch import slurm
 from launcher.launch.failure import Failure, Notes, Report, exit_in_words, host_at_fault, reported
 from launcher.launch.failure import exits as exits_in
-from launcher.launch.signals import listening
 from launcher.launch.world import user_variable
 from launcher.runs.folder import QUEUE_FILE, STATUS_FILE, create, read_json, write_json
 from launcher.runs.metrics import METRICS_FILE, read_last
@@ -304,7 +303,7 @@ class Ending:
         # a signal cannot be changed: the next start asks itself to save, if SLURM says when it ends
         if self.requeue and (submission.signal_seconds is None or slurm.seconds_left(self.job) is not None):
             say(f"queueing job {self.job} again")  # now: SLURM ends this script as well
-            with listening():  # not before its nodes are said, which cannot be changed while it runs
+            with _deaf():  # not before its nodes are said, which cannot be changed while it runs
                 refused = slurm.requeue(self.job)
                 nodes = ",".join(_excluded(submission))
                 if refused is None and submission.excluded:
@@ -332,6 +331,19 @@ class Ending:
         for waiting in slurm.move_dependents(self.job, number):
             say(f"job {waiting} waits for that one now")
         return EXIT_DONE
+
+
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """Ignores being asked to end for a while, as the commands that are started meanwhile do."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def stop_in_time(folder: Path) -> None:
