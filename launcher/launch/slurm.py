@@ -115,15 +115,15 @@ def seconds_left(job: str) -> int | None:
         return None
 
 
-def is_over(job: str) -> bool | None:
-    """Whether a job has left its nodes; None where the cluster does not say."""
+def states(job: str) -> set[str] | None:
+    """SLURM's words for a job that waits, runs or ends; none where it is over, None where the cluster does not say."""
     try:
         done = _run(["squeue", "--noheader", "--format=%T", f"--jobs={job}"])
     except LauncherError:
         return None
     if done.returncode:
-        return True if "Invalid job id" in done.stderr else None  # so old that the controller has forgotten it
-    return not {*done.stdout.split()} & {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT"}
+        return set() if "Invalid job id" in done.stderr else None  # so old that the controller has forgotten it
+    return {*done.stdout.split()} - {"PENDING"}
 
 
 def end_this_start() -> None:

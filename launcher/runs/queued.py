@@ -155,10 +155,10 @@ def _succeeded(folder: Path, submission: Submission, job: str) -> Submission:
     if not last or "code" in last:
         return submission
     other, deadline = str(last.get("job") or ""), time.monotonic() + _LEAVING_SECONDS
-    while other not in (job, "") and not (is_over := slurm.is_over(other)):
-        if is_over is None:  # nobody knows: then the lock decides
+    while other not in (job, "") and (states := slurm.states(other)) != set():
+        if states is None:  # nobody knows: then the lock decides
             return submission
-        if time.monotonic() > deadline:
+        if states != {"COMPLETING"} or time.monotonic() > deadline:
             raise LauncherError(f"{folder}: job {other} is running still: job {job} is not started; cancel one of them")
         time.sleep(2)
     return replace(submission, starts=[*before, {**last, "lost": True}])
