@@ -36,7 +36,7 @@ from launcher.launch.world import (
 from launcher.recipe import show
 from launcher.recipe.document import brief
 from launcher.recipe.load import load_recipe
-from launcher.recipe.schema import SLURM_TIME, Recipe, Slurm
+from launcher.recipe.schema import Recipe, Slurm
 from launcher.recipe.secrets import holds_secret, is_secret_key
 from launcher.recipe.whole import too_short
 from launcher.runs import folder as runs
@@ -542,9 +542,10 @@ def _check_words(plan: Plan) -> None:
         raise UsageError("behind --: --array: all tasks would be one run; --array-file FILE makes a run of each line")
     if _typed(plan.request.extra, "wrap"):
         raise UsageError("behind --: --wrap: the job's script is the launcher's; say `submit … run SCRIPT.py`")
-    limit = plan.effective("time", "-t")
-    if limit is not None and re.fullmatch(SLURM_TIME, limit) and (message := too_short(limit, plan.signal_seconds)):
-        raise UsageError(f"time {limit}: {message}")
+    for name, short in (("time", "-t"), ("time-min", "")):
+        limit = plan.effective(name, short)
+        if limit is not None and (message := too_short(limit, plan.signal_seconds)):
+            raise UsageError(f"{name} {limit}: {message}")
 
 
 def describe(plan: Plan) -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from launcher.recipe.component import Component, components_in
 from launcher.recipe.document import Document, Path, brief, dotted, hint
 from launcher.recipe.duration import Duration
 from launcher.recipe.references import Expression
-from launcher.recipe.schema import LINE_KEYS, SBATCH_OPTIONS, Recipe, Slurm, Train, limit_seconds
+from launcher.recipe.schema import LINE_KEYS, SBATCH_OPTIONS, SLURM_TIME, Recipe, Slurm, Train, limit_seconds
 
 Fault = tuple[Path, str]  # where, and what is wrong
 
@@ -182,13 +183,15 @@ def _slurm(recipe: Recipe) -> Iterator[Fault]:
             yield path, "must be one printable line"
         elif full in ("nodelist", "exclude") and "/" in str(value):
             yield path, "sbatch would read this as the name of a file; write the nodes, as in node[1-4]"
-    if section.time is not None and (message := too_short(section.time, section.signal.amount)):
-        yield ("slurm", "time"), message
+    shortest = (section.__pydantic_extra__ or {}).get("time_min")  # what SLURM may make of the limit
+    for name, said in (("time", section.time), ("time_min", shortest)):
+        if said is not None and (message := too_short(str(said), section.signal.amount)):
+            yield ("slurm", name), message
 
 
 def too_short(time: str, signal_seconds: float) -> str | None:
     """What is wrong with a time limit that leaves no time before the job is asked to save; None where nothing is."""
-    limit = limit_seconds(time)
+    limit = limit_seconds(time) if re.fullmatch(SLURM_TIME, time) else None
     if limit is None or limit > signal_seconds:
         return None
     return (

@@ -517,7 +517,11 @@ def with_jobs(runs: Iterable[Run]) -> list[Run]:
         queue = queue_now()
     except LauncherError:
         return found
-    return [replace(run, queued=queue.get(jobs.get(run.folder, ""))) for run in found]
+    return [_with_job(run, jobs.get(run.folder, ""), queue) for run in found]
+
+
+def _with_job(run: Run, job: str, queue: Mapping[str, slurm.Queued]) -> Run:
+    return replace(run, queued=queue.get(job), has_left_queue=bool(job) and job not in queue)
 
 
 def queue_line(run: Run, queue: Callable[[], Mapping[str, slurm.Queued]]) -> str:

@@ -59,10 +59,12 @@ class Run:
     Attributes:
         folder: Where it lies.
         queued: Its job in the queue, where that was asked for and holds it.
+        has_left_queue: Whether it was asked for, and the run's job is not there.
     """
 
     folder: Path
     queued: Queued | None = None
+    has_left_queue: bool = False
 
     @cached_property
     def status(self) -> Mapping[str, Any]:
@@ -112,6 +114,8 @@ class Run:
             return "running" if self.queued is not None else self._submitted_state()
         said = str(self.status.get("state", "unknown"))
         holder = lock.holder(self.folder)
+        if said == "queued" and self.has_left_queue and not holder:
+            return "dead"  # somebody cancelled its job while it waited
         if said == "running":
             return "running" if holder else "dead"
         is_starting = holder and _number(holder.get("since")) > _number(self.status.get("ended"))
