@@ -398,7 +398,7 @@ class Plan:
     def _srun(self, file: str) -> list[str]:
         """The command that starts a task for each rank."""
         cpus = ' --cpus-per-task="$SLURM_CPUS_PER_TASK"' if self.shape.cpus is not None else ""
-        inside = "".join(f"{expanded(word)} " for word in self.site.container)
+        inside = "".join(f"{quoted(word)} " for word in self.site.container)
         return [
             f"srun --export=ALL --kill-on-bad-exit=1{cpus} \\",
             f'  {inside}"$python" -m launcher {self._command(file)}',

@@ -22,6 +22,7 @@ from launcher.launch.site import in_recipe, read_site
 from launcher.launch.world import World
 from launcher.recipe.schema import SBATCH_OPTIONS, limit_seconds
 from launcher.runs.lock import LOCK_FILE, check_free
+from launcher.runs.queued import Submission
 from launcher.submission import _gpus_in_gres, _option_of
 
 
@@ -163,7 +164,7 @@ def test_a_site_file_for_all_users(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     Path("site.yaml").write_text(
         "runs: /scratch/$USER/${env.GROUP}/runs\nscratch: $TMPDIR/of/${USER}\n"
         "environment: {CACHE: '/x/$USER/$SLURM_JOB_ID; touch PWNED', MONEY: '5 $'}\n"
-        "container: [apptainer, '--bind=$TMPDIR:/tmp', 'my image.sif']\ninterface: ib0\nmaster: '{host}-ib'\n"
+        "container: [apptainer, '--bind=/scratch/$USER:/data', sh, -c, 'exec $X']\ninterface: ib0\nmaster: '{host}-ib'\n"
     )
     site, _ = read_site()
     with pytest.raises(UsageError, match="the variable GROUP is not set here"):
@@ -177,7 +178,7 @@ def test_a_site_file_for_all_users(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     ):
         assert line in lines
     (start,) = (line for line in lines if '"$python" -m launcher train' in line)
-    assert start.strip().startswith("""apptainer --bind="${TMPDIR}":/tmp 'my image.sif' "$python" """)
+    assert start.strip().startswith("""apptainer --bind=/scratch/ann:/data sh -c 'exec $X' "$python" """)
     assert "'data.scratch=${env.TMPDIR}/of/ann'" in start
     Path("site.yaml").write_text("options: {erro: /tmp/x}\n")
     assert "options.erro: no site file says this to sbatch" in refused(capsys)
@@ -191,6 +192,27 @@ def test_a_user_without_a_name_or_a_home_is_known_by_number(monkeypatch: pytest.
     monkeypatch.setenv("LAUNCHER_SITE", "site.yaml")
     Path("site.yaml").write_text("runs: /scratch/$USER\n")
     assert read_site()[0].root == Path("/scratch") / pwd.getpwuid(os.getuid()).pw_name
+
+
+def test_a_home_that_cannot_be_written_is_no_reason_to_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from launcher.datasets import text
+    from launcher.runs.queued import mark_submitted, queue_now
+
+    monkeypatch.setattr(text, "LARGE_BYTES", 10)
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    (tmp_path / "squeue").write_text("#!/bin/sh\necho '7|7|RUNNING|None|N/A|1:00|n1|2:00'\n")
+    (tmp_path / "squeue").chmod(0o755)
+    (tmp_path / "long.txt").write_text("a text of more than ten bytes")
+    for home in ("/proc/nowhere", "/dev/null"):
+        monkeypatch.setenv("HOME", home)
+        assert len(text.TextFile("long.txt", context=4)) > 0
+        assert queue_now()["7"].nodes == "n1"
+        mark_submitted(tmp_path, Submission())
+        assert main(["runs", "."]) == 0
 
 
 @pytest.mark.parametrize("text", ["a b", "$X", "${X}y", "$(touch PWNED)", "`x`", "'", '"', "$", "${", "$X'$Y", ""])
