@@ -164,7 +164,8 @@ def test_a_site_file_for_all_users(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     Path("site.yaml").write_text(
         "runs: /scratch/$USER/${env.GROUP}/runs\nscratch: $TMPDIR/of/${USER}\n"
         "environment: {CACHE: '/x/$USER/$SLURM_JOB_ID; touch PWNED', MONEY: '5 $'}\n"
-        "container: [apptainer, '--bind=/scratch/$USER:/data', sh, -c, 'exec $X']\ninterface: ib0\nmaster: '{host}-ib'\n"
+        "container: [apptainer, '--bind=/scratch/$USER:/data', sh, -c, 'exec $X']\n"
+        "interface: ib0\nmaster: '{host}-ib'\n"
     )
     site, _ = read_site()
     with pytest.raises(UsageError, match="the variable GROUP is not set here"):
