@@ -188,8 +188,9 @@ def _heard(world: World, seconds: float) -> list[Failure]:
     found = [word for word in words.values() if word is not None]
     mute = [rank for rank, word in words.items() if word is None]
     found += [_silent(rank, world, _ENDED) for rank in mute if rank in closed]
-    if not closed and world.is_first and seconds and all(one.is_aftermath for one in found):
-        found += [_silent(rank, world, _MUTE) for rank in mute]
+    nobody_else = not closed and all(one.is_aftermath for one in found)
+    if world.is_first and seconds and nobody_else and len({_peers[rank].host for rank in mute}) == 1:
+        found += [_silent(rank, world, _MUTE) for rank in mute]  # of several hosts most would be innocent
     return found
 
 
