@@ -525,7 +525,7 @@ def _typed(extra: Sequence[str], name: str, short: str = "") -> list[str]:
     found = []
     for word, follower in itertools.pairwise([*extra, ""]):
         flag, has_value, value = word.partition("=")
-        if flag.startswith("--") and len(flag) > 4 and f"--{name}".startswith(flag):
+        if flag.startswith("--") and len(flag) >= 4 and f"--{name}".startswith(flag):
             found.append(value if has_value else follower)
         elif short and word.startswith(short) and not word.startswith("--"):
             found.append(word.removeprefix(short) or follower)

@@ -104,7 +104,7 @@ def test_a_limit_is_read_as_sbatch_does(text: str, seconds: int | None) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        *(("--time", "2"), ("--time", "00:90"), ("--time", "10", "--signal", "10 minutes"), ("slurm.time=1",)),
+        *(("--time", "2"), ("--time", "00:90"), ("--time", "10", "--signal", "10 minutes"), ('slurm.time="1"',)),
         *(("--", "--time=1"), ("--", "-t", "2"), ("--", "-t1"), ("--time", "60", "--", "--tim", "1")),
     ],
 )
