@@ -230,14 +230,15 @@ class Shape:
         processes: Over all of them.
         gpus: Of each node, as in `4` or `h100:4`; None on CPUs.
         cpus: Of each process; None for the cluster's default.
-        are_counted: Whether SLURM counts GPUs and is asked for them so; else for whole nodes, or for what `gres` says.
+        counted_by: The option that asks for the GPUs: `gpus-per-node`, a `gres` that was stated, or none, where SLURM
+            counts none and whole nodes are asked for.
     """
 
     nodes: int
     processes: int
     gpus: str | None
     cpus: int | None
-    are_counted: bool = True
+    counted_by: str = "gpus-per-node"
 
     @property
     def per_node(self) -> int:
@@ -277,8 +278,8 @@ class Plan:
             "partition": section.partition or site.partition,
             "account": section.account or site.account,
             "time": section.time,
-            "gpus-per-node": shape.gpus if shape.are_counted else None,
-            "exclusive": None if shape.are_counted or "gres" in self._further else True,
+            "gpus-per-node": shape.gpus if shape.counted_by == "gpus-per-node" else None,
+            "exclusive": None if shape.counted_by else True,
             "cpus-per-task": shape.cpus,
             "mem": section.mem,
         }
@@ -374,7 +375,7 @@ class Plan:
     def _variables(self) -> dict[str, str]:
         """What the job's processes are told by variables."""
         site, found = self.site, dict[str, str]()
-        if self.shape.gpus is not None and not self.shape.are_counted:
+        if self.shape.gpus is not None and not self.shape.counted_by:
             found[GPUS_VARIABLE] = str(slurm.gpu_count(self.shape.gpus))
         if site.interface is not None:
             found |= dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "TP_SOCKET_IFNAME"), site.interface)
@@ -455,7 +456,8 @@ def _shape(request: Request, recipe: Recipe | None, section: Slurm, site: Site) 
     count, offers = slurm.gpu_count(asked), _offers()
     is_counted = site.gpu_gres if site.gpu_gres is not None else not offers or any(one.gpus for one in offers)
     cpus = cpus or _fair_share(_within(partition, offers), str(asked), is_counted)
-    return Shape(nodes, nodes * count, str(asked), cpus, is_counted and in_gres is None)
+    counted_by = "gres" if in_gres is not None else "gpus-per-node" if is_counted else ""
+    return Shape(nodes, nodes * count, str(asked), cpus, counted_by)
 
 
 def _gpus_in_gres(stated: Value | None) -> str | None:
@@ -580,7 +582,7 @@ def describe(plan: Plan) -> list[tuple[str, str]]:
 def _gpus_in_words(shape: Shape) -> str:
     if shape.gpus is None:
         return "no GPU"
-    return f"{shape.gpus} GPUs" + ("" if shape.are_counted else " (which SLURM does not count here: whole nodes)")
+    return f"{shape.gpus} GPUs" + ("" if shape.counted_by else " (which SLURM does not count here: whole nodes)")
 
 
 def submit(plan: Plan, after: str | None = None) -> str:
