@@ -257,16 +257,18 @@ def _resubmitted(folder: Path, options: argparse.Namespace) -> bool:
     from launcher.runs.queued import Submission, go_on
 
     submission = Submission.read(folder)
-    if not submission.script and World.from_environ().job is None and (tasks := _tasks_in(folder)):
-        _go_on_with(tasks, options.run_dir)
-        return True
-    if not submission.script or options.cpu or options.processes or World.from_environ().job is not None:
+    tasks = [] if submission.script else _tasks_in(folder)
+    is_here = options.cpu or options.processes or World.from_environ().job is not None
+    if is_here or not (submission.script or tasks):
         return False
     if options.overrides or options.start or options.allow_changes:
         raise UsageError(
             f"{options.run_dir}: a submitted job goes on as it was; to change it, `launcher submit … --run-dir "
             f"{options.run_dir}`, or go on here with --cpu or --processes"
         )
+    if tasks:
+        _go_on_with(tasks, options.run_dir)
+        return True
     if (entry := slurm.queue().get(submission.job)) is not None:
         raise UsageError(f"{options.run_dir}: job {submission.job} is {entry.state.lower()} already")
     print(f"job {go_on(folder, submission)} goes on with {options.run_dir}")
