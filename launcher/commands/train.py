@@ -276,11 +276,14 @@ def _resubmitted(folder: Path, options: argparse.Namespace) -> bool:
 
 
 def _tasks_in(folder: Path) -> list[Run]:
-    """The runs of a job array."""
+    """The runs of the job array that was submitted into this folder."""
     from launcher.runs.queued import Submission
     from launcher.runs.reading import find_runs
 
-    return [run for run in find_runs(folder) if Submission.read(run.folder).task is not None]
+    def is_of_it(submission: Submission) -> bool:
+        return submission.task is not None and Path(submission.script).parent == folder
+
+    return [run for run in find_runs(folder) if is_of_it(Submission.read(run.folder))]
 
 
 def _go_on_with(tasks: Sequence[Run], name: str) -> None:
