@@ -69,7 +69,6 @@ class Request:
         run_dir: The run's folder, if said.
         extra: Further words for sbatch.
         tasks: The changes of each task of an array.
-        array_file: Where they stand.
         command: What was typed.
     """
 
@@ -84,7 +83,6 @@ class Request:
     run_dir: str | None = None
     extra: tuple[str, ...] = ()
     tasks: tuple[tuple[str, ...], ...] = ()
-    array_file: str | None = None
     command: tuple[str, ...] = ()
 
     def plan(self, site: Site, source: str) -> Plan:
@@ -150,8 +148,13 @@ class Request:
             UsageError: A component does not fit, in the words of `check`.
         """
         flags = ["--components", *(f"--remove={key}" for key in self.remove), *(f"--allow={one}" for one in self.allow)]
-        flags += [f"--array-file={self.array_file}"] if self.array_file else []
-        _check_in_child([self.recipe, *self.overrides, *self.section, *world, *flags])
+        said = [self.recipe, *self.overrides, *self.section, *world, *flags]
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8") as file:
+            if self.tasks:  # as they were read: the file may have been a pipe
+                file.write("".join(f"{shlex.join(changes)}\n" for changes in self.tasks))
+                file.flush()
+                said.append(f"--array-file={file.name}")
+            _check_in_child(said)
 
 
 def _check_in_child(said: Sequence[str]) -> None:

@@ -88,7 +88,6 @@ def _submit(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         processes=options.processes,
         run_dir=options.run_dir,
         tasks=tasks_of(options.array_file),
-        array_file=options.array_file,
         extra=tuple(extra),
         command=("launcher", *arguments),
     )
