@@ -117,7 +117,7 @@ def start_cluster(folder: Path, **settings: str) -> Cluster:
         "SLURM_CONF": str(folder / "slurm.conf"),
         **settings,
     }
-    if has_cables := _can_make_networks():
+    if has_cables := "SLURM_CLUSTER_NETWORK" not in settings and _can_make_networks():
         environment["SLURM_CLUSTER_NETWORK"] = f"10.{79 + os.getpid() % 100}.{os.getpid() % 251}"
     done = subprocess.run(
         [str(SCRIPT), "up", "3"], env={**os.environ, **environment}, capture_output=True, text=True, check=False
