@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from launcher.errors import EXIT_USAGE, UsageError
@@ -123,3 +125,24 @@ def add_output(command: argparse.ArgumentParser) -> None:
         const="json",
         help="each line of metrics.jsonl on the screen",
     )
+
+
+def tasks_of(path: str | None) -> tuple[tuple[str, ...], ...]:
+    """The changes of each task of an array, a line of the file each.
+
+    Raises:
+        UsageError: The file cannot be read, or holds none.
+    """
+    if path is None:
+        return ()
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        tasks = tuple(tuple(shlex.split(line, comments=True)) for line in lines)
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"--array-file {path}: cannot be read: {error}; write a line of KEY=VALUE for each task"
+        ) from error
+    found = tuple(words for words in tasks if words)
+    if not found:
+        raise UsageError(f"--array-file {path}: holds no changes; write a line of KEY=VALUE for each task")
+    return found

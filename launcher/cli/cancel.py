@@ -36,6 +36,6 @@ def _cancel(options: argparse.Namespace, _: Sequence[str]) -> int:
             f"{options.runs[0]}: no job was submitted for it; a run of this machine is stopped with Ctrl-C"
         )
     queue = slurm.queue()  # one question for all of them
-    for run in runs:
-        print(f"{run.folder}: {cancel(run.folder, options.now, queue)}")
+    for folder, text in cancel((run.folder for run in runs), options.now, queue):
+        print(f"{folder}: {text}")
     return EXIT_DONE

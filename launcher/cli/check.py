@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from launcher.cli.arguments import add_recipe, positive, read_recipe, say_own_code
+from launcher.cli.arguments import add_recipe, positive, read_recipe, say_own_code, tasks_of
 from launcher.errors import EXIT_DONE, LauncherError, Problem, RecipeError, UsageError
 
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ def add(commands: Commands) -> None:
     stop = check.add_mutually_exclusive_group()
     stop.add_argument("--fast", action="store_true", help="stop after reading: nothing is imported, in half a second")
     stop.add_argument("--components", action="store_true", help="stop after importing what the recipe names")
+    check.add_argument(
+        "--array-file", metavar="FILE", help="with --fast or --components: as each line of FILE changes it, see submit"
+    )
     check.add_argument("--allowed", action="store_true", help="list what a recipe may name, and end")
     check.set_defaults(command=_check)
 
@@ -43,6 +46,8 @@ def _check(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         return _allowed()
     if options.recipe is None:
         raise UsageError("launcher check: name a recipe, as in launcher check recipe.yaml; see launcher check --help")
+    if options.array_file is not None:
+        return _check_each(options, arguments)
     with _failing("reading"):
         recipe = read_recipe(options)
         world = _world(options, recipe)
@@ -52,6 +57,16 @@ def _check(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         return EXIT_DONE
     with _no_bytecode():
         return _import_and_rehearse(options, arguments, recipe, world)
+
+
+def _check_each(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    """Checks what each task of an array would be, in one process: what they name is imported once."""
+    if not (options.fast or options.components):
+        raise UsageError("--array-file: goes with --fast or --components; a rehearsal is of one run")
+    for changes in tasks_of(options.array_file):
+        one = {**vars(options), "overrides": [*options.overrides, *changes], "array_file": None}
+        _check(argparse.Namespace(**one), arguments)
+    return EXIT_DONE
 
 
 def _import_and_rehearse(options: argparse.Namespace, arguments: Sequence[str], recipe: Recipe, world: World) -> int:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.cli.arguments import add_recipe, positive
-from launcher.errors import EXIT_DONE, UsageError
+from launcher.cli.arguments import add_recipe, positive, tasks_of
+from launcher.errors import EXIT_DONE
 
 if TYPE_CHECKING:
     from launcher.cli.arguments import Commands
@@ -88,12 +87,14 @@ def _submit(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         cpu=options.cpu,
         processes=options.processes,
         run_dir=options.run_dir,
-        tasks=_tasks(options.array_file),
+        tasks=tasks_of(options.array_file),
         extra=tuple(extra),
         command=("launcher", *arguments),
     )
     plan = request.plan(site, source)
     if options.dry_run:
+        for label, text in describe(plan):
+            print(f"{label:<10} {text}", file=sys.stderr)  # the script alone is for a file
         sys.stdout.write(plan.script(Path("RUN") if plan.folder is None else plan.folder))
         return EXIT_DONE
     for label, text in describe(plan):
@@ -114,20 +115,3 @@ def _section(options: argparse.Namespace) -> list[str]:
         f"slurm.{name}={value if name in numbers and value.isdigit() else json.dumps(value)}"
         for name, value in given.items()
     ]
-
-
-def _tasks(path: str | None) -> tuple[tuple[str, ...], ...]:
-    """The changes of each task of an array."""
-    if path is None:
-        return ()
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-        tasks = tuple(tuple(shlex.split(line, comments=True)) for line in lines)
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"--array-file {path}: cannot be read: {error}; write a line of KEY=VALUE for each task"
-        ) from error
-    found = tuple(words for words in tasks if words)
-    if not found:
-        raise UsageError(f"--array-file {path}: holds no changes; write a line of KEY=VALUE for each task")
-    return found

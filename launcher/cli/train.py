@@ -15,6 +15,7 @@ from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, EXIT_USAGE, 
 if TYPE_CHECKING:
     from launcher.cli.arguments import Commands
     from launcher.recipe.schema import Recipe
+    from launcher.runs.reading import Run
     from launcher.world.world import World
 
 
@@ -183,8 +184,16 @@ def _train_here(recipe: Recipe | None, options: argparse.Namespace, arguments: S
     if options.pdb and world.size > 1:
         raise UsageError("--pdb: a debugger has one terminal for one process; add --processes 1")
     from launcher.launch.postmortem import post_mortem, watched
+    from launcher.launch.slurm.requeue import stop_in_time
+    from launcher.world.rendezvous import mistakes_told
 
-    with watched(world, shlex.join(["launcher", *arguments]), post_mortem if options.pdb else None):
+    if options.run_dir is not None and world.is_first:
+        stop_in_time(Path(options.run_dir))
+    again = shlex.join(["launcher", *arguments])
+    with (
+        watched(world, again, post_mortem if options.pdb else None),
+        mistakes_told(world, options.run_dir),
+    ):
         return _train_as_rank(recipe, options, arguments, world)
     raise AssertionError
 
@@ -261,17 +270,51 @@ def _resubmitted(folder: Path, options: argparse.Namespace) -> bool:
     from launcher.world.world import World
 
     submission = Submission.read(folder)
-    if not submission.script or options.cpu or options.processes or World.from_environ().job is not None:
+    tasks = [] if submission.script else _tasks_in(folder)
+    is_here = options.cpu or options.processes or World.from_environ().job is not None
+    if is_here or not (submission.script or tasks):
         return False
     if options.overrides or options.start or options.allow_changes:
         raise UsageError(
             f"{options.run_dir}: a submitted job goes on as it was; to change it, `launcher submit … --run-dir "
             f"{options.run_dir}`, or go on here with --cpu or --processes"
         )
+    if tasks:
+        _go_on_with(tasks, options.run_dir)
+        return True
     if (entry := slurm.queue().get(submission.job)) is not None:
         raise UsageError(f"{options.run_dir}: job {submission.job} is {entry.state.lower()} already")
     print(f"job {go_on(folder, submission)} goes on with {options.run_dir}")
     return True
+
+
+def _tasks_in(folder: Path) -> list[Run]:
+    """The runs of the job array that was submitted into this folder."""
+    from launcher.runs.job import Submission
+    from launcher.runs.reading import find_runs
+
+    def is_of_it(submission: Submission) -> bool:
+        return submission.task is not None and Path(submission.script).parent == folder
+
+    return [run for run in find_runs(folder) if is_of_it(Submission.read(run.folder))]
+
+
+def _go_on_with(tasks: Sequence[Run], name: str) -> None:
+    """Queues those tasks of an array again that are neither finished nor in the queue.
+
+    Raises:
+        UsageError: There are none.
+    """
+    from launcher.launch.slurm.requeue import go_on_with_tasks
+    from launcher.runs.job import Submission
+    from launcher.world import slurm
+
+    unfinished = [run.folder for run in tasks if run.state != "finished"]
+    queue = slurm.queue() if unfinished else {}
+    left = [folder for folder in unfinished if Submission.read(folder).job not in queue]
+    if not left:
+        raise UsageError(f"{name}: of {len(tasks)} tasks {len(unfinished)} are in the queue, the others are finished")
+    print(f"job {go_on_with_tasks(left)} goes on with {len(left)} of the {len(tasks)} tasks of {name}")
 
 
 def _resume(options: argparse.Namespace, arguments: Sequence[str]) -> int:

@@ -6,14 +6,25 @@ import hashlib
 import importlib
 import os
 import shutil
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from launcher.recipe.inputs import endless, unreadable
 from launcher.world.files import atomic_write
+from launcher.world.world import user_variable
 
-__all__ = ["FOLDER", "atomic_write", "cache_path", "checked_file", "needed", "staged", "state_of"]
+__all__ = [
+    "FOLDER",
+    "atomic_write",
+    "cache_path",
+    "checked_file",
+    "needed",
+    "staged",
+    "state_of",
+    "temporary_folder",
+]
 
 FOLDER = "launcher-data"  # what we make lies in folders of this name, and nothing else is touched
 
@@ -26,7 +37,21 @@ def cache_path(kind: str, *facts: object) -> Path:
         facts: All that it depends on, such as a file's path, size and time of change.
     """
     digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:24]
-    return Path.home() / ".cache" / FOLDER / f"{kind}-{digest}"
+    home = user_variable("HOME")
+    return (Path(home) / ".cache" / FOLDER if home else temporary_folder()) / f"{kind}-{digest}"
+
+
+def temporary_folder() -> Path:
+    """This user's own, for what cannot be kept at home.
+
+    Raises:
+        PermissionError: Somebody else has made one of that name.
+    """
+    folder = Path(tempfile.gettempdir()) / f"{FOLDER}-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        raise PermissionError(f"{folder} is another user's; set TMPDIR to a folder of your own, or state data.scratch")
+    return folder
 
 
 def state_of(path: Path) -> tuple[str, int, int]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from launcher.datasets.files import FOLDER, atomic_write, cache_path, checked_file, state_of
+from launcher.datasets.files import FOLDER, atomic_write, cache_path, checked_file, state_of, temporary_folder
 from launcher.datasets.splits import check_split
 
 LARGE_BYTES = 64 * 2**20  # tokens of a larger text are written to a file once and mapped into memory
@@ -134,9 +134,13 @@ def _tokens_of(path: str | Path | None, scratch: str | Path | None) -> tuple[str
     kept = cache_path("text", state_of(file))
     if scratch is not None:
         kept = Path(scratch).expanduser() / FOLDER / kept.name
-    if not kept.exists():
-        with atomic_write(kept) as part:
-            _write_tokens(file, part)
+    try:
+        _keep_tokens(file, kept)
+    except OSError:
+        if scratch is not None:
+            raise
+        kept = temporary_folder() / kept.name  # a home that is full, or not to be written
+        _keep_tokens(file, kept)
     characters = "".join(map(chr, json.loads((kept / "vocabulary.json").read_text())))
     # copy-on-write: torch wants memory that may be written to, and the file stays as it is
     return characters, torch.from_numpy(np.load(kept / "tokens.npy", mmap_mode="c"))
@@ -146,6 +150,12 @@ def _tokenized(files: Sequence[Path]) -> tuple[str, Tensor]:
     codes = np.concatenate([np.empty(0, dtype=np.uint32), *(block for file in files for block in _codes(file))])
     vocabulary, places = _vocabulary([codes])
     return "".join(map(chr, vocabulary)), torch.from_numpy(places[codes])
+
+
+def _keep_tokens(file: Path, kept: Path) -> None:
+    if not kept.exists():
+        with atomic_write(kept) as part:
+            _write_tokens(file, part)
 
 
 def _write_tokens(file: Path, folder: Path) -> None:

@@ -94,7 +94,7 @@ def use_cpu(world: World, cpu: bool) -> bool:
     """Whether this run computes on the CPU: asked for, or nothing else is there.
 
     Raises:
-        UsageError: The machine has NVIDIA GPUs that torch cannot use.
+        UsageError: The machine has NVIDIA GPUs that torch cannot use, or a job asked for GPUs and torch sees none.
     """
     if cpu or world.wants_cpu:
         return True
@@ -109,7 +109,13 @@ def use_cpu(world: World, cpu: bool) -> bool:
             f"this machine has NVIDIA GPUs that torch {torch.__version__} cannot use; install a CUDA build of torch "
             "that fits the driver (nvidia-smi shows it), or say --cpu"
         )
-    return not (torch.backends.mps.is_available() or (hasattr(torch, "xpu") and torch.xpu.is_available()))
+    is_elsewhere = torch.backends.mps.is_available() or (hasattr(torch, "xpu") and torch.xpu.is_available())
+    if world.gpus and not is_elsewhere:
+        raise UsageError(
+            f"this job asked for GPUs ({world.gpus}) and torch {torch.__version__} sees none; install a build of torch "
+            "for them, let the container see them (apptainer exec --nv), or say --cpu"
+        )
+    return not is_elsewhere
 
 
 def choose_threads(asked: int | str, world: World) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import faulthandler
 import re
-import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -12,15 +11,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from launcher.errors import EXIT_DONE, EXIT_USAGE, LauncherError
 from launcher.runs.logs import kept, log_of
 from launcher.world import progress
 from launcher.world.context import RunContext, known_of
-from launcher.world.failure import Failure, Notes, Report, of_exception, written_since
-from launcher.world.rendezvous import departed
+from launcher.world.failure import Failure, Notes, of_exception
 from launcher.world.signals import die_with_parent
+from launcher.world.watchdog import report
 from launcher.world.world import World
 
 
@@ -117,23 +114,9 @@ def _report(failure: Failure, error: BaseException, again: str, world: World) ->
         _append(log_of(folder, failure.rank), failure.traceback)
     if failure.is_aftermath:
         print(f"launcher: {failure.line}", file=sys.stderr)
-        cause = _cause(failure, folder, world)
-        if cause is None:
+        if world.step is None:  # nobody here knows of whose
             return
-        failure = cause
-    Report(failure, folder, again, shlex.join(["launcher", "resume", str(folder)])).show()
-
-
-def _cause(failure: Failure, folder: Path | None, world: World) -> Failure | None:
-    """Rank 0 of srun's: the one rank that has ended and could not say why; nobody else watches the processes."""
-    if not world.is_first or folder is None or written_since(folder, psutil.Process().create_time()):
-        return None
-    gone = departed()
-    if len(gone) != 1:
-        return None
-    ((rank, host),) = gone.items()
-    what = "its process has ended without a word: it was killed, or its node is lost"
-    return Failure(what, rank=rank, world=world.size, host=host, step=failure.step, epoch=failure.epoch)
+    report(failure, folder, world, again)
 
 
 def _append(path: Path, text: str) -> None:

@@ -80,7 +80,7 @@ class _File:
     named_by: tuple[_File, ...] = ()
 
     def check_place(self) -> None:
-        """Raises `_FileError` if a recipe may not build on this file; nothing is told of it, not even that it exists."""
+        """Raises `_FileError` if a recipe may not build on this file; nothing is told of it, not even whether it is."""
         if not self.named_by:
             return
         real = pathlib.Path(os.path.realpath(self.path))

@@ -12,19 +12,12 @@ from launcher.recipe.duration import Duration
 from launcher.recipe.expressions import Expression
 from launcher.recipe.line_keys import LINE_KEYS
 from launcher.recipe.places import Path, dotted
-from launcher.recipe.schema import Recipe, Train
+from launcher.recipe.schema import SBATCH_OPTIONS, SLURM_TIME, Recipe, Slurm, Train, limit_seconds
 from launcher.recipe.tree import Document
 from launcher.text import brief, hint
 
 Fault = tuple[Path, str]  # where, and what is wrong
 
-# options of sbatch and srun that run a command, choose where files are written, or are the launcher's to say
-_NOT_SLURM = {
-    *("wrap", "prolog", "epilog", "task_prolog", "task_epilog", "bcast", "container", "get_user_env", "uid", "gid"),
-    *("chdir", "output", "error", "input", "open_mode", "export", "export_file", "job_name", "array", "wait"),
-    *("nodes", "ntasks", "ntasks_per_node", "requeue", "no_requeue", "parsable", "test_only", "quiet", "verbose"),
-}
-_SLURM_OPTION = re.compile(r"[a-z][a-z0-9]*([_-][a-z0-9]+)*")
 WARMS_UP_ITSELF = ("OneCycleLR", "CyclicLR")
 NEEDS_BEST = "ReduceLROnPlateau steps with evaluate.best; state evaluate: {best: {metric: loss, mode: min}}"
 
@@ -187,14 +180,34 @@ def _plain_values(value: Any, path: Path) -> Iterator[tuple[Path, Any]]:
 
 
 def _slurm(recipe: Recipe) -> Iterator[Fault]:
-    for name, value in (recipe.slurm.__pydantic_extra__ or {}).items():
+    section = recipe.slurm
+    known = [*Slurm.model_fields, *sorted(SBATCH_OPTIONS)]
+    for name, value in (section.__pydantic_extra__ or {}).items():
         path: Path = ("slurm", name)
-        if name.replace("-", "_") in _NOT_SLURM:
-            yield path, "a recipe may not say this; the launcher does, or the site file"
-        elif not _SLURM_OPTION.fullmatch(name):
-            yield path, "is no long option of sbatch; write it without the dashes, as in qos"
+        full = name.replace("-", "_")
+        if full in Slurm.model_fields:
+            yield path, f"write {full}"
+        elif full not in SBATCH_OPTIONS:  # sbatch would take every beginning of an option for it
+            yield path, f"a recipe may not say this{hint(full, known, 'allowed: ' + ', '.join(known))}"
         elif isinstance(value, str) and not value.isprintable():
             yield path, "must be one printable line"
+        elif full in ("nodelist", "exclude") and "/" in str(value):
+            yield path, "sbatch would read this as the name of a file; write the nodes, as in node[1-4]"
+    shortest = (section.__pydantic_extra__ or {}).get("time_min")  # what SLURM may make of the limit
+    for name, said in (("time", section.time), ("time_min", shortest)):
+        if said is not None and (message := too_short(str(said), section.signal.amount)):
+            yield ("slurm", name), message
+
+
+def too_short(time: str, signal_seconds: float) -> str | None:
+    """What is wrong with a time limit that leaves no time before the job is asked to save; None where nothing is."""
+    limit = limit_seconds(time) if re.fullmatch(SLURM_TIME, time) else None
+    if limit is None or limit > signal_seconds:
+        return None
+    return (
+        f"a limit of {limit} s is over before training begins: the job is asked to save {signal_seconds:g} s before "
+        "it (slurm.signal); state a longer time, or a shorter slurm.signal"
+    )
 
 
 _CHECKS: Mapping[Callable[[Recipe], Iterator[Fault]], tuple[str, ...]] = {  # and the sections that each looks at

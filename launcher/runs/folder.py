@@ -27,7 +27,7 @@ from launcher.world.files import atomic_write, write_text
 WEIGHTS_FILE = "model_weights.pth"
 AVERAGED_FILE = "model_weights_ema.pth"
 STATUS_FILE = "status.json"
-QUEUE_FILE = "slurm.json"  # of a run that was submitted as a job, see `launcher.runs.queued`
+QUEUE_FILE = lock.QUEUE_FILE  # of a run that was submitted as a job, see `launcher.runs.queued`
 ENVIRONMENT_FILE = "environment.json"
 _PACKAGES = ("torch", "accelerate", "numpy", "torchmetrics", "pydantic", "pyyaml", "wandb", "tensorboard")
 
@@ -152,11 +152,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def environment(how: Mapping[str, Any]) -> dict[str, Any]:
+def environment(how: Mapping[str, Any], git: object = None) -> dict[str, Any]:
     """What the run runs on: versions, host, git; never the environment's variables, which may hold secrets.
 
     Args:
         how: What started it: command, recipe, overrides.
+        git: The code's commit and what differs from it, where that is known already.
     """
     return {
         **masked_in(how),
@@ -165,7 +166,7 @@ def environment(how: Mapping[str, Any]) -> dict[str, Any]:
         "system": platform.platform(),
         "python": sys.version.split()[0],
         "versions": versions(),
-        "git": _git(),
+        "git": git or _git(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 

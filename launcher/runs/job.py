@@ -15,6 +15,9 @@ from launcher.runs.metrics import METRICS_FILE, read_last
 from launcher.runs.reading import Run
 from launcher.text import duration, number
 from launcher.world import slurm
+from launcher.world.world import user_variable
+
+REMEMBERED_STARTS = 100
 
 
 @dataclass(frozen=True)
@@ -25,10 +28,13 @@ class Submission:
         job: Its number; of an array's task, `12_3`.
         script: What was submitted.
         task: Which task of an array this run is.
+        options: What the script asks for, as words of sbatch's command line, where they win over `SBATCH_*` variables.
         extra: Words for sbatch that are no part of the script, as in `--nodelist=gpu7`.
         starts: Each start of it: `job`, `time`, the `step` that it began at (None for a script of one's own), the
-            `code` that srun ended with, and `fault` where it has failed: the host that was first, empty where that is
-            not known.
+            `code` that srun ended with (or `lost`, where SLURM says that the start is over), and `fault` where it has
+            failed: the host that was first, empty where that is not known. `ends` is when its limit ends it, where
+            that had to be asked.
+        over: Starts before those, as in `1234.0`, which are over too.
         cancelled: Whether its user asked it to save and end.
         signal_seconds: How long before the limit it is asked to save, where that was changed.
         excluded: Nodes that were first at fault in two starts running.
@@ -38,8 +44,10 @@ class Submission:
     job: str = ""
     script: str = ""
     task: str | None = None
+    options: list[str] = field(default_factory=list)
     extra: list[str] = field(default_factory=list)
     starts: list[Mapping[str, Any]] = field(default_factory=list)
+    over: list[str] = field(default_factory=list)
     cancelled: bool = False
     signal_seconds: int | None = None
     excluded: list[str] = field(default_factory=list)
@@ -51,6 +59,12 @@ class Submission:
         found = read_json(folder / QUEUE_FILE)
         known = {name: value for name, value in found.items() if name in Submission.__dataclass_fields__}
         return Submission(**known)
+
+    @property
+    def history(self) -> list[str]:
+        """All starts so far, when none of them is in the queue any more."""
+        starts = [f"{one.get('job')}.{one.get('restart', 0)}" for one in self.starts]
+        return [*dict.fromkeys([*self.over, *starts])][-REMEMBERED_STARTS:]
 
     def write(self, folder: Path) -> None:
         """Keeps it."""
@@ -82,14 +96,21 @@ def queue_now() -> dict[str, slurm.Queued]:
     Raises:
         LauncherError: The cluster does not answer.
     """
-    cache = _cache()
-    kept = read_json(cache)
-    if time.time() - float(kept.get("time", 0.0)) < slurm.ASK_SECONDS:
+    cache, cluster = _cache(), slurm.cluster()
+    kept = read_json(cache) if cache is not None else {}
+    if kept.get("cluster") == cluster and time.time() - float(kept.get("time", 0.0)) < slurm.ASK_SECONDS:
         return {name: slurm.Queued(**entry) for name, entry in kept["jobs"].items()}
     jobs = slurm.queue()
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    write_json(cache, {"time": time.time(), "jobs": {name: asdict(entry) for name, entry in jobs.items()}})
+    if cache is not None:
+        with contextlib.suppress(OSError):  # a home that is full, or not to be written: the next command asks too
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            entries = {name: asdict(entry) for name, entry in jobs.items()}
+            write_json(cache, {"cluster": cluster, "time": time.time(), "jobs": entries})
     return jobs
+
+
+def with_job(run: Run, job: str, queue: Mapping[str, slurm.Queued]) -> Run:
+    return replace(run, queued=queue.get(job), has_left_queue=bool(job) and job not in queue)
 
 
 def with_jobs(runs: Iterable[Run]) -> list[Run]:
@@ -105,7 +126,7 @@ def with_jobs(runs: Iterable[Run]) -> list[Run]:
         queue = queue_now()
     except LauncherError:
         return found
-    return [replace(run, queued=queue.get(jobs.get(run.folder, ""))) for run in found]
+    return [with_job(run, jobs.get(run.folder, ""), queue) for run in found]
 
 
 def queue_line(run: Run, queue: Callable[[], Mapping[str, slurm.Queued]]) -> str:
@@ -134,14 +155,17 @@ def is_queued(folder: Path) -> bool:
         return False
 
 
-def _cache() -> Path:
-    return Path.home() / ".cache" / "launcher" / "squeue.json"
+def _cache() -> Path | None:
+    """Where the queue is kept for the next command; None where this user has no home."""
+    home = user_variable("HOME")
+    return Path(home) / ".cache" / "launcher" / "squeue.json" if home else None
 
 
 def _forget_queue() -> None:
     """A job has come or gone: the next command asks anew."""
-    with contextlib.suppress(OSError):
-        _cache().unlink(missing_ok=True)
+    if (cache := _cache()) is not None:
+        with contextlib.suppress(OSError):
+            cache.unlink(missing_ok=True)
 
 
 _REASONS = {
@@ -152,6 +176,7 @@ _REASONS = {
     "None": "just queued",
     "PartitionTimeLimit": "asks for more time than its partition gives (slurm.time)",
     "PartitionNodeLimit": "asks for more nodes than its partition has (--nodes)",
+    "Nodes required for job are DOWN": "the nodes that it asks for are down or reserved",
     "ReqNodeNotAvail": "the nodes that it asks for are down or reserved",
     "JobHeldUser": "held: scontrol release JOB",
     "JobHeldAdmin": "held by an administrator",
@@ -166,7 +191,8 @@ def in_words(job: str, entry: slurm.Queued | None) -> str:
     if entry is None:
         return f"job {job} is not in the queue any more"
     if entry.state == "PENDING":
-        reason = _REASONS.get(entry.reason, entry.reason)
+        known = (text for name, text in _REASONS.items() if entry.reason.startswith(name))
+        reason = next(known, entry.reason)
         start = f", expected to start {entry.start.replace('T', ' ')}" if entry.start else ""
         return f"job {job} waits: {reason}{start}"
     return f"job {job} is {entry.state.lower()} on {entry.nodes or 'no node yet'}, {entry.left} left"

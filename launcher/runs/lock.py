@@ -16,8 +16,10 @@ from typing import Any
 
 from launcher.errors import EXIT_FAILED, UsageError
 from launcher.world import slurm
+from launcher.world.world import job_start
 
 LOCK_FILE = "lock.json"
+QUEUE_FILE = "slurm.json"  # which starts of the run's jobs there were, and which are over
 BEAT_SECONDS = 15.0  # how often a holder shows that it is alive
 STALE_SECONDS = 60.0  # a holder on another host that has not shown so for so long is gone
 
@@ -26,11 +28,12 @@ STALE_SECONDS = 60.0  # a holder on another host that has not shown so for so lo
 def locked(folder: Path, job: str | None = None) -> Iterator[str | None]:
     """Holds a run's folder.
 
-    On this host a holder is alive when its process is; on another, when its lock has been touched lately.
+    On this host a holder is alive when its process is; on another, when its lock has been touched lately, unless it is
+    an earlier start of a job of which SLURM or its batch script has said that it is over.
 
     Args:
         folder: The run's.
-        job: The SLURM job that this process belongs to: a job that runs again is no longer where it was.
+        job: The SLURM job that this process belongs to: a start of it that follows another has nobody beside it.
 
     Yields:
         In words what became of an earlier holder that has died; None where there was none.
@@ -40,7 +43,7 @@ def locked(folder: Path, job: str | None = None) -> Iterator[str | None]:
         OSError: The folder cannot be written.
     """
     path = folder / LOCK_FILE
-    me = {**_me(), "job": job}
+    me = _me(job)
     note = _acquire(path, me)
     released = threading.Event()
     threading.Thread(target=_beat, args=(path, me, released), daemon=True, name="lock").start()
@@ -56,7 +59,9 @@ def holder(folder: Path) -> Mapping[str, Any] | None:
     """Who holds a run's folder and is alive, as far as can be told from here; None where nobody does."""
     path = folder / LOCK_FILE
     found = _read(path)
-    return found if found is not None and _is_alive(path, found) else None
+    if found is None or _is_over(path, found, _me(None)):
+        return None
+    return found if _is_alive(path, found) else None
 
 
 def check_free(folder: Path, job: str | None = None) -> None:
@@ -67,16 +72,35 @@ def check_free(folder: Path, job: str | None = None) -> None:
     """
     path = folder / LOCK_FILE
     if (found := _read(path)) is not None:
-        _refuse_living(path, found, {**_me(), "job": job})
+        _refuse_living(path, found, _me(job))
 
 
 def _refuse_living(path: Path, found: Mapping[str, Any], me: Mapping[str, Any]) -> None:
-    same_job = me["job"] is not None and found.get("job") == me["job"] and found.get("host") != me["host"]
-    if not same_job and _is_alive(path, found):
+    if not _is_over(path, found, me) and _is_alive(path, found):
         raise UsageError(
             f"{path.parent} is being written by {_who(found)}; wait for it or stop it (it saves before it ends), or "
             "name another --run-dir"
         )
+
+
+def _is_over(path: Path, found: Mapping[str, Any], me: Mapping[str, Any]) -> bool:
+    """Whether the holder is known to be gone, though it has touched its lock lately: its job says so."""
+    job, restart = found.get("job"), found.get("restart")
+    if job is None or found.get("namespace") == me["namespace"]:  # from here its process can be seen
+        return False
+    if job != me["job"]:
+        return f"{job}.{restart or 0}" in over_starts(_read(path.with_name(QUEUE_FILE)) or {})
+    return bool(restart < me["restart"] if isinstance(restart, int) else found.get("host") != me["host"])
+
+
+def over_starts(submission: Mapping[str, Any]) -> set[str]:
+    """The starts of a run's jobs that are over, as in `1234.0`: what `slurm.json` says of them."""
+    starts, earlier = submission.get("starts"), submission.get("over")
+    over = {str(one) for one in earlier} if isinstance(earlier, list) else set()
+    for one in starts if isinstance(starts, list) else ():
+        if isinstance(one, dict) and ("code" in one or "lost" in one):
+            over.add(f"{one.get('job')}.{one.get('restart', 0)}")
+    return over
 
 
 def _acquire(path: Path, me: Mapping[str, Any]) -> str | None:
@@ -145,8 +169,10 @@ def _read(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else {"pid": "unknown", "host": "unknown"}
 
 
-def _me() -> dict[str, Any]:
+def _me(job: str | None) -> dict[str, Any]:
     return {
+        "job": job,
+        "restart": job_start(),
         "host": platform.node(),
         "pid": os.getpid(),
         "start": _started(os.getpid()),

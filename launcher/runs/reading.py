@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -59,10 +60,12 @@ class Run:
     Attributes:
         folder: Where it lies.
         queued: Its job in the queue, where that was asked for and holds it.
+        has_left_queue: Whether it was asked for, and the run's job is not there.
     """
 
     folder: Path
     queued: Queued | None = None
+    has_left_queue: bool = False
 
     @cached_property
     def status(self) -> Mapping[str, Any]:
@@ -113,6 +116,8 @@ class Run:
             return "running" if self.queued is not None else self._submitted_state()
         said = str(self.status.get("state", "unknown"))
         holder = lock.holder(self.folder)
+        if said == "queued" and self.has_left_queue and not holder:
+            return "dead"  # somebody cancelled its job while it waited
         if said == "running":
             return "running" if holder else "dead"
         is_starting = holder and _number(holder.get("since")) > _number(self.status.get("ended"))
@@ -189,7 +194,12 @@ def find_runs(root: Path) -> Iterator[Run]:
             yield Run(Path(place))
         if is_run or depth >= _DEPTH:
             folders.clear()
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted((name for name in folders if not name.startswith(".")), key=natural)
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """Sorts the tasks of an array as they count: 2 before 10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def named_runs(texts: Iterable[str]) -> list[Run]:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from launcher.errors import UsageError
 from launcher.runs.job import with_jobs
-from launcher.runs.reading import Run, find_runs, seconds_since
+from launcher.runs.reading import Run, find_runs, natural, seconds_since
 from launcher.runs.states import STATES
 from launcher.text import age, number
 
@@ -66,7 +66,7 @@ def chosen(view: View) -> list[Run]:
     if not view.root.is_dir():
         raise UsageError(f"{view.root}: there is no such folder; name the one that holds the runs")
     found = [run for run in with_jobs(find_runs(view.root)) if _matches(run, view)]
-    return sorted(found, key=lambda run: (_ORDERS[view.sort](run), str(run.folder)))
+    return sorted(found, key=lambda run: (_ORDERS[view.sort](run), natural(str(run.folder))))
 
 
 def _matches(run: Run, view: View) -> bool:

@@ -43,8 +43,9 @@ def plan_of(
     if start:
         rows.append(("resumed", f"from step {start:,}, epoch {state.length.epoch(start):.2f}"))
     notes = [*data.notes, *device.notes, *model.notes, *notes]
-    if world.started_by not in ("one process", "launcher") and recipe.launch.model_fields_set:
-        notes.append(f"started by {world.started_by}: the recipe's launch section is not used")
+    said = recipe.launch.model_fields_set & {"processes", "nodes"}
+    if world.started_by not in ("one process", "launcher") and said:
+        notes.append(f"started by {world.started_by}: the recipe's launch.processes and launch.nodes are not used")
     return rows + [("note", note) for note in notes]
 
 

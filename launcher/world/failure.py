@@ -81,6 +81,7 @@ class Failure:
         frames: The traceback, outermost first.
         traceback: The same as Python prints it, whole.
         is_aftermath: Whether another rank's failure made this one fail.
+        is_silent: Whether this is all that others know of a rank that has ended without a word.
         step: Optimizer steps completed, where that is known.
         epoch: The same in passes over the data.
         facts: What was known of the run where it failed: batch, shapes, parameters without a gradient.
@@ -95,6 +96,7 @@ class Failure:
     frames: tuple[Frame, ...] = ()
     traceback: str = ""
     is_aftermath: bool = False
+    is_silent: bool = False
     step: int | None = None
     epoch: float | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
@@ -158,14 +160,21 @@ def of_exit(code: int, stacks: str = "", **details: Any) -> Failure:
 def of_stack(what: str, stack: Iterable[traceback.FrameSummary], **details: Any) -> Failure:
     """The failure of a process that still lives and does not get on.
 
-    One that waits inside torch or this program waits for another rank: it is that one's aftermath.
+    One that waits inside torch or this program waits for another rank: it is that one's aftermath. One that waits for
+    its own data does not.
     """
     frames = tuple(_frame(one.filename, one.lineno or 0, one.name, one.line or "") for one in stack)
     last = max((number for number, frame in enumerate(frames) if frame.is_users), default=0)
-    waits = any(
-        f"{os.sep}torch{os.sep}" in frame.file or frame.file.startswith(_PACKAGE) for frame in frames[last + 1 :]
-    )
-    return Failure(what, frames=frames, is_aftermath=waits, **details)
+    inner = [frame.file for frame in frames[last + 1 :]]
+    waits = any(f"{os.sep}torch{os.sep}" in file or file.startswith(_PACKAGE) for file in inner)
+    waits_for_data = any(_DATA.search(file) for file in inner) and not any(_TOGETHER.search(file) for file in inner)
+    return Failure(what, frames=frames, is_aftermath=waits and not waits_for_data, **details)
+
+
+_DATA = re.compile(r"torch/utils/data/|launcher/(data|datasets)/")
+_TOGETHER = re.compile(
+    r"torch/(distributed|nn/parallel)/|launcher/(device/)?(coordination|agreement|exchange|shared_memory)"
+)
 
 
 def exit_in_words(code: int) -> str:
@@ -313,8 +322,12 @@ def hint_for(failure: Failure) -> str | None:
 
 
 def first_of(failures: Iterable[Failure]) -> Failure | None:
-    """The one that the others failed because of: the earliest that is nobody's aftermath."""
-    return min(failures, key=lambda one: (one.is_aftermath, one.time), default=None)
+    """The one that the others failed because of: the earliest that is nobody's aftermath; who said so comes first."""
+    return min(failures, key=_order, default=None)
+
+
+def _order(failure: Failure) -> tuple[bool, bool, float]:
+    return failure.is_aftermath, failure.is_silent, failure.time
 
 
 class Notes:
@@ -397,10 +410,18 @@ class Notes:
 
 def _read(path: Path) -> Failure | None:
     try:
-        found = json.loads(path.read_text())
-        found["frames"] = tuple(Frame(**frame) for frame in found["frames"])
-        return Failure(**found)
-    except (OSError, ValueError, TypeError, KeyError):
+        return from_json(path.read_bytes())
+    except OSError:
+        return None
+
+
+def from_json(text: bytes) -> Failure | None:
+    """A failure as `asdict` gives it, whatever stands beside; None where it is none."""
+    try:
+        found = json.loads(text)
+        known = {name: value for name, value in found.items() if name in Failure.__dataclass_fields__}
+        return Failure(**{**known, "frames": tuple(Frame(**frame) for frame in found["frames"])})
+    except (ValueError, TypeError, KeyError, AttributeError):
         return None
 
 
@@ -417,6 +438,7 @@ class Report:
         again: The command that started it.
         resume: The command that goes on with it.
         others: The ranks that failed because of it.
+        since: When this start began, where several ranks report: what one of them has told of the cause then stays.
     """
 
     first: Failure
@@ -424,6 +446,7 @@ class Report:
     again: str
     resume: str
     others: Sequence[Failure] = ()
+    since: float | None = None
 
     @property
     def checkpoint(self) -> Path | None:
@@ -457,10 +480,13 @@ class Report:
         lines += [f"  {label:<10} {value}" for label, value in rows if value]
         return "\n".join(lines)
 
-    def write(self) -> None:
-        """Leaves `failure.json` in the run's folder."""
+    def write(self) -> bool:
+        """Leaves `failure.json` in the run's folder; False where a better one is there."""
         if self.folder is None:
-            return
+            return True
+        known = reported(self.folder, self.since) if self.since is not None else None
+        if known is not None and _is_better(known, self.first):
+            return False
         content = {
             **asdict(self.first),
             "culprit": self.first.culprit.place if self.first.culprit else None,
@@ -468,27 +494,74 @@ class Report:
             "checkpoint": str(self.checkpoint) if self.checkpoint else None,
             "resume": self.resume if self._was_opened else self.again,
             "log": str(self.log) if self.log else None,
-            "others": [{"rank": one.rank, "host": one.host, "what": one.what} for one in self.others],
+            "others": [
+                {"rank": one.rank, "host": one.host, "what": one.what, "is_aftermath": one.is_aftermath}
+                for one in self.others
+            ],
         }
         with suppress(OSError):
             write_text(self.folder / FAILURE_FILE, json.dumps(content, indent=2) + "\n")
+        return True
 
     def show(self) -> None:
-        """Prints it and leaves it in the folder."""
-        self.write()
+        """Prints it and leaves it in the folder; one line where another rank has told the cause."""
+        text = self.text() if self.write() else f"launcher: {self.first.line}"
         with suppress(OSError, ValueError):
             sys.stdout.flush()
             # which names its rank itself, as a stream that names it need not
-            print(self.text(), file=getattr(sys.stderr, "unprefixed", sys.stderr), flush=True)
+            print(text, file=getattr(sys.stderr, "unprefixed", sys.stderr), flush=True)
 
 
-def written_since(folder: Path, when: float) -> str | None:
-    """The host that `failure.json` names, if it was written since then."""
+def _is_better(known: Failure, new: Failure) -> bool:
+    """Whether what is known comes as near to the cause; what a rank has said of itself stays."""
+    of_itself = known.rank == new.rank and (known.is_aftermath, known.is_silent) <= (new.is_aftermath, new.is_silent)
+    return of_itself or _order(known) <= _order(new)
+
+
+def reported(folder: Path, since: float) -> Failure | None:
+    """The failure that `failure.json` tells of, if it was written since then."""
+    found = _read(folder / FAILURE_FILE)
+    return found if found is not None and found.time >= since else None
+
+
+def host_at_fault(folder: Path, since: float) -> str:
+    """The one host where a failure since then began; empty where several may have, or nobody knows."""
     try:
-        found = json.loads((folder / FAILURE_FILE).read_text())
-        return str(found["host"]) if float(found["time"]) >= when else None
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
+        found = json.loads((folder / FAILURE_FILE).read_bytes())
+        if float(found["time"]) < since:
+            return ""
+        first = [one for one in (found, *found.get("others", ())) if not one.get("is_aftermath")]
+        hosts = {str(one["host"]) for one in first}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return ""
+    return hosts.pop() if len(hosts) == 1 else ""
+
+
+_EXIT = re.compile(r"^srun: error: (?P<host>[^\s:]+): tasks? (?P<ranks>[\d,-]+): (?P<how>.+)$", re.MULTILINE)
+
+
+def exits(log: str) -> Iterator[Failure]:
+    """How tasks have failed, in the order in which srun heard of them: one that was killed cannot say it.
+
+    Args:
+        log: What a start of a job has printed.
+    """
+    for match in _EXIT.finditer(log):
+        code = _exit_code(match["how"])
+        what = match["how"] if code is None else exit_in_words(code)
+        for part in match["ranks"].split(","):
+            first, _, last = part.partition("-")
+            for rank in range(int(first), int(last or first) + 1):
+                yield Failure(what, rank=rank, host=match["host"], exit_code=code or EXIT_FAILED)
+
+
+def _exit_code(how: str) -> int | None:
+    """From srun's words, as `subprocess` gives it: negative for a signal."""
+    if code := re.search(r"exit code (\d+)", how):
+        return int(code[1])
+    if "Out Of Memory" in how:
+        return -signal.SIGKILL
+    return next((-one for one in signal.valid_signals() if (signal.strsignal(one) or "?") in how), None)
 
 
 def folded(frames: Sequence[Frame]) -> Iterator[str]:

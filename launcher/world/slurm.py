@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 from launcher.errors import LauncherError, UsageError
-from launcher.world.world import is_of_this_start
+from launcher.world.world import is_of_this_start, job_environment, question_environment
 
 ASK_SECONDS = 30.0  # at most one squeue in so long: a controller has thousands of users
 _PATIENCE_SECONDS = 60.0
@@ -20,8 +21,8 @@ _MISSING = "is not on this machine; submit from a login node of the cluster, or 
 def answers() -> bool:
     """Whether this machine is one of a cluster, as far as its controller says."""
     try:
-        done = subprocess.run(["sinfo", "--noheader"], capture_output=True, timeout=_PATIENCE_SECONDS, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+        done = _run(["sinfo", "--noheader"])
+    except LauncherError:
         return False
     return done.returncode == 0
 
@@ -38,13 +39,12 @@ def gpu_count(asked: int | str) -> int:
     return int(count)
 
 
-def submit(script: str, options: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
-    """Hands a script to sbatch.
+def submit(script: str, options: Sequence[str]) -> str:
+    """Hands a script to sbatch. What stands on its command line wins over `SBATCH_*` variables, these over the script.
 
     Args:
         script: The file.
         options: In front of it, each one argument.
-        environment: The variables that the job inherits; None for all of this process.
 
     Returns:
         The job's number.
@@ -52,7 +52,7 @@ def submit(script: str, options: Sequence[str], environment: Mapping[str, str] |
     Raises:
         UsageError: It was refused; the message says so in SLURM's words.
     """
-    said = _said(["sbatch", "--parsable", *options, script], environment).strip()
+    said = _said(["sbatch", "--parsable", *options, script]).strip()
     return said.splitlines()[-1].split(";")[0] if said else ""
 
 
@@ -62,7 +62,7 @@ def test_only(script: str, options: Sequence[str]) -> str:
     Raises:
         UsageError: It would be refused.
     """
-    done = _run(["sbatch", *options, script])
+    done = _run(["sbatch", "--test-only", *options, script])
     if done.returncode:
         raise UsageError(_refusal(done.stderr))
     return (done.stderr or done.stdout).strip().removeprefix("sbatch: ")
@@ -70,11 +70,60 @@ def test_only(script: str, options: Sequence[str]) -> str:
 
 def requeue(job: str) -> str | None:
     """Puts this running job back into the queue; gives SLURM's words where that is refused."""
+    return _refused(["scontrol", "requeue", job])
+
+
+def update(job: str, **changes: str) -> str | None:
+    """Changes a job that waits; gives SLURM's words where that is refused."""
+    return _refused(["scontrol", "update", f"JobId={job}", *(f"{name}={value}" for name, value in changes.items())])
+
+
+def _refused(command: Sequence[str]) -> str | None:
     try:
-        done = _run(["scontrol", "requeue", job])
+        done = _run(command)
     except LauncherError as error:
         return str(error)
     return None if done.returncode == 0 else done.stderr.strip()
+
+
+def cluster() -> str:
+    """What tells this cluster from others that share a home."""
+    said = question_environment()
+    return " ".join([platform.node(), *(said.get(name, "") for name in ("SLURM_CONF", "SLURM_CLUSTERS"))])
+
+
+def move_dependents(job: str, successor: str) -> list[str]:
+    """Has one's own jobs that wait for the good end of a job wait for the one that goes on with it; gives them."""
+    try:
+        rows = _said(["squeue", "--me", "--noheader", "--states=PENDING", "--format=%i|%E"]).splitlines()
+    except LauncherError:
+        return []
+    waits = re.compile(rf"\b(after(?:ok|corr)):{re.escape(job)}(?![\w+])")
+    moved = []
+    for number, _, said in (row.partition("|") for row in rows):
+        plain = re.sub(r"\([^()]*\)", "", said)  # afterok:7(unfulfilled)
+        if waits.search(plain) and update(number, Dependency=waits.sub(rf"\g<1>:{successor}", plain)) is None:
+            moved.append(number)
+    return moved
+
+
+def seconds_left(job: str) -> int | None:
+    """Until its limit ends a running job; None where it has none, or the cluster does not say."""
+    try:
+        return seconds_in(_said(["squeue", "--noheader", "--format=%L", f"--jobs={job}"]).strip())
+    except LauncherError:
+        return None
+
+
+def states(job: str) -> set[str] | None:
+    """SLURM's words for a job that waits, runs or ends; none where it is over, None where the cluster does not say."""
+    try:
+        done = _run(["squeue", "--noheader", "--format=%T", f"--jobs={job}"])
+    except LauncherError:
+        return None
+    if done.returncode:
+        return set() if "Invalid job id" in done.stderr else None  # so old that the controller has forgotten it
+    return {*done.stdout.split()} - {"PENDING"}
 
 
 def end_this_start() -> None:
@@ -91,13 +140,14 @@ def end_this_start() -> None:
                 one.kill()
 
 
-def cancel(job: str, signal: str | None = None) -> None:
-    """Ends a job, or sends a signal to its steps.
+def cancel(jobs: Sequence[str], signal: str | None = None) -> None:
+    """Ends jobs, or sends a signal to their steps; one call for all of them.
 
     Raises:
         LauncherError: SLURM refuses.
     """
-    _said(["scancel", *([f"--signal={signal}"] if signal else []), job])
+    if jobs:
+        _said(["scancel", *([f"--signal={signal}"] if signal else []), *jobs])
 
 
 @dataclass(frozen=True)
@@ -121,19 +171,42 @@ class Offer:
         return f"{gpus} in {self.partition}"
 
 
-def offers(partition: str | None) -> list[Offer]:
-    """What the nodes of a partition offer, or of all; the cluster's default comes first.
+def offers() -> list[Offer]:
+    """What the nodes of the cluster offer; the poorest in CPUs come first.
 
     Raises:
         LauncherError: The cluster does not answer.
     """
-    where = [f"--partition={partition}"] if partition else []
-    rows = _said(["sinfo", "--noheader", "--Format=PartitionName:64|,CPUs:16|,Gres:256", *where]).splitlines()
+    said = _said(["sinfo", "--noheader", "--Format=PartitionName:64|,CPUs:16|,Gres:256|,NodeList:4096"])
+    rows = [[field.strip() for field in row.split("|")] for row in said.splitlines() if row.count("|") == 3]
+    usable = _usable_cpus({_first_node(nodes) for *_, nodes in rows})
     found = [
-        Offer(name.strip(), _first_number(cpus), *_gpus(gres))
-        for name, cpus, gres in (row.split("|") for row in rows if row.count("|") == 2)
+        Offer(name, usable.get(_first_node(nodes), _first_number(cpus)), *_gpus(gres))
+        for name, cpus, gres, nodes in rows
     ]
     return list(dict.fromkeys(sorted(found, key=lambda one: one.cpus)))
+
+
+def _first_node(nodes: str) -> str:
+    """The first of a node list, which sinfo may have cut off."""
+    first = re.split(r",(?![^\[]*\])", nodes)[0]
+    return re.sub(r"\[(\w+)[^\]]*(?:\]|$)", r"\1", first)
+
+
+def _usable_cpus(nodes: Iterable[str]) -> dict[str, int]:
+    """The CPUs that jobs may have of each node: some are kept for the system (CoreSpecCount)."""
+    try:
+        shown = _said(["scontrol", "show", "node", "--oneliner", ",".join(sorted(filter(None, nodes)))])
+    except LauncherError:
+        return {}
+    found: dict[str, int] = {}
+    for line in shown.splitlines():
+        facts = dict(re.findall(r"(\w+)=(\S*)", line))
+        counted = re.search(r"\bcpu=(\d+)", facts.get("CfgTRES", ""))
+        said = facts.get("CPUEfctv") or (counted[1] if counted else "")
+        if said.isdigit():
+            found[facts.get("NodeName", "")] = int(said)
+    return found
 
 
 def _gpus(gres: str) -> tuple[int, str]:
@@ -177,9 +250,9 @@ def queue() -> dict[str, Queued]:
     rows = _said(["squeue", "--me", "--noheader", "--array", "--format=%A|%i|%T|%r|%S|%L|%N|%l"]).splitlines()
     found: dict[str, Queued] = {}
     for row in rows:
-        number, name, *rest = row.split("|")
-        if len(rest) == 6:
-            state, reason, start, left, nodes, limit = rest
+        number, *rest = row.split("|")
+        if len(rest) == 7:
+            name, state, reason, start, left, nodes, limit = rest
             found[number] = found[name] = Queued(state, reason, start.replace("N/A", ""), left, nodes, limit)
     return found
 
@@ -194,17 +267,24 @@ def seconds_in(text: str) -> int | None:
     return (int(days or 0) * 24 + hours) * 3600 + minutes * 60 + seconds
 
 
-def _said(command: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
-    done = _run(command, environment)
+def _said(command: Sequence[str]) -> str:
+    done = _run(command)
     if done.returncode:
         raise UsageError(_refusal(done.stderr)) if command[0] == "sbatch" else LauncherError(_words(command, done))
     return done.stdout
 
 
-def _run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    environment = job_environment() if command[0] == "sbatch" else question_environment()
     try:
         return subprocess.run(
-            command, capture_output=True, text=True, timeout=_PATIENCE_SECONDS, check=False, env=environment
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=_PATIENCE_SECONDS,
+            check=False,
+            env=environment,
         )
     except FileNotFoundError:
         raise UsageError(f"{command[0]} {_MISSING}") from None
@@ -226,7 +306,7 @@ _MEANT = (
     ("gres", "slurm.gpus_per_node"),
     ("gpu", "slurm.gpus_per_node"),
     ("memory", "slurm.mem"),
-    ("cpu count", "slurm.cpus_per_task"),
+    ("cpu count", "slurm.cpus_per_task, or more processes than a node has CPUs"),
     ("node count", "--nodes"),
     ("node configuration", "slurm.gpus_per_node, slurm.cpus_per_task, slurm.mem, or --nodes"),
 )

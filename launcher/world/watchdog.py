@@ -16,9 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
+import psutil
+
 from launcher.errors import EXIT_FAILED
 from launcher.world import progress
 from launcher.world.failure import Failure, Notes, Report, of_stack
+from launcher.world.rendezvous import judged, tell
 from launcher.world.world import World
 
 _LOOKS = 10  # in the time that is allowed
@@ -55,22 +58,26 @@ class Watch:
         began, shown = time.time(), -1
         while not over.wait(min(1.0, self.seconds / 4)):
             now = progress.mine()
-            if now.state != progress.RUNNING or now.step == shown:
+            if now.state != progress.RUNNING:
                 continue
             stalled = time.monotonic() - now.beat > self.seconds
-            if not stalled and not _raised_since(self._alarm, began):
-                continue
-            shown, began = now.step, time.time()
-            failure = self._examined(now)
-            write_stacks(self.folder, self.world.rank)
-            if not stalled:
-                continue
-            with suppress(OSError):
-                self._alarm.parent.mkdir(exist_ok=True)
-                self._alarm.touch()
-            if self.stops:
+            if now.step != shown and (stalled or _raised_since(self._alarm, began)):
+                shown, began = now.step, time.time()
+                self._show(self._examined(now), stalled)
+            if stalled and self.stops:
                 time.sleep(2 * min(1.0, self.seconds / 4))  # the others write theirs down meanwhile
-                end_with(failure, self.folder, self.world)
+                end_with(self._examined(now), self.folder, self.world)
+
+    def _show(self, failure: Failure, stalled: bool) -> None:
+        write_stacks(self.folder, self.world.rank)
+        if self.stops:
+            tell(failure)  # rank 0 says which of them it is that the others wait for
+        if not stalled:
+            return
+        with suppress(OSError):
+            self._alarm.parent.mkdir(exist_ok=True)
+            self._alarm.touch()
+        if not self.stops:
             print(f"launcher: {failure.line}; the stacks of every rank are in {self.folder / 'logs'}", file=sys.stderr)
 
     def _examined(self, now: progress.Progress) -> Failure:
@@ -181,10 +188,29 @@ def end_with(failure: Failure, folder: Path | None, world: World) -> NoReturn:
         world: This process among the others.
     """
     if folder is None or world.supervisor is None or not Notes(folder).write(failure):
-        resume = shlex.join(["launcher", "resume", str(folder)]) if folder is not None else ""
-        Report(failure, folder, resume, resume).show()
+        report(failure, folder, world, "")
     sys.stderr.flush()
     os._exit(EXIT_FAILED)
+
+
+def report(failure: Failure, folder: Path | None, world: World, again: str) -> None:
+    """Says why all ranks end, unless that is for another rank to say: where no supervisor waits for their notes.
+
+    Args:
+        failure: This rank's own.
+        folder: The run's, if there is one.
+        world: This process among the others.
+        again: The command that started it.
+    """
+    verdict = judged(failure, world)
+    if verdict is None:
+        return
+    first, others = verdict
+    resume = shlex.join(["launcher", "resume", str(folder)]) if folder is not None else again
+    if first is not failure and first.step is None:
+        first = replace(first, step=failure.step, epoch=failure.epoch)
+    since = psutil.Process().create_time() if world.size > 1 else None
+    Report(first, folder, again or resume, resume, others, since).show()
 
 
 def _raised_since(path: Path, when: float) -> bool:

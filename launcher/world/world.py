@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import pwd
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +18,13 @@ SUPERVISOR_VARIABLE = "LAUNCHER_SUPERVISOR"
 FAULTS_VARIABLE = "LAUNCHER_FAULTS"
 SITE_VARIABLE = "LAUNCHER_SITE"
 PLAIN_TORCH_VARIABLE = "LAUNCHER_PLAIN_TORCH"
+GPUS_VARIABLE = "LAUNCHER_GPUS_ON_NODE"  # what a job asked for, where SLURM counts no GPUs
+MASTER_VARIABLE = "LAUNCHER_MASTER"  # how rank 0's node is named where the others reach it, as in {host}-ib
+# they would make several jobs of one run, have sbatch wait for its end, or feed it a file
+UNHEARD = ("SBATCH_ARRAY_INX", "SBATCH_WAIT", "SBATCH_INPUT")
+_OF_THE_CLUSTER = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")  # which one, and how to be let in
+_OF_QUESTIONS = ("SBATCH_", "SCANCEL_", "SCONTROL_", "SINFO_", "SQUEUE_")
+_GPUS = ("SLURM_GPUS_ON_NODE", "SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "SLURM_GPUS_PER_NODE", GPUS_VARIABLE)
 _FIRST_SPECIAL_STEP = 0xFFFFFFF0  # batch scripts, interactive shells and the like have steps of these numbers
 
 
@@ -39,8 +47,11 @@ class World:
         job: The SLURM job that this process belongs to, if it does; of an array its task alone, as in `1234_5`.
         deadline: When that job ends by its limit, in unix time, where it says so.
         host: The node of rank 0, for the ranks of an srun step.
+        master: How the others reach that node, as in `{host}-ib`, if it was said.
+        host_address: That node's address, as SLURM has it, if it says one.
         step: That step in this start of its job, as in `1234.0.1`.
         cpus_per_task: What an srun step was asked to give each of its tasks, if it was.
+        gpus: The variable that says that this process was given GPUs by SLURM, with its value; empty where none does.
         faults: Accidents to be made on purpose, see `launcher.faults`.
         accelerate: What an `accelerate config` or its command line asked for, by its variable.
     """
@@ -59,8 +70,11 @@ class World:
     job: str | None = None
     deadline: float | None = None
     host: str | None = None
+    master: str | None = None
+    host_address: str | None = None
     step: str | None = None
     cpus_per_task: int | None = None
+    gpus: str = ""
     faults: str | None = None
     accelerate: Mapping[str, str] | None = None
 
@@ -106,6 +120,7 @@ class World:
                 run_dir=environ.get(RUN_DIR_VARIABLE),
                 job=_job(environ),
                 deadline=_deadline(environ),
+                gpus=_gpus(environ),
                 faults=environ.get(FAULTS_VARIABLE),
                 accelerate=accelerate,
             )
@@ -124,6 +139,7 @@ class World:
             supervisor=_number(environ, SUPERVISOR_VARIABLE) if SUPERVISOR_VARIABLE in environ else None,
             job=_job(environ),
             deadline=_deadline(environ),
+            gpus=_gpus(environ),
             faults=environ.get(FAULTS_VARIABLE),
             accelerate=accelerate,
         )
@@ -148,6 +164,17 @@ def site_variable() -> str | None:
     return os.environ.get(SITE_VARIABLE) or None
 
 
+def user_variable(name: str) -> str | None:
+    """A variable; a user's name and home are known without it too."""
+    if value := os.environ.get(name):
+        return value
+    field = {"USER": "pw_name", "LOGNAME": "pw_name", "HOME": "pw_dir"}.get(name)
+    try:
+        return str(getattr(pwd.getpwuid(os.getuid()), field)) if field else None
+    except KeyError:  # a number without a name, as in a container
+        return None
+
+
 def wants_plain_torch() -> bool:
     """Whether `LAUNCHER_PLAIN_TORCH=1` asks for torch's own ways alone: slower, for who doubts ours.
 
@@ -163,8 +190,25 @@ def wants_plain_torch() -> bool:
 
 
 def job_environment() -> dict[str, str]:
-    """The variables that a new job inherits: all but those of the job that this process may itself be in."""
-    return {name: value for name, value in os.environ.items() if name == "SLURM_CONF" or not name.startswith("SLURM_")}
+    """The variables that sbatch gets, and a new job inherits.
+
+    All but those of the job that this process may itself be in, and those that would make something else of the job.
+    """
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in _OF_THE_CLUSTER or not (name.startswith("SLURM_") or name in UNHEARD)
+    }
+
+
+def question_environment() -> dict[str, str]:
+    """The variables for a question to the cluster, without those that change what is asked or how it is answered."""
+    return {name: value for name, value in job_environment().items() if not name.startswith(_OF_QUESTIONS)}
+
+
+def sbatch_variables() -> dict[str, str]:
+    """What the environment says to sbatch, by the variable."""
+    return {name: value for name, value in sorted(os.environ.items()) if name.startswith("SBATCH_")}
 
 
 def job_start() -> int:
@@ -254,8 +298,11 @@ def _task(environ: Mapping[str, str], wants_cpu: bool, accelerate: Mapping[str, 
         job=_job(environ),
         deadline=_deadline(environ),
         host=names[0],
+        master=environ.get(MASTER_VARIABLE) or None,
+        host_address=_launch_address(environ, names[0]),
         step=f"{job}.{environ['SLURM_STEP_ID']}.{start}",
         cpus_per_task=_number(environ, "SLURM_CPUS_PER_TASK") if environ.get("SLURM_CPUS_PER_TASK") else None,
+        gpus=_gpus(environ),
         faults=environ.get(FAULTS_VARIABLE),
         accelerate=accelerate,
     )
@@ -264,6 +311,20 @@ def _task(environ: Mapping[str, str], wants_cpu: bool, accelerate: Mapping[str, 
 def _deadline(environ: Mapping[str, str]) -> float | None:
     said = environ.get("SLURM_JOB_END_TIME", "")
     return float(said) if said.isdigit() else None
+
+
+def _launch_address(environ: Mapping[str, str], first: str) -> str | None:
+    """The address of the node that srun was started on, where that is the step's first: of a batch script it is."""
+    job_nodes = environ.get("SLURM_JOB_NODELIST", "")
+    is_first = first in expand(job_nodes)[:1] if job_nodes else False
+    return environ.get("SLURM_LAUNCH_NODE_IPADDR") if is_first else None
+
+
+def _gpus(environ: Mapping[str, str]) -> str:
+    """`SLURM_GPUS_ON_NODE=4`: what proves that GPUs were asked for, and are paid for."""
+    if "SLURM_JOB_ID" not in environ:
+        return ""
+    return next((f"{name}={environ[name]}" for name in _GPUS if environ.get(name, "0") not in ("", "0")), "")
 
 
 def _starter(environ: Mapping[str, str]) -> str:

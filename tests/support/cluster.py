@@ -97,21 +97,27 @@ def reached(folder: Path, step: int, start: int = 1) -> Callable[[], bool]:
     return come
 
 
-def start_cluster(folder: Path) -> Cluster:
-    """Starts it, or skips with the reason why there can be none."""
+def start_cluster(folder: Path, **settings: str) -> Cluster:
+    """Starts it, or skips with the reason why there can be none.
+
+    Args:
+        folder: Of its own.
+        **settings: Variables of `scripts/slurm_cluster`.
+    """
     if os.geteuid() != 0:
         pytest.skip("a SLURM cluster of one's own needs root")
     if not all(
         shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") for name in ("slurmctld", "munged", "sbatch")
     ):
         pytest.skip("SLURM is not installed: apt-get install slurm-wlm munge")
-    environment = {
+    environment: dict[str, str] = {
         "SLURM_CLUSTER_DIR": str(folder),
         "SLURM_CLUSTER_GPUS": "4",
         "SLURM_CLUSTER_PORT": str(17_000 + os.getpid() % 200 * 10),
         "SLURM_CONF": str(folder / "slurm.conf"),
+        **settings,
     }
-    if has_cables := _can_make_networks():
+    if has_cables := "SLURM_CLUSTER_NETWORK" not in settings and _can_make_networks():
         environment["SLURM_CLUSTER_NETWORK"] = f"10.{79 + os.getpid() % 100}.{os.getpid() % 251}"
     done = subprocess.run(
         [str(SCRIPT), "up", "3"], env={**os.environ, **environment}, capture_output=True, text=True, check=False

@@ -13,6 +13,7 @@ from launcher.errors import UsageError
 Value = str | int | float | bool
 _BARE = re.compile(r"[\w./:,=@%+*&|!\[\]()-]+")
 _NAME = re.compile(r"[A-Za-z_]\w*")
+_VARIABLE = re.compile(r"\$(?:\{([A-Za-z_]\w*)\}|([A-Za-z_]\w*))")
 SCRIPT_FILE = "job.sbatch"
 
 
@@ -74,7 +75,7 @@ def render(job: Job) -> str:
     text = environment.get_template("job.sbatch.jinja").render(
         head=["".join(one if one.isprintable() else "?" for one in line) for line in job.head],
         options=[option(name, value) for name, value in job.options.items() if value is not False],
-        exports=[(_variable(name), quoted(value)) for name, value in job.environment.items()],
+        exports=[(_variable(name), expanded(value)) for name, value in job.environment.items()],
         tasks=[" ".join(map(quoted, words)) for words in job.tasks],
         **{name: getattr(job, name) for name in ("launch", "python", "host", "run", "directory", "setup")},
         **{name: getattr(job, name) for name in ("max_requeues", "max_restarts", "signal_seconds", "requeue", "once")},
@@ -91,6 +92,19 @@ def quoted(text: str) -> str:
     return shlex.quote(printable(text))
 
 
+def expanded(text: str) -> str:
+    """One word for the shell in which `$NAME` and `${NAME}` are variables of the job, and all else is text.
+
+    Raises:
+        UsageError: It holds control characters.
+    """
+    pieces = _VARIABLE.split(printable(text))  # text and names in turn, two groups to a name
+    said = [quoted(piece) for piece in pieces[::3]]
+    names = [f'"${{{braced or bare}}}"' for braced, bare in zip(pieces[1::3], pieces[2::3], strict=True)]
+    mixed = [said[0], *(part for pair in zip(names, said[1:], strict=True) for part in pair)]
+    return "".join(part for part in mixed if part != "''") or "''"
+
+
 def printable(text: str) -> str:
     """The text itself.
 
@@ -100,6 +114,16 @@ def printable(text: str) -> str:
     if not text.isprintable():
         raise UsageError(f"{text[:80]!r} holds line breaks or other control characters; no job can be told that")
     return text
+
+
+def command_words(options: Mapping[str, Value]) -> list[str]:
+    """The options as words of sbatch's command line, where nothing is quoted.
+
+    Raises:
+        UsageError: A value holds control characters.
+    """
+    said = {name.replace("_", "-"): value for name, value in options.items() if value is not False}
+    return [f"--{name}" + ("" if value is True else f"={printable(str(value))}") for name, value in said.items()]
 
 
 def option(name: str, value: Value) -> str:

@@ -5,9 +5,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shlex
+import shutil
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +22,14 @@ from launcher.runs.folder import STATUS_FILE, create, read_json, write_json
 from launcher.runs.job import Submission, _forget_queue, mark_submitted, name_job
 from launcher.runs.reading import Run
 from launcher.world import slurm
-from launcher.world.failure import written_since
-from launcher.world.world import job_environment
+from launcher.world.failure import Failure, Notes, Report, exit_in_words, host_at_fault, reported
+from launcher.world.failure import exits as exits_in
 
 # about this submission, not about the job
 _ONCE = ("--hold", "-H")
 _ONCE_WITH_VALUE = ("--begin", "-b", "--dependency", "-d", "--deadline")
-_EXCLUDE = "--exclude="
+_EXCLUDE = "--exclude"
+_LEAVING_SECONDS = 60.0  # what a job that is ending may take until the next one begins
 NO_PROGRESS_STARTS = 3  # so many starts in a row from the same step, and a job is stopped
 
 
@@ -46,11 +52,14 @@ def begin(folder: Path, job: str, max_requeues: int, restart: int = 0) -> str:
         LauncherError: It has been started too often for nothing, or was cancelled.
     """
     create(folder)
-    submission, step = Submission.read(folder), _step(folder)
+    submission, step = _succeeded(folder, Submission.read(folder), job), _step(folder)
     if submission.cancelled and job == submission.job:  # another number was submitted on purpose
         _close(folder, "preempted")
         raise LauncherError(f"job {job} was cancelled: not started again; `launcher resume {folder}` goes on")
-    starts = [*submission.starts, {"job": job, "restart": restart, "time": time.time(), "step": step}]
+    start: dict[str, Any] = {"job": job, "restart": restart, "time": time.time(), "step": step}
+    if submission.signal_seconds is not None and (left := slurm.seconds_left(job)) is not None:
+        start["ends"] = time.time() + left
+    starts = [*submission.starts, start]
     replace(submission, job=job or submission.job, starts=starts, cancelled=False).write(folder)
     last = [start["step"] for start in starts[-NO_PROGRESS_STARTS - 1 :]]
     go_on = f"look at {folder / 'logs'}; `launcher resume {folder}` tries again"
@@ -61,6 +70,25 @@ def begin(folder: Path, job: str, max_requeues: int, restart: int = 0) -> str:
         _close(folder, "failed")
         raise LauncherError(f"slurm.max_requeues: started {max_requeues + 1} times: not started again; {go_on}")
     return f"start {len(starts)} of job {job}" + (f", from step {step:,}" if step else "")
+
+
+def _succeeded(folder: Path, submission: Submission, job: str) -> Submission:
+    """The submission whose last start is over, now that this job starts: its lock binds nobody any more.
+
+    Raises:
+        LauncherError: That start is another job's, which runs still.
+    """
+    *before, last = submission.starts or [{}]
+    if not last or "code" in last:
+        return submission
+    other, deadline = str(last.get("job") or ""), time.monotonic() + _LEAVING_SECONDS
+    while other not in (job, "") and (states := slurm.states(other)) != set():
+        if states is None:  # nobody knows: then the lock decides
+            return submission
+        if states != {"COMPLETING"} or time.monotonic() > deadline:
+            raise LauncherError(f"{folder}: job {other} is running still: job {job} is not started; cancel one of them")
+        time.sleep(2)
+    return replace(submission, starts=[*before, {**last, "lost": True}])
 
 
 @dataclass(frozen=True)
@@ -97,11 +125,44 @@ class Ending:
             say(f"job {self.job} has been started again elsewhere: there is nothing left to do here")
             return EXIT_DONE
         submission = self._noted(submission)
+        began = float(last.get("time", 0.0))
+        if self.code not in (EXIT_DONE, EXIT_PREEMPTED, EXIT_USAGE):
+            if (failure := self._failure(began)) is not None:
+                say(failure.line)
+            elif self.code > 128:
+                say(f"srun: {exit_in_words(128 - self.code)}")
         code = self._settled(submission, say)
         is_cancelled = submission.cancelled or self.cancelled
         if is_cancelled or code not in (EXIT_DONE, EXIT_PREEMPTED):  # where nothing has begun, nobody else says so
             _close(self.folder, "preempted" if is_cancelled else "failed")
+        shutil.rmtree(Notes(self.folder).folder, ignore_errors=True)
         return code
+
+    def _failure(self, began: float) -> Failure | None:
+        """What made this start fail, from the report of its ranks, or from what srun said of one that left no word."""
+        known, exits = reported(self.folder, began), list(exits_in(self._log))
+        if known is None or known.is_aftermath:  # then the first that was killed, but nobody who came after it
+            said = next((one for one in exits[:1] if one.exit_code < 0), None)
+        else:
+            said = next((one for one in exits if known.is_silent and one.rank == known.rank), None)
+        if said is None:
+            return known
+        failure = replace(said, exit_code=EXIT_FAILED)
+        if known is not None:
+            failure = replace(failure, step=known.step, epoch=known.epoch, world=known.world)
+        Report(failure, self.folder, "", shlex.join(["launcher", "resume", str(self.folder)])).write()
+        return failure
+
+    @property
+    def _log(self) -> str:
+        """What this start of the job has printed, where its script keeps that in the run's folder."""
+        array, is_array, task = self.job.partition("_")
+        name = f"slurm-{array}_{task}.out" if is_array else f"slurm-{self.job}.out"
+        try:
+            text = (self.folder / "logs" / name).read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return ""
+        return text.rpartition("launcher: start ")[2]
 
     def _noted(self, submission: Submission) -> Submission:
         """With this start's exit code: all that is known of a script of one's own when its job has left the queue."""
@@ -115,6 +176,8 @@ class Ending:
     def _settled(self, submission: Submission, say: Callable[[str], None]) -> int:
         start: Mapping[str, Any] = submission.starts[-1] if submission.starts else {"time": 0.0, "step": None}
         state = self._state(float(start["time"]))
+        if any(one.exit_code == EXIT_USAGE and one.time >= start["time"] for one in Notes(self.folder).read().values()):
+            return EXIT_USAGE  # srun ends with what the others were ended with
         # torchrun and accelerate end with codes of their own: then only the run itself says that it has saved
         if self.code != EXIT_PREEMPTED and state != "preempted":
             is_lost = self.cancelled and state not in ("finished", "")  # srun that is cancelled itself ends with 0
@@ -142,7 +205,7 @@ class Ending:
     def _restarted(self, submission: Submission, code: int, say: Callable[[str], None]) -> int:
         """After a failure: queues the job again, without a host that was first at fault twice running."""
         *before, last = submission.starts
-        starts = [*before, {**last, "fault": written_since(self.folder, float(last["time"])) or ""}]
+        starts = [*before, {**last, "fault": host_at_fault(self.folder, float(last["time"]))}]
         submission = replace(submission, starts=starts)
         hosts = [str(one.get("fault", "")) for one in starts[-2:]]
         if len(hosts) == 2 and hosts[0] == hosts[1] != "":
@@ -164,17 +227,25 @@ class Ending:
         return str(status.get("state")) if float(status.get("started") or 0.0) >= since else ""
 
     def _again(self, submission: Submission, say: Callable[[str], None]) -> int:
-        # SLURM cannot change the signal or the nodes of a job that exists
-        if self.requeue and submission.signal_seconds is None and not submission.excluded:
+        # a signal cannot be changed: the next start asks itself to save, if SLURM says when it ends
+        if self.requeue and (submission.signal_seconds is None or slurm.seconds_left(self.job) is not None):
             say(f"queueing job {self.job} again")  # now: SLURM ends this script as well
-            refused = slurm.requeue(self.job)
+            with _deaf():  # not before its nodes are said, which cannot be changed while it runs
+                refused = slurm.requeue(self.job)
+                nodes = ",".join(_excluded(submission))
+                if refused is None and submission.excluded:
+                    refused = slurm.update(self.job, ExcNodeList=nodes)
+                    if refused is not None:
+                        say(f"SLURM does not leave out {nodes}: {refused}")
+                    return EXIT_PREEMPTED
             if refused is None:
                 return EXIT_PREEMPTED
             say(f"SLURM does not do that: {refused}")
         if not submission.script:
             _, is_array, task = self.job.partition("_")
             again = f"sbatch --array={task}" if is_array else "sbatch"
-            say(f"to go on, submit the same script for the same folder: RUN={self.folder} {again} SCRIPT …")
+            named = self.folder.parent if is_array and self.folder.name == task else self.folder
+            say(f"to go on, submit the same script for the same folder: RUN={named} {again} SCRIPT …")
             return EXIT_PREEMPTED
         replace(submission, job="").write(self.folder)
         try:
@@ -184,7 +255,33 @@ class Ending:
             return EXIT_PREEMPTED
         name_job(self.folder, number)
         say(f"job {number} goes on with it")
+        for waiting in slurm.move_dependents(self.job, number):
+            say(f"job {waiting} waits for that one now")
         return EXIT_DONE
+
+
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """Ignores being asked to end for a while, as the commands that are started meanwhile do."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def stop_in_time(folder: Path) -> None:
+    """Asks this process to save where that takes longer than the job's own signal grants: SLURM cannot change that."""
+    submission = Submission.read(folder)
+    ends = submission.starts[-1].get("ends") if submission.starts else None
+    if submission.signal_seconds is not None and ends is not None:
+        wait = max(1.0, float(ends) - submission.signal_seconds - time.time())
+        timer = threading.Timer(wait, os.kill, (os.getpid(), signal.SIGUSR2))
+        timer.daemon = True
+        timer.start()
 
 
 def _with_time_to_save(
@@ -203,9 +300,31 @@ def _with_time_to_save(
 
 def go_on(folder: Path, submission: Submission) -> str:
     """Queues a run's job once more, with all its requeues before it; gives the new job's number."""
-    mark_submitted(folder, replace(submission, job="", starts=[], cancelled=False))
+    mark_submitted(folder, replace(submission, job="", starts=[], over=submission.history, cancelled=False))
     number = resubmit(submission)
     name_job(folder, number)
+    return number
+
+
+def go_on_with_tasks(folders: Sequence[Path]) -> str:
+    """Queues tasks of one array once more, in one call; gives the new job's number.
+
+    Raises:
+        LauncherError: SLURM refuses it.
+    """
+    all_of_them = [Submission.read(folder) for folder in folders]
+    signals = [one.signal_seconds for one in all_of_them if one.signal_seconds is not None]
+    together = replace(
+        all_of_them[0],
+        task=",".join(str(one.task) for one in all_of_them),
+        signal_seconds=max(signals, default=None),
+        excluded=sorted({node for one in all_of_them for node in one.excluded}),
+    )
+    for folder, one in zip(folders, all_of_them, strict=True):
+        mark_submitted(folder, replace(one, job="", starts=[], over=one.history, cancelled=False))
+    number = slurm.submit(together.script, _options(together))
+    for folder, one in zip(folders, all_of_them, strict=True):
+        name_job(folder, f"{number}_{one.task}")
     return number
 
 
@@ -215,20 +334,41 @@ def resubmit(submission: Submission) -> str:
     Raises:
         LauncherError: SLURM refuses it.
     """
-    number = slurm.submit(submission.script, _options(submission), job_environment())
+    number = slurm.submit(submission.script, _options(submission))
     return number if submission.task is None else f"{number}_{submission.task}"
 
 
 def _options(submission: Submission) -> list[str]:
-    lasting = list(lasting_words(submission.extra))
-    words = [word for word in lasting if not word.startswith(_EXCLUDE)]
-    # of several such words sbatch hears the last one
-    said = [word.removeprefix(_EXCLUDE) for word in lasting if word.startswith(_EXCLUDE)]
-    if nodes := [*said, *submission.excluded]:
-        words.append(_EXCLUDE + ",".join(nodes))
+    lasting = [*submission.options, *lasting_words(submission.extra)]
+    words, _ = _without_excluded(lasting)
+    if nodes := _excluded(submission):  # of several such words sbatch hears the last one
+        words.append(f"{_EXCLUDE}={','.join(nodes)}")
     if submission.signal_seconds is not None:
         words.append(f"--signal=USR2@{submission.signal_seconds}")
-    return words if submission.task is None else [*words, f"--array={submission.task}"]
+    if submission.task is not None:
+        words = [*(word for word in words if not word.startswith("--array=")), f"--array={submission.task}"]
+    return words
+
+
+def _excluded(submission: Submission) -> list[str]:
+    """All nodes that the run's jobs must not run on."""
+    _, said = _without_excluded([*submission.options, *lasting_words(submission.extra)])
+    return [*said, *submission.excluded]
+
+
+def _without_excluded(words: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The words without those that exclude nodes, and the nodes."""
+    rest, nodes = list[str](), list[str]()
+    remaining = iter(words)
+    for word in remaining:
+        flag, has_value, value = word.partition("=")
+        if flag == _EXCLUDE or word == "-x":
+            nodes.append(value if has_value else next(remaining, ""))
+        elif word.startswith("-x"):
+            nodes.append(word[2:])
+        else:
+            rest.append(word)
+    return rest, nodes
 
 
 def lasting_words(extra: Iterable[str]) -> Iterator[str]:
@@ -272,26 +412,32 @@ def _still_needed(folder: Path, began: int | None, step: int | None) -> str:
 # ---------------------------------------------------------------------- from outside
 
 
-def cancel(folder: Path, now: bool, queue: Mapping[str, slurm.Queued]) -> str:
-    """Ends a run's job, which saves first where it runs; says what has been done.
+def cancel(folders: Iterable[Path], now: bool, queue: Mapping[str, slurm.Queued]) -> Iterator[tuple[Path, str]]:
+    """Ends the jobs of runs, which save first where they run, in two calls at most; yields what has been done to each.
 
     Args:
-        folder: The run's.
-        now: Whether it does not save first.
+        folders: The runs'.
+        now: Whether they do not save first.
         queue: One's jobs as they are now.
 
     Raises:
         LauncherError: SLURM refuses.
     """
-    submission = Submission.read(folder)
-    entry = queue.get(submission.job)
-    if entry is None:
-        return f"job {submission.job} is not in the queue any more"
-    saves = entry.state == "RUNNING" and not now
-    replace(submission, cancelled=True).write(folder)
-    slurm.cancel(submission.job, "TERM" if saves else None)
+    submissions = {folder: Submission.read(folder) for folder in folders}
+    waiting, saving = list[str](), list[str]()
+    for folder, submission in submissions.items():
+        if (entry := queue.get(submission.job)) is not None:
+            replace(submission, cancelled=True).write(folder)
+            (saving if entry.state == "RUNNING" and not now else waiting).append(submission.job)
+    slurm.cancel(waiting)
+    slurm.cancel(saving, "TERM")
     _forget_queue()
-    if entry.state == "PENDING":
-        _close(folder, "preempted")
-    how = "asked to save and end" if saves else "cancelled"
-    return f"job {submission.job} is {how}; `launcher resume {folder}` goes on"
+    for folder, submission in submissions.items():
+        entry = queue.get(submission.job)
+        if entry is None:
+            yield folder, f"job {submission.job} is not in the queue any more"
+            continue
+        if entry.state == "PENDING":
+            _close(folder, "preempted")
+        how = "asked to save and end" if submission.job in saving else "cancelled"
+        yield folder, f"job {submission.job} is {how}; `launcher resume {folder}` goes on"

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import itertools
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,24 +21,44 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from launcher.errors import EXIT_DONE, EXIT_USAGE, LauncherError, Problem, RecipeError, UsageError
-from launcher.launch.slurm.batch_script import SCRIPT_FILE, Job, Value, printable, quoted, render
+from launcher.launch.slurm.batch_script import (
+    SCRIPT_FILE,
+    Job,
+    Value,
+    command_words,
+    expanded,
+    printable,
+    quoted,
+    render,
+)
 from launcher.launch.slurm.code import keep, kept_at
 from launcher.launch.slurm.requeue import lasting_words
 from launcher.recipe import show
+from launcher.recipe.consistency import too_short
 from launcher.recipe.load import load_recipe
 from launcher.recipe.schema import Recipe, Slurm
 from launcher.recipe.secrets import holds_secret, is_secret_key
 from launcher.runs import folder as runs
 from launcher.runs.identity import identity_of
 from launcher.runs.job import Submission, mark_submitted, name_job
+from launcher.runs.lock import check_free
 from launcher.text import brief
 from launcher.world import slurm
-from launcher.world.site import Site
-from launcher.world.world import FAULTS_VARIABLE, job_environment
+from launcher.world.site import Site, in_recipe
+from launcher.world.world import (
+    FAULTS_VARIABLE,
+    GPUS_VARIABLE,
+    MASTER_VARIABLE,
+    UNHEARD,
+    job_environment,
+    sbatch_variables,
+    user_variable,
+)
 
 OWN_SCRIPT = "run"  # in place of a recipe
 _OF_THE_JOB = ("launch", "launch.processes", "launch.nodes", "launch.max_restarts")
 _PREFLIGHT_TIME = "00:15:00"
+_PREFLIGHT = (f'slurm.time="{_PREFLIGHT_TIME}"', 'slurm.signal="1 minute"', "slurm.max_requeues=0")
 _CHECK_SECONDS = 60  # a login node is everybody's
 _ONE_STEP = {FAULTS_VARIABLE: "term@step:1"}  # asked to stop after it, it saves as on any other day
 
@@ -101,7 +122,9 @@ class Request:
             for words in self.tasks or ((),):  # again, for the world that it will have
                 self.read(*words, *world)
             self._check_components(world)
-        return Plan(self, recipe, section, shape, site, source)
+        plan = Plan(self, recipe, section, shape, site, source)
+        _check_words(plan)
+        return plan
 
     def _script_section(self) -> Slurm:
         """What flags ask for, for a script of one's own.
@@ -134,16 +157,18 @@ class Request:
         Raises:
             UsageError: A component does not fit, in the words of `check`.
         """
-        end = time.monotonic() + _CHECK_SECONDS
         flags = ["--components", *(f"--remove={key}" for key in self.remove), *(f"--allow={one}" for one in self.allow)]
-        for words in self.tasks or ((),):
-            said = [self.recipe, *self.overrides, *self.section, *words, *world, *flags]
-            if not _components_fit(said, end - time.monotonic()):
-                return
+        said = [self.recipe, *self.overrides, *self.section, *world, *flags]
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8") as file:
+            if self.tasks:  # as they were read: the file may have been a pipe
+                file.write("".join(f"{shlex.join(changes)}\n" for changes in self.tasks))
+                file.flush()
+                said.append(f"--array-file={file.name}")
+            _check_in_child(said)
 
 
-def _components_fit(said: Sequence[str], seconds: float) -> bool:
-    """Whether `check` found nothing in so many seconds; False, said on the error output, where it gave no answer.
+def _check_in_child(said: Sequence[str]) -> None:
+    """Runs `check`; that it gave no answer in time is said on the error output.
 
     Raises:
         UsageError: It found mistakes.
@@ -156,21 +181,20 @@ def _components_fit(said: Sequence[str], seconds: float) -> bool:
             env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             errors="replace",
-            timeout=max(0.0, seconds),
+            timeout=_CHECK_SECONDS,
             check=False,
         )
     except subprocess.TimeoutExpired:
         reason = f"importing what the recipe names took more than {_CHECK_SECONDS} s"
     else:
+        if done.returncode == EXIT_DONE:
+            return
         if done.returncode == EXIT_USAGE:
             raise UsageError(done.stderr.rstrip("\n"))
         reason = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
-        if done.returncode == EXIT_DONE:
-            return True
     print(f"{'components':<10} not checked: {brief(reason)}; the job will", file=sys.stderr)
-    return False
 
 
 def _check_tasks(tasks: Sequence[Sequence[str]]) -> None:
@@ -219,12 +243,15 @@ class Shape:
         processes: Over all of them.
         gpus: Of each node, as in `4` or `h100:4`; None on CPUs.
         cpus: Of each process; None for the cluster's default.
+        counted_by: The option that asks for the GPUs: `gpus-per-node`, a `gres` that was stated, or none, where SLURM
+            counts none and whole nodes are asked for.
     """
 
     nodes: int
     processes: int
     gpus: str | None
     cpus: int | None
+    counted_by: str = "gpus-per-node"
 
     @property
     def per_node(self) -> int:
@@ -255,7 +282,7 @@ class Plan:
 
     @property
     def options(self) -> dict[str, Value]:
-        """What sbatch is asked for, without the files of a run."""
+        """What sbatch is asked for, by full names with dashes, without the files of a run."""
         shape, section, site = self.shape, self.section, self.site
         ntasks: dict[str, Value] = {"ntasks-per-node": shape.per_node}
         if shape.processes != shape.per_node * shape.nodes:
@@ -264,7 +291,8 @@ class Plan:
             "partition": section.partition or site.partition,
             "account": section.account or site.account,
             "time": section.time,
-            "gpus-per-node": shape.gpus,
+            "gpus-per-node": shape.gpus if shape.counted_by == "gpus-per-node" else None,
+            "exclusive": None if shape.counted_by else True,
             "cpus-per-task": shape.cpus,
             "mem": section.mem,
         }
@@ -276,9 +304,29 @@ class Plan:
             "signal": f"USR2@{self.signal_seconds}",
             "requeue" if site.requeue else "no-requeue": True,
             "open-mode": "append",
-            **site.options,
-            **(section.__pydantic_extra__ or {}),
+            "export": "ALL",
+            **self._further,
         }
+
+    @property
+    def _further(self) -> dict[str, Value]:
+        """Options of sbatch that the site file and the recipe state."""
+        stated = {**self.site.options, **(self.section.__pydantic_extra__ or {})}
+        return {name.replace("_", "-"): value for name, value in stated.items()}
+
+    @property
+    def heard(self) -> dict[str, str]:
+        """The `SBATCH_*` variables that say what nobody else does, and so will count."""
+        stated = {_SAME.get(name, name) for name in (*self.options, *_OF_A_RUN)}
+        return {name: value for name, value in sbatch_variables().items() if _option_of(name) not in stated}
+
+    def effective(self, name: str, short: str = "") -> str | None:
+        """An option's value as sbatch will hear it: typed behind --, stated, or from the environment."""
+        if typed := _typed(self.request.extra, name, short):
+            return typed[-1]
+        stated = self.options.get(name)
+        from_environment = (value for variable, value in self.heard.items() if _option_of(variable) == name)
+        return next(from_environment, None) if stated is None else str(stated)
 
     @property
     def signal_seconds(self) -> int:
@@ -291,6 +339,21 @@ class Plan:
         named = self.recipe.document.files if self.recipe is not None else [Path(self.request.overrides[0])]
         return [Path(os.path.abspath(file)) for file in named]
 
+    def asked(self, folder: Path) -> dict[str, Value]:
+        """What sbatch is asked for, with the files of a run.
+
+        Raises:
+            UsageError: sbatch would read something else in the folder's name.
+        """
+        if any(mark in str(folder) for mark in '%\\"'):
+            raise UsageError(
+                f"--run-dir: {folder} holds a '%', a backslash or a quotation mark, which sbatch reads itself"
+            )
+        tasks = len(self.request.tasks)
+        log = f"{folder}/" + ("%a/logs/slurm-%A_%a.out" if tasks else "logs/slurm-%j.out")
+        array: dict[str, Value] = {"array": f"0-{tasks - 1}"} if tasks else {}
+        return {**self.options, **array, "output": log, "error": log, "chdir": str(Path.cwd())}
+
     def script(self, folder: Path, once: bool = False) -> str:
         """The batch script for a run's folder.
 
@@ -301,24 +364,17 @@ class Plan:
         Raises:
             UsageError: A value cannot be written in one.
         """
-        request, is_array = self.request, bool(self.request.tasks)
-        log = "%a/logs/slurm-%A_%a.out" if is_array else "logs/slurm-%j.out"
-        if any(mark in str(folder) for mark in '%\\"'):
-            raise UsageError(
-                f"--run-dir: {folder} holds a '%', a backslash or a quotation mark, which sbatch reads itself"
-            )
-        array: dict[str, Value] = {"array": f"0-{len(request.tasks) - 1}"} if is_array else {}
-        site = self.site
+        request, site = self.request, self.site
         job = Job(
             head=[f"{self.name}: {self._world()}. Written by: {shlex.join(request.command)}"],
-            options={**self.options, **array, "output": f"{folder}/{log}"},
+            options=self.asked(folder),
             launch=self._srun(str(kept_at(self.files[0], self.files, folder))),
-            python=quoted(site.python or job_python()),
+            python=expanded(site.python) if site.python else quoted(job_python()),
             host=quoted(job_python()) if site.container else None,
-            run=f'{quoted(str(folder))}/"$SLURM_ARRAY_TASK_ID"' if is_array else quoted(str(folder)),
+            run=quoted(str(folder)) + '/"$SLURM_ARRAY_TASK_ID"' * bool(request.tasks),
             directory=quoted(str(Path.cwd())),
             setup=site.setup,
-            environment={**site.environment, **(_ONE_STEP if once else {})},
+            environment={**self._variables, **site.environment, **(_ONE_STEP if once else {})},
             tasks=request.tasks,
             max_requeues=self.section.max_requeues,
             max_restarts=self.recipe.launch.max_restarts if self.recipe is not None else 0,
@@ -328,12 +384,26 @@ class Plan:
         )
         return render(job)
 
+    @property
+    def _variables(self) -> dict[str, str]:
+        """What the job's processes are told by variables."""
+        site, found = self.site, dict[str, str]()
+        if self.shape.gpus is not None and not self.shape.counted_by:
+            found[GPUS_VARIABLE] = str(slurm.gpu_count(self.shape.gpus))
+        if site.interface is not None:
+            found |= dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "TP_SOCKET_IFNAME"), site.interface)
+        if site.master is not None:
+            found[MASTER_VARIABLE] = site.master
+        if not str(self.effective("export")).startswith("ALL") and (path := user_variable("PYTHONPATH")):
+            found["PYTHONPATH"] = path  # where this program may have been found
+        return found
+
     def test_only(self) -> str:
         """When SLURM would start it, in SLURM's words."""
         with tempfile.NamedTemporaryFile("w", suffix=".sbatch") as file:
             file.write(self.script(Path("/tmp")))
             file.flush()
-            return slurm.test_only(file.name, self.request.extra)
+            return slurm.test_only(file.name, [*command_words(self.asked(Path("/tmp"))), *self.request.extra])
 
     def _world(self) -> str:
         nodes = f"{self.shape.nodes} node{'s' * (self.shape.nodes > 1)}"
@@ -343,7 +413,10 @@ class Plan:
         """The command that starts a task for each rank."""
         cpus = ' --cpus-per-task="$SLURM_CPUS_PER_TASK"' if self.shape.cpus is not None else ""
         inside = "".join(f"{quoted(word)} " for word in self.site.container)
-        return [f"srun --kill-on-bad-exit=1{cpus} \\", f'  {inside}"$python" -m launcher {self._command(file)}']
+        return [
+            f"srun --export=ALL --kill-on-bad-exit=1{cpus} \\",
+            f'  {inside}"$python" -m launcher {self._command(file)}',
+        ]
 
     def _command(self, file: str) -> str:
         """Shell: what each rank does with the recipe or script in a file."""
@@ -355,7 +428,7 @@ class Plan:
             return f'{_words("run", *where)} --run-dir "$run" {_words(file, *request.overrides[1:])}{changes}'
         words = [f"--remove={key}" for key in request.remove] + [f"--allow={name}" for name in request.allow]
         if site.scratch is not None and self.recipe.data.scratch is None:
-            words.append(f"data.scratch={site.scratch}")
+            words.append(f"data.scratch={in_recipe(site.scratch)}")
         return f'{_words("train", file, *request.overrides, *words, *where)}{changes} --run-dir "$run"'
 
 
@@ -386,51 +459,143 @@ def _shape(request: Request, recipe: Recipe | None, section: Slurm, site: Site) 
                 f"--nodes {nodes}: {processes} processes are too few; --processes counts those of all nodes"
             )
         return Shape(nodes, processes, None, cpus)
-    asked = section.gpus_per_node or site.gpus_per_node
+    in_gres = _gpus_in_gres({**site.options, **(section.__pydantic_extra__ or {})}.get("gres"))
+    asked = section.gpus_per_node or in_gres or site.gpus_per_node
     partition = section.partition or site.partition
     if asked is None:
         raise UsageError(
             f"how many GPUs of a node? Say --gpus-per-node, slurm.gpus_per_node, or --cpu; {_offered(partition)}"
         )
-    return Shape(nodes, nodes * slurm.gpu_count(asked), str(asked), cpus or _fair_share(partition, str(asked)))
+    count, offers = slurm.gpu_count(asked), _offers()
+    is_counted = site.gpu_gres if site.gpu_gres is not None else not offers or any(one.gpus for one in offers)
+    cpus = cpus or _fair_share(_within(partition, offers), str(asked), is_counted)
+    counted_by = "gres" if in_gres is not None else "gpus-per-node" if is_counted else ""
+    return Shape(nodes, nodes * count, str(asked), cpus, counted_by)
+
+
+def _gpus_in_gres(stated: Value | None) -> str | None:
+    """The GPUs that `gres` names already, as `h100:4` of `gpu:h100:4,shard:2`."""
+    named = re.search(r"(?:^|,)(?:gres/)?gpu((?::[^:,()]+)*)", str(stated or ""))
+    if named is None:
+        return None
+    kind, _, count = named[1].rpartition(":")
+    return named[1][1:] if count.isdigit() else f"{kind}:{count}:1".strip(":")
+
+
+def _offers() -> list[slurm.Offer]:
+    """What the cluster offers; nothing where it does not answer."""
+    try:
+        return slurm.offers()
+    except LauncherError:
+        return []
+
+
+def _within(partition: str | None, offers: Sequence[slurm.Offer]) -> list[slurm.Offer]:
+    """What the nodes of a partition offer, of several, or of all."""
+    return [one for one in offers if partition is None or one.partition in partition.split(",")]
 
 
 def _offered(partition: str | None) -> str:
     try:
-        found = [str(one) for one in slurm.offers(partition) if one.gpus]
+        found = [str(one) for one in _within(partition, slurm.offers()) if one.gpus]
     except LauncherError as error:
         return f"what the cluster offers is not known: {error}"
     return f"the cluster offers: {', '.join(found)}" if found else "the cluster says of no node that it has GPUs"
 
 
-def _fair_share(partition: str | None, gpus: str) -> int | None:
+def _fair_share(offers: Sequence[slurm.Offer], gpus: str, is_counted: bool) -> int | None:
     """A node's CPUs by its GPUs, of the poorest node that fits; None where the cluster does not say."""
-    kind, _, count = gpus.rpartition(":")
-    try:
-        fitting = [one for one in slurm.offers(partition) if one.gpus >= int(count) and kind in ("", one.kind)]
-    except LauncherError:
-        return None
-    return max(1, min(one.cpus // one.gpus for one in fitting)) if fitting else None
+    kind, _, text = gpus.rpartition(":")
+    count = int(text)
+    if is_counted:
+        fitting = [one for one in offers if one.gpus >= count and kind in ("", one.kind)]
+        return max(1, min(one.cpus // one.gpus for one in fitting)) if fitting else None
+    return max(1, min(one.cpus for one in offers) // count) if offers else None
+
+
+# ---------------------------------------------------------------------- what sbatch hears
+
+_OF_A_RUN = ("array", "output", "error", "chdir", "export", "input", "wait")
+# of two options that exclude each other, the one on the command line wins
+_SAME = {"no-requeue": "requeue", "mem-per-cpu": "mem", "mem-per-gpu": "mem"}
+_VARIABLES = {  # those that are not named like their option
+    "timelimit": "time",
+    "array-inx": "array",
+    "mem-per-node": "mem",
+    "req-switch": "switches",
+    "wait4switch": "switches",
+    "debug": "verbose",
+}
+
+
+def _option_of(variable: str) -> str:
+    """The option that `SBATCH_TIMELIMIT` states: `time`."""
+    name = variable.removeprefix("SBATCH_").lower().replace("_", "-")
+    name = _VARIABLES.get(name, name)
+    return _SAME.get(name, name)
+
+
+def _typed(extra: Sequence[str], name: str, short: str = "") -> list[str]:
+    """What was typed behind -- for an option, which sbatch takes by any beginning too."""
+    found = []
+    for word, follower in itertools.pairwise([*extra, ""]):
+        flag, has_value, value = word.partition("=")
+        if flag.startswith("--") and len(flag) >= 4 and f"--{name}".startswith(flag):
+            found.append(value if has_value else follower)
+        elif short and word.startswith(short) and not word.startswith("--"):
+            found.append(word.removeprefix(short) or follower)
+    return found
+
+
+def _check_words(plan: Plan) -> None:
+    """What only the whole of it shows: the site file, words behind -- and the environment say something too.
+
+    Raises:
+        UsageError: The job would be over before it begins, or be several jobs of one run.
+    """
+    if _typed(plan.request.extra, "array", "-a"):
+        raise UsageError("behind --: --array: all tasks would be one run; --array-file FILE makes a run of each line")
+    if _typed(plan.request.extra, "wrap"):
+        raise UsageError("behind --: --wrap: the job's script is the launcher's; say `submit … run SCRIPT.py`")
+    for name, short in (("time", "-t"), ("time-min", "")):
+        limit = plan.effective(name, short)
+        if limit is not None and (message := too_short(limit, plan.signal_seconds)):
+            raise UsageError(f"{name} {limit}: {message}")
 
 
 def describe(plan: Plan) -> list[tuple[str, str]]:
     """Everything that the job asks for, for people."""
     shape, options = plan.shape, plan.options
-    gpus = "no GPU" if shape.gpus is None else f"{shape.gpus} GPUs"
     cpus = "the cluster's default of CPUs" if shape.cpus is None else f"{shape.cpus} CPUs a process"
     each = f"{shape.per_node} process{'es' * (shape.per_node > 1)}"
+    time = plan.effective("time", "-t") or "the default of the partition"
+    queue, account = plan.effective("partition", "-p") or "the default", plan.effective("account", "-A")
+    node = f"{each}, {_gpus_in_words(shape)}, {options.get('mem', 'default memory')}"
     rows = [
-        ("asks for", f"{shape.nodes} × ({each}, {gpus}, {options.get('mem', 'default memory')}), {cpus}"),
-        (
-            "time",
-            f"{options.get('time', 'the default of the partition')}; saves {plan.signal_seconds} s before the limit",
-        ),
-        ("queue", f"{options.get('partition', 'the default')}, account {options.get('account', 'the default')}"),
+        ("asks for", f"{shape.nodes} × ({node}), {cpus}"),
+        ("time", f"{time}; saves {plan.signal_seconds} s before the limit"),
+        ("queue", f"{queue}, account {account or 'the default'}"),
     ]
+    if "no-requeue" in options or _typed(plan.request.extra, "no-requeue"):
+        rows.append(
+            (
+                "requeue",
+                "not allowed: a new job follows each that has saved; your own jobs that wait for its end (afterok) are "
+                "moved to that one, those of others start after the first part",
+            )
+        )
+    rows += [("sbatch", f"{name}={value}, from the environment") for name, value in plan.heard.items()]
+    rows += [("sbatch", f"{name} is in the environment and not used") for name in UNHEARD if name in sbatch_variables()]
     if plan.source:
         said = plan.site.model_dump(exclude_unset=True)
         rows += [("site", f"{name}: {json.dumps(value)}, from {plan.source}") for name, value in said.items()]
     return rows
+
+
+def _gpus_in_words(shape: Shape) -> str:
+    if shape.gpus is None:
+        return "no GPU"
+    return f"{shape.gpus} GPUs" + ("" if shape.counted_by else " (which SLURM does not count here: whole nodes)")
 
 
 def submit(plan: Plan, after: str | None = None) -> str:
@@ -446,55 +611,120 @@ def submit(plan: Plan, after: str | None = None) -> str:
     folder = _choose_folder(plan)
     is_new = plan.request.run_dir is None or not folder.exists()
     script = plan.script(folder)
-    # of an array, each task is a run of its own
-    tasks: list[str | None] = [str(number) for number in range(len(plan.request.tasks))] or [None]
-    places = [folder if task is None else folder / task for task in tasks]
-    for place, task, words in zip(places, tasks, plan.request.tasks or [()], strict=True):
-        runs.create(place)
-        submission = Submission(script=str(folder / SCRIPT_FILE), task=task, extra=list(plan.request.extra))
-        mark_submitted(place, submission, is_recipe=plan.recipe is not None)
-        _describe(place, plan, words)
-    path = _write(folder, plan, script)
-    waits = [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"] if after else []
     try:
-        number = slurm.submit(str(path), [*waits, *plan.request.extra], job_environment())
-    except LauncherError:
+        with _alone(folder):
+            number, count = _queue(plan, folder, script, after)
+    except LauncherError as error:
         if is_new:
             _remove(folder)
         if after:
-            slurm.cancel(after)
-        raise
-    for place, task in zip(places, tasks, strict=True):
-        name_job(place, number if task is None else f"{number}_{task}")
+            slurm.cancel([after])
+        raise _explained(error, plan) from error
     shown = _shown(folder)
-    print(f"{'job':<10} {number}" + (f", {len(places)} tasks" if plan.request.tasks else ""))
+    print(f"{'job':<10} {number}" + (f", {count} tasks" if plan.request.tasks else ""))
     print(f"{'folder':<10} {shown}")
     print(f"{'watch':<10} launcher runs {shown}; launcher logs -f {shown}")
     print(f"{'cancel':<10} launcher cancel {shown}")
     return number
 
 
-def _describe(place: Path, plan: Plan, words: Sequence[str]) -> None:
+def _queue(plan: Plan, folder: Path, script: str, after: str | None) -> tuple[str, int]:
+    """Fills the run's folder and queues the job; gives its number, and how many runs it is."""
+    # of an array, each task is a run of its own
+    tasks: list[str | None] = [str(number) for number in range(len(plan.request.tasks))] or [None]
+    places = [folder if task is None else folder / task for task in tasks]
+    _refuse_busy(places)
+    options = command_words(plan.asked(folder))
+    git = runs.environment({})["git"]
+    for place, task, changes in zip(places, tasks, plan.request.tasks or [()], strict=True):
+        runs.create(place)
+        submission = Submission(
+            script=str(folder / SCRIPT_FILE),
+            task=task,
+            options=options,
+            extra=list(plan.request.extra),
+            over=Submission.read(place).history,
+        )
+        mark_submitted(place, submission, is_recipe=plan.recipe is not None)
+        _describe(place, plan, changes, git)
+    path = _write(folder, plan, script)
+    waits = [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"] if after else []
+    number = slurm.submit(str(path), [*options, *waits, *plan.request.extra])
+    for place, task in zip(places, tasks, strict=True):
+        name_job(place, number if task is None else f"{number}_{task}")
+    return number, len(places)
+
+
+def _explained(error: LauncherError, plan: Plan) -> LauncherError:
+    """A refusal, with what nobody has said and the launcher has chosen."""
+    said = str(error)
+    if not said.startswith("sbatch refused"):
+        return error
+    if plan.heard:
+        said += f"; the environment says too: {', '.join(plan.heard)}"
+    is_chosen = plan.shape.cpus is not None and not (plan.section.cpus_per_task or plan.site.cpus_per_task)
+    if is_chosen and ("CPU count" in said or "configuration" in said):
+        said += f"; {plan.shape.cpus} CPUs a process is the launcher's choice: say --cpus-per-task"
+    return UsageError(said)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Lets nobody else submit into a folder meanwhile, where the file system knows locks."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise UsageError(f"--run-dir: {folder} cannot be written: {error.strerror or error}") from error
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _refuse_busy(places: Sequence[Path]) -> None:
+    """A run has one job at a time.
+
+    Raises:
+        UsageError: One of the runs is queued or running.
+    """
+    jobs = {place: job for place in places if (job := Submission.read(place).job)}
+    queue = slurm.queue() if jobs else {}
+    for place, job in jobs.items():
+        if (entry := queue.get(job)) is not None:
+            raise UsageError(
+                f"--run-dir: {_shown(place)}: job {job} is {entry.state.lower()} already; `launcher cancel "
+                f"{_shown(place)}` ends it, or name another folder"
+            )
+    for place in places:
+        if place in jobs:  # which is over: the lock of its last start binds nobody
+            submission = Submission.read(place)
+            replace(submission, over=submission.history).write(place)
+        check_free(place)
+
+
+def _describe(place: Path, plan: Plan, words: Sequence[str], git: object) -> None:
     """Keeps what was submitted: the recipe, its values, the code's commit and what differs from it."""
     if was := runs.read_json(place / runs.ENVIRONMENT_FILE):  # a run that is submitted again, with the code of today
-        runs.write_json(place / runs.ENVIRONMENT_FILE, {**was, "git": runs.environment({})["git"]})
+        runs.write_json(place / runs.ENVIRONMENT_FILE, {**was, "git": git})
         return
-    command: dict[str, object] = {"command": list(plan.request.command)}
+    how: dict[str, object] = {"command": list(plan.request.command)}
     if plan.recipe is None:
         script, *arguments = plan.request.overrides
-        how = {**command, "script": str(Path(script).absolute()), "arguments": [*arguments, *words]}
-        runs.write_json(place / runs.ENVIRONMENT_FILE, runs.environment(how))
+        how |= {"script": str(Path(script).absolute()), "arguments": [*arguments, *words]}
+        runs.write_json(place / runs.ENVIRONMENT_FILE, runs.environment(how, git))
     else:
         recipe = plan.request.read(*words)
-        how = {
-            **command,
+        how |= {
             "recipe": str(Path(plan.request.recipe).absolute()),
             "overrides": [*plan.request.overrides, *words],
             "remove": list(plan.request.remove),
             "allow": list(plan.request.allow),
             "cpu": plan.request.cpu,
         }
-        runs.describe(place, recipe.document.text, show.render(recipe), runs.environment(how))
+        runs.describe(place, recipe.document.text, show.render(recipe), runs.environment(how, git))
 
 
 def _write(folder: Path, plan: Plan, text: str) -> Path:
@@ -529,7 +759,7 @@ def preflight(plan: Plan) -> str:
     request = replace(
         plan.request,
         overrides=(*plan.request.overrides, f"data.micro_batch_size={micro}"),
-        section=(*plan.request.section, f'slurm.time="{_PREFLIGHT_TIME}"', "slurm.max_requeues=0"),
+        section=(*plan.request.section, *_PREFLIGHT),
         nodes=1,
         processes=plan.shape.per_node if plan.shape.gpus is None else None,
         run_dir=None,
@@ -540,12 +770,13 @@ def preflight(plan: Plan) -> str:
     script = small.script(folder, once=True)
     # what was said to sbatch of nodes and time holds for the run alone
     words = [
+        *command_words(small.asked(folder)),
         *lasting_words(plan.request.extra),
         "--nodes=1",
         f"--ntasks={small.shape.processes}",
         f"--time={_PREFLIGHT_TIME}",
     ]
-    number = slurm.submit(str(_write(folder, small, script)), words, job_environment())
+    number = slurm.submit(str(_write(folder, small, script)), words)
     print(f"{'preflight':<10} job {number}, one step on one node; the run waits for it. {_shown(folder)}")
     return number
 

@@ -145,7 +145,8 @@ def test_jobs_that_share_a_node_do_not_meet_and_see_their_own_gpus(
 ) -> None:
     # the second task is asked to stop in its first start: it goes on, and leaves the other one alone
     stops = '[ "$SLURM_ARRAY_TASK_ID$SLURM_RESTART_COUNT" != 1 ] || export LAUNCHER_FAULTS=term@step:3'
-    wrapped(f"echo task $SLURM_LOCALID sees $CUDA_VISIBLE_DEVICES; {stops}", monkeypatch)
+    no_gpu = "export ACCELERATE_USE_CPU=true"  # those of this cluster are none
+    wrapped(f"echo task $SLURM_LOCALID sees $CUDA_VISIBLE_DEVICES; {no_gpu}; {stops}", monkeypatch)
     paced = ("launch.threads=1", LONG[0], PACED.format(0.02))
     Path("rates.txt").write_text("optimizer.lr=1e-3\noptimizer.lr=3e-3\n")
     command = ["submit", str(TINY), "--gpus-per-node", "2", "--cpus-per-task", "1", "--run-dir", "run"]

@@ -68,7 +68,7 @@ def test_the_script_asks_for_what_was_said(capsys: pytest.CaptureFixture[str]) -
         *("partition=gpu", "signal=USR2@300", "qos=high", "requeue", "open-mode=append", "job-name=tiny"),
     ):
         assert f"#SBATCH --{asked}" in lines
-    assert 'srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" \\' in lines
+    assert 'srun --export=ALL --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" \\' in lines
     # the order is the user's
     assert f'  "$python" -m launcher train {CODE} slurm.qos=high train.epochs=7 --allow=timm --run-dir "$run"' in lines
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
