@@ -57,14 +57,15 @@ class TrainLoader:
 
     def num_readable(self) -> int:
         """How many samples `batch_of` may be asked for."""
-        return self.sampler.dataset_size
+        return len(self.dataset)
 
     def column(self, key: int | str) -> torch.Tensor | None:
         """One part of all samples, where the data set is nothing but tensors, read as they are."""
         dataset = innermost(self.dataset)
         if type(dataset) is not TensorDataset or self.reading.collate is not None or not isinstance(key, int):
             return None
-        return dataset.tensors[key] if -len(dataset.tensors) <= key < len(dataset.tensors) else None
+        tensors: tuple[torch.Tensor, ...] = dataset.tensors
+        return tensors[key] if -len(tensors) <= key < len(tensors) else None
 
     def batch_of(self, numbers: Sequence[int]) -> Any:
         """A batch of some samples, outside of any step and the same on every rank."""

@@ -309,14 +309,11 @@ class Caller:
         """Trials of everything, on every group; a verdict where nothing can be tried."""
         is_large = sum(tensor.numel() for _, tensor in tensors_in(joined[0].outputs)) > _LARGE
         if is_large:
-            self.dtype = None
-        whole = joined[0].outputs, joined[0].targets
-        outputs, targets = cast(whole, self.dtype)
-        first, second = (self.value(outputs, targets, seed) for seed in (0, 1))
+            self._take(None)
+        first, second = self._twice(joined[0])
         if first is None and self.dtype is not None:  # it does not know double precision
-            self.dtype = None
-            self._function = self._prepared()
-            first, second = (self.value(*whole, seed) for seed in (0, 1))
+            self._take(None)
+            first, second = self._twice(joined[0])
         if first is None:
             return Verdict(None, "failed", self.fault or "it gave no number")
         if first != second and not (math.isnan(first) and second is not None and math.isnan(second)):
@@ -331,6 +328,15 @@ class Caller:
                     injected += self._trial(one, outputs, targets, hints, group)
         exact = TOLERANCE[torch.float64 if self.dtype is not None else torch.float32]
         return Found(trials, injected, exact, frozenset() if is_large else tried_in(joined[0], hints))
+
+    def _take(self, dtype: torch.dtype | None) -> None:
+        self.dtype = dtype
+        self._function = self._prepared()
+
+    def _twice(self, joined: Joined) -> tuple[float | None, float | None]:
+        """The value of the whole with two seeds."""
+        outputs, targets = cast((joined.outputs, joined.targets), self.dtype)
+        return self.value(outputs, targets, 0), self.value(outputs, targets, 1)
 
     def floor(self, joined: Joined, reading: Reading, tolerance: float) -> float | None:
         """What the loss divides by at least where nothing counts; None where no such number gives its value."""

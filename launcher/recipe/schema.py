@@ -84,6 +84,7 @@ def _collate(value: Any) -> Any:
     """One for all sets, or one for training and one for evaluating."""
     if not isinstance(value, Mapping):
         return _component(value) if value is not None else value
+    value = {name: item for name, item in value.items() if item is not None}  # torch's default
     if not value or not all(isinstance(item, Component) for item in value.values()):
         raise ValueError("is no collate; write {_target_: …} or {_ref_: …}, or {train: {…}, evaluate: {…}}")
     if strange := [name for name in value if name not in COLLATED]:

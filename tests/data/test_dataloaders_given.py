@@ -311,6 +311,8 @@ def test_training_and_evaluating_have_their_own(recipe: Path) -> None:
 def test_one_of_them_alone_leaves_the_other_torch_s(recipe: Path) -> None:
     data = opened(recipe, *SETS, "data.collate={train: {_ref_: 'parts.py:doubled'}}")
     assert torch.equal(evaluated(data), Rows().x[:8])
+    data = opened(recipe, *SETS, "data.collate={train: {_ref_: 'parts.py:doubled'}, evaluate: null}")
+    assert torch.equal(evaluated(data), Rows().x[:8])
     data = opened(recipe, *SETS, "data.collate={evaluate: {_ref_: 'parts.py:tripled'}}")
     assert torch.equal(first(data)[0], Rows().x[:8])
     assert torch.equal(evaluated(data), 3 * Rows().x[:8])

@@ -368,7 +368,7 @@ launch: {threads: 1}
 WHOLE = ("data.collate={_ref_: 'parts.py:batch'}", "batch={inputs: whole, targets: [y]}")
 SPARSE = (
     *("data.train={_target_: 'parts.py:Sparse'}", "data.validation={_target_: 'parts.py:Sparse'}"),
-    *("data.collate={_ref_: 'parts.py:stacked'}", "batch={}"),
+    *("data.collate={_ref_: 'parts.py:stacked'}", "batch={inputs: [0], targets: [1]}"),
 )
 
 
@@ -400,7 +400,7 @@ def test_check_names_the_place_of_what_makes_no_batch(tmp_path: Path) -> None:
     recipe = make(tmp_path / "project", RECIPE, parts=PARTS)
     wrong = {
         "batch": ("batch.inputs=[x.middle]",),
-        "data.train": (SPARSE[0], "batch={}"),
+        "data.train": (SPARSE[0], SPARSE[-1]),
     }
     for place, overrides in wrong.items():
         read = load_recipe(recipe, overrides)

@@ -85,6 +85,14 @@ class Unsteady(Rows):
         return torch.cat([x[:4] + random.SystemRandom().random(), x[4:]]), y
 
 
+class UnsteadyPart(Unsteady):
+    """The same of one rank's part: its words say whose."""
+
+    def __getitem__(self, index: int) -> Any:
+        x, y = super().__getitem__(index)
+        return x, y, f"row {self.numbers[index]}"
+
+
 class Rounding(Rows):
     """A machine of another kind, which rounds otherwise."""
 
@@ -112,16 +120,17 @@ def made(kind: str) -> Any:
     rank, size = world.rank, world.size
     if kind.startswith("hub"):
         import datasets
-        from datasets.distributed import split_dataset_by_node
+        from datasets import distributed
 
+        split = vars(distributed)["split_dataset_by_node"]  # neither of the two has types
         rows = Rows()
-        table: Any = datasets.Dataset.from_dict(
+        table = vars(datasets)["Dataset"].from_dict(
             {"x": [rows[i][0].tolist() for i in range(SIZE)], "y": rows.x.sum(1).tolist()}
         )
         if "stream" in kind:
             table = table.to_iterable_dataset(num_shards=4)
         as_torch: Any = table.with_format("torch")
-        return split_dataset_by_node(as_torch, rank=rank, world_size=size)
+        return split(as_torch, rank=rank, world_size=size)
     made: dict[str, Callable[[], Any]] = {
         "whole": Rows,
         "own arithmetic": lambda: Rows(range(rank, SIZE, size)),
@@ -131,6 +140,7 @@ def made(kind: str) -> Any:
         "whole stream": lambda: Flow(split=False),
         "read up": lambda: ReadUp(split=False),
         "unsteady": Unsteady,
+        "unsteady part": lambda: UnsteadyPart(range(rank, SIZE, size)),
         "rounding": Rounding,
     }
     return made[kind]()
@@ -161,7 +171,7 @@ def by_ranks(tmp_path: Path, kind: str, *overrides: str, size: int = 2, **more: 
     return in_world(size, trained, str(tmp_path), kind, overrides, more.get("evaluated"))
 
 
-@pytest.mark.parametrize("kind", ["own arithmetic", "halves", "uneven", "stream", "hub", "hub stream"])
+@pytest.mark.parametrize("kind", ["own arithmetic", "halves", "uneven", "stream", "unsteady part", "hub", "hub stream"])
 def test_a_set_that_is_split_is_refused_on_all_ranks(tmp_path: Path, kind: str) -> None:
     for told in by_ranks(tmp_path, kind):
         assert "RecipeError (2)" in told

@@ -17,6 +17,9 @@ from worlds import in_world, result_of, train_here
 
 from launcher.errors import LauncherError
 from launcher.recipe.load import load_recipe
+from launcher.run import run
+from launcher.runs.options import Options
+from launcher.world.world import World
 from recipes import counted
 
 RECIPE = RECIPES / "counted.yaml"
@@ -203,10 +206,6 @@ def test_a_resume_does_not_measure_again(tmp_path: Path) -> None:
         calls.append(len(targets))
         return (outputs - targets).abs().mean()
 
-    from launcher.run import run
-    from launcher.runs.options import Options
-    from launcher.world.world import World
-
     def train(*overrides: str) -> int:
         calls.clear()
         recipe = load_recipe(RECIPE, [*VECTORS, *overrides, "launch.threads=1"], given={"loss": counting})
@@ -237,3 +236,12 @@ def test_each_loss_and_metric_takes_what_it_names_and_the_parts_are_logged(tmp_p
     mean, var = counted.TwoHeads()(torch.stack([counted.Vectors()[n][0] for n in range(8)]))
     targets = torch.stack([counted.Vectors()[n][1] for n in range(8)])
     assert run.column("loss/b")[0] == pytest.approx(F.gaussian_nll_loss(mean, targets, var).item())
+
+
+def test_what_one_forward_pass_need_not_know_is_measured_when_a_run_goes_on_in_pieces(tmp_path: Path) -> None:
+    whole = (*VECTORS, "loss={_ref_: counted.py:root}", "train.steps=2")
+    assert train_here(str(tmp_path / "run"), whole, str(RECIPE)) == "finished"
+    recipe = load_recipe(RECIPE, [*whole[:-1], "train.steps=4", "data.micro_batch_size=2", "launch.threads=1"])
+    options = Options(cpu=True, run_dir=str(tmp_path / "run"), output="quiet", allow_changes=("train", "data"))
+    with pytest.raises(LauncherError, match=WHOLE):
+        run(recipe, World(), options)
