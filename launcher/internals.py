@@ -237,6 +237,15 @@ def tree_map(function: Callable[[Any], Any], tree: Any) -> Any:
     return mapped(function, tree)
 
 
+def has_hooks(module: Any) -> bool:
+    """Whether somebody has put hooks around a module's forward or backward pass.
+
+    There are public ways to add one and none to ask; a list that a release renames is taken for empty.
+    """
+    lists = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, name, None) for name in lists)
+
+
 def milestones(scheduler: Any) -> list[int]:
     """The steps at which a SequentialLR goes from one scheduler to the next; empty where it does not say."""
     return list(getattr(scheduler, "_milestones", ()))

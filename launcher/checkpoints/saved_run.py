@@ -66,13 +66,13 @@ class Saved:
         return read_weights(beside) if self.source.name == runs.WEIGHTS_FILE and beside.exists() else None
 
     def losses(self) -> Mapping[str, Any]:
-        """States of losses that have parameters of their own, by key; empty where none are beside these weights."""
+        """States of losses and step functions, by key; empty where none are beside these weights."""
         source = self.source
         if isinstance(source, Path) and source.name == runs.WEIGHTS_FILE:
             with suppress(checkpoints.DamagedError):
                 source = checkpoints.verify(source.parent / "checkpoints" / checkpoints.name_of(self.at[0]))
         training = source.training() if isinstance(source, Checkpoint) else {}
-        return {name: state for name, state in training.items() if name == "loss" or name.startswith("loss.")}
+        return {name: state for name, state in training.items() if name.partition(".")[0] in ("loss", "train")}
 
 
 def find_saved(

@@ -19,6 +19,7 @@ import torch
 
 from launcher.checkpoints import format as checkpoints
 from launcher.checkpoints.format import plain
+from launcher.checkpoints.sameness import same
 from launcher.checks.schedule import doubts_of
 from launcher.data.load import Data
 from launcher.device.device import open_device, seed_everything
@@ -27,6 +28,7 @@ from launcher.evaluation.best import BestTracker, deciding_set, value_of
 from launcher.evaluation.evaluate import evaluate
 from launcher.evaluation.evaluation import AVERAGED
 from launcher.evaluation.metrics import build_metrics
+from launcher.evaluation.modes import evaluating, start_training
 from launcher.internals import batch_norms
 from launcher.objective.loss import INDEPENDENT
 from launcher.recipe.build import Builder, BuildError
@@ -171,7 +173,7 @@ def _rehearse_step(recipe: Recipe, train_state: TrainState, world: World, say: S
         step = next(counted_steps(train_state, 0, 1))
     batch = step.batches[0].data
     say("batch", f"{step.batches[0].samples} samples: {shapes(batch)}")
-    train_state.model.wrapped.train()
+    start_training(train_state.model.wrapped, train_state.optimizer)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         loss = _rehearse_forward(recipe, train_state, step, say)
@@ -284,7 +286,10 @@ def _rehearse_evaluation(recipe: Recipe, builder: Builder, train_state: TrainSta
         path = ("data", split, name) if name else ("data", split)
         with _stage(recipe, path, "evaluating two samples"):
             used = [one for one in metrics if one.is_for(name)]
-            scores = evaluate(train_state.model.bare, loader.batches(), train_state.objective, used, device).scores()
+            model, objective = train_state.model.bare, train_state.objective
+            with evaluating(model, objective, train_state.optimizer):
+                tally = evaluate(model, loader.batches(), objective, used, device, seed=recipe.seed)
+            scores = tally.scores()
         if (split, name) == ("validation", deciding):
             _check_best(recipe, scores)
         say(
@@ -331,20 +336,3 @@ def _rehearse_checkpoint(recipe: Recipe, train_state: TrainState, say: Say) -> N
 def _lasting(training: Mapping[str, Any]) -> dict[str, Any]:
     """What time alone does not change."""
     return {name: state for name, state in training.items() if name != "seconds"}
-
-
-def same(one: Any, other: Any) -> bool:
-    """Whether two states are equal to the bit, tensors and containers alike."""
-    if isinstance(one, torch.Tensor) or isinstance(other, torch.Tensor):
-        tensors = isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor)
-        return tensors and one.dtype == other.dtype and torch.equal(_bits(one), _bits(other))
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    return bool(one == other) or (one != one and other != other)
-
-
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor in which NaN equals NaN."""
-    return tensor.nan_to_num(nan=1.5e33) if tensor.is_floating_point() else tensor

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -129,6 +131,18 @@ class Objective:
             if isinstance(one, nn.Module) and any(parameter.requires_grad for parameter in one.parameters())
         }
 
+    @property
+    def own(self) -> dict[str, Any]:
+        """What may have a state, by key: the losses, or the step function and its count, behind bound methods."""
+        brought: dict[str, Any] = {term.key: term.function for term in self.terms}
+        brought |= {key: one for key, one in (("train.step", self.step), ("train.count", self._count)) if one}
+        return {key: _owner(one) for key, one in brought.items()}
+
+    @property
+    def stateful(self) -> dict[str, Any]:
+        """Those of them that have a state to save, by key."""
+        return {key: one for key, one in self.own.items() if _has_state(one)}
+
     def stepped(self, model: nn.Module, batch: Any, at: Any) -> dict[str, Any]:
         """What the user's step function gives.
 
@@ -144,9 +158,9 @@ class Objective:
 
     def to(self, device: torch.device) -> None:
         """Moves the losses: class weights are buffers."""
-        for term in self.terms:
-            if isinstance(term.function, nn.Module):
-                term.function.to(device)
+        for one in self.own.values():
+            if isinstance(one, nn.Module):
+                one.to(device)
 
     @property
     def per_batch(self) -> bool:
@@ -198,6 +212,22 @@ class Objective:
             return values[0], scales[0]
         parts = [value * scale for value, scale in zip(values, scales, strict=True)]
         return torch.stack(parts).sum(), 1.0
+
+
+def _owner(function: Any) -> Any:
+    """Whose state a function's is: the object of a bound method, what a partial calls."""
+    if isinstance(function, partial):
+        return _owner(function.func)
+    bound = getattr(function, "__self__", None)
+    return function if bound is None or isinstance(bound, ModuleType) else bound
+
+
+def _has_state(thing: Any) -> bool:
+    """Whether something gives and takes a state; torch's own losses without parameters keep what they were made of."""
+    if isinstance(thing, nn.Module):
+        is_torchs = type(thing).__module__.partition(".")[0] == "torch" and not list(thing.parameters())
+        return not is_torchs and bool(thing.state_dict())
+    return not isinstance(thing, type) and all(hasattr(thing, name) for name in ("state_dict", "load_state_dict"))
 
 
 def _scale(term: Term, local: float, total: float, world_size: int, samples: int) -> float:

@@ -16,7 +16,7 @@ from launcher.objective.run_length import RunLength
 from launcher.objective.schedule import build_schedule
 from launcher.recipe.build import Builder
 from launcher.recipe.schema import Recipe
-from launcher.training.seeds import StepSeeds
+from launcher.training.seeds import StepSeeds, draws_only_from_torch
 from launcher.training.state import TrainState
 from launcher.training.update import OneOptimizer
 from launcher.world.world import World
@@ -75,6 +75,7 @@ def build_run_state(recipe: Recipe, builder: Builder, model: Model, device: Devi
         skip_non_finite=train.non_finite == "skip",
         updated=average.update if average is not None else None,
     )
+    brought = (model.bare, *objective.own.values(), optimizer)
     update.clear_gradients()  # a model that was handed in may have some, of a trial by hand
     return TrainState(
         model=model,
@@ -85,7 +86,7 @@ def build_run_state(recipe: Recipe, builder: Builder, model: Model, device: Devi
         device=device,
         data=data,
         length=length,
-        seeds=StepSeeds(recipe.seed, device.world.rank, device.is_gpu),
+        seeds=StepSeeds(recipe.seed, device.world.rank, device.is_gpu, only_torch=draws_only_from_torch(brought)),
         losses=losses,
         average=average,
     )

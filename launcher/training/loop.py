@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from launcher.data.transfer import on_device
+from launcher.evaluation.modes import start_training
 from launcher.training.meter import Meter
 from launcher.training.session import Session
 from launcher.training.state import TrainState
@@ -30,7 +31,7 @@ def train(state: TrainState, session: Session) -> tuple[str, int]:
     known.step = done
     in_host = counted_steps(state, done, state.length.total_steps)
     steps = session.profiling.over(on_device(in_host, state.device.torch_device), done)
-    state.model.wrapped.train()
+    start_training(state.model.wrapped, state.optimizer)
     outcome = "finished"
     if not acts.evaluated_what_is_owed(done):
         steps.close()

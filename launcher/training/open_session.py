@@ -168,6 +168,7 @@ def _session(
         tracking=tracking,
         best=contents.best,
         history=contents.history,
+        seed=recipe.seed,
         stopping=stop_requested,
         folder=folder,
         made=record.evaluated,

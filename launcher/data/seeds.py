@@ -1,0 +1,73 @@
+"""Seeds for all three generators at once: `random`, NumPy's and torch's, none of which knows of the others.
+
+NumPy's `seed` and torch's `manual_seed` both fill a Mersenne Twister from the low 32 bits of what they get. Seeded
+with one value they are one generator: `np.random.randint(2)` and `torch.randint(2, ())` would always be equal. So each
+gets a value of its own, mixed from the same place by another constant.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+
+from launcher.data.permutation import mix
+
+_NUMPY, _TORCH = 1, 2  # whose value it is
+
+
+def seed_generators(*place: int, is_gpu: bool = False) -> None:
+    """Seeds `random`, NumPy and torch with three independent values (about 9 µs).
+
+    Args:
+        *place: What is about to happen, as numbers: a run's seed, an epoch, an index; a step, a rank.
+        is_gpu: Whether torch's generators of the GPUs are seeded too.
+    """
+    value = mix(*place)
+    random.seed(value)
+    np.random.seed(numpy_seed(value))
+    _seed_torch(value, is_gpu)
+
+
+def seed_torch(*place: int, is_gpu: bool = False) -> None:
+    """Seeds torch's generators as `seed_generators` would, and leaves the others alone (about 3 µs)."""
+    _seed_torch(mix(*place), is_gpu)
+
+
+def numpy_seed(value: int) -> int:
+    """What to seed NumPy with where another generator is seeded with `value`."""
+    return mix(value, _NUMPY) & 0xFFFFFFFF
+
+
+def _seed_torch(value: int, is_gpu: bool) -> None:
+    """`default_generator.manual_seed` costs 1 µs, `torch.manual_seed` 100."""
+    value = mix(value, _TORCH) & 0x7FFFFFFFFFFFFFFF
+    torch.default_generator.manual_seed(value)
+    if is_gpu:
+        torch.cuda.manual_seed(value)
+
+
+def states() -> tuple[Any, ...]:
+    """The three generators' states, to be compared: whether something drew from them (30 µs)."""
+    by_numpy: Any = np.random.get_state()  # a tuple, with an array in it
+    arrays = by_numpy[1].tobytes(), torch.default_generator.get_state().numpy().tobytes()
+    return random.getstate(), by_numpy[0], by_numpy[2:], *arrays
+
+
+class randomness_restored:  # noqa: N801  # a context manager named as what it says
+    """Puts the process's random states back."""
+
+    def __init__(self, needed: bool):
+        self.needed = needed
+
+    def __enter__(self) -> None:
+        if self.needed:
+            self.state = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+
+    def __exit__(self, *_: object) -> None:
+        if self.needed:
+            random.setstate(self.state[0])
+            np.random.set_state(self.state[1])
+            torch.default_generator.set_state(self.state[2])
