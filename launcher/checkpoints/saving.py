@@ -30,6 +30,7 @@ class Saving:
         is_first: Whether this rank writes.
         capture: Gives what a checkpoint is made of after a number of steps; `best_step` of its manifest is kept.
         warn: Gets a line for each thing that went wrong.
+        gather: Called on every rank before that, for what the ranks keep differently.
         captured: Told of each step whose state was captured.
         saved: Told of each checkpoint on disk: the step, seconds of writing, seconds that training stood still.
         last_step: Of the checkpoint that this start resumes from.
@@ -43,13 +44,14 @@ class Saving:
         *,
         capture: Callable[[int], Snapshot],
         warn: Callable[[str], None],
+        gather: Callable[[], None] = lambda: None,
         captured: Callable[[int], None] = lambda step: None,
         saved: Callable[[int, float, float], None] = lambda step, seconds, stall: None,
         last_step: int | None = None,
     ):
         self.section, self.folder, self.is_first, self.last_step = section, folder, is_first, last_step
         self._capture, self._captured, self._saved = capture, captured, saved
-        self._warn = warn
+        self._gather, self._warn = gather, warn
         self._writer: threading.Thread | None = None
         self._news: deque[str | SaveError] = deque()
         self._stalls: list[float] = []  # seconds that training stood still, for each checkpoint on disk
@@ -63,6 +65,7 @@ class Saving:
         if step == self.last_step:
             return
         self.last_step = step
+        self._gather()
         if not self.is_first:
             return
         began = time.perf_counter()

@@ -6,6 +6,7 @@ Besides the weights it is made of parts by name, each of which gives and takes i
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from torch import nn
 
 from launcher.checkpoints.format import Checkpoint, Snapshot, copied
 from launcher.checkpoints.sameness import same
+from launcher.device.coordination import Coordinator, packed, unpacked
 from launcher.errors import LauncherError
 from launcher.evaluation.best import BestTracker
 from launcher.evaluation.evaluation import History
@@ -59,6 +61,42 @@ class Stopwatch:
         self.seconds_before = float(seconds)
 
 
+class RankStates:
+    """What losses and step functions keep differently on each rank, as the means of what each rank has seen.
+
+    DDP shares a model's buffers; nobody shares these. A start with as many ranks gives each its own, another one gives
+    all of them rank 0's.
+
+    Args:
+        stateful: What has a state, by key.
+        coordinator: The ranks' side channel.
+    """
+
+    def __init__(self, stateful: Mapping[str, Part], coordinator: Coordinator):
+        self._stateful, self._coordinator = stateful, coordinator
+        self._gathered: list[torch.Tensor] = []
+
+    def gather(self) -> None:
+        """Every rank's, on all ranks, which all call this before a save; nothing where all are the same."""
+        if not self._stateful or self._coordinator.world_size == 1:
+            return
+        own = packed({name: one.state_dict() for name, one in self._stateful.items()})
+        digests = self._coordinator.gather(hashlib.sha256(own).digest())
+        states = self._coordinator.gather(own) if len(set(digests)) > 1 else []
+        self._gathered = [torch.frombuffer(bytearray(one), dtype=torch.uint8) for one in states]
+
+    def state_dict(self) -> list[torch.Tensor]:
+        """What was gathered, rank by rank."""
+        return self._gathered
+
+    def load_state_dict(self, states: Sequence[torch.Tensor], /) -> None:
+        """Takes up this rank's."""
+        if len(states) == self._coordinator.world_size:
+            own = unpacked(bytes(states[self._coordinator.rank].numpy()))
+            for name, one in self._stateful.items():
+                one.load_state_dict(own[name])
+
+
 @dataclass
 class Contents:
     """What a checkpoint of this run holds.
@@ -79,12 +117,16 @@ class Contents:
     history: History = field(default_factory=History)
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
+    def __post_init__(self) -> None:
+        self.ranks = RankStates(self.state.objective.stateful, self.state.device.coordinator)
+
     @property
     def parts(self) -> dict[str, Part]:
         """The parts by name, in the order in which they are taken up."""
         state = self.state
         parts: dict[str, Part | None] = {
             **state.objective.stateful,
+            "ranks": self.ranks,
             "optimizer": NamedOptimizer(state.optimizer, parameter_names(state.model.bare, state.objective.modules)),
             "scheduler": state.schedule.scheduler,
             "scaler": state.update.scaler,
