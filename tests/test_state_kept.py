@@ -13,6 +13,8 @@ from worlds import Trained, in_world, killed, result_of, train_here
 
 from launcher.checkpoints import format as checkpoints
 from launcher.checkpoints.sameness import same
+from launcher.errors import LauncherError
+from launcher.runs.tracking.tracking import read_metrics
 from launcher.training.optimizer_state import NamedOptimizer
 
 RECIPE = Path(__file__).parent / "recipes" / "kept.yaml"
@@ -279,3 +281,39 @@ def exported_here(folder: str, target: str) -> str:
     from launcher.checkpoints.saved_run import find_saved
 
     return export(find_saved(Path(folder)), Path(target))
+
+
+# ---------------------------------------------------------------------- a step function and DDP
+
+
+@pytest.mark.parametrize("step", ["method_step", "around_step"])
+def test_a_step_function_has_the_bare_model_in_any_world(tmp_path: Path, step: str) -> None:
+    own = (f"train.step=kept.py:{step}", "loss=null", "data.micro_batch_size=2")
+    one, two, three = (train(tmp_path / str(size), *own, size=size) for size in (1, 2, 3))
+    assert one.distance(two) < 1e-9
+    assert one.distance(three) < 1e-9
+
+
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize(
+    "thawing",
+    [
+        ("model={_target_: kept.py:HalfFrozen}", "train.step=kept.py:thawing_step", "loss=null"),
+        ("model={_target_: kept.py:HalfFrozen, thaws_at: 4}",),
+    ],
+    ids=["step", "forward"],
+)
+def test_parameters_that_thaw_are_refused_when_they_do(tmp_path: Path, thawing: tuple[str, ...], size: int) -> None:
+    said = in_world(size, refused_here, str(tmp_path / "run"), thawing)
+    assert all("was frozen when the run began and requires a gradient now" in one for one in said)
+    assert all("train.start_from" in one for one in said)
+    assert [line["step"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")][-1] == 3
+
+
+def refused_here(folder: str, overrides: tuple[str, ...]) -> str:
+    """What a run is refused with."""
+    try:
+        train_here(folder, overrides, str(RECIPE))
+    except LauncherError as error:
+        return str(error)
+    return "it was not refused"

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+
+from torch import nn
 
 from launcher.checkpoints.weights import load_weights
 from launcher.data.load import Data, load_data
 from launcher.device.device import Device
-from launcher.model.build import Model, build_model, wrap
+from launcher.model.build import Model, build_model, wrap, wrap_step
 from launcher.model.ema import Average
 from launcher.objective.loss import build_objective
 from launcher.objective.optimizer import build_optimizer
@@ -18,6 +22,7 @@ from launcher.recipe.build import Builder
 from launcher.recipe.schema import Recipe
 from launcher.training.seeds import StepSeeds, draws_only_from_torch
 from launcher.training.state import TrainState
+from launcher.training.step_module import StepModule
 from launcher.training.update import OneOptimizer
 from launcher.world.world import World
 
@@ -43,7 +48,8 @@ def build_run_model(recipe: Recipe, builder: Builder, device: Device) -> Model:
     start_from, fill = recipe.train.start_from, None
     if start_from is not None:
         fill = partial(load_weights, path=builder.folder / Path(start_from).expanduser())
-    return build_model(builder, recipe.model, recipe.device, device, seed=recipe.seed, fill=fill)
+    shares = recipe.train.step is None
+    return build_model(builder, recipe.model, recipe.device, device, seed=recipe.seed, fill=fill, shares=shares)
 
 
 def build_run_state(recipe: Recipe, builder: Builder, model: Model, device: Device, data: Data) -> TrainState:
@@ -61,6 +67,8 @@ def build_run_state(recipe: Recipe, builder: Builder, model: Model, device: Devi
     if objective.per_batch and data.train.sampler.accumulation(0) > 1:
         message = "_per_: batch needs a rank's whole share at once; remove data.micro_batch_size, or use more processes"
         raise builder.wrong("loss", message)
+    if objective.step is not None:
+        model = replace(model, wrapped=wrap_step(StepModule(model.wrapped, objective), device))
     losses = {name: wrap(module, device, recipe.device) for name, module in objective.modules.items()}
     objective = objective.wrapped_by(losses)
     objective.to(device.torch_device)
@@ -89,4 +97,9 @@ def build_run_state(recipe: Recipe, builder: Builder, model: Model, device: Devi
         seeds=StepSeeds(recipe.seed, device.world.rank, device.is_gpu, only_torch=draws_only_from_torch(brought)),
         losses=losses,
         average=average,
+        frozen={name: one for module in (model.bare, *losses.values()) for name, one in _frozen(module)},
     )
+
+
+def _frozen(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return ((name, one) for name, one in module.named_parameters() if not one.requires_grad)

@@ -39,6 +39,7 @@ class TrainState:
         seeds: The randomness of a step.
         losses: Wrapped losses with parameters of their own, by name.
         average: Of the model's weights, where the recipe wants one.
+        frozen: Parameters that were not to be trained when the run began, by name.
     """
 
     model: Model
@@ -52,6 +53,7 @@ class TrainState:
     seeds: StepSeeds
     losses: Mapping[str, nn.Module] = field(default_factory=dict)
     average: Average | None = None
+    frozen: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def without_sync(self) -> AbstractContextManager[Any]:
         """DDP without its all-reduce: for all but the last micro-batch of a step."""

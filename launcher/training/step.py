@@ -12,12 +12,13 @@ import torch
 
 from launcher.data.load import MicroBatch
 from launcher.data.transfer import on_device
-from launcher.errors import LauncherError
+from launcher.errors import LauncherError, UsageError
 from launcher.objective.loss import INDEPENDENT
 from launcher.objective.run_length import At
 from launcher.recipe.line_keys import LINE_KEYS
 from launcher.training import fast_step
 from launcher.training.state import TrainState
+from launcher.training.step_module import StepCall
 from launcher.training.steps import StepBatch, counted_steps
 from launcher.world import context
 
@@ -92,9 +93,9 @@ def forward(
     data = context.run.batch = batch.data
     logged: Mapping[str, Any] = {}
     if objective.step is not None:
-        result = objective.stepped(state.model.wrapped, data, at)
-        value, factor = result.pop("loss"), scales[0]
-        logged = _scalars({key: one for key, one in result.items() if key not in _NO_SCALARS})
+        call = StepCall(data, at)
+        value, factor = state.model.wrapped(call), scales[0]
+        logged = _scalars({key: one for key, one in call.rest.items() if key not in _NO_SCALARS})
     else:
         args, kwargs, targets = layout.split(data)
         result = state.model.wrapped(*args, **kwargs)
@@ -103,7 +104,25 @@ def forward(
         else:
             value, factor = layout.loss(result), scales[0]
     context.run.batch = None
+    if state.frozen:
+        _check_frozen(state.frozen)
     return value, factor, logged
+
+
+def _check_frozen(frozen: Mapping[str, torch.Tensor]) -> None:
+    """Refuses parameters that somebody has begun to train: neither the optimizer nor the other ranks know of them.
+
+    Raises:
+        UsageError: There is one.
+    """
+    thawed = [name for name, one in frozen.items() if one.requires_grad]
+    if thawed:
+        more = f" and {len(thawed) - 1} more" if len(thawed) > 1 else ""
+        raise UsageError(
+            f"model: '{thawed[0]}'{more} was frozen when the run began and requires a gradient now; what the optimizer "
+            "trains is settled then: let it require one from the beginning (a group of optimizer._groups_ may have "
+            "lr: 0), or go on in a new run with train.start_from"
+        )
 
 
 _NO_SCALARS = ("outputs", "targets")  # of what a step function gives: they are for the metrics

@@ -302,3 +302,35 @@ class Extra(Lin):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self.kept = dict(state)
+
+
+def method_step(model: Any, batch: tuple[Tensor, Tensor], at: Any) -> Mapping[str, Any]:
+    """Calls a method, reads an attribute, and calls the model a second time."""
+    out = model.score(batch[0]) + 0.1 * model(batch[0]) + 0 * model.l.weight.sum()
+    return {"loss": functional.mse_loss(out, batch[1]), "outputs": out, "targets": batch[1]}
+
+
+def around_step(model: Any, batch: tuple[Tensor, Tensor], at: Any) -> Mapping[str, Any]:
+    """Goes around DDP, as people do after an AttributeError."""
+    return {"loss": functional.mse_loss(getattr(model, "module", model).score(batch[0]), batch[1])}
+
+
+class HalfFrozen(Lin):
+    """A frozen layer before the one that is trained."""
+
+    def __init__(self, thaws_at: int = -1) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4, dtype=torch.float64).requires_grad_(False)
+        self.thaws_at, self.calls = thaws_at, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.first.requires_grad_(self.calls == self.thaws_at)
+        return super().forward(self.first(x))
+
+
+def thawing_step(model: Any, batch: tuple[Tensor, Tensor], at: Any) -> Mapping[str, Any]:
+    """Begins to train the first layer after three steps."""
+    if at.step == 3:
+        model.first.weight.requires_grad_(True)
+    return {"loss": functional.mse_loss(model.l(model.first(batch[0])), batch[1])}
