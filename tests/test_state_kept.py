@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from worlds import Trained, in_world, killed, result_of, train_here
+from worlds import Command, Trained, in_world, killed, result_of, train_here
 
 from launcher.checkpoints import format as checkpoints
 from launcher.checkpoints.sameness import same
+from launcher.data.seeds import states
 from launcher.errors import LauncherError
 from launcher.runs.tracking.tracking import read_metrics
 from launcher.training.optimizer_state import NamedOptimizer
@@ -317,3 +318,87 @@ def refused_here(folder: str, overrides: tuple[str, ...]) -> str:
     except LauncherError as error:
         return str(error)
     return "it was not refused"
+
+
+# ---------------------------------------------------------------------- the first checkpoint
+
+
+@pytest.mark.parametrize("background", ["true", "false"])
+@pytest.mark.parametrize(
+    ("brought", "said"),
+    [
+        ("optimizer={_target_: kept.py:WithDeque, lr: 0.1}", "optimizer: its state holds a collections.deque at opti"),
+        ("optimizer={_target_: kept.py:Forgetful, lr: 0.1}", "optimizer: Forgetful does not take up the state"),
+        ("optimizer={_target_: kept.py:Rounding, lr: 0.1}", "optimizer: Rounding does not take up the state"),
+        ("model={_target_: kept.py:Growing}", "model: 'low' has come or grown since it was built"),
+        ("loss={_target_: kept.py:SetLoss}", "loss: its state holds a kept.Moments at loss.moments"),
+    ],
+)
+def test_what_could_not_be_gone_on_with_is_said_at_the_first_checkpoint(
+    tmp_path: Path, brought: str, said: str, background: str
+) -> None:
+    long = (f"save={{every: 3 steps, background: {background}, on_failure: warn}}", "train.steps=100000")
+    (found,) = in_world(1, refused_here, str(tmp_path / "run"), (brought, *long))
+    assert found.startswith(said)
+    assert "this run could not be gone on with" in found
+    assert "\n" not in found
+
+
+def test_check_says_it_too(tmp_path: Path) -> None:
+    command = Command(tmp_path, "check", str(RECIPE), "optimizer={_target_: kept.py:WithDeque, lr: 0.1}").wait()
+    assert command.code == 2
+    assert "optimizer: its state holds a collections.deque" in " ".join(command.screen.split())
+
+
+# ---------------------------------------------------------------------- trying leaves nothing behind
+
+
+@pytest.mark.parametrize(
+    "brought",
+    [
+        ("model={_target_: kept.py:Counting}",),
+        ("loss={_target_: kept.py:Centered}",),
+        ("train.step={_target_: kept.py:Step}", "loss=null"),
+        ("train.step=kept.py:drawing_step", "loss=null"),
+        ("model={_target_: kept.py:Growing}",),
+    ],
+    ids=["model", "loss", "step", "draws", "grows"],
+)
+def test_the_pass_that_settles_buckets_leaves_nothing_behind(brought: tuple[str, ...]) -> None:
+    ((before, after),) = in_world(1, warmed_here, brought)
+    assert before == after
+
+
+def warmed_here(overrides: tuple[str, ...]) -> tuple[str, str]:
+    """All that a model, a loss or a step function holds, and the generators, before and after that pass."""
+    from launcher.device.device import open_device
+    from launcher.recipe.build import Builder
+    from launcher.recipe.load import load_recipe
+    from launcher.training.build import build_run_model, build_run_state, open_run_data
+    from launcher.training.step import warm_up
+    from launcher.world.world import World
+
+    recipe = load_recipe(str(RECIPE), overrides)
+    builder = Builder(recipe, ())
+    builder.check()
+    data = open_run_data(recipe, builder, World())
+    with open_device(recipe.device, World(), cpu=True) as device:
+        model = build_run_model(recipe, builder, device)
+        state = build_run_state(recipe, builder, model, device, data)
+        return _all_of(state), (warm_up(state), _all_of(state))[1]
+
+
+def _all_of(state: Any) -> str:
+    things = [state.model.bare, *state.objective.own.values()]
+    modules = [module for one in things if isinstance(one, torch.nn.Module) for module in one.modules()]
+    held = [
+        {**vars(one), "_modules": None, "generator": None} for one in (*modules, *things) if hasattr(one, "__dict__")
+    ]
+    own = getattr(state.model.bare, "generator", None)
+    torch.set_printoptions(precision=17)
+    return repr((held, own and own.bit_generator.state, states()))
+
+
+@pytest.mark.parametrize("brought", ["model={_target_: kept.py:Quantized}", "loss={_target_: kept.py:Centered}"])
+def test_three_processes_go_on_as_well(tmp_path: Path, brought: str) -> None:
+    assert_same(*straight_and_resumed(tmp_path, brought, size=3))

@@ -47,7 +47,7 @@ def _of_tensors(one: Any, other: Any, place: str) -> str | None:
     for what in ("dtype", "shape"):
         if getattr(one, what) != getattr(other, what):
             return f"{place} has {what} {getattr(one, what)} and then {getattr(other, what)}"
-    return None if torch.equal(_bits(one), _bits(other)) else f"{place} has other numbers"
+    return None if torch.equal(_bits(one.to(other.device)), _bits(other)) else f"{place} has other numbers"
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:

@@ -50,6 +50,11 @@ def load_weights(model: nn.Module, path: Path) -> str:
     return f"started from {path}{step}: {len(fitting)} of {len(own)} tensors{rest}"
 
 
+def shapes_of(state: Mapping[str, Any]) -> dict[str, tuple[int, ...] | None]:
+    """The shape of each tensor of a state_dict, and None of what is no tensor, by name."""
+    return {name: _shape(value) for name, value in state.items()}
+
+
 def _shape(value: Any) -> tuple[int, ...] | None:
     """That of a tensor; what a module keeps besides has none."""
     return tuple(value.shape) if isinstance(value, torch.Tensor) else None

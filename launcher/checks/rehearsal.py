@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from launcher.text import printable, shapes, size
 from launcher.training.build import build_run_model, build_run_state, open_run_data
 from launcher.training.contents import Contents
 from launcher.training.plan import Plan, plan_of
+from launcher.training.proof import Proof
 from launcher.training.state import TrainState
 from launcher.training.step import backward, forward
 from launcher.training.steps import StepBatch, counted_steps
@@ -92,7 +94,7 @@ def rehearse(recipe: Recipe, builder: Builder, world: World, say: Say) -> Checke
         on_two = replace(state, data=open_run_data(small, builder, World()))
         warned = _rehearse_step(recipe, on_two, world, say)
         _rehearse_evaluation(small, builder, on_two, say)
-        _rehearse_checkpoint(recipe, on_two, say)
+        _rehearse_checkpoint(recipe, builder, on_two, say)
         elsewhere = replace(state, device=replace(device, world=world, notes=()))
         plan = plan_of(recipe, elsewhere, Path(), 0, list(_notes(recipe, data, world)))
         return Checked(_for_the_world(plan, recipe), [*warned, *doubts_of(recipe, state)])
@@ -316,12 +318,19 @@ def _short(value: Any) -> str:
     )
 
 
-def _rehearse_checkpoint(recipe: Recipe, train_state: TrainState, say: Say) -> None:
+def _rehearse_checkpoint(recipe: Recipe, builder: Builder, train_state: TrainState, say: Say) -> None:
     """What is saved must come back the same, and be readable without running code."""
     contents = Contents(train_state, {}, "", BestTracker(None))
-    before = contents.capture(1).copied()
+    before, proof = (
+        contents.capture(1).copied(),
+        Proof(contents.optimizer, train_state.shapes, partial(builder.build_another, recipe.model)),
+    )
+    with _stage(recipe, ("optimizer",), ""):
+        proof.before(before)
     with tempfile.TemporaryDirectory(prefix="launcher-check-") as folder, _stage(recipe, ("model",), "its checkpoint"):
-        contents.restore(checkpoints.verify(checkpoints.save(Path(folder) / "checkpoints", before)))
+        checkpoint = checkpoints.verify(checkpoints.save(Path(folder) / "checkpoints", before))
+        proof.after(before, checkpoint)
+        contents.restore(checkpoint)
     after = contents.capture(1)
     for path, was, now in (
         (("model",), before.weights, after.weights),

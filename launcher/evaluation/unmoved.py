@@ -22,6 +22,7 @@ from launcher.checkpoints.sameness import same
 
 _DEPTH = 4  # of attributes of attributes, as a step function's meter has a list
 _LARGEST = 2**28  # bytes: what is larger, and no buffer, is data
+_LONGEST = 10_000  # entries that are looked into: more are data, as a vocabulary is
 _NOT_OURS = ("torch", "launcher", "numpy", "logging", "threading", "multiprocessing", "concurrent", "io", "weakref")
 _REGISTERED = ("_parameters", "_buffers", "_modules")  # of a module: looked at by their public names
 Back = Callable[[], object]
@@ -90,7 +91,8 @@ class Unmoved:
 
     def _keep_container(self, container: Any, depth: int) -> None:
         self._back.append(partial(_fill, container, container.copy()))
-        self._keep_all(list(container.values() if isinstance(container, dict) else container), depth)
+        if len(container) <= _LONGEST:
+            self._keep_all(list(container.values() if isinstance(container, dict) else container), depth)
 
     def _keep_code_or_object(self, thing: Any, depth: int) -> None:
         if isinstance(thing, MethodType):

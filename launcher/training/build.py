@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from launcher.checkpoints.weights import load_weights
+from launcher.checkpoints.weights import load_weights, shapes_of
 from launcher.data.load import Data, load_data
 from launcher.device.device import Device
 from launcher.model.build import Model, build_model, wrap, wrap_step
@@ -97,6 +97,7 @@ def build_run_state(recipe: Recipe, builder: Builder, model: Model, device: Devi
         seeds=StepSeeds(recipe.seed, device.world.rank, device.is_gpu, only_torch=draws_only_from_torch(brought)),
         losses=losses,
         average=average,
+        shapes=shapes_of(model.bare.state_dict()),
         frozen={name: one for module in (model.bare, *losses.values()) for name, one in _frozen(module)},
     )
 

@@ -118,6 +118,8 @@ class Contents:
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
     def __post_init__(self) -> None:
+        names = parameter_names(self.state.model.bare, self.state.objective.modules)
+        self.optimizer = NamedOptimizer(self.state.optimizer, names)
         self.ranks = RankStates(self.state.objective.stateful, self.state.device.coordinator)
 
     @property
@@ -127,7 +129,7 @@ class Contents:
         parts: dict[str, Part | None] = {
             **state.objective.stateful,
             "ranks": self.ranks,
-            "optimizer": NamedOptimizer(state.optimizer, parameter_names(state.model.bare, state.objective.modules)),
+            "optimizer": self.optimizer,
             "scheduler": state.schedule.scheduler,
             "scaler": state.update.scaler,
             "average": state.average,

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ from launcher.runs.tracking.tracking import NoTracking, Tracking, open_tracking
 from launcher.training.contents import Contents
 from launcher.training.plan import plan_of
 from launcher.training.profiling import NoProfiling, Profiling
+from launcher.training.proof import Proof
 from launcher.training.resume import Finished, Opening, ResumePoint
 from launcher.training.session import Session
 from launcher.training.state import TrainState
@@ -185,6 +187,7 @@ def _session(
         captured=record.reached,
         saved=record.saved,
         last_step=start if point.checkpoint is not None else None,
+        proof=Proof(contents.optimizer, state.shapes, partial(builder.build_another, recipe.model)),
     )
     return Session(
         folder=folder,

@@ -24,12 +24,12 @@ class StepSeeds:
     """
 
     def __init__(self, seed: int, rank: int, on_gpu: bool, only_torch: bool = False):
-        self._seed, self._rank, self._on_gpu = seed, rank, on_gpu
+        self.seed, self._rank, self._on_gpu = seed, rank, on_gpu
         self._seed_for = seed_torch if only_torch else seed_generators
 
     def __call__(self, step: int) -> None:
         """Seeds for the step after `step` completed ones."""
-        self._seed_for(self._seed, step, self._rank, is_gpu=self._on_gpu)
+        self._seed_for(self.seed, step, self._rank, is_gpu=self._on_gpu)
 
 
 def draws_only_from_torch(things: Iterable[Any]) -> bool:

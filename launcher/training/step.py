@@ -13,6 +13,8 @@ import torch
 from launcher.data.load import MicroBatch
 from launcher.data.transfer import on_device
 from launcher.errors import LauncherError, UsageError
+from launcher.evaluation.modes import own_randomness
+from launcher.evaluation.unmoved import Unmoved
 from launcher.objective.loss import INDEPENDENT
 from launcher.objective.run_length import At
 from launcher.recipe.line_keys import LINE_KEYS
@@ -174,13 +176,12 @@ PARTS = Parts(forward, backward, update)
 
 
 def warm_up(state: TrainState) -> None:
-    """One forward and backward whose result is thrown away; buffers are put back."""
-    buffers = {name: buffer.clone() for name, buffer in state.model.bare.named_buffers()}
-    steps = counted_steps(state, 0, 1)
-    step = next(on_device(steps, state.device.torch_device))
-    value, factor, _ = forward(state, step.batches[-1], step.scales[-1], At())
-    backward(state, value, factor)
+    """One forward and backward whose result is thrown away, and nothing of what they have moved is left behind."""
+    unmoved = Unmoved(state.model.bare, *state.objective.own.values())
+    with own_randomness(state.seeds.seed, state.device.world.rank, state.device.torch_device):
+        steps = counted_steps(state, 0, 1)
+        step = next(on_device(steps, state.device.torch_device))
+        value, factor, _ = forward(state, step.batches[-1], step.scales[-1], At())
+        backward(state, value, factor)
     state.update.clear_gradients()
-    with torch.no_grad():
-        for name, buffer in state.model.bare.named_buffers():
-            buffer.copy_(buffers[name])
+    unmoved.put_back()

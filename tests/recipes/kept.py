@@ -334,3 +334,51 @@ def thawing_step(model: Any, batch: tuple[Tensor, Tensor], at: Any) -> Mapping[s
     if at.step == 3:
         model.first.weight.requires_grad_(True)
     return {"loss": functional.mse_loss(model.l(model.first(batch[0])), batch[1])}
+
+
+class Rounding(torch.optim.SGD):
+    """Gives its state in another dtype than it needs."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "calls": random.random()}
+
+
+class Moments:
+    """Something of a user's own, in a state."""
+
+
+class SetLoss(Annealed):
+    """Has it in its state."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"calls": self.calls, "moments": Moments()}
+
+
+class Growing(Lin):
+    """Buffers that appear and grow in forward, as an observer's do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("low", torch.empty(0, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not hasattr(self, "scale"):
+            self.register_buffer("scale", torch.ones(1, dtype=torch.float64))
+        if self.low.numel() == 0:
+            self.low.resize_(4).zero_()
+        self.low.copy_(torch.minimum(self.low, x.detach().min(0).values))
+        self.scale.mul_(0.99)
+        return super().forward(x * self.scale + 0.01 * self.low)
+
+
+class Quantized(Lin):
+    """Trained for quantization: torch's observer of each channel resizes its buffers in the first forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from torch.ao.quantization import FakeQuantize, MovingAveragePerChannelMinMaxObserver
+
+        self.fake = FakeQuantize(MovingAveragePerChannelMinMaxObserver, ch_axis=1, qscheme=torch.per_channel_affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.fake(x.float()).double())
