@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -311,8 +312,9 @@ def test_parameters_that_thaw_are_refused_when_they_do(tmp_path: Path, thawing: 
     assert [line["step"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")][-1] == 3
 
 
-def refused_here(folder: str, overrides: tuple[str, ...]) -> str:
+def refused_here(folder: str, overrides: tuple[str, ...], environ: Mapping[str, str] | None = None) -> str:
     """What a run is refused with."""
+    os.environ.update(environ or {})
     try:
         train_here(folder, overrides, str(RECIPE))
     except LauncherError as error:
@@ -402,3 +404,28 @@ def _all_of(state: Any) -> str:
 @pytest.mark.parametrize("brought", ["model={_target_: kept.py:Quantized}", "loss={_target_: kept.py:Centered}"])
 def test_three_processes_go_on_as_well(tmp_path: Path, brought: str) -> None:
     assert_same(*straight_and_resumed(tmp_path, brought, size=3))
+
+
+# ---------------------------------------------------------------------- ranks that part
+
+PARTING = ("train.step=kept.py:parting_step", "loss=null", "track.every=10 steps")
+
+
+@pytest.mark.parametrize(("every", "steps", "last"), [(5, 20, 5), (1000, 1000, 120)])
+def test_ranks_that_part_end_the_run(tmp_path: Path, every: int, steps: int, last: int) -> None:
+    long = (f"save={{every: {every} steps}}", f"train.steps={steps}")
+    found = in_world(2, refused_here, str(tmp_path / "run"), (*PARTING, *long), {"PART_BY": "0.01"})
+    assert len(set(found)) == 1
+    assert re.match(
+        rf"step {5 if last == 5 else 100}: the weights of rank 0 \(.+\) and rank 1 \(.+\) have parted", found[0]
+    )
+    lines = [line["step"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    assert max(lines, default=0) <= last
+    assert not list((tmp_path / "run").glob("checkpoints/step-*"))
+
+
+def test_a_difference_of_rounding_is_said_once(tmp_path: Path) -> None:
+    found = in_world(2, refused_here, str(tmp_path / "run"), PARTING, {"PART_BY": "1e-9"})
+    assert found == ["it was not refused"] * 2
+    said = (tmp_path / "run" / "logs" / "rank-0.log").read_text()
+    assert said.count("as machines of different kinds round") == 1
