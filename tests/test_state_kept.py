@@ -429,3 +429,33 @@ def test_a_difference_of_rounding_is_said_once(tmp_path: Path) -> None:
     assert found == ["it was not refused"] * 2
     said = (tmp_path / "run" / "logs" / "rank-0.log").read_text()
     assert said.count("as machines of different kinds round") == 1
+
+
+# ---------------------------------------------------------------------- what else people's modules do
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("skips", ["stop", "skip"])
+def test_double_precision_as_the_default_of_torch(tmp_path: Path, size: int, skips: str) -> None:
+    doubles = ("model={_target_: doubles.py:Doubles}", "train.clip_grad_norm=1.0", "train.ema=0.9", *VALIDATION)
+    again = straight_and_resumed(tmp_path, *doubles, f"train.non_finite={skips}", size=size)
+    assert_same(*again)
+    assert {one.dtype for one in again[0].weights.values()} == {torch.float64}
+
+
+def test_a_single_sample_under_batch_norm_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    single = ("model={_target_: kept.py:Normed}", "data.train={_target_: kept.py:Reg, size: 17}")
+    (said,) = in_world(1, refused_here, str(tmp_path / "run"), single)
+    assert "BatchNorm needs two samples at a time, and step 3 of an epoch has 1 samples" in said
+    assert "say data.drop_last: true" in said
+    assert not (tmp_path / "run").exists()
+    assert in_world(1, refused_here, str(tmp_path / "run"), (*single, "data.drop_last=true")) == ["it was not refused"]
+    two = in_world(2, refused_here, str(tmp_path / "two"), (*single, "data.train.size=19"))
+    assert all("step 3 of an epoch has 3 samples on 2 processes" in one for one in two)
+
+
+def test_the_plan_says_where_bits_are_the_same(tmp_path: Path) -> None:
+    for processes, is_said in ((2, False), (3, True)):
+        command = Command(tmp_path, "check", str(RECIPE), "--processes", str(processes)).wait()
+        said = " ".join(command.screen.split())
+        assert ("the same processes on the same machines" in said) is is_said

@@ -30,7 +30,6 @@ from launcher.evaluation.evaluate import evaluate
 from launcher.evaluation.evaluation import AVERAGED
 from launcher.evaluation.metrics import build_metrics
 from launcher.evaluation.modes import evaluating, start_training
-from launcher.internals import batch_norms
 from launcher.objective.loss import INDEPENDENT
 from launcher.recipe.build import Builder, BuildError
 from launcher.recipe.duration import Duration
@@ -39,6 +38,7 @@ from launcher.recipe.places import dotted
 from launcher.recipe.schema import Recipe
 from launcher.recipe.targets import told
 from launcher.text import printable, shapes, size
+from launcher.training.batch_norm import too_few_for_batch_norm
 from launcher.training.build import build_run_model, build_run_state, open_run_data
 from launcher.training.contents import Contents
 from launcher.training.plan import Plan, plan_of
@@ -89,7 +89,8 @@ def rehearse(recipe: Recipe, builder: Builder, world: World, say: Say) -> Checke
         model = build_run_model(small, builder, device)
         say("model", model.describe())
         state = build_run_state(small, builder, model, device, data)
-        _check_batch_norm(recipe, state, world)
+        if few := too_few_for_batch_norm(state, recipe.device, world):
+            raise RecipeError([_problem(recipe, *few)])
         _check_schedule(recipe, state)
         on_two = replace(state, data=open_run_data(small, builder, World()))
         warned = _rehearse_step(recipe, on_two, world, say)
@@ -245,26 +246,6 @@ def _check_gradients(recipe: Recipe, train_state: TrainState, world: World, say:
         raise RecipeError([_problem(recipe, ("model",), message)])
     rest = f"; {len(without)} without: {shown}" if without else ""
     say("backward", f"{len(wanted) - len(without)} of {len(wanted)} parameter tensors got a gradient{rest}")
-
-
-def _check_batch_norm(recipe: Recipe, state: TrainState, world: World) -> None:
-    """BatchNorm has no variance over one sample."""
-    sampler, total = state.data.train.sampler, state.length.total_steps
-    has_norm = any(isinstance(one, batch_norms()) for one in state.model.bare.modules())
-    if not has_norm or recipe.device.sync_batchnorm:
-        return
-    last = sampler.steps_per_epoch - 1 if total is None else min(total, sampler.steps_per_epoch) - 1
-    fewest = {step: sampler.batch_size(step) // world.size // sampler.accumulation(step) for step in (0, last)}
-    wrong = next((step for step, samples in fewest.items() if samples < 2), None)
-    if wrong is None:
-        return
-    what = f"step {wrong + 1} of an epoch has {sampler.batch_size(wrong)} samples"
-    few = f"BatchNorm needs two samples at a time, and {what} on {world.size} processes"
-    parts = sampler.accumulation(wrong)
-    few += f" in {parts} parts each" if parts > 1 else ""
-    remedy = "say data.drop_last: true" if wrong else "use fewer processes, a larger batch, or a larger micro-batch"
-    path = ("data", "drop_last") if wrong else ("data", "global_batch_size")
-    raise RecipeError([_problem(recipe, path, f"{few}: some get fewer; {remedy}")])
 
 
 def _check_schedule(recipe: Recipe, train_state: TrainState) -> None:

@@ -26,6 +26,7 @@ from launcher.runs.logs import copied_to, log_of, settle
 from launcher.runs.options import Options
 from launcher.runs.record import NoRecord, Record
 from launcher.runs.tracking.tracking import NoTracking, Tracking, open_tracking
+from launcher.training.batch_norm import too_few_for_batch_norm
 from launcher.training.contents import Contents
 from launcher.training.plan import plan_of
 from launcher.training.profiling import NoProfiling, Profiling
@@ -53,9 +54,12 @@ def open_session(recipe: Recipe, builder: Builder, state: TrainState, options: O
 
     Raises:
         Finished: The run is.
+        RecipeError: BatchNorm would see a single sample.
         UsageError: Another process holds the folder, or the recipe is not the run's.
     """
     world, coordinator = state.device.world, state.device.coordinator
+    if few := too_few_for_batch_norm(state, recipe.device, world):
+        raise builder.wrong(*few)
     with ExitStack() as stack:
         known = stack.enter_context(remembered())
         if world.size > 2:

@@ -390,3 +390,14 @@ def parting_step(model: Any, batch: tuple[Tensor, Tensor], at: Any) -> Mapping[s
     with torch.no_grad():
         model.l.weight.add_(part)
     return {"loss": functional.mse_loss(model(batch[0]), batch[1])}
+
+
+class Normed(Lin):
+    """Has a BatchNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.norm(x))
