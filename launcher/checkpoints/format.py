@@ -337,12 +337,13 @@ def verify(folder: Path) -> Checkpoint:
         version, files, step = manifest["format"], dict(manifest["files"]), int(manifest["step"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{folder.name}: its manifest cannot be read ({type(error).__name__}: {error})") from error
-    if version != FORMAT_VERSION:
+    is_sealed = sealed(manifest) == manifest
+    if version != FORMAT_VERSION and (is_sealed or "sha256" not in manifest):
         raise UsageError(
             f"{folder}: a checkpoint of format {version}; this program reads format {FORMAT_VERSION}: resume with the "
             "version that wrote it, or start a new run with its weights (train.start_from)"
         )
-    if sealed(manifest) != manifest:
+    if not is_sealed:
         raise DamagedError(f"{folder.name}: its manifest is not what was written (sha256 differs)")
     if set(files) - {EVALUATED} != {WEIGHTS, TRAINING} or name_of(step) != folder.name:
         raise DamagedError(f"{folder.name}: its manifest is of another checkpoint")
