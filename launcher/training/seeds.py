@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import nn
 
-from launcher.data.seeds import seed_generators, seed_torch
+from launcher.data.permutation import mix
+from launcher.data.seeds import seed_generators
 from launcher.internals import has_hooks
 
 _DRAW_FROM_TORCH = ("torch", "launcher")  # what these packages draw in a step, they draw from torch
@@ -25,11 +27,17 @@ class StepSeeds:
 
     def __init__(self, seed: int, rank: int, on_gpu: bool, only_torch: bool = False):
         self.seed, self._rank, self._on_gpu = seed, rank, on_gpu
-        self._seed_for = seed_torch if only_torch else seed_generators
+        self._only_torch = only_torch
 
     def __call__(self, step: int) -> None:
         """Seeds for the step after `step` completed ones."""
-        self._seed_for(self.seed, step, self._rank, is_gpu=self._on_gpu)
+        if not self._only_torch:
+            seed_generators(self.seed, step, self._rank, is_gpu=self._on_gpu)
+            return
+        value = mix(self.seed, step, self._rank) & 0x7FFFFFFFFFFFFFFF
+        torch.default_generator.manual_seed(value)  # 1.5 µs in all; the three together take 9
+        if self._on_gpu:
+            torch.cuda.manual_seed(value)
 
 
 def draws_only_from_torch(things: Iterable[Any]) -> bool:
