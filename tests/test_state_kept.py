@@ -68,6 +68,17 @@ def test_two_lines_exchanged_change_nothing(tmp_path: Path) -> None:
     assert_same(straight, train(tmp_path / "killed", *pair, PAIR_LINES="ba"))
 
 
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_model_that_is_another_is_refused_before_a_step(tmp_path: Path, size: int) -> None:
+    pair = ("model={_target_: kept.py:Pair}", "optimizer={_target_: Adam, lr: 0.05}")
+    stopped(tmp_path / "run", *pair, size=size)
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    said = in_world(size, refused_here, str(tmp_path / "run"), pair, {"PAIR_WIDTH": "5"})
+    assert all("the checkpoint does not fit this model or optimizer: " in one for one in said)
+    assert all("size mismatch for a.weight" in one and "\n" not in one for one in said)
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+
+
 def test_state_of_other_shapes_is_refused_in_a_line(tmp_path: Path) -> None:
     state = {"one": torch.zeros(2, 3, requires_grad=True), "two": torch.zeros(3, requires_grad=True)}
     named = _named(torch.optim.Adam(state.values(), fused=True), state)
@@ -149,12 +160,12 @@ def by_hand(model: Any, optimizer: Any, loss: Any, steps: int = 8, every: int = 
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
-        losses.append(float(value))
+        losses.append(float(value.detach()))
         if (step + 1) % every == 0:
             for one in (model, optimizer):
                 if hasattr(one, "eval"):
                     one.eval()
-            scores.append(float(loss(model(data.x), data.y)))
+            scores.append(float(loss(model(data.x), data.y).detach()))
             for one in (model, optimizer):
                 if hasattr(one, "train"):
                     one.train()
