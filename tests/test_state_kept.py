@@ -281,7 +281,8 @@ def test_coins_of_two_generators_are_independent(tmp_path: Path) -> None:
 def test_a_runs_own_weights_open_everywhere(tmp_path: Path) -> None:
     extra = ("model={_target_: kept.py:Extra}", *VALIDATION)
     found = train(tmp_path / "run", *extra)
-    assert found.weights["_extra_state"] == {"calls": 8, "names": ["a"]}
+    extra_state: Any = found.weights["_extra_state"]
+    assert extra_state == {"calls": 8, "names": ["a"]}
     newest = max((tmp_path / "run" / "checkpoints").iterdir())
     for saved in (tmp_path / "run", newest):
         assert in_world(1, evaluated_here, str(saved)) == pytest.approx(found.column("loss", "validation")[-1:])
@@ -289,7 +290,8 @@ def test_a_runs_own_weights_open_everywhere(tmp_path: Path) -> None:
         (said,) = in_world(1, exported_here, str(saved), str(tmp_path / f"{saved.name}.safetensors"))
         assert "safetensors holds tensors only, and '_extra_state' of the model is a dict; write .pth" in said
     again = train(tmp_path / "again", *extra, f"train.start_from={tmp_path / 'run'}")
-    assert again.weights["_extra_state"]["calls"] == 16
+    extra_state = again.weights["_extra_state"]
+    assert extra_state["calls"] == 16
 
 
 def exported_here(folder: str, target: str) -> str:
@@ -404,7 +406,9 @@ def warmed_here(overrides: tuple[str, ...]) -> tuple[str, str]:
     with open_device(recipe.device, World(), cpu=True) as device:
         model = build_run_model(recipe, builder, device)
         state = build_run_state(recipe, builder, model, device, data)
-        return _all_of(state), (warm_up(state), _all_of(state))[1]
+        before = _all_of(state)
+        warm_up(state)
+        return before, _all_of(state)
 
 
 def _all_of(state: Any) -> str:

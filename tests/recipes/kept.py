@@ -51,6 +51,9 @@ class Lin(nn.Module):
 class Pair(nn.Module):
     """Two layers of one shape, whose lines somebody exchanges between two starts; or of another shape."""
 
+    a: nn.Module
+    b: nn.Module
+
     def __init__(self) -> None:
         super().__init__()
         order, width = os.environ.get("PAIR_LINES", "ab"), int(os.environ.get("PAIR_WIDTH", "4"))
@@ -190,6 +193,9 @@ class ScheduleFree(torch.optim.Optimizer):
 class Counting(Lin):
     """Its forward moves a buffer, attributes and a generator, in eval mode as well; all of them matter."""
 
+    seen: Tensor
+    cache: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("seen", torch.zeros((), dtype=torch.float64))
@@ -209,6 +215,8 @@ class Counting(Lin):
 
 class Centered(nn.Module):
     """A loss with a buffer and no parameter."""
+
+    center: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -274,6 +282,8 @@ def flips_step(model: nn.Module, batch: tuple[Tensor, Tensor], at: Any) -> Mappi
 class Stepper(nn.Module):
     """A step function that is a module, with a buffer and a layer for its own use."""
 
+    mean: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(1, dtype=torch.float64))
@@ -295,7 +305,7 @@ class Extra(Lin):
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
             self.kept = {**self.kept, "calls": self.kept["calls"] + 1}
-        return super().forward(x) * (1 + 0.01 * self.kept["calls"])
+        return super().forward(x) * (1 + 0.01 * float(self.kept["calls"]))
 
     def get_extra_state(self) -> dict[str, Any]:
         return dict(self.kept)
@@ -356,6 +366,9 @@ class SetLoss(Annealed):
 
 class Growing(Lin):
     """Buffers that appear and grow in forward, as an observer's do."""
+
+    low: Tensor
+    scale: Tensor
 
     def __init__(self) -> None:
         super().__init__()
