@@ -266,8 +266,12 @@ def packaged_readers() -> frozenset[str] | None:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether somebody looks at or changes what a module gets or gives; where a torch hides that, it counts as so."""
-    return any(getattr(module, name, True) for name in ("_forward_hooks", "_forward_pre_hooks"))
+    """Whether somebody has put hooks around a module's forward or backward pass.
+
+    There are public ways to add one and none to ask; where a torch hides a list, it counts as filled.
+    """
+    lists = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, name, True) for name in lists)
 
 
 def dropouts() -> tuple[type[nn.Module], ...]:

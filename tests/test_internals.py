@@ -80,6 +80,8 @@ SYMBOLS: dict[str, Callable[[], object]] = {
     "_BatchNorm": lambda: batchnorm,
     "_DropoutNd": lambda: torch.nn.modules.dropout,
     "tree_map": lambda: _pytree,
+    "_backward_hooks": nn.Module,
+    "_backward_pre_hooks": nn.Module,
     "_milestones": sequence,
     "_schedulers": sequence,
     "_cdata": lambda: torch.zeros(1).untyped_storage(),
@@ -226,3 +228,11 @@ def test_nobody_else_touches_private_names(path: Path) -> None:
 def test_the_look_at_private_names_sees_every_way(code: str, name: str, tmp_path: Path) -> None:
     (tmp_path / "some.py").write_text(code)
     assert name in {found for _, _, found in private_uses(tmp_path / "some.py")}
+
+
+def test_hooks_of_a_module_are_seen() -> None:
+    for register in ("forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"):
+        layer = nn.Linear(1, 1)
+        assert not internals.has_hooks(layer)
+        getattr(layer, f"register_{register}")(lambda *_: None)
+        assert internals.has_hooks(layer)

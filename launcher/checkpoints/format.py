@@ -1,7 +1,8 @@
 """7: saving. Checkpoints that appear whole or not at all, and the final, unwrapped weights.
 
 A checkpoint is `checkpoints/step-00000123/`: `weights.pth` (the unwrapped state_dict), `training.pt` (optimizer,
-schedule and what else a step changes) and, written last, `manifest.json` (what it is, size and sha256 of every file,
+schedule and what else a step changes), `evaluated.pth` where the optimizer keeps other weights for evaluating than for
+training (a schedule-free one), and, written last, `manifest.json` (what it is, size and sha256 of every file,
 and a sha256 of all that). It is written under a hidden name, synced to disk, and renamed; old ones go only after it was
 read back.
 """
@@ -30,8 +31,9 @@ from launcher.internals import storage_id
 from launcher.world import faults
 from launcher.world.files import atomic_write
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 WEIGHTS, TRAINING, MANIFEST = "weights.pth", "training.pt", "manifest.json"
+EVALUATED = "evaluated.pth"  # where evaluating has weights of its own
 _OVERHEAD_BYTES = 64 * 1024  # of the files' own structure
 _LOOK_SECONDS = 0.5  # between looks at a checkpoint that is not seen yet
 _NAME = re.compile(r"step-(\d{8,})")
@@ -63,8 +65,12 @@ class Checkpoint:
         return int(self.manifest["step"])
 
     def weights(self) -> dict[str, Any]:
-        """The unwrapped state_dict, on the CPU."""
+        """The unwrapped state_dict that training goes on with, on the CPU."""
         return load_state(self.folder / WEIGHTS)
+
+    def evaluated(self) -> dict[str, Any]:
+        """The unwrapped state_dict to evaluate and to hand on, on the CPU: mostly the same."""
+        return load_state(self.folder / (EVALUATED if EVALUATED in self.manifest["files"] else WEIGHTS))
 
     def training(self) -> dict[str, Any]:
         """Optimizer, schedule and the rest, on the CPU."""
@@ -84,11 +90,19 @@ class Snapshot:
         weights: The unwrapped state_dict.
         training: Plain values and tensors only.
         manifest: At least `step`; format version and files are added.
+        evaluated: The state_dict to evaluate, where it is another.
     """
 
     weights: Mapping[str, Any]
     training: Mapping[str, Any]
     manifest: Mapping[str, Any]
+    evaluated: Mapping[str, Any] | None = None
+
+    @property
+    def contents(self) -> dict[str, Mapping[str, Any]]:
+        """What is in its files, by their names."""
+        files = {WEIGHTS: self.weights, TRAINING: self.training}
+        return files if self.evaluated is None else {**files, EVALUATED: self.evaluated}
 
     @property
     def step(self) -> int:
@@ -98,13 +112,13 @@ class Snapshot:
     @property
     def num_bytes(self) -> int:
         """Of its tensors; memory that several share counts once."""
-        storages = {one.untyped_storage() for one in tensors_in([self.weights, self.training])}
+        storages = {one.untyped_storage() for one in tensors_in(self.contents)}
         return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
     def copied(self) -> Snapshot:
         """The same in host memory of its own, so that training may go on while it is written."""
-        weights, training = copied([self.weights, self.training])
-        return Snapshot(weights, training, self.manifest)
+        weights, training, evaluated = copied([self.weights, self.training, self.evaluated])
+        return Snapshot(weights, training, self.manifest, evaluated)
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:
@@ -170,8 +184,9 @@ def save(folder: Path, snapshot: Snapshot) -> Path:
         _check_space(folder, snapshot.num_bytes)
         hidden.mkdir()
         faults.point("checkpoint.begin", step)
-        contents = {WEIGHTS: snapshot.weights, TRAINING: snapshot.training}
-        files = {name: _save_state(hidden / name, state, "checkpoint", step) for name, state in contents.items()}
+        files = {
+            name: _save_state(hidden / name, state, "checkpoint", step) for name, state in snapshot.contents.items()
+        }
         whole = sealed({"format": FORMAT_VERSION, **snapshot.manifest, "files": files})
         _write(hidden / MANIFEST, json.dumps(whole, indent=2).encode(), "checkpoint", step)
         _sync_folder(hidden)
@@ -322,14 +337,15 @@ def verify(folder: Path) -> Checkpoint:
         version, files, step = manifest["format"], dict(manifest["files"]), int(manifest["step"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{folder.name}: its manifest cannot be read ({type(error).__name__}: {error})") from error
-    if version != FORMAT_VERSION:
+    is_sealed = sealed(manifest) == manifest
+    if version != FORMAT_VERSION and (is_sealed or "sha256" not in manifest):
         raise UsageError(
             f"{folder}: a checkpoint of format {version}; this program reads format {FORMAT_VERSION}: resume with the "
             "version that wrote it, or start a new run with its weights (train.start_from)"
         )
-    if sealed(manifest) != manifest:
+    if not is_sealed:
         raise DamagedError(f"{folder.name}: its manifest is not what was written (sha256 differs)")
-    if set(files) != {WEIGHTS, TRAINING} or name_of(step) != folder.name:
+    if set(files) - {EVALUATED} != {WEIGHTS, TRAINING} or name_of(step) != folder.name:
         raise DamagedError(f"{folder.name}: its manifest is of another checkpoint")
     for name, expected in files.items():
         _verify_file(folder / name, expected)

@@ -71,10 +71,10 @@ class Saved:
         return source.manifest.get("loss", {}) if source is not None else {}
 
     def losses(self) -> Mapping[str, Any]:
-        """States of losses that have parameters of their own, by key; empty where none are beside these weights."""
+        """States of losses and step functions, by key; empty where none are beside these weights."""
         source = self._checkpoint()
         training = source.training() if source is not None else {}
-        return {name: state for name, state in training.items() if name == "loss" or name.startswith("loss.")}
+        return {name: state for name, state in training.items() if name.partition(".")[0] in ("loss", "train")}
 
     def _checkpoint(self) -> Checkpoint | None:
         """The checkpoint that these weights are of."""

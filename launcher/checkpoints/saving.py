@@ -8,14 +8,34 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import psutil
 
-from launcher.checkpoints.format import DamagedError, SaveError, Snapshot, name_of, save, verify
+from launcher.checkpoints.format import Checkpoint, DamagedError, SaveError, Snapshot, name_of, save, verify
 from launcher.checkpoints.retention import _discard, prune
+from launcher.errors import EXIT_USAGE
 from launcher.recipe import schema
 
 _PAUSES = (0.5, 2.0)  # seconds between tries to write a checkpoint
+
+
+class UnresumableError(SaveError):
+    """What was saved could not be gone on with: the recipe's parts are wrong, and trying again is no help."""
+
+    exit_code = EXIT_USAGE
+
+
+class Proving(Protocol):
+    """Looks at the first checkpoint of a run."""
+
+    def before(self, snapshot: Snapshot) -> None:
+        """Before it is written, while training stands still."""
+        ...
+
+    def after(self, snapshot: Snapshot, checkpoint: Checkpoint) -> None:
+        """When it was written, maybe beside training."""
+        ...
 
 
 class Saving:
@@ -30,9 +50,11 @@ class Saving:
         is_first: Whether this rank writes.
         capture: Gives what a checkpoint is made of after a number of steps; `best_step` of its manifest is kept.
         warn: Gets a line for each thing that went wrong.
+        gather: Called on every rank before that, for what the ranks keep differently.
         captured: Told of each step whose state was captured.
         saved: Told of each checkpoint on disk: the step, seconds of writing, seconds that training stood still.
         last_step: Of the checkpoint that this start resumes from.
+        proof: Looks at the first checkpoint of a run.
     """
 
     def __init__(
@@ -43,13 +65,16 @@ class Saving:
         *,
         capture: Callable[[int], Snapshot],
         warn: Callable[[str], None],
+        gather: Callable[[], None] = lambda: None,
         captured: Callable[[int], None] = lambda step: None,
         saved: Callable[[int, float, float], None] = lambda step, seconds, stall: None,
         last_step: int | None = None,
+        proof: Proving | None = None,
     ):
         self.section, self.folder, self.is_first, self.last_step = section, folder, is_first, last_step
         self._capture, self._captured, self._saved = capture, captured, saved
-        self._warn = warn
+        self._gather, self._warn = gather, warn
+        self._proof = proof if last_step is None else None
         self._writer: threading.Thread | None = None
         self._news: deque[str | SaveError] = deque()
         self._stalls: list[float] = []  # seconds that training stood still, for each checkpoint on disk
@@ -63,12 +88,15 @@ class Saving:
         if step == self.last_step:
             return
         self.last_step = step
+        self._gather()
         if not self.is_first:
             return
         began = time.perf_counter()
         self.wait()
         snapshot = self._capture(step)
         self._captured(step)
+        if self._proof is not None:
+            self._proof.before(snapshot)
         if self._in_background(snapshot):
             snapshot = snapshot.copied()
             work = partial(self._write, snapshot, time.perf_counter() - began)
@@ -86,7 +114,8 @@ class Saving:
         """
         while self._news:
             news = self._news.popleft()
-            if isinstance(news, SaveError) and self.section.on_failure == "stop":
+            is_over = self.section.on_failure == "stop" or isinstance(news, UnresumableError)
+            if isinstance(news, SaveError) and is_over:
                 raise news
             self._warn(str(news))
 
@@ -128,7 +157,7 @@ class Saving:
         began = time.perf_counter()
         for pause in (*_PAUSES, None):
             try:
-                verify(save(self.folder, snapshot))
+                checkpoint = verify(save(self.folder, snapshot))
                 break
             except Exception as error:
                 failure = self._failure(snapshot, error)
@@ -139,6 +168,9 @@ class Saving:
                 _discard(self.folder / name_of(snapshot.step))
                 time.sleep(pause)
         try:
+            if self._proof is not None:
+                self._proof.after(snapshot, checkpoint)
+                self._proof = None
             seconds = time.perf_counter() - began
             self._stalls.append(seconds if stall is None else stall)
             self._saved(snapshot.step, seconds, self._stalls[-1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -35,7 +36,7 @@ def load_weights(model: nn.Module, path: Path) -> str:
         raise UsageError(f"train.start_from: {error}") from error
     except LauncherError as error:
         raise LauncherError(f"train.start_from: {error}") from error
-    fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
+    fitting = {name: value for name, value in state.items() if name in own and _shape(own[name]) == _shape(value)}
     if not fitting:
         raise LauncherError(
             f"train.start_from: none of the {len(state)} tensors in {path} fits this model; it has "
@@ -50,6 +51,16 @@ def load_weights(model: nn.Module, path: Path) -> str:
     rest = "".join(f"; {what}: {_some(names)}" for what, names in strange.items() if names)
     step = f", step {source.step:,}" if isinstance(source, Checkpoint) else ""
     return f"started from {path}{step}: {len(fitting)} of {len(own)} tensors{rest}"
+
+
+def shapes_of(state: Mapping[str, Any]) -> dict[str, tuple[int, ...] | None]:
+    """The shape of each tensor of a state_dict, and None of what is no tensor, by name."""
+    return {name: _shape(value) for name, value in state.items()}
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    """That of a tensor; what a module keeps besides has none."""
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else None
 
 
 def find_weights(path: Path) -> Path | Checkpoint:
@@ -83,28 +94,35 @@ def find_weights(path: Path) -> Path | Checkpoint:
     raise UsageError(f"{path}: {what}; `launcher runs` lists the runs")
 
 
-def read_weights(source: Path | Checkpoint) -> Mapping[str, torch.Tensor]:
+_EXTRA = "_extra_state"  # behind the names of what modules give by `get_extra_state`
+
+
+def _is_weight(name: Any, value: Any) -> bool:
+    return isinstance(value, torch.Tensor) or str(name).rpartition(".")[2] == _EXTRA
+
+
+def read_weights(source: Path | Checkpoint) -> Mapping[str, Any]:
     """The weights in a `.pth` or `.safetensors` file or a checkpoint, on the CPU.
 
     Raises:
         LauncherError: The file holds more than tensors, or something else.
     """
     if isinstance(source, Checkpoint):
-        return source.weights()
+        return source.evaluated()
     try:
         if source.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             return load_file(source)
         state = torch.load(source, map_location="cpu", weights_only=True)
-        if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        if not isinstance(state, Mapping) or not all(_is_weight(*one) for one in state.items()):
             raise TypeError("it holds more than a state_dict of tensors")
     except Exception as error:  # whatever a reader raises: the file is not what it should be
         raise LauncherError(f"{source} cannot be read: {error}") from error
     return state
 
 
-def _unprefixed(state: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+def _unprefixed(state: Mapping[str, Any]) -> Mapping[str, Any]:
     """Without what DDP and torch.compile put before every name."""
     for prefix in ("module.", "_orig_mod."):
         if state and all(name.startswith(prefix) for name in state):

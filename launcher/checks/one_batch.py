@@ -9,6 +9,7 @@ import torch
 from launcher.data.transfer import on_device
 from launcher.device.device import open_device, use_cpu
 from launcher.device.same_data import compare_over_ranks
+from launcher.evaluation.modes import start_training
 from launcher.objective.settle import settle_losses
 from launcher.recipe.schema import Recipe
 from launcher.run import checked
@@ -49,7 +50,7 @@ def overfit(recipe: Recipe, world: World, options: Options, say: Callable[[str],
         model = build_run_model(recipe, builder, device)
         state = build_run_state(recipe, builder, model, device, data)
         settle_losses(builder, state.objective, model.bare, data, device.coordinator)
-        model.wrapped.train()
+        start_training(state.model.wrapped, state.optimizer)
         step = next(on_device(counted_steps(state, 0, 1), device.torch_device))
         first = last = float("nan")
         for number in range(STEPS):

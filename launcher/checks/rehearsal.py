@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 
 from launcher.checkpoints import format as checkpoints
 from launcher.checkpoints.format import plain
+from launcher.checkpoints.sameness import same
 from launcher.checks.schedule import doubts_of
 from launcher.data.load import Data
 from launcher.device.device import open_device, seed_everything
@@ -27,7 +29,7 @@ from launcher.evaluation.best import BestTracker, deciding_set, value_of
 from launcher.evaluation.evaluate import evaluate
 from launcher.evaluation.evaluation import AVERAGED
 from launcher.evaluation.metrics import build_metrics
-from launcher.internals import batch_norms
+from launcher.evaluation.modes import evaluating, start_training
 from launcher.objective.loss import INDEPENDENT
 from launcher.objective.settle import settle_losses
 from launcher.recipe.build import Builder, BuildError
@@ -38,9 +40,11 @@ from launcher.recipe.places import dotted
 from launcher.recipe.schema import Recipe
 from launcher.recipe.targets import told
 from launcher.text import printable, shapes, size
+from launcher.training.batch_norm import too_few_for_batch_norm
 from launcher.training.build import build_run_model, build_run_state, open_run_data
 from launcher.training.contents import Contents
 from launcher.training.plan import Plan, plan_of
+from launcher.training.proof import Proof
 from launcher.training.state import TrainState
 from launcher.training.step import backward, forward
 from launcher.training.steps import StepBatch, counted_steps
@@ -90,14 +94,15 @@ def rehearse(recipe: Recipe, builder: Builder, world: World, say: Say) -> Checke
             with _stage(recipe, ("model",), ""):
                 check_names(model.bare)
         state = build_run_state(small, builder, model, device, data)
-        _check_batch_norm(recipe, state, world)
+        if few := too_few_for_batch_norm(state, recipe.device, world):
+            raise RecipeError([_problem(recipe, *few)])
         _check_schedule(recipe, state)
         with _stage(recipe, ("loss",), "measuring what it is a mean over"):
             settle_losses(builder, state.objective, model.bare, data, device.coordinator, processes=world.size)
         on_two = replace(state, data=open_run_data(small, builder, World()))
         warned = _rehearse_step(recipe, on_two, world, say)
         _rehearse_evaluation(small, builder, on_two, say)
-        _rehearse_checkpoint(recipe, on_two, say)
+        _rehearse_checkpoint(recipe, builder, on_two, say)
         elsewhere = replace(state, device=replace(device, world=world, notes=()))
         plan = plan_of(recipe, elsewhere, Path(), 0, list(_notes(recipe, data, world)))
         return Checked(_for_the_world(plan, recipe), [*warned, *doubts_of(recipe, state)])
@@ -178,7 +183,7 @@ def _rehearse_step(recipe: Recipe, train_state: TrainState, world: World, say: S
         step = next(counted_steps(train_state, 0, 1))
     batch = step.batches[0].data
     say("batch", f"{step.batches[0].samples} samples: {shapes(batch)}")
-    train_state.model.wrapped.train()
+    start_training(train_state.model.wrapped, train_state.optimizer)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         loss = _rehearse_forward(recipe, train_state, step, say)
@@ -250,26 +255,6 @@ def _check_gradients(recipe: Recipe, train_state: TrainState, world: World, say:
     say("backward", f"{len(wanted) - len(without)} of {len(wanted)} parameter tensors got a gradient{rest}")
 
 
-def _check_batch_norm(recipe: Recipe, state: TrainState, world: World) -> None:
-    """BatchNorm has no variance over one sample."""
-    sampler, total = state.data.train.sampler, state.length.total_steps
-    has_norm = any(isinstance(one, batch_norms()) for one in state.model.bare.modules())
-    if not has_norm or recipe.device.sync_batchnorm:
-        return
-    last = sampler.steps_per_epoch - 1 if total is None else min(total, sampler.steps_per_epoch) - 1
-    fewest = {step: sampler.batch_size(step) // world.size // sampler.accumulation(step) for step in (0, last)}
-    wrong = next((step for step, samples in fewest.items() if samples < 2), None)
-    if wrong is None:
-        return
-    what = f"step {wrong + 1} of an epoch has {sampler.batch_size(wrong)} samples"
-    few = f"BatchNorm needs two samples at a time, and {what} on {world.size} processes"
-    parts = sampler.accumulation(wrong)
-    few += f" in {parts} parts each" if parts > 1 else ""
-    remedy = "say data.drop_last: true" if wrong else "use fewer processes, a larger batch, or a larger micro-batch"
-    path = ("data", "drop_last") if wrong else ("data", "global_batch_size")
-    raise RecipeError([_problem(recipe, path, f"{few}: some get fewer; {remedy}")])
-
-
 def _check_schedule(recipe: Recipe, train_state: TrainState) -> None:
     """OneCycleLR raises an error at the first step beyond its length."""
     total, schedule = train_state.length.total_steps, train_state.schedule
@@ -291,7 +276,10 @@ def _rehearse_evaluation(recipe: Recipe, builder: Builder, train_state: TrainSta
         path = ("data", split, name) if name else ("data", split)
         with _stage(recipe, path, "evaluating two samples"):
             used = [one for one in metrics if one.is_for(name)]
-            scores = evaluate(train_state.model.bare, loader.batches(), train_state.objective, used, device).scores()
+            model, objective = train_state.model.bare, train_state.objective
+            with evaluating(model, objective, train_state.optimizer):
+                tally = evaluate(model, loader.batches(), objective, used, device, seed=recipe.seed)
+            scores = tally.scores()
         if (split, name) == ("validation", deciding):
             _check_best(recipe, scores)
         say(
@@ -318,12 +306,19 @@ def _short(value: Any) -> str:
     )
 
 
-def _rehearse_checkpoint(recipe: Recipe, train_state: TrainState, say: Say) -> None:
+def _rehearse_checkpoint(recipe: Recipe, builder: Builder, train_state: TrainState, say: Say) -> None:
     """What is saved must come back the same, and be readable without running code."""
     contents = Contents(train_state, {}, "", BestTracker(None))
-    before = contents.capture(1).copied()
+    before, proof = (
+        contents.capture(1).copied(),
+        Proof(contents.optimizer, train_state.shapes, partial(builder.build_another, recipe.model)),
+    )
+    with _stage(recipe, ("optimizer",), ""):
+        proof.before(before)
     with tempfile.TemporaryDirectory(prefix="launcher-check-") as folder, _stage(recipe, ("model",), "its checkpoint"):
-        contents.restore(checkpoints.verify(checkpoints.save(Path(folder) / "checkpoints", before)))
+        checkpoint = checkpoints.verify(checkpoints.save(Path(folder) / "checkpoints", before))
+        proof.after(before, checkpoint)
+        contents.restore(checkpoint)
     after = contents.capture(1)
     for path, was, now in (
         (("model",), before.weights, after.weights),
@@ -338,20 +333,3 @@ def _rehearse_checkpoint(recipe: Recipe, train_state: TrainState, say: Say) -> N
 def _lasting(training: Mapping[str, Any]) -> dict[str, Any]:
     """What time alone does not change."""
     return {name: state for name, state in training.items() if name != "seconds"}
-
-
-def same(one: Any, other: Any) -> bool:
-    """Whether two states are equal to the bit, tensors and containers alike."""
-    if isinstance(one, torch.Tensor) or isinstance(other, torch.Tensor):
-        tensors = isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor)
-        return tensors and one.dtype == other.dtype and torch.equal(_bits(one), _bits(other))
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    return bool(one == other) or (one != one and other != other)
-
-
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor in which NaN equals NaN."""
-    return tensor.nan_to_num(nan=1.5e33) if tensor.is_floating_point() else tensor

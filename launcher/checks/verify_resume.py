@@ -71,7 +71,10 @@ class Verification:
         for line in found:
             say(line)
         if not found:
-            say(f"bit-equal: the weights after {self.steps} steps do not depend on having been killed")
+            say(
+                f"bit-equal: the weights after {self.steps} steps do not depend on having been killed, with "
+                "these processes on this machine"
+            )
         return not found
 
     def _saved(self, folder: Path) -> int:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from launcher.data.loaders import MicroBatch
-from launcher.data.seeds import randomness_restored, seed_generators
 from launcher.data.transfer import moved
+from launcher.evaluation.modes import own_randomness
 from launcher.objective.batch import Evaluated
 from launcher.objective.loss import Objective
 from launcher.objective.run_length import At
@@ -39,11 +38,14 @@ def evaluate(
     heartbeat: Heartbeat = lambda done: None,
     seen: Seen = unseen,
     at: At | None = None,
+    *,
+    seed: int = 0,
+    rank: int = 0,
 ) -> Tally:
-    """The loss over the batches as sums and counts, and the metrics' state; the model is left as it was found.
+    """The loss over the batches as sums and counts, and the metrics' state.
 
     Args:
-        model: The unwrapped module, on `device`.
+        model: The unwrapped module, on `device`, in eval mode (evaluation/modes.py).
         batches: In host memory.
         objective: The loss, with what it is a mean over.
         metrics: Metrics, reset here.
@@ -51,6 +53,8 @@ def evaluate(
         heartbeat: Called with the number of batches done.
         seen: Called with the outputs and targets of each batch, on `device`.
         at: Where training stands, for a step function.
+        seed: The run's: an evaluation has randomness of its own.
+        rank: Whose share of the batches it is.
 
     Raises:
         LauncherError: A metric cannot take what the model gives; the message names shapes and types.
@@ -58,7 +62,7 @@ def evaluate(
     tally = Tally(objective, metrics, at or At())
     for metric in metrics:
         metric.reset(device)
-    with _evaluating(model, device), torch.no_grad():
+    with own_randomness(seed, rank, device), torch.no_grad():
         for done, batch in enumerate(batches, start=1):
             evaluated = tally.add(model, batch, device)
             for metric in metrics:
@@ -66,24 +70,6 @@ def evaluate(
             seen(evaluated.outputs, evaluated.targets, batch)
             heartbeat(done)
     return tally
-
-
-@contextmanager
-def _evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Eval mode and randomness of its own for a while.
-
-    Afterwards each module is in the mode it was in (a frozen one stays frozen), and the generators go on where they
-    were: evaluating or not changes nothing in training.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with randomness_restored(needed=True), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            seed_generators(0, is_gpu=device.type == "cuda")
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 class Tally:

@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from torch import nn
+
 from launcher.data.loaders import EvaluationLoader
 from launcher.data.streams import StreamEvaluationLoader
 from launcher.device.coordination import Coordinator, packed, unpacked
@@ -17,6 +19,7 @@ from launcher.device.device import Device
 from launcher.errors import LauncherError
 from launcher.evaluation.best import BestTracker, deciding_set, value_of
 from launcher.evaluation.evaluate import Seen, Tally, evaluate, unseen
+from launcher.evaluation.modes import evaluating
 from launcher.model.build import Model
 from launcher.model.ema import Average
 from launcher.objective.loss import Objective
@@ -51,6 +54,11 @@ class Evaluable(Protocol):
     objective: Objective
     device: Device
     average: Average | None
+
+    @property
+    def optimizer(self) -> Any:
+        """Where it is in training, its optimizer."""
+        ...
 
 
 class _StopRequested(Exception):  # noqa: N818  # not an error
@@ -91,6 +99,7 @@ class Evaluation:
         tracking: Where the lines go.
         best: The best so far.
         history: What evaluations have said so far.
+        seed: The run's.
         stopping: Whether this process was asked to stop.
         folder: The run's, for word of what hangs.
         made: Told of each evaluation: the step, and its seconds.
@@ -109,6 +118,7 @@ class Evaluation:
         best: BestTracker,
         *,
         history: History | None = None,
+        seed: int = 0,
         stopping: Callable[[], bool] = lambda: False,
         folder: Path | None = None,
         made: Callable[[int, float], None] = lambda step, seconds: None,
@@ -118,7 +128,7 @@ class Evaluation:
     ):
         self.section, self.sets, self.evaluable, self.metrics = section, sets, evaluable, metrics
         self.tracking, self.best, self.history = tracking, best, history if history is not None else History()
-        self.stopping, self.folder = stopping, folder
+        self.seed, self.stopping, self.folder = seed, stopping, folder
         self.made, self.judged, self.look, self.at = made, judged, look, at
         self.improved = False
 
@@ -165,52 +175,84 @@ class Evaluation:
             self.judged(value)
         return True
 
-    def measured(self, sets: Mapping[str, EvaluationLoader], split: str, step: int, epoch: float) -> list[Line] | None:
-        """One line for each set, told to all ranks; None where one that evaluates was asked to stop."""
+    def measured(
+        self,
+        sets: Mapping[str, EvaluationLoader],
+        split: str,
+        step: int,
+        epoch: float,
+        *,
+        of_training: bool = True,
+    ) -> list[Line] | None:
+        """One line for each set, told to all ranks; None where one that evaluates was asked to stop.
+
+        Args:
+            sets: What to evaluate on, by name.
+            split: What they are for.
+            step: Optimizer steps that made the weights.
+            epoch: Passes over the data that did.
+            of_training: Whether the weights are those of training, of which the optimizer may have two kinds.
+        """
         began = time.perf_counter()
-        measure = self._by_all if self.is_shared else self._by_first
-        lines = measure(sets, split, step, epoch)
+        found = self._found(sets, split, step, of_training)
+        lines = None
+        if found is not None:
+            lines = [self._line(name, split, step, epoch, scores) for name, scores in found.items()]
         for line in lines or ():
             self.tracking.log(line)
         self.made(step, time.perf_counter() - began)
         return lines
+
+    def _found(
+        self, sets: Mapping[str, EvaluationLoader], split: str, step: int, of_training: bool
+    ) -> dict[str, Scores] | None:
+        """Scores by set, with the weights as they are and with their average; every rank goes to eval mode and back."""
+        subject = self.evaluable
+        measure = self._by_all if self.is_shared else self._by_first
+        found: dict[str, Scores] = {name: {} for name in sets}
+        for prefix, weights in self._weights():
+            optimizer = subject.optimizer if of_training and not prefix else None  # an average is what it is
+            with weights, evaluating(subject.model.bare, subject.objective, optimizer):
+                scores = measure(sets, split, step, not prefix)
+            if scores is None:
+                return None
+            for name, values in scores.items():
+                found[name].update({prefix + key: value for key, value in values.items()})
+        return found
 
     @property
     def is_shared(self) -> bool:
         """Whether every rank evaluates a share."""
         return self.section.ranks == "all" and self.evaluable.device.world.size > 1
 
-    def _by_first(self, sets: Mapping[str, EvaluationLoader], split: str, step: int, epoch: float) -> list[Line] | None:
+    def _by_first(
+        self, sets: Mapping[str, EvaluationLoader], split: str, step: int, seen: bool
+    ) -> dict[str, Scores] | None:
         """Rank 0 evaluates; the others wait, and no collective of the main group is pending meanwhile."""
 
-        def measure() -> list[Line] | None:
+        def measure() -> dict[str, Scores] | None:
             try:
-                return [
-                    self._line(name, split, step, epoch, self._scores(loader, name, split, step))
-                    for name, loader in sets.items()
-                ]
+                return {name: self._scores(loader, name, split, step, seen) for name, loader in sets.items()}
             except _StopRequested:
                 return None
 
         # the others are more patient than rank 0's own watch: then it is rank 0 that says where it stands
         patience = None if self._patience is None else self._patience + _LENIENCE
-        lines: list[Line] | None = self._coordinator.from_first(measure, patience)
-        return lines
+        scores: dict[str, Scores] | None = self._coordinator.from_first(measure, patience)
+        return scores
 
-    def _by_all(self, sets: Mapping[str, EvaluationLoader], split: str, step: int, epoch: float) -> list[Line] | None:
+    def _by_all(
+        self, sets: Mapping[str, EvaluationLoader], split: str, step: int, seen: bool
+    ) -> dict[str, Scores] | None:
         """Every rank evaluates its share; sums, counts and the metrics' states are put together, never means."""
         self._share_buffers()
-        lines = []
+        found = {}
         for name, loader in sets.items():
-            scores: Scores = {}
-            for prefix, weights in self._weights():
-                with weights:
-                    found = self._together(loader, name, split, step, not prefix)
-                if found is None:
-                    return None
-                scores.update({prefix + key: value for key, value in found.items()})
-            lines.append(self._line(name, split, step, epoch, scores))
-        told: list[Line] = self._coordinator.from_first(lambda: lines)
+            scores = self._together(loader, name, split, step, seen)
+            if scores is None:
+                return None
+            found[name] = scores
+        told: dict[str, Scores] = self._coordinator.from_first(lambda: found)
         return told
 
     def _together(self, loader: EvaluationLoader, name: str, split: str, step: int, seen: bool) -> Scores | None:
@@ -233,15 +275,11 @@ class Evaluation:
         _check_counted(tally, loader)
         return tally.scores()
 
-    def _scores(self, loader: EvaluationLoader, name: str, split: str, step: int) -> Scores:
-        """What rank 0 finds on a set, with the weights as they are and with their average."""
-        scores: Scores = {}
-        for prefix, weights in self._weights():
-            with weights:
-                tally = self._tally(loader, name, split, step, not prefix)
-            _check_counted(tally, loader)
-            scores.update({prefix + key: value for key, value in tally.scores().items()})
-        return scores
+    def _scores(self, loader: EvaluationLoader, name: str, split: str, step: int, seen: bool) -> Scores:
+        """What rank 0 finds on a set."""
+        tally = self._tally(loader, name, split, step, seen)
+        _check_counted(tally, loader)
+        return tally.scores()
 
     def _tally(
         self, loader: EvaluationLoader, name: str, split: str, step: int, seen: bool, rank: int = 0, size: int = 1
@@ -259,6 +297,8 @@ class Evaluation:
                 heartbeat=partial(self._beat, progress, split, step),
                 seen=self.look(split, name) if seen else unseen,
                 at=self.at(step),
+                seed=self.seed,
+                rank=rank,
             )
 
     def _beat(self, progress: BatchProgress, split: str, step: int, done: int) -> None:
@@ -276,9 +316,11 @@ class Evaluation:
             yield AVERAGED, self.evaluable.average.in_place()
 
     def _share_buffers(self) -> None:
-        """Makes every rank's buffers rank 0's, as DDP does before a forward: running means differ until then."""
-        for buffer in self.evaluable.model.bare.buffers():
-            self._coordinator.share(buffer)
+        """Makes every rank's buffers rank 0's for this evaluation, as DDP does before a forward."""
+        losses = [one for one in self.evaluable.objective.brought.values() if isinstance(one, nn.Module)]
+        for module in (self.evaluable.model.bare, *losses):
+            for buffer in module.buffers():
+                self._coordinator.share(buffer)
 
     def _line(self, name: str, split: str, step: int, epoch: float, scores: Scores) -> Line:
         label = {"name": name} if name else {}

@@ -50,6 +50,7 @@ class Opened:
         average: The average of the weights, where it was saved.
         sets: This rank's loaders.
         builder: Builds what else the recipe names.
+        optimizer: None: nothing is trained.
     """
 
     recipe: Recipe
@@ -59,6 +60,7 @@ class Opened:
     average: Average | None
     sets: Mapping[Part, EvaluationLoader]
     builder: Builder
+    optimizer: None = None
 
 
 @contextmanager
@@ -108,20 +110,22 @@ def _fill(model: nn.Module, saved: Saved) -> None:
 
 
 def _fill_losses(objective: Objective, saved: Saved) -> None:
-    """Losses with parameters of their own count as they did in training.
+    """Losses and step functions that have a state count as they did in training.
 
     Raises:
         UsageError: They were not saved beside the weights.
     """
-    states = saved.losses() if objective.modules else {}
-    for name, module in objective.modules.items():
-        if loss_key(name) not in states:
-            what = loss_key(name) if name else "the loss"
+    states = saved.losses() if objective.stateful else {}
+    trained = {loss_key(name) for name in objective.modules}
+    for key, one in objective.stateful.items():
+        if key in states:
+            one.load_state_dict(states[key])
+        elif key in trained:
+            what = "the loss" if key == "loss" else key
             raise UsageError(
                 f"{saved.label}: {what} has parameters of its own, which a file of weights does not hold; name the "
                 "run's folder or a checkpoint"
             )
-        module.load_state_dict(states[loss_key(name)])
 
 
 def evaluate_saved(
@@ -161,6 +165,7 @@ def evaluate_saved(
                 best=BestTracker(None),
                 look=look,
                 at=partial(_at, model.recipe, saved.at[1]),
+                seed=model.recipe.seed,
             )
             lines += evaluation.measured({name: loader}, part, *saved.at) or []
             if predictions is not None:

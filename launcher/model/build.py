@@ -56,6 +56,7 @@ def build_model(
     *,
     seed: int,
     fill: Callable[[nn.Module], str] | None = None,
+    shares: bool = True,
 ) -> Model:
     """Builds the recipe's model with the run's seed, the same on every rank, and wraps it for this world.
 
@@ -66,6 +67,7 @@ def build_model(
         device: Where it goes.
         seed: The run's.
         fill: Puts weights to start from into the bare module, and says so in a line.
+        shares: Whether DDP goes around it; not where it goes around a step function that calls it.
 
     Raises:
         RecipeError: What came out is not a module, or has nothing to train.
@@ -85,20 +87,43 @@ def build_model(
         bare = nn.SyncBatchNorm.convert_sync_batchnorm(bare)
     if section.channels_last:
         bare = bare.to(memory_format=torch.channels_last)
-    return Model(bare, wrap(bare, device, section), tuple(notes))
+    return Model(bare, wrap(bare, device, section, shares=shares), tuple(notes))
 
 
-def wrap(module: nn.Module, device: Device, section: schema.Device) -> nn.Module:
+def wrap(module: nn.Module, device: Device, section: schema.Device, *, shares: bool = True) -> nn.Module:
     """The module under what Accelerate adds (device, autocast, DDP), compiled where asked."""
     bare = module.to(device.torch_device)
     # said, and not left to Accelerate to find out: its looking imports torch.distributed.tensor, a tenth of a start
     with lazy_compiler.ddp():
-        wrapped: nn.Module = device.accelerator.prepare_model(bare, device_placement=True)
-    memory = device.coordinator.memory
-    if memory is not None and isinstance(wrapped, DistributedDataParallel):
-        memory.serve(wrapped)
+        wrapped: nn.Module = device.accelerator.prepare_model(bare, device_placement=True, evaluation_mode=not shares)
+    _share_memory(wrapped, device)
     if section.compile:
         check_names(bare)
         mode = section.compile if isinstance(section.compile, str) else "default"
         wrapped = torch.compile(wrapped, mode=mode)  # type: ignore[assignment]  # it is an OptimizedModule
     return wrapped
+
+
+def wrap_step(step: nn.Module, device: Device) -> nn.Module:
+    """A module whose forward is a whole step, under DDP where there are several processes.
+
+    Nothing else goes around it: what it calls is under autocast and compiled already.
+    """
+    if device.world.size == 1:
+        return step
+    handler = device.accelerator.ddp_handler
+    with lazy_compiler.ddp():
+        wrapped = DistributedDataParallel(
+            step,
+            device_ids=[device.torch_device] if device.is_gpu else None,
+            **(handler.to_kwargs() if handler is not None else {}),
+        )
+    _share_memory(wrapped, device)
+    return wrapped
+
+
+def _share_memory(wrapped: nn.Module, device: Device) -> None:
+    """Gradients go through memory that all ranks share, where there is such."""
+    memory = device.coordinator.memory
+    if memory is not None and isinstance(wrapped, DistributedDataParallel):
+        memory.serve(wrapped)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -150,6 +152,18 @@ class Objective:
             if isinstance(one, nn.Module) and any(parameter.requires_grad for parameter in one.parameters())
         }
 
+    @property
+    def brought(self) -> dict[str, Any]:
+        """What may have a state, by key: the losses, or the step function and its count, behind bound methods."""
+        functions: dict[str, Any] = {term.key: term.function for term in self.terms}
+        functions |= {key: one for key, one in (("train.step", self.step), ("train.count", self.count)) if one}
+        return {key: _owner(one) for key, one in functions.items()}
+
+    @property
+    def stateful(self) -> dict[str, Any]:
+        """Those of them that have a state to save, by key."""
+        return {key: one for key, one in self.brought.items() if _has_state(one)}
+
     def stepped(self, model: nn.Module, batch: Any, at: Any) -> dict[str, Any]:
         """What the user's step function gives.
 
@@ -165,9 +179,9 @@ class Objective:
 
     def to(self, device: torch.device) -> None:
         """Moves the losses: class weights are buffers."""
-        for term in self.terms:
-            if isinstance(term.function, nn.Module):
-                term.function.to(device)
+        for one in self.brought.values():
+            if isinstance(one, nn.Module):
+                one.to(device)
 
     # ------------------------------------------------------------------ what is counted
 
@@ -310,6 +324,22 @@ def _weighed(value: torch.Tensor, count: float, reading: Reading | None, sums: b
         return value
     count = max(count, reading.floor if reading is not None else 0.0)
     return value * count if count else torch.zeros_like(value)  # a mean over nothing is NaN
+
+
+def _owner(function: Any) -> Any:
+    """Whose state a function's is: the object of a bound method, what a partial calls."""
+    if isinstance(function, partial):
+        return _owner(function.func)
+    bound = getattr(function, "__self__", None)
+    return function if bound is None or isinstance(bound, ModuleType) else bound
+
+
+def _has_state(thing: Any) -> bool:
+    """Whether something gives and takes a state; torch's own losses without parameters keep what they were made of."""
+    if isinstance(thing, nn.Module):
+        is_torchs = type(thing).__module__.partition(".")[0] == "torch" and not list(thing.parameters())
+        return not is_torchs and bool(thing.state_dict())
+    return not isinstance(thing, type) and all(hasattr(thing, name) for name in ("state_dict", "load_state_dict"))
 
 
 def _scale(reading: Reading | None, sums: bool, local: float, total: float, world: int, samples: int) -> float:

@@ -263,6 +263,12 @@ class Builder:
             self._built[component.path] = self._build(component, handed)
         return self._built[component.path]
 
+    def build_another(self, component: Component) -> Any:
+        """Builds a component once more, with all that it is made of; what was handed in stays what it is."""
+        other = copy.copy(self)
+        other._built = {}
+        return other.build(component)
+
     def _build(self, component: Component, handed: Mapping[str, Any]) -> Any:
         target = self.resolve(component)
         if refused := style_objection(target, component.style, self._trust(component)):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from launcher.checkpoints.weights import load_weights
+from torch import nn
+
+from launcher.checkpoints.weights import load_weights, shapes_of
 from launcher.data.load import Data, load_data
 from launcher.device.device import Device
-from launcher.model.build import Model, build_model, wrap
+from launcher.model.build import Model, build_model, wrap, wrap_step
 from launcher.model.ema import Average
 from launcher.objective.loss import build_objective
 from launcher.objective.optimizer import build_optimizer
@@ -16,8 +20,9 @@ from launcher.objective.run_length import RunLength
 from launcher.objective.schedule import build_schedule
 from launcher.recipe.build import Builder
 from launcher.recipe.schema import Recipe
-from launcher.training.seeds import StepSeeds
+from launcher.training.seeds import StepSeeds, draws_only_from_torch
 from launcher.training.state import TrainState
+from launcher.training.step_module import StepModule
 from launcher.training.update import OneOptimizer
 from launcher.world.world import World
 
@@ -50,7 +55,8 @@ def build_run_model(recipe: Recipe, builder: Builder, device: Device) -> Model:
     start_from, fill = recipe.train.start_from, None
     if start_from is not None:
         fill = partial(load_weights, path=builder.folder / Path(start_from).expanduser())
-    return build_model(builder, recipe.model, recipe.device, device, seed=recipe.seed, fill=fill)
+    shares = recipe.train.step is None
+    return build_model(builder, recipe.model, recipe.device, device, seed=recipe.seed, fill=fill, shares=shares)
 
 
 def build_run_state(recipe: Recipe, builder: Builder, model: Model, device: Device, data: Data) -> TrainState:
@@ -65,6 +71,8 @@ def build_run_state(recipe: Recipe, builder: Builder, model: Model, device: Devi
     length = RunLength.of(train, data.steps_per_epoch)
     builder.computed |= length.computed
     objective = build_objective(builder, recipe.loss, recipe.batch, train)
+    if objective.step is not None:
+        model = replace(model, wrapped=wrap_step(StepModule(model.wrapped, objective), device))
     losses = {name: wrap(module, device, recipe.device) for name, module in objective.modules.items()}
     objective = objective.wrapped_by(losses)
     objective.to(device.torch_device)
@@ -79,6 +87,7 @@ def build_run_state(recipe: Recipe, builder: Builder, model: Model, device: Devi
         skip_non_finite=train.non_finite == "skip",
         updated=average.update if average is not None else None,
     )
+    brought = (model.bare, *objective.brought.values(), optimizer)
     update.clear_gradients()  # a model that was handed in may have some, of a trial by hand
     return TrainState(
         model=model,
@@ -89,7 +98,13 @@ def build_run_state(recipe: Recipe, builder: Builder, model: Model, device: Devi
         device=device,
         data=data,
         length=length,
-        seeds=StepSeeds(recipe.seed, device.world.rank, device.is_gpu),
+        seeds=StepSeeds(recipe.seed, device.world.rank, device.is_gpu, only_torch=draws_only_from_torch(brought)),
         losses=losses,
         average=average,
+        shapes=shapes_of(model.bare.state_dict()),
+        frozen={name: one for module in (model.bare, *losses.values()) for name, one in _frozen(module)},
     )
+
+
+def _frozen(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return ((name, one) for name, one in module.named_parameters() if not one.requires_grad)

@@ -6,22 +6,26 @@ Besides the weights it is made of parts by name, each of which gives and takes i
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
-from launcher.checkpoints.format import Checkpoint, Snapshot
+from launcher.checkpoints.format import Checkpoint, Snapshot, copied
+from launcher.checkpoints.sameness import same
+from launcher.device.coordination import Coordinator, packed, unpacked
 from launcher.errors import LauncherError
 from launcher.evaluation.best import BestTracker
 from launcher.evaluation.evaluation import History
-from launcher.objective.loss import loss_key
+from launcher.evaluation.modes import has_modes, weights_of_evaluation
 from launcher.objective.schedule import Schedule
 from launcher.runs.folder import versions
 from launcher.runs.identity import digest
-from launcher.training import fast_step
+from launcher.training.optimizer_state import NamedOptimizer, parameter_names
 from launcher.training.state import TrainState
 
 
@@ -57,20 +61,40 @@ class Stopwatch:
         self.seconds_before = float(seconds)
 
 
-@dataclass(frozen=True)
-class OptimizerPart:
-    """An optimizer whose groups step as those of this start, on whatever device the state was made."""
+class RankStates:
+    """What losses and step functions keep differently on each rank, as the means of what each rank has seen.
 
-    optimizer: torch.optim.Optimizer
+    DDP shares a model's buffers; nobody shares these. A start with as many ranks gives each its own, another one gives
+    all of them rank 0's.
 
-    def state_dict(self) -> Any:
-        """The optimizer's own."""
-        return self.optimizer.state_dict()
+    Args:
+        stateful: What has a state, by key.
+        coordinator: The ranks' side channel.
+    """
 
-    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
-        """Takes a state up, with the kernels that this start has chosen."""
-        self.optimizer.load_state_dict(_stepped_alike(state, _settings(self.optimizer)))
-        fast_step.lay_out_state(self.optimizer)
+    def __init__(self, stateful: Mapping[str, Part], coordinator: Coordinator):
+        self._stateful, self._coordinator = stateful, coordinator
+        self._gathered: list[torch.Tensor] = []
+
+    def gather(self) -> None:
+        """Every rank's, on all ranks, which all call this before a save; nothing where all are the same."""
+        if not self._stateful or self._coordinator.world_size == 1:
+            return
+        own = packed({name: one.state_dict() for name, one in self._stateful.items()})
+        digests = self._coordinator.gather(hashlib.sha256(own).digest())
+        states = self._coordinator.gather(own) if len(set(digests)) > 1 else []
+        self._gathered = [torch.frombuffer(bytearray(one), dtype=torch.uint8) for one in states]
+
+    def state_dict(self) -> list[torch.Tensor]:
+        """What was gathered, rank by rank."""
+        return self._gathered
+
+    def load_state_dict(self, states: Sequence[torch.Tensor], /) -> None:
+        """Takes up this rank's."""
+        if len(states) == self._coordinator.world_size:
+            own = unpacked(bytes(states[self._coordinator.rank].numpy()))
+            for name, one in self._stateful.items():
+                one.load_state_dict(own[name])
 
 
 @dataclass
@@ -93,13 +117,19 @@ class Contents:
     history: History = field(default_factory=History)
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
+    def __post_init__(self) -> None:
+        names = parameter_names(self.state.model.bare, self.state.objective.modules)
+        self.optimizer = NamedOptimizer(self.state.optimizer, names)
+        self.ranks = RankStates(self.state.objective.stateful, self.state.device.coordinator)
+
     @property
     def parts(self) -> dict[str, Part]:
         """The parts by name, in the order in which they are taken up."""
         state = self.state
         parts: dict[str, Part | None] = {
-            **{loss_key(name): module for name, module in state.objective.modules.items()},
-            "optimizer": OptimizerPart(state.optimizer),
+            **state.objective.stateful,
+            "ranks": self.ranks,
+            "optimizer": self.optimizer,
             "scheduler": state.schedule.scheduler,
             "scaler": state.update.scaler,
             "average": state.average,
@@ -112,7 +142,7 @@ class Contents:
     def capture(self, step: int) -> Snapshot:
         """What a checkpoint after `step` steps is made of."""
         training = {name: part.state_dict() for name, part in self.parts.items()}
-        return Snapshot(self.state.model.state_dict(), training, self._manifest(step))
+        return Snapshot(self.state.model.state_dict(), training, self._manifest(step), evaluated_weights(self.state))
 
     def _manifest(self, step: int) -> dict[str, Any]:
         data, device = self.state.data, self.state.device
@@ -148,14 +178,14 @@ class Contents:
         replays = is_changed and not schedule.on_evaluation
         training = checkpoint.training()
         try:
-            self.state.model.bare.load_state_dict(checkpoint.weights())
+            _fill(self.state.model.bare, checkpoint.weights())
             for name, part in self.parts.items():
                 if not (name == "scheduler" and replays) and name in training:
                     part.load_state_dict(training[name])
         except (RuntimeError, ValueError, KeyError) as error:
             raise LauncherError(
-                f"the checkpoint does not fit this model or optimizer: {error}; to begin anew with its weights use "
-                "train.start_from in a new run"
+                f"the checkpoint does not fit this model or optimizer: {' '.join(str(error).split())}; to begin anew "
+                "with its weights use train.start_from in a new run"
             ) from error
         if is_changed:
             _let_win(self.state.optimizer, schedule, fresh, changed)
@@ -163,23 +193,36 @@ class Contents:
             schedule.replay(checkpoint.step)
 
 
+def evaluated_weights(state: TrainState) -> Mapping[str, Any] | None:
+    """The weights to evaluate and to hand on, where the optimizer keeps others for that; None where there is one kind.
+
+    Modules stay in train mode: what a layer folds into its weights in eval mode, it would fold into them once more
+    where they are loaded.
+    """
+    if not has_modes(state.optimizer):
+        return None
+    with weights_of_evaluation(state.optimizer):
+        weights: dict[str, Any] = copied(state.model.state_dict())
+    return None if same(weights, state.model.state_dict()) else weights
+
+
+def _fill(model: nn.Module, weights: Mapping[str, Any]) -> None:
+    """Puts weights into a model that has them in the same dtypes: copied into others they would be rounded.
+
+    Raises:
+        ValueError: It has not.
+    """
+    for name, own in model.state_dict().items():
+        saved = weights.get(name)
+        if isinstance(own, torch.Tensor) and isinstance(saved, torch.Tensor) and own.dtype != saved.dtype:
+            here, there = (str(one.dtype).removeprefix("torch.") for one in (own, saved))
+            raise ValueError(f"'{name}' is {here} here and {there} there")
+    model.load_state_dict(weights)
+
+
 def _settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
     """The settings of each group of parameters."""
     return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-
-
-_KERNELS = ("fused", "foreach")
-
-
-def _stepped_alike(state: Mapping[str, Any], fresh: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """An optimizer's state whose groups step as those of this start: the device or the precision may be another."""
-    if len(state["param_groups"]) != len(fresh):
-        return dict(state)  # which the optimizer refuses
-    groups = [
-        {**group, **{key: own[key] for key in _KERNELS if key in own}}
-        for group, own in zip(state["param_groups"], fresh, strict=True)
-    ]
-    return {**state, "param_groups": groups}
 
 
 def _let_win(

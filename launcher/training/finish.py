@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from launcher.checkpoints import format as checkpoints
 from launcher.checkpoints.format import Checkpoint, save_weights
@@ -11,6 +12,7 @@ from launcher.evaluation.predictions import write_predictions
 from launcher.runs import folder as runs
 from launcher.runs.report.predictions import PREDICTIONS_FILE
 from launcher.runs.tracking.tracking import Line
+from launcher.training.contents import Part, evaluated_weights
 from launcher.training.session import Session
 from launcher.training.state import TrainState
 
@@ -28,9 +30,10 @@ def evaluate_at_end(state: TrainState, session: Session, outcome: str, step: int
     session.saving.wait()
     best = evaluation.best.step
     with _weights_of(state, session, best if best != step else None) as shown:
+        is_last = shown is None
         shown = step if shown is None else shown
         session.tracking.message(f"test: with the {'best' if shown == best else 'last'} weights, of step {shown:,}")
-        lines = evaluation.measured(test, "test", shown, state.length.epoch(shown))
+        lines = evaluation.measured(test, "test", shown, state.length.epoch(shown), of_training=is_last)
     if lines is None:
         return "preempted", []
     _write_predictions(state, session, outcome)
@@ -60,20 +63,26 @@ def _weights_of(state: TrainState, session: Session, step: int | None) -> Iterat
     if not coordinator.from_first(lambda: checkpoint is not None):
         yield None
         return
-    kept = checkpoints.copied([bare.state_dict(), average.state_dict() if average else None])
+    parts: dict[str, Part] = {**state.objective.stateful, **({"average": average} if average else {})}
+
+    def now() -> Any:
+        return bare.state_dict(), {name: part.state_dict() for name, part in parts.items()}
+
+    def put(weights: Mapping[str, Any], states: Mapping[str, Any]) -> None:
+        bare.load_state_dict(weights)
+        for name, part in parts.items():
+            part.load_state_dict(states[name])
+
+    kept = checkpoints.copied(now())
     if checkpoint is not None:
-        bare.load_state_dict(checkpoint.weights())
-        if average is not None:
-            average.load_state_dict(checkpoint.training()["average"])
+        put(checkpoint.evaluated(), checkpoint.training())
     if session.evaluation.is_shared:
-        for tensor in checkpoints.tensors_in([bare.state_dict(), average.state_dict() if average else None]):
+        for tensor in checkpoints.tensors_in(now()):
             coordinator.share(tensor)
     try:
         yield step
     finally:
-        bare.load_state_dict(kept[0])
-        if average is not None:
-            average.load_state_dict(kept[1])
+        put(*kept)
 
 
 def _best_checkpoint(session: Session, step: int | None) -> Checkpoint | None:
@@ -103,7 +112,7 @@ def save_at_end(state: TrainState, session: Session, outcome: str, step: int) ->
             wanted = session.evaluation.best.step if session.saving.section.final == "best" else None
             best = _best_checkpoint(session, wanted if wanted != step else None)
             made = best.step if best else step
-            weights = best.weights() if best else state.model.state_dict()
+            weights = best.evaluated() if best else (evaluated_weights(state) or state.model.state_dict())
             save_weights(session.folder / runs.WEIGHTS_FILE, weights)
             if state.average is not None:
                 average = best.training()["average"] if best else state.average.state_dict()

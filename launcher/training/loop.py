@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from launcher.data.transfer import on_device
+from launcher.evaluation.modes import start_training
 from launcher.training.meter import Meter
+from launcher.training.parting import Parting
 from launcher.training.session import Session
 from launcher.training.state import TrainState
 from launcher.training.step import train_step
@@ -30,7 +32,7 @@ def train(state: TrainState, session: Session) -> tuple[str, int]:
     known.step = done
     in_host = counted_steps(state, done, state.length.total_steps)
     steps = session.profiling.over(on_device(in_host, state.device.torch_device), done)
-    state.model.wrapped.train()
+    start_training(state.model.wrapped, state.optimizer)
     outcome = "finished"
     if not acts.evaluated_what_is_owed(done):
         steps.close()
@@ -43,6 +45,7 @@ def train(state: TrainState, session: Session) -> tuple[str, int]:
         known.step = done
         progress.reached(done)
         meter.add(result, step, waited)
+        acts.parting.after(done)
         faults.point("step", done, session.folder)
         session.saving.check()
         wanted = triggers.after(done)
@@ -78,6 +81,8 @@ class _Acts:
         self.meter = Meter(state)
         self.rate = state.schedule.rate  # of the step just made
         coordinator = state.device.coordinator
+        parameters = [one for module in (state.model.bare, *state.losses.values()) for one in module.parameters()]
+        self.parting = Parting(parameters, coordinator, session.tracking.warn)
         self.triggers = Triggers(session.periods, state.length, coordinator, session.stopping, session.seconds_before)
 
     def evaluated_what_is_owed(self, done: int) -> bool:
@@ -109,7 +114,7 @@ class _Acts:
     def save(self, done: int) -> None:
         """Writes a checkpoint."""
         self._settle(done)
-        self.session.saving.save(done)
+        self._keep(done)
         self.triggers.clocks.saved()
         self.meter.restart_clock()
 
@@ -119,7 +124,7 @@ class _Acts:
         if not evaluation.goes_on:
             session.tracking.message(f"step {done}: stopped early: {evaluation.best.in_words}")
         self._settle(done)
-        session.saving.save(done)
+        self._keep(done)
         if outcome == "finished" and evaluation.last_step != done and not self._evaluate(done, save=False):
             return "preempted"
         return outcome
@@ -129,8 +134,13 @@ class _Acts:
         if not evaluation.run(done, self.state.length.epoch(done)):
             return False
         if evaluation.improved and save:
-            self.session.saving.save(done)
+            self._keep(done)
         return True
+
+    def _keep(self, done: int) -> None:
+        """Writes a checkpoint, if the ranks are one."""
+        self.parting.compare(done)
+        self.session.saving.save(done)
 
     def _settle(self, done: int) -> None:
         """Before anything is kept: no bad step is behind us, and all lines are written."""

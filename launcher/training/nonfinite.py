@@ -34,9 +34,9 @@ class NonFiniteGuard:
     def __init__(self, optimizer: torch.optim.Optimizer, scaler: Any, device: torch.device, skips: bool):
         self._optimizer, self._scaler, self._skips = optimizer, scaler, skips
         self._read_now = device.type == "cpu" or skips
-        self._one = torch.ones((), device=device)
-        self._found = torch.zeros((), device=device)
-        self._since_bad = torch.zeros((), device=device)  # steps, the first bad one included
+        self._one = torch.ones((), device=device, dtype=torch.float32)
+        self._found = torch.zeros((), device=device, dtype=torch.float32)  # torch's kernel takes no other
+        self._since_bad = torch.zeros((), device=device, dtype=torch.float32)  # steps, the first bad one included
         self._last_step = -1
         self._are_plain = True  # until torch's kernel refuses some: sparse or complex ones
         self.skipped_in_a_row = 0

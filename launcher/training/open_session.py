@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +27,11 @@ from launcher.runs.logs import copied_to, log_of, settle
 from launcher.runs.options import Options
 from launcher.runs.record import NoRecord, Record
 from launcher.runs.tracking.tracking import NoTracking, Tracking, open_tracking
+from launcher.training.batch_norm import too_few_for_batch_norm
 from launcher.training.contents import Contents
 from launcher.training.plan import plan_of
 from launcher.training.profiling import NoProfiling, Profiling
+from launcher.training.proof import Proof
 from launcher.training.resume import Finished, Opening, ResumePoint
 from launcher.training.session import Session
 from launcher.training.state import TrainState
@@ -52,9 +55,12 @@ def open_session(recipe: Recipe, builder: Builder, state: TrainState, options: O
 
     Raises:
         Finished: The run is.
+        RecipeError: BatchNorm would see a single sample.
         UsageError: Another process holds the folder, or the recipe is not the run's.
     """
     world, coordinator = state.device.world, state.device.coordinator
+    if few := too_few_for_batch_norm(state, recipe.device, world):
+        raise builder.wrong(*few)
     with ExitStack() as stack:
         known = stack.enter_context(remembered())
         opening = Opening(recipe, state, options, stack)
@@ -181,6 +187,7 @@ def _session(
         tracking=tracking,
         best=contents.best,
         history=contents.history,
+        seed=recipe.seed,
         stopping=stop_requested,
         folder=folder,
         made=record.evaluated,
@@ -193,10 +200,12 @@ def _session(
         folder=folder / "checkpoints",
         is_first=world.is_first,
         capture=contents.capture,
+        gather=contents.ranks.gather,
         warn=tracking.warn,
         captured=record.reached,
         saved=record.saved,
         last_step=start if point.checkpoint is not None else None,
+        proof=Proof(contents.optimizer, state.shapes, partial(builder.build_another, recipe.model)),
     )
     return Session(
         folder=folder,

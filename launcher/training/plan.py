@@ -43,6 +43,11 @@ def plan_of(
     if start:
         rows.append(("resumed", f"from step {start:,}, epoch {state.length.epoch(start):.2f}"))
     notes = [*data.notes, *device.notes, *model.notes, *notes]
+    if world.size > 2:
+        notes.append(
+            "bit for bit the same are the same processes on the same machines: gradients of three and more are summed "
+            "in another order over a network than in memory"
+        )
     said = recipe.launch.model_fields_set & {"processes", "nodes"}
     if world.started_by not in ("one process", "launcher") and said:
         notes.append(f"started by {world.started_by}: the recipe's launch.processes and launch.nodes are not used")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,6 +39,8 @@ class TrainState:
         seeds: The randomness of a step.
         losses: Wrapped losses with parameters of their own, by name.
         average: Of the model's weights, where the recipe wants one.
+        shapes: Of what was in the model's state_dict when the run began, by name.
+        frozen: Parameters that were not to be trained when the run began, by name.
     """
 
     model: Model
@@ -52,6 +54,8 @@ class TrainState:
     seeds: StepSeeds
     losses: Mapping[str, nn.Module] = field(default_factory=dict)
     average: Average | None = None
+    shapes: Mapping[str, Sequence[int] | None] = field(default_factory=dict)
+    frozen: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def without_sync(self) -> AbstractContextManager[Any]:
         """DDP without its all-reduce: for all but the last micro-batch of a step."""

@@ -12,12 +12,15 @@ import torch
 
 from launcher.data.load import MicroBatch
 from launcher.data.transfer import on_device
-from launcher.errors import LauncherError
+from launcher.errors import LauncherError, UsageError
+from launcher.evaluation.modes import own_randomness
+from launcher.evaluation.unmoved import Unmoved
 from launcher.objective.loss import INDEPENDENT
 from launcher.objective.run_length import At
 from launcher.recipe.line_keys import LINE_KEYS
 from launcher.training import fast_step
 from launcher.training.state import TrainState
+from launcher.training.step_module import StepCall
 from launcher.training.steps import StepBatch, counted_steps
 from launcher.world import context
 
@@ -92,9 +95,9 @@ def forward(
     data = context.run.batch = batch.data
     logged: Mapping[str, Any] = {}
     if objective.step is not None:
-        result = objective.stepped(state.model.wrapped, data, at)
-        value, factor = result.pop("loss"), scales[0]
-        logged = _scalars({key: one for key, one in result.items() if key not in _NO_SCALARS})
+        call = StepCall(data, at)
+        value, factor = state.model.wrapped(call), scales[0]
+        logged = _scalars({key: one for key, one in call.rest.items() if key not in _NO_SCALARS})
     elif not objective.terms:  # the model brings its loss, and needs no targets
         args, kwargs = layout.inputs(data)
         value, factor = layout.loss(state.model.wrapped(*args, **kwargs)), scales[0]
@@ -105,7 +108,25 @@ def forward(
             objective.audit(result, data, batch.samples)
         value, factor, logged = objective.value(result, data, targets, scales)
     context.run.batch = None
+    if state.frozen:
+        _check_frozen(state.frozen)
     return value, factor, logged
+
+
+def _check_frozen(frozen: Mapping[str, torch.Tensor]) -> None:
+    """Refuses parameters that somebody has begun to train: neither the optimizer nor the other ranks know of them.
+
+    Raises:
+        UsageError: There is one.
+    """
+    thawed = [name for name, one in frozen.items() if one.requires_grad]
+    if thawed:
+        more = f" and {len(thawed) - 1} more" if len(thawed) > 1 else ""
+        raise UsageError(
+            f"model: '{thawed[0]}'{more} was frozen when the run began and requires a gradient now; what the optimizer "
+            "trains is settled then: let it require one from the beginning (a group of optimizer._groups_ may have "
+            "lr: 0), or go on in a new run with train.start_from"
+        )
 
 
 _NO_SCALARS = ("outputs", "targets")  # of what a step function gives: they are for the metrics
@@ -157,13 +178,12 @@ PARTS = Parts(forward, backward, update)
 
 
 def warm_up(state: TrainState) -> None:
-    """One forward and backward whose result is thrown away; buffers are put back."""
-    buffers = {name: buffer.clone() for name, buffer in state.model.bare.named_buffers()}
-    steps = counted_steps(state, 0, 1)
-    step = next(on_device(steps, state.device.torch_device))
-    value, factor, _ = forward(state, step.batches[-1], step.scales[-1], At())
-    backward(state, value, factor)
+    """One forward and backward whose result is thrown away, and nothing of what they have moved is left behind."""
+    unmoved = Unmoved(state.model.bare, *state.objective.brought.values())
+    with own_randomness(state.seeds.seed, state.device.world.rank, state.device.torch_device):
+        steps = counted_steps(state, 0, 1)
+        step = next(on_device(steps, state.device.torch_device))
+        value, factor, _ = forward(state, step.batches[-1], step.scales[-1], At())
+        backward(state, value, factor)
     state.update.clear_gradients()
-    with torch.no_grad():
-        for name, buffer in state.model.bare.named_buffers():
-            buffer.copy_(buffers[name])
+    unmoved.put_back()

@@ -41,7 +41,7 @@ from launcher.world.world import World
 def test_a_checkpoint_says_what_it_is(tmp_path: Path) -> None:
     train(tmp_path / "run", "data.micro_batch_size=8", size=2)
     manifest = checkpoints.verify(tmp_path / "run/checkpoints/step-00000012").manifest
-    expected = {"format": 2, "step": 12, "epoch": 3.0, "samples": 150, "world": 2, "threads": 1}
+    expected = {"format": 3, "step": 12, "epoch": 3.0, "samples": 150, "world": 2, "threads": 1}
     assert expected.items() <= manifest.items()
     assert manifest["global_batch_size"] == 16
     assert manifest["recipe"]["optimizer.lr"] == "0.01"

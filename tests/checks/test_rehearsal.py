@@ -308,7 +308,7 @@ class Odd(Base):
     assert "model: does not come back from a checkpoint as it was saved; look at its state_dict" in err
     code_, _, err = check(capsys, recipe, "model._target_=nets.py:Odd")
     assert code_ == 2
-    assert "weights.pth" in err
+    assert "model: its state holds a builtins.set at model._extra_state" in err
 
 
 # ---------------------------------------------------------------------- schedules that end early or late

@@ -1,0 +1,90 @@
+"""6: evaluation. From training to evaluating and back, as people's classes expect it, and nothing else moves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from launcher.data.seeds import randomness_restored, seed_generators
+from launcher.evaluation.unmoved import Unmoved
+from launcher.objective.loss import Objective
+
+_EVALUATING = 6  # what a seed is for: no step's and no sample's
+
+
+def has_modes(optimizer: Any) -> bool:
+    """Whether an optimizer keeps weights for training and others for evaluating, as schedule-free ones do."""
+    return all(callable(getattr(optimizer, name, None)) for name in ("train", "eval"))
+
+
+def start_training(model: nn.Module, optimizer: Any) -> None:
+    """Puts the model into train mode before the first step, and an optimizer that has one."""
+    model.train()
+    if has_modes(optimizer):
+        optimizer.train()
+
+
+@contextmanager
+def evaluating(model: nn.Module, objective: Objective, optimizer: Any = None) -> Iterator[None]:
+    """Eval mode for a while, by the `eval()` and `train()` of the root module, the losses and the optimizer.
+
+    Classes change their own weights in these (a low-rank layer folds itself in), so every rank calls them at the same
+    steps, whoever evaluates. Between the two nothing is kept of what happens; afterwards each module is in the mode it
+    was in: a frozen one stays frozen.
+
+    Args:
+        model: The bare module.
+        objective: Its losses and step function, which may be modules and may have a state.
+        optimizer: The run's, where the weights are those of training.
+    """
+    modules = _roots(model, objective)
+    modes = [(one, one.training) for root in modules for one in root.modules()]
+    trained = [root for root in modules if root.training]
+    switched: list[Any] = [*modules, *([optimizer] if has_modes(optimizer) else [])]
+    for one in switched:
+        one.eval()
+    unmoved = Unmoved(model, *objective.brought.values())
+    try:
+        yield
+    finally:
+        unmoved.put_back()
+        for one in (*trained, *switched[len(modules) :]):
+            one.train()
+        for module, training in modes:
+            module.training = training
+
+
+def _roots(model: nn.Module, objective: Objective) -> list[nn.Module]:
+    """The model, and what else is a module and no part of it."""
+    inside = {id(one) for one in model.modules()}
+    return [model, *(one for one in objective.brought.values() if isinstance(one, nn.Module) and id(one) not in inside)]
+
+
+@contextmanager
+def own_randomness(seed: int, rank: int, device: torch.device) -> Iterator[None]:
+    """Randomness of an evaluation's own, the same each time; afterwards all generators go on where they were."""
+    is_gpu = device.type == "cuda"
+    with ExitStack() as stack:
+        stack.enter_context(randomness_restored(needed=True))
+        stack.enter_context(torch.random.fork_rng(devices=[device] if is_gpu else []))
+        seed_generators(seed, _EVALUATING, rank, is_gpu=is_gpu)
+        yield
+
+
+@contextmanager
+def weights_of_evaluation(optimizer: Any) -> Iterator[None]:
+    """An optimizer's weights for evaluating in their place for a while; then those of training, to the bit."""
+    parameters = [one for group in optimizer.param_groups for one in group["params"]]
+    kept = [one.detach().clone() for one in parameters]
+    optimizer.eval()
+    try:
+        yield
+    finally:
+        optimizer.train()
+        with torch.no_grad():
+            for parameter, value in zip(parameters, kept, strict=True):
+                parameter.copy_(value)

@@ -1,0 +1,170 @@
+"""What objects hold, to be put back after something was tried with them: nobody shall see that it was.
+
+Parameters are left out: without an optimizer's step nothing changes them, and they are large.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from launcher.checkpoints.format import copied
+from launcher.checkpoints.sameness import same
+
+_DEPTH = 4  # of attributes of attributes, as a step function's meter has a list
+_LARGEST = 2**28  # bytes: what is larger, and no buffer, is data
+_LONGEST = 10_000  # entries that are looked into: more are data, as a vocabulary is
+_NOT_OURS = ("torch", "launcher", "numpy", "logging", "threading", "multiprocessing", "concurrent", "io", "weakref")
+_REGISTERED = ("_parameters", "_buffers", "_modules")  # of a module: looked at by their public names
+Back = Callable[[], object]
+
+
+class Unmoved:
+    """Buffers, attributes, generators and closures of modules, objects and functions, as they are now.
+
+    Args:
+        *roots: What may be changed: a model, losses, a step function.
+    """
+
+    def __init__(self, *roots: Any):
+        self._seen: dict[int, Any] = {}  # held, so that no other thing has the number
+        self._back: list[Back] = []
+        for root in roots:
+            self._keep(root, _DEPTH)
+        for root in roots:
+            self._keep_own(root)
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Makes all as it was."""
+        for back in self._back:
+            back()
+
+    def _keep(self, thing: Any, depth: int) -> None:
+        if depth < 0 or id(thing) in self._seen or isinstance(thing, _PLAIN):
+            return
+        self._seen[id(thing)] = thing
+        if isinstance(thing, nn.Module):
+            for module in thing.modules():
+                self._seen[id(module)] = module
+                self._keep_module(module, depth)
+        elif isinstance(thing, torch.Tensor | np.ndarray):
+            if thing.nbytes <= _LARGEST:
+                self._keep_numbers(thing)
+        elif isinstance(thing, dict | list | set | deque):
+            self._keep_container(thing, depth)
+        elif isinstance(thing, tuple):
+            self._keep_all(thing, depth)
+        elif (generator := _generator(thing)) is not None:
+            self._back.append(generator)
+        else:
+            self._keep_code_or_object(thing, depth)
+
+    def _keep_all(self, things: Any, depth: int) -> None:
+        for thing in things:
+            self._keep(thing, depth - 1)
+
+    def _keep_module(self, module: nn.Module, depth: int) -> None:
+        buffers = dict(module.named_buffers(recurse=False))
+        for buffer in buffers.values():
+            self._keep_numbers(buffer)
+        self._back.append(partial(_put_buffers_back, module, buffers))
+        own = {key: value for key, value in vars(module).items() if key not in _REGISTERED}
+        self._back.append(partial(_put_attributes_back, vars(module), own, _REGISTERED))
+        self._keep_all(own.values(), depth)
+
+    def _keep_numbers(self, numbers: torch.Tensor | np.ndarray[Any, Any]) -> None:
+        if isinstance(numbers, np.ndarray):
+            if numbers.flags.writeable:
+                self._back.append(partial(np.copyto, numbers, numbers.copy()))
+        elif not isinstance(numbers, nn.Parameter) and numbers.grad_fn is None and not numbers.requires_grad:
+            self._back.append(partial(_put_numbers_back, numbers, numbers.detach().clone()))
+
+    def _keep_container(self, container: Any, depth: int) -> None:
+        self._back.append(partial(_fill, container, container.copy()))
+        if len(container) <= _LONGEST:
+            self._keep_all(list(container.values() if isinstance(container, dict) else container), depth)
+
+    def _keep_code_or_object(self, thing: Any, depth: int) -> None:
+        if isinstance(thing, MethodType):
+            self._keep(thing.__self__, depth)
+        elif isinstance(thing, partial):
+            self._keep_all((thing.func, thing.args, thing.keywords), depth + 1)
+        elif isinstance(thing, FunctionType):
+            for cell in thing.__closure__ or ():
+                with suppress(ValueError):  # nothing is in it yet
+                    self._back.append(partial(setattr, cell, "cell_contents", cell.cell_contents))
+                    self._keep(cell.cell_contents, depth - 1)
+            self._keep_attributes(thing, depth)
+        elif not (type(thing).__module__.partition(".")[0] in _NOT_OURS or isinstance(thing, ModuleType | type)):
+            self._keep_attributes(thing, depth)
+
+    def _keep_attributes(self, thing: Any, depth: int) -> None:
+        own = getattr(thing, "__dict__", None)
+        if isinstance(own, dict):
+            before = dict(own)
+            self._back.append(partial(_put_attributes_back, own, before))
+            self._keep_all(before.values(), depth)
+
+    def _keep_own(self, thing: Any) -> None:
+        """What only a `state_dict` of its own gives and takes."""
+        if isinstance(thing, nn.Module) or not (hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict")):
+            return
+        before = copied(thing.state_dict())
+
+        def back() -> None:
+            if not same(before, thing.state_dict()):
+                thing.load_state_dict(copied(before))
+
+        self._back.append(back)
+
+
+_PLAIN = (int, float, complex, str, bytes, bool, type(None), BuiltinFunctionType)
+
+
+def _generator(thing: Any) -> Back | None:
+    """How a generator of somebody's own goes back to where it is."""
+    if isinstance(thing, np.random.Generator):
+        return partial(setattr, thing.bit_generator, "state", thing.bit_generator.state)
+    if isinstance(thing, np.random.RandomState):
+        return partial(thing.set_state, thing.get_state())
+    if isinstance(thing, torch.Generator):
+        return partial(thing.set_state, thing.get_state())
+    if type(thing) is random.Random:
+        return partial(thing.setstate, thing.getstate())
+    return None
+
+
+def _put_numbers_back(tensor: torch.Tensor, before: torch.Tensor) -> None:
+    if tensor.shape == before.shape and tensor.dtype == before.dtype:
+        tensor.copy_(before)
+    else:  # grown in place, as an observer's
+        tensor.data = before.clone()
+
+
+def _put_buffers_back(module: nn.Module, before: Mapping[str, torch.Tensor]) -> None:
+    for name in [name for name, _ in module.named_buffers(recurse=False, remove_duplicate=False) if name not in before]:
+        delattr(module, name)
+    for name, buffer in before.items():
+        if getattr(module, name, None) is not buffer:
+            setattr(module, name, buffer)
+
+
+def _put_attributes_back(own: dict[str, Any], before: Mapping[str, Any], apart: tuple[str, ...] = ()) -> None:
+    for key in [key for key in own if key not in before and key not in apart]:
+        del own[key]
+    own.update(before)
+
+
+def _fill(container: Any, before: Any) -> None:
+    container.clear()
+    container.extend(before) if isinstance(container, list | deque) else container.update(before)

@@ -1,0 +1,171 @@
+"""An optimizer's state by the names of its parameters.
+
+torch keeps it by their places. Two lines of a model exchanged, a loss with one parameter more, and the moments of one
+would be taken up by another without a word, or be of another size than a fused kernel believes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from launcher.objective.loss import loss_key
+from launcher.training import fast_step
+
+_STEP = "step"  # the one entry whose device and dtype torch chooses by the kernel that will read it
+
+
+def parameter_names(model: nn.Module, losses: Mapping[str, nn.Module]) -> dict[int, str]:
+    """The name of each parameter by its identity, as `optimizer._groups_` knows it; the first of a tied one."""
+    names: dict[int, str] = {}
+    for prefix, module in (("", model), *((f"{loss_key(name)}.", loss) for name, loss in losses.items())):
+        for name, parameter in module.named_parameters():
+            names.setdefault(id(parameter), prefix + name)
+    return names
+
+
+@dataclass(frozen=True)
+class NamedOptimizer:
+    """An optimizer as a part of a checkpoint.
+
+    One that has a `state_dict` of its own keeps it as it is, with a table of names beside it.
+
+    Attributes:
+        optimizer: The run's.
+        names: Of its parameters, by their identity.
+    """
+
+    optimizer: Optimizer
+    names: Mapping[int, str]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The parameters by name, the settings of each group, each parameter's state, and what is no parameter's."""
+        own = self.optimizer.state_dict()
+        kept = {"parameters": self._described()}
+        if not self._is_torchs(own):
+            return {**kept, "own": own}
+        names = dict(enumerate(self._by_name()))
+        return {
+            **kept,
+            "groups": [_without_parameters(group) for group in own["param_groups"]],
+            "state": {names[key]: value for key, value in own["state"].items() if key in names},
+            "others": {key: value for key, value in own["state"].items() if key not in names},
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any], /) -> None:
+        """Takes a state up, with the kernels that this start has chosen.
+
+        Raises:
+            ValueError: It is of other parameters.
+        """
+        _compare(self._described(), saved["parameters"], in_order="own" in saved)
+        if "own" in saved:
+            self.optimizer.load_state_dict(self._stepped_alike(saved["own"]))
+        else:
+            here, there = len(self.optimizer.param_groups), len(saved["groups"])
+            if here != there:
+                raise ValueError(f"the optimizer has {here} groups of parameters here and {there} there")
+            self.optimizer.load_state_dict(self._stepped_alike(self._in_places(saved)))
+            self._put_back(saved)
+        fast_step.lay_out_state(self.optimizer)
+
+    def _is_torchs(self, state: Any) -> bool:
+        """Whether a state is made, and taken up, as torch does it."""
+        kind, methods = type(self.optimizer), ("state_dict", "load_state_dict")
+        is_own = any(
+            name in vars(self.optimizer) or getattr(kind, name) is not getattr(Optimizer, name) for name in methods
+        )
+        return not is_own and isinstance(state, dict) and state.keys() == {"state", "param_groups"}
+
+    def _parameters(self) -> Iterator[tuple[int, int, torch.Tensor]]:
+        for group, settings in enumerate(self.optimizer.param_groups):
+            yield from ((group, place, one) for place, one in enumerate(settings["params"]))
+
+    def _by_name(self) -> dict[str, torch.Tensor]:
+        """The parameters in torch's order; one that belongs to neither model nor loss is called after its place."""
+        return {self.names.get(id(one), f"#{group}.{place}"): one for group, place, one in self._parameters()}
+
+    def _described(self) -> list[list[Any]]:
+        """Name, shape and dtype of each parameter, in torch's order."""
+        return [[name, list(one.shape), _dtype(one)] for name, one in self._by_name().items()]
+
+    def _in_places(self, saved: Mapping[str, Any]) -> dict[str, Any]:
+        """A saved state as torch keeps it, by the places that the parameters have now."""
+        places = {name: place for place, name in enumerate(self._by_name())}
+        groups, first = [], 0
+        for index, group in enumerate(self.optimizer.param_groups):
+            last = first + len(group["params"])
+            groups.append({**saved["groups"][index], "params": list(range(first, last))})
+            first = last
+        state = {places[name]: value for name, value in saved["state"].items()}
+        return {"state": {**state, **saved["others"]}, "param_groups": groups}
+
+    def _put_back(self, saved: Mapping[str, Any]) -> None:
+        """Entries as they were: torch gives them the dtype of their parameter, and takes a text for a list."""
+        parameters = self._by_name()
+        for name, entries in saved["state"].items():
+            parameter = parameters[name]
+            if not isinstance(entries, Mapping):
+                self.optimizer.state[parameter] = _placed(entries, parameter.device)
+                continue
+            kept = {key: _placed(value, parameter.device) for key, value in entries.items() if key != _STEP}
+            self.optimizer.state[parameter].update(kept)
+
+    def _stepped_alike(self, state: Any) -> Any:
+        """A state whose groups step as those of this start: the device or the precision may be another."""
+        own = self.optimizer.param_groups
+        groups = state.get("param_groups") if isinstance(state, Mapping) else None
+        if not isinstance(groups, list) or len(groups) != len(own):
+            return state  # which the optimizer may refuse
+        chosen = [{key: group[key] for key in _KERNELS if key in group} for group in own]
+        return {**state, "param_groups": [{**one, **keys} for one, keys in zip(groups, chosen, strict=True)]}
+
+
+_KERNELS = ("fused", "foreach")
+
+
+def _without_parameters(group: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in group.items() if key not in ("params", "param_names")}
+
+
+def _dtype(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _placed(value: Any, device: torch.device) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return type(value)((key, _placed(item, device)) for key, item in value.items())
+    if type(value) in (list, tuple):
+        return type(value)(_placed(item, device) for item in value)
+    return value
+
+
+def _compare(now: Sequence[Sequence[Any]], saved: Sequence[Sequence[Any]], *, in_order: bool) -> None:
+    """Whether a saved state is of these parameters.
+
+    Raises:
+        ValueError: It is not; the message names the first that differs.
+    """
+    here, there = ({name: (list(shape), dtype) for name, shape, dtype in table} for table in (now, saved))
+    for name in (*here, *there):
+        if name not in there or name not in here:
+            where = "is not in it" if name in here else "is only in it"
+            raise ValueError(f"the optimizer's parameter '{name}' {where}")
+        if here[name] != there[name]:
+            raise ValueError(f"'{name}' is {_said(*here[name])} here and {_said(*there[name])} there")
+    if in_order and list(here) != list(there):
+        one, other = next(pair for pair in zip(here, there, strict=True) if pair[0] != pair[1])
+        raise ValueError(
+            f"the optimizer's own state goes by the order of the parameters, and '{one}' stands where '{other}' stood"
+        )
+
+
+def _said(shape: Sequence[int], dtype: str) -> str:
+    return f"{'×'.join(map(str, shape)) or 'one number'} {dtype}"

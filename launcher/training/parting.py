@@ -1,0 +1,125 @@
+"""Ranks that part are noticed: each steps by itself, and nothing else would ever say that their weights differ.
+
+A sum over the parameters is compared, on the side channel, at every save and every 100 steps; no step waits for it.
+Buffers are left out: running means differ between ranks by design.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from launcher.device.coordination import Coordinator, Pending, packed, unpacked
+from launcher.errors import LauncherError
+
+EVERY = 100  # steps
+_LATER = 10  # steps until what was begun is looked at: by then it is there
+_ROUNDING = 1e-3  # of the sum's size: more is no rounding
+
+
+class PartedError(LauncherError):
+    """The ranks train different weights."""
+
+
+class Parting:
+    """Compares the ranks' weights now and then.
+
+    Args:
+        parameters: What all ranks should have the same of.
+        coordinator: The ranks' side channel.
+        warn: Gets a line where machines round differently; once.
+    """
+
+    def __init__(self, parameters: Sequence[torch.Tensor], coordinator: Coordinator, warn: Callable[[str], None]):
+        self._parameters, self._coordinator, self._warn = parameters, coordinator, warn
+        self._is_alone = coordinator.world_size == 1
+        self._own: tuple[torch.Tensor, int] | None = None  # on their way to host memory, of a step
+        self._mark: Any = None  # behind that copy
+        self._pending: Pending | None = None
+        self._has_warned = False
+
+    def after(self, step: int) -> None:
+        """Begins a comparison, or looks at the one that was begun a few steps ago; called after each step.
+
+        Raises:
+            PartedError: The ranks have parted.
+        """
+        if self._is_alone:
+            return
+        place = step % EVERY
+        if place == 0:
+            self._own = self._sums(), step
+        elif place == _LATER:
+            self._begin()
+        elif place == 2 * _LATER:
+            self._judge()
+
+    def compare(self, step: int) -> None:
+        """The same at once, before anything is kept.
+
+        Raises:
+            PartedError: The ranks have parted.
+        """
+        if self._is_alone:
+            return
+        self._begin()
+        self._judge()
+        self._own = self._sums(), step
+        self._begin()
+        self._judge()
+
+    @torch.no_grad()
+    def _sums(self) -> torch.Tensor:
+        """The sum of all parameters, and that of their sizes, on their way to host memory: nobody waits for them."""
+        real = [torch.view_as_real(one) if one.is_complex() else one for one in self._parameters]
+        total = torch.stack([one.sum(dtype=torch.float64) for one in real]).sum()
+        size = torch.stack([torch.linalg.vector_norm(one, 1, dtype=torch.float64) for one in real]).sum()
+        sums = torch.stack([total, size])
+        copy = sums.to("cpu", non_blocking=True)
+        self._mark = None
+        if sums.is_cuda:
+            self._mark = torch.cuda.Event()
+            self._mark.record()
+        return copy
+
+    def _begin(self) -> None:
+        if self._own is not None and self._pending is None:
+            if self._mark is not None:
+                self._mark.synchronize()
+            own = self._own[0]
+            self._pending = self._coordinator.max(torch.cat([own, -own]))
+
+    def _judge(self) -> None:
+        """Looks at the largest and the smallest of all ranks."""
+        if self._pending is None or self._own is None:
+            return
+        largest, smallest = self._pending.result().view(2, 2)
+        spread = (largest + smallest).tolist()  # the smallest have their sign turned
+        (own, step), size = self._own, float(largest[1])
+        self._pending = self._own = None
+        if not max(spread) > 0:
+            return
+        is_parted = max(spread) > _ROUNDING * size
+        if is_parted or not self._has_warned:
+            self._say(own, step, max(spread) / size, is_parted)
+
+    def _say(self, own: torch.Tensor, step: int, relative: float, is_parted: bool) -> None:
+        """Says who differs: all ranks have seen the same numbers, and come here together."""
+        told = [unpacked(one) for one in self._coordinator.gather(packed([socket.gethostname(), *own.tolist()]))]
+        first = told[0]
+        rank, other = next((rank, one) for rank, one in enumerate(told) if one[1:] != first[1:])
+        between = f"rank 0 ({first[0]}) and rank {rank} ({other[0]})"
+        if is_parted:
+            raise PartedError(
+                f"step {step}: the weights of {between} have parted: their sums are {first[1]:.9g} and "
+                f"{other[1]:.9g}; each rank trains a model of its own: look for weights or gradients that a step, a "
+                "hook or an optimizer changes by rank, and for steps that go around DDP"
+            )
+        self._has_warned = True
+        self._warn(
+            f"step {step}: the weights of {between} differ by {relative:.1g} of their size, as machines of different "
+            "kinds round"
+        )

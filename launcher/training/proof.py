@@ -1,0 +1,160 @@
+"""That a run can be gone on with: proven with its first checkpoint, and not after a night.
+
+What cannot be read back safely is found before anything is written. What was written is opened again and compared with
+what it was made of, and the optimizer's state is taken up by a second optimizer.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from launcher.checkpoints.format import Checkpoint, Snapshot, copied, plain, tensors_in
+from launcher.checkpoints.sameness import difference
+from launcher.checkpoints.saving import UnresumableError
+from launcher.checkpoints.weights import shapes_of
+from launcher.evaluation.modes import own_randomness
+from launcher.training.optimizer_state import NamedOptimizer
+
+_LARGEST = 2**30  # bytes of an optimizer's state and parameters that are made a second time
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, np.generic)
+_REMEDY = "keep tensors, numbers, text, lists and dictionaries there"
+
+
+class Proof:
+    """Asked once, before the first checkpoint is written; what it finds then ends the run.
+
+    Args:
+        named: The run's optimizer, by the names of its parameters.
+        shapes: Of the model's state_dict as it was built.
+        fresh: Builds another model.
+    """
+
+    def __init__(
+        self,
+        named: NamedOptimizer,
+        shapes: Mapping[str, Sequence[int] | None],
+        fresh: Callable[[], nn.Module],
+    ):
+        self._named, self._shapes, self._fresh = named, shapes, fresh
+        self._second: NamedOptimizer | None = None
+
+    def before(self, snapshot: Snapshot) -> None:
+        """Looks for what could not be read back, and makes the second optimizer while nothing moves.
+
+        Raises:
+            UnresumableError: There is such a thing.
+        """
+        for part, state in (("model", snapshot.weights), *snapshot.training.items()):
+            if found := _unreadable(plain(state), part):
+                raise UnresumableError(
+                    f"{part}: {found}, which cannot be read from a checkpoint without running code: this run could not "
+                    f"be gone on with; {_REMEDY}"
+                )
+        self._try_fresh(snapshot.weights)
+        state = snapshot.training.get("optimizer")
+        size = sum(one.nbytes for one in tensors_in([state, *self._named.optimizer.param_groups]))
+        self._second = _second_of(self._named) if state is not None and size < _LARGEST else None
+
+    def _try_fresh(self, weights: Mapping[str, Any]) -> None:
+        """Buffers that have come or grown since the model was built may be more than a fresh one takes up."""
+        changed = [name for name, shape in shapes_of(weights).items() if self._shapes.get(name, ()) != shape]
+        if not changed:
+            return
+        try:
+            with own_randomness(0, 0, torch.device("cpu")):
+                self._fresh().load_state_dict(copied(weights))
+        except RuntimeError as error:
+            raise UnresumableError(
+                f"model: '{changed[0]}' has come or grown since it was built, and a fresh model does not take it up "
+                f"({' '.join(str(error).split())}): this run could not be gone on with; register it in __init__ with "
+                "the shape that it will have"
+            ) from error
+
+    def after(self, snapshot: Snapshot, checkpoint: Checkpoint) -> None:
+        """Compares what was written with what it was made of, and takes the optimizer's state up.
+
+        Raises:
+            UnresumableError: Something is not what it was.
+        """
+        for name, state in snapshot.contents.items():
+            path = checkpoint.folder / name
+            written = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            if found := difference(plain(state), written):
+                raise UnresumableError(f"{path}: {found}: this run could not be gone on with")
+        if self._second is not None:
+            self._take_up(checkpoint.training()["optimizer"])
+        self._second = None
+
+    def _take_up(self, saved: Mapping[str, Any]) -> None:
+        assert self._second is not None
+        try:
+            self._second.load_state_dict(copied(saved))
+            found = difference(saved, copied(plain(self._second.state_dict())))
+        except Exception as error:  # whatever somebody's optimizer raises
+            found = f"{type(error).__name__}: {error}"
+        if found:
+            raise UnresumableError(
+                f"optimizer: {type(self._second.optimizer).__name__} does not take up the state that it has given "
+                f"({' '.join(found.split())}): this run could not be gone on with; look at its state_dict and "
+                "load_state_dict"
+            )
+
+
+def _unreadable(value: Any, place: str) -> str | None:
+    """Where a state holds something that `weights_only` refuses, and what it is; None where it does not."""
+    if isinstance(value, _PLAIN) or type(value) in (torch.Tensor, torch.nn.Parameter):
+        return None
+    if isinstance(value, Mapping) or type(value) in (list, tuple):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, item in items:
+            if found := _unreadable(key, place) or _unreadable(item, f"{place}.{key}"):
+                return found
+        return None
+    if _comes_back(value):
+        return None
+    kind = type(value)
+    return f"its state holds a {kind.__module__}.{kind.__qualname__} at {place}"
+
+
+def _comes_back(value: Any) -> bool:
+    buffer = io.BytesIO()
+    try:
+        torch.save(value, buffer)
+        buffer.seek(0)
+        torch.load(buffer, weights_only=True)
+    except Exception:  # whatever a pickler raises: that is the answer
+        return False
+    return True
+
+
+def _second_of(named: NamedOptimizer) -> NamedOptimizer | None:
+    """Another optimizer of the same kind with parameters of its own; None where somebody's cannot be copied."""
+    memo: dict[int, Any] = {}
+    try:
+        second = _copied(named.optimizer, memo)
+    except Exception:  # it holds a lock, a process group, a file
+        return None
+    return NamedOptimizer(second, {id(memo[one]): name for one, name in named.names.items() if one in memo})
+
+
+def _copied(optimizer: Optimizer, memo: dict[int, Any]) -> Optimizer:
+    """A copy with all its attributes, of which torch's own way of copying leaves out those that it does not know."""
+    second = object.__new__(type(optimizer))
+    memo[id(optimizer)] = second
+    for value in vars(optimizer).values():
+        if isinstance(value, Optimizer) and id(value) not in memo:
+            memo[id(value)] = _copied(value, memo)
+    own = {key: value for key, value in vars(optimizer).items() if key != "step"}  # which a schedule has put there
+    second.__dict__.update(copy.deepcopy(own, memo))
+    if type(optimizer).load_state_dict is Optimizer.load_state_dict:
+        second.state = defaultdict(dict)
+    return second
