@@ -23,7 +23,7 @@ import launcher
 from launcher.data.sampler import StepSampler, describe_shares
 from launcher.training.nonfinite import NonFiniteError, NonFiniteGuard
 
-MORE_CALLS = 20  # Python functions of this program in one step, besides those of the bare loop
+MORE_CALLS = 23  # Python functions of this program in one step, besides those of the bare loop, which seeds nothing
 GROWTH_BYTES = 4 * 2**20  # over thousands of steps: what an allocator does, less than one number a step kept would be
 FULL = (  # every feature that looks at each step
     "train.clip_grad_norm=1.0",

@@ -1,8 +1,8 @@
 """Seeds for all three generators at once: `random`, NumPy's and torch's, none of which knows of the others.
 
 NumPy's `seed` and torch's `manual_seed` both fill a Mersenne Twister from the low 32 bits of what they get. Seeded
-with one value they are one generator: `np.random.randint(2)` and `torch.randint(2, ())` would always be equal. So each
-gets a value of its own, mixed from the same place by another constant.
+with one value they are one generator: `np.random.randint(2)` and `torch.randint(2, ())` would always be equal. So one
+gets the lower half of what is mixed from a place, and the other the upper half; `random` takes both.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import torch
 
 from launcher.data.permutation import mix
 
-_NUMPY, _TORCH = 1, 2  # whose value it is
+_LOWER = 0xFFFFFFFF  # all of a seed that the two look at
+_NUMPY = 1  # whose value it is
 
 
 def seed_generators(*place: int, is_gpu: bool = False) -> None:
-    """Seeds `random`, NumPy and torch with three independent values (about 9 µs).
+    """Seeds `random`, NumPy and torch with three independent values (about 7 µs).
 
     Args:
         *place: What is about to happen, as numbers: a run's seed, an epoch, an index; a step, a rank.
@@ -27,23 +28,23 @@ def seed_generators(*place: int, is_gpu: bool = False) -> None:
     """
     value = mix(*place)
     random.seed(value)
-    np.random.seed(numpy_seed(value))
+    np.random.seed(value & _LOWER)
     _seed_torch(value, is_gpu)
 
 
 def seed_torch(*place: int, is_gpu: bool = False) -> None:
-    """Seeds torch's generators as `seed_generators` would, and leaves the others alone (about 3 µs)."""
+    """Seeds torch's generators as `seed_generators` would, and leaves the others alone (about 2 µs)."""
     _seed_torch(mix(*place), is_gpu)
 
 
 def numpy_seed(value: int) -> int:
-    """What to seed NumPy with where another generator is seeded with `value`."""
-    return mix(value, _NUMPY) & 0xFFFFFFFF
+    """What to seed NumPy with where torch is seeded with `value` itself."""
+    return mix(value, _NUMPY) & _LOWER
 
 
 def _seed_torch(value: int, is_gpu: bool) -> None:
-    """`default_generator.manual_seed` costs 1 µs, `torch.manual_seed` 100."""
-    value = mix(value, _TORCH) & 0x7FFFFFFFFFFFFFFF
+    """With the halves exchanged; `default_generator.manual_seed` costs 1 µs, `torch.manual_seed` 100."""
+    value = (value << 32 | value >> 32) & 0x7FFFFFFFFFFFFFFF
     torch.default_generator.manual_seed(value)
     if is_gpu:
         torch.cuda.manual_seed(value)
