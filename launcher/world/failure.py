@@ -31,6 +31,7 @@ _SIGNALS = {
     "SIGABRT": "compiled code gave up; the log says why",
     "SIGILL": "compiled code for another kind of CPU",
 }
+_WORDS, _LINE, _TRACEBACK = 4_000, 500, 100_000  # characters kept of what was said, shown of a line, written to a file
 # what a rank says whose peer has failed: never the cause
 _AFTERMATH = re.compile(
     r"Connection closed by peer|Connection reset by peer|Connection timed out|No route to host"
@@ -110,7 +111,17 @@ class Failure:
         when = f" at step {self.step:,}" if self.step is not None and self.step >= 0 else ""
         when += f" (epoch {self.epoch:.2f})" if when and self.epoch is not None else ""
         where = f" in {self.culprit.place}" if self.culprit else ""
-        return f"{who}failed{when}{where}: {self.what.strip().splitlines()[0]}"
+        return f"{who}failed{when}{where}: {cut(self.what.strip().splitlines()[0], _LINE)}"
+
+    @property
+    def noted(self) -> dict[str, Any]:
+        """What is written down for others to read. The rank's log has the traceback whole, however long."""
+        return {**asdict(self), "traceback": cut(self.traceback, _TRACEBACK)}
+
+
+def cut(text: str, most: int) -> str:
+    """A text of at most so many characters, and how many it had."""
+    return text if len(text) <= most else f"{text[:most]}… ({len(text):,} characters; the log has them all)"
 
 
 # ---------------------------------------------------------------------- from an exception, or from what is left
@@ -126,6 +137,7 @@ def of_exception(error: BaseException, **details: Any) -> Failure:
         what = str(error)  # says all that its user needs
     elif inner := _in_worker(str(error)):
         frames, what = (*frames, *inner[0]), inner[1]
+    what = cut(what, _WORDS)  # before it is searched: an exception may hold megabytes
     aftermath = type(error).__name__ == "PeerError" or bool(_AFTERMATH.search(what))
     exit_code = error.exit_code if isinstance(error, LauncherError) else EXIT_FAILED
     text = "".join(traceback.format_exception(error))
@@ -364,7 +376,7 @@ class Notes:
         """Leaves word; False where the disk does not let it."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_text(self.folder / f"{failure.rank}.json", json.dumps(asdict(failure)))
+            write_text(self.folder / f"{failure.rank}.json", json.dumps(failure.noted))
         except OSError:
             return False
         return True
@@ -444,7 +456,7 @@ class Report:
         ]
         lines = [f"launcher: {self.first.line}"]
         if rest := self.first.what.strip().splitlines()[1:4]:
-            lines += [f"    {line}" for line in rest]
+            lines += [f"    {cut(line, _LINE)}" for line in rest]
         lines += [f"  {line}" for line in folded(self.first.frames)]
         lines += [f"  {label:<10} {value}" for label, value in rows if value]
         return "\n".join(lines)
@@ -454,7 +466,7 @@ class Report:
         if self.folder is None:
             return
         content = {
-            **asdict(self.first),
+            **self.first.noted,
             "culprit": self.first.culprit.place if self.first.culprit else None,
             "hint": hint_for(self.first),
             "checkpoint": str(self.checkpoint) if self.checkpoint else None,
@@ -495,7 +507,7 @@ def folded(frames: Sequence[Frame]) -> Iterator[str]:
         hidden = 0
         yield f"{frame.place} in {frame.function}"
         if frame.code:
-            yield f"    {frame.code}"
+            yield f"    {cut(frame.code, _LINE)}"
     yield from _fold(hidden)
 
 
