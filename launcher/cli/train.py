@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.cli.arguments import add_output, add_recipe, positive, read_recipe, span, work_in
-from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, EXIT_USAGE, UsageError
+from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, UsageError
 
 if TYPE_CHECKING:
     from launcher.cli.arguments import Commands
@@ -145,7 +145,7 @@ def _supervised(recipe: Recipe, options: argparse.Namespace, arguments: Sequence
     again = shlex.join(["launcher", *arguments])
 
     def tidy(code: int) -> None:
-        if code in (EXIT_DONE, EXIT_USAGE):
+        if code != EXIT_FAILED:
             discard(folder)
             choice.forget(folder)
 
@@ -158,6 +158,8 @@ def _supervised(recipe: Recipe, options: argparse.Namespace, arguments: Sequence
         resume=_flags(options),
         nodes=nodes,
         max_restarts=restarts,
+        interface=recipe.launch.interface,
+        meeting_seconds=recipe.launch.meeting_timeout.amount,
         tidy=tidy,
     )
     code = ranks.run("-m", "launcher", *arguments)

@@ -72,7 +72,7 @@ def opened(saved: Saved, world: World, parts: Sequence[Part], cpu: bool) -> Iter
     sets = load_evaluation(
         builder, recipe.data, world, parts, evaluate=recipe.evaluate, seed=recipe.seed, on_gpu=not on_cpu
     )
-    with open_device(recipe.device, world, cpu=cpu, threads=recipe.launch.threads) as device:
+    with open_device(recipe.device, world, cpu=cpu, launch=recipe.launch) as device:
         model = build_model(builder, recipe.model, recipe.device, device, seed=recipe.seed)
         objective = build_objective(builder, recipe.loss, recipe.batch, recipe.train)
         objective.to(device.torch_device)

@@ -333,6 +333,12 @@ class Launch(Section):
         "auto", description="CPU threads of a process; auto: its share of the CPUs that are there."
     )
     max_restarts: Annotated[int, Field(ge=0)] = Field(0, description="Restarts after a crash.")
+    interface: Annotated[str, Field(pattern=r"^[\w.:@-]+(,[\w.:@-]+)*$")] | None = Field(
+        None, description="The network interface between machines, as in eth0; null: the one of the route to rank 0."
+    )
+    meeting_timeout: Time = Field(
+        Duration(300, "seconds", "5 minutes"), description="How long ranks wait at the start for others to come."
+    )
     stall: Time | None = Field(
         None, description="How long a rank may make no progress before the stacks of all are written down."
     )

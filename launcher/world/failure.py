@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from launcher.errors import EXIT_FAILED, LauncherError
+from launcher.world import network
 from launcher.world.files import write_text
 
 FAILURE_FILE = "failure.json"
@@ -262,9 +263,19 @@ _HINTS: tuple[tuple[str, str], ...] = (
         "another program uses that port: choose another --master HOST:PORT, or leave it away on one node",
     ),
     (
-        r"[Uu]nable to find address for|couldn't find .*interface|no socket interface|Bootstrap : no socket",
-        "name the network interface that reaches the other nodes (ip addr lists them): "
-        "GLOO_SOCKET_IFNAME=eth0 NCCL_SOCKET_IFNAME=eth0",
+        r"[Uu]nable to find address for|couldn't find .*interface|no socket interface|Bootstrap : no socket"
+        r"|connectFullMesh failed|Unable to resolve hostname|launch\.meeting_timeout: .*connections of the ranks",
+        "name the network interface that reaches the other machines (ip addr lists them), as in launch.interface=eth0; "
+        "it was {interface}; the machines' firewalls must let one another in",
+    ),
+    (
+        r"launch\.meeting_timeout: .*name unknown",
+        "the name of rank 0's machine has no address here: name it by its address, or put it into /etc/hosts",
+    ),
+    (
+        r"launch\.meeting_timeout",
+        "were all processes started, and does a firewall stand between? Where they take longer to come (to prepare "
+        "their data, say): launch.meeting_timeout='30 minutes'",
     ),
     (
         r"Name or service not known|[Nn]o address associated|getaddrinfo|Temporary failure in name resolution",
@@ -309,7 +320,8 @@ def hint_for(failure: Failure) -> str | None:
     for pattern, text in _HINTS:
         if re.search(pattern, failure.what):
             known = {name: f" ({value})" for name, value in failure.facts.items()}
-            return text.format(**{"batch": "", "shapes": "", "unused": "", **known})
+            interface = network.interface_in_use() or "not said"
+            return text.format(**{"batch": "", "shapes": "", "unused": "", "interface": interface, **known})
     return None
 
 

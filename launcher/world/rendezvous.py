@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from launcher.errors import EXIT_DONE, EXIT_PREEMPTED, LauncherError
+from launcher.world.waiting import Wait, guarded, ranks
 from launcher.world.world import World
 
 FIRST_PORT, LAST_PORT = 15_000, 31_999  # below those that systems give to outgoing connections
@@ -59,7 +60,11 @@ def gathered(world: World, timeout_seconds: float) -> Iterator[None]:
         yield
         return
     meet = _receive if world.is_first else _visit
-    port = meet(world, time.monotonic() + timeout_seconds)
+    wait = Wait("the other ranks", timeout_seconds + _ANSWER_SECONDS)  # who meets gives up a little sooner
+    if not world.is_first:
+        wait.what, wait.host, wait.port = ranks([0], world.size), _address(world), ports(world.step)[0]
+    with guarded(wait, world):
+        port = meet(world, time.monotonic() + timeout_seconds, wait)
     variables = {
         "RANK": world.rank,
         "WORLD_SIZE": world.size,
@@ -120,12 +125,13 @@ def ports(step: str) -> list[int]:
     return [FIRST_PORT + 2 * ((start + number) % pairs) for number in range(TRIES)]
 
 
-def _receive(world: World, deadline: float) -> int:
+def _receive(world: World, deadline: float, wait: Wait) -> int:
     """Rank 0: tells every other rank the port of the process group."""
     desk, port = _listen(str(world.step), "" if world.nodes > 1 else _LOOPBACK)
     waited_for = set(range(1, world.size))
     with desk:
         while waited_for:
+            wait.what, wait.why = ranks(list(waited_for), world.size), "not there yet"
             desk.settimeout(max(0.01, deadline - time.monotonic()))
             try:
                 peer, _ = desk.accept()
@@ -175,7 +181,7 @@ def _greeted(peer: socket.socket, step: str) -> tuple[int, str]:
     return (int(rank), host) if said == step and rank.isascii() and rank.isdigit() else (-1, "")
 
 
-def _visit(world: World, deadline: float) -> int:
+def _visit(world: World, deadline: float, wait: Wait) -> int:
     """Another rank: asks at all ports of the step in turn until rank 0 answers."""
     wrong = ""
     while time.monotonic() < deadline:

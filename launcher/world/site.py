@@ -38,6 +38,9 @@ class Site(BaseModel):
         default_factory=dict, description="Further long options of sbatch, as in qos: normal."
     )
     requeue: bool = Field(True, description="Whether jobs may queue themselves again; else a new job follows.")
+    interface: str | None = Field(
+        None, description="The network interface between nodes, as in ib0: for gloo and NCCL (GLOO_SOCKET_IFNAME, …)."
+    )
     runs: str | None = Field(None, description="Where runs lie; null: `runs` in the working directory.")
     scratch: str | None = Field(
         None, description="A folder on a disk of each node, for data sets that take one: data.scratch, if not said."
