@@ -147,7 +147,7 @@ def _supervised(recipe: Recipe, options: argparse.Namespace, arguments: Sequence
     def tidy(code: int) -> None:
         if code != EXIT_FAILED:
             discard(folder)
-            choice.forget(folder)
+        choice.forget(folder)  # where nothing is in it
 
     ranks = Supervisor(
         processes=processes,

@@ -167,7 +167,8 @@ class Nodes:
             ) from error
 
     def _wait_for_first(self, processes: int, wait: Wait) -> None:
-        wait.what, wait.host, wait.port = self._ranks([0], processes), self.host, self.port
+        wait.what, wait.why = self._ranks([0], processes), None
+        wait.host, wait.port = self.host, self.port
         while fault := network.fault_of(self.host, self.port):
             if wait.is_over:
                 raise NodesError(
@@ -183,7 +184,7 @@ class Nodes:
             wait.host, wait.port = self.host, self.port
             if wait.is_over:
                 raise NodesError(
-                    f"--master {self.host}:{self.port}: {wait.what} did not come within {wait.seconds:g} seconds; were "
+                    f"--master {self.host}:{self.port}: {wait.whom} did not come within {wait.seconds:g} seconds; were "
                     "they started, with this --master? launch.meeting_timeout says how long to wait"
                 )
             time.sleep(_RETRY_SECONDS / 5)

@@ -316,7 +316,7 @@ class Supervisor:
             self._is_stopping = True
             children = list(_children())
             if not children and not self._has_started:  # there is nothing to save
-                print(f"launcher: stopped while waiting for {self._wait.what}; nothing is lost", file=sys.stderr)
+                print(f"launcher: stopped while waiting for {self._wait.whom}; nothing is lost", file=sys.stderr)
                 self._leave(EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_PREEMPTED)
             for child in children:
                 with suppress(ProcessLookupError):

@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from launcher.errors import EXIT_DONE, EXIT_PREEMPTED, LauncherError
 from launcher.world.waiting import Wait, guarded, ranks
@@ -60,11 +61,13 @@ def gathered(world: World, timeout_seconds: float) -> Iterator[None]:
         yield
         return
     meet = _receive if world.is_first else _visit
-    wait = Wait("the other ranks", timeout_seconds + _ANSWER_SECONDS)  # who meets gives up a little sooner
-    if not world.is_first:
-        wait.what, wait.host, wait.port = ranks([0], world.size), _address(world), ports(world.step)[0]
+    wait = Wait(partial(_awaited, world), timeout_seconds + _ANSWER_SECONDS)  # who meets gives up a little sooner
+    if world.is_first:
+        wait.why = "not there yet"
+    else:
+        wait.host, wait.port = _address(world), ports(world.step)[0]
     with guarded(wait, world):
-        port = meet(world, time.monotonic() + timeout_seconds, wait)
+        port = meet(world, time.monotonic() + timeout_seconds)
     variables = {
         "RANK": world.rank,
         "WORLD_SIZE": world.size,
@@ -79,6 +82,10 @@ def gathered(world: World, timeout_seconds: float) -> Iterator[None]:
     finally:
         for name in variables:
             del os.environ[name]
+
+
+def _awaited(world: World) -> str:
+    return ranks([rank for rank in range(1, world.size) if rank not in _peers] if world.is_first else [0], world.size)
 
 
 def leave_last(timeout_seconds: float = 60.0) -> None:
@@ -125,13 +132,12 @@ def ports(step: str) -> list[int]:
     return [FIRST_PORT + 2 * ((start + number) % pairs) for number in range(TRIES)]
 
 
-def _receive(world: World, deadline: float, wait: Wait) -> int:
+def _receive(world: World, deadline: float) -> int:
     """Rank 0: tells every other rank the port of the process group."""
     desk, port = _listen(str(world.step), "" if world.nodes > 1 else _LOOPBACK)
     waited_for = set(range(1, world.size))
     with desk:
         while waited_for:
-            wait.what, wait.why = ranks(list(waited_for), world.size), "not there yet"
             desk.settimeout(max(0.01, deadline - time.monotonic()))
             try:
                 peer, _ = desk.accept()
@@ -181,7 +187,7 @@ def _greeted(peer: socket.socket, step: str) -> tuple[int, str]:
     return (int(rank), host) if said == step and rank.isascii() and rank.isdigit() else (-1, "")
 
 
-def _visit(world: World, deadline: float, wait: Wait) -> int:
+def _visit(world: World, deadline: float) -> int:
     """Another rank: asks at all ports of the step in turn until rank 0 answers."""
     wrong = ""
     while time.monotonic() < deadline:

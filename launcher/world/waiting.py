@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -36,7 +36,7 @@ class Wait:
     """What is waited for; whoever waits says what it has found out meanwhile.
 
     Attributes:
-        what: In words: `rank 1 of 2`.
+        what: In words: `rank 1 of 2`; or what says so now.
         seconds: How long.
         setting: The recipe's key that says so.
         host: Where: a name or an address; empty where that says nothing.
@@ -45,7 +45,7 @@ class Wait:
         began: When, by the monotonic clock.
     """
 
-    what: str
+    what: str | Callable[[], str]
     seconds: float
     setting: str = "launch.meeting_timeout"
     host: str = ""
@@ -54,11 +54,16 @@ class Wait:
     began: float = field(default_factory=time.monotonic)
 
     @property
+    def whom(self) -> str:
+        """`rank 1 of 2`."""
+        return self.what if isinstance(self.what, str) else self.what()
+
+    @property
     def text(self) -> str:
         """`rank 1 of 2 at 10.0.0.1:29500 (nothing listens there)`; it may take as long as a look at the place."""
         place = f" at {network.place(self.host, self.port)}" if self.host else ""
         why = network.fault_of(self.host, self.port) if self.why is None and self.host else self.why
-        return f"{self.what}{place}" + (f" ({why})" if why else "")
+        return f"{self.whom}{place}" + (f" ({why})" if why else "")
 
     @property
     def is_over(self) -> bool:
@@ -82,12 +87,14 @@ class Wait:
             over.set()
 
     def _tell(self, over: threading.Event) -> None:
-        if self.host and self.why is None and not network.addresses(self.host):
-            self._say()  # at once: a slip of the pen
-        while not over.wait(max(0.0, self.began + NOTICE_SECONDS - time.monotonic())):
-            if time.monotonic() - self.began >= NOTICE_SECONDS:  # else something else is waited for by now
+        looked_up, due = "", 0.0
+        while not over.wait(_LOOK_SECONDS):
+            is_new = self.why is None and self.host not in ("", looked_up)
+            looked_up = self.host
+            is_due = time.monotonic() >= max(due, self.began + NOTICE_SECONDS)
+            if is_due or (is_new and not network.addresses(self.host)):  # a slip of the pen is told at once
+                due = time.monotonic() + AGAIN_SECONDS if is_due else due
                 self._say()
-                over.wait(AGAIN_SECONDS)
 
     def _say(self) -> None:
         with suppress(OSError, ValueError, AttributeError):  # a screen that is gone
@@ -119,7 +126,7 @@ def guarded(wait: Wait, world: World) -> Iterator[None]:
 def _guard(wait: Wait, world: World, over: threading.Event) -> None:
     while not over.wait(_LOOK_SECONDS):
         if stop_requested():
-            stop(wait.what, world)
+            stop(wait.whom, world)
         if wait.is_over:
             folder = Path(world.run_dir) if world.run_dir is not None else None
             what = f"{wait.setting}: waited {wait.seconds:g} seconds for {wait.text}"
