@@ -24,6 +24,7 @@ from launcher.recipe.load import load_recipe
 from launcher.text import spans
 from launcher.world import network, waiting
 from launcher.world.failure import Failure, hint_for
+from launcher.world.signals import listening, stop_requested
 from launcher.world.waiting import Wait, ranks
 from launcher.world.world import World
 
@@ -227,6 +228,7 @@ import signal, sys, threading, time
 from datetime import timedelta
 import torch.distributed as dist
 from launcher.world.signals import listening
+from launcher.world.signals import listening, stop_requested
 from launcher.world.waiting import Wait, guarded
 from launcher.world.world import World
 
@@ -275,6 +277,47 @@ def test_who_waits_in_compiled_code_can_be_ended(case: str) -> None:
         assert "launcher: stopped while waiting for rank 1 of 2; nothing is lost" in screen
     if code == 1:
         assert "launch.meeting_timeout: waited 1 seconds for rank 1 of 2" in screen
+
+
+def test_signals_of_others_are_no_wish_to_stop() -> None:
+    before = signal.signal(signal.SIGALRM, lambda *_: None)
+    try:
+        with listening():
+            os.kill(os.getpid(), signal.SIGALRM)  # as a test's or a user's own clock
+            child = os.fork()
+            if child == 0:
+                signal.raise_signal(signal.SIGTERM)  # in a worker that has inherited the handlers
+                os._exit(0 if stop_requested() else 1)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            time.sleep(0.2)  # for who listens, if it did
+            assert not stop_requested()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_an_event_loop_of_the_user_s_takes_no_signal_away() -> None:
+    program = """
+import asyncio, os, signal, threading, time
+from launcher.world.signals import listening, stop_requested
+
+with listening():
+    asyncio.run(asyncio.sleep(0))  # it takes the place where signals are heard, and leaves it empty
+    os.kill(os.getpid(), signal.SIGINT)
+    assert stop_requested()
+    time.sleep(2.2)
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(20)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": ROOT},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 130, done.stderr
+    assert done.stderr == "\nstopping after this step; once more to leave at once\n"
 
 
 def by_hand(rank: int, port: int, host: str = "127.0.0.1") -> dict[str, str]:

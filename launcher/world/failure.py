@@ -265,8 +265,8 @@ _HINTS: tuple[tuple[str, str], ...] = (
     (
         r"[Uu]nable to find address for|couldn't find .*interface|no socket interface|Bootstrap : no socket"
         r"|connectFullMesh failed|Unable to resolve hostname|launch\.meeting_timeout: .*connections of the ranks",
-        "name the network interface that reaches the other machines (ip addr lists them), as in launch.interface=eth0; "
-        "it was {interface}; the machines' firewalls must let one another in",
+        "name the network interface that reaches the other machines (ip addr lists them), as in launch.interface=eth0 "
+        "or GLOO_SOCKET_IFNAME=eth0; it was {interface}; firewalls must let the machines speak to one another",
     ),
     (
         r"launch\.meeting_timeout: .*name unknown",
