@@ -295,12 +295,14 @@ def test_signals_of_others_are_no_wish_to_stop() -> None:
         signal.signal(signal.SIGALRM, before)
 
 
-def test_an_event_loop_of_the_user_s_takes_no_signal_away() -> None:
-    program = """
-import asyncio, os, signal, threading, time
-from launcher.world.signals import listening, stop_requested
+@pytest.mark.parametrize("how", ["with listening():", "listen()\nif True:"])
+def test_an_event_loop_of_the_user_s_takes_no_signal_away(how: str) -> None:
+    program = f"""
+import asyncio, gc, os, signal, threading, time
+from launcher.world.signals import listen, listening, stop_requested
 
-with listening():
+{how}
+    gc.collect()
     asyncio.run(asyncio.sleep(0))  # it takes the place where signals are heard, and leaves it empty
     os.kill(os.getpid(), signal.SIGINT)
     assert stop_requested()
@@ -404,9 +406,10 @@ def on(name: str, number: int, folder: Path, *arguments: str) -> subprocess.Pope
     )
 
 
-@pytest.mark.parametrize("first", ["10.78.0.10", "node0"])
+# the first may call itself by a name that is its own alone, or that it does not know
+@pytest.mark.parametrize("first", ["10.78.0.10", "node0", "node0.cluster.invalid"])
 def test_two_stock_machines_train_as_one_world(tmp_path: Path, debian: list[str], first: str) -> None:
-    masters = (f"{first}:29500", "10.78.0.10:29500")  # the first may call itself by the name that is its own alone
+    masters = (f"{first}:29500", "10.78.0.10:29500")
     both = [on(debian[number], number, tmp_path, "--master", masters[number]) for number in (0, 1)]
     for process in both:
         screen, _ = process.communicate(timeout=120)

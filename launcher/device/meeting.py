@@ -71,12 +71,14 @@ def _store(world: World, wait: Wait, timeout: timedelta) -> Any:
     """That of `env://`: at the place that the environment names, held by rank 0 or by an elastic agent."""
     host, port = wait.host, wait.port = master()
     if (host, port) not in _stores:
-        is_server = world.is_first and not is_served_by_agent()
+        host_here, is_server = host, world.is_first and not is_served_by_agent()
         if not is_server:
             wait.what = ranks([0], world.size)
             while network.fault_of(host, port):  # torch's own client would fill the screen
                 time.sleep(_RETRY_SECONDS)
+        elif not network.addresses(host):
+            host_here = network.loopback()  # its own name may be known to the others alone
         _stores[host, port] = TCPStore(
-            host, port, world.size, is_server, timeout=timeout, wait_for_workers=False, multi_tenant=True
+            host_here, port, world.size, is_server, timeout=timeout, wait_for_workers=False, multi_tenant=True
         )
     return _stores[host, port]

@@ -109,12 +109,13 @@ class Nodes:
 
     @property
     def address(self) -> str:
-        """Where the processes meet.
+        """Where the processes meet, from this machine. The first one's own name may be known to the others alone.
 
         Raises:
             UsageError: This machine is the only one, and has no loopback network.
         """
-        return self.host if self.count > 1 else network.loopback()
+        is_unknown = self.count == 1 or (self.rank == 0 and not network.addresses(self.host))
+        return network.loopback() if is_unknown else self.host
 
     def open_store(self) -> TCPStore:
         """What the processes meet at, held by the first node: of one node a new one each time, at a free port.
@@ -143,7 +144,7 @@ class Nodes:
             seen = store.get("launcher/node/1").decode()
             if seen and (found := network.interface_of(seen)) is not None:
                 return found
-        return network.interface_towards(self.address, self.count)
+        return network.interface_towards(self.host or self.address, self.count)
 
     def _seen(self) -> str:
         """The first node's address, as this one reaches it."""

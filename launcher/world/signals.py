@@ -5,11 +5,10 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from types import FrameType
 from typing import Any
 
@@ -19,6 +18,7 @@ _NUMBERS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR2") i
 _OVER = b"\0"  # no signal has this number
 _received: list[int] = []
 _ear: int | None = None  # where Python writes each signal's number as it comes, whatever the main thread is doing
+_for_ever = ExitStack()
 
 
 def stop_requested() -> bool:
@@ -33,7 +33,7 @@ def listening() -> Iterator[None]:
     Outside the main thread, where Python allows no handlers, nobody can ask. Inside another `listening` this adds
     nothing.
     """
-    if signal.getsignal(signal.SIGTERM) is _note:
+    if is_listening():
         yield
         return
     _received.clear()
@@ -50,10 +50,15 @@ def listening() -> Iterator[None]:
         _received.clear()
 
 
+def is_listening() -> bool:
+    """Whether the signals are handled here, so that a Ctrl-C raises nothing."""
+    return signal.getsignal(signal.SIGTERM) is _note
+
+
 def listen() -> None:
     """Handles the signals from here on, as `listening` does for a while."""
-    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is not _note:
-        _heard_at_once().__enter__()
+    if threading.current_thread() is threading.main_thread() and not is_listening():
+        _for_ever.enter_context(_heard_at_once())
         for number in _NUMBERS:
             signal.signal(number, _note)
 
@@ -99,10 +104,8 @@ def _hear(listener: int) -> None:
         if interrupts[-1] - interrupts[0] >= SECOND_INTERRUPT_SECONDS:
             os._exit(130)
         if len(interrupts) == 1:
-            # no print(): the interrupted code may hold the stream's lock
-            with suppress(OSError, ValueError):
-                screen = sys.__stderr__.fileno() if sys.__stderr__ else 2
-                os.write(screen, b"\nstopping after this step; once more to leave at once\n")
+            with suppress(OSError):  # no print(): the interrupted code may hold the stream's lock
+                os.write(2, b"\nstopping after this step; once more to leave at once\n")
 
 
 def _deafen() -> None:
