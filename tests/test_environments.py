@@ -118,9 +118,7 @@ TABLE = (
     row("no LOCAL_RANK", "export RANK=0 WORLD_SIZE=2", code=2, says="environment: WORLD_SIZE is set and LOCAL_RANK"),
     row("no MASTER_ADDR", WORLD, code=2, says="environment: WORLD_SIZE is set and MASTER_ADDR is not", is_plain=True),
     row("no MASTER_PORT", f"{WORLD} MASTER_ADDR=127.0.0.1", code=2, says="environment: WORLD_SIZE is set and MASTER_P"),
-    row(
-        "a rank too many", f"{WORLD} {MASTER} RANK=2", code=2, says="environment: RANK=2 with WORLD_SIZE=2; ranks count"
-    ),
+    row("a rank too many", f"{WORLD} {MASTER} RANK=2", code=2, says=".*environment: RANK=2 with WORLD_SIZE=2"),
     row(
         "nobody else comes",
         f"{WORLD} MASTER_ADDR=127.0.0.1 MASTER_PORT=29733",

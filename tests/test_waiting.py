@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -320,6 +321,46 @@ from launcher.world.signals import listen, listening, stop_requested
     )
     assert done.returncode == 130, done.stderr
     assert done.stderr == "\nstopping after this step; once more to leave at once\n"
+
+
+PREPARES = """
+import sys, time
+from pathlib import Path
+from launcher.data.preparation import once_per_node
+from launcher.world import waiting
+from launcher.world.signals import listening
+
+waiting.NOTICE_SECONDS = 0.5
+
+def act():
+    Path("begun").touch()
+    time.sleep(100)
+
+with listening():
+    once_per_node("something", act, "recipe.yaml:3: data.train: Photos.prepare")
+"""
+
+
+def test_who_waits_for_another_to_prepare_data_says_so_and_leaves_when_asked(tmp_path: Path) -> None:
+    how: dict[str, Any] = {"cwd": tmp_path, "stderr": subprocess.PIPE, "text": True}
+    how["env"] = {**os.environ, "PYTHONPATH": ROOT, "TMPDIR": str(tmp_path)}
+    first = subprocess.Popen([sys.executable, "-c", PREPARES], **how)
+    while not (tmp_path / "begun").exists():
+        assert first.poll() is None
+        time.sleep(0.05)
+    second = subprocess.Popen([sys.executable, "-c", PREPARES], **how)
+    try:
+        assert second.stderr is not None
+        said = "another process of this machine, which does it now: recipe.yaml:3: data.train: Photos.prepare"
+        assert second.stderr.readline() == f"launcher: waiting for {said}\n"
+        second.terminate()
+        _, screen = second.communicate(timeout=60)
+        assert screen == f"launcher: stopped while waiting for {said}; nothing is lost\n"
+        assert second.returncode == 75
+    finally:
+        for process in (first, second):
+            process.kill()
+            process.communicate()
 
 
 def by_hand(rank: int, port: int, host: str = "127.0.0.1") -> dict[str, str]:
