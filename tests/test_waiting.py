@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
-from projects import make
+from projects import PARTS, make
 
 from launcher.errors import RecipeError, UsageError
 from launcher.launch.nodes import Nodes, NodesError
@@ -387,6 +387,41 @@ def test_rank_0_of_a_world_that_never_comes_says_so_and_leaves_when_asked(tmp_pa
     finally:
         process.kill()
     assert process.returncode == 75
+
+
+LATE = """
+import os, time
+
+if os.environ.get("RANK") == "1":
+    open("late", "w").close()
+    time.sleep(15)
+"""
+
+
+def test_one_rank_that_is_asked_to_stop_while_it_waits_takes_the_late_ones_along(tmp_path: Path) -> None:
+    arguments = command(tmp_path, "--processes", "2", "model={_target_: late.py:Net}")
+    (tmp_path / "late.py").write_text(LATE + PARTS.replace(PARTS[: PARTS.index("from typing")], ""))
+    process = subprocess.Popen(
+        arguments,
+        env={**os.environ, "PYTHONPATH": ROOT},
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stderr is not None
+        said = next(line for line in process.stderr if "waiting" in line)
+        assert re.fullmatch(r"launcher: waiting for rank 1 of 2 at 127.0.0.1:\d+ \(not there yet\)\n", said)
+        assert (tmp_path / "late").exists()
+        ranks = psutil.Process(process.pid).children()
+        next(one for one in ranks if one.environ()["RANK"] == "0").terminate()
+        _, screen = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 75, screen
+    assert "launcher: stopped while waiting for rank 1 of 2; nothing is lost" in screen
+    assert not any(one.is_running() for one in ranks)
 
 
 def test_a_rank_whose_rank_0_is_nowhere_says_so_and_gives_up(tmp_path: Path) -> None:

@@ -155,11 +155,12 @@ def _deterministic() -> Iterator[None]:
 @contextmanager
 def _joined(section: schema.Device, world: World, on_cpu: bool, launch: schema.Launch) -> Iterator[Device]:
     before = torch.get_num_threads()
-    wait = _wait(section, launch, world)
     with ExitStack() as stack:
-        with guarded(wait, world):
+        with ExitStack() as meeting_stack:
             with gathered(world, launch.meeting_timeout.amount):
                 interface = stack.enter_context(_interface(launch, world))
+                wait = _wait(section, launch, world)
+                meeting_stack.enter_context(guarded(wait, world))
                 with meeting(world, wait, launch.meeting_timeout.amount) as url:
                     accelerator = _accelerator(section, on_cpu, url)
                 # what libraries ask Accelerate for later is answered from its state, not from the variables
@@ -202,7 +203,8 @@ def _interface(launch: schema.Launch, world: World) -> Iterator[list[str]]:
         named, origin = read_site()[0].interface, "the site file's interface"
     if named is not None:
         network.check_interface(named, origin)
-    with network.interface_said(named, network.interface_towards(master()[0], world.nodes)):
+    is_said = named is not None or network.interface_in_use() is not None
+    with network.interface_said(named, None if is_said else network.interface_towards(master()[0], world.nodes)):
         used = network.interface_in_use() if world.nodes > 1 else None
         yield [f"ranks connect over {used}; launch.interface names another"] if used else []
 

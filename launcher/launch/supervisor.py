@@ -164,6 +164,8 @@ class Supervisor:
         now = time.monotonic()
         said = self._said()
         living = [one for one in said.values() if _lives(one.pid)]
+        if self._has_started and any(one.state == progress.STOPPED for one in said.values()):
+            _stop_late_ones(living)
         self._alone_since = None if living or not said else self._alone_since or now
         if self._alone_since is not None and now - self._alone_since > SILENCE_SECONDS:
             return EXIT_DONE if self._all_done(said) else EXIT_FAILED
@@ -302,7 +304,8 @@ class Supervisor:
         named = self.interface
         if named is None and self.nodes.count > 1 and network.interface_in_use() is None:
             named = read_site()[0].interface
-        return network.variables(named, self.nodes.interface())
+        is_said = named is not None or network.interface_in_use() is not None
+        return network.variables(named, None if is_said else self.nodes.interface())
 
     # ------------------------------------------------------------------ signals
 
@@ -357,6 +360,14 @@ def _kill_children() -> None:
     for child in _children():
         with suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
+
+
+def _stop_late_ones(living: Sequence[Progress]) -> None:
+    """Asks those to stop that would wait for one that was asked and has left."""
+    for one in living:
+        if one.state == progress.STARTING:
+            with suppress(ProcessLookupError):
+                os.kill(one.pid, signal.SIGTERM)
 
 
 def _lives(pid: int) -> bool:
