@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import atexit
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -76,6 +77,7 @@ SYMBOLS: dict[str, Callable[[], object]] = {
     "_reductions": torchmetrics.MeanMetric,
     "_to_sync": torchmetrics.MeanMetric,
     "_reset_state": lambda: accelerate.state.AcceleratorState,
+    "_run_exitfuncs": lambda: atexit,
 }
 
 

@@ -13,6 +13,8 @@ from contextlib import suppress
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
+from launcher import internals
+
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
 
@@ -77,7 +79,7 @@ def _end_waiting(code: int) -> None:
     for thread in threads:
         _say(f"the thread '{thread.name}'", _place(frames.get(thread.ident or 0)))
     if threads:  # else the exit handlers run already, and end this process
-        atexit._run_exitfuncs()
+        internals.run_exit_handlers()
         _leave(code)
 
 
