@@ -7,6 +7,7 @@ the launcher that load no torch may stand above this. What runs in every step is
 
 from __future__ import annotations
 
+import atexit
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -248,6 +249,16 @@ def shut_down(iterator: Any) -> None:
 
 
 # ---------------------------------------------------------------------- modules, schedules, metrics
+
+
+def run_exit_handlers() -> None:
+    """Runs what was registered with `atexit`, for a process that is left while one of its threads still runs.
+
+    Python has no public way to ask; where it has none at all, they are left out, as after a kill.
+    """
+    run = getattr(atexit, "_run_exitfuncs", None)
+    if run is not None:
+        run()
 
 
 def names_within(module: nn.Module) -> list[str]:

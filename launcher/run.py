@@ -49,7 +49,7 @@ def run(recipe: Recipe, world: World, options: Options) -> Result:
     """
     builder = checked(recipe, world, options)
     data = open_run_data(recipe, builder, world, on_gpu=not use_cpu(world, options.cpu))  # 1 data
-    with open_device(recipe.device, world, cpu=options.cpu, threads=recipe.launch.threads) as device:  # 2 device
+    with open_device(recipe.device, world, cpu=options.cpu, launch=recipe.launch) as device:  # 2 device
         compare_over_ranks(builder, recipe.data, data, device.coordinator)
         model = build_run_model(recipe, builder, device)  # 3 model
         state = build_run_state(recipe, builder, model, device, data)  # 4 objective

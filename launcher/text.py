@@ -21,6 +21,17 @@ def brief(text: str) -> str:
     return safe if len(safe) <= 80 else f"{safe[:79]}…"
 
 
+def spans(numbers: Iterable[int], most: int = 8) -> str:
+    """Whole numbers in short: `1, 4-7, 9`."""
+    found: list[list[int]] = []
+    for number in sorted(numbers):
+        if found and number == found[-1][-1] + 1:
+            found[-1] = [found[-1][0], number]
+        else:
+            found.append([number])
+    return ", ".join("-".join(map(str, one)) for one in found[:most]) + ", …" * (len(found) > most)
+
+
 def suggestion(word: str, known: Iterable[str | int], prefix: str = "") -> str:
     """Return `; did you mean 'lr'?` where something known is spelled alike, else nothing."""
     words = [str(other) for other in islice(known, 300)]

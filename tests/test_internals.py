@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import atexit
 import importlib
 import subprocess
 import sys
@@ -67,6 +68,7 @@ SYMBOLS: dict[str, Callable[[], object]] = {
     "_worker_info": lambda: worker,
     "pin_memory": lambda: pin_memory,
     "_workers": workers_iterator,
+    "_run_exitfuncs": lambda: atexit,
     "_shutdown_workers": workers_iterator,
     "_get_iterator": lambda: DataLoader,
     "_modules": lambda: nn.Linear(1, 1),

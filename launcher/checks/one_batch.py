@@ -44,7 +44,7 @@ def overfit(recipe: Recipe, world: World, options: Options, say: Callable[[str],
     data = open_run_data(recipe, builder, world, on_gpu=not use_cpu(world, options.cpu))
     with (
         remembered(),
-        open_device(recipe.device, world, cpu=options.cpu, threads=recipe.launch.threads) as device,
+        open_device(recipe.device, world, cpu=options.cpu, launch=recipe.launch) as device,
     ):
         compare_over_ranks(builder, recipe.data, data, device.coordinator)
         model = build_run_model(recipe, builder, device)

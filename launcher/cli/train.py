@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.cli.arguments import add_output, add_recipe, positive, read_recipe, say_own_code, span, work_in
-from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, EXIT_USAGE, UsageError
+from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, UsageError
 
 if TYPE_CHECKING:
     from launcher.cli.arguments import Commands
@@ -147,9 +147,9 @@ def _supervised(recipe: Recipe, options: argparse.Namespace, arguments: Sequence
     again = shlex.join(["launcher", *arguments])
 
     def tidy(code: int) -> None:
-        if code in (EXIT_DONE, EXIT_USAGE):
+        if code != EXIT_FAILED:
             discard(folder)
-            choice.forget(folder)
+        choice.forget(folder)  # where nothing is in it
 
     ranks = Supervisor(
         processes=processes,
@@ -160,6 +160,8 @@ def _supervised(recipe: Recipe, options: argparse.Namespace, arguments: Sequence
         resume=_flags(options),
         nodes=nodes,
         max_restarts=restarts,
+        interface=recipe.launch.interface,
+        meeting_seconds=recipe.launch.meeting_timeout.amount,
         tidy=tidy,
     )
     code = ranks.run("-m", "launcher", *arguments)
@@ -185,7 +187,7 @@ def _train_here(recipe: Recipe | None, options: argparse.Namespace, arguments: S
         raise UsageError("--pdb: a debugger has one terminal for one process; add --processes 1")
     from launcher.launch.postmortem import post_mortem, watched
     from launcher.launch.slurm.requeue import stop_in_time
-    from launcher.world.rendezvous import mistakes_told
+    from launcher.world.peers import mistakes_told
 
     if options.run_dir is not None and world.is_first:
         stop_in_time(Path(options.run_dir))
@@ -236,7 +238,7 @@ def _train_as_rank(recipe: Recipe | None, options: argparse.Namespace, arguments
     result = run(recipe, world, asked_for)
     if result.state != "preempted":
         return EXIT_DONE
-    from launcher.world.rendezvous import code_of_a_stop
+    from launcher.world.peers import code_of_a_stop
 
     return code_of_a_stop(world)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import inspect
+import math
 import os
 import tempfile
 import time
@@ -26,6 +27,9 @@ from launcher.recipe.places import dotted
 from launcher.recipe.signature import arguments_of, parameters_of
 from launcher.recipe.targets import told
 from launcher.text import printable
+from launcher.world.signals import stop_requested
+from launcher.world.waiting import Wait, stop
+from launcher.world.world import World
 
 _DONE = "done"
 _held: dict[str, int] = {}  # while a process that prepared lives, those that come later know that it is done
@@ -93,7 +97,7 @@ def once_per_node(key: str, act: Callable[[], object], place: str) -> None:
     lock = _lock_file(key)
     try:
         while not _locked(lock):
-            fcntl.flock(lock, fcntl.LOCK_SH)
+            _wait_for_another(lock, place)
             outcome = os.pread(lock, 65536, 0).decode(errors="replace")
             if outcome == _DONE:
                 break
@@ -109,9 +113,19 @@ def once_per_node(key: str, act: Callable[[], object], place: str) -> None:
     _held[key] = lock
 
 
-def _locked(lock: int) -> bool:
+def _wait_for_another(lock: int, place: str) -> None:
+    """Until another process of this machine has done it, or this one is asked to stop; by polling, to hear that."""
+    wait = Wait(f"another process of this machine, which does it now: {place}", math.inf, why="")
+    with wait.told():
+        while not _locked(lock, fcntl.LOCK_SH):
+            if stop_requested():
+                stop(wait.whom, World.from_environ())
+            time.sleep(0.02)
+
+
+def _locked(lock: int, kind: int = fcntl.LOCK_EX) -> bool:
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import random
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
-from torch.distributed import PrefixStore  # type: ignore[attr-defined]  # as documented
-from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
 from launcher import internals
 from launcher.data.seeds import numpy_seed
 from launcher.device.coordination import Coordinator
+from launcher.device.meeting import meeting
 from launcher.device.shared_memory import shared_memory
 from launcher.errors import UsageError
 from launcher.recipe import schema
+from launcher.world import network
 from launcher.world.rendezvous import gathered
-from launcher.world.world import World
+from launcher.world.site import read_site
+from launcher.world.waiting import Wait, guarded
+from launcher.world.world import World, is_placed, master
 
 _UNSUPPORTED = {  # what an accelerate config may ask for and this program does not do
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
@@ -124,22 +123,25 @@ def choose_threads(asked: int | str, world: World) -> int:
 
 
 @contextmanager
-def open_device(section: schema.Device, world: World, *, cpu: bool, threads: int | str = "auto") -> Iterator[Device]:
+def open_device(
+    section: schema.Device, world: World, *, cpu: bool, launch: schema.Launch | None = None
+) -> Iterator[Device]:
     """Builds the Accelerator and joins the process group; leaves the group at the end.
 
     Args:
         section: The recipe's `device`.
         world: The processes, as the environment says.
         cpu: Whether to stay on the CPU though there may be a GPU.
-        threads: The recipe's `launch.threads`.
+        launch: The recipe's `launch`: threads, network interface, and how long others may take to come.
 
     Raises:
-        UsageError: Accelerate sees another world than the environment's.
+        UsageError: Accelerate sees another world than the environment's, or there is no such interface.
     """
     on_cpu = use_cpu(world, cpu)
+    launch = launch or schema.Launch()
     with (
         _deterministic() if section.deterministic else nullcontext(),
-        _joined(section, world, on_cpu, threads) as device,
+        _joined(section, world, on_cpu, launch) as device,
     ):
         yield device
 
@@ -158,30 +160,63 @@ def _deterministic() -> Iterator[None]:
 
 
 @contextmanager
-def _joined(section: schema.Device, world: World, on_cpu: bool, threads: int | str) -> Iterator[Device]:
+def _joined(section: schema.Device, world: World, on_cpu: bool, launch: schema.Launch) -> Iterator[Device]:
     before = torch.get_num_threads()
-    with gathered(world, section.timeout.amount):
-        accelerator = _accelerator(section, on_cpu)
-        # what libraries ask Accelerate for later is answered from its state, not from the variables
-    torch.set_num_threads(choose_threads(threads, world))  # after Accelerate, which sets its own guess
-    if not on_cpu:
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = section.tf32
-    try:
-        _assert_world(accelerator, world, section, on_cpu)
-        coordinator = Coordinator(world.rank, world.size, section.timeout.amount)
+    with ExitStack() as stack:
+        with ExitStack() as meeting_stack:
+            with gathered(world, launch.meeting_timeout.amount):
+                interface = stack.enter_context(_interface(launch, world))
+                wait = _wait(section, launch, world)
+                meeting_stack.enter_context(guarded(wait, world))
+                with meeting(world, wait, launch.meeting_timeout.amount) as url:
+                    accelerator = _accelerator(section, on_cpu, url)
+                # what libraries ask Accelerate for later is answered from its state, not from the variables
+            stack.callback(_part, accelerator, before)
+            torch.set_num_threads(choose_threads(launch.threads, world))  # after Accelerate, which sets its own guess
+            if not on_cpu:
+                torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = section.tf32
+            _assert_world(accelerator, world, section, on_cpu)
+            coordinator = Coordinator(world.rank, world.size, section.timeout.amount)
         _assert_own_gpus(accelerator.device, world, coordinator)
         in_memory = on_cpu and section.ddp.shared_memory
         with shared_memory(world, coordinator, section.timeout.amount) if in_memory else nullcontext() as memory:
-            yield Device(accelerator, world, coordinator.sharing(memory), tuple(_notes(section, world)))
-    finally:
-        torch.set_num_threads(before)  # a notebook goes on with its own
-        accelerator.end_training()
-        if dist.is_initialized():
-            dist.destroy_process_group()
-        internals.forget_accelerator(accelerator)
+            notes = (*_notes(section, world), *interface)
+            yield Device(accelerator, world, coordinator.sharing(memory), notes)
 
 
-def _accelerator(section: schema.Device, on_cpu: bool) -> Accelerator:
+def _wait(section: schema.Device, launch: schema.Launch, world: World) -> Wait:
+    """For the other ranks. An elastic agent has met the others' and watches them: a rank that lives may take longer."""
+    if world.has_agent:
+        return Wait("the other ranks", section.timeout.amount, "device.timeout")
+    return Wait("the other ranks", launch.meeting_timeout.amount)
+
+
+def _part(accelerator: Accelerator, threads: int) -> None:
+    torch.set_num_threads(threads)  # a notebook goes on with its own
+    accelerator.end_training()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    internals.forget_accelerator(accelerator)
+
+
+@contextmanager
+def _interface(launch: schema.Launch, world: World) -> Iterator[list[str]]:
+    """Tells the libraries for a while over which interface the ranks speak; gives a note of it for the plan."""
+    if world.size == 1 or not is_placed():
+        yield []
+        return
+    named, origin = launch.interface, "launch.interface"
+    if named is None and world.nodes > 1 and network.interface_in_use() is None:
+        named, origin = read_site()[0].interface, "the site file's interface"
+    if named is not None:
+        network.check_interface(named, origin)
+    is_said = named is not None or network.interface_in_use() is not None
+    with network.interface_said(named, None if is_said else network.interface_towards(master()[0], world.nodes)):
+        used = network.interface_in_use() if world.nodes > 1 else None
+        yield [f"ranks connect over {used}; launch.interface names another"] if used else []
+
+
+def _accelerator(section: schema.Device, on_cpu: bool, url: str) -> Accelerator:
     ddp = DistributedDataParallelKwargs(
         find_unused_parameters=section.ddp.find_unused_parameters,
         static_graph=section.ddp.static_graph,
@@ -197,34 +232,9 @@ def _accelerator(section: schema.Device, on_cpu: bool) -> Accelerator:
         step_scheduler_with_optimizer=False,
         kwargs_handlers=[
             ddp,
-            InitProcessGroupKwargs(init_method=_meeting(), timeout=timedelta(seconds=section.timeout.amount)),
+            InitProcessGroupKwargs(init_method=url, timeout=timedelta(seconds=section.timeout.amount)),
         ],
     )
-
-
-@cache
-def _meeting() -> str:
-    """A URL that makes torch ask `_meet` for the store of the process group."""
-    register_rendezvous_handler(_SCHEME, _meet)
-    return f"{_SCHEME}://"
-
-
-_SCHEME = "launcher"
-_starts = itertools.count()
-_stores: dict[tuple[str | None, str | None], Any] = {}
-
-
-def _meet(url: str, **options: Any) -> Iterator[tuple[PrefixStore, int, int]]:
-    """The store of `env://`, with keys of this start's own: a script may train twice in the world that torchrun made.
-
-    It outlives the process groups, and what the first one left there (addresses, a wish to stop) would be taken for the
-    second one's. It is kept: rank 0's may be the server, which cannot be made again while others still speak to it.
-    """
-    place = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
-    if place not in _stores:
-        _stores[place] = next(rendezvous(url.replace(_SCHEME, "env", 1), **options))
-    store, rank, size = _stores[place]
-    yield PrefixStore(f"{_SCHEME}/{next(_starts)}", store), rank, size
 
 
 def check_device(section: schema.Device, world: World, on_cpu: bool) -> None:

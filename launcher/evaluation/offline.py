@@ -79,7 +79,7 @@ def opened(saved: Saved, world: World, parts: Sequence[Part], cpu: bool) -> Iter
     sets = load_evaluation(
         builder, recipe.data, world, parts, evaluate=recipe.evaluate, seed=recipe.seed, on_gpu=not on_cpu
     )
-    with open_device(recipe.device, world, cpu=cpu, threads=recipe.launch.threads) as device:
+    with open_device(recipe.device, world, cpu=cpu, launch=recipe.launch) as device:
         if world.size > 1:
             agree_on(builder, recipe.data, {loader.name: loader for loader in sets.values()}, device.coordinator)
         model = build_model(builder, recipe.model, recipe.device, device, seed=recipe.seed)

@@ -46,23 +46,51 @@ def run_agent(
         starting: Told of each start.
         ended: Told of each failure.
     """
-    from torch.distributed.elastic.rendezvous import RendezvousParameters, rendezvous_handler_registry
-
     config = _config(nodes, processes, max_restarts, leaving_seconds)
-    meeting = RendezvousParameters(
-        backend=config.rdzv_backend,
-        endpoint=config.rdzv_endpoint,
-        run_id=config.run_id,
-        min_nodes=config.min_nodes,
-        max_nodes=config.max_nodes,
-        **config.rdzv_configs,
-    )
     with _unheard("torch.distributed.elastic"):
-        handler = rendezvous_handler_registry.create_handler(meeting)
-        try:
-            _agent(config, nodes, handler, command, starting, ended).run()
-        finally:
-            handler.shutdown()
+        _agent(config, nodes, _handler(nodes), command, starting, ended).run()
+
+
+def _handler(nodes: Nodes) -> RendezvousHandler:
+    """Where the processes meet: the supervisors have met already, and who is there stays as it is.
+
+    torch's own go by the machine's name, which need not mean this machine, or anything. On one machine each start has a
+    store of its own: what processes that are dead have left in it would be taken for that of the next.
+    """
+    from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+    from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
+
+    stores = []  # kept: processes that are being ended may still speak to the one before
+
+    class Met(RendezvousHandler):
+        @property
+        def use_agent_store(self) -> bool:
+            return True
+
+        def get_backend(self) -> str:
+            return "static"
+
+        def next_rendezvous(self) -> RendezvousInfo:
+            stores.append(nodes.open_store())
+            place = RendezvousStoreInfo(nodes.address, stores[-1].port)
+            return RendezvousInfo(PrefixStore(nodes.run_id, stores[-1]), nodes.rank, nodes.count, place)
+
+        def is_closed(self) -> bool:
+            return False
+
+        def set_closed(self) -> None:
+            pass
+
+        def num_nodes_waiting(self) -> int:
+            return 0
+
+        def get_run_id(self) -> str:
+            return nodes.run_id
+
+        def shutdown(self) -> bool:
+            return True
+
+    return Met()
 
 
 def _config(nodes: Nodes, processes: int, max_restarts: int, leaving_seconds: int) -> LaunchConfig:
@@ -78,7 +106,6 @@ def _config(nodes: Nodes, processes: int, max_restarts: int, leaving_seconds: in
         monitor_interval=0.1,
         shutdown_timeout=leaving_seconds,
         logs_specs=_untouched(),
-        **nodes.rendezvous(),
     )
 
 
@@ -134,8 +161,6 @@ def _agent(
         rdzv_handler=handler,
         max_restarts=config.max_restarts,
         monitor_interval=config.monitor_interval,
-        master_addr=nodes.host if nodes.count > 1 else None,
-        master_port=nodes.port if nodes.count > 1 else None,
         numa_options=config.numa_options,
     )
     assert config.logs_specs is not None

@@ -8,11 +8,18 @@ import time
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from launcher.errors import LauncherError, UsageError
+from launcher.text import spans
+from launcher.world import network
+from launcher.world.waiting import Wait, ranks
 
-MEETING_SECONDS = 900.0  # how long the nodes may be started apart
+if TYPE_CHECKING:
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+_RETRY_SECONDS = 0.5
+_STORE_SECONDS = 300.0  # for an answer of a supervisor that is there
 
 
 class NodesError(LauncherError):
@@ -32,7 +39,7 @@ class Nodes:
 
     count: int = 1
     rank: int = 0
-    host: str = "localhost"
+    host: str = ""
     port: int = 0
 
     @staticmethod
@@ -75,44 +82,79 @@ class Nodes:
         """What tells this run's agents from others' on the same port."""
         return str(os.getpid()) if self.count == 1 else "launcher"
 
-    def rendezvous(self) -> dict[str, Any]:
-        """The agent's settings: a free port of its own for one node; a fixed meeting point, by rank, for several."""
-        if self.count == 1:
-            return {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
-        return {
-            "rdzv_backend": "static",
-            "rdzv_endpoint": f"{self.host}:{self.port}",
-            "rdzv_configs": {"rank": self.rank, "timeout": int(MEETING_SECONDS)},
-        }
+    def agree_on(self, folder: Path, processes: int, wait: Wait) -> Path:
+        """The run's folder that the first node chose, on all of them, when all have come.
 
-    def agree_on(self, folder: Path) -> Path:
-        """The run's folder that the first node chose, on all of them.
+        Args:
+            folder: The one that this node would choose.
+            processes: How many each node starts.
+            wait: What is waited for, and how long: it is kept true.
 
         Raises:
-            NodesError: The first node's port is in use, or it is not reached.
+            NodesError: The first node's port is in use, or not all came in time.
         """
         if self.count == 1:
             return folder
         if self.rank == 0:
             self._check_port()
         else:
-            self._wait_for_first()
-        from torch.distributed import TCPStore  # type: ignore[attr-defined]  # exported, says its own documentation
-
-        # the agent's own store, which it makes a moment later: a second one in this process is the same
-        store = TCPStore(
-            self.host,
-            self.port,
-            is_master=self.rank == 0,
-            timeout=timedelta(seconds=MEETING_SECONDS),
-            wait_for_workers=False,
-            multi_tenant=True,
-        )
+            self._wait_for_first(processes, wait)
+        store = self.open_store()
         object.__setattr__(self, "_store", store)  # lives as long as this
+        store.set(f"launcher/node/{self.rank}", self._seen())
         if self.rank == 0:
             store.set("launcher/folder", str(folder))
-            return folder
+        self._wait_for_all(store, processes, wait)
         return Path(store.get("launcher/folder").decode())
+
+    @property
+    def address(self) -> str:
+        """Where the processes meet, from this machine. The first one's own name may be known to the others alone.
+
+        Raises:
+            UsageError: This machine is the only one, and has no loopback network.
+        """
+        is_unknown = self.count == 1 or (self.rank == 0 and not network.addresses(self.host))
+        return network.loopback() if is_unknown else self.host
+
+    def open_store(self) -> TCPStore:
+        """What the processes meet at, held by the first node: of one node a new one each time, at a free port.
+
+        Of several nodes it is one and the same.
+        """
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]  # exported, says its own documentation
+
+        kept: TCPStore | None = getattr(self, "_store", None)
+        return kept or TCPStore(
+            self.address,
+            self.port,
+            is_master=self.rank == 0,
+            timeout=timedelta(seconds=_STORE_SECONDS),
+            wait_for_workers=False,
+            multi_tenant=self.count > 1,
+        )
+
+    def interface(self) -> str | None:
+        """The network interface over which this node's processes speak to the others'; None where that is not clear.
+
+        The others know by which address they have reached the first one. It may be called otherwise by itself.
+        """
+        store = getattr(self, "_store", None)
+        if self.rank == 0 and store is not None:
+            seen = store.get("launcher/node/1").decode()
+            if seen and (found := network.interface_of(seen)) is not None:
+                return found
+        return network.interface_towards(self.host or self.address, self.count)
+
+    def _seen(self) -> str:
+        """The first node's address, as this one reaches it."""
+        if self.rank == 0:
+            return ""
+        try:
+            with socket.create_connection((self.host, self.port), timeout=5) as connection:
+                return str(connection.getpeername()[0])
+        except OSError:
+            return ""
 
     def _check_port(self) -> None:
         try:
@@ -125,16 +167,29 @@ class Nodes:
                 "another one on all nodes"
             ) from error
 
-    def _wait_for_first(self) -> None:
-        deadline = time.monotonic() + MEETING_SECONDS
-        while True:
-            try:
-                socket.create_connection((self.host, self.port), timeout=5).close()
-                return
-            except OSError as error:
-                if time.monotonic() > deadline:
-                    raise NodesError(
-                        f"--master {self.host}:{self.port}: the first node is not reached ({error.strerror or error}); "
-                        "is it started, and does a firewall stand between?"
-                    ) from error
-                time.sleep(0.5)
+    def _wait_for_first(self, processes: int, wait: Wait) -> None:
+        wait.what, wait.why = self._ranks([0], processes), None
+        wait.host, wait.port = self.host, self.port
+        while fault := network.fault_of(self.host, self.port):
+            if wait.is_over:
+                raise NodesError(
+                    f"--master {self.host}:{self.port}: the first node is not reached ({fault}); is it started, and "
+                    "does a firewall stand between?"
+                )
+            time.sleep(_RETRY_SECONDS)
+
+    def _wait_for_all(self, store: TCPStore, processes: int, wait: Wait) -> None:
+        missing = list(range(self.count))
+        while missing := [node for node in missing if not store.check([f"launcher/node/{node}"])]:
+            wait.what, wait.why = self._ranks(missing, processes), "not there yet"
+            wait.host, wait.port = self.host, self.port
+            if wait.is_over:
+                raise NodesError(
+                    f"--master {self.host}:{self.port}: {wait.whom} did not come within {wait.seconds:g} seconds; were "
+                    "they started, with this --master? launch.meeting_timeout says how long to wait"
+                )
+            time.sleep(_RETRY_SECONDS / 5)
+
+    def _ranks(self, nodes: list[int], processes: int) -> str:
+        awaited = [rank for node in nodes for rank in range(node * processes, (node + 1) * processes)]
+        return f"{ranks(awaited, self.count * processes)} (node{'s' * (len(nodes) > 1)} {spans(nodes)})"

@@ -13,7 +13,7 @@ from launcher.errors import EXIT_DONE, EXIT_PREEMPTED
 from launcher.launch.postmortem import watched
 from launcher.world import progress
 from launcher.world.exit import ended_by
-from launcher.world.rendezvous import code_of_a_stop
+from launcher.world.peers import code_of_a_stop
 from launcher.world.signals import stop_requested
 from launcher.world.world import World
 

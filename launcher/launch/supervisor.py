@@ -19,10 +19,12 @@ from types import FrameType
 from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, EXIT_USAGE, UsageError
 from launcher.launch.agent import run_agent
 from launcher.launch.nodes import Nodes, NodesError
-from launcher.world import progress
+from launcher.world import network, progress
 from launcher.world.failure import Failure, Notes, Report, first_of, of_exit
 from launcher.world.progress import Progress
 from launcher.world.signals import SECOND_INTERRUPT_SECONDS
+from launcher.world.site import read_site
+from launcher.world.waiting import Wait
 from launcher.world.world import RUN_DIR_VARIABLE, SUPERVISOR_VARIABLE, usable_cpus
 
 POLL_SECONDS = 0.2
@@ -76,6 +78,8 @@ class Supervisor:
         resume: The flags of the command that goes on with it, behind the folder's name.
         nodes: This machine among several.
         max_restarts: How often all are started again, from the last checkpoint, when one has failed.
+        interface: The network interface between machines, if somebody has named one.
+        meeting_seconds: How long the other machines may take to come.
         tidy: Called with the exit code at the end, whichever way it comes.
     """
 
@@ -87,6 +91,8 @@ class Supervisor:
     resume: Sequence[str] = ()
     nodes: Nodes = field(default_factory=Nodes)
     max_restarts: int = 0
+    interface: str | None = None
+    meeting_seconds: float = 300.0
     tidy: Callable[[int], None] = lambda code: None
 
     def __post_init__(self) -> None:
@@ -95,6 +101,8 @@ class Supervisor:
         self._alone_since: float | None = None
         self._left_since: float | None = None
         self._interrupts: list[float] = []
+        self._is_stopping = self._has_started = False
+        self._wait = Wait("the other machines", self.meeting_seconds, why="")
 
     def run(self, *command: str) -> int:
         """Runs `python COMMAND` in every process until all have ended; reports what failed first.
@@ -121,10 +129,11 @@ class Supervisor:
 
     def _run_agent(self, command: Sequence[str]) -> None:
         try:
-            self.folder = self.nodes.agree_on(self.folder)
+            with self._wait.told():
+                self.folder = self.nodes.agree_on(self.folder, self.processes, self._wait)
             if self.nodes.rank == 0:
                 shutil.rmtree(Notes(self.folder).folder, ignore_errors=True)  # what ranks of an earlier start said
-            os.environ[RUN_DIR_VARIABLE] = str(self.folder)
+            os.environ.update(self._interface(), **{RUN_DIR_VARIABLE: str(self.folder)})
             run_agent(
                 command,
                 nodes=self.nodes,
@@ -155,6 +164,8 @@ class Supervisor:
         now = time.monotonic()
         said = self._said()
         living = [one for one in said.values() if _lives(one.pid)]
+        if self._has_started and any(one.state == progress.STOPPED for one in said.values()):
+            _stop_late_ones(living)
         self._alone_since = None if living or not said else self._alone_since or now
         if self._alone_since is not None and now - self._alone_since > SILENCE_SECONDS:
             return EXIT_DONE if self._all_done(said) else EXIT_FAILED
@@ -184,7 +195,14 @@ class Supervisor:
         return all(progress.is_over(one) for one in said.values())
 
     def starting(self, attempt: int) -> None:
-        """The agent starts the processes, for the first time or again."""
+        """The agent starts the processes, for the first time or again.
+
+        Raises:
+            _StoppedError: They were asked to stop before they could hear it.
+        """
+        self._has_started = True
+        if attempt and self._is_stopping:
+            raise _StoppedError
         if attempt:
             first = first_of(self._failures())
             what = f"{first.line}; " if first else ""
@@ -207,6 +225,11 @@ class Supervisor:
         said = self._said()
         if self._error is None and not self._exits and self._all_done(said):
             return EXIT_PREEMPTED if any(one.state == progress.STOPPED for one in said.values()) else EXIT_DONE
+        unheard = (-signal.SIGTERM, -signal.SIGUSR2)  # while they were imported, say
+        if isinstance(self._error, _StoppedError) or (
+            self._is_stopping and self._exits and all(code in unheard for code, _ in self._exits.values())
+        ):
+            return EXIT_PREEMPTED
         if isinstance(self._error, NodesError):
             print(f"launcher: {self._error}", file=sys.stderr)
             return EXIT_FAILED
@@ -273,10 +296,16 @@ class Supervisor:
             SUPERVISOR_VARIABLE: str(os.getpid()),
             RUN_DIR_VARIABLE: str(self.folder),
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(share)),
-            # the agent's own store is kept over restarts (torch 2.13), with the addresses of processes that are dead
-            **({"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"} if self.max_restarts else {}),
             **({"ACCELERATE_USE_CPU": "true"} if self.cpu else {}),
         }
+
+    def _interface(self) -> dict[str, str]:
+        """Over which network interface they speak: as somebody has said, or as the machines have met."""
+        named = self.interface
+        if named is None and self.nodes.count > 1 and network.interface_in_use() is None:
+            named = read_site()[0].interface
+        is_said = named is not None or network.interface_in_use() is not None
+        return network.variables(named, None if is_said else self.nodes.interface())
 
     # ------------------------------------------------------------------ signals
 
@@ -287,9 +316,11 @@ class Supervisor:
         def pass_on(number: int, _: FrameType | None) -> None:
             if number == signal.SIGINT:
                 self._interrupts.append(time.monotonic())
+            self._is_stopping = True
             children = list(_children())
-            if not children and not self._said():  # nothing runs yet: there is nothing to save
-                os._exit(EXIT_INTERRUPTED)
+            if not children and not self._has_started:  # there is nothing to save
+                print(f"launcher: stopped while waiting for {self._wait.whom}; nothing is lost", file=sys.stderr)
+                self._leave(EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_PREEMPTED)
             for child in children:
                 with suppress(ProcessLookupError):
                     os.kill(child, number)
@@ -301,6 +332,10 @@ class Supervisor:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+class _StoppedError(Exception):
+    """The processes were asked to stop, and are not started again."""
 
 
 @contextmanager
@@ -325,6 +360,14 @@ def _kill_children() -> None:
     for child in _children():
         with suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
+
+
+def _stop_late_ones(living: Sequence[Progress]) -> None:
+    """Asks those to stop that would wait for one that was asked and has left."""
+    for one in living:
+        if one.state == progress.STARTING:
+            with suppress(ProcessLookupError):
+                os.kill(one.pid, signal.SIGTERM)
 
 
 def _lives(pid: int) -> bool:

@@ -18,6 +18,7 @@ from launcher.recipe.build import Builder
 from launcher.recipe.component import Component
 from launcher.recipe.generated_code import check_names
 from launcher.text import size
+from launcher.world.waiting import Wait, guarded
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,8 @@ def wrap(module: nn.Module, device: Device, section: schema.Device, *, shares: b
     """The module under what Accelerate adds (device, autocast, DDP), compiled where asked."""
     bare = module.to(device.torch_device)
     # said, and not left to Accelerate to find out: its looking imports torch.distributed.tensor, a tenth of a start
-    with lazy_compiler.ddp():
+    wait = Wait("the other ranks to build their model", section.timeout.amount, "device.timeout", why="")
+    with guarded(wait, device.world), lazy_compiler.ddp():
         wrapped: nn.Module = device.accelerator.prepare_model(bare, device_placement=True, evaluation_mode=not shares)
     _share_memory(wrapped, device)
     if section.compile:

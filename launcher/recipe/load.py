@@ -19,7 +19,7 @@ from launcher.recipe.consistency import whole_problems
 from launcher.recipe.expressions import Expression
 from launcher.recipe.places import MAX_PROBLEMS, Origin, Path, by_place, dotted
 from launcher.recipe.scalars import plain_scalar
-from launcher.recipe.schema import NAME_PATTERN, SLURM_TIME, Recipe, fields_by_name, model_in
+from launcher.recipe.schema import INTERFACES, NAME_PATTERN, SLURM_TIME, Recipe, fields_by_name, model_in
 from launcher.recipe.signature import shown
 from launcher.recipe.tree import Document
 from launcher.text import brief, hint, printable
@@ -152,6 +152,7 @@ _EXPECTED = {
 }
 _PATTERNS = {
     NAME_PATTERN: "use letters, digits, '.', '_' and '-', at most 128, the first a letter or digit",
+    INTERFACES: "write the name of a network interface, as in eth0 (ip addr lists them)",
     SLURM_TIME: "write minutes, 'hours:minutes:seconds' or 'days-hours', as in '12:30:00' or '1-00'",
 }
 

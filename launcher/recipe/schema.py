@@ -20,6 +20,7 @@ from launcher.recipe.duration import Duration, Unit
 from launcher.recipe.places import Path
 from launcher.recipe.tree import Document
 
+INTERFACES = r"^[A-Za-z0-9_.:@-]+(,[A-Za-z0-9_.:@-]+)*$"
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"  # a name that becomes a path
 
 
@@ -365,6 +366,12 @@ class Launch(Section):
         "auto", description="CPU threads of a process; auto: its share of the CPUs that are there."
     )
     max_restarts: Annotated[int, Field(ge=0)] = Field(0, description="Restarts after a crash.")
+    interface: Annotated[str, Field(pattern=INTERFACES)] | None = Field(
+        None, description="The network interface between machines, as in eth0; null: the one of the route to rank 0."
+    )
+    meeting_timeout: Time = Field(
+        Duration(300, "seconds", "5 minutes"), description="How long ranks wait at the start for others to come."
+    )
     stall: Time | None = Field(
         None, description="How long a rank may make no progress before the stacks of all are written down."
     )

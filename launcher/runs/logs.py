@@ -17,7 +17,25 @@ from typing import Any, TextIO
 
 from launcher.recipe.secrets import masked
 
-_CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[^\n]*\r(?!\n)")
+_COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+def plain(text: str) -> str:
+    """A text as a file shall have it: without colours, and of a redrawn line what was drawn last.
+
+    It takes time in proportion to the text, however long its lines are: a program may print megabytes without a break.
+    """
+    if "\x1b" in text:
+        text = _COLOUR.sub("", text)
+    if "\r" not in text:
+        return text
+    *lines, rest = text.split("\n")  # the rest has no end yet: it may be drawn anew
+    return "".join(f"{_last_drawn(line)}\n" for line in lines) + rest.rpartition("\r")[2]
+
+
+def _last_drawn(line: str) -> str:
+    drawn = line.removesuffix("\r")
+    return drawn.rpartition("\r")[2] + line[len(drawn) :]  # what other systems end a line with is kept
 
 
 def log_of(folder: Path, rank: int) -> Path:
@@ -35,7 +53,7 @@ class Tee:
     def write(self, text: str) -> int:
         """Writes to both; a full disk must not end the training."""
         try:
-            self._file.write(masked(_CONTROL.sub("", text)))
+            self._file.write(masked(plain(text)))
             self._file.flush()
         except (OSError, ValueError):
             pass
@@ -56,12 +74,14 @@ class Prefixed:
     def __init__(self, stream: TextIO, prefix: str):
         self.stream = stream
         self._prefix = prefix
-        self._unfinished = ""
+        self._unfinished: list[str] = []  # the pieces of a line that has no end yet: joined once, when it has
 
     def write(self, text: str) -> int:
         """Writes whole lines, so that those of several ranks do not mix; keeps the rest."""
-        *lines, self._unfinished = (self._unfinished + text).split("\n")
-        if lines:
+        self._unfinished.append(text)
+        if "\n" in text:
+            *lines, rest = "".join(self._unfinished).split("\n")
+            self._unfinished = [rest]
             self.stream.write("".join(f"{self._prefix}{line}\n" for line in lines))
             self.stream.flush()
         return len(text)

@@ -1,13 +1,24 @@
-"""How a process ends that has trained: at once, when all is done, said and cleaned up."""
+"""How a process ends that has done its work: soon, when all is done, said and cleaned up."""
 
 from __future__ import annotations
 
 import atexit
 import os
 import sys
+import threading
+import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from typing import NoReturn
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+from launcher import internals
+
+if TYPE_CHECKING:
+    from multiprocessing.process import BaseProcess
+
+LEAVING_SECONDS = 5.0  # what threads and processes of the user's own that are left over are granted
 
 
 def ended_by(program: Callable[[], int]) -> NoReturn:
@@ -17,6 +28,9 @@ def ended_by(program: Callable[[], int]) -> NoReturn:
     still let go of a tensor then, for which they want an interpreter that is no more, and abort a process whose work
     was done (one in fifteen on a busy machine).
 
+    Python would wait for ever for a thread or a process that is left over and no daemon: they are granted some seconds,
+    and named.
+
     Args:
         program: Imports what it needs, so that handlers of libraries run before the last one, which is the first here.
     """
@@ -25,10 +39,7 @@ def ended_by(program: Callable[[], int]) -> NoReturn:
     def end() -> None:
         if code is None or "torch" not in sys.modules:
             return
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):  # closed, or a pipe that nobody reads
-                stream.flush()
-        os._exit(code)
+        _leave(code)
 
     atexit.register(end)  # the first to be registered is the last to run
     try:
@@ -36,4 +47,57 @@ def ended_by(program: Callable[[], int]) -> NoReturn:
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else None if ended.code else 0
         raise
+    finally:
+        _start_clock(1 if code is None else code)
     sys.exit(code)
+
+
+def _start_clock(code: int) -> None:
+    """Has a thread look after what is left over: Python waits for threads, and a handler of its own for processes."""
+    if _threads() or _processes():
+        threading.Thread(target=_end_waiting, args=(code,), daemon=True, name="leaving").start()
+
+
+def _threads() -> list[threading.Thread]:
+    return [one for one in threading.enumerate() if not one.daemon and one is not threading.main_thread()]
+
+
+def _processes() -> list[BaseProcess]:
+    """Those that `multiprocessing` would wait for."""
+    multiprocessing = sys.modules.get("multiprocessing")
+    children: list[BaseProcess] = multiprocessing.active_children() if multiprocessing is not None else []
+    return [one for one in children if not one.daemon]
+
+
+def _end_waiting(code: int) -> None:
+    time.sleep(LEAVING_SECONDS)
+    frames = sys._current_frames()
+    for process in _processes():
+        _say(f"the process '{process.name}'", "")
+        process.kill()
+    threads = _threads()
+    for thread in threads:
+        _say(f"the thread '{thread.name}'", _place(frames.get(thread.ident or 0)))
+    if threads:  # else the exit handlers run already, and end this process
+        internals.run_exit_handlers()
+        _leave(code)
+
+
+def _say(what: str, place: str) -> None:
+    with suppress(OSError, ValueError, AttributeError):  # a screen that is closed, or none
+        print(f"launcher: left without {what}, which still ran{place}; end it, or give it daemon=True", file=sys.stderr)
+
+
+def _place(frame: FrameType | None) -> str:
+    """Where a thread is: in the innermost line that is no library's, if there is one."""
+    for one in reversed(traceback.extract_stack(frame) if frame is not None else []):
+        if "site-packages" not in one.filename and not one.filename.startswith(os.path.dirname(os.__file__)):
+            return f" in {one.filename}:{one.lineno}"
+    return ""
+
+
+def _leave(code: int) -> NoReturn:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):  # closed, none, or a pipe that nobody reads
+            stream.flush()
+    os._exit(code)

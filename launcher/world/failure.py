@@ -20,6 +20,7 @@ from typing import Any
 
 from launcher.errors import EXIT_FAILED, LauncherError
 from launcher.recipe.secrets import masked, masked_in
+from launcher.world import network
 from launcher.world.files import write_text
 
 FAILURE_FILE = "failure.json"
@@ -32,6 +33,7 @@ _SIGNALS = {
     "SIGABRT": "compiled code gave up; the log says why",
     "SIGILL": "compiled code for another kind of CPU",
 }
+_WORDS, _LINE, _TRACEBACK = 4_000, 500, 100_000  # characters kept of what was said, shown of a line, written to a file
 # what a rank says whose peer has failed: never the cause
 _AFTERMATH = re.compile(
     r"Connection closed by peer|Connection reset by peer|Connection timed out|No route to host"
@@ -120,7 +122,17 @@ class Failure:
         when = f" at step {self.step:,}" if self.step is not None and self.step >= 0 else ""
         when += f" (epoch {self.epoch:.2f})" if when and self.epoch is not None else ""
         where = f" in {self.culprit.place}" if self.culprit else ""
-        return f"{who}failed{when}{where}: {self.what.strip().splitlines()[0]}"
+        return f"{who}failed{when}{where}: {cut(self.what.strip().splitlines()[0], _LINE)}"
+
+    @property
+    def noted(self) -> dict[str, Any]:
+        """What is written down for others to read. The rank's log has the traceback whole, however long."""
+        return {**asdict(self), "traceback": cut(self.traceback, _TRACEBACK)}
+
+
+def cut(text: str, most: int) -> str:
+    """A text of at most so many characters, and how many it had."""
+    return text if len(text) <= most else f"{text[:most]}… ({len(text):,} characters; the log has them all)"
 
 
 # ---------------------------------------------------------------------- from an exception, or from what is left
@@ -136,6 +148,7 @@ def of_exception(error: BaseException, **details: Any) -> Failure:
         what = str(error)  # says all that its user needs
     elif inner := _in_worker(str(error)):
         frames, what = (*frames, *inner[0]), inner[1]
+    what = cut(what, _WORDS)  # before it is searched: an exception may hold megabytes
     aftermath = type(error).__name__ == "PeerError" or bool(_AFTERMATH.search(what))
     exit_code = error.exit_code if isinstance(error, LauncherError) else EXIT_FAILED
     text = "".join(traceback.format_exception(error))
@@ -267,9 +280,19 @@ _HINTS: tuple[tuple[str, str], ...] = (
         "another program uses that port: choose another --master HOST:PORT, or leave it away on one node",
     ),
     (
-        r"[Uu]nable to find address for|couldn't find .*interface|no socket interface|Bootstrap : no socket",
-        "name the network interface that reaches the other nodes (ip addr lists them): "
-        "GLOO_SOCKET_IFNAME=eth0 NCCL_SOCKET_IFNAME=eth0",
+        r"[Uu]nable to find address for|couldn't find .*interface|no socket interface|Bootstrap : no socket"
+        r"|connectFullMesh failed|Unable to resolve hostname|launch\.meeting_timeout: .*connections of the ranks",
+        "name the network interface that reaches the other machines (ip addr lists them), as in launch.interface=eth0 "
+        "or GLOO_SOCKET_IFNAME=eth0; it was {interface}; firewalls must let the machines speak to one another",
+    ),
+    (
+        r"launch\.meeting_timeout: .*name unknown",
+        "the name of rank 0's machine has no address here: name it by its address, or put it into /etc/hosts",
+    ),
+    (
+        r"launch\.meeting_timeout",
+        "were all processes started, and does a firewall stand between? Where they take longer to come (to prepare "
+        "their data, say): launch.meeting_timeout='30 minutes'",
     ),
     (
         r"Name or service not known|[Nn]o address associated|getaddrinfo|Temporary failure in name resolution",
@@ -314,7 +337,8 @@ def hint_for(failure: Failure) -> str | None:
     for pattern, text in _HINTS:
         if re.search(pattern, failure.what):
             known = {name: f" ({value})" for name, value in failure.facts.items()}
-            return text.format(**{"batch": "", "shapes": "", "unused": "", **known})
+            interface = network.interface_in_use() or "not said"
+            return text.format(**{"batch": "", "shapes": "", "unused": "", "interface": interface, **known})
     return None
 
 
@@ -385,7 +409,7 @@ class Notes:
         """Leaves word; False where the disk does not let it."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_text(self.folder / f"{failure.rank}.json", json.dumps(asdict(failure)))
+            write_text(self.folder / f"{failure.rank}.json", json.dumps(failure.noted))
         except OSError:
             return False
         return True
@@ -475,7 +499,7 @@ class Report:
         ]
         lines = [f"launcher: {self.first.line}"]
         if rest := self.first.what.strip().splitlines()[1:4]:
-            lines += [f"    {line}" for line in rest]
+            lines += [f"    {cut(line, _LINE)}" for line in rest]
         lines += [f"  {line}" for line in folded(self.first.frames)]
         lines += [f"  {label:<10} {value}" for label, value in rows if value]
         return "\n".join(lines)
@@ -488,7 +512,7 @@ class Report:
         if known is not None and _is_better(known, self.first):
             return False
         content = {
-            **asdict(self.first),
+            **self.first.noted,
             "culprit": self.first.culprit.place if self.first.culprit else None,
             "hint": hint_for(self.first),
             "checkpoint": str(self.checkpoint) if self.checkpoint else None,
@@ -576,7 +600,7 @@ def folded(frames: Sequence[Frame]) -> Iterator[str]:
         hidden = 0
         yield f"{frame.place} in {frame.function}"
         if frame.code:
-            yield f"    {frame.code}"
+            yield f"    {cut(frame.code, _LINE)}"
     yield from _fold(hidden)
 
 

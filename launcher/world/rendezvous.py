@@ -1,59 +1,34 @@
-"""Where the ranks of an srun step find rank 0, and how rank 0 knows that all others have left.
+"""Where the ranks of an srun step find rank 0.
 
 torch wants an address and a free port that all ranks know before they can speak. The address is the step's first node.
 Ports follow from the job, so that all ranks try the same ones: at the first that is free there, rank 0 tells whoever
 names the same step the port of the process group. Jobs that share a node cannot meet, whatever ports they try.
-
-A rank's connection stays open until its process ends. Under `srun --kill-on-bad-exit` the rank that ends with 75 must
-be the last one: it waits until all connections are closed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import platform
-import selectors
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from functools import partial
 
 import psutil
 
-from launcher.errors import EXIT_DONE, EXIT_PREEMPTED, EXIT_USAGE, LauncherError
-from launcher.world.failure import Failure, Notes, first_of, from_json, of_exception
+from launcher.errors import LauncherError
+from launcher.world import peers
+from launcher.world.waiting import Wait, guarded, ranks
 from launcher.world.world import World
 
 FIRST_PORT, LAST_PORT = 15_000, 31_999  # below those that systems give to outgoing connections
 TRIES = 50
 _RETRY_SECONDS = 0.2
 _ANSWER_SECONDS = 5.0
-_GOODBYE_SECONDS = 5.0  # what the others may take to leave word, before srun ends them all
-_FIRST_SECONDS = 2.0  # what rank 0 may take to end, where its end is what made the others fail
 _LOOPBACK = "127.0.0.1"
-_ENDED = "its process has ended without a word: it was killed, or its node is lost"
-_MUTE = "gives no answer: it hangs, or its node is cut off"
-_peers: dict[int, Peer] = {}  # by rank; held until the process ends: their closing is what the other side waits for
-
-
-@dataclass(frozen=True)
-class Peer:
-    """The process of another rank.
-
-    Attributes:
-        host: Its node.
-        connection: Open for as long as it lives.
-        address: Of rank 0, as this process has reached it.
-    """
-
-    host: str
-    connection: socket.socket
-    address: str = ""
 
 
 @contextmanager
@@ -71,13 +46,19 @@ def gathered(world: World, timeout_seconds: float) -> Iterator[None]:
         yield
         return
     meet = _receive if world.is_first else _visit
-    port = meet(world, time.monotonic() + timeout_seconds)
+    wait = Wait(partial(_awaited, world), timeout_seconds + _ANSWER_SECONDS)  # who meets gives up a little sooner
+    if world.is_first:
+        wait.why = "not there yet"
+    else:
+        wait.host, wait.port = _addresses(world)[0], ports(world.step)[0]
+    with guarded(wait, world):
+        port = meet(world, time.monotonic() + timeout_seconds)
     variables = {
         "RANK": world.rank,
         "WORLD_SIZE": world.size,
         "LOCAL_RANK": world.local_rank,
         "LOCAL_WORLD_SIZE": world.local_size,
-        "MASTER_ADDR": _own_address(world) if world.is_first else _peers[0].address,
+        "MASTER_ADDR": _own_address(world) if world.is_first else peers.known[0].address,
         "MASTER_PORT": port,
     }
     os.environ.update({name: str(value) for name, value in variables.items()})
@@ -89,127 +70,10 @@ def gathered(world: World, timeout_seconds: float) -> Iterator[None]:
             del os.environ[name]
 
 
-def leave_last(timeout_seconds: float = 60.0) -> None:
-    """Rank 0: waits until the processes of all other ranks have ended."""
-    deadline = time.monotonic() + timeout_seconds
-    for peer in _peers.values():
-        peer.connection.settimeout(max(0.01, deadline - time.monotonic()))
-        with contextlib.suppress(OSError):
-            peer.connection.recv(1)  # nothing is sent any more: this ends when the other side does
-
-
-def code_of_a_stop(world: World) -> int:
-    """75 where a run is to be continued and somebody hears it: under srun of rank 0, which leaves last.
-
-    Under an elastic agent every rank ends with 0: any other code would make it start them again, or end the last one.
-    """
-    if world.started_by == "srun" and world.is_first:
-        leave_last()
-        return EXIT_PREEMPTED
-    return EXIT_DONE if world.is_launched else EXIT_PREEMPTED
-
-
-def judged(failure: Failure, world: World) -> tuple[Failure, list[Failure]] | None:
-    """What this rank is to report, and what befell the others; None where that is for another rank to say.
-
-    Every rank leaves word with rank 0. One that is killed cannot: its connection closes, and nothing was said. Rank 0
-    speaks for it; where rank 0 is the one, the others do.
-
-    Args:
-        failure: This rank's own.
-        world: The processes.
-    """
-    if not _peers:
-        return failure, []
-    _tell(failure)
-    if not failure.is_aftermath:
-        return failure, _heard(world, 0.0)
-    others = _heard(world, _GOODBYE_SECONDS if world.is_first else _FIRST_SECONDS)
-    if not world.is_first:
-        return (others[0], [failure]) if others and others[0].is_silent else None
-    first = first_of([failure, *others]) or failure
-    return first, [one for one in (failure, *others) if one is not first]
-
-
-@contextmanager
-def mistakes_told(world: World, folder: str | None) -> Iterator[None]:
-    """Leaves word of a mistake of usage, with the other ranks and with the batch script.
-
-    srun ends all ranks then, and with their code instead of this one's.
-
-    Args:
-        world: The processes.
-        folder: The run's, if it was said.
-    """
-    try:
-        yield
-    except LauncherError as error:
-        if world.step is not None and error.exit_code == EXIT_USAGE:
-            failure = of_exception(error, rank=world.rank, world=world.size)
-            _tell(failure)
-            if folder is not None and Path(folder).is_dir():
-                Notes(Path(folder)).write(failure)
-        raise
-
-
-def tell(failure: Failure) -> None:
-    """Leaves word with rank 0 of how this rank stands, for when it has to say which of them made all fail."""
-    if 0 in _peers:
-        _tell(failure)
-
-
-def _tell(failure: Failure) -> None:
-    """To rank 0; rank 0 to all others."""
-    said = json.dumps(asdict(replace(failure, traceback="", facts={}))).encode() + b"\n"
-    for peer in _peers.values():
-        with contextlib.suppress(OSError):
-            peer.connection.settimeout(1.0)
-            peer.connection.sendall(said)
-
-
-def _heard(world: World, seconds: float) -> list[Failure]:
-    """What those at the other ends have said, or failed to say before they ended; waits a while for all."""
-    deadline, texts, closed = time.monotonic() + seconds, dict.fromkeys(_peers, b""), set[int]()
-    with selectors.DefaultSelector() as waiting:
-        for rank, peer in _peers.items():
-            waiting.register(peer.connection, selectors.EVENT_READ, rank)
-        while waiting.get_map():
-            ready = waiting.select(max(0.0, deadline - time.monotonic()))
-            for key, _ in ready:
-                piece = _piece(_peers[key.data].connection)
-                texts[key.data] += piece
-                if not piece:
-                    closed.add(key.data)
-                if not piece or piece.endswith(b"\n"):
-                    waiting.unregister(key.fileobj)
-            if not ready:
-                break
-    words = {rank: _word(text) for rank, text in texts.items()}
-    found = [word for word in words.values() if word is not None]
-    mute = [rank for rank, word in words.items() if word is None]
-    found += [_silent(rank, world, _ENDED) for rank in mute if rank in closed]
-    nobody_else = not closed and all(one.is_aftermath for one in found)
-    if world.is_first and seconds and nobody_else and len({_peers[rank].host for rank in mute}) == 1:
-        found += [_silent(rank, world, _MUTE) for rank in mute]  # of several hosts most would be innocent
-    return found
-
-
-def _piece(connection: socket.socket) -> bytes:
-    connection.settimeout(_ANSWER_SECONDS)
-    try:
-        return connection.recv(65_536)
-    except OSError:
-        return b""
-
-
-def _word(text: bytes) -> Failure | None:
-    """Of what a rank has said, its own failure rather than what another's did to it."""
-    found = [one for line in text.splitlines() if (one := from_json(line)) is not None]
-    return next((one for one in found if not one.is_aftermath), found[-1] if found else None)
-
-
-def _silent(rank: int, world: World, what: str) -> Failure:
-    return Failure(what, rank=rank, world=world.size, host=_peers[rank].host, is_silent=True)
+def _awaited(world: World) -> str:
+    return ranks(
+        [rank for rank in range(1, world.size) if rank not in peers.known] if world.is_first else [0], world.size
+    )
 
 
 def _addresses(world: World) -> list[str]:
@@ -225,9 +89,9 @@ def _choose_interface() -> None:
 
     That name means another address than the others use, or none, on many machines.
     """
-    if "GLOO_SOCKET_IFNAME" in os.environ or not _peers:
+    if "GLOO_SOCKET_IFNAME" in os.environ or not peers.known:
         return
-    met = (peer.connection.getsockname()[0].removeprefix("::ffff:") for peer in _peers.values())
+    met = (peer.connection.getsockname()[0].removeprefix("::ffff:") for peer in peers.known.values())
     here = {_LOOPBACK if address.startswith("127.") else address for address in met}
     for name, addresses in psutil.net_if_addrs().items():
         if any(one.address.partition("%")[0] in here for one in addresses):
@@ -259,7 +123,7 @@ def _receive(world: World, deadline: float) -> int:
                 continue
             peer.sendall(f"{world.step} {port}\n".encode())
             waited_for.remove(rank)
-            _peers[rank] = Peer(host, peer)
+            peers.known[rank] = peers.Peer(host, peer)
     return port
 
 
@@ -342,7 +206,7 @@ def _asked(world: World, address: str, port: int) -> int | None:
     except OSError:
         peer.close()
         raise
-    _peers[0] = Peer(str(world.host), peer, address)
+    peers.known[0] = peers.Peer(str(world.host), peer, address)
     return int(answer)
 
 

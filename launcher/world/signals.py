@@ -5,17 +5,20 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from types import FrameType
 from typing import Any
 
 SECOND_INTERRUPT_SECONDS = 2.0
 
-_received: list[tuple[int, float]] = []
+_NUMBERS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR2") if hasattr(signal, name)]
+_OVER = b"\0"  # no signal has this number
+_received: list[int] = []
+_ear: int | None = None  # where Python writes each signal's number as it comes, whatever the main thread is doing
+_for_ever = ExitStack()
 
 
 def stop_requested() -> bool:
@@ -30,42 +33,92 @@ def listening() -> Iterator[None]:
     Outside the main thread, where Python allows no handlers, nobody can ask. Inside another `listening` this adds
     nothing.
     """
-    if signal.getsignal(signal.SIGTERM) is _note:
+    if is_listening():
         yield
         return
     _received.clear()
-    before: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():
-        numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR2") if hasattr(signal, name)]
-        before = {number: signal.signal(number, _note) for number in numbers}
+    is_main = threading.current_thread() is threading.main_thread()
     try:
-        yield
+        with _heard_at_once() if is_main else nullcontext():
+            before: dict[int, Any] = {number: signal.signal(number, _note) for number in _NUMBERS if is_main}
+            try:
+                yield
+            finally:
+                for number, handler in before.items():
+                    signal.signal(number, handler)
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
         _received.clear()
+
+
+def is_listening() -> bool:
+    """Whether the signals are handled here, so that a Ctrl-C raises nothing."""
+    return signal.getsignal(signal.SIGTERM) is _note
 
 
 def listen() -> None:
     """Handles the signals from here on, as `listening` does for a while."""
-    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is not _note:
-        for name in ("SIGTERM", "SIGINT", "SIGUSR2"):
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), _note)
+    if threading.current_thread() is threading.main_thread() and not is_listening():
+        _for_ever.enter_context(_heard_at_once())
+        for number in _NUMBERS:
+            signal.signal(number, _note)
 
 
 def _note(number: int, _: FrameType | None) -> None:
-    now = time.monotonic()
-    interrupts = [when for one, when in _received if one == signal.SIGINT]
-    if number == signal.SIGINT and interrupts and now - interrupts[0] >= SECOND_INTERRUPT_SECONDS:
-        os._exit(130)
-    if number == signal.SIGINT and not interrupts:
-        # no print(): the interrupted code may hold the stream's lock
-        os.write(
-            sys.__stderr__.fileno() if sys.__stderr__ else 2,
-            b"\nstopping after this step; once more to leave at once\n",
-        )
-    _received.append((number, now))
+    _received.append(number)
+    if _ear is None:
+        return
+    theirs = signal.set_wakeup_fd(_ear, warn_on_full_buffer=False)
+    if theirs != _ear:  # an event loop of the user's has taken its place, and keeps it
+        signal.set_wakeup_fd(theirs)
+        os.write(_ear, bytes([number]))
+
+
+@contextmanager
+def _heard_at_once() -> Iterator[None]:
+    """Has a thread hear each signal: the main one may wait in compiled code, where no handler of Python's runs."""
+    global _ear
+    listener, ear = os.pipe()
+    os.set_blocking(ear, False)
+    thread = threading.Thread(target=_hear, args=(listener,), daemon=True, name="signals")
+    thread.start()
+    before, _ear = signal.set_wakeup_fd(ear, warn_on_full_buffer=False), ear
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        _ear = None
+        os.write(ear, _OVER)
+        thread.join()
+        os.close(ear)
+        os.close(listener)
+
+
+def _hear(listener: int) -> None:
+    interrupts: list[float] = []
+    while (said := os.read(listener, 1)) != _OVER:
+        if said[0] in _NUMBERS:  # others have handlers of somebody else's
+            _received.append(said[0])
+        if said[0] != signal.SIGINT:
+            continue
+        interrupts.append(time.monotonic())
+        if interrupts[-1] - interrupts[0] >= SECOND_INTERRUPT_SECONDS:
+            os._exit(130)
+        if len(interrupts) == 1:
+            with suppress(OSError):  # no print(): the interrupted code may hold the stream's lock
+                os.write(2, b"\nstopping after this step; once more to leave at once\n")
+
+
+def _deafen() -> None:
+    """In a forked process, whose signals are not for the one that it was forked from."""
+    global _ear
+    if _ear is not None:
+        _ear = None
+        with suppress(ValueError):  # another's thread has forked
+            signal.set_wakeup_fd(-1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_deafen)
 
 
 def die_with_parent(parent: int | None = None) -> None:

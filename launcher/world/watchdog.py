@@ -21,7 +21,7 @@ import psutil
 from launcher.errors import EXIT_FAILED
 from launcher.world import progress
 from launcher.world.failure import Failure, Notes, Report, of_stack
-from launcher.world.rendezvous import judged, tell
+from launcher.world.peers import judged, tell
 from launcher.world.world import World
 
 _LOOKS = 10  # in the time that is allowed

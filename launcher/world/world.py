@@ -25,6 +25,7 @@ UNHEARD = ("SBATCH_ARRAY_INX", "SBATCH_WAIT", "SBATCH_INPUT")
 _OF_THE_CLUSTER = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")  # which one, and how to be let in
 _OF_QUESTIONS = ("SBATCH_", "SCANCEL_", "SCONTROL_", "SINFO_", "SQUEUE_")
 _GPUS = ("SLURM_GPUS_ON_NODE", "SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "SLURM_GPUS_PER_NODE", GPUS_VARIABLE)
+_OF_MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")  # Accelerate takes these for a world's size
 _FIRST_SPECIAL_STEP = 0xFFFFFFF0  # batch scripts, interactive shells and the like have steps of these numbers
 
 
@@ -44,6 +45,8 @@ class World:
         run_dir: The run folder that the supervisor chose, if it did.
         restarts: How often an elastic agent has restarted these processes.
         supervisor: Our own supervisor's process, if it started these.
+        has_agent: Whether an elastic agent looks after this process, torchrun's, accelerate's or our own: to it, every
+            exit code but 0 is a failure.
         job: The SLURM job that this process belongs to, if it does; of an array its task alone, as in `1234_5`.
         deadline: When that job ends by its limit, in unix time, where it says so.
         host: The node of rank 0, for the ranks of an srun step.
@@ -67,6 +70,7 @@ class World:
     run_dir: str | None = None
     restarts: int = 0
     supervisor: int | None = None
+    has_agent: bool = False
     job: str | None = None
     deadline: float | None = None
     host: str | None = None
@@ -137,6 +141,7 @@ class World:
             run_dir=environ.get(RUN_DIR_VARIABLE),
             restarts=_number(environ, "TORCHELASTIC_RESTART_COUNT", "0"),
             supervisor=_number(environ, SUPERVISOR_VARIABLE) if SUPERVISOR_VARIABLE in environ else None,
+            has_agent="TORCHELASTIC_RUN_ID" in environ,
             job=_job(environ),
             deadline=_deadline(environ),
             gpus=_gpus(environ),
@@ -146,6 +151,36 @@ class World:
         if not 0 <= world.rank < world.size:
             raise UsageError(f"environment: RANK={world.rank} with WORLD_SIZE={world.size}; ranks count from 0")
         return world
+
+
+def master(environ: Mapping[str, str] | None = None) -> tuple[str, int]:
+    """Where the ranks of a world that somebody has started meet: host and port of rank 0.
+
+    Raises:
+        UsageError: It is not said.
+    """
+    environ = os.environ if environ is None else environ
+    host, port = environ.get("MASTER_ADDR"), _number(environ, "MASTER_PORT", None if "MASTER_ADDR" in environ else "0")
+    if not host or not 0 < port < 65536:
+        said = f"MASTER_PORT={port} is no port" if host else "WORLD_SIZE is set and MASTER_ADDR is not"
+        raise UsageError(f"environment: {said}; start with srun, torchrun or accelerate launch")
+    return host, port
+
+
+def is_placed() -> bool:
+    """Whether the environment says where ranks meet; a world that was only made up has no such place.
+
+    Raises:
+        UsageError: It has a world and no such place.
+    """
+    if "WORLD_SIZE" in os.environ and "MASTER_ADDR" not in os.environ:
+        master()
+    return "MASTER_ADDR" in os.environ
+
+
+def is_served_by_agent() -> bool:
+    """Whether an elastic agent holds what the ranks meet at, not rank 0."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def is_spokesman() -> bool:
@@ -334,6 +369,12 @@ def _starter(environ: Mapping[str, str]) -> str:
 
 
 def _refuse_half_a_world(environ: Mapping[str, str]) -> None:
+    for name in ("LOCAL_RANK", *_OF_MPI):
+        if environ.get(name, "1") != "1" or (name == "LOCAL_RANK" and name in environ):
+            raise UsageError(
+                f"environment: {name}={environ[name]} is set and WORLD_SIZE is not; unset it to train alone, or start "
+                "with `launcher train`, srun, torchrun or accelerate launch"
+            )
     # `accelerate launch --cpu --num_processes 2` sets an address and then starts one process only
     if "ACCELERATE_MIXED_PRECISION" in environ and "MASTER_PORT" in environ:
         raise UsageError(

@@ -61,7 +61,7 @@ def lines_of(seed: int, size: int) -> list[dict[str, Any]]:
     recipe = load_recipe(TINY, ["launch.threads=1", "train.step=parts.py:step"])
     builder = Builder(recipe)
     data = open_run_data(recipe, builder, world)
-    with open_device(recipe.device, world, cpu=True, threads=1) as device:
+    with open_device(recipe.device, world, cpu=True, launch=recipe.launch) as device:
         state = build_run_state(recipe, builder, build_run_model(recipe, builder, device), device, data)
         meter, lines = Meter(state), []
         for number, ranks in enumerate(drawn(seed, size), 1):

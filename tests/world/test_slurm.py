@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.errors import LauncherError, UsageError
-from launcher.world import rendezvous
+from launcher.world import peers, rendezvous
 from launcher.world.nodelist import expand, expand_counts
 from launcher.world.world import World, usable_cpus
 
@@ -111,8 +111,8 @@ def test_variables_that_contradict_each_other_are_refused(changes: dict[str, str
 @pytest.fixture(autouse=True)
 def connections_are_closed() -> Iterator[None]:
     yield
-    while rendezvous._peers:
-        rendezvous._peers.popitem()[1].connection.close()
+    while peers.known:
+        peers.known.popitem()[1].connection.close()
 
 
 def world(rank: int, size: int, step: str) -> World:

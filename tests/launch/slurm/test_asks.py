@@ -20,7 +20,7 @@ from launcher.launch.slurm.submission import _gpus_in_gres, _option_of
 from launcher.recipe.schema import SBATCH_OPTIONS, limit_seconds
 from launcher.runs.job import Submission
 from launcher.runs.lock import LOCK_FILE, check_free
-from launcher.world import rendezvous
+from launcher.world import peers, rendezvous
 from launcher.world.failure import Failure, Frame, Report, exits, host_at_fault, of_stack
 from launcher.world.site import in_recipe, read_site
 from launcher.world.world import World
@@ -287,10 +287,10 @@ def rank(number: int, what: dict[int, str], step: str, said: Any) -> None:
         if mine == "raise":
             failure = Failure("ValueError: x", rank=number, world=4, frames=frames)
         if mine == "hang":
-            rendezvous.tell(Failure("no progress", rank=number, world=4, frames=frames))
+            peers.tell(Failure("no progress", rank=number, world=4, frames=frames))
             time.sleep(5)
             return
-        verdict = rendezvous.judged(failure, world)
+        verdict = peers.judged(failure, world)
         if verdict is not None:
             said.put((number, verdict[0].rank, verdict[0].what))
 
