@@ -17,6 +17,7 @@ from launcher.runs.folder import STATUS_FILE, WEIGHTS_FILE, read_json
 from launcher.runs.metrics import METRICS_FILE, Line, read_evaluations
 from launcher.runs.options import Options
 from launcher.training.resume import Finished
+from launcher.world.screen import prepare
 from launcher.world.world import World
 
 _SLOTS = {
@@ -68,6 +69,7 @@ def train(
     unknown = sorted(set(objects) - set(_SLOTS))
     if unknown:
         raise UsageError(f"launcher.train() takes no '{unknown[0]}'; it takes: {', '.join(_SLOTS)}")
+    prepare()
     given = {_SLOTS[name]: thing for name, thing in objects.items() if thing is not None}
     options = Options(
         cpu=cpu,

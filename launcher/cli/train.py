@@ -160,7 +160,7 @@ def _supervised(recipe: Recipe, options: argparse.Namespace, arguments: Sequence
         max_restarts=restarts,
         tidy=tidy,
     )
-    code = ranks.run("-m", "launcher", *arguments)
+    code = ranks.run("launcher", *arguments)
     preempted = code == EXIT_DONE and read_json(ranks.folder / STATUS_FILE).get("state") == "preempted"
     return EXIT_PREEMPTED if preempted else code
 

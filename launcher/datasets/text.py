@@ -137,7 +137,7 @@ def _tokens_of(path: str | Path | None, scratch: str | Path | None) -> tuple[str
     if not kept.exists():
         with atomic_write(kept) as part:
             _write_tokens(file, part)
-    characters = "".join(map(chr, json.loads((kept / "vocabulary.json").read_text())))
+    characters = "".join(map(chr, json.loads((kept / "vocabulary.json").read_text(encoding="utf-8"))))
     # copy-on-write: torch wants memory that may be written to, and the file stays as it is
     return characters, torch.from_numpy(np.load(kept / "tokens.npy", mmap_mode="c"))
 
@@ -152,7 +152,7 @@ def _write_tokens(file: Path, folder: Path) -> None:
     """Tokenises a text in two passes, a block at a time."""
     vocabulary, places = _vocabulary(_codes(file))
     folder.mkdir()
-    (folder / "vocabulary.json").write_text(json.dumps(vocabulary.tolist()))
+    (folder / "vocabulary.json").write_text(json.dumps(vocabulary.tolist()), encoding="utf-8")
     length = sum(len(block) for block in _codes(file))
     tokens = np.lib.format.open_memmap(folder / "tokens.npy", mode="w+", dtype=places.dtype, shape=(length,))
     done = 0

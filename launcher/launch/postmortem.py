@@ -145,7 +145,7 @@ def _append(path: Path, text: str) -> None:
 def _crashes_written(path: Path) -> Iterator[None]:
     """Has the stacks of all threads written when compiled code crashes, where Python cannot say anything any more."""
     try:
-        file = path.open("w")
+        file = path.open("w", encoding="utf-8")
     except OSError:
         yield
         return

@@ -19,6 +19,7 @@ from types import FrameType
 from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, EXIT_USAGE, UsageError
 from launcher.launch.agent import run_agent
 from launcher.launch.nodes import Nodes, NodesError
+from launcher.launch.start import started
 from launcher.world import progress
 from launcher.world.failure import Failure, Notes, Report, first_of, of_exit
 from launcher.world.progress import Progress
@@ -96,8 +97,8 @@ class Supervisor:
         self._left_since: float | None = None
         self._interrupts: list[float] = []
 
-    def run(self, *command: str) -> int:
-        """Runs `python COMMAND` in every process until all have ended; reports what failed first.
+    def run(self, module: str, *arguments: str) -> int:
+        """Runs `python -m MODULE ARGUMENTS` in every process until all have ended; reports what failed first.
 
         The agent has a thread of its own: the main thread stays free for signals, and can leave an agent that waits
         for machines which are gone.
@@ -107,6 +108,7 @@ class Supervisor:
         """
         import torch.distributed.launcher.api  # noqa: F401  # in the main thread, where a Ctrl-C can end it
 
+        command = started(module, *arguments)
         agent = threading.Thread(target=self._run_agent, args=(command,), daemon=True, name="agent")
         with self._signals(), _variables(self._environment()):
             agent.start()

@@ -199,7 +199,7 @@ def detach(path: Path) -> None:
 def output_of(*command: str) -> str | None:
     """What a command says; None where it is not there, fails or takes too long."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout if done.returncode == 0 else None

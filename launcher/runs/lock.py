@@ -81,7 +81,7 @@ def _refuse_living(path: Path, found: Mapping[str, Any], me: Mapping[str, Any]) 
 
 def _acquire(path: Path, me: Mapping[str, Any]) -> str | None:
     hidden = path.with_name(f".{path.name}.{os.getpid()}")
-    hidden.write_text(json.dumps(me) + "\n")
+    hidden.write_text(json.dumps(me) + "\n", encoding="utf-8")
     note = None
     try:
         while True:
@@ -105,8 +105,8 @@ def _place(hidden: Path, path: Path) -> None:
     except FileExistsError:
         raise
     except OSError:
-        with path.open("x") as file:
-            file.write(hidden.read_text())
+        with path.open("x", encoding="utf-8") as file:
+            file.write(hidden.read_text(encoding="utf-8"))
 
 
 def _take_over(path: Path, me: Mapping[str, Any]) -> str | None:
@@ -137,7 +137,7 @@ def _take_over(path: Path, me: Mapping[str, Any]) -> str | None:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError):
@@ -167,7 +167,7 @@ def _when(found: Mapping[str, Any]) -> str:
 def _namespace() -> str:
     """What process numbers mean: of this boot, in this container."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return platform.node()
@@ -176,7 +176,9 @@ def _namespace() -> str:
 def _started(pid: int) -> str:
     """When a process began, so that a number used again is told apart; empty where that cannot be known."""
     try:
-        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        state, *fields = (
+            Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        )
         return "" if state == "Z" else fields[18]
     except (OSError, IndexError, ValueError):
         return ""

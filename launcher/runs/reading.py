@@ -78,7 +78,7 @@ class Run:
     def resolved(self) -> str:
         """`resolved.yaml`: the recipe, each value with where it was said."""
         try:
-            return (self.folder / "resolved.yaml").read_text(errors="replace")
+            return (self.folder / "resolved.yaml").read_text(encoding="utf-8", errors="replace")
         except OSError:
             return ""
 

@@ -336,7 +336,9 @@ class Notes:
         """
         with suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._about.write_text(json.dumps({"steps_per_epoch": steps_per_epoch, "facts": dict(facts)}))
+            self._about.write_text(
+                json.dumps({"steps_per_epoch": steps_per_epoch, "facts": dict(facts)}), encoding="utf-8"
+            )
 
     @property
     def _about(self) -> Path:
@@ -350,7 +352,7 @@ class Notes:
             step: The last one that its rank has completed, as far as others can see.
         """
         try:
-            about = json.loads(self._about.read_text())
+            about = json.loads(self._about.read_text(encoding="utf-8"))
             per_epoch, facts = int(about["steps_per_epoch"]), {**about["facts"], **failure.facts}
         except (OSError, ValueError, TypeError, KeyError):
             per_epoch, facts = 0, dict(failure.facts)
@@ -382,14 +384,14 @@ class Notes:
     def stacks(self, rank: int) -> str:
         """What faulthandler wrote when a rank crashed."""
         try:
-            return self.stacks_of(rank).read_text(errors="replace")
+            return self.stacks_of(rank).read_text(encoding="utf-8", errors="replace")
         except OSError:
             return ""
 
 
 def _read(path: Path) -> Failure | None:
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
         found["frames"] = tuple(Frame(**frame) for frame in found["frames"])
         return Failure(**found)
     except (OSError, ValueError, TypeError, KeyError):
@@ -477,7 +479,7 @@ class Report:
 def written_since(folder: Path, when: float) -> str | None:
     """The host that `failure.json` names, if it was written since then."""
     try:
-        found = json.loads((folder / FAILURE_FILE).read_text())
+        found = json.loads((folder / FAILURE_FILE).read_text(encoding="utf-8"))
         return str(found["host"]) if float(found["time"]) >= when else None
     except (OSError, ValueError, TypeError, KeyError):
         return None

@@ -5,11 +5,10 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -60,11 +59,8 @@ def _note(number: int, _: FrameType | None) -> None:
     if number == signal.SIGINT and interrupts and now - interrupts[0] >= SECOND_INTERRUPT_SECONDS:
         os._exit(130)
     if number == signal.SIGINT and not interrupts:
-        # no print(): the interrupted code may hold the stream's lock
-        os.write(
-            sys.__stderr__.fileno() if sys.__stderr__ else 2,
-            b"\nstopping after this step; once more to leave at once\n",
-        )
+        with suppress(OSError):  # no print(): the interrupted code may hold the stream's lock
+            os.write(2, b"\nstopping after this step; once more to leave at once\n")
     _received.append((number, now))
 
 

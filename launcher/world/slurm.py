@@ -204,7 +204,13 @@ def _said(command: Sequence[str], environment: Mapping[str, str] | None = None) 
 def _run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(
-            command, capture_output=True, text=True, timeout=_PATIENCE_SECONDS, check=False, env=environment
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=_PATIENCE_SECONDS,
+            check=False,
+            env=environment,
         )
     except FileNotFoundError:
         raise UsageError(f"{command[0]} {_MISSING}") from None

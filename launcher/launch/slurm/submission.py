@@ -156,7 +156,7 @@ def _components_fit(said: Sequence[str], seconds: float) -> bool:
             env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             timeout=max(0.0, seconds),
             check=False,
@@ -330,7 +330,7 @@ class Plan:
 
     def test_only(self) -> str:
         """When SLURM would start it, in SLURM's words."""
-        with tempfile.NamedTemporaryFile("w", suffix=".sbatch") as file:
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".sbatch") as file:
             file.write(self.script(Path("/tmp")))
             file.flush()
             return slurm.test_only(file.name, self.request.extra)
@@ -506,7 +506,7 @@ def _write(folder: Path, plan: Plan, text: str) -> Path:
     path = folder / SCRIPT_FILE
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
         path.chmod(0o755)
     except OSError as error:
         raise UsageError(f"--run-dir: {folder} cannot be written: {error.strerror or error}") from error

@@ -107,7 +107,7 @@ def save(path: Path, text: str) -> None:
         UsageError: Something else is there, or it cannot be written.
     """
     try:
-        if path.exists() and _GENERATOR not in path.read_text(errors="replace")[:1000]:
+        if path.exists() and _GENERATOR not in path.read_text(encoding="utf-8", errors="replace")[:1000]:
             raise UsageError(f"{path} is not a report of this program; name another file with --output")
         write_text(path, text)
     except OSError as error:
@@ -147,8 +147,8 @@ def page(runs: Sequence[Run]) -> str:
         loader=FileSystemLoader(_PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(duration=text.duration, number=text.number, moment=_moment, percent=_percent)
-    script = "\n".join((_PAGE / name).read_text() for name in ("uPlot.iife.min.js", "report.js"))
-    style = "\n".join((_PAGE / name).read_text() for name in ("uPlot.min.css", "report.css"))
+    script = "\n".join((_PAGE / name).read_text(encoding="utf-8") for name in ("uPlot.iife.min.js", "report.js"))
+    style = "\n".join((_PAGE / name).read_text(encoding="utf-8") for name in ("uPlot.min.css", "report.css"))
     named = told(runs)
     return environment.get_template("report.html.jinja").render(
         generator=Markup(_GENERATOR),

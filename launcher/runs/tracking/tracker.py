@@ -131,10 +131,10 @@ class MLflow(Tracker):
     def start(self) -> None:
         """Opens the run; the recipe is told once, for MLflow takes no other values later."""
         path = self.run.run_dir / "mlflow_id"
-        known = {"run_id": path.read_text().strip()} if path.exists() else {"run_name": self.run.label}
+        known = {"run_id": path.read_text(encoding="utf-8").strip()} if path.exists() else {"run_name": self.run.label}
         self.open(**{**known, **self.settings})
         if not path.exists():
-            path.write_text(self.inner.active_run.info.run_id + "\n")
+            path.write_text(self.inner.active_run.info.run_id + "\n", encoding="utf-8")
             self.inner.store_init_configuration(_scalars(self.run.config))
 
     def finish(self, outcome: str) -> None:

@@ -121,11 +121,16 @@ class Tracking:
             for note in self._trackers.notes():
                 (self._console.warn if note.is_warning else self._console.message)(note.text)
             act(*args)
+            if (broken := getattr(sys.stdout, "broken", None)) is not None:
+                self._say_failed(broken)
         except Exception as error:
-            if not self._display_failed:
-                with suppress(OSError, ValueError):
-                    print(f"the display failed ({error!r}); training goes on: {self._metrics.path}", file=sys.stderr)
-            self._display_failed = True
+            self._say_failed(error)
+
+    def _say_failed(self, error: Exception) -> None:
+        if not self._display_failed:
+            with suppress(OSError, ValueError, AttributeError):
+                print(f"the display failed ({error!r}); training goes on: {self._metrics.path}", file=sys.stderr)
+        self._display_failed = True
 
 
 class NoTracking(Tracking):

@@ -89,10 +89,10 @@ class WandB(Tracker):
 
     def _run_id(self) -> str:
         path = self.run.run_dir / "wandb_id"
-        found = path.read_text().strip() if path.exists() else ""
+        found = path.read_text(encoding="utf-8").strip() if path.exists() else ""
         if not found:
             found = uuid.uuid4().hex[:8]
-            path.write_text(found + "\n")
+            path.write_text(found + "\n", encoding="utf-8")
         return found
 
     def _obstacle(self, defaults: Any) -> str:
