@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from launcher.checkpoints.weights import read_weights
+from launcher.directory import taken
 from launcher.errors import UsageError
 from launcher.recipe.load import load_recipe
 from launcher.run import Result, run
@@ -80,7 +81,8 @@ def train(
         how={"command": ["launcher.train", os.fspath(recipe), *overrides]},
     )
     try:
-        return run(load_recipe(recipe, overrides, given=given), World.from_environ(), options)
+        with taken():
+            return run(load_recipe(recipe, overrides, given=given), World.from_environ(), options)
     except Finished as finished:
         return _left_by(finished.folder, finished.model)
 

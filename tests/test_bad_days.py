@@ -114,7 +114,7 @@ def test_a_screen_that_is_gone_fails_no_run(tmp_path: Path, screen: str) -> None
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_files_beside_the_recipe_that_nobody_asked_for_are_nobodys_modules(tmp_path: Path, processes: str) -> None:
     names = ("random", "pydantic", "queue", "traceback", "threading", "copy", "heapq", "uuid", "decimal")
-    projects.make(tmp_path, **{name: "raise SystemExit('this is mine')\n" for name in names})
+    projects.make(tmp_path, **dict.fromkeys(names, "raise SystemExit('this is mine')\n"))
     ended = launched(tmp_path, *TRAIN, "--processes", processes)
     assert ended.returncode == 0, ended.stdout
     assert "this is mine" not in ended.stdout
@@ -155,16 +155,24 @@ def test_a_module_that_changes_the_directory_when_it_is_imported_moves_nothing(t
     (tmp_path / "text.txt").write_text("a text to learn by heart. " * 50)
     recipe = """
 name: moved
-data: {train: {_target_: TextFile, path: text.txt, length: 16}, global_batch_size: 16}
+data: {train: {_target_: TextFile, path: text.txt, context: 16}, global_batch_size: 16}
 model: {_target_: net.py:Net}
 loss: {_target_: CrossEntropyLoss, _per_: element}
 optimizer: {_target_: SGD, lr: 0.1}
 train: {steps: 3}
 """
-    net = "import os\nfrom torch import nn\nos.chdir('elsewhere')\nclass Net(nn.Embedding):\n    pass\n"
-    projects.make(
-        tmp_path, recipe.replace("net.py:Net}", "net.py:Net, num_embeddings: 64, embedding_dim: 64}"), net=net
-    )
+    net = """
+import os
+from torch import nn
+os.chdir("elsewhere")
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(64, 64)
+    def forward(self, tokens):
+        return self.table(tokens).transpose(1, 2)
+"""
+    projects.make(tmp_path, recipe, net=net)
     ended = launched(tmp_path, "train", "recipe.yaml", "--cpu", "--processes", "2", "--run-dir", "out")
     assert ended.returncode == 0, ended.stdout
     assert status(tmp_path / "out")["state"] == "finished"

@@ -39,6 +39,7 @@ FLOORS = (
     ("recipe",),
     ("internals",),
     ("text",),
+    ("directory",),
     ("errors",),
     ("version",),
 )
@@ -53,6 +54,7 @@ TORCH_FREE = (
     "recipe",
     "internals",
     "text",
+    "directory",
     "errors",
     "internals",
     "version",

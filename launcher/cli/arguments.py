@@ -7,6 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
+from launcher.directory import take
 from launcher.errors import EXIT_USAGE, UsageError
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def work_in(directory: str | os.PathLike[str] | None) -> None:
     """
     try:
         os.chdir(directory or ".")
+        take()
     except OSError as error:
         raise UsageError(f"the run was started in {directory}: {error.strerror}") from error
 

@@ -29,6 +29,7 @@ from launcher.cli import (
     verify_resume,
 )
 from launcher.cli.arguments import Parser
+from launcher.directory import taken
 from launcher.errors import EXIT_FAILED, EXIT_USAGE, LauncherError
 from launcher.version import __version__
 from launcher.world.screen import steady
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parsed(arguments)
     try:
         # what only shows something for ever ends with the screen; whatever works does its work without one
-        with nullcontext() if getattr(options, "ends_with_screen", False) else steady():
+        with taken(), nullcontext() if getattr(options, "ends_with_screen", False) else steady():
             return int(options.command(options, arguments))
     except LauncherError as error:
         _say(error)

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from launcher.directory import directory
 from launcher.errors import LauncherError
 from launcher.recipe.build import Builder, BuildError
 from launcher.recipe.component import Component
@@ -50,7 +51,7 @@ def prepare(builder: Builder, component: Component, **handed: Any) -> None:
             said = {name: value for name, value in said.items() if name in takes}
             arguments = {name: builder.value(value, handed) for name, value in said.items()}
             place = f"{inner.origin}: {dotted(inner.path)}: {inner.target}.prepare"
-            key = repr((inner.target, str(Path.cwd()), {name: _plain(value) for name, value in said.items()}))
+            key = repr((inner.target, str(directory()), {name: _plain(value) for name, value in said.items()}))
             once_per_node(key, partial(function, **arguments), place)
 
 

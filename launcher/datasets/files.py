@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from launcher.directory import absolute, directory
 from launcher.world.files import atomic_write
 
 __all__ = ["FOLDER", "atomic_write", "cache_path", "checked_file", "needed", "staged", "state_of"]
@@ -44,12 +45,12 @@ def checked_file(path: str | os.PathLike[str], what: str) -> Path:
     Raises:
         FileNotFoundError: There is none; the message says from where it was looked for.
     """
-    path = Path(path).expanduser()
-    if path.is_dir():
+    found = absolute(path)
+    if found.is_dir():
         raise FileNotFoundError(f"{path} is a folder; give the path of {what}")
-    if not path.is_file():
-        raise FileNotFoundError(f"no file at {path} (looked from {Path.cwd()}); give the path of {what}")
-    return path
+    if not found.is_file():
+        raise FileNotFoundError(f"no file at {path} (looked from {directory()}); give the path of {what}")
+    return found
 
 
 def staged(path: Path, scratch: str | os.PathLike[str] | None) -> Path:
@@ -65,7 +66,7 @@ def staged(path: Path, scratch: str | os.PathLike[str] | None) -> Path:
     if scratch is None:
         return path
     digest = hashlib.sha256(repr(state_of(path)).encode()).hexdigest()[:24]
-    copy = Path(scratch).expanduser() / FOLDER / digest / path.name
+    copy = absolute(scratch) / FOLDER / digest / path.name
     if copy.exists():
         return copy
     with suppress(FileExistsError), atomic_write(copy) as part:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from launcher.datasets.files import needed
+from launcher.directory import absolute, directory
 
 _FORMATS = {
     ".csv": "csv",
@@ -103,7 +104,7 @@ def _load(path: str, split: str, name: str | None, revision: str | None) -> Any:
     datasets = needed("datasets", "hub", "HubDataset")
     if int(datasets.__version__.partition(".")[0]) < 4:
         raise ImportError(f"datasets {datasets.__version__} runs code that it downloads; pip install 'datasets>=4'")
-    local = Path(path).expanduser()
+    local = absolute(path)
     _check_place(path, local)
     try:
         found = _open(datasets, path, local, split, name, revision)
@@ -132,7 +133,7 @@ def _check_place(path: str, local: Path) -> None:
     looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1 or local.suffix.lower() in _FORMATS
     if looks_local and not local.exists():
         raise FileNotFoundError(
-            f"no file or folder at {path} (looked from {Path.cwd()}), and it is not OWNER/NAME of the hub either"
+            f"no file or folder at {path} (looked from {directory()}), and it is not OWNER/NAME of the hub either"
         )
 
 

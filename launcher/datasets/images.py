@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 
 from launcher.datasets.arrays import mapped_archive
 from launcher.datasets.files import atomic_write, cache_path, needed, staged
+from launcher.directory import absolute, directory
 from launcher.errors import LauncherError
 from launcher.world.world import usable_cpus
 
@@ -121,10 +122,10 @@ def _to_tensor(image: Any) -> Tensor:
 
 
 def _checked(root: str | Path) -> Path:
-    path = Path(root).expanduser()
+    path = absolute(root)
     if not path.is_dir():
         raise FileNotFoundError(
-            f"no folder at {path} (looked from {Path.cwd()}); give the folder that has one folder for each class"
+            f"no folder at {root} (looked from {directory()}); give the folder that has one folder for each class"
         )
     return path.resolve()
 

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from launcher.datasets.files import FOLDER, atomic_write, cache_path, checked_file, state_of
 from launcher.datasets.splits import check_split
+from launcher.directory import absolute
 
 LARGE_BYTES = 64 * 2**20  # tokens of a larger text are written to a file once and mapped into memory
 _BLOCK_BYTES = 16 * 2**20  # of text tokenised at once
@@ -133,7 +134,7 @@ def _tokens_of(path: str | Path | None, scratch: str | Path | None) -> tuple[str
         return _tokenized([file])
     kept = cache_path("text", state_of(file))
     if scratch is not None:
-        kept = Path(scratch).expanduser() / FOLDER / kept.name
+        kept = absolute(scratch) / FOLDER / kept.name
     if not kept.exists():
         with atomic_write(kept) as part:
             _write_tokens(file, part)

@@ -11,16 +11,22 @@ import sys
 
 def leave_working_directory() -> None:
     """Puts the working directory behind all else where `python -m` has put it first."""
-    if not getattr(sys.flags, "safe_path", False) and sys.path[:1] in ([os.getcwd()], [""]):
+    if not getattr(sys.flags, "safe_path", False) and sys.path[:1] in ([_here()], [""]):
         sys.path.append(sys.path.pop(0))
 
 
 def started(module: str, *arguments: str) -> tuple[str, ...]:
     """What Python is told to run a module of ours as a process of its own."""
     package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    here = os.getcwd()
-    folders = [package, *([here] if here in sys.path else [])]
-    return (os.path.abspath(__file__), os.pathsep.join(folders), module, *arguments)
+    folders = [package, *([_here()] if _here() in sys.path else [])]
+    return (os.path.join(package, "launcher", "launch", "start.py"), os.pathsep.join(folders), module, *arguments)
+
+
+def _here() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # it was removed
+        return ""
 
 
 def _main() -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher.directory import directory
 from launcher.errors import LauncherError, Problem, RecipeError
 from launcher.recipe.component import Component, components_in
 from launcher.recipe.duration import Duration
@@ -193,7 +194,7 @@ class Builder:
         return self._targets[key]
 
     def _trust(self, component: Component) -> Trust:
-        project = self.directory or Path.cwd()
+        project = self.directory or directory()
         return Trust(tuple(dict.fromkeys((component.folder.resolve(), project.resolve()))), self.allow)
 
     # ------------------------------------------------------------------ building

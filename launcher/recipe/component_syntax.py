@@ -5,9 +5,9 @@ from __future__ import annotations
 import ast
 import difflib
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path as FilePath
 from typing import Any
 
+from launcher.directory import directory
 from launcher.errors import LauncherError, Problem
 from launcher.recipe.component import Component, components_in
 from launcher.recipe.duration import Duration
@@ -131,7 +131,7 @@ def _own_file(component: Component, document: Document) -> Iterator[Problem]:
 
 def _parse(component: Component) -> None:
     file, _, name = component.target.rpartition(":")
-    trust = Trust((component.folder.resolve(), FilePath.cwd().resolve()))
+    trust = Trust((component.folder.resolve(), directory().resolve()))
     found = own_file(file, trust)
     try:
         ast.parse(found.read_bytes(), filename=str(found))

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from launcher.directory import shortest
 from launcher.errors import LauncherError
 from launcher.recipe.policy import Trust, is_installed, listed_packages, objection
 from launcher.text import brief, hint, suggestion
@@ -195,7 +196,7 @@ def _check_shadows(name: str, folder: Path, trust: Trust) -> None:
     ours = folder / f"{name}.py" if (folder / f"{name}.py").is_file() else folder / name
     other = _installed_module(name, trust)
     if other is not None and not (folder / name / "__init__.py").resolve() == Path(other).resolve():
-        raise LauncherError(f"'{_shortest(str(ours))}' would hide the module '{name}' of {other}; give it another name")
+        raise LauncherError(f"'{shortest(str(ours))}' would hide the module '{name}' of {other}; give it another name")
 
 
 def _installed_module(name: str, trust: Trust) -> str | None:
@@ -237,7 +238,7 @@ def _imported(module: str) -> types.ModuleType:
         raise LauncherError(f"{place}no module named '{missing}'; install it: pip install {wheel}") from error
     except SyntaxError as error:
         text = (error.text or "").strip()
-        file = os.path.relpath(error.filename or module)
+        file = shortest(error.filename or module)
         raise LauncherError(f"{file}:{error.lineno}: {error.msg}: {brief(text)}; mend the file") from error
     except (Exception, SystemExit) as error:  # a script, which ends when it is imported
         raise LauncherError(f"importing {module}: {told(error)}") from error
@@ -258,9 +259,4 @@ def _place(error: BaseException) -> str:
     if frame is None:
         return ""
     line = linecache.getline(frame.filename, frame.lineno or 0).strip()
-    return f"{_shortest(frame.filename)}:{frame.lineno}{f': {brief(line)}' if line else ''}"
-
-
-def _shortest(file: str) -> str:
-    relative = os.path.relpath(file)
-    return file if relative.startswith("..") else relative
+    return f"{shortest(frame.filename)}:{frame.lineno}{f': {brief(line)}' if line else ''}"

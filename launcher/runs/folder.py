@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from launcher.directory import absolute, directory
 from launcher.errors import UsageError
 from launcher.runs import lock
 from launcher.runs.identity import differences
@@ -50,14 +51,17 @@ class Choice:
     def folder(self, root: Path = Path("runs")) -> Path:
         """The folder named, the one to go on with, or a new one `runs/<name>/<when>`, which is made.
 
+        All from the working directory as it was taken: a user's code may have changed it since.
+
         Raises:
             UsageError: It cannot be made.
         """
         if self.run_dir is not None:
-            return Path(self.run_dir).absolute()
+            return absolute(self.run_dir)
+        root = absolute(root)
         if self.resume and (found := next(unfinished(root / self.name, self.identity), None)):
-            return found.absolute()
-        return _new(root / self.name).absolute()
+            return found
+        return _new(root / self.name)
 
     def forget(self, folder: Path) -> None:
         """Removes a folder that was made and never written to, and those around it that are empty then."""
@@ -159,7 +163,7 @@ def environment(how: Mapping[str, Any]) -> dict[str, Any]:
     """
     return {
         **how,
-        "directory": str(Path.cwd()),
+        "directory": str(directory()),
         "host": platform.node(),
         "system": platform.platform(),
         "python": sys.version.split()[0],

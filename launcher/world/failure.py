@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from launcher.directory import shortest
 from launcher.errors import EXIT_FAILED, LauncherError
 from launcher.world.files import write_text
 
@@ -62,8 +63,7 @@ class Frame:
     @property
     def place(self) -> str:
         """`parts.py:57`, from the working directory where that is shorter."""
-        near = os.path.relpath(self.file) if os.path.isabs(self.file) else self.file
-        return f"{near if not near.startswith('..') else self.file}:{self.line}"
+        return f"{shortest(self.file) if os.path.isabs(self.file) else self.file}:{self.line}"
 
 
 @dataclass(frozen=True)
