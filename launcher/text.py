@@ -14,6 +14,14 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
+def words_of(error: BaseException) -> str:
+    """An exception's own words; what it is where they cannot be had."""
+    try:
+        return str(error)
+    except BaseException as fault:  # its `__str__` is anybody's code
+        return f"<its words cannot be had: {type(fault).__name__}>"
+
+
 def brief(text: str) -> str:
     """A text that is safe to print, in no more than 80 characters."""
     safe = printable(text)

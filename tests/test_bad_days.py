@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,11 @@ from typing import Any
 
 import projects
 import pytest
+from torch import distributed
+
+from launcher.cli.main import main
+from launcher.errors import LauncherError
+from launcher.world.failure import of_exception
 
 REPOSITORY = Path(__file__).parent.parent
 SECONDS = 150
@@ -177,3 +183,141 @@ class Net(nn.Module):
     assert ended.returncode == 0, ended.stdout
     assert status(tmp_path / "out")["state"] == "finished"
     assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+# ---------------------------------------------------------------------- errors of a user's own code
+
+DATA = {
+    "left with 0": ("sys.exit(0)", r"left early: SystemExit\(0\)"),
+    "left with 3": ("sys.exit(3)", r"left early: SystemExit\(3\)"),
+    "an iterator ran out": ("next(iter([]))", r"StopIteration: an iterator"),
+    "Ctrl-C of its own": ("raise KeyboardInterrupt", r"KeyboardInterrupt: raised by the code itself"),
+    "its own source": (
+        "raise ConnectionResetError(104, 'Connection reset by peer')",
+        r"ConnectionResetError: \[Errno 104\] Connection reset by peer",
+    ),
+    "unspeakable": ("raise Mute", r"Mute: <exception str\(\) failed>"),
+    "several": (
+        "raise ExceptionGroup('several', [ValueError('one'), KeyError('two')])",
+        r"ExceptionGroup: several \(2 sub-exceptions\)\n(.*\n)?\s+1 of 2: ValueError: one\n\s+2 of 2: KeyError: 'two'",
+    ),
+    "a cause": ("self.divide()", r"LookupError: nothing here\n(.*\n)?\s+because of ZeroDivisionError.*parts\.py:\d+"),
+}
+MUTE = """
+
+class Mute(Exception):
+    def __str__(self):
+        raise OSError("not a word")
+
+"""
+DIVIDE = """
+    def divide(self):
+        try:
+            1 / 0
+        except ZeroDivisionError as error:
+            raise LookupError("nothing here") from error
+"""
+
+
+def failing_project(folder: Path, statement: str) -> None:
+    parts = projects.PARTS.replace("return self.points[index]", f"{statement}\n        return self.points[index]")
+    parts = parts.replace("    def __len__", f"{DIVIDE}\n    def __len__").replace(
+        "from typing", "import sys\nfrom typing"
+    )
+    projects.make(folder, parts=parts.replace("\nclass Points", f"{MUTE}\nclass Points"))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", DATA)
+def test_what_a_data_set_raises_is_told_with_its_line(
+    tmp_path: Path, kind: str, workers: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    statement, words = DATA[kind]
+    if "Group" in statement and sys.version_info < (3, 11):
+        statement, words = "raise ValueError('one')", "ValueError: one"
+    failing_project(tmp_path, f"if index == 30: {statement}")  # others are looked at before training
+    report = failed_here(tmp_path, capsys, f"data.workers={workers}")
+    assert re.search(words, report), report
+    assert re.search(r"launcher: failed .*in \S*parts\.py:\d+: ", report), report
+    assert "memory" not in report
+    assert "another rank" not in report
+    assert statement in report or kind == "a cause"
+
+
+def failed_here(folder: Path, capsys: pytest.CaptureFixture[str], *overrides: str) -> str:
+    """The report of a training that fails, made in this process."""
+    where = ["--run-dir", str(folder / "run"), "launch.threads=1"]
+    with pytest.raises(SystemExit) as end:
+        main(["train", str(folder / "recipe.yaml"), "--cpu", *where, *overrides])
+    assert end.value.code == 1
+    said = capsys.readouterr().err
+    return said[said.index("launcher: ") :]
+
+
+@pytest.mark.parametrize("kind", ["an iterator ran out", "Ctrl-C of its own", "unspeakable", "its own source"])
+def test_what_a_model_raises_is_told_with_its_line(
+    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    statement, words = DATA[kind]
+    parts = projects.PARTS.replace("return self.layers(points)", f"{statement}\n        return self.layers(points)")
+    projects.make(tmp_path, parts=parts.replace("\nclass Net", f"{MUTE}\nclass Net"))
+    report = failed_here(tmp_path, capsys)
+    assert re.search(words, report), report
+    assert re.search(r"launcher: failed .*in \S*parts\.py:\d+: ", report), report
+    assert "another rank" not in report
+
+
+def test_a_worker_that_leaves_by_itself_is_not_said_to_lack_memory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing_project(tmp_path, "if index == 30: __import__('os')._exit(3)")
+    report = failed_here(tmp_path, capsys, "data.workers=2")
+    assert "ended with exit code 3 while reading sample" in report
+    assert "data.workers=0 reads in the training process itself" in report
+    assert "memory" not in report
+
+
+def test_of_two_ranks_the_one_whose_source_broke_is_named(tmp_path: Path) -> None:
+    statement = "if index == 30: raise ConnectionResetError(104, 'Connection reset by peer')"
+    failing_project(tmp_path, statement)
+    ended = launched(tmp_path, *TRAIN, "--processes", "2")
+    assert ended.returncode == 1
+    assert re.search(r"rank \d of 2 on \S+ failed .*in parts\.py:\d+: ConnectionResetError", ended.stdout), ended.stdout
+    assert "hint" not in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("error", "follows"),
+    [
+        (RuntimeError("[pair.cc:547] Connection closed by peer [127.0.0.1]"), True),
+        (distributed.DistNetworkError("Connection reset by peer"), True),
+        (LauncherError("Points: sample 3: Connection reset by peer"), False),
+        (ConnectionResetError(104, "Connection reset by peer"), False),
+        (TimeoutError(110, "Connection timed out"), False),
+    ],
+)
+def test_words_alone_make_no_rank_another_ones_victim(error: Exception, follows: bool) -> None:
+    assert of_exception(error).is_aftermath == follows
+
+
+@pytest.mark.parametrize(
+    ("statement", "follows"),
+    [
+        ("store.wait(['what nobody says'], datetime.timedelta(milliseconds=10))", True),  # torch's, from compiled code
+        ("raise RuntimeError('Connection reset by peer')", False),
+        ("raise ConnectionResetError(104, 'Connection reset by peer')", False),
+        ("socket.create_connection(('127.0.0.1', 1), timeout=5)", False),
+    ],
+)
+def test_in_the_user_s_own_line_it_is_torch_that_tells_of_other_ranks(
+    tmp_path: Path, statement: str, follows: bool
+) -> None:
+    file = tmp_path / "own.py"
+    file.write_text(f"import datetime, socket\ndef step(store):\n    {statement}\n")
+    names: dict[str, Any] = {}
+    exec(compile(file.read_text(), str(file), "exec"), names)
+    with pytest.raises((RuntimeError, OSError)) as caught:
+        names["step"](distributed.TCPStore("127.0.0.1", 0, 1, True))
+    failure = of_exception(caught.value)
+    assert failure.culprit is not None
+    assert (failure.culprit.line, failure.is_aftermath) == (3, follows)

@@ -22,7 +22,7 @@ from typing import Any
 from launcher.directory import shortest
 from launcher.errors import LauncherError
 from launcher.recipe.policy import Trust, is_installed, listed_packages, objection
-from launcher.text import brief, hint, suggestion
+from launcher.text import brief, hint, suggestion, words_of
 from launcher.version import PACKAGE
 
 _WHEELS = {  # what to install for a module whose package has another name
@@ -246,7 +246,7 @@ def _imported(module: str) -> types.ModuleType:
 
 def told(error: BaseException) -> str:
     """An error of somebody else's code in one line: its kind, its words, and the line that raised it."""
-    words = " ".join(str(error).split())
+    words = " ".join(words_of(error).split())
     words = f": {words[:400]}" if words else ""
     place = _place(error)
     return f"{type(error).__name__}{words}{f' ({place})' if place else ''}"

@@ -29,7 +29,7 @@ def listening() -> Iterator[None]:
     Outside the main thread, where Python allows no handlers, nobody can ask. Inside another `listening` this adds
     nothing.
     """
-    if signal.getsignal(signal.SIGTERM) is _note:
+    if is_listening():
         yield
         return
     _received.clear()
@@ -45,9 +45,14 @@ def listening() -> Iterator[None]:
         _received.clear()
 
 
+def is_listening() -> bool:
+    """Whether the signals are handled here, so that a Ctrl-C raises nothing."""
+    return signal.getsignal(signal.SIGTERM) is _note
+
+
 def listen() -> None:
     """Handles the signals from here on, as `listening` does for a while."""
-    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is not _note:
+    if threading.current_thread() is threading.main_thread() and not is_listening():
         for name in ("SIGTERM", "SIGINT", "SIGUSR2"):
             if hasattr(signal, name):
                 signal.signal(getattr(signal, name), _note)

@@ -14,7 +14,7 @@ from typing import Any
 from launcher.errors import EXIT_DONE, EXIT_PREEMPTED
 from launcher.runs.folder import read_json, write_json
 from launcher.runs.metrics import Line
-from launcher.text import flat
+from launcher.text import flat, words_of
 
 SETTLED_SECONDS = 30.0  # after so long wandb's helper has written what it was given: it does every few seconds
 _PROJECT_KEYS = {  # the setting that each tracker's first argument is
@@ -206,5 +206,5 @@ def _failure(error: BaseException) -> str:
 
 
 def _in_short(error: BaseException) -> str:
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    first = next((line.strip() for line in words_of(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {first[:200]}" if first else type(error).__name__
