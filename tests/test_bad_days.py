@@ -14,6 +14,7 @@ import projects
 import pytest
 from torch import distributed
 
+from launcher.checkpoints import format as checkpoints
 from launcher.cli.main import main
 from launcher.errors import LauncherError
 from launcher.world.failure import of_exception
@@ -321,3 +322,48 @@ def test_in_the_user_s_own_line_it_is_torch_that_tells_of_other_ranks(
     failure = of_exception(caught.value)
     assert failure.culprit is not None
     assert (failure.culprit.line, failure.is_aftermath) == (3, follows)
+
+
+# ---------------------------------------------------------------------- what is left behind
+
+
+@pytest.mark.parametrize(("processes", "fails"), [(1, False), (2, False), (1, True)])
+def test_worker_processes_leave_nothing_among_temporary_files(tmp_path: Path, processes: int, fails: bool) -> None:
+    temporary = tmp_path / "t"
+    temporary.mkdir()
+    if fails:
+        failing_project(tmp_path, "if index == 30: raise ValueError('no')")
+    else:
+        projects.make(tmp_path)
+    recipe = (tmp_path / "recipe.yaml").read_text().replace("global_batch_size", "workers: 2, global_batch_size")
+    validation = "{train: {_target_: parts.py:Points}, validation: {_target_: parts.py:Points},"
+    (tmp_path / "recipe.yaml").write_text(recipe.replace("{train: {_target_: parts.py:Points},", validation))
+    ended = launched(tmp_path, *TRAIN, "--processes", str(processes), environment={"TMPDIR": str(temporary)})
+    assert ended.returncode == int(fails), ended.stdout
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize("free", [0, 8, 40, 120])  # KiB: full at once, at the run's description, at a save, later
+def test_a_full_disk_is_left_without_halves_of_our_files(tmp_path: Path, free: int) -> None:
+    disk, ballast = tmp_path / "disk", tmp_path / "disk" / "ballast"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], check=False).returncode:
+        pytest.skip("mounting a small tmpfs needs root")
+    try:
+        ballast.write_bytes(bytes(2**20 - free * 2**10 - 4096))
+        recipe = projects.RECIPE + "save: {every: 1 epoch}\n"
+        projects.make(tmp_path, recipe.replace("parts.py:Net}", "parts.py:Net, unused: true}"))
+        wide = (tmp_path / "parts.py").read_text().replace("nn.Linear(2, 2)", "nn.Linear(100, 100)")
+        (tmp_path / "parts.py").write_text(wide)
+        ended = launched(tmp_path, "train", "recipe.yaml", "--cpu", "--run-dir", "disk/run")
+        assert ended.returncode in (1, 2), ended.stdout
+        assert "No space left on device" in ended.stdout or "make room" in ended.stdout
+        assert "Traceback" not in ended.stdout
+        halves = [path for path in disk.rglob("*") if path.name.startswith(".") or path.suffix in (".tmp", ".part")]
+        assert halves == []
+        for path in disk.rglob("*.json"):
+            assert json.loads(path.read_bytes())
+        for step in disk.glob("run/checkpoints/*"):
+            checkpoints.verify(step)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)

@@ -18,6 +18,7 @@ import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from multiprocessing import parent_process, sharedctypes
+from multiprocessing.util import get_temp_dir
 from typing import Any
 
 import numpy as np
@@ -97,6 +98,7 @@ class Workers:
                 return iter(self._loader)
             self.close()
         self._loader = self._data_loader()
+        get_temp_dir()  # this process's, which it removes: else each worker has its own, which dies with it and stays
         with _death_unsignalled():
             self._iterator = iter(self._loader)
         _ended_at_exit().add(self)

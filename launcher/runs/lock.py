@@ -81,9 +81,9 @@ def _refuse_living(path: Path, found: Mapping[str, Any], me: Mapping[str, Any]) 
 
 def _acquire(path: Path, me: Mapping[str, Any]) -> str | None:
     hidden = path.with_name(f".{path.name}.{os.getpid()}")
-    hidden.write_text(json.dumps(me) + "\n", encoding="utf-8")
     note = None
     try:
+        hidden.write_text(json.dumps(me) + "\n", encoding="utf-8")
         while True:
             try:
                 _place(hidden, path)
@@ -105,8 +105,22 @@ def _place(hidden: Path, path: Path) -> None:
     except FileExistsError:
         raise
     except OSError:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(hidden.read_text(encoding="utf-8"))
+        _copy(hidden, path)
+
+
+def _copy(source: Path, path: Path) -> None:
+    """Where there are no links: whole, or, on a full disk, not at all.
+
+    Raises:
+        FileExistsError: There is one.
+    """
+    with path.open("x", encoding="utf-8") as file:
+        try:
+            file.write(source.read_text(encoding="utf-8"))
+            file.flush()
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
 
 
 def _take_over(path: Path, me: Mapping[str, Any]) -> str | None:

@@ -32,6 +32,7 @@ from launcher.runs.identity import identity_of
 from launcher.runs.job import Submission, mark_submitted, name_job
 from launcher.text import brief
 from launcher.world import slurm
+from launcher.world.files import write_text
 from launcher.world.site import Site
 from launcher.world.world import FAULTS_VARIABLE, job_environment
 
@@ -506,7 +507,7 @@ def _write(folder: Path, plan: Plan, text: str) -> Path:
     path = folder / SCRIPT_FILE
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        write_text(path, text)
         path.chmod(0o755)
     except OSError as error:
         raise UsageError(f"--run-dir: {folder} cannot be written: {error.strerror or error}") from error

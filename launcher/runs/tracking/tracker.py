@@ -15,6 +15,7 @@ from launcher.errors import EXIT_DONE, EXIT_PREEMPTED
 from launcher.runs.folder import read_json, write_json
 from launcher.runs.metrics import Line
 from launcher.text import flat, words_of
+from launcher.world.files import write_text
 
 SETTLED_SECONDS = 30.0  # after so long wandb's helper has written what it was given: it does every few seconds
 _PROJECT_KEYS = {  # the setting that each tracker's first argument is
@@ -134,7 +135,7 @@ class MLflow(Tracker):
         known = {"run_id": path.read_text(encoding="utf-8").strip()} if path.exists() else {"run_name": self.run.label}
         self.open(**{**known, **self.settings})
         if not path.exists():
-            path.write_text(self.inner.active_run.info.run_id + "\n", encoding="utf-8")
+            write_text(path, self.inner.active_run.info.run_id + "\n")
             self.inner.store_init_configuration(_scalars(self.run.config))
 
     def finish(self, outcome: str) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from launcher.errors import EXIT_FAILED
 from launcher.runs.tracking.tracker import _EXIT_CODES, Sent, Tracker, _in_short, _plain, numbers
+from launcher.world.files import write_text
 
 
 class WandB(Tracker):
@@ -92,7 +93,7 @@ class WandB(Tracker):
         found = path.read_text(encoding="utf-8").strip() if path.exists() else ""
         if not found:
             found = uuid.uuid4().hex[:8]
-            path.write_text(found + "\n", encoding="utf-8")
+            write_text(path, found + "\n")
         return found
 
     def _obstacle(self, defaults: Any) -> str:
