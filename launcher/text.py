@@ -22,6 +22,11 @@ def words_of(error: BaseException) -> str:
         return f"<its words cannot be had: {type(fault).__name__}>"
 
 
+def told_by(error: BaseException) -> str:
+    """An error in a line: its kind and its words."""
+    return f"{type(error).__name__}: {brief(words_of(error))}"
+
+
 def brief(text: str) -> str:
     """A text that is safe to print, in no more than 80 characters."""
     safe = printable(text)

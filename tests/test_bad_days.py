@@ -17,6 +17,7 @@ from torch import distributed
 from launcher.checkpoints import format as checkpoints
 from launcher.cli.main import main
 from launcher.errors import LauncherError
+from launcher.runs.reading import finite
 from launcher.world.failure import of_exception
 
 REPOSITORY = Path(__file__).parent.parent
@@ -367,3 +368,98 @@ def test_a_full_disk_is_left_without_halves_of_our_files(tmp_path: Path, free: i
             checkpoints.verify(step)
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+# ---------------------------------------------------------------------- run folders with odd content
+
+ODD: dict[str, dict[str, str]] = {
+    "a step that no float holds": {"status.json": '{"state": "failed", "step": 1' + "0" * 400 + "}"},
+    "brackets without end": {"status.json": "[" * 100_000, "resolved.yaml": "[" * 100_000},
+    "a list for a state": {"status.json": '{"state": ["running"], "world": ["x"], "host": {}, "total_steps": "1"}'},
+    "no numbers": {"status.json": '{"state": "finished", "step": NaN, "started": Infinity, "updated": -1e999}'},
+    "the end of time": {"status.json": '{"state": "finished", "started": 1e18, "updated": 1e300, "ended": "soon"}'},
+    "a mapping for a split": {"metrics.jsonl": '{"split": {}, "step": 1, "loss": 1.0}\n' * 2},
+    "a line that is null inside": {"metrics.jsonl": 'null\n{"split": "train", "step": 1, "loss": null}\n'},
+    "a line without a step": {"metrics.jsonl": '{"split": "validation", "loss": 1.0}\n{"split": "test"}\n'},
+    "endless numbers": {"metrics.jsonl": '{"split": "validation", "step": 3, "loss": "Infinity", "time": 1e300}\n'},
+    "huge steps": {"metrics.jsonl": '{"split": "train", "step": 1' + "0" * 30 + ', "loss": 1.0}\n'},
+    "a word for versions": {"environment.json": '{"versions": "x", "git": "y", "command": 3, "directory": []}'},
+    "lists for events": {
+        "events.jsonl": '{"event": [], "time": 1}\n{"event": "start", "time": 1e18, "step": []}\n[]\n'
+    },
+    "odd events": {"events.jsonl": '{"event": "start", "time": 5, "step": 1e999, "world": {}, "began": NaN}\n'},
+    "ten thousand millions": {
+        "resolved.yaml": "a: &a [x,x,x,x,x,x,x,x,x,x]\n"
+        + "".join(
+            f"{new}: &{new} [{','.join([f'*{old}'] * 10)}]\n" for old, new in zip("abcdefghi", "bcdefghij", strict=True)
+        )
+    },
+    "an empty recipe": {"resolved.yaml": "", "recipe.yaml": ""},
+    "a job that is none": {"slurm.json": '{"job": ["1"], "starts": {"a": 1}, "script": 3, "signal_seconds": "x"}'},
+    "starts that are none": {"slurm.json": '{"starts": [3], "job": ""}'},
+    "a lock that is none": {"lock.json": '{"pid": 1' + "0" * 30 + ', "since": 1e300, "host": []}'},
+}
+
+
+def run_folder(folder: Path, **files: str) -> None:
+    folder.mkdir(parents=True)
+    line = '{"split": "validation", "step": 10, "loss": 0.5, "time": 1700000000.0}\n'
+    whole = {
+        "status.json": '{"state": "finished", "step": 10, "total_steps": 10, "world": 1, "started": 1700000000.0}',
+        "metrics.jsonl": line,
+        "resolved.yaml": "name: sound\n",
+    }
+    for name, text in {**whole, **files}.items():
+        (folder / name).write_text(text)
+
+
+def odd_folders(root: Path) -> None:
+    for number, files in enumerate(ODD.values()):
+        run_folder(root / f"odd-{number:02}", **files)
+    run_folder(root / "pipes")
+    for name in ("metrics.jsonl", "events.jsonl", "resolved.yaml", "environment.json"):
+        (root / "pipes" / name).unlink(missing_ok=True)
+        os.mkfifo(root / "pipes" / name)
+    for number in (1, 2):
+        run_folder(root / f"sound-{number}")
+
+
+def test_odd_run_folders_are_listed_beside_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd_folders(tmp_path)
+    assert main(["runs", str(tmp_path)]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert sum("/sound-" in row and "finished" in row and "loss 0.5" in row for row in rows) == 2
+    assert sum("/odd-" in row or "/pipes" in row for row in rows) >= len(ODD) + 1
+    assert main(["runs", "--json", str(tmp_path), "--sort", "best"]) == 0
+    assert len([json.loads(row) for row in capsys.readouterr().out.splitlines()]) == len(ODD) + 3
+    for order in ("world", "step", "state", "name", "recipe"):
+        assert main(["runs", str(tmp_path), "--sort", order, "--state", "finished"]) == 0
+    assert main(["resume", str(tmp_path / "sound-1")]) == 2
+
+
+def test_odd_run_folders_end_no_report_of_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd_folders(tmp_path / "runs")
+    page = tmp_path / "page.html"
+    assert main(["report", str(tmp_path / "runs"), "--output", str(page), "--png", str(tmp_path / "png")]) == 0
+    text = page.read_text(encoding="utf-8")
+    assert "sound-1" in text
+    assert "sound-2" in text
+    assert list((tmp_path / "png").glob("*-loss.png"))
+    assert re.search(
+        r"odd-05: left out: .*metrics\.jsonl:1: this line of the metrics is damaged", capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_a_report_of_an_odd_run_alone_is_a_page_or_one_line(
+    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_folder(tmp_path / "run", **ODD[kind])
+    code = main(["report", str(tmp_path / "run")])
+    said = capsys.readouterr().err
+    assert (code, said.count("\n")) in ((0, 0), (1, 1)), said
+
+
+def test_a_step_that_cannot_be_is_unknown_not_the_end() -> None:
+    assert finite(10**400) == finite(float("nan")) == finite("3") == finite(None) == -float("inf")
+    assert finite(True) == 1.0

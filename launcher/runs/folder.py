@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import itertools
 import json
 import platform
 import shutil
+import stat
 import subprocess
 import sys
 import time
@@ -29,6 +31,7 @@ AVERAGED_FILE = "model_weights_ema.pth"
 STATUS_FILE = "status.json"
 QUEUE_FILE = "slurm.json"  # of a run that was submitted as a job, see `launcher.runs.queued`
 ENVIRONMENT_FILE = "environment.json"
+_MOST_BYTES = 2**26  # of a file that is read whole
 _PACKAGES = ("torch", "accelerate", "numpy", "torchmetrics", "pydantic", "pyyaml", "wandb", "tensorboard")
 
 
@@ -149,10 +152,22 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """A small JSON file; empty where there is none, or none that can be read."""
     try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        found = json.loads(read_file(path))
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def read_file(path: Path) -> bytes:
+    """A file of a run's folder that is no longer than any that we write: not a pipe, at which reading never ends.
+
+    Raises:
+        OSError: There is none, or it is something else.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode) or found.st_size > _MOST_BYTES:
+        raise OSError(errno.EINVAL, "is no file of a run's", str(path))
+    return path.read_bytes()
 
 
 def environment(how: Mapping[str, Any]) -> dict[str, Any]:
