@@ -13,6 +13,7 @@ from typing import Any
 import projects
 import pytest
 from torch import distributed
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # exported, says its own documentation
 
 from launcher.checkpoints import format as checkpoints
 from launcher.cli.main import main
@@ -319,7 +320,7 @@ def test_in_the_user_s_own_line_it_is_torch_that_tells_of_other_ranks(
     names: dict[str, Any] = {}
     exec(compile(file.read_text(), str(file), "exec"), names)
     with pytest.raises((RuntimeError, OSError)) as caught:
-        names["step"](distributed.TCPStore("127.0.0.1", 0, 1, True))
+        names["step"](TCPStore("127.0.0.1", 0, 1, True))
     failure = of_exception(caught.value)
     assert failure.culprit is not None
     assert (failure.culprit.line, failure.is_aftermath) == (3, follows)
@@ -463,3 +464,15 @@ def test_a_report_of_an_odd_run_alone_is_a_page_or_one_line(
 def test_a_step_that_cannot_be_is_unknown_not_the_end() -> None:
     assert finite(10**400) == finite(float("nan")) == finite("3") == finite(None) == -float("inf")
     assert finite(True) == 1.0
+
+
+@pytest.mark.parametrize("recorded", ["", "# nothing\n", "[" * 100_000])
+def test_an_odd_recorded_recipe_is_one_line_to_compare_with(
+    tmp_path: Path, recorded: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_folder(tmp_path / "run", **{"resolved.yaml": recorded})
+    recipe = projects.make(tmp_path)
+    assert main(["show", str(recipe), "--diff", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "resolved.yaml is no recipe: " in said

@@ -228,8 +228,10 @@ def _move_to(file: TextIO, rank: int) -> None:
     os.dup2(file.fileno(), 1)
     os.dup2(file.fileno(), 2)
     _set_line_buffers()
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(encoding="utf-8", errors="replace")  # of a file now, whatever the screen's was
+    streams: tuple[Any, ...] = (sys.stdout, sys.stderr)
+    for stream in streams:
+        with suppress(AttributeError):  # somebody else's stream
+            stream.reconfigure(encoding="utf-8", errors="replace")  # of a file now, whatever the screen's was
     sys.stdout = _stream(Tolerant(sys.stdout))
     sys.stderr = _stream(Tee(_stream(Prefixed(screen, f"[rank {rank}] ")), sys.stderr))
     warnings.showwarning = _into_the_log

@@ -179,9 +179,9 @@ class Run:
         found: Score | None = None
         decides = self.recipe.get("evaluate.best.of")
         for line in () if self.damage else read_evaluations(self.folder / METRICS_FILE, "validation"):
-            value, name = line.get(metric), str(line.get("name", ""))
+            name, value = str(line.get("name", "")), line.get(metric)
             decides = name if decides is None else decides  # the first set decides where none is named
-            if name != decides or not math.isfinite(finite(value)):
+            if name != decides or value is None or not math.isfinite(finite(value)):
                 continue
             score = Score(metric, mode, value, line.get("step", 0), f"validation {name}".strip())
             if found is None or score.rank < found.rank:

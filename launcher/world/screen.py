@@ -19,9 +19,9 @@ def prepare() -> None:
 
     Where one was closed, the next file to be opened would have its number, and what is printed would land in that.
     """
-    for number, mode in enumerate((os.O_RDONLY, os.O_WRONLY, os.O_WRONLY)):
+    for number, access in enumerate((os.O_RDONLY, os.O_WRONLY, os.O_WRONLY)):
         with suppress(OSError):
-            _occupy(number, mode)
+            _occupy(number, access)
     for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         if getattr(sys, name) is None:
             stream = open(number, mode, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115  # it stays
@@ -31,11 +31,11 @@ def prepare() -> None:
         sys.stdout.reconfigure(errors="replace")
 
 
-def _occupy(number: int, mode: int) -> None:
+def _occupy(number: int, access: int) -> None:
     try:
         os.fstat(number)
     except OSError:
-        opened = os.open(os.devnull, mode)
+        opened = os.open(os.devnull, access)
         os.dup2(opened, number)  # which programs that are started inherit
         if opened != number:
             os.close(opened)
