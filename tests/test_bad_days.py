@@ -476,3 +476,54 @@ def test_an_odd_recorded_recipe_is_one_line_to_compare_with(
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "resolved.yaml is no recipe: " in said
+
+
+# ---------------------------------------------------------------------- a model that speaks to wandb
+
+LOGGING = projects.PARTS.replace(
+    "return self.layers(points)",
+    'wandb.log({"mine": 1.0})\n        wandb.run.log({"also": 2.0})\n        return self.layers(points)',
+).replace("super().__init__()", "super().__init__()\n        wandb.watch(self)")
+OFFLINE = {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_a_model_speaks_to_wandb_from_its_first_step(tmp_path: Path, processes: int) -> None:
+    recipe = projects.RECIPE + "track: {every: 1 steps, wandb: {project: p}}\n"
+    projects.make(tmp_path, recipe, parts=f"import wandb\n{LOGGING}")
+    own = {**OFFLINE, "WANDB_CONFIG_DIR": str(tmp_path / "config"), "NETRC": str(tmp_path / "netrc")}
+    ended = launched(tmp_path, *TRAIN, "--processes", str(processes), environment=own)
+    assert ended.returncode == 0, ended.stdout
+    rows = [row for row in history(tmp_path / "run") if row]
+    ours = {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
+    logged = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert ours == {line["step"]: line["loss"] for line in logged}
+    assert sum("mine" in row for row in rows) == sum("also" in row for row in rows) == 12  # rank 0's, each step's
+    assert "ignored" not in ended.stdout
+
+
+def history(run: Path) -> list[dict[str, Any]]:
+    """What wandb's file has, row by row."""
+    from test_tracking import wandb_records
+
+    return [
+        {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+        for record in wandb_records(run)
+        if record.HasField("history")
+    ]
+
+
+def test_a_rehearsal_bears_a_model_that_speaks_to_wandb(tmp_path: Path) -> None:
+    recipe = projects.RECIPE + "track: {wandb: {project: p}}\n"
+    path = projects.make(tmp_path, recipe, parts=f"import wandb\n{LOGGING}")
+    ended = launched(tmp_path, "check", str(path), environment=OFFLINE)
+    assert ended.returncode == 0, ended.stdout
+    assert not (tmp_path / "wandb").exists()
+
+
+def test_a_tracker_that_cannot_open_is_no_reason_to_fail_for_a_model_that_speaks_to_it(tmp_path: Path) -> None:
+    recipe = projects.RECIPE + "track: {wandb: {project: 'no/such: project?'}}\n"
+    projects.make(tmp_path, recipe, parts=f"import wandb\n{LOGGING}")
+    ended = launched(tmp_path, *TRAIN, environment=OFFLINE)
+    assert ended.returncode == 0, ended.stdout
+    assert status(tmp_path / "run")["state"] == "finished"

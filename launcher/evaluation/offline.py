@@ -27,6 +27,7 @@ from launcher.objective.loss import Objective, build_objective, loss_key
 from launcher.recipe.build import Builder
 from launcher.recipe.schema import Recipe
 from launcher.runs.metrics import encode
+from launcher.runs.tracking.own_code import stand_in
 from launcher.runs.tracking.tracking import Line, NoTracking
 from launcher.world.world import World
 
@@ -73,6 +74,7 @@ def opened(saved: Saved, world: World, parts: Sequence[Part], cpu: bool) -> Iter
         builder, recipe.data, world, parts, evaluate=recipe.evaluate, seed=recipe.seed, on_gpu=not on_cpu
     )
     with open_device(recipe.device, world, cpu=cpu, threads=recipe.launch.threads) as device:
+        stand_in(recipe.track.trackers, builder.own_folders())
         model = build_model(builder, recipe.model, recipe.device, device, seed=recipe.seed)
         objective = build_objective(builder, recipe.loss, recipe.batch, recipe.train)
         objective.to(device.torch_device)

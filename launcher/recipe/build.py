@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from launcher.recipe.duration import Duration
 from launcher.recipe.expressions import Expression
 from launcher.recipe.places import Path as KeyPath
 from launcher.recipe.places import by_place, dotted
-from launcher.recipe.policy import UNKNOWN, Trust, argument_objections
+from launcher.recipe.policy import UNKNOWN, Trust, argument_objections, is_installed
 from launcher.recipe.project import allowed_packages
 from launcher.recipe.schema import Recipe
 from launcher.recipe.signature import argument_problems, arguments_of, parameters_of, wrong_kind
@@ -192,6 +193,13 @@ class Builder:
         if key not in self._targets:
             self._targets[key] = find_target(component.target, homes, self._trust(component))
         return self._targets[key]
+
+    def own_folders(self) -> list[Path]:
+        """Where the user's own code lies, as far as it has been resolved: beside the recipe, and what it names."""
+        modules = {getattr(target, "__module__", None) for target in self._targets.values()}
+        files = [getattr(sys.modules.get(name or ""), "__file__", None) for name in (*modules, "__main__")]
+        own = [Path(file).resolve() for file in files if file]
+        return list(dict.fromkeys([self.folder, *(file.parent for file in own if not is_installed(file))]))
 
     def _trust(self, component: Component) -> Trust:
         project = self.directory or directory()

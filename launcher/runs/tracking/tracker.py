@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +46,7 @@ class TrackedRun:
         start_step: Steps completed before this start.
         config: The resolved recipe as nested plain values.
         history: The lines of earlier starts, up to `start_step`.
+        own_code: The folders of the user's own code, which may speak to a tracker as well.
     """
 
     run_dir: Path
@@ -53,6 +54,7 @@ class TrackedRun:
     start_step: int
     config: Mapping[str, Any]
     history: Callable[[], Iterable[Line]]
+    own_code: Sequence[Path] = ()
 
     @property
     def label(self) -> str:

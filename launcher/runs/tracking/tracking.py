@@ -48,6 +48,14 @@ class Tracking:
         """Prints the plan, as pairs of label and text, and opens the bar."""
         self._show(self._console.start, plan)
 
+    def await_spoken_to(self, is_over: Callable[[], bool]) -> None:
+        """Waits for those trackers that the user's own code speaks to, which it would do before they are open.
+
+        Args:
+            is_over: Whether there is nothing to wait for any more: the run was asked to stop.
+        """
+        self._trackers.await_spoken_to(self.message, is_over)
+
     def log(self, line: Line) -> None:
         """Takes a finished line: to `metrics.jsonl` first, then to the trackers and the screen."""
         now = time.time()
@@ -143,6 +151,9 @@ class NoTracking(Tracking):
     def start(self, plan: Sequence[tuple[str, str]]) -> None:
         """Does nothing."""
 
+    def await_spoken_to(self, is_over: Callable[[], bool]) -> None:
+        """Does nothing: what is said here is not heard, see `stand_in`."""
+
     def log(self, line: Line) -> None:
         """Does nothing."""
 
@@ -175,6 +186,7 @@ def open_tracking(
     output: Literal["auto", "quiet", "json"] = "auto",
     deadline: float | None = None,
     evaluated: int | None = None,
+    own_code: Sequence[Path] = (),
 ) -> Tracking:
     """Opens everything that rank 0 tracks with, and goes on with what earlier starts of the run wrote.
 
@@ -190,6 +202,7 @@ def open_tracking(
         output: `auto` is a bar on a terminal and plain lines elsewhere; `quiet` only errors and the last line;
             `json` one object a line.
         deadline: When the job ends by its limit, in unix time.
+        own_code: The folders of the user's own code, which may speak to a tracker as well.
         evaluated: The step of the last evaluation that is not made again, see `MetricsFile.continue_from`.
 
     Raises:
@@ -204,7 +217,7 @@ def open_tracking(
     past = metrics.continue_from(start_step, evaluated)
     shown = ShownRun(run_dir, total_steps, start_step, best, decides, deadline)
     tracked = TrackedRun(
-        run_dir, run_name, start_step, config, history=lambda: read_until(metrics.path, past.size_bytes)
+        run_dir, run_name, start_step, config, lambda: read_until(metrics.path, past.size_bytes), own_code
     )
     console = open_console(output, shown, past.evaluations)
     return Tracking(metrics, console, Trackers(trackers, tracked), past.redone)
