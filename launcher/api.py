@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 
 from launcher.checkpoints.weights import read_weights
-from launcher.directory import taken
 from launcher.errors import UsageError
+from launcher.recipe.directory import taken
 from launcher.recipe.load import load_recipe
 from launcher.run import Result, run
 from launcher.runs.folder import STATUS_FILE, WEIGHTS_FILE, read_json

@@ -39,7 +39,6 @@ FLOORS = (
     ("recipe",),
     ("internals",),
     ("text",),
-    ("directory",),
     ("errors",),
     ("version",),
 )
@@ -54,7 +53,6 @@ TORCH_FREE = (
     "recipe",
     "internals",
     "text",
-    "directory",
     "errors",
     "internals",
     "version",

@@ -7,8 +7,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
-from launcher.directory import take
 from launcher.errors import EXIT_USAGE, UsageError
+from launcher.recipe.directory import take
 
 if TYPE_CHECKING:
     from launcher.recipe.schema import Recipe

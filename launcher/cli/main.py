@@ -29,8 +29,8 @@ from launcher.cli import (
     verify_resume,
 )
 from launcher.cli.arguments import Parser
-from launcher.directory import taken
 from launcher.errors import EXIT_FAILED, EXIT_USAGE, LauncherError
+from launcher.recipe.directory import taken
 from launcher.version import __version__
 from launcher.world.screen import steady
 from launcher.world.world import is_spokesman, name_of_rank

@@ -18,10 +18,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from launcher.directory import directory
 from launcher.errors import LauncherError
 from launcher.recipe.build import Builder, BuildError
 from launcher.recipe.component import Component
+from launcher.recipe.directory import directory
 from launcher.recipe.expressions import Expression
 from launcher.recipe.places import dotted
 from launcher.recipe.signature import arguments_of, parameters_of

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from launcher.directory import absolute, directory
+from launcher.recipe.directory import absolute, directory
 from launcher.world.files import atomic_write
 
 __all__ = ["FOLDER", "atomic_write", "cache_path", "checked_file", "needed", "staged", "state_of"]

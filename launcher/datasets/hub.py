@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from launcher.datasets.files import needed
-from launcher.directory import absolute, directory
+from launcher.recipe.directory import absolute, directory
 
 _FORMATS = {
     ".csv": "csv",

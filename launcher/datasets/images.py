@@ -19,8 +19,8 @@ from torch.utils.data import Dataset
 
 from launcher.datasets.arrays import mapped_archive
 from launcher.datasets.files import atomic_write, cache_path, needed, staged
-from launcher.directory import absolute, directory
 from launcher.errors import LauncherError
+from launcher.recipe.directory import absolute, directory
 from launcher.world.world import usable_cpus
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")

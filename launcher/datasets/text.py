@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from launcher.datasets.files import FOLDER, atomic_write, cache_path, checked_file, state_of
 from launcher.datasets.splits import check_split
-from launcher.directory import absolute
+from launcher.recipe.directory import absolute
 
 LARGE_BYTES = 64 * 2**20  # tokens of a larger text are written to a file once and mapped into memory
 _BLOCK_BYTES = 16 * 2**20  # of text tokenised at once

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.directory import directory
 from launcher.errors import LauncherError, Problem, RecipeError
 from launcher.recipe.component import Component, components_in
+from launcher.recipe.directory import directory
 from launcher.recipe.duration import Duration
 from launcher.recipe.expressions import Expression
 from launcher.recipe.places import Path as KeyPath

@@ -7,9 +7,9 @@ import difflib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from launcher.directory import directory
 from launcher.errors import LauncherError, Problem
 from launcher.recipe.component import Component, components_in
+from launcher.recipe.directory import directory
 from launcher.recipe.duration import Duration
 from launcher.recipe.expressions import Expression
 from launcher.recipe.places import Path, dotted

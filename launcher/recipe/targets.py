@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher.directory import shortest
 from launcher.errors import LauncherError
+from launcher.recipe.directory import shortest
 from launcher.recipe.policy import Trust, is_installed, listed_packages, objection
 from launcher.text import brief, hint, suggestion, words_of
 from launcher.version import PACKAGE

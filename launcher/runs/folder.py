@@ -19,8 +19,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from launcher.directory import absolute, directory
 from launcher.errors import UsageError
+from launcher.recipe.directory import absolute, directory
 from launcher.runs import lock
 from launcher.runs.identity import differences
 from launcher.world.failure import FAILURE_FILE

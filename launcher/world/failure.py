@@ -18,8 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from launcher.directory import shortest
 from launcher.errors import EXIT_FAILED, LauncherError
+from launcher.recipe.directory import shortest
 from launcher.text import words_of
 from launcher.world.files import write_text
 
