@@ -192,7 +192,7 @@ class Net(nn.Module):
 
 DATA = {
     "left with 0": ("sys.exit(0)", r"left early: SystemExit\(0\)"),
-    "left with 3": ("sys.exit(3)", r"left early: SystemExit\(3\)"),
+    "left with 3": ("sys.exit(3)", r"SystemExit(\(3\)|: 3)"),
     "an iterator ran out": ("next(iter([]))", r"StopIteration: an iterator"),
     "Ctrl-C of its own": ("raise KeyboardInterrupt", r"KeyboardInterrupt: raised by the code itself"),
     "its own source": (

@@ -132,8 +132,8 @@ class Failure:
 def of_exception(error: BaseException, **details: Any) -> Failure:
     """The failure that an exception is."""
     text = "".join(traceback.format_exception(error))
-    if isinstance(error, RuntimeError) and isinstance(error.__cause__, StopIteration):
-        error = error.__cause__  # what Python makes of it where it leaves a generator
+    if isinstance(error.__cause__, StopIteration) and words_of(error) == "generator raised StopIteration":
+        error = error.__cause__  # Python's own words, where it leaves a generator
     frames, what, behind = tuple(_frames(error)), _words_of(error), tuple(islice(_behind(error), _MOST_BEHIND))
     if isinstance(error, LauncherError):
         what, behind = words_of(error), ()  # says all that its user needs
@@ -146,7 +146,7 @@ def of_exception(error: BaseException, **details: Any) -> Failure:
 
 def _words_of(error: BaseException) -> str:
     """The last lines that Python prints of an exception, in clearer words where they say little."""
-    if isinstance(error, SystemExit):
+    if isinstance(error, SystemExit) and error.code in (None, 0):
         return f"left early: SystemExit({error.code!r}), where the training should have gone on"
     if isinstance(error, StopIteration):
         return "StopIteration: an iterator ran out, and next() had nothing more to give"
