@@ -6,7 +6,7 @@ from launcher.launch.start import leave_working_directory
 def start() -> None:
     """Runs the command line as a process of its own."""
     from launcher.world.exit import ended_by
-    from launcher.world.screen import let_go, prepare
+    from launcher.world.screen import let_go, prepare, take_any_letter
 
     def program() -> int:
         from launcher.cli.main import main
@@ -17,6 +17,7 @@ def start() -> None:
             let_go()
 
     prepare()
+    take_any_letter()
     ended_by(program)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import subprocess
 import sys
@@ -117,12 +118,45 @@ def test_a_screen_that_is_gone_fails_no_run(tmp_path: Path, screen: str) -> None
         assert (run / "logs" / f"rank-{rank}.log").read_text().count("a step\n") == 12
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_terminal_that_is_closed_ends_no_run(tmp_path: Path, processes: int) -> None:
+    slow = SPEAKING.replace('print("a step", flush=True)', 'print("a step", flush=True)\n        time.sleep(0.2)')
+    projects.make(tmp_path, parts=f"import time\n{slow}")
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(tmp_path)
+        os.environ.update(surroundings(TERM="xterm-256color", COLUMNS="100", LINES="30"))
+        os.execv(sys.executable, [*command(*TRAIN), "--processes", str(processes)])
+    seen = b""
+    while b"a step" not in seen:
+        seen += os.read(terminal, 65536)
+    os.close(terminal)  # which sends SIGHUP to all that it is the terminal of
+    _, ended = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(ended) == 0
+    run = tmp_path / "run"
+    assert (status(run)["state"], status(run)["step"]) == ("finished", 12)
+    for rank in range(processes):
+        assert (run / "logs" / f"rank-{rank}.log").read_text().count("a step\n") == 12
+
+
 # ---------------------------------------------------------------------- files that are named like modules
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_files_beside_the_recipe_that_nobody_asked_for_are_nobodys_modules(tmp_path: Path, processes: str) -> None:
-    names = ("random", "pydantic", "queue", "traceback", "threading", "copy", "heapq", "uuid", "decimal")
+    names = (
+        "random",
+        "pydantic",
+        "queue",
+        "traceback",
+        "threading",
+        "copy",
+        "heapq",
+        "uuid",
+        "decimal",
+        "pathlib",
+        "shlex",
+    )
     projects.make(tmp_path, **dict.fromkeys(names, "raise SystemExit('this is mine')\n"))
     ended = launched(tmp_path, *TRAIN, "--processes", processes)
     assert ended.returncode == 0, ended.stdout

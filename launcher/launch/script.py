@@ -14,7 +14,7 @@ from launcher.launch.postmortem import watched
 from launcher.world import progress
 from launcher.world.exit import ended_by
 from launcher.world.rendezvous import code_of_a_stop
-from launcher.world.screen import prepare
+from launcher.world.screen import prepare, take_any_letter
 from launcher.world.signals import stop_requested
 from launcher.world.world import World
 
@@ -56,5 +56,6 @@ def run_script(command: Sequence[str], world: World, again: str) -> int:
 
 if __name__ == "__main__":
     prepare()
+    take_any_letter()
     again = shlex.join(["launcher", "run", *sys.argv[1:]])
     ended_by(partial(run_script, sys.argv[1:], World.from_environ(), again))

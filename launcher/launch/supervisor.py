@@ -23,7 +23,7 @@ from launcher.launch.start import started
 from launcher.world import progress
 from launcher.world.failure import Failure, Notes, Report, first_of, of_exit
 from launcher.world.progress import Progress
-from launcher.world.signals import SECOND_INTERRUPT_SECONDS
+from launcher.world.signals import SECOND_INTERRUPT_SECONDS, outliving_terminal
 from launcher.world.world import RUN_DIR_VARIABLE, SUPERVISOR_VARIABLE, usable_cpus
 
 POLL_SECONDS = 0.2
@@ -299,7 +299,8 @@ class Supervisor:
         numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
         before = {number: signal.signal(number, pass_on) for number in numbers}
         try:
-            yield
+            with outliving_terminal():
+                yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)

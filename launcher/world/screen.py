@@ -15,7 +15,7 @@ _GONE = (errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO)
 
 
 def prepare() -> None:
-    """For the beginning of a process: each standard stream is there, and takes any letter.
+    """For the beginning of a process, or of a call from somebody else's: each standard stream is there.
 
     Where one was closed, the next file to be opened would have its number, and what is printed would land in that.
     """
@@ -27,6 +27,10 @@ def prepare() -> None:
             stream = open(number, mode, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115  # it stays
             setattr(sys, name, stream)
             setattr(sys, f"__{name}__", stream)
+
+
+def take_any_letter() -> None:
+    """For the beginning of a process: letters that the screen does not know become question marks."""
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="replace")
 
@@ -134,9 +138,9 @@ def made_steady(stream: TextIO) -> TextIO:
 
 @contextmanager
 def steady() -> Iterator[None]:
-    """Makes standard output and errors steady for a while, and says when they broke.
+    """Makes standard output and errors steady for a while.
 
-    Both are let go at the end: Python would fail when it does so itself.
+    What they hold back is let go at the end: Python would fail when it does so itself.
     """
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = mine = made_steady(before[0]), made_steady(before[1])

@@ -38,11 +38,25 @@ def listening() -> Iterator[None]:
         numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR2") if hasattr(signal, name)]
         before = {number: signal.signal(number, _note) for number in numbers}
     try:
-        yield
+        with outliving_terminal():
+            yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
         _received.clear()
+
+
+@contextmanager
+def outliving_terminal() -> Iterator[None]:
+    """Goes on for a while when the terminal is closed, as under nohup; what is started meanwhile does so too."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGHUP"):
+        yield
+        return
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def is_listening() -> bool:
