@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.recipe.directory import absolute, directory
+from launcher.version import install
 from launcher.world.files import atomic_write
 
 __all__ = ["FOLDER", "atomic_write", "cache_path", "checked_file", "needed", "staged", "state_of"]
@@ -88,7 +89,7 @@ def needed(module: str, extra: str, what: str) -> Any:
         return importlib.import_module(module)
     except ModuleNotFoundError:
         name = module.partition(".")[0]
-        raise ImportError(f'{what} needs {name}, which is not installed; pip install "launcher[{extra}]"') from None
+        raise ImportError(f"{what} needs {name}, which is not installed; {install(extra)}") from None
 
 
 def _check_room(path: Path, folder: Path) -> None:

@@ -33,6 +33,10 @@ _WHEELS = {  # what to install for a module whose package has another name
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
 }
+_PACKAGES = (  # which the index has under the name that is imported
+    *("accelerate", "einops", "h5py", "matplotlib", "monai", "numpy", "pandas", "peft", "pyarrow", "safetensors"),
+    *("scipy", "tensorboard", "tokenizers", "tqdm", "wandb"),
+)
 _FULL_NAME = "write a full name, as in 'package.module.Name', or 'my_file.py:Name'"
 
 
@@ -233,15 +237,28 @@ def _imported(module: str) -> types.ModuleType:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         missing = error.name or module
-        wheel = _WHEELS.get(missing, _WHEELS.get(missing.partition(".")[0], missing.partition(".")[0]))
         place = "" if missing == module else f"{_place(error)}: "
-        raise LauncherError(f"{place}no module named '{missing}'; install it: pip install {wheel}") from error
+        raise LauncherError(f"{place}no module named '{missing}'; {_remedy(missing)}") from error
     except SyntaxError as error:
         text = (error.text or "").strip()
         file = shortest(error.filename or module)
         raise LauncherError(f"{file}:{error.lineno}: {error.msg}: {brief(text)}; mend the file") from error
     except (Exception, SystemExit) as error:  # a script, which ends when it is imported
         raise LauncherError(f"importing {module}: {told(error)}") from error
+
+
+def _remedy(missing: str) -> str:
+    """What to do about a module that is not there.
+
+    Only packages that we know are named for pip: of any other word, a user's own `utils` say, the package index may
+    have a stranger's package.
+    """
+    package = missing.partition(".")[0]
+    known = {*_PACKAGES, *listed_packages()} - {"launcher"}
+    wheel = _WHEELS.get(missing, _WHEELS.get(package, package if package in known else ""))
+    if wheel:
+        return f"install it: pip install {wheel}"
+    return "if it is a file of yours, put it beside the recipe; else install the package that brings it"
 
 
 def told(error: BaseException) -> str:

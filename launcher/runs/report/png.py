@@ -10,6 +10,7 @@ from typing import Any
 from launcher.errors import UsageError
 from launcher.runs.report.charts import Chart
 from launcher.runs.report.page import Told, charts
+from launcher.version import install
 
 
 def draw(named: Sequence[Told], folder: Path) -> Iterator[Path]:
@@ -21,7 +22,7 @@ def draw(named: Sequence[Told], folder: Path) -> Iterator[Path]:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise UsageError('--png needs matplotlib, which is not installed; pip install "launcher[report]"') from None
+        raise UsageError(f"--png needs matplotlib, which is not installed; {install('report')}") from None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for number, chart in enumerate(charts(named)):

@@ -21,13 +21,15 @@ from launcher.runs.metrics import Line
 from launcher.runs.tracking.own_code import SPOKEN_TO, speaks_to
 from launcher.runs.tracking.tracker import MLflow, Note, TensorBoard, TrackedRun, Tracker, _failure, numbers
 from launcher.runs.tracking.wandb import WandB
+from launcher.version import install
 
 QUEUE_LINES = 2048
 FINISH_SECONDS = 30.0
 OPEN_SECONDS = 60.0
 SAY_SECONDS = 10.0
 LEAVE_SECONDS = 10.0  # where the run was stopped or failed, somebody waits for the process to end
-_INSTALL = {"wandb": '"launcher[wandb]"', "tensorboard": '"launcher[tensorboard]"', "comet_ml": "comet-ml"}
+_EXTRAS = ("wandb", "tensorboard")  # of ours; what the others need is installed by its name
+_WHEELS = {"comet_ml": "comet-ml"}
 _MODULES = {"tensorboard": "torch.utils.tensorboard"}
 # What a recipe may say to each, as it may come from a stranger: nothing that chooses a server, to which the user's key
 # would go, or where files are written. What runs and files are called is here; who gets them is not.
@@ -67,8 +69,8 @@ def check(trackers: Mapping[str, Mapping[str, Any]], allow: Collection[str] = ()
         if name not in LOGGER_TYPE_TO_CLASS:
             problems.append(_unknown(name, sorted(LOGGER_TYPE_TO_CLASS)))
         elif name in needs_package - installed:
-            package = _INSTALL.get(name, name)
-            problems.append(f"track.{name}: it is not installed; pip install {package}, or --remove track.{name}")
+            command = install(name) if name in _EXTRAS else f"pip install {_WHEELS.get(name, name)}"
+            problems.append(f"track.{name}: it is not installed; {command}, or --remove track.{name}")
     if problems:
         raise UsageError("\n".join(problems))
 
