@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from launcher.version import __version__
-
 if TYPE_CHECKING:
     from launcher.api import train
+    from launcher.version import __version__
 
 __all__ = ["__version__", "train"]
 
 
 def __getattr__(name: str) -> Any:
-    # imported when asked for: `launcher --help` must not wait for torch
+    # imported when asked for: `launcher --help` must not wait for torch, and as long as this file runs `python -m
+    # launcher` looks for modules in the working directory first
     if name == "train":
         from launcher.api import train
 
         return train
+    if name == "__version__":
+        from launcher.version import __version__
+
+        return __version__
     raise AttributeError(f"module 'launcher' has no attribute '{name}'")

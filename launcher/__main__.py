@@ -1,18 +1,26 @@
 """`python -m launcher`, the command `launcher`, and what accelerate and torchrun start."""
 
-from launcher.world.exit import ended_by
+from launcher.launch.start import leave_working_directory
 
 
 def start() -> None:
     """Runs the command line as a process of its own."""
+    from launcher.world.exit import ended_by
+    from launcher.world.screen import let_go, prepare, take_any_letter
 
     def program() -> int:
         from launcher.cli.main import main
 
-        return main()
+        try:
+            return main()
+        finally:
+            let_go()
 
+    prepare()
+    take_any_letter()
     ended_by(program)
 
 
 if __name__ == "__main__":
+    leave_working_directory()  # before anything is imported that could lie there
     start()

@@ -11,12 +11,14 @@ from torch import nn
 
 from launcher.checkpoints.weights import read_weights
 from launcher.errors import UsageError
+from launcher.recipe.directory import taken
 from launcher.recipe.load import load_recipe
 from launcher.run import Result, run
 from launcher.runs.folder import STATUS_FILE, WEIGHTS_FILE, read_json
 from launcher.runs.metrics import METRICS_FILE, Line, read_evaluations
 from launcher.runs.options import Options
 from launcher.training.resume import Finished
+from launcher.world.screen import prepare
 from launcher.world.world import World
 
 _SLOTS = {
@@ -68,6 +70,7 @@ def train(
     unknown = sorted(set(objects) - set(_SLOTS))
     if unknown:
         raise UsageError(f"launcher.train() takes no '{unknown[0]}'; it takes: {', '.join(_SLOTS)}")
+    prepare()
     given = {_SLOTS[name]: thing for name, thing in objects.items() if thing is not None}
     options = Options(
         cpu=cpu,
@@ -78,7 +81,8 @@ def train(
         how={"command": ["launcher.train", os.fspath(recipe), *overrides]},
     )
     try:
-        return run(load_recipe(recipe, overrides, given=given), World.from_environ(), options)
+        with taken():
+            return run(load_recipe(recipe, overrides, given=given), World.from_environ(), options)
     except Finished as finished:
         return _left_by(finished.folder, finished.model)
 

@@ -15,6 +15,19 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
+def words_of(error: BaseException) -> str:
+    """An exception's own words; what it is where they cannot be had."""
+    try:
+        return str(error)
+    except BaseException as fault:  # its `__str__` is anybody's code
+        return f"<its words cannot be had: {type(fault).__name__}>"
+
+
+def told_by(error: BaseException) -> str:
+    """An error in a line: its kind and its words."""
+    return f"{type(error).__name__}: {brief(words_of(error))}"
+
+
 def brief(text: str) -> str:
     """A text that is safe to print, in no more than 80 characters."""
     safe = printable(text)

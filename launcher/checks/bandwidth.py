@@ -62,7 +62,7 @@ def main() -> int:
     with watched(world, "launcher doctor"):
         result = measure(world)
         if world.is_first:
-            (run_dir() / RESULT_FILE).write_text(json.dumps(result))
+            (run_dir() / RESULT_FILE).write_text(json.dumps(result), encoding="utf-8")
     return 0
 
 

@@ -141,7 +141,7 @@ def _accelerate() -> Finding:
         return Finding(OK, "accelerate", "no config, none needed")
     kind = ""
     with suppress(OSError, yaml.YAMLError, AttributeError):
-        kind = str(yaml.safe_load(path.read_text()).get("distributed_type", ""))
+        kind = str(yaml.safe_load(path.read_text(encoding="utf-8")).get("distributed_type", ""))
     if kind in _UNSUPPORTED:
         remedy = "choose a config without it (accelerate config), or start with `launcher train`"
         return Finding(
@@ -164,7 +164,7 @@ def communication(processes: int, cpu: bool, nodes: Nodes) -> Finding:
     size = processes * nodes.count
     with tempfile.TemporaryDirectory(prefix="doctor-") as name:
         ranks = Supervisor(processes, cpu, 1, Path(name), "launcher doctor", nodes=nodes)
-        code = ranks.run("-m", "launcher.checks.bandwidth")
+        code = ranks.run("launcher.checks.bandwidth")
         found = read_json(Path(name) / RESULT_FILE)
     if code or (not found and nodes.rank == 0):
         return Finding(BROKEN, "all-reduce", f"{size} processes cannot talk to each other; the lines above say why")

@@ -94,7 +94,9 @@ class Verification:
         command = [sys.executable, "-m", "launcher", "train", self.recipe, *self.overrides, *changes]
         command += [*self.flags, "--quiet", f"--run-dir={folder}"]
         environment = {**os.environ, FAULTS_VARIABLE: faults}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, env=environment, capture_output=True, encoding="utf-8", errors="replace", check=False
+        )
         died = done.returncode != 0
         if bool(faults) == died:
             return

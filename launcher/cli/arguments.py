@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from launcher.errors import EXIT_USAGE, UsageError
+from launcher.recipe.directory import take
 
 if TYPE_CHECKING:
     from launcher.recipe.schema import Recipe
@@ -41,6 +42,7 @@ def work_in(directory: str | os.PathLike[str] | None) -> None:
     """
     try:
         os.chdir(directory or ".")
+        take()
     except OSError as error:
         raise UsageError(f"the run was started in {directory}: {error.strerror}") from error
 

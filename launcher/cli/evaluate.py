@@ -74,7 +74,7 @@ def _evaluate(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     if not world.is_launched and (options.processes or 1) > 1:
         processes = choose_processes(options.processes, options.cpu or world.wants_cpu)
         with tempfile.TemporaryDirectory(prefix="evaluate-") as folder:  # for what the ranks say of themselves
-            return Supervisor(processes, options.cpu, "auto", Path(folder), again).run("-m", "launcher", *arguments)
+            return Supervisor(processes, options.cpu, "auto", Path(folder), again).run("launcher", *arguments)
     with watched(world, again):
         return _evaluate_here(options, world)
     raise AssertionError

@@ -27,7 +27,7 @@ def add(commands: Commands) -> None:
         help="go on showing what comes, until the run has ended and its job does not wait to start again",
     )
     logs.add_argument("--rank", type=int, default=0, metavar="N", help="whose (default: 0)")
-    logs.set_defaults(command=_logs)
+    logs.set_defaults(command=_logs, ends_with_screen=True)
 
 
 def _logs(options: argparse.Namespace, _: Sequence[str]) -> int:

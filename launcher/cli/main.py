@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from launcher.cli import (
     cancel,
@@ -29,7 +30,9 @@ from launcher.cli import (
 )
 from launcher.cli.arguments import Parser
 from launcher.errors import EXIT_FAILED, EXIT_USAGE, LauncherError
+from launcher.recipe.directory import taken
 from launcher.version import __version__
+from launcher.world.screen import steady
 from launcher.world.world import is_spokesman, name_of_rank
 
 _SPOKESMAN_SECONDS = 2.0  # how much earlier rank 0 may say what other ranks find as well
@@ -45,7 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     options = _parsed(arguments)
     try:
-        return int(options.command(options, arguments))
+        # what only shows something for ever ends with the screen; whatever works does its work without one
+        with taken(), nullcontext() if getattr(options, "ends_with_screen", False) else steady():
+            return int(options.command(options, arguments))
     except LauncherError as error:
         _say(error)
         return error.exit_code

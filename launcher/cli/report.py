@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,16 +33,17 @@ def add(commands: Commands) -> None:
 
 def _report(options: argparse.Namespace, _: Sequence[str]) -> int:
     from launcher.runs.reading import named_runs
-    from launcher.runs.report.page import REPORT_FILE, page, save
+    from launcher.runs.report.page import REPORT_FILE, rendered, save, told
 
     runs = named_runs(options.runs)
     path = Path(options.output or (runs[0].folder / REPORT_FILE if len(runs) == 1 else REPORT_FILE))
-    save(path, page(runs))
+    named = told(runs, lambda text: print(text, file=sys.stderr))
+    save(path, rendered(named))
     print(path)
     if options.png:
         from launcher.runs.report.png import draw
 
-        for picture in draw(runs, Path(options.png)):
+        for picture in draw(named, Path(options.png)):
             print(picture)
     if options.open:
         import webbrowser

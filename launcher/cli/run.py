@@ -71,7 +71,7 @@ def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     ranks = Supervisor(
         processes, options.cpu, "auto", folder, again, nodes=nodes, max_restarts=max(0, options.max_restarts)
     )
-    code = ranks.run("-m", "launcher.launch.script", *command)
+    code = ranks.run("launcher.launch.script", *command)
     shutil.rmtree(Notes(ranks.folder).folder, ignore_errors=True)
     return code
 

@@ -147,6 +147,7 @@ def _of_run(folder: Path) -> Values:
     origins = [line.rpartition("  # ")[2] if "  # " in line else "" for line in text.splitlines()]
     problems = Problems()
     root = parse(text, str(folder / _RESOLVED), folder, problems)
-    if root is None or problems:
-        raise UsageError(f"{folder / _RESOLVED} is no recipe: {problems[0].message}")
+    if root is None or problems or not isinstance(root.value, dict):
+        what = next((problem.message for problem in problems), "it has no keys")
+        raise UsageError(f"{folder / _RESOLVED} is no recipe: {what}")
     return {path: (scalar(node.value), origins[(node.origin.line or 1) - 1]) for path, node in nodes_of(root)}

@@ -164,7 +164,7 @@ def _supervised(recipe: Recipe, options: argparse.Namespace, arguments: Sequence
         meeting_seconds=recipe.launch.meeting_timeout.amount,
         tidy=tidy,
     )
-    code = ranks.run("-m", "launcher", *arguments)
+    code = ranks.run("launcher", *arguments)
     preempted = code == EXIT_DONE and read_json(ranks.folder / STATUS_FILE).get("state") == "preempted"
     return EXIT_PREEMPTED if preempted else code
 

@@ -22,6 +22,7 @@ from typing import Any
 from launcher.errors import LauncherError
 from launcher.recipe.build import Builder, BuildError
 from launcher.recipe.component import Component
+from launcher.recipe.directory import directory
 from launcher.recipe.expressions import Expression
 from launcher.recipe.places import dotted
 from launcher.recipe.signature import arguments_of, parameters_of
@@ -55,7 +56,7 @@ def prepare(builder: Builder, component: Component, **handed: Any) -> None:
             evaluated = {name: builder.value(value, handed) for name, value in said.items()}
             arguments = builder.as_annotated(inner, function, evaluated)
             place = f"{inner.origin}: {dotted(inner.path)}: {inner.target}.prepare"
-            key = repr((inner.target, str(Path.cwd()), {name: _plain(value) for name, value in said.items()}))
+            key = repr((inner.target, str(directory()), {name: _plain(value) for name, value in said.items()}))
             once_per_node(key, partial(function, **arguments), place)
 
 

@@ -13,10 +13,12 @@ import os
 import signal
 import threading
 import time
+import traceback
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from multiprocessing import parent_process, sharedctypes
+from multiprocessing.util import get_temp_dir
 from typing import Any
 
 import numpy as np
@@ -97,6 +99,7 @@ class Workers:
                 return iter(self._loader)
             self.close()
         self._loader = self._data_loader()
+        get_temp_dir()  # this process's, which it removes: else each worker has its own, which dies with it and stays
         with _death_unsignalled():
             self._iterator = iter(self._loader)
         _ended_at_exit().add(self)
@@ -137,10 +140,7 @@ class Workers:
         for number, worker in enumerate(internals.processes_of(iterator)):
             if not worker.is_alive():
                 what = f"worker process {number} {_ending(worker.exitcode)}{self._while_reading(number)}"
-                raise LauncherError(
-                    f"{self.reader.name}: {what}; if memory ran out, use fewer data.workers; data.workers=0 reads in "
-                    "the training process itself"
-                ) from None
+                raise LauncherError(f"{self.reader.name}: {what}; {_remedy(worker.exitcode)}") from None
 
     def _hanging(self) -> LauncherError:
         busy = [number for number in range(self.count) if self._reads[2 * number + 1] != _IDLE]
@@ -166,9 +166,9 @@ class _Keys:
 
 
 class _Failure:
-    """An error with a clear message on its way from a worker, without torch's traceback around it."""
+    """An error on its way from a worker: one with a clear message, or one that torch cannot make again from a text."""
 
-    def __init__(self, error: LauncherError):
+    def __init__(self, error: Exception):
         self.error = error
 
 
@@ -191,6 +191,13 @@ class _InWorker(Dataset[Any]):
             return sendable(self.reader.batch(keys[0][0], indices))
         except LauncherError as error:
             return _Failure(LauncherError(str(error)))
+        except (StopIteration, SystemExit, KeyboardInterrupt) as error:
+            # torch takes each of them for the end of this process; no signal raises one here
+            raise RuntimeError(_stray(error)).with_traceback(error.__traceback__) from None
+        except Exception as error:
+            if _can_be_made_again(error):
+                raise
+            return _Failure(RuntimeError(_as_torch_tells(error, self.number)))
         finally:
             self._mark(0, _IDLE)
 
@@ -240,6 +247,36 @@ def _ending(code: int | None) -> str:
     if code is None or code >= 0:
         return f"ended with exit code {code}"
     return f"was killed by {signal.Signals(-code).name}"
+
+
+def _remedy(code: int | None) -> str:
+    if code is not None and code >= 0:
+        return "something in it called os._exit or exit; data.workers=0 reads in the training process itself"
+    return "if memory ran out, use fewer data.workers; data.workers=0 reads in the training process itself"
+
+
+def _stray(error: BaseException) -> str:
+    """What is no error elsewhere, in words."""
+    if isinstance(error, StopIteration):
+        return "StopIteration: an iterator of the data set ran out, and next() had nothing more to give"
+    if isinstance(error, SystemExit):
+        return f"left early: SystemExit({error.code!r}), where a sample should have been read"
+    return "KeyboardInterrupt: raised by the code itself, nobody pressed Ctrl-C"
+
+
+def _can_be_made_again(error: Exception) -> bool:
+    """Whether torch can raise it in the trainer: it calls the class with one text."""
+    try:
+        return isinstance(str(type(error)("")), str)
+    except Exception:
+        return False
+
+
+def _as_torch_tells(error: Exception, number: int) -> str:
+    """The message that torch would give the error, with its traceback inside."""
+    text = "".join(traceback.format_exception(error)).lstrip(" +").partition("\n")[2]
+    kind = type(error).__name__
+    return f"Caught {kind} in DataLoader worker process {number}.\nOriginal Traceback (most recent call last):\n{text}"
 
 
 @functools.cache

@@ -11,7 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from launcher.recipe.directory import absolute, directory
 from launcher.recipe.inputs import endless, unreadable
+from launcher.version import install
 from launcher.world.files import atomic_write
 from launcher.world.world import user_variable
 
@@ -70,14 +72,14 @@ def checked_file(path: str | os.PathLike[str], what: str) -> Path:
     Raises:
         FileNotFoundError: There is none; the message says from where it was looked for.
     """
-    path = Path(path).expanduser()
-    if fault := unreadable(path):
+    found = absolute(path)
+    if fault := unreadable(found):
         raise FileNotFoundError(f"{path} {fault}; give the path of {what}")
-    if path.is_dir():
+    if found.is_dir():
         raise FileNotFoundError(f"{path} is a folder; give the path of {what}")
-    if not path.is_file():
-        raise FileNotFoundError(f"no file at {path} (looked from {Path.cwd()}); give the path of {what}")
-    return path
+    if not found.is_file():
+        raise FileNotFoundError(f"no file at {path} (looked from {directory()}); give the path of {what}")
+    return found
 
 
 def staged(path: Path, scratch: str | os.PathLike[str] | None) -> Path:
@@ -93,7 +95,7 @@ def staged(path: Path, scratch: str | os.PathLike[str] | None) -> Path:
     if scratch is None:
         return path
     digest = hashlib.sha256(repr(state_of(path)).encode()).hexdigest()[:24]
-    copy = Path(scratch).expanduser() / FOLDER / digest / path.name
+    copy = absolute(scratch) / FOLDER / digest / path.name
     if copy.exists():
         return copy
     with suppress(FileExistsError), atomic_write(copy) as part:
@@ -117,7 +119,7 @@ def needed(module: str, extra: str, what: str) -> Any:
         return importlib.import_module(module)
     except ModuleNotFoundError:
         name = module.partition(".")[0]
-        raise ImportError(f'{what} needs {name}, which is not installed; pip install "launcher[{extra}]"') from None
+        raise ImportError(f"{what} needs {name}, which is not installed; {install(extra)}") from None
 
 
 def _check_room(path: Path, folder: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from launcher.datasets.files import needed
+from launcher.recipe.directory import absolute, directory
 from launcher.recipe.inputs import endless, unreadable
 from launcher.recipe.remote_paths import foreign_path, outdated
 
@@ -107,7 +108,7 @@ def _load(path: str, split: str, name: str | None, revision: str | None) -> Any:
     datasets = needed("datasets", "hub", "HubDataset")
     if fault := outdated():
         raise ImportError(fault)
-    local = Path(path).expanduser()
+    local = absolute(path)
     _check_place(path, local)
     try:
         found = _open(datasets, path, local, split, name, revision)
@@ -142,7 +143,7 @@ def _check_place(path: str, local: Path) -> None:
     looks_local = re.fullmatch(r"\w[\w.-]*/[\w.-]+", path) is None or local.suffix.lower() in _FORMATS
     if looks_local and not local.exists():
         raise FileNotFoundError(
-            f"no file or folder at {path} (looked from {Path.cwd()}), and it is not OWNER/NAME of the hub either"
+            f"no file or folder at {path} (looked from {directory()}), and it is not OWNER/NAME of the hub either"
         )
 
 

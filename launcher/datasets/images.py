@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from launcher.datasets.arrays import mapped_archive
 from launcher.datasets.files import atomic_write, cache_path, needed, staged
 from launcher.errors import LauncherError
+from launcher.recipe.directory import absolute, directory
 from launcher.recipe.inputs import leads_back, unreadable
 from launcher.world.world import usable_cpus
 
@@ -122,12 +123,12 @@ def _to_tensor(image: Any) -> Tensor:
 
 
 def _checked(root: str | Path) -> Path:
-    path = Path(root).expanduser()
+    path = absolute(root)
     if fault := unreadable(path):
-        raise FileNotFoundError(f"{path} {fault}; give the folder that has one folder for each class")
+        raise FileNotFoundError(f"{root} {fault}; give the folder that has one folder for each class")
     if not path.is_dir():
         raise FileNotFoundError(
-            f"no folder at {path} (looked from {Path.cwd()}); give the folder that has one folder for each class"
+            f"no folder at {root} (looked from {directory()}); give the folder that has one folder for each class"
         )
     return path.resolve()
 

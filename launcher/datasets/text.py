@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from launcher.datasets.files import FOLDER, atomic_write, cache_path, checked_file, state_of, temporary_folder
 from launcher.datasets.splits import check_split
+from launcher.recipe.directory import absolute
 
 LARGE_BYTES = 64 * 2**20  # tokens of a larger text are written to a file once and mapped into memory
 _BLOCK_BYTES = 16 * 2**20  # of text tokenised at once
@@ -133,7 +134,7 @@ def _tokens_of(path: str | Path | None, scratch: str | Path | None) -> tuple[str
         return _tokenized([file])
     kept = cache_path("text", state_of(file))
     if scratch is not None:
-        kept = Path(scratch).expanduser() / FOLDER / kept.name
+        kept = absolute(scratch) / FOLDER / kept.name
     try:
         _keep_tokens(file, kept)
     except OSError:
@@ -141,7 +142,7 @@ def _tokens_of(path: str | Path | None, scratch: str | Path | None) -> tuple[str
             raise
         kept = temporary_folder() / kept.name  # a home that is full, or not to be written
         _keep_tokens(file, kept)
-    characters = "".join(map(chr, json.loads((kept / "vocabulary.json").read_text())))
+    characters = "".join(map(chr, json.loads((kept / "vocabulary.json").read_text(encoding="utf-8"))))
     # copy-on-write: torch wants memory that may be written to, and the file stays as it is
     return characters, torch.from_numpy(np.load(kept / "tokens.npy", mmap_mode="c"))
 
@@ -162,7 +163,7 @@ def _write_tokens(file: Path, folder: Path) -> None:
     """Tokenises a text in two passes, a block at a time."""
     vocabulary, places = _vocabulary(_codes(file))
     folder.mkdir()
-    (folder / "vocabulary.json").write_text(json.dumps(vocabulary.tolist()))
+    (folder / "vocabulary.json").write_text(json.dumps(vocabulary.tolist()), encoding="utf-8")
     length = sum(len(block) for block in _codes(file))
     tokens = np.lib.format.open_memmap(folder / "tokens.npy", mode="w+", dtype=places.dtype, shape=(length,))
     done = 0

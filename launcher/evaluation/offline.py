@@ -32,6 +32,7 @@ from launcher.objective.settle import take_up
 from launcher.recipe.build import Builder
 from launcher.recipe.schema import Recipe
 from launcher.runs.metrics import encode
+from launcher.runs.tracking.own_code import stand_in
 from launcher.runs.tracking.tracking import Line, NoTracking
 from launcher.world.world import World
 
@@ -82,6 +83,7 @@ def opened(saved: Saved, world: World, parts: Sequence[Part], cpu: bool) -> Iter
     with open_device(recipe.device, world, cpu=cpu, launch=recipe.launch) as device:
         if world.size > 1:
             agree_on(builder, recipe.data, {loader.name: loader for loader in sets.values()}, device.coordinator)
+        stand_in(recipe.track.trackers, builder.own_folders())
         model = build_model(builder, recipe.model, recipe.device, device, seed=recipe.seed)
         objective = build_objective(builder, recipe.loss, recipe.batch, recipe.train)
         if None in objective.readings.values():

@@ -13,10 +13,11 @@ from typing import Any
 
 from launcher.errors import EXIT_DONE, EXIT_USAGE, LauncherError
 from launcher.runs.logs import kept, log_of
+from launcher.text import words_of
 from launcher.world import progress
 from launcher.world.context import RunContext, known_of
 from launcher.world.failure import Failure, Notes, of_exception
-from launcher.world.signals import die_with_parent
+from launcher.world.signals import die_with_parent, is_listening
 from launcher.world.watchdog import report
 from launcher.world.world import World
 
@@ -56,9 +57,9 @@ def _explained(world: World, again: str, debugger: Callable[[BaseException], Non
     """
     try:
         yield
-    except KeyboardInterrupt:
-        raise
     except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and not is_listening():
+            raise  # a Ctrl-C
         if isinstance(error, LauncherError) and error.exit_code == EXIT_DONE:
             progress.done()
             raise
@@ -82,7 +83,7 @@ def examined(error: BaseException, world: World) -> Failure:
     details: dict[str, Any] = {"rank": world.rank, "world": world.size}
     if known.step is not None and known.epoch is not None:
         details |= {"step": known.step, "epoch": round(known.epoch, 4)}
-    return of_exception(error, facts=dict(_facts(str(error), known)), **details)
+    return of_exception(error, facts=dict(_facts(words_of(error), known)), **details)
 
 
 def _facts(message: str, known: RunContext) -> Iterator[tuple[str, str]]:
@@ -128,7 +129,7 @@ def _append(path: Path, text: str) -> None:
 def _crashes_written(path: Path) -> Iterator[None]:
     """Has the stacks of all threads written when compiled code crashes, where Python cannot say anything any more."""
     try:
-        file = path.open("w")
+        file = path.open("w", encoding="utf-8")
     except OSError:
         yield
         return

@@ -14,6 +14,7 @@ from launcher.launch.postmortem import watched
 from launcher.world import progress
 from launcher.world.exit import ended_by
 from launcher.world.peers import code_of_a_stop
+from launcher.world.screen import prepare, take_any_letter
 from launcher.world.signals import stop_requested
 from launcher.world.world import World
 
@@ -37,7 +38,8 @@ def run_script(command: Sequence[str], world: World, again: str) -> int:
     with watched(world, again):
         progress.running()
         before = list(sys.argv), list(sys.path)
-        sys.argv[:], sys.path[0] = command, str(Path(command[0]).resolve().parent)
+        sys.argv[:] = command
+        sys.path.insert(0, str(Path(command[0]).resolve().parent))
         try:
             runpy.run_path(command[0], run_name="__main__")
         except SystemExit as end:
@@ -53,5 +55,7 @@ def run_script(command: Sequence[str], world: World, again: str) -> int:
 
 
 if __name__ == "__main__":
+    prepare()
+    take_any_letter()
     again = shlex.join(["launcher", "run", *sys.argv[1:]])
     ended_by(partial(run_script, sys.argv[1:], World.from_environ(), again))

@@ -19,10 +19,11 @@ from types import FrameType
 from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, EXIT_USAGE, UsageError
 from launcher.launch.agent import run_agent
 from launcher.launch.nodes import Nodes, NodesError
+from launcher.launch.start import started
 from launcher.world import network, progress
 from launcher.world.failure import Failure, Notes, Report, first_of, of_exit
 from launcher.world.progress import Progress
-from launcher.world.signals import SECOND_INTERRUPT_SECONDS
+from launcher.world.signals import SECOND_INTERRUPT_SECONDS, outliving_terminal
 from launcher.world.site import read_site
 from launcher.world.waiting import Wait
 from launcher.world.world import RUN_DIR_VARIABLE, SUPERVISOR_VARIABLE, usable_cpus
@@ -104,8 +105,8 @@ class Supervisor:
         self._is_stopping = self._has_started = False
         self._wait = Wait("the other machines", self.meeting_seconds, why="")
 
-    def run(self, *command: str) -> int:
-        """Runs `python COMMAND` in every process until all have ended; reports what failed first.
+    def run(self, module: str, *arguments: str) -> int:
+        """Runs `python -m MODULE ARGUMENTS` in every process until all have ended; reports what failed first.
 
         The agent has a thread of its own: the main thread stays free for signals, and can leave an agent that waits
         for machines which are gone.
@@ -115,6 +116,7 @@ class Supervisor:
         """
         import torch.distributed.launcher.api  # noqa: F401  # in the main thread, where a Ctrl-C can end it
 
+        command = started(module, *arguments)
         agent = threading.Thread(target=self._run_agent, args=(command,), daemon=True, name="agent")
         with self._signals(), _variables(self._environment()):
             agent.start()
@@ -328,7 +330,8 @@ class Supervisor:
         numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
         before = {number: signal.signal(number, pass_on) for number in numbers}
         try:
-            yield
+            with outliving_terminal():
+                yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)

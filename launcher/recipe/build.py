@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +17,12 @@ from typing import Any
 
 from launcher.errors import LauncherError, Problem, RecipeError
 from launcher.recipe.component import Component, components_in
+from launcher.recipe.directory import directory
 from launcher.recipe.duration import Duration
 from launcher.recipe.expressions import Expression
 from launcher.recipe.places import Key, by_place, dotted
 from launcher.recipe.places import Path as KeyPath
-from launcher.recipe.policy import UNKNOWN, Trust, argument_objections, is_trusted, style_objection
+from launcher.recipe.policy import UNKNOWN, Trust, argument_objections, is_installed, is_trusted, style_objection
 from launcher.recipe.project import allowed_packages, own_code
 from launcher.recipe.remote_paths import reached
 from launcher.recipe.schema import Recipe
@@ -238,8 +240,15 @@ class Builder:
             self._targets[key] = find_target(component.target, homes, self._trust(component))
         return self._targets[key]
 
+    def own_folders(self) -> list[Path]:
+        """Where the user's own code lies, as far as it has been resolved: beside the recipe, and what it names."""
+        modules = {getattr(target, "__module__", None) for target in self._targets.values()}
+        files = [getattr(sys.modules.get(name or ""), "__file__", None) for name in (*modules, "__main__")]
+        own = [Path(file).resolve() for file in files if file]
+        return list(dict.fromkeys([self.folder, *(file.parent for file in own if not is_installed(file))]))
+
     def _trust(self, component: Component) -> Trust:
-        key = component.folder, self.directory or Path.cwd()
+        key = component.folder, self.directory or directory()
         if key not in self._trusted:
             own, places = own_code(*key)
             self._trusted[key] = Trust(own, self.allow, places)

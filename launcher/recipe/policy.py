@@ -23,6 +23,7 @@ from typing import Any
 
 from launcher.internals import packaged_readers
 from launcher.recipe.builders import BUILDERS
+from launcher.recipe.directory import directory
 from launcher.recipe.inputs import unreadable
 from launcher.recipe.remote_paths import foreign_path, outdated
 from launcher.text import brief
@@ -394,7 +395,7 @@ def _download(arguments: Mapping[str, Any], trust: Trust) -> Iterator[tuple[str,
     if not arguments.get("download") or root is UNKNOWN or root is None:
         return
     path = Path(str(root))
-    here = Path.cwd()
+    here = directory()
     folders = (here, *trust.own)
     inside = any(Path(os.path.normpath(here / path)).is_relative_to(folder) for folder in folders)
     if not inside or any(part.startswith((".", "~")) and part not in (".", "..") for part in path.parts):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import UsageError
+from launcher.recipe.directory import directory
 from launcher.text import brief, hint
 
 if sys.version_info >= (3, 11):
@@ -62,12 +63,12 @@ def named_paths(key: str, folder: Path | None = None) -> tuple[Path, ...]:
     return tuple((path.parent / Path(one).expanduser()).resolve() for one in listed)
 
 
-def own_code(recipe_folder: Path, directory: Path | None = None) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+def own_code(recipe_folder: Path, working: Path | None = None) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
     """Whose Python files a recipe may call: those beside or below it, of its project, and those that are named.
 
     Args:
         recipe_folder: The recipe's, or that of the base that names the file.
-        directory: Where the user works; None is the working directory.
+        working: Where the user works; None is the working directory.
 
     Returns:
         Folders and files that are the user's own; and the folders in which names are looked up.
@@ -75,7 +76,7 @@ def own_code(recipe_folder: Path, directory: Path | None = None) -> tuple[tuple[
     Raises:
         UsageError: The working directory's pyproject.toml cannot be read.
     """
-    folder, here = recipe_folder.resolve(), (directory or Path.cwd()).resolve()
+    folder, here = recipe_folder.resolve(), (working or directory()).resolve()
     named = named_paths("code", here)
     project = project_of(folder)
     own: list[Path] = [folder]
@@ -136,7 +137,7 @@ def is_own_recipe(path: Path, recipe: Path) -> bool:
     """
     from launcher.recipe.shipped import folder as shipped_recipes
 
-    folder, here = recipe.parent.resolve(), Path.cwd().resolve()
+    folder, here = recipe.parent.resolve(), directory().resolve()
     is_below = folder.is_relative_to(here) and not (_is_anybodys(here) or _holds_home(here))
     places = (folder, project_of(folder), shipped_recipes().resolve(), here if is_below else None)
     return any(place is not None and path.is_relative_to(place) for place in places)

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import LauncherError
+from launcher.recipe.directory import directory, shortest
 from launcher.recipe.policy import Trust, is_installed, listed_packages, objection
-from launcher.text import brief, hint, suggestion
+from launcher.text import brief, hint, suggestion, words_of
 from launcher.version import PACKAGE
 
 _WHEELS = {  # what to install for a module whose package has another name
@@ -32,6 +33,10 @@ _WHEELS = {  # what to install for a module whose package has another name
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
 }
+_PACKAGES = (  # which the index has under the name that is imported
+    *("accelerate", "einops", "h5py", "matplotlib", "monai", "numpy", "pandas", "peft", "pyarrow", "safetensors"),
+    *("scipy", "tensorboard", "tokenizers", "tqdm", "wandb"),
+)
 _FULL_NAME = "write a full name, as in 'package.module.Name', or 'my_file.py:Name'"
 
 
@@ -183,7 +188,7 @@ def own_file(file: str, trust: Trust) -> Path:
     Raises:
         LauncherError: There is none, or it is no part of the user's own code.
     """
-    candidates = [folder / file for folder in (*trust.homes, Path.cwd()) if os.path.isfile(folder / file)]
+    candidates = [folder / file for folder in (*trust.homes, directory()) if os.path.isfile(folder / file)]
     found = next(filter(trust.owns, candidates), None)
     if found is not None:
         return found.resolve()
@@ -211,7 +216,7 @@ def _check_shadows(name: str, folder: Path, trust: Trust) -> None:
     ours = folder / f"{name}.py" if (folder / f"{name}.py").is_file() else folder / name
     other = _installed_module(name, trust)
     if other is not None and not (folder / name / "__init__.py").resolve() == Path(other).resolve():
-        raise LauncherError(f"'{_shortest(str(ours))}' would hide the module '{name}' of {other}; give it another name")
+        raise LauncherError(f"'{shortest(str(ours))}' would hide the module '{name}' of {other}; give it another name")
 
 
 def _installed_module(name: str, trust: Trust) -> str | None:
@@ -248,20 +253,33 @@ def _imported(module: str) -> types.ModuleType:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         missing = error.name or module
-        wheel = _WHEELS.get(missing, _WHEELS.get(missing.partition(".")[0], missing.partition(".")[0]))
         place = "" if missing == module else f"{_place(error)}: "
-        raise LauncherError(f"{place}no module named '{missing}'; install it: pip install {wheel}") from error
+        raise LauncherError(f"{place}no module named '{missing}'; {_remedy(missing)}") from error
     except SyntaxError as error:
         text = (error.text or "").strip()
-        file = os.path.relpath(error.filename or module)
+        file = shortest(error.filename or module)
         raise LauncherError(f"{file}:{error.lineno}: {error.msg}: {brief(text)}; mend the file") from error
     except (Exception, SystemExit) as error:  # a script, which ends when it is imported
         raise LauncherError(f"importing {module}: {told(error)}") from error
 
 
+def _remedy(missing: str) -> str:
+    """What to do about a module that is not there.
+
+    Only packages that we know are named for pip: of any other word, a user's own `utils` say, the package index may
+    have a stranger's package.
+    """
+    package = missing.partition(".")[0]
+    known = {*_PACKAGES, *listed_packages()} - {"launcher"}
+    wheel = _WHEELS.get(missing, _WHEELS.get(package, package if package in known else ""))
+    if wheel:
+        return f"install it: pip install {wheel}"
+    return "if it is a file of yours, put it beside the recipe; else install the package that brings it"
+
+
 def told(error: BaseException) -> str:
     """An error of somebody else's code in one line: its kind, its words, and the line that raised it."""
-    words = " ".join(str(error).split())
+    words = " ".join(words_of(error).split())
     words = f": {words[:400]}" if words else ""
     place = _place(error)
     return f"{type(error).__name__}{words}{f' ({place})' if place else ''}"
@@ -274,9 +292,4 @@ def _place(error: BaseException) -> str:
     if frame is None:
         return ""
     line = linecache.getline(frame.filename, frame.lineno or 0).strip()
-    return f"{_shortest(frame.filename)}:{frame.lineno}{f': {brief(line)}' if line else ''}"
-
-
-def _shortest(file: str) -> str:
-    relative = os.path.relpath(file)
-    return file if relative.startswith("..") else relative
+    return f"{shortest(frame.filename)}:{frame.lineno}{f': {brief(line)}' if line else ''}"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import itertools
 import json
 import platform
 import shutil
+import stat
 import subprocess
 import sys
 import time
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import UsageError
+from launcher.recipe.directory import absolute, directory
 from launcher.recipe.secrets import masked, masked_in
 from launcher.runs import lock
 from launcher.runs.identity import differences
@@ -29,6 +32,7 @@ AVERAGED_FILE = "model_weights_ema.pth"
 STATUS_FILE = "status.json"
 QUEUE_FILE = lock.QUEUE_FILE  # of a run that was submitted as a job, see `launcher.runs.queued`
 ENVIRONMENT_FILE = "environment.json"
+_MOST_BYTES = 2**26  # of a file that is read whole
 _PACKAGES = ("torch", "accelerate", "numpy", "torchmetrics", "pydantic", "pyyaml", "wandb", "tensorboard")
 
 
@@ -51,14 +55,17 @@ class Choice:
     def folder(self, root: Path = Path("runs")) -> Path:
         """The folder named, the one to go on with, or a new one `runs/<name>/<when>`, which is made.
 
+        All from the working directory as it was taken: a user's code may have changed it since.
+
         Raises:
             UsageError: It cannot be made.
         """
         if self.run_dir is not None:
-            return Path(self.run_dir).absolute()
+            return absolute(self.run_dir)
+        root = absolute(root)
         if self.resume and (found := next(unfinished(root / self.name, self.identity), None)):
-            return found.absolute()
-        return _new(root / self.name).absolute()
+            return found
+        return _new(root / self.name)
 
     def forget(self, folder: Path) -> None:
         """Removes a folder that was made and never written to, and those around it that are empty then."""
@@ -146,10 +153,22 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """A small JSON file; empty where there is none, or none that can be read."""
     try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        found = json.loads(read_file(path))
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def read_file(path: Path) -> bytes:
+    """A file of a run's folder that is no longer than any that we write: not a pipe, at which reading never ends.
+
+    Raises:
+        OSError: There is none, or it is something else.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode) or found.st_size > _MOST_BYTES:
+        raise OSError(errno.EINVAL, "is no file of a run's", str(path))
+    return path.read_bytes()
 
 
 def environment(how: Mapping[str, Any], git: object = None) -> dict[str, Any]:
@@ -161,7 +180,7 @@ def environment(how: Mapping[str, Any], git: object = None) -> dict[str, Any]:
     """
     return {
         **masked_in(how),
-        "directory": str(Path.cwd()),
+        "directory": str(directory()),
         "host": platform.node(),
         "system": platform.platform(),
         "python": sys.version.split()[0],
@@ -201,7 +220,7 @@ def detach(path: Path) -> None:
 def output_of(*command: str) -> str | None:
     """What a command says; None where it is not there, fails or takes too long."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout if done.returncode == 0 else None

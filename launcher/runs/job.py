@@ -57,7 +57,10 @@ class Submission:
     def read(folder: Path) -> Submission:
         """The submission of a run; an empty one where it never was."""
         found = read_json(folder / QUEUE_FILE)
+        empty = Submission()
         known = {name: value for name, value in found.items() if name in Submission.__dataclass_fields__}
+        known = {name: value for name, value in known.items() if _is_like(value, getattr(empty, name))}
+        known["starts"] = [start for start in known.get("starts", ()) if isinstance(start, dict)]
         return Submission(**known)
 
     @property
@@ -69,6 +72,12 @@ class Submission:
     def write(self, folder: Path) -> None:
         """Keeps it."""
         write_json(folder / QUEUE_FILE, asdict(self))
+
+
+def _is_like(value: Any, example: Any) -> bool:
+    """Whether a value of a file is of the kind that stands there; where nothing need stand, a word or a number."""
+    kinds = (str, int, type(None)) if example is None else (int, float) if isinstance(example, float) else type(example)
+    return isinstance(value, kinds)
 
 
 def mark_submitted(folder: Path, submission: Submission, *, is_recipe: bool = True) -> None:
@@ -98,8 +107,9 @@ def queue_now() -> dict[str, slurm.Queued]:
     """
     cache, cluster = _cache(), slurm.cluster()
     kept = read_json(cache) if cache is not None else {}
-    if kept.get("cluster") == cluster and time.time() - float(kept.get("time", 0.0)) < slurm.ASK_SECONDS:
-        return {name: slurm.Queued(**entry) for name, entry in kept["jobs"].items()}
+    with contextlib.suppress(TypeError, ValueError, KeyError, AttributeError):  # another version's, or damaged
+        if kept.get("cluster") == cluster and time.time() - float(kept.get("time", 0.0)) < slurm.ASK_SECONDS:
+            return {name: slurm.Queued(**entry) for name, entry in kept["jobs"].items()}
     jobs = slurm.queue()
     if cache is not None:
         with contextlib.suppress(OSError):  # a home that is full, or not to be written: the next command asks too

@@ -105,9 +105,9 @@ def over_starts(submission: Mapping[str, Any]) -> set[str]:
 
 def _acquire(path: Path, me: Mapping[str, Any]) -> str | None:
     hidden = path.with_name(f".{path.name}.{os.getpid()}")
-    hidden.write_text(json.dumps(me) + "\n")
     note = None
     try:
+        hidden.write_text(json.dumps(me) + "\n", encoding="utf-8")
         while True:
             try:
                 _place(hidden, path)
@@ -129,8 +129,22 @@ def _place(hidden: Path, path: Path) -> None:
     except FileExistsError:
         raise
     except OSError:
-        with path.open("x") as file:
-            file.write(hidden.read_text())
+        _copy(hidden, path)
+
+
+def _copy(source: Path, path: Path) -> None:
+    """Where there are no links: whole, or, on a full disk, not at all.
+
+    Raises:
+        FileExistsError: There is one.
+    """
+    with path.open("x", encoding="utf-8") as file:
+        try:
+            file.write(source.read_text(encoding="utf-8"))
+            file.flush()
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
 
 
 def _take_over(path: Path, me: Mapping[str, Any]) -> str | None:
@@ -161,7 +175,7 @@ def _take_over(path: Path, me: Mapping[str, Any]) -> str | None:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError):
@@ -193,7 +207,7 @@ def _when(found: Mapping[str, Any]) -> str:
 def _namespace() -> str:
     """What process numbers mean: of this boot, in this container."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return platform.node()
@@ -202,7 +216,9 @@ def _namespace() -> str:
 def _started(pid: int) -> str:
     """When a process began, so that a number used again is told apart; empty where that cannot be known."""
     try:
-        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        state, *fields = (
+            Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        )
         return "" if state == "Z" else fields[18]
     except (OSError, IndexError, ValueError):
         return ""

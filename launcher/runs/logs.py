@@ -10,12 +10,13 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 from launcher.recipe.secrets import masked
+from launcher.world.screen import Steady, Wrapped, made_steady
 
 _COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -43,11 +44,11 @@ def log_of(folder: Path, rank: int) -> Path:
     return folder / "logs" / f"rank-{rank}.log"
 
 
-class Tee:
+class Tee(Wrapped):
     """A stream that also writes to a file, there without colours, redrawn lines and secrets."""
 
     def __init__(self, stream: TextIO, file: TextIO):
-        self._stream = stream
+        super().__init__(stream)
         self._file = file
 
     def write(self, text: str) -> int:
@@ -64,14 +65,12 @@ class Tee:
         """The same, for what names its rank itself."""
         return Tee(self._stream.stream, self._file) if isinstance(self._stream, Prefixed) else self
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
 
-
-class Prefixed:
+class Prefixed(Wrapped):
     """A stream whose every line begins with who says it."""
 
     def __init__(self, stream: TextIO, prefix: str):
+        super().__init__(stream)
         self.stream = stream
         self._prefix = prefix
         self._unfinished: list[str] = []  # the pieces of a line that has no end yet: joined once, when it has
@@ -86,28 +85,15 @@ class Prefixed:
             self.stream.flush()
         return len(text)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
 
-
-class Tolerant:
-    """A stream on a disk that may be full, which must not end the training."""
-
-    def __init__(self, stream: TextIO):
-        self._stream = stream
+class Tolerant(Steady):
+    """A stream on a disk that may be full, which must not end the training; each piece is there at once."""
 
     def write(self, text: str) -> int:
         """Writes what can be written, without secrets: it is a log."""
-        with suppress(OSError):
-            self._stream.write(masked(text))
-            self._stream.flush()
+        super().write(masked(text))
+        self.flush()
         return len(text)
-
-    def flush(self) -> None:
-        """Nothing is left to write."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
 
 
 @dataclass
@@ -194,7 +180,7 @@ def copied_to(path: Path) -> Iterator[None]:
 @contextmanager
 def _copied(file: TextIO, *screens: TextIO) -> Iterator[None]:
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (_stream(Tee(screen, file)) for screen in screens)
+    sys.stdout, sys.stderr = (_stream(Tee(made_steady(screen), file)) for screen in screens)
     try:
         yield
     finally:
@@ -210,7 +196,7 @@ def _all_copied_to(path: Path, file: TextIO) -> Iterator[None]:
     with ExitStack() as stack:
         screens = [_writer(os.dup(number), stream) for number, stream in ((1, sys.stdout), (2, sys.stderr))]
         for screen in screens:
-            stack.enter_context(screen)
+            stack.enter_context(closing(screen))
         for number, screen in zip((1, 2), screens, strict=True):
             with suppress(OSError):  # no `tee` here: what compiled code prints is on the screen only
                 stack.enter_context(_through_tee(number, screen, path))
@@ -223,7 +209,12 @@ def _all_copied_to(path: Path, file: TextIO) -> Iterator[None]:
 def _through_tee(number: int, screen: TextIO, path: Path) -> Iterator[None]:
     command = ["tee", "-i", "-a", str(path)]
     tee = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=screen, stderr=subprocess.DEVNULL, start_new_session=True
+        command,
+        stdin=subprocess.PIPE,
+        stdout=screen,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        restore_signals=False,  # ignores SIGPIPE as Python does: without a screen it still writes to the log
     )
     assert tee.stdin is not None
     os.dup2(tee.stdin.fileno(), number)
@@ -238,7 +229,7 @@ def _through_tee(number: int, screen: TextIO, path: Path) -> Iterator[None]:
 
 def _writer(descriptor: int, like: TextIO) -> TextIO:
     """By lines: another rank's must not stand between a line and its end."""
-    return os.fdopen(descriptor, "w", buffering=1, encoding=like.encoding, errors=like.errors)
+    return made_steady(os.fdopen(descriptor, "w", buffering=1, encoding=like.encoding, errors=like.errors))
 
 
 def _set_line_buffers() -> None:
@@ -253,11 +244,15 @@ def _move_to(file: TextIO, rank: int) -> None:
 
     Errors are shown on the screen too, each line with the rank's name. Warnings are not: rank 0 has the same.
     """
-    screen = os.fdopen(os.dup(2), "w", encoding="utf-8", errors="replace")
+    screen = made_steady(os.fdopen(os.dup(2), "w", encoding="utf-8", errors="replace"))
     sys.stdout.flush()
     os.dup2(file.fileno(), 1)
     os.dup2(file.fileno(), 2)
     _set_line_buffers()
+    streams: tuple[Any, ...] = (sys.stdout, sys.stderr)
+    for stream in streams:
+        with suppress(AttributeError):  # somebody else's stream
+            stream.reconfigure(encoding="utf-8", errors="replace")  # of a file now, whatever the screen's was
     sys.stdout = _stream(Tolerant(sys.stdout))
     sys.stderr = _stream(Tee(_stream(Prefixed(screen, f"[rank {rank}] ")), sys.stderr))
     warnings.showwarning = _into_the_log

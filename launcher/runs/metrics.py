@@ -155,7 +155,7 @@ def read_blocks(path: Path) -> Iterator[list[Line]]:
     Raises:
         LauncherError: A line other than the last is not a JSON object.
     """
-    if not path.exists():
+    if not path.is_file():  # at a pipe reading would wait for ever
         return
     number, rest = 1, b""
     with path.open("rb") as file:
@@ -171,6 +171,8 @@ def read_blocks(path: Path) -> Iterator[list[Line]]:
 def read_evaluations(path: Path, split: str) -> Iterator[Line]:
     """The lines of a split other than `train`, oldest first: found without parsing the many train lines."""
     mark = f'"split": "{split}"'.encode()
+    if not path.is_file():
+        return
     with suppress(OSError, ValueError), path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as text:
         place = text.find(mark)
         while place >= 0:
@@ -186,6 +188,8 @@ def read_last(path: Path, having: str = "") -> Line:
 
     As fast as the file is long or short: only its end is looked at.
     """
+    if not path.is_file():
+        return {}
     with suppress(OSError), path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - _BLOCK_BYTES))
@@ -208,7 +212,7 @@ def read_until(path: Path, size_bytes: int) -> Iterator[Line]:
 
 def _raw_lines(path: Path) -> Iterator[bytes]:
     """The complete lines of a file, if there is one."""
-    if path.exists():
+    if path.is_file():
         with path.open("rb") as file:
             yield from (raw for raw in file if raw.endswith(b"\n"))
 
@@ -240,6 +244,8 @@ def _parsed(block: bytes, path: Path, first: int) -> list[Line]:
     try:
         lines: list[Line] = orjson.loads(b"[" + block.replace(b"\n", b",") + b"]")
     except ValueError:
+        lines = []
+    if not lines or not all(map(_is_line, lines)):
         lines = [_checked(raw, path, number) for number, raw in enumerate(block.split(b"\n"), first) if raw.strip()]
     has_words = b'NaN"' in block or b'Infinity"' in block
     return [_numbers(line) for line in lines] if has_words else lines
@@ -259,7 +265,15 @@ def _object(raw: bytes) -> Line | None:
         value = orjson.loads(raw)
     except ValueError:
         return None
-    return value if isinstance(value, dict) else None
+    return value if _is_line(value) else None
+
+
+def _is_line(value: Any) -> bool:
+    """Whether it is what stands on a line: words for the split and its name, a count of steps."""
+    if not isinstance(value, dict) or not isinstance(value.get("split", ""), str):
+        return False
+    step = value.get("step", 0)
+    return isinstance(value.get("name", ""), str) and isinstance(step, int) and 0 <= step < 2**63
 
 
 def _numbers(line: Line) -> Line:

@@ -10,7 +10,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,12 +20,13 @@ import yaml
 
 from launcher.errors import EXIT_DONE, EXIT_PREEMPTED, UsageError
 from launcher.runs import lock
-from launcher.runs.folder import ENVIRONMENT_FILE, QUEUE_FILE, STATUS_FILE, read_json
+from launcher.runs.folder import ENVIRONMENT_FILE, QUEUE_FILE, STATUS_FILE, read_file, read_json
 from launcher.runs.metrics import METRICS_FILE, Line, read_evaluations, read_last
-from launcher.text import flat
+from launcher.text import flat, words_of
 from launcher.world.slurm import Queued
 
 EVENTS_FILE = "events.jsonl"
+_DEEPEST = 100  # levels of a resolved recipe
 _DEPTH = 6  # how far below a folder runs are looked for
 
 
@@ -61,27 +62,29 @@ class Run:
         folder: Where it lies.
         queued: Its job in the queue, where that was asked for and holds it.
         has_left_queue: Whether it was asked for, and the run's job is not there.
+        damage: Why nothing can be told of it; empty where its files can be read.
     """
 
     folder: Path
     queued: Queued | None = None
     has_left_queue: bool = False
+    damage: str = ""
 
     @cached_property
     def status(self) -> Mapping[str, Any]:
-        """`status.json`."""
-        return read_json(self.folder / STATUS_FILE)
+        """`status.json`, as far as its values are of their kinds."""
+        return {} if self.damage else _of_their_kinds(read_json(self.folder / STATUS_FILE), _STATUS)
 
     @cached_property
     def environment(self) -> Mapping[str, Any]:
-        """`environment.json`."""
-        return read_json(self.folder / ENVIRONMENT_FILE)
+        """`environment.json`, as far as its values are of their kinds."""
+        return {} if self.damage else _of_their_kinds(read_json(self.folder / ENVIRONMENT_FILE), _ENVIRONMENT)
 
     @cached_property
     def resolved(self) -> str:
         """`resolved.yaml`: the recipe, each value with where it was said."""
         try:
-            return (self.folder / "resolved.yaml").read_text(errors="replace")
+            return "" if self.damage else read_file(self.folder / "resolved.yaml").decode(errors="replace")
         except OSError:
             return ""
 
@@ -90,6 +93,8 @@ class Run:
         """The resolved recipe's values by dotted key, as they are written."""
         loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # scalars stay the words that stand there
         try:
+            if not _is_tame(self.resolved):
+                return {}
             tree = yaml.load(self.resolved, Loader=loader)
             return {key: value if isinstance(value, str) else json.dumps(value) for key, value in flat(tree) if key}
         except (yaml.YAMLError, RecursionError):
@@ -99,7 +104,7 @@ class Run:
     def events(self) -> Sequence[Mapping[str, Any]]:
         """`events.jsonl`, oldest first."""
         try:
-            rows = (self.folder / EVENTS_FILE).read_bytes().splitlines()
+            rows = () if self.damage else read_file(self.folder / EVENTS_FILE).splitlines()
         except OSError:
             return ()
         return [event for row in rows if (event := _event(row)) is not None]
@@ -110,6 +115,8 @@ class Run:
 
         Of a script that was submitted only its job says something.
         """
+        if self.damage:
+            return "unknown"
         if self.queued is not None and self.queued.state == "PENDING":
             return "queued"  # whatever became of an earlier start
         if not self.status:
@@ -120,18 +127,21 @@ class Run:
             return "dead"  # somebody cancelled its job while it waited
         if said == "running":
             return "running" if holder else "dead"
-        is_starting = holder and _number(holder.get("since")) > _number(self.status.get("ended"))
+        is_starting = holder and finite(holder.get("since")) > finite(self.status.get("ended"))
         return "running" if is_starting else said
 
     def _submitted_state(self) -> str:
-        starts = read_json(self.folder / QUEUE_FILE).get("starts") or [{}]
-        code = starts[-1].get("code")
-        return "unknown" if code is None else {EXIT_DONE: "finished", EXIT_PREEMPTED: "preempted"}.get(code, "failed")
+        starts = read_json(self.folder / QUEUE_FILE).get("starts")
+        last = starts[-1] if isinstance(starts, list) and starts else {}
+        code = last.get("code") if isinstance(last, dict) else None
+        if not isinstance(code, int):
+            return "unknown"
+        return {EXIT_DONE: "finished", EXIT_PREEMPTED: "preempted"}.get(code, "failed")
 
     @cached_property
     def last(self) -> Line:
         """The newest line of `metrics.jsonl`; empty where there is none."""
-        return read_last(self.folder / METRICS_FILE)
+        return {} if self.damage else read_last(self.folder / METRICS_FILE)
 
     @property
     def name(self) -> str:
@@ -141,13 +151,12 @@ class Run:
     @property
     def step(self) -> int:
         """Optimizer steps completed, as far as is known."""
-        return int(max(_number(self.status.get("step")), _number(self.last.get("step")), 0))
+        return int(max(finite(self.status.get("step")), finite(self.last.get("step")), 0))
 
     @property
     def total_steps(self) -> int | None:
         """The run's length; None where a time ends it."""
-        total = self.status.get("total_steps")
-        return total if isinstance(total, int) else None
+        return self.status.get("total_steps")
 
     @property
     def started(self) -> float | None:
@@ -159,8 +168,8 @@ class Run:
     def seen(self) -> float | None:
         """The last that is known of it, in unix time."""
         last_event = self.events[-1]["time"] if self.events else None
-        times = [self.status.get("ended"), self.status.get("updated"), self.last.get("time"), last_event]
-        return max((_number(one) for one in times if one is not None), default=None)
+        times = [self.status.get("ended"), self.status.get("updated"), _moment(self.last.get("time")), last_event]
+        return max((finite(one) for one in times if one is not None), default=None)
 
     @property
     def place(self) -> str:
@@ -174,12 +183,12 @@ class Run:
         metric, mode = self.recipe.get("evaluate.best.metric", "loss"), self.recipe.get("evaluate.best.mode", "min")
         found: Score | None = None
         decides = self.recipe.get("evaluate.best.of")
-        for line in read_evaluations(self.folder / METRICS_FILE, "validation"):
-            value, name = line.get(metric), str(line.get("name", ""))
+        for line in () if self.damage else read_evaluations(self.folder / METRICS_FILE, "validation"):
+            name, value = str(line.get("name", "")), line.get(metric)
             decides = name if decides is None else decides  # the first set decides where none is named
-            if name != decides or not isinstance(value, int | float) or not math.isfinite(value):
+            if name != decides or value is None or not math.isfinite(finite(value)):
                 continue
-            score = Score(metric, mode, value, line["step"], f"validation {name}".strip())
+            score = Score(metric, mode, value, line.get("step", 0), f"validation {name}".strip())
             if found is None or score.rank < found.rank:
                 found = score
         return found
@@ -243,14 +252,85 @@ def seconds_since(moment: float | None) -> float | None:
     return None if moment is None else time.time() - moment
 
 
+def damaged(run: Run, error: BaseException) -> Run:
+    """The run as one of which nothing can be told: what stands in its folder is not what we wrote."""
+    return Run(
+        run.folder, run.queued, run.has_left_queue, f"cannot be read: {type(error).__name__}: {words_of(error)[:200]}"
+    )
+
+
 def _event(row: bytes) -> Mapping[str, Any] | None:
     try:
         event = json.loads(row)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    is_event = isinstance(event, dict) and isinstance(event.get("time"), int | float) and "event" in event
-    return event if is_event else None
+    is_event = isinstance(event, dict) and isinstance(event.get("event"), str)
+    return event if is_event and _moment(event.get("time")) is not None else None
 
 
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else -math.inf
+def _is_tame(text: str) -> bool:
+    """Whether a YAML text may be read whole: we nest a few levels deep and never mean another place.
+
+    A few `*` stand for more than memory holds, and at a hundred thousand brackets the parser itself crashes. Parsing
+    piece by piece does neither; it takes as long as reading, and is left out where a look at the text tells enough.
+    """
+    if "*" not in text and sum(map(text.count, "[{?")) + text.count("- ") < _DEEPEST and " " * _DEEPEST not in text:
+        return True
+    depth = 0
+    for event in yaml.parse(text, Loader=getattr(yaml, "CBaseLoader", yaml.BaseLoader)):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST or isinstance(event, yaml.AliasEvent):
+            return False
+    return True
+
+
+def _moment(value: Any) -> float | None:
+    """A time that a run may have been at."""
+    number = finite(value)
+    return number if 0 <= number < _END_OF_TIME else None
+
+
+def finite(value: Any) -> float:
+    """A finite number; minus infinity in place of anything else."""
+    try:
+        number = float(value) if isinstance(value, int | float) else -math.inf
+    except OverflowError:
+        return -math.inf
+    return number if math.isfinite(number) else -math.inf
+
+
+def count(value: Any) -> int | None:
+    """A whole number from 0 on; None in place of anything else."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63 else None
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _texts(value: Any) -> dict[str, str] | None:
+    return {str(key): str(text) for key, text in value.items()} if isinstance(value, dict) else None
+
+
+def _list(value: Any) -> list[Any] | None:
+    return value if isinstance(value, list) else None
+
+
+_END_OF_TIME = 253_402_300_800.0  # the year 10000, of which no calendar of Python's knows
+_STATUS: Mapping[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(("step", "total_steps", "world", "pid"), count),
+    **dict.fromkeys(("started", "updated", "ended"), _moment),
+    **dict.fromkeys(("state", "host", "job", "error"), _text),
+    "epoch": lambda value: number if math.isfinite(number := finite(value)) else None,
+}
+_ENVIRONMENT: Mapping[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(("directory", "host", "system", "python", "started", "recipe"), _text),
+    **dict.fromkeys(("versions", "git"), _texts),
+    **dict.fromkeys(("command", "overrides", "remove", "allow"), _list),
+}
+
+
+def _of_their_kinds(found: Mapping[str, Any], kinds: Mapping[str, Callable[[Any], Any]]) -> dict[str, Any]:
+    """The values, without those that are not what we write; what we do not know stays."""
+    known = {key: kinds[key](value) if key in kinds else value for key, value in found.items()}
+    return {key: value for key, value in known.items() if value is not None}

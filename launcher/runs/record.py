@@ -71,7 +71,7 @@ class Record:
     def event(self, event: str, step: int, **details: Any) -> None:
         """Appends one line to `events.jsonl`."""
         line = {"event": event, "step": step, "time": round(time.time(), 3), **masked_in(details)}
-        with suppress(OSError), (self._folder / "events.jsonl").open("a") as file:
+        with suppress(OSError), (self._folder / "events.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     def end(self, state: str, step: int | None = None, weights: int | None = None, **details: Any) -> None:

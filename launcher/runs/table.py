@@ -14,7 +14,7 @@ from rich.text import Text
 
 from launcher.errors import UsageError
 from launcher.runs.job import with_jobs
-from launcher.runs.reading import Run, find_runs, natural, seconds_since
+from launcher.runs.reading import Run, damaged, find_runs, natural, seconds_since
 from launcher.runs.states import STATES
 from launcher.text import age, number
 
@@ -65,8 +65,19 @@ def chosen(view: View) -> list[Run]:
     """
     if not view.root.is_dir():
         raise UsageError(f"{view.root}: there is no such folder; name the one that holds the runs")
-    found = [run for run in with_jobs(find_runs(view.root)) if _matches(run, view)]
+    sound = [_readable(run) for run in find_runs(view.root)]
+    found = [run for run in with_jobs(sound) if _matches(run, view)]
     return sorted(found, key=lambda run: (_ORDERS[view.sort](run), natural(str(run.folder))))
+
+
+def _readable(run: Run) -> Run:
+    """The run, or one of which nothing can be told: an odd folder is no reason to show none of the others."""
+    try:
+        as_line(run), _cells(run)
+        run.seen  # noqa: B018  # all that is asked of a run is read here, once
+    except Exception as error:
+        return damaged(run, error)
+    return run
 
 
 def _matches(run: Run, view: View) -> bool:
@@ -91,6 +102,7 @@ def as_line(run: Run) -> dict[str, Any]:
         "seen": run.seen,
         "host": run.status.get("host"),
         "job": run.status.get("job"),
+        **({"damage": run.damage} if run.damage else {}),
     }
 
 
@@ -125,7 +137,7 @@ def _cells(run: Run) -> dict[str, Text]:
         "STEP": f"{run.step}{total}",
         "BEST": f"{run.best.metric} {number(run.best.value)}" if run.best else "",
         "AGE": "" if since is None else age(since),
-        "WHERE": run.place,
+        "WHERE": run.damage or run.place,
     }
     printable = {title: "".join(one if one.isprintable() else "?" for one in text) for title, text in texts.items()}
     return {title: Text(text, STYLES.get(text, "") if title == "STATE" else "") for title, text in printable.items()}

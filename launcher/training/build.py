@@ -20,6 +20,7 @@ from launcher.objective.run_length import RunLength
 from launcher.objective.schedule import build_schedule
 from launcher.recipe.build import Builder
 from launcher.recipe.schema import Recipe
+from launcher.runs.tracking.own_code import stand_in
 from launcher.training.seeds import StepSeeds, draws_only_from_torch
 from launcher.training.state import TrainState
 from launcher.training.step_module import StepModule
@@ -52,6 +53,7 @@ def build_run_model(recipe: Recipe, builder: Builder, device: Device) -> Model:
         RecipeError: It is no module, or has nothing to train.
         LauncherError: The weights do not fit.
     """
+    stand_in(recipe.track.trackers, builder.own_folders())
     start_from, fill = recipe.train.start_from, None
     if start_from is not None:
         fill = partial(load_weights, path=builder.folder / Path(start_from).expanduser())

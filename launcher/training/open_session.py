@@ -88,6 +88,7 @@ def open_session(recipe: Recipe, builder: Builder, state: TrainState, options: O
             for warning in point.warnings:
                 tracking.warn(warning)
             record.event("train", start)
+            tracking.await_spoken_to(stop_requested)
             progress.running()
             if recipe.launch.stall is not None:
                 stops = recipe.launch.on_stall == "stop"
@@ -177,7 +178,9 @@ def _session(
 ) -> Session:
     """The parts of a session, each told of the others that it must know."""
     state, world = contents.state, contents.state.device.world
-    tracking: Tracking = _open_tracking(recipe, contents, options, folder, start) if world.is_first else NoTracking()
+    tracking: Tracking = NoTracking()
+    if world.is_first:
+        tracking = _open_tracking(recipe, builder, contents, options, folder, start)
     shown = shown_of(state.objective, state.data)
     evaluation = Evaluation(
         section=recipe.evaluate,
@@ -236,7 +239,9 @@ def _profiling(options: Options, folder: Path, rank: int, tracking: Tracking) ->
     return Profiling(first, stop, folder / "profile" / f"rank-{rank}.json.gz", tracking.message)
 
 
-def _open_tracking(recipe: Recipe, contents: Contents, options: Options, folder: Path, start: int) -> Tracking:
+def _open_tracking(
+    recipe: Recipe, builder: Builder, contents: Contents, options: Options, folder: Path, start: int
+) -> Tracking:
     best, state, evaluated = recipe.evaluate.best, contents.state, contents.history.last_step
     return open_tracking(
         run_dir=folder,
@@ -246,6 +251,7 @@ def _open_tracking(recipe: Recipe, contents: Contents, options: Options, folder:
         trackers=recipe.track.trackers,
         run_name=recipe.name,
         config=resolved(recipe),
+        own_code=builder.own_folders(),
         best=(best.metric, best.mode) if best else None,
         decides=deciding_set(best, state.data.validation) or "",
         output=options.output,  # type: ignore[arg-type]  # argparse allows these words only

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import platform
@@ -14,12 +13,15 @@ import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from itertools import dropwhile, islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from launcher.errors import EXIT_FAILED, LauncherError
+from launcher.recipe.directory import shortest
 from launcher.recipe.secrets import masked, masked_in
+from launcher.text import words_of
 from launcher.world import network
 from launcher.world.files import write_text
 
@@ -34,6 +36,7 @@ _SIGNALS = {
     "SIGILL": "compiled code for another kind of CPU",
 }
 _WORDS, _LINE, _TRACEBACK = 4_000, 500, 100_000  # characters kept of what was said, shown of a line, written to a file
+_MOST_BEHIND = 8  # exceptions behind one that are shown
 # what a rank says whose peer has failed: never the cause
 _AFTERMATH = re.compile(
     r"Connection closed by peer|Connection reset by peer|Connection timed out|No route to host"
@@ -65,8 +68,7 @@ class Frame:
     @property
     def place(self) -> str:
         """`parts.py:57`, from the working directory where that is shorter."""
-        near = os.path.relpath(self.file) if os.path.isabs(self.file) else self.file
-        return f"{near if not near.startswith('..') else self.file}:{self.line}"
+        return f"{shortest(self.file) if os.path.isabs(self.file) else self.file}:{self.line}"
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class Failure:
         step: Optimizer steps completed, where that is known.
         epoch: The same in passes over the data.
         facts: What was known of the run where it failed: batch, shapes, parameters without a gradient.
+        behind: A line for each exception of a group, and for each that this one was raised from.
     """
 
     what: str
@@ -102,6 +105,7 @@ class Failure:
     step: int | None = None
     epoch: float | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
+    behind: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """What was raised may hold a secret; it goes into files that are shared."""
@@ -122,7 +126,16 @@ class Failure:
         when = f" at step {self.step:,}" if self.step is not None and self.step >= 0 else ""
         when += f" (epoch {self.epoch:.2f})" if when and self.epoch is not None else ""
         where = f" in {self.culprit.place}" if self.culprit else ""
-        return f"{who}failed{when}{where}: {cut(self.what.strip().splitlines()[0], _LINE)}"
+        return f"{who}failed{when}{where}: {cut(self._lines[0], _LINE)}"
+
+    @property
+    def _lines(self) -> list[str]:
+        return self.what.strip().splitlines() or ["nothing was said"]
+
+    @property
+    def is_users(self) -> bool:
+        """Whether the user's own code raised it, or what that code called besides torch: it concerns no other rank."""
+        return _calls_no_torch(self.frames) is not None
 
     @property
     def noted(self) -> dict[str, Any]:
@@ -140,20 +153,73 @@ def cut(text: str, most: int) -> str:
 
 def of_exception(error: BaseException, **details: Any) -> Failure:
     """The failure that an exception is."""
-    frames = tuple(_frames(error))
-    what = "".join(traceback.format_exception_only(error)).strip()
-    if isinstance(error, SystemExit) and error.code in (None, 0):
-        what = f"left early: SystemExit({error.code!r}), where the training should have gone on"
-    if isinstance(error, LauncherError):
-        what = str(error)  # says all that its user needs
-    elif inner := _in_worker(str(error)):
-        frames, what = (*frames, *inner[0]), inner[1]
-    what = cut(what, _WORDS)  # before it is searched: an exception may hold megabytes
-    aftermath = type(error).__name__ == "PeerError" or bool(_AFTERMATH.search(what))
-    exit_code = error.exit_code if isinstance(error, LauncherError) else EXIT_FAILED
     text = "".join(traceback.format_exception(error))
-    details = {"is_aftermath": aftermath, "exit_code": exit_code, **details}
-    return Failure(what, frames=frames, traceback=text, **details)
+    if isinstance(error.__cause__, StopIteration) and words_of(error) == "generator raised StopIteration":
+        error = error.__cause__  # Python's own words, where it leaves a generator
+    frames, what, behind = tuple(_frames(error)), _words_of(error), tuple(islice(_behind(error), _MOST_BEHIND))
+    if isinstance(error, LauncherError):
+        what, behind = words_of(error), ()  # says all that its user needs
+    elif inner := _in_worker(words_of(error)):
+        frames, what, behind = (*frames, *inner[0]), inner[1], inner[2]
+    what = cut(what, _WORDS)  # before it is searched: an exception may hold megabytes
+    exit_code = error.exit_code if isinstance(error, LauncherError) else EXIT_FAILED
+    details = {"is_aftermath": _follows(error, what, frames), "exit_code": exit_code, **details}
+    return Failure(what, frames=frames, traceback=text, behind=behind, **details)
+
+
+def _words_of(error: BaseException) -> str:
+    """The last lines that Python prints of an exception, in clearer words where they say little."""
+    if isinstance(error, SystemExit) and error.code in (None, 0):
+        return f"left early: SystemExit({error.code!r}), where the training should have gone on"
+    if isinstance(error, StopIteration):
+        return "StopIteration: an iterator ran out, and next() had nothing more to give"
+    if isinstance(error, KeyboardInterrupt):
+        return "KeyboardInterrupt: raised by the code itself, nobody pressed Ctrl-C"
+    return "".join(traceback.format_exception_only(error)).strip()
+
+
+def _behind(error: BaseException, depth: int = 0) -> Iterator[str]:
+    """The members of a group and the causes stated by `raise … from`, each on a line with its place."""
+    members = getattr(error, "exceptions", ())
+    named = [(f"{number} of {len(members)}: ", member) for number, member in enumerate(members, 1)]
+    if error.__cause__ is not None:
+        named.append(("because of ", error.__cause__))
+    for label, inner in named if depth < _MOST_BEHIND else ():
+        place = next((frame.place for frame in reversed(list(_own_frames(inner))) if frame.is_users), "")
+        words = (_words_of(inner).splitlines() or [""])[0]
+        yield f"{label}{words}{f' ({place})' if place else ''}"
+        yield from _behind(inner, depth + 1)
+
+
+def _follows(error: BaseException, what: str, frames: Sequence[Frame]) -> bool:
+    """Whether another rank's end has made this one fail.
+
+    The words alone do not tell: a user's own source of data can lose its connection as well. So they count only where
+    torch stands between the user's code and the error, or raised it from compiled code, which has no lines.
+    """
+    if type(error).__name__ == "PeerError":
+        return True
+    if isinstance(error, LauncherError) or not _AFTERMATH.search(what):
+        return False
+    tail = _calls_no_torch(frames)
+    if isinstance(error, OSError) and not any(_is_torch(frame.file) for frame in frames):
+        return False
+    if tail is None:
+        return True
+    from_compiled_code = type(error) is RuntimeError or type(error).__module__.startswith("torch")
+    return from_compiled_code and not tail[-1].code.startswith("raise")
+
+
+def _calls_no_torch(frames: Sequence[Frame]) -> Sequence[Frame] | None:
+    """The frames from the user's innermost on, if there is one and torch is not among them."""
+    last = max((number for number, frame in enumerate(frames) if frame.is_users), default=None)
+    if last is None or any(_is_torch(frame.file) for frame in frames[last + 1 :]):
+        return None
+    return frames[last:]
+
+
+def _is_torch(file: str) -> bool:
+    return f"{os.sep}torch{os.sep}" in file
 
 
 def of_exit(code: int, stacks: str = "", **details: Any) -> Failure:
@@ -179,7 +245,7 @@ def of_stack(what: str, stack: Iterable[traceback.FrameSummary], **details: Any)
     frames = tuple(_frame(one.filename, one.lineno or 0, one.name, one.line or "") for one in stack)
     last = max((number for number, frame in enumerate(frames) if frame.is_users), default=0)
     inner = [frame.file for frame in frames[last + 1 :]]
-    waits = any(f"{os.sep}torch{os.sep}" in file or file.startswith(_PACKAGE) for file in inner)
+    waits = any(_is_torch(file) or file.startswith(_PACKAGE) for file in inner)
     waits_for_data = any(_DATA.search(file) for file in inner) and not any(_TOGETHER.search(file) for file in inner)
     return Failure(what, frames=frames, is_aftermath=waits and not waits_for_data, **details)
 
@@ -206,14 +272,19 @@ def exit_in_words(code: int) -> str:
 
 def _frames(error: BaseException) -> Iterator[Frame]:
     """Those of the exception, or of what caused it where only that leads to the user's code."""
-    own = [_frame(one.filename, one.lineno or 0, one.name, one.line or "") for one in _summaries(error.__traceback__)]
-    if isinstance(error, SyntaxError) and error.filename:
-        own.append(_frame(error.filename, error.lineno or 0, "<module>", (error.text or "").strip()))
-    cause = error.__cause__
+    own = list(_own_frames(error))
+    cause = error.__cause__ or next(iter(getattr(error, "exceptions", ())), None)
     if cause is not None and not any(frame.is_users for frame in own):
         yield from _frames(cause)
     else:
         yield from own
+
+
+def _own_frames(error: BaseException) -> Iterator[Frame]:
+    for one in _summaries(error.__traceback__):
+        yield _frame(one.filename, one.lineno or 0, one.name, one.line or "")
+    if isinstance(error, SyntaxError) and error.filename:
+        yield _frame(error.filename, error.lineno or 0, "<module>", (error.text or "").strip())
 
 
 def _summaries(start: TracebackType | None) -> Iterable[traceback.FrameSummary]:
@@ -230,22 +301,41 @@ def _is_standard(file: str) -> bool:
     return file.startswith(os.path.dirname(os.__file__) + os.sep)
 
 
+_CAUSED = "\n\nThe above exception was the direct cause of the following exception:\n\n"
+_BESIDE = re.compile(r"^ *[+|][-+]* ?")  # what Python draws beside the exceptions of a group
+_GROUP = re.compile(r"^  \| (?P<what>\S*Group: .* \(\d+ sub-exceptions?\))$", re.MULTILINE)
+_MEMBER = re.compile(r"^    \| (?!\s|Traceback|Exception Group Traceback)(.+)$", re.MULTILINE)
 _TRACEBACK_LINE = re.compile(r'^ *File "(?P<file>.+?)", line (?P<line>\d+),? in (?P<function>.+)$', re.MULTILINE)
 
 
-def _in_worker(text: str) -> tuple[list[Frame], str] | None:
-    """Frames and words of the traceback that torch puts into the message of a loader worker's exception."""
+def _in_worker(text: str) -> tuple[list[Frame], str, tuple[str, ...]] | None:
+    """What torch puts into the message of a loader worker's exception: frames and words, and what is behind it."""
     _, found, inner = text.partition("Original Traceback (most recent call last):\n")
     if not found:
         return None
-    lines = inner.rstrip().splitlines()
+    *causes, (frames, what) = [_traceback_text(part) for part in inner.split(_CAUSED)]
+    if causes and not any(frame.is_users for frame in frames):
+        frames = [frame for part, _ in causes for frame in part] + frames
+    behind = []
+    for part, words in reversed(causes):
+        place = next((frame.place for frame in reversed(part) if frame.is_users), "")
+        behind.append(f"because of {(words.splitlines() or [''])[0]}{f' ({place})' if place else ''}")
+    if group := _GROUP.search(inner):
+        what, members = group["what"], _MEMBER.findall(inner[group.end() :])
+        behind = [f"{number} of {len(members)}: {words}" for number, words in enumerate(members, 1)]
+    return frames, what, tuple(behind[:_MOST_BEHIND])
+
+
+def _traceback_text(text: str) -> tuple[list[Frame], str]:
+    """Frames and words of a traceback as Python prints it."""
+    lines = [_BESIDE.sub("", line) for line in text.rstrip().splitlines()]
     frames, last = [], 0
     for number, line in enumerate(lines):
         if match := _TRACEBACK_LINE.match(line):
             last = number
             code = lines[number + 1].strip() if number + 1 < len(lines) else ""
             frames.append(_frame(match["file"], int(match["line"]), match["function"], code))
-    said = itertools.dropwhile(lambda line: line.startswith(" "), lines[last + 1 :])  # below the last frame's code
+    said = dropwhile(lambda line: line.startswith(" "), lines[last + 1 :])  # below the last frame's code
     return frames, "\n".join(said)
 
 
@@ -272,9 +362,33 @@ _HINTS: tuple[tuple[str, str], ...] = (
         "the kernel's word on it: dmesg | grep -i 'killed process'",
     ),
     (
-        r"worker process \d+ (was killed|ended)",
+        r"worker process \d+ was killed",
         "memory of the machine, or /dev/shm, may be full{batch}: use fewer data.workers",
     ),
+    (
+        r"NCCL error|ncclSystemError|ncclUnhandledCudaError",
+        "start again with NCCL_DEBUG=WARN, and run `launcher doctor`",
+    ),
+    (
+        r"Expected to have finished reduction|did not receive grad",
+        "parameters of the model were not used in the loss{unused}; use them, remove them or freeze them, or allow it: "
+        "device.ddp.find_unused_parameters=true (it costs time)",
+    ),
+    (
+        r"shapes? cannot be multiplied|size mismatch|must match the size|[Ee]xpected .* to have \d+ channels"
+        r"|[Ee]xpected input batch_size|shape '.*' is invalid|Expected target size|Dimension out of range"
+        r"|[Ss]izes of tensors must match|stack expects each tensor to be equal size",
+        "shapes do not fit{shapes}; `launcher data RECIPE` shows what the data set gives",
+    ),
+    (
+        r"Target -?\d+ is out of bounds|device-side assert",
+        "a class is out of range: are there more than the model has?",
+    ),
+    (r"No space left on device", "the disk is full: `df -h` shows which"),
+    (r"Too many open files", "raise the limit (ulimit -n 65536), or use fewer data.workers"),
+)
+# about how ranks reach each other: not where the user's own code lost a connection of its own
+_HINTS_ABOUT_RANKS: tuple[tuple[str, str], ...] = (
     (
         r"Address already in use|EADDRINUSE|errno: 98",
         "another program uses that port: choose another --master HOST:PORT, or leave it away on one node",
@@ -299,26 +413,6 @@ _HINTS: tuple[tuple[str, str], ...] = (
         "the host's name has no address here: name --master by its address, or put it into /etc/hosts",
     ),
     (
-        r"NCCL error|ncclSystemError|ncclUnhandledCudaError",
-        "start again with NCCL_DEBUG=WARN, and run `launcher doctor`",
-    ),
-    (
-        r"Expected to have finished reduction|did not receive grad",
-        "parameters of the model were not used in the loss{unused}; use them, remove them or freeze them, or allow it: "
-        "device.ddp.find_unused_parameters=true (it costs time)",
-    ),
-    (
-        r"shapes? cannot be multiplied|size mismatch|must match the size|[Ee]xpected .* to have \d+ channels"
-        r"|[Ee]xpected input batch_size|shape '.*' is invalid|Expected target size|Dimension out of range"
-        r"|[Ss]izes of tensors must match|stack expects each tensor to be equal size",
-        "shapes do not fit{shapes}; `launcher data RECIPE` shows what the data set gives",
-    ),
-    (
-        r"Target -?\d+ is out of bounds|device-side assert",
-        "a class is out of range: are there more than the model has?",
-    ),
-    (r"No space left on device", "the disk is full: `df -h` shows which"),
-    (
         r"Timed out waiting \d+ms|collective operation timeout|Connection timed out|No route to host"
         r"|Network is unreachable",
         "a rank waited for another longer than device.timeout: the other hangs, or the network is cut; launch.stall "
@@ -328,13 +422,12 @@ _HINTS: tuple[tuple[str, str], ...] = (
         r"Connection closed by peer|Connection reset by peer|PeerError",
         "another rank ended first; where it is on another machine, the report there says why",
     ),
-    (r"Too many open files", "raise the limit (ulimit -n 65536), or use fewer data.workers"),
 )
 
 
 def hint_for(failure: Failure) -> str | None:
     """What is known about such a failure, and what to do."""
-    for pattern, text in _HINTS:
+    for pattern, text in (*_HINTS, *(() if failure.is_users else _HINTS_ABOUT_RANKS)):
         if re.search(pattern, failure.what):
             known = {name: f" ({value})" for name, value in failure.facts.items()}
             interface = network.interface_in_use() or "not said"
@@ -381,7 +474,9 @@ class Notes:
         """
         with suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._about.write_text(json.dumps({"steps_per_epoch": steps_per_epoch, "facts": dict(facts)}))
+            self._about.write_text(
+                json.dumps({"steps_per_epoch": steps_per_epoch, "facts": dict(facts)}), encoding="utf-8"
+            )
 
     @property
     def _about(self) -> Path:
@@ -395,7 +490,7 @@ class Notes:
             step: The last one that its rank has completed, as far as others can see.
         """
         try:
-            about = json.loads(self._about.read_text())
+            about = json.loads(self._about.read_text(encoding="utf-8"))
             per_epoch, facts = int(about["steps_per_epoch"]), {**about["facts"], **failure.facts}
         except (OSError, ValueError, TypeError, KeyError):
             per_epoch, facts = 0, dict(failure.facts)
@@ -427,7 +522,7 @@ class Notes:
     def stacks(self, rank: int) -> str:
         """What faulthandler wrote when a rank crashed."""
         try:
-            return self.stacks_of(rank).read_text(errors="replace")
+            return self.stacks_of(rank).read_text(encoding="utf-8", errors="replace")
         except OSError:
             return ""
 
@@ -444,7 +539,8 @@ def from_json(text: bytes) -> Failure | None:
     try:
         found = json.loads(text)
         known = {name: value for name, value in found.items() if name in Failure.__dataclass_fields__}
-        return Failure(**{**known, "frames": tuple(Frame(**frame) for frame in found["frames"])})
+        lists = {"frames": tuple(Frame(**frame) for frame in found["frames"]), "behind": tuple(found.get("behind", ()))}
+        return Failure(**{**known, **lists})
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
 
@@ -500,6 +596,7 @@ class Report:
         lines = [f"launcher: {self.first.line}"]
         if rest := self.first.what.strip().splitlines()[1:4]:
             lines += [f"    {cut(line, _LINE)}" for line in rest]
+        lines += [f"    {cut(line, _LINE)}" for line in self.first.behind]
         lines += [f"  {line}" for line in folded(self.first.frames)]
         lines += [f"  {label:<10} {value}" for label, value in rows if value]
         return "\n".join(lines)

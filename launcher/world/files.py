@@ -20,7 +20,7 @@ def write_text(path: Path, text: str) -> None:
         OSError: The disk is full, read-only or gone; what was there stays as it is.
     """
     with atomic_write(path, parents=False) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(text, encoding="utf-8", errors="surrogateescape")  # a name of odd bytes keeps them
 
 
 @contextmanager

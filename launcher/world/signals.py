@@ -39,7 +39,7 @@ def listening() -> Iterator[None]:
     _received.clear()
     is_main = threading.current_thread() is threading.main_thread()
     try:
-        with _heard_at_once() if is_main else nullcontext():
+        with _heard_at_once() if is_main else nullcontext(), outliving_terminal():
             before: dict[int, Any] = {number: signal.signal(number, _note) for number in _NUMBERS if is_main}
             try:
                 yield
@@ -48,6 +48,19 @@ def listening() -> Iterator[None]:
                     signal.signal(number, handler)
     finally:
         _received.clear()
+
+
+@contextmanager
+def outliving_terminal() -> Iterator[None]:
+    """Goes on for a while when the terminal is closed, as under nohup; what is started meanwhile does so too."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGHUP"):
+        yield
+        return
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def is_listening() -> bool:

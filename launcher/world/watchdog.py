@@ -173,7 +173,7 @@ def beside(look: Callable[[threading.Event], None]) -> Iterator[None]:
 
 def write_stacks(folder: Path, rank: int) -> None:
     """Appends the stacks of all threads to this rank's log."""
-    with suppress(OSError), (folder / "logs" / f"rank-{rank}.log").open("a") as file:
+    with suppress(OSError), (folder / "logs" / f"rank-{rank}.log").open("a", encoding="utf-8") as file:
         file.write(f"launcher: stacks of rank {rank} at {time.strftime('%H:%M:%S')}\n")
         file.flush()
         faulthandler.dump_traceback(file)

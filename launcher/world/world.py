@@ -270,7 +270,7 @@ def usable_cpus(root: Path = Path("/")) -> int:
 def _quotas(root: Path) -> Iterator[float]:
     """CPU quotas of this process's cgroups and those around them, in CPUs."""
     try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
         return
     for number, controllers, path in (line.split(":", 2) for line in lines if line.count(":") > 1):
@@ -284,7 +284,7 @@ def _quotas_of(mount: Path, path: str, *files: str) -> Iterator[float]:
     inner = mount / path.strip("/")
     for folder in (one for one in (inner, *inner.parents) if one.is_relative_to(mount)):
         with suppress(OSError, ValueError, ZeroDivisionError):  # "max", or no such file: no quota
-            quota, period = map(int, " ".join((folder / file).read_text() for file in files).split())
+            quota, period = map(int, " ".join((folder / file).read_text(encoding="utf-8") for file in files).split())
             if quota > 0:  # -1 is none
                 yield quota / period
 

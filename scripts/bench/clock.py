@@ -77,7 +77,7 @@ class Clocked(nn.Module):
 
     def _write(self) -> None:
         assert self._asked is not None
-        Path(self._asked["file"]).write_text(json.dumps(self._found))
+        Path(self._asked["file"]).write_text(json.dumps(self._found), encoding="utf-8")
 
     @torch.no_grad()
     def _probe(self, device: torch.device) -> float:

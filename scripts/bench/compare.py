@@ -79,7 +79,7 @@ def main() -> int:
 def keep(results: list[dict[str, Any]], options: argparse.Namespace) -> None:
     """Writes the figures and the picture of the rounds so far."""
     written = {"versions": {name: version_of(name) for name in PEERS.values()}, "rounds": results}
-    Path(options.json).write_text(json.dumps(written, indent=1))
+    Path(options.json).write_text(json.dumps(written, indent=1), encoding="utf-8")
     draw(results, options.png)
 
 
@@ -178,14 +178,14 @@ def one_run(this: Round, name: str, options: argparse.Namespace, in_order: bool)
         output = run_to_its_end(command, environment, file)
         if not file.exists():
             raise SystemExit(f"{name} on {this.title} failed:\n{output[-6000:]}")
-        noted: dict[str, Any] = json.loads(file.read_text())
+        noted: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     (start, end), (cpu_start, cpu_end) = noted.pop("marks"), noted.pop("cpu")
     return {**noted, "step_seconds": (end - start) / steps, "step_cpu_seconds": (cpu_end - cpu_start) / steps}
 
 
 def run_to_its_end(command: list[str], environment: dict[str, str], noted: Path) -> str:
     """What a contestant writes; one that has noted its times and does not end (gloo, at times) is ended."""
-    with tempfile.TemporaryFile("w+") as output:
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
         process = subprocess.Popen(command, cwd=HERE, env=environment, stdout=output, stderr=subprocess.STDOUT)
         while process.poll() is None:
             time.sleep(0.1)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import json
+import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,3 +62,23 @@ def end(tracking: Tracking, outcome: str) -> None:
     tracking.close(outcome, [])
     wandb.teardown()
     gc.collect()  # warns of a killed helper now, where that is expected
+
+
+def wandb_records(run_dir: Path) -> Iterator[Any]:
+    """All records of all wandb files of a run, oldest file first: LevelDB's log format, read independently."""
+    from wandb.proto import wandb_internal_pb2
+
+    for path in sorted(run_dir.glob("wandb/*run-*/run-*.wandb")):
+        data, position, whole = path.read_bytes(), 7, b""
+        while position + 7 <= len(data):
+            if 32768 - position % 32768 < 7:
+                position += 32768 - position % 32768
+                continue
+            _, length, kind = struct.unpack_from("<IHB", data, position)
+            whole += data[position + 7 : position + 7 + length]
+            position += 7 + length
+            if kind in (1, 4):
+                record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]  # built when it is imported
+                record.ParseFromString(whole)
+                yield record
+                whole = b""

@@ -35,6 +35,7 @@ from launcher.launch.slurm.code import keep, kept_at
 from launcher.launch.slurm.requeue import lasting_words
 from launcher.recipe import show
 from launcher.recipe.consistency import too_short
+from launcher.recipe.directory import directory
 from launcher.recipe.load import load_recipe
 from launcher.recipe.schema import Recipe, Slurm
 from launcher.recipe.secrets import holds_secret, is_secret_key
@@ -44,6 +45,7 @@ from launcher.runs.job import Submission, mark_submitted, name_job
 from launcher.runs.lock import check_free
 from launcher.text import brief
 from launcher.world import slurm
+from launcher.world.files import write_text
 from launcher.world.site import Site, in_recipe
 from launcher.world.world import (
     FAULTS_VARIABLE,
@@ -352,7 +354,7 @@ class Plan:
         tasks = len(self.request.tasks)
         log = f"{folder}/" + ("%a/logs/slurm-%A_%a.out" if tasks else "logs/slurm-%j.out")
         array: dict[str, Value] = {"array": f"0-{tasks - 1}"} if tasks else {}
-        return {**self.options, **array, "output": log, "error": log, "chdir": str(Path.cwd())}
+        return {**self.options, **array, "output": log, "error": log, "chdir": str(directory())}
 
     def script(self, folder: Path, once: bool = False) -> str:
         """The batch script for a run's folder.
@@ -372,7 +374,7 @@ class Plan:
             python=expanded(site.python) if site.python else quoted(job_python()),
             host=quoted(job_python()) if site.container else None,
             run=quoted(str(folder)) + '/"$SLURM_ARRAY_TASK_ID"' * bool(request.tasks),
-            directory=quoted(str(Path.cwd())),
+            directory=quoted(str(directory())),
             setup=site.setup,
             environment={**self._variables, **site.environment, **(_ONE_STEP if once else {})},
             tasks=request.tasks,
@@ -400,7 +402,7 @@ class Plan:
 
     def test_only(self) -> str:
         """When SLURM would start it, in SLURM's words."""
-        with tempfile.NamedTemporaryFile("w", suffix=".sbatch") as file:
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".sbatch") as file:
             file.write(self.script(Path("/tmp")))
             file.flush()
             return slurm.test_only(file.name, [*command_words(self.asked(Path("/tmp"))), *self.request.extra])
@@ -736,7 +738,7 @@ def _write(folder: Path, plan: Plan, text: str) -> Path:
     path = folder / SCRIPT_FILE
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        write_text(path, text)
         path.chmod(0o755)
     except OSError as error:
         raise UsageError(f"--run-dir: {folder} cannot be written: {error.strerror or error}") from error
@@ -790,7 +792,7 @@ def _choose_folder(plan: Plan) -> Path:
 
 def _shown(folder: Path) -> str:
     try:
-        return str(folder.relative_to(Path.cwd()))
+        return str(folder.relative_to(directory()))
     except ValueError:
         return str(folder)
 

@@ -7,12 +7,13 @@ saving, not starting or standing still between two starts, and not steps that a 
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from launcher.runs.reading import Run
+from launcher.runs.reading import Run, count, finite
 
 if TYPE_CHECKING:
     from launcher.runs.report.curves import Columns
@@ -116,7 +117,7 @@ def _take(event: Mapping[str, Any], attempts: list[Attempt]) -> None:
         begun = min(moment, _amount(event, "began") or moment)
         if attempts:  # two starts in one process, as in a notebook, have one beginning
             begun = max(begun, min(attempts[-1].ended, moment))
-        new = Attempt(begun, moment, "killed", step, step, event.get("world"), str(event.get("host") or ""))
+        new = Attempt(begun, moment, "killed", step, step, count(event.get("world")), str(event.get("host") or ""))
         attempts.append(new)
         return
     if not attempts:
@@ -148,8 +149,8 @@ def _lost(event: Mapping[str, Any], before: Attempt) -> None:
 
 
 def _amount(event: Mapping[str, Any], key: str) -> float:
-    value = event.get(key)
-    return float(value) if isinstance(value, int | float) else 0.0
+    value = finite(event.get(key))
+    return 0.0 if math.isinf(value) else value
 
 
 def _end(last: Attempt, run: Run) -> None:

@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,7 +34,7 @@ _PAGE = Path(__file__).parent / "page"
 _NARROWEST = 0.0015  # of a time line's width: what is narrower is drawn together with its neighbours
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Told:
     """One run of a report.
 
@@ -108,21 +108,45 @@ def save(path: Path, text: str) -> None:
         UsageError: Something else is there, or it cannot be written.
     """
     try:
-        if path.exists() and _GENERATOR not in path.read_text(errors="replace")[:1000]:
+        if path.exists() and _GENERATOR not in path.read_text(encoding="utf-8", errors="replace")[:1000]:
             raise UsageError(f"{path} is not a report of this program; name another file with --output")
         write_text(path, text)
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def told(runs: Sequence[Run]) -> list[Told]:
-    """The runs by the shortest names that tell them apart; better ones first, where they have the same measure."""
-    folders = [run.folder.resolve().parts for run in runs]
+def told(runs: Sequence[Run], say: Callable[[str], None] = lambda _: None) -> list[Told]:
+    """The runs by the shortest names that tell them apart; better ones first, where they have the same measure.
+
+    Args:
+        runs: One or several.
+        say: Told of each that is left out, as what stands in its folder is not what we wrote.
+
+    Raises:
+        LauncherError: None can be shown.
+    """
+    named = [Told(run, run.folder.name) for run in runs]
+    if len(runs) > 1:
+        named = [one for one in named if _is_sound(one, say)]
+        if not named:
+            raise LauncherError("none of these runs can be shown; see what is said of each")
+    folders = [one.run.folder.resolve().parts for one in named]
     depth = next((n for n in range(1, 20) if len({parts[-n:] for parts in folders}) == len(folders)), 20)
-    named = [Told(run, "/".join(parts[-depth:])) for run, parts in zip(runs, folders, strict=True)]
+    for one, parts in zip(named, folders, strict=True):
+        one.label = "/".join(parts[-depth:])
     if not are_comparable(named):
         return named
     return sorted(named, key=lambda one: one.run.best.rank if one.run.best else math.inf)
+
+
+def _is_sound(one: Told, say: Callable[[str], None]) -> bool:
+    """Whether a page of this run alone can be made: what it needs is read here, once."""
+    try:
+        rendered([one])
+    except Exception as error:
+        say(f"{one.run.folder}: left out: {error if isinstance(error, LauncherError) else text.told_by(error)}")
+        return False
+    return True
 
 
 def are_comparable(runs: Iterable[Told]) -> bool:
@@ -136,11 +160,31 @@ def charts(runs: Sequence[Told]) -> list[Chart]:
 
 
 def page(runs: Sequence[Run]) -> str:
+    """The report of these runs as HTML.
+
+    Raises:
+        LauncherError: What stands in the folder of the only one is not what we wrote.
+    """
+    return rendered(told(runs))
+
+
+def rendered(named: Sequence[Told]) -> str:
     """The report as HTML.
 
     Raises:
-        LauncherError: The metrics of a run are damaged.
+        LauncherError: What stands in the folder of the only run is not what we wrote.
     """
+    try:
+        return _rendered(named)
+    except LauncherError:
+        raise
+    except Exception as error:
+        if len(named) > 1:
+            raise
+        raise LauncherError(f"{named[0].run.folder}: cannot be shown: {text.told_by(error)}") from error
+
+
+def _rendered(named: Sequence[Told]) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -148,9 +192,8 @@ def page(runs: Sequence[Run]) -> str:
         loader=FileSystemLoader(_PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(duration=text.duration, number=text.number, moment=_moment, percent=_percent)
-    script = "\n".join((_PAGE / name).read_text() for name in ("uPlot.iife.min.js", "report.js"))
-    style = "\n".join((_PAGE / name).read_text() for name in ("uPlot.min.css", "report.css"))
-    named = told(runs)
+    script = "\n".join((_PAGE / name).read_text(encoding="utf-8") for name in ("uPlot.iife.min.js", "report.js"))
+    style = "\n".join((_PAGE / name).read_text(encoding="utf-8") for name in ("uPlot.min.css", "report.css"))
     return environment.get_template("report.html.jinja").render(
         generator=Markup(_GENERATOR),
         script=Markup(script),  # ours, like the style

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import UsageError
-from launcher.runs.reading import Run
 from launcher.runs.report.charts import Chart
-from launcher.runs.report.page import charts, told
+from launcher.runs.report.page import Told, charts
+from launcher.version import install
 
 
-def draw(runs: Sequence[Run], folder: Path) -> Iterator[Path]:
-    """Draws every chart of these runs over steps, one file each; yields each path when it is written.
+def draw(named: Sequence[Told], folder: Path) -> Iterator[Path]:
+    """Draws every chart of the runs of a report over steps, one file each; yields each path when it is written.
 
     Raises:
         UsageError: matplotlib is missing, or the folder cannot be written.
@@ -22,8 +22,7 @@ def draw(runs: Sequence[Run], folder: Path) -> Iterator[Path]:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise UsageError('--png needs matplotlib, which is not installed; pip install "launcher[report]"') from None
-    named = told(runs)
+        raise UsageError(f"--png needs matplotlib, which is not installed; {install('report')}") from None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for number, chart in enumerate(charts(named)):
@@ -39,7 +38,9 @@ def draw(runs: Sequence[Run], folder: Path) -> Iterator[Path]:
 def _draw(chart: Chart, axes: Any, labels: Sequence[str]) -> None:
     for series in chart.series:
         label = series.label if len(labels) == 1 else f"{labels[series.run]} · {series.label}"
-        order = ("train", "validation", "test").index(series.split) if len(labels) == 1 else series.run
+        splits = ("train", "validation", "test")
+        place = splits.index(series.split) if series.split in splits else len(splits)
+        order = place if len(labels) == 1 else series.run
         axes.plot(
             series.steps,
             series.values,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.errors import LauncherError
+from launcher.version import install
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,7 +97,7 @@ def read_mistakes(folder: Path) -> Mistakes | None:
         import pyarrow
         import pyarrow.parquet as parquet
     except ImportError:
-        raise LauncherError(f'{path} needs pyarrow to be read; pip install "launcher[report]"') from None
+        raise LauncherError(f"{path} needs pyarrow to be read; {install('report')}") from None
     try:
         table = parquet.read_table(path)
         about = table.schema.metadata or {}

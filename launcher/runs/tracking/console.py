@@ -35,6 +35,7 @@ from launcher.runs.tracking.scores import (
     _training,
 )
 from launcher.text import duration, number
+from launcher.world.screen import Wrapped, made_steady
 
 REDRAW_SECONDS = 0.25
 _WIDEST = 12  # numbers of a row that a table shows
@@ -225,7 +226,7 @@ class Terminal(Plain):
     def __init__(self, run: ShownRun, scores: Scores):
         super().__init__(run, scores)
         # Past sys.stdout, which may be copied to a log: redrawn lines are nothing to keep.
-        self._screen = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", errors="replace")
+        self._screen = made_steady(os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", errors="replace"))
         self._rich = Rich(file=io.StringIO(), highlight=False, force_terminal=True)
         self._streams: list[Aside] = []
         self._evaluation: Text | None = None
@@ -335,10 +336,11 @@ class Terminal(Plain):
         return _join(parts)
 
 
-class Aside:
+class Aside(Wrapped):
     """A standard stream that takes the bar off the screen before other people's text appears there."""
 
     def __init__(self, stream: TextIO, make_room: Callable[[str], None]):
+        super().__init__(stream)
         self.stream = stream
         self._make_room = make_room
         self._process = os.getpid()
@@ -348,9 +350,6 @@ class Aside:
         if os.getpid() == self._process:
             self._make_room(text)
         return self.stream.write(text)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
 
 
 def _table(columns: Mapping[str, Line]) -> Table:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,8 @@ from typing import Any
 from launcher.errors import EXIT_DONE, EXIT_PREEMPTED
 from launcher.runs.folder import read_json, write_json
 from launcher.runs.metrics import Line
-from launcher.text import flat
+from launcher.text import flat, words_of
+from launcher.world.files import write_text
 
 SETTLED_SECONDS = 30.0  # after so long wandb's helper has written what it was given: it does every few seconds
 _PROJECT_KEYS = {  # the setting that each tracker's first argument is
@@ -45,6 +46,7 @@ class TrackedRun:
         start_step: Steps completed before this start.
         config: The resolved recipe as nested plain values.
         history: The lines of earlier starts, up to `start_step`.
+        own_code: The folders of the user's own code, which may speak to a tracker as well.
     """
 
     run_dir: Path
@@ -52,6 +54,7 @@ class TrackedRun:
     start_step: int
     config: Mapping[str, Any]
     history: Callable[[], Iterable[Line]]
+    own_code: Sequence[Path] = ()
 
     @property
     def label(self) -> str:
@@ -131,10 +134,10 @@ class MLflow(Tracker):
     def start(self) -> None:
         """Opens the run; the recipe is told once, for MLflow takes no other values later."""
         path = self.run.run_dir / "mlflow_id"
-        known = {"run_id": path.read_text().strip()} if path.exists() else {"run_name": self.run.label}
+        known = {"run_id": path.read_text(encoding="utf-8").strip()} if path.exists() else {"run_name": self.run.label}
         self.open(**{**known, **self.settings})
         if not path.exists():
-            path.write_text(self.inner.active_run.info.run_id + "\n")
+            write_text(path, self.inner.active_run.info.run_id + "\n")
             self.inner.store_init_configuration(_scalars(self.run.config))
 
     def finish(self, outcome: str) -> None:
@@ -206,5 +209,5 @@ def _failure(error: BaseException) -> str:
 
 
 def _in_short(error: BaseException) -> str:
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    first = next((line.strip() for line in words_of(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {first[:200]}" if first else type(error).__name__

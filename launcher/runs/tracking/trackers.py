@@ -18,13 +18,18 @@ from typing import Any
 
 from launcher.errors import UsageError
 from launcher.runs.metrics import Line
+from launcher.runs.tracking.own_code import SPOKEN_TO, speaks_to
 from launcher.runs.tracking.tracker import MLflow, Note, TensorBoard, TrackedRun, Tracker, _failure, numbers
 from launcher.runs.tracking.wandb import WandB
+from launcher.version import install
 
 QUEUE_LINES = 2048
 FINISH_SECONDS = 30.0
+OPEN_SECONDS = 60.0
+SAY_SECONDS = 10.0
 LEAVE_SECONDS = 10.0  # where the run was stopped or failed, somebody waits for the process to end
-_INSTALL = {"wandb": '"launcher[wandb]"', "tensorboard": '"launcher[tensorboard]"', "comet_ml": "comet-ml"}
+_EXTRAS = ("wandb", "tensorboard")  # of ours; what the others need is installed by its name
+_WHEELS = {"comet_ml": "comet-ml"}
 _MODULES = {"tensorboard": "torch.utils.tensorboard"}
 # What a recipe may say to each, as it may come from a stranger: nothing that chooses a server, to which the user's key
 # would go, or where files are written. What runs and files are called is here; who gets them is not.
@@ -64,8 +69,8 @@ def check(trackers: Mapping[str, Mapping[str, Any]], allow: Collection[str] = ()
         if name not in LOGGER_TYPE_TO_CLASS:
             problems.append(_unknown(name, sorted(LOGGER_TYPE_TO_CLASS)))
         elif name in needs_package - installed:
-            package = _INSTALL.get(name, name)
-            problems.append(f"track.{name}: it is not installed; pip install {package}, or --remove track.{name}")
+            command = install(name) if name in _EXTRAS else f"pip install {_WHEELS.get(name, name)}"
+            problems.append(f"track.{name}: it is not installed; {command}, or --remove track.{name}")
     if problems:
         raise UsageError("\n".join(problems))
 
@@ -110,6 +115,7 @@ class Worker:
         self._outcome: str | None = None  # set when the run ends
         self._dead = False
         self._missing = 0
+        self.opened = threading.Event()  # also where that has failed
         # An import that runs while a DataLoader forks leaves its lock taken in the child, so it is done before.
         # What is wrong with it is said when the tracker starts.
         with suppress(Exception):
@@ -153,6 +159,7 @@ class Worker:
     def _work(self) -> None:
         try:
             self.tracker.start()
+            self.opened.set()
             while (line := self._next()) is not None:
                 self._log(line)
             self.tracker.finish(self._outcome or "failed")
@@ -163,6 +170,7 @@ class Worker:
             self._lines.clear()
             with suppress(Exception):
                 self.tracker.abandon()
+            self.opened.set()
             self.tracker.warn(f"{self.tracker.name} {_failure(error)}; training goes on without it{self.tracker.hint}")
 
     def _next(self) -> Line | None:
@@ -179,6 +187,14 @@ class Worker:
             self._missing += 1
 
 
+def _await(worker: Worker, say: Callable[[str], None], is_over: Callable[[], bool]) -> None:
+    began, is_said = time.monotonic(), False
+    while not worker.opened.wait(0.1) and not is_over() and (waited := time.monotonic() - began) < OPEN_SECONDS:
+        if waited > SAY_SECONDS and not is_said:
+            is_said = True
+            say(f"waiting up to {OPEN_SECONDS:.0f} s for {worker.tracker.name}, to which your own code speaks")
+
+
 class Trackers:
     """The trackers of a run."""
 
@@ -192,6 +208,13 @@ class Trackers:
         """Queues a line for each tracker; never waits."""
         for worker in self._workers:
             worker.send(line)
+
+    def await_spoken_to(self, say: Callable[[str], None], is_over: Callable[[], bool]) -> None:
+        """Waits for those to be open that the user's own code speaks to, within bounds."""
+        for worker in self._workers:
+            tracker = worker.tracker
+            if tracker.name in SPOKEN_TO and speaks_to(tracker.name, tracker.run.own_code):
+                _await(worker, say, is_over)
 
     def notes(self) -> Iterator[Note]:
         """What trackers have to say since the last call. Threads do not print: a terminal has one writer."""

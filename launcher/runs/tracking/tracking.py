@@ -48,6 +48,14 @@ class Tracking:
         """Prints the plan, as pairs of label and text, and opens the bar."""
         self._show(self._console.start, plan)
 
+    def await_spoken_to(self, is_over: Callable[[], bool]) -> None:
+        """Waits for those trackers that the user's own code speaks to, which it would do before they are open.
+
+        Args:
+            is_over: Whether there is nothing to wait for any more: the run was asked to stop.
+        """
+        self._trackers.await_spoken_to(self.message, is_over)
+
     def log(self, line: Line) -> None:
         """Takes a finished line: to `metrics.jsonl` first, then to the trackers and the screen."""
         now = time.time()
@@ -121,11 +129,16 @@ class Tracking:
             for note in self._trackers.notes():
                 (self._console.warn if note.is_warning else self._console.message)(note.text)
             act(*args)
+            if (broken := getattr(sys.stdout, "broken", None)) is not None:
+                self._say_failed(broken)
         except Exception as error:
-            if not self._display_failed:
-                with suppress(OSError, ValueError):
-                    print(f"the display failed ({error!r}); training goes on: {self._metrics.path}", file=sys.stderr)
-            self._display_failed = True
+            self._say_failed(error)
+
+    def _say_failed(self, error: Exception) -> None:
+        if not self._display_failed:
+            with suppress(OSError, ValueError, AttributeError):
+                print(f"the display failed ({error!r}); training goes on: {self._metrics.path}", file=sys.stderr)
+        self._display_failed = True
 
 
 class NoTracking(Tracking):
@@ -137,6 +150,9 @@ class NoTracking(Tracking):
 
     def start(self, plan: Sequence[tuple[str, str]]) -> None:
         """Does nothing."""
+
+    def await_spoken_to(self, is_over: Callable[[], bool]) -> None:
+        """Does nothing: what is said here is not heard, see `stand_in`."""
 
     def log(self, line: Line) -> None:
         """Does nothing."""
@@ -170,6 +186,7 @@ def open_tracking(
     output: Literal["auto", "quiet", "json"] = "auto",
     deadline: float | None = None,
     evaluated: int | None = None,
+    own_code: Sequence[Path] = (),
 ) -> Tracking:
     """Opens everything that rank 0 tracks with, and goes on with what earlier starts of the run wrote.
 
@@ -185,6 +202,7 @@ def open_tracking(
         output: `auto` is a bar on a terminal and plain lines elsewhere; `quiet` only errors and the last line;
             `json` one object a line.
         deadline: When the job ends by its limit, in unix time.
+        own_code: The folders of the user's own code, which may speak to a tracker as well.
         evaluated: The step of the last evaluation that is not made again, see `MetricsFile.continue_from`.
 
     Raises:
@@ -199,7 +217,7 @@ def open_tracking(
     past = metrics.continue_from(start_step, evaluated)
     shown = ShownRun(run_dir, total_steps, start_step, best, decides, deadline)
     tracked = TrackedRun(
-        run_dir, run_name, start_step, config, history=lambda: read_until(metrics.path, past.size_bytes)
+        run_dir, run_name, start_step, config, lambda: read_until(metrics.path, past.size_bytes), own_code
     )
     console = open_console(output, shown, past.evaluations)
     return Tracking(metrics, console, Trackers(trackers, tracked), past.redone)

@@ -14,7 +14,9 @@ from http.client import HTTPException
 from typing import Any
 
 from launcher.errors import EXIT_FAILED
+from launcher.runs.tracking.own_code import silence, speaks_to
 from launcher.runs.tracking.tracker import _EXIT_CODES, Sent, Tracker, _in_short, _plain, numbers
+from launcher.world.files import write_text
 
 
 class WandB(Tracker):
@@ -28,10 +30,12 @@ class WandB(Tracker):
     _resumed_at: int  # the newest step that the server has
     _newest: Mapping[str, int]  # the newest step that it surely has, of each number
     _sent: Sent
+    _is_shared = False  # whether the user's code logs to the same run
 
     def start(self) -> None:
         """Opens the run, online where that is asked for and possible, and brings it up to date."""
         defaults = _settings()
+        self._is_shared = speaks_to("wandb", self.run.own_code)
         mode = self.settings.pop("mode", None) or defaults.mode
         why = ""
         if mode != "online":
@@ -46,7 +50,8 @@ class WandB(Tracker):
         news = {key: value for key, value in values.items() if step > self._newest.get(key, self._resumed_at)}
         if news:
             self._step = max(self._step, step)  # wandb's own count cannot go back
-            self.inner.log({"step": step, **news}, step=self._step)
+            # where the user's code logs as well it counts too, at any moment: what comes late would be dropped
+            self.inner.log({"step": step, **news}, step=None if self._is_shared else self._step)
             self._sent.add(step, news)
 
     def finish(self, outcome: str) -> None:
@@ -68,6 +73,8 @@ class WandB(Tracker):
             with suppress(psutil.NoSuchProcess):
                 helper.kill()
         ending.join(5.0)
+        if self._is_shared:
+            silence()
 
     def _open_run(self, mode: str) -> None:
         _settings()
@@ -89,10 +96,10 @@ class WandB(Tracker):
 
     def _run_id(self) -> str:
         path = self.run.run_dir / "wandb_id"
-        found = path.read_text().strip() if path.exists() else ""
+        found = path.read_text(encoding="utf-8").strip() if path.exists() else ""
         if not found:
             found = uuid.uuid4().hex[:8]
-            path.write_text(found + "\n")
+            write_text(path, found + "\n")
         return found
 
     def _obstacle(self, defaults: Any) -> str:
@@ -129,13 +136,19 @@ class WandB(Tracker):
     def _catch_up(self) -> None:
         run = self.inner.run
         self._step = -1
-        self._resumed_at = run.starting_step - 1 if run.resumed else -1
+        self._resumed_at = self._newest_there() if run.resumed else -1
         self._sent = Sent(self.run.run_dir / "wandb_sent.json")
         self._newest = dict(self._sent.settled) if run.offline else {}
         if self.run.start_step > 0:
             for line in self.run.history():
                 self.log(line["step"], numbers(line))
                 time.sleep(0)  # the training's thread goes first
+
+    def _newest_there(self) -> int:
+        """The newest step of ours that the server has. Its own count is another where the user's code logs as well."""
+        counted: int = self.inner.run.starting_step - 1
+        newest = self.inner.run.summary.get("step") if self._is_shared else None
+        return int(newest) if isinstance(newest, int | float) else counted
 
 
 def _settings() -> Any:

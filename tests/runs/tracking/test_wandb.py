@@ -6,7 +6,6 @@ import json
 import os
 import re
 import socket
-import struct
 import subprocess
 import sys
 import textwrap
@@ -22,7 +21,7 @@ import accelerate
 import psutil
 import pytest
 from tiers import rounds
-from tracked import API_KEY, CONFIG, end, log_steps, track
+from tracked import API_KEY, CONFIG, end, log_steps, track, wandb_records
 from worlds import TINY, in_world
 
 from launcher.runs.tracking.tracker import Sent
@@ -57,26 +56,6 @@ def wandb_env(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Calla
     set_env()
     yield set_env
     wandb.teardown()
-
-
-def wandb_records(run_dir: Path) -> Iterator[Any]:
-    """All records of all wandb files of a run, oldest file first: LevelDB's log format, read independently."""
-    from wandb.proto import wandb_internal_pb2
-
-    for path in sorted(run_dir.glob("wandb/*run-*/run-*.wandb")):
-        data, position, whole = path.read_bytes(), 7, b""
-        while position + 7 <= len(data):
-            if 32768 - position % 32768 < 7:
-                position += 32768 - position % 32768
-                continue
-            _, length, kind = struct.unpack_from("<IHB", data, position)
-            whole += data[position + 7 : position + 7 + length]
-            position += 7 + length
-            if kind in (1, 4):
-                record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]  # built when it is imported
-                record.ParseFromString(whole)
-                yield record
-                whole = b""
 
 
 def wandb_numbers(run_dir: Path) -> Counter[tuple[str, int, float]]:
