@@ -1,4 +1,4 @@
-"""All that is touched of what torch, torchmetrics and Accelerate call private, in one place.
+"""All that is touched of what torch, torchmetrics, Accelerate and Python call private, in one place.
 
 Each function says what it takes, why there is no public way, and what happens where a release lacks it. A test names
 each of them, so that a release that moves one says so at once. Nothing is imported before it is asked for: parts of
@@ -7,7 +7,6 @@ the launcher that load no torch may stand above this. What runs in every step is
 
 from __future__ import annotations
 
-import atexit
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -251,16 +250,6 @@ def shut_down(iterator: Any) -> None:
 # ---------------------------------------------------------------------- modules, schedules, metrics
 
 
-def run_exit_handlers() -> None:
-    """Runs what was registered with `atexit`, for a process that is left while one of its threads still runs.
-
-    Python has no public way to ask; where it has none at all, they are left out, as after a kill.
-    """
-    run = getattr(atexit, "_run_exitfuncs", None)
-    if run is not None:
-        run()
-
-
 def names_within(module: nn.Module) -> list[str]:
     """The names of all that is directly in a module, of what is None or stands there twice, too.
 
@@ -374,3 +363,15 @@ def forget_accelerator(accelerator: Any) -> None:
     reset = getattr(type(accelerator.state), "_reset_state", None)
     if reset is not None:
         reset(reset_partial_state=True)
+
+
+def run_exit_handlers() -> None:
+    """Runs what was registered with `atexit`, as Python does when it has waited for all threads.
+
+    For a process that leaves without one of them; there is no public way. Where there is none, they are not run.
+    """
+    import atexit
+
+    run = getattr(atexit, "_run_exitfuncs", None)
+    if run is not None:
+        run()

@@ -68,7 +68,6 @@ SYMBOLS: dict[str, Callable[[], object]] = {
     "_worker_info": lambda: worker,
     "pin_memory": lambda: pin_memory,
     "_workers": workers_iterator,
-    "_run_exitfuncs": lambda: atexit,
     "_shutdown_workers": workers_iterator,
     "_get_iterator": lambda: DataLoader,
     "_modules": lambda: nn.Linear(1, 1),
@@ -91,6 +90,7 @@ SYMBOLS: dict[str, Callable[[], object]] = {
     "_reductions": torchmetrics.MeanMetric,
     "_to_sync": torchmetrics.MeanMetric,
     "_reset_state": lambda: accelerate.state.AcceleratorState,
+    "_run_exitfuncs": lambda: atexit,
 }
 
 

@@ -85,10 +85,11 @@ class Data:
         """The sets in a few words, for the plan."""
         sets = [(f"validation {name}".strip(), loader) for name, loader in self.validation.items()]
         sets += [(f"test {name}".strip(), loader) for name, loader in self.test.items()]
-        return ", ".join([self._training_set, *(f"{name} {loader.num_samples():,}" for name, loader in sets)])
+        return ", ".join([self.training_set, *(f"{name} {loader.num_samples():,}" for name, loader in sets)])
 
     @property
-    def _training_set(self) -> str:
+    def training_set(self) -> str:
+        """The training set in a few words."""
         size = self.train.sampler.dataset_size
         if not isinstance(self.train, StreamLoader):
             return f"{size:,} training samples"

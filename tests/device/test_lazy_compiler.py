@@ -64,8 +64,8 @@ OTHER_TORCHES = {
 def test_where_torch_keeps_functions_otherwise_all_is_left_to_torch(other: str) -> None:
     run(
         f"import functools, os, sys, torch\nkept = torch._disable_dynamo\n{other}"
-        "from launcher import uncompiled\n"
-        "uncompiled.optimizers()\n"
+        "from launcher.device import lazy_compiler\n"
+        "lazy_compiler.optimizers()\n"
         "torch._disable_dynamo = kept\n"  # this torch's compiler needs it
         "weight = torch.ones(2, requires_grad=True)\n"
         "one = torch.optim.SGD([weight], 0.5)\n"
@@ -73,7 +73,7 @@ def test_where_torch_keeps_functions_otherwise_all_is_left_to_torch(other: str) 
         "weight.grad = torch.ones(2)\n"
         "one.step()\n"
         "assert weight.tolist() == [0.5, 0.5]\n"
-        "with uncompiled.ddp():\n"
+        "with lazy_compiler.ddp():\n"
         "    assert torch._dynamo is sys.modules['torch._dynamo']\n"
     )
 
@@ -81,9 +81,9 @@ def test_where_torch_keeps_functions_otherwise_all_is_left_to_torch(other: str) 
 def test_the_stand_in_is_taken_away_where_making_a_ddp_fails() -> None:
     run(
         "import sys, torch\n"
-        "from launcher import uncompiled\n"
+        "from launcher.device import lazy_compiler\n"
         "try:\n"
-        "    with uncompiled.ddp():\n"
+        "    with lazy_compiler.ddp():\n"
         "        assert 'torch._dynamo' not in sys.modules and '_dynamo' in vars(torch)\n"
         "        raise KeyError\n"
         "except KeyError:\n"
@@ -94,8 +94,8 @@ def test_the_stand_in_is_taken_away_where_making_a_ddp_fails() -> None:
 def test_what_stands_in_answers_as_the_compiler_does() -> None:
     run(
         "import torch._dynamo\n"
-        "from launcher import uncompiled\n"
-        "assert torch._dynamo.utils.get_optimize_ddp_mode() == uncompiled._DDP_MODE\n"
+        "from launcher.device import lazy_compiler\n"
+        "assert torch._dynamo.utils.get_optimize_ddp_mode() == lazy_compiler._DDP_MODE\n"
     )
 
 
@@ -103,11 +103,11 @@ def test_a_ddp_that_asks_the_compiler_something_else_gets_no_stand_in() -> None:
     run(
         "import torch\n"
         "from torch.nn.parallel import DistributedDataParallel\n"
-        "from launcher import uncompiled\n"
+        "from launcher.device import lazy_compiler\n"
         "def made(self, module):\n"
         "    self.mode = torch._dynamo.config.how_to_add\n"
         "DistributedDataParallel.__init__ = made\n"
-        "with uncompiled.ddp():\n"
+        "with lazy_compiler.ddp():\n"
         "    assert '_dynamo' not in vars(torch)\n"
     )
 
@@ -115,8 +115,8 @@ def test_a_ddp_that_asks_the_compiler_something_else_gets_no_stand_in() -> None:
 def test_an_optimizer_can_be_made_in_a_compiled_function() -> None:
     run(
         "import torch\n"
-        "from launcher import uncompiled\n"
-        "uncompiled.optimizers()\n"
+        "from launcher.device import lazy_compiler\n"
+        "lazy_compiler.optimizers()\n"
         "model = torch.nn.Linear(2, 2)\n"
         "def made(x):\n"
         "    optimizer = torch.optim.SGD(model.parameters(), 0.1)\n"
@@ -128,8 +128,8 @@ def test_an_optimizer_can_be_made_in_a_compiled_function() -> None:
 def test_where_the_compiler_is_loaded_it_keeps_away_from_what_torch_keeps_it_away_from() -> None:
     run(
         "import torch\n"
-        "from launcher import uncompiled\n"
-        "uncompiled.optimizers()\n"
+        "from launcher.device import lazy_compiler\n"
+        "lazy_compiler.optimizers()\n"
         "one = torch.optim.SGD(torch.nn.Linear(2, 2).parameters(), 0.1)\n"
         "function = torch.optim.Optimizer.state_dict.__wrapped__\n"
         "kept = one.state_dict()\n"
@@ -174,14 +174,14 @@ def test_ddp_made_without_the_compiler_trains_as_torchs_own_and_can_be_compiled_
 def test_what_else_ddp_wants_of_the_compiler_loads_it() -> None:
     run(
         "import sys, torch\n"
-        "from launcher import uncompiled\n"
-        "with uncompiled.ddp():\n"
+        "from launcher.device import lazy_compiler\n"
+        "with lazy_compiler.ddp():\n"
         "    assert torch._dynamo.utils.get_optimize_ddp_mode() == 'ddp_optimizer'\n"
         "    assert 'torch._dynamo' not in sys.modules\n"
         "    assert torch._dynamo.config.optimize_ddp is True\n"
         "    assert torch._dynamo.utils.get_optimize_ddp_mode.__module__ == 'torch._dynamo.utils'\n"
         "assert torch._dynamo is sys.modules['torch._dynamo']\n"
-        "with uncompiled.ddp():\n"
+        "with lazy_compiler.ddp():\n"
         "    assert torch._dynamo is sys.modules['torch._dynamo']\n"
     )
 

@@ -244,9 +244,9 @@ def test_what_hangs_is_shown_where_it_stands(tmp_path: Path) -> None:
     [
         (
             "{_target_: MulticlassAccuracy, num_classes: 5}",
-            r"evaluate\.metrics\.it: MulticlassAccuracy cannot take .*\(2, 3\) torch\.float\d+, \(2,\) torch\.int64",
+            r"evaluate\.metrics\.it: MulticlassAccuracy cannot take .*float\d+ \[2, 3\], int64 \[2\]",
         ),
-        ("{_ref_: 'parts.py:halved'}", r"evaluate\.metrics\.it: halved cannot take outputs and targets of \(2, 3\)"),
+        ("{_ref_: 'parts.py:halved'}", r"evaluate\.metrics\.it: halved cannot take outputs and targets of float\d+ \[2, 3\]"),
         ("{_target_: MeanSquaredError}", r"evaluate\.metrics\.it: MeanSquaredError cannot take"),
     ],
 )
@@ -263,7 +263,7 @@ def test_a_metric_that_has_no_value_in_the_end_is_named_with_the_shapes(capsys: 
     settings = (*TASKS["values"][:3], "data.validation={_target_: 'parts.py:Values', size: 1}")
     assert main(["check", str(TINY), *settings, "evaluate.metrics={it: {_target_: R2Score}}"]) == 2
     said = capsys.readouterr()
-    shapes = r"\(1,\) torch\.float64, \(1,\) torch\.float64"
+    shapes = r"float64 \[1\], float64 \[1\]"
     wanted = (
         rf"evaluate\.metrics\.it: R2Score: Needs at least two .*; the first batch had outputs and targets of {shapes}"
     )

@@ -139,6 +139,7 @@ TABLE = (
     row("C", "export LC_ALL=C LANG=C"),
     row("POSIX, two processes", "export LC_ALL=POSIX", act="$two"),
     row("a locale that is not there", act="env LC_ALL=xx_YY.UTF-8 $train"),
+    row("ASCII alone", "export LC_ALL=C PYTHONCOERCECLOCALE=0 PYTHONUTF8=0"),
     row("no locale", "unset LC_ALL LANG LC_CTYPE"),
     row("Python's own encoding of streams", "export PYTHONIOENCODING=ascii"),
     # HOME and accounts
@@ -154,6 +155,8 @@ TABLE = (
     row("standard input closed", act="$train <&-"),
     row("standard input closed, two processes", act="$two <&-", is_plain=True),
     row("standard input without an end", act="$train < /dev/zero"),
+    row("no screen", act="$two >&-", says=""),
+    row("neither screen nor standard error", act="$two >&- 2>&-", says=""),
     row("the screen is full", act="$train > /dev/full", says=""),
     row("no terminal, a session of its own", act="setsid -w $two"),
     row("TERM is unknown", "export TERM=no-such-terminal"),

@@ -95,7 +95,7 @@ def _table(rows: Sequence[Sequence[str]], right: str = "") -> list[str]:
 
 
 def _sets(data: Data) -> Iterator[str]:
-    rows = [("train", data.describe().removesuffix(" training samples"), name_of(data.train.dataset), _epoch(data))]
+    rows = [("train", data.training_set.removesuffix(" training samples"), name_of(data.train.dataset), _epoch(data))]
     for part, sets in (("validation", data.validation), ("test", data.test)):
         rows += [
             (f"{part} {name}".strip(), f"{one.num_samples():,}", name_of(one.dataset), "") for name, one in sets.items()

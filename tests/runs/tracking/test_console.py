@@ -181,7 +181,7 @@ def test_the_other_ranks_have_the_same_signature() -> None:
 PROGRAM = """
     import sys, time
     from pathlib import Path
-    from launcher.tracking import open_tracking
+    from launcher.runs.tracking.tracking import open_tracking
 
     tracking = open_tracking(
         run_dir=Path(sys.argv[1]), total_steps=300, start_step=0, trackers={}, run_name="digits", config={}, best=None

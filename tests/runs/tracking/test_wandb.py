@@ -334,7 +334,8 @@ STOPPED = """
     import os, signal, sys, time
     from pathlib import Path
     import accelerate, psutil
-    from launcher.tracking import open_tracking, trackers
+    from launcher.runs.tracking import trackers
+    from launcher.runs.tracking.tracking import open_tracking
 
     trackers.LEAVE_SECONDS = 3.0
     accelerate.PartialState(cpu=True)
