@@ -90,6 +90,11 @@ def _safetensors(
 ) -> Callable[..., Any]:
     from safetensors.torch import load_model, save_model
 
+    if strange := [name for name, value in model.state_dict().items() if not isinstance(value, torch.Tensor)]:
+        raise UsageError(
+            f"--to: safetensors holds tensors only, and '{strange[0]}' of the model is a "
+            f"{type(model.state_dict()[strange[0]]).__name__}; write .pth"
+        )
     save_model(model, str(path))  # knows tied weights, which save_file refuses
     again = another()
     load_model(again, str(path))

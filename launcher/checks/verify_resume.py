@@ -9,11 +9,13 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from launcher.checkpoints import format as checkpoints
 from launcher.checkpoints import retention
+from launcher.checkpoints.sameness import same
 from launcher.errors import LauncherError, UsageError
 from launcher.runs.folder import WEIGHTS_FILE
 from launcher.runs.tracking.tracking import read_metrics
@@ -117,7 +119,10 @@ def _differences(straight: Path, killed: Path) -> Iterator[str]:
             f"{other.get(first, {}).get('loss')} after the kill"
         )
     if names:
-        far = max(float((weights[0][name].double() - weights[1][name].double()).abs().max()) for name in names)
+        tensors = [name for name in names if all(isinstance(one.get(name), torch.Tensor) for one in weights)]
+        far = max(
+            (float((weights[0][name].double() - weights[1][name].double()).abs().max()) for name in tensors), default=0
+        )
         more = f", … ({len(names)} tensors)" if len(names) > 4 else ""
         yield f"weights differ by up to {far:.3g}: {', '.join(names[:4])}{more}"
     if first is not None or names:
@@ -127,9 +132,11 @@ def _differences(straight: Path, killed: Path) -> Iterator[str]:
         )
 
 
-def _same(one: torch.Tensor, other: torch.Tensor | None) -> bool:
+def _same(one: Any, other: Any) -> bool:
     """Bit by bit: a NaN equals itself."""
-    if other is None or one.dtype != other.dtype or one.shape != other.shape:
+    if not isinstance(one, torch.Tensor) or not isinstance(other, torch.Tensor):
+        return same(one, other)  # what a module gives by get_extra_state
+    if one.dtype != other.dtype or one.shape != other.shape:
         return False
     flat = (tensor.detach().contiguous().flatten().view(torch.uint8) for tensor in (one, other))
     return bool(torch.equal(*flat)) if one.numel() else True

@@ -6,10 +6,13 @@ Parameters are left out: without an optimizer's step nothing changes them, and t
 from __future__ import annotations
 
 import random
+import sys
+import sysconfig
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -23,7 +26,6 @@ from launcher.checkpoints.sameness import same
 _DEPTH = 4  # of attributes of attributes, as a step function's meter has a list
 _LARGEST = 2**28  # bytes: what is larger, and no buffer, is data
 _LONGEST = 10_000  # entries that are looked into: more are data, as a vocabulary is
-_NOT_OURS = ("torch", "launcher", "numpy", "logging", "threading", "multiprocessing", "concurrent", "io", "weakref")
 _REGISTERED = ("_parameters", "_buffers", "_modules")  # of a module: looked at by their public names
 Back = Callable[[], object]
 
@@ -105,7 +107,7 @@ class Unmoved:
                     self._back.append(partial(setattr, cell, "cell_contents", cell.cell_contents))
                     self._keep(cell.cell_contents, depth - 1)
             self._keep_attributes(thing, depth)
-        elif not (type(thing).__module__.partition(".")[0] in _NOT_OURS or isinstance(thing, ModuleType | type)):
+        elif not isinstance(thing, ModuleType | type) and (depth == _DEPTH or _is_of_the_project(type(thing))):
             self._keep_attributes(thing, depth)
 
     def _keep_attributes(self, thing: Any, depth: int) -> None:
@@ -128,6 +130,14 @@ class Unmoved:
         self._back.append(back)
 
 
+def _is_of_the_project(kind: type) -> bool:
+    """Whether a class is a user's own: what is inside of a package's objects (a tracker's client) is left alone."""
+    file = getattr(sys.modules.get(kind.__module__), "__file__", None)
+    installed = ("site-packages", "dist-packages", sysconfig.get_paths()["stdlib"], _LAUNCHER)
+    return file is not None and not any(place in file for place in installed)
+
+
+_LAUNCHER = str(Path(__file__).parent.parent)
 _PLAIN = (int, float, complex, str, bytes, bool, type(None), BuiltinFunctionType)
 
 

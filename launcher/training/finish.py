@@ -8,6 +8,7 @@ from typing import Any
 
 from launcher.checkpoints import format as checkpoints
 from launcher.checkpoints.format import Checkpoint, save_weights
+from launcher.evaluation.modes import has_modes
 from launcher.evaluation.predictions import write_predictions
 from launcher.runs import folder as runs
 from launcher.runs.report.predictions import PREDICTIONS_FILE
@@ -120,3 +121,5 @@ def save_at_end(state: TrainState, session: Session, outcome: str, step: int) ->
         session.record.end(outcome, step, made)
 
     state.device.coordinator.from_first(saved)
+    if outcome == "finished" and has_modes(state.optimizer):
+        state.optimizer.eval()  # type: ignore[attr-defined]  # whoever gets the module trains it no more

@@ -45,7 +45,8 @@ def train(state: TrainState, session: Session) -> tuple[str, int]:
         known.step = done
         progress.reached(done)
         meter.add(result, step, waited)
-        acts.parting.after(done)
+        if acts.parting is not None:
+            acts.parting.after(done)
         faults.point("step", done, session.folder)
         session.saving.check()
         wanted = triggers.after(done)
@@ -82,7 +83,8 @@ class _Acts:
         self.rate = state.schedule.rate  # of the step just made
         coordinator = state.device.coordinator
         parameters = [one for module in (state.model.bare, *state.losses.values()) for one in module.parameters()]
-        self.parting = Parting(parameters, coordinator, session.tracking.warn)
+        is_alone = coordinator.world_size == 1
+        self.parting = None if is_alone else Parting(parameters, coordinator, session.tracking.warn)
         self.triggers = Triggers(session.periods, state.length, coordinator, session.stopping, session.seconds_before)
 
     def evaluated_what_is_owed(self, done: int) -> bool:
@@ -139,7 +141,8 @@ class _Acts:
 
     def _keep(self, done: int) -> None:
         """Writes a checkpoint, if the ranks are one."""
-        self.parting.compare(done)
+        if self.parting is not None:
+            self.parting.compare(done)
         self.session.saving.save(done)
 
     def _settle(self, done: int) -> None:

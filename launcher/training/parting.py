@@ -29,13 +29,12 @@ class Parting:
 
     Args:
         parameters: What all ranks should have the same of.
-        coordinator: The ranks' side channel.
+        coordinator: The ranks' side channel; there are several.
         warn: Gets a line where machines round differently; once.
     """
 
     def __init__(self, parameters: Sequence[torch.Tensor], coordinator: Coordinator, warn: Callable[[str], None]):
         self._parameters, self._coordinator, self._warn = parameters, coordinator, warn
-        self._is_alone = coordinator.world_size == 1
         self._own: tuple[torch.Tensor, int] | None = None  # on their way to host memory, of a step
         self._mark: Any = None  # behind that copy
         self._pending: Pending | None = None
@@ -47,8 +46,6 @@ class Parting:
         Raises:
             PartedError: The ranks have parted.
         """
-        if self._is_alone:
-            return
         place = step % EVERY
         if place == 0:
             self._own = self._sums(), step
@@ -63,8 +60,6 @@ class Parting:
         Raises:
             PartedError: The ranks have parted.
         """
-        if self._is_alone:
-            return
         self._begin()
         self._judge()
         self._own = self._sums(), step

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from launcher.data.permutation import mix
 from launcher.data.seeds import seed_generators, seed_torch
 from launcher.internals import has_hooks
 
@@ -29,8 +30,10 @@ class StepSeeds:
 
     def __call__(self, step: int) -> None:
         """Seeds for the step after `step` completed ones."""
-        seed = seed_torch if self._only_torch else seed_generators  # torch draws the same after either
-        seed(self.seed, step, self._rank, is_gpu=self._on_gpu)
+        if self._only_torch:  # which draws the same after either
+            seed_torch(mix(self.seed, step, self._rank), self._on_gpu)
+        else:
+            seed_generators(self.seed, step, self._rank, is_gpu=self._on_gpu)
 
 
 def draws_only_from_torch(things: Iterable[Any]) -> bool:

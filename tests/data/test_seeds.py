@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from launcher.data.loaders import EvaluationLoader, Reading, TrainLoader
+from launcher.data.permutation import mix
 from launcher.data.sampler import StepSampler
 from launcher.data.seeds import numpy_seed, seed_generators, seed_torch, states
 from launcher.data.streams import StreamLoader
@@ -136,12 +137,12 @@ def test_a_seed_everywhere_leaves_torch_as_a_script_seeds_it_and_numpy_another()
 def test_torch_alone_gets_what_it_gets_with_the_others() -> None:
     seed_generators(1, 2, 3)
     expected = torch.rand(4)
-    seed_torch(1, 2, 3)
+    seed_torch(mix(1, 2, 3))
     assert torch.equal(torch.rand(4), expected)
     random.seed(0)
     np.random.seed(0)
     before = states()
-    seed_torch(4)
+    seed_torch(mix(4))
     assert states()[:4] == before[:4]
 
 
