@@ -136,10 +136,10 @@ class _Sources:
     def load(self, file: _File) -> Node | None:
         """One file over its bases."""
         root = self.sections(file)
-        found = root.find("base") if root else None
-        if root is None or found is None:
+        entry = root.find("base") if root else None
+        if root is None or entry is None:
             return root
-        _, base = found
+        _, base = entry
         root = root.with_items([(key, child) for key, child in root.items() if key != "base"])
         if base.value is None:
             return root
@@ -183,8 +183,8 @@ class _Sources:
         root = parse(text, file.source, file.path.parent, self.problems)
         if root is None or isinstance(root.value, dict):
             return root and without_secrets(root, (), self.problems)
-        found = {list: "a list", type(None): "empty"}.get(type(root.value), "a single value")
-        self.problems.add(root.origin, (), f"is {found}; a recipe is a mapping of sections, such as 'model: …'")
+        kind = {list: "a list", type(None): "empty"}.get(type(root.value), "a single value")
+        self.problems.add(root.origin, (), f"is {kind}; a recipe is a mapping of sections, such as 'model: …'")
         return None
 
 
@@ -207,8 +207,8 @@ def _reads_as_recipe(text: str) -> bool:
 def _named_bases() -> list[pathlib.Path]:
     """Where recipes may lie that others build on: what [tool.launcher] and the site file name."""
     named = os.environ.get(SITE_VARIABLE)
-    found = [pathlib.Path(named)] if named else [pathlib.Path(os.path.expanduser(place)) for place in SITE_PLACES]
-    path = next((place for place in found if place.is_file()), None)
+    candidates = [pathlib.Path(named)] if named else [pathlib.Path(os.path.expanduser(place)) for place in SITE_PLACES]
+    path = next((place for place in candidates if place.is_file()), None)
     return [*named_paths("bases"), *(_bases_of_site(path) if path else ())]
 
 
@@ -218,9 +218,9 @@ def _bases_of_site(path: pathlib.Path) -> list[pathlib.Path]:
         root = parse(decode(path.read_bytes(), str(path)), str(path), path.parent, Problems())
     except (OSError, TextError, RecipeError):
         return []
-    found = root.find("bases") if root else None
-    listed = [child.value for _, child in found[1].items()] if found else []
-    return [pathlib.Path(os.path.expanduser(one)).resolve() for one in listed if isinstance(one, str)]
+    entry = root.find("bases") if root else None
+    listed = [child.value for _, child in entry[1].items()] if entry else []
+    return [pathlib.Path(os.path.expanduser(base)).resolve() for base in listed if isinstance(base, str)]
 
 
 def _contents(file: _File) -> bytes:
@@ -409,8 +409,8 @@ def _drop(node: Node, segments: Sequence[str], at: Path = ()) -> Node:
 
 def _step(node: Node, segment: str, at: Path) -> tuple[Key, Node | None]:
     """The key or index that a segment means, and what is there; None where a mapping has no such key."""
-    if found := node.find(segment):
-        return found
+    if entry := node.find(segment):
+        return entry
     if isinstance(node.value, list):
         raise _ChangeError(f"'{dotted(at)}' has {len(node.value)} items, counted from 0; there is no '{segment}'")
     if isinstance(node.value, str) and "${" in node.value:

@@ -147,7 +147,9 @@ class Builder:
         """
         components = [component for root in self._roots() for component in root.walk()]
         roots = {root.path for root in self._roots()}
-        problems = [problem for one in components for problem in self._problems(one, one.path in roots)]
+        problems = [
+            problem for component in components for problem in self._problems(component, component.path in roots)
+        ]
         if problems:
             raise RecipeError(sorted(problems, key=by_place))
         return len(components)
@@ -195,12 +197,16 @@ class Builder:
 
         What own code asks is its own affair.
         """
-        for component in (one for root in self._roots() for one in root.walk()):
+        for component in (component for root in self._roots() for component in root.walk()):
             if component.given is not None or component.style != "call":
                 continue
             target = self.resolve(component)
             parameters = parameters_of(target) or {}
-            defaults = {name: one.default for name, one in parameters.items() if one.default is not one.empty}
+            defaults = {
+                name: parameter.default
+                for name, parameter in parameters.items()
+                if parameter.default is not parameter.empty
+            }
             if server := reached(target, {**defaults, **arguments_of(component, parameters)}):
                 yield dotted(component.path), server
 
@@ -314,8 +320,8 @@ class Builder:
         """Judges the arguments again, now that all their values are known."""
         arguments = {**dict(zip(_positional(target), args, strict=False)), **kwargs}
         problems = argument_objections(target, arguments, self._trust(component))
-        if found := [self._problem(component, argument, message) for argument, message in problems]:
-            raise RecipeError(found)
+        if refusals := [self._problem(component, argument, message) for argument, message in problems]:
+            raise RecipeError(refusals)
 
     def value(self, item: Any, handed: Mapping[str, Any]) -> Any:
         """An argument as its target gets it: components built, expressions evaluated, durations in steps."""
@@ -362,7 +368,7 @@ _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_O
 
 
 def _positional(target: Any) -> list[str]:
-    return [name for name, one in (parameters_of(target) or {}).items() if one.kind in _POSITIONAL]
+    return [name for name, parameter in (parameters_of(target) or {}).items() if parameter.kind in _POSITIONAL]
 
 
 def _target_key(component: Component) -> str:
@@ -394,7 +400,7 @@ def _plain_attribute(thing: Any, attribute: str, name: str) -> Any:
         return len(thing)
     if not hasattr(thing, attribute):
         raise LauncherError(f"${{{name}}}: a {type(thing).__name__} has no attribute '{attribute}'")
-    found = getattr(thing, attribute)
-    if inspect.isroutine(found) or isinstance(found, type | types.ModuleType | functools.partial):
+    value = getattr(thing, attribute)
+    if inspect.isroutine(value) or isinstance(value, type | types.ModuleType | functools.partial):
         raise LauncherError(f"${{{name}}}: '{attribute}' is code, not a value; name it with _ref_ if a recipe may")
-    return found
+    return value

@@ -47,13 +47,13 @@ def _are_positions(value: Any) -> str | None:
 def _is_length(value: Any) -> str | None:
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return None
-    said = Duration.parse(value) if isinstance(value, str) else None
-    fits = said is not None and said.unit in ("epochs", "steps", "percent")
+    duration = Duration.parse(value) if isinstance(value, str) else None
+    fits = duration is not None and duration.unit in ("epochs", "steps", "percent")
     return None if fits else "is no length; write '500 steps', '1 epoch' or '5%'"
 
 
 def _are_groups(value: Any) -> str | None:
-    fits = isinstance(value, Mapping) and value and all(isinstance(one, Mapping) for one in value.values())
+    fits = isinstance(value, Mapping) and value and all(isinstance(settings, Mapping) for settings in value.values())
     return None if fits else "must be patterns with their settings, as in {'*.bias': {weight_decay: 0}}"
 
 
@@ -65,7 +65,7 @@ def _is_input(value: Any) -> str | None:
 
 
 def _are_sets(value: Any) -> str | None:
-    fits = isinstance(value, list) and value and all(isinstance(one, str) for one in value)
+    fits = isinstance(value, list) and value and all(isinstance(name, str) for name in value)
     return None if fits else "must be a list of names of evaluation sets, as in [clean]"
 
 
@@ -152,9 +152,9 @@ def _own_file(component: Component, document: Document) -> Iterator[Problem]:
 def _parse(component: Component) -> None:
     file, _, name = component.target.rpartition(":")
     own, places = own_code(component.folder)
-    found = own_file(file, Trust(own, places=places))
+    path = own_file(file, Trust(own, places=places))
     try:
-        ast.parse(found.read_bytes(), filename=str(found))
+        ast.parse(path.read_bytes(), filename=str(path))
     except SyntaxError as error:
         place = f":{error.lineno}" if error.lineno else ""
         text = f": {brief(error.text.strip())}" if error.text else ""

@@ -48,8 +48,8 @@ def _stated(tree: Mapping[str, Any]) -> Iterator[Fault]:
     given = [name for name in ("epochs", "steps", "time") if train.get(name) is not None]
     misspelt = set(train) - set(Train.model_fields)  # which may be the length
     if "train" in tree and (len(given) > 1 or not (given or misspelt)):
-        said = f"says {' and '.join(given)}" if given else "does not say how long to train"
-        yield ("train",), f"{said}; state exactly one of epochs, steps, time"
+        problem = f"says {' and '.join(given)}" if given else "does not say how long to train"
+        yield ("train",), f"{problem}; state exactly one of epochs, steps, time"
     if train.get("count") is not None and train.get("step") is None and tree.get("loss") != "model":
         message = "count goes with a step function of your own, or loss: model; a loss says _per_ beside its _target_"
         yield ("train",), message
@@ -69,7 +69,7 @@ def _evaluation(recipe: Recipe) -> Iterator[Fault]:
                 ("evaluate", "metrics", name),
                 f"a line of metrics.jsonl means something else by '{name}'; give it another name",
             )
-        strange = [one for one in metric.options.get("_sets_", ()) if one not in named]
+        strange = [set_name for set_name in metric.options.get("_sets_", ()) if set_name not in named]
         if strange:
             listed = hint(strange[0], named, f"there are: {', '.join(named) or 'none with a name'}")
             where: Path = ("evaluate", "metrics", name, "_sets_")
@@ -150,8 +150,8 @@ def _horizon(recipe: Recipe) -> Iterator[Fault]:
         if names:
             message = f"a run of {recipe.train.time} has no number of steps; write a number, or state train.steps"
             yield path, f"{value.text}: {message}"
-        said = Duration.parse(value) if isinstance(value, str) and path[0] == "scheduler" else None
-        if said is not None and said.unit == "percent":
+        duration = Duration.parse(value) if isinstance(value, str) and path[0] == "scheduler" else None
+        if duration is not None and duration.unit == "percent":
             yield path, f"'{value}': a run of {recipe.train.time} has no number of steps; say it in steps or epochs"
 
 
@@ -194,8 +194,8 @@ def _slurm(recipe: Recipe) -> Iterator[Fault]:
         elif full in ("nodelist", "exclude") and "/" in str(value):
             yield path, "sbatch would read this as the name of a file; write the nodes, as in node[1-4]"
     shortest = (section.__pydantic_extra__ or {}).get("time_min")  # what SLURM may make of the limit
-    for name, said in (("time", section.time), ("time_min", shortest)):
-        if said is not None and (message := too_short(str(said), section.signal.amount)):
+    for name, limit in (("time", section.time), ("time_min", shortest)):
+        if limit is not None and (message := too_short(str(limit), section.signal.amount)):
             yield ("slurm", name), message
 
 

@@ -172,8 +172,8 @@ class _Parser:
     def __init__(self, text: str):
         if len(text) > 1000:
             raise _ResolveError("too long an expression")
-        found = [(match.lastgroup, match[match.lastgroup or 0]) for match in _TOKEN.finditer(text)]
-        self.tokens = found[::-1]
+        tokens = [(match.lastgroup, match[match.lastgroup or 0]) for match in _TOKEN.finditer(text)]
+        self.tokens = tokens[::-1]
         self.steps: list[Step] = []
         self.nesting = 0
 

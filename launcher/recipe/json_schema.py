@@ -43,8 +43,8 @@ class _Generator(GenerateJsonSchema):
         return _or_reference(super().int_schema(schema))
 
     def str_schema(self, schema: core_schema.StringSchema) -> JsonSchemaValue:
-        found = super().str_schema(schema)
-        return _or_reference(found) if "pattern" in found else found
+        json_schema = super().str_schema(schema)
+        return _or_reference(json_schema) if "pattern" in json_schema else json_schema
 
     def float_schema(self, schema: core_schema.FloatSchema) -> JsonSchemaValue:
         return _or_reference(super().float_schema(schema))

@@ -48,8 +48,8 @@ def load_recipe(
     tree = with_components(document.values, document, frozenset(fields_by_name()))
     for key, value in (given or {}).items():
         _hand_in(tree, document, key, value)
-    recipe, found = _checked(tree, document, _Said(problems, document))
-    problems.extend(Problem(one.where, one.path, printable(one.message)) for one in found)
+    recipe, new_problems = _checked(tree, document, _Said(problems, document))
+    problems.extend(Problem(problem.where, problem.path, printable(problem.message)) for problem in new_problems)
     if problems:
         raise RecipeError(_first(problems))
     recipe._document = document
@@ -110,10 +110,10 @@ def _unresolved(value: Any, path: Path = ()) -> Iterator[Path]:
         yield from _unresolved(inner, (*path, key))
 
 
-def _checked(tree: dict[str, Any], document: Document, said: _Said) -> tuple[Recipe, list[Problem]]:
+def _checked(tree: dict[str, Any], document: Document, reported_places: _Said) -> tuple[Recipe, list[Problem]]:
     """The recipe, as far as its sections are right, and what is wrong."""
     problems = list(component_problems(tree, document))
-    broken = {path.partition(".")[0] for path in (*said.paths, *(problem.path for problem in problems))}
+    broken = {path.partition(".")[0] for path in (*reported_places.paths, *(problem.path for problem in problems))}
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
@@ -122,7 +122,7 @@ def _checked(tree: dict[str, Any], document: Document, said: _Said) -> tuple[Rec
         problems += islice(_schema_problems(details, tree, document), MAX_PROBLEMS + 1)
         recipe = _sections(tree, broken)
     problems += whole_problems(tree, recipe, broken, document)
-    return recipe, [problem for problem in problems if not said.covers(problem)]
+    return recipe, [problem for problem in problems if not reported_places.covers(problem)]
 
 
 def _sections(tree: Mapping[str, Any], broken: Container[str]) -> Recipe:
@@ -163,28 +163,30 @@ def _schema_problems(details: Iterable[ErrorDetails], tree: Mapping[str, Any], d
     for detail in details:
         places.setdefault(_path_in(detail, tree), []).append(detail)
     above = {path[:end] for path in places for end in range(len(path))}
-    for path, found in places.items():
+    for path, errors in places.items():
         if path in above:
             continue  # of two kinds it is one, with a fault inside, and of course not the other
-        where, message = _schema_fault(path, found, document)
+        where, message = _schema_fault(path, errors, document)
         yield Problem(str(where), dotted(path), message)
 
 
-def _schema_fault(path: Path, found: Sequence[ErrorDetails], document: Document) -> tuple[Origin, str]:
-    first = found[0]
+def _schema_fault(path: Path, errors: Sequence[ErrorDetails], document: Document) -> tuple[Origin, str]:
+    first = errors[0]
     kind, value, context = first["type"], first["input"], first.get("ctx", {})
     if kind == "extra_forbidden":
         return document.key_origin(path), _unknown_key(path)
     if kind == "missing":
         return document.origin(path[:-1]), _missing(path)
     if kind == "value_error":
-        said = f"{shown(value)} " if isinstance(value, str | int | float) else ""
-        return document.origin(path), said + str(context.get("error", first["msg"]))
+        prefix = f"{shown(value)} " if isinstance(value, str | int | float) else ""
+        return document.origin(path), prefix + str(context.get("error", first["msg"]))
     if isinstance(value, Expression):
         return document.origin(path), f"{brief(value.text)} is known when the data is opened; write a value here"
     if kind == "string_pattern_mismatch":
         return document.origin(path), f"{shown(value)} is not allowed; {_PATTERNS[str(context['pattern'])]}"
-    expected = [_EXPECTED[one["type"]].format(**one.get("ctx", {})) for one in found if one["type"] in _EXPECTED]
+    expected = [
+        _EXPECTED[error["type"]].format(**error.get("ctx", {})) for error in errors if error["type"] in _EXPECTED
+    ]
     if not expected:
         return document.origin(path), f"{shown(value)}: {first['msg'][0].lower()}{first['msg'][1:]}"
     return document.origin(

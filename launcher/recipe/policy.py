@@ -174,7 +174,7 @@ class Trust:
         It may where something listed is in it, or below it (then importing that would import this too).
         """
         holds_something = any(_is_below(name, module) for name in (*_MODULES, *FUNCTIONS))
-        return self.allows(module) or holds_something or any(_is_below(module, one) for one in _MODULES)
+        return self.allows(module) or holds_something or any(_is_below(module, parent) for parent in _MODULES)
 
     def owns(self, file: str | Path | None) -> bool:
         """Whether a file belongs to the user's project, and not to an environment inside it."""
@@ -292,7 +292,7 @@ def style_objection(target: Any, style: str, trust: Trust) -> str | None:
         trust: What the user allowed.
     """
     module = str(getattr(target, "__module__", ""))
-    if style == "call" or is_trusted(module, trust) or not any(_is_below(module, one) for one in _BY_ARGUMENTS):
+    if style == "call" or is_trusted(module, trust) or not any(_is_below(module, parent) for parent in _BY_ARGUMENTS):
         return None
     return "what it does depends on its arguments, which are judged here: call it with _target_, without _partial_"
 
@@ -340,8 +340,8 @@ def _defaults(target: Any) -> dict[str, Any]:
         parameters = inspect.signature(target).parameters.values()
     except (ValueError, TypeError):
         return {}
-    own = {one.name: one.default for one in parameters if one.default is not one.empty}
-    goes_on = inspect.isclass(target) and any(one.kind is one.VAR_KEYWORD for one in parameters)
+    own = {parameter.name: parameter.default for parameter in parameters if parameter.default is not parameter.empty}
+    goes_on = inspect.isclass(target) and any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     bases = [base for base in target.__mro__[1:] if "__init__" in vars(base)] if goes_on else []
     return {**(_defaults(bases[0]) if bases else {}), **own}
 
@@ -372,7 +372,7 @@ def _refused(package: str, name: str, value: Any) -> str | None:
     if package in ("datasets", "timm", "transformers") and name.startswith("_"):
         return f"'{brief(name)}' is private to {package}; leave it out"
     if package == "transformers" and name.endswith("_implementation"):
-        strange = [one for one in _texts(value) if one not in _IMPLEMENTATIONS]
+        strange = [text for text in _texts(value) if text not in _IMPLEMENTATIONS]
         return f"a repository's code is not loaded; one of: {', '.join(_IMPLEMENTATIONS)}" if strange else None
     if package in ("timm", "transformers") and isinstance(value, str) and ":" in value.strip()[:12]:
         source = value.strip().partition(":")[0].lower().replace("_", "-")

@@ -58,9 +58,9 @@ def named_paths(key: str, folder: Path | None = None) -> tuple[Path, ...]:
     """
     path = (folder or Path()) / "pyproject.toml"
     listed = _project(path).get(key, [])
-    if not isinstance(listed, list) or not all(isinstance(one, str) and one for one in listed):
+    if not isinstance(listed, list) or not all(isinstance(entry, str) and entry for entry in listed):
         raise UsageError(f"{path}: tool.launcher.{key} must be a list of files and folders, as in {key} = ['src']")
-    return tuple((path.parent / Path(one).expanduser()).resolve() for one in listed)
+    return tuple((path.parent / Path(entry).expanduser()).resolve() for entry in listed)
 
 
 def own_code(recipe_folder: Path, working: Path | None = None) -> tuple[tuple[Path, ...], tuple[Path, ...]]:

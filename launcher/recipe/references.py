@@ -184,8 +184,8 @@ class _Resolver:
         """What the recipe says under a dotted name."""
         node: Node | None = self.root
         for segment in name.split("."):
-            found = node.find(segment) if node else None
-            node = found[1] if found else None
+            entry = node.find(segment) if node else None
+            node = entry[1] if entry else None
         return node
 
     def states_steps(self) -> bool:
@@ -236,13 +236,13 @@ class _Resolver:
                 node, settled = self.settle(path, node), True
             if isinstance(node.value, Expression):
                 return self.beyond(node.value, segments[position:])
-            found = node.find(segment)
-            if found is None:
+            entry = node.find(segment)
+            if entry is None:
                 later = self.below(path, node, segments[position:])
                 if not settled:
                     self.settle(path, node)  # for the cycle that only building it would show
                 return later
-            path, node = (*path, found[0]), found[1]
+            path, node = (*path, entry[0]), entry[1]
         resolved = node if settled else self.settle(path, node)
         return self.share(path, resolved)
 
@@ -305,7 +305,7 @@ def _known_text(value: object) -> object:
         return value
     pieces = [what for kind, what in value.program if kind == "push"]
     text = "".join(map(str, pieces))
-    return _FromEnvironment(text) if any(isinstance(one, _FromEnvironment) for one in pieces) else text
+    return _FromEnvironment(text) if any(isinstance(piece, _FromEnvironment) for piece in pieces) else text
 
 
 def _no_path(text: str) -> str | None:

@@ -486,7 +486,7 @@ class Recipe(Section):
 def model_in(annotation: Any) -> type[BaseModel] | None:
     """The section that a field's annotation means, where it means one."""
     options = (annotation, *typing.get_args(annotation))
-    return next((one for one in options if isinstance(one, type) and issubclass(one, BaseModel)), None)
+    return next((option for option in options if isinstance(option, type) and issubclass(option, BaseModel)), None)
 
 
 def fields_by_name(model: type[BaseModel] = Recipe, path: Path = ()) -> Iterator[Path]:

@@ -73,10 +73,10 @@ def masked(text: str) -> str:
 
 
 def _mask(match: re.Match[str]) -> str:
-    found = match[0]
-    if "://" in found:
-        return f"{found.partition('://')[0]}://***@"
-    return found if found.startswith("-----") else f"{found[:3]}***"
+    secret = match[0]
+    if "://" in secret:
+        return f"{secret.partition('://')[0]}://***@"
+    return secret if secret.startswith("-----") else f"{secret[:3]}***"
 
 
 def masked_in(value: Any) -> Any:
@@ -104,8 +104,8 @@ def without_secrets(node: Node, at: Path, problems: Problems) -> Node:
     if at and is_secret_key(at[-1]) and not node.states_component() and _says_something(node):
         problems.add(node.origin, at, f"looks like a secret by its name; {ADVICE}")
         return Node(None, node.origin, node.folder, node.key)
-    if isinstance(node.value, str) and (found := shape_in(node.value)):
-        problems.add(node.origin, at, f"looks like {found[1]}; {ADVICE}")
+    if isinstance(node.value, str) and (secret := shape_in(node.value)):
+        problems.add(node.origin, at, f"looks like {secret[1]}; {ADVICE}")
         return Node(None, node.origin, node.folder, node.key)
     return node.with_items([(key, without_secrets(child, (*at, key), problems)) for key, child in node.items()])
 
@@ -113,5 +113,5 @@ def without_secrets(node: Node, at: Path, problems: Problems) -> Node:
 def _says_something(node: Node) -> bool:
     """Whether there are words or numbers in a value: neither null, true nor false, nor empty."""
     value = node.value
-    said = isinstance(value, str | int | float) and not isinstance(value, bool) and value != ""
-    return said or any(_says_something(child) for _, child in node.items())
+    has_content = isinstance(value, str | int | float) and not isinstance(value, bool) and value != ""
+    return has_content or any(_says_something(child) for _, child in node.items())

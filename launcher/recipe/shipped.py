@@ -20,9 +20,9 @@ def folder() -> Path:
 
 def shipped() -> dict[str, str]:
     """Name and first sentence of each recipe; a folder's is that of its `recipe.yaml`."""
-    found = {path.stem: path for path in folder().glob("*.yaml")}
-    found.update({path.parent.name: path for path in folder().glob("*/recipe.yaml")})
-    return {name: _first_sentence(path.read_text(encoding="utf-8")) for name, path in sorted(found.items())}
+    recipes = {path.stem: path for path in folder().glob("*.yaml")}
+    recipes.update({path.parent.name: path for path in folder().glob("*/recipe.yaml")})
+    return {name: _first_sentence(path.read_text(encoding="utf-8")) for name, path in sorted(recipes.items())}
 
 
 def _first_sentence(text: str) -> str:

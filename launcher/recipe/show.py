@@ -58,7 +58,7 @@ def render(recipe: Recipe) -> str:
     """The resolved recipe as YAML, each value followed by where it was said."""
     shown = lines(recipe)
     width = column_of_origins(shown)
-    return "".join(f"{f'{one.text:<{width}}  # {one.origin}' if one.origin else one.text}\n" for one in shown)
+    return "".join(f"{f'{line.text:<{width}}  # {line.origin}' if line.origin else line.text}\n" for line in shown)
 
 
 def lines(recipe: Recipe) -> list[Line]:
@@ -68,7 +68,7 @@ def lines(recipe: Recipe) -> list[Line]:
 
 def column_of_origins(shown: list[Line]) -> int:
     """Where the column of origins begins."""
-    return min(_WIDEST, max((len(one.text) for one in shown), default=0))
+    return min(_WIDEST, max((len(line.text) for line in shown), default=0))
 
 
 def values_of(tree: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
@@ -155,13 +155,13 @@ def _lines(tree: Any, path: Path, document: Document, indent: str = "") -> Itera
 
 def _is_short(item: Any) -> bool:
     """Whether a list is written on one line: numbers, or a few words."""
-    plain = isinstance(item, list) and not any(isinstance(one, Mapping | list) for one in item)
+    plain = isinstance(item, list) and not any(isinstance(entry, Mapping | list) for entry in item)
     return plain and len(_flow(item)) <= 40
 
 
 def _flow(item: Any) -> str:
     if isinstance(item, list) and item:
-        return f"[{', '.join(_in_brackets(one) for one in item)}]"
+        return f"[{', '.join(_in_brackets(entry) for entry in item)}]"
     return scalar(item)
 
 
@@ -172,12 +172,14 @@ def _in_brackets(value: Any) -> str:
 
 
 def _origin(path: Path, item: Any, document: Document) -> str:
-    said = document.origins.get(path)
-    if said is None:
+    origin = document.origins.get(path)
+    if origin is None:
         return "default"
     inner = [document.origins.get((*path, index)) for index in range(len(item))] if isinstance(item, list) else []
-    changed = [str(one) for one in inner if one is not None and one.source != said.source]
-    return ", ".join(dict.fromkeys([str(said), *changed]))
+    changed = [
+        str(inner_origin) for inner_origin in inner if inner_origin is not None and inner_origin.source != origin.source
+    ]
+    return ", ".join(dict.fromkeys([str(origin), *changed]))
 
 
 def scalar(value: Any) -> str:
@@ -194,7 +196,10 @@ def scalar(value: Any) -> str:
 
 def quoted(text: str) -> str:
     """A text in double quotes, with escapes for what is not printable."""
-    return "".join(one if one.isprintable() else _escape(one) for one in json.dumps(text, ensure_ascii=False))
+    return "".join(
+        character if character.isprintable() else _escape(character)
+        for character in json.dumps(text, ensure_ascii=False)
+    )
 
 
 def _escape(character: str) -> str:

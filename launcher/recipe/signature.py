@@ -71,8 +71,8 @@ def _not_a(kind: str, made: type) -> str | None:
 
 def _class(name: str) -> type:
     module, _, attribute = name.rpartition(".")
-    found: type = getattr(importlib.import_module(module), attribute)
-    return found
+    kind: type = getattr(importlib.import_module(module), attribute)
+    return kind
 
 
 # ---------------------------------------------------------------------- names of arguments
@@ -124,7 +124,9 @@ def argument_problems(
     # a scheduler's lengths may be said in words
     fitting = Fitting(made, durations=handed == "optimizer", may_make=may_make)
     arguments = arguments_of(component, parameters)
-    for name, message in value_problems({key: one for key, one in arguments.items() if key != given}, target, fitting):
+    for name, message in value_problems(
+        {key: value for key, value in arguments.items() if key != given}, target, fitting
+    ):
         yield name, message, True
 
 
@@ -165,7 +167,7 @@ def group_problems(
         The pattern, the setting, and what is wrong with it.
     """
     parameters = parameters_of(target) or {}
-    kinds = {one.kind for one in parameters.values()}
+    kinds = {parameter.kind for parameter in parameters.values()}
     known = [name for name in parameters if name != handed]
     for pattern, settings in groups.items():
         for name in settings:
@@ -180,9 +182,13 @@ def group_problems(
 def _unknown_names(
     component: Component, target: Any, parameters: Parameters, given: str | None
 ) -> Iterator[tuple[str, str]]:
-    takes = [name for name, one in parameters.items() if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
+    takes = [
+        name
+        for name, parameter in parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    ]
     writable = [name for name in takes if name != given]
-    open_ended = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     for name in component.kwargs:
         if name == given:
             yield name, f"'{name}' is handed in by the run; remove it"
@@ -193,13 +199,13 @@ def _unknown_names(
 
 def _positional(parameters: Parameters) -> list[str]:
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return [name for name, one in parameters.items() if one.kind in kinds]
+    return [name for name, parameter in parameters.items() if parameter.kind in kinds]
 
 
 def _binding(component: Component, target: Any, parameters: Parameters, given: str | None) -> Iterator[tuple[str, str]]:
     """Positional arguments that are too many or said twice, and required ones that are missing."""
     positional = [name for name in _positional(parameters) if name != given]
-    variadic = any(one.kind is one.VAR_POSITIONAL for one in parameters.values())
+    variadic = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters.values())
     if len(component.args) > len(positional) and not variadic:
         count = f"{len(positional)} positional argument{'s' * (len(positional) != 1)}"
         yield "_args_", f"{name_of(target)} takes {count}, not {len(component.args)}"
@@ -208,8 +214,11 @@ def _binding(component: Component, target: Any, parameters: Parameters, given: s
         yield name, f"{name_of(target)} gets '{name}' twice: in _args_ and by name"
     if component.style == "partial":
         return
-    for name, one in parameters.items():
-        required = one.default is one.empty and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
+    for name, parameter in parameters.items():
+        required = parameter.default is parameter.empty and parameter.kind not in (
+            parameter.VAR_POSITIONAL,
+            parameter.VAR_KEYWORD,
+        )
         if required and name not in (*component.kwargs, *filled, given):
             yield "", f"{name_of(target)} needs '{name}'; write '{name}: …'"
 
@@ -228,11 +237,16 @@ def hints_of(target: Any) -> Mapping[str, Any]:
     function = inspect.unwrap(target) if not inspect.isclass(target) else _maker(target)
     names = {**vars(collections.abc), **vars(typing), **getattr(function, "__globals__", {})}
     hints = {}
-    for name, one in parameters.items():
-        if one.annotation is one.empty or one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD):
+    for name, parameter in parameters.items():
+        if parameter.annotation is parameter.empty or parameter.kind in (
+            parameter.VAR_POSITIONAL,
+            parameter.VAR_KEYWORD,
+        ):
             continue
         try:  # of code that is imported anyway; what is imported for type checkers only has no value here
-            hints[name] = eval(one.annotation, names) if isinstance(one.annotation, str) else one.annotation
+            hints[name] = (
+                eval(parameter.annotation, names) if isinstance(parameter.annotation, str) else parameter.annotation
+            )
         except Exception:
             continue
     return hints
@@ -282,7 +296,7 @@ class Fitting:
             words = self.durations and isinstance(value, str) and Duration.parse(value) is not None
             return words or (isinstance(value, int) and not isinstance(value, bool))
         if origin is typing.Literal:
-            return any(value == one and type(value) is type(one) for one in typing.get_args(option))
+            return any(value == literal and type(value) is type(literal) for literal in typing.get_args(option))
         if option in (bool, str, type(None)):
             return isinstance(value, option)
         if origin in _SEQUENCES:
@@ -307,12 +321,14 @@ class Fitting:
 
     def _record_problems(self, value: Mapping[str, Any], kind: type) -> Iterator[str]:
         parameters = parameters_of(kind) or {}
-        open_ended = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+        open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
         for name in value:
             if name not in parameters and not open_ended:
                 listed = f"it takes: {', '.join(parameters)}"
                 yield f"{name_of(kind)} takes no '{brief(str(name))}'{hint(str(name), parameters, listed)}"
-        missing = [name for name, one in parameters.items() if one.default is one.empty and name not in value]
+        missing = [
+            name for name, parameter in parameters.items() if parameter.default is parameter.empty and name not in value
+        ]
         if missing and not open_ended:
             yield f"{name_of(kind)} needs '{missing[0]}'; write '{missing[0]}: …'"
         for name, message in value_problems(value, kind, self):
@@ -372,7 +388,7 @@ def _member(kind: type[enum.Enum], value: Any) -> enum.Enum | None:
         return value
     if isinstance(value, str) and value in kind.__members__:
         return kind[value]
-    return next((one for one in kind if type(one.value) is type(value) and one.value == value), None)
+    return next((member for member in kind if type(member.value) is type(value) and member.value == value), None)
 
 
 # ---------------------------------------------------------------------- values as they are annotated
@@ -422,15 +438,15 @@ def _made_of(value: Any, option: Any, may_make: Callable[[type], bool]) -> Any:
     if _is_path(origin) and isinstance(value, str):
         return pathlib.Path(value) if origin is os.PathLike else origin(value)
     if _is_record(origin) and isinstance(value, Mapping) and may_make(origin):
-        said = {str(key): one for key, one in value.items()}
+        fields = {str(key): field for key, field in value.items()}
         is_model = hasattr(origin, "model_validate")
-        return origin.model_validate(said) if is_model else origin(**annotated(origin, said, may_make))
+        return origin.model_validate(fields) if is_model else origin(**annotated(origin, fields, may_make))
     if origin in _SEQUENCES and isinstance(value, list):
         kinds = _kinds(inner, len(value))
-        items = [as_annotated(one, kind, may_make) for one, kind in zip(value, kinds, strict=True)]
+        items = [as_annotated(entry, kind, may_make) for entry, kind in zip(value, kinds, strict=True)]
         return origin(items) if origin in (tuple, set, frozenset) else items
     if origin in _MAPPINGS and isinstance(value, Mapping) and len(inner) == 2:
-        return {key: as_annotated(one, inner[1], may_make) for key, one in value.items()}
+        return {key: as_annotated(entry, inner[1], may_make) for key, entry in value.items()}
     return _UNFIT
 
 
@@ -477,7 +493,7 @@ def _word(option: Any) -> str:
     if option in _NAMES:
         return _NAMES[option]
     if origin is typing.Literal:
-        return " or ".join(shown(one) for one in inner)
+        return " or ".join(shown(literal) for literal in inner)
     if origin is collections.abc.Callable:
         return "a function"
     if origin is type:
@@ -502,7 +518,7 @@ def _remedy(value: Any, hint: Any) -> str:
         return f"; write {{_ref_: torch.{value.removeprefix('torch.')}}}"
     if "Tensor" in names and isinstance(value, list):
         return f"; write {{_target_: torch.tensor, _args_: [{shown(value)}]}}"
-    wanted = [typing.get_origin(one) or one for one in _options(hint)]
+    wanted = [typing.get_origin(option) or option for option in _options(hint)]
     if isinstance(value, str) and (collections.abc.Callable in wanted or type in wanted):
         return f"; write {{_ref_: {brief(value)}}}"
     return ""

@@ -77,7 +77,7 @@ def _short(name: str, homes: Sequence[str]) -> Any:
         thing = getattr(module, name, None)
         if inspect.isclass(thing) or inspect.isfunction(thing):
             return thing
-        known += [other for other, one in vars(module).items() if inspect.isclass(one)]
+        known += [other for other, value in vars(module).items() if inspect.isclass(value)]
     if not homes:
         raise LauncherError(f"'{brief(name)}' has no package; {_FULL_NAME}")
     have = "have" if len(homes) > 1 else "has"
@@ -143,11 +143,11 @@ def _attribute(thing: Any, name: str, of: str, *, private: bool) -> Any:
     for part in name.split("."):
         if part.startswith("__") or (part.startswith("_") and not private):
             raise LauncherError(f"'{brief(part)}' of {of} is refused: names that begin with '_' are private")
-        found = _got(thing, part, of)
-        if found is _MISSING:
+        attribute = _got(thing, part, of)
+        if attribute is _MISSING:
             known = [other for other in getattr(thing, "__dict__", {}) if not other.startswith("_")]
             raise LauncherError(f"{of} has no '{brief(part)}'{suggestion(part, known)}")
-        thing = found
+        thing = attribute
     return thing
 
 
@@ -189,9 +189,9 @@ def own_file(file: str, trust: Trust) -> Path:
         LauncherError: There is none, or it is no part of the user's own code.
     """
     candidates = [folder / file for folder in (*trust.homes, directory()) if os.path.isfile(folder / file)]
-    found = next(filter(trust.owns, candidates), None)
-    if found is not None:
-        return found.resolve()
+    path = next(filter(trust.owns, candidates), None)
+    if path is not None:
+        return path.resolve()
     if not candidates:
         raise LauncherError(f"there is no file '{brief(file)}' beside the recipe or in the working directory")
     raise LauncherError(

@@ -295,24 +295,24 @@ _CRAMPED = re.compile(r" *[\w.-]+:[^\s:/\\]")  # `lr:1e-3`
 
 def _explain(error: yaml.MarkedYAMLError, text: str) -> tuple[Any, str]:
     """In our words what PyYAML could not read, and the mark of its place."""
-    found, mark, begun = error.problem or "is not YAML", error.problem_mark, error.context_mark
+    problem, mark, begun = error.problem or "is not YAML", error.problem_mark, error.context_mark
     if mark and text[mark.index - 1 : mark.index + 1] == "${":
         reference = re.compile(r"\$\{[^}\n]*\}?").match(text, mark.index - 1)
         return mark, f'a reference in brackets is put in quotes: "{brief(reference[0]) if reference else ""}"'
-    if mark and re.search("expected ':'|values are not allowed", found):
+    if mark and re.search("expected ':'|values are not allowed", problem):
         lines = text.splitlines()[: mark.line + 1]
         first = begun.line if begun else max(mark.line - 1, 0)
         cramped = [number for number in range(first, len(lines)) if _CRAMPED.match(lines[number])]
         if cramped:
             return mark, f"a space is missing after the ':' on line {cramped[0] + 1}"
-    if words := _words(_EXPLANATIONS_OF_BEGINNINGS, found):
+    if words := _words(_EXPLANATIONS_OF_BEGINNINGS, problem):
         return begun or mark, words
-    words = _words(_EXPLANATIONS, found) or printable(found)
+    words = _words(_EXPLANATIONS, problem) or printable(problem)
     if begun and mark and begun.line < mark.line:
         words = f"{words}; what it belongs to began on line {begun.line + 1}"
     return mark or begun, words
 
 
-def _words(explanations: dict[str, str], found: str) -> str | None:
-    matches = ((re.search(pattern, found), words) for pattern, words in explanations.items())
+def _words(explanations: dict[str, str], problem: str) -> str | None:
+    matches = ((re.search(pattern, problem), words) for pattern, words in explanations.items())
     return next((words.format(*match.groups()) for match, words in matches if match), None)

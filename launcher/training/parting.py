@@ -34,7 +34,8 @@ class Parting:
     """
 
     def __init__(self, parameters: Sequence[torch.Tensor], coordinator: Coordinator, warn: Callable[[str], None]):
-        self._parameters, self._coordinator, self._warn = parameters, coordinator, warn
+        self._parameters = [one for one in parameters if one.is_floating_point() or one.is_complex()]
+        self._coordinator, self._warn = coordinator, warn
         self._own: tuple[torch.Tensor, int] | None = None  # on their way to host memory, of a step
         self._mark: Any = None  # behind that copy
         self._pending: Pending | None = None

@@ -536,3 +536,9 @@ def test_objects_inside_of_packages_are_left_alone() -> None:
     unmoved.put_back()
     assert (step.calls, step.meter.calls, step.seen, step.client.level) == (0, 0, Counter({"a": 1}), 30)
     assert not hasattr(step, "late")
+
+
+@pytest.mark.parametrize("model", ["{_target_: kept.py:HalfFrozen}", "{_target_: kept.py:Lin, dtype: bfloat16}"])
+def test_parameters_of_any_dtype_are_compared(tmp_path: Path, model: str) -> None:
+    longer = (f"model={model}", "train.steps=125", "save.every=5 steps")
+    assert_same(*straight_and_resumed(tmp_path, *longer, size=2))

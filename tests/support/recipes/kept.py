@@ -333,6 +333,7 @@ class HalfFrozen(Lin):
     def __init__(self, thaws_at: int = -1) -> None:
         super().__init__()
         self.first = nn.Linear(4, 4, dtype=torch.float64).requires_grad_(False)
+        self.table = nn.Parameter(torch.arange(3), requires_grad=False)
         self.thaws_at, self.calls = thaws_at, 0
 
     def forward(self, x: Tensor) -> Tensor:
