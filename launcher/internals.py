@@ -26,8 +26,8 @@ def engine() -> Callable[..., Any] | None:
     """
     import torch
 
-    found: Callable[..., Any] | None = getattr(torch.autograd.graph, "_engine_run_backward", None)
-    return found
+    backward_engine: Callable[..., Any] | None = getattr(torch.autograd.graph, "_engine_run_backward", None)
+    return backward_engine
 
 
 def autograd_switch() -> Callable[..., Any]:
@@ -40,8 +40,8 @@ def autograd_switch() -> Callable[..., Any]:
     """
     from torch.optim import optimizer
 
-    found: Callable[..., Any] = optimizer._use_grad_for_differentiable
-    return found
+    decorator: Callable[..., Any] = optimizer._use_grad_for_differentiable
+    return decorator
 
 
 def is_counted_by_scheduler(step: Any) -> bool:
@@ -84,8 +84,8 @@ def finite_check() -> Callable[[Sequence[torch.Tensor], torch.Tensor, torch.Tens
     """
     import torch
 
-    found: Any = getattr(torch, "_amp_foreach_non_finite_check_and_unscale_", None)
-    return found or _finite_check_by_one
+    kernel: Any = getattr(torch, "_amp_foreach_non_finite_check_and_unscale_", None)
+    return kernel or _finite_check_by_one
 
 
 def _finite_check_by_one(gradients: Sequence[torch.Tensor], flag: torch.Tensor, scale: torch.Tensor) -> None:
@@ -112,8 +112,8 @@ def kept_from_compiler() -> Callable[..., Any]:
     """
     import torch
 
-    found: Callable[..., Any] = torch._disable_dynamo  # type: ignore[attr-defined]  # not exported
-    return found
+    decorator: Callable[..., Any] = torch._disable_dynamo  # type: ignore[attr-defined]  # not exported
+    return decorator
 
 
 def ddp_forward() -> Callable[..., Any] | None:
@@ -121,8 +121,8 @@ def ddp_forward() -> Callable[..., Any] | None:
     from torch.nn.parallel import DistributedDataParallel
 
     entered = getattr(DistributedDataParallel, "_inside_ddp_forward", None)  # made a context manager
-    found: Callable[..., Any] | None = getattr(entered, "__wrapped__", None)
-    return found
+    wrapper: Callable[..., Any] | None = getattr(entered, "__wrapped__", None)
+    return wrapper
 
 
 def is_spared(function: Any) -> bool:
@@ -279,8 +279,8 @@ def dropouts() -> tuple[type[nn.Module], ...]:
     from torch import nn
     from torch.nn.modules import dropout
 
-    found = getattr(dropout, "_DropoutNd", None)
-    return (found,) if found is not None else (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+    base = getattr(dropout, "_DropoutNd", None)
+    return (base,) if base is not None else (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
 
 def batch_norms() -> tuple[type[nn.Module], ...]:
@@ -311,8 +311,8 @@ def milestones(scheduler: Any) -> list[int]:
 
 def inner_schedulers(scheduler: Any) -> Sequence[Any]:
     """Those that a SequentialLR or ChainedScheduler is made of; empty where it does not say."""
-    found: Sequence[Any] = getattr(scheduler, "_schedulers", ())
-    return found
+    schedulers: Sequence[Any] = getattr(scheduler, "_schedulers", ())
+    return schedulers
 
 
 def reductions(metric: Any) -> Mapping[str, Any]:
@@ -323,8 +323,8 @@ def reductions(metric: Any) -> Mapping[str, Any]:
     Raises:
         AttributeError: It does not say, and any number would be a guess.
     """
-    found: Mapping[str, Any] = metric._reductions
-    return found
+    state_reductions: Mapping[str, Any] = metric._reductions
+    return state_reductions
 
 
 def keep_to_rank(metric: Any) -> None:
@@ -340,8 +340,8 @@ def keep_to_rank(metric: Any) -> None:
 
 def storage_id(storage: torch.UntypedStorage) -> int:
     """A number that two tensors' storages share where they are one; where there is none, where its memory begins."""
-    found: int | None = getattr(storage, "_cdata", None)
-    return storage.data_ptr() if found is None else found
+    address: int | None = getattr(storage, "_cdata", None)
+    return storage.data_ptr() if address is None else address
 
 
 def default_store() -> Any:

@@ -36,13 +36,13 @@ def brief(text: str) -> str:
 
 def spans(numbers: Iterable[int], most: int = 8) -> str:
     """Whole numbers in short: `1, 4-7, 9`."""
-    found: list[list[int]] = []
+    intervals: list[list[int]] = []
     for number in sorted(numbers):
-        if found and number == found[-1][-1] + 1:
-            found[-1] = [found[-1][0], number]
+        if intervals and number == intervals[-1][-1] + 1:
+            intervals[-1] = [intervals[-1][0], number]
         else:
-            found.append([number])
-    return ", ".join("-".join(map(str, one)) for one in found[:most]) + ", …" * (len(found) > most)
+            intervals.append([number])
+    return ", ".join("-".join(map(str, interval)) for interval in intervals[:most]) + ", …" * (len(intervals) > most)
 
 
 def suggestion(word: str, known: Iterable[str | int], prefix: str = "") -> str:

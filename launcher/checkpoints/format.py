@@ -112,7 +112,7 @@ class Snapshot:
     @property
     def num_bytes(self) -> int:
         """Of its tensors; memory that several share counts once."""
-        storages = {one.untyped_storage() for one in tensors_in(self.contents)}
+        storages = {tensor.untyped_storage() for tensor in tensors_in(self.contents)}
         return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
     def copied(self) -> Snapshot:
@@ -272,10 +272,10 @@ def _save_state(path: Path, state: Mapping[str, Any], where: str, step: int | No
 
 def _cause(error: BaseException) -> OSError:
     """The operating system's error behind a failed `torch.save`."""
-    found: BaseException | None = error
-    while found is not None and not isinstance(found, OSError):
-        found = found.__cause__ or found.__context__
-    return found if found is not None else OSError(str(error))
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    return cause if cause is not None else OSError(str(error))
 
 
 def _write(path: Path, content: bytes, where: str, step: int | None = None) -> dict[str, Any]:

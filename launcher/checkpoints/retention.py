@@ -17,8 +17,8 @@ def listed(folder: Path) -> list[Path]:
     """The checkpoints below a folder by name, newest first; verified or not."""
     if not folder.is_dir():
         return []
-    found = [(int(match[1]), path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found, reverse=True)]
+    checkpoints = [(int(match[1]), path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(checkpoints, reverse=True)]
 
 
 def newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
@@ -60,8 +60,8 @@ def load(folder: Path, say: Callable[[str], None] = print) -> Snapshot | None:
     Raises:
         DamagedError: There are some, and all are damaged.
     """
-    found = newest(folder, say)
-    return None if found is None else Snapshot(found.weights(), found.training(), found.manifest)
+    checkpoint = newest(folder, say)
+    return None if checkpoint is None else Snapshot(checkpoint.weights(), checkpoint.training(), checkpoint.manifest)
 
 
 def _set_aside(path: Path) -> str:
@@ -89,9 +89,9 @@ def at(folder: Path, which: str, best_step: int | None) -> Checkpoint:
     step = best_step if which == "best" else int(which) if which.isdigit() else None
     if step is None or step not in steps:
         known = ", ".join(map(str, steps)) or "none"
-        said = "no evaluation was the best yet" if which == "best" and step is None else f"there is no '{which}'"
+        problem = "no evaluation was the best yet" if which == "best" and step is None else f"there is no '{which}'"
         raise UsageError(
-            f"--from: {said} in {folder}; there are the steps {known}, and 'best' where evaluate.best is set"
+            f"--from: {problem} in {folder}; there are the steps {known}, and 'best' where evaluate.best is set"
         )
     return verify(folder / name_of(step))
 

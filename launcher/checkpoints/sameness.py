@@ -8,46 +8,48 @@ from typing import Any
 import torch
 
 
-def same(one: Any, other: Any) -> bool:
+def same(state: Any, other: Any) -> bool:
     """Whether two states are equal to the bit, tensors and containers alike."""
-    return difference(one, other) is None
+    return difference(state, other) is None
 
 
-def difference(one: Any, other: Any, place: str = "") -> str | None:
+def difference(state: Any, other: Any, place: str = "") -> str | None:
     """Where two states differ first, and how, in words; None where they are equal to the bit.
 
     Args:
-        one: What there was.
+        state: What there was.
         other: What came of it.
         place: Where in the whole they stand.
     """
-    if isinstance(one, torch.Tensor) or isinstance(other, torch.Tensor):
-        return _of_tensors(one, other, place)
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        strange = next((key for key in (*one, *other) if key not in one or key not in other), None)
+    if isinstance(state, torch.Tensor) or isinstance(other, torch.Tensor):
+        return _of_tensors(state, other, place)
+    if isinstance(state, Mapping) and isinstance(other, Mapping):
+        strange = next((key for key in (*state, *other) if key not in state or key not in other), None)
         if strange is not None:
             return f"{_below(place, strange)} is only in one of them"
-        return next((found for key in one if (found := difference(one[key], other[key], _below(place, key)))), None)
-    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
-        if len(one) != len(other):
-            return f"{place} has {len(one)} entries and then {len(other)}"
-        pairs = enumerate(zip(one, other, strict=True))
-        return next((found for key, pair in pairs if (found := difference(*pair, _below(place, key)))), None)
-    is_same = bool(one == other) or (one != one and other != other)
-    return None if is_same else f"{place} is {one!r:.40} and then {other!r:.40}"
+        return next(
+            (mismatch for key in state if (mismatch := difference(state[key], other[key], _below(place, key)))), None
+        )
+    if isinstance(state, list | tuple) and isinstance(other, list | tuple):
+        if len(state) != len(other):
+            return f"{place} has {len(state)} entries and then {len(other)}"
+        pairs = enumerate(zip(state, other, strict=True))
+        return next((mismatch for key, pair in pairs if (mismatch := difference(*pair, _below(place, key)))), None)
+    is_same = bool(state == other) or (state != state and other != other)
+    return None if is_same else f"{place} is {state!r:.40} and then {other!r:.40}"
 
 
 def _below(place: str, key: Any) -> str:
     return f"{place}.{key}" if place else str(key)
 
 
-def _of_tensors(one: Any, other: Any, place: str) -> str | None:
-    if not isinstance(one, torch.Tensor) or not isinstance(other, torch.Tensor):
-        return f"{place} is a {type(one).__name__} and then a {type(other).__name__}"
+def _of_tensors(state: Any, other: Any, place: str) -> str | None:
+    if not isinstance(state, torch.Tensor) or not isinstance(other, torch.Tensor):
+        return f"{place} is a {type(state).__name__} and then a {type(other).__name__}"
     for what in ("dtype", "shape"):
-        if getattr(one, what) != getattr(other, what):
-            return f"{place} has {what} {getattr(one, what)} and then {getattr(other, what)}"
-    return None if torch.equal(_bits(one.to(other.device)), _bits(other)) else f"{place} has other numbers"
+        if getattr(state, what) != getattr(other, what):
+            return f"{place} has {what} {getattr(state, what)} and then {getattr(other, what)}"
+    return None if torch.equal(_bits(state.to(other.device)), _bits(other)) else f"{place} has other numbers"
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:

@@ -46,8 +46,8 @@ class Saved:
         if isinstance(self.source, Checkpoint):
             return self.source.step, round(float(self.source.manifest["epoch"]), 6)
         status = runs.read_json(self.source.parent / runs.STATUS_FILE)
-        said = status.get("weights", {}) if self.source.name in (runs.WEIGHTS_FILE, runs.AVERAGED_FILE) else {}
-        return int(said.get("step", 0)), float(said.get("epoch", 0.0))
+        entry = status.get("weights", {}) if self.source.name in (runs.WEIGHTS_FILE, runs.AVERAGED_FILE) else {}
+        return int(entry.get("step", 0)), float(entry.get("epoch", 0.0))
 
     def weights(self) -> Mapping[str, Any]:
         """The unwrapped state_dict, on the CPU.

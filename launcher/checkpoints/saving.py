@@ -181,7 +181,7 @@ class Saving:
     def _failure(self, snapshot: Snapshot, error: Exception) -> SaveError:
         if isinstance(error, SaveError):
             return error
-        said = str(error) if isinstance(error, DamagedError) else f"{type(error).__name__}: {error}"
-        failure = SaveError(f"saving {self.folder / name_of(snapshot.step)}: {said}")
+        reason = str(error) if isinstance(error, DamagedError) else f"{type(error).__name__}: {error}"
+        failure = SaveError(f"saving {self.folder / name_of(snapshot.step)}: {reason}")
         failure.__cause__ = error
         return failure

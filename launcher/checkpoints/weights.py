@@ -84,9 +84,9 @@ def find_weights(path: Path) -> Path | Checkpoint:
     if (path / runs.WEIGHTS_FILE).exists():
         return path / runs.WEIGHTS_FILE
     saved = listed(path / "checkpoints")
-    for one in saved:
+    for candidate in saved:
         with suppress(checkpoints.DamagedError):
-            return checkpoints.verify(one)
+            return checkpoints.verify(candidate)
     if saved:
         raise checkpoints.DamagedError(f"{path}: all its checkpoints are damaged")
     is_run = (path / runs.ENVIRONMENT_FILE).exists()
@@ -115,7 +115,7 @@ def read_weights(source: Path | Checkpoint) -> Mapping[str, Any]:
 
             return load_file(source)
         state = torch.load(source, map_location="cpu", weights_only=True)
-        if not isinstance(state, Mapping) or not all(_is_weight(*one) for one in state.items()):
+        if not isinstance(state, Mapping) or not all(_is_weight(*entry) for entry in state.items()):
             raise TypeError("it holds more than a state_dict of tensors")
     except Exception as error:  # whatever a reader raises: the file is not what it should be
         raise LauncherError(f"{source} cannot be read: {error}") from error

@@ -165,16 +165,16 @@ def communication(processes: int, cpu: bool, nodes: Nodes) -> Finding:
     with tempfile.TemporaryDirectory(prefix="doctor-") as name:
         ranks = Supervisor(processes, cpu, 1, Path(name), "launcher doctor", nodes=nodes)
         code = ranks.run("launcher.checks.bandwidth")
-        found = read_json(Path(name) / RESULT_FILE)
-    if code or (not found and nodes.rank == 0):
+        measurement = read_json(Path(name) / RESULT_FILE)
+    if code or (not measurement and nodes.rank == 0):
         return Finding(BROKEN, "all-reduce", f"{size} processes cannot talk to each other; the lines above say why")
-    if not found:
+    if not measurement:
         return Finding(OK, "all-reduce", "done; the first node shows how fast")
-    link, what = _link(found["backend"] == "gloo", nodes)
-    speed = found["bandwidth"]
+    link, what = _link(measurement["backend"] == "gloo", nodes)
+    speed = measurement["bandwidth"]
     text = (
-        f"{size} processes, {found['backend']}: {speed / 1e9:.2f} GB/s a rank, "
-        f"{found['latency'] * 1e6:.0f} µs; {what}{f' {link / 1e9:.2f} GB/s' if link else ''}"
+        f"{size} processes, {measurement['backend']}: {speed / 1e9:.2f} GB/s a rank, "
+        f"{measurement['latency'] * 1e6:.0f} µs; {what}{f' {link / 1e9:.2f} GB/s' if link else ''}"
     )
     if link and speed < 0.1 * link:
         return Finding(WARNING, "all-reduce", f"{text}; too slow: is it the right interface (NCCL_SOCKET_IFNAME)?")
@@ -184,7 +184,7 @@ def communication(processes: int, cpu: bool, nodes: Nodes) -> Finding:
 def _link(on_cpu: bool, nodes: Nodes) -> tuple[float | None, str]:
     """What carries the numbers should give, in bytes a second, and what that is."""
     if nodes.count > 1:
-        speeds = [one.speed for one in psutil.net_if_stats().values() if one.isup and one.speed]
+        speeds = [card.speed for card in psutil.net_if_stats().values() if card.isup and card.speed]
         return (max(speeds) * 1e6 / 8, "the fastest network card says") if speeds else (None, "the card says nothing")
     if on_cpu:
         return _loopback(), "one plain connection on this machine gives"

@@ -140,8 +140,8 @@ def _notes(recipe: Recipe, data: Data, world: World) -> Iterator[str]:
 def _for_the_world(plan: Plan, recipe: Recipe) -> Plan:
     """The plan without what only the machine of the run can say."""
     precision = "the model's own" if recipe.device.precision == "no" else recipe.device.precision
-    said = {"device": f"precision {precision}; rehearsed on this machine's CPU in float32"}
-    return [(label, said.get(label, text)) for label, text in plan if label != "folder"]
+    replacements = {"device": f"precision {precision}; rehearsed on this machine's CPU in float32"}
+    return [(label, replacements.get(label, text)) for label, text in plan if label != "folder"]
 
 
 # ---------------------------------------------------------------------- errors of somebody else's code
@@ -194,7 +194,7 @@ def _rehearse_step(recipe: Recipe, train_state: TrainState, world: World, say: S
         train_state.update(0)
         train_state.schedule.advance(1)
     say("step", f"{type(train_state.optimizer).__name__}, learning rate {train_state.schedule.rate:.3g}")
-    texts = [" ".join(str(one.message).split()) for one in caught if issubclass(one.category, UserWarning)]
+    texts = [" ".join(str(warning.message).split()) for warning in caught if issubclass(warning.category, UserWarning)]
     return [f"the model or its loss warns: {text}" for text in dict.fromkeys(texts)]
 
 
@@ -241,8 +241,10 @@ def _check_loss(recipe: Recipe, value: torch.Tensor) -> None:
 
 def _check_gradients(recipe: Recipe, train_state: TrainState, world: World, say: Say) -> None:
     """DDP waits for a gradient of every parameter."""
-    wanted = [(name, one) for name, one in train_state.model.bare.named_parameters() if one.requires_grad]
-    without = [name for name, one in wanted if one.grad is None]
+    wanted = [
+        (name, parameter) for name, parameter in train_state.model.bare.named_parameters() if parameter.requires_grad
+    ]
+    without = [name for name, parameter in wanted if parameter.grad is None]
     section = recipe.device.ddp
     shown = ", ".join(without[:3]) + (", …" if len(without) > 3 else "")
     if without and world.size > 1 and not (section.find_unused_parameters or section.static_graph):
@@ -267,15 +269,15 @@ def _check_schedule(recipe: Recipe, train_state: TrainState) -> None:
 
 def _rehearse_evaluation(recipe: Recipe, builder: Builder, train_state: TrainState, say: Say) -> None:
     samples, device = train_state.data, train_state.device.torch_device
-    sets = {**{("validation", name): one for name, one in samples.validation.items()}}
-    sets |= {("test", name): one for name, one in samples.test.items()}
+    sets = {**{("validation", name): evaluation_loader for name, evaluation_loader in samples.validation.items()}}
+    sets |= {("test", name): evaluation_loader for name, evaluation_loader in samples.test.items()}
     metrics = build_metrics(builder, recipe.evaluate.metrics, recipe.batch) if sets else []
     best = recipe.evaluate.best
     deciding = deciding_set(best, samples.validation)
     for (split, name), loader in sets.items():
         path = ("data", split, name) if name else ("data", split)
         with _stage(recipe, path, "evaluating two samples"):
-            used = [one for one in metrics if one.is_for(name)]
+            used = [metric for metric in metrics if metric.is_for(name)]
             model, objective = train_state.model.bare, train_state.objective
             with evaluating(model, objective, train_state.optimizer):
                 tally = evaluate(model, loader.batches(), objective, used, device, seed=recipe.seed)

@@ -69,13 +69,13 @@ def _parts(scheduler: Any, start: int, stop: int, every: int) -> Iterator[_Part]
     """A scheduler and those inside it."""
     yield _Part(scheduler, start, stop, every)
     inner, name = inner_schedulers(scheduler), type(scheduler).__name__
-    turns = [start + one * every for one in milestones(scheduler)] if name == "SequentialLR" else None
+    turns = [start + milestone * every for milestone in milestones(scheduler)] if name == "SequentialLR" else None
     if turns is not None and len(turns) + 1 < len(inner):
         return  # this torch does not say when whose turn is
-    for number, one in enumerate(inner):
+    for number, inner_scheduler in enumerate(inner):
         first, last = (start, stop) if turns is None else ([start, *turns][number], [*turns, stop][number])
         if first < min(last, stop):
-            yield from _parts(one, first, min(last, stop), every)
+            yield from _parts(inner_scheduler, first, min(last, stop), every)
 
 
 def _question(part: _Part, run_length: RunLength, end: int) -> str | None:
@@ -138,4 +138,4 @@ def _remedy(component: Component) -> str:
 
 
 def _in_epochs(value: Any) -> str:
-    return f"[{', '.join(f'{one} epochs' for one in value)}]" if isinstance(value, list) else f"{value} epochs"
+    return f"[{', '.join(f'{length} epochs' for length in value)}]" if isinstance(value, list) else f"{value} epochs"

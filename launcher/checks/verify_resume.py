@@ -69,22 +69,22 @@ class Verification:
                 say(f"what is left of it is the checkpoint of step {self._saved(killed)}")
             say("going on to the end")
             self._train(killed)
-            found = list(_differences(straight, killed))
-        for line in found:
+            differences = list(_differences(straight, killed))
+        for line in differences:
             say(line)
-        if not found:
+        if not differences:
             say(
                 f"bit-equal: the weights after {self.steps} steps do not depend on having been killed, with "
                 "these processes on this machine"
             )
-        return not found
+        return not differences
 
     def _saved(self, folder: Path) -> int:
         """The step that the next start goes on from."""
-        found = retention.listed(folder / "checkpoints")
-        if not found:
+        folders = retention.listed(folder / "checkpoints")
+        if not folders:
             raise LauncherError("the killed training has left no checkpoint; kill it later, with --kill-at")
-        return checkpoints.verify(found[0]).step
+        return checkpoints.verify(folders[0]).step
 
     def _train(self, folder: Path, faults: str = "") -> None:
         """One start of the run; with faults it must die."""
@@ -109,17 +109,21 @@ class Verification:
 
 def _differences(straight: Path, killed: Path) -> Iterator[str]:
     """What differs, the first thing first."""
-    one, other = ({line["step"]: line for line in read_metrics(path / "metrics.jsonl")} for path in (straight, killed))
-    first = next((step for step in one if one[step].get("loss") != other.get(step, {}).get("loss")), None)
+    reference, other = (
+        {line["step"]: line for line in read_metrics(path / "metrics.jsonl")} for path in (straight, killed)
+    )
+    first = next((step for step in reference if reference[step].get("loss") != other.get(step, {}).get("loss")), None)
     weights = [torch.load(path / WEIGHTS_FILE, map_location="cpu", weights_only=True) for path in (straight, killed)]
     names = [name for name, value in weights[0].items() if not _same(value, weights[1].get(name))]
     if first is not None:
         yield (
-            f"the loss of step {first} differs first: {one[first].get('loss')} straight, "
+            f"the loss of step {first} differs first: {reference[first].get('loss')} straight, "
             f"{other.get(first, {}).get('loss')} after the kill"
         )
     if names:
-        tensors = [name for name in names if all(isinstance(one.get(name), torch.Tensor) for one in weights)]
+        tensors = [
+            name for name in names if all(isinstance(state_dict.get(name), torch.Tensor) for state_dict in weights)
+        ]
         far = max(
             (float((weights[0][name].double() - weights[1][name].double()).abs().max()) for name in tensors), default=0
         )
@@ -132,11 +136,11 @@ def _differences(straight: Path, killed: Path) -> Iterator[str]:
         )
 
 
-def _same(one: Any, other: Any) -> bool:
+def _same(value: Any, other: Any) -> bool:
     """Bit by bit: a NaN equals itself."""
-    if not isinstance(one, torch.Tensor) or not isinstance(other, torch.Tensor):
-        return same(one, other)  # what a module gives by get_extra_state
-    if one.dtype != other.dtype or one.shape != other.shape:
+    if not isinstance(value, torch.Tensor) or not isinstance(other, torch.Tensor):
+        return same(value, other)  # what a module gives by get_extra_state
+    if value.dtype != other.dtype or value.shape != other.shape:
         return False
-    flat = (tensor.detach().contiguous().flatten().view(torch.uint8) for tensor in (one, other))
-    return bool(torch.equal(*flat)) if one.numel() else True
+    flat = (tensor.detach().contiguous().flatten().view(torch.uint8) for tensor in (value, other))
+    return bool(torch.equal(*flat)) if value.numel() else True

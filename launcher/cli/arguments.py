@@ -104,8 +104,8 @@ def say_own_code(recipe: Recipe, output: str = "auto", width: int = 12) -> None:
     """
     from launcher.recipe.own_code import own_calls, questions
 
-    said = [("own code", line) for line in own_calls(recipe)] + [("question", line) for line in questions(recipe)]
-    for label, text in said if output != "quiet" else ():
+    messages = [("own code", line) for line in own_calls(recipe)] + [("question", line) for line in questions(recipe)]
+    for label, text in messages if output != "quiet" else ():
         print(f"{label:<{width}} {text}", file=sys.stderr if output == "json" else sys.stdout, flush=True)
 
 
@@ -144,7 +144,7 @@ def tasks_of(path: str | None) -> tuple[tuple[str, ...], ...]:
         raise UsageError(
             f"--array-file {path}: cannot be read: {error}; write a line of KEY=VALUE for each task"
         ) from error
-    found = tuple(words for words in tasks if words)
-    if not found:
+    nonempty_tasks = tuple(words for words in tasks if words)
+    if not nonempty_tasks:
         raise UsageError(f"--array-file {path}: holds no changes; write a line of KEY=VALUE for each task")
-    return found
+    return nonempty_tasks

@@ -64,8 +64,8 @@ def _check_each(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     if not (options.fast or options.components):
         raise UsageError("--array-file: goes with --fast or --components; a rehearsal is of one run")
     for changes in tasks_of(options.array_file):
-        one = {**vars(options), "overrides": [*options.overrides, *changes], "array_file": None}
-        _check(argparse.Namespace(**one), arguments)
+        task_options = {**vars(options), "overrides": [*options.overrides, *changes], "array_file": None}
+        _check(argparse.Namespace(**task_options), arguments)
     return EXIT_DONE
 
 
@@ -161,8 +161,8 @@ def _is_login_node() -> bool:
 
 
 def _say_the_rest(recipe: Recipe, arguments: Sequence[str]) -> None:
-    said = {"partition": recipe.slurm.partition, "account": recipe.slurm.account}
-    job = [f"--{name}={value}" for name, value in said.items() if value is not None]
+    slurm_options = {"partition": recipe.slurm.partition, "account": recipe.slurm.account}
+    job = [f"--{name}={value}" for name, value in slurm_options.items() if value is not None]
     command = ["srun", "--ntasks=1", "--time=00:10:00", *job, "launcher", "check", *_command(arguments)]
     print("\nThis is a login node of a cluster: the rest opens data and runs the model. In a job of its own:")
     print(f"  {shlex.join(command)}")
@@ -170,7 +170,7 @@ def _say_the_rest(recipe: Recipe, arguments: Sequence[str]) -> None:
 
 def _command(arguments: Sequence[str]) -> list[str]:
     """What was typed behind `launcher check`."""
-    return [one for one in arguments if one != "check"]
+    return [argument for argument in arguments if argument != "check"]
 
 
 def _allowed() -> int:

@@ -44,7 +44,7 @@ def _doctor(options: argparse.Namespace, _: Sequence[str]) -> int:
     cpu = options.cpu or not torch.cuda.is_available()
     asked = options.processes or (2 * nodes.count if cpu else None)
     processes = choose_processes(asked, cpu, nodes.count)
-    broken = [show(one) for one in findings()]
+    broken = [show(finding) for finding in findings()]
     if processes * nodes.count > 1:
         broken.append(show(communication(processes, cpu, nodes)))
     return EXIT_FAILED if any(broken) else EXIT_DONE

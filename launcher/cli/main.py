@@ -80,7 +80,7 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     ours = arguments[:sbatch]  # what stands behind -- is sbatch's
     script = submit.start_of_script(ours) if is_submit else None
     options, rest = top.parse_known_args(ours[:script])
-    strange = [one for one in rest if one.startswith("-") or not hasattr(options, "overrides")]
+    strange = [argument for argument in rest if argument.startswith("-") or not hasattr(options, "overrides")]
     if strange:
         top.error(f"unrecognized arguments: {' '.join(strange)}")
     if rest:

@@ -45,8 +45,8 @@ def _show(options: argparse.Namespace, _: Sequence[str]) -> int:
 
     shown = lines(read_recipe(options))
     width = column_of_origins(shown)
-    for one in shown:
-        _print(f"{one.text:<{width}}" if one.origin else one.text, one.origin)
+    for recipe_line in shown:
+        _print(f"{recipe_line.text:<{width}}" if recipe_line.origin else recipe_line.text, recipe_line.origin)
     return EXIT_DONE
 
 

@@ -38,7 +38,7 @@ def _verify(options: argparse.Namespace, _: Sequence[str]) -> int:
     from launcher.checks.verify_resume import Verification
 
     # a rehearsal has no business in anybody's trackers
-    options.overrides = [one for one in options.overrides if not one.startswith(("track.", "track="))]
+    options.overrides = [override for override in options.overrides if not override.startswith(("track.", "track="))]
     options.remove += [f"track.{name}" for name in read_recipe(options).track.trackers]
     flags = [f"--remove={key}" for key in options.remove] + [f"--allow={package}" for package in options.allow]
     flags += ["--cpu"] * options.cpu + ([f"--processes={options.processes}"] if options.processes else [])

@@ -116,8 +116,8 @@ def _order_contradictions(sampler: Any, dataset: Any, section: schema.Data, is_t
     elif is_training and section.weights is not None:
         yield f"its {type(sampler).__name__} contradicts data.weights; remove one of the two, {_INSTEAD}"
     elif is_training and shuffles != section.shuffle:
-        said, given = str(section.shuffle).lower(), str(shuffles).lower()
-        yield f"its shuffle={shuffles}, and data.shuffle is {said}; write data.shuffle: {given}, {_INSTEAD}"
+        setting, given = str(section.shuffle).lower(), str(shuffles).lower()
+        yield f"its shuffle={shuffles}, and data.shuffle is {setting}; write data.shuffle: {given}, {_INSTEAD}"
 
 
 def _shuffles(sampler: Any, dataset: Any) -> bool | None:
@@ -142,5 +142,5 @@ def _in_place_of(sampler: Sampler[Any]) -> str:
 def loader_inside(stream: Any) -> DataLoader[Any] | None:
     """The DataLoader whose batches a stream hands on (webdataset's WebLoader does), if there is one near."""
     near = [*held_by(stream)]
-    near += [inner for one in near if isinstance(one, list | tuple) for inner in held_by(one)]
-    return next((one for one in near if isinstance(one, DataLoader)), None)
+    near += [inner for part in near if isinstance(part, list | tuple) for inner in held_by(part)]
+    return next((part for part in near if isinstance(part, DataLoader)), None)

@@ -25,7 +25,7 @@ def listeners(*roots: Any) -> list[Any]:
 
     What stands inside of one is left to it: whoever writes a `set_epoch` passes the number on, or does not.
     """
-    found: list[Any] = []
+    matches: list[Any] = []
     seen: set[int] = set()
     waiting = deque(roots)
     while waiting and len(seen) < _MOST_THINGS:
@@ -34,18 +34,18 @@ def listeners(*roots: Any) -> list[Any]:
             continue
         seen.add(id(thing))
         if _method(thing, "set_epoch") is not None:
-            found.append(thing)
+            matches.append(thing)
         else:
             waiting.extend(held_by(thing))
-    return found
+    return matches
 
 
 def _method(thing: Any, name: str) -> Callable[..., Any] | None:
     try:
-        found = getattr(thing, name, None)
+        attribute = getattr(thing, name, None)
     except Exception:  # a __getattr__ of somebody's
         return None
-    return found if callable(found) else None
+    return attribute if callable(attribute) else None
 
 
 def held_by(thing: Any) -> Iterator[Any]:
@@ -81,6 +81,6 @@ class Announcer:
             self._listeners = listeners(*self._roots)
         if not self._listeners or (self._epoch == epoch and Announcer._last == id(self)):
             return
-        for one in self._listeners:
-            one.set_epoch(epoch)
+        for listener in self._listeners:
+            listener.set_epoch(epoch)
         self._epoch, Announcer._last = epoch, id(self)

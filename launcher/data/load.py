@@ -135,7 +135,10 @@ def load_data(
         weights = None if weights is None else weights[kept]
     loader = loaders.train(dataset, weights, train, opened.collate)
     validation, test = (
-        {name: loaders.evaluation(opener.open(one, key), key) for name, key, one in by_name(sets, f"data.{part}")}
+        {
+            name: loaders.evaluation(opener.open(component, key), key)
+            for name, key, component in by_name(sets, f"data.{part}")
+        }
         for part, sets in (("validation", section.validation), ("test", section.test))
     )
     for evaluated in (*validation.values(), *test.values()):
@@ -154,8 +157,8 @@ def evaluation_parts(section: schema.Data) -> list[Part]:
 def _evaluation_sets(section: schema.Data) -> Iterator[tuple[str, str, str, Component]]:
     """`validation` or `test`, the set's name, its key and its component."""
     for part, sets in (("validation", section.validation), ("test", section.test)):
-        for name, key, one in by_name(sets, f"data.{part}"):
-            yield part, name, key, one
+        for name, key, component in by_name(sets, f"data.{part}"):
+            yield part, name, key, component
 
 
 def load_evaluation(
@@ -184,17 +187,17 @@ def load_evaluation(
     """
     opener = Opener(builder, section, world.size, trains=False)
     loaders = _Loaders(builder, section, evaluate, _reading(builder, section, world, seed, on_gpu), world, on_gpu)
-    found: dict[Part, EvaluationLoader] = {}
+    evaluation_sets: dict[Part, EvaluationLoader] = {}
     if isinstance(section.validation, str) and ("validation", "") in parts:
         opened = opener.open(section.train, "data.train")
         _check_kind(builder, opened.dataset, section)
         _, rest = _split(builder, opened.dataset, section.validation, seed)
         held_back = Opened(subset(opened.dataset, rest), opened.collate)
-        found["validation", ""] = loaders.evaluation(held_back, "data.validation")
-    for part, name, key, one in _evaluation_sets(section):
+        evaluation_sets["validation", ""] = loaders.evaluation(held_back, "data.validation")
+    for part, name, key, component in _evaluation_sets(section):
         if (part, name) in parts:
-            found[part, name] = loaders.evaluation(opener.open(one, key), key)
-    return found
+            evaluation_sets[part, name] = loaders.evaluation(opener.open(component, key), key)
+    return evaluation_sets
 
 
 def _reading(builder: Builder, section: schema.Data, world: World, seed: int, on_gpu: bool) -> Reading:
@@ -343,11 +346,11 @@ def fair_workers(world: World, on_gpu: bool) -> int:
     return max(0, min(8, share - 1)) if on_gpu else (min(4, share // 2) if share > 2 else 0)
 
 
-def _split(builder: Builder, dataset: Any, said: str, seed: int) -> tuple[Indices, Indices]:
+def _split(builder: Builder, dataset: Any, holdout: str, seed: int) -> tuple[Indices, Indices]:
     """What is left to train on, and what `10% of train` holds back."""
     if len(dataset) < 2:
         raise builder.wrong("data.validation", f"{len(dataset)} samples cannot be split")
-    share = Duration.parse(said.partition(" of ")[0])
+    share = Duration.parse(holdout.partition(" of ")[0])
     assert share is not None
     return split(len(dataset), share.amount / 100, seed)
 
@@ -386,13 +389,13 @@ def _weights(builder: Builder, section: Component | str | None, dataset: Any) ->
     if isinstance(section, Component):
         function: Callable[..., Any] | Any = builder.build(section)
         try:
-            found = function(dataset) if callable(function) else function
+            numbers = function(dataset) if callable(function) else function
         except Exception as error:
             raise builder.wrong("data.weights", f"{type(error).__name__}: {error}") from error
     else:
-        found = _array_in(builder, builder.folder / Path(section).expanduser())
+        numbers = _array_in(builder, builder.folder / Path(section).expanduser())
     try:
-        weights = np.asarray(found, dtype=np.float64)
+        weights = np.asarray(numbers, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise builder.wrong("data.weights", f"they are no numbers: {error}; give one for each sample") from error
     if weights.shape != (len(dataset),) or not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():

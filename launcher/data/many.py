@@ -124,24 +124,24 @@ def _told(error: Exception) -> str:
 # ---------------------------------------------------------------------- comparing
 
 
-def difference(one: Any, other: Any, place: str = "") -> str | None:
+def difference(batch: Any, other: Any, place: str = "") -> str | None:
     """Where two batches differ by more than rounding, as ` at [1]`; None where they are alike.
 
     A list is as good as a tuple: a default collate gives lists, and people write tuples.
     """
-    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        return None if _same_numbers(one, other) else _at(place)
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        if one.keys() != other.keys():
+    if isinstance(batch, torch.Tensor) and isinstance(other, torch.Tensor):
+        return None if _same_numbers(batch, other) else _at(place)
+    if isinstance(batch, Mapping) and isinstance(other, Mapping):
+        if batch.keys() != other.keys():
             return _at(place)
-        return _first(difference(one[key], other[key], f"{place}[{key!r}]") for key in one)
-    if _is_sequence(one) and _is_sequence(other):
-        if len(one) != len(other):
+        return _first(difference(batch[key], other[key], f"{place}[{key!r}]") for key in batch)
+    if _is_sequence(batch) and _is_sequence(other):
+        if len(batch) != len(other):
             return _at(place)
-        pairs = enumerate(zip(one, other, strict=True))
+        pairs = enumerate(zip(batch, other, strict=True))
         return _first(difference(mine, its, f"{place}[{number}]") for number, (mine, its) in pairs)
     try:
-        return None if bool(one == other) else _at(place)
+        return None if bool(batch == other) else _at(place)
     except Exception:  # things that cannot be compared are not known to be alike
         return _at(place)
 
@@ -154,27 +154,27 @@ def _is_sequence(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
-def _first(found: Any) -> str | None:
-    return next((one for one in found if one is not None), None)
+def _first(places: Any) -> str | None:
+    return next((place for place in places if place is not None), None)
 
 
-def _same_numbers(one: torch.Tensor, other: torch.Tensor) -> bool:
-    if one.dtype != other.dtype or one.layout != other.layout or one.is_nested != other.is_nested:
+def _same_numbers(values: torch.Tensor, other: torch.Tensor) -> bool:
+    if values.dtype != other.dtype or values.layout != other.layout or values.is_nested != other.is_nested:
         return False
-    if one.is_nested:
-        parts = one.unbind(), other.unbind()
+    if values.is_nested:
+        parts = values.unbind(), other.unbind()
         return len(parts[0]) == len(parts[1]) and all(map(_same_numbers, *parts))
-    if one.shape != other.shape:
+    if values.shape != other.shape:
         return False
-    one, other = (_dense(tensor) for tensor in (one, other))
-    if not (one.is_floating_point() or one.is_complex()):
-        return bool(torch.equal(one, other))
-    precision = _ROUNDING * torch.finfo(one.dtype).eps
-    wide = torch.complex128 if one.is_complex() else torch.float64
-    one, other = one.to(wide), other.to(wide)
-    finite = one[one.isfinite()].abs()
+    values, other = (_dense(tensor) for tensor in (values, other))
+    if not (values.is_floating_point() or values.is_complex()):
+        return bool(torch.equal(values, other))
+    precision = _ROUNDING * torch.finfo(values.dtype).eps
+    wide = torch.complex128 if values.is_complex() else torch.float64
+    values, other = values.to(wide), other.to(wide)
+    finite = values[values.isfinite()].abs()
     scale = float(finite.max()) if finite.numel() else 0.0
-    return torch.allclose(one, other, rtol=precision, atol=precision * scale, equal_nan=True)
+    return torch.allclose(values, other, rtol=precision, atol=precision * scale, equal_nan=True)
 
 
 def _dense(tensor: torch.Tensor) -> torch.Tensor:

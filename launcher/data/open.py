@@ -75,9 +75,9 @@ class Opener:
                 raise wrong(key, f"{message}; hand over what that reads, and data.collate for its batches")
             return Opened(dataset)
         is_training, is_known = key == "data.train", component.path in self.builder.meant
-        said = contradictions(dataset, section, self.world_size, is_training)
-        if (self.trains or not is_training) and not is_known and (found := [*said]):
-            problems = [wrong(component.path, f"a {type(dataset).__name__}: {fault}").problems for fault in found]
+        conflicts = contradictions(dataset, section, self.world_size, is_training)
+        if (self.trains or not is_training) and not is_known and (faults := [*conflicts]):
+            problems = [wrong(component.path, f"a {type(dataset).__name__}: {fault}").problems for fault in faults]
             raise RecipeError([problem for inner in problems for problem in inner])
         opened = taken_apart(dataset, key)
         self.builder.meant[component.path] = opened.dataset

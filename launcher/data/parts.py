@@ -45,7 +45,7 @@ def changed(
 
 
 def _are_same(some: Iterable[Any], others: Iterable[Any]) -> bool:
-    return all(one is other for one, other in zip(some, others, strict=True))
+    return all(part is other for part, other in zip(some, others, strict=True))
 
 
 def _refilled(value: Any, items: list[Any]) -> Any:

@@ -50,13 +50,13 @@ def prepare(builder: Builder, component: Component, **handed: Any) -> None:
     for inner in reversed(list(component.walk())):
         function = _prepare_of(builder, inner)
         if function is not None:
-            said = {**arguments_of(inner, parameters_of(builder.resolve(inner)) or {}), **handed}
+            keywords = {**arguments_of(inner, parameters_of(builder.resolve(inner)) or {}), **handed}
             takes = inspect.signature(function).parameters
-            said = {name: value for name, value in said.items() if name in takes}
-            evaluated = {name: builder.value(value, handed) for name, value in said.items()}
+            keywords = {name: value for name, value in keywords.items() if name in takes}
+            evaluated = {name: builder.value(value, handed) for name, value in keywords.items()}
             arguments = builder.as_annotated(inner, function, evaluated)
             place = f"{inner.origin}: {dotted(inner.path)}: {inner.target}.prepare"
-            key = repr((inner.target, str(directory()), {name: _plain(value) for name, value in said.items()}))
+            key = repr((inner.target, str(directory()), {name: _plain(value) for name, value in keywords.items()}))
             once_per_node(key, partial(function, **arguments), place)
 
 
@@ -64,8 +64,8 @@ def _prepare_of(builder: Builder, component: Component) -> Callable[..., Any] | 
     if component.given is not None or component.style != "call":
         return None
     target = builder.resolve(component)
-    found = inspect.getattr_static(target, "prepare", None) if inspect.isclass(target) else None
-    return target.prepare if isinstance(found, classmethod | staticmethod) else None
+    method = inspect.getattr_static(target, "prepare", None) if inspect.isclass(target) else None
+    return target.prepare if isinstance(method, classmethod | staticmethod) else None
 
 
 def _plain(value: Any) -> Any:

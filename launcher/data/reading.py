@@ -211,7 +211,7 @@ def has_many(dataset: Any) -> bool:
 def _is_own_many(kind: type) -> bool:
     """Whether `__getitems__` is defined no higher than `__getitem__`."""
     names = [{name for name in ("__getitem__", "__getitems__") if name in vars(base)} for base in kind.__mro__]
-    return "__getitems__" in next((found for found in names if found), set())
+    return "__getitems__" in next((methods for methods in names if methods), set())
 
 
 def _loops_over_samples(dataset: Any) -> bool:

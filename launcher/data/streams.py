@@ -258,8 +258,8 @@ def _one_pass(
     dataset: Any, reader: Reader, number: int, position: int = 0, dropped: int = 0
 ) -> Generator[Any, None, int]:
     """One iteration over a stream, each sample seeded by its position; returns the position behind the last."""
-    for one in listeners(dataset, reader.reading.collate):
-        one.set_epoch(number)
+    for listener in listeners(dataset, reader.reading.collate):
+        listener.set_epoch(number)
     reader.seed(number, position)
     iterator = iter(dataset)
     while True:

@@ -92,10 +92,10 @@ def moved(value: Any, device: torch.device) -> Any:
 def _moved_itself(value: Any, device: torch.device) -> Any:
     """By its own `to`, which may know nothing of `non_blocking`, or give nothing back where it moved itself."""
     try:
-        found = value.to(device, non_blocking=True)
+        result = value.to(device, non_blocking=True)
     except TypeError:
-        found = value.to(device)
-    return value if found is None else found
+        result = value.to(device)
+    return value if result is None else result
 
 
 def _arrived(step: S, copied: Any, computing: Any) -> S:

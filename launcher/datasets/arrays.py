@@ -157,8 +157,8 @@ def _unreadable(path: Path, error: Exception) -> str:
 def _check_lengths(arrays: Mapping[str, NDArray[Any]]) -> None:
     lengths = {name: array.shape[0] if array.ndim else None for name, array in arrays.items()}
     if not lengths or None in lengths.values() or len(set(lengths.values())) > 1:
-        said = "; ".join(f"{name} has shape {list(array.shape)}" for name, array in arrays.items())
-        raise ValueError(f"the arrays do not have one row a sample each: {said or 'there are none'}")
+        shapes = "; ".join(f"{name} has shape {list(array.shape)}" for name, array in arrays.items())
+        raise ValueError(f"the arrays do not have one row a sample each: {shapes or 'there are none'}")
 
 
 def _check_type(name: str, array: NDArray[Any]) -> None:

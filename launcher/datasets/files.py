@@ -58,8 +58,8 @@ def temporary_folder() -> Path:
 
 def state_of(path: Path) -> tuple[str, int, int]:
     """A file's absolute path, size and time of change: what is kept about it is good for as long as these are."""
-    found = path.stat()
-    return str(path.resolve()), found.st_size, found.st_mtime_ns
+    status = path.stat()
+    return str(path.resolve()), status.st_size, status.st_mtime_ns
 
 
 def checked_file(path: str | os.PathLike[str], what: str) -> Path:
@@ -72,14 +72,14 @@ def checked_file(path: str | os.PathLike[str], what: str) -> Path:
     Raises:
         FileNotFoundError: There is none; the message says from where it was looked for.
     """
-    found = absolute(path)
-    if fault := unreadable(found):
+    file = absolute(path)
+    if fault := unreadable(file):
         raise FileNotFoundError(f"{path} {fault}; give the path of {what}")
-    if found.is_dir():
+    if file.is_dir():
         raise FileNotFoundError(f"{path} is a folder; give the path of {what}")
-    if not found.is_file():
+    if not file.is_file():
         raise FileNotFoundError(f"no file at {path} (looked from {directory()}); give the path of {what}")
-    return found
+    return file
 
 
 def staged(path: Path, scratch: str | os.PathLike[str] | None) -> Path:

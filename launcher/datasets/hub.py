@@ -111,14 +111,14 @@ def _load(path: str, split: str, name: str | None, revision: str | None) -> Any:
     local = absolute(path)
     _check_place(path, local)
     try:
-        found = _open(datasets, path, local, split, name, revision)
+        dataset = _open(datasets, path, local, split, name, revision)
     except Exception as error:
         words = " ".join(str(error).split())
         raise ValueError(
             f"{path} (split {split}) cannot be loaded: {type(error).__name__}: {words}; check name, split and network, "
             "or give files of this machine"
         ) from error
-    return _part(found, path, split)
+    return _part(dataset, path, split)
 
 
 def _open(datasets: Any, path: str, local: Path, split: str, name: str | None, revision: str | None) -> Any:
@@ -147,10 +147,10 @@ def _check_place(path: str, local: Path) -> None:
         )
 
 
-def _part(found: Any, path: str, split: str) -> Any:
+def _part(dataset: Any, path: str, split: str) -> Any:
     """The split of what `save_to_disk` wrote, which may be several data sets by their split, or one."""
-    if not hasattr(found, "keys"):
-        return found
-    if split not in found:
-        raise ValueError(f"{path} has no split '{split}'; it has: {', '.join(found)}")
-    return found[split]
+    if not hasattr(dataset, "keys"):
+        return dataset
+    if split not in dataset:
+        raise ValueError(f"{path} has no split '{split}'; it has: {', '.join(dataset)}")
+    return dataset[split]

@@ -171,12 +171,12 @@ class _Index:
 def _index_of(root: Path, corrupt: str) -> _Index:
     """The list of a folder: as it was kept, if no folder has changed since, else made and kept."""
     kept = cache_path("images", _VERSION, str(root), corrupt).with_suffix(".npz")
-    found = _read_index(kept)
-    if found is None or found.times != _times(root, found.times):
-        found = _list(root, corrupt)
+    index = _read_index(kept)
+    if index is None or index.times != _times(root, index.times):
+        index = _list(root, corrupt)
         with suppress(OSError):  # a home that is full or read-only: the next run lists again
-            _write_index(kept, found)
-    return found
+            _write_index(kept, index)
+    return index
 
 
 def _read_index(kept: Path) -> _Index | None:

@@ -166,8 +166,8 @@ class Coordinator:
         results = self.gather(result)
         for rank, message in enumerate(results):
             if not message.startswith(_DONE):
-                said = json.loads(message)
-                raise PeerError(f"rank {rank} failed: {said['error']}", said["exit_code"])
+                failure = json.loads(message)
+                raise PeerError(f"rank {rank} failed: {failure['error']}", failure["exit_code"])
         return [message.removeprefix(_DONE) for message in results]
 
     def gather(self, message: bytes) -> list[bytes]:
@@ -177,7 +177,7 @@ class Coordinator:
         lengths = self._all_gather(torch.tensor([len(message)]))
         padded = message.ljust(max(1, int(max(lengths))), b"\0")
         gathered = self._all_gather(torch.frombuffer(bytearray(padded), dtype=torch.uint8))
-        return [bytes(one[: int(length)].numpy()) for one, length in zip(gathered, lengths, strict=True)]
+        return [bytes(buffer[: int(length)].numpy()) for buffer, length in zip(gathered, lengths, strict=True)]
 
     def share(self, tensor: torch.Tensor) -> None:
         """Makes a tensor on any device rank 0's, in place."""

@@ -271,7 +271,7 @@ def check_kind(kind: str) -> None:
 def _assert_own_gpus(device: torch.device, world: World, coordinator: Coordinator) -> None:
     if device.type == "cuda" and world.size > 1:
         uuid = str(torch.cuda.get_device_properties(device).uuid)
-        check_gpus([one.decode() for one in coordinator.gather(f"{world.node} {uuid}".encode())])
+        check_gpus([message.decode() for message in coordinator.gather(f"{world.node} {uuid}".encode())])
 
 
 def check_gpus(gpus: Sequence[str]) -> None:
@@ -283,10 +283,10 @@ def check_gpus(gpus: Sequence[str]) -> None:
     Raises:
         UsageError: Two ranks have the same.
     """
-    shared = next((one for one in gpus if gpus.count(one) > 1), None)
+    shared = next((gpu for gpu in gpus if gpus.count(gpu) > 1), None)
     if shared is None:
         return
-    ranks = [str(rank) for rank, one in enumerate(gpus) if one == shared]
+    ranks = [str(rank) for rank, gpu in enumerate(gpus) if gpu == shared]
     node, _, uuid = shared.partition(" ")
     raise UsageError(
         f"ranks {', '.join(ranks[:-1])} and {ranks[-1]} would share one GPU of node {node} ({uuid}), and one process "
@@ -314,10 +314,10 @@ def _assert_world(accelerator: Accelerator, world: World, section: schema.Device
         "accumulation steps": (accelerator.gradient_accumulation_steps, 1),
         "dynamo backend": (dynamo, "NO"),
     }
-    for what, (found, wanted) in asked.items():
-        if found != wanted:
+    for what, (setting, wanted) in asked.items():
+        if setting != wanted:
             raise UsageError(
-                f"Accelerate made its {what} '{found}' where '{wanted}' was asked for; "
+                f"Accelerate made its {what} '{setting}' where '{wanted}' was asked for; "
                 "unset the ACCELERATE_… variables (env | grep ACCELERATE)"
             )
 

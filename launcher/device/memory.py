@@ -41,9 +41,9 @@ class Memory:
         self._file, self._rank, self.size, self.timeout_seconds = file, world.rank, world.size, timeout_seconds
         self._others = [rank for rank in range(world.size) if rank != world.rank]
         memory = mmap.mmap(file.fileno(), _size(world))
-        said = memoryview(memory)[: mmap.PAGESIZE].cast("q")
+        counters = memoryview(memory)[: mmap.PAGESIZE].cast("q")
         # by rank: how often it has written, and how many bytes into each of its slots
-        self._times, *self._bytes = (said[first :: _APART // 8] for first in range(3))
+        self._times, *self._bytes = (counters[first :: _APART // 8] for first in range(3))
         self._slots = torch.frombuffer(memory, dtype=torch.uint8, offset=mmap.PAGESIZE).view(2, world.size, SLOT_BYTES)
         self._views: dict[tuple[int, int, torch.dtype], list[torch.Tensor]] = {}
         self._now = 0

@@ -87,7 +87,7 @@ def compare_over_ranks(builder: Builder, section: schema.Data, data: Data, coord
     if coordinator.world_size == 1:
         return
     loaders: dict[str, TrainLoader | EvaluationLoader] = {"data.train": data.train}
-    loaders |= {one.name: one for one in (*data.validation.values(), *data.test.values())}
+    loaders |= {loader.name: loader for loader in (*data.validation.values(), *data.test.values())}
     sketches = agree_on(builder, section, loaders, coordinator)
     data.read_parts([sketch.size for sketch in sketches["data.train"]])
 
@@ -100,10 +100,10 @@ def agree_on(
     Raises:
         RecipeError: As above.
     """
-    found = _gathered(loaders, coordinator)
-    split = {key: ranks for key, sketches in found.items() if (ranks := _unlike(sketches))}
-    wanted = "data.train" in found and section.split_by_rank
-    if wanted and (ranks := _alike(found["data.train"])):
+    rank_sketches = _gathered(loaders, coordinator)
+    split = {key: ranks for key, sketches in rank_sketches.items() if (ranks := _unlike(sketches))}
+    wanted = "data.train" in rank_sketches and section.split_by_rank
+    if wanted and (ranks := _alike(rank_sketches["data.train"])):
         message = (
             f"ranks {ranks[0]} and {ranks[1]} read the same samples of data.train: it is not split; remove the key"
         )
@@ -111,35 +111,35 @@ def agree_on(
     split = {key: ranks for key, ranks in split.items() if not (wanted and key == "data.train")}
     if split:  # on all ranks alike
         again = _gathered({key: loaders[key] for key in split}, coordinator)
-        for key, (one, other) in split.items():
-            if _differ_each_time(found[key], again[key], one, other):
-                raise builder.wrong(key, _refusal(key, one, other, found[key]))
-    return found
+        for key, (reference, other) in split.items():
+            if _differ_each_time(rank_sketches[key], again[key], reference, other):
+                raise builder.wrong(key, _refusal(key, reference, other, rank_sketches[key]))
+    return rank_sketches
 
 
-def _differ_each_time(first: Sequence[Sketch], second: Sequence[Sketch], one: int, other: int) -> bool:
+def _differ_each_time(first: Sequence[Sketch], second: Sequence[Sketch], reference: int, other: int) -> bool:
     """Whether two ranks differ in what each of them reads the same twice: labels may be, where noise is not."""
     for is_like in (Sketch.is_equal, Sketch.is_near):
-        are_steady = all(is_like(first[rank], second[rank]) for rank in (one, other))
-        if are_steady and not is_like(first[one], first[other]):
+        are_steady = all(is_like(first[rank], second[rank]) for rank in (reference, other))
+        if are_steady and not is_like(first[reference], first[other]):
             return True
     return False
 
 
-def _refusal(key: str, one: int, other: int, sketches: Sequence[Sketch]) -> str:
-    names = dict.fromkeys(sketches[rank].name for rank in (one, other))
-    what = f"ranks {one} and {other} were given different samples ({' and '.join(names)})"
+def _refusal(key: str, reference: int, other: int, sketches: Sequence[Sketch]) -> str:
+    names = dict.fromkeys(sketches[rank].name for rank in (reference, other))
+    what = f"ranks {reference} and {other} were given different samples ({' and '.join(names)})"
     also = ", or say data.split_by_rank: true, and each reads its own" if key == "data.train" else ""
     return f"{what}: it is split by rank already, or made at random on each; {_INSTEAD}{also}"
 
 
 def _unlike(sketches: Sequence[Sketch]) -> tuple[int, int] | None:
-    return next(((0, rank) for rank, one in enumerate(sketches) if not one.is_like(sketches[0])), None)
+    return next(((0, rank) for rank, sketch in enumerate(sketches) if not sketch.is_like(sketches[0])), None)
 
 
 def _alike(sketches: Sequence[Sketch]) -> tuple[int, int] | None:
     pairs = itertools.combinations(range(len(sketches)), 2)
-    return next(((one, other) for one, other in pairs if sketches[one].is_like(sketches[other])), None)
+    return next(((rank, other) for rank, other in pairs if sketches[rank].is_like(sketches[other])), None)
 
 
 def _gathered(loaders: Loaders, coordinator: Coordinator) -> dict[str, list[Sketch]]:
@@ -147,7 +147,7 @@ def _gathered(loaders: Loaders, coordinator: Coordinator) -> dict[str, list[Sket
         return json.dumps({key: asdict(sketch(loader)) for key, loader in loaders.items()}).encode()
 
     everyone = [json.loads(message) for message in coordinator.everywhere(own)]
-    return {key: [Sketch(**one[key]) for one in everyone] for key in loaders}
+    return {key: [Sketch(**report[key]) for report in everyone] for key in loaders}
 
 
 def sketch(loader: TrainLoader | EvaluationLoader) -> Sketch:
@@ -194,7 +194,7 @@ def _begins_anew(stream: Any) -> bool:
         thing = waiting.pop()
         if hasattr(type(thing), "__next__"):
             return False
-        new = [one for one in held_by(thing) if id(one) not in seen]
+        new = [part for part in held_by(thing) if id(part) not in seen]
         seen |= set(map(id, new))
         waiting += new
     return True

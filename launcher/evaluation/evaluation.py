@@ -194,10 +194,10 @@ class Evaluation:
             of_training: Whether the weights are those of training, of which the optimizer may have two kinds.
         """
         began = time.perf_counter()
-        found = self._found(sets, split, step, of_training)
+        results = self._found(sets, split, step, of_training)
         lines = None
-        if found is not None:
-            lines = [self._line(name, split, step, epoch, scores) for name, scores in found.items()]
+        if results is not None:
+            lines = [self._line(name, split, step, epoch, scores) for name, scores in results.items()]
         for line in lines or ():
             self.tracking.log(line)
         self.made(step, time.perf_counter() - began)
@@ -209,7 +209,7 @@ class Evaluation:
         """Scores by set, with the weights as they are and with their average; every rank goes to eval mode and back."""
         subject = self.evaluable
         measure = self._by_all if self.is_shared else self._by_first
-        found: dict[str, Scores] = {name: {} for name in sets}
+        results: dict[str, Scores] = {name: {} for name in sets}
         for prefix, weights in self._weights():
             optimizer = subject.optimizer if of_training and not prefix else None  # an average is what it is
             with weights, evaluating(subject.model.bare, subject.objective, optimizer):
@@ -217,8 +217,8 @@ class Evaluation:
             if scores is None:
                 return None
             for name, values in scores.items():
-                found[name].update({prefix + key: value for key, value in values.items()})
-        return found
+                results[name].update({prefix + key: value for key, value in values.items()})
+        return results
 
     @property
     def is_shared(self) -> bool:
@@ -246,13 +246,13 @@ class Evaluation:
     ) -> dict[str, Scores] | None:
         """Every rank evaluates its share; sums, counts and the metrics' states are put together, never means."""
         self._share_buffers()
-        found = {}
+        results = {}
         for name, loader in sets.items():
             scores = self._together(loader, name, split, step, seen)
             if scores is None:
                 return None
-            found[name] = scores
-        told: dict[str, Scores] = self._coordinator.from_first(lambda: found)
+            results[name] = scores
+        told: dict[str, Scores] = self._coordinator.from_first(lambda: results)
         return told
 
     def _together(self, loader: EvaluationLoader, name: str, split: str, step: int, seen: bool) -> Scores | None:
@@ -292,7 +292,7 @@ class Evaluation:
                 self.evaluable.model.bare,
                 loader.batches(rank, size),
                 self.evaluable.objective,
-                [one for one in self.metrics if one.is_for(name)],
+                [metric for metric in self.metrics if metric.is_for(name)],
                 device,
                 heartbeat=partial(self._beat, progress, split, step),
                 seen=self.look(split, name) if seen else unseen,
@@ -317,7 +317,7 @@ class Evaluation:
 
     def _share_buffers(self) -> None:
         """Makes every rank's buffers rank 0's for this evaluation, as DDP does before a forward."""
-        losses = [one for one in self.evaluable.objective.brought.values() if isinstance(one, nn.Module)]
+        losses = [loss for loss in self.evaluable.objective.brought.values() if isinstance(loss, nn.Module)]
         for module in (self.evaluable.model.bare, *losses):
             for buffer in module.buffers():
                 self._coordinator.share(buffer)

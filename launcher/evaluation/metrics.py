@@ -167,13 +167,13 @@ class Metric:
             seen = f"; the first batch had outputs and targets of {self.given}" if self.given else ""
             raise LauncherError(f"evaluate.metrics.{self.name}: {self._called}: {error}{seen}") from error
         if isinstance(value, Mapping):
-            return {f"{self.name}/{key}": _plain(one) for key, one in value.items()}
+            return {f"{self.name}/{key}": _plain(score) for key, score in value.items()}
         return {self.name: _plain(value)}
 
     def state(self) -> list[Any]:
         """What it keeps of its batches, in host memory: of each metric in it, tensors and lists of them."""
         self.metric.to("cpu")
-        return [getattr(one, name) for one in _holders(self.metric) for name in reductions(one)]
+        return [getattr(metric, name) for metric in _holders(self.metric) for name in reductions(metric)]
 
     def join(self, ranks: Sequence[Iterator[Any]]) -> None:
         """Makes its state that of all ranks' batches together, as if this rank had seen them.
@@ -184,29 +184,29 @@ class Metric:
         Args:
             ranks: What `state` gave on each rank, taken from its beginning.
         """
-        for one in _holders(self.metric):
-            for name, reduction in reductions(one).items():
-                setattr(one, name, _joined([next(rank) for rank in ranks], reduction))
+        for metric in _holders(self.metric):
+            for name, reduction in reductions(metric).items():
+                setattr(metric, name, _joined([next(rank) for rank in ranks], reduction))
 
 
 def _joined(states: Sequence[Any], reduction: Any) -> Any:
     """One state of all ranks' put together; a rank whose share is empty has an empty list."""
     if isinstance(states[0], list):
-        return [one for state in states for one in state]
+        return [tensor for state in states for tensor in state]
     stacked = torch.stack(list(states))
     return reduction(stacked) if callable(reduction) else stacked
 
 
 def _holders(metric: Any) -> Iterator[torchmetrics.Metric]:
     """All that hold a state, each once: the metrics of a collection, and those inside a wrapper, which may share it."""
-    for one in metric.modules():
-        if isinstance(one, torchmetrics.MetricCollection):
-            one.values()  # gives those that were computed as one a state each
-    yield from {id(reductions(one)): one for one in _metrics(metric) if reductions(one)}.values()
+    for module in metric.modules():
+        if isinstance(module, torchmetrics.MetricCollection):
+            module.values()  # gives those that were computed as one a state each
+    yield from {id(reductions(holder)): holder for holder in _metrics(metric) if reductions(holder)}.values()
 
 
 def _metrics(metric: Any) -> Iterator[torchmetrics.Metric]:
-    return (one for one in metric.modules() if isinstance(one, torchmetrics.Metric))
+    return (module for module in metric.modules() if isinstance(module, torchmetrics.Metric))
 
 
 def _shapes(outputs: Sequence[Any], targets: Sequence[Any]) -> str:
@@ -217,9 +217,9 @@ def _shapes(outputs: Sequence[Any], targets: Sequence[Any]) -> str:
 def _plain(value: Any) -> Any:
     """Numbers and lists, whatever a metric gives: tensors, or tuples of them (a curve's)."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(one) for key, one in value.items()}
+        return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, tuple | list):
-        return [_plain(one) for one in value]
+        return [_plain(entry) for entry in value]
     return value.tolist() if isinstance(value, torch.Tensor) else value
 
 
@@ -246,8 +246,8 @@ def build_metrics(builder: Builder, section: Mapping[str, Component], batch: sch
             if not callable(metric):
                 raise _no_metric(builder, component, metric)
             metric = OverSet(metric, parts)
-        for one in _metrics(metric):  # those inside a wrapper too
-            keep_to_rank(one)
+        for module in _metrics(metric):  # those inside a wrapper too
+            keep_to_rank(module)
         metrics.append(Metric(name, metric, options.get("_input_"), options.get("_sets_"), outputs, targets))
     return metrics
 

@@ -42,26 +42,33 @@ def evaluating(model: nn.Module, objective: Objective, optimizer: Any = None) ->
         optimizer: The run's, where the weights are those of training.
     """
     modules = _roots(model, objective)
-    modes = [(one, one.training) for root in modules for one in root.modules()]
+    modes = [(submodule, submodule.training) for root in modules for submodule in root.modules()]
     trained = [root for root in modules if root.training]
     switched: list[Any] = [*modules, *([optimizer] if has_modes(optimizer) else [])]
-    for one in switched:
-        one.eval()
+    for part in switched:
+        part.eval()
     unmoved = Unmoved(model, *objective.brought.values())
     try:
         yield
     finally:
         unmoved.put_back()
-        for one in (*trained, *switched[len(modules) :]):
-            one.train()
+        for part in (*trained, *switched[len(modules) :]):
+            part.train()
         for module, training in modes:
             module.training = training
 
 
 def _roots(model: nn.Module, objective: Objective) -> list[nn.Module]:
     """The model, and what else is a module and no part of it."""
-    inside = {id(one) for one in model.modules()}
-    return [model, *(one for one in objective.brought.values() if isinstance(one, nn.Module) and id(one) not in inside)]
+    inside = {id(submodule) for submodule in model.modules()}
+    return [
+        model,
+        *(
+            candidate
+            for candidate in objective.brought.values()
+            if isinstance(candidate, nn.Module) and id(candidate) not in inside
+        ),
+    ]
 
 
 @contextmanager
@@ -78,8 +85,8 @@ def own_randomness(seed: int, rank: int, device: torch.device) -> Iterator[None]
 @contextmanager
 def weights_of_evaluation(optimizer: Any) -> Iterator[None]:
     """An optimizer's weights for evaluating in their place for a while; then those of training, to the bit."""
-    parameters = [one for group in optimizer.param_groups for one in group["params"]]
-    kept = [one.detach().clone() for one in parameters]
+    parameters = [weight for group in optimizer.param_groups for weight in group["params"]]
+    kept = [weight.detach().clone() for weight in parameters]
     optimizer.eval()
     try:
         yield

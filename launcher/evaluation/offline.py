@@ -119,9 +119,9 @@ def _fill_losses(objective: Objective, saved: Saved) -> None:
     """
     states = saved.losses() if objective.stateful else {}
     trained = {loss_key(name) for name in objective.modules}
-    for key, one in objective.stateful.items():
+    for key, loss in objective.stateful.items():
         if key in states:
-            one.load_state_dict(states[key])
+            loss.load_state_dict(states[key])
         elif key in trained:
             what = "the loss" if key == "loss" else key
             raise UsageError(
@@ -191,11 +191,11 @@ def _at(recipe: Recipe, epoch: float, step: int) -> At:
 def _parts(recipe: Recipe, split: str | None) -> list[Part]:
     """The sets of a split, or one of them by its name or `SPLIT NAME`."""
     known = evaluation_parts(recipe.data)
-    found = [part for part in known if split in (None, *part, _named(part))]
-    if not found:
+    matches = [part for part in known if split in (None, *part, _named(part))]
+    if not matches:
         there = ", ".join(map(_named, known)) or "none: the recipe has neither data.validation nor data.test"
         raise UsageError(f"{f'no set is called {split}; ' if split else ''}there are: {there}")
-    return found
+    return matches
 
 
 # ---------------------------------------------------------------------- predict
@@ -219,7 +219,7 @@ def predict(saved: Saved, split: str | None, target: Path, *, cpu: bool = False)
     if target.suffix not in _FORMS:
         raise UsageError(f"--to {target.name}: the suffix says the form; one of: {', '.join(_FORMS)}")
     parts = _parts(saved.recipe, split)
-    part = next((one for one in parts if one[0] == "test"), parts[0])
+    part = next((candidate for candidate in parts if candidate[0] == "test"), parts[0])
     with opened(saved, World(), [part], cpu) as model:
         rows = 0
         with atomic_write(target) as unfinished, _writer(unfinished, target.suffix) as write:
@@ -242,8 +242,8 @@ def _outputs(model: Opened, loader: EvaluationLoader) -> Iterator[Mapping[str, l
                 raise LauncherError("the model's output is no tensor; pick one of its parts with batch.outputs")
             columns = {"output": output.float().cpu().tolist()}
             if classifies:
-                found = columns_of(output, None)
-                columns |= {name: found[name].tolist() for name in ("prediction", "probability")}
+                predictions = columns_of(output, None)
+                columns |= {name: predictions[name].tolist() for name in ("prediction", "probability")}
             yield columns
 
 

@@ -142,8 +142,8 @@ class Nodes:
         store = getattr(self, "_store", None)
         if self.rank == 0 and store is not None:
             seen = store.get("launcher/node/1").decode()
-            if seen and (found := network.interface_of(seen)) is not None:
-                return found
+            if seen and (interface := network.interface_of(seen)) is not None:
+                return interface
         return network.interface_towards(self.host or self.address, self.count)
 
     def _seen(self) -> str:

@@ -97,8 +97,8 @@ def _facts(message: str, known: RunContext) -> Iterator[tuple[str, str]]:
 
 def _without_gradient(message: str, parameters: Sequence[str]) -> list[str]:
     """The parameters that DDP names by number, by their names."""
-    found = re.search(r"did not receive grad for rank \d+: ([\d ]+)", message)
-    numbers = map(int, found[1].split()) if found else ()
+    match = re.search(r"did not receive grad for rank \d+: ([\d ]+)", message)
+    numbers = map(int, match[1].split()) if match else ()
     return [parameters[number] for number in numbers if number < len(parameters)]
 
 

@@ -164,18 +164,18 @@ class Supervisor:
         if self._error is not None:
             return None  # the agent is ending
         now = time.monotonic()
-        said = self._said()
-        living = [one for one in said.values() if _lives(one.pid)]
-        if self._has_started and any(one.state == progress.STOPPED for one in said.values()):
+        workers = self._said()
+        living = [worker for worker in workers.values() if _lives(worker.pid)]
+        if self._has_started and any(worker.state == progress.STOPPED for worker in workers.values()):
             _stop_late_ones(living)
-        self._alone_since = None if living or not said else self._alone_since or now
+        self._alone_since = None if living or not workers else self._alone_since or now
         if self._alone_since is not None and now - self._alone_since > SILENCE_SECONDS:
-            return EXIT_DONE if self._all_done(said) else EXIT_FAILED
+            return EXIT_DONE if self._all_done(workers) else EXIT_FAILED
         if any(note.exit_code == EXIT_USAGE for note in Notes(self.folder).read().values()):
             self._left_since = self._left_since or now
             if living and now - self._left_since > LEAVING_SECONDS:
                 return EXIT_USAGE
-        elif living and not all(progress.is_over(one) for one in said.values() if one not in living):
+        elif living and not all(progress.is_over(worker) for worker in workers.values() if worker not in living):
             # dead, and the agent sees nothing wrong: it left with 0, and the others may wait for it for ever
             self._left_since = self._left_since or now
             if now - self._left_since > LEAVING_SECONDS:
@@ -187,14 +187,14 @@ class Supervisor:
     def _said(self) -> dict[int, Progress]:
         """What the ranks of this machine say of themselves."""
         notes = Notes(self.folder)
-        found = {
+        workers = {
             self._rank(local): progress.read(notes.progress_of(self.nodes.rank, local))
             for local in range(self.processes)
         }
-        return {rank: one for rank, one in found.items() if one is not None and one.pid}
+        return {rank: worker for rank, worker in workers.items() if worker is not None and worker.pid}
 
-    def _all_done(self, said: dict[int, Progress]) -> bool:
-        return all(progress.is_over(one) for one in said.values())
+    def _all_done(self, workers: dict[int, Progress]) -> bool:
+        return all(progress.is_over(worker) for worker in workers.values())
 
     def starting(self, attempt: int) -> None:
         """The agent starts the processes, for the first time or again.
@@ -224,9 +224,9 @@ class Supervisor:
     # ------------------------------------------------------------------ when they have ended
 
     def _outcome(self) -> int:
-        said = self._said()
-        if self._error is None and not self._exits and self._all_done(said):
-            return EXIT_PREEMPTED if any(one.state == progress.STOPPED for one in said.values()) else EXIT_DONE
+        workers = self._said()
+        if self._error is None and not self._exits and self._all_done(workers):
+            return EXIT_PREEMPTED if any(worker.state == progress.STOPPED for worker in workers.values()) else EXIT_DONE
         unheard = (-signal.SIGTERM, -signal.SIGUSR2)  # while they were imported, say
         if isinstance(self._error, _StoppedError) or (
             self._is_stopping and self._exits and all(code in unheard for code, _ in self._exits.values())
@@ -236,7 +236,7 @@ class Supervisor:
             print(f"launcher: {self._error}", file=sys.stderr)
             return EXIT_FAILED
         notes = Notes(self.folder).read()
-        if wrong := [one for one in notes.values() if one.exit_code == EXIT_USAGE]:
+        if wrong := [note for note in notes.values() if note.exit_code == EXIT_USAGE]:
             alone = wrong[0].rank > 0  # rank 0 would have found it too
             print(f"rank {wrong[0].rank} on {wrong[0].host}: " * alone + wrong[0].what, file=sys.stderr)
             return EXIT_USAGE
@@ -251,7 +251,7 @@ class Supervisor:
         first = first_of(failures)
         if first is not None:
             resume = shlex.join(["launcher", "resume", str(self.folder), *self.resume])
-            others = [one for one in failures if one.rank != first.rank]
+            others = [failure for failure in failures if failure.rank != first.rank]
             Report(first, self.folder, self.again, resume, others).show()
             _mark_failed(self.folder, first)
         if self.nodes.count == 1:  # other nodes may be reading still
@@ -260,26 +260,26 @@ class Supervisor:
 
     def _failures(self) -> list[Failure]:
         """Of every rank that failed: what it said itself, or what its end says of it."""
-        notes, said = Notes(self.folder), self._said()
-        found, size = notes.read(), self.processes * self.nodes.count
-        first = min((one.time for one in found.values()), default=math.inf)
+        notes, workers = Notes(self.folder), self._said()
+        failures, size = notes.read(), self.processes * self.nodes.count
+        first = min((failure.time for failure in failures.values()), default=math.inf)
         for rank, (code, when) in self._exits.items():
-            if rank not in found:
-                found[rank] = of_exit(code, notes.stacks(rank), rank=rank, world=size, time=when)
+            if rank not in failures:
+                failures[rank] = of_exit(code, notes.stacks(rank), rank=rank, world=size, time=when)
                 if code == -signal.SIGKILL and when - first > LEAVING_SECONDS - 1:  # the agent counts whole seconds
-                    found[rank] = replace(found[rank], what=_KILLED, is_aftermath=True)
-        if all(one.is_aftermath for one in found.values()):  # of somebody who left and said nothing
-            for rank, one in said.items():
-                if rank not in found and not progress.is_over(one) and not _lives(one.pid):
-                    when = time.time() - time.monotonic() + one.beat
-                    found[rank] = of_exit(EXIT_DONE, rank=rank, world=size, time=when)
-        steps = {rank: one.step for rank, one in said.items()}
-        return [notes.completed(one, steps.get(rank)) for rank, one in found.items()]
+                    failures[rank] = replace(failures[rank], what=_KILLED, is_aftermath=True)
+        if all(failure.is_aftermath for failure in failures.values()):  # of somebody who left and said nothing
+            for rank, worker in workers.items():
+                if rank not in failures and not progress.is_over(worker) and not _lives(worker.pid):
+                    when = time.time() - time.monotonic() + worker.beat
+                    failures[rank] = of_exit(EXIT_DONE, rank=rank, world=size, time=when)
+        steps = {rank: worker.step for rank, worker in workers.items()}
+        return [notes.completed(failure, steps.get(rank)) for rank, failure in failures.items()]
 
     def _leave(self, code: int) -> None:
         """Ends this process without the agent, which may never come back."""
         if code == EXIT_FAILED:
-            if not (failures := self._failures()) or all(one.is_aftermath for one in failures):
+            if not (failures := self._failures()) or all(failure.is_aftermath for failure in failures):
                 print("launcher: the other nodes do not answer any more", file=sys.stderr)
             if failures:
                 self._report()
@@ -367,10 +367,10 @@ def _kill_children() -> None:
 
 def _stop_late_ones(living: Sequence[Progress]) -> None:
     """Asks those to stop that would wait for one that was asked and has left."""
-    for one in living:
-        if one.state == progress.STARTING:
+    for worker in living:
+        if worker.state == progress.STARTING:
             with suppress(ProcessLookupError):
-                os.kill(one.pid, signal.SIGTERM)
+                os.kill(worker.pid, signal.SIGTERM)
 
 
 def _lives(pid: int) -> bool:

@@ -24,16 +24,16 @@ class Average:
     """
 
     def __init__(self, module: nn.Module, decay: float):
-        self._parameters = [one for one in module.parameters() if one.requires_grad]
-        places = {id(one): place for place, one in enumerate(self._parameters)}
+        self._parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        places = {id(parameter): place for place, parameter in enumerate(self._parameters)}
         named = module.named_parameters(remove_duplicate=False)  # tied weights have several names
-        self._names = {name: places[id(one)] for name, one in named if id(one) in places}
+        self._names = {name: places[id(parameter)] for name, parameter in named if id(parameter) in places}
         self._average = get_ema_multi_avg_fn(decay)
-        self._are_alike = all(one.dtype == _kept_in(one) for one in self._parameters)
+        self._are_alike = all(parameter.dtype == _kept_in(parameter) for parameter in self._parameters)
         self._restart()
 
     def _restart(self) -> None:
-        self._averages = [one.detach().to(_kept_in(one), copy=True) for one in self._parameters]
+        self._averages = [parameter.detach().to(_kept_in(parameter), copy=True) for parameter in self._parameters]
         self._updates = 0
 
     @torch.no_grad()
@@ -49,12 +49,12 @@ class Average:
         """The weights in the dtypes of their averages."""
         if self._are_alike:
             return list(self._parameters)
-        return [one.to(_kept_in(one)) for one in self._parameters]
+        return [parameter.to(_kept_in(parameter)) for parameter in self._parameters]
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Puts the averages into the module for a while."""
-        kept = [one.detach().clone() for one in self._parameters]
+        kept = [parameter.detach().clone() for parameter in self._parameters]
         self._put(self._averages)
         try:
             yield

@@ -109,12 +109,12 @@ _NOTHING = object()
 def arguments(outputs: Any, targets: Any) -> tuple[list[Any], dict[str, Any]]:
     """What a loss is called with: outputs, then targets, by position or, where they are mappings, by name."""
     both = (outputs, targets)
-    args = [one for side in both if not isinstance(side, Mapping) for one in side]
-    return args, {key: one for side in both if isinstance(side, Mapping) for key, one in side.items()}
+    args = [part for side in both if not isinstance(side, Mapping) for part in side]
+    return args, {key: part for side in both if isinstance(side, Mapping) for key, part in side.items()}
 
 
 def _are_losses(result: Mapping[str, Any]) -> bool:
-    return bool(result) and all(isinstance(one, torch.Tensor) and one.numel() == 1 for one in result.values())
+    return bool(result) and all(isinstance(value, torch.Tensor) and value.numel() == 1 for value in result.values())
 
 
 def _picked(thing: Any, wanted: Picks, section: str, what: str) -> Any:
@@ -124,22 +124,22 @@ def _picked(thing: Any, wanted: Picks, section: str, what: str) -> Any:
 
 
 def _pick(thing: Any, key: int | str, section: str, what: str) -> Any:
-    found = _at(thing, key)
-    if found is _NOTHING:
+    part = _at(thing, key)
+    if part is _NOTHING:
         place, inner, rest = _as_far_as_there(thing, key)
         what = f"{place!r} of {what}" if place else what
         raise LauncherError(f"{section}: {what} has no {rest!r}; it is {_described(inner)}; name its parts in 'batch'")
-    return found
+    return part
 
 
 def _at(thing: Any, key: int | str) -> Any:
     """A part by its key, or by a path of keys with dots between; `_NOTHING` where there is none."""
-    found = _inside(thing, key)
-    if found is not _NOTHING or not isinstance(key, str):
-        return found
+    part = _inside(thing, key)
+    if part is not _NOTHING or not isinstance(key, str):
+        return part
     cuts = (place for place, letter in enumerate(key) if letter == ".")  # a key may have dots of its own
     ways = (_at(inner, key[cut + 1 :]) for cut in cuts if (inner := _inside(thing, key[:cut])) is not _NOTHING)
-    return next((one for one in ways if one is not _NOTHING), _NOTHING)
+    return next((candidate for candidate in ways if candidate is not _NOTHING), _NOTHING)
 
 
 def _inside(thing: Any, key: int | str) -> Any:

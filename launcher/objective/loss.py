@@ -147,22 +147,24 @@ class Objective:
         """Losses that have parameters of their own to train, by name."""
         named = {term.name: term.function for term in self.terms}
         return {
-            name: one
-            for name, one in named.items()
-            if isinstance(one, nn.Module) and any(parameter.requires_grad for parameter in one.parameters())
+            name: function
+            for name, function in named.items()
+            if isinstance(function, nn.Module) and any(parameter.requires_grad for parameter in function.parameters())
         }
 
     @property
     def brought(self) -> dict[str, Any]:
         """What may have a state, by key: the losses, or the step function and its count, behind bound methods."""
         functions: dict[str, Any] = {term.key: term.function for term in self.terms}
-        functions |= {key: one for key, one in (("train.step", self.step), ("train.count", self.count)) if one}
-        return {key: _owner(one) for key, one in functions.items()}
+        functions |= {
+            key: function for key, function in (("train.step", self.step), ("train.count", self.count)) if function
+        }
+        return {key: _owner(function) for key, function in functions.items()}
 
     @property
     def stateful(self) -> dict[str, Any]:
         """Those of them that have a state to save, by key."""
-        return {key: one for key, one in self.brought.items() if _has_state(one)}
+        return {key: owner for key, owner in self.brought.items() if _has_state(owner)}
 
     def stepped(self, model: nn.Module, batch: Any, at: Any) -> dict[str, Any]:
         """What the user's step function gives.
@@ -179,9 +181,9 @@ class Objective:
 
     def to(self, device: torch.device) -> None:
         """Moves the losses: class weights are buffers."""
-        for one in self.brought.values():
-            if isinstance(one, nn.Module):
-                one.to(device)
+        for owner in self.brought.values():
+            if isinstance(owner, nn.Module):
+                owner.to(device)
 
     # ------------------------------------------------------------------ what is counted
 
@@ -213,7 +215,9 @@ class Objective:
         for key, reading in self.readings.items():
             if reading is None:
                 self.read(key, Reading("samples", found="trusted", why="nobody has measured it"))
-        self.counts_samples = all(one is not None and one.by_samples for one in self.readings.values())
+        self.counts_samples = all(
+            term_reading is not None and term_reading.by_samples for term_reading in self.readings.values()
+        )
 
     def counts(self, batch: Any, samples: int) -> list[float]:
         """What a micro-batch in host memory contributes to each term's count."""
@@ -222,11 +226,14 @@ class Objective:
             return [reading.count(parts, samples)]
         readings = [term.reading for term in self.terms] or [self.own]
         if self.counts_samples:
-            return [one.count(None, samples) if one is not None else float(samples) for one in readings]
+            return [
+                term_reading.count(None, samples) if term_reading is not None else float(samples)
+                for term_reading in readings
+            ]
         counted = [term.targets_of(self.layout, batch) for term in self.terms] or [batch]
         return [
-            one.count(part, samples) if one is not None else float(samples)
-            for one, part in zip(readings, counted, strict=True)
+            term_reading.count(part, samples) if term_reading is not None else float(samples)
+            for term_reading, part in zip(readings, counted, strict=True)
         ]
 
     def scales(self, local: Sequence[float], total: Sequence[float], world_size: int, samples: int) -> list[float]:
@@ -307,8 +314,8 @@ class Objective:
 
     def _of_nothing(self, term: Term, result: Any) -> torch.Tensor:
         """Zero, by way of the outputs: a mean over nothing is NaN, and so is NaN × 0."""
-        outputs = [one for _, one in tensors_in(term.outputs_of(self.layout, result)) if one.requires_grad]
-        return torch.stack([one.sum() for one in outputs]).sum() * 0.0
+        outputs = [tensor for _, tensor in tensors_in(term.outputs_of(self.layout, result)) if tensor.requires_grad]
+        return torch.stack([output.sum() for output in outputs]).sum() * 0.0
 
     def weighed(self, values: Sequence[torch.Tensor], counts: Sequence[float]) -> list[torch.Tensor]:
         """Each term's value on a batch as a sum over what it counts: an evaluation adds these up."""
@@ -380,7 +387,7 @@ def build_objective(
     if isinstance(section, str):  # `model`: it brings its own
         return Objective([], layout, count=count)
     named = {"": section} if isinstance(section, Component) else section or {}
-    return Objective([_term(builder, name, one, batch) for name, one in named.items()], layout)
+    return Objective([_term(builder, name, component, batch) for name, component in named.items()], layout)
 
 
 def _term(builder: Builder, name: str, component: Component, batch: schema.Batch) -> Term:

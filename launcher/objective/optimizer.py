@@ -36,7 +36,11 @@ def build_optimizer(
     lazy_compiler.optimizers()
     named = dict(_trained("", model))
     for name, loss in losses.items():
-        named |= {key: one for key, one in _trained(f"{loss_key(name)}.", loss) if not _is_among(one, named.values())}
+        named |= {
+            key: parameter
+            for key, parameter in _trained(f"{loss_key(name)}.", loss)
+            if not _is_among(parameter, named.values())
+        }
     groups = section.options.get("_groups_")
     params = _groups(builder, section, groups, named) if groups else list(named.values())
     if section.given is None:
@@ -69,7 +73,7 @@ def _unfit(optimizer: Any, target: str, parameters: Iterable[nn.Parameter], made
     """Why something cannot be the run's optimizer; one that was not made here may be another model's."""
     if not isinstance(optimizer, torch.optim.Optimizer):
         return f"{target} gave a {type(optimizer).__name__}, not a torch.optim.Optimizer"
-    own = [one for group in optimizer.param_groups for one in group["params"]]
+    own = [own_parameter for group in optimizer.param_groups for own_parameter in group["params"]]
     if not made and not any(_is_among(parameter, own) for parameter in parameters):
         return "has none of this model's parameters; hand in its class, or a function of the parameters"
     closure = inspect.signature(optimizer.step).parameters.get("closure")
@@ -99,9 +103,9 @@ def _fuses(
         parameters_of(target) or ()
     ):
         return False
-    if any(getattr(one, "sparse", False) for module in modules for one in module.modules()):
+    if any(getattr(submodule, "sparse", False) for module in modules for submodule in module.modules()):
         return False
-    return all(one.is_floating_point() and one.device.type in ("cpu", "cuda") for one in parameters)
+    return all(parameter.is_floating_point() and parameter.device.type in ("cpu", "cuda") for parameter in parameters)
 
 
 def _check_groups(

@@ -74,7 +74,7 @@ def _dimension(pieces: Sequence[torch.Tensor], whole: torch.Tensor, exact: bool)
     for dim in range(whole.dim()):
         if whole.shape[dim] != sum(piece.shape[dim] for piece in pieces if piece.dim() == whole.dim()):
             continue
-        rest = {(*one.shape[:dim], *one.shape[dim + 1 :]) for one in (*pieces, whole)}
+        rest = {(*tensor.shape[:dim], *tensor.shape[dim + 1 :]) for tensor in (*pieces, whole)}
         if len(rest) == 1 and _agree(torch.cat(list(pieces), dim), whole, exact):
             return dim
     if all(piece.shape == whole.shape and _agree(piece, whole, True) for piece in pieces):
@@ -82,15 +82,15 @@ def _dimension(pieces: Sequence[torch.Tensor], whole: torch.Tensor, exact: bool)
     raise NotJoinedError
 
 
-def _agree(one: torch.Tensor, other: torch.Tensor, exact: bool) -> bool:
+def _agree(tensor: torch.Tensor, other: torch.Tensor, exact: bool) -> bool:
     """Whether two tensors are the same: to the bit, or but for rounding, as a model gives it for other batches."""
     if exact or not other.is_floating_point():
         return (
-            torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
+            torch.allclose(tensor, other, rtol=0, atol=0, equal_nan=True)
             if other.is_floating_point()
-            else one.equal(other)
+            else tensor.equal(other)
         )
-    off = (one - other).abs().max() if other.numel() else torch.zeros(())
+    off = (tensor - other).abs().max() if other.numel() else torch.zeros(())
     return not bool(off > 0.02 * other.abs().max())
 
 
@@ -105,8 +105,8 @@ class Joined:
 
     def __init__(self, pieces: Sequence[Tree], whole: Tree, numbers: Sequence[int]):
         self.outputs, self.targets = whole
-        self._joints = [_joint([one[side] for one in pieces], whole[side], exact=side == 1) for side in (0, 1)]
-        self._lengths = [[_lengths(one[side]) for one in pieces] for side in (0, 1)]
+        self._joints = [_joint([piece[side] for piece in pieces], whole[side], exact=side == 1) for side in (0, 1)]
+        self._lengths = [[_lengths(piece[side]) for piece in pieces] for side in (0, 1)]
         self.numbers = numbers
 
     def union(self, outputs: Tree, targets: Tree, pieces: int) -> tuple[Tree, Tree, int]:
@@ -154,11 +154,17 @@ def _taken(tree: Tree, joint: Joint, lengths: Sequence[Tree], pieces: int) -> Tr
     if isinstance(joint, str) and joint == "same":
         return tree
     if isinstance(joint, dict):
-        return {key: _taken(tree[key], inner, [one[key] for one in lengths], pieces) for key, inner in joint.items()}
+        return {
+            key: _taken(tree[key], inner, [piece_lengths[key] for piece_lengths in lengths], pieces)
+            for key, inner in joint.items()
+        }
     if isinstance(joint, list):
-        values = [_taken(tree[n], inner, [one[1][n] for one in lengths], pieces) for n, inner in enumerate(joint)]
+        values = [
+            _taken(tree[n], inner, [piece_lengths[1][n] for piece_lengths in lengths], pieces)
+            for n, inner in enumerate(joint)
+        ]
         return type(tree)(*values) if hasattr(tree, "_fields") else type(tree)(values)
-    sizes = [one[0] if joint == "list" else one[joint] for one in lengths]
+    sizes = [piece_lengths[0] if joint == "list" else piece_lengths[joint] for piece_lengths in lengths]
     ends = list(itertools.accumulate(sizes))
     ranges = [(end - size, end) for end, size in zip(ends, sizes, strict=True)]
     taken = [limits for bit, limits in enumerate(ranges) if pieces >> bit & 1]
@@ -211,7 +217,7 @@ def injections(joined: Joined, hints: Hints) -> Iterator[tuple[Tree, Tree]]:
         for number, tensor in enumerate(tensors[:8]):
             for value in _values_for(tensor, number, joined.outputs, hints):
                 changed = torch.where(_holes(tensor, joined, generator), torch.full_like(tensor, value), tensor)
-                yield outputs, mapped(joined.targets, lambda one, of=tensor, to=changed: to if one is of else one)  # type: ignore[misc]  # mypy takes no defaults in lambdas
+                yield outputs, mapped(joined.targets, lambda part, of=tensor, to=changed: to if part is of else part)  # type: ignore[misc]  # mypy takes no defaults in lambdas
 
 
 def _values_for(tensor: torch.Tensor, number: int, outputs: Tree, hints: Hints) -> list[float]:
@@ -243,7 +249,7 @@ def tried_in(joined: Joined, hints: Hints) -> frozenset[Where]:
 
 def are_classes(tensor: torch.Tensor, outputs: Tree) -> bool:
     """Whether outputs have scores of classes for each: kernels that check nothing (CTC's) read where a label points."""
-    first = next((one for _, one in tensors_in(outputs)), None)
+    first = next((output for _, output in tensors_in(outputs)), None)
     return (
         first is not None and first.dim() > 1 and first.numel() in {tensor.numel() * size for size in first.shape[1:]}
     )

@@ -93,9 +93,9 @@ class Samples:
             counts = [candidates(parts(self.batch([number])), 1, hints) for number in numbers]
         except Exception:  # a collate that cannot make a batch of one: as they come, then
             return numbers
-        common = sorted(set.intersection(*(set(one) for one in counts)), key=repr)
+        common = sorted(set.intersection(*(set(sample_counts) for sample_counts in counts)), key=repr)
         weights = np.random.default_rng(0).uniform(0.5, 1.5, len(common))
-        table = np.array([[one[reading] for reading in common] for one in counts])
+        table = np.array([[sample_counts[reading] for reading in common] for sample_counts in counts])
         table = (table - table.mean(0)) / (np.abs(table).max(0) + 1e-12)
         return [numbers[place] for place in np.argsort(table @ weights, kind="stable")]
 
@@ -146,18 +146,18 @@ def measure(subject: Subject, model: nn.Module, samples: Samples, hints: Hints) 
         if not groups:
             return Verdict(None, "failed", "there are too few samples to measure it on")
         joined = _joined(subject, twin, samples, groups) if subject.outputs is not None else None
-        found: Found | Verdict = Found([], [], TOLERANCE[torch.float64])
+        findings: Found | Verdict = Found([], [], TOLERANCE[torch.float64])
         caller = Caller(subject.function)
         if joined is not None:
-            found = caller.trials(joined, hints)
-        if isinstance(found, Found) and (joined is None or samples.collates):
-            found = _called(subject, twin, samples, groups, hints, found)
-        if isinstance(found, Verdict):
-            return found
-        verdict = decide(found.trials, found.injected, found.tolerance, found.tried)
+            findings = caller.trials(joined, hints)
+        if isinstance(findings, Found) and (joined is None or samples.collates):
+            findings = _called(subject, twin, samples, groups, hints, findings)
+        if isinstance(findings, Verdict):
+            return findings
+        verdict = decide(findings.trials, findings.injected, findings.tolerance, findings.tried)
         if verdict.reading is None or joined is None:
             return verdict
-        floor = caller.floor(joined[0], verdict.reading, found.tolerance)
+        floor = caller.floor(joined[0], verdict.reading, findings.tolerance)
         if floor is None:
             return Verdict(Reading("batch", why=f"not {verdict.reading.words} where a piece has nothing to count"))
         return replace(verdict, reading=replace(verdict.reading, floor=floor))
@@ -217,17 +217,17 @@ def _twin(model: nn.Module) -> Iterator[nn.Module]:
 def copied(thing: Any, shared: Sequence[torch.Tensor] = ()) -> Any:
     """A copy that may be called at will, but for the tensors that it shares; itself where it cannot be copied."""
     try:
-        return copy.deepcopy(thing, {id(one): one for one in shared})
+        return copy.deepcopy(thing, {id(tensor): tensor for tensor in shared})
     except Exception:
         return thing
 
 
 def _size_of(model: nn.Module) -> int:
-    return sum(one.numel() * one.element_size() for one in model.parameters())
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
 def _device_of(model: nn.Module) -> torch.device:
-    return next((one.device for one in model.parameters()), _HOST)
+    return next((parameter.device for parameter in model.parameters()), _HOST)
 
 
 def _told(error: Exception) -> str:
@@ -237,8 +237,8 @@ def _told(error: Exception) -> str:
 def number_of(value: Any) -> float | None:
     """A loss as a number: one tensor, or a mapping of them, added up; None where it is neither."""
     if isinstance(value, Mapping):
-        numbers = [number_of(one) for one in value.values()]
-        return None if not numbers or None in numbers else sum(one for one in numbers if one is not None)
+        numbers = [number_of(loss) for loss in value.values()]
+        return None if not numbers or None in numbers else sum(number for number in numbers if number is not None)
     if isinstance(value, int | float):
         return float(value)
     return float(value.detach()) if isinstance(value, torch.Tensor) and value.numel() == 1 else None
@@ -249,7 +249,7 @@ def _joined(
 ) -> list[Joined] | None:
     """Each group's outputs and targets, where they are their pieces side by side."""
     assert subject.outputs is not None
-    device, found = _device_of(twin), []
+    device, joined = _device_of(twin), []
     for pieces in groups:
         made = []
         for numbers in (*pieces, list(itertools.chain(*pieces))):
@@ -257,10 +257,10 @@ def _joined(
             _seed(0)
             made.append(mapped((subject.outputs(twin, batch), subject.parts(batch)), _in_host))
         try:
-            found.append(Joined(made[:3], made[3], [len(piece) for piece in pieces]))
+            joined.append(Joined(made[:3], made[3], [len(piece) for piece in pieces]))
         except (NotJoinedError, KeyError, IndexError, TypeError, AttributeError):
             return None
-    return found
+    return joined
 
 
 def _in_host(tensor: torch.Tensor) -> torch.Tensor:
@@ -320,12 +320,12 @@ class Caller:
             return Verdict(None, "random", "its value on the same batch differs from call to call")
         trials: list[Trial] = []
         injected: list[Trial] = []
-        for group, one in enumerate(joined[: 1 if is_large else None]):
-            for draw in itertools.islice(draws(one), 3 if is_large else None):
-                trials += self._trial(one, draw, one.targets, hints, group)
+        for group, batch in enumerate(joined[: 1 if is_large else None]):
+            for draw in itertools.islice(draws(batch), 3 if is_large else None):
+                trials += self._trial(batch, draw, batch.targets, hints, group)
             if not is_large:
-                for outputs, targets in injections(one, hints):
-                    injected += self._trial(one, outputs, targets, hints, group)
+                for outputs, targets in injections(batch, hints):
+                    injected += self._trial(batch, outputs, targets, hints, group)
         exact = TOLERANCE[torch.float64 if self.dtype is not None else torch.float32]
         return Found(trials, injected, exact, frozenset() if is_large else tried_in(joined[0], hints))
 
@@ -348,7 +348,7 @@ class Caller:
             return 0.0
         changed = tensor.clone()
         changed[:first] = empty[reading.kind]
-        targets = mapped(joined.targets, lambda one: changed if one is tensor else one)
+        targets = mapped(joined.targets, lambda target: changed if target is tensor else target)
         unions = [joined.union(joined.outputs, targets, pieces)[:2] for pieces in (1, 2, 3)]
         values = [self.value(*cast(union, self.dtype)) for union in unions]
         numbers = [value for value in values if value is not None and math.isfinite(value)]
@@ -380,7 +380,7 @@ def _called(
     samples: Samples,
     groups: Sequence[Sequence[Sequence[int]]],
     hints: Hints,
-    found: Found,
+    findings: Found,
 ) -> Found | Verdict:
     """Trials on batches collated anew: with the model as it is, and with its weights shaken."""
     batches = [{union: samples.batch(_numbers(pieces, union)) for union in range(1, 8)} for pieces in groups]
@@ -393,7 +393,7 @@ def _called(
         return Verdict(None, "failed", caller.fault or "it gave no number")
     if first != second and not (math.isnan(first) and second is not None and math.isnan(second)):
         return Verdict(None, "random", "its value on the same batch differs from call to call")
-    trials, injected = list(found.trials), list(found.injected)
+    trials, injected = list(findings.trials), list(findings.injected)
     for amount in (0.0, 0.1, 0.3):
         with caller.shaken(amount):
             for group, (pieces, by_union) in enumerate(zip(groups, batches, strict=True)):
@@ -401,8 +401,8 @@ def _called(
                 if amount and caller.is_double:  # on a GPU, a number out of range would end the process
                     for change in _changes(subject, by_union, pieces, hints):
                         injected += _model_trial(caller, change, pieces, hints, group)
-    tolerance = max(found.tolerance, TOLERANCE[torch.float64 if caller.is_double else torch.float32])
-    return Found(trials, injected, tolerance, found.tried)
+    tolerance = max(findings.tolerance, TOLERANCE[torch.float64 if caller.is_double else torch.float32])
+    return Found(trials, injected, tolerance, findings.tried)
 
 
 def _numbers(pieces: Sequence[Sequence[int]], union: int) -> list[int]:
@@ -466,7 +466,7 @@ class _ModelCaller:
             yield
             return
         generator = torch.Generator().manual_seed(3)
-        kept = [(one, one.detach().clone()) for one in self._double.parameters() if one.is_floating_point()]
+        kept = [(weight, weight.detach().clone()) for weight in self._double.parameters() if weight.is_floating_point()]
         for parameter, before in kept:
             noise = torch.randn(before.shape, generator=generator, dtype=before.dtype).to(before.device)
             parameter.add_(noise * amount * (before.abs().mean() + 0.1))
@@ -525,7 +525,7 @@ def _with_holes(
         flat[: 2 if tensor.dim() > 1 else number in kept] = False  # something counts in every piece
         holes[row].view(-1)[: len(flat)] = flat
     changed = torch.where(holes.to(tensor.device), torch.full_like(tensor, value), tensor)
-    return mapped(batch, lambda one: changed if one is tensor else one)
+    return mapped(batch, lambda part: changed if part is tensor else part)
 
 
 # ---------------------------------------------------------------------- the audit
@@ -554,7 +554,7 @@ def still_holds(function: Any, reading: Reading, outputs: Tree, targets: Tree, s
             mapped(both, lambda tensor: tensor[: samples // 2]),
             mapped(both, lambda tensor: tensor[samples // 2 :]),
         ]
-        values = [caller.value(*cast(one, caller.dtype)) for one in (both, *halves)]
+        values = [caller.value(*cast(pair, caller.dtype)) for pair in (both, *halves)]
         counts = [1.0, 1.0]
         if reading.is_mean:
             sizes = (samples // 2, samples - samples // 2)

@@ -111,9 +111,9 @@ class Reading:
         return {**kept, "where": list(self.where)}
 
     @classmethod
-    def of_manifest(cls, said: Mapping[str, Any], **objects: Any) -> Reading:
+    def of_manifest(cls, manifest: Mapping[str, Any], **objects: Any) -> Reading:
         """What `manifest` gave; `weights` and `function` are handed in."""
-        return cls(**{**said, "where": tuple(said["where"])}, **objects)
+        return cls(**{**manifest, "where": tuple(manifest["where"])}, **objects)
 
 
 def _of_class(tensor: torch.Tensor, reading: Reading) -> float:
@@ -228,15 +228,15 @@ def candidates(parts: Any, samples: int, hints: Hints, classes: Iterable[int] = 
         hints: Of the loss.
         classes: Further class numbers that may be ignored.
     """
-    found = {Reading("samples"): float(samples)}
+    counts = {Reading("samples"): float(samples)}
     if hints.user is not None:
-        found[Reading("user", function=hints.user)] = float(hints.user(parts))
+        counts[Reading("user", function=hints.user)] = float(hints.user(parts))
     for number, (where, tensor) in enumerate(itertools.islice(tensors_in(parts), 16)):
         if tensor.dim():
             for reading in _of_tensor(tensor, where, number, hints, classes):
                 shown = tensor[:, 1:] if reading.shifted else tensor
-                found[reading] = COUNTS[reading.kind](shown, reading)
-    return found
+                counts[reading] = COUNTS[reading.kind](shown, reading)
+    return counts
 
 
 def _shown(where: Where) -> str:
@@ -350,7 +350,7 @@ _MODULES = {
 def _torch_name(function: Any) -> tuple[str, Mapping[str, Any]]:
     """The function of torch.nn.functional that runs, and its settings; empty where another does."""
     if isinstance(function, nn.Module):
-        cls = next((one for one in type(function).__mro__ if "forward" in vars(one)), nn.Module)
+        cls = next((base for base in type(function).__mro__ if "forward" in vars(base)), nn.Module)
         is_torch = cls.__module__ == "torch.nn.modules.loss" and type(function).__call__ is nn.Module.__call__
         if not is_torch or "forward" in vars(function) or has_hooks(function):
             return "", {}
@@ -382,7 +382,11 @@ def order_fault(function: Any, outputs: int, targets: int) -> str | None:
         parameters = list(inspect.signature(called).parameters.values())
     except (TypeError, ValueError):
         return None
-    names = [one.name for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    names = [
+        parameter.name
+        for parameter in parameters
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
     names = names[1:] if isinstance(function, nn.Module) else names
     wrong = [name for name in names[:1] if name.lower() in _TARGETS - _ANY]
     wrong += [name for name in names[1:outputs] if name.lower() in _TARGETS]
@@ -430,27 +434,27 @@ class Trial:
 
     def spread(self) -> float:
         """The largest difference between two parts: without one, any count fits."""
-        apart = [abs(self.values[one] - self.values[other]) for _, one, other in self.splits()]
+        apart = [abs(self.values[piece] - self.values[other]) for _, piece, other in self.splits()]
         return max(apart, default=0.0) / self.scale
 
     def misfit_of_sum(self) -> float:
         """How far off the whole a sum of its parts is."""
         values = self.values
-        off = [abs(values[union] - values[one] - values[other]) for union, one, other in self.splits()]
+        off = [abs(values[union] - values[piece] - values[other]) for union, piece, other in self.splits()]
         return max(off, default=math.inf) / self.scale
 
     def misfit(self, reading: Reading) -> float:
         """How far off the whole the mean of its parts by this count is, of the largest value."""
         values, counts, worst = self.values, self.counts, 0.0
-        for union, one, other in self.splits():
-            a, b = counts[one][reading], counts[other][reading]
+        for union, piece, other in self.splits():
+            a, b = counts[piece][reading], counts[other][reading]
             if a + b == 0:
                 off = 0.0 if abs(values[union]) < 1e-12 else self.scale
             else:
-                terms = [count * values[part] for count, part in ((a, one), (b, other)) if count]
+                terms = [count * values[part] for count, part in ((a, piece), (b, other)) if count]
                 off = abs(values[union] - sum(terms) / (a + b))
             if reading.kind in ("positive", "total"):  # such counts are guesses: they must fit exactly
-                off = off if off <= 1e-3 * abs(values[one] - values[other]) + 1e-9 * self.scale else self.scale
+                off = off if off <= 1e-3 * abs(values[piece] - values[other]) + 1e-9 * self.scale else self.scale
             worst = max(worst, off)
         return worst / self.scale
 
@@ -462,8 +466,8 @@ class Trial:
         """Whether the count of a union is that of its parts together."""
         counts = self.counts
         return all(
-            math.isclose(counts[union][reading], counts[one][reading] + counts[other][reading], rel_tol=1e-9)
-            for union, one, other in self.splits()
+            math.isclose(counts[union][reading], counts[piece][reading] + counts[other][reading], rel_tol=1e-9)
+            for union, piece, other in self.splits()
         )
 
 
@@ -536,7 +540,11 @@ def _chosen(
     fit: list[Reading], trials: list[Trial], injected: Iterable[Trial], tolerance: float, tried: frozenset[Where]
 ) -> Verdict:
     for trial in injected:
-        still = [one for one in fit if trial.has(one) and trial.adds_up(one) and trial.misfit(one) <= tolerance]
+        still = [
+            candidate
+            for candidate in fit
+            if trial.has(candidate) and trial.adds_up(candidate) and trial.misfit(candidate) <= tolerance
+        ]
         if still and trial.spread() > 1e-6:
             fit = still
             trials.append(trial)
@@ -544,7 +552,7 @@ def _chosen(
     if len(alike) > 1:
         return Verdict(None, "ambiguous", _listed([min(group, key=_rank).words for group in alike]))
     untried = Reading("kept") if (0,) not in tried else None
-    ranked = sorted(alike[0], key=lambda one: (one != untried, _rank(one)))
+    ranked = sorted(alike[0], key=lambda candidate: (candidate != untried, _rank(candidate)))
     if all(reading.kind == "positive" and _is_real(reading, trials) for reading in ranked):
         return Verdict(None, "ambiguous", "it leaves elements out by their value, and which cannot be told")
     return Verdict(ranked[0], also=tuple(ranked[1:]))
@@ -579,25 +587,25 @@ def _is_some_mean(trials: Sequence[Trial]) -> bool:
     """Whether the weights that the values imply are positive, of one piece each, and the same in all trials."""
     implied: dict[int, list[tuple[float, float, float]]] = {}
     for trial in trials:
-        ratios = [_ratio(trial, one, other) for one, other in ((1, 2), (2, 4), (1, 4))]
+        ratios = [_ratio(trial, piece, other) for piece, other in ((1, 2), (2, 4), (1, 4))]
         if not all(ratio > 0 for ratio in ratios) or abs(ratios[0] * ratios[1] / ratios[2] - 1) > 1e-4:
             return False
         implied.setdefault(trial.group, []).append((ratios[0], ratios[1], ratios[2]))
     return bool(implied) and all(
-        abs(one / first - 1) < 1e-4
+        abs(later_ratio / first - 1) < 1e-4
         for group in implied.values()
         for later in group
-        for one, first in zip(later, group[0], strict=True)
+        for later_ratio, first in zip(later, group[0], strict=True)
     )
 
 
-def _ratio(trial: Trial, one: int, other: int) -> float:
+def _ratio(trial: Trial, piece: int, other: int) -> float:
     """Weight of one piece over that of another; not a number where the values do not tell."""
     values = trial.values
-    if not {one, other, one | other} <= values.keys():
+    if not {piece, other, piece | other} <= values.keys():
         return math.nan
-    below = values[one] - values[one | other]
-    return (values[one | other] - values[other]) / below if below else math.nan
+    below = values[piece] - values[piece | other]
+    return (values[piece | other] - values[other]) / below if below else math.nan
 
 
 def _rank(reading: Reading) -> tuple[Any, ...]:

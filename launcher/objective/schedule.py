@@ -149,12 +149,12 @@ def _is_plateau(target: Any) -> bool:
     return isinstance(target, type) and issubclass(target, torch.optim.lr_scheduler.ReduceLROnPlateau)
 
 
-def _steps(said: Any, length: RunLength, default: int) -> int:
-    if said is None:
+def _steps(setting: Any, length: RunLength, default: int) -> int:
+    if setting is None:
         return default
-    if isinstance(said, bool) or not isinstance(said, int | str):
-        raise LauncherError(f"'{said}' is no duration; write '500 steps', '1 epoch' or '5%'")
-    duration = Duration(said, "steps", f"{said} steps") if isinstance(said, int) else Duration.parse(said)
+    if isinstance(setting, bool) or not isinstance(setting, int | str):
+        raise LauncherError(f"'{setting}' is no duration; write '500 steps', '1 epoch' or '5%'")
+    duration = Duration(setting, "steps", f"{setting} steps") if isinstance(setting, int) else Duration.parse(setting)
     if duration is None:
-        raise LauncherError(f"'{said}' is no duration; write '500 steps', '1 epoch' or '5%'")
+        raise LauncherError(f"'{setting}' is no duration; write '500 steps', '1 epoch' or '5%'")
     return duration.in_steps(length.steps_per_epoch, length.total_steps)

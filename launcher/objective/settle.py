@@ -77,29 +77,34 @@ def settle_losses(
             )
             raise builder.wrong(term.key, message)
     objective.cut(whole=steps.is_whole)
-    take_up(objective, {key: said for key, said in (kept or {}).items() if steps.is_whole or said["kind"] != "batch"})
+    take_up(
+        objective,
+        {key: manifest for key, manifest in (kept or {}).items() if steps.is_whole or manifest["kind"] != "batch"},
+    )
     for term in objective.terms:
         term.take(_simplified(term, objective, train))
     pads = train.reading.collate is not None and not steps.is_whole
-    open_keys = [key for key, one in objective.readings.items() if one is None or (pads and one.found == "known")]
+    open_keys = [
+        key for key, reading in objective.readings.items() if reading is None or (pads and reading.found == "known")
+    ]
     if not open_keys:
         return
-    found = {key: _settled(objective, key, model, train, steps) for key in open_keys}
+    outcomes = {key: _settled(objective, key, model, train, steps) for key in open_keys}
     told: dict[str, Any] = coordinator.from_first(
-        lambda: {key: one if isinstance(one, str) else one.manifest() for key, one in found.items()}
+        lambda: {key: outcome if isinstance(outcome, str) else outcome.manifest() for key, outcome in outcomes.items()}
     )
-    faults = [(key, one) for key, one in told.items() if isinstance(one, str)]
+    faults = [(key, fault) for key, fault in told.items() if isinstance(fault, str)]
     if faults:
         raise RecipeError([problem for key, message in faults for problem in builder.wrong(key, message).problems])
-    for key, said in told.items():
-        objective.read(key, Reading.of_manifest(said, **_objects(objective, key)))
+    for key, manifest in told.items():
+        objective.read(key, Reading.of_manifest(manifest, **_objects(objective, key)))
 
 
 def take_up(objective: Objective, kept: Mapping[str, Any]) -> None:
     """Takes up what a checkpoint says of losses of which nothing is known."""
-    for key, said in kept.items():
+    for key, manifest in kept.items():
         if objective.readings.get(key, ...) is None:
-            objective.read(key, Reading.of_manifest(said, **_objects(objective, key)))
+            objective.read(key, Reading.of_manifest(manifest, **_objects(objective, key)))
 
 
 def _simplified(term: Term, objective: Objective, train: TrainLoader) -> Reading | None:
@@ -152,7 +157,7 @@ def _settled(objective: Objective, key: str, model: nn.Module, train: TrainLoade
 def _trusting(reading: Reading, also: Sequence[Reading]) -> Reading:
     """The reading with what is taken on trust: a count that these samples do not tell from it, and others may."""
     plain = ("samples", "rows", "elements", "present", "positive", reading.kind)
-    others = [one for one in also if one.kind not in plain]
+    others = [other for other in also if other.kind not in plain]
     if not others:
         return reading
     return reading.as_found(reading.found, f"taken on trust that it is not over {others[0].words.split(' over ')[1]}")
@@ -161,7 +166,7 @@ def _trusting(reading: Reading, also: Sequence[Reading]) -> Reading:
 def _by_user(verdict: Verdict, objective: Objective) -> Reading | str:
     """The user's own count, unless another one is what fits."""
     fits = [verdict.reading, *verdict.also] if verdict.reading is not None else []
-    own = next((one for one in fits if one is not None and one.kind == "user"), None)
+    own = next((reading for reading in fits if reading is not None and reading.kind == "user"), None)
     if own is not None:
         return own
     if verdict.reading is not None and verdict.reading.kind != "batch":
@@ -172,8 +177,8 @@ def _by_user(verdict: Verdict, objective: Objective) -> Reading | str:
 def _as_stated(per: str, verdict: Verdict) -> Reading | str:
     """What the recipe's `_per_` means here, unless something else fits."""
     kinds = _OF_PER[per]
-    fits = [one for one in (verdict.reading, *verdict.also) if one is not None]
-    agreed = next((one for one in fits if one.kind in kinds), None)
+    fits = [reading for reading in (verdict.reading, *verdict.also) if reading is not None]
+    agreed = next((reading for reading in fits if reading.kind in kinds), None)
     if agreed is not None:
         return agreed
     if verdict.reading is not None and verdict.reading.kind != "batch" and per != "batch":

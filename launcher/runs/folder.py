@@ -63,8 +63,8 @@ class Choice:
         if self.run_dir is not None:
             return absolute(self.run_dir)
         root = absolute(root)
-        if self.resume and (found := next(unfinished(root / self.name, self.identity), None)):
-            return found
+        if self.resume and (folder := next(unfinished(root / self.name, self.identity), None)):
+            return folder
         return _new(root / self.name)
 
     def forget(self, folder: Path) -> None:
@@ -153,10 +153,10 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """A small JSON file; empty where there is none, or none that can be read."""
     try:
-        found = json.loads(read_file(path))
+        value = json.loads(read_file(path))
     except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
 def read_file(path: Path) -> bytes:
@@ -165,8 +165,8 @@ def read_file(path: Path) -> bytes:
     Raises:
         OSError: There is none, or it is something else.
     """
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode) or found.st_size > _MOST_BYTES:
+    file_status = path.stat()
+    if not stat.S_ISREG(file_status.st_mode) or file_status.st_size > _MOST_BYTES:
         raise OSError(errno.EINVAL, "is no file of a run's", str(path))
     return path.read_bytes()
 
@@ -193,11 +193,11 @@ def environment(how: Mapping[str, Any], git: object = None) -> dict[str, Any]:
 @functools.cache  # reading them takes as long as many a save
 def versions() -> Mapping[str, str]:
     """Of the packages that decide what a run computes."""
-    found = {}
+    package_versions = {}
     for package in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found
+            package_versions[package] = metadata.version(package)
+    return package_versions
 
 
 def _git() -> dict[str, str] | None:

@@ -56,9 +56,9 @@ class Submission:
     @staticmethod
     def read(folder: Path) -> Submission:
         """The submission of a run; an empty one where it never was."""
-        found = read_json(folder / QUEUE_FILE)
+        fields = read_json(folder / QUEUE_FILE)
         empty = Submission()
-        known = {name: value for name, value in found.items() if name in Submission.__dataclass_fields__}
+        known = {name: value for name, value in fields.items() if name in Submission.__dataclass_fields__}
         known = {name: value for name, value in known.items() if _is_like(value, getattr(empty, name))}
         known["starts"] = [start for start in known.get("starts", ()) if isinstance(start, dict)]
         return Submission(**known)
@@ -66,7 +66,7 @@ class Submission:
     @property
     def history(self) -> list[str]:
         """All starts so far, when none of them is in the queue any more."""
-        starts = [f"{one.get('job')}.{one.get('restart', 0)}" for one in self.starts]
+        starts = [f"{start.get('job')}.{start.get('restart', 0)}" for start in self.starts]
         return [*dict.fromkeys([*self.over, *starts])][-REMEMBERED_STARTS:]
 
     def write(self, folder: Path) -> None:
@@ -128,15 +128,15 @@ def with_jobs(runs: Iterable[Run]) -> list[Run]:
 
     Where it cannot be asked, the runs are as their folders say.
     """
-    found = list(runs)
-    jobs = {run.folder: Submission.read(run.folder).job for run in found if run.state != "finished"}
+    run_list = list(runs)
+    jobs = {run.folder: Submission.read(run.folder).job for run in run_list if run.state != "finished"}
     if not any(jobs.values()):
-        return found
+        return run_list
     try:
         queue = queue_now()
     except LauncherError:
-        return found
-    return [with_job(run, jobs.get(run.folder, ""), queue) for run in found]
+        return run_list
+    return [with_job(run, jobs.get(run.folder, ""), queue) for run in run_list]
 
 
 def queue_line(run: Run, queue: Callable[[], Mapping[str, slurm.Queued]]) -> str:

@@ -58,10 +58,10 @@ def locked(folder: Path, job: str | None = None) -> Iterator[str | None]:
 def holder(folder: Path) -> Mapping[str, Any] | None:
     """Who holds a run's folder and is alive, as far as can be told from here; None where nobody does."""
     path = folder / LOCK_FILE
-    found = _read(path)
-    if found is None or _is_over(path, found, _me(None)):
+    owner = _read(path)
+    if owner is None or _is_over(path, owner, _me(None)):
         return None
-    return found if _is_alive(path, found) else None
+    return owner if _is_alive(path, owner) else None
 
 
 def check_free(folder: Path, job: str | None = None) -> None:
@@ -71,35 +71,35 @@ def check_free(folder: Path, job: str | None = None) -> None:
         UsageError: A living process holds it.
     """
     path = folder / LOCK_FILE
-    if (found := _read(path)) is not None:
-        _refuse_living(path, found, _me(job))
+    if (owner := _read(path)) is not None:
+        _refuse_living(path, owner, _me(job))
 
 
-def _refuse_living(path: Path, found: Mapping[str, Any], me: Mapping[str, Any]) -> None:
-    if not _is_over(path, found, me) and _is_alive(path, found):
+def _refuse_living(path: Path, owner: Mapping[str, Any], me: Mapping[str, Any]) -> None:
+    if not _is_over(path, owner, me) and _is_alive(path, owner):
         raise UsageError(
-            f"{path.parent} is being written by {_who(found)}; wait for it or stop it (it saves before it ends), or "
+            f"{path.parent} is being written by {_who(owner)}; wait for it or stop it (it saves before it ends), or "
             "name another --run-dir"
         )
 
 
-def _is_over(path: Path, found: Mapping[str, Any], me: Mapping[str, Any]) -> bool:
+def _is_over(path: Path, owner: Mapping[str, Any], me: Mapping[str, Any]) -> bool:
     """Whether the holder is known to be gone, though it has touched its lock lately: its job says so."""
-    job, restart = found.get("job"), found.get("restart")
-    if job is None or found.get("namespace") == me["namespace"]:  # from here its process can be seen
+    job, restart = owner.get("job"), owner.get("restart")
+    if job is None or owner.get("namespace") == me["namespace"]:  # from here its process can be seen
         return False
     if job != me["job"]:
         return f"{job}.{restart or 0}" in over_starts(_read(path.with_name(QUEUE_FILE)) or {})
-    return bool(restart < me["restart"] if isinstance(restart, int) else found.get("host") != me["host"])
+    return bool(restart < me["restart"] if isinstance(restart, int) else owner.get("host") != me["host"])
 
 
 def over_starts(submission: Mapping[str, Any]) -> set[str]:
     """The starts of a run's jobs that are over, as in `1234.0`: what `slurm.json` says of them."""
     starts, earlier = submission.get("starts"), submission.get("over")
-    over = {str(one) for one in earlier} if isinstance(earlier, list) else set()
-    for one in starts if isinstance(starts, list) else ():
-        if isinstance(one, dict) and ("code" in one or "lost" in one):
-            over.add(f"{one.get('job')}.{one.get('restart', 0)}")
+    over = {str(start_id) for start_id in earlier} if isinstance(earlier, list) else set()
+    for start in starts if isinstance(starts, list) else ():
+        if isinstance(start, dict) and ("code" in start or "lost" in start):
+            over.add(f"{start.get('job')}.{start.get('restart', 0)}")
     return over
 
 
@@ -153,34 +153,34 @@ def _take_over(path: Path, me: Mapping[str, Any]) -> str | None:
     Raises:
         UsageError: The holder is alive.
     """
-    found = _read(path)
-    if found is None:
+    owner = _read(path)
+    if owner is None:
         time.sleep(0.1)  # just released, or just being taken
         return None
-    _refuse_living(path, found, me)
+    _refuse_living(path, owner, me)
     aside = path.with_name(f".{path.name}.stale.{os.getpid()}")
     try:
         os.rename(path, aside)
     except FileNotFoundError:  # another process was quicker: the next round finds its lock
         return None
     taken = _read(aside)
-    if taken != found:  # it was quicker, and this is its lock
+    if taken != owner:  # it was quicker, and this is its lock
         with contextlib.suppress(OSError):
             _place(aside, path)
     aside.unlink()
-    if taken != found:
+    if taken != owner:
         return None
-    return f"{_who(found)}, has died without releasing the run; going on in its place"
+    return f"{_who(owner)}, has died without releasing the run; going on in its place"
 
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError):
         return {"pid": "unknown", "host": "unknown"}
-    return found if isinstance(found, dict) else {"pid": "unknown", "host": "unknown"}
+    return content if isinstance(content, dict) else {"pid": "unknown", "host": "unknown"}
 
 
 def _me(job: str | None) -> dict[str, Any]:
@@ -195,12 +195,12 @@ def _me(job: str | None) -> dict[str, Any]:
     }
 
 
-def _who(found: Mapping[str, Any]) -> str:
-    return f"process {found.get('pid')} on {found.get('host')}, since {_when(found)}"
+def _who(owner: Mapping[str, Any]) -> str:
+    return f"process {owner.get('pid')} on {owner.get('host')}, since {_when(owner)}"
 
 
-def _when(found: Mapping[str, Any]) -> str:
-    since = found.get("since")
+def _when(owner: Mapping[str, Any]) -> str:
+    since = owner.get("since")
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since)) if isinstance(since, int | float) else "long ago"
 
 
@@ -224,16 +224,16 @@ def _started(pid: int) -> str:
         return ""
 
 
-def _is_alive(path: Path, found: Mapping[str, Any]) -> bool:
-    pid = found.get("pid")
-    if found.get("namespace") == _namespace() and isinstance(pid, int):
+def _is_alive(path: Path, owner: Mapping[str, Any]) -> bool:
+    pid = owner.get("pid")
+    if owner.get("namespace") == _namespace() and isinstance(pid, int):
         try:
             os.kill(pid, 0)
         except ProcessLookupError:
             return False
         except PermissionError:
             return True
-        return _started(pid) == found.get("start")
+        return _started(pid) == owner.get("start")
     return _seconds_since_touched(path) < STALE_SECONDS
 
 

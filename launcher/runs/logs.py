@@ -157,8 +157,8 @@ def settle(path: Path) -> bool:
             while block := os.pread(_log.descriptors[0], 2**20, offset):
                 named.write(block)
                 offset += len(block)
-            for one in _log.descriptors:
-                os.dup2(named.fileno(), one)
+            for descriptor in _log.descriptors:
+                os.dup2(named.fileno(), descriptor)
     return True
 
 

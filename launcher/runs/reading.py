@@ -121,14 +121,14 @@ class Run:
             return "queued"  # whatever became of an earlier start
         if not self.status:
             return "running" if self.queued is not None else self._submitted_state()
-        said = str(self.status.get("state", "unknown"))
+        recorded_state = str(self.status.get("state", "unknown"))
         holder = lock.holder(self.folder)
-        if said == "queued" and self.has_left_queue and not holder:
+        if recorded_state == "queued" and self.has_left_queue and not holder:
             return "dead"  # somebody cancelled its job while it waited
-        if said == "running":
+        if recorded_state == "running":
             return "running" if holder else "dead"
         is_starting = holder and finite(holder.get("since")) > finite(self.status.get("ended"))
-        return "running" if is_starting else said
+        return "running" if is_starting else recorded_state
 
     def _submitted_state(self) -> str:
         starts = read_json(self.folder / QUEUE_FILE).get("starts")
@@ -169,7 +169,7 @@ class Run:
         """The last that is known of it, in unix time."""
         last_event = self.events[-1]["time"] if self.events else None
         times = [self.status.get("ended"), self.status.get("updated"), _moment(self.last.get("time")), last_event]
-        return max((finite(one) for one in times if one is not None), default=None)
+        return max((finite(moment) for moment in times if moment is not None), default=None)
 
     @property
     def place(self) -> str:
@@ -181,7 +181,7 @@ class Run:
     def best(self) -> Score | None:
         """The best evaluation by the recipe's `evaluate.best`, else the lowest validation loss; None without any."""
         metric, mode = self.recipe.get("evaluate.best.metric", "loss"), self.recipe.get("evaluate.best.mode", "min")
-        found: Score | None = None
+        best_score: Score | None = None
         decides = self.recipe.get("evaluate.best.of")
         for line in () if self.damage else read_evaluations(self.folder / METRICS_FILE, "validation"):
             name, value = str(line.get("name", "")), line.get(metric)
@@ -189,9 +189,9 @@ class Run:
             if name != decides or value is None or not math.isfinite(finite(value)):
                 continue
             score = Score(metric, mode, value, line.get("step", 0), f"validation {name}".strip())
-            if found is None or score.rank < found.rank:
-                found = score
-        return found
+            if best_score is None or score.rank < best_score.rank:
+                best_score = score
+        return best_score
 
 
 def find_runs(root: Path) -> Iterator[Run]:
@@ -217,13 +217,13 @@ def named_runs(texts: Iterable[str]) -> list[Run]:
     Raises:
         UsageError: A name is neither.
     """
-    found: dict[Path, Run] = {}
+    unique_runs: dict[Path, Run] = {}
     for text in texts:
         runs = list(find_runs(_place_of(text)))
         if not runs:
             raise UsageError(f"{text}: there is no run in this folder; `launcher runs` lists the runs")
-        found.update({run.folder.resolve(): run for run in runs})
-    return list(found.values())
+        unique_runs.update({run.folder.resolve(): run for run in runs})
+    return list(unique_runs.values())
 
 
 def newest_run(text: str) -> Run:
@@ -330,7 +330,7 @@ _ENVIRONMENT: Mapping[str, Callable[[Any], Any]] = {
 }
 
 
-def _of_their_kinds(found: Mapping[str, Any], kinds: Mapping[str, Callable[[Any], Any]]) -> dict[str, Any]:
+def _of_their_kinds(values: Mapping[str, Any], kinds: Mapping[str, Callable[[Any], Any]]) -> dict[str, Any]:
     """The values, without those that are not what we write; what we do not know stays."""
-    known = {key: kinds[key](value) if key in kinds else value for key, value in found.items()}
+    known = {key: kinds[key](value) if key in kinds else value for key, value in values.items()}
     return {key: value for key, value in known.items() if value is not None}

@@ -66,8 +66,8 @@ def chosen(view: View) -> list[Run]:
     if not view.root.is_dir():
         raise UsageError(f"{view.root}: there is no such folder; name the one that holds the runs")
     sound = [_readable(run) for run in find_runs(view.root)]
-    found = [run for run in with_jobs(sound) if _matches(run, view)]
-    return sorted(found, key=lambda run: (_ORDERS[view.sort](run), natural(str(run.folder))))
+    matching_runs = [run for run in with_jobs(sound) if _matches(run, view)]
+    return sorted(matching_runs, key=lambda run: (_ORDERS[view.sort](run), natural(str(run.folder))))
 
 
 def _readable(run: Run) -> Run:
@@ -139,5 +139,5 @@ def _cells(run: Run) -> dict[str, Text]:
         "AGE": "" if since is None else age(since),
         "WHERE": run.damage or run.place,
     }
-    printable = {title: "".join(one if one.isprintable() else "?" for one in text) for title, text in texts.items()}
+    printable = {title: "".join(char if char.isprintable() else "?" for char in text) for title, text in texts.items()}
     return {title: Text(text, STYLES.get(text, "") if title == "STATE" else "") for title, text in printable.items()}

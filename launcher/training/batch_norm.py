@@ -19,7 +19,7 @@ def too_few_for_batch_norm(
         world: The processes that share a batch.
     """
     sampler, total = state.data.train.sampler, state.length.total_steps
-    has_norm = any(isinstance(one, batch_norms()) for one in state.model.bare.modules())
+    has_norm = any(isinstance(module, batch_norms()) for module in state.model.bare.modules())
     if not has_norm or section.sync_batchnorm:
         return None
     last = sampler.steps_per_epoch - 1 if total is None else min(total, sampler.steps_per_epoch) - 1

@@ -104,9 +104,9 @@ def build_run_state(recipe: Recipe, builder: Builder, model: Model, device: Devi
         losses=losses,
         average=average,
         shapes=shapes_of(model.bare.state_dict()),
-        frozen={name: one for module in (model.bare, *losses.values()) for name, one in _frozen(module)},
+        frozen={name: parameter for module in (model.bare, *losses.values()) for name, parameter in _frozen(module)},
     )
 
 
 def _frozen(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    return ((name, one) for name, one in module.named_parameters() if not one.requires_grad)
+    return ((name, parameter) for name, parameter in module.named_parameters() if not parameter.requires_grad)

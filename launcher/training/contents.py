@@ -81,12 +81,12 @@ class RankStates:
         if not self._stateful or self._coordinator.world_size == 1:
             return
         try:
-            own = packed({name: one.state_dict() for name, one in self._stateful.items()})
+            own = packed({name: part.state_dict() for name, part in self._stateful.items()})
         except Exception:  # whatever a pickler raises: the first checkpoint's proof says it in words
             own = b""
         digests = self._coordinator.gather(hashlib.sha256(own).digest())
         states = self._coordinator.gather(own) if len(set(digests)) > 1 else []
-        self._gathered = [torch.frombuffer(bytearray(one), dtype=torch.uint8) for one in states]
+        self._gathered = [torch.frombuffer(bytearray(state), dtype=torch.uint8) for state in states]
 
     def state_dict(self) -> list[torch.Tensor]:
         """What was gathered, rank by rank."""
@@ -96,8 +96,8 @@ class RankStates:
         """Takes up this rank's."""
         if len(states) == self._coordinator.world_size:
             own = unpacked(bytes(states[self._coordinator.rank].numpy()))
-            for name, one in self._stateful.items():
-                one.load_state_dict(own[name])
+            for name, part in self._stateful.items():
+                part.load_state_dict(own[name])
 
 
 @dataclass
@@ -218,7 +218,7 @@ def _fill(model: nn.Module, weights: Mapping[str, Any]) -> None:
     for name, own in model.state_dict().items():
         saved = weights.get(name)
         if isinstance(own, torch.Tensor) and isinstance(saved, torch.Tensor) and own.dtype != saved.dtype:
-            here, there = (str(one.dtype).removeprefix("torch.") for one in (own, saved))
+            here, there = (str(tensor.dtype).removeprefix("torch.") for tensor in (own, saved))
             raise ValueError(f"'{name}' is {here} here and {there} there")
     model.load_state_dict(weights)
 

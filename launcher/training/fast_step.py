@@ -180,14 +180,14 @@ def _agree(trial: Callable[[Any], Sequence[torch.Tensor]], *ways: Any) -> bool:
 def _gradients(backward: Callable[[torch.Tensor, torch.Tensor], Any]) -> Sequence[torch.Tensor]:
     """The gradients after a first backward pass, and after a second one that is added."""
     weights = [_numbers(3).requires_grad_(), _numbers(1).requires_grad_()]
-    found = []
+    results = []
     for factor in (0.5, 3.0):
         value = (weights[0] * weights[0]).sum() + weights[1].reshape(())
         backward(value, torch.full_like(value, factor))
         gradients = [weight.grad for weight in weights if weight.grad is not None]
-        found += [gradient.clone() for gradient in gradients]
-        found += [torch.tensor([gradient.requires_grad for gradient in gradients])]
-    return found
+        results += [gradient.clone() for gradient in gradients]
+        results += [torch.tensor([gradient.requires_grad for gradient in gradients])]
+    return results
 
 
 def _steps(inside: Callable[[], Inside | None]) -> Sequence[torch.Tensor]:
@@ -200,15 +200,15 @@ def _steps(inside: Callable[[], Inside | None]) -> Sequence[torch.Tensor]:
     is_known = inside() is not None
     switched: Optimizer = torch.optim.SGD([weight], 0.1, 0.9, foreach=False) if is_known else _Momentum([weight])
     direct = [FastStep(switched, inside), FastStep(_Momentum([weight]), inside)]
-    found = [*_stepped(direct[0], weight)]
+    results = [*_stepped(direct[0], weight)]
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # of a schedule that is stepped before the optimizer
-        for one in direct:
-            schedule = StepLR(one.optimizer, 1, 0.5)
+        for fast_step in direct:
+            schedule = StepLR(fast_step.optimizer, 1, 0.5)
             for _ in range(2):
-                found += _stepped(one, weight)
+                results += _stepped(fast_step, weight)
                 schedule.step()
-    return [*found, *_hooked(direct[1], weight)]
+    return [*results, *_hooked(direct[1], weight)]
 
 
 def _stepped(direct: FastStep, weight: torch.Tensor) -> Sequence[torch.Tensor]:
@@ -221,19 +221,19 @@ def _stepped(direct: FastStep, weight: torch.Tensor) -> Sequence[torch.Tensor]:
 
 def _hooked(direct: FastStep, weight: torch.Tensor) -> Sequence[torch.Tensor]:
     """What a step leaves at which hooks look on, and how often each was called."""
-    called, found, optimizer = torch.zeros(3), list[torch.Tensor](), direct.optimizer
+    called, results, optimizer = torch.zeros(3), list[torch.Tensor](), direct.optimizer
 
-    def hook(number: int, one: Optimizer, *_: Any) -> None:
-        called[number] += one is optimizer
+    def hook(number: int, stepped_optimizer: Optimizer, *_: Any) -> None:
+        called[number] += stepped_optimizer is optimizer
 
     before, after = optimizer.register_step_pre_hook, optimizer.register_step_post_hook
     for number, register in enumerate((before, after, register_optimizer_step_post_hook)):
         handle = register(partial(hook, number))
         try:
-            found += _stepped(direct, weight)
+            results += _stepped(direct, weight)
         finally:
             handle.remove()
-    return [*found, called]
+    return [*results, called]
 
 
 class _Momentum(Optimizer):

@@ -106,8 +106,8 @@ def save_at_end(state: TrainState, session: Session, outcome: str, step: int) ->
 
     def saved() -> None:
         session.saving.wait()
-        if said := session.saving.describe():
-            session.tracking.message(said)
+        if description := session.saving.describe():
+            session.tracking.message(description)
         made = None
         if outcome == "finished":
             wanted = session.evaluation.best.step if session.saving.section.final == "best" else None

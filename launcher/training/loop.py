@@ -82,7 +82,9 @@ class _Acts:
         self.meter = Meter(state)
         self.rate = state.schedule.rate  # of the step just made
         coordinator = state.device.coordinator
-        parameters = [one for module in (state.model.bare, *state.losses.values()) for one in module.parameters()]
+        parameters = [
+            parameter for module in (state.model.bare, *state.losses.values()) for parameter in module.parameters()
+        ]
         is_alone = coordinator.world_size == 1
         self.parting = None if is_alone else Parting(parameters, coordinator, session.tracking.warn)
         self.triggers = Triggers(session.periods, state.length, coordinator, session.stopping, session.seconds_before)

@@ -100,9 +100,13 @@ class Meter:
         if self._names is None:
             self._names = self._coordinator.from_first(lambda: list(result.scalars[0]))
         names: list[str] = self._names
-        for strange in (one for one in result.scalars if one.keys() != set(names)):
-            said = f"gave {', '.join(strange) or 'no scalars'} to log, and rank 0 first {', '.join(names) or 'none'}"
-            raise LauncherError(f"train.step: {said}; give the same ones in each step (nan where there is no value)")
+        for strange in (scalars for scalars in result.scalars if scalars.keys() != set(names)):
+            mismatch = (
+                f"gave {', '.join(strange) or 'no scalars'} to log, and rank 0 first {', '.join(names) or 'none'}"
+            )
+            raise LauncherError(
+                f"train.step: {mismatch}; give the same ones in each step (nan where there is no value)"
+            )
         return names
 
     def _scalars(self, result: StepResult) -> Iterator[torch.Tensor]:

@@ -84,15 +84,18 @@ class NamedOptimizer:
 
     def _parameters(self) -> Iterator[tuple[int, int, torch.Tensor]]:
         for group, settings in enumerate(self.optimizer.param_groups):
-            yield from ((group, place, one) for place, one in enumerate(settings["params"]))
+            yield from ((group, place, parameter) for place, parameter in enumerate(settings["params"]))
 
     def _by_name(self) -> dict[str, torch.Tensor]:
         """The parameters in torch's order; one that belongs to neither model nor loss is called after its place."""
-        return {self.names.get(id(one), f"#{group}.{place}"): one for group, place, one in self._parameters()}
+        return {
+            self.names.get(id(parameter), f"#{group}.{place}"): parameter
+            for group, place, parameter in self._parameters()
+        }
 
     def _described(self) -> list[list[Any]]:
         """Name, shape and dtype of each parameter, in torch's order."""
-        return [[name, list(one.shape), _dtype(one)] for name, one in self._by_name().items()]
+        return [[name, list(parameter.shape), _dtype(parameter)] for name, parameter in self._by_name().items()]
 
     def _in_places(self, saved: Mapping[str, Any]) -> dict[str, Any]:
         """A saved state as torch keeps it, by the places that the parameters have now."""
@@ -123,7 +126,7 @@ class NamedOptimizer:
         if not isinstance(groups, list) or len(groups) != len(own):
             return state  # which the optimizer may refuse
         chosen = [{key: group[key] for key in _KERNELS if key in group} for group in own]
-        return {**state, "param_groups": [{**one, **keys} for one, keys in zip(groups, chosen, strict=True)]}
+        return {**state, "param_groups": [{**settings, **keys} for settings, keys in zip(groups, chosen, strict=True)]}
 
 
 _KERNELS = ("fused", "foreach")
@@ -161,9 +164,9 @@ def _compare(now: Sequence[Sequence[Any]], saved: Sequence[Sequence[Any]], *, in
         if here[name] != there[name]:
             raise ValueError(f"'{name}' is {_said(*here[name])} here and {_said(*there[name])} there")
     if in_order and list(here) != list(there):
-        one, other = next(pair for pair in zip(here, there, strict=True) if pair[0] != pair[1])
+        key, other = next(pair for pair in zip(here, there, strict=True) if pair[0] != pair[1])
         raise ValueError(
-            f"the optimizer's own state goes by the order of the parameters, and '{one}' stands where '{other}' stood"
+            f"the optimizer's own state goes by the order of the parameters, and '{key}' stands where '{other}' stood"
         )
 
 

@@ -34,7 +34,9 @@ class Parting:
     """
 
     def __init__(self, parameters: Sequence[torch.Tensor], coordinator: Coordinator, warn: Callable[[str], None]):
-        self._parameters = [one for one in parameters if one.is_floating_point() or one.is_complex()]
+        self._parameters = [
+            parameter for parameter in parameters if parameter.is_floating_point() or parameter.is_complex()
+        ]
         self._coordinator, self._warn = coordinator, warn
         self._own: tuple[torch.Tensor, int] | None = None  # on their way to host memory, of a step
         self._mark: Any = None  # behind that copy
@@ -70,9 +72,11 @@ class Parting:
     @torch.no_grad()
     def _sums(self) -> torch.Tensor:
         """The sum of all parameters, and that of their sizes, on their way to host memory: nobody waits for them."""
-        real = [torch.view_as_real(one) if one.is_complex() else one for one in self._parameters]
-        total = torch.stack([one.sum(dtype=torch.float64) for one in real]).sum()
-        size = torch.stack([torch.linalg.vector_norm(one, 1, dtype=torch.float64) for one in real]).sum()
+        real = [
+            torch.view_as_real(parameter) if parameter.is_complex() else parameter for parameter in self._parameters
+        ]
+        total = torch.stack([tensor.sum(dtype=torch.float64) for tensor in real]).sum()
+        size = torch.stack([torch.linalg.vector_norm(tensor, 1, dtype=torch.float64) for tensor in real]).sum()
         sums = torch.stack([total, size])
         copy = sums.to("cpu", non_blocking=True)
         self._mark = None
@@ -104,9 +108,11 @@ class Parting:
 
     def _say(self, own: torch.Tensor, step: int, relative: float, is_parted: bool) -> None:
         """Says who differs: all ranks have seen the same numbers, and come here together."""
-        told = [unpacked(one) for one in self._coordinator.gather(packed([socket.gethostname(), *own.tolist()]))]
+        told = [
+            unpacked(payload) for payload in self._coordinator.gather(packed([socket.gethostname(), *own.tolist()]))
+        ]
         first = told[0]
-        rank, other = next((rank, one) for rank, one in enumerate(told) if one[1:] != first[1:])
+        rank, other = next((rank, report) for rank, report in enumerate(told) if report[1:] != first[1:])
         between = f"rank 0 ({first[0]}) and rank {rank} ({other[0]})"
         if is_parted:
             raise PartedError(

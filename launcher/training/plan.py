@@ -48,8 +48,8 @@ def plan_of(
             "bit for bit the same are the same processes on the same machines: gradients of three and more are summed "
             "in another order over a network than in memory"
         )
-    said = recipe.launch.model_fields_set & {"processes", "nodes"}
-    if world.started_by not in ("one process", "launcher") and said:
+    launch_keys = recipe.launch.model_fields_set & {"processes", "nodes"}
+    if world.started_by not in ("one process", "launcher") and launch_keys:
         notes.append(f"started by {world.started_by}: the recipe's launch.processes and launch.nodes are not used")
     return rows + [("note", note) for note in notes]
 

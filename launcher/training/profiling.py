@@ -154,7 +154,7 @@ def table(averages: Any, seconds: float, count: int) -> Iterator[str]:
 
 
 def _milliseconds(averages: Any, keys: tuple[str, ...], count: int) -> tuple[float, float]:
-    found = [one for one in averages if str(one.key).startswith(keys)]
-    host = sum(one.cpu_time_total for one in found)
-    device = sum(one.device_time_total for one in found)
+    events = [event for event in averages if str(event.key).startswith(keys)]
+    host = sum(event.cpu_time_total for event in events)
+    device = sum(event.device_time_total for event in events)
     return host / count / 1e3, device / count / 1e3

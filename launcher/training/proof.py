@@ -54,14 +54,14 @@ class Proof:
             UnresumableError: There is such a thing.
         """
         for part, state in (("model", snapshot.weights), *snapshot.training.items()):
-            if found := _unreadable(plain(state), part):
+            if issue := _unreadable(plain(state), part):
                 raise UnresumableError(
-                    f"{part}: {found}, which cannot be read from a checkpoint without running code: this run could not "
+                    f"{part}: {issue}, which cannot be read from a checkpoint without running code: this run could not "
                     f"be gone on with; {_REMEDY}"
                 )
         self._try_fresh(snapshot.weights)
         state = snapshot.training.get("optimizer")
-        size = sum(one.nbytes for one in tensors_in([state, *self._named.optimizer.param_groups]))
+        size = sum(tensor.nbytes for tensor in tensors_in([state, *self._named.optimizer.param_groups]))
         self._second = _second_of(self._named) if state is not None and size < _LARGEST else None
 
     def _try_fresh(self, weights: Mapping[str, Any]) -> None:
@@ -88,8 +88,8 @@ class Proof:
         for name, state in snapshot.contents.items():
             path = checkpoint.folder / name
             written = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            if found := difference(plain(state), written):
-                raise UnresumableError(f"{path}: {found}: this run could not be gone on with")
+            if mismatch := difference(plain(state), written):
+                raise UnresumableError(f"{path}: {mismatch}: this run could not be gone on with")
         if self._second is not None:
             self._take_up(checkpoint.training()["optimizer"])
         self._second = None
@@ -98,13 +98,13 @@ class Proof:
         assert self._second is not None
         try:
             self._second.load_state_dict(copied(saved))
-            found = difference(saved, copied(plain(self._second.state_dict())))
+            problem = difference(saved, copied(plain(self._second.state_dict())))
         except Exception as error:  # whatever somebody's optimizer raises
-            found = f"{type(error).__name__}: {error}"
-        if found:
+            problem = f"{type(error).__name__}: {error}"
+        if problem:
             raise UnresumableError(
                 f"optimizer: {type(self._second.optimizer).__name__} does not take up the state that it has given "
-                f"({' '.join(found.split())}): this run could not be gone on with; look at its state_dict and "
+                f"({' '.join(problem.split())}): this run could not be gone on with; look at its state_dict and "
                 "load_state_dict"
             )
 
@@ -116,8 +116,8 @@ def _unreadable(value: Any, place: str) -> str | None:
     if isinstance(value, Mapping) or type(value) in (list, tuple):
         items = value.items() if isinstance(value, Mapping) else enumerate(value)
         for key, item in items:
-            if found := _unreadable(key, place) or _unreadable(item, f"{place}.{key}"):
-                return found
+            if issue := _unreadable(key, place) or _unreadable(item, f"{place}.{key}"):
+                return issue
         return None
     if _comes_back(value):
         return None
@@ -143,7 +143,9 @@ def _second_of(named: NamedOptimizer) -> NamedOptimizer | None:
         second = _copied(named.optimizer, memo)
     except Exception:  # it holds a lock, a process group, a file
         return None
-    return NamedOptimizer(second, {id(memo[one]): name for one, name in named.names.items() if one in memo})
+    return NamedOptimizer(
+        second, {id(memo[identity]): name for identity, name in named.names.items() if identity in memo}
+    )
 
 
 def _copied(optimizer: Optimizer, memo: dict[int, Any]) -> Optimizer:

@@ -99,13 +99,13 @@ class Opening:
     @cached_property
     def data_print(self) -> str:
         """What the training set is."""
-        found, steady = fingerprint(self.data.train)
+        signature, steady = fingerprint(self.data.train)
         if not steady:
             self.notes.append(
                 "the training set gives other samples each time it is read, from randomness that no seed reaches: a "
                 "stopped run cannot go on bit for bit"
             )
-        return found
+        return signature
 
     def open(self) -> ResumePoint:
         """Chooses and holds the run's folder, and what to go on from.

@@ -97,7 +97,7 @@ def forward(
     if objective.step is not None:
         call = StepCall(data, at)
         value, factor = state.model.wrapped(call), scales[0]
-        logged = _scalars({key: one for key, one in call.rest.items() if key not in _NO_SCALARS})
+        logged = _scalars({key: scalar for key, scalar in call.rest.items() if key not in _NO_SCALARS})
     elif not objective.terms:  # the model brings its loss, and needs no targets
         args, kwargs = layout.inputs(data)
         value, factor = layout.loss(state.model.wrapped(*args, **kwargs)), scales[0]
@@ -119,7 +119,7 @@ def _check_frozen(frozen: Mapping[str, torch.Tensor]) -> None:
     Raises:
         UsageError: There is one.
     """
-    thawed = [name for name, one in frozen.items() if one.requires_grad]
+    thawed = [name for name, parameter in frozen.items() if parameter.requires_grad]
     if thawed:
         more = f" and {len(thawed) - 1} more" if len(thawed) > 1 else ""
         raise UsageError(

@@ -97,7 +97,7 @@ def _by_counting(
 
     for batches in stream:
         local = [objective.counts(batch.data, batch.samples) for batch in batches]
-        sums = [float(sum(one)) for one in zip(*local, strict=True)]
+        sums = [float(sum(counts)) for counts in zip(*local, strict=True)]
         ahead.append((batches, local, coordinator.sum(torch.tensor(sums, dtype=torch.float64))))
         if len(ahead) > 1:
             yield oldest()

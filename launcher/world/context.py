@@ -67,8 +67,8 @@ def remembered() -> Iterator[RunContext]:
 
 def known_of(error: BaseException) -> RunContext:
     """What the run knew that this exception has ended; nothing where it has ended none."""
-    found = vars(error).get(_ATTRIBUTE)
-    return found if isinstance(found, RunContext) else RunContext()
+    context = vars(error).get(_ATTRIBUTE)
+    return context if isinstance(context, RunContext) else RunContext()
 
 
 def _in_words(batch: Any) -> str:

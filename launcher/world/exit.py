@@ -59,14 +59,14 @@ def _start_clock(code: int) -> None:
 
 
 def _threads() -> list[threading.Thread]:
-    return [one for one in threading.enumerate() if not one.daemon and one is not threading.main_thread()]
+    return [thread for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()]
 
 
 def _processes() -> list[BaseProcess]:
     """Those that `multiprocessing` would wait for."""
     multiprocessing = sys.modules.get("multiprocessing")
     children: list[BaseProcess] = multiprocessing.active_children() if multiprocessing is not None else []
-    return [one for one in children if not one.daemon]
+    return [process for process in children if not process.daemon]
 
 
 def _end_waiting(code: int) -> None:
@@ -90,9 +90,9 @@ def _say(what: str, place: str) -> None:
 
 def _place(frame: FrameType | None) -> str:
     """Where a thread is: in the innermost line that is no library's, if there is one."""
-    for one in reversed(traceback.extract_stack(frame) if frame is not None else []):
-        if "site-packages" not in one.filename and not one.filename.startswith(os.path.dirname(os.__file__)):
-            return f" in {one.filename}:{one.lineno}"
+    for summary in reversed(traceback.extract_stack(frame) if frame is not None else []):
+        if "site-packages" not in summary.filename and not summary.filename.startswith(os.path.dirname(os.__file__)):
+            return f" in {summary.filename}:{summary.lineno}"
     return ""
 
 

@@ -242,7 +242,7 @@ def of_stack(what: str, stack: Iterable[traceback.FrameSummary], **details: Any)
     One that waits inside torch or this program waits for another rank: it is that one's aftermath. One that waits for
     its own data does not.
     """
-    frames = tuple(_frame(one.filename, one.lineno or 0, one.name, one.line or "") for one in stack)
+    frames = tuple(_frame(summary.filename, summary.lineno or 0, summary.name, summary.line or "") for summary in stack)
     last = max((number for number, frame in enumerate(frames) if frame.is_users), default=0)
     inner = [frame.file for frame in frames[last + 1 :]]
     waits = any(_is_torch(file) or file.startswith(_PACKAGE) for file in inner)
@@ -281,8 +281,8 @@ def _frames(error: BaseException) -> Iterator[Frame]:
 
 
 def _own_frames(error: BaseException) -> Iterator[Frame]:
-    for one in _summaries(error.__traceback__):
-        yield _frame(one.filename, one.lineno or 0, one.name, one.line or "")
+    for summary in _summaries(error.__traceback__):
+        yield _frame(summary.filename, summary.lineno or 0, summary.name, summary.line or "")
     if isinstance(error, SyntaxError) and error.filename:
         yield _frame(error.filename, error.lineno or 0, "<module>", (error.text or "").strip())
 
@@ -310,8 +310,8 @@ _TRACEBACK_LINE = re.compile(r'^ *File "(?P<file>.+?)", line (?P<line>\d+),? in 
 
 def _in_worker(text: str) -> tuple[list[Frame], str, tuple[str, ...]] | None:
     """What torch puts into the message of a loader worker's exception: frames and words, and what is behind it."""
-    _, found, inner = text.partition("Original Traceback (most recent call last):\n")
-    if not found:
+    _, header, inner = text.partition("Original Traceback (most recent call last):\n")
+    if not header:
         return None
     *causes, (frames, what) = [_traceback_text(part) for part in inner.split(_CAUSED)]
     if causes and not any(frame.is_users for frame in frames):
@@ -335,8 +335,8 @@ def _traceback_text(text: str) -> tuple[list[Frame], str]:
             last = number
             code = lines[number + 1].strip() if number + 1 < len(lines) else ""
             frames.append(_frame(match["file"], int(match["line"]), match["function"], code))
-    said = dropwhile(lambda line: line.startswith(" "), lines[last + 1 :])  # below the last frame's code
-    return frames, "\n".join(said)
+    message_lines = dropwhile(lambda line: line.startswith(" "), lines[last + 1 :])  # below the last frame's code
+    return frames, "\n".join(message_lines)
 
 
 def _crash_frames(stacks: str) -> Iterator[Frame]:
@@ -517,7 +517,9 @@ class Notes:
 
     def read(self) -> dict[int, Failure]:
         """All that was said, by rank."""
-        return {one.rank: one for path in sorted(self.folder.glob("*.json")) if (one := _read(path)) is not None}
+        return {
+            failure.rank: failure for path in sorted(self.folder.glob("*.json")) if (failure := _read(path)) is not None
+        }
 
     def stacks(self, rank: int) -> str:
         """What faulthandler wrote when a rank crashed."""
@@ -537,9 +539,12 @@ def _read(path: Path) -> Failure | None:
 def from_json(text: bytes) -> Failure | None:
     """A failure as `asdict` gives it, whatever stands beside; None where it is none."""
     try:
-        found = json.loads(text)
-        known = {name: value for name, value in found.items() if name in Failure.__dataclass_fields__}
-        lists = {"frames": tuple(Frame(**frame) for frame in found["frames"]), "behind": tuple(found.get("behind", ()))}
+        content = json.loads(text)
+        known = {name: value for name, value in content.items() if name in Failure.__dataclass_fields__}
+        lists = {
+            "frames": tuple(Frame(**frame) for frame in content["frames"]),
+            "behind": tuple(content.get("behind", ())),
+        }
         return Failure(**{**known, **lists})
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
@@ -571,8 +576,8 @@ class Report:
     @property
     def checkpoint(self) -> Path | None:
         """The newest checkpoint that is whole by its name."""
-        found = [*self.folder.glob("checkpoints/step-*")] if self.folder else []
-        return max((path for path in found if path.name[5:].isdigit()), key=lambda path: path.name, default=None)
+        checkpoints = [*self.folder.glob("checkpoints/step-*")] if self.folder else []
+        return max((path for path in checkpoints if path.name[5:].isdigit()), key=lambda path: path.name, default=None)
 
     @property
     def log(self) -> Path | None:
@@ -616,8 +621,8 @@ class Report:
             "resume": self.resume if self._was_opened else self.again,
             "log": str(self.log) if self.log else None,
             "others": [
-                {"rank": one.rank, "host": one.host, "what": one.what, "is_aftermath": one.is_aftermath}
-                for one in self.others
+                {"rank": failure.rank, "host": failure.host, "what": failure.what, "is_aftermath": failure.is_aftermath}
+                for failure in self.others
             ],
         }
         with suppress(OSError):
@@ -641,18 +646,18 @@ def _is_better(known: Failure, new: Failure) -> bool:
 
 def reported(folder: Path, since: float) -> Failure | None:
     """The failure that `failure.json` tells of, if it was written since then."""
-    found = _read(folder / FAILURE_FILE)
-    return found if found is not None and found.time >= since else None
+    failure = _read(folder / FAILURE_FILE)
+    return failure if failure is not None and failure.time >= since else None
 
 
 def host_at_fault(folder: Path, since: float) -> str:
     """The one host where a failure since then began; empty where several may have, or nobody knows."""
     try:
-        found = json.loads((folder / FAILURE_FILE).read_bytes())
-        if float(found["time"]) < since:
+        report = json.loads((folder / FAILURE_FILE).read_bytes())
+        if float(report["time"]) < since:
             return ""
-        first = [one for one in (found, *found.get("others", ())) if not one.get("is_aftermath")]
-        hosts = {str(one["host"]) for one in first}
+        first = [failure for failure in (report, *report.get("others", ())) if not failure.get("is_aftermath")]
+        hosts = {str(failure["host"]) for failure in first}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return ""
     return hosts.pop() if len(hosts) == 1 else ""
@@ -682,7 +687,7 @@ def _exit_code(how: str) -> int | None:
         return int(code[1])
     if "Out Of Memory" in how:
         return -signal.SIGKILL
-    return next((-one for one in signal.valid_signals() if (signal.strsignal(one) or "?") in how), None)
+    return next((-number for number in signal.valid_signals() if (signal.strsignal(number) or "?") in how), None)
 
 
 def folded(frames: Sequence[Frame]) -> Iterator[str]:

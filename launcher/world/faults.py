@@ -61,14 +61,14 @@ class Fault:
         Raises:
             UsageError: There is no such action or point.
         """
-        found = _FAULT.fullmatch(text)
-        if found is None or found[1] not in ACTIONS or found[2] not in POINTS:
+        match = _FAULT.fullmatch(text)
+        if match is None or match[1] not in ACTIONS or match[2] not in POINTS:
             raise UsageError(
                 f"'{text}' is no fault; write ACTION@POINT[/FILE][:STEP][#RANK], with one of {', '.join(ACTIONS)}, "
                 f"and one of {', '.join(POINTS)}"
             )
-        step, rank = (int(number) if number else None for number in found.groups()[3:])
-        return Fault(found[1], found[2], found[3], step, rank)
+        step, rank = (int(number) if number else None for number in match.groups()[3:])
+        return Fault(match[1], match[2], match[3], step, rank)
 
 
 _armed: list[Fault] = []
@@ -76,7 +76,7 @@ _armed: list[Fault] = []
 
 def arm(text: str | None, rank: int = 0) -> None:
     """Prepares this rank's faults of a text, separated by spaces, and forgets those armed before."""
-    faults = [Fault.parse(one) for one in (text or "").split()]
+    faults = [Fault.parse(word) for word in (text or "").split()]
     _armed[:] = [fault for fault in faults if fault.rank in (None, rank)]
 
 

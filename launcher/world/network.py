@@ -24,13 +24,13 @@ def loopback() -> str:
     Raises:
         UsageError: There is none, as in a network namespace that nobody has set up.
     """
-    found = next((address for address in _LOOPBACKS if _source(address) is not None), None)
-    if found is None:
+    loopback_address = next((address for address in _LOOPBACKS if _source(address) is not None), None)
+    if loopback_address is None:
         raise UsageError(
             "several processes need this machine's loopback network, and it is down; start it (ip link set lo up), "
             "or use one process"
         )
-    return found
+    return loopback_address
 
 
 def is_loopback(host: str) -> bool:
@@ -49,7 +49,7 @@ def interfaces() -> dict[str, list[str]]:
 
     kinds = (socket.AF_INET, socket.AF_INET6)
     return {
-        name: [one.address.partition("%")[0] for one in given if one.family in kinds]
+        name: [entry.address.partition("%")[0] for entry in given if entry.family in kinds]
         for name, given in psutil.net_if_addrs().items()
     }
 
@@ -81,8 +81,8 @@ def _way_out() -> str | None:
     for address in _ELSEWHERE:
         if (source := _source(address)) is not None and not is_loopback(source):
             return interface_of(source)
-    found = [name for name, given in interfaces().items() if any(map(_is_of_a_network, given))]
-    return found[0] if len(found) == 1 else None
+    names = [name for name, given in interfaces().items() if any(map(_is_of_a_network, given))]
+    return names[0] if len(names) == 1 else None
 
 
 def _is_of_a_network(address: str) -> bool:
@@ -93,7 +93,7 @@ def _is_of_a_network(address: str) -> bool:
 def addresses(host: str) -> list[str]:
     """The addresses of a host; none where its name is not known here."""
     try:
-        return [str(one[4][0]) for one in socket.getaddrinfo(host, None, type=socket.SOCK_DGRAM)]
+        return [str(entry[4][0]) for entry in socket.getaddrinfo(host, None, type=socket.SOCK_DGRAM)]
     except (OSError, UnicodeError):
         return []
 
@@ -126,16 +126,16 @@ def check_interface(named: str, origin: str) -> None:
 
 
 @contextmanager
-def interface_said(named: str | None, found: str | None) -> Iterator[None]:
+def interface_said(named: str | None, fallback: str | None) -> Iterator[None]:
     """Tells gloo and NCCL for a while which interface to use.
 
     Args:
         named: The one that somebody has named: for both, whatever the environment says.
-        found: The one that was found: for gloo, unless the environment names one. NCCL finds its own.
+        fallback: The one that was found: for gloo, unless the environment names one. NCCL finds its own.
     """
-    said = variables(named, found)
-    before = {name: os.environ.get(name) for name in said}
-    os.environ.update(said)
+    settings = variables(named, fallback)
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
     try:
         yield
     finally:
@@ -146,11 +146,11 @@ def interface_said(named: str | None, found: str | None) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def variables(named: str | None, found: str | None) -> dict[str, str]:
+def variables(named: str | None, fallback: str | None) -> dict[str, str]:
     """The variables that tell gloo and NCCL which interface to use, as in `interface_said`."""
     if named is not None:
         return dict.fromkeys(_VARIABLES, named)
-    return {GLOO_VARIABLE: found} if found is not None and interface_in_use() is None else {}
+    return {GLOO_VARIABLE: fallback} if fallback is not None and interface_in_use() is None else {}
 
 
 def interface_in_use() -> str | None:

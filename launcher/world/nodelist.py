@@ -46,7 +46,7 @@ def _nodes(text: str) -> Iterator[str]:
         pieces = re.split(r"\[([^\[\]]+)\]", part)
         if not part or any(mark in word for word in pieces[::2] for mark in "[] "):
             raise UsageError(f"SLURM's node list '{text[:80]}' cannot be read; it looks like gpu[01-03,7],login")
-        choices = [list(_numbers(one, text)) if index % 2 else [one] for index, one in enumerate(pieces)]
+        choices = [list(_numbers(piece, text)) if index % 2 else [piece] for index, piece in enumerate(pieces)]
         for words in itertools.product(*choices):
             yield "".join(words)
 

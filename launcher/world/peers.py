@@ -82,7 +82,7 @@ def judged(failure: Failure, world: World) -> tuple[Failure, list[Failure]] | No
     if not world.is_first:
         return (others[0], [failure]) if others and others[0].is_silent else None
     first = first_of([failure, *others]) or failure
-    return first, [one for one in (failure, *others) if one is not first]
+    return first, [candidate for candidate in (failure, *others) if candidate is not first]
 
 
 @contextmanager
@@ -114,11 +114,11 @@ def tell(failure: Failure) -> None:
 
 def _tell(failure: Failure) -> None:
     """To rank 0; rank 0 to all others."""
-    said = json.dumps(asdict(replace(failure, traceback="", facts={}))).encode() + b"\n"
+    message = json.dumps(asdict(replace(failure, traceback="", facts={}))).encode() + b"\n"
     for peer in known.values():
         with contextlib.suppress(OSError):
             peer.connection.settimeout(1.0)
-            peer.connection.sendall(said)
+            peer.connection.sendall(message)
 
 
 def _heard(world: World, seconds: float) -> list[Failure]:
@@ -139,13 +139,13 @@ def _heard(world: World, seconds: float) -> list[Failure]:
             if not ready:
                 break
     words = {rank: _word(text) for rank, text in texts.items()}
-    found = [word for word in words.values() if word is not None]
+    failures = [word for word in words.values() if word is not None]
     mute = [rank for rank, word in words.items() if word is None]
-    found += [_silent(rank, world, _ENDED) for rank in mute if rank in closed]
-    nobody_else = not closed and all(one.is_aftermath for one in found)
+    failures += [_silent(rank, world, _ENDED) for rank in mute if rank in closed]
+    nobody_else = not closed and all(failure.is_aftermath for failure in failures)
     if world.is_first and seconds and nobody_else and len({known[rank].host for rank in mute}) == 1:
-        found += [_silent(rank, world, _MUTE) for rank in mute]  # of several hosts most would be innocent
-    return found
+        failures += [_silent(rank, world, _MUTE) for rank in mute]  # of several hosts most would be innocent
+    return failures
 
 
 def _piece(connection: socket.socket) -> bytes:
@@ -158,8 +158,8 @@ def _piece(connection: socket.socket) -> bytes:
 
 def _word(text: bytes) -> Failure | None:
     """Of what a rank has said, its own failure rather than what another's did to it."""
-    found = [one for line in text.splitlines() if (one := from_json(line)) is not None]
-    return next((one for one in found if not one.is_aftermath), found[-1] if found else None)
+    failures = [failure for line in text.splitlines() if (failure := from_json(line)) is not None]
+    return next((failure for failure in failures if not failure.is_aftermath), failures[-1] if failures else None)
 
 
 def _silent(rank: int, world: World, what: str) -> Failure:

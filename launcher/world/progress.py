@@ -86,9 +86,9 @@ def mine() -> Progress:
     return _progress(_numbers)
 
 
-def is_over(one: Progress) -> bool:
+def is_over(progress: Progress) -> bool:
     """Whether it has ended as it should."""
-    return one.state in (DONE, STOPPED)
+    return progress.state in (DONE, STOPPED)
 
 
 def read(path: Path) -> Progress | None:

@@ -94,7 +94,7 @@ def _choose_interface() -> None:
     met = (peer.connection.getsockname()[0].removeprefix("::ffff:") for peer in peers.known.values())
     here = {_LOOPBACK if address.startswith("127.") else address for address in met}
     for name, addresses in psutil.net_if_addrs().items():
-        if any(one.address.partition("%")[0] in here for one in addresses):
+        if any(entry.address.partition("%")[0] in here for entry in addresses):
             os.environ["GLOO_SOCKET_IFNAME"] = name
             return
 
@@ -152,26 +152,26 @@ def _listen(step: str, address: str) -> tuple[socket.socket, int]:
 def _bound(address: str, port: int) -> socket.socket:
     """A socket at an address; at none, at all of this machine, of both kinds where it knows both."""
     both = address == "" and socket.has_dualstack_ipv6()
-    one = socket.socket(socket.AF_INET6 if both else socket.AF_INET, socket.SOCK_STREAM)
+    endpoint = socket.socket(socket.AF_INET6 if both else socket.AF_INET, socket.SOCK_STREAM)
     try:
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if both:
-            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        one.bind((address, port))
+            endpoint.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        endpoint.bind((address, port))
     except OSError:
-        one.close()
+        endpoint.close()
         raise
-    return one
+    return endpoint
 
 
 def _greeted(peer: socket.socket, step: str) -> tuple[int, str]:
     """The rank that has come, and its node; -1 for a stranger."""
     peer.settimeout(_ANSWER_SECONDS)
     try:
-        said, rank, host = _line(peer).split(" ")
+        stated_step, rank, host = _line(peer).split(" ")
     except (OSError, ValueError):
         return -1, ""
-    return (int(rank), host) if said == step and rank.isascii() and rank.isdigit() else (-1, "")
+    return (int(rank), host) if stated_step == step and rank.isascii() and rank.isdigit() else (-1, "")
 
 
 def _visit(world: World, deadline: float) -> int:
@@ -181,8 +181,8 @@ def _visit(world: World, deadline: float) -> int:
         for address in _addresses(world):
             for port in ports(str(world.step)):
                 try:
-                    if (found := _asked(world, address, port)) is not None:
-                        return found
+                    if (group_port := _asked(world, address, port)) is not None:
+                        return group_port
                 except OSError as error:
                     wrong[address] = error.strerror or str(error)
                     if isinstance(error, socket.gaierror):
@@ -199,8 +199,8 @@ def _asked(world: World, address: str, port: int) -> int | None:
     peer = socket.create_connection((address, port), timeout=_ANSWER_SECONDS)
     try:
         peer.sendall(f"{world.step} {world.rank} {platform.node()}\n".encode())
-        said, _, answer = _line(peer).rpartition(" ")
-        if said != world.step or not answer.isdigit():
+        step, _, answer = _line(peer).rpartition(" ")
+        if step != world.step or not answer.isdigit():
             peer.close()
             return None
     except OSError:

@@ -108,10 +108,10 @@ def _heard_at_once() -> Iterator[None]:
 
 def _hear(listener: int) -> None:
     interrupts: list[float] = []
-    while (said := os.read(listener, 1)) != _OVER:
-        if said[0] in _NUMBERS:  # others have handlers of somebody else's
-            _received.append(said[0])
-        if said[0] != signal.SIGINT:
+    while (byte := os.read(listener, 1)) != _OVER:
+        if byte[0] in _NUMBERS:  # others have handlers of somebody else's
+            _received.append(byte[0])
+        if byte[0] != signal.SIGINT:
             continue
         interrupts.append(time.monotonic())
         if interrupts[-1] - interrupts[0] >= SECOND_INTERRUPT_SECONDS:

@@ -81,8 +81,8 @@ def read_site() -> tuple[Site, str]:
         if not Path(named).is_file():
             raise UsageError(f"LAUNCHER_SITE: there is no file '{named}'; name the site file, or unset the variable")
         return _read(Path(named)), named
-    found = next((place for place in map(_place, PLACES) if place is not None and place.is_file()), None)
-    return (Site(), "") if found is None else (_read(found), str(found))
+    path = next((place for place in map(_place, PLACES) if place is not None and place.is_file()), None)
+    return (Site(), "") if path is None else (_read(path), str(path))
 
 
 def _read(path: Path) -> Site:

@@ -52,8 +52,8 @@ def submit(script: str, options: Sequence[str]) -> str:
     Raises:
         UsageError: It was refused; the message says so in SLURM's words.
     """
-    said = _said(["sbatch", "--parsable", *options, script]).strip()
-    return said.splitlines()[-1].split(";")[0] if said else ""
+    output = _said(["sbatch", "--parsable", *options, script]).strip()
+    return output.splitlines()[-1].split(";")[0] if output else ""
 
 
 def test_only(script: str, options: Sequence[str]) -> str:
@@ -88,8 +88,8 @@ def _refused(command: Sequence[str]) -> str | None:
 
 def cluster() -> str:
     """What tells this cluster from others that share a home."""
-    said = question_environment()
-    return " ".join([platform.node(), *(said.get(name, "") for name in ("SLURM_CONF", "SLURM_CLUSTERS"))])
+    environment = question_environment()
+    return " ".join([platform.node(), *(environment.get(name, "") for name in ("SLURM_CONF", "SLURM_CLUSTERS"))])
 
 
 def move_dependents(job: str, successor: str) -> list[str]:
@@ -100,8 +100,8 @@ def move_dependents(job: str, successor: str) -> list[str]:
         return []
     waits = re.compile(rf"\b(after(?:ok|corr)):{re.escape(job)}(?![\w+])")
     moved = []
-    for number, _, said in (row.partition("|") for row in rows):
-        plain = re.sub(r"\([^()]*\)", "", said)  # afterok:7(unfulfilled)
+    for number, _, dependency in (row.partition("|") for row in rows):
+        plain = re.sub(r"\([^()]*\)", "", dependency)  # afterok:7(unfulfilled)
         if waits.search(plain) and update(number, Dependency=waits.sub(rf"\g<1>:{successor}", plain)) is None:
             moved.append(number)
     return moved
@@ -134,10 +134,10 @@ def end_this_start() -> None:
     """
     import psutil
 
-    for one in sorted(psutil.process_iter(), key=psutil.Process.create_time):  # the script before its srun
+    for process in sorted(psutil.process_iter(), key=psutil.Process.create_time):  # the script before its srun
         with suppress(psutil.Error):
-            if one.pid != os.getpid() and is_of_this_start(one.environ()):
-                one.kill()
+            if process.pid != os.getpid() and is_of_this_start(process.environ()):
+                process.kill()
 
 
 def cancel(jobs: Sequence[str], signal: str | None = None) -> None:
@@ -177,14 +177,14 @@ def offers() -> list[Offer]:
     Raises:
         LauncherError: The cluster does not answer.
     """
-    said = _said(["sinfo", "--noheader", "--Format=PartitionName:64|,CPUs:16|,Gres:256|,NodeList:4096"])
-    rows = [[field.strip() for field in row.split("|")] for row in said.splitlines() if row.count("|") == 3]
+    output = _said(["sinfo", "--noheader", "--Format=PartitionName:64|,CPUs:16|,Gres:256|,NodeList:4096"])
+    rows = [[field.strip() for field in row.split("|")] for row in output.splitlines() if row.count("|") == 3]
     usable = _usable_cpus({_first_node(nodes) for *_, nodes in rows})
-    found = [
+    node_offers = [
         Offer(name, usable.get(_first_node(nodes), _first_number(cpus)), *_gpus(gres))
         for name, cpus, gres, nodes in rows
     ]
-    return list(dict.fromkeys(sorted(found, key=lambda one: one.cpus)))
+    return list(dict.fromkeys(sorted(node_offers, key=lambda offer: offer.cpus)))
 
 
 def _first_node(nodes: str) -> str:
@@ -199,14 +199,14 @@ def _usable_cpus(nodes: Iterable[str]) -> dict[str, int]:
         shown = _said(["scontrol", "show", "node", "--oneliner", ",".join(sorted(filter(None, nodes)))])
     except LauncherError:
         return {}
-    found: dict[str, int] = {}
+    cpus: dict[str, int] = {}
     for line in shown.splitlines():
         facts = dict(re.findall(r"(\w+)=(\S*)", line))
         counted = re.search(r"\bcpu=(\d+)", facts.get("CfgTRES", ""))
-        said = facts.get("CPUEfctv") or (counted[1] if counted else "")
-        if said.isdigit():
-            found[facts.get("NodeName", "")] = int(said)
-    return found
+        count = facts.get("CPUEfctv") or (counted[1] if counted else "")
+        if count.isdigit():
+            cpus[facts.get("NodeName", "")] = int(count)
+    return cpus
 
 
 def _gpus(gres: str) -> tuple[int, str]:
@@ -248,13 +248,13 @@ def queue() -> dict[str, Queued]:
         LauncherError: The cluster does not answer.
     """
     rows = _said(["squeue", "--me", "--noheader", "--array", "--format=%A|%i|%T|%r|%S|%L|%N|%l"]).splitlines()
-    found: dict[str, Queued] = {}
+    jobs: dict[str, Queued] = {}
     for row in rows:
         number, *rest = row.split("|")
         if len(rest) == 7:
             name, state, reason, start, left, nodes, limit = rest
-            found[number] = found[name] = Queued(state, reason, start.replace("N/A", ""), left, nodes, limit)
-    return found
+            jobs[number] = jobs[name] = Queued(state, reason, start.replace("N/A", ""), left, nodes, limit)
+    return jobs
 
 
 def seconds_in(text: str) -> int | None:
@@ -293,8 +293,8 @@ def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
 
 
 def _words(command: Sequence[str], done: subprocess.CompletedProcess[str]) -> str:
-    said = (done.stderr or done.stdout).strip().splitlines() or [f"exit code {done.returncode}"]
-    return f"{command[0]}: {said[-1].removeprefix(f'{command[0]}: ').removeprefix('error: ')}"
+    lines = (done.stderr or done.stdout).strip().splitlines() or [f"exit code {done.returncode}"]
+    return f"{command[0]}: {lines[-1].removeprefix(f'{command[0]}: ').removeprefix('error: ')}"
 
 
 # what sbatch refuses, and the setting that it means
@@ -312,8 +312,8 @@ _MEANT = (
 )
 
 
-def _refusal(said: str) -> str:
-    lines = [line.removeprefix("sbatch: ").removeprefix("error: ") for line in said.strip().splitlines()]
+def _refusal(output: str) -> str:
+    lines = [line.removeprefix("sbatch: ").removeprefix("error: ") for line in output.strip().splitlines()]
     text = "; ".join(dict.fromkeys(line for line in lines if line)) or "no reason was given"
     meant = next((setting for word, setting in _MEANT if word in text.lower()), None)
     return f"sbatch refused the job: {text}" + (f" (this means {meant})" if meant else "")

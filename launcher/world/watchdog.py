@@ -85,8 +85,8 @@ class Watch:
         what = f"no progress for {self.seconds:g} s (launch.stall)"
         since = time.time() - time.monotonic() + now.beat
         stack = traceback.extract_stack(frame) if frame is not None else ()
-        found = of_stack(what, stack, rank=self.world.rank, world=self.world.size, time=since)
-        return Notes(self.folder).completed(found, now.step)
+        failure = of_stack(what, stack, rank=self.world.rank, world=self.world.size, time=since)
+        return Notes(self.folder).completed(failure, now.step)
 
 
 @dataclass
@@ -154,8 +154,8 @@ class Patience:
         what = f"{self.setting}: no progress for {seconds:g} seconds in {where}"
         frame = sys._current_frames().get(watched)
         stack = traceback.extract_stack(frame) if frame is not None else ()
-        found = of_stack(what, stack, rank=self.world.rank, world=self.world.size, step=self.step)
-        return replace(found, is_aftermath=False)  # wherever it stands: nobody else is waited for here
+        failure = of_stack(what, stack, rank=self.world.rank, world=self.world.size, step=self.step)
+        return replace(failure, is_aftermath=False)  # wherever it stands: nobody else is waited for here
 
 
 @contextmanager

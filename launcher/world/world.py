@@ -162,8 +162,8 @@ def master(environ: Mapping[str, str] | None = None) -> tuple[str, int]:
     environ = os.environ if environ is None else environ
     host, port = environ.get("MASTER_ADDR"), _number(environ, "MASTER_PORT", None if "MASTER_ADDR" in environ else "0")
     if not host or not 0 < port < 65536:
-        said = f"MASTER_PORT={port} is no port" if host else "WORLD_SIZE is set and MASTER_ADDR is not"
-        raise UsageError(f"environment: {said}; start with srun, torchrun or accelerate launch")
+        problem = f"MASTER_PORT={port} is no port" if host else "WORLD_SIZE is set and MASTER_ADDR is not"
+        raise UsageError(f"environment: {problem}; start with srun, torchrun or accelerate launch")
     return host, port
 
 
@@ -218,10 +218,10 @@ def wants_plain_torch() -> bool:
     Raises:
         UsageError: It says neither yes nor no.
     """
-    said = os.environ.get(PLAIN_TORCH_VARIABLE, "")
-    if said not in ("", "0", "1"):
-        raise UsageError(f"environment: {PLAIN_TORCH_VARIABLE}={said!r} is neither 1 nor 0; 1 is plain torch")
-    return said == "1"
+    value = os.environ.get(PLAIN_TORCH_VARIABLE, "")
+    if value not in ("", "0", "1"):
+        raise UsageError(f"environment: {PLAIN_TORCH_VARIABLE}={value!r} is neither 1 nor 0; 1 is plain torch")
+    return value == "1"
 
 
 def job_environment() -> dict[str, str]:
@@ -282,7 +282,7 @@ def _quotas(root: Path) -> Iterator[float]:
 
 def _quotas_of(mount: Path, path: str, *files: str) -> Iterator[float]:
     inner = mount / path.strip("/")
-    for folder in (one for one in (inner, *inner.parents) if one.is_relative_to(mount)):
+    for folder in (candidate for candidate in (inner, *inner.parents) if candidate.is_relative_to(mount)):
         with suppress(OSError, ValueError, ZeroDivisionError):  # "max", or no such file: no quota
             quota, period = map(int, " ".join((folder / file).read_text(encoding="utf-8") for file in files).split())
             if quota > 0:  # -1 is none
@@ -344,8 +344,8 @@ def _task(environ: Mapping[str, str], wants_cpu: bool, accelerate: Mapping[str, 
 
 
 def _deadline(environ: Mapping[str, str]) -> float | None:
-    said = environ.get("SLURM_JOB_END_TIME", "")
-    return float(said) if said.isdigit() else None
+    end_time = environ.get("SLURM_JOB_END_TIME", "")
+    return float(end_time) if end_time.isdigit() else None
 
 
 def _launch_address(environ: Mapping[str, str], first: str) -> str | None:

@@ -175,12 +175,12 @@ def _listed_targets(dataset: Any, key: int | str) -> NDArray[Any] | None:
         return None if listed is None else listed[np.asarray(dataset.indices)]
     if is_hub_dataset(dataset):
         return np.asarray(dataset[key])
-    found = getattr(dataset, "targets", None)
-    if found is None and isinstance(dataset, TensorDataset) and isinstance(key, int):
-        found = dataset.tensors[key]
-    if found is None or not hasattr(found, "__len__") or len(found) != len(dataset):
+    targets = getattr(dataset, "targets", None)
+    if targets is None and isinstance(dataset, TensorDataset) and isinstance(key, int):
+        targets = dataset.tensors[key]
+    if targets is None or not hasattr(targets, "__len__") or len(targets) != len(dataset):
         return None
-    array = np.asarray(found)
+    array = np.asarray(targets)
     return array if array.ndim == 1 else None
 
 
@@ -242,8 +242,8 @@ def _speed(loader: TrainLoader, seconds: float) -> Speed:
 
 def advice(data: Data, fields: Sequence[Field], balance: Balance | None, measured: Sequence[Speed]) -> list[str]:
     """What to change in the recipe, if anything."""
-    found = [*_about_inputs(fields), *_about_balance(balance)]
-    return [*found, *_about_workers(data.train, measured)]
+    suggestions = [*_about_inputs(fields), *_about_balance(balance)]
+    return [*suggestions, *_about_workers(data.train, measured)]
 
 
 def _about_workers(loader: TrainLoader, measured: Sequence[Speed]) -> Iterator[str]:

@@ -98,7 +98,8 @@ def _sets(data: Data) -> Iterator[str]:
     rows = [("train", data.training_set.removesuffix(" training samples"), name_of(data.train.dataset), _epoch(data))]
     for part, sets in (("validation", data.validation), ("test", data.test)):
         rows += [
-            (f"{part} {name}".strip(), f"{one.num_samples():,}", name_of(one.dataset), "") for name, one in sets.items()
+            (f"{part} {name}".strip(), f"{loader.num_samples():,}", name_of(loader.dataset), "")
+            for name, loader in sets.items()
         ]
     yield from _titled("data sets", _table([("", "samples", "", ""), *rows], "-r"))
     yield from (f"  {note}" for note in data.notes)
@@ -134,10 +135,10 @@ def _range(field: Field) -> str:
     numbers = field.numbers
     if numbers is None or not numbers.size:
         return ""
-    said = f"{short(numbers.min())} … {short(numbers.max())}"
+    summary = f"{short(numbers.min())} … {short(numbers.max())}"
     if field.value.is_floating_point():
-        said += f", mean {short(numbers.mean())}, deviation {short(numbers.std())}"
-    return said
+        summary += f", mean {short(numbers.mean())}, deviation {short(numbers.std())}"
+    return summary
 
 
 def _classes(balance: Balance) -> Iterator[str]:
@@ -215,15 +216,15 @@ def _rows(fields: Sequence[Field], decode: Callable[[Any], str] | None) -> Itera
             value = field.value
             if not hasattr(value, "__len__") or number >= len(value):
                 continue
-            said = _said(value[number], decode)
-            said = said if len(said) <= _MOST_TEXT else f"{said[: _MOST_TEXT - 1]}…"
-            yield f"{number if field is fields[0] else ' '}  {field.key!r:<{widest}}  {said}"
+            text = _said(value[number], decode)
+            text = text if len(text) <= _MOST_TEXT else f"{text[: _MOST_TEXT - 1]}…"
+            yield f"{number if field is fields[0] else ' '}  {field.key!r:<{widest}}  {text}"
 
 
 def _said(value: Any, decode: Callable[[Any], str] | None) -> str:
     if isinstance(value, Tensor):
         if decode is not None and value.ndim == 1 and value.dtype == torch.int64:
             return repr(decode(value))
-        numbers = ", ".join(short(one) for one in value.flatten()[:12].double().tolist())
+        numbers = ", ".join(short(number) for number in value.flatten()[:12].double().tolist())
         return numbers if value.ndim == 0 else f"[{numbers}{', …' if value.numel() > 12 else ''}]"
     return repr(value) if isinstance(value, str) else str(value)

@@ -73,7 +73,7 @@ def render(job: Job) -> str:
         autoescape=False,  # this is no page: each value is quoted for the shell or for sbatch
     )
     text = environment.get_template("job.sbatch.jinja").render(
-        head=["".join(one if one.isprintable() else "?" for one in line) for line in job.head],
+        head=["".join(character if character.isprintable() else "?" for character in line) for line in job.head],
         options=[option(name, value) for name, value in job.options.items() if value is not False],
         exports=[(_variable(name), expanded(value)) for name, value in job.environment.items()],
         tasks=[" ".join(map(quoted, words)) for words in job.tasks],
@@ -99,9 +99,9 @@ def expanded(text: str) -> str:
         UsageError: It holds control characters.
     """
     pieces = _VARIABLE.split(printable(text))  # text and names in turn, two groups to a name
-    said = [quoted(piece) for piece in pieces[::3]]
+    literals = [quoted(piece) for piece in pieces[::3]]
     names = [f'"${{{braced or bare}}}"' for braced, bare in zip(pieces[1::3], pieces[2::3], strict=True)]
-    mixed = [said[0], *(part for pair in zip(names, said[1:], strict=True) for part in pair)]
+    mixed = [literals[0], *(part for pair in zip(names, literals[1:], strict=True) for part in pair)]
     return "".join(part for part in mixed if part != "''") or "''"
 
 
@@ -122,8 +122,8 @@ def command_words(options: Mapping[str, Value]) -> list[str]:
     Raises:
         UsageError: A value holds control characters.
     """
-    said = {name.replace("_", "-"): value for name, value in options.items() if value is not False}
-    return [f"--{name}" + ("" if value is True else f"={printable(str(value))}") for name, value in said.items()]
+    flags = {name.replace("_", "-"): value for name, value in options.items() if value is not False}
+    return [f"--{name}" + ("" if value is True else f"={printable(str(value))}") for name, value in flags.items()]
 
 
 def option(name: str, value: Value) -> str:

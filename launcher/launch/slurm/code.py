@@ -39,10 +39,10 @@ def keep(files: Sequence[Path], folder: Path) -> str | None:
     large = []
     try:
         for place in dict.fromkeys(file.parent for file in files):
-            found = _python_below(place, folder)
-            if found is None:
+            python_files = _python_below(place, folder)
+            if python_files is None:
                 large.append(str(place))
-            own = {*files, *(found if found is not None else place.glob("*.py"))}
+            own = {*files, *(python_files if python_files is not None else place.glob("*.py"))}
             _copy(place, kept_at(place, files, folder), own, folder)
     except OSError as error:
         raise UsageError(f"--run-dir: {folder} cannot be written: {error.strerror or error}") from error
@@ -55,18 +55,18 @@ def _top(files: Sequence[Path]) -> Path:
 
 def _python_below(place: Path, run: Path) -> list[Path] | None:
     """Python files in a folder and below, without environments and runs; None where they are too many."""
-    found: list[Path] = []
+    files: list[Path] = []
     seen = size = 0
     for where, folders, names in os.walk(place):
         at = Path(where)
         folders[:] = [name for name in folders if not _is_foreign(at / name, run)]
         mine = [at / name for name in names if name.endswith(".py") and (at / name).is_file()]
-        found += mine
+        files += mine
         seen += len(names) + len(folders)
         size += sum(file.stat().st_size for file in mine)
-        if seen > _MOST_SEEN or size > _MOST_BYTES or len(found) > _MOST_FILES:
+        if seen > _MOST_SEEN or size > _MOST_BYTES or len(files) > _MOST_FILES:
             return None
-    return found
+    return files
 
 
 def _is_foreign(folder: Path, run: Path) -> bool:

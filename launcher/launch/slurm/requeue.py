@@ -142,12 +142,14 @@ class Ending:
         """What made this start fail, from the report of its ranks, or from what srun said of one that left no word."""
         known, exits = reported(self.folder, began), list(exits_in(self._log))
         if known is None or known.is_aftermath:  # then the first that was killed, but nobody who came after it
-            said = next((one for one in exits[:1] if one.exit_code < 0), None)
+            task_exit = next((candidate for candidate in exits[:1] if candidate.exit_code < 0), None)
         else:
-            said = next((one for one in exits if known.is_silent and one.rank == known.rank), None)
-        if said is None:
+            task_exit = next(
+                (candidate for candidate in exits if known.is_silent and candidate.rank == known.rank), None
+            )
+        if task_exit is None:
             return known
-        failure = replace(said, exit_code=EXIT_FAILED)
+        failure = replace(task_exit, exit_code=EXIT_FAILED)
         if known is not None:
             failure = replace(failure, step=known.step, epoch=known.epoch, world=known.world)
         Report(failure, self.folder, "", shlex.join(["launcher", "resume", str(self.folder)])).write()
@@ -176,7 +178,10 @@ class Ending:
     def _settled(self, submission: Submission, say: Callable[[str], None]) -> int:
         start: Mapping[str, Any] = submission.starts[-1] if submission.starts else {"time": 0.0, "step": None}
         state = self._state(float(start["time"]))
-        if any(one.exit_code == EXIT_USAGE and one.time >= start["time"] for one in Notes(self.folder).read().values()):
+        if any(
+            failure.exit_code == EXIT_USAGE and failure.time >= start["time"]
+            for failure in Notes(self.folder).read().values()
+        ):
             return EXIT_USAGE  # srun ends with what the others were ended with
         # torchrun and accelerate end with codes of their own: then only the run itself says that it has saved
         if self.code != EXIT_PREEMPTED and state != "preempted":
@@ -207,13 +212,13 @@ class Ending:
         *before, last = submission.starts
         starts = [*before, {**last, "fault": host_at_fault(self.folder, float(last["time"]))}]
         submission = replace(submission, starts=starts)
-        hosts = [str(one.get("fault", "")) for one in starts[-2:]]
+        hosts = [str(start.get("fault", "")) for start in starts[-2:]]
         if len(hosts) == 2 and hosts[0] == hosts[1] != "":
             node = hosts[0].partition(".")[0]  # SLURM's names are the short ones
             say(f"{node} was the first to fail in two starts running: from now on without it")
             submission = replace(submission, excluded=sorted({*submission.excluded, node}))
         submission.write(self.folder)
-        failed = sum("fault" in one for one in starts)
+        failed = sum("fault" in start for start in starts)
         if failed > self.max_restarts or len(starts) > self.max_requeues:
             which = "launch.max_restarts" if failed > self.max_restarts else "slurm.max_requeues"
             say(f"failed {failed} times: not started again ({which}); `launcher resume {self.folder}` tries again")
@@ -313,18 +318,18 @@ def go_on_with_tasks(folders: Sequence[Path]) -> str:
         LauncherError: SLURM refuses it.
     """
     all_of_them = [Submission.read(folder) for folder in folders]
-    signals = [one.signal_seconds for one in all_of_them if one.signal_seconds is not None]
+    signals = [submission.signal_seconds for submission in all_of_them if submission.signal_seconds is not None]
     together = replace(
         all_of_them[0],
-        task=",".join(str(one.task) for one in all_of_them),
+        task=",".join(str(submission.task) for submission in all_of_them),
         signal_seconds=max(signals, default=None),
-        excluded=sorted({node for one in all_of_them for node in one.excluded}),
+        excluded=sorted({node for submission in all_of_them for node in submission.excluded}),
     )
-    for folder, one in zip(folders, all_of_them, strict=True):
-        mark_submitted(folder, replace(one, job="", starts=[], over=one.history, cancelled=False))
+    for folder, submission in zip(folders, all_of_them, strict=True):
+        mark_submitted(folder, replace(submission, job="", starts=[], over=submission.history, cancelled=False))
     number = slurm.submit(together.script, _options(together))
-    for folder, one in zip(folders, all_of_them, strict=True):
-        name_job(folder, f"{number}_{one.task}")
+    for folder, submission in zip(folders, all_of_them, strict=True):
+        name_job(folder, f"{number}_{submission.task}")
     return number
 
 
@@ -352,8 +357,8 @@ def _options(submission: Submission) -> list[str]:
 
 def _excluded(submission: Submission) -> list[str]:
     """All nodes that the run's jobs must not run on."""
-    _, said = _without_excluded([*submission.options, *lasting_words(submission.extra)])
-    return [*said, *submission.excluded]
+    _, nodes = _without_excluded([*submission.options, *lasting_words(submission.extra)])
+    return [*nodes, *submission.excluded]
 
 
 def _without_excluded(words: Iterable[str]) -> tuple[list[str], list[str]]:
@@ -377,7 +382,7 @@ def lasting_words(extra: Iterable[str]) -> Iterator[str]:
     for word in words:
         if word in _ONCE_WITH_VALUE:
             next(words, None)
-        elif word not in _ONCE and not word.startswith(tuple(f"{one}=" for one in _ONCE_WITH_VALUE)):
+        elif word not in _ONCE and not word.startswith(tuple(f"{option}=" for option in _ONCE_WITH_VALUE)):
             yield word
 
 

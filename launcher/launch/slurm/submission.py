@@ -159,23 +159,27 @@ class Request:
         Raises:
             UsageError: A component does not fit, in the words of `check`.
         """
-        flags = ["--components", *(f"--remove={key}" for key in self.remove), *(f"--allow={one}" for one in self.allow)]
-        said = [self.recipe, *self.overrides, *self.section, *world, *flags]
+        flags = [
+            "--components",
+            *(f"--remove={key}" for key in self.remove),
+            *(f"--allow={package}" for package in self.allow),
+        ]
+        arguments = [self.recipe, *self.overrides, *self.section, *world, *flags]
         with tempfile.NamedTemporaryFile("w", encoding="utf-8") as file:
             if self.tasks:  # as they were read: the file may have been a pipe
                 file.write("".join(f"{shlex.join(changes)}\n" for changes in self.tasks))
                 file.flush()
-                said.append(f"--array-file={file.name}")
-            _check_in_child(said)
+                arguments.append(f"--array-file={file.name}")
+            _check_in_child(arguments)
 
 
-def _check_in_child(said: Sequence[str]) -> None:
+def _check_in_child(arguments: Sequence[str]) -> None:
     """Runs `check`; that it gave no answer in time is said on the error output.
 
     Raises:
         UsageError: It found mistakes.
     """
-    command = [job_python(), "-m", "launcher", "check", *said]
+    command = [job_python(), "-m", "launcher", "check", *arguments]
     environment = {**job_environment(), "OMP_NUM_THREADS": "1"}
     try:
         done = subprocess.run(
@@ -289,7 +293,7 @@ class Plan:
         ntasks: dict[str, Value] = {"ntasks-per-node": shape.per_node}
         if shape.processes != shape.per_node * shape.nodes:
             ntasks = {"ntasks": shape.processes, **ntasks}
-        said = {
+        settings = {
             "partition": section.partition or site.partition,
             "account": section.account or site.account,
             "time": section.time,
@@ -302,7 +306,7 @@ class Plan:
             "job-name": self.name,
             "nodes": shape.nodes,
             **ntasks,
-            **{name: value for name, value in said.items() if value is not None},
+            **{name: value for name, value in settings.items() if value is not None},
             "signal": f"USR2@{self.signal_seconds}",
             "requeue" if site.requeue else "no-requeue": True,
             "open-mode": "append",
@@ -389,16 +393,16 @@ class Plan:
     @property
     def _variables(self) -> dict[str, str]:
         """What the job's processes are told by variables."""
-        site, found = self.site, dict[str, str]()
+        site, variables = self.site, dict[str, str]()
         if self.shape.gpus is not None and not self.shape.counted_by:
-            found[GPUS_VARIABLE] = str(slurm.gpu_count(self.shape.gpus))
+            variables[GPUS_VARIABLE] = str(slurm.gpu_count(self.shape.gpus))
         if site.interface is not None:
-            found |= dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "TP_SOCKET_IFNAME"), site.interface)
+            variables |= dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "TP_SOCKET_IFNAME"), site.interface)
         if site.master is not None:
-            found[MASTER_VARIABLE] = site.master
+            variables[MASTER_VARIABLE] = site.master
         if not str(self.effective("export")).startswith("ALL") and (path := user_variable("PYTHONPATH")):
-            found["PYTHONPATH"] = path  # where this program may have been found
-        return found
+            variables["PYTHONPATH"] = path  # where this program may have been found
+        return variables
 
     def test_only(self) -> str:
         """When SLURM would start it, in SLURM's words."""
@@ -469,7 +473,7 @@ def _shape(request: Request, recipe: Recipe | None, section: Slurm, site: Site) 
             f"how many GPUs of a node? Say --gpus-per-node, slurm.gpus_per_node, or --cpu; {_offered(partition)}"
         )
     count, offers = slurm.gpu_count(asked), _offers()
-    is_counted = site.gpu_gres if site.gpu_gres is not None else not offers or any(one.gpus for one in offers)
+    is_counted = site.gpu_gres if site.gpu_gres is not None else not offers or any(offer.gpus for offer in offers)
     cpus = cpus or _fair_share(_within(partition, offers), str(asked), is_counted)
     counted_by = "gres" if in_gres is not None else "gpus-per-node" if is_counted else ""
     return Shape(nodes, nodes * count, str(asked), cpus, counted_by)
@@ -494,15 +498,15 @@ def _offers() -> list[slurm.Offer]:
 
 def _within(partition: str | None, offers: Sequence[slurm.Offer]) -> list[slurm.Offer]:
     """What the nodes of a partition offer, of several, or of all."""
-    return [one for one in offers if partition is None or one.partition in partition.split(",")]
+    return [offer for offer in offers if partition is None or offer.partition in partition.split(",")]
 
 
 def _offered(partition: str | None) -> str:
     try:
-        found = [str(one) for one in _within(partition, slurm.offers()) if one.gpus]
+        offers = [str(offer) for offer in _within(partition, slurm.offers()) if offer.gpus]
     except LauncherError as error:
         return f"what the cluster offers is not known: {error}"
-    return f"the cluster offers: {', '.join(found)}" if found else "the cluster says of no node that it has GPUs"
+    return f"the cluster offers: {', '.join(offers)}" if offers else "the cluster says of no node that it has GPUs"
 
 
 def _fair_share(offers: Sequence[slurm.Offer], gpus: str, is_counted: bool) -> int | None:
@@ -510,9 +514,9 @@ def _fair_share(offers: Sequence[slurm.Offer], gpus: str, is_counted: bool) -> i
     kind, _, text = gpus.rpartition(":")
     count = int(text)
     if is_counted:
-        fitting = [one for one in offers if one.gpus >= count and kind in ("", one.kind)]
-        return max(1, min(one.cpus // one.gpus for one in fitting)) if fitting else None
-    return max(1, min(one.cpus for one in offers) // count) if offers else None
+        fitting = [offer for offer in offers if offer.gpus >= count and kind in ("", offer.kind)]
+        return max(1, min(offer.cpus // offer.gpus for offer in fitting)) if fitting else None
+    return max(1, min(offer.cpus for offer in offers) // count) if offers else None
 
 
 # ---------------------------------------------------------------------- what sbatch hears
@@ -539,14 +543,14 @@ def _option_of(variable: str) -> str:
 
 def _typed(extra: Sequence[str], name: str, short: str = "") -> list[str]:
     """What was typed behind -- for an option, which sbatch takes by any beginning too."""
-    found = []
+    values = []
     for word, follower in itertools.pairwise([*extra, ""]):
         flag, has_value, value = word.partition("=")
         if flag.startswith("--") and len(flag) >= 4 and f"--{name}".startswith(flag):
-            found.append(value if has_value else follower)
+            values.append(value if has_value else follower)
         elif short and word.startswith(short) and not word.startswith("--"):
-            found.append(word.removeprefix(short) or follower)
-    return found
+            values.append(word.removeprefix(short) or follower)
+    return values
 
 
 def _check_words(plan: Plan) -> None:
@@ -589,8 +593,8 @@ def describe(plan: Plan) -> list[tuple[str, str]]:
     rows += [("sbatch", f"{name}={value}, from the environment") for name, value in plan.heard.items()]
     rows += [("sbatch", f"{name} is in the environment and not used") for name in UNHEARD if name in sbatch_variables()]
     if plan.source:
-        said = plan.site.model_dump(exclude_unset=True)
-        rows += [("site", f"{name}: {json.dumps(value)}, from {plan.source}") for name, value in said.items()]
+        settings = plan.site.model_dump(exclude_unset=True)
+        rows += [("site", f"{name}: {json.dumps(value)}, from {plan.source}") for name, value in settings.items()]
     return rows
 
 
@@ -659,15 +663,15 @@ def _queue(plan: Plan, folder: Path, script: str, after: str | None) -> tuple[st
 
 def _explained(error: LauncherError, plan: Plan) -> LauncherError:
     """A refusal, with what nobody has said and the launcher has chosen."""
-    said = str(error)
-    if not said.startswith("sbatch refused"):
+    message = str(error)
+    if not message.startswith("sbatch refused"):
         return error
     if plan.heard:
-        said += f"; the environment says too: {', '.join(plan.heard)}"
+        message += f"; the environment says too: {', '.join(plan.heard)}"
     is_chosen = plan.shape.cpus is not None and not (plan.section.cpus_per_task or plan.site.cpus_per_task)
-    if is_chosen and ("CPU count" in said or "configuration" in said):
-        said += f"; {plan.shape.cpus} CPUs a process is the launcher's choice: say --cpus-per-task"
-    return UsageError(said)
+    if is_chosen and ("CPU count" in message or "configuration" in message):
+        message += f"; {plan.shape.cpus} CPUs a process is the launcher's choice: say --cpus-per-task"
+    return UsageError(message)
 
 
 @contextlib.contextmanager

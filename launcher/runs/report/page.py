@@ -127,36 +127,36 @@ def told(runs: Sequence[Run], say: Callable[[str], None] = lambda _: None) -> li
     """
     named = [Told(run, run.folder.name) for run in runs]
     if len(runs) > 1:
-        named = [one for one in named if _is_sound(one, say)]
+        named = [entry for entry in named if _is_sound(entry, say)]
         if not named:
             raise LauncherError("none of these runs can be shown; see what is said of each")
-    folders = [one.run.folder.resolve().parts for one in named]
+    folders = [entry.run.folder.resolve().parts for entry in named]
     depth = next((n for n in range(1, 20) if len({parts[-n:] for parts in folders}) == len(folders)), 20)
-    for one, parts in zip(named, folders, strict=True):
-        one.label = "/".join(parts[-depth:])
+    for entry, parts in zip(named, folders, strict=True):
+        entry.label = "/".join(parts[-depth:])
     if not are_comparable(named):
         return named
-    return sorted(named, key=lambda one: one.run.best.rank if one.run.best else math.inf)
+    return sorted(named, key=lambda entry: entry.run.best.rank if entry.run.best else math.inf)
 
 
-def _is_sound(one: Told, say: Callable[[str], None]) -> bool:
+def _is_sound(entry: Told, say: Callable[[str], None]) -> bool:
     """Whether a page of this run alone can be made: what it needs is read here, once."""
     try:
-        rendered([one])
+        rendered([entry])
     except Exception as error:
-        say(f"{one.run.folder}: left out: {error if isinstance(error, LauncherError) else text.told_by(error)}")
+        say(f"{entry.run.folder}: left out: {error if isinstance(error, LauncherError) else text.told_by(error)}")
         return False
     return True
 
 
 def are_comparable(runs: Iterable[Told]) -> bool:
     """Whether their best evaluations are by one measure."""
-    return len({(best.metric, best.mode, best.label) for one in runs if (best := one.run.best)}) == 1
+    return len({(best.metric, best.mode, best.label) for entry in runs if (best := entry.run.best)}) == 1
 
 
 def charts(runs: Sequence[Told]) -> list[Chart]:
     """The charts of a report."""
-    return charts_of([one.curves for one in runs], [one.begun for one in runs])
+    return charts_of([entry.curves for entry in runs], [entry.begun for entry in runs])
 
 
 def page(runs: Sequence[Run]) -> str:
@@ -213,40 +213,40 @@ def _policy(script: str) -> str:
 def _content(runs: Sequence[Told]) -> dict[str, Any]:
     """All that the template says."""
     drawn = charts(runs)
-    recipes = {one.run.name for one in runs}
+    recipes = {entry.run.name for entry in runs}
     title = runs[0].label if len(runs) == 1 else f"{len(runs)} runs"
     return {
         "title": f"{runs[0].run.name} {title}" if len(runs) == 1 and runs[0].run.name not in title else title,
         "recipes": ", ".join(sorted(recipes)),
         "now": time.time(),
-        "runs": [_run(number, one) for number, one in enumerate(runs)],
+        "runs": [_run(number, entry) for number, entry in enumerate(runs)],
         "comparable": are_comparable(runs),
         "charts": drawn,
-        "data": {"runs": [_drawn_run(one) for one in runs], "charts": [_drawn(chart) for chart in drawn]},
+        "data": {"runs": [_drawn_run(entry) for entry in runs], "charts": [_drawn(chart) for chart in drawn]},
         "kinds": KINDS,
         "differences": differences(runs),
     }
 
 
-def _run(number: int, one: Told) -> dict[str, Any]:
+def _run(number: int, entry: Told) -> dict[str, Any]:
     """What the template says of one run."""
-    run, spent = one.run, one.spent
+    run, spent = entry.run, entry.spent
     return {
         "number": number,
-        "label": one.label,
+        "label": entry.label,
         "run": run,
         "best": run.best,
-        "attempts": one.attempts,
+        "attempts": entry.attempts,
         "spent": spent,
         "shares": {kind: seconds / spent.total for kind, seconds in spent.seconds.items() if seconds > 0},
-        "line": list(time_line(one.attempts)),
-        "last": list(_last_lines(one.curves)),
-        "samples_per_second": one.samples_per_second,
-        "peaks": _peaks(one.train),
+        "line": list(time_line(entry.attempts)),
+        "last": list(_last_lines(entry.curves)),
+        "samples_per_second": entry.samples_per_second,
+        "peaks": _peaks(entry.train),
         "facts": dict(_facts(run)),
         "world": run.status.get("world"),
         "diff": masked_in((run.environment.get("git") or {}).get("diff")),
-        "mistakes": one.mistakes,
+        "mistakes": entry.mistakes,
     }
 
 
@@ -260,8 +260,8 @@ def _last_lines(curves: Curves) -> Iterator[tuple[str, dict[str, float]]]:
 def _peaks(train: Columns) -> dict[str, float]:
     import numpy as np
 
-    found = {key: float(np.nanmax(train[key])) for key in ("gpu_memory", "host_memory") if key in train}
-    return {key: value / 2**30 for key, value in found.items() if math.isfinite(value)}
+    peaks = {key: float(np.nanmax(train[key])) for key in ("gpu_memory", "host_memory") if key in train}
+    return {key: value / 2**30 for key, value in peaks.items() if math.isfinite(value)}
 
 
 def _facts(run: Run) -> Iterator[tuple[str, str]]:
@@ -289,7 +289,7 @@ def differences(runs: Sequence[Told]) -> list[tuple[str, list[str]]]:
     """What is not the same in all runs: keys of the recipe, then the world, versions and git."""
     if len(runs) < 2:
         return []
-    values = [{**one.run.recipe, **_circumstances(one.run)} for one in runs]
+    values = [{**entry.run.recipe, **_circumstances(entry.run)} for entry in runs]
     keys = dict.fromkeys(itertools.chain.from_iterable(values))
     rows = [(key, [value.get(key, "") for value in values]) for key in keys]
     return [(key, row) for key, row in rows if len(set(row)) > 1]
@@ -361,8 +361,8 @@ def _together(acts: Sequence[Act], gap: float) -> Iterator[tuple[Act, int]]:
 # ---------------------------------------------------------------------- for the script
 
 
-def _drawn_run(one: Told) -> dict[str, Any]:
-    return {"label": one.label, "stepsPerEpoch": steps_per_epoch(one.curves)}
+def _drawn_run(entry: Told) -> dict[str, Any]:
+    return {"label": entry.label, "stepsPerEpoch": steps_per_epoch(entry.curves)}
 
 
 def _drawn(chart: Chart) -> dict[str, Any]:

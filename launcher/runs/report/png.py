@@ -28,7 +28,7 @@ def draw(named: Sequence[Told], folder: Path) -> Iterator[Path]:
         for number, chart in enumerate(charts(named)):
             path = folder / f"{number:02}-{re.sub(r'[^A-Za-z0-9_.-]+', '-', chart.key)[:60]}.png"
             figure = Figure(figsize=(7, 4), dpi=150, layout="constrained")
-            _draw(chart, figure.subplots(), [one.label for one in named])
+            _draw(chart, figure.subplots(), [entry.label for entry in named])
             figure.savefig(path)
             yield path
     except OSError as error:

@@ -106,8 +106,8 @@ def read_mistakes(folder: Path) -> Mistakes | None:
         raise LauncherError(f"{path} cannot be read: {error}") from error
     if not {"target", "prediction"} <= set(table.column_names):
         return None
-    found = _mistakes({name: table[name] for name in table.column_names}, names)
-    return replace(found, of=about.get(b"set", b"").decode(errors="replace")) if found is not None else None
+    mistakes = _mistakes({name: table[name] for name in table.column_names}, names)
+    return replace(mistakes, of=about.get(b"set", b"").decode(errors="replace")) if mistakes is not None else None
 
 
 def _mistakes(columns: Mapping[str, Any], names: Sequence[str]) -> Mistakes | None:

@@ -367,12 +367,12 @@ def _table(columns: Mapping[str, Line]) -> Table:
 def tables(lines: Sequence[Line]) -> str:
     """Evaluations as a table, and one more for each set that has metrics with a value for each class."""
     rich = Rich()
-    found = [_rendered(rich, _table({_title(line): line for line in lines}))]
+    rendered_tables = [_rendered(rich, _table({_title(line): line for line in lines}))]
     for line in lines:
         listed = {name: value for name, value in line.items() if isinstance(value, list)}
         if listed:
-            found.append(_rendered(rich, _by_class(_title(line), listed)))
-    return "\n".join(found)
+            rendered_tables.append(_rendered(rich, _by_class(_title(line), listed)))
+    return "\n".join(rendered_tables)
 
 
 def _by_class(title: str, listed: Mapping[str, Sequence[Any]]) -> Table:

@@ -96,11 +96,11 @@ class WandB(Tracker):
 
     def _run_id(self) -> str:
         path = self.run.run_dir / "wandb_id"
-        found = path.read_text(encoding="utf-8").strip() if path.exists() else ""
-        if not found:
-            found = uuid.uuid4().hex[:8]
-            write_text(path, found + "\n")
-        return found
+        run_id = path.read_text(encoding="utf-8").strip() if path.exists() else ""
+        if not run_id:
+            run_id = uuid.uuid4().hex[:8]
+            write_text(path, run_id + "\n")
+        return run_id
 
     def _obstacle(self, defaults: Any) -> str:
         """Why the run cannot be online; empty if nothing is known to be in the way."""
