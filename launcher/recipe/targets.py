@@ -231,7 +231,8 @@ def _installed_module(name: str, trust: Trust) -> str | None:
 
 
 def _find_outside(name: str, trust: Trust) -> importlib.machinery.ModuleSpec | None:
-    own = {str(folder) for folder in (*trust.own, *trust.homes)}
+    # what lies in the working directory is found last of all, and hides nobody by being hidden
+    own = {str(folder) for folder in (*trust.own, *trust.homes, directory().resolve())}
     places = [place for place in sys.path if place and os.path.realpath(place) not in own]
     return importlib.machinery.PathFinder.find_spec(name, places)
 
