@@ -45,7 +45,7 @@ def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     from launcher.launch.nodes import Nodes
     from launcher.launch.supervisor import Supervisor, choose_processes
     from launcher.runs.folder import Choice
-    from launcher.world.failure import Notes
+    from launcher.world.notes import Notes
     from launcher.world.world import RUN_DIR_VARIABLE, World
 
     if not Path(options.script).is_file():

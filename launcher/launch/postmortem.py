@@ -16,7 +16,8 @@ from launcher.runs.logs import kept, log_of
 from launcher.text import words_of
 from launcher.world import progress
 from launcher.world.context import RunContext, known_of
-from launcher.world.failure import Failure, Notes, of_exception
+from launcher.world.failure import Failure, of_exception
+from launcher.world.notes import Notes
 from launcher.world.signals import die_with_parent, is_listening
 from launcher.world.watchdog import report
 from launcher.world.world import World

@@ -21,7 +21,9 @@ from launcher.launch.agent import run_agent
 from launcher.launch.nodes import Nodes, NodesError
 from launcher.launch.start import started
 from launcher.world import network, progress
-from launcher.world.failure import Failure, Notes, Report, first_of, of_exit
+from launcher.world.failure import Failure, of_exit
+from launcher.world.failure_report import Report
+from launcher.world.notes import Notes, first_of
 from launcher.world.progress import Progress
 from launcher.world.signals import SECOND_INTERRUPT_SECONDS, outliving_terminal
 from launcher.world.site import read_site

@@ -24,7 +24,7 @@ from launcher.recipe.directory import absolute, directory
 from launcher.recipe.secrets import masked, masked_in
 from launcher.runs import lock
 from launcher.runs.identity import differences
-from launcher.world.failure import FAILURE_FILE
+from launcher.world.failure_report import FAILURE_FILE
 from launcher.world.files import atomic_write, write_text
 
 WEIGHTS_FILE = "model_weights.pth"

@@ -16,7 +16,7 @@ import psutil
 from launcher.recipe.secrets import masked_in
 from launcher.runs.folder import STATUS_FILE, write_json
 from launcher.world import faults
-from launcher.world.failure import FAILURE_FILE
+from launcher.world.failure_report import FAILURE_FILE
 from launcher.world.world import World
 
 

@@ -39,7 +39,7 @@ from launcher.training.step import warm_up
 from launcher.training.triggers import Periods
 from launcher.world import progress
 from launcher.world.context import RunContext, remembered
-from launcher.world.failure import Notes
+from launcher.world.notes import Notes
 from launcher.world.signals import stop_requested
 from launcher.world.watchdog import Watch
 

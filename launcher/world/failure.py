@@ -1,17 +1,14 @@
-"""What went wrong, on which rank first, and what to do: notes that ranks leave, and the report made of them."""
+"""What went wrong on a rank, as an exception, an exit code or a stack tells it."""
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import dropwhile, islice
 from pathlib import Path
@@ -22,10 +19,7 @@ from launcher.errors import EXIT_FAILED, LauncherError
 from launcher.recipe.directory import shortest
 from launcher.recipe.secrets import masked, masked_in
 from launcher.text import words_of
-from launcher.world import network
-from launcher.world.files import write_text
 
-FAILURE_FILE = "failure.json"
 _PACKAGE = str(Path(__file__).parent.parent) + os.sep
 _OWN_CODE = tuple(_PACKAGE + name + os.sep for name in ("models", "datasets", "_recipes"))  # ours, but a recipe's parts
 _SIGNALS = {
@@ -35,7 +29,8 @@ _SIGNALS = {
     "SIGABRT": "compiled code gave up; the log says why",
     "SIGILL": "compiled code for another kind of CPU",
 }
-_WORDS, _LINE, _TRACEBACK = 4_000, 500, 100_000  # characters kept of what was said, shown of a line, written to a file
+LINE = 500  # characters shown of a line
+_WORDS, _TRACEBACK = 4_000, 100_000  # characters kept of what was said, written to a file
 _MOST_BEHIND = 8  # exceptions behind one that are shown
 # what a rank says whose peer has failed: never the cause
 _AFTERMATH = re.compile(
@@ -126,7 +121,7 @@ class Failure:
         when = f" at step {self.step:,}" if self.step is not None and self.step >= 0 else ""
         when += f" (epoch {self.epoch:.2f})" if when and self.epoch is not None else ""
         where = f" in {self.culprit.place}" if self.culprit else ""
-        return f"{who}failed{when}{where}: {cut(self._lines[0], _LINE)}"
+        return f"{who}failed{when}{where}: {cut(self._lines[0], LINE)}"
 
     @property
     def _lines(self) -> list[str]:
@@ -345,367 +340,3 @@ def _crash_frames(stacks: str) -> Iterator[Frame]:
     current = (current or stacks).partition("\n\n")[0]
     for match in reversed(list(_TRACEBACK_LINE.finditer(current))):
         yield _frame(match["file"], int(match["line"]), match["function"], "")
-
-
-# ---------------------------------------------------------------------- what is known
-
-
-_HINTS: tuple[tuple[str, str], ...] = (
-    (
-        r"CUDA out of memory|OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED",
-        "the GPU's memory is full{batch}; halve data.micro_batch_size (the result stays the same), or use "
-        "device.precision=bf16 or more processes",
-    ),
-    (
-        r"signal 9|MemoryError|Cannot allocate memory|can't allocate memory|DefaultCPUAllocator",
-        "if it was memory{batch}: use fewer data.workers or processes, or a smaller data.micro_batch_size; "
-        "the kernel's word on it: dmesg | grep -i 'killed process'",
-    ),
-    (
-        r"worker process \d+ was killed",
-        "memory of the machine, or /dev/shm, may be full{batch}: use fewer data.workers",
-    ),
-    (
-        r"NCCL error|ncclSystemError|ncclUnhandledCudaError",
-        "start again with NCCL_DEBUG=WARN, and run `launcher doctor`",
-    ),
-    (
-        r"Expected to have finished reduction|did not receive grad",
-        "parameters of the model were not used in the loss{unused}; use them, remove them or freeze them, or allow it: "
-        "device.ddp.find_unused_parameters=true (it costs time)",
-    ),
-    (
-        r"shapes? cannot be multiplied|size mismatch|must match the size|[Ee]xpected .* to have \d+ channels"
-        r"|[Ee]xpected input batch_size|shape '.*' is invalid|Expected target size|Dimension out of range"
-        r"|[Ss]izes of tensors must match|stack expects each tensor to be equal size",
-        "shapes do not fit{shapes}; `launcher data RECIPE` shows what the data set gives",
-    ),
-    (
-        r"Target -?\d+ is out of bounds|device-side assert",
-        "a class is out of range: are there more than the model has?",
-    ),
-    (r"No space left on device", "the disk is full: `df -h` shows which"),
-    (r"Too many open files", "raise the limit (ulimit -n 65536), or use fewer data.workers"),
-)
-# about how ranks reach each other: not where the user's own code lost a connection of its own
-_HINTS_ABOUT_RANKS: tuple[tuple[str, str], ...] = (
-    (
-        r"Address already in use|EADDRINUSE|errno: 98",
-        "another program uses that port: choose another --master HOST:PORT, or leave it away on one node",
-    ),
-    (
-        r"[Uu]nable to find address for|couldn't find .*interface|no socket interface|Bootstrap : no socket"
-        r"|connectFullMesh failed|Unable to resolve hostname|launch\.meeting_timeout: .*connections of the ranks",
-        "name the network interface that reaches the other machines (ip addr lists them), as in launch.interface=eth0 "
-        "or GLOO_SOCKET_IFNAME=eth0; it was {interface}; firewalls must let the machines speak to one another",
-    ),
-    (
-        r"launch\.meeting_timeout: .*name unknown",
-        "the name of rank 0's machine has no address here: name it by its address, or put it into /etc/hosts",
-    ),
-    (
-        r"launch\.meeting_timeout",
-        "were all processes started, and does a firewall stand between? Where they take longer to come (to prepare "
-        "their data, say): launch.meeting_timeout='30 minutes'",
-    ),
-    (
-        r"Name or service not known|[Nn]o address associated|getaddrinfo|Temporary failure in name resolution",
-        "the host's name has no address here: name --master by its address, or put it into /etc/hosts",
-    ),
-    (
-        r"Timed out waiting \d+ms|collective operation timeout|Connection timed out|No route to host"
-        r"|Network is unreachable",
-        "a rank waited for another longer than device.timeout: the other hangs, or the network is cut; launch.stall "
-        "has the stacks of all ranks written down when they stop",
-    ),
-    (
-        r"Connection closed by peer|Connection reset by peer|PeerError",
-        "another rank ended first; where it is on another machine, the report there says why",
-    ),
-)
-
-
-def hint_for(failure: Failure) -> str | None:
-    """What is known about such a failure, and what to do."""
-    for pattern, text in (*_HINTS, *(() if failure.is_users else _HINTS_ABOUT_RANKS)):
-        if re.search(pattern, failure.what):
-            known = {name: f" ({value})" for name, value in failure.facts.items()}
-            interface = network.interface_in_use() or "not said"
-            return text.format(**{"batch": "", "shapes": "", "unused": "", "interface": interface, **known})
-    return None
-
-
-# ---------------------------------------------------------------------- the first of them
-
-
-def first_of(failures: Iterable[Failure]) -> Failure | None:
-    """The one that the others failed because of: the earliest that is nobody's aftermath; who said so comes first."""
-    return min(failures, key=_order, default=None)
-
-
-def _order(failure: Failure) -> tuple[bool, bool, float]:
-    return failure.is_aftermath, failure.is_silent, failure.time
-
-
-class Notes:
-    """Where ranks leave word: a hidden folder of the run's, read by whoever waits for them.
-
-    Args:
-        folder: The run's.
-    """
-
-    def __init__(self, folder: Path):
-        self.folder = folder / ".ranks"
-
-    def progress_of(self, node: int, local_rank: int) -> Path:
-        """The file of `launcher.launch.progress`."""
-        return self.folder / f"node-{node}" / f"{local_rank}.progress"
-
-    def stacks_of(self, rank: int) -> Path:
-        """The file that faulthandler writes to when this rank crashes."""
-        return self.folder / f"{rank}.stacks"
-
-    def describe(self, steps_per_epoch: int, facts: Mapping[str, str]) -> None:
-        """Rank 0 says what holds for all ranks, for those that are killed and cannot say it.
-
-        Args:
-            steps_per_epoch: Of the run.
-            facts: As in `Failure`.
-        """
-        with suppress(OSError):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._about.write_text(
-                json.dumps({"steps_per_epoch": steps_per_epoch, "facts": dict(facts)}), encoding="utf-8"
-            )
-
-    @property
-    def _about(self) -> Path:
-        return self.folder / "about"
-
-    def completed(self, failure: Failure, step: int | None) -> Failure:
-        """The failure with what its rank could not say itself: the step that it had reached, epoch, batch sizes.
-
-        Args:
-            failure: As it was found.
-            step: The last one that its rank has completed, as far as others can see.
-        """
-        try:
-            about = json.loads(self._about.read_text(encoding="utf-8"))
-            per_epoch, facts = int(about["steps_per_epoch"]), {**about["facts"], **failure.facts}
-        except (OSError, ValueError, TypeError, KeyError):
-            per_epoch, facts = 0, dict(failure.facts)
-        if failure.step is None and step is not None and step >= 0:
-            failure = replace(failure, step=step)
-        if failure.epoch is None and failure.step is not None and per_epoch:
-            failure = replace(failure, epoch=round(failure.step / per_epoch, 4))
-        return replace(failure, facts=facts)
-
-    def write(self, failure: Failure) -> bool:
-        """Leaves word; False where the disk does not let it."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_text(self.folder / f"{failure.rank}.json", json.dumps(failure.noted))
-        except OSError:
-            return False
-        return True
-
-    def clear(self, rank: int) -> None:
-        """Forgets what a rank said in an earlier start."""
-        for path in (self.folder / f"{rank}.json", self.stacks_of(rank)):
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
-
-    def read(self) -> dict[int, Failure]:
-        """All that was said, by rank."""
-        return {
-            failure.rank: failure for path in sorted(self.folder.glob("*.json")) if (failure := _read(path)) is not None
-        }
-
-    def stacks(self, rank: int) -> str:
-        """What faulthandler wrote when a rank crashed."""
-        try:
-            return self.stacks_of(rank).read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            return ""
-
-
-def _read(path: Path) -> Failure | None:
-    try:
-        return from_json(path.read_bytes())
-    except OSError:
-        return None
-
-
-def from_json(text: bytes) -> Failure | None:
-    """A failure as `asdict` gives it, whatever stands beside; None where it is none."""
-    try:
-        content = json.loads(text)
-        known = {name: value for name, value in content.items() if name in Failure.__dataclass_fields__}
-        lists = {
-            "frames": tuple(Frame(**frame) for frame in content["frames"]),
-            "behind": tuple(content.get("behind", ())),
-        }
-        return Failure(**{**known, **lists})
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return None
-
-
-# ---------------------------------------------------------------------- the report
-
-
-@dataclass(frozen=True)
-class Report:
-    """What is shown last on the screen, and written to `failure.json`.
-
-    Attributes:
-        first: The failure that the others followed from.
-        folder: The run's, where there is one.
-        again: The command that started it.
-        resume: The command that goes on with it.
-        others: The ranks that failed because of it.
-        since: When this start began, where several ranks report: what one of them has told of the cause then stays.
-    """
-
-    first: Failure
-    folder: Path | None
-    again: str
-    resume: str
-    others: Sequence[Failure] = ()
-    since: float | None = None
-
-    @property
-    def checkpoint(self) -> Path | None:
-        """The newest checkpoint that is whole by its name."""
-        checkpoints = [*self.folder.glob("checkpoints/step-*")] if self.folder else []
-        return max((path for path in checkpoints if path.name[5:].isdigit()), key=lambda path: path.name, default=None)
-
-    @property
-    def log(self) -> Path | None:
-        """The first rank's own."""
-        path = self.folder / "logs" / f"rank-{self.first.rank}.log" if self.folder else None
-        return path if path is not None and path.exists() else None
-
-    @property
-    def _was_opened(self) -> bool:
-        return self.folder is not None and (self.folder / "environment.json").exists()
-
-    def text(self) -> str:
-        """Some ten lines."""
-        beside = " (the other ranks' beside it)" if self.first.world > 1 else ""
-        rows = [
-            ("hint", hint_for(self.first)),
-            ("checkpoint", self.checkpoint or ("none was saved yet" if self.folder else None)),
-            ("go on", self.resume) if self._was_opened else ("again", self.again),
-            ("log", f"{self.log}{beside}" if self.log else None),
-        ]
-        lines = [f"launcher: {self.first.line}"]
-        if rest := self.first.what.strip().splitlines()[1:4]:
-            lines += [f"    {cut(line, _LINE)}" for line in rest]
-        lines += [f"    {cut(line, _LINE)}" for line in self.first.behind]
-        lines += [f"  {line}" for line in folded(self.first.frames)]
-        lines += [f"  {label:<10} {value}" for label, value in rows if value]
-        return "\n".join(lines)
-
-    def write(self) -> bool:
-        """Leaves `failure.json` in the run's folder; False where a better one is there."""
-        if self.folder is None:
-            return True
-        known = reported(self.folder, self.since) if self.since is not None else None
-        if known is not None and _is_better(known, self.first):
-            return False
-        content = {
-            **self.first.noted,
-            "culprit": self.first.culprit.place if self.first.culprit else None,
-            "hint": hint_for(self.first),
-            "checkpoint": str(self.checkpoint) if self.checkpoint else None,
-            "resume": self.resume if self._was_opened else self.again,
-            "log": str(self.log) if self.log else None,
-            "others": [
-                {"rank": failure.rank, "host": failure.host, "what": failure.what, "is_aftermath": failure.is_aftermath}
-                for failure in self.others
-            ],
-        }
-        with suppress(OSError):
-            write_text(self.folder / FAILURE_FILE, json.dumps(content, indent=2) + "\n")
-        return True
-
-    def show(self) -> None:
-        """Prints it and leaves it in the folder; one line where another rank has told the cause."""
-        text = self.text() if self.write() else f"launcher: {self.first.line}"
-        with suppress(OSError, ValueError):
-            sys.stdout.flush()
-            # which names its rank itself, as a stream that names it need not
-            print(text, file=getattr(sys.stderr, "unprefixed", sys.stderr), flush=True)
-
-
-def _is_better(known: Failure, new: Failure) -> bool:
-    """Whether what is known comes as near to the cause; what a rank has said of itself stays."""
-    of_itself = known.rank == new.rank and (known.is_aftermath, known.is_silent) <= (new.is_aftermath, new.is_silent)
-    return of_itself or _order(known) <= _order(new)
-
-
-def reported(folder: Path, since: float) -> Failure | None:
-    """The failure that `failure.json` tells of, if it was written since then."""
-    failure = _read(folder / FAILURE_FILE)
-    return failure if failure is not None and failure.time >= since else None
-
-
-def host_at_fault(folder: Path, since: float) -> str:
-    """The one host where a failure since then began; empty where several may have, or nobody knows."""
-    try:
-        report = json.loads((folder / FAILURE_FILE).read_bytes())
-        if float(report["time"]) < since:
-            return ""
-        first = [failure for failure in (report, *report.get("others", ())) if not failure.get("is_aftermath")]
-        hosts = {str(failure["host"]) for failure in first}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return ""
-    return hosts.pop() if len(hosts) == 1 else ""
-
-
-_EXIT = re.compile(r"^srun: error: (?P<host>[^\s:]+): tasks? (?P<ranks>[\d,-]+): (?P<how>.+)$", re.MULTILINE)
-
-
-def exits(log: str) -> Iterator[Failure]:
-    """How tasks have failed, in the order in which srun heard of them: one that was killed cannot say it.
-
-    Args:
-        log: What a start of a job has printed.
-    """
-    for match in _EXIT.finditer(log):
-        code = _exit_code(match["how"])
-        what = match["how"] if code is None else exit_in_words(code)
-        for part in match["ranks"].split(","):
-            first, _, last = part.partition("-")
-            for rank in range(int(first), int(last or first) + 1):
-                yield Failure(what, rank=rank, host=match["host"], exit_code=code or EXIT_FAILED)
-
-
-def _exit_code(how: str) -> int | None:
-    """From srun's words, as `subprocess` gives it: negative for a signal."""
-    if code := re.search(r"exit code (\d+)", how):
-        return int(code[1])
-    if "Out Of Memory" in how:
-        return -signal.SIGKILL
-    return next((-number for number in signal.valid_signals() if (signal.strsignal(number) or "?") in how), None)
-
-
-def folded(frames: Sequence[Frame]) -> Iterator[str]:
-    """The user's own frames with their code, and how many of ours and torch's lie between them."""
-    shown = [number for number, frame in enumerate(frames) if frame.is_users][-6:]
-    hidden = 0
-    for number, frame in enumerate(frames):
-        if number not in shown:
-            hidden += 1
-            continue
-        yield from _fold(hidden)
-        hidden = 0
-        yield f"{frame.place} in {frame.function}"
-        if frame.code:
-            yield f"    {cut(frame.code, _LINE)}"
-    yield from _fold(hidden)
-
-
-def _fold(count: int) -> Iterator[str]:
-    if count:
-        yield f"({count} frame{'s' * (count > 1)} of launcher, torch and others)"

@@ -17,7 +17,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from launcher.errors import EXIT_DONE, EXIT_PREEMPTED, EXIT_USAGE, LauncherError
-from launcher.world.failure import Failure, Notes, first_of, from_json, of_exception
+from launcher.world.failure import Failure, of_exception
+from launcher.world.notes import Notes, first_of, from_json
 from launcher.world.world import World
 
 _ANSWER_SECONDS = 5.0

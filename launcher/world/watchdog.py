@@ -20,7 +20,9 @@ import psutil
 
 from launcher.errors import EXIT_FAILED
 from launcher.world import progress
-from launcher.world.failure import Failure, Notes, Report, of_stack
+from launcher.world.failure import Failure, of_stack
+from launcher.world.failure_report import Report
+from launcher.world.notes import Notes
 from launcher.world.peers import judged, tell
 from launcher.world.world import World
 

@@ -36,7 +36,10 @@ from launcher.launch.supervisor import choose_processes
 from launcher.recipe.schema import Device
 from launcher.text import shapes
 from launcher.world.context import known_of, remembered
-from launcher.world.failure import Failure, Frame, Notes, first_of, folded, hint_for, of_exception, of_exit, of_stack
+from launcher.world.failure import Failure, Frame, of_exception, of_exit, of_stack
+from launcher.world.failure_report import folded
+from launcher.world.hints import hint_for
+from launcher.world.notes import Notes, first_of
 from launcher.world.world import World, usable_cpus
 from recipes import failing
 

@@ -14,7 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.runs.logs import Prefixed, Tee, plain
-from launcher.world.failure import FAILURE_FILE, Failure, Notes, Report, hint_for, of_exception
+from launcher.world.failure import Failure, of_exception
+from launcher.world.failure_report import FAILURE_FILE, Report
+from launcher.world.hints import hint_for
+from launcher.world.notes import Notes
 
 # what a log's copy leaves out, as it was first written: right, and too slow for long lines
 REFERENCE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[^\n]*\r(?!\n)")

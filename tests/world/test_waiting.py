@@ -25,7 +25,8 @@ from launcher.launch.nodes import Nodes, NodesError
 from launcher.recipe.load import load_recipe
 from launcher.text import spans
 from launcher.world import network, waiting
-from launcher.world.failure import Failure, hint_for
+from launcher.world.failure import Failure
+from launcher.world.hints import hint_for
 from launcher.world.signals import listening, stop_requested
 from launcher.world.waiting import Wait, ranks
 from launcher.world.world import World

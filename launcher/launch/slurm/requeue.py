@@ -22,8 +22,10 @@ from launcher.runs.folder import STATUS_FILE, create, read_json, write_json
 from launcher.runs.job import Submission, _forget_queue, mark_submitted, name_job
 from launcher.runs.reading import Run
 from launcher.world import slurm
-from launcher.world.failure import Failure, Notes, Report, exit_in_words, host_at_fault, reported
-from launcher.world.failure import exits as exits_in
+from launcher.world.failure import Failure, exit_in_words
+from launcher.world.failure_report import Report, host_at_fault, reported
+from launcher.world.failure_report import exits as exits_in
+from launcher.world.notes import Notes
 
 # about this submission, not about the job
 _ONCE = ("--hold", "-H")

@@ -21,7 +21,8 @@ from launcher.recipe.schema import SBATCH_OPTIONS, limit_seconds
 from launcher.runs.job import Submission
 from launcher.runs.lock import LOCK_FILE, check_free
 from launcher.world import peers, rendezvous
-from launcher.world.failure import Failure, Frame, Report, exits, host_at_fault, of_stack
+from launcher.world.failure import Failure, Frame, of_stack
+from launcher.world.failure_report import Report, exits, host_at_fault
 from launcher.world.site import in_recipe, read_site
 from launcher.world.world import World
 
