@@ -72,7 +72,9 @@ def start_of_script(arguments: Sequence[str]) -> int | None:
 
 
 def _submit(options: argparse.Namespace, arguments: Sequence[str]) -> int:
-    from launcher.launch.slurm.submission import Request, describe, preflight, submit
+    from launcher.launch.slurm.plan import describe, plan_of
+    from launcher.launch.slurm.request import Request
+    from launcher.launch.slurm.submission import preflight, submit
     from launcher.world.site import read_site
 
     extra = list(arguments[arguments.index("--") + 1 :]) if "--" in arguments else []
@@ -91,7 +93,7 @@ def _submit(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         extra=tuple(extra),
         command=("launcher", *arguments),
     )
-    plan = request.plan(site, source)
+    plan = plan_of(request, site, source)
     if options.dry_run:
         for label, text in describe(plan):
             print(f"{label:<10} {text}", file=sys.stderr)  # the script alone is for a file

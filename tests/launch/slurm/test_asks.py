@@ -16,7 +16,8 @@ from worlds import TINY
 from launcher.cli.main import main
 from launcher.errors import UsageError
 from launcher.launch.slurm.batch_script import command_words, expanded
-from launcher.launch.slurm.submission import _gpus_in_gres, _option_of
+from launcher.launch.slurm.plan import _option_of
+from launcher.launch.slurm.request import _gpus_in_gres
 from launcher.recipe.schema import SBATCH_OPTIONS, limit_seconds
 from launcher.runs.job import Submission
 from launcher.runs.lock import LOCK_FILE, check_free

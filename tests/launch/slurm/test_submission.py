@@ -166,7 +166,7 @@ def test_what_the_recipe_names_is_imported_before_anything_is_queued(
     assert "model._target_: parts.py has no 'Nett'; did you mean 'Net'?" in error
     assert "optimizer.lrr: " in refused_file(capsys, "optimizer.lr=1e-3\noptimizer.lrr=1\n")
     assert not Path("QUEUED").exists()
-    monkeypatch.setattr("launcher.launch.slurm.submission._CHECK_SECONDS", 0.01)  # no machine imports anything in that
+    monkeypatch.setattr("launcher.launch.slurm.request._CHECK_SECONDS", 0.01)  # no machine imports anything in that
     assert main(["submit", str(TINY), "--cpu", "--dry-run", "optimizer.lrr=1"]) == 0
     printed = capsys.readouterr()
     assert printed.err.startswith("components not checked: importing what the recipe names took more than 0.01 s")
