@@ -22,6 +22,7 @@ from launcher.runs.tracking.tracking import read_metrics
 from launcher.training.optimizer_state import NamedOptimizer
 
 RECIPE = RECIPES / "kept.yaml"
+COUNT = "train.count=kept.py:samples"
 
 
 def here(folder: str, overrides: tuple[str, ...], environ: Mapping[str, str], faults: str | None = None) -> str:
@@ -236,8 +237,8 @@ def test_a_schedule_free_optimizer_is_evaluated_and_saved_with_its_weights_for_t
         ("model={_target_: kept.py:Counting}",),
         ("loss={_target_: kept.py:Centered}",),
         ("loss={_target_: kept.py:Annealed}",),
-        ("train.step={_target_: kept.py:Step}", "loss=null"),
-        ("train.step=kept.py:drawing_step", "loss=null"),
+        ("train.step={_target_: kept.py:Step}", "loss=null", COUNT),
+        ("train.step=kept.py:drawing_step", "loss=null", COUNT),
     ],
     ids=["model", "loss", "callable", "step", "draws"],
 )
@@ -259,9 +260,9 @@ def test_evaluating_changes_nothing(tmp_path: Path, brought: tuple[str, ...], si
     [
         ("loss={_target_: kept.py:Centered}",),
         ("loss={_target_: kept.py:Annealed}",),
-        ("train.step={_target_: kept.py:Step}", "loss=null"),
-        ("train.step={_target_: kept.py:Stepper}", "loss=null"),
-        ("train.step=kept.py:drawing_step", "loss=null"),
+        ("train.step={_target_: kept.py:Step}", "loss=null", COUNT),
+        ("train.step={_target_: kept.py:Stepper}", "loss=null", COUNT),
+        ("train.step=kept.py:drawing_step", "loss=null", COUNT),
         ("model={_target_: kept.py:Extra}",),
     ],
     ids=["buffer", "callable", "step", "module", "draws", "extra"],
@@ -379,8 +380,8 @@ def test_check_says_it_too(tmp_path: Path) -> None:
     [
         ("model={_target_: kept.py:Counting}",),
         ("loss={_target_: kept.py:Centered}",),
-        ("train.step={_target_: kept.py:Step}", "loss=null"),
-        ("train.step=kept.py:drawing_step", "loss=null"),
+        ("train.step={_target_: kept.py:Step}", "loss=null", COUNT),
+        ("train.step=kept.py:drawing_step", "loss=null", COUNT),
         ("model={_target_: kept.py:Growing}",),
     ],
     ids=["model", "loss", "step", "draws", "grows"],

@@ -28,11 +28,13 @@ def verify(
 def test_verify_resume_proves_it_and_tells_no_tracker(tmp_path: Path) -> None:
     recipe = tmp_path / "tracked.yaml"  # by trackers that are not installed: with them nothing could be trained
     recipe.write_text(f"base: {TINY}\ntrack: {{comet_ml: {{project_name: mine}}}}\n")
+    project = tmp_path / "pyproject.toml"
+    project.write_text(f"[tool.launcher]\nbases = ['{TINY.parent}']\ncode = ['{TINY.parent}']\n")
     done = verify("model.dropout=0.3", "track.clearml={}", folder=tmp_path, recipe=recipe)
     assert done.returncode == 0, done.stderr
     assert "what is left of it is the checkpoint of step 2\n" in done.stdout
     assert "bit-equal: the weights after 5 steps do not depend on having been killed" in done.stdout
-    assert list(tmp_path.iterdir()) == [recipe]
+    assert {*tmp_path.iterdir()} == {recipe, project}
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,7 +13,6 @@ import projects
 import pytest
 from places import ROOT
 
-from launcher.cli.main import main
 from launcher.version import DISTRIBUTION, PACKAGE, install
 
 REPOSITORY = ROOT
@@ -58,11 +59,12 @@ def test_the_distribution_has_a_name_of_its_own_and_every_extra_that_is_asked_fo
         ("monai", "install it: pip install monai"),
     ],
 )
-def test_of_a_missing_module_only_a_known_package_is_named(
-    tmp_path: Path, module: str, remedy: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_of_a_missing_module_only_a_known_package_is_named(tmp_path: Path, module: str, remedy: str) -> None:
     recipe = projects.make(tmp_path, parts=f"import {module}\n{projects.PARTS}")
-    assert main(["check", str(recipe)]) == 2
-    said = capsys.readouterr().err
+    command = [sys.executable, "-m", "launcher", "check", "--components", str(recipe)]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    said = ended.stderr
+    assert ended.returncode == 2
     assert remedy in said
     assert ("pip install" in said) == ("pip install" in remedy)

@@ -393,7 +393,7 @@ def test_a_job_that_fails_is_started_again_without_the_host_that_failed_twice(tm
 def test_a_save_that_takes_long_gets_more_time(tmp_path: Path) -> None:
     run, said = started(tmp_path / "run", 0, 10), list[str]()
     with (run / "events.jsonl").open("a") as file:
-        file.write(f'{{"event": "save", "step": 10, "time": {2**40}, "seconds": 61.0}}\n')
+        file.write(f'{{"event": "save", "step": 10, "time": {time.time() + 60}, "seconds": 61.0}}\n')
     Ending(run, "7", 75).settle(said.append)
     assert said[1] == "a save took 61 s, more than half of slurm.signal (120 s): 240 s from now on"
     assert Submission.read(run).signal_seconds == 240
