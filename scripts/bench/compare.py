@@ -18,6 +18,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from launcher.version import DISTRIBUTION
+
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 PROBED = (1, 11, 21)  # before these steps the loss of a fixed batch is taken
@@ -33,7 +35,7 @@ PEERS = {  # name: package
     "ignite": "pytorch-ignite",
     "lightning": "lightning",
     "transformers": "transformers",
-    OURS: OURS,
+    OURS: DISTRIBUTION,
 }
 OF_OTHER_BATCHES = "nanogpt"  # drawn by itself, so that its losses are its own
 WITHOUT_DDP = ("floor", "nanogpt")
