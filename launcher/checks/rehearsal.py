@@ -269,7 +269,7 @@ def _check_schedule(recipe: Recipe, train_state: TrainState) -> None:
 
 def _rehearse_evaluation(recipe: Recipe, builder: Builder, train_state: TrainState, say: Say) -> None:
     samples, device = train_state.data, train_state.device.torch_device
-    sets = {**{("validation", name): evaluation_loader for name, evaluation_loader in samples.validation.items()}}
+    sets = {("validation", name): evaluation_loader for name, evaluation_loader in samples.validation.items()}
     sets |= {("test", name): evaluation_loader for name, evaluation_loader in samples.test.items()}
     metrics = build_metrics(builder, recipe.evaluate.metrics, recipe.batch) if sets else []
     best = recipe.evaluate.best

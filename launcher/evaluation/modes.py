@@ -77,7 +77,8 @@ def own_randomness(seed: int, rank: int, device: torch.device) -> Iterator[None]
     is_gpu = device.type == "cuda"
     with ExitStack() as stack:
         stack.enter_context(randomness_restored(needed=True))
-        stack.enter_context(torch.random.fork_rng(devices=[device] if is_gpu else []))
+        if is_gpu:
+            stack.enter_context(torch.random.fork_rng(devices=[device]))
         seed_generators(seed, _EVALUATING, rank, is_gpu=is_gpu)
         yield
 

@@ -1,7 +1,7 @@
 """What a model makes of each sample of a set: collected while it is evaluated, and written as Parquet.
 
 A classifier's have `index`, `target`, `prediction`, `probability` (of the prediction) and `loss`; others have `target`
-and `prediction`, lists where a sample has several. `launcher.runs.predictions` reads them for the report.
+and `prediction`, lists where a sample has several. `launcher.runs.report.predictions` reads them for the report.
 """
 
 from __future__ import annotations

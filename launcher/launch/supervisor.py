@@ -25,7 +25,7 @@ from launcher.world.failure import Failure, of_exit
 from launcher.world.failure_report import Report
 from launcher.world.notes import Notes, first_of
 from launcher.world.progress import Progress
-from launcher.world.signals import SECOND_INTERRUPT_SECONDS, outliving_terminal
+from launcher.world.signals import SECOND_INTERRUPT_SECONDS, ignoring
 from launcher.world.site import read_site
 from launcher.world.waiting import Wait
 from launcher.world.world import RUN_DIR_VARIABLE, SUPERVISOR_VARIABLE, usable_cpus
@@ -332,7 +332,7 @@ class Supervisor:
         numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
         before = {number: signal.signal(number, pass_on) for number in numbers}
         try:
-            with outliving_terminal():
+            with ignoring("SIGHUP"):
                 yield
         finally:
             for number, handler in before.items():

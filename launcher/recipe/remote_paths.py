@@ -12,7 +12,10 @@ from collections.abc import Mapping
 from typing import Any
 
 PROTOCOLS = ("file", "hf", "https", "s3", "gs")
-FLOORS = {"datasets": (5, 2), "fsspec": (2026, 9)}  # versions that withstood the attacks of tests/test_attacks.py
+FLOORS = {
+    "datasets": (5, 2),
+    "fsspec": (2026, 9),
+}  # that withstood tests/recipe/test_attacks.py
 
 _PROTOCOL = re.compile(r"\s*([A-Za-z0-9_+.-]+):/{1,2}")
 _HOSTS = {"hf": "huggingface.co", "s3": "Amazon S3", "gs": "Google Cloud Storage"}

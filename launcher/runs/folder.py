@@ -30,7 +30,7 @@ from launcher.world.files import atomic_write, write_text
 WEIGHTS_FILE = "model_weights.pth"
 AVERAGED_FILE = "model_weights_ema.pth"
 STATUS_FILE = "status.json"
-QUEUE_FILE = lock.QUEUE_FILE  # of a run that was submitted as a job, see `launcher.runs.queued`
+QUEUE_FILE = lock.QUEUE_FILE  # of a run that was submitted as a job, see `launcher.runs.job`
 ENVIRONMENT_FILE = "environment.json"
 _MOST_BYTES = 2**26  # of a file that is read whole
 _PACKAGES = ("torch", "accelerate", "numpy", "torchmetrics", "pydantic", "pyyaml", "wandb", "tensorboard")

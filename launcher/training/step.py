@@ -57,7 +57,7 @@ def train_step(state: TrainState, step: StepBatch, at: At, do: Parts | None = No
     """
     do = do or PARTS
 
-    # Mode: set before the first step (training/loop.py), and put back by each evaluation (evaluation/evaluate.py).
+    # Mode: set before the first step (training/loop.py), and put back by each evaluation (evaluation/modes.py).
 
     # The batch to the device: begun one step ago, beside the GPU's work on the one before (data/transfer.py).
 

@@ -246,9 +246,7 @@ def of_stack(what: str, stack: Iterable[traceback.FrameSummary], **details: Any)
 
 
 _DATA = re.compile(r"torch/utils/data/|launcher/(data|datasets)/")
-_TOGETHER = re.compile(
-    r"torch/(distributed|nn/parallel)/|launcher/(device/)?(coordination|agreement|exchange|shared_memory)"
-)
+_TOGETHER = re.compile(r"torch/(distributed|nn/parallel)/|launcher/device/(coordination|agreement|shared_memory)")
 
 
 def exit_in_words(code: int) -> str:

@@ -54,9 +54,9 @@ def interfaces() -> dict[str, list[str]]:
     }
 
 
-def interface_of(address: str) -> str | None:
-    """The interface that has an address."""
-    return next((name for name, given in interfaces().items() if address in given), None)
+def interface_of(*addresses: str) -> str | None:
+    """The interface that has one of these addresses."""
+    return next((name for name, given in interfaces().items() if not set(addresses).isdisjoint(given)), None)
 
 
 def interface_towards(host: str, nodes: int) -> str | None:

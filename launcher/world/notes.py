@@ -33,7 +33,7 @@ class Notes:
         self.folder = folder / ".ranks"
 
     def progress_of(self, node: int, local_rank: int) -> Path:
-        """The file of `launcher.launch.progress`."""
+        """The file of `launcher.world.progress`."""
         return self.folder / f"node-{node}" / f"{local_rank}.progress"
 
     def stacks_of(self, rank: int) -> Path:

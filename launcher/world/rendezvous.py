@@ -17,10 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
-import psutil
-
 from launcher.errors import LauncherError
-from launcher.world import peers
+from launcher.world import network, peers
 from launcher.world.waiting import Wait, guarded, ranks
 from launcher.world.world import World
 
@@ -89,14 +87,12 @@ def _choose_interface() -> None:
 
     That name means another address than the others use, or none, on many machines.
     """
-    if "GLOO_SOCKET_IFNAME" in os.environ or not peers.known:
+    if network.GLOO_VARIABLE in os.environ or not peers.known:
         return
     met = (peer.connection.getsockname()[0].removeprefix("::ffff:") for peer in peers.known.values())
-    here = {_LOOPBACK if address.startswith("127.") else address for address in met}
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(entry.address.partition("%")[0] in here for entry in addresses):
-            os.environ["GLOO_SOCKET_IFNAME"] = name
-            return
+    here = (_LOOPBACK if address.startswith("127.") else address for address in met)
+    if (interface := network.interface_of(*here)) is not None:
+        os.environ[network.GLOO_VARIABLE] = interface
 
 
 def ports(step: str) -> list[int]:

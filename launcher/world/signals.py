@@ -39,7 +39,7 @@ def listening() -> Iterator[None]:
     _received.clear()
     is_main = threading.current_thread() is threading.main_thread()
     try:
-        with _heard_at_once() if is_main else nullcontext(), outliving_terminal():
+        with _heard_at_once() if is_main else nullcontext(), ignoring("SIGHUP"):
             before: dict[int, Any] = {number: signal.signal(number, _note) for number in _NUMBERS if is_main}
             try:
                 yield
@@ -51,16 +51,23 @@ def listening() -> Iterator[None]:
 
 
 @contextmanager
-def outliving_terminal() -> Iterator[None]:
-    """Goes on for a while when the terminal is closed, as under nohup; what is started meanwhile does so too."""
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGHUP"):
+def ignoring(name: str) -> Iterator[None]:
+    """Ignores a signal for a while, as what is started meanwhile does; outside the main thread it changes nothing.
+
+    Without SIGHUP a program goes on when its terminal is closed, as under nohup.
+
+    Args:
+        name: Its name, which a system may not know.
+    """
+    number = getattr(signal, name, None)
+    if number is None or threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    before = signal.signal(number, signal.SIG_IGN)
     try:
         yield
     finally:
-        signal.signal(signal.SIGHUP, before)
+        signal.signal(number, before)
 
 
 def is_listening() -> bool:

@@ -55,7 +55,7 @@ class World:
         step: That step in this start of its job, as in `1234.0.1`.
         cpus_per_task: What an srun step was asked to give each of its tasks, if it was.
         gpus: The variable that says that this process was given GPUs by SLURM, with its value; empty where none does.
-        faults: Accidents to be made on purpose, see `launcher.faults`.
+        faults: Accidents to be made on purpose, see `launcher.world.faults`.
         accelerate: What an `accelerate config` or its command line asked for, by its variable.
     """
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from machines import ip, joined
 from places import FAILING
 from worlds import Command, in_world, train_here
 
@@ -76,26 +75,9 @@ def test_when_one_supervisor_is_killed_the_other_side_ends_with_its_reason(tmp_p
 @pytest.fixture
 def link() -> Iterator[tuple[str, str]]:
     """Two network namespaces joined by a cable: their names."""
-    if os.geteuid() != 0 or shutil.which("ip") is None:
-        pytest.skip("network namespaces need root and iproute2 (Debian: apt-get install iproute2)")
     names = (f"one-{os.getpid()}", f"two-{os.getpid()}")
-    made = [ip("netns", "add", name) for name in names]
-    if not all(made):
-        pytest.skip("this machine lets nobody make network namespaces")
-    try:
-        assert ip("-n", names[0], "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", names[1])
-        for number, name in enumerate(names, start=1):
-            assert ip("-n", name, "addr", "add", f"10.77.0.{number}/24", "dev", "eth0")
-            assert ip("-n", name, "link", "set", "lo", "up")
-            assert ip("-n", name, "link", "set", "eth0", "up")
+    with joined({name: f"10.77.0.{number}" for number, name in enumerate(names, start=1)}, "eth0"):
         yield names
-    finally:
-        for name in names:
-            ip("netns", "del", name)
-
-
-def ip(*arguments: str) -> bool:
-    return subprocess.run(["ip", *arguments], capture_output=True, check=False).returncode == 0
 
 
 @pytest.mark.parametrize("doing", ["training", "waiting"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
+from machines import joined
 from places import ROOT
 from projects import PARTS, make
 
@@ -445,25 +445,9 @@ def test_a_rank_whose_rank_0_is_nowhere_says_so_and_gives_up(tmp_path: Path) -> 
 @pytest.fixture
 def debian() -> Iterator[list[str]]:
     """Commands in front of another, for two machines as Debian sets them up: `127.0.1.1 NAME` in their hosts file."""
-    if os.geteuid() != 0 or shutil.which("ip") is None or shutil.which("unshare") is None:
-        pytest.skip("network namespaces need root and iproute2 (Debian: apt-get install iproute2)")
     names = [f"debian-{number}-{os.getpid()}" for number in (0, 1)]
-    if not all(ip("netns", "add", name) for name in names):
-        pytest.skip("this machine lets nobody make network namespaces")
-    try:
-        assert ip("-n", names[0], "link", "add", "eth5", "type", "veth", "peer", "name", "eth5", "netns", names[1])
-        for number, name in enumerate(names):
-            assert ip("-n", name, "addr", "add", f"10.78.0.{10 + number}/24", "dev", "eth5")
-            assert ip("-n", name, "link", "set", "lo", "up")
-            assert ip("-n", name, "link", "set", "eth5", "up")
+    with joined({name: f"10.78.0.{10 + number}" for number, name in enumerate(names)}, "eth5", "unshare"):
         yield names
-    finally:
-        for name in names:
-            ip("netns", "del", name)
-
-
-def ip(*arguments: str) -> bool:
-    return subprocess.run(["ip", *arguments], capture_output=True, check=False).returncode == 0
 
 
 def on(name: str, number: int, folder: Path, *arguments: str) -> subprocess.Popen[str]:

@@ -18,7 +18,7 @@ from launcher.launch.slurm.request import Request, Shape, job_python
 from launcher.recipe.consistency import too_short
 from launcher.recipe.directory import directory
 from launcher.recipe.schema import Recipe, Slurm
-from launcher.world import slurm
+from launcher.world import network, slurm
 from launcher.world.site import Site, in_recipe
 from launcher.world.world import (
     FAULTS_VARIABLE,
@@ -164,7 +164,7 @@ class Plan:
         if self.shape.gpus is not None and not self.shape.counted_by:
             variables[GPUS_VARIABLE] = str(slurm.gpu_count(self.shape.gpus))
         if site.interface is not None:
-            variables |= dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "TP_SOCKET_IFNAME"), site.interface)
+            variables |= network.variables(site.interface, None)
         if site.master is not None:
             variables[MASTER_VARIABLE] = site.master
         if not str(self.effective("export")).startswith("ALL") and (path := user_variable("PYTHONPATH")):

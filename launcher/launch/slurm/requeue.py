@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shlex
 import shutil
@@ -26,6 +25,7 @@ from launcher.world.failure import Failure, exit_in_words
 from launcher.world.failure_report import Report, host_at_fault, reported
 from launcher.world.failure_report import exits as exits_in
 from launcher.world.notes import Notes
+from launcher.world.signals import ignoring
 
 # about this submission, not about the job
 _ONCE = ("--hold", "-H")
@@ -237,7 +237,7 @@ class Ending:
         # a signal cannot be changed: the next start asks itself to save, if SLURM says when it ends
         if self.requeue and (submission.signal_seconds is None or slurm.seconds_left(self.job) is not None):
             say(f"queueing job {self.job} again")  # now: SLURM ends this script as well
-            with _deaf():  # not before its nodes are said, which cannot be changed while it runs
+            with ignoring("SIGTERM"):  # not before its nodes are said, which cannot be changed while it runs
                 refused = slurm.requeue(self.job)
                 nodes = ",".join(_excluded(submission))
                 if refused is None and submission.excluded:
@@ -265,19 +265,6 @@ class Ending:
         for waiting in slurm.move_dependents(self.job, number):
             say(f"job {waiting} waits for that one now")
         return EXIT_DONE
-
-
-@contextlib.contextmanager
-def _deaf() -> Iterator[None]:
-    """Ignores being asked to end for a while, as the commands that are started meanwhile do."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def stop_in_time(folder: Path) -> None:
