@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +70,9 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.write_line(f"… and {left_out} long tests left out: scripts/test --long")
 
 
-@pytest.fixture(autouse=True)
-def fresh_imports() -> Iterator[None]:
-    """Forgets what a test imported from files that are no package's: each project may have a `parts.py` of its own."""
+@contextmanager
+def _imports_forgotten() -> Iterator[None]:
+    """Forgets what was imported from files that are no package's: each project may have a `parts.py` of its own."""
     path, known, bytecode = list(sys.path), set(sys.modules), sys.dont_write_bytecode
     yield
     sys.path[:] = path
@@ -80,6 +81,20 @@ def fresh_imports() -> Iterator[None]:
         file = getattr(sys.modules[name], "__file__", None) or ""
         if file and "site-packages" not in file and not file.startswith((sys.base_prefix, _PACKAGE)):
             del sys.modules[name]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def fresh_imports_of_a_file() -> Iterator[None]:
+    """Forgets what a whole file's fixtures imported: another file may run after it in the same process."""
+    with _imports_forgotten():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def fresh_imports() -> Iterator[None]:
+    """Forgets what one test imported."""
+    with _imports_forgotten():
+        yield
 
 
 @pytest.hookimpl(hookwrapper=True)
