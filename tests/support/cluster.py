@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -110,15 +112,16 @@ def start_cluster(folder: Path, **settings: str) -> Cluster:
         shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") for name in ("slurmctld", "munged", "sbatch")
     ):
         pytest.skip("SLURM is not installed: apt-get install slurm-wlm munge")
+    number = _free_number()
     environment: dict[str, str] = {
         "SLURM_CLUSTER_DIR": str(folder),
         "SLURM_CLUSTER_GPUS": "4",
-        "SLURM_CLUSTER_PORT": str(17_000 + os.getpid() % 200 * 10),
+        "SLURM_CLUSTER_PORT": str(_port(number)),
         "SLURM_CONF": str(folder / "slurm.conf"),
         **settings,
     }
     if has_cables := "SLURM_CLUSTER_NETWORK" not in settings and _can_make_networks():
-        environment["SLURM_CLUSTER_NETWORK"] = f"10.{79 + os.getpid() % 100}.{os.getpid() % 251}"
+        environment["SLURM_CLUSTER_NETWORK"] = f"10.{50 + number}.{number}"
     done = subprocess.run(
         [str(SCRIPT), "up", "3"], env={**os.environ, **environment}, capture_output=True, text=True, check=False
     )
@@ -126,6 +129,27 @@ def start_cluster(folder: Path, **settings: str) -> Cluster:
         pytest.skip(f"this root may make no namespaces: {done.stderr.strip()}")
     assert done.returncode == 0, done.stderr
     return Cluster(environment, has_cables)
+
+
+def _port(number: int) -> int:
+    return 17_000 + 10 * number
+
+
+def _free_number() -> int:
+    """Of a cluster: no port of it is in use, and no network of it is left over from a test that was killed."""
+    numbers = list(range(200))
+    random.SystemRandom().shuffle(numbers)
+    for number in numbers:
+        if not Path(f"/sys/class/net/slurm{_port(number)}").exists() and all(
+            _is_free(_port(number) + node) for node in range(4)
+        ):
+            return number
+    raise AssertionError("200 clusters, or what is left of them, are on this machine: `ip link`")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 def _can_make_networks() -> bool:

@@ -60,8 +60,7 @@ def cluster() -> Iterator[Cluster]:
 @pytest.fixture
 def odd_cluster() -> Iterator[Cluster]:
     """One that counts no GPUs, and keeps two CPUs of each node for the system."""
-    port = str(19_000 + os.getpid() % 200 * 10)
-    yield from a_cluster(**APART, SLURM_CLUSTER_GPUS="0", SLURM_CLUSTER_PORT=port)
+    yield from a_cluster(**APART, SLURM_CLUSTER_GPUS="0")
 
 
 def become_a_user(cluster: Cluster, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -356,8 +355,7 @@ def test_a_cluster_that_counts_no_gpus_and_keeps_cpus_for_itself(
 def test_cpus_that_are_kept_for_the_system_are_not_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    port = str(20_800 + os.getpid() % 200 * 10)
-    for up in a_cluster(**APART, SLURM_CLUSTER_GPUS="2", SLURM_CLUSTER_PORT=port):
+    for up in a_cluster(**APART, SLURM_CLUSTER_GPUS="2"):
         become_a_user(up, tmp_path, monkeypatch)
         words = ("--nodes", "2", "--gpus-per-node", "2", "--run-dir", "run", "--", "--hold")
         assert main(["submit", "tiny.yaml", *words]) == 0
