@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from launcher.recipe.schema import Recipe
 
 
+RUN_NAMES = "its folder, one that holds runs, a recipe's name, the beginning of one, `latest`, or NAME@2, the second"
+
+
 class Parser(argparse.ArgumentParser):
     """One line for a bad flag: what is wrong and where to look."""
 

@@ -10,7 +10,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from launcher.errors import EXIT_DONE, EXIT_PREEMPTED, UsageError
+from launcher.errors import EXIT_DONE, EXIT_PREEMPTED
 from launcher.runs import lock
 from launcher.runs.folder import ENVIRONMENT_FILE, QUEUE_FILE, STATUS_FILE, read_file, read_json
 from launcher.runs.metrics import METRICS_FILE, Line, read_evaluations, read_last
@@ -209,42 +209,6 @@ def find_runs(root: Path) -> Iterator[Run]:
 def natural(name: str) -> list[tuple[int, str]]:
     """Sorts the tasks of an array as they count: 2 before 10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
-
-
-def named_runs(texts: Iterable[str]) -> list[Run]:
-    """The runs that a command line names, each once: a run's folder, or one that holds runs.
-
-    Raises:
-        UsageError: A name is neither.
-    """
-    unique_runs: dict[Path, Run] = {}
-    for text in texts:
-        runs = list(find_runs(_place_of(text)))
-        if not runs:
-            raise UsageError(f"{text}: there is no run in this folder; `launcher runs` lists the runs")
-        unique_runs.update({run.folder.resolve(): run for run in runs})
-    return list(unique_runs.values())
-
-
-def newest_run(text: str) -> Run:
-    """The one run that a command line names; of several in a folder, the one started last.
-
-    Raises:
-        UsageError: There is none.
-    """
-    return max(named_runs([text]), key=lambda run: run.started or 0.0)
-
-
-def _place_of(text: str) -> Path:
-    """A folder by its path, or by its path below the folder of all runs."""
-    if Path(text).is_dir():
-        return Path(text)
-    from launcher.world.site import read_site
-
-    for place in (Path("runs") / text, read_site()[0].root / text):
-        if place.is_dir():
-            return place
-    raise UsageError(f"{text}: there is no such folder; `launcher runs` lists the runs")
 
 
 def seconds_since(moment: float | None) -> float | None:

@@ -22,7 +22,8 @@ from launcher.errors import UsageError
 from launcher.runs.folder import write_json
 from launcher.runs.lock import locked
 from launcher.runs.metrics import encode
-from launcher.runs.reading import Run, find_runs, named_runs, newest_run
+from launcher.runs.naming import named_run, named_runs
+from launcher.runs.reading import Run, find_runs
 from launcher.runs.states import ORDERS, STATES
 from launcher.runs.table import View, chosen
 
@@ -128,7 +129,7 @@ def test_runs_are_found_at_any_level_and_named_by_folder(some: Path, monkeypatch
         Path("runs/digits/one"),
         Path("runs/digits/two"),
     ]
-    assert newest_run("digits").folder == Path("runs/digits/two")  # below runs, as they are made
+    assert named_run("digits").folder == Path("runs/digits/two")  # below runs, as they are made
     with pytest.raises(UsageError, match="no such folder"):
         named_runs(["nothing"])
 
