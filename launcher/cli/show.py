@@ -25,7 +25,7 @@ def add(commands: Commands) -> None:
         "show",
         help="show a recipe with every value and where it comes from",
         description="Show the whole recipe, bases, overrides and defaults included, with the place where each value "
-        "was said: as YAML that reads back to the same recipe. Of a run, by whichever name, the recipe that it was started with.",
+        "was said: as YAML that reads back to the same recipe. Of a run, the recipe that it was started with.",
     )
     add_recipe(show)
     show.add_argument("--diff", metavar="OTHER", help="only what differs from another recipe, or a run")
