@@ -85,9 +85,10 @@ def _run_folder(name: str) -> Path | None:
     """The folder of the run that a name means; None of a recipe, which comes first."""
     from launcher.runs.naming import is_named, named_run
 
-    if Path(name).is_file() or not is_named(name):
-        return None
-    return named_run(name).folder
+    folder = Path(name)
+    if (folder / _RESOLVED).is_file():
+        return folder
+    return None if folder.is_file() or not is_named(name) else named_run(name).folder
 
 
 def _recorded(folder: Path) -> str:

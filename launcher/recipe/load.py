@@ -27,7 +27,7 @@ from launcher.text import brief, hint, printable, suggestion
 
 
 def load_recipe(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Mapping[str, Any],
     overrides: Sequence[str] = (),
     remove: Sequence[str] = (),
     given: Mapping[str, Any] | None = None,
@@ -35,7 +35,7 @@ def load_recipe(
     """Reads a recipe and checks all that needs no import: keys, types, references, syntax of own files.
 
     Args:
-        path: The YAML file.
+        path: The YAML file, or what would stand in it.
         overrides: `a.b=value`, applied after the file and its bases.
         remove: `a.b`, taken out.
         given: Objects in place of sections, by their dotted key (`model`, `data.train`).

@@ -92,7 +92,7 @@ def _meant(text: str) -> Sequence[Run]:
     matching = [run for run in everything if run.name == text] or [run for run in everything if _begins(run, text)]
     if not text or not matching:
         near = suggestion(text, dict.fromkeys([*(run.name for run in everything), LATEST] if everything else ()))
-        raise UsageError(f"{text or repr(text)}: there is no such run{near}{_known(everything)}")
+        raise UsageError(f"{text or repr(text)}: there is no such run or folder{near}{_known(everything)}")
     return matching
 
 

@@ -26,6 +26,11 @@ def stop_requested() -> bool:
     return bool(_received)
 
 
+def first_received() -> int | None:
+    """The signal that asked first; None where nobody has asked."""
+    return _received[0] if _received else None
+
+
 @contextmanager
 def listening() -> Iterator[None]:
     """Handles the signals for a while; repeats are the same request, only a second Ctrl-C later leaves at once.

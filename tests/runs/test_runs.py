@@ -130,7 +130,7 @@ def test_runs_are_found_at_any_level_and_named_by_folder(some: Path, monkeypatch
         Path("runs/digits/two"),
     ]
     assert named_run("digits").folder == Path("runs/digits/two")  # below runs, as they are made
-    with pytest.raises(UsageError, match="no such folder"):
+    with pytest.raises(UsageError, match="no such run or folder; the newest are runs/text/three"):
         named_runs(["nothing"])
 
 
@@ -185,7 +185,7 @@ def test_no_runs_and_no_folder_are_said(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["runs", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"no runs in {tmp_path}\n"
     assert main(["runs", str(tmp_path / "nowhere")]) == 2
-    assert "no such folder" in capsys.readouterr().err
+    assert "no such run or folder" in capsys.readouterr().err
     assert main(["runs", str(tmp_path), "--watch"]) == 2
     assert "no terminal" in capsys.readouterr().err
 

@@ -1,0 +1,16 @@
+"""`launcher.runs()`: the package of that name, which can be called as the function of the same name in `launcher.api`."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+
+class Listing(ModuleType):
+    """A module that can be called."""
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """See `launcher.api.runs`."""
+        from launcher.api import runs
+
+        return runs(*arguments, **options)
