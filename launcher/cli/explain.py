@@ -30,9 +30,12 @@ def _explain(options: argparse.Namespace, _: Sequence[str]) -> int:
     from launcher.recipe.keys import all_keys
 
     if options.all:
+        from launcher.cli.main import GROUPS, parser
         from launcher.recipe.language import whole_language
 
-        print(whole_language(), end="")
+        summaries = parser().summaries
+        shown = {name: summaries[name] for names in GROUPS.values() for name in names}
+        print(whole_language(shown), end="")
         return EXIT_DONE
     keys = all_keys()
     if options.key is None:

@@ -141,7 +141,8 @@ class _Sources:
         try:
             text = None if isinstance(recipe, str) else _written(recipe)
         except yaml.YAMLError as error:
-            self.problems.add(origin, (), f"holds what no recipe can: {error}; hand objects in by keyword, as in model=")
+            message = f"holds what no recipe can: {brief(str(error))}; hand objects in by keyword: model=…"
+            self.problems.add(origin, (), message)
             return None
         return self.load(_File(path, origin.source, origin, text=text))
 

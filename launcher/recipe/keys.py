@@ -145,7 +145,7 @@ def _keys_of(model: type[BaseModel], above: tuple[str, ...]) -> Iterator[KeyText
             key=key,
             text=(section.__doc__ or "") if section is not None else field.description or "",
             kind="section" if section is not None else " or ".join(_kinds(written, _is_duration(field.annotation))),
-            default="" if section is not None or field.is_required() else _default(written),
+            default="" if section is not None or field.is_required() else _default(written, field.default_factory),
             is_required=field.is_required(),
             example="" if section is not None else EXAMPLES.get(key, ""),
         )
@@ -158,8 +158,8 @@ def _schema() -> Mapping[str, Any]:
     return recipe_schema()
 
 
-def _default(written: Mapping[str, Any]) -> str:
-    value = written.get("default")
+def _default(written: Mapping[str, Any], factory: Any) -> str:
+    value = factory() if factory is not None else written.get("default")
     return json.dumps(value) if not isinstance(value, str) else value
 
 
@@ -200,7 +200,7 @@ def _kinds(schema: Mapping[str, Any], is_duration: bool = False) -> list[str]:
         ]
     if is_duration and schema.get("type") == "string":
         return ["a duration"]
-    bounds = [f"{words} {schema[bound]:g}" for bound, words in _BOUNDS.items() if bound in schema]
+    bounds = [f"{words} {schema[bound]:,}" for bound, words in _BOUNDS.items() if bound in schema]
     return [
         " ".join(
             [_TYPES.get(str(schema.get("type")), "anything"), *bounds[:1], *(f"and {other}" for other in bounds[1:])]

@@ -1,4 +1,4 @@
-"""`launcher.runs()`: the package of that name, which can be called as the function of the same name in `launcher.api`."""
+"""`launcher.runs()`: the package of that name can be called, as the function in `launcher.api`."""
 
 from __future__ import annotations
 

@@ -315,7 +315,12 @@ def test_a_key_in_the_wrong_place_or_by_another_name_is_understood(
 
 
 HAS_VALIDATION = {"data": {"validation": "10% of train"}}
-NEEDED: dict[str, dict[str, Any]] = {"evaluate.metrics": HAS_VALIDATION}  # beside the example
+HAS_BEST = {**HAS_VALIDATION, "evaluate": {"best": {"metric": "loss", "mode": "min"}}}
+NEEDED: dict[str, dict[str, Any]] = {  # beside the example
+    "evaluate.metrics": HAS_VALIDATION,
+    "save.final": HAS_BEST,
+    "evaluate.early_stop.patience": HAS_BEST,
+}
 
 
 def test_every_key_is_explained_with_an_example_that_reads(tmp_path: Path) -> None:

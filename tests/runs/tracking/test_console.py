@@ -18,8 +18,8 @@ import jsonschema
 import pytest
 from tracked import log_steps, strictly, track, train_line, validation_line
 
-from launcher.runs.tracking.json_lines import lines_schema
 from launcher.runs.tracking.console import tables
+from launcher.runs.tracking.json_lines import lines_schema
 from launcher.runs.tracking.tracking import NoTracking, Tracking, read_metrics
 from launcher.text import duration, number, short
 
@@ -241,7 +241,9 @@ def test_a_terminal_shows_a_bar_and_keeps_other_peoples_words(tmp_path: Path) ->
     assert "\r\nvalidation  step 300  train loss 0.003333  loss 0.5000\r\n" in plain
     assert "the user's own words\r\n" in plain
     assert "\x1b[?25l" not in out  # the cursor is never hidden, so that no crash leaves it so
-    assert re.search(rf"\r\nfinished  step 300  in \d+:\d\d  {re.escape(str(tmp_path))}\s+report +launcher report", plain)
+    assert re.search(
+        rf"\r\nfinished  step 300  in \d+:\d\d  {re.escape(str(tmp_path))}\s+report +launcher report", plain
+    )
 
 
 def test_a_debugger_has_the_terminal_to_itself(tmp_path: Path) -> None:
