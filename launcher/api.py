@@ -177,14 +177,13 @@ def train(
     given = {key: thing for key, thing in {**objects, "train.step": step}.items() if thing is not None}
     lengths = {"data.global_batch_size": global_batch_size, "train.epochs": epochs, "train.steps": steps}
     overrides = (*overrides, *(f"{key}={value}" for key, value in lengths.items() if value is not None))
-    name = recipe if isinstance(recipe, str | os.PathLike) else "{…}"
     options = Options(
         cpu=cpu,
         run_dir=None if run_dir is None else os.fspath(run_dir),
         resume=resume,
         allow=tuple(allow),
         output=output,
-        how={"command": ["launcher.train", os.fspath(name), *overrides]},
+        how=_how(recipe, overrides, given, allow, cpu),
     )
     with taken(), _obeying():
         checked = load_recipe({} if recipe is None else recipe, overrides, given=given)
@@ -195,6 +194,17 @@ def train(
         except Finished as finished:
             left = _left_by(finished.folder, finished.model)
     return Result(left.folder, left.state, left.step, left.scores, left.model, recipe=checked, allow=tuple(allow))
+
+
+def _how(
+    recipe: RecipeSource | None, overrides: Sequence[str], objects: Mapping[str, Any], allow: Sequence[str], cpu: bool
+) -> dict[str, Any]:
+    """What started the run; where a file says all of it, enough for the command line to start it again."""
+    is_file = isinstance(recipe, str | os.PathLike)
+    name = os.fspath(recipe) if isinstance(recipe, str | os.PathLike) else "{…}"
+    again = {"overrides": list(overrides), "remove": [], "allow": list(allow), "cpu": cpu, "objects": list(objects)}
+    source = {"recipe": os.path.abspath(name)} if is_file and not objects else {}
+    return {"command": ["launcher.train", name, *overrides], **again, **source}
 
 
 def load(run: str | os.PathLike[str], *, cpu: bool = False) -> nn.Module:

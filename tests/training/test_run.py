@@ -586,7 +586,7 @@ def test_what_is_wrong_with_a_recipe_is_a_list() -> None:
 
 
 def test_processes_that_nobody_started_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"launch.processes: launcher.train\(\) trains in the 1 process that called it"):
+    with pytest.raises(RecipeError, match=r"launch.processes: launcher.train\(\) trains in the 1 process that"):
         run(tmp_path / "run", "launch.processes=2")
     assert not (tmp_path / "run").exists()
 
@@ -610,6 +610,6 @@ def test_a_loop_of_runs_ends_when_it_is_asked_to(tmp_path: Path, name: str, code
         printed, _ = loop.communicate(timeout=60)
     assert loop.returncode == code
     assert "came back" not in printed
-    assert "resume    the same call, with run_dir='run-0'" in printed
+    assert "resume    launcher resume run-0" in printed
     assert json.loads((tmp_path / "run-0" / "status.json").read_text())["state"] == "preempted"
     assert not (tmp_path / "run-1").exists()
