@@ -394,7 +394,9 @@ import os, time
 
 if os.environ.get("RANK") == "1":
     open("late", "w").close()
-    time.sleep(15)
+    deadline = time.monotonic() + 60
+    while not os.path.exists("go") and time.monotonic() < deadline:
+        time.sleep(0.05)
 """
 
 
@@ -416,6 +418,8 @@ def test_one_rank_that_is_asked_to_stop_while_it_waits_takes_the_late_ones_along
         assert (tmp_path / "late").exists()
         ranks = psutil.Process(process.pid).children()
         next(one for one in ranks if one.environ()["RANK"] == "0").terminate()
+        time.sleep(0.5)  # rank 0 hears it while the other one is late still
+        (tmp_path / "go").touch()
         _, screen = process.communicate(timeout=60)
     finally:
         process.kill()
