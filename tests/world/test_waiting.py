@@ -19,6 +19,7 @@ import pytest
 from machines import joined
 from places import ROOT
 from projects import PARTS, make
+from tiers import rounds
 
 from launcher.errors import RecipeError, UsageError
 from launcher.launch.nodes import Nodes, NodesError
@@ -391,7 +392,9 @@ def test_rank_0_of_a_world_that_never_comes_says_so_and_leaves_when_asked(tmp_pa
 
 LATE = """
 import os, time
+from launcher.world import waiting
 
+waiting.NOTICE_SECONDS = 1.0
 if os.environ.get("RANK") == "1":
     open("late", "w").close()
     deadline = time.monotonic() + 60
@@ -471,7 +474,7 @@ def on(name: str, number: int, folder: Path, *arguments: str) -> subprocess.Pope
 
 
 # the first may call itself by a name that is its own alone, or that it does not know
-@pytest.mark.parametrize("first", ["10.78.0.10", "node0", "node0.cluster.invalid"])
+@rounds("first", plain=["node0", "node0.cluster.invalid"], long=["10.78.0.10"])
 def test_two_stock_machines_train_as_one_world(tmp_path: Path, debian: list[str], first: str) -> None:
     masters = (f"{first}:29500", "10.78.0.10:29500")
     both = [on(debian[number], number, tmp_path, "--master", masters[number]) for number in (0, 1)]
