@@ -22,7 +22,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 hypothesis.settings.register_profile("untimed", deadline=None)  # how long an example takes is the machine's affair
 hypothesis.settings.load_profile("untimed")
 _PACKAGE = str(Path(launcher.__file__).parent)
-# in this order, before all others. Those of a cluster mostly wait, beside which the others compute; the last file of all
+# in this order, before all others. Those of a cluster mostly wait, while the others compute; the last file of all
 # should be a short one, as the other workers wait for it
 _SLOWEST = (
     "launch/slurm/test_cluster.py",
