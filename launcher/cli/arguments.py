@@ -57,7 +57,7 @@ def loading() -> Iterator[None]:
     They are no garbage as long as the process lives; later searches, and the pages that worker processes share, leave
     them alone.
     """
-    if not gc.isenabled() or "launcher.run" in sys.modules:
+    if not gc.isenabled() or "torch" in sys.modules:
         yield
         return
     gc.disable()

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.cli.arguments import positive, work_in
+from launcher.cli.arguments import loading, positive, work_in
 from launcher.errors import EXIT_DONE
 
 if TYPE_CHECKING:
@@ -58,7 +58,8 @@ def _add_saved(command: argparse.ArgumentParser) -> None:
 def _found(options: argparse.Namespace, overrides: Sequence[str] = ()) -> Saved:
     from dataclasses import replace
 
-    from launcher.checkpoints.saved_run import find_saved
+    with loading():
+        from launcher.checkpoints.saved_run import find_saved
 
     saved = find_saved(Path(options.path), options.recipe, [*options.overrides, *overrides], options.remove)
     work_in(saved.directory)
