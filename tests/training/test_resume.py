@@ -374,7 +374,7 @@ def test_asked_to_stop_at_any_moment_all_ranks_save_the_same_step(
 
 def test_a_rank_that_waits_for_an_evaluation_can_be_asked_to_stop(tmp_path: Path, undisturbed: ByRanks) -> None:
     run = tmp_path / "run"
-    slow = ("data.validation={_target_: parts.py:Slow, seconds: 12}", "evaluate.batch_size=1")
+    slow = ("data.validation={_target_: parts.py:Slow, seconds: 4}", "evaluate.batch_size=1")
     states = in_world(2, train_here, str(run), (*hard(2), *slow), str(TINY), (), "term@step:3#1")
     assert states == ["preempted", "preempted"]
     assert json.loads((run / "status.json").read_text())["step"] == 3  # it was left, not made to its end
