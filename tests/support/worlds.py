@@ -12,6 +12,7 @@ import traceback
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -39,14 +40,20 @@ _context.set_forkserver_preload(
 )
 
 
-def _process(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """A process of that server, which finds what it imports where it is started."""
+@cache
+def _ready() -> None:
+    """Starts the server where it finds `ready`: it imports from where it is started."""
     here = os.getcwd()
     os.chdir(SUPPORT)
     try:
         forkserver.ensure_running()
     finally:
         os.chdir(here)
+
+
+def _process(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """A process of that server."""
+    _ready()
     process = _context.Process(target=function, args=arguments, **options)
     process.start()
     return process
