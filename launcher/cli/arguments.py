@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
@@ -48,24 +45,6 @@ def work_in(directory: str | os.PathLike[str] | None) -> None:
         take()
     except OSError as error:
         raise UsageError(f"the run was started in {directory}: {error.strerror}") from error
-
-
-@contextmanager
-def loading() -> Iterator[None]:
-    """Lets modules be imported without a search for garbage among them, over and over: a seventh of a start.
-
-    They are no garbage as long as the process lives; later searches, and the pages that worker processes share, leave
-    them alone.
-    """
-    if not gc.isenabled() or "torch" in sys.modules:
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 def positive(text: str) -> int:

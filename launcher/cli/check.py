@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from launcher.cli.arguments import add_recipe, loading, positive, read_recipe, say_own_code, tasks_of
+from launcher.cli.arguments import add_recipe, positive, read_recipe, say_own_code, tasks_of
 from launcher.errors import EXIT_DONE, LauncherError, Problem, RecipeError, UsageError
+from launcher.world.loading import loading
 
 if TYPE_CHECKING:
     from launcher.cli.arguments import Commands

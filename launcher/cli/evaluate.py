@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.cli.arguments import loading, positive, work_in
+from launcher.cli.arguments import positive, work_in
 from launcher.errors import EXIT_DONE
+from launcher.world.loading import loading
 
 if TYPE_CHECKING:
     from launcher.checkpoints.saved_run import Saved

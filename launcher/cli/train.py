@@ -9,17 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher.cli.arguments import (
-    add_output,
-    add_recipe,
-    loading,
-    positive,
-    read_recipe,
-    say_own_code,
-    span,
-    work_in,
-)
+from launcher.cli.arguments import add_output, add_recipe, positive, read_recipe, say_own_code, span, work_in
 from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, UsageError
+from launcher.world.loading import loading
 
 if TYPE_CHECKING:
     from launcher.cli.arguments import Commands
