@@ -491,7 +491,7 @@ def given_back_here(folder: str, override: str) -> tuple[list[float], list[float
     return result.model.l.weight.flatten().tolist(), saved["l.weight"].flatten().tolist()
 
 
-@rounds("size", plain=[2], long=[1])
+@rounds("size", plain=[1], long=[2])
 def test_verify_resume_proves_it_for_all_that_has_a_state(tmp_path: Path, size: int) -> None:
     all_of_it = (
         "model={_target_: kept.py:Extra}",

@@ -5,12 +5,14 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import os
+import random
 import socket
 import sys
 import time
 import traceback
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing import forkserver
@@ -57,6 +59,15 @@ def _process(function: Callable[..., Any], *arguments: Any, **options: Any) -> A
     process = _context.Process(target=function, args=arguments, **options)
     process.start()
     return process
+
+
+def free_port() -> int:
+    """A port that nobody listens at, and that no connection takes before somebody does: those take higher ones."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def in_world(size: int, function: Callable[..., Any], *arguments: Any, timeout: float = 120.0) -> list[Any]:
@@ -122,9 +133,7 @@ def killed(size: int, function: Callable[..., Any], *arguments: Any, after: floa
 
 
 def _start(size: int, function: Callable[..., Any], arguments: Any) -> tuple[list[Any], list[Any]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     pipes: list[Any] = []
     processes: list[Any] = []
     for rank in range(size):

@@ -20,6 +20,7 @@ from machines import joined
 from places import ROOT
 from projects import PARTS, make
 from tiers import rounds
+from worlds import free_port
 
 from launcher.errors import RecipeError, UsageError
 from launcher.launch.nodes import Nodes, NodesError
@@ -31,13 +32,6 @@ from launcher.world.hints import hint_for
 from launcher.world.signals import listening, stop_requested
 from launcher.world.waiting import Wait, ranks
 from launcher.world.world import World
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
 
 # ---------------------------------------------------------------------- words
 
