@@ -134,9 +134,10 @@ def test_the_job_that_follows_a_crash_takes_the_lock_and_burns_no_restart(
 
 
 def test_a_folder_has_one_job_at_a_time(user: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
-    run = submit(*SLOWLY, "--", "--hold")
+    endless = [word.replace("epochs=10", "epochs=1000") for word in SLOWLY]  # it is cancelled in the end
+    run = submit(*endless, "--", "--hold")
     job = number_of(run)
-    again = ["submit", "tiny.yaml", "--cpu", "--run-dir", "run", *SLOWLY]
+    again = ["submit", "tiny.yaml", "--cpu", "--run-dir", "run", *endless]
     assert main(again) == 2
     assert f"run: job {job} is pending already" in capsys.readouterr().err
     user.say("scontrol", "release", job)
