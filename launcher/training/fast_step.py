@@ -21,6 +21,8 @@ from torch.optim.lr_scheduler import StepLR
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from launcher import internals
+from launcher.training import fused_adam
+from launcher.training.fused_adam import FusedAdam
 from launcher.world.world import wants_plain_torch
 
 
@@ -55,6 +57,8 @@ class FastStep:
     def __init__(self, optimizer: Optimizer, inside: Callable[[], Inside | None] | None = None):
         self.optimizer = optimizer
         self._inside = (inside or _proven)()
+        has_kernels = type(optimizer) in fused_adam.KINDS and self._inside is not None
+        self._fused = _proven_adam() if has_kernels else None
         _engine()  # tried now, and not amid a step that a profiler may look at
         self._look()
 
@@ -71,7 +75,8 @@ class FastStep:
         if self._step is None or self._inside is None or self._inside.look_on(optimizer):
             optimizer.step()
         else:
-            self._step(optimizer)
+            if self._fused is None or not self._fused.step(optimizer):
+                self._step(optimizer)
             internals.note_step(optimizer)
 
     def clear_gradients(self) -> None:
@@ -163,6 +168,20 @@ def _proven() -> Inside | None:
     return Inside.of_torch()
 
 
+@cache
+def _proven_adam() -> FusedAdam | None:
+    """Torch's fused Adam by its kernels, if that does what the optimizer's own step does."""
+
+    def by_kernels(optimizer: Optimizer, _: Callable[[Optimizer], Any]) -> None:
+        if not FusedAdam().step(optimizer):
+            raise NotImplementedError
+
+    def by_torch(optimizer: Optimizer, step: Callable[[Optimizer], Any]) -> None:
+        step(optimizer)
+
+    return FusedAdam() if _agree(_adam_steps, by_torch, by_kernels) else None
+
+
 def _nothing() -> None:
     """As if nothing were known of torch's insides."""
 
@@ -209,6 +228,26 @@ def _steps(inside: Callable[[], Inside | None]) -> Sequence[torch.Tensor]:
                 results += _stepped(fast_step, weight)
                 schedule.step()
     return [*results, *_hooked(direct[1], weight)]
+
+
+def _adam_steps(way: Callable[[Optimizer, Callable[[Optimizer], Any]], None]) -> Sequence[torch.Tensor]:
+    """What steps of Adam leave, the first of which makes the state; with an average that never falls, and without."""
+    results = []
+    for kind, settings in ((torch.optim.AdamW, {}), (torch.optim.Adam, {"amsgrad": True, "maximize": True})):
+        weight, other = _numbers(3).requires_grad_(), _numbers(2).double().requires_grad_()
+        optimizer = kind([weight, other], 0.1, weight_decay=0.1, fused=True, **settings)
+        step = Inside.of_torch().innermost_step(optimizer)
+        assert step is not None
+        for number in range(3):
+            weight.grad, other.grad = _numbers(3) * _numbers(3), (_numbers(2) - number).double()
+            (way if number else _first)(optimizer, step)
+            kept = [value.clone() for values in optimizer.state.values() for value in values.values()]
+            results += [weight.detach().clone(), other.detach().clone(), *kept]
+    return results
+
+
+def _first(optimizer: Optimizer, step: Callable[[Optimizer], Any]) -> None:
+    step(optimizer)
 
 
 def _stepped(direct: FastStep, weight: torch.Tensor) -> Sequence[torch.Tensor]:
