@@ -80,7 +80,8 @@ class Reader:
         """
         self.epochs.tell(epoch)
         if self._whole is not None:
-            self.mark(epoch, int(indices[0]))
+            if self.mark is not _unmarked:
+                self.mark(epoch, int(indices[0]))
             return self.pinned(self._whole(indices))
         with randomness_restored(self.in_training_process and self.reading.sample_seeds):
             return self.pinned(self.collated(epoch, indices, self._samples(epoch, indices)))
