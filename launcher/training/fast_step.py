@@ -58,7 +58,7 @@ class FastStep:
         self.optimizer = optimizer
         self._inside = (inside or _proven)()
         has_kernels = type(optimizer) in fused_adam.KINDS and self._inside is not None
-        self._fused = _proven_adam() if has_kernels else None
+        self._fused = FusedAdam() if has_kernels and _adam_is_proven() else None
         _engine()  # tried now, and not amid a step that a profiler may look at
         self._look()
 
@@ -169,17 +169,17 @@ def _proven() -> Inside | None:
 
 
 @cache
-def _proven_adam() -> FusedAdam | None:
-    """Torch's fused Adam by its kernels, if that does what the optimizer's own step does."""
+def _adam_is_proven() -> bool:
+    """Whether Adam by its kernels does what the optimizer's own step does."""
+
+    def by_torch(optimizer: Optimizer, step: Callable[[Optimizer], Any]) -> None:
+        step(optimizer)
 
     def by_kernels(optimizer: Optimizer, _: Callable[[Optimizer], Any]) -> None:
         if not FusedAdam().step(optimizer):
             raise NotImplementedError
 
-    def by_torch(optimizer: Optimizer, step: Callable[[Optimizer], Any]) -> None:
-        step(optimizer)
-
-    return FusedAdam() if _agree(_adam_steps, by_torch, by_kernels) else None
+    return _agree(_adam_steps, by_torch, by_kernels)
 
 
 def _nothing() -> None:
@@ -240,14 +240,13 @@ def _adam_steps(way: Callable[[Optimizer, Callable[[Optimizer], Any]], None]) ->
         assert step is not None
         for number in range(3):
             weight.grad, other.grad = _numbers(3) * _numbers(3), (_numbers(2) - number).double()
-            (way if number else _first)(optimizer, step)
+            if number:
+                way(optimizer, step)
+            else:
+                step(optimizer)
             kept = [value.clone() for values in optimizer.state.values() for value in values.values()]
             results += [weight.detach().clone(), other.detach().clone(), *kept]
     return results
-
-
-def _first(optimizer: Optimizer, step: Callable[[Optimizer], Any]) -> None:
-    step(optimizer)
 
 
 def _stepped(direct: FastStep, weight: torch.Tensor) -> Sequence[torch.Tensor]:

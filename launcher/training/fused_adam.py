@@ -6,7 +6,7 @@ core's caches are cold). Only the usual is done here: what wants anything else i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch.optim import Adam, AdamW, Optimizer
 
 from launcher import internals
 
+Lists = tuple[list[torch.Tensor], ...]
 KINDS = (Adam, AdamW)  # no class derived from them: it may do otherwise
 
 
@@ -26,22 +27,26 @@ class FusedAdam:
 
     def __init__(self) -> None:
         self._kernels = internals.adam_kernels()
+        self._no_grad = torch.no_grad()  # made once, and entered by nobody else
         self._one = torch.ones((), device="cpu", dtype=torch.float32)
 
     def step(self, optimizer: Optimizer) -> bool:
         """As the optimizer's own step; False, and nothing is done, where it wants something that is not usual."""
         if getattr(optimizer, "found_inf", None) is not None or getattr(optimizer, "grad_scale", None) is not None:
             return False
-        gathered = [_gathered(group, optimizer.state) for group in optimizer.param_groups]
-        if any(lists is None for lists in gathered):
-            return False
-        with torch.no_grad():
-            for group, lists in zip(optimizer.param_groups, gathered, strict=True):
-                if lists is not None and lists[0]:
-                    self._step(group, lists)
+        gathered: list[tuple[Mapping[str, Any], Lists]] = []
+        for group in optimizer.param_groups:
+            lists = _gathered(group, optimizer.state)
+            if lists is None:
+                return False
+            if lists[0]:
+                gathered.append((group, lists))
+        with self._no_grad:
+            for group, lists in gathered:
+                self._step(group, lists)
         return True
 
-    def _step(self, group: Mapping[str, Any], lists: Sequence[list[torch.Tensor]]) -> None:
+    def _step(self, group: Mapping[str, Any], lists: Lists) -> None:
         kernels = self._kernels
         run = kernels.adamw if group["decoupled_weight_decay"] else kernels.adam
         beta1, beta2 = group["betas"]
@@ -64,14 +69,14 @@ class FusedAdam:
             )
 
 
-def _gathered(group: Mapping[str, Any], state: Mapping[torch.Tensor, Any]) -> Sequence[list[torch.Tensor]] | None:
-    """Parameters, gradients, the averages kept of them, and steps; empty without gradients, None where not usual."""
+def _gathered(group: Mapping[str, Any], state: Mapping[torch.Tensor, Any]) -> Lists | None:
+    """Parameters, gradients, the averages kept of them, and steps; None where something is not usual."""
     if not group["fused"] or group["differentiable"] or group["capturable"]:
         return None
     (beta1, beta2), tensor, is_amsgrad = group["betas"], torch.Tensor, group["amsgrad"]
     if isinstance(group["lr"], tensor) or isinstance(beta1, tensor) or isinstance(beta2, tensor):
         return None
-    lists: tuple[list[torch.Tensor], ...] = ([], [], [], [], [], [])
+    lists: Lists = ([], [], [], [], [], [])
     parameters, gradients, averages, squares, largest, steps = lists
     for parameter in group["params"]:
         gradient = parameter.grad

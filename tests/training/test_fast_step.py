@@ -124,7 +124,7 @@ USES_INSIDE = {"this torch"} | {name for name in OTHER_TORCHES if "engine" in na
 def forget() -> None:
     fast_step._engine.cache_clear()
     fast_step._proven.cache_clear()
-    fast_step._proven_adam.cache_clear()
+    fast_step._adam_is_proven.cache_clear()
 
 
 @pytest.fixture(params=OTHER_TORCHES)
