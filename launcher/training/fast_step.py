@@ -233,7 +233,8 @@ def _steps(inside: Callable[[], Inside | None]) -> Sequence[torch.Tensor]:
 def _adam_steps(way: Callable[[Optimizer, Callable[[Optimizer], Any]], None]) -> Sequence[torch.Tensor]:
     """What steps of Adam leave, the first of which makes the state; with an average that never falls, and without."""
     results = []
-    for kind, settings in ((torch.optim.AdamW, {}), (torch.optim.Adam, {"amsgrad": True, "maximize": True})):
+    amsgrad: dict[str, Any] = {"amsgrad": True, "maximize": True}
+    for kind, settings in ((torch.optim.AdamW, {}), (torch.optim.Adam, amsgrad)):
         weight, other = _numbers(3).requires_grad_(), _numbers(2).double().requires_grad_()
         optimizer = kind([weight, other], 0.1, weight_decay=0.1, fused=True, **settings)
         step = Inside.of_torch().innermost_step(optimizer)
