@@ -417,7 +417,7 @@ USUAL: dict[str, Make] = {
     "groups": lambda model: torch.optim.AdamW(groups(model), fused=True),
     "mixed": lambda model: torch.optim.AdamW(mixed(model), fused=True),
     "a group without gradients": lambda model: torch.optim.AdamW(
-        [{"params": list(model.parameters())}, {"params": [torch.zeros(2, requires_grad=True)]}], fused=True
+        [{"params": list(model.parameters())}, {"params": [nn.Parameter(torch.zeros(2))]}], fused=True
     ),
 }
 UNUSUAL: dict[str, Make] = {
