@@ -389,6 +389,12 @@ def groups(model: nn.Module) -> list[dict[str, Any]]:
     return [{"params": first}, {"params": second, **other}]
 
 
+def half_fused(model: nn.Module) -> list[dict[str, Any]]:
+    """Two groups, one of which says that it is not."""
+    first, *others = model.parameters()
+    return [{"params": [first], "fused": False}, {"params": others}]
+
+
 class Derived(torch.optim.AdamW):
     """One that does as its base does, as far as anybody knows."""
 
@@ -422,10 +428,7 @@ USUAL: dict[str, Make] = {
 }
 UNUSUAL: dict[str, Make] = {
     "not fused": lambda model: torch.optim.AdamW(model.parameters()),
-    "one of two groups not fused": lambda model: torch.optim.AdamW(
-        [{"params": list(model.parameters())[:1], "fused": False}, {"params": list(model.parameters())[1:]}],
-        fused=True,
-    ),
+    "one of two groups not fused": lambda model: torch.optim.AdamW(half_fused(model), fused=True),
     "a rate on the device": lambda model: torch.optim.AdamW(model.parameters(), torch.tensor(0.1), fused=True),
     "capturable": lambda model: torch.optim.Adam(model.parameters(), fused=True, capturable=True),
 }
