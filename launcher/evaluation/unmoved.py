@@ -107,6 +107,7 @@ class Unmoved:
                     self._back.append(partial(setattr, cell, "cell_contents", cell.cell_contents))
                     self._keep(cell.cell_contents, depth - 1)
             self._keep_attributes(thing, depth)
+            self._keep_globals(thing, depth)
         elif not isinstance(thing, ModuleType | type) and (depth == _DEPTH or _is_of_the_project(type(thing))):
             self._keep_attributes(thing, depth)
 
@@ -116,6 +117,17 @@ class Unmoved:
             before = dict(own)
             self._back.append(partial(_put_attributes_back, own, before))
             self._keep_all(before.values(), depth)
+
+    def _keep_globals(self, function: FunctionType, depth: int) -> None:
+        """Numbers and containers of its module that a project's function names: a counter of calls."""
+        if not _is_of_the_project(function):
+            return
+        own = function.__globals__
+        for name in function.__code__.co_names:
+            value = own.get(name)
+            if isinstance(value, int | float | dict | list | set | deque) and name in own:
+                self._back.append(partial(own.__setitem__, name, value))
+                self._keep(value, depth - 1)
 
     def _keep_own(self, thing: Any) -> None:
         """What only a `state_dict` of its own gives and takes."""
@@ -130,8 +142,8 @@ class Unmoved:
         self._back.append(back)
 
 
-def _is_of_the_project(kind: type) -> bool:
-    """Whether a class is a user's own: what is inside of a package's objects (a tracker's client) is left alone."""
+def _is_of_the_project(kind: type | FunctionType) -> bool:
+    """Whether a class or function is a user's own: what is inside of a package's objects (a tracker's client) is left alone."""
     file = getattr(sys.modules.get(kind.__module__), "__file__", None)
     installed = ("site-packages", "dist-packages", sysconfig.get_paths()["stdlib"], _LAUNCHER)
     return file is not None and not any(place in file for place in installed)

@@ -48,6 +48,7 @@ class Reading:
         function: A count of the user's own.
         each: What every sample counts, where the whole data set was looked at and all count alike.
         floor: The least that a batch is divided by, as in `sum / positives.clamp(min=1)`.
+        untold: What these samples do not tell from it, and others may; in words, taken on trust.
     """
 
     kind: str
@@ -61,6 +62,7 @@ class Reading:
     function: Callable[[Any], Any] | None = field(default=None, compare=False, repr=False)
     each: float | None = field(default=None, compare=False, repr=False)
     floor: float = field(default=0.0, compare=False, repr=False)
+    untold: str = field(default="", compare=False, repr=False)
 
     @property
     def is_mean(self) -> bool:
@@ -93,7 +95,8 @@ class Reading:
         return replace(self, found=found, why=why)
 
     def __str__(self) -> str:
-        return f"{self.words} ({self.found}{f': {self.why}' if self.why else ''})"
+        why = f": {self.why}" if self.why else f"; on trust, not over {self.untold}" if self.untold else ""
+        return f"{self.words} ({self.found}{why})"
 
     @property
     def words(self) -> str:
@@ -107,7 +110,7 @@ class Reading:
 
     def manifest(self) -> dict[str, Any]:
         """What a checkpoint keeps, as JSON."""
-        kept = {key: getattr(self, key) for key in ("kind", "ignored", "shifted", "name", "found", "why", "floor")}
+        kept = {key: value for key, value in vars(self).items() if key not in ("weights", "function", "each")}
         return {**kept, "where": list(self.where)}
 
     @classmethod
@@ -290,7 +293,7 @@ def known(function: Any) -> Reading | None:
         index = settings.get("ignore_index", -100)
         counted = "kept" if weight is None else "weights"
         return Reading(counted, ignored=index, weights=weight, found="known", why=why)
-    return Reading(kind, where=_COUNTED.get(name, (0,)), found="known", why=why)
+    return Reading(kind, found="known", why=why)
 
 
 def reduction_of(function: Any) -> str:
@@ -322,7 +325,6 @@ _OF_TORCH = {
     "cosine_embedding_loss": "rows",
     "triplet_margin_loss": "samples",
 }
-_COUNTED: Mapping[str, Where] = {}
 _MODULES = {
     "CrossEntropyLoss": "cross_entropy",
     "NLLLoss": "nll_loss",

@@ -160,7 +160,7 @@ def _trusting(reading: Reading, also: Sequence[Reading]) -> Reading:
     others = [other for other in also if other.kind not in plain]
     if not others:
         return reading
-    return reading.as_found(reading.found, f"taken on trust that it is not over {others[0].words.split(' over ')[1]}")
+    return replace(reading, untold=others[0].words.split(" over ")[1])
 
 
 def _by_user(verdict: Verdict, objective: Objective) -> Reading | str:

@@ -29,6 +29,7 @@ from launcher.runs.record import NoRecord, Record
 from launcher.runs.tracking.tracking import NoTracking, Tracking, open_tracking
 from launcher.training.batch_norm import too_few_for_batch_norm
 from launcher.training.contents import Contents
+from launcher.training.cut import dependence_of, read_twice
 from launcher.training.plan import plan_of
 from launcher.training.profiling import NoProfiling, Profiling
 from launcher.training.proof import Proof
@@ -69,6 +70,7 @@ def open_session(recipe: Recipe, builder: Builder, state: TrainState, options: O
             raise Finished(point.finished, Path(point.folder), state.model.bare)
         _go_on_alike(point, state)
         settle_losses(builder, state.objective, state.model.bare, state.data, coordinator, kept=_kept_readings(point))
+        notes = [*point.notes, *(() if point.checkpoint else _dependences(recipe, state))]
         if world.size > 2:
             # DDP settles the order of its buckets in its first backward; then a resumed run sums as this one
             warm_up(state)
@@ -84,7 +86,7 @@ def open_session(recipe: Recipe, builder: Builder, state: TrainState, options: O
         if start:
             record.event("redone", start, **asdict(tracking.redone))
         try:
-            tracking.start(plan_of(recipe, state, session.folder, start, point.notes))
+            tracking.start(plan_of(recipe, state, session.folder, start, notes))
             for warning in point.warnings:
                 tracking.warn(warning)
             record.event("train", start)
@@ -107,6 +109,13 @@ def _go_on_alike(point: ResumePoint, state: TrainState) -> None:
         torch.set_num_threads(point.threads)
     if point.readers is not None:
         state.data.read_by(point.readers)
+
+
+def _dependences(recipe: Recipe, state: TrainState) -> list[str]:
+    """What a run's numbers depend on beside its recipe, in words; every rank tries the same."""
+    depends = dependence_of(state)
+    notes = depends.notes(state.objective, synchronised=recipe.device.sync_batchnorm)
+    return [*notes, *filter(None, [read_twice(state.data.train)])]
 
 
 def _kept_readings(point: ResumePoint) -> Mapping[str, Any]:
