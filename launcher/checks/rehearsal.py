@@ -44,7 +44,7 @@ from launcher.text import printable, shapes, size
 from launcher.training.batch_norm import too_few_for_batch_norm
 from launcher.training.build import build_run_model, build_run_state, open_run_data
 from launcher.training.contents import Contents
-from launcher.training.cut import dependence_of, read_twice
+from launcher.training.cut import dependence_of
 from launcher.training.plan import Plan, plan_of
 from launcher.training.proof import Proof
 from launcher.training.state import TrainState
@@ -110,7 +110,7 @@ def rehearse(recipe: Recipe, builder: Builder, world: World, say: Say) -> Checke
         _rehearse_checkpoint(recipe, builder, on_two, say)
         elsewhere = replace(state, device=replace(device, world=world, notes=()))
         plan = plan_of(recipe, elsewhere, Path(), 0, list(_notes(recipe, data, world)))
-        doubts = [*warned, *filter(None, [read_twice(data.train)]), *doubts_of(recipe, state)]
+        doubts = [*warned, *doubts_of(recipe, state)]
         return Checked(_for_the_world(plan, recipe), doubts, findings_of(recipe, state, world, depends))
 
 

@@ -1,6 +1,7 @@
 """What objects hold, to be put back after something was tried with them: nobody shall see that it was.
 
-Parameters are left out: without an optimizer's step nothing changes them, and they are large.
+Parameters are left out, since they are large and nothing but an optimizer changes them, unless a step function of
+somebody's is called: that may move a teacher's.
 """
 
 from __future__ import annotations
@@ -35,15 +36,19 @@ class Unmoved:
 
     Args:
         *roots: What may be changed: a model, losses, a step function.
+        weights: Whether parameters are kept too.
     """
 
-    def __init__(self, *roots: Any):
+    def __init__(self, *roots: Any, weights: bool = False):
         self._seen: dict[int, Any] = {}  # held, so that no other thing has the number
         self._back: list[Back] = []
         for root in roots:
             self._keep(root, _DEPTH)
         for root in roots:
             self._keep_own(root)
+        for root in roots if weights else ():
+            for parameter in root.parameters() if isinstance(root, nn.Module) else ():
+                self._back.append(partial(_put_numbers_back, parameter, parameter.detach().clone()))
 
     @torch.no_grad()
     def put_back(self) -> None:
@@ -143,7 +148,7 @@ class Unmoved:
 
 
 def _is_of_the_project(kind: type | FunctionType) -> bool:
-    """Whether a class or function is a user's own: what is inside of a package's objects (a tracker's client) is left alone."""
+    """Whether a class or function is a user's own: what is inside of a package's, as a tracker's client, is not."""
     file = getattr(sys.modules.get(kind.__module__), "__file__", None)
     installed = ("site-packages", "dist-packages", sysconfig.get_paths()["stdlib"], _LAUNCHER)
     return file is not None and not any(place in file for place in installed)

@@ -34,6 +34,7 @@ from launcher.objective.pieces import (
     draws,
     injections,
     mapped,
+    narrowed,
     tried_in,
 )
 from launcher.objective.reading import (
@@ -514,9 +515,8 @@ def _with_holes(
     subject: Subject, batch: Any, where: Where, numbers: Sequence[int], value: int, kept: Container[int]
 ) -> Any:
     """A batch in which some places of one tensor hold a value, the same places of a sample in every batch."""
-    tensors = dict(tensors_in(subject.parts(batch)))
-    tensor = tensors[where]
-    if len(tensor) != len(numbers):
+    tensor = dict(tensors_in(subject.parts(batch))).get(where)
+    if tensor is None or not tensor.dim() or len(tensor) != len(numbers):  # a list is as long as there are samples
         return batch
     holes = torch.zeros(tensor.shape, dtype=torch.bool)
     for row, number in enumerate(numbers):
@@ -541,37 +541,55 @@ def still_holds(function: Any, reading: Reading, outputs: Tree, targets: Tree, s
         targets: The batch's.
         samples: How many there are.
     """
-    both = outputs, targets
-    if samples < 2 or {tensor.shape[0] if tensor.dim() else 0 for _, tensor in tensors_in(both)} != {samples}:
+    rows = _rows_of((outputs, targets), reading, samples)
+    try:
+        whole = narrowed((outputs, targets), rows, 0, rows)
+    except NotJoinedError:
         return None
-    each = sum(tensor[0].numel() for _, tensor in tensors_in(both))
-    samples = min(samples, max(2, _LARGE // max(1, each)))
-    is_large = samples * each > _LARGE
+    if rows < 2:
+        return None
+    numbers = sum(tensor.numel() for _, tensor in tensors_in(whole))
+    is_large = numbers > _LARGE
+    kept = max(2, rows * _LARGE // numbers) if is_large else rows
     with _undisturbed():
-        both = mapped(both, lambda tensor: tensor[:samples].detach() if is_large else tensor[:samples].detach().cpu())
-        caller = Caller(function, None if is_large else torch.float64, _device_in(both))
-        halves = [
-            mapped(both, lambda tensor: tensor[: samples // 2]),
-            mapped(both, lambda tensor: tensor[samples // 2 :]),
+        ends = ((0, kept), (0, kept // 2), (kept // 2, kept))
+        parts = [narrowed(mapped(whole, torch.detach), rows, *limits) for limits in ends]
+        parts = parts if is_large else [mapped(part, _in_host) for part in parts]
+        caller = Caller(function, None if is_large else torch.float64, _device_in(parts[0]))
+        values = [caller.value(*cast(part, caller.dtype)) for part in parts]
+        counts = [
+            reading.count(part[1], stop - start) if reading.is_mean else 1.0
+            for part, (start, stop) in zip(parts, ends, strict=True)
         ]
-        values = [caller.value(*cast(pair, caller.dtype)) for pair in (both, *halves)]
-        counts = [1.0, 1.0]
-        if reading.is_mean:
-            sizes = (samples // 2, samples - samples // 2)
-            counts = [reading.count(half[1], size) for half, size in zip(halves, sizes, strict=True)]
-        return _off(values, counts, reading.is_mean, TOLERANCE[caller.dtype or torch.float32])
+        return off_by(values, counts, reading.is_mean, TOLERANCE[caller.dtype or torch.float32])
+
+
+def _rows_of(tree: Tree, reading: Reading, samples: int) -> int:
+    """By what a batch is cut in two: its samples, or its rows where these are others, as of graphs."""
+    firsts = {tensor.shape[0] for _, tensor in tensors_in(tree) if tensor.dim()}
+    return firsts.pop() if len(firsts) == 1 and samples not in firsts and not reading.by_samples else samples
 
 
 def _device_in(tree: Tree) -> torch.device:
     return next((tensor.device for _, tensor in tensors_in(tree)), _HOST)
 
 
-def _off(values: Sequence[float | None], counts: Sequence[float], is_mean: bool, tolerance: float) -> float | None:
-    """How far two halves are from their whole; None where that is rounding, or cannot be said."""
+def off_by(values: Sequence[float | None], counts: Sequence[float], is_mean: bool, tolerance: float) -> float | None:
+    """How far two halves are from their whole; None where that is rounding, or cannot be said.
+
+    Args:
+        values: Of the whole and of its halves.
+        counts: Likewise.
+        is_mean: Whether the halves are put together by their counts; else they are added.
+        tolerance: Of the largest value; what is above 20 times that is no rounding.
+    """
     numbers = [value for value in values if value is not None and math.isfinite(value)]
-    if len(numbers) < len(values) or not sum(counts):
+    if len(numbers) < len(values) or not all(counts):
         return None
     whole, *halves = numbers
-    together = sum(count * half for count, half in zip(counts, halves, strict=True)) / (sum(counts) if is_mean else 1)
+    if is_mean:
+        together = sum(count * half for count, half in zip(counts[1:], halves, strict=True)) / sum(counts[1:])
+    else:
+        together = sum(halves)
     off = abs(whole - together) / (max(map(abs, numbers)) or 1.0)
     return off if off > 20 * tolerance else None

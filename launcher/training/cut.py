@@ -41,12 +41,14 @@ class Dependence:
     """What moves, or mixes, where nobody may expect it.
 
     Attributes:
+        unsteady: In words, that samples are others when they are read again.
         unkept: What a forward changes each time, and no checkpoint keeps.
         moving: What a forward changes each time, in a checkpoint.
         mixes: How far what a model gives for samples together is from what it gives for them in parts; 0 for not.
         norms: Whether it has a BatchNorm of torch's.
     """
 
+    unsteady: str = ""
     unkept: Sequence[str] = ()
     moving: Sequence[str] = ()
     mixes: float = 0.0
@@ -54,10 +56,13 @@ class Dependence:
 
     def notes(self, objective: Objective, *, synchronised: bool) -> Iterator[str]:
         """What the plan says of it."""
+        if self.unsteady:
+            yield self.unsteady
         if self.unkept:
             yield (
-                f"{_listed(self.unkept)}: each forward changes it, and no checkpoint keeps it; where a number depends "
-                "on it a resume gives others: make it a buffer, or give it by get_extra_state or state_dict"
+                f"{_listed(self.unkept)}: each forward changes it, and no checkpoint keeps it: where a number depends "
+                "on it, a resume and other cuts give others; make it a buffer, or give it by get_extra_state or "
+                "state_dict"
             )
         if objective.is_whole:
             return
@@ -65,8 +70,8 @@ class Dependence:
             yield "model: BatchNorm takes the mean of each micro-batch of a process: other cuts give other numbers"
         if self.mixes:
             yield (
-                "model: what it gives for a sample depends on the others of its micro-batch, as BatchNorm's does "
-                f"(two parts put together are {self.mixes:.1g} off): other cuts give other numbers"
+                "model, loss: in train mode a sample's part depends on the others of its micro-batch, as under "
+                f"BatchNorm (two parts put together are {self.mixes:.1g} off): other cuts give other numbers"
             )
         if self.moving:
             yield f"{_listed(self.moving)}: moves with each micro-batch of a process: other cuts give other numbers"
@@ -80,8 +85,9 @@ def dependence_of(state: TrainState) -> Dependence:
     """What is found; nothing where the model cannot be called like that: the first step says why."""
     model, objective, train = state.model.bare, state.objective, state.data.train
     norms = any(isinstance(module, batch_norms()) for module in model.modules())
+    unsteady = _read_twice(train)
     if train.num_readable() < 4 or (objective.is_whole and _is_known(model, objective)):
-        return Dependence(norms=norms)
+        return Dependence(unsteady, norms=norms)
     device = state.device.torch_device
     numbers = range(min(_SAMPLES, train.num_readable()))
     try:
@@ -89,10 +95,12 @@ def dependence_of(state: TrainState) -> Dependence:
             batches = [moved(train.batch_of(part), device) for part in (numbers, numbers[:2], numbers[2:])]
             tried = _Tried(model, objective)
             unkept, moving = tried.movements(batches[0])
-            mixes = 0.0 if objective.is_whole else tried.mixing(batches, [len(numbers), 2, len(numbers) - 2])
+            mixes = (
+                0.0 if objective.is_whole or unsteady else tried.mixing(batches, [len(numbers), 2, len(numbers) - 2])
+            )
     except Exception:  # somebody's code, called otherwise than in a step
-        return Dependence(norms=norms)
-    return Dependence(unkept, moving, mixes, norms)
+        return Dependence(unsteady, norms=norms)
+    return Dependence(unsteady, unkept, moving, mixes, norms)
 
 
 def _is_known(model: nn.Module, objective: Objective) -> bool:
@@ -111,8 +119,7 @@ def _tried(state: TrainState) -> Iterator[None]:
     model, objective = state.model.bare, state.objective
     roots = [model, *(part for part in objective.brought.values() if isinstance(part, nn.Module))]
     modes = [(module, module.training) for root in roots for module in root.modules()]
-    weights = _weights_that_may_move(model, objective)
-    unmoved = Unmoved(model, *objective.brought.values())
+    unmoved = Unmoved(model, *objective.brought.values(), weights=objective.step is not None)
     apart = (*dropouts(), *batch_norms())
     try:
         with own_randomness(0, 0, state.device.torch_device):
@@ -121,15 +128,8 @@ def _tried(state: TrainState) -> Iterator[None]:
             yield
     finally:
         unmoved.put_back()
-        for parameter, before in weights:
-            parameter.data.copy_(before)
         for module, training in modes:
             module.training = training
-
-
-def _weights_that_may_move(model: nn.Module, objective: Objective) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """A step function may change weights itself."""
-    return [] if objective.step is None else [(weight, weight.detach().clone()) for weight in model.parameters()]
 
 
 class _Tried:
@@ -146,7 +146,7 @@ class _Tried:
 
     def values(self, batch: Any, seed: int = 0) -> list[float]:
         """The value of each loss, from the state that it is in, which is put back."""
-        back = Unmoved(self.model, *self.objective.brought.values())
+        back = Unmoved(self.model, *self.objective.brought.values(), weights=self.objective.step is not None)
         try:
             return self._called(batch, seed)
         finally:
@@ -166,7 +166,7 @@ class _Tried:
 
     def movements(self, batch: Any) -> tuple[list[str], list[str]]:
         """What each of two equal calls changes: what no checkpoint keeps, and what one does."""
-        back = Unmoved(self.model, *self.objective.brought.values())
+        back = Unmoved(self.model, *self.objective.brought.values(), weights=self.objective.step is not None)
         seen = []
         try:
             for _ in range(2):
@@ -271,20 +271,20 @@ def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
 # ---------------------------------------------------------------------- samples
 
 
-def read_twice(train: TrainLoader) -> str | None:
-    """What differs when two samples are read again with the same seeds, in words; None where nothing does."""
+def _read_twice(train: TrainLoader) -> str:
+    """What differs when two samples are read again with the same seeds, in words; empty where nothing does."""
     is_seeded = train.reading.sample_seeds and not is_stream(train.dataset)
     if not is_seeded or _is_known_code(train.dataset) or train.num_readable() < 2:
-        return None
+        return ""
     numbers = [0, train.num_readable() // 2]
     try:
         with randomness_restored(needed=True):
             before, after = train.batch_of(numbers), train.batch_of(numbers)
     except Exception:  # the first step says it with its place
-        return None
+        return ""
     place = difference(before, after)
     if place is None:
-        return None
+        return ""
     which = " and ".join(map(str, numbers))
     return (
         f"data.train: samples {which} are others when they are read again with the same seeds{place}: a generator of "

@@ -29,7 +29,7 @@ from launcher.runs.record import NoRecord, Record
 from launcher.runs.tracking.tracking import NoTracking, Tracking, open_tracking
 from launcher.training.batch_norm import too_few_for_batch_norm
 from launcher.training.contents import Contents
-from launcher.training.cut import dependence_of, read_twice
+from launcher.training.cut import dependence_of
 from launcher.training.plan import plan_of
 from launcher.training.profiling import NoProfiling, Profiling
 from launcher.training.proof import Proof
@@ -113,9 +113,7 @@ def _go_on_alike(point: ResumePoint, state: TrainState) -> None:
 
 def _dependences(recipe: Recipe, state: TrainState) -> list[str]:
     """What a run's numbers depend on beside its recipe, in words; every rank tries the same."""
-    depends = dependence_of(state)
-    notes = depends.notes(state.objective, synchronised=recipe.device.sync_batchnorm)
-    return [*notes, *filter(None, [read_twice(state.data.train)])]
+    return [*dependence_of(state).notes(state.objective, synchronised=recipe.device.sync_batchnorm)]
 
 
 def _kept_readings(point: ResumePoint) -> Mapping[str, Any]:
