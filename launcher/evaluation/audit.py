@@ -61,8 +61,7 @@ def audit_own(model: nn.Module, objective: Objective, batch: Any, samples: int, 
     if off is not None:
         raise LauncherError(
             f"{next(iter(objective.readings))}: is not {reading.words} on this batch ({shapes(batch)}): its halves put "
-            f"together are {off:.1g} off; mend the loss, name what it counts as train.count, or use one process and no "
-            "data.micro_batch_size"
+            f"together are {off:.1g} off; mend the loss, or name what it counts as train.count"
         )
 
 
