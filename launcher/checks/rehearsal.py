@@ -44,7 +44,7 @@ from launcher.text import printable, shapes, size
 from launcher.training.batch_norm import too_few_for_batch_norm
 from launcher.training.build import build_run_model, build_run_state, open_run_data
 from launcher.training.contents import Contents
-from launcher.training.cut import dependence_of
+from launcher.training.cut import as_it_was, dependence_of
 from launcher.training.plan import Plan, plan_of
 from launcher.training.proof import Proof
 from launcher.training.state import TrainState
@@ -102,7 +102,8 @@ def rehearse(recipe: Recipe, builder: Builder, world: World, say: Say) -> Checke
             raise RecipeError([_problem(recipe, *few)])
         _check_schedule(recipe, state)
         with _stage(recipe, ("loss",), "measuring what it is a mean over"):
-            settle_losses(builder, state.objective, model.bare, data, device.coordinator, processes=world.size)
+            with as_it_was(state):
+                settle_losses(builder, state.objective, model.bare, data, device.coordinator, processes=world.size)
             depends = dependence_of(state)
         on_two = replace(state, data=open_run_data(small, builder, World()))
         warned = _rehearse_step(recipe, on_two, world, say)

@@ -14,8 +14,9 @@ from torch import nn
 
 from launcher.errors import LauncherError
 from launcher.objective.batch import BatchLayout, Picks, arguments, one_number
+from launcher.objective.order import order_fault
 from launcher.objective.probe import still_holds
-from launcher.objective.reading import Reading, known, order_fault, reduction_of, summing, sums_itself, tensors_in
+from launcher.objective.reading import Reading, known, reduction_of, summing, sums_itself, tensors_in
 from launcher.recipe import schema
 from launcher.recipe.build import Builder
 from launcher.recipe.component import Component

@@ -166,12 +166,15 @@ def measure(subject: Subject, model: nn.Module, samples: Samples, hints: Hints) 
 
 @dataclass
 class Found:
-    """Trials so far, how exact they are, and the tensors into which class numbers that do not count were put."""
+    """Trials so far, how exact they are, and the tensors into which class numbers that do not count were put.
+
+    Those are None where a whole batch is counted and nothing could be put into it.
+    """
 
     trials: list[Trial]
     injected: list[Trial]
     tolerance: float
-    tried: frozenset[Where] = frozenset()
+    tried: frozenset[Where] | None = frozenset()
 
 
 # ---------------------------------------------------------------------- nothing is left behind
@@ -197,7 +200,7 @@ def _seed(seed: int) -> None:
 @contextmanager
 def _twin(model: nn.Module) -> Iterator[nn.Module]:
     """A copy in eval mode; of a large model, or one that cannot be copied, itself, with its modes and buffers kept."""
-    twin = copied(model) if _size_of(model) <= _LARGE_MODEL else model
+    twin = model if is_large(model) else copied(model)
     if twin is not model:
         twin.eval()
         yield twin
@@ -223,8 +226,9 @@ def copied(thing: Any, shared: Sequence[torch.Tensor] = ()) -> Any:
         return thing
 
 
-def _size_of(model: nn.Module) -> int:
-    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+def is_large(model: nn.Module) -> bool:
+    """Whether a model is called itself, since a copy would take too much memory."""
+    return sum(parameter.nbytes for parameter in model.parameters()) > _LARGE_MODEL
 
 
 def _device_of(model: nn.Module) -> torch.device:
@@ -395,15 +399,16 @@ def _called(
     if first != second and not (math.isnan(first) and second is not None and math.isnan(second)):
         return Verdict(None, "random", "its value on the same batch differs from call to call")
     trials, injected = list(findings.trials), list(findings.injected)
-    for amount in (0.0, 0.1, 0.3):
+    for amount in (0.0, 0.1, 0.3) if caller.is_double else (0.0,):  # the run's own weights are not shaken
         with caller.shaken(amount):
             for group, (pieces, by_union) in enumerate(zip(groups, batches, strict=True)):
                 trials += _model_trial(caller, by_union, pieces, hints, group)
-                if amount and caller.is_double:  # on a GPU, a number out of range would end the process
+                if caller.may_change and (amount or not caller.is_double):
                     for change in _changes(subject, by_union, pieces, hints):
                         injected += _model_trial(caller, change, pieces, hints, group)
     tolerance = max(findings.tolerance, TOLERANCE[torch.float64 if caller.is_double else torch.float32])
-    return Found(trials, injected, tolerance, findings.tried)
+    tried = findings.tried if caller.may_change or subject.outputs is not None else None
+    return Found(trials, injected, tolerance, tried)
 
 
 def _numbers(pieces: Sequence[Sequence[int]], union: int) -> list[int]:
@@ -416,13 +421,18 @@ class _ModelCaller:
     def __init__(self, subject: Subject, twin: nn.Module):
         self._subject, self._model, self.fault = subject, twin, ""
         self._device = _device_of(twin)
-        self._is_live = _size_of(twin) > _LARGE_MODEL  # the run's own model, which stays as it is
+        self._is_live = is_large(twin)  # the run's own model, which stays as it is
         self._double = twin if self._is_live else copied(twin)
         self.is_double = self._double is not twin
         self._has_worked = False  # in double precision: what fails later fails for what it is given
         if self.is_double:
             self._double.cpu().double()
         self._caller = Caller(subject.function) if subject.outputs is not None else None
+
+    @property
+    def may_change(self) -> bool:
+        """Whether it may be given numbers that nobody has seen: on a GPU, one out of range would end the process."""
+        return self.is_double or self._device == _HOST
 
     def train(self) -> None:
         """Puts the copies in train mode, but for what is random or of the whole batch there."""

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from launcher.checkpoints.format import copied
+from launcher.checkpoints.weights import shapes_of
 from launcher.data.loaders import TrainLoader
 from launcher.data.many import difference
 from launcher.data.seeds import randomness_restored
@@ -25,6 +27,7 @@ from launcher.evaluation.modes import own_randomness
 from launcher.evaluation.unmoved import Unmoved
 from launcher.internals import batch_norms, dropouts
 from launcher.objective.loss import Objective
+from launcher.objective.probe import is_large
 from launcher.objective.reading import Reading
 from launcher.objective.run_length import At
 from launcher.training.state import TrainState
@@ -46,6 +49,7 @@ class Dependence:
         moving: What a forward changes each time, in a checkpoint.
         mixes: How far what a model gives for samples together is from what it gives for them in parts; 0 for not.
         norms: Whether it has a BatchNorm of torch's.
+        grown: The model's state, where buffers have come or grown in it.
     """
 
     unsteady: str = ""
@@ -53,6 +57,7 @@ class Dependence:
     moving: Sequence[str] = ()
     mixes: float = 0.0
     norms: bool = False
+    grown: Mapping[str, Any] | None = None
 
     def notes(self, objective: Objective, *, synchronised: bool) -> Iterator[str]:
         """What the plan says of it."""
@@ -94,13 +99,27 @@ def dependence_of(state: TrainState) -> Dependence:
         with _tried(state):
             batches = [moved(train.batch_of(part), device) for part in (numbers, numbers[:2], numbers[2:])]
             tried = _Tried(model, objective)
-            unkept, moving = tried.movements(batches[0])
+            unkept, moving, grown = tried.movements(batches[0], state.shapes)
             mixes = (
                 0.0 if objective.is_whole or unsteady else tried.mixing(batches, [len(numbers), 2, len(numbers) - 2])
             )
     except Exception:  # somebody's code, called otherwise than in a step
         return Dependence(unsteady, norms=norms)
-    return Dependence(unsteady, unkept, moving, mixes, norms)
+    return Dependence(unsteady, unkept, moving, mixes, norms, grown)
+
+
+@contextmanager
+def as_it_was(state: TrainState) -> Iterator[None]:
+    """A model that is too large to be copied is called itself: afterwards it is as it was."""
+    model, objective = state.model.bare, state.objective
+    if not is_large(model):
+        yield
+        return
+    unmoved = Unmoved(model, *objective.brought.values(), weights=objective.step is not None)
+    try:
+        yield
+    finally:
+        unmoved.put_back()
 
 
 def _is_known(model: nn.Module, objective: Objective) -> bool:
@@ -164,18 +183,20 @@ class _Tried:
                 return [float(layout.loss(result).detach())]
             return [float(term.value(term.function, layout, result, batch).detach()) for term in objective.terms]
 
-    def movements(self, batch: Any) -> tuple[list[str], list[str]]:
-        """What each of two equal calls changes: what no checkpoint keeps, and what one does."""
+    def movements(self, batch: Any, shapes: Mapping[str, Any]) -> tuple[list[str], list[str], Mapping[str, Any] | None]:
+        """What each of two equal calls changes: what no checkpoint keeps, what one does, and a state that has grown."""
         back = Unmoved(self.model, *self.objective.brought.values(), weights=self.objective.step is not None)
         seen = []
         try:
             for _ in range(2):
                 self._called(batch)
                 seen.append((self._attributes(), self._kept()))
+            weights = self.model.state_dict()
+            grown = copied(weights) if shapes_of(weights) != shapes else None
         finally:
             back.put_back()
         (attributes, kept), (attributes_later, kept_later) = seen
-        return _changed(attributes, attributes_later), _changed(kept, kept_later)
+        return _changed(attributes, attributes_later), _changed(kept, kept_later), grown
 
     def _attributes(self) -> dict[str, Any]:
         return {name: value for key, root in self._roots.items() for name, value in _attributes_of(key, root)}

@@ -16,9 +16,10 @@ from loss_cases import ASKED, BATCH, CASES, MEAN, SUM, Batch, Case, Centered, Dr
 from torch import Generator, Tensor, nn
 
 from launcher.objective.batch import BatchLayout, arguments
+from launcher.objective.order import order_fault
 from launcher.objective.pieces import mapped
 from launcher.objective.probe import Caller, Samples, Subject, measure, still_holds
-from launcher.objective.reading import Hints, Reading, Verdict, known, order_fault
+from launcher.objective.reading import Hints, Reading, Verdict, known
 from launcher.recipe import schema
 
 EXACT = 2e-6
