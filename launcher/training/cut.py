@@ -184,19 +184,22 @@ class _Tried:
             return [float(term.value(term.function, layout, result, batch).detach()) for term in objective.terms]
 
     def movements(self, batch: Any, shapes: Mapping[str, Any]) -> tuple[list[str], list[str], Mapping[str, Any] | None]:
-        """What each of two equal calls changes: what no checkpoint keeps, what one does, and a state that has grown."""
+        """What two equal calls change, the second too where no checkpoint keeps it; and a state that has grown.
+
+        What is not kept and the same after both is but noted down for a look at it.
+        """
         back = Unmoved(self.model, *self.objective.brought.values(), weights=self.objective.step is not None)
-        seen = []
+        before = self._kept()
         try:
-            for _ in range(2):
-                self._called(batch)
-                seen.append((self._attributes(), self._kept()))
+            self._called(batch)
+            attributes = self._attributes()
+            self._called(batch)
+            unkept, moving = _changed(attributes, self._attributes()), _changed(before, self._kept())
             weights = self.model.state_dict()
             grown = copied(weights) if shapes_of(weights) != shapes else None
         finally:
             back.put_back()
-        (attributes, kept), (attributes_later, kept_later) = seen
-        return _changed(attributes, attributes_later), _changed(kept, kept_later), grown
+        return unkept, moving, grown
 
     def _attributes(self) -> dict[str, Any]:
         return {name: value for key, root in self._roots.items() for name, value in _attributes_of(key, root)}

@@ -107,7 +107,7 @@ def try_fresh(
     Raises:
         UnresumableError: They are.
     """
-    changed = [name for name, shape in shapes_of(weights).items() if shapes.get(name, ()) != shape]
+    changed = [name for name, shape in shapes_of(weights).items() if name not in shapes or shapes[name] != shape]
     if not changed:
         return
     try:

@@ -95,7 +95,7 @@ def run(examples: int) -> None:
     assert sum(seen) > len(seen) / 5
 
 
-@rounds("examples", plain=[40], long=[3_000])
+@rounds("examples", plain=[30], long=[3_000])
 def test_a_loss_in_any_cut_is_that_of_the_whole_batch(examples: int) -> None:
     run(examples)
 
@@ -132,7 +132,7 @@ def train_each(folder: str, seeds: Sequence[int]) -> list[int]:
 
 
 @pytest.mark.parametrize("size", [2, 3])
-@rounds("seeds", plain=[range(100, 108)], long=[range(1_000, 1_150)])
+@rounds("seeds", plain=[range(100, 104)], long=[range(1_000, 1_150)])
 def test_a_loss_on_several_processes_is_that_of_the_whole_batch(tmp_path: Path, size: int, seeds: range) -> None:
     done = in_world(size, train_each, str(tmp_path), seeds, timeout=600)[0]
     assert len(done) > len(seeds) / 5

@@ -494,15 +494,19 @@ class Large(nn.Module):
         return F.cross_entropy(self.drop(self.line(x)), y)
 
 
-@pytest.mark.parametrize("model", [Detector(), Gradients(), Large()], ids=lambda model: type(model).__name__)
-def test_models_that_want_to_be_called_in_a_way_of_their_own(model: nn.Module) -> None:
+@pytest.mark.parametrize(
+    ("model", "reading"),
+    [(Detector(), Reading("samples")), (Gradients(), Reading("samples")), (Large(), Reading("kept", (1,)))],
+    ids=["Detector", "Gradients", "Large"],
+)
+def test_models_that_want_to_be_called_in_a_way_of_their_own(model: nn.Module, reading: Reading) -> None:
     g = Generator().manual_seed(0)
     x, y = normal(g, 48, 4), whole(g, 3, 48)
     layout = BatchLayout(schema.Batch())
     subject = Subject(parts=lambda batch: batch, value=lambda twin, batch: layout.loss(twin(*batch)))
     samples = Samples(48, lambda numbers: (x[list(numbers)], y[list(numbers)]))
     verdict = measure(subject, model.train(), samples, Hints(of_batches=True))
-    assert verdict.reading == Reading("samples")
+    assert verdict.reading == reading
     assert all(module.training for module in model.modules())
 
 
