@@ -89,7 +89,11 @@ def _values(model: nn.Module, objective: Objective, parts: list[Any], at: At) ->
 
 @contextmanager
 def _calm(model: nn.Module) -> Iterator[None]:
-    """Without dropout, and with BatchNorm's running means: in the mode that the model is in otherwise."""
+    """Without dropout, and with BatchNorm's running means: in the mode that the model is in otherwise.
+
+    Gradients that a step function may make are not kept.
+    """
+    without = [parameter for parameter in model.parameters() if parameter.grad is None]
     modules = [module for module in model.modules() if isinstance(module, (*dropouts(), *batch_norms()))]
     modes = [module.training for module in modules]
     for module in modules:
@@ -99,6 +103,8 @@ def _calm(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in zip(modules, modes, strict=True):
             module.training = training
+        for parameter in without:
+            parameter.grad = None
 
 
 def _tolerance(model: nn.Module) -> float:

@@ -576,8 +576,10 @@ def still_holds(function: Any, reading: Reading, outputs: Tree, targets: Tree, s
 
 def _rows_of(tree: Tree, reading: Reading, samples: int) -> int:
     """By what a batch is cut in two: its samples, or its rows where these are others, as of graphs."""
-    firsts = {tensor.shape[0] for _, tensor in tensors_in(tree) if tensor.dim()}
-    return firsts.pop() if len(firsts) == 1 and samples not in firsts and not reading.by_samples else samples
+    tensors = [tensor for _, tensor in tensors_in(tree) if tensor.dim()]
+    firsts = {tensor.shape[0] for tensor in tensors}
+    is_of_rows = len(firsts) == 1 and not any(samples in tensor.shape[:2] for tensor in tensors)
+    return firsts.pop() if is_of_rows and not reading.by_samples else samples
 
 
 def _device_in(tree: Tree) -> torch.device:

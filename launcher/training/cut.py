@@ -76,7 +76,7 @@ class Dependence:
         if self.mixes:
             yield (
                 "model, loss: in train mode a sample's part depends on the others of its micro-batch, as under "
-                f"BatchNorm (two parts put together are {self.mixes:.1g} off): other cuts give other numbers"
+                f"BatchNorm or mixing (two parts put together are {self.mixes:.1g} off): other cuts give other numbers"
             )
         if self.moving:
             yield f"{_listed(self.moving)}: moves with each micro-batch of a process: other cuts give other numbers"
@@ -147,6 +147,7 @@ def _tried(state: TrainState) -> Iterator[None]:
             yield
     finally:
         unmoved.put_back()
+        state.update.clear_gradients()  # a step function may call backward itself
         for module, training in modes:
             module.training = training
 
@@ -184,9 +185,9 @@ class _Tried:
             return [float(term.value(term.function, layout, result, batch).detach()) for term in objective.terms]
 
     def movements(self, batch: Any, shapes: Mapping[str, Any]) -> tuple[list[str], list[str], Mapping[str, Any] | None]:
-        """What two equal calls change, the second too where no checkpoint keeps it; and a state that has grown.
+        """What equal calls change: what no checkpoint keeps, what one does, and a state that has grown.
 
-        What is not kept and the same after both is but noted down for a look at it.
+        What no checkpoint keeps must be changed by the second call too: else it is a mere note of the last one.
         """
         back = Unmoved(self.model, *self.objective.brought.values(), weights=self.objective.step is not None)
         before = self._kept()

@@ -549,6 +549,22 @@ def test_an_audit_finds_what_does_not_hold_any_more() -> None:
     assert still_holds(nn.MSELoss(), Reading("elements"), (outputs,), (targets,), 8) is None
 
 
+def test_an_audit_cuts_rows_lists_and_later_dimensions() -> None:
+    g = Generator().manual_seed(0)
+    tokens, classes = normal(g, 4, 8, 5), whole(g, 5, 4, 8)  # [T, N, C] and [T, N]
+    flat = lambda o, y: F.cross_entropy(o.reshape(-1, 5), y.reshape(-1))  # noqa: E731
+    weighted = lambda o, y: flat(o, y) * (1 + o.shape[1])  # noqa: E731
+    assert still_holds(flat, Reading("elements"), (tokens,), (classes,), 8) is None
+    assert still_holds(weighted, Reading("elements"), (tokens,), (classes,), 8) is not None
+    rows = (normal(g, 30, 5),), (whole(g, 5, 30),)  # of 8 graphs
+    assert still_holds(F.cross_entropy, Reading("rows"), *rows, 8) is None
+    assert still_holds(lambda o, y: F.cross_entropy(o, y, reduction="sum"), Reading("rows"), *rows, 8) is not None
+    boxes = [normal(g, 1 + n % 3, 5) for n in range(8)]
+    of_lists = lambda o, ts: torch.stack([(o[n] - t).abs().mean() for n, t in enumerate(ts)]).mean()  # noqa: E731
+    assert still_holds(of_lists, Reading("samples"), (normal(g, 8, 5),), (boxes,), 8) is None
+    assert still_holds(of_lists, Reading("sum"), (normal(g, 8, 5),), (boxes,), 8) is not None
+
+
 def test_a_refusal_names_the_nearest_reading() -> None:
     verdict = verdict_of(CASES["masked mean + 1e-3"].loss, CASES["masked mean + 1e-3"].draw)
     assert verdict.reading == Reading("batch")

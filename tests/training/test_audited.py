@@ -49,3 +49,23 @@ def train_taught(folder: str) -> None:
 def test_a_teacher_that_a_step_moves_is_moved_by_steps_alone(tmp_path: Path) -> None:
     in_world(1, train_taught, str(tmp_path))
     assert result_of(tmp_path / "plain").distance(result_of(tmp_path / "evaluated")) == 0
+
+
+# ---------------------------------------------------------------------- told before the first step
+
+MIXED = ("data.train={_target_: counted.py:Vectors}", "data.collate={train: {_ref_: depends.py:mixed}}")
+OPENED = {
+    "mixed": MIXED,
+    "mixed, own loss": (*MIXED, "loss={_ref_: depends.py:squared}"),
+    "grows": (VECTORS[0], "model={_target_: depends.py:Remembering, grows: true}"),
+    "appears": (VECTORS[0], "model={_target_: depends.py:Remembering}"),
+}
+
+
+def test_a_collate_that_mixes_is_measured_on_its_rows_and_what_grows_is_refused_at_once(tmp_path: Path) -> None:
+    """Collated anew in pieces, samples would be mixed otherwise: that says nothing of the loss."""
+    ends: dict[str, str] = in_world(2, all_refused, str(tmp_path), OPENED)[0]
+    assert (ends["mixed"], ends["mixed, own loss"]) == ("finished", "finished")
+    for name in ("grows", "appears"):
+        assert ends[name].startswith("model: 'seen' has come or grown since it was built"), ends[name]
+        assert not (tmp_path / name / "metrics.jsonl").exists()

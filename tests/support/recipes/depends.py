@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from counted import Net, Vectors
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import TensorDataset, default_collate
 
 
 class Normed(Net):
@@ -100,6 +100,31 @@ class Changing(nn.Module):
         return each.mean() if self.calls < 2 else each.sum() / (y > 0).sum().clamp(min=1)
 
 
+def mixed(samples: list[Any]) -> tuple[Tensor, Tensor]:
+    """Each with its neighbour, by a share drawn at random."""
+    x, y = default_collate(samples)
+    share = float(np.random.beta(0.4, 0.4))
+    return share * x + (1 - share) * x.flip(0), share * y + (1 - share) * y.flip(0)
+
+
+class Remembering(Net):
+    """A buffer that only a forward makes: a scalar, or one that grows."""
+
+    def __init__(self, grows: bool = False) -> None:
+        super().__init__()
+        self.grows = grows
+        if grows:
+            self.register_buffer("seen", torch.zeros(0, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        largest = x.detach().abs().max()
+        if self.grows:
+            self.seen = torch.cat([self.seen, largest[None]])
+        elif not hasattr(self, "seen"):
+            self.register_buffer("seen", largest)
+        return super().forward(x)
+
+
 class Taught(Net):
     """A student with a teacher that follows it."""
 
@@ -125,3 +150,8 @@ def counting_step(model: nn.Module, batch: Any, at: Any) -> dict[str, Tensor]:
     """Counts its calls in a global."""
     CALLS[0] += 1
     return {"loss": F.mse_loss(model(batch[0]), batch[1]) * (1 + 0.1 * CALLS[0])}
+
+
+def squared(outputs: Tensor, targets: Tensor) -> Tensor:
+    """A mean over elements, in words of one's own."""
+    return (outputs - targets).pow(2).mean()
