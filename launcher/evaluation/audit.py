@@ -40,7 +40,7 @@ def audit_own(model: nn.Module, objective: Objective, batch: Any, samples: int, 
     Raises:
         LauncherError: It is not.
     """
-    objective.is_audited = True
+    objective.mark_audited()
     reading = objective.own
     if reading is None or samples < 2 or reading.kind == "batch" or reading.found in ("stated", "trusted"):
         return
