@@ -120,6 +120,10 @@ def _of_set(loader: TrainLoader | EvaluationLoader) -> Iterator[Finding]:
 
 def _of_model(state: TrainState, recipe: Recipe, depends: Dependence) -> Iterator[Finding]:
     """How a step is cut, and what is not kept: it was measured that it moves, and not what follows."""
+    if depends.fault:
+        yield Finding(
+            TRUSTED, f"model: that checkpoints keep all that a forward changes: it could not be tried ({depends.fault})"
+        )
     for note in depends.notes(state.objective, synchronised=recipe.device.sync_batchnorm):
         yield Finding(KNOWN if note.startswith("model: BatchNorm") else TRUSTED, note)
 

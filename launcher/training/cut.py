@@ -50,6 +50,7 @@ class Dependence:
         mixes: How far what a model gives for samples together is from what it gives for them in parts; 0 for not.
         norms: Whether it has a BatchNorm of torch's.
         grown: The model's state, where buffers have come or grown in it.
+        fault: Why model and loss could not be called for it.
     """
 
     unsteady: str = ""
@@ -58,6 +59,7 @@ class Dependence:
     mixes: float = 0.0
     norms: bool = False
     grown: Mapping[str, Any] | None = None
+    fault: str = ""
 
     def notes(self, objective: Objective, *, synchronised: bool) -> Iterator[str]:
         """What the plan says of it."""
@@ -98,13 +100,12 @@ def dependence_of(state: TrainState) -> Dependence:
     try:
         with _tried(state):
             batches = [moved(train.batch_of(part), device) for part in (numbers, numbers[:2], numbers[2:])]
-            tried = _Tried(model, objective)
+            tried = _Tried(model, objective, device)
             unkept, moving, grown = tried.movements(batches[0], state.shapes)
-            mixes = (
-                0.0 if objective.is_whole or unsteady else tried.mixing(batches, [len(numbers), 2, len(numbers) - 2])
-            )
-    except Exception:  # somebody's code, called otherwise than in a step
-        return Dependence(unsteady, norms=norms)
+            sizes = [len(numbers), 2, len(numbers) - 2]
+            mixes = 0.0 if objective.is_whole or unsteady else tried.mixing(batches, sizes)
+    except Exception as error:  # somebody's code, called otherwise than in a step
+        return Dependence(unsteady, norms=norms, fault=f"{type(error).__name__}: {' '.join(str(error).split())[:120]}")
     return Dependence(unsteady, unkept, moving, mixes, norms, grown)
 
 
@@ -158,10 +159,11 @@ class _Tried:
     Args:
         model: The bare module.
         objective: Its losses.
+        device: Where they are.
     """
 
-    def __init__(self, model: nn.Module, objective: Objective):
-        self.model, self.objective = model, objective
+    def __init__(self, model: nn.Module, objective: Objective, device: torch.device):
+        self.model, self.objective, self._device = model, objective, device
         self._roots: Mapping[str, Any] = {"model": model, **objective.brought}
 
     def values(self, batch: Any, seed: int = 0) -> list[float]:
@@ -173,8 +175,11 @@ class _Tried:
             back.put_back()
 
     def _called(self, batch: Any, seed: int = 0) -> list[float]:
+        with own_randomness(seed, 0, self._device):
+            return self._called_so(batch)
+
+    def _called_so(self, batch: Any) -> list[float]:
         objective, layout = self.objective, self.objective.layout
-        torch.manual_seed(seed)
         if objective.step is not None:
             return [float(objective.stepped(self.model, batch, At())["loss"].detach())]
         args, kwargs = layout.inputs(batch)
