@@ -9,17 +9,16 @@ if TYPE_CHECKING:
     from launcher.version import __version__
 
 __all__ = ["__version__", "check", "load", "runs", "train"]
-_OF_API = ("check", "load", "train")  # `runs` is the package of that name, which can be called
 
 
 def __getattr__(name: str) -> Any:
     # imported when asked for: `launcher --help` must not wait for torch, and as long as this file runs `python -m
     # launcher` looks for modules in the working directory first
-    if name in _OF_API:
+    if name in ("check", "load", "train"):
         from launcher import api
 
         return getattr(api, name)
-    if name == "runs":
+    if name == "runs":  # the package, which can be called
         from launcher import runs
 
         return runs

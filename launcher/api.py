@@ -21,16 +21,18 @@ from launcher.errors import Problem, RecipeError
 from launcher.recipe.directory import taken
 from launcher.recipe.load import load_recipe
 from launcher.recipe.schema import Recipe
-from launcher.runs import naming
 from launcher.runs.folder import STATUS_FILE, WEIGHTS_FILE, read_json
 from launcher.runs.metrics import METRICS_FILE, Line, read_evaluations, read_metrics
+from launcher.runs.naming import runs, saved_place
 from launcher.runs.options import Options
-from launcher.runs.reading import Run, Score, find_runs
+from launcher.runs.reading import Run, Score
 from launcher.training.resume import Finished
 from launcher.world.peers import code_of_a_stop
 from launcher.world.screen import prepare
 from launcher.world.signals import first_received, is_listening, listening
 from launcher.world.world import World
+
+__all__ = ["Result", "check", "load", "runs", "train"]
 
 RecipeSource = str | os.PathLike[str] | Mapping[str, Any]
 DataSet = Dataset[Any]
@@ -222,21 +224,8 @@ def load(run: str | os.PathLike[str], *, cpu: bool = False) -> nn.Module:
     """
     from launcher.evaluation.offline import opened
 
-    with taken(), opened(find_saved(naming.saved_place(os.fspath(run))), World(), [], cpu) as model:
+    with taken(), opened(find_saved(saved_place(os.fspath(run))), World(), [], cpu) as model:
         return model.model.bare.eval()
-
-
-def runs(name: str | os.PathLike[str] | None = None) -> list[Run]:
-    """The runs of a folder or of a name, the newest first; None means all that `launcher runs` lists.
-
-    Raises:
-        UsageError: There is no such folder or run.
-    """
-    from launcher.world.site import read_site
-
-    root = read_site()[0].root
-    listed = find_runs(root) if name is None else naming.named_runs([os.fspath(name)])
-    return sorted(listed, key=lambda run: run.started or 0.0, reverse=True)
 
 
 def check(recipe: RecipeSource, *overrides: str, allow: Sequence[str] = ()) -> list[Problem]:

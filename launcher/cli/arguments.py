@@ -40,18 +40,21 @@ class Commands:
         subparsers: What `add_subparsers` gives, whose class argparse does not name.
         parsers: Gets each command's parser by its name.
         summaries: Gets what each does, in a few words.
+
+    Attributes:
+        summaries: Of those that were added so far.
     """
 
     def __init__(self, subparsers: Any, parsers: dict[str, Parser], summaries: dict[str, str]):
         self._subparsers = subparsers
         self._parsers = parsers
-        self._summaries = summaries
+        self.summaries = summaries
 
     def add_parser(self, name: str, *, help: str, **options: Any) -> Parser:  # argparse's own word
         """Adds a command."""
         options.setdefault("description", f"{help[0].upper()}{help[1:]}.")
         parser: Parser = self._subparsers.add_parser(name, help=help, **options)
-        self._parsers[name], self._summaries[name] = parser, help
+        self._parsers[name], self.summaries[name] = parser, help
         return parser
 
 

@@ -23,19 +23,16 @@ def add(commands: Commands) -> None:
     )
     explain.add_argument("key", nargs="?", metavar="KEY", help="as in train.clip_grad_norm, or evaluate (default: all)")
     explain.add_argument("--all", action="store_true", help="the whole language in one page of Markdown")
-    explain.set_defaults(command=_explain)
+    explain.set_defaults(command=_explain, summaries=commands.summaries)
 
 
 def _explain(options: argparse.Namespace, _: Sequence[str]) -> int:
     from launcher.recipe.keys import all_keys
 
     if options.all:
-        from launcher.cli.main import GROUPS, parser
         from launcher.recipe.language import whole_language
 
-        summaries = parser().summaries
-        shown = {name: summaries[name] for names in GROUPS.values() for name in names}
-        print(whole_language(shown), end="")
+        print(whole_language({name: text for name, text in options.summaries.items() if name != "job"}), end="")
         return EXIT_DONE
     keys = all_keys()
     if options.key is None:

@@ -1,16 +1,17 @@
-"""`launcher.runs()`: the package of that name can be called, as the function in `launcher.api`."""
+"""`launcher.runs()`: the package of that name can be called, as `launcher.runs.naming.runs`."""
 
 from __future__ import annotations
 
+import sys
 from types import ModuleType
 from typing import Any
 
 
-class Listing(ModuleType):
-    """A module that can be called."""
-
+class _Listing(ModuleType):
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        """See `launcher.api.runs`."""
-        from launcher.api import runs
+        from launcher.runs.naming import runs
 
         return runs(*arguments, **options)
+
+
+sys.modules["launcher.runs"].__class__ = _Listing

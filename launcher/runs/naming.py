@@ -45,6 +45,16 @@ def named_run(text: str) -> Run:
     return max(runs, key=_age)
 
 
+def runs(name: str | os.PathLike[str] | None = None) -> list[Run]:
+    """The runs of a folder or of a name, the newest first; None means all that `launcher runs` lists.
+
+    Raises:
+        UsageError: There is no such folder or run.
+    """
+    listed = _all_runs() if name is None else named_runs([os.fspath(name)])
+    return sorted(listed, key=_age, reverse=True)
+
+
 def saved_place(text: str) -> Path:
     """What a name means to a command that reads what was saved: a path as it is, else the folder of the run.
 
