@@ -41,7 +41,7 @@ def add(commands: Commands) -> None:
     _add_changes(train)
     _add_debugging(train)
     add_output(train)
-    train.set_defaults(command=_train, start=None)
+    train.set_defaults(command=_train, listens=True, start=None)
     resume = commands.add_parser(
         "resume",
         help="go on with a run",
@@ -58,7 +58,9 @@ def add(commands: Commands) -> None:
     _add_where(resume)
     _add_changes(resume)
     add_output(resume)
-    resume.set_defaults(command=_resume, resume=False, one_batch=False, debug=False, pdb=False, profile=None)
+    resume.set_defaults(
+        command=_resume, listens=True, resume=False, one_batch=False, debug=False, pdb=False, profile=None
+    )
 
 
 def _add_where(command: argparse.ArgumentParser) -> None:
@@ -106,10 +108,12 @@ def _add_debugging(command: argparse.ArgumentParser) -> None:
 
 
 def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
-    from launcher.world.signals import listening
+    from launcher.world.signals import listening, release
     from launcher.world.world import World
 
     world = World.from_environ()
+    if not world.is_launched:
+        release()  # nothing has begun, and nobody would hear that it is to be continued
     if options.one_batch and (options.processes or 1) > 1:
         raise UsageError(f"--processes {options.processes}: --one-batch needs one process; leave --processes away")
     recipe = None

@@ -10,6 +10,7 @@ import atexit
 import ctypes
 import functools
 import os
+import shutil
 import signal
 import threading
 import time
@@ -18,7 +19,7 @@ import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from multiprocessing import parent_process, sharedctypes
-from multiprocessing.util import get_temp_dir
+from multiprocessing.util import Finalize
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from launcher.data.parts import Packed, sendable
 from launcher.data.reading import Reader
 from launcher.errors import LauncherError
 from launcher.world.signals import die_with_parent
+from launcher.world.temporary import held_folder
 
 Key = tuple[int, int]  # (epoch, index): workers learn the epoch with each sample
 
@@ -99,7 +101,7 @@ class Workers:
                 return iter(self._loader)
             self.close()
         self._loader = self._data_loader()
-        get_temp_dir()  # this process's, which it removes: else each worker has its own, which dies with it and stays
+        _keep_sockets(os.getpid())
         with _death_unsignalled():
             self._iterator = iter(self._loader)
         _ended_at_exit().add(self)
@@ -277,6 +279,15 @@ def _as_torch_tells(error: Exception, number: int) -> str:
     text = "".join(traceback.format_exception(error)).lstrip(" +").partition("\n")[2]
     kind = type(error).__name__
     return f"Caught {kind} in DataLoader worker process {number}.\nOriginal Traceback (most recent call last):\n{text}"
+
+
+@functools.cache
+def _keep_sockets(process: int) -> None:
+    """Gives this process a folder for its workers' sockets: one for all, else each would have its own, and leave it."""
+    with suppress(OSError):
+        folder, _ = held_folder()  # held until the process has ended
+        Finalize(None, shutil.rmtree, args=(folder, True), exitpriority=-100)  # after what uses it
+        internals.keep_sockets_in(str(folder))
 
 
 @functools.cache

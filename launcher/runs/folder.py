@@ -21,7 +21,7 @@ from typing import Any
 
 from launcher.errors import UsageError
 from launcher.recipe.directory import absolute, directory
-from launcher.recipe.secrets import masked, masked_in
+from launcher.recipe.masking import masked, masked_in
 from launcher.runs import lock
 from launcher.runs.identity import differences
 from launcher.world.failure_report import FAILURE_FILE

@@ -23,9 +23,9 @@ from launcher.cli.main import main
 from launcher.errors import LauncherError, RecipeError, UsageError
 from launcher.recipe.build import Builder
 from launcher.recipe.load import load_recipe
+from launcher.recipe.masking import masked
 from launcher.recipe.policy import Trust, argument_objections, style_objection
 from launcher.recipe.remote_paths import foreign_path
-from launcher.recipe.secrets import masked
 from launcher.recipe.targets import find_target
 from launcher.world.failure import of_exception
 
