@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.cli.arguments import positive, work_in
+from launcher.cli.arguments import positive, say_own_code, work_in
 from launcher.errors import EXIT_DONE
 
 if TYPE_CHECKING:
@@ -58,9 +58,12 @@ def _found(options: argparse.Namespace, overrides: Sequence[str] = ()) -> Saved:
     from dataclasses import replace
 
     from launcher.checkpoints.saved_run import find_saved
+    from launcher.world.world import is_spokesman
 
     saved = find_saved(Path(options.path), options.recipe, [*options.overrides, *overrides], options.remove)
     work_in(saved.directory)
+    if is_spokesman():
+        say_own_code(saved.recipe, output="json" if getattr(options, "json", False) else "auto")
     return replace(saved, allow=(*saved.allow, *options.allow))
 
 

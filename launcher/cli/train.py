@@ -119,7 +119,7 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     recipe = None
     if not (world.is_launched or options.one_batch):
         recipe = read_recipe(options)
-        say_own_code(recipe, options.output, width=10)
+        say_own_code(recipe, output=options.output, width=10)
         if (code := _supervised(recipe, options, arguments, world)) is not None:
             return code
     with listening():  # from here on being asked to stop means to save first
@@ -216,7 +216,7 @@ def _train_as_rank(recipe: Recipe | None, options: argparse.Namespace, arguments
     if recipe is None:
         recipe = read_recipe(options)
     if world.is_first and world.supervisor is None and (world.is_launched or options.one_batch):
-        say_own_code(recipe, options.output, width=10)  # else it was said before this process was started
+        say_own_code(recipe, output=options.output, width=10)  # else it was said before this process was started
     from launcher.run import run
     from launcher.runs.options import Options
 
