@@ -100,10 +100,16 @@ def killed(size: int, function: Callable[..., Any], *arguments: Any, after: floa
             process.join()
 
 
-def _start(size: int, function: Callable[..., Any], arguments: Any) -> tuple[list[Any], list[Any]]:
+def free_port() -> int:
+    """A port that nobody uses, for now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def _start(size: int, function: Callable[..., Any], arguments: Any) -> tuple[list[Any], list[Any]]:
+    port = free_port()
     pipes: list[Any] = []
     processes: list[Any] = []
     for rank in range(size):

@@ -12,7 +12,7 @@ from parts import Noisy as Noisy
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-PACE = "STORM_PACE"  # seconds of a forward pass
+PACE = "STORM_PACE"  # seconds of a forward pass, until there is a file `calm`
 
 
 class Flow(IterableDataset[tuple[Tensor, Tensor]]):
@@ -40,6 +40,6 @@ class Net(Calm):
         super().__init__(dropout=0.2, norm=True)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        time.sleep(float(os.environ.get(PACE, "0")))
+        time.sleep(0 if os.path.exists("calm") else float(os.environ.get(PACE, "0")))
         outputs: Tensor = super().forward(inputs)
         return outputs + 0.01 * torch.randn_like(outputs)
