@@ -12,14 +12,16 @@ import functools
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 import traceback
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from multiprocessing import parent_process, sharedctypes
 from multiprocessing.util import Finalize
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -220,6 +222,7 @@ def _start_worker(number: int) -> None:
     for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     die_with_parent()
+    sys.excepthook = functools.partial(_say, sys.excepthook)
     parent = parent_process()
     if parent is not None and not parent.is_alive():
         os._exit(1)
@@ -227,6 +230,14 @@ def _start_worker(number: int) -> None:
     assert info is not None
     assert isinstance(info.dataset, _InWorker)
     info.dataset.begin(number)
+
+
+def _say(
+    otherwise: Callable[..., Any], kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Of multiprocessing's thread that hands over what was read: that the trainer has died is no news from a worker."""
+    if not isinstance(error, ConnectionError | EOFError):
+        otherwise(kind, error, trace)
 
 
 class _death_unsignalled:  # noqa: N801  # a context manager named as what it says

@@ -33,7 +33,7 @@ def arguments(data: str, size: int) -> tuple[str, ...]:
 
 @rounds(
     "data, size, signals",
-    plain=[("rows", 1, 14), ("a stream", 2, 6)],
+    plain=[("rows", 1, 12), ("a stream", 2, 8)],
     long=[("a stream", 1, 60), ("rows", 2, 80), ("a stream", 3, 80)],
 )
 def test_whatever_signals_come_the_end_is_the_same_and_nothing_is_left(
@@ -44,7 +44,7 @@ def test_whatever_signals_come_the_end_is_the_same_and_nothing_is_left(
     for name in ("tiny.yaml", "parts.py", "stormy.py"):
         shutil.copy(RECIPES / name, tmp_path)
     words = arguments(data, size)
-    storm = Storm(tmp_path, words, seed=signals, patience=1.0 if size == 1 else 4.0)
+    storm = Storm(tmp_path, words, seed=signals, patience=0.7 if size == 1 else 3.0)
     undisturbed = storm.undisturbed()
     for run in storm.run(signals):
         assert_same(result_of(run), undisturbed, storm)
