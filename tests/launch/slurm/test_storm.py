@@ -19,10 +19,11 @@ from worlds import Command, result_of
 from launcher.cli.main import main
 from launcher.runs.reading import Run
 
-SIGNALS = 24
+ROUNDS = 14  # of four signals each
+STEPS = 2500
 RECIPE = (
     *("data.train={_target_: stormy.py:Flow}", "model={_target_: stormy.py:Net}", "data.workers=1", "train.ema=0.9"),
-    *("train.steps=2500", "save={every: 3 steps, keep: 2}", "launch.threads=1"),
+    *(f"train.steps={STEPS}", "save={every: 3 steps, keep: 2}", "launch.threads=1"),
     *("launch.max_restarts=100", "slurm.max_requeues=200"),
 )
 
@@ -63,12 +64,13 @@ def test_whatever_signals_come_the_end_is_the_same(
     for name, value in {**cluster.environment, **own, "LAUNCHER_SITE": "", "STORM_PACE": "0.02"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
-    run, chance = tmp_path / "run", random.Random(SIGNALS)
+    run, chance = tmp_path / "run", random.Random(ROUNDS)
     flags = ("--cpu", "--nodes", "2", "--processes", "3", "--time", "60", f"--run-dir={run}")
     assert main(["submit", "tiny.yaml", *flags, *RECIPE]) == 0
     try:
-        for number in range(SIGNALS):
+        for number in range(ROUNDS):
             one_more(cluster, run, chance, is_asked=number % 2 == 0)
+        assert Run(run).step < STEPS - 50
         Path("calm").touch()
         assert cluster.ended(number_of(run), 300) == "COMPLETED 0:0", log(cluster.job(number_of(run)))
     finally:
