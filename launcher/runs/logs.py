@@ -113,6 +113,7 @@ class _Log:
 
 
 _log: _Log | None = None
+_copiers: list[subprocess.Popen[bytes]] = []  # they end when nobody prints any more
 
 
 @contextmanager
@@ -160,7 +161,8 @@ def settle(path: Path) -> bool:
             named.write(masked(text.decode(errors="replace")).encode())
             for descriptor in (_log.descriptor, *_log.moved):
                 os.dup2(named.fileno(), descriptor)
-        _into_copier(path, dict.fromkeys(_log.moved))
+        if _log.moved:
+            _into_copier(path, dict.fromkeys(_log.moved))
     return True
 
 
@@ -229,6 +231,7 @@ def _into_copier(path: Path, screens: Mapping[int, int | None]) -> subprocess.Po
         )
         for number, (_, writing) in pipes.items():
             os.dup2(writing, number)
+        _copiers.append(copier)
     except OSError:
         return None
     finally:

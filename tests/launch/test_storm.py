@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -50,7 +49,7 @@ def test_whatever_signals_come_the_end_is_the_same_and_nothing_is_left(
         assert_same(result_of(run), undisturbed, storm)
         assert not [path for path in run.rglob("*") if path.name.startswith(".") or path.suffix == ".tmp"]
     assert len(storm.sent) >= signals
-    assert len(Counter(storm.sent)) > signals / 6, Counter(storm.sent)  # of all kinds, to all
+    assert len({sent.split()[0] for sent in storm.sent}) >= min(6, signals // 3), storm.sent
     assert not storm.left()
 
 

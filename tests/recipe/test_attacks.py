@@ -604,6 +604,32 @@ def test_own_code_is_named_with_its_arguments_before_it_is_imported(
 # ---------------------------------------------------------------------- secrets
 
 
+SAVED = ("evaluate run --cpu", "predict run --cpu --data test --to outputs.jsonl", "export run --to net.safetensors")
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["train recipe.yaml --cpu", "resume run --cpu", *SAVED, "submit recipe.yaml --cpu", "data recipe.yaml --seconds 0"],
+)
+def test_each_command_names_own_code_before_it_imports_it(
+    project: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    test = "data.test={_target_: parts.py:Points}"
+    if "run" in command.split():
+        assert main(["train", "recipe.yaml", "--cpu", "--quiet", "--run-dir", "run", test]) == 0
+        sys.modules.pop("parts")
+    with (project / "parts.py").open("a") as file:
+        file.write("\nprint('it is imported', flush=True)\nraise ValueError('so far')\n")
+    capsys.readouterr()
+    main(command.split())
+    printed = capsys.readouterr()
+    lines = (printed.out + printed.err).splitlines()
+    named = next(number for number, line in enumerate(lines) if line.startswith("own code"))
+    imported = [number for number, line in enumerate(lines) if "it is imported" in line or "so far" in line]
+    assert all(number > named for number in imported), lines
+    assert imported or "is finished" in lines[-1]
+
+
 @pytest.mark.parametrize(
     "secret",
     [TOKEN, "sk-" + "b" * 40, "https://bob:hunter2pw@example.org", "ghp_" + "c" * 36, "AKIA" + "D" * 16],
