@@ -17,6 +17,7 @@ from typing import Any
 import projects
 import pytest
 from projects import stand_in
+from tiers import rounds
 
 import launcher
 from launcher.cli.main import main
@@ -607,9 +608,10 @@ def test_own_code_is_named_with_its_arguments_before_it_is_imported(
 SAVED = ("evaluate run --cpu", "predict run --cpu --data test --to outputs.jsonl", "export run --to net.safetensors")
 
 
-@pytest.mark.parametrize(
+@rounds(
     "command",
-    ["train recipe.yaml --cpu", "resume run --cpu", *SAVED, "submit recipe.yaml --cpu", "data recipe.yaml --seconds 0"],
+    plain=["train recipe.yaml --cpu", SAVED[2], "submit recipe.yaml --cpu"],
+    long=["resume run --cpu", *SAVED[:2], "data recipe.yaml --seconds 0"],
 )
 def test_each_command_names_own_code_before_it_imports_it(
     project: Path, capsys: pytest.CaptureFixture[str], command: str

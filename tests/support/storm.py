@@ -75,7 +75,7 @@ class Storm:
             self.folder,
             *self.arguments,
             f"--run-dir={run}",
-            memory=self.memory,
+            memory=str(self.memory),
             TMPDIR=str(self.temporary),
             **pace,
         )

@@ -271,7 +271,7 @@ class Command:
     """
 
     def __init__(
-        self, folder: Path, *arguments: str, netns: str | None = None, memory: Path | None = None, **environment: str
+        self, folder: Path, *arguments: str, netns: str | None = None, memory: str | None = None, **environment: str
     ):
         self._mark = f"test-{uuid.uuid4()}"
         self.screen = folder / f"{self._mark}.screen"
@@ -300,7 +300,7 @@ class Command:
         return Launched(code, screen, left, ended)
 
 
-def _mount(folder: Path, place: str) -> None:
+def _mount(folder: str, place: str) -> None:
     """A folder in another's place, for this process and those that it starts."""
     library = ctypes.CDLL(None, use_errno=True)
     private, bound = 1 << 18 | 1 << 14, 1 << 12  # MS_PRIVATE with MS_REC; MS_BIND
@@ -325,7 +325,7 @@ def _command(
     arguments: tuple[str, ...],
     environment: dict[str, str],
     netns: str | None,
-    memory: Path | None,
+    memory: str | None,
 ) -> None:
     os.chdir(folder)
     if memory is not None:
