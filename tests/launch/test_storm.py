@@ -18,14 +18,9 @@ PARTS = {
     "a stream": "data.train={_target_: parts.py:Cut}",
 }
 RECIPE = (
-    *(
-        "model={_target_: parts.py:InAStorm}",
-        "data.validation={_target_: parts.py:Numbers, seed: 2}",
-        "data.workers=2",
-        "data.drop_last=true",
-    ),
-    *("train.steps=90", "train.ema=0.9", "save={every: 3 steps, keep: 2}", "evaluate.every=30 steps"),
-    *("launch.threads=1", "evaluate.ranks=all"),
+    *("model={_target_: parts.py:InAStorm}", "data.validation={_target_: parts.py:Numbers, seed: 2}"),
+    *("data.workers=2", "data.drop_last=true", "evaluate={every: 30 steps, ranks: all}", "launch.threads=1"),
+    *("train.steps=90", "train.ema=0.9", "save={every: 3 steps, keep: 2}"),
 )
 
 
