@@ -8,7 +8,6 @@ import shlex
 import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +27,7 @@ from launcher.world.notes import Notes, first_of
 from launcher.world.progress import Progress
 from launcher.world.signals import SECOND_INTERRUPT_SECONDS, hold, ignoring
 from launcher.world.site import read_site
-from launcher.world.temporary import sweep
+from launcher.world.temporary import place, sweep
 from launcher.world.waiting import Wait
 from launcher.world.world import RUN_DIR_VARIABLE, SUPERVISOR_VARIABLE, usable_cpus
 
@@ -134,7 +133,7 @@ class Supervisor:
         return code
 
     def _tidy(self, code: int) -> None:
-        sweep(tempfile.gettempdir())  # what ranks that were killed have left
+        sweep(place())  # what ranks that were killed have left
         self.tidy(code)
 
     def _run_agent(self, command: Sequence[str]) -> None:

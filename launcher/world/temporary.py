@@ -17,11 +17,12 @@ from pathlib import Path
 
 _PREFIX = "launcher_tmp_"
 _UNNAMED = ".launcher_new_"
+_LONGEST = 60  # bytes: a socket's name has 107 at most, and multiprocessing waits for ever for one that cannot be made
 
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """A folder of this process's in TMPDIR for a while.
+    """A folder of this process's for a while.
 
     Raises:
         OSError: There can be none.
@@ -35,14 +36,22 @@ def temporary_folder() -> Iterator[Path]:
 
 
 def held_folder() -> tuple[Path, int]:
-    """A folder in TMPDIR, and the descriptor that holds it for as long as it is open.
+    """A folder in `place`, and the descriptor that holds it for as long as it is open.
 
     Raises:
         OSError: There can be none.
     """
-    sweep(tempfile.gettempdir())
-    path = Path(tempfile.mkdtemp(prefix=_UNNAMED))
+    parent = place()
+    sweep(parent)
+    path = Path(tempfile.mkdtemp(prefix=_UNNAMED, dir=parent))
     return _held(path, os.open(path, os.O_RDONLY | os.O_DIRECTORY))
+
+
+def place() -> str:
+    """TMPDIR; where its name is so long that no socket could have one in there, what every system has."""
+    named = tempfile.gettempdir()
+    is_long = len(os.fsencode(named)) > _LONGEST
+    return "/tmp" if is_long and os.access("/tmp", os.W_OK | os.X_OK) else named
 
 
 def held_file(parent: Path) -> tuple[Path, int]:
@@ -71,7 +80,7 @@ def sweep(parent: str | os.PathLike[str]) -> None:
     """Removes what processes of this user's have left there that have been killed.
 
     Args:
-        parent: TMPDIR, say, which other users have as well.
+        parent: A folder which other users have as well.
     """
     try:
         left = [entry for entry in os.scandir(parent) if entry.name.startswith(_PREFIX)]
