@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from launcher.cli.arguments import positive, say_own_code, work_in
 from launcher.errors import EXIT_DONE
+from launcher.world.loading import loading
 
 if TYPE_CHECKING:
     from launcher.checkpoints.saved_run import Saved
@@ -57,8 +58,10 @@ def _add_saved(command: argparse.ArgumentParser) -> None:
 def _found(options: argparse.Namespace, overrides: Sequence[str] = ()) -> Saved:
     from dataclasses import replace
 
-    from launcher.checkpoints.saved_run import find_saved
     from launcher.world.world import is_spokesman
+
+    with loading():
+        from launcher.checkpoints.saved_run import find_saved
 
     saved = find_saved(Path(options.path), options.recipe, [*options.overrides, *overrides], options.remove)
     work_in(saved.directory)

@@ -19,8 +19,8 @@ PARTS = {
 }
 RECIPE = (
     *("model={_target_: parts.py:InAStorm}", "data.validation={_target_: parts.py:Numbers, seed: 2}"),
-    *("data.workers=2", "data.drop_last=true", "evaluate={every: 30 steps, ranks: all}", "launch.threads=1"),
-    *("train.steps=90", "train.ema=0.9", "save={every: 3 steps, keep: 2}"),
+    *("data.workers=2", "data.drop_last=true", "evaluate={every: 20 steps, ranks: all}", "launch.threads=1"),
+    *("train.steps=60", "train.ema=0.9", "save={every: 3 steps, keep: 2}"),
 )
 
 
@@ -32,7 +32,7 @@ def arguments(data: str, size: int) -> tuple[str, ...]:
 
 @rounds(
     "data, size, signals",
-    plain=[("rows", 1, 12), ("a stream", 2, 8)],
+    plain=[("rows", 1, 14), ("a stream", 2, 6)],
     long=[("a stream", 1, 60), ("rows", 2, 80), ("a stream", 3, 80)],
 )
 def test_whatever_signals_come_the_end_is_the_same_and_nothing_is_left(
