@@ -51,6 +51,7 @@ def test_whatever_signals_come_the_end_is_the_same_and_nothing_is_left(
     assert len(storm.sent) >= signals
     assert len({sent.split()[0] for sent in storm.sent}) >= min(6, signals // 3), storm.sent
     assert not storm.left()
+    storm.temporary.rmdir()
 
 
 def assert_same(run: Trained, other: Trained, storm: Storm) -> None:

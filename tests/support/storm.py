@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import signal
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -45,9 +46,8 @@ class Storm:
 
     def __post_init__(self) -> None:
         self.chance = random.Random(self.seed)
-        self.temporary, self.memory = self.folder / "t", self.folder / "m"
-        for path in (self.temporary, self.memory):
-            path.mkdir()
+        self.temporary, self.memory = Path(tempfile.mkdtemp(dir="/tmp")), self.folder / "m"  # short: it is for sockets
+        self.memory.mkdir()
 
     def run(self, signals: int) -> Iterator[Path]:
         """Sends so many signals; gives the folder of each run that has come to its end."""
