@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher import text
 from launcher.errors import LauncherError, UsageError
-from launcher.recipe.secrets import masked, masked_in
+from launcher.recipe.masking import masked, masked_in
 from launcher.runs.metrics import METRICS_FILE
 from launcher.runs.reading import Run
 from launcher.runs.report.charts import Chart, Series, charts_of, steps_per_epoch
