@@ -169,18 +169,19 @@ def read_recipe(options: argparse.Namespace) -> Recipe:
     return load_recipe(options.recipe, options.overrides, options.remove)
 
 
-def say_own_code(recipe: Recipe, output: str = "auto", width: int = 12) -> None:
-    """Names what the recipe calls of the user's own code, and asks about slips, before anything is imported.
+def say_own_code(*recipes: Recipe, output: str = "auto", width: int = 12) -> None:
+    """Names what a recipe calls of the user's own code, and asks about slips, before anything is imported.
 
     Args:
-        recipe: As it was read.
+        *recipes: As they were read; of several, what each says once.
         output: `quiet` says nothing; `json` keeps standard output for JSON.
         width: Of the labels, as in the lines that follow.
     """
     from launcher.recipe.own_code import own_calls, questions
 
-    messages = [("own code", line) for line in own_calls(recipe)] + [("question", line) for line in questions(recipe)]
-    for label, text in messages if output != "quiet" else ():
+    lines = [("own code", line) for recipe in recipes for line in own_calls(recipe)]
+    lines += [("question", line) for recipe in recipes for line in questions(recipe)]
+    for label, text in dict.fromkeys(lines) if output != "quiet" else ():
         print(f"{label:<{width}} {text}", file=sys.stderr if output == "json" else sys.stdout, flush=True)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.cli.arguments import RUN_NAMES, work_in
+from launcher.cli.arguments import RUN_NAMES, say_own_code, work_in
 from launcher.errors import EXIT_DONE
 
 if TYPE_CHECKING:
@@ -35,5 +35,6 @@ def _export(options: argparse.Namespace, _: Sequence[str]) -> int:
 
     target, saved = Path(options.to).absolute(), find_saved(saved_place(options.path))
     work_in(saved.directory)
+    say_own_code(saved.recipe)
     print(export(saved, target))
     return EXIT_DONE

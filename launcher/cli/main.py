@@ -35,8 +35,10 @@ from launcher.cli import (
 from launcher.cli.arguments import Parser, TopParser
 from launcher.errors import EXIT_FAILED, EXIT_USAGE, LauncherError
 from launcher.recipe.directory import taken
+from launcher.recipe.masking import masked
 from launcher.version import __version__
 from launcher.world.screen import speaking_json, steady
+from launcher.world.signals import release
 from launcher.world.world import is_spokesman, name_of_rank
 
 _SPOKESMAN_SECONDS = 2.0  # how much earlier rank 0 may say what other ranks find as well
@@ -58,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code (0 done, 1 failed, 2 wrong recipe or flags, 75 preempted)."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     options = _parsed(arguments)
+    if not getattr(options, "listens", False):
+        release()
     try:
         # what only shows something for ever ends with the screen; whatever works does its work without one
         with taken(), nullcontext() if getattr(options, "ends_with_screen", False) else steady():
@@ -80,8 +84,6 @@ def _done(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 def _say(error: LauncherError, for_programs: bool) -> None:
     """Prints what is wrong, once: every rank finds the same mistakes, or that there is nothing to do."""
-    from launcher.recipe.secrets import masked  # loads yaml, which `launcher --help` does not need
-
     text = masked(str(error))
     if error.exit_code == EXIT_FAILED or is_spokesman():
         print(text, file=sys.stderr)

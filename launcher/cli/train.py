@@ -42,7 +42,7 @@ def add(commands: Commands) -> None:
     _add_changes(train)
     _add_debugging(train)
     add_output(train)
-    train.set_defaults(command=_train, start=None)
+    train.set_defaults(command=_train, listens=True, start=None)
     resume = commands.add_parser(
         "resume",
         help="go on with a run",
@@ -59,7 +59,9 @@ def add(commands: Commands) -> None:
     _add_where(resume)
     _add_changes(resume)
     add_output(resume)
-    resume.set_defaults(command=_resume, resume=False, one_batch=False, debug=False, pdb=False, profile=None)
+    resume.set_defaults(
+        command=_resume, listens=True, resume=False, one_batch=False, debug=False, pdb=False, profile=None
+    )
 
 
 def _add_where(command: argparse.ArgumentParser) -> None:
@@ -107,16 +109,18 @@ def _add_debugging(command: argparse.ArgumentParser) -> None:
 
 
 def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
-    from launcher.world.signals import listening
+    from launcher.world.signals import listening, release
     from launcher.world.world import World
 
     world = World.from_environ()
+    if not world.is_launched:
+        release()  # nothing has begun, and nobody would hear that it is to be continued
     if options.one_batch and (options.processes or 1) > 1:
         raise UsageError(f"--processes {options.processes}: --one-batch needs one process; leave --processes away")
     recipe = None
     if not (world.is_launched or options.one_batch):
         recipe = read_recipe(options)
-        say_own_code(recipe, options.output, width=10)
+        say_own_code(recipe, output=options.output, width=10)
         if (code := _supervised(recipe, options, arguments, world)) is not None:
             return code
     with listening():  # from here on being asked to stop means to save first
@@ -213,7 +217,7 @@ def _train_as_rank(recipe: Recipe | None, options: argparse.Namespace, arguments
     if recipe is None:
         recipe = read_recipe(options)
     if world.is_first and world.supervisor is None and (world.is_launched or options.one_batch):
-        say_own_code(recipe, options.output, width=10)  # else it was said before this process was started
+        say_own_code(recipe, output=options.output, width=10)  # else it was said before this process was started
     with loading():
         from launcher.run import run
         from launcher.runs.options import Options

@@ -16,10 +16,11 @@ import yaml
 from launcher.errors import RecipeError
 from launcher.recipe import shipped
 from launcher.recipe.inputs import system_folder
+from launcher.recipe.masking import shape_in
 from launcher.recipe.places import Key, Origin, Path, Problems, dotted
 from launcher.recipe.project import SITE_PLACES, SITE_VARIABLE, is_own_recipe, named_paths
 from launcher.recipe.references import resolve
-from launcher.recipe.secrets import ADVICE, holds_secret, shape_in, without_secrets
+from launcher.recipe.secrets import ADVICE, holds_secret, without_secrets
 from launcher.recipe.tree import MAX_BYTES, Document, Node
 from launcher.recipe.yaml import TextError, decode, parse, place
 from launcher.text import brief, printable, suggestion

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher import text
 from launcher.errors import LauncherError, UsageError
-from launcher.recipe.secrets import masked, masked_in
+from launcher.recipe.masking import masked, masked_in
 from launcher.runs.differing import differing, label_of
 from launcher.runs.metrics import METRICS_FILE
 from launcher.runs.reading import Run

@@ -18,7 +18,7 @@ from rich.console import Console as Rich
 from rich.table import Table
 from rich.text import Text
 
-from launcher.recipe.secrets import masked, masked_in
+from launcher.recipe.masking import masked, masked_in
 from launcher.runs.metrics import Line, encode
 from launcher.runs.tracking.scores import (
     _BAD,
