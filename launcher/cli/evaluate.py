@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.cli.arguments import positive, say_own_code, work_in
+from launcher.cli.arguments import RUN_NAMES, positive, say_own_code, work_in
 from launcher.errors import EXIT_DONE
 from launcher.world.loading import loading
 
@@ -45,7 +45,9 @@ def add(commands: Commands) -> None:
 
 
 def _add_saved(command: argparse.ArgumentParser) -> None:
-    command.add_argument("path", metavar="RUN|CHECKPOINT|WEIGHTS", help="a run's folder, a checkpoint, or a .pth file")
+    command.add_argument(
+        "path", metavar="RUN|CHECKPOINT|WEIGHTS", help=f"a checkpoint, a .pth file, or a run: {RUN_NAMES}"
+    )
     command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes to the recipe")
     command.add_argument("--recipe", metavar="FILE", help="in place of the run's; for a file outside of a run")
     command.add_argument("--remove", action="append", default=[], metavar="KEY", help="take a key out of the recipe")
@@ -62,8 +64,9 @@ def _found(options: argparse.Namespace, overrides: Sequence[str] = ()) -> Saved:
 
     with loading():
         from launcher.checkpoints.saved_run import find_saved
+    from launcher.runs.naming import saved_place
 
-    saved = find_saved(Path(options.path), options.recipe, [*options.overrides, *overrides], options.remove)
+    saved = find_saved(saved_place(options.path), options.recipe, [*options.overrides, *overrides], options.remove)
     work_in(saved.directory)
     if is_spokesman():
         say_own_code(saved.recipe, output="json" if getattr(options, "json", False) else "auto")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher.cli.arguments import add_output, add_recipe, positive, read_recipe, say_own_code, span, work_in
+from launcher.cli.arguments import RUN_NAMES, add_output, add_recipe, positive, read_recipe, say_own_code, span, work_in
 from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, UsageError
 from launcher.world.loading import loading
 
@@ -48,7 +48,7 @@ def add(commands: Commands) -> None:
         help="go on with a run",
         description="Go on with a run: the command that started it, from its newest checkpoint.",
     )
-    resume.add_argument("run_dir", metavar="RUN", help="the run's folder")
+    resume.add_argument("run_dir", metavar="RUN", help=RUN_NAMES)
     resume.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="further changes to the recipe")
     resume.add_argument(
         "--from",
@@ -325,13 +325,19 @@ def _go_on_with(tasks: Sequence[Run], name: str) -> None:
     print(f"job {go_on_with_tasks(left)} goes on with {len(left)} of the {len(tasks)} tasks of {name}")
 
 
+def _folder_of(name: str) -> Path:
+    """The folder of the run that a name means, or of the job array in it."""
+    from launcher.runs.naming import saved_place
+
+    path = Path(name)
+    return (path if path.is_dir() and _tasks_in(path) else saved_place(name)).absolute()
+
+
 def _resume(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     from launcher.runs.folder import ENVIRONMENT_FILE, read_json
     from launcher.world.world import World
 
-    folder = Path(options.run_dir).absolute()
-    if not folder.is_dir():
-        raise UsageError(f"{options.run_dir}: there is no such folder; `launcher runs` lists the runs")
+    folder = _folder_of(options.run_dir)
     how = read_json(folder / ENVIRONMENT_FILE)
     if _resubmitted(folder, options):
         return EXIT_DONE

@@ -27,6 +27,11 @@ def stop_requested() -> bool:
     return bool(_received)
 
 
+def first_received() -> int | None:
+    """The signal that asked first; None where nobody has asked."""
+    return _received[0] if _received else None
+
+
 def hold(*more: int) -> None:
     """Lets the signals wait from here on, in this thread and the processes that it starts, until somebody handles them.
 
