@@ -1,0 +1,127 @@
+"""What people bring trains as their own loop does: plain, in pieces, stopped and resumed, with evaluations between.
+
+The cases of one world size share one world, so that each costs a fraction of a second. In the plain tier each case
+meets one of the variations on each world, in turn; in the long one it meets all.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from places import ROOT
+from tiers import rounds
+from worlds import Trained, in_world, result_of
+
+from launcher.checks.rehearsal import rehearse
+from launcher.errors import LauncherError
+from launcher.recipe.build import Builder
+from launcher.recipe.load import load_recipe
+from launcher.run import run
+from launcher.runs.options import Options
+from launcher.world.world import FAULTS_VARIABLE, World
+from tests.brought.case import EVERY, Case, Loop, Told, written
+from tests.brought.table import CASES
+
+FOLDER = Path(__file__).parent
+RECIPE = FOLDER / "parts" / "brought.yaml"
+REFUSED = FOLDER / "refused.txt"
+VARIATIONS = ("pieces", "evaluated", "resumed")
+WORLDS = (1, 2, 3)
+
+
+def variation_of(case: Case, size: int) -> str:
+    """What a case meets in the plain tier: with another number of processes, another thing."""
+    return VARIATIONS[([*CASES].index(case.name) + size) % len(VARIATIONS)]
+
+
+def cases_of(size: int) -> list[Case]:
+    """All on one and two processes, every third on three."""
+    able = [case for case in CASES.values() if size in case.worlds]
+    return able[::3] if size == 3 else able
+
+
+def overrides_of(case: Case, variation: str, size: int) -> list[str]:
+    """The recipe, and what the variation adds."""
+    if variation == "pieces" and case.pieces:
+        return [*case.overrides, f"data.micro_batch_size={4 - size}"]
+    if variation == "evaluated":
+        own = next((one for one in case.overrides if one.startswith("data.train=")), "")
+        ranks = "all" if size == 3 and case.pieces else "first"
+        batch = 7 if case.pieces else 20
+        evaluate = f"evaluate={{every: {EVERY} steps, batch_size: {batch}, ranks: {ranks}}}"
+        return [*case.overrides, own.replace("data.train=", "data.validation="), evaluate]
+    return case.overrides
+
+
+def train_all(folder: str, wanted: Sequence[tuple[str, str, int]]) -> dict[str, str]:
+    """Trains cases as one rank of this world, one after another; what failed, by name."""
+    failed = {}
+    for name, variation, size in wanted:
+        torch.set_default_dtype(torch.float32)
+        try:
+            _train(f"{folder}/{name}, {variation}", CASES[name], variation, size)
+        except Exception as error:
+            failed[f"{name}, {variation}"] = "".join(traceback.format_exception(error)[-4:])
+    return failed
+
+
+def _train(folder: str, case: Case, variation: str, size: int) -> None:
+    recipe = load_recipe(RECIPE, overrides_of(case, variation, size), case.removed)
+    options = Options(cpu=True, run_dir=folder, output="quiet", allow=case.allow)
+    if variation == "resumed":
+        os.environ[FAULTS_VARIABLE] = "term@step:3"
+        try:
+            assert run(recipe, World.from_environ(), options).state == "preempted"
+        finally:
+            del os.environ[FAULTS_VARIABLE]
+    assert run(recipe, World.from_environ(), options).state == "finished"
+
+
+@functools.cache
+def by_hand(name: str, evaluates: bool) -> Told:
+    """The loop's numbers, computed once for all worlds."""
+    default = torch.get_default_dtype()
+    try:
+        return Loop(CASES[name], evaluates=evaluates).train()
+    finally:
+        torch.set_default_dtype(default)
+
+
+def check_equal(case: Case, trained: Trained, told: Told, evaluated: bool) -> None:
+    """Losses, evaluations and weights are the loop's."""
+    near = functools.partial(pytest.approx, rel=case.exact, abs=case.exact * 1e-2)
+    assert trained.column("loss") == near(told.losses)
+    if evaluated:
+        assert trained.column("loss", "validation") == near(told.scores)
+    weights = {name: value for name, value in trained.weights.items() if isinstance(value, torch.Tensor)}
+    assert weights.keys() == told.weights.keys()
+    for name, value in told.weights.items():
+        torch.testing.assert_close(weights[name], value, rtol=case.exact, atol=case.exact * 1e-1, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def compare_all(folder: Path, size: int, wanted: Sequence[tuple[Case, str]]) -> None:
+    """All of them in one world; every one that differs is named."""
+    named = [(case.name, variation, size) for case, variation in wanted]
+    failed = {name: said for rank in in_world(size, train_all, str(folder), named, timeout=280) for name, said in rank.items()}
+    for case, variation in wanted:
+        name = f"{case.name}, {variation}"
+        if name in failed:
+            continue
+        try:
+            told = by_hand(case.name, variation == "evaluated")
+            check_equal(case, result_of(folder / name), told, variation == "evaluated")
+        except Exception as error:
+            failed[name] = "".join(traceback.format_exception(error)[-1:])
+    assert not failed, "\n".join(f"--- {name}\n{said}" for name, said in failed.items())
+
+
+@pytest.mark.parametrize("size", WORLDS)
+def test_each_case_is_the_loop_by_hand(tmp_path: Path, size: int) -> None:
+    compare_all(tmp_path, size, [(case, variation_of(case, size)) for case in cases_of(size)])
