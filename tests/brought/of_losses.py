@@ -147,6 +147,8 @@ case("a mask, at least one", *targets, loss=losses.masked_safely, **masks)
 case("a mask, mean over all", *targets, loss=losses.masked_over_all, **masks)
 case("a mask, mean of means", *targets, loss=losses.masked_by_row, **masks)
 case("a mask of yes and no", *targets, loss=losses.selected, **{**masks, "data": partial(sets.Masked, kind="bool")})
+some = {**masks, "data": partial(sets.Masked, kind="some")}
+case("a mask that lets nothing through of some samples", *targets, loss=losses.masked, **some)
 case("lengths", *targets, loss=losses.by_lengths, **{**masks, "data": sets.Lengths})
 case("NaN left out", model=three, data=sets.Holes, loss=losses.present)
 case("weights of samples", *targets, data=sets.Weighted, loss=losses.weighted, forward=of_three)
@@ -174,12 +176,14 @@ case("deep supervision", model=partial(nets.Heads, kind="list"), loss=losses.dee
 case("outputs in a mapping", model=partial(nets.Heads, kind="mapping"), loss=losses.mapping)
 case(
     "one of the outputs, by its path",
+    "device.ddp.find_unused_parameters=true",
     "batch.outputs=[other.aux]",
     model=partial(nets.Heads, kind="mapping"),
     forward=lambda model, batch, loss: loss(model(batch[0])["other"]["aux"], batch[1]),
 )
 case(
     "an output by its attribute",
+    "device.ddp.find_unused_parameters=true",
     "batch.outputs=[aux]",
     model=partial(nets.Heads, kind="record"),
     forward=lambda model, batch, loss: loss(model(batch[0]).aux, batch[1]),
@@ -273,6 +277,9 @@ def of_language(model: nn.Module, batch: Any, _: Any) -> Tensor:
 
 
 language: dict[str, Any] = {"data": sets.Tok, "loss": None, "forward": of_language}
+unlabelled = {**language, "data": partial(sets.Tok, none=True)}
+case("a model's own loss: of some samples nothing counts", *OWN, model=nets.Language, **unlabelled)
+case("a model's own mask: of some samples nothing counts", *OWN, model=partial(nets.Language, gives="masked"), **unlabelled)
 for gives in ("mapping", "alone", "parts", "object", "rows", "brackets"):
     case(f"a model's own loss: {gives}", *OWN, model=partial(nets.Language, gives=gives), **language)
 case("a model's own loss: in a tuple", *OWN, "batch.loss=1", model=partial(nets.Language, gives="tuple"), **language)
@@ -305,13 +312,16 @@ stepped("a step", steps.plain)
 stepped("a step with a mask", steps.of_mask, **{key: masks[key] for key in ("model", "data")})
 stepped("a step with a mask, counted", steps.of_mask, "train.count=steps.py:mask_of",
         **{key: masks[key] for key in ("model", "data")})
+stepped("a step with a mask of nothing for some", steps.of_mask, **{key: some[key] for key in ("model", "data")})
+stepped("a step with a mask of nothing for some, counted", steps.of_mask, "train.count=steps.py:mask_of",
+        **{key: some[key] for key in ("model", "data")})
 stepped("a step that calls a method", steps.by_method)
 stepped("a step that looks for the wrapper", steps.around_wrapper)
 stepped("a step that calls layers", steps.by_parts, model=nets.Deep)
 stepped("a step with two forward passes", steps.consistent)
 stepped("a step with a gradient penalty", steps.penalized, model=nets.Deep)
 stepped("a step that is a sum", steps.summed, score=per_sample(of_step(steps.summed)))
-stepped("a step that drops samples", steps.of_present, model=three, data=sets.Holes)
+stepped("a step that drops samples", steps.of_present, model=three, data=sets.Holes, worlds=(1,), pieces=False, refused=2)
 stepped("a step that drops samples, counted", steps.of_present, "train.count=steps.py:present_of", model=three,
         data=sets.Holes)
 stepped("mixup by NumPy", steps.mixed, worlds=(1,), pieces=False, refused=2)

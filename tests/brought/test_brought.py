@@ -23,6 +23,7 @@ from launcher.checks.rehearsal import rehearse
 from launcher.errors import LauncherError
 from launcher.recipe.build import Builder
 from launcher.recipe.load import load_recipe
+from launcher.recipe.schema import Recipe
 from launcher.run import run
 from launcher.runs.options import Options
 from launcher.world.world import FAULTS_VARIABLE, World
@@ -57,6 +58,8 @@ def overrides_of(case: Case, variation: str, size: int) -> list[str]:
         batch = 7 if case.pieces else 20
         evaluate = f"evaluate={{every: {EVERY} steps, batch_size: {batch}, ranks: {ranks}}}"
         return [*case.overrides, own.replace("data.train=", "data.validation="), evaluate]
+    if variation == "resumed" and size > 1:
+        return [*case.overrides, "save.every=3 steps"]
     return case.overrides
 
 
@@ -76,12 +79,19 @@ def _train(folder: str, case: Case, variation: str, size: int) -> None:
     recipe = load_recipe(RECIPE, overrides_of(case, variation, size), case.removed)
     options = Options(cpu=True, run_dir=folder, output="quiet", allow=case.allow)
     if variation == "resumed":
-        os.environ[FAULTS_VARIABLE] = "term@step:3"
-        try:
-            assert run(recipe, World.from_environ(), options).state == "preempted"
-        finally:
-            del os.environ[FAULTS_VARIABLE]
+        _stop(recipe, options, size)
     assert run(recipe, World.from_environ(), options).state == "finished"
+
+
+def _stop(recipe: Recipe, options: Options, size: int) -> None:
+    """Has one process asked to stop after step 3; several fail in step 4, and the last checkpoint is that of step 3."""
+    os.environ[FAULTS_VARIABLE] = "term@step:3" if size == 1 else "raise@step:4"
+    try:
+        assert run(recipe, World.from_environ(), options).state == "preempted"
+    except RuntimeError as error:
+        assert str(error) == "a fault at step"
+    finally:
+        del os.environ[FAULTS_VARIABLE]
 
 
 @functools.cache

@@ -209,9 +209,16 @@ class Language(nn.Module):
             "sum": lambda: F.cross_entropy(scores.flatten(0, 1), labels.flatten(), reduction="sum") / 64,
             "rows": lambda: self._by_rows(scores, labels),
             "regularized": lambda: loss + 0.01 * self.head.weight.square().sum(),
+            "masked": lambda: self._masked(scores, labels),
             "brackets": lambda: loss[None],
         }
         return kinds[self.gives]()
+
+    @staticmethod
+    def _masked(scores: Tensor, labels: Tensor) -> Tensor:
+        kept = (labels != -100).double()
+        each = F.cross_entropy(scores.transpose(1, 2), labels.clamp(min=0), reduction="none")
+        return (each * kept).sum() / kept.sum()
 
     @staticmethod
     def _by_rows(scores: Tensor, labels: Tensor) -> Tensor:

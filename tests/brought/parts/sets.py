@@ -127,6 +127,8 @@ class Masked(Rows):
 
     def __init__(self, kind: str = "float") -> None:
         mask = torch.arange(6) <= whole(6, SIZE, 1)
+        if kind == "some":
+            mask[8:13] = False
         self.tensors = normal(SIZE, 6, 4), normal(SIZE, 6, seed=7), mask if kind == "bool" else mask.double()
 
 
@@ -179,8 +181,10 @@ class Tokens(Rows):
 class Tok(Dataset[Any]):
     """Token numbers and labels by name; of some samples all but one are ignored."""
 
-    def __init__(self, ignored: bool = True):
+    def __init__(self, ignored: bool = True, none: bool = False):
         self.x, self.y = whole(5, SIZE, 6), whole(5, SIZE, 6, seed=4)
+        if none:
+            self.y[8:13] = -100
         for row in range(SIZE if ignored else 0):
             self.y[row, 1 + row % 6 :] = -100
 
