@@ -116,9 +116,9 @@ def forward(
 
 
 def _of_nothing(state: TrainState, value: torch.Tensor) -> torch.Tensor:
-    """A loss that counts nothing here, where it may be a mean of nothing: NaN, and NaN × 0 is NaN, as its gradients are.
+    """A loss of a batch in which nothing counts: where it is a mean of nothing, NaN × 0 would be NaN.
 
-    Zero by way of the parameters in its place, since DDP waits for a gradient of each.
+    Zero by way of the parameters stands in its place, since DDP waits for a gradient of each.
     """
     if value.isfinite():
         return value

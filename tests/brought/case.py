@@ -47,6 +47,7 @@ class Case:
         recipe: Overrides of `brought.yaml`, beside those that follow from the parts.
         model: Makes the module.
         data: Makes the data set.
+        validation: Makes the one that is evaluated; None for the same again.
         loss: A class or a function, or `partial` of one; None where the model or a step function brings it.
         optimizer: Makes the optimizer of parameters; None for SGD with 0.1.
         scheduler: Makes the schedule of an optimizer.
@@ -60,12 +61,14 @@ class Case:
         exact: How far off it may be; what is kept in 32 bits is not exact to 1e-9 in another order of summation.
         refused: For so many processes, `check` must refuse it, as `refused.txt` says; 0 for none.
         allow: Packages that the recipe names.
+        heavy: Whether its package takes seconds to import: in the plain tier it is trained with two processes alone.
     """
 
     name: str
     recipe: tuple[str, ...] = ()
     model: Any = Lin
     data: Any = Reg
+    validation: Any = None
     loss: Any = nn.MSELoss
     optimizer: Any = None
     scheduler: Any = None
@@ -79,6 +82,7 @@ class Case:
     exact: float = 1e-9
     refused: int = 0
     allow: tuple[str, ...] = ()
+    heavy: bool = False
 
     @property
     def overrides(self) -> list[str]:
@@ -124,7 +128,7 @@ def _named(part: Any) -> str:
     return f'{{_target_: "{target}", _partial_: true{settings}}}' if settings else f'{{_ref_: "{target}"}}'
 
 
-OWN = ("sets", "nets", "losses", "optimizers", "steps", "packaged")  # files of people's own
+OWN = ("sets", "nets", "layers", "losses", "optimizers", "steps", "packaged")  # files of people's own
 _HOMES = {"torch._C._nn": "torch.nn.functional"}
 
 
@@ -210,7 +214,7 @@ class Loop:
         self._switch("eval")
         modules = [part for part in (self.model, self.loss) if hasattr(part, "state_dict")]
         kept = [copy.deepcopy(module.state_dict()) for module in modules]
-        batch = self.batch(0, range(len(self.data)))
+        batch = self.batch(0, range(len(self.data)))  # a validation set of its own has the same samples
         seed_generators(0, 6, 0)  # an evaluation's own
         with torch.no_grad():
             value = (self.case.score or self.case.forward)(self.model, batch, self.loss)

@@ -7,6 +7,7 @@ from typing import Any
 
 import nets
 import sets
+
 from tests.brought.case import case
 
 
@@ -26,8 +27,12 @@ case("tensors side by side", data=sets.tensors)
 case("sets in a row", data=sets.concatenated)
 case("a subset", data=sets.subset)
 case("a subset of a mixed set", data=sets.subset, shuffled=True)
-case("sets by name", "batch={inputs: [x.0], targets: [y.0]}", data=sets.stacked,
-     forward=lambda model, batch, loss: loss(model(batch["x"][0]), batch["y"][0]))
+case(
+    "sets by name",
+    "batch={inputs: [x.0], targets: [y.0]}",
+    data=sets.stacked,
+    forward=lambda model, batch, loss: loss(model(batch["x"][0]), batch["y"][0]),
+)
 case("a stream", data=sets.Streamed)
 case("mixed", shuffled=True)
 case("the last batch left out", "data.drop_last=true", data=partial(sets.Reg, size=24))
@@ -44,9 +49,19 @@ case("a collate that is told", "data.collate={_target_: sets.py:EpochCollate}", 
 
 # ---------------------------------------------------------------------- what is handed over, what is split
 
-case("a DataLoader with its collate", "data.train={_target_: sets.py:loader}", "data.collate=null", collate=sets.tripled)
+case(
+    "a DataLoader with its collate", "data.train={_target_: sets.py:loader}", "data.collate=null", collate=sets.tripled
+)
 case("a DataLoader of batches", data=sets.loader_of_four, worlds=(), refused=1)
 case("a DataLoader that draws", data=sets.loader_that_draws, worlds=(), refused=1)
+
+case(
+    "split by rank already, as it is said",
+    "data.split_by_rank=true",
+    data=sets.split_by_rank,
+    validation=sets.Reg,
+    worlds=(2,),
+)
 
 # ---------------------------------------------------------------------- what samples are
 
@@ -54,15 +69,25 @@ shaped = {kind: partial(sets.Shaped, kind=kind) for kind in ("named", "nested", 
 shaped |= {kind: partial(sets.Shaped, kind=kind) for kind in ("list", "sparse", "complex", "bool", "extra", "dropped")}
 case("named tuples, by position", data=shaped["named"])
 case("named tuples, by name", "batch={inputs: [image], targets: [label]}", data=shaped["named"])
-case("paths into mappings", "batch={inputs: {left: x.left, right: x.right}, targets: [y.0]}", model=nets.Halves,
-     data=shaped["nested"],
-     forward=lambda model, batch, loss: loss(model(**batch["x"]), batch["y"][0]))
+case(
+    "paths into mappings",
+    "batch={inputs: {left: x.left, right: x.right}, targets: [y.0]}",
+    model=nets.Halves,
+    data=shaped["nested"],
+    forward=lambda model, batch, loss: loss(model(**batch["x"]), batch["y"][0]),
+)
 by_fields: dict[str, Any] = {"forward": by_name("image", "label")}
 fields = ("batch={inputs: [image], targets: [label]}",)
 case("dataclasses", *fields, data=shaped["record"], collate=sets.stacked_records, **by_fields)
 case("objects with attributes", *fields, data=shaped["space"], collate=sets.stacked_spaces, **by_fields)
-case("the batch itself", "batch={inputs: whole, targets: [label]}", model=nets.OfBatch, data=shaped["record"],
-     collate=sets.stacked_records, forward=lambda model, batch, loss: loss(model(batch), batch.label))
+case(
+    "the batch itself",
+    "batch={inputs: whole, targets: [label]}",
+    model=nets.OfBatch,
+    data=shaped["record"],
+    collate=sets.stacked_records,
+    forward=lambda model, batch, loss: loss(model(batch), batch.label),
+)
 case("arrays of NumPy's", data=shaped["numpy"])
 case("numbers of Python's", data=shaped["numbers"], collate=sets.stacked_numbers)
 case("lists", data=shaped["list"])
@@ -82,5 +107,9 @@ case("samples that draw, mixed", data=sets.Augmented, shuffled=True)
 case("samples that draw in a worker", "data.workers=1", data=sets.Augmented, worlds=(2,))
 case("a generator made of torch's seed", data=sets.Generated)
 case("a collate that draws", collate=sets.noisy_collate, worlds=(1,), pieces=False)
-case("a collate for training alone", "data.collate={train: {_ref_: sets.py:tripled}}", collate=sets.tripled,
-     score=lambda model, batch, loss: loss(model(batch[0] / 3), batch[1]))
+case(
+    "a collate for training alone",
+    "data.collate={train: {_ref_: sets.py:tripled}}",
+    collate=sets.tripled,
+    score=lambda model, batch, loss: loss(model(batch[0] / 3), batch[1]),
+)

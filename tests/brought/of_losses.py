@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import layers
 import losses
 import nets
 import sets
@@ -63,7 +64,7 @@ case("dense, with class weights", model=dense, data=sets.Dense, loss=partial(CE,
 case("dense, nothing ignored", model=dense, data=partial(sets.Dense, ignored=None), loss=CE)
 case("dense, another class ignored", model=dense, data=partial(sets.Dense, ignored=2), loss=partial(CE, ignore_index=2))
 segments = partial(sets.Pictures, masks=True)
-case("pixels", model=partial(nets.convolutions, masks=True), data=segments, loss=CE)
+case("pixels", model=partial(layers.convolutions, masks=True), data=segments, loss=CE)
 case("negative log-likelihood", model=nets.logs, data=ignored, loss=nn.NLLLoss)
 case("negative log-likelihood, weights", model=nets.logs, data=sets.Cls, loss=partial(nn.NLLLoss, weight=WEIGHTS))
 yes = partial(sets.Soft, kind="yes")
@@ -73,7 +74,12 @@ case("mean square", loss=nn.MSELoss)
 case("absolute", loss=nn.L1Loss)
 case("smooth absolute", loss=partial(nn.SmoothL1Loss, beta=0.5))
 case("Huber", loss=partial(nn.HuberLoss, delta=0.5))
-case("Poisson", data=sets.Positive, loss=partial(nn.PoissonNLLLoss, full=True), optimizer=partial(torch.optim.SGD, lr=1e-3))
+case(
+    "Poisson",
+    data=sets.Positive,
+    loss=partial(nn.PoissonNLLLoss, full=True),
+    optimizer=partial(torch.optim.SGD, lr=1e-3),
+)
 case("KL, batchmean", model=nets.logs, data=sets.Soft, loss=partial(nn.KLDivLoss, reduction="batchmean"))
 case("KL, mean", model=nets.logs, data=sets.Soft, loss=nn.KLDivLoss)
 log_target = partial(nn.KLDivLoss, reduction="batchmean", log_target=True)
@@ -121,10 +127,20 @@ case(
     worlds=(),
     refused=1,
 )
-case("a sum", loss=partial(nn.MSELoss, reduction="sum"), optimizer=partial(torch.optim.SGD, lr=0.01),
-     score=per_sample(of_pair))
-case("a sum of what is not ignored", model=three, data=ignored, loss=partial(CE, reduction="sum"),
-     optimizer=partial(torch.optim.SGD, lr=0.01), score=per_sample(of_pair))
+case(
+    "a sum",
+    loss=partial(nn.MSELoss, reduction="sum"),
+    optimizer=partial(torch.optim.SGD, lr=0.01),
+    score=per_sample(of_pair),
+)
+case(
+    "a sum of what is not ignored",
+    model=three,
+    data=ignored,
+    loss=partial(CE, reduction="sum"),
+    optimizer=partial(torch.optim.SGD, lr=0.01),
+    score=per_sample(of_pair),
+)
 
 # ---------------------------------------------------------------------- functions and modules of one's own
 
@@ -133,10 +149,20 @@ case("a function with settings", model=three, data=sets.Cls, loss=partial(F.cros
 case("focal, with torch's attributes", model=three, data=sets.Cls, loss=losses.Focal)
 case("focal over ignored ones too", model=three, data=ignored, loss=losses.Focal)
 case("focal, with its own reduction", model=three, data=ignored, loss=losses.FocalKept)
-case("focal, another ignored", model=three, data=partial(sets.Cls, ignored=2),
-     loss=partial(losses.FocalKept, ignore_index=2))
-case("focal, summed", model=three, data=ignored, loss=partial(losses.FocalKept, reduction="sum"),
-     optimizer=partial(torch.optim.SGD, lr=0.01), score=per_sample(of_pair))
+case(
+    "focal, another ignored",
+    model=three,
+    data=partial(sets.Cls, ignored=2),
+    loss=partial(losses.FocalKept, ignore_index=2),
+)
+case(
+    "focal, summed",
+    model=three,
+    data=ignored,
+    loss=partial(losses.FocalKept, reduction="sum"),
+    optimizer=partial(torch.optim.SGD, lr=0.01),
+    score=per_sample(of_pair),
+)
 case("a reduction that is only a word", model=three, data=sets.Cls, loss=losses.Smooth)
 case("tokens flattened", model=partial(dense, last=True), data=sets.Dense, loss=losses.flattened)
 case("tokens shifted", model=partial(dense, last=True), data=sets.Dense, loss=losses.shifted)
@@ -166,26 +192,43 @@ case("a mean times the size", loss=losses.times_size, score=per_sample(of_pair))
 code = {"model": partial(nets.Heads, kind="code"), "optimizer": partial(torch.optim.SGD, lr=0.01)}
 in_order = "_outputs_: {recon: 0, x: 1, mu: 2, logvar: 3}, _targets_: []"
 of_code: Any = lambda loss: lambda model, batch, _: loss(*model(batch[0]))  # noqa: E731
-case("a VAE's sums, in their order", f"loss={{_ref_: losses.py:elbo, {in_order}}}", loss=None,
-     forward=of_code(losses.elbo), score=per_sample(of_code(losses.elbo)), **code)
-case("a VAE's sums by sample", f"loss={{_ref_: losses.py:elbo_mean, {in_order}}}", loss=None,
-     forward=of_code(losses.elbo_mean), **code)
-case("a VAE's in the recipe's order", "batch={outputs: [0, 2, 3], targets: [1]}", loss=losses.elbo,
-     worlds=(), refused=1, **code)
+case(
+    "a VAE's sums, in their order",
+    f"loss={{_ref_: losses.py:elbo, {in_order}}}",
+    loss=None,
+    forward=of_code(losses.elbo),
+    score=per_sample(of_code(losses.elbo)),
+    **code,
+)
+case(
+    "a VAE's sums by sample",
+    f"loss={{_ref_: losses.py:elbo_mean, {in_order}}}",
+    loss=None,
+    forward=of_code(losses.elbo_mean),
+    **code,
+)
+case(
+    "a VAE's in the recipe's order",
+    "batch={outputs: [0, 2, 3], targets: [1]}",
+    loss=losses.elbo,
+    worlds=(),
+    refused=1,
+    **code,
+)
 case("deep supervision", model=partial(nets.Heads, kind="list"), loss=losses.deep)
 case("outputs in a mapping", model=partial(nets.Heads, kind="mapping"), loss=losses.mapping)
 case(
     "one of the outputs, by its path",
-    "device.ddp.find_unused_parameters=true",
     "batch.outputs=[other.aux]",
     model=partial(nets.Heads, kind="mapping"),
+    worlds=(1,),
     forward=lambda model, batch, loss: loss(model(batch[0])["other"]["aux"], batch[1]),
 )
 case(
     "an output by its attribute",
-    "device.ddp.find_unused_parameters=true",
     "batch.outputs=[aux]",
     model=partial(nets.Heads, kind="record"),
+    worlds=(1,),
     forward=lambda model, batch, loss: loss(model(batch[0]).aux, batch[1]),
 )
 case(
@@ -193,8 +236,9 @@ case(
     "loss={a: {_target_: MSELoss, _outputs_: [0]}, b: {_target_: L1Loss, _outputs_: [1], _weight_: 0.3}}",
     model=nets.Heads,
     loss=None,
-    forward=lambda model, batch, _: F.mse_loss(model(batch[0])[0], batch[1])
-    + 0.3 * F.l1_loss(model(batch[0])[1], batch[1]),
+    forward=lambda model, batch, _: (
+        F.mse_loss(model(batch[0])[0], batch[1]) + 0.3 * F.l1_loss(model(batch[0])[1], batch[1])
+    ),
 )
 case(
     "two losses with counts of their own",
@@ -202,8 +246,9 @@ case(
     model=three,
     data=ignored,
     loss=None,
-    forward=lambda model, batch, _: F.cross_entropy(model(batch[0]), batch[1])
-    + 0.5 * losses.Focal()(model(batch[0]), batch[1]),
+    forward=lambda model, batch, _: (
+        F.cross_entropy(model(batch[0]), batch[1]) + 0.5 * losses.Focal()(model(batch[0]), batch[1])
+    ),
 )
 case(
     "an auxiliary loss without targets",
@@ -217,9 +262,18 @@ letters = ("batch.targets=[1, 2, 3]",)
 case("speech", *letters, loss=losses.ctc, **speech)
 case("speech, by the letter", *letters, loss=losses.ctc_by_letter, **speech)
 case("no module and no function", loss=partial(losses.Callable, power=2))
-case("what a loss leaves open, said", "loss={_ref_: losses.py:root_mean}", "batch.targets=[1, 2]", loss=None,
-     forward=lambda model, batch, _: losses.root_mean(model(batch[0]), *batch[1:]),
-     worlds=(1,), pieces=False, refused=2, **{"model": masks["model"], "data": sets.Lengths})
+case(
+    "what a loss leaves open, said",
+    "loss={_ref_: losses.py:root_mean}",
+    "batch.targets=[1, 2]",
+    loss=None,
+    forward=lambda model, batch, _: losses.root_mean(model(batch[0]), *batch[1:]),
+    worlds=(1,),
+    pieces=False,
+    refused=2,
+    model=masks["model"],
+    data=sets.Lengths,
+)
 
 # ---------------------------------------------------------------------- of the whole batch
 
@@ -237,8 +291,15 @@ two = ("batch={inputs: [0, 1], targets: [], outputs: [0, 1]}",)
 case("contrast", *two, loss=losses.contrast, **views, **whole)
 case("variance and invariance", *two, loss=losses.vicreg, **views, **whole)
 case("redundancy", *two, loss=losses.barlow, **views, **whole)
-case("contrast, as it is said", *two, "loss={_ref_: losses.py:contrast, _per_: batch}", loss=None, worlds=(1,),
-     pieces=False, **{**views, "forward": lambda model, batch, _: losses.contrast(*model(*batch))})
+case(
+    "contrast, as it is said",
+    *two,
+    "loss={_ref_: losses.py:contrast, _per_: batch}",
+    loss=None,
+    worlds=(1,),
+    pieces=False,
+    **{**views, "forward": lambda model, batch, _: losses.contrast(*model(*batch))},
+)
 case("a loss that draws", loss=losses.noisy, worlds=(), refused=2)
 case("padded, and no mask", data=sets.Sequences, collate=sets.pad_alone, **whole)
 
@@ -256,10 +317,21 @@ case("a net inside of a loss", loss=losses.Perceptual)
 case("nodes of graphs", model=three, data=partial(sets.Sequences, classes=True), collate=sets.joined, loss=CE)
 case("rows that are not the samples", data=sets.Sequences, collate=sets.joined)
 case("padded, with a mask", *targets, data=sets.Sequences, collate=sets.pad, loss=losses.masked, forward=of_three)
-case("padded, with ignored labels", model=partial(dense), data=partial(sets.Sequences, classes=True),
-     collate=sets.pad_ignored, loss=CE)
-case("graphs, pooled", "batch={inputs: [0, 1], targets: [2]}", model=nets.Pooled, data=sets.Sequences,
-     collate=sets.with_owners, forward=lambda model, batch, loss: loss(model(batch[0], batch[1]), batch[2]))
+case(
+    "padded, with ignored labels",
+    model=partial(dense),
+    data=partial(sets.Sequences, classes=True),
+    collate=sets.pad_ignored,
+    loss=CE,
+)
+case(
+    "graphs, pooled",
+    "batch={inputs: [0, 1], targets: [2]}",
+    model=nets.Pooled,
+    data=sets.Sequences,
+    collate=sets.with_owners,
+    forward=lambda model, batch, loss: loss(model(batch[0], batch[1]), batch[2]),
+)
 
 # ---------------------------------------------------------------------- a model's own
 
@@ -279,20 +351,45 @@ def of_language(model: nn.Module, batch: Any, _: Any) -> Tensor:
 language: dict[str, Any] = {"data": sets.Tok, "loss": None, "forward": of_language}
 unlabelled = {**language, "data": partial(sets.Tok, none=True)}
 case("a model's own loss: of some samples nothing counts", *OWN, model=nets.Language, **unlabelled)
-case("a model's own mask: of some samples nothing counts", *OWN, model=partial(nets.Language, gives="masked"), **unlabelled)
+case(
+    "a model's own mask: of some samples nothing counts",
+    *OWN,
+    model=partial(nets.Language, gives="masked"),
+    **unlabelled,
+)
 for gives in ("mapping", "alone", "parts", "object", "rows", "brackets"):
     case(f"a model's own loss: {gives}", *OWN, model=partial(nets.Language, gives=gives), **language)
 case("a model's own loss: in a tuple", *OWN, "batch.loss=1", model=partial(nets.Language, gives="tuple"), **language)
-case("a model's own loss: shifted", *OWN, model=partial(nets.Language, shifts=True),
-     **{**language, "data": partial(sets.Tok, ignored=False)})
+case(
+    "a model's own loss: shifted",
+    *OWN,
+    model=partial(nets.Language, shifts=True),
+    **{**language, "data": partial(sets.Tok, ignored=False)},
+)
 case("a model's own loss: shifted and ignored", *OWN, model=partial(nets.Language, shifts=True), **language)
 case("a model's own loss: counted", *OWN, "train.count=steps.py:labels_of", model=nets.Language, **language)
-case("a model's own loss: a sum", *OWN, model=partial(nets.Language, gives="sum"),
-     score=lambda model, batch, _: of_language(model, batch, _) / len(batch["labels"]), **language)
-case("a model's own loss: with a penalty", *OWN, model=partial(nets.Language, gives="regularized"), worlds=(1,),
-     pieces=False, refused=2, **language)
-case("a model's losses by name", "loss=model", "batch={inputs: [0, 1], targets: []}", model=nets.Detects,
-     data=sets.Cls, loss=None, forward=lambda model, batch, _: sum(model(*batch).values()))
+case(
+    "a model's own loss: a sum",
+    *OWN,
+    model=partial(nets.Language, gives="sum"),
+    score=lambda model, batch, _: of_language(model, batch, _) / len(batch["labels"]),
+    **language,
+)
+case(
+    "a model's own loss: with a penalty",
+    *OWN,
+    model=partial(nets.Language, gives="regularized"),
+    **{**language, "data": partial(sets.Tok, ignored=False)},
+)
+case(
+    "a model's losses by name",
+    "loss=model",
+    "batch={inputs: [0, 1], targets: []}",
+    model=nets.Detects,
+    data=sets.Cls,
+    loss=None,
+    forward=lambda model, batch, _: sum(model(*batch).values()),
+)
 
 # ---------------------------------------------------------------------- of a step function
 
@@ -310,25 +407,50 @@ def stepped(name: str, step: Any, *recipe: str, **parts: Any) -> None:
 
 stepped("a step", steps.plain)
 stepped("a step with a mask", steps.of_mask, **{key: masks[key] for key in ("model", "data")})
-stepped("a step with a mask, counted", steps.of_mask, "train.count=steps.py:mask_of",
-        **{key: masks[key] for key in ("model", "data")})
+stepped(
+    "a step with a mask, counted",
+    steps.of_mask,
+    "train.count=steps.py:mask_of",
+    **{key: masks[key] for key in ("model", "data")},
+)
 stepped("a step with a mask of nothing for some", steps.of_mask, **{key: some[key] for key in ("model", "data")})
-stepped("a step with a mask of nothing for some, counted", steps.of_mask, "train.count=steps.py:mask_of",
-        **{key: some[key] for key in ("model", "data")})
+stepped(
+    "a step with a mask of nothing for some, counted",
+    steps.of_mask,
+    "train.count=steps.py:mask_of",
+    **{key: some[key] for key in ("model", "data")},
+)
 stepped("a step that calls a method", steps.by_method)
 stepped("a step that looks for the wrapper", steps.around_wrapper)
 stepped("a step that calls layers", steps.by_parts, model=nets.Deep)
 stepped("a step with two forward passes", steps.consistent)
 stepped("a step with a gradient penalty", steps.penalized, model=nets.Deep)
 stepped("a step that is a sum", steps.summed, score=per_sample(of_step(steps.summed)))
-stepped("a step that drops samples", steps.of_present, model=three, data=sets.Holes, worlds=(1,), pieces=False, refused=2)
-stepped("a step that drops samples, counted", steps.of_present, "train.count=steps.py:present_of", model=three,
-        data=sets.Holes)
+stepped(
+    "a step that drops samples", steps.of_present, model=three, data=sets.Holes, worlds=(1,), pieces=False, refused=2
+)
+stepped(
+    "a step that drops samples, counted",
+    steps.of_present,
+    "train.count=steps.py:present_of",
+    model=three,
+    data=sets.Holes,
+)
 stepped("mixup by NumPy", steps.mixed, worlds=(1,), pieces=False, refused=2)
 stepped("a step that draws from all generators", steps.drawn_by_all, worlds=(1,), pieces=False, refused=2)
-stepped("a penalty of the weights in a step", steps.with_weights, worlds=(1,), pieces=False, refused=2)
+stepped("a penalty of the weights in a step", steps.with_weights)
 stepped("contrast in a step", steps.contrasted, model=nets.Twin, data=sets.Views, worlds=(1,), pieces=False, refused=2)
-case("a teacher in a step", "train.step={_target_: steps.py:Teacher}", loss=steps.Teacher,
-     forward=lambda model, batch, step: step(model, batch)["loss"], pieces=False)
-case("a step that is a module", "train.step={_target_: steps.py:TeachingModule}", loss=steps.TeachingModule,
-     forward=lambda model, batch, step: step(model, batch)["loss"], pieces=False)
+case(
+    "a teacher in a step",
+    "train.step={_target_: steps.py:Teacher}",
+    loss=steps.Teacher,
+    forward=lambda model, batch, step: step(model, batch)["loss"],
+    pieces=False,
+)
+case(
+    "a step that is a module",
+    "train.step={_target_: steps.py:TeachingModule}",
+    loss=steps.TeachingModule,
+    forward=lambda model, batch, step: step(model, batch)["loss"],
+    pieces=False,
+)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import layers
 import nets
 import sets
 import torch
@@ -17,23 +18,34 @@ rows: dict[str, Any] = {"data": sets.Masked, "optimizer": partial(torch.optim.SG
 
 # ---------------------------------------------------------------------- torch's layers
 
-case("LSTM", model=nets.lstm, **rows)
-case("GRU both ways", model=nets.gru, **rows)
-case("a transformer's layer", model=nets.transformer, **rows)
-case("attention", model=nets.attention, **rows)
+case("LSTM", model=layers.lstm, **rows)
+case("GRU both ways", model=layers.gru, **rows)
+case("a transformer's layer", model=layers.transformer, **rows)
+case("attention", model=layers.attention, **rows)
 for norm in ("layer", "group", "rms"):
-    case(f"normed by {norm}", model=partial(nets.mlp, norm=norm))
-case("BatchNorm, of one process", model=partial(nets.mlp, norm="batch"), worlds=(1,), pieces=False)
-case("BatchNorm, a last batch of one", "data.train.size=17", model=partial(nets.mlp, norm="batch"), worlds=(), refused=1)
-case("convolutions", model=nets.convolutions, data=sets.Pictures, loss=CE)
-case("convolutions, instances normed", model=nets.normed_convolutions, data=sets.Pictures, loss=CE)
-case("residual bilinear layers", model=nets.residual)
-case("experts, some of them unused", model=nets.experts)
-case("traced by torch.jit", model=nets.jitted)
+    case(f"normed by {norm}", model=partial(layers.mlp, norm=norm))
+case("BatchNorm, of one process", model=partial(layers.mlp, norm="batch"), worlds=(1,), pieces=False)
+case(
+    "BatchNorm, a last batch of one",
+    "data.train.size=17",
+    model=partial(layers.mlp, norm="batch"),
+    worlds=(),
+    refused=1,
+)
+case("convolutions", model=layers.convolutions, data=sets.Pictures, loss=CE)
+case("convolutions, instances normed", model=layers.normed_convolutions, data=sets.Pictures, loss=CE)
+case("residual bilinear layers", model=layers.residual)
+case("experts, some of them unused", model=layers.experts)
+case("traced by torch.jit", model=layers.jitted)
 case("an embedding", model=nets.Bag, data=sets.Tokens)
 case("an embedding with padding", model=partial(nets.Bag, kind="padding"), data=sets.Tokens)
-case("an embedding that renormalizes itself", model=partial(nets.Bag, kind="renormalized"), data=sets.Tokens,
-     pieces=False, worlds=(1,))
+case(
+    "an embedding that renormalizes itself",
+    model=partial(nets.Bag, kind="renormalized"),
+    data=sets.Tokens,
+    pieces=False,
+    worlds=(1,),
+)
 case("a bag of embeddings", model=partial(nets.Bag, kind="bag"), data=sets.Tokens)
 case("sparse gradients", model=partial(nets.Bag, kind="sparse"), data=sets.Tokens)
 case("sparse gradients of a bag", model=partial(nets.Bag, kind="sparse bag"), data=sets.Tokens)
@@ -42,7 +54,7 @@ case("sparse gradients of a bag", model=partial(nets.Bag, kind="sparse bag"), da
 
 for kind in ("weight", "old weight", "orthogonal", "symmetric"):
     case(f"parametrized: {kind}", model=partial(nets.Deep, kind=kind))
-case("spectral norm", model=nets.spectral, worlds=(1,), pieces=False)
+case("spectral norm", model=layers.spectral, worlds=(1,), pieces=False)
 case("tied weights", model=partial(nets.Deep, kind="tied"))
 case("frozen in part", model=partial(nets.Deep, kind="frozen"))
 case("a layer called several times", model=partial(nets.Deep, kind="several"))
@@ -55,8 +67,13 @@ case("parameters outside of layers", model=nets.Loose)
 case("complex weights", model=nets.Waves)
 case("forces", "device.ddp.find_unused_parameters=true", model=nets.Slopes)
 case("a wrapper that passes all on", model=nets.Wrapper)
-case("a wrapper that hands its own out", "train.step=steps.py:by_method", model=nets.Wrapper, loss=None,
-     forward=lambda model, batch, _: nn.functional.mse_loss(model.score(batch[0]), batch[1]))
+case(
+    "a wrapper that hands its own out",
+    "train.step=steps.py:by_method",
+    model=nets.Wrapper,
+    loss=None,
+    forward=lambda model, batch, _: nn.functional.mse_loss(model.score(batch[0]), batch[1]),
+)
 
 # ---------------------------------------------------------------------- that do things to themselves
 
@@ -70,8 +87,12 @@ case("rounded to 8 bits, scale observed", model=nets.Quantized)
 case("float64 as torch's default", model=nets.Defaulted)
 case("weights of 16 bits", model=partial(nets.Lin, dtype=torch.bfloat16), exact=0.02)
 case("weights of 32 bits", model=partial(nets.Lin, dtype=torch.float32), exact=1e-5)
-case("inputs by name", "batch={inputs: {left: x.left, right: x.right}, targets: [y.0]}", model=nets.Halves,
-     data=partial(sets.Shaped, kind="nested"),
-     forward=lambda model, batch, loss: loss(model(batch["x"]["left"], batch["x"]["right"]), batch["y"][0]))
-case("dropout that is off", model=partial(nets.mlp, dropout=0.0))
-case("dropout", model=partial(nets.mlp, dropout=0.5), worlds=(1,), pieces=False)
+case(
+    "inputs by name",
+    "batch={inputs: {left: x.left, right: x.right}, targets: [y.0]}",
+    model=nets.Halves,
+    data=partial(sets.Shaped, kind="nested"),
+    forward=lambda model, batch, loss: loss(model(batch["x"]["left"], batch["x"]["right"]), batch["y"][0]),
+)
+case("dropout that is off", model=partial(layers.mlp, dropout=0.0))
+case("dropout", model=partial(layers.mlp, dropout=0.5), worlds=(1,), pieces=False)

@@ -40,8 +40,12 @@ TORCHS: dict[str, Any] = {
 }
 for name, optimizer in TORCHS.items():
     case(f"optimizer: {name}", model=deep, optimizer=optimizer)
-case("optimizer: SparseAdam", model=partial(nets.Bag, kind="sparse alone"), data=sets.Tokens,
-     optimizer=partial(optim.SparseAdam, lr=0.05))
+case(
+    "optimizer: SparseAdam",
+    model=partial(nets.Bag, kind="sparse alone"),
+    data=sets.Tokens,
+    optimizer=partial(optim.SparseAdam, lr=0.05),
+)
 case("optimizer: LBFGS", optimizer=partial(optim.LBFGS, lr=0.1), worlds=(), refused=1)
 case("optimizer: one that a function makes", optimizer=optimizers.switched)
 
@@ -54,8 +58,12 @@ case("own optimizer: ScheduleFree", optimizer=partial(optimizers.ScheduleFree, l
 case("own optimizer: ScheduleFree, begins evaluating", optimizer=partial(optimizers.ScheduleFree, lr=0.1, trains=False))
 case("own optimizer: state in 32 bits", optimizer=partial(optimizers.Wide, lr=0.05), exact=1e-6)
 case("own optimizer: a deque", optimizer=partial(optimizers.WithDeque, lr=0.05), worlds=(), refused=1)
-case("16 bits, state in 32", model=partial(nets.Lin, dtype=torch.bfloat16),
-     optimizer=partial(optimizers.Wide, lr=0.05), exact=0.02)
+case(
+    "16 bits, state in 32",
+    model=partial(nets.Lin, dtype=torch.bfloat16),
+    optimizer=partial(optimizers.Wide, lr=0.05),
+    exact=0.02,
+)
 
 # ---------------------------------------------------------------------- schedules
 
@@ -80,8 +88,13 @@ case("schedule: a function's", scheduler=optimizers.in_sequence)
 # ---------------------------------------------------------------------- what surrounds a step
 
 case("clipped", model=deep, clip=0.05)
-case("clipped, with class counts", model=nets.three, data=partial(sets.Cls, ignored=-100), loss=nn.CrossEntropyLoss,
-     clip=0.05)
+case(
+    "clipped, with class counts",
+    model=nets.three,
+    data=partial(sets.Cls, ignored=-100),
+    loss=nn.CrossEntropyLoss,
+    clip=0.05,
+)
 case(
     "groups by name",
     "optimizer={_target_: SGD, lr: 0.1, _groups_: {'*.bias': {lr: 0.01, weight_decay: 0.1}}}",

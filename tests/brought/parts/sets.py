@@ -76,7 +76,12 @@ class Soft(Rows):
 
     def __init__(self, kind: str = "probabilities"):
         soft = normal(SIZE, 3, seed=3).softmax(1)
-        targets = {"probabilities": soft, "logs": soft.log(), "signs": (soft > 0.3) * 2.0 - 1, "yes": soft.gt(0.3) * 1.0}
+        targets = {
+            "probabilities": soft,
+            "logs": soft.log(),
+            "signs": (soft > 0.3) * 2.0 - 1,
+            "yes": soft.gt(0.3) * 1.0,
+        }
         self.tensors = normal(SIZE, 4), targets[kind].double()
 
 
