@@ -26,6 +26,7 @@ _PACKAGE = str(Path(launcher.__file__).parent)
 _SLOWEST = (
     "launch/slurm/test_cluster.py",
     "training/test_resume.py",
+    "brought/test_brought.py",
     "launch/test_failures.py",
     "device/test_lazy_compiler.py",
     "runs/tracking/test_wandb.py",

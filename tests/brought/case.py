@@ -183,7 +183,7 @@ class Loop:
             seed_generators(0, step, 0)  # as it is documented
             value = self.case.forward(self.model, batch, self.loss)
             self.optimizer.zero_grad()
-            value.backward()  # type: ignore[no-untyped-call]  # torch's
+            value.backward()
             if self.case.clip:
                 nn.utils.clip_grad_norm_(self.model.parameters(), self.case.clip)
             self.optimizer.step()

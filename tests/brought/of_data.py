@@ -23,9 +23,9 @@ case("get_batch that is what it seems", data=sets.Fast)
 case("__getitem__ overridden alone", data=sets.Doubled)
 case("a wrapper with __getattr__", data=sets.Delegating)
 case("__getitems__", data=sets.Several, forward=lambda model, batch, loss: loss(model(batch[0] * 3), batch[1]))
-case("tensors side by side", data=sets.tensors)
-case("sets in a row", data=sets.concatenated)
-case("a subset", data=sets.subset)
+case("sets: tensors side by side", data=sets.tensors)
+case("sets: sets in a row", data=sets.concatenated)
+case("sets: a subset", data=sets.subset)
 case("a subset of a mixed set", data=sets.subset, shuffled=True)
 case(
     "sets by name",
@@ -35,9 +35,9 @@ case(
 )
 case("a stream", data=sets.Streamed)
 case("mixed", shuffled=True)
-case("the last batch left out", "data.drop_last=true", data=partial(sets.Reg, size=24))
-case("a set of another size", data=partial(sets.Reg, size=19))
-case("smaller than a batch", data=partial(sets.Reg, size=7))
+case("sets: the last batch left out", "data.drop_last=true", data=partial(sets.Reg, size=24))
+case("sets: a set of another size", data=partial(sets.Reg, size=19))
+case("sets: smaller than a batch", data=partial(sets.Reg, size=7))
 
 # ---------------------------------------------------------------------- who is told the epoch
 
@@ -67,8 +67,8 @@ case(
 
 shaped = {kind: partial(sets.Shaped, kind=kind) for kind in ("named", "nested", "record", "space", "numpy", "numbers")}
 shaped |= {kind: partial(sets.Shaped, kind=kind) for kind in ("list", "sparse", "complex", "bool", "extra", "dropped")}
-case("named tuples, by position", data=shaped["named"])
-case("named tuples, by name", "batch={inputs: [image], targets: [label]}", data=shaped["named"])
+case("samples: named tuples, by position", data=shaped["named"])
+case("samples: named tuples, by name", "batch={inputs: [image], targets: [label]}", data=shaped["named"])
 case(
     "paths into mappings",
     "batch={inputs: {left: x.left, right: x.right}, targets: [y.0]}",
@@ -88,15 +88,15 @@ case(
     collate=sets.stacked_records,
     forward=lambda model, batch, loss: loss(model(batch), batch.label),
 )
-case("arrays of NumPy's", data=shaped["numpy"])
-case("numbers of Python's", data=shaped["numbers"], collate=sets.stacked_numbers)
-case("lists", data=shaped["list"])
-case("more in a sample than is used", data=shaped["extra"])
-case("an empty tensor in a sample", data=partial(sets.Shaped, kind="empty"))
+case("samples: arrays of NumPy's", data=shaped["numpy"])
+case("samples: numbers of Python's", data=shaped["numbers"], collate=sets.stacked_numbers)
+case("samples: lists", data=shaped["list"])
+case("samples: more in a sample than is used", data=shaped["extra"])
+case("samples: an empty tensor in a sample", data=partial(sets.Shaped, kind="empty"))
 sparse: dict[str, Any] = {"collate": sets.stacked_sparse, "model": nets.Sparse}
 case("sparse inputs", data=shaped["sparse"], **sparse)
-case("complex inputs", data=shaped["complex"], model=nets.OfComplex)
-case("inputs of yes and no", data=shaped["bool"], model=nets.OfBool)
+case("samples: complex inputs", data=shaped["complex"], model=nets.OfComplex)
+case("samples: inputs of yes and no", data=shaped["bool"], model=nets.OfBool)
 case("samples that a collate drops", data=shaped["dropped"], collate=sets.without_missing)
 
 # ---------------------------------------------------------------------- who draws

@@ -47,47 +47,62 @@ def per_sample(forward: Any) -> Any:
 
 # ---------------------------------------------------------------------- torch's own
 
-case("cross entropy", model=three, data=sets.Cls, loss=CE)
-case("labels of -100 in one dimension", model=three, data=ignored, loss=CE)
-case("an ignored class", model=three, data=sets.Cls, loss=partial(CE, ignore_index=0))
-case("class weights", model=three, data=sets.Cls, loss=partial(CE, weight=WEIGHTS))
-case("class weights, some ignored", model=three, data=ignored, loss=partial(CE, weight=WEIGHTS))
-case("label smoothing", model=three, data=sets.Cls, loss=partial(CE, label_smoothing=0.1))
-case("label smoothing, some ignored", model=three, data=ignored, loss=partial(CE, label_smoothing=0.1))
+case("torch's: cross entropy", model=three, data=sets.Cls, loss=CE)
+case("torch's: labels of -100 in one dimension", model=three, data=ignored, loss=CE)
+case("torch's: an ignored class", model=three, data=sets.Cls, loss=partial(CE, ignore_index=0))
+case("torch's: class weights", model=three, data=sets.Cls, loss=partial(CE, weight=WEIGHTS))
+case("torch's: class weights, some ignored", model=three, data=ignored, loss=partial(CE, weight=WEIGHTS))
+case("torch's: label smoothing", model=three, data=sets.Cls, loss=partial(CE, label_smoothing=0.1))
+case("torch's: label smoothing, some ignored", model=three, data=ignored, loss=partial(CE, label_smoothing=0.1))
 weighted_smoothing = partial(CE, weight=WEIGHTS, label_smoothing=0.1)
-case("label smoothing with class weights", model=three, data=sets.Cls, loss=weighted_smoothing)
-case("smoothing, weights and ignored ones", model=three, data=ignored, loss=weighted_smoothing)
-case("probabilities as targets", model=three, data=sets.Soft, loss=CE)
-case("probabilities with class weights", model=three, data=sets.Soft, loss=partial(CE, weight=WEIGHTS))
-case("dense cross entropy, ends ignored", model=dense, data=sets.Dense, loss=CE)
-case("dense, with class weights", model=dense, data=sets.Dense, loss=partial(CE, weight=WEIGHTS))
-case("dense, nothing ignored", model=dense, data=partial(sets.Dense, ignored=None), loss=CE)
-case("dense, another class ignored", model=dense, data=partial(sets.Dense, ignored=2), loss=partial(CE, ignore_index=2))
-segments = partial(sets.Pictures, masks=True)
-case("pixels", model=partial(layers.convolutions, masks=True), data=segments, loss=CE)
-case("negative log-likelihood", model=nets.logs, data=ignored, loss=nn.NLLLoss)
-case("negative log-likelihood, weights", model=nets.logs, data=sets.Cls, loss=partial(nn.NLLLoss, weight=WEIGHTS))
-yes = partial(sets.Soft, kind="yes")
-case("binary cross entropy", model=nets.probabilities, data=yes, loss=nn.BCELoss)
-case("binary, of logits, with weights", model=three, data=yes, loss=partial(nn.BCEWithLogitsLoss, pos_weight=WEIGHTS))
-case("mean square", loss=nn.MSELoss)
-case("absolute", loss=nn.L1Loss)
-case("smooth absolute", loss=partial(nn.SmoothL1Loss, beta=0.5))
-case("Huber", loss=partial(nn.HuberLoss, delta=0.5))
+case("torch's: label smoothing with class weights", model=three, data=sets.Cls, loss=weighted_smoothing)
+case("torch's: smoothing, weights and ignored ones", model=three, data=ignored, loss=weighted_smoothing)
+case("torch's: probabilities as targets", model=three, data=sets.Soft, loss=CE)
+case("torch's: probabilities with class weights", model=three, data=sets.Soft, loss=partial(CE, weight=WEIGHTS))
+case("torch's: dense cross entropy, ends ignored", model=dense, data=sets.Dense, loss=CE)
+case("torch's: dense, with class weights", model=dense, data=sets.Dense, loss=partial(CE, weight=WEIGHTS))
+case("torch's: dense, nothing ignored", model=dense, data=partial(sets.Dense, ignored=None), loss=CE)
 case(
-    "Poisson",
+    "torch's: dense, another class ignored",
+    model=dense,
+    data=partial(sets.Dense, ignored=2),
+    loss=partial(CE, ignore_index=2),
+)
+segments = partial(sets.Pictures, masks=True)
+case("torch's: pixels", model=partial(layers.convolutions, masks=True), data=segments, loss=CE)
+case("torch's: negative log-likelihood", model=nets.logs, data=ignored, loss=nn.NLLLoss)
+case(
+    "torch's: negative log-likelihood, weights",
+    model=nets.logs,
+    data=sets.Cls,
+    loss=partial(nn.NLLLoss, weight=WEIGHTS),
+)
+yes = partial(sets.Soft, kind="yes")
+case("torch's: binary cross entropy", model=nets.probabilities, data=yes, loss=nn.BCELoss)
+case(
+    "torch's: binary, of logits, with weights",
+    model=three,
+    data=yes,
+    loss=partial(nn.BCEWithLogitsLoss, pos_weight=WEIGHTS),
+)
+case("torch's: mean square", loss=nn.MSELoss)
+case("torch's: absolute", loss=nn.L1Loss)
+case("torch's: smooth absolute", loss=partial(nn.SmoothL1Loss, beta=0.5))
+case("torch's: Huber", loss=partial(nn.HuberLoss, delta=0.5))
+case(
+    "torch's: Poisson",
     data=sets.Positive,
     loss=partial(nn.PoissonNLLLoss, full=True),
     optimizer=partial(torch.optim.SGD, lr=1e-3),
 )
-case("KL, batchmean", model=nets.logs, data=sets.Soft, loss=partial(nn.KLDivLoss, reduction="batchmean"))
-case("KL, mean", model=nets.logs, data=sets.Soft, loss=nn.KLDivLoss)
+case("torch's: KL, batchmean", model=nets.logs, data=sets.Soft, loss=partial(nn.KLDivLoss, reduction="batchmean"))
+case("torch's: KL, mean", model=nets.logs, data=sets.Soft, loss=nn.KLDivLoss)
 log_target = partial(nn.KLDivLoss, reduction="batchmean", log_target=True)
-case("KL of logs", model=nets.logs, data=partial(sets.Soft, kind="logs"), loss=log_target)
+case("torch's: KL of logs", model=nets.logs, data=partial(sets.Soft, kind="logs"), loss=log_target)
 both = ("batch={inputs: [0, 1], targets: [2], outputs: [0, 1]}",)
-case("cosine of two", *both, model=nets.Twin, data=sets.Signs, loss=nn.CosineEmbeddingLoss, forward=of_both)
+case("torch's: cosine of two", *both, model=nets.Twin, data=sets.Signs, loss=nn.CosineEmbeddingLoss, forward=of_both)
 case(
-    "ranking",
+    "torch's: ranking",
     *both,
     model=partial(nets.Twin, outputs=1),
     data=sets.Signs,
@@ -95,14 +110,14 @@ case(
     forward=of_both,
 )
 signs = partial(sets.Soft, kind="signs")
-case("hinge", model=three, data=signs, loss=nn.HingeEmbeddingLoss)
-case("soft margin", model=three, data=signs, loss=nn.SoftMarginLoss)
-case("many margins", model=three, data=sets.Cls, loss=nn.MultiMarginLoss)
-case("many margins, weights", model=three, data=sets.Cls, loss=partial(nn.MultiMarginLoss, weight=WEIGHTS))
-case("several labels", model=three, data=sets.Labels, loss=nn.MultiLabelMarginLoss)
-case("several labels, soft", model=three, data=yes, loss=nn.MultiLabelSoftMarginLoss)
+case("torch's: hinge", model=three, data=signs, loss=nn.HingeEmbeddingLoss)
+case("torch's: soft margin", model=three, data=signs, loss=nn.SoftMarginLoss)
+case("torch's: many margins", model=three, data=sets.Cls, loss=nn.MultiMarginLoss)
+case("torch's: many margins, weights", model=three, data=sets.Cls, loss=partial(nn.MultiMarginLoss, weight=WEIGHTS))
+case("torch's: several labels", model=three, data=sets.Labels, loss=nn.MultiLabelMarginLoss)
+case("torch's: several labels, soft", model=three, data=yes, loss=nn.MultiLabelSoftMarginLoss)
 case(
-    "triplets",
+    "torch's: triplets",
     "batch={inputs: [0, 1, 2], targets: [], outputs: [0, 1, 2]}",
     model=partial(nets.Twin, outputs=3),
     data=sets.Triplets,
@@ -110,7 +125,7 @@ case(
     forward=lambda model, batch, loss: loss(*model(*batch)),
 )
 case(
-    "Gaussian, in its order",
+    "torch's: Gaussian, in its order",
     "loss={_target_: GaussianNLLLoss, _outputs_: {input: 0, var: 1}, _targets_: {target: 1}}",
     model=partial(nets.Heads, kind="positive"),
     data=sets.Positive,
@@ -128,13 +143,13 @@ case(
     refused=1,
 )
 case(
-    "a sum",
+    "torch's: a sum",
     loss=partial(nn.MSELoss, reduction="sum"),
     optimizer=partial(torch.optim.SGD, lr=0.01),
     score=per_sample(of_pair),
 )
 case(
-    "a sum of what is not ignored",
+    "torch's: a sum of what is not ignored",
     model=three,
     data=ignored,
     loss=partial(CE, reduction="sum"),
@@ -169,13 +184,13 @@ case("tokens shifted", model=partial(dense, last=True), data=sets.Dense, loss=lo
 masks = {"model": partial(dense, classes=1, squeezed=True), "data": sets.Masked, "forward": of_three}
 targets = ("batch.targets=[1, 2]",)
 case("a mask", *targets, loss=losses.masked, **masks)
-case("a mask, at least one", *targets, loss=losses.masked_safely, **masks)
-case("a mask, mean over all", *targets, loss=losses.masked_over_all, **masks)
-case("a mask, mean of means", *targets, loss=losses.masked_by_row, **masks)
-case("a mask of yes and no", *targets, loss=losses.selected, **{**masks, "data": partial(sets.Masked, kind="bool")})
+case("masks: at least one", *targets, loss=losses.masked_safely, **masks)
+case("masks: mean over all", *targets, loss=losses.masked_over_all, **masks)
+case("masks: mean of means", *targets, loss=losses.masked_by_row, **masks)
+case("masks: yes and no", *targets, loss=losses.selected, **{**masks, "data": partial(sets.Masked, kind="bool")})
 some = {**masks, "data": partial(sets.Masked, kind="some")}
 case("a mask that lets nothing through of some samples", *targets, loss=losses.masked, **some)
-case("lengths", *targets, loss=losses.by_lengths, **{**masks, "data": sets.Lengths})
+case("masks: lengths", *targets, loss=losses.by_lengths, **{**masks, "data": sets.Lengths})
 case("NaN left out", model=three, data=sets.Holes, loss=losses.present)
 case("weights of samples", *targets, data=sets.Weighted, loss=losses.weighted, forward=of_three)
 case("weights of samples, mean", *targets, data=sets.Weighted, loss=losses.weighted_mean, forward=of_three)

@@ -18,12 +18,12 @@ rows: dict[str, Any] = {"data": sets.Masked, "optimizer": partial(torch.optim.SG
 
 # ---------------------------------------------------------------------- torch's layers
 
-case("LSTM", model=layers.lstm, **rows)
-case("GRU both ways", model=layers.gru, **rows)
-case("a transformer's layer", model=layers.transformer, **rows)
-case("attention", model=layers.attention, **rows)
+case("layers: LSTM", model=layers.lstm, **rows)
+case("layers: GRU both ways", model=layers.gru, **rows)
+case("layers: a transformer's layer", model=layers.transformer, **rows)
+case("layers: attention", model=layers.attention, **rows)
 for norm in ("layer", "group", "rms"):
-    case(f"normed by {norm}", model=partial(layers.mlp, norm=norm))
+    case(f"layers: normed by {norm}", model=partial(layers.mlp, norm=norm))
 case("BatchNorm, of one process", model=partial(layers.mlp, norm="batch"), worlds=(1,), pieces=False)
 case(
     "BatchNorm, a last batch of one",
@@ -32,13 +32,13 @@ case(
     worlds=(),
     refused=1,
 )
-case("convolutions", model=layers.convolutions, data=sets.Pictures, loss=CE)
-case("convolutions, instances normed", model=layers.normed_convolutions, data=sets.Pictures, loss=CE)
-case("residual bilinear layers", model=layers.residual)
+case("layers: convolutions", model=layers.convolutions, data=sets.Pictures, loss=CE)
+case("layers: convolutions, instances normed", model=layers.normed_convolutions, data=sets.Pictures, loss=CE)
+case("layers: residual bilinear layers", model=layers.residual)
 case("experts, some of them unused", model=layers.experts)
 case("traced by torch.jit", model=layers.jitted)
-case("an embedding", model=nets.Bag, data=sets.Tokens)
-case("an embedding with padding", model=partial(nets.Bag, kind="padding"), data=sets.Tokens)
+case("layers: an embedding", model=nets.Bag, data=sets.Tokens)
+case("layers: an embedding with padding", model=partial(nets.Bag, kind="padding"), data=sets.Tokens)
 case(
     "an embedding that renormalizes itself",
     model=partial(nets.Bag, kind="renormalized"),
@@ -46,9 +46,9 @@ case(
     pieces=False,
     worlds=(1,),
 )
-case("a bag of embeddings", model=partial(nets.Bag, kind="bag"), data=sets.Tokens)
+case("layers: a bag of embeddings", model=partial(nets.Bag, kind="bag"), data=sets.Tokens)
 case("sparse gradients", model=partial(nets.Bag, kind="sparse"), data=sets.Tokens)
-case("sparse gradients of a bag", model=partial(nets.Bag, kind="sparse bag"), data=sets.Tokens)
+case("layers: sparse gradients of a bag", model=partial(nets.Bag, kind="sparse bag"), data=sets.Tokens)
 
 # ---------------------------------------------------------------------- weights made of others
 

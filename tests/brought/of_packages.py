@@ -35,7 +35,12 @@ OPTIMIZERS: dict[str, Any] = {
     "Lion": partial(lion_pytorch.Lion, lr=0.01),
 }
 for name, optimizer in OPTIMIZERS.items():
-    case(name, model=nets.Deep, optimizer=optimizer, allow=("madgrad", "schedulefree", "lion_pytorch"))
+    case(
+        f"packaged optimizer: {name}",
+        model=nets.Deep,
+        optimizer=optimizer,
+        allow=("madgrad", "schedulefree", "lion_pytorch"),
+    )
 
 # ---------------------------------------------------------------------- graphs
 
@@ -69,7 +74,7 @@ case(
 
 # ---------------------------------------------------------------------- embeddings
 
-classes = {"model": nets.three, "data": sets.Cls}
+classes: dict[str, Any] = {"model": nets.three, "data": sets.Cls}
 case("pytorch-metric-learning: ArcFace", loss=packaged.margin_of_metric_learning, **classes)
 case("pytorch-metric-learning: proxies", loss=packaged.proxies, **classes)
 for loss in (packaged.contrast, packaged.temperature, packaged.triplets):

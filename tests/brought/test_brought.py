@@ -42,9 +42,16 @@ def variation_of(case: Case, size: int) -> str:
 
 
 def cases_of(size: int) -> list[Case]:
-    """All on one and two processes, every third on three; packages that take long to import on two alone."""
+    """All on one and two processes, every third on three; of a family (`layers: LSTM`) every third on two as well.
+
+    Packages that take long to import are for two processes alone.
+    """
     able = [case for case in CASES.values() if size in case.worlds and (size == 2 or not case.heavy)]
-    return able[::3] if size == 3 else able
+    if size == 3:
+        return able[::3]
+    kin = [case for case in able if ": " in case.name]
+    spared = set() if size == 1 else {case.name for case in kin} - {case.name for case in kin[::3]}
+    return [case for case in able if case.name not in spared]
 
 
 def overrides_of(case: Case, variation: str, size: int) -> list[str]:
@@ -114,16 +121,14 @@ def check_equal(case: Case, trained: Trained, told: Told, evaluated: bool) -> No
     weights = {name: value for name, value in trained.weights.items() if isinstance(value, torch.Tensor)}
     assert weights.keys() == told.weights.keys()
     for name, value in told.weights.items():
-        torch.testing.assert_close(
-            weights[name], value, rtol=case.exact, atol=case.exact * 1e-1, msg=lambda m, n=name: f"{n}: {m}"
-        )
+        assert torch.allclose(weights[name], value, rtol=case.exact, atol=case.exact * 1e-1), name
 
 
 def compare_all(folder: Path, size: int, wanted: Sequence[tuple[Case, str]]) -> None:
     """All of them in one world; every one that differs is named."""
     named = [(case.name, variation, size) for case, variation in wanted]
     failed = {
-        name: said for rank in in_world(size, train_all, str(folder), named, timeout=280) for name, said in rank.items()
+        name: said for rank in in_world(size, train_all, str(folder), named, timeout=800) for name, said in rank.items()
     }
     for case, variation in wanted:
         name = f"{case.name}, {variation}"
@@ -169,12 +174,14 @@ def _processes(count: int) -> str:
     return f"{count} process{'es' * (count > 1)}"
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("size", WORLDS)
 def test_each_case_is_the_loop_by_hand(tmp_path: Path, size: int) -> None:
     compare_all(tmp_path, size, [(case, variation_of(case, size)) for case in cases_of(size)])
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("variation", VARIATIONS)
 @pytest.mark.parametrize("size", WORLDS)
 def test_each_case_meets_every_variation(tmp_path: Path, size: int, variation: str) -> None:

@@ -151,7 +151,8 @@ class Sparse(nn.Module):
         self.weight = nn.Parameter(torch.randn(4, 1, dtype=torch.float64))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.sparse.mm(x, self.weight)
+        out: Tensor = torch.sparse.mm(x, self.weight)
+        return out
 
 
 class OfComplex(Lin):
@@ -483,7 +484,8 @@ class Bag(nn.Module):
         if kind == "bag" or kind == "sparse bag":
             self.embed: nn.Module = nn.EmbeddingBag(5, 4, dtype=torch.float64, sparse=sparse)
         else:
-            options: dict[str, Any] = {"padding": {"padding_idx": 0}, "renormalized": {"max_norm": 1.0}}.get(kind, {})
+            settings: dict[str, Any] = {"padding": {"padding_idx": 0}, "renormalized": {"max_norm": 1.0}}
+            options = settings.get(kind, {})
             self.embed = nn.Embedding(5, 4, dtype=torch.float64, sparse=sparse, **options)
         self.last = nn.Linear(4, 1, dtype=torch.float64)
         if kind.endswith("alone"):
@@ -508,7 +510,8 @@ class Defaulted(nn.Module):
         self.layers = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x) + torch.zeros(1)  # of the default's dtype
+        out: Tensor = self.layers(x) + torch.zeros(1)  # of the default's dtype
+        return out
 
 
 class Wrapper(nn.Module):

@@ -202,4 +202,5 @@ def in_sequence(optimizer: Any) -> Any:
 def in_groups(params: Any) -> torch.optim.Optimizer:
     """Of a line: its weight, and its bias."""
     weight, bias = params
-    return torch.optim.SGD([{"params": [weight]}, {"params": [bias], "lr": 0.01, "weight_decay": 0.1}], lr=0.1)
+    groups: list[dict[str, Any]] = [{"params": [weight]}, {"params": [bias], "lr": 0.01, "weight_decay": 0.1}]
+    return torch.optim.SGD(groups, lr=0.1)

@@ -19,7 +19,8 @@ def loralib_linear(only: bool = True) -> nn.Module:
     import loralib
 
     model = nn.Sequential(loralib.Linear(4, 4, r=2), nn.Tanh(), loralib.Linear(4, 1, r=2))
-    nn.init.normal_(model[0].lora_B)
+    adapted: Any = model[0]
+    nn.init.normal_(adapted.lora_B)
     if only:
         loralib.mark_only_lora_as_trainable(model, bias="all")
     return model
@@ -121,26 +122,26 @@ class Graphs(nn.Module):
 def gpt2() -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    sizes = {"n_layer": 1, "n_head": 2, "n_embd": 8, "vocab_size": 5, "n_positions": 8}
-    return GPT2LMHeadModel(GPT2Config(**sizes, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0))  # type: ignore[no-any-return]
+    sizes: Any = {"n_layer": 1, "n_head": 2, "n_embd": 8, "vocab_size": 5, "n_positions": 8}
+    return GPT2LMHeadModel(GPT2Config(**sizes, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0))
 
 
 @made
 def llama() -> nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=5, max_position_embeddings=8, **sizes))  # type: ignore[no-any-return]
+    sizes: Any = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=5, max_position_embeddings=8, **sizes))
 
 
 @made
 def bert() -> nn.Module:
     from transformers import BertConfig, BertForSequenceClassification
 
-    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
-    off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    config = BertConfig(vocab_size=5, max_position_embeddings=8, num_labels=3, **sizes, **off)
-    return BertForSequenceClassification(config)  # type: ignore[no-any-return]
+    sizes: Any = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    off: Any = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "num_labels": 3}
+    config = BertConfig(vocab_size=5, max_position_embeddings=8, **sizes, **off)
+    return BertForSequenceClassification(config)
 
 
 class Texts(Dataset[Any]):
