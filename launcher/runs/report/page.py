@@ -7,14 +7,13 @@ it by its hash. Whatever comes out of a run's folder is text, for Jinja's escapi
 from __future__ import annotations
 
 import base64
-import functools
 import hashlib
 import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -188,9 +187,23 @@ def rendered(named: Sequence[Told]) -> str:
         raise LauncherError(f"{named[0].run.folder}: cannot be shown: {text.told_by(error)}") from error
 
 
-@functools.cache
-def _template() -> Template:
-    """The page's template, compiled once in a process: that takes longer than filling it in."""
+def _rendered(named: Sequence[Told]) -> str:
+    from markupsafe import Markup
+
+    script = "\n".join((_PAGE / name).read_text(encoding="utf-8") for name in ("uPlot.iife.min.js", "report.js"))
+    style = "\n".join((_PAGE / name).read_text(encoding="utf-8") for name in ("uPlot.min.css", "report.css"))
+    return template().render(
+        generator=Markup(_GENERATOR),
+        script=Markup(script),  # ours, like the style
+        style=Markup(style),
+        policy=_policy(script),
+        **_content(named),
+    )
+
+
+@cache  # to compile it takes longer than to render it
+def template() -> Template:
+    """The page, to be filled in."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -198,20 +211,6 @@ def _template() -> Template:
     )
     environment.filters.update(duration=text.duration, number=text.number, moment=_moment, percent=_percent)
     return environment.get_template("report.html.jinja")
-
-
-def _rendered(named: Sequence[Told]) -> str:
-    from markupsafe import Markup
-
-    script = "\n".join((_PAGE / name).read_text(encoding="utf-8") for name in ("uPlot.iife.min.js", "report.js"))
-    style = "\n".join((_PAGE / name).read_text(encoding="utf-8") for name in ("uPlot.min.css", "report.css"))
-    return _template().render(
-        generator=Markup(_GENERATOR),
-        script=Markup(script),  # ours, like the style
-        style=Markup(style),
-        policy=_policy(script),
-        **_content(named),
-    )
 
 
 def _policy(script: str) -> str:
