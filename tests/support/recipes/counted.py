@@ -63,6 +63,15 @@ class TwoHeads(Net):
         return outputs[..., :1], outputs[..., 1:].exp()
 
 
+class Focal(nn.CrossEntropyLoss):
+    """Torch's attributes, and a mean over all of its own."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Over ignored ones too."""
+        each = F.cross_entropy(input, target, reduction="none")
+        return ((1 - (-each).exp()) ** 2 * each).mean()
+
+
 def pad(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
     """One tensor of all, with a mask."""
     inputs, targets = ([sample[part] for sample in samples] for part in (0, 1))
