@@ -50,7 +50,11 @@ case("a collate that is told", "data.collate={_target_: sets.py:EpochCollate}", 
 # ---------------------------------------------------------------------- what is handed over, what is split
 
 case(
-    "a DataLoader with its collate", "data.train={_target_: sets.py:loader}", "data.collate=null", collate=sets.tripled
+    "a DataLoader with its collate",
+    "data.train={_target_: sets.py:loader}",
+    "data.collate=null",
+    validation=sets.loader,
+    collate=sets.tripled,
 )
 case("a DataLoader of batches", data=sets.loader_of_four, worlds=(), refused=1)
 case("a DataLoader that draws", data=sets.loader_that_draws, worlds=(), refused=1)

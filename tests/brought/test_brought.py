@@ -199,7 +199,7 @@ def test_the_promises_name_the_table_and_its_length() -> None:
 
 def test_what_is_checked_can_fail(tmp_path: Path) -> None:
     """A loop that differs in the ninth digit is found."""
-    case = CASES["mean square"]
+    case = CASES["torch's: mean square"]
     assert in_world(1, train_all, str(tmp_path), [(case.name, "pieces", 1)]) == [{}]
     told = by_hand(case.name, False)
     trained = result_of(tmp_path / f"{case.name}, pieces")
