@@ -1,4 +1,4 @@
-"""The rehearsal behind `launcher check`: a run's seven phases on two samples, on the CPU, in float32.
+"""The rehearsal behind `launcher check`: a run's seven phases on two samples, on the CPU, in the precision of the model itself.
 
 Everything is the run's own code: the data sets are opened, and two samples go through forward, loss, backward, an
 optimizer step, evaluation and a checkpoint that is written and read back. The world that the run is meant for, be it
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from launcher.checkpoints import format as checkpoints
 from launcher.checkpoints.format import plain
@@ -105,7 +106,7 @@ def rehearse(recipe: Recipe, builder: Builder, world: World, say: Say) -> Checke
         _rehearse_checkpoint(recipe, builder, on_two, say)
         elsewhere = replace(state, device=replace(device, world=world, notes=()))
         plan = plan_of(recipe, elsewhere, Path(), 0, list(_notes(recipe, data, world)))
-        return Checked(_for_the_world(plan, recipe), [*warned, *doubts_of(recipe, state)])
+        return Checked(_for_the_world(plan, recipe, _dtypes(model.bare)), [*warned, *doubts_of(recipe, state)])
 
 
 def _small(recipe: Recipe) -> Recipe:
@@ -137,10 +138,16 @@ def _notes(recipe: Recipe, data: Data, world: World) -> Iterator[str]:
             yield f"device: {what} needs a GPU, which this machine has not"
 
 
-def _for_the_world(plan: Plan, recipe: Recipe) -> Plan:
+def _dtypes(model: nn.Module) -> str:
+    """What a model's parameters are held in."""
+    kinds = dict.fromkeys(str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters())
+    return " and ".join(kinds)
+
+
+def _for_the_world(plan: Plan, recipe: Recipe, rehearsed: str) -> Plan:
     """The plan without what only the machine of the run can say."""
     precision = "the model's own" if recipe.device.precision == "no" else recipe.device.precision
-    replacements = {"device": f"precision {precision}; rehearsed on this machine's CPU in float32"}
+    replacements = {"device": f"precision {precision}; rehearsed on this machine's CPU in {rehearsed}"}
     return [(label, replacements.get(label, text)) for label, text in plan if label != "folder"]
 
 

@@ -87,6 +87,8 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
         options.overrides = [*options.overrides, *rest]
     if script is not None:
         options.overrides = ours[script:]
+    elif getattr(options, "base", None):
+        options.overrides = [*(f"base={path}" for path in options.base), *options.overrides]
     return options
 
 

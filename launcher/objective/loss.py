@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from launcher.errors import LauncherError
-from launcher.objective.batch import BatchLayout, Picks, arguments, one_number
+from launcher.objective.batch import Adapted, BatchLayout, Picks, arguments, behind, one_number
 from launcher.objective.probe import still_holds
 from launcher.objective.reading import Reading, known, order_fault, reduction_of, summing, sums_itself, tensors_in
 from launcher.recipe import schema
@@ -93,6 +93,8 @@ def name_of(function: Any) -> str:
     """What to call a loss: its class, or the function's name."""
     if isinstance(function, functools.partial):
         return name_of(function.func)
+    if isinstance(function, Adapted):
+        return name_of(function.function)
     return (
         type(function).__name__
         if isinstance(function, nn.Module)
@@ -166,14 +168,16 @@ class Objective:
         """Those of them that have a state to save, by key."""
         return {key: owner for key, owner in self.brought.items() if _has_state(owner)}
 
-    def stepped(self, model: nn.Module, batch: Any, at: Any) -> dict[str, Any]:
-        """What the user's step function gives.
+    def stepped(self, model: nn.Module, batch: Any, at: Any, *, needs_loss: bool = True) -> dict[str, Any]:
+        """What the user's step function gives; in an evaluation it need not give a loss.
 
         Raises:
             LauncherError: It is no mapping, has no loss, or one that is not one number.
         """
         assert self.step is not None
         result = self.step(model, batch, at)
+        if not needs_loss and isinstance(result, Mapping) and result.get("loss") is None:
+            return {key: value for key, value in result.items() if key != "loss"}
         if not isinstance(result, Mapping) or "loss" not in result:
             given = ", ".join(map(repr, result)) or "nothing" if isinstance(result, Mapping) else shapes(result)
             raise LauncherError(f"train.step: gave {given}; return a mapping with the loss, {{'loss': …}}")
@@ -337,6 +341,8 @@ def _owner(function: Any) -> Any:
     """Whose state a function's is: the object of a bound method, what a partial calls."""
     if isinstance(function, partial):
         return _owner(function.func)
+    if isinstance(function, Adapted):
+        return _owner(function.function)
     bound = getattr(function, "__self__", None)
     return function if bound is None or isinstance(bound, ModuleType) else bound
 
@@ -380,20 +386,25 @@ def build_objective(
     Raises:
         RecipeError: A loss gives a number for each entry, or its arguments would not be what they are called.
     """
-    layout = BatchLayout(batch)
+    layout = BatchLayout(batch, builder.build(batch.adapt) if batch.adapt else None)
     count = builder.build(train.count) if train.count else None
     if train.step is not None:
         return Objective([], layout, step=builder.build(train.step), count=count)
     if isinstance(section, str):  # `model`: it brings its own
         return Objective([], layout, count=count)
     named = {"": section} if isinstance(section, Component) else section or {}
-    return Objective([_term(builder, name, component, batch) for name, component in named.items()], layout)
+    return Objective([_term(builder, name, component, layout) for name, component in named.items()], layout)
 
 
-def _term(builder: Builder, name: str, component: Component, batch: schema.Batch) -> Term:
+def _term(builder: Builder, name: str, component: Component, layout: BatchLayout) -> Term:
+    batch = layout.section
     function = builder.build(component)
     if isinstance(function, type):
         function = function()
+    if not callable(function):
+        message = f"{component.target} gave {shapes(function)}, and no loss: it can be called with what is written, so "
+        message += f"it is taken for what makes one; write {{_ref_: {component.target}}} for the function itself"
+        raise builder.wrong(component.path, message)
     options = component.options
     per, weight = options.get("_per_"), float(options.get("_weight_", 1.0))
     outputs, targets = options.get("_outputs_"), options.get("_targets_")
@@ -402,12 +413,17 @@ def _term(builder: Builder, name: str, component: Component, batch: schema.Batch
         reading = replace(reading, where=("target",))  # torch's name for it
     if reading is not None:
         _check_reduction(builder, component, function)
-    _check_order(builder, component, function, batch)
+    is_adapted = layout.adapt is not None and outputs is None and targets is None
+    if not is_adapted:
+        _check_order(builder, component, function, batch)
     if reading is not None and per is not None and (per == "sum") != (reading.kind == "sum") and per != "batch":
         message = f"_per_: {per} is not what it is: {reading.words} ({reading.why}); remove _per_, or say its reduction"
         raise builder.wrong(component.path, message)
     if per == "batch":
         reading = Reading("batch", found="stated")
+    if is_adapted and layout.adapt is not None:  # what torch counts are not the targets of a batch: it is measured
+        function = behind(function, layout.adapt)
+        return Term(name, function, weight, per, reading if per == "batch" else None)
     sums = reading is not None and reading.kind in ("kept", "weights") and sums_itself(function)
     return Term(name, summing(function) if sums else function, weight, per, reading, sums, outputs, targets)
 

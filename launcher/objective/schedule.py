@@ -157,4 +157,4 @@ def _steps(setting: Any, length: RunLength, default: int) -> int:
     duration = Duration(setting, "steps", f"{setting} steps") if isinstance(setting, int) else Duration.parse(setting)
     if duration is None:
         raise LauncherError(f"'{setting}' is no duration; write '500 steps', '1 epoch' or '5%'")
-    return duration.in_steps(length.steps_per_epoch, length.total_steps)
+    return length.steps_of(duration)

@@ -48,7 +48,7 @@ def _is_length(value: Any) -> str | None:
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return None
     duration = Duration.parse(value) if isinstance(value, str) else None
-    fits = duration is not None and duration.unit in ("epochs", "steps", "percent")
+    fits = duration is not None and duration.unit in ("epochs", "steps", "samples", "percent")
     return None if fits else "is no length; write '500 steps', '1 epoch' or '5%'"
 
 

@@ -74,7 +74,7 @@ def _test_set(value: Any) -> Any:
 def _loss(value: Any) -> Any:
     several = isinstance(value, Mapping) and value and all(isinstance(item, Component) for item in value.values())
     if not (value is None or value == "model" or isinstance(value, Component) or several):
-        raise ValueError("is no loss; write {_target_: CrossEntropyLoss}, several by name, or 'model'")
+        raise ValueError("is no loss; write {_target_: CrossEntropyLoss}, my_task.py:loss, several by name, or 'model'")
     return value
 
 
@@ -124,6 +124,7 @@ COMPONENT_SCHEMA = {
 }
 _SEVERAL = {"type": "object", "additionalProperties": COMPONENT_SCHEMA}
 _TEXT = {"type": "string"}
+_SEVERAL_OR_NAMES = {"type": "object", "additionalProperties": {"anyOf": [COMPONENT_SCHEMA, _TEXT]}}
 _NULL = {"type": "null"}
 
 
@@ -162,7 +163,8 @@ Collate = Annotated[
 Loss = Annotated[
     Component | dict[str, Component] | Literal["model"] | None,
     BeforeValidator(_loss),
-    _written(COMPONENT_SCHEMA, _SEVERAL, {"const": "model"}, _NULL),
+    _ByName(),
+    _written(COMPONENT_SCHEMA, _SEVERAL_OR_NAMES, _TEXT, _NULL),
 ]
 
 
@@ -171,9 +173,9 @@ def _length(*units: Unit, example: str) -> tuple[BeforeValidator, WithJsonSchema
     return BeforeValidator(_duration(*units, example=example)), _written(words)
 
 
-_period = _length("epochs", "steps", "seconds", example="'1 epoch', '500 steps' or '10 minutes'")
+_period = _length("epochs", "steps", "samples", "seconds", example="'1 epoch', '500 steps' or '10 minutes'")
 _time = _length("seconds", example="'30 seconds' or '2 hours'")
-_steps = _length("steps", example="'10 steps'")
+_steps = _length("steps", "samples", example="'10 steps'")
 _batches = _length("batches", example="'50 batches'")
 Period = Annotated[Duration, _period[0], _period[1]]
 Time = Annotated[Duration, _time[0], _time[1]]
@@ -221,7 +223,25 @@ class Data(Section):
 Part = int | str  # a position, a key or an attribute of a batch, or a path of them, as in `x.left`
 
 
-def _first() -> list[Part] | dict[str, Part]:
+def _input(value: Any) -> Any:
+    if isinstance(value, Mapping) and set(value) != {"_value_"}:
+        raise ValueError("is neither a part of a batch nor a constant; write a position, a key, or {_value_: 0.5}")
+    return value
+
+
+_PART_SCHEMA = {"type": ["integer", "string"], "description": "A position, a key, or a path: x.left"}
+_CONSTANT_SCHEMA = {
+    "anyOf": [
+        {"type": ["null", "boolean"], "description": "A constant."},
+        {"type": "object", "properties": {"_value_": {}}, "required": ["_value_"], "additionalProperties": False},
+    ]
+}
+Input = Annotated[
+    Part | bool | dict[str, Any] | None, BeforeValidator(_input), _written(_PART_SCHEMA, _CONSTANT_SCHEMA)
+]
+
+
+def _first() -> list[Input] | dict[str, Input]:
     return [0]
 
 
@@ -232,10 +252,10 @@ def _second() -> list[Part]:
 class Batch(Section):
     """Which parts of a batch the model and the loss get."""
 
-    inputs: list[Part] | dict[str, Part] | Literal["whole"] = Field(
+    inputs: list[Input] | dict[str, Input] | Literal["whole"] = Field(
         default_factory=_first,
         description="Positions, keys or paths (x.left) in a batch: a list calls model(*x), a mapping model(**x), "
-        "'whole' model(batch).",
+        "'whole' model(batch). Constants: null, true, false, {_value_: 0.5}.",
     )
     targets: list[Part] = Field(
         default_factory=_second,
@@ -245,6 +265,10 @@ class Batch(Section):
         None, description="Positions, keys or attributes of the model's result; null: the whole result."
     )
     loss: Part | None = Field(None, description="With 'loss: model': where in a tuple the loss stands.")
+    adapt: AFunction | None = Field(
+        None,
+        description="Your own function (*outputs, *targets) that gives both as the loss and the metrics get them.",
+    )
 
 
 class Ddp(Section):
@@ -459,7 +483,9 @@ class Recipe(Section):
         "run", description="Names the runs' folder: letters, digits, '.', '_' and '-'."
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="Everything random follows from it.")
-    base: str | None = Field(None, description="Another recipe that this one changes.")
+    base: str | list[str] | None = Field(
+        None, description="Another recipe that this one changes, or several, of which later ones win."
+    )
     define: dict[str, Any] = Field(default_factory=dict, description="Values and components under free names.")
     data: Data = Field(description="1: data")
     batch: Batch = Field(default_factory=lambda: Batch(), description="Which parts of a batch go where.")

@@ -70,7 +70,7 @@ def build_run_state(recipe: Recipe, builder: Builder, model: Model, device: Devi
         RecipeError: One of them does not fit.
     """
     train = recipe.train
-    length = RunLength.of(train, data.steps_per_epoch)
+    length = RunLength.of(train, data.steps_per_epoch, data.samples_before(data.steps_per_epoch))
     builder.computed |= length.computed
     objective = build_objective(builder, recipe.loss, recipe.batch, train)
     if objective.step is not None:
@@ -105,6 +105,7 @@ def build_run_state(recipe: Recipe, builder: Builder, model: Model, device: Devi
         average=average,
         shapes=shapes_of(model.bare.state_dict()),
         frozen={name: parameter for module in (model.bare, *losses.values()) for name, parameter in _frozen(module)},
+        trained=[name for name, parameter in model.bare.named_parameters() if parameter.requires_grad],
     )
 
 

@@ -132,7 +132,7 @@ def _introduce(known: RunContext, folder: Path, state: TrainState) -> None:
     known.folder = folder
     known.steps_per_epoch = state.length.steps_per_epoch
     known.shares = describe_shares(state.data.train.sampler, state.device.world.size)
-    known.parameters = [name for name, parameter in state.model.bare.named_parameters() if parameter.requires_grad]
+    known.parameters = list(state.trained)
 
 
 def _let_be_seen(folder: Path, state: TrainState, stack: ExitStack) -> None:

@@ -41,6 +41,7 @@ class TrainState:
         average: Of the model's weights, where the recipe wants one.
         shapes: Of what was in the model's state_dict when the run began, by name.
         frozen: Parameters that were not to be trained when the run began, by name.
+        trained: Names of the model's other parameters, in the order in which DDP numbers them.
     """
 
     model: Model
@@ -56,6 +57,7 @@ class TrainState:
     average: Average | None = None
     shapes: Mapping[str, Sequence[int] | None] = field(default_factory=dict)
     frozen: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    trained: Sequence[str] = ()
 
     def without_sync(self) -> AbstractContextManager[Any]:
         """DDP without its all-reduce: for all but the last micro-batch of a step."""
