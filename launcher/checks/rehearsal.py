@@ -32,6 +32,8 @@ from launcher.evaluation.evaluation import AVERAGED
 from launcher.evaluation.metrics import build_metrics
 from launcher.evaluation.modes import evaluating, start_training
 from launcher.objective.loss import INDEPENDENT
+from launcher.objective.optimizer import describe_optimizer
+from launcher.objective.schedule import Schedule, Schedules
 from launcher.objective.settle import settle_losses
 from launcher.recipe.build import Builder, BuildError
 from launcher.recipe.duration import Duration
@@ -49,6 +51,7 @@ from launcher.training.proof import Proof
 from launcher.training.state import TrainState
 from launcher.training.step import backward, forward
 from launcher.training.steps import StepBatch, counted_steps
+from launcher.training.ways import Turns
 from launcher.world.world import World
 
 SAMPLES = 2
@@ -193,16 +196,32 @@ def _rehearse_step(recipe: Recipe, train_state: TrainState, world: World, say: S
     start_training(train_state.model.wrapped, train_state.optimizer)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        loss = _rehearse_forward(recipe, train_state, step, say)
-    with _stage(recipe, ("loss",), "backward"):
-        backward(train_state, *loss)
-    _check_gradients(recipe, train_state, world, say)
-    with _stage(recipe, ("optimizer",), "the optimizer's step"):
-        train_state.update(0)
-        train_state.schedule.advance(1)
-    say("step", f"{type(train_state.optimizer).__name__}, learning rate {train_state.schedule.rate:.3g}")
+        if not isinstance(train_state.update, Turns):
+            loss = _rehearse_forward(recipe, train_state, step, say)
+            with _stage(recipe, ("loss",), "backward"):
+                backward(train_state, *loss)
+            _check_gradients(recipe, train_state, world, say)
+            train_state.update.clear_gradients()
+        with _stage(recipe, ("optimizer",), "the optimizer's step"), _closures_explained():
+            train_state.take_step(train_state, step, train_state.length.at(0))
+    rates = ", ".join(f"{rate:.3g}" for rate in dict.fromkeys(train_state.schedule.rates.values()))
+    say("step", f"{describe_optimizer(train_state.optimizer).partition(',')[0]}, learning rate {rates}")
     texts = [" ".join(str(warning.message).split()) for warning in caught if issubclass(warning.category, UserWarning)]
     return [f"the model or its loss warns: {text}" for text in dict.fromkeys(texts)]
+
+
+@contextmanager
+def _closures_explained() -> Iterator[None]:
+    """An optimizer that misses its closure says so in words of its own."""
+    try:
+        yield
+    except LauncherError:
+        raise
+    except Exception as error:
+        if "closure" not in str(error).lower():
+            raise
+        message = f"optimizer: {told(error)}; it calls the loss itself: say _closure_: true beside its _target_"
+        raise LauncherError(message) from error
 
 
 def _rehearse_forward(recipe: Recipe, train_state: TrainState, step: StepBatch, say: Say) -> tuple[torch.Tensor, float]:
@@ -266,7 +285,12 @@ def _check_gradients(recipe: Recipe, train_state: TrainState, world: World, say:
 
 def _check_schedule(recipe: Recipe, train_state: TrainState) -> None:
     """OneCycleLR raises an error at the first step beyond its length."""
-    total, schedule = train_state.length.total_steps, train_state.schedule
+    schedules = train_state.schedule
+    for schedule in schedules.named.values() if isinstance(schedules, Schedules) else [schedules]:
+        _check_length(recipe, schedule, train_state.length.total_steps)
+
+
+def _check_length(recipe: Recipe, schedule: Schedule, total: int | None) -> None:
     length = getattr(schedule.scheduler, "total_steps", None)
     if isinstance(length, int) and total is not None and total - schedule.warmup_steps > length * schedule.every_steps:
         name = type(schedule.scheduler).__name__

@@ -12,6 +12,7 @@ from torch import nn
 
 from launcher.data.loaders import MicroBatch
 from launcher.data.transfer import moved
+from launcher.errors import LauncherError
 from launcher.evaluation.modes import own_randomness
 from launcher.objective.batch import Evaluated
 from launcher.objective.loss import Objective
@@ -96,8 +97,7 @@ class Tally:
         counts = objective.counts(batch.data, batch.samples)
         data = batch.data if device.type == "cpu" else moved(batch.data, device)
         if objective.step is not None:
-            result = objective.stepped(model, data, self.at, needs_loss=False)
-            values = [result["loss"]] if "loss" in result else []
+            values, result = objective.evaluated_step(model, data, self.at)
             outputs, targets = _tuple(result.get("outputs")), _tuple(result.get("targets"))
         else:
             args, kwargs = layout.inputs(data)

@@ -88,7 +88,9 @@ class BatchLayout:
         cut = len(shaped) - len(targets)
         if cut < 1:
             counted = f"{len(outputs)} outputs and {len(targets)} targets"
-            raise LauncherError(f"batch.adapt: gave {shapes(shaped)} for {counted}; return outputs, then as many targets")
+            raise LauncherError(
+                f"batch.adapt: gave {shapes(shaped)} for {counted}; return outputs, then as many targets"
+            )
         return shaped[:cut], shaped[cut:]
 
     def brings_loss(self, result: Any) -> bool:

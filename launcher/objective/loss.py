@@ -133,6 +133,9 @@ class Objective:
         self.counts_samples = False
         self.is_whole = False  # a step is one forward pass on one process: no reading changes its numbers
         self.is_audited = False  # in this start, on a batch of training
+        self.others: dict[str, Callable[..., Any]] = {}  # functions of the user's that may have a state, by key
+        if layout.adapt is not None:
+            self.others["batch.adapt"] = layout.adapt
 
     @property
     def logs_scalars(self) -> bool:
@@ -142,7 +145,9 @@ class Objective:
     def wrapped_by(self, losses: Mapping[str, nn.Module]) -> Objective:
         """The same objective, of which training calls these in place of the terms of their names."""
         terms = [replace(term, wrapped=losses.get(term.name)) for term in self.terms]
-        return Objective(terms, self.layout, step=self.step, count=self.count)
+        wrapped = Objective(terms, self.layout, step=self.step, count=self.count)
+        wrapped.others = self.others
+        return wrapped
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -156,12 +161,12 @@ class Objective:
 
     @property
     def brought(self) -> dict[str, Any]:
-        """What may have a state, by key: the losses, or the step function and its count, behind bound methods."""
+        """What may have a state, by key: the losses, the step function and others, behind bound methods."""
         functions: dict[str, Any] = {term.key: term.function for term in self.terms}
         functions |= {
             key: function for key, function in (("train.step", self.step), ("train.count", self.count)) if function
         }
-        return {key: _owner(function) for key, function in functions.items()}
+        return {key: owner_of(function) for key, function in (functions | self.others).items()}
 
     @property
     def stateful(self) -> dict[str, Any]:
@@ -183,6 +188,11 @@ class Objective:
             raise LauncherError(f"train.step: gave {given}; return a mapping with the loss, {{'loss': …}}")
         return {**result, "loss": one_number(result["loss"], "train.step")}
 
+    def evaluated_step(self, model: nn.Module, data: Any, at: Any) -> tuple[list[torch.Tensor], dict[str, Any]]:
+        """The loss that the step function gives of a batch, in a list of none or one, and what it gives besides."""
+        result = self.stepped(model, data, at, needs_loss=False)
+        return ([result["loss"]] if "loss" in result else []), result
+
     def to(self, device: torch.device) -> None:
         """Moves the losses: class weights are buffers."""
         for owner in self.brought.values():
@@ -201,6 +211,10 @@ class Objective:
     def cut(self, *, whole: bool) -> None:
         """Learns whether a step is one forward pass on one process: then no reading changes its numbers."""
         self.is_whole = whole
+
+    def part(self, key: str) -> tuple[Objective, str]:
+        """The objective that measures a key, and what it calls it."""
+        return self, key
 
     def read(self, key: str, reading: Reading) -> None:
         """Takes up what a term is a mean over."""
@@ -337,12 +351,12 @@ def _weighed(value: torch.Tensor, count: float, reading: Reading | None, sums: b
     return value * count if count else torch.zeros_like(value)  # a mean over nothing is NaN
 
 
-def _owner(function: Any) -> Any:
+def owner_of(function: Any) -> Any:
     """Whose state a function's is: the object of a bound method, what a partial calls."""
     if isinstance(function, partial):
-        return _owner(function.func)
+        return owner_of(function.func)
     if isinstance(function, Adapted):
-        return _owner(function.function)
+        return owner_of(function.function)
     bound = getattr(function, "__self__", None)
     return function if bound is None or isinstance(bound, ModuleType) else bound
 
@@ -388,8 +402,12 @@ def build_objective(
     """
     layout = BatchLayout(batch, builder.build(batch.adapt) if batch.adapt else None)
     count = builder.build(train.count) if train.count else None
-    if train.step is not None:
+    if isinstance(train.step, Component):
         return Objective([], layout, step=builder.build(train.step), count=count)
+    if train.step is not None:
+        from launcher.objective.turns import TurnsObjective
+
+        return TurnsObjective({name: builder.build(part) for name, part in train.step.items()}, layout, count=count)
     if isinstance(section, str):  # `model`: it brings its own
         return Objective([], layout, count=count)
     named = {"": section} if isinstance(section, Component) else section or {}

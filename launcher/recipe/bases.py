@@ -362,7 +362,9 @@ def _read_override(text: str, folder: pathlib.Path, problems: Problems) -> _Chan
         return None
     if change.is_base:
         if not _is_path(value):
-            problems.add(change.origin, ("base",), "must be the path of another recipe, as in --base experiment/big.yaml")
+            problems.add(
+                change.origin, ("base",), "must be the path of another recipe, as in --base experiment/big.yaml"
+            )
             return None
         return replace(change, node=Node(value, change.origin, folder))
     node = parse(value, change.origin.source, folder, problems, at=change.path())

@@ -69,6 +69,8 @@ SLOTS = (
     Slot("scheduler", ("torch.optim.lr_scheduler",), handed="optimizer", kind="scheduler"),
     Slot("train.step", kind="function"),
     Slot("train.count", kind="function"),
+    Slot("train.after_step", kind="function"),
+    Slot("evaluate.after", kind="function"),
     Slot("batch.adapt", kind="function"),
     Slot("evaluate.metrics", ("torchmetrics.classification", "torchmetrics.text", "torchmetrics"), kind="metric"),
 )

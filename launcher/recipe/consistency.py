@@ -124,10 +124,27 @@ def too_many(processes: int, batch: int) -> str:
     return f"{processes} processes cannot share a global batch of {batch}; use at most {batch}, or a larger batch"
 
 
+def _optimizers(recipe: Recipe) -> Iterator[Fault]:
+    """Several optimizers go by name with what belongs to each."""
+    optimizer, turns = recipe.optimizer, recipe.train.step
+    if isinstance(optimizer, Component) and "_params_" in optimizer.options:
+        yield (*optimizer.path, "_params_"), "one optimizer has all parameters; freeze the others in train.freeze"
+    names = [] if isinstance(optimizer, Component) else list(optimizer)
+    if isinstance(turns, Mapping) and sorted(turns) != sorted(names):
+        listed = f"optimizer has {', '.join(names)}" if names else "optimizer has one for all"
+        yield ("train", "step"), f"each turn has an optimizer of its name: train.step has {', '.join(turns)}, {listed}"
+    if recipe.train.clip_grad_norm is not None and recipe.train.clip_grad_value is not None:
+        yield ("train", "clip_grad_value"), "stands beside clip_grad_norm; state one of them"
+
+
 def _scheduler(recipe: Recipe) -> Iterator[Fault]:
-    section = recipe.scheduler
-    if section is None or section.given is not None:
-        return
+    sections = recipe.scheduler.values() if isinstance(recipe.scheduler, Mapping) else [recipe.scheduler]
+    for section in sections:
+        if section is not None and section.given is None:
+            yield from _one_scheduler(recipe, section)
+
+
+def _one_scheduler(recipe: Recipe, section: Component) -> Iterator[Fault]:
     name = section.target.rpartition(".")[2]
     if name in WARMS_UP_ITSELF and "_warmup_" in section.options:
         yield (*section.path, "_warmup_"), f"{name} warms up by itself; remove _warmup_"
@@ -216,6 +233,7 @@ _CHECKS: Mapping[Callable[[Recipe], Iterator[Fault]], tuple[str, ...]] = {  # an
     _saving: ("evaluate", "save"),
     _processes: ("data", "launch"),
     _scheduler: ("evaluate", "scheduler"),
+    _optimizers: ("optimizer", "train"),
     _horizon: ("train",),
     _slurm: ("slurm",),
 }

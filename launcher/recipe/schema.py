@@ -93,23 +93,20 @@ def _collate(value: Any) -> Any:
     return value
 
 
-_TURNS = (
-    "several that step at different times (GANs, RL) need a loop of your own: `launcher run my_gan.py` gives any "
-    "script these processes, logs, failure report and SLURM, with the sampler, checkpoints and stop_requested() to "
-    "import"
-)
+def _one_model(value: Any) -> Any:
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    if sum(isinstance(item, Component) for item in items) > 1:
+        raise ValueError("a recipe has one model; write one module that holds both, and let optimizer name its parts")
+    return _component(value)
 
 
-def _only_one(what: str) -> Callable[[Any], Any]:
-    """A component; several are a GAN, and those have a way of their own."""
-
-    def read(value: Any) -> Any:
-        items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
-        if sum(isinstance(item, Component) for item in items) > 1:
-            raise ValueError(f"a recipe has one {what}; {_TURNS}")
-        return _component(value)
-
-    return read
+def _one_or_named(value: Any) -> Any:
+    """A component, or several by name."""
+    if isinstance(value, Mapping):
+        if value and all(isinstance(item, Component) for item in value.values()):
+            return value
+        raise ValueError("is neither a component nor several by name; write {_target_: NAME, …}, or {a: {…}, b: {…}}")
+    return _component(value)
 
 
 COMPONENT_SCHEMA = {
@@ -137,9 +134,17 @@ class _ByName:
 
 
 AComponent = Annotated[Component, BeforeValidator(_component), _written(COMPONENT_SCHEMA)]
-AModel = Annotated[Component, BeforeValidator(_only_one("model")), _written(COMPONENT_SCHEMA)]
-AnOptimizer = Annotated[Component, BeforeValidator(_only_one("optimizer")), _written(COMPONENT_SCHEMA)]
+AModel = Annotated[Component, BeforeValidator(_one_model), _written(COMPONENT_SCHEMA)]
+OneOrNamed = Annotated[
+    Component | dict[str, Component], BeforeValidator(_one_or_named), _written(COMPONENT_SCHEMA, _SEVERAL)
+]
 AFunction = Annotated[Component, BeforeValidator(_component), _ByName(), _written(COMPONENT_SCHEMA, _TEXT)]
+Steppers = Annotated[
+    Component | dict[str, Component],
+    BeforeValidator(_one_or_named),
+    _ByName(),
+    _written(COMPONENT_SCHEMA, _TEXT, _SEVERAL_OR_NAMES),
+]
 Weights = Annotated[Component | str, _ByName(), _written(COMPONENT_SCHEMA, _TEXT)]
 EvaluationSet = Annotated[
     Component | dict[str, Component] | str | None,
@@ -300,6 +305,22 @@ class Device(Section):
     ddp: Ddp = Field(default_factory=lambda: Ddp(), description="Settings of DistributedDataParallel.")
 
 
+def _frozen_for(value: Any) -> Any:
+    if value == "always" or isinstance(value, Duration):
+        return value
+    duration = Duration.parse(value) if isinstance(value, str) else None
+    if duration is None or duration.unit not in ("epochs", "steps", "samples", "percent"):
+        raise ValueError("does not say how long; write '3 epochs', '500 steps', '10%' or always")
+    return duration
+
+
+FrozenFor = Annotated[
+    Duration | Literal["always"],
+    BeforeValidator(_frozen_for),
+    _written({"type": "string", "description": "Words such as '3 epochs', '500 steps', '10%', or always."}),
+]
+
+
 class Train(Section):
     """5: how long, and what surrounds a step."""
 
@@ -309,6 +330,13 @@ class Train(Section):
     clip_grad_norm: Annotated[float, Field(gt=0)] | None = Field(
         None, description="Largest norm of all gradients together."
     )
+    clip_grad_value: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Largest size of each entry of a gradient."
+    )
+    freeze: dict[str, FrozenFor] = Field(
+        default_factory=dict,
+        description="Parameters by pattern that are not trained: until a time, as in '3 epochs', or 'always'.",
+    )
     ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None,
         description="Decay of an exponential moving average of the weights, evaluated and saved beside them.",
@@ -316,7 +344,14 @@ class Train(Section):
     start_from: str | None = Field(
         None, description="Weights to start from: a .pth or .safetensors file, a checkpoint, or a run's folder."
     )
-    step: AFunction | None = Field(None, description="Your own step function, in place of forward and loss.")
+    step: Steppers | None = Field(
+        None,
+        description="Your own step function, in place of forward and loss; or several by the names of the optimizers, "
+        "which take turns.",
+    )
+    after_step: AFunction | None = Field(
+        None, description="Your own function (model, at), called on every rank after each update; may change weights."
+    )
     count: AFunction | None = Field(
         None, description="How many a batch counts, for your own step function or 'loss: model'; null: it is measured."
     )
@@ -351,6 +386,10 @@ class Evaluate(Section):
     metrics: dict[str, AComponent] = Field(default_factory=dict, description="torchmetrics by a name of your own.")
     best: Best | None = Field(None, description="Which evaluation was the best.")
     early_stop: EarlyStop | None = Field(None, description="Stop when the best does not improve.")
+    after: AFunction | None = Field(
+        None,
+        description="Your own function (model, at, scores), called on rank 0 after each evaluation; changes nothing.",
+    )
     timeout: Time | None = Field(None, description="How long an evaluation may go without progress.")
 
 
@@ -492,8 +531,8 @@ class Recipe(Section):
     device: Device = Field(default_factory=lambda: Device(), description="2: device")
     model: AModel = Field(description="3: model")
     loss: Loss = Field(None, description="4: loss; 'model' where the model returns its own.")
-    optimizer: AnOptimizer = Field(description="4: optimizer")
-    scheduler: AComponent | None = Field(None, description="4: learning-rate schedule")
+    optimizer: OneOrNamed = Field(description="4: optimizer, or several by name, each with its _params_")
+    scheduler: OneOrNamed | None = Field(None, description="4: learning-rate schedule, or several by optimizer")
     train: Train = Field(description="5: training")
     evaluate: Evaluate = Field(default_factory=lambda: Evaluate(), description="6: evaluation")
     save: Save = Field(default_factory=lambda: Save(), description="7: saving")

@@ -158,7 +158,9 @@ def test_a_function_is_the_loss_that_is_plainly_meant(project: Path, loss: str) 
 
 
 def test_a_factory_that_gives_no_loss_says_what_to_write(project: Path) -> None:
-    with pytest.raises(RecipeError, match=r"loss: own.py:number gave float32 \[\], and no loss.*\{_ref_: own.py:number\}"):
+    with pytest.raises(
+        RecipeError, match=r"loss: own.py:number gave float32 \[\], and no loss.*\{_ref_: own.py:number\}"
+    ):
         train(project, "loss={_target_: own.py:number}")
 
 
