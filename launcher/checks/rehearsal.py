@@ -1,4 +1,4 @@
-"""The rehearsal behind `launcher check`: a run's seven phases on two samples, on the CPU, in the precision of the model itself.
+"""The rehearsal behind `launcher check`: a run's seven phases on two samples, on the CPU, in the model's own precision.
 
 Everything is the run's own code: the data sets are opened, and two samples go through forward, loss, backward, an
 optimizer step, evaluation and a checkpoint that is written and read back. The world that the run is meant for, be it
@@ -28,7 +28,6 @@ from launcher.device.device import open_device, seed_everything
 from launcher.errors import LauncherError, Problem, RecipeError, UsageError
 from launcher.evaluation.best import BestTracker, deciding_set, value_of
 from launcher.evaluation.evaluate import evaluate
-from launcher.evaluation.evaluation import AVERAGED
 from launcher.evaluation.metrics import build_metrics
 from launcher.evaluation.modes import evaluating, start_training
 from launcher.objective.loss import INDEPENDENT
@@ -327,8 +326,8 @@ def _check_best(recipe: Recipe, scores: Mapping[str, Any]) -> None:
     best = recipe.evaluate.best
     if best is None:
         return
-    if recipe.train.ema is not None:
-        scores = {**scores, **{AVERAGED + key: value for key, value in scores.items()}}
+    for kind, average in (("ema", recipe.train.ema), ("swa", recipe.train.swa)):
+        scores = {**scores, **({f"{kind}/{key}": value for key, value in scores.items()} if average else {})}
     with _stage(recipe, ("evaluate", "best", "metric"), ""):
         value_of(best, scores)
 

@@ -31,13 +31,9 @@ def doubts_of(recipe: Recipe, state: TrainState) -> list[str]:
     """Questions about the schedule; the schedule of this state is gone through and of no use afterwards."""
     if recipe.scheduler is None:
         return []
-    if isinstance(recipe.scheduler, Component) or isinstance(state.schedule, Schedule):
-        assert isinstance(recipe.scheduler, Component) and isinstance(state.schedule, Schedule)
-        return _doubts(recipe.scheduler, state.schedule, state.length)
-    named = state.schedule.named
-    return [
-        doubt for name, section in recipe.scheduler.items() for doubt in _doubts(section, named[name], state.length)
-    ]
+    sections = {"": recipe.scheduler} if isinstance(recipe.scheduler, Component) else recipe.scheduler
+    schedules = {"": state.schedule} if isinstance(state.schedule, Schedule) else state.schedule.named
+    return [doubt for name, section in sections.items() for doubt in _doubts(section, schedules[name], state.length)]
 
 
 def _doubts(section: Component, schedule: Schedule, run_length: RunLength) -> list[str]:

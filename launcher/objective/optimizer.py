@@ -209,7 +209,7 @@ def _by_layer(
     groups: Sequence[tuple[list[str], dict[str, Any]]],
     decay: float,
 ) -> Iterator[tuple[list[str], dict[str, Any]]]:
-    """Each group once for each layer; the last layer has the whole rate, and each one before it `decay` of the next's."""
+    """Each group once for each layer; the last layer has the whole rate, each one before it `decay` of the next's."""
     path = (*section.path, "_layer_decay_")
     if not layers:
         message = "the model has no stack of layers, a ModuleList or a Sequential; say the rates by name in _groups_"

@@ -319,7 +319,8 @@ def _are_several(old: Node, new: Node, at: Path) -> bool:
     named = [child for _, child in new.items()]
     is_one = any(key in ("_target_", "_ref_") for key, _ in old.items())
     components = [child for child in named if any(key in ("_target_", "_ref_") for key, _ in child.items())]
-    return at in _SEVERAL and is_one and len(named) > 1 and len(components) == len(named)
+    functions = [child for child in named if at == ("loss",) and isinstance(child.value, str) and "." in child.value]
+    return at in _SEVERAL and is_one and len(named) > 1 and len(components) + len(functions) == len(named)
 
 
 def _displaced(old: Mapping[Key, Node], stated: Mapping[Key, Node], at: Path) -> dict[Key, Node]:

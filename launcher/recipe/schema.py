@@ -182,6 +182,8 @@ _period = _length("epochs", "steps", "samples", "seconds", example="'1 epoch', '
 _time = _length("seconds", example="'30 seconds' or '2 hours'")
 _steps = _length("steps", "samples", example="'10 steps'")
 _batches = _length("batches", example="'50 batches'")
+_share = _length("epochs", "steps", "samples", "percent", example="'75%', '10 epochs' or '500 steps'")
+Length = Annotated[Duration, _share[0], _share[1]]
 Period = Annotated[Duration, _period[0], _period[1]]
 Time = Annotated[Duration, _time[0], _time[1]]
 Steps = Annotated[Duration, _steps[0], _steps[1]]
@@ -305,6 +307,30 @@ class Device(Section):
     ddp: Ddp = Field(default_factory=lambda: Ddp(), description="Settings of DistributedDataParallel.")
 
 
+class EmaSection(Section):
+    """An exponential moving average of the weights."""
+
+    decay: Annotated[float, Field(gt=0, lt=1)] = Field(description="What is kept of the average at each step.")
+    warmup: bool = Field(True, description="Keep (1 + t) / (10 + t) at first, where that is less.")
+
+
+def _ema(value: Any) -> Any:
+    """A number is its decay."""
+    return {"decay": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+AnEma = Annotated[EmaSection, BeforeValidator(_ema)]
+
+
+class SwaSection(Section):
+    """Stochastic weight averaging."""
+
+    start: Length = Field(
+        Duration(75, "percent", "75%"), description="When the first weights are taken, as in '75%' or '10 epochs'."
+    )
+    every: Length = Field(Duration(1, "epochs", "1 epoch"), description="How often from then on.")
+
+
 def _frozen_for(value: Any) -> Any:
     if value == "always" or isinstance(value, Duration):
         return value
@@ -337,9 +363,12 @@ class Train(Section):
         default_factory=dict,
         description="Parameters by pattern that are not trained: until a time, as in '3 epochs', or 'always'.",
     )
-    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+    ema: AnEma | None = Field(
         None,
         description="Decay of an exponential moving average of the weights, evaluated and saved beside them.",
+    )
+    swa: SwaSection | None = Field(
+        None, description="A mean of the weights at equal distances, evaluated and saved beside them."
     )
     start_from: str | None = Field(
         None, description="Weights to start from: a .pth or .safetensors file, a checkpoint, or a run's folder."
@@ -400,6 +429,9 @@ class Save(Section):
     keep: Positive = Field(3, description="How many checkpoints, besides the best.")
     background: bool | None = Field(
         None, description="Write while training goes on; null: where a copy of the state fits into memory."
+    )
+    average_last: Annotated[int, Field(gt=1)] | None = Field(
+        None, description="At the end, also the mean of the weights of the last so many checkpoints."
     )
     final: Literal["last", "best"] = Field("last", description="Which weights become model_weights.pth.")
     on_failure: Literal["stop", "warn"] = Field("stop", description="What becomes of the run when a save fails.")

@@ -48,4 +48,4 @@ class AfterStep:
             with torch.no_grad():
                 self._function(self._model, self._at(step))
         if self._average is not None:
-            self._average.update()
+            self._average.update(step)

@@ -15,7 +15,7 @@ from launcher.checkpoints.weights import load_weights, shapes_of
 from launcher.data.load import Data, load_data
 from launcher.device.device import Device
 from launcher.model.build import Model, build_model, wrap, wrap_step
-from launcher.model.ema import Average
+from launcher.model.ema import Average, Ema, Rule, Swa
 from launcher.objective.loss import Objective, build_objective
 from launcher.objective.optimizer import build_optimizer, calls_the_loss, named_parameters
 from launcher.objective.run_length import RunLength
@@ -23,7 +23,7 @@ from launcher.objective.schedule import build_schedules
 from launcher.objective.several import Optimizers, Several, each
 from launcher.objective.turns import TurnsObjective
 from launcher.recipe.build import Builder
-from launcher.recipe.schema import Recipe
+from launcher.recipe.schema import Recipe, Train
 from launcher.runs.tracking.own_code import stand_in
 from launcher.training.after_step import AfterStep
 from launcher.training.freezing import Freezing, build_freezing, freeze_for_good
@@ -97,7 +97,8 @@ def build_run_state(recipe: Recipe, builder: Builder, model: Model, device: Devi
     freezing = build_freezing(builder, train.freeze, every, length, saves_work=device.world.size == 1)
     may_skip = recipe.device.precision == "fp16"
     optimizer = build_optimizer(builder, recipe.optimizer, model.bare, objective.modules, may_skip=may_skip)
-    average = Average(model.bare, train.ema) if train.ema is not None else None
+    rule = _rule(builder, train, length)
+    average = Average(model.bare, rule) if rule is not None else None
     for key, function in (("train.after_step", train.after_step), ("evaluate.after", recipe.evaluate.after)):
         if function is not None:
             objective.others[key] = builder.build(function)
@@ -126,6 +127,18 @@ def build_run_state(recipe: Recipe, builder: Builder, model: Model, device: Devi
         trained=[name for name, parameter in model.bare.named_parameters() if parameter.requires_grad],
         freezing=freezing,
     )
+
+
+def _rule(builder: Builder, train: Train, length: RunLength) -> Rule | None:
+    """How the weights are averaged."""
+    if train.ema is not None:
+        return Ema(train.ema.decay, train.ema.warmup)
+    if train.swa is None:
+        return None
+    try:
+        return Swa(length.steps_of(train.swa.start), length.steps_of(train.swa.every))
+    except ValueError as error:
+        raise builder.wrong("train.swa", f"{error}; say it in steps or epochs") from error
 
 
 def _frozen(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -16,6 +16,7 @@ import torch
 from launcher.checkpoints import format as checkpoints
 from launcher.checkpoints.saving import Saving
 from launcher.data.sampler import describe_shares
+from launcher.evaluation.after import After
 from launcher.evaluation.best import BestTracker, deciding_set
 from launcher.evaluation.evaluation import Evaluation, unlooked
 from launcher.evaluation.predictions import shown_of
@@ -197,6 +198,9 @@ def _session(
         judged=state.schedule.evaluated,
         look=shown.look if shown is not None else unlooked,
         at=state.length.at,
+        after=After(state.model.bare, state.objective, state.optimizer, folder, recipe.seed)
+        if recipe.evaluate.after is not None
+        else None,
     )
     saving = Saving(
         section=recipe.save,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -184,6 +183,63 @@ def shaken(model: Any, at: Any) -> None:
     model.head.bias.add_(torch.randn(1, dtype=torch.float64), alpha=0.01)
 
 
+class Looked:
+    """After an evaluation: a number that counts, one that is drawn, and two figures."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+    def __call__(self, model: Any, at: Any, scores: Mapping[str, Any]) -> Mapping[str, Any]:
+        from matplotlib.figure import Figure
+
+        assert not model.training
+        assert "loss" in scores
+        self.times += 1
+        figure = Figure(figsize=(1, 1))
+        figure.subplots().plot([0, 1])
+        return {"times": self.times, "drawn": torch.rand(1), "grey": torch.ones(2, 3), "plot": figure}
+
+    def state_dict(self) -> dict[str, Any]:
+        """How often."""
+        return {"times": self.times}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes it up."""
+        self.times = state["times"]
+
+
+def moves(model: Any, at: Any, scores: Any) -> None:
+    """Must not."""
+    model.scale.add_(1.0)
+
+
+def gives_text(model: Any, at: Any, scores: Any) -> dict[str, str]:
+    """Neither a number nor a figure."""
+    return {"words": "many"}
+
+
+def gives_a_number(model: Any, at: Any, scores: Any) -> float:
+    """Without a name."""
+    return 1.0
+
+
+def renames(model: Any, at: Any, scores: Any) -> dict[str, float]:
+    """With the name of something else."""
+    return {"loss": 1.0}
+
+
+class Flat(nn.Module):
+    """Without layers in a stack."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.only = nn.Linear(4, 1).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.only(x)
+        return out
+
+
 # ---------------------------------------------------------------------- by hand
 
 Batch = tuple[Tensor, Tensor]
@@ -310,11 +366,11 @@ def closed(make: Callable[[Any], Optimizer], before: bool) -> list[float]:
 
 def against() -> list[float]:
     model = Two()
-    optimizers = {"critic": Adam(model.critic.parameters(), lr=0.01), "generator": Adam(model.generator.parameters(), 0.02)}
+    optimizers = [Adam(model.critic.parameters(), lr=0.01), Adam(model.generator.parameters(), lr=0.02)]
 
     def step(number: int, batch: Batch) -> float:
         total = 0.0
-        for function, optimizer in zip((critic, generator), optimizers.values(), strict=True):
+        for function, optimizer in zip((critic, generator), optimizers, strict=True):
             model.zero_grad()
             loss = function(model, batch, None)["loss"]
             loss.backward()
@@ -331,7 +387,8 @@ def wrapped() -> list[float]:
 
 
 SEVERAL = (
-    "optimizer={matrices: {_target_: SGD, lr: 0.05, momentum: 0.9, _params_: dim >= 2}, rest: {_target_: Adam, lr: 0.01}}",
+    "optimizer={matrices: {_target_: SGD, lr: 0.05, momentum: 0.9, _params_: dim >= 2}, "
+    "rest: {_target_: Adam, lr: 0.01}}",
     "scheduler={matrices: {_target_: StepLR, step_size: 4, gamma: 0.5}, rest: {_target_: ExponentialLR, gamma: 0.9}}",
 )
 GROUPS = "_groups_: {dim>=2: {weight_decay: 0.1}, '*': {weight_decay: 0.0}}"
@@ -355,8 +412,8 @@ WAYS: dict[str, tuple[tuple[str, ...], Loop]] = {
     "after": (("train.after_step=ways.py:shrink",), partial(afterwards, shrink)),
     "target": (("train.after_step={_target_: ways.py:Target}",), lambda: afterwards(Target())),
     "LBFGS": (
-        ("optimizer={_target_: LBFGS, lr: 0.5, max_iter: 3, history_size: 4, line_search_fn: strong_wolfe}",),
-        lambda: closed(lambda p: torch.optim.LBFGS(p, 0.5, 3, history_size=4, line_search_fn="strong_wolfe"), False),
+        ("optimizer={_target_: LBFGS, lr: 0.3, max_iter: 2, history_size: 2, line_search_fn: strong_wolfe}",),
+        lambda: closed(lambda p: torch.optim.LBFGS(p, 0.3, 2, history_size=2, line_search_fn="strong_wolfe"), False),
     ),
     "SAM": (
         ("optimizer={_target_: ways.py:Sam, lr: 0.05, _closure_: true}",),
@@ -365,8 +422,3 @@ WAYS: dict[str, tuple[tuple[str, ...], Loop]] = {
     "turns": (TURNS, against),
     "Lookahead": (("optimizer={_target_: ways.py:Lookahead, optimizer: {_target_: Adam, lr: 0.02}}",), wrapped),
 }
-
-
-def copied(model: nn.Module) -> nn.Module:
-    """A copy."""
-    return copy.deepcopy(model)
