@@ -206,25 +206,18 @@ class _Ways:
     def _turns(self, objective: TurnsObjective, optimizer: Several) -> list[Turn]:
         last = list(objective.turns)[-1]
         return [
-            Turn(
-                name,
-                self._shared(turn, optimizer.named[name]),
-                self._update(optimizer.named[name], self.after if name == last else None),
-            )
+            self._turn(name, turn, optimizer.named[name], self.after if name == last else None)
             for name, turn in objective.turns.items()
         ]
 
-    def _shared(self, turn: Objective, optimizer: Optimizer) -> nn.Module:
-        """A turn's step function, under DDP for the parameters of its optimizer alone."""
+    def _turn(self, name: str, turn: Objective, optimizer: Optimizer, after: AfterStep | None) -> Turn:
+        """A step function, under DDP for the parameters of its optimizer alone."""
         own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        others = [
-            parameter
-            for parameter in self.model.bare.parameters()
-            if parameter.requires_grad and id(parameter) not in own
-        ]
+        named = [(key, one) for key, one in self.model.bare.named_parameters() if one.requires_grad]
+        others = [parameter for _, parameter in named if id(parameter) not in own]
         for parameter in others:  # DDP looks once, when it is made
             parameter.requires_grad_(False)
-        wrapped = wrap_step(StepModule(self.model.wrapped, turn), self.device)
+        module = wrap_step(StepModule(self.model.wrapped, turn), self.device)
         for parameter in others:
             parameter.requires_grad_(True)
-        return wrapped
+        return Turn(name, module, self._update(optimizer, after), [key for key, one in named if id(one) in own])

@@ -87,11 +87,13 @@ class Turn:
         name: Its name in `train.step`, and that of its optimizer.
         module: Its step function, under DDP for the parameters of its optimizer.
         update: Its optimizer and what surrounds it.
+        parameters: The names of its parameters, in the order in which DDP numbers them.
     """
 
     name: str
     module: nn.Module
     update: OneUpdate
+    parameters: Sequence[str] = ()
 
     def without_sync(self) -> AbstractContextManager[Any]:
         """DDP without its all-reduce: for all but the last micro-batch of a step."""
@@ -133,6 +135,7 @@ class Turns:
     def _turn(self, turn: Turn, place: int, step: StepBatch, at: At, logged: Sequence[dict[str, Any]]) -> None:
         """Adds the gradients of one loss, over all micro-batches; its values are logged, and what it wants logged."""
         last = len(step.batches) - 1
+        context.run.parameters = turn.parameters
         for number, (batch, scales) in enumerate(zip(step.batches, step.scales, strict=True)):
             with nullcontext() if number == last else turn.without_sync():
                 context.run.batch = batch.data

@@ -120,15 +120,15 @@ def detected(model, batch, at):
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project with the code above; what it imports is forgotten afterwards."""
     monkeypatch.setattr(sys, "path", list(sys.path))
-    for name in ("parts", "own", "script", "configs"):
+    for name in ("parts", "own", "script", "configs", "glue"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.chdir(tmp_path)
     return projects.make(tmp_path, own=OWN)
 
 
-def train(recipe: Path, *overrides: str, allow: tuple[str, ...] = ()) -> Result:
+def train(recipe: Path, *overrides: str, run_dir: str = "run") -> Result:
     read = load_recipe(recipe, ["launch.threads=1", "train={steps: 3}", "track.every=1 steps", *overrides])
-    return run(read, World(), Options(cpu=True, run_dir=str(recipe.parent / "run"), output="quiet", allow=allow))
+    return run(read, World(), Options(cpu=True, run_dir=str(recipe.parent / run_dir), output="quiet"))
 
 
 def refusal(recipe: Path, *overrides: str) -> str:
@@ -155,8 +155,7 @@ SAME_AS_CROSS_ENTROPY = {
 
 @pytest.mark.parametrize("loss", SAME_AS_CROSS_ENTROPY.values(), ids=SAME_AS_CROSS_ENTROPY)
 def test_a_function_is_the_loss_that_is_plainly_meant(project: Path, loss: str) -> None:
-    expected = weights(train(project))
-    (project.parent / "run").rename(project.parent / "first")
+    expected = weights(train(project, run_dir="first"))
     assert torch.equal(weights(train(project, loss)), expected)
 
 
@@ -337,3 +336,23 @@ def test_the_precision_of_a_rehearsal_is_the_models(project: Path) -> None:
     from launcher.checks.rehearsal import _dtypes
 
     assert _dtypes(nn.Sequential(nn.Linear(2, 2).double(), nn.Linear(2, 2))) == "float64 and float32"
+
+
+def test_a_name_at_torchmetrics_root_warns_of_nothing(project: Path, recwarn: pytest.WarningsRecorder) -> None:
+    metric = "evaluate.metrics={psnr: {_target_: PeakSignalNoiseRatio, data_range: 1.0}}"
+    recipe = load_recipe(project, [metric, "data.validation={_target_: parts.py:Points}"])
+    builder = Builder(recipe)
+    builder.build(recipe.evaluate.metrics["psnr"])
+    assert not [one for one in recwarn if issubclass(one.category, FutureWarning)]
+
+
+def test_the_model_may_be_handed_to_what_makes_the_optimizer(project: Path) -> None:
+    glue = (
+        "import torch\n\n\ndef make(model, params):\n    return torch.optim.SGD(model.layers[2].parameters(), lr=0.1)\n"
+    )
+    (project.parent / "glue.py").write_text(glue)
+    result = train(project, "optimizer={_target_: glue.py:make, model: '${model}'}")
+    everywhere = train(project, run_dir="other")
+    assert torch.equal(result.model.layers[2].bias, everywhere.model.layers[2].bias) is False
+    untrained = train(project, "optimizer.lr=0.0", run_dir="untrained").model.layers[0].bias
+    assert torch.equal(result.model.layers[0].bias, untrained)  # which that optimizer does not have
