@@ -31,9 +31,9 @@ from launcher.evaluation.evaluate import evaluate
 from launcher.evaluation.metrics import build_metrics
 from launcher.evaluation.modes import evaluating, start_training
 from launcher.objective.loss import INDEPENDENT
-from launcher.objective.optimizer import describe_optimizer
 from launcher.objective.schedule import Schedule, Schedules
 from launcher.objective.settle import settle_losses
+from launcher.objective.several import each
 from launcher.recipe.build import Builder, BuildError
 from launcher.recipe.duration import Duration
 from launcher.recipe.generated_code import check_names
@@ -203,8 +203,9 @@ def _rehearse_step(recipe: Recipe, train_state: TrainState, world: World, say: S
             train_state.update.clear_gradients()
         with _stage(recipe, ("optimizer",), "the optimizer's step"), _closures_explained():
             train_state.take_step(train_state, step, train_state.length.at(0))
+    kinds = ", ".join(type(one).__name__ for one in each(train_state.optimizer).values())
     rates = ", ".join(f"{rate:.3g}" for rate in dict.fromkeys(train_state.schedule.rates.values()))
-    say("step", f"{describe_optimizer(train_state.optimizer).partition(',')[0]}, learning rate {rates}")
+    say("step", f"{kinds}, learning rate {rates}")
     texts = [" ".join(str(warning.message).split()) for warning in caught if issubclass(warning.category, UserWarning)]
     return [f"the model or its loss warns: {text}" for text in dict.fromkeys(texts)]
 

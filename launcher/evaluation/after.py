@@ -48,11 +48,18 @@ class After:
     ) -> dict[str, float]:
         """Every rank calls this; rank 0 calls the function, and all learn the numbers.
 
+        Args:
+            at: Where training stands.
+            scores: What was measured on each set; of the only one, the function gets what was measured.
+            from_first: Has rank 0 do something, and tells all what came of it.
+
         Raises:
             LauncherError: What it gave is neither, or it has changed the model.
         """
         if self._function is None:
             return {}
+        if len(scores) == 1:
+            scores = next(iter(scores.values()))
         own = owner_of(self._function)  # which may remember something
         with evaluating(self._model, self._objective, self._optimizer, but=own):
             told: dict[str, float] = from_first(lambda: self._called(at, scores))

@@ -202,8 +202,7 @@ class Evaluation:
         if results is not None:
             lines = [self._line(name, split, step, epoch, scores) for name, scores in results.items()]
             if self.after is not None and split == "validation":
-                scores = next(iter(results.values())) if len(results) == 1 else dict(results)
-                lines[0] |= self.after(self.at(step), scores, self._coordinator.from_first)
+                lines[0] |= self.after(self.at(step), results, self._coordinator.from_first)
         for line in lines or ():
             self.tracking.log(line)
         self.made(step, time.perf_counter() - began)

@@ -169,13 +169,14 @@ def _check_groups(
                 raise builder.wrong((*section.path, "_groups_", pattern, name), message, at_key=True)
 
 
-def describe_optimizer(optimizer: Optimizers) -> str:
-    """Its class, and how it steps, for the plan."""
+def describe_optimizer(optimizer: Optimizers, key: str = "optimizer") -> str:
+    """Its class, and how it steps, for the plan; of several, of each by its name."""
     if isinstance(optimizer, Several):
-        return "; ".join(f"{name} = {describe_optimizer(one)}" for name, one in optimizer.named.items())
+        named = optimizer.named.items()
+        return "; ".join(f"{name} = {describe_optimizer(one, f'{key}.{name}')}" for name, one in named)
     groups = optimizer.param_groups
     several = f", {len(groups)} groups of parameters" if len(groups) > 1 else ""
-    fused = ", fused (optimizer.fused=false turns that off)" if groups[0].get("fused") else ""
+    fused = f", fused ({key}.fused=false turns that off)" if groups[0].get("fused") else ""
     return f"{type(optimizer).__name__}{several}{fused}"
 
 

@@ -307,21 +307,6 @@ class Device(Section):
     ddp: Ddp = Field(default_factory=lambda: Ddp(), description="Settings of DistributedDataParallel.")
 
 
-class EmaSection(Section):
-    """An exponential moving average of the weights."""
-
-    decay: Annotated[float, Field(gt=0, lt=1)] = Field(description="What is kept of the average at each step.")
-    warmup: bool = Field(True, description="Keep (1 + t) / (10 + t) at first, where that is less.")
-
-
-def _ema(value: Any) -> Any:
-    """A number is its decay."""
-    return {"decay": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
-
-
-AnEma = Annotated[EmaSection, BeforeValidator(_ema)]
-
-
 class SwaSection(Section):
     """Stochastic weight averaging."""
 
@@ -363,10 +348,11 @@ class Train(Section):
         default_factory=dict,
         description="Parameters by pattern that are not trained: until a time, as in '3 epochs', or 'always'.",
     )
-    ema: AnEma | None = Field(
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None,
         description="Decay of an exponential moving average of the weights, evaluated and saved beside them.",
     )
+    ema_warmup: bool = Field(True, description="Keep (1 + t) / (10 + t) of it in the first steps, where that is less.")
     swa: SwaSection | None = Field(
         None, description="A mean of the weights at equal distances, evaluated and saved beside them."
     )

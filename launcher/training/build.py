@@ -132,7 +132,7 @@ def build_run_state(recipe: Recipe, builder: Builder, model: Model, device: Devi
 def _rule(builder: Builder, train: Train, length: RunLength) -> Rule | None:
     """How the weights are averaged."""
     if train.ema is not None:
-        return Ema(train.ema.decay, train.ema.warmup)
+        return Ema(train.ema, train.ema_warmup)
     if train.swa is None:
         return None
     try:

@@ -53,11 +53,6 @@ class Freezing:
                 if step < thaws:
                     parameter.grad = None
 
-    def release(self) -> None:
-        """Lets all be trained, as when the run was built."""
-        for parameter, _ in self._until:
-            parameter.requires_grad_(True)
-
 
 def build_freezing(
     builder: Builder, freeze: Freeze, named: Mapping[str, nn.Parameter], length: RunLength, *, saves_work: bool
@@ -83,7 +78,8 @@ def build_freezing(
             steps = length.steps_of(duration) if isinstance(duration, Duration) else None
         except ValueError as error:
             raise builder.wrong(path, f"{error}; say it in steps or epochs") from error
-        until += [(named[name], steps) for name in names] if steps is not None else []
+        if steps is not None:  # what the model itself has frozen stays so
+            until += [(named[name], steps) for name in names if named[name].requires_grad]
     at_first = {id(parameter) for parameter, _ in until}
     if until and not any(parameter.requires_grad and id(parameter) not in at_first for parameter in named.values()):
         raise builder.wrong(("train", "freeze"), "nothing is left to train in the first step; freeze less")

@@ -198,9 +198,7 @@ def _session(
         judged=state.schedule.evaluated,
         look=shown.look if shown is not None else unlooked,
         at=state.length.at,
-        after=After(state.model.bare, state.objective, state.optimizer, folder, recipe.seed)
-        if recipe.evaluate.after is not None
-        else None,
+        after=After(state.model.bare, state.objective, state.optimizer, folder, recipe.seed),
     )
     saving = Saving(
         section=recipe.save,

@@ -328,7 +328,7 @@ def test_equal_parts_and_the_mean_of_the_last_checkpoints(tmp_path: Path) -> Non
 
 
 def test_an_average_without_warming_up(tmp_path: Path) -> None:
-    settings = ("train.ema={decay: 0.8, warmup: false}", "train={steps: 2}", "save={every: 1 steps, keep: 2}")
+    settings = ("train.ema=0.8", "train.ema_warmup=false", "train={steps: 2}", "save={every: 1 steps, keep: 2}")
     train(tmp_path / "run", *settings)
     first, last = (
         torch.load(step / "weights.pth", weights_only=True)
