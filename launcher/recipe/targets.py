@@ -300,7 +300,7 @@ def _parsers_explained() -> Iterator[None]:
         raise error
 
     before = argparse.ArgumentParser.error
-    argparse.ArgumentParser.error = refuse  # type: ignore[method-assign]  # a public method, put back
+    argparse.ArgumentParser.error = refuse  # type: ignore[method-assign,assignment]  # a public method, put back
     try:
         yield
     finally:

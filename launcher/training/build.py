@@ -176,7 +176,7 @@ class _Ways:
             raise self.builder.wrong(*fault)
         if isinstance(objective, TurnsObjective) and isinstance(optimizer, Several):
             turns = Turns(self._turns(objective, optimizer), self.device.accelerator.scaler)
-            return turns, turns
+            return turns, turns.take
         update = self._update(optimizer, self.after)
         return update, ByClosure(update) if closure else train_step
 

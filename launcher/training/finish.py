@@ -145,5 +145,6 @@ def save_at_end(state: TrainState, session: Session, outcome: str, step: int) ->
         session.record.end(outcome, step, made)
 
     state.device.coordinator.from_first(saved)
-    if outcome == "finished" and has_modes(state.optimizer):
-        state.optimizer.eval()  # type: ignore[attr-defined]  # whoever gets the module trains it no more
+    optimizer: Any = state.optimizer
+    if outcome == "finished" and has_modes(optimizer):
+        optimizer.eval()  # whoever gets the module trains it no more

@@ -22,6 +22,7 @@ from launcher.training import fast_step
 from launcher.training.state import TrainState
 from launcher.training.step_module import StepCall
 from launcher.training.steps import StepBatch, counted_steps
+from launcher.training.update import OneUpdate
 from launcher.world import context
 
 _SYNCHRONISED = nullcontext()
@@ -175,6 +176,7 @@ def backward(state: TrainState, value: torch.Tensor, factor: float) -> None:
 
 def update(state: TrainState, step: int) -> torch.Tensor | None:
     """The weights from the gradients, as the run's optimizers do it; the gradients' norm where they are clipped."""
+    assert isinstance(state.update, OneUpdate)
     return state.update(step)
 
 

@@ -16,15 +16,11 @@ from launcher.training.nonfinite import NonFiniteGuard
 
 
 class Update(Protocol):
-    """What the step calls between its last backward and the schedule."""
+    """What surrounds a step's update, in whatever way it is made."""
 
     @property
     def scaler(self) -> Any:
         """Scales losses and gradients under fp16, else None."""
-        ...
-
-    def __call__(self, step: int) -> torch.Tensor | None:
-        """Updates the weights and clears the gradients; the norm of the gradients where they are clipped."""
         ...
 
     def clear_gradients(self) -> None:

@@ -50,7 +50,7 @@ class ByClosure:
         """
         first: list[StepResult] = []
 
-        @torch.enable_grad()  # type: ignore[untyped-decorator]
+        @torch.enable_grad()
         def closure() -> torch.Tensor:
             self._update.clear_gradients()
             state.seeds(at.step)
@@ -111,7 +111,7 @@ class Turns:
     def __init__(self, turns: Sequence[Turn], scaler: Any = None):
         self._turns, self.scaler = list(turns), scaler
 
-    def __call__(self, state: TrainState, step: StepBatch, at: At, do: Parts | None = None) -> StepResult:
+    def take(self, state: TrainState, step: StepBatch, at: At, do: Parts | None = None) -> StepResult:
         """One step.
 
         Raises:
@@ -130,7 +130,7 @@ class Turns:
         state.schedule.advance(at.step + 1)
         parts = [[scalars[f"loss/{turn.name}"] for turn in self._turns] for scalars in logged]
         losses = [(torch.stack(own).sum(), scales[0]) for own, scales in zip(parts, step.scales, strict=True)]
-        return StepResult(losses, torch.stack(norms).norm() if norms else None, logged)
+        return StepResult(losses, torch.stack(norms).norm() if norms else None, list(logged))
 
     def _turn(self, turn: Turn, place: int, step: StepBatch, at: At, logged: Sequence[dict[str, Any]]) -> None:
         """Adds the gradients of one loss, over all micro-batches; its values are logged, and what it wants logged."""

@@ -15,7 +15,9 @@ from torch import nn
 from launcher.cli.main import _parsed
 from launcher.errors import LauncherError, RecipeError
 from launcher.recipe.build import Builder
+from launcher.recipe.component import Component
 from launcher.recipe.load import load_recipe
+from launcher.recipe.schema import Recipe
 from launcher.run import Result, run
 from launcher.runs.options import Options
 from launcher.world.world import World
@@ -294,6 +296,11 @@ def test_a_script_that_parses_arguments_is_explained(
 # ---------------------------------------------------------------------- bases, overrides, durations
 
 
+def rate_and_seed(recipe: Recipe) -> tuple[Any, int]:
+    assert isinstance(recipe.optimizer, Component)
+    return recipe.optimizer.kwargs["lr"], recipe.seed
+
+
 def test_several_bases_in_order_and_one_from_the_command_line(project: Path) -> None:
     folder = project.parent
     (folder / "first.yaml").write_text("optimizer: {_target_: SGD, lr: 1.0}\nseed: 1\nname: first\n")
@@ -301,11 +308,10 @@ def test_several_bases_in_order_and_one_from_the_command_line(project: Path) -> 
     (folder / "big.yaml").write_text("optimizer: {lr: 5.0}\n")
     rest = {key: value for key, value in yaml.safe_load(projects.RECIPE).items() if key != "optimizer"}
     (folder / "top.yaml").write_text(yaml.safe_dump({"base": ["first.yaml", "second.yaml"], **rest}))
-    recipe = load_recipe(folder / "top.yaml")
-    assert (recipe.optimizer.kwargs["lr"], recipe.seed, recipe.name) == (2.0, 2, "project")
+    assert rate_and_seed(load_recipe(folder / "top.yaml")) == (2.0, 2)
+    assert load_recipe(folder / "top.yaml").name == "project"
     options = _parsed(["train", "top.yaml", "--base", "big.yaml", "seed=7"])
-    recipe = load_recipe(folder / options.recipe, options.overrides, options.remove)
-    assert (recipe.optimizer.kwargs["lr"], recipe.seed) == (5.0, 7)
+    assert rate_and_seed(load_recipe(folder / options.recipe, options.overrides, options.remove)) == (5.0, 7)
     said = refusal(folder / "top.yaml", "base=bigger.yaml")
     assert "override 'base=bigger.yaml': base: 'bigger.yaml' does not exist; did you mean 'big.yaml'?" in said
 

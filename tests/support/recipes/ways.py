@@ -294,7 +294,12 @@ def several() -> list[float]:
     rest = [parameter for parameter in model.parameters() if parameter.ndim < 2]
     first, second = SGD(matrices, lr=0.05, momentum=0.9), Adam(rest, lr=0.01)
     schedules = [StepLR(first, 4, 0.5), ExponentialLR(second, 0.9)]
-    return loop(model, plain(model, first, second), lambda step: [one.step() for one in schedules] and None)
+
+    def after(step: int) -> None:
+        for schedule in schedules:
+            schedule.step()
+
+    return loop(model, plain(model, first, second), after)
 
 
 def layered() -> list[float]:
@@ -348,7 +353,7 @@ def closed(make: Callable[[Any], Optimizer], before: bool) -> list[float]:
     def step(number: int, batch: Batch) -> float:
         losses = []
 
-        @torch.enable_grad()  # type: ignore[untyped-decorator]
+        @torch.enable_grad()
         def closure() -> Tensor:
             model.zero_grad()
             loss = functional.mse_loss(model(batch[0]), batch[1])
