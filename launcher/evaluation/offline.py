@@ -25,7 +25,8 @@ from launcher.evaluation.evaluation import Evaluation, Look, metrics_of, unlooke
 from launcher.evaluation.predictions import Predictions, columns_of, write_predictions
 from launcher.model.build import Model, build_model
 from launcher.model.ema import Average, Ema, Swa
-from launcher.objective.loss import Objective, build_objective, loss_key
+from launcher.objective.build import build_objective
+from launcher.objective.loss import Objective, loss_key
 from launcher.objective.run_length import At
 from launcher.objective.settle import take_up
 from launcher.recipe.build import Builder

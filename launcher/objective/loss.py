@@ -13,12 +13,9 @@ import torch
 from torch import nn
 
 from launcher.errors import LauncherError
-from launcher.objective.batch import Adapted, BatchLayout, Picks, arguments, behind, one_number
+from launcher.objective.batch import Adapted, BatchLayout, Picks, arguments, one_number
 from launcher.objective.probe import still_holds
-from launcher.objective.reading import Reading, known, order_fault, reduction_of, summing, sums_itself, tensors_in
-from launcher.recipe import schema
-from launcher.recipe.build import Builder
-from launcher.recipe.component import Component
+from launcher.objective.reading import Reading, tensors_in
 from launcher.text import shapes
 
 Loss = Callable[..., torch.Tensor]
@@ -40,6 +37,7 @@ class Term:
         outputs: What of the model's result it gets; None for `batch.outputs`.
         targets: What of a batch it gets; None for `batch.targets`.
         wrapped: What training calls: the function, under DDP where it has parameters of its own.
+        place: Where the recipe names it, where that is not in `loss`.
     """
 
     name: str
@@ -51,6 +49,7 @@ class Term:
     outputs: Picks | None = None
     targets: Picks | None = None
     wrapped: Loss | None = None
+    place: str = ""
 
     def take(self, reading: Reading | None) -> None:
         """Learns what it is a mean over."""
@@ -62,7 +61,7 @@ class Term:
         return self.function if self.wrapped is None else self.wrapped
 
     def __post_init__(self) -> None:
-        self.key = loss_key(self.name)  # where the recipe names it
+        self.key = self.place or loss_key(self.name)  # where the recipe names it
 
     @property
     def part(self) -> str:
@@ -381,93 +380,3 @@ def _scale(reading: Reading | None, sums: bool, local: float, total: float, worl
     if total == 0:  # every entry of the whole step is ignored: it has no gradient
         return 0.0
     return (1.0 if sums else local) * world / total
-
-
-def build_objective(
-    builder: Builder,
-    section: Component | Mapping[str, Component] | str | None,
-    batch: schema.Batch,
-    train: schema.Train,
-) -> Objective:
-    """The recipe's loss, or the step function that stands for it.
-
-    Args:
-        builder: Builds the components.
-        section: The recipe's `loss`.
-        batch: Which parts of a batch it gets.
-        train: Names the step function, where there is one.
-
-    Raises:
-        RecipeError: A loss gives a number for each entry, or its arguments would not be what they are called.
-    """
-    layout = BatchLayout(batch, builder.build(batch.adapt) if batch.adapt else None)
-    count = builder.build(train.count) if train.count else None
-    if isinstance(train.step, Component):
-        return Objective([], layout, step=builder.build(train.step), count=count)
-    if train.step is not None:
-        from launcher.objective.turns import TurnsObjective
-
-        return TurnsObjective({name: builder.build(part) for name, part in train.step.items()}, layout, count=count)
-    if isinstance(section, str):  # `model`: it brings its own
-        return Objective([], layout, count=count)
-    named = {"": section} if isinstance(section, Component) else section or {}
-    return Objective([_term(builder, name, component, layout) for name, component in named.items()], layout)
-
-
-def _term(builder: Builder, name: str, component: Component, layout: BatchLayout) -> Term:
-    batch = layout.section
-    function = builder.build(component)
-    if isinstance(function, type):
-        function = function()
-    if not callable(function):
-        message = f"{component.target} gave {shapes(function)}, and no loss: it can be called with what is written, so "
-        message += f"it is taken for what makes one; write {{_ref_: {component.target}}} for the function itself"
-        raise builder.wrong(component.path, message)
-    options = component.options
-    per, weight = options.get("_per_"), float(options.get("_weight_", 1.0))
-    outputs, targets = options.get("_outputs_"), options.get("_targets_")
-    reading = known(function) if (batch.targets if targets is None else targets) else None
-    if reading is not None and isinstance(targets, Mapping):
-        reading = replace(reading, where=("target",))  # torch's name for it
-    if reading is not None:
-        _check_reduction(builder, component, function)
-    is_adapted = layout.adapt is not None and outputs is None and targets is None
-    if not is_adapted:
-        _check_order(builder, component, function, batch)
-    if reading is not None and per is not None and (per == "sum") != (reading.kind == "sum") and per != "batch":
-        message = f"_per_: {per} is not what it is: {reading.words} ({reading.why}); remove _per_, or say its reduction"
-        raise builder.wrong(component.path, message)
-    if per == "batch":
-        reading = Reading("batch", found="stated")
-    if is_adapted and layout.adapt is not None:  # what torch counts are not the targets of a batch: it is measured
-        function = behind(function, layout.adapt)
-        return Term(name, function, weight, per, reading if per == "batch" else None)
-    sums = reading is not None and reading.kind in ("kept", "weights") and sums_itself(function)
-    return Term(name, summing(function) if sums else function, weight, per, reading, sums, outputs, targets)
-
-
-def _check_reduction(builder: Builder, component: Component, function: Any) -> None:
-    """Refuses a loss of torch's that is no number.
-
-    Raises:
-        RecipeError: It gives one for each entry.
-    """
-    if reduction_of(function) != "none":
-        return
-    message = "'none' is not allowed: it gives a number for each entry, and a step needs one; remove it, or say sum"
-    raise builder.wrong((*component.path, "reduction"), message)
-
-
-def _check_order(builder: Builder, component: Component, function: Any, batch: schema.Batch) -> None:
-    """Refuses outputs and targets that would stand where the loss takes something else.
-
-    Raises:
-        RecipeError: They would.
-    """
-    options = component.options
-    outputs, targets = options.get("_outputs_", batch.outputs or [0]), options.get("_targets_", batch.targets)
-    if isinstance(outputs, Mapping) or isinstance(targets, Mapping):
-        return
-    if fault := order_fault(function, len(outputs), len(targets)):
-        remedy = "say which is which: _outputs_: {input: 0, var: 1}, _targets_: {target: 1}"
-        raise builder.wrong(component.path, f"{component.target} {fault}; {remedy}")

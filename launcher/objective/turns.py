@@ -92,6 +92,4 @@ class TurnsObjective(Objective):
 
 
 def _term(name: str, step: Callable[..., Any]) -> Term:
-    term = Term(name, step, 1.0, None)
-    term.key = f"train.step.{name}"
-    return term
+    return Term(name, step, 1.0, None, place=f"train.step.{name}")

@@ -106,6 +106,8 @@ def _one_or_named(value: Any) -> Any:
         if value and all(isinstance(item, Component) for item in value.values()):
             return value
         raise ValueError("is neither a component nor several by name; write {_target_: NAME, …}, or {a: {…}, b: {…}}")
+    if isinstance(value, list):
+        raise ValueError("is a list; several have names: {a: {_target_: NAME, …}, b: {_target_: NAME, …}}")
     return _component(value)
 
 

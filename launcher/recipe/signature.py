@@ -209,7 +209,7 @@ def _passes_on(target: Any, name: str, known: Sequence[str]) -> bool:
     """
     maker = _maker(target) if inspect.isclass(target) else target
     hidden = [inner.kind for inner in (_own_parameters(maker) or {}).values()]
-    if maker is object.__init__ or inspect.Parameter.VAR_KEYWORD not in hidden:
+    if maker in (object.__init__, object.__new__) or inspect.Parameter.VAR_KEYWORD not in hidden:
         return False
     further = _taken_by_bases(target) if inspect.isclass(target) else set()
     return name in further or not difflib.get_close_matches(name, {*known, *further}, n=1, cutoff=_MISSPELT)

@@ -16,7 +16,8 @@ from launcher.data.load import Data, load_data
 from launcher.device.device import Device
 from launcher.model.build import Model, build_model, wrap, wrap_step
 from launcher.model.ema import Average, Ema, Rule, Swa
-from launcher.objective.loss import Objective, build_objective
+from launcher.objective.build import build_objective
+from launcher.objective.loss import Objective
 from launcher.objective.optimizer import build_optimizer, calls_the_loss, named_parameters
 from launcher.objective.run_length import RunLength
 from launcher.objective.schedule import build_schedules
