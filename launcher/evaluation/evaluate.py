@@ -13,6 +13,7 @@ from torch import nn
 from launcher.data.loaders import MicroBatch
 from launcher.data.transfer import moved
 from launcher.errors import LauncherError
+from launcher.evaluation.audit import audit_own
 from launcher.evaluation.modes import own_randomness
 from launcher.objective.batch import Evaluated
 from launcher.objective.loss import Objective
@@ -96,6 +97,8 @@ class Tally:
         objective.settle()
         counts = objective.counts(batch.data, batch.samples)
         data = batch.data if device.type == "cpu" else moved(batch.data, device)
+        if not self.samples and not objective.terms:  # the first batch
+            audit_own(model, objective, data, batch.samples, self.at)
         if objective.step is not None:
             values, result = objective.evaluated_step(model, data, self.at)
             outputs, targets = _tuple(result.get("outputs")), _tuple(result.get("targets"))

@@ -48,7 +48,8 @@ def evaluating(model: nn.Module, objective: Objective, optimizer: Any = None, bu
     switched: list[Any] = [*modules, *([optimizer] if has_modes(optimizer) else [])]
     for part in switched:
         part.eval()
-    unmoved = Unmoved(model, *(owner for owner in objective.brought.values() if owner is not but))
+    brought = (owner for owner in objective.brought.values() if owner is not but)
+    unmoved = Unmoved(model, *brought, weights=objective.step is not None)
     try:
         yield
     finally:

@@ -8,7 +8,8 @@ from typing import Any
 
 from launcher.objective.batch import BatchLayout, behind
 from launcher.objective.loss import Objective, Term
-from launcher.objective.reading import Reading, known, order_fault, reduction_of, summing, sums_itself
+from launcher.objective.order import order_fault
+from launcher.objective.reading import Reading, known, reduction_of, summing, sums_itself
 from launcher.objective.turns import TurnsObjective
 from launcher.recipe import schema
 from launcher.recipe.build import Builder

@@ -153,6 +153,12 @@ class Turns:
             logged[number][f"loss/{turn.name}"] = value.detach() * weight
             logged[number].update(scalars_of(call.rest))
 
+    def gradients(self, state: TrainState, step: StepBatch) -> None:
+        """Those of each loss, one after the other; no update follows."""
+        for place, turn in enumerate(self._turns):
+            self._turn(turn, place, step, At(), [{} for _ in step.batches])
+            self.clear_gradients()
+
     def clear_gradients(self) -> None:
         """Forgets all gradients."""
         for turn in self._turns:
