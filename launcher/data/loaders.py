@@ -131,7 +131,7 @@ class EvaluationLoader:
 
     @property
     def reads_whole_batches(self) -> bool:
-        """Whether the data set gives a batch in one call."""
+        """Whether a batch is read at once, and not sample by sample."""
         return self._reader.reads_whole_batches
 
     def batches(self, rank: int = 0, world_size: int = 1) -> Iterator[MicroBatch]:
