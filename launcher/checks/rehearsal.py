@@ -203,14 +203,18 @@ def _rehearse_step(recipe: Recipe, train_state: TrainState, world: World, say: S
     start_training(train_state.model.wrapped, train_state.optimizer)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        if not isinstance(train_state.update, Turns):
+        in_turns = isinstance(train_state.update, Turns)
+        if not in_turns:
             loss = _rehearse_forward(recipe, train_state, step, say)
             with _stage(recipe, ("loss",), "backward"):
                 backward(train_state, *loss)
             _check_gradients(recipe, train_state, world, say)
             train_state.update.clear_gradients()
-        with _stage(recipe, ("optimizer",), "the optimizer's step"), _closures_explained():
-            train_state.take_step(train_state, step, train_state.length.at(0))
+        doing = "a step in turns" if in_turns else "the optimizer's step"
+        with _stage(recipe, ("train", "step") if in_turns else ("optimizer",), doing), _closures_explained():
+            result = train_state.take_step(train_state, step, train_state.length.at(0))
+        if in_turns:
+            say("loss", ", ".join(f"{name} {float(value):.4g}" for name, value in result.scalars[0].items()))
     kinds = ", ".join(type(one).__name__ for one in each(train_state.optimizer).values())
     rates = ", ".join(f"{rate:.3g}" for rate in dict.fromkeys(train_state.schedule.rates.values()))
     say("step", f"{kinds}, learning rate {rates}")

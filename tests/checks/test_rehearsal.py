@@ -52,7 +52,8 @@ def labels(out: str) -> list[str]:
 def test_every_shipped_recipe_passes(capsys: pytest.CaptureFixture[str], recipe: Path) -> None:
     code, out, err = check(capsys, recipe)
     assert (code, err) == (0, "")
-    assert stages(out)[: len(STAGES)] == STAGES
+    expected = [stage for stage in STAGES if recipe.parent.name != "gan" or stage not in ("forward", "backward")]
+    assert stages(out)[: len(expected)] == expected
     assert stages(out)[-1] == "checkpoint"
     assert "question" not in labels(out)
     assert os.listdir() == []
