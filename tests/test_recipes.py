@@ -41,6 +41,15 @@ def test_digits_are_told_apart(tmp_path: Path, recipe: str, epochs: int, accurac
     assert trained.column("accuracy", "test")[0] >= accuracy
 
 
+@rounds("steps, off", plain=[(150, 0.5)], long=[(2000, 0.1)])
+def test_the_generator_finds_the_circle(tmp_path: Path, steps: int, off: float) -> None:
+    """0.56 from it before training."""
+    recipe = RECIPES / "gan" / "recipe.yaml"
+    trained = train(tmp_path / "run", f"train.steps={steps}", f"evaluate.every={steps} steps", recipe=recipe)
+    assert trained.column("off", "validation")[-1] < off
+    assert len(list((tmp_path / "run" / "figures").iterdir())) == 1
+
+
 def test_the_regression_explains_the_data(tmp_path: Path) -> None:
     trained = train(tmp_path / "run", recipe=RECIPES / "tabular_regression.yaml")
     assert trained.column("r2", "test")[0] > 0.4

@@ -48,7 +48,8 @@ class Saved:
         if isinstance(self.source, Checkpoint):
             return self.source.step, round(float(self.source.manifest["epoch"]), 6)
         status = runs.read_json(self.source.parent / runs.STATUS_FILE)
-        entry = status.get("weights", {}) if self.source.name in (runs.WEIGHTS_FILE, runs.AVERAGED_FILE) else {}
+        is_final = self.source.name in (runs.WEIGHTS_FILE, *runs.AVERAGED_FILES.values())
+        entry = status.get("weights", {}) if is_final else {}
         return int(entry.get("step", 0)), float(entry.get("epoch", 0.0))
 
     def weights(self) -> Mapping[str, Any]:
@@ -64,8 +65,9 @@ class Saved:
         if isinstance(self.source, Checkpoint):
             average = self.source.training().get("average")
             return average["parameters"] if average else None
-        beside = self.source.with_name(runs.AVERAGED_FILE)
-        return read_weights(beside) if self.source.name == runs.WEIGHTS_FILE and beside.exists() else None
+        beside = [self.source.with_name(runs.AVERAGED_FILES[kind]) for kind in ("ema", "swa")]
+        there = next((path for path in beside if path.exists()), None)
+        return read_weights(there) if self.source.name == runs.WEIGHTS_FILE and there is not None else None
 
     def readings(self) -> Mapping[str, Any]:
         """What each loss is a mean over, as the run found it; empty where no checkpoint is beside these weights."""
@@ -76,7 +78,7 @@ class Saved:
         """States of losses and step functions, by key; empty where none are beside these weights."""
         source = self._checkpoint()
         training = source.training() if source is not None else {}
-        return {name: state for name, state in training.items() if name.partition(".")[0] in ("loss", "train")}
+        return {name: state for name, state in training.items() if name.partition(".")[0] in ("loss", "train", "batch")}
 
     def _checkpoint(self) -> Checkpoint | None:
         """The checkpoint that these weights are of."""

@@ -14,6 +14,9 @@ from launcher.data.streams import is_stream
 from launcher.data.subsets import name_of
 from launcher.objective.loss import Objective
 from launcher.objective.reading import Reading
+from launcher.objective.several import each
+from launcher.recipe.component import components_in
+from launcher.recipe.places import dotted
 from launcher.recipe.schema import Recipe
 from launcher.training.cut import Dependence
 from launcher.training.state import TrainState
@@ -129,11 +132,13 @@ def _of_model(state: TrainState, recipe: Recipe, depends: Dependence) -> Iterato
 
 
 def _of_own_code(recipe: Recipe, state: TrainState) -> Iterator[Finding]:
-    optimizer = type(state.optimizer)
-    if optimizer.__module__.partition(".")[0] not in _TORCHS:
-        yield Finding(MEASURED, f"optimizer: what {optimizer.__name__} keeps was written, read back, and equal")
-    if recipe.train.step is not None:
-        yield Finding(TRUSTED, f"train.step: that {recipe.train.step.target} makes the same calls on every process")
+    for optimizer in dict.fromkeys(type(one) for one in each(state.optimizer).values()):
+        if optimizer.__module__.partition(".")[0] not in _TORCHS:
+            yield Finding(MEASURED, f"optimizer: what {optimizer.__name__} keeps was written, read back, and equal")
+    for step in components_in(recipe.train.step):
+        yield Finding(TRUSTED, f"{dotted(step.path)}: that {step.target} makes the same calls on every process")
+    for after in components_in(recipe.train.after_step):
+        yield Finding(TRUSTED, f"train.after_step: that {after.target} makes the same weights on every process")
 
 
 def _of_device(recipe: Recipe, world: World) -> Iterator[Finding]:

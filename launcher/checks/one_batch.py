@@ -16,7 +16,7 @@ from launcher.run import checked
 from launcher.runs.options import Options
 from launcher.training.build import build_run_model, build_run_state, open_run_data
 from launcher.training.state import TrainState
-from launcher.training.step import StepResult, train_step
+from launcher.training.step import StepResult
 from launcher.training.steps import counted_steps
 from launcher.world.context import remembered
 from launcher.world.world import World
@@ -54,7 +54,7 @@ def overfit(recipe: Recipe, world: World, options: Options, say: Callable[[str],
         step = next(on_device(counted_steps(state, 0, 1), device.torch_device))
         first = last = float("nan")
         for number in range(STEPS):
-            last = _loss(train_step(state, step, state.length.at(number)), state)
+            last = _loss(state.take_step(state, step, state.length.at(number)), state)
             first = last if number == 0 else first
             if number % 20 == 0 or number == STEPS - 1:
                 say(f"step {number + 1:>3}/{STEPS}  loss {last:.4g}")

@@ -1,4 +1,4 @@
-"""The rehearsal behind `launcher check`: a run's seven phases on two samples, on the CPU, in float32.
+"""The rehearsal behind `launcher check`: a run's seven phases on two samples, on the CPU, in the model's own precision.
 
 Everything is the run's own code: the data sets are opened, and two samples go through forward, loss, backward, an
 optimizer step, evaluation and a checkpoint that is written and read back. The world that the run is meant for, be it
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from launcher.checkpoints import format as checkpoints
 from launcher.checkpoints.format import plain
@@ -27,10 +28,12 @@ from launcher.device.device import open_device, seed_everything
 from launcher.errors import LauncherError, Problem, RecipeError, UsageError
 from launcher.evaluation.best import BestTracker, deciding_set, value_of
 from launcher.evaluation.evaluate import evaluate
-from launcher.evaluation.evaluation import AVERAGED, metrics_of
+from launcher.evaluation.evaluation import metrics_of
 from launcher.evaluation.modes import evaluating, start_training
 from launcher.objective.loss import INDEPENDENT
+from launcher.objective.schedule import Schedule, Schedules
 from launcher.objective.settle import settle_losses
+from launcher.objective.several import each
 from launcher.recipe.build import Builder, BuildError
 from launcher.recipe.duration import Duration
 from launcher.recipe.generated_code import check_names
@@ -48,6 +51,7 @@ from launcher.training.proof import Proof
 from launcher.training.state import TrainState
 from launcher.training.step import backward, forward
 from launcher.training.steps import StepBatch, counted_steps
+from launcher.training.ways import Turns
 from launcher.world.temporary import temporary_folder
 from launcher.world.world import World
 
@@ -111,7 +115,8 @@ def rehearse(recipe: Recipe, builder: Builder, world: World, say: Say) -> Checke
         elsewhere = replace(state, device=replace(device, world=world, notes=()))
         plan = plan_of(recipe, elsewhere, Path(), 0, list(_notes(recipe, data, world)))
         doubts = [*warned, *doubts_of(recipe, state)]
-        return Checked(_for_the_world(plan, recipe), doubts, findings_of(recipe, state, world, depends))
+        shown = _for_the_world(plan, recipe, _dtypes(model.bare))
+        return Checked(shown, doubts, findings_of(recipe, state, world, depends))
 
 
 def _small(recipe: Recipe) -> Recipe:
@@ -143,10 +148,16 @@ def _notes(recipe: Recipe, data: Data, world: World) -> Iterator[str]:
             yield f"device: {what} needs a GPU, which this machine has not"
 
 
-def _for_the_world(plan: Plan, recipe: Recipe) -> Plan:
+def _dtypes(model: nn.Module) -> str:
+    """What a model's parameters are held in."""
+    kinds = dict.fromkeys(str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters())
+    return " and ".join(kinds)
+
+
+def _for_the_world(plan: Plan, recipe: Recipe, rehearsed: str) -> Plan:
     """The plan without what only the machine of the run can say."""
     precision = "the model's own" if recipe.device.precision == "no" else recipe.device.precision
-    replacements = {"device": f"precision {precision}; rehearsed on this machine's CPU in float32"}
+    replacements = {"device": f"precision {precision}; rehearsed on this machine's CPU in {rehearsed}"}
     return [(label, replacements.get(label, text)) for label, text in plan if label != "folder"]
 
 
@@ -192,16 +203,37 @@ def _rehearse_step(recipe: Recipe, train_state: TrainState, world: World, say: S
     start_training(train_state.model.wrapped, train_state.optimizer)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        loss = _rehearse_forward(recipe, train_state, step, say)
-    with _stage(recipe, ("loss",), "backward"):
-        backward(train_state, *loss)
-    _check_gradients(recipe, train_state, world, say)
-    with _stage(recipe, ("optimizer",), "the optimizer's step"):
-        train_state.update(0)
-        train_state.schedule.advance(1)
-    say("step", f"{type(train_state.optimizer).__name__}, learning rate {train_state.schedule.rate:.3g}")
+        in_turns = isinstance(train_state.update, Turns)
+        if not in_turns:
+            loss = _rehearse_forward(recipe, train_state, step, say)
+            with _stage(recipe, ("loss",), "backward"):
+                backward(train_state, *loss)
+            _check_gradients(recipe, train_state, world, say)
+            train_state.update.clear_gradients()
+        doing = "a step in turns" if in_turns else "the optimizer's step"
+        with _stage(recipe, ("train", "step") if in_turns else ("optimizer",), doing), _closures_explained():
+            result = train_state.take_step(train_state, step, train_state.length.at(0))
+        if in_turns:
+            say("loss", ", ".join(f"{name} {float(value):.4g}" for name, value in result.scalars[0].items()))
+    kinds = ", ".join(type(one).__name__ for one in each(train_state.optimizer).values())
+    rates = ", ".join(f"{rate:.3g}" for rate in dict.fromkeys(train_state.schedule.rates.values()))
+    say("step", f"{kinds}, learning rate {rates}")
     texts = [" ".join(str(warning.message).split()) for warning in caught if issubclass(warning.category, UserWarning)]
     return [f"the model or its loss warns: {text}" for text in dict.fromkeys(texts)]
+
+
+@contextmanager
+def _closures_explained() -> Iterator[None]:
+    """An optimizer that misses its closure says so in words of its own."""
+    try:
+        yield
+    except LauncherError:
+        raise
+    except Exception as error:
+        if "closure" not in str(error).lower():
+            raise
+        message = f"optimizer: {told(error)}; it calls the loss itself: say _closure_: true beside its _target_"
+        raise LauncherError(message) from error
 
 
 def _rehearse_forward(recipe: Recipe, train_state: TrainState, step: StepBatch, say: Say) -> tuple[torch.Tensor, float]:
@@ -265,7 +297,12 @@ def _check_gradients(recipe: Recipe, train_state: TrainState, world: World, say:
 
 def _check_schedule(recipe: Recipe, train_state: TrainState) -> None:
     """OneCycleLR raises an error at the first step beyond its length."""
-    total, schedule = train_state.length.total_steps, train_state.schedule
+    schedules = train_state.schedule
+    for schedule in schedules.named.values() if isinstance(schedules, Schedules) else [schedules]:
+        _check_length(recipe, schedule, train_state.length.total_steps)
+
+
+def _check_length(recipe: Recipe, schedule: Schedule, total: int | None) -> None:
     length = getattr(schedule.scheduler, "total_steps", None)
     if isinstance(length, int) and total is not None and total - schedule.warmup_steps > length * schedule.every_steps:
         name = type(schedule.scheduler).__name__
@@ -302,8 +339,8 @@ def _check_best(recipe: Recipe, scores: Mapping[str, Any]) -> None:
     best = recipe.evaluate.best
     if best is None:
         return
-    if recipe.train.ema is not None:
-        scores = {**scores, **{AVERAGED + key: value for key, value in scores.items()}}
+    for kind, average in (("ema", recipe.train.ema), ("swa", recipe.train.swa)):
+        scores = {**scores, **({f"{kind}/{key}": value for key, value in scores.items()} if average else {})}
     with _stage(recipe, ("evaluate", "best", "metric"), ""):
         value_of(best, scores)
 

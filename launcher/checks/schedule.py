@@ -29,12 +29,19 @@ _RESTARTS = ("CosineAnnealingWarmRestarts",)
 
 def doubts_of(recipe: Recipe, state: TrainState) -> list[str]:
     """Questions about the schedule; the schedule of this state is gone through and of no use afterwards."""
-    schedule, run_length = state.schedule, state.length
-    total = run_length.total_steps
-    if recipe.scheduler is None or schedule.scheduler is None or schedule.on_evaluation or total is None:
+    if recipe.scheduler is None:
         return []
-    where = f"{recipe.scheduler.origin}: {dotted(recipe.scheduler.path)}"
-    questions = _length(schedule, run_length, total) or _spent(recipe.scheduler, schedule, total)
+    sections = {"": recipe.scheduler} if isinstance(recipe.scheduler, Component) else recipe.scheduler
+    schedules = {"": state.schedule} if isinstance(state.schedule, Schedule) else state.schedule.named
+    return [doubt for name, section in sections.items() for doubt in _doubts(section, schedules[name], state.length)]
+
+
+def _doubts(section: Component, schedule: Schedule, run_length: RunLength) -> list[str]:
+    total = run_length.total_steps
+    if schedule.scheduler is None or schedule.on_evaluation or total is None:
+        return []
+    where = f"{section.origin}: {dotted(section.path)}"
+    questions = _length(schedule, run_length, total) or _spent(section, schedule, total)
     return [f"{where}: {question}" for question in questions]
 
 

@@ -138,7 +138,7 @@ def span(text: str) -> tuple[int, int]:
 
 
 def add_recipe(command: argparse.ArgumentParser, required: bool = True) -> None:
-    """RECIPE, its overrides, `--remove` and `--allow`."""
+    """RECIPE, its overrides, `--base`, `--remove` and `--allow`."""
     command.add_argument(
         "recipe",
         metavar="RECIPE",
@@ -151,6 +151,13 @@ def add_recipe(command: argparse.ArgumentParser, required: bool = True) -> None:
         default=[],  # or argparse would call them required where RECIPE is missing
         metavar="KEY=VALUE",
         help="changes to the recipe, as in optimizer.lr=3e-4",
+    )
+    command.add_argument(
+        "--base",
+        action="append",
+        default=[],
+        metavar="RECIPE",
+        help="another recipe, put over this one and its bases before the changes; may be said several times",
     )
     command.add_argument("--remove", action="append", default=[], metavar="KEY", help="take a key out of the recipe")
     command.add_argument(

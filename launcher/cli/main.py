@@ -112,6 +112,8 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
         top.parsers[ours[0]].error("'=' stands alone; write an override as one word, as in optimizer.lr=3e-4")
     if script is not None:
         options.overrides = ours[script:]
+    elif getattr(options, "base", None):
+        options.overrides = [*(f"base={path}" for path in options.base), *options.overrides]
     return options
 
 

@@ -340,6 +340,9 @@ def _notes(section: schema.Device, world: World) -> Iterator[str]:
         yield f"each of the {world.local_size} processes of a node sees one GPU, its own"
     if not section.deterministic and torch.cuda.is_available():
         yield "GPU kernels are not promised bit for bit; device.deterministic: true chooses those that are"
+    asked, threads = os.environ.get("OMP_NUM_THREADS", ""), str(torch.get_num_threads())
+    if world.started_by == "one process" and asked not in ("", threads):  # others set it for their processes
+        yield f"OMP_NUM_THREADS is {asked}, and launch.threads decides, which gives {threads}; launch.threads={asked}"
     dynamo = (world.accelerate or {}).get("ACCELERATE_DYNAMO_BACKEND", "no")
     if dynamo.lower() != "no":
         yield f"accelerate config says dynamo backend {dynamo}; device.compile is {str(section.compile).lower()}"

@@ -18,6 +18,9 @@ def value_of(best: schema.Best, scores: Mapping[str, Any]) -> float:
     Raises:
         LauncherError: It is not one number.
     """
+    if best.metric not in scores and best.metric == "loss":
+        known = ", ".join(name for name in scores if name not in LINE_KEYS)
+        raise LauncherError(f"evaluate.best.metric: no loss is given in eval mode; name one of: {known}")
     if best.metric not in scores:
         names = ", ".join(name for name in scores if name == "loss" or name not in LINE_KEYS)
         raise LauncherError(f"evaluate.best.metric: '{best.metric}' gives several numbers; name one of: {names}")

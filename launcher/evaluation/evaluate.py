@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import nn
 
 from launcher.data.loaders import MicroBatch
 from launcher.data.transfer import moved
+from launcher.errors import LauncherError
 from launcher.evaluation.audit import audit_own
 from launcher.evaluation.modes import own_randomness
 from launcher.objective.batch import Evaluated
@@ -85,6 +86,7 @@ class Tally:
         self.at = at
         self.metrics = metrics
         self.samples = 0
+        self._with_loss = self._without_loss = 0  # batches
         size = len(objective.terms) or 1
         self._sums = torch.zeros(size, dtype=torch.float64)
         self._counts = torch.zeros(size, dtype=torch.float64)
@@ -98,8 +100,7 @@ class Tally:
         if not self.samples and not objective.terms:  # the first batch
             audit_own(model, objective, data, batch.samples, self.at)
         if objective.step is not None:
-            result = objective.stepped(model, data, self.at)
-            values = [result["loss"]]
+            values, result = objective.evaluated_step(model, data, self.at)
             outputs, targets = _tuple(result.get("outputs")), _tuple(result.get("targets"))
         else:
             args, kwargs = layout.inputs(data)
@@ -111,16 +112,24 @@ class Tally:
                     objective.audit(result, data, batch.samples)
                 values = [term.value(term.function, layout, result, data) for term in objective.terms]
             else:
-                values = [layout.loss(result)]
-        values = objective.weighed(values, counts)
+                values = [layout.loss(result)] if layout.brings_loss(result) else []
+            outputs, targets = layout.adapted(outputs, targets)
         self.samples += batch.samples
-        self._sums = self._sums.to(device) + torch.stack([value.detach().double() for value in values])
-        self._counts += torch.tensor(counts, dtype=torch.float64)
+        self._add(objective.weighed(values, counts) if values else [], counts, device)
         return Evaluated(result, data, outputs, targets)
+
+    def _add(self, values: Sequence[torch.Tensor], counts: Sequence[float], device: torch.device) -> None:
+        """Adds a batch's values and counts; one without a loss, as a detector's, has none."""
+        self._with_loss += bool(values)
+        self._without_loss += not values
+        if values:
+            self._sums = self._sums.to(device) + torch.stack([value.detach().double() for value in values])
+            self._counts += torch.tensor(counts, dtype=torch.float64)
 
     def state(self) -> list[torch.Tensor]:
         """All that `join` needs of this rank, in host memory."""
-        numbers = torch.cat([self._sums.cpu(), self._counts, torch.tensor([float(self.samples)], dtype=torch.float64)])
+        batches = [self.samples, self._with_loss, self._without_loss]
+        numbers = torch.cat([self._sums.cpu(), self._counts, torch.tensor(batches, dtype=torch.float64)])
         return [numbers, *itertools.chain.from_iterable(metric.state() for metric in self.metrics)]
 
     def join(self, states: Sequence[list[torch.Tensor]]) -> None:
@@ -128,7 +137,8 @@ class Tally:
         ranks = [iter(state) for state in states]
         numbers = torch.stack([next(rank) for rank in ranks]).sum(0)
         terms = len(self._counts)
-        self._sums, self._counts, self.samples = numbers[:terms], numbers[terms:-1], int(numbers[-1])
+        self._sums, self._counts = numbers[:terms], numbers[terms:-3]
+        self.samples, self._with_loss, self._without_loss = map(int, numbers[-3:].tolist())
         for metric in self.metrics:
             metric.join(ranks)
 
@@ -136,12 +146,23 @@ class Tally:
         """The mean loss, and each metric's value.
 
         Raises:
-            LauncherError: A metric has none.
+            LauncherError: A metric has none, or there is nothing that was measured.
         """
-        scores: Scores = {"loss": self._mean(), **self._parts()}
+        self._check_measured()
+        scores: Scores = {} if self._without_loss else {"loss": self._mean(), **self._parts()}
         for metric in self.metrics:
             scores.update(metric.scores())
         return scores
+
+    def _check_measured(self) -> None:
+        key = "loss: model" if self.objective.step is None else "train.step"
+        if self._without_loss and self._with_loss:
+            raise LauncherError(f"{key}: gave a loss for some batches of an evaluation, and none for others")
+        if self._without_loss and not self.metrics:
+            raise LauncherError(
+                f"{key}: gives no loss in eval mode, and there are no metrics: nothing is measured; state "
+                "evaluate.metrics, or remove data.validation and data.test"
+            )
 
     def _parts(self) -> dict[str, float]:
         """The mean of each term of a sum, without its weight."""
@@ -161,4 +182,6 @@ class Tally:
 def _tuple(value: Any) -> tuple[Any, ...]:
     if value is None:
         return ()
+    if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+        return (value,)  # a mapping for each sample, as detectors give and get, is one thing
     return tuple(value) if isinstance(value, tuple | list) else (value,)

@@ -17,6 +17,7 @@ from launcher.data.streams import StreamEvaluationLoader
 from launcher.device.coordination import Coordinator, packed, unpacked
 from launcher.device.device import Device
 from launcher.errors import LauncherError
+from launcher.evaluation.after import After
 from launcher.evaluation.best import BestTracker, deciding_set, value_of
 from launcher.evaluation.evaluate import Seen, Tally, evaluate, unseen
 from launcher.evaluation.modes import evaluating
@@ -52,7 +53,6 @@ def metrics_of(builder: Builder, section: Mapping[str, Component], batch: schema
 
 
 _LENIENCE = 2.0  # seconds
-AVERAGED = "ema/"  # before the name of a score of the averaged weights
 
 
 class Evaluable(Protocol):
@@ -114,6 +114,7 @@ class Evaluation:
         judged: Told of each value of the metric that decides.
         look: Gives what sees the batches of a set, with the weights as they are.
         at: Gives where a step stands in its run.
+        after: Called when the validation sets are measured; its numbers stand in the first line.
     """
 
     def __init__(
@@ -133,11 +134,13 @@ class Evaluation:
         judged: Callable[[float], None] = lambda value: None,
         look: Look = unlooked,
         at: Callable[[int], At] = At,
+        after: After | None = None,
     ):
         self.section, self.sets, self.evaluable, self.metrics = section, sets, evaluable, metrics
         self.tracking, self.best, self.history = tracking, best, history if history is not None else History()
         self.seed, self.stopping, self.folder = seed, stopping, folder
         self.made, self.judged, self.look, self.at = made, judged, look, at
+        self.after = after
         self.improved = False
 
     @property
@@ -206,6 +209,8 @@ class Evaluation:
         lines = None
         if results is not None:
             lines = [self._line(name, split, step, epoch, scores) for name, scores in results.items()]
+            if self.after is not None and split == "validation":
+                lines[0] |= self.after(self.at(step), results, self._coordinator.from_first)
         for line in lines or ():
             self.tracking.log(line)
         self.made(step, time.perf_counter() - began)
@@ -321,7 +326,7 @@ class Evaluation:
         """The weights to evaluate with, each with what stands before the names of its scores."""
         yield "", nullcontext()
         if self.evaluable.average is not None:
-            yield AVERAGED, self.evaluable.average.in_place()
+            yield f"{self.evaluable.average.kind}/", self.evaluable.average.in_place()
 
     def _share_buffers(self) -> None:
         """Makes every rank's buffers rank 0's for this evaluation, as DDP does before a forward."""

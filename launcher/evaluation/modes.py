@@ -29,7 +29,7 @@ def start_training(model: nn.Module, optimizer: Any) -> None:
 
 
 @contextmanager
-def evaluating(model: nn.Module, objective: Objective, optimizer: Any = None) -> Iterator[None]:
+def evaluating(model: nn.Module, objective: Objective, optimizer: Any = None, but: Any = None) -> Iterator[None]:
     """Eval mode for a while, by the `eval()` and `train()` of the root module, the losses and the optimizer.
 
     Classes change their own weights in these (a low-rank layer folds itself in), so every rank calls them at the same
@@ -40,6 +40,7 @@ def evaluating(model: nn.Module, objective: Objective, optimizer: Any = None) ->
         model: The bare module.
         objective: Its losses and step function, which may be modules and may have a state.
         optimizer: The run's, where the weights are those of training.
+        but: What may remember something of it.
     """
     modules = _roots(model, objective)
     modes = [(submodule, submodule.training) for root in modules for submodule in root.modules()]
@@ -47,7 +48,8 @@ def evaluating(model: nn.Module, objective: Objective, optimizer: Any = None) ->
     switched: list[Any] = [*modules, *([optimizer] if has_modes(optimizer) else [])]
     for part in switched:
         part.eval()
-    unmoved = Unmoved(model, *objective.brought.values(), weights=objective.step is not None)
+    brought = (owner for owner in objective.brought.values() if owner is not but)
+    unmoved = Unmoved(model, *brought, weights=objective.step is not None)
     try:
         yield
     finally:

@@ -24,8 +24,9 @@ from launcher.evaluation.best import BestTracker
 from launcher.evaluation.evaluation import Evaluation, Look, metrics_of, unlooked
 from launcher.evaluation.predictions import Predictions, columns_of, write_predictions
 from launcher.model.build import Model, build_model
-from launcher.model.ema import Average
-from launcher.objective.loss import Objective, build_objective, loss_key
+from launcher.model.ema import Average, Ema, Swa
+from launcher.objective.build import build_objective
+from launcher.objective.loss import Objective, loss_key
 from launcher.objective.run_length import At
 from launcher.objective.settle import take_up
 from launcher.recipe.build import Builder
@@ -93,11 +94,12 @@ def opened(saved: Saved, world: World, parts: Sequence[Part], cpu: bool) -> Iter
 
 
 def _average(model: nn.Module, saved: Saved) -> Average | None:
-    decay = saved.recipe.train.ema
-    averaged = saved.averaged() if decay is not None else None
-    if decay is None or averaged is None:
+    train = saved.recipe.train
+    rule = Ema(1.0) if train.ema is not None else Swa(1, 1) if train.swa is not None else None
+    averaged = saved.averaged() if rule is not None else None
+    if rule is None or averaged is None:
         return None
-    average = Average(model, decay)
+    average = Average(model, rule)  # which is never updated
     average.load_state_dict({"parameters": averaged, "updates": 1})
     return average
 

@@ -57,6 +57,7 @@ def build_model(
     *,
     seed: int,
     fill: Callable[[nn.Module], str] | None = None,
+    freeze: Callable[[nn.Module], None] = lambda module: None,
     shares: bool = True,
 ) -> Model:
     """Builds the recipe's model with the run's seed, the same on every rank, and wraps it for this world.
@@ -68,6 +69,7 @@ def build_model(
         device: Where it goes.
         seed: The run's.
         fill: Puts weights to start from into the bare module, and says so in a line.
+        freeze: Freezes what is never trained.
         shares: Whether DDP goes around it; not where it goes around a step function that calls it.
 
     Raises:
@@ -81,6 +83,7 @@ def build_model(
     if any(is_lazy(parameter) for parameter in bare.parameters()):
         message = "has lazy modules, whose sizes nobody knows yet: give them sizes, or pass a batch through it once"
         raise builder.wrong("model", message)
+    freeze(bare)
     if not any(parameter.requires_grad for parameter in bare.parameters()):
         raise builder.wrong("model", "no parameter requires a gradient: there is nothing to train")
     notes = [fill(bare)] if fill is not None else []

@@ -1,14 +1,81 @@
-"""An exponential moving average of the weights, by torch's own averaging functions."""
+"""Averages of the weights over a run, by torch's own averaging functions: exponential, or of equal parts (SWA)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
+
+
+class Rule(Protocol):
+    """How weights become an average.
+
+    Attributes:
+        kind: What it is called: `ema`, before the names of its scores, say.
+    """
+
+    kind: str
+
+    def takes(self, step: int) -> bool:
+        """Whether the weights after the step behind `step` completed ones are a part of it."""
+        ...
+
+    def average(self, averages: list[torch.Tensor], current: list[torch.Tensor], updates: int) -> None:
+        """Takes the current weights into an average of `updates` others."""
+        ...
+
+
+@dataclass(frozen=True)
+class Ema:
+    """Of each step's weights, what is kept of the average at each step being `decay`.
+
+    It warms up: of the first t steps, (1 + t) / (10 + t) is kept where that is less, or a short run's average would be
+    of what the model was before it learned anything.
+
+    Attributes:
+        decay: What is kept.
+        warmup: Whether it warms up.
+    """
+
+    decay: float
+    warmup: bool = True
+    kind = "ema"
+
+    def takes(self, step: int) -> bool:
+        """Of each."""
+        return True
+
+    def average(self, averages: list[torch.Tensor], current: list[torch.Tensor], updates: int) -> None:
+        """Keeps `decay` of the average."""
+        kept = min(self.decay, (1 + updates) / (10 + updates)) if self.warmup else self.decay
+        get_ema_multi_avg_fn(kept)(averages, current, updates)
+
+
+@dataclass(frozen=True)
+class Swa:
+    """Of the weights at some steps, in equal parts: stochastic weight averaging.
+
+    Attributes:
+        start: The number of steps after which the first are taken.
+        every: Steps between two of them.
+    """
+
+    start: int
+    every: int
+    kind = "swa"
+
+    def takes(self, step: int) -> bool:
+        """Of some."""
+        return step + 1 >= self.start and (step + 1 - self.start) % self.every == 0
+
+    def average(self, averages: list[torch.Tensor], current: list[torch.Tensor], updates: int) -> None:
+        """A mean of all so far."""
+        get_swa_multi_avg_fn()(averages, current, updates)
 
 
 class Average:
@@ -20,15 +87,15 @@ class Average:
 
     Args:
         module: The bare module.
-        decay: What is kept of the average at each step.
+        rule: How, and of which steps.
     """
 
-    def __init__(self, module: nn.Module, decay: float):
+    def __init__(self, module: nn.Module, rule: Rule):
+        self._rule, self.kind = rule, rule.kind
         self._parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         places = {id(parameter): place for place, parameter in enumerate(self._parameters)}
         named = module.named_parameters(remove_duplicate=False)  # tied weights have several names
         self._names = {name: places[id(parameter)] for name, parameter in named if id(parameter) in places}
-        self._average = get_ema_multi_avg_fn(decay)
         self._are_alike = all(parameter.dtype == _kept_in(parameter) for parameter in self._parameters)
         self._restart()
 
@@ -37,12 +104,14 @@ class Average:
         self._updates = 0
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Takes in the weights after a step; the first are the average."""
+    def update(self, step: int) -> None:
+        """Takes in the weights after the step behind `step` completed ones; the first are the average."""
+        if not self._rule.takes(step):
+            return
         if self._updates == 0:
             self._restart()
         else:
-            self._average(self._averages, self._current(), self._updates)
+            self._rule.average(self._averages, self._current(), self._updates)
         self._updates += 1
 
     def _current(self) -> list[torch.Tensor]:
@@ -53,7 +122,10 @@ class Average:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Puts the averages into the module for a while."""
+        """Puts the averages into the module for a while; before the first, the weights are their own."""
+        if self._updates == 0:
+            yield
+            return
         kept = [parameter.detach().clone() for parameter in self._parameters]
         self._put(self._averages)
         try:
@@ -68,6 +140,8 @@ class Average:
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: the averages by the names that they have in a state_dict, and how many steps."""
+        if self._updates == 0:
+            self._restart()
         return {
             "parameters": {name: self._averages[place] for name, place in self._names.items()},
             "updates": self._updates,

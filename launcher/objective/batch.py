@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from launcher.errors import LauncherError
 from launcher.recipe import schema
@@ -35,10 +36,11 @@ class BatchLayout:
 
     Args:
         section: Positions, keys or paths of inputs and targets, and of the model's outputs.
+        adapt: The function of `batch.adapt`, where there is one.
     """
 
-    def __init__(self, section: schema.Batch):
-        self.section = section
+    def __init__(self, section: schema.Batch, adapt: Callable[..., Any] | None = None):
+        self.section, self.adapt = section, adapt
         self.is_whole = section.inputs == "whole"
         # a batch handed over whole has its targets in it, unless the recipe names them
         self._targets = [] if self.is_whole and "targets" not in section.model_fields_set else section.targets
@@ -74,6 +76,33 @@ class BatchLayout:
             return (result,)
         return tuple(_pick(result, key, "batch.outputs", "the model's result") for key in keys)
 
+    def adapted(self, outputs: tuple[Any, ...], targets: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """Outputs and targets as metrics get them: through `batch.adapt`, which gives as many targets as it gets.
+
+        Raises:
+            LauncherError: It gives too few.
+        """
+        if self.adapt is None:
+            return outputs, targets
+        shaped = _shaped(self.adapt, (*outputs, *targets))
+        cut = len(shaped) - len(targets)
+        if cut < 1:
+            counted = f"{len(outputs)} outputs and {len(targets)} targets"
+            raise LauncherError(
+                f"batch.adapt: gave {shapes(shaped)} for {counted}; return outputs, then as many targets"
+            )
+        return shaped[:cut], shaped[cut:]
+
+    def brings_loss(self, result: Any) -> bool:
+        """Whether a model's result has its loss in it: in eval mode detectors, say, give their boxes alone."""
+        key = self.section.loss
+        if key is None and isinstance(result, torch.Tensor):
+            return result.numel() == 1
+        if key is None and isinstance(result, Mapping) and "loss" not in result:
+            return _are_losses(result)
+        part = _at(result, "loss" if key is None else key)
+        return part is not _NOTHING and part is not None
+
     def loss(self, result: Any) -> torch.Tensor:
         """The loss that the model returned itself.
 
@@ -97,10 +126,41 @@ class BatchLayout:
         """What `_targets_` of a loss names, of the whole batch."""
         return _picked(batch, wanted, "_targets_", "a batch")
 
-    def _part(self, batch: Any, key: int | str) -> Any:
+    def _part(self, batch: Any, key: schema.Input) -> Any:
+        if type(key) is not int and type(key) is not str:
+            return key["_value_"] if isinstance(key, Mapping) else key  # a constant
         if isinstance(batch, torch.Tensor) and key == 0:
             return batch  # a data set of bare tensors
         return _pick(batch, key, "batch", "a batch")
+
+
+class Adapted:
+    """A loss behind `batch.adapt`.
+
+    Attributes:
+        function: The loss.
+        adapt: What its arguments go through.
+    """
+
+    def __init__(self, function: Callable[..., Any], adapt: Callable[..., Any]):
+        self.function, self.adapt = function, adapt
+
+    def __call__(self, *args: Any) -> Any:
+        """The loss of outputs and targets as they are shaped."""
+        return self.function(*_shaped(self.adapt, args))
+
+
+def behind(function: Callable[..., Any], adapt: Callable[..., Any]) -> Callable[..., Any]:
+    """A loss that gets its outputs and targets through `batch.adapt`; a module stays itself."""
+    if not isinstance(function, nn.Module):
+        return Adapted(function, adapt)
+    function.register_forward_pre_hook(lambda module, args: _shaped(adapt, args))
+    return function
+
+
+def _shaped(adapt: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, ...]:
+    shaped = adapt(*args)
+    return shaped if isinstance(shaped, tuple) else (shaped,)
 
 
 _NOTHING = object()

@@ -13,13 +13,9 @@ import torch
 from torch import nn
 
 from launcher.errors import LauncherError
-from launcher.objective.batch import BatchLayout, Picks, arguments, one_number
-from launcher.objective.order import order_fault
+from launcher.objective.batch import Adapted, BatchLayout, Picks, arguments, one_number
 from launcher.objective.probe import still_holds
-from launcher.objective.reading import Reading, known, reduction_of, summing, sums_itself, tensors_in
-from launcher.recipe import schema
-from launcher.recipe.build import Builder
-from launcher.recipe.component import Component
+from launcher.objective.reading import Reading, tensors_in
 from launcher.text import shapes
 
 Loss = Callable[..., torch.Tensor]
@@ -41,6 +37,7 @@ class Term:
         outputs: What of the model's result it gets; None for `batch.outputs`.
         targets: What of a batch it gets; None for `batch.targets`.
         wrapped: What training calls: the function, under DDP where it has parameters of its own.
+        place: Where the recipe names it, where that is not in `loss`.
     """
 
     name: str
@@ -52,6 +49,7 @@ class Term:
     outputs: Picks | None = None
     targets: Picks | None = None
     wrapped: Loss | None = None
+    place: str = ""
 
     def take(self, reading: Reading | None) -> None:
         """Learns what it is a mean over."""
@@ -63,7 +61,7 @@ class Term:
         return self.function if self.wrapped is None else self.wrapped
 
     def __post_init__(self) -> None:
-        self.key = loss_key(self.name)  # where the recipe names it
+        self.key = self.place or loss_key(self.name)  # where the recipe names it
 
     @property
     def part(self) -> str:
@@ -94,6 +92,8 @@ def name_of(function: Any) -> str:
     """What to call a loss: its class, or the function's name."""
     if isinstance(function, functools.partial):
         return name_of(function.func)
+    if isinstance(function, Adapted):
+        return name_of(function.function)
     return (
         type(function).__name__
         if isinstance(function, nn.Module)
@@ -132,6 +132,9 @@ class Objective:
         self.counts_samples = False
         self.is_whole = False  # a step is one forward pass on one process: no reading changes its numbers
         self.is_audited = False  # in this start, on a batch of training
+        self.others: dict[str, Callable[..., Any]] = {}  # functions of the user's that may have a state, by key
+        if layout.adapt is not None:
+            self.others["batch.adapt"] = layout.adapt
 
     @property
     def logs_scalars(self) -> bool:
@@ -141,7 +144,9 @@ class Objective:
     def wrapped_by(self, losses: Mapping[str, nn.Module]) -> Objective:
         """The same objective, of which training calls these in place of the terms of their names."""
         terms = [replace(term, wrapped=losses.get(term.name)) for term in self.terms]
-        return Objective(terms, self.layout, step=self.step, count=self.count)
+        wrapped = Objective(terms, self.layout, step=self.step, count=self.count)
+        wrapped.others = self.others
+        return wrapped
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -155,30 +160,37 @@ class Objective:
 
     @property
     def brought(self) -> dict[str, Any]:
-        """What may have a state, by key: the losses, or the step function and its count, behind bound methods."""
+        """What may have a state, by key: the losses, the step function and others, behind bound methods."""
         functions: dict[str, Any] = {term.key: term.function for term in self.terms}
         functions |= {
             key: function for key, function in (("train.step", self.step), ("train.count", self.count)) if function
         }
-        return {key: _owner(function) for key, function in functions.items()}
+        return {key: owner_of(function) for key, function in (functions | self.others).items()}
 
     @property
     def stateful(self) -> dict[str, Any]:
         """Those of them that have a state to save, by key."""
         return {key: owner for key, owner in self.brought.items() if _has_state(owner)}
 
-    def stepped(self, model: nn.Module, batch: Any, at: Any) -> dict[str, Any]:
-        """What the user's step function gives.
+    def stepped(self, model: nn.Module, batch: Any, at: Any, *, needs_loss: bool = True) -> dict[str, Any]:
+        """What the user's step function gives; in an evaluation it need not give a loss.
 
         Raises:
             LauncherError: It is no mapping, has no loss, or one that is not one number.
         """
         assert self.step is not None
         result = self.step(model, batch, at)
+        if not needs_loss and isinstance(result, Mapping) and result.get("loss") is None:
+            return {key: value for key, value in result.items() if key != "loss"}
         if not isinstance(result, Mapping) or "loss" not in result:
             given = ", ".join(map(repr, result)) or "nothing" if isinstance(result, Mapping) else shapes(result)
             raise LauncherError(f"train.step: gave {given}; return a mapping with the loss, {{'loss': …}}")
         return {**result, "loss": one_number(result["loss"], "train.step")}
+
+    def evaluated_step(self, model: nn.Module, data: Any, at: Any) -> tuple[list[torch.Tensor], dict[str, Any]]:
+        """The loss that the step function gives of a batch, in a list of none or one, and what it gives besides."""
+        result = self.stepped(model, data, at, needs_loss=False)
+        return ([result["loss"]] if "loss" in result else []), result
 
     def to(self, device: torch.device) -> None:
         """Moves the losses: class weights are buffers."""
@@ -198,6 +210,10 @@ class Objective:
     def cut(self, *, whole: bool) -> None:
         """Learns whether a step is one forward pass on one process: then no reading changes its numbers."""
         self.is_whole = whole
+
+    def part(self, key: str) -> tuple[Objective, str]:
+        """The objective that measures a key, and what it calls it."""
+        return self, key
 
     def read(self, key: str, reading: Reading) -> None:
         """Takes up what a term is a mean over."""
@@ -338,10 +354,12 @@ def _weighed(value: torch.Tensor, count: float, reading: Reading | None, sums: b
     return value * count if count else torch.zeros_like(value)  # a mean over nothing is NaN
 
 
-def _owner(function: Any) -> Any:
+def owner_of(function: Any) -> Any:
     """Whose state a function's is: the object of a bound method, what a partial calls."""
     if isinstance(function, partial):
-        return _owner(function.func)
+        return owner_of(function.func)
+    if isinstance(function, Adapted):
+        return owner_of(function.function)
     bound = getattr(function, "__self__", None)
     return function if bound is None or isinstance(bound, ModuleType) else bound
 
@@ -366,79 +384,3 @@ def _scale(reading: Reading | None, sums: bool, local: float, total: float, worl
     if total == 0:  # every entry of the whole step is ignored: it has no gradient
         return 0.0
     return (1.0 if sums else local) * world / total
-
-
-def build_objective(
-    builder: Builder,
-    section: Component | Mapping[str, Component] | str | None,
-    batch: schema.Batch,
-    train: schema.Train,
-) -> Objective:
-    """The recipe's loss, or the step function that stands for it.
-
-    Args:
-        builder: Builds the components.
-        section: The recipe's `loss`.
-        batch: Which parts of a batch it gets.
-        train: Names the step function, where there is one.
-
-    Raises:
-        RecipeError: A loss gives a number for each entry, or its arguments would not be what they are called.
-    """
-    layout = BatchLayout(batch)
-    count = builder.build(train.count) if train.count else None
-    if train.step is not None:
-        return Objective([], layout, step=builder.build(train.step), count=count)
-    if isinstance(section, str):  # `model`: it brings its own
-        return Objective([], layout, count=count)
-    named = {"": section} if isinstance(section, Component) else section or {}
-    return Objective([_term(builder, name, component, batch) for name, component in named.items()], layout)
-
-
-def _term(builder: Builder, name: str, component: Component, batch: schema.Batch) -> Term:
-    function = builder.build(component)
-    if isinstance(function, type):
-        function = function()
-    options = component.options
-    per, weight = options.get("_per_"), float(options.get("_weight_", 1.0))
-    outputs, targets = options.get("_outputs_"), options.get("_targets_")
-    reading = known(function) if (batch.targets if targets is None else targets) else None
-    if reading is not None and isinstance(targets, Mapping):
-        reading = replace(reading, where=("target",))  # torch's name for it
-    if reading is not None:
-        _check_reduction(builder, component, function)
-    _check_order(builder, component, function, batch)
-    if reading is not None and per is not None and (per == "sum") != (reading.kind == "sum") and per != "batch":
-        message = f"_per_: {per} is not what it is: {reading.words} ({reading.why}); remove _per_, or say its reduction"
-        raise builder.wrong(component.path, message)
-    if per == "batch":
-        reading = Reading("batch", found="stated")
-    sums = reading is not None and reading.kind in ("kept", "weights") and sums_itself(function)
-    return Term(name, summing(function) if sums else function, weight, per, reading, sums, outputs, targets)
-
-
-def _check_reduction(builder: Builder, component: Component, function: Any) -> None:
-    """Refuses a loss of torch's that is no number.
-
-    Raises:
-        RecipeError: It gives one for each entry.
-    """
-    if reduction_of(function) != "none":
-        return
-    message = "'none' is not allowed: it gives a number for each entry, and a step needs one; remove it, or say sum"
-    raise builder.wrong((*component.path, "reduction"), message)
-
-
-def _check_order(builder: Builder, component: Component, function: Any, batch: schema.Batch) -> None:
-    """Refuses outputs and targets that would stand where the loss takes something else.
-
-    Raises:
-        RecipeError: They would.
-    """
-    options = component.options
-    outputs, targets = options.get("_outputs_", batch.outputs or [0]), options.get("_targets_", batch.targets)
-    if isinstance(outputs, Mapping) or isinstance(targets, Mapping):
-        return
-    if fault := order_fault(function, len(outputs), len(targets)):
-        remedy = "say which is which: _outputs_: {input: 0, var: 1}, _targets_: {target: 1}"
-        raise builder.wrong(component.path, f"{component.target} {fault}; {remedy}")

@@ -1,27 +1,35 @@
-"""4: objective. The optimizer and its parameter groups."""
+"""4: objective. The optimizer, or several of them by name, and their groups of parameters."""
 
 from __future__ import annotations
 
-import fnmatch
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from launcher.device import lazy_compiler
 from launcher.objective.loss import loss_key
+from launcher.objective.patterns import as_list, chosen, layers_of, no_such
+from launcher.objective.several import Optimizers, Several, each
 from launcher.recipe.build import Builder
 from launcher.recipe.component import Component
 from launcher.recipe.signature import parameters_of
 from launcher.text import hint
 
+Named = Mapping[str, nn.Parameter]
+
 
 def build_optimizer(
-    builder: Builder, section: Component, model: nn.Module, losses: Mapping[str, nn.Module], *, may_skip: bool = False
-) -> torch.optim.Optimizer:
-    """The recipe's optimizer over all parameters that require a gradient.
+    builder: Builder,
+    section: Component | Mapping[str, Component],
+    model: nn.Module,
+    losses: Mapping[str, nn.Module],
+    *,
+    may_skip: bool = False,
+) -> Optimizers:
+    """The recipe's optimizer over all parameters that require a gradient, or several by name, each over its own.
 
     Args:
         builder: Builds the component.
@@ -31,38 +39,71 @@ def build_optimizer(
         may_skip: Whether a gradient scaler skips updates inside of the optimizer, as under fp16.
 
     Raises:
-        RecipeError: A pattern of `_groups_` matches no parameter, or what came out is no optimizer of these.
+        RecipeError: A pattern matches no parameter, a parameter belongs to nobody, or what came out is no optimizer.
     """
     lazy_compiler.optimizers()
-    named = dict(_trained("", model))
+    named = {name: parameter for name, parameter in named_parameters(model, losses).items() if parameter.requires_grad}
+    modules = [model, *losses.values()]
+    if isinstance(section, Component):
+        return _one(builder, section, modules, named, may_skip)
+    shares = _shares(builder, section, model, named)
+    return Several({name: _one(builder, section[name], modules, shares[name], may_skip) for name in section})
+
+
+def named_parameters(model: nn.Module, losses: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
+    """All parameters by name; those of a loss are called `loss.…`."""
+    named = dict(model.named_parameters())
     for name, loss in losses.items():
+        prefix = f"{loss_key(name)}."
         named |= {
-            key: parameter
-            for key, parameter in _trained(f"{loss_key(name)}.", loss)
+            prefix + key: parameter
+            for key, parameter in loss.named_parameters()
             if not _is_among(parameter, named.values())
         }
-    groups = section.options.get("_groups_")
-    params = _groups(builder, section, groups, named) if groups else list(named.values())
+    return named
+
+
+def _one(builder: Builder, section: Component, modules: Sequence[nn.Module], named: Named, may_skip: bool) -> Optimizer:
+    is_grouped = any(section.options.get(key) is not None for key in ("_groups_", "_layer_decay_"))
+    params = _groups(builder, section, modules[0], named) if is_grouped else list(named.values())
     if section.given is None:
-        chosen = (
-            {"fused": True}
-            if not may_skip and _fuses(builder, section, [model, *losses.values()], named.values())
-            else {}
-        )
-        optimizer = builder.build(section, params=params, **chosen)
+        fuses = not may_skip and _fuses(builder, section, modules, named.values())
+        optimizer = builder.build(section, params=params, **({"fused": True} if fuses else {}))
     elif callable(section.given):
         optimizer = section.given(params)
     else:
         optimizer = section.given
-    if groups and section.given is None:
+    if (groups := section.options.get("_groups_")) and section.given is None:
         _check_groups(builder, section, groups, optimizer)
     if unfit := _unfit(optimizer, section.target, named.values(), made=optimizer is not section.given):
-        raise builder.wrong("optimizer", unfit)
+        raise builder.wrong(section.path, unfit)
     return optimizer  # type: ignore[no-any-return]
 
 
-def _trained(prefix: str, module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    return ((prefix + name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad)
+def _shares(
+    builder: Builder, section: Mapping[str, Component], model: nn.Module, named: Named
+) -> dict[str, dict[str, nn.Parameter]]:
+    """The parameters of each optimizer: by `_params_`, else those of the model's part of its name, else the rest."""
+    parts = dict(model.named_children())
+    default = {name: f"{name}.*" for name in section if name in parts}
+    patterns = {name: as_list(entry.options.get("_params_", default.get(name, []))) for name, entry in section.items()}
+    takers = [name for name, own in patterns.items() if not own]
+    if len(takers) > 1:
+        message = f"only one optimizer may have the rest, and '{takers[0]}' has no _params_ either; state _params_"
+        raise builder.wrong(section[takers[1]].path, message)
+    found = chosen((pattern for own in patterns.values() for pattern in own), named)
+    for name, own in patterns.items():
+        for pattern in own:
+            if not found[pattern]:
+                raise builder.wrong((*section[name].path, "_params_"), no_such(pattern, named))
+    taken = {name for names in found.values() for name in names}
+    left = [name for name in named if name not in taken]
+    if left and not takers:
+        shown = ", ".join(left[:4]) + (", …" if len(left) > 4 else "")
+        message = f"no optimizer has {shown}; name them in _params_, let one without _params_ have the rest, or freeze "
+        raise builder.wrong("optimizer", f"{message}them (train.freeze)")
+    names = {name: [other for pattern in own for other in found[pattern]] or left for name, own in patterns.items()}
+    return {name: {other: named[other] for other in named if other in set(own)} for name, own in names.items()}
 
 
 def _is_among(parameter: nn.Parameter, others: Iterable[nn.Parameter]) -> bool:
@@ -71,18 +112,25 @@ def _is_among(parameter: nn.Parameter, others: Iterable[nn.Parameter]) -> bool:
 
 def _unfit(optimizer: Any, target: str, parameters: Iterable[nn.Parameter], made: bool) -> str | None:
     """Why something cannot be the run's optimizer; one that was not made here may be another model's."""
-    if not isinstance(optimizer, torch.optim.Optimizer):
+    if not isinstance(optimizer, Optimizer):
         return f"{target} gave a {type(optimizer).__name__}, not a torch.optim.Optimizer"
     own = [own_parameter for group in optimizer.param_groups for own_parameter in group["params"]]
     if not made and not any(_is_among(parameter, own) for parameter in parameters):
         return "has none of this model's parameters; hand in its class, or a function of the parameters"
-    closure = inspect.signature(optimizer.step).parameters.get("closure")
-    if closure is not None and closure.default is closure.empty:
-        return (
-            f"{type(optimizer).__name__} wants to call the loss itself, several times a step, which this loop does not "
-            "do; take another"
-        )
     return None
+
+
+def calls_the_loss(optimizer: Optimizers, section: Component | Mapping[str, Component]) -> bool:
+    """Whether an optimizer wants a closure: its step has to have one, or the recipe says so (`_closure_: true`)."""
+    sections = {"": section} if isinstance(section, Component) else section
+    return any(
+        bool(sections[name].options.get("_closure_")) or _has_to_have_one(one) for name, one in each(optimizer).items()
+    )
+
+
+def _has_to_have_one(optimizer: Optimizer) -> bool:
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    return closure is not None and closure.default is closure.empty
 
 
 _HOW_TO_STEP = ("fused", "foreach", "capturable", "differentiable")  # a recipe that says one of them has chosen
@@ -121,31 +169,65 @@ def _check_groups(
                 raise builder.wrong((*section.path, "_groups_", pattern, name), message, at_key=True)
 
 
-def describe_optimizer(optimizer: torch.optim.Optimizer) -> str:
-    """Its class, and how it steps, for the plan."""
+def describe_optimizer(optimizer: Optimizers, key: str = "optimizer") -> str:
+    """Its class, and how it steps, for the plan; of several, of each by its name."""
+    if isinstance(optimizer, Several):
+        named = optimizer.named.items()
+        return "; ".join(f"{name} = {describe_optimizer(one, f'{key}.{name}')}" for name, one in named)
     groups = optimizer.param_groups
     several = f", {len(groups)} groups of parameters" if len(groups) > 1 else ""
-    fused = ", fused (optimizer.fused=false turns that off)" if groups[0].get("fused") else ""
+    fused = f", fused ({key}.fused=false turns that off)" if groups[0].get("fused") else ""
     return f"{type(optimizer).__name__}{several}{fused}"
 
 
-def _groups(
-    builder: Builder,
-    section: Component,
-    patterns: Mapping[str, Mapping[str, Any]],
-    named: Mapping[str, nn.Parameter],
-) -> list[dict[str, Any]]:
-    """Parameter groups by name pattern; the first pattern that matches a name has it."""
-    left = dict(named)
-    groups: list[dict[str, Any]] = []
+# ---------------------------------------------------------------------- groups
+
+
+def _groups(builder: Builder, section: Component, model: nn.Module, named: Named) -> list[dict[str, Any]]:
+    """Parameter groups by pattern, and within each by layer where the rate decays from layer to layer."""
+    patterns: Mapping[str, Mapping[str, Any]] = section.options.get("_groups_") or {}
+    found = chosen(patterns, named)
+    groups: list[tuple[list[str], dict[str, Any]]] = []
     for pattern, settings in patterns.items():
-        names = [name for name in left if fnmatch.fnmatchcase(name, pattern)]
-        if not names:
-            shown = ", ".join(list(named)[:8])
-            message = f"no parameter is named like '{pattern}' (or an earlier pattern has it); there are: {shown}, …"
-            raise builder.wrong((*section.path, "_groups_", pattern), message, at_key=True)
+        if not found[pattern]:
+            raise builder.wrong((*section.path, "_groups_", pattern), no_such(pattern, named), at_key=True)
         evaluated = builder.value(settings, {})
         for name, message in builder.unfit(section, evaluated):
             raise builder.wrong((*section.path, "_groups_", pattern, name), message, at_key=True)
-        groups.append({"params": [left.pop(name) for name in names], **evaluated})
-    return [{"params": list(left.values())}, *groups] if left else groups
+        groups.append((found[pattern], evaluated))
+    grouped = {name for names, _ in groups for name in names}
+    if left := [name for name in named if name not in grouped]:
+        groups.insert(0, (left, {}))
+    if (decay := section.options.get("_layer_decay_")) is not None:
+        groups = list(_by_layer(builder, section, layers_of(model), groups, float(decay)))
+    return [{"params": [named[name] for name in names], **settings} for names, settings in groups]
+
+
+def _by_layer(
+    builder: Builder,
+    section: Component,
+    layers: Mapping[str, int],
+    groups: Sequence[tuple[list[str], dict[str, Any]]],
+    decay: float,
+) -> Iterator[tuple[list[str], dict[str, Any]]]:
+    """Each group once for each layer; the last layer has the whole rate, each one before it `decay` of the next's."""
+    path = (*section.path, "_layer_decay_")
+    if not layers:
+        message = "the model has no stack of layers, a ModuleList or a Sequential; say the rates by name in _groups_"
+        raise builder.wrong(path, message)
+    last = max(layers.values())
+    for names, settings in groups:
+        rate = settings.get("lr", _rate(builder, section))
+        if not isinstance(rate, int | float):
+            raise builder.wrong(path, f"there is no rate to begin with; state {section.path[-1]}.lr")
+        depths = {name: layers.get(name, last) for name in names}  # a loss's own are beyond the last
+        for depth in sorted(set(depths.values())):
+            own = [name for name in names if depths[name] == depth]
+            yield own, {**settings, "lr": rate * decay ** (last - depth)}
+
+
+def _rate(builder: Builder, section: Component) -> Any:
+    if "lr" in section.kwargs:
+        return builder.value(section.kwargs["lr"], {})
+    parameter = (parameters_of(builder.resolve(section)) or {}).get("lr")
+    return parameter.default if parameter is not None else None

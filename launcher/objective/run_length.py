@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from launcher.recipe import schema
+from launcher.recipe.build import SAMPLES
+from launcher.recipe.duration import Duration
 
 
 class At(NamedTuple):
@@ -30,23 +32,36 @@ class RunLength:
         steps_per_epoch: Optimizer steps of one pass over the data.
         total_steps: The run's length; None where it is a time.
         seconds: The run's length in time, else None.
+        samples_per_epoch: Samples of one pass over the data.
     """
 
     steps_per_epoch: int
     total_steps: int | None
     seconds: float | None = None
+    samples_per_epoch: int = 0
 
     @staticmethod
-    def of(section: schema.Train, steps_per_epoch: int) -> RunLength:
+    def of(section: schema.Train, steps_per_epoch: int, samples_per_epoch: int) -> RunLength:
         """The length that the recipe's `train` states."""
         total = section.steps if section.epochs is None else section.epochs * steps_per_epoch
-        return RunLength(steps_per_epoch, total, section.time.amount if section.time else None)
+        return RunLength(steps_per_epoch, total, section.time.amount if section.time else None, samples_per_epoch)
+
+    def steps_of(self, duration: Duration) -> int:
+        """How many steps a duration is, at least one.
+
+        Raises:
+            ValueError: It is a time, or a share of a run without a number of steps.
+        """
+        return duration.in_steps(self.steps_per_epoch, self.total_steps, self.samples_per_epoch)
 
     @property
     def computed(self) -> dict[str, int]:
-        """What a recipe may refer to: `train.steps_per_epoch`, and `train.steps` where it is known."""
+        """What a recipe may refer to: `train.steps_per_epoch`, and `train.steps` where it is known.
+
+        Beside it, what durations are counted by.
+        """
         steps = {} if self.total_steps is None else {"train.steps": self.total_steps}
-        return {"train.steps_per_epoch": self.steps_per_epoch, **steps}
+        return {"train.steps_per_epoch": self.steps_per_epoch, **steps, SAMPLES: self.samples_per_epoch}
 
     def epoch(self, step: int) -> float:
         """Passes over the data completed after `step` steps."""

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from launcher.errors import LauncherError
 from launcher.objective.run_length import RunLength
+from launcher.objective.several import Optimizers, Several
 from launcher.recipe import schema
 from launcher.recipe.build import Builder
 from launcher.recipe.component import Component
 from launcher.recipe.consistency import NEEDS_BEST, WARMS_UP_ITSELF
 from launcher.recipe.duration import Duration
+from launcher.text import hint
 
 
 class Schedule:
@@ -89,6 +91,96 @@ class Schedule:
         """The first group's learning rate."""
         return float(self.optimizer.param_groups[0]["lr"])
 
+    @property
+    def rates(self) -> dict[str, float]:
+        """The same, by what a line calls it."""
+        return {"lr": self.rate}
+
+
+class Schedules:
+    """A schedule for each of several optimizers, advanced together; as a part of a checkpoint, their schedulers.
+
+    Args:
+        named: By the names of the optimizers.
+    """
+
+    def __init__(self, named: Mapping[str, Schedule]):
+        self.named = dict(named)
+        self.on_evaluation = any(schedule.on_evaluation for schedule in named.values())
+
+    @property
+    def scheduler(self) -> Schedules | None:
+        """Itself, where something is to be saved."""
+        return self if any(schedule.scheduler is not None for schedule in self.named.values()) else None
+
+    def advance(self, step: int) -> None:
+        """Sets the rates for the step after `step` completed ones."""
+        for schedule in self.named.values():
+            schedule.advance(step)
+
+    def replay(self, steps: int) -> None:
+        """Goes through a number of steps again, from the beginning."""
+        for schedule in self.named.values():
+            schedule.replay(steps)
+
+    def evaluated(self, value: float) -> None:
+        """Tells each ReduceLROnPlateau what `evaluate.best` measured."""
+        for schedule in self.named.values():
+            schedule.evaluated(value)
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """The first one's rate, and each one's by its name."""
+        own = {f"lr/{name}": schedule.rate for name, schedule in self.named.items()}
+        return {"lr": next(iter(own.values())), **own}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The schedulers' states."""
+        return {
+            name: schedule.scheduler.state_dict()
+            for name, schedule in self.named.items()
+            if schedule.scheduler is not None
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        """Takes the schedulers' states up."""
+        for name, own in state.items():
+            self.named[name].scheduler.load_state_dict(own)
+
+
+def build_schedules(
+    builder: Builder,
+    section: Component | Mapping[str, Component] | None,
+    optimizer: Optimizers,
+    length: RunLength,
+    best: schema.Best | None = None,
+) -> Schedule | Schedules:
+    """The recipe's schedule, or those of its optimizers by the same names; one that has none is constant.
+
+    Raises:
+        RecipeError: There is no such optimizer, or what `build_schedule` refuses.
+    """
+    if not isinstance(optimizer, Several):
+        if isinstance(section, Mapping):
+            raise builder.wrong("scheduler", "is for several optimizers by name, and there is one; state it alone")
+        return build_schedule(builder, section, optimizer, length, best)
+    if isinstance(section, Component):
+        names = ", ".join(f"{name}: {{…}}" for name in optimizer.named)
+        raise builder.wrong("scheduler", f"there are several optimizers; say it by their names: {{{names}}}")
+    named = section or {}
+    for strange in (name for name in named if name not in optimizer.named):
+        message = (
+            f"there is no optimizer '{strange}'{hint(strange, optimizer.named, f'there are: {_joined(optimizer)}')}"
+        )
+        raise builder.wrong(("scheduler", strange), message, at_key=True)
+    return Schedules(
+        {name: build_schedule(builder, named.get(name), one, length, best) for name, one in optimizer.named.items()}
+    )
+
+
+def _joined(optimizer: Several) -> str:
+    return ", ".join(optimizer.named)
+
 
 def build_schedule(
     builder: Builder,
@@ -97,7 +189,7 @@ def build_schedule(
     length: RunLength,
     best: schema.Best | None = None,
 ) -> Schedule:
-    """The recipe's schedule, with every duration in steps.
+    """An optimizer's schedule, with every duration in steps.
 
     Args:
         builder: Builds the component; learns `scheduler.steps`.
@@ -118,17 +210,17 @@ def build_schedule(
             builder.computed["scheduler.steps"] = max(1, length.total_steps - warmup)
         scheduler = _scheduler(builder, section, optimizer, best)
     except ValueError as error:
-        raise builder.wrong("scheduler", f"{error}; say it in steps") from error
+        raise builder.wrong(section.path, f"{error}; say it in steps") from error
     name = type(scheduler).__name__
     if warmup and name in WARMS_UP_ITSELF:
         message = f"{name} warms up by itself; remove _warmup_"
-        raise builder.wrong("scheduler._warmup_", message)
+        raise builder.wrong((*section.path, "_warmup_"), message)
     plateau = _is_plateau(type(scheduler))
     if plateau and best is None:
-        raise builder.wrong("scheduler", NEEDS_BEST)
+        raise builder.wrong(section.path, NEEDS_BEST)
     if plateau and best is not None and scheduler.mode != best.mode:
         message = f"'{scheduler.mode}' contradicts evaluate.best, whose mode is {best.mode}; they must be the same"
-        raise builder.wrong("scheduler.mode", message)
+        raise builder.wrong((*section.path, "mode"), message)
     return Schedule(optimizer, scheduler, warmup, every, on_evaluation=plateau, last_step=length.total_steps)
 
 
@@ -141,7 +233,7 @@ def _scheduler(builder: Builder, section: Component, optimizer: torch.optim.Opti
         scheduler = scheduler(optimizer)
     if getattr(scheduler, "optimizer", optimizer) is not optimizer:
         message = "steps another optimizer than the run's; hand in its class, or a function of the optimizer"
-        raise builder.wrong("scheduler", message)
+        raise builder.wrong(section.path, message)
     return scheduler
 
 
@@ -157,4 +249,4 @@ def _steps(setting: Any, length: RunLength, default: int) -> int:
     duration = Duration(setting, "steps", f"{setting} steps") if isinstance(setting, int) else Duration.parse(setting)
     if duration is None:
         raise LauncherError(f"'{setting}' is no duration; write '500 steps', '1 epoch' or '5%'")
-    return duration.in_steps(length.steps_per_epoch, length.total_steps)
+    return length.steps_of(duration)

@@ -91,7 +91,7 @@ def settle_losses(
     ]
     if not open_keys:
         return
-    outcomes = {key: _settled(objective, key, model, train, steps) for key in open_keys}
+    outcomes = {key: _settled(*objective.part(key), model, train, steps) for key in open_keys}
     told: dict[str, Any] = coordinator.from_first(
         lambda: {key: outcome if isinstance(outcome, str) else outcome.manifest() for key, outcome in outcomes.items()}
     )

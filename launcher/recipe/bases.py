@@ -55,7 +55,11 @@ def read_document(
     if root is None:
         return None, problems
     for change in (*removals, *changes):
-        root = _changed(root, change, problems) if change else root
+        if change is None or root is None:
+            continue
+        root = sources.with_base(root, change) if change.is_base else _changed(root, change, problems)
+    if root is None:
+        return None, problems
     root, env = resolve(root, problems, os.environ)
     return _document(root, sources, env), problems
 
@@ -145,7 +149,8 @@ class _Sources:
             message = f"holds what no recipe can: {brief(str(error))}; hand objects in by keyword: model=…"
             self.problems.add(origin, (), message)
             return None
-        return self.load(_File(path, origin.source, origin, text=text))
+        self.first = _File(path, origin.source, origin, text=text)
+        return self.load(self.first)
 
     def load(self, file: _File) -> Node | None:
         """One file over its bases."""
@@ -157,12 +162,31 @@ class _Sources:
         root = root.with_items([(key, child) for key, child in root.items() if key != "base"])
         if base.value is None:
             return root
-        if not (isinstance(base.value, str) and base.value.isprintable() and base.value) or "${" in base.value:
-            message = "must be the path of one other recipe, as in 'base: common.yaml', without references"
-            self.problems.add(base.origin, ("base",), message)
+        named = [child for _, child in base.items()] if isinstance(base.value, list) else [base]
+        if faulty := next((node for node in named if not _is_path(node.value)), base if not named else None):
+            message = "must be the path of another recipe, as in 'base: common.yaml', or a list; without references"
+            self.problems.add(faulty.origin, ("base",), message)
             return None
-        old = self.load(file.base(base))
-        return self.merged(old, root) if old else None
+        return self.over([self.load(file.base(node)) for node in named], root)
+
+    def over(self, bases: Sequence[Node | None], root: Node) -> Node | None:
+        """A recipe over its bases, of which later ones lie over earlier ones; None where one cannot be read."""
+        below: Node | None = None
+        for base in bases:
+            if base is None:
+                return None
+            below = self.merged(below, base) if below else base
+            if below is None:
+                return None
+        return self.merged(below, root) if below else root
+
+    def with_base(self, root: Node, change: _Change) -> Node | None:
+        """The recipe with another one put over it, as if both were the bases of an empty one."""
+        assert change.node is not None
+        path = str(change.node.value)
+        file = _File(pathlib.Path(os.path.abspath(path)), path, change.origin, (self.first,))
+        over = self.load(file)
+        return self.merged(root, over) if over else None
 
     def merged(self, old: Node, new: Node) -> Node | None:
         root = merge(old, new)
@@ -207,6 +231,11 @@ _SECTIONS = (
     *("evaluate", "save", "track", "launch", "slurm"),
 )
 _SECTION = re.compile(r"""(?:^|^\{)["']?([A-Za-z_][\w.-]*)["']?[ ]*:(?=\s|$)""", re.MULTILINE)
+
+
+def _is_path(value: Any) -> bool:
+    """Whether a value may be the path of a recipe."""
+    return isinstance(value, str) and bool(value) and value.isprintable() and "${" not in value
 
 
 def _reads_as_recipe(text: str) -> bool:
@@ -310,12 +339,24 @@ def merge(old: Node | None, new: Node, at: Path = ()) -> Node:
     """
     if old is None or not (isinstance(old.value, dict) and isinstance(new.value, dict)):
         return new
-    if "_target_" in new.value or "_ref_" in new.value:
+    if "_target_" in new.value or "_ref_" in new.value or _are_several(old, new, at):
         return new
     children = _displaced(old.value, new.value, at)
     for key, child in new.value.items():
         children[key] = merge(children.get(key), child, (*at, key))
     return replace(new, value=children)
+
+
+_SEVERAL = (("optimizer",), ("scheduler",), ("loss",), ("data", "validation"), ("data", "test"))
+
+
+def _are_several(old: Node, new: Node, at: Path) -> bool:
+    """Whether several components by name are put over one, whose arguments they would become."""
+    named = [child for _, child in new.items()]
+    is_one = any(key in ("_target_", "_ref_") for key, _ in old.items())
+    components = [child for child in named if any(key in ("_target_", "_ref_") for key, _ in child.items())]
+    functions = [child for child in named if at == ("loss",) and isinstance(child.value, str) and "." in child.value]
+    return at in _SEVERAL and is_one and len(named) > 1 and len(components) + len(functions) == len(named)
 
 
 def _displaced(old: Mapping[Key, Node], stated: Mapping[Key, Node], at: Path) -> dict[Key, Node]:
@@ -331,6 +372,11 @@ class _Change:
     origin: Origin
     segments: Sequence[str]
     node: Node | None = None
+
+    @property
+    def is_base(self) -> bool:
+        """Whether it puts another recipe over this one: `--base`."""
+        return list(self.segments) == ["base"]
 
     def path(self) -> Path:
         return tuple(int(part) if re.fullmatch("[0-9]{1,9}", part) else part for part in self.segments)
@@ -351,6 +397,13 @@ def _read_override(text: str, folder: pathlib.Path, problems: Problems) -> _Chan
     if fault := _value_fault(name, value):
         problems.add(change.origin, change.path(), fault)
         return None
+    if change.is_base:
+        if not _is_path(value):
+            problems.add(
+                change.origin, ("base",), "must be the path of another recipe, as in --base experiment/big.yaml"
+            )
+            return None
+        return replace(change, node=Node(value, change.origin, folder))
     node = parse(value, change.origin.source, folder, problems, at=change.path())
     return replace(change, node=without_secrets(node, change.path(), problems)) if node else None
 
@@ -370,8 +423,8 @@ def _name_fault(name: str, equals: str, segments: Sequence[str]) -> str | None:
         return f"a key is added like any other, without '+': {brief(name.lstrip('+'))}=…"
     if not equals or not segments:
         return "an override is written a.b=value, and an item of a list a.b.0=value"
-    if segments[0] == "base":
-        return "the base is read before overrides; write a recipe of your own with another base:"
+    if segments[0] == "base" and len(segments) > 1:
+        return "the recipe's own bases stay; --base FILE puts another recipe over it"
     return None
 
 

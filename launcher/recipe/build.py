@@ -11,7 +11,7 @@ import inspect
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from launcher.recipe.signature import (
     argument_problems,
     arguments_of,
     group_problems,
+    leaves_open,
     parameters_of,
     value_problems,
     wrong_kind,
@@ -68,8 +69,13 @@ SLOTS = (
     Slot("scheduler", ("torch.optim.lr_scheduler",), handed="optimizer", kind="scheduler"),
     Slot("train.step", kind="function"),
     Slot("train.count", kind="function"),
+    Slot("train.after_step", kind="function"),
+    Slot("evaluate.after", kind="function"),
+    Slot("batch.adapt", kind="function"),
     Slot("evaluate.metrics", ("torchmetrics.classification", "torchmetrics.text", "torchmetrics"), kind="metric"),
 )
+
+SAMPLES = "train.samples_per_epoch"  # computed as well; no recipe refers to it
 
 
 def slot_of(component: Component) -> Slot:
@@ -110,6 +116,7 @@ class Builder:
         """The same objects, built or yet to be, for a recipe whose components are the same."""
         other = copy.copy(self)
         other._recipe = recipe
+        other.__dict__.pop("_root_paths", None)
         return other
 
     @property
@@ -168,6 +175,7 @@ class Builder:
         except LauncherError as error:
             yield self._problem(component, _target_key(component), str(error), at_value=True)
             return
+        component = self._as_meant(component, target)
         if outermost and slot.kind and (wrong := wrong_kind(component, target, slot.kind)):
             yield self._problem(component, _target_key(component), f"{component.target} {wrong}", at_value=True)
         trust = self._trust(component)
@@ -186,6 +194,20 @@ class Builder:
             known = {name: _known(value) for name, value in arguments_of(component, parameters).items()}
             for argument, message in argument_objections(target, known, trust):
                 yield self._problem(component, argument, message, at_value=True)
+
+    def _as_meant(self, component: Component, target: Any) -> Component:
+        """Where a function must stand: one that cannot be called with what is written is meant itself, with that bound.
+
+        A function that can be called so makes what is meant.
+        """
+        wanted = slot_of(component).kind in ("loss", "function", "metric") and component.path in self._root_paths
+        if not wanted or component.style != "call" or inspect.isclass(target) or not callable(target):
+            return component
+        return replace(component, style="partial") if leaves_open(component, target) else component
+
+    @functools.cached_property
+    def _root_paths(self) -> frozenset[KeyPath]:
+        return frozenset(root.path for root in self._roots())
 
     def _may_make(self, component: Component) -> Callable[[type], bool]:
         """Whether a mapping may become an object of a class: of own ones, as their arguments need not be judged."""
@@ -288,7 +310,9 @@ class Builder:
         target = self.resolve(component)
         if refused := style_objection(target, component.style, self._trust(component)):
             raise RecipeError([self._problem(component, _target_key(component), f"{component.target}: {refused}")])
-        if component.style == "reference":
+        component = self._as_meant(component, target)
+        is_bare = component.style == "partial" and not (component.args or component.kwargs)
+        if component.style == "reference" or is_bare:
             return target
         args = [self.value(item, handed) for item in component.args]
         kwargs = {name: self.value(item, handed) for name, item in component.kwargs.items()}
@@ -335,7 +359,8 @@ class Builder:
         if isinstance(item, list):
             return [self.value(inner, handed) for inner in item]
         if isinstance(item, str) and "optimizer" in handed and (duration := Duration.parse(item)):
-            return duration.in_steps(self.computed["train.steps_per_epoch"], self.computed.get("train.steps"))
+            steps_per_epoch, samples = self.computed["train.steps_per_epoch"], self.computed.get(SAMPLES, 0)
+            return duration.in_steps(steps_per_epoch, self.computed.get("train.steps"), samples)
         return item
 
     def lookup(self, name: str) -> Any:

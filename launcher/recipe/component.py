@@ -68,17 +68,24 @@ def with_components(value: Any, document: Document, functions: Container[Path] =
     Args:
         value: What stands at `path`.
         document: Knows where it was said.
-        functions: Paths where `my_task.py:step` is short for `{_ref_: my_task.py:step}`.
+        functions: Paths where, and below which by a name, `my_task.py:step` is short for `{_ref_: my_task.py:step}`.
         path: The place of `value`.
     """
     if isinstance(value, dict):
-        items = {key: with_components(item, document, functions, (*path, key)) for key, item in value.items()}
-        return _component(items, document, path) if path and ("_target_" in value or "_ref_" in value) else items
+        is_component = bool(path) and ("_target_" in value or "_ref_" in value)
+        inner = () if is_component else functions  # arguments are what they are
+        items = {key: with_components(item, document, inner, (*path, key)) for key, item in value.items()}
+        return _component(items, document, path) if is_component else items
     if isinstance(value, list):
         return [with_components(item, document, functions, (*path, index)) for index, item in enumerate(value)]
-    if isinstance(value, str) and path in functions and ".py:" in value:
+    if isinstance(value, str) and (path in functions or path[:-1] in functions) and _names_function(value):
         return _component({"_ref_": value}, document, path)
     return value
+
+
+def _names_function(text: str) -> bool:
+    """Whether a text is the full name of something: `my_task.py:step`, `torch.nn.functional.nll_loss`."""
+    return ".py:" in text or ("." in text and all(part.isidentifier() for part in text.split(".")))
 
 
 def _component(items: dict[str, Any], document: Document, path: Path) -> Component:

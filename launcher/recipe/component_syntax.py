@@ -49,13 +49,29 @@ def _is_length(value: Any) -> str | None:
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return None
     duration = Duration.parse(value) if isinstance(value, str) else None
-    fits = duration is not None and duration.unit in ("epochs", "steps", "percent")
+    fits = duration is not None and duration.unit in ("epochs", "steps", "samples", "percent")
     return None if fits else "is no length; write '500 steps', '1 epoch' or '5%'"
 
 
 def _are_groups(value: Any) -> str | None:
     fits = isinstance(value, Mapping) and value and all(isinstance(settings, Mapping) for settings in value.values())
     return None if fits else "must be patterns with their settings, as in {'*.bias': {weight_decay: 0}}"
+
+
+def _are_patterns(value: Any) -> str | None:
+    """A pattern, or several in a list."""
+    patterns = value if isinstance(value, list) else [value]
+    fits = patterns and all(isinstance(pattern, str) and pattern.strip() for pattern in patterns)
+    return None if fits else "must be a pattern of names, as in 'blocks.*' or 'dim>=2', or several in a list"
+
+
+def _is_share(value: Any) -> str | None:
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
+    return None if fits else "must be a number above 0 and up to 1, as in 0.75"
+
+
+def _is_switch(value: Any) -> str | None:
+    return None if isinstance(value, bool) else "must be true or false"
 
 
 METRIC_INPUTS = ("probabilities", "classes", "logits")
@@ -72,7 +88,12 @@ def _are_sets(value: Any) -> str | None:
 
 # keys of ours that stand beside a component's arguments, by the slot they belong to, and what they may hold
 OPTIONS: dict[str, dict[str, Callable[[Any], str | None]]] = {
-    "optimizer": {"_groups_": _are_groups},
+    "optimizer": {
+        "_groups_": _are_groups,
+        "_params_": _are_patterns,
+        "_layer_decay_": _is_share,
+        "_closure_": _is_switch,
+    },
     "scheduler": {"_warmup_": _is_length, "_every_": _is_length},
     "loss": {"_per_": _is_count, "_weight_": _is_weight, "_outputs_": _are_picks, "_targets_": _are_picks},
     "evaluate.metrics": {

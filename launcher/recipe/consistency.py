@@ -64,7 +64,7 @@ def _evaluation(recipe: Recipe) -> Iterator[Fault]:
     validations = list(data.validation) if isinstance(data.validation, Mapping) else []
     named = [*validations, *(data.test if isinstance(data.test, Mapping) else [])]
     for name, metric in section.metrics.items():
-        if name in LINE_KEYS or name == "ema" or name.startswith("ema/"):
+        if name in LINE_KEYS or name.partition("/")[0] in ("ema", "swa"):
             yield (
                 ("evaluate", "metrics", name),
                 f"a line of metrics.jsonl means something else by '{name}'; give it another name",
@@ -74,14 +74,16 @@ def _evaluation(recipe: Recipe) -> Iterator[Fault]:
             listed = hint(strange[0], named, f"there are: {', '.join(named) or 'none with a name'}")
             where: Path = ("evaluate", "metrics", name, "_sets_")
             yield where, f"no evaluation set is named '{brief(strange[0])}'{listed}"
+    if section.after is not None and data.validation is None:
+        yield ("evaluate", "after"), "follows evaluations, and there are none; state data.validation, or remove it"
     if section.early_stop is not None and section.best is None:
         yield ("evaluate", "early_stop"), "needs evaluate.best to say what improves; state it"
     if section.best is None:
         return
     path: Path = ("evaluate", "best")
     known = [*section.metrics, "loss"]
-    if recipe.train.ema is not None:
-        known += [f"ema/{name}" for name in known]
+    for kind, average in (("ema", recipe.train.ema), ("swa", recipe.train.swa)):
+        known += [f"{kind}/{name}" for name in (*section.metrics, "loss")] if average is not None else []
     if section.best.metric not in known and section.best.metric.partition("/")[0] not in section.metrics:
         listed = hint(section.best.metric, known, f"there are: {', '.join(known)}")
         yield (*path, "metric"), f"no metric is named '{brief(section.best.metric)}'{listed}"
@@ -106,6 +108,9 @@ def _data(recipe: Recipe) -> Iterator[Fault]:
 def _saving(recipe: Recipe) -> Iterator[Fault]:
     if recipe.save.final == "best" and recipe.evaluate.best is None:
         yield ("save", "final"), "nothing says what is best; state evaluate.best, as in {metric: loss, mode: min}"
+    last = recipe.save.average_last
+    if last is not None and last > recipe.save.keep:
+        yield ("save", "average_last"), f"{last} are more checkpoints than are kept; state save.keep: {last}"
 
 
 def _processes(recipe: Recipe) -> Iterator[Fault]:
@@ -124,10 +129,29 @@ def too_many(processes: int, batch: int) -> str:
     return f"{processes} processes cannot share a global batch of {batch}; use at most {batch}, or a larger batch"
 
 
+def _optimizers(recipe: Recipe) -> Iterator[Fault]:
+    """Several optimizers go by name with what belongs to each."""
+    optimizer, turns = recipe.optimizer, recipe.train.step
+    if isinstance(optimizer, Component) and "_params_" in optimizer.options:
+        yield (*optimizer.path, "_params_"), "one optimizer has all parameters; freeze the others in train.freeze"
+    names = [] if isinstance(optimizer, Component) else list(optimizer)
+    if isinstance(turns, Mapping) and sorted(turns) != sorted(names):
+        listed = f"optimizer has {', '.join(names)}" if names else "optimizer has one for all"
+        yield ("train", "step"), f"each turn has an optimizer of its name: train.step has {', '.join(turns)}, {listed}"
+    if recipe.train.clip_grad_norm is not None and recipe.train.clip_grad_value is not None:
+        yield ("train", "clip_grad_value"), "stands beside clip_grad_norm; state one of them"
+    if recipe.train.ema is not None and recipe.train.swa is not None:
+        yield ("train", "swa"), "stands beside ema; state one of them"
+
+
 def _scheduler(recipe: Recipe) -> Iterator[Fault]:
-    section = recipe.scheduler
-    if section is None or section.given is not None:
-        return
+    sections = recipe.scheduler.values() if isinstance(recipe.scheduler, Mapping) else [recipe.scheduler]
+    for section in sections:
+        if section is not None and section.given is None:
+            yield from _one_scheduler(recipe, section)
+
+
+def _one_scheduler(recipe: Recipe, section: Component) -> Iterator[Fault]:
     name = section.target.rpartition(".")[2]
     if name in WARMS_UP_ITSELF and "_warmup_" in section.options:
         yield (*section.path, "_warmup_"), f"{name} warms up by itself; remove _warmup_"
@@ -219,6 +243,7 @@ _CHECKS: Mapping[Callable[[Recipe], Iterator[Fault]], tuple[str, ...]] = {  # an
     _saving: ("evaluate", "save"),
     _processes: ("data", "launch"),
     _scheduler: ("evaluate", "scheduler"),
+    _optimizers: ("optimizer", "train"),
     _horizon: ("train",),
     _slurm: ("slurm",),
 }

@@ -1,4 +1,4 @@
-"""Lengths and periods as people say them: `1 epoch`, `500 steps`, `10 minutes`, `5%`."""
+"""Lengths and periods as people say them: `1 epoch`, `500 steps`, `10000 samples`, `10 minutes`, `5%`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-Unit = Literal["epochs", "steps", "seconds", "percent", "batches"]
+Unit = Literal["epochs", "steps", "samples", "seconds", "percent", "batches"]
 
 _SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
 _PATTERN = re.compile(r"(\d+(?:\.\d+)?)\s*(%|[a-z]+)")
 _WORDS: dict[str, tuple[Unit, float]] = {
     "epoch": ("epochs", 1),
     "step": ("steps", 1),
+    "sample": ("samples", 1),
     "batch": ("batches", 1),
     "%": ("percent", 1),
     **{word: ("seconds", factor) for word, factor in _SECONDS.items()},
@@ -36,7 +37,7 @@ class Duration:
 
     @staticmethod
     def parse(text: str) -> Duration | None:
-        """Reads `1 epoch`, `500 steps`, `1.5 hours`, `5%`, `50 batches`; anything else gives None."""
+        """Reads `1 epoch`, `500 steps`, `64 samples`, `1.5 hours`, `5%`, `50 batches`; anything else gives None."""
         match = _PATTERN.fullmatch(text.strip())
         if match is None:
             return None
@@ -45,7 +46,7 @@ class Duration:
             return None
         unit, factor = _WORDS[word]
         amount = float(match[1]) * factor
-        whole = unit in ("steps", "batches")
+        whole = unit in ("steps", "samples", "batches")
         if amount <= 0 or math.isinf(amount) or (whole and amount != int(amount)):
             return None
         return Duration(amount, unit, text.strip())
@@ -53,12 +54,13 @@ class Duration:
     def __str__(self) -> str:
         return self.text
 
-    def in_steps(self, steps_per_epoch: int, total_steps: int | None = None) -> int:
+    def in_steps(self, steps_per_epoch: int, total_steps: int | None = None, samples_per_epoch: int = 0) -> int:
         """This many optimizer steps, at least one.
 
         Args:
             steps_per_epoch: Optimizer steps of one pass over the training data.
             total_steps: The run's length, for a percentage of it.
+            samples_per_epoch: Samples that these steps read, for a number of them.
 
         Raises:
             ValueError: Time has no number of steps, and a percentage needs a run_length.
@@ -67,6 +69,8 @@ class Duration:
             return int(self.amount)
         if self.unit == "epochs":
             return max(1, round(self.amount * steps_per_epoch))
+        if self.unit == "samples" and samples_per_epoch:
+            return max(1, round(self.amount * steps_per_epoch / samples_per_epoch))
         if self.unit == "percent" and total_steps is not None:
             return max(1, round(self.amount / 100 * total_steps))
         raise ValueError(f"'{self.text}' is not a number of steps in this run")

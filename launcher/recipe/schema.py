@@ -74,7 +74,7 @@ def _test_set(value: Any) -> Any:
 def _loss(value: Any) -> Any:
     several = isinstance(value, Mapping) and value and all(isinstance(item, Component) for item in value.values())
     if not (value is None or value == "model" or isinstance(value, Component) or several):
-        raise ValueError("is no loss; write {_target_: CrossEntropyLoss}, several by name, or 'model'")
+        raise ValueError("is no loss; write {_target_: CrossEntropyLoss}, my_task.py:loss, several by name, or 'model'")
     return value
 
 
@@ -93,23 +93,22 @@ def _collate(value: Any) -> Any:
     return value
 
 
-_TURNS = (
-    "several that step at different times (GANs, RL) need a loop of your own: `launcher run my_gan.py` gives any "
-    "script these processes, logs, failure report and SLURM, with the sampler, checkpoints and stop_requested() to "
-    "import"
-)
+def _one_model(value: Any) -> Any:
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    if sum(isinstance(item, Component) for item in items) > 1:
+        raise ValueError("a recipe has one model; write one module that holds both, and let optimizer name its parts")
+    return _component(value)
 
 
-def _only_one(what: str) -> Callable[[Any], Any]:
-    """A component; several are a GAN, and those have a way of their own."""
-
-    def read(value: Any) -> Any:
-        items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
-        if sum(isinstance(item, Component) for item in items) > 1:
-            raise ValueError(f"a recipe has one {what}; {_TURNS}")
-        return _component(value)
-
-    return read
+def _one_or_named(value: Any) -> Any:
+    """A component, or several by name."""
+    if isinstance(value, Mapping):
+        if value and all(isinstance(item, Component) for item in value.values()):
+            return value
+        raise ValueError("is neither a component nor several by name; write {_target_: NAME, …}, or {a: {…}, b: {…}}")
+    if isinstance(value, list):
+        raise ValueError("is a list; several have names: {a: {_target_: NAME, …}, b: {_target_: NAME, …}}")
+    return _component(value)
 
 
 COMPONENT_SCHEMA = {
@@ -124,6 +123,7 @@ COMPONENT_SCHEMA = {
 }
 _SEVERAL = {"type": "object", "additionalProperties": COMPONENT_SCHEMA}
 _TEXT = {"type": "string"}
+_SEVERAL_OR_NAMES = {"type": "object", "additionalProperties": {"anyOf": [COMPONENT_SCHEMA, _TEXT]}}
 _NULL = {"type": "null"}
 
 
@@ -136,9 +136,17 @@ class _ByName:
 
 
 AComponent = Annotated[Component, BeforeValidator(_component), _written(COMPONENT_SCHEMA)]
-AModel = Annotated[Component, BeforeValidator(_only_one("model")), _written(COMPONENT_SCHEMA)]
-AnOptimizer = Annotated[Component, BeforeValidator(_only_one("optimizer")), _written(COMPONENT_SCHEMA)]
+AModel = Annotated[Component, BeforeValidator(_one_model), _written(COMPONENT_SCHEMA)]
+OneOrNamed = Annotated[
+    Component | dict[str, Component], BeforeValidator(_one_or_named), _written(COMPONENT_SCHEMA, _SEVERAL)
+]
 AFunction = Annotated[Component, BeforeValidator(_component), _ByName(), _written(COMPONENT_SCHEMA, _TEXT)]
+Steppers = Annotated[
+    Component | dict[str, Component],
+    BeforeValidator(_one_or_named),
+    _ByName(),
+    _written(COMPONENT_SCHEMA, _TEXT, _SEVERAL_OR_NAMES),
+]
 Weights = Annotated[Component | str, _ByName(), _written(COMPONENT_SCHEMA, _TEXT)]
 EvaluationSet = Annotated[
     Component | dict[str, Component] | str | None,
@@ -162,7 +170,8 @@ Collate = Annotated[
 Loss = Annotated[
     Component | dict[str, Component] | Literal["model"] | None,
     BeforeValidator(_loss),
-    _written(COMPONENT_SCHEMA, _SEVERAL, {"const": "model"}, _NULL),
+    _ByName(),
+    _written(COMPONENT_SCHEMA, _SEVERAL_OR_NAMES, _TEXT, _NULL),
 ]
 
 
@@ -171,10 +180,12 @@ def _length(*units: Unit, example: str) -> tuple[BeforeValidator, WithJsonSchema
     return BeforeValidator(_duration(*units, example=example)), _written(words)
 
 
-_period = _length("epochs", "steps", "seconds", example="'1 epoch', '500 steps' or '10 minutes'")
+_period = _length("epochs", "steps", "samples", "seconds", example="'1 epoch', '500 steps' or '10 minutes'")
 _time = _length("seconds", example="'30 seconds' or '2 hours'")
-_steps = _length("steps", example="'10 steps'")
+_steps = _length("steps", "samples", example="'10 steps'")
 _batches = _length("batches", example="'50 batches'")
+_share = _length("epochs", "steps", "samples", "percent", example="'75%', '10 epochs' or '500 steps'")
+Length = Annotated[Duration, _share[0], _share[1]]
 Period = Annotated[Duration, _period[0], _period[1]]
 Time = Annotated[Duration, _time[0], _time[1]]
 Steps = Annotated[Duration, _steps[0], _steps[1]]
@@ -221,7 +232,25 @@ class Data(Section):
 Part = int | str  # a position, a key or an attribute of a batch, or a path of them, as in `x.left`
 
 
-def _first() -> list[Part] | dict[str, Part]:
+def _input(value: Any) -> Any:
+    if isinstance(value, Mapping) and set(value) != {"_value_"}:
+        raise ValueError("is neither a part of a batch nor a constant; write a position, a key, or {_value_: 0.5}")
+    return value
+
+
+_PART_SCHEMA = {"type": ["integer", "string"], "description": "A position, a key, or a path: x.left"}
+_CONSTANT_SCHEMA = {
+    "anyOf": [
+        {"type": ["null", "boolean"], "description": "A constant."},
+        {"type": "object", "properties": {"_value_": {}}, "required": ["_value_"], "additionalProperties": False},
+    ]
+}
+Input = Annotated[
+    Part | bool | dict[str, Any] | None, BeforeValidator(_input), _written(_PART_SCHEMA, _CONSTANT_SCHEMA)
+]
+
+
+def _first() -> list[Input] | dict[str, Input]:
     return [0]
 
 
@@ -232,10 +261,10 @@ def _second() -> list[Part]:
 class Batch(Section):
     """Which parts of a batch the model and the loss get."""
 
-    inputs: list[Part] | dict[str, Part] | Literal["whole"] = Field(
+    inputs: list[Input] | dict[str, Input] | Literal["whole"] = Field(
         default_factory=_first,
         description="Positions, keys or paths (x.left) in a batch: a list calls model(*x), a mapping model(**x), "
-        "'whole' model(batch).",
+        "'whole' model(batch). Constants: null, true, false, {_value_: 0.5}.",
     )
     targets: list[Part] = Field(
         default_factory=_second,
@@ -245,6 +274,10 @@ class Batch(Section):
         None, description="Positions, keys or attributes of the model's result; null: the whole result."
     )
     loss: Part | None = Field(None, description="With 'loss: model': where in a tuple the loss stands.")
+    adapt: AFunction | None = Field(
+        None,
+        description="Your own function (*outputs, *targets) that gives both as the loss and the metrics get them.",
+    )
 
 
 class Ddp(Section):
@@ -276,6 +309,31 @@ class Device(Section):
     ddp: Ddp = Field(default_factory=lambda: Ddp(), description="Settings of DistributedDataParallel.")
 
 
+class SwaSection(Section):
+    """Stochastic weight averaging."""
+
+    start: Length = Field(
+        Duration(75, "percent", "75%"), description="When the first weights are taken, as in '75%' or '10 epochs'."
+    )
+    every: Length = Field(Duration(1, "epochs", "1 epoch"), description="How often from then on.")
+
+
+def _frozen_for(value: Any) -> Any:
+    if value == "always" or isinstance(value, Duration):
+        return value
+    duration = Duration.parse(value) if isinstance(value, str) else None
+    if duration is None or duration.unit not in ("epochs", "steps", "samples", "percent"):
+        raise ValueError("does not say how long; write '3 epochs', '500 steps', '10%' or always")
+    return duration
+
+
+FrozenFor = Annotated[
+    Duration | Literal["always"],
+    BeforeValidator(_frozen_for),
+    _written({"type": "string", "description": "Words such as '3 epochs', '500 steps', '10%', or always."}),
+]
+
+
 class Train(Section):
     """5: how long, and what surrounds a step."""
 
@@ -285,14 +343,32 @@ class Train(Section):
     clip_grad_norm: Annotated[float, Field(gt=0)] | None = Field(
         None, description="Largest norm of all gradients together."
     )
+    clip_grad_value: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Largest size of each entry of a gradient."
+    )
+    freeze: dict[str, FrozenFor] = Field(
+        default_factory=dict,
+        description="Parameters by pattern that are not trained: until a time, as in '3 epochs', or 'always'.",
+    )
     ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None,
         description="Decay of an exponential moving average of the weights, evaluated and saved beside them.",
     )
+    ema_warmup: bool = Field(True, description="Keep (1 + t) / (10 + t) of it in the first steps, where that is less.")
+    swa: SwaSection | None = Field(
+        None, description="A mean of the weights at equal distances, evaluated and saved beside them."
+    )
     start_from: str | None = Field(
         None, description="Weights to start from: a .pth or .safetensors file, a checkpoint, or a run's folder."
     )
-    step: AFunction | None = Field(None, description="Your own step function, in place of forward and loss.")
+    step: Steppers | None = Field(
+        None,
+        description="Your own step function, in place of forward and loss; or several by the names of the optimizers, "
+        "which take turns.",
+    )
+    after_step: AFunction | None = Field(
+        None, description="Your own function (model, at), called on every rank after each update; may change weights."
+    )
     count: AFunction | None = Field(
         None, description="How many a batch counts, for your own step function or 'loss: model'; null: it is measured."
     )
@@ -327,6 +403,10 @@ class Evaluate(Section):
     metrics: dict[str, AComponent] = Field(default_factory=dict, description="torchmetrics by a name of your own.")
     best: Best | None = Field(None, description="Which evaluation was the best.")
     early_stop: EarlyStop | None = Field(None, description="Stop when the best does not improve.")
+    after: AFunction | None = Field(
+        None,
+        description="Your own function (model, at, scores), called on rank 0 after each evaluation; changes nothing.",
+    )
     timeout: Time | None = Field(None, description="How long an evaluation may go without progress.")
 
 
@@ -337,6 +417,9 @@ class Save(Section):
     keep: Positive = Field(3, description="How many checkpoints, besides the best.")
     background: bool | None = Field(
         None, description="Write while training goes on; null: where a copy of the state fits into memory."
+    )
+    average_last: Annotated[int, Field(gt=1)] | None = Field(
+        None, description="At the end, also the mean of the weights of the last so many checkpoints."
     )
     final: Literal["last", "best"] = Field("last", description="Which weights become model_weights.pth.")
     on_failure: Literal["stop", "warn"] = Field("stop", description="What becomes of the run when a save fails.")
@@ -464,15 +547,17 @@ class Recipe(Section):
         "run", description="Names the runs' folder: letters, digits, '.', '_' and '-'."
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="Everything random follows from it.")
-    base: str | None = Field(None, description="Another recipe that this one changes.")
+    base: str | list[str] | None = Field(
+        None, description="Another recipe that this one changes, or several, of which later ones win."
+    )
     define: dict[str, Any] = Field(default_factory=dict, description="Values and components under free names.")
     data: Data = Field(description="1: data")
     batch: Batch = Field(default_factory=lambda: Batch(), description="Which parts of a batch go where.")
     device: Device = Field(default_factory=lambda: Device(), description="2: device")
     model: AModel = Field(description="3: model")
     loss: Loss = Field(None, description="4: loss; 'model' where the model returns its own.")
-    optimizer: AnOptimizer = Field(description="4: optimizer")
-    scheduler: AComponent | None = Field(None, description="4: learning-rate schedule")
+    optimizer: OneOrNamed = Field(description="4: optimizer, or several by name, each with its _params_")
+    scheduler: OneOrNamed | None = Field(None, description="4: learning-rate schedule, or several by optimizer")
     train: Train = Field(description="5: training")
     evaluate: Evaluate = Field(default_factory=lambda: Evaluate(), description="6: evaluation")
     save: Save = Field(default_factory=lambda: Save(), description="7: saving")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections.abc
 import dataclasses
+import difflib
 import enum
 import functools
 import importlib
@@ -192,9 +193,46 @@ def _unknown_names(
     for name in component.kwargs:
         if name == given:
             yield name, f"'{name}' is handed in by the run; remove it"
-        elif name not in takes and not open_ended:
+        elif name not in takes and not open_ended and not _passes_on(target, name, writable):
             listed = f"it takes: {', '.join(writable) or 'no arguments by name'}"
             yield name, f"{name_of(target)} takes no '{brief(name)}'{hint(name, writable, listed)}"
+
+
+_MISSPELT = 0.8  # how much alike two names must be for one to be the other's slip
+
+
+def _passes_on(target: Any, name: str, known: Sequence[str]) -> bool:
+    """Whether `**kwargs` that a decorator hides from the signature take a name, as those of transformers' configs do.
+
+    It is looked up in the classes' own attributes and in what the base classes take; of any other name, only one that
+    is nearly another's is taken for a slip.
+    """
+    maker = _maker(target) if inspect.isclass(target) else target
+    hidden = [inner.kind for inner in (_own_parameters(maker) or {}).values()]
+    if maker in (object.__init__, object.__new__) or inspect.Parameter.VAR_KEYWORD not in hidden:
+        return False
+    further = _taken_by_bases(target) if inspect.isclass(target) else set()
+    return name in further or not difflib.get_close_matches(name, {*known, *further}, n=1, cutoff=_MISSPELT)
+
+
+def _own_parameters(function: Any) -> Parameters | None:
+    """What the outermost function takes, whatever it says that it wraps."""
+    try:
+        return inspect.signature(function, follow_wrapped=False).parameters
+    except (ValueError, TypeError):
+        return None
+
+
+def _taken_by_bases(kind: type) -> set[str]:
+    """The arguments of the base classes, and the attributes that may be set, other names of theirs included."""
+    taken: set[str] = set()
+    for base in kind.__mro__[:-1]:
+        own = vars(base)
+        taken |= {name for name in own.get("__annotations__", {}) if not name.startswith("_")}
+        taken |= {name for name, value in own.items() if isinstance(value, property) and value.fset is not None}
+        taken |= set(own["attribute_map"]) if isinstance(own.get("attribute_map"), Mapping) else set()
+        taken |= set(_own_parameters(own["__init__"]) or ()) - {"self"} if "__init__" in own else set()
+    return taken
 
 
 def _positional(parameters: Parameters) -> list[str]:
@@ -220,7 +258,21 @@ def _binding(component: Component, target: Any, parameters: Parameters, given: s
             parameter.VAR_KEYWORD,
         )
         if required and name not in (*component.kwargs, *filled, given):
-            yield "", f"{name_of(target)} needs '{name}'; write '{name}: …'"
+            itself = f", or {{_ref_: {component.target}}} for the function itself" if inspect.isroutine(target) else ""
+            yield "", f"{name_of(target)} needs '{name}'; write '{name}: …'{itself}"
+
+
+def leaves_open(component: Component, target: Any) -> bool:
+    """Whether a function needs more arguments than a component writes."""
+    parameters = parameters_of(target)
+    if parameters is None:
+        return False
+    filled = {*_positional(parameters)[: len(component.args)], *component.kwargs}
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return any(
+        parameter.default is parameter.empty and parameter.kind not in variadic and name not in filled
+        for name, parameter in parameters.items()
+    )
 
 
 def name_of(target: Any) -> str:
@@ -234,7 +286,7 @@ def name_of(target: Any) -> str:
 def hints_of(target: Any) -> Mapping[str, Any]:
     """The annotations of a target's parameters, evaluated; those that cannot be say nothing, and the call will."""
     parameters = parameters_of(target) or {}
-    function = inspect.unwrap(target) if not inspect.isclass(target) else _maker(target)
+    function = inspect.unwrap(_maker(target) if inspect.isclass(target) else target)
     names = {**vars(collections.abc), **vars(typing), **getattr(function, "__globals__", {})}
     hints = {}
     for name, parameter in parameters.items():
@@ -257,7 +309,7 @@ def _maker(target: type) -> Any:
     made, filled = inspect.getattr_static(target, "__new__"), inspect.getattr_static(target, "__init__")
     has_own_new = filled is inspect.getattr_static(object, "__init__")
     function = made if has_own_new else filled
-    return inspect.unwrap(function.__func__ if isinstance(function, staticmethod) else function)
+    return function.__func__ if isinstance(function, staticmethod) else function
 
 
 _SEQUENCES = (

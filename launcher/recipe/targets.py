@@ -6,6 +6,7 @@ imported. Nothing here imports torch by itself; a target of torch does.
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import importlib.machinery
 import importlib.util
@@ -15,9 +16,10 @@ import os
 import sys
 import traceback
 import types
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from launcher.errors import LauncherError
 from launcher.recipe.directory import directory, shortest
@@ -76,12 +78,18 @@ def _short(name: str, homes: Sequence[str]) -> Any:
         module = _imported(home)
         thing = getattr(module, name, None)
         if inspect.isclass(thing) or inspect.isfunction(thing):
-            return thing
+            return _undeprecated(thing)
         known += [other for other, value in vars(module).items() if inspect.isclass(value)]
     if not homes:
         raise LauncherError(f"'{brief(name)}' has no package; {_FULL_NAME}")
     have = "have" if len(homes) > 1 else "has"
     raise LauncherError(f"{' and '.join(homes)} {have} no '{brief(name)}'{hint(name, known, _FULL_NAME)}")
+
+
+def _undeprecated(thing: Any) -> Any:
+    """What a class only stands for that warns of the place where it was looked up, as some at torchmetrics' root do."""
+    is_stand_in = inspect.isclass(thing) and thing.__module__.rpartition(".")[2] == "_deprecated"
+    return thing.__bases__[0] if is_stand_in else thing
 
 
 def _dotted(name: str, trust: Trust) -> Any:
@@ -251,7 +259,8 @@ def _imported(module: str) -> types.ModuleType:
         LauncherError: It is missing, imports what is missing, or fails.
     """
     try:
-        return importlib.import_module(module)
+        with _parsers_explained():
+            return importlib.import_module(module)
     except ModuleNotFoundError as error:
         missing = error.name or module
         place = "" if missing == module else f"{_place(error)}: "
@@ -260,8 +269,42 @@ def _imported(module: str) -> types.ModuleType:
         text = (error.text or "").strip()
         file = shortest(error.filename or module)
         raise LauncherError(f"{file}:{error.lineno}: {error.msg}: {brief(text)}; mend the file") from error
-    except (Exception, SystemExit) as error:  # a script, which ends when it is imported
+    except SystemExit as error:
+        raise LauncherError(f"importing {module}: {_leaving(error)}") from error
+    except Exception as error:
         raise LauncherError(f"importing {module}: {told(error)}") from error
+
+
+def _leaving(error: SystemExit) -> str:
+    """Why a script ends when it is imported, and what to do."""
+    place = f" ({_place(error)})" if _place(error) else ""
+    parses = isinstance(error, _ParsedError)
+    what = f"it parses the command line as it is imported: {error}" if parses else f"it ends as it is imported{place}"
+    return f"{what}; move what a recipe names to a file of its own, or the script under if __name__ == '__main__'"
+
+
+class _ParsedError(SystemExit):
+    """A module that is imported has read this program's command line for its own."""
+
+
+@contextmanager
+def _parsers_explained() -> Iterator[None]:
+    """Has argparse raise what it would print, with the usage of a script that nobody has called."""
+
+    def refuse(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+        error = _ParsedError(2)
+        frames = traceback.extract_stack()
+        place = next((frame for frame in reversed(frames) if not is_installed(Path(frame.filename))), None)
+        line = f" ({shortest(place.filename)}:{place.lineno}: {brief(place.line or '')})" if place else ""
+        error.args = (f"{message}{line}",)
+        raise error
+
+    before = argparse.ArgumentParser.error
+    argparse.ArgumentParser.error = refuse  # type: ignore[method-assign,assignment]  # a public method, put back
+    try:
+        yield
+    finally:
+        argparse.ArgumentParser.error = before  # type: ignore[method-assign]
 
 
 def _remedy(missing: str) -> str:

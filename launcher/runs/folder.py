@@ -28,7 +28,7 @@ from launcher.world.failure_report import FAILURE_FILE
 from launcher.world.files import atomic_write, write_text
 
 WEIGHTS_FILE = "model_weights.pth"
-AVERAGED_FILE = "model_weights_ema.pth"
+AVERAGED_FILES = {kind: f"model_weights_{kind}.pth" for kind in ("ema", "swa", "mean")}
 STATUS_FILE = "status.json"
 QUEUE_FILE = lock.QUEUE_FILE  # of a run that was submitted as a job, see `launcher.runs.job`
 ENVIRONMENT_FILE = "environment.json"

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 
 from launcher.checkpoints.weights import load_weights, shapes_of
 from launcher.data.load import Data, load_data
 from launcher.device.device import Device
 from launcher.model.build import Model, build_model, wrap, wrap_step
-from launcher.model.ema import Average
-from launcher.objective.loss import build_objective
-from launcher.objective.optimizer import build_optimizer
+from launcher.model.ema import Average, Ema, Rule, Swa
+from launcher.objective.build import build_objective
+from launcher.objective.loss import Objective
+from launcher.objective.optimizer import build_optimizer, calls_the_loss, named_parameters
 from launcher.objective.run_length import RunLength
-from launcher.objective.schedule import build_schedule
+from launcher.objective.schedule import build_schedules
+from launcher.objective.several import Optimizers, Several, each
+from launcher.objective.turns import TurnsObjective
 from launcher.recipe.build import Builder
-from launcher.recipe.schema import Recipe
+from launcher.recipe.schema import Recipe, Train
 from launcher.runs.tracking.own_code import stand_in
+from launcher.training.after_step import AfterStep
+from launcher.training.freezing import Freezing, build_freezing, freeze_for_good
 from launcher.training.seeds import StepSeeds, draws_only_from_torch
 from launcher.training.state import TrainState
+from launcher.training.step import train_step
 from launcher.training.step_module import StepModule
-from launcher.training.update import OneOptimizer
+from launcher.training.update import Clipping, OneUpdate, Update
+from launcher.training.ways import ByClosure, Turn, Turns
 from launcher.world.world import World
 
 
@@ -47,7 +56,7 @@ def open_run_data(recipe: Recipe, builder: Builder, world: World, *, on_gpu: boo
 
 
 def build_run_model(recipe: Recipe, builder: Builder, device: Device) -> Model:
-    """Phase 3: the model, with the weights that it starts from.
+    """Phase 3: the model, with the weights that it starts from, and what is never trained frozen.
 
     Raises:
         RecipeError: It is no module, or has nothing to train.
@@ -57,8 +66,14 @@ def build_run_model(recipe: Recipe, builder: Builder, device: Device) -> Model:
     start_from, fill = recipe.train.start_from, None
     if start_from is not None:
         fill = partial(load_weights, path=builder.folder / Path(start_from).expanduser())
+
+    def freeze(bare: nn.Module) -> None:
+        freeze_for_good(recipe.train.freeze, named_parameters(bare, {}))
+
     shares = recipe.train.step is None
-    return build_model(builder, recipe.model, recipe.device, device, seed=recipe.seed, fill=fill, shares=shares)
+    return build_model(
+        builder, recipe.model, recipe.device, device, seed=recipe.seed, fill=fill, freeze=freeze, shares=shares
+    )
 
 
 def build_run_state(recipe: Recipe, builder: Builder, model: Model, device: Device, data: Data) -> TrainState:
@@ -70,33 +85,38 @@ def build_run_state(recipe: Recipe, builder: Builder, model: Model, device: Devi
         RecipeError: One of them does not fit.
     """
     train = recipe.train
-    length = RunLength.of(train, data.steps_per_epoch)
+    length = RunLength.of(train, data.steps_per_epoch, data.samples_before(data.steps_per_epoch))
     builder.computed |= length.computed
     objective = build_objective(builder, recipe.loss, recipe.batch, train)
-    if objective.step is not None:
+    every = named_parameters(model.bare, objective.modules)
+    freeze_for_good(train.freeze, every)
+    in_turns = isinstance(objective, TurnsObjective)
+    if objective.step is not None and not in_turns:
         model = replace(model, wrapped=wrap_step(StepModule(model.wrapped, objective), device))
     losses = {name: wrap(module, device, recipe.device) for name, module in objective.modules.items()}
     objective = objective.wrapped_by(losses)
-    objective.to(device.torch_device)
+    freezing = build_freezing(builder, train.freeze, every, length, saves_work=device.world.size == 1)
     may_skip = recipe.device.precision == "fp16"
     optimizer = build_optimizer(builder, recipe.optimizer, model.bare, objective.modules, may_skip=may_skip)
-    average = Average(model.bare, train.ema) if train.ema is not None else None
-    update = OneOptimizer(
-        optimizer,
-        device.torch_device,
-        scaler=device.accelerator.scaler,
-        clip_grad_norm=train.clip_grad_norm,
-        skip_non_finite=train.non_finite == "skip",
-        updated=average.update if average is not None else None,
-    )
-    brought = (model.bare, *objective.brought.values(), optimizer)
+    rule = _rule(builder, train, length)
+    average = Average(model.bare, rule) if rule is not None else None
+    for key, function in (("train.after_step", train.after_step), ("evaluate.after", recipe.evaluate.after)):
+        if function is not None:
+            objective.others[key] = builder.build(function)
+    own = objective.others.get("train.after_step")
+    after = AfterStep(own, model.bare, length.at, recipe.seed, device.is_gpu, average) if own or average else None
+    objective.to(device.torch_device)
+    ways = _Ways(recipe, builder, model, device, freezing, after)
+    update, take_step = ways.choose(objective, optimizer)
+    brought = (model.bare, *objective.brought.values(), *each(optimizer).values())
     update.clear_gradients()  # a model that was handed in may have some, of a trial by hand
     return TrainState(
         model=model,
         objective=objective,
         optimizer=optimizer,
-        schedule=build_schedule(builder, recipe.scheduler, optimizer, length, recipe.evaluate.best),
+        schedule=build_schedules(builder, recipe.scheduler, optimizer, length, recipe.evaluate.best),
         update=update,
+        take_step=take_step,
         device=device,
         data=data,
         length=length,
@@ -105,8 +125,100 @@ def build_run_state(recipe: Recipe, builder: Builder, model: Model, device: Devi
         average=average,
         shapes=shapes_of(model.bare.state_dict()),
         frozen={name: parameter for module in (model.bare, *losses.values()) for name, parameter in _frozen(module)},
+        trained=[name for name, parameter in model.bare.named_parameters() if parameter.requires_grad],
+        freezing=freezing,
     )
+
+
+def _rule(builder: Builder, train: Train, length: RunLength) -> Rule | None:
+    """How the weights are averaged."""
+    if train.ema is not None:
+        return Ema(train.ema, train.ema_warmup)
+    if train.swa is None:
+        return None
+    try:
+        return Swa(length.steps_of(train.swa.start), length.steps_of(train.swa.every))
+    except ValueError as error:
+        raise builder.wrong("train.swa", f"{error}; say it in steps or epochs") from error
 
 
 def _frozen(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     return ((name, parameter) for name, parameter in module.named_parameters() if not parameter.requires_grad)
+
+
+@dataclass(frozen=True)
+class _Ways:
+    """How a run makes its steps: what is chosen once, so that the loop need not ask.
+
+    Attributes:
+        recipe: The recipe.
+        builder: Says where something is wrong.
+        model: The module, bare and wrapped.
+        device: Where to compute.
+        freezing: What is frozen until a step.
+        after: Called after each update.
+    """
+
+    recipe: Recipe
+    builder: Builder
+    model: Model
+    device: Device
+    freezing: Freezing | None
+    after: AfterStep | None
+
+    def choose(self, objective: Objective, optimizer: Optimizers) -> tuple[Update, Callable[..., Any]]:
+        """How gradients become weights, and how a step is made.
+
+        Raises:
+            RecipeError: An optimizer calls the loss itself where that cannot be.
+        """
+        closure = calls_the_loss(optimizer, self.recipe.optimizer)
+        if closure and (fault := self._unfit(optimizer)):
+            raise self.builder.wrong(*fault)
+        if isinstance(objective, TurnsObjective) and isinstance(optimizer, Several):
+            turns = Turns(self._turns(objective, optimizer), self.device.accelerator.scaler)
+            return turns, turns.take
+        update = self._update(optimizer, self.after)
+        return update, ByClosure(update) if closure else train_step
+
+    def _unfit(self, optimizer: Optimizers) -> tuple[str, str] | None:
+        """Why an optimizer that calls the loss itself cannot be the run's; None where it can."""
+        name = "; ".join(type(one).__name__ for one in each(optimizer).values())
+        if isinstance(optimizer, Several):
+            return "optimizer", f"{name}: one that calls the loss itself must be alone"
+        if self.recipe.device.precision == "fp16":
+            return "device.precision", f"fp16 skips updates, and {name} calls the loss itself; use bf16 or 'no'"
+        if self.recipe.train.non_finite == "skip":
+            return "train.non_finite", f"{name} calls the loss itself, and none of its updates can be skipped; say stop"
+        return None
+
+    def _update(self, optimizer: Optimizers, updated: Callable[[int], None] | None) -> OneUpdate:
+        train = self.recipe.train
+        return OneUpdate(
+            optimizer,
+            self.device.torch_device,
+            scaler=self.device.accelerator.scaler,
+            clipping=Clipping(train.clip_grad_norm, train.clip_grad_value),
+            skip_non_finite=train.non_finite == "skip",
+            updated=updated,
+            freezing=self.freezing,
+        )
+
+    def _turns(self, objective: TurnsObjective, optimizer: Several) -> list[Turn]:
+        last = list(objective.turns)[-1]
+        return [
+            self._turn(name, turn, optimizer.named[name], self.after if name == last else None)
+            for name, turn in objective.turns.items()
+        ]
+
+    def _turn(self, name: str, turn: Objective, optimizer: Optimizer, after: AfterStep | None) -> Turn:
+        """A step function, under DDP for the parameters of its optimizer alone."""
+        own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        named = [(key, one) for key, one in self.model.bare.named_parameters() if one.requires_grad]
+        others = [parameter for _, parameter in named if id(parameter) not in own]
+        for parameter in others:  # DDP looks once, when it is made
+            parameter.requires_grad_(False)
+        module = wrap_step(StepModule(self.model.wrapped, turn), self.device)
+        for parameter in others:
+            parameter.requires_grad_(True)
+        return Turn(name, module, self._update(optimizer, after), [key for key, one in named if id(one) in own])

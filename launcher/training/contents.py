@@ -22,10 +22,11 @@ from launcher.errors import LauncherError
 from launcher.evaluation.best import BestTracker
 from launcher.evaluation.evaluation import History
 from launcher.evaluation.modes import has_modes, weights_of_evaluation
-from launcher.objective.schedule import Schedule
+from launcher.objective.schedule import Schedule, Schedules
+from launcher.objective.several import Optimizers, each
 from launcher.runs.folder import versions
 from launcher.runs.identity import digest
-from launcher.training.optimizer_state import NamedOptimizer, parameter_names
+from launcher.training.optimizer_state import named_optimizer, parameter_names
 from launcher.training.state import TrainState
 
 
@@ -122,7 +123,7 @@ class Contents:
 
     def __post_init__(self) -> None:
         names = parameter_names(self.state.model.bare, self.state.objective.modules)
-        self.optimizer = NamedOptimizer(self.state.optimizer, names)
+        self.optimizer = named_optimizer(self.state.optimizer, names)
         self.ranks = RankStates(self.state.objective.stateful, self.state.device.coordinator)
 
     @property
@@ -223,19 +224,27 @@ def _fill(model: nn.Module, weights: Mapping[str, Any]) -> None:
     model.load_state_dict(weights)
 
 
-def _settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """The settings of each group of parameters."""
-    return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+def _settings(optimizer: Optimizers) -> dict[str, list[dict[str, Any]]]:
+    """The settings of each group of parameters, by the name of the optimizer."""
+    return {
+        name: [{key: value for key, value in group.items() if key != "params"} for group in one.param_groups]
+        for name, one in each(optimizer).items()
+    }
 
 
 def _let_win(
-    optimizer: torch.optim.Optimizer, schedule: Schedule, fresh: Sequence[Mapping[str, Any]], changed: Sequence[str]
+    optimizer: Optimizers,
+    schedule: Schedule | Schedules,
+    fresh: Mapping[str, Sequence[Mapping[str, Any]]],
+    changed: Sequence[str],
 ) -> None:
-    """Puts changed settings of the optimizer over those of the checkpoint."""
-    named = {key.split(".")[1] for key in changed if key.startswith("optimizer.")}
-    if "_groups_" in named:
-        named = {key for group in fresh for key in group}
-    if not schedule.on_evaluation:
-        named |= {"lr", "initial_lr"}
-    for group, settings in zip(optimizer.param_groups, fresh, strict=True):
-        group.update({key: settings[key] for key in named if key in settings})
+    """Puts changed settings of the optimizers over those of the checkpoint."""
+    for name, one in each(optimizer).items():
+        prefix = f"optimizer.{name}." if name else "optimizer."
+        named = {key.removeprefix(prefix).partition(".")[0] for key in changed if key.startswith(prefix)}
+        if named & {"_groups_", "_layer_decay_"}:
+            named = {key for group in fresh[name] for key in group}
+        if not schedule.on_evaluation:
+            named |= {"lr", "initial_lr"}
+        for group, settings in zip(one.param_groups, fresh[name], strict=True):
+            group.update({key: settings[key] for key in named if key in settings})

@@ -182,7 +182,7 @@ class _Tried:
     def _called_so(self, batch: Any) -> list[float]:
         objective, layout = self.objective, self.objective.layout
         if objective.step is not None:
-            return [float(objective.stepped(self.model, batch, At())["loss"].detach())]
+            return [float(value.detach()) for value in objective.evaluated_step(self.model, batch, At())[0]]
         args, kwargs = layout.inputs(batch)
         with torch.enable_grad() if not objective.terms else torch.no_grad():
             result = self.model(*args, **kwargs)

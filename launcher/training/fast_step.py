@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import StepLR
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from launcher import internals
+from launcher.objective.several import Optimizers
 from launcher.training import fused_adam
 from launcher.training.fused_adam import FusedAdam
 from launcher.world.world import wants_plain_torch
@@ -304,7 +305,7 @@ def _numbers(count: int) -> torch.Tensor:
 # ---------------------------------------------------------------------- strides
 
 
-def lay_out_gradients(optimizer: Optimizer) -> None:
+def lay_out_gradients(optimizer: Optimizers) -> None:
     """Gives gradients the strides of their parameters where a fused kernel steps them.
 
     It goes through memory: a gradient that a hook has expanded or transposed would be read wrongly, on a CPU without a

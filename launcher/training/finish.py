@@ -6,7 +6,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 from launcher.checkpoints import format as checkpoints
+from launcher.checkpoints import retention
 from launcher.checkpoints.format import Checkpoint, save_weights
 from launcher.evaluation.modes import has_modes
 from launcher.evaluation.predictions import missing_for, write_predictions
@@ -99,11 +102,29 @@ def _best_checkpoint(session: Session, step: int | None) -> Checkpoint | None:
         return None
 
 
+def _mean_of_last(session: Session, count: int) -> dict[str, Any]:
+    """The mean of the weights of the last checkpoints, in 64 bits; what is no floating-point number is the last's."""
+    folders = retention.listed(session.saving.folder)[:count]
+    newest = checkpoints.verify(folders[0]).evaluated()
+    sums = {name: value.double() for name, value in newest.items() if _is_floating(value)}
+    for folder in folders[1:]:
+        weights = checkpoints.verify(folder).evaluated()
+        for name, total in sums.items():
+            total += weights[name].double()
+    session.tracking.message(f"{runs.AVERAGED_FILES['mean']}: the mean of {', '.join(path.name for path in folders)}")
+    return {**newest, **{name: (total / len(folders)).to(newest[name].dtype) for name, total in sums.items()}}
+
+
+def _is_floating(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
 def save_at_end(state: TrainState, session: Session, outcome: str, step: int) -> None:
     """Finishes the last checkpoint, and writes `model_weights.pth` where the run is finished.
 
-    Beside it stand the averaged weights of the same step, where the recipe has an average. The other ranks wait for
-    rank 0: one that left earlier would end it under an elastic agent or srun.
+    Beside it stand the averaged weights of the same step, where the recipe has an average, and the mean of the last
+    checkpoints, where it wants that. The other ranks wait for rank 0: one that left earlier would end it under an
+    elastic agent or srun.
     """
 
     def saved() -> None:
@@ -119,9 +140,13 @@ def save_at_end(state: TrainState, session: Session, outcome: str, step: int) ->
             save_weights(session.folder / runs.WEIGHTS_FILE, weights)
             if state.average is not None:
                 average = best.training()["average"] if best else state.average.state_dict()
-                save_weights(session.folder / runs.AVERAGED_FILE, {**weights, **average["parameters"]})
+                file = runs.AVERAGED_FILES[state.average.kind]
+                save_weights(session.folder / file, {**weights, **average["parameters"]})
+            if (last := session.saving.section.average_last) is not None:
+                save_weights(session.folder / runs.AVERAGED_FILES["mean"], _mean_of_last(session, last))
         session.record.end(outcome, step, made)
 
     state.device.coordinator.from_first(saved)
-    if outcome == "finished" and has_modes(state.optimizer):
-        state.optimizer.eval()  # type: ignore[attr-defined]  # whoever gets the module trains it no more
+    optimizer: Any = state.optimizer
+    if outcome == "finished" and has_modes(optimizer):
+        optimizer.eval()  # whoever gets the module trains it no more

@@ -42,8 +42,8 @@ class FusedAdam:
             if lists[0]:
                 gathered.append((group, lists))
         with self._no_grad:
-            for group, lists in gathered:
-                self._step(group, lists)
+            for settings, lists in gathered:
+                self._step(settings, lists)
         return True
 
     def _step(self, group: Mapping[str, Any], lists: Lists) -> None:

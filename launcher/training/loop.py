@@ -11,7 +11,6 @@ from launcher.training.meter import Meter
 from launcher.training.parting import Parting
 from launcher.training.session import Session
 from launcher.training.state import TrainState
-from launcher.training.step import train_step
 from launcher.training.steps import counted_steps, timed
 from launcher.training.triggers import Triggers, due
 from launcher.world import context, faults, progress
@@ -39,8 +38,8 @@ def train(state: TrainState, session: Session) -> tuple[str, int]:
         known.step = None
         return "preempted", done
     for step, waited in timed(steps) if evaluation.goes_on else ():
-        acts.rate = state.schedule.rate
-        result = train_step(state, step, state.length.at(done), session.profiling.parts)
+        acts.rates = state.schedule.rates
+        result = state.take_step(state, step, state.length.at(done), session.profiling.parts)
         done += 1
         known.step = done
         progress.reached(done)
@@ -80,7 +79,7 @@ class _Acts:
     def __init__(self, state: TrainState, session: Session):
         self.state, self.session = state, session
         self.meter = Meter(state)
-        self.rate = state.schedule.rate  # of the step just made
+        self.rates = state.schedule.rates  # of the step just made
         coordinator = state.device.coordinator
         parameters = [
             parameter for module in (state.model.bare, *state.losses.values()) for parameter in module.parameters()
@@ -104,7 +103,7 @@ class _Acts:
 
     def track(self, done: int) -> None:
         """Writes a line of metrics."""
-        self._write(self.meter.cut(done, self.state.length.epoch(done), self.rate), done)
+        self._write(self.meter.cut(done, self.state.length.epoch(done), self.rates), done)
 
     def evaluated(self, done: int) -> bool:
         """Evaluates; whether it came to its end."""
@@ -150,7 +149,7 @@ class _Acts:
     def _settle(self, done: int) -> None:
         """Before anything is kept: no bad step is behind us, and all lines are written."""
         self.state.update.check()
-        self._write(self.meter.cut(done, self.state.length.epoch(done), self.rate) + self.meter.flush(), done)
+        self._write(self.meter.cut(done, self.state.length.epoch(done), self.rates) + self.meter.flush(), done)
 
     def _write(self, lines: Sequence[dict[str, Any]], done: int) -> None:
         tracking = self.session.tracking

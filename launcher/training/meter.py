@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -48,8 +48,8 @@ class Meter:
         self._waited += waited
         self._result, self._is_counted = result, step.weight > 0
 
-    def cut(self, step: int, epoch: float, rate: float) -> list[dict[str, Any]]:
-        """Starts the line of these steps; returns the lines that are ready by now."""
+    def cut(self, step: int, epoch: float, rates: Mapping[str, float]) -> list[dict[str, Any]]:
+        """Starts the line of these steps, with their learning rates; returns the lines that are ready by now."""
         if self._result is None:
             return []
         now = time.perf_counter()
@@ -59,7 +59,7 @@ class Meter:
             "epoch": round(epoch, 6),
             "split": "train",
             "loss": None,
-            "lr": rate,
+            **rates,
         }
         if self._result.grad_norm is not None:
             line["grad_norm"] = None

@@ -8,6 +8,7 @@ import torch
 
 from launcher import internals
 from launcher.errors import LauncherError
+from launcher.objective.several import Optimizers
 
 _raise_flag = internals.finite_check()
 SKIPS_IN_A_ROW = 20  # after so many updates without a finite gradient a run is not training any more
@@ -31,7 +32,7 @@ class NonFiniteGuard:
         skips: Whether a step without finite gradients is skipped; else it ends the run.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, scaler: Any, device: torch.device, skips: bool):
+    def __init__(self, optimizer: Optimizers, scaler: Any, device: torch.device, skips: bool):
         self._optimizer, self._scaler, self._skips = optimizer, scaler, skips
         self._read_now = device.type == "cpu" or skips
         self._one = torch.ones((), device=device, dtype=torch.float32)

@@ -16,6 +16,7 @@ import torch
 from launcher.checkpoints import format as checkpoints
 from launcher.checkpoints.saving import Saving
 from launcher.data.sampler import describe_shares
+from launcher.evaluation.after import After
 from launcher.evaluation.best import BestTracker, deciding_set
 from launcher.evaluation.evaluation import Evaluation, metrics_of, unlooked
 from launcher.evaluation.predictions import shown_of
@@ -38,6 +39,7 @@ from launcher.training.session import Session
 from launcher.training.state import TrainState
 from launcher.training.step import warm_up
 from launcher.training.triggers import Periods
+from launcher.training.ways import Turns
 from launcher.world import progress
 from launcher.world.context import RunContext, remembered
 from launcher.world.notes import Notes
@@ -72,7 +74,7 @@ def open_session(recipe: Recipe, builder: Builder, state: TrainState, options: O
         notes = [*point.notes, *(() if point.checkpoint else _dependences(recipe, builder, state))]
         if world.size > 2:
             # DDP settles the order of its buckets in its first backward; then a resumed run sums as this one
-            warm_up(state)
+            warm_up(state, state.update.gradients if isinstance(state.update, Turns) else None)
         contents = Contents(
             state, opening.identity, point.data_print, BestTracker(recipe.evaluate.best, recipe.evaluate.early_stop)
         )
@@ -145,7 +147,7 @@ def _introduce(known: RunContext, folder: Path, state: TrainState) -> None:
     known.folder = folder
     known.steps_per_epoch = state.length.steps_per_epoch
     known.shares = describe_shares(state.data.train.sampler, state.device.world.size)
-    known.parameters = [name for name, parameter in state.model.bare.named_parameters() if parameter.requires_grad]
+    known.parameters = list(state.trained)
 
 
 def _let_be_seen(folder: Path, state: TrainState, stack: ExitStack) -> None:
@@ -214,6 +216,7 @@ def _session(
         judged=state.schedule.evaluated,
         look=shown.look if shown is not None else unlooked,
         at=state.length.at,
+        after=After(state.model.bare, state.objective, state.optimizer, folder, recipe.seed),
     )
     saving = Saving(
         section=recipe.save,

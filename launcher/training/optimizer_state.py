@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from launcher.objective.loss import loss_key
+from launcher.objective.several import Optimizers, Several
 from launcher.training import fast_step
 
 _STEP = "step"  # the one entry whose device and dtype torch chooses by the kernel that will read it
@@ -127,6 +128,54 @@ class NamedOptimizer:
             return state  # which the optimizer may refuse
         chosen = [{key: group[key] for key in _KERNELS if key in group} for group in own]
         return {**state, "param_groups": [{**settings, **keys} for settings, keys in zip(groups, chosen, strict=True)]}
+
+    @property
+    def parts(self) -> Mapping[str, NamedOptimizer]:
+        """Itself, without a name."""
+        return {"": self}
+
+    @property
+    def param_groups(self) -> Sequence[Mapping[str, Any]]:
+        """Those of the optimizer."""
+        return self.optimizer.param_groups
+
+
+@dataclass(frozen=True)
+class NamedOptimizers:
+    """Several optimizers as a part of a checkpoint, each under its name.
+
+    Attributes:
+        parts: The optimizers.
+    """
+
+    parts: Mapping[str, NamedOptimizer]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of each."""
+        return {name: part.state_dict() for name, part in self.parts.items()}
+
+    def load_state_dict(self, saved: Mapping[str, Any], /) -> None:
+        """Takes up the state of each.
+
+        Raises:
+            ValueError: There are others than were saved.
+        """
+        if saved.keys() != self.parts.keys():
+            raise ValueError(f"the optimizers are {', '.join(self.parts)} here and {', '.join(saved)} there")
+        for name, part in self.parts.items():
+            part.load_state_dict(saved[name])
+
+    @property
+    def param_groups(self) -> Sequence[Mapping[str, Any]]:
+        """Those of all."""
+        return [group for part in self.parts.values() for group in part.param_groups]
+
+
+def named_optimizer(optimizer: Optimizers, names: Mapping[int, str]) -> NamedOptimizer | NamedOptimizers:
+    """The run's optimizer, or all of them, as a part of a checkpoint."""
+    if not isinstance(optimizer, Several):
+        return NamedOptimizer(optimizer, names)
+    return NamedOptimizers({name: NamedOptimizer(one, names) for name, one in optimizer.named.items()})
 
 
 _KERNELS = ("fused", "foreach")

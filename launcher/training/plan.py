@@ -89,5 +89,6 @@ def _evaluate(recipe: Recipe, data: Data, world_size: int) -> str:
         return "never: the recipe has no data.validation"
     shared = recipe.evaluate.ranks == "all"
     who = f" by all {world_size} ranks" if shared else f" by rank 0, the other {world_size - 1} waiting"
-    averaged = ", also with the averaged weights" if recipe.train.ema is not None else ""
+    has_average = recipe.train.ema is not None or recipe.train.swa is not None
+    averaged = ", also with the averaged weights" if has_average else ""
     return f"every {recipe.evaluate.every}{who if world_size > 1 else ''}{averaged}"

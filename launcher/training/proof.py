@@ -22,7 +22,7 @@ from launcher.checkpoints.sameness import difference
 from launcher.checkpoints.saving import UnresumableError
 from launcher.checkpoints.weights import shapes_of
 from launcher.evaluation.modes import own_randomness
-from launcher.training.optimizer_state import NamedOptimizer
+from launcher.training.optimizer_state import NamedOptimizer, NamedOptimizers
 
 _LARGEST = 2**30  # bytes of an optimizer's state and parameters that are made a second time
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, np.generic)
@@ -33,19 +33,19 @@ class Proof:
     """Asked once, before the first checkpoint is written; what it finds then ends the run.
 
     Args:
-        named: The run's optimizer, by the names of its parameters.
+        named: The run's optimizer or optimizers, by the names of their parameters.
         shapes: Of the model's state_dict as it was built.
         fresh: Builds another model.
     """
 
     def __init__(
         self,
-        named: NamedOptimizer,
+        named: NamedOptimizer | NamedOptimizers,
         shapes: Mapping[str, Sequence[int] | None],
         fresh: Callable[[], nn.Module],
     ):
         self._named, self._shapes, self._fresh = named, shapes, fresh
-        self._second: NamedOptimizer | None = None
+        self._second: dict[str, NamedOptimizer] = {}
 
     def before(self, snapshot: Snapshot) -> None:
         """Looks for what could not be read back, and makes the second optimizer while nothing moves.
@@ -61,8 +61,10 @@ class Proof:
                 )
         try_fresh(snapshot.weights, self._shapes, self._fresh)
         state = snapshot.training.get("optimizer")
-        size = sum(tensor.nbytes for tensor in tensors_in([state, *self._named.optimizer.param_groups]))
-        self._second = _second_of(self._named) if state is not None and size < _LARGEST else None
+        size = sum(tensor.nbytes for tensor in tensors_in([state, *self._named.param_groups]))
+        if state is not None and size < _LARGEST:
+            copies = {name: _second_of(part) for name, part in self._named.parts.items()}
+            self._second = {name: second for name, second in copies.items() if second is not None}
 
     def after(self, snapshot: Snapshot, checkpoint: Checkpoint) -> None:
         """Compares what was written with what it was made of, and takes the optimizer's state up.
@@ -75,20 +77,20 @@ class Proof:
             written = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             if mismatch := difference(plain(state), written):
                 raise UnresumableError(f"{path}: {mismatch}: this run could not be gone on with")
-        if self._second is not None:
-            self._take_up(checkpoint.training()["optimizer"])
-        self._second = None
+        saved = checkpoint.training()["optimizer"] if self._second else {}
+        for name, second in self._second.items():
+            self._take_up(second, saved[name] if name else saved)
+        self._second = {}
 
-    def _take_up(self, saved: Mapping[str, Any]) -> None:
-        assert self._second is not None
+    def _take_up(self, second: NamedOptimizer, saved: Mapping[str, Any]) -> None:
         try:
-            self._second.load_state_dict(copied(saved))
-            problem = difference(saved, copied(plain(self._second.state_dict())))
+            second.load_state_dict(copied(saved))
+            problem = difference(saved, copied(plain(second.state_dict())))
         except Exception as error:  # whatever somebody's optimizer raises
             problem = f"{type(error).__name__}: {error}"
         if problem:
             raise UnresumableError(
-                f"optimizer: {type(self._second.optimizer).__name__} does not take up the state that it has given "
+                f"optimizer: {type(second.optimizer).__name__} does not take up the state that it has given "
                 f"({' '.join(problem.split())}): this run could not be gone on with; look at its state_dict and "
                 "load_state_dict"
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,9 +18,11 @@ from launcher.model.build import Model
 from launcher.model.ema import Average
 from launcher.objective.loss import Objective
 from launcher.objective.run_length import RunLength
-from launcher.objective.schedule import Schedule
+from launcher.objective.schedule import Schedule, Schedules
+from launcher.objective.several import Optimizers
+from launcher.training.freezing import Freezing
 from launcher.training.seeds import StepSeeds
-from launcher.training.update import OneOptimizer
+from launcher.training.update import Update
 
 
 @dataclass
@@ -33,6 +35,7 @@ class TrainState:
         optimizer: Not prepared by Accelerate: `update` steps it.
         schedule: The learning rate by step.
         update: How gradients become new weights.
+        take_step: How a step is made: gets the state, what it reads, where it stands, and names for a profiler.
         device: Where to compute.
         data: This rank's batches.
         length: How long the run is.
@@ -41,21 +44,26 @@ class TrainState:
         average: Of the model's weights, where the recipe wants one.
         shapes: Of what was in the model's state_dict when the run began, by name.
         frozen: Parameters that were not to be trained when the run began, by name.
+        freezing: What is frozen until a step.
+        trained: Names of the model's other parameters, in the order in which DDP numbers them.
     """
 
     model: Model
     objective: Objective
-    optimizer: torch.optim.Optimizer
-    schedule: Schedule
-    update: OneOptimizer
+    optimizer: Optimizers
+    schedule: Schedule | Schedules
+    update: Update
     device: Device
     data: Data
     length: RunLength
     seeds: StepSeeds
+    take_step: Callable[..., Any]
     losses: Mapping[str, nn.Module] = field(default_factory=dict)
     average: Average | None = None
     shapes: Mapping[str, Sequence[int] | None] = field(default_factory=dict)
     frozen: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    trained: Sequence[str] = ()
+    freezing: Freezing | None = None
 
     def without_sync(self) -> AbstractContextManager[Any]:
         """DDP without its all-reduce: for all but the last micro-batch of a step."""

@@ -23,6 +23,7 @@ from launcher.training import fast_step
 from launcher.training.state import TrainState
 from launcher.training.step_module import StepCall
 from launcher.training.steps import StepBatch, counted_steps
+from launcher.training.update import OneUpdate
 from launcher.world import context
 
 _SYNCHRONISED = nullcontext()
@@ -65,20 +66,14 @@ def train_step(state: TrainState, step: StepBatch, at: At, do: Parts | None = No
     # Randomness: a function of seed, step and rank; no generator is ever saved.
     state.seeds(at.step)
 
+    if state.freezing is not None:
+        state.freezing.begin(at.step)
+
     # Zero the gradients: done at the end of the update before, which gives their memory back (training/update.py).
 
-    losses: list[tuple[torch.Tensor, float]] = []
-    scalars: list[Mapping[str, Any]] = []
-    last = len(step.batches) - 1
-    for number, (batch, scales) in enumerate(zip(step.batches, step.scales, strict=True)):
-        with _SYNCHRONISED if number == last else state.without_sync():
-            # Forward, and the loss.
-            loss, factor, logged = do.forward(state, batch, scales, at)
-            # Backward: adds this micro-batch's part to the gradients.
-            do.backward(state, loss, factor)
-        # A compiled model may write the next loss where this one is.
-        losses.append((loss.detach() if number == last else loss.detach().clone(), factor))
-        scalars.append(logged)
+    # Forward of each micro-batch, and the loss.
+    # Backward: adds its part to the gradients.
+    losses, scalars = accumulate(state, step, at, do)
 
     # Clip, and the optimizer's step.
     grad_norm = do.update(state, at.step)
@@ -86,6 +81,23 @@ def train_step(state: TrainState, step: StepBatch, at: At, do: Parts | None = No
     # Schedule: the learning rate of the next step.
     state.schedule.advance(at.step + 1)
     return StepResult(losses, grad_norm, scalars)
+
+
+def accumulate(
+    state: TrainState, step: StepBatch, at: At, do: Parts
+) -> tuple[list[tuple[torch.Tensor, float]], list[Mapping[str, Any]]]:
+    """The step's gradients, from all micro-batches of all ranks; gives their losses, and scalars to log."""
+    losses: list[tuple[torch.Tensor, float]] = []
+    scalars: list[Mapping[str, Any]] = []
+    last = len(step.batches) - 1
+    for number, (batch, scales) in enumerate(zip(step.batches, step.scales, strict=True)):
+        with _SYNCHRONISED if number == last else state.without_sync():
+            loss, factor, logged = do.forward(state, batch, scales, at)
+            do.backward(state, loss, factor)
+        # A compiled model may write the next loss where this one is.
+        losses.append((loss.detach() if number == last else loss.detach().clone(), factor))
+        scalars.append(logged)
+    return losses, scalars
 
 
 def forward(
@@ -100,7 +112,7 @@ def forward(
     if objective.step is not None:
         call = StepCall(data, at)
         value, factor = state.model.wrapped(call), scales[0]
-        logged = _scalars({key: scalar for key, scalar in call.rest.items() if key not in _NO_SCALARS})
+        logged = scalars_of(call.rest)
     elif not objective.terms:  # the model brings its loss, and needs no targets
         args, kwargs = layout.inputs(data)
         value, factor = layout.loss(state.model.wrapped(*args, **kwargs)), scales[0]
@@ -148,12 +160,13 @@ def _check_frozen(frozen: Mapping[str, torch.Tensor]) -> None:
 _NO_SCALARS = ("outputs", "targets")  # of what a step function gives: they are for the metrics
 
 
-def _scalars(given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What a step function wants logged, left on its device.
+def scalars_of(rest: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a step function wants logged of what it gave besides the loss, left on its device.
 
     Raises:
         LauncherError: One of them is no number, or is called what a line says by itself.
     """
+    given = {key: value for key, value in rest.items() if key not in _NO_SCALARS}
     for name, value in given.items():
         if name in LINE_KEYS:
             raise LauncherError(f"train.step: a line of metrics.jsonl means something else by '{name}'; rename it")
@@ -179,6 +192,7 @@ def backward(state: TrainState, value: torch.Tensor, factor: float) -> None:
 
 def update(state: TrainState, step: int) -> torch.Tensor | None:
     """The weights from the gradients, as the run's optimizers do it; the gradients' norm where they are clipped."""
+    assert isinstance(state.update, OneUpdate)
     return state.update(step)
 
 
@@ -193,14 +207,24 @@ class Parts(NamedTuple):
 PARTS = Parts(forward, backward, update)
 
 
-def warm_up(state: TrainState) -> None:
-    """One forward and backward whose result is thrown away, and nothing of what they have moved is left behind."""
+def warm_up(state: TrainState, gradients: Callable[[TrainState, StepBatch], None] | None = None) -> None:
+    """One forward and backward whose result is thrown away, and nothing of what they have moved is left behind.
+
+    Args:
+        state: Whose modules these are.
+        gradients: Makes them; None makes those of a step's last micro-batch.
+    """
     objective = state.objective
     unmoved = Unmoved(state.model.bare, *objective.brought.values(), weights=objective.step is not None)
     with own_randomness(state.seeds.seed, state.device.world.rank, state.device.torch_device):
         steps = counted_steps(state, 0, 1)
         step = next(on_device(steps, state.device.torch_device))
-        value, factor, _ = forward(state, step.batches[-1], step.scales[-1], At())
-        backward(state, value, factor)
+        (gradients or _last_gradients)(state, step)
     state.update.clear_gradients()
     unmoved.put_back()
+
+
+def _last_gradients(state: TrainState, step: StepBatch) -> None:
+    """The gradients of a step's last micro-batch."""
+    value, factor, _ = forward(state, step.batches[-1], step.scales[-1], At())
+    backward(state, value, factor)

@@ -36,9 +36,9 @@ class Periods:
         def split(every: Duration) -> tuple[int | None, float | None]:
             if every.unit == "seconds":
                 return None, every.amount
-            return every.in_steps(length.steps_per_epoch, length.total_steps), None
+            return length.steps_of(every), None
 
-        return Periods(int(track.every.amount), *split(evaluate.every), *split(save.every))
+        return Periods(length.steps_of(track.every), *split(evaluate.every), *split(save.every))
 
 
 class Clocks:

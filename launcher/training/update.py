@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
+from launcher.objective.several import Optimizers, each
 from launcher.training import fast_step
+from launcher.training.freezing import Freezing
 from launcher.training.nonfinite import NonFiniteGuard
 
 
 class Update(Protocol):
-    """What the step calls between its last backward and the schedule."""
+    """What surrounds a step's update, in whatever way it is made."""
 
-    def __call__(self, step: int) -> torch.Tensor | None:
-        """Updates the weights and clears the gradients; the norm of the gradients where they are clipped."""
+    @property
+    def scaler(self) -> Any:
+        """Scales losses and gradients under fp16, else None."""
         ...
 
     def clear_gradients(self) -> None:
@@ -32,33 +36,57 @@ class Update(Protocol):
         ...
 
 
-class OneOptimizer:
-    """One optimizer, one update a step.
+@dataclass(frozen=True)
+class Clipping:
+    """How gradients are kept small.
+
+    Attributes:
+        norm: Largest norm of all gradients together, or None.
+        value: Largest size of each entry, or None.
+    """
+
+    norm: float | None = None
+    value: float | None = None
+
+    def __call__(self, parameters: list[torch.Tensor]) -> torch.Tensor | None:
+        """Clips; the norm before, where that is what is kept small."""
+        if self.value is not None:
+            nn.utils.clip_grad_value_(parameters, self.value)
+        return nn.utils.clip_grad_norm_(parameters, self.norm) if self.norm is not None else None
+
+
+_NO_CLIPPING = Clipping()
+
+
+class OneUpdate:
+    """One update a step, of one optimizer, or of several that step one after the other.
 
     Args:
         optimizer: Not prepared by Accelerate: it is stepped here.
         device: Where the gradients are.
         scaler: Scales losses and gradients under fp16, else None.
-        clip_grad_norm: Largest norm of all gradients together, or None.
+        clipping: Keeps gradients small.
         skip_non_finite: Whether a step without finite gradients is skipped; else it ends the run.
-        updated: Called after each update that was made, for averages of the weights.
+        updated: Called after each update that was made, with the steps completed before it.
+        freezing: What is frozen until a step, or None.
     """
 
     def __init__(
         self,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizers,
         device: torch.device,
         *,
         scaler: Any = None,
-        clip_grad_norm: float | None = None,
+        clipping: Clipping = _NO_CLIPPING,
         skip_non_finite: bool = False,
-        updated: Callable[[], None] | None = None,
+        updated: Callable[[int], None] | None = None,
+        freezing: Freezing | None = None,
     ):
-        self.optimizer, self.scaler = optimizer, scaler
+        self.optimizer, self.scaler, self.freezing = optimizer, scaler, freezing
         self.guard = NonFiniteGuard(optimizer, scaler, device, skip_non_finite)
-        self._fast = fast_step.FastStep(optimizer)
-        self._clip_grad_norm = clip_grad_norm
-        self._updated = updated
+        self._fast = [fast_step.FastStep(one) for one in each(optimizer).values()]
+        self._clipping = None if clipping == _NO_CLIPPING else clipping
+        self.updated = updated
 
     @property
     def parameters(self) -> list[torch.Tensor]:
@@ -66,7 +94,7 @@ class OneOptimizer:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def __call__(self, step: int) -> torch.Tensor | None:
-        """Clips, checks, steps the optimizer, clears the gradients.
+        """Clips, checks, steps the optimizers, clears the gradients.
 
         Args:
             step: Optimizer steps completed before this one.
@@ -77,25 +105,51 @@ class OneOptimizer:
         Raises:
             NonFiniteError: A gradient is not finite, and the recipe says stop.
         """
-        norm = None
+        if self.freezing is not None:
+            self.freezing.drop(step)
         fast_step.lay_out_gradients(self.optimizer)
         if self.scaler is not None:
-            self.scaler.unscale_(self.optimizer)
-        if self._clip_grad_norm is not None:
-            norm = nn.utils.clip_grad_norm_(self.parameters, self._clip_grad_norm)
-        if self.scaler is not None:
-            self.guard.scaled_step(step)
-            is_updated = self.guard.skipped_in_a_row == 0
-        elif is_updated := self.guard.allows(step):
-            self._fast.step()
-        if is_updated and self._updated is not None:
-            self._updated()
-        self._fast.clear_gradients()
+            norm, is_updated = self._scaled(step)
+        else:
+            is_updated = self.guard.allows(step)  # before clipping, which makes a number of an infinite entry
+            norm = self._clipping(self.parameters) if self._clipping is not None else None
+            for fast in self._fast if is_updated else ():
+                fast.step()
+        if is_updated and self.updated is not None:
+            self.updated(step)
+        self.clear_gradients()
         return norm
+
+    def _scaled(self, step: int) -> tuple[torch.Tensor | None, bool]:
+        """The same under fp16: the scaler unscales, and skips by itself."""
+        self.scaler.unscale_(self.optimizer)
+        norm = self._clipping(self.parameters) if self._clipping is not None else None
+        self.guard.scaled_step(step)
+        return norm, self.guard.skipped_in_a_row == 0
+
+    def ready(self, step: int, *, checks: bool = True) -> torch.Tensor | None:
+        """For an optimizer that calls the loss itself: what is done to gradients before it reads them.
+
+        Args:
+            step: Optimizer steps completed before this one.
+            checks: Whether they have to be finite: at the weights as they are, not where the optimizer tries others.
+        """
+        if self.freezing is not None:
+            self.freezing.drop(step)
+        if checks:
+            self.guard.allows(step)
+        return self._clipping(self.parameters) if self._clipping is not None else None
+
+    def made(self, step: int) -> None:
+        """After such an optimizer's step."""
+        if self.updated is not None:
+            self.updated(step)
+        self.clear_gradients()
 
     def clear_gradients(self) -> None:
         """Forgets the gradients and their memory."""
-        self._fast.clear_gradients()
+        for fast in self._fast:
+            fast.clear_gradients()
 
     def check(self) -> None:
         """Before anything is kept: raises if a step since the start was bad.

@@ -32,6 +32,10 @@ _HINTS: tuple[tuple[str, str], ...] = (
         "device.ddp.find_unused_parameters=true (it costs time)",
     ),
     (
+        r"(requires|needs|missing|without|no).{0,40}closure|closure.{0,40}(required|missing|None)",
+        "the optimizer calls the loss itself: say _closure_: true beside its _target_",
+    ),
+    (
         r"shapes? cannot be multiplied|size mismatch|must match the size|[Ee]xpected .* to have \d+ channels"
         r"|[Ee]xpected input batch_size|shape '.*' is invalid|Expected target size|Dimension out of range"
         r"|[Ss]izes of tensors must match|stack expects each tensor to be equal size",

@@ -1,4 +1,4 @@
-"""A GAN: two optimizers that take turns, which no recipe says. The loop stays yours, the rest is `launcher run`.
+"""A GAN as a script of your own: the loop stays yours, the rest is `launcher run`. recipe.yaml is one as a recipe.
 
     launcher run recipes/gan/train.py
     launcher run --cpu --processes 2 --run-dir runs/gan --max-restarts 2 recipes/gan/train.py --steps 500

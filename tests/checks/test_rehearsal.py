@@ -52,7 +52,8 @@ def labels(out: str) -> list[str]:
 def test_every_shipped_recipe_passes(capsys: pytest.CaptureFixture[str], recipe: Path) -> None:
     code, out, err = check(capsys, recipe)
     assert (code, err) == (0, "")
-    assert stages(out)[: len(STAGES)] == STAGES
+    expected = [stage for stage in STAGES if recipe.parent.name != "gan" or stage not in ("forward", "backward")]
+    assert stages(out)[: len(expected)] == expected
     assert stages(out)[-1] == "checkpoint"
     assert "question" not in labels(out)
     assert os.listdir() == []
@@ -80,8 +81,8 @@ def test_a_real_recipe_can_be_written_and_passes(
 def test_a_gan_is_told_where_to_go(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = check(capsys, REAL / "gan.yaml")
     assert code == 2
-    assert out == "reading      2 mistakes:\n"
-    assert err.count("`launcher run my_gan.py` gives any script these processes, logs, failure report and SLURM") == 2
+    assert out == "reading      1 mistake:\n"
+    assert "model: a recipe has one model; write one module that holds both, and let optimizer name its parts" in err
 
 
 # ---------------------------------------------------------------------- worlds

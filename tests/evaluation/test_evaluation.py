@@ -300,14 +300,42 @@ def test_the_average_is_that_of_the_weights_after_each_step(tmp_path: Path, size
     steps = sorted((tmp_path / "run" / "checkpoints").iterdir())
     weights = [torch.load(step / "weights.pth", weights_only=True) for step in steps]
     average = dict(weights[0])
-    for after in weights[1:]:
-        average = {name: value + 0.2 * (after[name] - value) for name, value in average.items()}
+    for number, after in enumerate(weights[1:], 1):
+        kept = min(0.8, (1 + number) / (10 + number))  # it warms up
+        average = {name: value + (1 - kept) * (after[name] - value) for name, value in average.items()}
     saved = torch.load(tmp_path / "run" / "model_weights_ema.pth", weights_only=True)
     assert all(torch.allclose(saved[name], value, atol=1e-12) for name, value in average.items())
     loss = by_brute_force("classes", saved, 23)["loss"]
     assert trained.column("ema/loss", "validation")[-1] == pytest.approx(loss, abs=1e-9)
     plain = train(tmp_path / "plain", "train.epochs=2", size=size)
     assert trained.distance(plain) == 0  # averaging and evaluating change nothing
+
+
+def test_equal_parts_and_the_mean_of_the_last_checkpoints(tmp_path: Path) -> None:
+    settings = (
+        *("train.swa={start: 3 steps, every: 2 steps}", "train.epochs=2", "save={every: 1 steps, keep: 20}"),
+        *("save.average_last=4", "data.validation={_target_: 'parts.py:Numbers', size: 23}"),
+    )
+    trained = train(tmp_path / "run", *settings)
+    steps = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    weights = [torch.load(step / "weights.pth", weights_only=True) for step in steps]
+    for kind, taken in (("swa", weights[2::2]), ("mean", weights[-4:])):
+        saved = torch.load(tmp_path / "run" / f"model_weights_{kind}.pth", weights_only=True)
+        for name in saved:
+            mean = torch.stack([one[name].double() for one in taken]).mean(0)
+            assert torch.allclose(saved[name].double(), mean, atol=1e-7), (kind, name)
+    assert len(trained.column("swa/loss", "validation")) == 2
+
+
+def test_an_average_without_warming_up(tmp_path: Path) -> None:
+    settings = ("train.ema=0.8", "train.ema_warmup=false", "train={steps: 2}", "save={every: 1 steps, keep: 2}")
+    train(tmp_path / "run", *settings)
+    first, last = (
+        torch.load(step / "weights.pth", weights_only=True)
+        for step in sorted((tmp_path / "run" / "checkpoints").iterdir())
+    )
+    saved = torch.load(tmp_path / "run" / "model_weights_ema.pth", weights_only=True)
+    assert all(torch.allclose(saved[name], 0.8 * first[name] + 0.2 * last[name], atol=1e-6) for name in saved)
 
 
 def test_the_average_goes_on_after_a_stop(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from hypothesis import given
 from places import TINY
 from torch import Tensor, nn
 
-from launcher.objective.loss import Objective, build_objective
+from launcher.objective.build import build_objective
+from launcher.objective.loss import Objective
 from launcher.recipe.build import Builder
 from launcher.recipe.load import load_recipe
 

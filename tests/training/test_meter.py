@@ -67,8 +67,8 @@ def lines_of(seed: int, size: int) -> list[dict[str, Any]]:
         for number, ranks in enumerate(drawn(seed, size), 1):
             meter.add(*taken(ranks, world.rank, norm=number), waited=0.0)
             if number in cuts(seed):
-                lines += meter.cut(number, number / 8, rate=0.1 / number)
-                assert meter.cut(number, number / 8, rate=9.0) == []  # nothing since
+                lines += meter.cut(number, number / 8, {"lr": 0.1 / number})
+                assert meter.cut(number, number / 8, {"lr": 9.0}) == []  # nothing since
         return lines + meter.flush()
 
 

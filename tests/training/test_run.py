@@ -415,7 +415,6 @@ def test_an_object_goes_into_a_section_that_is_not_there(tmp_path: Path, data: s
         (["scheduler={_target_: OneCycleLR, max_lr: 1, total_steps: 10, _warmup_: 2 steps}"], "warms up by itself"),
         (["model={_target_: Dropout}"], "there is nothing to train"),
         (["model={_target_: LazyLinear, out_features: 3}"], "model: has lazy modules, whose sizes nobody knows yet"),
-        (["optimizer={_target_: LBFGS}"], "optimizer: LBFGS wants to call the loss itself, several times a step"),
         (["loss={_target_: parts.py:nothing_of, _partial_: true}"], "loss: does not depend on the model: no parameter"),
         (["data.weights={_ref_: parts.py:weights_of_none}"], "data.weights: TypeError: weights_of_none"),
         (

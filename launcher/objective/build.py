@@ -1,0 +1,105 @@
+"""4: objective. The recipe's loss, or the step functions that stand for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from launcher.objective.batch import BatchLayout, behind
+from launcher.objective.loss import Objective, Term
+from launcher.objective.order import order_fault
+from launcher.objective.reading import Reading, known, reduction_of, summing, sums_itself
+from launcher.objective.turns import TurnsObjective
+from launcher.recipe import schema
+from launcher.recipe.build import Builder
+from launcher.recipe.component import Component
+from launcher.text import shapes
+
+
+def build_objective(
+    builder: Builder,
+    section: Component | Mapping[str, Component] | str | None,
+    batch: schema.Batch,
+    train: schema.Train,
+) -> Objective:
+    """The recipe's loss, or the step function that stands for it.
+
+    Args:
+        builder: Builds the components.
+        section: The recipe's `loss`.
+        batch: Which parts of a batch it gets.
+        train: Names the step function, where there is one.
+
+    Raises:
+        RecipeError: A loss gives a number for each entry, or its arguments would not be what they are called.
+    """
+    layout = BatchLayout(batch, builder.build(batch.adapt) if batch.adapt else None)
+    count = builder.build(train.count) if train.count else None
+    if isinstance(train.step, Component):
+        return Objective([], layout, step=builder.build(train.step), count=count)
+    if train.step is not None:
+        return TurnsObjective({name: builder.build(part) for name, part in train.step.items()}, layout, count=count)
+    if isinstance(section, str):  # `model`: it brings its own
+        return Objective([], layout, count=count)
+    named = {"": section} if isinstance(section, Component) else section or {}
+    return Objective([_term(builder, name, component, layout) for name, component in named.items()], layout)
+
+
+def _term(builder: Builder, name: str, component: Component, layout: BatchLayout) -> Term:
+    batch = layout.section
+    function = builder.build(component)
+    if isinstance(function, type):
+        function = function()
+    if not callable(function):
+        message = f"{component.target} gave {shapes(function)}, and no loss: it can be called with what is written, so "
+        message += f"it is taken for what makes one; write {{_ref_: {component.target}}} for the function itself"
+        raise builder.wrong(component.path, message)
+    options = component.options
+    per, weight = options.get("_per_"), float(options.get("_weight_", 1.0))
+    outputs, targets = options.get("_outputs_"), options.get("_targets_")
+    reading = known(function) if (batch.targets if targets is None else targets) else None
+    if reading is not None and isinstance(targets, Mapping):
+        reading = replace(reading, where=("target",))  # torch's name for it
+    if reading is not None:
+        _check_reduction(builder, component, function)
+    is_adapted = layout.adapt is not None and outputs is None and targets is None
+    if not is_adapted:
+        _check_order(builder, component, function, batch)
+    if reading is not None and per is not None and (per == "sum") != (reading.kind == "sum") and per != "batch":
+        message = f"_per_: {per} is not what it is: {reading.words} ({reading.why}); remove _per_, or say its reduction"
+        raise builder.wrong(component.path, message)
+    if per == "batch":
+        reading = Reading("batch", found="stated")
+    if is_adapted and layout.adapt is not None:  # what torch counts are not the targets of a batch: it is measured
+        function = behind(function, layout.adapt)
+        return Term(name, function, weight, per, reading if per == "batch" else None)
+    sums = reading is not None and reading.kind in ("kept", "weights") and sums_itself(function)
+    return Term(name, summing(function) if sums else function, weight, per, reading, sums, outputs, targets)
+
+
+def _check_reduction(builder: Builder, component: Component, function: Any) -> None:
+    """Refuses a loss of torch's that is no number.
+
+    Raises:
+        RecipeError: It gives one for each entry.
+    """
+    if reduction_of(function) != "none":
+        return
+    message = "'none' is not allowed: it gives a number for each entry, and a step needs one; remove it, or say sum"
+    raise builder.wrong((*component.path, "reduction"), message)
+
+
+def _check_order(builder: Builder, component: Component, function: Any, batch: schema.Batch) -> None:
+    """Refuses outputs and targets that would stand where the loss takes something else.
+
+    Raises:
+        RecipeError: They would.
+    """
+    options = component.options
+    outputs, targets = options.get("_outputs_", batch.outputs or [0]), options.get("_targets_", batch.targets)
+    if isinstance(outputs, Mapping) or isinstance(targets, Mapping):
+        return
+    if fault := order_fault(function, len(outputs), len(targets)):
+        remedy = "say which is which: _outputs_: {input: 0, var: 1}, _targets_: {target: 1}"
+        raise builder.wrong(component.path, f"{component.target} {fault}; {remedy}")

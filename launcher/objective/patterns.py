@@ -1,0 +1,80 @@
+"""Which parameters a pattern of the recipe means: by name, by shape, or by both, as in `blocks.* dim>=2`."""
+
+from __future__ import annotations
+
+import fnmatch
+import operator
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import torch
+from torch import nn
+
+_COMPARED = {">=": operator.ge, "<=": operator.le, "==": operator.eq, ">": operator.gt, "<": operator.lt}
+_SHAPE = re.compile(r"dim(>=|<=|==|>|<)(\d+)")
+_SPACES = re.compile(r"\s*(>=|<=|==|>|<)\s*")
+
+
+def matches(pattern: str, name: str, parameter: torch.Tensor) -> bool:
+    """Whether all words of a pattern hold: a name with `*`, or a number of dimensions."""
+    return all(_holds(word, name, parameter) for word in _SPACES.sub(r"\1", pattern).split())
+
+
+def _holds(word: str, name: str, parameter: torch.Tensor) -> bool:
+    shape = _SHAPE.fullmatch(word)
+    if shape is None:
+        return fnmatch.fnmatchcase(name, word)
+    return bool(_COMPARED[shape[1]](parameter.ndim, int(shape[2])))
+
+
+def chosen(patterns: Iterable[str], named: Mapping[str, torch.Tensor]) -> dict[str, list[str]]:
+    """The names that each pattern has; the first that matches a name has it."""
+    left = dict(named)
+    found: dict[str, list[str]] = {}
+    for pattern in patterns:
+        found[pattern] = [name for name, parameter in left.items() if matches(pattern, name, parameter)]
+        for name in found[pattern]:
+            del left[name]
+    return found
+
+
+def no_such(pattern: str, named: Mapping[str, torch.Tensor]) -> str:
+    """What to say of a pattern that has no parameter."""
+    shown = ", ".join(list(named)[:8])
+    return f"no parameter is named like '{pattern}' (or an earlier pattern has it); there are: {shown}, …"
+
+
+# ---------------------------------------------------------------------- layers
+
+
+def layers_of(model: nn.Module) -> dict[str, int]:
+    """The depth of each parameter by its name, from 0 at the input; empty where the model has no stack of layers.
+
+    The layers are what stands in the model's outermost `ModuleList`s and `Sequential`s, in the order of definition.
+    What comes before them is layer 0, what comes after them the last one, as for BEiT.
+    """
+    stacked = list(_stacked(model, ""))
+    numbers = {prefix: number for number, prefix in enumerate(stacked, start=1)}
+    begun = 0
+    layers: dict[str, int] = {}
+    for name, _ in model.named_parameters() if stacked else ():
+        number = next((numbers[prefix] for prefix in stacked if name.startswith(prefix)), None)
+        begun = max(begun, number or 0)
+        layers[name] = number if number is not None else begun if begun < len(stacked) else begun + 1
+    return layers
+
+
+def _stacked(module: nn.Module, prefix: str) -> Iterator[str]:
+    """The prefixes of the names of each layer's parameters."""
+    is_stack = isinstance(module, nn.ModuleList | nn.Sequential)
+    for name, child in module.named_children():
+        path = f"{prefix}{name}."
+        if not is_stack:
+            yield from _stacked(child, path)
+        elif any(True for _ in child.parameters()):
+            yield path
+
+
+def as_list(patterns: str | Sequence[str]) -> list[str]:
+    """One pattern or several, as several."""
+    return [patterns] if isinstance(patterns, str) else list(patterns)

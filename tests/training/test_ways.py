@@ -1,0 +1,237 @@
+"""Ways to step: several optimizers, closures, turns, frozen parts, functions after a step: the loops by hand."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from places import RECIPES
+from worlds import Trained, in_world, result_of, train_here
+
+from launcher.errors import LauncherError
+from recipes import ways
+
+RECIPE = RECIPES / "ways.yaml"
+
+
+def train(folder: str, name: str, *overrides: str, faults: str | None = None) -> str:
+    own = ways.WAYS[name][0]
+    remove = ("loss",) if "loss=null" in own else ()
+    said = (*(one for one in own if one != "loss=null"), *overrides)
+    return train_here(f"{folder}/{name}", said, str(RECIPE), remove, faults)
+
+
+def train_all(folder: str, *overrides: str) -> None:
+    for name in ways.WAYS:
+        assert train(folder, name, *overrides) == "finished"
+
+
+def stop_and_resume_all(folder: str, *overrides: str) -> None:
+    for name in ways.WAYS:
+        with pytest.raises(Exception, match="a fault at step"):
+            train(folder, name, "save.every=3 steps", *overrides, faults="raise@step:7")
+        assert train(folder, name, "save.every=3 steps", *overrides, faults="") == "finished"
+
+
+def losses_of(folder: Path, name: str) -> list[float]:
+    return result_of(folder / name).column("loss")
+
+
+@pytest.mark.parametrize(("size", "overrides"), [(1, ("data.micro_batch_size=3",)), (2, ())])
+def test_each_way_is_that_of_a_loop_by_hand(tmp_path: Path, size: int, overrides: tuple[str, ...]) -> None:
+    in_world(size, train_all, str(tmp_path), *overrides, timeout=200)
+    for name, (_, by_hand) in ways.WAYS.items():
+        expected = by_hand()
+        assert losses_of(tmp_path, name) == pytest.approx(expected, rel=1e-9), name
+        assert expected[18] != pytest.approx(expected[0], rel=0.01), name  # of the same batch: it learns
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_each_way_resumes_bit_for_bit(tmp_path: Path, size: int) -> None:
+    in_world(size, train_all, str(tmp_path / "straight"), timeout=200)
+    in_world(size, stop_and_resume_all, str(tmp_path / "resumed"), timeout=200)
+    for name in ways.WAYS:
+        straight, resumed = (result_of(tmp_path / way / name) for way in ("straight", "resumed"))
+        assert resumed.column("loss") == straight.column("loss"), name
+        assert resumed.distance(straight) == 0, name
+
+
+# ---------------------------------------------------------------------- functions of one's own
+
+
+NOISE = ("train.after_step=ways.py:shaken", "data.validation={_target_: ways.py:Points}", "evaluate.every=5 steps")
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_what_a_function_after_a_step_draws_is_the_same_on_every_rank_and_after_a_stop(
+    tmp_path: Path, size: int
+) -> None:
+    straight = trained(tmp_path / "straight", *NOISE, size=size)
+    in_world(size, stop_and_resume, str(tmp_path / "resumed"), NOISE)
+    assert result_of(tmp_path / "resumed").distance(straight) == 0
+    assert straight.distance(trained(tmp_path / "quiet", *NOISE[1:], size=size)) > 1e-3
+
+
+def stop_and_resume(folder: str, overrides: tuple[str, ...]) -> None:
+    for faults in ("raise@step:8", ""):
+        with pytest.raises(Exception, match="a fault at step") if faults else nullcontext():
+            train_here(folder, (*overrides, "save.every=3 steps"), str(RECIPE), (), faults)
+
+
+def trained(folder: Path, *overrides: str, size: int = 1) -> Trained:
+    in_world(size, train_here, str(folder), overrides, str(RECIPE))
+    return result_of(folder)
+
+
+AFTER = "evaluate.after={_target_: ways.py:Looked}"
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_function_after_an_evaluation_logs_and_changes_nothing(tmp_path: Path, size: int) -> None:
+    plain = trained(tmp_path / "plain", *NOISE, size=size)
+    looked = trained(tmp_path / "looked", *NOISE, AFTER, size=size)
+    assert looked.distance(plain) == 0
+    assert looked.column("loss") == plain.column("loss")
+    assert looked.column("times", "validation") == [1, 2, 3, 4]
+    assert looked.column("drawn", "validation")[0] == looked.column("drawn", "validation")[1]
+    names = sorted(path.name for path in (tmp_path / "looked" / "figures").iterdir())
+    assert names == [f"{name}-{step:09}.png" for name in ("grey", "plot") for step in (5, 10, 15, 20)]
+    from PIL import Image
+
+    with Image.open(tmp_path / "looked" / "figures" / names[0]) as image:
+        assert image.size == (3, 2)
+        assert image.getpixel((2, 1)) == (255, 255, 255)
+    in_world(size, stop_and_resume, str(tmp_path / "resumed"), (*NOISE, AFTER))
+    assert result_of(tmp_path / "resumed").column("times", "validation") == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("moves", "evaluate.after: has changed 'scale'; what changes weights is train.after_step"),
+        ("gives_text", "evaluate.after: 'words' is a str; give a number, a figure, or pixels"),
+        ("gives_a_number", "evaluate.after: gave a float; return {name: number or figure}, or nothing"),
+        ("renames", "evaluate.after: 'loss' cannot be logged; give it a name of its own, a word"),
+    ],
+)
+def test_what_a_function_after_an_evaluation_may_not_do(tmp_path: Path, function: str, message: str) -> None:
+    with pytest.raises(LauncherError, match=message):
+        train_here(str(tmp_path / "run"), (*NOISE, f"evaluate.after=ways.py:{function}"), str(RECIPE))
+
+
+# ---------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("train.freeze={blok.*: 1 epoch}",), "train.freeze.blok.*: no parameter is named like 'blok.*'"),
+        (("train.freeze={'*': 1 epoch}",), "train.freeze: nothing is left to train in the first step; freeze less"),
+        (("train.freeze={'*': never}",), "'never' does not say how long; write '3 epochs', '500 steps', '10%' or alwa"),
+        (("train.freeze={'*': always}",), "no parameter requires a gradient: there is nothing to train"),
+        (("train.clip_grad_value=1.0", "train.clip_grad_norm=1.0"), "stands beside clip_grad_norm; state one of them"),
+        (("train.ema=0.9", "train.swa={}"), "train.swa: stands beside ema; state one of them"),
+        (
+            ("optimizer={a: {_target_: SGD, _params_: head.*}, b: {_target_: SGD, _params_: embed.*}}",),
+            "optimizer: no optimizer has scale, blocks.0.weight, blocks.0.bias, blocks.1.weight, …; name them",
+        ),
+        (
+            ("optimizer={a: {_target_: SGD, _params_: head.*}, b: {_target_: SGD}, c: {_target_: SGD}}",),
+            "optimizer.c: only one optimizer may have the rest, and 'b' has no _params_ either",
+        ),
+        (
+            ("optimizer={a: {_target_: SGD, _params_: heads.*}, b: {_target_: SGD}}",),
+            "optimizer.a._params_: no parameter is named like 'heads.*'",
+        ),
+        (("optimizer._params_=head.*",), "one optimizer has all parameters; freeze the others in train.freeze"),
+        (
+            ("optimizer={a: {_target_: SGD, _params_: head.*}, b: {_target_: LBFGS}}",),
+            "optimizer: SGD; LBFGS: one that calls the loss itself must be alone",
+        ),
+        (("optimizer={_target_: LBFGS}", "train.non_finite=skip"), "none of its updates can be skipped; say stop"),
+        (
+            ("train.step={critic: ways.py:critic, generator: ways.py:generator}",),
+            "each turn has an optimizer of its name: train.step has critic, generator, optimizer has one for all",
+        ),
+        (
+            (ways.SEVERAL[0], "scheduler={_target_: StepLR, step_size: 2}"),
+            r"there are several optimizers; say it by their names: {matrices: {…}, rest: {…}}",
+        ),
+        (
+            (ways.SEVERAL[0], "scheduler={matrixes: {_target_: StepLR, step_size: 2}}"),
+            "there is no optimizer 'matrixes'; did you mean 'matrices'?",
+        ),
+        (
+            ("model={_target_: ways.py:Flat}", "optimizer={_target_: SGD, _layer_decay_: 0.5}"),
+            "optimizer._layer_decay_: the model has no stack of layers, a ModuleList or a Sequential",
+        ),
+        (("optimizer={_target_: SGD, _layer_decay_: 2}",), "must be a number above 0 and up to 1, as in 0.75"),
+        (("save={average_last: 5}",), "save.average_last: 5 are more checkpoints than are kept; state save.keep: 5"),
+        (("evaluate.after=ways.py:moves",), "follows evaluations, and there are none; state data.validation"),
+    ],
+)
+def test_what_is_refused(tmp_path: Path, overrides: tuple[str, ...], message: str) -> None:
+    with pytest.raises(LauncherError) as caught:
+        train_here(str(tmp_path / "run"), overrides, str(RECIPE))
+    assert message in str(caught.value)
+
+
+def test_an_optimizer_that_misses_its_closure_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    from launcher.cli.main import main
+
+    assert main(["check", str(RECIPE), "optimizer={_target_: ways.py:Sam}"]) == 2
+    said = capsys.readouterr().err
+    assert "Sam requires closure" in said
+    assert "it calls the loss itself: say _closure_: true beside its _target_" in said
+
+
+@pytest.mark.parametrize("name", ways.WAYS)
+def test_each_way_is_rehearsed(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from launcher.cli.main import main
+
+    own = ways.WAYS[name][0]
+    remove = ["--remove", "loss"] if "loss=null" in own else []
+    assert main(["check", str(RECIPE), *remove, *(one for one in own if one != "loss=null")]) == 0
+    assert "nothing wrong was found" in capsys.readouterr().out
+
+
+def test_nothing_is_kept_of_what_is_frozen_until_it_thaws(tmp_path: Path) -> None:
+    from launcher.checkpoints import format as checkpoints
+
+    own = (*ways.WAYS["frozen"][0], "save={every: 1 steps, keep: 30, background: false}")
+    assert train_here(str(tmp_path / "run"), own, str(RECIPE)) == "finished"
+    for step, thawed in ((4, False), (5, False), (6, True), (7, True)):
+        state = checkpoints.verify(tmp_path / "run" / "checkpoints" / checkpoints.name_of(step)).training()["optimizer"]
+        assert ("blocks.0.weight" in state["state"]) is thawed, step
+        assert "embed.weight" not in state["state"]
+    assert float(state["state"]["blocks.0.weight"]["step"]) == 2.0
+
+
+def test_layers_are_counted_from_the_input() -> None:
+    from launcher.objective.patterns import layers_of
+
+    layers = layers_of(ways.Stack())
+    assert layers["scale"] == layers["embed.weight"] == 0
+    assert (layers["blocks.0.bias"], layers["blocks.1.weight"], layers["head.bias"]) == (1, 2, 3)
+    assert set(
+        layers_of(torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.ReLU(), torch.nn.Linear(1, 1))).values()
+    ) == {1, 2}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("blocks.*", {"blocks.0.weight", "blocks.0.bias", "blocks.1.weight", "blocks.1.bias"}),
+        ("blocks.* dim>=2", {"blocks.0.weight", "blocks.1.weight"}),
+        ("dim == 1 *bias", {"embed.bias", "blocks.0.bias", "blocks.1.bias", "head.bias"}),
+        ("dim<1", set()),
+    ],
+)
+def test_patterns_of_names_and_shapes(pattern: str, expected: set[str]) -> None:
+    from launcher.objective.patterns import chosen
+
+    named: dict[str, Any] = dict(ways.Stack().named_parameters())
+    assert set(chosen([pattern], named)[pattern]) == expected
