@@ -284,9 +284,7 @@ def _with_test(recipe: Recipe, data: Any) -> Recipe:
 
     given = TensorDataset(data) if isinstance(data, Tensor) else data
     test = Component(GIVEN, ("data", "test"), Origin(GIVEN), recipe.document.folder, given=given)
-    changed = recipe.model_copy(update={"data": recipe.data.model_copy(update={"test": test})})
-    changed._document = recipe.document
-    return changed
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"test": test})})  # with its document
 
 
 def _left_by(folder: Path, model: nn.Module) -> phases.Result:

@@ -22,12 +22,13 @@ from launcher.data.load import Data
 from launcher.data.loaders import EvaluationLoader, MicroBatch
 from launcher.data.streams import is_stream
 from launcher.data.subsets import innermost
-from launcher.datasets.files import atomic_write, install, needed
+from launcher.datasets.files import atomic_write, needed
 from launcher.device.coordination import Coordinator, packed, unpacked
 from launcher.errors import LauncherError
 from launcher.evaluation.evaluate import Seen, unseen
 from launcher.evaluation.outputs import class_dimension, probabilities
 from launcher.objective.loss import Objective
+from launcher.version import install
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import inspect
 import os
 import pdb
 import re
@@ -159,7 +160,7 @@ def _one_debugger(world: World) -> Iterator[None]:
         if "PYTHONBREAKPOINT" in os.environ:
             before(*arguments, **options)
         else:
-            pdb.Pdb().set_trace(sys._getframe(1))  # where the user's code stands, and not here
+            pdb.Pdb().set_trace(inspect.stack(context=0)[1].frame)  # where the user's code stands, and not here
 
     sys.breakpointhook = stop if world.is_first else lambda *_, **__: None
     try:
