@@ -15,10 +15,11 @@ from launcher.data.loaders import EvaluationLoader, MicroBatch, Reading, TrainLo
 from launcher.data.open import Opener, by_name, collate_for
 from launcher.data.own_parts import OwnPartSampler
 from launcher.data.permutation import Indices, mix, split
-from launcher.data.reading import Collate, reading_notes, whole_batches
+from launcher.data.reading import reading_notes
 from launcher.data.sampler import StepSampler, piece
 from launcher.data.streams import StreamEvaluationLoader, StreamLoader, has_shards, is_stream, length_of
 from launcher.data.subsets import subset
+from launcher.data.whole import Collate, whole_batches
 from launcher.recipe import schema
 from launcher.recipe.build import Builder
 from launcher.recipe.component import Component

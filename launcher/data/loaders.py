@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import TensorDataset
 
 from launcher.data.reading import Reader, Reading
 from launcher.data.sampler import Share, StepSampler, evaluation_shares
 from launcher.data.subsets import innermost
+from launcher.data.whole import is_made_of_tensors
 from launcher.data.workers import Key, Workers
 
 __all__ = ["EvaluationLoader", "MicroBatch", "Reading", "TrainLoader"]
@@ -62,7 +62,7 @@ class TrainLoader:
     def column(self, key: int | str) -> torch.Tensor | None:
         """One part of all samples, where the data set is nothing but tensors, read as they are."""
         dataset = innermost(self.dataset)
-        if type(dataset) is not TensorDataset or self.reading.collate is not None or not isinstance(key, int):
+        if not is_made_of_tensors(dataset) or self.reading.collate is not None or not isinstance(key, int):
             return None
         tensors: tuple[torch.Tensor, ...] = dataset.tensors
         return tensors[key] if -len(tensors) <= key < len(tensors) else None

@@ -25,10 +25,10 @@ from torch.utils.data import Dataset, TensorDataset, default_collate
 from torch.utils.data._utils import signal_handling
 
 from launcher.data.loaders import EvaluationLoader, MicroBatch, Reading, TrainLoader
-from launcher.data.reading import whole_batches
 from launcher.data.sampler import StepSampler
 from launcher.data.seeds import randomness_restored
 from launcher.data.subsets import subset
+from launcher.data.whole import whole_batches
 from launcher.data.transfer import _one_ahead, on_device
 from launcher.errors import LauncherError
 
@@ -329,8 +329,11 @@ def test_columns_of_a_hub_data_set_are_its_samples_collated() -> None:
     read_batch = whole_batches(table, None)
     assert read_batch is not None
     assert_same(read_batch(indices), default_collate([table[int(index)] for index in indices]))
-    for other in ("numpy", "torch"):  # one row gives float64 and many float32; or many rows take as long as one by one
-        assert whole_batches(table.with_format(other), None) is None
+    for form in ("numpy", "torch"):  # as torch's DataLoader reads them, by `__getitems__`
+        formatted = table.with_format(form)
+        read_formatted = whole_batches(formatted, None)
+        assert read_formatted is not None
+        assert_same(read_formatted(indices), default_collate(formatted.__getitems__(indices.tolist())))
 
 
 def assert_same(one: Any, other: Any) -> None:
