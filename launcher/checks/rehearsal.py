@@ -112,6 +112,7 @@ def _small(recipe: Recipe) -> Recipe:
     """The recipe for two samples on a CPU; what is learned from is the same."""
     section = recipe.data
     data = {"global_batch_size": SAMPLES, "micro_batch_size": None, "workers": 0, "drop_last": False}
+    data["batch_sampler"] = None  # which is judged by its arguments
     device = {"precision": "no", "compile": False, "sync_batchnorm": False, "deterministic": False}
     limits = {"limit": Duration(1, "batches", "1 batch"), "batch_size": SAMPLES, "ranks": "first"}
     return recipe.model_copy(

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from launcher.data.batch_samplers import ArithmeticBatches
+from launcher.data.batch_steps import Batches, BatchSteps, ByArithmetic, ByCounting, steps_of
 from launcher.data.dataloaders import Opened
 from launcher.data.loaders import EvaluationLoader, MicroBatch, Reading, TrainLoader
 from launcher.data.open import Opener, by_name, collate_for
@@ -38,6 +40,7 @@ __all__ = [
     "load_evaluation",
 ]
 
+_EVALUATED = 64  # samples of an evaluation's batch where the recipe names none
 Part = tuple[str, str]  # an evaluation set: `validation` or `test`, and its name, empty where there is only one
 
 
@@ -71,12 +74,12 @@ class Data:
         """Spreads a stream's shards over so many readers, as the run did that is gone on with."""
         workers = readers // self.train.sampler.num_replicas
         if workers != max(1, self.train.reading.workers):
-            self.train.reading = replace(self.train.reading, workers=workers)
+            self.train.use_workers(workers)
 
     def read_parts(self, sizes: Sequence[int]) -> None:
         """Learns how large each rank's own part is, where the training set is split by rank already."""
         if isinstance(self.train.sampler, OwnPartSampler):
-            self.train.sampler = self.train.sampler.for_sizes(sizes)
+            self.train.use_sampler(self.train.sampler.for_sizes(sizes))
 
     def samples_before(self, step: int) -> int:
         """Samples consumed, over all ranks, when `step` steps are completed."""
@@ -241,8 +244,11 @@ class _Loaders:
             return self._stream(dataset, train)
         if weights is not None:
             self.notes.append("samples are drawn by weight, with replacement")
-        sampler = self._sampler(dataset, shuffle=self.section.shuffle, weights=weights)
-        self._check_steps(sampler)
+        if self.section.batch_sampler is not None:
+            sampler: StepSampler = self._batch_steps(dataset, self.section.batch_sampler, train)
+        else:
+            sampler = self._sampler(dataset, shuffle=self.section.shuffle, weights=weights)
+            self._check_steps(sampler)
         workers = self._workers(dataset, self.reading.collate)
         whole = whole_batches(dataset, self.reading.collate) is not None
         self.notes += reading_notes(dataset, self.reading.collate)
@@ -252,6 +258,33 @@ class _Loaders:
         elif not whole:
             self.notes.append("samples are read one by one in the training process itself")
         return TrainLoader(dataset, sampler, replace(self.reading, workers=workers))
+
+    def _batch_steps(self, dataset: Any, component: Component, train: schema.Train) -> BatchSteps:
+        """Steps of the batches that the recipe's batch sampler chooses."""
+        chosen, wrong = self.builder.build(component, data_source=dataset), self.builder.wrong
+        if isinstance(chosen, ArithmeticBatches):
+            batches: Batches = ByArithmetic(chosen, self.seed)
+        else:
+            if steps_of(chosen) is None and train.steps is None:
+                key = "train.epochs" if train.epochs is not None else "train.time"
+                name = type(chosen).__name__
+                raise wrong(key, f"{name} does not know how many batches an epoch has; say how long with train.steps")
+            batches = ByCounting(chosen, dataset, self.seed, train.steps)
+        if not batches.steps_per_epoch:
+            raise wrong("data.batch_sampler", "an epoch has no batch; use a smaller one, or drop_last: false")
+        sampler = BatchSteps(
+            dataset,
+            batches,
+            rank=self.world.rank,
+            world_size=self.world.size,
+            micro_batch_size=self.section.micro_batch_size,
+            seed=self.seed,
+        )
+        self.notes.append(f"{type(chosen).__name__} chooses the samples of each step")
+        if (size := sampler.batch_size(0)) < self.world.size:
+            message = f"its first batch has {size} samples, which {self.world.size} processes cannot share; use fewer"
+            raise wrong("data.batch_sampler", f"{message} processes, or larger batches")
+        return sampler
 
     def _stream(self, dataset: Any, train: schema.Train) -> StreamLoader:
         sampler = self._sampler(range(self._stream_length(dataset, train)), shuffle=False)
@@ -264,7 +297,7 @@ class _Loaders:
         """A validation or test set."""
         section, evaluate, dataset = self.section, self.evaluate, opened.dataset
         reading = replace(self.evaluating, collate=opened.collate or self.evaluating.collate)
-        share = -(-section.global_batch_size // self.world.size)
+        share = -(-(section.global_batch_size or _EVALUATED) // self.world.size)
         size = evaluate.batch_size or section.micro_batch_size or share
         limit = int(evaluate.limit.amount) if evaluate.limit else None
         if length_of(dataset) == 0:
@@ -280,7 +313,7 @@ class _Loaders:
 
     def _sampler(self, dataset: Any, shuffle: bool, weights: np.ndarray | None = None) -> StepSampler:
         settings: dict[str, Any] = {
-            "global_batch_size": self.section.global_batch_size,
+            "global_batch_size": self._batch_size,
             "rank": self.world.rank,
             "world_size": self.world.size,
             "micro_batch_size": self.section.micro_batch_size,
@@ -292,6 +325,11 @@ class _Loaders:
         if self.section.split_by_rank:  # the others' parts are as large as this one until they have said
             return OwnPartSampler([len(dataset)] * self.world.size, **settings)
         return StepSampler(dataset, **settings)
+
+    @property
+    def _batch_size(self) -> int:
+        assert self.section.global_batch_size is not None, "checked where the recipe is read"
+        return self.section.global_batch_size
 
     def _workers(self, dataset: Any, collate: Collate | None) -> int:
         """As many as the recipe says; of itself none where a whole batch is read at once."""
@@ -321,12 +359,12 @@ class _Loaders:
             key = "train.epochs" if train.epochs is not None else "train.time"
             message = f"{type(dataset).__name__} is a stream without a length; say how long to train with train.steps"
             raise self.builder.wrong(key, message)
-        batch, ranks = self.section.global_batch_size, self.world.size
+        batch, ranks = self._batch_size, self.world.size
         start, stop = piece(batch, ranks, self.world.rank) if self.section.split_by_rank else (0, batch)
         return train.steps * (stop - start)
 
     def _check_steps(self, sampler: StepSampler) -> None:
-        size, batch, ranks = sampler.dataset_size, self.section.global_batch_size, self.world.size
+        size, batch, ranks = sampler.dataset_size, self._batch_size, self.world.size
         if isinstance(sampler, OwnPartSampler) and not all(sampler.sizes):
             raise self.builder.wrong("data.split_by_rank", "this process's part of the training set is empty")
         if sampler.steps_per_epoch == 0:
@@ -362,6 +400,7 @@ def _check_kind(builder: Builder, dataset: Any, section: schema.Data) -> None:
         "weights": section.weights is not None,
         "validation": isinstance(section.validation, str),
         "shuffle": section.shuffle and "shuffle" in section.model_fields_set,
+        "batch_sampler": section.batch_sampler is not None,
     }
     if not is_stream(dataset):
         if length_of(dataset) is None:

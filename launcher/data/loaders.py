@@ -1,20 +1,25 @@
-"""Batches for one rank, step after step: from this process, or from workers that read ahead."""
+"""Batches for one rank, step after step: from this process, or from workers that read ahead.
+
+By type they are torch's DataLoaders: data set, batch sampler, workers and collate stand where one looks for them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader, default_collate
 
 from launcher.data.reading import Reader, Reading
 from launcher.data.sampler import Share, StepSampler, evaluation_shares
 from launcher.data.subsets import innermost
 from launcher.data.whole import is_made_of_tensors
-from launcher.data.workers import Key, Workers
+from launcher.data.workers import Request, Workers
 
 __all__ = ["EvaluationLoader", "MicroBatch", "Reading", "TrainLoader"]
 
@@ -34,8 +39,10 @@ class MicroBatch:
     first: int = 0
 
 
-class TrainLoader:
+class TrainLoader(DataLoader[Any]):
     """The training data, step after step, from any step on.
+
+    Iterated over, it gives the batches of its sampler's steps: of the epoch that it is set to.
 
     Args:
         dataset: Map-style, or read whole batches at a time.
@@ -44,11 +51,32 @@ class TrainLoader:
         name: What to call the data set in messages.
     """
 
+    dataset: Any
+    sampler: StepSampler
+
     def __init__(self, dataset: Any, sampler: StepSampler, reading: Reading, name: str = "data.train"):
-        self.dataset = dataset
-        self.sampler = sampler
+        super().__init__(dataset, batch_size=None, **_in_torch_s_words(reading))
+        self._read_by(sampler)
         self.reading = reading
         self._reader = Reader(dataset, reading, name)
+
+    def use_sampler(self, sampler: StepSampler) -> None:
+        """Reads by another sampler from now on."""
+        self._read_by(sampler)
+
+    def _read_by(self, sampler: StepSampler) -> None:
+        for name in ("sampler", "batch_sampler"):  # which torch lets nobody change: its iterators hold them
+            object.__setattr__(self, name, sampler)
+
+    def use_workers(self, workers: int) -> None:
+        """Reads with so many processes from now on."""
+        self.num_workers, self.reading = workers, replace(self.reading, workers=workers)
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator in place of torch's class
+        """This rank's batches from the sampler's first step to its last, or to the end of that epoch."""
+        start, stop, length = self.sampler.start_step, self.sampler.stop_step, self.sampler.steps_per_epoch
+        for batches in self.steps(start, start - start % length + length if stop is None else stop):
+            yield from (batch.data for batch in batches)
 
     @property
     def reads_whole_batches(self) -> bool:
@@ -86,14 +114,15 @@ class TrainLoader:
     def _reading_ahead(self, start: int, stop: int | None) -> Iterator[Iterator[Any]]:
         workers = Workers(self._reader, self.reading.workers)
         try:
-            yield workers.batches(self._keys(start, stop))
+            yield workers.batches(self._requests(start, stop))
         finally:
             workers.close()
 
-    def _keys(self, start: int, stop: int | None) -> Iterable[list[Key]]:
+    def _requests(self, start: int, stop: int | None) -> Iterator[Request]:
         """What workers are asked for."""
-        self.sampler.start_step, self.sampler.stop_step = start, stop
-        return self.sampler
+        for step in itertools.count(start) if stop is None else range(start, stop):
+            epoch = step // self.sampler.steps_per_epoch
+            yield from ((epoch, share.indices) for share in self.sampler.shares(step))
 
     def _read(self, step: int, shares: Sequence[Share]) -> list[Any]:
         """The same, read here."""
@@ -101,7 +130,7 @@ class TrainLoader:
         return [self._reader.batch(epoch, share.indices) for share in shares]
 
 
-class EvaluationLoader:
+class EvaluationLoader(DataLoader[Any]):
     """An evaluation set in order, every sample once; its workers live on from one evaluation to the next.
 
     Args:
@@ -112,6 +141,8 @@ class EvaluationLoader:
         name: What to call the data set in messages.
     """
 
+    dataset: Any
+
     def __init__(
         self,
         dataset: Any,
@@ -120,8 +151,8 @@ class EvaluationLoader:
         limit: int | None = None,
         name: str = "data.validation",
     ):
-        self.dataset = dataset
-        self.batch_size = batch_size
+        super().__init__(dataset, batch_size=batch_size, **_in_torch_s_words(reading))
+        self.size = batch_size
         self.reading = reading
         self.limit = limit
         self.name = name
@@ -136,23 +167,42 @@ class EvaluationLoader:
             for indices in shares:
                 yield MicroBatch(self._reader.batch(0, indices), len(indices), int(indices[0]))
             return
-        keys = ([(0, index) for index in indices.tolist()] for indices in self._shares(rank, world_size))
-        for data, indices in zip(self._workers.batches(keys), shares, strict=True):
+        requests = ((0, indices) for indices in self._shares(rank, world_size))
+        for data, indices in zip(self._workers.batches(requests), shares, strict=True):
             yield MicroBatch(data, len(indices), int(indices[0]))
 
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator in place of torch's class
+        """All its batches."""
+        return (batch.data for batch in self.batches())
+
+    def __len__(self) -> int:
+        """How many they are."""
+        return self.num_batches()
+
     def _shares(self, rank: int, world_size: int) -> Iterator[Any]:
-        return evaluation_shares(self.num_samples(), self.batch_size, rank, world_size)
+        return evaluation_shares(self.num_samples(), self.size, rank, world_size)
 
     def num_samples(self) -> int:
         """Samples that an evaluation counts, over all ranks."""
         size = len(self.dataset)
-        return size if self.limit is None else min(size, self.limit * self.batch_size)
+        return size if self.limit is None else min(size, self.limit * self.size)
 
     def num_batches(self) -> int:
         """Batches of one pass on one rank."""
-        return -(-self.num_samples() // self.batch_size)
+        return -(-self.num_samples() // self.size)
 
     def close(self) -> None:
         """Ends the workers; the next evaluation starts new ones."""
         if self._workers is not None:
             self._workers.close()
+
+
+def _in_torch_s_words(reading: Reading) -> dict[str, Any]:
+    """How samples become batches, as a DataLoader is told."""
+    return {
+        "num_workers": reading.workers,
+        "collate_fn": reading.collate or default_collate,
+        "pin_memory": reading.pin_memory,
+        "timeout": reading.timeout_seconds,
+        "persistent_workers": reading.workers > 0,
+    }

@@ -206,14 +206,9 @@ def _loops_over_samples(dataset: Any) -> bool:
 
 
 def _collated(samples: list[Any]) -> Any:
-    """Torch's default collate; in a worker too of tensors that its shortcut through shared memory cannot hold."""
-    try:
+    """Torch's default collate, in a worker the same as in the training process."""
+    with internals.as_in_no_worker():
         return default_collate(samples)
-    except RuntimeError:
-        with internals.as_in_no_worker() as is_worker:
-            if not is_worker:
-                raise
-            return default_collate(samples)  # conjugated or quantized ones: as the training process would
 
 
 # ---------------------------------------------------------------------- randomness

@@ -31,7 +31,7 @@ _FORMATS = (None, "torch", "numpy")  # of Hugging Face data sets, whose columns 
 def whole_batches(dataset: Any, collate: Collate | None) -> ReadWhole | None:
     """A function from indices to a batch, or to None where these samples must be read one by one.
 
-    For `TensorDataset` and what inherits its reading, classes with a `get_batch(indices)` that stands for their samples,
+    For `TensorDataset` and what inherits its reading, classes whose `get_batch(indices)` stands for their samples,
     Hugging Face data sets of columns, and `Subset`, `ConcatDataset` and `StackDataset` of such.
 
     Args:
@@ -233,7 +233,7 @@ def _has_columns(dataset: Any) -> bool:
 
 
 def _column_rows(dataset: Any, indices: Indices) -> dict[str, Any] | None:
-    """Each column collated by itself, as the fields of a mapping are; `__getitems__` cuts the same columns into rows."""
+    """Each column collated by itself, as the fields of a mapping are: `__getitems__` would cut them into rows."""
     columns: Mapping[str, Any] = dataset[indices.tolist()]
     try:
         return {name: _collated_column(column) for name, column in columns.items()}

@@ -97,7 +97,23 @@ def _evaluation(recipe: Recipe) -> Iterator[Fault]:
         )
 
 
+_BESIDE_SAMPLER = {
+    "global_batch_size": "a step is one batch of the sampler, whatever its size",
+    "shuffle": "the sampler says the order",
+    "drop_last": "the sampler says which batches there are",
+    "weights": "the sampler chooses the samples",
+    "split_by_rank": "the sampler's batches are dealt out to all processes",
+}
+
+
 def _data(recipe: Recipe) -> Iterator[Fault]:
+    stated = recipe.data.model_fields_set
+    if recipe.data.batch_sampler is not None:
+        for name, why in _BESIDE_SAMPLER.items():
+            if name in stated and getattr(recipe.data, name) not in (None, False):
+                yield ("data", name), f"goes without data.batch_sampler: {why}; remove one of the two"
+    elif recipe.data.global_batch_size is None:
+        yield ("data", "global_batch_size"), "is required; write 'global_batch_size: 64', or a batch_sampler"
     if recipe.data.split_by_rank and isinstance(recipe.data.validation, str):
         message = "a share of train is a share of one process's part; hand over a validation set that is whole"
         yield ("data", "validation"), f"'{recipe.data.validation}' with split_by_rank: {message}"
@@ -112,7 +128,7 @@ def _processes(recipe: Recipe) -> Iterator[Fault]:
     processes, nodes, batch = recipe.launch.processes, recipe.launch.nodes, recipe.data.global_batch_size
     if processes == "auto":
         return
-    if processes > batch:
+    if batch is not None and processes > batch:
         yield ("launch", "processes"), too_many(processes, batch)
     if processes < nodes:
         message = f"{processes} processes are too few for {nodes} nodes; it counts the processes of all nodes"

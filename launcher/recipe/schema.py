@@ -188,7 +188,14 @@ class Data(Section):
     train: AComponent = Field(description="The training data set.")
     validation: EvaluationSet = Field(None, description="One data set, several by name, or '10% of train'.")
     test: TestSet = Field(None, description="One data set, or several by name, evaluated once, at the end.")
-    global_batch_size: Positive = Field(description="Samples of one optimizer step, over all processes.")
+    global_batch_size: Positive | None = Field(
+        None, description="Samples of one optimizer step, over all processes; required without a batch_sampler."
+    )
+    batch_sampler: AComponent | None = Field(
+        None,
+        description="Chooses the samples of each step, in place of global_batch_size: MPerClass, LengthBuckets, "
+        "TokenBudget, or any batch sampler of torch's kind.",
+    )
     micro_batch_size: Positive | None = Field(
         None,
         description="Samples of one forward pass on one process; null: the process's whole share at once.",

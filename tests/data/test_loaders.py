@@ -28,8 +28,8 @@ from launcher.data.loaders import EvaluationLoader, MicroBatch, Reading, TrainLo
 from launcher.data.sampler import StepSampler
 from launcher.data.seeds import randomness_restored
 from launcher.data.subsets import subset
-from launcher.data.whole import whole_batches
 from launcher.data.transfer import _one_ahead, on_device
+from launcher.data.whole import whole_batches
 from launcher.errors import LauncherError
 
 SIZE, BATCH = 23, 8  # the last batch has 7

@@ -164,8 +164,7 @@ def described(batch: Any) -> Any:
 def by_hand(dataset: Any) -> Iterator[Any]:
     torch.manual_seed(5)
     order = torch.randperm(len(dataset)).tolist()
-    for batch in DataLoader(dataset, batch_sampler=[order[at : at + BATCH] for at in range(0, len(order), BATCH)]):
-        yield batch
+    yield from DataLoader(dataset, batch_sampler=[order[at : at + BATCH] for at in range(0, len(order), BATCH)])
 
 
 def at_once(dataset: Any) -> Iterator[Any]:
