@@ -281,7 +281,8 @@ def _rehearse_evaluation(recipe: Recipe, builder: Builder, train_state: TrainSta
             used = [metric for metric in metrics if metric.is_for(name)]
             model, objective = train_state.model.bare, train_state.objective
             with evaluating(model, objective, train_state.optimizer):
-                tally = evaluate(model, loader.batches(), objective, used, device, seed=recipe.seed)
+                change = loader.reading.on_device
+                tally = evaluate(model, loader.batches(), objective, used, device, seed=recipe.seed, transform=change)
             scores = tally.scores()
         if (split, name) == ("validation", deciding):
             _check_best(recipe, scores)

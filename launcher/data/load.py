@@ -14,7 +14,7 @@ from launcher.data.batch_samplers import ArithmeticBatches
 from launcher.data.batch_steps import Batches, BatchSteps, ByArithmetic, ByCounting, steps_of
 from launcher.data.dataloaders import Opened
 from launcher.data.loaders import EvaluationLoader, MicroBatch, Reading, TrainLoader
-from launcher.data.open import Opener, by_name, collate_for
+from launcher.data.open import Opener, by_name, collate_for, transform_for
 from launcher.data.own_parts import OwnPartSampler
 from launcher.data.permutation import Indices, mix, split
 from launcher.data.reading import reading_notes
@@ -212,6 +212,7 @@ def _reading(builder: Builder, section: schema.Data, world: World, seed: int, on
         sample_seeds=section.sample_seeds,
         pin_memory=on_gpu and torch.cuda.is_available(),
         rank=world.rank,
+        on_device=transform_for(builder, section, "train"),
     )
 
 
@@ -229,7 +230,8 @@ class _Loaders:
     ):
         self.builder, self.section, self.evaluate, self.seed = builder, section, evaluate, reading.seed
         self.world, self.reading, self.on_gpu = world, reading, on_gpu
-        self.evaluating = replace(reading, collate=collate_for(builder, section, "evaluate"))
+        collate, change = collate_for(builder, section, "evaluate"), transform_for(builder, section, "evaluate")
+        self.evaluating = replace(reading, collate=collate, on_device=change)
         self.notes: list[str] = []
 
     def train(

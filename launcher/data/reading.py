@@ -33,6 +33,7 @@ class Reading:
         sample_seeds: Whether they are seeded.
         pin_memory: Whether batches are made ready for a transfer to a GPU.
         rank: Whose reading it is, for messages.
+        on_device: What is made of a batch when it is where the model is; whoever computes calls it.
     """
 
     collate: Collate | None = None
@@ -42,6 +43,7 @@ class Reading:
     sample_seeds: bool = True
     pin_memory: bool = False
     rank: int = 0
+    on_device: Callable[[Any], Any] | None = None
 
 
 class Reader:

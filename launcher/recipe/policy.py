@@ -67,6 +67,7 @@ CLASSES = (
     Classes("launcher.datasets"),
     Classes("launcher.models"),
     Classes("launcher.data.batch_samplers", (_SAMPLER,)),
+    Classes("launcher.data.mixing"),
     Classes("torch.nn.modules", (_MODULE,)),
     Classes("torch.nn.parameter", ("torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer")),
     Classes("torch.optim", ("torch.optim.optimizer.Optimizer", "torch.optim.lr_scheduler.LRScheduler", _MODULE)),

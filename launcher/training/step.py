@@ -93,6 +93,8 @@ def forward(
     """The loss of one micro-batch, the factor that makes it a part of the step's mean, and scalars to log."""
     objective, layout = state.objective, state.objective.layout
     data = context.run.batch = batch.data
+    if (change := state.data.train.reading.on_device) is not None:
+        data = context.run.batch = change(data)
     logged: Mapping[str, Any] = {}
     if objective.step is not None:
         call = StepCall(data, at)
