@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from launcher.datasets.files import atomic_write, cache_path, needed, state_of
+from launcher.datasets.files import FOLDER, atomic_write, cache_path, needed, state_of
 from launcher.datasets.shard_files import Index, OpenShard, index_of, size_of, suffix_of
 from launcher.recipe.directory import absolute
 from launcher.recipe.remote_paths import foreign_path
 
+_OURS = re.compile(r"[0-9a-f]{24}\.(tar|jsonl|parquet)")  # what may be removed again
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -41,7 +42,7 @@ class Shards(Dataset[Any]):
             is.
         transform: What is made of a sample: a function, or a component.
         mixed: Samples of so many shards are shuffled together; so many are open in each process that reads.
-        cache: Where shards from elsewhere are kept on this machine; None is below `~/.cache`.
+        cache: On which disk of this machine shards from elsewhere are kept; None is that of `~/.cache`.
         cache_gb: How much of them; those that were not read for longest make room.
 
     Attributes:
@@ -162,8 +163,7 @@ class _RemoteShard(_Shard):
 
     def _make_room(self, size: int) -> None:
         """Removes what was not read for longest; whoever has it open reads on."""
-        files = sorted(self._folder.glob("*.*"), key=_last_read)
-        files = [file for file in files if file.suffix in (".tar", ".jsonl", ".parquet")]
+        files = sorted((file for file in self._folder.iterdir() if _OURS.fullmatch(file.name)), key=_last_read)
         total = size + sum(file.stat().st_size for file in files if file.exists())
         for file in files:
             if total <= self._most:
@@ -190,7 +190,7 @@ def _locked(file: Path) -> Iterator[None]:
 
 
 def _shards_of(path: str | Sequence[str], cache: str | None, cache_gb: float) -> list[_Shard]:
-    folder = absolute(cache) if cache is not None else cache_path("shards").parent / "shards"
+    folder = (cache_path("shards").parent if cache is None else absolute(cache) / FOLDER) / "shards"
     shards: list[_Shard] = []
     for text in [path] if isinstance(path, str) else path:
         if fault := foreign_path(text):

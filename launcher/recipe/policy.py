@@ -68,6 +68,7 @@ CLASSES = (
     Classes("launcher.models"),
     Classes("launcher.data.batch_samplers", (_SAMPLER,)),
     Classes("launcher.data.mixing"),
+    Classes("launcher.data.mixture", (_SAMPLER,)),
     Classes("torch.nn.modules", (_MODULE,)),
     Classes("torch.nn.parameter", ("torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer")),
     Classes("torch.optim", ("torch.optim.optimizer.Optimizer", "torch.optim.lr_scheduler.LRScheduler", _MODULE)),

@@ -205,7 +205,7 @@ class Data(Section):
     batch_sampler: AComponent | None = Field(
         None,
         description="Chooses the samples of each step, in place of global_batch_size: MPerClass, LengthBuckets, "
-        "TokenBudget, or any batch sampler of torch's kind.",
+        "TokenBudget, Mixture, or any batch sampler of torch's kind.",
     )
     micro_batch_size: Positive | None = Field(
         None,
