@@ -254,12 +254,17 @@ class _Loaders:
         workers = self._workers(dataset, self.reading.collate)
         whole = whole_batches(dataset, self.reading.collate) is not None
         self.notes += reading_notes(dataset, self.reading.collate)
-        if workers:
+        is_measured = self.section.workers == "auto" and workers > 0
+        if is_measured:
+            self.notes.append(f"data.workers: auto: the first steps show whether up to {workers} workers should read")
+        elif workers:
             what = "whole batches" if whole else "samples"
             self.notes.append(f"{workers} worker process{'es a rank read' if workers > 1 else ' a rank reads'} {what}")
         elif not whole:
             self.notes.append("samples are read one by one in the training process itself")
-        return TrainLoader(dataset, sampler, replace(self.reading, workers=workers))
+        loader = TrainLoader(dataset, sampler, replace(self.reading, workers=0 if is_measured else workers))
+        loader.measure_workers(workers if is_measured else 0)
+        return loader
 
     def _batch_steps(self, dataset: Any, component: Component, train: schema.Train) -> BatchSteps:
         """Steps of the batches that the recipe's batch sampler chooses."""

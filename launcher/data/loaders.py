@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, default_collate
 
+from launcher.data.auto_workers import Measured
 from launcher.data.reading import Reader, Reading
 from launcher.data.sampler import Share, StepSampler, evaluation_shares
 from launcher.data.subsets import innermost
@@ -58,7 +59,18 @@ class TrainLoader(DataLoader[Any]):
         super().__init__(dataset, batch_size=None, **_in_torch_s_words(reading))
         self._read_by(sampler)
         self.reading = reading
+        self.most_workers = 0  # to be chosen from by measuring; 0 where the number is settled
+        self._news = ""
         self._reader = Reader(dataset, reading, name)
+
+    def measure_workers(self, most: int) -> None:
+        """Chooses in the first steps how many workers read, at most so many."""
+        self.most_workers = most
+
+    def news(self) -> str:
+        """What was chosen since this was last asked."""
+        news, self._news = self._news, ""
+        return news
 
     def use_sampler(self, sampler: StepSampler) -> None:
         """Reads by another sampler from now on."""
@@ -101,14 +113,31 @@ class TrainLoader(DataLoader[Any]):
 
     def steps(self, start: int, stop: int | None) -> Generator[list[MicroBatch], None, None]:
         """This rank's micro-batches of each optimizer step from `start` on."""
-        read = self._read
-        with self._reading_ahead(start, stop) if self.reading.workers else nullcontext() as ahead:
-            step = start
+        read, step = self._read, start
+        if self.most_workers:
+            step = yield from self._measured_steps(start, stop)
+        with self._reading_ahead(step, stop) if self.reading.workers else nullcontext() as ahead:
             while stop is None or step < stop:
                 shares = self.sampler.shares(step)
                 batches = read(step, shares) if ahead is None else [next(ahead) for _ in shares]
                 yield [MicroBatch(data, share.samples) for data, share in zip(batches, shares, strict=True)]
                 step += 1
+
+    def _measured_steps(self, start: int, stop: int | None) -> Generator[list[MicroBatch], None, int]:
+        """The first steps, read here, and which one comes next; then it is settled how many workers read."""
+        measured, step = Measured(self.most_workers), start
+        while not measured.is_enough:
+            if step == stop:
+                return step
+            shares = self.sampler.shares(step)
+            with measured:
+                batches = self._read(step, shares)
+            yield [MicroBatch(data, share.samples) for data, share in zip(batches, shares, strict=True)]
+            step += 1
+        workers, self._news = measured.choice()
+        self.most_workers = 0
+        self.use_workers(workers)
+        return step
 
     @contextmanager
     def _reading_ahead(self, start: int, stop: int | None) -> Iterator[Iterator[Any]]:
