@@ -301,6 +301,9 @@ class Two:
         while True:
             yield torch.randint(self.size, (7,)).tolist()
 """
+MIXED = (
+    """{_target_: torch.utils.data.ConcatDataset, datasets: [{_target_: parts.py:Rows}, {_target_: parts.py:Rows}]}"""
+)
 NAMED = {
     "ours": "{_target_: MPerClass, m: 2, batch_size: 8}",
     "torch's": "{_target_: BatchSampler, sampler: {_target_: RandomSampler}, batch_size: 7, drop_last: false}",
@@ -319,6 +322,13 @@ def test_a_run_steps_through_them_and_resumes(name: str, tmp_path: Path, monkeyp
     again = launcher.train(recipe, cpu=True, run_dir=tmp_path / "cut", resume=True, output="quiet")
     assert again.model.calls == 12 - 5
     assert torch.equal(whole.model.weight, again.model.weight)
+
+
+def test_a_recipe_mixes_data_sets_in_shares_that_change(tmp_path: Path) -> None:
+    mixture = "{_target_: Mixture, batch_size: 8, shares: {0: [3, 1], 8: [1, 1]}}"
+    recipe = make(tmp_path / "project", RECIPE.replace("SAMPLER", mixture), parts=PARTS)
+    run = launcher.train(recipe, f"data.train={MIXED}", cpu=True, run_dir=tmp_path / "run", output="quiet")
+    assert run.step == 12
 
 
 @pytest.mark.parametrize(
