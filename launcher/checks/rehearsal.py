@@ -27,8 +27,7 @@ from launcher.device.device import open_device, seed_everything
 from launcher.errors import LauncherError, Problem, RecipeError, UsageError
 from launcher.evaluation.best import BestTracker, deciding_set, value_of
 from launcher.evaluation.evaluate import evaluate
-from launcher.evaluation.evaluation import AVERAGED
-from launcher.evaluation.metrics import build_metrics
+from launcher.evaluation.evaluation import AVERAGED, metrics_of
 from launcher.evaluation.modes import evaluating, start_training
 from launcher.objective.loss import INDEPENDENT
 from launcher.objective.settle import settle_losses
@@ -272,7 +271,7 @@ def _rehearse_evaluation(recipe: Recipe, builder: Builder, train_state: TrainSta
     samples, device = train_state.data, train_state.device.torch_device
     sets = {("validation", name): evaluation_loader for name, evaluation_loader in samples.validation.items()}
     sets |= {("test", name): evaluation_loader for name, evaluation_loader in samples.test.items()}
-    metrics = build_metrics(builder, recipe.evaluate.metrics, recipe.batch) if sets else []
+    metrics = metrics_of(builder, recipe.evaluate.metrics, recipe.batch) if sets else []
     best = recipe.evaluate.best
     deciding = deciding_set(best, samples.validation)
     for (split, name), loader in sets.items():

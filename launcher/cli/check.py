@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from launcher.cli.arguments import add_recipe, positive, read_recipe, say_own_code, tasks_of
 from launcher.errors import EXIT_DONE, LauncherError, Problem, RecipeError, UsageError
+from launcher.world.loading import loading
 
 if TYPE_CHECKING:
     from launcher.cli.arguments import Commands
@@ -98,7 +99,8 @@ def _check_components(recipe: Recipe, allow: Sequence[str]) -> Builder:
     from launcher.runs.tracking.tracking import check_trackers
 
     builder = Builder(recipe, allow)
-    count = builder.check()
+    with loading():
+        count = builder.check()
     check_trackers(recipe.track.trackers, builder.allow)
     _say("components", f"{count}, each found, of the right kind, and its arguments fit")
     return builder

@@ -21,8 +21,7 @@ from launcher.device.device import Device, check_device, open_device, seed_every
 from launcher.device.same_data import agree_on
 from launcher.errors import LauncherError, UsageError
 from launcher.evaluation.best import BestTracker
-from launcher.evaluation.evaluation import Evaluation, Look, unlooked
-from launcher.evaluation.metrics import build_metrics
+from launcher.evaluation.evaluation import Evaluation, Look, metrics_of, unlooked
 from launcher.evaluation.predictions import Predictions, columns_of, write_predictions
 from launcher.model.build import Model, build_model
 from launcher.model.ema import Average
@@ -153,7 +152,7 @@ def evaluate_saved(
         raise UsageError(f"--predictions is for one set; choose with --split: {', '.join(map(_named, parts))}")
     with opened(saved, world, parts, cpu) as model:
         _fill_losses(model.objective, saved)
-        metrics = build_metrics(model.builder, model.recipe.evaluate.metrics, model.recipe.batch)
+        metrics = metrics_of(model.builder, model.recipe.evaluate.metrics, model.recipe.batch)
         lines: list[Line] = []
         for (part, name), loader in model.sets.items():
             collected = Predictions(model.objective)

@@ -23,6 +23,7 @@ from launcher.launch.start import started
 from launcher.world import network, progress
 from launcher.world.failure import Failure, of_exit
 from launcher.world.failure_report import Report
+from launcher.world.loading import loading
 from launcher.world.notes import Notes, first_of
 from launcher.world.progress import Progress
 from launcher.world.signals import SECOND_INTERRUPT_SECONDS, ignoring
@@ -53,7 +54,8 @@ def choose_processes(asked: int | str | None, cpu: bool, nodes: int = 1) -> int:
     here = asked // nodes if isinstance(asked, int) else None
     if cpu:
         return here or 1
-    import torch
+    with loading():
+        import torch
 
     gpus = torch.cuda.device_count()
     if here is None:
@@ -116,7 +118,8 @@ class Supervisor:
         Returns:
             The exit code: 0 also where a training was stopped and has saved, 75 where a script was.
         """
-        import torch.distributed.launcher.api  # noqa: F401  # in the main thread, where a Ctrl-C can end it
+        with loading():
+            import torch.distributed.launcher.api  # noqa: F401  # in the main thread, where a Ctrl-C can end it
 
         command = started(module, *arguments)
         agent = threading.Thread(target=self._run_agent, args=(command,), daemon=True, name="agent")

@@ -144,7 +144,7 @@ def _without_autograd(function: Callable[[Optimizer], Any]) -> Callable[[Optimiz
 
 @cache
 def _engine() -> Callable[..., Any] | None:
-    """Torch's engine, if it gives the gradients that `torch.autograd.backward` gives."""
+    """Torch's engine, if it gives the gradients that torch's own `backward` gives."""
     engine = internals.engine()
     if engine is None or wants_plain_torch():
         return None
@@ -152,7 +152,12 @@ def _engine() -> Callable[..., Any] | None:
     def run(value: torch.Tensor, root: torch.Tensor) -> None:
         engine((value,), (root,), *_ARGUMENTS, **_OPTIONS)
 
-    return engine if _agree(_gradients, torch.autograd.backward, run) else None
+    return engine if _agree(_gradients, _backward_of_product, run) else None
+
+
+def _backward_of_product(value: torch.Tensor, root: torch.Tensor) -> None:
+    """The same gradients by `Tensor.backward`: one that is given a root loads sympy first, half a second of it."""
+    (value * root).backward()
 
 
 @cache

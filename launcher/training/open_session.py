@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -17,7 +17,7 @@ from launcher.checkpoints import format as checkpoints
 from launcher.checkpoints.saving import Saving
 from launcher.data.sampler import describe_shares
 from launcher.evaluation.best import BestTracker, deciding_set
-from launcher.evaluation.evaluation import Evaluation, unlooked
+from launcher.evaluation.evaluation import Evaluation, metrics_of, unlooked
 from launcher.evaluation.predictions import shown_of
 from launcher.objective.settle import settle_losses
 from launcher.recipe.build import Builder
@@ -42,9 +42,6 @@ from launcher.world.context import RunContext, remembered
 from launcher.world.notes import Notes
 from launcher.world.signals import stop_requested
 from launcher.world.watchdog import Watch
-
-if TYPE_CHECKING:
-    from launcher.evaluation.metrics import Metric
 
 
 @contextmanager
@@ -186,7 +183,11 @@ def _session(
         section=recipe.evaluate,
         sets=state.data.validation,
         evaluable=state,
-        metrics=_metrics(recipe, builder) if world.is_first or recipe.evaluate.ranks == "all" else [],
+        metrics=(
+            metrics_of(builder, recipe.evaluate.metrics, recipe.batch)
+            if world.is_first or recipe.evaluate.ranks == "all"
+            else []
+        ),
         tracking=tracking,
         best=contents.best,
         history=contents.history,
@@ -222,14 +223,6 @@ def _session(
         seconds_before=contents.stopwatch.seconds_before,
         shown=shown,
     )
-
-
-def _metrics(recipe: Recipe, builder: Builder) -> Sequence[Metric]:
-    if not recipe.evaluate.metrics:
-        return []  # and torchmetrics, up to a second of imports, stays where it is
-    from launcher.evaluation.metrics import build_metrics
-
-    return build_metrics(builder, recipe.evaluate.metrics, recipe.batch)
 
 
 def _profiling(options: Options, folder: Path, rank: int, tracking: Tracking) -> NoProfiling:
