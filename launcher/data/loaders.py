@@ -57,6 +57,7 @@ class TrainLoader(DataLoader[Any]):
 
     def __init__(self, dataset: Any, sampler: StepSampler, reading: Reading, name: str = "data.train"):
         super().__init__(dataset, batch_size=None, **_in_torch_s_words(reading))
+        object.__setattr__(self, "dataset", dataset)  # torch wraps a data pipe
         self._read_by(sampler)
         self.reading = reading
         self.most_workers = 0  # to be chosen from by measuring; 0 where the number is settled
@@ -181,6 +182,7 @@ class EvaluationLoader(DataLoader[Any]):
         name: str = "data.validation",
     ):
         super().__init__(dataset, batch_size=batch_size, **_in_torch_s_words(reading))
+        object.__setattr__(self, "dataset", dataset)
         self.size = batch_size
         self.reading = reading
         self.limit = limit
