@@ -7,6 +7,7 @@ them, and is read one by one then.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -244,6 +245,14 @@ def _column_rows(dataset: Any, indices: Indices) -> dict[str, Any] | None:
 def _collated_column(column: Any) -> Any:
     if type(column) is torch.Tensor:
         return column
-    if type(column) is np.ndarray and column.ndim > 1 and column.dtype.kind in "biufc":
-        return torch.from_numpy(np.array(column, order="C"))  # one dimension is made of NumPy's scalars: as below
+    if type(column) is np.ndarray and column.dtype.kind in "biufc" and (column.ndim > 1 or _stays(column.dtype)):
+        return torch.from_numpy(np.array(column, order="C"))
     return default_collate(list(column))
+
+
+@functools.cache
+def _stays(dtype: np.dtype[Any]) -> bool:
+    """Whether torch makes of a list of NumPy's scalars what it makes of an array of them."""
+    values = np.ones(2, dtype)
+    listed = torch.as_tensor(list(values))
+    return listed.dtype is torch.from_numpy(values).dtype
