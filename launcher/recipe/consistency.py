@@ -42,7 +42,9 @@ def whole_problems(
 
 def _stated(tree: Mapping[str, Any]) -> Iterator[Fault]:
     """Keys that go together or exclude each other, whatever their values are."""
-    train = tree.get("train", {})
+    data, train = tree.get("data"), tree.get("train", {})
+    if isinstance(data, Mapping) and data.get("global_batch_size") is None and data.get("batch_sampler") is None:
+        yield ("data", "global_batch_size"), "is required; write 'global_batch_size: 64', or a batch_sampler"
     if not isinstance(train, Mapping):
         return
     given = [name for name in ("epochs", "steps", "time") if train.get(name) is not None]
@@ -112,8 +114,6 @@ def _data(recipe: Recipe) -> Iterator[Fault]:
         for name, why in _BESIDE_SAMPLER.items():
             if name in stated and getattr(recipe.data, name) not in (None, False):
                 yield ("data", name), f"goes without data.batch_sampler: {why}; remove one of the two"
-    elif recipe.data.global_batch_size is None:
-        yield ("data", "global_batch_size"), "is required; write 'global_batch_size: 64', or a batch_sampler"
     if recipe.data.split_by_rank and isinstance(recipe.data.validation, str):
         message = "a share of train is a share of one process's part; hand over a validation set that is whole"
         yield ("data", "validation"), f"'{recipe.data.validation}' with split_by_rank: {message}"
