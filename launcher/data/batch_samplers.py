@@ -42,6 +42,10 @@ class ArithmeticBatches(Sampler[list[int]]):
         """The samples of this batch of an epoch, of all ranks together."""
         raise NotImplementedError
 
+    def samples_in(self, epoch: int, number: int) -> int:
+        """How many samples an epoch's first `number` batches have; as many in every whole epoch."""
+        raise NotImplementedError
+
     def set_epoch(self, epoch: int) -> None:
         """Makes iteration go through this epoch."""
         self.epoch = epoch
@@ -105,6 +109,10 @@ class MPerClass(ArithmeticBatches):
         chosen = order.slice(place * self._in_batch, (place + 1) * self._in_batch).tolist()
         return np.concatenate([self._of_class(one, turns * self.m, (turns + 1) * self.m) for one in chosen])
 
+    def samples_in(self, epoch: int, number: int) -> int:
+        """All batches are of one size."""
+        return number * self.batch_size
+
     def _of_class(self, number: int, start: int, stop: int) -> Indices:
         """The samples at these places of a class's endless order."""
         first, size = self._bounds[number], int(self._bounds[number + 1] - self._bounds[number])
@@ -166,6 +174,13 @@ class LengthBuckets(ArithmeticBatches):
         batches = min(self.window, self.steps_per_epoch - first)
         chosen = int(Permutation(batches, self._mix(_WINDOWS, window), epoch).slice(place, place + 1)[0])
         return self._sorted(epoch, window)[chosen * self.batch_size : (chosen + 1) * self.batch_size]
+
+    def samples_in(self, epoch: int, number: int) -> int:
+        """All batches are of one size but one of the last window."""
+        first = (self.steps_per_epoch - 1) // self.window * self.window
+        if number <= first:
+            return number * self.batch_size
+        return first * self.batch_size + sum(len(self.batch(epoch, at)) for at in range(first, number))
 
     def _sorted(self, epoch: int, window: int) -> Indices:
         if self._kept is None or self._kept[0] != (epoch, window):
@@ -240,6 +255,13 @@ class TokenBudget(ArithmeticBatches):
         rows = int(self._rows[bucket])
         start = (place - int(self._ends[bucket - 1] if bucket else 0)) * rows
         return self._rows_of(epoch, bucket, start, start + rows)
+
+    def samples_in(self, epoch: int, number: int) -> int:
+        """By the place of each batch among all."""
+        places = Permutation(self.steps_per_epoch, self._mix(_STEPS), epoch).slice(0, number)
+        whole = self._rows[np.searchsorted(self._ends, places[places < self._ends[-1]], side="right")]
+        rest = [sum(stop - start for _, start, stop in batch) for batch in self._rest]
+        return int(whole.sum()) + sum(rest[place - int(self._ends[-1])] for place in places if place >= self._ends[-1])
 
     def _rows_of(self, epoch: int, bucket: int, start: int, stop: int) -> Indices:
         order = Permutation(int(self._sizes[bucket]), self._mix(_BUCKETS, bucket), epoch)

@@ -40,6 +40,10 @@ class Batches(Protocol):
         """The samples of a step, of all ranks together."""
         ...
 
+    def samples_before(self, step: int) -> int:
+        """How many samples the steps before this one have together."""
+        ...
+
 
 class BatchSteps(StepSampler):
     """The steps of a run whose batches a batch sampler chooses.
@@ -98,7 +102,7 @@ class BatchSteps(StepSampler):
 
     def samples_before(self, step: int) -> int:
         """Samples that all ranks together have read when `step` steps are completed."""
-        return sum(len(self._batches.at(number)) for number in range(step))
+        return self._batches.samples_before(step)
 
     def shares(self, step: int) -> list[Share]:
         """What this rank reads at this step, one share per micro-batch."""
@@ -126,6 +130,12 @@ class ByArithmetic:
         """The samples of a step."""
         return self.sampler.batch(*divmod(step, self.steps_per_epoch))
 
+    def samples_before(self, step: int) -> int:
+        """How many samples the steps before this one have together."""
+        epochs, rest = divmod(step, self.steps_per_epoch)
+        whole = self.sampler.samples_in(0, self.steps_per_epoch) if epochs else 0  # the same in each
+        return epochs * whole + self.sampler.samples_in(epochs, rest)
+
 
 class ByCounting:
     """Batches of any batch sampler, pass after pass.
@@ -148,6 +158,8 @@ class ByCounting:
         self.length = steps_of(sampler)
         self.steps_per_epoch = self.length or steps or 1
         self._is_known_by_pass = _is_known_by_pass(sampler)
+        self._twin: ByCounting | None = None
+        self._counted = self._samples = 0  # steps and samples that the twin has counted
         self._begin()
 
     def _begin(self, number: int = 0) -> None:
@@ -169,6 +181,17 @@ class ByCounting:
         while self._next <= step:
             self._advance()
         return self._kept[step]
+
+    def samples_before(self, step: int) -> int:
+        """How many samples the steps before this one have together: what a twin counts, which only goes forward."""
+        if self._twin is None or self._counted > step:
+            fresh = _copied(self._as_built, self._dataset) if self._as_built is not None else self.sampler
+            self._twin = ByCounting(fresh, self._dataset, self.seed, self.steps_per_epoch)
+            self._counted = self._samples = 0
+        while self._counted < step:
+            self._samples += len(self._twin.at(self._counted))
+            self._counted += 1
+        return self._samples
 
     def _advance(self) -> None:
         if self._pass is None:

@@ -59,6 +59,10 @@ class Mixture(ArithmeticBatches):
             self._kept = block, self._drawn(block)
         return self._kept[1][place * self.batch_size : (place + 1) * self.batch_size]
 
+    def samples_in(self, epoch: int, number: int) -> int:
+        """All batches are of one size."""
+        return number * self.batch_size
+
     def _drawn(self, block: int) -> Indices:
         """The samples of all steps of a block."""
         before, counts = self._counted(block)

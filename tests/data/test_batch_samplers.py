@@ -217,7 +217,9 @@ def test_every_world_shares_the_same_batches_from_any_step_on(kind: str, world: 
     state = torch.get_rng_state()
     assert [counted(resumed, step) for step in (20, 21)] == [counted(ranks[0], step) for step in (20, 21)]
     assert torch.equal(torch.get_rng_state(), state)
-    assert alone.samples_before(20) == sum(map(len, expected[:20]))
+    for step in (20, 0, 27, 28):
+        assert alone.samples_before(step) == sum(map(len, expected[:step]))
+    assert sorted(counted(alone, 28)) == expected[28]  # counting has moved nothing
 
 
 @pytest.mark.parametrize("workers", [0, 2])
