@@ -1,8 +1,8 @@
 """Batches for a metric, some thousands of rows at a time: an update of torchmetrics costs more than a small model.
 
 Only for classes whose figures are provably the same: they add up whole numbers of rows, or keep the rows themselves,
-and look at each row alone. What they look at of a batch as a whole is whether all of it lies between 0 and 1, or they
-take it for logits: only batches that are alike in that are put together.
+and look at each row alone. Where they look at a batch as a whole, to take it for logits unless all of it lies between 0
+and 1, only batches that do are put together: a sigmoid's last bit depends on how many numbers are computed at once.
 """
 
 from __future__ import annotations
@@ -28,6 +28,10 @@ EXACT = frozenset(
     if hasattr(torchmetrics.classification, kind + name)
 )
 
+_OF_LIKELIEST = frozenset(kind for kind in EXACT if kind.__name__.startswith("Multiclass")) - frozenset(
+    getattr(torchmetrics.classification, f"Multiclass{name}") for name in _CURVES
+)
+
 
 def is_exact(metric: Any) -> bool:
     """Whether chunks give a metric the figures that batches do."""
@@ -36,17 +40,29 @@ def is_exact(metric: Any) -> bool:
     return type(metric) in EXACT and getattr(metric, "multidim_average", "global") == "global"
 
 
-class Chunk:
-    """The batches that a metric has not been told yet."""
+def takes_any_numbers(metric: Any) -> bool:
+    """Whether a metric asks for the likeliest class alone, of logits and of probabilities."""
+    if type(metric) is torchmetrics.MetricCollection:
+        return all(map(takes_any_numbers, metric.values()))
+    return type(metric) in _OF_LIKELIEST
 
-    def __init__(self) -> None:
+
+class Chunk:
+    """The batches that a metric has not been told yet.
+
+    Args:
+        takes_any_numbers: Whether outputs need not lie between 0 and 1 to be put together.
+    """
+
+    def __init__(self, takes_any_numbers: bool = False) -> None:
+        self._takes_any_numbers = takes_any_numbers
         self._parts: list[list[torch.Tensor]] = []
         self._form: Any = None
         self._rows = self._numbers = 0
 
     def add(self, parts: Sequence[Any]) -> Iterator[list[torch.Tensor]]:
         """Takes a batch in; gives what is to be told now, before it or with it."""
-        form = _form(parts)
+        form = _form(parts, self._takes_any_numbers)
         if form != self._form or form is None:
             yield from self.rest()
         if form is None:
@@ -71,14 +87,16 @@ class Chunk:
         self._parts, self._form, self._rows, self._numbers = [], None, 0, 0
 
 
-def _form(parts: Sequence[Any]) -> Any:
+def _form(parts: Sequence[Any], takes_any_numbers: bool) -> Any:
     """What batches that are put together have in common; None for one that stands alone."""
     tensors = [part for part in parts if isinstance(part, torch.Tensor)]
     if len(tensors) != len(parts) or not tensors or any(tensor.ndim == 0 for tensor in tensors):
         return None
     if len({len(tensor) for tensor in tensors}) != 1 or not len(tensors[0]):
         return None
-    return [(tensor.dtype, tensor.shape[1:], tensor.device, _is_probability(tensor)) for tensor in tensors]
+    if not takes_any_numbers and not all(map(_is_probability, tensors)):
+        return None
+    return [(tensor.dtype, tensor.shape[1:], tensor.device) for tensor in tensors]
 
 
 def _is_probability(tensor: torch.Tensor) -> bool:

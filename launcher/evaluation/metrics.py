@@ -12,7 +12,7 @@ import torchmetrics
 from torchmetrics.text import Perplexity
 
 from launcher.errors import LauncherError, RecipeError
-from launcher.evaluation.chunks import Chunk, is_exact
+from launcher.evaluation.chunks import Chunk, is_exact, takes_any_numbers
 from launcher.evaluation.outputs import class_dimension, classes, probabilities
 from launcher.internals import keep_to_rank, reductions
 from launcher.objective.batch import BatchLayout, Evaluated, Picks
@@ -96,7 +96,7 @@ class Metric:
 
     def __post_init__(self) -> None:
         if is_exact(self.metric):
-            self._chunk = Chunk()
+            self._chunk = Chunk(takes_any_numbers(self.metric))
 
     def is_for(self, name: str) -> bool:
         """Whether it measures on this set."""
