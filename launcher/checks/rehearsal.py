@@ -21,6 +21,7 @@ import torch
 from launcher.checkpoints import format as checkpoints
 from launcher.checkpoints.format import plain
 from launcher.checkpoints.sameness import same
+from launcher.checks.certainty import Finding, findings_of
 from launcher.checks.schedule import doubts_of
 from launcher.data.load import Data
 from launcher.device.device import open_device, seed_everything
@@ -42,6 +43,7 @@ from launcher.text import printable, shapes, size
 from launcher.training.batch_norm import too_few_for_batch_norm
 from launcher.training.build import build_run_model, build_run_state, open_run_data
 from launcher.training.contents import Contents
+from launcher.training.cut import as_it_was, dependence_of
 from launcher.training.plan import Plan, plan_of
 from launcher.training.proof import Proof
 from launcher.training.state import TrainState
@@ -60,10 +62,12 @@ class Checked:
     Attributes:
         plan: As the run would print it, for the world asked for.
         doubts: What is allowed and looks like a slip.
+        findings: What was known, what was measured, and what was taken on trust.
     """
 
     plan: Plan
     doubts: Sequence[str]
+    findings: Sequence[Finding]
 
 
 def rehearse(recipe: Recipe, builder: Builder, world: World, say: Say) -> Checked:
@@ -97,14 +101,17 @@ def rehearse(recipe: Recipe, builder: Builder, world: World, say: Say) -> Checke
             raise RecipeError([_problem(recipe, *few)])
         _check_schedule(recipe, state)
         with _stage(recipe, ("loss",), "measuring what it is a mean over"):
-            settle_losses(builder, state.objective, model.bare, data, device.coordinator, processes=world.size)
+            with as_it_was(state):
+                settle_losses(builder, state.objective, model.bare, data, device.coordinator, processes=world.size)
+            depends = dependence_of(state)
         on_two = replace(state, data=open_run_data(small, builder, World()))
         warned = _rehearse_step(recipe, on_two, world, say)
         _rehearse_evaluation(small, builder, on_two, say)
         _rehearse_checkpoint(recipe, builder, on_two, say)
         elsewhere = replace(state, device=replace(device, world=world, notes=()))
         plan = plan_of(recipe, elsewhere, Path(), 0, list(_notes(recipe, data, world)))
-        return Checked(_for_the_world(plan, recipe), [*warned, *doubts_of(recipe, state)])
+        doubts = [*warned, *doubts_of(recipe, state)]
+        return Checked(_for_the_world(plan, recipe), doubts, findings_of(recipe, state, world, depends))
 
 
 def _small(recipe: Recipe) -> Recipe:

@@ -78,6 +78,7 @@ def _import_and_rehearse(options: argparse.Namespace, arguments: Sequence[str], 
     if _is_login_node():
         _say_the_rest(recipe, arguments)
         return EXIT_DONE
+    from launcher.checks.certainty import conclusion
     from launcher.checks.rehearsal import rehearse
 
     for place, server in builder.reached():
@@ -89,7 +90,10 @@ def _import_and_rehearse(options: argparse.Namespace, arguments: Sequence[str], 
         _say(label, text)
     for doubt in checked.doubts:
         _say("question", doubt)
-    print(f"\n{options.recipe}: nothing wrong was found")
+    print()
+    for finding in checked.findings:
+        _say(finding.basis, finding.text)
+    print(f"\n{conclusion(options.recipe, checked.findings)}")
     return EXIT_DONE
 
 

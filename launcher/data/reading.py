@@ -80,9 +80,10 @@ class Reader:
         """
         self.epochs.tell(epoch)
         if self._whole is not None:
-            self.mark(epoch, int(indices[0]))
-            if (batch := self._whole(indices)) is not None:
-                return self.pinned(batch)
+            if self.mark is not _unmarked:
+                self.mark(epoch, int(indices[0]))
+            if (rows := self._whole(indices)) is not None:
+                return self.pinned(rows) if self.reading.pin_memory else rows
         with randomness_restored(self.in_training_process and self.reading.sample_seeds):
             return self.pinned(self.collated(epoch, indices, self._samples(epoch, indices)))
 

@@ -10,7 +10,7 @@ import torch
 from launcher.device.coordination import Coordinator, Pending
 
 
-@dataclass
+@dataclass(frozen=True)
 class Requests:
     """What a rank wishes to do after this step.
 
@@ -25,6 +25,9 @@ class Requests:
     save: bool = False
     evaluate: bool = False
     over: bool = False
+
+
+NOTHING = Requests()  # as after nearly every step: made once
 
 
 class Agreement:
@@ -50,7 +53,7 @@ class Agreement:
         if self._coordinator.world_size == 1:
             return wishes
         if step < self._next:
-            return Requests()
+            return NOTHING
         *agreed, period = self._pending.result().tolist() if self._pending is not None else (0, 0, 0, 0, 1)
         numbers = [wishes.stop, wishes.save, wishes.evaluate, wishes.over, self._pace(step)]
         self._pending = self._coordinator.max(torch.tensor(numbers, dtype=torch.float64))

@@ -12,6 +12,7 @@ from torch import nn
 
 from launcher.data.loaders import MicroBatch
 from launcher.data.transfer import moved
+from launcher.evaluation.audit import audit_own
 from launcher.evaluation.modes import own_randomness
 from launcher.objective.batch import Evaluated
 from launcher.objective.loss import Objective
@@ -104,6 +105,8 @@ class Tally:
         counts = objective.counts(batch.data, batch.samples)
         data = batch.data if device.type == "cpu" else moved(batch.data, device)
         data = data if self.transform is None else self.transform(data)
+        if not self.samples and not objective.terms:  # the first batch
+            audit_own(model, objective, data, batch.samples, self.at)
         if objective.step is not None:
             result = objective.stepped(model, data, self.at)
             values = [result["loss"]]

@@ -29,9 +29,10 @@ from launcher.runs.record import NoRecord, Record
 from launcher.runs.tracking.tracking import NoTracking, Tracking, open_tracking
 from launcher.training.batch_norm import too_few_for_batch_norm
 from launcher.training.contents import Contents
+from launcher.training.cut import as_it_was, dependence_of
 from launcher.training.plan import plan_of
 from launcher.training.profiling import NoProfiling, Profiling
-from launcher.training.proof import Proof
+from launcher.training.proof import Proof, try_fresh
 from launcher.training.resume import Finished, Opening, ResumePoint
 from launcher.training.session import Session
 from launcher.training.state import TrainState
@@ -65,7 +66,10 @@ def open_session(recipe: Recipe, builder: Builder, state: TrainState, options: O
         if point.finished:
             raise Finished(point.finished, Path(point.folder), state.model.bare)
         _go_on_alike(point, state)
-        settle_losses(builder, state.objective, state.model.bare, state.data, coordinator, kept=_kept_readings(point))
+        with as_it_was(state):
+            kept = _kept_readings(point)
+            settle_losses(builder, state.objective, state.model.bare, state.data, coordinator, kept=kept)
+        notes = [*point.notes, *(() if point.checkpoint else _dependences(recipe, builder, state))]
         if world.size > 2:
             # DDP settles the order of its buckets in its first backward; then a resumed run sums as this one
             warm_up(state)
@@ -81,7 +85,7 @@ def open_session(recipe: Recipe, builder: Builder, state: TrainState, options: O
         if start:
             record.event("redone", start, **asdict(tracking.redone))
         try:
-            tracking.start(plan_of(recipe, state, session.folder, start, point.notes))
+            tracking.start(plan_of(recipe, state, session.folder, start, notes))
             for warning in point.warnings:
                 tracking.warn(warning)
             record.event("train", start)
@@ -104,6 +108,18 @@ def _go_on_alike(point: ResumePoint, state: TrainState) -> None:
         torch.set_num_threads(point.threads)
     if point.readers is not None:
         state.data.read_by(point.readers)
+
+
+def _dependences(recipe: Recipe, builder: Builder, state: TrainState) -> list[str]:
+    """What a run's numbers depend on beside its recipe, in words; every rank tries the same.
+
+    Raises:
+        UnresumableError: A forward makes a state that no fresh model takes up.
+    """
+    depends = dependence_of(state)
+    if depends.grown is not None:
+        try_fresh(depends.grown, state.shapes, partial(builder.build_another, recipe.model))
+    return [*depends.notes(state.objective, synchronised=recipe.device.sync_batchnorm)]
 
 
 def _kept_readings(point: ResumePoint) -> Mapping[str, Any]:
