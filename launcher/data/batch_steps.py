@@ -57,6 +57,8 @@ class BatchSteps(StepSampler):
         seed: The run's.
     """
 
+    label = "batches of the sampler, the first of"
+
     def __init__(
         self,
         dataset: Any,

@@ -99,6 +99,8 @@ class StepSampler(DistributedSampler[list[tuple[int, int]]]):
         RecipeError: The weights are not one non-negative, finite number per sample.
     """
 
+    label = "global batch"  # in front of its size, for the plan
+
     def __init__(
         self,
         dataset: Sized,
@@ -263,5 +265,5 @@ def describe_shares(sampler: StepSampler, world_size: int) -> str:
         pieces = [share + (rank < larger) for rank in range(min(world_size, 8))]
         more = " + …" if world_size > 8 else ""
         parts = f", each in {accumulated} parts" if accumulated > 1 else ""
-        return f"global batch {batch} = {' + '.join(map(str, pieces))}{more} on {processes}{parts}"
-    return f"global batch {batch} = {processes} × {share // accumulated} × {accumulated} accumulated"
+        return f"{sampler.label} {batch} = {' + '.join(map(str, pieces))}{more} on {processes}{parts}"
+    return f"{sampler.label} {batch} = {processes} × {share // accumulated} × {accumulated} accumulated"
