@@ -13,6 +13,7 @@ import functools
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import time
 import traceback
@@ -21,7 +22,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from multiprocessing import parent_process, sharedctypes
-from multiprocessing.util import get_temp_dir
+from multiprocessing.util import Finalize
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ from launcher.data.seeds import seed_generators
 from launcher.data.transport import Slot
 from launcher.errors import LauncherError
 from launcher.world.signals import die_with_parent
+from launcher.world.temporary import held_folder
 
 Request = tuple[int, Indices]  # an epoch, and which samples of it make a batch
 
@@ -102,7 +104,7 @@ class Workers:
         if self._workers and all(worker.process.is_alive() for worker in self._workers):
             return
         self.close()  # one died since the last pass: all start afresh
-        get_temp_dir()  # this process's, which it removes: else each worker has its own, which dies with it and stays
+        _keep_sockets(os.getpid())
         self._workers = [_Worker(self.reader, number, self.count) for number in range(self.count)]
         _ended_at_exit().add(self)
 
@@ -325,6 +327,15 @@ def _as_torch_tells(error: Exception, number: int) -> str:
     text = "".join(traceback.format_exception(error)).lstrip(" +").partition("\n")[2]
     kind = type(error).__name__
     return f"Caught {kind} in DataLoader worker process {number}.\nOriginal Traceback (most recent call last):\n{text}"
+
+
+@functools.cache
+def _keep_sockets(process: int) -> None:
+    """Gives this process a folder for what workers keep: one for all, else each would have its own, and leave it."""
+    with suppress(OSError):
+        folder, _ = held_folder()  # held until the process has ended
+        Finalize(None, shutil.rmtree, args=(folder, True), exitpriority=-100)  # after what uses it
+        internals.keep_sockets_in(str(folder))
 
 
 @functools.cache

@@ -296,7 +296,7 @@ ACCIDENTS = {
     "kill": (rf"{AT_3}: killed by signal 9 \(SIGKILL\): the machine may", f"if it was memory {BATCH}: use fewer"),
     "worker": (
         r"failed at .*: data.train \(Points\), rank 1: worker process 0 was killed by SIGKILL",
-        f"/dev/shm, may be full {BATCH}: use fewer",
+        f"/dev/shm, may be full or not to be written {BATCH}: use fewer",
     ),
     "unused": (r"failed at step 1 \(epoch 0\.25\): RuntimeError: Expected to", "(spare.weight, spare.bias)"),
 }
