@@ -260,9 +260,11 @@ class TokenBudget(ArithmeticBatches):
         """By the place of each batch among all."""
         places = Permutation(self.steps_per_epoch, self._mix(_STEPS), epoch).slice(0, number)
         whole = self._rows[np.searchsorted(self._ends, places[places < self._ends[-1]], side="right")]
-        rest = [sum(stop - start for _, start, stop in batch) for batch in self._rest]
-        return int(whole.sum()) + sum(rest[place - int(self._ends[-1])] for place in places if place >= self._ends[-1])
+        rest: list[int] = [sum(stop - start for _, start, stop in batch) for batch in self._rest]
+        last = int(self._ends[-1])
+        return int(whole.sum() + sum(rest[place - last] for place in places.tolist() if place >= last))
 
     def _rows_of(self, epoch: int, bucket: int, start: int, stop: int) -> Indices:
         order = Permutation(int(self._sizes[bucket]), self._mix(_BUCKETS, bucket), epoch)
-        return self._order[self._starts[bucket] + order.slice(start, stop)]
+        rows: Indices = self._order[self._starts[bucket] + order.slice(start, stop)]
+        return rows

@@ -162,11 +162,12 @@ class ByCounting:
         self._is_known_by_pass = _is_known_by_pass(sampler)
         self._twin: ByCounting | None = None
         self._counted = self._samples = 0  # steps and samples that the twin has counted
+        self._next = 0
         self._begin()
 
     def _begin(self, number: int = 0) -> None:
         """Stands before the first batch of a pass."""
-        if not self._is_known_by_pass and self._as_built is not None and getattr(self, "_next", 0):
+        if not self._is_known_by_pass and self._as_built is not None and self._next:
             self.sampler, self._as_built = self._as_built, _copied(self._as_built, self._dataset)
         self._number = number
         self._first = (self.length or 0) * number  # the step that this pass began with

@@ -109,7 +109,8 @@ class Mixture(ArithmeticBatches):
         for turn in np.unique(turns).tolist():
             own = np.flatnonzero(turns == turn)
             indices[own] = Permutation(size, self._mix(_STREAMS, part), turn).at(places[own])
-        return indices + self._ends[part] - size
+        indices += self._ends[part] - size
+        return indices
 
 
 def _checked(shares: Shares, sizes: Indices) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

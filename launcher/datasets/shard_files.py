@@ -60,7 +60,7 @@ def index_of(find: Callable[[], Path], name: str, kept: Path) -> Index:
     index = {"tar": _of_tar, "jsonl": _of_lines, "parquet": _of_parquet}[suffix_of(name)](find(), name)
     kept.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(kept) as part, part.open("wb") as opened:
-        np.savez(opened, **index)
+        np.savez(opened, allow_pickle=False, **index)
     return index
 
 
@@ -71,7 +71,9 @@ def size_of(index: Index) -> int:
 
 def _of_tar(file: Path, name: str) -> dict[str, NDArray[Any]]:
     """Members that follow one another under one key are a sample, as webdataset has it."""
-    first, places, extensions, keys = [0], [], [], []
+    first, extensions = [0], []
+    places: list[tuple[int, int]] = []
+    keys: list[str] = []
     for member in _members(file, name):
         key, extension = _key_and_extension(member.name)
         if not keys or keys[-1] != key:

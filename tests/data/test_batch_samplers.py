@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from projects import make
 from torch.utils.data import BatchSampler, RandomSampler, Sampler, TensorDataset, WeightedRandomSampler
 
 import launcher
@@ -17,7 +18,6 @@ from launcher.data.batch_samplers import ArithmeticBatches, LengthBuckets, MPerC
 from launcher.data.batch_steps import BatchSteps, ByArithmetic, ByCounting
 from launcher.data.loaders import Reading, TrainLoader
 from launcher.errors import LauncherError
-from tests.support.projects import make
 
 SIZE = 300
 LENGTHS = np.random.default_rng(4).integers(1, 40, SIZE)
@@ -176,11 +176,11 @@ class Endless(Sampler[list[int]]):
 
 
 DATA = TensorDataset(torch.arange(SIZE))
-ANY = {
+ANY: dict[str, Callable[[], Any]] = {
     **{kind: lambda kind=kind: ByArithmetic(OURS[kind](), 5) for kind in OURS},  # type: ignore[misc]  # the loop's
     "torch's": lambda: ByCounting(BatchSampler(RandomSampler(DATA), 32, False), DATA, 5, None),
     "torch's by weight": lambda: ByCounting(
-        BatchSampler(WeightedRandomSampler(torch.arange(SIZE) + 1.0, 90), 32, True), DATA, 5, None
+        BatchSampler(WeightedRandomSampler(range(1, SIZE + 1), 90), 32, True), DATA, 5, None
     ),
     "with a generator": lambda: ByCounting(
         BatchSampler(RandomSampler(DATA, generator=torch.Generator().manual_seed(1)), 64, False), DATA, 5, None

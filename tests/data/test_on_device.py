@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from projects import make
 from torch.nn.functional import one_hot
 
 import launcher
 from launcher.data.mixing import CutMix, Mixup
 from launcher.errors import LauncherError
-from tests.support.projects import make
 
 Pair = namedtuple("Pair", "picture label")
 

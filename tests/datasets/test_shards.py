@@ -18,6 +18,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
+from projects import make
 
 import launcher
 from launcher.data.loaders import Reading, TrainLoader
@@ -26,7 +27,6 @@ from launcher.data.sampler import StepSampler
 from launcher.datasets import shard_files
 from launcher.datasets.shards import Shards
 from launcher.errors import LauncherError
-from tests.support.projects import make
 
 SIZES = (5, 0, 7, 1, 6)
 
