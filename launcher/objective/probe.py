@@ -49,6 +49,7 @@ from launcher.objective.reading import (
     is_mask,
     tensors_in,
 )
+from launcher.world.screen import breakpoints_passed
 
 LOOKED_AT = 64  # samples that those of a measurement are chosen from
 _SIZES = ((9, (2, 3, 4)), (6, (1, 2, 3)), (3, (1, 1, 1)))  # of the pieces, by how many samples there are
@@ -184,7 +185,13 @@ class Found:
 def _undisturbed() -> Iterator[None]:
     """Puts all generators back, and keeps warnings about pieces for those who run the whole."""
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
-    with warnings.catch_warnings(), randomness_restored(True), torch.random.fork_rng(devices), torch.no_grad():
+    with (
+        warnings.catch_warnings(),
+        randomness_restored(True),
+        torch.random.fork_rng(devices),
+        torch.no_grad(),
+        breakpoints_passed(),
+    ):
         warnings.simplefilter("ignore")
         yield
 
