@@ -229,15 +229,28 @@ def forget_worker() -> None:
         raise RuntimeError("this torch keeps what a worker is told elsewhere; say data.workers=0")
 
 
+def become_worker(number: int, count: int, seed: int, dataset: Any) -> None:
+    """Makes `torch.utils.data.get_worker_info()` say in this process what it says in a DataLoader's worker.
+
+    Data sets and collates ask it which worker they are in. Where this torch has another way, they hear that they are in
+    none.
+    """
+    from torch.utils.data._utils import worker
+
+    kind = getattr(worker, "WorkerInfo", None)
+    if kind is not None:
+        worker._worker_info = kind(id=number, num_workers=count, seed=seed, dataset=dataset)
+
+
 @contextmanager
-def as_in_no_worker() -> Iterator[bool]:
-    """Lets torch collate as the training process would, for a while; gives whether this is a worker at all."""
+def as_in_no_worker() -> Iterator[None]:
+    """Lets torch collate as the training process would, for a while; else it makes each tensor a shared file."""
     from torch.utils.data._utils import worker
 
     info = worker._worker_info
     worker._worker_info = None
     try:
-        yield info is not None
+        yield
     finally:
         worker._worker_info = info
 
@@ -248,31 +261,6 @@ def iterates_itself(loader: Any) -> bool:
 
     names = ("__iter__", "_get_iterator")
     return any(getattr(type(loader), name, None) is not getattr(DataLoader, name, None) for name in names)
-
-
-def quantized(numbers: torch.Tensor, scales: Any, zeros: Any, axis: int | None) -> torch.Tensor:
-    """A quantized tensor from its whole numbers, scales and zero points: torch's public way begins with real numbers.
-
-    Raises:
-        AttributeError: This torch makes none like that; a worker's batch with such a tensor cannot be read.
-    """
-    import torch
-
-    if axis is None:
-        return torch._make_per_tensor_quantized_tensor(numbers, scales, zeros)
-    return torch._make_per_channel_quantized_tensor(numbers, scales, zeros, axis)
-
-
-def processes_of(iterator: Any) -> list[Any]:
-    """The worker processes of a DataLoader's iterator: to say which died, and to end them; none where it hides them."""
-    return list(getattr(iterator, "_workers", ()))
-
-
-def shut_down(iterator: Any) -> None:
-    """Ends the workers of a DataLoader's iterator now, not when nobody refers to it; later where it cannot."""
-    end = getattr(iterator, "_shutdown_workers", None)
-    if end is not None:
-        end()
 
 
 # ---------------------------------------------------------------------- modules, schedules, metrics

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from torch.optim import optimizer as optimizers
 from torch.optim.lr_scheduler import ConstantLR, SequentialLR
 from torch.utils import _pytree
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 from torch.utils.data._utils import pin_memory, worker
 
 import launcher
@@ -47,10 +47,6 @@ def stepped() -> Optimizer:
     return optimizer
 
 
-def workers_iterator() -> object:
-    return iter(DataLoader(TensorDataset(torch.zeros(2)), num_workers=1))
-
-
 SYMBOLS: dict[str, Callable[[], object]] = {
     "_engine_run_backward": lambda: torch.autograd.graph,
     "_is_profiler_enabled": lambda: torch.autograd.profiler,
@@ -72,9 +68,8 @@ SYMBOLS: dict[str, Callable[[], object]] = {
     "_inside_ddp_forward": lambda: DistributedDataParallel,
     "_orig_mod": lambda: torch.compile(nn.Linear(1, 1), backend="eager"),
     "_worker_info": lambda: worker,
+    "WorkerInfo": lambda: worker,
     "pin_memory": lambda: pin_memory,
-    "_workers": workers_iterator,
-    "_shutdown_workers": workers_iterator,
     "_get_iterator": lambda: DataLoader,
     "_modules": lambda: nn.Linear(1, 1),
     "_parameters": lambda: nn.Linear(1, 1),
@@ -82,8 +77,6 @@ SYMBOLS: dict[str, Callable[[], object]] = {
     "_PACKAGED_DATASETS_MODULES": lambda: importlib.import_module("datasets.packaged_modules"),
     "_forward_hooks": lambda: nn.Linear(1, 1),
     "_forward_pre_hooks": lambda: nn.Linear(1, 1),
-    "_make_per_tensor_quantized_tensor": lambda: torch,
-    "_make_per_channel_quantized_tensor": lambda: torch,
     "_BatchNorm": lambda: batchnorm,
     "_DropoutNd": lambda: torch.nn.modules.dropout,
     "tree_map": lambda: _pytree,

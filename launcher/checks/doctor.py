@@ -53,7 +53,7 @@ def findings() -> Iterator[Finding]:
     yield _cpus()
     yield _room("disk", Path.cwd(), _ENOUGH_DISK, "checkpoints need room; name a --run-dir elsewhere")
     if Path("/dev/shm").is_dir():
-        remedy = "workers hand over batches there; give the container more (--shm-size 8g), or use data.workers=0"
+        remedy = "processes on one machine add gradients up there; give the container more (--shm-size 8g)"
         yield _room("shared memory", Path("/dev/shm"), _ENOUGH_SHARED, remedy)
     yield _open_files()
     yield _clock()

@@ -123,6 +123,7 @@ def _small(recipe: Recipe) -> Recipe:
     """The recipe for two samples on a CPU; what is learned from is the same."""
     section = recipe.data
     data = {"global_batch_size": SAMPLES, "micro_batch_size": None, "workers": 0, "drop_last": False}
+    data["batch_sampler"] = None  # which is judged by its arguments
     device = {"precision": "no", "compile": False, "sync_batchnorm": False, "deterministic": False}
     limits = {"limit": Duration(1, "batches", "1 batch"), "batch_size": SAMPLES, "ranks": "first"}
     return recipe.model_copy(
@@ -323,7 +324,8 @@ def _rehearse_evaluation(recipe: Recipe, builder: Builder, train_state: TrainSta
             used = [metric for metric in metrics if metric.is_for(name)]
             model, objective = train_state.model.bare, train_state.objective
             with evaluating(model, objective, train_state.optimizer):
-                tally = evaluate(model, loader.batches(), objective, used, device, seed=recipe.seed)
+                change = loader.reading.on_device
+                tally = evaluate(model, loader.batches(), objective, used, device, seed=recipe.seed, transform=change)
             scores = tally.scores()
         if (split, name) == ("validation", deciding):
             _check_best(recipe, scores)

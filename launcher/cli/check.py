@@ -142,7 +142,7 @@ def _world(options: argparse.Namespace, recipe: Recipe) -> World:
     size = options.processes or (stated if isinstance(stated, int) else nodes * gpu_count(per_node or 1))
     if size < nodes:
         raise UsageError(f"--nodes {nodes}: {size} processes are too few; --processes counts those of all nodes")
-    if size > batch:
+    if batch is not None and size > batch:
         where = str(recipe.document.origin(("data", "global_batch_size")))
         raise RecipeError([Problem(where, "data.global_batch_size", too_many(size, batch))])
     started_by = "launcher" if size > 1 else "one process"

@@ -98,7 +98,9 @@ def _batching(loader: DataLoader[Any]) -> tuple[int | None, bool, Any]:
 
 def _batch_contradictions(size: int, drop_last: bool, section: schema.Data, world_size: int) -> Iterator[str]:
     whole, micro = section.global_batch_size, section.micro_batch_size
-    if size * world_size != whole and size not in (whole, micro):
+    if whole is None:
+        yield f"its batch_size={size}, and data.batch_sampler chooses the batches; remove one of the two, {_INSTEAD}"
+    elif size * world_size != whole and size not in (whole, micro):
         of_all = f", or {size * world_size} if it is that of each process" if world_size > 1 else ""
         yield (
             f"its batch_size={size}, and data.global_batch_size is {whole}; write data.global_batch_size: "

@@ -16,10 +16,11 @@ import torch
 
 from launcher.data.epochs import Announcer
 from launcher.data.loaders import EvaluationLoader, TrainLoader
-from launcher.data.reading import seed_sample, whole_batches
+from launcher.data.reading import seed_sample
 from launcher.data.seeds import randomness_restored
 from launcher.data.streams import StreamLoader
 from launcher.data.subsets import name_of
+from launcher.data.whole import whole_batches
 
 _MOST_PARTS = 100_000  # of a sample: an object may hold whatever it likes
 
@@ -55,8 +56,9 @@ def samples_of(loader: TrainLoader | EvaluationLoader) -> Iterator[Any]:
     read, size = whole_batches(dataset, reading.collate), len(dataset)
     Announcer(dataset, reading.collate).tell(0)
     for index in sorted({0, size // 2, size - 1}):
-        if read is not None:
-            yield read(np.array([index], dtype=np.int64))
+        batch = None if read is None else read(np.array([index], dtype=np.int64))
+        if batch is not None:
+            yield batch
         else:
             seed_sample(reading.seed, 0, index)
             yield dataset[index]

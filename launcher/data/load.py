@@ -10,15 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from launcher.data.batch_samplers import ArithmeticBatches
+from launcher.data.batch_steps import Batches, BatchSteps, ByArithmetic, ByCounting, steps_of
 from launcher.data.dataloaders import Opened
 from launcher.data.loaders import EvaluationLoader, MicroBatch, Reading, TrainLoader
-from launcher.data.open import Opener, by_name, collate_for
+from launcher.data.open import Opener, by_name, collate_for, transform_for
 from launcher.data.own_parts import OwnPartSampler
 from launcher.data.permutation import Indices, mix, split
-from launcher.data.reading import Collate, reading_notes, whole_batches
+from launcher.data.reading import reading_notes
 from launcher.data.sampler import StepSampler, piece
 from launcher.data.streams import StreamEvaluationLoader, StreamLoader, has_shards, is_stream, length_of
 from launcher.data.subsets import subset
+from launcher.data.whole import Collate, whole_batches
 from launcher.recipe import schema
 from launcher.recipe.build import Builder
 from launcher.recipe.component import Component
@@ -37,6 +40,7 @@ __all__ = [
     "load_evaluation",
 ]
 
+_EVALUATED = 64  # samples of an evaluation's batch where the recipe names none
 Part = tuple[str, str]  # an evaluation set: `validation` or `test`, and its name, empty where there is only one
 
 
@@ -70,12 +74,12 @@ class Data:
         """Spreads a stream's shards over so many readers, as the run did that is gone on with."""
         workers = readers // self.train.sampler.num_replicas
         if workers != max(1, self.train.reading.workers):
-            self.train.reading = replace(self.train.reading, workers=workers)
+            self.train.use_workers(workers)
 
     def read_parts(self, sizes: Sequence[int]) -> None:
         """Learns how large each rank's own part is, where the training set is split by rank already."""
         if isinstance(self.train.sampler, OwnPartSampler):
-            self.train.sampler = self.train.sampler.for_sizes(sizes)
+            self.train.use_sampler(self.train.sampler.for_sizes(sizes))
 
     def samples_before(self, step: int) -> int:
         """Samples consumed, over all ranks, when `step` steps are completed."""
@@ -208,6 +212,7 @@ def _reading(builder: Builder, section: schema.Data, world: World, seed: int, on
         sample_seeds=section.sample_seeds,
         pin_memory=on_gpu and torch.cuda.is_available(),
         rank=world.rank,
+        on_device=transform_for(builder, section, "train"),
     )
 
 
@@ -225,7 +230,8 @@ class _Loaders:
     ):
         self.builder, self.section, self.evaluate, self.seed = builder, section, evaluate, reading.seed
         self.world, self.reading, self.on_gpu = world, reading, on_gpu
-        self.evaluating = replace(reading, collate=collate_for(builder, section, "evaluate"))
+        collate, change = collate_for(builder, section, "evaluate"), transform_for(builder, section, "evaluate")
+        self.evaluating = replace(reading, collate=collate, on_device=change)
         self.notes: list[str] = []
 
     def train(
@@ -240,17 +246,52 @@ class _Loaders:
             return self._stream(dataset, train)
         if weights is not None:
             self.notes.append("samples are drawn by weight, with replacement")
-        sampler = self._sampler(dataset, shuffle=self.section.shuffle, weights=weights)
-        self._check_steps(sampler)
+        if self.section.batch_sampler is not None:
+            sampler: StepSampler = self._batch_steps(dataset, self.section.batch_sampler, train)
+        else:
+            sampler = self._sampler(dataset, shuffle=self.section.shuffle, weights=weights)
+            self._check_steps(sampler)
         workers = self._workers(dataset, self.reading.collate)
         whole = whole_batches(dataset, self.reading.collate) is not None
         self.notes += reading_notes(dataset, self.reading.collate)
-        if workers:
+        is_measured = self.section.workers == "auto" and workers > 0
+        if is_measured:
+            self.notes.append(f"data.workers: auto: the first steps show whether up to {workers} workers should read")
+        elif workers:
             what = "whole batches" if whole else "samples"
             self.notes.append(f"{workers} worker process{'es a rank read' if workers > 1 else ' a rank reads'} {what}")
         elif not whole:
             self.notes.append("samples are read one by one in the training process itself")
-        return TrainLoader(dataset, sampler, replace(self.reading, workers=workers))
+        loader = TrainLoader(dataset, sampler, replace(self.reading, workers=0 if is_measured else workers))
+        loader.measure_workers(workers if is_measured else 0)
+        return loader
+
+    def _batch_steps(self, dataset: Any, component: Component, train: schema.Train) -> BatchSteps:
+        """Steps of the batches that the recipe's batch sampler chooses."""
+        chosen, wrong = self.builder.build(component, data_source=dataset), self.builder.wrong
+        if isinstance(chosen, ArithmeticBatches):
+            batches: Batches = ByArithmetic(chosen, self.seed)
+        else:
+            if steps_of(chosen) is None and train.steps is None:
+                key = "train.epochs" if train.epochs is not None else "train.time"
+                name = type(chosen).__name__
+                raise wrong(key, f"{name} does not know how many batches an epoch has; say how long with train.steps")
+            batches = ByCounting(chosen, dataset, self.seed, train.steps)
+        if not batches.steps_per_epoch:
+            raise wrong("data.batch_sampler", "an epoch has no batch; use a smaller one, or drop_last: false")
+        sampler = BatchSteps(
+            dataset,
+            batches,
+            rank=self.world.rank,
+            world_size=self.world.size,
+            micro_batch_size=self.section.micro_batch_size,
+            seed=self.seed,
+        )
+        self.notes.append(f"{type(chosen).__name__} chooses the samples of each step")
+        if (size := sampler.batch_size(0)) < self.world.size:
+            message = f"its first batch has {size} samples, which {self.world.size} processes cannot share; use fewer"
+            raise wrong("data.batch_sampler", f"{message} processes, or larger batches")
+        return sampler
 
     def _stream(self, dataset: Any, train: schema.Train) -> StreamLoader:
         sampler = self._sampler(range(self._stream_length(dataset, train)), shuffle=False)
@@ -263,7 +304,7 @@ class _Loaders:
         """A validation or test set."""
         section, evaluate, dataset = self.section, self.evaluate, opened.dataset
         reading = replace(self.evaluating, collate=opened.collate or self.evaluating.collate)
-        share = -(-section.global_batch_size // self.world.size)
+        share = -(-(section.global_batch_size or _EVALUATED) // self.world.size)
         size = evaluate.batch_size or section.micro_batch_size or share
         limit = int(evaluate.limit.amount) if evaluate.limit else None
         if length_of(dataset) == 0:
@@ -279,7 +320,7 @@ class _Loaders:
 
     def _sampler(self, dataset: Any, shuffle: bool, weights: np.ndarray | None = None) -> StepSampler:
         settings: dict[str, Any] = {
-            "global_batch_size": self.section.global_batch_size,
+            "global_batch_size": self._batch_size,
             "rank": self.world.rank,
             "world_size": self.world.size,
             "micro_batch_size": self.section.micro_batch_size,
@@ -291,6 +332,11 @@ class _Loaders:
         if self.section.split_by_rank:  # the others' parts are as large as this one until they have said
             return OwnPartSampler([len(dataset)] * self.world.size, **settings)
         return StepSampler(dataset, **settings)
+
+    @property
+    def _batch_size(self) -> int:
+        assert self.section.global_batch_size is not None, "checked where the recipe is read"
+        return self.section.global_batch_size
 
     def _workers(self, dataset: Any, collate: Collate | None) -> int:
         """As many as the recipe says; of itself none where a whole batch is read at once."""
@@ -320,12 +366,12 @@ class _Loaders:
             key = "train.epochs" if train.epochs is not None else "train.time"
             message = f"{type(dataset).__name__} is a stream without a length; say how long to train with train.steps"
             raise self.builder.wrong(key, message)
-        batch, ranks = self.section.global_batch_size, self.world.size
+        batch, ranks = self._batch_size, self.world.size
         start, stop = piece(batch, ranks, self.world.rank) if self.section.split_by_rank else (0, batch)
         return train.steps * (stop - start)
 
     def _check_steps(self, sampler: StepSampler) -> None:
-        size, batch, ranks = sampler.dataset_size, self.section.global_batch_size, self.world.size
+        size, batch, ranks = sampler.dataset_size, self._batch_size, self.world.size
         if isinstance(sampler, OwnPartSampler) and not all(sampler.sizes):
             raise self.builder.wrong("data.split_by_rank", "this process's part of the training set is empty")
         if sampler.steps_per_epoch == 0:
@@ -361,6 +407,7 @@ def _check_kind(builder: Builder, dataset: Any, section: schema.Data) -> None:
         "weights": section.weights is not None,
         "validation": isinstance(section.validation, str),
         "shuffle": section.shuffle and "shuffle" in section.model_fields_set,
+        "batch_sampler": section.batch_sampler is not None,
     }
     if not is_stream(dataset):
         if length_of(dataset) is None:

@@ -1,20 +1,26 @@
-"""Batches for one rank, step after step: from this process, or from workers that read ahead."""
+"""Batches for one rank, step after step: from this process, or from workers that read ahead.
+
+By type they are torch's DataLoaders: data set, batch sampler, workers and collate stand where one looks for them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, default_collate
 
+from launcher.data.auto_workers import Measured
 from launcher.data.reading import Reader, Reading
 from launcher.data.sampler import Share, StepSampler, evaluation_shares
 from launcher.data.subsets import innermost
-from launcher.data.workers import Key, Workers
+from launcher.data.whole import is_made_of_tensors
+from launcher.data.workers import Request, Workers
 
 __all__ = ["EvaluationLoader", "MicroBatch", "Reading", "TrainLoader"]
 
@@ -34,8 +40,10 @@ class MicroBatch:
     first: int = 0
 
 
-class TrainLoader:
+class TrainLoader(DataLoader[Any]):
     """The training data, step after step, from any step on.
+
+    Iterated over, it gives the batches of its sampler's steps: of the epoch that it is set to.
 
     Args:
         dataset: Map-style, or read whole batches at a time.
@@ -44,11 +52,44 @@ class TrainLoader:
         name: What to call the data set in messages.
     """
 
+    dataset: Any
+    sampler: StepSampler
+
     def __init__(self, dataset: Any, sampler: StepSampler, reading: Reading, name: str = "data.train"):
-        self.dataset = dataset
-        self.sampler = sampler
+        super().__init__(dataset, batch_size=None, **_in_torch_s_words(reading))
+        object.__setattr__(self, "dataset", dataset)  # torch wraps a data pipe
+        self._read_by(sampler)
         self.reading = reading
+        self.most_workers = 0  # to be chosen from by measuring; 0 where the number is settled
+        self._news = ""
         self._reader = Reader(dataset, reading, name)
+
+    def measure_workers(self, most: int) -> None:
+        """Chooses in the first steps how many workers read, at most so many."""
+        self.most_workers = most
+
+    def news(self) -> str:
+        """What was chosen since this was last asked."""
+        news, self._news = self._news, ""
+        return news
+
+    def use_sampler(self, sampler: StepSampler) -> None:
+        """Reads by another sampler from now on."""
+        self._read_by(sampler)
+
+    def _read_by(self, sampler: StepSampler) -> None:
+        for name in ("sampler", "batch_sampler"):  # which torch lets nobody change: its iterators hold them
+            object.__setattr__(self, name, sampler)
+
+    def use_workers(self, workers: int) -> None:
+        """Reads with so many processes from now on."""
+        self.num_workers, self.reading = workers, replace(self.reading, workers=workers)
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator in place of torch's class
+        """This rank's batches from the sampler's first step to its last, or to the end of that epoch."""
+        start, stop, length = self.sampler.start_step, self.sampler.stop_step, self.sampler.steps_per_epoch
+        for batches in self.steps(start, start - start % length + length if stop is None else stop):
+            yield from (batch.data for batch in batches)
 
     @property
     def reads_whole_batches(self) -> bool:
@@ -62,7 +103,7 @@ class TrainLoader:
     def column(self, key: int | str) -> torch.Tensor | None:
         """One part of all samples, where the data set is nothing but tensors, read as they are."""
         dataset = innermost(self.dataset)
-        if type(dataset) is not TensorDataset or self.reading.collate is not None or not isinstance(key, int):
+        if not is_made_of_tensors(dataset) or self.reading.collate is not None or not isinstance(key, int):
             return None
         tensors: tuple[torch.Tensor, ...] = dataset.tensors
         return tensors[key] if -len(tensors) <= key < len(tensors) else None
@@ -73,27 +114,45 @@ class TrainLoader:
 
     def steps(self, start: int, stop: int | None) -> Generator[list[MicroBatch], None, None]:
         """This rank's micro-batches of each optimizer step from `start` on."""
-        read = self._read
-        with self._reading_ahead(start, stop) if self.reading.workers else nullcontext() as ahead:
-            step = start
+        read, step = self._read, start
+        if self.most_workers:
+            step = yield from self._measured_steps(start, stop)
+        with self._reading_ahead(step, stop) if self.reading.workers else nullcontext() as ahead:
             while stop is None or step < stop:
                 shares = self.sampler.shares(step)
                 batches = read(step, shares) if ahead is None else [next(ahead) for _ in shares]
                 yield [MicroBatch(data, share.samples) for data, share in zip(batches, shares, strict=True)]
                 step += 1
 
+    def _measured_steps(self, start: int, stop: int | None) -> Generator[list[MicroBatch], None, int]:
+        """The first steps, read here, and which one comes next; then it is settled how many workers read."""
+        measured, step = Measured(self.most_workers), start
+        while not measured.is_enough:
+            if step == stop:
+                return step
+            shares = self.sampler.shares(step)
+            with measured:
+                batches = self._read(step, shares)
+            yield [MicroBatch(data, share.samples) for data, share in zip(batches, shares, strict=True)]
+            step += 1
+        workers, self._news = measured.choice()
+        self.most_workers = 0
+        self.use_workers(workers)
+        return step
+
     @contextmanager
     def _reading_ahead(self, start: int, stop: int | None) -> Iterator[Iterator[Any]]:
         workers = Workers(self._reader, self.reading.workers)
         try:
-            yield workers.batches(self._keys(start, stop))
+            yield workers.batches(self._requests(start, stop))
         finally:
             workers.close()
 
-    def _keys(self, start: int, stop: int | None) -> Iterable[list[Key]]:
+    def _requests(self, start: int, stop: int | None) -> Iterator[Request]:
         """What workers are asked for."""
-        self.sampler.start_step, self.sampler.stop_step = start, stop
-        return self.sampler
+        for step in itertools.count(start) if stop is None else range(start, stop):
+            epoch = step // self.sampler.steps_per_epoch
+            yield from ((epoch, share.indices) for share in self.sampler.shares(step))
 
     def _read(self, step: int, shares: Sequence[Share]) -> list[Any]:
         """The same, read here."""
@@ -101,7 +160,7 @@ class TrainLoader:
         return [self._reader.batch(epoch, share.indices) for share in shares]
 
 
-class EvaluationLoader:
+class EvaluationLoader(DataLoader[Any]):
     """An evaluation set in order, every sample once; its workers live on from one evaluation to the next.
 
     Args:
@@ -112,6 +171,8 @@ class EvaluationLoader:
         name: What to call the data set in messages.
     """
 
+    dataset: Any
+
     def __init__(
         self,
         dataset: Any,
@@ -120,8 +181,9 @@ class EvaluationLoader:
         limit: int | None = None,
         name: str = "data.validation",
     ):
-        self.dataset = dataset
-        self.batch_size = batch_size
+        super().__init__(dataset, batch_size=batch_size, **_in_torch_s_words(reading))
+        object.__setattr__(self, "dataset", dataset)
+        self.size = batch_size
         self.reading = reading
         self.limit = limit
         self.name = name
@@ -141,23 +203,42 @@ class EvaluationLoader:
             for indices in shares:
                 yield MicroBatch(self._reader.batch(0, indices), len(indices), int(indices[0]))
             return
-        keys = ([(0, index) for index in indices.tolist()] for indices in self._shares(rank, world_size))
-        for data, indices in zip(self._workers.batches(keys), shares, strict=True):
+        requests = ((0, indices) for indices in self._shares(rank, world_size))
+        for data, indices in zip(self._workers.batches(requests), shares, strict=True):
             yield MicroBatch(data, len(indices), int(indices[0]))
 
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator in place of torch's class
+        """All its batches."""
+        return (batch.data for batch in self.batches())
+
+    def __len__(self) -> int:
+        """How many they are."""
+        return self.num_batches()
+
     def _shares(self, rank: int, world_size: int) -> Iterator[Any]:
-        return evaluation_shares(self.num_samples(), self.batch_size, rank, world_size)
+        return evaluation_shares(self.num_samples(), self.size, rank, world_size)
 
     def num_samples(self) -> int:
         """Samples that an evaluation counts, over all ranks."""
         size = len(self.dataset)
-        return size if self.limit is None else min(size, self.limit * self.batch_size)
+        return size if self.limit is None else min(size, self.limit * self.size)
 
     def num_batches(self) -> int:
         """Batches of one pass on one rank."""
-        return -(-self.num_samples() // self.batch_size)
+        return -(-self.num_samples() // self.size)
 
     def close(self) -> None:
         """Ends the workers; the next evaluation starts new ones."""
         if self._workers is not None:
             self._workers.close()
+
+
+def _in_torch_s_words(reading: Reading) -> dict[str, Any]:
+    """How samples become batches, as a DataLoader is told."""
+    return {
+        "num_workers": reading.workers,
+        "collate_fn": reading.collate or default_collate,
+        "pin_memory": reading.pin_memory,
+        "timeout": reading.timeout_seconds,
+        "persistent_workers": reading.workers > 0,
+    }

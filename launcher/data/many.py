@@ -18,6 +18,7 @@ from torch.utils.data import default_collate
 from launcher.data.seeds import randomness_restored, seed_generators
 
 GetBatch = Callable[[torch.Tensor], Any]
+UNUSED = "is not used, and samples are read one by one"
 _ROUNDING = 64.0  # times the type's precision: many rows at once may round otherwise than one
 
 
@@ -73,7 +74,7 @@ class _OnTrustError(Exception):
 
 
 def _unused(name: str, why: str) -> Verdict:
-    return Verdict(None, f"{name} is not used, and samples are read one by one: {why}")
+    return Verdict(None, f"{name} {UNUSED}: {why}")
 
 
 def _level(kind: type, name: str) -> int | None:

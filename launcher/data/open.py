@@ -99,6 +99,17 @@ def _stated_collate(section: Any, name: str) -> Any:
     return section.get(name) if isinstance(section, Mapping) else section
 
 
+def transform_for(builder: Builder, section: schema.Data, name: str) -> Any:
+    """What the recipe makes of batches on the device, for `train` or `evaluate`; one alone is for training."""
+    stated = section.on_device
+    several = stated.given if isinstance(stated, Component) and isinstance(stated.given, Mapping) else stated
+    if isinstance(several, Mapping):
+        stated = several.get(name)
+    elif name != "train":
+        return None
+    return builder.build(stated) if isinstance(stated, Component) else stated
+
+
 def collate_for(builder: Builder, section: schema.Data, name: str) -> Any:
     """The recipe's collate for `train` or `evaluate`, built; None for torch's default."""
     stated = _stated_collate(section.collate, name)

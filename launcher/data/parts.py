@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 
-from launcher.internals import quantized
-
 _DEPTH = 8  # how far to look into what holds something
 
 
@@ -66,54 +64,3 @@ def _replaced(value: Any, held: Mapping[Any, Any]) -> Any:
     other = copy.copy(value)
     other.update(held)
     return other
-
-
-# ---------------------------------------------------------------------- from a worker to its trainer
-
-
-class Packed:
-    """A batch with tensors in it that torch cannot hand from one process to another: these as bytes of a file."""
-
-    def __init__(self, batch: Any):
-        self.batch = batch
-
-    def unpacked(self) -> Any:
-        """The batch as it was."""
-        return changed(self.batch, lambda part: part.tensor, lambda part: isinstance(part, _Quantized))
-
-
-class _Quantized:
-    """A quantized tensor by its parts: torch sends the numbers and forgets the scales."""
-
-    def __init__(self, tensor: torch.Tensor):
-        self.numbers, self.dtype, self.axis = tensor.int_repr(), tensor.dtype, None
-        if tensor.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
-            self.scales: Any = tensor.q_scale()
-            self.zeros: Any = tensor.q_zero_point()
-        else:
-            self.scales, self.zeros = tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points()
-            self.axis = tensor.q_per_channel_axis()
-
-    @property
-    def tensor(self) -> torch.Tensor:
-        """It again."""
-        return quantized(self.numbers, self.scales, self.zeros, self.axis)
-
-
-def sendable(batch: Any) -> Any:
-    """A batch as a worker can send it.
-
-    Torch's queue forgets quantizers and hangs over a tensor with a history of gradients; its thread that makes batches
-    ready for a GPU knows dense tensors alone, and leaves what is packed as it is.
-    """
-    is_packed = False
-
-    def sent(part: torch.Tensor) -> Any:
-        nonlocal is_packed
-        is_packed = is_packed or part.is_quantized or part.is_nested or part.layout is not torch.strided
-        if part.is_quantized:
-            return _Quantized(part)
-        return part.detach() if part.requires_grad and not part.is_leaf else part
-
-    ready = changed(batch, sent)
-    return Packed(ready) if is_packed else ready

@@ -24,6 +24,7 @@ _MULTIPLIER_2 = 0x94D049BB133111EB
 _MASK = 2**64 - 1
 
 _CHUNK = 8192  # positions permuted at once: few enough to stay in a core's cache, many enough for NumPy
+_PARTS = 201  # the purpose of an order of parts, which must not be that of samples
 _SPLIT_EPOCH = -1  # the epoch whose order divides train from validation; no run trains it
 
 
@@ -157,6 +158,44 @@ class Permutation(Order):
             this, other = other, np.minimum(total, total - this_size)
             this_size, other_size = other_size, this_size
         return other << self._left_bits | this
+
+
+class ShardedPermutation(Order):
+    """A pseudo-random order that goes through few parts of the data set at a time: every index exactly once.
+
+    The parts are permuted and taken some together; within such a group the samples are permuted. A start costs a sum
+    over the parts, and positions what a `Permutation` costs.
+
+    Args:
+        sizes: Samples of each part, in the order of their indices.
+        together: How many parts are one group.
+        seed: Any integer.
+        epoch: Any integer.
+    """
+
+    def __init__(self, sizes: npt.ArrayLike, together: int, seed: int, epoch: int):
+        parts = np.asarray(sizes, dtype=np.int64)
+        self.size = int(parts.sum())
+        self._seed, self._epoch, self._together = mix(seed, _PARTS), epoch, together
+        self._parts = Permutation(len(parts), self._seed, epoch).slice(0, len(parts))
+        self._firsts = np.append(0, np.cumsum(parts))[:-1][self._parts]  # the index that each part begins with
+        self._ends = np.cumsum(parts[self._parts])
+        groups = np.arange(together - 1, len(parts) + together - 1, together)
+        self._group_ends = self._ends[np.minimum(groups, len(parts) - 1)]
+
+    def at(self, positions: Indices) -> Indices:
+        """The data set indices at these positions."""
+        indices = np.empty(len(positions), dtype=np.int64)
+        groups = np.searchsorted(self._group_ends, positions, side="right")
+        for group in np.unique(groups).tolist():
+            own = np.flatnonzero(groups == group)
+            start = int(self._group_ends[group - 1]) if group else 0
+            order = Permutation(int(self._group_ends[group]) - start, mix(self._seed, group), self._epoch)
+            places = start + order.at(positions[own] - start)
+            part = np.searchsorted(self._ends, places, side="right")
+            begins = np.where(part > 0, self._ends[part - 1], 0)
+            indices[own] = self._firsts[part] + places - begins
+        return indices
 
 
 class WeightedDraws(Order):

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-import torch
-from torch.utils.data import Subset, TensorDataset, default_collate
+from torch.utils.data import Subset, default_collate
 
 from launcher import internals
 from launcher.data.epochs import Announcer
-from launcher.data.many import verdict_on
+from launcher.data.many import UNUSED, verdict_on
 from launcher.data.permutation import Indices
 from launcher.data.seeds import randomness_restored, seed_generators, states
-from launcher.data.subsets import is_hub_dataset, name_of
+from launcher.data.subsets import name_of
+from launcher.data.whole import Collate, whole_batches
 from launcher.errors import LauncherError
 from launcher.internals import pin_memory
 
-Collate = Callable[[list[Any]], Any]
 Mark = Callable[[int, int], None]
 
 
@@ -35,6 +33,7 @@ class Reading:
         sample_seeds: Whether they are seeded.
         pin_memory: Whether batches are made ready for a transfer to a GPU.
         rank: Whose reading it is, for messages.
+        on_device: What is made of a batch when it is where the model is; whoever computes calls it.
     """
 
     collate: Collate | None = None
@@ -44,6 +43,7 @@ class Reading:
     sample_seeds: bool = True
     pin_memory: bool = False
     rank: int = 0
+    on_device: Callable[[Any], Any] | None = None
 
 
 class Reader:
@@ -82,8 +82,8 @@ class Reader:
         if self._whole is not None:
             if self.mark is not _unmarked:
                 self.mark(epoch, int(indices[0]))
-            rows = self._whole(indices)
-            return self.pinned(rows) if self.reading.pin_memory else rows
+            if (rows := self._whole(indices)) is not None:
+                return self.pinned(rows) if self.reading.pin_memory else rows
         with randomness_restored(self.in_training_process and self.reading.sample_seeds):
             return self.pinned(self.collated(epoch, indices, self._samples(epoch, indices)))
 
@@ -177,27 +177,12 @@ class located:  # noqa: N801  # a context manager named as what it says
 # ---------------------------------------------------------------------- many samples in one call
 
 
-def whole_batches(dataset: Any, collate: Collate | None) -> Callable[[Indices], Any] | None:
-    """A function from indices to a batch, where what it gives is what collating the samples would give.
-
-    A `TensorDataset`, classes with a `get_batch(indices)` that stands for their samples, and Hugging Face data sets of
-    plain columns read many samples at once, many times faster than one by one.
-    """
-    if collate is not None:
-        return None
-    if type(dataset) is TensorDataset:
-        return partial(_tensor_rows, dataset) if all(map(_has_rows, dataset.tensors)) else None
-    get_batch = verdict_on(dataset).get_batch
-    if get_batch is not None:
-        return partial(_batch_rows, get_batch)
-    return partial(_column_rows, dataset) if _reads_columns(dataset) else None
-
-
 def reading_notes(dataset: Any, collate: Collate | None) -> Iterator[str]:
     """What the plan should say of how samples are read: a method that is not used, or one that bypasses another."""
     kind = type(dataset)
     if collate is None and (why := verdict_on(dataset).why):
-        yield why
+        is_whole = whole_batches(dataset, None) is not None  # by torch's own code, which is above that method
+        yield why.replace(UNUSED, "is not used") if is_whole else why
     elif has_many(dataset) and not _is_own_many(kind):
         yield (
             f"{kind.__name__} is read by the __getitems__ that it inherits or passes on, not by its own __getitem__, "
@@ -223,46 +208,10 @@ def _loops_over_samples(dataset: Any) -> bool:
     return not callable(getattr(dataset.dataset, "__getitems__", None)) or _loops_over_samples(dataset.dataset)
 
 
-def _has_rows(tensor: torch.Tensor) -> bool:
-    """Whether picking rows of a tensor is stacking them."""
-    plain = tensor.layout is torch.strided and not (tensor.is_nested or tensor.is_quantized)
-    return plain and tensor.device.type == "cpu" and type(tensor) is torch.Tensor
-
-
-def _tensor_rows(dataset: TensorDataset, indices: Indices) -> list[torch.Tensor]:
-    rows = torch.from_numpy(indices)
-    return [tensor.index_select(0, rows) for tensor in dataset.tensors]  # up to three times as fast as tensor[rows]
-
-
-def _batch_rows(get_batch: Callable[[torch.Tensor], Any], indices: Indices) -> Any:
-    return get_batch(torch.from_numpy(indices))
-
-
-def _column_rows(dataset: Any, indices: Indices) -> dict[str, Any]:
-    """A `datasets.Dataset` gives columns: each is collated by itself, as the fields of a mapping are."""
-    return {name: default_collate(list(column)) for name, column in dataset[indices.tolist()].items()}
-
-
 def _collated(samples: list[Any]) -> Any:
-    """Torch's default collate; in a worker too of tensors that its shortcut through shared memory cannot hold."""
-    try:
+    """Torch's default collate, in a worker the same as in the training process."""
+    with internals.as_in_no_worker():
         return default_collate(samples)
-    except RuntimeError:
-        with internals.as_in_no_worker() as is_worker:
-            if not is_worker:
-                raise
-            return default_collate(samples)  # conjugated or quantized ones: as the training process would
-
-
-def _reads_columns(dataset: Any) -> bool:
-    """Whether it is a Hugging Face data set whose many rows at once are its rows one by one.
-
-    Not with a format: NumPy's gives other types for one row than for many, torch's takes as long for many, and a
-    transform is called once for each read and may be random. Nor with pictures or sound, decoded one by one.
-    """
-    if not is_hub_dataset(dataset) or dataset.format["type"] is not None:
-        return False
-    return not any(hasattr(feature, "decode_example") for feature in dataset.features.values())
 
 
 # ---------------------------------------------------------------------- randomness

@@ -21,9 +21,11 @@ from launcher.data.permutation import (
     Order,
     Permutation,
     Sequential,
+    ShardedPermutation,
     WeightedDraws,
     cumulative_weights,
 )
+from launcher.datasets.shards import Shards
 from launcher.errors import Problem, RecipeError
 
 READ_AHEAD = 16_384  # positions of this rank computed at once: half a millisecond, 128 KiB
@@ -97,6 +99,8 @@ class StepSampler(DistributedSampler[list[tuple[int, int]]]):
         RecipeError: The weights are not one non-negative, finite number per sample.
     """
 
+    label = "global batch"  # in front of its size, for the plan
+
     def __init__(
         self,
         dataset: Sized,
@@ -112,6 +116,7 @@ class StepSampler(DistributedSampler[list[tuple[int, int]]]):
     ):
         super().__init__(cast("Dataset[Any]", dataset), world_size, rank, shuffle, seed, drop_last)
         self.dataset_size = len(dataset)
+        self._shards = dataset if isinstance(dataset, Shards) else None  # read a few of them at a time
         self.global_batch_size = global_batch_size
         self.micro_batch_size = micro_batch_size
         self._full_steps, self._last_batch_size = divmod(self.dataset_size, global_batch_size)
@@ -129,7 +134,11 @@ class StepSampler(DistributedSampler[list[tuple[int, int]]]):
         """The order in which all ranks together read this epoch."""
         if self.cumulative is not None:
             return WeightedDraws(self.cumulative, self.seed, epoch)
-        return Permutation(self.dataset_size, self.seed, epoch) if self.shuffle else Sequential(self.dataset_size)
+        if not self.shuffle:
+            return Sequential(self.dataset_size)
+        if self._shards is not None:
+            return ShardedPermutation(self._shards.shard_sizes, self._shards.mixed, self.seed, epoch)
+        return Permutation(self.dataset_size, self.seed, epoch)
 
     def batch_size(self, step: int) -> int:
         """Samples in this step's global batch."""
@@ -256,5 +265,5 @@ def describe_shares(sampler: StepSampler, world_size: int) -> str:
         pieces = [share + (rank < larger) for rank in range(min(world_size, 8))]
         more = " + …" if world_size > 8 else ""
         parts = f", each in {accumulated} parts" if accumulated > 1 else ""
-        return f"global batch {batch} = {' + '.join(map(str, pieces))}{more} on {processes}{parts}"
-    return f"global batch {batch} = {processes} × {share // accumulated} × {accumulated} accumulated"
+        return f"{sampler.label} {batch} = {' + '.join(map(str, pieces))}{more} on {processes}{parts}"
+    return f"{sampler.label} {batch} = {processes} × {share // accumulated} × {accumulated} accumulated"

@@ -26,7 +26,7 @@ from launcher.data.own_parts import OwnPartSampler
 from launcher.data.reading import Reader, Reading, located
 from launcher.data.sampler import Share, StepSampler
 from launcher.data.seeds import randomness_restored
-from launcher.data.workers import Key
+from launcher.data.workers import Request
 from launcher.errors import LauncherError
 
 _END = object()
@@ -111,9 +111,9 @@ class StreamLoader(TrainLoader):
         self._reader = kind(self.dataset, self.sampler, self.reading, self.name)  # at the stream's beginning
         yield from super().steps(start, stop)
 
-    def _keys(self, start: int, stop: int | None) -> Iterator[list[Key]]:
+    def _requests(self, start: int, stop: int | None) -> Iterator[Request]:
         for step in itertools.count(start) if stop is None else range(start, stop):
-            yield from ([(step, number)] for number in range(self.sampler.accumulation(step)))
+            yield from ((step, np.array([number])) for number in range(self.sampler.accumulation(step)))
 
     def _read(self, step: int, shares: Sequence[Share]) -> list[Any]:
         return [self._reader.batch(step, np.array([number])) for number in range(len(shares))]
@@ -134,18 +134,18 @@ class StreamEvaluationLoader(EvaluationLoader):
         """Every `world_size`-th batch; each rank reads the whole stream for it."""
         reader = self._reader
         samples = itertools.islice(_one_pass(self.dataset, reader, 0), self.num_samples())
-        for first in itertools.count(0, self.batch_size):
+        for first in itertools.count(0, self.size):
             with randomness_restored(reader.reading.sample_seeds):
-                batch = list(itertools.islice(samples, self.batch_size))
+                batch = list(itertools.islice(samples, self.size))
                 data = reader.collated(0, np.arange(first, first + len(batch)), batch) if batch else None
             if not batch:
                 return
-            if first // self.batch_size % world_size == rank:
+            if first // self.size % world_size == rank:
                 yield MicroBatch(data, len(batch), first)
 
     def num_samples(self) -> int:
         """Samples that an evaluation counts at most, over all ranks."""
-        known = [length_of(self.dataset), None if self.limit is None else self.limit * self.batch_size]
+        known = [length_of(self.dataset), None if self.limit is None else self.limit * self.size]
         return min(size for size in known if size is not None)
 
 

@@ -6,18 +6,15 @@ import sys
 from typing import Any
 
 import torch
-from torch.utils.data import Subset, TensorDataset
+from torch.utils.data import Subset
 
-from launcher.data.many import verdict_on
 from launcher.data.permutation import Indices
 
 
 def subset(dataset: Any, indices: Indices) -> Any:
-    """These samples, read whole batches at a time where the data set is."""
+    """These samples; read whole batches at a time where the data set is (launcher/data/whole.py)."""
     if is_hub_dataset(dataset):
         return dataset.select(indices)
-    if type(dataset) is TensorDataset or verdict_on(dataset).get_batch is not None:
-        return WholePart(dataset, indices)
     return (ManyPart if getattr(dataset, "__getitems__", None) else Part)(dataset, indices)
 
 
@@ -33,17 +30,6 @@ class Part:
 
     def __getitem__(self, index: int) -> Any:
         return self.dataset[int(self.indices[index])]
-
-
-class WholePart(Part):
-    """The same of a data set that reads whole batches, which this does too."""
-
-    def get_batch(self, indices: torch.Tensor) -> Any:
-        """Whole batches of the underlying data set."""
-        chosen = self.indices[indices]
-        if type(self.dataset) is TensorDataset:
-            return [tensor[chosen] for tensor in self.dataset.tensors]
-        return self.dataset.get_batch(chosen)
 
 
 class ManyPart(Part):

@@ -1,7 +1,8 @@
-"""Worker processes that read batches ahead: torch's DataLoader, with deaths and hangs that name the sample.
+"""Worker processes that read batches ahead, with deaths and hangs that name the sample.
 
-torch raises a worker's death from a signal handler, wherever the training happens to be, and a hang only as "timed
-out". Here both are found where a batch is waited for, and each worker says in shared memory what it is reading.
+Each worker has a few slots of memory that it shares with the trainer (launcher/data/transport.py), and two semaphores:
+how many requests wait in them, and how many answers. No thread, no pipe, no file is needed for a batch, and a worker
+that dies or hangs is noticed where its batch is waited for; it says in shared memory what it is reading.
 """
 
 from __future__ import annotations
@@ -9,39 +10,38 @@ from __future__ import annotations
 import atexit
 import ctypes
 import functools
+import multiprocessing
 import os
+import pickle
 import shutil
 import signal
-import sys
-import threading
 import time
 import traceback
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from multiprocessing import parent_process, sharedctypes
 from multiprocessing.util import Finalize
-from types import TracebackType
 from typing import Any
 
-import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from launcher import internals
-from launcher.data.parts import Packed, sendable
-from launcher.data.reading import Reader
+from launcher.data.permutation import Indices, mix
+from launcher.data.reading import Reader, pinned
+from launcher.data.seeds import seed_generators
+from launcher.data.transport import Slot
 from launcher.errors import LauncherError
 from launcher.world.signals import die_with_parent
 from launcher.world.temporary import held_folder
 
-Key = tuple[int, int]  # (epoch, index): workers learn the epoch with each sample
+Request = tuple[int, Indices]  # an epoch, and which samples of it make a batch
 
-POLL_SECONDS = 2.0  # how often the health of workers is looked at, while a batch is waited for
+POLL_SECONDS = 0.5  # how often the health of workers is looked at, while a batch is waited for
 GRACE_SECONDS = 1.0  # how long a worker may take to leave
 BATCHES_AHEAD = 4  # of each worker
 _IDLE = -1
-_END = object()
 
 
 class Workers:
@@ -55,21 +55,30 @@ class Workers:
     def __init__(self, reader: Reader, count: int):
         self.reader = reader
         self.count = count
-        self._keys = _Keys()
-        self._loader: DataLoader[Any] | None = None
-        self._iterator: Any = None
-        self._reads = sharedctypes.RawArray(ctypes.c_int64, [0, _IDLE] * count)  # by worker: epoch, index
+        self._workers: list[_Worker] = []
 
-    def batches(self, keys: Iterable[list[Key]]) -> Iterator[Any]:
-        """A batch for each list of keys, in their order.
+    def batches(self, requests: Iterable[Request]) -> Iterator[Any]:
+        """A batch for each request, in their order. The workers take them in turn, the first one the first.
 
         Raises:
             LauncherError: A worker died or hangs, or the data set says that a sample cannot be read.
         """
-        iterator = self._start(keys)
+        self._start()
+        wanted = iter(requests)
+        waiting: deque[_Worker] = deque()
         ended = False
         try:
-            while (batch := self._next(iterator)) is not _END:
+            for worker in [*self._workers] * BATCHES_AHEAD:
+                if (request := next(wanted, None)) is None:
+                    break
+                worker.ask(*request)
+                waiting.append(worker)
+            while waiting:
+                worker = waiting.popleft()
+                batch = self._taken(worker)
+                if (request := next(wanted, None)) is not None:
+                    worker.ask(*request)
+                    waiting.append(worker)
                 yield batch
             ended = True
         finally:
@@ -78,182 +87,218 @@ class Workers:
 
     def close(self) -> None:
         """Ends the processes now; one that has not left in a second is killed."""
-        iterator, self._iterator, self._loader = self._iterator, None, None
-        if iterator is None:
-            return
-        impatience = threading.Timer(GRACE_SECONDS, _kill, [iterator])
-        impatience.start()
-        with suppress(RuntimeError):  # what torch says of workers that died
-            internals.shut_down(iterator)
-        impatience.cancel()
-        _kill(iterator)
-        for worker in internals.processes_of(iterator):
-            worker.join()
+        workers, self._workers = self._workers, []
+        for worker in workers:
+            worker.dismiss()
+        deadline = time.monotonic() + GRACE_SECONDS
+        for worker in workers:
+            worker.end(max(0.0, deadline - time.monotonic()))
 
     def kill(self) -> None:
         """Ends the processes without a word: at the end of this one, when no thread can be started any more."""
-        iterator, self._iterator = self._iterator, None
-        if iterator is not None:
-            _kill(iterator)
+        workers, self._workers = self._workers, []
+        for worker in workers:
+            worker.process.kill()
 
-    def _start(self, keys: Iterable[list[Key]]) -> Any:
-        self._keys.keys = keys
-        if self._loader is not None:
-            with suppress(RuntimeError):  # a worker died since the last pass: start afresh
-                return iter(self._loader)
-            self.close()
-        self._loader = self._data_loader()
+    def _start(self) -> None:
+        if self._workers and all(worker.process.is_alive() for worker in self._workers):
+            return
+        self.close()  # one died since the last pass: all start afresh
         _keep_sockets(os.getpid())
-        with _death_unsignalled():
-            self._iterator = iter(self._loader)
+        self._workers = [_Worker(self.reader, number, self.count) for number in range(self.count)]
         _ended_at_exit().add(self)
-        return self._iterator
 
-    def _data_loader(self) -> DataLoader[Any]:
-        return DataLoader(
-            _InWorker(self.reader, self._reads),
-            batch_sampler=self._keys,
-            collate_fn=_as_it_is,
-            num_workers=self.count,
-            timeout=POLL_SECONDS,
-            worker_init_fn=_start_worker,
-            # without one, each iterator would draw from the global generator, and evaluating would change training
-            generator=torch.Generator(),
-            pin_memory=self.reader.reading.pin_memory,
-            prefetch_factor=BATCHES_AHEAD,
-            persistent_workers=True,
-        )
-
-    def _next(self, iterator: Any) -> Any:
+    def _taken(self, worker: _Worker) -> Any:
         began = time.monotonic()
-        while True:
-            try:
-                batch = next(iterator, _END)
-            except RuntimeError as error:
-                self._check_alive(iterator)
-                if not str(error).startswith("DataLoader timed out"):
-                    raise
-                if time.monotonic() - began >= self.reader.reading.timeout_seconds:
-                    raise self._hanging() from None
-                continue
-            if isinstance(batch, _Failure):
-                raise batch.error
-            return batch.unpacked() if isinstance(batch, Packed) else batch
+        while not worker.is_ready(POLL_SECONDS):
+            self._check_alive()
+            if time.monotonic() - began >= self.reader.reading.timeout_seconds:
+                raise self._hanging()
+        is_batch, value = worker.take(self.reader.reading.pin_memory)
+        if not is_batch:
+            raise value.error()
+        return value
 
-    def _check_alive(self, iterator: Any) -> None:
-        for number, worker in enumerate(internals.processes_of(iterator)):
-            if not worker.is_alive():
-                what = f"worker process {number} {_ending(worker.exitcode)}{self._while_reading(number)}"
-                raise LauncherError(f"{self.reader.name}: {what}; {_remedy(worker.exitcode)}") from None
+    def _check_alive(self) -> None:
+        for worker in self._workers:
+            if not worker.process.is_alive():
+                code = worker.process.exitcode
+                what = f"worker process {worker.number} {_ending(code)}{worker.while_reading()}"
+                raise LauncherError(f"{self.reader.name}: {what}; {_remedy(code)}")
 
     def _hanging(self) -> LauncherError:
-        busy = [number for number in range(self.count) if self._reads[2 * number + 1] != _IDLE]
-        which = "; ".join(f"worker process {number} hangs{self._while_reading(number)}" for number in busy)
+        busy = [worker for worker in self._workers if worker.is_reading]
+        which = "; ".join(f"worker process {worker.number} hangs{worker.while_reading()}" for worker in busy)
         return LauncherError(
             f"{self.reader.name}: no batch came in data.timeout ({self.reader.reading.timeout_seconds:g} s): "
             f"{which or 'the worker processes do not answer'}; mend what it waits for, give it a longer "
             "data.timeout, or look at it with data.workers=0"
         )
 
-    def _while_reading(self, number: int) -> str:
-        epoch, index = self._reads[2 * number : 2 * number + 2]
+
+class _Desk:
+    """What a worker and its trainer share."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context()
+        self.slots = [Slot() for _ in range(BATCHES_AHEAD)]
+        self.asked, self.ready = context.Semaphore(0), context.Semaphore(0)
+        # epoch and index of what it is reading, and whether it may leave
+        self.marks = sharedctypes.RawArray(ctypes.c_int64, [0, _IDLE, 0])
+
+
+class _Worker:
+    """One worker process, as its trainer sees it."""
+
+    def __init__(self, reader: Reader, number: int, count: int):
+        self.number = number
+        self._desk = _Desk()
+        self._num_asked = self._num_taken = 0
+        self.process: Any = multiprocessing.get_context().Process(
+            target=_serve, args=(self._desk, reader, number, count), daemon=True, name=f"reader {number}"
+        )
+        self.process.start()
+
+    def ask(self, epoch: int, indices: Indices) -> None:
+        """Asks for a batch; there is a free slot, since no more are asked for than there are."""
+        self._desk.slots[self._num_asked % BATCHES_AHEAD].ask(epoch, indices)
+        self._num_asked += 1
+        self._desk.asked.release()
+
+    def is_ready(self, seconds: float) -> bool:
+        """Waits for the oldest batch that was asked for."""
+        return bool(self._desk.ready.acquire(timeout=seconds))
+
+    def take(self, pins: bool) -> tuple[bool, Any]:
+        """Whether it is a batch, and it, or what went wrong."""
+        is_batch, value = self._desk.slots[self._num_taken % BATCHES_AHEAD].answered(pins)
+        self._num_taken += 1
+        return is_batch, pinned(value) if pins and is_batch else value
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether it is busy with a sample."""
+        return bool(self._desk.marks[1] != _IDLE)
+
+    def while_reading(self) -> str:
+        """Which sample, in words."""
+        epoch, index, _ = self._desk.marks
         return f" while reading sample {index} (epoch {epoch})" if index != _IDLE else ""
 
+    def dismiss(self) -> None:
+        """Lets it leave when it is through with what it reads."""
+        self._desk.marks[2] = 1
+        self._desk.asked.release()
 
-class _Keys:
-    """A batch sampler whose content changes from pass to pass, which a DataLoader does not allow."""
-
-    keys: Iterable[list[Key]] = ()
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        return iter(self.keys)
-
-
-class _Failure:
-    """An error on its way from a worker: one with a clear message, or one that torch cannot make again from a text."""
-
-    def __init__(self, error: Exception):
-        self.error = error
+    def end(self, seconds: float) -> None:
+        """Waits for that, and no longer; then it is gone."""
+        self.process.join(seconds)
+        self.process.kill()
+        self.process.join()
+        for slot in self._desk.slots:
+            slot.close()
 
 
-class _InWorker(Dataset[Any]):
-    """What a worker process has of the data set: reads lists of keys, and says in shared memory which."""
-
-    def __init__(self, reader: Reader, reads: Any):
-        self.reader = reader
-        self.reads = reads
-        self.number = 0
-
-    def begin(self, number: int) -> None:
-        """This is that worker from now on."""
-        self.number = number
-        self.reader.in_training_process, self.reader.mark = False, self._mark
-
-    def __getitems__(self, keys: list[Key]) -> Any:
-        indices = np.array([index for _, index in keys], dtype=np.int64)
-        try:
-            return sendable(self.reader.batch(keys[0][0], indices))
-        except LauncherError as error:
-            return _Failure(LauncherError(str(error)))
-        except (StopIteration, SystemExit, KeyboardInterrupt) as error:
-            # torch takes each of them for the end of this process; no signal raises one here
-            raise RuntimeError(_stray(error)).with_traceback(error.__traceback__) from None
-        except Exception as error:
-            if _can_be_made_again(error):
-                raise
-            return _Failure(RuntimeError(_as_torch_tells(error, self.number)))
-        finally:
-            self._mark(0, _IDLE)
-
-    def _mark(self, epoch: int, index: int) -> None:
-        place = 2 * self.number
-        self.reads[place], self.reads[place + 1] = epoch, index
+# ---------------------------------------------------------------------- in the worker
 
 
-def _as_it_is(batch: Any) -> Any:
-    return batch
+def _serve(desk: _Desk, reader: Reader, number: int, count: int) -> None:
+    """Answers requests until it may leave, or its trainer is gone."""
+    _start_worker(reader, number, count)
+    marks = desk.marks
+
+    def mark(epoch: int, index: int) -> None:
+        marks[0], marks[1] = epoch, index
+
+    reader.in_training_process, reader.mark = False, mark
+    turn = 0
+    while True:
+        _await(desk)
+        if marks[2]:
+            return
+        slot = desk.slots[turn % BATCHES_AHEAD]
+        turn += 1
+        _answer(slot, reader, number)
+        mark(0, _IDLE)
+        desk.ready.release()
 
 
-# ---------------------------------------------------------------------- processes
+def _await(desk: _Desk) -> None:
+    parent = parent_process()
+    while not desk.asked.acquire(timeout=POLL_SECONDS):
+        if parent is not None and not parent.is_alive():
+            os._exit(1)
 
 
-def _start_worker(number: int) -> None:
-    """Signals are meant for the trainer; a worker ends when its trainer does."""
+def _answer(slot: Slot, reader: Reader, number: int) -> None:
+    try:
+        epoch, indices = slot.asked()
+        batch = reader.batch(epoch, indices)
+    except LauncherError as error:
+        slot.fail(_Failure(LauncherError, str(error)))
+        return
+    except (StopIteration, SystemExit, KeyboardInterrupt) as error:
+        # each would be taken for the end of this process; no signal raises one here
+        stray = RuntimeError(_stray(error)).with_traceback(error.__traceback__)
+        slot.fail(_Failure(RuntimeError, _as_torch_tells(stray, number)))
+        return
+    except Exception as error:
+        slot.fail(_failure(error, number))
+        return
+    try:
+        slot.answer(batch)
+    except Exception as error:
+        words = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        remedy = "leave it out of the batch (data.collate), or read with data.workers=0"
+        slot.fail(_Failure(LauncherError, f"{reader.name}: a batch cannot leave a worker process: {words}; {remedy}"))
+
+
+def _start_worker(reader: Reader, number: int, count: int) -> None:
+    """Signals are meant for the trainer; a worker ends when its trainer does, and computes with one thread."""
     for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     die_with_parent()
-    sys.excepthook = functools.partial(_say, sys.excepthook)
     parent = parent_process()
     if parent is not None and not parent.is_alive():
         os._exit(1)
-    info = get_worker_info()
-    assert info is not None
-    assert isinstance(info.dataset, _InWorker)
-    info.dataset.begin(number)
+    torch.set_num_threads(1)
+    place = reader.reading.seed, reader.reading.rank, number
+    seed_generators(*place)
+    internals.become_worker(number, count, mix(*place), reader.dataset)
 
 
-def _say(
-    otherwise: Callable[..., Any], kind: type[BaseException], error: BaseException, trace: TracebackType | None
-) -> None:
-    """Of multiprocessing's thread that hands over what was read: that the trainer has died is no news from a worker."""
-    if not isinstance(error, ConnectionError | EOFError):
-        otherwise(kind, error, trace)
+# ---------------------------------------------------------------------- what went wrong
 
 
-class _death_unsignalled:  # noqa: N801  # a context manager named as what it says
-    """Keeps torch from raising a worker's death in the middle of whatever the main thread does then."""
+class _Failure:
+    """An error on its way from a worker: its class, where it can be made of a text, and the text."""
 
-    def __enter__(self) -> None:
-        self.handler = signal.getsignal(signal.SIGCHLD)
+    def __init__(self, kind: type[Exception], text: str):
+        self.kind, self.text = kind, text
 
-    def __exit__(self, *_: object) -> None:
-        if self.handler is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGCHLD, self.handler)
+    def error(self) -> Exception:
+        """It again."""
+        return self.kind(_Verbatim(self.text) if issubclass(self.kind, KeyError) else self.text)
 
 
-def _kill(iterator: Any) -> None:
-    for worker in internals.processes_of(iterator):
-        worker.kill()
+class _Verbatim(str):
+    """A text that is shown as it is, also by a KeyError."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _failure(error: Exception, number: int) -> _Failure:
+    text = _as_torch_tells(error, number)
+    return _Failure(type(error) if _can_be_made_again(error) else RuntimeError, text)
+
+
+def _can_be_made_again(error: Exception) -> bool:
+    """Whether it is known by name to the trainer, and made of one text."""
+    kind = type(error)
+    with suppress(Exception):
+        return pickle.loads(pickle.dumps(kind)) is kind and isinstance(str(kind("")), str)
+    return False
 
 
 def _ending(code: int | None) -> str:
@@ -277,16 +322,8 @@ def _stray(error: BaseException) -> str:
     return "KeyboardInterrupt: raised by the code itself, nobody pressed Ctrl-C"
 
 
-def _can_be_made_again(error: Exception) -> bool:
-    """Whether torch can raise it in the trainer: it calls the class with one text."""
-    try:
-        return isinstance(str(type(error)("")), str)
-    except Exception:
-        return False
-
-
 def _as_torch_tells(error: Exception, number: int) -> str:
-    """The message that torch would give the error, with its traceback inside."""
+    """The message that torch's DataLoader would give the error, with its traceback inside."""
     text = "".join(traceback.format_exception(error)).lstrip(" +").partition("\n")[2]
     kind = type(error).__name__
     return f"Caught {kind} in DataLoader worker process {number}.\nOriginal Traceback (most recent call last):\n{text}"
@@ -294,7 +331,7 @@ def _as_torch_tells(error: Exception, number: int) -> str:
 
 @functools.cache
 def _keep_sockets(process: int) -> None:
-    """Gives this process a folder for its workers' sockets: one for all, else each would have its own, and leave it."""
+    """Gives this process a folder for what workers keep: one for all, else each would have its own, and leave it."""
     with suppress(OSError):
         folder, _ = held_folder()  # held until the process has ended
         Finalize(None, shutil.rmtree, args=(folder, True), exitpriority=-100)  # after what uses it

@@ -43,6 +43,7 @@ def evaluate(
     *,
     seed: int = 0,
     rank: int = 0,
+    transform: Callable[[Any], Any] | None = None,
 ) -> Tally:
     """The loss over the batches as sums and counts, and the metrics' state.
 
@@ -57,11 +58,12 @@ def evaluate(
         at: Where training stands, for a step function.
         seed: The run's: an evaluation has randomness of its own.
         rank: Whose share of the batches it is.
+        transform: What is made of each batch on the device.
 
     Raises:
         LauncherError: A metric cannot take what the model gives; the message names shapes and types.
     """
-    tally = Tally(objective, metrics, at or At())
+    tally = Tally(objective, metrics, at or At(), transform)
     for metric in metrics:
         metric.reset(device)
     with own_randomness(seed, rank, device), torch.no_grad():
@@ -81,8 +83,15 @@ class Tally:
         samples: How many there were.
     """
 
-    def __init__(self, objective: Objective, metrics: Sequence[Metric], at: At):
+    def __init__(
+        self,
+        objective: Objective,
+        metrics: Sequence[Metric],
+        at: At,
+        transform: Callable[[Any], Any] | None = None,
+    ):
         self.objective = objective
+        self.transform = transform
         self.at = at
         self.metrics = metrics
         self.samples = 0
@@ -97,6 +106,7 @@ class Tally:
         objective.settle()
         counts = objective.counts(batch.data, batch.samples)
         data = batch.data if device.type == "cpu" else moved(batch.data, device)
+        data = data if self.transform is None else self.transform(data)
         if not self.samples and not objective.terms:  # the first batch
             audit_own(model, objective, data, batch.samples, self.at)
         if objective.step is not None:

@@ -312,6 +312,7 @@ class Evaluation:
                 at=self.at(step),
                 seed=self.seed,
                 rank=rank,
+                transform=loader.reading.on_device,
             )
 
     def _beat(self, progress: BatchProgress, split: str, step: int, done: int) -> None:

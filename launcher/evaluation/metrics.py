@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ import torchmetrics
 from torchmetrics.text import Perplexity
 
 from launcher.errors import LauncherError, RecipeError
+from launcher.evaluation.chunks import Chunk, is_exact, takes_any_numbers
 from launcher.evaluation.outputs import class_dimension, classes, probabilities
 from launcher.internals import keep_to_rank, reductions
 from launcher.objective.batch import BatchLayout, Evaluated, Picks
@@ -91,6 +92,11 @@ class Metric:
     outputs: Picks | None = None
     targets: Picks | None = None
     given: str | None = None
+    _chunk: Chunk | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if is_exact(self.metric):
+            self._chunk = Chunk(takes_any_numbers(self.metric))
 
     def is_for(self, name: str) -> bool:
         """Whether it measures on this set."""
@@ -99,6 +105,8 @@ class Metric:
     def reset(self, device: torch.device) -> None:
         """Forgets all batches."""
         self.given = None
+        if self._chunk is not None:
+            self._chunk.forget()
         self.metric.to(device)
         self.metric.reset()
 
@@ -135,17 +143,37 @@ class Metric:
             # it wants the classes last, CrossEntropyLoss second: a model's output does for both
             over = class_dimension(outputs[0], target)
             outputs = [outputs[0] if over is None else outputs[0].movedim(over, -1), *outputs[1:]]
+        parts = [*outputs, *targets]
         if self.given is None:
-            self.given = _shapes(outputs, targets)
-        try:
-            self.metric.update(*outputs, *targets)
-            if is_first and isinstance(self.metric, OverSet):
-                self.metric.so_far()
-        except Exception as error:
-            raise LauncherError(f"evaluate.metrics.{self.name}: {self._cannot(outputs, targets)}: {error}") from error
+            self.given = _shapes(parts)
+            self._tell(parts)  # by itself: what it cannot take is told at once
+        elif self._chunk is None:
+            self._tell(parts)
+        else:
+            for chunk in self._chunk.add(parts):
+                self._tell(chunk)
+        if is_first and isinstance(self.metric, OverSet):
+            self._try()
 
-    def _cannot(self, outputs: Sequence[Any], targets: Sequence[Any]) -> str:
-        return f"{self._called} cannot take outputs and targets of {_shapes(outputs, targets)}"
+    def _tell(self, parts: Sequence[Any]) -> None:
+        try:
+            self.metric.update(*parts)
+        except Exception as error:
+            raise self._refused(parts, error) from error
+
+    def _try(self) -> None:
+        try:
+            self.metric.so_far()
+        except Exception as error:
+            raise self._refused([getattr(self.metric, name)[0] for name in self.metric.part_names], error) from error
+
+    def _refused(self, parts: Sequence[Any], error: Exception) -> LauncherError:
+        cannot = f"{self._called} cannot take outputs and targets of {_shapes(parts)}"
+        return LauncherError(f"evaluate.metrics.{self.name}: {cannot}: {error}")
+
+    def _tell_rest(self) -> None:
+        for chunk in () if self._chunk is None else self._chunk.rest():
+            self._tell(chunk)
 
     @property
     def _called(self) -> str:
@@ -159,6 +187,7 @@ class Metric:
         Raises:
             LauncherError: They have none.
         """
+        self._tell_rest()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # a rank whose share is empty has seen nothing, and that is right
@@ -172,6 +201,7 @@ class Metric:
 
     def state(self) -> list[Any]:
         """What it keeps of its batches, in host memory: of each metric in it, tensors and lists of them."""
+        self._tell_rest()
         self.metric.to("cpu")
         return [getattr(metric, name) for metric in _holders(self.metric) for name in reductions(metric)]
 
@@ -209,8 +239,8 @@ def _metrics(metric: Any) -> Iterator[torchmetrics.Metric]:
     return (module for module in metric.modules() if isinstance(module, torchmetrics.Metric))
 
 
-def _shapes(outputs: Sequence[Any], targets: Sequence[Any]) -> str:
-    tensors = [value for value in (*outputs, *targets) if isinstance(value, torch.Tensor)]
+def _shapes(parts: Sequence[Any]) -> str:
+    tensors = [value for value in parts if isinstance(value, torch.Tensor)]
     return shapes(tensors) or "no tensors"
 
 

@@ -258,7 +258,8 @@ def _outputs(model: Opened, loader: EvaluationLoader) -> Iterator[torch.Tensor]:
     layout, bare, device = model.objective.layout, model.model.bare.eval(), model.device.torch_device
     with torch.no_grad():
         for batch in loader.batches():
-            args, kwargs = layout.inputs(moved(batch.data, device))
+            data, change = moved(batch.data, device), loader.reading.on_device
+            args, kwargs = layout.inputs(data if change is None else change(data))
             output = layout.outputs(bare(*args, **kwargs))[0]
             if not isinstance(output, torch.Tensor):
                 raise LauncherError("the model's output is no tensor; pick one of its parts with batch.outputs")

@@ -58,11 +58,14 @@ class Slot:
     kind: str | None = None
 
 
+_OWN_SAMPLERS = ("launcher.data.batch_samplers", "launcher.data.mixture")
 SLOTS = (
     Slot("data.train", ("launcher.datasets",), kind="data set"),
     Slot("data.validation", ("launcher.datasets",), kind="data set"),
     Slot("data.test", ("launcher.datasets",), kind="data set"),
     Slot("data.collate", kind="function"),
+    Slot("data.batch_sampler", (*_OWN_SAMPLERS, "torch.utils.data"), handed="data_source", kind="batch sampler"),
+    Slot("data.on_device", ("launcher.data.mixing",), kind="function"),
     Slot("model", ("torch.nn", "launcher.models"), kind="model"),
     Slot("loss", ("torch.nn",), kind="loss"),
     Slot("optimizer", ("torch.optim",), handed="params", kind="optimizer"),

@@ -42,7 +42,9 @@ def whole_problems(
 
 def _stated(tree: Mapping[str, Any]) -> Iterator[Fault]:
     """Keys that go together or exclude each other, whatever their values are."""
-    train = tree.get("train", {})
+    data, train = tree.get("data"), tree.get("train", {})
+    if isinstance(data, Mapping) and data.get("global_batch_size") is None and data.get("batch_sampler") is None:
+        yield ("data", "global_batch_size"), "is required; write 'global_batch_size: 64', or a batch_sampler"
     if not isinstance(train, Mapping):
         return
     given = [name for name in ("epochs", "steps", "time") if train.get(name) is not None]
@@ -99,7 +101,21 @@ def _evaluation(recipe: Recipe) -> Iterator[Fault]:
         )
 
 
+_BESIDE_SAMPLER = {
+    "global_batch_size": "a step is one batch of the sampler, whatever its size",
+    "shuffle": "the sampler says the order",
+    "drop_last": "the sampler says which batches there are",
+    "weights": "the sampler chooses the samples",
+    "split_by_rank": "the sampler's batches are dealt out to all processes",
+}
+
+
 def _data(recipe: Recipe) -> Iterator[Fault]:
+    stated = recipe.data.model_fields_set
+    if recipe.data.batch_sampler is not None:
+        for name, why in _BESIDE_SAMPLER.items():
+            if name in stated and getattr(recipe.data, name) not in (None, False):
+                yield ("data", name), f"goes without data.batch_sampler: {why}; remove one of the two"
     if recipe.data.split_by_rank and isinstance(recipe.data.validation, str):
         message = "a share of train is a share of one process's part; hand over a validation set that is whole"
         yield ("data", "validation"), f"'{recipe.data.validation}' with split_by_rank: {message}"
@@ -117,7 +133,7 @@ def _processes(recipe: Recipe) -> Iterator[Fault]:
     processes, nodes, batch = recipe.launch.processes, recipe.launch.nodes, recipe.data.global_batch_size
     if processes == "auto":
         return
-    if processes > batch:
+    if batch is not None and processes > batch:
         yield ("launch", "processes"), too_many(processes, batch)
     if processes < nodes:
         message = f"{processes} processes are too few for {nodes} nodes; it counts the processes of all nodes"

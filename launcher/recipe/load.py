@@ -239,7 +239,6 @@ def _missing(path: Path) -> str:
     assert path[-1] in field, path
     examples = {
         "train": "{_target_: …}" if path[:-1] else "{epochs: 10}",
-        "global_batch_size": "64",
         "data": "{train: {_target_: …}, global_batch_size: 64}",
         **dict.fromkeys(("model", "optimizer"), "{_target_: …}"),
     }

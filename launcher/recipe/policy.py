@@ -53,6 +53,7 @@ class Classes:
 
 
 _MODULE = "torch.nn.modules.module.Module"
+_SAMPLER = "torch.utils.data.sampler.Sampler"
 _TRANSFORMERS = (
     "transformers.configuration_utils.PreTrainedConfig",
     "transformers.configuration_utils.PretrainedConfig",
@@ -65,10 +66,14 @@ _TRANSFORMERS = (
 CLASSES = (
     Classes("launcher.datasets"),
     Classes("launcher.models"),
+    Classes("launcher.data.batch_samplers", (_SAMPLER,)),
+    Classes("launcher.data.mixing"),
+    Classes("launcher.data.mixture", (_SAMPLER,)),
     Classes("torch.nn.modules", (_MODULE,)),
     Classes("torch.nn.parameter", ("torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer")),
     Classes("torch.optim", ("torch.optim.optimizer.Optimizer", "torch.optim.lr_scheduler.LRScheduler", _MODULE)),
     Classes("torch.utils.data.dataset", ("torch.utils.data.dataset.Dataset",)),
+    Classes("torch.utils.data.sampler", (_SAMPLER,)),
     Classes("torchmetrics", ("torchmetrics.metric.Metric", "torchmetrics.collections.MetricCollection")),
     # LSUN unpickles a cache beside its data
     Classes("torchvision.datasets", ("torchvision.datasets.vision.VisionDataset",), ("torchvision.datasets.lsun",)),

@@ -65,7 +65,9 @@ def reached(target: Any, arguments: Mapping[str, Any]) -> str | None:
     """
     module, name = str(getattr(target, "__module__", "")), str(getattr(target, "__name__", ""))
     package = module.partition(".")[0]
-    if module == "launcher.datasets.hub" or (package == "datasets" and name == "load_dataset"):
+    if module in ("launcher.datasets.hub", "launcher.datasets.shards") or (
+        package == "datasets" and name == "load_dataset"
+    ):
         return _of_data(arguments)
     if package == "torchvision" and module.startswith("torchvision.datasets") and arguments.get("download"):
         return "the data set's own server"

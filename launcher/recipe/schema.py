@@ -81,15 +81,15 @@ def _loss(value: Any) -> Any:
 COLLATED = ("train", "evaluate")  # whose batches a collate of their own may make
 
 
-def _collate(value: Any) -> Any:
+def _collate(value: Any, what: str = "collate") -> Any:
     """One for all sets, or one for training and one for evaluating."""
     if not isinstance(value, Mapping):
         return _component(value) if value is not None else value
     value = {name: item for name, item in value.items() if item is not None}  # torch's default
     if not value or not all(isinstance(item, Component) for item in value.values()):
-        raise ValueError("is no collate; write {_target_: …} or {_ref_: …}, or {train: {…}, evaluate: {…}}")
+        raise ValueError(f"is no {what}; write {{_target_: …}} or {{_ref_: …}}, or {{train: {{…}}, evaluate: {{…}}}}")
     if strange := [name for name in value if name not in COLLATED]:
-        raise ValueError(f"has '{strange[0]}'; allowed: {', '.join(COLLATED)}, each a collate")
+        raise ValueError(f"has '{strange[0]}'; allowed: {', '.join(COLLATED)}, each a {what}")
     return value
 
 
@@ -167,6 +167,17 @@ Collate = Annotated[
         _NULL,
     ),
 ]
+OnDevice = Annotated[
+    Component | dict[str, Component] | None,
+    BeforeValidator(lambda value: _collate(value, "transform")),
+    _ByName(),
+    _written(
+        COMPONENT_SCHEMA,
+        {"type": "object", "properties": dict.fromkeys(COLLATED, COMPONENT_SCHEMA), "additionalProperties": False},
+        _TEXT,
+        _NULL,
+    ),
+]
 Loss = Annotated[
     Component | dict[str, Component] | Literal["model"] | None,
     BeforeValidator(_loss),
@@ -199,7 +210,14 @@ class Data(Section):
     train: AComponent = Field(description="The training data set.")
     validation: EvaluationSet = Field(None, description="One data set, several by name, or '10% of train'.")
     test: TestSet = Field(None, description="One data set, or several by name, evaluated once, at the end.")
-    global_batch_size: Positive = Field(description="Samples of one optimizer step, over all processes.")
+    global_batch_size: Positive | None = Field(
+        None, description="Samples of one optimizer step, over all processes; required without a batch_sampler."
+    )
+    batch_sampler: AComponent | None = Field(
+        None,
+        description="Chooses the samples of each step, in place of global_batch_size: MPerClass, LengthBuckets, "
+        "TokenBudget, Mixture, or any batch sampler of torch's kind.",
+    )
     micro_batch_size: Positive | None = Field(
         None,
         description="Samples of one forward pass on one process; null: the process's whole share at once.",
@@ -212,6 +230,11 @@ class Data(Section):
     collate: Collate = Field(
         None,
         description="Makes a batch of a list of samples, in place of torch's default; or {train: …, evaluate: …}.",
+    )
+    on_device: OnDevice = Field(
+        None,
+        description="Changes each training batch where the model is (Mixup, CutMix, my_data.py:augment); or {train: …, "
+        "evaluate: …}.",
     )
     weights: Weights | None = Field(
         None, description="A weight per sample (a function's result, or a .npy file): drawn with replacement."

@@ -62,6 +62,10 @@ def _not_a(kind: str, made: type) -> str | None:
     if kind == "data set":
         fits = hasattr(made, "__iter__") or (hasattr(made, "__getitem__") and hasattr(made, "__len__"))
         return None if fits else "is no data set: it has neither __getitem__ with __len__ nor __iter__"
+    if kind == "batch sampler":
+        return (
+            None if hasattr(made, "__iter__") else "is no batch sampler: it has no __iter__ that gives lists of indices"
+        )
     if kind in ("loss", "function"):
         callable_ = any("__call__" in base.__dict__ for base in made.__mro__)  # the class itself always is
         return None if callable_ else f"is no {kind}: its objects cannot be called"

@@ -109,6 +109,8 @@ def build_run_state(recipe: Recipe, builder: Builder, model: Model, device: Devi
     ways = _Ways(recipe, builder, model, device, freezing, after)
     update, take_step = ways.choose(objective, optimizer)
     brought = (model.bare, *objective.brought.values(), *each(optimizer).values())
+    change = data.train.reading.on_device
+    drawing = brought if change is None else (*brought, change)
     update.clear_gradients()  # a model that was handed in may have some, of a trial by hand
     return TrainState(
         model=model,
@@ -120,7 +122,7 @@ def build_run_state(recipe: Recipe, builder: Builder, model: Model, device: Devi
         device=device,
         data=data,
         length=length,
-        seeds=StepSeeds(recipe.seed, device.world.rank, device.is_gpu, only_torch=draws_only_from_torch(brought)),
+        seeds=StepSeeds(recipe.seed, device.world.rank, device.is_gpu, only_torch=draws_only_from_torch(drawing)),
         losses=losses,
         average=average,
         shapes=shapes_of(model.bare.state_dict()),

@@ -157,4 +157,6 @@ class _Acts:
             tracking.log(line)
         if skipped := self.state.update.news():
             tracking.warn(f"step {done}: {skipped}")
+        if news := self.state.data.train.news():
+            tracking.message(f"step {done}: {news}")
         tracking.progress(done)

@@ -106,6 +106,8 @@ def forward(
     """The loss of one micro-batch, the factor that makes it a part of the step's mean, and scalars to log."""
     objective, layout = state.objective, state.objective.layout
     data = context.run.batch = batch.data
+    if (change := state.data.train.reading.on_device) is not None:
+        data = context.run.batch = change(data)
     logged: Mapping[str, Any] = {}
     if not objective.is_audited and not objective.terms:
         audit_own(state.model.bare, objective, data, batch.samples, at)

@@ -49,30 +49,36 @@ class Round:
     workload: str
     processes: int
     full: bool
+    workers: int = 0
 
     @property
     def title(self) -> str:
         """For tables."""
         processes = f"{self.processes} process{'es' * (self.processes > 1)}"
-        return f"{self.workload}, {processes}{', logs, evaluations and checkpoints' if self.full else ''}"
+        workers = f", {self.workers} worker{'s' * (self.workers > 1)}" if self.workers else ""
+        return f"{self.workload}, {processes}{workers}{', logs, evaluations and checkpoints' if self.full else ''}"
 
 
 def main() -> int:
     """Runs the rounds; returns 1 where a contestant's losses are not those of the others."""
+    from workloads import WORKLOADS
+
     options = parse_arguments()
     print(", ".join(f"{name} {found}" for name in dict.fromkeys(PEERS.values()) if (found := version_of(name))))
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}\n")
     results, agreed = [], True
     fullness = {"both": (False, True), "bare": (False,), "full": (True,)}[options.what]
-    for workload, processes, full in itertools.product(options.workloads, options.processes, fullness):
-        if full and workload == "cnn":
+    rounds = itertools.product(options.workloads, options.processes, fullness, options.workers)
+    for workload, processes, full, workers in rounds:
+        as_people_have_it = WORKLOADS[workload].with_workers
+        if (full and (workload == "cnn" or as_people_have_it)) or (workers and not as_people_have_it):
             continue
-        this = Round(workload, processes, full)
+        this = Round(workload, processes, full, workers)
         found = measured(this, options)
         table, same = table_of(this, found, options)
         print(table, flush=True)
         agreed &= same
-        results.append({"workload": workload, "processes": processes, "full": full, "found": found})
+        results.append({"workload": workload, "processes": processes, "full": full, "workers": workers, "found": found})
         keep(results, options)  # after each round: they take minutes
     print(f"figures: {options.json}, picture: {options.png}")
     return 0 if agreed else 1
@@ -92,8 +98,11 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS), help="(mlp cnn gpt)")
+    parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS), help="(all for a CPU)")
     parser.add_argument("--processes", nargs="+", type=int, default=[1, 2], help="(1 2)")
+    parser.add_argument(
+        "--workers", nargs="+", type=int, default=[0, 1, 2], help="of data that is read by some: rows jpegs … (0 1 2)"
+    )
     parser.add_argument("--what", choices=("bare", "full", "both"), default="both")
     parser.add_argument("--contestants", nargs="+", choices=list(PEERS), default=list(PEERS))
     parser.add_argument("--repeat", type=int, default=5, help="turns of each (5)")
@@ -122,6 +131,8 @@ def version_of(package: str) -> str | None:
 
 def contestants_of(this: Round, options: argparse.Namespace) -> list[str]:
     """Who takes part in a round."""
+    from workloads import WORKLOADS
+
     names = [name for name in options.contestants if version_of(PEERS[name])]
     if this.full:
         names = [name for name in names if name in IN_FULL]
@@ -129,6 +140,8 @@ def contestants_of(this: Round, options: argparse.Namespace) -> list[str]:
         names = [name for name in names if name not in WITHOUT_DDP]
     if this.workload != "gpt" or options.gpu:
         names = [name for name in names if name != "nanogpt"]
+    if WORKLOADS[this.workload].with_workers:  # its rows are not in memory
+        names = [name for name in names if name != "floor"]
     if options.settings:
         names += [f"{OURS} {setting}" for setting in settings_of(this, options)]
     return names
@@ -173,7 +186,8 @@ def one_run(this: Round, name: str, options: argparse.Namespace, in_order: bool)
             "probes": PROBED if in_order else [],
             "began": time.time(),
         }
-        environment = {**os.environ, "BENCH_CLOCK": json.dumps(clock), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+        said = {"BENCH_CLOCK": json.dumps(clock), "BENCH_WORKERS": str(this.workers)}
+        environment = {**os.environ, **said, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
         if not options.gpu:
             environment |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
         command = command_of(this, name, options, in_order, last, folder)
@@ -222,18 +236,22 @@ def ours(
     workload = WORKLOADS[this.workload]
     said = {
         "model._target_": f"workloads.py:{workload.model.__name__}",
-        "data.train._target_": f"workloads.py:{workload.data.__name__}",
+        "data.train._target_": target_of(workload.data),
         "data.global_batch_size": workload.batch,
         "data.shuffle": str(not in_order).lower(),
         "optimizer.lr": workload.rate,
         "device.precision": workload.precision,
         "train.steps": last,
     }
+    if workload.collate is not None:
+        said |= {"data.collate": f"{{_ref_: {target_of(workload.collate)}}}"}
+    if workload.with_workers:
+        said["data.workers"] = this.workers
     if workload.clip is not None:
         said["train.clip_grad_norm"] = workload.clip
     if this.full:
         said |= {
-            "data.validation": f"{{_target_: workloads.py:{workload.data.__name__}, train: false}}",
+            "data.validation": f"{{_target_: {target_of(workload.data)}, train: false}}",
             "evaluate.every": f"{ACT_EVERY} steps",
             "evaluate.limit": f"{EVALUATION_BATCHES} batches",
             "save.every": f"{ACT_EVERY} steps",
@@ -242,6 +260,11 @@ def ours(
     overrides = [f"{key}={value}" for key, value in said.items()] + more
     where = ["--cpu"] * (not options.gpu) + ["--processes", str(this.processes)]
     return [sys.executable, "-m", "launcher", "train", "recipe.yaml", *overrides, *where, "--run-dir", f"{folder}/run"]
+
+
+def target_of(function: Any) -> str:
+    """What a recipe calls it: a file beside it, and a name."""
+    return f"{function.__module__}.py:{function.__name__}"
 
 
 # ---------------------------------------------------------------------- showing
@@ -353,7 +376,9 @@ def draw(results: list[dict[str, Any]], file: str) -> None:
         bars = panel.barh(names, ratios, color=colors)
         panel.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
         panel.axvline(1, color="#334155", linewidth=0.8, linestyle=":")
-        panel.set_title(Round(result["workload"], result["processes"], result["full"]).title, fontsize=9)
+        panel.set_title(
+            Round(result["workload"], result["processes"], result["full"], result["workers"]).title, fontsize=9
+        )
         panel.set_xlim(0, max(ratios) * 1.15)
         panel.spines[["top", "right"]].set_visible(False)
         panel.tick_params(labelsize=8)

@@ -20,6 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler
 from workloads import WORKLOADS, Workload
 
+WORKERS = int(os.environ.get("BENCH_WORKERS", "0"))
 LOG_EVERY, ACT_EVERY, EVALUATION_BATCHES = 10, 500, 20
 
 
@@ -45,7 +46,21 @@ def world() -> tuple[int, int]:
 
 def loader_of(workload: Workload, in_order: bool, share: int = 1, **more: Any) -> DataLoader[Any]:
     """The loader that one writes first."""
+    more |= {"collate_fn": workload.collate, "num_workers": WORKERS, "persistent_workers": WORKERS > 0}
     return DataLoader(workload.data(), batch_size=workload.batch // share, shuffle=not in_order, drop_last=True, **more)
+
+
+def loader_of_ranks(workload: Workload, sampler: Any, size: int) -> DataLoader[Any]:
+    """The same with a sampler that deals out samples."""
+    return DataLoader(
+        workload.data(),
+        batch_size=workload.batch // size,
+        sampler=sampler,
+        drop_last=True,
+        collate_fn=workload.collate,
+        num_workers=WORKERS,
+        persistent_workers=WORKERS > 0,
+    )
 
 
 def endless(loader: DataLoader[Any], sampler: Any = None) -> Iterator[Any]:
@@ -94,9 +109,7 @@ def handwritten(workload: Workload, options: argparse.Namespace) -> None:
     if size > 1:
         dist.init_process_group("nccl" if device == "cuda" else "gloo")
         sampler = DistributedSampler(workload.data(), shuffle=not options.in_order, drop_last=True)
-        loader: DataLoader[Any] = DataLoader(
-            workload.data(), batch_size=workload.batch // size, sampler=sampler, drop_last=True
-        )
+        loader: DataLoader[Any] = loader_of_ranks(workload, sampler, size)
         model = nn.parallel.DistributedDataParallel(model)
     else:
         loader = loader_of(workload, options.in_order, pin_memory=device == "cuda")
@@ -213,7 +226,13 @@ def ignite(workload: Workload, options: argparse.Namespace) -> None:
     with idist.Parallel(backend="gloo" if size > 1 and options.device == "cpu" else "nccl" if size > 1 else None) as _:
         device = torch.device(options.device)
         loader = idist.auto_dataloader(
-            workload.data(), batch_size=workload.batch, shuffle=not options.in_order, drop_last=True
+            workload.data(),
+            batch_size=workload.batch,
+            shuffle=not options.in_order,
+            drop_last=True,
+            collate_fn=workload.collate,
+            num_workers=WORKERS,
+            persistent_workers=WORKERS > 0,
         )
         model = idist.auto_model(workload.model())
         optimizer = idist.auto_optim(adamw(model, workload))
@@ -261,7 +280,7 @@ def lightning(workload: Workload, options: argparse.Namespace) -> None:
     loader = loader_of(workload, options.in_order, size)
     if options.in_order and size > 1:  # its own sampler would shuffle
         sampler = DistributedSampler(workload.data(), size, rank, shuffle=False, drop_last=True)
-        loader = DataLoader(workload.data(), batch_size=workload.batch // size, sampler=sampler, drop_last=True)
+        loader = loader_of_ranks(workload, sampler, size)
     full: dict[str, Any] = {
         "logger": CSVLogger("."),
         "log_every_n_steps": LOG_EVERY,
@@ -335,6 +354,9 @@ def transformers(workload: Workload, options: argparse.Namespace) -> None:
         bf16=workload.precision == "bf16",
         ddp_backend="gloo" if options.device == "cpu" and world()[1] > 1 else None,
         dataloader_drop_last=True,
+        dataloader_num_workers=WORKERS,
+        dataloader_persistent_workers=WORKERS > 0,
+        remove_unused_columns=workload.collate is None,
         report_to=[],
         disable_tqdm=True,
         seed=0,
@@ -357,7 +379,15 @@ def transformers(workload: Workload, options: argparse.Namespace) -> None:
             return torch.utils.data.SequentialSampler(self.train_dataset)
 
     kind = InOrder if options.in_order else SameOptimizer
-    kind(Task(), arguments, train_dataset=Mappings(workload.data()), eval_dataset=Mappings(validation)).train()
+    if workload.collate is None:
+        kind(Task(), arguments, train_dataset=Mappings(workload.data()), eval_dataset=Mappings(validation)).train()
+        return
+
+    def collate(samples: list[Any]) -> dict[str, Any]:
+        assert workload.collate is not None
+        return dict(zip(("inputs", "labels"), workload.collate(samples), strict=True))
+
+    kind(Task(), arguments, data_collator=collate, train_dataset=workload.data(), eval_dataset=validation).train()
 
 
 LOOPS = {

@@ -9,10 +9,12 @@ from functools import cache
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+import people
 import torch
 from clock import Clocked
 from torch import nn
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import Dataset, TensorDataset, default_collate
 
 from launcher.datasets import TextFile
 from launcher.models import GPT, MLP, ConvNet
@@ -35,6 +37,8 @@ class Workload:
         warm: Steps before the stopwatch starts.
         steps: Steps that it measures.
         precision: `no` or `bf16`.
+        collate: Makes a batch of samples; None is torch's default.
+        with_workers: Whether it is read by workers too.
     """
 
     model: Callable[[], nn.Module]
@@ -46,14 +50,18 @@ class Workload:
     warm: int
     steps: int
     precision: str = "no"
+    collate: Callable[[list[Any]], Any] | None = None
+    with_workers: bool = False
 
 
-def seeded(net: Callable[[], nn.Module], data: Callable[[], Dataset[Any]], loss: nn.Module) -> Clocked:
+def seeded(
+    net: Callable[[], nn.Module], data: Callable[[], Dataset[Any]], loss: nn.Module, collate: Any = default_collate
+) -> Clocked:
     """A model under the stopwatch, the same in every process."""
-    torch.manual_seed(SEED)
     probe = data()
-    samples = [probe[index] for index in range(64)]
-    inputs, targets = (torch.stack(column) for column in zip(*samples, strict=True))
+    np.random.seed(SEED)
+    inputs, targets = collate([probe[index] for index in range(64)])
+    torch.manual_seed(SEED)
     return Clocked(net(), loss, (inputs, targets))
 
 
@@ -99,6 +107,52 @@ def cnn() -> Clocked:
 def gpt() -> Clocked:
     """4 layers, 4 heads, 128 wide: recipes/text_gpt.yaml's."""
     return seeded(lambda: GPT(text().vocab_size, context=64), text, nn.CrossEntropyLoss())
+
+
+# ---------------------------------------------------------------------- as people have it
+
+
+def rows_mlp() -> Clocked:
+    """64-128-10, of rows that are read one by one."""
+    return seeded(lambda: MLP(64, 128, 10), people.rows, nn.CrossEntropyLoss())
+
+
+def table_mlp() -> Clocked:
+    """64-128-10, of a Parquet file."""
+    return seeded(lambda: MLP(64, 128, 10), people.table, nn.CrossEntropyLoss())
+
+
+def shards_mlp() -> Clocked:
+    """64-128-10, of tars."""
+    return seeded(lambda: MLP(64, 128, 10), people.shards, nn.CrossEntropyLoss())
+
+
+def jpegs_cnn() -> Clocked:
+    """A convolution over large strides: the pictures are the work."""
+
+    def net() -> nn.Module:
+        layers = [nn.Conv2d(3, 16, 8, 8), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(256, 10)]
+        return nn.Sequential(*layers)
+
+    return seeded(net, people.pictures, nn.CrossEntropyLoss())
+
+
+class Bag(nn.Module):
+    """The mean of embeddings, padded places left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.linear = nn.Embedding(30_000, 32, padding_idx=0), nn.Linear(32, 10)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Ids [N, length] to logits [N, 10]."""
+        counts = (ids > 0).sum(1, keepdim=True).clamp(min=1)
+        return self.linear(self.embedding(ids).sum(1) / counts)
+
+
+def text_bag() -> Clocked:
+    """Of texts of many lengths."""
+    return seeded(Bag, people.texts, nn.CrossEntropyLoss(), people.padded)
 
 
 # ---------------------------------------------------------------------- for a GPU
@@ -174,6 +228,19 @@ WORKLOADS = {
     "mlp": Workload(mlp, vectors, lambda: vectors(False), 32, 1e-3, None, warm=300, steps=3_000),
     "cnn": Workload(cnn, images, lambda: images(False), 64, 1e-3, None, warm=30, steps=300),
     "gpt": Workload(gpt, text, lambda: text(False), 12, 1e-3, 1.0, warm=20, steps=200),
+    "rows": Workload(rows_mlp, people.rows, lambda: people.rows(False), 32, 1e-3, None, 200, 2_000, with_workers=True),
+    "jpegs": Workload(
+        jpegs_cnn, people.pictures, lambda: people.pictures(False), 32, 1e-3, None, 10, 60, with_workers=True
+    ),
+    "texts": Workload(
+        text_bag, people.texts, lambda: people.texts(False), 32, 1e-3, None, 50, 500, "no", people.padded, True
+    ),
+    "table": Workload(
+        table_mlp, people.table, lambda: people.table(False), 32, 1e-3, None, 200, 2_000, with_workers=True
+    ),
+    "shards": Workload(
+        shards_mlp, people.shards, lambda: people.shards(False), 32, 1e-3, None, 100, 1_000, with_workers=True
+    ),
     "resnet": Workload(resnet, pictures, lambda: pictures(False), 256, 1e-3, None, 50, 300, "bf16"),
     "gpt2": Workload(gpt2, tokens, lambda: tokens(False), 16, 6e-4, 1.0, 20, 100, "bf16"),
 }

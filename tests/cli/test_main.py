@@ -336,6 +336,8 @@ def test_a_key_in_the_wrong_place_or_by_another_name_is_understood(
 HAS_VALIDATION = {"data": {"validation": "10% of train"}}
 HAS_BEST = {**HAS_VALIDATION, "evaluate": {"best": {"metric": "loss", "mode": "min"}}}
 NEEDED: dict[str, dict[str, Any]] = {  # beside the example
+    "data.batch_sampler": {"data": {"global_batch_size": None}},
+    "evaluate.after": HAS_VALIDATION,
     "evaluate.metrics": HAS_VALIDATION,
     "save.final": HAS_BEST,
     "evaluate.early_stop.patience": HAS_BEST,

@@ -22,14 +22,13 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset, default_collate
-from torch.utils.data._utils import signal_handling
 
 from launcher.data.loaders import EvaluationLoader, MicroBatch, Reading, TrainLoader
-from launcher.data.reading import whole_batches
 from launcher.data.sampler import StepSampler
 from launcher.data.seeds import randomness_restored
 from launcher.data.subsets import subset
 from launcher.data.transfer import _one_ahead, on_device
+from launcher.data.whole import whole_batches
 from launcher.errors import LauncherError
 
 SIZE, BATCH = 23, 8  # the last batch has 7
@@ -222,23 +221,21 @@ def test_a_killed_worker_is_named_with_its_sample() -> None:
 
 def test_a_hanging_worker_is_named_within_the_timeout_and_does_not_stay() -> None:
     loader = loader_of(At(13, lambda: time.sleep(1000)), workers=2, timeout_seconds=3)
+    before = {child.pid for child in psutil.Process().children()}
     began = time.monotonic()
     with pytest.raises(
         LauncherError, match=r"no batch came in data.timeout \(3 s\): .* hangs while reading sample 13 "
     ):
         run_through(loader)
     assert time.monotonic() - began < 60
-    assert not [child for child in psutil.Process().children() if child.name() == "pt_data_worker"]
+    assert not any(is_running(child.pid) for child in psutil.Process().children() if child.pid not in before)
 
 
-def test_a_worker_that_dies_during_a_step_is_noticed_when_its_batch_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
-    # as in a process that has made no DataLoader yet, which torch's handler would stay from
-    monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+def test_a_worker_that_dies_during_a_step_is_noticed_when_its_batch_is_wanted() -> None:
     steps = loader_of(WithProcess(), workers=1).steps(0, None)
     os.kill(next(steps)[0].data[1][0].item(), signal.SIGKILL)
     for _ in range(20):
-        time.sleep(0.01)  # here torch's own handler would raise
+        time.sleep(0.01)  # here torch's own handler of such a death would raise
     with pytest.raises(LauncherError, match="was killed by SIGKILL"):
         for _ in steps:
             pass
@@ -329,8 +326,11 @@ def test_columns_of_a_hub_data_set_are_its_samples_collated() -> None:
     read_batch = whole_batches(table, None)
     assert read_batch is not None
     assert_same(read_batch(indices), default_collate([table[int(index)] for index in indices]))
-    for other in ("numpy", "torch"):  # one row gives float64 and many float32; or many rows take as long as one by one
-        assert whole_batches(table.with_format(other), None) is None
+    for form in ("numpy", "torch"):  # as torch's DataLoader reads them, by `__getitems__`
+        formatted = table.with_format(form)
+        read_formatted = whole_batches(formatted, None)
+        assert read_formatted is not None
+        assert_same(read_formatted(indices), default_collate(formatted.__getitems__(indices.tolist())))
 
 
 def assert_same(one: Any, other: Any) -> None:

@@ -21,10 +21,11 @@ from launcher.data.epochs import listeners
 from launcher.data.fingerprint import fingerprint
 from launcher.data.loaders import EvaluationLoader, Reading, TrainLoader
 from launcher.data.many import verdict_on
-from launcher.data.reading import reading_notes, whole_batches
+from launcher.data.reading import reading_notes
 from launcher.data.sampler import StepSampler
 from launcher.data.streams import StreamLoader
 from launcher.data.subsets import subset
+from launcher.data.whole import whole_batches
 
 SIZE, BATCH = 20, 8
 

@@ -389,8 +389,8 @@ def test_a_scheduler_may_be_a_class_a_function_or_an_object(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ("", "data.global_batch_size: is required; write 'global_batch_size: 64'"),
-        ("data: null\n", "data.global_batch_size: is required; write 'global_batch_size: 64'"),
+        ("", "data.global_batch_size: is required; write 'global_batch_size: 64', or a batch_sampler"),
+        ("data: null\n", "data.global_batch_size: is required; write 'global_batch_size: 64', or a batch_sampler"),
         ("data: 5\n", "data: 5 is not a mapping"),
     ],
 )

@@ -184,7 +184,9 @@ def preflight(plan: Plan) -> str:
     recipe = plan.recipe
     if recipe is None or plan.request.tasks:
         raise UsageError("--preflight: goes with one recipe, and not with a script or an array")
-    share = -(-recipe.data.global_batch_size // plan.shape.processes)
+    if (batch := recipe.data.global_batch_size) is None:
+        raise UsageError("--preflight: a data.batch_sampler chooses batches of any size; try it with --processes 1")
+    share = -(-batch // plan.shape.processes)
     micro = min(share, recipe.data.micro_batch_size or share)
     request = replace(
         plan.request,

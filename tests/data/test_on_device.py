@@ -1,0 +1,155 @@
+"""Transforms of whole batches where the model is: in training alone unless said, seeded by step, resumed."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from projects import make
+from torch.nn.functional import one_hot
+
+import launcher
+from launcher.data.mixing import CutMix, Mixup
+from launcher.errors import LauncherError
+
+Pair = namedtuple("Pair", "picture label")
+
+
+def pictures() -> tuple[Any, Any]:
+    return torch.arange(4.0).reshape(4, 1, 1, 1).expand(4, 3, 8, 8).clone(), torch.tensor([0, 1, 2, 1])
+
+
+@pytest.mark.parametrize("kind", [Mixup, CutMix])
+def test_pictures_and_classes_are_mixed_alike(kind: type) -> None:
+    inputs, targets = pictures()
+    torch.manual_seed(3)
+    mixed, wanted = kind(3, alpha=1.0)([inputs, targets])
+    assert mixed.shape == inputs.shape
+    torch.testing.assert_close(wanted.sum(1), torch.ones(4))
+    order = next(
+        order
+        for order in torch.cartesian_prod(*[torch.arange(4)] * 4)
+        if sorted(order.tolist()) == [0, 1, 2, 3]
+        and torch.allclose(mixed.mean((1, 2, 3)), _of_means(inputs, order, mixed), atol=1e-5)
+    )
+    left = _left(inputs, order, mixed)
+    expected = one_hot(targets, 3) * left + one_hot(targets[order], 3) * (1 - left)
+    torch.testing.assert_close(wanted, expected.float(), atol=1e-4, rtol=1e-4)
+
+
+def _left(inputs: Any, order: Any, mixed: Any) -> float:
+    """How much is left of each, from the first that changed."""
+    row = next((row for row in range(4) if order[row] != row), 0)
+    own, other = float(inputs[row].mean()), float(inputs[order[row]].mean())
+    return (float(mixed[row].mean()) - other) / (own - other) if own != other else 1.0
+
+
+def _of_means(inputs: Any, order: Any, mixed: Any) -> Any:
+    left = _left(inputs, order, mixed)
+    return inputs.mean((1, 2, 3)) * left + inputs[order].mean((1, 2, 3)) * (1 - left)
+
+
+def test_a_batch_keeps_its_form_and_what_else_it_holds() -> None:
+    inputs, targets = pictures()
+    mixed = Mixup(3, input="x", target="y")({"x": inputs, "y": targets, "id": [1, 2, 3, 4]})
+    assert list(mixed) == ["x", "y", "id"]
+    assert mixed["id"] == [1, 2, 3, 4]
+    assert isinstance(CutMix(3)(Pair(inputs, targets)), Pair)
+    assert isinstance(CutMix(3)((inputs, targets)), tuple)
+    assert inputs[0].sum() == 0  # the batch itself is left as it was
+    with pytest.raises(ValueError, match="above 0"):
+        Mixup(3, alpha=0)
+
+
+RECIPE = """
+data:
+  train: {_target_: parts.py:Rows}
+  validation: {_target_: parts.py:Rows}
+  global_batch_size: 8
+  on_device: CHANGE
+model: {_target_: parts.py:Net}
+loss: {_target_: CrossEntropyLoss}
+optimizer: {_target_: SGD, lr: 0.1}
+train: {steps: 12}
+evaluate: {every: 6 steps}
+save: {every: 5 steps}
+track: {every: 1 steps}
+"""
+PARTS = """
+import os
+import random
+
+import torch
+from torch.utils.data import TensorDataset
+
+def shaken(batch):
+    rows, classes = batch
+    return rows + random.random() + torch.rand(()), classes
+
+def moved(batch):
+    return batch[0] + 100, batch[1]
+
+class Net(torch.nn.Linear):
+    seen = []  # of the class: an evaluation puts back what it moves in a model
+
+    def __init__(self):
+        super().__init__(4, 5)
+        self.calls = 0
+
+    def forward(self, rows):
+        if self.training:
+            self.calls += 1
+            if self.calls == int(os.environ.get("FAILS_AT", 0)):
+                raise ArithmeticError("here it fails")
+        self.seen.append((self.training, float(rows.max())))
+        return super().forward(rows)
+
+class Rows(TensorDataset):
+    def __init__(self):
+        generator = torch.Generator().manual_seed(0)
+        super().__init__(torch.rand(60, 4, generator=generator), torch.arange(60) % 5)
+"""
+
+
+@pytest.mark.parametrize("change", ["parts.py:shaken", "{_target_: Mixup, classes: 5}"])
+def test_a_run_changes_its_batches_alike_after_a_resume(
+    change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = make(tmp_path / "project", RECIPE.replace("CHANGE", change), parts=PARTS)
+    whole = launcher.train(recipe, cpu=True, run_dir=tmp_path / "whole", output="quiet")
+    plain = launcher.train(recipe, "data.on_device=null", cpu=True, run_dir=tmp_path / "plain", output="quiet")
+    monkeypatch.setenv("FAILS_AT", "8")
+    with pytest.raises(ArithmeticError):
+        launcher.train(recipe, cpu=True, run_dir=tmp_path / "cut", output="quiet")
+    monkeypatch.delenv("FAILS_AT")
+    again = launcher.train(recipe, cpu=True, run_dir=tmp_path / "cut", resume=True, output="quiet")
+    assert torch.equal(whole.model.weight, again.model.weight)
+    assert not torch.equal(whole.model.weight, plain.model.weight)
+    assert max(high for is_training, high in whole.model.seen if not is_training) <= 1  # not in evaluation
+
+
+def test_evaluation_has_its_own_where_it_is_said(tmp_path: Path) -> None:
+    change = "{train: {_ref_: parts.py:shaken}, evaluate: {_ref_: parts.py:moved}}"
+    recipe = make(tmp_path / "project", RECIPE.replace("CHANGE", change), parts=PARTS)
+    run = launcher.train(recipe, cpu=True, run_dir=tmp_path / "run", output="quiet")
+    highest = {kind: [high for is_training, high in run.model.seen if is_training is kind] for kind in (True, False)}
+    assert min(highest[False]) > 100
+    assert max(highest[True]) < 4
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("{_target_: Mixup}", "classes"),
+        ("{test: {_target_: Mixup, classes: 3}}", "has 'test'; allowed: train, evaluate, each a transform"),
+        ("3", "on_device"),
+        ("{_target_: torch.nn.Linear, in_features: 1, out_features: 1, colour: red}", "colour"),
+    ],
+)
+def test_what_is_no_transform_is_refused(change: str, words: str, tmp_path: Path) -> None:
+    recipe = make(tmp_path / "project", RECIPE.replace("CHANGE", change), parts=PARTS)
+    with pytest.raises(LauncherError, match=words):
+        launcher.train(recipe, cpu=True, run_dir=tmp_path / "run", output="quiet")
