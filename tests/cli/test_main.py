@@ -263,7 +263,7 @@ def test_recipes_travel_in_the_package(tmp_path: Path, installed: Path) -> None:
     run = [sys.executable, "-m", "launcher"]
     environment = {"PYTHONPATH": str(installed)}
     listed = shell(*run, "recipes", folder=tmp_path, environment=environment).stdout
-    names = ["custom_model", "digits_cnn", "digits_mlp", "tabular_regression", "text_gpt"]
+    names = ["custom_model", "digits_cnn", "digits_mlp", "gan", "tabular_regression", "text_gpt"]
     assert [line.split()[0] for line in listed.splitlines()] == names
     assert f"{'digits_cnn':<20} Classify 8x8 handwritten digits with a small CNN\n" in listed
     copied = shell(*run, "copy", "digits_cnn", folder=tmp_path, environment=environment).stdout
