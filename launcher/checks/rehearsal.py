@@ -23,7 +23,8 @@ from launcher.checkpoints.format import plain
 from launcher.checkpoints.sameness import same
 from launcher.checks.schedule import doubts_of
 from launcher.data.load import Data
-from launcher.device.device import open_device, seed_everything
+from launcher.data.seeds import seed_everything
+from launcher.device.device import open_device
 from launcher.errors import LauncherError, Problem, RecipeError, UsageError
 from launcher.evaluation.best import BestTracker, deciding_set, value_of
 from launcher.evaluation.evaluate import evaluate

@@ -39,7 +39,7 @@ def _data(options: argparse.Namespace, _: Sequence[str]) -> int:
     import torch
 
     from launcher.data.inspect.show import Wishes, show
-    from launcher.device.device import seed_everything
+    from launcher.data.seeds import seed_everything
     from launcher.objective.batch import BatchLayout
     from launcher.recipe.build import Builder
     from launcher.training.build import open_run_data

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from launcher.data.loaders import MicroBatch
-from launcher.data.transfer import moved
+from launcher.data.transfer import with_copies
+from launcher.device.kind import kind_of
 from launcher.evaluation.modes import own_randomness
 from launcher.objective.batch import Evaluated
 from launcher.objective.loss import Objective
@@ -63,8 +64,8 @@ def evaluate(
     for metric in metrics:
         metric.reset(device)
     with own_randomness(seed, rank, device), torch.no_grad():
-        for done, batch in enumerate(batches, start=1):
-            evaluated = tally.add(model, batch, device)
+        for done, (batch, data) in enumerate(with_copies(batches, device), start=1):
+            evaluated = tally.add(model, batch, data, device)
             for metric in metrics:
                 metric.see(objective.layout, evaluated, is_first=done == 1)
             seen(evaluated.outputs, evaluated.targets, batch)
@@ -88,12 +89,18 @@ class Tally:
         self._sums = torch.zeros(size, dtype=torch.float64)
         self._counts = torch.zeros(size, dtype=torch.float64)
 
-    def add(self, model: nn.Module, batch: MicroBatch, device: torch.device) -> Evaluated:
-        """Evaluates one batch."""
+    def add(self, model: nn.Module, batch: MicroBatch, data: Any, device: torch.device) -> Evaluated:
+        """Evaluates one batch.
+
+        Args:
+            model: The unwrapped module.
+            batch: In host memory, where it is counted.
+            data: The same on the device.
+            device: Where to compute.
+        """
         objective, layout = self.objective, self.objective.layout
         objective.settle()
         counts = objective.counts(batch.data, batch.samples)
-        data = batch.data if device.type == "cpu" else moved(batch.data, device)
         if objective.step is not None:
             result = objective.stepped(model, data, self.at)
             values = [result["loss"]]
@@ -111,13 +118,18 @@ class Tally:
                 values = [layout.loss(result)]
         values = objective.weighed(values, counts)
         self.samples += batch.samples
-        self._sums = self._sums.to(device) + torch.stack([value.detach().double() for value in values])
+        wide = kind_of(device).wide
+        if self._sums.device != device:  # the first batch
+            self._sums = torch.zeros(len(values), dtype=wide, device=device)
+        self._sums = self._sums + torch.stack([value.detach().to(wide) for value in values])
         self._counts += torch.tensor(counts, dtype=torch.float64)
         return Evaluated(result, data, outputs, targets)
 
     def state(self) -> list[torch.Tensor]:
         """All that `join` needs of this rank, in host memory."""
-        numbers = torch.cat([self._sums.cpu(), self._counts, torch.tensor([float(self.samples)], dtype=torch.float64)])
+        numbers = torch.cat(
+            [self._sums.cpu().double(), self._counts, torch.tensor([float(self.samples)], dtype=torch.float64)]
+        )
         return [numbers, *itertools.chain.from_iterable(metric.state() for metric in self.metrics)]
 
     def join(self, states: Sequence[list[torch.Tensor]]) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 
 from launcher.errors import LauncherError
 from launcher.objective.batch import BatchLayout, Picks, arguments, one_number
+from launcher.objective.class_last import class_last
 from launcher.objective.probe import still_holds
 from launcher.objective.reading import Reading, known, order_fault, reduction_of, summing, sums_itself, tensors_in
 from launcher.recipe import schema
@@ -344,7 +345,7 @@ def _owner(function: Any) -> Any:
 def _has_state(thing: Any) -> bool:
     """Whether something gives and takes a state; torch's own losses without parameters keep what they were made of."""
     if isinstance(thing, nn.Module):
-        is_torchs = type(thing).__module__.partition(".")[0] == "torch" and not list(thing.parameters())
+        is_torchs = type(thing).__module__.partition(".")[0] in ("torch", "launcher") and not list(thing.parameters())
         return not is_torchs and bool(thing.state_dict())
     return not isinstance(thing, type) and all(hasattr(thing, name) for name in ("state_dict", "load_state_dict"))
 
@@ -409,7 +410,8 @@ def _term(builder: Builder, name: str, component: Component, batch: schema.Batch
     if per == "batch":
         reading = Reading("batch", found="stated")
     sums = reading is not None and reading.kind in ("kept", "weights") and sums_itself(function)
-    return Term(name, summing(function) if sums else function, weight, per, reading, sums, outputs, targets)
+    called = class_last(summing(function) if sums else function)
+    return Term(name, called, weight, per, reading, sums, outputs, targets)
 
 
 def _check_reduction(builder: Builder, component: Component, function: Any) -> None:

@@ -62,6 +62,11 @@ class Reading:
     each: float | None = field(default=None, compare=False, repr=False)
     floor: float = field(default=0.0, compare=False, repr=False)
 
+    def __post_init__(self) -> None:
+        """Counts are made in host memory: copying the weights there in each step would make the host wait."""
+        if self.weights is not None and self.weights.device.type != "cpu":
+            object.__setattr__(self, "weights", self.weights.detach().cpu())
+
     @property
     def is_mean(self) -> bool:
         """Whether pieces are put together by a count."""

@@ -267,11 +267,14 @@ class Device(Section):
         description="The process group's: how long a collective may take.",
     )
     deterministic: bool = Field(False, description="Deterministic algorithms only, also on a GPU.")
-    compile: bool | Literal["default", "reduce-overhead", "max-autotune"] = Field(
+    compile: bool | Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = Field(
         False, description="torch.compile the model, in its default mode or the one named."
     )
     channels_last: bool = Field(False, description="Store images and convolutions as NHWC.")
-    tf32: bool = Field(True, description="On NVIDIA GPUs: float32 matrix products in TensorFloat-32.")
+    tf32: bool | None = Field(
+        None,
+        description="On NVIDIA GPUs: float32 products and convolutions in TensorFloat-32; null: as torch has it.",
+    )
     sync_batchnorm: bool = Field(False, description="Batch statistics over all processes (GPU only).")
     ddp: Ddp = Field(default_factory=lambda: Ddp(), description="Settings of DistributedDataParallel.")
 

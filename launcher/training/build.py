@@ -78,7 +78,7 @@ def build_run_state(recipe: Recipe, builder: Builder, model: Model, device: Devi
     losses = {name: wrap(module, device, recipe.device) for name, module in objective.modules.items()}
     objective = objective.wrapped_by(losses)
     objective.to(device.torch_device)
-    may_skip = recipe.device.precision == "fp16"
+    may_skip = device.is_gpu and (recipe.device.precision == "fp16" or train.non_finite == "skip")
     optimizer = build_optimizer(builder, recipe.optimizer, model.bare, objective.modules, may_skip=may_skip)
     average = Average(model.bare, train.ema) if train.ema is not None else None
     update = OneOptimizer(
@@ -100,7 +100,7 @@ def build_run_state(recipe: Recipe, builder: Builder, model: Model, device: Devi
         device=device,
         data=data,
         length=length,
-        seeds=StepSeeds(recipe.seed, device.world.rank, device.is_gpu, only_torch=draws_only_from_torch(brought)),
+        seeds=StepSeeds(recipe.seed, device.world.rank, device.kind, only_torch=draws_only_from_torch(brought)),
         losses=losses,
         average=average,
         shapes=shapes_of(model.bare.state_dict()),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -25,6 +25,15 @@ class Update(Protocol):
 
     def check(self) -> None:
         """Before anything is kept: raises if a step since the start was bad."""
+        ...
+
+    @property
+    def counts(self) -> Sequence[torch.Tensor]:
+        """What the device counts of steps that were not finite, to be read with the next line."""
+        ...
+
+    def take(self, counts: list[float], last_step: int) -> None:
+        """Learns what the device had counted after a step."""
         ...
 
     def news(self) -> str | None:
@@ -55,7 +64,7 @@ class OneOptimizer:
         updated: Callable[[], None] | None = None,
     ):
         self.optimizer, self.scaler = optimizer, scaler
-        self.guard = NonFiniteGuard(optimizer, scaler, device, skip_non_finite)
+        self.guard = NonFiniteGuard(optimizer, scaler, device, skip_non_finite, must_know=updated is not None)
         self._fast = fast_step.FastStep(optimizer)
         self._clip_grad_norm = clip_grad_norm
         self._updated = updated
@@ -84,8 +93,7 @@ class OneOptimizer:
         if self._clip_grad_norm is not None:
             norm = nn.utils.clip_grad_norm_(self.parameters, self._clip_grad_norm)
         if self.scaler is not None:
-            self.guard.scaled_step(step)
-            is_updated = self.guard.skipped_in_a_row == 0
+            is_updated = self.guard.scaled_step(step)
         elif is_updated := self.guard.allows(step):
             self._fast.step()
         if is_updated and self._updated is not None:
@@ -104,6 +112,19 @@ class OneOptimizer:
             NonFiniteError: Names the first bad step.
         """
         self.guard.check()
+
+    @property
+    def counts(self) -> Sequence[torch.Tensor]:
+        """What the device counts of steps that were not finite, to be read with the next line; nothing on a CPU."""
+        return list(self.guard.counts) if self.guard.is_read_later else []
+
+    def take(self, counts: list[float], last_step: int) -> None:
+        """Learns what the device had counted after a step.
+
+        Raises:
+            NonFiniteError: Names the first bad step.
+        """
+        self.guard.take(counts, last_step)
 
     def news(self) -> str | None:
         """What was skipped since this was asked last, in words."""
