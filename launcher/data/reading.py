@@ -64,6 +64,7 @@ class Reader:
         self.shard = 0  # of a stream: two of them never draw the same numbers
         self.epochs = Announcer(dataset, reading.collate)
         self._whole = whole_batches(dataset, reading.collate)
+        self._gathers_pinned = reading.pin_memory and getattr(self._whole, "func", None) is _tensor_rows
         self._has_many = has_many(dataset)
         self._is_read_at_once = self._has_many and not _loops_over_samples(dataset)
 
@@ -81,6 +82,8 @@ class Reader:
         self.epochs.tell(epoch)
         if self._whole is not None:
             self.mark(epoch, int(indices[0]))
+            if self._gathers_pinned and self.in_training_process:
+                return pinned_rows(self.dataset, indices)
             return self.pinned(self._whole(indices))
         with randomness_restored(self.in_training_process and self.reading.sample_seeds):
             return self.pinned(self.collated(epoch, indices, self._samples(epoch, indices)))
@@ -230,6 +233,20 @@ def _has_rows(tensor: torch.Tensor) -> bool:
 def _tensor_rows(dataset: TensorDataset, indices: Indices) -> list[torch.Tensor]:
     rows = torch.from_numpy(indices)
     return [tensor.index_select(0, rows) for tensor in dataset.tensors]  # up to three times as fast as tensor[rows]
+
+
+def pinned_rows(dataset: TensorDataset, indices: Indices) -> list[torch.Tensor]:
+    """The same, gathered where a GPU copies from; where no memory can be locked, in any."""
+    rows = torch.from_numpy(indices)
+    try:
+        places = [
+            torch.empty((len(rows), *tensor.shape[1:]), dtype=tensor.dtype, pin_memory=True)
+            for tensor in dataset.tensors
+        ]
+    except RuntimeError:
+        return _tensor_rows(dataset, indices)
+    pairs = zip(dataset.tensors, places, strict=True)
+    return [torch.index_select(tensor, 0, rows, out=place) for tensor, place in pairs]
 
 
 def _batch_rows(get_batch: Callable[[torch.Tensor], Any], indices: Indices) -> Any:

@@ -251,6 +251,12 @@ def count() -> int:
     return torch.accelerator.device_count() if found() is not None else 0
 
 
+def pins() -> bool:
+    """Whether copies to the accelerator are sooner, and nobody waits for them, from page-locked memory."""
+    device = found()
+    return device is not None and device.type != "mps"  # whose memory is the host's
+
+
 def in_use() -> Kind:
     """The accelerator that this process computes on by now; the CPU where it has not begun to."""
     device = torch.accelerator.current_accelerator()

@@ -46,7 +46,8 @@ class _Quarters(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Maps [N, C, H, W] to [N, C, 2, 2]; of an odd number of rows the middle one is in both halves."""
         upper, lower = _halves(images, 2)
-        return torch.stack([*_means(upper), *_means(lower)], dim=-1).unflatten(-1, (2, 2))
+        means: Tensor = torch.stack([*_means(upper), *_means(lower)], dim=-1).unflatten(-1, (2, 2))
+        return means
 
 
 def _means(images: Tensor) -> list[Tensor]:

@@ -376,7 +376,9 @@ class Launch(Section):
         Duration(300, "seconds", "5 minutes"), description="How long ranks wait at the start for others to come."
     )
     stall: Time | None = Field(
-        None, description="How long a rank may make no progress before the stacks of all are written down."
+        None,
+        description="How long a rank may make no progress before the stacks of all are written down; null: never, on "
+        "several GPUs four fifths of device.timeout.",
     )
     on_stall: Literal["warn", "stop"] = Field("warn", description="What becomes of the run then.")
 

@@ -18,6 +18,7 @@ from launcher.objective.loss import build_objective
 from launcher.objective.optimizer import build_optimizer
 from launcher.objective.run_length import RunLength
 from launcher.objective.schedule import build_schedule
+from launcher.recipe import schema
 from launcher.recipe.build import Builder
 from launcher.recipe.schema import Recipe
 from launcher.runs.tracking.own_code import stand_in
@@ -75,6 +76,7 @@ def build_run_state(recipe: Recipe, builder: Builder, model: Model, device: Devi
     objective = build_objective(builder, recipe.loss, recipe.batch, train)
     if objective.step is not None:
         model = replace(model, wrapped=wrap_step(StepModule(model.wrapped, objective), device))
+    check_graphs(builder, recipe.device, data)
     losses = {name: wrap(module, device, recipe.device) for name, module in objective.modules.items()}
     objective = objective.wrapped_by(losses)
     objective.to(device.torch_device)
@@ -106,6 +108,21 @@ def build_run_state(recipe: Recipe, builder: Builder, model: Model, device: Devi
         shapes=shapes_of(model.bare.state_dict()),
         frozen={name: parameter for module in (model.bare, *losses.values()) for name, parameter in _frozen(module)},
     )
+
+
+def check_graphs(builder: Builder, section: schema.Device, data: Data) -> None:
+    """Refuses CUDA graphs over several micro-batches: the second would write its gradients over those of the first.
+
+    Raises:
+        RecipeError: They would.
+    """
+    number = max(len(data.train.sampler.shares(step)) for step in (0, data.train.sampler.steps_per_epoch - 1))
+    if section.compile in ("reduce-overhead", "max-autotune") and number > 1:
+        message = (
+            f"'{section.compile}' uses CUDA graphs, which overwrite the gradients of a step of {number} micro-batches; "
+            "say true or max-autotune-no-cudagraphs, or remove data.micro_batch_size"
+        )
+        raise builder.wrong("device.compile", message)
 
 
 def _frozen(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

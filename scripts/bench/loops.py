@@ -89,13 +89,19 @@ def handwritten(workload: Workload, options: argparse.Namespace) -> None:
     """The loop of every tutorial; under torchrun with DistributedSampler and DDP."""
     rank, size = world()
     device = options.device
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     model: nn.Module = workload.model().to(device)
     bare, sampler = model, None
     if size > 1:
         dist.init_process_group("nccl" if device == "cuda" else "gloo")
         sampler = DistributedSampler(workload.data(), shuffle=not options.in_order, drop_last=True)
         loader: DataLoader[Any] = DataLoader(
-            workload.data(), batch_size=workload.batch // size, sampler=sampler, drop_last=True
+            workload.data(),
+            batch_size=workload.batch // size,
+            sampler=sampler,
+            drop_last=True,
+            pin_memory=device == "cuda",
         )
         model = nn.parallel.DistributedDataParallel(model)
     else:
@@ -149,6 +155,11 @@ def nanogpt(workload: Workload, options: argparse.Namespace) -> None:
         optimizer.zero_grad(set_to_none=True)
 
 
+def moved(part: torch.Tensor, device: str) -> torch.Tensor:
+    """On the device, from pinned memory, so that nobody waits for the copy."""
+    return part.pin_memory().to(device, non_blocking=True) if device == "cuda" else part
+
+
 def floor(workload: Workload, options: argparse.Namespace) -> None:
     """Tensors sliced in place, a fused optimizer, and nothing else."""
     data, device = workload.data(), options.device
@@ -162,9 +173,10 @@ def floor(workload: Workload, options: argparse.Namespace) -> None:
         order = torch.arange(size) if options.in_order else torch.randperm(size)
         for start in range(0, size - batch + 1, batch):
             rows = order[start : start + batch]
-            inputs, targets = [one[rows] for one in tensors] if tensors else data.get_batch(rows)  # type: ignore[attr-defined]
+            batch_parts = [one[rows] for one in tensors] if tensors else data.get_batch(rows)  # type: ignore[attr-defined]
+            inputs, targets = (moved(part, device) for part in batch_parts)
             with autocast(workload, device):
-                loss = nn.functional.cross_entropy(model(inputs.to(device)), targets.to(device))
+                loss = nn.functional.cross_entropy(model(inputs), targets)
             loss.backward()
             if workload.clip is not None:
                 nn.utils.clip_grad_norm_(model.parameters(), workload.clip)
