@@ -6,7 +6,7 @@ fill them. Each storage is a part of it with a beginning and an end of its own, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,9 +36,13 @@ class Arena:
     """The memory, and the stream on which a device copies into it.
 
     Only one copy is in it at a time: whoever takes the next one has done with the last.
+
+    Args:
+        kind: The device that copies; None finds it by the tensors.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kind: Kind | None = None) -> None:
+        self._kind = kind
         self._memory = torch.empty(0, dtype=torch.uint8)
         self._asides: dict[torch.device, Aside | None] = {}
 
@@ -49,13 +53,12 @@ class Arena:
 
     def copy(self, snapshot: Snapshot) -> Copy:
         """Begins to copy; what the device is told from now on waits for that, and the host does not."""
-        device = next((tensor.device for tensor in tensors_in(snapshot.contents) if tensor.device.type != "cpu"), None)
-        if device is None:
+        kind = self._kind or next((kind_of(tensor.device) for tensor in _on_devices(snapshot)), None)
+        if kind is None:
             return Copy(snapshot.copied(), lambda: None)
-        kind = kind_of(device)
-        if device not in self._asides:
-            self._asides[device] = kind.aside()
-        aside = self._asides[device]
+        if kind.device not in self._asides:
+            self._asides[kind.device] = kind.aside()
+        aside = self._asides[kind.device]
         parts = self._parts(snapshot, kind)
         if aside is None:
             copied = _copied(snapshot, parts)
@@ -88,6 +91,10 @@ class Arena:
             parts[number] = torch.from_numpy(memory[start : start + size]).untyped_storage()
             start += _aligned(size)
         return parts
+
+
+def _on_devices(snapshot: Snapshot) -> Iterator[torch.Tensor]:
+    return (tensor for tensor in tensors_in(snapshot.contents) if tensor.device.type != "cpu")
 
 
 def _aligned(size: int) -> int:

@@ -56,6 +56,7 @@ class Saving:
         saved: Told of each checkpoint on disk: the step, seconds of writing, seconds that training stood still.
         last_step: Of the checkpoint that this start resumes from.
         proof: Looks at the first checkpoint of a run.
+        arena: Host memory for copies of the state.
     """
 
     def __init__(
@@ -71,13 +72,14 @@ class Saving:
         saved: Callable[[int, float, float], None] = lambda step, seconds, stall: None,
         last_step: int | None = None,
         proof: Proving | None = None,
+        arena: Arena | None = None,
     ):
         self.section, self.folder, self.is_first, self.last_step = section, folder, is_first, last_step
         self._capture, self._captured, self._saved = capture, captured, saved
         self._gather, self._warn = gather, warn
         self._proof = proof if last_step is None else None
         self._writer: threading.Thread | None = None
-        self._arena = Arena()
+        self._arena = Arena() if arena is None else arena
         self._news: deque[str | SaveError] = deque()
         self._stalls: list[float] = []  # seconds that training stood still, for each checkpoint on disk
 
