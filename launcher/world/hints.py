@@ -50,7 +50,7 @@ _HINTS: tuple[tuple[str, str], ...] = (
         "nvidia-smi -q shows its counts of errors",
     ),
     (
-        r"devices? (?:\w+ )*busy or unavailable|cudaErrorDevicesUnavailable|exclusive(?:-process)? (?:and|mode)",
+        r"devices?(?:\(s\))? \S+ busy or unavailable|cudaErrorDevicesUnavailable|exclusive(?:-process)? (?:and|mode)",
         "somebody else's process has the GPU for itself: nvidia-smi shows who, and its compute mode",
     ),
     (
