@@ -25,6 +25,7 @@ from launcher.device import agreement, device, kernels, kind
 from launcher.device.agreement import Agreement, Requests
 from launcher.device.coordination import Pending
 from launcher.errors import RecipeError, UsageError
+from launcher.evaluation import offline
 from launcher.evaluation.modes import own_randomness
 from launcher.launch import supervisor
 from launcher.model import build
@@ -526,7 +527,6 @@ def test_several_rtx_40_under_an_old_driver_go_through_host_memory(tmp_path: Pat
     assert not gpus.without_p2p(_driver(tmp_path / "others", "NVIDIA H100", "NVIDIA H100", version=old))
 
 
-VALIDATION = "{_target_: parts.py:WholeNumbers}"
 SMI = (
     "0, GPU-aaaa-1, NVIDIA H200, 140000, 143771, Default, 570.1\n"
     "1, GPU-bbbb-2, NVIDIA H200, 900, 143771, Exclusive_Process, 570.1\n"
@@ -550,12 +550,10 @@ def test_the_doctor_asks_the_driver_and_opens_no_context() -> None:
     assert smi.cards(None) == []
 
 
-def test_a_model_that_was_trained_in_fp16_is_evaluated_on_a_cpu(tmp_path: Path) -> None:
-    from launcher.cli.main import main
-
-    train_in_process(tmp_path / "run", "train={steps: 2}", "device.precision=bf16", f"data.validation={VALIDATION}")
-    kept = tmp_path / "run" / "recipe.yaml"
-    text = kept.read_text()
-    assert "bf16" in text
-    kept.write_text(text.replace("bf16", "fp16"))
-    assert main(["evaluate", str(tmp_path / "run"), "--cpu"]) == 0
+def test_a_model_that_was_trained_in_fp16_is_evaluated_on_a_cpu() -> None:
+    trained = schema.Device(precision="fp16", sync_batchnorm=True)
+    with pytest.raises(UsageError, match="needs a GPU"):
+        device.check_device(trained, World(), on_cpu=True)
+    device.check_device(offline._to_evaluate_on(trained, on_cpu=True), World(), on_cpu=True)
+    assert offline._to_evaluate_on(trained, on_cpu=False) is trained
+    assert offline._to_evaluate_on(schema.Device(precision="bf16"), on_cpu=True).precision == "bf16"
