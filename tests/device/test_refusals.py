@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,9 +17,10 @@ from places import ROOT, SHIPPED, TINY
 from torch import nn
 from torch.autograd import DeviceType  # type: ignore[attr-defined]  # as its profiler's events have it
 from torch.utils._python_dispatch import TorchDispatchMode
-from worlds import Command, train_in_process
+from worlds import Command, in_world, train_in_process
 
 import launcher
+from launcher import internals
 from launcher.checkpoints import format as checkpoints
 from launcher.checks import smi
 from launcher.device import agreement, device, kernels, kind
@@ -180,7 +182,7 @@ def test_images_keep_torch_s_own_kernel_unless_determinism_is_asked_for() -> Non
         loss(images, target).backward()
     shares = torch.rand(2, 3, 4, 4).softmax(1)  # shares of classes, and no numbers of them
     assert loss(images, shares) == F.cross_entropy(images, shares)
-    with pytest.raises(RuntimeError, match="size|shape"):  # torch's own words
+    with pytest.raises(RuntimeError, match=r"size|shape"):  # torch's own words
         loss(images, target[:, :2])
 
 
@@ -557,3 +559,33 @@ def test_a_model_that_was_trained_in_fp16_is_evaluated_on_a_cpu() -> None:
     device.check_device(offline._to_evaluate_on(trained, on_cpu=True), World(), on_cpu=True)
     assert offline._to_evaluate_on(trained, on_cpu=False) is trained
     assert offline._to_evaluate_on(schema.Device(precision="bf16"), on_cpu=True).precision == "bf16"
+
+
+def taken(local_rank: int, visible: int) -> str:
+    """What Accelerate takes for a process, where so many GPUs are visible, with a group that is only pretended."""
+    import accelerate.state
+    import torch.distributed as dist
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    os.environ.update(RANK=str(local_rank), WORLD_SIZE="4", LOCAL_RANK=str(local_rank), LOCAL_WORLD_SIZE="4")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29999")
+    join: Any = dist.init_process_group
+    store = FakeStore()
+    pretended: dict[str, Any] = {
+        "is_available": lambda: True,
+        "device_count": lambda: visible,
+        "set_device": lambda chosen: None,
+    }
+    for name, function in pretended.items():
+        setattr(torch.cuda, name, function)
+    dist.init_process_group = lambda backend=None, **_: join("fake", rank=local_rank, world_size=4, store=store)  # type: ignore[assignment]
+    with internals.peer_access_settled():
+        return str(accelerate.state.PartialState().device)
+
+
+@pytest.mark.parametrize(
+    ("local_rank", "names"), [(1, ["0", "1", "2", "3"]), (3, ["MIG-4c/1/0"]), (2, ["GPU-a", "GPU-b"])]
+)
+def test_accelerate_takes_the_gpu_that_is_said(local_rank: int, names: list[str]) -> None:
+    (chosen,) = in_world(1, taken, local_rank, len(names))
+    assert names[int(chosen.removeprefix("cuda:"))] == gpus.taken_by(local_rank, names)
