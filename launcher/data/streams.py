@@ -137,7 +137,7 @@ class StreamEvaluationLoader(EvaluationLoader):
         for first in itertools.count(0, self.batch_size):
             with randomness_restored(reader.reading.sample_seeds):
                 batch = list(itertools.islice(samples, self.batch_size))
-                data = reader.collated(0, np.arange(first, first + len(batch)), batch) if batch else None
+                data = reader.pinned(reader.collated(0, np.arange(first, first + len(batch)), batch)) if batch else None
             if not batch:
                 return
             if first // self.batch_size % world_size == rank:

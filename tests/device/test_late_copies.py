@@ -38,7 +38,7 @@ class Late(torch.Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = super().__torch_function__(func, types, args, kwargs)
+        result = super().__torch_function__(func, types, args, kwargs)  # type: ignore[no-untyped-call]  # torch's
         if getattr(func, "__name__", "") != "to" or not (kwargs or {}).get("non_blocking"):
             return result
         real = result.as_subclass(torch.Tensor)

@@ -93,7 +93,12 @@ def test_ddp_is_told_this_rank_s_device_and_not_its_local_rank(
     monkeypatch: pytest.MonkeyPatch, local_rank: int
 ) -> None:
     told: list[Any] = []
-    monkeypatch.setattr(build, "DistributedDataParallel", lambda module, **settings: told.append(settings) or module)
+
+    def shared(module: nn.Module, **settings: Any) -> nn.Module:
+        told.append(settings)
+        return module
+
+    monkeypatch.setattr(build, "DistributedDataParallel", shared)
     asked: list[bool] = []
 
     def prepare(module: nn.Module, device_placement: bool, evaluation_mode: bool) -> nn.Module:
@@ -128,6 +133,9 @@ _THROW = (  # what CUDA has no deterministic kernel for, as torch.use_determinis
 
 class AsOnCuda(TorchDispatchMode):
     """Raises where CUDA would."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch left its types out
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__.strip("_")
@@ -578,7 +586,7 @@ def taken(local_rank: int, visible: int) -> str:
     }
     for name, function in pretended.items():
         setattr(torch.cuda, name, function)
-    dist.init_process_group = lambda backend=None, **_: join("fake", rank=local_rank, world_size=4, store=store)  # type: ignore[assignment]
+    dist.init_process_group = lambda backend=None, **_: join("fake", rank=local_rank, world_size=4, store=store)
     with internals.peer_access_settled():
         return str(accelerate.state.PartialState().device)
 

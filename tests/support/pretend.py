@@ -186,14 +186,14 @@ def state_on_it(*overrides: str, recipe: Any = TINY, scaler: Any = None) -> Trai
         prepare_model=lambda model, **_: model,
     )
     device = Device(accelerator, world, Coordinator(0, 1))
-    with unset_fake_temporarily():  # type: ignore[no-untyped-call]
+    with unset_fake_temporarily():
         data, model = open_run_data(read, builder, world), build_run_model(read, builder, device)
     return build_run_state(read, builder, model, device, data)
 
 
 def steps_of(state: TrainState, number: int, backend: Backend) -> Generator[StepBatch, None, None]:
     """The first steps of a run, with numbers, in host memory; they arrive on the device as those of training do."""
-    with unset_fake_temporarily():  # type: ignore[no-untyped-call]
+    with unset_fake_temporarily():
         read = list(counted_steps(state, 0, number))
 
     def again() -> Generator[StepBatch, None, None]:
