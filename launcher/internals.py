@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import torch
@@ -110,6 +110,34 @@ def overflow(scaler: Any, optimizer: Any) -> torch.Tensor:
 def _finite_check_by_one(gradients: Sequence[torch.Tensor], flag: torch.Tensor, scale: torch.Tensor) -> None:
     for gradient in gradients:
         flag.masked_fill_(~gradient.isfinite().all().to(flag.device), 1.0)
+
+
+class AdamKernels(NamedTuple):
+    """What a fused Adam calls.
+
+    Attributes:
+        add: Adds a number to tensors.
+        by_device_and_type: Sorts lists of tensors, and refuses what belongs together and is not alike.
+        adam: The update.
+        adamw: The one with weights that decay by themselves.
+    """
+
+    add: Callable[..., Any]
+    by_device_and_type: Callable[..., Any]
+    adam: Callable[..., Any]
+    adamw: Callable[..., Any]
+
+
+def adam_kernels() -> AdamKernels:
+    """The kernels below `torch.optim`: the optimizer's Python takes as long as they do, and there is no way between.
+
+    Raises:
+        AttributeError: There are none: a step is called as torch has it.
+    """
+    import torch
+
+    alike: Any = torch._C._group_tensors_by_device_and_dtype
+    return AdamKernels(torch._foreach_add_, alike, torch._fused_adam_, torch._fused_adamw_)
 
 
 # ---------------------------------------------------------------------- the compiler

@@ -22,13 +22,28 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 hypothesis.settings.register_profile("untimed", deadline=None)  # how long an example takes is the machine's affair
 hypothesis.settings.load_profile("untimed")
 _PACKAGE = str(Path(launcher.__file__).parent)
-# in this order, before all others: the last file of all should be a short one, as the other workers wait for it
+# in this order, before all others. Those of a cluster mostly wait, while the others compute; the last file of all
+# should be a short one, as the other workers wait for it
 _SLOWEST = (
     "launch/slurm/test_cluster.py",
+    "launch/slurm/test_bad_days.py",
     "training/test_resume.py",
     "launch/test_failures.py",
-    "device/test_lazy_compiler.py",
+    "world/test_waiting.py",
+    "checkpoints/test_state_kept.py",
     "runs/tracking/test_wandb.py",
+    "evaluation/test_evaluation.py",
+    "runs/test_bad_days.py",
+    "launch/test_signals.py",
+    "training/test_run.py",
+    "world/test_environments.py",
+    "device/test_lazy_compiler.py",
+    "checkpoints/test_checkpoints.py",
+    "checks/test_rehearsal.py",
+    "training/test_worlds.py",
+    "launch/test_script.py",
+    "data/test_split_by_rank.py",
+    "checks/test_verify_resume.py",
 )
 _left_out = pytest.StashKey[int]()
 

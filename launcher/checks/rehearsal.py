@@ -21,6 +21,7 @@ import torch
 from launcher.checkpoints import format as checkpoints
 from launcher.checkpoints.format import plain
 from launcher.checkpoints.sameness import same
+from launcher.checks.certainty import Finding, findings_of
 from launcher.checks.schedule import doubts_of
 from launcher.data.load import Data
 from launcher.data.seeds import seed_everything
@@ -30,8 +31,7 @@ from launcher.device.kind import found
 from launcher.errors import LauncherError, Problem, RecipeError, UsageError
 from launcher.evaluation.best import BestTracker, deciding_set, value_of
 from launcher.evaluation.evaluate import evaluate
-from launcher.evaluation.evaluation import AVERAGED
-from launcher.evaluation.metrics import build_metrics
+from launcher.evaluation.evaluation import AVERAGED, metrics_of
 from launcher.evaluation.modes import evaluating, start_training
 from launcher.objective.loss import INDEPENDENT
 from launcher.objective.settle import settle_losses
@@ -46,6 +46,7 @@ from launcher.text import printable, shapes, size
 from launcher.training.batch_norm import too_few_for_batch_norm
 from launcher.training.build import build_run_model, build_run_state, check_graphs, open_run_data
 from launcher.training.contents import Contents
+from launcher.training.cut import as_it_was, dependence_of
 from launcher.training.plan import Plan, plan_of
 from launcher.training.proof import Proof
 from launcher.training.state import TrainState
@@ -64,10 +65,12 @@ class Checked:
     Attributes:
         plan: As the run would print it, for the world asked for.
         doubts: What is allowed and looks like a slip.
+        findings: What was known, what was measured, and what was taken on trust.
     """
 
     plan: Plan
     doubts: Sequence[str]
+    findings: Sequence[Finding]
 
 
 def rehearse(recipe: Recipe, builder: Builder, world: World, say: Say, *, on_gpu: bool = False) -> Checked:
@@ -105,15 +108,18 @@ def rehearse(recipe: Recipe, builder: Builder, world: World, say: Say, *, on_gpu
             raise RecipeError([_problem(recipe, *few)])
         _check_schedule(recipe, state)
         with _stage(recipe, ("loss",), "measuring what it is a mean over"):
-            settle_losses(builder, state.objective, model.bare, data, device.coordinator, processes=world.size)
+            with as_it_was(state):
+                settle_losses(builder, state.objective, model.bare, data, device.coordinator, processes=world.size)
+            depends = dependence_of(state)
         on_two = replace(state, data=open_run_data(small, builder, World()))
         warned = _rehearse_step(recipe, on_two, world, say)
         _rehearse_evaluation(small, builder, on_two, say)
         _rehearse_checkpoint(recipe, builder, on_two, say)
         elsewhere = replace(state, device=replace(device, world=world, notes=()))
         plan = plan_of(recipe, elsewhere, Path(), 0, list(_notes(recipe, data, world)))
+        doubts = [*warned, *doubts_of(recipe, state)]
         where = device.name if on_gpu else "this machine's CPU in float32"
-        return Checked(_for_the_world(plan, recipe, where), [*warned, *doubts_of(recipe, state)])
+        return Checked(_for_the_world(plan, recipe, where), doubts, findings_of(recipe, state, world, depends))
 
 
 def _small(recipe: Recipe, on_gpu: bool = False) -> Recipe:
@@ -281,7 +287,7 @@ def _rehearse_evaluation(recipe: Recipe, builder: Builder, train_state: TrainSta
     samples, device = train_state.data, train_state.device.torch_device
     sets = {("validation", name): evaluation_loader for name, evaluation_loader in samples.validation.items()}
     sets |= {("test", name): evaluation_loader for name, evaluation_loader in samples.test.items()}
-    metrics = build_metrics(builder, recipe.evaluate.metrics, recipe.batch) if sets else []
+    metrics = metrics_of(builder, recipe.evaluate.metrics, recipe.batch) if sets else []
     best = recipe.evaluate.best
     deciding = deciding_set(best, samples.validation)
     for (split, name), loader in sets.items():

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from launcher.cli.arguments import add_recipe, positive, read_recipe, say_own_code, tasks_of
 from launcher.errors import EXIT_DONE, LauncherError, Problem, RecipeError, UsageError
+from launcher.world.loading import loading
 
 if TYPE_CHECKING:
     from launcher.cli.arguments import Commands
@@ -80,6 +81,7 @@ def _import_and_rehearse(options: argparse.Namespace, arguments: Sequence[str], 
     if _is_login_node():
         _say_the_rest(recipe, arguments)
         return EXIT_DONE
+    from launcher.checks.certainty import conclusion
     from launcher.checks.rehearsal import rehearse
 
     for place, server in builder.reached():
@@ -91,7 +93,10 @@ def _import_and_rehearse(options: argparse.Namespace, arguments: Sequence[str], 
         _say(label, text)
     for doubt in checked.doubts:
         _say("question", doubt)
-    print(f"\n{options.recipe}: nothing wrong was found")
+    print()
+    for finding in checked.findings:
+        _say(finding.basis, finding.text)
+    print(f"\n{conclusion(options.recipe, checked.findings)}")
     return EXIT_DONE
 
 
@@ -101,7 +106,8 @@ def _check_components(recipe: Recipe, allow: Sequence[str]) -> Builder:
     from launcher.runs.tracking.tracking import check_trackers
 
     builder = Builder(recipe, allow)
-    count = builder.check()
+    with loading():
+        count = builder.check()
     check_trackers(recipe.track.trackers, builder.allow)
     _say("components", f"{count}, each found, of the right kind, and its arguments fit")
     return builder

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from launcher.cli.arguments import positive, work_in
 from launcher.errors import EXIT_DONE
+from launcher.world.loading import loading
 
 if TYPE_CHECKING:
     from launcher.checkpoints.saved_run import Saved
@@ -58,7 +59,8 @@ def _add_saved(command: argparse.ArgumentParser) -> None:
 def _found(options: argparse.Namespace, overrides: Sequence[str] = ()) -> Saved:
     from dataclasses import replace
 
-    from launcher.checkpoints.saved_run import find_saved
+    with loading():
+        from launcher.checkpoints.saved_run import find_saved
 
     saved = find_saved(Path(options.path), options.recipe, [*options.overrides, *overrides], options.remove)
     work_in(saved.directory)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.cli.arguments import add_output, add_recipe, positive, read_recipe, say_own_code, span, work_in
 from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, UsageError
+from launcher.world.loading import loading
 
 if TYPE_CHECKING:
     from launcher.cli.arguments import Commands
@@ -213,8 +214,9 @@ def _train_as_rank(recipe: Recipe | None, options: argparse.Namespace, arguments
         recipe = read_recipe(options)
     if world.is_first and world.supervisor is None and (world.is_launched or options.one_batch):
         say_own_code(recipe, options.output, width=10)  # else it was said before this process was started
-    from launcher.run import run
-    from launcher.runs.options import Options
+    with loading():
+        from launcher.run import run
+        from launcher.runs.options import Options
 
     if options.debug:
         import torch

@@ -81,10 +81,12 @@ class Reader:
         """
         self.epochs.tell(epoch)
         if self._whole is not None:
-            self.mark(epoch, int(indices[0]))
+            if self.mark is not _unmarked:
+                self.mark(epoch, int(indices[0]))
             if self._gathers_pinned and self.in_training_process:
                 return pinned_rows(self.dataset, indices)
-            return self.pinned(self._whole(indices))
+            rows = self._whole(indices)
+            return self.pinned(rows) if self.reading.pin_memory else rows
         with randomness_restored(self.in_training_process and self.reading.sample_seeds):
             return self.pinned(self.collated(epoch, indices, self._samples(epoch, indices)))
 

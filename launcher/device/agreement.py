@@ -11,7 +11,7 @@ from launcher.device.coordination import Coordinator, Pending
 from launcher.device.kind import Kind, Mark
 
 
-@dataclass
+@dataclass(frozen=True)
 class Requests:
     """What a rank wishes to do after this step.
 
@@ -26,6 +26,9 @@ class Requests:
     save: bool = False
     evaluate: bool = False
     over: bool = False
+
+
+NOTHING = Requests()  # as after nearly every step: made once
 
 
 class Agreement:
@@ -60,7 +63,7 @@ class Agreement:
         if is_alone and self._kind is None:
             return wishes
         if step < self._next:
-            return wishes if is_alone else Requests()
+            return wishes if is_alone else NOTHING
         self._keep_up()
         pace = self._pace(step)
         numbers: list[float] = [wishes.stop, wishes.save, wishes.evaluate, wishes.over, pace]

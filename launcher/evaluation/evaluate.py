@@ -13,6 +13,7 @@ from torch import nn
 from launcher.data.loaders import MicroBatch
 from launcher.data.transfer import with_copies
 from launcher.device.kind import kind_of
+from launcher.evaluation.audit import audit_own
 from launcher.evaluation.modes import own_randomness
 from launcher.objective.batch import Evaluated
 from launcher.objective.loss import Objective
@@ -101,6 +102,8 @@ class Tally:
         objective, layout = self.objective, self.objective.layout
         objective.settle()
         counts = objective.counts(batch.data, batch.samples)
+        if not self.samples and not objective.terms:  # the first batch
+            audit_own(model, objective, data, batch.samples, self.at)
         if objective.step is not None:
             result = objective.stepped(model, data, self.at)
             values = [result["loss"]]

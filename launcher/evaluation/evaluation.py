@@ -30,10 +30,9 @@ from launcher.world import faults
 from launcher.world.watchdog import BatchProgress, Patience
 
 if TYPE_CHECKING:
-    from launcher.evaluation.metrics import (  # brings torchmetrics, which a run without metrics need not wait for
-        Metric,
-        Scores,
-    )
+    from launcher.evaluation.metrics import Metric, Scores
+    from launcher.recipe.build import Builder
+    from launcher.recipe.component import Component
 
 Look = Callable[[str, str], Seen]  # gives what sees the batches of a set, by its split and name
 
@@ -41,6 +40,15 @@ Look = Callable[[str, str], Seen]  # gives what sees the batches of a set, by it
 def unlooked(split: str, name: str) -> Seen:
     """Nobody looks at any set."""
     return unseen
+
+
+def metrics_of(builder: Builder, section: Mapping[str, Component], batch: schema.Batch) -> Sequence[Metric]:
+    """What the recipe measures; where that is nothing, torchmetrics, seconds of imports, stays where it is."""
+    if not section:
+        return []
+    from launcher.evaluation.metrics import build_metrics
+
+    return build_metrics(builder, section, batch)
 
 
 _LENIENCE = 2.0  # seconds

@@ -48,7 +48,7 @@ def evaluating(model: nn.Module, objective: Objective, optimizer: Any = None) ->
     switched: list[Any] = [*modules, *([optimizer] if has_modes(optimizer) else [])]
     for part in switched:
         part.eval()
-    unmoved = Unmoved(model, *objective.brought.values())
+    unmoved = Unmoved(model, *objective.brought.values(), weights=objective.step is not None)
     try:
         yield
     finally:

@@ -22,8 +22,7 @@ from launcher.datasets.files import atomic_write, needed
 from launcher.device.device import Device, check_device, open_device, use_cpu
 from launcher.errors import LauncherError, UsageError
 from launcher.evaluation.best import BestTracker
-from launcher.evaluation.evaluation import Evaluation, Look, unlooked
-from launcher.evaluation.metrics import build_metrics
+from launcher.evaluation.evaluation import Evaluation, Look, metrics_of, unlooked
 from launcher.evaluation.predictions import Predictions, columns_of, write_predictions
 from launcher.model.build import Model, build_model
 from launcher.model.ema import Average
@@ -164,7 +163,7 @@ def evaluate_saved(
         raise UsageError(f"--predictions is for one set; choose with --split: {', '.join(map(_named, parts))}")
     with opened(saved, world, parts, cpu) as model:
         _fill_losses(model.objective, saved)
-        metrics = build_metrics(model.builder, model.recipe.evaluate.metrics, model.recipe.batch)
+        metrics = metrics_of(model.builder, model.recipe.evaluate.metrics, model.recipe.batch)
         lines: list[Line] = []
         for (part, name), loader in model.sets.items():
             collected = Predictions(model.objective)

@@ -1,6 +1,7 @@
 """What objects hold, to be put back after something was tried with them: nobody shall see that it was.
 
-Parameters are left out: without an optimizer's step nothing changes them, and they are large.
+Parameters are left out, since they are large and nothing but an optimizer changes them, unless a step function of
+somebody's is called: that may move a teacher's.
 """
 
 from __future__ import annotations
@@ -35,15 +36,19 @@ class Unmoved:
 
     Args:
         *roots: What may be changed: a model, losses, a step function.
+        weights: Whether parameters are kept too.
     """
 
-    def __init__(self, *roots: Any):
+    def __init__(self, *roots: Any, weights: bool = False):
         self._seen: dict[int, Any] = {}  # held, so that no other thing has the number
         self._back: list[Back] = []
         for root in roots:
             self._keep(root, _DEPTH)
         for root in roots:
             self._keep_own(root)
+        for root in roots if weights else ():
+            for parameter in root.parameters() if isinstance(root, nn.Module) else ():
+                self._back.append(partial(_put_numbers_back, parameter, parameter.detach().clone()))
 
     @torch.no_grad()
     def put_back(self) -> None:
@@ -107,6 +112,7 @@ class Unmoved:
                     self._back.append(partial(setattr, cell, "cell_contents", cell.cell_contents))
                     self._keep(cell.cell_contents, depth - 1)
             self._keep_attributes(thing, depth)
+            self._keep_globals(thing, depth)
         elif not isinstance(thing, ModuleType | type) and (depth == _DEPTH or _is_of_the_project(type(thing))):
             self._keep_attributes(thing, depth)
 
@@ -116,6 +122,17 @@ class Unmoved:
             before = dict(own)
             self._back.append(partial(_put_attributes_back, own, before))
             self._keep_all(before.values(), depth)
+
+    def _keep_globals(self, function: FunctionType, depth: int) -> None:
+        """Numbers and containers of its module that a project's function names: a counter of calls."""
+        if not _is_of_the_project(function):
+            return
+        own = function.__globals__
+        for name in function.__code__.co_names:
+            value = own.get(name)
+            if isinstance(value, int | float | dict | list | set | deque) and name in own:
+                self._back.append(partial(own.__setitem__, name, value))
+                self._keep(value, depth - 1)
 
     def _keep_own(self, thing: Any) -> None:
         """What only a `state_dict` of its own gives and takes."""
@@ -130,8 +147,8 @@ class Unmoved:
         self._back.append(back)
 
 
-def _is_of_the_project(kind: type) -> bool:
-    """Whether a class is a user's own: what is inside of a package's objects (a tracker's client) is left alone."""
+def _is_of_the_project(kind: type | FunctionType) -> bool:
+    """Whether a class or function is a user's own: what is inside of a package's, as a tracker's client, is not."""
     file = getattr(sys.modules.get(kind.__module__), "__file__", None)
     installed = ("site-packages", "dist-packages", sysconfig.get_paths()["stdlib"], _LAUNCHER)
     return file is not None and not any(place in file for place in installed)

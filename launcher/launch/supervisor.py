@@ -24,6 +24,7 @@ from launcher.runs.logs import log_of, tail_of
 from launcher.world import network, progress
 from launcher.world.failure import Failure, of_exit
 from launcher.world.failure_report import Report
+from launcher.world.loading import loading
 from launcher.world.notes import Notes, first_of
 from launcher.world.progress import Progress
 from launcher.world.signals import SECOND_INTERRUPT_SECONDS, ignoring
@@ -54,7 +55,8 @@ def choose_processes(asked: int | str | None, cpu: bool, nodes: int = 1) -> int:
     here = asked // nodes if isinstance(asked, int) else None
     if cpu:
         return here or 1
-    from launcher.device.kind import count
+    with loading():
+        from launcher.device.kind import count
 
     gpus = count()
     if here is None:
@@ -117,7 +119,8 @@ class Supervisor:
         Returns:
             The exit code: 0 also where a training was stopped and has saved, 75 where a script was.
         """
-        import torch.distributed.launcher.api  # noqa: F401  # in the main thread, where a Ctrl-C can end it
+        with loading():
+            import torch.distributed.launcher.api  # noqa: F401  # in the main thread, where a Ctrl-C can end it
 
         command = started(module, *arguments)
         agent = threading.Thread(target=self._run_agent, args=(command,), daemon=True, name="agent")

@@ -15,8 +15,9 @@ from torch import nn
 from launcher.errors import LauncherError
 from launcher.objective.batch import BatchLayout, Picks, arguments, one_number
 from launcher.objective.class_last import class_last
+from launcher.objective.order import order_fault
 from launcher.objective.probe import still_holds
-from launcher.objective.reading import Reading, known, order_fault, reduction_of, summing, sums_itself, tensors_in
+from launcher.objective.reading import Reading, known, reduction_of, summing, sums_itself, tensors_in
 from launcher.recipe import schema
 from launcher.recipe.build import Builder
 from launcher.recipe.component import Component
@@ -297,7 +298,7 @@ class Objective:
         Raises:
             LauncherError: One is not.
         """
-        self.is_audited = True
+        self.mark_audited()
         for term in self.terms:
             reading = term.reading
             if reading is None or term.sums or reading.found == "stated" or reading.kind == "batch":
@@ -312,6 +313,10 @@ class Objective:
                     f"{term.key}: is not {reading.words} on this batch ({seen}): its halves put together are {off:.1g} "
                     "off; mend the loss, or say what it is: _per_: sample, element, sum or batch"
                 )
+
+    def mark_audited(self) -> None:
+        """Notes that this start has tried on a real batch what its losses were found to be."""
+        self.is_audited = True
 
     def _of_nothing(self, term: Term, result: Any) -> torch.Tensor:
         """Zero, by way of the outputs: a mean over nothing is NaN, and so is NaN × 0."""

@@ -35,6 +35,28 @@ def cast(tree: Any, dtype: torch.dtype | None) -> Any:
     return mapped(tree, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
 
 
+def narrowed(tree: Any, samples: int, start: int, stop: int) -> Any:
+    """Some of the samples of a batch: along the first dimension, the second, or as items of a list.
+
+    Raises:
+        NotJoinedError: Nothing shows which of its numbers are of which sample.
+    """
+    if isinstance(tree, torch.Tensor):
+        dim = next((dim for dim, size in enumerate(tree.shape[:2]) if size == samples), None)
+        if dim is None and tree.dim():
+            raise NotJoinedError
+        return tree if dim is None else tree.narrow(dim, start, stop - start)
+    if isinstance(tree, Mapping):
+        return {key: narrowed(value, samples, start, stop) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        is_items = len(tree) == samples and not all(tensor.shape[:1] == (samples,) for _, tensor in tensors_in(tree))
+        if is_items or (len(tree) == samples and not any(True for _ in tensors_in(tree))):
+            return tree[start:stop]
+        parts = [narrowed(value, samples, start, stop) for value in tree]
+        return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
+    return tree
+
+
 # ---------------------------------------------------------------------- pieces that join
 
 

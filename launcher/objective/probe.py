@@ -35,6 +35,7 @@ from launcher.objective.pieces import (
     draws,
     injections,
     mapped,
+    narrowed,
     tried_in,
 )
 from launcher.objective.reading import (
@@ -166,12 +167,15 @@ def measure(subject: Subject, model: nn.Module, samples: Samples, hints: Hints) 
 
 @dataclass
 class Found:
-    """Trials so far, how exact they are, and the tensors into which class numbers that do not count were put."""
+    """Trials so far, how exact they are, and the tensors into which class numbers that do not count were put.
+
+    Those are None where a whole batch is counted and nothing could be put into it.
+    """
 
     trials: list[Trial]
     injected: list[Trial]
     tolerance: float
-    tried: frozenset[Where] = frozenset()
+    tried: frozenset[Where] | None = frozenset()
 
 
 # ---------------------------------------------------------------------- nothing is left behind
@@ -196,7 +200,7 @@ def _seed(seed: int) -> None:
 @contextmanager
 def _twin(model: nn.Module) -> Iterator[nn.Module]:
     """A copy in eval mode; of a large model, or one that cannot be copied, itself, with its modes and buffers kept."""
-    twin = copied(model) if _size_of(model) <= _LARGE_MODEL else model
+    twin = model if is_large(model) else copied(model)
     if twin is not model:
         twin.eval()
         yield twin
@@ -222,8 +226,9 @@ def copied(thing: Any, shared: Sequence[torch.Tensor] = ()) -> Any:
         return thing
 
 
-def _size_of(model: nn.Module) -> int:
-    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+def is_large(model: nn.Module) -> bool:
+    """Whether a model is called itself, since a copy would take too much memory."""
+    return sum(parameter.nbytes for parameter in model.parameters()) > _LARGE_MODEL
 
 
 def _device_of(model: nn.Module) -> torch.device:
@@ -394,15 +399,16 @@ def _called(
     if first != second and not (math.isnan(first) and second is not None and math.isnan(second)):
         return Verdict(None, "random", "its value on the same batch differs from call to call")
     trials, injected = list(findings.trials), list(findings.injected)
-    for amount in (0.0, 0.1, 0.3):
+    for amount in (0.0, 0.1, 0.3) if caller.is_double else (0.0,):  # the run's own weights are not shaken
         with caller.shaken(amount):
             for group, (pieces, by_union) in enumerate(zip(groups, batches, strict=True)):
                 trials += _model_trial(caller, by_union, pieces, hints, group)
-                if amount and caller.is_double:  # on a GPU, a number out of range would end the process
+                if caller.may_change and (amount or not caller.is_double):
                     for change in _changes(subject, by_union, pieces, hints):
                         injected += _model_trial(caller, change, pieces, hints, group)
     tolerance = max(findings.tolerance, TOLERANCE[torch.float64 if caller.is_double else torch.float32])
-    return Found(trials, injected, tolerance, findings.tried)
+    tried = findings.tried if caller.may_change or subject.outputs is not None else None
+    return Found(trials, injected, tolerance, tried)
 
 
 def _numbers(pieces: Sequence[Sequence[int]], union: int) -> list[int]:
@@ -415,13 +421,18 @@ class _ModelCaller:
     def __init__(self, subject: Subject, twin: nn.Module):
         self._subject, self._model, self.fault = subject, twin, ""
         self._device = _device_of(twin)
-        self._is_live = _size_of(twin) > _LARGE_MODEL  # the run's own model, which stays as it is
+        self._is_live = is_large(twin)  # the run's own model, which stays as it is
         self._double = twin if self._is_live else copied(twin)
         self.is_double = self._double is not twin
         self._has_worked = False  # in double precision: what fails later fails for what it is given
         if self.is_double:
             self._double.cpu().double()
         self._caller = Caller(subject.function) if subject.outputs is not None else None
+
+    @property
+    def may_change(self) -> bool:
+        """Whether it may be given numbers that nobody has seen: on a GPU, one out of range would end the process."""
+        return self.is_double or self._device == _HOST
 
     def train(self) -> None:
         """Puts the copies in train mode, but for what is random or of the whole batch there."""
@@ -514,9 +525,8 @@ def _with_holes(
     subject: Subject, batch: Any, where: Where, numbers: Sequence[int], value: int, kept: Container[int]
 ) -> Any:
     """A batch in which some places of one tensor hold a value, the same places of a sample in every batch."""
-    tensors = dict(tensors_in(subject.parts(batch)))
-    tensor = tensors[where]
-    if len(tensor) != len(numbers):
+    tensor = dict(tensors_in(subject.parts(batch))).get(where)
+    if tensor is None or not tensor.dim() or len(tensor) != len(numbers):  # a list is as long as there are samples
         return batch
     holes = torch.zeros(tensor.shape, dtype=torch.bool)
     for row, number in enumerate(numbers):
@@ -541,37 +551,57 @@ def still_holds(function: Any, reading: Reading, outputs: Tree, targets: Tree, s
         targets: The batch's.
         samples: How many there are.
     """
-    both = outputs, targets
-    if samples < 2 or {tensor.shape[0] if tensor.dim() else 0 for _, tensor in tensors_in(both)} != {samples}:
+    rows = _rows_of((outputs, targets), reading, samples)
+    try:
+        whole = narrowed((outputs, targets), rows, 0, rows)
+    except NotJoinedError:
         return None
-    each = sum(tensor[0].numel() for _, tensor in tensors_in(both))
-    samples = min(samples, max(2, _LARGE // max(1, each)))
-    is_large = samples * each > _LARGE
+    if rows < 2:
+        return None
+    numbers = sum(tensor.numel() for _, tensor in tensors_in(whole))
+    is_large = numbers > _LARGE
+    kept = max(2, rows * _LARGE // numbers) if is_large else rows
     with _undisturbed():
-        both = mapped(both, lambda tensor: tensor[:samples].detach() if is_large else tensor[:samples].detach().cpu())
-        caller = Caller(function, None if is_large else torch.float64, _device_in(both))
-        halves = [
-            mapped(both, lambda tensor: tensor[: samples // 2]),
-            mapped(both, lambda tensor: tensor[samples // 2 :]),
+        ends = ((0, kept), (0, kept // 2), (kept // 2, kept))
+        parts = [narrowed(mapped(whole, torch.detach), rows, *limits) for limits in ends]
+        parts = parts if is_large else [mapped(part, _in_host) for part in parts]
+        caller = Caller(function, None if is_large else torch.float64, _device_in(parts[0]))
+        values = [caller.value(*cast(part, caller.dtype)) for part in parts]
+        counts = [
+            reading.count(part[1], stop - start) if reading.is_mean else 1.0
+            for part, (start, stop) in zip(parts, ends, strict=True)
         ]
-        values = [caller.value(*cast(pair, caller.dtype)) for pair in (both, *halves)]
-        counts = [1.0, 1.0]
-        if reading.is_mean:
-            sizes = (samples // 2, samples - samples // 2)
-            counts = [reading.count(half[1], size) for half, size in zip(halves, sizes, strict=True)]
-        return _off(values, counts, reading.is_mean, TOLERANCE[caller.dtype or torch.float32])
+        return off_by(values, counts, reading.is_mean, TOLERANCE[caller.dtype or torch.float32])
+
+
+def _rows_of(tree: Tree, reading: Reading, samples: int) -> int:
+    """By what a batch is cut in two: its samples, or its rows where these are others, as of graphs."""
+    tensors = [tensor for _, tensor in tensors_in(tree) if tensor.dim()]
+    firsts = {tensor.shape[0] for tensor in tensors}
+    is_of_rows = len(firsts) == 1 and not any(samples in tensor.shape[:2] for tensor in tensors)
+    return firsts.pop() if is_of_rows and not reading.by_samples else samples
 
 
 def _device_in(tree: Tree) -> torch.device:
     return next((tensor.device for _, tensor in tensors_in(tree)), _HOST)
 
 
-def _off(values: Sequence[float | None], counts: Sequence[float], is_mean: bool, tolerance: float) -> float | None:
-    """How far two halves are from their whole; None where that is rounding, or cannot be said."""
+def off_by(values: Sequence[float | None], counts: Sequence[float], is_mean: bool, tolerance: float) -> float | None:
+    """How far two halves are from their whole; None where that is rounding, or cannot be said.
+
+    Args:
+        values: Of the whole and of its halves.
+        counts: Likewise.
+        is_mean: Whether the halves are put together by their counts; else they are added.
+        tolerance: Of the largest value; what is above 20 times that is no rounding.
+    """
     numbers = [value for value in values if value is not None and math.isfinite(value)]
-    if len(numbers) < len(values) or not sum(counts):
+    if len(numbers) < len(values) or not all(counts):
         return None
     whole, *halves = numbers
-    together = sum(count * half for count, half in zip(counts, halves, strict=True)) / (sum(counts) if is_mean else 1)
+    if is_mean:
+        together = sum(count * half for count, half in zip(counts[1:], halves, strict=True)) / sum(counts[1:])
+    else:
+        together = sum(halves)
     off = abs(whole - together) / (max(map(abs, numbers)) or 1.0)
     return off if off > 20 * tolerance else None

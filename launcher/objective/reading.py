@@ -48,6 +48,7 @@ class Reading:
         function: A count of the user's own.
         each: What every sample counts, where the whole data set was looked at and all count alike.
         floor: The least that a batch is divided by, as in `sum / positives.clamp(min=1)`.
+        untold: What these samples do not tell from it, and others may; in words, taken on trust.
     """
 
     kind: str
@@ -61,6 +62,7 @@ class Reading:
     function: Callable[[Any], Any] | None = field(default=None, compare=False, repr=False)
     each: float | None = field(default=None, compare=False, repr=False)
     floor: float = field(default=0.0, compare=False, repr=False)
+    untold: str = field(default="", compare=False, repr=False)
 
     def __post_init__(self) -> None:
         """Counts are made in host memory: copying the weights there in each step would make the host wait."""
@@ -98,7 +100,8 @@ class Reading:
         return replace(self, found=found, why=why)
 
     def __str__(self) -> str:
-        return f"{self.words} ({self.found}{f': {self.why}' if self.why else ''})"
+        why = f": {self.why}" if self.why else f"; on trust, not over {self.untold}" if self.untold else ""
+        return f"{self.words} ({self.found}{why})"
 
     @property
     def words(self) -> str:
@@ -112,7 +115,7 @@ class Reading:
 
     def manifest(self) -> dict[str, Any]:
         """What a checkpoint keeps, as JSON."""
-        kept = {key: getattr(self, key) for key in ("kind", "ignored", "shifted", "name", "found", "why", "floor")}
+        kept = {key: value for key, value in vars(self).items() if key not in ("weights", "function", "each")}
         return {**kept, "where": list(self.where)}
 
     @classmethod
@@ -295,7 +298,7 @@ def known(function: Any) -> Reading | None:
         index = settings.get("ignore_index", -100)
         counted = "kept" if weight is None else "weights"
         return Reading(counted, ignored=index, weights=weight, found="known", why=why)
-    return Reading(kind, where=_COUNTED.get(name, (0,)), found="known", why=why)
+    return Reading(kind, found="known", why=why)
 
 
 def reduction_of(function: Any) -> str:
@@ -327,7 +330,6 @@ _OF_TORCH = {
     "cosine_embedding_loss": "rows",
     "triplet_margin_loss": "samples",
 }
-_COUNTED: Mapping[str, Where] = {}
 _MODULES = {
     "CrossEntropyLoss": "cross_entropy",
     "NLLLoss": "nll_loss",
@@ -368,42 +370,6 @@ def _torch_name(function: Any) -> tuple[str, Mapping[str, Any]]:
     is_torch = inspect.isfunction(function) and function is getattr(nn.functional, name, None)
     old = {"size_average", "reduce"} & set(settings)
     return (name, settings) if is_torch and not old else ("", {})
-
-
-def order_fault(function: Any, outputs: int, targets: int) -> str | None:
-    """Why outputs and targets, one after the other, cannot be this loss's arguments in order; None where they can.
-
-    Names alone tell: a target that would land on `var`, or an output on `target`, is refused, never trained on.
-
-    Args:
-        function: The loss.
-        outputs: How many outputs it gets.
-        targets: How many targets it gets after them.
-    """
-    if outputs < 2 or not targets:
-        return None
-    called = type(function).forward if isinstance(function, nn.Module) else function
-    try:
-        parameters = list(inspect.signature(called).parameters.values())
-    except (TypeError, ValueError):
-        return None
-    names = [
-        parameter.name
-        for parameter in parameters
-        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-    ]
-    names = names[1:] if isinstance(function, nn.Module) else names
-    wrong = [name for name in names[:1] if name.lower() in _TARGETS - _ANY]
-    wrong += [name for name in names[1:outputs] if name.lower() in _TARGETS]
-    wrong += [name for name in names[outputs : outputs + targets] if name.lower() in _OUTPUTS]
-    if not wrong:
-        return None
-    return f"takes ({', '.join(names)}), and '{wrong[0]}' would not get what is meant"
-
-
-_TARGETS = {"target", "targets", "label", "labels", "y_true", "truth", "ground_truth", "gt", "tgt", "y", "x", "t"}
-_ANY = {"x", "y", "t"}  # which an output is called as well, where it comes first
-_OUTPUTS = {"var", "variance", "logvar", "log_var", "mu", "mean", "sigma", "std", "logits", "input", "pred", "output"}
 
 
 # ---------------------------------------------------------------------- measured: from values on pieces
@@ -497,7 +463,7 @@ def decide(
     trials: Sequence[Trial],
     injected: Iterable[Trial] = (),
     tolerance: float = TOLERANCE[torch.float64],
-    tried: frozenset[Where] = frozenset(),
+    tried: frozenset[Where] | None = frozenset(),
 ) -> Verdict:
     """What fits all trials.
 
@@ -506,7 +472,7 @@ def decide(
         injected: Trials that only choose among what fits: one in which nothing fits is of a value that the loss does
             not know.
         tolerance: How far off a fit may be, of the largest value.
-        tried: Tensors into which -100 was put; elsewhere nobody knows that it counts.
+        tried: Tensors into which -100 was put; elsewhere nobody knows that it counts. None: nowhere in a whole batch.
     """
     if not trials:
         return Verdict(None, "constant", "no value was finite")
@@ -542,7 +508,7 @@ def _nothing_fits(trials: Sequence[Trial], misfit: Mapping[Reading, float], of_s
 
 
 def _chosen(
-    fit: list[Reading], trials: list[Trial], injected: Iterable[Trial], tolerance: float, tried: frozenset[Where]
+    fit: list[Reading], trials: list[Trial], injected: Iterable[Trial], tolerance: float, tried: frozenset[Where] | None
 ) -> Verdict:
     for trial in injected:
         still = [
@@ -556,11 +522,17 @@ def _chosen(
     alike = _proportional(fit, trials)
     if len(alike) > 1:
         return Verdict(None, "ambiguous", _listed([min(group, key=_rank).words for group in alike]))
-    untried = Reading("kept") if (0,) not in tried else None
+    untried = _labels_of(alike[0]) if tried is None else Reading("kept") if (0,) not in tried else None
     ranked = sorted(alike[0], key=lambda candidate: (candidate != untried, _rank(candidate)))
     if all(reading.kind == "positive" and _is_real(reading, trials) for reading in ranked):
         return Verdict(None, "ambiguous", "it leaves elements out by their value, and which cannot be told")
     return Verdict(ranked[0], also=tuple(ranked[1:]))
+
+
+def _labels_of(fit: Sequence[Reading]) -> Reading | None:
+    """Of what fits alike, that which would be right too if labels of -100 came later."""
+    kept = [reading for reading in fit if reading.kind == "kept" and reading.ignored == -100 and not reading.shifted]
+    return max(kept, key=lambda reading: ("label" in str(reading.where), str(reading.where)), default=None)
 
 
 def _is_real(reading: Reading, trials: Sequence[Trial]) -> bool:

@@ -6,14 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from launcher.data.load import Data, TrainLoader
 from launcher.device.coordination import Coordinator
 from launcher.errors import LauncherError, RecipeError
 from launcher.objective.loss import Objective, Term
-from launcher.objective.probe import Samples, Subject, copied, measure
-from launcher.objective.reading import Hints, Reading, Verdict
+from launcher.objective.pieces import mapped
+from launcher.objective.probe import LOOKED_AT, Samples, Subject, copied, measure
+from launcher.objective.reading import Hints, Reading, Verdict, tensors_in
 from launcher.objective.run_length import At
 from launcher.recipe.build import Builder
 
@@ -160,7 +162,7 @@ def _trusting(reading: Reading, also: Sequence[Reading]) -> Reading:
     others = [other for other in also if other.kind not in plain]
     if not others:
         return reading
-    return reading.as_found(reading.found, f"taken on trust that it is not over {others[0].words.split(' over ')[1]}")
+    return replace(reading, untold=others[0].words.split(" over ")[1])
 
 
 def _by_user(verdict: Verdict, objective: Objective) -> Reading | str:
@@ -233,4 +235,34 @@ def _stepped(objective: Objective, model: nn.Module, batch: Any) -> Any:
 
 def samples_of(train: TrainLoader) -> Samples:
     """The training set's first samples, in batches that are made for the measurement alone."""
-    return Samples(train.num_readable(), train.batch_of, collates=train.reading.collate is not None)
+    collates = train.reading.collate is not None
+    mixed = _mixed_batch(train) if collates else None
+    if mixed is None:
+        return Samples(train.num_readable(), train.batch_of, collates=collates)
+    rows = min(LOOKED_AT, train.num_readable())
+    return Samples(rows, lambda numbers: mapped(mixed, lambda tensor: tensor[list(numbers)]))
+
+
+def _mixed_batch(train: TrainLoader) -> Any:
+    """A batch of the first samples, where a collate gives each one row that depends on the others, as mixing does.
+
+    Rows of it are what a loss gets: collated anew in pieces, they would be mixed otherwise. None where rows are the
+    same whoever is with them, or where a collate pads: then their shapes differ.
+    """
+    size, few = min(LOOKED_AT, train.num_readable()), 4
+    if size <= few:
+        return None
+    try:
+        whole, part = train.batch_of(range(size)), train.batch_of(range(few))
+    except Exception:  # the measurement tells it
+        return None
+    rows, others = dict(tensors_in(whole)), dict(tensors_in(part))
+    if rows.keys() != others.keys() or not rows:
+        return None
+    are_rows = all(
+        tensor.shape[:1] == (size,) and others[where].shape == (few, *tensor.shape[1:])
+        for where, tensor in rows.items()
+    )
+    if not are_rows or all(torch.equal(others[where], tensor[:few]) for where, tensor in rows.items()):
+        return None
+    return whole

@@ -21,6 +21,8 @@ from torch.optim.lr_scheduler import StepLR
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from launcher import internals
+from launcher.training import fused_adam
+from launcher.training.fused_adam import FusedAdam
 from launcher.world.world import wants_plain_torch
 
 
@@ -55,6 +57,8 @@ class FastStep:
     def __init__(self, optimizer: Optimizer, inside: Callable[[], Inside | None] | None = None):
         self.optimizer = optimizer
         self._inside = (inside or _proven)()
+        has_kernels = type(optimizer) in fused_adam.KINDS and self._inside is not None
+        self._fused = FusedAdam() if has_kernels and _adam_is_proven() else None
         _engine()  # tried now, and not amid a step that a profiler may look at
         self._look()
 
@@ -71,7 +75,8 @@ class FastStep:
         if self._step is None or self._inside is None or self._inside.look_on(optimizer):
             optimizer.step()
         else:
-            self._step(optimizer)
+            if self._fused is None or not self._fused.step(optimizer):
+                self._step(optimizer)
             internals.note_step(optimizer)
 
     def clear_gradients(self) -> None:
@@ -144,7 +149,7 @@ def _without_autograd(function: Callable[[Optimizer], Any]) -> Callable[[Optimiz
 
 @cache
 def _engine() -> Callable[..., Any] | None:
-    """Torch's engine, if it gives the gradients that `torch.autograd.backward` gives."""
+    """Torch's engine, if it gives the gradients that torch's own `backward` gives."""
     engine = internals.engine()
     if engine is None or wants_plain_torch():
         return None
@@ -152,7 +157,12 @@ def _engine() -> Callable[..., Any] | None:
     def run(value: torch.Tensor, root: torch.Tensor) -> None:
         engine((value,), (root,), *_ARGUMENTS, **_OPTIONS)
 
-    return engine if _agree(_gradients, torch.autograd.backward, run) else None
+    return engine if _agree(_gradients, _backward_of_product, run) else None
+
+
+def _backward_of_product(value: torch.Tensor, root: torch.Tensor) -> None:
+    """The same gradients by `Tensor.backward`: one that is given a root loads sympy first, half a second of it."""
+    (value * root).backward()
 
 
 @cache
@@ -161,6 +171,20 @@ def _proven() -> Inside | None:
     if wants_plain_torch() or not _agree(_steps, _nothing, Inside.of_torch):
         return None
     return Inside.of_torch()
+
+
+@cache
+def _adam_is_proven() -> bool:
+    """Whether Adam by its kernels does what the optimizer's own step does."""
+
+    def by_torch(optimizer: Optimizer, step: Callable[[Optimizer], Any]) -> None:
+        step(optimizer)
+
+    def by_kernels(optimizer: Optimizer, _: Callable[[Optimizer], Any]) -> None:
+        if not FusedAdam().step(optimizer):
+            raise NotImplementedError
+
+    return _agree(_adam_steps, by_torch, by_kernels)
 
 
 def _nothing() -> None:
@@ -209,6 +233,26 @@ def _steps(inside: Callable[[], Inside | None]) -> Sequence[torch.Tensor]:
                 results += _stepped(fast_step, weight)
                 schedule.step()
     return [*results, *_hooked(direct[1], weight)]
+
+
+def _adam_steps(way: Callable[[Optimizer, Callable[[Optimizer], Any]], None]) -> Sequence[torch.Tensor]:
+    """What steps of Adam leave, the first of which makes the state; with an average that never falls, and without."""
+    results = []
+    amsgrad: dict[str, Any] = {"amsgrad": True, "maximize": True}
+    for kind, settings in ((torch.optim.AdamW, {}), (torch.optim.Adam, amsgrad)):
+        weight, other = _numbers(3).requires_grad_(), _numbers(2).double().requires_grad_()
+        optimizer = kind([weight, other], 0.1, weight_decay=0.1, fused=True, **settings)
+        step = Inside.of_torch().innermost_step(optimizer)
+        assert step is not None
+        for number in range(3):
+            weight.grad, other.grad = _numbers(3) * _numbers(3), (_numbers(2) - number).double()
+            if number:
+                way(optimizer, step)
+            else:
+                step(optimizer)
+            kept = [value.clone() for values in optimizer.state.values() for value in values.values()]
+            results += [weight.detach().clone(), other.detach().clone(), *kept]
+    return results
 
 
 def _stepped(direct: FastStep, weight: torch.Tensor) -> Sequence[torch.Tensor]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -18,7 +18,7 @@ from launcher.checkpoints.saving import Saving
 from launcher.data.sampler import describe_shares
 from launcher.device.device import Device
 from launcher.evaluation.best import BestTracker, deciding_set
-from launcher.evaluation.evaluation import Evaluation, unlooked
+from launcher.evaluation.evaluation import Evaluation, metrics_of, unlooked
 from launcher.evaluation.predictions import shown_of
 from launcher.objective.settle import settle_losses
 from launcher.recipe.build import Builder
@@ -30,9 +30,10 @@ from launcher.runs.record import NoRecord, Record
 from launcher.runs.tracking.tracking import NoTracking, Tracking, open_tracking
 from launcher.training.batch_norm import too_few_for_batch_norm
 from launcher.training.contents import Contents
+from launcher.training.cut import as_it_was, dependence_of
 from launcher.training.plan import plan_of
 from launcher.training.profiling import NoProfiling, Profiling
-from launcher.training.proof import Proof
+from launcher.training.proof import Proof, try_fresh
 from launcher.training.resume import Finished, Opening, ResumePoint
 from launcher.training.session import Session
 from launcher.training.state import TrainState
@@ -45,9 +46,6 @@ from launcher.world.signals import stop_requested
 from launcher.world.watchdog import Watch
 
 _BEFORE_NCCL = 0.8  # of device.timeout
-
-if TYPE_CHECKING:
-    from launcher.evaluation.metrics import Metric
 
 
 @contextmanager
@@ -71,7 +69,10 @@ def open_session(recipe: Recipe, builder: Builder, state: TrainState, options: O
         if point.finished:
             raise Finished(point.finished, Path(point.folder), state.model.bare)
         _go_on_alike(point, state)
-        settle_losses(builder, state.objective, state.model.bare, state.data, coordinator, kept=_kept_readings(point))
+        with as_it_was(state):
+            kept = _kept_readings(point)
+            settle_losses(builder, state.objective, state.model.bare, state.data, coordinator, kept=kept)
+        notes = [*point.notes, *(() if point.checkpoint else _dependences(recipe, builder, state))]
         if world.size > 2:
             # DDP settles the order of its buckets in its first backward; then a resumed run sums as this one
             warm_up(state)
@@ -87,7 +88,7 @@ def open_session(recipe: Recipe, builder: Builder, state: TrainState, options: O
         if start:
             record.event("redone", start, **asdict(tracking.redone))
         try:
-            tracking.start(plan_of(recipe, state, session.folder, start, point.notes))
+            tracking.start(plan_of(recipe, state, session.folder, start, notes))
             for warning in point.warnings:
                 tracking.warn(warning)
             record.event("train", start)
@@ -117,6 +118,18 @@ def _go_on_alike(point: ResumePoint, state: TrainState) -> None:
         torch.set_num_threads(point.threads)
     if point.readers is not None:
         state.data.read_by(point.readers)
+
+
+def _dependences(recipe: Recipe, builder: Builder, state: TrainState) -> list[str]:
+    """What a run's numbers depend on beside its recipe, in words; every rank tries the same.
+
+    Raises:
+        UnresumableError: A forward makes a state that no fresh model takes up.
+    """
+    depends = dependence_of(state)
+    if depends.grown is not None:
+        try_fresh(depends.grown, state.shapes, partial(builder.build_another, recipe.model))
+    return [*depends.notes(state.objective, synchronised=recipe.device.sync_batchnorm)]
 
 
 def _kept_readings(point: ResumePoint) -> Mapping[str, Any]:
@@ -196,7 +209,11 @@ def _session(
         section=recipe.evaluate,
         sets=state.data.validation,
         evaluable=state,
-        metrics=_metrics(recipe, builder) if world.is_first or recipe.evaluate.ranks == "all" else [],
+        metrics=(
+            metrics_of(builder, recipe.evaluate.metrics, recipe.batch)
+            if world.is_first or recipe.evaluate.ranks == "all"
+            else []
+        ),
         tracking=tracking,
         best=contents.best,
         history=contents.history,
@@ -232,14 +249,6 @@ def _session(
         seconds_before=contents.stopwatch.seconds_before,
         shown=shown,
     )
-
-
-def _metrics(recipe: Recipe, builder: Builder) -> Sequence[Metric]:
-    if not recipe.evaluate.metrics:
-        return []  # and torchmetrics, up to a second of imports, stays where it is
-    from launcher.evaluation.metrics import build_metrics
-
-    return build_metrics(builder, recipe.evaluate.metrics, recipe.batch)
 
 
 def _profiling(options: Options, folder: Path, device: Device, tracking: Tracking) -> NoProfiling:

@@ -59,25 +59,10 @@ class Proof:
                     f"{part}: {issue}, which cannot be read from a checkpoint without running code: this run could not "
                     f"be gone on with; {_REMEDY}"
                 )
-        self._try_fresh(snapshot.weights)
+        try_fresh(snapshot.weights, self._shapes, self._fresh)
         state = snapshot.training.get("optimizer")
         size = sum(tensor.nbytes for tensor in tensors_in([state, *self._named.optimizer.param_groups]))
         self._second = _second_of(self._named) if state is not None and size < _LARGEST else None
-
-    def _try_fresh(self, weights: Mapping[str, Any]) -> None:
-        """Buffers that have come or grown since the model was built may be more than a fresh one takes up."""
-        changed = [name for name, shape in shapes_of(weights).items() if self._shapes.get(name, ()) != shape]
-        if not changed:
-            return
-        try:
-            with own_randomness(0, 0, torch.device("cpu")):
-                self._fresh().load_state_dict(copied(weights))
-        except RuntimeError as error:
-            raise UnresumableError(
-                f"model: '{changed[0]}' has come or grown since it was built, and a fresh model does not take it up "
-                f"({' '.join(str(error).split())}): this run could not be gone on with; register it in __init__ with "
-                "the shape that it will have"
-            ) from error
 
     def after(self, snapshot: Snapshot, checkpoint: Checkpoint) -> None:
         """Compares what was written with what it was made of, and takes the optimizer's state up.
@@ -107,6 +92,33 @@ class Proof:
                 f"({' '.join(problem.split())}): this run could not be gone on with; look at its state_dict and "
                 "load_state_dict"
             )
+
+
+def try_fresh(
+    weights: Mapping[str, Any], shapes: Mapping[str, Sequence[int] | None], fresh: Callable[[], nn.Module]
+) -> None:
+    """Buffers that have come or grown since the model was built may be more than a fresh one takes up.
+
+    Args:
+        weights: The model's state.
+        shapes: Of that which it was built with.
+        fresh: Builds another model.
+
+    Raises:
+        UnresumableError: They are.
+    """
+    changed = [name for name, shape in shapes_of(weights).items() if name not in shapes or shapes[name] != shape]
+    if not changed:
+        return
+    try:
+        with own_randomness(0, 0, torch.device("cpu")):
+            fresh().load_state_dict(copied(weights))
+    except RuntimeError as error:
+        raise UnresumableError(
+            f"model: '{changed[0]}' has come or grown since it was built, and a fresh model does not take it up "
+            f"({' '.join(str(error).split())}): this run could not be gone on with; register it in __init__ with "
+            "the shape that it will have"
+        ) from error
 
 
 def _unreadable(value: Any, place: str) -> str | None:

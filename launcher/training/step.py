@@ -13,6 +13,7 @@ import torch
 from launcher.data.load import MicroBatch
 from launcher.data.transfer import on_device
 from launcher.errors import LauncherError, UsageError
+from launcher.evaluation.audit import audit_own
 from launcher.evaluation.modes import own_randomness
 from launcher.evaluation.unmoved import Unmoved
 from launcher.objective.loss import INDEPENDENT
@@ -94,6 +95,8 @@ def forward(
     objective, layout = state.objective, state.objective.layout
     data = context.run.batch = batch.data
     logged: Mapping[str, Any] = {}
+    if not objective.is_audited and not objective.terms:
+        audit_own(state.model.bare, objective, data, batch.samples, at)
     if objective.step is not None:
         call = StepCall(data, at)
         value, factor = state.model.wrapped(call), scales[0]
@@ -179,7 +182,8 @@ PARTS = Parts(forward, backward, update)
 
 def warm_up(state: TrainState) -> None:
     """One forward and backward whose result is thrown away, and nothing of what they have moved is left behind."""
-    unmoved = Unmoved(state.model.bare, *state.objective.brought.values())
+    objective = state.objective
+    unmoved = Unmoved(state.model.bare, *objective.brought.values(), weights=objective.step is not None)
     with own_randomness(state.seeds.seed, state.device.world.rank, state.device.torch_device):
         steps = counted_steps(state, 0, 1)
         step = next(on_device(steps, state.device.torch_device))

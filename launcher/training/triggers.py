@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from launcher.device.agreement import Agreement, Requests
+from launcher.device.agreement import NOTHING, Agreement, Requests
 from launcher.device.coordination import Coordinator
 from launcher.device.kind import Kind
 from launcher.objective.run_length import RunLength
@@ -55,7 +55,7 @@ class Clocks:
         """What this rank wants to happen after this step."""
         periods = self._periods
         if self._end is None and periods.evaluate_seconds is None and periods.save_seconds is None:
-            return Requests(stop)
+            return Requests(stop) if stop else NOTHING
         now = time.monotonic()
         return Requests(
             stop,

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from places import RECIPES
+from tiers import rounds
 from worlds import Command, Trained, in_world, killed, result_of, train_here
 
 from launcher.checkpoints import format as checkpoints
@@ -56,8 +57,11 @@ def assert_same(one: Trained, other: Trained) -> None:
 # ---------------------------------------------------------------------- optimizers
 
 
-@pytest.mark.parametrize("optimizer", ["Kept", "Wrapped"])
-@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+@rounds(
+    "optimizer, dtype",
+    plain=[("Kept", "bfloat16"), ("Wrapped", "float64")],
+    long=[("Kept", "float64"), ("Wrapped", "bfloat16")],
+)
 def test_what_an_optimizer_keeps_comes_back_as_it_was(tmp_path: Path, optimizer: str, dtype: str) -> None:
     wanted = (f"optimizer={{_target_: kept.py:{optimizer}, lr: 0.05}}", f"model.dtype={dtype}")
     assert_same(*straight_and_resumed(tmp_path, *wanted))
@@ -231,22 +235,27 @@ def test_a_schedule_free_optimizer_is_evaluated_and_saved_with_its_weights_for_t
         checkpoints.verify(newest)
 
 
-@pytest.mark.parametrize(
-    "brought",
-    [
-        ("model={_target_: kept.py:Counting}",),
-        ("loss={_target_: kept.py:Centered}",),
-        ("loss={_target_: kept.py:Annealed}",),
-        ("train.step={_target_: kept.py:Step}", "loss=null", COUNT),
-        ("train.step=kept.py:drawing_step", "loss=null", COUNT),
-    ],
-    ids=["model", "loss", "callable", "step", "draws"],
+BROUGHT = {
+    "model": ("model={_target_: kept.py:Counting}",),
+    "buffer": ("loss={_target_: kept.py:Centered}",),
+    "callable": ("loss={_target_: kept.py:Annealed}",),
+    "step": ("train.step={_target_: kept.py:Step}", "loss=null", COUNT),
+    "module": ("train.step={_target_: kept.py:Stepper}", "loss=null", COUNT),
+    "draws": ("train.step=kept.py:drawing_step", "loss=null", COUNT),
+    "extra": ("model={_target_: kept.py:Extra}",),
+    "grows": ("model={_target_: kept.py:Growing}",),
+}
+
+
+@rounds(
+    "what, size",
+    plain=[*((what, 1) for what in ("model", "buffer", "callable", "step", "draws")), ("buffer", 2), ("step", 2)],
+    long=[(what, 2) for what in ("model", "callable", "draws")],
 )
-@pytest.mark.parametrize("size", [1, 2])
-def test_evaluating_changes_nothing(tmp_path: Path, brought: tuple[str, ...], size: int) -> None:
-    never = train(tmp_path / "never", *brought, size=size)
+def test_evaluating_changes_nothing(tmp_path: Path, what: str, size: int) -> None:
+    never = train(tmp_path / "never", *BROUGHT[what], size=size)
     for ranks in ("first", "all")[:size]:
-        often = train(tmp_path / ranks, *brought, *VALIDATION, f"evaluate.ranks={ranks}", size=size)
+        often = train(tmp_path / ranks, *BROUGHT[what], *VALIDATION, f"evaluate.ranks={ranks}", size=size)
         assert often.distance(never) == 0
         assert often.column("loss") == never.column("loss")
         assert len(often.column("loss", "validation")) == 4
@@ -255,21 +264,16 @@ def test_evaluating_changes_nothing(tmp_path: Path, brought: tuple[str, ...], si
 # ---------------------------------------------------------------------- randomness and state
 
 
-@pytest.mark.parametrize(
-    "brought",
-    [
-        ("loss={_target_: kept.py:Centered}",),
-        ("loss={_target_: kept.py:Annealed}",),
-        ("train.step={_target_: kept.py:Step}", "loss=null", COUNT),
-        ("train.step={_target_: kept.py:Stepper}", "loss=null", COUNT),
-        ("train.step=kept.py:drawing_step", "loss=null", COUNT),
-        ("model={_target_: kept.py:Extra}",),
+@rounds(
+    "what, size",
+    plain=[
+        *((what, 1) for what in ("buffer", "callable", "step", "module", "draws", "extra")),
+        *((what, 2) for what in ("buffer", "module", "draws")),
     ],
-    ids=["buffer", "callable", "step", "module", "draws", "extra"],
+    long=[(what, 2) for what in ("callable", "step", "extra")],
 )
-@pytest.mark.parametrize("size", [1, 2])
-def test_whatever_has_a_state_goes_on_with_it(tmp_path: Path, brought: tuple[str, ...], size: int) -> None:
-    assert_same(*straight_and_resumed(tmp_path, *brought, *VALIDATION, size=size))
+def test_whatever_has_a_state_goes_on_with_it(tmp_path: Path, what: str, size: int) -> None:
+    assert_same(*straight_and_resumed(tmp_path, *BROUGHT[what], *VALIDATION, size=size))
 
 
 def test_coins_of_two_generators_are_independent(tmp_path: Path) -> None:
@@ -375,19 +379,9 @@ def test_check_says_it_too(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- trying leaves nothing behind
 
 
-@pytest.mark.parametrize(
-    "brought",
-    [
-        ("model={_target_: kept.py:Counting}",),
-        ("loss={_target_: kept.py:Centered}",),
-        ("train.step={_target_: kept.py:Step}", "loss=null", COUNT),
-        ("train.step=kept.py:drawing_step", "loss=null", COUNT),
-        ("model={_target_: kept.py:Growing}",),
-    ],
-    ids=["model", "loss", "step", "draws", "grows"],
-)
-def test_the_pass_that_settles_buckets_leaves_nothing_behind(brought: tuple[str, ...]) -> None:
-    ((before, after),) = in_world(1, warmed_here, brought)
+@pytest.mark.parametrize("what", ["model", "buffer", "step", "draws", "grows"])
+def test_the_pass_that_settles_buckets_leaves_nothing_behind(what: str) -> None:
+    ((before, after),) = in_world(1, warmed_here, BROUGHT[what])
     assert before == after
 
 
@@ -497,7 +491,7 @@ def given_back_here(folder: str, override: str) -> tuple[list[float], list[float
     return result.model.l.weight.flatten().tolist(), saved["l.weight"].flatten().tolist()
 
 
-@pytest.mark.parametrize("size", [1, 2])
+@rounds("size", plain=[1], long=[2])
 def test_verify_resume_proves_it_for_all_that_has_a_state(tmp_path: Path, size: int) -> None:
     all_of_it = (
         "model={_target_: kept.py:Extra}",

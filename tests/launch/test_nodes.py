@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,16 +11,10 @@ import pytest
 import torch
 from machines import ip, joined
 from places import FAILING
-from worlds import Command, in_world, train_here
+from worlds import Command, free_port, in_world, train_here
 
 LONG = ("train.epochs=2000", "device.timeout=3 seconds")
 WITHIN = 33  # seconds, device.timeout + 30: the bound that a user is promised
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def node(

@@ -23,7 +23,7 @@ def run(folder: Path, name: str, steps: int) -> Command:
     return Command(folder, "run", "--cpu", "--processes", "2", "--run-dir", name, GAN, "--steps", str(steps))
 
 
-@rounds("steps", plain=[400], long=[1500])
+@rounds("steps", plain=[300], long=[1500])
 def test_a_gan_of_one_s_own_goes_on_bit_for_bit_after_kill_9(tmp_path: Path, steps: int) -> None:
     straight = run(tmp_path, "straight", steps).wait()
     assert straight.code == 0, straight.screen

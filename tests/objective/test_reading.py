@@ -16,9 +16,10 @@ from loss_cases import ASKED, BATCH, CASES, MEAN, SUM, Batch, Case, Centered, Dr
 from torch import Generator, Tensor, nn
 
 from launcher.objective.batch import BatchLayout, arguments
+from launcher.objective.order import order_fault
 from launcher.objective.pieces import mapped
 from launcher.objective.probe import Caller, Samples, Subject, measure, still_holds
-from launcher.objective.reading import Hints, Reading, Verdict, known, order_fault
+from launcher.objective.reading import Hints, Reading, Verdict, known
 from launcher.recipe import schema
 
 EXACT = 2e-6
@@ -493,15 +494,19 @@ class Large(nn.Module):
         return F.cross_entropy(self.drop(self.line(x)), y)
 
 
-@pytest.mark.parametrize("model", [Detector(), Gradients(), Large()], ids=lambda model: type(model).__name__)
-def test_models_that_want_to_be_called_in_a_way_of_their_own(model: nn.Module) -> None:
+@pytest.mark.parametrize(
+    ("model", "reading"),
+    [(Detector(), Reading("samples")), (Gradients(), Reading("samples")), (Large(), Reading("kept", (1,)))],
+    ids=["Detector", "Gradients", "Large"],
+)
+def test_models_that_want_to_be_called_in_a_way_of_their_own(model: nn.Module, reading: Reading) -> None:
     g = Generator().manual_seed(0)
     x, y = normal(g, 48, 4), whole(g, 3, 48)
     layout = BatchLayout(schema.Batch())
     subject = Subject(parts=lambda batch: batch, value=lambda twin, batch: layout.loss(twin(*batch)))
     samples = Samples(48, lambda numbers: (x[list(numbers)], y[list(numbers)]))
     verdict = measure(subject, model.train(), samples, Hints(of_batches=True))
-    assert verdict.reading == Reading("samples")
+    assert verdict.reading == reading
     assert all(module.training for module in model.modules())
 
 
@@ -542,6 +547,22 @@ def test_an_audit_finds_what_does_not_hold_any_more() -> None:
     column = still_holds(nn.MSELoss(), Reading("elements"), (outputs[:, :1],), (targets[:, 0],), 8)
     assert column is not None
     assert still_holds(nn.MSELoss(), Reading("elements"), (outputs,), (targets,), 8) is None
+
+
+def test_an_audit_cuts_rows_lists_and_later_dimensions() -> None:
+    g = Generator().manual_seed(0)
+    tokens, classes = normal(g, 4, 8, 5), whole(g, 5, 4, 8)  # [T, N, C] and [T, N]
+    flat = lambda o, y: F.cross_entropy(o.reshape(-1, 5), y.reshape(-1))  # noqa: E731
+    weighted = lambda o, y: flat(o, y) * (1 + o.shape[1])  # noqa: E731
+    assert still_holds(flat, Reading("elements"), (tokens,), (classes,), 8) is None
+    assert still_holds(weighted, Reading("elements"), (tokens,), (classes,), 8) is not None
+    rows = (normal(g, 30, 5),), (whole(g, 5, 30),)  # of 8 graphs
+    assert still_holds(F.cross_entropy, Reading("rows"), *rows, 8) is None
+    assert still_holds(lambda o, y: F.cross_entropy(o, y, reduction="sum"), Reading("rows"), *rows, 8) is not None
+    boxes = [normal(g, 1 + n % 3, 5) for n in range(8)]
+    of_lists = lambda o, ts: torch.stack([(o[n] - t).abs().mean() for n, t in enumerate(ts)]).mean()  # noqa: E731
+    assert still_holds(of_lists, Reading("samples"), (normal(g, 8, 5),), (boxes,), 8) is None
+    assert still_holds(of_lists, Reading("sum"), (normal(g, 8, 5),), (boxes,), 8) is not None
 
 
 def test_a_refusal_names_the_nearest_reading() -> None:

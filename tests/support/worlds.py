@@ -5,20 +5,24 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import os
+import random
 import socket
 import sys
 import time
 import traceback
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
-from places import ROOT
+from places import ROOT, SUPPORT
 from places import TINY as TINY  # the recipe that most tests train
 
 from launcher.checkpoints import format as checkpoints
@@ -31,9 +35,39 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
     [
         *("launcher.run", "torch.distributed.tensor", "torchmetrics.classification"),
-        *("rich.progress", "jinja2"),
+        *("rich.progress", "jinja2", "torch.distributed.elastic.agent.server.local_elastic_agent"),
+        *("launcher.launch.supervisor", "launcher.launch.nodes", "launcher.launch.slurm.requeue"),
+        "ready",
     ]
 )
+
+
+@cache
+def _ready() -> None:
+    """Starts the server where it finds `ready`: it imports from where it is started."""
+    here = os.getcwd()
+    os.chdir(SUPPORT)
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.chdir(here)
+
+
+def _process(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """A process of that server."""
+    _ready()
+    process = _context.Process(target=function, args=arguments, **options)
+    process.start()
+    return process
+
+
+def free_port() -> int:
+    """A port that nobody listens at, and that no connection takes before somebody does: those take higher ones."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def in_world(size: int, function: Callable[..., Any], *arguments: Any, timeout: float = 120.0) -> list[Any]:
@@ -99,15 +133,12 @@ def killed(size: int, function: Callable[..., Any], *arguments: Any, after: floa
 
 
 def _start(size: int, function: Callable[..., Any], arguments: Any) -> tuple[list[Any], list[Any]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     pipes: list[Any] = []
     processes: list[Any] = []
     for rank in range(size):
         ours, theirs = _context.Pipe(duplex=False)
-        process = _context.Process(target=_rank, args=(rank, size, port, os.getcwd(), theirs, function, arguments))
-        process.start()
+        process = _process(_rank, rank, size, port, os.getcwd(), theirs, function, arguments)
         theirs.close()
         pipes.append(ours)
         processes.append(process)
@@ -258,10 +289,7 @@ class Command:
         self._mark = f"test-{uuid.uuid4()}"
         self.screen = folder / f"{self._mark}.screen"
         environment |= {"LAUNCHER_TEST_MARK": self._mark, "OMP_NUM_THREADS": "1"}
-        self.process = _context.Process(
-            target=_command, args=(str(folder), str(self.screen), arguments, environment, netns), daemon=False
-        )
-        self.process.start()
+        self.process = _process(_command, str(folder), str(self.screen), arguments, environment, netns, daemon=False)
 
     def family(self) -> list[psutil.Process]:
         """It and all that it started, wherever they are in the tree of processes by now."""

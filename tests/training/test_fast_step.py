@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import StepLR
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from worlds import train
 
+from launcher import internals
 from launcher.errors import UsageError
 from launcher.training import fast_step
 from launcher.training.fast_step import FastStep
@@ -60,6 +61,7 @@ def loss_of(model: nn.Module, step: int) -> Tensor:
 OPTIMIZERS: dict[str, Make] = {
     "AdamW": torch.optim.AdamW,
     "AdamW, fused": lambda params: torch.optim.AdamW(params, fused=True),
+    "Adam, fused": lambda params: torch.optim.Adam(params, 1e-2, weight_decay=0.1, amsgrad=True, fused=True),
     "AdamW, foreach": lambda params: torch.optim.AdamW(params, foreach=True),
     "SGD": lambda params: torch.optim.SGD(params, 0.1, momentum=0.9, nesterov=True),
     "RMSprop": torch.optim.RMSprop,
@@ -122,6 +124,7 @@ USES_INSIDE = {"this torch"} | {name for name in OTHER_TORCHES if "engine" in na
 def forget() -> None:
     fast_step._engine.cache_clear()
     fast_step._proven.cache_clear()
+    fast_step._adam_is_proven.cache_clear()
 
 
 @pytest.fixture(params=OTHER_TORCHES)
@@ -374,3 +377,125 @@ def test_plain_torch_gives_the_same_losses_to_the_bit(tmp_path: Path, monkeypatc
     assert len(usual.column("loss")) == 8
     assert plain.column("loss") == usual.column("loss")
     assert plain.distance(usual) == 0
+
+
+# ---------------------------------------------------------------------- Adam by its kernels
+
+
+def groups(model: nn.Module) -> list[dict[str, Any]]:
+    """Two groups that differ in all that a group may say of a usual update."""
+    first, second = list(model.parameters())[:2], list(model.parameters())[2:]
+    other = {"lr": 0.1, "betas": (0.5, 0.7), "eps": 1e-3, "weight_decay": 0.3, "maximize": True, "amsgrad": True}
+    return [{"params": first}, {"params": second, **other}]
+
+
+def half_fused(model: nn.Module) -> list[dict[str, Any]]:
+    """Two groups, one of which says that it is not."""
+    first, *others = model.parameters()
+    return [{"params": [first], "fused": False}, {"params": others}]
+
+
+class Derived(torch.optim.AdamW):
+    """One that does as its base does, as far as anybody knows."""
+
+
+def mixed(model: nn.Module) -> list[nn.Parameter]:
+    """Parameters of two types, one of them without a gradient, and one that nobody trains."""
+    first, *others = model.parameters()
+    first.data = first.data.double()
+    others[0].requires_grad_(False)
+    return [first, *others]
+
+
+def gradients(parameters: list[nn.Parameter], step: int) -> None:
+    """The last parameter gets its first gradient late, and misses one."""
+    torch.manual_seed(step)
+    for parameter in parameters:
+        parameter.grad = torch.randn_like(parameter) if parameter.requires_grad else None
+    if step in (0, 2):
+        parameters[-1].grad = None
+
+
+USUAL: dict[str, Make] = {
+    "AdamW": lambda model: torch.optim.AdamW(model.parameters(), fused=True),
+    "Adam": lambda model: torch.optim.Adam(model.parameters(), weight_decay=0.1, fused=True),
+    "amsgrad": lambda model: torch.optim.Adam(model.parameters(), amsgrad=True, maximize=True, fused=True),
+    "groups": lambda model: torch.optim.AdamW(groups(model), fused=True),
+    "mixed": lambda model: torch.optim.AdamW(mixed(model), fused=True),
+    "a group without gradients": lambda model: torch.optim.AdamW(
+        [{"params": list(model.parameters())}, {"params": [nn.Parameter(torch.zeros(2))]}], fused=True
+    ),
+}
+UNUSUAL: dict[str, Make] = {
+    "not fused": lambda model: torch.optim.AdamW(model.parameters()),
+    "one of two groups not fused": lambda model: torch.optim.AdamW(half_fused(model), fused=True),
+    "a rate on the device": lambda model: torch.optim.AdamW(model.parameters(), torch.tensor(0.1), fused=True),
+    "capturable": lambda model: torch.optim.Adam(model.parameters(), fused=True, capturable=True),
+}
+
+
+@pytest.mark.parametrize("name", [*USUAL, *UNUSUAL])
+def test_adam_steps_as_torch_does_bit_for_bit(name: str) -> None:
+    models = [net(), net()]
+    optimizers = [(USUAL | UNUSUAL)[name](model) for model in models]
+    ours = FastStep(optimizers[1])
+    assert ours._fused is not None
+    for step in range(6):
+        for model in models:
+            gradients(list(model.parameters()), step)
+        if step == 4:  # as a resume does
+            optimizers[1].load_state_dict(copy.deepcopy(optimizers[0].state_dict()))
+        optimizers[0].step()
+        if step in (0, 5):
+            assert ours._fused.step(optimizers[1]) == (step > 0 and name in USUAL)
+        if step < 5 or name in UNUSUAL:
+            ours.step()
+    for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert str(optimizers[0].state_dict()) == str(optimizers[1].state_dict())
+
+
+def test_a_class_derived_from_adam_steps_itself() -> None:
+    assert FastStep(Derived(net().parameters(), fused=True))._fused is None
+
+
+@pytest.mark.parametrize("mark", ["grad_scale", "found_inf"])
+def test_what_a_gradient_scaler_has_left_is_heeded(mark: str) -> None:
+    model = net()
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    ours = FastStep(optimizer)
+    for step in range(2):
+        gradients(list(model.parameters()), step)
+        before = [parameter.clone() for parameter in model.parameters()]
+        setattr(optimizer, mark, torch.ones(()))
+        assert ours._fused is not None
+        assert not ours._fused.step(optimizer)
+        assert all(map(torch.equal, before, model.parameters()))
+
+
+def test_state_of_another_type_than_its_gradient_is_refused_as_torch_refuses_it() -> None:
+    model = net()
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    ours = FastStep(optimizer)
+    gradients(list(model.parameters()), 0)
+    ours.step()
+    for kept in optimizer.state.values():
+        kept["exp_avg"] = kept["exp_avg"].double()
+    with pytest.raises(RuntimeError) as by_torch:
+        optimizer.step()
+    with pytest.raises(RuntimeError) as by_us:
+        ours.step()
+    assert str(by_us.value) == str(by_torch.value)
+
+
+def test_kernels_that_do_otherwise_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def other(*args: Any, **kwargs: Any) -> None:
+        torch._fused_adamw_(*args, **{**kwargs, "eps": 0.5})
+
+    made = internals.adam_kernels()
+    for kernels in (made._replace(adamw=other), made._replace(add=raising), made._replace(by_device_and_type=raising)):
+        monkeypatch.setattr(internals, "adam_kernels", lambda kernels=kernels: kernels)
+        forget()
+        assert FastStep(torch.optim.AdamW(net().parameters(), fused=True))._fused is None
+    monkeypatch.undo()
+    forget()

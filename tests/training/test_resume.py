@@ -105,13 +105,20 @@ POINTS = (
     "weights.sync",
     "weights.rename",
 )
+# where one rank waits for the other, and a half of a checkpoint or of the weights
+OF_TWO = (
+    *("checkpoint.begin:2", "checkpoint.write/training.pt:2", "checkpoint.renamed:2", "evaluation.batch:3"),
+    *("checkpoint.prune", "step:9#{last}", "evaluation.batch:12", "weights.rename"),
+)
 
 
-@rounds("size", plain=[1, 2], long=[3])
-def test_killed_at_every_write_sync_and_rename(tmp_path: Path, size: int, undisturbed: ByRanks) -> None:
+@rounds("size, points", plain=[(1, POINTS), (2, OF_TWO)], long=[(2, POINTS), (3, POINTS)])
+def test_killed_at_every_write_sync_and_rename(
+    tmp_path: Path, size: int, points: tuple[str, ...], undisturbed: ByRanks
+) -> None:
     run = tmp_path / "run"
     background = ["save.background=false", "save.background=true"]
-    for number, point in enumerate(POINTS):
+    for number, point in enumerate(points):
         changes = (*hard(size), background[number % 2])
         assert killed(size, train_here, str(run), changes, str(TINY), (), f"kill@{point.format(last=size - 1)}")
         assert_whole(run)
@@ -367,7 +374,7 @@ def test_asked_to_stop_at_any_moment_all_ranks_save_the_same_step(
 
 def test_a_rank_that_waits_for_an_evaluation_can_be_asked_to_stop(tmp_path: Path, undisturbed: ByRanks) -> None:
     run = tmp_path / "run"
-    slow = ("data.validation={_target_: parts.py:Slow, seconds: 12}", "evaluate.batch_size=1")
+    slow = ("data.validation={_target_: parts.py:Slow, seconds: 4}", "evaluate.batch_size=1")
     states = in_world(2, train_here, str(run), (*hard(2), *slow), str(TINY), (), "term@step:3#1")
     assert states == ["preempted", "preempted"]
     assert json.loads((run / "status.json").read_text())["step"] == 3  # it was left, not made to its end

@@ -9,6 +9,7 @@ import pytest
 import torch
 from places import ROOT
 from recipes.parts import Net, WholeNumbers
+from tiers import rounds
 from torch import nn
 from worlds import Trained, train
 
@@ -24,8 +25,11 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return train(tmp_path_factory.mktemp("alone") / "run", *UNEVEN)
 
 
-@pytest.mark.parametrize("accumulation", [1, 2, 3])
-@pytest.mark.parametrize("size", [1, 2, 3, 4])
+@rounds(
+    "size, accumulation",
+    plain=[(1, 3), (2, 1), (2, 2), (3, 3), (4, 1), (4, 2)],
+    long=[(1, 1), (1, 2), (2, 3), (3, 1), (3, 2), (4, 3)],
+)
 def test_every_world_and_every_accumulation_trains_the_same(
     tmp_path: Path, alone: Trained, size: int, accumulation: int
 ) -> None:

@@ -19,6 +19,8 @@ import pytest
 from machines import joined
 from places import ROOT
 from projects import PARTS, make
+from tiers import rounds
+from worlds import free_port
 
 from launcher.errors import RecipeError, UsageError
 from launcher.launch.nodes import Nodes, NodesError
@@ -30,13 +32,6 @@ from launcher.world.hints import hint_for
 from launcher.world.signals import listening, stop_requested
 from launcher.world.waiting import Wait, ranks
 from launcher.world.world import World
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
 
 # ---------------------------------------------------------------------- words
 
@@ -391,10 +386,14 @@ def test_rank_0_of_a_world_that_never_comes_says_so_and_leaves_when_asked(tmp_pa
 
 LATE = """
 import os, time
+from launcher.world import waiting
 
+waiting.NOTICE_SECONDS = 1.0
 if os.environ.get("RANK") == "1":
     open("late", "w").close()
-    time.sleep(15)
+    deadline = time.monotonic() + 60
+    while not os.path.exists("go") and time.monotonic() < deadline:
+        time.sleep(0.05)
 """
 
 
@@ -416,6 +415,8 @@ def test_one_rank_that_is_asked_to_stop_while_it_waits_takes_the_late_ones_along
         assert (tmp_path / "late").exists()
         ranks = psutil.Process(process.pid).children()
         next(one for one in ranks if one.environ()["RANK"] == "0").terminate()
+        time.sleep(0.5)  # rank 0 hears it while the other one is late still
+        (tmp_path / "go").touch()
         _, screen = process.communicate(timeout=60)
     finally:
         process.kill()
@@ -467,7 +468,7 @@ def on(name: str, number: int, folder: Path, *arguments: str) -> subprocess.Pope
 
 
 # the first may call itself by a name that is its own alone, or that it does not know
-@pytest.mark.parametrize("first", ["10.78.0.10", "node0", "node0.cluster.invalid"])
+@rounds("first", plain=["node0", "node0.cluster.invalid"], long=["10.78.0.10"])
 def test_two_stock_machines_train_as_one_world(tmp_path: Path, debian: list[str], first: str) -> None:
     masters = (f"{first}:29500", "10.78.0.10:29500")
     both = [on(debian[number], number, tmp_path, "--master", masters[number]) for number in (0, 1)]

@@ -13,9 +13,9 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launcher import text
 from launcher.errors import LauncherError, UsageError
@@ -27,6 +27,9 @@ from launcher.runs.report.curves import Columns, Curves, read_curves
 from launcher.runs.report.goodput import KINDS, Act, Attempt, Spent, attempts_of, spent_by
 from launcher.runs.report.predictions import Mistakes, read_mistakes
 from launcher.world.files import write_text
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 REPORT_FILE = "report.html"
 _GENERATOR = '<meta name="generator" content="launcher report">'  # tells a report from somebody's own page
@@ -185,22 +188,29 @@ def rendered(named: Sequence[Told]) -> str:
 
 
 def _rendered(named: Sequence[Told]) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=FileSystemLoader(_PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(duration=text.duration, number=text.number, moment=_moment, percent=_percent)
     script = "\n".join((_PAGE / name).read_text(encoding="utf-8") for name in ("uPlot.iife.min.js", "report.js"))
     style = "\n".join((_PAGE / name).read_text(encoding="utf-8") for name in ("uPlot.min.css", "report.css"))
-    return environment.get_template("report.html.jinja").render(
+    return template().render(
         generator=Markup(_GENERATOR),
         script=Markup(script),  # ours, like the style
         style=Markup(style),
         policy=_policy(script),
         **_content(named),
     )
+
+
+@cache  # to compile it takes longer than to render it
+def template() -> Template:
+    """The page, to be filled in."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(_PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(duration=text.duration, number=text.number, moment=_moment, percent=_percent)
+    return environment.get_template("report.html.jinja")
 
 
 def _policy(script: str) -> str:

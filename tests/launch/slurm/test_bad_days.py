@@ -16,6 +16,7 @@ import psutil
 import pytest
 from cluster import Cluster, log, number_of, reached, start_cluster
 from places import ROOT
+from tiers import rounds
 from worlds import TINY, result_of
 
 from launcher.cli.main import main
@@ -133,9 +134,10 @@ def test_the_job_that_follows_a_crash_takes_the_lock_and_burns_no_restart(
 
 
 def test_a_folder_has_one_job_at_a_time(user: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
-    run = submit(*SLOWLY, "--", "--hold")
+    endless = [word.replace("epochs=10", "epochs=1000") for word in SLOWLY]  # it is cancelled in the end
+    run = submit(*endless, "--", "--hold")
     job = number_of(run)
-    again = ["submit", "tiny.yaml", "--cpu", "--run-dir", "run", *SLOWLY]
+    again = ["submit", "tiny.yaml", "--cpu", "--run-dir", "run", *endless]
     assert main(again) == 2
     assert f"run: job {job} is pending already" in capsys.readouterr().err
     user.say("scontrol", "release", job)
@@ -170,7 +172,7 @@ def test_a_lost_node_s_run_is_resumed_at_once(user: Cluster) -> None:
 # ---------------------------------------------------------------------- who was it
 
 
-@pytest.mark.parametrize("rank", [0, 3])
+@rounds("rank", plain=[3], long=[0])  # rank 0 is killed in the first test
 def test_a_rank_that_is_killed_is_named_and_not_its_peers(
     user: Cluster, monkeypatch: pytest.MonkeyPatch, rank: int
 ) -> None:
@@ -188,7 +190,7 @@ def test_a_rank_that_is_killed_is_named_and_not_its_peers(
     assert [one["code"] for one in starts] == [137]
 
 
-@pytest.mark.parametrize(("rank", "workers"), [("3", 0), ("0", 0), ("2", 1)])
+@rounds("rank, workers", plain=[("0", 0), ("2", 1)], long=[("3", 0)])
 def test_a_hang_is_that_of_the_rank_that_hangs(user: Cluster, rank: str, workers: int) -> None:
     stall = ("launch.stall=6 seconds", "launch.on_stall=stop", f"data.workers={workers}")
     data = f'data.train={{_target_: "hanging.py:Hanging", rank: "{rank}"}}'

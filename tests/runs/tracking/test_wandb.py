@@ -89,20 +89,20 @@ def test_wandb_holds_every_number_though_its_helper_was_killed(
 ) -> None:
     wandb_env(WANDB_API_KEY=API_KEY, WANDB_MODE="offline")
     tracking = track(tmp_path, trackers={"wandb": {"project": "digits"}})
-    log_steps(tracking, 10, 100)
-    while not wandb_numbers(tmp_path):  # written every few seconds
+    log_steps(tracking, 10, 4000)  # more than the 32 KiB after which it writes; else it waits a quarter of a minute
+    while not wandb_numbers(tmp_path):
         time.sleep(0.1)
-    log_steps(tracking, 110, 200)
+    log_steps(tracking, 4010, 4100)
     cores()[0].kill()  # what a lost node does: wandb loses its last seconds
     end(tracking, "failed")
     assert 0 < len(wandb_numbers(tmp_path)) < len(logged_numbers(tmp_path))
-    for start, last, outcome in ((150, 300, "preempted"), (300, 400, "finished")):
+    for start, last, outcome in ((4050, 4200, "preempted"), (4200, 4300, "finished")):
         tracking = track(tmp_path, start_step=start, trackers={"wandb": {"project": "digits"}})
         log_steps(tracking, start + 10, last)
         end(tracking, outcome)
     found = wandb_numbers(tmp_path)
     assert set(found) == set(logged_numbers(tmp_path))
-    assert {step for (_, step, _), times in found.items() if times > 1} <= set(range(10, 160, 10))  # before the kill
+    assert {step for (_, step, _), times in found.items() if times > 1} <= set(range(10, 4060, 10))  # before the kill
     assert max(found.values()) == 2
     runs = [record.run for record in wandb_records(tmp_path) if record.HasField("run")]
     assert {run.run_id for run in runs} == {(tmp_path / "wandb_id").read_text().strip()}
@@ -306,7 +306,8 @@ def wandb_service() -> Iterator[WandbService]:
 def test_wandb_online_is_one_run_though_the_service_was_away(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], wandb_env: Callable[..., None], wandb_service: WandbService
 ) -> None:
-    wandb_env(WANDB_API_KEY=API_KEY, WANDB_BASE_URL=wandb_service.url)
+    soon = {"WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "1"}  # and not every quarter of a minute
+    wandb_env(WANDB_API_KEY=API_KEY, WANDB_BASE_URL=wandb_service.url, **soon)
     trackers = {"wandb": {"project": "digits", "settings": {"finish_timeout": 2}}}
     tracking = track(tmp_path, trackers=trackers)
     log_steps(tracking, 10, 100)

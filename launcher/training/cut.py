@@ -1,0 +1,323 @@
+"""What a run depends on beside its recipe: how a step is cut into micro-batches, and what no checkpoint keeps.
+
+Found by calling model and loss in train mode on a few samples, together and in two parts, and again on the same ones.
+Nothing of it is left behind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from launcher.checkpoints.format import copied
+from launcher.checkpoints.weights import shapes_of
+from launcher.data.loaders import TrainLoader
+from launcher.data.many import difference
+from launcher.data.seeds import randomness_restored
+from launcher.data.streams import is_stream
+from launcher.data.transfer import moved
+from launcher.evaluation.modes import own_randomness
+from launcher.evaluation.unmoved import Unmoved
+from launcher.internals import batch_norms, dropouts
+from launcher.objective.loss import Objective
+from launcher.objective.probe import is_large
+from launcher.objective.reading import Reading
+from launcher.objective.run_length import At
+from launcher.training.state import TrainState
+
+_SAMPLES = 6
+_ROUNDING = {torch.float64: 1e-8, torch.float32: 1e-3}  # of the largest value; half precision is as coarse as 0.05
+_PLAIN = (bool, int, float, complex, str, np.generic)
+_KNOWN_CODE = ("torch", "launcher")  # keeps what moves in buffers
+_LARGEST = 2**24  # bytes of an attribute that is looked at
+
+
+@dataclass(frozen=True)
+class Dependence:
+    """What moves, or mixes, where nobody may expect it.
+
+    Attributes:
+        unsteady: In words, that samples are others when they are read again.
+        unkept: What a forward changes each time, and no checkpoint keeps.
+        moving: What a forward changes each time, in a checkpoint.
+        mixes: How far what a model gives for samples together is from what it gives for them in parts; 0 for not.
+        norms: Whether it has a BatchNorm of torch's.
+        grown: The model's state, where buffers have come or grown in it.
+        fault: Why model and loss could not be called for it.
+    """
+
+    unsteady: str = ""
+    unkept: Sequence[str] = ()
+    moving: Sequence[str] = ()
+    mixes: float = 0.0
+    norms: bool = False
+    grown: Mapping[str, Any] | None = None
+    fault: str = ""
+
+    def notes(self, objective: Objective, *, synchronised: bool) -> Iterator[str]:
+        """What the plan says of it."""
+        if self.unsteady:
+            yield self.unsteady
+        if self.unkept:
+            yield (
+                f"{_listed(self.unkept)}: each forward changes it, and no checkpoint keeps it: where a number depends "
+                "on it, a resume and other cuts give others; make it a buffer, or give it by get_extra_state or "
+                "state_dict"
+            )
+        if objective.is_whole:
+            return
+        if self.norms and not synchronised:
+            yield "model: BatchNorm takes the mean of each micro-batch of a process: other cuts give other numbers"
+        if self.mixes:
+            yield (
+                "model, loss: in train mode a sample's part depends on the others of its micro-batch, as under "
+                f"BatchNorm or mixing (two parts put together are {self.mixes:.1g} off): other cuts give other numbers"
+            )
+        if self.moving:
+            yield f"{_listed(self.moving)}: moves with each micro-batch of a process: other cuts give other numbers"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def dependence_of(state: TrainState) -> Dependence:
+    """What is found; nothing where the model cannot be called like that: the first step says why."""
+    model, objective, train = state.model.bare, state.objective, state.data.train
+    norms = any(isinstance(module, batch_norms()) for module in model.modules())
+    unsteady = _read_twice(train)
+    if train.num_readable() < 4 or (objective.is_whole and _is_known(model, objective)):
+        return Dependence(unsteady, norms=norms)
+    device = state.device.torch_device
+    numbers = range(min(_SAMPLES, train.num_readable()))
+    try:
+        with _tried(state):
+            batches = [moved(train.batch_of(part), device) for part in (numbers, numbers[:2], numbers[2:])]
+            tried = _Tried(model, objective, device)
+            unkept, moving, grown = tried.movements(batches[0], state.shapes)
+            sizes = [len(numbers), 2, len(numbers) - 2]
+            mixes = 0.0 if objective.is_whole or unsteady else tried.mixing(batches, sizes)
+    except Exception as error:  # somebody's code, called otherwise than in a step
+        return Dependence(unsteady, norms=norms, fault=f"{type(error).__name__}: {' '.join(str(error).split())[:120]}")
+    return Dependence(unsteady, unkept, moving, mixes, norms, grown)
+
+
+@contextmanager
+def as_it_was(state: TrainState) -> Iterator[None]:
+    """A model that is too large to be copied is called itself: afterwards it is as it was."""
+    model, objective = state.model.bare, state.objective
+    if not is_large(model):
+        yield
+        return
+    unmoved = Unmoved(model, *objective.brought.values(), weights=objective.step is not None)
+    try:
+        yield
+    finally:
+        unmoved.put_back()
+
+
+def _is_known(model: nn.Module, objective: Objective) -> bool:
+    """Whether all code is torch's and ours."""
+    return all(_is_known_code(part) for part in (*model.modules(), *objective.brought.values()))
+
+
+def _is_known_code(thing: Any) -> bool:
+    kind = thing if hasattr(thing, "__qualname__") else type(thing)
+    return (getattr(kind, "__module__", None) or "").partition(".")[0] in _KNOWN_CODE
+
+
+@contextmanager
+def _tried(state: TrainState) -> Iterator[None]:
+    """Train mode without what is random or of the whole batch by its nature; all is as it was afterwards."""
+    model, objective = state.model.bare, state.objective
+    roots = [model, *(part for part in objective.brought.values() if isinstance(part, nn.Module))]
+    modes = [(module, module.training) for root in roots for module in root.modules()]
+    unmoved = Unmoved(model, *objective.brought.values(), weights=objective.step is not None)
+    apart = (*dropouts(), *batch_norms())
+    try:
+        with own_randomness(0, 0, state.device.torch_device):
+            for module, _ in modes:
+                module.training = not isinstance(module, apart)
+            yield
+    finally:
+        unmoved.put_back()
+        state.update.clear_gradients()  # a step function may call backward itself
+        for module, training in modes:
+            module.training = training
+
+
+class _Tried:
+    """Calls model and loss, and looks at what has moved.
+
+    Args:
+        model: The bare module.
+        objective: Its losses.
+        device: Where they are.
+    """
+
+    def __init__(self, model: nn.Module, objective: Objective, device: torch.device):
+        self.model, self.objective, self._device = model, objective, device
+        self._roots: Mapping[str, Any] = {"model": model, **objective.brought}
+
+    def values(self, batch: Any, seed: int = 0) -> list[float]:
+        """The value of each loss, from the state that it is in, which is put back."""
+        back = Unmoved(self.model, *self.objective.brought.values(), weights=self.objective.step is not None)
+        try:
+            return self._called(batch, seed)
+        finally:
+            back.put_back()
+
+    def _called(self, batch: Any, seed: int = 0) -> list[float]:
+        with own_randomness(seed, 0, self._device):
+            return self._called_so(batch)
+
+    def _called_so(self, batch: Any) -> list[float]:
+        objective, layout = self.objective, self.objective.layout
+        if objective.step is not None:
+            return [float(objective.stepped(self.model, batch, At())["loss"].detach())]
+        args, kwargs = layout.inputs(batch)
+        with torch.enable_grad() if not objective.terms else torch.no_grad():
+            result = self.model(*args, **kwargs)
+            if not objective.terms:
+                return [float(layout.loss(result).detach())]
+            return [float(term.value(term.function, layout, result, batch).detach()) for term in objective.terms]
+
+    def movements(self, batch: Any, shapes: Mapping[str, Any]) -> tuple[list[str], list[str], Mapping[str, Any] | None]:
+        """What equal calls change: what no checkpoint keeps, what one does, and a state that has grown.
+
+        What no checkpoint keeps must be changed by the second call too: else it is a mere note of the last one.
+        """
+        back = Unmoved(self.model, *self.objective.brought.values(), weights=self.objective.step is not None)
+        before = self._kept()
+        try:
+            self._called(batch)
+            attributes = self._attributes()
+            self._called(batch)
+            unkept, moving = _changed(attributes, self._attributes()), _changed(before, self._kept())
+            weights = self.model.state_dict()
+            grown = copied(weights) if shapes_of(weights) != shapes else None
+        finally:
+            back.put_back()
+        return unkept, moving, grown
+
+    def _attributes(self) -> dict[str, Any]:
+        return {name: value for key, root in self._roots.items() for name, value in _attributes_of(key, root)}
+
+    def _kept(self) -> dict[str, Any]:
+        modules = [(key, root) for key, root in self._roots.items() if isinstance(root, nn.Module)]
+        return {
+            f"{key}.{name}": _print_of(buffer)
+            for key, root in modules
+            for name, buffer in root.named_buffers()
+            if not isinstance(root.get_submodule(name.rpartition(".")[0]), batch_norms())
+        }
+
+    def mixing(self, batches: Sequence[Any], samples: Sequence[int]) -> float:
+        """How far two parts put together are from the whole, of the largest value; 0 where that is rounding."""
+        whole, *parts = (self.values(batch) for batch in batches)
+        if whole != self.values(batches[0], seed=1):
+            return 0.0  # random in itself: a step shows no more
+        objective = self.objective
+        terms = [(term.reading, term.sums) for term in objective.terms] or [(objective.own, False)]
+        counts = [objective.counts(batch, size) for batch, size in zip(batches, samples, strict=True)]
+        off = [
+            _off(reading, sums, [values[number] for values in (whole, *parts)], [count[number] for count in counts])
+            for number, (reading, sums) in enumerate(terms)
+        ]
+        dtype = next((parameter.dtype for parameter in self.model.parameters()), torch.float32)
+        return max(off, default=0.0) if max(off, default=0.0) > _ROUNDING.get(dtype, 0.05) else 0.0
+
+
+def _off(reading: Reading | None, sums: bool, values: Sequence[float], counts: Sequence[float]) -> float:
+    if reading is None or reading.kind == "batch" or reading.found in ("trusted", "stated"):
+        return 0.0
+    whole, first, second = values
+    scale = max(map(abs, values)) or 1.0
+    if sums or reading.kind == "sum":
+        together = first + second
+    elif not counts[0] or not (counts[1] and counts[2]):
+        return 0.0
+    else:
+        together = (first * counts[1] + second * counts[2]) / counts[0]
+    off = abs(whole - together) / scale
+    return off if np.isfinite(off) else 0.0
+
+
+# ---------------------------------------------------------------------- attributes
+
+
+def _attributes_of(key: str, root: Any) -> Iterator[tuple[str, Any]]:
+    """Numbers and tensors that are attributes of somebody's own objects and of no `state_dict`, by name."""
+    if isinstance(root, nn.Module):
+        for name, module in root.named_modules():
+            is_kept = type(module).get_extra_state is not nn.Module.get_extra_state
+            if not _is_known_code(module) and not is_kept:
+                yield from _numbers_in(f"{key}.{name}" if name else key, vars(module))
+    elif hasattr(root, "state_dict") or _is_known_code(root):
+        return
+    elif hasattr(root, "__code__"):
+        yield from _numbers_in(key, _globals_of(root))
+    else:
+        yield from _numbers_in(key, getattr(root, "__dict__", {}))
+
+
+def _globals_of(function: Any) -> Mapping[str, Any]:
+    """What of its module a function looks at."""
+    own = function.__globals__
+    return {name: own[name] for name in function.__code__.co_names if name in own}
+
+
+def _numbers_in(key: str, attributes: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in attributes.items():
+        if name != "training" and (seen := _print_of(value)) is not None:
+            yield f"{key}.{name}", seen
+
+
+def _print_of(value: Any) -> Any:
+    """Something that is equal while the value is; None of what is not looked at."""
+    if isinstance(value, _PLAIN):
+        return repr(value)
+    if isinstance(value, torch.Tensor) and value.nbytes <= _LARGEST and value.layout is torch.strided:
+        numbers = value.detach().cpu().contiguous().flatten()
+        return tuple(value.shape), hashlib.sha256(numbers.view(torch.uint8).numpy().tobytes()).hexdigest()
+    if isinstance(value, np.ndarray) and value.dtype != object and value.nbytes <= _LARGEST:
+        return value.shape, hashlib.sha256(value.tobytes()).hexdigest()
+    if isinstance(value, list | tuple) and len(value) <= 1_000 and all(isinstance(item, _PLAIN) for item in value):
+        return repr(value)
+    return (type(value).__name__, len(value)) if isinstance(value, list | set | dict) else None
+
+
+def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    return [name for name in after if before.get(name) != after[name]]
+
+
+# ---------------------------------------------------------------------- samples
+
+
+def _read_twice(train: TrainLoader) -> str:
+    """What differs when two samples are read again with the same seeds, in words; empty where nothing does."""
+    is_seeded = train.reading.sample_seeds and not is_stream(train.dataset)
+    if not is_seeded or _is_known_code(train.dataset) or train.num_readable() < 2:
+        return ""
+    numbers = [0, train.num_readable() // 2]
+    try:
+        with randomness_restored(needed=True):
+            before, after = train.batch_of(numbers), train.batch_of(numbers)
+    except Exception:  # the first step says it with its place
+        return ""
+    place = difference(before, after)
+    if place is None:
+        return ""
+    which = " and ".join(map(str, numbers))
+    return (
+        f"data.train: samples {which} are others when they are read again with the same seeds{place}: a generator of "
+        "their own, a count of reads, or samples that reading changes; a resume, workers and processes give other "
+        "numbers; draw from random, NumPy or torch, which are seeded for each sample"
+    )
