@@ -63,7 +63,7 @@ SYMBOLS: dict[str, Callable[[], object]] = {
     "_wrapped_by_lr_sched": lambda: sequence().optimizer.step,
     "_amp_foreach_non_finite_check_and_unscale_": lambda: torch,
     "_step_supports_amp_scaling": lambda: torch.optim.AdamW([torch.zeros(1, requires_grad=True)], fused=True),
-    "_per_optimizer_states": torch.amp.GradScaler,
+    "_per_optimizer_states": lambda: torch.amp.GradScaler("cpu"),
     "_foreach_add_": lambda: torch,
     "_fused_adam_": lambda: torch,
     "_fused_adamw_": lambda: torch,

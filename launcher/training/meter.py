@@ -39,7 +39,7 @@ class Meter:
         self._is_counted = True  # whether anything counts in that step
         self._names: list[str] | None = None if state.objective.logs_scalars else []
         self._copied: deque[tuple[dict[str, Any], OnItsWay, float]] = deque()
-        self._reduced: deque[tuple[dict[str, Any], torch.Tensor, Pending]] = deque()
+        self._reduced: deque[tuple[dict[str, Any], float, Pending]] = deque()
 
     def add(self, result: StepResult, step: StepBatch, waited: float) -> None:
         """Takes one step in; `waited` seconds of it were spent waiting for data."""
@@ -123,21 +123,21 @@ class Meter:
             line, copied, weight = self._copied.popleft()
             numbers = copied.here().double()  # begun a line ago: there is nothing left to wait for
             known = 2 + len(self._names or ())
-            if len(numbers) > known:
-                self._state.update.take(numbers[known:].tolist(), line["step"] - 1)
-                numbers = numbers[:known]
+            _, norm, *rest = numbers.tolist()
+            if counts := rest[known - 2 :]:
+                self._state.update.take(counts, line["step"] - 1)
             # a mean over nothing is not a number
-            means = torch.cat([numbers[:1] / (weight or float("nan")), numbers[2:]]) / self._coordinator.world_size
-            self._reduced.append((line, numbers, self._coordinator.sum(means)))
+            means = torch.cat([numbers[:1] / (weight or float("nan")), numbers[2:known]])
+            self._reduced.append((line, norm, self._coordinator.sum(means / self._coordinator.world_size)))
 
     def _read(self) -> list[dict[str, Any]]:
         lines = []
         while self._reduced:
-            line, numbers, pending = self._reduced.popleft()
+            line, norm, pending = self._reduced.popleft()
             line["loss"], *scalars = pending.result().tolist()
             line.update(zip(self._names or (), scalars, strict=True))
             if "grad_norm" in line:
-                line["grad_norm"] = float(numbers[1])
+                line["grad_norm"] = norm
             lines.append(line)
         return lines
 

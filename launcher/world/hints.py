@@ -99,7 +99,7 @@ _HINTS: tuple[tuple[str, str], ...] = (
     ),
     (
         r"Target -?\d+ is out of bounds|device-side assert",
-        "a number is out of range: a class that the model does not have, or a token that its embedding does not "
+        "a class is out of range: are there more than the model has? Or a token that its embedding does not "
         "have{asynchronous}",
     ),
     (r"No space left on device", "the disk is full: `df -h` shows which"),

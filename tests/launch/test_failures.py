@@ -27,6 +27,7 @@ from torch import nn
 from worlds import TINY, Command, in_world, train, train_here
 
 import launcher
+from launcher.device import kind
 from launcher.device.device import check_device, check_gpus, check_kind
 from launcher.errors import LauncherError
 from launcher.launch.agent import run_agent
@@ -232,12 +233,12 @@ def test_nodes_that_make_no_sense_are_refused(arguments: Any, message: str) -> N
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(kind, "count", lambda: 2)
     assert choose_processes("auto", cpu=False) == 2
     assert choose_processes(4, cpu=False, nodes=2) == 2
     with pytest.raises(LauncherError, match="this machine shows 2 GPUs and one process uses one; use --processes 2,"):
         choose_processes(3, cpu=False)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(kind, "count", lambda: 0)
     with pytest.raises(LauncherError, match="shows no GPU; add --cpu"):
         choose_processes(2, cpu=False)
 
