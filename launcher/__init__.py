@@ -5,21 +5,29 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from launcher.api import train
+    from launcher.api import check, load, runs, train
     from launcher.version import __version__
 
-__all__ = ["__version__", "train"]
+__all__ = ["__version__", "check", "load", "runs", "train"]
 
 
 def __getattr__(name: str) -> Any:
     # imported when asked for: `launcher --help` must not wait for torch, and as long as this file runs `python -m
     # launcher` looks for modules in the working directory first
-    if name == "train":
-        from launcher.api import train
+    if name in ("check", "load", "train"):
+        from launcher import api
 
-        return train
+        return getattr(api, name)
+    if name == "runs":  # the package, which can be called
+        from launcher import runs
+
+        return runs
     if name == "__version__":
         from launcher.version import __version__
 
         return __version__
     raise AttributeError(f"module 'launcher' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return [*__all__]

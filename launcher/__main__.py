@@ -5,6 +5,9 @@ from launcher.launch.start import leave_working_directory
 
 def start() -> None:
     """Runs the command line as a process of its own."""
+    from launcher.world.signals import own_process
+
+    own_process()  # before all that takes time
     from launcher.world.exit import ended_by
     from launcher.world.screen import let_go, prepare, take_any_letter
 

@@ -3,61 +3,166 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import Dataset
 
+from launcher import run as phases
+from launcher.checkpoints.saved_run import Saved, find_saved
 from launcher.checkpoints.weights import read_weights
-from launcher.errors import UsageError
+from launcher.errors import Problem, RecipeError
 from launcher.recipe.directory import taken
 from launcher.recipe.load import load_recipe
-from launcher.run import Result, run
+from launcher.recipe.schema import Recipe
 from launcher.runs.folder import STATUS_FILE, WEIGHTS_FILE, read_json
-from launcher.runs.metrics import METRICS_FILE, Line, read_evaluations
+from launcher.runs.metrics import METRICS_FILE, Line, read_evaluations, read_metrics
+from launcher.runs.naming import runs, saved_place
 from launcher.runs.options import Options
+from launcher.runs.reading import Run, Score
 from launcher.training.resume import Finished
+from launcher.world.peers import code_of_a_stop
 from launcher.world.screen import prepare
+from launcher.world.signals import first_received, is_listening, listening
 from launcher.world.world import World
 
-_SLOTS = {
-    "model": "model",
-    "loss": "loss",
-    "optimizer": "optimizer",
-    "scheduler": "scheduler",
-    "train": "data.train",
-    "validation": "data.validation",
-    "test": "data.test",
-    "collate": "data.collate",
-    "step": "train.step",
-}
+__all__ = ["Result", "check", "load", "runs", "train"]
+
+RecipeSource = str | os.PathLike[str] | Mapping[str, Any]
+DataSet = Dataset[Any]
+DataSets = DataSet | Mapping[str, DataSet]
+
+
+@dataclass(frozen=True)
+class Result(phases.Result):
+    """What a run leaves, and what can be done with it.
+
+    Attributes:
+        recipe: What was trained, with the objects that were handed in.
+        allow: Further packages that it may name.
+    """
+
+    recipe: Recipe = field(kw_only=True, repr=False)
+    allow: tuple[str, ...] = field(default=(), kw_only=True, repr=False)
+
+    @property
+    def metrics(self) -> list[Line]:
+        """Every line of metrics.jsonl, as rows for `pandas.DataFrame`."""
+        return list(read_metrics(self.folder / METRICS_FILE))
+
+    @property
+    def best(self) -> Score | None:
+        """The best evaluation by the recipe's `evaluate.best`, else by the loss; None where nothing was evaluated."""
+        return Run(self.folder).best
+
+    def predict(self, data: DataSet | Tensor | str | None = None, *, cpu: bool = False) -> Tensor:
+        """The trained model's output for every sample, in order.
+
+        Args:
+            data: A data set whose samples are as those in training; a tensor of inputs [samples, …]; or one of the
+                recipe's sets by its name. None is the test set, else the validation set.
+            cpu: Stay on the CPU though there may be a GPU.
+
+        Returns:
+            The outputs [samples, …], on the CPU.
+
+        Raises:
+            UsageError: There is no such set.
+        """
+        from launcher.evaluation.offline import outputs_of
+
+        saved, split = self._saved(data)
+        return outputs_of(saved, split, cpu=cpu)
+
+    def evaluate(self, data: DataSet | str | None = None, *, cpu: bool = False) -> list[Line]:
+        """Measures the trained weights by the recipe's loss and metrics.
+
+        Args:
+            data: A data set with targets, or one of the recipe's sets by its name; None is all that it has.
+            cpu: Stay on the CPU though there may be a GPU.
+
+        Returns:
+            A line for each set, as in metrics.jsonl.
+        """
+        from launcher.evaluation.offline import evaluate_saved
+
+        saved, split = self._saved(data)
+        return evaluate_saved(saved, World(), split, cpu=cpu)
+
+    def report(self) -> Path:
+        """Makes the page of this run.
+
+        Returns:
+            The file.
+        """
+        from launcher.runs.report.page import REPORT_FILE, page, save
+
+        path = self.folder / REPORT_FILE
+        save(path, page([Run(self.folder)]))
+        return path
+
+    def _saved(self, data: DataSet | Tensor | str | None) -> tuple[Saved, str | None]:
+        recipe, split = self.recipe, data if isinstance(data, str) else None
+        if data is not None and split is None:
+            recipe, split = _with_test(recipe, data), "test"
+        weights = self.folder / WEIGHTS_FILE
+        if not weights.exists():
+            return replace(find_saved(self.folder), recipe=recipe, allow=self.allow), split
+        return Saved(recipe, weights, self.allow), split
 
 
 def train(
-    recipe: str | os.PathLike[str],
+    recipe: RecipeSource | None = None,
     *overrides: str,
+    model: nn.Module | None = None,
+    loss: Callable[..., Any] | Mapping[str, Callable[..., Any]] | None = None,
+    optimizer: Optimizer | Callable[..., Optimizer] | None = None,
+    scheduler: Any = None,
+    train: DataSet | None = None,
+    validation: DataSets | None = None,
+    test: DataSets | None = None,
+    collate: Callable[..., Any] | None = None,
+    step: Callable[..., Any] | None = None,
+    global_batch_size: int | None = None,
+    epochs: int | None = None,
+    steps: int | None = None,
     cpu: bool = False,
     run_dir: str | os.PathLike[str] | None = None,
     resume: bool = False,
     allow: Sequence[str] = (),
     output: str = "auto",
-    **objects: Any,
 ) -> Result:
     """Trains what a recipe says, in this process or in the launched world that it runs in.
 
+    A resume needs the same call. An interrupt (Ctrl-C, the notebook's stop) saves first and then raises
+    KeyboardInterrupt; SIGTERM saves, and then ends the script.
+
     Args:
-        recipe: The YAML file.
+        recipe: The YAML file, or what would stand in one; None where the objects say enough.
         *overrides: `a.b=value`, as on the command line.
+        model: In place of the section, like what follows; None leaves the section as it is.
+        loss: `loss(outputs, targets)`, or several by name.
+        optimizer: An optimizer, or what makes one of the parameters.
+        scheduler: A scheduler, or what makes one of the optimizer.
+        train: The training data set, `data.train`.
+        validation: One data set, or several by name.
+        test: One data set, or several by name.
+        collate: Makes a batch of a list of samples.
+        step: A step function in place of forward and loss.
+        global_batch_size: Samples of one optimizer step, over all processes.
+        epochs: Length of the run in passes over the data.
+        steps: Length of the run in optimizer steps.
         cpu: Stay on the CPU though there may be a GPU.
         run_dir: The run's folder, resumed if it holds a checkpoint; None chooses a new one.
-        resume: Go on with the newest unfinished run of this recipe, or start one.
+        resume: Resume the newest unfinished run of this recipe, or start one.
         allow: Further packages that the recipe may name.
         output: What is shown: `auto`, `quiet` or `json`.
-        **objects: In place of sections: `model` (a module), `loss` (a callable), `optimizer` (an optimizer, or a
-            callable of the parameters), `scheduler` (a scheduler, or a callable of the optimizer), `train`,
-            `validation`, `test` (data sets), `collate`, `step`. None leaves a section as it is. A resume needs the same
-            call.
 
     Returns:
         The run's folder, its state, its last scores and the trained module; of a run that is finished already, what it
@@ -65,29 +170,126 @@ def train(
 
     Raises:
         RecipeError: Everything that is wrong with the recipe, each with its place.
-        UsageError: There is no such slot for an object.
+        UsageError: It asks for processes that nobody has started.
+        KeyboardInterrupt: It was interrupted, and has saved.
     """
-    unknown = sorted(set(objects) - set(_SLOTS))
-    if unknown:
-        raise UsageError(f"launcher.train() takes no '{unknown[0]}'; it takes: {', '.join(_SLOTS)}")
     prepare()
-    given = {_SLOTS[name]: thing for name, thing in objects.items() if thing is not None}
+    objects = {"model": model, "loss": loss, "optimizer": optimizer, "scheduler": scheduler}
+    objects |= {"data.train": train, "data.validation": validation, "data.test": test, "data.collate": collate}
+    given = {key: thing for key, thing in {**objects, "train.step": step}.items() if thing is not None}
+    lengths = {"data.global_batch_size": global_batch_size, "train.epochs": epochs, "train.steps": steps}
+    overrides = (*overrides, *(f"{key}={value}" for key, value in lengths.items() if value is not None))
     options = Options(
         cpu=cpu,
         run_dir=None if run_dir is None else os.fspath(run_dir),
         resume=resume,
         allow=tuple(allow),
         output=output,
-        how={"command": ["launcher.train", os.fspath(recipe), *overrides]},
+        how=_how(recipe, overrides, given, allow, cpu),
     )
+    with taken(), _obeying():
+        checked = load_recipe({} if recipe is None else recipe, overrides, given=given)
+        world = World.from_environ()
+        _refuse_processes(checked, world)
+        try:
+            left = phases.run(checked, world, options)
+        except Finished as finished:
+            left = _left_by(finished.folder, finished.model)
+    return Result(left.folder, left.state, left.step, left.scores, left.model, recipe=checked, allow=tuple(allow))
+
+
+def _how(
+    recipe: RecipeSource | None, overrides: Sequence[str], objects: Mapping[str, Any], allow: Sequence[str], cpu: bool
+) -> dict[str, Any]:
+    """What started the run; where a file says all of it, enough for the command line to start it again."""
+    is_file = isinstance(recipe, str | os.PathLike)
+    name = os.fspath(recipe) if isinstance(recipe, str | os.PathLike) else "{…}"
+    again = {"overrides": list(overrides), "remove": [], "allow": list(allow), "cpu": cpu, "objects": list(objects)}
+    source = {"recipe": os.path.abspath(name)} if is_file and not objects else {}
+    return {"command": ["launcher.train", name, *overrides], **again, **source}
+
+
+def load(run: str | os.PathLike[str], *, cpu: bool = False) -> nn.Module:
+    """The trained model of a run, in eval mode.
+
+    Args:
+        run: A run by its folder or name (`latest`, `digits@2`), a checkpoint, or a file of weights inside a run.
+        cpu: Stay on the CPU though there may be a GPU.
+
+    Returns:
+        The module with its final weights, or those of its newest checkpoint where it is not finished.
+
+    Raises:
+        UsageError: There is no such run, or it was started from Python with objects that no recipe names.
+    """
+    from launcher.evaluation.offline import opened
+
+    with taken(), opened(find_saved(saved_place(os.fspath(run))), World(), [], cpu) as model:
+        return model.model.bare.eval()
+
+
+def check(recipe: RecipeSource, *overrides: str, allow: Sequence[str] = ()) -> list[Problem]:
+    """What is wrong with a recipe, as far as it shows without opening data: keys, types, components, arguments.
+
+    Args:
+        recipe: The YAML file, or what would stand in one.
+        *overrides: `a.b=value`, as on the command line.
+        allow: Further packages that the recipe may name.
+
+    Returns:
+        Each mistake with its place; none where nothing was found.
+    """
+    from launcher.recipe.build import Builder
+
     try:
         with taken():
-            return run(load_recipe(recipe, overrides, given=given), World.from_environ(), options)
-    except Finished as finished:
-        return _left_by(finished.folder, finished.model)
+            Builder(load_recipe(recipe, overrides), tuple(allow)).check()
+    except RecipeError as error:
+        return list(error.problems)
+    return []
 
 
-def _left_by(folder: Path, model: nn.Module) -> Result:
+@contextmanager
+def _obeying() -> Iterator[None]:
+    """Ends what calls this as it was asked to, when all is saved; whoever listens themselves decides themselves."""
+    if is_listening():
+        yield
+        return
+    with listening():
+        yield
+        asked = first_received()
+    if asked == signal.SIGINT:
+        raise KeyboardInterrupt
+    if asked is not None:
+        raise SystemExit(code_of_a_stop(World.from_environ()))
+
+
+def _refuse_processes(recipe: Recipe, world: World) -> None:
+    stated = recipe.launch.processes
+    if isinstance(stated, int) and stated != world.size:
+        place = recipe.document.origin(("launch", "processes"))
+        problem = (
+            f"launcher.train() trains in the {world.size} process{'es' * (world.size > 1)} that called it; start the "
+            f"script with `launcher run --processes {stated} SCRIPT.py`, or leave this out"
+        )
+        raise RecipeError([Problem(str(place), "launch.processes", problem)])
+
+
+def _with_test(recipe: Recipe, data: Any) -> Recipe:
+    """The recipe with another test set, in which only inputs may stand."""
+    from torch.utils.data import TensorDataset
+
+    from launcher.recipe.component import GIVEN, Component
+    from launcher.recipe.places import Origin
+
+    given = TensorDataset(data) if isinstance(data, Tensor) else data
+    test = Component(GIVEN, ("data", "test"), Origin(GIVEN), recipe.document.folder, given=given)
+    changed = recipe.model_copy(update={"data": recipe.data.model_copy(update={"test": test})})
+    changed._document = recipe.document
+    return changed
+
+
+def _left_by(folder: Path, model: nn.Module) -> phases.Result:
     """The result of a finished run, with its weights in the model."""
     model.load_state_dict(read_weights(folder / WEIGHTS_FILE))
     scores: list[Line] = []
@@ -95,4 +297,4 @@ def _left_by(folder: Path, model: nn.Module) -> Result:
         lines = list(read_evaluations(folder / METRICS_FILE, split))
         last = [line for line in lines if line["step"] == lines[-1]["step"]]
         scores += [{key: value for key, value in line.items() if key != "time"} for line in last]
-    return Result(folder, "finished", read_json(folder / STATUS_FILE)["step"], scores, model)
+    return phases.Result(folder, "finished", read_json(folder / STATUS_FILE)["step"], scores, model)

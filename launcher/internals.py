@@ -445,6 +445,19 @@ def forget_accelerator(accelerator: Any) -> None:
         reset(reset_partial_state=True)
 
 
+def keep_sockets_in(folder: str) -> None:
+    """Has multiprocessing keep its sockets in a folder, and the processes that it starts theirs.
+
+    Its own is left behind where the process is killed. There is no public way but TMPDIR, which is everybody's. Where
+    there is none, it makes its own.
+    """
+    import multiprocessing
+
+    settings = getattr(multiprocessing.current_process(), "_config", None)
+    if settings is not None:
+        settings.setdefault("tempdir", folder)
+
+
 def run_exit_handlers() -> None:
     """Runs what was registered with `atexit`, as Python does when it has waited for all threads.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import atexit
 import importlib
+import multiprocessing
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -99,6 +100,7 @@ SYMBOLS: dict[str, Callable[[], object]] = {
     "_to_sync": torchmetrics.MeanMetric,
     "_reset_state": lambda: accelerate.state.AcceleratorState,
     "_run_exitfuncs": lambda: atexit,
+    "_config": multiprocessing.current_process,
 }
 
 

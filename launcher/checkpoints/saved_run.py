@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from launcher.checkpoints import format as checkpoints
 from launcher.checkpoints.format import Checkpoint
 from launcher.checkpoints.weights import find_weights, read_weights
@@ -109,6 +111,12 @@ def find_saved(
     if recipe is not None:
         return Saved(load_recipe(recipe, overrides, remove), source)
     how = runs.read_json(run / runs.ENVIRONMENT_FILE)
+    if how.get("objects"):
+        listed = ", ".join(how["objects"])
+        raise UsageError(f"{run}: Python handed {listed} in; use what launcher.train() returned, or say --recipe")
+    if "recipe" not in how and "overrides" in how:  # a mapping from Python, which the run has written down
+        read = load_recipe(_mapping_of(run), [*how["overrides"], *overrides], remove)
+        return Saved(read, source, tuple(how.get("allow", ())), Path(how["directory"]))
     if "recipe" not in how:
         remedy = "say which recipe they belong to: --recipe" if path.is_file() else "`launcher runs` lists the runs"
         raise UsageError(f"{path}: neither a run's folder nor something in one; {remedy}")
@@ -117,3 +125,16 @@ def find_saved(
         raise UsageError(f"the run was started in {directory}: {os.strerror(errno.ENOENT)}")
     read = load_recipe(how["recipe"], [*how["overrides"], *overrides], [*how["remove"], *remove])
     return Saved(read, source, tuple(how["allow"]), directory)
+
+
+def _mapping_of(run: Path) -> Mapping[str, Any]:
+    """The recipe that a run has written down.
+
+    Raises:
+        UsageError: It cannot be read.
+    """
+    try:
+        values = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UsageError(f"{run / 'recipe.yaml'} cannot be read: {error}; say --recipe") from error
+    return values if isinstance(values, dict) else {}

@@ -148,7 +148,7 @@ class Saving:
         if not count:
             return ""
         longest = f", {max(self._stalls):.2g} s at the longest" if count > 1 else ""
-        return f"saved {count} checkpoint{'s' * (count > 1)}; training stood still for {total:.2g} s{longest}"
+        return f"{count} checkpoint{'s' * (count > 1)} saved, which made training wait for {total:.2g} s{longest}"
 
     def _in_background(self, snapshot: Snapshot) -> bool:
         """As the recipe says; else where the copy takes no more than a quarter of the memory that is free."""

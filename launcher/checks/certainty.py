@@ -85,7 +85,7 @@ def _of_reading(key: str, reading: Reading, is_whole: bool) -> Iterator[Finding]
 
 
 def _of_data(data: Data) -> Iterator[Finding]:
-    sets = {
+    sets: dict[str, TrainLoader | EvaluationLoader] = {
         "data.train": data.train,
         **{loader.name: loader for loader in (*data.validation.values(), *data.test.values())},
     }

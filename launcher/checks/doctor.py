@@ -25,6 +25,7 @@ from launcher.launch.nodes import Nodes
 from launcher.launch.supervisor import Supervisor
 from launcher.runs.folder import output_of, read_json, versions
 from launcher.world import gpus, slurm
+from launcher.world.temporary import temporary_folder
 from launcher.world.world import usable_cpus
 
 OK, WARNING, BROKEN = "ok", "warning", "broken"
@@ -177,10 +178,10 @@ def communication(processes: int, cpu: bool, nodes: Nodes) -> Finding:
         nodes: This machine among several.
     """
     size = processes * nodes.count
-    with tempfile.TemporaryDirectory(prefix="doctor-") as name:
-        ranks = Supervisor(processes, cpu, 1, Path(name), "launcher doctor", nodes=nodes)
+    with temporary_folder() as folder:
+        ranks = Supervisor(processes, cpu, 1, folder, "launcher doctor", nodes=nodes)
         code = ranks.run("launcher.checks.bandwidth")
-        measurement = read_json(Path(name) / RESULT_FILE)
+        measurement = read_json(folder / RESULT_FILE)
     if code or (not measurement and nodes.rank == 0):
         return Finding(BROKEN, "all-reduce", f"{size} processes cannot talk to each other; the lines above say why")
     if not measurement:

@@ -7,7 +7,6 @@ of 4,096 processes, is arithmetic.
 
 from __future__ import annotations
 
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -52,6 +51,7 @@ from launcher.training.proof import Proof
 from launcher.training.state import TrainState
 from launcher.training.step import backward, forward
 from launcher.training.steps import StepBatch, counted_steps
+from launcher.world.temporary import temporary_folder
 from launcher.world.world import World
 
 SAMPLES = 2
@@ -333,8 +333,8 @@ def _rehearse_checkpoint(recipe: Recipe, builder: Builder, train_state: TrainSta
     )
     with _stage(recipe, ("optimizer",), ""):
         proof.before(before)
-    with tempfile.TemporaryDirectory(prefix="launcher-check-") as folder, _stage(recipe, ("model",), "its checkpoint"):
-        checkpoint = checkpoints.verify(checkpoints.save(Path(folder) / "checkpoints", before))
+    with temporary_folder() as folder, _stage(recipe, ("model",), "its checkpoint"):
+        checkpoint = checkpoints.verify(checkpoints.save(folder / "checkpoints", before))
         proof.after(before, checkpoint)
         contents.restore(checkpoint)
     after = contents.capture(1).copied()

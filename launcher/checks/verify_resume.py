@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from launcher.checkpoints.sameness import same
 from launcher.errors import LauncherError, UsageError
 from launcher.runs.folder import WEIGHTS_FILE
 from launcher.runs.tracking.tracking import read_metrics
+from launcher.world.temporary import temporary_folder
 from launcher.world.world import FAULTS_VARIABLE
 
 
@@ -59,8 +59,8 @@ class Verification:
                     f"--kill-at {step}: nothing is saved before the first step has ended, and a run that begins anew "
                     "proves nothing; kill after step 2 or later"
                 )
-        with tempfile.TemporaryDirectory(prefix="verify-resume-") as name:
-            straight, killed = Path(name) / "straight", Path(name) / "killed"
+        with temporary_folder() as folder:
+            straight, killed = folder / "straight", folder / "killed"
             say(f"training {self.steps} steps straight")
             self._train(straight)
             for step in self.kills:

@@ -6,14 +6,19 @@ import argparse
 import os
 import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from launcher.errors import EXIT_USAGE, UsageError
+from launcher.errors import EXIT_DONE, EXIT_USAGE, UsageError
 from launcher.recipe.directory import take
+from launcher.text import suggestion
 
 if TYPE_CHECKING:
     from launcher.recipe.schema import Recipe
+
+
+RUN_NAMES = "its folder, one that holds runs, a recipe's name, the beginning of one, `latest`, or NAME@2, the second"
 
 
 class Parser(argparse.ArgumentParser):
@@ -23,13 +28,83 @@ class Parser(argparse.ArgumentParser):
         print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
         sys.exit(EXIT_USAGE)
 
+    def flags(self) -> list[str]:
+        """Every flag of this command."""
+        return [flag for action in self._actions for flag in action.option_strings]
 
-class Commands(Protocol):
-    """Where a command is added: what `add_subparsers` gives, whose class argparse does not name."""
 
-    def add_parser(self, name: str, **options: Any) -> Parser:
+class Commands:
+    """Where a command is added.
+
+    Args:
+        subparsers: What `add_subparsers` gives, whose class argparse does not name.
+        parsers: Gets each command's parser by its name.
+        summaries: Gets what each does, in a few words.
+
+    Attributes:
+        summaries: Of those that were added so far.
+    """
+
+    def __init__(self, subparsers: Any, parsers: dict[str, Parser], summaries: dict[str, str]):
+        self._subparsers = subparsers
+        self._parsers = parsers
+        self.summaries = summaries
+
+    def add_parser(self, name: str, *, help: str, **options: Any) -> Parser:  # argparse's own word
         """Adds a command."""
-        ...
+        options.setdefault("description", f"{help[0].upper()}{help[1:]}.")
+        parser: Parser = self._subparsers.add_parser(name, help=help, **options)
+        self._parsers[name], self.summaries[name] = parser, help
+        return parser
+
+
+class TopParser(Parser):
+    """The program's own: its help shows the commands in groups.
+
+    Attributes:
+        groups: Names of commands by the title of their group.
+        parsers: The parser of each command.
+        summaries: What each does.
+    """
+
+    groups: Mapping[str, Sequence[str]]
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        self.parsers: dict[str, Parser] = {}
+        self.summaries: dict[str, str] = {}
+
+    def commands(self) -> Commands:
+        """Where commands are added."""
+        subparsers = self.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+        return Commands(subparsers, self.parsers, self.summaries)
+
+    def check_command(self, arguments: Sequence[str]) -> None:
+        """Shows the help where nothing else is asked for, and refuses a command that there is not."""
+        name, *rest = arguments or ("help",)
+        if name == "help" and (not rest or rest[0] in self.parsers):
+            (self.parsers[rest[0]] if rest else self).print_help()
+            sys.exit(EXIT_DONE)
+        wanted = rest[0] if name == "help" else name
+        if not wanted.startswith("-") and wanted not in self.parsers:
+            names = [command for group in self.groups.values() for command in group]
+            self.error(
+                f"there is no command '{wanted}'{suggestion(wanted, names) or '; there are: ' + ', '.join(names)}"
+            )
+
+    def format_help(self) -> str:
+        """Usage, the commands in groups, and how to start."""
+        width = max(map(len, self.summaries)) + 2
+        lines = ["usage: launcher COMMAND …", "", self.description or ""]
+        for title, names in self.groups.items():
+            lines += ["", f"{title}:", *(f"  {name:<{width}}{self.summaries[name]}" for name in names)]
+        lines += [
+            "",
+            "launcher help COMMAND tells a command's flags, launcher --version the version.",
+            "",
+            self.epilog or "",
+        ]
+        return "\n".join(lines) + "\n"
 
 
 def work_in(directory: str | os.PathLike[str] | None) -> None:
@@ -94,18 +169,19 @@ def read_recipe(options: argparse.Namespace) -> Recipe:
     return load_recipe(options.recipe, options.overrides, options.remove)
 
 
-def say_own_code(recipe: Recipe, output: str = "auto", width: int = 12) -> None:
-    """Names what the recipe calls of the user's own code, and asks about slips, before anything is imported.
+def say_own_code(*recipes: Recipe, output: str = "auto", width: int = 12) -> None:
+    """Names what a recipe calls of the user's own code, and asks about slips, before anything is imported.
 
     Args:
-        recipe: As it was read.
+        *recipes: As they were read; of several, what each says once.
         output: `quiet` says nothing; `json` keeps standard output for JSON.
         width: Of the labels, as in the lines that follow.
     """
     from launcher.recipe.own_code import own_calls, questions
 
-    messages = [("own code", line) for line in own_calls(recipe)] + [("question", line) for line in questions(recipe)]
-    for label, text in messages if output != "quiet" else ():
+    lines = [("own code", line) for recipe in recipes for line in own_calls(recipe)]
+    lines += [("question", line) for recipe in recipes for line in questions(recipe)]
+    for label, text in dict.fromkeys(lines) if output != "quiet" else ():
         print(f"{label:<{width}} {text}", file=sys.stderr if output == "json" else sys.stdout, flush=True)
 
 

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from launcher.cli.arguments import RUN_NAMES
 from launcher.errors import EXIT_DONE, UsageError
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ def add(commands: Commands) -> None:
         help="end a queued or running job",
         description="End the SLURM job of a run: it saves first, and `launcher resume RUN` goes on with it.",
     )
-    cancel.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or one that holds several")
+    cancel.add_argument("runs", nargs="+", metavar="RUN", help=f"{RUN_NAMES}; all that are meant")
     cancel.add_argument("--now", action="store_true", help="do not save first")
     cancel.set_defaults(command=_cancel)
 
@@ -27,7 +28,7 @@ def add(commands: Commands) -> None:
 def _cancel(options: argparse.Namespace, _: Sequence[str]) -> int:
     from launcher.launch.slurm.requeue import cancel
     from launcher.runs.job import Submission
-    from launcher.runs.reading import named_runs
+    from launcher.runs.naming import named_runs
     from launcher.world import slurm
 
     runs = [run for run in named_runs(options.runs) if Submission.read(run.folder).job]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -185,7 +186,13 @@ def _command(arguments: Sequence[str]) -> list[str]:
 def _allowed() -> int:
     from launcher.recipe.policy import listed
     from launcher.recipe.project import allowed_packages
+    from launcher.recipe.schema import sbatch_options
+    from launcher.world.site import SITE_OPTIONS
 
     for line in listed(allowed_packages()):
         print(line)
+    print("sbatch's options in `slurm:`, by full name:")
+    print(textwrap.fill(", ".join(sbatch_options()), 112, initial_indent="  ", subsequent_indent="  "))
+    print("and in the site file:")
+    print(textwrap.fill(", ".join(sorted(SITE_OPTIONS)), 112, initial_indent="  ", subsequent_indent="  "))
     return EXIT_DONE

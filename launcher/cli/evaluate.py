@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.cli.arguments import positive, work_in
+from launcher.cli.arguments import RUN_NAMES, positive, say_own_code, work_in
 from launcher.errors import EXIT_DONE
 from launcher.world.loading import loading
 
@@ -46,7 +45,9 @@ def add(commands: Commands) -> None:
 
 
 def _add_saved(command: argparse.ArgumentParser) -> None:
-    command.add_argument("path", metavar="RUN|CHECKPOINT|WEIGHTS", help="a run's folder, a checkpoint, or a .pth file")
+    command.add_argument(
+        "path", metavar="RUN|CHECKPOINT|WEIGHTS", help=f"a checkpoint, a .pth file, or a run: {RUN_NAMES}"
+    )
     command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes to the recipe")
     command.add_argument("--recipe", metavar="FILE", help="in place of the run's; for a file outside of a run")
     command.add_argument("--remove", action="append", default=[], metavar="KEY", help="take a key out of the recipe")
@@ -59,24 +60,30 @@ def _add_saved(command: argparse.ArgumentParser) -> None:
 def _found(options: argparse.Namespace, overrides: Sequence[str] = ()) -> Saved:
     from dataclasses import replace
 
+    from launcher.world.world import is_spokesman
+
     with loading():
         from launcher.checkpoints.saved_run import find_saved
+    from launcher.runs.naming import saved_place
 
-    saved = find_saved(Path(options.path), options.recipe, [*options.overrides, *overrides], options.remove)
+    saved = find_saved(saved_place(options.path), options.recipe, [*options.overrides, *overrides], options.remove)
     work_in(saved.directory)
+    if is_spokesman():
+        say_own_code(saved.recipe, output="json" if getattr(options, "json", False) else "auto")
     return replace(saved, allow=(*saved.allow, *options.allow))
 
 
 def _evaluate(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     from launcher.launch.postmortem import watched
     from launcher.launch.supervisor import Supervisor, choose_processes
+    from launcher.world.temporary import temporary_folder
     from launcher.world.world import World
 
     world, again = World.from_environ(), shlex.join(["launcher", *arguments])
     if not world.is_launched and (options.processes or 1) > 1:
         processes = choose_processes(options.processes, options.cpu or world.wants_cpu)
-        with tempfile.TemporaryDirectory(prefix="evaluate-") as folder:  # for what the ranks say of themselves
-            return Supervisor(processes, options.cpu, "auto", Path(folder), again).run("launcher", *arguments)
+        with temporary_folder() as folder:  # for what the ranks say of themselves
+            return Supervisor(processes, options.cpu, "auto", folder, again).run("launcher", *arguments)
     with watched(world, again):
         return _evaluate_here(options, world)
     raise AssertionError

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from launcher.cli.arguments import RUN_NAMES
 from launcher.errors import EXIT_DONE
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ def add(commands: Commands) -> None:
         help="show what a run printed",
         description="Show what a rank of a run printed, from all its starts.",
     )
-    logs.add_argument("run", metavar="RUN", help="a run's folder; of several below a folder, the newest")
+    logs.add_argument("run", metavar="RUN", help=f"{RUN_NAMES}; of several, the newest")
     logs.add_argument(
         "-f",
         "--follow",
@@ -34,9 +35,9 @@ def _logs(options: argparse.Namespace, _: Sequence[str]) -> int:
     import sys
 
     from launcher.launch.follow_logs import awaited, followed, shown_log
-    from launcher.runs.reading import newest_run
+    from launcher.runs.naming import named_run
 
-    run = newest_run(options.run)
+    run = named_run(options.run)
     if options.follow:
         awaited(run, options.rank)
     path = shown_log(run, options.rank)

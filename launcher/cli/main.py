@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import json
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import NoReturn
 
 from launcher.cli import (
     cancel,
@@ -14,6 +17,7 @@ from launcher.cli import (
     data,
     doctor,
     evaluate,
+    explain,
     export,
     job,
     logs,
@@ -28,45 +32,63 @@ from launcher.cli import (
     train,
     verify_resume,
 )
-from launcher.cli.arguments import Parser
+from launcher.cli.arguments import Parser, TopParser
 from launcher.errors import EXIT_FAILED, EXIT_USAGE, LauncherError
 from launcher.recipe.directory import taken
+from launcher.recipe.masking import masked
 from launcher.version import __version__
-from launcher.world.screen import steady
+from launcher.world.screen import speaking_json, steady
+from launcher.world.signals import release
 from launcher.world.world import is_spokesman, name_of_rank
 
 _SPOKESMAN_SECONDS = 2.0  # how much earlier rank 0 may say what other ranks find as well
-# in the order of `launcher --help`
 COMMANDS = (
-    *(train, run, submit, check, doctor, data, show, new, runs, logs, cancel, report),
+    *(train, run, submit, check, doctor, data, show, explain, new, runs, logs, cancel, report),
     *(verify_resume, evaluate, export, recipes, schema, job),
 )
+GROUPS = {  # of `launcher --help`; what is in none is for batch scripts alone
+    "start": ("new", "recipes", "copy", "check", "explain", "data"),
+    "run": ("train", "resume", "run", "verify-resume"),
+    "look": ("runs", "logs", "report", "show"),
+    "clusters": ("doctor", "submit", "cancel"),
+    "after": ("evaluate", "predict", "export"),
+    "editors": ("schema",),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code (0 done, 1 failed, 2 wrong recipe or flags, 75 preempted)."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     options = _parsed(arguments)
+    if not getattr(options, "listens", False):
+        release()
     try:
         # what only shows something for ever ends with the screen; whatever works does its work without one
         with taken(), nullcontext() if getattr(options, "ends_with_screen", False) else steady():
-            return int(options.command(options, arguments))
-    except LauncherError as error:
-        _say(error)
-        return error.exit_code
+            return _done(options, arguments)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         return EXIT_FAILED
 
 
-def _say(error: LauncherError) -> None:
-    """Prints what is wrong, once: every rank finds the same mistakes, or that there is nothing to do."""
-    from launcher.recipe.secrets import masked  # loads yaml, which `launcher --help` does not need
+def _done(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    """Runs the command; what is wrong is told, to programs as well where they listen."""
+    try:
+        with speaking_json(getattr(options, "output", "") == "json"):
+            return int(options.command(options, arguments))
+    except LauncherError as error:
+        _say(error, for_programs=getattr(options, "output", "") == "json")
+        return error.exit_code
 
+
+def _say(error: LauncherError, for_programs: bool) -> None:
+    """Prints what is wrong, once: every rank finds the same mistakes, or that there is nothing to do."""
     text = masked(str(error))
     if error.exit_code == EXIT_FAILED or is_spokesman():
         print(text, file=sys.stderr)
+        if for_programs and error.exit_code:
+            print(json.dumps({"kind": "failure", "error": text, "exit_code": error.exit_code}))
     elif error.exit_code == EXIT_USAGE:
         time.sleep(_SPOKESMAN_SECONDS)  # where rank 0 finds it too, srun or the agent ends this process meanwhile
         print(f"{name_of_rank()}: {text}", file=getattr(sys.stderr, "unprefixed", sys.stderr))
@@ -75,6 +97,7 @@ def _say(error: LauncherError) -> None:
 def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     """The options; overrides may stand behind flags too, where argparse does not look for them."""
     top = parser()
+    top.check_command(arguments)
     is_submit = arguments[:1] == ["submit"]
     sbatch = arguments.index("--") if is_submit and "--" in arguments else None
     ours = arguments[:sbatch]  # what stands behind -- is sbatch's
@@ -82,23 +105,43 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     options, rest = top.parse_known_args(ours[:script])
     strange = [argument for argument in rest if argument.startswith("-") or not hasattr(options, "overrides")]
     if strange:
-        top.error(f"unrecognized arguments: {' '.join(strange)}")
+        _refuse(strange, top.parsers[ours[0]])
     if rest:
         options.overrides = [*options.overrides, *rest]
+    if "=" in getattr(options, "overrides", ()):
+        top.parsers[ours[0]].error("'=' stands alone; write an override as one word, as in optimizer.lr=3e-4")
     if script is not None:
         options.overrides = ours[script:]
     return options
 
 
-def parser() -> argparse.ArgumentParser:
+def _refuse(strange: Sequence[str], command: Parser) -> NoReturn:
+    """Refuses words that a command does not take: a flag may be misspelt, or be a key of the recipe."""
+    flag, _, value = strange[0].partition("=")
+    if flag.startswith("--") and (key := _key_called(flag[2:])):
+        command.error(f"there is no {flag}; a key of the recipe is written {key}={value or 'VALUE'}")
+    if near := difflib.get_close_matches(flag, command.flags(), n=1):
+        command.error(f"there is no {flag}; did you mean {near[0]}?")
+    command.error(f"there is no {flag}" if flag.startswith("-") else f"there is no place for '{strange[0]}'")
+
+
+def _key_called(name: str) -> str:
+    from launcher.recipe.elsewhere import belongs_at, elsewhere_called
+
+    path = tuple(name.replace("-", "_").split("."))
+    return elsewhere_called(path) or belongs_at(path, {})
+
+
+def parser() -> TopParser:
     """All commands with their flags."""
-    top = Parser(
+    top = TopParser(
         prog="launcher",
         description="Train a PyTorch model from a YAML recipe, on a CPU, a GPU, or many.",
         epilog="Start with: launcher copy digits_cnn && launcher train digits_cnn.yaml",
     )
     top.add_argument("--version", action="version", version=f"launcher {__version__}")
-    commands = top.add_subparsers(metavar="COMMAND", required=True)
+    top.groups = GROUPS
+    commands = top.commands()
     for command in COMMANDS:
         command.add(commands)
     return top

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launcher.cli.arguments import RUN_NAMES
 from launcher.errors import EXIT_DONE
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def add(commands: Commands) -> None:
         description="Make one self-contained page of a run, or of several to compare: what was run, how it went, "
         "curves, where the time went.",
     )
-    report.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or a folder of runs")
+    report.add_argument("runs", nargs="+", metavar="RUN", help=f"{RUN_NAMES}; all that are meant")
     report.add_argument(
         "--output", metavar="FILE", help="the page (default: RUN/report.html; of several runs, report.html)"
     )
@@ -32,7 +33,7 @@ def add(commands: Commands) -> None:
 
 
 def _report(options: argparse.Namespace, _: Sequence[str]) -> int:
-    from launcher.runs.reading import named_runs
+    from launcher.runs.naming import named_runs
     from launcher.runs.report.page import REPORT_FILE, rendered, save, told
 
     runs = named_runs(options.runs)

@@ -25,9 +25,15 @@ def add(commands: Commands) -> None:
         "runs",
         help="list the runs",
         description="List the runs of a folder, the newest first. A run is dead where it says that it runs and no "
-        "process does it any more; `launcher resume RUN` goes on with it.",
+        "process does it any more; `launcher resume RUN` resumes it.",
     )
-    runs.add_argument("folder", nargs="?", metavar="DIR", help="where they are (default: the site file's, or runs)")
+    runs.add_argument(
+        "words",
+        nargs="*",
+        metavar="[best METRIC] [DIR|NAME]",
+        help="`best METRIC`: the best first, by a metric as it stands in the recipe, or METRIC:min; then the folder of "
+        "the runs, or the name of some (default: the site file's, or runs)",
+    )
     runs.add_argument("--state", action="append", choices=STATES, default=[], help="only these; may be repeated")
     runs.add_argument("--name", default="", metavar="TEXT", help="only those with this in their folder or recipe")
     runs.add_argument("--sort", choices=ORDERS, default="age", help="the order (default: age, the newest first)")
@@ -40,7 +46,9 @@ def add(commands: Commands) -> None:
 def _runs(options: argparse.Namespace, _: Sequence[str]) -> int:
     from launcher.runs.table import View
 
-    view = View(_root() if options.folder is None else Path(options.folder), options.state, options.name, options.sort)
+    metric, folder = _wanted(options.words)
+    root = _root() if folder is None else Path(folder)
+    view = View(root, options.state, options.name, "best" if metric else options.sort, metric)
     if options.watch:
         return _watch(view)
     if options.json:
@@ -50,6 +58,20 @@ def _runs(options: argparse.Namespace, _: Sequence[str]) -> int:
     return EXIT_DONE
 
 
+def _wanted(words: Sequence[str]) -> tuple[str, str | None]:
+    """The metric that is asked for, if one is, and the folder."""
+    metric = ""
+    if words[:1] == ["best"]:
+        if len(words) < 2:
+            raise UsageError("best: by which metric? Write `launcher runs best accuracy`, or `best loss`")
+        metric, words = words[1], words[2:]
+        if metric.partition(":")[2] not in ("", "min", "max"):
+            raise UsageError(f"{metric}: write {metric.partition(':')[0]}:min or {metric.partition(':')[0]}:max")
+    if len(words) > 1:
+        raise UsageError(f"'{words[1]}': name one folder, or one name")
+    return metric, words[0] if words else None
+
+
 def _root() -> Path:
     from launcher.world.site import read_site
 
@@ -57,13 +79,14 @@ def _root() -> Path:
 
 
 def _print_json(view: View) -> None:
+    from launcher.runs.differing import differing
     from launcher.runs.metrics import encode
     from launcher.runs.table import as_line, chosen
 
     runs = chosen(view)
-    queue = dict(_queue_lines(runs))
+    queue, differences = dict(_queue_lines(runs)), differing(runs)
     for run in runs:
-        print(encode({**as_line(run), "queue": queue.get(str(run.folder))}))
+        print(encode({**as_line(run, differences[run]), "queue": queue.get(str(run.folder))}))
 
 
 def _print_table(view: View) -> None:

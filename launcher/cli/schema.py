@@ -20,13 +20,17 @@ def add(commands: Commands) -> None:
         description="Print the JSON Schema of recipes. An editor with the YAML language server completes and explains "
         "keys with it: put `# yaml-language-server: $schema=recipe.schema.json` into a recipe's first line.",
     )
+    schema.add_argument("--lines", action="store_true", help="of the lines that `launcher train --json` prints instead")
     schema.set_defaults(command=_schema)
 
 
-def _schema(_: argparse.Namespace, __: Sequence[str]) -> int:
+def _schema(options: argparse.Namespace, _: Sequence[str]) -> int:
     import json
 
-    from launcher.recipe.json_schema import recipe_schema
+    if options.lines:
+        from launcher.runs.tracking.json_lines import lines_schema as schema
+    else:
+        from launcher.recipe.json_schema import recipe_schema as schema
 
-    print(json.dumps(recipe_schema(), indent=2, ensure_ascii=False))
+    print(json.dumps(schema(), indent=2, ensure_ascii=False))
     return EXIT_DONE

@@ -25,10 +25,10 @@ def add(commands: Commands) -> None:
         "show",
         help="show a recipe with every value and where it comes from",
         description="Show the whole recipe, bases, overrides and defaults included, with the place where each value "
-        "was said: as YAML that reads back to the same recipe. Of a run's folder, the recipe that it was started with.",
+        "was said: as YAML that reads back to the same recipe. Of a run, the recipe that it was started with.",
     )
     add_recipe(show)
-    show.add_argument("--diff", metavar="OTHER", help="only what differs from another recipe, or a run's folder")
+    show.add_argument("--diff", metavar="OTHER", help="only what differs from another recipe, or a run")
     show.set_defaults(command=_show)
 
 
@@ -82,8 +82,13 @@ def _origin_style(origin: str) -> str:
 
 
 def _run_folder(name: str) -> Path | None:
+    """The folder of the run that a name means; None of a recipe, which comes first."""
+    from launcher.runs.naming import is_named, named_run
+
     folder = Path(name)
-    return folder if (folder / _RESOLVED).is_file() else None
+    if (folder / _RESOLVED).is_file():
+        return folder
+    return None if folder.is_file() or not is_named(name) else named_run(name).folder
 
 
 def _recorded(folder: Path) -> str:
@@ -102,13 +107,14 @@ def _refuse_changes(options: argparse.Namespace) -> None:
 
 
 def _show_differences(options: argparse.Namespace) -> int:
-    if _run_folder(options.recipe) is not None:
+    if (folder := _run_folder(options.recipe)) is not None:
         _refuse_changes(options)
-        ours = _of_run(Path(options.recipe))
+        ours = _of_run(folder)
     else:
         ours = _of_recipe(options)
     other = argparse.Namespace(recipe=options.diff, overrides=[], remove=[])
-    theirs = _of_run(Path(options.diff)) if _run_folder(options.diff) is not None else _of_recipe(other)
+    their_folder = _run_folder(options.diff)
+    theirs = _of_run(their_folder) if their_folder is not None else _of_recipe(other)
     changed = [
         path for path in dict.fromkeys([*ours, *theirs]) if ours.get(path, ("",))[0] != theirs.get(path, ("",))[0]
     ]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.cli.arguments import add_recipe, positive, tasks_of
+from launcher.cli.arguments import add_recipe, positive, say_own_code, tasks_of
 from launcher.errors import EXIT_DONE
 
 if TYPE_CHECKING:
@@ -93,6 +93,8 @@ def _submit(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         extra=tuple(extra),
         command=("launcher", *arguments),
     )
+    output = "json" if options.dry_run else "auto"  # then standard output is the script's
+    say_own_code(*request.recipes(), output=output, width=10)
     plan = plan_of(request, site, source)
     if options.dry_run:
         for label, text in describe(plan):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher.cli.arguments import add_output, add_recipe, positive, read_recipe, say_own_code, span, work_in
+from launcher.cli.arguments import RUN_NAMES, add_output, add_recipe, positive, read_recipe, say_own_code, span, work_in
 from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, UsageError
 from launcher.world.loading import loading
 
@@ -42,13 +42,13 @@ def add(commands: Commands) -> None:
     _add_changes(train)
     _add_debugging(train)
     add_output(train)
-    train.set_defaults(command=_train, start=None)
+    train.set_defaults(command=_train, listens=True, start=None)
     resume = commands.add_parser(
         "resume",
         help="go on with a run",
         description="Go on with a run: the command that started it, from its newest checkpoint.",
     )
-    resume.add_argument("run_dir", metavar="RUN", help="the run's folder")
+    resume.add_argument("run_dir", metavar="RUN", help=RUN_NAMES)
     resume.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="further changes to the recipe")
     resume.add_argument(
         "--from",
@@ -59,7 +59,9 @@ def add(commands: Commands) -> None:
     _add_where(resume)
     _add_changes(resume)
     add_output(resume)
-    resume.set_defaults(command=_resume, resume=False, one_batch=False, debug=False, pdb=False, profile=None)
+    resume.set_defaults(
+        command=_resume, listens=True, resume=False, one_batch=False, debug=False, pdb=False, profile=None
+    )
 
 
 def _add_where(command: argparse.ArgumentParser) -> None:
@@ -107,16 +109,18 @@ def _add_debugging(command: argparse.ArgumentParser) -> None:
 
 
 def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
-    from launcher.world.signals import listening
+    from launcher.world.signals import listening, release
     from launcher.world.world import World
 
     world = World.from_environ()
+    if not world.is_launched:
+        release()  # nothing has begun, and nobody would hear that it is to be continued
     if options.one_batch and (options.processes or 1) > 1:
         raise UsageError(f"--processes {options.processes}: --one-batch needs one process; leave --processes away")
     recipe = None
     if not (world.is_launched or options.one_batch):
         recipe = read_recipe(options)
-        say_own_code(recipe, options.output, width=10)
+        say_own_code(recipe, output=options.output, width=10)
         if (code := _supervised(recipe, options, arguments, world)) is not None:
             return code
     with listening():  # from here on being asked to stop means to save first
@@ -213,7 +217,7 @@ def _train_as_rank(recipe: Recipe | None, options: argparse.Namespace, arguments
     if recipe is None:
         recipe = read_recipe(options)
     if world.is_first and world.supervisor is None and (world.is_launched or options.one_batch):
-        say_own_code(recipe, options.output, width=10)  # else it was said before this process was started
+        say_own_code(recipe, output=options.output, width=10)  # else it was said before this process was started
     with loading():
         from launcher.run import run
         from launcher.runs.options import Options
@@ -321,13 +325,19 @@ def _go_on_with(tasks: Sequence[Run], name: str) -> None:
     print(f"job {go_on_with_tasks(left)} goes on with {len(left)} of the {len(tasks)} tasks of {name}")
 
 
+def _folder_of(name: str) -> Path:
+    """The folder of the run that a name means, or of the job array in it."""
+    from launcher.runs.naming import saved_place
+
+    path = Path(name)
+    return (path if path.is_dir() and _tasks_in(path) else saved_place(name)).absolute()
+
+
 def _resume(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     from launcher.runs.folder import ENVIRONMENT_FILE, read_json
     from launcher.world.world import World
 
-    folder = Path(options.run_dir).absolute()
-    if not folder.is_dir():
-        raise UsageError(f"{options.run_dir}: there is no such folder; `launcher runs` lists the runs")
+    folder = _folder_of(options.run_dir)
     how = read_json(folder / ENVIRONMENT_FILE)
     if _resubmitted(folder, options):
         return EXIT_DONE

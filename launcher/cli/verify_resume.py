@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from launcher.cli.arguments import add_recipe, positive, read_recipe
+from launcher.cli.arguments import add_recipe, positive, read_recipe, say_own_code
 from launcher.errors import EXIT_DONE, EXIT_FAILED
 
 if TYPE_CHECKING:
@@ -39,7 +39,9 @@ def _verify(options: argparse.Namespace, _: Sequence[str]) -> int:
 
     # a rehearsal has no business in anybody's trackers
     options.overrides = [override for override in options.overrides if not override.startswith(("track.", "track="))]
-    options.remove += [f"track.{name}" for name in read_recipe(options).track.trackers]
+    recipe = read_recipe(options)
+    say_own_code(recipe)
+    options.remove += [f"track.{name}" for name in recipe.track.trackers]
     flags = [f"--remove={key}" for key in options.remove] + [f"--allow={package}" for package in options.allow]
     flags += ["--cpu"] * options.cpu + ([f"--processes={options.processes}"] if options.processes else [])
     kills = options.kill_at or sorted({max(2, options.steps // 2), max(2, options.steps * 3 // 4)})

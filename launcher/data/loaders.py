@@ -129,6 +129,11 @@ class EvaluationLoader:
         count = min(reading.workers, self.num_batches())
         self._workers = Workers(self._reader, count) if count else None
 
+    @property
+    def reads_whole_batches(self) -> bool:
+        """Whether a batch is read at once, and not sample by sample."""
+        return self._reader.reads_whole_batches
+
     def batches(self, rank: int = 0, world_size: int = 1) -> Iterator[MicroBatch]:
         """This rank's contiguous, unpadded shard; all of it with one rank."""
         shares = self._shares(rank, world_size)

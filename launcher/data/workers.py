@@ -10,15 +10,18 @@ import atexit
 import ctypes
 import functools
 import os
+import shutil
 import signal
+import sys
 import threading
 import time
 import traceback
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from multiprocessing import parent_process, sharedctypes
-from multiprocessing.util import get_temp_dir
+from multiprocessing.util import Finalize
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -30,6 +33,7 @@ from launcher.data.parts import Packed, sendable
 from launcher.data.reading import Reader
 from launcher.errors import LauncherError
 from launcher.world.signals import die_with_parent
+from launcher.world.temporary import held_folder
 
 Key = tuple[int, int]  # (epoch, index): workers learn the epoch with each sample
 
@@ -99,7 +103,7 @@ class Workers:
                 return iter(self._loader)
             self.close()
         self._loader = self._data_loader()
-        get_temp_dir()  # this process's, which it removes: else each worker has its own, which dies with it and stays
+        _keep_sockets(os.getpid())
         with _death_unsignalled():
             self._iterator = iter(self._loader)
         _ended_at_exit().add(self)
@@ -218,6 +222,7 @@ def _start_worker(number: int) -> None:
     for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     die_with_parent()
+    sys.excepthook = functools.partial(_say, sys.excepthook)
     parent = parent_process()
     if parent is not None and not parent.is_alive():
         os._exit(1)
@@ -225,6 +230,14 @@ def _start_worker(number: int) -> None:
     assert info is not None
     assert isinstance(info.dataset, _InWorker)
     info.dataset.begin(number)
+
+
+def _say(
+    otherwise: Callable[..., Any], kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Of multiprocessing's thread that hands over what was read: that the trainer has died is no news from a worker."""
+    if not isinstance(error, ConnectionError | EOFError):
+        otherwise(kind, error, trace)
 
 
 class _death_unsignalled:  # noqa: N801  # a context manager named as what it says
@@ -277,6 +290,15 @@ def _as_torch_tells(error: Exception, number: int) -> str:
     text = "".join(traceback.format_exception(error)).lstrip(" +").partition("\n")[2]
     kind = type(error).__name__
     return f"Caught {kind} in DataLoader worker process {number}.\nOriginal Traceback (most recent call last):\n{text}"
+
+
+@functools.cache
+def _keep_sockets(process: int) -> None:
+    """Gives this process a folder for its workers' sockets: one for all, else each would have its own, and leave it."""
+    with suppress(OSError):
+        folder, _ = held_folder()  # held until the process has ended
+        Finalize(None, shutil.rmtree, args=(folder, True), exitpriority=-100)  # after what uses it
+        internals.keep_sockets_in(str(folder))
 
 
 @functools.cache

@@ -11,14 +11,14 @@ from __future__ import annotations
 import fcntl
 import os
 import platform
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from launcher.device.coordination import Coordinator
 from launcher.device.memory import MOST_RANKS, Memory, _size
+from launcher.world.temporary import held_file
 from launcher.world.world import World
 
 _MEMORY = Path("/dev/shm")
@@ -37,34 +37,37 @@ def shared_memory(world: World, coordinator: Coordinator, timeout_seconds: float
     if not 1 < world.size == world.local_size <= MOST_RANKS or platform.machine() not in _ORDERED:
         yield None
         return
-    name = coordinator.from_first(lambda: _reserved(_size(world)))
-    try:
-        file = _opened(name, world.rank) if name is not None else None
-        is_open = b"" not in coordinator.gather(b"" if file is None else b"open")
-    finally:
-        if name is not None and world.is_first:
-            os.unlink(name)  # those who have opened it keep it, and nobody else shall
-    if file is None:
-        yield None
-        return
-    with file:
-        yield Memory(file, world, timeout_seconds) if is_open else None
+    with ExitStack() as stack:
+        name = coordinator.from_first(lambda: _reserved(_size(world), stack))
+        try:
+            file = _opened(name, world.rank) if name is not None else None
+            is_open = b"" not in coordinator.gather(b"" if file is None else b"open")
+        finally:
+            if name is not None and world.is_first:
+                os.unlink(name)  # those who have opened it keep it, and nobody else shall
+        if file is None:
+            yield None
+            return
+        with file:
+            yield Memory(file, world, timeout_seconds) if is_open else None
 
 
-def _reserved(size: int) -> str | None:
-    """A file in memory, or None where there is none, or too little: written to all the same, it would end a process."""
+def _reserved(size: int, stack: ExitStack) -> str | None:
+    """A file in memory, or None where there is none, or too little: written to all the same, it would end a process.
+
+    It is held as long as the stack lasts: a process that closes a file loses all its locks of it.
+    """
     try:
-        descriptor, name = tempfile.mkstemp(prefix="launcher-", dir=_MEMORY)
+        path, descriptor = held_file(_MEMORY)
     except OSError:
         return None
+    stack.callback(os.close, descriptor)
     try:
         os.posix_fallocate(descriptor, 0, size)
     except OSError:
-        os.unlink(name)
+        os.unlink(path)
         return None
-    finally:
-        os.close(descriptor)
-    return name
+    return str(path)
 
 
 def _opened(name: str, rank: int) -> BinaryIO | None:

@@ -228,33 +228,50 @@ def predict(saved: Saved, split: str | None, target: Path, *, cpu: bool = False)
     """
     if target.suffix not in _FORMS:
         raise UsageError(f"--to {target.name}: the suffix says the form; one of: {', '.join(_FORMS)}")
-    parts = _parts(saved.recipe, split)
-    part = next((candidate for candidate in parts if candidate[0] == "test"), parts[0])
+    part = _predicted(saved.recipe, split)
     with opened(saved, World(), [part], cpu) as model:
         rows = 0
         with atomic_write(target) as unfinished, _writer(unfinished, target.suffix) as write:
-            for columns in _outputs(model, model.sets[part]):
+            for columns in _columns(model, model.sets[part]):
                 count = len(columns["output"])
                 write({"index": list(range(rows, rows + count)), **columns})
                 rows += count
     return rows
 
 
-def _outputs(model: Opened, loader: EvaluationLoader) -> Iterator[Mapping[str, list[Any]]]:
+def outputs_of(saved: Saved, split: str | None, *, cpu: bool = False) -> torch.Tensor:
+    """A model's outputs for every sample of a set, in order, on the CPU; for `split` see `predict`."""
+    part = _predicted(saved.recipe, split)
+    with opened(saved, World(), [part], cpu) as model:
+        return torch.cat([output.cpu() for output in _outputs(model, model.sets[part])])
+
+
+def _predicted(recipe: Recipe, split: str | None) -> Part:
+    parts = _parts(recipe, split)
+    return next((candidate for candidate in parts if candidate[0] == "test"), parts[0])
+
+
+def _columns(model: Opened, loader: EvaluationLoader) -> Iterator[Mapping[str, list[Any]]]:
     """Of each batch the model's output, and for a classifier the likeliest class."""
-    layout, bare, device = model.objective.layout, model.model.bare.eval(), model.device.torch_device
     classifies = any(isinstance(term.function, nn.CrossEntropyLoss) for term in model.objective.terms)
+    for output in _outputs(model, loader):
+        columns = {"output": output.float().cpu().tolist()}
+        if classifies:
+            predictions = columns_of(output, None)
+            columns |= {name: predictions[name].tolist() for name in ("prediction", "probability")}
+        yield columns
+
+
+def _outputs(model: Opened, loader: EvaluationLoader) -> Iterator[torch.Tensor]:
+    """Of each batch the model's output."""
+    layout, bare, device = model.objective.layout, model.model.bare.eval(), model.device.torch_device
     with torch.no_grad():
         for batch in loader.batches():
             args, kwargs = layout.inputs(moved(batch.data, device))
             output = layout.outputs(bare(*args, **kwargs))[0]
             if not isinstance(output, torch.Tensor):
                 raise LauncherError("the model's output is no tensor; pick one of its parts with batch.outputs")
-            columns = {"output": output.float().cpu().tolist()}
-            if classifies:
-                predictions = columns_of(output, None)
-                columns |= {name: predictions[name].tolist() for name in ("prediction", "probability")}
-            yield columns
+            yield output
 
 
 Write = Callable[[Mapping[str, Sequence[Any]]], None]

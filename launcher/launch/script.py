@@ -15,7 +15,7 @@ from launcher.world import progress
 from launcher.world.exit import ended_by
 from launcher.world.peers import code_of_a_stop
 from launcher.world.screen import prepare, take_any_letter
-from launcher.world.signals import stop_requested
+from launcher.world.signals import release, stop_requested
 from launcher.world.world import World
 
 
@@ -35,6 +35,7 @@ def run_script(command: Sequence[str], world: World, again: str) -> int:
         SystemExit: It failed; all is said.
     """
     is_stopped = False
+    release()  # the script's own affair, until it asks
     with watched(world, again):
         progress.running()
         before = list(sys.argv), list(sys.path)

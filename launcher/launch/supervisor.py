@@ -27,8 +27,9 @@ from launcher.world.failure_report import Report
 from launcher.world.loading import loading
 from launcher.world.notes import Notes, first_of
 from launcher.world.progress import Progress
-from launcher.world.signals import SECOND_INTERRUPT_SECONDS, ignoring
+from launcher.world.signals import SECOND_INTERRUPT_SECONDS, hold, ignoring
 from launcher.world.site import read_site
+from launcher.world.temporary import place, sweep
 from launcher.world.waiting import Wait
 from launcher.world.world import RUN_DIR_VARIABLE, SUPERVISOR_VARIABLE, usable_cpus
 
@@ -132,10 +133,15 @@ class Supervisor:
                     _kill_children()
                     self._leave(code)
         code = self._outcome()
-        self.tidy(code)
+        self._tidy(code)
         return code
 
+    def _tidy(self, code: int) -> None:
+        sweep(place())  # what ranks that were killed have left
+        self.tidy(code)
+
     def _run_agent(self, command: Sequence[str]) -> None:
+        hold(signal.SIGINT)  # what this thread starts begins like that, and hears it when it is ready to
         try:
             with self._wait.told():
                 self.folder = self.nodes.agree_on(self.folder, self.processes, self._wait)
@@ -292,7 +298,7 @@ class Supervisor:
                 self._report()
         elif code == EXIT_USAGE:
             code = self._outcome()
-        self.tidy(code)
+        self._tidy(code)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

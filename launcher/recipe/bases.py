@@ -11,27 +11,32 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
+import yaml
+
 from launcher.errors import RecipeError
+from launcher.recipe import shipped
 from launcher.recipe.inputs import system_folder
+from launcher.recipe.masking import shape_in
 from launcher.recipe.places import Key, Origin, Path, Problems, dotted
 from launcher.recipe.project import SITE_PLACES, SITE_VARIABLE, is_own_recipe, named_paths
 from launcher.recipe.references import resolve
-from launcher.recipe.secrets import ADVICE, holds_secret, shape_in, without_secrets
+from launcher.recipe.secrets import ADVICE, holds_secret, without_secrets
 from launcher.recipe.tree import MAX_BYTES, Document, Node
 from launcher.recipe.yaml import TextError, decode, parse, place
 from launcher.text import brief, printable, suggestion
 
 _HORIZONS = ("epochs", "steps", "time")  # of `train`, which says exactly one of them
 _MAX_BASES = 20
+IN_PYTHON = "recipe"  # what one that is no file is called
 
 
 def read_document(
-    path: str | os.PathLike[str], overrides: Sequence[str] = (), remove: Sequence[str] = ()
+    path: str | os.PathLike[str] | Mapping[str, Any], overrides: Sequence[str] = (), remove: Sequence[str] = ()
 ) -> tuple[Document | None, Problems]:
     """Reads a recipe: the file, the bases it builds on, what the command line changes, and its references.
 
     Args:
-        path: The recipe file.
+        path: The recipe file, or what would stand in it, as if it lay in the working directory.
         overrides: `a.b=value`, applied in order; list items by index, as in `a.b.0=value` or `a.b[0]=value`.
         remove: Names of values to leave out; done before the overrides are applied.
 
@@ -44,7 +49,7 @@ def read_document(
     """
     problems = Problems()
     sources = _Sources(problems)
-    root = sources.read(os.fspath(path))
+    root = sources.read(path if isinstance(path, Mapping) else os.fspath(path))
     removals = [_read_removal(name, problems) for name in remove]
     changes = [_read_override(text, sources.folder, problems) for text in overrides]
     if root is None:
@@ -72,12 +77,14 @@ class _File:
         source: What to call it.
         named_at: Where it is named: the place of a `base:`, or the command line.
         named_by: The files that led to it, the recipe first.
+        text: What stands in it, where it is no file at all.
     """
 
     path: pathlib.Path
     source: str
     named_at: Origin
     named_by: tuple[_File, ...] = ()
+    text: str | None = None
 
     def check_place(self) -> None:
         """Raises `_FileError` if a recipe may not build on this file; nothing is told of it, not even whether it is."""
@@ -93,7 +100,7 @@ class _File:
 
     def check_text(self, text: str) -> None:
         """Raises `_FileError` if what was read is something else than a recipe, none of which is to be printed then."""
-        is_yaml = self.path.suffix in (".yaml", ".yml")
+        is_yaml = self.path.suffix in (".yaml", ".yml") or self.text is not None
         if self.named_by and not is_yaml:
             raise _FileError("does not end in .yaml or .yml, as recipes do")
         if (self.named_by or not is_yaml) and not _reads_as_recipe(text):
@@ -122,8 +129,9 @@ class _Sources:
         self.texts: list[str] = []
         self.folder = pathlib.Path()
 
-    def read(self, source: str) -> Node | None:
+    def read(self, recipe: str | Mapping[str, Any]) -> Node | None:
         """The recipe over its bases, or None if some of it cannot be read."""
+        source = recipe if isinstance(recipe, str) else IN_PYTHON
         origin = Origin(printable(source))
         try:
             path = pathlib.Path(os.path.abspath(source))
@@ -131,7 +139,13 @@ class _Sources:
             self.problems.add(origin, (), "the working directory no longer exists; change to another")
             return None
         self.folder = path.parent
-        return self.load(_File(path, origin.source, origin))
+        try:
+            text = None if isinstance(recipe, str) else _written(recipe)
+        except yaml.YAMLError as error:
+            message = f"holds what no recipe can: {brief(str(error))}; hand objects in by keyword: model=…"
+            self.problems.add(origin, (), message)
+            return None
+        return self.load(_File(path, origin.source, origin, text=text))
 
     def load(self, file: _File) -> Node | None:
         """One file over its bases."""
@@ -223,7 +237,27 @@ def _bases_of_site(path: pathlib.Path) -> list[pathlib.Path]:
     return [pathlib.Path(os.path.expanduser(base)).resolve() for base in listed if isinstance(base, str)]
 
 
+def _written(values: Mapping[str, Any]) -> str:
+    """A recipe's values as a file would have them.
+
+    Raises:
+        yaml.YAMLError: One is an object.
+    """
+    return yaml.safe_dump(_as_yaml(values), sort_keys=False, allow_unicode=True)
+
+
+def _as_yaml(value: Any) -> Any:
+    """Tuples and paths as YAML has them."""
+    if isinstance(value, Mapping):
+        return {key: _as_yaml(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_yaml(item) for item in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
 def _contents(file: _File) -> bytes:
+    if file.text is not None:
+        return file.text.encode()
     try:
         if system := system_folder(file.path):
             raise _FileError(f"lies in {system}, where no files are kept")
@@ -263,6 +297,8 @@ def _alternatives(file: _File) -> str:
         return f"; there is no folder '{folder}'"
     names = _recipes(file.path.parent)
     prefix = f"{folder}/" if folder else ""
+    if (name := file.source.removesuffix(".yaml")) in shipped.names():
+        return f" here; it comes with the launcher, `launcher copy {name}` puts it here"
     return suggestion(file.path.name, names, prefix) or _listed(names, "; the recipes there are ")
 
 

@@ -127,8 +127,8 @@ def _option_fault(key: str, value: Any, options: Mapping[str, Callable[[Any], st
         known = [*_OF_ANY, *sorted(options)]
         words = {other.strip("_"): other for other in known}  # or everything would look alike
         near = difflib.get_close_matches(key.strip("_"), words, n=1)
-        meant = f"; did you mean '{words[near[0]]}'? Here" if near else "; here"
-        return f"unknown key{meant} may stand: {', '.join(known)}, and the arguments"
+        meant = f"; did you mean '{words[near[0]]}'? Allowed" if near else "; allowed"
+        return f"unknown key{meant} keys: {', '.join(known)}, and the arguments"
     fault = options[key](value)
     if fault is None or not isinstance(value, str | int | float):
         return fault

@@ -12,7 +12,7 @@ from launcher.recipe.duration import Duration
 from launcher.recipe.expressions import Expression
 from launcher.recipe.line_keys import LINE_KEYS
 from launcher.recipe.places import Path, dotted
-from launcher.recipe.schema import SBATCH_OPTIONS, SLURM_TIME, Recipe, Slurm, Train, limit_seconds
+from launcher.recipe.schema import SBATCH_OPTIONS, SLURM_TIME, Recipe, Slurm, Train, limit_seconds, sbatch_options
 from launcher.recipe.tree import Document
 from launcher.text import brief, hint
 
@@ -179,16 +179,19 @@ def _plain_values(value: Any, path: Path) -> Iterator[tuple[Path, Any]]:
         yield path, value
 
 
+_LISTED = "`launcher check --allowed` lists what it may say to sbatch"
+
+
 def _slurm(recipe: Recipe) -> Iterator[Fault]:
     section = recipe.slurm
-    known = [*Slurm.model_fields, *sorted(SBATCH_OPTIONS)]
+    known = sbatch_options()
     for name, value in (section.__pydantic_extra__ or {}).items():
         path: Path = ("slurm", name)
         full = name.replace("-", "_")
         if full in Slurm.model_fields:
             yield path, f"write {full}"
         elif full not in SBATCH_OPTIONS:  # sbatch would take every beginning of an option for it
-            yield path, f"a recipe may not say this{hint(full, known, 'allowed: ' + ', '.join(known))}"
+            yield path, f"a recipe may not say this{hint(full, known, _LISTED)}"
         elif isinstance(value, str) and not value.isprintable():
             yield path, "must be one printable line"
         elif full in ("nodelist", "exclude") and "/" in str(value):

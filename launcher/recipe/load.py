@@ -16,17 +16,18 @@ from launcher.recipe.bases import read_document
 from launcher.recipe.component import GIVEN, Component, with_components
 from launcher.recipe.component_syntax import component_problems
 from launcher.recipe.consistency import whole_problems
+from launcher.recipe.elsewhere import belongs_at, elsewhere_called
 from launcher.recipe.expressions import Expression
 from launcher.recipe.places import MAX_PROBLEMS, Origin, Path, by_place, dotted
 from launcher.recipe.scalars import plain_scalar
 from launcher.recipe.schema import INTERFACES, NAME_PATTERN, SLURM_TIME, Recipe, fields_by_name, model_in
 from launcher.recipe.signature import shown
 from launcher.recipe.tree import Document
-from launcher.text import brief, hint, printable
+from launcher.text import brief, hint, printable, suggestion
 
 
 def load_recipe(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Mapping[str, Any],
     overrides: Sequence[str] = (),
     remove: Sequence[str] = (),
     given: Mapping[str, Any] | None = None,
@@ -34,7 +35,7 @@ def load_recipe(
     """Reads a recipe and checks all that needs no import: keys, types, references, syntax of own files.
 
     Args:
-        path: The YAML file.
+        path: The YAML file, or what would stand in it.
         overrides: `a.b=value`, applied after the file and its bases.
         remove: `a.b`, taken out.
         given: Objects in place of sections, by their dotted key (`model`, `data.train`).
@@ -174,7 +175,7 @@ def _schema_fault(path: Path, errors: Sequence[ErrorDetails], document: Document
     first = errors[0]
     kind, value, context = first["type"], first["input"], first.get("ctx", {})
     if kind == "extra_forbidden":
-        return document.key_origin(path), _unknown_key(path)
+        return document.key_origin(path), _unknown_key(path, document.values)
     if kind == "missing":
         return document.origin(path[:-1]), _missing(path)
     if kind == "value_error":
@@ -224,9 +225,13 @@ def _fields_at(path: Path) -> list[str]:
     return list(model.model_fields) if model is not None else []
 
 
-def _unknown_key(path: Path) -> str:
+def _unknown_key(path: Path, tree: Any) -> str:
     known = _fields_at(path[:-1])
-    return f"unknown key{hint(str(path[-1]), known, 'here may stand: ' + ', '.join(known))}"
+    allowed = "allowed keys: " + ", ".join(known)
+    meant = elsewhere_called(path) or ("" if suggestion(str(path[-1]), known) else belongs_at(path, tree))
+    if meant:
+        return f"unknown key; did you mean '{meant}'? A{allowed[1:]}"
+    return f"unknown key{hint(str(path[-1]), known, allowed)}"
 
 
 def _missing(path: Path) -> str:

@@ -7,11 +7,11 @@ from typing import Any
 
 from launcher.recipe.component import Component, components_in
 from launcher.recipe.expressions import Expression
+from launcher.recipe.masking import masked
 from launcher.recipe.places import Path, dotted
 from launcher.recipe.policy import Trust
 from launcher.recipe.project import own_code
 from launcher.recipe.schema import Recipe
-from launcher.recipe.secrets import masked
 from launcher.recipe.targets import names_own_code
 from launcher.text import brief, printable
 

@@ -457,6 +457,11 @@ class Slurm(BaseModel):
     __pydantic_extra__: dict[str, str | int | float | bool]
 
 
+def sbatch_options() -> list[str]:
+    """What a recipe's `slurm:` may say: its own keys, and options of sbatch by full name."""
+    return [*Slurm.model_fields, *sorted(SBATCH_OPTIONS)]
+
+
 class Recipe(Section):
     """What to train. Where is decided by the launcher."""
 

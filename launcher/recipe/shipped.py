@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Container
 from itertools import takewhile
 from pathlib import Path
 
@@ -20,9 +21,17 @@ def folder() -> Path:
 
 def shipped() -> dict[str, str]:
     """Name and first sentence of each recipe; a folder's is that of its `recipe.yaml`."""
+    return {name: _first_sentence(path.read_text(encoding="utf-8")) for name, path in sorted(_files().items())}
+
+
+def names() -> Container[str]:
+    """What the recipes are called."""
+    return _files()
+
+
+def _files() -> dict[str, Path]:
     recipes = {path.stem: path for path in folder().glob("*.yaml")}
-    recipes.update({path.parent.name: path for path in folder().glob("*/recipe.yaml")})
-    return {name: _first_sentence(path.read_text(encoding="utf-8")) for name, path in sorted(recipes.items())}
+    return {**recipes, **{path.parent.name: path for path in folder().glob("*/recipe.yaml")}}
 
 
 def _first_sentence(text: str) -> str:

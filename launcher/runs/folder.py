@@ -21,7 +21,7 @@ from typing import Any
 
 from launcher.errors import UsageError
 from launcher.recipe.directory import absolute, directory
-from launcher.recipe.secrets import masked, masked_in
+from launcher.recipe.masking import masked, masked_in
 from launcher.runs import lock
 from launcher.runs.identity import differences
 from launcher.world.failure_report import FAILURE_FILE
@@ -58,11 +58,11 @@ class Choice:
         All from the working directory as it was taken: a user's code may have changed it since.
 
         Raises:
-            UsageError: It cannot be made.
+            UsageError: It cannot be made, or torch could save nothing there.
         """
         if self.run_dir is not None:
-            return absolute(self.run_dir)
-        root = absolute(root)
+            return _in_letters(absolute(self.run_dir))
+        root = _in_letters(absolute(root))
         if self.resume and (folder := next(unfinished(root / self.name, self.identity), None)):
             return folder
         return _new(root / self.name)
@@ -74,6 +74,19 @@ class Choice:
             if self.run_dir is None:
                 folder.parent.rmdir()
                 folder.parent.parent.rmdir()
+
+
+def _in_letters(folder: Path) -> Path:
+    """The folder itself.
+
+    Raises:
+        UsageError: Its name is no text in UTF-8, which torch's files need: said before a day of training, not after it.
+    """
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"--run-dir: {folder}: this name is no text in UTF-8; name a folder elsewhere") from error
+    return folder
 
 
 def _new(parent: Path) -> Path:

@@ -9,13 +9,14 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from launcher.recipe.secrets import masked
+from launcher.recipe.masking import masked
+from launcher.runs import copy_output
 from launcher.world.screen import Steady, Wrapped, made_steady
 
 _COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -112,14 +113,17 @@ class _Log:
 
     Attributes:
         path: The file; None while the run's folder is not known, and the file has no name.
-        descriptors: All that write to it.
+        descriptor: What Python writes to.
+        moved: This process's own standard streams that lead there.
     """
 
     path: Path | None
-    descriptors: list[int]
+    descriptor: int
+    moved: Sequence[int] = ()
 
 
 _log: _Log | None = None
+_copiers: list[subprocess.Popen[bytes]] = []  # they end when nobody prints any more
 
 
 @contextmanager
@@ -137,11 +141,11 @@ def kept(path: Path | None, rank: int, *, is_ours: bool) -> Iterator[None]:
     if file is None:
         yield
         return
-    _log = _Log(path, [file.fileno()] if rank == 0 else [file.fileno(), 1, 2])
+    _log = _Log(path, file.fileno(), () if rank == 0 else (1, 2))
     try:
         with ExitStack() as stack:
             if rank > 0:
-                _move_to(file, rank)
+                _move_to(file, path, rank)
             elif is_ours and path is not None:
                 stack.enter_context(_all_copied_to(path, file))
             else:
@@ -163,12 +167,12 @@ def settle(path: Path) -> bool:
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab", buffering=0) as named:
-            offset = 0
-            while block := os.pread(_log.descriptors[0], 2**20, offset):
-                named.write(block)
-                offset += len(block)
-            for descriptor in _log.descriptors:
+            text = os.pread(_log.descriptor, os.fstat(_log.descriptor).st_size, 0)
+            named.write(masked(text.decode(errors="replace")).encode())
+            for descriptor in (_log.descriptor, *_log.moved):
                 os.dup2(named.fileno(), descriptor)
+        if _log.moved:
+            _into_copier(path, dict.fromkeys(_log.moved))
     return True
 
 
@@ -199,42 +203,58 @@ def _copied(file: TextIO, *screens: TextIO) -> Iterator[None]:
 
 @contextmanager
 def _all_copied_to(path: Path, file: TextIO) -> Iterator[None]:
-    """Python writes to the screen and the file itself, as a bar on a terminal must not be in a log; the rest by `tee`.
+    """Python writes to the screen and the file itself, as a bar on a terminal must not be in a log; the rest a process.
 
-    A process of its own, not a thread: what a library says when it aborts must still reach the screen.
+    Not a thread: what a library says when it aborts must still reach the screen.
     """
     with ExitStack() as stack:
         screens = [_writer(os.dup(number), stream) for number, stream in ((1, sys.stdout), (2, sys.stderr))]
         for screen in screens:
             stack.enter_context(closing(screen))
-        for number, screen in zip((1, 2), screens, strict=True):
-            with suppress(OSError):  # no `tee` here: what compiled code prints is on the screen only
-                stack.enter_context(_through_tee(number, screen, path))
+        copier = _into_copier(path, {number: screen.fileno() for number, screen in zip((1, 2), screens, strict=True)})
+        if copier is not None:
+            stack.callback(_end_copy, copier, screens)
         _set_line_buffers()
         with _copied(file, *screens):
             yield
 
 
-@contextmanager
-def _through_tee(number: int, screen: TextIO, path: Path) -> Iterator[None]:
-    command = ["tee", "-i", "-a", str(path)]
-    tee = subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=screen,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        restore_signals=False,  # ignores SIGPIPE as Python does: without a screen it still writes to the log
-    )
-    assert tee.stdin is not None
-    os.dup2(tee.stdin.fileno(), number)
-    tee.stdin.close()
+def _into_copier(path: Path, screens: Mapping[int, int | None]) -> subprocess.Popen[bytes] | None:
+    """Leads descriptors of this process through one of its own that copies what is printed; None where there is none.
+
+    Args:
+        path: The log.
+        screens: Where each descriptor's output is shown, if it is.
+    """
+    pipes = {number: os.pipe() for number in screens}
+    pairs = [f"{pipes[number][0]}:{'' if screen is None else screen}" for number, screen in screens.items()]
+    shown = [screen for screen in screens.values() if screen is not None]
+    package = Path(__file__).parent.parent.parent
     try:
-        yield
+        copier = subprocess.Popen(
+            [sys.executable, "-I", "-S", copy_output.__file__, str(package), str(path), *pairs],
+            pass_fds=[*(reading for reading, _ in pipes.values()), *shown],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        for number, (_, writing) in pipes.items():
+            os.dup2(writing, number)
+        _copiers.append(copier)
+    except OSError:
+        return None
     finally:
+        for descriptor in (descriptor for pipe in pipes.values() for descriptor in pipe):
+            os.close(descriptor)
+    return copier
+
+
+def _end_copy(copier: subprocess.Popen[bytes], screens: Sequence[TextIO]) -> None:
+    for number, screen in zip((1, 2), screens, strict=True):
         os.dup2(screen.fileno(), number)
-        with suppress(subprocess.TimeoutExpired):  # what this process started may still hold the other end
-            tee.wait(1)
+    with suppress(subprocess.TimeoutExpired):  # what this process started may still hold the other end
+        copier.wait(1)
 
 
 def _writer(descriptor: int, like: TextIO) -> TextIO:
@@ -249,22 +269,22 @@ def _set_line_buffers() -> None:
         library.setlinebuf(ctypes.c_void_p.in_dll(library, "stdout"))
 
 
-def _move_to(file: TextIO, rank: int) -> None:
+def _move_to(file: TextIO, path: Path | None, rank: int) -> None:
     """From here on this process's output goes to a file, what compiled code prints included.
 
     Errors are shown on the screen too, each line with the rank's name. Warnings are not: rank 0 has the same.
     """
     screen = made_steady(os.fdopen(os.dup(2), "w", encoding="utf-8", errors="replace"))
-    sys.stdout.flush()
-    os.dup2(file.fileno(), 1)
-    os.dup2(file.fileno(), 2)
-    _set_line_buffers()
     streams: tuple[Any, ...] = (sys.stdout, sys.stderr)
     for stream in streams:
         with suppress(AttributeError):  # somebody else's stream
-            stream.reconfigure(encoding="utf-8", errors="replace")  # of a file now, whatever the screen's was
-    sys.stdout = _stream(Tolerant(sys.stdout))
-    sys.stderr = _stream(Tee(_stream(Prefixed(screen, f"[rank {rank}] ")), sys.stderr))
+            stream.reconfigure(encoding="utf-8", errors="replace")  # for a file, whatever the screen's was
+    if path is None or _into_copier(path, {1: None, 2: None}) is None:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    _set_line_buffers()
+    sys.stdout = _stream(Tolerant(file))
+    sys.stderr = _stream(Tee(_stream(Prefixed(screen, f"[rank {rank}] ")), file))
     warnings.showwarning = _into_the_log
 
 

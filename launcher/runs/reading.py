@@ -10,15 +10,15 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from launcher.errors import EXIT_DONE, EXIT_PREEMPTED, UsageError
+from launcher.errors import EXIT_DONE, EXIT_PREEMPTED
 from launcher.runs import lock
 from launcher.runs.folder import ENVIRONMENT_FILE, QUEUE_FILE, STATUS_FILE, read_file, read_json
 from launcher.runs.metrics import METRICS_FILE, Line, read_evaluations, read_last
@@ -26,6 +26,7 @@ from launcher.text import flat, words_of
 from launcher.world.slurm import Queued
 
 EVENTS_FILE = "events.jsonl"
+_LESS_IS_BETTER = re.compile("loss|error|perplexity|distance|^(m[as]p?e|rmse|wer|cer|fid|nll|bpc|bpb)")
 _DEEPEST = 100  # levels of a resolved recipe
 _DEPTH = 6  # how far below a folder runs are looked for
 
@@ -63,12 +64,14 @@ class Run:
         queued: Its job in the queue, where that was asked for and holds it.
         has_left_queue: Whether it was asked for, and the run's job is not there.
         damage: Why nothing can be told of it; empty where its files can be read.
+        metric: By which its best evaluation is chosen, as `accuracy` or `mape:min`; empty: the recipe's choice.
     """
 
     folder: Path
     queued: Queued | None = None
     has_left_queue: bool = False
     damage: str = ""
+    metric: str = ""
 
     @cached_property
     def status(self) -> Mapping[str, Any]:
@@ -177,10 +180,19 @@ class Run:
         host, job = self.status.get("host", ""), self.status.get("job")
         return f"job {job} on {host}" if job else str(host)
 
+    @property
+    def _measure(self) -> tuple[str, str]:
+        """A metric, and whether less or more of it is better."""
+        by_recipe = self.recipe.get("evaluate.best.metric", "loss"), self.recipe.get("evaluate.best.mode", "min")
+        metric, _, mode = self.metric.partition(":")
+        if metric in ("", by_recipe[0]) and not mode:
+            return by_recipe
+        return metric, mode or ("min" if _LESS_IS_BETTER.search(metric.lower()) else "max")
+
     @cached_property
     def best(self) -> Score | None:
-        """The best evaluation by the recipe's `evaluate.best`, else the lowest validation loss; None without any."""
-        metric, mode = self.recipe.get("evaluate.best.metric", "loss"), self.recipe.get("evaluate.best.mode", "min")
+        """The best evaluation by `metric`, or `evaluate.best`, else the lowest validation loss; None without any."""
+        metric, mode = self._measure
         best_score: Score | None = None
         decides = self.recipe.get("evaluate.best.of")
         for line in () if self.damage else read_evaluations(self.folder / METRICS_FILE, "validation"):
@@ -211,42 +223,6 @@ def natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-def named_runs(texts: Iterable[str]) -> list[Run]:
-    """The runs that a command line names, each once: a run's folder, or one that holds runs.
-
-    Raises:
-        UsageError: A name is neither.
-    """
-    unique_runs: dict[Path, Run] = {}
-    for text in texts:
-        runs = list(find_runs(_place_of(text)))
-        if not runs:
-            raise UsageError(f"{text}: there is no run in this folder; `launcher runs` lists the runs")
-        unique_runs.update({run.folder.resolve(): run for run in runs})
-    return list(unique_runs.values())
-
-
-def newest_run(text: str) -> Run:
-    """The one run that a command line names; of several in a folder, the one started last.
-
-    Raises:
-        UsageError: There is none.
-    """
-    return max(named_runs([text]), key=lambda run: run.started or 0.0)
-
-
-def _place_of(text: str) -> Path:
-    """A folder by its path, or by its path below the folder of all runs."""
-    if Path(text).is_dir():
-        return Path(text)
-    from launcher.world.site import read_site
-
-    for place in (Path("runs") / text, read_site()[0].root / text):
-        if place.is_dir():
-            return place
-    raise UsageError(f"{text}: there is no such folder; `launcher runs` lists the runs")
-
-
 def seconds_since(moment: float | None) -> float | None:
     """Time since a moment in unix time."""
     return None if moment is None else time.time() - moment
@@ -254,9 +230,7 @@ def seconds_since(moment: float | None) -> float | None:
 
 def damaged(run: Run, error: BaseException) -> Run:
     """The run as one of which nothing can be told: what stands in its folder is not what we wrote."""
-    return Run(
-        run.folder, run.queued, run.has_left_queue, f"cannot be read: {type(error).__name__}: {words_of(error)[:200]}"
-    )
+    return replace(run, damage=f"cannot be read: {type(error).__name__}: {words_of(error)[:200]}")
 
 
 def _event(row: bytes) -> Mapping[str, Any] | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from launcher.recipe.secrets import masked_in
+from launcher.recipe.masking import masked_in
 from launcher.runs.folder import STATUS_FILE, write_json
 from launcher.world import faults
 from launcher.world.failure_report import FAILURE_FILE

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from launcher.errors import UsageError
+from launcher.runs.differing import differing
 from launcher.runs.job import with_jobs
+from launcher.runs.naming import named_runs
 from launcher.runs.reading import Run, damaged, find_runs, natural, seconds_since
 from launcher.runs.states import STATES
 from launcher.text import age, number
@@ -28,6 +30,8 @@ STYLES = {
 }
 _COLUMNS = ("RUN", "STATE", "RECIPE", "WORLD", "STEP", "BEST", "AGE", "WHERE")
 _NARROW = 120
+_WIDEST = 20  # letters of a recipe's value
+_MOST_DIFFERENCES = 4  # keys that have a column of their own
 _LAST = float("inf")  # what has no value comes after everything that has
 _ORDERS: Mapping[str, Callable[[Run], Any]] = {
     "age": lambda run: -(run.started or 0.0),
@@ -49,12 +53,14 @@ class View:
         states: Only these; all where empty.
         name: Only those whose folder or recipe matches, with `*` for anything; a part of it is enough.
         sort: One of `launcher.runs.ORDERS`.
+        metric: In place of what the recipes call best, as `accuracy`, or with its direction `mape:min`.
     """
 
     root: Path
     states: Sequence[str] = ()
     name: str = ""
     sort: str = "age"
+    metric: str = ""
 
 
 def chosen(view: View) -> list[Run]:
@@ -63,11 +69,18 @@ def chosen(view: View) -> list[Run]:
     Raises:
         UsageError: There is no such folder.
     """
-    if not view.root.is_dir():
-        raise UsageError(f"{view.root}: there is no such folder; name the one that holds the runs")
-    sound = [_readable(run) for run in find_runs(view.root)]
+    sound = [_readable(replace(run, metric=view.metric)) for run in _runs_in(view.root)]
     matching_runs = [run for run in with_jobs(sound) if _matches(run, view)]
     return sorted(matching_runs, key=lambda run: (_ORDERS[view.sort](run), natural(str(run.folder))))
+
+
+def _runs_in(root: Path) -> Iterable[Run]:
+    """The runs of a folder, or those that its name means."""
+    if root.is_dir():
+        return find_runs(root)
+    if str(root) in ("", "runs"):
+        raise UsageError(f"{root}: there is no such folder; runs begin with `launcher train`, or name where they lie")
+    return named_runs([str(root)])
 
 
 def _readable(run: Run) -> Run:
@@ -86,13 +99,19 @@ def _matches(run: Run, view: View) -> bool:
     return not view.name or any(fnmatch.fnmatch(text, f"*{view.name}*") for text in (str(run.folder), run.name))
 
 
-def as_line(run: Run) -> dict[str, Any]:
-    """What there is to know of a run, as plain values."""
+def as_line(run: Run, differences: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """What there is to know of a run, as plain values.
+
+    Args:
+        run: The run.
+        differences: In what it differs from those beside it.
+    """
     best = run.best
     return {
         "run": str(run.folder),
         "state": run.state,
         "recipe": run.name,
+        **({"differs": dict(differences)} if differences is not None else {}),
         "world": run.status.get("world"),
         "step": run.step,
         "total_steps": run.total_steps,
@@ -115,14 +134,19 @@ def table_of(runs: Iterable[Run], width: int) -> Table:
     """
     rows = {run: _cells(run) for run in runs}
     is_said = all(run.name in run.folder.parts for run in rows)
+    differences = differing(list(rows))
+    keys = list(dict.fromkeys(key for values in differences.values() for key in values))[:_MOST_DIFFERENCES]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for title in _COLUMNS:
         if title != "RECIPE" or width >= _NARROW or not is_said:
             justify = "right" if title in ("WORLD", "STEP", "AGE") else "left"
             table.add_column(title, justify=justify, no_wrap=title not in ("RUN", "WHERE"), overflow="fold")  # type: ignore[arg-type]  # a word of rich's
-    titles = [column.header for column in table.columns]
-    for cells in rows.values():
-        table.add_row(*(cells[str(title)] for title in titles))
+        if title == "BEST":
+            for key in keys:
+                table.add_column(key, no_wrap=True, overflow="ellipsis", max_width=_WIDEST)
+    for run, cells in rows.items():
+        cells = {**cells, **{key: Text(_printable(differences[run].get(key, ""))) for key in keys}}
+        table.add_row(*(cells[str(column.header)] for column in table.columns))
     return table
 
 
@@ -139,5 +163,9 @@ def _cells(run: Run) -> dict[str, Text]:
         "AGE": "" if since is None else age(since),
         "WHERE": run.damage or run.place,
     }
-    printable = {title: "".join(char if char.isprintable() else "?" for char in text) for title, text in texts.items()}
+    printable = {title: _printable(text) for title, text in texts.items()}
     return {title: Text(text, STYLES.get(text, "") if title == "STATE" else "") for title, text in printable.items()}
+
+
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() else "?" for char in text)

@@ -34,7 +34,7 @@ class FusedAdam:
         """As the optimizer's own step; False, and nothing is done, where it wants something that is not usual."""
         if getattr(optimizer, "found_inf", None) is not None or getattr(optimizer, "grad_scale", None) is not None:
             return False
-        gathered: list[tuple[Mapping[str, Any], Lists]] = []
+        gathered: list[tuple[dict[str, Any], Lists]] = []
         for group in optimizer.param_groups:
             lists = _gathered(group, optimizer.state)
             if lists is None:

@@ -276,4 +276,5 @@ def _open_tracking(
         decides=deciding_set(best, state.data.validation) or "",
         output=options.output,  # type: ignore[arg-type]  # argparse allows these words only
         deadline=state.device.world.deadline,
+        from_python="recipe" not in options.how,
     )

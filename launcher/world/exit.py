@@ -14,6 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from launcher import internals
+from launcher.world.signals import leave_with
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
@@ -49,6 +50,8 @@ def ended_by(program: Callable[[], int]) -> NoReturn:
         raise
     finally:
         _start_clock(1 if code is None else code)
+        _flush()
+        leave_with(1 if code is None else code)
     sys.exit(code)
 
 
@@ -97,7 +100,11 @@ def _place(frame: FrameType | None) -> str:
 
 
 def _leave(code: int) -> NoReturn:
+    _flush()
+    os._exit(code)
+
+
+def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError, AttributeError):  # closed, none, or a pipe that nobody reads
             stream.flush()
-    os._exit(code)

@@ -17,7 +17,7 @@ from typing import Any
 
 from launcher.errors import EXIT_FAILED, LauncherError
 from launcher.recipe.directory import shortest
-from launcher.recipe.secrets import masked, masked_in
+from launcher.recipe.masking import masked, masked_in
 from launcher.text import words_of
 
 _PACKAGE = str(Path(__file__).parent.parent) + os.sep

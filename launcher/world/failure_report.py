@@ -16,6 +16,7 @@ from launcher.world.failure import LINE, Failure, Frame, cut, exit_in_words
 from launcher.world.files import write_text
 from launcher.world.hints import hint_for
 from launcher.world.notes import order, read
+from launcher.world.screen import for_programs
 
 FAILURE_FILE = "failure.json"
 
@@ -103,6 +104,23 @@ class Report:
             sys.stdout.flush()
             # which names its rank itself, as a stream that names it need not
             print(text, file=getattr(sys.stderr, "unprefixed", sys.stderr), flush=True)
+            if for_programs():
+                print(json.dumps(self.line()), file=getattr(sys.stdout, "unprefixed", sys.stdout), flush=True)
+
+    def line(self) -> dict[str, object]:
+        """The failure for programs, as `--json` prints it."""
+        error = "\n".join(self.first.what.strip().splitlines()[:4])
+        return {
+            "kind": "failure",
+            "error": error,
+            "exit_code": self.first.exit_code,
+            "rank": self.first.rank,
+            "host": self.first.host,
+            "step": self.first.step,
+            "place": self.first.culprit.place if self.first.culprit else None,
+            "checkpoint": str(self.checkpoint) if self.checkpoint else None,
+            "resume": self.resume if self._was_opened else self.again,
+        }
 
 
 def _is_better(known: Failure, new: Failure) -> bool:

@@ -26,8 +26,8 @@ _HINTS: tuple[tuple[str, str], ...] = (
         "the kernel's word on it: dmesg | grep -i 'killed process'",
     ),
     (
-        r"worker process \d+ was killed",
-        "memory of the machine, or /dev/shm, may be full{batch}: use fewer data.workers",
+        r"worker process \d+ was killed|'/dev/shm/",
+        "memory of the machine, or /dev/shm, may be full or not to be written{batch}: use fewer data.workers, or none",
     ),
     (
         r"Watchdog caught collective operation timeout",

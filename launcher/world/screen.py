@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
+_is_for_programs = False  # whether standard output takes a JSON object a line
+
 # a pipe that nobody reads, a terminal that is gone, a descriptor that somebody has closed
 _GONE = (errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO)
 
@@ -45,6 +47,22 @@ def _occupy(number: int, access: int) -> None:
             os.close(opened)
         else:
             os.set_inheritable(number, True)
+
+
+def for_programs() -> bool:
+    """Whether standard output takes one JSON object a line, and nothing else."""
+    return _is_for_programs
+
+
+@contextmanager
+def speaking_json(wanted: bool) -> Iterator[None]:
+    """For a command with `--json`: what goes wrong inside is told to programs as well."""
+    global _is_for_programs
+    was, _is_for_programs = _is_for_programs, wanted
+    try:
+        yield
+    finally:
+        _is_for_programs = was
 
 
 class Wrapped:

@@ -7,18 +7,19 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from types import FrameType
 from typing import Any
 
 SECOND_INTERRUPT_SECONDS = 2.0
 
 _NUMBERS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR2") if hasattr(signal, name)]
+_code: int | None = None  # with which the process is ending
 _OVER = b"\0"  # no signal has this number
 _received: list[int] = []
 _ear: int | None = None  # where Python writes each signal's number as it comes, whatever the main thread is doing
-_for_ever = ExitStack()
+_is_own_process = False  # whose signals are nobody else's until it ends
 
 
 def stop_requested() -> bool:
@@ -26,13 +27,45 @@ def stop_requested() -> bool:
     return bool(_received)
 
 
+def first_received() -> int | None:
+    """The signal that asked first; None where nobody has asked."""
+    return _received[0] if _received else None
+
+
+def hold(*more: int) -> None:
+    """Lets the signals wait from here on, in this thread and the processes that it starts, until somebody handles them.
+
+    A rank that is asked to stop while Python still loads its modules would die of that.
+
+    Args:
+        *more: Further signals, beside SIGTERM and SIGUSR2. A Ctrl-C waits for nobody where a user sits.
+    """
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {number for number in _NUMBERS if number != signal.SIGINT} | set(more))
+
+
+def release() -> None:
+    """Ends that waiting: what has come meanwhile comes now."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _NUMBERS)
+
+
+def own_process() -> None:
+    """For the beginning of a command's own process: `hold`, and whoever listens does so until it ends."""
+    global _is_own_process
+    _is_own_process = True
+    hold()
+
+
 @contextmanager
 def listening() -> Iterator[None]:
     """Handles the signals for a while; repeats are the same request, only a second Ctrl-C later leaves at once.
 
     Outside the main thread, where Python allows no handlers, nobody can ask. Inside another `listening` this adds
-    nothing.
+    nothing. In a command's own process it lasts: one that is ending is not to die of a signal in between.
     """
+    if _is_own_process:
+        listen(hangups=False)
     if is_listening():
         yield
         return
@@ -41,6 +74,7 @@ def listening() -> Iterator[None]:
     try:
         with _heard_at_once() if is_main else nullcontext(), ignoring("SIGHUP"):
             before: dict[int, Any] = {number: signal.signal(number, _note) for number in _NUMBERS if is_main}
+            release()
             try:
                 yield
             finally:
@@ -75,12 +109,26 @@ def is_listening() -> bool:
     return signal.getsignal(signal.SIGTERM) is _note
 
 
-def listen() -> None:
-    """Handles the signals from here on, as `listening` does for a while."""
+def listen(hangups: bool = True) -> None:
+    """Handles the signals from here on, as `listening` does for a while.
+
+    Args:
+        hangups: Whether SIGHUP still ends the process.
+    """
     if threading.current_thread() is threading.main_thread() and not is_listening():
-        _for_ever.enter_context(_heard_at_once())
+        _start_hearing()
         for number in _NUMBERS:
             signal.signal(number, _note)
+        if not hangups:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        release()
+
+
+def leave_with(code: int) -> None:
+    """For a process that listens and has done its work: the next signal ends it, with its own exit code."""
+    global _code
+    if is_listening():
+        _code = code
 
 
 def _note(number: int, _: FrameType | None) -> None:
@@ -95,16 +143,29 @@ def _note(number: int, _: FrameType | None) -> None:
 
 @contextmanager
 def _heard_at_once() -> Iterator[None]:
-    """Has a thread hear each signal: the main one may wait in compiled code, where no handler of Python's runs."""
+    """Has signals heard for a while as they come."""
+    stop = _start_hearing()
+    try:
+        yield
+    finally:
+        stop()
+
+
+def _start_hearing() -> Callable[[], None]:
+    """Has a thread hear each signal: the main one may wait in compiled code, where no handler of Python's runs.
+
+    Returns:
+        What ends that. This is no generator: one that lasts would be closed when no thread runs any more.
+    """
     global _ear
     listener, ear = os.pipe()
     os.set_blocking(ear, False)
     thread = threading.Thread(target=_hear, args=(listener,), daemon=True, name="signals")
     thread.start()
     before, _ear = signal.set_wakeup_fd(ear, warn_on_full_buffer=False), ear
-    try:
-        yield
-    finally:
+
+    def stop() -> None:
+        global _ear
         signal.set_wakeup_fd(before)
         _ear = None
         os.write(ear, _OVER)
@@ -112,10 +173,14 @@ def _heard_at_once() -> Iterator[None]:
         os.close(ear)
         os.close(listener)
 
+    return stop
+
 
 def _hear(listener: int) -> None:
     interrupts: list[float] = []
     while (byte := os.read(listener, 1)) != _OVER:
+        if _code is not None and byte[0] in _NUMBERS:
+            os._exit(_code)
         if byte[0] in _NUMBERS:  # others have handlers of somebody else's
             _received.append(byte[0])
         if byte[0] != signal.SIGINT:

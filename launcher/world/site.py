@@ -108,7 +108,7 @@ def _read(path: Path) -> Site:
 
 
 # what a site file may say to sbatch beside what a recipe may; the rest is the launcher's to say
-_SITE_OPTIONS = (
+SITE_OPTIONS = (
     *("account", "bb", "bbf", "begin", "clusters", "container", "cpus_per_task", "deadline", "dependency", "export"),
     *("export_file", "get_user_env", "gpus", "gpus_per_node", "gpus_per_socket", "gpus_per_task", "ignore_pbs", "mem"),
     *("ntasks_per_gpu", "partition", "reboot", "time", "wait_all_nodes"),
@@ -123,9 +123,9 @@ def _check_options(path: Path, options: Mapping[str, Any]) -> None:
     """
     from launcher.recipe.schema import SBATCH_OPTIONS
 
-    known = sorted({*SBATCH_OPTIONS, *_SITE_OPTIONS})
+    known = sorted({*SBATCH_OPTIONS, *SITE_OPTIONS})
     strange = [name for name in options if name.replace("-", "_") not in known]
-    listed = "it may say: " + ", ".join(known)
+    listed = "`launcher check --allowed` lists what it may say, and a recipe"
     problems = (
         Problem(str(path), f"options.{name}", f"no site file says this to sbatch{hint(name, known, listed)}")
         for name in strange

@@ -327,7 +327,7 @@ def test_a_run_can_start_from_weights(tmp_path: Path, saved: Trained, capsys: py
     ):
         screen = plan(source=source)
         assert f"started from {source}{which}: 4 of 4 tensors" in screen
-        assert "saved 1 checkpoint; training stood still for" in screen
+        assert "1 checkpoint saved, which made training wait for" in screen
     flip(unfinished / NEWEST / "weights.pth")
     assert f"started from {unfinished}, step 10: 4 of 4 tensors" in plan(source=unfinished)
     with pytest.raises(LauncherError, match=r"train\.start_from: .*weights\.pth: its content is not what was written"):

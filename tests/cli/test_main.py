@@ -9,13 +9,19 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import yaml
 from places import ROOT
 from worlds import TINY, Trained, result_of, train
 
 import launcher
-from launcher.cli.main import main
+from launcher.cli.main import GROUPS, main, parser
+from launcher.errors import RecipeError
+from launcher.recipe.keys import all_keys
+from launcher.recipe.load import load_recipe
 
 CPU = {"ACCELERATE_USE_CPU": "true"}
 SHORT = ["train.epochs=2", "launch.threads=1"]
@@ -156,9 +162,23 @@ def test_breakpoint_works_in_one_process(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "tiny.yaml", "--cpuu"], "launcher: unrecognized arguments: --cpuu; see launcher --help"),
+        (["train", "tiny.yaml", "--cpuu"], "launcher train: there is no --cpuu; did you mean --cpu?"),
+        (["train", "tiny.yaml", "--proceses=2"], "launcher train: there is no --proceses; did you mean --processes?"),
+        (["train", "tiny.yaml", "--lr", "3"], "there is no --lr; a key of the recipe is written optimizer.lr=VALUE"),
+        (["train", "tiny.yaml", "--max-epochs=3"], "a key of the recipe is written train.epochs=3"),
+        (["train", "tiny.yaml", "optimizer.lr", "=", "3"], "'=' stands alone; write an override as one word"),
+        (["runs", "--frobnicate"], "launcher runs: there is no --frobnicate"),
+        (["help", "tain"], "there is no command 'tain'; did you mean 'train'?"),
+        (["explain", "trian.epohcs"], "trian.epohcs: a recipe has no such key; did you mean 'train.epochs'?"),
+        (["runs", "best"], "best: by which metric? Write `launcher runs best accuracy`"),
+        (["runs", "best", "loss:low"], "loss:low: write loss:min or loss:max"),
+        (["train", "digits_cnn"], "`launcher copy digits_cnn` puts it here"),
+        (["train", "digits_cnn.yaml"], "`launcher copy digits_cnn` puts it here"),
+        (["logs", "nothing"], "nothing: there is no such run or folder; there are none in runs"),
+        (["resume", "latest"], "latest: there is no such run or folder; there are none in runs"),
+        (["evaluate", "nothing"], "nothing: there is no such run or folder; there are none in runs"),
         (["train"], "launcher train: the following arguments are required: RECIPE"),
-        (["trian"], "invalid choice: 'trian'"),
+        (["trian"], "launcher: there is no command 'trian'; did you mean 'train'?"),
         (["train", "tiny.yaml", "--processes", "0"], "'0' is not a whole number of at least 1"),
         (["train", "missing.yaml"], "missing.yaml"),
         (["train", "folder"], "folder"),
@@ -247,3 +267,113 @@ def test_the_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> Non
     with pytest.raises(SystemExit):
         main(["--version"])
     assert capsys.readouterr().out == f"launcher {launcher.__version__}\n"
+
+
+# ---------------------------------------------------------------------- help
+
+
+@pytest.mark.parametrize("arguments", [[], ["help"], ["--help"]])
+def test_the_help_shows_every_command_once_in_groups(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main(arguments)
+    assert exit.value.code == 0
+    shown = capsys.readouterr().out
+    listed = re.findall(r"^  ([a-z-]+)  +\S", shown, re.MULTILINE)
+    assert sorted(listed) == sorted(set(parser().parsers) - {"job"})
+    assert re.findall(r"^(\w+):$", shown, re.MULTILINE) == list(GROUPS)
+
+
+def test_help_of_a_command_tells_its_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["help", "resume"])
+    assert "--from best|STEP" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("lr=3", "optimizer.lr"),
+        ("learning_rate=3", "optimizer.lr"),
+        ("epochs=3", "train.epochs"),
+        ("data.batch_size=4", "data.global_batch_size"),
+        ("train.gradient_accumulation=4", "data.micro_batch_size"),
+        ("train.lr=4", "optimizer.lr"),
+        ("num_workers=4", "data.workers"),
+        ("find_unused_parameters=true", "device.ddp.find_unused_parameters"),
+        ("device.amp=true", "device.precision"),
+        ("data.suffle=false", "shuffle"),
+    ],
+)
+def test_a_key_in_the_wrong_place_or_by_another_name_is_understood(
+    override: str, meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", "--fast", str(TINY), override]) == 2
+    assert f"unknown key; did you mean '{meant}'? Allowed keys: " in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------- explain
+
+
+HAS_VALIDATION = {"data": {"validation": "10% of train"}}
+HAS_BEST = {**HAS_VALIDATION, "evaluate": {"best": {"metric": "loss", "mode": "min"}}}
+NEEDED: dict[str, dict[str, Any]] = {  # beside the example
+    "evaluate.metrics": HAS_VALIDATION,
+    "save.final": HAS_BEST,
+    "evaluate.early_stop.patience": HAS_BEST,
+}
+
+
+def test_every_key_is_explained_with_an_example_that_reads(tmp_path: Path) -> None:
+    """Each is read in a recipe that is right otherwise."""
+    least = {
+        "data": {"train": {"_target_": "launcher.datasets.Digits"}, "global_batch_size": 8},
+        "model": {"_target_": "launcher.models.MLP", "inputs": 64, "outputs": 10},
+        "optimizer": {"_target_": "SGD", "lr": 0.1},
+    }
+    for name in ("my_data", "my_model", "my_task"):
+        (tmp_path / f"{name}.py").write_text("collate = Net = step = count = adapt = after = len\n")
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump({**least, "train": {"steps": 10}}))
+    np.save(tmp_path / "weights.npy", np.ones(1))
+    for entry in all_keys().values():
+        assert entry.text.endswith((".", "…")) or re.fullmatch(r"[1-7]: .*", entry.text), entry
+        if entry.kind == "section":
+            continue
+        needed = joined(least, NEEDED.get(entry.key, {}))
+        assert entry.example, f"{entry.key} has no example in launcher/recipe/keys.py"
+        example = yaml.safe_load(entry.as_yaml)
+        length = {} if entry.key in ("train.epochs", "train.steps", "train.time") else {"train": {"steps": 10}}
+        text = yaml.safe_dump({"base": "base.yaml"} if entry.key == "base" else joined(joined(needed, length), example))
+        (tmp_path / "recipe.yaml").write_text(text)
+        told = wrong_with(tmp_path / "recipe.yaml", entry.key)
+        assert not told, f"{entry.key}: {told}"
+
+
+def joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    both = {key: joined(first[key], value) for key, value in second.items() if isinstance(first.get(key), dict)}
+    replaced = {key: value for key, value in second.items() if key not in both or "_target_" in value}
+    return {**first, **both, **replaced}
+
+
+def wrong_with(recipe: Path, key: str) -> str:
+    """What reading says about a key, or what lies in it; an example alone may lack what belongs to it."""
+    try:
+        load_recipe(recipe)
+    except RecipeError as error:
+        return "; ".join(str(problem) for problem in error.problems if problem.path.startswith(key))
+    return ""
+
+
+def test_explain_tells_a_key_a_section_and_the_key_of_an_argument(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "train.clip_grad_norm"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "train.clip_grad_norm",
+        "  Largest norm of all gradients together.",
+        "  allowed  a number greater than 0 or null; default: null",
+        "  example  train: {clip_grad_norm: 1.0}",
+    ]
+    assert main(["explain", "device.ddp"]) == 0
+    assert "  device.ddp.bucket_cap_mb           Size of a bucket" in capsys.readouterr().out
+    assert main(["explain", "optimizer.lr"]) == 0
+    assert "example  optimizer: {_target_: AdamW, lr: 1e-3}" in capsys.readouterr().out
+    assert main(["explain", "max_grad_norm"]) == 0
+    assert capsys.readouterr().out.startswith("train.clip_grad_norm\n")

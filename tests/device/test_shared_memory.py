@@ -241,9 +241,9 @@ def without_memory(limited: int, limit: int, most: int | None) -> bool:
     ids=["too little memory", "rank 0 cannot open", "rank 1 cannot open"],
 )
 def test_where_a_rank_has_no_such_memory_none_uses_it(limited: int, limit: int, most: int | None) -> None:
-    before = set(Path("/dev/shm").glob("launcher-*"))
+    before = set(Path("/dev/shm").glob("launcher_tmp_*"))
     assert in_world(2, without_memory, limited, limit, most) == [True, True]
-    left, deadline = set(Path("/dev/shm").glob("launcher-*")) - before, time.monotonic() + 10
+    left, deadline = set(Path("/dev/shm").glob("launcher_tmp_*")) - before, time.monotonic() + 10
     while any(file.exists() for file in left):  # of tests beside this one, for a moment
         assert time.monotonic() < deadline, f"left behind: {left}"
 
@@ -255,7 +255,7 @@ def names_of_open_files() -> list[str]:
         dist.barrier()  # rank 0 has taken the name away by now
         found = [os.readlink(entry) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
     dist.destroy_process_group()
-    return [name for name in found if "/launcher-" in name]
+    return [name for name in found if "/launcher_tmp_" in name]
 
 
 def test_the_file_has_no_name_while_it_is_used() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from tiers import rounds
 from worlds import TINY, Command, Trained, result_of, train
 
 import launcher
@@ -20,9 +21,9 @@ import launcher
 LONG = ("train.epochs=4000", "track.every=20 steps", "launch.threads=1")
 
 
-def start(folder: Path, *flags: str) -> subprocess.Popen[str]:
+def start(folder: Path, *flags: str, **world: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "launcher", "train", str(TINY), *LONG, "--cpu", "--run-dir", "run", *flags]
-    environment = {**os.environ, "PYTHONPATH": str(Path(launcher.__file__).parent.parent)}
+    environment = {**os.environ, **world, "PYTHONPATH": str(Path(launcher.__file__).parent.parent)}
     return subprocess.Popen(
         command,
         cwd=folder,
@@ -133,3 +134,42 @@ def test_a_second_launch_into_a_living_run_is_refused_and_touches_nothing(tmp_pa
     assert "is being written" not in (tmp_path / "run" / "logs" / "rank-0.log").read_text()
     first.process.terminate()
     assert first.wait().code == 75
+
+
+# ---------------------------------------------------------------------- before Python has loaded anything
+
+
+def mask(pid: int, kind: str) -> int:
+    """The signals that a process blocks (`SigBlk`) or handles (`SigCgt`), a bit for each."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith(kind)), 16)
+
+
+def cannot_die_of(pid: int, number: int) -> bool:
+    return bool((mask(pid, "SigBlk") | mask(pid, "SigCgt")) >> (number - 1) & 1)
+
+
+@rounds("name, moment", plain=[("SIGUSR2", 0.0)], long=[("SIGTERM", 0.0), ("SIGUSR2", 0.1), ("SIGUSR2", 0.5)])
+def test_a_rank_that_is_asked_to_stop_while_it_is_loaded_saves(tmp_path: Path, name: str, moment: float) -> None:
+    world = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    process = start(tmp_path, "--quiet", **world)
+    until(lambda: cannot_die_of(process.pid, getattr(signal, name)))  # Python itself is loaded until then
+    time.sleep(moment)
+    process.send_signal(getattr(signal, name))
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output  # not 75, which an agent would take for a failure
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "preempted"
+
+
+def test_ranks_of_ours_cannot_die_of_it_at_any_moment(tmp_path: Path) -> None:
+    process = start(tmp_path, "--quiet", "--processes", "2")
+    ranks: set[int] = set()
+    while len(ranks) < 2:
+        assert process.poll() is None
+        for one in psutil.Process(process.pid).children():
+            if one.pid not in ranks:
+                ranks.add(one.pid)
+                one.send_signal(signal.SIGUSR2)  # the first thing that befalls it
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 75, output
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "preempted"

@@ -552,8 +552,13 @@ def test_an_audit_finds_what_does_not_hold_any_more() -> None:
 def test_an_audit_cuts_rows_lists_and_later_dimensions() -> None:
     g = Generator().manual_seed(0)
     tokens, classes = normal(g, 4, 8, 5), whole(g, 5, 4, 8)  # [T, N, C] and [T, N]
-    flat = lambda o, y: F.cross_entropy(o.reshape(-1, 5), y.reshape(-1))  # noqa: E731
-    weighted = lambda o, y: flat(o, y) * (1 + o.shape[1])  # noqa: E731
+
+    def flat(o: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(o.reshape(-1, 5), y.reshape(-1))
+
+    def weighted(o: Tensor, y: Tensor) -> Tensor:
+        return flat(o, y) * (1 + o.shape[1])
+
     assert still_holds(flat, Reading("elements"), (tokens,), (classes,), 8) is None
     assert still_holds(weighted, Reading("elements"), (tokens,), (classes,), 8) is not None
     rows = (normal(g, 30, 5),), (whole(g, 5, 30),)  # of 8 graphs

@@ -17,15 +17,16 @@ from typing import Any
 import projects
 import pytest
 from projects import stand_in
+from tiers import rounds
 
 import launcher
 from launcher.cli.main import main
 from launcher.errors import LauncherError, RecipeError, UsageError
 from launcher.recipe.build import Builder
 from launcher.recipe.load import load_recipe
+from launcher.recipe.masking import masked
 from launcher.recipe.policy import Trust, argument_objections, style_objection
 from launcher.recipe.remote_paths import foreign_path
-from launcher.recipe.secrets import masked
 from launcher.recipe.targets import find_target
 from launcher.world.failure import of_exception
 
@@ -602,6 +603,33 @@ def test_own_code_is_named_with_its_arguments_before_it_is_imported(
 
 
 # ---------------------------------------------------------------------- secrets
+
+
+SAVED = ("evaluate run --cpu", "predict run --cpu --data test --to outputs.jsonl", "export run --to net.safetensors")
+
+
+@rounds(
+    "command",
+    plain=["train recipe.yaml --cpu", SAVED[2], "submit recipe.yaml --cpu"],
+    long=["resume run --cpu", *SAVED[:2], "data recipe.yaml --seconds 0"],
+)
+def test_each_command_names_own_code_before_it_imports_it(
+    project: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    test = "data.test={_target_: parts.py:Points}"
+    if "run" in command.split():
+        assert main(["train", "recipe.yaml", "--cpu", "--quiet", "--run-dir", "run", test]) == 0
+        sys.modules.pop("parts")
+    with (project / "parts.py").open("a") as file:
+        file.write("\nprint('it is imported', flush=True)\nraise ValueError('so far')\n")
+    capsys.readouterr()
+    main(command.split())
+    printed = capsys.readouterr()
+    lines = (printed.out + printed.err).splitlines()
+    named = next(number for number, line in enumerate(lines) if line.startswith("own code"))
+    imported = [number for number, line in enumerate(lines) if "it is imported" in line or "so far" in line]
+    assert all(number > named for number in imported), lines
+    assert imported or "is finished" in lines[-1]
 
 
 @pytest.mark.parametrize(

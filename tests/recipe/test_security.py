@@ -17,9 +17,10 @@ from launcher.cli.main import main
 from launcher.errors import LauncherError, RecipeError, UsageError
 from launcher.recipe.build import SLOTS, Builder
 from launcher.recipe.load import load_recipe
+from launcher.recipe.masking import shape_in
 from launcher.recipe.policy import Trust, argument_objections, listed, objection
 from launcher.recipe.project import allowed_packages
-from launcher.recipe.secrets import holds_secret, is_secret_key, shape_in
+from launcher.recipe.secrets import holds_secret, is_secret_key
 from launcher.recipe.targets import find_target
 
 HOMES = tuple(home for slot in SLOTS for home in slot.homes)

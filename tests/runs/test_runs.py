@@ -22,7 +22,8 @@ from launcher.errors import UsageError
 from launcher.runs.folder import write_json
 from launcher.runs.lock import locked
 from launcher.runs.metrics import encode
-from launcher.runs.reading import Run, find_runs, named_runs, newest_run
+from launcher.runs.naming import named_run, named_runs
+from launcher.runs.reading import Run, find_runs
 from launcher.runs.states import ORDERS, STATES
 from launcher.runs.table import View, chosen
 
@@ -128,8 +129,8 @@ def test_runs_are_found_at_any_level_and_named_by_folder(some: Path, monkeypatch
         Path("runs/digits/one"),
         Path("runs/digits/two"),
     ]
-    assert newest_run("digits").folder == Path("runs/digits/two")  # below runs, as they are made
-    with pytest.raises(UsageError, match="no such folder"):
+    assert named_run("digits").folder == Path("runs/digits/two")  # below runs, as they are made
+    with pytest.raises(UsageError, match="no such run or folder; the newest are runs/text/three"):
         named_runs(["nothing"])
 
 
@@ -184,7 +185,7 @@ def test_no_runs_and_no_folder_are_said(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["runs", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"no runs in {tmp_path}\n"
     assert main(["runs", str(tmp_path / "nowhere")]) == 2
-    assert "no such folder" in capsys.readouterr().err
+    assert "no such run or folder" in capsys.readouterr().err
     assert main(["runs", str(tmp_path), "--watch"]) == 2
     assert "no terminal" in capsys.readouterr().err
 

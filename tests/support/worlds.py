@@ -8,6 +8,7 @@ import os
 import random
 import socket
 import sys
+import tempfile
 import time
 import traceback
 import uuid
@@ -25,6 +26,7 @@ import torch
 from places import ROOT, SUPPORT
 from places import TINY as TINY  # the recipe that most tests train
 
+from launcher import internals
 from launcher.checkpoints import format as checkpoints
 from launcher.recipe.load import load_recipe
 from launcher.runs.tracking.tracking import Line, read_metrics
@@ -283,13 +285,25 @@ class Launched:
 
 
 class Command:
-    """`launcher ARGUMENTS` in a process of its own that has imported torch already; its ranks are started as ever."""
+    """`launcher ARGUMENTS` in a process of its own that has imported torch already; its ranks are started as ever.
 
-    def __init__(self, folder: Path, *arguments: str, netns: str | None = None, **environment: str):
+    Args:
+        folder: Where it is given.
+        *arguments: What is given.
+        netns: The network that it has.
+        memory: A folder that is its /dev/shm.
+        **environment: Variables.
+    """
+
+    def __init__(
+        self, folder: Path, *arguments: str, netns: str | None = None, memory: str | None = None, **environment: str
+    ):
         self._mark = f"test-{uuid.uuid4()}"
         self.screen = folder / f"{self._mark}.screen"
         environment |= {"LAUNCHER_TEST_MARK": self._mark, "OMP_NUM_THREADS": "1"}
-        self.process = _process(_command, str(folder), str(self.screen), arguments, environment, netns, daemon=False)
+        self.process = _process(
+            _command, str(folder), str(self.screen), arguments, environment, netns, memory, daemon=False
+        )
 
     def family(self) -> list[psutil.Process]:
         """It and all that it started, wherever they are in the tree of processes by now."""
@@ -310,6 +324,18 @@ class Command:
         return Launched(code, screen, left, ended)
 
 
+def _mount(folder: str, place: str) -> None:
+    """A folder in another's place, for this process and those that it starts."""
+    library = ctypes.CDLL(None, use_errno=True)
+    private, bound = 1 << 18 | 1 << 14, 1 << 12  # MS_PRIVATE with MS_REC; MS_BIND
+    done = (
+        library.unshare(0x20000)
+        or library.mount(b"none", b"/", None, private, None)
+        or library.mount(os.fsencode(folder), os.fsencode(place), None, bound, None)
+    )
+    assert not done, os.strerror(ctypes.get_errno())
+
+
 def _is_marked(process: psutil.Process, mark: str) -> bool:
     try:
         return process.environ().get("LAUNCHER_TEST_MARK") == mark and process.status() != psutil.STATUS_ZOMBIE
@@ -318,9 +344,16 @@ def _is_marked(process: psutil.Process, mark: str) -> bool:
 
 
 def _command(
-    folder: str, screen: str, arguments: tuple[str, ...], environment: dict[str, str], netns: str | None
+    folder: str,
+    screen: str,
+    arguments: tuple[str, ...],
+    environment: dict[str, str],
+    netns: str | None,
+    memory: str | None,
 ) -> None:
     os.chdir(folder)
+    if memory is not None:
+        _mount(memory, "/dev/shm")
     if netns is not None:
         with open(f"/run/netns/{netns}") as file:
             assert ctypes.CDLL(None).setns(file.fileno(), 0) == 0
@@ -330,12 +363,16 @@ def _command(
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+    multiprocessing.set_start_method("fork", force=True)  # loader workers start as in a process of one's own
+    multiprocessing.current_process()._config.pop("tempdir", None)  # type: ignore[attr-defined]  # that of the tests
+    tempfile.tempdir = None
     from launcher.cli.main import main
 
     try:
         code = main(arguments)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
+    internals.run_exit_handlers()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -8,13 +8,17 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from places import ROOT
 from recipes.parts import Net, Numbers, WholeNumbers
 from tiers import rounds
@@ -22,13 +26,13 @@ from torch import nn
 from worlds import TINY, in_world, killed, result_of, train
 
 import launcher
+from launcher.api import Result
 from launcher.cli.main import main
 from launcher.datasets import Digits
 from launcher.device.device import open_device
-from launcher.errors import LauncherError, RecipeError, UsageError
+from launcher.errors import EXIT_PREEMPTED, LauncherError, RecipeError, UsageError
 from launcher.models import MLP
 from launcher.recipe.load import load_recipe
-from launcher.run import Result
 from launcher.runs.metrics import read_evaluations
 from launcher.training.nonfinite import NonFiniteError
 from launcher.world.world import FAULTS_VARIABLE, World
@@ -332,8 +336,8 @@ def test_objects_from_python_stand_in_place_of_sections(tmp_path: Path) -> None:
         tmp_path / "left", "train.steps=2", "train.epochs=null", model=None, validation=None
     )  # as the recipe says
     assert left.step == 2
-    with pytest.raises(UsageError, match=r"takes no 'modell'; it takes: model, loss"):
-        launcher.train(TINY, modell=Net())
+    with pytest.raises(TypeError, match="unexpected keyword argument 'modell'"):
+        launcher.train(TINY, modell=Net())  # type: ignore[call-arg]  # which mypy says as well
 
 
 def _trains_objects(folder: str, faults: str = "") -> str:
@@ -452,11 +456,13 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
     straight = train(tmp_path / "straight", *long, "data.train.seconds=0")
     before = signal.getsignal(signal.SIGTERM)
     threading.Thread(target=_terminate_when, args=(tmp_path / "run" / "metrics.jsonl",), daemon=True).start()
-    stopped = run(tmp_path / "run", *long)
-    assert stopped.state == "preempted"
-    assert 0 < stopped.step < 400
+    with pytest.raises(SystemExit) as end:
+        run(tmp_path / "run", *long)
+    assert end.value.code == EXIT_PREEMPTED
     assert signal.getsignal(signal.SIGTERM) == before
-    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "preempted"
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert status["state"] == "preempted"
+    assert 0 < status["step"] < 400
     assert train(tmp_path / "run", *long).distance(straight) == 0
 
 
@@ -519,3 +525,91 @@ def test_an_error_in_rank_0_s_evaluation_reaches_every_rank(tmp_path: Path) -> N
     first, second = in_world(2, _fails_on_rank_0, str(tmp_path / "run"))
     assert first == "ZeroDivisionError: row 3 is broken"
     assert second.startswith("PeerError: rank 0 failed: ZeroDivisionError: row 3 is broken")
+
+
+# ---------------------------------------------------------------------- without a recipe's file, and afterwards
+
+
+def test_objects_alone_or_a_mapping_are_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    alone = launcher.train(
+        model=Net(),
+        train=WholeNumbers(),
+        loss=nn.CrossEntropyLoss(),
+        optimizer=partial(torch.optim.SGD, lr=0.1),
+        global_batch_size=16,
+        steps=3,
+        cpu=True,
+        output="quiet",
+    )
+    assert (alone.state, alone.step, alone.folder.parent) == ("finished", 3, tmp_path / "runs" / "run")
+    digits = {
+        "name": "said",
+        "data": {"train": {"_target_": "launcher.datasets.Digits"}, "global_batch_size": 64},
+        "model": {"_target_": "launcher.models.MLP", "inputs": 64, "hidden": (16,), "outputs": 10},
+        "loss": {"_target_": "CrossEntropyLoss"},
+        "optimizer": {"_target_": "SGD", "lr": 0.1},
+    }
+    (tmp_path / "said.yaml").write_text(yaml.safe_dump({**digits, "train": {"steps": 5}}).replace("!!python/tuple", ""))
+    by_mapping = launcher.train(digits, steps=5, cpu=True, output="quiet")
+    by_file = launcher.train("said.yaml", cpu=True, output="quiet")
+    torch.testing.assert_close(by_mapping.model.state_dict(), by_file.model.state_dict(), rtol=0, atol=0)
+    with pytest.raises(RecipeError, match=r"holds what no recipe can: .* hand objects in by keyword: model="):
+        launcher.train({**digits, "model": Net()})
+    assert [run.name for run in launcher.runs()] == ["said", "said", "run"]
+    assert [run.folder for run in launcher.runs("said@1")] == [Path("runs/said") / by_mapping.folder.name]
+    loaded = launcher.load("said@2", cpu=True)
+    assert not loaded.training
+    torch.testing.assert_close(loaded.state_dict(), by_file.model.state_dict(), rtol=0, atol=0)
+
+
+def test_a_result_has_rows_scores_predictions_and_a_page(tmp_path: Path) -> None:
+    result = run(tmp_path / "run", *EVALUATED)
+    assert [row["step"] for row in result.metrics if row["split"] == "validation"] == [2, 4, 6, 8, 10, 12]
+    assert result.best is not None
+    assert result.best.value == min(row["loss"] for row in result.metrics if row["split"] == "validation")
+    data = Numbers(size=23, seed=2)
+    outputs = result.predict(data.inputs, cpu=True)
+    with torch.no_grad():
+        torch.testing.assert_close(outputs, result.model.eval()(data.inputs))
+    torch.testing.assert_close(result.predict("validation", cpu=True), outputs)
+    (measured,) = result.evaluate(data, cpu=True)
+    assert {**measured, "split": "validation"} == result.scores[0]
+    assert result.evaluate("test", cpu=True) == result.scores[1:]
+    assert "<!doctype html>" in result.report().read_text().lower()
+
+
+def test_what_is_wrong_with_a_recipe_is_a_list() -> None:
+    assert launcher.check(TINY) == []
+    (problem,) = launcher.check(TINY, "optimizer.lrr=1")
+    assert (problem.path, "did you mean 'lr'?" in problem.message) == ("optimizer.lrr", True)
+
+
+def test_processes_that_nobody_started_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"launch.processes: launcher.train\(\) trains in the 1 process that"):
+        run(tmp_path / "run", "launch.processes=2")
+    assert not (tmp_path / "run").exists()
+
+
+LOOP = """
+import sys, launcher
+for number in range(3):
+    result = launcher.train(sys.argv[1], "launch.threads=1", "train.epochs=100000", run_dir=f"run-{number}", cpu=True)
+    print("came back", result.state)
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", -signal.SIGINT), ("SIGTERM", 75)])
+def test_a_loop_of_runs_ends_when_it_is_asked_to(tmp_path: Path, name: str, code: int) -> None:
+    command = [sys.executable, "-c", LOOP, str(TINY)]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as loop:
+        while not (tmp_path / "run-0" / "metrics.jsonl").exists():
+            assert loop.poll() is None
+            time.sleep(0.05)
+        loop.send_signal(getattr(signal, name))
+        printed, _ = loop.communicate(timeout=60)
+    assert loop.returncode == code
+    assert "came back" not in printed
+    assert "resume    launcher resume run-0" in printed
+    assert json.loads((tmp_path / "run-0" / "status.json").read_text())["state"] == "preempted"
+    assert not (tmp_path / "run-1").exists()

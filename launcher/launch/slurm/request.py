@@ -113,6 +113,14 @@ class Request:
         """
         return load_recipe(self.recipe, [*self.overrides, *self.section, *more], self.remove)
 
+    def recipes(self) -> list[Recipe]:
+        """The recipe of each task; of none where a script of one's own is queued.
+
+        Raises:
+            RecipeError: One is wrong.
+        """
+        return [] if self.recipe == OWN_SCRIPT else [self.read(*words) for words in self.tasks or ((),)]
+
     def _check_components(self, world: Sequence[str]) -> None:
         """Imports what the recipe names, in a child of one thread; where that takes too long it is left to the job.
 

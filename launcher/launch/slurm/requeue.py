@@ -32,6 +32,7 @@ _ONCE = ("--hold", "-H")
 _ONCE_WITH_VALUE = ("--begin", "-b", "--dependency", "-d", "--deadline")
 _EXCLUDE = "--exclude"
 _LEAVING_SECONDS = 60.0  # what a job that is ending may take until the next one begins
+_UNHEARD = 128 + signal.SIGUSR2  # of a rank that was asked to save while Python itself was loaded
 NO_PROGRESS_STARTS = 3  # so many starts in a row from the same step, and a job is stopped
 
 
@@ -126,22 +127,28 @@ class Ending:
         if last.get("job") == self.job and last.get("restart", 0) > self.restart:  # this node was lost meanwhile
             say(f"job {self.job} has been started again elsewhere: there is nothing left to do here")
             return EXIT_DONE
-        submission = self._noted(submission)
-        began = float(last.get("time", 0.0))
+        ending = self
         if self.code not in (EXIT_DONE, EXIT_PREEMPTED, EXIT_USAGE):
-            if (failure := self._failure(began)) is not None:
+            failure, code = self._failure(float(last.get("time", 0.0)))
+            ending = replace(self, code=code)
+            if failure is not None:
                 say(failure.line)
-            elif self.code > 128:
-                say(f"srun: {exit_in_words(128 - self.code)}")
-        code = self._settled(submission, say)
+            elif code > 128:
+                say(f"srun: {exit_in_words(128 - code)}")
+        submission = ending._noted(submission)
+        code = ending._settled(submission, say)
         is_cancelled = submission.cancelled or self.cancelled
         if is_cancelled or code not in (EXIT_DONE, EXIT_PREEMPTED):  # where nothing has begun, nobody else says so
             _close(self.folder, "preempted" if is_cancelled else "failed")
         shutil.rmtree(Notes(self.folder).folder, ignore_errors=True)
         return code
 
-    def _failure(self, began: float) -> Failure | None:
-        """What made this start fail, from the report of its ranks, or from what srun said of one that left no word."""
+    def _failure(self, began: float) -> tuple[Failure | None, int]:
+        """What made this start fail, from the report of its ranks, or from what srun said of one that left no word.
+
+        Returns:
+            With the exit code of that. srun ends with the highest of all: 143, of those that it ends itself, hides 137.
+        """
         known, exits = reported(self.folder, began), list(exits_in(self._log))
         if known is None or known.is_aftermath:  # then the first that was killed, but nobody who came after it
             task_exit = next((candidate for candidate in exits[:1] if candidate.exit_code < 0), None)
@@ -150,12 +157,12 @@ class Ending:
                 (candidate for candidate in exits if known.is_silent and candidate.rank == known.rank), None
             )
         if task_exit is None:
-            return known
+            return known, self.code
         failure = replace(task_exit, exit_code=EXIT_FAILED)
         if known is not None:
             failure = replace(failure, step=known.step, epoch=known.epoch, world=known.world)
         Report(failure, self.folder, "", shlex.join(["launcher", "resume", str(self.folder)])).write()
-        return failure
+        return failure, 128 - task_exit.exit_code if task_exit.exit_code < 0 else self.code
 
     @property
     def _log(self) -> str:
@@ -185,11 +192,15 @@ class Ending:
             for failure in Notes(self.folder).read().values()
         ):
             return EXIT_USAGE  # srun ends with what the others were ended with
+        is_cancelled = self.cancelled or submission.cancelled
+        if self.code == _UNHEARD and not state and not is_cancelled and len(submission.starts) <= self.max_requeues:
+            say("asked to save before there was anything to save")
+            return self._again(submission, say)
         # torchrun and accelerate end with codes of their own: then only the run itself says that it has saved
         if self.code != EXIT_PREEMPTED and state != "preempted":
             is_lost = self.cancelled and state not in ("finished", "")  # srun that is cancelled itself ends with 0
             code = EXIT_FAILED if self.code == EXIT_DONE and is_lost else self.code
-            may = not (code in (EXIT_DONE, EXIT_USAGE) or self.cancelled or submission.cancelled)
+            may = code not in (EXIT_DONE, EXIT_USAGE) and not is_cancelled
             return self._restarted(submission, code, say) if may and self.max_restarts else code
         step, began = _step(self.folder), start["step"]
         saved = "saved" if step is None else f"saved at step {step:,}"

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from launcher import text
 from launcher.errors import LauncherError, UsageError
-from launcher.recipe.secrets import masked, masked_in
+from launcher.recipe.masking import masked, masked_in
+from launcher.runs.differing import differing, label_of
 from launcher.runs.metrics import METRICS_FILE
 from launcher.runs.reading import Run
 from launcher.runs.report.charts import Chart, Series, charts_of, steps_per_epoch
@@ -135,8 +136,10 @@ def told(runs: Sequence[Run], say: Callable[[str], None] = lambda _: None) -> li
             raise LauncherError("none of these runs can be shown; see what is said of each")
     folders = [entry.run.folder.resolve().parts for entry in named]
     depth = next((n for n in range(1, 20) if len({parts[-n:] for parts in folders}) == len(folders)), 20)
-    for entry, parts in zip(named, folders, strict=True):
-        entry.label = "/".join(parts[-depth:])
+    differences = differing([entry.run for entry in named])
+    labels = [label_of(differences[entry.run]) for entry in named]
+    for entry, parts, label in zip(named, folders, labels, strict=True):
+        entry.label = label if label and labels.count(label) == 1 else "/".join(parts[-depth:])
     if not are_comparable(named):
         return named
     return sorted(named, key=lambda entry: entry.run.best.rank if entry.run.best else math.inf)

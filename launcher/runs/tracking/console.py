@@ -18,7 +18,7 @@ from rich.console import Console as Rich
 from rich.table import Table
 from rich.text import Text
 
-from launcher.recipe.secrets import masked, masked_in
+from launcher.recipe.masking import masked, masked_in
 from launcher.runs.metrics import Line, encode
 from launcher.runs.tracking.scores import (
     _BAD,
@@ -53,20 +53,11 @@ def open_console(output: str, run: ShownRun, past: Iterable[Line]) -> Console:
         return Console(run)
     if output == "json":
         return JsonLines(run)
-    scores = Scores(run.best, run.decides, past)
+    scores = Scores(run.best, run.decides, past, run.total_steps)
     encoding = (getattr(sys.stdout, "encoding", None) or "").lower().replace("-", "")
     if sys.stdout.isatty() and not Rich().is_dumb_terminal and encoding == "utf8":
         return Terminal(run, scores)
     return Plain(run, scores)
-
-
-# ---------------------------------------------------------------------- lines in words
-
-
-# ---------------------------------------------------------------------- what is remembered
-
-
-# ---------------------------------------------------------------------- consoles
 
 
 class Console:
@@ -104,7 +95,11 @@ class Console:
 
     def _last_line(self, outcome: str, summary: Sequence[Line]) -> Text:
         style = {"finished": f"bold {_GOOD}", "failed": f"bold {_BAD}"}.get(outcome, "bold yellow")
-        parts = [Text(outcome, style), _pair("step", str(self.pace.step))]
+        ended = _pair(
+            "stopped, saved after step" if outcome == "preempted" else f"{outcome}  step", str(self.pace.step)
+        )
+        ended.stylize(style, 0, len(outcome) if outcome != "preempted" else len("stopped"))
+        parts = [ended]
         if summary and summary[-1]["split"] != "train":
             scores = _metrics(summary[-1])
             parts += [Text(_title(summary[-1]))] + [_pair(name, number(value)) for name, value in scores.items()]
@@ -113,30 +108,30 @@ class Console:
 
 
 class JsonLines(Console):
-    """One JSON object a line on standard output, nothing else."""
+    """One JSON object a line on standard output, nothing else; see `launcher.runs.tracking.json_lines`."""
 
     def start(self, plan: Sequence[tuple[str, str]]) -> None:
-        """`{"plan": {label: text}}`."""
+        """`{"kind": "plan", "plan": {label: text}}`."""
         super().start(plan)
-        _write(encode({"plan": masked_in(dict(plan))}))
+        _write(encode({"kind": "plan", "plan": masked_in(dict(plan))}))
 
     def line(self, line: Line) -> None:
         """The line as it stands in `metrics.jsonl`."""
         super().line(line)
-        _write(encode(masked_in(line)))
+        _write(encode({"kind": "metrics", **masked_in(line)}))
 
     def message(self, text: str) -> None:
-        """`{"message": text}`."""
-        _write(encode({"message": masked(text)}))
+        """`{"kind": "message", "message": text}`."""
+        _write(encode({"kind": "message", "message": masked(text)}))
 
     def warn(self, text: str) -> None:
-        """`{"warning": text}`."""
-        _write(encode({"warning": text}))
+        """`{"kind": "warning", "warning": text}`."""
+        _write(encode({"kind": "warning", "warning": text}))
 
     def close(self, outcome: str, summary: Sequence[Line]) -> None:
-        """`{"outcome", "step", "seconds", "run", "summary"}`."""
+        """`{"kind": "end", "outcome", "step", "seconds", "run", "summary"}`."""
         end = {"step": self.pace.step, "seconds": round(self.pace.seconds, 3), "run": str(self.run.run_dir)}
-        _write(encode({"outcome": outcome, **end, "summary": list(summary)}))
+        _write(encode({"kind": "end", "outcome": outcome, **end, "summary": list(summary)}))
 
 
 class Plain(Console):
@@ -160,7 +155,7 @@ class Plain(Console):
         """Every evaluation; a train line when the last one is some time ago."""
         super().line(line)
         if line["split"] != "train":
-            self.say(self.scores.add(line))
+            self.say(self.scores.add(line, self.train))
             return
         self.train = line
         if self._is_time():
@@ -181,10 +176,12 @@ class Plain(Console):
             self.say(Text(f"evaluating {split}  {done}/{total}"))
 
     def close(self, outcome: str, summary: Sequence[Line]) -> None:
-        """A table of the last numbers, and the last line."""
+        """A table of the last numbers, the last line, and what to do next."""
         if columns := self._columns(summary):
             self.show_table(_table(columns))
         self.say(self._last_line(outcome, ()))
+        for label, command in self.run.next_commands(outcome):
+            self.say(_pair(f"{label:<9}", command))
 
     def say(self, text: Text) -> None:
         """Writes one line."""
@@ -255,7 +252,7 @@ class Terminal(Plain):
             self.train = line
             return
         self._evaluation = None
-        self.say(self.scores.add(line))
+        self.say(self.scores.add(line, self.train))
 
     def progress(self, step: int) -> None:
         """Moves the bar, a few times a second."""

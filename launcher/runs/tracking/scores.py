@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import shlex
 import time
 from collections import deque
 from collections.abc import Iterable
@@ -31,6 +33,7 @@ class ShownRun:
         best: The metric that decides and its mode, `min` or `max`.
         decides: The name of the validation set in which it does.
         deadline: When the job ends by its limit, in unix time.
+        from_python: Whether a call from Python started it, which only the same call resumes.
     """
 
     run_dir: Path
@@ -39,6 +42,15 @@ class ShownRun:
     best: tuple[str, str] | None
     decides: str
     deadline: float | None
+    from_python: bool = False
+
+    def next_commands(self, outcome: str) -> list[tuple[str, str]]:
+        """What a user may want to do when a start has ended, as label and command; a failure's report says its own."""
+        folder = min(str(self.run_dir), os.path.relpath(self.run_dir), key=len)
+        if outcome == "preempted":
+            call = f"the same call, with run_dir={folder!r}"
+            return [("resume", call if self.from_python else f"launcher resume {shlex.quote(folder)}")]
+        return [("report", f"launcher report {shlex.quote(folder)}")] if outcome == "finished" else []
 
 
 def _metrics(line: Line) -> dict[str, Any]:
@@ -61,16 +73,25 @@ def _pair(label: str, value: str, style: str = "") -> Text:
 class Scores:
     """The evaluations so far: the last of each set, and the best of the one that decides."""
 
-    def __init__(self, best: tuple[str, str] | None, decides: str, past: Iterable[Line]):
+    def __init__(
+        self, best: tuple[str, str] | None, decides: str, past: Iterable[Line] = (), total_steps: int | None = None
+    ):
+        self._total_steps = total_steps
         self._metric, self._mode = best or ("", "")
         self._decides = decides
         self._last: dict[str, Line] = {}
+        self._widths: dict[tuple[str, str], int] = {}  # of each set's columns, so that they stand below each other
         self.best: dict[str, Line] = {}
         for line in past:
             self.add(line)
 
-    def add(self, line: Line) -> Text:
-        """Takes an evaluation in; returns it in words, with the change since the one before."""
+    def add(self, line: Line, train: Line | None = None) -> Text:
+        """Takes an evaluation in; returns it in words, with the change since the one before.
+
+        Args:
+            line: The evaluation.
+            train: The newest line of training, whose loss is shown beside.
+        """
         title = _title(line)
         before = self._last.get(title, {})
         is_deciding = line["split"] == "validation" and line.get("name", "") == self._decides
@@ -78,14 +99,31 @@ class Scores:
         self._last[title] = line
         if is_best:
             self.best[title] = line
-        parts = [Text(title, "bold"), _pair("step", str(line["step"]))]
+        parts = [Text(title, "bold"), self._padded(title, "step", _pair("step", str(line["step"])))]
+        if train is not None and isinstance(loss := train.get("loss"), int | float):
+            parts.append(self._padded(title, "train", _pair("train loss", number(loss), _alarm(loss))))
         for name, value in _metrics(line).items():
-            parts.append(_pair(name, number(value), _alarm(value)))
+            cell = _pair(name, number(value), _alarm(value))
             if isinstance(before.get(name), int | float):
-                parts[-1].append_text(self._change(name, value - before[name]))
+                cell.append_text(self._change(name, value - before[name]))
             if is_best and name == self._metric:
-                parts[-1].append(" best", f"bold {_GOOD}")
-        return _join(parts)
+                cell.append(" best", f"bold {_GOOD}")
+            parts.append(self._padded(title, name, cell))
+        words = _join(parts)
+        words.rstrip()
+        return words
+
+    def _padded(self, title: str, name: str, cell: Text) -> Text:
+        """A cell as wide as the widest of its column so far."""
+        width = self._widths[title, name] = max(cell.cell_len, self._widths.get((title, name), self._least(name)))
+        cell.pad_right(width - cell.cell_len)
+        return cell
+
+    def _least(self, name: str) -> int:
+        """A column's width on its first line, whose figures have no change beside them yet."""
+        if name == "step":
+            return len(f"step {self._total_steps or ''}")
+        return len("train loss 0.1234") if name == "train" else len(f"{name} 0.1234 (-0.012)")
 
     def _improves(self, line: Line, best: Line | None) -> bool:
         value = line.get(self._metric)

@@ -187,6 +187,7 @@ def open_tracking(
     deadline: float | None = None,
     evaluated: int | None = None,
     own_code: Sequence[Path] = (),
+    from_python: bool = False,
 ) -> Tracking:
     """Opens everything that rank 0 tracks with, and goes on with what earlier starts of the run wrote.
 
@@ -202,6 +203,7 @@ def open_tracking(
         output: `auto` is a bar on a terminal and plain lines elsewhere; `quiet` only errors and the last line;
             `json` one object a line.
         deadline: When the job ends by its limit, in unix time.
+        from_python: Whether a call from Python started the run.
         own_code: The folders of the user's own code, which may speak to a tracker as well.
         evaluated: The step of the last evaluation that is not made again, see `MetricsFile.continue_from`.
 
@@ -215,7 +217,7 @@ def open_tracking(
 
     metrics = MetricsFile(run_dir / METRICS_FILE)
     past = metrics.continue_from(start_step, evaluated)
-    shown = ShownRun(run_dir, total_steps, start_step, best, decides, deadline)
+    shown = ShownRun(run_dir, total_steps, start_step, best, decides, deadline, from_python)
     tracked = TrackedRun(
         run_dir, run_name, start_step, config, lambda: read_until(metrics.path, past.size_bytes), own_code
     )

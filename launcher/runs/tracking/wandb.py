@@ -136,8 +136,8 @@ class WandB(Tracker):
     def _catch_up(self) -> None:
         run = self.inner.run
         self._step = -1
-        self._resumed_at = self._newest_there() if run.resumed else -1
         self._sent = Sent(self.run.run_dir / "wandb_sent.json")
+        self._resumed_at = self._newest_there() if run.resumed else -1
         self._newest = dict(self._sent.settled) if run.offline else {}
         if self.run.start_step > 0:
             for line in self.run.history():
@@ -145,10 +145,15 @@ class WandB(Tracker):
                 time.sleep(0)  # the training's thread goes first
 
     def _newest_there(self) -> int:
-        """The newest step of ours that the server has. Its own count is another where the user's code logs as well."""
-        counted: int = self.inner.run.starting_step - 1
-        newest = self.inner.run.summary.get("step") if self._is_shared else None
-        return int(newest) if isinstance(newest, int | float) else counted
+        """The newest step of ours that the server has.
+
+        Its own count is another where the user's code logs as well. A server without a summary does not say it then:
+        it has what was sent a while before that start ended.
+        """
+        if not self._is_shared:
+            return int(self.inner.run.starting_step) - 1
+        newest = self.inner.run.summary.get("step")
+        return int(newest) if isinstance(newest, int | float) else max(self._sent.settled.values(), default=-1)
 
 
 def _settings() -> Any:

@@ -261,7 +261,7 @@ def test_a_preflight_decides_whether_the_run_starts(cluster: Cluster, capsys: py
     ]
     assert "train.start_from: " in log(cluster.job(first[0]))
     assert cluster.ended(first[1]) == "COMPLETED 0:0"
-    assert "preempted  step 1" in log(cluster.job(first[1]))
+    assert "stopped, saved after step 1" in log(cluster.job(first[1]))
 
 
 def test_what_slurm_refuses_is_said_in_its_words(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import time
@@ -388,6 +389,28 @@ def test_a_job_that_fails_is_started_again_without_the_host_that_failed_twice(tm
     assert (fails_on("node3", 3), Submission.read(run).excluded) == (75, ["node7"])
     assert (fails_on("node7", 3), len(said)) == (1, 1)
     assert said[0].startswith("failed 4 times: not started again (launch.max_restarts); `launcher resume")
+
+
+def test_a_job_ends_with_the_code_of_the_rank_that_was_killed_first(tmp_path: Path) -> None:
+    run, said = started(tmp_path / "run", 0, 10, state="failed"), list[str]()
+    (run / "logs").mkdir(exist_ok=True)
+    ends = ("node1: task 3: Killed", "node0: tasks 0-1: Terminated", "node1: task 2: Exited with exit code 1")
+    printed = "".join(f"srun: error: {end}\n" for end in ends)
+    (run / "logs" / "slurm-7.out").write_text(f"launcher: start 1 of job 7\n{printed}")
+    assert Ending(run, "7", 143).settle(said.append) == 137  # srun's is the highest of all
+    assert "killed by signal 9" in said[0]
+    assert read_json(run / "failure.json")["rank"] == 3
+    assert Submission.read(run).starts[-1]["code"] == 137
+
+
+def test_a_job_whose_ranks_were_asked_too_early_goes_on(tmp_path: Path) -> None:
+    run, said = tmp_path / "run", list[str]()
+    run.mkdir()
+    mark_submitted(run, Submission(job="7"))
+    begin(run, "7", 20)
+    assert Ending(run, "7", 128 + signal.SIGUSR2).settle(said.append) == 75
+    assert "asked to save before there was anything to save" in said
+    assert Ending(run, "7", 128 + signal.SIGUSR2, cancelled=True).settle(said.append) == 128 + signal.SIGUSR2
 
 
 def test_a_save_that_takes_long_gets_more_time(tmp_path: Path) -> None:

@@ -14,10 +14,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import jsonschema
 import pytest
 from tracked import log_steps, strictly, track, train_line, validation_line
 
 from launcher.runs.tracking.console import tables
+from launcher.runs.tracking.json_lines import lines_schema
 from launcher.runs.tracking.tracking import NoTracking, Tracking, read_metrics
 from launcher.text import duration, number, short
 
@@ -68,10 +70,10 @@ def test_plain_lines_have_no_escape_codes_and_do_not_wrap(
         lines[2],
     )
     assert lines[3:7] == [
-        "validation  step 300  loss 0.1200  accuracy 0.9780 best",
+        "validation  step 300   train loss 0.003333  loss 0.1200           accuracy 0.9780 best",
         "saved step 300",
-        "validation  step 400  loss 0.1000 (-0.02)  accuracy 0.9810 (+0.003) best",
-        "validation clean  step 500  loss 1.000e-5  accuracy 0.9800",
+        "validation  step 400   train loss 0.003333  loss 0.1000 (-0.02)   accuracy 0.9810 (+0.003) best",
+        "validation clean  step 500   train loss 0.003333  loss 1.000e-5         accuracy 0.9800",
     ]
     table = [re.split(r"\s{2,}", line.strip()) for line in lines if line.startswith(("step  ", "loss  ", "accuracy"))]
     assert table == [
@@ -79,7 +81,8 @@ def test_plain_lines_have_no_escape_codes_and_do_not_wrap(
         ["loss", "0.003333", "0.1000", "1.000e-5"],
         ["accuracy", "0.9810", "0.9800"],
     ]
-    assert re.fullmatch(rf"finished  step 500  in \d:\d\d  {re.escape(str(tmp_path))}", lines[-1])
+    assert re.fullmatch(rf"finished  step 500  in \d:\d\d  {re.escape(str(tmp_path))}", lines[-2])
+    assert lines[-1] == f"report    launcher report {tmp_path}"
 
 
 def test_a_matrix_is_a_row_for_each_class_and_a_curve_is_measured() -> None:
@@ -110,7 +113,7 @@ def test_a_resumed_run_compares_with_what_came_before(tmp_path: Path, capsys: py
     capsys.readouterr()
     tracking = track(tmp_path, start_step=200)
     tracking.log(validation_line(300, loss=0.3, accuracy=0.85))
-    assert capsys.readouterr().out == "validation  step 300  loss 0.3000 (-0.1)  accuracy 0.8500 (+0.05)\n"
+    assert capsys.readouterr().out == "validation  step 300   loss 0.3000 (-0.1)    accuracy 0.8500 (+0.05)\n"
 
 
 def test_quiet_prints_the_last_line_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -132,10 +135,13 @@ def test_json_is_one_object_a_line(tmp_path: Path, capsys: pytest.CaptureFixture
     tracking.log(train_line(10, loss=math.inf))
     tracking.message("saved\nstep 10")
     tracking.close("failed", [validation_line(10)])
-    plan, line, message, end = (strictly(text) for text in capsys.readouterr().out.splitlines())
-    assert plan == {"plan": {"device": "cpu"}}
+    printed = [strictly(text) for text in capsys.readouterr().out.splitlines()]
+    for one in printed:
+        jsonschema.validate(one, lines_schema())
+    plan, line, message, end = printed
+    assert plan == {"kind": "plan", "plan": {"device": "cpu"}}
     assert {key: line[key] for key in ("step", "split", "loss")} == {"step": 10, "split": "train", "loss": "Infinity"}
-    assert message == {"message": "saved\nstep 10"}
+    assert message == {"kind": "message", "message": "saved\nstep 10"}
     assert (end["outcome"], end["step"], end["summary"]) == ("failed", 10, [validation_line(10)])
 
 
@@ -232,10 +238,12 @@ def test_a_terminal_shows_a_bar_and_keeps_other_peoples_words(tmp_path: Path) ->
     assert re.search(r"━+  step 300/300  epoch 1\.00  0:00 left", plain)
     assert "loss 0.003333  lr 0.001" in plain
     assert "evaluating validation  1/2" in plain
-    assert "\r\nvalidation  step 300  loss 0.5000\r\n" in plain
+    assert "\r\nvalidation  step 300  train loss 0.003333  loss 0.5000\r\n" in plain
     assert "the user's own words\r\n" in plain
     assert "\x1b[?25l" not in out  # the cursor is never hidden, so that no crash leaves it so
-    assert re.search(rf"\r\nfinished  step 300  in \d+:\d\d  {re.escape(str(tmp_path))}\s*$", plain)
+    assert re.search(
+        rf"\r\nfinished  step 300  in \d+:\d\d  {re.escape(str(tmp_path))}\s+report +launcher report", plain
+    )
 
 
 def test_a_debugger_has_the_terminal_to_itself(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import itertools
 import json
 import os
 import re
@@ -234,12 +236,17 @@ class WandbService(ThreadingHTTPServer):
         self.rows: list[str] = []
         self.runs: set[str] = set()
         self.is_silent = False
+        self.keeps_summary = False
 
     def answer(self, query: dict[str, Any]) -> Any:
         """The data for one GraphQL query."""
         entity = {"id": "e", "name": "somebody"}
         name = query["variables"].get("name", "")
-        bucket = {"id": "b", "name": name, "historyLineCount": len(self.rows), "config": "{}", "summaryMetrics": "{}"}
+        summary: dict[str, Any] = {}
+        for row in self.rows if self.keeps_summary else ():
+            summary |= json.loads(row)
+        bucket = {"id": "b", "name": name, "historyLineCount": len(self.rows), "config": "{}"}
+        bucket |= {"summaryMetrics": json.dumps(summary)}
         match query.get("operationName"):
             case "RunResumeStatus":
                 tail = {"historyTail": json.dumps(self.rows[-1:]), "eventsTail": "[]", "wandbConfig": '{"t": {}}'}
@@ -331,6 +338,41 @@ def test_wandb_online_is_one_run_though_the_service_was_away(
     assert wandb_service.runs == {(tmp_path / "wandb_id").read_text().strip()}
 
 
+@pytest.mark.parametrize("keeps_summary", [True, False])
+def test_wandb_online_goes_on_beside_what_the_user_s_code_logs(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    wandb_env: Callable[..., None],
+    wandb_service: WandbService,
+    keeps_summary: bool,
+) -> None:
+    import wandb
+
+    wandb_service.keeps_summary = keeps_summary
+    wandb_env(WANDB_API_KEY=API_KEY, WANDB_BASE_URL=wandb_service.url)
+    own, run = tmp_path / "own", tmp_path / "run"
+    own.mkdir()
+    run.mkdir()
+    (own / "speaks_of_itself.py").write_text("import wandb\n")
+    monkeypatch.syspath_prepend(own)
+    importlib.import_module("speaks_of_itself")
+    mine = itertools.count()
+    for first, last in ((10, 100), (110, 200), (210, 300)):
+        tracking = track(run, start_step=first - 10, trackers={"wandb": {"project": "digits"}}, own_code=[own])
+        while wandb.run is None or wandb.run.settings.mode == "disabled":
+            time.sleep(0.05)
+        for step in range(first, last + 1, 10):
+            log_steps(tracking, step, step)
+            for _ in range(3):
+                wandb.log({"mine": next(mine)})
+        end(tracking, "preempted" if last < 300 else "finished")
+    rows = [json.loads(row) for row in wandb_service.rows]
+    assert [row["mine"] for row in rows if "mine" in row] == list(range(90))
+    sent = Counter((name, row["step"], value) for row in rows for name, value in row.items() if "/" in name)
+    assert sent == logged_numbers(run)
+    assert [row["_step"] for row in rows] == sorted({row["_step"] for row in rows})  # none twice
+
+
 STOPPED = """
     import os, signal, sys, time
     from pathlib import Path
@@ -358,9 +400,10 @@ STOPPED = """
 def test_a_wandb_that_hangs_does_not_keep_the_process_from_ending(tmp_path: Path) -> None:
     command = [sys.executable, "-c", textwrap.dedent(STOPPED), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
-    *_, last, helper = done.stdout.splitlines()
+    *_, last, resume, helper = done.stdout.splitlines()
     assert "wandb did not finish in time and is left behind" in done.stdout
-    assert last.startswith("preempted  step 300")
+    assert last.startswith("stopped, saved after step 300")
+    assert resume.startswith("resume    launcher resume ")
     assert not psutil.pid_exists(int(helper))
     assert "Traceback" not in done.stderr
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 300

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from counted import Net, Vectors
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset, default_collate
+
+if TYPE_CHECKING:
+    from recipes.counted import Net, Vectors
+else:
+    from counted import Net, Vectors
 
 
 class Normed(Net):
@@ -87,6 +91,8 @@ def changing_step(model: nn.Module, batch: Any, at: Any) -> dict[str, Tensor]:
 class Changing(nn.Module):
     """The same, of a model that has its own loss."""
 
+    calls: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
@@ -96,7 +102,7 @@ class Changing(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         if self.training:
             self.calls += 1
-        each = (self.line(x) - y) ** 2
+        each: Tensor = (self.line(x) - y) ** 2
         return each.mean() if self.calls < 2 else each.sum() / (y > 0).sum().clamp(min=1)
 
 
@@ -109,6 +115,8 @@ def mixed(samples: list[Any]) -> tuple[Tensor, Tensor]:
 
 class Remembering(Net):
     """A buffer that only a forward makes: a scalar, or one that grows."""
+
+    seen: Tensor
 
     def __init__(self, grows: bool = False) -> None:
         super().__init__()

@@ -463,3 +463,33 @@ class Unseeded(Numbers):
         import numpy as np
 
         return self.inputs[index] + np.random.default_rng().normal(), self.targets[index]
+
+
+class Cut(IterableDataset[tuple[Tensor, Tensor]]):
+    """48 of the noisy rows as a stream, which can be cut into parts."""
+
+    def __init__(self) -> None:
+        self.rows, self.places, self.num_shards = Noisy(), range(48), 12
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return (self.rows[index] for index in self.places)
+
+    def shard(self, num_shards: int, index: int) -> Cut:
+        part = Cut()
+        part.places, part.num_shards = self.places[index::num_shards], self.num_shards // num_shards
+        return part
+
+
+class InAStorm(Net):
+    """With chance and running means; it takes its time until there is a file `calm`, of which no recipe knows."""
+
+    def __init__(self) -> None:
+        super().__init__(dropout=0.2, norm=True)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        time.sleep(0 if os.path.exists("calm") else float(os.environ.get("STORM_PACE", "0")))
+        outputs: Tensor = super().forward(inputs)
+        return outputs + 0.01 * torch.randn_like(outputs)

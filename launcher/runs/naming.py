@@ -1,0 +1,160 @@
+"""The runs that a command line names: one way for every command.
+
+A name is the path of a run's folder, of a folder that holds runs, the recipe's name, the beginning of either, `latest`,
+or one of these with `@N`: the N-th run that it means, counted from the first that was started. Paths come first.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from launcher.errors import UsageError
+from launcher.runs.reading import Run, find_runs
+from launcher.text import suggestion
+
+LATEST = "latest"
+_MOST_SHOWN = 4
+_SAVED = (".pth", ".pt", ".safetensors")  # who writes one of these means a file
+
+
+def named_runs(texts: Iterable[str]) -> list[Run]:
+    """All runs that a command line names, each once.
+
+    Raises:
+        UsageError: A name means none.
+    """
+    unique_runs: dict[Path, Run] = {}
+    for text in texts:
+        unique_runs.update({run.folder.resolve(): run for run in _meant(text)})
+    return list(unique_runs.values())
+
+
+def named_run(text: str) -> Run:
+    """The one run that a name means; of several of one recipe, the one that was started last.
+
+    Raises:
+        UsageError: It means none, or runs of several recipes.
+    """
+    runs = _meant(text)
+    recipes = sorted({run.name for run in runs})
+    if len(recipes) > 1 and text != LATEST and not _is_exact(text):
+        raise UsageError(f"{text}: may mean {_listed(recipes)}; write more of the name")
+    return max(runs, key=_age)
+
+
+def runs(name: str | os.PathLike[str] | None = None) -> list[Run]:
+    """The runs of a folder or of a name, the newest first; None means all that `launcher runs` lists.
+
+    Raises:
+        UsageError: There is no such folder or run.
+    """
+    listed = _all_runs() if name is None else named_runs([os.fspath(name)])
+    return sorted(listed, key=_age, reverse=True)
+
+
+def saved_place(text: str) -> Path:
+    """What a name means to a command that reads what was saved: a path as it is, else the folder of the run.
+
+    Raises:
+        UsageError: It means none, or runs of several recipes.
+    """
+    path = Path(text)
+    is_folder_of_runs = path.is_dir() and any(run.folder != path for run in find_runs(path))
+    if path.suffix in _SAVED or (path.exists() and not is_folder_of_runs):
+        return path
+    return named_run(text).folder
+
+
+def is_named(text: str) -> bool:
+    """Whether a name means a run; it may mean something else, as a recipe."""
+    try:
+        return bool(_meant(text))
+    except UsageError:
+        return False
+
+
+def label_of(run: Run, runs: Iterable[Run]) -> str:
+    """The short name of a run among those of its folder of runs, as in `digits@3`."""
+    siblings = sorted((other for other in runs if other.name == run.name), key=_age)
+    numbers = [number for number, other in enumerate(siblings, start=1) if other.folder == run.folder]
+    return f"{run.name}@{numbers[0]}" if numbers else run.name
+
+
+def _meant(text: str) -> Sequence[Run]:
+    """The runs of a name, in the order in which they were started; at least one.
+
+    Raises:
+        UsageError: There is none.
+    """
+    if (runs := _in_folder(text)) is not None:
+        if not runs:
+            raise UsageError(f"{text}: there is no run in this folder{_known()}")
+        return runs
+    name, _, ordinal = text.rpartition("@")
+    if name and ordinal.isascii() and ordinal.isdigit():
+        return [_numbered(text, _meant(name), int(ordinal))]
+    everything = sorted(_all_runs(), key=_age)
+    if text == LATEST and everything:
+        return everything[-1:]
+    matching = [run for run in everything if run.name == text] or [run for run in everything if _begins(run, text)]
+    if not text or not matching:
+        near = suggestion(text, dict.fromkeys([*(run.name for run in everything), LATEST] if everything else ()))
+        raise UsageError(f"{text or repr(text)}: there is no such run or folder{near}{_known(everything)}")
+    return matching
+
+
+def _in_folder(text: str) -> Sequence[Run] | None:
+    """The runs in the folder of that path, from here or from the folder of all runs; None where there is none."""
+    for place in (Path(text), *(root / text for root in _roots())) if text else ():
+        if place.is_dir():
+            return sorted(find_runs(place), key=_age)
+    return None
+
+
+def _is_exact(text: str) -> bool:
+    """Whether a name is that of a folder, whatever is in it."""
+    return _in_folder(text) is not None
+
+
+def _roots() -> list[Path]:
+    from launcher.world.site import read_site
+
+    return list(dict.fromkeys([Path("runs"), read_site()[0].root]))
+
+
+def _all_runs() -> list[Run]:
+    runs = {run.folder.resolve(): run for root in _roots() if root.is_dir() for run in find_runs(root)}
+    return list(runs.values())
+
+
+def _begins(run: Run, text: str) -> bool:
+    """Whether a text is the beginning of a run's name, of its folder's, or of its path below the folder of runs."""
+    paths = [os.path.relpath(run.folder, root) for root in _roots()]
+    return any(word.startswith(text) for word in (run.name, run.folder.name, *paths))
+
+
+def _numbered(text: str, runs: Sequence[Run], number: int) -> Run:
+    if 1 <= number <= len(runs):
+        return runs[number - 1]
+    raise UsageError(f"{text}: there are {len(runs)}, from @1, the first that was started, to @{len(runs)}")
+
+
+def _known(runs: Sequence[Run] | None = None) -> str:
+    """The newest runs, so that one may be copied."""
+    newest = sorted(_all_runs() if runs is None else runs, key=_age)[: -_MOST_SHOWN - 1 : -1]
+    if not newest:
+        return f"; there are none in {os.path.normpath(_roots()[-1])}"
+    return f"; the newest are {_listed([os.path.normpath(run.folder) for run in newest])}; `launcher runs` lists all"
+
+
+def _listed(words: Sequence[str]) -> str:
+    shown = [re.sub(r"\s", "?", word) for word in words[:_MOST_SHOWN]]
+    return ", ".join(shown) + ", …" * (len(words) > _MOST_SHOWN)
+
+
+def _age(run: Run) -> tuple[float, str]:
+    """Sorts the run that was started last to the end."""
+    return run.started or 0.0, str(run.folder)
