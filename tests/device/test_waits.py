@@ -93,16 +93,20 @@ def waits_of(name: str, backend: Backend) -> tuple[float, int, int]:
     return sum(looked.waits.values()) / STEPS, backend.log.count("event"), sum(looked.launches.values()) // STEPS
 
 
-def table() -> dict[str, tuple[float, int, int]]:
+def everything() -> dict[str, Any]:
+    """All that is looked at, in one process: torch is another one afterwards."""
     torch.cuda.amp.common.amp_definitely_not_available = lambda: False
     nonfinite._raise_flag = as_cuda
     with pretended() as backend:
-        return {name: waits_of(name, backend) for name in TABLE}
+        return {
+            **{name: waits_of(name, backend) for name in TABLE},
+            **{look.__name__: look(backend) for look in (where_weights_are, evaluated, compared, agreed)},
+        }
 
 
 @pytest.fixture(scope="module")
-def counted() -> dict[str, tuple[float, int, int]]:
-    (found,) = in_world(1, table)
+def counted() -> dict[str, Any]:
+    (found,) = in_world(1, everything)
     return dict(found)
 
 
@@ -114,42 +118,38 @@ def test_a_step_makes_the_host_wait_for_nothing_that_was_not_asked_for(name: str
     assert operations > 0  # it did run there
 
 
-def test_a_loss_s_class_weights_are_counted_in_host_memory() -> None:
-    assert in_world(1, where_weights_are) == ["cpu"]
+def where_weights_are(_: Backend) -> str:
+    reading = Reading("weights", weights=torch.ones(3, device=DEVICE))
+    assert reading.weights is not None
+    return reading.weights.device.type
 
 
-def where_weights_are() -> str:
-    with pretended():
-        reading = Reading("weights", weights=torch.ones(3, device=DEVICE))
-        assert reading.weights is not None
-        return reading.weights.device.type
+def test_a_loss_s_class_weights_are_counted_in_host_memory(counted: Any) -> None:
+    assert counted["where_weights_are"] == "cpu"
 
 
 # ---------------------------------------------------------------------- evaluations
 
 
-def evaluated() -> tuple[dict[str, int], list[str]]:
+def evaluated(backend: Backend) -> tuple[dict[str, int], list[str]]:
     """Waits of an evaluation of eight batches with a metric of one's own and predictions, and what the device noted."""
-    with pretended() as backend:
-        state = state_on_it()
-        metric = Metric("own", OverSet(lambda outputs, targets: 0.0, parts=2))
-        predictions, looked = Predictions(state.objective), Operations()
-        batches = [batch for step in steps_of(state, 9, backend) for batch in step.batches]
-        fake = [
-            MicroBatch(
-                [backend.fake(torch.zeros(8, 6)), backend.fake(torch.zeros(8, dtype=torch.int64))], 8, 8 * number
-            )
-            for number, _ in enumerate(batches)
-        ]
-        state.objective.read("loss", Reading("samples"))  # numbers that could be counted there are none
-        backend.log.clear()
-        with evaluating(state.model.bare, state.objective), looked:
-            evaluate(state.model.bare, fake, state.objective, [metric], DEVICE, seen=predictions.see)
-        return dict(+looked.waits), backend.log
+    state = state_on_it()
+    metric = Metric("own", OverSet(lambda outputs, targets: 0.0, parts=2))
+    predictions, looked = Predictions(state.objective), Operations()
+    batches = [batch for step in steps_of(state, 9, backend) for batch in step.batches]
+    fake = [
+        MicroBatch([backend.fake(torch.zeros(8, 6)), backend.fake(torch.zeros(8, dtype=torch.int64))], 8, 8 * number)
+        for number, _ in enumerate(batches)
+    ]
+    state.objective.read("loss", Reading("samples"))  # numbers that could be counted there are none
+    backend.log.clear()
+    with evaluating(state.model.bare, state.objective), looked:
+        evaluate(state.model.bare, fake, state.objective, [metric], DEVICE, seen=predictions.see)
+    return dict(+looked.waits), list(backend.log)
 
 
-def test_an_evaluation_collects_on_the_device_and_copies_ahead() -> None:
-    ((waits, log),) = in_world(1, evaluated)
+def test_an_evaluation_collects_on_the_device_and_copies_ahead(counted: Any) -> None:
+    waits, log = counted["evaluated"]
     assert waits == {}
     assert log.count("event") == 1  # the first batch, on which a metric of one's own is tried
     assert log.count("seed") == 1  # whoever draws in an evaluation draws the same each time,
@@ -159,31 +159,28 @@ def test_an_evaluation_collects_on_the_device_and_copies_ahead() -> None:
 # ---------------------------------------------------------------------- ranks that part, wishes, a generator
 
 
-def compared() -> tuple[dict[str, int], int]:
-    with pretended() as backend:
-        weights = [torch.zeros(4, device=DEVICE)]
-        state, looked = state_on_it(), Operations()
-        parting = Parting(weights, state.device.coordinator, warn=lambda line: None)
-        backend.log.clear()
-        with looked:
-            for step in range(100, 111):
-                parting.after(step)
-        return dict(+looked.waits), backend.log.count("event")
+def compared(backend: Backend) -> tuple[dict[str, int], int]:
+    weights = [torch.zeros(4, device=DEVICE)]
+    state, looked = state_on_it(), Operations()
+    parting = Parting(weights, state.device.coordinator, warn=lambda line: None)
+    backend.log.clear()
+    with looked:
+        for step in range(100, 111):
+            parting.after(step)
+    return dict(+looked.waits), backend.log.count("event")
 
 
-def test_comparing_the_ranks_weights_makes_no_step_wait() -> None:
-    assert in_world(1, compared) == [({}, 1)]
+def test_comparing_the_ranks_weights_makes_no_step_wait(counted: Any) -> None:
+    assert counted["compared"] == ({}, 1)
 
 
-def agreed() -> int:
-    with pretended() as backend:
-        agreement = Agreement(state_on_it().device.coordinator, kind_of(DEVICE))
-        backend.log.clear()
-        for step in range(1, 9):
-            agreement.after(step, Requests())
-        return backend.log.count("event")
+def agreed(backend: Backend) -> int:
+    agreement = Agreement(state_on_it().device.coordinator, kind_of(DEVICE))
+    backend.log.clear()
+    for step in range(1, 9):
+        agreement.after(step, Requests())
+    return backend.log.count("event")
 
 
-def test_the_host_waits_for_steps_that_are_a_period_behind() -> None:
-    (waited,) = in_world(1, agreed)
-    assert 1 <= waited <= 3  # after steps 2, 4 and 8: a period is at most twice the one before
+def test_the_host_waits_for_steps_that_are_a_period_behind(counted: Any) -> None:
+    assert 1 <= counted["agreed"] <= 3  # after steps 2, 4 and 8: a period is at most twice the one before
