@@ -88,6 +88,7 @@ class Tally:
         self.samples = 0
         size = len(objective.terms) or 1
         self._sums = torch.zeros(size, dtype=torch.float64)
+        self._is_begun = False  # then the sums are where the model is
         self._counts = torch.zeros(size, dtype=torch.float64)
 
     def add(self, model: nn.Module, batch: MicroBatch, data: Any, device: torch.device) -> Evaluated:
@@ -122,9 +123,9 @@ class Tally:
         values = objective.weighed(values, counts)
         self.samples += batch.samples
         wide = kind_of(device).wide
-        if self._sums.device != device:  # the first batch
-            self._sums = torch.zeros(len(values), dtype=wide, device=device)
-        self._sums = self._sums + torch.stack([value.detach().to(wide) for value in values])
+        sums = torch.stack([value.detach().to(wide) for value in values])
+        self._sums = self._sums + sums if self._is_begun else sums
+        self._is_begun = True
         self._counts += torch.tensor(counts, dtype=torch.float64)
         return Evaluated(result, data, outputs, targets)
 
