@@ -28,6 +28,7 @@ _SLOWEST = (
     "launch/slurm/test_cluster.py",
     "launch/slurm/test_bad_days.py",
     "training/test_resume.py",
+    "brought/test_brought.py",
     "launch/test_failures.py",
     "world/test_waiting.py",
     "checkpoints/test_state_kept.py",

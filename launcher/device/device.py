@@ -149,8 +149,15 @@ def _why_unusable() -> str:
 
 
 def choose_threads(asked: int | str, world: World) -> int:
-    """CPU threads of a process: those asked for, or its share of the usable CPUs."""
-    return asked if isinstance(asked, int) else world.cpus
+    """CPU threads of a process: those asked for by the recipe or OMP_NUM_THREADS, or its share of the usable CPUs.
+
+    torchrun and accelerate set the variable to 1 where the user does not, and nobody can tell: theirs is passed over.
+    """
+    if isinstance(asked, int):
+        return asked
+    wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # of nested teams, the outermost
+    is_users = world.started_by not in ("torchrun", "accelerate")
+    return int(wanted) if is_users and wanted.isascii() and wanted.isdigit() and int(wanted) > 0 else world.cpus
 
 
 @contextmanager

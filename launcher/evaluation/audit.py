@@ -23,6 +23,7 @@ from launcher.objective.probe import off_by
 from launcher.objective.reading import TOLERANCE
 from launcher.objective.run_length import At
 from launcher.text import shapes
+from launcher.world.screen import breakpoints_passed
 
 _COARSE = 2e-3  # of half precision, before what is no rounding is told (20 times that)
 
@@ -71,7 +72,11 @@ def _values(model: nn.Module, objective: Objective, parts: list[Any], at: At) ->
 
     def value(part: Any, seed: int = 0) -> float:
         unmoved = Unmoved(model, *objective.brought.values(), weights=objective.step is not None)
-        with own_randomness(seed, 0, device), torch.enable_grad():  # a loss may call autograd itself
+        with (
+            own_randomness(seed, 0, device),
+            breakpoints_passed(),
+            torch.enable_grad(),
+        ):  # a loss may call autograd itself
             try:
                 if objective.step is not None:
                     return float(objective.stepped(model, part, at)["loss"].detach())

@@ -22,7 +22,7 @@ from launcher.data.load import Data
 from launcher.data.loaders import EvaluationLoader, MicroBatch
 from launcher.data.streams import is_stream
 from launcher.data.subsets import innermost
-from launcher.datasets.files import atomic_write, needed
+from launcher.datasets.files import atomic_write, install, needed
 from launcher.device.coordination import Coordinator, packed, unpacked
 from launcher.device.kind import Mark, kind_of
 from launcher.errors import LauncherError
@@ -141,12 +141,22 @@ class Shown:
 def shown_of(objective: Objective, data: Data) -> Shown | None:
     """The test set's predictions, else the validation set's, of a classifier; None where they cannot be written."""
     split, sets = ("test", data.test) if data.test else ("validation", data.validation)
-    kinds = (nn.CrossEntropyLoss, nn.BCEWithLogitsLoss)
-    classifies = any(isinstance(term.function, kinds) for term in objective.terms)
-    if not classifies or not sets or importlib.util.find_spec("pyarrow") is None:
+    if not _classifies(objective) or not sets or importlib.util.find_spec("pyarrow") is None:
         return None
     name, loader = next(iter(sets.items()))
     return Shown(split, name, loader, objective) if loader.num_samples() <= _MOST_SHOWN else None
+
+
+def missing_for(objective: Objective, data: Data) -> str:
+    """What to install, in words, where the report lacks what predictions would show; empty where nothing is missing."""
+    is_wanted = _classifies(objective) and bool(data.test or data.validation)
+    if not is_wanted or importlib.util.find_spec("pyarrow") is not None:
+        return ""
+    return f"the report has no confusion matrix and no mistakes: pyarrow is not installed; {install('report')}"
+
+
+def _classifies(objective: Objective) -> bool:
+    return any(isinstance(term.function, nn.CrossEntropyLoss | nn.BCEWithLogitsLoss) for term in objective.terms)
 
 
 def columns_of(output: torch.Tensor, target: torch.Tensor | None) -> dict[str, torch.Tensor]:

@@ -88,6 +88,8 @@ class Unmoved:
         own = {key: value for key, value in vars(module).items() if key not in _REGISTERED}
         self._back.append(partial(_put_attributes_back, vars(module), own, _REGISTERED))
         self._keep_all(own.values(), depth)
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None:
+            self._keep_numbers(module.weight.detach())  # its forward changes it, also in eval mode
 
     def _keep_numbers(self, numbers: torch.Tensor | np.ndarray[Any, Any]) -> None:
         if isinstance(numbers, np.ndarray):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import faulthandler
+import os
+import pdb
 import re
 import sys
 import traceback
@@ -42,6 +44,8 @@ def watched(world: World, again: str, debugger: Callable[[BaseException], None] 
         elif not faulthandler.is_enabled():
             with suppress(OSError, ValueError, RuntimeError):  # a stream without a file behind it
                 faulthandler.enable()
+        if world.size > 1:
+            stack.enter_context(_one_debugger(world))
         log = log_of(folder, world.rank) if folder is not None else None
         stack.enter_context(kept(log, world.rank, is_ours=world.supervisor is not None))
         stack.enter_context(_explained(world, again, debugger))
@@ -142,9 +146,29 @@ def _crashes_written(path: Path) -> Iterator[None]:
             faulthandler.disable()
 
 
+@contextmanager
+def _one_debugger(world: World) -> Iterator[None]:
+    """Gives the terminal to rank 0 alone at a `breakpoint()`: several that read it take each other's lines."""
+    before = sys.breakpointhook
+
+    def stop(*arguments: Any, **options: Any) -> None:
+        others = (
+            f"the other {world.size - 1} pass over breakpoint() and wait at the step's end, for device.timeout at most"
+        )
+        print(f"\nrank 0 has the terminal; {others}", flush=True)
+        if "PYTHONBREAKPOINT" in os.environ:
+            before(*arguments, **options)
+        else:
+            pdb.Pdb().set_trace(sys._getframe(1))  # where the user's code stands, and not here
+
+    sys.breakpointhook = stop if world.is_first else lambda *_, **__: None
+    try:
+        yield
+    finally:
+        sys.breakpointhook = before
+
+
 def post_mortem(error: BaseException) -> None:
     """Python's debugger, where the exception was raised."""
-    import pdb
-
     traceback.print_exception(error)
     pdb.post_mortem(error.__traceback__)

@@ -50,6 +50,7 @@ from launcher.objective.reading import (
     is_mask,
     tensors_in,
 )
+from launcher.world.screen import breakpoints_passed
 
 LOOKED_AT = 64  # samples that those of a measurement are chosen from
 _SIZES = ((9, (2, 3, 4)), (6, (1, 2, 3)), (3, (1, 1, 1)))  # of the pieces, by how many samples there are
@@ -184,8 +185,8 @@ class Found:
 @contextmanager
 def _undisturbed() -> Iterator[None]:
     """Puts all generators back, and keeps warnings about pieces for those who run the whole."""
-    generators = in_use().generator_restored()
-    with warnings.catch_warnings(), randomness_restored(True), generators, torch.no_grad():
+    generator = in_use().generator_restored()
+    with warnings.catch_warnings(), randomness_restored(True), generator, torch.no_grad(), breakpoints_passed():
         warnings.simplefilter("ignore")
         yield
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -149,12 +150,18 @@ def _own_file(component: Component, document: Document) -> Iterator[Problem]:
         yield Problem(str(document.origin(path)), dotted(path), str(error))
 
 
+@functools.lru_cache(maxsize=64)
+def _check_syntax(code: bytes, name: str) -> None:
+    """Many components stand in one file, and a process may read many recipes: a file is parsed once."""
+    ast.parse(code, filename=name)
+
+
 def _parse(component: Component) -> None:
     file, _, name = component.target.rpartition(":")
     own, places = own_code(component.folder)
     path = own_file(file, Trust(own, places=places))
     try:
-        ast.parse(path.read_bytes(), filename=str(path))
+        _check_syntax(path.read_bytes(), str(path))
     except SyntaxError as error:
         place = f":{error.lineno}" if error.lineno else ""
         text = f": {brief(error.text.strip())}" if error.text else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import stat
-import sys
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,6 @@ from typing import Any
 from launcher.errors import UsageError
 from launcher.recipe.directory import directory
 from launcher.text import brief, hint
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 _KEYS = ("allow", "code", "bases")
 _TEMPLATES = Path(__file__).parent / "templates"

@@ -366,7 +366,7 @@ class Launch(Section):
     )
     nodes: Positive = Field(1, description="How many machines.")
     threads: Positive | Literal["auto"] = Field(
-        "auto", description="CPU threads of a process; auto: its share of the CPUs that are there."
+        "auto", description="CPU threads of a process; auto: OMP_NUM_THREADS, or its share of the CPUs that are there."
     )
     max_restarts: Annotated[int, Field(ge=0)] = Field(0, description="Restarts after a crash.")
     interface: Annotated[str, Field(pattern=INTERFACES)] | None = Field(

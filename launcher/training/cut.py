@@ -31,6 +31,7 @@ from launcher.objective.probe import is_large
 from launcher.objective.reading import Reading
 from launcher.objective.run_length import At
 from launcher.training.state import TrainState
+from launcher.world.screen import breakpoints_passed
 
 _SAMPLES = 6
 _ROUNDING = {torch.float64: 1e-8, torch.float32: 1e-3}  # of the largest value; half precision is as coarse as 0.05
@@ -142,7 +143,7 @@ def _tried(state: TrainState) -> Iterator[None]:
     unmoved = Unmoved(model, *objective.brought.values(), weights=objective.step is not None)
     apart = (*dropouts(), *batch_norms())
     try:
-        with own_randomness(0, 0, state.device.torch_device):
+        with own_randomness(0, 0, state.device.torch_device), breakpoints_passed():
             for module, _ in modes:
                 module.training = not isinstance(module, apart)
             yield

@@ -9,7 +9,7 @@ from typing import Any
 from launcher.checkpoints import format as checkpoints
 from launcher.checkpoints.format import Checkpoint, save_weights
 from launcher.evaluation.modes import has_modes
-from launcher.evaluation.predictions import write_predictions
+from launcher.evaluation.predictions import missing_for, write_predictions
 from launcher.runs import folder as runs
 from launcher.runs.report.predictions import PREDICTIONS_FILE
 from launcher.runs.tracking.tracking import Line
@@ -43,6 +43,8 @@ def evaluate_at_end(state: TrainState, session: Session, outcome: str, step: int
 
 def _write_predictions(state: TrainState, session: Session, outcome: str) -> None:
     if session.shown is None or outcome != "finished":
+        if outcome == "finished" and (missing := missing_for(state.objective, state.data)):
+            session.tracking.message(missing)
         return
     columns = session.shown.predictions.columns(state.device.coordinator)
     if not state.device.world.is_first or columns is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,6 +50,9 @@ def plan_of(
             "in another order over a network than in memory"
         )
     launch_keys = recipe.launch.model_fields_set & {"processes", "nodes"}
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    if recipe.launch.threads != "auto" and wanted.isdigit() and int(wanted) != device.threads:
+        notes.append(f"OMP_NUM_THREADS={wanted} is overruled by launch.threads: {recipe.launch.threads}")
     if world.started_by not in ("one process", "launcher") and launch_keys:
         notes.append(f"started by {world.started_by}: the recipe's launch.processes and launch.nodes are not used")
     return rows + [("note", note) for note in notes]

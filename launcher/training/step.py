@@ -110,10 +110,23 @@ def forward(
         if not objective.is_audited:
             objective.audit(result, data, batch.samples)
         value, factor, logged = objective.value(result, data, targets, scales)
+    if factor == 0 and not objective.terms:
+        value = _of_nothing(state, value)
     context.run.batch = None
     if state.frozen:
         _check_frozen(state.frozen)
     return value, factor, logged
+
+
+def _of_nothing(state: TrainState, value: torch.Tensor) -> torch.Tensor:
+    """A loss of a batch in which nothing counts: where it is a mean of nothing, NaN × 0 would be NaN.
+
+    Zero by way of the parameters stands in its place, since DDP waits for a gradient of each.
+    """
+    if value.isfinite():
+        return value
+    trained = [parameter for parameter in state.model.bare.parameters() if parameter.requires_grad]
+    return torch.stack([parameter.sum().real for parameter in trained]).sum() * 0.0
 
 
 def _check_frozen(frozen: Mapping[str, torch.Tensor]) -> None:

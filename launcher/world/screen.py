@@ -10,6 +10,17 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
+
+@contextmanager
+def breakpoints_passed() -> Iterator[None]:
+    """For trials of ours with a user's code: its `breakpoint()` is for the training that somebody looks at."""
+    before, sys.breakpointhook = sys.breakpointhook, lambda *_, **__: None
+    try:
+        yield
+    finally:
+        sys.breakpointhook = before
+
+
 _is_for_programs = False  # whether standard output takes a JSON object a line
 
 # a pipe that nobody reads, a terminal that is gone, a descriptor that somebody has closed

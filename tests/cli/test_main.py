@@ -156,6 +156,25 @@ def test_breakpoint_works_in_one_process(tmp_path: Path) -> None:
     assert "torch.Size([16, 6])" in done.stdout
 
 
+def test_breakpoint_in_two_processes_is_rank_0_s(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(
+        "from torch import nn\n\nclass Net(nn.Linear):\n    has_stopped = False\n    def forward(self, x):\n"
+        "        if len(x) == 8 and not Net.has_stopped:\n"  # a rank's share: what is only tried has fewer
+        "            Net.has_stopped = True\n            breakpoint()\n        return super().forward(x)\n"
+    )
+    shutil.copy(TINY.parent / "parts.py", tmp_path)
+    net = "{_target_: 'model.py:Net', in_features: 6, out_features: 3, dtype: {_ref_: torch.float64}}"
+    (tmp_path / "tiny.yaml").write_text(TINY.read_text().replace('{_target_: "parts.py:Net"}', net))
+    done = subprocess.run(
+        [command("launcher"), "train", "tiny.yaml", "--cpu", "--processes", "2", *SHORT],
+        cwd=tmp_path, input="p x.shape\nc\n", capture_output=True, text=True, check=False, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("rank 0 has the terminal; the other 1 pass over breakpoint()") == 1
+    assert done.stdout.count("torch.Size([8, 6])") == 1
+    assert "model.py(9)forward()" in done.stdout
+
+
 # ---------------------------------------------------------------------- bad input
 
 

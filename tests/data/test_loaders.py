@@ -258,7 +258,7 @@ def test_an_error_in_a_data_set_keeps_its_kind_and_names_the_sample(workers: int
     with pytest.raises(ZeroDivisionError) as caught:
         run_through(loader_of(At(13, lambda: 1 // 0), workers=workers))
     said = str(caught.value) + str(getattr(caught.value, "__notes__", ""))
-    assert sys.version_info < (3, 11) or "in data.train (At), rank 0, sample 13" in said
+    assert "in data.train (At), rank 0, sample 13" in said
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -1,20 +1,15 @@
-"""Runs of losses with counts of their own: in pieces and on several processes, the numbers of a loop by hand."""
+"""Runs of losses with counts of their own: what is refused, said and kept; `tests/brought` holds their numbers."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from places import RECIPES
-from tiers import rounds
-from torch import Tensor, nn
-from torch.utils.data import default_collate
-from worlds import in_world, result_of, train_here
+from torch import Tensor
+from worlds import result_of, train_here
 
 from launcher.errors import LauncherError
 from launcher.recipe.load import load_recipe
@@ -25,139 +20,8 @@ from recipes import counted
 
 RECIPE = RECIPES / "counted.yaml"
 PADDED = ("data.collate={_ref_: counted.py:pad}",)
-CLASSES = ("data.train={_target_: counted.py:Vectors, classes: true}", "model.outputs=4")
-OWN = ("data.train={_target_: counted.py:Tokens}", "loss=model", "batch.inputs={ids: ids, labels: labels}")
 OF_STEP = (*PADDED, "train.step=counted.py:step", "loss=null")
 VECTORS = ("data.train={_target_: counted.py:Vectors}",)
-
-
-def language(model: nn.Module, batch: Any) -> Tensor:
-    loss: Tensor = model(**batch)["loss"]
-    return loss
-
-
-def masked(model: nn.Module, batch: Any) -> Tensor:
-    return counted.masked(model(batch[0]), *batch[1:])
-
-
-def of(loss: Callable[..., Tensor]) -> Callable[[nn.Module, Any], Tensor]:
-    return lambda model, batch: loss(model(batch[0]), batch[1])
-
-
-def gaussian(model: nn.Module, batch: Any) -> Tensor:
-    mean, var = model(batch[0])
-    return F.gaussian_nll_loss(mean, batch[1], var)
-
-
-IN_ORDER = "loss={_target_: GaussianNLLLoss, _outputs_: {input: 0, var: 1}, _targets_: {target: 1}}"
-# overrides; the data, its collate, the model and the loss of the loop by hand
-Hand = tuple[Any, Any, Any, Callable[[nn.Module, Any], Tensor]]
-RUNS: dict[str, tuple[tuple[str, ...], Hand]] = {
-    "focal": (
-        (*CLASSES, "loss={_target_: counted.py:Focal}"),
-        (counted.Vectors(True), default_collate, counted.Net(4), of(counted.Focal())),
-    ),
-    "ignored": (
-        (*CLASSES, "data.train.ignored=true", "loss={_target_: CrossEntropyLoss}"),
-        (counted.Vectors(True, True), default_collate, counted.Net(4), of(F.cross_entropy)),
-    ),
-    "ignored by a function": (
-        (*CLASSES, "data.train.ignored=true", "loss={_ref_: torch.nn.functional.cross_entropy}"),
-        (counted.Vectors(True, True), default_collate, counted.Net(4), of(F.cross_entropy)),
-    ),
-    "graphs": (
-        (
-            "data.collate={_ref_: counted.py:join}",
-            "data.train.classes=true",
-            "model.outputs=4",
-            "loss={_target_: CrossEntropyLoss}",
-        ),
-        (counted.Sequences(classes=True), counted.join, counted.Net(4), of(F.cross_entropy)),
-    ),
-    "rows": (
-        ("data.collate={_ref_: counted.py:join}",),
-        (counted.Sequences(), counted.join, counted.Net(), of(F.mse_loss)),
-    ),
-    "mask": (
-        (*PADDED, "loss={_ref_: counted.py:masked}", "batch.targets=[1, 2]"),
-        (counted.Sequences(), counted.pad, counted.Net(), masked),
-    ),
-    "step": (OF_STEP, (counted.Sequences(), counted.pad, counted.Net(), masked)),
-    "step with its count": (
-        (*OF_STEP, "train.count=counted.py:mask_of"),
-        (counted.Sequences(), counted.pad, counted.Net(), masked),
-    ),
-    "model": (
-        (*OWN, "model={_target_: counted.py:Language}"),
-        (counted.Tokens(), default_collate, counted.Language(), language),
-    ),
-    "model, with its count": (
-        (*OWN, "model={_target_: counted.py:Language}", "train.count=counted.py:labels_of"),
-        (counted.Tokens(), default_collate, counted.Language(), language),
-    ),
-    "model, alone": (
-        (*OWN, "model={_target_: counted.py:Language, gives: alone}"),
-        (counted.Tokens(), default_collate, counted.Language(), language),
-    ),
-    "model, in parts": (
-        (*OWN, "model={_target_: counted.py:Language, gives: parts}"),
-        (counted.Tokens(), default_collate, counted.Language(), language),
-    ),
-    "sum": (
-        (*VECTORS, "loss={_ref_: counted.py:summed}"),
-        (counted.Vectors(), default_collate, counted.Net(), of(counted.summed)),
-    ),
-    "sum of torch's": (
-        (*VECTORS, "loss.reduction=sum", "optimizer.lr=0.01"),
-        (counted.Vectors(), default_collate, counted.Net(), of(nn.MSELoss(reduction="sum"))),
-    ),
-    "order": (
-        (*VECTORS, "model={_target_: counted.py:TwoHeads}", IN_ORDER),
-        (counted.Vectors(), default_collate, counted.TwoHeads(), gaussian),
-    ),
-}
-
-
-def by_hand(name: str, steps: int = 5) -> list[float]:
-    """The losses of the loop that one writes: whole batches, one process."""
-    dataset, collate, model, loss = copy.deepcopy(RUNS[name][1])
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01 if "optimizer.lr=0.01" in RUNS[name][0] else 0.1)
-    losses = []
-    for step in range(steps):
-        first = step % 3 * 8
-        batch = collate([dataset[number] for number in range(first, min(first + 8, 20))])
-        value = loss(model, batch)
-        optimizer.zero_grad()
-        value.backward()
-        optimizer.step()
-        losses.append(value.item())
-    return losses
-
-
-# where it matters that three share a batch unevenly
-UNEVEN = ("ignored", "graphs", "mask", "step with its count", "model, in parts", "sum")
-
-
-def train_all(folder: str, names: Iterable[str], *overrides: str) -> None:
-    for name in names:
-        own, _ = RUNS[name]
-        remove = ("loss",) if "loss=null" in own else ()
-        train_here(f"{folder}/{name}", (*(one for one in own if one != "loss=null"), *overrides), str(RECIPE), remove)
-
-
-@rounds(
-    "size, names, overrides",
-    plain=[(1, tuple(RUNS), ("data.micro_batch_size=2",)), (2, tuple(RUNS), ()), (3, UNEVEN, ())],
-    long=[(3, tuple(RUNS), ())],
-)
-def test_losses_are_those_of_a_loop_by_hand(
-    tmp_path: Path, size: int, names: tuple[str, ...], overrides: tuple[str, ...]
-) -> None:
-    in_world(size, train_all, str(tmp_path), names, *overrides)
-    for name in names:
-        assert result_of(tmp_path / name).column("loss") == pytest.approx(by_hand(name), rel=1e-9), name
-
-
 WHOLE = "its value is of the whole batch"
 
 

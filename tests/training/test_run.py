@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
@@ -613,3 +614,12 @@ def test_a_loop_of_runs_ends_when_it_is_asked_to(tmp_path: Path, name: str, code
     assert "resume    launcher resume run-0" in printed
     assert json.loads((tmp_path / "run-0" / "status.json").read_text())["state"] == "preempted"
     assert not (tmp_path / "run-1").exists()
+
+
+def test_a_report_that_lacks_something_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pyarrow" else there(name))
+    launcher.train(TINY, "launch.threads=1", *EVALUATED, run_dir=tmp_path / "run", cpu=True)
+    assert "no confusion matrix and no mistakes: pyarrow is not installed; pip install" in capsys.readouterr().out

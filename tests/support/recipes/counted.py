@@ -37,17 +37,6 @@ class Vectors(Sequences):
         return self.rows[index][0], torch.full_like(target, -100) if self.ignored and index % 3 == 0 else target
 
 
-class Tokens(Dataset[Any]):
-    """Token numbers, and labels some of which are ignored; of some samples all are."""
-
-    def __len__(self) -> int:
-        return 20
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        ids = (torch.arange(6) * (index + 1)) % 5
-        return {"ids": ids, "labels": torch.where(torch.arange(6) < index % 7, ids, -100)}
-
-
 class Net(nn.Module):
     """A line."""
 
@@ -60,24 +49,6 @@ class Net(nn.Module):
         """Of each row."""
         outputs: Tensor = self.line(x)
         return outputs
-
-
-class Language(nn.Module):
-    """Gives its own loss, in a mapping, alone, or in two parts."""
-
-    def __init__(self, gives: str = "mapping"):
-        super().__init__()
-        torch.manual_seed(0)
-        self.embed, self.head = nn.Embedding(5, 8, dtype=torch.float64), nn.Linear(8, 5, dtype=torch.float64)
-        self.gives = gives
-
-    def forward(self, ids: Tensor, labels: Tensor) -> Any:
-        """The loss, of tokens that are not ignored."""
-        scores = self.head(self.embed(ids))
-        loss = F.cross_entropy(scores.flatten(0, 1), labels.flatten())
-        if self.gives == "alone":
-            return loss
-        return {"loss": loss, "scores": scores} if self.gives == "mapping" else {"a": loss * 0.3, "b": loss * 0.7}
 
 
 class TwoHeads(Net):
@@ -109,11 +80,6 @@ def pad(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
     return one, two, three
 
 
-def join(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """All rows of all samples, as graphs are batched."""
-    return torch.cat([sample[0] for sample in samples]), torch.cat([sample[1] for sample in samples])
-
-
 def masked(outputs: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
     """A mean over what the mask lets through."""
     return ((outputs - targets) ** 2 * mask).sum() / mask.sum()
@@ -137,16 +103,6 @@ def noisy(outputs: Tensor, targets: Tensor) -> Tensor:
 def step(model: nn.Module, batch: Any, at: Any) -> dict[str, Tensor]:
     """A masked mean."""
     return {"loss": masked(model(batch[0]), batch[1], batch[2])}
-
-
-def mask_of(batch: Any) -> float:
-    """What `step` is a mean over."""
-    return float(batch[2].sum())
-
-
-def labels_of(batch: Any) -> float:
-    """What a model's own loss is a mean over."""
-    return float((batch["labels"] != -100).sum())
 
 
 def rows_of(batch: Any) -> float:
