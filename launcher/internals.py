@@ -88,6 +88,25 @@ def finite_check() -> Callable[[Sequence[torch.Tensor], torch.Tensor, torch.Tens
     return kernel or _finite_check_by_one
 
 
+def reads_overflow(optimizer: Any) -> bool:
+    """Whether an optimizer's own kernel looks at a flag (`found_inf`) and then leaves everything as it is.
+
+    The gradient scaler asks the same. Where an optimizer does not say so, it does not.
+    """
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+
+
+def overflow(scaler: Any, optimizer: Any) -> torch.Tensor:
+    """The flag that a gradient scaler has raised or not in its last step, on the device; asked before `update()`.
+
+    Raises:
+        AttributeError: It keeps it elsewhere: a run under fp16 could not say what was skipped.
+    """
+    flags = scaler._per_optimizer_states[id(optimizer)]["found_inf_per_device"]
+    raised: torch.Tensor = sum(flags.values())
+    return raised
+
+
 def _finite_check_by_one(gradients: Sequence[torch.Tensor], flag: torch.Tensor, scale: torch.Tensor) -> None:
     for gradient in gradients:
         flag.masked_fill_(~gradient.isfinite().all().to(flag.device), 1.0)
@@ -369,6 +388,39 @@ def default_store() -> Any:
     from torch import distributed
 
     return distributed.distributed_c10d._get_default_store()
+
+
+def abort_group() -> None:
+    """Ends the default process group without waiting for what was begun in it.
+
+    The public way, `destroy_process_group`, is NCCL's normal end and waits. Where there is no other, the group is left
+    as it is: this process ends.
+    """
+    from torch.distributed import distributed_c10d
+
+    abort = getattr(distributed_c10d, "_abort_process_group", None)
+    if abort is not None:
+        abort()
+
+
+@contextmanager
+def peer_access_settled() -> Iterator[None]:
+    """Answers Accelerate's question whether GPUs can reach each other, for which it runs nvidia-smi in every rank.
+
+    Where it asks in another way, it finds out by itself.
+    """
+    from accelerate import state
+
+    name = "check_cuda_p2p_ib_support"
+    ask = getattr(state, name, None)
+    if ask is None:
+        yield
+        return
+    setattr(state, name, lambda: True)
+    try:
+        yield
+    finally:
+        setattr(state, name, ask)
 
 
 def forget_accelerator(accelerator: Any) -> None:

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launcher.device.device import check_device, open_device, seed_everything, use_cpu
-from launcher.device.same_data import compare_over_ranks
+from launcher.data.same_data import compare_over_ranks
+from launcher.data.seeds import seed_everything
+from launcher.device.device import check_device, open_device, use_cpu
 from launcher.recipe.build import Builder
 from launcher.recipe.schema import Recipe
 from launcher.runs.options import Options

@@ -117,8 +117,8 @@ class Syncs(TorchDispatchMode):
 def later(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU: what is read at once on a CPU, where nobody waits for it, is read before something is kept."""
 
-    def as_on_a_gpu(self: NonFiniteGuard, *how: Any) -> None:
-        made(self, *how)
+    def as_on_a_gpu(self: NonFiniteGuard, *how: Any, **more: Any) -> None:
+        made(self, *how, **more)
         self._read_now = False
 
     made = NonFiniteGuard.__init__

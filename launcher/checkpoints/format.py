@@ -135,24 +135,39 @@ def tensors_in(value: Any) -> Iterator[torch.Tensor]:
 
 def copied(state: Any) -> Any:
     """A deep copy in host memory, in which tensors that share memory (tied weights) share it, with their strides."""
-    return _copied(state, {})
+    return _copied(state, {}, {})
 
 
-def _copied(value: Any, copies: dict[int, torch.UntypedStorage]) -> Any:
+def copied_into(state: Any, parts: Mapping[int, torch.UntypedStorage]) -> Any:
+    """The same in memory that is there already; nobody waits for what a device copies.
+
+    Args:
+        state: Tensors and plain values at any depth.
+        parts: Host memory for each storage, by its number.
+    """
+    return _copied(state, {}, parts)
+
+
+def in_host_memory(state: Any) -> Any:
+    """The state itself, or a copy where a part of it is on a device: its files are opened where there may be none."""
+    return state if all(tensor.device.type == "cpu" for tensor in tensors_in(state)) else copied(state)
+
+
+def _copied(value: Any, copies: dict[int, torch.UntypedStorage], parts: Mapping[int, torch.UntypedStorage]) -> Any:
     if isinstance(value, torch.Tensor):
         source = value.detach()
         if source.layout is not torch.strided:
             return source.to("cpu", copy=True)
         storage = source.untyped_storage()
         if (number := storage_id(storage)) not in copies:
-            on_host = torch.empty(storage.nbytes(), dtype=torch.uint8)
-            copies[number] = on_host.untyped_storage().copy_(storage)
+            on_host = parts[number] if parts else torch.empty(storage.nbytes(), dtype=torch.uint8).untyped_storage()
+            copies[number] = on_host.copy_(storage, non_blocking=bool(parts))
         empty = torch.empty(0, dtype=source.dtype)
         return empty.set_(copies[number], source.storage_offset(), source.size(), source.stride())
     if isinstance(value, Mapping):
-        return _made(value, ((key, _copied(item, copies)) for key, item in value.items()))
+        return _made(value, ((key, _copied(item, copies, parts)) for key, item in value.items()))
     if type(value) in (list, tuple):
-        return type(value)(_copied(item, copies) for item in value)
+        return type(value)(_copied(item, copies, parts) for item in value)
     return value
 
 
@@ -261,7 +276,7 @@ def _save_state(path: Path, state: Mapping[str, Any], where: str, step: int | No
     """Streams what `torch.save` writes of a state, NumPy numbers made plain so that `weights_only=True` reads it."""
     with _hashed(path) as stream:
         try:
-            torch.save(plain(state), stream)  # type: ignore[arg-type]  # it wants write() and flush() only
+            torch.save(plain(in_host_memory(state)), stream)  # type: ignore[arg-type]  # it wants write() and flush() only
         except RuntimeError as error:  # torch's writer hides the operating system's error behind its own
             raise _cause(error) from error
         faults.point(f"{where}.write", step, path)

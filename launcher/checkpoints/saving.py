@@ -12,6 +12,7 @@ from typing import Protocol
 
 import psutil
 
+from launcher.checkpoints.arena import Arena, Copy
 from launcher.checkpoints.format import Checkpoint, DamagedError, SaveError, Snapshot, name_of, save, verify
 from launcher.checkpoints.retention import _discard, prune
 from launcher.errors import EXIT_USAGE
@@ -55,6 +56,7 @@ class Saving:
         saved: Told of each checkpoint on disk: the step, seconds of writing, seconds that training stood still.
         last_step: Of the checkpoint that this start resumes from.
         proof: Looks at the first checkpoint of a run.
+        arena: Host memory for copies of the state.
     """
 
     def __init__(
@@ -70,12 +72,14 @@ class Saving:
         saved: Callable[[int, float, float], None] = lambda step, seconds, stall: None,
         last_step: int | None = None,
         proof: Proving | None = None,
+        arena: Arena | None = None,
     ):
         self.section, self.folder, self.is_first, self.last_step = section, folder, is_first, last_step
         self._capture, self._captured, self._saved = capture, captured, saved
         self._gather, self._warn = gather, warn
         self._proof = proof if last_step is None else None
         self._writer: threading.Thread | None = None
+        self._arena = Arena() if arena is None else arena
         self._news: deque[str | SaveError] = deque()
         self._stalls: list[float] = []  # seconds that training stood still, for each checkpoint on disk
 
@@ -98,8 +102,8 @@ class Saving:
         if self._proof is not None:
             self._proof.before(snapshot)
         if self._in_background(snapshot):
-            snapshot = snapshot.copied()
-            work = partial(self._write, snapshot, time.perf_counter() - began)
+            copy = self._arena.copy(snapshot)
+            work = partial(self._write_copy, copy, time.perf_counter() - began)
             self._writer = threading.Thread(target=work, name="saving")
             self._writer.start()
         else:
@@ -150,7 +154,20 @@ class Saving:
         """As the recipe says; else where the copy takes no more than a quarter of the memory that is free."""
         if self.section.background is not None:
             return self.section.background
-        return bool(snapshot.num_bytes < psutil.virtual_memory().available / 4)
+        more = snapshot.num_bytes - self._arena.num_bytes
+        return bool(more < psutil.virtual_memory().available / 4)
+
+    def _write_copy(self, copy: Copy, stall: float) -> None:
+        """Writes what has been copied when it has arrived; for so long the device stood still, if there is one.
+
+        What goes wrong on the device goes wrong in training as well, and is said there.
+        """
+        try:
+            device_stall = copy.arrived()
+        except RuntimeError as error:
+            self._news.append(self._failure(copy.snapshot, error))
+            return
+        self._write(copy.snapshot, max(stall, device_stall or 0.0))
 
     def _write(self, snapshot: Snapshot, stall: float | None = None) -> None:
         """Writes and prunes. Whatever goes wrong is news: in a thread of its own nobody else would hear of it."""

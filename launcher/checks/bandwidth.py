@@ -10,6 +10,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from launcher.device.kind import count, found, kind_of, make_current
 from launcher.launch.postmortem import watched
 from launcher.scripting import run_dir
 from launcher.world.world import World
@@ -29,12 +30,12 @@ def measure(world: World) -> dict[str, float | str]:
         `latency` in seconds, of four bytes; `bandwidth` in bytes a second and rank, as NCCL's tests count it ("bus
         bandwidth": the bytes that a ring moves over each link, 2 (n - 1) / n times the tensor's size).
     """
-    on_gpu = torch.cuda.is_available() and not world.wants_cpu
-    device = torch.device("cuda", world.local_rank) if on_gpu else torch.device("cpu")
-    if on_gpu:
-        torch.cuda.set_device(device)
-    backend = "nccl" if on_gpu else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=60))
+    there = None if world.wants_cpu else found()
+    device = torch.device("cpu") if there is None else torch.device(there.type, world.local_rank % count())
+    make_current(device)
+    backend = dist.get_default_backend_for_device(device)
+    bound = None if there is None else device  # else a barrier guesses, and says so on the screen
+    dist.init_process_group(backend, timeout=timedelta(seconds=60), device_id=bound)
     try:
         latency = _fastest(torch.zeros(1, device=device))
         large = _fastest(torch.zeros(NUM_BYTES // 4, device=device))
@@ -50,8 +51,7 @@ def _fastest(numbers: torch.Tensor) -> float:
         dist.barrier()
         began = time.perf_counter()
         dist.all_reduce(numbers)
-        if numbers.is_cuda:
-            torch.cuda.synchronize()
+        kind_of(numbers.device).synchronize()
         seconds.append(time.perf_counter() - began)
     return min(seconds[1:])  # the first one makes the connections
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch
-
 from launcher.data.load import Data
 from launcher.data.loaders import EvaluationLoader, TrainLoader
 from launcher.data.many import verdict_on
 from launcher.data.streams import is_stream
 from launcher.data.subsets import name_of
+from launcher.device.kind import found
 from launcher.objective.loss import Objective
 from launcher.objective.reading import Reading
 from launcher.objective.several import each
@@ -147,7 +146,7 @@ def _of_device(recipe: Recipe, world: World) -> Iterator[Finding]:
         f"precision {section.precision}": section.precision != "no",
         "compile": section.compile,
         "sync_batchnorm": section.sync_batchnorm,
-        "a GPU's kernels": torch.cuda.is_available(),
+        "a GPU's kernels": found() is not None,
     }
     untried = [what for what, is_asked in asked.items() if is_asked]
     if untried:

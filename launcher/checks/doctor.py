@@ -18,11 +18,13 @@ import psutil
 import torch
 import yaml
 
+from launcher.checks import smi
 from launcher.checks.bandwidth import NUM_BYTES, RESULT_FILE
+from launcher.device.kind import count, found
 from launcher.launch.nodes import Nodes
 from launcher.launch.supervisor import Supervisor
 from launcher.runs.folder import output_of, read_json, versions
-from launcher.world import slurm
+from launcher.world import gpus, slurm
 from launcher.world.temporary import temporary_folder
 from launcher.world.world import usable_cpus
 
@@ -62,30 +64,43 @@ def findings() -> Iterator[Finding]:
 
 
 def _gpus() -> Iterator[Finding]:
-    driver = output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-    if not torch.cuda.is_available():
-        if driver:
-            fault = f"driver {driver.splitlines()[0]}, and torch {torch.__version__} cannot use it"
-            yield Finding(BROKEN, "GPU", f"{fault}; install a build of torch for this driver")
-        else:
+    cards, device = smi.cards(output_of(*smi.QUERY)), found()
+    if device is None:
+        if not cards:
             yield Finding(OK, "GPU", "none: training is on the CPU")
+            return
+        variable, value = gpus.hidden_by()
+        if variable:
+            yield Finding(WARNING, "GPU", f"{len(cards)}, and {variable}={value!r} hides them; unset it to use them")
+        else:
+            fault = f"driver {cards[0].driver}, and torch {torch.__version__} cannot use it"
+            yield Finding(BROKEN, "GPU", f"{fault}; install a build of torch for this driver")
         return
-    for number in range(torch.cuda.device_count()):
-        free, total = torch.cuda.mem_get_info(number)
-        text = f"{number}: {torch.cuda.get_device_name(number)}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
-        busy = free < 0.5 * total
-        yield Finding(WARNING if busy else OK, "GPU", text + "; somebody uses it: nvidia-smi shows who" * busy)
+    if device.type != "cuda" or not cards:
+        yield Finding(OK, "GPU", f"{count()} × {device.type}")  # to ask for more would open a context on each
+        return
+    for card in smi.visible(cards, gpus.visible()):
+        yield _card(card)
     nccl = ".".join(map(str, torch.cuda.nccl.version())) if torch.distributed.is_nccl_available() else "none"
-    yield Finding(OK, "driver", f"{(driver or 'unknown').splitlines()[0]}, CUDA {torch.version.cuda}, NCCL {nccl}")
+    yield Finding(OK, "driver", f"{cards[0].driver}, CUDA {torch.version.cuda}, NCCL {nccl}")
+
+
+def _card(card: smi.Card) -> Finding:
+    """One GPU, by the driver's word: a context of our own would be in the way of those who have it for themselves."""
+    text = f"{card.index}: {card.name}, {card.free / 2**10:.1f} of {card.total / 2**10:.1f} GiB free"
+    if card.free < 0.5 * card.total:
+        return Finding(WARNING, "GPU", f"{text}; somebody uses it: nvidia-smi shows who")
+    if card.mode not in ("Default", "[N/A]"):
+        return Finding(OK, "GPU", f"{text}; {card.mode.replace('_', ' ')}: one process at a time")
+    return Finding(OK, "GPU", text)
 
 
 def _cpus() -> Finding:
     usable, there = usable_cpus(), os.cpu_count() or 1
     memory = psutil.virtual_memory()
     text = f"{usable} of {there} usable; {memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB memory free"
-    gpus = torch.cuda.device_count()
-    if usable < 2 * gpus:
-        return Finding(WARNING, "CPUs", f"{text}; {gpus} GPUs want at least two each: ask for more (--cpus-per-task)")
+    if usable < 2 * (number := count()):
+        return Finding(WARNING, "CPUs", f"{text}; {number} GPUs want at least two each: ask for more (--cpus-per-task)")
     return Finding(OK, "CPUs", text)
 
 

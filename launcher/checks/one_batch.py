@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import torch
 
+from launcher.data.same_data import compare_over_ranks
 from launcher.data.transfer import on_device
 from launcher.device.device import open_device, use_cpu
-from launcher.device.same_data import compare_over_ranks
 from launcher.evaluation.modes import start_training
 from launcher.objective.settle import settle_losses
 from launcher.recipe.schema import Recipe

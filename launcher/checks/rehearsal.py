@@ -24,7 +24,10 @@ from launcher.checkpoints.sameness import same
 from launcher.checks.certainty import Finding, findings_of
 from launcher.checks.schedule import doubts_of
 from launcher.data.load import Data
-from launcher.device.device import open_device, seed_everything
+from launcher.data.seeds import seed_everything
+from launcher.data.transfer import on_device
+from launcher.device.device import open_device, use_cpu
+from launcher.device.kind import found
 from launcher.errors import LauncherError, Problem, RecipeError, UsageError
 from launcher.evaluation.best import BestTracker, deciding_set, value_of
 from launcher.evaluation.evaluate import evaluate
@@ -43,7 +46,7 @@ from launcher.recipe.schema import Recipe
 from launcher.recipe.targets import told
 from launcher.text import printable, shapes, size
 from launcher.training.batch_norm import too_few_for_batch_norm
-from launcher.training.build import build_run_model, build_run_state, open_run_data
+from launcher.training.build import build_run_model, build_run_state, check_graphs, open_run_data
 from launcher.training.contents import Contents
 from launcher.training.cut import as_it_was, dependence_of
 from launcher.training.plan import Plan, plan_of
@@ -74,7 +77,7 @@ class Checked:
     findings: Sequence[Finding]
 
 
-def rehearse(recipe: Recipe, builder: Builder, world: World, say: Say) -> Checked:
+def rehearse(recipe: Recipe, builder: Builder, world: World, say: Say, *, on_gpu: bool = False) -> Checked:
     """The rest: data, and one step on two samples.
 
     Args:
@@ -82,18 +85,22 @@ def rehearse(recipe: Recipe, builder: Builder, world: World, say: Say) -> Checke
         builder: Its components, checked.
         world: The processes that the run is meant for.
         say: Told of each stage when it is done.
+        on_gpu: Whether it is rehearsed on this machine's GPU, in the recipe's precision: some kernels know no CPU.
 
     Raises:
         LauncherError: What the run would end with, and what it would end with later.
     """
+    if on_gpu and use_cpu(World(), cpu=False):
+        raise UsageError("--gpu: torch sees no GPU on this machine; leave --gpu away to rehearse on the CPU")
     seed_everything(recipe.seed)
     with warnings.catch_warnings(), _stage(recipe, ("data",), "opening the data"):
         warnings.simplefilter("ignore")
         data = open_run_data(recipe, builder, world)
     say("data", data.describe())
-    small = _small(recipe)
+    check_graphs(builder, recipe.device, data)
+    small = _small(recipe, on_gpu)
     builder = builder.for_recipe(small)
-    with warnings.catch_warnings(), open_device(small.device, World(), cpu=True) as device:
+    with warnings.catch_warnings(), open_device(small.device, World(), cpu=not on_gpu) as device:
         warnings.simplefilter("ignore")
         model = build_run_model(small, builder, device)
         say("model", model.describe())
@@ -115,16 +122,18 @@ def rehearse(recipe: Recipe, builder: Builder, world: World, say: Say) -> Checke
         elsewhere = replace(state, device=replace(device, world=world, notes=()))
         plan = plan_of(recipe, elsewhere, Path(), 0, list(_notes(recipe, data, world)))
         doubts = [*warned, *doubts_of(recipe, state)]
-        shown = _for_the_world(plan, recipe, _dtypes(model.bare))
-        return Checked(shown, doubts, findings_of(recipe, state, world, depends))
+        where = device.name if on_gpu else f"this machine's CPU in {_dtypes(model.bare)}"
+        return Checked(_for_the_world(plan, recipe, where), doubts, findings_of(recipe, state, world, depends))
 
 
-def _small(recipe: Recipe) -> Recipe:
-    """The recipe for two samples on a CPU; what is learned from is the same."""
+def _small(recipe: Recipe, on_gpu: bool = False) -> Recipe:
+    """The recipe for two samples, on a CPU in float32; what is learned from is the same."""
     section = recipe.data
     data = {"global_batch_size": SAMPLES, "micro_batch_size": None, "workers": 0, "drop_last": False}
     data["batch_sampler"] = None  # which is judged by its arguments
-    device = {"precision": "no", "compile": False, "sync_batchnorm": False, "deterministic": False}
+    device: dict[str, Any] = {"compile": False, "sync_batchnorm": False}
+    if not on_gpu:
+        device |= {"precision": "no", "deterministic": False}
     limits = {"limit": Duration(1, "batches", "1 batch"), "batch_size": SAMPLES, "ranks": "first"}
     return recipe.model_copy(
         update={
@@ -145,7 +154,7 @@ def _notes(recipe: Recipe, data: Data, world: World) -> Iterator[str]:
         yield f"the last step of an epoch has {last} sample{'s' * (last > 1)}: {those} nothing to do in it"
     asked = {"precision fp16": section.precision == "fp16", "sync_batchnorm": section.sync_batchnorm}
     for what, wanted in asked.items():
-        if wanted and not torch.cuda.is_available():
+        if wanted and found() is None:
             yield f"device: {what} needs a GPU, which this machine has not"
 
 
@@ -155,10 +164,10 @@ def _dtypes(model: nn.Module) -> str:
     return " and ".join(kinds)
 
 
-def _for_the_world(plan: Plan, recipe: Recipe, rehearsed: str) -> Plan:
+def _for_the_world(plan: Plan, recipe: Recipe, where: str) -> Plan:
     """The plan without what only the machine of the run can say."""
     precision = "the model's own" if recipe.device.precision == "no" else recipe.device.precision
-    replacements = {"device": f"precision {precision}; rehearsed on this machine's CPU in {rehearsed}"}
+    replacements = {"device": f"precision {precision}; rehearsed on {where}"}
     return [(label, replacements.get(label, text)) for label, text in plan if label != "folder"]
 
 
@@ -198,7 +207,7 @@ def _problem(recipe: Recipe, path: RecipePath, message: str) -> Problem:
 def _rehearse_step(recipe: Recipe, train_state: TrainState, world: World, say: Say) -> list[str]:
     """Two samples forward, their loss, backward, and one update; gives what was warned of on the way to the loss."""
     with _stage(recipe, ("data", "train"), "reading two samples"):
-        step = next(counted_steps(train_state, 0, 1))
+        step = next(on_device(counted_steps(train_state, 0, 1), train_state.device.torch_device))
     batch = step.batches[0].data
     say("batch", f"{step.batches[0].samples} samples: {shapes(batch)}")
     start_training(train_state.model.wrapped, train_state.optimizer)
@@ -366,7 +375,7 @@ def _rehearse_checkpoint(recipe: Recipe, builder: Builder, train_state: TrainSta
         checkpoint = checkpoints.verify(checkpoints.save(folder / "checkpoints", before))
         proof.after(before, checkpoint)
         contents.restore(checkpoint)
-    after = contents.capture(1)
+    after = contents.capture(1).copied()
     for path, was, now in (
         (("model",), before.weights, after.weights),
         (("optimizer",), _lasting(before.training), _lasting(after.training)),

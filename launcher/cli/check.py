@@ -27,12 +27,15 @@ def add(commands: Commands) -> None:
         "check",
         help="find what is wrong with a recipe, before any GPU is touched",
         description="Read a recipe, import what it names, and rehearse a step on two samples on the CPU: forward, "
-        "loss, backward, optimizer, evaluation and a checkpoint. Prints the plan for the processes asked for, which "
-        "are arithmetic here. Writes nothing into the working directory.",
+        "loss, backward, optimizer, evaluation and a checkpoint, with --gpu on a GPU. Prints the plan for the "
+        "processes asked for, which are arithmetic here. Writes nothing into the working directory.",
     )
     add_recipe(check, required=False)
     check.add_argument("--processes", type=positive, metavar="N", help="the world size that the plan is for")
     check.add_argument("--nodes", type=positive, default=None, metavar="M", help="over how many machines")
+    check.add_argument(
+        "--gpu", action="store_true", help="rehearse on this machine's GPU: for models whose kernels know no CPU"
+    )
     stop = check.add_mutually_exclusive_group()
     stop.add_argument("--fast", action="store_true", help="stop after reading: nothing is imported, in half a second")
     stop.add_argument("--components", action="store_true", help="stop after importing what the recipe names")
@@ -85,7 +88,7 @@ def _import_and_rehearse(options: argparse.Namespace, arguments: Sequence[str], 
     for place, server in builder.reached():
         _say("network", f"{place}: asks {server}")
     with _failing("rehearsal"):
-        checked = rehearse(recipe, builder, world, _say)
+        checked = rehearse(recipe, builder, world, _say, on_gpu=options.gpu)
     print()
     for label, text in checked.plan:
         _say(label, text)

@@ -36,10 +36,9 @@ def _data(options: argparse.Namespace, _: Sequence[str]) -> int:
 
     recipe = read_recipe(options)
     say_own_code(recipe)
-    import torch
-
     from launcher.data.inspect.show import Wishes, show
-    from launcher.device.device import seed_everything
+    from launcher.data.seeds import seed_everything
+    from launcher.device.kind import found
     from launcher.objective.batch import BatchLayout
     from launcher.recipe.build import Builder
     from launcher.training.build import open_run_data
@@ -51,7 +50,7 @@ def _data(options: argparse.Namespace, _: Sequence[str]) -> int:
     wishes = Wishes(options.samples, Path(options.sheet or f"{recipe.name}-data.png"), options.seconds)
     print(f"{recipe.name}, {options.recipe}")
     world = World(size=options.processes, local_size=options.processes)
-    data = open_run_data(recipe, builder, world, on_gpu=torch.cuda.is_available())
+    data = open_run_data(recipe, builder, world, on_gpu=found() is not None)
     for line in show(data, BatchLayout(recipe.batch), world, wishes):
         print(line, flush=True)
     return EXIT_DONE

@@ -30,9 +30,8 @@ def add(commands: Commands) -> None:
 
 
 def _doctor(options: argparse.Namespace, _: Sequence[str]) -> int:
-    import torch
-
     from launcher.checks.doctor import BROKEN, Finding, communication, findings
+    from launcher.device.kind import found
     from launcher.launch.nodes import Nodes
     from launcher.launch.supervisor import choose_processes
 
@@ -41,7 +40,7 @@ def _doctor(options: argparse.Namespace, _: Sequence[str]) -> int:
         return finding.level == BROKEN
 
     nodes = Nodes.parse(options.nodes, options.node_rank, options.master)
-    cpu = options.cpu or not torch.cuda.is_available()
+    cpu = options.cpu or found() is None
     asked = options.processes or (2 * nodes.count if cpu else None)
     processes = choose_processes(asked, cpu, nodes.count)
     broken = [show(finding) for finding in findings()]

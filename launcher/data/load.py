@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from launcher.data.batch_samplers import ArithmeticBatches
 from launcher.data.batch_steps import Batches, BatchSteps, ByArithmetic, ByCounting, steps_of
@@ -22,6 +21,7 @@ from launcher.data.sampler import StepSampler, piece
 from launcher.data.streams import StreamEvaluationLoader, StreamLoader, has_shards, is_stream, length_of
 from launcher.data.subsets import subset
 from launcher.data.whole import Collate, whole_batches
+from launcher.device.kind import pins
 from launcher.recipe import schema
 from launcher.recipe.build import Builder
 from launcher.recipe.component import Component
@@ -210,7 +210,7 @@ def _reading(builder: Builder, section: schema.Data, world: World, seed: int, on
         timeout_seconds=section.timeout.amount,
         seed=seed,
         sample_seeds=section.sample_seeds,
-        pin_memory=on_gpu and torch.cuda.is_available(),
+        pin_memory=on_gpu and pins(),
         rank=world.rank,
         on_device=transform_for(builder, section, "train"),
     )

@@ -14,7 +14,7 @@ from launcher.data.many import UNUSED, verdict_on
 from launcher.data.permutation import Indices
 from launcher.data.seeds import randomness_restored, seed_generators, states
 from launcher.data.subsets import name_of
-from launcher.data.whole import Collate, whole_batches
+from launcher.data.whole import Collate, TensorRows, pinned_rows, whole_batches
 from launcher.errors import LauncherError
 from launcher.internals import pin_memory
 
@@ -64,6 +64,7 @@ class Reader:
         self.shard = 0  # of a stream: two of them never draw the same numbers
         self.epochs = Announcer(dataset, reading.collate)
         self._whole = whole_batches(dataset, reading.collate)
+        self._gathers_pinned = reading.pin_memory and isinstance(self._whole, TensorRows)
         self._has_many = has_many(dataset)
         self._is_read_at_once = self._has_many and not _loops_over_samples(dataset)
 
@@ -82,6 +83,8 @@ class Reader:
         if self._whole is not None:
             if self.mark is not _unmarked:
                 self.mark(epoch, int(indices[0]))
+            if self._gathers_pinned and self.in_training_process:
+                return pinned_rows(self.dataset, indices)
             if (rows := self._whole(indices)) is not None:
                 return self.pinned(rows) if self.reading.pin_memory else rows
         with randomness_restored(self.in_training_process and self.reading.sample_seeds):

@@ -14,22 +14,23 @@ import numpy as np
 import torch
 
 from launcher.data.permutation import mix
+from launcher.device.kind import Kind
 
 _LOWER = 0xFFFFFFFF  # all of a seed that the two look at
 _NUMPY = 1  # whose value it is
 
 
-def seed_generators(*place: int, is_gpu: bool = False) -> None:
+def seed_generators(*place: int, kind: Kind | None = None) -> None:
     """Seeds `random`, NumPy and torch with three independent values (about 7 µs).
 
     Args:
         *place: What is about to happen, as numbers: a run's seed, an epoch, an index; a step, a rank.
-        is_gpu: Whether torch's generators of the GPUs are seeded too.
+        kind: The device whose generator is seeded too.
     """
     value = mix(*place)
     random.seed(value)
     np.random.seed(value & _LOWER)
-    seed_torch(value, is_gpu)
+    seed_torch(value, kind)
 
 
 def numpy_seed(value: int) -> int:
@@ -37,15 +38,22 @@ def numpy_seed(value: int) -> int:
     return mix(value, _NUMPY) & _LOWER
 
 
-def seed_torch(value: int, is_gpu: bool = False) -> None:
+def seed_torch(value: int, kind: Kind | None = None) -> None:
     """Seeds torch's generators with what is mixed from a place, as `seed_generators` does, and no others.
 
     The halves are exchanged. `default_generator.manual_seed` costs 1 µs, `torch.manual_seed` 100.
     """
     value = (value << 32 | value >> 32) & 0x7FFFFFFFFFFFFFFF
     torch.default_generator.manual_seed(value)
-    if is_gpu:
-        torch.cuda.manual_seed(value)
+    if kind is not None:
+        kind.seed(value)
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds `random`, NumPy and torch, on every device; torch with the seed itself, as a script would."""
+    random.seed(seed)
+    np.random.seed(numpy_seed(seed))  # with torch's own seed it would draw what torch draws
+    torch.manual_seed(seed)
 
 
 def states() -> tuple[Any, ...]:

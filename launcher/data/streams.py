@@ -137,7 +137,7 @@ class StreamEvaluationLoader(EvaluationLoader):
         for first in itertools.count(0, self.size):
             with randomness_restored(reader.reading.sample_seeds):
                 batch = list(itertools.islice(samples, self.size))
-                data = reader.collated(0, np.arange(first, first + len(batch)), batch) if batch else None
+                data = reader.pinned(reader.collated(0, np.arange(first, first + len(batch)), batch)) if batch else None
             if not batch:
                 return
             if first // self.size % world_size == rank:

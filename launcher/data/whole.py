@@ -52,7 +52,7 @@ def _reader_of(dataset: Any) -> ReadWhole | None:
     if get_batch is not None:
         return partial(_by_get_batch, get_batch)
     if _reads_as(dataset, TensorDataset):
-        return _TensorRows(dataset) if all(map(_has_rows, dataset.tensors)) else None
+        return TensorRows(dataset) if all(map(_has_rows, dataset.tensors)) else None
     if type(dataset) in (Part, ManyPart) or _reads_as(dataset, Subset):
         inner = _reader_of(dataset.dataset)
         return None if inner is None else _Chosen(dataset, dataset.dataset, inner)
@@ -86,7 +86,7 @@ def _has_rows(tensor: torch.Tensor) -> bool:
     return plain and tensor.device.type == "cpu" and type(tensor) is torch.Tensor
 
 
-class _TensorRows:
+class TensorRows:
     """Rows of the tensors that the data set has now."""
 
     def __init__(self, dataset: TensorDataset):
@@ -104,6 +104,20 @@ class _TensorRows:
 
 
 # ---------------------------------------------------------------------- parts of what reads whole
+
+
+def pinned_rows(dataset: TensorDataset, indices: Indices) -> list[torch.Tensor] | None:
+    """The same, gathered where a GPU copies from; where no memory can be locked, in any."""
+    rows = torch.from_numpy(indices)
+    try:
+        places = [
+            torch.empty((len(rows), *tensor.shape[1:]), dtype=tensor.dtype, pin_memory=True)
+            for tensor in dataset.tensors
+        ]
+    except RuntimeError:
+        return TensorRows(dataset)(indices)
+    pairs = zip(dataset.tensors, places, strict=True)
+    return [torch.index_select(tensor, 0, rows, out=place) for tensor, place in pairs]
 
 
 @dataclass

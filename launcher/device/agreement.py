@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from launcher.device.coordination import Coordinator, Pending
+from launcher.device.kind import Kind, Mark
 
 
 @dataclass(frozen=True)
@@ -36,29 +37,51 @@ class Agreement:
     Every `period` steps the wishes are put into one asynchronous MAX all-reduce, which is read at the next
     such step; the period follows the pace of training and is agreed in the same message.
 
+    A host launches steps long before a device has made them, so that its clock says nothing of their pace, and what is
+    agreed on may lie minutes behind in the device's queue. So at each such step the device must have come to the one
+    before: it has a whole period of steps to go on with meanwhile. And a period is at most twice the one before.
+
     Args:
         coordinator: The side channel.
+        kind: The device whose steps they are.
         seconds: About how long a wish may wait.
     """
 
-    def __init__(self, coordinator: Coordinator, seconds: float = 0.5):
+    def __init__(self, coordinator: Coordinator, kind: Kind | None = None, seconds: float = 0.5):
         self._coordinator = coordinator
+        self._kind = kind if kind is not None and not kind.is_host else None
         self._seconds = seconds
+        self._mark: Mark | None = None
+        self._period = 1
         self._pending: Pending | None = None
         self._next = 0
         self._asked_at = (0, time.monotonic())
 
     def after(self, step: int, wishes: Requests) -> Requests:
         """What all ranks do after this step; the same answer everywhere."""
-        if self._coordinator.world_size == 1:
+        is_alone = self._coordinator.world_size == 1
+        if is_alone and self._kind is None:
             return wishes
         if step < self._next:
-            return NOTHING
-        *agreed, period = self._pending.result().tolist() if self._pending is not None else (0, 0, 0, 0, 1)
-        numbers = [wishes.stop, wishes.save, wishes.evaluate, wishes.over, self._pace(step)]
-        self._pending = self._coordinator.max(torch.tensor(numbers, dtype=torch.float64))
-        self._next = step + int(period)
+            return wishes if is_alone else NOTHING
+        self._keep_up()
+        pace = self._pace(step)
+        numbers: list[float] = [wishes.stop, wishes.save, wishes.evaluate, wishes.over, pace]
+        if is_alone:
+            *agreed, period = numbers
+        else:
+            *agreed, period = self._pending.result().tolist() if self._pending is not None else (0, 0, 0, 0, 1)
+            self._pending = self._coordinator.max(torch.tensor(numbers, dtype=torch.float64))
+        self._period = min(int(period), 2 * self._period)
+        self._next = step + self._period
         return Requests(*map(bool, agreed))
+
+    def _keep_up(self) -> None:
+        """Waits until the device has come to the step at which this was called last."""
+        if self._kind is not None:
+            if self._mark is not None:
+                self._mark.synchronize()
+            self._mark = self._kind.mark()
 
     def _pace(self, step: int) -> int:
         """Steps that take about `seconds`."""

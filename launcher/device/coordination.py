@@ -11,7 +11,7 @@ import json
 import re
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -186,6 +186,20 @@ class Coordinator:
             self._broadcast(host)
             if self.rank > 0:
                 tensor.detach().copy_(host)
+
+    def share_all(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Makes tensors on any device rank 0's, in place: all of a type in one message."""
+        if self._group is None:
+            return
+        kinds: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]] = {}
+        for tensor in tensors:
+            kinds.setdefault((tensor.dtype, tensor.device), []).append(tensor.detach())
+        for alike in kinds.values():
+            together = torch.cat([tensor.reshape(-1) for tensor in alike])
+            self.share(together)
+            if self.rank > 0:
+                for tensor, part in zip(alike, together.split([tensor.numel() for tensor in alike]), strict=True):
+                    tensor.copy_(part.view(tensor.shape))
 
     def _broadcast(self, tensor: torch.Tensor) -> None:
         _wait(dist.broadcast(tensor, src=0, group=self._group, async_op=True))

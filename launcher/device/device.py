@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import os
-import random
-import shutil
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
 
 from launcher import internals
-from launcher.data.seeds import numpy_seed
 from launcher.device.coordination import Coordinator
+from launcher.device.kernels import kernel_notes, kernels_chosen
+from launcher.device.kind import Kind, count, found, kind_of, make_current
 from launcher.device.meeting import meeting
 from launcher.device.shared_memory import shared_memory
 from launcher.errors import UsageError
 from launcher.recipe import schema
-from launcher.world import network
+from launcher.world import gpus, network
 from launcher.world.rendezvous import gathered
 from launcher.world.site import read_site
 from launcher.world.waiting import Wait, guarded
@@ -36,6 +36,7 @@ _UNSUPPORTED = {  # what an accelerate config may ask for and this program does 
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
     "ACCELERATE_USE_SAGEMAKER": "SageMaker",
 }
+_LEAVING_SECONDS = 2.0  # what leaving the group is granted where this rank has failed
 _SUPPORTED = ("NO", "MULTI_GPU", "MULTI_CPU", "MULTI_XPU")  # of Accelerate's kinds of worlds; not TPU (XLA), NPU, …
 
 
@@ -62,10 +63,14 @@ class Device:
         return device
 
     @property
+    def kind(self) -> Kind:
+        """What it can do: streams, events, generators, memory."""
+        return kind_of(self.torch_device)
+
+    @property
     def name(self) -> str:
         """`CPU`, or what the GPU calls itself."""
-        kind = self.torch_device.type
-        return torch.cuda.get_device_name(self.torch_device) if kind == "cuda" else kind.upper()
+        return self.kind.name
 
     @property
     def threads(self) -> int:
@@ -75,7 +80,7 @@ class Device:
     @property
     def is_gpu(self) -> bool:
         """Whether batches must be moved."""
-        return self.torch_device.type != "cpu"
+        return not self.kind.is_host
 
     def describe(self) -> str:
         """The device in a few words, for the plan."""
@@ -97,24 +102,50 @@ def use_cpu(world: World, cpu: bool) -> bool:
     """
     if cpu or world.wants_cpu:
         return True
-    if torch.cuda.is_available():
+    device = found()
+    if device is not None:
+        _refuse_several(device, world)
         return False
-    if (
-        shutil.which("nvidia-smi")
-        and os.path.exists("/proc/driver/nvidia/gpus")
-        and os.listdir("/proc/driver/nvidia/gpus")
-    ):
-        raise UsageError(
-            f"this machine has NVIDIA GPUs that torch {torch.__version__} cannot use; install a CUDA build of torch "
-            "that fits the driver (nvidia-smi shows it), or say --cpu"
-        )
-    is_elsewhere = torch.backends.mps.is_available() or (hasattr(torch, "xpu") and torch.xpu.is_available())
-    if world.gpus and not is_elsewhere:
+    if gpus.of_machine():
+        raise UsageError(_why_unusable())
+    if world.gpus:
         raise UsageError(
             f"this job asked for GPUs ({world.gpus}) and torch {torch.__version__} sees none; install a build of torch "
             "for them, let the container see them (apptainer exec --nv), or say --cpu"
         )
-    return not is_elsewhere
+    return True
+
+
+def _refuse_several(device: torch.device, world: World) -> None:
+    """There is one Apple GPU in a machine, and no process group on it.
+
+    Raises:
+        UsageError: Several processes want it.
+    """
+    if device.type == "mps" and world.size > 1:
+        raise UsageError(
+            f"{world.size} processes cannot train on an Apple GPU together; use --processes 1, or --cpu for several"
+        )
+
+
+def _why_unusable() -> str:
+    """Why torch sees none of the machine's NVIDIA GPUs, and what to do."""
+    there = "this machine has NVIDIA GPUs"
+    if torch.version.cuda is None:
+        return (
+            f"{there} that torch {torch.__version__}, a build without CUDA, cannot use; install one with CUDA that "
+            "fits the driver (nvidia-smi shows it), or say --cpu"
+        )
+    variable, value = gpus.hidden_by()
+    if variable:
+        return (
+            f"{there}, and {variable}={value!r} hides them from this process; unset it, ask SLURM for some "
+            "(--gpus-per-node, --gres=gpu:1), or say --cpu"
+        )
+    return (
+        f"{there} that torch {torch.__version__} (CUDA {torch.version.cuda}) cannot use: is the driver older than that"
+        "? nvidia-smi shows it; install a build of torch that fits it, or say --cpu"
+    )
 
 
 def choose_threads(asked: int | str, world: World) -> int:
@@ -146,24 +177,8 @@ def open_device(
     """
     on_cpu = use_cpu(world, cpu)
     launch = launch or schema.Launch()
-    with (
-        _deterministic() if section.deterministic else nullcontext(),
-        _joined(section, world, on_cpu, launch) as device,
-    ):
+    with _joined(section, world, on_cpu, launch) as device:
         yield device
-
-
-@contextmanager
-def _deterministic() -> Iterator[None]:
-    """Deterministic algorithms for a while: a notebook trains other things afterwards."""
-    before = torch.are_deterministic_algorithms_enabled()
-    warned = torch.is_deterministic_algorithms_warn_only_enabled()
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, when cuBLAS begins
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before, warn_only=warned)
 
 
 @contextmanager
@@ -175,19 +190,20 @@ def _joined(section: schema.Device, world: World, on_cpu: bool, launch: schema.L
                 interface = stack.enter_context(_interface(launch, world))
                 wait = _wait(section, launch, world)
                 meeting_stack.enter_context(guarded(wait, world))
+                peers = stack.enter_context(_peers_known(world, on_cpu))
                 with meeting(world, wait, launch.meeting_timeout.amount) as url:
                     accelerator = _accelerator(section, on_cpu, url)
                 # what libraries ask Accelerate for later is answered from its state, not from the variables
-            stack.callback(_part, accelerator, before)
+            stack.push(partial(_part, accelerator, before))
             torch.set_num_threads(choose_threads(launch.threads, world))  # after Accelerate, which sets its own guess
-            if not on_cpu:
-                torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = section.tf32
+            make_current(accelerator.device)
+            stack.enter_context(kernels_chosen(section, accelerator.device))
             _assert_world(accelerator, world, section, on_cpu)
             coordinator = Coordinator(world.rank, world.size, section.timeout.amount)
         _assert_own_gpus(accelerator.device, world, coordinator)
         in_memory = on_cpu and section.ddp.shared_memory
         with shared_memory(world, coordinator, section.timeout.amount) if in_memory else nullcontext() as memory:
-            notes = (*_notes(section, world), *interface)
+            notes = (*_notes(section, world, accelerator.device), *interface, *peers)
             yield Device(accelerator, world, coordinator.sharing(memory), notes)
 
 
@@ -198,12 +214,46 @@ def _wait(section: schema.Device, launch: schema.Launch, world: World) -> Wait:
     return Wait("the other ranks", launch.meeting_timeout.amount)
 
 
-def _part(accelerator: Accelerator, threads: int) -> None:
+def _part(accelerator: Accelerator, threads: int, kind: type[BaseException] | None, *_: object) -> None:
+    """Leaves the group; a rank that fails waits for nobody: its peers stand in an all-reduce that it never joins."""
     torch.set_num_threads(threads)  # a notebook goes on with its own
+    if kind is None:
+        _leave(accelerator)
+    elif dist.is_initialized():
+        leaving = threading.Thread(target=_leave_at_once, args=(accelerator,), daemon=True, name="leaving the group")
+        leaving.start()
+        leaving.join(_LEAVING_SECONDS)
+    internals.forget_accelerator(accelerator)
+
+
+def _leave(accelerator: Accelerator) -> None:
     accelerator.end_training()
     if dist.is_initialized():
         dist.destroy_process_group()
-    internals.forget_accelerator(accelerator)
+
+
+def _leave_at_once(accelerator: Accelerator) -> None:
+    """NCCL's way of leaving is for normal ends, and waits for all that was begun; its other one does not."""
+    with suppress(Exception):  # whatever a device says that has failed: the first error is the one to tell
+        if dist.get_backend() == "gloo":
+            _leave(accelerator)
+        else:
+            internals.abort_group()
+
+
+@contextmanager
+def _peers_known(world: World, on_cpu: bool) -> Iterator[list[str]]:
+    """Spares each rank Accelerate's look at the machine by nvidia-smi, and does what it would then only ask for.
+
+    Several RTX 40 under an older driver cannot reach each other's memory; `accelerate launch` tells NCCL so as well.
+    """
+    notes = []
+    if not on_cpu and world.local_size > 1 and gpus.without_p2p():
+        notes.append("NCCL goes through host memory (NCCL_P2P_DISABLE=1): RTX 40 with a driver before 550 cannot else")
+        for name in ("NCCL_P2P_DISABLE", "NCCL_IB_DISABLE"):
+            os.environ.setdefault(name, "1")
+    with internals.peer_access_settled():
+        yield notes
 
 
 @contextmanager
@@ -276,24 +326,23 @@ def check_kind(kind: str) -> None:
 
 
 def _assert_own_gpus(device: torch.device, world: World, coordinator: Coordinator) -> None:
-    if device.type == "cuda" and world.size > 1:
-        uuid = str(torch.cuda.get_device_properties(device).uuid)
+    if device.type != "cpu" and world.size > 1 and (uuid := kind_of(device).uuid):
         check_gpus([message.decode() for message in coordinator.gather(f"{world.node} {uuid}".encode())])
 
 
-def check_gpus(gpus: Sequence[str]) -> None:
+def check_gpus(taken: Sequence[str]) -> None:
     """Refuses processes that share a GPU: Accelerate gives the fifth of five processes the first of four GPUs.
 
     Args:
-        gpus: Of each rank, as its node and the GPU's own number.
+        taken: Of each rank, as its node and the GPU's own number.
 
     Raises:
         UsageError: Two ranks have the same.
     """
-    shared = next((gpu for gpu in gpus if gpus.count(gpu) > 1), None)
+    shared = next((gpu for gpu in taken if taken.count(gpu) > 1), None)
     if shared is None:
         return
-    ranks = [str(rank) for rank, gpu in enumerate(gpus) if gpu == shared]
+    ranks = [str(rank) for rank, gpu in enumerate(taken) if gpu == shared]
     node, _, uuid = shared.partition(" ")
     raise UsageError(
         f"ranks {', '.join(ranks[:-1])} and {ranks[-1]} would share one GPU of node {node} ({uuid}), and one process "
@@ -329,27 +378,23 @@ def _assert_world(accelerator: Accelerator, world: World, section: schema.Device
             )
 
 
-def _notes(section: schema.Device, world: World) -> Iterator[str]:
+def _notes(section: schema.Device, world: World, device: torch.device) -> Iterator[str]:
     asked = (world.accelerate or {}).get("ACCELERATE_MIXED_PRECISION", section.precision)
     if asked not in (section.precision, "no"):
         yield f"accelerate config says {asked}, the recipe {section.precision}: the recipe's is used"
     steps = (world.accelerate or {}).get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
     if steps not in ("1", ""):
         yield f"accelerate config says {steps} accumulation steps; they follow from data.micro_batch_size instead"
-    if world.local_size > 1 and torch.cuda.device_count() == 1:
-        yield f"each of the {world.local_size} processes of a node sees one GPU, its own"
-    if not section.deterministic and torch.cuda.is_available():
-        yield "GPU kernels are not promised bit for bit; device.deterministic: true chooses those that are"
-    asked, threads = os.environ.get("OMP_NUM_THREADS", ""), str(torch.get_num_threads())
-    if world.started_by == "one process" and asked not in ("", threads):  # others set it for their processes
-        yield f"OMP_NUM_THREADS is {asked}, and launch.threads decides, which gives {threads}; launch.threads={asked}"
+    if device.type != "cpu":
+        yield from _notes_of_gpu(section, world, device)
     dynamo = (world.accelerate or {}).get("ACCELERATE_DYNAMO_BACKEND", "no")
     if dynamo.lower() != "no":
         yield f"accelerate config says dynamo backend {dynamo}; device.compile is {str(section.compile).lower()}"
 
 
-def seed_everything(seed: int) -> None:
-    """Seeds `random`, NumPy and torch, on every device; torch with the seed itself, as a script would."""
-    random.seed(seed)
-    np.random.seed(numpy_seed(seed))  # with torch's own seed it would draw what torch draws
-    torch.manual_seed(seed)
+def _notes_of_gpu(section: schema.Device, world: World, device: torch.device) -> Iterator[str]:
+    if world.local_size > 1 and count() == 1:
+        yield f"each of the {world.local_size} processes of a node sees one GPU, its own"
+    if not section.deterministic:
+        yield "GPU kernels are not promised bit for bit; device.deterministic: true chooses those that are"
+    yield from kernel_notes(section, device)

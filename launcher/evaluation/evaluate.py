@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from launcher.data.loaders import MicroBatch
-from launcher.data.transfer import moved
+from launcher.data.transfer import with_copies
+from launcher.device.kind import kind_of
 from launcher.errors import LauncherError
 from launcher.evaluation.audit import audit_own
 from launcher.evaluation.modes import own_randomness
@@ -67,8 +68,8 @@ def evaluate(
     for metric in metrics:
         metric.reset(device)
     with own_randomness(seed, rank, device), torch.no_grad():
-        for done, batch in enumerate(batches, start=1):
-            evaluated = tally.add(model, batch, device)
+        for done, (batch, data) in enumerate(with_copies(batches, device), start=1):
+            evaluated = tally.add(model, batch, data, device)
             for metric in metrics:
                 metric.see(objective.layout, evaluated, is_first=done == 1)
             seen(evaluated.outputs, evaluated.targets, batch)
@@ -98,14 +99,21 @@ class Tally:
         self._with_loss = self._without_loss = 0  # batches
         size = len(objective.terms) or 1
         self._sums = torch.zeros(size, dtype=torch.float64)
+        self._is_begun = False  # then the sums are where the model is
         self._counts = torch.zeros(size, dtype=torch.float64)
 
-    def add(self, model: nn.Module, batch: MicroBatch, device: torch.device) -> Evaluated:
-        """Evaluates one batch."""
+    def add(self, model: nn.Module, batch: MicroBatch, data: Any, device: torch.device) -> Evaluated:
+        """Evaluates one batch.
+
+        Args:
+            model: The unwrapped module.
+            batch: In host memory, where it is counted.
+            data: The same on the device.
+            device: Where to compute.
+        """
         objective, layout = self.objective, self.objective.layout
         objective.settle()
         counts = objective.counts(batch.data, batch.samples)
-        data = batch.data if device.type == "cpu" else moved(batch.data, device)
         data = data if self.transform is None else self.transform(data)
         if not self.samples and not objective.terms:  # the first batch
             audit_own(model, objective, data, batch.samples, self.at)
@@ -133,13 +141,16 @@ class Tally:
         self._with_loss += bool(values)
         self._without_loss += not values
         if values:
-            self._sums = self._sums.to(device) + torch.stack([value.detach().double() for value in values])
+            wide = kind_of(device).wide
+            sums = torch.stack([value.detach().to(wide) for value in values])
+            self._sums = self._sums + sums if self._is_begun else sums
+            self._is_begun = True
             self._counts += torch.tensor(counts, dtype=torch.float64)
 
     def state(self) -> list[torch.Tensor]:
         """All that `join` needs of this rank, in host memory."""
         batches = [self.samples, self._with_loss, self._without_loss]
-        numbers = torch.cat([self._sums.cpu(), self._counts, torch.tensor(batches, dtype=torch.float64)])
+        numbers = torch.cat([self._sums.cpu().double(), self._counts, torch.tensor(batches, dtype=torch.float64)])
         return [numbers, *itertools.chain.from_iterable(metric.state() for metric in self.metrics)]
 
     def join(self, states: Sequence[list[torch.Tensor]]) -> None:

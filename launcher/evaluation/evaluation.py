@@ -332,9 +332,8 @@ class Evaluation:
     def _share_buffers(self) -> None:
         """Makes every rank's buffers rank 0's for this evaluation, as DDP does before a forward."""
         losses = [loss for loss in self.evaluable.objective.brought.values() if isinstance(loss, nn.Module)]
-        for module in (self.evaluable.model.bare, *losses):
-            for buffer in module.buffers():
-                self._coordinator.share(buffer)
+        modules = (self.evaluable.model.bare, *losses)
+        self._coordinator.share_all([buffer for module in modules for buffer in module.buffers()])
 
     def _line(self, name: str, split: str, step: int, epoch: float, scores: Scores) -> Line:
         label = {"name": name} if name else {}

@@ -11,6 +11,7 @@ import torch
 import torchmetrics
 from torchmetrics.text import Perplexity
 
+from launcher.device.kind import Mark, kind_of
 from launcher.errors import LauncherError, RecipeError
 from launcher.evaluation.chunks import Chunk, is_exact, takes_any_numbers
 from launcher.evaluation.outputs import class_dimension, classes, probabilities
@@ -39,6 +40,7 @@ class OverSet(torchmetrics.Metric):
         super().__init__()
         self.function = function
         self.part_names = [f"part{number}" for number in range(parts)]
+        self._mark: Mark | None = None  # behind what is on its way
         for name in self.part_names:
             self.add_state(name, [], dist_reduce_fx="cat")
 
@@ -47,7 +49,14 @@ class OverSet(torchmetrics.Metric):
         if len(parts) != len(self.part_names):
             raise ValueError(f"{len(parts)} outputs and targets, and not {len(self.part_names)}; name them in 'batch'")
         for name, part in zip(self.part_names, parts, strict=True):
-            getattr(self, name).append(part.detach().cpu())
+            getattr(self, name).append(part.detach().to("cpu", non_blocking=True))
+        if parts:
+            self._mark = kind_of(parts[0].device).mark()
+
+    def arrive(self) -> None:
+        """Waits for what is on its way to host memory."""
+        if self._mark is not None:
+            self._mark.synchronize()
 
     def compute(self) -> Any:
         """What the function says of all of it."""
@@ -55,6 +64,7 @@ class OverSet(torchmetrics.Metric):
 
     def so_far(self) -> Any:
         """The same, without torchmetrics' keeping of what was computed."""
+        self.arrive()
         return self.function(*(torch.cat(getattr(self, name)) for name in self.part_names))
 
 
@@ -92,6 +102,8 @@ class Metric:
     outputs: Picks | None = None
     targets: Picks | None = None
     given: str | None = None
+    _looks_once: bool = False
+    _validating: dict[int, bool] = field(default_factory=dict)
     _chunk: Chunk | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -109,6 +121,17 @@ class Metric:
             self._chunk.forget()
         self.metric.to(device)
         self.metric.reset()
+        self._validate(True)
+        self._looks_once = device.type != "cpu"
+
+    def _validate(self, wanted: bool) -> None:
+        """Whether torchmetrics looks at each batch for mistakes, for which a GPU would have to be waited for."""
+        for module in _metrics(self.metric):
+            if wanted and self._validating.get(id(module)):
+                module.validate_args = True
+            elif not wanted and getattr(module, "validate_args", False) is True:
+                self._validating[id(module)] = True
+                module.validate_args = False
 
     def see(self, layout: BatchLayout, batch: Evaluated, is_first: bool = False) -> None:
         """Takes what it gets of a batch.
@@ -154,6 +177,9 @@ class Metric:
                 self._tell(chunk)
         if is_first and isinstance(self.metric, OverSet):
             self._try()
+        if self._looks_once:  # the first batch of each evaluation was looked at
+            self._looks_once = False
+            self._validate(False)
 
     def _tell(self, parts: Sequence[Any]) -> None:
         try:
@@ -202,6 +228,9 @@ class Metric:
     def state(self) -> list[Any]:
         """What it keeps of its batches, in host memory: of each metric in it, tensors and lists of them."""
         self._tell_rest()
+        for module in _metrics(self.metric):
+            if isinstance(module, OverSet):
+                module.arrive()
         self.metric.to("cpu")
         return [getattr(metric, name) for metric in _holders(self.metric) for name in reductions(metric)]
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
 from launcher.data.seeds import randomness_restored, seed_generators
+from launcher.device.kind import kind_of
 from launcher.evaluation.unmoved import Unmoved
 from launcher.objective.loss import Objective
 
@@ -76,12 +77,9 @@ def _roots(model: nn.Module, objective: Objective) -> list[nn.Module]:
 @contextmanager
 def own_randomness(seed: int, rank: int, device: torch.device) -> Iterator[None]:
     """Randomness of an evaluation's own, the same each time; afterwards all generators go on where they were."""
-    is_gpu = device.type == "cuda"
-    with ExitStack() as stack:
-        stack.enter_context(randomness_restored(needed=True))
-        if is_gpu:
-            stack.enter_context(torch.random.fork_rng(devices=[device]))
-        seed_generators(seed, _EVALUATING, rank, is_gpu=is_gpu)
+    kind = kind_of(device)
+    with randomness_restored(needed=True), kind.generator_restored():
+        seed_generators(seed, _EVALUATING, rank, kind=kind)
         yield
 
 

@@ -15,10 +15,11 @@ from torch import nn
 
 from launcher.checkpoints.saved_run import Saved
 from launcher.data.load import EvaluationLoader, Part, evaluation_parts, load_evaluation
+from launcher.data.same_data import agree_on
+from launcher.data.seeds import seed_everything
 from launcher.data.transfer import moved
 from launcher.datasets.files import atomic_write, needed
-from launcher.device.device import Device, check_device, open_device, seed_everything, use_cpu
-from launcher.device.same_data import agree_on
+from launcher.device.device import Device, check_device, open_device, use_cpu
 from launcher.errors import LauncherError, UsageError
 from launcher.evaluation.best import BestTracker
 from launcher.evaluation.evaluation import Evaluation, Look, metrics_of, unlooked
@@ -29,6 +30,7 @@ from launcher.objective.build import build_objective
 from launcher.objective.loss import Objective, loss_key
 from launcher.objective.run_length import At
 from launcher.objective.settle import take_up
+from launcher.recipe import schema
 from launcher.recipe.build import Builder
 from launcher.recipe.schema import Recipe
 from launcher.runs.metrics import encode
@@ -75,22 +77,31 @@ def opened(saved: Saved, world: World, parts: Sequence[Part], cpu: bool) -> Iter
     builder = Builder(recipe, saved.allow, saved.directory)
     builder.check()
     on_cpu = use_cpu(world, cpu)
-    check_device(recipe.device, world, on_cpu)
+    where = _to_evaluate_on(recipe.device, on_cpu)
+    check_device(where, world, on_cpu)
     seed_everything(recipe.seed)
     sets = load_evaluation(
         builder, recipe.data, world, parts, evaluate=recipe.evaluate, seed=recipe.seed, on_gpu=not on_cpu
     )
-    with open_device(recipe.device, world, cpu=cpu, launch=recipe.launch) as device:
+    with open_device(where, world, cpu=cpu, launch=recipe.launch) as device:
         if world.size > 1:
             agree_on(builder, recipe.data, {loader.name: loader for loader in sets.values()}, device.coordinator)
         stand_in(recipe.track.trackers, builder.own_folders())
-        model = build_model(builder, recipe.model, recipe.device, device, seed=recipe.seed)
+        model = build_model(builder, recipe.model, where, device, seed=recipe.seed)
         objective = build_objective(builder, recipe.loss, recipe.batch, recipe.train)
         if None in objective.readings.values():
             take_up(objective, saved.readings())
         objective.to(device.torch_device)
         _fill(model.bare, saved)
         yield Opened(recipe, model, objective, device, _average(model.bare, saved), sets, builder)
+
+
+def _to_evaluate_on(section: schema.Device, on_cpu: bool) -> schema.Device:
+    """A model that was trained on a GPU is evaluated on a CPU as it is: what only training needs is left out."""
+    if not on_cpu:
+        return section
+    precision = "no" if section.precision == "fp16" else section.precision
+    return section.model_copy(update={"precision": precision, "sync_batchnorm": False})
 
 
 def _average(model: nn.Module, saved: Saved) -> Average | None:

@@ -24,6 +24,7 @@ from launcher.data.streams import is_stream
 from launcher.data.subsets import innermost
 from launcher.datasets.files import atomic_write, needed
 from launcher.device.coordination import Coordinator, packed, unpacked
+from launcher.device.kind import Mark, kind_of
 from launcher.errors import LauncherError
 from launcher.evaluation.evaluate import Seen, unseen
 from launcher.evaluation.outputs import class_dimension, probabilities
@@ -49,7 +50,9 @@ class Predictions:
     def __init__(self, objective: Objective, classes_only: bool = False):
         self._is_binary = any(isinstance(term.function, nn.BCEWithLogitsLoss) for term in objective.terms)
         self._classes_only = classes_only
-        self._parts: dict[str, list[NDArray[Any]]] = {}
+        self._objective = objective
+        self._parts: dict[str, list[torch.Tensor]] = {}  # in host memory, or on their way there
+        self._mark: Mark | None = None  # behind the last of them
 
     def look(self, split: str, name: str) -> Seen:
         """Sees the batches of any set."""
@@ -63,20 +66,30 @@ class Predictions:
         """
         target = targets[0] if targets and isinstance(targets[0], torch.Tensor) else None
         if self._is_binary and target is not None:
-            target = _yes_or_no(target)
+            target = _yes_or_no(target, self._on_host(target, batch))
         output = outputs[0] if outputs else None
         has_rows = isinstance(output, torch.Tensor) and output.dim() > 0 and len(output) == batch.samples
         if self._classes_only and not (has_rows and _has_classes(output, target)):
             return
         if not isinstance(output, torch.Tensor) or not has_rows:
             raise LauncherError("predictions need an output with a row for each sample; pick it with batch.outputs")
-        columns = {"index": np.arange(batch.first, batch.first + batch.samples), **columns_of(output, target)}
+        columns = {"index": torch.arange(batch.first, batch.first + batch.samples), **columns_of(output, target)}
         for name, column in columns.items():
-            self._parts.setdefault(name, []).append(column)
+            self._parts.setdefault(name, []).append(column.to("cpu", non_blocking=True))
+        self._mark = kind_of(output.device).mark()
+
+    def _on_host(self, target: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
+        """The same targets as they were before they were moved: looking at those makes nobody wait."""
+        if target.device.type == "cpu" or self._objective.step is not None:
+            return target
+        first = next(iter(self._objective.layout.targets(batch.data)), target)
+        return first if isinstance(first, torch.Tensor) and first.shape == target.shape else target
 
     def columns(self, coordinator: Coordinator) -> dict[str, NDArray[Any]] | None:
         """All ranks' rows in order, on every rank; None where there are none."""
-        own = packed({name: torch.from_numpy(np.concatenate(parts)) for name, parts in self._parts.items()})
+        if self._mark is not None:
+            self._mark.synchronize()
+        own = packed({name: torch.cat(parts) for name, parts in self._parts.items()})
         read: list[dict[str, torch.Tensor]] = [share for share in map(unpacked, coordinator.gather(own)) if share]
         names = list(read[0]) if read else []
         columns = {name: torch.cat([share[name] for share in read]).numpy() for name in names}
@@ -84,10 +97,10 @@ class Predictions:
         return {name: column[order] for name, column in columns.items()} or None
 
 
-def _yes_or_no(target: torch.Tensor) -> torch.Tensor:
+def _yes_or_no(target: torch.Tensor, on_host: torch.Tensor) -> torch.Tensor:
     """Targets of 0.0 and 1.0, one for each sample, as class numbers; others as they are."""
     is_one = target.dim() > 0 and target.numel() == len(target)
-    return target.reshape(-1).long() if is_one and bool(((target == 0) | (target == 1)).all()) else target
+    return target.reshape(-1).long() if is_one and bool(((on_host == 0) | (on_host == 1)).all()) else target
 
 
 def _has_classes(output: Any, target: torch.Tensor | None) -> bool:
@@ -147,7 +160,7 @@ def _classifies(objective: Objective) -> bool:
     return any(isinstance(term.function, nn.CrossEntropyLoss | nn.BCEWithLogitsLoss) for term in objective.terms)
 
 
-def columns_of(output: torch.Tensor, target: torch.Tensor | None) -> dict[str, NDArray[Any]]:
+def columns_of(output: torch.Tensor, target: torch.Tensor | None) -> dict[str, torch.Tensor]:
     """The columns of a batch, each with a row for each sample.
 
     Args:
@@ -156,7 +169,7 @@ def columns_of(output: torch.Tensor, target: torch.Tensor | None) -> dict[str, N
     """
     chosen = _chosen(output.detach().float(), target)
     columns = chosen if target is None else {"target": target, **chosen}
-    return {name: column.detach().cpu().numpy() for name, column in columns.items()}
+    return {name: column.detach() for name, column in columns.items()}
 
 
 def _chosen(output: torch.Tensor, target: torch.Tensor | None) -> dict[str, torch.Tensor]:

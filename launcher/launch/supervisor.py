@@ -20,6 +20,7 @@ from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, EXIT_USAGE, 
 from launcher.launch.agent import run_agent
 from launcher.launch.nodes import Nodes, NodesError
 from launcher.launch.start import started
+from launcher.runs.logs import log_of, tail_of
 from launcher.world import network, progress
 from launcher.world.failure import Failure, of_exit
 from launcher.world.failure_report import Report
@@ -56,9 +57,9 @@ def choose_processes(asked: int | str | None, cpu: bool, nodes: int = 1) -> int:
     if cpu:
         return here or 1
     with loading():
-        import torch
+        from launcher.device.kind import count
 
-    gpus = torch.cuda.device_count()
+    gpus = count()
     if here is None:
         return max(1, gpus)
     if gpus and here > gpus:
@@ -276,7 +277,8 @@ class Supervisor:
         first = min((failure.time for failure in failures.values()), default=math.inf)
         for rank, (code, when) in self._exits.items():
             if rank not in failures:
-                failures[rank] = of_exit(code, notes.stacks(rank), rank=rank, world=size, time=when)
+                log = tail_of(log_of(self.folder, rank))
+                failures[rank] = of_exit(code, notes.stacks(rank), log, rank=rank, world=size, time=when)
                 if code == -signal.SIGKILL and when - first > LEAVING_SECONDS - 1:  # the agent counts whole seconds
                     failures[rank] = replace(failures[rank], what=_KILLED, is_aftermath=True)
         if all(failure.is_aftermath for failure in failures.values()):  # of somebody who left and said nothing

@@ -11,8 +11,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
+from launcher.data.seeds import seed_everything
 from launcher.device import lazy_compiler
-from launcher.device.device import Device, seed_everything
+from launcher.device.device import Device
 from launcher.recipe import schema
 from launcher.recipe.build import Builder
 from launcher.recipe.component import Component
@@ -97,11 +98,12 @@ def build_model(
 def wrap(module: nn.Module, device: Device, section: schema.Device, *, shares: bool = True) -> nn.Module:
     """The module under what Accelerate adds (device, autocast, DDP), compiled where asked."""
     bare = module.to(device.torch_device)
-    # said, and not left to Accelerate to find out: its looking imports torch.distributed.tensor, a tenth of a start
     wait = Wait("the other ranks to build their model", section.timeout.amount, "device.timeout", why="")
-    with guarded(wait, device.world), lazy_compiler.ddp():
-        wrapped: nn.Module = device.accelerator.prepare_model(bare, device_placement=True, evaluation_mode=not shares)
-    _share_memory(wrapped, device)
+    # said, and not left to Accelerate to find out: its looking imports torch.distributed.tensor, a tenth of a start
+    wrapped: nn.Module = device.accelerator.prepare_model(bare, device_placement=True, evaluation_mode=True)
+    if shares and device.world.size > 1:
+        with guarded(wait, device.world):
+            wrapped = _shared(wrapped, device)
     if section.compile:
         check_names(bare)
         mode = section.compile if isinstance(section.compile, str) else "default"
@@ -116,19 +118,22 @@ def wrap_step(step: nn.Module, device: Device) -> nn.Module:
     """
     if device.world.size == 1:
         return step
+    return _shared(step, device)
+
+
+def _shared(module: nn.Module, device: Device) -> DistributedDataParallel:
+    """DDP around a module, on this rank's device: Accelerate would name the one of its local rank.
+
+    Where each process sees one GPU, its own, there is none of that number. Gradients go through memory that all ranks
+    share, where there is such.
+    """
     handler = device.accelerator.ddp_handler
     with lazy_compiler.ddp():
         wrapped = DistributedDataParallel(
-            step,
+            module,
             device_ids=[device.torch_device] if device.is_gpu else None,
             **(handler.to_kwargs() if handler is not None else {}),
         )
-    _share_memory(wrapped, device)
+    if device.coordinator.memory is not None:
+        device.coordinator.memory.serve(wrapped)
     return wrapped
-
-
-def _share_memory(wrapped: nn.Module, device: Device) -> None:
-    """Gradients go through memory that all ranks share, where there is such."""
-    memory = device.coordinator.memory
-    if memory is not None and isinstance(wrapped, DistributedDataParallel):
-        memory.serve(wrapped)

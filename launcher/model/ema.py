@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -97,6 +97,7 @@ class Average:
         named = module.named_parameters(remove_duplicate=False)  # tied weights have several names
         self._names = {name: places[id(parameter)] for name, parameter in named if id(parameter) in places}
         self._are_alike = all(parameter.dtype == _kept_in(parameter) for parameter in self._parameters)
+        self._is_changed_by_modes = any(map(_has_own_modes, module.modules()))
         self._restart()
 
     def _restart(self) -> None:
@@ -122,21 +123,23 @@ class Average:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Puts the averages into the module for a while; before the first, the weights are their own."""
+        """Puts the averages into the module for a while: they change places with the weights, and nothing is copied.
+
+        But where they are kept in another dtype, or where the module changes its weights when it is evaluated (a
+        low-rank layer folds itself in): the averages stay to the bit what they are. Before the first, the weights are
+        their own.
+        """
         if self._updates == 0:
             yield
             return
-        kept = [parameter.detach().clone() for parameter in self._parameters]
-        self._put(self._averages)
+        kept = [parameter.data for parameter in self._parameters]
         try:
+            for parameter, average in zip(self._parameters, self._averages, strict=True):
+                parameter.data = average.to(parameter.dtype, copy=self._is_changed_by_modes)
             yield
         finally:
-            self._put(kept)
-
-    @torch.no_grad()
-    def _put(self, values: Sequence[torch.Tensor]) -> None:
-        for parameter, value in zip(self._parameters, values, strict=True):
-            parameter.copy_(value)
+            for parameter, value in zip(self._parameters, kept, strict=True):
+                parameter.data = value
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: the averages by the names that they have in a state_dict, and how many steps."""
@@ -155,6 +158,12 @@ class Average:
         for name, place in self._names.items():
             self._averages[place].copy_(state["parameters"][name])
         self._updates = state["updates"]
+
+
+def _has_own_modes(module: nn.Module) -> bool:
+    """Whether a class does more than torch's when it goes from training to evaluating."""
+    own = type(module)
+    return own.train is not nn.Module.train or own.eval is not nn.Module.eval
 
 
 def _kept_in(parameter: torch.Tensor) -> torch.dtype:

@@ -112,8 +112,8 @@ class CausalSelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps [N, T, width] to the same shape."""
-        cos, sin = self.cos[: x.shape[1]], self.sin[: x.shape[1]]
         split = self.query_key_value(x).unflatten(2, (3, self.heads, -1))  # [N, T, 3, heads, width / heads]
+        cos, sin = (turn[: x.shape[1]].to(split.dtype) for turn in (self.cos, self.sin))  # else they lift it to theirs
         query, key, value = split.permute(2, 0, 3, 1, 4)  # each [N, heads, T, width / heads]
         dropout = self.dropout if self.training else 0.0
         query, key = rotated(query, cos, sin), rotated(key, cos, sin)

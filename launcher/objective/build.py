@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from launcher.objective.batch import BatchLayout, behind
+from launcher.objective.class_last import class_last
 from launcher.objective.loss import Objective, Term
 from launcher.objective.order import order_fault
 from launcher.objective.reading import Reading, known, reduction_of, summing, sums_itself
@@ -75,7 +76,7 @@ def _term(builder: Builder, name: str, component: Component, layout: BatchLayout
         function = behind(function, layout.adapt)
         return Term(name, function, weight, per, reading if per == "batch" else None)
     sums = reading is not None and reading.kind in ("kept", "weights") and sums_itself(function)
-    return Term(name, summing(function) if sums else function, weight, per, reading, sums, outputs, targets)
+    return Term(name, class_last(summing(function) if sums else function), weight, per, reading, sums, outputs, targets)
 
 
 def _check_reduction(builder: Builder, component: Component, function: Any) -> None:

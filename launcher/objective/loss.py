@@ -367,7 +367,7 @@ def owner_of(function: Any) -> Any:
 def _has_state(thing: Any) -> bool:
     """Whether something gives and takes a state; torch's own losses without parameters keep what they were made of."""
     if isinstance(thing, nn.Module):
-        is_torchs = type(thing).__module__.partition(".")[0] == "torch" and not list(thing.parameters())
+        is_torchs = type(thing).__module__.partition(".")[0] in ("torch", "launcher") and not list(thing.parameters())
         return not is_torchs and bool(thing.state_dict())
     return not isinstance(thing, type) and all(hasattr(thing, name) for name in ("state_dict", "load_state_dict"))
 

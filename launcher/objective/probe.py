@@ -22,6 +22,7 @@ from accelerate.utils import send_to_device
 from torch import nn
 
 from launcher.data.seeds import randomness_restored
+from launcher.device.kind import in_use
 from launcher.internals import batch_norms, dropouts
 from launcher.objective.batch import arguments
 from launcher.objective.pieces import (
@@ -184,14 +185,8 @@ class Found:
 @contextmanager
 def _undisturbed() -> Iterator[None]:
     """Puts all generators back, and keeps warnings about pieces for those who run the whole."""
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
-    with (
-        warnings.catch_warnings(),
-        randomness_restored(True),
-        torch.random.fork_rng(devices),
-        torch.no_grad(),
-        breakpoints_passed(),
-    ):
+    generator = in_use().generator_restored()
+    with warnings.catch_warnings(), randomness_restored(True), generator, torch.no_grad(), breakpoints_passed():
         warnings.simplefilter("ignore")
         yield
 
@@ -200,8 +195,7 @@ def _seed(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.manual_seed(seed)
+    in_use().seed(seed)
 
 
 @contextmanager

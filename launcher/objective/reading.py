@@ -64,6 +64,11 @@ class Reading:
     floor: float = field(default=0.0, compare=False, repr=False)
     untold: str = field(default="", compare=False, repr=False)
 
+    def __post_init__(self) -> None:
+        """Counts are made in host memory: copying the weights there in each step would make the host wait."""
+        if self.weights is not None and self.weights.device.type != "cpu":
+            object.__setattr__(self, "weights", self.weights.detach().cpu())
+
     @property
     def is_mean(self) -> bool:
         """Whether pieces are put together by a count."""

@@ -323,11 +323,14 @@ class Device(Section):
         description="The process group's: how long a collective may take.",
     )
     deterministic: bool = Field(False, description="Deterministic algorithms only, also on a GPU.")
-    compile: bool | Literal["default", "reduce-overhead", "max-autotune"] = Field(
+    compile: bool | Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = Field(
         False, description="torch.compile the model, in its default mode or the one named."
     )
     channels_last: bool = Field(False, description="Store images and convolutions as NHWC.")
-    tf32: bool = Field(True, description="On NVIDIA GPUs: float32 matrix products in TensorFloat-32.")
+    tf32: bool | None = Field(
+        None,
+        description="On NVIDIA GPUs: float32 products and convolutions in TensorFloat-32; null: as torch has it.",
+    )
     sync_batchnorm: bool = Field(False, description="Batch statistics over all processes (GPU only).")
     ddp: Ddp = Field(default_factory=lambda: Ddp(), description="Settings of DistributedDataParallel.")
 
@@ -479,7 +482,9 @@ class Launch(Section):
         Duration(300, "seconds", "5 minutes"), description="How long ranks wait at the start for others to come."
     )
     stall: Time | None = Field(
-        None, description="How long a rank may make no progress before the stacks of all are written down."
+        None,
+        description="How long a rank may make no progress before the stacks of all are written down; null: never, on "
+        "several GPUs four fifths of device.timeout.",
     )
     on_stall: Literal["warn", "stop"] = Field("warn", description="What becomes of the run then.")
 

@@ -45,6 +45,16 @@ def log_of(folder: Path, rank: int) -> Path:
     return folder / "logs" / f"rank-{rank}.log"
 
 
+def tail_of(path: Path, num_bytes: int = 2**16) -> str:
+    """The end of a log; empty where there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - num_bytes))
+            return file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
 class Tee(Wrapped):
     """A stream that also writes to a file, there without colours, redrawn lines and secrets."""
 

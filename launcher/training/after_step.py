@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from launcher.data.seeds import seed_generators
+from launcher.device.kind import Kind
 from launcher.model.ema import Average
 from launcher.objective.run_length import At
 
@@ -25,7 +26,7 @@ class AfterStep:
         model: The bare module.
         at: Gives where a step stands.
         seed: The run's.
-        is_gpu: Whether the device has generators of its own.
+        kind: The device, which may have a generator of its own.
         average: Of the weights, or None.
     """
 
@@ -35,16 +36,16 @@ class AfterStep:
         model: nn.Module,
         at: Callable[[int], At],
         seed: int,
-        is_gpu: bool,
+        kind: Kind,
         average: Average | None,
     ):
         self._function, self._model, self._at = function, model, at
-        self._seed, self._is_gpu, self._average = seed, is_gpu, average
+        self._seed, self._kind, self._average = seed, None if kind.is_host else kind, average
 
     def __call__(self, step: int) -> None:
         """After the update of the step after `step` completed ones."""
         if self._function is not None:
-            seed_generators(self._seed, step, _AFTER_STEP, is_gpu=self._is_gpu)
+            seed_generators(self._seed, step, _AFTER_STEP, kind=self._kind)
             with torch.no_grad():
                 self._function(self._model, self._at(step))
         if self._average is not None:

@@ -23,6 +23,7 @@ from launcher.objective.run_length import RunLength
 from launcher.objective.schedule import build_schedules
 from launcher.objective.several import Optimizers, Several, each
 from launcher.objective.turns import TurnsObjective
+from launcher.recipe import schema
 from launcher.recipe.build import Builder
 from launcher.recipe.schema import Recipe, Train
 from launcher.runs.tracking.own_code import stand_in
@@ -93,10 +94,11 @@ def build_run_state(recipe: Recipe, builder: Builder, model: Model, device: Devi
     in_turns = isinstance(objective, TurnsObjective)
     if objective.step is not None and not in_turns:
         model = replace(model, wrapped=wrap_step(StepModule(model.wrapped, objective), device))
+    check_graphs(builder, recipe.device, data)
     losses = {name: wrap(module, device, recipe.device) for name, module in objective.modules.items()}
     objective = objective.wrapped_by(losses)
     freezing = build_freezing(builder, train.freeze, every, length, saves_work=device.world.size == 1)
-    may_skip = recipe.device.precision == "fp16"
+    may_skip = device.is_gpu and (recipe.device.precision == "fp16" or train.non_finite == "skip")
     optimizer = build_optimizer(builder, recipe.optimizer, model.bare, objective.modules, may_skip=may_skip)
     rule = _rule(builder, train, length)
     average = Average(model.bare, rule) if rule is not None else None
@@ -104,7 +106,7 @@ def build_run_state(recipe: Recipe, builder: Builder, model: Model, device: Devi
         if function is not None:
             objective.others[key] = builder.build(function)
     own = objective.others.get("train.after_step")
-    after = AfterStep(own, model.bare, length.at, recipe.seed, device.is_gpu, average) if own or average else None
+    after = AfterStep(own, model.bare, length.at, recipe.seed, device.kind, average) if own or average else None
     objective.to(device.torch_device)
     ways = _Ways(recipe, builder, model, device, freezing, after)
     update, take_step = ways.choose(objective, optimizer)
@@ -122,7 +124,7 @@ def build_run_state(recipe: Recipe, builder: Builder, model: Model, device: Devi
         device=device,
         data=data,
         length=length,
-        seeds=StepSeeds(recipe.seed, device.world.rank, device.is_gpu, only_torch=draws_only_from_torch(drawing)),
+        seeds=StepSeeds(recipe.seed, device.world.rank, device.kind, only_torch=draws_only_from_torch(drawing)),
         losses=losses,
         average=average,
         shapes=shapes_of(model.bare.state_dict()),
@@ -142,6 +144,21 @@ def _rule(builder: Builder, train: Train, length: RunLength) -> Rule | None:
         return Swa(length.steps_of(train.swa.start), length.steps_of(train.swa.every))
     except ValueError as error:
         raise builder.wrong("train.swa", f"{error}; say it in steps or epochs") from error
+
+
+def check_graphs(builder: Builder, section: schema.Device, data: Data) -> None:
+    """Refuses CUDA graphs over several micro-batches: the second would write its gradients over those of the first.
+
+    Raises:
+        RecipeError: They would.
+    """
+    number = max(len(data.train.sampler.shares(step)) for step in (0, data.train.sampler.steps_per_epoch - 1))
+    if section.compile in ("reduce-overhead", "max-autotune") and number > 1:
+        message = (
+            f"'{section.compile}' uses CUDA graphs, which overwrite the gradients of a step of {number} micro-batches; "
+            "say true or max-autotune-no-cudagraphs, or remove data.micro_batch_size"
+        )
+        raise builder.wrong("device.compile", message)
 
 
 def _frozen(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -179,7 +196,7 @@ class _Ways:
             raise self.builder.wrong(*fault)
         if isinstance(objective, TurnsObjective) and isinstance(optimizer, Several):
             turns = Turns(self._turns(objective, optimizer), self.device.accelerator.scaler)
-            return turns, turns.take
+            return turns, turns
         update = self._update(optimizer, self.after)
         return update, ByClosure(update) if closure else train_step
 

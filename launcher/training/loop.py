@@ -86,7 +86,8 @@ class _Acts:
         ]
         is_alone = coordinator.world_size == 1
         self.parting = None if is_alone else Parting(parameters, coordinator, session.tracking.warn)
-        self.triggers = Triggers(session.periods, state.length, coordinator, session.stopping, session.seconds_before)
+        kind, before = state.device.kind, session.seconds_before
+        self.triggers = Triggers(session.periods, state.length, coordinator, session.stopping, before, kind)
 
     def evaluated_what_is_owed(self, done: int) -> bool:
         """Evaluates where that is due before the first step; whether training may go on.

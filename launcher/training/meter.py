@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from launcher.device.coordination import Pending
+from launcher.device.kind import OnItsWay
 from launcher.errors import LauncherError
 from launcher.training.state import TrainState
 from launcher.training.step import StepResult
@@ -28,7 +29,8 @@ class Meter:
         self._state = state
         self._coordinator = state.device.coordinator
         device = state.device.torch_device
-        self._loss = torch.zeros((), dtype=torch.float64, device=device)
+        self._kind = state.device.kind
+        self._loss = torch.zeros((), dtype=self._kind.wide, device=device)
         self._weight = 0.0
         self._samples = 0
         self._waited = 0.0
@@ -36,8 +38,8 @@ class Meter:
         self._result: StepResult | None = None
         self._is_counted = True  # whether anything counts in that step
         self._names: list[str] | None = None if state.objective.logs_scalars else []
-        self._copied: deque[tuple[dict[str, Any], torch.Tensor, float, Any]] = deque()
-        self._reduced: deque[tuple[dict[str, Any], torch.Tensor, Pending]] = deque()
+        self._copied: deque[tuple[dict[str, Any], OnItsWay, float]] = deque()
+        self._reduced: deque[tuple[dict[str, Any], float, Pending]] = deque()
 
     def add(self, result: StepResult, step: StepBatch, waited: float) -> None:
         """Takes one step in; `waited` seconds of it were spent waiting for data."""
@@ -68,28 +70,20 @@ class Meter:
         line["seconds"] = round(seconds, 4)
         line.update(dict.fromkeys(self._scalar_names(self._result)))
         norm = self._result.grad_norm
-        norm = (norm if norm is not None else self._loss).double()
-        numbers = torch.stack([self._loss, norm, *self._scalars(self._result)])
-        if self._state.device.torch_device.type == "cuda":
-            line["gpu_memory"] = torch.cuda.max_memory_allocated()
+        norm = (norm if norm is not None else self._loss).to(self._kind.wide)
+        counts = [count.to(self._kind.wide) for count in self._state.update.counts]
+        numbers = torch.stack([self._loss, norm, *self._scalars(self._result), *counts])
+        if (peak := self._kind.peak_memory()) is not None:
+            line["gpu_memory"] = peak
         ready = self._advance()
-        copied = numbers.to("cpu", non_blocking=True)
-        self._copied.append((line, copied, self._weight, self._mark()))
+        self._copied.append((line, self._kind.to_host(numbers), self._weight))
         self._loss.zero_()
         self._weight, self._samples, self._waited, self._since, self._result = 0.0, 0, 0.0, now, None
-        if not self._state.device.is_gpu:
+        if self._kind.is_host:
             self._reduce()
             if self._reduced[-1][-1].work is None:  # one process, or memory that all share: nothing to wait for
                 ready += self._read()
         return ready
-
-    def _mark(self) -> Any:
-        """An event behind the copy just begun; None where copies are immediate."""
-        if self._state.device.torch_device.type != "cuda":
-            return None
-        event = torch.cuda.Event()
-        event.record()
-        return event
 
     def _scalar_names(self, result: StepResult) -> Sequence[str]:
         """What the step function logs: the same in every step, so that the ranks can add it up without asking.
@@ -115,7 +109,7 @@ class Meter:
             mean = self._loss.new_full((), 0.0 if self._is_counted else float("nan"))
             for logged, (_, factor) in zip(result.scalars, result.losses, strict=True):
                 if factor:  # a stand-in's number is no part of it
-                    mean = mean + _on(mean.device, logged[name]) * factor
+                    mean = mean + _on(mean, logged[name]) * factor
             yield mean
 
     def _advance(self) -> list[dict[str, Any]]:
@@ -126,21 +120,24 @@ class Meter:
     def _reduce(self) -> None:
         """Lines whose numbers are in host memory by now are added over the ranks."""
         while self._copied:
-            line, numbers, weight, mark = self._copied.popleft()
-            if mark is not None:
-                mark.synchronize()  # recorded a line ago: there is nothing left to wait for
+            line, copied, weight = self._copied.popleft()
+            numbers = copied.here().double()  # begun a line ago: there is nothing left to wait for
+            known = 2 + len(self._names or ())
+            _, norm, *rest = numbers.tolist()
+            if counts := rest[known - 2 :]:
+                self._state.update.take(counts, line["step"] - 1)
             # a mean over nothing is not a number
-            means = torch.cat([numbers[:1] / (weight or float("nan")), numbers[2:]]) / self._coordinator.world_size
-            self._reduced.append((line, numbers, self._coordinator.sum(means)))
+            means = torch.cat([numbers[:1] / (weight or float("nan")), numbers[2:known]])
+            self._reduced.append((line, norm, self._coordinator.sum(means / self._coordinator.world_size)))
 
     def _read(self) -> list[dict[str, Any]]:
         lines = []
         while self._reduced:
-            line, numbers, pending = self._reduced.popleft()
+            line, norm, pending = self._reduced.popleft()
             line["loss"], *scalars = pending.result().tolist()
             line.update(zip(self._names or (), scalars, strict=True))
             if "grad_norm" in line:
-                line["grad_norm"] = float(numbers[1])
+                line["grad_norm"] = norm
             lines.append(line)
         return lines
 
@@ -155,8 +152,8 @@ class Meter:
         self._since = time.perf_counter()
 
 
-def _on(device: torch.device, value: Any) -> torch.Tensor:
-    """A number on a device, in double precision; one that is there already is not waited for."""
-    if isinstance(value, torch.Tensor) and value.device == device:
-        return value.double().reshape(())
-    return torch.full((), float(value), dtype=torch.float64, device=device)  # copying would make a GPU wait
+def _on(mean: torch.Tensor, value: Any) -> torch.Tensor:
+    """A number where a mean is, in its precision; one that is there already is not waited for."""
+    if isinstance(value, torch.Tensor) and value.device == mean.device:
+        return value.to(mean.dtype).reshape(())
+    return torch.full_like(mean, float(value))  # copying would make a GPU wait

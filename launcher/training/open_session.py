@@ -16,6 +16,7 @@ import torch
 from launcher.checkpoints import format as checkpoints
 from launcher.checkpoints.saving import Saving
 from launcher.data.sampler import describe_shares
+from launcher.device.device import Device
 from launcher.evaluation.after import After
 from launcher.evaluation.best import BestTracker, deciding_set
 from launcher.evaluation.evaluation import Evaluation, metrics_of, unlooked
@@ -45,6 +46,8 @@ from launcher.world.context import RunContext, remembered
 from launcher.world.notes import Notes
 from launcher.world.signals import stop_requested
 from launcher.world.watchdog import Watch
+
+_BEFORE_NCCL = 0.8  # of device.timeout
 
 
 @contextmanager
@@ -93,15 +96,22 @@ def open_session(recipe: Recipe, builder: Builder, state: TrainState, options: O
             record.event("train", start)
             tracking.await_spoken_to(stop_requested)
             progress.running()
-            if recipe.launch.stall is not None:
+            if (stall := _stall_seconds(recipe, state.device)) is not None:
                 stops = recipe.launch.on_stall == "stop"
-                stack.enter_context(Watch(recipe.launch.stall.amount, stops, session.folder, world).watching())
+                stack.enter_context(Watch(stall, stops, session.folder, world).watching())
             yield session
         except BaseException:
             session.saving.close()  # while its news can be shown still
             tracking.close("failed", contents.history.lines)
             raise
         tracking.close(record.state, contents.history.lines)
+
+
+def _stall_seconds(recipe: Recipe, device: Device) -> float | None:
+    """How long a rank may stand still; on GPUs less than NCCL waits, which then ends the ranks and does not say why."""
+    if recipe.launch.stall is not None:
+        return recipe.launch.stall.amount
+    return _BEFORE_NCCL * recipe.device.timeout.amount if device.is_gpu and device.world.size > 1 else None
 
 
 def _go_on_alike(point: ResumePoint, state: TrainState) -> None:
@@ -237,18 +247,19 @@ def _session(
         saving=saving,
         periods=Periods.of(recipe.evaluate, recipe.save, recipe.track, state.length),
         record=record,
-        profiling=_profiling(options, folder, world.rank, tracking),
+        profiling=_profiling(options, folder, state.device, tracking),
         start=start,
         seconds_before=contents.stopwatch.seconds_before,
         shown=shown,
     )
 
 
-def _profiling(options: Options, folder: Path, rank: int, tracking: Tracking) -> NoProfiling:
+def _profiling(options: Options, folder: Path, device: Device, tracking: Tracking) -> NoProfiling:
     if options.profile is None:
         return NoProfiling()
     first, stop = options.profile
-    return Profiling(first, stop, folder / "profile" / f"rank-{rank}.json.gz", tracking.message)
+    trace = folder / "profile" / f"rank-{device.world.rank}.json.gz"
+    return Profiling(first, stop, trace, tracking.message, device.kind)
 
 
 def _open_tracking(

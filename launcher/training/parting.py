@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 
 from launcher.device.coordination import Coordinator, Pending, packed, unpacked
+from launcher.device.kind import OnItsWay, kind_of
 from launcher.errors import LauncherError
 
 EVERY = 100  # steps
@@ -38,8 +38,7 @@ class Parting:
             parameter for parameter in parameters if parameter.is_floating_point() or parameter.is_complex()
         ]
         self._coordinator, self._warn = coordinator, warn
-        self._own: tuple[torch.Tensor, int] | None = None  # on their way to host memory, of a step
-        self._mark: Any = None  # behind that copy
+        self._own: tuple[OnItsWay, int] | None = None  # of a step
         self._pending: Pending | None = None
         self._has_warned = False
 
@@ -70,7 +69,7 @@ class Parting:
         self._judge()
 
     @torch.no_grad()
-    def _sums(self) -> torch.Tensor:
+    def _sums(self) -> OnItsWay:
         """The sum of all parameters, and that of their sizes, on their way to host memory: nobody waits for them."""
         real = [
             torch.view_as_real(parameter) if parameter.is_complex() else parameter for parameter in self._parameters
@@ -78,18 +77,11 @@ class Parting:
         total = torch.stack([tensor.sum(dtype=torch.float64) for tensor in real]).sum()
         size = torch.stack([torch.linalg.vector_norm(tensor, 1, dtype=torch.float64) for tensor in real]).sum()
         sums = torch.stack([total, size])
-        copy = sums.to("cpu", non_blocking=True)
-        self._mark = None
-        if sums.is_cuda:
-            self._mark = torch.cuda.Event()
-            self._mark.record()
-        return copy
+        return kind_of(sums.device).to_host(sums)
 
     def _begin(self) -> None:
         if self._own is not None and self._pending is None:
-            if self._mark is not None:
-                self._mark.synchronize()
-            own = self._own[0]
+            own = self._own[0].here()
             self._pending = self._coordinator.max(torch.cat([own, -own]))
 
     def _judge(self) -> None:
@@ -98,13 +90,13 @@ class Parting:
             return
         largest, smallest = self._pending.result().view(2, 2)
         spread = (largest + smallest).tolist()  # the smallest have their sign turned
-        (own, step), size = self._own, float(largest[1])
+        (copied, step), size = self._own, float(largest[1])
         self._pending = self._own = None
         if not max(spread) > 0:
             return
         is_parted = max(spread) > _ROUNDING * size
         if is_parted or not self._has_warned:
-            self._say(own, step, max(spread) / size, is_parted)
+            self._say(copied.tensor, step, max(spread) / size, is_parted)
 
     def _say(self, own: torch.Tensor, step: int, relative: float, is_parted: bool) -> None:
         """Says who differs: all ranks have seen the same numbers, and come here together."""

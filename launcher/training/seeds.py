@@ -9,6 +9,7 @@ from torch import nn
 
 from launcher.data.permutation import mix
 from launcher.data.seeds import seed_generators, seed_torch
+from launcher.device.kind import Kind
 from launcher.internals import has_hooks
 
 _DRAW_FROM_TORCH = ("torch", "launcher")  # what these packages draw in a step, they draw from torch
@@ -20,20 +21,21 @@ class StepSeeds:
     Args:
         seed: The run's.
         rank: This process's.
-        on_gpu: Whether the device has generators of its own.
+        kind: The device, which may have a generator of its own.
         only_torch: Whether nothing runs in a step that could draw from another generator than torch's.
     """
 
-    def __init__(self, seed: int, rank: int, on_gpu: bool, only_torch: bool = False):
-        self.seed, self._rank, self._on_gpu = seed, rank, on_gpu
+    def __init__(self, seed: int, rank: int, kind: Kind, only_torch: bool = False):
+        self.seed, self._rank = seed, rank
+        self._kind = None if kind.is_host else kind
         self._only_torch = only_torch
 
     def __call__(self, step: int) -> None:
         """Seeds for the step after `step` completed ones."""
         if self._only_torch:  # which draws the same after either
-            seed_torch(mix(self.seed, step, self._rank), self._on_gpu)
+            seed_torch(mix(self.seed, step, self._rank), self._kind)
         else:
-            seed_generators(self.seed, step, self._rank, is_gpu=self._on_gpu)
+            seed_generators(self.seed, step, self._rank, kind=self._kind)
 
 
 def draws_only_from_torch(things: Iterable[Any]) -> bool:

@@ -68,7 +68,7 @@ class TrainState:
     def without_sync(self) -> AbstractContextManager[Any]:
         """DDP without its all-reduce: for all but the last micro-batch of a step."""
         stack = ExitStack()
-        for module in (internals.uncompiled(self.model.wrapped), *self.losses.values()):
+        for module in map(internals.uncompiled, (self.model.wrapped, *self.losses.values())):
             if isinstance(module, DistributedDataParallel):
                 stack.enter_context(module.no_sync())
         return stack

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from launcher.device.agreement import NOTHING, Agreement, Requests
 from launcher.device.coordination import Coordinator
+from launcher.device.kind import Kind
 from launcher.objective.run_length import RunLength
 from launcher.recipe import schema
 from launcher.recipe.duration import Duration
@@ -91,6 +92,7 @@ class Triggers:
         coordinator: Through which the ranks agree on what only one of them knows: its clock, a signal.
         stopping: Whether this process was asked to stop.
         spent_seconds: Time trained before this process started.
+        kind: The device, which may lie behind.
     """
 
     def __init__(
@@ -100,9 +102,10 @@ class Triggers:
         coordinator: Coordinator,
         stopping: Callable[[], bool],
         spent_seconds: float,
+        kind: Kind | None = None,
     ):
         self._periods, self._stopping = periods, stopping
-        self._agreement = Agreement(coordinator)
+        self._agreement = Agreement(coordinator, kind)
         self.clocks = Clocks(length, periods, spent_seconds)
 
     def after(self, step: int) -> Due:

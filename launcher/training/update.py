@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -29,6 +29,15 @@ class Update(Protocol):
 
     def check(self) -> None:
         """Before anything is kept: raises if a step since the start was bad."""
+        ...
+
+    @property
+    def counts(self) -> Sequence[torch.Tensor]:
+        """What the device counts of steps that were not finite, to be read with the next line."""
+        ...
+
+    def take(self, counts: list[float], last_step: int) -> None:
+        """Learns what the device had counted after a step."""
         ...
 
     def news(self) -> str | None:
@@ -83,7 +92,7 @@ class OneUpdate:
         freezing: Freezing | None = None,
     ):
         self.optimizer, self.scaler, self.freezing = optimizer, scaler, freezing
-        self.guard = NonFiniteGuard(optimizer, scaler, device, skip_non_finite)
+        self.guard = NonFiniteGuard(optimizer, scaler, device, skip_non_finite, must_know=updated is not None)
         self._fast = [fast_step.FastStep(one) for one in each(optimizer).values()]
         self._clipping = None if clipping == _NO_CLIPPING else clipping
         self.updated = updated
@@ -124,8 +133,7 @@ class OneUpdate:
         """The same under fp16: the scaler unscales, and skips by itself."""
         self.scaler.unscale_(self.optimizer)
         norm = self._clipping(self.parameters) if self._clipping is not None else None
-        self.guard.scaled_step(step)
-        return norm, self.guard.skipped_in_a_row == 0
+        return norm, self.guard.scaled_step(step)
 
     def ready(self, step: int, *, checks: bool = True) -> torch.Tensor | None:
         """For an optimizer that calls the loss itself: what is done to gradients before it reads them.
@@ -158,6 +166,19 @@ class OneUpdate:
             NonFiniteError: Names the first bad step.
         """
         self.guard.check()
+
+    @property
+    def counts(self) -> Sequence[torch.Tensor]:
+        """What the device counts of steps that were not finite, to be read with the next line; nothing on a CPU."""
+        return list(self.guard.counts) if self.guard.is_read_later else []
+
+    def take(self, counts: list[float], last_step: int) -> None:
+        """Learns what the device had counted after a step.
+
+        Raises:
+            NonFiniteError: Names the first bad step.
+        """
+        self.guard.take(counts, last_step)
 
     def news(self) -> str | None:
         """What was skipped since this was asked last, in words."""

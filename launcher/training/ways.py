@@ -111,7 +111,7 @@ class Turns:
     def __init__(self, turns: Sequence[Turn], scaler: Any = None):
         self._turns, self.scaler = list(turns), scaler
 
-    def take(self, state: TrainState, step: StepBatch, at: At, do: Parts | None = None) -> StepResult:
+    def __call__(self, state: TrainState, step: StepBatch, at: At, do: Parts | None = None) -> StepResult:
         """One step.
 
         Raises:
@@ -168,6 +168,22 @@ class Turns:
         """Before anything is kept: raises if a step since the start was bad."""
         for turn in self._turns:
             turn.update.check()
+
+    @property
+    def counts(self) -> Sequence[torch.Tensor]:
+        """What the device counts of steps that were not finite, of one turn after the other; nothing on a CPU."""
+        return [count for turn in self._turns for count in turn.update.counts]
+
+    def take(self, counts: list[float], last_step: int) -> None:
+        """Learns what the device had counted after a step.
+
+        Raises:
+            NonFiniteError: Names the first bad step.
+        """
+        for turn in self._turns:
+            if size := len(turn.update.counts):
+                turn.update.take(counts[:size], last_step)
+                counts = counts[size:]
 
     def news(self) -> str | None:
         """What was skipped since this was asked last."""

@@ -217,18 +217,22 @@ def _is_torch(file: str) -> bool:
     return f"{os.sep}torch{os.sep}" in file
 
 
-def of_exit(code: int, stacks: str = "", **details: Any) -> Failure:
+_WATCHDOG = re.compile(r"Watchdog caught collective operation timeout[^\n]*")
+
+
+def of_exit(code: int, stacks: str = "", log: str = "", **details: Any) -> Failure:
     """The failure of a process that left nothing but its exit code, negative for a signal.
 
     Args:
         code: As `subprocess` gives it.
         stacks: What faulthandler wrote of its threads, if anything.
+        log: The end of what it has printed: NCCL aborts the rank that has waited too long, not the one that hangs.
         **details: Further attributes.
     """
-    frames = tuple(_crash_frames(stacks))
-    return Failure(
-        exit_in_words(code), frames=frames, traceback=stacks, is_aftermath=code == -signal.SIGTERM, **details
-    )
+    what, is_aftermath = exit_in_words(code), code == -signal.SIGTERM
+    if code == -signal.SIGABRT and (waited := _WATCHDOG.search(log)):
+        what, is_aftermath = f"ended by NCCL, since another rank did not come: {waited[0]}", True
+    return Failure(what, frames=tuple(_crash_frames(stacks)), traceback=stacks, is_aftermath=is_aftermath, **details)
 
 
 def of_stack(what: str, stack: Iterable[traceback.FrameSummary], **details: Any) -> Failure:

@@ -9,7 +9,14 @@ from launcher.world.failure import Failure
 
 _HINTS: tuple[tuple[str, str], ...] = (
     (
-        r"CUDA out of memory|OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED",
+        r"/dev/shm.*No space left|nccl-\w+ .*No space left",
+        "ranks of one machine meet in shared memory, and there is no room: give the container more (docker run "
+        "--shm-size=8g, or --ipc=host)",
+    ),
+    (
+        r"(?:CUDA|HIP|XPU|backend|error:) out of memory|OutOfMemoryError"
+        r"|(?:CUBLAS|CUDNN|CUSOLVER|CUFFT)_STATUS_ALLOC_FAILED|hipErrorOutOfMemory|UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY"
+        r"|CUDNN_STATUS_NOT_INITIALIZED|CUBLAS_STATUS_NOT_INITIALIZED|CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION",
         "the GPU's memory is full{batch}; halve data.micro_batch_size (the result stays the same), or use "
         "device.precision=bf16 or more processes",
     ),
@@ -21,6 +28,59 @@ _HINTS: tuple[tuple[str, str], ...] = (
     (
         r"worker process \d+ was killed|'/dev/shm/",
         "memory of the machine, or /dev/shm, may be full or not to be written{batch}: use fewer data.workers, or none",
+    ),
+    (
+        r"Watchdog caught collective operation timeout",
+        "this rank waited in vain for another longer than device.timeout, and NCCL ended it: the one that hung is "
+        "another, and says nothing; launch.stall='10 minutes' has the stacks of all ranks written down before that",
+    ),
+    (
+        r"no kernel image is available|cudaErrorNoKernelImageForDevice|not compatible with the current PyTorch install",
+        "this build of torch has no kernels for this GPU: `launcher doctor` names both; install one for its compute "
+        "capability",
+    ),
+    (
+        r"invalid device ordinal|cudaErrorInvalidDevice\b",
+        "a GPU was asked for that this process may not use: CUDA_VISIBLE_DEVICES may leave it fewer than LOCAL_RANK "
+        "counts; start as many processes as there are GPUs, and name no 'cuda:1' in your own code",
+    ),
+    (
+        r"uncorrectable ECC|ECC error|Xid|fallen off the bus|cudaErrorHardwareStackError|NVLink.*error",
+        "the GPU itself is at fault: leave its machine out (sbatch --exclude), and tell its administrator; "
+        "nvidia-smi -q shows its counts of errors",
+    ),
+    (
+        r"devices?(?:\(s\))? \S+ busy or unavailable|cudaErrorDevicesUnavailable|exclusive(?:-process)? (?:and|mode)",
+        "somebody else's process has the GPU for itself: nvidia-smi shows who, and its compute mode",
+    ),
+    (
+        r"Cannot re-initialize CUDA in forked subprocess|cudaErrorInitializationError.*fork",
+        "a worker process may not use the GPU: let the data set give tensors in host memory (the batch is moved for "
+        "you), or use data.workers=0",
+    ),
+    (
+        r"Expected all tensors to be on the same device|Input type .*cuda.* and weight type|mat\d is on cpu",
+        "a tensor is on another device than the model: make it where its inputs are (device=x.device), or keep it with "
+        "register_buffer, which moves with the model",
+    ),
+    (
+        r"does not have a deterministic implementation|CUBLAS_WORKSPACE_CONFIG",
+        "device.deterministic: true refuses kernels that add up in any order; use another operation there, or leave it "
+        "false: the same numbers but for rounding",
+    ),
+    (
+        r"of CUDAGraphs that has been overwritten",
+        "a result of a model compiled into CUDA graphs was kept over the next call: clone() it, or say "
+        "device.compile: max-autotune-no-cudagraphs",
+    ),
+    (
+        r"illegal memory access|misaligned address|cudaErrorIllegalAddress|unspecified launch failure",
+        "a kernel read or wrote where it may not, and the line above may be a later one than the one at fault: "
+        "--debug finds it (it makes the GPU answer at once)",
+    ),
+    (
+        r"NVIDIA driver on your system is too old|CUDA driver version is insufficient|no CUDA-capable device",
+        "torch cannot use the GPUs of this machine with its driver: `launcher doctor` shows both versions",
     ),
     (
         r"NCCL error|ncclSystemError|ncclUnhandledCudaError",
@@ -43,7 +103,8 @@ _HINTS: tuple[tuple[str, str], ...] = (
     ),
     (
         r"Target -?\d+ is out of bounds|device-side assert",
-        "a class is out of range: are there more than the model has?",
+        "a class is out of range: are there more than the model has? Or a token that its embedding does not "
+        "have{asynchronous}",
     ),
     (r"No space left on device", "the disk is full: `df -h` shows which"),
     (r"Too many open files", "raise the limit (ulimit -n 65536), or use fewer data.workers"),
@@ -86,11 +147,17 @@ _HINTS_ABOUT_RANKS: tuple[tuple[str, str], ...] = (
 )
 
 
+_LATER = "; the line above may be a later one, even of another step: --debug finds the one at fault"
+
+
 def hint_for(failure: Failure) -> str | None:
     """What is known about such a failure, and what to do."""
     for pattern, text in (*_HINTS, *(() if failure.is_users else _HINTS_ABOUT_RANKS)):
         if re.search(pattern, failure.what):
             known = {name: f" ({value})" for name, value in failure.facts.items()}
             interface = network.interface_in_use() or "not said"
-            return text.format(**{"batch": "", "shapes": "", "unused": "", "interface": interface, **known})
+            blank = {"batch": "", "shapes": "", "unused": "", "interface": interface}
+            return text.format(**{**blank, "asynchronous": _LATER if "device-side" in failure.what else "", **known})
+    if re.search(r"(?:CUDA|HIP) error", failure.what):
+        return f"a GPU reports an error when it is asked next{_LATER}"
     return None

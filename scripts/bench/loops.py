@@ -50,7 +50,7 @@ def loader_of(workload: Workload, in_order: bool, share: int = 1, **more: Any) -
     return DataLoader(workload.data(), batch_size=workload.batch // share, shuffle=not in_order, drop_last=True, **more)
 
 
-def loader_of_ranks(workload: Workload, sampler: Any, size: int) -> DataLoader[Any]:
+def loader_of_ranks(workload: Workload, sampler: Any, size: int, *, pin_memory: bool = False) -> DataLoader[Any]:
     """The same with a sampler that deals out samples."""
     return DataLoader(
         workload.data(),
@@ -59,6 +59,7 @@ def loader_of_ranks(workload: Workload, sampler: Any, size: int) -> DataLoader[A
         drop_last=True,
         collate_fn=workload.collate,
         num_workers=WORKERS,
+        pin_memory=pin_memory,
         persistent_workers=WORKERS > 0,
     )
 
@@ -104,12 +105,14 @@ def handwritten(workload: Workload, options: argparse.Namespace) -> None:
     """The loop of every tutorial; under torchrun with DistributedSampler and DDP."""
     rank, size = world()
     device = options.device
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     model: nn.Module = workload.model().to(device)
     bare, sampler = model, None
     if size > 1:
         dist.init_process_group("nccl" if device == "cuda" else "gloo")
         sampler = DistributedSampler(workload.data(), shuffle=not options.in_order, drop_last=True)
-        loader: DataLoader[Any] = loader_of_ranks(workload, sampler, size)
+        loader: DataLoader[Any] = loader_of_ranks(workload, sampler, size, pin_memory=device == "cuda")
         model = nn.parallel.DistributedDataParallel(model)
     else:
         loader = loader_of(workload, options.in_order, pin_memory=device == "cuda")
@@ -162,6 +165,11 @@ def nanogpt(workload: Workload, options: argparse.Namespace) -> None:
         optimizer.zero_grad(set_to_none=True)
 
 
+def moved(part: torch.Tensor, device: str) -> torch.Tensor:
+    """On the device, from pinned memory, so that nobody waits for the copy."""
+    return part.pin_memory().to(device, non_blocking=True) if device == "cuda" else part
+
+
 def floor(workload: Workload, options: argparse.Namespace) -> None:
     """Tensors sliced in place, a fused optimizer, and nothing else."""
     data, device = workload.data(), options.device
@@ -175,9 +183,10 @@ def floor(workload: Workload, options: argparse.Namespace) -> None:
         order = torch.arange(size) if options.in_order else torch.randperm(size)
         for start in range(0, size - batch + 1, batch):
             rows = order[start : start + batch]
-            inputs, targets = [one[rows] for one in tensors] if tensors else data.get_batch(rows)  # type: ignore[attr-defined]
+            batch_parts = [one[rows] for one in tensors] if tensors else data.get_batch(rows)  # type: ignore[attr-defined]
+            inputs, targets = (moved(part, device) for part in batch_parts)
             with autocast(workload, device):
-                loss = nn.functional.cross_entropy(model(inputs.to(device)), targets.to(device))
+                loss = nn.functional.cross_entropy(model(inputs), targets)
             loss.backward()
             if workload.clip is not None:
                 nn.utils.clip_grad_norm_(model.parameters(), workload.clip)

@@ -29,6 +29,7 @@ from launcher.data.seeds import randomness_restored
 from launcher.data.subsets import subset
 from launcher.data.transfer import _one_ahead, on_device
 from launcher.data.whole import whole_batches
+from launcher.device.kind import Aside
 from launcher.errors import LauncherError
 
 SIZE, BATCH = 23, 8  # the last batch has 7
@@ -402,6 +403,9 @@ class Step:
         self.batches = [MicroBatch({"number": torch.tensor([number])}, 1)]
 
 
+HOST = torch.device("cpu")
+
+
 class Streams:
     """torch.cuda's streams as far as they are used, writing down what happens; computing is the current stream."""
 
@@ -440,7 +444,7 @@ def test_the_next_batch_is_copied_before_this_one_is_handed_out() -> None:
         finally:
             closed.append(True)
 
-    for number, step in enumerate(_one_ahead(steps(), torch.device("cpu"), streams)):
+    for number, step in enumerate(_one_ahead(steps(), HOST, Aside(streams, HOST))):
         assert step.batches[0].data["number"].item() == number
         streams.log.append(f"compute {number}")
     assert streams.log == [
@@ -461,7 +465,7 @@ def test_moving_stops_when_it_is_closed_and_takes_torch_s_own_streams() -> None:
         finally:
             closed.append(True)
 
-    ahead = _one_ahead(steps(), torch.device("cpu"), torch.cpu)
+    ahead = _one_ahead(steps(), HOST, Aside(torch.cpu, HOST))
     assert [step.batches[0].data["number"].item() for step in itertools.islice(ahead, 5)] == list(range(5))
     ahead.close()
     assert closed

@@ -16,9 +16,8 @@ from torch.utils.data import Dataset, IterableDataset
 from launcher.data.loaders import EvaluationLoader, Reading, TrainLoader
 from launcher.data.permutation import mix
 from launcher.data.sampler import StepSampler
-from launcher.data.seeds import numpy_seed, seed_generators, seed_torch, states
+from launcher.data.seeds import numpy_seed, seed_everything, seed_generators, seed_torch, states
 from launcher.data.streams import StreamLoader
-from launcher.device.device import seed_everything
 
 SAMPLES, SIDES = 4000, 4
 UNLIKELY = 45.1  # of chi-square with 9 degrees of freedom: one of a million

@@ -17,9 +17,9 @@ from worlds import in_world
 
 from launcher.data.loaders import EvaluationLoader, MicroBatch, Reading, TrainLoader
 from launcher.data.own_parts import OwnPartSampler
+from launcher.data.same_data import sketch
 from launcher.data.sampler import StepSampler
 from launcher.data.streams import StreamLoader
-from launcher.device.same_data import sketch
 from launcher.errors import LauncherError
 from launcher.recipe.load import load_recipe
 from launcher.run import run

@@ -27,6 +27,7 @@ from torch import nn
 from worlds import TINY, Command, in_world, train, train_here
 
 import launcher
+from launcher.device import kind
 from launcher.device.device import check_device, check_gpus, check_kind
 from launcher.errors import LauncherError
 from launcher.launch.agent import run_agent
@@ -232,12 +233,12 @@ def test_nodes_that_make_no_sense_are_refused(arguments: Any, message: str) -> N
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(kind, "count", lambda: 2)
     assert choose_processes("auto", cpu=False) == 2
     assert choose_processes(4, cpu=False, nodes=2) == 2
     with pytest.raises(LauncherError, match="this machine shows 2 GPUs and one process uses one; use --processes 2,"):
         choose_processes(3, cpu=False)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(kind, "count", lambda: 0)
     with pytest.raises(LauncherError, match="shows no GPU; add --cpu"):
         choose_processes(2, cpu=False)
 
@@ -266,8 +267,8 @@ def test_what_an_accelerate_config_asks_for_in_vain_is_refused(variable: str, na
 
 
 def test_a_tpu_is_refused() -> None:
-    for kind in ("NO", "MULTI_CPU", "MULTI_GPU"):
-        check_kind(kind)
+    for world_kind in ("NO", "MULTI_CPU", "MULTI_GPU"):
+        check_kind(world_kind)
     with pytest.raises(LauncherError, match=r"told XLA, and this program does not train there: .* say --cpu"):
         check_kind("XLA")
 

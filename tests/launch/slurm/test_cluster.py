@@ -315,3 +315,45 @@ def test_a_node_whose_daemon_died_does_not_write_beside_the_new_start(cluster: C
         cluster.act("start-node", node[-1])
     assert result_of(run).column("step") == list(range(1, 121))
     assert result_of(run).distance(train(tmp_path / "undisturbed", *LONG)) == 0
+
+
+WHICH = """
+import json
+from launcher.world import gpus
+from launcher.world.world import World
+
+world, names = World.from_environ(), gpus.visible()
+print(json.dumps([world.rank, world.node, names, gpus.taken_by(world.local_rank, names or [])]))
+"""
+ALL = ("--ntasks-per-node=2", "--gpus-per-node=2")  # every task of a node sees all that the node has
+OWN = ("--ntasks-per-node=2", "--gpus-per-task=1")  # each sees its own
+
+
+@pytest.mark.parametrize(
+    ("layout", "renamed", "seen"),
+    [
+        (ALL, "", ["0", "1"]),
+        (ALL, "CUDA_VISIBLE_DEVICES=GPU-aa,GPU-bb", ["GPU-aa", "GPU-bb"]),
+        (ALL, "CUDA_VISIBLE_DEVICES=MIG-4c/1/0,MIG-4c/2/0", ["MIG-4c/1/0", "MIG-4c/2/0"]),
+        (ALL, "CUDA_VISIBLE_DEVICES=3,-1,2", ["3"]),  # what stands behind a -1 is not seen
+        (OWN, "", None),
+    ],
+    ids=["by number", "by UUID", "by MIG name", "cut short", "one a task"],
+)
+def test_each_rank_takes_a_gpu_of_its_own(
+    cluster: Cluster, tmp_path: Path, layout: tuple[str, ...], renamed: str, seen: list[str] | None
+) -> None:
+    (tmp_path / "which.py").write_text(WHICH)
+    command = f"{renamed} exec {sys.executable} which.py"
+    printed = cluster.say("srun", "--nodes=2", *layout, "--time=2", "bash", "-c", command)
+    ranks = sorted(json.loads(line) for line in printed.splitlines() if line.startswith("["))
+    assert [(rank, node) for rank, node, *_ in ranks] == [(0, 0), (1, 0), (2, 1), (3, 1)], printed
+    taken = [(node, name) for _, node, _, name in ranks]
+    if seen is None:
+        assert [len(names) for _, _, names, _ in ranks] == [1] * 4, printed
+    else:
+        assert [names for _, _, names, _ in ranks] == [seen] * 4, printed
+    if renamed.endswith("3,-1,2"):
+        assert len(set(taken)) == 2  # which the ranks then refuse, by the GPUs' own numbers
+    else:
+        assert len(set(taken)) == 4, printed

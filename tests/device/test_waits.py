@@ -1,0 +1,186 @@
+"""What a step, a line and an evaluation make the host wait for on a GPU: counted on a pretend one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from places import ROOT
+from pretend import DEVICE, Backend, Operations, pretended, state_on_it, steps_of
+from torch import nn
+from worlds import in_world
+
+from launcher.data.loaders import MicroBatch
+from launcher.device.agreement import Agreement, Requests
+from launcher.device.kind import kind_of
+from launcher.evaluation.evaluate import evaluate
+from launcher.evaluation.metrics import Metric, OverSet
+from launcher.evaluation.modes import evaluating
+from launcher.evaluation.predictions import Predictions
+from launcher.objective.reading import Reading
+from launcher.training import nonfinite
+from launcher.training.meter import Meter
+from launcher.training.parting import Parting
+from launcher.training.step import train_step
+
+STEPS = 4  # that are looked at, with one line of metrics among them
+ADAMW = "optimizer={_target_: AdamW, lr: 0.1}"
+MOMENTUM = "optimizer={_target_: SGD, lr: 0.1, momentum: 0.9}"
+SCALED = "device.precision=fp16"
+GPT = ("define.context=8", "model.layers=1", "model.heads=2", "model.width=16")
+TABLE: Mapping[str, tuple[float, tuple[str, ...]]] = {  # waits of a step, and what the recipe says
+    "plain": (0, ()),
+    "clipped": (0, ("train.clip_grad_norm=1.0",)),
+    "averaged": (0, ("train.ema=0.9",)),
+    "accumulated": (0, ("data.micro_batch_size=4",)),
+    "dropout": (0, ("model.dropout=0.2",)),
+    "momentum": (0, (MOMENTUM,)),
+    "skipping": (0, (ADAMW, "train.non_finite=skip")),
+    "skipping, averaged": (1, (ADAMW, "train.non_finite=skip", "train.ema=0.9")),  # it must know at once
+    "skipping, momentum": (1, (MOMENTUM, "train.non_finite=skip")),  # whose kernel cannot skip by itself
+    "fp16": (0, (ADAMW, SCALED)),
+    "fp16, clipped": (0, (ADAMW, SCALED, "train.clip_grad_norm=1.0")),
+    "fp16, averaged": (1, (ADAMW, SCALED, "train.ema=0.9")),
+    "fp16, momentum": (1, (MOMENTUM, SCALED)),  # the scaler's own
+    "bf16 parameters": (0, ("model.half=true",)),
+    "text_gpt": (0, GPT),
+}
+
+
+class HalfNet(nn.Module):
+    """A model whose parameters are bfloat16, as checkpoints of language models are."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.layer = nn.Linear(inputs, outputs, dtype=torch.bfloat16)
+
+    def forward(self, points: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = self.layer(points.bfloat16()).float()
+        return scores
+
+
+def as_cuda(gradients: Any, found: Any, one: Any) -> None:
+    """The kernel that looks for infinities, as CUDA has it."""
+    if any(gradient.dtype is torch.bfloat16 for gradient in gradients):
+        raise NotImplementedError("\"_amp_foreach_non_finite_check_and_unscale_cuda\" not implemented for 'BFloat16'")
+    made(gradients, found, one)
+
+
+made = nonfinite._raise_flag
+
+
+def waits_of(name: str, backend: Backend) -> tuple[float, int, int]:
+    """Waits of an average step, events that were waited for, and operations of one."""
+    _, overrides = TABLE[name]
+    own = [word for word in overrides if word != "model.half=true"]
+    if own != list(overrides):
+        own.append(f"model={{_target_: {__file__}:HalfNet, inputs: 6, outputs: 3}}")
+    scaler = torch.amp.GradScaler(DEVICE.type) if SCALED in overrides else None
+    recipe = {"recipe": ROOT / "recipes" / "text_gpt.yaml"} if name == "text_gpt" else {}
+    state = state_on_it(*own, scaler=scaler, **recipe)
+    meter, looked = Meter(state), Operations()
+    for number, step in enumerate(steps_of(state, 2 + STEPS, backend)):
+        if number == 2:
+            looked.waits.clear()
+            looked.launches.clear()
+            backend.log.clear()
+        with looked:
+            meter.add(train_step(state, step, state.length.at(number)), step, 0.0)
+            if number % 3 == 0:
+                meter.cut(number + 1, 0.1, {"lr": 0.1})
+    return sum(looked.waits.values()) / STEPS, backend.log.count("event"), sum(looked.launches.values()) // STEPS
+
+
+def everything() -> dict[str, Any]:
+    """All that is looked at, in one process: torch is another one afterwards."""
+    torch.cuda.amp.common.amp_definitely_not_available = lambda: False
+    nonfinite._raise_flag = as_cuda
+    with pretended() as backend:
+        return {
+            **{name: waits_of(name, backend) for name in TABLE},
+            **{look.__name__: look(backend) for look in (where_weights_are, evaluated, compared, agreed)},
+        }
+
+
+@pytest.fixture(scope="module")
+def counted() -> dict[str, Any]:
+    (found,) = in_world(1, everything)
+    return dict(found)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_a_step_makes_the_host_wait_for_nothing_that_was_not_asked_for(name: str, counted: Any) -> None:
+    waits, events, operations = counted[name]
+    assert waits == TABLE[name][0]
+    assert events == 1  # that behind the copy of the line before
+    assert operations > 0  # it did run there
+
+
+def where_weights_are(_: Backend) -> str:
+    reading = Reading("weights", weights=torch.ones(3, device=DEVICE))
+    assert reading.weights is not None
+    return reading.weights.device.type
+
+
+def test_a_loss_s_class_weights_are_counted_in_host_memory(counted: Any) -> None:
+    assert counted["where_weights_are"] == "cpu"
+
+
+# ---------------------------------------------------------------------- evaluations
+
+
+def evaluated(backend: Backend) -> tuple[dict[str, int], list[str]]:
+    """Waits of an evaluation of eight batches with a metric of one's own and predictions, and what the device noted."""
+    state = state_on_it()
+    metric = Metric("own", OverSet(lambda outputs, targets: 0.0, parts=2))
+    predictions, looked = Predictions(state.objective), Operations()
+    batches = [batch for step in steps_of(state, 9, backend) for batch in step.batches]
+    fake = [
+        MicroBatch([backend.fake(torch.zeros(8, 6)), backend.fake(torch.zeros(8, dtype=torch.int64))], 8, 8 * number)
+        for number, _ in enumerate(batches)
+    ]
+    state.objective.read("loss", Reading("samples"))  # numbers that could be counted there are none
+    backend.log.clear()
+    with evaluating(state.model.bare, state.objective), looked:
+        evaluate(state.model.bare, fake, state.objective, [metric], DEVICE, seen=predictions.see)
+    return dict(+looked.waits), list(backend.log)
+
+
+def test_an_evaluation_collects_on_the_device_and_copies_ahead(counted: Any) -> None:
+    waits, log = counted["evaluated"]
+    assert waits == {}
+    assert log.count("event") == 1  # the first batch, on which a metric of one's own is tried
+    assert log.count("seed") == 1  # whoever draws in an evaluation draws the same each time,
+    assert log[-1] == "state back"  # and training goes on where it was
+
+
+# ---------------------------------------------------------------------- ranks that part, wishes, a generator
+
+
+def compared(backend: Backend) -> tuple[dict[str, int], int]:
+    weights = [torch.zeros(4, device=DEVICE)]
+    state, looked = state_on_it(), Operations()
+    parting = Parting(weights, state.device.coordinator, warn=lambda line: None)
+    backend.log.clear()
+    with looked:
+        for step in range(100, 111):
+            parting.after(step)
+    return dict(+looked.waits), backend.log.count("event")
+
+
+def test_comparing_the_ranks_weights_makes_no_step_wait(counted: Any) -> None:
+    assert counted["compared"] == ({}, 1)
+
+
+def agreed(backend: Backend) -> int:
+    agreement = Agreement(state_on_it().device.coordinator, kind_of(DEVICE))
+    backend.log.clear()
+    for step in range(1, 9):
+        agreement.after(step, Requests())
+    return backend.log.count("event")
+
+
+def test_the_host_waits_for_steps_that_are_a_period_behind(counted: Any) -> None:
+    assert 1 <= counted["agreed"] <= 3  # after steps 2, 4 and 8: a period is at most twice the one before
