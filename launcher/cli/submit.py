@@ -94,7 +94,7 @@ def _submit(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         command=("launcher", *arguments),
     )
     output = "json" if options.dry_run else "auto"  # then standard output is the script's
-    say_own_code(*request.recipes(), output=output, width=10)
+    say_own_code(*request.recipes(site), output=output, width=10)
     plan = plan_of(request, site, source)
     if options.dry_run:
         for label, text in describe(plan):

@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import default_collate
 
 from launcher.data.seeds import randomness_restored, seed_generators
+from launcher.text import words_of
 
 GetBatch = Callable[[torch.Tensor], Any]
 UNUSED = "is not used, and samples are read one by one"
@@ -119,7 +120,7 @@ def _difference_at(dataset: Any, get_batch: GetBatch, indices: list[int]) -> str
 
 
 def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+    return f"{type(error).__name__}: {' '.join(words_of(error).split())[:120]}"
 
 
 # ---------------------------------------------------------------------- comparing

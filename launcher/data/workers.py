@@ -33,6 +33,7 @@ from launcher.data.reading import Reader, pinned
 from launcher.data.seeds import seed_generators
 from launcher.data.transport import Slot
 from launcher.errors import LauncherError
+from launcher.text import words_of
 from launcher.world.signals import die_with_parent
 from launcher.world.temporary import held_folder
 
@@ -248,7 +249,7 @@ def _answer(slot: Slot, reader: Reader, number: int) -> None:
     try:
         slot.answer(batch)
     except Exception as error:
-        words = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        words = f"{type(error).__name__}: {' '.join(words_of(error).split())[:200]}"
         remedy = "leave it out of the batch (data.collate), or read with data.workers=0"
         slot.fail(_Failure(LauncherError, f"{reader.name}: a batch cannot leave a worker process: {words}; {remedy}"))
 

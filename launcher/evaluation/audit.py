@@ -23,7 +23,7 @@ from launcher.objective.probe import off_by
 from launcher.objective.reading import TOLERANCE
 from launcher.objective.run_length import At
 from launcher.text import shapes
-from launcher.world.screen import breakpoints_passed
+from launcher.world.screen import unseen
 
 _COARSE = 2e-3  # of half precision, before what is no rounding is told (20 times that)
 
@@ -74,7 +74,7 @@ def _values(model: nn.Module, objective: Objective, parts: list[Any], at: At) ->
         unmoved = Unmoved(model, *objective.brought.values(), weights=objective.step is not None)
         with (
             own_randomness(seed, 0, device),
-            breakpoints_passed(),
+            unseen(),
             torch.enable_grad(),
         ):  # a loss may call autograd itself
             try:

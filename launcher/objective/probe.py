@@ -50,7 +50,8 @@ from launcher.objective.reading import (
     is_mask,
     tensors_in,
 )
-from launcher.world.screen import breakpoints_passed
+from launcher.text import words_of
+from launcher.world.screen import unseen
 
 LOOKED_AT = 64  # samples that those of a measurement are chosen from
 _SIZES = ((9, (2, 3, 4)), (6, (1, 2, 3)), (3, (1, 1, 1)))  # of the pieces, by how many samples there are
@@ -186,7 +187,7 @@ class Found:
 def _undisturbed() -> Iterator[None]:
     """Puts all generators back, and keeps warnings about pieces for those who run the whole."""
     generator = in_use().generator_restored()
-    with warnings.catch_warnings(), randomness_restored(True), generator, torch.no_grad(), breakpoints_passed():
+    with warnings.catch_warnings(), randomness_restored(True), generator, torch.no_grad(), unseen():
         warnings.simplefilter("ignore")
         yield
 
@@ -237,7 +238,7 @@ def _device_of(model: nn.Module) -> torch.device:
 
 
 def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+    return f"{type(error).__name__}: {' '.join(words_of(error).split())[:120]}"
 
 
 def number_of(value: Any) -> float | None:

@@ -18,6 +18,7 @@ from launcher.objective.probe import LOOKED_AT, Samples, Subject, copied, measur
 from launcher.objective.reading import Hints, Reading, Verdict, tensors_in
 from launcher.objective.run_length import At
 from launcher.recipe.build import Builder
+from launcher.text import words_of
 
 _ELEMENTS = ("kept", "elements", "weights", "present", "mask", "positive")
 _OF_PER = {"sample": ("samples", "rows"), "element": _ELEMENTS, "sum": ("sum",), "batch": ("batch",)}
@@ -141,7 +142,7 @@ def _settled(objective: Objective, key: str, model: nn.Module, train: TrainLoade
     except LauncherError:
         raise
     except Exception as error:  # somebody's model or data, whose own mistake the first step tells better
-        verdict = Verdict(None, "failed", f"{type(error).__name__}: {' '.join(str(error).split())[:160]}")
+        verdict = Verdict(None, "failed", f"{type(error).__name__}: {' '.join(words_of(error).split())[:160]}")
     if term is not None and term.reading is not None:  # torch's own means what it says, unless a collate pads
         is_padded = verdict.reading is not None and verdict.reading.kind == "batch"
         return _fault(verdict, steps, has_term=True) if is_padded else term.reading

@@ -277,7 +277,7 @@ def _move_to(file: TextIO, path: Path | None, rank: int) -> None:
     screen = made_steady(os.fdopen(os.dup(2), "w", encoding="utf-8", errors="replace"))
     streams: tuple[Any, ...] = (sys.stdout, sys.stderr)
     for stream in streams:
-        with suppress(AttributeError):  # somebody else's stream
+        with suppress(AttributeError, ValueError):  # somebody else's stream, or that of a run before, which is closed
             stream.reconfigure(encoding="utf-8", errors="replace")  # for a file, whatever the screen's was
     if path is None or _into_copier(path, {1: None, 2: None}) is None:
         os.dup2(file.fileno(), 1)

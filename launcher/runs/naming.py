@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from launcher.errors import UsageError
-from launcher.runs.reading import Run, find_runs
+from launcher.runs.reading import Run, find_runs, natural
 from launcher.text import suggestion
 
 LATEST = "latest"
@@ -155,6 +155,6 @@ def _listed(words: Sequence[str]) -> str:
     return ", ".join(shown) + ", …" * (len(words) > _MOST_SHOWN)
 
 
-def _age(run: Run) -> tuple[float, str]:
-    """Sorts the run that was started last to the end."""
-    return run.started or 0.0, str(run.folder)
+def _age(run: Run) -> tuple[float, list[tuple[int, str]]]:
+    """Sorts the run that was started last to the end; the tasks of an array as they count."""
+    return run.started or 0.0, natural(str(run.folder))

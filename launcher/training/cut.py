@@ -30,8 +30,9 @@ from launcher.objective.loss import Objective
 from launcher.objective.probe import is_large
 from launcher.objective.reading import Reading
 from launcher.objective.run_length import At
+from launcher.text import words_of
 from launcher.training.state import TrainState
-from launcher.world.screen import breakpoints_passed
+from launcher.world.screen import unseen
 
 _SAMPLES = 6
 _ROUNDING = {torch.float64: 1e-8, torch.float32: 1e-3}  # of the largest value; half precision is as coarse as 0.05
@@ -106,7 +107,8 @@ def dependence_of(state: TrainState) -> Dependence:
             sizes = [len(numbers), 2, len(numbers) - 2]
             mixes = 0.0 if objective.is_whole or unsteady else tried.mixing(batches, sizes)
     except Exception as error:  # somebody's code, called otherwise than in a step
-        return Dependence(unsteady, norms=norms, fault=f"{type(error).__name__}: {' '.join(str(error).split())[:120]}")
+        words = " ".join(words_of(error).split())[:120]
+        return Dependence(unsteady, norms=norms, fault=f"{type(error).__name__}: {words}")
     return Dependence(unsteady, unkept, moving, mixes, norms, grown)
 
 
@@ -143,7 +145,7 @@ def _tried(state: TrainState) -> Iterator[None]:
     unmoved = Unmoved(model, *objective.brought.values(), weights=objective.step is not None)
     apart = (*dropouts(), *batch_norms())
     try:
-        with own_randomness(0, 0, state.device.torch_device), breakpoints_passed():
+        with own_randomness(0, 0, state.device.torch_device), unseen():
             for module, _ in modes:
                 module.training = not isinstance(module, apart)
             yield

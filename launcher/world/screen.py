@@ -12,13 +12,18 @@ from typing import Any, TextIO, cast
 
 
 @contextmanager
-def breakpoints_passed() -> Iterator[None]:
-    """For trials of ours with a user's code: its `breakpoint()` is for the training that somebody looks at."""
-    before, sys.breakpointhook = sys.breakpointhook, lambda *_, **__: None
-    try:
-        yield
-    finally:
-        sys.breakpointhook = before
+def unseen() -> Iterator[None]:
+    """For trials of ours with a user's code: nothing of it is shown, and no `breakpoint()` stops.
+
+    What it prints, and where it stops, is for the training that somebody looks at.
+    """
+    before = sys.breakpointhook, sys.stdout, sys.stderr
+    with io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="replace") as nowhere:
+        sys.breakpointhook, sys.stdout, sys.stderr = (lambda *_, **__: None), nowhere, nowhere
+        try:
+            yield
+        finally:
+            sys.breakpointhook, sys.stdout, sys.stderr = before
 
 
 _is_for_programs = False  # whether standard output takes a JSON object a line

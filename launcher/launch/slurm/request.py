@@ -113,12 +113,15 @@ class Request:
         """
         return load_recipe(self.recipe, [*self.overrides, *self.section, *more], self.remove)
 
-    def recipes(self) -> list[Recipe]:
+    def recipes(self, site: Site) -> list[Recipe]:
         """The recipe of each task; of none where a script of one's own is queued.
 
         Raises:
             RecipeError: One is wrong.
+            UsageError: A task says what a job cannot have, or something is secret.
         """
+        _check_tasks(self.tasks)
+        _refuse_secrets(self, site)
         return [] if self.recipe == OWN_SCRIPT else [self.read(*words) for words in self.tasks or ((),)]
 
     def _check_components(self, world: Sequence[str]) -> None:
