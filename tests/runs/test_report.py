@@ -338,11 +338,11 @@ def test_what_is_clicked_is_redrawn(tmp_path: Path, tab: Tab) -> None:
         "(() => { const range = document.querySelector('[name=smooth]'); range.value = 0.9;"
         "range.dispatchEvent(new Event('input', { bubbles: true })); })()"
     )
-    assert "slow" in tab.run(legend)
+    assert "lr=0.001" in tab.run(legend)
     tab.run("[...document.querySelectorAll('[data-run]')][1].click()")
     tab.settle()
-    assert "slow" not in tab.run(legend)
-    assert "fast" in tab.run(legend)
+    assert "lr=0.001" not in tab.run(legend)
+    assert "lr=0.01" in tab.run(legend)
     tab.ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
     tab.settle()
     tab.ask("Emulation.setEmulatedMedia", features=[])
@@ -353,7 +353,7 @@ def test_runs_are_ranked_by_what_decides(tmp_path: Path, tab: Tab) -> None:
     runs = [Run(finished(tmp_path / name, lr).folder) for name, lr in (("slow", 0.001), ("fast", 0.01))]
     opened(tab, runs, tmp_path / "report.html")
     rows = tab.run("[...document.querySelectorAll('.ranking tr')].slice(1).map((row) => row.innerText)")
-    assert [row.split()[:2] for row in rows] == [["1", "fast"], ["2", "slow"]]
+    assert [row.split()[:2] for row in rows] == [["1", "lr=0.01"], ["2", "lr=0.001"]]
     assert differences(told(runs)) == [("optimizer.lr", ["0.01", "0.001"])]
 
 
