@@ -21,7 +21,16 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:  # torch's names
         """The loss of outputs of shape [N, classes, …]."""
-        return super().forward(*_as_rows(input, target))
+        if isinstance(input, Tensor) and input.dim() > 2:
+            input, target = _as_rows(input, target)
+        return F.cross_entropy(  # as torch's own method calls it, without going through that
+            input,
+            target,
+            weight=self.weight,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            label_smoothing=self.label_smoothing,
+        )
 
 
 class NLLLoss(nn.NLLLoss):

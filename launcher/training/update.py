@@ -126,7 +126,8 @@ class OneUpdate:
                 fast.step()
         if is_updated and self.updated is not None:
             self.updated(step)
-        self.clear_gradients()
+        for fast in self._fast:
+            fast.clear_gradients()
         return norm
 
     def _scaled(self, step: int) -> tuple[torch.Tensor | None, bool]:
