@@ -7,7 +7,6 @@ that dies or hangs is noticed where its batch is waited for; it says in shared m
 
 from __future__ import annotations
 
-import atexit
 import ctypes
 import functools
 import multiprocessing
@@ -17,9 +16,8 @@ import shutil
 import signal
 import time
 import traceback
-import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing import parent_process, sharedctypes
 from multiprocessing.util import Finalize
@@ -89,17 +87,13 @@ class Workers:
     def close(self) -> None:
         """Ends the processes now; one that has not left in a second is killed."""
         workers, self._workers = self._workers, []
+        if workers:
+            self._last_word.cancel()
         for worker in workers:
             worker.dismiss()
         deadline = time.monotonic() + GRACE_SECONDS
         for worker in workers:
             worker.end(max(0.0, deadline - time.monotonic()))
-
-    def kill(self) -> None:
-        """Ends the processes without a word: at the end of this one, when no thread can be started any more."""
-        workers, self._workers = self._workers, []
-        for worker in workers:
-            worker.process.kill()
 
     def _start(self) -> None:
         if self._workers and all(worker.process.is_alive() for worker in self._workers):
@@ -107,7 +101,8 @@ class Workers:
         self.close()  # one died since the last pass: all start afresh
         _keep_sockets(os.getpid())
         self._workers = [_Worker(self.reader, number, self.count) for number in range(self.count)]
-        _ended_at_exit().add(self)
+        # with this object, and at the end of this process: multiprocessing's own way is SIGTERM, which they ignore
+        self._last_word = Finalize(self, _kill, args=([worker.process for worker in self._workers],), exitpriority=10)
 
     def _taken(self, worker: _Worker) -> Any:
         began = time.monotonic()
@@ -339,15 +334,8 @@ def _keep_sockets(process: int) -> None:
         internals.keep_sockets_in(str(folder))
 
 
-@functools.cache
-def _ended_at_exit() -> weakref.WeakSet[Workers]:
-    """Workers that are ended with this process. multiprocessing's own way is SIGTERM, which they ignore."""
-    known: weakref.WeakSet[Workers] = weakref.WeakSet()
-    owner = os.getpid()
-
-    def end() -> None:
-        for workers in list(known) if os.getpid() == owner else ():
-            workers.kill()
-
-    atexit.register(end)
-    return known
+def _kill(processes: Sequence[Any]) -> None:
+    """Without a word: no thread can be started any more at the end of a process."""
+    for process in processes:
+        process.kill()
+        process.join()
