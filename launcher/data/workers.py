@@ -88,7 +88,8 @@ class Workers:
         """Ends the processes now; one that has not left in a second is killed."""
         workers, self._workers = self._workers, []
         if workers:
-            self._last_word.cancel()
+            with suppress(TypeError):  # it was said, and the interpreter is being taken apart
+                self._last_word.cancel()
         for worker in workers:
             worker.dismiss()
         deadline = time.monotonic() + GRACE_SECONDS

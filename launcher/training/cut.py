@@ -288,7 +288,7 @@ def _print_of(value: Any) -> Any:
     if isinstance(value, _PLAIN):
         return repr(value)
     if isinstance(value, torch.Tensor) and value.nbytes <= _LARGEST and value.layout is torch.strided:
-        numbers = value.detach().cpu().contiguous().flatten()
+        numbers = value.detach().cpu().flatten().clone()  # torch never resizes again what NumPy has seen
         return tuple(value.shape), hashlib.sha256(numbers.view(torch.uint8).numpy().tobytes()).hexdigest()
     if isinstance(value, np.ndarray) and value.dtype != object and value.nbytes <= _LARGEST:
         return value.shape, hashlib.sha256(value.tobytes()).hexdigest()

@@ -229,8 +229,9 @@ def test_what_is_wrong_with_a_model(
 
 def test_what_is_wrong_with_a_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = "from torch import nn\nclass Each(nn.Module):\n    def forward(self, a, b):\n        return a.sum(1)\n"
-    recipe = projects.make(tmp_path / "project", losses=code)
-    assert "loss: gave float32 [2]; a step needs one number" in check(capsys, recipe, "loss._target_=losses.py:Each")[2]
+    recipe = projects.make(tmp_path / "project", my_losses=code)
+    err = check(capsys, recipe, "loss._target_=my_losses.py:Each")[2]
+    assert "loss: gave float32 [2]; a step needs one number" in err
     err = check(capsys, recipe, "loss._target_=MSELoss")[2]
     assert "recipe.yaml:5:7: loss: RuntimeError: The size of tensor a (3) must match" in err
     assert "; the batch was float32 [2, 2], int64 [2]; the model gave float32 [2, 3]" in err
@@ -244,8 +245,8 @@ def test_what_is_wrong_with_a_batch(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_data_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = "from parts import Points\nclass Bad(Points):\n    def __getitem__(self, index):\n        return {}['x']\n"
-    recipe = projects.make(tmp_path / "project", sets=code)
-    for override in ("data.train._target_=sets.py:Bad", "data.validation={_target_: sets.py:Bad}"):
+    recipe = projects.make(tmp_path / "project", my_sets=code)
+    for override in ("data.train._target_=my_sets.py:Bad", "data.validation={_target_: my_sets.py:Bad}"):
         code_, _, err = check(capsys, recipe, override)
         assert code_ == 2
         assert "KeyError: 'x'" in err
@@ -304,10 +305,10 @@ class Odd(Base):
     def set_extra_state(self, state):
         pass
 """
-    recipe = projects.make(tmp_path / "project", nets=code)
-    err = check(capsys, recipe, "model._target_=nets.py:Forgetful")[2]
+    recipe = projects.make(tmp_path / "project", my_nets=code)
+    err = check(capsys, recipe, "model._target_=my_nets.py:Forgetful")[2]
     assert "model: does not come back from a checkpoint as it was saved; look at its state_dict" in err
-    code_, _, err = check(capsys, recipe, "model._target_=nets.py:Odd")
+    code_, _, err = check(capsys, recipe, "model._target_=my_nets.py:Odd")
     assert code_ == 2
     assert "model: its state holds a builtins.set at model._extra_state" in err
 

@@ -128,7 +128,7 @@ def test_building_judges_again_what_was_never_checked() -> None:
         ("define.net.weight.data.numpy", "'numpy' is code"),
         ("define.net.__class__", "private attributes cannot be referred to"),
         ("define.net._parameters", "private attributes cannot be referred to"),
-        ("define.loss.func", "'func' is code"),
+        ("define.loss.func", "a function has no attribute 'func'"),
         ("define.net.os", "a Net has no attribute 'os'"),
     ],
 )
