@@ -17,7 +17,7 @@ import signal
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from multiprocessing import parent_process, sharedctypes
 from multiprocessing.util import Finalize
@@ -88,8 +88,7 @@ class Workers:
         """Ends the processes now; one that has not left in a second is killed."""
         workers, self._workers = self._workers, []
         if workers:
-            with suppress(TypeError):  # it was said, and the interpreter is being taken apart
-                self._last_word.cancel()
+            self._last_word.cancel()
         for worker in workers:
             worker.dismiss()
         deadline = time.monotonic() + GRACE_SECONDS
@@ -103,7 +102,7 @@ class Workers:
         _keep_sockets(os.getpid())
         self._workers = [_Worker(self.reader, number, self.count) for number in range(self.count)]
         # with this object, and at the end of this process: multiprocessing's own way is SIGTERM, which they ignore
-        self._last_word = Finalize(self, _kill, args=([worker.process for worker in self._workers],), exitpriority=10)
+        self._last_word = Finalize(self, _kill, args=(self._workers,), exitpriority=10)
 
     def _taken(self, worker: _Worker) -> Any:
         began = time.monotonic()
@@ -335,8 +334,9 @@ def _keep_sockets(process: int) -> None:
         internals.keep_sockets_in(str(folder))
 
 
-def _kill(processes: Sequence[Any]) -> None:
+def _kill(workers: list[_Worker]) -> None:
     """Without a word: no thread can be started any more at the end of a process."""
-    for process in processes:
-        process.kill()
-        process.join()
+    for worker in workers:
+        worker.process.kill()
+        worker.process.join()
+    workers.clear()

@@ -46,7 +46,6 @@ case(
     data=sets.Tokens,
     optimizer=partial(optim.SparseAdam, lr=0.05),
 )
-case("optimizer: LBFGS", optimizer=partial(optim.LBFGS, lr=0.1), worlds=(), refused=1)
 case("optimizer: one that a function makes", optimizer=optimizers.switched)
 
 # ---------------------------------------------------------------------- of people's own
