@@ -46,7 +46,8 @@ class ShownRun:
 
     def next_commands(self, outcome: str) -> list[tuple[str, str]]:
         """What a user may want to do when a start has ended, as label and command; a failure's report says its own."""
-        folder = min(str(self.run_dir), os.path.relpath(self.run_dir), key=len)
+        below = os.path.relpath(self.run_dir)
+        folder = str(self.run_dir) if below.startswith(os.pardir) else below
         if outcome == "preempted":
             call = f"the same call, with run_dir={folder!r}"
             return [("resume", call if self.from_python else f"launcher resume {shlex.quote(folder)}")]
