@@ -6,14 +6,20 @@ from pathlib import Path
 
 import pytest
 from judging import JUDGED, PACKAGES, Source, find_source, judged, suspicions
+from tiers import rounds
 
 from launcher.recipe.builders import BUILDERS
 from launcher.recipe.policy import CLASSES, FUNCTIONS
 
 INSTALLED = [package for package in PACKAGES if find_source(package) is not None]
+_LARGE = ("transformers",)  # most of a minute to read
 
 
-@pytest.mark.parametrize("package", INSTALLED)
+@rounds(
+    "package",
+    plain=[package for package in INSTALLED if package not in _LARGE],
+    long=[package for package in INSTALLED if package in _LARGE],
+)
 def test_all_that_may_be_named_was_judged(package: str) -> None:
     source = find_source(package)
     assert source is not None
