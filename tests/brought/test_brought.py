@@ -87,6 +87,7 @@ def _train(folder: str, case: Case, variation: str, size: int) -> None:
     options = Options(cpu=True, run_dir=folder, output="quiet", allow=case.allow)
     if variation == "resumed":
         _stop(recipe, options, size)
+        torch.set_default_dtype(torch.float32)  # as a process of its own begins
     assert run(recipe, World.from_environ(), options).state == "finished"
 
 
