@@ -40,7 +40,7 @@ def named_run(text: str) -> Run:
     """
     runs = _meant(text)
     recipes = sorted({run.name for run in runs})
-    if len(recipes) > 1 and text != LATEST and not _is_exact(text):
+    if len(recipes) > 1 and text != LATEST and _folder_of(text) is None:
         raise UsageError(f"{text}: may mean {_listed(recipes)}; write more of the name")
     return max(runs, key=_age)
 
@@ -76,13 +76,6 @@ def is_named(text: str) -> bool:
         return False
 
 
-def label_of(run: Run, runs: Iterable[Run]) -> str:
-    """The short name of a run among those of its folder of runs, as in `digits@3`."""
-    siblings = sorted((other for other in runs if other.name == run.name), key=_age)
-    numbers = [number for number, other in enumerate(siblings, start=1) if other.folder == run.folder]
-    return f"{run.name}@{numbers[0]}" if numbers else run.name
-
-
 def _meant(text: str) -> Sequence[Run]:
     """The runs of a name, in the order in which they were started; at least one.
 
@@ -99,7 +92,9 @@ def _meant(text: str) -> Sequence[Run]:
     everything = sorted(_all_runs(), key=_age)
     if text == LATEST and everything:
         return everything[-1:]
-    matching = [run for run in everything if run.name == text] or [run for run in everything if _begins(run, text)]
+    roots = _roots()
+    matching = [run for run in everything if run.name == text]
+    matching = matching or [run for run in everything if _begins(run, text, roots)]
     if not text or not matching:
         near = suggestion(text, dict.fromkeys([*(run.name for run in everything), LATEST] if everything else ()))
         raise UsageError(f"{text or repr(text)}: there is no such run or folder{near}{_known(everything)}")
@@ -107,16 +102,15 @@ def _meant(text: str) -> Sequence[Run]:
 
 
 def _in_folder(text: str) -> Sequence[Run] | None:
-    """The runs in the folder of that path, from here or from the folder of all runs; None where there is none."""
-    for place in (Path(text), *(root / text for root in _roots())) if text else ():
-        if place.is_dir():
-            return sorted(find_runs(place), key=_age)
-    return None
+    """The runs in the folder of that path; None where there is none."""
+    place = _folder_of(text)
+    return None if place is None else sorted(find_runs(place), key=_age)
 
 
-def _is_exact(text: str) -> bool:
-    """Whether a name is that of a folder, whatever is in it."""
-    return _in_folder(text) is not None
+def _folder_of(text: str) -> Path | None:
+    """The folder of that path, from here or from the folder of all runs; None where there is none."""
+    places = (Path(text), *(root / text for root in _roots())) if text else ()
+    return next((place for place in places if place.is_dir()), None)
 
 
 def _roots() -> list[Path]:
@@ -130,9 +124,9 @@ def _all_runs() -> list[Run]:
     return list(runs.values())
 
 
-def _begins(run: Run, text: str) -> bool:
+def _begins(run: Run, text: str, roots: Iterable[Path]) -> bool:
     """Whether a text is the beginning of a run's name, of its folder's, or of its path below the folder of runs."""
-    paths = [os.path.relpath(run.folder, root) for root in _roots()]
+    paths = [os.path.relpath(run.folder, root) for root in roots]
     return any(word.startswith(text) for word in (run.name, run.folder.name, *paths))
 
 
