@@ -8,8 +8,9 @@ import re
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -129,6 +130,23 @@ def start_cluster(folder: Path, **settings: str) -> Cluster:
         pytest.skip(f"this root may make no namespaces: {done.stderr.strip()}")
     assert done.returncode == 0, done.stderr
     return Cluster(environment, has_cables)
+
+
+def a_cluster(**settings: str) -> Iterator[Cluster]:
+    """One for as long as a fixture lasts; for `settings` see `start_cluster`."""
+    with tempfile.TemporaryDirectory(prefix="slurm-", ignore_cleanup_errors=True) as folder:  # pytest's are private
+        up = start_cluster(Path(folder), **settings)
+        yield up
+        up.act("down")
+
+
+def enter_home(cluster: Cluster, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes this test a user of the cluster, in a folder of one's own and with the cluster's variables."""
+    for name, value in {**cluster.environment, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("LAUNCHER_SITE", "")
+    monkeypatch.chdir(home)
 
 
 def _port(number: int) -> int:

@@ -7,15 +7,13 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from cluster import Cluster, log, number_of, reached, start_cluster
-from places import ROOT
+from cluster import Cluster, a_cluster, enter_home, log, number_of, reached
 from tiers import rounds
 from worlds import TINY, result_of
 
@@ -46,13 +44,6 @@ class Hanging(torch.utils.data.Dataset):
 APART = {"SLURM_CLUSTER_NETWORK": "", "SLURM_CLUSTER_NODE": "CoreSpecCount=2"}  # of the network of the other cluster
 
 
-def a_cluster(**settings: str) -> Iterator[Cluster]:
-    with tempfile.TemporaryDirectory(prefix="slurm-", ignore_cleanup_errors=True) as folder:  # pytest's are private
-        up = start_cluster(Path(folder), **settings)
-        yield up
-        up.act("down")
-
-
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     yield from a_cluster()
@@ -65,11 +56,7 @@ def odd_cluster() -> Iterator[Cluster]:
 
 
 def become_a_user(cluster: Cluster, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {**cluster.environment, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("HOME", str(home))
-    monkeypatch.setenv("LAUNCHER_SITE", "")
-    monkeypatch.chdir(home)
+    enter_home(cluster, home, monkeypatch)
     for name in ("tiny.yaml", "parts.py"):
         (home / name).write_text((TINY.parent / name).read_text())
     (home / "hanging.py").write_text(HANGING)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import re
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from cluster import Cluster, log, number_of, reached, start_cluster
+from cluster import Cluster, a_cluster, enter_home, log, number_of, reached
 from places import ROOT, TINY
 from tiers import rounds
 from worlds import Trained, result_of, train
@@ -28,20 +27,13 @@ PACED = "data.train.seconds={}"  # for each of the 8 samples that one of two pro
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    with tempfile.TemporaryDirectory(prefix="slurm-", ignore_cleanup_errors=True) as folder:  # pytest's are private
-        up = start_cluster(Path(folder))
-        yield up
-        up.act("down")
+    yield from a_cluster()
 
 
 @pytest.fixture(autouse=True)
 def a_user_of_the_cluster(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """In a folder of one's own, with the cluster's variables."""
-    for name, value in {**cluster.environment, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("LAUNCHER_SITE", "")
-    monkeypatch.chdir(tmp_path)
+    enter_home(cluster, tmp_path, monkeypatch)
     return tmp_path
 
 

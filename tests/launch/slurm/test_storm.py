@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from cluster import Cluster, log, number_of, reached, start_cluster
+from cluster import Cluster, a_cluster, log, number_of, reached
 from places import RECIPES, ROOT
 from worlds import Command, result_of
 
@@ -31,10 +31,7 @@ RECIPE = (
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    with tempfile.TemporaryDirectory(prefix="slurm-", ignore_cleanup_errors=True) as folder:  # pytest's are private
-        up = start_cluster(Path(folder))
-        yield up
-        up.act("down")
+    yield from a_cluster()
 
 
 def processes_of(run: Path) -> list[psutil.Process]:
