@@ -101,7 +101,8 @@ class Scores:
         if is_best:
             self.best[title] = line
         parts = [Text(title, "bold"), self._padded(title, "step", _pair("step", str(line["step"])))]
-        if train is not None and isinstance(loss := train.get("loss"), int | float):
+        beside = train if line["split"] == "validation" else None  # a test may be of the best weights, of before
+        if beside is not None and isinstance(loss := beside.get("loss"), int | float):
             parts.append(self._padded(title, "train", _pair("train loss", number(loss), _alarm(loss))))
         for name, value in _metrics(line).items():
             cell = _pair(name, number(value), _alarm(value))
