@@ -98,8 +98,8 @@ def _of_pictures(recipe: Recipe, builder: Builder, template: Component) -> dict[
     stated = {name: builder.value(item, {}) for name, item in _arguments(builder, template).items()}
     if (classes := stated.get("classes")) is None:
         classes = getattr(builder.build(recipe.data.train), "classes", None)
-    taken = {name: stated[name] for name in ("transform", "size", "mode", "corrupt") if name in stated}
-    return {"classes": classes, **taken}
+    kept = {name: value for name, value in stated.items() if name in ("transform", "size", "mode", "corrupt")}
+    return {"classes": classes, **kept}
 
 
 def _table(recipe: Recipe, builder: Builder, template: Component, path: Path) -> Table:

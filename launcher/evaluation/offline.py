@@ -303,11 +303,13 @@ def _columns(model: Opened, loader: EvaluationLoader, names: Sequence[str] | Non
     decides = any(isinstance(function, nn.BCEWithLogitsLoss) for function in functions)
     for output in _outputs(model, loader):
         output = loader.dataset.last(output) if isinstance(loader.dataset, Lines) else output
+        raw = {"output": output.float().cpu().tolist()}
         chosen = columns_of(output, None) if classifies else decisions(output) if decides else {}
-        columns = {name: chosen[name].tolist() for name in ("prediction", "probability") if name in chosen}
+        columns = {name: chosen[name].tolist() for name in chosen if name in ("prediction", "probability")}
         if names is not None and "prediction" in columns:
-            columns = {"class": [_named_class(names, number) for number in columns["prediction"]], **columns}
-        yield {**columns, "output": output.float().cpu().tolist()}
+            yield {"class": [_named_class(names, number) for number in columns["prediction"]], **columns, **raw}
+        else:
+            yield {**columns, **raw}
 
 
 def _named_class(names: Sequence[str], number: Any) -> Any:
