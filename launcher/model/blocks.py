@@ -1,4 +1,4 @@
-"""3: model. The repeated blocks of a model, found by how it is built: what is sharded, recomputed, compiled one by one."""
+"""3: model. The repeated blocks of a model, found by how it is built: what is sharded, or compiled, one by one."""
 
 from __future__ import annotations
 
