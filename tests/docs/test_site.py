@@ -18,8 +18,8 @@ REFERENCE = {"recipe-keys": all_keys(), "commands": [name for names in GROUPS.va
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
-    words = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-n", "-d", folder / "trees", ROOT / "docs"]
-    built = subprocess.run([*words, folder / "html"], capture_output=True, text=True)
+    words = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-n", "-d", str(folder / "trees")]
+    built = subprocess.run([*words, str(ROOT / "docs"), str(folder / "html")], capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     return folder / "html"
 
