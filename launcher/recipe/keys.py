@@ -107,6 +107,18 @@ EXAMPLES: Mapping[str, str] = {
     "slurm.mem": "64G",
     "slurm.max_requeues": "5",
     "slurm.signal": "5 minutes",
+    "sweep.space": "{optimizer.lr: 1e-4..1e-2:log, model.width: [8, 32]}",
+    "sweep.method": "tpe",
+    "sweep.trials": "64",
+    "sweep.metric": "validation/accuracy:max",
+    "sweep.parallel": "4",
+    "sweep.processes_per_run": "2",
+    "sweep.seed": "1",
+    "sweep.lag": "8",
+    "sweep.eta": "3",
+    "sweep.first_rung": "25%",
+    "sweep.budget": "12 hours",
+    "sweep.keep": "all",
 }
 
 
