@@ -170,9 +170,7 @@ def made(low: Number, high: Number, tail: str = "") -> Range:
         raise RangeError(f"{text} is empty; write {written(high)}..{written(low)}{f':{tail}' if tail else ''}")
     if tail == "log":
         if low <= 0:
-            raise RangeError(
-                f"{text}:log begins at {written(low)}, whose logarithm there is not; begin above 0, as in 1e-5..{written(high)}"
-            )
+            raise RangeError(f"{text}:log: {written(low)} has no logarithm; begin above 0, as in 1e-5..{written(high)}")
         return Range(low, high, "log")
     if tail.startswith("x"):
         return _by_factor(low, high, _number(tail[1:]))
