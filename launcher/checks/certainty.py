@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 from launcher.data.load import Data
 from launcher.data.loaders import EvaluationLoader, TrainLoader
 from launcher.data.many import verdict_on
-from launcher.data.streams import is_stream
-from launcher.data.subsets import name_of
+from launcher.data.subsets import is_stream, name_of
 from launcher.device.kind import found
 from launcher.objective.loss import Objective
 from launcher.objective.reading import Reading

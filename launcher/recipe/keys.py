@@ -32,7 +32,7 @@ EXAMPLES: Mapping[str, str] = {
     "data.collate": "{_ref_: my_data.py:collate}",
     "data.on_device": "{_target_: Mixup, classes: 10}",
     "data.weights": "weights.npy",
-    "data.sample_seeds": "true",
+    "data.sample_seeds": "auto",
     "data.split_by_rank": "true",
     "data.timeout": "1 minute",
     "data.scratch": "/scratch",

@@ -239,9 +239,10 @@ class Data(Section):
     weights: Weights | None = Field(
         None, description="A weight per sample (a function's result, or a .npy file): drawn with replacement."
     )
-    sample_seeds: bool = Field(
-        True,
-        description="Seed random, NumPy and torch before each sample, so that augmentation is reproducible.",
+    sample_seeds: bool | Literal["auto"] = Field(
+        "auto",
+        description="Seed random, NumPy and torch before each sample, so that augmentation is reproducible; auto seeds "
+        "those that samples draw from.",
     )
     split_by_rank: bool = Field(
         False, description="Each process's training set holds its own part already, and is read as it is."
