@@ -190,6 +190,14 @@ def _chosen(output: torch.Tensor, target: torch.Tensor | None) -> dict[str, torc
     return {"prediction": prediction, "probability": sure, "loss": -of_target.log()}
 
 
+def decisions(output: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What logits of yes or no say, one or several for each sample: 1 or 0, and how sure that is."""
+    shares = output.detach().float().sigmoid()
+    shares = shares.reshape(len(shares)) if shares.numel() == len(shares) else shares
+    prediction = (shares > 0.5).long()
+    return {"prediction": prediction, "probability": torch.where(prediction == 1, shares, 1 - shares)}
+
+
 def write_predictions(path: Path, columns: dict[str, NDArray[Any]], loader: EvaluationLoader) -> None:
     """Writes Parquet, with the classes' names where the data set has them and pictures of the worst mistakes.
 

@@ -45,6 +45,7 @@ EXAMPLES: Mapping[str, str] = {
     "device.timeout": "1 hour",
     "device.deterministic": "true",
     "device.compile": "true",
+    "device.recompute": "['blocks.*']",
     "device.channels_last": "true",
     "device.tf32": "false",
     "device.sync_batchnorm": "true",
