@@ -240,9 +240,10 @@ class Data(Section):
     weights: Weights | None = Field(
         None, description="A weight per sample (a function's result, or a .npy file): drawn with replacement."
     )
-    sample_seeds: bool = Field(
-        True,
-        description="Seed random, NumPy and torch before each sample, so that augmentation is reproducible.",
+    sample_seeds: bool | Literal["auto"] = Field(
+        "auto",
+        description="Seed random, NumPy and torch before each sample, so that augmentation is reproducible; auto seeds "
+        "those that samples draw from.",
     )
     split_by_rank: bool = Field(
         False, description="Each process's training set holds its own part already, and is read as it is."
@@ -318,14 +319,23 @@ class Ddp(Section):
 class Device(Section):
     """2: where it runs, and in which precision."""
 
-    precision: Literal["no", "bf16", "fp16"] = Field("no", description="Automatic mixed precision.")
+    precision: Literal["no", "bf16", "fp16", "bf16-true"] = Field(
+        "no", description="Automatic mixed precision; bf16-true: the parameters themselves are bfloat16."
+    )
     timeout: Time = Field(
         Duration(1800, "seconds", "30 minutes"),
         description="The process group's: how long a collective may take.",
     )
     deterministic: bool = Field(False, description="Deterministic algorithms only, also on a GPU.")
     compile: bool | Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = Field(
-        False, description="torch.compile the model, in its default mode or the one named."
+        False,
+        description="torch.compile the model's repeated blocks, or all of it where there are none, in its default mode "
+        "or the one named.",
+    )
+    recompute: bool | Annotated[list[str], Field(min_length=1)] = Field(
+        False,
+        description="Keep no activations of the model's repeated blocks, or of modules by pattern, as in ['blocks.*']: "
+        "they are computed again in the backward pass.",
     )
     channels_last: bool = Field(False, description="Store images and convolutions as NHWC.")
     tf32: bool | None = Field(
