@@ -107,6 +107,8 @@ def opened(
 
 def _to_evaluate_on(section: schema.Device, on_cpu: bool) -> schema.Device:
     """A model that was trained on a GPU is evaluated on a CPU as it is: what only training needs is left out."""
+    if section.recompute:
+        section = section.model_copy(update={"recompute": False})
     if not on_cpu:
         return section
     precision = "no" if section.precision == "fp16" else section.precision

@@ -20,8 +20,7 @@ from torch import nn
 from launcher.data.inspect.picture_sheet import as_png
 from launcher.data.load import Data
 from launcher.data.loaders import EvaluationLoader, MicroBatch
-from launcher.data.streams import is_stream
-from launcher.data.subsets import innermost
+from launcher.data.subsets import innermost, is_stream
 from launcher.datasets.files import atomic_write, needed
 from launcher.device.coordination import Coordinator, packed, unpacked
 from launcher.device.kind import Mark, kind_of
