@@ -30,7 +30,7 @@ def _schema(options: argparse.Namespace, _: Sequence[str]) -> int:
     if options.lines:
         from launcher.runs.tracking.json_lines import lines_schema as schema
     else:
-        from launcher.recipe.json_schema import recipe_schema as schema
+        from launcher.recipe.json_schema import editor_schema as schema
 
-    print(json.dumps(schema(), indent=2, ensure_ascii=False))
+    print(json.dumps(schema(), indent=1, ensure_ascii=False))
     return EXIT_DONE

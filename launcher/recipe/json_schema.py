@@ -14,6 +14,35 @@ from launcher.recipe.schema import COMPONENT_SCHEMA, Recipe
 _REFERENCE = {"type": "string", "pattern": r"\$\{"}
 
 
+def editor_schema() -> dict[str, Any]:
+    """The same, with what is known of components and trackers; imports torch, whose classes it names."""
+    from launcher.recipe.component_schema import slot_schemas
+    from launcher.runs.tracking.trackers import SETTINGS
+
+    schema = recipe_schema()
+    definitions = schema["$defs"]
+    for path, component in slot_schemas().items():
+        section, _, key = path.rpartition(".")
+        properties = definitions[section.capitalize()]["properties"] if section else schema["properties"]
+        properties[key] = _with_component(properties[key], path)
+        definitions[f"Component.{path}"] = component
+    inner = {"propertyNames": {}, "type": ["object", "null"]}
+    for name, settings in SETTINGS.items():
+        tracker = {**inner, "description": f"Also send numbers to {name}.", "propertyNames": {"enum": [*settings]}}
+        definitions["Track"]["properties"][name] = tracker | {"properties": {key: {} for key in settings}}
+    return schema
+
+
+def _with_component(schema: Any, slot: str) -> Any:
+    """The same, with that slot's components."""
+    if isinstance(schema, list):
+        return [_with_component(item, slot) for item in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    inner = {key: _with_component(item, slot) for key, item in schema.items()}
+    return {**inner, "$ref": f"#/$defs/Component.{slot}"} if schema.get("$ref") == "#/$defs/Component" else inner
+
+
 def recipe_schema() -> dict[str, Any]:
     """JSON Schema (2020-12) of a recipe file. What a recipe with `base` leaves out may stand in its base."""
     schema = Recipe.model_json_schema(schema_generator=_Generator)
