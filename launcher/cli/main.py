@@ -104,7 +104,9 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     ours = arguments[:sbatch]  # what stands behind -- is sbatch's
     script = submit.start_of_script(ours) if is_submit else None
     options, rest = top.parse_known_args(ours[:script])
-    strange = [argument for argument in rest if argument.startswith("-") or not hasattr(options, "overrides")]
+    strange = [
+        argument for argument in rest if (argument[1:] and argument[0] == "-") or not hasattr(options, "overrides")
+    ]
     if strange:
         _refuse(strange, top.parsers[ours[0]])
     if rest:
