@@ -33,7 +33,8 @@ def best_trials(record: Record) -> set[int]:
     """
     last = record.settings.last_rung
     cohort = Cohort(record, max(record.budgets))
-    over, spared = [], set()
+    over: list[int] = []
+    spared: set[int] = set()
     for point in {record.settings.point_of(number) for number in record.trials}:
         numbers = cohort.runs_of(point)
         if all(number in record.trials and record.trials[number].is_over for number in numbers):

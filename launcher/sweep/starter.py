@@ -117,6 +117,7 @@ class Starter:
         self._process.stdout.close()
 
     def _is_readable(self, seconds: float) -> bool:
+        assert self._process.stdout is not None
         ready, _, _ = select.select([self._process.stdout], [], [], max(0.0, seconds))
         return bool(ready)
 

@@ -1,8 +1,8 @@
 """A process from which trials are forked: it has imported what they need, and computed nothing.
 
-Run as a process of its own, `python start.py FOLDERS launcher.sweep.warm PARENT [MODULE …]`. Orders come as lines of JSON on
-standard input, and what becomes of them goes out on standard output. It dies with who started it, and its trials die
-with it: whoever starts the sweep again finds nobody at work in its runs.
+Run as a process of its own, `python start.py FOLDERS launcher.sweep.warm PARENT [MODULE …]`. Orders come as lines of
+JSON on standard input, and what becomes of them goes out on standard output. It dies with who started it, and its
+trials die with it: whoever starts the sweep again finds nobody at work in its runs.
 
 A fork is safe as long as no other thread holds a lock meanwhile and nothing in this process has ever computed: torch's
 threads do not come along, and a child that counts on them waits for ever. So the modules are a fixed list, no file of a
