@@ -154,7 +154,11 @@ def _threads() -> list[str]:
     """The names of this process's threads but the main one; where that cannot be known, one that nobody knows."""
     tasks = Path("/proc/self/task")
     try:
-        return [(task / "comm").read_text().strip() for task in tasks.iterdir() if task.name != str(os.getpid())]
+        return [
+            (task / "comm").read_text(encoding="utf-8", errors="replace").strip()
+            for task in tasks.iterdir()
+            if task.name != str(os.getpid())
+        ]
     except OSError:
         return ["unknown"]
 
