@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,13 +53,31 @@ def export(saved: Saved, target: Path) -> str:
     model.eval()
     args, kwargs = _batch(saved.recipe, builder)
     with atomic_write(target, parents=False) as part:
-        again = _FORMS[target.suffix](model, lambda: _another(saved), args, kwargs, part)
+        with _as_saved(model, saved) if target.suffix != ".pt2" else nullcontext():
+            again = _FORMS[target.suffix](model, lambda: _another(saved), args, kwargs, part)
         distance = _distance(model, again, args, kwargs)
         sizes = _sizes(model, again, args, kwargs) if target.suffix == ".pt2" else ""
     size = target.stat().st_size / 2**20
     agreed = "bit-equal" if distance == 0 else f"within {distance:.1e}"
     form = target.suffix[1:]
     return f"{target}: {saved.label} as {form}, {size:.1f} MiB; outputs on a real batch are {agreed}{sizes}"
+
+
+@contextmanager
+def _as_saved(model: nn.Module, saved: Saved) -> Iterator[None]:
+    """Holds weights in the types of the file for a while: bfloat16 ones go there and back without a change."""
+    weights = saved.weights()
+    named = [(name, value) for name, value in model.state_dict(keep_vars=True).items() if _is_tensor(weights[name])]
+    before = [value.dtype for _, value in named]
+    for name, value in named:
+        value.data = value.data.to(weights[name].dtype)
+    yield
+    for (_, value), dtype in zip(named, before, strict=True):
+        value.data = value.data.to(dtype)
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor)
 
 
 def _batch(recipe: Recipe, builder: Builder) -> tuple[tuple[Any, ...], dict[str, Any]]:

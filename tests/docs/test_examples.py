@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 import yaml
 from pages import DOCS, PAGES, REASONS, Code, blocks, commands, spans
+from PIL import Image
 from places import ROOT
 
+import launcher
 from launcher.cli.main import main, parser
 from launcher.recipe.build import Builder
 from launcher.recipe.load import load_recipe
@@ -27,7 +29,7 @@ OWN_CODE = Path(__file__).with_name("own_code")
 RECIPES = [block for page in PAGES if page.name != "agents.md" for block in blocks(page, "yaml")]
 SHELL = [block for page in PAGES for block in blocks(page, "") if commands(block)]
 STANDS_FOR = {"R": "my.yaml", "OTHER": "digits_cnn.yaml", "RUN": "runs/digits/first", "WEIGHTS.pth": "weights.pth"}
-EXAMPLES = ("steps",)  # commands that somebody might add
+EXAMPLES = ("steps", "sweep")  # commands that somebody might add, and one that is being added
 # what a recipe needs besides the piece of one that a page shows
 REST: dict[str, dict[str, Any]] = {
     "data": {
@@ -40,6 +42,31 @@ REST: dict[str, dict[str, Any]] = {
     "optimizer": {"_target_": "AdamW", "lr": 0.001},
     "train": {"epochs": 1},
 }
+
+
+REST_OF_A_RUN = {name: REST[name] for name in ("loss", "optimizer", "train")} | {"launch": {"threads": 1}}
+
+
+def _things_people_have() -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Pictures, a table and a text, made here; a run's name, its data set and its model for each."""
+    for path, shade in (("garden/rose/1.png", 40), ("garden/tulip/2.png", 200), ("photos/3.png", 90)):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (shade, shade, shade)).save(path)
+    layers = [{"_target_": "Flatten"}, {"_target_": "Linear", "in_features": 192, "out_features": 2}]
+    yield (
+        "flowers",
+        {"_target_": "ImageFolder", "root": "garden", "size": 8},
+        {"_target_": "Sequential", "_args_": layers},
+    )
+    Path("old.csv").write_text("rooms,area,kind\n1,20,flat\n4,90,house\n2,60,flat\n5,140,house\n")
+    Path("new.csv").write_text("rooms,area\n3,70\n")
+    linear = {"_target_": "Linear", "in_features": 2, "out_features": 2}
+    yield "prices", {"_target_": "Table", "path": "old.csv", "target": "kind", "scale": True}, linear
+    Path("poems.txt").write_text("so much depends upon a red wheel barrow\n" * 4)
+    Path("lines.txt").write_text("so much depends\n")
+    gpt = {"_target_": "launcher.models.GPT", "context": 8, "layers": 1, "heads": 1, "width": 8}
+    text = {"_target_": "TextFile", "path": "poems.txt", "context": 8}
+    yield "poems", text, {**gpt, "vocab_size": "${data.train.vocab_size}"}
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +85,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         assert main(["copy", "digits_cnn"]) == 0
         assert main(["train", "my.yaml", "--run-dir", "runs/digits/first", *short]) == 0
         assert main(["train", "digits_cnn.yaml", "--run-dir", "runs/a", *short]) == 0
+        for name, data, model in _things_people_have():
+            recipe = {"name": name, "data": {"train": data, "global_batch_size": 4}, "model": model, **REST_OF_A_RUN}
+            launcher.train(recipe, cpu=True, output="quiet")
         shutil.copy("runs/digits/first/model_weights.pth", "weights.pth")
         yield place
 

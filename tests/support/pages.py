@@ -16,6 +16,7 @@ REASONS = (  # why something on a page is not run
     "needs a GPU",
     "needs the network",
     "needs another package",
+    "needs standard input",
     "installs",
     "runs for minutes",
     "is for who changes the program",
