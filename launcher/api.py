@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset
 
 from launcher import run as phases
 from launcher.checkpoints.saved_run import Saved, find_saved
@@ -109,9 +109,12 @@ class Result(phases.Result):
         return path
 
     def _saved(self, data: DataSet | Tensor | str | None) -> tuple[Saved, str | None]:
+        from launcher.evaluation.new_data import with_data
+
         recipe, split = self.recipe, data if isinstance(data, str) else None
         if data is not None and split is None:
-            recipe, split = _with_test(recipe, data), "test"
+            given = TensorDataset(data) if isinstance(data, Tensor) else data
+            recipe, split = with_data(recipe, given), "test"
         weights = self.folder / WEIGHTS_FILE
         if not weights.exists():
             return replace(find_saved(self.folder), recipe=recipe, allow=self.allow), split
@@ -274,18 +277,6 @@ def _refuse_processes(recipe: Recipe, world: World) -> None:
             f"script with `launcher run --processes {stated} SCRIPT.py`, or leave this out"
         )
         raise RecipeError([Problem(str(place), "launch.processes", problem)])
-
-
-def _with_test(recipe: Recipe, data: Any) -> Recipe:
-    """The recipe with another test set, in which only inputs may stand."""
-    from torch.utils.data import TensorDataset
-
-    from launcher.recipe.component import GIVEN, Component
-    from launcher.recipe.places import Origin
-
-    given = TensorDataset(data) if isinstance(data, Tensor) else data
-    test = Component(GIVEN, ("data", "test"), Origin(GIVEN), recipe.document.folder, given=given)
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"test": test})})  # with its document
 
 
 def _left_by(folder: Path, model: Model) -> phases.Result:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from launcher.checkpoints.compare import Batch, agreed, distance
 from launcher.checkpoints.forms import PROGRAMS, SAMPLES, SUFFIXES, sizes
@@ -56,7 +60,8 @@ def export(saved: Saved, target: Path, form: str | None = None, *, merge: bool =
     target.parent.mkdir(exist_ok=True)
     if form == FOLDER:
         fresh = partial(built_anew, builder, saved.recipe.model, saved.recipe.seed)
-        comparison = save_folder(target, written, fresh, batch, builder.objects)
+        with nullcontext() if merge else _as_saved(model, saved):
+            comparison = save_folder(target, written, fresh, batch, builder.objects)
     else:
         comparison = _file(target, written, builder, saved, batch, merge)
     size = sum(path.stat().st_size for path in (target.rglob("*") if target.is_dir() else [target])) / 2**20
@@ -113,10 +118,28 @@ def _file(target: Path, model: Built, builder: Builder, saved: Saved, batch: Bat
     if target.suffix == ".onnx":
         batch = batch.without("labels")  # a program is for those who have none
     with atomic_write(target, parents=False) as part:
-        again = SUFFIXES[target.suffix](model, fresh, batch, part)
+        with nullcontext() if target.suffix in PROGRAMS or merge else _as_saved(model, saved):
+            again = SUFFIXES[target.suffix](model, fresh, batch, part)
         found = distance(model.module, again, batch)
         more = sizes(model.module, again, batch) if target.suffix in PROGRAMS else ""
     return f"{agreed(found)}{more}"
+
+
+@contextmanager
+def _as_saved(model: Built, saved: Saved) -> Iterator[None]:
+    """Holds weights in the types of the file for a while: bfloat16 ones go there and back without a change."""
+    weights = saved.weights()
+    named = [
+        (weights[name], value)
+        for name, value in model.module.state_dict(keep_vars=True).items()
+        if isinstance(weights.get(name), torch.Tensor)
+    ]
+    before = [value.dtype for _, value in named]
+    for kept, value in named:
+        value.data = value.data.to(kept.dtype)
+    yield
+    for (_, value), dtype in zip(named, before, strict=True):
+        value.data = value.data.to(dtype)
 
 
 def _batch(recipe: Recipe, builder: Builder) -> Batch:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,9 @@ from launcher.data.seeds import seed_everything
 from launcher.device import lazy_compiler
 from launcher.device.device import Device
 from launcher.model.adapt import Base, Built, built, load_own, own_state
+from launcher.model.bfloat16 import hold_in_bfloat16
+from launcher.model.compiled import compile_blocks, compiled_in, keep_compiled
+from launcher.model.recompute import recompute
 from launcher.recipe import schema
 from launcher.recipe.build import Builder
 from launcher.recipe.component import Component
@@ -103,11 +106,28 @@ def build_model(
         bare = nn.SyncBatchNorm.convert_sync_batchnorm(bare)
     if section.channels_last:
         bare = bare.to(memory_format=torch.channels_last)
+    notes += _changed(builder, bare, section, component, device)
     return Model(bare, wrap(bare, device, section, shares=shares), tuple(notes), made.base)
 
 
+def _changed(
+    builder: Builder, bare: nn.Module, section: schema.Device, component: Component, device: Device
+) -> Iterator[str]:
+    """Changes how the module and its blocks are called, and not what they are; gives what the plan says of it."""
+    if section.compile:
+        check_names(bare)
+        if by_block := compile_blocks(bare, section.compile):
+            yield by_block
+        if kept := keep_compiled(repr(component), device.name):
+            yield f"what is compiled is kept in {kept}"
+    if section.recompute:
+        yield recompute(builder, bare, section.recompute)
+    if section.precision == "bf16-true":
+        yield hold_in_bfloat16(builder, bare)
+
+
 def wrap(module: nn.Module, device: Device, section: schema.Device, *, shares: bool = True) -> nn.Module:
-    """The module under what Accelerate adds (device, autocast, DDP), compiled where asked."""
+    """The module under what Accelerate adds (device, autocast, DDP), compiled where asked and its blocks are not."""
     bare = module.to(device.torch_device)
     wait = Wait("the other ranks to build their model", section.timeout.amount, "device.timeout", why="")
     # said, and not left to Accelerate to find out: its looking imports torch.distributed.tensor, a tenth of a start
@@ -115,7 +135,7 @@ def wrap(module: nn.Module, device: Device, section: schema.Device, *, shares: b
     if shares and device.world.size > 1:
         with guarded(wait, device.world):
             wrapped = _shared(wrapped, device)
-    if section.compile:
+    if section.compile and not compiled_in(bare):
         check_names(bare)
         mode = section.compile if isinstance(section.compile, str) else "default"
         wrapped = torch.compile(wrapped, mode=mode)  # type: ignore[assignment]  # it is an OptimizedModule
