@@ -78,7 +78,7 @@ def test_what_is_merged_gives_what_the_adapted_model_gives(tmp_path: Path, base:
     net = Net()
     net.load_state_dict(torch.load(tmp_path / "merged.pth", weights_only=True))
     torch.testing.assert_close(net(inputs), run.model.eval()(inputs))
-    assert not torch.equal(net.layers[0].weight, torch.load(base, weights_only=True)["layers.0.weight"])
+    assert not torch.equal(net.state_dict()["layers.0.weight"], torch.load(base, weights_only=True)["layers.0.weight"])
     export(saved(tmp_path / "run", FROM_FILE), tmp_path / "adapter.safetensors")
     from safetensors.torch import load_file
 
