@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaValue
@@ -14,10 +14,13 @@ from launcher.recipe.schema import COMPONENT_SCHEMA, Recipe
 _REFERENCE = {"type": "string", "pattern": r"\$\{"}
 
 
-def editor_schema() -> dict[str, Any]:
-    """The same, with what is known of components and trackers; imports torch, whose classes it names."""
+def editor_schema(trackers: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """The same, with what is known of components and trackers; imports torch, whose classes it names.
+
+    Args:
+        trackers: What a recipe may say to each.
+    """
     from launcher.recipe.component_schema import slot_schemas
-    from launcher.runs.tracking.trackers import SETTINGS
 
     schema = recipe_schema()
     definitions = schema["$defs"]
@@ -27,7 +30,7 @@ def editor_schema() -> dict[str, Any]:
         properties[key] = _with_component(properties[key], path)
         definitions[f"Component.{path}"] = component
     inner = {"propertyNames": {}, "type": ["object", "null"]}
-    for name, settings in SETTINGS.items():
+    for name, settings in trackers.items():
         tracker = {**inner, "description": f"Also send numbers to {name}.", "propertyNames": {"enum": [*settings]}}
         definitions["Track"]["properties"][name] = tracker | {"properties": {key: {} for key in settings}}
     return schema

@@ -484,8 +484,9 @@ RIGHT: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def editors_schema() -> Any:
     from launcher.recipe.json_schema import editor_schema
+    from launcher.runs.tracking.trackers import SETTINGS
 
-    return editor_schema()
+    return editor_schema(SETTINGS)
 
 
 def faults_in(schema: Any, recipe: dict[str, Any]) -> list[list[Any]]:
