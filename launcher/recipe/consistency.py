@@ -12,7 +12,8 @@ from launcher.recipe.duration import Duration
 from launcher.recipe.expressions import Expression
 from launcher.recipe.line_keys import LINE_KEYS
 from launcher.recipe.places import Path, dotted
-from launcher.recipe.schema import SBATCH_OPTIONS, SLURM_TIME, Recipe, Slurm, Train, limit_seconds, sbatch_options
+from launcher.recipe.sbatch import SBATCH_OPTIONS, SLURM_TIME, limit_seconds
+from launcher.recipe.schema import Recipe, Slurm, Train, sbatch_options
 from launcher.recipe.tree import Document
 from launcher.text import brief, hint
 

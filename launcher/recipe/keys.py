@@ -90,6 +90,7 @@ EXAMPLES: Mapping[str, str] = {
     "save.average_last": "3",
     "save.background": "false",
     "save.final": "best",
+    "save.pretrained": "false",
     "save.on_failure": "warn",
     "track.every": "50 steps",
     "launch.processes": "2",
@@ -108,6 +109,18 @@ EXAMPLES: Mapping[str, str] = {
     "slurm.mem": "64G",
     "slurm.max_requeues": "5",
     "slurm.signal": "5 minutes",
+    "sweep.space": "{optimizer.lr: 1e-4..1e-2:log, model.width: [8, 32]}",
+    "sweep.method": "tpe",
+    "sweep.trials": "64",
+    "sweep.metric": "validation/accuracy:max",
+    "sweep.parallel": "4",
+    "sweep.processes_per_run": "2",
+    "sweep.seed": "1",
+    "sweep.lag": "8",
+    "sweep.eta": "3",
+    "sweep.first_rung": "25%",
+    "sweep.budget": "12 hours",
+    "sweep.keep": "all",
 }
 
 

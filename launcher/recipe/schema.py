@@ -18,6 +18,7 @@ from pydantic import (
 from launcher.recipe.component import Component
 from launcher.recipe.duration import Duration, Unit
 from launcher.recipe.places import Path
+from launcher.recipe.sbatch import SBATCH_OPTIONS, SLURM_TIME
 from launcher.recipe.tree import Document
 
 INTERFACES = r"^[A-Za-z0-9_.:@-]+(,[A-Za-z0-9_.:@-]+)*$"
@@ -458,6 +459,10 @@ class Save(Section):
         None, description="At the end, also the mean of the weights of the last so many checkpoints."
     )
     final: Literal["last", "best"] = Field("last", description="Which weights become model_weights.pth.")
+    pretrained: bool | None = Field(
+        None,
+        description="At the end, also a folder that from_pretrained loads; null: where the model can be loaded so.",
+    )
     on_failure: Literal["stop", "warn"] = Field("stop", description="What becomes of the run when a save fails.")
 
 
@@ -499,61 +504,6 @@ class Launch(Section):
     on_stall: Literal["warn", "stop"] = Field("warn", description="What becomes of the run then.")
 
 
-SLURM_TIME = r"^(\d+(:\d{1,2}){0,2}|\d+-\d{1,2}(:\d{1,2}){0,2})$"
-
-
-# The long options of sbatch that a recipe may state beside the keys below, by their full names: what a job asks for.
-# None runs a command, names a file, is about one submission (hold, begin, dependency), or is the launcher's to say.
-SBATCH_OPTIONS = frozenset(
-    (
-        *("acctg_freq", "batch", "cluster_constraint", "comment", "constraint", "contiguous", "core_spec"),
-        *("cores_per_socket", "cpu_freq", "cpus_per_gpu", "delay_boot", "distribution", "exclude", "exclusive"),
-        *(
-            "extra_node_info",
-            "gpu_bind",
-            "gpu_freq",
-            "gres",
-            "gres_flags",
-            "hint",
-            "licenses",
-            "mail_type",
-            "mail_user",
-        ),
-        *("mcs_label", "mem_bind", "mem_per_cpu", "mem_per_gpu", "mincpus", "network", "nice", "no_kill", "nodelist"),
-        *(
-            "ntasks_per_core",
-            "ntasks_per_socket",
-            "oom_kill_step",
-            "overcommit",
-            "oversubscribe",
-            "power",
-            "prefer",
-            "priority",
-            "profile",
-            "propagate",
-            "qos",
-            "reservation",
-        ),
-        *("segment", "sockets_per_node", "spread_job", "switches", "thread_spec", "threads_per_core", "time_min"),
-        *("tmp", "tres_bind", "tres_per_task", "use_min_nodes", "wckey"),
-    )
-)
-
-
-def limit_seconds(text: str) -> int | None:
-    """A time limit as sbatch reads it (`90`, `1:30:00`, `1-12`), which it rounds up to minutes; None for no limit."""
-    days, is_long, clock = text.rpartition("-")
-    parts = [int(part) for part in clock.split(":")]
-    if is_long:
-        hours, minutes, seconds = [*parts, 0, 0][:3]
-    elif len(parts) == 3:
-        hours, minutes, seconds = parts
-    else:
-        hours, minutes, seconds = 0, *[*parts, 0][:2]
-    total = (int(days or 0) * 24 + hours) * 3600 + minutes * 60 + seconds
-    return -(-total // 60) * 60 or None
-
-
 class Slurm(BaseModel):
     """What the job asks for; options of sbatch that ask for something may stand here too, by their full names."""
 
@@ -571,6 +521,31 @@ class Slurm(BaseModel):
         Duration(120, "seconds", "2 minutes"), description="How long before the limit to save and leave."
     )
     __pydantic_extra__: dict[str, str | int | float | bool]
+
+
+class Sweep(Section):
+    """What `launcher sweep` tries; `launcher train` leaves it alone."""
+
+    space: dict[str, Any] = Field(
+        default_factory=dict, description="Keys that vary, each with a list of alternatives, or with a range."
+    )
+    method: Literal["grid", "random", "tpe", "cmaes", "halving"] | None = Field(
+        None, description="How points are chosen; null: all where they can be counted, else tpe or random."
+    )
+    trials: Positive | None = Field(None, description="How many runs, those of all seeds counted.")
+    metric: str | None = Field(
+        None, description="What is compared, as in validation/accuracy:max; null: evaluate.best, or the loss."
+    )
+    parallel: Positive | Literal["auto"] = Field("auto", description="Trials at a time; auto: as the GPUs suffice for.")
+    processes_per_run: Positive = Field(1, description="Processes of each trial.")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="The proposals follow from it.")
+    lag: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="How many trials before it a proposal does not wait for; null: two a slot; 0: waits for none."
+    )
+    eta: Annotated[int, Field(gt=1)] = Field(2, description="Of halving: one in so many goes on at each rung.")
+    first_rung: Length | None = Field(None, description="Of halving: where trials are first compared; null: 25%.")
+    budget: Time | None = Field(None, description="How long the sweep may take; null: until its trials are done.")
+    keep: Literal["best", "all"] = Field("best", description="Whose weights stay: the best trial's, or all.")
 
 
 def sbatch_options() -> list[str]:
@@ -602,6 +577,8 @@ class Recipe(Section):
     track: Track = Field(default_factory=lambda: Track(), description="Where numbers go.")
     launch: Launch = Field(default_factory=lambda: Launch(), description="How many processes.")
     slurm: Slurm = Field(default_factory=lambda: Slurm(), description="What a SLURM job asks for.")
+
+    sweep: Sweep | None = Field(None, description="What launcher sweep tries.")
 
     _document: Document = PrivateAttr()
 
