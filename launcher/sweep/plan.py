@@ -267,7 +267,8 @@ def _points(asked: Sweep, space: Space, method: str, is_inside: bool) -> int:
         raise UsageError(f"--trials {asked.trials}: each point is run with {repeats} seeds; write {nearest}")
     if there_are is not None and asked.trials > there_are * repeats:
         raise UsageError(
-            f"--trials {asked.trials}: the space has {there_are * repeats:,} runs with the baseline; write --trials {there_are * repeats}"
+            f"--trials {asked.trials}: the space has {there_are * repeats:,} runs with the baseline; write "
+            f"--trials {there_are * repeats}"
         )
     return asked.trials // repeats
 
@@ -277,8 +278,9 @@ def _check_grid(space: Space, there_are: int | None) -> None:
         endless = next(each for each in space.parameters if each.range is not None and each.range.size is None)
         assert endless.range is not None
         raise UsageError(
-            f"--method grid: {endless.key}={endless.range} has no end of values; give it a step "
-            f"({written(endless.range.low)}..{written(endless.range.high)}:STEP), a factor (:x10) or single values, or write --method random"
+            f"--method grid: {endless.key}={endless.range} has no end of values; give it a step ("
+            f"{written(endless.range.low)}..{written(endless.range.high)}:STEP), a factor (:x10) or single values, or "
+            "write --method random"
         )
     if there_are > _MOST_POINTS:
         raise UsageError(
@@ -297,8 +299,8 @@ def _check_lengths(recipe: Recipe, space: Space) -> None:
         if dimension.key in _LENGTHS or (by_epochs and dimension.key in _EPOCHS):
             remedy = "fix train.steps" if dimension.key in _EPOCHS else "leave it out"
             raise UsageError(
-                f"--method halving: {dimension.key} decides how many steps a run has, and trials are compared after the "
-                f"same; {remedy}, or choose another method"
+                f"--method halving: {dimension.key} decides how many steps a run has, and trials are compared after "
+                f"the same; {remedy}, or choose another method"
             )
 
 
@@ -321,8 +323,8 @@ def rungs(length: Length, asked: Sweep) -> tuple[int, ...]:
         levels.append(levels[-1] // asked.eta)
     if len(levels) < 2:
         raise UsageError(
-            f"--method halving: a run has {length.steps} steps, and the first rung is at {first}; write a first rung of "
-            f"at most {length.steps // asked.eta} steps"
+            f"--method halving: a run has {length.steps} steps, and the first rung is at {first}; write a first rung "
+            f"of at most {length.steps // asked.eta} steps"
         )
     return tuple(reversed(levels))
 

@@ -14,7 +14,7 @@ from launcher.recipe.bases import sweep_section
 from launcher.recipe.places import Problems
 from launcher.sweep.grammar import Alternative, SpaceError, plain, read_alternatives, section_words, segments
 from launcher.sweep.ranges import Number, Range, is_asked_about
-from launcher.sweep.record import Parameters
+from launcher.sweep.record import Parameters, Settings
 from launcher.text import brief
 
 _NEVER = {
@@ -61,7 +61,7 @@ class Dimension:
 
     key: str
     alternatives: tuple[Alternative, ...]
-    place: str
+    place: str = field(compare=False)
 
     @cached_property
     def parameters(self) -> tuple[Parameter, ...]:
@@ -184,6 +184,11 @@ def short_number(value: Number) -> str:
 
 
 # ---------------------------------------------------------------------- reading
+
+
+def space_of(settings: Settings) -> Space:
+    """The space of a sweep that there is."""
+    return read_space({}, settings.words)
 
 
 def read_space(
