@@ -14,7 +14,7 @@ from launcher.recipe.bases import sweep_section
 from launcher.recipe.places import Problems
 from launcher.sweep.grammar import Alternative, SpaceError, plain, read_alternatives, section_words, segments
 from launcher.sweep.ranges import Number, Range, is_asked_about
-from launcher.sweep.record import Parameters
+from launcher.sweep.record import Parameters, Settings
 from launcher.text import brief
 
 _NEVER = {
@@ -61,7 +61,7 @@ class Dimension:
 
     key: str
     alternatives: tuple[Alternative, ...]
-    place: str
+    place: str = field(compare=False)
 
     @cached_property
     def parameters(self) -> tuple[Parameter, ...]:
@@ -186,6 +186,11 @@ def short_number(value: Number) -> str:
 # ---------------------------------------------------------------------- reading
 
 
+def space_of(settings: Settings) -> Space:
+    """The space of a sweep that there is."""
+    return read_space({}, settings.words)
+
+
 def read_space(
     recipe: str | pathlib.Path | Mapping[str, Any], words: Sequence[str], remove: Sequence[str] = ()
 ) -> Space:
@@ -265,7 +270,7 @@ def _check_values(entry: _Entry) -> None:
     for alternative in entry.alternatives if len(entry.alternatives) > 1 else ():
         value, text = plain(str(alternative)), str(alternative)
         for other, words in known:
-            if _is_same(value, other):
+            if is_same(value, other):
                 raise SpaceError(
                     f"'{words}' and '{text}' are one value; leave one out"
                     if words != text
@@ -287,14 +292,14 @@ def _is_range(alternative: Alternative) -> bool:
     return len(alternative.holes) == 1 and not alternative.holes[0].keys
 
 
-def _is_same(value: Any, other: Any) -> bool:
+def is_same(value: Any, other: Any) -> bool:
     """Whether two values are one: 8 and 8.0 are, 1 and true are not."""
     if isinstance(value, bool) or isinstance(other, bool):
         return value is other
     if isinstance(value, dict) and isinstance(other, dict):
-        return value.keys() == other.keys() and all(_is_same(value[key], other[key]) for key in value)
+        return value.keys() == other.keys() and all(is_same(value[key], other[key]) for key in value)
     if isinstance(value, list) and isinstance(other, list):
-        return len(value) == len(other) and all(map(_is_same, value, other))
+        return len(value) == len(other) and all(map(is_same, value, other))
     return bool(value == other)
 
 
