@@ -22,6 +22,7 @@ from launcher.evaluation.after import After
 from launcher.evaluation.best import BestTracker, deciding_set
 from launcher.evaluation.evaluation import Evaluation, metrics_of, unlooked
 from launcher.evaluation.predictions import shown_of
+from launcher.model.adapt import built_anew
 from launcher.objective.run_length import RunLength
 from launcher.objective.settle import settle_losses
 from launcher.recipe.build import Builder
@@ -35,6 +36,7 @@ from launcher.training.batch_norm import too_few_for_batch_norm
 from launcher.training.contents import Contents
 from launcher.training.cut import as_it_was, dependence_of
 from launcher.training.plan import plan_of
+from launcher.training.pretrained import Pretrained
 from launcher.training.profiling import NoProfiling, Profiling
 from launcher.training.proof import Proof, try_fresh
 from launcher.training.resume import Finished, Opening, ResumePoint
@@ -72,7 +74,7 @@ def open_session(recipe: Recipe, builder: Builder, state: TrainState, options: O
         opening = Opening(recipe, state, options, stack)
         point = ResumePoint(**coordinator.from_first(lambda: asdict(opening.open())))
         if point.finished:
-            raise Finished(point.finished, Path(point.folder), state.model.bare)
+            raise Finished(point.finished, Path(point.folder), state.model)
         _go_on_alike(point, state)
         with as_it_was(state):
             kept = _kept_readings(point)
@@ -148,7 +150,7 @@ def _dependences(recipe: Recipe, builder: Builder, state: TrainState) -> list[st
     """
     depends = dependence_of(state)
     if depends.grown is not None:
-        try_fresh(depends.grown, state.shapes, partial(builder.build_another, recipe.model))
+        try_fresh(depends.grown, state.shapes, partial(built_anew, builder, recipe.model))
     return [*depends.notes(state.objective, synchronised=recipe.device.sync_batchnorm)]
 
 
@@ -257,7 +259,7 @@ def _session(
         captured=record.reached,
         saved=record.saved,
         last_step=start if point.checkpoint is not None else None,
-        proof=Proof(contents.optimizer, state.shapes, partial(builder.build_another, recipe.model)),
+        proof=Proof(contents.optimizer, state.shapes, partial(built_anew, builder, recipe.model)),
     )
     return Session(
         folder=folder,
@@ -271,6 +273,7 @@ def _session(
         seconds_before=contents.stopwatch.seconds_before,
         until=until,
         shown=shown,
+        pretrained=Pretrained.of(recipe, builder, state, folder),
     )
 
 
