@@ -159,6 +159,7 @@ def bert() -> nn.Module:
 
 
 _SMALL: Any = {"vocab_size": 12, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+_THREE: Any = {"num_labels": 3}
 _STILL: Any = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
@@ -175,7 +176,7 @@ def reader(kind: str) -> nn.Module:
     """BERT with a head of a kind."""
     import transformers
 
-    config = transformers.BertConfig(**_SMALL, **_STILL, intermediate_size=8, num_labels=3)
+    config = transformers.BertConfig(**_SMALL, **_STILL, **_THREE, intermediate_size=8)
     return getattr(transformers, f"BertFor{kind}")(config)  # type: ignore[no-any-return]
 
 
@@ -184,8 +185,8 @@ def translator() -> nn.Module:
     """T5: an encoder, and a decoder that is given its own labels."""
     from transformers import T5Config, T5ForConditionalGeneration
 
-    sizes: Any = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2, "dropout_rate": 0.0}
-    return T5ForConditionalGeneration(T5Config(vocab_size=12, decoder_start_token_id=0, **sizes))
+    sizes: Any = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": 0}
+    return T5ForConditionalGeneration(T5Config(vocab_size=12, dropout_rate=0.0, **sizes))
 
 
 @made
@@ -194,7 +195,7 @@ def seer() -> nn.Module:
     from transformers import ViTConfig, ViTForImageClassification
 
     sizes = {name: size for name, size in _SMALL.items() if name != "vocab_size"}
-    config = ViTConfig(**sizes, **_STILL, intermediate_size=8, image_size=8, patch_size=4, num_labels=3)
+    config = ViTConfig(**sizes, **_STILL, **_THREE, intermediate_size=8, image_size=8, patch_size=4)
     return ViTForImageClassification(config)
 
 
@@ -205,8 +206,10 @@ def tokenizer() -> Any:
     from tokenizers.models import WordLevel
     from transformers import PreTrainedTokenizerFast
 
+    make: Any = PreTrainedTokenizerFast
+
     words = WordLevel({"[PAD]": 0, **{f"w{number}": number for number in range(1, 12)}}, unk_token="w1")
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), pad_token="[PAD]")
+    return make(tokenizer_object=Tokenizer(words), pad_token="[PAD]")
 
 
 def padded(rows: list[Any]) -> Any:
@@ -235,7 +238,8 @@ def packed(rows: list[Any]) -> Any:
     from transformers import DataCollatorWithFlattening
 
     rows = [{"input_ids": row["input_ids"], "labels": row["labels"]} for row in rows]
-    return dict(DataCollatorWithFlattening()(rows))
+    collate: Any = DataCollatorWithFlattening
+    return dict(collate()(rows))
 
 
 class Sentences(Dataset[Any]):
