@@ -33,6 +33,7 @@ from launcher.evaluation.best import BestTracker, deciding_set, value_of
 from launcher.evaluation.evaluate import evaluate
 from launcher.evaluation.evaluation import metrics_of
 from launcher.evaluation.modes import evaluating, start_training
+from launcher.model.adapt import built_anew
 from launcher.model.recompute import never_called, recomputed_in
 from launcher.objective.loss import INDEPENDENT
 from launcher.objective.schedule import Schedule, Schedules
@@ -92,7 +93,7 @@ def rehearse(recipe: Recipe, builder: Builder, world: World, say: Say, *, on_gpu
         LauncherError: What the run would end with, and what it would end with later.
     """
     if on_gpu and use_cpu(World(), cpu=False):
-        raise UsageError("--gpu: torch sees no GPU on this machine; leave --gpu away to rehearse on the CPU")
+        raise UsageError("--gpu: torch sees no GPU on this machine; omit --gpu to rehearse on the CPU")
     seed_everything(recipe.seed)
     with warnings.catch_warnings(), _stage(recipe, ("data",), "opening the data"):
         warnings.simplefilter("ignore")
@@ -385,7 +386,7 @@ def _rehearse_checkpoint(recipe: Recipe, builder: Builder, train_state: TrainSta
     contents = Contents(train_state, {}, "", BestTracker(None))
     before, proof = (
         contents.capture(1).copied(),
-        Proof(contents.optimizer, train_state.shapes, partial(builder.build_another, recipe.model)),
+        Proof(contents.optimizer, train_state.shapes, partial(built_anew, builder, recipe.model)),
     )
     with _stage(recipe, ("optimizer",), ""):
         proof.before(before)

@@ -113,7 +113,7 @@ _HINTS: tuple[tuple[str, str], ...] = (
 _HINTS_ABOUT_RANKS: tuple[tuple[str, str], ...] = (
     (
         r"Address already in use|EADDRINUSE|errno: 98",
-        "another program uses that port: choose another --master HOST:PORT, or leave it away on one node",
+        "another program uses that port: choose another --master HOST:PORT, or omit --master on one node",
     ),
     (
         r"[Uu]nable to find address for|couldn't find .*interface|no socket interface|Bootstrap : no socket"
