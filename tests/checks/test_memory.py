@@ -47,7 +47,7 @@ def taken(recipe: str, overrides: tuple[str, ...]) -> int:
         start_training(state.model.wrapped, state.optimizer)
         for number in range(2):
             state.take_step(state, next(steps), state.length.at(number))
-        before = _there(state.model.bare) + sum(
+        before: int = _there(state.model.bare) + sum(
             value.nbytes
             for optimizer in each(state.optimizer).values()
             for kept in optimizer.state.values()
@@ -60,12 +60,12 @@ def taken(recipe: str, overrides: tuple[str, ...]) -> int:
         third = next(steps)
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
             state.take_step(state, third, state.length.at(2))
-    held = most = 0
+    held, most = 0, 0
     for event in watched.profiler.kineto_results.events():
         if event.name() == "[memory]":
             held += event.nbytes()
             most = max(most, held)
-    return before + most
+    return before + int(most)
 
 
 def _there(model: torch.nn.Module) -> int:
@@ -94,7 +94,7 @@ def test_a_model_whose_constructor_reads_values_is_counted_too() -> None:
     model = "model={_target_: stacks.py:%s, dropout: 0.0}"
     plain, reads = (predicted(str(TINY), model % name) for name in ("Stack", "Reading"))
     assert reads == plain
-    assert Reading(dropout=0.0).blocks[0].layer.weight.abs().max() > 0
+    assert Reading(dropout=0.0).get_parameter("blocks.0.layer.weight").abs().max() > 0
 
 
 def _said(gpu: str | None, *overrides: str, size: int = 1) -> list[tuple[str, str]]:

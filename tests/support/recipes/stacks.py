@@ -75,7 +75,7 @@ class Reading(Stack):
         super().__init__(dropout=dropout)
         self.rates = [float(rate) for rate in torch.linspace(0, 1, 3)]
         for block in self.blocks:
-            nn.init.trunc_normal_(block.layer.weight)  # type: ignore[arg-type]  # a module's attribute
+            nn.init.trunc_normal_(block.get_parameter("layer.weight"))
 
 
 class Asking(Stack):
