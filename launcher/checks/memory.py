@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from launcher.checks.footprint import Footprint, Tracker
 from launcher.data.load import Data
 from launcher.errors import LauncherError
+from launcher.model.adapt import built
 from launcher.model.bfloat16 import hold_in_bfloat16
 from launcher.model.blocks import blocks_of
 from launcher.model.recompute import Recomputed, recompute, recomputed_in
@@ -232,18 +233,18 @@ def sharding_of(section: schema.Device) -> str:
 
 def _built(recipe: Recipe, builder: Builder, fake: Any) -> nn.Module:
     """The model as training calls it."""
-    section, model = recipe.device, _without_values(recipe, builder, fake)
+    section, module = recipe.device, _without_values(recipe, builder, fake)
     with fake:
-        _give_up_memory(model)
+        _give_up_memory(module)
         if section.recompute:
-            recompute(builder, model, section.recompute)
-            for block in recomputed_in(model).values():
+            recompute(builder, module, section.recompute)
+            for block in recomputed_in(module).values():
                 cast("Recomputed", block.forward).moving = []  # nothing moves that has no value
         if section.precision == "bf16-true":
-            hold_in_bfloat16(builder, model)
+            hold_in_bfloat16(builder, module)
         if (half := _HALF.get(section.precision)) is not None:
-            model.forward = _under_autocast(model.forward, half)
-    return model
+            module.forward = _under_autocast(module.forward, half)
+    return module
 
 
 def _without_values(recipe: Recipe, builder: Builder, fake: Any) -> nn.Module:
@@ -251,12 +252,10 @@ def _without_values(recipe: Recipe, builder: Builder, fake: Any) -> nn.Module:
     for surroundings in (fake, torch.device("meta")):
         try:
             with surroundings:
-                model: nn.Module = builder.keeping("data").build(recipe.model)
-                return model
+                return built(builder.keeping("data"), recipe.model).module
         except Exception:  # anybody's constructor
             continue
-    built: nn.Module = builder.build(recipe.model)
-    return built
+    return built(builder, recipe.model).module
 
 
 def _give_up_memory(model: nn.Module) -> None:

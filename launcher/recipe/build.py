@@ -125,7 +125,7 @@ class Builder:
 
     def keeping(self, section: str) -> Builder:
         """Another that has built nothing yet but what stands in one section: for things that are thrown away."""
-        other = copy.copy(self)
+        other = self.another()
         other._built = {path: built for path, built in self._built.items() if path[:1] == (section,)}
         return other
 
