@@ -97,7 +97,7 @@ def at(folder: Path, which: str, best_step: int | None) -> Checkpoint:
 
 
 def supersede(folder: Path, step: int) -> None:
-    """Takes the checkpoints after a step out of sight: the run goes on from there; the next save removes them."""
+    """Takes the checkpoints after a step out of sight: the run resumes from there; the next save removes them."""
     for path in listed(folder):
         if int(path.name.removeprefix("step-")) > step:
             path.rename(path.with_name(f".old-{path.name}-{time.time_ns()}"))

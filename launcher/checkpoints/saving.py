@@ -1,4 +1,4 @@
-"""Saving while a run goes on: in the background, retried, pruned."""
+"""Saving during a run: in the background, retried, pruned."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PAUSES = (0.5, 2.0)  # seconds between tries to write a checkpoint
 
 
 class UnresumableError(SaveError):
-    """What was saved could not be gone on with: the recipe's parts are wrong, and trying again is no help."""
+    """What was saved could not be resumed from: the recipe's parts are wrong, and trying again is no help."""
 
     exit_code = EXIT_USAGE
 
@@ -40,7 +40,7 @@ class Proving(Protocol):
 
 
 class Saving:
-    """When a save is due, rank 0 writes it and the others go on.
+    """When a save is due, rank 0 writes it and the others continue.
 
     In the background the step pays for a copy of the state. At most one write is under way; what goes wrong with
     it is said at the next step, and it is tried again.

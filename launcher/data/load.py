@@ -71,7 +71,7 @@ class Data:
         return self.train.readers if isinstance(self.train, StreamLoader) and self.train.is_sharded else 0
 
     def read_by(self, readers: int) -> None:
-        """Spreads a stream's shards over so many readers, as the run did that is gone on with."""
+        """Spreads a stream's shards over so many readers, as the resumed run did."""
         workers = readers // self.train.sampler.num_replicas
         if workers != max(1, self.train.reading.workers):
             self.train.use_workers(workers)

@@ -17,8 +17,8 @@ class Requests:
 
     Attributes:
         stop: Save and leave: somebody asked for it.
-        save: Save and go on.
-        evaluate: Evaluate and go on.
+        save: Save and continue.
+        evaluate: Evaluate and continue.
         over: The run's time is over: it is finished.
     """
 
@@ -39,7 +39,7 @@ class Agreement:
 
     A host launches steps long before a device has made them, so that its clock says nothing of their pace, and what is
     agreed on may lie minutes behind in the device's queue. So at each such step the device must have come to the one
-    before: it has a whole period of steps to go on with meanwhile. And a period is at most twice the one before.
+    before: it has a whole period of steps to train meanwhile. And a period is at most twice the one before.
 
     Args:
         coordinator: The side channel.

@@ -218,7 +218,7 @@ def _wait(section: schema.Device, launch: schema.Launch, world: World) -> Wait:
 
 def _part(accelerator: Accelerator, threads: int, kind: type[BaseException] | None, *_: object) -> None:
     """Leaves the group; a rank that fails waits for nobody: its peers stand in an all-reduce that it never joins."""
-    torch.set_num_threads(threads)  # a notebook goes on with its own
+    torch.set_num_threads(threads)  # a notebook keeps its own
     if kind is None:
         _leave(accelerator)
     elif dist.is_initialized():

@@ -361,7 +361,7 @@ def argument_objections(target: Any, arguments: Mapping[str, Any], trust: Trust)
 
 
 def _defaults(target: Any) -> dict[str, Any]:
-    """What signatures say for arguments that are not written: the target's, and those that `**settings` go on to."""
+    """What signatures say for arguments that are not written: the target's, and those that `**settings` are passed to."""
     try:
         parameters = inspect.signature(target).parameters.values()
     except (ValueError, TypeError):

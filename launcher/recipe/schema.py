@@ -453,7 +453,7 @@ class Save(Section):
     every: Period = Field(Duration(900, "seconds", "15 minutes"), description="How often; always at the end too.")
     keep: Positive = Field(3, description="How many checkpoints, besides the best.")
     background: bool | None = Field(
-        None, description="Write while training goes on; null: where a copy of the state fits into memory."
+        None, description="Write while training continues; null: if a copy of the state fits into memory."
     )
     average_last: Annotated[int, Field(gt=1)] | None = Field(
         None, description="At the end, also the mean of the weights of the last so many checkpoints."
@@ -542,7 +542,7 @@ class Sweep(Section):
     lag: Annotated[int, Field(ge=0)] | None = Field(
         None, description="How many trials before it a proposal does not wait for; null: two a slot; 0: waits for none."
     )
-    eta: Annotated[int, Field(gt=1)] = Field(2, description="Of halving: one in so many goes on at each rung.")
+    eta: Annotated[int, Field(gt=1)] = Field(2, description="Of halving: one in so many is promoted at each rung.")
     first_rung: Length | None = Field(None, description="Of halving: where trials are first compared; null: 25%.")
     budget: Time | None = Field(None, description="How long the sweep may take; null: until its trials are done.")
     keep: Literal["best", "all"] = Field("best", description="Whose weights stay: the best trial's, or all.")

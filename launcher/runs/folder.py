@@ -43,7 +43,7 @@ class Choice:
     Attributes:
         name: The recipe's.
         run_dir: The folder that was named, if one was.
-        resume: Whether to go on with the newest unfinished run of this recipe.
+        resume: Whether to resume the newest unfinished run of this recipe.
         identity: What makes a recipe the same, see `launcher.runs.identity`.
     """
 
@@ -53,7 +53,7 @@ class Choice:
     identity: Mapping[str, str]
 
     def folder(self, root: Path = Path("runs")) -> Path:
-        """The folder named, the one to go on with, or a new one `runs/<name>/<when>`, which is made.
+        """The folder named, the one to resume, or a new one `runs/<name>/<when>`, which is made.
 
         All from the working directory as it was taken: a user's code may have changed it since.
 

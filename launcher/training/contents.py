@@ -60,7 +60,7 @@ class Stopwatch:
         return self.seconds_before + time.monotonic() - self._began
 
     def load_state_dict(self, seconds: float, /) -> None:
-        """Goes on from there."""
+        """Continues from there."""
         self.seconds_before = float(seconds)
 
 

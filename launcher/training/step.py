@@ -155,7 +155,7 @@ def _check_frozen(frozen: Mapping[str, torch.Tensor]) -> None:
         raise UsageError(
             f"model: '{thawed[0]}'{more} was frozen when the run began and requires a gradient now; what the optimizer "
             "trains is settled then: let it require one from the beginning (a group of optimizer._groups_ may have "
-            "lr: 0), or go on in a new run with train.start_from"
+            "lr: 0), or continue in a new run with train.start_from"
         )
 
 

@@ -165,7 +165,7 @@ def of_exception(error: BaseException, **details: Any) -> Failure:
 def _words_of(error: BaseException) -> str:
     """The last lines that Python prints of an exception, in clearer words where they say little."""
     if isinstance(error, SystemExit) and error.code in (None, 0):
-        return f"left early: SystemExit({error.code!r}), where the training should have gone on"
+        return f"left early: SystemExit({error.code!r}), where training should have continued"
     if isinstance(error, StopIteration):
         return "StopIteration: an iterator ran out, and next() had nothing more to give"
     if isinstance(error, KeyboardInterrupt):

@@ -88,7 +88,7 @@ def listening() -> Iterator[None]:
 def ignoring(name: str) -> Iterator[None]:
     """Ignores a signal for a while, as what is started meanwhile does; outside the main thread it changes nothing.
 
-    Without SIGHUP a program goes on when its terminal is closed, as under nohup.
+    Without SIGHUP a program keeps running when its terminal is closed, as under nohup.
 
     Args:
         name: Its name, which a system may not know.

@@ -93,7 +93,7 @@ def cluster() -> str:
 
 
 def move_dependents(job: str, successor: str) -> list[str]:
-    """Has one's own jobs that wait for the good end of a job wait for the one that goes on with it; gives them."""
+    """Has one's own jobs that wait for the good end of a job wait for the one that resumes it; gives them."""
     try:
         rows = _said(["squeue", "--me", "--noheader", "--states=PENDING", "--format=%i|%E"]).splitlines()
     except LauncherError:

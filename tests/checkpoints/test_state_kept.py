@@ -366,7 +366,7 @@ def test_what_could_not_be_gone_on_with_is_said_at_the_first_checkpoint(
     long = (f"save={{every: 3 steps, background: {background}, on_failure: warn}}", "train.steps=100000")
     (found,) = in_world(1, refused_here, str(tmp_path / "run"), (brought, *long))
     assert found.startswith(said)
-    assert "this run could not be gone on with" in found
+    assert "this run could not be resumed" in found
     assert "\n" not in found
 
 

@@ -205,7 +205,7 @@ def test_a_stream_s_epoch_is_its_length_or_the_run() -> None:
     assert (unsized.describe(), sized.describe()) == ("a stream", "a stream of 10 training samples")
     assert isinstance(unsized.train, StreamLoader)
     (note,) = unsized.notes
-    assert note == "a stream in its own order; going on with a stopped run reads past what was read before"
+    assert note == "a stream in its own order; resuming a stopped run reads past what was read before"
     assert "every process reads all" in stream("Stream", world=World(size=2)).notes[0]
     assert (
         stream("Shards", world=World(size=2)).notes[0].startswith("a stream in 2 shards: another number of processes")

@@ -1,4 +1,4 @@
-"""One run: what it evaluates, refuses, writes and goes on from."""
+"""One run: what it evaluates, refuses, writes and resumes from."""
 
 from __future__ import annotations
 

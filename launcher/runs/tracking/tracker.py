@@ -121,7 +121,7 @@ class TensorBoard(Tracker):
     project = "tensorboard"  # the folder's name
 
     def start(self) -> None:
-        """Opens the event file; TensorBoard forgets what a crashed start logged after the step gone on from."""
+        """Opens the event file; TensorBoard forgets what a crashed start logged after the step resumed from."""
         self.open(**{"purge_step": self.run.start_step + 1, **self.settings})
         if self.run.start_step == 0:
             # Accelerate's own way puts these under a second run, named by the clock

@@ -171,7 +171,7 @@ class Worker:
             with suppress(Exception):
                 self.tracker.abandon()
             self.opened.set()
-            self.tracker.warn(f"{self.tracker.name} {_failure(error)}; training goes on without it{self.tracker.hint}")
+            self.tracker.warn(f"{self.tracker.name} {_failure(error)}; training continues without it{self.tracker.hint}")
 
     def _next(self) -> Line | None:
         with self._changed:
@@ -183,7 +183,7 @@ class Worker:
             self.tracker.log(line["step"], numbers(line))
         except Exception as error:  # a server that is away for a minute may come back
             if not self._missing:
-                self.tracker.warn(f"{self.tracker.name} {_failure(error)}; training goes on")
+                self.tracker.warn(f"{self.tracker.name} {_failure(error)}; training continues")
             self._missing += 1
 
 

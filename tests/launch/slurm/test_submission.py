@@ -364,7 +364,7 @@ def test_a_job_goes_on_only_where_that_is_right(tmp_path: Path) -> None:
     assert (settle(tmp_path / "never", 127), Run(tmp_path / "never").state) == (127, "failed")  # as where Python is not
     run = started(tmp_path / "e", 0, 10, script="job script.sbatch")
     assert settle(run, 75, requeue=False) == 75
-    assert said[-1].endswith("go on with: sbatch 'job script.sbatch'")
+    assert said[-1].endswith("to resume: sbatch 'job script.sbatch'")
 
 
 def test_a_job_that_fails_is_started_again_without_the_host_that_failed_twice(tmp_path: Path) -> None:
@@ -385,7 +385,7 @@ def test_a_job_that_fails_is_started_again_without_the_host_that_failed_twice(tm
     assert said[:2] == ["restart 1 of 3, from the last checkpoint", "queueing job 7 again"]
     assert fails_on("node7.cluster", 3) == 75
     assert said[0] == "node7 was the first to fail in two starts running: from now on without it"
-    assert said[-1].endswith("go on with: sbatch --exclude=node7 job.sbatch")
+    assert said[-1].endswith("to resume: sbatch --exclude=node7 job.sbatch")
     assert (fails_on("node3", 3), Submission.read(run).excluded) == (75, ["node7"])
     assert (fails_on("node7", 3), len(said)) == (1, 1)
     assert said[0].startswith("failed 4 times: not started again (launch.max_restarts); `launcher resume")

@@ -326,7 +326,7 @@ def test_wandb_online_is_one_run_though_the_service_was_away(
     out = capsys.readouterr().out
     assert f"wandb: {wandb_service.url}/somebody/digits/runs/" in out
     assert re.search(
-        "wandb failed .TimeoutError: .*; training goes on without it; to send what is missing: wandb sync", out
+        "wandb failed .TimeoutError: .*; training continues without it; to send what is missing: wandb sync", out
     )
     wandb_service.is_silent = False
     tracking = track(tmp_path, start_step=150, trackers=trackers)
