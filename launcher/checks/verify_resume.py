@@ -56,7 +56,7 @@ class Verification:
                 raise UsageError(f"--kill-at {step}: the training has {self.steps} steps; kill before its end")
             if step < 2:
                 raise UsageError(
-                    f"--kill-at {step}: nothing is saved before the first step has ended, and a run that begins anew "
+                    f"--kill-at {step}: nothing is saved before the first step has ended, and a run that starts over "
                     "proves nothing; kill after step 2 or later"
                 )
         with temporary_folder() as folder:
@@ -132,7 +132,7 @@ def _differences(straight: Path, killed: Path) -> Iterator[str]:
     if first is not None or names:
         yield (
             "look for randomness that no seed reaches (a generator of the data set's own, os.urandom, time) and for "
-            "state that no checkpoint holds (a counter that is no buffer); on a GPU set device.deterministic"
+            "state that no checkpoint holds (a counter that is not a buffer); on a GPU set device.deterministic"
         )
 
 

@@ -25,7 +25,7 @@ def add(commands: Commands) -> None:
     """Says the command's flags."""
     check = commands.add_parser(
         "check",
-        help="find what is wrong with a recipe, before any GPU is touched",
+        help="find what is wrong with a recipe, before any GPU is used",
         description="Read a recipe, import what it names, and rehearse a step on two samples on the CPU: forward, "
         "loss, backward, optimizer, evaluation and a checkpoint, with --gpu on a GPU. Prints the plan for the "
         "processes asked for, which are arithmetic here. Writes nothing into the working directory.",
@@ -34,7 +34,9 @@ def add(commands: Commands) -> None:
     check.add_argument("--processes", type=positive, metavar="N", help="the world size that the plan is for")
     check.add_argument("--nodes", type=positive, default=None, metavar="M", help="over how many machines")
     check.add_argument(
-        "--gpu", action="store_true", help="rehearse on this machine's GPU: for models whose kernels know no CPU"
+        "--gpu",
+        action="store_true",
+        help="rehearse on this machine's GPU: for models whose kernels do not run on a CPU",
     )
     stop = check.add_mutually_exclusive_group()
     stop.add_argument("--fast", action="store_true", help="stop after reading: nothing is imported, in half a second")

@@ -34,8 +34,8 @@ def add(commands: Commands) -> None:
     """Says the commands' flags."""
     train = commands.add_parser(
         "train",
-        help="train what a recipe says",
-        description="Train what a recipe says: on every GPU of this machine, or on the CPU.",
+        help="train a recipe",
+        description="Train a recipe: on every GPU of this machine, or on the CPU.",
     )
     add_recipe(train)
     _add_where(train)
@@ -77,18 +77,20 @@ def add(commands: Commands) -> None:
 
 
 def _add_where(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--cpu", action="store_true", help="stay on the CPU though there may be a GPU")
+    command.add_argument("--cpu", action="store_true", help="use the CPU even if there is a GPU")
     command.add_argument(
         "--processes", type=positive, metavar="N", help="how many processes, over all nodes (default: launch.processes)"
     )
     command.add_argument("--nodes", type=positive, metavar="N", help="how many machines (default: launch.nodes)")
-    command.add_argument("--node-rank", type=int, metavar="K", help="which of them this is, from 0")
-    command.add_argument("--master", metavar="HOST:PORT", help="where they meet: an address of node 0, a free port")
+    command.add_argument("--node-rank", type=int, metavar="K", help="this machine's number, from 0")
+    command.add_argument(
+        "--master", metavar="HOST:PORT", help="where the machines meet: an address of node 0 and a free port"
+    )
     command.add_argument(
         "--max-restarts",
         type=int,
         metavar="N",
-        help="start all processes again from the last checkpoint, so often, when one has failed "
+        help="restart all processes from the last checkpoint at most N times after a failure "
         "(default: launch.max_restarts)",
     )
 
@@ -116,7 +118,7 @@ def _add_debugging(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--one-batch",
         action="store_true",
-        help="train on the first batch only, say whether it was learned by heart, and write nothing",
+        help="train on the first batch only, say whether it was memorized, and write nothing",
     )
     command.add_argument(
         "--debug",

@@ -78,7 +78,7 @@ class StreamLoader(TrainLoader):
         elif readers > 1 and self.is_sharded:
             how = f"in {readers} shards: another number of processes or workers is another run"
         elif readers > 1:
-            how = "of which every process reads all, for want of a method shard(num_shards, index)"
+            how = "of which every process reads all, as it has no method shard(num_shards, index)"
         return f"a stream {how}; resuming a stopped run reads past what was read before"
 
     def num_readable(self) -> int:

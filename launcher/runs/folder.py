@@ -80,12 +80,12 @@ def _in_letters(folder: Path) -> Path:
     """The folder itself.
 
     Raises:
-        UsageError: Its name is no text in UTF-8, which torch's files need: said before a day of training, not after it.
+        UsageError: Its name is not text in UTF-8, which torch's files need: reported before a day of training.
     """
     try:
         str(folder).encode()
     except UnicodeEncodeError as error:
-        raise UsageError(f"--run-dir: {folder}: this name is no text in UTF-8; name a folder elsewhere") from error
+        raise UsageError(f"--run-dir: {folder}: this name is not text in UTF-8; name a folder elsewhere") from error
     return folder
 
 
@@ -180,7 +180,7 @@ def read_file(path: Path) -> bytes:
     """
     file_status = path.stat()
     if not stat.S_ISREG(file_status.st_mode) or file_status.st_size > _MOST_BYTES:
-        raise OSError(errno.EINVAL, "is no file of a run's", str(path))
+        raise OSError(errno.EINVAL, "is not one of a run's files", str(path))
     return path.read_bytes()
 
 

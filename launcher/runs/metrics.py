@@ -123,7 +123,7 @@ class MetricsFile:
             while self._pending and self._descriptor is not None:
                 del self._pending[: os.write(self._descriptor, self._pending)]
         except OSError:
-            self._release()  # a network file system may want it opened anew
+            self._release()  # a network file system may want it opened again
             raise
 
     def _release(self) -> None:

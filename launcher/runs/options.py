@@ -14,7 +14,7 @@ class Options:
     """What the command line decides about one run.
 
     Attributes:
-        cpu: Stay on the CPU though there may be a GPU.
+        cpu: Use the CPU even if there is a GPU.
         run_dir: The run's folder, resumed if it holds a checkpoint; None chooses one.
         resume: Without `run_dir`: resume the newest unfinished run of this recipe, or start one.
         start: Which checkpoint to resume from: `best`, a step, or None for the newest.

@@ -17,7 +17,7 @@ from launcher.errors import LauncherError
 
 EVERY = 100  # steps
 _LATER = 10  # steps until what was begun is looked at: by then it is there
-_ROUNDING = 1e-3  # of the sum's size: more is no rounding
+_ROUNDING = 1e-3  # of the sum's size: more is not rounding
 
 
 class PartedError(LauncherError):

@@ -166,7 +166,7 @@ def scalars_of(rest: Mapping[str, Any]) -> Mapping[str, Any]:
     """What a step function wants logged of what it gave besides the loss, left on its device.
 
     Raises:
-        LauncherError: One of them is no number, or is called what a line says by itself.
+        LauncherError: One of them is not a number, or is called what a line says by itself.
     """
     given = {key: value for key, value in rest.items() if key not in _NO_SCALARS}
     for name, value in given.items():

@@ -155,7 +155,7 @@ def _start_hearing() -> Callable[[], None]:
     """Has a thread hear each signal: the main one may wait in compiled code, where no handler of Python's runs.
 
     Returns:
-        What ends that. This is no generator: one that lasts would be closed when no thread runs any more.
+        What ends that. This is not a generator: one that lasts would be closed when no thread runs any more.
     """
     global _ear
     listener, ear = os.pipe()

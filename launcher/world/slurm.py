@@ -31,11 +31,11 @@ def gpu_count(asked: int | str) -> int:
     """How many GPUs a node is asked for: 4, of `4` or `h100:4`.
 
     Raises:
-        UsageError: That is no number.
+        UsageError: That is not a number.
     """
     count = str(asked).rpartition(":")[2]
     if not (count.isascii() and count.isdigit()) or int(count) < 1:
-        raise UsageError(f"slurm.gpus_per_node: '{asked}' is no number of GPUs; write it as in 4 or h100:4")
+        raise UsageError(f"slurm.gpus_per_node: '{asked}' is not a number of GPUs; write it as in 4 or h100:4")
     return int(count)
 
 

@@ -258,7 +258,7 @@ def test_batch_norm_needs_two_samples(tmp_path: Path, capsys: pytest.CaptureFixt
     code, _, err = check(capsys, recipe, "--processes", "2")  # 50 samples: the last step has 2
     assert code == 2
     assert "BatchNorm needs two samples at a time, and step 4 of an epoch has 2 samples on 2 processes" in err
-    assert err.endswith("say data.drop_last: true\n")
+    assert err.endswith("set data.drop_last: true\n")
     assert check(capsys, recipe, "--processes", "2", "data.drop_last=true")[0] == 0
     assert check(capsys, recipe, "--processes", "2", "train.steps=3")[0] == 0
     assert check(capsys, recipe, "--processes", "1")[0] == 0

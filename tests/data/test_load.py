@@ -230,7 +230,7 @@ def test_what_a_stream_cannot_do_is_refused(overrides: list[str], message: str) 
 
 
 def test_a_data_set_without_a_length_is_refused() -> None:
-    with pytest.raises(LauncherError, match=r"NoLength is no data set|NoLength has no length"):
+    with pytest.raises(LauncherError, match=r"NoLength is not a data set|NoLength has no length"):
         opened("data.train={_target_: sources.py:NoLength}", remove=("data.validation",))
 
 
@@ -264,4 +264,4 @@ def test_a_stream_goes_on_in_as_many_shards_as_it_began_with(folder: Path) -> No
         train(begun("stated"), *overrides, "data.workers=1", **given)
     train(folder / "stated", *overrides, **given, size=2)
     log = (folder / "stated" / "logs" / "rank-0.log").read_text()
-    assert "2 shards, read with --processes 1 and data.workers=2, are cut anew for other readers" in log
+    assert "2 shards, read with --processes 1 and data.workers=2, are cut again for other readers" in log

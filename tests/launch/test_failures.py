@@ -290,7 +290,7 @@ ACCIDENTS = {
         rf"{AT_3} in ({PLACE}): RuntimeError: mat1 and mat2 shapes cannot be",
         "the batch is (float32 [8, 4], int",
     ),
-    "exit 7": (rf"{AT_3}: exit code 7, without a word", "checkpoint"),
+    "exit 7": (rf"{AT_3}: exit code 7, without a message", "checkpoint"),
     "exit 0": (rf"{AT_3}: left early with exit code 0", "checkpoint"),
     "sys.exit": (rf"{AT_3} in ({PLACE}): left early: SystemExit\(0\)", "sys.exit(0)"),
     "segv": (rf"{AT_3} in ({PLACE}): killed by signal 11 \(SIGSEGV\)", "happen"),

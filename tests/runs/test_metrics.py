@@ -89,7 +89,7 @@ def test_an_evaluation_and_a_test_that_are_made_again_are_dropped(tmp_path: Path
     ]
     assert [line["step"] for line in past.evaluations] == [10]
     assert (past.size_bytes, past.redone.steps) == (file.path.stat().st_size, 0)
-    assert file.path.stat().st_ino == inode  # cut, not written anew
+    assert file.path.stat().st_ino == inode  # cut, not written again
     file.continue_from(0, evaluated=-1)
     assert read_metrics(file.path) == []
 

@@ -142,12 +142,12 @@ def test_line_breaks_reach_no_script(capsys: pytest.CaptureFixture[str], tmp_pat
 def test_what_cannot_be_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     error = refused(capsys, str(TINY))
     assert error == (
-        "how many GPUs of a node? Say --gpus-per-node, slurm.gpus_per_node, or --cpu; what the cluster offers is not "
+        "how many GPUs of a node? Set --gpus-per-node, slurm.gpus_per_node, or --cpu; what the cluster offers is not "
         "known: sinfo is not on this machine; submit from a login node of the cluster, or load its module\n"
     )
     assert "sbatch is not on this machine" in refused_after_reading(capsys, str(TINY), "--cpu")
     assert "--processes goes with --cpu" in refused(capsys, str(TINY), "--processes", "2")
-    assert "'lots' is no number of GPUs" in refused(capsys, str(TINY), "--gpus-per-node", "lots")
+    assert "'lots' is not a number of GPUs" in refused(capsys, str(TINY), "--gpus-per-node", "lots")
     assert "slurm.time" in refused(capsys, str(TINY), "--cpu", "--time", "soon")
     assert "name a script that exists" in refused(capsys, "--cpu", "run", "nothing.py")
     # 32 ranks would have nothing to do: the batch is 16
