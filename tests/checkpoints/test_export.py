@@ -99,7 +99,7 @@ def test_what_cannot_be_exported_is_said(tmp_path: Path, run: Path, capsys: pyte
     cases = {
         (str(run), "model.bin"): "the suffix sets the format; one of: .safetensors, .pth, .pt2, .onnx; or a "
         "folder with",
-        (str(run / "model_weights.pth"), "model.pth"): "exists; it is left as it is",
+        (str(run / "model_weights.pth"), "model.pth"): "exists already",
         (str(run), "nowhere/new.pth"): "there is no folder",
         (str(tmp_path), "new.pth"): "neither a run's folder nor a checkpoint in one",
     }

@@ -469,7 +469,7 @@ def test_every_field_is_documented_in_the_schema() -> None:
 def test_a_new_project_passes_check_and_its_own_test(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["new", "mine"]) == 0
     assert "mine/recipe.yaml" in capsys.readouterr().out
-    assert (main(["new", "mine"]), "mine exists; it is left as it is" in capsys.readouterr().err) == (2, True)
+    assert (main(["new", "mine"]), "mine exists already" in capsys.readouterr().err) == (2, True)
     for name in ("../mine", "a/b", "-x", "", "x" * 200, "mine\n"):
         assert main(["new", "--", name]) == 2
     capsys.readouterr()

@@ -198,7 +198,7 @@ def test_a_tracker_that_hangs_holds_nobody_up(
     tracking.close("preempted", [])
     out = capsys.readouterr().out
     assert re.search("waiting up to 3 s for unreliable", out)
-    assert "unreliable did not finish in time and is left behind\n" in out
+    assert "unreliable did not finish in time and was abandoned\n" in out
     assert len(tensorboard_scalars(tmp_path)["train/loss"]) == 10
 
 
