@@ -92,6 +92,11 @@ _HINTS: tuple[tuple[str, str], ...] = (
         "device.ddp.find_unused_parameters=true (it costs time)",
     ),
     (
+        r"expect_autograd_hooks_",
+        "device.ddp.static_graph does not hold for this model: torch takes it with several micro-batches only where "
+        "the loss uses all of the model's outputs; remove it, or give one micro-batch a step",
+    ),
+    (
         r"(requires|needs|missing|without|no).{0,40}closure|closure.{0,40}(required|missing|None)",
         "the optimizer calls the loss itself: write _closure_: true beside its _target_",
     ),
