@@ -343,7 +343,7 @@ def _rehearse_evaluation(recipe: Recipe, builder: Builder, train_state: TrainSta
     samples, device = train_state.data, train_state.device.torch_device
     sets = {("validation", name): evaluation_loader for name, evaluation_loader in samples.validation.items()}
     sets |= {("test", name): evaluation_loader for name, evaluation_loader in samples.test.items()}
-    metrics = metrics_of(builder, recipe.evaluate.metrics, recipe.batch) if sets else []
+    metrics = metrics_of(builder, recipe.evaluate, recipe.batch) if sets else []
     best = recipe.evaluate.best
     deciding = deciding_set(best, samples.validation)
     for (split, name), loader in sets.items():

@@ -168,7 +168,7 @@ def evaluate_saved(
         raise UsageError(f"--predictions is for one set; choose with --split: {', '.join(map(_named, parts))}")
     with opened(saved, world, parts, cpu) as model:
         _fill_losses(model.objective, saved)
-        metrics = metrics_of(model.builder, model.recipe.evaluate.metrics, model.recipe.batch)
+        metrics = metrics_of(model.builder, model.recipe.evaluate, model.recipe.batch)
         lines: list[Line] = []
         for (part, name), loader in model.sets.items():
             collected = Predictions(model.objective)

@@ -78,7 +78,7 @@ def _is_adapter(value: Any) -> str | None:
     return None if isinstance(value, Component) else "must be {_target_: peft.LoraConfig, …}, or {_ref_: my.py:adapt}"
 
 
-METRIC_INPUTS = ("probabilities", "classes", "logits")
+METRIC_INPUTS = ("probabilities", "classes", "logits", "text")
 
 
 def _is_input(value: Any) -> str | None:

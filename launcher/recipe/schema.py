@@ -17,20 +17,14 @@ from pydantic import (
 
 from launcher.recipe.component import Component
 from launcher.recipe.duration import Duration, Unit, duration_pattern
+from launcher.recipe.generation import Generate
 from launcher.recipe.places import Path
 from launcher.recipe.sbatch import SBATCH_OPTIONS, SLURM_TIME
+from launcher.recipe.section import Section as Section
 from launcher.recipe.tree import Document
 
 INTERFACES = r"^[A-Za-z0-9_.:@-]+(,[A-Za-z0-9_.:@-]+)*$"
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"  # a name that becomes a path
-
-
-class Section(BaseModel):
-    """Strict, frozen, and closed: an unknown key is an error."""
-
-    model_config = ConfigDict(
-        strict=True, frozen=True, extra="forbid", arbitrary_types_allowed=True, validate_default=False
-    )
 
 
 def _component(value: Any) -> Any:
@@ -166,9 +160,11 @@ TestSet = Annotated[
 Collate = Annotated[
     Component | dict[str, Component] | None,
     BeforeValidator(_collate),
+    _ByName(),
     _written(
         COMPONENT_SCHEMA,
         {"type": "object", "properties": dict.fromkeys(COLLATED, COMPONENT_SCHEMA), "additionalProperties": False},
+        _TEXT,
         _NULL,
     ),
 ]
@@ -442,9 +438,10 @@ class Evaluate(Section):
     limit: Batches | None = Field(None, description="At most this much of each set, as in '50 batches'.")
     batch_size: Positive | None = Field(None, description="Samples of one forward pass; null: the micro-batch.")
     ranks: Literal["first", "all"] = Field("first", description="Who evaluates: rank 0, or all with a share each.")
-    metrics: dict[str, AComponent] = Field(
+    metrics: dict[str, AFunction] = Field(
         default_factory=dict, description="Metrics of torchmetrics, or functions of yours, each by a name of your own."
     )
+    generate: Generate | None = Field(None, description="Texts that a language model makes, for metrics of texts.")
     best: Best | None = Field(None, description="Which evaluation was the best.")
     early_stop: EarlyStop | None = Field(None, description="Stop when the best does not improve.")
     after: AFunction | None = Field(

@@ -233,7 +233,7 @@ def _session(
         sets=state.data.validation,
         evaluable=state,
         metrics=(
-            metrics_of(builder, recipe.evaluate.metrics, recipe.batch)
+            metrics_of(builder, recipe.evaluate, recipe.batch)
             if world.is_first or recipe.evaluate.ranks == "all"
             else []
         ),
