@@ -44,7 +44,7 @@ class Choice:
     Attributes:
         name: The recipe's.
         run_dir: The folder that was named, if one was.
-        resume: Whether to go on with the newest unfinished run of this recipe.
+        resume: Whether to resume the newest unfinished run of this recipe.
         identity: What makes a recipe the same, see `launcher.runs.identity`.
     """
 
@@ -54,7 +54,7 @@ class Choice:
     identity: Mapping[str, str]
 
     def folder(self, root: Path = Path("runs")) -> Path:
-        """The folder named, the one to go on with, or a new one `runs/<name>/<when>`, which is made.
+        """The folder named, the one to resume, or a new one `runs/<name>/<when>`, which is made.
 
         All from the working directory as it was taken: a user's code may have changed it since.
 
@@ -81,12 +81,12 @@ def _in_letters(folder: Path) -> Path:
     """The folder itself.
 
     Raises:
-        UsageError: Its name is no text in UTF-8, which torch's files need: said before a day of training, not after it.
+        UsageError: Its name is not text in UTF-8, which torch's files need: reported before a day of training.
     """
     try:
         str(folder).encode()
     except UnicodeEncodeError as error:
-        raise UsageError(f"--run-dir: {folder}: this name is no text in UTF-8; name a folder elsewhere") from error
+        raise UsageError(f"--run-dir: {folder}: this name is not text in UTF-8; name a folder elsewhere") from error
     return folder
 
 
@@ -181,7 +181,7 @@ def read_file(path: Path) -> bytes:
     """
     file_status = path.stat()
     if not stat.S_ISREG(file_status.st_mode) or file_status.st_size > _MOST_BYTES:
-        raise OSError(errno.EINVAL, "is no file of a run's", str(path))
+        raise OSError(errno.EINVAL, "is not one of a run's files", str(path))
     return path.read_bytes()
 
 

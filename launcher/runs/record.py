@@ -64,7 +64,7 @@ class Record:
         self.event("evaluate", step, seconds=round(seconds, 4))
 
     def saved(self, step: int, seconds: float, stall: float) -> None:
-        """A checkpoint is on disk; training stood still for `stall` of the seconds it took."""
+        """A checkpoint is on disk; training paused for `stall` of the seconds it took."""
         self.event("save", step, seconds=round(seconds, 4), stall=round(stall, 4))
 
     def event(self, event: str, step: int, **details: Any) -> None:

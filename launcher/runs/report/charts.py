@@ -35,7 +35,7 @@ class Series:
         label: What tells it from the chart's other lines of the run: `train`, `validation clean`.
         split: `train`, `validation` or `test`.
         steps: Optimizer steps completed.
-        seconds: Time since the run was started, standing still included.
+        seconds: Time since the run was started, pauses included.
         values: As many; NaN where there is none.
         num_not_finite: How many values of the whole line are no finite numbers.
     """

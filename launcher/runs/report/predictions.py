@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 PREDICTIONS_FILE = "predictions.parquet"
 _MOST_MISTAKES = 24
-_MOST_VALUES = 2000  # what predicts more different ones is no classifier
+_MOST_VALUES = 2000  # what predicts more different ones is not a classifier
 _MOST_PAIRS = 20
 
 
