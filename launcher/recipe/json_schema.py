@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaValue
@@ -14,8 +14,40 @@ from launcher.recipe.schema import COMPONENT_SCHEMA, Recipe
 _REFERENCE = {"type": "string", "pattern": r"\$\{"}
 
 
+def editor_schema(trackers: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """The same, with what is known of components and trackers; imports torch, whose classes it names.
+
+    Args:
+        trackers: What a recipe may say to each.
+    """
+    from launcher.recipe.component_schema import slot_schemas
+
+    schema = recipe_schema()
+    definitions = schema["$defs"]
+    for path, component in slot_schemas().items():
+        section, _, key = path.rpartition(".")
+        properties = definitions[section.capitalize()]["properties"] if section else schema["properties"]
+        properties[key] = _with_component(properties[key], path)
+        definitions[f"Component.{path}"] = component
+    inner = {"propertyNames": {}, "type": ["object", "null"]}
+    for name, settings in trackers.items():
+        tracker = {**inner, "description": f"Also send numbers to {name}.", "propertyNames": {"enum": [*settings]}}
+        definitions["Track"]["properties"][name] = tracker | {"properties": {key: {} for key in settings}}
+    return schema
+
+
+def _with_component(schema: Any, slot: str) -> Any:
+    """The same, with that slot's components."""
+    if isinstance(schema, list):
+        return [_with_component(item, slot) for item in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    inner = {key: _with_component(item, slot) for key, item in schema.items()}
+    return {**inner, "$ref": f"#/$defs/Component.{slot}"} if schema.get("$ref") == "#/$defs/Component" else inner
+
+
 def recipe_schema() -> dict[str, Any]:
-    """JSON Schema (2020-12) of a recipe file. What a recipe with `base` leaves out may stand in its base."""
+    """JSON Schema (2020-12) of a recipe file. What a recipe with `base` omits may be in its base."""
     schema = Recipe.model_json_schema(schema_generator=_Generator)
     schema["$defs"]["Component"] = {**COMPONENT_SCHEMA, "title": "Component"}
     required = {name: definition.pop("required", []) for name, definition in schema["$defs"].items()}
@@ -32,7 +64,7 @@ def recipe_schema() -> dict[str, Any]:
 
 
 class _Generator(GenerateJsonSchema):
-    """Says what a file may hold, not what becomes of it: references stand for numbers, and words for durations."""
+    """Says what a file may hold, not what it becomes: references stand for numbers, and words for durations."""
 
     def generate(self, schema: CoreSchema, mode: JsonSchemaMode = "validation") -> JsonSchemaValue:
         tidied = _tidied(super().generate(schema, mode))

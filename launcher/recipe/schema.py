@@ -16,21 +16,15 @@ from pydantic import (
 )
 
 from launcher.recipe.component import Component
-from launcher.recipe.duration import Duration, Unit
+from launcher.recipe.duration import Duration, Unit, duration_pattern
+from launcher.recipe.generation import Generate
 from launcher.recipe.places import Path
 from launcher.recipe.sbatch import SBATCH_OPTIONS, SLURM_TIME
+from launcher.recipe.section import Section as Section
 from launcher.recipe.tree import Document
 
 INTERFACES = r"^[A-Za-z0-9_.:@-]+(,[A-Za-z0-9_.:@-]+)*$"
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"  # a name that becomes a path
-
-
-class Section(BaseModel):
-    """Strict, frozen, and closed: an unknown key is an error."""
-
-    model_config = ConfigDict(
-        strict=True, frozen=True, extra="forbid", arbitrary_types_allowed=True, validate_default=False
-    )
 
 
 def _component(value: Any) -> Any:
@@ -45,7 +39,7 @@ def _duration(*units: Unit, example: str) -> Callable[[Any], Any]:
             return value
         duration = Duration.parse(value) if isinstance(value, str) else None
         if duration is None or duration.unit not in units:
-            raise ValueError(f"is no duration that fits here; write words such as {example}")
+            raise ValueError(f"is not a duration that fits here; write words such as {example}")
         return duration
 
     return read
@@ -68,14 +62,16 @@ def _evaluation_set(value: Any) -> Any:
 
 def _test_set(value: Any) -> Any:
     if isinstance(value, str):
-        raise ValueError("is no data set: only validation may be a share of train; write {_target_: NAME, …}")
+        raise ValueError("is not a data set: only validation may be a share of train; write {_target_: NAME, …}")
     return _evaluation_set(value)
 
 
 def _loss(value: Any) -> Any:
     several = isinstance(value, Mapping) and value and all(isinstance(item, Component) for item in value.values())
     if not (value is None or value == "model" or isinstance(value, Component) or several):
-        raise ValueError("is no loss; write {_target_: CrossEntropyLoss}, my_task.py:loss, several by name, or 'model'")
+        raise ValueError(
+            "is not a loss; write {_target_: CrossEntropyLoss}, my_task.py:loss, several by name, or 'model'"
+        )
     return value
 
 
@@ -88,7 +84,9 @@ def _collate(value: Any, what: str = "collate") -> Any:
         return _component(value) if value is not None else value
     value = {name: item for name, item in value.items() if item is not None}  # torch's default
     if not value or not all(isinstance(item, Component) for item in value.values()):
-        raise ValueError(f"is no {what}; write {{_target_: …}} or {{_ref_: …}}, or {{train: {{…}}, evaluate: {{…}}}}")
+        raise ValueError(
+            f"is not a {what}; write {{_target_: …}} or {{_ref_: …}}, or {{train: {{…}}, evaluate: {{…}}}}"
+        )
     if strange := [name for name in value if name not in COLLATED]:
         raise ValueError(f"has '{strange[0]}'; allowed: {', '.join(COLLATED)}, each a {what}")
     return value
@@ -115,10 +113,10 @@ def _one_or_named(value: Any) -> Any:
 COMPONENT_SCHEMA = {
     "type": "object",
     "properties": {
-        "_target_": {"type": "string", "description": "AdamW, torch.nn.Linear, my_model.py:Net"},
+        "_target_": {"type": "string", "description": "What is called: AdamW, torch.nn.Linear, my_model.py:Net."},
         "_args_": {"type": "array", "description": "Positional arguments."},
-        "_partial_": {"type": "boolean", "description": "Hand over the callable with these arguments."},
-        "_ref_": {"type": "string", "description": "The thing itself, not called: torch.float32, my_task.py:function"},
+        "_partial_": {"type": "boolean", "description": "Pass the callable with these arguments."},
+        "_ref_": {"type": "string", "description": "The thing itself, not called: torch.float32, my_task.py:function."},
     },
     "not": {"required": ["_target_", "_ref_"]},
 }
@@ -162,9 +160,11 @@ TestSet = Annotated[
 Collate = Annotated[
     Component | dict[str, Component] | None,
     BeforeValidator(_collate),
+    _ByName(),
     _written(
         COMPONENT_SCHEMA,
         {"type": "object", "properties": dict.fromkeys(COLLATED, COMPONENT_SCHEMA), "additionalProperties": False},
+        _TEXT,
         _NULL,
     ),
 ]
@@ -188,7 +188,8 @@ Loss = Annotated[
 
 
 def _length(*units: Unit, example: str) -> tuple[BeforeValidator, WithJsonSchema]:
-    words = {"type": "string", "description": f"Words such as {example}."}
+    about = f"Words such as {example}."
+    words = {"type": "string", "pattern": duration_pattern(*units), "description": about, "patternErrorMessage": about}
     return BeforeValidator(_duration(*units, example=example)), _written(words)
 
 
@@ -206,7 +207,7 @@ Positive = Annotated[int, Field(gt=0)]
 
 
 class Data(Section):
-    """1: what is read, and how it is cut into batches."""
+    """Phase 1, data: what is read, and how it is cut into batches."""
 
     train: AComponent = Field(description="The training data set.")
     validation: EvaluationSet = Field(None, description="One data set, several by name, or '10% of train'.")
@@ -227,7 +228,7 @@ class Data(Section):
         "auto", description="Processes that read samples, for each training process."
     )
     shuffle: bool = Field(True, description="Mix the order of each epoch, the same for every number of processes.")
-    drop_last: bool = Field(False, description="Leave out an epoch's last, short batch.")
+    drop_last: bool = Field(False, description="Drop an epoch's last, short batch.")
     collate: Collate = Field(
         None,
         description="Makes a batch of a list of samples, in place of torch's default; or {train: …, evaluate: …}.",
@@ -263,7 +264,7 @@ def _input(value: Any) -> Any:
     return value
 
 
-_PART_SCHEMA = {"type": ["integer", "string"], "description": "A position, a key, or a path: x.left"}
+_PART_SCHEMA = {"type": ["integer", "string"], "description": "A position, a key, or a path such as x.left."}
 _CONSTANT_SCHEMA = {
     "anyOf": [
         {"type": ["null", "boolean"], "description": "A constant."},
@@ -317,7 +318,7 @@ class Ddp(Section):
 
 
 class Device(Section):
-    """2: where it runs, and in which precision."""
+    """Phase 2, device: where it runs, and in which precision."""
 
     precision: Literal["no", "bf16", "fp16", "bf16-true"] = Field(
         "no", description="Automatic mixed precision; bf16-true: the parameters themselves are bfloat16."
@@ -329,8 +330,8 @@ class Device(Section):
     deterministic: bool = Field(False, description="Deterministic algorithms only, also on a GPU.")
     compile: bool | Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = Field(
         False,
-        description="torch.compile the model's repeated blocks, or all of it where there are none, in its default mode "
-        "or the one named.",
+        description="Compile the model's repeated blocks with torch.compile, or all of it where there are none, in its "
+        "default mode or the one named.",
     )
     recompute: bool | Annotated[list[str], Field(min_length=1)] = Field(
         False,
@@ -372,7 +373,7 @@ FrozenFor = Annotated[
 
 
 class Train(Section):
-    """5: how long, and what surrounds a step."""
+    """Phase 5, training: how long, and what surrounds a step."""
 
     epochs: Positive | None = Field(None, description="Length of the run in passes over the data.")
     steps: Positive | None = Field(None, description="Length of the run in optimizer steps.")
@@ -407,10 +408,10 @@ class Train(Section):
         None, description="Your own function (model, at), called on every rank after each update; may change weights."
     )
     count: AFunction | None = Field(
-        None, description="How many a batch counts, for your own step function or 'loss: model'; null: it is measured."
+        None, description="What a batch counts, for your own step function or 'loss: model'; null: it is measured."
     )
     non_finite: Literal["stop", "skip"] = Field(
-        "stop", description="What becomes of a step whose gradients are not finite."
+        "stop", description="What happens to a step whose gradients are not finite."
     )
 
 
@@ -430,40 +431,43 @@ class EarlyStop(Section):
 
 
 class Evaluate(Section):
-    """6: when, on what, and by which measures."""
+    """Phase 6, evaluation: when, on what, and by which measures."""
 
     every: Period = Field(Duration(1, "epochs", "1 epoch"), description="How often; always at the end too.")
     first: bool = Field(False, description="Also before the first step.")
-    limit: Batches | None = Field(None, description="At most so much of each set, as in '50 batches'.")
+    limit: Batches | None = Field(None, description="At most this much of each set, as in '50 batches'.")
     batch_size: Positive | None = Field(None, description="Samples of one forward pass; null: the micro-batch.")
     ranks: Literal["first", "all"] = Field("first", description="Who evaluates: rank 0, or all with a share each.")
-    metrics: dict[str, AComponent] = Field(default_factory=dict, description="torchmetrics by a name of your own.")
+    metrics: dict[str, AFunction] = Field(
+        default_factory=dict, description="Metrics of torchmetrics, or functions of yours, each by a name of your own."
+    )
+    generate: Generate | None = Field(None, description="Texts that a language model makes, for metrics of texts.")
     best: Best | None = Field(None, description="Which evaluation was the best.")
     early_stop: EarlyStop | None = Field(None, description="Stop when the best does not improve.")
     after: AFunction | None = Field(
         None,
         description="Your own function (model, at, scores), called on rank 0 after each evaluation; changes nothing.",
     )
-    timeout: Time | None = Field(None, description="How long an evaluation may go without progress.")
+    timeout: Time | None = Field(None, description="How long an evaluation may make no progress.")
 
 
 class Save(Section):
-    """7: checkpoints to resume from, and the final weights."""
+    """Phase 7, saving: checkpoints to resume from, and the final weights."""
 
     every: Period = Field(Duration(900, "seconds", "15 minutes"), description="How often; always at the end too.")
     keep: Positive = Field(3, description="How many checkpoints, besides the best.")
     background: bool | None = Field(
-        None, description="Write while training goes on; null: where a copy of the state fits into memory."
+        None, description="Write while training continues; null: if a copy of the state fits into memory."
     )
     average_last: Annotated[int, Field(gt=1)] | None = Field(
-        None, description="At the end, also the mean of the weights of the last so many checkpoints."
+        None, description="At the end, also the mean of the weights of this many last checkpoints."
     )
     final: Literal["last", "best"] = Field("last", description="Which weights become model_weights.pth.")
     pretrained: bool | None = Field(
         None,
         description="At the end, also a folder that from_pretrained loads; null: where the model can be loaded so.",
     )
-    on_failure: Literal["stop", "warn"] = Field("stop", description="What becomes of the run when a save fails.")
+    on_failure: Literal["stop", "warn"] = Field("stop", description="What happens to the run when a save fails.")
 
 
 class Track(BaseModel):
@@ -501,11 +505,11 @@ class Launch(Section):
         description="How long a rank may make no progress before the stacks of all are written down; null: never, on "
         "several GPUs four fifths of device.timeout.",
     )
-    on_stall: Literal["warn", "stop"] = Field("warn", description="What becomes of the run then.")
+    on_stall: Literal["warn", "stop"] = Field("warn", description="What happens to the run then.")
 
 
 class Slurm(BaseModel):
-    """What the job asks for; options of sbatch that ask for something may stand here too, by their full names."""
+    """What the job asks for; options of sbatch that ask for something are allowed too, by their full names."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="allow")
     partition: str | None = Field(None, description="The queue.")
@@ -518,7 +522,7 @@ class Slurm(BaseModel):
     mem: str | None = Field(None, description="Memory of a node, as in 64G.")
     max_requeues: Annotated[int, Field(ge=0)] = Field(20, description="How often the job queues itself again.")
     signal: Time = Field(
-        Duration(120, "seconds", "2 minutes"), description="How long before the limit to save and leave."
+        Duration(120, "seconds", "2 minutes"), description="How long before the limit to save and end."
     )
     __pydantic_extra__: dict[str, str | int | float | bool]
 
@@ -542,7 +546,7 @@ class Sweep(Section):
     lag: Annotated[int, Field(ge=0)] | None = Field(
         None, description="How many trials before it a proposal does not wait for; null: two a slot; 0: waits for none."
     )
-    eta: Annotated[int, Field(gt=1)] = Field(2, description="Of halving: one in so many goes on at each rung.")
+    eta: Annotated[int, Field(gt=1)] = Field(2, description="Of halving: one in so many is promoted at each rung.")
     first_rung: Length | None = Field(None, description="Of halving: where trials are first compared; null: 25%.")
     budget: Time | None = Field(None, description="How long the sweep may take; null: until its trials are done.")
     keep: Literal["best", "all"] = Field("best", description="Whose weights stay: the best trial's, or all.")
@@ -564,16 +568,24 @@ class Recipe(Section):
         None, description="Another recipe that this one changes, or several, of which later ones win."
     )
     define: dict[str, Any] = Field(default_factory=dict, description="Values and components under free names.")
-    data: Data = Field(description="1: data")
+    data: Data = Field(description="Phase 1: what is read, and how it is cut into batches.")
     batch: Batch = Field(default_factory=lambda: Batch(), description="Which parts of a batch go where.")
-    device: Device = Field(default_factory=lambda: Device(), description="2: device")
-    model: AModel = Field(description="3: model")
-    loss: Loss = Field(None, description="4: loss; 'model' where the model returns its own.")
-    optimizer: OneOrNamed = Field(description="4: optimizer, or several by name, each with its _params_")
-    scheduler: OneOrNamed | None = Field(None, description="4: learning-rate schedule, or several by optimizer")
-    train: Train = Field(description="5: training")
-    evaluate: Evaluate = Field(default_factory=lambda: Evaluate(), description="6: evaluation")
-    save: Save = Field(default_factory=lambda: Save(), description="7: saving")
+    device: Device = Field(
+        default_factory=lambda: Device(), description="Phase 2: where it runs, and in which precision."
+    )
+    model: AModel = Field(description="Phase 3: the model, any torch.nn.Module.")
+    loss: Loss = Field(None, description="Phase 4: the loss; 'model' where the model returns its own.")
+    optimizer: OneOrNamed = Field(description="Phase 4: the optimizer, or several by name, each with its _params_.")
+    scheduler: OneOrNamed | None = Field(
+        None, description="Phase 4: the learning-rate schedule, or several by optimizer."
+    )
+    train: Train = Field(description="Phase 5: how long, and what surrounds a step.")
+    evaluate: Evaluate = Field(
+        default_factory=lambda: Evaluate(), description="Phase 6: when, on what, and by which measures."
+    )
+    save: Save = Field(
+        default_factory=lambda: Save(), description="Phase 7: checkpoints to resume from, and the final weights."
+    )
     track: Track = Field(default_factory=lambda: Track(), description="Where numbers go.")
     launch: Launch = Field(default_factory=lambda: Launch(), description="How many processes.")
     slurm: Slurm = Field(default_factory=lambda: Slurm(), description="What a SLURM job asks for.")
