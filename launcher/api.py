@@ -18,6 +18,7 @@ from launcher import run as phases
 from launcher.checkpoints.saved_run import Saved, find_saved
 from launcher.checkpoints.weights import read_weights
 from launcher.errors import Problem, RecipeError
+from launcher.model.build import Model
 from launcher.recipe.directory import taken
 from launcher.recipe.load import load_recipe
 from launcher.recipe.schema import Recipe
@@ -278,7 +279,7 @@ def _refuse_processes(recipe: Recipe, world: World) -> None:
         raise RecipeError([Problem(str(place), "launch.processes", problem)])
 
 
-def _left_by(folder: Path, model: nn.Module) -> phases.Result:
+def _left_by(folder: Path, model: Model) -> phases.Result:
     """The result of a finished run, with its weights in the model."""
     model.load_state_dict(read_weights(folder / WEIGHTS_FILE))
     scores: list[Line] = []
@@ -286,4 +287,4 @@ def _left_by(folder: Path, model: nn.Module) -> phases.Result:
         lines = list(read_evaluations(folder / METRICS_FILE, split))
         last = [line for line in lines if line["step"] == lines[-1]["step"]]
         scores += [{key: value for key, value in line.items() if key != "time"} for line in last]
-    return phases.Result(folder, "finished", read_json(folder / STATUS_FILE)["step"], scores, model)
+    return phases.Result(folder, "finished", read_json(folder / STATUS_FILE)["step"], scores, model.bare)

@@ -33,6 +33,7 @@ from launcher.evaluation.best import BestTracker, deciding_set, value_of
 from launcher.evaluation.evaluate import evaluate
 from launcher.evaluation.evaluation import metrics_of
 from launcher.evaluation.modes import evaluating, start_training
+from launcher.model.adapt import built_anew
 from launcher.model.recompute import never_called, recomputed_in
 from launcher.objective.loss import INDEPENDENT
 from launcher.objective.schedule import Schedule, Schedules
@@ -385,7 +386,7 @@ def _rehearse_checkpoint(recipe: Recipe, builder: Builder, train_state: TrainSta
     contents = Contents(train_state, {}, "", BestTracker(None))
     before, proof = (
         contents.capture(1).copied(),
-        Proof(contents.optimizer, train_state.shapes, partial(builder.build_another, recipe.model)),
+        Proof(contents.optimizer, train_state.shapes, partial(built_anew, builder, recipe.model)),
     )
     with _stage(recipe, ("optimizer",), ""):
         proof.before(before)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from launcher.checkpoints.saved_run import Saved
+from launcher.checkpoints.saved_run import Saved, fill
 from launcher.data.load import EvaluationLoader, Part, evaluation_parts, load_evaluation
 from launcher.data.same_data import agree_on
 from launcher.data.seeds import seed_everything
@@ -101,7 +101,7 @@ def opened(
         if None in objective.readings.values():
             take_up(objective, saved.readings())
         objective.to(device.torch_device)
-        _fill(model.bare, saved)
+        fill(model, saved)
         yield Opened(recipe, model, objective, device, _average(model.bare, saved), sets, builder)
 
 
@@ -124,14 +124,6 @@ def _average(model: nn.Module, saved: Saved) -> Average | None:
     average = Average(model, rule)  # which is never updated
     average.load_state_dict({"parameters": averaged, "updates": 1})
     return average
-
-
-def _fill(model: nn.Module, saved: Saved) -> None:
-    try:
-        model.load_state_dict(saved.weights())
-    except RuntimeError as error:
-        words = " ".join(str(error).split())
-        raise UsageError(f"{saved.label} does not fit the recipe's model: {words[:300]}") from error
 
 
 def _fill_losses(objective: Objective, saved: Saved) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from launcher.data.seeds import seed_everything
 from launcher.device import lazy_compiler
 from launcher.device.device import Device
+from launcher.model.adapt import Base, Built, built, load_own, own_state
 from launcher.model.bfloat16 import hold_in_bfloat16
 from launcher.model.compiled import compile_blocks, compiled_in, keep_compiled
 from launcher.model.recompute import recompute
@@ -33,15 +34,25 @@ class Model:
         bare: The module as its class made it: what is evaluated and saved.
         wrapped: What training calls: `bare` under DDP, autocast and compilation, as the run needs.
         notes: What was chosen by the program, for the plan.
+        base: What of an adapted model is neither trained nor saved.
     """
 
     bare: nn.Module
     wrapped: nn.Module
     notes: tuple[str, ...] = ()
+    base: Base | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The unwrapped weights: no `module.`, no `_orig_mod.`."""
-        return dict(self.bare.state_dict())
+        """The unwrapped weights, without a frozen base: no `module.`, no `_orig_mod.`."""
+        return own_state(self.bare, self.base)
+
+    def load_state_dict(self, weights: Mapping[str, Any]) -> None:
+        """Takes up what was saved; the base may be missing there.
+
+        Raises:
+            RuntimeError: It is of another model.
+        """
+        load_own(self.bare, self.base, weights)
 
     def describe(self) -> str:
         """Class, parameters and their size, for the plan."""
@@ -60,7 +71,7 @@ def build_model(
     device: Device,
     *,
     seed: int,
-    fill: Callable[[nn.Module], str] | None = None,
+    fill: Callable[[Built], str] | None = None,
     freeze: Callable[[nn.Module], None] = lambda module: None,
     shares: bool = True,
 ) -> Model:
@@ -80,23 +91,23 @@ def build_model(
         RecipeError: What came out is not a module, or has nothing to train.
     """
     seed_everything(seed)
-    bare = builder.build(component)
-    if not isinstance(bare, nn.Module):
-        kind = type(bare).__name__
-        raise builder.wrong("model", f"{component.target} gave a {kind}, not a torch.nn.Module")
+    made = built(builder, component)
+    bare: Any = made.module  # of which torch's stubs do not know all that it takes
     if any(is_lazy(parameter) for parameter in bare.parameters()):
         message = "has lazy modules, whose sizes nobody knows yet: give them sizes, or pass a batch through it once"
         raise builder.wrong("model", message)
     freeze(bare)
     if not any(parameter.requires_grad for parameter in bare.parameters()):
         raise builder.wrong("model", "no parameter requires a gradient: there is nothing to train")
-    notes = [fill(bare)] if fill is not None else []
+    notes = [fill(made)] if fill is not None else []
+    if made.base is not None:
+        notes.append(f"_adapt_: checkpoints hold {len(made.state_dict())} tensors; the base is read anew at each start")
     if section.sync_batchnorm:
         bare = nn.SyncBatchNorm.convert_sync_batchnorm(bare)
     if section.channels_last:
         bare = bare.to(memory_format=torch.channels_last)
     notes += _changed(builder, bare, section, component, device)
-    return Model(bare, wrap(bare, device, section, shares=shares), tuple(notes))
+    return Model(bare, wrap(bare, device, section, shares=shares), tuple(notes), made.base)
 
 
 def _changed(

@@ -90,6 +90,7 @@ EXAMPLES: Mapping[str, str] = {
     "save.average_last": "3",
     "save.background": "false",
     "save.final": "best",
+    "save.pretrained": "false",
     "save.on_failure": "warn",
     "track.every": "50 steps",
     "launch.processes": "2",

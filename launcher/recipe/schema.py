@@ -459,6 +459,10 @@ class Save(Section):
         None, description="At the end, also the mean of the weights of the last so many checkpoints."
     )
     final: Literal["last", "best"] = Field("last", description="Which weights become model_weights.pth.")
+    pretrained: bool | None = Field(
+        None,
+        description="At the end, also a folder that from_pretrained loads; null: where the model can be loaded so.",
+    )
     on_failure: Literal["stop", "warn"] = Field("stop", description="What becomes of the run when a save fails.")
 
 

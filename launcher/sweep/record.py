@@ -51,9 +51,12 @@ class Settings:
         trials: How many runs, all seeds counted; more may be asked for later, see `Record.budgets`.
         seeds: The recipe's seed of each repeat; empty where points are not repeated.
         metric: What is compared.
-        rungs: Steps at which trials are compared, the last of them a run's length; empty: all go to their end.
+        rungs: Where trials are compared, in per cent of a run's length, the last 100; empty: all go to their end.
         eta: Of a rung, one in so many goes on.
         processes: Of each trial.
+        cpu: Whether trials stay on the CPU though there may be a GPU.
+        how: Overrides that say how a trial is run, and not what it learns: threads of a process, checkpoints kept.
+        budget: Seconds of training that all trials together may take; None is no limit.
         keep: `best`: only the best trial's weights stay; `all`.
         created: When, in unix time.
     """
@@ -69,13 +72,16 @@ class Settings:
     lag: int
     seed: int = 0
     seeds: tuple[int, ...] = ()
-    rungs: tuple[int, ...] = ()
+    rungs: tuple[float, ...] = ()
     eta: int = 2
     remove: tuple[str, ...] = ()
     allow: tuple[str, ...] = ()
     directory: str = ""
     processes: int = 1
+    cpu: bool = False
+    how: tuple[str, ...] = ()
     keep: str = "best"
+    budget: float | None = None
     created: float = field(default_factory=time.time)
 
     @property

@@ -64,7 +64,7 @@ def _weights_of(state: TrainState, session: Session, step: int | None) -> Iterat
 
     Rank 0 reads them, and tells them to the other ranks where these evaluate too.
     """
-    coordinator, bare, average = state.device.coordinator, state.model.bare, state.average
+    coordinator, model, average = state.device.coordinator, state.model, state.average
     checkpoint = _best_checkpoint(session, step) if coordinator.rank == 0 else None
     if not coordinator.from_first(lambda: checkpoint is not None):
         yield None
@@ -72,10 +72,10 @@ def _weights_of(state: TrainState, session: Session, step: int | None) -> Iterat
     parts: dict[str, Part] = {**state.objective.stateful, **({"average": average} if average else {})}
 
     def now() -> Any:
-        return bare.state_dict(), {name: part.state_dict() for name, part in parts.items()}
+        return model.state_dict(), {name: part.state_dict() for name, part in parts.items()}
 
     def put(weights: Mapping[str, Any], states: Mapping[str, Any]) -> None:
-        bare.load_state_dict(weights)
+        model.load_state_dict(weights)
         for name, part in parts.items():
             part.load_state_dict(states[name])
 
@@ -100,6 +100,17 @@ def _best_checkpoint(session: Session, step: int | None) -> Checkpoint | None:
     except checkpoints.DamagedError as error:
         session.tracking.warn(f"the best checkpoint cannot be used ({error}); the last weights are")
         return None
+
+
+def _save_pretrained(session: Session, weights: Mapping[str, Any]) -> None:
+    """The folder that `from_pretrained` loads: the weights are saved already, so a fault of it ends no run."""
+    if session.pretrained is None:
+        return
+    try:
+        session.tracking.message(session.pretrained.write(weights))
+    except Exception as error:  # of somebody's model, a full disk, or another output
+        words = " ".join(str(error).split())[:300]
+        session.tracking.warn(f"pretrained/: not saved: {type(error).__name__}: {words}; {runs.WEIGHTS_FILE} is")
 
 
 def _mean_of_last(session: Session, count: int) -> dict[str, Any]:
@@ -138,6 +149,7 @@ def save_at_end(state: TrainState, session: Session, outcome: str, step: int) ->
             made = best.step if best else step
             weights = best.evaluated() if best else (evaluated_weights(state) or state.model.state_dict())
             save_weights(session.folder / runs.WEIGHTS_FILE, weights)
+            _save_pretrained(session, weights)
             if state.average is not None:
                 average = best.training()["average"] if best else state.average.state_dict()
                 file = runs.AVERAGED_FILES[state.average.kind]

@@ -13,7 +13,7 @@ import schedulefree
 import sets
 from torch import Tensor, nn
 
-from tests.brought.case import case
+from tests.brought.case import case, written
 
 # ---------------------------------------------------------------------- adapters
 
@@ -22,6 +22,20 @@ case("loralib, the base trained too", model=partial(packaged.loralib_linear, onl
 case("loralib, an embedding", model=packaged.loralib_embedding, data=sets.Tokens)
 for kind in ("lora", "dora", "ia3", "saved"):
     case(f"peft: {kind}", model=partial(packaged.peft_model, kind=kind), heavy=True)
+
+for name, settings in (
+    ("a low-rank adapter", {"init_lora_weights": "gaussian"}),
+    ("weights decomposed", {"use_dora": True}),
+    ("a layer trained beside", {"modules_to_save": ["2"]}),
+):
+    adapter = ", ".join(["_target_: peft.LoraConfig, r: 2, target_modules: ['0']", written(settings)[1:-1]])
+    case(
+        f"peft, in the recipe: {name}",
+        f"model={{_target_: 'packaged.py:plain', _adapt_: {{{adapter}}}}}",
+        model=partial(packaged.adapted, **settings),
+        adapted=True,
+        heavy=True,
+    )
 
 # ---------------------------------------------------------------------- optimizers
 

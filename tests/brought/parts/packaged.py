@@ -47,6 +47,20 @@ class Mean(nn.Module):
 
 
 @made
+def plain() -> nn.Module:
+    """What adapters are put around."""
+    return nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+
+
+@makes
+def adapted(**settings: Any) -> nn.Module:
+    """A net with an adapter, as its author writes it."""
+    import peft
+
+    return peft.get_peft_model(plain(), peft.LoraConfig(r=2, target_modules=["0"], **settings))
+
+
+@made
 def peft_model(kind: str = "lora") -> nn.Module:
     """A net with adapters around its first layer."""
     import peft
@@ -57,8 +71,7 @@ def peft_model(kind: str = "lora") -> nn.Module:
         "ia3": lambda: peft.IA3Config(target_modules=["0"], feedforward_modules=[]),
         "saved": lambda: peft.LoraConfig(r=2, target_modules=["0"], modules_to_save=["2"]),
     }
-    net = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1)).double()
-    return peft.get_peft_model(net, configs[kind]())  # type: ignore[no-any-return]
+    return peft.get_peft_model(plain(), configs[kind]())  # type: ignore[no-any-return]
 
 
 # ---------------------------------------------------------------------- graphs
