@@ -23,6 +23,7 @@ html_theme = "furo"
 html_title = f"launcher {__version__}"
 html_show_sphinx = False
 
+myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 4  # the anchors that GitHub gives a page's headings, so that links work in both places
 suppress_warnings = ["misc.highlighting_failure"]  # excerpts of recipes with an ellipsis
 

@@ -93,7 +93,7 @@ def rehearse(recipe: Recipe, builder: Builder, world: World, say: Say, *, on_gpu
         LauncherError: What the run would end with, and what it would end with later.
     """
     if on_gpu and use_cpu(World(), cpu=False):
-        raise UsageError("--gpu: torch sees no GPU on this machine; leave --gpu away to rehearse on the CPU")
+        raise UsageError("--gpu: torch sees no GPU on this machine; omit --gpu to rehearse on the CPU")
     seed_everything(recipe.seed)
     with warnings.catch_warnings(), _stage(recipe, ("data",), "opening the data"):
         warnings.simplefilter("ignore")

@@ -62,7 +62,7 @@ def _add_saved(
     command.add_argument(
         "path", metavar="RUN|CHECKPOINT|WEIGHTS", help=f"a checkpoint, a .pth file, or a run: {RUN_NAMES}"
     )
-    command.add_argument("overrides", nargs="*", metavar=words, help=about_words)
+    command.add_argument("overrides", nargs="*", default=[], metavar=words, help=about_words)
     command.add_argument("--recipe", metavar="FILE", help="in place of the run's; for a file outside of a run")
     command.add_argument("--remove", action="append", default=[], metavar="KEY", help="take a key out of the recipe")
     command.add_argument(

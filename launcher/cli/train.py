@@ -60,7 +60,7 @@ def add(commands: Commands) -> None:
         description="Go on with a run: the command that started it, from its newest checkpoint.",
     )
     resume.add_argument("run_dir", metavar="RUN", help=RUN_NAMES)
-    resume.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="further changes to the recipe")
+    resume.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help="further changes to the recipe")
     resume.add_argument(
         "--from",
         dest="start",
@@ -137,7 +137,7 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     if not world.is_launched:
         release()  # nothing has begun, and nobody would hear that it is to be continued
     if options.one_batch and (options.processes or 1) > 1:
-        raise UsageError(f"--processes {options.processes}: --one-batch needs one process; leave --processes away")
+        raise UsageError(f"--processes {options.processes}: --one-batch needs one process; omit --processes")
     recipe = None
     if not (world.is_launched or options.one_batch):
         recipe = read_recipe(options)
@@ -232,8 +232,8 @@ def _train_as_rank(recipe: Recipe | None, options: argparse.Namespace, arguments
         flag = unwanted[0].replace("_", "-")
         if unwanted != ["processes"] or options.processes != world.size:
             raise UsageError(
-                f"--{flag} {getattr(options, unwanted[0])}: {world.started_by} has started {world.size}; leave "
-                f"--{flag} away, or start with `launcher train` alone"
+                f"--{flag} {getattr(options, unwanted[0])}: {world.started_by} has started {world.size}; omit "
+                f"--{flag}, or start with `launcher train` alone"
             )
     if recipe is None:
         recipe = read_recipe(options)

@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from launcher.recipe.component import Component
-from launcher.recipe.duration import Duration, Unit
+from launcher.recipe.duration import Duration, Unit, duration_pattern
 from launcher.recipe.places import Path
 from launcher.recipe.sbatch import SBATCH_OPTIONS, SLURM_TIME
 from launcher.recipe.tree import Document
@@ -115,10 +115,10 @@ def _one_or_named(value: Any) -> Any:
 COMPONENT_SCHEMA = {
     "type": "object",
     "properties": {
-        "_target_": {"type": "string", "description": "AdamW, torch.nn.Linear, my_model.py:Net"},
+        "_target_": {"type": "string", "description": "What is called: AdamW, torch.nn.Linear, my_model.py:Net."},
         "_args_": {"type": "array", "description": "Positional arguments."},
         "_partial_": {"type": "boolean", "description": "Hand over the callable with these arguments."},
-        "_ref_": {"type": "string", "description": "The thing itself, not called: torch.float32, my_task.py:function"},
+        "_ref_": {"type": "string", "description": "The thing itself, not called: torch.float32, my_task.py:function."},
     },
     "not": {"required": ["_target_", "_ref_"]},
 }
@@ -188,7 +188,8 @@ Loss = Annotated[
 
 
 def _length(*units: Unit, example: str) -> tuple[BeforeValidator, WithJsonSchema]:
-    words = {"type": "string", "description": f"Words such as {example}."}
+    about = f"Words such as {example}."
+    words = {"type": "string", "pattern": duration_pattern(*units), "description": about, "patternErrorMessage": about}
     return BeforeValidator(_duration(*units, example=example)), _written(words)
 
 
@@ -206,7 +207,7 @@ Positive = Annotated[int, Field(gt=0)]
 
 
 class Data(Section):
-    """1: what is read, and how it is cut into batches."""
+    """Phase 1, data: what is read, and how it is cut into batches."""
 
     train: AComponent = Field(description="The training data set.")
     validation: EvaluationSet = Field(None, description="One data set, several by name, or '10% of train'.")
@@ -263,7 +264,7 @@ def _input(value: Any) -> Any:
     return value
 
 
-_PART_SCHEMA = {"type": ["integer", "string"], "description": "A position, a key, or a path: x.left"}
+_PART_SCHEMA = {"type": ["integer", "string"], "description": "A position, a key, or a path such as x.left."}
 _CONSTANT_SCHEMA = {
     "anyOf": [
         {"type": ["null", "boolean"], "description": "A constant."},
@@ -317,7 +318,7 @@ class Ddp(Section):
 
 
 class Device(Section):
-    """2: where it runs, and in which precision."""
+    """Phase 2, device: where it runs, and in which precision."""
 
     precision: Literal["no", "bf16", "fp16", "bf16-true"] = Field(
         "no", description="Automatic mixed precision; bf16-true: the parameters themselves are bfloat16."
@@ -329,8 +330,8 @@ class Device(Section):
     deterministic: bool = Field(False, description="Deterministic algorithms only, also on a GPU.")
     compile: bool | Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = Field(
         False,
-        description="torch.compile the model's repeated blocks, or all of it where there are none, in its default mode "
-        "or the one named.",
+        description="Compile the model's repeated blocks with torch.compile, or all of it where there are none, in its "
+        "default mode or the one named.",
     )
     recompute: bool | Annotated[list[str], Field(min_length=1)] = Field(
         False,
@@ -372,7 +373,7 @@ FrozenFor = Annotated[
 
 
 class Train(Section):
-    """5: how long, and what surrounds a step."""
+    """Phase 5, training: how long, and what surrounds a step."""
 
     epochs: Positive | None = Field(None, description="Length of the run in passes over the data.")
     steps: Positive | None = Field(None, description="Length of the run in optimizer steps.")
@@ -430,14 +431,16 @@ class EarlyStop(Section):
 
 
 class Evaluate(Section):
-    """6: when, on what, and by which measures."""
+    """Phase 6, evaluation: when, on what, and by which measures."""
 
     every: Period = Field(Duration(1, "epochs", "1 epoch"), description="How often; always at the end too.")
     first: bool = Field(False, description="Also before the first step.")
     limit: Batches | None = Field(None, description="At most so much of each set, as in '50 batches'.")
     batch_size: Positive | None = Field(None, description="Samples of one forward pass; null: the micro-batch.")
     ranks: Literal["first", "all"] = Field("first", description="Who evaluates: rank 0, or all with a share each.")
-    metrics: dict[str, AComponent] = Field(default_factory=dict, description="torchmetrics by a name of your own.")
+    metrics: dict[str, AComponent] = Field(
+        default_factory=dict, description="Metrics of torchmetrics, or functions of yours, each by a name of your own."
+    )
     best: Best | None = Field(None, description="Which evaluation was the best.")
     early_stop: EarlyStop | None = Field(None, description="Stop when the best does not improve.")
     after: AFunction | None = Field(
@@ -448,7 +451,7 @@ class Evaluate(Section):
 
 
 class Save(Section):
-    """7: checkpoints to resume from, and the final weights."""
+    """Phase 7, saving: checkpoints to resume from, and the final weights."""
 
     every: Period = Field(Duration(900, "seconds", "15 minutes"), description="How often; always at the end too.")
     keep: Positive = Field(3, description="How many checkpoints, besides the best.")
@@ -564,16 +567,24 @@ class Recipe(Section):
         None, description="Another recipe that this one changes, or several, of which later ones win."
     )
     define: dict[str, Any] = Field(default_factory=dict, description="Values and components under free names.")
-    data: Data = Field(description="1: data")
+    data: Data = Field(description="Phase 1: what is read, and how it is cut into batches.")
     batch: Batch = Field(default_factory=lambda: Batch(), description="Which parts of a batch go where.")
-    device: Device = Field(default_factory=lambda: Device(), description="2: device")
-    model: AModel = Field(description="3: model")
-    loss: Loss = Field(None, description="4: loss; 'model' where the model returns its own.")
-    optimizer: OneOrNamed = Field(description="4: optimizer, or several by name, each with its _params_")
-    scheduler: OneOrNamed | None = Field(None, description="4: learning-rate schedule, or several by optimizer")
-    train: Train = Field(description="5: training")
-    evaluate: Evaluate = Field(default_factory=lambda: Evaluate(), description="6: evaluation")
-    save: Save = Field(default_factory=lambda: Save(), description="7: saving")
+    device: Device = Field(
+        default_factory=lambda: Device(), description="Phase 2: where it runs, and in which precision."
+    )
+    model: AModel = Field(description="Phase 3: the model, any torch.nn.Module.")
+    loss: Loss = Field(None, description="Phase 4: the loss; 'model' where the model returns its own.")
+    optimizer: OneOrNamed = Field(description="Phase 4: the optimizer, or several by name, each with its _params_.")
+    scheduler: OneOrNamed | None = Field(
+        None, description="Phase 4: the learning-rate schedule, or several by optimizer."
+    )
+    train: Train = Field(description="Phase 5: how long, and what surrounds a step.")
+    evaluate: Evaluate = Field(
+        default_factory=lambda: Evaluate(), description="Phase 6: when, on what, and by which measures."
+    )
+    save: Save = Field(
+        default_factory=lambda: Save(), description="Phase 7: checkpoints to resume from, and the final weights."
+    )
     track: Track = Field(default_factory=lambda: Track(), description="Where numbers go.")
     launch: Launch = Field(default_factory=lambda: Launch(), description="How many processes.")
     slurm: Slurm = Field(default_factory=lambda: Slurm(), description="What a SLURM job asks for.")
