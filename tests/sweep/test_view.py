@@ -162,17 +162,6 @@ def test_runs_shows_a_sweep_the_best_first(tmp_path: Path, capsys: pytest.Captur
     shown = capsys.readouterr().out.splitlines()
     assert "halving, 8 trials: 2 finished, 6 paused" in shown[0]
     assert " ".join(shown[3].split()) == "TRIAL lr width optimizer momentum LOSS RUNG STATE STEP LEFT"
-        "TRIAL",
-        "lr",
-        "width",
-        "optimizer",
-        "momentum",
-        "LOSS",
-        "RUNG",
-        "STATE",
-        "STEP",
-        "LEFT",
-    ]
     best = ranked(record)[0]
     assert shown[4].split()[:2] == ["1", f"{best.trials[0].number:04}"]
     assert main(["runs", str(record.folder), "--json"]) == 0
@@ -236,7 +225,7 @@ def test_the_table_is_searched_and_sorted_and_lines_are_filtered(tmp_path: Path,
     x, top, height = (tab.run(f"{place}.{part}") for part in ("x", "y", "height"))
     tab.run("window.scrollTo(0, 0)")
     for kind, y in (
-        ("mousePressed", top - 5 + height),
+        ("mousePressed", top + height - 0.5),
         ("mouseMoved", top + height * 0.6),
         ("mouseReleased", top + height * 0.6),
     ):
@@ -244,7 +233,7 @@ def test_the_table_is_searched_and_sorted_and_lines_are_filtered(tmp_path: Path,
             "Input.dispatchMouseEvent",
             type=kind,
             x=x + 9,
-            y=min(y, top + height - 1),
+            y=y,
             button="left",
             buttons=1,
             clickCount=1,
