@@ -48,6 +48,8 @@ class OverSet(torchmetrics.Metric):
         """Keeps a batch."""
         if len(parts) != len(self.part_names):
             raise ValueError(f"{len(parts)} outputs and targets, and not {len(self.part_names)}; name them in 'batch'")
+        if other := next((type(part).__name__ for part in parts if not isinstance(part, torch.Tensor)), None):
+            raise TypeError(f"a function of your own gets tensors, not a {other}; write a torchmetrics.Metric")
         for name, part in zip(self.part_names, parts, strict=True):
             getattr(self, name).append(part.detach().to("cpu", non_blocking=True))
         if parts:

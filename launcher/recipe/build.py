@@ -123,6 +123,12 @@ class Builder:
         other.__dict__.pop("_root_paths", None)
         return other
 
+    def keeping(self, section: str) -> Builder:
+        """Another that has built nothing yet but what stands in one section: for things that are thrown away."""
+        other = self.another()
+        other._built = {path: built for path, built in self._built.items() if path[:1] == (section,)}
+        return other
+
     @property
     def folder(self) -> Path:
         """Where the recipe lies: its relative paths begin there."""

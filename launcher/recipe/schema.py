@@ -162,9 +162,11 @@ TestSet = Annotated[
 Collate = Annotated[
     Component | dict[str, Component] | None,
     BeforeValidator(_collate),
+    _ByName(),
     _written(
         COMPONENT_SCHEMA,
         {"type": "object", "properties": dict.fromkeys(COLLATED, COMPONENT_SCHEMA), "additionalProperties": False},
+        _TEXT,
         _NULL,
     ),
 ]
@@ -438,7 +440,7 @@ class Evaluate(Section):
     limit: Batches | None = Field(None, description="At most so much of each set, as in '50 batches'.")
     batch_size: Positive | None = Field(None, description="Samples of one forward pass; null: the micro-batch.")
     ranks: Literal["first", "all"] = Field("first", description="Who evaluates: rank 0, or all with a share each.")
-    metrics: dict[str, AComponent] = Field(
+    metrics: dict[str, AFunction] = Field(
         default_factory=dict, description="Metrics of torchmetrics, or functions of yours, each by a name of your own."
     )
     best: Best | None = Field(None, description="Which evaluation was the best.")
