@@ -51,7 +51,7 @@ class Settings:
         trials: How many runs, all seeds counted; more may be asked for later, see `Record.budgets`.
         seeds: The recipe's seed of each repeat; empty where points are not repeated.
         metric: What is compared.
-        rungs: Where trials are compared, in per cent of a run's length, the last 100; empty: all go to their end.
+        rungs: Steps at which trials are compared, the last of them a run's length; empty: all go to their end.
         eta: Of a rung, one in so many goes on.
         processes: Of each trial.
         cpu: Whether trials stay on the CPU though there may be a GPU.
@@ -72,7 +72,7 @@ class Settings:
     lag: int
     seed: int = 0
     seeds: tuple[int, ...] = ()
-    rungs: tuple[float, ...] = ()
+    rungs: tuple[int, ...] = ()
     eta: int = 2
     remove: tuple[str, ...] = ()
     allow: tuple[str, ...] = ()

@@ -9,6 +9,7 @@ import pytest
 from places import ROOT
 
 from launcher.errors import EXIT_USAGE, LauncherError, RecipeError
+from launcher.recipe.build import Builder
 from launcher.recipe.load import load_recipe
 from launcher.sweep.plan import Length, Sources, check_space, locate, settle
 from launcher.sweep.ranges import RangeError, read_range
@@ -238,3 +239,29 @@ def test_a_range_over_many_orders_is_asked_about() -> None:
     (question,) = read_space(RECIPE, ["optimizer.lr=1e-5..1e-1"]).questions
     assert question.endswith("did you mean 1e-5..0.1:log?")
     assert not read_space(RECIPE, ["optimizer.lr=1e-5..1e-1:log", "model.dropout=0.0..0.9"]).questions
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "optimizer.lr=1e-4..1e-2:log",
+        "optimizer.lr=1e-3,1e-2",
+        "train.epochs=1..5",
+        "train.epochs=1,2",
+        "train.epochs=1|2",
+        "data.shuffle=true,false",
+        "device.precision=bf16,fp16",
+        "evaluate.every=1 epoch,2 epochs",
+        "model.hidden=[64],[256,256]",
+        "optimizer={_target_: AdamW, lr: 1e-3},{_target_: SGD, lr: 0.1}",
+    ],
+)
+def test_elsewhere_a_space_is_told_where_it_is_read(word: str) -> None:
+    with pytest.raises(RecipeError, match="launcher sweep") as caught:
+        Builder(load_recipe(RECIPE, [word])).check()
+    assert len(caught.value.problems) == 1
+
+
+@pytest.mark.parametrize("word", ["name=a.b", "define.x='1..2'", "define.y=8,32", "define.z=../data"])
+def test_elsewhere_a_text_may_look_like_a_space(word: str) -> None:
+    load_recipe(RECIPE, [word])
