@@ -71,7 +71,7 @@ def evaluate(
         for done, (batch, data) in enumerate(with_copies(batches, device), start=1):
             evaluated = tally.add(model, batch, data, device)
             for metric in metrics:
-                metric.see(objective.layout, evaluated, is_first=done == 1)
+                metric.see(objective.layout, evaluated, model, is_first=done == 1)
             seen(evaluated.outputs, evaluated.targets, batch)
             heartbeat(done)
     return tally
