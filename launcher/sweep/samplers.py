@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from launcher.errors import UsageError
@@ -63,13 +63,6 @@ def tpe(space: Space, known: Sequence[Known], seed: int) -> dict[str, int | floa
             if parameter.exists_in(parameters):
                 parameters[parameter.name] = _decoded(parameter, _suggested(trial, parameter))
     return parameters
-
-
-def frozen_trials(space: Space, known: Sequence[Known]) -> list[Any]:
-    """Points as Optuna's own trials, for what else it can say of them."""
-    import optuna
-
-    return list(_told(optuna, space, known))
 
 
 def _told(optuna: Any, space: Space, known: Sequence[Known]) -> Any:
@@ -190,37 +183,3 @@ def _place(ranged: Sequence[Parameter], parameters: Parameters, size: int) -> li
     """Where a point lies within the ranges, each 0 to 1, and in the middle of those that only fill up."""
     place = [each.range.fraction(parameters[each.name]) for each in ranged if each.range is not None]
     return [*place, *[0.5] * (size - len(place))]
-
-
-# ---------------------------------------------------------------------- importances
-
-
-def importances(space: Space, known: Sequence[Known]) -> Mapping[str, float] | None:
-    """How much each key decides, by PED-ANOVA (Watanabe et al. 2023): it ranks them, and its shares add up to one.
-
-    Returns:
-        By the recipe's key, the most important first; None where Optuna is not there, or too little is known.
-    """
-    finished = [each for each in known if each.rank is not None and math.isfinite(each.rank)]
-    if not is_installed("optuna") or len(finished) < _FEWEST or len({each.rank for each in finished}) < 2:
-        return None
-    import optuna
-
-    with warnings.catch_warnings(), _Quiet(optuna):
-        warnings.simplefilter("ignore")
-        study = optuna.create_study()
-        study.add_trials(frozen_trials(space, finished))
-        always = [parameter for parameter in space.parameters if parameter.choice is None]
-        try:
-            shares = optuna.importance.get_param_importances(
-                study,
-                evaluator=optuna.importance.PedAnovaImportanceEvaluator(),
-                params=[parameter.name for parameter in always],
-            )
-        except (ValueError, RuntimeError):
-            return None
-    keys = {parameter.name: parameter.key for parameter in always}
-    return {keys[name]: share for name, share in sorted(shares.items(), key=lambda item: -item[1])}
-
-
-_FEWEST = 8  # finished points below which importances say nothing

@@ -164,6 +164,19 @@ class Space:
             values.update({hole.key: short_number(parameters[hole.name]) for hole in holes})
         return values
 
+    def numbers(self, parameters: Parameters) -> dict[str, Any]:
+        """The same as plain values: numbers are numbers, and an alternative what it is, or a component's name."""
+        values: dict[str, Any] = {}
+        for dimension in self.dimensions:
+            several = len(dimension.alternatives) > 1
+            alternative = dimension.alternatives[int(parameters[dimension.key]) if several else 0]
+            holes = list(dimension.holes(int(parameters[dimension.key]) if several else 0))
+            if several and not (len(holes) == 1 and holes[0].key == dimension.key):
+                value = plain(str(alternative))
+                values[dimension.key] = alternative.label if isinstance(value, dict | list) else value
+            values.update({hole.key: parameters[hole.name] for hole in holes})
+        return values
+
     @property
     def keys(self) -> list[str]:
         """The keys that `shown` may have, in order."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import json
 import math
 import random
 from collections.abc import Callable, Mapping
@@ -141,3 +142,35 @@ def outcome(record: Record) -> dict[str, object]:
     points = {number: trial.parameters for number, trial in sorted(record.trials.items())}
     failed = sorted(number for number, trial in record.trials.items() if trial.is_failed)
     return {"points": points, "members": members, "values": values, "failed": failed}
+
+
+def with_runs(record: Record, space: Space, curve: Curve, evaluations: int = 20) -> None:
+    """Gives each trial a folder with what a run leaves there: its recipe, its figures, how it stands."""
+    settings = record.settings
+    for number, trial in record.trials.items():
+        folder = record.folder_of(number)
+        folder.mkdir(parents=True, exist_ok=True)
+        total = settings.rungs[-1] if settings.rungs else 100
+        step = total if trial.is_over else max(trial.step, 1)
+        marks = [max(1, total * place // evaluations) for place in range(1, evaluations + 1)]
+        rows = [
+            _evaluation(settings.metric.key, at, curve(number, trial.parameters, -1), total)
+            for at in marks
+            if at <= step
+        ]
+        (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+        state = "running" if trial.taken is not None else "finished" if trial.result is not None else "preempted"
+        status = {"state": state, "step": step, "total_steps": total, "world": 1, "started": 0.0}
+        (folder / "status.json").write_text(json.dumps(status), encoding="utf-8")
+        point = None if number < settings.repeats else trial.parameters
+        values = [*space.overrides(point, settings.seed_of(number)), "train.steps=100"]
+        tree = "".join(
+            f"{key.replace('.', '_')}: {value}\n" for key, _, value in (word.partition("=") for word in values)
+        )
+        (folder / "resolved.yaml").write_text(f"name: faked\n{tree}", encoding="utf-8")
+
+
+def _evaluation(key: str, step: int, floor: float, total: int) -> dict[str, object]:
+    """One line of `metrics.jsonl`, of a curve that comes down to its floor."""
+    value = floor + (2.0 - floor) * math.exp(-4 * step / total)
+    return {"step": step, "epoch": step / 10, "split": "validation", key: round(value, 5), "time": 1.0 + step}

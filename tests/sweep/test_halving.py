@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,7 +35,7 @@ def curve(trial: int, parameters: Mapping[str, int | float] | None, rung: int) -
     """Curves that cross: each with a floor, a height and a speed of its own."""
     own = random.Random(f"{sorted((parameters or {}).items())}/{trial}")
     floor, height, speed = own.uniform(0.02, 0.5), own.uniform(0.5, 2.0), own.uniform(0.4, 1.2)
-    return float(floor + height * (1 + RUNGS[rung]) ** -speed)
+    return floor + height / math.pow(1 + RUNGS[rung], speed)
 
 
 @rounds("seed", plain=[0], long=range(1, 10))

@@ -102,5 +102,5 @@ def test_a_folder_that_is_no_sweeps_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other" / "file").touch()
     with pytest.raises(UsageError, match="holds file"):
         create(tmp_path / "other", settings())
-    with pytest.raises(UsageError, match="is no sweep's folder"):
+    with pytest.raises(UsageError, match="is not a sweep's folder"):
         Record(tmp_path / "other")

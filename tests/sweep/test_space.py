@@ -9,6 +9,7 @@ import pytest
 from places import ROOT
 
 from launcher.errors import EXIT_USAGE, LauncherError, RecipeError
+from launcher.recipe.build import Builder
 from launcher.recipe.load import load_recipe
 from launcher.sweep.plan import Length, Sources, check_space, locate, settle
 from launcher.sweep.ranges import RangeError, read_range
@@ -67,7 +68,7 @@ def test_a_text_stays_a_text(text: str) -> None:
         ("1..2:lgo", "write log, a step as in 1..2:2, or x2 for a factor"),
         ("1...2", "'.2' needs a digit before the point: 0.2"),
         (".5...7", "'.5' needs a digit before the point: 0.5"),
-        ("1_000..2_000", "'1_000' is no number of a recipe; it is 1000"),
+        ("1_000..2_000", "'1_000' is not a number of a recipe; it is 1000"),
         ("0x10..0x20", "'0x10' is written in digits here: 16"),
         ("..2", "one end is missing"),
         ("1..", "one end is missing"),
@@ -155,9 +156,9 @@ sweep:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["a=8,8.0"], "'8' and '8.0' are one value; leave one out"),
+        (["a=8,8.0"], "'8' and '8.0' are one value; omit one"),
         (["a=[1, 2],[1,2]"], "are one value"),
-        (["a=8,8..10"], "'8' lies within 8..10; leave it out"),
+        (["a=8,8..10"], "'8' is within 8..10; omit it"),
         (["a=2,"], "an alternative is missing behind '2'"),
         (["a=,2"], "an alternative is missing before the first comma"),
         (["a=1,,2"], "an alternative is missing behind '1'"),
@@ -204,7 +205,7 @@ def test_a_bad_space_is_a_line_with_its_place(words: list[str], message: str) ->
         (["data.workers=0..9", "seed=0..4"], {"trials": 12}, "each point is run with 5 seeds; write --trials 10 or 15"),
         (["data.workers=0,1"], {"metric": "validation/acuracy"}, "no validation set has it; did you mean 'accuracy'?"),
         (["data.workers=0,1"], {"metric": "test/accuracy"}, "'test' must not choose between trials"),
-        (["data.workers=0,1"], {"metric": "validation/accuracy:most"}, "is no metric"),
+        (["data.workers=0,1"], {"metric": "validation/accuracy:most"}, "is not a metric"),
         (["data.workers=0,1"], {"method": "cmaes"}, "varies ranges, and there is none"),
         (["train.epochs=1,2"], {"method": "halving"}, "train.epochs decides how many steps a run has"),
         (["data.global_batch_size=8,16"], {"method": "halving"}, "fix train.steps"),
@@ -238,3 +239,29 @@ def test_a_range_over_many_orders_is_asked_about() -> None:
     (question,) = read_space(RECIPE, ["optimizer.lr=1e-5..1e-1"]).questions
     assert question.endswith("did you mean 1e-5..0.1:log?")
     assert not read_space(RECIPE, ["optimizer.lr=1e-5..1e-1:log", "model.dropout=0.0..0.9"]).questions
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "optimizer.lr=1e-4..1e-2:log",
+        "optimizer.lr=1e-3,1e-2",
+        "train.epochs=1..5",
+        "train.epochs=1,2",
+        "train.epochs=1|2",
+        "data.shuffle=true,false",
+        "device.precision=bf16,fp16",
+        "evaluate.every=1 epoch,2 epochs",
+        "model.hidden=[64],[256,256]",
+        "optimizer={_target_: AdamW, lr: 1e-3},{_target_: SGD, lr: 0.1}",
+    ],
+)
+def test_elsewhere_a_space_is_told_where_it_is_read(word: str) -> None:
+    with pytest.raises(RecipeError, match="launcher sweep") as caught:
+        Builder(load_recipe(RECIPE, [word])).check()
+    assert len(caught.value.problems) == 1
+
+
+@pytest.mark.parametrize("word", ["name=a.b", "define.x='1..2'", "define.y=8,32", "define.z=../data"])
+def test_elsewhere_a_text_may_look_like_a_space(word: str) -> None:
+    load_recipe(RECIPE, [word])
