@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from launcher.data.seeds import seed_everything
 from launcher.device import lazy_compiler
 from launcher.device.device import Device
+from launcher.model.sharding import Sharding, UnfitError, class_of
 from launcher.recipe import schema
 from launcher.recipe.build import Builder
 from launcher.recipe.component import Component
@@ -30,11 +31,13 @@ class Model:
         bare: The module as its class made it: what is evaluated and saved.
         wrapped: What training calls: `bare` under DDP, autocast and compilation, as the run needs.
         notes: What was chosen by the program, for the plan.
+        sharding: How it is sharded, where it is.
     """
 
     bare: nn.Module
     wrapped: nn.Module
     notes: tuple[str, ...] = ()
+    sharding: Sharding | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """The unwrapped weights: no `module.`, no `_orig_mod.`."""
@@ -47,7 +50,8 @@ class Model:
         trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
         num_bytes = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
         frozen = f", {trained:,} of them trained" if trained != total else ""
-        return f"{type(self.bare).__name__}, {total:,} parameters{frozen}, {size(num_bytes)}"
+        shared = f"; {self.sharding.describe()}" if self.sharding is not None else ""
+        return f"{class_of(self.bare).__name__}, {total:,} parameters{frozen}, {size(num_bytes)}{shared}"
 
 
 def build_model(
@@ -92,7 +96,25 @@ def build_model(
         bare = nn.SyncBatchNorm.convert_sync_batchnorm(bare)
     if section.channels_last:
         bare = bare.to(memory_format=torch.channels_last)
-    return Model(bare, wrap(bare, device, section, shares=shares), tuple(notes))
+    if not is_asked(section, device):
+        return Model(bare, wrap(bare, device, section, shares=shares), tuple(notes))
+    sharding = Sharding(section, device)
+    try:
+        sharding.shard(bare)
+    except UnfitError as error:
+        raise builder.wrong("device.shard" if str(error).startswith("device.shard") else "model", str(error)) from error
+    return Model(bare, under_autocast(bare, device), tuple(notes), sharding)
+
+
+def is_asked(section: schema.Device, device: Device) -> bool:
+    """Whether the model is sharded: asked for, and there are several processes."""
+    return section.sharding != "none" and device.world.size > 1
+
+
+def under_autocast(module: nn.Module, device: Device) -> nn.Module:
+    """A sharded module, which is on its device, under autocast where the run has that; it stays what it is."""
+    prepared: nn.Module = device.accelerator.prepare_model(module, device_placement=False, evaluation_mode=True)
+    return prepared
 
 
 def wrap(module: nn.Module, device: Device, section: schema.Device, *, shares: bool = True) -> nn.Module:

@@ -15,6 +15,7 @@ import torch
 
 from launcher.checkpoints import format as checkpoints
 from launcher.checkpoints.saving import Saving
+from launcher.checkpoints.together import SavingTogether, Voices
 from launcher.data.sampler import describe_shares
 from launcher.device.device import Device
 from launcher.evaluation.after import After
@@ -75,7 +76,7 @@ def open_session(recipe: Recipe, builder: Builder, state: TrainState, options: O
             kept = _kept_readings(point)
             settle_losses(builder, state.objective, state.model.bare, state.data, coordinator, kept=kept)
         notes = [*point.notes, *(() if point.checkpoint else _dependences(recipe, builder, state))]
-        if world.size > 2:
+        if world.size > 2 and state.shards is None:
             # DDP settles the order of its buckets in its first backward; then a resumed run sums as this one
             warm_up(state, state.update.gradients if isinstance(state.update, Turns) else None)
         contents = Contents(
@@ -228,7 +229,8 @@ def _session(
         at=state.length.at,
         after=After(state.model.bare, state.objective, state.optimizer, folder, recipe.seed),
     )
-    saving = Saving(
+    saving = _saving(
+        state,
         section=recipe.save,
         folder=folder / "checkpoints",
         is_first=world.is_first,
@@ -252,6 +254,15 @@ def _session(
         seconds_before=contents.stopwatch.seconds_before,
         shown=shown,
     )
+
+
+def _saving(state: TrainState, **options: Any) -> Saving:
+    """What writes checkpoints: rank 0, or where the model is sharded all processes."""
+    if state.shards is None:
+        return Saving(**options)
+    world, coordinator = state.device.world, state.device.coordinator
+    voices = Voices(coordinator.store, world.rank, world.size, coordinator.timeout_seconds)
+    return SavingTogether(voices, state.shards.mesh.writes, **options)
 
 
 def _profiling(options: Options, folder: Path, device: Device, tracking: Tracking) -> NoProfiling:
