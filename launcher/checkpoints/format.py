@@ -398,9 +398,8 @@ def verify(folder: Path, *, is_hashed: bool = True) -> Checkpoint:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{folder.name}: its manifest cannot be read ({type(error).__name__}: {error})") from error
     is_sealed = sealed(manifest) == manifest
-    if version != (FORMAT_OF_ROWS if "rows" in manifest else FORMAT_VERSION) and (
-        is_sealed or "sha256" not in manifest
-    ):
+    known = FORMAT_OF_ROWS if "rows" in manifest else FORMAT_VERSION
+    if version != known and (is_sealed or "sha256" not in manifest):
         raise UsageError(
             f"{folder}: a checkpoint of format {version}; this program reads format {FORMAT_VERSION}: resume with the "
             "version that wrote it, or start a new run with its weights (train.start_from)"

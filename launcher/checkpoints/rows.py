@@ -1,6 +1,6 @@
 """7: saving. Tensors of which each process writes some rows: raw bytes, with an index in JSON; no pickle.
 
-Beside the files of every checkpoint stand `rows-00000.bin` of rank 0, `rows-00001.bin` of rank 1, and an index for each.
+Beside the files of every checkpoint stand `rows-00000.bin` of rank 0, `rows-00001.bin` of rank 1, with an index each.
 An index says of which tensor which rows stand where, with a sha256 of every few rows: whoever reads some of them proves
 what it has read, and nothing else is read. The manifest has the sha256 of the indexes.
 """
@@ -219,7 +219,7 @@ class StoredTensor:
 
 
 def stored_in(folder: Path, manifest: Mapping[str, Any], read: Read) -> dict[str, StoredTensor]:
-    """The tensors whose rows stand in a checkpoint's files, by name; the indexes are proven, the rows when they are read.
+    """The tensors whose rows stand in a checkpoint's files, by name: indexes are proven now, rows when they are read.
 
     Raises:
         DamagedError: An index is not what was written, or says what cannot be.
@@ -325,7 +325,8 @@ def _unmarked(value: Any, stored: Mapping[str, StoredTensor], made: Any, done: d
             if name not in done:
                 done[name] = made(stored[name])
             return done[name]
-        return type(value)((key, _unmarked(item, stored, made, done)) for key, item in value.items())
+        items = ((key, _unmarked(item, stored, made, done)) for key, item in value.items())
+        return OrderedDict(items) if isinstance(value, OrderedDict) else dict(items)
     if type(value) in (list, tuple):
         return type(value)(_unmarked(item, stored, made, done) for item in value)
     return value

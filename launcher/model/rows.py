@@ -22,6 +22,11 @@ class Rows:
     shape: tuple[int, ...]
     first: int
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its numbers."""
+        return self.tensor.dtype
+
 
 class Stored(Protocol):
     """A tensor in a file, of which rows can be read."""

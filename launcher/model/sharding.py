@@ -7,6 +7,7 @@ together when it is called, and taken apart again.
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -96,6 +97,7 @@ class Sharding:
         self.section, self.device = section, device
         self.mesh = Mesh.of(section, device) if mesh is None else mesh
         self.described = ""
+        self._units: list[Any] = []
 
     def shard(self, model: nn.Module) -> None:
         """Shards the model: its blocks one by one, the rest as one.
@@ -107,6 +109,8 @@ class Sharding:
         for block in blocks.modules.values():
             self._fully(block)
         self._fully(model)
+        # the model is put together until backward, whatever becomes of what it gave; for blocks `check` refuses it
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
         self.described = blocks.describe()
 
     def shard_loss(self, module: nn.Module) -> None:
@@ -121,6 +125,12 @@ class Sharding:
         kinds = {parameter.dtype for parameter in module.parameters()}
         reduce = torch.bfloat16 if self.section.reduce == "bf16" else torch.float32 if kinds & {*_HALF} else None
         fully_shard(module, mesh=self.mesh.devices, mp_policy=MixedPrecisionPolicy(reduce_dtype=reduce))
+        self._units.append(module)
+
+    def reshard(self) -> None:
+        """Takes apart what a forward without gradients has left together: its weights would be used once more."""
+        for unit in self._units:
+            unit.reshard()
 
     def describe(self) -> str:
         """For the plan."""
@@ -236,15 +246,9 @@ class Shards:
         """This process's rows of a parameter."""
         return self._by_identity[id(parameter)].local
 
-    @property
-    def units(self) -> Iterator[Any]:
-        """The modules that are put together and taken apart."""
-        return (part for module in self.modules.values() for part in module.modules() if is_sharded(part))
-
     def reshard(self) -> None:
-        """Takes apart what a forward without gradients has left together: its weights would be used once more."""
-        for unit in self.units:
-            unit.reshard()
+        """Takes apart what a forward without gradients has left together."""
+        self.sharding.reshard()
 
     @contextmanager
     def resharded(self) -> Iterator[None]:
@@ -321,7 +325,7 @@ class Shards:
     def module_state(self, module: nn.Module) -> dict[str, Any]:
         """A sharded module's state_dict, with rows in place of its parameters; tied ones have one."""
         self.reshard()
-        places = {name: parameter for name, parameter in module.named_parameters(remove_duplicate=False)}
+        places = dict(module.named_parameters(remove_duplicate=False))
         made: dict[int, Rows] = {}
 
         def kept(name: str, value: Any) -> Any:

@@ -31,10 +31,11 @@ from launcher.runs.tracking.own_code import stand_in
 from launcher.training.after_step import AfterStep
 from launcher.training.freezing import Freezing, build_freezing, freeze_for_good
 from launcher.training.seeds import StepSeeds, draws_only_from_torch
+from launcher.training.sharded_gradients import Clipping
 from launcher.training.state import TrainState
 from launcher.training.step import train_step
 from launcher.training.step_module import StepModule
-from launcher.training.update import Clipping, OneUpdate, Update
+from launcher.training.update import OneUpdate, Update
 from launcher.training.ways import ByClosure, Turn, Turns
 from launcher.world.world import World
 

@@ -132,7 +132,7 @@ class Contents:
         self.stateful: dict[str, Part] = dict(self.state.objective.stateful)
         own = self.stateful
         if shards is not None:
-            sharded = {name: part for name, part in own.items() if is_sharded(part)}
+            sharded: dict[str, Any] = {name: part for name, part in own.items() if is_sharded(part)}
             own = {name: part for name, part in own.items() if name not in sharded}
             self.stateful |= {name: ShardedPart(part, shards) for name, part in sharded.items()}
             self.model: Part = ShardedPart(self.state.model.bare, shards)

@@ -120,11 +120,12 @@ class NamedOptimizer:
         shapes = {tuple(parameter.shape), tuple(shards.whole(parameter).shape)}
 
         def kept(value: Any) -> Any:
-            if not isinstance(value, torch.Tensor) or value.ndim == 0:
+            if not shape_of(value):
                 return value
-            if not hasattr(value, "to_local"):
-                return shards.rows(value, parameter) if tuple(value.shape) in shapes else value
-            return shards.rows(value.to_local(), parameter) if tuple(value.shape) in shapes else value.full_tensor()
+            is_like_it, is_distributed = shape_of(value) in shapes, hasattr(value, "to_local")
+            if not is_like_it:
+                return value.full_tensor() if is_distributed else value
+            return shards.rows(value.to_local() if is_distributed else value, parameter)
 
         return {key: kept(value) for key, value in entries.items()}
 
