@@ -41,6 +41,10 @@ class DamagedError(LauncherError):
     """A checkpoint is not what its manifest says."""
 
 
+class DamagedRowsError(DamagedError):
+    """Nor are rows of it, which nobody has read before."""
+
+
 # ---------------------------------------------------------------------- writing
 
 
@@ -205,7 +209,7 @@ class StoredTensor:
                 self._fill(file, memoryview(block))
                 if hashlib.sha256(block).hexdigest() != piece.sha256[number]:
                     place = f"{piece.path.parent.name}/{piece.path.name}"
-                    raise DamagedError(f"{place}: '{self.name}' is not what was written (sha256 differs)")
+                    raise DamagedRowsError(f"{place}: '{self.name}' is not what was written (sha256 differs)")
                 self.read.num_bytes += len(block)
                 yield start, torch.frombuffer(block, dtype=torch.uint8).view(self.dtype).view(count, *self.shape[1:])
 
@@ -214,7 +218,7 @@ class StoredTensor:
         while done < len(block):
             count = file.readinto(block[done:])
             if not count:
-                raise DamagedError(f"{file.name}: cut short")
+                raise DamagedRowsError(f"{file.name}: cut short")
             done += count
 
 

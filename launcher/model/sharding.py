@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from launcher.device.device import Device
+from launcher.errors import UsageError
 from launcher.model.blocks import Blocks, blocks_of
 from launcher.model.rows import Rows, rows_of, shape_of, take_rows
 from launcher.recipe import schema
@@ -79,6 +80,14 @@ def is_sharded(module: Any) -> bool:
     return fsdp is not None and isinstance(module, fsdp.FSDPModule)
 
 
+def take_apart(module: nn.Module) -> None:
+    """Takes apart what a forward without gradients has left of a sharded module together."""
+    if is_sharded(module):
+        for part in module.modules():
+            if is_sharded(part):
+                part.reshard()  # type: ignore[operator]
+
+
 def class_of(module: nn.Module) -> type:
     """The class that a module was made by: torch puts another in its place."""
     kind = type(module)
@@ -130,7 +139,7 @@ class Sharding:
     def reshard(self) -> None:
         """Takes apart what a forward without gradients has left together: its weights would be used once more."""
         for unit in self._units:
-            unit.reshard()
+            take_apart(unit)
 
     def describe(self) -> str:
         """For the plan."""
@@ -168,6 +177,9 @@ def unfit(model: nn.Module, blocks: Blocks) -> str | None:
             return f"'{name}' is not contiguous (channels_last, or a transpose); make it so: .contiguous()"
     if sparse := [name for name, part in model.named_modules() if getattr(part, "sparse", False) is True]:
         return f"'{sparse[0]}' has sparse gradients, which cannot be sharded; say sparse=False"
+    limited = [name for name, part in model.named_modules() if getattr(part, "max_norm", None) is not None]
+    if limited:
+        return f"'{limited[0]}' changes its weight in forward (max_norm), which would be lost; remove max_norm"
     return _tied_apart(named, blocks) or _of_several_types(named, blocks)
 
 
@@ -325,6 +337,7 @@ class Shards:
     def module_state(self, module: nn.Module) -> dict[str, Any]:
         """A sharded module's state_dict, with rows in place of its parameters; tied ones have one."""
         self.reshard()
+        self._check_memory()
         places = dict(module.named_parameters(remove_duplicate=False))
         made: dict[int, Rows] = {}
 
@@ -337,6 +350,20 @@ class Shards:
             return made[id(parameter)]
 
         return {name: kept(name, value) for name, value in module.state_dict().items()}
+
+    def _check_memory(self) -> None:
+        """Refuses parameters that somebody has put into other memory: what is trained would not be what is computed.
+
+        Raises:
+            UsageError: There is one.
+        """
+        for name, shard in self.named.items():
+            held: Any = shard.whole.detach()
+            if held.to_local().data_ptr() != shard.local.data_ptr():
+                raise UsageError(
+                    f"model: '{name}' was put into other memory since the run began (by .to(), or a load_state_dict "
+                    "that assigns): what is trained is not what is computed with; change parameters in place"
+                )
 
     @torch.no_grad()
     def load_module(self, module: nn.Module, state: Mapping[str, Any]) -> None:
@@ -395,8 +422,9 @@ def _check_same(own: Mapping[str, Any], state: Mapping[str, Any]) -> None:
 
 
 def names_of(shards: Shards | None) -> dict[int, str]:
-    """The name of each parameter's rows, by their identity; none where nothing is sharded."""
-    return {} if shards is None else {id(shard.local): name for name, shard in shards.named.items()}
+    """The name of each parameter and of its rows, by their identity; none where nothing is sharded."""
+    named = {} if shards is None else shards.named
+    return {id(part): name for name, shard in named.items() for part in (shard.whole, shard.local)}
 
 
 def as_local(shards: Shards | None, parameters: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -196,7 +196,7 @@ class Objective:
     def to(self, device: torch.device) -> None:
         """Moves the losses: class weights are buffers."""
         for owner in self.brought.values():
-            if isinstance(owner, nn.Module):
+            if isinstance(owner, nn.Module) and not is_sharded(owner):  # which is there, and would get other memory
                 owner.to(device)
 
     # ------------------------------------------------------------------ what is counted

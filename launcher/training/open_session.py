@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from launcher.checkpoints import format as checkpoints
+from launcher.checkpoints.rows import DamagedRowsError
 from launcher.checkpoints.saving import Saving
 from launcher.checkpoints.together import SavingTogether, Voices
 from launcher.data.sampler import describe_shares
@@ -152,7 +153,7 @@ def _restored(point: ResumePoint, opening: Opening, contents: Contents) -> tuple
         start, fault = 0, ""
         try:
             start = _restore(point, opening, contents)
-        except checkpoints.DamagedError as error:
+        except DamagedRowsError as error:
             fault = str(error)
         faults = [] if point.checkpoint is None else coordinator.gather(fault.encode())
         if not any(faults):

@@ -42,6 +42,8 @@ class Block(nn.Module):
 class Net(nn.Module):
     """[N, 6] tokens to [N, 17, 6] logits."""
 
+    angles: Tensor
+
     def __init__(self, width: int = 10, layers: int = 3, dropout: float = 0.0, dtype: str = "float64"):
         super().__init__()
         self.tokens = nn.Embedding(17, width)
@@ -76,4 +78,24 @@ class Scaled(nn.CrossEntropyLoss):
 
 def step(model: nn.Module, batch: Any, at: Any) -> dict[str, Tensor]:
     """A step function."""
-    return {"loss": F.cross_entropy(model(batch[0]), batch[1])}
+    logits = model(batch[0])
+    return {"loss": F.cross_entropy(logits, batch[1]), "outputs": logits, "targets": batch[1]}
+
+
+class Lamb(torch.optim.Optimizer):
+    """Steps by the norms of whole parameters, as LAMB does."""
+
+    def __init__(self, params: Any, lr: float = 0.01):
+        super().__init__(params, {"lr": lr, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # torch overloads it
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                kept = state.setdefault("momentum", torch.zeros_like(parameter))
+                kept.mul_(0.9).add_(parameter.grad)
+                ratio = (1 + parameter.norm()) / (1 + kept.norm())
+                parameter.sub_(kept * ratio * group["lr"])
