@@ -12,12 +12,13 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset
 
 from launcher import run as phases
 from launcher.checkpoints.saved_run import Saved, find_saved
 from launcher.checkpoints.weights import read_weights
 from launcher.errors import Problem, RecipeError
+from launcher.model.build import Model
 from launcher.recipe.directory import taken
 from launcher.recipe.load import load_recipe
 from launcher.recipe.schema import Recipe
@@ -108,9 +109,12 @@ class Result(phases.Result):
         return path
 
     def _saved(self, data: DataSet | Tensor | str | None) -> tuple[Saved, str | None]:
+        from launcher.evaluation.new_data import with_data
+
         recipe, split = self.recipe, data if isinstance(data, str) else None
         if data is not None and split is None:
-            recipe, split = _with_test(recipe, data), "test"
+            given = TensorDataset(data) if isinstance(data, Tensor) else data
+            recipe, split = with_data(recipe, given), "test"
         weights = self.folder / WEIGHTS_FILE
         if not weights.exists():
             return replace(find_saved(self.folder), recipe=recipe, allow=self.allow), split
@@ -275,19 +279,7 @@ def _refuse_processes(recipe: Recipe, world: World) -> None:
         raise RecipeError([Problem(str(place), "launch.processes", problem)])
 
 
-def _with_test(recipe: Recipe, data: Any) -> Recipe:
-    """The recipe with another test set, in which only inputs may stand."""
-    from torch.utils.data import TensorDataset
-
-    from launcher.recipe.component import GIVEN, Component
-    from launcher.recipe.places import Origin
-
-    given = TensorDataset(data) if isinstance(data, Tensor) else data
-    test = Component(GIVEN, ("data", "test"), Origin(GIVEN), recipe.document.folder, given=given)
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"test": test})})  # with its document
-
-
-def _left_by(folder: Path, model: nn.Module) -> phases.Result:
+def _left_by(folder: Path, model: Model) -> phases.Result:
     """The result of a finished run, with its weights in the model."""
     model.load_state_dict(read_weights(folder / WEIGHTS_FILE))
     scores: list[Line] = []
@@ -295,4 +287,4 @@ def _left_by(folder: Path, model: nn.Module) -> phases.Result:
         lines = list(read_evaluations(folder / METRICS_FILE, split))
         last = [line for line in lines if line["step"] == lines[-1]["step"]]
         scores += [{key: value for key, value in line.items() if key != "time"} for line in last]
-    return phases.Result(folder, "finished", read_json(folder / STATUS_FILE)["step"], scores, model)
+    return phases.Result(folder, "finished", read_json(folder / STATUS_FILE)["step"], scores, model.bare)

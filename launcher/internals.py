@@ -274,6 +274,59 @@ def as_in_no_worker() -> Iterator[None]:
         worker._worker_info = info
 
 
+def python_generator(num_bytes: int) -> Any:
+    """The memory of the generator behind `random`, to be read: `getstate` makes 625 numbers of it each time.
+
+    None where there is none of that size. Whoever reads it compares it with `getstate` first.
+    """
+    import ctypes
+    import random
+
+    begin = object.__basicsize__
+    if sys.implementation.name != "cpython" or type(random._inst).__basicsize__ < begin + num_bytes:
+        return None
+    return (ctypes.c_char * num_bytes).from_address(id(random._inst) + begin)
+
+
+def python_half_pair() -> float | None:
+    """The number that `random.gauss` has kept for its next call, without asking for all of the state."""
+    import random
+
+    generator: Any = random._inst
+    kept: float | None = generator.gauss_next
+    return kept
+
+
+def numpy_half_pair() -> Any:
+    """The memory (an int and a float) where NumPy's generator says whether `randn` has kept a number, and which.
+
+    It is found by putting one there. None where it does not stand as it does today.
+    """
+    import ctypes
+    import struct
+
+    import numpy as np
+
+    generator: Any = np.random.mtrand._rand
+    state = generator.get_state(legacy=False)
+    if state["bit_generator"] != "MT19937":
+        return None
+    engine = "MT19937", state["state"]["key"], state["state"]["pos"]
+    try:
+        found = []
+        for planted in ((1, 0.123456789), (1, -9.87654321)):
+            generator.set_state((*engine, *planted))
+            memory = ctypes.string_at(id(generator), type(generator).__basicsize__)
+            found.append(memory.find(struct.pack("i4xd", *planted)))
+        if found[0] != found[1] or found[0] < 0:
+            return None
+        pair = (ctypes.c_char * struct.calcsize("i4xd")).from_address(id(generator) + found[0])
+        generator.set_state((*engine, 0, 0.0))
+        return pair if struct.unpack("i4xd", pair.raw)[0] == 0 else None
+    finally:
+        generator.set_state(state)
+
+
 def iterates_itself(loader: Any) -> bool:
     """Whether a DataLoader's class makes its batches in a way of its own."""
     from torch.utils.data import DataLoader

@@ -6,12 +6,14 @@ import ast
 import atexit
 import importlib
 import multiprocessing
+import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import accelerate
+import numpy
 import pytest
 import torch
 import torchmetrics
@@ -93,6 +95,8 @@ SYMBOLS: dict[str, Callable[[], object]] = {
     "_to_sync": torchmetrics.MeanMetric,
     "_reset_state": lambda: accelerate.state.AcceleratorState,
     "_run_exitfuncs": lambda: atexit,
+    "_inst": lambda: random,
+    "_rand": lambda: numpy.random.mtrand,
     "_config": multiprocessing.current_process,
 }
 

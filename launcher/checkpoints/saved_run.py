@@ -16,6 +16,8 @@ from launcher.checkpoints import format as checkpoints
 from launcher.checkpoints.format import Checkpoint
 from launcher.checkpoints.weights import find_weights, read_weights
 from launcher.errors import UsageError
+from launcher.model.adapt import Built, changed_base
+from launcher.model.build import Model
 from launcher.recipe.load import load_recipe
 from launcher.recipe.schema import Recipe
 from launcher.runs import folder as runs
@@ -80,6 +82,11 @@ class Saved:
         training = source.training() if source is not None else {}
         return {name: state for name, state in training.items() if name.partition(".")[0] in ("loss", "train", "batch")}
 
+    def base(self) -> str:
+        """The hash of the base that an adapter among these weights was trained on; empty where that is not known."""
+        source = self._checkpoint()
+        return str(source.manifest.get("base", "")) if source is not None else ""
+
     def _checkpoint(self) -> Checkpoint | None:
         """The checkpoint that these weights are of."""
         if isinstance(self.source, Checkpoint):
@@ -88,6 +95,21 @@ class Saved:
             with suppress(checkpoints.DamagedError):
                 return checkpoints.verify(self.source.parent / "checkpoints" / checkpoints.name_of(self.at[0]))
         return None
+
+
+def fill(model: Built | Model, saved: Saved) -> None:
+    """Puts saved weights into the model of their recipe.
+
+    Raises:
+        UsageError: They do not fit, or its frozen base is another.
+    """
+    try:
+        model.load_state_dict(saved.weights())
+    except RuntimeError as error:
+        words = " ".join(str(error).split())
+        raise UsageError(f"{saved.label} does not fit the recipe's model: {words[:300]}") from error
+    if model.base is not None and (kept := saved.base()) and (now := model.base.sha256()) != kept:
+        raise UsageError(changed_base(saved.label, kept, now))
 
 
 def find_saved(

@@ -8,19 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from launcher.checkpoints import format as checkpoints
 from launcher.checkpoints.format import Checkpoint
 from launcher.checkpoints.retention import listed
 from launcher.errors import LauncherError, UsageError
+from launcher.model.adapt import Built
 from launcher.model.rows import shape_of
 from launcher.recipe.inputs import unreadable
 from launcher.runs import folder as runs
 
 
-def load_weights(model: nn.Module, path: Path) -> str:
+def load_weights(model: Built, path: Path) -> str:
     """Takes over what fits of saved weights; says what did not.
+
+    Those of an adapted model's base are taken over under the names that they had before.
 
     Args:
         model: The bare module.
@@ -29,10 +31,11 @@ def load_weights(model: nn.Module, path: Path) -> str:
     Raises:
         LauncherError: There are no weights, they are damaged, or none of them fits.
     """
-    own = model.state_dict()
+    own = model.module.state_dict()
+    renamed = model.base.renamed if model.base is not None else {}
     try:
         source = find_weights(path)
-        state = _unprefixed(read_weights(source))
+        state = {renamed.get(name, name): value for name, value in _unprefixed(read_weights(source)).items()}
     except UsageError as error:  # nothing is there, or something else
         raise UsageError(f"train.start_from: {error}") from error
     except LauncherError as error:
@@ -43,7 +46,7 @@ def load_weights(model: nn.Module, path: Path) -> str:
             f"train.start_from: none of the {len(state)} tensors in {path} fits this model; it has "
             f"{_some(list(own))}, the file {_some(list(state))}"
         )
-    model.load_state_dict(fitting, strict=False)
+    model.module.load_state_dict(fitting, strict=False)
     strange = {
         "missing there": [name for name in own if name not in state],
         "of another shape": [name for name in state if name in own and name not in fitting],

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 from launcher.data.load import Data
 from launcher.data.loaders import EvaluationLoader, TrainLoader
 from launcher.data.many import verdict_on
-from launcher.data.streams import is_stream
-from launcher.data.subsets import name_of
+from launcher.data.subsets import is_stream, name_of
 from launcher.device.kind import found
 from launcher.objective.loss import Objective
 from launcher.objective.reading import Reading
 from launcher.objective.several import each
+from launcher.recipe import schema
 from launcher.recipe.component import components_in
 from launcher.recipe.places import dotted
 from launcher.recipe.schema import Recipe
@@ -140,17 +140,21 @@ def _of_own_code(recipe: Recipe, state: TrainState) -> Iterator[Finding]:
         yield Finding(TRUSTED, f"train.after_step: that {after.target} makes the same weights on every process")
 
 
+def _rehearsed_in(section: schema.Device) -> str:
+    return "bfloat16" if section.precision == "bf16-true" else "float32"
+
+
 def _of_device(recipe: Recipe, world: World) -> Iterator[Finding]:
     section = recipe.device
     asked: Mapping[str, Any] = {
-        f"precision {section.precision}": section.precision != "no",
+        f"precision {section.precision}": section.precision not in ("no", "bf16-true"),
         "compile": section.compile,
         "sync_batchnorm": section.sync_batchnorm,
         "a GPU's kernels": found() is not None,
     }
     untried = [what for what, is_asked in asked.items() if is_asked]
     if untried:
-        yield Finding(TRUSTED, f"device: {', '.join(untried)}: the rehearsal is in float32 on a CPU")
+        yield Finding(TRUSTED, f"device: {', '.join(untried)}: the rehearsal is in {_rehearsed_in(section)} on a CPU")
     if world.size > 1:
         yield Finding(TRUSTED, f"launch: {world.size} processes: one was rehearsed, and the others are arithmetic")
 

@@ -8,8 +8,8 @@ of 4,096 processes, is arithmetic.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,8 @@ from launcher.evaluation.best import BestTracker, deciding_set, value_of
 from launcher.evaluation.evaluate import evaluate
 from launcher.evaluation.evaluation import metrics_of
 from launcher.evaluation.modes import evaluating, start_training
+from launcher.model.adapt import built_anew
+from launcher.model.recompute import never_called, recomputed_in
 from launcher.objective.loss import INDEPENDENT
 from launcher.objective.schedule import Schedule, Schedules
 from launcher.objective.settle import settle_losses
@@ -91,7 +93,7 @@ def rehearse(recipe: Recipe, builder: Builder, world: World, say: Say, *, on_gpu
         LauncherError: What the run would end with, and what it would end with later.
     """
     if on_gpu and use_cpu(World(), cpu=False):
-        raise UsageError("--gpu: torch sees no GPU on this machine; leave --gpu away to rehearse on the CPU")
+        raise UsageError("--gpu: torch sees no GPU on this machine; omit --gpu to rehearse on the CPU")
     seed_everything(recipe.seed)
     with warnings.catch_warnings(), _stage(recipe, ("data",), "opening the data"):
         warnings.simplefilter("ignore")
@@ -133,7 +135,8 @@ def _small(recipe: Recipe, on_gpu: bool = False) -> Recipe:
     data["batch_sampler"] = None  # which is judged by its arguments
     device: dict[str, Any] = {"compile": False, "sync_batchnorm": False}
     if not on_gpu:
-        device |= {"precision": "no", "deterministic": False}
+        precision = recipe.device.precision
+        device |= {"precision": precision if precision == "bf16-true" else "no", "deterministic": False}
     limits = {"limit": Duration(1, "batches", "1 batch"), "batch_size": SAMPLES, "ranks": "first"}
     return recipe.model_copy(
         update={
@@ -211,8 +214,9 @@ def _rehearse_step(recipe: Recipe, train_state: TrainState, world: World, say: S
     batch = step.batches[0].data
     say("batch", f"{step.batches[0].samples} samples: {shapes(batch)}")
     start_training(train_state.model.wrapped, train_state.optimizer)
-    with warnings.catch_warnings(record=True) as caught:
+    with warnings.catch_warnings(record=True) as caught, ExitStack() as stack:
         warnings.simplefilter("always")
+        idle = stack.enter_context(never_called(train_state.model.bare))
         in_turns = isinstance(train_state.update, Turns)
         if not in_turns:
             loss = _rehearse_forward(recipe, train_state, step, say)
@@ -229,7 +233,22 @@ def _rehearse_step(recipe: Recipe, train_state: TrainState, world: World, say: S
     rates = ", ".join(f"{rate:.3g}" for rate in dict.fromkeys(train_state.schedule.rates.values()))
     say("step", f"{kinds}, learning rate {rates}")
     texts = [" ".join(str(warning.message).split()) for warning in caught if issubclass(warning.category, UserWarning)]
+    return [*_idle_blocks(recipe, train_state, idle), *_warnings(texts)]
+
+
+def _warnings(texts: Sequence[str]) -> list[str]:
     return [f"the model or its loss warns: {text}" for text in dict.fromkeys(texts)]
+
+
+def _idle_blocks(recipe: Recipe, train_state: TrainState, idle: Collection[str]) -> list[str]:
+    """What to ask of blocks that were to be computed again, and that the step has not called."""
+    if not idle:
+        return []
+    shown = ", ".join(list(idle)[:3]) + (", …" if len(idle) > 3 else "")
+    if len(idle) == len(recomputed_in(train_state.model.bare)):
+        message = f"the step calls none of these blocks ({shown}) by its forward: nothing can be computed again"
+        raise RecipeError([_problem(recipe, ("device", "recompute"), f"{message}; name those that it calls")])
+    return [f"device.recompute: the step did not call {shown}: is it another method of these that the model calls?"]
 
 
 @contextmanager
@@ -324,7 +343,7 @@ def _rehearse_evaluation(recipe: Recipe, builder: Builder, train_state: TrainSta
     samples, device = train_state.data, train_state.device.torch_device
     sets = {("validation", name): evaluation_loader for name, evaluation_loader in samples.validation.items()}
     sets |= {("test", name): evaluation_loader for name, evaluation_loader in samples.test.items()}
-    metrics = metrics_of(builder, recipe.evaluate.metrics, recipe.batch) if sets else []
+    metrics = metrics_of(builder, recipe.evaluate, recipe.batch) if sets else []
     best = recipe.evaluate.best
     deciding = deciding_set(best, samples.validation)
     for (split, name), loader in sets.items():
@@ -367,7 +386,7 @@ def _rehearse_checkpoint(recipe: Recipe, builder: Builder, train_state: TrainSta
     contents = Contents(train_state, {}, "", BestTracker(None))
     before, proof = (
         contents.capture(1).copied(),
-        Proof(contents.optimizer, train_state.shapes, partial(builder.build_another, recipe.model)),
+        Proof(contents.optimizer, train_state.shapes, partial(built_anew, builder, recipe.model)),
     )
     with _stage(recipe, ("optimizer",), ""):
         proof.before(before)

@@ -15,6 +15,7 @@ from launcher.recipe.directory import take
 from launcher.text import suggestion
 
 if TYPE_CHECKING:
+    from launcher.recipe.duration import Duration
     from launcher.recipe.schema import Recipe
 
 
@@ -127,6 +128,15 @@ def positive(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
     return int(text)
+
+
+def duration(text: str) -> Duration:
+    """`500 steps`, `2 epochs`, `25%`."""
+    from launcher.recipe.duration import Duration
+
+    if (read := Duration.parse(text)) is None or read.unit in ("seconds", "batches"):
+        raise argparse.ArgumentTypeError(f"'{text}' is no length of training; write it as in '500 steps' or 25%")
+    return read
 
 
 def span(text: str) -> tuple[int, int]:

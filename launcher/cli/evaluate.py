@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.cli.arguments import RUN_NAMES, positive, say_own_code, work_in
-from launcher.errors import EXIT_DONE
+from launcher.errors import EXIT_DONE, UsageError
 from launcher.world.loading import loading
 
 if TYPE_CHECKING:
@@ -35,20 +37,32 @@ def add(commands: Commands) -> None:
     predict = commands.add_parser(
         "predict",
         help="outputs for new inputs",
-        description="Write a saved model's output for every sample of a set, in order: the recipe's test set with its "
-        "path changed, as in data.test.path=new.csv, or any other of its sets.",
+        description="Write a saved model's output for new inputs, in order: a folder of pictures, a table without its "
+        "target, the lines of a text, JSON lines, a file or folder that the recipe's own data set reads. Without PATH: "
+        "for the recipe's test set, with its arguments changed, as in data.test.split=all, or another of its sets.",
     )
-    _add_saved(predict)
-    predict.add_argument("--data", dest="split", metavar="SET", help="validation, test, or a set's name")
-    predict.add_argument("--to", default="outputs.jsonl", metavar="FILE", help=".jsonl or .parquet (%(default)s)")
+    _add_saved(
+        predict, "[PATH] [KEY=VALUE …]", "what to read, - for JSON lines on standard input; changes to the recipe"
+    )
+    predict.add_argument(
+        "--data",
+        dest="split",
+        metavar="SET",
+        help="the set, or whose way of reading is meant: validation, test, a name",
+    )
+    predict.add_argument(
+        "--to", metavar="FILE", help=".csv, .jsonl or .parquet; - for standard output (default: outputs.jsonl; - for -)"
+    )
     predict.set_defaults(command=_predict)
 
 
-def _add_saved(command: argparse.ArgumentParser) -> None:
+def _add_saved(
+    command: argparse.ArgumentParser, words: str = "KEY=VALUE", about_words: str = "changes to the recipe"
+) -> None:
     command.add_argument(
         "path", metavar="RUN|CHECKPOINT|WEIGHTS", help=f"a checkpoint, a .pth file, or a run: {RUN_NAMES}"
     )
-    command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes to the recipe")
+    command.add_argument("overrides", nargs="*", default=[], metavar=words, help=about_words)
     command.add_argument("--recipe", metavar="FILE", help="in place of the run's; for a file outside of a run")
     command.add_argument("--remove", action="append", default=[], metavar="KEY", help="take a key out of the recipe")
     command.add_argument(
@@ -57,7 +71,7 @@ def _add_saved(command: argparse.ArgumentParser) -> None:
     command.add_argument("--cpu", action="store_true", help="stay on the CPU though there may be a GPU")
 
 
-def _found(options: argparse.Namespace, overrides: Sequence[str] = ()) -> Saved:
+def _found(options: argparse.Namespace, overrides: Sequence[str] = (), quiet: bool = False) -> Saved:
     from dataclasses import replace
 
     from launcher.world.world import is_spokesman
@@ -69,7 +83,7 @@ def _found(options: argparse.Namespace, overrides: Sequence[str] = ()) -> Saved:
     saved = find_saved(saved_place(options.path), options.recipe, [*options.overrides, *overrides], options.remove)
     work_in(saved.directory)
     if is_spokesman():
-        say_own_code(saved.recipe, output="json" if getattr(options, "json", False) else "auto")
+        say_own_code(saved.recipe, output="json" if quiet or getattr(options, "json", False) else "auto")
     return replace(saved, allow=(*saved.allow, *options.allow))
 
 
@@ -114,10 +128,41 @@ def _evaluate_here(options: argparse.Namespace, world: World) -> int:
 
 
 def _predict(options: argparse.Namespace, _: Sequence[str]) -> int:
-    target = Path(options.to).absolute()
-    saved = _found(options)
-    from launcher.evaluation.offline import predict
+    from launcher.world.temporary import temporary_folder
 
-    count = predict(saved, options.split, target, cpu=options.cpu)
-    print(f"{target}: {count:,} outputs of {saved.label}")
+    named, directory = _taken_path(options), Path.cwd()
+    is_piped = named == "-"
+    to = options.to or ("-" if is_piped else "outputs.jsonl")
+    target = Path(to) if to == "-" else Path(to).absolute()  # before this becomes a command of the run's directory
+    with temporary_folder() as folder:
+        data = _standard_input(folder) if is_piped else None if named is None else Path(named).absolute()
+        saved = _found(options, quiet=to == "-")
+        from launcher.evaluation.offline import predict
+
+        count, unreadable = predict(saved, options.split, target, data=data, directory=directory, cpu=options.cpu)
+    skipped = f"; {unreadable:,} pictures cannot be read and are left out" if unreadable else ""
+    name = "standard output" if to == "-" else target
+    print(f"{name}: {count:,} outputs of {saved.label}{skipped}", file=sys.stderr if to == "-" else sys.stdout)
     return EXIT_DONE
+
+
+def _taken_path(options: argparse.Namespace) -> str | None:
+    """The path among the words behind the run, taken out of the changes.
+
+    Raises:
+        UsageError: There are several.
+    """
+    words: list[str] = options.overrides
+    paths = [word for word in words if word == "-" or "=" not in word or Path(word).exists()]
+    if len(paths) > 1:
+        raise UsageError(f"{paths[0]}, {paths[1]}: one path at a time; put files into one folder")
+    options.overrides = [word for word in words if word not in paths]
+    return paths[0] if paths else None
+
+
+def _standard_input(folder: Path) -> Path:
+    """What is read there, as a file."""
+    path = folder / "standard-input.jsonl"
+    with path.open("wb") as file:
+        shutil.copyfileobj(sys.stdin.buffer, file)
+    return path

@@ -18,13 +18,23 @@ def add(commands: Commands) -> None:
     """Says the command's flags."""
     export = commands.add_parser(
         "export",
-        help="weights as safetensors, .pth, or a torch.export program",
+        help="weights as safetensors, ONNX, a folder for from_pretrained, …",
         description="Write a run's weights in another form, and check it against them on a real batch.",
     )
     export.add_argument("path", metavar="RUN|CHECKPOINT", help=f"a checkpoint, or a run: {RUN_NAMES}")
     export.add_argument(
-        "--to", required=True, metavar="FILE", help="what to write: .safetensors, .pth, or .pt2 for a program"
+        "--to",
+        required=True,
+        metavar="FILE|FOLDER",
+        help="what to write: .safetensors, .pth, .onnx, .pt2 (a torch.export program), or a folder with --as",
     )
+    export.add_argument(
+        "--as",
+        dest="form",
+        metavar="FORM",
+        help="what to write into the folder: transformers (from_pretrained loads it), safetensors, pth, onnx, pt2",
+    )
+    export.add_argument("--merge", action="store_true", help="make an adapter (model._adapt_) a part of the weights")
     export.set_defaults(command=_export)
 
 
@@ -36,5 +46,5 @@ def _export(options: argparse.Namespace, _: Sequence[str]) -> int:
     target, saved = Path(options.to).absolute(), find_saved(saved_place(options.path))
     work_in(saved.directory)
     say_own_code(saved.recipe)
-    print(export(saved, target))
+    print(export(saved, target, options.form, merge=options.merge))
     return EXIT_DONE

@@ -14,6 +14,7 @@ from typing import NoReturn
 from launcher.cli import (
     cancel,
     check,
+    completion,
     data,
     doctor,
     evaluate,
@@ -44,7 +45,7 @@ from launcher.world.world import is_spokesman, name_of_rank
 _SPOKESMAN_SECONDS = 2.0  # how much earlier rank 0 may say what other ranks find as well
 COMMANDS = (
     *(train, run, submit, check, doctor, data, show, explain, new, runs, logs, cancel, report),
-    *(verify_resume, evaluate, export, recipes, schema, job),
+    *(verify_resume, evaluate, export, recipes, schema, completion, job),
 )
 GROUPS = {  # of `launcher --help`; what is in none is for batch scripts alone
     "start": ("new", "recipes", "copy", "check", "explain", "data"),
@@ -52,12 +53,14 @@ GROUPS = {  # of `launcher --help`; what is in none is for batch scripts alone
     "look": ("runs", "logs", "report", "show"),
     "clusters": ("doctor", "submit", "cancel"),
     "after": ("evaluate", "predict", "export"),
-    "editors": ("schema",),
+    "editors and shells": ("schema", "completion"),
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code (0 done, 1 failed, 2 wrong recipe or flags, 75 preempted)."""
+    if completion.is_asked():
+        completion.answer(parser())
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     options = _parsed(arguments)
     if not getattr(options, "listens", False):
@@ -103,7 +106,9 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     ours = arguments[:sbatch]  # what stands behind -- is sbatch's
     script = submit.start_of_script(ours) if is_submit else None
     options, rest = top.parse_known_args(ours[:script])
-    strange = [argument for argument in rest if argument.startswith("-") or not hasattr(options, "overrides")]
+    strange = [
+        argument for argument in rest if (argument[1:] and argument[0] == "-") or not hasattr(options, "overrides")
+    ]
     if strange:
         _refuse(strange, top.parsers[ours[0]])
     if rest:

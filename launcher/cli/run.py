@@ -88,7 +88,7 @@ def _run_as_task(options: argparse.Namespace, command: Sequence[str], world: Wor
     unwanted = [flag for flag in ("processes", "node_rank", "master", "max_restarts") if getattr(options, flag)]
     if unwanted or options.nodes > 1:
         flag = unwanted[0].replace("_", "-") if unwanted else "nodes"
-        raise UsageError(f"--{flag}: srun has started {world.size} processes; leave it away")
+        raise UsageError(f"--{flag}: srun has started {world.size} processes; omit --{flag}")
     folder = Path(options.run_dir).absolute()
     os.environ[RUN_DIR_VARIABLE] = str(folder)
     if options.cpu:

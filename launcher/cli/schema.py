@@ -28,9 +28,13 @@ def _schema(options: argparse.Namespace, _: Sequence[str]) -> int:
     import json
 
     if options.lines:
-        from launcher.runs.tracking.json_lines import lines_schema as schema
-    else:
-        from launcher.recipe.json_schema import recipe_schema as schema
+        from launcher.runs.tracking.json_lines import lines_schema
 
-    print(json.dumps(schema(), indent=2, ensure_ascii=False))
+        schema = lines_schema()
+    else:
+        from launcher.recipe.json_schema import editor_schema
+        from launcher.runs.tracking.trackers import SETTINGS
+
+        schema = editor_schema(SETTINGS)
+    print(json.dumps(schema, indent=1, ensure_ascii=False))
     return EXIT_DONE

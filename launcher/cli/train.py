@@ -9,7 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher.cli.arguments import RUN_NAMES, add_output, add_recipe, positive, read_recipe, say_own_code, span, work_in
+from launcher.cli.arguments import (
+    RUN_NAMES,
+    add_output,
+    add_recipe,
+    duration,
+    positive,
+    read_recipe,
+    say_own_code,
+    span,
+    work_in,
+)
 from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, UsageError
 from launcher.world.loading import loading
 
@@ -39,6 +49,7 @@ def add(commands: Commands) -> None:
         action="store_true",
         help="go on with the newest unfinished run of this recipe, or start one: safe in every script",
     )
+    _add_until(train)
     _add_changes(train)
     _add_debugging(train)
     add_output(train)
@@ -49,7 +60,7 @@ def add(commands: Commands) -> None:
         description="Go on with a run: the command that started it, from its newest checkpoint.",
     )
     resume.add_argument("run_dir", metavar="RUN", help=RUN_NAMES)
-    resume.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="further changes to the recipe")
+    resume.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help="further changes to the recipe")
     resume.add_argument(
         "--from",
         dest="start",
@@ -57,6 +68,7 @@ def add(commands: Commands) -> None:
         help="go on from this checkpoint; those after it are given up with the next save",
     )
     _add_where(resume)
+    _add_until(resume)
     _add_changes(resume)
     add_output(resume)
     resume.set_defaults(
@@ -78,6 +90,15 @@ def _add_where(command: argparse.ArgumentParser) -> None:
         metavar="N",
         help="start all processes again from the last checkpoint, so often, when one has failed "
         "(default: launch.max_restarts)",
+    )
+
+
+def _add_until(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--until",
+        type=duration,
+        metavar="LENGTH",
+        help="train so far only, as in '500 steps' or 25%%, evaluate, save and leave; `launcher resume` goes on",
     )
 
 
@@ -116,7 +137,7 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     if not world.is_launched:
         release()  # nothing has begun, and nobody would hear that it is to be continued
     if options.one_batch and (options.processes or 1) > 1:
-        raise UsageError(f"--processes {options.processes}: --one-batch needs one process; leave --processes away")
+        raise UsageError(f"--processes {options.processes}: --one-batch needs one process; omit --processes")
     recipe = None
     if not (world.is_launched or options.one_batch):
         recipe = read_recipe(options)
@@ -211,8 +232,8 @@ def _train_as_rank(recipe: Recipe | None, options: argparse.Namespace, arguments
         flag = unwanted[0].replace("_", "-")
         if unwanted != ["processes"] or options.processes != world.size:
             raise UsageError(
-                f"--{flag} {getattr(options, unwanted[0])}: {world.started_by} has started {world.size}; leave "
-                f"--{flag} away, or start with `launcher train` alone"
+                f"--{flag} {getattr(options, unwanted[0])}: {world.started_by} has started {world.size}; omit "
+                f"--{flag}, or start with `launcher train` alone"
             )
     if recipe is None:
         recipe = read_recipe(options)
@@ -231,6 +252,7 @@ def _train_as_rank(recipe: Recipe | None, options: argparse.Namespace, arguments
         run_dir=options.run_dir,
         resume=options.resume,
         start=options.start,
+        until=options.until,
         allow=tuple(options.allow),
         allow_changes=tuple(options.allow_changes),
         output=options.output,

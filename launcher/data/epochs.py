@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import types
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,15 @@ def listeners(*roots: Any) -> list[Any]:
 
     What stands inside of one is left to it: whoever writes a `set_epoch` passes the number on, or does not.
     """
+    return _having("set_epoch", roots)
+
+
+def methods_of(name: str, *roots: Any) -> list[Callable[..., Any]]:
+    """Their methods of a name, as `listeners` finds them."""
+    return [getattr(thing, name) for thing in _having(name, roots)]
+
+
+def _having(name: str, roots: Iterable[Any]) -> list[Any]:
     matches: list[Any] = []
     seen: set[int] = set()
     waiting = deque(roots)
@@ -33,7 +42,7 @@ def listeners(*roots: Any) -> list[Any]:
         if thing is None or isinstance(thing, _NEVER) or id(thing) in seen:
             continue
         seen.add(id(thing))
-        if _method(thing, "set_epoch") is not None:
+        if _method(thing, name) is not None:
             matches.append(thing)
         else:
             waiting.extend(held_by(thing))

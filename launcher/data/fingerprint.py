@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from launcher.data.epochs import Announcer
 from launcher.data.loaders import EvaluationLoader, TrainLoader
-from launcher.data.reading import seed_sample
+from launcher.data.reading import Reader
 from launcher.data.seeds import randomness_restored
 from launcher.data.streams import StreamLoader
 from launcher.data.subsets import name_of
@@ -52,15 +52,16 @@ def _content(loader: TrainLoader) -> str:
 
 def samples_of(loader: TrainLoader | EvaluationLoader) -> Iterator[Any]:
     """The first, the middle and the last sample of a set that has them by number, each seeded."""
-    dataset, reading = loader.dataset, loader.reading
+    dataset, reading = loader.dataset, replace(loader.reading, sample_seeds=True)
     read, size = whole_batches(dataset, reading.collate), len(dataset)
-    Announcer(dataset, reading.collate).tell(0)
+    reader = Reader(dataset, reading, "")
+    reader.epochs.tell(0)
     for index in sorted({0, size // 2, size - 1}):
         batch = None if read is None else read(np.array([index], dtype=np.int64))
         if batch is not None:
             yield batch
         else:
-            seed_sample(reading.seed, 0, index)
+            reader.seed(0, index)
             yield dataset[index]
 
 

@@ -18,8 +18,8 @@ from launcher.data.own_parts import OwnPartSampler
 from launcher.data.permutation import Indices, mix, split
 from launcher.data.reading import reading_notes
 from launcher.data.sampler import StepSampler, piece
-from launcher.data.streams import StreamEvaluationLoader, StreamLoader, has_shards, is_stream, length_of
-from launcher.data.subsets import subset
+from launcher.data.streams import StreamEvaluationLoader, StreamLoader, has_shards, length_of
+from launcher.data.subsets import is_stream, subset
 from launcher.data.whole import Collate, whole_batches
 from launcher.device.kind import pins
 from launcher.recipe import schema

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from launcher.data.dataloaders import Opened, contradictions, loader_inside, taken_apart
 from launcher.data.preparation import prepare
-from launcher.data.streams import is_stream
+from launcher.data.subsets import is_stream
 from launcher.errors import RecipeError
 from launcher.recipe import schema
 from launcher.recipe.build import Builder

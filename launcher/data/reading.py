@@ -4,21 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, Literal
 
 from torch.utils.data import Subset, default_collate
 
 from launcher import internals
-from launcher.data.epochs import Announcer
+from launcher.data.drawing import Draws
+from launcher.data.epochs import Announcer, methods_of
 from launcher.data.many import UNUSED, verdict_on
-from launcher.data.permutation import Indices
-from launcher.data.seeds import randomness_restored, seed_generators, states
-from launcher.data.subsets import name_of
+from launcher.data.permutation import Indices, mix
+from launcher.data.seeds import LOWER
+from launcher.data.subsets import is_stream, name_of
 from launcher.data.whole import Collate, TensorRows, pinned_rows, whole_batches
 from launcher.errors import LauncherError
 from launcher.internals import pin_memory
 
 Mark = Callable[[int, int], None]
+
+_FEW = 2  # samples that are tried before the first batch
+_OWN = 2  # the purpose of a seed for a data set's own generators
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,7 @@ class Reading:
         workers: Worker processes of one training process.
         timeout_seconds: How long a batch may take.
         seed: Seeds each sample and each collate, where `sample_seeds`.
-        sample_seeds: Whether they are seeded.
+        sample_seeds: Whether they are seeded: always, never, or where something is drawn (auto), with the same result.
         pin_memory: Whether batches are made ready for a transfer to a GPU.
         rank: Whose reading it is, for messages.
         on_device: What is made of a batch when it is where the model is; whoever computes calls it.
@@ -40,7 +45,7 @@ class Reading:
     workers: int = 0
     timeout_seconds: float = 600.0
     seed: int = 0
-    sample_seeds: bool = True
+    sample_seeds: bool | Literal["auto"] = "auto"
     pin_memory: bool = False
     rank: int = 0
     on_device: Callable[[Any], Any] | None = None
@@ -63,10 +68,16 @@ class Reader:
         self.in_training_process = True  # whose generators are needed for other things than reading
         self.shard = 0  # of a stream: two of them never draw the same numbers
         self.epochs = Announcer(dataset, reading.collate)
+        self._draws = Draws(always=reading.sample_seeds is True or (bool(reading.sample_seeds) and is_stream(dataset)))
         self._whole = whole_batches(dataset, reading.collate)
         self._gathers_pinned = reading.pin_memory and isinstance(self._whole, TensorRows)
         self._has_many = has_many(dataset)
         self._is_read_at_once = self._has_many and not _loops_over_samples(dataset)
+
+    @cached_property
+    def _seeders(self) -> list[Callable[[int], object]]:
+        """What a data set has for generators of its own, wherever it stands; looked for by whoever reads."""
+        return [] if not self.reading.sample_seeds else methods_of("seed_sample", self.dataset)
 
     @property
     def reads_whole_batches(self) -> bool:
@@ -87,13 +98,17 @@ class Reader:
                 return pinned_rows(self.dataset, indices)
             if (rows := self._whole(indices)) is not None:
                 return self.pinned(rows) if self.reading.pin_memory else rows
-        with randomness_restored(self.in_training_process and self.reading.sample_seeds):
-            return self.pinned(self.collated(epoch, indices, self._samples(epoch, indices)))
+        if not self.reading.sample_seeds:
+            return self.pinned(self._made(epoch, indices))
+        restored, few = self.in_training_process, indices[:_FEW]
+        if not self._draws.try_once(lambda: self._made(epoch, few), restored):
+            self._is_read_at_once = False
+        return self.pinned(self._draws.read(lambda: self._made(epoch, indices), restored))
 
-    def _samples(self, epoch: int, indices: Indices) -> Any:
+    def _made(self, epoch: int, indices: Indices) -> Any:
         numbers = indices.tolist()
-        samples = self._at_once(epoch, numbers) if self._is_read_at_once else None
-        return [self._sample(epoch, index) for index in numbers] if samples is None else samples
+        samples = self._at_once(epoch, numbers) if self._is_read_at_once and not self._seeders else None
+        return self.collated(epoch, indices, self._one_by_one(epoch, numbers) if samples is None else samples)
 
     def _at_once(self, epoch: int, numbers: list[int]) -> Any:
         """What `__getitems__` gives for all of them; None where each must be read by itself.
@@ -103,22 +118,26 @@ class Reader:
         """
         self.seed(epoch, numbers[0])
         self.mark(epoch, numbers[0])
-        before = states() if self.reading.sample_seeds else None
+        here = Draws(always=False)
         try:
-            samples = self.dataset.__getitems__(numbers)
+            samples = here.watching(lambda: self.dataset.__getitems__(numbers))
         except Exception:
             return None
-        can_be_split = isinstance(samples, list | tuple) and len(samples) == len(numbers)
-        if before is None or not can_be_split or before == states():
+        if not isinstance(samples, list | tuple) or len(samples) != len(numbers):
             return samples
-        self._is_read_at_once = False
-        return None
+        if here.drawn and self.reading.sample_seeds:
+            self._is_read_at_once = False
+            return None
+        return samples
 
-    def _sample(self, epoch: int, index: int) -> Any:
-        self.seed(epoch, index)
-        self.mark(epoch, index)
-        with located(f"{self.name}, sample {index}"):
-            return self.dataset.__getitems__([index])[0] if self._has_many else self.dataset[index]
+    def _one_by_one(self, epoch: int, numbers: list[int]) -> list[Any]:
+        samples, index = [], -1
+        with located(lambda: f"{self.name}, sample {index}"):
+            for index in numbers:
+                self.seed(epoch, index)
+                self.mark(epoch, index)
+                samples.append(self.dataset.__getitems__([index])[0] if self._has_many else self.dataset[index])
+        return samples
 
     def collated(self, epoch: int, indices: Indices, samples: list[Any]) -> Any:
         """A batch of these samples, the collate seeded by the first of them.
@@ -139,9 +158,12 @@ class Reader:
             ) from error
 
     def seed(self, epoch: int, index: int, purpose: int = 0) -> None:
-        """Seeds what comes next by its place, if seeds are wanted."""
-        if self.reading.sample_seeds:
-            seed_sample(self.reading.seed, epoch, index, 2 * self.shard + purpose)
+        """Seeds what comes next by its place: those generators that reading draws from, and the data set's own."""
+        if self._draws.drawn or self._seeders:
+            value = mix(self.reading.seed, epoch, index, 2 * self.shard + purpose)
+            self._draws.seed(value)
+            for seed_sample in self._seeders if purpose == 0 else ():
+                seed_sample(mix(value, _OWN) & LOWER)
 
     def pinned(self, batch: Any) -> Any:
         """The batch in page-locked memory where that is wanted; workers leave it to a thread of the trainer."""
@@ -162,19 +184,24 @@ class located:  # noqa: N801  # a context manager named as what it says
     """Says of an error where it happened: before a clear message, as a note below a traceback.
 
     A class, because a generator would cost more than many a sample.
+
+    Args:
+        place: Where, or what makes the words of it, if it is asked.
     """
 
-    def __init__(self, place: str):
+    def __init__(self, place: str | Callable[[], str]):
         self.place = place
 
     def __enter__(self) -> None:
         """Costs nothing."""
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if not isinstance(error, Exception):
+            return
+        place = self.place if isinstance(self.place, str) else self.place()
         if isinstance(error, LauncherError):
-            raise LauncherError(f"{self.place}: {error}") from error
-        if isinstance(error, Exception) and hasattr(error, "add_note"):  # Python 3.11
-            error.add_note(f"in {self.place}")
+            raise LauncherError(f"{place}: {error}") from error
+        error.add_note(f"in {place}")
 
 
 # ---------------------------------------------------------------------- many samples in one call
@@ -215,14 +242,6 @@ def _collated(samples: list[Any]) -> Any:
     """Torch's default collate, in a worker the same as in the training process."""
     with internals.as_in_no_worker():
         return default_collate(samples)
-
-
-# ---------------------------------------------------------------------- randomness
-
-
-def seed_sample(seed: int, epoch: int, index: int, purpose: int = 0) -> None:
-    """Seeds `random`, NumPy and torch's CPU generator for one sample, independently of one another."""
-    seed_generators(seed, epoch, index, purpose)
 
 
 def _unmarked(epoch: int, index: int) -> None:

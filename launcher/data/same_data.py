@@ -25,8 +25,8 @@ from launcher.data.load import Data
 from launcher.data.loaders import EvaluationLoader, TrainLoader
 from launcher.data.own_parts import OwnPartSampler
 from launcher.data.seeds import randomness_restored, seed_generators
-from launcher.data.streams import is_stream, length_of
-from launcher.data.subsets import name_of
+from launcher.data.streams import length_of
+from launcher.data.subsets import is_stream, name_of
 from launcher.device.coordination import Coordinator
 from launcher.recipe import schema
 from launcher.recipe.build import Builder

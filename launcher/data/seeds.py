@@ -16,7 +16,7 @@ import torch
 from launcher.data.permutation import mix
 from launcher.device.kind import Kind
 
-_LOWER = 0xFFFFFFFF  # all of a seed that the two look at
+LOWER = 0xFFFFFFFF  # all of a seed that the two look at
 _NUMPY = 1  # whose value it is
 
 
@@ -29,13 +29,13 @@ def seed_generators(*place: int, kind: Kind | None = None) -> None:
     """
     value = mix(*place)
     random.seed(value)
-    np.random.seed(value & _LOWER)
+    np.random.seed(value & LOWER)
     seed_torch(value, kind)
 
 
 def numpy_seed(value: int) -> int:
     """What to seed NumPy with where torch is seeded with `value` itself."""
-    return mix(value, _NUMPY) & _LOWER
+    return mix(value, _NUMPY) & LOWER
 
 
 def seed_torch(value: int, kind: Kind | None = None) -> None:
@@ -43,10 +43,15 @@ def seed_torch(value: int, kind: Kind | None = None) -> None:
 
     The halves are exchanged. `default_generator.manual_seed` costs 1 µs, `torch.manual_seed` 100.
     """
-    value = (value << 32 | value >> 32) & 0x7FFFFFFFFFFFFFFF
+    value = halves_exchanged(value)
     torch.default_generator.manual_seed(value)
     if kind is not None:
         kind.seed(value)
+
+
+def halves_exchanged(value: int) -> int:
+    """What torch is seeded with where NumPy gets the lower half of a value."""
+    return (value << 32 | value >> 32) & 0x7FFFFFFFFFFFFFFF
 
 
 def seed_everything(seed: int) -> None:

@@ -17,7 +17,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from torch.utils.data import IterableDataset
 
 from launcher import internals
 from launcher.data.epochs import listeners
@@ -31,11 +30,6 @@ from launcher.errors import LauncherError
 
 _END = object()
 _FIRST = 64  # samples that may be looked at before training
-
-
-def is_stream(dataset: Any) -> bool:
-    """Whether a data set has no samples by number."""
-    return isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__")
 
 
 def length_of(stream: Any) -> int | None:
@@ -93,7 +87,7 @@ class StreamLoader(TrainLoader):
 
     def batch_of(self, numbers: Sequence[int]) -> Any:
         """A batch of some of the first samples."""
-        with randomness_restored(self.reading.sample_seeds):
+        with randomness_restored(bool(self.reading.sample_seeds)):
             return self._reader.collated(0, np.asarray(numbers), [self._first_samples[number] for number in numbers])
 
     @cached_property
@@ -102,7 +96,7 @@ class StreamLoader(TrainLoader):
             stream = copy.deepcopy(self.dataset)
         except Exception:  # a socket, a generator: reading it would take samples away from training
             return []
-        with randomness_restored(self.reading.sample_seeds):
+        with randomness_restored(bool(self.reading.sample_seeds)):
             return list(itertools.islice(_one_pass(stream, self._reader, 0), _FIRST))
 
     def steps(self, start: int, stop: int | None) -> Generator[list[MicroBatch], None, None]:
@@ -135,7 +129,7 @@ class StreamEvaluationLoader(EvaluationLoader):
         reader = self._reader
         samples = itertools.islice(_one_pass(self.dataset, reader, 0), self.num_samples())
         for first in itertools.count(0, self.size):
-            with randomness_restored(reader.reading.sample_seeds):
+            with randomness_restored(bool(reader.reading.sample_seeds)):
                 batch = list(itertools.islice(samples, self.size))
                 data = reader.pinned(reader.collated(0, np.arange(first, first + len(batch)), batch)) if batch else None
             if not batch:
@@ -163,7 +157,7 @@ class _StreamReader(Reader):
 
     def batch(self, epoch: int, indices: Any) -> Any:
         """The micro-batch `indices[0]` of step `epoch`."""
-        with randomness_restored(self.in_training_process and self.reading.sample_seeds):
+        with randomness_restored(self.in_training_process and bool(self.reading.sample_seeds)):
             first, samples = self._read(epoch, int(indices[0]))
             return self.pinned(self.collated(epoch, np.arange(first, first + len(samples)), samples))
 

@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 import torch
-from torch.utils.data import Subset
+from torch.utils.data import IterableDataset, Subset
 
 from launcher.data.permutation import Indices
 
@@ -45,6 +45,11 @@ def innermost(dataset: Any) -> Any:
     while isinstance(dataset, Part | Subset):
         dataset = dataset.dataset
     return dataset
+
+
+def is_stream(dataset: Any) -> bool:
+    """Whether a data set has no samples by number."""
+    return isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__")
 
 
 def name_of(dataset: Any) -> str:

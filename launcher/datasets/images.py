@@ -114,7 +114,15 @@ class ImageFolder(Dataset[tuple[Any, int]]):
             ) from error
         if self.size is not None:
             image = self._fit(image, (self.size, self.size))
-        return (self.transform or _to_tensor)(image), int(self.targets[index])
+        return (self.transform or _to_tensor)(image), self.target(index)
+
+    def target(self, index: int) -> int:
+        """The class of a sample."""
+        return int(self.targets[index])
+
+    def row_of(self, index: int) -> dict[str, Any]:
+        """What stands beside a sample's prediction."""
+        return {"file": os.fsencode(os.path.relpath(self.path(index), self.root)).decode(errors="replace")}
 
 
 def _to_tensor(image: Any) -> Tensor:
@@ -217,7 +225,7 @@ def _list(root: Path, corrupt: str) -> _Index:
         raise ValueError(f"{empty}: no pictures in it ({', '.join(EXTENSIONS)}); add some, or remove it")
     paths = [path for of_class in files for path in of_class]
     targets = np.repeat(np.arange(len(classes)), [len(of_class) for of_class in files])
-    keep = np.ones(len(paths), dtype=bool) if corrupt == "error" else _readable(root, paths)
+    keep = np.ones(len(paths), dtype=bool) if corrupt == "error" else readable_pictures(root, paths)
     kept = np.array([os.fsencode(path) for path, is_kept in zip(paths, keep, strict=True) if is_kept], dtype=np.bytes_)
     unreadable = tuple(path for path, is_kept in zip(paths, keep, strict=True) if not is_kept)
     if not len(kept):
@@ -247,7 +255,7 @@ def _files_below(root: Path, folder: str, times: dict[str, int], above: tuple[st
             yield name
 
 
-def _readable(root: Path, paths: Sequence[str]) -> NDArray[np.bool_]:
+def readable_pictures(root: Path, paths: Sequence[str]) -> NDArray[np.bool_]:
     """Which pictures can be opened and decoded."""
     image = needed("PIL.Image", "images", "ImageFolder")
 

@@ -1,4 +1,4 @@
-"""Rows of a CSV or Parquet file."""
+"""Rows of a CSV or Parquet file, or of JSON lines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 
 from launcher.datasets.files import checked_file, needed, staged
 
-_READERS = {".csv": ",", ".tsv": "\t", ".parquet": None, ".pq": None}
+_READERS = {".csv": ",", ".tsv": "\t", ".parquet": None, ".pq": None, ".jsonl": None, ".ndjson": None}
 
 Scale = tuple[Tensor, Tensor]
 
@@ -26,7 +26,7 @@ class Table(TensorDataset):
     holds words, whole numbers or truth values, else numbers of shape [targets].
 
     Args:
-        path: A `.csv` or `.tsv` file with a line of names, or a `.parquet` file.
+        path: A `.csv` or `.tsv` file with a line of names, a `.parquet` file, or `.jsonl` with an object on each line.
         target: The column to predict, or several of numbers; None gives features only, as of new rows for `predict`.
         features: The columns to predict it from; None is all others.
         classes: Names of the classes in the order of their numbers, or how many there are; None finds them in the
@@ -69,7 +69,9 @@ class Table(TensorDataset):
         if self.scale is not None:
             values = (values - self.scale[0].to(dtype)) / self.scale[1].to(dtype)
         self.classes: tuple[str, ...] | None = None
+        self._others: dict[str, list[Any]] = {}  # of rows without a target: what tells them apart
         if not targets:
+            self._others = {n: table[n].to_pylist() for n in table.column_names if n not in self.features}
             super().__init__(values)
         elif isinstance(target, str) and not regression and not _is_quantity(table[target]):
             self.classes, numbers = _classes(file, table, target, classes)
@@ -87,13 +89,17 @@ class Table(TensorDataset):
         """The target of each row."""
         return self.tensors[1]
 
+    def row_of(self, index: int) -> dict[str, Any]:
+        """What stands beside a row's prediction: of rows without a target, the columns that are no features."""
+        return {name: values[index] for name, values in self._others.items()}
+
     def get_batch(self, indices: Tensor) -> tuple[Tensor, ...]:
         """Reads many samples at once: features [N, columns], and targets [N] or [N, targets]."""
         return tuple(tensor.index_select(0, indices) for tensor in self.tensors)
 
 
 def _checked(path: str | Path) -> Path:
-    file = checked_file(path, "a .csv, .tsv or .parquet file")
+    file = checked_file(path, "a .csv, .tsv, .parquet or .jsonl file")
     if file.suffix.lower() not in _READERS:
         raise ValueError(f"{file}: a table is one of {', '.join(_READERS)}")
     return file
@@ -102,8 +108,11 @@ def _checked(path: str | Path) -> Path:
 def _read(file: Path) -> Any:
     pyarrow = needed("pyarrow", "tables", "Table")
     try:
-        if (delimiter := _READERS[file.suffix.lower()]) is not None:
+        suffix = file.suffix.lower()
+        if (delimiter := _READERS[suffix]) is not None:
             return _read_text(file, delimiter)
+        if suffix in (".jsonl", ".ndjson"):
+            return needed("pyarrow.json", "tables", "Table").read_json(file)
         return needed("pyarrow.parquet", "tables", "Table").read_table(file)
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise ValueError(f"{file} cannot be read: {error}") from error

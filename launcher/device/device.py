@@ -49,12 +49,14 @@ class Device:
         world: The processes of the run.
         coordinator: The ranks' side channel.
         notes: What was chosen by the program, for the plan.
+        asked: The recipe's `device.precision`.
     """
 
     accelerator: Accelerator
     world: World
     coordinator: Coordinator
     notes: tuple[str, ...] = field(default=())
+    asked: str = "no"
 
     @property
     def torch_device(self) -> torch.device:
@@ -89,8 +91,8 @@ class Device:
 
     @property
     def precision(self) -> str:
-        """`float32` (the model's own), `bf16` or `fp16`."""
-        precision = str(self.accelerator.mixed_precision)
+        """`float32` (the model's own), `bf16`, `fp16` or `bf16-true`."""
+        precision = str(self.accelerator.mixed_precision) if self.asked != "bf16-true" else self.asked
         return "the model's own" if precision == "no" else precision
 
 
@@ -204,7 +206,7 @@ def _joined(section: schema.Device, world: World, on_cpu: bool, launch: schema.L
         in_memory = on_cpu and section.ddp.shared_memory and section.sharding == "none"
         with shared_memory(world, coordinator, section.timeout.amount) if in_memory else nullcontext() as memory:
             notes = (*_notes(section, world, accelerator.device), *interface, *peers)
-            yield Device(accelerator, world, coordinator.sharing(memory), notes)
+            yield Device(accelerator, world, coordinator.sharing(memory), notes, section.precision)
 
 
 def _wait(section: schema.Device, launch: schema.Launch, world: World) -> Wait:
@@ -283,7 +285,7 @@ def _accelerator(section: schema.Device, on_cpu: bool, url: str) -> Accelerator:
     # Environment variables of accelerate beat its defaults, not what is passed: pass everything.
     return Accelerator(
         cpu=on_cpu,
-        mixed_precision=section.precision,
+        mixed_precision=autocast_of(section),
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         dynamo_backend="no",
         step_scheduler_with_optimizer=False,
@@ -292,6 +294,11 @@ def _accelerator(section: schema.Device, on_cpu: bool, url: str) -> Accelerator:
             InitProcessGroupKwargs(init_method=url, timeout=timedelta(seconds=section.timeout.amount)),
         ],
     )
+
+
+def autocast_of(section: schema.Device) -> str:
+    """What autocast computes in; a model that is bfloat16 itself needs none."""
+    return "no" if section.precision == "bf16-true" else section.precision
 
 
 def check_device(section: schema.Device, world: World, on_cpu: bool) -> None:
@@ -366,7 +373,7 @@ def _assert_world(accelerator: Accelerator, world: World, section: schema.Device
     device, dynamo = accelerator.device.type, str(accelerator.state.dynamo_plugin.backend).rpartition(".")[2]
     asked = {
         "device": (device, "cpu" if on_cpu else device if device != "cpu" else "a GPU"),
-        "mixed precision": (accelerator.mixed_precision, section.precision),
+        "mixed precision": (accelerator.mixed_precision, autocast_of(section)),
         "accumulation steps": (accelerator.gradient_accumulation_steps, 1),
         "dynamo backend": (dynamo, "NO"),
     }

@@ -75,7 +75,7 @@ def evaluate(
                 continue
             evaluated = tally.add(model, batch, data, device)
             for metric in metrics:
-                metric.see(objective.layout, evaluated, is_first=tally.samples == batch.samples)
+                metric.see(objective.layout, evaluated, model, is_first=tally.samples == batch.samples)
             seen(evaluated.outputs, evaluated.targets, batch)
             heartbeat(done)
     return tally

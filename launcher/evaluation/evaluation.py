@@ -34,7 +34,6 @@ from launcher.world.watchdog import BatchProgress, Patience
 if TYPE_CHECKING:
     from launcher.evaluation.metrics import Metric, Scores
     from launcher.recipe.build import Builder
-    from launcher.recipe.component import Component
 
 Look = Callable[[str, str], Seen]  # gives what sees the batches of a set, by its split and name
 
@@ -44,9 +43,9 @@ def unlooked(split: str, name: str) -> Seen:
     return unseen
 
 
-def metrics_of(builder: Builder, section: Mapping[str, Component], batch: schema.Batch) -> Sequence[Metric]:
+def metrics_of(builder: Builder, section: schema.Evaluate, batch: schema.Batch) -> Sequence[Metric]:
     """What the recipe measures; where that is nothing, torchmetrics, seconds of imports, stays where it is."""
-    if not section:
+    if not section.metrics:
         return []
     from launcher.evaluation.metrics import build_metrics
 

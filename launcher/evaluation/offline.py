@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from launcher.checkpoints.saved_run import Saved
+from launcher.checkpoints.saved_run import Saved, fill
 from launcher.data.load import EvaluationLoader, Part, evaluation_parts, load_evaluation
 from launcher.data.same_data import agree_on
 from launcher.data.seeds import seed_everything
+from launcher.data.subsets import innermost
 from launcher.data.transfer import moved
-from launcher.datasets.files import atomic_write, needed
+from launcher.datasets.unlabelled import Lines
 from launcher.device.device import Device, check_device, open_device, use_cpu
 from launcher.errors import LauncherError, UsageError
 from launcher.evaluation.best import BestTracker
 from launcher.evaluation.evaluation import Evaluation, Look, metrics_of, unlooked
-from launcher.evaluation.predictions import Predictions, columns_of, write_predictions
+from launcher.evaluation.new_data import with_path
+from launcher.evaluation.output_files import check_form, output_file
+from launcher.evaluation.predictions import Predictions, columns_of, decisions, write_predictions
 from launcher.model.build import Model, build_model
 from launcher.model.ema import Average, Ema, Swa
 from launcher.objective.build import build_objective
@@ -33,12 +36,9 @@ from launcher.objective.settle import take_up
 from launcher.recipe import schema
 from launcher.recipe.build import Builder
 from launcher.recipe.schema import Recipe
-from launcher.runs.metrics import encode
 from launcher.runs.tracking.own_code import stand_in
 from launcher.runs.tracking.tracking import Line, NoTracking
 from launcher.world.world import World
-
-_FORMS = (".parquet", ".jsonl")
 
 
 @dataclass
@@ -67,14 +67,23 @@ class Opened:
 
 
 @contextmanager
-def opened(saved: Saved, world: World, parts: Sequence[Part], cpu: bool) -> Iterator[Opened]:
+def opened(
+    saved: Saved, world: World, parts: Sequence[Part], cpu: bool, builder: Builder | None = None
+) -> Iterator[Opened]:
     """Builds the model of a recipe around saved weights. The training set, which may be gone, is not opened.
+
+    Args:
+        saved: The weights and their recipe.
+        world: The processes.
+        parts: The sets to open.
+        cpu: Whether to stay on the CPU.
+        builder: Of that recipe, where something of it is built already.
 
     Raises:
         LauncherError: The weights do not fit, or what training would end with.
     """
     recipe = saved.recipe
-    builder = Builder(recipe, saved.allow, saved.directory)
+    builder = builder or Builder(recipe, saved.allow, saved.directory)
     builder.check()
     on_cpu = use_cpu(world, cpu)
     where = _to_evaluate_on(recipe.device, on_cpu)
@@ -92,12 +101,14 @@ def opened(saved: Saved, world: World, parts: Sequence[Part], cpu: bool) -> Iter
         if None in objective.readings.values():
             take_up(objective, saved.readings())
         objective.to(device.torch_device)
-        _fill(model.bare, saved)
+        fill(model, saved)
         yield Opened(recipe, model, objective, device, _average(model.bare, saved), sets, builder)
 
 
 def _to_evaluate_on(section: schema.Device, on_cpu: bool) -> schema.Device:
     """A model that was trained on a GPU is evaluated on a CPU as it is: what only training needs is left out."""
+    if section.recompute:
+        section = section.model_copy(update={"recompute": False})
     if not on_cpu:
         return section
     precision = "no" if section.precision == "fp16" else section.precision
@@ -113,14 +124,6 @@ def _average(model: nn.Module, saved: Saved) -> Average | None:
     average = Average(model, rule)  # which is never updated
     average.load_state_dict({"parameters": averaged, "updates": 1})
     return average
-
-
-def _fill(model: nn.Module, saved: Saved) -> None:
-    try:
-        model.load_state_dict(saved.weights())
-    except RuntimeError as error:
-        words = " ".join(str(error).split())
-        raise UsageError(f"{saved.label} does not fit the recipe's model: {words[:300]}") from error
 
 
 def _fill_losses(objective: Objective, saved: Saved) -> None:
@@ -165,7 +168,7 @@ def evaluate_saved(
         raise UsageError(f"--predictions is for one set; choose with --split: {', '.join(map(_named, parts))}")
     with opened(saved, world, parts, cpu) as model:
         _fill_losses(model.objective, saved)
-        metrics = metrics_of(model.builder, model.recipe.evaluate.metrics, model.recipe.batch)
+        metrics = metrics_of(model.builder, model.recipe.evaluate, model.recipe.batch)
         lines: list[Line] = []
         for (part, name), loader in model.sets.items():
             collected = Predictions(model.objective)
@@ -213,32 +216,47 @@ def _parts(recipe: Recipe, split: str | None) -> list[Part]:
 # ---------------------------------------------------------------------- predict
 
 
-def predict(saved: Saved, split: str | None, target: Path, *, cpu: bool = False) -> int:
+def predict(
+    saved: Saved,
+    split: str | None,
+    target: Path,
+    *,
+    data: Path | None = None,
+    directory: Path = Path(),
+    cpu: bool = False,
+) -> tuple[int, int]:
     """Writes a model's outputs for every sample of a set, in order and batch by batch.
 
     Args:
         saved: The weights and their recipe.
         split: Which set; None for the test set, else the validation set.
-        target: `.parquet` or `.jsonl`, whole or not at all.
+        target: `.csv`, `.parquet` or `.jsonl`, whole or not at all; `-` is standard output.
+        data: A file or folder that is read in place of that set, in its way.
+        directory: From where file names in it are.
         cpu: Whether to stay on the CPU.
 
     Returns:
-        How many there were.
+        How many there were, and how many pictures were left out as they could not be read.
 
     Raises:
-        UsageError: There is no such set, or no such form.
+        UsageError: There is no such set, no such form, or nothing to be read.
     """
-    if target.suffix not in _FORMS:
-        raise UsageError(f"--to {target.name}: the suffix says the form; one of: {', '.join(_FORMS)}")
+    check_form(target)
+    builder = Builder(saved.recipe, saved.allow, saved.directory)
+    if data is not None:
+        recipe = with_path(saved.recipe, builder, data, split, directory)
+        saved, split, builder = replace(saved, recipe=recipe), "test", builder.for_recipe(recipe)
     part = _predicted(saved.recipe, split)
-    with opened(saved, World(), [part], cpu) as model:
-        rows = 0
-        with atomic_write(target) as unfinished, _writer(unfinished, target.suffix) as write:
-            for columns in _columns(model, model.sets[part]):
+    with opened(saved, World(), [part], cpu, builder) as model:
+        rows, loader = 0, model.sets[part]
+        names = _classes(loader.dataset)
+        with output_file(target, names) as write:
+            for columns in _columns(model, loader, names):
                 count = len(columns["output"])
-                write({"index": list(range(rows, rows + count)), **columns})
+                numbers = range(rows, rows + count)
+                write({"index": list(numbers), **_beside(loader.dataset, numbers), **columns})
                 rows += count
-    return rows
+        return rows, len(getattr(loader.dataset, "unreadable", ()))
 
 
 def outputs_of(saved: Saved, split: str | None, *, cpu: bool = False) -> torch.Tensor:
@@ -253,15 +271,45 @@ def _predicted(recipe: Recipe, split: str | None) -> Part:
     return next((candidate for candidate in parts if candidate[0] == "test"), parts[0])
 
 
-def _columns(model: Opened, loader: EvaluationLoader) -> Iterator[Mapping[str, list[Any]]]:
-    """Of each batch the model's output, and for a classifier the likeliest class."""
-    classifies = any(isinstance(term.function, nn.CrossEntropyLoss) for term in model.objective.terms)
+def _classes(dataset: Any) -> Sequence[str] | None:
+    """The names of the classes in the order of their numbers, where the data set has them."""
+    names = getattr(innermost(dataset), "classes", None)
+    is_named = isinstance(names, list | tuple) and bool(names)
+    return [str(name) for name in names] if is_named else None  # type: ignore[union-attr]  # just asked
+
+
+def _beside(dataset: Any, numbers: Sequence[int]) -> Mapping[str, list[Any]]:
+    """What the data set says of these samples: their files, say."""
+    if not callable(row_of := getattr(dataset, "row_of", None)):
+        return {}
+    rows = [row_of(number) for number in numbers]
+    return {name: [_plain(row[name]) for row in rows] for name in rows[0]}
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, str | int | float | None) else str(value)
+
+
+def _columns(model: Opened, loader: EvaluationLoader, names: Sequence[str] | None) -> Iterator[Mapping[str, list[Any]]]:
+    """Of each batch the model's output, and for a classifier the likeliest class and its name."""
+    functions = [term.function for term in model.objective.terms]
+    classifies = any(isinstance(function, nn.CrossEntropyLoss) for function in functions)
+    decides = any(isinstance(function, nn.BCEWithLogitsLoss) for function in functions)
     for output in _outputs(model, loader):
-        columns = {"output": output.float().cpu().tolist()}
-        if classifies:
-            predictions = columns_of(output, None)
-            columns |= {name: predictions[name].tolist() for name in ("prediction", "probability")}
-        yield columns
+        output = loader.dataset.last(output) if isinstance(loader.dataset, Lines) else output
+        raw = {"output": output.float().cpu().tolist()}
+        chosen = columns_of(output, None) if classifies else decisions(output) if decides else {}
+        columns = {name: chosen[name].tolist() for name in chosen if name in ("prediction", "probability")}
+        if names is not None and "prediction" in columns:
+            yield {"class": [_named_class(names, number) for number in columns["prediction"]], **columns, **raw}
+        else:
+            yield {**columns, **raw}
+
+
+def _named_class(names: Sequence[str], number: Any) -> Any:
+    if isinstance(number, list):
+        return [_named_class(names, inner) for inner in number]
+    return names[number] if number < len(names) else None
 
 
 def _outputs(model: Opened, loader: EvaluationLoader) -> Iterator[torch.Tensor]:
@@ -275,34 +323,3 @@ def _outputs(model: Opened, loader: EvaluationLoader) -> Iterator[torch.Tensor]:
             if not isinstance(output, torch.Tensor):
                 raise LauncherError("the model's output is no tensor; pick one of its parts with batch.outputs")
             yield output
-
-
-Write = Callable[[Mapping[str, Sequence[Any]]], None]
-
-
-@contextmanager
-def _writer(path: Path, suffix: str) -> Iterator[Write]:
-    if suffix == ".jsonl":
-        with path.open("w", encoding="utf-8") as file:
-
-            def rows(columns: Mapping[str, Sequence[Any]]) -> None:
-                for row in zip(*columns.values(), strict=True):
-                    file.write(encode(dict(zip(columns, row, strict=True))) + "\n")
-
-            yield rows
-        return
-    pyarrow = needed("pyarrow", "tables", "outputs as Parquet")
-    parquet = needed("pyarrow.parquet", "tables", "outputs as Parquet")
-    writer: Any = None
-
-    def table(columns: Mapping[str, Sequence[Any]]) -> None:
-        nonlocal writer
-        batch = pyarrow.table(dict(columns))
-        writer = writer or parquet.ParquetWriter(path, batch.schema)
-        writer.write_table(batch)
-
-    try:
-        yield table
-    finally:
-        if writer is not None:
-            writer.close()

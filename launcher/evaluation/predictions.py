@@ -20,8 +20,7 @@ from torch import nn
 from launcher.data.inspect.picture_sheet import as_png
 from launcher.data.load import Data
 from launcher.data.loaders import EvaluationLoader, MicroBatch
-from launcher.data.streams import is_stream
-from launcher.data.subsets import innermost
+from launcher.data.subsets import innermost, is_stream
 from launcher.datasets.files import atomic_write, needed
 from launcher.device.coordination import Coordinator, packed, unpacked
 from launcher.device.kind import Mark, kind_of
@@ -189,6 +188,14 @@ def _chosen(output: torch.Tensor, target: torch.Tensor | None) -> dict[str, torc
         return {"prediction": prediction, "probability": sure}
     of_target = shares.gather(over, target.clamp(min=0).unsqueeze(over)).squeeze(over)
     return {"prediction": prediction, "probability": sure, "loss": -of_target.log()}
+
+
+def decisions(output: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What logits of yes or no say, one or several for each sample: 1 or 0, and how sure that is."""
+    shares = output.detach().float().sigmoid()
+    shares = shares.reshape(len(shares)) if shares.numel() == len(shares) else shares
+    prediction = (shares > 0.5).long()
+    return {"prediction": prediction, "probability": torch.where(prediction == 1, shares, 1 - shares)}
 
 
 def write_predictions(path: Path, columns: dict[str, NDArray[Any]], loader: EvaluationLoader) -> None:

@@ -26,8 +26,13 @@ class Blocks:
 
     def describe(self) -> str:
         """`24 × Block, the rest as one`, for the plan."""
+        return f"{self.counted}, the rest as one"
+
+    @property
+    def counted(self) -> str:
+        """`24 × Block`."""
         kinds = Counter(type(module).__name__ for module in self.modules.values())
-        return ", ".join([f"{number} × {kind}" for kind, number in kinds.items()] + ["the rest as one"])
+        return ", ".join(f"{number} × {kind}" for kind, number in kinds.items())
 
     def __bool__(self) -> bool:
         return bool(self.modules)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,10 @@ from torch.nn.parameter import is_lazy
 from launcher.data.seeds import seed_everything
 from launcher.device import lazy_compiler
 from launcher.device.device import Device
+from launcher.model.adapt import Base, Built, built, load_own, own_state
+from launcher.model.bfloat16 import hold_in_bfloat16
+from launcher.model.compiled import compile_blocks, compiled_in, keep_compiled
+from launcher.model.recompute import recompute
 from launcher.model.sharding import Sharding, UnfitError, class_of
 from launcher.recipe import schema
 from launcher.recipe.build import Builder
@@ -31,17 +35,27 @@ class Model:
         bare: The module as its class made it: what is evaluated and saved.
         wrapped: What training calls: `bare` under DDP, autocast and compilation, as the run needs.
         notes: What was chosen by the program, for the plan.
+        base: What of an adapted model is neither trained nor saved.
         sharding: How it is sharded, where it is.
     """
 
     bare: nn.Module
     wrapped: nn.Module
     notes: tuple[str, ...] = ()
+    base: Base | None = None
     sharding: Sharding | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The unwrapped weights: no `module.`, no `_orig_mod.`."""
-        return dict(self.bare.state_dict())
+        """The unwrapped weights, without a frozen base: no `module.`, no `_orig_mod.`."""
+        return own_state(self.bare, self.base)
+
+    def load_state_dict(self, weights: Mapping[str, Any]) -> None:
+        """Takes up what was saved; the base may be missing there.
+
+        Raises:
+            RuntimeError: It is of another model.
+        """
+        load_own(self.bare, self.base, weights)
 
     def describe(self) -> str:
         """Class, parameters and their size, for the plan."""
@@ -61,7 +75,7 @@ def build_model(
     device: Device,
     *,
     seed: int,
-    fill: Callable[[nn.Module], str] | None = None,
+    fill: Callable[[Built], str] | None = None,
     freeze: Callable[[nn.Module], None] = lambda module: None,
     shares: bool = True,
 ) -> Model:
@@ -81,29 +95,41 @@ def build_model(
         RecipeError: What came out is not a module, or has nothing to train.
     """
     seed_everything(seed)
-    bare = builder.build(component)
-    if not isinstance(bare, nn.Module):
-        kind = type(bare).__name__
-        raise builder.wrong("model", f"{component.target} gave a {kind}, not a torch.nn.Module")
+    made = built(builder, component)
+    bare: Any = made.module  # of which torch's stubs do not know all that it takes
     if any(is_lazy(parameter) for parameter in bare.parameters()):
         message = "has lazy modules, whose sizes nobody knows yet: give them sizes, or pass a batch through it once"
         raise builder.wrong("model", message)
     freeze(bare)
     if not any(parameter.requires_grad for parameter in bare.parameters()):
         raise builder.wrong("model", "no parameter requires a gradient: there is nothing to train")
-    notes = [fill(bare)] if fill is not None else []
+    notes = [fill(made)] if fill is not None else []
+    if made.base is not None:
+        notes.append(f"_adapt_: checkpoints hold {len(made.state_dict())} tensors; the base is read anew at each start")
     if section.sync_batchnorm:
         bare = nn.SyncBatchNorm.convert_sync_batchnorm(bare)
     if section.channels_last:
         bare = bare.to(memory_format=torch.channels_last)
+    notes += _changed(builder, bare, section, component, device)
     if not is_asked(section, device):
-        return Model(bare, wrap(bare, device, section, shares=shares), tuple(notes))
+        return Model(bare, wrap(bare, device, section, shares=shares), tuple(notes), made.base)
+    if fault := unfit_for_sharding(made, section):
+        raise builder.wrong(*fault)
     sharding = Sharding(section, device)
     try:
         sharding.shard(bare)
     except UnfitError as error:
         raise builder.wrong("device.shard" if str(error).startswith("device.shard") else "model", str(error)) from error
-    return Model(bare, under_autocast(bare, device), tuple(notes), sharding)
+    return Model(bare, under_autocast(bare, device), tuple(notes), sharding=sharding)
+
+
+def unfit_for_sharding(made: Built, section: schema.Device) -> tuple[str, str] | None:
+    """Where the recipe asks for something that a sharded model cannot have, and why; None where it does not."""
+    if made.base is not None:
+        return "model", "is adapted: its base is known by a hash of whole weights; say device.sharding: none"
+    if section.compile and not compiled_in(made.module):
+        return "device.compile", "the model has no repeated blocks, and is not compiled in parts; say false"
+    return None
 
 
 def is_asked(section: schema.Device, device: Device) -> bool:
@@ -117,8 +143,24 @@ def under_autocast(module: nn.Module, device: Device) -> nn.Module:
     return prepared
 
 
+def _changed(
+    builder: Builder, bare: nn.Module, section: schema.Device, component: Component, device: Device
+) -> Iterator[str]:
+    """Changes how the module and its blocks are called, and not what they are; gives what the plan says of it."""
+    if section.compile:
+        check_names(bare)
+        if by_block := compile_blocks(bare, section.compile):
+            yield by_block
+        if kept := keep_compiled(repr(component), device.name):
+            yield f"what is compiled is kept in {kept}"
+    if section.recompute:
+        yield recompute(builder, bare, section.recompute)
+    if section.precision == "bf16-true":
+        yield hold_in_bfloat16(builder, bare)
+
+
 def wrap(module: nn.Module, device: Device, section: schema.Device, *, shares: bool = True) -> nn.Module:
-    """The module under what Accelerate adds (device, autocast, DDP), compiled where asked."""
+    """The module under what Accelerate adds (device, autocast, DDP), compiled where asked and its blocks are not."""
     bare = module.to(device.torch_device)
     wait = Wait("the other ranks to build their model", section.timeout.amount, "device.timeout", why="")
     # said, and not left to Accelerate to find out: its looking imports torch.distributed.tensor, a tenth of a start
@@ -126,7 +168,7 @@ def wrap(module: nn.Module, device: Device, section: schema.Device, *, shares: b
     if shares and device.world.size > 1:
         with guarded(wait, device.world):
             wrapped = _shared(wrapped, device)
-    if section.compile:
+    if section.compile and not compiled_in(bare):
         check_names(bare)
         mode = section.compile if isinstance(section.compile, str) else "default"
         wrapped = torch.compile(wrapped, mode=mode)  # type: ignore[assignment]  # it is an OptimizedModule

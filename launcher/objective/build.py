@@ -101,6 +101,5 @@ def _check_order(builder: Builder, component: Component, function: Any, batch: s
     outputs, targets = options.get("_outputs_", batch.outputs or [0]), options.get("_targets_", batch.targets)
     if isinstance(outputs, Mapping) or isinstance(targets, Mapping):
         return
-    if fault := order_fault(function, len(outputs), len(targets)):
-        remedy = "say which is which: _outputs_: {input: 0, var: 1}, _targets_: {target: 1}"
-        raise builder.wrong(component.path, f"{component.target} {fault}; {remedy}")
+    if fault := order_fault(function, outputs, targets):
+        raise builder.wrong(component.path, f"{component.target} {fault}")

@@ -232,7 +232,38 @@ def describe_optimizer(optimizer: Optimizers, key: str = "optimizer") -> str:
     groups = optimizer.param_groups
     several = f", {len(groups)} groups of parameters" if len(groups) > 1 else ""
     fused = f", fused ({key}.fused=false turns that off)" if groups[0].get("fused") else ""
-    return f"{type(optimizer).__name__}{several}{fused}"
+    return f"{type(optimizer).__name__}{several}{fused}{_kept_in(optimizer)}"
+
+
+def _kept_in(optimizer: Optimizer) -> str:
+    """In which types an optimizer of 16-bit parameters keeps its state, which is its own choice."""
+    own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    half = next((parameter for parameter in own if parameter.dtype in (torch.bfloat16, torch.float16)), None)
+    if half is None:
+        return ""
+    types: dict[str, list[str]] = {}
+    for name, value in (optimizer.state.get(half) or _tried_state(optimizer, half.dtype)).items():
+        if isinstance(value, torch.Tensor):
+            types.setdefault(str(value.dtype).removeprefix("torch."), []).append(name)
+    if not types:
+        return ", whose first step shows what it keeps, and in which type"
+    return ", which keeps " + " and ".join(f"{', '.join(names)} in {kind}" for kind, names in types.items())
+
+
+def _tried_state(optimizer: Optimizer, dtype: torch.dtype) -> Mapping[str, Any]:
+    """What another of its class keeps after a step of a small parameter; nothing where it cannot be made like that."""
+    parameter = torch.zeros(2, 2, dtype=dtype, requires_grad=True)
+    parameter.grad = torch.zeros_like(parameter)
+    made_by: Any = type(optimizer)
+    known = parameters_of(made_by) or {}
+    settings = {name: value for name, value in optimizer.defaults.items() if name in known}
+    try:
+        other = made_by([parameter], **settings)
+        with torch.no_grad():
+            inspect.unwrap(type(other).step)(other)
+    except Exception:  # anybody's class: nothing depends on it
+        return {}
+    return dict(other.state[parameter])
 
 
 # ---------------------------------------------------------------------- groups

@@ -48,20 +48,67 @@ def read_document(
         RecipeError: There are more mistakes than anybody would read.
     """
     problems = Problems()
+    sources, root = _merged(path, overrides, remove, problems)
+    if root is None:
+        return None, problems
+    root, env = resolve(_without_space(root), problems, os.environ)
+    return _document(root, sources, env), problems
+
+
+def sweep_section(
+    path: str | os.PathLike[str] | Mapping[str, Any], overrides: Sequence[str] = (), remove: Sequence[str] = ()
+) -> list[tuple[str, Node]]:
+    """What a recipe says under `sweep.space`, key by key, as it stands there: its references are of each trial.
+
+    Args:
+        path: As in `read_document`.
+        overrides: Of these only `base=…`.
+        remove: As in `read_document`.
+
+    Returns:
+        Nothing where there is none, or where the recipe cannot be read: reading it says why.
+    """
+    try:
+        _, root = _merged(path, [text for text in overrides if text.startswith("base=")], remove, Problems())
+    except RecipeError:
+        return []
+    space = _space_in(root) if root is not None else None
+    return [(str(key), node) for key, node in space.items()] if space is not None else []
+
+
+def _merged(
+    path: str | os.PathLike[str] | Mapping[str, Any],
+    overrides: Sequence[str],
+    remove: Sequence[str],
+    problems: Problems,
+) -> tuple[_Sources, Node | None]:
+    """The recipe over its bases, with what the command line changes; None where it cannot be read to its end."""
     sources = _Sources(problems)
     root = sources.read(path if isinstance(path, Mapping) else os.fspath(path))
     removals = [_read_removal(name, problems) for name in remove]
     changes = [_read_override(text, sources.folder, problems) for text in overrides]
-    if root is None:
-        return None, problems
     for change in (*removals, *changes):
         if change is None or root is None:
             continue
         root = sources.with_base(root, change) if change.is_base else _changed(root, change, problems)
-    if root is None:
-        return None, problems
-    root, env = resolve(root, problems, os.environ)
-    return _document(root, sources, env), problems
+    return sources, root
+
+
+def _space_in(root: Node) -> Node | None:
+    """The mapping under `sweep.space`."""
+    sweep = root.find("sweep")
+    space = sweep[1].find("space") if sweep else None
+    return space[1] if space and isinstance(space[1].value, dict) else None
+
+
+def _without_space(root: Node) -> Node:
+    """The recipe without what a sweep tries, which is read in a sweep only."""
+    if _space_in(root) is None:
+        return root
+    sweep = root.find("sweep")
+    assert sweep is not None
+    rest = sweep[1].with_items([(key, child) for key, child in sweep[1].items() if key != "space"])
+    return root.with_items([(key, rest if key == "sweep" else child) for key, child in root.items()])
 
 
 class _FileError(Exception):

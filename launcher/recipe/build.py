@@ -111,6 +111,7 @@ class Builder:
         self.allow = allowed_packages(allow, directory)
         self.computed: dict[str, int] = {}
         self.meant: dict[tuple[str | int, ...], Any] = {}  # what a reference means where it is not what was built
+        self.adapted: dict[tuple[str | int, ...], Any] = {}  # models with an adapter around them
         self._built: dict[tuple[str | int, ...], Any] = {}
         self._targets: dict[tuple[str, str, Path], Any] = {}
         self._trusted: dict[tuple[Path, Path], Trust] = {}
@@ -120,6 +121,12 @@ class Builder:
         other = copy.copy(self)
         other._recipe = recipe
         other.__dict__.pop("_root_paths", None)
+        return other
+
+    def keeping(self, section: str) -> Builder:
+        """Another that has built nothing yet but what stands in one section: for things that are thrown away."""
+        other = self.another()
+        other._built = {path: built for path, built in self._built.items() if path[:1] == (section,)}
         return other
 
     @property
@@ -303,11 +310,16 @@ class Builder:
             self._built[component.path] = self._build(component, handed)
         return self._built[component.path]
 
-    def build_another(self, component: Component) -> Any:
-        """Builds a component once more, with all that it is made of; what was handed in stays what it is."""
+    def another(self) -> Builder:
+        """One that builds everything once more; what was handed in stays what it is."""
         other = copy.copy(self)
-        other._built = {}
-        return other.build(component)
+        other._built, other.adapted, other.meant = {}, {}, {}
+        return other
+
+    @property
+    def objects(self) -> list[Any]:
+        """What has been built so far."""
+        return list(self._built.values())
 
     def _build(self, component: Component, handed: Mapping[str, Any]) -> Any:
         target = self.resolve(component)

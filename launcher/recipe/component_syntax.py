@@ -74,7 +74,11 @@ def _is_switch(value: Any) -> str | None:
     return None if isinstance(value, bool) else "must be true or false"
 
 
-METRIC_INPUTS = ("probabilities", "classes", "logits")
+def _is_adapter(value: Any) -> str | None:
+    return None if isinstance(value, Component) else "must be {_target_: peft.LoraConfig, …}, or {_ref_: my.py:adapt}"
+
+
+METRIC_INPUTS = ("probabilities", "classes", "logits", "text")
 
 
 def _is_input(value: Any) -> str | None:
@@ -88,6 +92,7 @@ def _are_sets(value: Any) -> str | None:
 
 # keys of ours that stand beside a component's arguments, by the slot they belong to, and what they may hold
 OPTIONS: dict[str, dict[str, Callable[[Any], str | None]]] = {
+    "model": {"_adapt_": _is_adapter},
     "optimizer": {
         "_groups_": _are_groups,
         "_params_": _are_patterns,

@@ -12,7 +12,8 @@ from launcher.recipe.duration import Duration
 from launcher.recipe.expressions import Expression
 from launcher.recipe.line_keys import LINE_KEYS
 from launcher.recipe.places import Path, dotted
-from launcher.recipe.schema import SBATCH_OPTIONS, SLURM_TIME, Recipe, Slurm, Train, limit_seconds, sbatch_options
+from launcher.recipe.sbatch import SBATCH_OPTIONS, SLURM_TIME, limit_seconds
+from launcher.recipe.schema import Recipe, Slurm, Train, sbatch_options
 from launcher.recipe.tree import Document
 from launcher.text import brief, hint
 
@@ -76,6 +77,12 @@ def _evaluation(recipe: Recipe) -> Iterator[Fault]:
             listed = hint(strange[0], named, f"there are: {', '.join(named) or 'none with a name'}")
             where: Path = ("evaluate", "metrics", name, "_sets_")
             yield where, f"no evaluation set is named '{brief(strange[0])}'{listed}"
+    of_texts = [name for name, metric in section.metrics.items() if metric.options.get("_input_") == "text"]
+    if of_texts and section.generate is None:
+        where = ("evaluate", "metrics", of_texts[0], "_input_")
+        yield where, "text is what evaluate.generate makes; state it, as in generate: {max_new_tokens: 32}"
+    if section.generate is not None and not of_texts:
+        yield ("evaluate", "generate"), "no metric has its texts; write _input_: text beside one, or remove it"
     if section.after is not None and data.validation is None:
         yield ("evaluate", "after"), "follows evaluations, and there are none; state data.validation, or remove it"
     if section.early_stop is not None and section.best is None:

@@ -21,6 +21,14 @@ _WORDS: dict[str, tuple[Unit, float]] = {
 }
 
 
+def duration_pattern(*units: Unit) -> str:
+    """A regular expression, as JSON Schema has them, of these units' words; a reference may stand in their place."""
+    words = [
+        re.escape(word) if word == "%" else f"{word}(es|s)?" for word, (unit, _) in _WORDS.items() if unit in units
+    ]
+    return rf"^\s*\d+(\.\d+)?\s*({'|'.join(words)})\s*$|\$\{{"
+
+
 @dataclass(frozen=True)
 class Duration:
     """An amount of training, of time, or of batches.

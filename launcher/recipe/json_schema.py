@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaValue
@@ -12,6 +12,38 @@ from launcher.recipe.duration import Duration
 from launcher.recipe.schema import COMPONENT_SCHEMA, Recipe
 
 _REFERENCE = {"type": "string", "pattern": r"\$\{"}
+
+
+def editor_schema(trackers: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """The same, with what is known of components and trackers; imports torch, whose classes it names.
+
+    Args:
+        trackers: What a recipe may say to each.
+    """
+    from launcher.recipe.component_schema import slot_schemas
+
+    schema = recipe_schema()
+    definitions = schema["$defs"]
+    for path, component in slot_schemas().items():
+        section, _, key = path.rpartition(".")
+        properties = definitions[section.capitalize()]["properties"] if section else schema["properties"]
+        properties[key] = _with_component(properties[key], path)
+        definitions[f"Component.{path}"] = component
+    inner = {"propertyNames": {}, "type": ["object", "null"]}
+    for name, settings in trackers.items():
+        tracker = {**inner, "description": f"Also send numbers to {name}.", "propertyNames": {"enum": [*settings]}}
+        definitions["Track"]["properties"][name] = tracker | {"properties": {key: {} for key in settings}}
+    return schema
+
+
+def _with_component(schema: Any, slot: str) -> Any:
+    """The same, with that slot's components."""
+    if isinstance(schema, list):
+        return [_with_component(item, slot) for item in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    inner = {key: _with_component(item, slot) for key, item in schema.items()}
+    return {**inner, "$ref": f"#/$defs/Component.{slot}"} if schema.get("$ref") == "#/$defs/Component" else inner
 
 
 def recipe_schema() -> dict[str, Any]:

@@ -23,12 +23,17 @@ def whole_language(commands: Mapping[str, str]) -> str:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)
-    listed = {title: list(_components(module)) for title, module in _SHIPPED.items()}
-    listed["Recipes, for `launcher copy NAME`"] = [f"`{name}`: {summary}" for name, summary in shipped().items()]
     page = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
-        sections=list(_sections()), shipped=list(listed.items()), commands=list(commands.items())
+        sections=list(_sections()), shipped=list(shipped_components().items()), commands=list(commands.items())
     )
     return page.rstrip("\n") + "\n"
+
+
+def shipped_components() -> dict[str, list[str]]:
+    """The lines of what comes with the package, by kind."""
+    listed = {title: list(_components(module)) for title, module in _SHIPPED.items()}
+    listed["Recipes, for `launcher copy NAME`"] = [f"`{name}`: {summary}" for name, summary in shipped().items()]
+    return listed
 
 
 def _sections() -> Iterator[tuple[KeyText, list[KeyText]]]:

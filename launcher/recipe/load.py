@@ -19,8 +19,9 @@ from launcher.recipe.consistency import whole_problems
 from launcher.recipe.elsewhere import belongs_at, elsewhere_called
 from launcher.recipe.expressions import Expression
 from launcher.recipe.places import MAX_PROBLEMS, Origin, Path, by_place, dotted
+from launcher.recipe.sbatch import SLURM_TIME
 from launcher.recipe.scalars import plain_scalar
-from launcher.recipe.schema import INTERFACES, NAME_PATTERN, SLURM_TIME, Recipe, fields_by_name, model_in
+from launcher.recipe.schema import INTERFACES, NAME_PATTERN, Recipe, fields_by_name, model_in
 from launcher.recipe.signature import shown
 from launcher.recipe.tree import Document
 from launcher.text import brief, hint, printable, suggestion

@@ -114,7 +114,11 @@ _LOADED_ARGUMENTS = (
     "padding_side truncation_side pad_token bos_token eos_token unk_token mask_token sep_token cls_token "
     "additional_special_tokens add_prefix_space add_bos_token add_eos_token do_lower_case size do_resize do_normalize"
 )
-# functions by the name they were defined under, and the arguments that may be written; None: any
+# of peft's configs: not what imports a module (megatron_core, auto_mapping), reads a cache or another repository
+_OF_ADAPTERS = "exclude_modules modules_to_save target_modules task_type"
+_OF_LAYERS = f"{_OF_ADAPTERS} layers_pattern layers_to_transform"
+_OF_RANKS = f"{_OF_LAYERS} alpha alpha_pattern init_weights module_dropout r rank_dropout rank_pattern"
+# functions and classes by the name they were defined under, and the arguments that may be written; None: any
 FUNCTIONS: dict[str, str | None] = {
     "torch.tensor": None,
     "torch.utils.data._utils.collate.default_collate": None,
@@ -123,6 +127,23 @@ FUNCTIONS: dict[str, str | None] = {
         "model_name pretrained num_classes in_chans img_size drop_rate drop_path_rate global_pool features_only "
         "out_indices output_stride patch_size embed_dim depth num_heads mlp_ratio qkv_bias init_values class_token "
         "dynamic_img_size act_layer norm_layer"
+    ),
+    "peft.tuners.ia3.config.IA3Config": f"{_OF_ADAPTERS} fan_in_fan_out feedforward_modules init_ia3_weights",
+    "peft.tuners.ln_tuning.config.LNTuningConfig": _OF_ADAPTERS,
+    "peft.tuners.loha.config.LoHaConfig": f"{_OF_RANKS} use_effective_conv2d",
+    "peft.tuners.lokr.config.LoKrConfig": (
+        f"{_OF_RANKS} decompose_both decompose_factor rank_dropout_scale use_effective_conv2d"
+    ),
+    "peft.tuners.lora.config.LoraConfig": (
+        f"{_OF_LAYERS} alpha_pattern bias ensure_weight_tying fan_in_fan_out init_lora_weights lora_alpha lora_bias "
+        "lora_dropout r rank_pattern target_parameters trainable_token_indices use_dora use_rslora"
+    ),
+    "peft.tuners.oft.config.OFTConfig": (
+        f"{_OF_LAYERS} bias block_share coft eps fan_in_fan_out init_weights module_dropout num_cayley_neumann_terms "
+        "oft_block_size r use_cayley_neumann"
+    ),
+    "peft.tuners.vera.config.VeraConfig": (
+        f"{_OF_LAYERS} bias d_initial fan_in_fan_out init_weights projection_prng_key r save_projection vera_dropout"
     ),
     "datasets.load.load_dataset": (
         "path name data_dir data_files split revision streaming keep_in_memory num_proc "
@@ -283,7 +304,7 @@ _NEVER = {  # arguments that load code or choose where files are written, at any
     "datasets": {"trust_remote_code", "cache_dir", "storage_options", "download_config"},
     "torchmetrics": {"feature_extractor_weights_path", "baseline_url"},  # a file to unpickle, any server
 }
-_BY_ARGUMENTS = ("datasets", "timm", "torchvision.datasets", "transformers.models")  # what these do, arguments decide
+_BY_ARGUMENTS = ("datasets", "peft", "timm", "torchvision.datasets", "transformers.models")  # these decide what they do
 
 
 def style_objection(target: Any, style: str, trust: Trust) -> str | None:

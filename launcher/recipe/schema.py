@@ -16,20 +16,15 @@ from pydantic import (
 )
 
 from launcher.recipe.component import Component
-from launcher.recipe.duration import Duration, Unit
+from launcher.recipe.duration import Duration, Unit, duration_pattern
+from launcher.recipe.generation import Generate
 from launcher.recipe.places import Path
+from launcher.recipe.sbatch import SBATCH_OPTIONS, SLURM_TIME
+from launcher.recipe.section import Section as Section
 from launcher.recipe.tree import Document
 
 INTERFACES = r"^[A-Za-z0-9_.:@-]+(,[A-Za-z0-9_.:@-]+)*$"
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"  # a name that becomes a path
-
-
-class Section(BaseModel):
-    """Strict, frozen, and closed: an unknown key is an error."""
-
-    model_config = ConfigDict(
-        strict=True, frozen=True, extra="forbid", arbitrary_types_allowed=True, validate_default=False
-    )
 
 
 def _component(value: Any) -> Any:
@@ -114,10 +109,10 @@ def _one_or_named(value: Any) -> Any:
 COMPONENT_SCHEMA = {
     "type": "object",
     "properties": {
-        "_target_": {"type": "string", "description": "AdamW, torch.nn.Linear, my_model.py:Net"},
+        "_target_": {"type": "string", "description": "What is called: AdamW, torch.nn.Linear, my_model.py:Net."},
         "_args_": {"type": "array", "description": "Positional arguments."},
         "_partial_": {"type": "boolean", "description": "Hand over the callable with these arguments."},
-        "_ref_": {"type": "string", "description": "The thing itself, not called: torch.float32, my_task.py:function"},
+        "_ref_": {"type": "string", "description": "The thing itself, not called: torch.float32, my_task.py:function."},
     },
     "not": {"required": ["_target_", "_ref_"]},
 }
@@ -161,9 +156,11 @@ TestSet = Annotated[
 Collate = Annotated[
     Component | dict[str, Component] | None,
     BeforeValidator(_collate),
+    _ByName(),
     _written(
         COMPONENT_SCHEMA,
         {"type": "object", "properties": dict.fromkeys(COLLATED, COMPONENT_SCHEMA), "additionalProperties": False},
+        _TEXT,
         _NULL,
     ),
 ]
@@ -187,7 +184,8 @@ Loss = Annotated[
 
 
 def _length(*units: Unit, example: str) -> tuple[BeforeValidator, WithJsonSchema]:
-    words = {"type": "string", "description": f"Words such as {example}."}
+    about = f"Words such as {example}."
+    words = {"type": "string", "pattern": duration_pattern(*units), "description": about, "patternErrorMessage": about}
     return BeforeValidator(_duration(*units, example=example)), _written(words)
 
 
@@ -205,7 +203,7 @@ Positive = Annotated[int, Field(gt=0)]
 
 
 class Data(Section):
-    """1: what is read, and how it is cut into batches."""
+    """Phase 1, data: what is read, and how it is cut into batches."""
 
     train: AComponent = Field(description="The training data set.")
     validation: EvaluationSet = Field(None, description="One data set, several by name, or '10% of train'.")
@@ -239,9 +237,10 @@ class Data(Section):
     weights: Weights | None = Field(
         None, description="A weight per sample (a function's result, or a .npy file): drawn with replacement."
     )
-    sample_seeds: bool = Field(
-        True,
-        description="Seed random, NumPy and torch before each sample, so that augmentation is reproducible.",
+    sample_seeds: bool | Literal["auto"] = Field(
+        "auto",
+        description="Seed random, NumPy and torch before each sample, so that augmentation is reproducible; auto seeds "
+        "those that samples draw from.",
     )
     split_by_rank: bool = Field(
         False, description="Each process's training set holds its own part already, and is read as it is."
@@ -261,7 +260,7 @@ def _input(value: Any) -> Any:
     return value
 
 
-_PART_SCHEMA = {"type": ["integer", "string"], "description": "A position, a key, or a path: x.left"}
+_PART_SCHEMA = {"type": ["integer", "string"], "description": "A position, a key, or a path such as x.left."}
 _CONSTANT_SCHEMA = {
     "anyOf": [
         {"type": ["null", "boolean"], "description": "A constant."},
@@ -315,16 +314,25 @@ class Ddp(Section):
 
 
 class Device(Section):
-    """2: where it runs, and in which precision."""
+    """Phase 2, device: where it runs, and in which precision."""
 
-    precision: Literal["no", "bf16", "fp16"] = Field("no", description="Automatic mixed precision.")
+    precision: Literal["no", "bf16", "fp16", "bf16-true"] = Field(
+        "no", description="Automatic mixed precision; bf16-true: the parameters themselves are bfloat16."
+    )
     timeout: Time = Field(
         Duration(1800, "seconds", "30 minutes"),
         description="The process group's: how long a collective may take.",
     )
     deterministic: bool = Field(False, description="Deterministic algorithms only, also on a GPU.")
     compile: bool | Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = Field(
-        False, description="torch.compile the model, in its default mode or the one named."
+        False,
+        description="Compile the model's repeated blocks with torch.compile, or all of it where there are none, in its "
+        "default mode or the one named.",
+    )
+    recompute: bool | Annotated[list[str], Field(min_length=1)] = Field(
+        False,
+        description="Keep no activations of the model's repeated blocks, or of modules by pattern, as in ['blocks.*']: "
+        "they are computed again in the backward pass.",
     )
     channels_last: bool = Field(False, description="Store images and convolutions as NHWC.")
     tf32: bool | None = Field(
@@ -374,7 +382,7 @@ FrozenFor = Annotated[
 
 
 class Train(Section):
-    """5: how long, and what surrounds a step."""
+    """Phase 5, training: how long, and what surrounds a step."""
 
     epochs: Positive | None = Field(None, description="Length of the run in passes over the data.")
     steps: Positive | None = Field(None, description="Length of the run in optimizer steps.")
@@ -432,14 +440,17 @@ class EarlyStop(Section):
 
 
 class Evaluate(Section):
-    """6: when, on what, and by which measures."""
+    """Phase 6, evaluation: when, on what, and by which measures."""
 
     every: Period = Field(Duration(1, "epochs", "1 epoch"), description="How often; always at the end too.")
     first: bool = Field(False, description="Also before the first step.")
     limit: Batches | None = Field(None, description="At most so much of each set, as in '50 batches'.")
     batch_size: Positive | None = Field(None, description="Samples of one forward pass; null: the micro-batch.")
     ranks: Literal["first", "all"] = Field("first", description="Who evaluates: rank 0, or all with a share each.")
-    metrics: dict[str, AComponent] = Field(default_factory=dict, description="torchmetrics by a name of your own.")
+    metrics: dict[str, AFunction] = Field(
+        default_factory=dict, description="Metrics of torchmetrics, or functions of yours, each by a name of your own."
+    )
+    generate: Generate | None = Field(None, description="Texts that a language model makes, for metrics of texts.")
     best: Best | None = Field(None, description="Which evaluation was the best.")
     early_stop: EarlyStop | None = Field(None, description="Stop when the best does not improve.")
     after: AFunction | None = Field(
@@ -450,7 +461,7 @@ class Evaluate(Section):
 
 
 class Save(Section):
-    """7: checkpoints to resume from, and the final weights."""
+    """Phase 7, saving: checkpoints to resume from, and the final weights."""
 
     every: Period = Field(Duration(900, "seconds", "15 minutes"), description="How often; always at the end too.")
     keep: Positive = Field(3, description="How many checkpoints, besides the best.")
@@ -461,6 +472,10 @@ class Save(Section):
         None, description="At the end, also the mean of the weights of the last so many checkpoints."
     )
     final: Literal["last", "best"] = Field("last", description="Which weights become model_weights.pth.")
+    pretrained: bool | None = Field(
+        None,
+        description="At the end, also a folder that from_pretrained loads; null: where the model can be loaded so.",
+    )
     on_failure: Literal["stop", "warn"] = Field("stop", description="What becomes of the run when a save fails.")
 
 
@@ -502,61 +517,6 @@ class Launch(Section):
     on_stall: Literal["warn", "stop"] = Field("warn", description="What becomes of the run then.")
 
 
-SLURM_TIME = r"^(\d+(:\d{1,2}){0,2}|\d+-\d{1,2}(:\d{1,2}){0,2})$"
-
-
-# The long options of sbatch that a recipe may state beside the keys below, by their full names: what a job asks for.
-# None runs a command, names a file, is about one submission (hold, begin, dependency), or is the launcher's to say.
-SBATCH_OPTIONS = frozenset(
-    (
-        *("acctg_freq", "batch", "cluster_constraint", "comment", "constraint", "contiguous", "core_spec"),
-        *("cores_per_socket", "cpu_freq", "cpus_per_gpu", "delay_boot", "distribution", "exclude", "exclusive"),
-        *(
-            "extra_node_info",
-            "gpu_bind",
-            "gpu_freq",
-            "gres",
-            "gres_flags",
-            "hint",
-            "licenses",
-            "mail_type",
-            "mail_user",
-        ),
-        *("mcs_label", "mem_bind", "mem_per_cpu", "mem_per_gpu", "mincpus", "network", "nice", "no_kill", "nodelist"),
-        *(
-            "ntasks_per_core",
-            "ntasks_per_socket",
-            "oom_kill_step",
-            "overcommit",
-            "oversubscribe",
-            "power",
-            "prefer",
-            "priority",
-            "profile",
-            "propagate",
-            "qos",
-            "reservation",
-        ),
-        *("segment", "sockets_per_node", "spread_job", "switches", "thread_spec", "threads_per_core", "time_min"),
-        *("tmp", "tres_bind", "tres_per_task", "use_min_nodes", "wckey"),
-    )
-)
-
-
-def limit_seconds(text: str) -> int | None:
-    """A time limit as sbatch reads it (`90`, `1:30:00`, `1-12`), which it rounds up to minutes; None for no limit."""
-    days, is_long, clock = text.rpartition("-")
-    parts = [int(part) for part in clock.split(":")]
-    if is_long:
-        hours, minutes, seconds = [*parts, 0, 0][:3]
-    elif len(parts) == 3:
-        hours, minutes, seconds = parts
-    else:
-        hours, minutes, seconds = 0, *[*parts, 0][:2]
-    total = (int(days or 0) * 24 + hours) * 3600 + minutes * 60 + seconds
-    return -(-total // 60) * 60 or None
-
-
 class Slurm(BaseModel):
     """What the job asks for; options of sbatch that ask for something may stand here too, by their full names."""
 
@@ -576,6 +536,31 @@ class Slurm(BaseModel):
     __pydantic_extra__: dict[str, str | int | float | bool]
 
 
+class Sweep(Section):
+    """What `launcher sweep` tries; `launcher train` leaves it alone."""
+
+    space: dict[str, Any] = Field(
+        default_factory=dict, description="Keys that vary, each with a list of alternatives, or with a range."
+    )
+    method: Literal["grid", "random", "tpe", "cmaes", "halving"] | None = Field(
+        None, description="How points are chosen; null: all where they can be counted, else tpe or random."
+    )
+    trials: Positive | None = Field(None, description="How many runs, those of all seeds counted.")
+    metric: str | None = Field(
+        None, description="What is compared, as in validation/accuracy:max; null: evaluate.best, or the loss."
+    )
+    parallel: Positive | Literal["auto"] = Field("auto", description="Trials at a time; auto: as the GPUs suffice for.")
+    processes_per_run: Positive = Field(1, description="Processes of each trial.")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="The proposals follow from it.")
+    lag: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="How many trials before it a proposal does not wait for; null: two a slot; 0: waits for none."
+    )
+    eta: Annotated[int, Field(gt=1)] = Field(2, description="Of halving: one in so many goes on at each rung.")
+    first_rung: Length | None = Field(None, description="Of halving: where trials are first compared; null: 25%.")
+    budget: Time | None = Field(None, description="How long the sweep may take; null: until its trials are done.")
+    keep: Literal["best", "all"] = Field("best", description="Whose weights stay: the best trial's, or all.")
+
+
 def sbatch_options() -> list[str]:
     """What a recipe's `slurm:` may say: its own keys, and options of sbatch by full name."""
     return [*Slurm.model_fields, *sorted(SBATCH_OPTIONS)]
@@ -592,19 +577,29 @@ class Recipe(Section):
         None, description="Another recipe that this one changes, or several, of which later ones win."
     )
     define: dict[str, Any] = Field(default_factory=dict, description="Values and components under free names.")
-    data: Data = Field(description="1: data")
+    data: Data = Field(description="Phase 1: what is read, and how it is cut into batches.")
     batch: Batch = Field(default_factory=lambda: Batch(), description="Which parts of a batch go where.")
-    device: Device = Field(default_factory=lambda: Device(), description="2: device")
-    model: AModel = Field(description="3: model")
-    loss: Loss = Field(None, description="4: loss; 'model' where the model returns its own.")
-    optimizer: OneOrNamed = Field(description="4: optimizer, or several by name, each with its _params_")
-    scheduler: OneOrNamed | None = Field(None, description="4: learning-rate schedule, or several by optimizer")
-    train: Train = Field(description="5: training")
-    evaluate: Evaluate = Field(default_factory=lambda: Evaluate(), description="6: evaluation")
-    save: Save = Field(default_factory=lambda: Save(), description="7: saving")
+    device: Device = Field(
+        default_factory=lambda: Device(), description="Phase 2: where it runs, and in which precision."
+    )
+    model: AModel = Field(description="Phase 3: the model, any torch.nn.Module.")
+    loss: Loss = Field(None, description="Phase 4: the loss; 'model' where the model returns its own.")
+    optimizer: OneOrNamed = Field(description="Phase 4: the optimizer, or several by name, each with its _params_.")
+    scheduler: OneOrNamed | None = Field(
+        None, description="Phase 4: the learning-rate schedule, or several by optimizer."
+    )
+    train: Train = Field(description="Phase 5: how long, and what surrounds a step.")
+    evaluate: Evaluate = Field(
+        default_factory=lambda: Evaluate(), description="Phase 6: when, on what, and by which measures."
+    )
+    save: Save = Field(
+        default_factory=lambda: Save(), description="Phase 7: checkpoints to resume from, and the final weights."
+    )
     track: Track = Field(default_factory=lambda: Track(), description="Where numbers go.")
     launch: Launch = Field(default_factory=lambda: Launch(), description="How many processes.")
     slurm: Slurm = Field(default_factory=lambda: Slurm(), description="What a SLURM job asks for.")
+
+    sweep: Sweep | None = Field(None, description="What launcher sweep tries.")
 
     _document: Document = PrivateAttr()
 

@@ -482,7 +482,10 @@ _UNFIT = object()
 
 
 def _is_one(value: Any, kind: Any) -> bool:
-    return inspect.isclass(kind) and isinstance(value, kind)
+    try:
+        return inspect.isclass(kind) and isinstance(value, kind)
+    except TypeError:  # of a protocol, or Any, which nobody can ask for
+        return False
 
 
 def _made_of(value: Any, option: Any, may_make: Callable[[type], bool]) -> Any:

@@ -71,6 +71,12 @@ class Node:
             return next(((key, self.value[key]) for key in (segment, number) if key in self.value), None)
         return None
 
+    def plain(self) -> Any:
+        """Its value in plain lists and mappings."""
+        if isinstance(self.value, dict):
+            return {key: child.plain() for key, child in self.value.items()}
+        return [child.plain() for child in self.value] if isinstance(self.value, list) else self.value
+
     def states_component(self) -> bool:
         """Whether this is something to be built: a mapping with `_target_`."""
         return isinstance(self.value, dict) and "_target_" in self.value

@@ -25,7 +25,7 @@ STALE_SECONDS = 60.0  # a holder on another host that has not shown so for so lo
 
 
 @contextmanager
-def locked(folder: Path, job: str | None = None) -> Iterator[str | None]:
+def locked(folder: Path, job: str | None = None, name: str = LOCK_FILE) -> Iterator[str | None]:
     """Holds a run's folder.
 
     On this host a holder is alive when its process is; on another, when its lock has been touched lately, unless it is
@@ -34,6 +34,7 @@ def locked(folder: Path, job: str | None = None) -> Iterator[str | None]:
     Args:
         folder: The run's.
         job: The SLURM job that this process belongs to: a start of it that follows another has nobody beside it.
+        name: The lock's file, where it is not the run itself that is held.
 
     Yields:
         In words what became of an earlier holder that has died; None where there was none.
@@ -42,7 +43,7 @@ def locked(folder: Path, job: str | None = None) -> Iterator[str | None]:
         UsageError: A living process holds it.
         OSError: The folder cannot be written.
     """
-    path = folder / LOCK_FILE
+    path = folder / name
     me = _me(job)
     note = _acquire(path, me)
     released = threading.Event()
@@ -55,9 +56,9 @@ def locked(folder: Path, job: str | None = None) -> Iterator[str | None]:
             path.unlink()
 
 
-def holder(folder: Path) -> Mapping[str, Any] | None:
+def holder(folder: Path, name: str = LOCK_FILE) -> Mapping[str, Any] | None:
     """Who holds a run's folder and is alive, as far as can be told from here; None where nobody does."""
-    path = folder / LOCK_FILE
+    path = folder / name
     owner = _read(path)
     if owner is None or _is_over(path, owner, _me(None)):
         return None

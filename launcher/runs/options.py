@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from launcher.recipe.duration import Duration
+
 
 @dataclass(frozen=True)
 class Options:
@@ -16,6 +18,7 @@ class Options:
         run_dir: The run's folder, resumed if it holds a checkpoint; None chooses one.
         resume: Without `run_dir`: go on with the newest unfinished run of this recipe, or start one.
         start: Which checkpoint to go on from: `best`, a step, or None for the newest.
+        until: How far to train this time, an evaluation and a checkpoint included; None is to the end.
         allow: Further packages that the recipe may name.
         allow_changes: Keys of the recipe that may differ from the resumed run's.
         output: What the terminal shows: `auto`, `quiet` or `json`.
@@ -27,6 +30,7 @@ class Options:
     run_dir: str | None = None
     resume: bool = False
     start: str | None = None
+    until: Duration | None = None
     allow: tuple[str, ...] = ()
     allow_changes: tuple[str, ...] = ()
     output: str = "auto"

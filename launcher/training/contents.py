@@ -10,10 +10,10 @@ import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
-from torch import nn
 
 from launcher.checkpoints.format import TRAINING, WEIGHTS, Checkpoint, DamagedError, Snapshot, copied
 from launcher.checkpoints.rows import Read
@@ -23,6 +23,8 @@ from launcher.errors import LauncherError
 from launcher.evaluation.best import BestTracker
 from launcher.evaluation.evaluation import History
 from launcher.evaluation.modes import has_modes, weights_of_evaluation
+from launcher.model.adapt import changed_base
+from launcher.model.build import Model
 from launcher.model.sharding import ShardedPart, is_sharded, names_of
 from launcher.objective.schedule import Schedule, Schedules
 from launcher.objective.several import Optimizers, each
@@ -179,7 +181,25 @@ class Contents:
             "versions": versions(),
             "saved": time.time(),
             "loss": self.state.objective.manifest(),
+            **({"base": self._base} if self._base else {}),
         }
+
+    @cached_property
+    def _base(self) -> str:
+        """The hash of the model's frozen base; empty where all of it is saved."""
+        base = self.state.model.base
+        return base.sha256() if base is not None else ""
+
+    def _check_base(self, checkpoint: Checkpoint) -> None:
+        """Every rank calls this; rank 0 hashes.
+
+        Raises:
+            LauncherError: The base is not the one that the checkpoint's adapter was trained on.
+        """
+        kept = checkpoint.manifest.get("base", "")
+        now = self.state.device.coordinator.from_first(lambda: self._base if kept else "")
+        if kept != now:
+            raise LauncherError(changed_base(checkpoint.folder.name, kept, now))
 
     def restore(self, checkpoint: Checkpoint, changed: Sequence[str] = ()) -> None:
         """Takes up the weights and the state of every part.
@@ -196,11 +216,12 @@ class Contents:
         replays = is_changed and not schedule.on_evaluation
         is_sharded_here = self.state.shards is not None
         training = checkpoint.lazily(TRAINING, self.read) if is_sharded_here else checkpoint.training()
+        self._check_base(checkpoint)
         try:
             if is_sharded_here:
                 self.model.load_state_dict(checkpoint.lazily(WEIGHTS, self.read))
             else:
-                _fill(self.state.model.bare, checkpoint.weights())
+                _fill(self.state.model, checkpoint.weights())
             for name, part in self.parts.items():
                 if not (name == "scheduler" and replays) and name in training:
                     part.load_state_dict(training[name])
@@ -230,7 +251,7 @@ def evaluated_weights(state: TrainState) -> Mapping[str, Any] | None:
     return None if same(weights, state.model.state_dict()) else weights
 
 
-def _fill(model: nn.Module, weights: Mapping[str, Any]) -> None:
+def _fill(model: Model, weights: Mapping[str, Any]) -> None:
     """Puts weights into a model that has them in the same dtypes: copied into others they would be rounded.
 
     Raises:

@@ -21,7 +21,7 @@ from launcher.checkpoints.weights import shapes_of
 from launcher.data.loaders import TrainLoader
 from launcher.data.many import difference
 from launcher.data.seeds import randomness_restored
-from launcher.data.streams import is_stream
+from launcher.data.subsets import is_stream
 from launcher.data.transfer import moved
 from launcher.evaluation.modes import own_randomness
 from launcher.evaluation.unmoved import Unmoved

@@ -70,7 +70,7 @@ def _weights_of(state: TrainState, session: Session, step: int | None) -> Iterat
         with _sharded_weights_of(state, session, step, state.shards) as shown:
             yield shown
         return
-    coordinator, bare, average = state.device.coordinator, state.model.bare, state.average
+    coordinator, model, average = state.device.coordinator, state.model, state.average
     checkpoint = _best_checkpoint(session, step) if coordinator.rank == 0 else None
     if not coordinator.from_first(lambda: checkpoint is not None):
         yield None
@@ -78,10 +78,10 @@ def _weights_of(state: TrainState, session: Session, step: int | None) -> Iterat
     parts: dict[str, Part] = {**state.objective.stateful, **({"average": average} if average else {})}
 
     def now() -> Any:
-        return bare.state_dict(), {name: part.state_dict() for name, part in parts.items()}
+        return model.state_dict(), {name: part.state_dict() for name, part in parts.items()}
 
     def put(weights: Mapping[str, Any], states: Mapping[str, Any]) -> None:
-        bare.load_state_dict(weights)
+        model.load_state_dict(weights)
         for name, part in parts.items():
             part.load_state_dict(states[name])
 
@@ -134,6 +134,17 @@ def _best_checkpoint(session: Session, step: int | None) -> Checkpoint | None:
         return None
 
 
+def _save_pretrained(session: Session, weights: Mapping[str, Any]) -> None:
+    """The folder that `from_pretrained` loads: the weights are saved already, so a fault of it ends no run."""
+    if session.pretrained is None:
+        return
+    try:
+        session.tracking.message(session.pretrained.write(weights))
+    except Exception as error:  # of somebody's model, a full disk, or another output
+        words = " ".join(str(error).split())[:300]
+        session.tracking.warn(f"pretrained/: not saved: {type(error).__name__}: {words}; {runs.WEIGHTS_FILE} is")
+
+
 def _mean_of_last(session: Session, count: int) -> dict[str, Any]:
     """The mean of the weights of the last checkpoints, in 64 bits; what is no floating-point number is the last's."""
     folders = retention.listed(session.saving.folder)[:count]
@@ -173,6 +184,7 @@ def save_at_end(state: TrainState, session: Session, outcome: str, step: int) ->
             made = best.step if best else step
             weights = best.evaluated() if best else (evaluated_weights(state) or state.model.state_dict())
             save_weights(session.folder / runs.WEIGHTS_FILE, weights)
+            _save_pretrained(session, weights)
             if state.average is not None:
                 average = best.training()["average"] if best else state.average.state_dict()
                 file = runs.AVERAGED_FILES[state.average.kind]
@@ -211,6 +223,9 @@ def _save_sharded_at_end(state: TrainState, session: Session, outcome: str, step
             save_streamed(session.folder / file, {**weights, **average["parameters"]}, shards.mesh)
 
     def ended() -> None:
+        if outcome == "finished" and session.pretrained is not None:
+            final = torch.load(session.folder / runs.WEIGHTS_FILE, mmap=True, weights_only=True)
+            _save_pretrained(session, final)
         if outcome == "finished" and (last := saving.section.average_last) is not None:
             save_weights(session.folder / runs.AVERAGED_FILES["mean"], _mean_of_last(session, last))
         session.record.end(outcome, step, made)

@@ -33,7 +33,7 @@ def train(state: TrainState, session: Session) -> tuple[str, int]:
     steps = session.profiling.over(on_device(in_host, state.device.torch_device), done)
     start_training(state.model.wrapped, state.optimizer)
     outcome = "finished"
-    if not acts.evaluated_what_is_owed(done):
+    if not acts.evaluated_what_is_owed(done) or session.is_paused(done):
         steps.close()
         known.step = None
         return "preempted", done
@@ -86,8 +86,15 @@ class _Acts:
         ]
         is_alone = coordinator.world_size == 1 or state.shards is not None  # then there is one model
         self.parting = None if is_alone else Parting(parameters, coordinator, session.tracking.warn)
-        kind, before = state.device.kind, session.seconds_before
-        self.triggers = Triggers(session.periods, state.length, coordinator, session.stopping, before, kind)
+        self.triggers = Triggers(
+            session.periods,
+            state.length,
+            coordinator,
+            session.stopping,
+            session.seconds_before,
+            state.device.kind,
+            session.until,
+        )
 
     def evaluated_what_is_owed(self, done: int) -> bool:
         """Evaluates where that is due before the first step; whether training may go on.
@@ -97,7 +104,7 @@ class _Acts:
         evaluation = self.session.evaluation
         if evaluation.last_step == done:
             return True
-        is_due = evaluation.is_owed or due(done, self.session.periods.evaluate_steps)
+        is_due = evaluation.is_owed or due(done, self.session.periods.evaluate_steps) or done == self.session.until
         if not (evaluation.section.first if done == 0 else is_due):
             return True
         return self._evaluate(done)

@@ -19,10 +19,13 @@ from launcher.checkpoints.saving import Saving
 from launcher.checkpoints.together import SavingTogether, Voices
 from launcher.data.sampler import describe_shares
 from launcher.device.device import Device
+from launcher.errors import UsageError
 from launcher.evaluation.after import After
 from launcher.evaluation.best import BestTracker, deciding_set
 from launcher.evaluation.evaluation import Evaluation, metrics_of, unlooked
 from launcher.evaluation.predictions import shown_of
+from launcher.model.adapt import built_anew
+from launcher.objective.run_length import RunLength
 from launcher.objective.settle import settle_losses
 from launcher.recipe.build import Builder
 from launcher.recipe.schema import Recipe
@@ -35,6 +38,7 @@ from launcher.training.batch_norm import too_few_for_batch_norm
 from launcher.training.contents import Contents
 from launcher.training.cut import as_it_was, dependence_of
 from launcher.training.plan import plan_of
+from launcher.training.pretrained import Pretrained
 from launcher.training.profiling import NoProfiling, Profiling
 from launcher.training.proof import Proof, try_fresh
 from launcher.training.resume import Finished, Opening, ResumePoint
@@ -66,12 +70,13 @@ def open_session(recipe: Recipe, builder: Builder, state: TrainState, options: O
     world, coordinator = state.device.world, state.device.coordinator
     if few := too_few_for_batch_norm(state, recipe.device, world):
         raise builder.wrong(*few)
+    until = _until(options, state.length)
     with ExitStack() as stack:
         known = stack.enter_context(remembered())
         opening = Opening(recipe, state, options, stack)
         point = ResumePoint(**coordinator.from_first(lambda: asdict(opening.open())))
         if point.finished:
-            raise Finished(point.finished, Path(point.folder), state.model.bare)
+            raise Finished(point.finished, Path(point.folder), state.model)
         _go_on_alike(point, state)
         with as_it_was(state):
             kept = _kept_readings(point)
@@ -87,7 +92,7 @@ def open_session(recipe: Recipe, builder: Builder, state: TrainState, options: O
         _introduce(known, Path(point.folder), state)
         _let_be_seen(Path(point.folder), state, stack)
         record = stack.enter_context(_recorded(Path(point.folder), state, start))
-        session = _session(recipe, builder, contents, options, Path(point.folder), start, record, point)
+        session = _session(recipe, builder, contents, options, Path(point.folder), start, record, point, until)
         tracking = session.tracking
         if start:
             record.event("redone", start, **asdict(tracking.redone))
@@ -107,6 +112,21 @@ def open_session(recipe: Recipe, builder: Builder, state: TrainState, options: O
             tracking.close("failed", contents.history.lines)
             raise
         tracking.close(record.state, contents.history.lines)
+
+
+def _until(options: Options, length: RunLength) -> int | None:
+    """The step at which this start pauses; None where the run ends before.
+
+    Raises:
+        UsageError: The run has no such step.
+    """
+    if options.until is None:
+        return None
+    try:
+        step = length.steps_of(options.until)
+    except ValueError as error:
+        raise UsageError(f"--until: {error}; say how many steps, or epochs, as in --until '500 steps'") from error
+    return step if length.total_steps is None or step < length.total_steps else None
 
 
 def _stall_seconds(recipe: Recipe, device: Device) -> float | None:
@@ -132,7 +152,7 @@ def _dependences(recipe: Recipe, builder: Builder, state: TrainState) -> list[st
     """
     depends = dependence_of(state)
     if depends.grown is not None:
-        try_fresh(depends.grown, state.shapes, partial(builder.build_another, recipe.model))
+        try_fresh(depends.grown, state.shapes, partial(built_anew, builder, recipe.model))
     return [*depends.notes(state.objective, synchronised=recipe.device.sync_batchnorm)]
 
 
@@ -226,6 +246,7 @@ def _session(
     start: int,
     record: Record,
     point: ResumePoint,
+    until: int | None,
 ) -> Session:
     """The parts of a session, each told of the others that it must know."""
     state, world = contents.state, contents.state.device.world
@@ -238,7 +259,7 @@ def _session(
         sets=state.data.validation,
         evaluable=state,
         metrics=(
-            metrics_of(builder, recipe.evaluate.metrics, recipe.batch)
+            metrics_of(builder, recipe.evaluate, recipe.batch)
             if world.is_first or recipe.evaluate.ranks == "all" or state.shards is not None
             else []
         ),
@@ -265,7 +286,7 @@ def _session(
         captured=record.reached,
         saved=record.saved,
         last_step=start if point.checkpoint is not None else None,
-        proof=Proof(contents.optimizer, state.shapes, partial(builder.build_another, recipe.model)),
+        proof=Proof(contents.optimizer, state.shapes, partial(built_anew, builder, recipe.model)),
     )
     return Session(
         folder=folder,
@@ -277,7 +298,9 @@ def _session(
         profiling=_profiling(options, folder, state.device, tracking),
         start=start,
         seconds_before=contents.stopwatch.seconds_before,
+        until=until,
         shown=shown,
+        pretrained=Pretrained.of(recipe, builder, state, folder),
     )
 
 

@@ -1,6 +1,7 @@
 """Ranks that part are noticed: each steps by itself, and nothing else would ever say that their weights differ.
 
-A sum over the parameters is compared, on the side channel, at every save and every 100 steps; no step waits for it.
+A sum over the parameters is compared, on the side channel, at every save, at the second step, where what parts them
+by design has shown itself, and every 100 steps; no step waits for it.
 Buffers are left out: running means differ between ranks by design.
 """
 
@@ -15,9 +16,10 @@ from launcher.device.coordination import Coordinator, Pending, packed, unpacked
 from launcher.device.kind import OnItsWay, kind_of
 from launcher.errors import LauncherError
 
-EVERY = 100  # steps
+FIRST, EVERY = 2, 100  # steps
 _LATER = 10  # steps until what was begun is looked at: by then it is there
-_ROUNDING = 1e-3  # of the sum's size: more is no rounding
+_ROUNDING = 1e-3  # of the sum's size: more is no rounding between machines
+_ON_ONE_MACHINE = 1e-7  # there: each step adds the same numbers to the same weights
 
 
 class PartedError(LauncherError):
@@ -49,7 +51,7 @@ class Parting:
             PartedError: The ranks have parted.
         """
         place = step % EVERY
-        if place == 0:
+        if place == 0 or step == FIRST:
             self._own = self._sums(), step
         elif place == _LATER:
             self._begin()
@@ -94,11 +96,11 @@ class Parting:
         self._pending = self._own = None
         if not max(spread) > 0:
             return
-        is_parted = max(spread) > _ROUNDING * size
-        if is_parted or not self._has_warned:
-            self._say(copied.tensor, step, max(spread) / size, is_parted)
+        relative = max(spread) / size
+        if relative > _ON_ONE_MACHINE or not self._has_warned:
+            self._say(copied.tensor, step, relative)
 
-    def _say(self, own: torch.Tensor, step: int, relative: float, is_parted: bool) -> None:
+    def _say(self, own: torch.Tensor, step: int, relative: float) -> None:
         """Says who differs: all ranks have seen the same numbers, and come here together."""
         told = [
             unpacked(payload) for payload in self._coordinator.gather(packed([socket.gethostname(), *own.tolist()]))
@@ -106,14 +108,16 @@ class Parting:
         first = told[0]
         rank, other = next((rank, report) for rank, report in enumerate(told) if report[1:] != first[1:])
         between = f"rank 0 ({first[0]}) and rank {rank} ({other[0]})"
-        if is_parted:
+        on_one = len({report[0] for report in told}) == 1
+        if relative > (_ON_ONE_MACHINE if on_one else _ROUNDING):
             raise PartedError(
                 f"step {step}: the weights of {between} have parted: their sums are {first[1]:.9g} and "
                 f"{other[1]:.9g}; each rank trains a model of its own: look for weights or gradients that a step, a "
                 "hook or an optimizer changes by rank, and for steps that go around DDP"
             )
-        self._has_warned = True
-        self._warn(
-            f"step {step}: the weights of {between} differ by {relative:.1g} of their size, as machines of different "
-            "kinds round"
-        )
+        if not self._has_warned:
+            self._has_warned = True
+            self._warn(
+                f"step {step}: the weights of {between} differ by {relative:.1g} of their size, as machines of "
+                "different kinds round"
+            )

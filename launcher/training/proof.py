@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from torch.optim import Optimizer
 
 from launcher.checkpoints.format import Checkpoint, Snapshot, copied, plain, tensors_in
@@ -22,6 +21,7 @@ from launcher.checkpoints.sameness import difference
 from launcher.checkpoints.saving import UnresumableError
 from launcher.checkpoints.weights import shapes_of
 from launcher.evaluation.modes import own_randomness
+from launcher.model.adapt import Built
 from launcher.model.rows import Rows
 from launcher.training.optimizer_state import NamedOptimizer, NamedOptimizers
 
@@ -44,7 +44,7 @@ class Proof:
         self,
         named: NamedOptimizer | NamedOptimizers,
         shapes: Mapping[str, Sequence[int] | None],
-        fresh: Callable[[], nn.Module],
+        fresh: Callable[[], Built],
     ):
         self._named, self._shapes, self._fresh = named, shapes, fresh
         self._second: dict[str, NamedOptimizer] = {}
@@ -101,7 +101,7 @@ class Proof:
 
 
 def try_fresh(
-    weights: Mapping[str, Any], shapes: Mapping[str, Sequence[int] | None], fresh: Callable[[], nn.Module]
+    weights: Mapping[str, Any], shapes: Mapping[str, Sequence[int] | None], fresh: Callable[[], Built]
 ) -> None:
     """Buffers that have come or grown since the model was built may be more than a fresh one takes up.
 

@@ -9,12 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from launcher.checkpoints import retention
 from launcher.checkpoints.format import Checkpoint
 from launcher.data.fingerprint import fingerprint
 from launcher.errors import EXIT_DONE, LauncherError, UsageError
+from launcher.model.build import Model
 from launcher.recipe.schema import Recipe
 from launcher.recipe.show import render
 from launcher.runs import folder as runs
@@ -32,12 +31,12 @@ class Finished(LauncherError):  # noqa: N818  # not an error
     Args:
         message: Says so.
         folder: The run's.
-        model: The bare module, as it was before any training.
+        model: The run's, as it was before any training.
     """
 
     exit_code = EXIT_DONE
 
-    def __init__(self, message: str, folder: Path, model: nn.Module):
+    def __init__(self, message: str, folder: Path, model: Model):
         super().__init__(message)
         self.folder, self.model = folder, model
 

@@ -11,6 +11,7 @@ from launcher.evaluation.evaluation import Evaluation
 from launcher.evaluation.predictions import Shown
 from launcher.runs.record import Record
 from launcher.runs.tracking.tracking import Tracking
+from launcher.training.pretrained import Pretrained
 from launcher.training.profiling import NoProfiling
 from launcher.training.triggers import Periods
 from launcher.world.signals import stop_requested
@@ -30,7 +31,9 @@ class Session:
         profiling: What looks at the steps on their way.
         start: Steps made before this process started.
         seconds_before: Time trained before this process started.
+        until: The step at which this start is to pause; None where that is the run's end.
         shown: The predictions that the report shows, where it is a classifier's.
+        pretrained: Writes the folder that `from_pretrained` loads, where there is to be one.
         stopping: Whether this process was asked to stop.
     """
 
@@ -43,5 +46,11 @@ class Session:
     profiling: NoProfiling = field(default_factory=NoProfiling)
     start: int = 0
     seconds_before: float = 0.0
+    until: int | None = None
     shown: Shown | None = None
+    pretrained: Pretrained | None = None
     stopping: Callable[[], bool] = stop_requested
+
+    def is_paused(self, done: int) -> bool:
+        """Whether a run that has made so many steps is as far as it was to come this time."""
+        return self.until is not None and done >= self.until

@@ -93,6 +93,7 @@ class Triggers:
         stopping: Whether this process was asked to stop.
         spent_seconds: Time trained before this process started.
         kind: The device, which may lie behind.
+        until: The step after which this start of the run is to evaluate, save and leave; None where that is its end.
     """
 
     def __init__(
@@ -103,21 +104,22 @@ class Triggers:
         stopping: Callable[[], bool],
         spent_seconds: float,
         kind: Kind | None = None,
+        until: int | None = None,
     ):
-        self._periods, self._stopping = periods, stopping
+        self._periods, self._stopping, self._until = periods, stopping, until
         self._agreement = Agreement(coordinator, kind)
         self.clocks = Clocks(length, periods, spent_seconds)
 
     def after(self, step: int) -> Due:
         """What is due when `step` steps are completed."""
-        periods = self._periods
+        periods, pauses, every = self._periods, step == self._until, self._periods.evaluate_steps
         agreed = self._agreement.after(step, self.clocks.wishes(self._stopping()))
         return Due(
             track=step % periods.track_steps == 0,
-            evaluate=agreed.evaluate or (periods.evaluate_steps is not None and step % periods.evaluate_steps == 0),
+            evaluate=agreed.evaluate or pauses or (every is not None and step % every == 0),
             save=agreed.save or (periods.save_steps is not None and step % periods.save_steps == 0),
             over=agreed.over,
-            stop=agreed.stop,
+            stop=agreed.stop or pauses,
         )
 
     def close(self) -> None:

@@ -92,6 +92,11 @@ _HINTS: tuple[tuple[str, str], ...] = (
         "device.ddp.find_unused_parameters=true (it costs time)",
     ),
     (
+        r"expect_autograd_hooks_",
+        "device.ddp.static_graph does not hold for this model: torch takes it with several micro-batches only where "
+        "the loss uses all of the model's outputs; remove it, or give one micro-batch a step",
+    ),
+    (
         r"(requires|needs|missing|without|no).{0,40}closure|closure.{0,40}(required|missing|None)",
         "the optimizer calls the loss itself: say _closure_: true beside its _target_",
     ),
@@ -113,7 +118,7 @@ _HINTS: tuple[tuple[str, str], ...] = (
 _HINTS_ABOUT_RANKS: tuple[tuple[str, str], ...] = (
     (
         r"Address already in use|EADDRINUSE|errno: 98",
-        "another program uses that port: choose another --master HOST:PORT, or leave it away on one node",
+        "another program uses that port: choose another --master HOST:PORT, or omit --master on one node",
     ),
     (
         r"[Uu]nable to find address for|couldn't find .*interface|no socket interface|Bootstrap : no socket"

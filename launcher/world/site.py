@@ -121,7 +121,7 @@ def _check_options(path: Path, options: Mapping[str, Any]) -> None:
     Raises:
         RecipeError: One is not an option's full name, or is the launcher's to say.
     """
-    from launcher.recipe.schema import SBATCH_OPTIONS
+    from launcher.recipe.sbatch import SBATCH_OPTIONS
 
     known = sorted({*SBATCH_OPTIONS, *SITE_OPTIONS})
     strange = [name for name in options if name.replace("-", "_") not in known]

@@ -61,6 +61,7 @@ class Case:
         exact: How far off it may be; what is kept in 32 bits is not exact to 1e-9 in another order of summation.
         refused: For so many processes, `check` must refuse it, as `refused.txt` says; 0 for none.
         allow: Packages that the recipe names.
+        adapted: Whether the recipe adapts the model: then what is frozen of it is not saved.
         heavy: Whether its package takes seconds to import: in the plain tier it is trained with two processes alone.
     """
 
@@ -82,6 +83,7 @@ class Case:
     exact: float = 1e-9
     refused: int = 0
     allow: tuple[str, ...] = ()
+    adapted: bool = False
     heavy: bool = False
 
     @property
@@ -194,7 +196,10 @@ class Loop:
                 self.told.scores.append(self.score())
         if hasattr(self.optimizer, "eval"):
             self.optimizer.eval()
-        self.told.weights = {name: value.detach().clone() for name, value in _tensors(self.model)}
+        frozen = {name for name, value in self.model.named_parameters() if not value.requires_grad}
+        left_out = frozen if self.case.adapted else set()
+        kept = ((name, value) for name, value in _tensors(self.model) if name not in left_out)
+        self.told.weights = {name: value.detach().clone() for name, value in kept}
         return self.told
 
     def batch(self, epoch: int, indices: Sequence[int]) -> Any:

@@ -13,7 +13,7 @@ import schedulefree
 import sets
 from torch import Tensor, nn
 
-from tests.brought.case import case
+from tests.brought.case import case, written
 
 # ---------------------------------------------------------------------- adapters
 
@@ -22,6 +22,20 @@ case("loralib, the base trained too", model=partial(packaged.loralib_linear, onl
 case("loralib, an embedding", model=packaged.loralib_embedding, data=sets.Tokens)
 for kind in ("lora", "dora", "ia3", "saved"):
     case(f"peft: {kind}", model=partial(packaged.peft_model, kind=kind), heavy=True)
+
+for name, settings in (
+    ("a low-rank adapter", {"init_lora_weights": "gaussian"}),
+    ("weights decomposed", {"use_dora": True}),
+    ("a layer trained beside", {"modules_to_save": ["2"]}),
+):
+    adapter = ", ".join(["_target_: peft.LoraConfig, r: 2, target_modules: ['0']", written(settings)[1:-1]])
+    case(
+        f"peft, in the recipe: {name}",
+        f"model={{_target_: 'packaged.py:plain', _adapt_: {{{adapter}}}}}",
+        model=partial(packaged.adapted, **settings),
+        adapted=True,
+        heavy=True,
+    )
 
 # ---------------------------------------------------------------------- optimizers
 
@@ -88,3 +102,47 @@ language["exact"] = 1e-5  # they compute their losses in 32 bits
 case("transformers: GPT-2", *OWN, model=packaged.gpt2, data=sets.Tok, **language)
 case("transformers: Llama", *OWN, model=packaged.llama, data=sets.Tok, **language)
 case("transformers: BERT that classifies", *OWN, model=packaged.bert, data=packaged.Texts, **language)
+
+masked_texts = "{input_ids: input_ids, attention_mask: attention_mask, labels: labels}"
+read = {**language, "collate": packaged.padded}
+READ = ("loss=model", f"batch={{inputs: {masked_texts}, targets: []}}")
+case("transformers: padded causal", *READ, model=packaged.speaker, data=packaged.Sentences, **read)
+for kind, head in (("tagged", "TokenClassification"), ("masked", "MaskedLM")):
+    case(
+        f"transformers: BERT, {kind}",
+        *READ,
+        model=partial(packaged.reader, kind=head),
+        data=partial(packaged.Sentences, kind=kind),
+        **read,
+    )
+case(
+    "transformers: padded texts",
+    *READ,
+    model=partial(packaged.reader, kind="SequenceClassification"),
+    data=partial(packaged.Sentences, kind="one"),
+    **{**read, "collate": packaged.padded_texts},
+)
+case(
+    "transformers: T5",
+    *READ,
+    model=packaged.translator,
+    data=partial(packaged.Sentences, kind="pairs"),
+    **{**read, "collate": packaged.padded_pairs},
+)
+case(
+    "transformers: ViT",
+    "loss=model",
+    "batch={inputs: {pixel_values: pixel_values, labels: labels}, targets: []}",
+    model=packaged.seer,
+    data=packaged.Pictures,
+    **language,
+)
+case(
+    "transformers, packed",  # as the same texts are one by one, padded
+    "loss=model",
+    "batch={inputs: {input_ids: input_ids, position_ids: position_ids, labels: labels}, targets: []}",
+    "data.collate={_ref_: packaged.py:packed}",
+    model=packaged.speaker,
+    data=packaged.Sentences,
+    **{**read, "exact": 1e-6},
+)

@@ -23,7 +23,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt2"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt2", ".onnx"])
 def test_what_is_exported_gives_the_same_outputs(
     tmp_path: Path, run: Path, suffix: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -31,7 +31,9 @@ def test_what_is_exported_gives_the_same_outputs(
     target = tmp_path / f"model{suffix}"
     assert main(["export", str(source), "--to", str(target)]) == 0
     said = capsys.readouterr().out
-    assert "outputs on a real batch are bit-equal" in said
+    assert (
+        "outputs on a real batch are within" if suffix == ".onnx" else "outputs on a real batch are bit-equal"
+    ) in said
     inputs = torch.randn(4, 6, dtype=torch.float64)
     net = Net()
     net.load_state_dict(torch.load(run / "model_weights.pth", weights_only=True))
@@ -42,6 +44,13 @@ def test_what_is_exported_gives_the_same_outputs(
             inputs = torch.randn(size, 6, dtype=torch.float64)
             torch.testing.assert_close(torch.export.load(target).module()(inputs), net.eval()(inputs))
         return
+    if suffix == ".onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(target, providers=["CPUExecutionProvider"])
+        (outputs,) = session.run(None, {"input_0": inputs.numpy()})
+        torch.testing.assert_close(torch.from_numpy(outputs), net.eval()(inputs).detach())
+        return
     if suffix == ".pth":
         again.load_state_dict(torch.load(target, weights_only=True))
     else:
@@ -49,6 +58,22 @@ def test_what_is_exported_gives_the_same_outputs(
 
         again.load_state_dict(load_file(target))
     assert torch.equal(again.eval()(inputs), net.eval()(inputs))
+
+
+def test_a_form_by_name_goes_into_a_folder(tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(run), "--to", str(tmp_path / "out"), "--as", "safetensors"]) == 0
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.safetensors"]
+    refused = {
+        ("out", "safetensors"): "model.safetensors: exists; it is left as it is",
+        ("other", "bin"): "--as bin: there is no such form; one of: transformers, safetensors, pth, pt2, onnx",
+        ("other", "transformers"): "Net has no save_pretrained and from_pretrained, as transformers' models have",
+    }
+    for (folder, form), message in refused.items():
+        assert main(["export", str(run), "--to", str(tmp_path / folder), "--as", form]) != 0
+        assert message in capsys.readouterr().err
+    assert main(["export", str(run), "--to", str(tmp_path / "merged.pth"), "--merge"]) == 2
+    assert "--merge: the run's model has no adapter of peft's" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_program_for_one_size_of_batch_is_said_to_be_one(tmp_path: Path) -> None:
@@ -72,7 +97,7 @@ def test_a_program_for_one_size_of_batch_is_said_to_be_one(tmp_path: Path) -> No
 
 def test_what_cannot_be_exported_is_said(tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cases = {
-        (str(run), "model.onnx"): "the suffix says the form; one of: .safetensors, .pth, .pt2",
+        (str(run), "model.bin"): "the suffix says the form; one of: .safetensors, .pth, .pt2, .onnx; or a folder with",
         (str(run / "model_weights.pth"), "model.pth"): "exists; it is left as it is",
         (str(run), "nowhere/new.pth"): "there is no folder",
         (str(tmp_path), "new.pth"): "neither a run's folder nor a checkpoint in one",

@@ -8,8 +8,10 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import projects
 import pytest
@@ -52,7 +54,7 @@ def labels(out: str) -> list[str]:
 def test_every_shipped_recipe_passes(capsys: pytest.CaptureFixture[str], recipe: Path) -> None:
     code, out, err = check(capsys, recipe)
     assert (code, err) == (0, "")
-    expected = [stage for stage in STAGES if recipe.parent.name != "gan" or stage not in ("forward", "backward")]
+    expected = [stage for stage in STAGES if "gan" not in recipe.parent.name or stage not in ("forward", "backward")]
     assert stages(out)[: len(expected)] == expected
     assert stages(out)[-1] == "checkpoint"
     assert "question" not in labels(out)
@@ -455,6 +457,78 @@ def test_the_schema_finds_mistakes(recipe: dict[str, object], path: list[str]) -
 
     errors = list(jsonschema.Draft202012Validator(recipe_schema()).iter_errors(recipe))
     assert path in [list(error.path) for error in errors]
+
+
+MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "an argument that AdamW has not": ({"optimizer": {"_target_": "AdamW", "lrr": 1}}, ["optimizer"]),
+    "a word for a number": ({"optimizer": {"_target_": "SGD", "lr": "fast"}}, ["optimizer", "lr"]),
+    "an option of ours": ({"scheduler": {"_target_": "StepLR", "_warmpu_": 1}}, ["scheduler"]),
+    "an argument of a data set": ({"data": {"train": {"_target_": "ImageFolder", "rot": "x"}}}, ["data", "train"]),
+    "a tracker's setting": ({"track": {"wandb": {"projct": "x"}}}, ["track", "wandb"]),
+    "no duration": ({"save": {"every": "often"}}, ["save", "every"]),
+    "a duration of another kind": ({"evaluate": {"limit": "3 epochs"}}, ["evaluate", "limit"]),
+}
+RIGHT: dict[str, dict[str, Any]] = {
+    "a short name": {"model": {"_target_": "MLP", "inputs": 3, "outputs": 1}},
+    "one's own": {"model": {"_target_": "my_model.py:Net", "anything": 1}},
+    "a full name": {"optimizer": {"_target_": "torch.optim.AdamW", "lr": 1}},
+    "a reference": {"optimizer": {"_target_": "AdamW", "lr": "${define.lr}"}},
+    "several by name": {"optimizer": {"a": {"_target_": "SGD", "lr": 1}, "b": {"_target_": "my.py:Mine", "x": 1}}},
+    "options of ours": {"scheduler": {"_target_": "CosineAnnealingLR", "T_max": "10 epochs", "_warmup_": "5%"}},
+    "groups": {"optimizer": {"_target_": "AdamW", "_groups_": {"*.bias": {"weight_decay": 0}}}},
+    "a tracker": {"track": {"wandb": {"project": "x", "tags": ["a"]}, "mlflow": None}},
+    "durations": {"evaluate": {"every": "1.5 hours", "limit": "50 batches"}, "save": {"every": "${define.often}"}},
+}
+
+
+@pytest.fixture(scope="module")
+def editors_schema() -> Any:
+    from launcher.recipe.json_schema import editor_schema
+    from launcher.runs.tracking.trackers import SETTINGS
+
+    return editor_schema(SETTINGS)
+
+
+def faults_in(schema: Any, recipe: dict[str, Any]) -> list[list[Any]]:
+    """The places of what an editor underlines, in a recipe that has a base for the rest."""
+    import jsonschema
+
+    def places(error: Any) -> Iterator[list[Any]]:
+        yield list(error.absolute_path)
+        for inner in error.context or []:
+            yield from places(inner)
+
+    errors = jsonschema.Draft202012Validator(schema).iter_errors({"base": "x.yaml", **recipe})
+    return [place for error in errors for place in places(error)]
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_the_schema_knows_components_trackers_and_durations(editors_schema: Any, case: str) -> None:
+    recipe, path = MISTAKES[case]
+    assert path in faults_in(editors_schema, recipe)
+
+
+@pytest.mark.parametrize("case", RIGHT)
+def test_the_schema_underlines_nothing_that_is_right(editors_schema: Any, case: str) -> None:
+    assert faults_in(editors_schema, RIGHT[case]) == []
+
+
+def test_hovers_are_sentences(editors_schema: Any) -> None:
+    def texts(value: Any) -> Iterator[str]:
+        if isinstance(value, dict) and isinstance(value.get("description"), str):
+            yield value["description"]
+        for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+            yield from texts(inner)
+
+    ours = {key: value for key, value in editors_schema.items() if key != "$defs"}
+    known = {key: value for key, value in editors_schema["$defs"].items() if not key.startswith("Component.")}
+    for text in texts([ours, known]):
+        assert re.fullmatch(r"['`]?[A-Z].*\.", text, re.DOTALL), text
+    optimizer = editors_schema["$defs"]["Component.optimizer"]["allOf"]
+    adamw = next(entry["then"] for entry in optimizer if entry["if"]["properties"]["_target_"].get("const") == "AdamW")
+    assert adamw["properties"]["_target_"]["description"].startswith("Implements AdamW")
+    assert adamw["properties"]["lr"]["description"] == "Learning rate (default: 1e-3)."
+    assert "params" not in adamw["properties"]  # which the run hands in
 
 
 def test_every_field_is_documented_in_the_schema() -> None:

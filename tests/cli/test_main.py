@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from places import ROOT
+from places import ROOT, SHIPPED
 from worlds import TINY, Trained, result_of, train
 
 import launcher
@@ -263,7 +263,7 @@ def test_recipes_travel_in_the_package(tmp_path: Path, installed: Path) -> None:
     run = [sys.executable, "-m", "launcher"]
     environment = {"PYTHONPATH": str(installed)}
     listed = shell(*run, "recipes", folder=tmp_path, environment=environment).stdout
-    names = ["custom_model", "digits_cnn", "digits_mlp", "gan", "tabular_regression", "text_gpt"]
+    names = sorted(path.parent.name if path.stem == "recipe" else path.stem for path in SHIPPED)
     assert [line.split()[0] for line in listed.splitlines()] == names
     assert f"{'digits_cnn':<20} Classify 8x8 handwritten digits with a small CNN\n" in listed
     copied = shell(*run, "copy", "digits_cnn", folder=tmp_path, environment=environment).stdout
@@ -271,6 +271,10 @@ def test_recipes_travel_in_the_package(tmp_path: Path, installed: Path) -> None:
     assert "#   launcher train digits_cnn.yaml --cpu --processes 2\n" in (tmp_path / "digits_cnn.yaml").read_text()
     again = shell(*run, "copy", "digits_cnn", folder=tmp_path, environment=environment)
     assert (again.returncode, "digits_cnn.yaml exists" in again.stderr) == (2, True)
+    assert (
+        "next: launcher train images_mixup/recipe.yaml"
+        in shell(*run, "copy", "images_mixup", folder=tmp_path, environment=environment).stdout
+    )
     assert shell(*run, "copy", "custom_model", folder=tmp_path, environment=environment).returncode == 0
     trained = shell(
         *run, "train", "custom_model/recipe.yaml", "train.epochs=1", "--cpu", folder=tmp_path, environment=environment
@@ -299,7 +303,7 @@ def test_the_help_shows_every_command_once_in_groups(arguments: list[str], capsy
     shown = capsys.readouterr().out
     listed = re.findall(r"^  ([a-z-]+)  +\S", shown, re.MULTILINE)
     assert sorted(listed) == sorted(set(parser().parsers) - {"job"})
-    assert re.findall(r"^(\w+):$", shown, re.MULTILINE) == list(GROUPS)
+    assert re.findall(r"^([\w ]+):$", shown, re.MULTILINE) == list(GROUPS)
 
 
 def test_help_of_a_command_tells_its_flags(capsys: pytest.CaptureFixture[str]) -> None:

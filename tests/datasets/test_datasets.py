@@ -326,7 +326,7 @@ def test_tables_that_are_not_as_they_should_be(
 
 
 def test_files_that_are_no_tables(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no file at .*x\.csv .*give the path of a \.csv, \.tsv or \.parquet"):
+    with pytest.raises(FileNotFoundError, match=r"no file at .*x\.csv .*give the path of a \.csv, \.tsv, \.parquet or"):
         Table(tmp_path / "x.csv", target="y")
     (tmp_path / "x.xlsx").touch()
     with pytest.raises(ValueError, match=r"x\.xlsx: a table is one of \.csv, \.tsv, \.parquet"):

@@ -195,7 +195,7 @@ def test_what_else_ddp_wants_of_the_compiler_loads_it() -> None:
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch's compiler needs g++ for a CPU")
-@rounds("processes", plain=[1], long=[2])
+@rounds("processes", plain=[], long=[1, 2])  # by block it is trained in tests/model
 def test_a_compiled_model_trains_to_the_same_numbers(processes: int, tmp_path: Path) -> None:
     settings = ("train={steps: 6}", "launch.threads=1", "track.every=1 steps")
     usual = train(tmp_path / "usual", *settings, size=processes)

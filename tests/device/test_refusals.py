@@ -144,7 +144,8 @@ class AsOnCuda(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-RECIPES = [path for path in SHIPPED if "gan" not in path.parts]
+# those that take turns have no one loss; of CTC torch has no deterministic kernel for a GPU
+RECIPES = [path for path in SHIPPED if path.parent.name not in ("gan", "digits_gan", "speech_ctc")]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT / "recipes")))

@@ -71,7 +71,7 @@ def test_the_readme_is_short_and_begins_with_the_command() -> None:
         assert (ROOT / file).is_file()
 
 
-def test_the_recipe_of_the_readme_is_right(tmp_path: Path) -> None:
+def test_the_recipe_of_the_readme_is_the_one_that_it_trains(tmp_path: Path) -> None:
     text = README.read_text(encoding="utf-8")
     recipe = re.search(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     assert recipe
@@ -79,4 +79,4 @@ def test_the_recipe_of_the_readme_is_right(tmp_path: Path) -> None:
     path.write_text(recipe[1], encoding="utf-8")
     assert f"launcher train {path.name} " in text
     assert load_recipe(str(path)).name == "digits"
-    assert f"runs/{load_recipe(str(path)).name}" in text
+    assert f"launcher report {load_recipe(str(path)).name} " in text

@@ -551,6 +551,6 @@ def test_weights_of_another_model_are_a_mistake_of_the_command(
 
 
 def test_predict_says_what_it_cannot(saved: Trained, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["predict", str(saved.folder), "--cpu", "--to", "outputs.csv"]) == 2
-    assert "the suffix says the form; one of: .parquet, .jsonl" in capsys.readouterr().err
-    assert not Path("outputs.csv").exists()
+    assert main(["predict", str(saved.folder), "--cpu", "--to", "outputs.txt"]) == 2
+    assert "the suffix says the form; one of: .csv, .jsonl, .parquet, or -" in capsys.readouterr().err
+    assert not Path("outputs.txt").exists()

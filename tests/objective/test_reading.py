@@ -262,7 +262,7 @@ def elbo(recon: Tensor, x: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
 def test_arguments_that_would_get_something_else_are_noticed(
     loss: Any, outputs: int, targets: int, is_wrong: bool
 ) -> None:
-    assert (order_fault(loss, outputs, targets) is not None) == is_wrong
+    assert (order_fault(loss, range(outputs), range(targets)) is not None) == is_wrong
 
 
 def test_arguments_by_name() -> None:

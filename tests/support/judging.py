@@ -23,7 +23,7 @@ from launcher.recipe.builders import BUILDERS
 from launcher.recipe.policy import CLASSES, FUNCTIONS, METHODS, Classes
 
 JUDGED = Path(__file__).parent / "names" / "judged.txt"
-PACKAGES = ("torch", "torchmetrics", "torchvision", "datasets", "timm", "transformers")
+PACKAGES = ("torch", "torchmetrics", "torchvision", "datasets", "peft", "timm", "transformers")
 _PARAMETER = re.compile(
     r"path|file|dir$|_dir|folder|root|download|command|cmd|url|cache|trust|exec|script|import|load|hook|weights|pretrained"
     r"|repo|hub|template|code|revision|endpoint|token$|_fn$|func|lambd|program|shell|process|module_name|class_name|backend"
@@ -155,7 +155,7 @@ def _kin(source: Source, modules: Sequence[str], bases: set[str]) -> set[str]:
 
 def _of_functions(source: Source, module: str, names: Sequence[str]) -> Iterator[str]:
     for one in source.tree(module).body:
-        if isinstance(one, ast.FunctionDef) and one.name in names:
+        if isinstance(one, ast.FunctionDef | ast.ClassDef) and one.name in names:
             yield from _line(source, module, one, set())
 
 
@@ -164,7 +164,8 @@ def _line(source: Source, module: str, one: ast.ClassDef | ast.FunctionDef, meth
         inner for inner in one.body
         if isinstance(inner, ast.FunctionDef) and inner.name in {"__init__", "__new__", *methods}
     ]  # fmt: skip
-    parameters = dict.fromkeys(text for function in made for text in _parameters(function))
+    fields = _fields(one) if isinstance(one, ast.ClassDef) and source.package == "peft" else ()
+    parameters = dict.fromkeys((*fields, *(text for function in made for text in _parameters(function))))
     calls = sorted(_calls(source.tree(module), one))
     if parameters or calls or source.package in _ALL_OF_IT:
         parts = (f"takes {', '.join(parameters)}" if parameters else "", f"calls {', '.join(calls)}" if calls else "")
@@ -179,6 +180,13 @@ def _parameters(function: ast.FunctionDef) -> Iterator[str]:
     for argument, default in (*pairs, *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)):
         if _PARAMETER.search(argument.arg):
             yield argument.arg if default is None else f"{argument.arg}={ast.unparse(default)[:40]}"
+
+
+def _fields(one: ast.ClassDef) -> Iterator[str]:
+    """Those of a dataclass: what its `__init__` takes, whatever their names."""
+    for inner in one.body:
+        if isinstance(inner, ast.AnnAssign) and isinstance(inner.target, ast.Name):
+            yield inner.target.id
 
 
 def _calls(tree: ast.Module, one: ast.ClassDef | ast.FunctionDef) -> set[str]:

@@ -28,6 +28,7 @@ from places import TINY as TINY  # the recipe that most tests train
 
 from launcher import internals
 from launcher.checkpoints import format as checkpoints
+from launcher.recipe.duration import Duration
 from launcher.recipe.load import load_recipe
 from launcher.runs.tracking.tracking import Line, read_metrics
 from launcher.world.world import FAULTS_VARIABLE, World
@@ -227,6 +228,7 @@ def train_here(
     recipe: str = str(TINY),
     remove: tuple[str, ...] = (),
     faults: str | None = None,
+    until: str = "",
 ) -> str:
     """Trains as one rank of the world that this process is in; gives the run's state."""
     from launcher.run import run
@@ -236,7 +238,8 @@ def train_here(
         os.environ[FAULTS_VARIABLE] = faults
     read = load_recipe(recipe, ["launch.threads=1", *overrides], remove)
     how = {"recipe": recipe, "overrides": ["launch.threads=1", *overrides], "remove": list(remove), "allow": []}
-    return run(read, World.from_environ(), Options(cpu=True, run_dir=folder, output="quiet", how=how)).state
+    options = Options(cpu=True, run_dir=folder, output="quiet", until=Duration.parse(until), how=how)
+    return run(read, World.from_environ(), options).state
 
 
 def train_in_process(run: Path, *overrides: str, **options: Any) -> Any:

@@ -33,6 +33,7 @@ from launcher.checkpoints import format as checkpoints
 from launcher.data.load import Data
 from launcher.errors import LauncherError, UsageError
 from launcher.recipe.build import Builder
+from launcher.recipe.duration import Duration
 from launcher.recipe.load import load_recipe
 from launcher.recipe.schema import Recipe
 from launcher.run import Result
@@ -124,6 +125,28 @@ def test_killed_at_every_write_sync_and_rename(
         assert_whole(run)
     train(run, *hard(size), size=size)
     assert_same(run, undisturbed(size))
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_paused_at_a_step_and_resumed(tmp_path: Path, size: int, undisturbed: ByRanks) -> None:
+    run = tmp_path / "run"
+    for until, step in (("25%", 3), ("4 steps", 4), ("1 steps", 4), ("1 epochs", 4), ("2 epochs", 8)):
+        assert set(in_world(size, train_here, str(run), hard(size), str(TINY), (), None, until)) == {"preempted"}
+        assert json.loads((run / "status.json").read_text())["step"] == step
+        evaluated = [line["step"] for line in read_metrics(run / "metrics.jsonl") if line["split"] == "validation"]
+        assert evaluated[-1] == step, "a pause comes after an evaluation"
+        assert (run / "checkpoints" / checkpoints.name_of(step)).is_dir()
+        assert not (run / "model_weights.pth").exists()
+    in_world(size, train_here, str(run), hard(size), str(TINY), (), None, "500 steps")  # beyond its end
+    ended, expected = result_of(run), undisturbed(size)
+    assert ended.distance(expected) == 0
+    assert ended.column("loss") == expected.column("loss")
+
+
+def test_no_pause_in_a_run_without_such_a_length(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--until: '25%' is not a number of steps in this run"):
+        train_in_process(tmp_path / "run", "train.time=1 minute", "scheduler=null", until=Duration.parse("25%"))
+    assert not (tmp_path / "run").exists()
 
 
 @rounds("size, storm", plain=[(1, 5), (2, 5)], long=[(1, 20), (2, 20), (3, 20)])

@@ -65,7 +65,7 @@ class Mistakes:
 
     @property
     def accuracy(self) -> float:
-        """The share that was taken for what it is."""
+        """The share that was predicted correctly."""
         return float(self.matrix.trace() / max(1, self.matrix.sum()))
 
     def rows(self) -> Iterator[tuple[str, list[tuple[int, float]]]]:

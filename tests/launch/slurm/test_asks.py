@@ -18,7 +18,7 @@ from launcher.errors import UsageError
 from launcher.launch.slurm.batch_script import command_words, expanded
 from launcher.launch.slurm.plan import _option_of
 from launcher.launch.slurm.request import _gpus_in_gres
-from launcher.recipe.schema import SBATCH_OPTIONS, limit_seconds
+from launcher.recipe.sbatch import SBATCH_OPTIONS, limit_seconds
 from launcher.runs.job import Submission
 from launcher.runs.lock import LOCK_FILE, check_free
 from launcher.world import peers, rendezvous

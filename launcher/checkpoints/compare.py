@@ -1,0 +1,72 @@
+"""Whether what was written gives what its model gives: tried on a real batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from launcher.errors import LauncherError
+
+_NEAR = 1e-3  # of the largest output
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a model is called with.
+
+    Attributes:
+        args: By position.
+        kwargs: By name.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    def without(self, *names: str) -> Batch:
+        """The same but for some that are given by name."""
+        return Batch(self.args, {name: value for name, value in self.kwargs.items() if name not in names})
+
+
+def tensors(value: Any) -> list[torch.Tensor]:
+    """All that a result holds, in order; caches of keys and values, which no one asked for, are left out."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        items = [inner for name, inner in value.items() if name != "past_key_values"]
+    else:
+        items = list(value) if isinstance(value, list | tuple) else []
+    return [tensor for item in items for tensor in tensors(item)]
+
+
+def distance(model: Callable[..., Any], again: Callable[..., Any], batch: Batch) -> float:
+    """How far the outputs of one are from those of the other.
+
+    Raises:
+        LauncherError: Too far, or there are others.
+    """
+    with torch.no_grad():
+        own, other = (tensors(function(*batch.args, **batch.kwargs)) for function in (model, again))
+    if len(own) != len(other) or any(a.shape != b.shape for a, b in zip(own, other, strict=True)):
+        raise LauncherError("what was written gives outputs of another form; nothing was kept")
+    far, largest = 0.0, 1.0
+    for a, b in zip(own, other, strict=True):
+        if a.numel():
+            far = max(far, _apart(a.double().cpu(), b.double().cpu()))
+            largest = max(largest, float(a[a.isfinite()].double().abs().max()) if a.isfinite().any() else 1.0)
+    if not far < _NEAR * largest:
+        raise LauncherError(f"what was written gives other outputs, by up to {far:.3g}; nothing was kept")
+    return far
+
+
+def agreed(found: float) -> str:
+    """How two models agreed, in words."""
+    return f"outputs on a real batch are {'bit-equal' if found == 0 else f'within {found:.1e}'}"
+
+
+def _apart(a: torch.Tensor, b: torch.Tensor) -> float:
+    """The largest difference; what is infinite or no number in both is equal."""
+    is_same = (a == b) | (a.isnan() & b.isnan())
+    return float((a - b).abs().nan_to_num(torch.inf).masked_fill(is_same, 0.0).max())

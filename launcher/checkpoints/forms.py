@@ -1,0 +1,112 @@
+"""Files that weights or programs are written to: each form writes one, and gives what loads it again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from launcher.checkpoints import format as checkpoints
+from launcher.checkpoints.compare import Batch, distance, tensors
+from launcher.errors import LauncherError, UsageError
+from launcher.internals import tree_map
+from launcher.model.adapt import Built
+from launcher.recipe.generated_code import check_arguments, check_names
+
+SAMPLES = 2  # of the batch that is tried
+Fresh = Callable[[], Built]  # another model of the recipe
+Form = Callable[[Built, Fresh, Batch, Path], Callable[..., Any]]
+
+
+def _safetensors(model: Built, fresh: Fresh, batch: Batch, path: Path) -> Callable[..., Any]:
+    from safetensors.torch import load_file, save_file, save_model
+
+    state = model.state_dict()
+    if strange := [name for name, value in state.items() if not isinstance(value, torch.Tensor)]:
+        kind = type(state[strange[0]]).__name__
+        raise UsageError(
+            f"--to: safetensors holds tensors only, and '{strange[0]}' of the model is a {kind}; write .pth"
+        )
+    if model.base is None:
+        save_model(model.module, str(path))  # knows tied weights, which save_file refuses
+    else:
+        save_file({name: value.contiguous() for name, value in state.items()}, str(path))
+    return _taken_up(fresh(), load_file(path), of_ties=model.base is None)
+
+
+def _taken_up(again: Built, state: Mapping[str, Any], of_ties: bool = False) -> nn.Module:
+    """A model with weights; of tied ones a file has but one."""
+    if of_ties:
+        own, state = again.module.state_dict(keep_vars=True), dict(state)
+        by_memory = {id(own[name]): value for name, value in state.items() if name in own}
+        shared = {name: by_memory.get(id(tensor)) for name, tensor in own.items() if name not in state}
+        state |= {name: value for name, value in shared.items() if value is not None}
+    again.load_state_dict(state)
+    return again.module.eval()
+
+
+def _pth(model: Built, fresh: Fresh, batch: Batch, path: Path) -> Callable[..., Any]:
+    checkpoints.save_weights(path, model.state_dict())
+    return _taken_up(fresh(), checkpoints.load_state(path))
+
+
+def _program(model: Built, fresh: Fresh, batch: Batch, path: Path) -> Callable[..., Any]:
+    module, args, kwargs = model.module, batch.args, dict(batch.kwargs)
+    check_names(module)
+    with torch.no_grad():
+        check_arguments(kwargs, [args, kwargs, module(*args, **kwargs)])
+    shapes = torch.export.ShapesCollection()
+    for tensor in tensors([args, kwargs]):
+        if _is_batch(tensor):
+            shapes[tensor] = {0: torch.export.Dim.AUTO}  # another size, unless the model allows only this one
+    try:
+        try:
+            dynamic = shapes.dynamic_shapes(module, args, kwargs)
+            program = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic, strict=False)
+        except Exception:  # a model that asks for the size may be traced with one
+            program = torch.export.export(module, args, kwargs, strict=False)
+        torch.export.save(program, path)
+        again: Callable[..., Any] = torch.export.load(path).module()
+    except Exception as error:  # whatever the tracer trips over lies in the model
+        raise LauncherError(
+            f"torch.export cannot trace {type(module).__name__}: {str(error).splitlines()[0]}; export the weights "
+            "instead: --to model.safetensors"
+        ) from error
+    return again
+
+
+def _onnx(model: Built, fresh: Fresh, batch: Batch, path: Path) -> Callable[..., Any]:
+    from launcher.checkpoints.onnx import write_onnx
+
+    check_names(model.module)
+    return write_onnx(model.module, batch, path)
+
+
+SUFFIXES: dict[str, Form] = {".safetensors": _safetensors, ".pth": _pth, ".pt2": _program, ".onnx": _onnx}
+PROGRAMS = (".pt2", ".onnx")  # of which it is tried whether they take batches of any size
+
+
+def _is_batch(tensor: torch.Tensor) -> bool:
+    return tensor.ndim > 0 and len(tensor) == SAMPLES
+
+
+def sizes(model: nn.Module, again: Callable[..., Any], batch: Batch) -> str:
+    """Whether a program takes batches of other sizes: found by giving it one sample, and three."""
+    for rows in ([0], [0, 1, 0]):
+        args, kwargs = tree_map(partial(_of_rows, rows), (batch.args, dict(batch.kwargs)))
+        try:
+            distance(model, again, replace(batch, args=args, kwargs=kwargs))
+        except Exception:  # the program's own check of shapes, or what comes of them
+            return (
+                f"; it takes batches of {SAMPLES} samples only: traced with another size, the model does not follow it"
+            )
+    return "; it takes batches of any size"
+
+
+def _of_rows(rows: list[int], value: Any) -> Any:
+    return value[rows] if torch.is_tensor(value) and _is_batch(value) else value

@@ -1,0 +1,263 @@
+"""The pool: slots that take trials, bring them as far as they are to come, and write down what came of it.
+
+Nothing is decided from what this process remembers: each decision is made from the record, held against the other
+participants meanwhile, and written there before anything is started. So a participant that is killed leaves trials
+that look taken and are not; the next one sets them free, and each goes on from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from launcher.errors import LauncherError
+from launcher.sweep import record as lines
+from launcher.sweep.ending import Ending, ending_of
+from launcher.sweep.halving import goes_on, is_complete, next_action
+from launcher.sweep.record import Parameters, Record, Trial
+from launcher.sweep.retention import tidy
+from launcher.sweep.slots import Slot
+from launcher.sweep.starter import Ended, Starter, WarmProcessLostError
+from launcher.sweep.warm import Order
+from launcher.sweep.workers import free_the_lost
+from launcher.world.signals import stop_requested
+
+FAILURES_IN_A_ROW = 10
+_LOOK_SECONDS = 0.5  # how long a signal, or word of others, waits to be heard
+_OTHERS_SECONDS = 2.0  # how often a slot without work looks whether others have made some
+_LOST_IN_A_ROW = 3  # processes to start trials from
+
+
+class Points(Protocol):
+    """Who says what a trial is."""
+
+    def propose(self, trial: int) -> Parameters | None:
+        """The point of a new trial, from the record as it is known; None is the baseline."""
+        ...
+
+    def words(self, trial: Trial) -> Sequence[str]:
+        """All changes to the recipe that make a trial of it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a slot is at.
+
+    Attributes:
+        slot: Which.
+        rung: To which the trial is brought.
+        since: When it was started, in unix time.
+    """
+
+    slot: Slot
+    rung: int
+    since: float = field(default_factory=time.time)
+
+
+@dataclass
+class Pool:
+    """One participant in a sweep.
+
+    Attributes:
+        record: The sweep's.
+        points: Says what each trial is.
+        slots: Where trials run.
+        me: This participant's name.
+        budget_seconds: Training that all trials together may take; None is no limit.
+        starter: Starts trials.
+        say: Gets a line for what a person should know.
+        show: Told when something has changed.
+    """
+
+    record: Record
+    points: Points
+    slots: Sequence[Slot]
+    me: str
+    starter: Starter
+    budget_seconds: float | None = None
+    say: Callable[[str], None] = print
+    show: Callable[[Record], None] = lambda record: None
+
+    def __post_init__(self) -> None:
+        self.busy: dict[int, Work] = {}  # by the trial
+        self._failures = self._lost = 0  # in a row
+        self._looked = (-1, 0.0)  # lines of the record at the last look for work, and when that was
+
+    def work(self) -> str:
+        """Works until there is nothing left to do, or it is to stop.
+
+        Returns:
+            `complete`, `preempted` where it was asked to stop, or `spent` where the budget is.
+
+        Raises:
+            LauncherError: Ten trials in a row have failed.
+        """
+        tidy(self.record)
+        while (outcome := self._outcome()) is None:
+            with self._mourning():
+                self._fill()
+                self._hear()
+            self.show(self.record)
+        self._stop_all()
+        if self._failures >= FAILURES_IN_A_ROW:
+            raise LauncherError(
+                f"{self.record.folder}: {self._failures} trials in a row have failed, the last of them: "
+                f"{self._last_failure()}; `launcher sweep {self.record.folder}` goes on when that is mended"
+            )
+        return outcome
+
+    def _outcome(self) -> str | None:
+        """Why the work is over; None while it goes on."""
+        if stop_requested():
+            return "preempted"
+        if self._failures >= FAILURES_IN_A_ROW:
+            return "failed"
+        if self.budget_seconds is not None and self._seconds() >= self.budget_seconds:
+            return "spent"
+        if self._looked[0] == self.record.lines and not self.busy and not self.record.running:
+            return "complete" if is_complete(self.record) else "stuck"
+        return None
+
+    def _seconds(self) -> float:
+        """What all trials have taken, those that this participant is at included."""
+        now = time.time()
+        return sum(trial.seconds for trial in self.record.trials.values()) + sum(
+            now - work.since for work in self.busy.values()
+        )
+
+    # ------------------------------------------------------------------ taking work
+
+    def _fill(self) -> None:
+        """Gives each free slot something to do, if there is."""
+        taken = {work.slot.number for work in self.busy.values()}
+        free = [slot for slot in self.slots if slot.number not in taken]
+        self.record.refresh()
+        if not free or (self._looked[0] == self.record.lines and time.monotonic() < self._looked[1] + _OTHERS_SECONDS):
+            return
+        with self.record.locked():
+            free_the_lost(self.record, self.me)
+            for slot in free:
+                action = next_action(self.record, beyond=self.budget_seconds is not None)
+                if action is None:
+                    break
+                news = [lines.taken(action.trial, action.rung, self.me, action.early)]
+                if action.is_new:
+                    news.insert(0, lines.proposal(action.trial, self.points.propose(action.trial)))
+                self.record.append(*news)
+                self.busy[action.trial] = Work(slot, action.rung)
+        self._looked = (self.record.lines, time.monotonic())
+        for number, work in list(self.busy.items()):
+            if number not in self.starter.running:
+                self._start(number, work)
+
+    def _start(self, number: int, work: Work) -> None:
+        """Starts a trial's process."""
+        folder = self.record.folder_of(number)
+        (folder / "logs").mkdir(parents=True, exist_ok=True)
+        settings = self.record.settings
+        order = Order(
+            number=number,
+            arguments=self._arguments(number, work.rung),
+            output=str(self._output(number)),
+            environment={**os.environ, **work.slot.environment},
+            is_fresh=settings.processes > 1,
+        )
+        self.starter.start(order)
+
+    def _arguments(self, number: int, rung: int) -> list[str]:
+        """The command line of a trial's process."""
+        settings = self.record.settings
+        flags = ["--quiet", "--run-dir", str(self.record.folder_of(number).absolute())]
+        flags += ["--processes", str(settings.processes), "--nodes", "1", "--max-restarts", "0"]
+        flags += ["--cpu"] * settings.cpu
+        if (percent := self._percent(rung)) is not None:
+            flags += ["--until", f"{percent!r}%"]
+        flags += [word for key in settings.remove for word in ("--remove", key)]
+        flags += [word for package in settings.allow for word in ("--allow", package)]
+        words = [*self.points.words(self.record.trials[number]), *settings.how]
+        return ["train", settings.recipe, *words, *flags]
+
+    def _percent(self, rung: int) -> float | None:
+        settings = self.record.settings
+        return None if rung >= settings.last_rung else settings.rungs[rung]
+
+    def _output(self, number: int) -> Path:
+        """What a trial's process prints, of which all that a run says stands in its own log too."""
+        return self.record.folder_of(number).absolute() / "logs" / "start.log"
+
+    # ------------------------------------------------------------------ what came of it
+
+    def _hear(self) -> None:
+        """Waits a while for ends of trials, and writes down what they mean."""
+        for end in self.starter.ended(_LOOK_SECONDS):
+            self._lost = 0
+            self._take(end)
+
+    @contextmanager
+    def _mourning(self) -> Iterator[None]:
+        """Should the process die that trials are started from, and they with it, there is a new one afterwards."""
+        try:
+            yield
+        except WarmProcessLostError as error:
+            self._lost += 1
+            if self._lost >= _LOST_IN_A_ROW:
+                raise
+            self.say(f"{error}, and with it the trials that ran; they go on from their checkpoints")
+            with self.record.locked():
+                self.record.append(*(lines.released(number, str(error)) for number in self.busy))
+            self.busy.clear()
+            self.starter.renew()
+
+    def _take(self, end: Ended) -> None:
+        """One trial's process has ended."""
+        work = self.busy.pop(end.number)
+        folder = self.record.folder_of(end.number)
+        ending = ending_of(folder, end.code, self._percent(work.rung), self._output(end.number), work.since)
+        with self.record.locked():
+            self.record.append(self._line(end.number, work, ending))
+            if ending.kind == "reached" and not stop_requested():
+                rung = goes_on(self.record, end.number)
+                if rung is not None:  # it is certain to go on: it stays where it is
+                    self.record.append(lines.taken(end.number, rung, self.me))
+                    self.busy[end.number] = Work(work.slot, rung)
+        if end.number in self.busy:
+            self._start(end.number, self.busy[end.number])
+        elif self.record.trials[end.number].is_over:
+            tidy(self.record)
+
+    def _line(self, number: int, work: Work, ending: Ending) -> dict[str, object]:
+        """What the record says of an ending."""
+        seconds, trial = round(time.time() - work.since, 3), self.record.trials[number]
+        if ending.kind == "stopped":
+            return lines.released(number, "it was asked to stop, and has saved", seconds)
+        if ending.kind == "reached":
+            self._failures = 0
+            best = self.record.settings.metric.best_until(self.record.folder_of(number), ending.step)
+            value = float("nan") if best is None else best[1]
+            return lines.rung(number, work.rung, value, ending.step, seconds)
+        # what comes again at the same place is not the machine's
+        is_final = not ending.is_machine or trial.failures[-1:] == [ending.message]
+        self._failures += is_final
+        rest = "it counts as the worst" if is_final else "the machine may be at fault: it is tried again"
+        self.say(f"trial {number}: {ending.message}; {rest}")
+        return lines.failure(number, ending.message, is_final, seconds)
+
+    def _last_failure(self) -> str:
+        return next((trial.failures[-1] for trial in reversed(self.record.trials.values()) if trial.failures), "")
+
+    # ------------------------------------------------------------------ the end
+
+    def _stop_all(self) -> None:
+        """Has all trials that run save and leave, and waits for that."""
+        with self._mourning():
+            for number in self.busy:
+                self.starter.signal(number, signal.SIGTERM)
+            while self.busy:
+                self._hear()

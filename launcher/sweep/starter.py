@@ -1,0 +1,142 @@
+"""Starting trials from a warm process: the sweep's half of it; the other is `launcher.sweep.warm`."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from launcher.errors import LauncherError
+from launcher.launch.start import started
+from launcher.sweep.warm import MODULES, Order
+
+# one thread of each library while modules are loaded: what has begun several cannot be forked
+_ALONE = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1")
+_NO_CUDA_CONTEXT = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}  # whoever asks for GPUs there leaves CUDA alone
+_LAST_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The end of a trial's process.
+
+    Attributes:
+        number: The order's.
+        code: Its exit code; the negative number of the signal that killed it.
+        cpu_seconds: That it and its own children have used.
+    """
+
+    number: int
+    code: int
+    cpu_seconds: float = 0.0
+
+
+class WarmProcessLostError(LauncherError):
+    """The process that trials are started from has died, and they with it."""
+
+
+class Starter:
+    """Starts trials, stops them and tells of their ends.
+
+    Args:
+        is_warm: Whether to have the process import what trials need; where none is to be forked that is for nothing.
+        modules: Further ones to import: installed packages that the recipe is known to use, none of the user's own.
+
+    Attributes:
+        running: The numbers of the trials at work, with their processes once these are known.
+    """
+
+    def __init__(self, is_warm: bool = True, modules: Sequence[str] = ()):
+        self._modules = (*MODULES, *modules) if is_warm else ()
+        self.running: dict[int, int | None] = {}
+        self._unread = b""
+        self._process = self._begun()
+
+    def _begun(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, *started("launcher.sweep.warm", str(os.getpid()), *self._modules)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, **_ALONE, **_NO_CUDA_CONTEXT},
+            start_new_session=True,  # a Ctrl-C is for the sweep, which then asks the trials to save
+        )
+
+    def renew(self) -> None:
+        """Has a new process in place of one that was lost."""
+        self.close()
+        self.running.clear()
+        self._unread = b""
+        self._process = self._begun()
+
+    def start(self, order: Order) -> None:
+        """Starts a trial.
+
+        Raises:
+            WarmProcessLostError: There is nobody to do so.
+        """
+        self._send(order.line())
+        self.running[order.number] = None
+
+    def signal(self, number: int, what: signal.Signals) -> None:
+        """Sends a signal to a trial that runs."""
+        self._send(json.dumps({"stop": number, "signal": int(what)}) + "\n")
+
+    def ended(self, seconds: float) -> list[Ended]:
+        """Waits at most so long for ends of trials, and gives those that came.
+
+        Raises:
+            WarmProcessLostError: The process has died, and all trials with it.
+        """
+        deadline, ends = time.monotonic() + seconds, list[Ended]()
+        while not ends and self._is_readable(deadline - time.monotonic()):
+            for words in self._read():
+                if "started" in words:
+                    self.running[words["started"]] = words["pid"]
+                elif "ended" in words:
+                    self.running.pop(words["ended"], None)
+                    ends.append(Ended(words["ended"], words["code"], words["cpu_seconds"]))
+        return ends
+
+    def close(self) -> None:
+        """Ends the process; trials that run still die with it."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.close()
+            self._process.wait(0.0 if self.running else _LAST_SECONDS)
+        except (OSError, subprocess.TimeoutExpired):
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+
+    def _is_readable(self, seconds: float) -> bool:
+        assert self._process.stdout is not None
+        ready, _, _ = select.select([self._process.stdout], [], [], max(0.0, seconds))
+        return bool(ready)
+
+    def _read(self) -> Iterator[dict[str, Any]]:
+        assert self._process.stdout is not None
+        read = os.read(self._process.stdout.fileno(), 2**16)
+        if not read:
+            raise self._lost()
+        *lines, self._unread = (self._unread + read).split(b"\n")
+        yield from map(json.loads, lines)
+
+    def _send(self, line: str) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(line.encode())
+            self._process.stdin.flush()
+        except OSError as error:
+            raise self._lost() from error
+
+    def _lost(self) -> WarmProcessLostError:
+        code = self._process.wait()
+        return WarmProcessLostError(f"the process that trials are started from has ended with {code}")

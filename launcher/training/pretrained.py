@@ -1,0 +1,79 @@
+"""7: saving. At the end of a run, the folder that `from_pretrained` loads, for models that have such a thing."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from launcher.checkpoints.compare import Batch
+from launcher.checkpoints.pretrained import FOLDER, holding, is_loadable, save_folder
+from launcher.data.transfer import moved
+from launcher.evaluation.modes import evaluating, own_randomness
+from launcher.model.adapt import Built, built_anew
+from launcher.recipe.build import Builder
+from launcher.recipe.schema import Recipe
+from launcher.training.state import TrainState
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """Writes the folder on rank 0 when the run is finished.
+
+    Attributes:
+        recipe: What is trained.
+        builder: Has built the tokenizers that stand beside it, and builds an adapter's base anew.
+        state: The model, and the data of which a batch is tried.
+        folder: The run's.
+    """
+
+    recipe: Recipe
+    builder: Builder
+    state: TrainState
+    folder: Path
+
+    @classmethod
+    def of(cls, recipe: Recipe, builder: Builder, state: TrainState, folder: Path) -> Pretrained | None:
+        """What the recipe wants; None where it wants none, or the model is of no such kind.
+
+        Raises:
+            RecipeError: The recipe wants one, and the model is of no such kind.
+        """
+        wanted, is_able = recipe.save.pretrained, is_loadable(state.model.bare)
+        if wanted and not is_able:
+            kind = type(state.model.bare).__name__
+            raise builder.wrong(
+                "save.pretrained", f"{kind} has no save_pretrained and from_pretrained; remove it, or write false"
+            )
+        return cls(recipe, builder, state, folder) if is_able and wanted is not False else None
+
+    def write(self, weights: Mapping[str, Any]) -> str:
+        """Writes the folder, with these weights, and gives a line about it.
+
+        Raises:
+            Exception: Whatever saving or loading it raises, or the comparison; nothing is left then.
+        """
+        state, device = self.state, self.state.device.torch_device
+        target, bare = self.folder / FOLDER, state.model.bare
+        shutil.rmtree(target, ignore_errors=True)  # of a run that was made longer
+        fresh = partial(built_anew, self.builder, self.recipe.model, self.recipe.seed)
+        with (
+            evaluating(bare, state.objective),
+            own_randomness(self.recipe.seed, 0, device),
+            holding(state.model, weights),
+        ):
+            comparison = save_folder(target, Built(bare, state.model.base), fresh, self._batch(), self.builder.objects)
+        return f"{FOLDER}/: from_pretrained loads it; {comparison}"
+
+    def _batch(self) -> Batch:
+        train, layout = self.state.data.train, self.state.objective.layout
+        rows = min(2, train.num_readable())
+        if not rows:
+            raise ValueError("the training set can be read only once, so that there is no batch to try it on")
+        data = moved(train.batch_of(range(rows)), self.state.device.torch_device)
+        change = train.reading.on_device
+        args, kwargs = layout.inputs(data if change is None else change(data))
+        return Batch(tuple(args), dict(kwargs))

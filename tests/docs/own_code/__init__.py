@@ -1,0 +1,1 @@
+"""The files that the pages' recipes name as the reader's own code."""
