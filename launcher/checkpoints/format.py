@@ -65,7 +65,7 @@ class Checkpoint:
         return int(self.manifest["step"])
 
     def weights(self) -> dict[str, Any]:
-        """The unwrapped state_dict that training goes on with, on the CPU."""
+        """The unwrapped state_dict that training continues with, on the CPU."""
         return self._whole(WEIGHTS)
 
     def evaluated(self) -> dict[str, Any]:
@@ -135,7 +135,7 @@ class Snapshot:
         return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
     def copied(self) -> Snapshot:
-        """The same in host memory of its own, so that training may go on while it is written."""
+        """The same in host memory of its own, so that training may continue while it is written."""
         weights, training, evaluated = copied([self.weights, self.training, self.evaluated])
         return Snapshot(weights, training, self.manifest, evaluated)
 
@@ -255,7 +255,7 @@ def save(folder: Path, snapshot: Snapshot, others: Others | None = None) -> Path
         if not isinstance(error, OSError):
             raise
         raise SaveError(
-            f"saving {target}: {error.strerror or error}; the checkpoints before it are intact, go on from them with "
+            f"saving {target}: {error.strerror or error}; the checkpoints before it are intact, resume from them with "
             f"--run-dir {folder.parent}"
         ) from error
     return target
@@ -374,7 +374,7 @@ def save_weights(path: Path, weights: Mapping[str, Any]) -> None:
         _sync_folder(path.parent)
     except OSError as error:
         raise SaveError(
-            f"saving {path}: {error.strerror or error}; the last checkpoint is intact, the same command goes on from it"
+            f"saving {path}: {error.strerror or error}; the last checkpoint is intact, the same command resumes from it"
         ) from error
 
 

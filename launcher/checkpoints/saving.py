@@ -1,4 +1,4 @@
-"""Saving while a run goes on: in the background, retried, pruned."""
+"""Saving during a run: in the background, retried, pruned."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PAUSES = (0.5, 2.0)  # seconds between tries to write a checkpoint
 
 
 class UnresumableError(SaveError):
-    """What was saved could not be gone on with: the recipe's parts are wrong, and trying again is no help."""
+    """What was saved could not be resumed from: the recipe's parts are wrong, and trying again is no help."""
 
     exit_code = EXIT_USAGE
 
@@ -31,7 +31,7 @@ class Proving(Protocol):
     """Looks at the first checkpoint of a run."""
 
     def before(self, snapshot: Snapshot) -> None:
-        """Before it is written, while training stands still."""
+        """Before it is written, while training is paused."""
         ...
 
     def after(self, snapshot: Snapshot, checkpoint: Checkpoint) -> None:
@@ -40,7 +40,7 @@ class Proving(Protocol):
 
 
 class Saving:
-    """When a save is due, rank 0 writes it and the others go on.
+    """When a save is due, rank 0 writes it and the others continue.
 
     In the background the step pays for a copy of the state. At most one write is under way; what goes wrong with
     it is said at the next step, and it is tried again.
@@ -53,7 +53,7 @@ class Saving:
         warn: Gets a line for each thing that went wrong.
         gather: Called on every rank before that, for what the ranks keep differently.
         captured: Told of each step whose state was captured.
-        saved: Told of each checkpoint on disk: the step, seconds of writing, seconds that training stood still.
+        saved: Told of each checkpoint on disk: the step, seconds of writing, seconds for which training paused.
         last_step: Of the checkpoint that this start resumes from.
         proof: Looks at the first checkpoint of a run.
         arena: Host memory for copies of the state.
@@ -82,7 +82,7 @@ class Saving:
         self._writer: threading.Thread | None = None
         self._arena = Arena() if arena is None else arena
         self._news: deque[str | SaveError] = deque()
-        self._stalls: list[float] = []  # seconds that training stood still, for each checkpoint on disk
+        self._stalls: list[float] = []  # seconds for which training paused, for each checkpoint on disk
 
     def save(self, step: int) -> None:
         """Writes the checkpoint of this step, then removes what is no longer kept.
@@ -159,7 +159,7 @@ class Saving:
         return bool(more < psutil.virtual_memory().available / 4)
 
     def _write_copy(self, copy: Copy, stall: float) -> None:
-        """Writes what has been copied when it has arrived; for so long the device stood still, if there is one.
+        """Writes what has been copied when it has arrived; for so long the device waited, if there is one.
 
         What goes wrong on the device goes wrong in training as well, and is said there.
         """

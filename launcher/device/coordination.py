@@ -61,7 +61,7 @@ class Coordinator:
     Args:
         rank: This process.
         world_size: How many there are.
-        timeout_seconds: When a rank that cannot be reached any more is given up; None leaves it to the kernel. A rank
+        timeout_seconds: When a rank that cannot be reached any more is abandoned; None leaves it to the kernel. A rank
             that lives may take as long as it likes.
         group: Where they speak, where it is open already; None opens one.
         memory: What all ranks share, where there is such: sums are made in it.
@@ -143,7 +143,7 @@ class Coordinator:
         return result
 
     def beat(self, done: int, total: int) -> None:
-        """Says that this rank gets on; in `from_first` once a second to those that wait, never waiting for them."""
+        """Reports progress of this rank; in `from_first` once a second to those that wait, never waiting for them."""
         progress.beat()
         now = time.monotonic()
         if not self._is_awaited or now < self._next_beat:

@@ -26,7 +26,7 @@ from launcher.objective.run_length import At
 from launcher.text import shapes
 from launcher.world.screen import unseen
 
-_COARSE = 2e-3  # of half precision, before what is no rounding is told (20 times that)
+_COARSE = 2e-3  # of half precision, before what is not rounding is told (20 times that)
 
 
 def audit_own(model: nn.Module, objective: Objective, batch: Any, samples: int, at: At) -> None:
@@ -65,7 +65,7 @@ def audit_own(model: nn.Module, objective: Objective, batch: Any, samples: int, 
     if off is not None:
         raise LauncherError(
             f"{next(iter(objective.readings))}: is not {reading.words} on this batch ({shapes(batch)}): its halves put "
-            f"together are {off:.1g} off; mend the loss, or name what it counts as train.count"
+            f"together are {off:.1g} off; fix the loss, or name what it counts as train.count"
         )
 
 

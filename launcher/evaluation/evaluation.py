@@ -141,7 +141,7 @@ class Evaluation:
 
     @property
     def goes_on(self) -> bool:
-        """Whether early stopping lets training go on."""
+        """Whether early stopping lets training continue."""
         return self.best.is_patient
 
     @property

@@ -98,14 +98,16 @@ def build_model(
     made = built(builder, component)
     bare: Any = made.module  # of which torch's stubs do not know all that it takes
     if any(is_lazy(parameter) for parameter in bare.parameters()):
-        message = "has lazy modules, whose sizes nobody knows yet: give them sizes, or pass a batch through it once"
+        message = "has lazy modules, whose sizes are not known yet: give them sizes, or pass a batch through it once"
         raise builder.wrong("model", message)
     freeze(bare)
     if not any(parameter.requires_grad for parameter in bare.parameters()):
         raise builder.wrong("model", "no parameter requires a gradient: there is nothing to train")
     notes = [fill(made)] if fill is not None else []
     if made.base is not None:
-        notes.append(f"_adapt_: checkpoints hold {len(made.state_dict())} tensors; the base is read anew at each start")
+        notes.append(
+            f"_adapt_: checkpoints hold {len(made.state_dict())} tensors; the base is read again at each start"
+        )
     if section.sync_batchnorm:
         bare = nn.SyncBatchNorm.convert_sync_batchnorm(bare)
     if section.channels_last:

@@ -177,7 +177,7 @@ class Objective:
         """What the user's step function gives; in an evaluation it need not give a loss.
 
         Raises:
-            LauncherError: It is no mapping, has no loss, or one that is not one number.
+            LauncherError: It is not a mapping, has no loss, or one that is not one number.
         """
         assert self.step is not None
         result = self.step(model, batch, at)
@@ -232,7 +232,7 @@ class Objective:
         """Before the first count: a loss that nobody has measured is taken for a mean over samples."""
         for key, reading in self.readings.items():
             if reading is None:
-                self.read(key, Reading("samples", found="trusted", why="nobody has measured it"))
+                self.read(key, Reading("samples", found="trusted", why="it has not been measured"))
         self.counts_samples = all(
             term_reading is not None and term_reading.by_samples for term_reading in self.readings.values()
         )
@@ -329,7 +329,7 @@ class Objective:
                 seen = f"outputs {shapes(outputs)}, targets {shapes(targets)}"
                 raise LauncherError(
                     f"{term.key}: is not {reading.words} on this batch ({seen}): its halves put together are {off:.1g} "
-                    "off; mend the loss, or say what it is: _per_: sample, element, sum or batch"
+                    "off; fix the loss, or say what it is: _per_: sample, element, sum or batch"
                 )
 
     def mark_audited(self) -> None:

@@ -44,7 +44,7 @@ def build_optimizer(
         shards: What this process holds of the parameters, where they are sharded.
 
     Raises:
-        RecipeError: A pattern matches no parameter, a parameter belongs to nobody, or what came out is no optimizer.
+        RecipeError: A pattern matches no parameter, a parameter has no optimizer, or the result is not an optimizer.
     """
     lazy_compiler.optimizers()
     named = {name: parameter for name, parameter in named_parameters(model, losses).items() if parameter.requires_grad}
@@ -144,7 +144,7 @@ def _unfit(optimizer: Any, target: str, parameters: Iterable[nn.Parameter], made
         return f"{target} gave a {type(optimizer).__name__}, not a torch.optim.Optimizer"
     own = [own_parameter for group in optimizer.param_groups for own_parameter in group["params"]]
     if not made and not any(_is_among(parameter, own) for parameter in parameters):
-        return "has none of this model's parameters; hand in its class, or a function of the parameters"
+        return "has none of this model's parameters; pass its class, or a function of the parameters"
     return None
 
 

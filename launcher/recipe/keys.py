@@ -14,7 +14,7 @@ from launcher.recipe.duration import Duration
 from launcher.recipe.json_schema import recipe_schema
 from launcher.recipe.schema import Recipe, model_in
 
-# what is written after `KEY: `, where the default is no example of itself
+# what is written after `KEY: `, where the default is not an example of itself
 EXAMPLES: Mapping[str, str] = {
     "name": "digits",
     "seed": "1",

@@ -62,7 +62,7 @@ def build_run_model(recipe: Recipe, builder: Builder, device: Device) -> Model:
     """Phase 3: the model, with the weights that it starts from, and what is never trained frozen.
 
     Raises:
-        RecipeError: It is no module, or has nothing to train.
+        RecipeError: It is not a module, or has nothing to train.
         LauncherError: The weights do not fit.
     """
     stand_in(recipe.track.trackers, builder.own_folders())
@@ -118,7 +118,7 @@ def build_run_state(recipe: Recipe, builder: Builder, model: Model, device: Devi
     brought = (model.bare, *objective.brought.values(), *each(optimizer).values())
     change = data.train.reading.on_device
     drawing = brought if change is None else (*brought, change)
-    update.clear_gradients()  # a model that was handed in may have some, of a trial by hand
+    update.clear_gradients()  # a model that was passed in may have some, of a trial by hand
     return TrainState(
         model=model,
         objective=objective,
@@ -169,7 +169,7 @@ def _rule(builder: Builder, train: Train, length: RunLength) -> Rule | None:
     try:
         return Swa(length.steps_of(train.swa.start), length.steps_of(train.swa.every))
     except ValueError as error:
-        raise builder.wrong("train.swa", f"{error}; say it in steps or epochs") from error
+        raise builder.wrong("train.swa", f"{error}; write it in steps or epochs") from error
 
 
 def check_graphs(builder: Builder, section: schema.Device, data: Data) -> None:

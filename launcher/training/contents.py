@@ -62,7 +62,7 @@ class Stopwatch:
         return self.seconds_before + time.monotonic() - self._began
 
     def load_state_dict(self, seconds: float, /) -> None:
-        """Goes on from there."""
+        """Continues from there."""
         self.seconds_before = float(seconds)
 
 
@@ -229,7 +229,7 @@ class Contents:
             raise
         except (RuntimeError, ValueError, KeyError) as error:
             raise LauncherError(
-                f"the checkpoint does not fit this model or optimizer: {' '.join(str(error).split())}; to begin anew "
+                f"the checkpoint does not fit this model or optimizer: {' '.join(str(error).split())}; to start over "
                 "with its weights use train.start_from in a new run"
             ) from error
         if is_changed:

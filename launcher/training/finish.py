@@ -146,7 +146,7 @@ def _save_pretrained(session: Session, weights: Mapping[str, Any]) -> None:
 
 
 def _mean_of_last(session: Session, count: int) -> dict[str, Any]:
-    """The mean of the weights of the last checkpoints, in 64 bits; what is no floating-point number is the last's."""
+    """The mean of the weights of the last checkpoints, in 64 bits; what is not floating-point is the last's."""
     folders = retention.listed(session.saving.folder)[:count]
     newest = checkpoints.verify(folders[0]).evaluated()
     sums = {name: value.double() for name, value in newest.items() if _is_floating(value)}

@@ -97,7 +97,7 @@ class _Acts:
         )
 
     def evaluated_what_is_owed(self, done: int) -> bool:
-        """Evaluates where that is due before the first step; whether training may go on.
+        """Evaluates where that is due before the first step; whether training may continue.
 
         Before the first of all where the recipe says so; after a resume, what the stop came before.
         """

@@ -216,5 +216,5 @@ def _numbers(gradient: torch.Tensor) -> torch.Tensor:
 def _not_finite(step: int) -> NonFiniteError:
     return NonFiniteError(
         f"step {step}: a gradient is not finite (NaN or infinity), and the update was not kept; lower optimizer.lr, "
-        "set train.clip_grad_norm, look at the batch with --debug, or say train.non_finite: skip"
+        "set train.clip_grad_norm, look at the batch with --debug, or set train.non_finite: skip"
     )

@@ -125,12 +125,12 @@ def _until(options: Options, length: RunLength) -> int | None:
     try:
         step = length.steps_of(options.until)
     except ValueError as error:
-        raise UsageError(f"--until: {error}; say how many steps, or epochs, as in --until '500 steps'") from error
+        raise UsageError(f"--until: {error}; write steps or epochs, as in --until '500 steps'") from error
     return step if length.total_steps is None or step < length.total_steps else None
 
 
 def _stall_seconds(recipe: Recipe, device: Device) -> float | None:
-    """How long a rank may stand still; on GPUs less than NCCL waits, which then ends the ranks and does not say why."""
+    """How long a rank may make no progress; on GPUs less than NCCL waits, which then ends the ranks silently."""
     if recipe.launch.stall is not None:
         return recipe.launch.stall.amount
     return _BEFORE_NCCL * recipe.device.timeout.amount if device.is_gpu and device.world.size > 1 else None

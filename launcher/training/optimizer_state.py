@@ -1,7 +1,7 @@
 """An optimizer's state by the names of its parameters.
 
 torch keeps it by their places. Two lines of a model exchanged, a loss with one parameter more, and the moments of one
-would be taken up by another without a word, or be of another size than a fused kernel believes.
+would be loaded by another silently, or be of another size than a fused kernel believes.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class NamedOptimizer:
     shards: Shards | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The parameters by name, the settings of each group, each parameter's state, and what is no parameter's."""
+        """The parameters by name, the settings of each group, each parameter's state, and what is not a parameter's."""
         own = self.optimizer.state_dict()
         kept = {"parameters": self._described()}
         if not self._is_torchs(own):

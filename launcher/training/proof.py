@@ -1,4 +1,4 @@
-"""That a run can be gone on with: proven with its first checkpoint, and not after a night.
+"""That a run can be resumed: proven with its first checkpoint, and not after a night.
 
 What cannot be read back safely is found before anything is written. What was written is opened again and compared with
 what it was made of, and the optimizer's state is taken up by a second optimizer.
@@ -59,7 +59,7 @@ class Proof:
             if issue := _unreadable(plain(state), part):
                 raise UnresumableError(
                     f"{part}: {issue}, which cannot be read from a checkpoint without running code: this run could not "
-                    f"be gone on with; {_REMEDY}"
+                    f"be resumed; {_REMEDY}"
                 )
         try_fresh(snapshot.weights, self._shapes, self._fresh)
         if any(part.shards is not None for part in self._named.parts.values()):
@@ -80,7 +80,7 @@ class Proof:
             path = checkpoint.folder / name
             written = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             if mismatch := difference(plain(state), written):
-                raise UnresumableError(f"{path}: {mismatch}: this run could not be gone on with")
+                raise UnresumableError(f"{path}: {mismatch}: this run could not be resumed")
         saved = checkpoint.training()["optimizer"] if self._second else {}
         for name, second in self._second.items():
             self._take_up(second, saved[name] if name else saved)
@@ -95,7 +95,7 @@ class Proof:
         if problem:
             raise UnresumableError(
                 f"optimizer: {type(second.optimizer).__name__} does not take up the state that it has given "
-                f"({' '.join(problem.split())}): this run could not be gone on with; look at its state_dict and "
+                f"({' '.join(problem.split())}): this run could not be resumed; look at its state_dict and "
                 "load_state_dict"
             )
 
@@ -122,7 +122,7 @@ def try_fresh(
     except RuntimeError as error:
         raise UnresumableError(
             f"model: '{changed[0]}' has come or grown since it was built, and a fresh model does not take it up "
-            f"({' '.join(str(error).split())}): this run could not be gone on with; register it in __init__ with "
+            f"({' '.join(str(error).split())}): this run could not be resumed; register it in __init__ with "
             "the shape that it will have"
         ) from error
 

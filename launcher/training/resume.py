@@ -1,4 +1,4 @@
-"""Where a start of a run begins: its folder, held against other writers, and the checkpoint to go on from."""
+"""Where a start of a run begins: its folder, held against other writers, and the checkpoint to resume from."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ class ResumePoint:
     Attributes:
         folder: The run's.
         data_print: What the training set is.
-        checkpoint: The name of the one to go on from, None for the beginning.
+        checkpoint: The name of the one to resume from, None for the beginning.
         changed: Keys of the recipe that changed since, and may.
-        threads: CPU threads of a process to go on with, None for those that are set.
-        readers: Readers of a stream's shards to go on with, None for those that there are.
+        threads: CPU threads of a process to resume with, None for those that are set.
+        readers: Readers of a stream's shards to resume with, None for those that there are.
         notes: What to say in the plan.
         warnings: What nobody should miss.
         loss: What each loss is a mean over, as the checkpoint has it.
@@ -103,15 +103,15 @@ class Opening:
         if not steady:
             self.notes.append(
                 "the training set gives other samples each time it is read, from randomness that no seed reaches: a "
-                "stopped run cannot go on bit for bit"
+                "stopped run cannot be resumed bit for bit"
             )
         return signature
 
     def open(self) -> ResumePoint:
-        """Chooses and holds the run's folder, and what to go on from.
+        """Chooses and holds the run's folder, and what to resume from.
 
         Raises:
-            LauncherError: It cannot be gone on with.
+            LauncherError: It cannot be resumed.
         """
         folder = self.folder = self._held()
         changed = self._find(folder)
@@ -163,7 +163,7 @@ class Opening:
         return self.open()
 
     def _find(self, folder: Path) -> list[str]:
-        """Finds the checkpoint to go on from; gives the keys that changed since it was saved."""
+        """Finds the checkpoint to resume from; gives the keys that changed since it was saved."""
         place = folder / "checkpoints"
         if self.options.start is None:
             self.checkpoint = retention.newest(place, self.warnings.append)
@@ -207,7 +207,7 @@ class Opening:
         if self.recipe.launch.threads == "auto":
             self.notes.append(f"{was} thread{'s' * (was > 1)} a process, as this run began with")
             return was
-        self.notes.append(f"launch.threads is {now}, and this run began with {was}: it does not go on bit for bit")
+        self.notes.append(f"launch.threads is {now}, and this run began with {was}: it does not continue bit for bit")
         return None
 
     def _readers(self) -> int | None:
@@ -222,7 +222,7 @@ class Opening:
             return int(was)
         self.warnings.append(
             f"the stream's {was} shards, read with --processes {manifest['world']} and data.workers={workers}, are cut "
-            "anew for other readers: some samples of this pass are read again or left out"
+            "again for other readers: some samples of this pass are read again or left out"
         )
         return None
 
