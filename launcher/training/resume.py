@@ -113,6 +113,9 @@ class Opening:
         Raises:
             LauncherError: It cannot be resumed.
         """
+        return self._choose()
+
+    def _choose(self) -> ResumePoint:
         folder = self.folder = self._held()
         changed = self._find(folder)
         if self.checkpoint is not None and (finished := self._finished(folder, self.checkpoint.step)):
@@ -160,7 +163,7 @@ class Opening:
         """
         assert self.checkpoint is not None
         self.warnings.append(retention.set_aside(self.checkpoint.folder, faults[0]))
-        return self.open()
+        return self._choose()
 
     def _find(self, folder: Path) -> list[str]:
         """Finds the checkpoint to resume from; gives the keys that changed since it was saved."""
