@@ -26,9 +26,10 @@ from launcher.sweep.best import best_recipe, rows, table
 from launcher.sweep.importances import importances
 from launcher.sweep.metric import Metric
 from launcher.sweep.page import sweep_page
-from launcher.sweep.proposals import Known, draw
+from launcher.sweep.proposals import draw
 from launcher.sweep.ranking import leader, ranked, verdict
 from launcher.sweep.record import Record, Settings, create
+from launcher.sweep.samplers import Known
 from launcher.sweep.space import Space, read_space
 
 WORDS = (
