@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +14,9 @@ import pytest
 import torch
 from places import ROOT, SHIPPED
 from tiers import rounds
-from worlds import train
+from worlds import in_world, result_of, train, train_here
+
+from launcher.recipe.load import load_recipe
 
 RECIPES = ROOT / "recipes"
 
@@ -67,7 +72,69 @@ def test_the_gpt_learns_python_s_own_source(tmp_path: Path, changes: tuple[str, 
     assert last < least
 
 
-def test_every_recipe_opens_with_the_command_that_runs_it() -> None:
+# ---------------------------------------------------------------------- the gallery: what each states is so
+
+FIGURE = re.compile(r"^# Reaches a (validation|test) (\w+) of ([\d.]+)[^(]* \(([\d.]+) ", re.MULTILINE)
+GALLERY = {path.parent.name: path for path in SHIPPED if FIGURE.search(path.read_text())}
+OFF = {"digits_diffusion": 0.06, "digits_gan": 0.1, "digits_vae": 0.4, "time_series": 0.004}  # others: 0.03
+SMALLER = {
+    "boxes": ["data.train.samples=60", "data.validation.samples=20"],
+    "distillation": ["train.step.teacher.epochs=1"],
+    "graphs": ["data.train.samples=200"],
+    "segmentation": ["data.train.samples=60", "data.validation.samples=20", "data.test.samples=20"],
+    "speech_ctc": ["data.train.samples=60", "data.validation.samples=20", "data.test.samples=20"],
+}
+
+
+def stated(name: str) -> tuple[str, str, float, float]:
+    """The split, the metric, what a recipe says it reaches there, and the baseline that it names."""
+    figure = FIGURE.search(GALLERY[name].read_text())
+    assert figure
+    return figure[1], figure[2], float(figure[3]), float(figure[4])
+
+
+def few_steps(folder: str) -> None:
+    for name, path in GALLERY.items():
+        short = ["train.steps=3", "track.every=1 steps", "evaluate.every=3 steps", "evaluate.limit=2 batches"]
+        train_here(f"{folder}/{name}", (*short, *SMALLER.get(name, ())), str(path))
+
+
+def test_each_of_the_gallery_trains_and_is_measured(tmp_path: Path) -> None:
+    in_world(1, few_steps, str(tmp_path))  # all in one process
+    assert len(GALLERY) >= 12
+    for name in GALLERY:
+        split, metric, _, _ = stated(name)
+        trained = result_of(tmp_path / name)
+        assert len(trained.column("loss")) == 3
+        assert isinstance(trained.column(metric, split)[-1], float)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", GALLERY)
+def test_each_of_the_gallery_reaches_its_figure(tmp_path: Path, name: str) -> None:
+    split, metric, reached, baseline = stated(name)
+    trained = train(tmp_path / "run", recipe=GALLERY[name], timeout=850)
+    off, figure = OFF.get(name, 0.03), trained.column(metric, split)[-1]
+    assert figure == pytest.approx(reached, abs=off)
+    assert abs(reached - baseline) > 2 * off  # so that what is reached is better than it, by far
+
+
+OWN = [path for recipe in GALLERY.values() for path in recipe.parent.glob("*.py") if "def baseline" in path.read_text()]
+
+
+@rounds("path", plain=[path for path in OWN if path.stem in ("vae", "characters")], long=OWN)
+def test_the_baseline_that_is_named_is_computed(path: Path) -> None:
+    *_, digits = stated(path.parent.name)
+    assert round(runpy.run_path(str(path))["baseline"](), len(f"{digits}".partition(".")[2])) == digits
+
+
+def test_every_command_in_a_recipe_is_one() -> None:
     for path in SHIPPED:
         head = path.read_text().split("\nname:")[0]
+        for command in re.findall(r"^#   launcher train (.*?)(?:   #.*)?$", head, re.MULTILINE):
+            file, *rest = [word for word in shlex.split(command) if word != "--cpu"]
+            removed = [rest.pop(rest.index("--remove") + 1) for _ in range(rest.count("--remove"))]
+            overrides = [word for word in rest if "=" in word]
+            load_recipe(ROOT / file, overrides, removed)
         assert f"launcher train {path.relative_to(ROOT)}" in head

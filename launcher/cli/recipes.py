@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     """Says the commands' flags."""
-    listing = commands.add_parser("recipes", help="list the recipes that come with the package")
+    listing = commands.add_parser("recipes", help="list the recipes that are included")
     listing.set_defaults(command=_recipes)
     copy = commands.add_parser("copy", help="put a recipe, with its files, into the working directory")
     copy.add_argument("name", metavar="NAME", help="as `launcher recipes` lists it")
@@ -35,5 +35,6 @@ def _copy(options: argparse.Namespace, _: Sequence[str]) -> int:
     paths = copy(options.name)
     for path in paths:
         print(path)
-    print(f"\nnext: launcher train {next(path for path in paths if path.suffix == '.yaml')}")
+    recipes = [path for path in paths if path.suffix == ".yaml"]  # a folder's may stand beside its full-size form
+    print(f"\nnext: launcher train {next((path for path in recipes if path.stem == 'recipe'), recipes[0])}")
     return EXIT_DONE

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from places import ROOT
+from places import ROOT, SHIPPED
 from worlds import TINY, Trained, result_of, train
 
 import launcher
@@ -77,7 +77,7 @@ def test_what_only_another_rank_finds_wrong_is_said(tmp_path: Path) -> None:
     names = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "LAUNCHER_FAULTS": "nonsense"}
     done = shell(sys.executable, "-m", "launcher", "train", TINY, "--cpu", folder=tmp_path, environment=names)
     assert done.returncode == 2
-    assert re.fullmatch(r"rank 1 on \S+: 'nonsense' is no fault; write ACTION@POINT.*\n", done.stderr), done.stderr
+    assert re.fullmatch(r"rank 1 on \S+: 'nonsense' is not a fault; write ACTION@POINT.*\n", done.stderr), done.stderr
 
 
 @pytest.mark.parametrize("way", WAYS_TO_TWO)
@@ -185,7 +185,7 @@ def test_breakpoint_in_two_processes_is_rank_0_s(tmp_path: Path) -> None:
         (["train", "tiny.yaml", "--proceses=2"], "launcher train: there is no --proceses; did you mean --processes?"),
         (["train", "tiny.yaml", "--lr", "3"], "there is no --lr; a key of the recipe is written optimizer.lr=VALUE"),
         (["train", "tiny.yaml", "--max-epochs=3"], "a key of the recipe is written train.epochs=3"),
-        (["train", "tiny.yaml", "optimizer.lr", "=", "3"], "'=' stands alone; write an override as one word"),
+        (["train", "tiny.yaml", "optimizer.lr", "=", "3"], "'=' is alone; write an override as one word"),
         (["runs", "--frobnicate"], "launcher runs: there is no --frobnicate"),
         (["help", "tain"], "there is no command 'tain'; did you mean 'train'?"),
         (["explain", "trian.epohcs"], "trian.epohcs: a recipe has no such key; did you mean 'train.epochs'?"),
@@ -263,7 +263,7 @@ def test_recipes_travel_in_the_package(tmp_path: Path, installed: Path) -> None:
     run = [sys.executable, "-m", "launcher"]
     environment = {"PYTHONPATH": str(installed)}
     listed = shell(*run, "recipes", folder=tmp_path, environment=environment).stdout
-    names = ["custom_model", "digits_cnn", "digits_mlp", "gan", "tabular_regression", "text_gpt"]
+    names = sorted(path.parent.name if path.stem == "recipe" else path.stem for path in SHIPPED)
     assert [line.split()[0] for line in listed.splitlines()] == names
     assert f"{'digits_cnn':<20} Classify 8x8 handwritten digits with a small CNN\n" in listed
     copied = shell(*run, "copy", "digits_cnn", folder=tmp_path, environment=environment).stdout
@@ -271,6 +271,10 @@ def test_recipes_travel_in_the_package(tmp_path: Path, installed: Path) -> None:
     assert "#   launcher train digits_cnn.yaml --cpu --processes 2\n" in (tmp_path / "digits_cnn.yaml").read_text()
     again = shell(*run, "copy", "digits_cnn", folder=tmp_path, environment=environment)
     assert (again.returncode, "digits_cnn.yaml exists" in again.stderr) == (2, True)
+    assert (
+        "next: launcher train images_mixup/recipe.yaml"
+        in shell(*run, "copy", "images_mixup", folder=tmp_path, environment=environment).stdout
+    )
     assert shell(*run, "copy", "custom_model", folder=tmp_path, environment=environment).returncode == 0
     trained = shell(
         *run, "train", "custom_model/recipe.yaml", "train.epochs=1", "--cpu", folder=tmp_path, environment=environment

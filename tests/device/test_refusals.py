@@ -67,7 +67,7 @@ class Net(nn.Module):
         self.calls += 1
         if os.environ.get("RANK") == "1" and self.calls == 3:
             PartialState.destroy_process_group = waits
-            raise ValueError("rank 1 cannot go on")
+            raise ValueError("rank 1 cannot continue")
         return self.line(x.flatten(1))
 """
 
@@ -83,7 +83,7 @@ def test_a_rank_that_fails_says_why_though_its_group_would_never_let_it_go(tmp_p
     ended = Command(tmp_path, "train", "r.yaml", "--cpu", "--processes", "2", "--run-dir", "run").wait()
     assert ended.code == 1
     assert "rank 1 of 2" in ended.report
-    assert "ValueError: rank 1 cannot go on" in ended.report
+    assert "ValueError: rank 1 cannot continue" in ended.report
     assert json.loads((tmp_path / "run" / "failure.json").read_text())["rank"] == 1
     assert ended.left == []
 
@@ -144,7 +144,8 @@ class AsOnCuda(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-RECIPES = [path for path in SHIPPED if "gan" not in path.parts]
+# those that take turns have no one loss; of CTC torch has no deterministic kernel for a GPU
+RECIPES = [path for path in SHIPPED if path.parent.name not in ("gan", "digits_gan", "speech_ctc")]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT / "recipes")))
