@@ -54,20 +54,10 @@ def open_console(output: str, run: ShownRun, past: Iterable[Line]) -> Console:
     if output == "json":
         return JsonLines(run)
     scores = Scores(run.best, run.decides, past, run.total_steps)
-    if is_notebook():
-        from launcher.runs.tracking.notebook import Notebook
-
-        return Notebook(run, scores)
     encoding = (getattr(sys.stdout, "encoding", None) or "").lower().replace("-", "")
     if sys.stdout.isatty() and not Rich().is_dumb_terminal and encoding == "utf8":
         return Terminal(run, scores)
     return Plain(run, scores)
-
-
-def is_notebook() -> bool:
-    """Whether a notebook's kernel shows what this process gives; imports nothing."""
-    ipython = sys.modules.get("IPython")
-    return getattr(ipython and ipython.get_ipython(), "kernel", None) is not None
 
 
 class Console:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import html
 import math
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from launcher.runs.metrics import Line
-from launcher.runs.tracking.console import Plain
+from launcher.runs.tracking.console import Console, Plain, open_console
 from launcher.runs.tracking.scores import Scores, ShownRun, _title
 from launcher.text import duration, number
 
@@ -17,6 +18,15 @@ REDRAW_SECONDS = 0.5
 _WIDTH, _HEIGHT, _LEFT, _BELOW = 640, 200, 56, 22
 _MOST_POINTS = 400
 _COLOURS = ("#2563c9", "#d9700f", "#1b8a5a", "#b03a8c", "#7a5bc7")
+
+
+def open_screen(output: str, run: ShownRun, past: Iterable[Line]) -> Console:
+    """What shows the run where it is: in a notebook this, elsewhere see `open_console`."""
+    ipython = sys.modules.get("IPython")
+    is_notebook = getattr(ipython and ipython.get_ipython(), "kernel", None) is not None
+    if output == "auto" and is_notebook:
+        return Notebook(run, Scores(run.best, run.decides, past, run.total_steps))
+    return open_console(output, run, past)
 
 
 class Notebook(Plain):
