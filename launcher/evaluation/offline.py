@@ -321,5 +321,5 @@ def _outputs(model: Opened, loader: EvaluationLoader) -> Iterator[torch.Tensor]:
             args, kwargs = layout.inputs(data if change is None else change(data))
             output = layout.outputs(bare(*args, **kwargs))[0]
             if not isinstance(output, torch.Tensor):
-                raise LauncherError("the model's output is no tensor; pick one of its parts with batch.outputs")
+                raise LauncherError("the model's output is not a tensor; pick one of its parts with batch.outputs")
             yield output

@@ -14,7 +14,7 @@ from launcher.recipe.duration import Duration
 from launcher.recipe.json_schema import recipe_schema
 from launcher.recipe.schema import Recipe, model_in
 
-# what is written after `KEY: `, where the default is no example of itself
+# what is written after `KEY: `, where the default is not an example of itself
 EXAMPLES: Mapping[str, str] = {
     "name": "digits",
     "seed": "1",
@@ -49,6 +49,9 @@ EXAMPLES: Mapping[str, str] = {
     "device.channels_last": "true",
     "device.tf32": "false",
     "device.sync_batchnorm": "true",
+    "device.sharding": "full",
+    "device.shard": "[blocks.*]",
+    "device.reduce": "bf16",
     "device.ddp.find_unused_parameters": "true",
     "device.ddp.static_graph": "true",
     "device.ddp.bucket_cap_mb": "100",
