@@ -50,10 +50,8 @@ def _named(name: str, training: bool) -> Callable[[Any], Any]:
     if _NAME.fullmatch(name) is None:
         raise ValueError(f"'{name}' is neither a model of timm nor weights of torchvision, as ResNet50_Weights.DEFAULT")
     if _WEIGHTS.fullmatch(name):
-        needed("torchvision", "vision", "a model of torchvision")
-        from torchvision.models import get_weight
-
-        made: Callable[[Any], Any] = get_weight(name).transforms()
+        models = needed("torchvision.models", "vision", "a model of torchvision")
+        made: Callable[[Any], Any] = models.get_weight(name).transforms()
         return made
     timm = needed("timm", "vision", "a model of timm")
     data = needed("timm.data", "vision", "a model of timm")
