@@ -25,7 +25,7 @@ def add(commands: Commands) -> None:
     """Says the command's flags."""
     check = commands.add_parser(
         "check",
-        help="find what is wrong with a recipe, before any GPU is touched",
+        help="find what is wrong with a recipe, before any GPU is used",
         description="Read a recipe, import what it names, and rehearse a step on two samples on the CPU: forward, "
         "loss, backward, optimizer, evaluation and a checkpoint, with --gpu on a GPU. Prints the plan for the "
         "processes asked for, which are arithmetic here. Writes nothing into the working directory.",
@@ -34,7 +34,19 @@ def add(commands: Commands) -> None:
     check.add_argument("--processes", type=positive, metavar="N", help="the world size that the plan is for")
     check.add_argument("--nodes", type=positive, default=None, metavar="M", help="over how many machines")
     check.add_argument(
-        "--gpu", action="store_true", help="rehearse on this machine's GPU: for models whose kernels know no CPU"
+        "--gpu",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="SIZE",
+        help="rehearse on this machine's GPU: for models whose kernels do not run on a CPU; with --memory, what each "
+        "GPU has, as in 80GB",
+    )
+    check.add_argument(
+        "--memory",
+        action="store_true",
+        help="in place of the rehearsal: what a step holds on each process, traced without memory and without a GPU, "
+        "and what would make it fit --gpu SIZE",
     )
     stop = check.add_mutually_exclusive_group()
     stop.add_argument("--fast", action="store_true", help="stop after reading: nothing is imported, in half a second")
@@ -49,6 +61,7 @@ def add(commands: Commands) -> None:
 def _check(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     if options.allowed:
         return _allowed()
+    _settle_gpu(options)
     if options.recipe is None:
         raise UsageError("launcher check: name a recipe, as in launcher check recipe.yaml; see launcher check --help")
     if options.array_file is not None:
@@ -62,6 +75,20 @@ def _check(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         return EXIT_DONE
     with _no_bytecode():
         return _import_and_rehearse(options, arguments, recipe, world)
+
+
+def _settle_gpu(options: argparse.Namespace) -> None:
+    """What is behind --gpu is a size only with --memory; else the recipe follows it."""
+    if not isinstance(options.gpu, str):
+        if options.memory and options.gpu:
+            raise UsageError("--memory --gpu: say how much memory a GPU has, as in --gpu 80GB")
+        return
+    is_size = options.gpu[:1].isdigit()
+    if is_size and not options.memory:
+        raise UsageError(f"--gpu {options.gpu}: a size goes with --memory; --gpu alone rehearses on this machine's GPU")
+    if not is_size:
+        behind = [options.recipe] if options.recipe is not None else []
+        options.recipe, options.overrides, options.gpu = options.gpu, [*behind, *options.overrides], not options.memory
 
 
 def _check_each(options: argparse.Namespace, arguments: Sequence[str]) -> int:
@@ -82,6 +109,8 @@ def _import_and_rehearse(options: argparse.Namespace, arguments: Sequence[str], 
     if _is_login_node():
         _say_the_rest(recipe, arguments)
         return EXIT_DONE
+    if options.memory:
+        return _check_memory(options, recipe, builder, world)
     from launcher.checks.certainty import conclusion
     from launcher.checks.rehearsal import rehearse
 
@@ -98,6 +127,17 @@ def _import_and_rehearse(options: argparse.Namespace, arguments: Sequence[str], 
     for finding in checked.findings:
         _say(finding.basis, finding.text)
     print(f"\n{conclusion(options.recipe, checked.findings)}")
+    return EXIT_DONE
+
+
+def _check_memory(options: argparse.Namespace, recipe: Recipe, builder: Builder, world: World) -> int:
+    from launcher.checks.fits import Gpu, check_memory
+
+    gpu = Gpu.parse(options.gpu) if options.gpu else None
+    if options.gpu and gpu is None:
+        raise UsageError(f"--gpu {options.gpu}: is no size of memory; write it with its unit, as in 80GB or 24GiB")
+    with _failing("memory"):
+        check_memory(recipe, builder, world, _say, gpu)
     return EXIT_DONE
 
 

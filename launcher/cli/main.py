@@ -30,6 +30,7 @@ from launcher.cli import (
     schema,
     show,
     submit,
+    sweep,
     train,
     verify_resume,
 )
@@ -44,12 +45,12 @@ from launcher.world.world import is_spokesman, name_of_rank
 
 _SPOKESMAN_SECONDS = 2.0  # how much earlier rank 0 may say what other ranks find as well
 COMMANDS = (
-    *(train, run, submit, check, doctor, data, show, explain, new, runs, logs, cancel, report),
+    *(train, run, sweep, submit, check, doctor, data, show, explain, new, runs, logs, cancel, report),
     *(verify_resume, evaluate, export, recipes, schema, completion, job),
 )
 GROUPS = {  # of `launcher --help`; what is in none is for batch scripts alone
     "start": ("new", "recipes", "copy", "check", "explain", "data"),
-    "run": ("train", "resume", "run", "verify-resume"),
+    "run": ("train", "resume", "sweep", "run", "verify-resume"),
     "look": ("runs", "logs", "report", "show"),
     "clusters": ("doctor", "submit", "cancel"),
     "after": ("evaluate", "predict", "export"),
@@ -98,7 +99,7 @@ def _say(error: LauncherError, for_programs: bool) -> None:
 
 
 def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
-    """The options; overrides may stand behind flags too, where argparse does not look for them."""
+    """The options; overrides may follow flags too, where argparse does not look for them."""
     top = parser()
     top.check_command(arguments)
     is_submit = arguments[:1] == ["submit"]
@@ -114,7 +115,7 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     if rest:
         options.overrides = [*options.overrides, *rest]
     if "=" in getattr(options, "overrides", ()):
-        top.parsers[ours[0]].error("'=' stands alone; write an override as one word, as in optimizer.lr=3e-4")
+        top.parsers[ours[0]].error("'=' is alone; write an override as one word, as in optimizer.lr=3e-4")
     if script is not None:
         options.overrides = ours[script:]
     elif getattr(options, "base", None):

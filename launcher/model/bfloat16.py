@@ -27,10 +27,14 @@ def hold_in_bfloat16(builder: Builder, bare: nn.Module) -> str:
     if strange := [name for name, tensor in named if tensor.is_complex()]:
         message = f"bf16-true: '{strange[0]}' of the model is complex, and bfloat16 has no complex numbers; use bf16"
         raise builder.wrong("device.precision", message)
-    bare.to(torch.bfloat16)
-    norms = [module for module in bare.modules() if isinstance(module, batch_norms())]
-    for norm in norms:
-        norm.float()  # their means move by less than bfloat16 can tell; torch's kernels take both together
+    norms = 0
+    for module in bare.modules():
+        # means of a BatchNorm move by less than bfloat16 can tell; torch's kernels take both together
+        dtype = torch.float32 if isinstance(module, batch_norms()) else torch.bfloat16
+        norms += dtype == torch.float32
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            if tensor.is_floating_point():
+                tensor.data = tensor.data.to(dtype)
     own = ((part, *pair) for part in bare.modules() for pair in part.named_parameters(recurse=False))
     if inner := next(((part, name) for part, name, value in own if value.dtype == torch.bfloat16), None):
         bare.forward = AtTheDoor(bare, *inner)

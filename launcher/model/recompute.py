@@ -71,6 +71,7 @@ class Recomputed:
 
     Attributes:
         inner: The forward that is called.
+        moving: Buffers that a forward changes; None until one was made.
 
     Args:
         module: The module, which may have a forward of its own already.
@@ -79,7 +80,7 @@ class Recomputed:
     def __init__(self, module: nn.Module):
         self._module, self.inner = module, module.forward
         self._draws_anywhere = any(not _is_known(type(part)) for part in module.modules())
-        self._moving: list[_Place] | None = None  # buffers that a forward changes; None until one was made
+        self.moving: list[_Place] | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls it, and keeps nothing but the arguments where there will be a backward pass."""
@@ -99,12 +100,12 @@ class Recomputed:
 
     @contextmanager
     def _first(self, before: _Before) -> Iterator[None]:
-        places = [*_buffers_of(self._module)] if self._moving is None else self._moving
+        places = [*_buffers_of(self._module)] if self.moving is None else self.moving
         before.keep(places)
         yield
-        if self._moving is None and self._module.training:
-            self._moving = [place for place in places if not _equal(before.buffers[place], _get(place))]
-            before.buffers = {place: before.buffers[place] for place in self._moving}
+        if self.moving is None and self._module.training:
+            self.moving = [place for place in places if not _equal(before.buffers[place], _get(place))]
+            before.buffers = {place: before.buffers[place] for place in self.moving}
 
 
 _Place = tuple[nn.Module, str]  # of a buffer

@@ -21,13 +21,14 @@ from launcher.recipe.places import Key, Origin, Path, Problems, dotted
 from launcher.recipe.project import SITE_PLACES, SITE_VARIABLE, is_own_recipe, named_paths
 from launcher.recipe.references import resolve
 from launcher.recipe.secrets import ADVICE, holds_secret, without_secrets
+from launcher.recipe.several import holds_several
 from launcher.recipe.tree import MAX_BYTES, Document, Node
 from launcher.recipe.yaml import TextError, decode, parse, place
 from launcher.text import brief, printable, suggestion
 
 _HORIZONS = ("epochs", "steps", "time")  # of `train`, which says exactly one of them
 _MAX_BASES = 20
-IN_PYTHON = "recipe"  # what one that is no file is called
+IN_PYTHON = "recipe"  # what one that is not a file is called
 
 
 def read_document(
@@ -128,7 +129,7 @@ class _File:
         source: What to call it.
         named_at: Where it is named: the place of a `base:`, or the command line.
         named_by: The files that led to it, the recipe first.
-        text: What stands in it, where it is no file at all.
+        text: What stands in it, where it is not a file at all.
     """
 
     path: pathlib.Path
@@ -193,7 +194,7 @@ class _Sources:
         try:
             text = None if isinstance(recipe, str) else _written(recipe)
         except yaml.YAMLError as error:
-            message = f"holds what no recipe can: {brief(str(error))}; hand objects in by keyword: model=…"
+            message = f"holds what no recipe can: {brief(str(error))}; pass objects by keyword: model=…"
             self.problems.add(origin, (), message)
             return None
         self.first = _File(path, origin.source, origin, text=text)
@@ -262,7 +263,7 @@ class _Sources:
         self.files.append(file.path)
         self.texts.append(text)
         if secret := shape_in(text):  # comments too; nothing else is said of such a file, so that nothing is echoed
-            message = f"here stands what looks like {secret[1]}; {ADVICE}"
+            message = f"this looks like {secret[1]}; {ADVICE}"
             self.problems.add(place(text, secret[0], file.source), (), message)
             return None
         root = parse(text, file.source, file.path.parent, self.problems)
@@ -430,7 +431,7 @@ class _Change:
 
 
 def _segments(name: str) -> Sequence[str]:
-    """Splits `a.b[0]`, or `a.b.0`, into its parts; return none if it is no name."""
+    """Splits `a.b[0]`, or `a.b.0`, into its parts; return none if it is not a name."""
     parts = re.sub(r"\[(\d+)\]", r".\1", name).split(".")
     return parts if all(part.isprintable() and re.fullmatch(r"[^\s\[\]]+", part) for part in parts) else ()
 
@@ -465,7 +466,7 @@ def _name_fault(name: str, equals: str, segments: Sequence[str]) -> str | None:
     if secret := shape_in(name):
         return f"holds what looks like {secret[1]}; {ADVICE}"
     if name.startswith("~"):
-        return f"to leave a value out, write --remove {brief(name[1:])}"
+        return f"to remove a value, write --remove {brief(name[1:])}"
     if name.startswith("+"):
         return f"a key is added like any other, without '+': {brief(name.lstrip('+'))}=…"
     if not equals or not segments:
@@ -482,6 +483,8 @@ def _value_fault(name: str, value: str) -> str | None:
     """What is wrong with a value that is not what the user typed, or not what YAML takes it for."""
     if not value.strip():
         return f"no value follows '='; write {name}=null for none; {_SHELL}"
+    if holds_several(value):
+        return "several values are a space: use launcher sweep, or write one"
     if re.match(r"\s*(\*|[-+/]\s)", value):
         return f"a value cannot begin with '{value.strip()[0]}'; {_SHELL}"
     return None

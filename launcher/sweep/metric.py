@@ -12,7 +12,7 @@ from typing import Any
 from launcher.errors import UsageError
 from launcher.recipe.schema import Recipe
 from launcher.runs.metrics import METRICS_FILE, read_evaluations
-from launcher.text import suggestion
+from launcher.text import hint
 
 _LESS_IS_BETTER = re.compile("loss|error|perplexity|distance|^(m[as]p?e|rmse|wer|cer|fid|nll|bpc|bpb)")
 _FORM = "write validation/METRIC:max or validation/METRIC:min"
@@ -41,7 +41,7 @@ class Metric:
         return "/".join(part for part in ("validation", self.of, self.key) if part)
 
     def rank(self, value: float | None) -> float:
-        """A number that is the smaller, the better the value is; what is no number comes last."""
+        """A number that is the smaller, the better the value is; what is not a number comes last."""
         return math.inf if value is None or math.isnan(value) else value if self.mode == "min" else -value
 
     def values(self, run: Path) -> Iterator[tuple[int, float]]:
@@ -87,14 +87,14 @@ def _parsed(text: str, sets: Sequence[str]) -> tuple[str, str, str]:
     name, colon, mode = text.partition(":")
     places = name.split("/")
     if not all(places) or (colon and mode not in ("min", "max")):
-        raise UsageError(f"--metric {text}: is no metric; {_FORM}")
+        raise UsageError(f"--metric {text}: is not a metric; {_FORM}")
     if places[0] in ("train", "test"):
         raise UsageError(f"--metric {text}: '{places[0]}' must not choose between trials; {_FORM}")
     if places[0] == "validation":
         places = places[1:]
     of = places.pop(0) if len(places) > 1 and places[0] in sets else ""
     if not places:
-        raise UsageError(f"--metric {text}: is no metric; {_FORM}")
+        raise UsageError(f"--metric {text}: is not a metric; {_FORM}")
     return "/".join(places), mode, of
 
 
@@ -119,4 +119,4 @@ def _fault(key: str, recipe: Recipe) -> str | None:
     if key in known or is_part or recipe.train.step is not None or recipe.evaluate.after is not None:
         return None
     listed = ", ".join(f"validation/{name}" for name in known)
-    return f"no validation set has it{suggestion(key, known)}; there are {listed}; add it under evaluate.metrics"
+    return f"no validation set has it{hint(key, known, f'there are {listed}; or add it under evaluate.metrics')}"

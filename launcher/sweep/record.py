@@ -51,10 +51,10 @@ class Settings:
         trials: How many runs, all seeds counted; more may be asked for later, see `Record.budgets`.
         seeds: The recipe's seed of each repeat; empty where points are not repeated.
         metric: What is compared.
-        rungs: Where trials are compared, in per cent of a run's length, the last 100; empty: all go to their end.
+        rungs: Steps at which trials are compared, the last of them a run's length; empty: all go to their end.
         eta: Of a rung, one in so many goes on.
         processes: Of each trial.
-        cpu: Whether trials stay on the CPU though there may be a GPU.
+        cpu: Whether trials use the CPU even if there is a GPU.
         how: Overrides that say how a trial is run, and not what it learns: threads of a process, checkpoints kept.
         budget: Seconds of training that all trials together may take; None is no limit.
         keep: `best`: only the best trial's weights stay; `all`.
@@ -72,7 +72,7 @@ class Settings:
     lag: int
     seed: int = 0
     seeds: tuple[int, ...] = ()
-    rungs: tuple[float, ...] = ()
+    rungs: tuple[int, ...] = ()
     eta: int = 2
     remove: tuple[str, ...] = ()
     allow: tuple[str, ...] = ()
@@ -119,6 +119,8 @@ class Trial:
         result: The metric at its end; None before it.
         step: Optimizer steps after which the newest value was measured.
         seconds: Spent on it by all that worked at it.
+        seen: When its newest value was written down, in unix time.
+        since: When it was taken, in unix time.
         taken: The rung that somebody is bringing it to; None where nobody works at it.
         worker: Who that is.
         early: The highest rung that it was taken to before that was certain.
@@ -132,6 +134,8 @@ class Trial:
     result: float | None = None
     step: int = 0
     seconds: float = 0.0
+    seen: float | None = None
+    since: float | None = None
     taken: int | None = None
     worker: str = ""
     early: int | None = None
@@ -170,7 +174,7 @@ class Record:
         lines: How many lines were read.
 
     Raises:
-        UsageError: The folder is no sweep's.
+        UsageError: The folder is not a sweep's.
         LauncherError: A line other than the last is damaged.
     """
 
@@ -320,7 +324,7 @@ def more_trials(trials: int) -> dict[str, Any]:
 
 
 def _on_taken(trial: Trial, line: Mapping[str, Any]) -> None:
-    trial.taken, trial.worker = int(line["rung"]), str(line["worker"])
+    trial.taken, trial.worker, trial.since = int(line["rung"]), str(line["worker"]), line.get("time")
     if line["early"]:
         trial.early = trial.taken
 
@@ -335,7 +339,7 @@ def _on_released(trial: Trial, line: Mapping[str, Any]) -> None:
 
 def _on_rung(trial: Trial, line: Mapping[str, Any]) -> None:
     trial.values[int(line["rung"])] = float(line["value"])  # `NaN` is a word in standard JSON
-    trial.step = int(line["step"])
+    trial.step, trial.seen = int(line["step"]), line.get("time")
     trial.taken = None
 
 
@@ -376,7 +380,7 @@ def read_settings(folder: Path) -> Settings:
     """What a sweep is.
 
     Raises:
-        UsageError: The folder is no sweep's.
+        UsageError: The folder is not a sweep's.
     """
     values = read_json(folder / SETTINGS_FILE)
     try:
@@ -384,7 +388,7 @@ def read_settings(folder: Path) -> Settings:
         settings = Settings(**{key: _as_tuple(value) for key, value in values.items()})
     except (KeyError, TypeError) as error:
         raise UsageError(
-            f"{folder}: is no sweep's folder: {SETTINGS_FILE} is missing or damaged; begin one with launcher sweep "
+            f"{folder}: is not a sweep's folder: {SETTINGS_FILE} is missing or damaged; begin one with launcher sweep "
             f"RECIPE KEY=VALUE,VALUE --run-dir {folder}"
         ) from error
     return settings

@@ -1,11 +1,11 @@
 """A process from which trials are forked: it has imported what they need, and computed nothing.
 
 Run as a process of its own, `python start.py FOLDERS launcher.sweep.warm PARENT [MODULE …]`. Orders come as lines of
-JSON on standard input, and what becomes of them goes out on standard output. It dies with who started it, and its
+JSON on standard input, and what happens to them is reported on standard output. It dies with who started it, and its
 trials die with it: whoever starts the sweep again finds nobody at work in its runs.
 
 A fork is safe as long as no other thread holds a lock meanwhile and nothing in this process has ever computed: torch's
-threads do not come along, and a child that counts on them waits for ever. So the modules are a fixed list, no file of a
+threads are not copied, and a child that counts on them waits for ever. So the modules are a fixed list, no file of a
 user's is imported here, no data opened, no GPU asked for anything; and each fork looks first whether there is still
 but one thread. Where there are more, on systems other than Linux and where an order wants it, the child becomes a fresh
 process in place of a copy.
@@ -52,7 +52,7 @@ class Order:
     """A trial to be started as a process of its own.
 
     Attributes:
-        number: By which what becomes of it is told.
+        number: By which its outcome is reported.
         arguments: Of `launcher`.
         output: The file that takes what it prints.
         environment: All of its variables.
@@ -74,7 +74,7 @@ class _Server:
     """Takes orders, forks, and tells of each child that ended."""
 
     def __init__(self) -> None:
-        self._numbers: dict[int, int] = {}  # by the process
+        self._numbers: dict[int, tuple[int, bool]] = {}  # the order's, and whether it is a fork, by the process
         self._unread = b""
         self._ears = os.pipe()
         for end in self._ears:
@@ -84,7 +84,6 @@ class _Server:
 
     def serve(self) -> Order | None:
         """Until nobody gives orders any more; in a child its own order."""
-        self._say({"ready": os.getpid(), "threads": _threads()})
         while True:
             ready, _, _ = select.select([0, self._ears[0]], [], [])
             if self._ears[0] in ready:
@@ -100,7 +99,7 @@ class _Server:
 
     def _obey(self, words: Mapping[str, Any]) -> Order | None:
         if "stop" in words:
-            for pid, number in self._numbers.items():
+            for pid, (number, _) in self._numbers.items():
                 if number == words["stop"]:
                     os.kill(pid, words["signal"])  # a child of ours, not yet reaped: the number is its own
             return None
@@ -112,8 +111,7 @@ class _Server:
             if is_fresh:
                 _execute(order)
             return order
-        self._numbers[pid] = order.number
-        self._say({"started": order.number, "pid": pid, "forked": not is_fresh})
+        self._numbers[pid] = order.number, not is_fresh
         return None
 
     def _become_trial(self, order: Order, parent: int) -> None:
@@ -137,11 +135,11 @@ class _Server:
 
     def _reap(self) -> None:
         for pid in list(self._numbers):
-            ended, status, usage = os.wait4(pid, os.WNOHANG)
+            ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:
+                number, is_forked = self._numbers.pop(pid)
                 code = os.waitstatus_to_exitcode(status)
-                seconds = usage.ru_utime + usage.ru_stime
-                self._say({"ended": self._numbers.pop(pid), "code": code, "cpu_seconds": seconds})
+                self._say({"ended": number, "code": code, "is_forked": is_forked})
 
     def _say(self, words: Mapping[str, Any]) -> None:
         os.write(1, json.dumps(words).encode() + b"\n")

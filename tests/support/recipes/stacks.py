@@ -66,3 +66,20 @@ class Complex(Stack):
 
     def forward(self, inputs: Tensor) -> Tensor:
         return super().forward(inputs) * self.turn.abs()
+
+
+class Reading(Stack):
+    """Reads values when it is made."""
+
+    def __init__(self, dropout: float = 0.3):
+        super().__init__(dropout=dropout)
+        self.rates = [float(rate) for rate in torch.linspace(0, 1, 3)]
+        for block in self.blocks:
+            nn.init.trunc_normal_(block.get_parameter("layer.weight"))
+
+
+class Asking(Stack):
+    """Asks for a value in each forward."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(inputs if inputs.sum().item() > 0 else -inputs)
