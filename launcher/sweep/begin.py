@@ -150,6 +150,8 @@ def _how(recipe: Recipe, words: Sequence[str], slots: int, processes: int) -> li
         how.append(f"launch.threads={threads_of_each(slots, processes)}")
     if recipe.save.average_last is None and not any(word.startswith("save.keep=") for word in words):
         how.append("save.keep=1")  # beside the best one
+    if "wandb" in recipe.track.trackers and not recipe.track.trackers["wandb"].get("group"):
+        how.append(f"track.wandb.group={recipe.name}-sweep-{time.strftime('%Y-%m-%d_%H-%M-%S')}")
     return how
 
 

@@ -23,8 +23,6 @@ from launcher.sweep.record import Record, Settings
 from launcher.sweep.space import Space
 from launcher.text import number
 
-FORMATS = ("csv", "parquet", "json")
-
 
 def best_recipe(record: Record, space: Space, beside: Path | None = None) -> str:
     """The best point as a recipe: what the sweep's recipe is, and what is put over it.

@@ -28,7 +28,6 @@ from launcher.sweep.metric import Metric
 SETTINGS_FILE = "sweep.json"
 RECORD_FILE = "record.jsonl"
 TRIALS_FOLDER = "trials"
-METHODS = ("grid", "random", "tpe", "cmaes", "halving")
 Parameters = Mapping[str, int | float]  # of a point: a choice's index, a range's number, by the parameter's name
 
 
@@ -43,7 +42,7 @@ class Settings:
         allow: Packages that it may name.
         directory: Where it was started: what relative paths in the recipe are of.
         digest: Of the recipe's values without a point's, see `launcher.runs.identity`; another recipe is another sweep.
-        method: One of `METHODS`.
+        method: One of `launcher.sweep.states.METHODS`.
         draws: How points are proposed: the method, but for halving `grid` or `random`.
         seed: Of the proposals.
         slots: Trials at a time, from which the lag was made; more or fewer may work on it later.

@@ -18,7 +18,7 @@ from places import ROOT
 from simulated import Timing, settings, simulate, with_runs
 
 from launcher.cli.main import main
-from launcher.errors import UsageError
+from launcher.errors import EXIT_USAGE, UsageError
 from launcher.recipe.load import load_recipe
 from launcher.recipe.show import resolved
 from launcher.sweep import record as lines
@@ -253,3 +253,13 @@ def test_a_hostile_sweep_is_text(tmp_path: Path, tab: Tab) -> None:
     (tmp_path / "page.html").write_text(sweep_page(record, space), encoding="utf-8")
     show(tab, tmp_path / "page.html")
     assert HOSTILE in tab.run("document.body.textContent")
+
+
+def test_what_comes_of_it_is_printed_for_other_programs(
+    tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    record = swept(tmp_path / "sweep", settings(trials=5, recipe=RECIPE))
+    assert main(["sweep", str(record.folder), "--table", "json"]) == 0
+    assert len(capsysbinary.readouterr().out.splitlines()) == 5
+    assert main(["sweep", RECIPE, "--best"]) == EXIT_USAGE
+    assert b"is not a sweep's folder" in capsysbinary.readouterr().err
