@@ -90,10 +90,11 @@ def _sweep(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     if options.best or options.table:
         raise UsageError(f"{options.recipe}: is not a sweep's folder; --best and --table are of a sweep that there is")
     from launcher.sweep.begin import opened, sought
+    from launcher.sweep.plan import questions
 
     new = sought(asked_for(options))
     say_own_code(new.recipe)
-    for question in new.space.questions:
+    for question in questions(new.space, new.recipe):
         print(f"{'question':<12} {question}", flush=True)
     return _work(opened(new), new.space, new.recipe, new.slots, options)
 

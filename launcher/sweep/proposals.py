@@ -6,30 +6,17 @@ killed, or whose trials ended in another order, so makes the same ones.
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from launcher.sweep.halving import Cohort
+from launcher.sweep.known import Known
 from launcher.sweep.record import Parameters, Record, Settings
+from launcher.sweep.samplers import cmaes, tpe
 from launcher.sweep.space import Space
 
 _LISTED = 10_000  # points that are shuffled as a whole; of more, some are drawn
 _TRIES = 20  # until a sampler has a point that is new
-
-
-@dataclass(frozen=True)
-class Known:
-    """A point that a proposal may be made from.
-
-    Attributes:
-        parameters: What it is.
-        rank: How good it was, the smaller the better; infinite where it failed, None where that is not known yet.
-    """
-
-    parameters: Parameters
-    rank: float | None
 
 
 def propose(record: Record, space: Space, trial: int) -> Parameters | None:
@@ -55,8 +42,6 @@ def propose(record: Record, space: Space, trial: int) -> Parameters | None:
 
 def _sampled(record: Record, space: Space, point: int) -> Parameters:
     """A sampler's proposal; where points can be counted, one that nobody has had."""
-    from launcher.sweep.samplers import cmaes, tpe
-
     settings = record.settings
     sampler = tpe if settings.draws == "tpe" else cmaes
     known = list(known_points(record, point))
@@ -141,12 +126,6 @@ def _unlike(space: Space, baseline: Parameters | None, place: int) -> int:
 def mixed(*parts: int) -> int:
     """One seed of several numbers, the same on every machine."""
     return random.Random("/".join(map(str, parts))).getrandbits(31)
-
-
-def finite_ranks(known: Sequence[Known]) -> list[float | None]:
-    """Ranks with the worst there is in place of what failed; None where nothing is known."""
-    worst = max((other.rank for other in known if other.rank is not None and math.isfinite(other.rank)), default=0.0)
-    return [None if each.rank is None else each.rank if math.isfinite(each.rank) else worst for each in known]
 
 
 def is_sampled(settings: Settings) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from launcher.runs.reading import Run
 from launcher.sweep.halving import Cohort, counted
-from launcher.sweep.proposals import Known
+from launcher.sweep.known import Known
 from launcher.sweep.record import Parameters, Record, Trial
 from launcher.sweep.space import Space
 from launcher.text import number

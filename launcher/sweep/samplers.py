@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from launcher.errors import UsageError
-from launcher.sweep.proposals import Known, finite_ranks
+from launcher.sweep.known import Known, finite_ranks
 from launcher.sweep.record import Parameters
 from launcher.sweep.space import Parameter, Space
 

@@ -11,7 +11,7 @@ from places import ROOT
 from launcher.errors import EXIT_USAGE, LauncherError, RecipeError
 from launcher.recipe.build import Builder
 from launcher.recipe.load import load_recipe
-from launcher.sweep.plan import Length, Sources, check_space, locate, settle
+from launcher.sweep.plan import Length, Sources, check_space, locate, questions, settle
 from launcher.sweep.ranges import RangeError, read_range
 from launcher.sweep.space import read_space
 
@@ -265,3 +265,10 @@ def test_elsewhere_a_space_is_told_where_it_is_read(word: str) -> None:
 @pytest.mark.parametrize("word", ["name=a.b", "define.x='1..2'", "define.y=8,32", "define.z=../data"])
 def test_elsewhere_a_text_may_look_like_a_space(word: str) -> None:
     load_recipe(RECIPE, [word])
+
+
+def test_whole_numbers_for_a_real_value_are_asked_about() -> None:
+    recipe = load_recipe(RECIPE, ["model.dropout=0.1"])
+    (question,) = questions(read_space(RECIPE, ["model.dropout=0..1"]), recipe)
+    assert question.endswith("did you mean 0.0..1.0?")
+    assert not questions(read_space(RECIPE, ["model.dropout=0.0..1.0", "data.workers=0..2"]), recipe)

@@ -61,11 +61,17 @@
     return `rgb(${mixed.join(",")})`;
   };
   const compared = points.filter((one) => one.value !== null);
-  const order = [...compared].sort((a, b) => (metric.mode === "min" ? b.value - a.value : a.value - b.value));
-  const goodness = new Map(order.map((one, i) => [one.point, order.length > 1 ? i / (order.length - 1) : 1]));
+  const ordered = (some) => {
+    const order = some.filter((one) => one.value !== null).sort((a, b) => (metric.mode === "min" ? b.value - a.value : a.value - b.value));
+    return new Map(order.map((one, i) => [one.point, order.length > 1 ? i / (order.length - 1) : 1]));
+  };
+  const goodness = ordered(compared);
   const ofMetric = (one) => (goodness.has(one.point) ? warmth(goodness.get(one.point)) : "var(--dim)");
-  const colouring = (by) => {
-    if (by < 0) return { of: ofMetric, legend: [["worst", warmth(0)], ["best", warmth(1)]] };
+  const colouring = (by, some) => {
+    if (by < 0) {
+      const among = ordered(some);  // or the best of many would all look the same
+      return { of: (one) => (among.has(one.point) ? warmth(among.get(one.point)) : "var(--dim)"), legend: [["worst", warmth(0)], ["best", warmth(1)]] };
+    }
     const key = keys[by];
     if (key.names.length) {
       const seen = [...new Set(points.map((one) => one.places[by]))].filter((place) => place !== null).sort((a, b) => a - b);
@@ -218,9 +224,9 @@
   const curves = () => {
     const area = canvas(document.getElementById("curves"));
     const by = Number(form.by.value), log = form.log.checked, mean = form.mean?.checked;
-    const { of, legend } = colouring(by);
     const most = Number(form.most.value) || points.length;
     const kept = points.filter((one) => one.curves.length).slice(0, most);
+    const { of, legend } = colouring(by, kept);
     const lines = kept.map((one) => ({ one, drawn: mean ? [averaged(one.curves)] : one.curves.map(([xs, ys]) => [xs, ys, null]) }));
     const all = lines.flatMap(({ drawn }) => drawn);
     const x = scale([0, ...all.flatMap(([xs]) => xs)], area.left, area.right);
