@@ -151,7 +151,7 @@ def _go_on(folder: Path, options: argparse.Namespace) -> int:
     from launcher.sweep.plan import check_same_recipe, sources_of
     from launcher.sweep.record import Record
     from launcher.sweep.slots import gpus_here, slots_of
-    from launcher.sweep.space import read_space
+    from launcher.sweep.space import space_of
 
     if stated := [name for name in _OF_THE_START if getattr(options, name) not in (None, [])]:
         flag = f"--{stated[0].replace('_', '-')}" if stated[0] != "overrides" else options.overrides[0]
@@ -159,7 +159,7 @@ def _go_on(folder: Path, options: argparse.Namespace) -> int:
     record = Record(folder)
     settings = record.settings
     work_in(settings.directory)
-    space = read_space(settings.recipe, settings.words, settings.remove)
+    space = space_of(settings)
     recipe = sources_of(settings).read(space.fixed)
     check_same_recipe(settings, recipe)
     grow(record, options.trials)

@@ -111,7 +111,8 @@
     place.append(svg);
     return { svg, width, height, left: 58, right: width - 12, top: 10, bottom: height - 28 };
   };
-  const axes = (area, x, y, xWords = digits, yWords = digits, xTicks = null) => {
+  const axes = (area, x, y, xWords = digits, yWords = digits, xTicks = null, title = "") => {
+    if (title) make("text", { class: "title", x: area.left, y: area.bottom - 6 }, area.svg, title);
     for (const tick of y.ticks(5)) {
       make("line", { class: "grid", x1: area.left, x2: area.right, y1: y(tick), y2: y(tick) }, area.svg);
       make("text", { x: area.left - 8, y: y(tick) + 4, "text-anchor": "end" }, area.svg, yWords(tick));
@@ -126,7 +127,7 @@
     const area = canvas(document.getElementById("progress"));
     const seen = data.progress.filter((one) => one.value !== null);
     const x = scale([0, ...data.progress.map((one) => one.seconds)], area.left, area.right), y = scale(seen.map((one) => one.value), area.bottom, area.top);
-    axes(area, x, y, clock);
+    axes(area, x, y, clock, digits, null, "time since the start →");
     const by = new Map(points.map((one) => [one.point, one]));
     let best = null, path = "";
     for (const one of seen) {
@@ -233,7 +234,7 @@
     const values = all.flatMap(([, ys, spread]) => (spread ? ys.flatMap((y, i) => [y - spread[i], y + spread[i]]) : ys));
     const canLog = log && values.every((value) => value === null || value > 0);
     const y = scale(values, area.bottom, area.top, canLog);
-    axes(area, x, y);
+    axes(area, x, y, digits, digits, null, `${metric.name} over steps →`);
     for (const { one, drawn } of lines.reverse()) {
       for (const [xs, ys, spread] of drawn) {
         if (spread && !canLog) {
