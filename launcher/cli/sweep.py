@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.cli.arguments import add_recipe, positive, say_own_code, work_in
+from launcher.cli.arguments import TopParser, add_recipe, positive, say_own_code, work_in
 from launcher.errors import EXIT_DONE, EXIT_PREEMPTED, UsageError
 from launcher.sweep.states import FORMATS, METHODS
 
@@ -136,6 +137,55 @@ def asked_for(options: argparse.Namespace) -> Asked:
         cpu=options.cpu,
         join=options.join,
     )
+
+
+@dataclass(frozen=True)
+class Machines:
+    """Where an array of participants will run.
+
+    Attributes:
+        nodes: How many machines, a participant each.
+        gpus: Of each.
+        cpus: Of each GPU, or of each machine where there are none.
+    """
+
+    nodes: int
+    gpus: int
+    cpus: int
+
+    def slots(self, parallel: int | None, processes: int) -> int:
+        """Trials at a time on one machine."""
+        return parallel or max(1, self.gpus // processes)
+
+    def threads(self, parallel: int | None, processes: int) -> int:
+        """CPU threads of a trial's process."""
+        return max(1, max(1, self.gpus) * self.cpus // (self.slots(parallel, processes) * processes))
+
+
+def begun(words: Sequence[str], machines: Machines, root: Path, *, dry: bool = False) -> tuple[Path, int | None]:
+    """The folder of a sweep that other processes will work on: made, or found; and how many trials each is to run.
+
+    Args:
+        words: What `launcher sweep` would be given.
+        machines: Where they will run.
+        root: Where runs lie.
+        dry: Whether to check all, and write nothing.
+    """
+    from launcher.sweep.begin import opened, sought
+    from launcher.sweep.record import is_sweep
+    from launcher.sweep.slots import Slot
+
+    top = TopParser(prog="launcher submit …")
+    add(top.commands())
+    options = top.parse_args(["sweep", *words])
+    if is_sweep(folder := Path(options.recipe).expanduser()):
+        return folder.absolute(), options.parallel
+    asked, processes = asked_for(options), options.processes_per_run or 1
+    number = machines.nodes * machines.slots(options.parallel, processes)
+    new = sought(asked, [Slot(place) for place in range(number)], machines.threads(options.parallel, processes))
+    if dry:
+        return Path(options.run_dir or "SWEEP").absolute(), options.parallel
+    return opened(new, root).folder, options.parallel
 
 
 _OF_THE_START = ("method", "metric", "processes_per_run", "run_dir", "lag", "keep", "seed", "overrides", "remove")

@@ -95,12 +95,13 @@ class Sought:
     slots: Sequence[Slot]
 
 
-def sought(asked: Asked, slots: Sequence[Slot] | None = None) -> Sought:
+def sought(asked: Asked, slots: Sequence[Slot] | None = None, threads: int | None = None) -> Sought:
     """Reads what was asked for, and checks all of it.
 
     Args:
         asked: What was said.
         slots: Where trials will run; None is this machine.
+        threads: CPU threads of a trial's process; None is its share of this machine.
 
     Raises:
         RecipeError: All that is wrong with the recipe or the space, each with its place.
@@ -112,8 +113,10 @@ def sought(asked: Asked, slots: Sequence[Slot] | None = None) -> Sought:
     recipe = check_space(sources, space)
     section = recipe.sweep or Sweep()
     processes = asked.processes or section.processes_per_run
-    names = gpus_here(asked.cpu)
+    is_on_cpu = asked.cpu
     if slots is None:
+        names = gpus_here(asked.cpu)
+        is_on_cpu = not names
         stated = section.parallel if isinstance(section.parallel, int) else None
         slots = slots_of(asked.parallel or stated, processes, names)
     method = asked.method or section.method
@@ -122,8 +125,8 @@ def sought(asked: Asked, slots: Sequence[Slot] | None = None) -> Sought:
     budget = section.budget.amount if section.budget else None
     settings = replace(
         settings,
-        cpu=not names,
-        how=tuple(_how(recipe, asked.words, len(slots), processes)),
+        cpu=is_on_cpu,
+        how=tuple(_how(recipe, asked.words, threads or threads_of_each(len(slots), processes))),
         budget=budget if asked.budget is None else asked.budget,
     )
     return Sought(asked, recipe, space, settings, slots)
@@ -143,11 +146,11 @@ def _length(recipe: Recipe, allow: tuple[str, ...]) -> Length:
     return Length(length.total_steps, length.steps_per_epoch)
 
 
-def _how(recipe: Recipe, words: Sequence[str], slots: int, processes: int) -> list[str]:
+def _how(recipe: Recipe, words: Sequence[str], threads: int) -> list[str]:
     """What every trial has beside what it learns: fixed at the start, as other threads would round otherwise."""
     how = []
     if recipe.launch.threads == "auto":
-        how.append(f"launch.threads={threads_of_each(slots, processes)}")
+        how.append(f"launch.threads={threads}")
     if recipe.save.average_last is None and not any(word.startswith("save.keep=") for word in words):
         how.append("save.keep=1")  # beside the best one
     if "wandb" in recipe.track.trackers and not recipe.track.trackers["wandb"].get("group"):
@@ -158,14 +161,18 @@ def _how(recipe: Recipe, words: Sequence[str], slots: int, processes: int) -> li
 # ---------------------------------------------------------------------- the folder
 
 
-def opened(new: Sought) -> Record:
+def opened(new: Sought, root: Path = Path("runs")) -> Record:
     """The sweep's folder: made, or gone on with.
+
+    Args:
+        new: The sweep.
+        root: Where runs lie, for one whose folder nobody has named.
 
     Raises:
         UsageError: It holds something else, or another sweep.
     """
     asked = new.asked
-    folder = Choice(f"{new.recipe.name}-sweep", asked.run_dir, False, {}).folder()
+    folder = Choice(f"{new.recipe.name}-sweep", asked.run_dir, False, {}).folder(root)
     if not is_sweep(folder):
         if not asked.join or _may_create(folder):
             return create(folder, new.settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from places import ROOT
 
-from launcher.errors import EXIT_USAGE, LauncherError, RecipeError
+from launcher.errors import EXIT_USAGE, LauncherError, RecipeError, UsageError
 from launcher.recipe.build import Builder
 from launcher.recipe.load import load_recipe
 from launcher.sweep.grammar import flow, plain, read_alternatives
@@ -318,3 +319,16 @@ def test_whole_numbers_for_a_real_value_are_asked_about() -> None:
     (question,) = questions(read_space(RECIPE, ["model.dropout=0..1"]), recipe)
     assert question.endswith("did you mean 0.0..1.0?")
     assert not questions(read_space(RECIPE, ["model.dropout=0.0..1.0", "data.workers=0..2"]), recipe)
+
+
+def test_without_optuna_the_remedy_is_said_and_points_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)  # as if it were not installed
+    space = read_space(RECIPE, ["optimizer.lr=1e-4..1e-2:log"])
+    assert settle(load_recipe(RECIPE), space, Sources(RECIPE), 2, Length(100)).method == "random"
+    with pytest.raises(UsageError, match=r"pip install 'torchlauncher\[sweep\]'"):
+        settle(load_recipe(RECIPE), space, Sources(RECIPE), 2, Length(100), {"method": "tpe"})
+
+
+def test_a_recipe_put_over_may_vary_and_comes_before_the_other_changes() -> None:
+    space = read_space(RECIPE, ["train.epochs=2", "optimizer.lr=1e-3,1e-2", "base=small.yaml,big.yaml"])
+    assert space.overrides(space.point(1)) == ["base=big.yaml", "train.epochs=2", "optimizer.lr=1e-3"]
