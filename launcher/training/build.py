@@ -30,7 +30,7 @@ from launcher.runs.tracking.own_code import stand_in
 from launcher.training.after_step import AfterStep
 from launcher.training.freezing import Freezing, build_freezing, freeze_for_good
 from launcher.training.seeds import StepSeeds, draws_only_from_torch
-from launcher.training.state import TrainState
+from launcher.training.state import Retry, TrainState
 from launcher.training.step import train_step
 from launcher.training.step_module import StepModule
 from launcher.training.update import Clipping, OneUpdate, Update
@@ -77,7 +77,9 @@ def build_run_model(recipe: Recipe, builder: Builder, device: Device) -> Model:
     )
 
 
-def build_run_state(recipe: Recipe, builder: Builder, model: Model, device: Device, data: Data) -> TrainState:
+def build_run_state(
+    recipe: Recipe, builder: Builder, model: Model, device: Device, data: Data, retry: Retry | None = None
+) -> TrainState:
     """Phase 4: loss, optimizer and schedule around the model, and how long the run is.
 
     The builder learns `train.steps` and `train.steps_per_epoch`.
@@ -94,7 +96,7 @@ def build_run_state(recipe: Recipe, builder: Builder, model: Model, device: Devi
     in_turns = isinstance(objective, TurnsObjective)
     if objective.step is not None and not in_turns:
         model = replace(model, wrapped=wrap_step(StepModule(model.wrapped, objective), device))
-    check_graphs(builder, recipe.device, data)
+    check_graphs(builder, recipe.device, data, is_open=retry is not None)
     losses = {name: wrap(module, device, recipe.device) for name, module in objective.modules.items()}
     objective = objective.wrapped_by(losses)
     freezing = build_freezing(builder, train.freeze, every, length, saves_work=device.world.size == 1)
@@ -131,6 +133,7 @@ def build_run_state(recipe: Recipe, builder: Builder, model: Model, device: Devi
         frozen={name: parameter for module in (model.bare, *losses.values()) for name, parameter in _frozen(module)},
         trained=[name for name, parameter in model.bare.named_parameters() if parameter.requires_grad],
         freezing=freezing,
+        retry=retry,
     )
 
 
@@ -146,16 +149,16 @@ def _rule(builder: Builder, train: Train, length: RunLength) -> Rule | None:
         raise builder.wrong("train.swa", f"{error}; say it in steps or epochs") from error
 
 
-def check_graphs(builder: Builder, section: schema.Device, data: Data) -> None:
+def check_graphs(builder: Builder, section: schema.Device, data: Data, *, is_open: bool = False) -> None:
     """Refuses CUDA graphs over several micro-batches: the second would write its gradients over those of the first.
 
     Raises:
         RecipeError: They would.
     """
     number = max(len(data.train.sampler.shares(step)) for step in (0, data.train.sampler.steps_per_epoch - 1))
-    if section.compile in ("reduce-overhead", "max-autotune") and number > 1:
+    if section.compile in ("reduce-overhead", "max-autotune") and (number > 1 or is_open):
         message = (
-            f"'{section.compile}' uses CUDA graphs, which overwrite the gradients of a step of {number} micro-batches; "
+            f"'{section.compile}' uses CUDA graphs, which overwrite the gradients of a step of several micro-batches; "
             "say true or max-autotune-no-cudagraphs, or remove data.micro_batch_size"
         )
         raise builder.wrong("device.compile", message)
