@@ -45,7 +45,7 @@ class Result(phases.Result):
     """What a run leaves, and what can be done with it.
 
     Attributes:
-        recipe: What was trained, with the objects that were handed in.
+        recipe: What was trained, with the objects that were passed in.
         allow: Further packages that it may name.
     """
 
@@ -68,7 +68,7 @@ class Result(phases.Result):
         Args:
             data: A data set whose samples are as those in training; a tensor of inputs [samples, …]; or one of the
                 recipe's sets by its name. None is the test set, else the validation set.
-            cpu: Stay on the CPU though there may be a GPU.
+            cpu: Use the CPU even if there is a GPU.
 
         Returns:
             The outputs [samples, …], on the CPU.
@@ -86,7 +86,7 @@ class Result(phases.Result):
 
         Args:
             data: A data set with targets, or one of the recipe's sets by its name; None is all that it has.
-            cpu: Stay on the CPU though there may be a GPU.
+            cpu: Use the CPU even if there is a GPU.
 
         Returns:
             A line for each set, as in metrics.jsonl.
@@ -162,7 +162,7 @@ def train(
         global_batch_size: Samples of one optimizer step, over all processes.
         epochs: Length of the run in passes over the data.
         steps: Length of the run in optimizer steps.
-        cpu: Stay on the CPU though there may be a GPU.
+        cpu: Use the CPU even if there is a GPU.
         run_dir: The run's folder, resumed if it holds a checkpoint; None chooses a new one.
         resume: Resume the newest unfinished run of this recipe, or start one.
         allow: Further packages that the recipe may name.
@@ -218,7 +218,7 @@ def load(run: str | os.PathLike[str], *, cpu: bool = False) -> nn.Module:
 
     Args:
         run: A run by its folder or name (`latest`, `digits@2`), a checkpoint, or a file of weights inside a run.
-        cpu: Stay on the CPU though there may be a GPU.
+        cpu: Use the CPU even if there is a GPU.
 
     Returns:
         The module with its final weights, or those of its newest checkpoint where it is not finished.
@@ -274,7 +274,7 @@ def _refuse_processes(recipe: Recipe, world: World) -> None:
         place = recipe.document.origin(("launch", "processes"))
         problem = (
             f"launcher.train() trains in the {world.size} process{'es' * (world.size > 1)} that called it; start the "
-            f"script with `launcher run --processes {stated} SCRIPT.py`, or leave this out"
+            f"script with `launcher run --processes {stated} SCRIPT.py`, or omit it"
         )
         raise RecipeError([Problem(str(place), "launch.processes", problem)])
 

@@ -2,7 +2,7 @@
 
 Each function says what it takes, why there is no public way, and what happens where a release lacks it. A test names
 each of them, so that a release that moves one says so at once. Nothing is imported before it is asked for: parts of
-the launcher that load no torch may stand above this. What runs in every step is asked for once and kept.
+the launcher that load no torch may be above this. What runs in every step is asked for once and kept.
 """
 
 from __future__ import annotations
@@ -238,14 +238,14 @@ def forget_worker() -> None:
     A stream that splits itself among workers would leave out samples where it is split already.
 
     Raises:
-        RuntimeError: It does not: samples would be left out without a word.
+        RuntimeError: It does not: samples would be left out silently.
     """
     from torch.utils.data import get_worker_info
     from torch.utils.data._utils import worker
 
     worker._worker_info = None
     if get_worker_info() is not None:
-        raise RuntimeError("this torch keeps what a worker is told elsewhere; say data.workers=0")
+        raise RuntimeError("this torch keeps what a worker is told elsewhere; use data.workers=0")
 
 
 def become_worker(number: int, count: int, seed: int, dataset: Any) -> None:

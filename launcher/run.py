@@ -47,7 +47,7 @@ def run(recipe: Recipe, world: World, options: Options) -> Result:
     """Trains, evaluates and saves what the recipe says, as one rank of the world.
 
     Raises:
-        LauncherError: Anything a user can mend; the message says how.
+        LauncherError: Anything a user can fix; the message says how.
     """
     builder = checked(recipe, world, options)
     data = open_run_data(recipe, builder, world, on_gpu=not use_cpu(world, options.cpu))  # 1 data

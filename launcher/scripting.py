@@ -1,4 +1,4 @@
-"""What a script of your own may import under `launcher run`: the sampler, checkpoints, the wish to stop.
+"""What a script of your own may import under `launcher run`: the sampler, checkpoints, the stop request.
 
     from launcher.scripting import StepSampler, checkpoints, reached, run_dir, stop_requested
 

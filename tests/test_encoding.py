@@ -12,7 +12,7 @@ from places import ROOT
 REPOSITORY = ROOT
 _OPENERS = {"open", "fdopen", "TextIOWrapper", "TemporaryFile", "NamedTemporaryFile", "SpooledTemporaryFile"}
 _TEXT = {"read_text", "write_text"}
-_OTHERS = {"os", "opening"}  # whose `open` gives a descriptor, or what is no file
+_OTHERS = {"os", "opening"}  # whose `open` gives a descriptor, or what is not a file
 _RUNNERS = {"run", "Popen", "check_output", "check_call", "call"}
 
 

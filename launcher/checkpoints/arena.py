@@ -25,7 +25,7 @@ class Copy:
 
     Attributes:
         snapshot: Rubbish until `arrived` was called.
-        arrived: Waits for it; gives the seconds for which the device stood still, None where the host did.
+        arrived: Waits for it; gives the seconds for which the device waited, None where the host did.
     """
 
     snapshot: Snapshot

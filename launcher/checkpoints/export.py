@@ -34,7 +34,7 @@ def export(saved: Saved, target: Path, form: str | None = None, *, merge: bool =
 
     Args:
         saved: The weights and their recipe.
-        target: The file to write, whose suffix says the form, or a folder.
+        target: The file to write, whose suffix sets the format, or a folder.
         form: What to write into the folder `target`; `transformers` is one that `from_pretrained` loads.
         merge: Whether an adapter becomes a part of the weights that it stands beside.
 
@@ -77,7 +77,7 @@ def _place(target: Path, form: str | None) -> Path:
     """
     if form is None and target.suffix not in SUFFIXES:
         raise UsageError(
-            f"--to {target.name}: the suffix says the form; one of: {', '.join(SUFFIXES)}; or a folder with --as "
+            f"--to {target.name}: the suffix sets the format; one of: {', '.join(SUFFIXES)}; or a folder with --as "
             f"{' | '.join(FORMS)}"
         )
     if form not in (None, *FORMS):
@@ -89,7 +89,7 @@ def _place(target: Path, form: str | None) -> Path:
         raise UsageError(f"--to {target}: there is no folder {target.parent}; make it first")
     place = target / f"model.{form}" if inner else target
     if place.exists() or (inner and target.is_file()):
-        raise UsageError(f"--to {place if place.exists() else target}: exists; it is left as it is")
+        raise UsageError(f"--to {place if place.exists() else target}: exists already; name another file, or remove it")
     return place
 
 
@@ -102,7 +102,7 @@ def _merged(builder: Builder, saved: Saved) -> Built:
     another = built_anew(builder, saved.recipe.model, saved.recipe.seed)
     merges: Any = getattr(another.module, "merge_and_unload", None)
     if another.base is None or merges is None:
-        raise UsageError("--merge: the run's model has no adapter of peft's (model._adapt_); leave it out")
+        raise UsageError("--merge: the run's model has no adapter of peft's (model._adapt_); omit --merge")
     another.load_state_dict(saved.weights())
     return Built(merges().eval())
 

@@ -79,7 +79,7 @@ def _any_size(tensor: torch.Tensor) -> dict[int, Any]:
 
 @contextlib.contextmanager
 def _without_cache(model: Any) -> Iterator[None]:
-    """Language models give what they keep for the next token too, which is no tensor."""
+    """Language models give what they keep for the next token too, which is not a tensor."""
     config = getattr(model, "config", None)
     kept = getattr(config, "use_cache", None)
     if kept is None:

@@ -52,7 +52,7 @@ def load(folder: Path, say: Callable[[str], None] = print) -> Snapshot | None:
 
     Args:
         folder: Where `save` has put them.
-        say: Gets a line for each damaged one, which is passed over.
+        say: Gets a line for each damaged one, which is skipped.
 
     Returns:
         None where there never was one.
@@ -64,12 +64,17 @@ def load(folder: Path, say: Callable[[str], None] = print) -> Snapshot | None:
     return None if checkpoint is None else Snapshot(checkpoint.weights(), checkpoint.training(), checkpoint.manifest)
 
 
+def set_aside(path: Path, why: str) -> str:
+    """Puts a checkpoint out of sight whose rows turned out to be damaged; says so in a line."""
+    return f"{why}; {_set_aside(path)}, taking the one before"
+
+
 def _set_aside(path: Path) -> str:
     aside = path.with_name(f".corrupt-{path.name}-{time.time_ns()}")
     try:
         path.rename(aside)
     except OSError as error:
-        return f"it cannot be set aside ({error.strerror}) and is passed over"
+        return f"it cannot be set aside ({error.strerror}) and is skipped"
     return f"set aside as {aside.name}"
 
 
@@ -97,7 +102,7 @@ def at(folder: Path, which: str, best_step: int | None) -> Checkpoint:
 
 
 def supersede(folder: Path, step: int) -> None:
-    """Takes the checkpoints after a step out of sight: the run goes on from there; the next save removes them."""
+    """Takes the checkpoints after a step out of sight: the run resumes from there; the next save removes them."""
     for path in listed(folder):
         if int(path.name.removeprefix("step-")) > step:
             path.rename(path.with_name(f".old-{path.name}-{time.time_ns()}"))

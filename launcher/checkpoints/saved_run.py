@@ -137,12 +137,14 @@ def find_saved(
     how = runs.read_json(run / runs.ENVIRONMENT_FILE)
     if how.get("objects"):
         listed = ", ".join(how["objects"])
-        raise UsageError(f"{run}: Python handed {listed} in; use what launcher.train() returned, or say --recipe")
+        raise UsageError(
+            f"{run}: it was started from Python with {listed}; use what launcher.train() returned, or pass --recipe"
+        )
     if "recipe" not in how and "overrides" in how:  # a mapping from Python, which the run has written down
         read = load_recipe(_mapping_of(run), [*how["overrides"], *overrides], remove)
         return Saved(read, source, tuple(how.get("allow", ())), Path(how["directory"]))
     if "recipe" not in how:
-        remedy = "say which recipe they belong to: --recipe" if path.is_file() else "`launcher runs` lists the runs"
+        remedy = "name their recipe: --recipe FILE" if path.is_file() else "`launcher runs` lists the runs"
         raise UsageError(f"{path}: neither a run's folder nor something in one; {remedy}")
     directory = Path(how["directory"])
     if not directory.is_dir():
@@ -160,5 +162,5 @@ def _mapping_of(run: Path) -> Mapping[str, Any]:
     try:
         values = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UsageError(f"{run / 'recipe.yaml'} cannot be read: {error}; say --recipe") from error
+        raise UsageError(f"{run / 'recipe.yaml'} cannot be read: {error}; pass --recipe") from error
     return values if isinstance(values, dict) else {}

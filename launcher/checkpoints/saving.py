@@ -1,4 +1,4 @@
-"""Saving while a run goes on: in the background, retried, pruned."""
+"""Saving during a run: in the background, retried, pruned."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PAUSES = (0.5, 2.0)  # seconds between tries to write a checkpoint
 
 
 class UnresumableError(SaveError):
-    """What was saved could not be gone on with: the recipe's parts are wrong, and trying again is no help."""
+    """What was saved could not be resumed from: the recipe's parts are wrong, and trying again is no help."""
 
     exit_code = EXIT_USAGE
 
@@ -31,7 +31,7 @@ class Proving(Protocol):
     """Looks at the first checkpoint of a run."""
 
     def before(self, snapshot: Snapshot) -> None:
-        """Before it is written, while training stands still."""
+        """Before it is written, while training is paused."""
         ...
 
     def after(self, snapshot: Snapshot, checkpoint: Checkpoint) -> None:
@@ -40,7 +40,7 @@ class Proving(Protocol):
 
 
 class Saving:
-    """When a save is due, rank 0 writes it and the others go on.
+    """When a save is due, rank 0 writes it and the others continue.
 
     In the background the step pays for a copy of the state. At most one write is under way; what goes wrong with
     it is said at the next step, and it is tried again.
@@ -53,7 +53,7 @@ class Saving:
         warn: Gets a line for each thing that went wrong.
         gather: Called on every rank before that, for what the ranks keep differently.
         captured: Told of each step whose state was captured.
-        saved: Told of each checkpoint on disk: the step, seconds of writing, seconds that training stood still.
+        saved: Told of each checkpoint on disk: the step, seconds of writing, seconds for which training paused.
         last_step: Of the checkpoint that this start resumes from.
         proof: Looks at the first checkpoint of a run.
         arena: Host memory for copies of the state.
@@ -77,11 +77,12 @@ class Saving:
         self.section, self.folder, self.is_first, self.last_step = section, folder, is_first, last_step
         self._capture, self._captured, self._saved = capture, captured, saved
         self._gather, self._warn = gather, warn
+        self._is_writer = is_first
         self._proof = proof if last_step is None else None
         self._writer: threading.Thread | None = None
         self._arena = Arena() if arena is None else arena
         self._news: deque[str | SaveError] = deque()
-        self._stalls: list[float] = []  # seconds that training stood still, for each checkpoint on disk
+        self._stalls: list[float] = []  # seconds for which training paused, for each checkpoint on disk
 
     def save(self, step: int) -> None:
         """Writes the checkpoint of this step, then removes what is no longer kept.
@@ -93,7 +94,7 @@ class Saving:
             return
         self.last_step = step
         self._gather()
-        if not self.is_first:
+        if not self._is_writer:
             return
         began = time.perf_counter()
         self.wait()
@@ -158,7 +159,7 @@ class Saving:
         return bool(more < psutil.virtual_memory().available / 4)
 
     def _write_copy(self, copy: Copy, stall: float) -> None:
-        """Writes what has been copied when it has arrived; for so long the device stood still, if there is one.
+        """Writes what has been copied when it has arrived; for so long the device waited, if there is one.
 
         What goes wrong on the device goes wrong in training as well, and is said there.
         """
@@ -172,9 +173,9 @@ class Saving:
     def _write(self, snapshot: Snapshot, stall: float | None = None) -> None:
         """Writes and prunes. Whatever goes wrong is news: in a thread of its own nobody else would hear of it."""
         began = time.perf_counter()
-        for pause in (*_PAUSES, None):
+        for attempt, pause in enumerate((*_PAUSES, None)):
             try:
-                checkpoint = verify(save(self.folder, snapshot))
+                checkpoint = self._put(snapshot, attempt)
                 break
             except Exception as error:
                 failure = self._failure(snapshot, error)
@@ -182,7 +183,8 @@ class Saving:
                     self._news.append(failure)
                     return
                 self._news.append(f"{failure}; trying again in {pause:g} s")
-                _discard(self.folder / name_of(snapshot.step))
+                if self.is_first:
+                    _discard(self.folder / name_of(snapshot.step))
                 time.sleep(pause)
         try:
             if self._proof is not None:
@@ -191,9 +193,14 @@ class Saving:
             seconds = time.perf_counter() - began
             self._stalls.append(seconds if stall is None else stall)
             self._saved(snapshot.step, seconds, self._stalls[-1])
-            prune(self.folder, self.section.keep, snapshot.manifest.get("best_step"))
+            if self.is_first:
+                prune(self.folder, self.section.keep, snapshot.manifest.get("best_step"))
         except Exception as error:
             self._news.append(self._failure(snapshot, error))
+
+    def _put(self, snapshot: Snapshot, attempt: int) -> Checkpoint:
+        """Writes it and reads it back."""
+        return verify(save(self.folder, snapshot))
 
     def _failure(self, snapshot: Snapshot, error: Exception) -> SaveError:
         if isinstance(error, SaveError):

@@ -14,6 +14,7 @@ from launcher.checkpoints.format import Checkpoint
 from launcher.checkpoints.retention import listed
 from launcher.errors import LauncherError, UsageError
 from launcher.model.adapt import Built
+from launcher.model.rows import shape_of
 from launcher.recipe.inputs import unreadable
 from launcher.runs import folder as runs
 
@@ -57,19 +58,19 @@ def load_weights(model: Built, path: Path) -> str:
 
 
 def shapes_of(state: Mapping[str, Any]) -> dict[str, tuple[int, ...] | None]:
-    """The shape of each tensor of a state_dict, and None of what is no tensor, by name."""
+    """The shape of each tensor of a state_dict, and None of what is not a tensor, by name."""
     return {name: _shape(value) for name, value in state.items()}
 
 
 def _shape(value: Any) -> tuple[int, ...] | None:
     """That of a tensor; what a module keeps besides has none."""
-    return tuple(value.shape) if isinstance(value, torch.Tensor) else None
+    return shape_of(value)
 
 
 def find_weights(path: Path) -> Path | Checkpoint:
     """The weights that a path names: a file, a checkpoint, or a run's; its final ones, else its newest checkpoint's.
 
-    Nothing is changed there: a damaged checkpoint of another run is passed over, and left to that run.
+    Nothing is changed there: a damaged checkpoint of another run is skipped, and left to that run.
 
     Raises:
         UsageError: There are none.

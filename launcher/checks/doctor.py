@@ -89,7 +89,7 @@ def _card(card: smi.Card) -> Finding:
     """One GPU, by the driver's word: a context of our own would be in the way of those who have it for themselves."""
     text = f"{card.index}: {card.name}, {card.free / 2**10:.1f} of {card.total / 2**10:.1f} GiB free"
     if card.free < 0.5 * card.total:
-        return Finding(WARNING, "GPU", f"{text}; somebody uses it: nvidia-smi shows who")
+        return Finding(WARNING, "GPU", f"{text}; it is in use: nvidia-smi shows by whom")
     if card.mode not in ("Default", "[N/A]"):
         return Finding(OK, "GPU", f"{text}; {card.mode.replace('_', ' ')}: one process at a time")
     return Finding(OK, "GPU", text)

@@ -26,7 +26,6 @@ from launcher.objective.pieces import mapped
 from launcher.objective.run_length import At
 from launcher.objective.several import each
 from launcher.objective.turns import TurnsObjective
-from launcher.recipe import schema
 from launcher.recipe.build import Builder
 from launcher.recipe.schema import Recipe
 from launcher.training.freezing import freeze_for_good
@@ -194,7 +193,7 @@ class _Exchange:
 
     def __init__(self, model: nn.Module, recipe: Recipe, tracker: Tracker):
         self._tracker = tracker
-        blocks = blocks_of(model, getattr(recipe.device, "shard", ())).modules.values()
+        blocks = blocks_of(model, recipe.device.shard).modules.values()
         sizes = [sum(parameter.nbytes for parameter in block.parameters()) for block in blocks]
         self._rest = sum(parameter.nbytes for parameter in model.parameters()) - sum(sizes)
         self._is_backward = False
@@ -220,12 +219,7 @@ class _Exchange:
 
 def shared_by(recipe: Recipe, world: World) -> int:
     """Between how many processes each parameter is divided."""
-    return {"none": 1, "full": world.size, "hybrid": world.size // world.nodes}[sharding_of(recipe.device)]
-
-
-def sharding_of(section: schema.Device) -> str:
-    """How a model is divided among processes."""
-    return str(getattr(section, "sharding", "none"))
+    return {"none": 1, "full": world.size, "hybrid": world.size // world.nodes}[recipe.device.sharding]
 
 
 # ---------------------------------------------------------------------- a model without memory

@@ -1,4 +1,4 @@
-"""`train --one-batch`: a model that cannot learn one batch by heart has a mistake in it. Nothing is written."""
+"""`train --one-batch`: a model that cannot memorize one batch has a mistake in it. Nothing is written."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from launcher.world.context import remembered
 from launcher.world.world import World
 
 STEPS = 200
-_LEARNED = 0.5  # of the first loss: a batch that is learned by heart ends far below
+_LEARNED = 0.5  # of the first loss: a batch that is memorized ends far below
 
 
 def overfit(recipe: Recipe, world: World, options: Options, say: Callable[[str], None]) -> bool:
@@ -38,7 +38,7 @@ def overfit(recipe: Recipe, world: World, options: Options, say: Callable[[str],
         Whether the loss went down to less than a half.
 
     Raises:
-        LauncherError: Anything a user can mend.
+        LauncherError: Anything a user can fix.
     """
     builder = checked(recipe, world, options)
     data = open_run_data(recipe, builder, world, on_gpu=not use_cpu(world, options.cpu))

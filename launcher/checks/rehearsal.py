@@ -87,7 +87,7 @@ def rehearse(recipe: Recipe, builder: Builder, world: World, say: Say, *, on_gpu
         builder: Its components, checked.
         world: The processes that the run is meant for.
         say: Told of each stage when it is done.
-        on_gpu: Whether it is rehearsed on this machine's GPU, in the recipe's precision: some kernels know no CPU.
+        on_gpu: Whether it is rehearsed on this machine's GPU, in the recipe's precision: some kernels need it.
 
     Raises:
         LauncherError: What the run would end with, and what it would end with later.
@@ -261,7 +261,7 @@ def _closures_explained() -> Iterator[None]:
     except Exception as error:
         if "closure" not in str(error).lower():
             raise
-        message = f"optimizer: {told(error)}; it calls the loss itself: say _closure_: true beside its _target_"
+        message = f"optimizer: {told(error)}; it calls the loss itself: write _closure_: true beside its _target_"
         raise LauncherError(message) from error
 
 
@@ -317,7 +317,7 @@ def _check_gradients(recipe: Recipe, train_state: TrainState, world: World, say:
     if without and world.size > 1 and not (section.find_unused_parameters or section.static_graph):
         message = (
             f"{len(without)} of its parameters got no gradient ({shown}), for which {world.size} processes would wait; "
-            "use them in forward, freeze them, or say device.ddp.find_unused_parameters: true"
+            "use them in forward, freeze them, or set device.ddp.find_unused_parameters: true"
         )
         raise RecipeError([_problem(recipe, ("model",), message)])
     rest = f"; {len(without)} without: {shown}" if without else ""
@@ -343,7 +343,7 @@ def _rehearse_evaluation(recipe: Recipe, builder: Builder, train_state: TrainSta
     samples, device = train_state.data, train_state.device.torch_device
     sets = {("validation", name): evaluation_loader for name, evaluation_loader in samples.validation.items()}
     sets |= {("test", name): evaluation_loader for name, evaluation_loader in samples.test.items()}
-    metrics = metrics_of(builder, recipe.evaluate.metrics, recipe.batch) if sets else []
+    metrics = metrics_of(builder, recipe.evaluate, recipe.batch) if sets else []
     best = recipe.evaluate.best
     deciding = deciding_set(best, samples.validation)
     for (split, name), loader in sets.items():

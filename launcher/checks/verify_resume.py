@@ -1,4 +1,4 @@
-"""Proves on a user's own recipe that a killed run goes on bit for bit; says what differs first where it does not."""
+"""Proves on a user's own recipe that a killed run resumes bit for bit; says what differs first if it does not."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Verification:
                 raise UsageError(f"--kill-at {step}: the training has {self.steps} steps; kill before its end")
             if step < 2:
                 raise UsageError(
-                    f"--kill-at {step}: nothing is saved before the first step has ended, and a run that begins anew "
+                    f"--kill-at {step}: nothing is saved before the first step has ended, and a run that starts over "
                     "proves nothing; kill after step 2 or later"
                 )
         with temporary_folder() as folder:
@@ -67,7 +67,7 @@ class Verification:
                 say(f"training again, killed (kill -9) after step {step}")
                 self._train(killed, f"kill@step:{step}")
                 say(f"what is left of it is the checkpoint of step {self._saved(killed)}")
-            say("going on to the end")
+            say("resuming to the end")
             self._train(killed)
             differences = list(_differences(straight, killed))
         for line in differences:
@@ -80,7 +80,7 @@ class Verification:
         return not differences
 
     def _saved(self, folder: Path) -> int:
-        """The step that the next start goes on from."""
+        """The step that the next start resumes from."""
         folders = retention.listed(folder / "checkpoints")
         if not folders:
             raise LauncherError("the killed training has left no checkpoint; kill it later, with --kill-at")
@@ -132,7 +132,7 @@ def _differences(straight: Path, killed: Path) -> Iterator[str]:
     if first is not None or names:
         yield (
             "look for randomness that no seed reaches (a generator of the data set's own, os.urandom, time) and for "
-            "state that no checkpoint holds (a counter that is no buffer); on a GPU set device.deterministic"
+            "state that no checkpoint holds (a counter that is not a buffer); on a GPU set device.deterministic"
         )
 
 

@@ -135,7 +135,7 @@ def duration(text: str) -> Duration:
     from launcher.recipe.duration import Duration
 
     if (read := Duration.parse(text)) is None or read.unit in ("seconds", "batches"):
-        raise argparse.ArgumentTypeError(f"'{text}' is no length of training; write it as in '500 steps' or 25%")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a length of training; write it as in '500 steps' or 25%")
     return read
 
 
@@ -143,7 +143,7 @@ def span(text: str) -> tuple[int, int]:
     """`10:20`: from the first number to before the second."""
     first, _, stop = text.partition(":")
     if not (first.isascii() and first.isdigit() and stop.isascii() and stop.isdigit() and int(first) < int(stop)):
-        raise argparse.ArgumentTypeError(f"'{text}' is no span of steps; write A:B, as in 10:20")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a span of steps; write A:B, as in 10:20")
     return int(first), int(stop)
 
 
@@ -167,7 +167,7 @@ def add_recipe(command: argparse.ArgumentParser, required: bool = True) -> None:
         action="append",
         default=[],
         metavar="RECIPE",
-        help="another recipe, put over this one and its bases before the changes; may be said several times",
+        help="another recipe, put over this one and its bases before the changes; may be repeated",
     )
     command.add_argument("--remove", action="append", default=[], metavar="KEY", help="take a key out of the recipe")
     command.add_argument(

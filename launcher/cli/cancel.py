@@ -18,7 +18,7 @@ def add(commands: Commands) -> None:
     cancel = commands.add_parser(
         "cancel",
         help="end a queued or running job",
-        description="End the SLURM job of a run: it saves first, and `launcher resume RUN` goes on with it.",
+        description="End the SLURM job of a run: it saves first, and `launcher resume RUN` resumes it.",
     )
     cancel.add_argument("runs", nargs="+", metavar="RUN", help=f"{RUN_NAMES}; all that are meant")
     cancel.add_argument("--now", action="store_true", help="do not save first")

@@ -25,7 +25,7 @@ def add(commands: Commands) -> None:
     """Says the command's flags."""
     check = commands.add_parser(
         "check",
-        help="find what is wrong with a recipe, before any GPU is touched",
+        help="find what is wrong with a recipe, before any GPU is used",
         description="Read a recipe, import what it names, and rehearse a step on two samples on the CPU: forward, "
         "loss, backward, optimizer, evaluation and a checkpoint, with --gpu on a GPU. Prints the plan for the "
         "processes asked for, which are arithmetic here. Writes nothing into the working directory.",
@@ -39,8 +39,8 @@ def add(commands: Commands) -> None:
         const=True,
         default=False,
         metavar="SIZE",
-        help="rehearse on this machine's GPU: for models whose kernels know no CPU; with --memory, what each GPU has, "
-        "as in 80GB",
+        help="rehearse on this machine's GPU: for models whose kernels do not run on a CPU; with --memory, what each "
+        "GPU has, as in 80GB",
     )
     check.add_argument(
         "--memory",

@@ -48,7 +48,7 @@ def is_asked() -> bool:
 
 
 def answer(parser: TopParser) -> None:
-    """Tells the shell what may stand where the cursor is, and ends the process."""
+    """Tells the shell what is allowed at the cursor, and ends the process."""
     import argcomplete
 
     excluded = ["--help", *know(parser)]

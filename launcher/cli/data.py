@@ -26,7 +26,11 @@ def add(commands: Commands) -> None:
     data.add_argument("--samples", type=positive, default=16, metavar="N", help="how many to show (default: 16)")
     data.add_argument("--sheet", metavar="FILE", help="where pictures go (default: NAME-data.png)")
     data.add_argument(
-        "--seconds", type=float, default=2.0, metavar="S", help="how long to read with each number of workers; 0: not"
+        "--seconds",
+        type=float,
+        default=2.0,
+        metavar="S",
+        help="how long to read with each number of workers; 0 skips it",
     )
     data.set_defaults(command=_data)
 

@@ -21,11 +21,13 @@ def add(commands: Commands) -> None:
         description="Versions, GPUs, CPUs, disk, limits, and an all-reduce over the processes: each line is ok, "
         "warning or broken, with what to do. Exit code 1 where something is broken.",
     )
-    doctor.add_argument("--cpu", action="store_true", help="let the processes talk on the CPU though there are GPUs")
+    doctor.add_argument("--cpu", action="store_true", help="let the processes talk on the CPU even if there are GPUs")
     doctor.add_argument("--processes", type=positive, metavar="N", help="over all nodes (default: every GPU, or two)")
     doctor.add_argument("--nodes", type=positive, default=1, metavar="N", help="how many machines")
-    doctor.add_argument("--node-rank", type=int, metavar="K", help="which of them this is, from 0")
-    doctor.add_argument("--master", metavar="HOST:PORT", help="where they meet: an address of node 0, a free port")
+    doctor.add_argument("--node-rank", type=int, metavar="K", help="this machine's number, from 0")
+    doctor.add_argument(
+        "--master", metavar="HOST:PORT", help="where the machines meet: an address of node 0 and a free port"
+    )
     doctor.set_defaults(command=_doctor)
 
 

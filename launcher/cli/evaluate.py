@@ -68,7 +68,7 @@ def _add_saved(
     command.add_argument(
         "--allow", action="append", default=[], metavar="PACKAGE", help="a further package that the recipe may name"
     )
-    command.add_argument("--cpu", action="store_true", help="stay on the CPU though there may be a GPU")
+    command.add_argument("--cpu", action="store_true", help="use the CPU even if there is a GPU")
 
 
 def _found(options: argparse.Namespace, overrides: Sequence[str] = (), quiet: bool = False) -> Saved:

@@ -17,7 +17,7 @@ def add(commands: Commands) -> None:
     """Says the command's flags."""
     explain = commands.add_parser(
         "explain",
-        help="what a recipe's key means, with its default and an example",
+        help="explain a key of a recipe, with its default and an example",
         description="Tell what a key of a recipe means, what may be written, its default, and an example; of a "
         "section, each of its keys.",
     )

@@ -25,7 +25,7 @@ def add(commands: Commands) -> None:
         "-f",
         "--follow",
         action="store_true",
-        help="go on showing what comes, until the run has ended and its job does not wait to start again",
+        help="keep showing what is printed, until the run has ended and its job is not waiting to start again",
     )
     logs.add_argument("--rank", type=int, default=0, metavar="N", help="whose (default: 0)")
     logs.set_defaults(command=_logs, ends_with_screen=True)

@@ -98,7 +98,7 @@ def _say(error: LauncherError, for_programs: bool) -> None:
 
 
 def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
-    """The options; overrides may stand behind flags too, where argparse does not look for them."""
+    """The options; overrides may follow flags too, where argparse does not look for them."""
     top = parser()
     top.check_command(arguments)
     is_submit = arguments[:1] == ["submit"]
@@ -114,7 +114,7 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     if rest:
         options.overrides = [*options.overrides, *rest]
     if "=" in getattr(options, "overrides", ()):
-        top.parsers[ours[0]].error("'=' stands alone; write an override as one word, as in optimizer.lr=3e-4")
+        top.parsers[ours[0]].error("'=' is alone; write an override as one word, as in optimizer.lr=3e-4")
     if script is not None:
         options.overrides = ours[script:]
     elif getattr(options, "base", None):

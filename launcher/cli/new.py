@@ -18,9 +18,11 @@ def add(commands: Commands) -> None:
         "new",
         help="start a project of your own",
         description="Make a folder with a recipe, a model, a data set and a test: small ones that train as they are, "
-        "for you to replace with your own.",
+        "to be replaced with your own.",
     )
-    new.add_argument("name", metavar="NAME", help="of the folder and of the recipe: letters, digits, '.', '_' and '-'")
+    new.add_argument(
+        "name", metavar="NAME", help="name of the folder and of the recipe: letters, digits, '.', '_' and '-'"
+    )
     new.set_defaults(command=_new)
 
 

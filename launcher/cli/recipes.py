@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     """Says the commands' flags."""
-    listing = commands.add_parser("recipes", help="list the recipes that come with the package")
+    listing = commands.add_parser("recipes", help="list the recipes that are included")
     listing.set_defaults(command=_recipes)
     copy = commands.add_parser("copy", help="put a recipe, with its files, into the working directory")
     copy.add_argument("name", metavar="NAME", help="as `launcher recipes` lists it")

@@ -24,14 +24,16 @@ def add(commands: Commands) -> None:
         "run",
         help="run a script of your own on all processes",
         description="Run a script of your own (a GAN, RL, a loop you keep) with the same processes, logs, failure "
-        "report and restarts. Flags stand before the script; what stands behind it is the script's.",
+        "report and restarts. Flags go before the script; what follows it is the script's.",
     )
-    run.add_argument("--cpu", action="store_true", help="stay on the CPU though there may be a GPU")
+    run.add_argument("--cpu", action="store_true", help="use the CPU even if there is a GPU")
     run.add_argument("--processes", type=positive, metavar="N", help="how many, over all nodes (default: every GPU)")
     run.add_argument("--nodes", type=positive, default=1, metavar="N", help="how many machines")
-    run.add_argument("--node-rank", type=int, metavar="K", help="which of them this is, from 0")
-    run.add_argument("--master", metavar="HOST:PORT", help="where they meet: an address of node 0, a free port")
-    run.add_argument("--max-restarts", type=int, default=0, metavar="N", help="start again so often after a crash")
+    run.add_argument("--node-rank", type=int, metavar="K", help="this machine's number, from 0")
+    run.add_argument(
+        "--master", metavar="HOST:PORT", help="where the machines meet: an address of node 0 and a free port"
+    )
+    run.add_argument("--max-restarts", type=int, default=0, metavar="N", help="restart at most N times after a crash")
     run.add_argument("--run-dir", metavar="DIR", help="the run's folder (default: runs/SCRIPT/DATE)")
     run.add_argument("script", metavar="SCRIPT.py", help="what to run")
     run.add_argument("arguments", nargs=argparse.REMAINDER, metavar="…", help="the script's own arguments")

@@ -34,11 +34,13 @@ def add(commands: Commands) -> None:
         help="`best METRIC`: the best first, by a metric as it stands in the recipe, or METRIC:min; then the folder of "
         "the runs, or the name of some (default: the site file's, or runs)",
     )
-    runs.add_argument("--state", action="append", choices=STATES, default=[], help="only these; may be repeated")
+    runs.add_argument(
+        "--state", action="append", choices=STATES, default=[], help="only runs in this state; may be repeated"
+    )
     runs.add_argument("--name", default="", metavar="TEXT", help="only those with this in their folder or recipe")
     runs.add_argument("--sort", choices=ORDERS, default="age", help="the order (default: age, the newest first)")
     how = runs.add_mutually_exclusive_group()
-    how.add_argument("--watch", action="store_true", help="look again every two seconds, until Ctrl-C")
+    how.add_argument("--watch", action="store_true", help="refresh every two seconds, until Ctrl-C")
     how.add_argument("--json", action="store_true", help="one JSON object a line")
     runs.set_defaults(command=_runs)
 
@@ -128,7 +130,7 @@ def _watch(view: View) -> int:
     from launcher.runs.table import chosen, table_of
 
     if not sys.stdout.isatty():
-        raise UsageError("--watch: this is no terminal; use `launcher runs --json` in a script")
+        raise UsageError("--watch: this is not a terminal; use `launcher runs --json` in a script")
     chosen(view)  # says what is wrong before the screen is taken
     console = Console(highlight=False)
     with Live(console=console, screen=True, auto_refresh=False) as live:

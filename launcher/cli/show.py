@@ -23,7 +23,7 @@ def add(commands: Commands) -> None:
     """Says the command's flags."""
     show = commands.add_parser(
         "show",
-        help="show a recipe with every value and where it comes from",
+        help="show a recipe with every value and where it was set",
         description="Show the whole recipe, bases, overrides and defaults included, with the place where each value "
         "was said: as YAML that reads back to the same recipe. Of a run, the recipe that it was started with.",
     )
@@ -100,7 +100,7 @@ def _recorded(folder: Path) -> str:
 
 def _refuse_changes(options: argparse.Namespace) -> None:
     if options.overrides or options.remove:
-        raise UsageError(f"{options.recipe} is a run's folder, and what was run cannot be changed; name the recipe")
+        raise UsageError(f"{options.recipe} is a run's folder, and a run's recipe cannot be changed; name the recipe")
 
 
 # ---------------------------------------------------------------------- differences
@@ -155,5 +155,5 @@ def _of_run(folder: Path) -> Values:
     root = parse(text, str(folder / _RESOLVED), folder, problems)
     if root is None or problems or not isinstance(root.value, dict):
         what = next((problem.message for problem in problems), "it has no keys")
-        raise UsageError(f"{folder / _RESOLVED} is no recipe: {what}")
+        raise UsageError(f"{folder / _RESOLVED} is not a recipe: {what}")
     return {path: (scalar(node.value), origins[(node.origin.line or 1) - 1]) for path, node in nodes_of(root)}

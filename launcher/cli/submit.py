@@ -61,7 +61,7 @@ def start_of_script(arguments: Sequence[str]) -> int | None:
         arguments: What was typed, `submit` first.
 
     Returns:
-        None where the first word that is no flag, nor a flag's value, is a recipe.
+        None where the first word that is not a flag, nor a flag's value, is a recipe.
     """
     flags, number = [f"--{name.replace('_', '-')}" for name in _WITH_VALUE], 1
     while number < len(arguments) and arguments[number].startswith("-"):

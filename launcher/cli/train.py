@@ -34,20 +34,20 @@ def add(commands: Commands) -> None:
     """Says the commands' flags."""
     train = commands.add_parser(
         "train",
-        help="train what a recipe says",
-        description="Train what a recipe says: on every GPU of this machine, or on the CPU.",
+        help="train a recipe",
+        description="Train a recipe: on every GPU of this machine, or on the CPU.",
     )
     add_recipe(train)
     _add_where(train)
     train.add_argument(
         "--run-dir",
         metavar="DIR",
-        help="the run's folder (default: runs/NAME/DATE); gone on with if it holds a checkpoint",
+        help="the run's folder (default: runs/NAME/DATE); resumed if it holds a checkpoint",
     )
     train.add_argument(
         "--resume",
         action="store_true",
-        help="go on with the newest unfinished run of this recipe, or start one: safe in every script",
+        help="resume the newest unfinished run of this recipe, or start one: safe in every script",
     )
     _add_until(train)
     _add_changes(train)
@@ -56,8 +56,8 @@ def add(commands: Commands) -> None:
     train.set_defaults(command=_train, listens=True, start=None)
     resume = commands.add_parser(
         "resume",
-        help="go on with a run",
-        description="Go on with a run: the command that started it, from its newest checkpoint.",
+        help="resume a run",
+        description="Resume a run: the command that started it, from its newest checkpoint.",
     )
     resume.add_argument("run_dir", metavar="RUN", help=RUN_NAMES)
     resume.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help="further changes to the recipe")
@@ -65,7 +65,7 @@ def add(commands: Commands) -> None:
         "--from",
         dest="start",
         metavar="best|STEP",
-        help="go on from this checkpoint; those after it are given up with the next save",
+        help="resume from this checkpoint; the next save discards those after it",
     )
     _add_where(resume)
     _add_until(resume)
@@ -77,18 +77,20 @@ def add(commands: Commands) -> None:
 
 
 def _add_where(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--cpu", action="store_true", help="stay on the CPU though there may be a GPU")
+    command.add_argument("--cpu", action="store_true", help="use the CPU even if there is a GPU")
     command.add_argument(
         "--processes", type=positive, metavar="N", help="how many processes, over all nodes (default: launch.processes)"
     )
     command.add_argument("--nodes", type=positive, metavar="N", help="how many machines (default: launch.nodes)")
-    command.add_argument("--node-rank", type=int, metavar="K", help="which of them this is, from 0")
-    command.add_argument("--master", metavar="HOST:PORT", help="where they meet: an address of node 0, a free port")
+    command.add_argument("--node-rank", type=int, metavar="K", help="this machine's number, from 0")
+    command.add_argument(
+        "--master", metavar="HOST:PORT", help="where the machines meet: an address of node 0 and a free port"
+    )
     command.add_argument(
         "--max-restarts",
         type=int,
         metavar="N",
-        help="start all processes again from the last checkpoint, so often, when one has failed "
+        help="restart all processes from the last checkpoint at most N times after a failure "
         "(default: launch.max_restarts)",
     )
 
@@ -98,7 +100,7 @@ def _add_until(command: argparse.ArgumentParser) -> None:
         "--until",
         type=duration,
         metavar="LENGTH",
-        help="train so far only, as in '500 steps' or 25%%, evaluate, save and leave; `launcher resume` goes on",
+        help="train so far only, as in '500 steps' or 25%%, evaluate, save and end; `launcher resume` continues",
     )
 
 
@@ -116,7 +118,7 @@ def _add_debugging(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--one-batch",
         action="store_true",
-        help="train on the first batch only, say whether it was learned by heart, and write nothing",
+        help="train on the first batch only, say whether it was memorized, and write nothing",
     )
     command.add_argument(
         "--debug",
@@ -196,7 +198,7 @@ def _supervised(recipe: Recipe, options: argparse.Namespace, arguments: Sequence
 
 
 def _flags(options: argparse.Namespace) -> list[str]:
-    """What decides where a run is started, to be said again when it is gone on with."""
+    """What decides where a run is started, to be repeated when it is resumed."""
     flags = ["--cpu"] * options.cpu
     for name in _STARTED_HERE:
         if (value := getattr(options, name)) is not None:
@@ -306,15 +308,15 @@ def _resubmitted(folder: Path, options: argparse.Namespace) -> bool:
         return False
     if options.overrides or options.start or options.allow_changes:
         raise UsageError(
-            f"{options.run_dir}: a submitted job goes on as it was; to change it, `launcher submit … --run-dir "
-            f"{options.run_dir}`, or go on here with --cpu or --processes"
+            f"{options.run_dir}: a submitted job is resumed as it was; to change it, `launcher submit … --run-dir "
+            f"{options.run_dir}`, or resume here with --cpu or --processes"
         )
     if tasks:
         _go_on_with(tasks, options.run_dir)
         return True
     if (entry := slurm.queue().get(submission.job)) is not None:
         raise UsageError(f"{options.run_dir}: job {submission.job} is {entry.state.lower()} already")
-    print(f"job {go_on(folder, submission)} goes on with {options.run_dir}")
+    print(f"job {go_on(folder, submission)} resumes {options.run_dir}")
     return True
 
 
@@ -344,7 +346,7 @@ def _go_on_with(tasks: Sequence[Run], name: str) -> None:
     left = [folder for folder in unfinished if Submission.read(folder).job not in queue]
     if not left:
         raise UsageError(f"{name}: of {len(tasks)} tasks {len(unfinished)} are in the queue, the others are finished")
-    print(f"job {go_on_with_tasks(left)} goes on with {len(left)} of the {len(tasks)} tasks of {name}")
+    print(f"job {go_on_with_tasks(left)} resumes {len(left)} of the {len(tasks)} tasks of {name}")
 
 
 def _folder_of(name: str) -> Path:

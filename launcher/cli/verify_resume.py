@@ -27,9 +27,9 @@ def add(commands: Commands) -> None:
         type=positive,
         action="append",
         metavar="STEP",
-        help="kill after this step; may be said again (default: after a half and after three quarters)",
+        help="kill after this step; may be repeated (default: after a half and after three quarters)",
     )
-    verify.add_argument("--cpu", action="store_true", help="stay on the CPU though there may be a GPU")
+    verify.add_argument("--cpu", action="store_true", help="use the CPU even if there is a GPU")
     verify.add_argument("--processes", type=positive, metavar="N", help="how many processes")
     verify.set_defaults(command=_verify)
 

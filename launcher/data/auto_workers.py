@@ -50,7 +50,7 @@ class Measured:
         share = min(1.0, self._reading / total)
         takes = f"data.workers: auto: reading took {share:.0%} of a step"
         if share < _SMALL:
-            return 0, f"{takes}: the training process goes on reading itself"
+            return 0, f"{takes}: the training process keeps reading by itself"
         wanted = math.ceil(_SPARE * self._reading / max(total - self._reading, 0.01 * total))
         workers = max(1, min(self.most, wanted))
         return workers, f"{takes}: {workers} worker process{'es read' if workers > 1 else ' reads'} from now on"

@@ -67,7 +67,7 @@ class MPerClass(ArithmeticBatches):
     in orders of their own. What is left of a round when its last batch is full is left out of it.
 
     Args:
-        data_source: The training set, handed in by the run.
+        data_source: The training set, passed in by the run.
         m: Samples of each class in a batch.
         batch_size: Samples of a batch over all processes, a multiple of `m`.
         targets: A class for each sample: numbers, a .npy file, or a function of the data set; None asks the data set.
@@ -95,7 +95,7 @@ class MPerClass(ArithmeticBatches):
         self._bounds = np.append(0, np.cumsum(counts))
         self._in_batch = batch_size // m if m > 0 else 0
         if not self._in_batch or batch_size % m:
-            raise ValueError(f"batch_size: {batch_size} is no multiple of m ({m}); use one, as in {max(1, m) * 8}")
+            raise ValueError(f"batch_size: {batch_size} is not a multiple of m ({m}); use one, as in {max(1, m) * 8}")
         if self._in_batch > len(counts):
             raise ValueError(f"a batch of {batch_size} has {self._in_batch} classes, and there are {len(counts)}")
         self.steps_per_epoch = steps or max(1, len(numbers) // batch_size)
@@ -138,7 +138,7 @@ class LengthBuckets(ArithmeticBatches):
     Windows of the epoch's permutation are sorted by length and cut into batches, which come in an order of their own.
 
     Args:
-        data_source: The training set, handed in by the run.
+        data_source: The training set, passed in by the run.
         batch_size: Samples of a batch over all processes.
         lengths: A length for each sample: numbers, a .npy file, or a function of the data set; None measures them.
         window: Batches of a window: more of them pad less, and mix less.
@@ -198,7 +198,7 @@ class TokenBudget(ArithmeticBatches):
     What a bucket has beyond whole batches goes into batches of the rest, so that the number of batches is known.
 
     Args:
-        data_source: The training set, handed in by the run.
+        data_source: The training set, passed in by the run.
         tokens: The most tokens of a batch over all processes: its rows times its longest sample.
         lengths: As for `LengthBuckets`.
         buckets: How many: more of them pad less, and mix less.

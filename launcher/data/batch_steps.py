@@ -149,7 +149,7 @@ class ByCounting:
         steps: How many steps a run has, where the sampler does not know how many batches a pass has.
 
     Raises:
-        LauncherError: What it gives is no list of the data set's indices, or another number of them than it says.
+        LauncherError: What it gives is not a list of the data set's indices, or another number of them than it says.
     """
 
     deals_in_turn = False

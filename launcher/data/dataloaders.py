@@ -1,4 +1,4 @@
-"""A DataLoader handed over as a data set: taken apart, so that its batches are never taken for samples.
+"""A DataLoader passed as a data set: taken apart, so that its batches are never taken for samples.
 
 The recipe decides what a batch is, in which order samples come and who reads them; of a DataLoader its data set and
 its collate are used. What it says otherwise must be what the recipe says, or is refused with the words to write.
@@ -27,7 +27,7 @@ from launcher.data.epochs import held_by
 from launcher.internals import iterates_itself
 from launcher.recipe import schema
 
-_INSTEAD = "or hand over its data set itself"
+_INSTEAD = "or pass its data set itself"
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def contradictions(loader: DataLoader[Any], section: schema.Data, world_size: in
     """
     if iterates_itself(loader):
         name = type(loader).__name__
-        yield f"{name} makes its batches itself; hand over its data set, with data.collate for its batches"
+        yield f"{name} makes its batches itself; pass its data set, with data.collate for its batches"
         return
     if loader.worker_init_fn is not None:
         yield (
@@ -78,7 +78,7 @@ def contradictions(loader: DataLoader[Any], section: schema.Data, world_size: in
     size, drop_last, sampler = _batching(loader)
     if size is None:
         what = "its batch_sampler decides on batches" if loader.batch_sampler is not None else "it has batch_size=None"
-        yield f"{what}, which are the recipe's to make; hand over a data set of single samples"
+        yield f"{what}, which are the recipe's to make; pass a data set of single samples"
         return
     if is_training:
         yield from _batch_contradictions(size, drop_last, section, world_size)
@@ -135,7 +135,7 @@ def _in_place_of(sampler: Sampler[Any]) -> str:
     if isinstance(sampler, WeightedRandomSampler):
         return "remove it, and give data.weights a number for each sample"
     if isinstance(sampler, SubsetRandomSampler):
-        return "remove it, and hand over torch.utils.data.Subset(data_set, indices)"
+        return "remove it, and pass torch.utils.data.Subset(data_set, indices)"
     if isinstance(sampler, RandomSampler):
         return "remove it; data.shuffle: true reads each sample once an epoch, data.weights draws with replacement"
     return "remove it; data.shuffle and data.weights say the order, a Subset which samples there are"

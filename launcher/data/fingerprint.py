@@ -1,6 +1,6 @@
 """What a training set is, in a few bytes: its class, its length, its weights, and a few of its samples.
 
-A run that goes on must find the data that it began with. Three samples are read, each twice: where the second
+A run that is resumed must find the data that it began with. Three samples are read, each twice: where the second
 reading differs, the data set has randomness that no seed of ours reaches, and its content says nothing.
 """
 

@@ -71,7 +71,7 @@ class Data:
         return self.train.readers if isinstance(self.train, StreamLoader) and self.train.is_sharded else 0
 
     def read_by(self, readers: int) -> None:
-        """Spreads a stream's shards over so many readers, as the run did that is gone on with."""
+        """Spreads a stream's shards over so many readers, as the resumed run did."""
         workers = readers // self.train.sampler.num_replicas
         if workers != max(1, self.train.reading.workers):
             self.train.use_workers(workers)
@@ -275,7 +275,7 @@ class _Loaders:
             if steps_of(chosen) is None and train.steps is None:
                 key = "train.epochs" if train.epochs is not None else "train.time"
                 name = type(chosen).__name__
-                raise wrong(key, f"{name} does not know how many batches an epoch has; say how long with train.steps")
+                raise wrong(key, f"{name} does not know how many batches an epoch has; set train.steps")
             batches = ByCounting(chosen, dataset, self.seed, train.steps)
         if not batches.steps_per_epoch:
             raise wrong("data.batch_sampler", "an epoch has no batch; use a smaller one, or drop_last: false")
@@ -314,7 +314,7 @@ class _Loaders:
             reading = replace(reading, workers=self._workers(dataset, reading.collate))
             return EvaluationLoader(dataset, size, reading, limit, key)
         if limit is None and length_of(dataset) is None:
-            message = f"{type(dataset).__name__} is a stream without a length; say evaluate.limit, as in '50 batches'"
+            message = f"{type(dataset).__name__} is a stream without a length; set evaluate.limit, as in '50 batches'"
             raise self.builder.wrong(key, message)
         return StreamEvaluationLoader(dataset, size, reading, limit, key)
 
@@ -364,7 +364,7 @@ class _Loaders:
             return length
         if train.steps is None:
             key = "train.epochs" if train.epochs is not None else "train.time"
-            message = f"{type(dataset).__name__} is a stream without a length; say how long to train with train.steps"
+            message = f"{type(dataset).__name__} is a stream without a length; set train.steps"
             raise self.builder.wrong(key, message)
         batch, ranks = self._batch_size, self.world.size
         start, stop = piece(batch, ranks, self.world.rank) if self.section.split_by_rank else (0, batch)
@@ -418,7 +418,7 @@ def _check_kind(builder: Builder, dataset: Any, section: schema.Data) -> None:
 
 
 def _check_classes(builder: Builder, loader: EvaluationLoader, train: Any) -> None:
-    """Data sets that name their classes must number them alike, or scores are nonsense without a word."""
+    """Data sets that name their classes must number them alike, or scores are silently nonsense."""
     ours, theirs = (getattr(dataset, "classes", None) for dataset in (loader.dataset, train))
     if not isinstance(ours, list | tuple) or not isinstance(theirs, list | tuple):
         return

@@ -1,7 +1,7 @@
-"""Whether a data set's `get_batch(indices)` may stand for its samples: known from where it is defined, and measured.
+"""Whether a data set's `get_batch(indices)` can replace its samples: known from where it is defined, and measured.
 
 A name means nothing: nanoGPT's `get_batch(batch_size)` draws at random, and a class that overrides `__getitem__` alone
-inherits a `get_batch` that knows nothing of it. So it must be defined no higher than `__getitem__`, by the class itself
+inherits a `get_batch` that does not know of it. So it must be defined no higher than `__getitem__`, by the class itself
 and not by a `__getattr__`, and give what collating a few single samples gives.
 """
 
@@ -59,14 +59,14 @@ def _verdict(dataset: Any) -> Verdict:
     if not callable(get_batch):
         return Verdict()
     if level is None:
-        return _unused(name, f"it is no method of the class {kind.__name__}")
+        return _unused(name, f"it is not a method of the class {kind.__name__}")
     if single is not None and level > single:
         by, of = kind.__mro__[single].__name__, kind.__mro__[level].__name__
-        return _unused(name, f"{by} overrides __getitem__, of which {of}.get_batch knows nothing")
+        return _unused(name, f"{by} overrides __getitem__, which {of}.get_batch does not know about")
     try:
         why = _difference(dataset, get_batch)
     except _OnTrustError as reason:
-        return Verdict(get_batch, f"{name} is taken at its word: {reason}")
+        return Verdict(get_batch, f"{name} is trusted: {reason}")
     return _unused(name, why) if why else Verdict(get_batch)
 
 

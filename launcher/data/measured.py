@@ -85,7 +85,7 @@ def _numbers(dataset: Any, what: str, of: Callable[[Any], int]) -> Any:
 
 
 def _print_of(dataset: Any) -> str:
-    """A few samples' content: another data set under the same name is measured anew."""
+    """A few samples' content: another data set under the same name is measured again."""
     digest = hashlib.sha256()
     with randomness_restored(needed=True):
         for index in np.unique(np.linspace(0, len(dataset) - 1, _LOOKED_AT).astype(np.int64)).tolist():

@@ -26,7 +26,7 @@ class Mixture(ArithmeticBatches):
     """Batches of the parts of a `ConcatDataset`, in proportions.
 
     Args:
-        data_source: The training set, handed in by the run: a `torch.utils.data.ConcatDataset`.
+        data_source: The training set, passed in by the run: a `torch.utils.data.ConcatDataset`.
         batch_size: Samples of a batch over all processes.
         shares: A number for each part, in any unit; or by step, as in `{0: [9, 1], 20000: [1, 1]}`: linear in between.
         steps: Batches of an epoch; None is as many as the parts have samples for.

@@ -71,8 +71,8 @@ class Opener:
         section, wrong = self.section, self.builder.wrong
         if not isinstance(dataset, DataLoader):
             if is_stream(dataset) and (loader := loader_inside(dataset)) is not None:
-                message = f"{type(dataset).__name__} hands on the batches of a {type(loader).__name__}, not samples"
-                raise wrong(key, f"{message}; hand over what that reads, and data.collate for its batches")
+                message = f"{type(dataset).__name__} passes on the batches of a {type(loader).__name__}, not samples"
+                raise wrong(key, f"{message}; pass what that reads, and data.collate for its batches")
             return Opened(dataset)
         is_training, is_known = key == "data.train", component.path in self.builder.meant
         conflicts = contradictions(dataset, section, self.world_size, is_training)

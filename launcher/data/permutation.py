@@ -237,7 +237,7 @@ def cumulative_weights(weights: npt.ArrayLike) -> npt.NDArray[np.float64]:
     with np.errstate(over="ignore"):
         total = np.cumsum(values)
     if not len(total) or not 0 < total[-1] < np.inf:
-        raise _weights_error("their sum must be positive and finite; scale them, or leave the weights out")
+        raise _weights_error("their sum must be positive and finite; scale them, or omit the weights")
     total /= total[-1]
     return total
 

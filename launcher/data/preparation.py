@@ -42,7 +42,7 @@ def prepare(builder: Builder, component: Component, **handed: Any) -> None:
     Args:
         builder: Resolves names and arguments.
         component: The data set, not yet built.
-        **handed: Arguments that the run hands in, where a `prepare` names them.
+        **handed: Arguments that the run passes in, where a `prepare` names them.
 
     Raises:
         LauncherError: A `prepare` failed.

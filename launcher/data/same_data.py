@@ -129,7 +129,7 @@ def _differ_each_time(first: Sequence[Sketch], second: Sequence[Sketch], referen
 def _refusal(key: str, reference: int, other: int, sketches: Sequence[Sketch]) -> str:
     names = dict.fromkeys(sketches[rank].name for rank in (reference, other))
     what = f"ranks {reference} and {other} were given different samples ({' and '.join(names)})"
-    also = ", or say data.split_by_rank: true, and each reads its own" if key == "data.train" else ""
+    also = ", or set data.split_by_rank: true, and each reads its own" if key == "data.train" else ""
     return f"{what}: it is split by rank already, or made at random on each; {_INSTEAD}{also}"
 
 

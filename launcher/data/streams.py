@@ -4,7 +4,7 @@ A stream that can be asked for a part of itself, `shard(num_shards=â€¦, index=â€
 reader its own; nothing is read twice, and which samples meet in a step depends on how many readers there are. Any
 other stream is read whole by every rank, which keeps its share of each global batch: the same run in every world.
 
-A stream that ends begins again. Position is a count: going on at step K drops what the steps before it read, with
+A stream that ends begins again. Position is a count: resuming at step K drops what the steps before it read, with
 the stream's own `skip(n)` where it has one.
 """
 
@@ -78,8 +78,8 @@ class StreamLoader(TrainLoader):
         elif readers > 1 and self.is_sharded:
             how = f"in {readers} shards: another number of processes or workers is another run"
         elif readers > 1:
-            how = "of which every process reads all, for want of a method shard(num_shards, index)"
-        return f"a stream {how}; going on with a stopped run reads past what was read before"
+            how = "of which every process reads all, as it has no method shard(num_shards, index)"
+        return f"a stream {how}; resuming a stopped run reads past what was read before"
 
     def num_readable(self) -> int:
         """The first samples of a copy of the stream; none of one that can be read only once."""
@@ -136,6 +136,10 @@ class StreamEvaluationLoader(EvaluationLoader):
                 return
             if first // self.size % world_size == rank:
                 yield MicroBatch(data, len(batch), first)
+
+    def first_batch(self) -> MicroBatch:
+        """The first of all."""
+        return next(iter(self.batches()))
 
     def num_samples(self) -> int:
         """Samples that an evaluation counts at most, over all ranks."""

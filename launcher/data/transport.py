@@ -1,4 +1,4 @@
-"""A batch on its way from a worker to its trainer: a slot of memory that both see, and a pickle of what is no tensor.
+"""A batch on its way from a worker to its trainer: a slot of memory that both see, and a pickle of the rest.
 
 A slot is a file without a name that grows with what it has to hold, and keeps its pages from one batch to the next:
 nothing is made, sent or removed for a batch. torch's own queue makes two shared files of each tensor.

@@ -136,7 +136,7 @@ class _Chosen:
 
 
 def _picked(numbers: Any, places: Indices) -> Indices | None:
-    """What stands at these places; None where it is no number from 0 on."""
+    """What stands at these places; None where it is not a number from 0 on."""
     if isinstance(numbers, np.ndarray | torch.Tensor):
         picked = np.asarray(numbers[torch.from_numpy(places) if isinstance(numbers, torch.Tensor) else places])
     else:

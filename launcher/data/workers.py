@@ -127,7 +127,7 @@ class Workers:
         which = "; ".join(f"worker process {worker.number} hangs{worker.while_reading()}" for worker in busy)
         return LauncherError(
             f"{self.reader.name}: no batch came in data.timeout ({self.reader.reading.timeout_seconds:g} s): "
-            f"{which or 'the worker processes do not answer'}; mend what it waits for, give it a longer "
+            f"{which or 'the worker processes do not answer'}; fix what it waits for, give it a longer "
             "data.timeout, or look at it with data.workers=0"
         )
 
@@ -310,7 +310,7 @@ def _remedy(code: int | None) -> str:
 
 
 def _stray(error: BaseException) -> str:
-    """What is no error elsewhere, in words."""
+    """What is not an error elsewhere, in words."""
     if isinstance(error, StopIteration):
         return "StopIteration: an iterator of the data set ran out, and next() had nothing more to give"
     if isinstance(error, SystemExit):
@@ -335,7 +335,7 @@ def _keep_sockets(process: int) -> None:
 
 
 def _kill(workers: list[_Worker]) -> None:
-    """Without a word: no thread can be started any more at the end of a process."""
+    """Silently: no thread can be started any more at the end of a process."""
     for worker in workers:
         worker.process.kill()
         worker.process.join()

@@ -33,7 +33,7 @@ class NumpyArrays(Dataset[Any]):
 
     Raises:
         FileNotFoundError: A file is not there.
-        ValueError: A file is no NumPy file or holds Python objects, the arrays differ in length, or a class is out of
+        ValueError: A file is not NumPy's or holds Python objects, the arrays differ in length, or a class is out of
             range.
     """
 

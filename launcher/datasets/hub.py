@@ -95,7 +95,7 @@ class HubDataset(Dataset[Any]):
 
 
 def _stacked(values: NDArray[Any]) -> Any:
-    """A column as a tensor; words and what else is no number as a list."""
+    """A column as a tensor; words and what else is not a number as a list."""
     if values.dtype.kind in "biuf":
         return torch.from_numpy(np.array(values))
     return [

@@ -41,7 +41,7 @@ class ImageFolder(Dataset[tuple[Any, int]]):
         transform: What is made of a `PIL.Image`; None is a float tensor of shape [C, H, W] in [0, 1].
         size: Cut and scale each picture to `size` × `size` around its centre, before the transform.
         mode: `RGB`, or `L` for one channel.
-        corrupt: What becomes of pictures that cannot be read: `error` when one is met, or `skip`: all are opened
+        corrupt: What happens to pictures that cannot be read: `error` when one is met, or `skip`: all are opened
             once, when the list is made, those that cannot be read are left out, and the plan says how many.
         scratch: Copy the folder to this disk of the machine first (`data.scratch`).
 
@@ -110,7 +110,7 @@ class ImageFolder(Dataset[tuple[Any, int]]):
                 image = file.convert(self.mode)
         except Exception as error:
             raise LauncherError(
-                f"{path}: this picture cannot be read: {error}; replace or remove it, or say corrupt: skip"
+                f"{path}: this picture cannot be read: {error}; replace or remove it, or set corrupt: skip"
             ) from error
         if self.size is not None:
             image = self._fit(image, (self.size, self.size))

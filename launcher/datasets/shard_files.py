@@ -37,7 +37,7 @@ def suffix_of(name: str) -> str:
     kind = {".tar": "tar", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".pq": "parquet"}.get(suffix)
     if kind is None:
         remedy = "; unpack it, to be read from any place" if suffix in (".gz", ".zst", ".tgz", ".bz2", ".xz") else ""
-        raise ValueError(f"{name} is no shard: allowed are .tar, .jsonl and .parquet{remedy}")
+        raise ValueError(f"{name} is not a shard: allowed are .tar, .jsonl and .parquet{remedy}")
     return kind
 
 
@@ -120,7 +120,7 @@ def _of_lines(file: Path, name: str) -> dict[str, NDArray[Any]]:
     with file.open("rb") as lines:
         lengths = [len(line) for line in lines]
     first = np.append(0, np.cumsum(lengths, dtype=np.int64)).astype(np.int64)
-    if len(lengths) and lengths[-1] == 1:  # an empty line at the end is no sample
+    if len(lengths) and lengths[-1] == 1:  # an empty line at the end is not a sample
         first = first[:-1]
     return {"first": first}
 

@@ -136,7 +136,7 @@ def _read_text(file: Path, delimiter: str) -> Any:
         others = f" ({len(ragged)} such rows)" if len(ragged) > 1 else ""
         raise ValueError(
             f"{file}: line {row.number} has {row.actual_columns} values and the line of names {row.expected_columns}: "
-            f"'{row.text[:60]}'{others}; mend it"
+            f"'{row.text[:60]}'{others}; fix it"
         )
     return table
 
@@ -208,5 +208,5 @@ def _check_range(file: Path, target: str, numbers: NDArray[np.int64], classes: i
         allowed = f"0 to {classes - 1}" if classes is not None else "0 and above"
         raise ValueError(
             f"{file}: column '{target}' is class {numbers[bad[0]]} in row {bad[0] + 1}, out of range: allowed are "
-            f"{allowed}; correct it, or say regression: true if it is a quantity"
+            f"{allowed}; correct it, or set regression: true if it is a quantity"
         )

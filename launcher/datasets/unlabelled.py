@@ -101,7 +101,7 @@ class Lines(Dataset[tuple[Tensor]]):
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is no UTF-8 text, is empty, or has characters that the vocabulary lacks.
+        ValueError: It is not UTF-8 text, is empty, or has characters that the vocabulary lacks.
     """
 
     def __init__(self, path: Path, characters: str, context: int) -> None:
@@ -154,7 +154,7 @@ class JsonRows(Dataset[Any]):
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: A row is no JSON, or does not fit the sample.
+        ValueError: A row is not JSON, or does not fit the sample.
     """
 
     def __init__(self, path: Path, like: Any = None, by_name: bool = False) -> None:
@@ -207,7 +207,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     """Each line that is not blank, with its number.
 
     Raises:
-        ValueError: One is no JSON.
+        ValueError: One is not JSON.
     """
     for number, line in enumerate(_utf8(path).split("\n"), start=1):
         if line.strip():
@@ -215,7 +215,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
                 yield number, json.loads(line)
             except ValueError as error:
                 raise ValueError(
-                    f"{path.name}: line {number} is no JSON: {error}; write a value on each line"
+                    f"{path.name}: line {number} is not JSON: {error}; write a value on each line"
                 ) from None
 
 
@@ -231,5 +231,5 @@ def _text_in(path: Path, number: int, row: Any, keys: Sequence[str]) -> str:
     if isinstance(row, dict):
         row = next((row[key] for key in keys if key in row), next(iter(row.values())) if len(row) == 1 else None)
     if not isinstance(row, str):
-        raise ValueError(f'{path.name}: line {number} is no text; write "…" or {{"{keys[0]}": "…"}}')
+        raise ValueError(f'{path.name}: line {number} is not text; write "…" or {{"{keys[0]}": "…"}}')
     return row

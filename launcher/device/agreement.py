@@ -13,12 +13,12 @@ from launcher.device.kind import Kind, Mark
 
 @dataclass(frozen=True)
 class Requests:
-    """What a rank wishes to do after this step.
+    """What a rank requests after this step.
 
     Attributes:
         stop: Save and leave: somebody asked for it.
-        save: Save and go on.
-        evaluate: Evaluate and go on.
+        save: Save and continue.
+        evaluate: Evaluate and continue.
         over: The run's time is over: it is finished.
     """
 
@@ -32,19 +32,19 @@ NOTHING = Requests()  # as after nearly every step: made once
 
 
 class Agreement:
-    """Turns one rank's wish into an act of all ranks after the same step.
+    """Turns one rank's request into an act of all ranks after the same step.
 
-    Every `period` steps the wishes are put into one asynchronous MAX all-reduce, which is read at the next
+    Every `period` steps the requests are put into one asynchronous MAX all-reduce, which is read at the next
     such step; the period follows the pace of training and is agreed in the same message.
 
     A host launches steps long before a device has made them, so that its clock says nothing of their pace, and what is
     agreed on may lie minutes behind in the device's queue. So at each such step the device must have come to the one
-    before: it has a whole period of steps to go on with meanwhile. And a period is at most twice the one before.
+    before: it has a whole period of steps to train meanwhile. And a period is at most twice the one before.
 
     Args:
         coordinator: The side channel.
         kind: The device whose steps they are.
-        seconds: About how long a wish may wait.
+        seconds: About how long a request may wait.
     """
 
     def __init__(self, coordinator: Coordinator, kind: Kind | None = None, seconds: float = 0.5):
@@ -57,16 +57,16 @@ class Agreement:
         self._next = 0
         self._asked_at = (0, time.monotonic())
 
-    def after(self, step: int, wishes: Requests) -> Requests:
+    def after(self, step: int, requests: Requests) -> Requests:
         """What all ranks do after this step; the same answer everywhere."""
         is_alone = self._coordinator.world_size == 1
         if is_alone and self._kind is None:
-            return wishes
+            return requests
         if step < self._next:
-            return wishes if is_alone else NOTHING
+            return requests if is_alone else NOTHING
         self._keep_up()
         pace = self._pace(step)
-        numbers: list[float] = [wishes.stop, wishes.save, wishes.evaluate, wishes.over, pace]
+        numbers: list[float] = [requests.stop, requests.save, requests.evaluate, requests.over, pace]
         if is_alone:
             *agreed, period = numbers
         else:

@@ -113,7 +113,7 @@ def use_cpu(world: World, cpu: bool) -> bool:
     if world.gpus:
         raise UsageError(
             f"this job asked for GPUs ({world.gpus}) and torch {torch.__version__} sees none; install a build of torch "
-            "for them, let the container see them (apptainer exec --nv), or say --cpu"
+            "for them, let the container see them (apptainer exec --nv), or use --cpu"
         )
     return True
 
@@ -136,24 +136,24 @@ def _why_unusable() -> str:
     if torch.version.cuda is None:
         return (
             f"{there} that torch {torch.__version__}, a build without CUDA, cannot use; install one with CUDA that "
-            "fits the driver (nvidia-smi shows it), or say --cpu"
+            "fits the driver (nvidia-smi shows it), or use --cpu"
         )
     variable, value = gpus.hidden_by()
     if variable:
         return (
             f"{there}, and {variable}={value!r} hides them from this process; unset it, ask SLURM for some "
-            "(--gpus-per-node, --gres=gpu:1), or say --cpu"
+            "(--gpus-per-node, --gres=gpu:1), or use --cpu"
         )
     return (
         f"{there} that torch {torch.__version__} (CUDA {torch.version.cuda}) cannot use: is the driver older than that"
-        "? nvidia-smi shows it; install a build of torch that fits it, or say --cpu"
+        "? nvidia-smi shows it; install a build of torch that fits it, or use --cpu"
     )
 
 
 def choose_threads(asked: int | str, world: World) -> int:
     """CPU threads of a process: those asked for by the recipe or OMP_NUM_THREADS, or its share of the usable CPUs.
 
-    torchrun and accelerate set the variable to 1 where the user does not, and nobody can tell: theirs is passed over.
+    torchrun and accelerate set the variable to 1 where the user does not, and nobody can tell: theirs is ignored.
     """
     if isinstance(asked, int):
         return asked
@@ -171,7 +171,7 @@ def open_device(
     Args:
         section: The recipe's `device`.
         world: The processes, as the environment says.
-        cpu: Whether to stay on the CPU though there may be a GPU.
+        cpu: Whether to use the CPU even if there is a GPU.
         launch: The recipe's `launch`: threads, network interface, and how long others may take to come.
 
     Raises:
@@ -203,7 +203,7 @@ def _joined(section: schema.Device, world: World, on_cpu: bool, launch: schema.L
             _assert_world(accelerator, world, section, on_cpu)
             coordinator = Coordinator(world.rank, world.size, section.timeout.amount)
         _assert_own_gpus(accelerator.device, world, coordinator)
-        in_memory = on_cpu and section.ddp.shared_memory
+        in_memory = on_cpu and section.ddp.shared_memory and section.sharding == "none"
         with shared_memory(world, coordinator, section.timeout.amount) if in_memory else nullcontext() as memory:
             notes = (*_notes(section, world, accelerator.device), *interface, *peers)
             yield Device(accelerator, world, coordinator.sharing(memory), notes, section.precision)
@@ -218,7 +218,7 @@ def _wait(section: schema.Device, launch: schema.Launch, world: World) -> Wait:
 
 def _part(accelerator: Accelerator, threads: int, kind: type[BaseException] | None, *_: object) -> None:
     """Leaves the group; a rank that fails waits for nobody: its peers stand in an all-reduce that it never joins."""
-    torch.set_num_threads(threads)  # a notebook goes on with its own
+    torch.set_num_threads(threads)  # a notebook keeps its own
     if kind is None:
         _leave(accelerator)
     elif dist.is_initialized():
@@ -302,7 +302,7 @@ def autocast_of(section: schema.Device) -> str:
 
 
 def check_device(section: schema.Device, world: World, on_cpu: bool) -> None:
-    """Refuses a precision that does not exist there, and what an accelerate config asks for in vain.
+    """Refuses a precision that does not exist there, and what an accelerate config asks for and does not get.
 
     Raises:
         UsageError: The message names what to say instead.
@@ -328,7 +328,7 @@ def check_kind(kind: str) -> None:
     if kind not in _SUPPORTED:
         raise UsageError(
             f"Accelerate has found or been told {kind}, and this program does not train there: it knows CPUs and GPUs, "
-            "with DDP; choose another config (accelerate config), or say --cpu"
+            "with DDP; choose another config (accelerate config), or use --cpu"
         )
 
 
@@ -353,7 +353,7 @@ def check_gpus(taken: Sequence[str]) -> None:
     node, _, uuid = shared.partition(" ")
     raise UsageError(
         f"ranks {', '.join(ranks[:-1])} and {ranks[-1]} would share one GPU of node {node} ({uuid}), and one process "
-        "uses one; start as many processes as there are GPUs, let each see its own (CUDA_VISIBLE_DEVICES), or say --cpu"
+        "uses one; start as many processes as there are GPUs, let each see its own (CUDA_VISIBLE_DEVICES), or use --cpu"
     )
 
 

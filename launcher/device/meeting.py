@@ -52,7 +52,7 @@ def _meet(url: str, *, timeout: timedelta, **options: Any) -> Iterator[tuple[Pre
     """A store of this start's own, when all ranks are there.
 
     A script may train twice in the world that torchrun made, and torchrun keeps its store when it starts the processes
-    again: what was left there (addresses, a wish to stop) would be taken for this one's.
+    again: what was left there (addresses, a stop request) would be taken for this one's.
     """
     world, wait, seconds = _waiting[-1]
     store = PrefixStore(f"{_SCHEME}/{world.restarts}/{next(_starts)}", _store(world, wait, timeout))

@@ -93,12 +93,12 @@ class BestTracker:
 
     @property
     def is_patient(self) -> bool:
-        """Whether training may go on."""
+        """Whether training may continue."""
         return self.early_stop is None or self.since < self.early_stop.patience
 
     @property
     def in_words(self) -> str:
-        """Why training may not go on."""
+        """Why training may not continue."""
         assert self.best is not None
         best = (
             f"its best, {self.value:.4g}, is of step {self.step:,}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,11 +10,13 @@ from typing import Any
 
 import torch
 import torchmetrics
+from torch import nn
 from torchmetrics.text import Perplexity
 
 from launcher.device.kind import Mark, kind_of
 from launcher.errors import LauncherError, RecipeError
 from launcher.evaluation.chunks import Chunk, is_exact, takes_any_numbers
+from launcher.evaluation.generation import Generation, build_generation
 from launcher.evaluation.outputs import class_dimension, classes, probabilities
 from launcher.internals import keep_to_rank, reductions
 from launcher.objective.batch import BatchLayout, Evaluated, Picks
@@ -70,8 +73,35 @@ class OverSet(torchmetrics.Metric):
         return self.function(*(torch.cat(getattr(self, name)) for name in self.part_names))
 
 
+class OverTexts(torchmetrics.Metric):
+    """A function of one's own over all texts: `function(said, wanted) -> number`.
+
+    Args:
+        function: Gets two lists of texts.
+    """
+
+    full_state_update = False
+
+    def __init__(self, function: Callable[..., Any]):
+        super().__init__()
+        self.function = function
+        self.add_state("texts", [], dist_reduce_fx="cat")
+
+    def update(self, said: Sequence[str], wanted: Sequence[str]) -> None:
+        """Keeps those of a batch, as bytes in a tensor, which ranks can tell each other."""
+        content = json.dumps([list(said), list(wanted)]).encode()
+        self.texts: Any
+        self.texts.append(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+
+    def compute(self) -> Any:
+        """What the function says of all of them."""
+        pairs = [json.loads(bytes(part.cpu().numpy())) for part in self.texts]
+        return self.function(*([text for pair in pairs for text in pair[side]] for side in (0, 1)))
+
+
 # ---------------------------------------------------------------------- what a metric gets
 
+TEXT = "text"  # what evaluate.generate makes
 
 _READ_AS: Mapping[str, Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]] = {
     "probabilities": probabilities,
@@ -106,6 +136,7 @@ class Metric:
     given: str | None = None
     _looks_once: bool = False
     _validating: dict[int, bool] = field(default_factory=dict)
+    generation: Generation | None = field(default=None, init=False, repr=False)
     _chunk: Chunk | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -135,17 +166,21 @@ class Metric:
                 self._validating[id(module)] = True
                 module.validate_args = False
 
-    def see(self, layout: BatchLayout, batch: Evaluated, is_first: bool = False) -> None:
+    def see(self, layout: BatchLayout, batch: Evaluated, model: nn.Module, is_first: bool = False) -> None:
         """Takes what it gets of a batch.
 
         Args:
             layout: Knows the parts of a batch.
             batch: All that there is of it.
+            model: Which says something to it, for a metric of texts.
             is_first: As for `update`.
 
         Raises:
             LauncherError: There is no such part, or the metric cannot take it.
         """
+        if self.generation is not None:
+            self._tell(self.generation.texts(model, batch.data))
+            return
         outputs = batch.outputs if self.outputs is None else layout.picked_outputs(batch.result, self.outputs)
         targets = batch.targets if self.targets is None else layout.picked_targets(batch.data, self.targets)
         self.update(outputs, targets, is_first)
@@ -284,21 +319,22 @@ def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, torch.Tensor) else value
 
 
-def build_metrics(builder: Builder, section: Mapping[str, Component], batch: schema.Batch) -> list[Metric]:
+def build_metrics(builder: Builder, section: schema.Evaluate, batch: schema.Batch) -> list[Metric]:
     """The recipe's metrics, told never to talk to other ranks by themselves.
 
     torchmetrics' `compute()` gathers over the main process group and would hang where one rank evaluates.
 
     Args:
         builder: Builds the components.
-        section: The recipe's `evaluate.metrics`.
+        section: The recipe's `evaluate`.
         batch: How many outputs and targets there are.
 
     Raises:
         RecipeError: Something else than a metric came out.
     """
     metrics = []
-    for name, component in section.items():
+    generation = build_generation(builder, section.generate, batch) if section.generate is not None else None
+    for name, component in section.metrics.items():
         metric, options = builder.build(component), component.options
         outputs, targets = options.get("_outputs_"), options.get("_targets_")
         given = [0] if batch.outputs is None else batch.outputs
@@ -306,10 +342,12 @@ def build_metrics(builder: Builder, section: Mapping[str, Component], batch: sch
         if not isinstance(metric, torchmetrics.Metric | torchmetrics.MetricCollection):
             if not callable(metric):
                 raise _no_metric(builder, component, metric)
-            metric = OverSet(metric, parts)
+            metric = OverTexts(metric) if options.get("_input_") == TEXT else OverSet(metric, parts)
         for module in _metrics(metric):  # those inside a wrapper too
             keep_to_rank(module)
-        metrics.append(Metric(name, metric, options.get("_input_"), options.get("_sets_"), outputs, targets))
+        made = Metric(name, metric, options.get("_input_"), options.get("_sets_"), outputs, targets)
+        made.generation = generation if made.takes == TEXT else None
+        metrics.append(made)
     return metrics
 
 

@@ -76,7 +76,7 @@ def _roots(model: nn.Module, objective: Objective) -> list[nn.Module]:
 
 @contextmanager
 def own_randomness(seed: int, rank: int, device: torch.device) -> Iterator[None]:
-    """Randomness of an evaluation's own, the same each time; afterwards all generators go on where they were."""
+    """Randomness of an evaluation's own, the same each time; afterwards all generators continue where they were."""
     kind = kind_of(device)
     with randomness_restored(needed=True), kind.generator_restored():
         seed_generators(seed, _EVALUATING, rank, kind=kind)

@@ -23,7 +23,7 @@ _ENDINGS = ("_path", "_root", "_file", "_files", "_folder", "_directory", "_dir"
 
 
 def with_data(recipe: Recipe, data: Any) -> Recipe:
-    """The recipe with another test set, in which only inputs may stand, and no other that is evaluated."""
+    """The recipe with another test set, which may have only inputs, and no other that is evaluated."""
     test = Component(GIVEN, ("data", "test"), Origin(GIVEN), recipe.document.folder, given=data)
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"test": test})})  # with its document
 

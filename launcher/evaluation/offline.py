@@ -168,7 +168,7 @@ def evaluate_saved(
         raise UsageError(f"--predictions is for one set; choose with --split: {', '.join(map(_named, parts))}")
     with opened(saved, world, parts, cpu) as model:
         _fill_losses(model.objective, saved)
-        metrics = metrics_of(model.builder, model.recipe.evaluate.metrics, model.recipe.batch)
+        metrics = metrics_of(model.builder, model.recipe.evaluate, model.recipe.batch)
         lines: list[Line] = []
         for (part, name), loader in model.sets.items():
             collected = Predictions(model.objective)
@@ -321,5 +321,5 @@ def _outputs(model: Opened, loader: EvaluationLoader) -> Iterator[torch.Tensor]:
             args, kwargs = layout.inputs(data if change is None else change(data))
             output = layout.outputs(bare(*args, **kwargs))[0]
             if not isinstance(output, torch.Tensor):
-                raise LauncherError("the model's output is no tensor; pick one of its parts with batch.outputs")
+                raise LauncherError("the model's output is not a tensor; pick one of its parts with batch.outputs")
             yield output

@@ -27,7 +27,7 @@ def check_form(target: Path) -> None:
     """
     if target.suffix not in FORMS and target != STANDARD_OUTPUT:
         forms = ", ".join(FORMS)
-        raise UsageError(f"--to {target.name}: the suffix says the form; one of: {forms}, or - for standard output")
+        raise UsageError(f"--to {target.name}: the suffix sets the format; one of: {forms}, or - for standard output")
 
 
 @contextmanager

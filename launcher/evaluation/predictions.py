@@ -43,7 +43,7 @@ class Predictions:
 
     Args:
         objective: Its loss says whether targets of 0.0 and 1.0 are classes.
-        classes_only: Whether what has no class number and no prediction for each sample is passed over.
+        classes_only: Whether what has no class number and no prediction for each sample is skipped.
     """
 
     def __init__(self, objective: Objective, classes_only: bool = False):
@@ -61,7 +61,7 @@ class Predictions:
         """Takes a batch in.
 
         Raises:
-            LauncherError: The model's output is no tensor with a row for each sample.
+            LauncherError: The model's output is not a tensor with a row for each sample.
         """
         target = targets[0] if targets and isinstance(targets[0], torch.Tensor) else None
         if self._is_binary and target is not None:
@@ -131,7 +131,7 @@ class Shown:
         self.predictions = Predictions(self.objective, classes_only=True)
 
     def look(self, split: str, name: str) -> Seen:
-        """What sees the batches of a set: begins anew with this one, and nothing of others."""
+        """What sees the batches of a set: begins again with this one, and nothing of others."""
         if (split, name) != (self.split, self.name):
             return unseen
         self.__post_init__()

@@ -14,7 +14,7 @@ from launcher.runs.logs import log_of
 from launcher.runs.reading import Run
 
 _POLL_SECONDS = 0.25
-_ASK_SECONDS = 2.0  # how often a run is asked whether it goes on
+_ASK_SECONDS = 2.0  # how often a run is asked whether it continues
 _RANK = re.compile(r"rank-(\d+)\.log")
 
 

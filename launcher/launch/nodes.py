@@ -70,7 +70,7 @@ class Nodes:
             # the static rendezvous keeps its store, with the addresses of processes that are dead
             raise UsageError(
                 "--max-restarts: over several nodes this version does not restart by itself; start the same command "
-                "again with the same --run-dir: it goes on from the last checkpoint"
+                "again with the same --run-dir: it resumes from the last checkpoint"
             )
         host, _, port = master.rpartition(":")
         if not host or not port.isdigit() or not 0 < int(port) < 65536:

@@ -82,7 +82,7 @@ class Supervisor:
         threads: CPU threads of each, or `auto`.
         folder: The run's, chosen already, so that its state can be read when they have ended.
         again: The command that started it.
-        resume: The flags of the command that goes on with it, behind the folder's name.
+        resume: The flags of the command that resumes it, after the folder's name.
         nodes: This machine among several.
         max_restarts: How often all are started again, from the last checkpoint, when one has failed.
         interface: The network interface between machines, if somebody has named one.

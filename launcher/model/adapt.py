@@ -1,6 +1,6 @@
 """3: model. What a recipe's `model` comes to: a module, where it says so with an adapter around it, over a frozen base.
 
-The base is what the model was before, as far as nothing of it is trained. No checkpoint holds it: a start reads it anew
+The base is what the model was before, if nothing of it is trained. No checkpoint holds it: a start reads it again
 from where it came from, and its hash, which stands in the manifest, says whether it still is what it was.
 """
 
@@ -99,7 +99,7 @@ def changed_base(label: str, kept: str, now: str) -> str:
     """What to say where the base is not the one that an adapter was trained on."""
     return (
         f"{label}: its adapter was trained on a base of sha256 {kept[:12]}…, and what `model` gives now has "
-        f"{now[:12]}…; bring back the weights that it was read from, or train the adapter anew"
+        f"{now[:12]}…; bring back the weights that it was read from, or train the adapter again"
     )
 
 
@@ -107,7 +107,7 @@ def built(builder: Builder, component: Component) -> Built:
     """Builds the recipe's `model`, adapted where it says so; a second call gives the same.
 
     Raises:
-        RecipeError: What came out is no module, or the adapter does not fit it.
+        RecipeError: What came out is not a module, or the adapter does not fit it.
     """
     bare = builder.build(component)
     if not isinstance(bare, nn.Module):
@@ -165,7 +165,7 @@ def _by_peft(bare: nn.Module, config: Any) -> nn.Module:
     begins = getattr(config, "init_lora_weights", True)
     if begins not in _KEEP_THE_BASE:
         raise ValueError(
-            f"init_lora_weights: {begins} changes the base, which is read anew at each start; use true, gaussian or "
+            f"init_lora_weights: {begins} changes the base, which is read again at each start; use true, gaussian or "
             "orthogonal"
         )
     module: nn.Module = peft.get_peft_model(bare, config)

@@ -93,7 +93,7 @@ def _repeated(module: nn.Module, prefix: str, whole: int, seen: set[int]) -> Ite
 
 
 def _kind(module: nn.Module, *, in_stack: bool) -> object | None:
-    """What a module must share with its siblings to be one of several; None where it is no block."""
+    """What a module must share with its siblings to be one of several; None where it is not a block."""
     if not _can_be_block(module) or not any(True for _ in module.children()):
         return None
     if isinstance(module, nn.Sequential):  # anybody's: its parts say what it is

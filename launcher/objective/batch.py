@@ -42,7 +42,7 @@ class BatchLayout:
     def __init__(self, section: schema.Batch, adapt: Callable[..., Any] | None = None):
         self.section, self.adapt = section, adapt
         self.is_whole = section.inputs == "whole"
-        # a batch handed over whole has its targets in it, unless the recipe names them
+        # a batch passed whole has its targets in it, unless the recipe names them
         self._targets = [] if self.is_whole and "targets" not in section.model_fields_set else section.targets
         self._plain = section.inputs == [0] and section.targets == [1]
 
@@ -247,7 +247,7 @@ def one_number(loss: Any, key: str) -> torch.Tensor:
         key: Where the recipe names it.
 
     Raises:
-        LauncherError: It is no tensor, holds several numbers, or a complex one.
+        LauncherError: It is not a tensor, holds several numbers, or a complex one.
     """
     if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
         raise LauncherError(f"{key}: gave {shapes(loss)}; a step needs one number: take the mean in the loss")

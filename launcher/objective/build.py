@@ -80,7 +80,7 @@ def _term(builder: Builder, name: str, component: Component, layout: BatchLayout
 
 
 def _check_reduction(builder: Builder, component: Component, function: Any) -> None:
-    """Refuses a loss of torch's that is no number.
+    """Refuses a loss of torch's that is not a number.
 
     Raises:
         RecipeError: It gives one for each entry.

@@ -64,7 +64,7 @@ def class_last(function: Any) -> Any:
     if isinstance(function, partial) and function.func in _OURS:
         return partial(_OURS[function.func], *function.args, **function.keywords)
     if type(function) in _OURS:
-        ours = copy.copy(function)  # the one that was handed in stays torch's
+        ours = copy.copy(function)  # the one that was passed in stays torch's
         ours.__class__ = _OURS[type(function)]
         return ours
     return _OURS.get(function, function) if callable(function) and not isinstance(function, nn.Module) else function

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from launcher.errors import LauncherError
+from launcher.model.sharding import is_sharded
 from launcher.objective.batch import Adapted, BatchLayout, Picks, arguments, one_number
 from launcher.objective.probe import still_holds
 from launcher.objective.reading import Reading, tensors_in
@@ -176,7 +177,7 @@ class Objective:
         """What the user's step function gives; in an evaluation it need not give a loss.
 
         Raises:
-            LauncherError: It is no mapping, has no loss, or one that is not one number.
+            LauncherError: It is not a mapping, has no loss, or one that is not one number.
         """
         assert self.step is not None
         result = self.step(model, batch, at)
@@ -195,7 +196,7 @@ class Objective:
     def to(self, device: torch.device) -> None:
         """Moves the losses: class weights are buffers."""
         for owner in self.brought.values():
-            if isinstance(owner, nn.Module):
+            if isinstance(owner, nn.Module) and not is_sharded(owner):  # which is there, and would get other memory
                 owner.to(device)
 
     # ------------------------------------------------------------------ what is counted
@@ -231,7 +232,7 @@ class Objective:
         """Before the first count: a loss that nobody has measured is taken for a mean over samples."""
         for key, reading in self.readings.items():
             if reading is None:
-                self.read(key, Reading("samples", found="trusted", why="nobody has measured it"))
+                self.read(key, Reading("samples", found="trusted", why="it has not been measured"))
         self.counts_samples = all(
             term_reading is not None and term_reading.by_samples for term_reading in self.readings.values()
         )
@@ -316,6 +317,8 @@ class Objective:
         self.mark_audited()
         for term in self.terms:
             reading = term.reading
+            if is_sharded(term.function):  # to call it once more takes all ranks, whose batches differ
+                continue
             if reading is None or term.sums or reading.found == "stated" or reading.kind == "batch":
                 continue
             if self.is_whole and reading.found == "known":  # a slip that broadcasts is a question, and no other number
@@ -326,7 +329,7 @@ class Objective:
                 seen = f"outputs {shapes(outputs)}, targets {shapes(targets)}"
                 raise LauncherError(
                     f"{term.key}: is not {reading.words} on this batch ({seen}): its halves put together are {off:.1g} "
-                    "off; mend the loss, or say what it is: _per_: sample, element, sum or batch"
+                    "off; fix the loss, or say what it is: _per_: sample, element, sum or batch"
                 )
 
     def mark_audited(self) -> None:

@@ -200,7 +200,7 @@ def _taken(tree: Tree, joint: Joint, lengths: Sequence[Tree], pieces: int) -> Tr
 
 
 def classes_in(outputs: Tree) -> list[int]:
-    """Class numbers that may stand for "no class": the last, and the one after it."""
+    """Class numbers that may mean "no class": the last, and the one after it."""
     first = next((tensor for _, tensor in tensors_in(outputs)), None)
     if first is None or first.dim() < 2:
         return []
@@ -243,7 +243,7 @@ def injections(joined: Joined, hints: Hints) -> Iterator[tuple[Tree, Tree]]:
 
 
 def _values_for(tensor: torch.Tensor, number: int, outputs: Tree, hints: Hints) -> list[float]:
-    """What may stand in a tensor of targets for "does not count"."""
+    """What may mean "does not count" in a tensor of targets."""
     if not tensor.dim() or not tensor.numel():
         return []
     if tensor.dtype == torch.bool:

@@ -389,7 +389,7 @@ def _called(
     hints: Hints,
     findings: Found,
 ) -> Found | Verdict:
-    """Trials on batches collated anew: with the model as it is, and with its weights shaken."""
+    """Trials on batches collated again: with the model as it is, and with its weights shaken."""
     batches = [{union: samples.batch(_numbers(pieces, union)) for union in range(1, 8)} for pieces in groups]
     caller = _ModelCaller(subject, twin)
     first, second = (caller.value(batches[0][7], seed) for seed in (0, 1))
@@ -595,7 +595,7 @@ def off_by(values: Sequence[float | None], counts: Sequence[float], is_mean: boo
         values: Of the whole and of its halves.
         counts: Likewise.
         is_mean: Whether the halves are put together by their counts; else they are added.
-        tolerance: Of the largest value; what is above 20 times that is no rounding.
+        tolerance: Of the largest value; what is above 20 times that is not rounding.
     """
     numbers = [value for value in values if value is not None and math.isfinite(value)]
     if len(numbers) < len(values) or not all(counts):

@@ -120,7 +120,7 @@ class Reading:
 
     @classmethod
     def of_manifest(cls, manifest: Mapping[str, Any], **objects: Any) -> Reading:
-        """What `manifest` gave; `weights` and `function` are handed in."""
+        """What `manifest` gave; `weights` and `function` are passed in."""
         return cls(**{**manifest, "where": tuple(manifest["where"])}, **objects)
 
 
@@ -315,7 +315,7 @@ def sums_itself(function: Any) -> bool:
 def summing(function: Any) -> Any:
     """The same loss, giving the sum; torch's own alone."""
     if isinstance(function, nn.Module):
-        function = copy.copy(function)  # the one that was handed in stays a mean
+        function = copy.copy(function)  # the one that was passed in stays a mean
         function.reduction = "sum"
         return function
     return functools.partial(function, reduction="sum")

@@ -194,7 +194,7 @@ def build_schedule(
     Args:
         builder: Builds the component; learns `scheduler.steps`.
         section: The recipe's `scheduler`.
-        optimizer: Handed in at any depth.
+        optimizer: Passed in at any depth.
         length: The run's.
         best: The recipe's `evaluate.best`, which ReduceLROnPlateau steps with.
 
@@ -210,7 +210,7 @@ def build_schedule(
             builder.computed["scheduler.steps"] = max(1, length.total_steps - warmup)
         scheduler = _scheduler(builder, section, optimizer, best)
     except ValueError as error:
-        raise builder.wrong(section.path, f"{error}; say it in steps") from error
+        raise builder.wrong(section.path, f"{error}; write it in steps") from error
     name = type(scheduler).__name__
     if warmup and name in WARMS_UP_ITSELF:
         message = f"{name} warms up by itself; remove _warmup_"
@@ -225,14 +225,14 @@ def build_schedule(
 
 
 def _scheduler(builder: Builder, section: Component, optimizer: torch.optim.Optimizer, best: schema.Best | None) -> Any:
-    """The recipe's scheduler, or the one handed in: of this optimizer, or a class or function of it."""
+    """The recipe's scheduler, or the one passed in: of this optimizer, or a class or function of it."""
     takes_mode = section.given is None and "mode" not in section.kwargs and _is_plateau(builder.resolve(section))
     handed = {"mode": best.mode} if takes_mode and best is not None else {}
     scheduler = builder.build(section, optimizer=optimizer, **handed)
     if section.given is not None and (isinstance(scheduler, type) or not hasattr(scheduler, "step")):
         scheduler = scheduler(optimizer)
     if getattr(scheduler, "optimizer", optimizer) is not optimizer:
-        message = "steps another optimizer than the run's; hand in its class, or a function of the optimizer"
+        message = "steps another optimizer than the run's; pass its class, or a function of the optimizer"
         raise builder.wrong(section.path, message)
     return scheduler
 
@@ -245,8 +245,8 @@ def _steps(setting: Any, length: RunLength, default: int) -> int:
     if setting is None:
         return default
     if isinstance(setting, bool) or not isinstance(setting, int | str):
-        raise LauncherError(f"'{setting}' is no duration; write '500 steps', '1 epoch' or '5%'")
+        raise LauncherError(f"'{setting}' is not a duration; write '500 steps', '1 epoch' or '5%'")
     duration = Duration(setting, "steps", f"{setting} steps") if isinstance(setting, int) else Duration.parse(setting)
     if duration is None:
-        raise LauncherError(f"'{setting}' is no duration; write '500 steps', '1 epoch' or '5%'")
+        raise LauncherError(f"'{setting}' is not a duration; write '500 steps', '1 epoch' or '5%'")
     return length.steps_of(duration)

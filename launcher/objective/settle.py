@@ -202,7 +202,7 @@ def _fault(verdict: Verdict, steps: Steps, has_term: bool) -> str:
         return f"its value is of the whole batch{detail}, and {steps} would give other numbers; {remedy}"
     why = {
         "unknown": "it is a mean over something that no tensor of a batch shows",
-        "ambiguous": "what it is a mean over cannot be told",
+        "ambiguous": "what it is a mean over cannot be determined",
         "constant": "what it is a mean over cannot be measured",
         "random": "what it is a mean over cannot be measured",
         "failed": "what it is a mean over could not be measured",
@@ -247,7 +247,7 @@ def samples_of(train: TrainLoader) -> Samples:
 def _mixed_batch(train: TrainLoader) -> Any:
     """A batch of the first samples, where a collate gives each one row that depends on the others, as mixing does.
 
-    Rows of it are what a loss gets: collated anew in pieces, they would be mixed otherwise. None where rows are the
+    Rows of it are what a loss gets: collated again in pieces, they would be mixed otherwise. None where rows are the
     same whoever is with them, or where a collate pads: then their shapes differ.
     """
     size, few = min(LOOKED_AT, train.num_readable()), 4

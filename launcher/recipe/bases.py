@@ -27,7 +27,7 @@ from launcher.text import brief, printable, suggestion
 
 _HORIZONS = ("epochs", "steps", "time")  # of `train`, which says exactly one of them
 _MAX_BASES = 20
-IN_PYTHON = "recipe"  # what one that is no file is called
+IN_PYTHON = "recipe"  # what one that is not a file is called
 
 
 def read_document(
@@ -128,7 +128,7 @@ class _File:
         source: What to call it.
         named_at: Where it is named: the place of a `base:`, or the command line.
         named_by: The files that led to it, the recipe first.
-        text: What stands in it, where it is no file at all.
+        text: What stands in it, where it is not a file at all.
     """
 
     path: pathlib.Path
@@ -193,7 +193,7 @@ class _Sources:
         try:
             text = None if isinstance(recipe, str) else _written(recipe)
         except yaml.YAMLError as error:
-            message = f"holds what no recipe can: {brief(str(error))}; hand objects in by keyword: model=…"
+            message = f"holds what no recipe can: {brief(str(error))}; pass objects by keyword: model=…"
             self.problems.add(origin, (), message)
             return None
         self.first = _File(path, origin.source, origin, text=text)
@@ -262,7 +262,7 @@ class _Sources:
         self.files.append(file.path)
         self.texts.append(text)
         if secret := shape_in(text):  # comments too; nothing else is said of such a file, so that nothing is echoed
-            message = f"here stands what looks like {secret[1]}; {ADVICE}"
+            message = f"this looks like {secret[1]}; {ADVICE}"
             self.problems.add(place(text, secret[0], file.source), (), message)
             return None
         root = parse(text, file.source, file.path.parent, self.problems)
@@ -430,7 +430,7 @@ class _Change:
 
 
 def _segments(name: str) -> Sequence[str]:
-    """Splits `a.b[0]`, or `a.b.0`, into its parts; return none if it is no name."""
+    """Splits `a.b[0]`, or `a.b.0`, into its parts; return none if it is not a name."""
     parts = re.sub(r"\[(\d+)\]", r".\1", name).split(".")
     return parts if all(part.isprintable() and re.fullmatch(r"[^\s\[\]]+", part) for part in parts) else ()
 
@@ -465,7 +465,7 @@ def _name_fault(name: str, equals: str, segments: Sequence[str]) -> str | None:
     if secret := shape_in(name):
         return f"holds what looks like {secret[1]}; {ADVICE}"
     if name.startswith("~"):
-        return f"to leave a value out, write --remove {brief(name[1:])}"
+        return f"to remove a value, write --remove {brief(name[1:])}"
     if name.startswith("+"):
         return f"a key is added like any other, without '+': {brief(name.lstrip('+'))}=…"
     if not equals or not segments:

@@ -48,7 +48,7 @@ class Slot:
     Attributes:
         path: The dotted key.
         homes: Modules in which short names are looked up.
-        handed: The argument that the run hands in at any depth, an error to write.
+        handed: The argument that the run passes in at any depth, an error to write.
         kind: What must come out, in words, for the check of the outermost component.
     """
 
@@ -102,7 +102,7 @@ class Builder:
         directory: The project's; None is the working directory.
 
     Raises:
-        UsageError: One of them is no package, or the project's pyproject.toml cannot be read.
+        UsageError: One of them is not a package, or the project's pyproject.toml cannot be read.
     """
 
     def __init__(self, recipe: Recipe, allow: Sequence[str] = (), directory: Path | None = None):
@@ -299,7 +299,7 @@ class Builder:
 
         Args:
             component: What to build.
-            **handed: Arguments that the run hands in, at any depth, where a signature has them.
+            **handed: Arguments that the run passes in, at any depth, where a signature has them.
 
         Raises:
             BuildError: The target itself raised; the message names place, target and cause.
@@ -311,7 +311,7 @@ class Builder:
         return self._built[component.path]
 
     def another(self) -> Builder:
-        """One that builds everything once more; what was handed in stays what it is."""
+        """One that builds everything once more; what was passed in stays what it is."""
         other = copy.copy(self)
         other._built, other.adapted, other.meant = {}, {}, {}
         return other

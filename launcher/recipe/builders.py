@@ -1,6 +1,6 @@
 """The functions that a recipe may name, each by its own name and the module that defines it.
 
-Never every function of a module: beside a builder there may stand one that writes Python and runs it
+Never every function of a module: beside a builder there may be one that writes Python and runs it
 (`torchvision.models.feature_extraction`), or one that reads any file. What a new version adds is refused until
 somebody has read it and put it here; `tests/judging.py` shows what the sources hold.
 """

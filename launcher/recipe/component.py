@@ -22,7 +22,7 @@ class Component:
         args: Positional arguments (`_args_`); nested components stand in place.
         kwargs: Arguments by name.
         options: Keys of ours beside the arguments, such as `_warmup_` and `_per_`.
-        style: `call` the target, bind it as a `partial`, or hand over the thing itself (`reference`).
+        style: `call` the target, bind it as a `partial`, or pass the thing itself (`reference`).
         path: Where in the recipe it stands.
         origin: Where in the file it stands.
         folder: Where `my_model.py:Net` is looked for.
@@ -99,7 +99,7 @@ def _component(items: dict[str, Any], document: Document, path: Path) -> Compone
         if path[:end] in document.folders:
             folder = document.folders[path[:end]]
             break
-    # what is malformed here (a target that is no text, `_args_` that is no list) stays, and `shapes` reports it
+    # what is malformed here (a target that is not text, `_args_` that is not a list) stays, and `shapes` reports it
     ours = {key for key in items if isinstance(key, str) and key.startswith("_") and key.endswith("_")}
     return Component(
         target=target,

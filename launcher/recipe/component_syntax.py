@@ -29,7 +29,7 @@ def _is_count(value: Any) -> str | None:
 
 def _is_weight(value: Any) -> str | None:
     fits = isinstance(value, int | float) and not isinstance(value, bool)
-    return None if fits else "is no weight; write a number, as in 0.7"
+    return None if fits else "is not a weight; write a number, as in 0.7"
 
 
 def _are_picks(value: Any) -> str | None:
@@ -50,7 +50,7 @@ def _is_length(value: Any) -> str | None:
         return None
     duration = Duration.parse(value) if isinstance(value, str) else None
     fits = duration is not None and duration.unit in ("epochs", "steps", "samples", "percent")
-    return None if fits else "is no length; write '500 steps', '1 epoch' or '5%'"
+    return None if fits else "is not a length; write '500 steps', '1 epoch' or '5%'"
 
 
 def _are_groups(value: Any) -> str | None:
@@ -78,7 +78,7 @@ def _is_adapter(value: Any) -> str | None:
     return None if isinstance(value, Component) else "must be {_target_: peft.LoraConfig, …}, or {_ref_: my.py:adapt}"
 
 
-METRIC_INPUTS = ("probabilities", "classes", "logits")
+METRIC_INPUTS = ("probabilities", "classes", "logits", "text")
 
 
 def _is_input(value: Any) -> str | None:
@@ -145,7 +145,7 @@ def _shape(
 
 def _option_fault(key: str, value: Any, options: Mapping[str, Callable[[Any], str | None]]) -> str | None:
     if key == "_target_":
-        return "stands beside _ref_; keep _ref_ for the thing itself, or _target_ to call it"
+        return "cannot be combined with _ref_; keep _ref_ for the thing itself, or _target_ to call it"
     if key == "_partial_":
         return "must be true or false"
     if key == "_args_":
@@ -191,8 +191,8 @@ def _parse(component: Component) -> None:
     except SyntaxError as error:
         place = f":{error.lineno}" if error.lineno else ""
         text = f": {brief(error.text.strip())}" if error.text else ""
-        raise LauncherError(f"{brief(file)}{place}: {error.msg}{text}; mend the file") from error
+        raise LauncherError(f"{brief(file)}{place}: {error.msg}{text}; fix the file") from error
     except (OSError, ValueError, RecursionError, MemoryError) as error:
-        raise LauncherError(f"{brief(file)}: {error}; mend the file") from error
+        raise LauncherError(f"{brief(file)}: {error}; fix the file") from error
     if not all(part.isidentifier() for part in name.split(".")):
-        raise LauncherError(f"'{brief(name)}' is no name; write {file}:Name")
+        raise LauncherError(f"'{brief(name)}' is not a name; write {file}:Name")

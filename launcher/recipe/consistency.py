@@ -77,6 +77,12 @@ def _evaluation(recipe: Recipe) -> Iterator[Fault]:
             listed = hint(strange[0], named, f"there are: {', '.join(named) or 'none with a name'}")
             where: Path = ("evaluate", "metrics", name, "_sets_")
             yield where, f"no evaluation set is named '{brief(strange[0])}'{listed}"
+    of_texts = [name for name, metric in section.metrics.items() if metric.options.get("_input_") == "text"]
+    if of_texts and section.generate is None:
+        where = ("evaluate", "metrics", of_texts[0], "_input_")
+        yield where, "text is what evaluate.generate makes; state it, as in generate: {max_new_tokens: 32}"
+    if section.generate is not None and not of_texts:
+        yield ("evaluate", "generate"), "no metric has its texts; write _input_: text beside one, or remove it"
     if section.after is not None and data.validation is None:
         yield ("evaluate", "after"), "follows evaluations, and there are none; state data.validation, or remove it"
     if section.early_stop is not None and section.best is None:
@@ -118,7 +124,7 @@ def _data(recipe: Recipe) -> Iterator[Fault]:
             if name in stated and getattr(recipe.data, name) not in (None, False):
                 yield ("data", name), f"goes without data.batch_sampler: {why}; remove one of the two"
     if recipe.data.split_by_rank and isinstance(recipe.data.validation, str):
-        message = "a share of train is a share of one process's part; hand over a validation set that is whole"
+        message = "a share of train is a share of one process's part; pass a validation set that is whole"
         yield ("data", "validation"), f"'{recipe.data.validation}' with split_by_rank: {message}"
 
 
@@ -156,9 +162,9 @@ def _optimizers(recipe: Recipe) -> Iterator[Fault]:
         listed = f"optimizer has {', '.join(names)}" if names else "optimizer has one for all"
         yield ("train", "step"), f"each turn has an optimizer of its name: train.step has {', '.join(turns)}, {listed}"
     if recipe.train.clip_grad_norm is not None and recipe.train.clip_grad_value is not None:
-        yield ("train", "clip_grad_value"), "stands beside clip_grad_norm; state one of them"
+        yield ("train", "clip_grad_value"), "cannot be combined with clip_grad_norm; keep one of them"
     if recipe.train.ema is not None and recipe.train.swa is not None:
-        yield ("train", "swa"), "stands beside ema; state one of them"
+        yield ("train", "swa"), "cannot be combined with ema; keep one of them"
 
 
 def _scheduler(recipe: Recipe) -> Iterator[Fault]:
@@ -193,7 +199,7 @@ def _horizon(recipe: Recipe) -> Iterator[Fault]:
             yield path, f"{value.text}: {message}"
         duration = Duration.parse(value) if isinstance(value, str) and path[0] == "scheduler" else None
         if duration is not None and duration.unit == "percent":
-            yield path, f"'{value}': a run of {recipe.train.time} has no number of steps; say it in steps or epochs"
+            yield path, f"'{value}': a run of {recipe.train.time} has no number of steps; write it in steps or epochs"
 
 
 def _values(recipe: Recipe) -> Iterator[tuple[Path, Any]]:
@@ -254,6 +260,34 @@ def too_short(time: str, signal_seconds: float) -> str | None:
     )
 
 
+def _sharding(recipe: Recipe) -> Iterator[Fault]:
+    """What cannot be had with a model that no process holds whole."""
+    section = recipe.device
+    if section.sharding == "none":
+        for name in ("shard", "reduce"):
+            if getattr(section, name):
+                yield (
+                    ("device", name),
+                    "says how a model is sharded, and none is: say device.sharding, or remove it",
+                )
+        return
+    if recipe.evaluate.ranks == "first" and "ranks" in recipe.evaluate.model_fields_set:
+        yield (
+            ("evaluate", "ranks"),
+            "rank 0 alone has no whole model under device.sharding; say all, or remove it",
+        )
+    if section.precision == "fp16":
+        yield ("device", "precision"), "fp16 scales gradients, which cannot be done to a part of them; say bf16"
+    for name, what in (("channels_last", "parameters that lie otherwise"), ("sync_batchnorm", "another module")):
+        if getattr(section, name):
+            yield ("device", name), f"makes {what}, which device.sharding cannot cut into rows; remove one of the two"
+    stated = sorted(section.ddp.model_fields_set)
+    if stated:
+        yield ("device", "ddp", stated[0]), "is a setting of DDP, which device.sharding does without; remove it"
+    if isinstance(recipe.train.step, Mapping):
+        yield ("train", "step"), "in turns: each calls a part of the model, and device.sharding shards it as a whole"
+
+
 _CHECKS: Mapping[Callable[[Recipe], Iterator[Fault]], tuple[str, ...]] = {  # and the sections that each looks at
     _data: ("data",),
     _evaluation: ("data", "evaluate", "train"),
@@ -263,4 +297,5 @@ _CHECKS: Mapping[Callable[[Recipe], Iterator[Fault]], tuple[str, ...]] = {  # an
     _optimizers: ("optimizer", "train"),
     _horizon: ("train",),
     _slurm: ("slurm",),
+    _sharding: ("device", "evaluate", "train"),
 }

@@ -113,7 +113,7 @@ def _spell(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, str | numbers.Real):
         return str(value)
-    raise _ResolveError(f"{_show(value)} cannot stand inside a text; only words and numbers can")
+    raise _ResolveError(f"{_show(value)} cannot be inside a text; only words and numbers can")
 
 
 def _show(value: object) -> str:

@@ -53,11 +53,13 @@ def check_arguments(kwargs: Mapping[str, Any], values: Any) -> None:
         values: Arguments and results: mappings in them are rebuilt by the source.
 
     Raises:
-        LauncherError: A name is no identifier, or a key could be more than a text.
+        LauncherError: A name is not an identifier, or a key could be more than a text.
     """
     for name in kwargs:
         if not name.isidentifier() or keyword.iskeyword(name):
-            raise LauncherError(f"batch.inputs: '{brief(name)}' is no name of an argument; use letters, digits and '_'")
+            raise LauncherError(
+                f"batch.inputs: '{brief(name)}' is not a name of an argument; use letters, digits and '_'"
+            )
     for key in _keys(values):
         if _SAFE.fullmatch(key) is None:
             raise LauncherError(

@@ -1,4 +1,4 @@
-"""What is no file, though it has a path: pipes that wait for ever, devices without end, the kernel's own folders."""
+"""What is not a file, though it has a path: pipes that wait for ever, devices without end, the kernel's own folders."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def system_folder(path: str | os.PathLike[str]) -> str | None:
 
 
 def unreadable(path: str | os.PathLike[str]) -> str | None:
-    """Why a path is no input, in words that follow it; None where it is a file, a folder, or not there at all."""
+    """Why a path is not an input, in words that follow it; None where it is a file, a folder, or not there at all."""
     if system := system_folder(path):
         return f"lies in {system}, where no data is kept"
     try:

@@ -47,7 +47,7 @@ def _with_component(schema: Any, slot: str) -> Any:
 
 
 def recipe_schema() -> dict[str, Any]:
-    """JSON Schema (2020-12) of a recipe file. What a recipe with `base` leaves out may stand in its base."""
+    """JSON Schema (2020-12) of a recipe file. What a recipe with `base` omits may be in its base."""
     schema = Recipe.model_json_schema(schema_generator=_Generator)
     schema["$defs"]["Component"] = {**COMPONENT_SCHEMA, "title": "Component"}
     required = {name: definition.pop("required", []) for name, definition in schema["$defs"].items()}
@@ -64,7 +64,7 @@ def recipe_schema() -> dict[str, Any]:
 
 
 class _Generator(GenerateJsonSchema):
-    """Says what a file may hold, not what becomes of it: references stand for numbers, and words for durations."""
+    """Says what a file may hold, not what it becomes: references stand for numbers, and words for durations."""
 
     def generate(self, schema: CoreSchema, mode: JsonSchemaMode = "validation") -> JsonSchemaValue:
         tidied = _tidied(super().generate(schema, mode))

@@ -14,7 +14,7 @@ from launcher.recipe.duration import Duration
 from launcher.recipe.json_schema import recipe_schema
 from launcher.recipe.schema import Recipe, model_in
 
-# what is written after `KEY: `, where the default is no example of itself
+# what is written after `KEY: `, where the default is not an example of itself
 EXAMPLES: Mapping[str, str] = {
     "name": "digits",
     "seed": "1",
@@ -49,6 +49,9 @@ EXAMPLES: Mapping[str, str] = {
     "device.channels_last": "true",
     "device.tf32": "false",
     "device.sync_batchnorm": "true",
+    "device.sharding": "full",
+    "device.shard": "[blocks.*]",
+    "device.reduce": "bf16",
     "device.ddp.find_unused_parameters": "true",
     "device.ddp.static_graph": "true",
     "device.ddp.bucket_cap_mb": "100",
@@ -78,6 +81,20 @@ EXAMPLES: Mapping[str, str] = {
     "evaluate.batch_size": "256",
     "evaluate.ranks": "all",
     "evaluate.metrics": "{accuracy: {_target_: MulticlassAccuracy, num_classes: 10}}",
+    "evaluate.generate.inputs": "{input_ids: prompt, attention_mask: prompt_mask}",
+    "evaluate.generate.targets": "answer",
+    "evaluate.generate.tokenizer": "tokenizer",
+    "evaluate.generate.max_new_tokens": "32",
+    "evaluate.generate.min_new_tokens": "1",
+    "evaluate.generate.num_beams": "4",
+    "evaluate.generate.length_penalty": "1.2",
+    "evaluate.generate.early_stopping": "true",
+    "evaluate.generate.no_repeat_ngram_size": "3",
+    "evaluate.generate.repetition_penalty": "1.1",
+    "evaluate.generate.do_sample": "true",
+    "evaluate.generate.temperature": "0.7",
+    "evaluate.generate.top_k": "50",
+    "evaluate.generate.top_p": "0.9",
     "evaluate.after": "my_task.py:after",
     "evaluate.best.metric": "accuracy",
     "evaluate.best.mode": "max",

@@ -361,7 +361,7 @@ def argument_objections(target: Any, arguments: Mapping[str, Any], trust: Trust)
 
 
 def _defaults(target: Any) -> dict[str, Any]:
-    """What signatures say for arguments that are not written: the target's, and those that `**settings` go on to."""
+    """The defaults of arguments that are not written: the target's, and those that `**settings` are passed to."""
     try:
         parameters = inspect.signature(target).parameters.values()
     except (ValueError, TypeError):
@@ -394,9 +394,9 @@ def _at_any_depth(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 def _refused(package: str, name: str, value: Any) -> str | None:
     if name in _NEVER.get(package, ()):
-        return f"'{name}' can load code or write files; leave it out"
+        return f"'{name}' can load code or write files; omit it"
     if package in ("datasets", "timm", "transformers") and name.startswith("_"):
-        return f"'{brief(name)}' is private to {package}; leave it out"
+        return f"'{brief(name)}' is private to {package}; omit it"
     if package == "transformers" and name.endswith("_implementation"):
         strange = [text for text in _texts(value) if text not in _IMPLEMENTATIONS]
         return f"a repository's code is not loaded; one of: {', '.join(_IMPLEMENTATIONS)}" if strange else None

@@ -49,7 +49,7 @@ def named_paths(key: str, folder: Path | None = None) -> tuple[Path, ...]:
         folder: Where pyproject.toml is; None is the working directory.
 
     Raises:
-        UsageError: It is no list of paths, or the file cannot be read.
+        UsageError: It is not a list of paths, or the file cannot be read.
     """
     path = (folder or Path()) / "pyproject.toml"
     listed = _project(path).get(key, [])
@@ -151,9 +151,7 @@ def _project(path: Path) -> dict[str, Any]:
         state = path.stat()
         whole = _parsed(path.absolute(), state.st_mtime_ns, state.st_size)
     except (OSError, ValueError) as error:
-        raise UsageError(
-            f"{path}: cannot be read: {error}; mend the file, as [tool.launcher] may stand in it"
-        ) from error
+        raise UsageError(f"{path}: cannot be read: {error}; fix the file, as it may hold [tool.launcher]") from error
     section = whole.get("tool", {}).get("launcher", {}) if isinstance(whole.get("tool", {}), dict) else {}
     if not isinstance(section, dict):
         raise UsageError(f"{path}: tool.launcher must be a table; write [tool.launcher]")
@@ -191,7 +189,7 @@ def create(name: str, into: Path | None = None) -> list[Path]:
             text = (templates / file).read_text(encoding="utf-8")
             (folder / file).write_text(text.replace("name: NAME", f"name: {scalar(name)}"), encoding="utf-8")
     except FileExistsError:
-        raise UsageError(f"{folder} exists; it is left as it is. Choose another name, or move it") from None
+        raise UsageError(f"{folder} exists already; choose another name, or move it") from None
     except OSError as error:
         raise UsageError(f"{folder} cannot be made: {error.strerror or error}") from error
     return [folder / file for file in names]

@@ -160,7 +160,7 @@ class _Resolver:
         if arithmetic and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise _ResolveError(f"'{name}' is {_show(value)}, not a number")
         if not isinstance(value, str | int | float):
-            raise _ResolveError(f"'{name}' is {_show(value)}; only words and numbers can stand inside a text")
+            raise _ResolveError(f"'{name}' is {_show(value)}; only words and numbers can be inside a text")
         return (("push", value),)
 
     def lookup(self, name: str) -> Node:
@@ -269,7 +269,7 @@ class _Resolver:
         return self.walk([*name.split("."), *rest])
 
     def below(self, path: Path, node: Node, rest: Sequence[str]) -> Node:
-        """What is no key of a value: an attribute of what it builds, or the length of that."""
+        """What is not a key of a value: an attribute of what it builds, or the length of that."""
         length = list(rest) == ["size"] and isinstance(node.value, str | list | dict)
         if length or (isinstance(node.value, dict) and ("_target_" in node.value or "_ref_" in node.value)):
             return _later(_name((*path, *rest)), node)
@@ -309,7 +309,7 @@ def _known_text(value: object) -> object:
 
 
 def _no_path(text: str) -> str | None:
-    """Why a text with the environment's variables in it is no path; it goes into files, and to nobody else."""
+    """Why a text with the environment's variables in it is not a path; it goes into files, and to nobody else."""
     if "/" not in text:
         return "has no '/'"
     if any(mark in text for mark in ("://", "::", "@")) or not text.isprintable():

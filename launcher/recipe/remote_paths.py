@@ -52,7 +52,7 @@ def outdated() -> str | None:
         numbers = tuple(int(number) for number in re.findall(r"\d+", version)[: len(floor)])
         if numbers < floor:
             wanted = ".".join(map(str, floor))
-            return f"{package} {version} can run code that stands in data; pip install '{package}>={wanted}'"
+            return f"{package} {version} can run code from data; pip install '{package}>={wanted}'"
     return None
 
 

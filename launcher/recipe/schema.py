@@ -17,20 +17,14 @@ from pydantic import (
 
 from launcher.recipe.component import Component
 from launcher.recipe.duration import Duration, Unit, duration_pattern
+from launcher.recipe.generation import Generate
 from launcher.recipe.places import Path
 from launcher.recipe.sbatch import SBATCH_OPTIONS, SLURM_TIME
+from launcher.recipe.section import Section as Section
 from launcher.recipe.tree import Document
 
 INTERFACES = r"^[A-Za-z0-9_.:@-]+(,[A-Za-z0-9_.:@-]+)*$"
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"  # a name that becomes a path
-
-
-class Section(BaseModel):
-    """Strict, frozen, and closed: an unknown key is an error."""
-
-    model_config = ConfigDict(
-        strict=True, frozen=True, extra="forbid", arbitrary_types_allowed=True, validate_default=False
-    )
 
 
 def _component(value: Any) -> Any:
@@ -45,7 +39,7 @@ def _duration(*units: Unit, example: str) -> Callable[[Any], Any]:
             return value
         duration = Duration.parse(value) if isinstance(value, str) else None
         if duration is None or duration.unit not in units:
-            raise ValueError(f"is no duration that fits here; write words such as {example}")
+            raise ValueError(f"is not a duration that fits here; write words such as {example}")
         return duration
 
     return read
@@ -68,14 +62,16 @@ def _evaluation_set(value: Any) -> Any:
 
 def _test_set(value: Any) -> Any:
     if isinstance(value, str):
-        raise ValueError("is no data set: only validation may be a share of train; write {_target_: NAME, …}")
+        raise ValueError("is not a data set: only validation may be a share of train; write {_target_: NAME, …}")
     return _evaluation_set(value)
 
 
 def _loss(value: Any) -> Any:
     several = isinstance(value, Mapping) and value and all(isinstance(item, Component) for item in value.values())
     if not (value is None or value == "model" or isinstance(value, Component) or several):
-        raise ValueError("is no loss; write {_target_: CrossEntropyLoss}, my_task.py:loss, several by name, or 'model'")
+        raise ValueError(
+            "is not a loss; write {_target_: CrossEntropyLoss}, my_task.py:loss, several by name, or 'model'"
+        )
     return value
 
 
@@ -88,7 +84,9 @@ def _collate(value: Any, what: str = "collate") -> Any:
         return _component(value) if value is not None else value
     value = {name: item for name, item in value.items() if item is not None}  # torch's default
     if not value or not all(isinstance(item, Component) for item in value.values()):
-        raise ValueError(f"is no {what}; write {{_target_: …}} or {{_ref_: …}}, or {{train: {{…}}, evaluate: {{…}}}}")
+        raise ValueError(
+            f"is not a {what}; write {{_target_: …}} or {{_ref_: …}}, or {{train: {{…}}, evaluate: {{…}}}}"
+        )
     if strange := [name for name in value if name not in COLLATED]:
         raise ValueError(f"has '{strange[0]}'; allowed: {', '.join(COLLATED)}, each a {what}")
     return value
@@ -117,7 +115,7 @@ COMPONENT_SCHEMA = {
     "properties": {
         "_target_": {"type": "string", "description": "What is called: AdamW, torch.nn.Linear, my_model.py:Net."},
         "_args_": {"type": "array", "description": "Positional arguments."},
-        "_partial_": {"type": "boolean", "description": "Hand over the callable with these arguments."},
+        "_partial_": {"type": "boolean", "description": "Pass the callable with these arguments."},
         "_ref_": {"type": "string", "description": "The thing itself, not called: torch.float32, my_task.py:function."},
     },
     "not": {"required": ["_target_", "_ref_"]},
@@ -231,7 +229,7 @@ class Data(Section):
         "auto", description="Processes that read samples, for each training process."
     )
     shuffle: bool = Field(True, description="Mix the order of each epoch, the same for every number of processes.")
-    drop_last: bool = Field(False, description="Leave out an epoch's last, short batch.")
+    drop_last: bool = Field(False, description="Drop an epoch's last, short batch.")
     collate: Collate = Field(
         None,
         description="Makes a batch of a list of samples, in place of torch's default; or {train: …, evaluate: …}.",
@@ -352,6 +350,19 @@ class Device(Section):
         description="On NVIDIA GPUs: float32 products and convolutions in TensorFloat-32; null: as torch has it.",
     )
     sync_batchnorm: bool = Field(False, description="Batch statistics over all processes (GPU only).")
+    sharding: Literal["none", "full", "hybrid"] = Field(
+        "none",
+        description="Whether each process keeps a part of the model only: 'full' over all processes, 'hybrid' over "
+        "those of a node, with a copy on each.",
+    )
+    shard: list[str] = Field(
+        default_factory=list,
+        description="Modules that are sharded one by one, by patterns of their names; empty: the repeated blocks.",
+    )
+    reduce: Literal["bf16"] | None = Field(
+        None,
+        description="What gradients of a sharded model are summed in; null: float32, or float64 where the model is.",
+    )
     ddp: Ddp = Field(default_factory=lambda: Ddp(), description="Settings of DistributedDataParallel.")
 
 
@@ -416,10 +427,10 @@ class Train(Section):
         None, description="Your own function (model, at), called on every rank after each update; may change weights."
     )
     count: AFunction | None = Field(
-        None, description="How many a batch counts, for your own step function or 'loss: model'; null: it is measured."
+        None, description="What a batch counts, for your own step function or 'loss: model'; null: it is measured."
     )
     non_finite: Literal["stop", "skip"] = Field(
-        "stop", description="What becomes of a step whose gradients are not finite."
+        "stop", description="What happens to a step whose gradients are not finite."
     )
 
 
@@ -443,19 +454,20 @@ class Evaluate(Section):
 
     every: Period = Field(Duration(1, "epochs", "1 epoch"), description="How often; always at the end too.")
     first: bool = Field(False, description="Also before the first step.")
-    limit: Batches | None = Field(None, description="At most so much of each set, as in '50 batches'.")
+    limit: Batches | None = Field(None, description="At most this much of each set, as in '50 batches'.")
     batch_size: Positive | None = Field(None, description="Samples of one forward pass; null: the micro-batch.")
     ranks: Literal["first", "all"] = Field("first", description="Who evaluates: rank 0, or all with a share each.")
     metrics: dict[str, AFunction] = Field(
         default_factory=dict, description="Metrics of torchmetrics, or functions of yours, each by a name of your own."
     )
+    generate: Generate | None = Field(None, description="Texts that a language model makes, for metrics of texts.")
     best: Best | None = Field(None, description="Which evaluation was the best.")
     early_stop: EarlyStop | None = Field(None, description="Stop when the best does not improve.")
     after: AFunction | None = Field(
         None,
         description="Your own function (model, at, scores), called on rank 0 after each evaluation; changes nothing.",
     )
-    timeout: Time | None = Field(None, description="How long an evaluation may go without progress.")
+    timeout: Time | None = Field(None, description="How long an evaluation may make no progress.")
 
 
 class Save(Section):
@@ -464,17 +476,17 @@ class Save(Section):
     every: Period = Field(Duration(900, "seconds", "15 minutes"), description="How often; always at the end too.")
     keep: Positive = Field(3, description="How many checkpoints, besides the best.")
     background: bool | None = Field(
-        None, description="Write while training goes on; null: where a copy of the state fits into memory."
+        None, description="Write while training continues; null: if a copy of the state fits into memory."
     )
     average_last: Annotated[int, Field(gt=1)] | None = Field(
-        None, description="At the end, also the mean of the weights of the last so many checkpoints."
+        None, description="At the end, also the mean of the weights of this many last checkpoints."
     )
     final: Literal["last", "best"] = Field("last", description="Which weights become model_weights.pth.")
     pretrained: bool | None = Field(
         None,
         description="At the end, also a folder that from_pretrained loads; null: where the model can be loaded so.",
     )
-    on_failure: Literal["stop", "warn"] = Field("stop", description="What becomes of the run when a save fails.")
+    on_failure: Literal["stop", "warn"] = Field("stop", description="What happens to the run when a save fails.")
 
 
 class Track(BaseModel):
@@ -512,11 +524,11 @@ class Launch(Section):
         description="How long a rank may make no progress before the stacks of all are written down; null: never, on "
         "several GPUs four fifths of device.timeout.",
     )
-    on_stall: Literal["warn", "stop"] = Field("warn", description="What becomes of the run then.")
+    on_stall: Literal["warn", "stop"] = Field("warn", description="What happens to the run then.")
 
 
 class Slurm(BaseModel):
-    """What the job asks for; options of sbatch that ask for something may stand here too, by their full names."""
+    """What the job asks for; options of sbatch that ask for something are allowed too, by their full names."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="allow")
     partition: str | None = Field(None, description="The queue.")
@@ -529,7 +541,7 @@ class Slurm(BaseModel):
     mem: str | None = Field(None, description="Memory of a node, as in 64G.")
     max_requeues: Annotated[int, Field(ge=0)] = Field(20, description="How often the job queues itself again.")
     signal: Time = Field(
-        Duration(120, "seconds", "2 minutes"), description="How long before the limit to save and leave."
+        Duration(120, "seconds", "2 minutes"), description="How long before the limit to save and end."
     )
     __pydantic_extra__: dict[str, str | int | float | bool]
 
@@ -553,7 +565,7 @@ class Sweep(Section):
     lag: Annotated[int, Field(ge=0)] | None = Field(
         None, description="How many trials before it a proposal does not wait for; null: two a slot; 0: waits for none."
     )
-    eta: Annotated[int, Field(gt=1)] = Field(2, description="Of halving: one in so many goes on at each rung.")
+    eta: Annotated[int, Field(gt=1)] = Field(2, description="Of halving: one in so many is promoted at each rung.")
     first_rung: Length | None = Field(None, description="Of halving: where trials are first compared; null: 25%.")
     budget: Time | None = Field(None, description="How long the sweep may take; null: until its trials are done.")
     keep: Literal["best", "all"] = Field("best", description="Whose weights stay: the best trial's, or all.")

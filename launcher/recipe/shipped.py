@@ -57,7 +57,7 @@ def copy(name: str, into: Path | None = None) -> list[Path]:
     file, whole = folder() / f"{name}.yaml", folder() / name
     target = into / (file.name if file.is_file() else name)
     if target.exists():
-        raise UsageError(f"{target} exists; it is left as it is. Move it, or copy from another folder")
+        raise UsageError(f"{target} exists already; move it, or copy from another folder")
     try:
         if file.is_file():
             _copy_text(file, target)

@@ -61,17 +61,19 @@ def _not_a(kind: str, made: type) -> str | None:
     """Why objects of a class are not of a kind."""
     if kind == "data set":
         fits = hasattr(made, "__iter__") or (hasattr(made, "__getitem__") and hasattr(made, "__len__"))
-        return None if fits else "is no data set: it has neither __getitem__ with __len__ nor __iter__"
+        return None if fits else "is not a data set: it has neither __getitem__ with __len__ nor __iter__"
     if kind == "batch sampler":
         return (
-            None if hasattr(made, "__iter__") else "is no batch sampler: it has no __iter__ that gives lists of indices"
+            None
+            if hasattr(made, "__iter__")
+            else "is not a batch sampler: it has no __iter__ that gives lists of indices"
         )
     if kind in ("loss", "function"):
         callable_ = any("__call__" in base.__dict__ for base in made.__mro__)  # the class itself always is
-        return None if callable_ else f"is no {kind}: its objects cannot be called"
+        return None if callable_ else f"is not a {kind}: its objects cannot be called"
     if any(issubclass(made, _class(name)) for name in _BASES[kind]):
         return None
-    return f"is no {kind}: it is not a {_BASES[kind][0]}"
+    return f"is not a{'n' * (kind[0] in 'aeiou')} {kind}: it is not a {_BASES[kind][0]}"
 
 
 def _class(name: str) -> type:
@@ -110,7 +112,7 @@ def argument_problems(
     Args:
         component: The arguments as the recipe says them.
         target: What gets them.
-        handed: The argument that the run hands in wherever a signature has it, which the recipe must not write.
+        handed: The argument that the run passes in wherever a signature has it, which the recipe must not write.
         made: The class of what a nested component gives, where that is known.
         may_make: Whether a recipe may have an object of a class made of a mapping.
 
@@ -139,7 +141,7 @@ def value_problems(arguments: Mapping[str, Any], target: Any, fitting: Fitting) 
     """Values that are not of the kind that the parameters of a target are annotated with.
 
     Args:
-        arguments: By name; names that it does not take are passed over.
+        arguments: By name; names that it does not take are ignored.
         target: Whose parameters they are.
         fitting: Knows what nested components give.
 
@@ -165,7 +167,7 @@ def group_problems(
     Args:
         groups: Settings by the pattern of the parameters' names.
         target: The optimizer's class; what a function makes has settings of its own, known when it is made.
-        handed: The argument that the run hands in.
+        handed: The argument that the run passes in.
         fitting: Knows what nested components give.
 
     Yields:
@@ -196,7 +198,7 @@ def _unknown_names(
     open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     for name in component.kwargs:
         if name == given:
-            yield name, f"'{name}' is handed in by the run; remove it"
+            yield name, f"'{name}' is passed in by the run; remove it"
         elif name not in takes and not open_ended and not _passes_on(target, name, writable):
             listed = f"it takes: {', '.join(writable) or 'no arguments by name'}"
             yield name, f"{name_of(target)} takes no '{brief(name)}'{hint(name, writable, listed)}"
@@ -330,7 +332,7 @@ class Fitting:
 
     Attributes:
         made: The class of what a nested component gives, where that is known.
-        durations: Whether words such as `30 epochs` may stand for a whole number.
+        durations: Whether words such as `30 epochs` may replace a whole number.
         may_make: Whether a recipe may have an object of a class made of a mapping.
     """
 
@@ -489,7 +491,7 @@ def _is_one(value: Any, kind: Any) -> bool:
 
 
 def _made_of(value: Any, option: Any, may_make: Callable[[type], bool]) -> Any:
-    """What an annotation that is no union makes of a value; `_UNFIT` where it makes nothing."""
+    """What an annotation that is not a union makes of a value; `_UNFIT` where it makes nothing."""
     origin, inner = typing.get_origin(option) or option, typing.get_args(option)
     if _is_enum(origin):
         member = _member(origin, value)

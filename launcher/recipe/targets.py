@@ -115,7 +115,7 @@ def _own_package(name: str, trust: Trust) -> bool:
         if any(map(trust.owns, _files_of(folder, name))):
             _check_shadows(name, folder, trust)
             _make_importable(folder, trust)
-    spec = _find(name)  # of a package that is no part of another, finding is not importing
+    spec = _find(name)  # of a package that is not part of another, finding is not importing
     if spec is None:
         return False
     places = [spec.origin, *(spec.submodule_search_locations or ())]
@@ -194,7 +194,7 @@ def own_file(file: str, trust: Trust) -> Path:
     """Where a file of the user's is: beside or below the recipe, in its project, or where the project names it.
 
     Raises:
-        LauncherError: There is none, or it is no part of the user's own code.
+        LauncherError: There is none, or it is not part of the user's own code.
     """
     candidates = [folder / file for folder in (*trust.homes, directory()) if os.path.isfile(folder / file)]
     path = next(filter(trust.owns, candidates), None)
@@ -268,7 +268,7 @@ def _imported(module: str) -> types.ModuleType:
     except SyntaxError as error:
         text = (error.text or "").strip()
         file = shortest(error.filename or module)
-        raise LauncherError(f"{file}:{error.lineno}: {error.msg}: {brief(text)}; mend the file") from error
+        raise LauncherError(f"{file}:{error.lineno}: {error.msg}: {brief(text)}; fix the file") from error
     except SystemExit as error:
         raise LauncherError(f"importing {module}: {_leaving(error)}") from error
     except Exception as error:

@@ -177,7 +177,7 @@ class _Reader:
     def check_tag(self, event: yaml.CollectionStartEvent | yaml.ScalarEvent, origin: Origin) -> None:
         if event.tag is not None:
             tag = printable(event.tag.replace("tag:yaml.org,2002:", "!!"))
-            self.complain(origin, f"tags such as '{tag}' are not allowed; leave it out, or use quotes")
+            self.complain(origin, f"tags such as '{tag}' are not allowed; omit it, or use quotes")
 
     def scalar(self, event: yaml.ScalarEvent) -> Node:
         origin = self.origin(event.start_mark)
@@ -190,7 +190,7 @@ class _Reader:
             except ValueError as error:
                 self.complain(origin, str(error))
         elif re.search("[\ud800-\udfff]", event.value):
-            self.complain(origin, "half a surrogate pair is no character; write '\\U0001F600', not two '\\u'")
+            self.complain(origin, "half a surrogate pair is not a character; write '\\U0001F600', not two '\\u'")
         return Node(value, origin, self.folder)
 
     def check_colon(self, event: yaml.ScalarEvent, origin: Origin) -> None:
@@ -202,9 +202,9 @@ class _Reader:
     def alias(self, event: yaml.AliasEvent) -> Node:
         origin, name = self.origin(event.start_mark), event.anchor or ""
         if any(level.anchor == name for level in self.levels):
-            self.complain(origin, f"'*{name}' stands inside of what it repeats")
+            self.complain(origin, f"'*{name}' is inside of what it repeats")
         elif name not in self.anchors:
-            self.complain(origin, f"no '&{name}' stands before '*{name}'; put a value that begins with '*' in quotes")
+            self.complain(origin, f"no '&{name}' comes before '*{name}'; put a value that begins with '*' in quotes")
         else:
             return self.anchors[name]
         return Node(None, origin, self.folder)
@@ -263,14 +263,14 @@ def _key_fault(key: object, level: int) -> str | None:
 
 # What PyYAML finds, and what to say of it; the first that fits.
 _EXPLANATIONS = {
-    r"character '\\t'": "a tab stands here; YAML is indented and spaced with spaces only",
+    r"character '\\t'": "there is a tab here; YAML is indented and spaced with spaces only",
     r"found character '([^'])'": "a value cannot begin with '{0}'; put it in quotes",
     r"values are not allowed": "a ':' too many; quote a value that holds ': ', or check the indentation",
     r"<block end>, but found '<block mapping start>'": "the indentation fits no line above",
     r"but found '(?:-|<block sequence start>)'": "the indentation of '-' fits no line above",
     r"<block end>, but found '([\]}])'": "a '{0}' too many",
     r"but found '([:,?])'": "a key or value is missing before '{0}'",
-    r"<block end>": "this does not belong to what stands before it; put the whole value in quotes",
+    r"<block end>": "this does not belong to what comes before it; put the whole value in quotes",
     r"',' or '[\]}]', but got '\?'": "inside brackets, a value that holds '?' is put in quotes",
     r"',' or '([\]}])', but got '(?!<stream end>)": "',' or '{0}' is missing before this",
     r"unexpected document separator": "a quote is open here; close it before the '---'",

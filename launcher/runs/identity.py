@@ -59,7 +59,7 @@ def differences(was: Mapping[str, str], now: Mapping[str, str], allowed: Sequenc
 
 
 def check_same(place: str, was: Mapping[str, str], now: Mapping[str, str], allowed: Sequence[str]) -> list[str]:
-    """Compares what a run was with what it is to go on as.
+    """Compares what a run was with what it is to be resumed as.
 
     Returns:
         The keys that changed and may.

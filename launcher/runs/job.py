@@ -172,7 +172,7 @@ def _cache() -> Path | None:
 
 
 def _forget_queue() -> None:
-    """A job has come or gone: the next command asks anew."""
+    """A job has come or gone: the next command asks again."""
     if (cache := _cache()) is not None:
         with contextlib.suppress(OSError):
             cache.unlink(missing_ok=True)

@@ -171,7 +171,7 @@ def _take_over(path: Path, me: Mapping[str, Any]) -> str | None:
     aside.unlink()
     if taken != owner:
         return None
-    return f"{_who(owner)}, has died without releasing the run; going on in its place"
+    return f"{_who(owner)}, died without releasing the run; taking it over"
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -31,7 +31,7 @@ def plain(text: str) -> str:
         text = _COLOUR.sub("", text)
     if "\r" not in text:
         return text
-    *lines, rest = text.split("\n")  # the rest has no end yet: it may be drawn anew
+    *lines, rest = text.split("\n")  # the rest has no end yet: it may be drawn again
     return "".join(f"{_last_drawn(line)}\n" for line in lines) + rest.rpartition("\r")[2]
 
 

@@ -31,7 +31,7 @@ _WORDS = ("split", "name")  # the keys whose values are words, whatever they say
 
 @dataclass
 class Redone:
-    """What earlier starts of a run did after the step that it goes on from, and what is therefore done again.
+    """What earlier starts of a run did after the step that it resumes from, which is therefore repeated.
 
     Attributes:
         steps: Optimizer steps.
@@ -46,7 +46,7 @@ class Redone:
 
 @dataclass(frozen=True)
 class Past:
-    """What earlier starts of a run wrote, up to the step that it goes on from.
+    """What earlier starts of a run wrote, up to the step that it resumes from.
 
     Attributes:
         evaluations: The validation lines, oldest first.
@@ -68,7 +68,7 @@ class MetricsFile:
     _pending: bytearray = field(default_factory=bytearray)  # what a full disk did not take yet
 
     def continue_from(self, step: int, evaluated: int | None = None) -> Past:
-        """Cuts off the lines that will be written again by a run that goes on after `step` steps.
+        """Cuts off the lines that will be written again by a run that resumes after `step` steps.
 
         They are the newest: the file is read from its end to the first line that stays. Lines there that cannot be
         read go too, and so do those of a test, which is made at a run's end.
@@ -123,7 +123,7 @@ class MetricsFile:
             while self._pending and self._descriptor is not None:
                 del self._pending[: os.write(self._descriptor, self._pending)]
         except OSError:
-            self._release()  # a network file system may want it opened anew
+            self._release()  # a network file system may want it opened again
             raise
 
     def _release(self) -> None:
@@ -228,7 +228,7 @@ def _lines_backwards(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
 
 
 def _stays(line: Line, step: int, evaluated: int) -> bool:
-    """Whether a line will not be written again by a run that goes on after `step` steps."""
+    """Whether a line will not be written again by a run that resumes after `step` steps."""
     split = line.get("split", "train")
     return split != "test" and bool(line.get("step", math.inf) <= (step if split == "train" else evaluated))
 

@@ -14,10 +14,10 @@ class Options:
     """What the command line decides about one run.
 
     Attributes:
-        cpu: Stay on the CPU though there may be a GPU.
+        cpu: Use the CPU even if there is a GPU.
         run_dir: The run's folder, resumed if it holds a checkpoint; None chooses one.
-        resume: Without `run_dir`: go on with the newest unfinished run of this recipe, or start one.
-        start: Which checkpoint to go on from: `best`, a step, or None for the newest.
+        resume: Without `run_dir`: resume the newest unfinished run of this recipe, or start one.
+        start: Which checkpoint to resume from: `best`, a step, or None for the newest.
         until: How far to train this time, an evaluation and a checkpoint included; None is to the end.
         allow: Further packages that the recipe may name.
         allow_changes: Keys of the recipe that may differ from the resumed run's.

@@ -1,6 +1,6 @@
 """Runs as their folders tell them. Whatever is missing or damaged there is left out: looking never fails a run.
 
-Nothing is written, and nothing is held: a run may go on while it is looked at.
+Nothing is written, and nothing is held: a run may continue while it is looked at.
 """
 
 from __future__ import annotations

@@ -192,7 +192,7 @@ def _rungs(recipe: Recipe, section: Sweep) -> tuple[float, ...]:
 def _percent(length: Duration, recipe: Recipe) -> float:
     whole = {"percent": 100, "epochs": recipe.train.epochs, "steps": recipe.train.steps}.get(length.unit)
     if not whole:
-        raise UsageError(f"sweep.first_rung: '{length}' is no share of the run's length; write it as in 25%")
+        raise UsageError(f"sweep.first_rung: '{length}' is not a share of the run's length; write it as in 25%")
     return 100 * length.amount / whole
 
 

@@ -96,7 +96,7 @@ def read_alternatives(text: str) -> tuple[Alternative, ...]:
     for number, part in enumerate(parts):
         if not part and len(parts) > 1:
             where = "before the first comma" if not number else f"behind '{parts[number - 1]}'"
-            raise SpaceError(f"an alternative is missing {where}; write null for none, or leave the comma out")
+            raise SpaceError(f"an alternative is missing {where}; write null for none, or omit the comma")
     return tuple(_alternative(part) for part in parts)
 
 
@@ -189,7 +189,7 @@ def section_words(key: str, node: Node) -> str:
     """What a key of the `sweep:` section says, as one would write it on the command line.
 
     Raises:
-        SpaceError: It is no space.
+        SpaceError: It is not a space.
     """
     if isinstance(node.value, list):
         if not node.value:
@@ -211,7 +211,7 @@ def _is_range(value: Any) -> TypeGuard[Mapping[Any, Node]]:
 
 
 def flow(node: Node, in_component: bool = False, depth: int = 0) -> str:
-    """A value as YAML on one line; a range stays bare where one may stand."""
+    """A value as YAML on one line; a range stays bare where one is allowed."""
     value = node.value
     if isinstance(value, dict):
         if in_component and _is_range(value):

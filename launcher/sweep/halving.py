@@ -6,7 +6,7 @@ results alone, not of timing, the slots' number or kills; a slot that would stan
 *early*, which costs only time, and counts only when it becomes certain.
 
 A point is arrived at a rung when each of its runs (one a seed) is; its value there is their mean. Points are ordered
-by (value, number); what failed or is no number is the worst, so that it never holds a rung up.
+by (value, number); what failed or is not a number is the worst, so that it never holds a rung up.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class Metric:
         return "/".join(part for part in ("validation", self.of, self.key) if part)
 
     def rank(self, value: float | None) -> float:
-        """A number that is the smaller, the better the value is; what is no number comes last."""
+        """A number that is the smaller, the better the value is; what is not a number comes last."""
         return math.inf if value is None or math.isnan(value) else value if self.mode == "min" else -value
 
     def values(self, run: Path) -> Iterator[tuple[int, float]]:
@@ -87,14 +87,14 @@ def _parsed(text: str, sets: Sequence[str]) -> tuple[str, str, str]:
     name, colon, mode = text.partition(":")
     places = name.split("/")
     if not all(places) or (colon and mode not in ("min", "max")):
-        raise UsageError(f"--metric {text}: is no metric; {_FORM}")
+        raise UsageError(f"--metric {text}: is not a metric; {_FORM}")
     if places[0] in ("train", "test"):
         raise UsageError(f"--metric {text}: '{places[0]}' must not choose between trials; {_FORM}")
     if places[0] == "validation":
         places = places[1:]
     of = places.pop(0) if len(places) > 1 and places[0] in sets else ""
     if not places:
-        raise UsageError(f"--metric {text}: is no metric; {_FORM}")
+        raise UsageError(f"--metric {text}: is not a metric; {_FORM}")
     return "/".join(places), mode, of
 
 

@@ -186,7 +186,7 @@ def _by_step(low: Number, high: Number, step: Number) -> Range:
     exact = Decimal(str(step))
     count, rest = divmod(Decimal(str(high)) - Decimal(str(low)), exact)
     if count > _MOST_VALUES:
-        raise RangeError(f"{words} has {int(count) + 1:,} values; leave the step out")
+        raise RangeError(f"{words} has {int(count) + 1:,} values; omit the step")
     if rest:
         last = Decimal(str(low)) + count * exact
         raise RangeError(f"{words} misses its end: its last value is {last}; end at {last} or {last + exact}")
@@ -199,7 +199,7 @@ def _by_factor(low: Number, high: Number, factor: Number) -> Range:
         raise RangeError(f"{words}: a factor is more than 1, and multiplies from above 0")
     exact, last = Decimal(str(factor)), Decimal(str(low))
     if math.log(high / low) / math.log(factor) > _MOST_VALUES:
-        raise RangeError(f"{words} has more than {_MOST_VALUES:,} values; leave the factor out, and write :log")
+        raise RangeError(f"{words} has more than {_MOST_VALUES:,} values; omit the factor, and write :log")
     while last * exact <= Decimal(str(high)):
         last *= exact
     if last != Decimal(str(high)):
@@ -245,7 +245,7 @@ def _about_side(side: str) -> str:
     if "${" in side:
         return "an end cannot be a reference"
     if "_" in side:
-        return f"'{side}' is no number of a recipe; it is {side.replace('_', '')}"
+        return f"'{side}' is not a number of a recipe; it is {side.replace('_', '')}"
     if side[:2] in ("0x", "0o"):
         return f"'{side}' is written in digits here: {int(side, 0)}"
     if side.startswith("."):

@@ -54,7 +54,7 @@ class Settings:
         rungs: Where trials are compared, in per cent of a run's length, the last 100; empty: all go to their end.
         eta: Of a rung, one in so many goes on.
         processes: Of each trial.
-        cpu: Whether trials stay on the CPU though there may be a GPU.
+        cpu: Whether trials use the CPU even if there is a GPU.
         how: Overrides that say how a trial is run, and not what it learns: threads of a process, checkpoints kept.
         budget: Seconds of training that all trials together may take; None is no limit.
         keep: `best`: only the best trial's weights stay; `all`.
@@ -170,7 +170,7 @@ class Record:
         lines: How many lines were read.
 
     Raises:
-        UsageError: The folder is no sweep's.
+        UsageError: The folder is not a sweep's.
         LauncherError: A line other than the last is damaged.
     """
 
@@ -376,7 +376,7 @@ def read_settings(folder: Path) -> Settings:
     """What a sweep is.
 
     Raises:
-        UsageError: The folder is no sweep's.
+        UsageError: The folder is not a sweep's.
     """
     values = read_json(folder / SETTINGS_FILE)
     try:
@@ -384,7 +384,7 @@ def read_settings(folder: Path) -> Settings:
         settings = Settings(**{key: _as_tuple(value) for key, value in values.items()})
     except (KeyError, TypeError) as error:
         raise UsageError(
-            f"{folder}: is no sweep's folder: {SETTINGS_FILE} is missing or damaged; begin one with launcher sweep "
+            f"{folder}: is not a sweep's folder: {SETTINGS_FILE} is missing or damaged; begin one with launcher sweep "
             f"RECIPE KEY=VALUE,VALUE --run-dir {folder}"
         ) from error
     return settings

@@ -267,9 +267,9 @@ def _check_values(entry: _Entry) -> None:
         for other, words in known:
             if _is_same(value, other):
                 raise SpaceError(
-                    f"'{words}' and '{text}' are one value; leave one out"
+                    f"'{words}' and '{text}' are one value; omit one"
                     if words != text
-                    else f"'{text}' stands there twice; leave one out"
+                    else f"'{text}' is there twice; omit one"
                 )
         known.append((value, text))
     ranges = [alternative.holes[0].range for alternative in entry.alternatives if _is_range(alternative)]
@@ -280,7 +280,7 @@ def _check_values(entry: _Entry) -> None:
             if isinstance(value, int | float) and not isinstance(value, bool) and span.holds(value)
         ]
         if inside:
-            raise SpaceError(f"'{text}' lies within {inside[0]}; leave it out")
+            raise SpaceError(f"'{text}' is within {inside[0]}; omit it")
 
 
 def _is_range(alternative: Alternative) -> bool:

@@ -1,11 +1,11 @@
 """A process from which trials are forked: it has imported what they need, and computed nothing.
 
 Run as a process of its own, `python start.py FOLDERS launcher.sweep.warm PARENT [MODULE …]`. Orders come as lines of
-JSON on standard input, and what becomes of them goes out on standard output. It dies with who started it, and its
+JSON on standard input, and what happens to them is reported on standard output. It dies with who started it, and its
 trials die with it: whoever starts the sweep again finds nobody at work in its runs.
 
 A fork is safe as long as no other thread holds a lock meanwhile and nothing in this process has ever computed: torch's
-threads do not come along, and a child that counts on them waits for ever. So the modules are a fixed list, no file of a
+threads are not copied, and a child that counts on them waits for ever. So the modules are a fixed list, no file of a
 user's is imported here, no data opened, no GPU asked for anything; and each fork looks first whether there is still
 but one thread. Where there are more, on systems other than Linux and where an order wants it, the child becomes a fresh
 process in place of a copy.
@@ -52,7 +52,7 @@ class Order:
     """A trial to be started as a process of its own.
 
     Attributes:
-        number: By which what becomes of it is told.
+        number: By which its outcome is reported.
         arguments: Of `launcher`.
         output: The file that takes what it prints.
         environment: All of its variables.

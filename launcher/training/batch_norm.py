@@ -31,5 +31,5 @@ def too_few_for_batch_norm(
     few = f"BatchNorm needs two samples at a time, and {what} on {world.size} processes"
     parts = sampler.accumulation(wrong)
     few += f" in {parts} parts each" if parts > 1 else ""
-    remedy = "say data.drop_last: true" if wrong else "use fewer processes, a larger batch, or a larger micro-batch"
+    remedy = "set data.drop_last: true" if wrong else "use fewer processes, a larger batch, or a larger micro-batch"
     return ("data", "drop_last" if wrong else "global_batch_size"), f"{few}: some get fewer; {remedy}"

@@ -323,7 +323,7 @@ def lay_out_state(optimizer: Optimizer) -> None:
     """The same of what an optimizer keeps: a checkpoint may be of a model with another memory format."""
     for parameter, kept in optimizer.state.items():
         if not isinstance(parameter, torch.Tensor) or not isinstance(kept, dict):
-            continue  # under a key that is no parameter, as MADGRAD keeps its counter
+            continue  # under a key that is not a parameter, as MADGRAD keeps its counter
         for name, value in kept.items():
             is_like_it = isinstance(value, torch.Tensor) and value.shape == parameter.shape
             if is_like_it and value.stride() != parameter.stride():

@@ -67,7 +67,7 @@ def build_freezing(
         saves_work: Whether gradients of what is frozen need not be computed.
 
     Raises:
-        RecipeError: A pattern has no parameter, its duration is no number of steps, or nothing is left to train.
+        RecipeError: A pattern has no parameter, its duration is not a number of steps, or nothing is left to train.
     """
     until: list[tuple[torch.Tensor, int]] = []
     for pattern, names in chosen(freeze, named).items():
@@ -77,7 +77,7 @@ def build_freezing(
         try:
             steps = length.steps_of(duration) if isinstance(duration, Duration) else None
         except ValueError as error:
-            raise builder.wrong(path, f"{error}; say it in steps or epochs") from error
+            raise builder.wrong(path, f"{error}; write it in steps or epochs") from error
         if steps is not None:  # what the model itself has frozen stays so
             until += [(named[name], steps) for name in names if named[name].requires_grad]
     at_first = {id(parameter) for parameter, _ in until}

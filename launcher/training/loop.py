@@ -86,7 +86,7 @@ class _Acts:
         parameters = [
             parameter for module in (state.model.bare, *state.losses.values()) for parameter in module.parameters()
         ]
-        is_alone = coordinator.world_size == 1
+        is_alone = coordinator.world_size == 1 or state.shards is not None  # then there is one model
         self.parting = None if is_alone else Parting(parameters, coordinator, session.tracking.warn)
         self.triggers = Triggers(
             session.periods,
@@ -118,7 +118,7 @@ class _Acts:
         return None
 
     def evaluated_what_is_owed(self, done: int) -> bool:
-        """Evaluates where that is due before the first step; whether training may go on.
+        """Evaluates where that is due before the first step; whether training may continue.
 
         Before the first of all where the recipe says so; after a resume, what the stop came before.
         """

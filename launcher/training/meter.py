@@ -108,7 +108,7 @@ class Meter:
         for name in self._names or ():
             mean = self._loss.new_full((), 0.0 if self._is_counted else float("nan"))
             for logged, (_, factor) in zip(result.scalars, result.losses, strict=True):
-                if factor:  # a stand-in's number is no part of it
+                if factor:  # a stand-in's number is not part of it
                     mean = mean + _on(mean, logged[name]) * factor
             yield mean
 

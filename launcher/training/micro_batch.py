@@ -104,7 +104,7 @@ def _found(recipe: Recipe, share: int, device: Device, options: Options) -> tupl
     """How many samples fit this process, and how that is known; its whole share where nothing can be tried."""
     if "recipe" not in options.how:
         return share, "the whole share: a run with objects from Python cannot be tried in a process of its own"
-    if getattr(recipe.device, "sharding", "none") != "none" and device.world.size > 1:
+    if recipe.device.sharding != "none" and device.world.size > 1:
         return share, "the whole share: one process cannot try what several hold"
     asked = {
         "path": sys.path,

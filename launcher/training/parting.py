@@ -18,7 +18,7 @@ from launcher.errors import LauncherError
 
 FIRST, EVERY = 2, 100  # steps
 _LATER = 10  # steps until what was begun is looked at: by then it is there
-_ROUNDING = 1e-3  # of the sum's size: more is no rounding between machines
+_ROUNDING = 1e-3  # of the sum's size: more is not rounding between machines
 _ON_ONE_MACHINE = 1e-7  # there: each step adds the same numbers to the same weights
 
 

@@ -25,7 +25,7 @@ class Pretrained:
 
     Attributes:
         recipe: What is trained.
-        builder: Has built the tokenizers that stand beside it, and builds an adapter's base anew.
+        builder: Has built the tokenizers that stand beside it, and builds an adapter's base again.
         state: The model, and the data of which a batch is tried.
         folder: The run's.
     """

@@ -95,7 +95,7 @@ class Profiling(NoProfiling):
         self._from = number
         own = None if self.kind.is_host else getattr(ProfilerActivity, self.kind.device.type.upper(), None)
         self.parts = _labelled(PARTS, self.kind, self._timers)
-        self.kind.synchronize()  # what was launched before is no part of these steps
+        self.kind.synchronize()  # what was launched before is not part of these steps
         self._profiler = profile(activities=[ProfilerActivity.CPU, *([own] if own is not None else [])])
         self._profiler.__enter__()
         self._began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""That a run can be gone on with: proven with its first checkpoint, and not after a night.
+"""That a run can be resumed: proven with its first checkpoint, and not after a night.
 
 What cannot be read back safely is found before anything is written. What was written is opened again and compared with
 what it was made of, and the optimizer's state is taken up by a second optimizer.
@@ -22,9 +22,11 @@ from launcher.checkpoints.saving import UnresumableError
 from launcher.checkpoints.weights import shapes_of
 from launcher.evaluation.modes import own_randomness
 from launcher.model.adapt import Built
+from launcher.model.rows import Rows
 from launcher.training.optimizer_state import NamedOptimizer, NamedOptimizers
 
 _LARGEST = 2**30  # bytes of an optimizer's state and parameters that are made a second time
+_READABLE = (torch.Tensor, torch.nn.Parameter, Rows)
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, np.generic)
 _REMEDY = "keep tensors, numbers, text, lists and dictionaries there"
 
@@ -57,9 +59,11 @@ class Proof:
             if issue := _unreadable(plain(state), part):
                 raise UnresumableError(
                     f"{part}: {issue}, which cannot be read from a checkpoint without running code: this run could not "
-                    f"be gone on with; {_REMEDY}"
+                    f"be resumed; {_REMEDY}"
                 )
         try_fresh(snapshot.weights, self._shapes, self._fresh)
+        if any(part.shards is not None for part in self._named.parts.values()):
+            return  # it takes up no state that is whole; each process reads back the rows that it writes
         state = snapshot.training.get("optimizer")
         size = sum(tensor.nbytes for tensor in tensors_in([state, *self._named.param_groups]))
         if state is not None and size < _LARGEST:
@@ -72,11 +76,11 @@ class Proof:
         Raises:
             UnresumableError: Something is not what it was.
         """
-        for name, state in snapshot.contents.items():
+        for name, state in snapshot.contents.items() if "rows" not in checkpoint.manifest else ():
             path = checkpoint.folder / name
             written = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             if mismatch := difference(plain(state), written):
-                raise UnresumableError(f"{path}: {mismatch}: this run could not be gone on with")
+                raise UnresumableError(f"{path}: {mismatch}: this run could not be resumed")
         saved = checkpoint.training()["optimizer"] if self._second else {}
         for name, second in self._second.items():
             self._take_up(second, saved[name] if name else saved)
@@ -91,7 +95,7 @@ class Proof:
         if problem:
             raise UnresumableError(
                 f"optimizer: {type(second.optimizer).__name__} does not take up the state that it has given "
-                f"({' '.join(problem.split())}): this run could not be gone on with; look at its state_dict and "
+                f"({' '.join(problem.split())}): this run could not be resumed; look at its state_dict and "
                 "load_state_dict"
             )
 
@@ -118,14 +122,14 @@ def try_fresh(
     except RuntimeError as error:
         raise UnresumableError(
             f"model: '{changed[0]}' has come or grown since it was built, and a fresh model does not take it up "
-            f"({' '.join(str(error).split())}): this run could not be gone on with; register it in __init__ with "
+            f"({' '.join(str(error).split())}): this run could not be resumed; register it in __init__ with "
             "the shape that it will have"
         ) from error
 
 
 def _unreadable(value: Any, place: str) -> str | None:
     """Where a state holds something that `weights_only` refuses, and what it is; None where it does not."""
-    if isinstance(value, _PLAIN) or type(value) in (torch.Tensor, torch.nn.Parameter):
+    if isinstance(value, _PLAIN) or type(value) in _READABLE:
         return None
     if isinstance(value, Mapping) or type(value) in (list, tuple):
         items = value.items() if isinstance(value, Mapping) else enumerate(value)

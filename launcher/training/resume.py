@@ -1,8 +1,8 @@
-"""Where a start of a run begins: its folder, held against other writers, and the checkpoint to go on from."""
+"""Where a start of a run begins: its folder, held against other writers, and the checkpoint to resume from."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -48,10 +48,10 @@ class ResumePoint:
     Attributes:
         folder: The run's.
         data_print: What the training set is.
-        checkpoint: The name of the one to go on from, None for the beginning.
+        checkpoint: The name of the one to resume from, None for the beginning.
         changed: Keys of the recipe that changed since, and may.
-        threads: CPU threads of a process to go on with, None for those that are set.
-        readers: Readers of a stream's shards to go on with, None for those that there are.
+        threads: CPU threads of a process to resume with, None for those that are set.
+        readers: Readers of a stream's shards to resume with, None for those that there are.
         notes: What to say in the plan.
         warnings: What nobody should miss.
         loss: What each loss is a mean over, as the checkpoint has it.
@@ -92,6 +92,7 @@ class Opening:
         self.world = state.device.world
         self.identity = identity_of(self.recipe)
         self.checkpoint: Checkpoint | None = None
+        self.folder: Path | None = None
         self.notes: list[str] = []
         self.warnings: list[str] = []
 
@@ -102,24 +103,20 @@ class Opening:
         if not steady:
             self.notes.append(
                 "the training set gives other samples each time it is read, from randomness that no seed reaches: a "
-                "stopped run cannot go on bit for bit"
+                "stopped run cannot be resumed bit for bit"
             )
         return signature
 
     def open(self) -> ResumePoint:
-        """Chooses and holds the run's folder, and what to go on from.
+        """Chooses and holds the run's folder, and what to resume from.
 
         Raises:
-            LauncherError: It cannot be gone on with.
+            LauncherError: It cannot be resumed.
         """
-        resume = self.options.resume or self.world.restarts > 0
-        choice = runs.Choice(self.recipe.name, self.options.run_dir or self.world.run_dir, resume, self.identity)
-        folder = choice.folder()
-        runs.create(folder)
-        taken_over = self.stack.enter_context(locked(folder, self.world.job))
-        if taken_over:
-            self.warnings.append(taken_over)
-            runs.detach(folder / METRICS_FILE)
+        return self._choose()
+
+    def _choose(self) -> ResumePoint:
+        folder = self.folder = self._held()
         changed = self._find(folder)
         if self.checkpoint is not None and (finished := self._finished(folder, self.checkpoint.step)):
             return ResumePoint(str(folder), finished=finished)
@@ -144,8 +141,32 @@ class Opening:
             loss=self.checkpoint.manifest.get("loss", {}) if self.checkpoint else {},
         )
 
+    def _held(self) -> Path:
+        """The run's folder, of which this process is the only writer from now on."""
+        if self.folder is not None:
+            return self.folder
+        resume = self.options.resume or self.world.restarts > 0
+        choice = runs.Choice(self.recipe.name, self.options.run_dir or self.world.run_dir, resume, self.identity)
+        folder = choice.folder()
+        runs.create(folder)
+        taken_over = self.stack.enter_context(locked(folder, self.world.job))
+        if taken_over:
+            self.warnings.append(taken_over)
+            runs.detach(folder / METRICS_FILE)
+        return folder
+
+    def open_again(self, faults: Sequence[str]) -> ResumePoint:
+        """The same without a checkpoint whose rows have turned out to be damaged.
+
+        Raises:
+            LauncherError: There is none that could be gone on with.
+        """
+        assert self.checkpoint is not None
+        self.warnings.append(retention.set_aside(self.checkpoint.folder, faults[0]))
+        return self._choose()
+
     def _find(self, folder: Path) -> list[str]:
-        """Finds the checkpoint to go on from; gives the keys that changed since it was saved."""
+        """Finds the checkpoint to resume from; gives the keys that changed since it was saved."""
         place = folder / "checkpoints"
         if self.options.start is None:
             self.checkpoint = retention.newest(place, self.warnings.append)
@@ -189,7 +210,7 @@ class Opening:
         if self.recipe.launch.threads == "auto":
             self.notes.append(f"{was} thread{'s' * (was > 1)} a process, as this run began with")
             return was
-        self.notes.append(f"launch.threads is {now}, and this run began with {was}: it does not go on bit for bit")
+        self.notes.append(f"launch.threads is {now}, and this run began with {was}: it does not continue bit for bit")
         return None
 
     def _readers(self) -> int | None:
@@ -204,7 +225,7 @@ class Opening:
             return int(was)
         self.warnings.append(
             f"the stream's {was} shards, read with --processes {manifest['world']} and data.workers={workers}, are cut "
-            "anew for other readers: some samples of this pass are read again or left out"
+            "again for other readers: some samples of this pass are read again or left out"
         )
         return None
 

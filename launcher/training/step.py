@@ -161,7 +161,7 @@ def _check_frozen(frozen: Mapping[str, torch.Tensor]) -> None:
         raise UsageError(
             f"model: '{thawed[0]}'{more} was frozen when the run began and requires a gradient now; what the optimizer "
             "trains is settled then: let it require one from the beginning (a group of optimizer._groups_ may have "
-            "lr: 0), or go on in a new run with train.start_from"
+            "lr: 0), or continue in a new run with train.start_from"
         )
 
 
@@ -172,7 +172,7 @@ def scalars_of(rest: Mapping[str, Any]) -> Mapping[str, Any]:
     """What a step function wants logged of what it gave besides the loss, left on its device.
 
     Raises:
-        LauncherError: One of them is no number, or is called what a line says by itself.
+        LauncherError: One of them is not a number, or is called what a line says by itself.
     """
     given = {key: value for key, value in rest.items() if key not in _NO_SCALARS}
     for name, value in given.items():

@@ -43,7 +43,7 @@ class Periods:
 
 
 class Clocks:
-    """What is due by the clock; any rank's wish becomes the act of all."""
+    """What is due by the clock; any rank's request becomes the act of all."""
 
     def __init__(self, run_length: RunLength, periods: Periods, spent_seconds: float = 0.0):
         self._periods = periods
@@ -51,7 +51,7 @@ class Clocks:
         self._end = None if run_length.seconds is None else now + run_length.seconds - spent_seconds
         self._evaluated = self._saved = now
 
-    def wishes(self, stop: bool) -> Requests:
+    def requests(self, stop: bool) -> Requests:
         """What this rank wants to happen after this step."""
         periods = self._periods
         if self._end is None and periods.evaluate_seconds is None and periods.save_seconds is None:
@@ -93,7 +93,7 @@ class Triggers:
         stopping: Whether this process was asked to stop.
         spent_seconds: Time trained before this process started.
         kind: The device, which may lie behind.
-        until: The step after which this start of the run is to evaluate, save and leave; None where that is its end.
+        until: The step after which this start of the run is to evaluate, save and end; None where that is its end.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Triggers:
     def after(self, step: int) -> Due:
         """What is due when `step` steps are completed."""
         periods, pauses, every = self._periods, step == self._until, self._periods.evaluate_steps
-        agreed = self._agreement.after(step, self.clocks.wishes(self._stopping()))
+        agreed = self._agreement.after(step, self.clocks.requests(self._stopping()))
         return Due(
             track=step % periods.track_steps == 0,
             evaluate=agreed.evaluate or pauses or (every is not None and step % every == 0),

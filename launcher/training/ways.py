@@ -29,9 +29,9 @@ from launcher.world import context
 class ByClosure:
     """A step of an optimizer that calls the loss itself, as LBFGS and SAM do.
 
-    Each call makes the step's gradients anew: with the step's seed, over all micro-batches and ranks, clipped. It gives
-    the step's loss over all ranks, the same number on each, so that the ranks decide alike. Where the optimizer does
-    not begin with a call, as LBFGS does, the gradients are there when it is asked to step.
+    Each call makes the step's gradients again: with the step's seed, over all micro-batches and ranks, clipped.
+    It gives the step's loss over all ranks, the same on each, so that the ranks decide alike. Where the optimizer
+    does not begin with a call, as LBFGS does, the gradients are there when it is asked to step.
 
     Args:
         update: Its optimizer and what surrounds it.

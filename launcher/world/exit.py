@@ -92,7 +92,7 @@ def _say(what: str, place: str) -> None:
 
 
 def _place(frame: FrameType | None) -> str:
-    """Where a thread is: in the innermost line that is no library's, if there is one."""
+    """Where a thread is: in the innermost line that is not a library's, if there is one."""
     for summary in reversed(traceback.extract_stack(frame) if frame is not None else []):
         if "site-packages" not in summary.filename and not summary.filename.startswith(os.path.dirname(os.__file__)):
             return f" in {summary.filename}:{summary.lineno}"

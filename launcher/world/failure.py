@@ -23,10 +23,10 @@ from launcher.text import words_of
 _PACKAGE = str(Path(__file__).parent.parent) + os.sep
 _OWN_CODE = tuple(_PACKAGE + name + os.sep for name in ("models", "datasets", "_recipes"))  # ours, but a recipe's parts
 _SIGNALS = {
-    "SIGKILL": "the machine may have run out of memory, or somebody killed it",
+    "SIGKILL": "the machine may have run out of memory, or it was killed",
     "SIGSEGV": "a fault in compiled code: an extension module, or a library that does not fit the others",
     "SIGBUS": "a fault in shared memory: /dev/shm may be full",
-    "SIGABRT": "compiled code gave up; the log says why",
+    "SIGABRT": "compiled code aborted; the log says why",
     "SIGILL": "compiled code for another kind of CPU",
 }
 LINE = 500  # characters shown of a line
@@ -80,7 +80,7 @@ class Failure:
         frames: The traceback, outermost first.
         traceback: The same as Python prints it, whole.
         is_aftermath: Whether another rank's failure made this one fail.
-        is_silent: Whether this is all that others know of a rank that has ended without a word.
+        is_silent: Whether this is all that others know of a rank that has ended without a message.
         step: Optimizer steps completed, where that is known.
         epoch: The same in passes over the data.
         facts: What was known of the run where it failed: batch, shapes, parameters without a gradient.
@@ -165,7 +165,7 @@ def of_exception(error: BaseException, **details: Any) -> Failure:
 def _words_of(error: BaseException) -> str:
     """The last lines that Python prints of an exception, in clearer words where they say little."""
     if isinstance(error, SystemExit) and error.code in (None, 0):
-        return f"left early: SystemExit({error.code!r}), where the training should have gone on"
+        return f"left early: SystemExit({error.code!r}), where training should have continued"
     if isinstance(error, StopIteration):
         return "StopIteration: an iterator ran out, and next() had nothing more to give"
     if isinstance(error, KeyboardInterrupt):
@@ -236,7 +236,7 @@ def of_exit(code: int, stacks: str = "", log: str = "", **details: Any) -> Failu
 
 
 def of_stack(what: str, stack: Iterable[traceback.FrameSummary], **details: Any) -> Failure:
-    """The failure of a process that still lives and does not get on.
+    """The failure of a process that still lives and makes no progress.
 
     One that waits inside torch or this program waits for another rank: it is that one's aftermath. One that waits for
     its own data does not.
@@ -256,9 +256,9 @@ _TOGETHER = re.compile(r"torch/(distributed|nn/parallel)/|launcher/device/(coord
 def exit_in_words(code: int) -> str:
     """`killed by signal 9 (SIGKILL): the machine may have run out of memory, …`, or `exit code 7`."""
     if code == 0:
-        return "left early with exit code 0, while the others went on"
+        return "left early with exit code 0, while the others continued"
     if code > 0:
-        return f"exit code {code}, without a word"
+        return f"exit code {code}, without a message"
     try:
         name = signal.Signals(-code).name
     except ValueError:

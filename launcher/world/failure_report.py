@@ -29,7 +29,7 @@ class Report:
         first: The failure that the others followed from.
         folder: The run's, where there is one.
         again: The command that started it.
-        resume: The command that goes on with it.
+        resume: The command that resumes it.
         others: The ranks that failed because of it.
         since: When this start began, where several ranks report: what one of them has told of the cause then stays.
     """
@@ -63,7 +63,7 @@ class Report:
         rows = [
             ("hint", hint_for(self.first)),
             ("checkpoint", self.checkpoint or ("none was saved yet" if self.folder else None)),
-            ("go on", self.resume) if self._was_opened else ("again", self.again),
+            ("resume", self.resume) if self._was_opened else ("again", self.again),
             ("log", f"{self.log}{beside}" if self.log else None),
         ]
         lines = [f"launcher: {self.first.line}"]

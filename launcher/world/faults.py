@@ -67,7 +67,7 @@ class Fault:
         match = _FAULT.fullmatch(text)
         if match is None or match[1] not in ACTIONS or match[2] not in POINTS:
             raise UsageError(
-                f"'{text}' is no fault; write ACTION@POINT[/FILE][:STEP][#RANK], with one of {', '.join(ACTIONS)}, "
+                f"'{text}' is not a fault; write ACTION@POINT[/FILE][:STEP][#RANK], with one of {', '.join(ACTIONS)}, "
                 f"and one of {', '.join(POINTS)}"
             )
         step, rank = (int(number) if number else None for number in match.groups()[3:])

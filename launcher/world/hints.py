@@ -17,7 +17,7 @@ _HINTS: tuple[tuple[str, str], ...] = (
         r"(?:CUDA|HIP|XPU|backend|error:) out of memory|OutOfMemoryError"
         r"|(?:CUBLAS|CUDNN|CUSOLVER|CUFFT)_STATUS_ALLOC_FAILED|hipErrorOutOfMemory|UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY"
         r"|CUDNN_STATUS_NOT_INITIALIZED|CUBLAS_STATUS_NOT_INITIALIZED|CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION",
-        "the GPU's memory is full{batch}; halve data.micro_batch_size (the result stays the same) or leave it to auto, or use "
+        "the GPU's memory is full{batch}; halve data.micro_batch_size (the result stays the same), say auto there, or use "
         "device.precision=bf16 or more processes",
     ),
     (
@@ -31,7 +31,7 @@ _HINTS: tuple[tuple[str, str], ...] = (
     ),
     (
         r"Watchdog caught collective operation timeout",
-        "this rank waited in vain for another longer than device.timeout, and NCCL ended it: the one that hung is "
+        "this rank waited for another longer than device.timeout, and NCCL ended it: the one that hung is "
         "another, and says nothing; launch.stall='10 minutes' has the stacks of all ranks written down before that",
     ),
     (
@@ -46,7 +46,7 @@ _HINTS: tuple[tuple[str, str], ...] = (
     ),
     (
         r"uncorrectable ECC|ECC error|Xid|fallen off the bus|cudaErrorHardwareStackError|NVLink.*error",
-        "the GPU itself is at fault: leave its machine out (sbatch --exclude), and tell its administrator; "
+        "the GPU itself is at fault: exclude its machine (sbatch --exclude), and tell its administrator; "
         "nvidia-smi -q shows its counts of errors",
     ),
     (
@@ -98,7 +98,7 @@ _HINTS: tuple[tuple[str, str], ...] = (
     ),
     (
         r"(requires|needs|missing|without|no).{0,40}closure|closure.{0,40}(required|missing|None)",
-        "the optimizer calls the loss itself: say _closure_: true beside its _target_",
+        "the optimizer calls the loss itself: write _closure_: true beside its _target_",
     ),
     (
         r"shapes? cannot be multiplied|size mismatch|must match the size|[Ee]xpected .* to have \d+ channels"
@@ -124,7 +124,7 @@ _HINTS_ABOUT_RANKS: tuple[tuple[str, str], ...] = (
         r"[Uu]nable to find address for|couldn't find .*interface|no socket interface|Bootstrap : no socket"
         r"|connectFullMesh failed|Unable to resolve hostname|launch\.meeting_timeout: .*connections of the ranks",
         "name the network interface that reaches the other machines (ip addr lists them), as in launch.interface=eth0 "
-        "or GLOO_SOCKET_IFNAME=eth0; it was {interface}; firewalls must let the machines speak to one another",
+        "or GLOO_SOCKET_IFNAME=eth0; it was {interface}; firewalls must let the machines reach one another",
     ),
     (
         r"launch\.meeting_timeout: .*name unknown",
@@ -132,7 +132,7 @@ _HINTS_ABOUT_RANKS: tuple[tuple[str, str], ...] = (
     ),
     (
         r"launch\.meeting_timeout",
-        "were all processes started, and does a firewall stand between? Where they take longer to come (to prepare "
+        "were all processes started, and is there a firewall in between? Where they take longer to come (to prepare "
         "their data, say): launch.meeting_timeout='30 minutes'",
     ),
     (

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from launcher.errors import UsageError
 
-MOST_NODES = 65_536  # more is no list of nodes, but one made to fill the memory
+MOST_NODES = 65_536  # more is not a list of nodes, but one made to fill the memory
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 _COUNT = re.compile(r"(\d+)(?:\(x(\d+)\))?")
 
@@ -17,7 +17,7 @@ def expand(text: str) -> list[str]:
     """The nodes of a list such as `gpu[01-03,7],login`, in its order.
 
     Raises:
-        UsageError: It is no list of nodes, or one of more than 65,536.
+        UsageError: It is not a list of nodes, or one of more than 65,536.
     """
     nodes = list(itertools.islice(_nodes(text), MOST_NODES + 1))
     if len(nodes) > MOST_NODES:
@@ -29,7 +29,7 @@ def expand_counts(text: str) -> list[int]:
     """Tasks of each node from `2(x3),1`: [2, 2, 2, 1].
 
     Raises:
-        UsageError: It is no list of counts.
+        UsageError: It is not a list of counts.
     """
     counts: list[int] = []
     for part in text.split(","):
@@ -61,6 +61,8 @@ def _numbers(text: str, whole: str) -> Iterator[str]:
         match = _RANGE.fullmatch(part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if match is None or last < first or last - first > MOST_NODES:
-            raise UsageError(f"SLURM's node list '{whole[:80]}' cannot be read: '{part[:40]}' is no range of numbers")
+            raise UsageError(
+                f"SLURM's node list '{whole[:80]}' cannot be read: '{part[:40]}' is not a range of numbers"
+            )
         for number in range(first, last + 1):
             yield f"{number:0{len(match[1])}}"

@@ -24,7 +24,7 @@ from launcher.world.world import World
 _ANSWER_SECONDS = 5.0
 _GOODBYE_SECONDS = 5.0  # what the others may take to leave word, before srun ends them all
 _FIRST_SECONDS = 2.0  # what rank 0 may take to end, where its end is what made the others fail
-_ENDED = "its process has ended without a word: it was killed, or its node is lost"
+_ENDED = "its process has ended without a message: it was killed, or its node is lost"
 _MUTE = "gives no answer: it hangs, or its node is cut off"
 known: dict[int, Peer] = {}  # by rank; held until the process ends: their closing is what the other side waits for
 

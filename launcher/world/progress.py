@@ -1,6 +1,6 @@
 """How far this process is, where others can see it: four numbers in a file that is mapped into memory.
 
-A rank that is killed, hangs in C or leaves without a word has still said here what it was doing. Saying it costs two
+A rank that is killed, hangs in C or leaves without a message has still said here what it was doing. Saying it costs two
 assignments, whether anybody looks or not.
 """
 
@@ -61,7 +61,7 @@ def reached(step: int) -> None:
 
 
 def beat() -> None:
-    """Something got on that is no optimizer step: a batch of an evaluation, or waiting for another rank's word."""
+    """Something got on that is not an optimizer step: a batch of an evaluation, or waiting for another rank's word."""
     _numbers[_BEAT] = time.monotonic_ns()
 
 

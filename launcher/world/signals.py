@@ -88,7 +88,7 @@ def listening() -> Iterator[None]:
 def ignoring(name: str) -> Iterator[None]:
     """Ignores a signal for a while, as what is started meanwhile does; outside the main thread it changes nothing.
 
-    Without SIGHUP a program goes on when its terminal is closed, as under nohup.
+    Without SIGHUP a program keeps running when its terminal is closed, as under nohup.
 
     Args:
         name: Its name, which a system may not know.
@@ -155,7 +155,7 @@ def _start_hearing() -> Callable[[], None]:
     """Has a thread hear each signal: the main one may wait in compiled code, where no handler of Python's runs.
 
     Returns:
-        What ends that. This is no generator: one that lasts would be closed when no thread runs any more.
+        What ends that. This is not a generator: one that lasts would be closed when no thread runs any more.
     """
     global _ear
     listener, ear = os.pipe()

@@ -31,11 +31,11 @@ def gpu_count(asked: int | str) -> int:
     """How many GPUs a node is asked for: 4, of `4` or `h100:4`.
 
     Raises:
-        UsageError: That is no number.
+        UsageError: That is not a number.
     """
     count = str(asked).rpartition(":")[2]
     if not (count.isascii() and count.isdigit()) or int(count) < 1:
-        raise UsageError(f"slurm.gpus_per_node: '{asked}' is no number of GPUs; write it as in 4 or h100:4")
+        raise UsageError(f"slurm.gpus_per_node: '{asked}' is not a number of GPUs; write it as in 4 or h100:4")
     return int(count)
 
 
@@ -93,7 +93,7 @@ def cluster() -> str:
 
 
 def move_dependents(job: str, successor: str) -> list[str]:
-    """Has one's own jobs that wait for the good end of a job wait for the one that goes on with it; gives them."""
+    """Has one's own jobs that wait for the good end of a job wait for the one that resumes it; gives them."""
     try:
         rows = _said(["squeue", "--me", "--noheader", "--states=PENDING", "--format=%i|%E"]).splitlines()
     except LauncherError:

@@ -132,7 +132,7 @@ class Patience:
 
     @contextmanager
     def watching(self, batches: BatchProgress) -> Iterator[None]:
-        """Ends this process with exit code 1 where `batches` stands still for so long.
+        """Ends this process with exit code 1 where `batches` makes no progress for so long.
 
         What hangs (a data set, a metric, a kernel) cannot be interrupted from within; the other ranks notice the end
         of this one and leave too.

@@ -162,7 +162,7 @@ def master(environ: Mapping[str, str] | None = None) -> tuple[str, int]:
     environ = os.environ if environ is None else environ
     host, port = environ.get("MASTER_ADDR"), _number(environ, "MASTER_PORT", None if "MASTER_ADDR" in environ else "0")
     if not host or not 0 < port < 65536:
-        problem = f"MASTER_PORT={port} is no port" if host else "WORLD_SIZE is set and MASTER_ADDR is not"
+        problem = f"MASTER_PORT={port} is not a port" if host else "WORLD_SIZE is set and MASTER_ADDR is not"
         raise UsageError(f"environment: {problem}; start with srun, torchrun or accelerate launch")
     return host, port
 

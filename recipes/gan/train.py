@@ -30,9 +30,9 @@ def network(inputs: int, outputs: int) -> nn.Module:
     return nn.Sequential(nn.Linear(inputs, 32), nn.Tanh(), nn.Linear(32, outputs))
 
 
-def agreed(wish: bool) -> bool:
-    """Whether any process wishes it: all must save and end after the same step."""
-    answer = torch.tensor(float(wish))
+def agreed(request: bool) -> bool:
+    """Whether any process requests it: all must save and end after the same step."""
+    answer = torch.tensor(float(request))
     if dist.is_initialized():
         dist.all_reduce(answer, dist.ReduceOp.MAX)
     return bool(answer)

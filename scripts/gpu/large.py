@@ -71,7 +71,7 @@ def by_hand(model: nn.Module, data: Tokens, batch: int, device: str) -> None:
 
 
 def ours(model: nn.Module, data: Tokens, batch: int, cpu: bool, compiled: bool) -> float:
-    """The same as a run; gives the seconds that it stood still for its checkpoint."""
+    """The same as a run; gives the seconds for which it paused for its checkpoint."""
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
         said = [
             *(f"data.global_batch_size={batch}", f"train.steps={STEPS}", "device.precision=bf16"),

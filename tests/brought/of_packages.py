@@ -102,3 +102,47 @@ language["exact"] = 1e-5  # they compute their losses in 32 bits
 case("transformers: GPT-2", *OWN, model=packaged.gpt2, data=sets.Tok, **language)
 case("transformers: Llama", *OWN, model=packaged.llama, data=sets.Tok, **language)
 case("transformers: BERT that classifies", *OWN, model=packaged.bert, data=packaged.Texts, **language)
+
+masked_texts = "{input_ids: input_ids, attention_mask: attention_mask, labels: labels}"
+read = {**language, "collate": packaged.padded}
+READ = ("loss=model", f"batch={{inputs: {masked_texts}, targets: []}}")
+case("transformers: padded causal", *READ, model=packaged.speaker, data=packaged.Sentences, **read)
+for kind, head in (("tagged", "TokenClassification"), ("masked", "MaskedLM")):
+    case(
+        f"transformers: BERT, {kind}",
+        *READ,
+        model=partial(packaged.reader, kind=head),
+        data=partial(packaged.Sentences, kind=kind),
+        **read,
+    )
+case(
+    "transformers: padded texts",
+    *READ,
+    model=partial(packaged.reader, kind="SequenceClassification"),
+    data=partial(packaged.Sentences, kind="one"),
+    **{**read, "collate": packaged.padded_texts},
+)
+case(
+    "transformers: T5",
+    *READ,
+    model=packaged.translator,
+    data=partial(packaged.Sentences, kind="pairs"),
+    **{**read, "collate": packaged.padded_pairs},
+)
+case(
+    "transformers: ViT",
+    "loss=model",
+    "batch={inputs: {pixel_values: pixel_values, labels: labels}, targets: []}",
+    model=packaged.seer,
+    data=packaged.Pictures,
+    **language,
+)
+case(
+    "transformers, packed",  # as the same texts are one by one, padded
+    "loss=model",
+    "batch={inputs: {input_ids: input_ids, position_ids: position_ids, labels: labels}, targets: []}",
+    "data.collate={_ref_: packaged.py:packed}",
+    model=packaged.speaker,
+    data=packaged.Sentences,
+    **{**read, "exact": 1e-6},
+)

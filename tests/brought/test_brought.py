@@ -158,7 +158,7 @@ def _refusal(case: Case) -> str:
     except LauncherError as error:
         said = str(error).replace(f"{RECIPE.parent}/", "")
         return said if error.exit_code == EXIT_USAGE else f"{said} (exit code {error.exit_code})"
-    except Exception as error:  # a traceback is no refusal
+    except Exception as error:  # a traceback is not a refusal
         return f"{type(error).__name__}: {error}"
     return "nothing wrong was found"
 

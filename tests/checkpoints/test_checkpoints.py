@@ -286,7 +286,7 @@ def test_a_read_only_file_system_is_said_before_the_start_and_on_the_way(tmp_pat
 
 def test_a_fault_that_is_none_is_refused() -> None:
     for text in ("kill", "kill@nowhere", "melt@step", "kill@step:x", "kill@checkpoint.write/", "kill@step:1#"):
-        with pytest.raises(UsageError, match="is no fault; write ACTION@POINT"):
+        with pytest.raises(UsageError, match="is not a fault; write ACTION@POINT"):
             Fault.parse(text)
     assert Fault.parse("kill@checkpoint.write/manifest.json:4#1") == Fault(
         "kill", "checkpoint.write", "manifest.json", 4, 1

@@ -64,7 +64,7 @@ def test_a_form_by_name_goes_into_a_folder(tmp_path: Path, run: Path, capsys: py
     assert main(["export", str(run), "--to", str(tmp_path / "out"), "--as", "safetensors"]) == 0
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.safetensors"]
     refused = {
-        ("out", "safetensors"): "model.safetensors: exists; it is left as it is",
+        ("out", "safetensors"): "model.safetensors: exists already; name another file, or remove it",
         ("other", "bin"): "--as bin: there is no such form; one of: transformers, safetensors, pth, pt2, onnx",
         ("other", "transformers"): "Net has no save_pretrained and from_pretrained, as transformers' models have",
     }
@@ -97,8 +97,9 @@ def test_a_program_for_one_size_of_batch_is_said_to_be_one(tmp_path: Path) -> No
 
 def test_what_cannot_be_exported_is_said(tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cases = {
-        (str(run), "model.bin"): "the suffix says the form; one of: .safetensors, .pth, .pt2, .onnx; or a folder with",
-        (str(run / "model_weights.pth"), "model.pth"): "exists; it is left as it is",
+        (str(run), "model.bin"): "the suffix sets the format; one of: .safetensors, .pth, .pt2, .onnx; or a "
+        "folder with",
+        (str(run / "model_weights.pth"), "model.pth"): "exists already",
         (str(run), "nowhere/new.pth"): "there is no folder",
         (str(tmp_path), "new.pth"): "neither a run's folder nor a checkpoint in one",
     }

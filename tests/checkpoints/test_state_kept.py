@@ -366,7 +366,7 @@ def test_what_could_not_be_gone_on_with_is_said_at_the_first_checkpoint(
     long = (f"save={{every: 3 steps, background: {background}, on_failure: warn}}", "train.steps=100000")
     (found,) = in_world(1, refused_here, str(tmp_path / "run"), (brought, *long))
     assert found.startswith(said)
-    assert "this run could not be gone on with" in found
+    assert "this run could not be resumed" in found
     assert "\n" not in found
 
 
@@ -460,7 +460,7 @@ def test_a_single_sample_under_batch_norm_is_refused_before_the_first_step(tmp_p
     single = ("model={_target_: kept.py:Normed}", "data.train={_target_: kept.py:Reg, size: 17}")
     (said,) = in_world(1, refused_here, str(tmp_path / "run"), single)
     assert "BatchNorm needs two samples at a time, and step 3 of an epoch has 1 samples" in said
-    assert "say data.drop_last: true" in said
+    assert "set data.drop_last: true" in said
     assert not (tmp_path / "run").exists()
     assert in_world(1, refused_here, str(tmp_path / "run"), (*single, "data.drop_last=true")) == ["it was not refused"]
     two = in_world(2, refused_here, str(tmp_path / "two"), (*single, "data.train.size=19"))

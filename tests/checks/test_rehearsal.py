@@ -19,6 +19,7 @@ import worlds
 from places import REAL, ROOT, SHIPPED
 
 from launcher.cli.main import main
+from launcher.recipe.component_syntax import OPTIONS
 
 STAGES = ["reading", "components", "data", "model", "batch", "forward", "loss", "backward", "step", "evaluation"]
 
@@ -260,7 +261,7 @@ def test_batch_norm_needs_two_samples(tmp_path: Path, capsys: pytest.CaptureFixt
     code, _, err = check(capsys, recipe, "--processes", "2")  # 50 samples: the last step has 2
     assert code == 2
     assert "BatchNorm needs two samples at a time, and step 4 of an epoch has 2 samples on 2 processes" in err
-    assert err.endswith("say data.drop_last: true\n")
+    assert err.endswith("set data.drop_last: true\n")
     assert check(capsys, recipe, "--processes", "2", "data.drop_last=true")[0] == 0
     assert check(capsys, recipe, "--processes", "2", "train.steps=3")[0] == 0
     assert check(capsys, recipe, "--processes", "1")[0] == 0
@@ -524,6 +525,9 @@ def test_hovers_are_sentences(editors_schema: Any) -> None:
     known = {key: value for key, value in editors_schema["$defs"].items() if not key.startswith("Component.")}
     for text in texts([ours, known]):
         assert re.fullmatch(r"['`]?[A-Z].*\.", text, re.DOTALL), text
+    for slot, options in OPTIONS.items():  # one's own keys beside the arguments
+        properties = editors_schema["$defs"][f"Component.{slot}"]["properties"]
+        assert all(properties[name].get("description") for name in options)
     optimizer = editors_schema["$defs"]["Component.optimizer"]["allOf"]
     adamw = next(entry["then"] for entry in optimizer if entry["if"]["properties"]["_target_"].get("const") == "AdamW")
     assert adamw["properties"]["_target_"]["description"].startswith("Implements AdamW")
@@ -543,7 +547,7 @@ def test_every_field_is_documented_in_the_schema() -> None:
 def test_a_new_project_passes_check_and_its_own_test(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["new", "mine"]) == 0
     assert "mine/recipe.yaml" in capsys.readouterr().out
-    assert (main(["new", "mine"]), "mine exists; it is left as it is" in capsys.readouterr().err) == (2, True)
+    assert (main(["new", "mine"]), "mine exists already" in capsys.readouterr().err) == (2, True)
     for name in ("../mine", "a/b", "-x", "", "x" * 200, "mine\n"):
         assert main(["new", "--", name]) == 2
     capsys.readouterr()

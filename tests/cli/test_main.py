@@ -77,7 +77,7 @@ def test_what_only_another_rank_finds_wrong_is_said(tmp_path: Path) -> None:
     names = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "LAUNCHER_FAULTS": "nonsense"}
     done = shell(sys.executable, "-m", "launcher", "train", TINY, "--cpu", folder=tmp_path, environment=names)
     assert done.returncode == 2
-    assert re.fullmatch(r"rank 1 on \S+: 'nonsense' is no fault; write ACTION@POINT.*\n", done.stderr), done.stderr
+    assert re.fullmatch(r"rank 1 on \S+: 'nonsense' is not a fault; write ACTION@POINT.*\n", done.stderr), done.stderr
 
 
 @pytest.mark.parametrize("way", WAYS_TO_TWO)
@@ -185,7 +185,7 @@ def test_breakpoint_in_two_processes_is_rank_0_s(tmp_path: Path) -> None:
         (["train", "tiny.yaml", "--proceses=2"], "launcher train: there is no --proceses; did you mean --processes?"),
         (["train", "tiny.yaml", "--lr", "3"], "there is no --lr; a key of the recipe is written optimizer.lr=VALUE"),
         (["train", "tiny.yaml", "--max-epochs=3"], "a key of the recipe is written train.epochs=3"),
-        (["train", "tiny.yaml", "optimizer.lr", "=", "3"], "'=' stands alone; write an override as one word"),
+        (["train", "tiny.yaml", "optimizer.lr", "=", "3"], "'=' is alone; write an override as one word"),
         (["runs", "--frobnicate"], "launcher runs: there is no --frobnicate"),
         (["help", "tain"], "there is no command 'tain'; did you mean 'train'?"),
         (["explain", "trian.epohcs"], "trian.epohcs: a recipe has no such key; did you mean 'train.epochs'?"),

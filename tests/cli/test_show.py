@@ -168,4 +168,4 @@ def test_a_run_s_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert out.splitlines()[2] == "  + 0.5  # override 'optimizer.lr=0.5'"
     assert show(capsys, run, "--diff", run)[1] == f"{run} and {run} say the same\n"
     code, _, err = show(capsys, run, "seed=3")
-    assert (code, "what was run cannot be changed" in err) == (2, True)
+    assert (code, "a run's recipe cannot be changed" in err) == (2, True)

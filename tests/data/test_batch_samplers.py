@@ -340,8 +340,8 @@ def test_a_recipe_mixes_data_sets_in_shares_that_change(tmp_path: Path) -> None:
         ("data.drop_last=true", "goes without data.batch_sampler"),
         ("data.weights=w.npy", "goes without data.batch_sampler: the sampler chooses"),
         ("data.batch_sampler={_target_: MPerClass, m: 2, batch_size: 8, data_source: 3}", "data_source"),
-        ("data.batch_sampler={_target_: launcher.datasets.Digits, split: train}", "is no batch sampler"),
-        ("train={epochs: 2}", "does not know how many batches an epoch has; say how long with train.steps"),
+        ("data.batch_sampler={_target_: launcher.datasets.Digits, split: train}", "is not a batch sampler"),
+        ("train={epochs: 2}", "does not know how many batches an epoch has; set train.steps"),
     ],
 )
 def test_what_contradicts_them_is_refused(override: str, words: str, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A DataLoader handed over as a data set: understood, or refused with the words to write. A collate for each use."""
+"""A DataLoader passed as a data set: understood, or refused with the words to write. A collate for each use."""
 
 from __future__ import annotations
 
@@ -234,7 +234,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"batch_size": 4},
         "its batch_size=4, and data.global_batch_size is 8; write data.global_batch_size: 4,",
     ),
-    "torch's own batch size": ({"batch_size": 1}, "write data.global_batch_size: 1, or hand over its data set itself"),
+    "torch's own batch size": ({"batch_size": 1}, "write data.global_batch_size: 1, or pass its data set itself"),
     "shuffling": ({"shuffle": True}, "its shuffle=True, and data.shuffle is false; write data.shuffle: true"),
     "drop_last": ({"drop_last": True}, "its drop_last=True, and data.drop_last is not; write data.drop_last: true"),
     "workers": ({"num_workers": 2}, "its num_workers=2, and data.workers is 0; write data.workers: 2"),
@@ -265,7 +265,7 @@ def test_all_contradictions_are_told_at_once(recipe: Path) -> None:
 def test_batches_of_another_kind_are_never_taken_for_samples(recipe: Path) -> None:
     assert "Own makes its batches itself" in refusals(recipe, train=Own(Rows(), batch_size=8))[0]
     handed_on = HandsOn(DataLoader(Rows(), batch_size=8))
-    assert "HandsOn hands on the batches of a DataLoader, not samples" in refusals(recipe, train=handed_on)[0]
+    assert "HandsOn passes on the batches of a DataLoader, not samples" in refusals(recipe, train=handed_on)[0]
 
 
 def test_an_evaluation_reads_every_sample_in_any_batches(recipe: Path) -> None:
@@ -339,9 +339,9 @@ def test_from_python_they_come_in_a_mapping(recipe: Path) -> None:
             "{train: {_ref_: 'parts.py:doubled'}, valid: {_ref_: 'parts.py:doubled'}}",
             "has 'valid'; allowed: train, evaluate",
         ),
-        ("{}", "is no collate"),
-        ("{train: 3}", "is no collate; write"),
-        ("{train: {_target_: 'parts.py:Rows'}}", "is no function"),
+        ("{}", "is not a collate"),
+        ("{train: 3}", "is not a collate; write"),
+        ("{train: {_target_: 'parts.py:Rows'}}", "is not a function"),
     ],
 )
 def test_another_collate_is_refused(recipe: Path, said: str, words: str) -> None:

@@ -205,7 +205,7 @@ def test_a_stream_s_epoch_is_its_length_or_the_run() -> None:
     assert (unsized.describe(), sized.describe()) == ("a stream", "a stream of 10 training samples")
     assert isinstance(unsized.train, StreamLoader)
     (note,) = unsized.notes
-    assert note == "a stream in its own order; going on with a stopped run reads past what was read before"
+    assert note == "a stream in its own order; resuming a stopped run reads past what was read before"
     assert "every process reads all" in stream("Stream", world=World(size=2)).notes[0]
     assert (
         stream("Shards", world=World(size=2)).notes[0].startswith("a stream in 2 shards: another number of processes")
@@ -230,7 +230,7 @@ def test_what_a_stream_cannot_do_is_refused(overrides: list[str], message: str) 
 
 
 def test_a_data_set_without_a_length_is_refused() -> None:
-    with pytest.raises(LauncherError, match=r"NoLength is no data set|NoLength has no length"):
+    with pytest.raises(LauncherError, match=r"NoLength is not a data set|NoLength has no length"):
         opened("data.train={_target_: sources.py:NoLength}", remove=("data.validation",))
 
 
@@ -264,4 +264,4 @@ def test_a_stream_goes_on_in_as_many_shards_as_it_began_with(folder: Path) -> No
         train(begun("stated"), *overrides, "data.workers=1", **given)
     train(folder / "stated", *overrides, **given, size=2)
     log = (folder / "stated" / "logs" / "rank-0.log").read_text()
-    assert "2 shards, read with --processes 1 and data.workers=2, are cut anew for other readers" in log
+    assert "2 shards, read with --processes 1 and data.workers=2, are cut again for other readers" in log

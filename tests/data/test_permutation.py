@@ -178,7 +178,7 @@ def test_seed_and_epoch_and_size_each_make_another_order() -> None:
 
 
 def test_the_order_never_changes_between_versions() -> None:
-    """Runs are resumed by later versions, which must go on in the very order that earlier ones began."""
+    """Runs are resumed by later versions, which must continue in the very order that earlier ones began."""
     assert ours(1, 0, 0).tolist() == [0]
     assert ours(10, 0, 0).tolist() == [9, 2, 7, 8, 0, 3, 6, 4, 5, 1]
     assert ours(100, 7, 3)[:6].tolist() == [61, 21, 46, 52, 39, 29]

@@ -174,7 +174,7 @@ UNUSED: dict[type, str] = {
     OfASplit: "get_batch(indices) fails (TypeError",
     InItsOwnOrder: "it gives other values",
     InAnotherType: "it gives other values at [0]",
-    SetByInstance: "it is no method of the class SetByInstance",
+    SetByInstance: "it is not a method of the class SetByInstance",
 }
 
 
@@ -296,7 +296,7 @@ class ManyOverridden(ManyRows):
 
 
 class ManyBatch(Rows):
-    """What is no list of samples, for a collate that knows it."""
+    """What is not a list of samples, for a collate that knows it."""
 
     def __getitems__(self, indices: list[int]) -> Any:
         return {"x": self.x[indices], "noise": torch.rand(())}

@@ -1,4 +1,4 @@
-"""Streams: split over ranks and workers without overlap, begun again at their end, and gone on with by counting."""
+"""Streams: split over ranks and workers without overlap, begun again at their end, and resumed by counting."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def test_pictures_that_cannot_be_read_are_left_out_counted_and_said(pets: Path) 
     assert len([folder[i] for i in range(len(folder))]) == 3
     (note,) = folder.plan_notes
     assert note.endswith("2 of 5 pictures cannot be read and are left out: cat/b.png, cat/d.jpg")
-    (pets / "cat" / "b.png").write_bytes(whole_picture)  # mended in place: its folder does not change
+    (pets / "cat" / "b.png").write_bytes(whole_picture)  # fixed in place: its folder does not change
     assert len(ImageFolder(pets, corrupt="skip")) == 4
     with pytest.raises(ValueError, match=r"none of its 1 pictures can be read \(cat/x.png\)"):
         ImageFolder(rubbish(pets.parent / "rubbish"), corrupt="skip")
@@ -299,7 +299,7 @@ def test_parquet_and_tabs_are_tables_too(flowers: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "text", "message"),
     [
-        ({}, FLOWERS + "1,2\n", r"flowers\.csv: line 6 has 2 values and the line of names 4: '1,2'; mend it"),
+        ({}, FLOWERS + "1,2\n", r"flowers\.csv: line 6 has 2 values and the line of names 4: '1,2'; fix it"),
         ({}, FLOWERS + "1,2\n3\n", r"line 6 has 2 values .* \(2 such rows\)"),
         ({}, FLOWERS + "5.0,,1,setosa\n", r"column 'petal' has no number in row 5; fill or drop it"),
         ({}, FLOWERS + "5.0,1.0,1,\n", r"column 'kind' has no class in row 5; fill or drop it"),

@@ -67,7 +67,7 @@ class Net(nn.Module):
         self.calls += 1
         if os.environ.get("RANK") == "1" and self.calls == 3:
             PartialState.destroy_process_group = waits
-            raise ValueError("rank 1 cannot go on")
+            raise ValueError("rank 1 cannot continue")
         return self.line(x.flatten(1))
 """
 
@@ -83,7 +83,7 @@ def test_a_rank_that_fails_says_why_though_its_group_would_never_let_it_go(tmp_p
     ended = Command(tmp_path, "train", "r.yaml", "--cpu", "--processes", "2", "--run-dir", "run").wait()
     assert ended.code == 1
     assert "rank 1 of 2" in ended.report
-    assert "ValueError: rank 1 cannot go on" in ended.report
+    assert "ValueError: rank 1 cannot continue" in ended.report
     assert json.loads((tmp_path / "run" / "failure.json").read_text())["rank"] == 1
     assert ended.left == []
 

@@ -421,7 +421,7 @@ def test_evaluate_takes_a_checkpoint_or_a_file_with_its_recipe(
     alone = tmp_path / "alone.pth"
     alone.write_bytes((checkpoint / "weights.pth").read_bytes())
     assert main(["evaluate", str(alone), "--cpu"]) == 2
-    assert "say which recipe they belong to: --recipe" in capsys.readouterr().err
+    assert "name their recipe: --recipe FILE" in capsys.readouterr().err
     validation = "data.validation={_target_: 'parts.py:Numbers', size: 23}"
     assert main(["evaluate", str(alone), "--recipe", str(TINY), "--cpu", "--json", validation]) == 0
     assert json.loads(capsys.readouterr().out)["loss"] == pytest.approx(printed["loss"], abs=1e-9)
@@ -510,7 +510,7 @@ def test_without_a_test_set_the_report_shows_the_validation_set(tmp_path: Path, 
 
 
 def refuse(word: str) -> None:
-    raise AssertionError(f"{word} is no JSON")
+    raise AssertionError(f"{word} is not JSON")
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
@@ -552,5 +552,5 @@ def test_weights_of_another_model_are_a_mistake_of_the_command(
 
 def test_predict_says_what_it_cannot(saved: Trained, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", str(saved.folder), "--cpu", "--to", "outputs.txt"]) == 2
-    assert "the suffix says the form; one of: .csv, .jsonl, .parquet, or -" in capsys.readouterr().err
+    assert "the suffix sets the format; one of: .csv, .jsonl, .parquet, or -" in capsys.readouterr().err
     assert not Path("outputs.txt").exists()

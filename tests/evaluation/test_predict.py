@@ -195,7 +195,7 @@ REFUSED = {
     "a table that lacks a feature": ("table", "new.csv", "id,x\n1,2\n", "has no column 'y'; it has: id, x"),
     "a letter nobody has seen": ("text", "new.txt", "the\nzoo\n", "new.txt: line 2 has 'z', which the text of the"),
     "a text without a line": ("text", "new.txt", "\n\n", "no line in it has a character"),
-    "no JSON": ("digits", "new.jsonl", "[0,\n[1]\n", "new.jsonl: line 1 is no JSON"),
+    "no JSON": ("digits", "new.jsonl", "[0,\n[1]\n", "new.jsonl: line 1 is not JSON"),
     "rows of another shape": ("digits", "new.jsonl", "[[1, 2], [3, 4]]\n", "line 1: 4 numbers of shape [2, 2]; a"),
     "rows of unequal length": ("digits", "new.jsonl", "[[1, 2], [3]]\n", "new.jsonl: line 1: "),
     "data that take no path": ("digits", "new.csv", "1\n", "Digits has no argument for a path"),

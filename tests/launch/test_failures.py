@@ -290,7 +290,7 @@ ACCIDENTS = {
         rf"{AT_3} in ({PLACE}): RuntimeError: mat1 and mat2 shapes cannot be",
         "the batch is (float32 [8, 4], int",
     ),
-    "exit 7": (rf"{AT_3}: exit code 7, without a word", "checkpoint"),
+    "exit 7": (rf"{AT_3}: exit code 7, without a message", "checkpoint"),
     "exit 0": (rf"{AT_3}: left early with exit code 0", "checkpoint"),
     "sys.exit": (rf"{AT_3} in ({PLACE}): left early: SystemExit\(0\)", "sys.exit(0)"),
     "segv": (rf"{AT_3} in ({PLACE}): killed by signal 11 \(SIGSEGV\)", "happen"),
@@ -322,7 +322,7 @@ def test_the_first_failure_is_reported_and_nothing_is_left_running(tmp_path: Pat
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
     if accident not in ("unused", "worker"):  # workers read ahead: nobody knows in which step it is found
         assert failure["checkpoint"].endswith("step-00000002")
-        assert "go on      launcher resume " in done.report
+        assert "resume     launcher resume " in done.report
 
 
 def test_an_exception_in_a_loader_worker_is_told_as_one_in_the_process_is(tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def test_the_weights_that_a_base_starts_from_keep_their_names(tmp_path: Path) ->
         ),
         (
             "{_target_: peft.LoraConfig, target_modules: [layers.0], init_lora_weights: pissa}",
-            "init_lora_weights: pissa changes the base, which is read anew at each start; use true",
+            "init_lora_weights: pissa changes the base, which is read again at each start; use true",
         ),
     ],
 )

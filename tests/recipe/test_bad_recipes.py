@@ -1,7 +1,7 @@
 """Bad recipes, and what a user is told of each: `NAME.yaml`, its overrides in `NAME.args`, the message in `NAME.txt`.
 
 Those in `schema` are found by reading, those in `components` when what they name is imported; both build on files
-named `base_…`. `reading` holds what is no recipe at all, see `test_reading.py`.
+named `base_…`. `reading` holds what is not a recipe at all, see `test_reading.py`.
 """
 
 from __future__ import annotations

@@ -489,7 +489,7 @@ def test_expressions_compose(tmp_path: pathlib.Path) -> None:
         ("${train.steps + 1}", None, "null is not a number"),
         ("${train.steps + 1}", object(), "an object of type object is not a number"),
         ("${train.steps * train.steps}", 10**200, "the result of '*' is too large a number"),
-        ("${train.steps} steps", [1], "a list cannot stand inside a text; only words and numbers can"),
+        ("${train.steps} steps", [1], "a list cannot be inside a text; only words and numbers can"),
     ],
 )
 def test_expressions_that_come_to_nothing(tmp_path: pathlib.Path, text: str, value: Any, message: str) -> None:

@@ -515,7 +515,7 @@ def test_an_odd_recorded_recipe_is_one_line_to_compare_with(
     assert main(["show", str(recipe), "--diff", str(tmp_path / "run")]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "resolved.yaml is no recipe: " in said
+    assert "resolved.yaml is not a recipe: " in said
 
 
 # ---------------------------------------------------------------------- a model that speaks to wandb

@@ -43,7 +43,7 @@ def test_colours_are_left_out(pieces: list[str]) -> None:
 
 LINES = {
     "a vocabulary": "token 'a', " * (LONG // 11),
-    "a bar that is drawn anew": "\r 50%" * (LONG // 5),
+    "a bar that is drawn again": "\r 50%" * (LONG // 5),
     "colours": "\x1b[31m7" * (LONG // 6),
     "half a colour": "\x1b[" + "1;" * (LONG // 2),
     "many halves": "\x1b[1" * (LONG // 4),

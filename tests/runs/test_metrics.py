@@ -1,4 +1,4 @@
-"""metrics.jsonl: what was written is read back, cut where a run goes on from, and outlives a full disk."""
+"""metrics.jsonl: what was written is read back, cut where a run resumes, and outlives a full disk."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_an_evaluation_and_a_test_that_are_made_again_are_dropped(tmp_path: Path
     ]
     assert [line["step"] for line in past.evaluations] == [10]
     assert (past.size_bytes, past.redone.steps) == (file.path.stat().st_size, 0)
-    assert file.path.stat().st_ino == inode  # cut, not written anew
+    assert file.path.stat().st_ino == inode  # cut, not written again
     file.continue_from(0, evaluated=-1)
     assert read_metrics(file.path) == []
 
@@ -151,4 +151,4 @@ def test_a_full_disk_is_said_once_and_its_lines_come_later(tmp_path: Path, capsy
     tracking.log(train_line(30))
     tracking.close("finished", [])
     assert [line["step"] for line in read_metrics(path)] == [10, 20, 30]
-    assert capsys.readouterr().out.count("No space left on device; training goes on") == 1
+    assert capsys.readouterr().out.count("No space left on device; training continues") == 1

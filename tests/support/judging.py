@@ -240,7 +240,7 @@ def main() -> None:
         for line in [] if options.write else [one for one in lines if one not in known[package]]:
             print(line)
     if options.write:
-        how = "`python tests/support/judging.py --write` makes this list anew"
+        how = "`python tests/support/judging.py --write` makes this list again"
         head = f"# What a recipe may name, as it was judged; {how}.\n"
         JUDGED.write_text(head + "\n\n".join(sections) + "\n", encoding="utf-8")
 

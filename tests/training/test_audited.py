@@ -36,7 +36,7 @@ def test_a_loss_that_becomes_another_ends_the_run_at_an_evaluation(tmp_path: Pat
     ends: list[dict[str, Any]] = in_world(size, all_refused, str(tmp_path), {"step": STEP, "model": MODEL})
     for name, key in (("step", "train.step"), ("model", "loss")):
         assert ends[0][name].startswith(f"{key}: is not a mean over samples on this batch ("), ends[0][name]
-        assert ends[0][name].endswith("off; mend the loss, or name what it counts as train.count")
+        assert ends[0][name].endswith("off; fix the loss, or name what it counts as train.count")
 
 
 def train_taught(folder: str) -> None:
@@ -63,7 +63,7 @@ OPENED = {
 
 
 def test_a_collate_that_mixes_is_measured_on_its_rows_and_what_grows_is_refused_at_once(tmp_path: Path) -> None:
-    """Collated anew in pieces, samples would be mixed otherwise: that says nothing of the loss."""
+    """Collated again in pieces, samples would be mixed otherwise: that says nothing of the loss."""
     ends: dict[str, str] = in_world(2, all_refused, str(tmp_path), OPENED)[0]
     assert (ends["mixed"], ends["mixed, own loss"]) == ("finished", "finished")
     for name in ("grows", "appears"):

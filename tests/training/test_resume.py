@@ -341,7 +341,7 @@ def test_a_lock_of_the_dead_is_taken_over(tmp_path: Path) -> None:
     assert killed(1, train_here, str(run), ("save.every=2 steps",), str(TINY), (), "kill@step:5")
     assert (run / "lock.json").exists()
     train(run, "save.every=2 steps")
-    assert "has died without releasing the run; going on in its place" in (run / "logs" / "rank-0.log").read_text()
+    assert "died without releasing the run; taking it over" in (run / "logs" / "rank-0.log").read_text()
     elsewhere = {"host": "elsewhere", "pid": 1, "namespace": "another", "since": 0}
     (run / "lock.json").write_text(json.dumps(elsewhere))
     assert holder(run) is not None  # touched just now

@@ -1,4 +1,4 @@
-"""One run: what it evaluates, refuses, writes and goes on from."""
+"""One run: what it evaluates, refuses, writes and resumes from."""
 
 from __future__ import annotations
 
@@ -414,7 +414,7 @@ def test_an_object_goes_into_a_section_that_is_not_there(tmp_path: Path, data: s
         (["optimizer._groups_={'*.bios': {lr: 1}}"], r"no parameter is named like '\*\.bios'"),
         (["scheduler={_target_: OneCycleLR, max_lr: 1, total_steps: 10, _warmup_: 2 steps}"], "warms up by itself"),
         (["model={_target_: Dropout}"], "there is nothing to train"),
-        (["model={_target_: LazyLinear, out_features: 3}"], "model: has lazy modules, whose sizes nobody knows yet"),
+        (["model={_target_: LazyLinear, out_features: 3}"], "model: has lazy modules, whose sizes are not known yet"),
         (["loss={_target_: parts.py:nothing_of, _partial_: true}"], "loss: does not depend on the model: no parameter"),
         (["data.weights={_ref_: parts.py:weights_of_none}"], "data.weights: TypeError: weights_of_none"),
         (
@@ -426,7 +426,7 @@ def test_an_object_goes_into_a_section_that_is_not_there(tmp_path: Path, data: s
             "evaluate.best.metric: 'each' gives a list, and only one number can be the best; average it",
         ),
         (["optimizer.lrr=1"], "AdamW takes no 'lrr'; did you mean 'lr'\\?"),
-        (["optimizer.params=[]"], "'params' is handed in by the run; remove it"),
+        (["optimizer.params=[]"], "'params' is passed in by the run; remove it"),
         (["loss._per_=batch", "data.micro_batch_size=8"], "_per_: batch needs a rank's whole share at once"),
         (["batch.inputs=[7]"], "a batch has no 7; it is a tuple of 2"),
     ],
@@ -487,7 +487,7 @@ def test_all_mistakes_are_reported_together() -> None:
     text = str(caught.value)
     assert "did you mean 'train'?" in text
     assert "'many' is not a whole number" in text
-    assert "'soon' is no duration" in text
+    assert "'soon' is not a duration" in text
 
 
 def test_a_world_that_contradicts_itself_is_refused() -> None:
@@ -554,7 +554,7 @@ def test_objects_alone_or_a_mapping_are_a_recipe(tmp_path: Path, monkeypatch: py
     by_mapping = launcher.train(digits, steps=5, cpu=True, output="quiet")
     by_file = launcher.train("said.yaml", cpu=True, output="quiet")
     torch.testing.assert_close(by_mapping.model.state_dict(), by_file.model.state_dict(), rtol=0, atol=0)
-    with pytest.raises(RecipeError, match=r"holds what no recipe can: .* hand objects in by keyword: model="):
+    with pytest.raises(RecipeError, match=r"holds what no recipe can: .* pass objects by keyword: model="):
         launcher.train({**digits, "model": Net()})
     assert [run.name for run in launcher.runs()] == ["said", "said", "run"]
     assert [run.folder for run in launcher.runs("said@1")] == [Path("runs/said") / by_mapping.folder.name]

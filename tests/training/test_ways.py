@@ -132,8 +132,11 @@ def test_what_a_function_after_an_evaluation_may_not_do(tmp_path: Path, function
         (("train.freeze={'*': 1 epoch}",), "train.freeze: nothing is left to train in the first step; freeze less"),
         (("train.freeze={'*': never}",), "'never' does not say how long; write '3 epochs', '500 steps', '10%' or alwa"),
         (("train.freeze={'*': always}",), "no parameter requires a gradient: there is nothing to train"),
-        (("train.clip_grad_value=1.0", "train.clip_grad_norm=1.0"), "stands beside clip_grad_norm; state one of them"),
-        (("train.ema=0.9", "train.swa={}"), "train.swa: stands beside ema; state one of them"),
+        (
+            ("train.clip_grad_value=1.0", "train.clip_grad_norm=1.0"),
+            "cannot be combined with clip_grad_norm; keep one of them",
+        ),
+        (("train.ema=0.9", "train.swa={}"), "train.swa: cannot be combined with ema; keep one of them"),
         (
             ("optimizer={a: {_target_: SGD, _params_: head.*}, b: {_target_: SGD, _params_: embed.*}}",),
             "optimizer: no optimizer has scale, blocks.0.weight, blocks.0.bias, blocks.1.weight, …; name them",
@@ -185,7 +188,7 @@ def test_an_optimizer_that_misses_its_closure_is_explained(capsys: pytest.Captur
     assert main(["check", str(RECIPE), "optimizer={_target_: ways.py:Sam}"]) == 2
     said = capsys.readouterr().err
     assert "Sam requires closure" in said
-    assert "it calls the loss itself: say _closure_: true beside its _target_" in said
+    assert "it calls the loss itself: write _closure_: true beside its _target_" in said
 
 
 @pytest.mark.parametrize("name", ways.WAYS)

@@ -191,11 +191,11 @@ TABLE = (
         says=".*the working directory no longer exi",
     ),
     row(
-        "a name that is no text",
+        "a name that is not text",
         r"d=$(printf 'a\377'); mkdir $d; cp recipe.yaml parts.py $d; cd $d",
         act="$two",
         code=2,
-        says="--run-dir: .* this name is no text in UTF-8; name a folder elsewhere",
+        says="--run-dir: .* this name is not text in UTF-8; name a folder elsewhere",
     ),
     row(
         "a folder that cannot be written",

@@ -1,4 +1,4 @@
-"""What is imported at a start is no garbage, and whoever put the search for it off finds it off."""
+"""What is imported at a start is not garbage, and whoever put the search for it off finds it off."""
 
 from __future__ import annotations
 

@@ -175,7 +175,7 @@ def test_half_a_world_is_refused(name: str) -> None:
         ({}, "WORLD_SIZE is set and MASTER_ADDR is not"),
         ({"MASTER_PORT": "29500"}, "WORLD_SIZE is set and MASTER_ADDR is not"),
         ({"MASTER_ADDR": "n0"}, "MASTER_PORT is not"),
-        ({"MASTER_ADDR": "n0", "MASTER_PORT": "0"}, "MASTER_PORT=0 is no port"),
+        ({"MASTER_ADDR": "n0", "MASTER_PORT": "0"}, "MASTER_PORT=0 is not a port"),
         ({"MASTER_ADDR": "n0", "MASTER_PORT": "ssh"}, "MASTER_PORT='ssh' is not a whole number"),
     ],
 )

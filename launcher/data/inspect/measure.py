@@ -268,7 +268,7 @@ def _about_inputs(fields: Sequence[Field]) -> Iterator[str]:
         if numbers is None or not numbers.size or field.role != "input":
             continue
         if not np.isfinite(numbers).all():
-            yield f"input {field.key!r} has values that are not finite (NaN or infinity): mend the data"
+            yield f"input {field.key!r} has values that are not finite (NaN or infinity): fix the data"
         elif field.value.is_floating_point() and np.abs(numbers).max() > _WIDE:
             low, high = numbers.min(), numbers.max()
             yield f"input {field.key!r} runs from {low:.4g} to {high:.4g}: scale it to about -1 … 1"

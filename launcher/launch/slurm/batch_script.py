@@ -31,7 +31,7 @@ class Job:
         directory: Shell: where it starts; None for the directory of the submission.
         setup: Lines of shell to begin with.
         environment: Variables.
-        tasks: What each task of an array changes in the recipe; empty where it is no array.
+        tasks: What each task of an array changes in the recipe; empty where it is not an array.
         max_requeues: How often the job queues itself again.
         max_restarts: How often of these after a failure.
         signal_seconds: How long before the limit it is asked to save.
@@ -70,7 +70,7 @@ def render(job: Job) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,  # this is no page: each value is quoted for the shell or for sbatch
+        autoescape=False,  # this is not a page: each value is quoted for the shell or for sbatch
     )
     text = environment.get_template("job.sbatch.jinja").render(
         head=["".join(character if character.isprintable() else "?" for character in line) for line in job.head],
@@ -145,5 +145,5 @@ def option(name: str, value: Value) -> str:
 
 def _variable(name: str) -> str:
     if not _NAME.fullmatch(name):
-        raise UsageError(f"site file: environment: {name!r} is no name of a variable")
+        raise UsageError(f"site file: environment: {name!r} is not a name of a variable")
     return name

@@ -11,7 +11,7 @@ from launcher.errors import UsageError
 from launcher.runs.folder import QUEUE_FILE, STATUS_FILE
 
 CODE_FOLDER = "code"
-_MOST_FILES, _MOST_BYTES = 1_000, 10_000_000  # of Python; more is no project beside a recipe
+_MOST_FILES, _MOST_BYTES = 1_000, 10_000_000  # of Python; more is not a project beside a recipe
 _MOST_SEEN = 20_000
 _OURS = Path(__file__).parent.parent.parent  # a copy of this package would hide the one that runs
 _FOREIGN = ("__pycache__", "node_modules", "site-packages")

@@ -269,9 +269,9 @@ def _check_words(plan: Plan) -> None:
         UsageError: The job would be over before it begins, or be several jobs of one run.
     """
     if _typed(plan.request.extra, "array", "-a"):
-        raise UsageError("behind --: --array: all tasks would be one run; --array-file FILE makes a run of each line")
+        raise UsageError("after --: --array: all tasks would be one run; --array-file FILE makes a run of each line")
     if _typed(plan.request.extra, "wrap"):
-        raise UsageError("behind --: --wrap: the job's script is the launcher's; say `submit … run SCRIPT.py`")
+        raise UsageError("after --: --wrap: the job's script is the launcher's; say `submit … run SCRIPT.py`")
     for name, short in (("time", "-t"), ("time-min", "")):
         limit = plan.effective(name, short)
         if limit is not None and (message := too_short(limit, plan.signal_seconds)):

@@ -96,9 +96,9 @@ class Request:
             RecipeError: A flag's value is wrong.
         """
         if not self.overrides or not Path(self.overrides[0]).is_file():
-            raise UsageError("launcher submit … run SCRIPT.py: name a script that exists; flags stand before `run`")
+            raise UsageError("launcher submit … run SCRIPT.py: name a script that exists; flags go before `run`")
         if self.remove or self.allow:
-            raise UsageError("--remove, --allow: go with a recipe; what stands behind a script is the script's")
+            raise UsageError("--remove, --allow: go with a recipe; what follows a script is the script's")
         changes = (change.removeprefix("slurm.").partition("=") for change in self.section)
         try:
             return Slurm.model_validate({name: json.loads(value) for name, _, value in changes})
@@ -176,7 +176,7 @@ def _check_in_child(arguments: Sequence[str]) -> None:
             return
         if done.returncode == EXIT_USAGE:
             raise UsageError(done.stderr.rstrip("\n"))
-        reason = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+        reason = (done.stderr.strip().splitlines() or ["it ended without a message"])[-1]
     print(f"{'components':<10} not checked: {brief(reason)}; the job will", file=sys.stderr)
 
 
@@ -263,7 +263,7 @@ def _shape(request: Request, recipe: Recipe | None, section: Slurm, site: Site) 
     partition = section.partition or site.partition
     if asked is None:
         raise UsageError(
-            f"how many GPUs of a node? Say --gpus-per-node, slurm.gpus_per_node, or --cpu; {_offered(partition)}"
+            f"how many GPUs of a node? Set --gpus-per-node, slurm.gpus_per_node, or --cpu; {_offered(partition)}"
         )
     count, offers = slurm.gpu_count(asked), _offers()
     is_counted = site.gpu_gres if site.gpu_gres is not None else not offers or any(offer.gpus for offer in offers)

@@ -58,7 +58,7 @@ def begin(folder: Path, job: str, max_requeues: int, restart: int = 0) -> str:
     submission, step = _succeeded(folder, Submission.read(folder), job), _step(folder)
     if submission.cancelled and job == submission.job:  # another number was submitted on purpose
         _close(folder, "preempted")
-        raise LauncherError(f"job {job} was cancelled: not started again; `launcher resume {folder}` goes on")
+        raise LauncherError(f"job {job} was cancelled: not started again; to resume it: `launcher resume {folder}`")
     start: dict[str, Any] = {"job": job, "restart": restart, "time": time.time(), "step": step}
     if submission.signal_seconds is not None and (left := slurm.seconds_left(job)) is not None:
         start["ends"] = time.time() + left
@@ -204,7 +204,7 @@ class Ending:
             return self._restarted(submission, code, say) if may and self.max_restarts else code
         step, began = _step(self.folder), start["step"]
         saved = "saved" if step is None else f"saved at step {step:,}"
-        again = f"`launcher resume {self.folder}` goes on"
+        again = f"to resume it: `launcher resume {self.folder}`"
         if submission.cancelled:
             say(f"{saved}; cancelled, and not queued again: {again}")
             return EXIT_DONE  # not 75: with RequeueExit=75 SLURM would start it again
@@ -263,16 +263,16 @@ class Ending:
             _, is_array, task = self.job.partition("_")
             again = f"sbatch --array={task}" if is_array else "sbatch"
             named = self.folder.parent if is_array and self.folder.name == task else self.folder
-            say(f"to go on, submit the same script for the same folder: RUN={named} {again} SCRIPT …")
+            say(f"to resume, submit the same script for the same folder: RUN={named} {again} SCRIPT …")
             return EXIT_PREEMPTED
         replace(submission, job="").write(self.folder)
         try:
             number = resubmit(submission)
         except LauncherError as error:
-            say(f"{error}; go on with: {shlex.join(['sbatch', *_options(submission), submission.script])}")
+            say(f"{error}; to resume: {shlex.join(['sbatch', *_options(submission), submission.script])}")
             return EXIT_PREEMPTED
         name_job(self.folder, number)
-        say(f"job {number} goes on with it")
+        say(f"job {number} resumes it")
         for waiting in slurm.move_dependents(self.job, number):
             say(f"job {waiting} waits for that one now")
         return EXIT_DONE
@@ -445,4 +445,4 @@ def cancel(folders: Iterable[Path], now: bool, queue: Mapping[str, slurm.Queued]
         if entry.state == "PENDING":
             _close(folder, "preempted")
         how = "asked to save and end" if submission.job in saving else "cancelled"
-        yield folder, f"job {submission.job} is {how}; `launcher resume {folder}` goes on"
+        yield folder, f"job {submission.job} is {how}; to resume it: `launcher resume {folder}`"

@@ -95,7 +95,7 @@ def _explained(error: LauncherError, plan: Plan) -> LauncherError:
         message += f"; the environment says too: {', '.join(plan.heard)}"
     is_chosen = plan.shape.cpus is not None and not (plan.section.cpus_per_task or plan.site.cpus_per_task)
     if is_chosen and ("CPU count" in message or "configuration" in message):
-        message += f"; {plan.shape.cpus} CPUs a process is the launcher's choice: say --cpus-per-task"
+        message += f"; {plan.shape.cpus} CPUs a process is the launcher's choice: set --cpus-per-task"
     return UsageError(message)
 
 

@@ -1,7 +1,7 @@
 """Where a run's time went, from its first start to its end: `events.jsonl` says when, `metrics.jsonl` how long.
 
 **Goodput** is the share of it in which steps that were kept were computed: not waiting for data, not evaluating or
-saving, not starting or standing still between two starts, and not steps that a resume had to do again.
+saving, not starting or pausing between two starts, and not steps that a resume had to do again.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def _amount(event: Mapping[str, Any], key: str) -> float:
 
 
 def _end(last: Attempt, run: Run) -> None:
-    """The last start may still run, or have died without a word."""
+    """The last start may still run, or have died silently."""
     last.last_step = max(last.last_step, run.step)
     if run.state == "running":
         last.outcome, last.ended = "running", time.time()

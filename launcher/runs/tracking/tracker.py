@@ -121,7 +121,7 @@ class TensorBoard(Tracker):
     project = "tensorboard"  # the folder's name
 
     def start(self) -> None:
-        """Opens the event file; TensorBoard forgets what a crashed start logged after the step gone on from."""
+        """Opens the event file; TensorBoard forgets what a crashed start logged after the step resumed from."""
         self.open(**{"purge_step": self.run.start_step + 1, **self.settings})
         if self.run.start_step == 0:
             # Accelerate's own way puts these under a second run, named by the clock
@@ -151,7 +151,7 @@ class Sent:
     """The newest step of each number that a tracker surely has, kept in a file for the starts to come.
 
     A helper process writes what it is given some time later, and is lost with its machine. So a number counts when the
-    run was ended in order, or a while after it was handed over.
+    run was ended in order, or a while after it was passed on.
 
     Args:
         path: The file.
@@ -161,11 +161,11 @@ class Sent:
         self.path = path
         self.settled: dict[str, int] = {key: int(step) for key, step in read_json(path).items()}
         self._handed_over = dict(self.settled)
-        self._earlier = dict(self.settled)  # handed over when the file was written last
+        self._earlier = dict(self.settled)  # passed on when the file was written last
         self._written = time.monotonic()
 
     def add(self, step: int, names: Iterable[str]) -> None:
-        """Numbers of a step were handed over."""
+        """Numbers of a step were passed on."""
         self._handed_over.update({name: max(step, self._handed_over.get(name, -1)) for name in names})
         now = time.monotonic()
         if now - self._written >= SETTLED_SECONDS:
@@ -173,7 +173,7 @@ class Sent:
             self._earlier, self._written = dict(self._handed_over), now
 
     def settle(self) -> None:
-        """All that was handed over is there."""
+        """All that was passed on is there."""
         self._write(self._handed_over)
 
     def _write(self, steps: Mapping[str, int]) -> None:

@@ -87,7 +87,7 @@ def _refused(name: str, settings: Mapping[str, Any]) -> Iterator[str]:
     for key, known in strange:
         yield (
             f"track.{name}.{key}: a recipe may not say this, as it may choose where keys, numbers or files go; it may "
-            f"say: {', '.join(known)}; set the rest in the environment, or say --allow {name} if the recipe is yours"
+            f"say: {', '.join(known)}; set the rest in the environment, or use --allow {name} if the recipe is yours"
         )
 
 
@@ -152,7 +152,7 @@ class Worker:
         if self._thread.is_alive():
             self._dead = True
             tracker.abandon()
-            tracker.warn(f"{tracker.name} did not finish in time and is left behind{tracker.hint}")
+            tracker.warn(f"{tracker.name} did not finish in time and was abandoned{tracker.hint}")
         elif self._missing and not self._dead:
             tracker.warn(f"{tracker.name}: {self._missing} lines did not reach it; metrics.jsonl has them")
 
@@ -171,7 +171,9 @@ class Worker:
             with suppress(Exception):
                 self.tracker.abandon()
             self.opened.set()
-            self.tracker.warn(f"{self.tracker.name} {_failure(error)}; training goes on without it{self.tracker.hint}")
+            self.tracker.warn(
+                f"{self.tracker.name} {_failure(error)}; training continues without it{self.tracker.hint}"
+            )
 
     def _next(self) -> Line | None:
         with self._changed:
@@ -183,7 +185,7 @@ class Worker:
             self.tracker.log(line["step"], numbers(line))
         except Exception as error:  # a server that is away for a minute may come back
             if not self._missing:
-                self.tracker.warn(f"{self.tracker.name} {_failure(error)}; training goes on")
+                self.tracker.warn(f"{self.tracker.name} {_failure(error)}; training continues")
             self._missing += 1
 
 

@@ -1,7 +1,7 @@
 """Where a run's numbers go: `metrics.jsonl` always, the terminal, and the trackers that the recipe names.
 
 Only rank 0 tracks; the other ranks hold a `NoTracking`. Nothing here ever stops the training: a console that
-nobody reads, a full disk or a tracker that hangs is said once, and training goes on.
+nobody reads, a full disk or a tracker that hangs is reported once, and training continues.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class Tracking:
             self._metrics.write(line)
         except OSError as error:
             if not self._disk_failed:
-                why = f"{self._metrics.path}: {error.strerror or error}; training goes on"
+                why = f"{self._metrics.path}: {error.strerror or error}; training continues"
                 self._show(self._console.warn, f"{why}, and these lines are written when there is room again")
             self._disk_failed = True
 
@@ -137,7 +137,7 @@ class Tracking:
     def _say_failed(self, error: Exception) -> None:
         if not self._display_failed:
             with suppress(OSError, ValueError, AttributeError):
-                print(f"the display failed ({error!r}); training goes on: {self._metrics.path}", file=sys.stderr)
+                print(f"the display failed ({error!r}); training continues: {self._metrics.path}", file=sys.stderr)
         self._display_failed = True
 
 
@@ -189,7 +189,7 @@ def open_tracking(
     own_code: Sequence[Path] = (),
     from_python: bool = False,
 ) -> Tracking:
-    """Opens everything that rank 0 tracks with, and goes on with what earlier starts of the run wrote.
+    """Opens everything that rank 0 tracks with, and continues what earlier starts of the run wrote.
 
     Args:
         run_dir: The run's folder, which exists.

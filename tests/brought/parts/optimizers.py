@@ -33,7 +33,7 @@ class Own(torch.optim.Optimizer):
 
 
 class Counts(Own):
-    """A step counter that is no parameter's, as MADGRAD's."""
+    """A step counter that is not a parameter's, as MADGRAD's."""
 
     def before(self) -> None:
         state: Any = self.state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -155,6 +156,131 @@ def bert() -> nn.Module:
     off: Any = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "num_labels": 3}
     config = BertConfig(vocab_size=5, max_position_embeddings=8, **sizes, **off)
     return BertForSequenceClassification(config)
+
+
+_SMALL: Any = {"vocab_size": 12, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+_THREE: Any = {"num_labels": 3}
+_STILL: Any = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+@made
+def speaker() -> nn.Module:
+    """A causal model that numbers positions itself, or takes them: without a cache, packed texts are told apart."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(LlamaConfig(**_SMALL, intermediate_size=8, max_position_embeddings=64, use_cache=False))
+
+
+@made
+def reader(kind: str) -> nn.Module:
+    """BERT with a head of a kind."""
+    import transformers
+
+    config = transformers.BertConfig(**_SMALL, **_STILL, **_THREE, intermediate_size=8)
+    return getattr(transformers, f"BertFor{kind}")(config)  # type: ignore[no-any-return]
+
+
+@made
+def translator() -> nn.Module:
+    """T5: an encoder, and a decoder that is given its own labels."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    sizes: Any = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": 0}
+    return T5ForConditionalGeneration(T5Config(vocab_size=12, dropout_rate=0.0, **sizes))
+
+
+@made
+def seer() -> nn.Module:
+    """ViT of four patches."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    sizes = {name: size for name, size in _SMALL.items() if name != "vocab_size"}
+    config = ViTConfig(**sizes, **_STILL, **_THREE, intermediate_size=8, image_size=8, patch_size=4)
+    return ViTForImageClassification(config)
+
+
+@functools.cache
+def tokenizer() -> Any:
+    """Of eleven words, and one to pad with."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    make: Any = PreTrainedTokenizerFast
+
+    words = WordLevel({"[PAD]": 0, **{f"w{number}": number for number in range(1, 12)}}, unk_token="w1")
+    return make(tokenizer_object=Tokenizer(words), pad_token="[PAD]")
+
+
+def padded(rows: list[Any]) -> Any:
+    """Rows of unequal length, and of the labels -100 where nothing is."""
+    from transformers import DataCollatorForTokenClassification
+
+    return dict(DataCollatorForTokenClassification(tokenizer())(rows))
+
+
+def padded_texts(rows: list[Any]) -> Any:
+    """Rows of unequal length with one label each."""
+    from transformers import DataCollatorWithPadding
+
+    return dict(DataCollatorWithPadding(tokenizer())(rows))
+
+
+def padded_pairs(rows: list[Any]) -> Any:
+    """Texts and their translations."""
+    from transformers import DataCollatorForSeq2Seq
+
+    return dict(DataCollatorForSeq2Seq(tokenizer())(rows))
+
+
+def packed(rows: list[Any]) -> Any:
+    """All texts behind each other in one row, each with positions from 0."""
+    from transformers import DataCollatorWithFlattening
+
+    rows = [{"input_ids": row["input_ids"], "labels": row["labels"]} for row in rows]
+    collate: Any = DataCollatorWithFlattening
+    return dict(collate()(rows))
+
+
+class Sentences(Dataset[Any]):
+    """Texts of 2 to 7 tokens.
+
+    Args:
+        kind: `causal`, where the labels are the tokens; `tagged`, three classes of tokens; `masked`, where every third
+            token is hidden; `pairs`, with another text; `one`, with one label each.
+    """
+
+    def __init__(self, kind: str = "causal"):
+        self.kind = kind
+
+    def __len__(self) -> int:
+        return SIZE
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        tokens = (whole(10, 2 + index % 6, seed=index) + 2).tolist()
+        row = {"input_ids": tokens, "attention_mask": [1] * len(tokens)}
+        if self.kind == "masked":
+            hidden = [place % 3 == index % 3 or len(tokens) < 3 for place in range(len(tokens))]
+            shown = [1 if is_hidden else token for token, is_hidden in zip(tokens, hidden, strict=True)]
+            labels: Any = [token if is_hidden else -100 for token, is_hidden in zip(tokens, hidden, strict=True)]
+            return {**row, "input_ids": shown, "labels": labels}
+        labels = {
+            "causal": tokens,
+            "tagged": [token % 3 for token in tokens],
+            "pairs": tokens[::-1][: 1 + index % 4],
+            "one": index % 3,
+        }[self.kind]
+        return {**row, "labels": labels}
+
+
+class Pictures(Dataset[Any]):
+    """Small pictures of three kinds."""
+
+    def __len__(self) -> int:
+        return SIZE
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"pixel_values": normal(3, 8, 8, seed=index), "labels": torch.tensor(index % 3)}
 
 
 class Texts(Dataset[Any]):

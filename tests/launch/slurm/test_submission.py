@@ -142,12 +142,12 @@ def test_line_breaks_reach_no_script(capsys: pytest.CaptureFixture[str], tmp_pat
 def test_what_cannot_be_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     error = refused(capsys, str(TINY))
     assert error == (
-        "how many GPUs of a node? Say --gpus-per-node, slurm.gpus_per_node, or --cpu; what the cluster offers is not "
+        "how many GPUs of a node? Set --gpus-per-node, slurm.gpus_per_node, or --cpu; what the cluster offers is not "
         "known: sinfo is not on this machine; submit from a login node of the cluster, or load its module\n"
     )
     assert "sbatch is not on this machine" in refused_after_reading(capsys, str(TINY), "--cpu")
     assert "--processes goes with --cpu" in refused(capsys, str(TINY), "--processes", "2")
-    assert "'lots' is no number of GPUs" in refused(capsys, str(TINY), "--gpus-per-node", "lots")
+    assert "'lots' is not a number of GPUs" in refused(capsys, str(TINY), "--gpus-per-node", "lots")
     assert "slurm.time" in refused(capsys, str(TINY), "--cpu", "--time", "soon")
     assert "name a script that exists" in refused(capsys, "--cpu", "run", "nothing.py")
     # 32 ranks would have nothing to do: the batch is 16
@@ -364,7 +364,7 @@ def test_a_job_goes_on_only_where_that_is_right(tmp_path: Path) -> None:
     assert (settle(tmp_path / "never", 127), Run(tmp_path / "never").state) == (127, "failed")  # as where Python is not
     run = started(tmp_path / "e", 0, 10, script="job script.sbatch")
     assert settle(run, 75, requeue=False) == 75
-    assert said[-1].endswith("go on with: sbatch 'job script.sbatch'")
+    assert said[-1].endswith("to resume: sbatch 'job script.sbatch'")
 
 
 def test_a_job_that_fails_is_started_again_without_the_host_that_failed_twice(tmp_path: Path) -> None:
@@ -385,7 +385,7 @@ def test_a_job_that_fails_is_started_again_without_the_host_that_failed_twice(tm
     assert said[:2] == ["restart 1 of 3, from the last checkpoint", "queueing job 7 again"]
     assert fails_on("node7.cluster", 3) == 75
     assert said[0] == "node7 was the first to fail in two starts running: from now on without it"
-    assert said[-1].endswith("go on with: sbatch --exclude=node7 job.sbatch")
+    assert said[-1].endswith("to resume: sbatch --exclude=node7 job.sbatch")
     assert (fails_on("node3", 3), Submission.read(run).excluded) == (75, ["node7"])
     assert (fails_on("node7", 3), len(said)) == (1, 1)
     assert said[0].startswith("failed 4 times: not started again (launch.max_restarts); `launcher resume")

@@ -161,7 +161,7 @@ def test_a_reader_that_went_away_ends_no_training(
         with pytest.raises(BrokenPipeError):
             stdout.close()
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 12
-    assert capsys.readouterr().err.count("training goes on") == 1
+    assert capsys.readouterr().err.count("training continues") == 1
 
 
 def test_letters_that_the_stream_has_not_are_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

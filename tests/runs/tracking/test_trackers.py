@@ -169,7 +169,7 @@ def test_a_tracker_that_fails_is_said_and_training_goes_on(
     log_steps(tracking, 10, 100)
     tracking.close("finished", [])
     out = capsys.readouterr().out
-    assert out.count("unreliable failed (RuntimeError: the service says no); training goes on without it\n") == 1
+    assert out.count("unreliable failed (RuntimeError: the service says no); training continues without it\n") == 1
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 12
     assert len(tensorboard_scalars(tmp_path)["train/loss"]) == 10
 
@@ -181,7 +181,7 @@ def test_a_tracker_that_fails_midway_gets_the_lines_after(
     log_steps(tracking, 10, 40)
     tracking.close("finished", [])
     out = capsys.readouterr().out
-    assert "unreliable failed (RuntimeError: the service says no); training goes on\n" in out
+    assert "unreliable failed (RuntimeError: the service says no); training continues\n" in out
     assert "unreliable: 1 lines did not reach it; metrics.jsonl has them\n" in out
     assert unreliable.got == [10, 20, 40]
 
@@ -198,7 +198,7 @@ def test_a_tracker_that_hangs_holds_nobody_up(
     tracking.close("preempted", [])
     out = capsys.readouterr().out
     assert re.search("waiting up to 3 s for unreliable", out)
-    assert "unreliable did not finish in time and is left behind\n" in out
+    assert "unreliable did not finish in time and was abandoned\n" in out
     assert len(tensorboard_scalars(tmp_path)["train/loss"]) == 10
 
 

@@ -326,7 +326,7 @@ def test_wandb_online_is_one_run_though_the_service_was_away(
     out = capsys.readouterr().out
     assert f"wandb: {wandb_service.url}/somebody/digits/runs/" in out
     assert re.search(
-        "wandb failed .TimeoutError: .*; training goes on without it; to send what is missing: wandb sync", out
+        "wandb failed .TimeoutError: .*; training continues without it; to send what is missing: wandb sync", out
     )
     wandb_service.is_silent = False
     tracking = track(tmp_path, start_step=150, trackers=trackers)
@@ -401,7 +401,7 @@ def test_a_wandb_that_hangs_does_not_keep_the_process_from_ending(tmp_path: Path
     command = [sys.executable, "-c", textwrap.dedent(STOPPED), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
     *_, last, resume, helper = done.stdout.splitlines()
-    assert "wandb did not finish in time and is left behind" in done.stdout
+    assert "wandb did not finish in time and was abandoned" in done.stdout
     assert last.startswith("stopped, saved after step 300")
     assert resume.startswith("resume    launcher resume ")
     assert not psutil.pid_exists(int(helper))

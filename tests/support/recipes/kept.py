@@ -67,7 +67,7 @@ class Pair(nn.Module):
 
 
 class Kept(torch.optim.Optimizer):
-    """Keeps all sorts of things: a counter that is no parameter's, text, numbers, state in another dtype."""
+    """Keeps all sorts of things: a counter that is not a parameter's, text, numbers, state in another dtype."""
 
     def __init__(self, params: Any, lr: float = 0.1):
         super().__init__(params, {"lr": lr})
@@ -232,7 +232,7 @@ class Centered(nn.Module):
 
 
 class Annealed:
-    """A loss that is no module, with a counter."""
+    """A loss that is not a module, with a counter."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -302,7 +302,7 @@ class Stepper(nn.Module):
 
 
 class Extra(Lin):
-    """Keeps something that is no tensor in its state_dict."""
+    """Keeps something that is not a tensor in its state_dict."""
 
     def __init__(self) -> None:
         super().__init__()
