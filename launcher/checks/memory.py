@@ -196,7 +196,7 @@ class _Exchange:
         blocks = blocks_of(model, recipe.device.shard).modules.values()
         sizes = [sum(parameter.nbytes for parameter in block.parameters()) for block in blocks]
         self._rest = sum(parameter.nbytes for parameter in model.parameters()) - sum(sizes)
-        self._is_backward = False
+        self._sent = 0
         model.register_forward_pre_hook(lambda *_: self._put_together(0))
         for block, size in zip(blocks, sizes, strict=True):
             block.register_forward_pre_hook(lambda *_, size=size: self._put_together(size))
@@ -209,12 +209,14 @@ class _Exchange:
         self._tracker.look()
 
     def _go_back(self, size: int) -> None:
-        self._tracker.communication = 2 * self._rest + 3 * size
+        """A block's backward: from the second on, the gradients of the one before are still on their way."""
+        self._tracker.communication = 2 * self._rest + 3 * size + 2 * self._sent
         self._tracker.look()
+        self._sent = size or self._sent
 
     def over(self) -> None:
         """The step's backward passes are made."""
-        self._tracker.communication = 0
+        self._tracker.communication = self._sent = 0
 
 
 def shared_by(recipe: Recipe, world: World) -> int:

@@ -140,7 +140,7 @@ def _fits(asked: dict[str, Any], environment: dict[str, str], seconds: float) ->
     words = json.dumps(asked)
     try:
         done = subprocess.run(
-            command, input=words, env=environment, capture_output=True, text=True, timeout=seconds, check=False
+            command, input=words, env=environment, capture_output=True, encoding="utf-8", timeout=seconds, check=False
         )
     except subprocess.TimeoutExpired:
         return False
