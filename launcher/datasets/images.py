@@ -91,7 +91,7 @@ class ImageFolder(Dataset[tuple[Any, int]]):
         if not self.unreadable:
             return ()
         count, all_files = len(self.unreadable), len(self.unreadable) + len(self)
-        return (f"{self.root}: {count:,} of {all_files:,} pictures cannot be read and are left out: {self._first()}",)
+        return (f"{self.root}: {count:,} of {all_files:,} pictures cannot be read and are skipped: {self._first()}",)
 
     def _first(self) -> str:
         return ", ".join(self.unreadable[:3]) + (", …" if len(self.unreadable) > 3 else "")

@@ -79,7 +79,7 @@ def _hand_in(tree: dict[str, Any], document: Document, key: str, value: Any) -> 
 
 
 class _Said:
-    """The places of which something was said already: what else seems wrong there follows from it.
+    """The places about which something was reported already: what else seems wrong there follows from it.
 
     Args:
         problems: Found before.

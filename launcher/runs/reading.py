@@ -85,7 +85,7 @@ class Run:
 
     @cached_property
     def resolved(self) -> str:
-        """`resolved.yaml`: the recipe, each value with where it was said."""
+        """`resolved.yaml`: the recipe, each value with where it was set."""
         try:
             return "" if self.damage else read_file(self.folder / "resolved.yaml").decode(errors="replace")
         except OSError:

@@ -204,7 +204,7 @@ class Opening:
             return int(was)
         self.warnings.append(
             f"the stream's {was} shards, read with --processes {manifest['world']} and data.workers={workers}, are cut "
-            "again for other readers: some samples of this pass are read again or left out"
+            "again for other readers: some samples of this pass are read again or skipped"
         )
         return None
 
