@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from launcher.world import began as _began  # noqa: F401  # the first of all: it notes the time
+
 if TYPE_CHECKING:
     from launcher.api import check, load, runs, train
     from launcher.version import __version__

@@ -41,6 +41,10 @@ _OPTIONS: Mapping[str, dict[str, Any]] = {
         "description": "Multiplies the learning rate once for each layer below the last.",
     },
     "_closure_": {"type": "boolean", "description": "Whether the optimizer calls the step itself, as LBFGS does."},
+    "_adapt_": {
+        "type": "object",
+        "description": "Adapts a pretrained model: {_target_: peft.LoraConfig, …}, or {_ref_: my.py:adapt}.",
+    },
     "_warmup_": {**_LENGTH, "description": f"How long the learning rate rises from 0. {_LENGTH['description']}"},
     "_every_": {**_LENGTH, "description": f"How often the schedule moves on. {_LENGTH['description']}"},
     "_per_": {"enum": [*LOSS_COUNTS], "description": "What the loss is a mean over; without it, it is measured."},
@@ -59,7 +63,7 @@ def slot_schemas() -> dict[str, dict[str, Any]]:
 
 def _slot_schema(slot: Slot) -> dict[str, Any]:
     targets = dict(_targets(slot))
-    options = {name: _OPTIONS[name] for name in OPTIONS.get(slot.path, {})}
+    options = {name: _OPTIONS.get(name, {}) for name in OPTIONS.get(slot.path, {})}
     target = COMPONENT_SCHEMA["properties"]["_target_"]  # type: ignore[index]  # ours
     if not targets:
         return {**COMPONENT_SCHEMA, "properties": {**COMPONENT_SCHEMA["properties"], **options}}  # type: ignore[dict-item]

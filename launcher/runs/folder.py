@@ -24,6 +24,7 @@ from launcher.recipe.directory import absolute, directory
 from launcher.recipe.masking import masked, masked_in
 from launcher.runs import lock
 from launcher.runs.identity import differences
+from launcher.version import __version__
 from launcher.world.failure_report import FAILURE_FILE
 from launcher.world.files import atomic_write, write_text
 
@@ -196,6 +197,7 @@ def environment(how: Mapping[str, Any], git: object = None) -> dict[str, Any]:
         "directory": str(directory()),
         "host": platform.node(),
         "system": platform.platform(),
+        **hardware(),
         "python": sys.version.split()[0],
         "versions": versions(),
         "git": git or _git(),
@@ -203,10 +205,29 @@ def environment(how: Mapping[str, Any], git: object = None) -> dict[str, Any]:
     }
 
 
+@functools.cache
+def hardware() -> Mapping[str, str]:
+    """The model of the CPU, and of the GPUs where this process uses them: a mere question would take memory there."""
+    models = {"cpu": _cpu_model()}
+    cuda = getattr(sys.modules.get("torch"), "cuda", None)
+    if cuda is not None and cuda.is_available() and cuda.is_initialized():
+        names = [cuda.get_device_name(number) for number in range(cuda.device_count())]
+        models["gpu"] = ", ".join(f"{names.count(name)} × {name}" for name in dict.fromkeys(names))
+    return {key: model for key, model in models.items() if model}
+
+
+def _cpu_model() -> str:
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+        return next(named, "") or platform.machine()
+    return platform.processor() or platform.machine()
+
+
 @functools.cache  # reading them takes as long as many a save
 def versions() -> Mapping[str, str]:
     """Of the packages that decide what a run computes."""
-    package_versions = {}
+    package_versions = {"launcher": __version__}
     for package in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             package_versions[package] = metadata.version(package)

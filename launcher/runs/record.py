@@ -11,11 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from launcher.recipe.masking import masked_in
 from launcher.runs.folder import STATUS_FILE, write_json
 from launcher.world import faults
+from launcher.world.began import BEGAN
 from launcher.world.failure_report import FAILURE_FILE
 from launcher.world.world import World
 
@@ -46,7 +45,7 @@ class Record:
         }
         with suppress(OSError):
             (folder / FAILURE_FILE).unlink(missing_ok=True)  # of an earlier start
-        began = max(psutil.Process().create_time(), time.time() - 3600)  # a notebook's process may be days old
+        began = max(BEGAN, time.time() - 3600)  # a notebook's process may be days old
         self.event("resume" if step else "start", step, world=world.size, host=platform.node(), began=began)
         self.write()
 

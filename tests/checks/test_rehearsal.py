@@ -19,6 +19,7 @@ import worlds
 from places import REAL, ROOT, SHIPPED
 
 from launcher.cli.main import main
+from launcher.recipe.component_syntax import OPTIONS
 
 STAGES = ["reading", "components", "data", "model", "batch", "forward", "loss", "backward", "step", "evaluation"]
 
@@ -524,6 +525,9 @@ def test_hovers_are_sentences(editors_schema: Any) -> None:
     known = {key: value for key, value in editors_schema["$defs"].items() if not key.startswith("Component.")}
     for text in texts([ours, known]):
         assert re.fullmatch(r"['`]?[A-Z].*\.", text, re.DOTALL), text
+    for slot, options in OPTIONS.items():  # one's own keys beside the arguments
+        properties = editors_schema["$defs"][f"Component.{slot}"]["properties"]
+        assert all(properties[name].get("description") for name in options)
     optimizer = editors_schema["$defs"]["Component.optimizer"]["allOf"]
     adamw = next(entry["then"] for entry in optimizer if entry["if"]["properties"]["_target_"].get("const") == "AdamW")
     assert adamw["properties"]["_target_"]["description"].startswith("Implements AdamW")

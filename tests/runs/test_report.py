@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import resource
@@ -18,17 +19,20 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from browser import Tab, browser
+from places import ROOT
 from worlds import TINY, in_world
 
 from launcher.cli.main import main
 from launcher.errors import LauncherError
-from launcher.runs.folder import write_json
+from launcher.runs.folder import environment, write_json
 from launcher.runs.metrics import MetricsFile, encode
 from launcher.runs.reading import Run
-from launcher.runs.report.curves import read_curves, thinned
+from launcher.runs.report.confusion import matrix_of
+from launcher.runs.report.curves import evened, read_curves, thinned
 from launcher.runs.report.goodput import attempts_of
 from launcher.runs.report.page import REPORT_FILE, charts, differences, page, told, write_report
 from launcher.runs.report.predictions import read_mistakes
+from launcher.version import __version__
 
 BEGUN = time.time() - 7200.0
 RECIPE = """\
@@ -397,12 +401,120 @@ def test_predictions_become_a_matrix_and_the_worst_mistakes(tmp_path: Path) -> N
     assert found.worst[0].picture == "data:image/png;base64,cG5n"
 
 
-def test_many_classes_are_shown_as_pairs(tmp_path: Path) -> None:
-    write_predictions(tmp_path, {"target": [*range(40), 7, 7], "prediction": [*range(40), 8, 8]})
-    found = read_mistakes(tmp_path)
-    assert found is not None
-    assert list(found.rows()) == []
-    assert found.pairs() == [("7", "8", 2)]
+@pytest.mark.parametrize(("classes", "is_numbered"), [(30, True), (31, False), (100, False)])
+def test_a_matrix_is_drawn_up_to_a_hundred_classes(tmp_path: Path, classes: int, is_numbered: bool) -> None:
+    names = [f"class {number} of {'many ' * 6}" for number in range(classes)]
+    write_predictions(tmp_path, {"target": [*range(classes), 7, 7], "prediction": [*range(classes), 8, 8]}, names)
+    mistakes = read_mistakes(tmp_path)
+    assert mistakes is not None
+    matrix = matrix_of(mistakes)
+    assert matrix is not None
+    assert matrix.is_numbered == is_numbered
+    wrong = [cell for cell in matrix.cells if not cell.is_right]
+    assert [(cell.row, cell.column, cell.count, round(cell.share, 3)) for cell in wrong] == [(7, 8, 2, 0.667)]
+    assert len(matrix.cells) == classes + 1
+    assert matrix.size >= matrix.font  # a row's name has room
+
+
+def test_more_classes_are_told_by_pairs(tmp_path: Path) -> None:
+    write_predictions(tmp_path, {"target": [*range(101), 7, 7], "prediction": [*range(101), 8, 8]})
+    mistakes = read_mistakes(tmp_path)
+    assert mistakes is not None
+    assert matrix_of(mistakes) is None
+    assert mistakes.pairs() == [("7", "8", 2)]
+
+
+# ---------------------------------------------------------------------- how it looks
+
+
+def with_predictions(made: Made, classes: int = 10) -> Run:
+    numbers = [number % classes for number in range(5 * classes)]
+    columns = {"target": numbers, "prediction": [*numbers[:-1], 0], "loss": [0.1] * len(numbers)}
+    write_predictions(made.folder, columns, [f"a class called {number}" for number in range(classes)])
+    return Run(made.folder)
+
+
+def pages_of(tab: Tab) -> int:
+    printed = tab.ask("Page.printToPDF", printBackground=True, paperWidth=8.27, paperHeight=11.69)
+    return len(re.findall(rb"/Type\s*/Page\b(?!s)", base64.b64decode(printed["data"])))
+
+
+@pytest.mark.parametrize(("classes", "pages"), [(10, 2), (100, 4)])
+def test_one_run_fits_every_screen_and_two_sheets_of_paper(tmp_path: Path, tab: Tab, classes: int, pages: int) -> None:
+    run = with_predictions(finished(tmp_path / "run"), classes)
+    opened(tab, [run], tmp_path / "report.html")
+    for width in (390, 820, 1280):
+        tab.open(tmp_path / "report.html", width)
+        assert tab.run(OVERFLOW) <= 0, width
+    assert tab.run("document.querySelectorAll('svg.confusion rect').length") == classes + 2  # a mistake, the ground
+    assert pages_of(tab) <= pages
+    assert tab.run("document.documentElement.className") == ""  # back on the screen
+    assert tab.complaints == []
+
+
+OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+CUT = """[...document.querySelectorAll('.u-legend')].filter((one) =>
+  one.scrollHeight > one.clientHeight + 1 || one.scrollWidth > one.clientWidth + 1).length"""
+
+
+def test_several_runs_fit_every_screen_and_no_legend_is_cut(tmp_path: Path, tab: Tab) -> None:
+    runs = [with_predictions(finished(tmp_path / str(number), lr=0.001 * (number + 1))) for number in range(9)]
+    opened(tab, runs, tmp_path / "report.html")
+    for width in (390, 820, 1280):
+        tab.open(tmp_path / "report.html", width)
+        assert (tab.run(OVERFLOW), tab.run(CUT)) == (0, 0), width
+        names = "[...document.querySelectorAll('.ranking label')].map((label) => label.clientWidth)"
+        assert min(tab.run(names)) >= 120  # and does not break after each letter
+    entries = "[...document.querySelectorAll('figure .u-legend')].map((one) => one.innerText.match(/lr=/g).length)"
+    assert set(tab.run(entries)) == {9}  # each run once
+    assert pages_of(tab) <= 5
+
+
+def test_paper_is_white_whatever_the_screen_is(tmp_path: Path, tab: Tab) -> None:
+    opened(tab, [Run(finished(tmp_path / "run").folder)], tmp_path / "report.html")
+    tab.ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+    background = "getComputedStyle(document.body).backgroundColor"
+    assert tab.run(background) == "rgb(20, 23, 27)"
+    tab.run("dispatchEvent(new Event('beforeprint'))")
+    assert tab.run(background) == "rgb(255, 255, 255)"
+    tab.run("dispatchEvent(new Event('afterprint'))")
+    assert tab.run(background) == "rgb(20, 23, 27)"
+    tab.ask("Emulation.setEmulatedMedia", features=[])
+
+
+def test_a_short_line_is_no_dip_in_the_curve() -> None:
+    """A line of one step of 3 samples, cut by an evaluation, is drawn with the nine steps behind it."""
+    columns = {
+        "step": np.array([10.0, 20, 21, 30, 40, 41]),
+        "loss": np.array([2.0, 1.0, 0.0, 0.9, 0.8, 0.1]),
+        "lr": np.array([6.0, 5, 4, 3, 2, 1]),
+        "seconds": np.array([10.0, 10, 1, 9, 10, 1]),
+        "samples_per_second": np.array([64.0, 64, 3, 64, 64, 3]),
+    }
+    drawn = {key: values.tolist() for key, values in evened(columns).items()}
+    assert drawn["step"] == [10, 20, 30, 41]
+    assert drawn["loss"] == pytest.approx([2.0, 1.0, (3 * 0.0 + 576 * 0.9) / 579, (640 * 0.8 + 3 * 0.1) / 643])
+    assert drawn["lr"] == [6, 5, 3, 1]
+    assert drawn["samples_per_second"] == pytest.approx([64, 64, 57.9, 643 / 11])
+    assert drawn["seconds"] == [10, 10, 10, 11]
+    even = {key: values[:2] for key, values in columns.items()}
+    assert evened(even) is even
+
+
+def test_installing_is_no_part_of_a_run() -> None:
+    """A shell installs for a while, and becomes the process that trains."""
+    code = "import psutil; from launcher.world.began import BEGAN; print(BEGAN - psutil.Process().create_time())"
+    command = f"sleep 1; exec {sys.executable} -c '{code}'"
+    ended = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert float(ended.stdout) >= 0.9
+
+
+def test_a_page_tells_the_launcher_s_version_and_the_machine(tmp_path: Path) -> None:
+    made = finished(tmp_path / "run")
+    write_json(made.folder / "environment.json", {**environment({}), "directory": "/tmp"})
+    shown = page([Run(made.folder)])
+    assert f"launcher {__version__}" in shown
+    assert f"<th>cpu</th><td>{environment({})['cpu']}" in shown
 
 
 def test_a_regression_has_no_matrix_and_damaged_predictions_are_said(tmp_path: Path) -> None:

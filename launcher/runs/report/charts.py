@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from launcher.runs.report.curves import Columns, Curves, thinned
+from launcher.runs.report.curves import Columns, Curves, evened, thinned
 
 if TYPE_CHECKING:
     import numpy as np
@@ -95,13 +95,19 @@ def _place(key: str) -> tuple[int, str]:
 
 
 def _series(key: str, runs: Sequence[Curves], starts: Sequence[float | None]) -> Iterator[Series]:
+    import numpy as np
+
     for number, (curves, start) in enumerate(zip(runs, starts, strict=True)):
         for (split, name), columns in curves.items():
             if key in columns and "step" in columns:
-                yield _line(key, columns, number, split, f"{split} {name}".strip(), start)
+                drawn = evened(columns) if split == "train" else columns
+                broken = int((~np.isfinite(columns[key])).sum())
+                yield _line(key, drawn, number, split, f"{split} {name}".strip(), start, broken)
 
 
-def _line(key: str, columns: Columns, run: int, split: str, label: str, start: float | None) -> Series:
+def _line(
+    key: str, columns: Columns, run: int, split: str, label: str, start: float | None, num_not_finite: int
+) -> Series:
     import numpy as np
 
     values = columns[key] / _UNITS.get(key, 1.0)
@@ -109,7 +115,7 @@ def _line(key: str, columns: Columns, run: int, split: str, label: str, start: f
     steps = columns["step"][kept]
     times = columns["time"][kept] if "time" in columns else np.full(len(kept), np.nan)
     seconds = times - (start if start is not None else times[0])
-    return Series(run, label, split, steps, seconds, values[kept], int((~np.isfinite(values)).sum()))
+    return Series(run, label, split, steps, seconds, values[kept], num_not_finite)
 
 
 def steps_per_epoch(curves: Curves) -> float | None:

@@ -98,3 +98,33 @@ def thinned(values: Column, num_buckets: int) -> npt.NDArray[np.int64]:
     lowest = first + np.where(finite, buckets, np.inf).argmin(axis=1)
     highest = first + np.where(finite, buckets, -np.inf).argmax(axis=1)
     return np.unique(np.concatenate([[0], lowest, highest, [size - 1]]))
+
+
+def evened(columns: Columns) -> Columns:
+    """Train lines without those that cover fewer than half of the samples that lines usually do.
+
+    An evaluation or a save ends a line early, and the mean over a step or two would be a spike that is none. Such a
+    line is put together with the next, which lacks those steps, and the last of all with the one before.
+    """
+    import numpy as np
+
+    if not {"seconds", "samples_per_second"} <= columns.keys() or len(columns["seconds"]) < 3:
+        return columns
+    seconds = columns["seconds"]
+    samples = seconds * columns["samples_per_second"]
+    is_short = samples < np.nanmedian(samples) / 2
+    begins = np.concatenate([[True], ~is_short[:-1]])
+    if is_short[-1]:
+        begins[-1] = False
+    if begins.all():
+        return columns
+    first, last = np.flatnonzero(begins), np.append(np.flatnonzero(begins)[1:], len(begins)) - 1
+
+    def mean(values: Column, weights: Column) -> Column:
+        sums: Column = np.add.reduceat(values * weights, first) / np.add.reduceat(weights, first)
+        return np.where(first == last, values[first], sums)  # a line of its own stays the same to the last bit
+
+    of_moments = {"step", "epoch", "time", "lr", "gpu_memory", "host_memory"}
+    evened = {key: values[last] if key in of_moments else mean(values, samples) for key, values in columns.items()}
+    by_time = {key: mean(columns[key], seconds) for key in ("samples_per_second", "data_wait") if key in columns}
+    return {**evened, **by_time, "seconds": np.add.reduceat(seconds, first)}

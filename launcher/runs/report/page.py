@@ -24,6 +24,7 @@ from launcher.runs.differing import differing, label_of
 from launcher.runs.metrics import METRICS_FILE
 from launcher.runs.reading import Run
 from launcher.runs.report.charts import Chart, Series, charts_of, steps_per_epoch
+from launcher.runs.report.confusion import matrix_of
 from launcher.runs.report.curves import Columns, Curves, read_curves
 from launcher.runs.report.goodput import KINDS, Act, Attempt, Spent, attempts_of, spent_by
 from launcher.runs.report.predictions import Mistakes, read_mistakes
@@ -260,6 +261,7 @@ def _run(number: int, entry: Told) -> dict[str, Any]:
         "world": run.status.get("world"),
         "diff": masked_in((run.environment.get("git") or {}).get("diff")),
         "mistakes": entry.mistakes,
+        "matrix": matrix_of(entry.mistakes) if isinstance(entry.mistakes, Mistakes) else None,
     }
 
 
@@ -283,7 +285,7 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
     command = environment.get("command")
     if isinstance(command, list):
         yield "command", masked(" ".join(map(str, command)))
-    for key in ("directory", "host", "system", "python", "started"):
+    for key in ("directory", "host", "system", "cpu", "gpu", "python", "started"):
         if environment.get(key):
             yield key, str(environment[key])
     if run.status.get("job"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 PREDICTIONS_FILE = "predictions.parquet"
-MOST_CLASSES = 30  # of a matrix that can be read
 _MOST_MISTAKES = 24
 _MOST_VALUES = 2000  # what predicts more different ones is not a classifier
 _MOST_PAIRS = 20
@@ -67,12 +66,6 @@ class Mistakes:
     def accuracy(self) -> float:
         """The share that was predicted correctly."""
         return float(self.matrix.trace() / max(1, self.matrix.sum()))
-
-    def rows(self) -> Iterator[tuple[str, list[tuple[int, float]]]]:
-        """Each class with its counts and their shares; none where there are too many classes to look at."""
-        if len(self.classes) <= MOST_CLASSES:
-            for name, row in zip(self.classes, self.matrix, strict=True):
-                yield name, [(int(count), float(count / max(1, row.sum()))) for count in row]
 
     def pairs(self) -> list[tuple[str, str, int]]:
         """The classes that are mistaken most often: which, for which, how often."""

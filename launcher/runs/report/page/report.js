@@ -67,11 +67,14 @@
 
   const isNegative = (series) => series.some((one) => one.values.some((value) => value < 0));
 
-  const options = (series, x, log, width) => {
+  const paper = document.documentElement.classList;  // has `paper` while the page is printed
+  const room = (place) => (paper.contains("paper") ? { width: 225, height: 135 } : { width: place.clientWidth, height: 260 });
+
+  const options = (series, x, log, size) => {
     const text = () => color("--dim"), grid = { stroke: () => color("--grid"), width: 1 };
     const axis = { stroke: text, grid, ticks: { show: false }, font: "11px system-ui, sans-serif" };
     return {
-      width, height: 260,
+      ...size,
       scales: { x: { time: false }, y: log ? { distr: 3 } : {} },
       cursor: { sync: { key: "report" }, drag: { x: true, y: false }, points: { size: 6 } },
       legend: { live: true },
@@ -88,6 +91,16 @@
     };
   };
 
+  // of several runs each has one entry of the legend: its validation, where there is one
+  const listRunsOnce = (plot, series) => {
+    const rows = [...plot.root.querySelectorAll(".u-legend tr")].slice(1);
+    const rank = (one) => ["validation", "test", "train"].indexOf(one.split);
+    series.forEach((one, i) => {
+      const better = (other, j) => other.run === one.run && (rank(other) < rank(one) || (rank(other) === rank(one) && j < i));
+      rows[i].hidden = series.some(better);
+    });
+  };
+
   const plots = new Map();
   const draw = (figure) => {
     const place = figure.querySelector(".plot"), chart = data.charts[figure.dataset.chart];
@@ -102,7 +115,9 @@
       const values = one.split === "train" && chart.key !== "lr" ? smoothed(one.values, weight) : one.values;
       return table(places(one, x), log ? values.map((value) => value || null) : values);  // zero has no logarithm
     });
-    plots.set(figure, new uPlot(options(series, x, log, place.clientWidth), uPlot.join(tables), place));
+    const plot = new uPlot(options(series, x, log, room(place)), uPlot.join(tables), place);
+    plots.set(figure, plot);
+    if (!single) listRunsOnce(plot, series);
   };
   const figures = [...document.querySelectorAll("figure[data-chart]")];
   const all = () => figures.forEach(draw);
@@ -110,11 +125,17 @@
   form.addEventListener("input", all);
   form.addEventListener("submit", (event) => event.preventDefault());
   document.querySelectorAll("[data-run]").forEach((box) => box.addEventListener("change", all));
+  for (const [event, isPaper] of [["beforeprint", true], ["afterprint", false]]) {
+    addEventListener(event, () => {
+      paper.toggle("paper", isPaper);
+      all();
+    });
+  }
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", all);
   new ResizeObserver(() => {
     for (const [figure, plot] of plots) {
       const width = figure.querySelector(".plot").clientWidth;
-      if (width && width !== plot.width) plot.setSize({ width, height: 260 });
+      if (width && width !== plot.width && !paper.contains("paper")) plot.setSize({ width, height: 260 });
     }
   }).observe(document.body);
   all();
