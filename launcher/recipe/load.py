@@ -36,7 +36,7 @@ def load_recipe(
     """Reads a recipe and checks all that needs no import: keys, types, references, syntax of own files.
 
     Args:
-        path: The YAML file, or what would stand in it.
+        path: The YAML file, or its content as a mapping.
         overrides: `a.b=value`, applied after the file and its bases.
         remove: `a.b`, taken out.
         given: Objects in place of sections, by their dotted key (`model`, `data.train`).
