@@ -569,9 +569,7 @@ class Recipe(Section):
     )
     define: dict[str, Any] = Field(default_factory=dict, description="Values and components under free names.")
     data: Data = Field(description="Phase 1: what is read, and how it is cut into batches.")
-    batch: Batch = Field(
-        default_factory=lambda: Batch(), description="Which parts of a batch the model and the loss get."
-    )
+    batch: Batch = Field(default_factory=lambda: Batch(), description="What the model and the loss get from a batch.")
     device: Device = Field(
         default_factory=lambda: Device(), description="Phase 2: where it runs, and in which precision."
     )
