@@ -17,7 +17,11 @@ def __getattr__(name: str) -> Any:
     # imported when asked for: `launcher --help` must not wait for torch, and as long as this file runs `python -m
     # launcher` looks for modules in the working directory first
     if name in ("check", "load", "train"):
-        from launcher import api
+        import warnings
+
+        with warnings.catch_warnings():  # tqdm's in a notebook: ours has a bar without widgets
+            warnings.filterwarnings("ignore", "IProgress not found")
+            from launcher import api
 
         return getattr(api, name)
     if name == "runs":  # the package, which can be called

@@ -18,20 +18,24 @@ import re
 import shutil
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
+from launcher.checkpoints.rows import DamagedError as DamagedError
+from launcher.checkpoints.rows import Read, StoredTensor, stored_in, verify_rows, with_stored
 from launcher.errors import LauncherError, UsageError
 from launcher.internals import storage_id
+from launcher.model.rows import Rows
 from launcher.world import faults
 from launcher.world.files import atomic_write
 
 FORMAT_VERSION = 3
+FORMAT_OF_ROWS = 4  # where processes have written rows of tensors (checkpoints/rows.py)
 WEIGHTS, TRAINING, MANIFEST = "weights.pth", "training.pt", "manifest.json"
 EVALUATED = "evaluated.pth"  # where evaluating has weights of its own
 _OVERHEAD_BYTES = 64 * 1024  # of the files' own structure
@@ -41,10 +45,6 @@ _NAME = re.compile(r"step-(\d{8,})")
 
 class SaveError(LauncherError):
     """A save failed; what was saved before is intact."""
-
-
-class DamagedError(LauncherError):
-    """A checkpoint is not what its manifest says."""
 
 
 @dataclass(frozen=True)
@@ -66,15 +66,34 @@ class Checkpoint:
 
     def weights(self) -> dict[str, Any]:
         """The unwrapped state_dict that training continues with, on the CPU."""
-        return load_state(self.folder / WEIGHTS)
+        return self._whole(WEIGHTS)
 
     def evaluated(self) -> dict[str, Any]:
         """The unwrapped state_dict to evaluate and to hand on, on the CPU: mostly the same."""
-        return load_state(self.folder / (EVALUATED if EVALUATED in self.manifest["files"] else WEIGHTS))
+        return self._whole(EVALUATED if EVALUATED in self.manifest["files"] else WEIGHTS)
 
     def training(self) -> dict[str, Any]:
         """Optimizer, schedule and the rest, on the CPU."""
-        return load_state(self.folder / TRAINING)
+        return self._whole(TRAINING)
+
+    def lazily(self, name: str, read: Read | None = None) -> dict[str, Any]:
+        """What is in one of its files, with tensors of which rows can be read: nothing else of them is.
+
+        Args:
+            name: Of the file.
+            read: Counts what is read of them.
+        """
+        if "rows" not in self.manifest:
+            return load_state(self.folder / name, mmap=True)
+        return self._with(name, lambda stored: stored, read)
+
+    def _whole(self, name: str) -> dict[str, Any]:
+        return self._with(name, StoredTensor.whole) if "rows" in self.manifest else load_state(self.folder / name)
+
+    def _with(self, name: str, made: Callable[[StoredTensor], Any], read: Read | None = None) -> dict[str, Any]:
+        stored = stored_in(self.folder, self.manifest, read or Read())
+        state: dict[str, Any] = with_stored(load_state(self.folder / name), stored, made)
+        return state
 
 
 def name_of(step: int) -> str:
@@ -123,8 +142,8 @@ class Snapshot:
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:
     """The tensors of a state, at any depth."""
-    if isinstance(value, torch.Tensor):
-        yield value
+    if isinstance(value, torch.Tensor | Rows):
+        yield value if isinstance(value, torch.Tensor) else value.tensor
     elif isinstance(value, Mapping):
         for item in value.values():
             yield from tensors_in(item)
@@ -153,7 +172,16 @@ def in_host_memory(state: Any) -> Any:
     return state if all(tensor.device.type == "cpu" for tensor in tensors_in(state)) else copied(state)
 
 
-def _copied(value: Any, copies: dict[int, torch.UntypedStorage], parts: Mapping[int, torch.UntypedStorage]) -> Any:
+def _copied_rows(rows: Rows, copies: dict[Any, Any], parts: Mapping[int, torch.UntypedStorage]) -> Rows:
+    """Tied parameters have one, and so do the copies."""
+    key = ("rows", id(rows))
+    if key not in copies:
+        copies[key] = Rows(_copied(rows.tensor, copies, parts), rows.shape, rows.first)
+    copy: Rows = copies[key]
+    return copy
+
+
+def _copied(value: Any, copies: dict[Any, Any], parts: Mapping[int, torch.UntypedStorage]) -> Any:
     if isinstance(value, torch.Tensor):
         source = value.detach()
         if source.layout is not torch.strided:
@@ -164,6 +192,8 @@ def _copied(value: Any, copies: dict[int, torch.UntypedStorage], parts: Mapping[
             copies[number] = on_host.copy_(storage, non_blocking=bool(parts))
         empty = torch.empty(0, dtype=source.dtype)
         return empty.set_(copies[number], source.storage_offset(), source.size(), source.stride())
+    if isinstance(value, Rows):
+        return _copied_rows(value, copies, parts)
     if isinstance(value, Mapping):
         return _made(value, ((key, _copied(item, copies, parts)) for key, item in value.items()))
     if type(value) in (list, tuple):
@@ -176,12 +206,21 @@ def _made(like: Mapping[Any, Any], items: Iterable[tuple[Any, Any]]) -> Mapping[
     return OrderedDict(items) if isinstance(like, OrderedDict) else dict(items)
 
 
-def save(folder: Path, snapshot: Snapshot) -> Path:
+class Others(Protocol):
+    """Processes that write one checkpoint together."""
+
+    def write(self, folder: Path) -> Mapping[str, Any]:
+        """Has all write their rows into a folder; gives what the manifest says of them."""
+        ...
+
+
+def save(folder: Path, snapshot: Snapshot, others: Others | None = None) -> Path:
     """Writes one checkpoint below `folder`, whole or not at all; an existing one of that step stays.
 
     Args:
         folder: `checkpoints/` of a run.
         snapshot: What to write.
+        others: What other processes write of it.
 
     Raises:
         SaveError: The disk is full, read-only or gone. Nothing is left behind under a visible name.
@@ -199,10 +238,12 @@ def save(folder: Path, snapshot: Snapshot) -> Path:
         _check_space(folder, snapshot.num_bytes)
         hidden.mkdir()
         faults.point("checkpoint.begin", step)
+        rows = others.write(hidden) if others is not None else {}
         files = {
             name: _save_state(hidden / name, state, "checkpoint", step) for name, state in snapshot.contents.items()
         }
-        whole = sealed({"format": FORMAT_VERSION, **snapshot.manifest, "files": files})
+        version = FORMAT_OF_ROWS if rows else FORMAT_VERSION
+        whole = sealed({"format": version, **snapshot.manifest, "files": files, **rows})
         _write(hidden / MANIFEST, json.dumps(whole, indent=2).encode(), "checkpoint", step)
         _sync_folder(hidden)
         faults.point("checkpoint.rename", step)
@@ -340,8 +381,12 @@ def save_weights(path: Path, weights: Mapping[str, Any]) -> None:
 # ---------------------------------------------------------------------- reading
 
 
-def verify(folder: Path) -> Checkpoint:
-    """Checks a checkpoint's manifest, and size and hash of each of its files.
+def verify(folder: Path, *, is_hashed: bool = True) -> Checkpoint:
+    """Checks a checkpoint's manifest, and size and hash of each of its files; rows are proven when they are read.
+
+    Args:
+        folder: The checkpoint.
+        is_hashed: Whether to read the files for that; not where another process has done so.
 
     Raises:
         DamagedError: Something is missing, cut short or changed.
@@ -353,7 +398,8 @@ def verify(folder: Path) -> Checkpoint:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{folder.name}: its manifest cannot be read ({type(error).__name__}: {error})") from error
     is_sealed = sealed(manifest) == manifest
-    if version != FORMAT_VERSION and (is_sealed or "sha256" not in manifest):
+    known = FORMAT_OF_ROWS if "rows" in manifest else FORMAT_VERSION
+    if version != known and (is_sealed or "sha256" not in manifest):
         raise UsageError(
             f"{folder}: a checkpoint of format {version}; this program reads format {FORMAT_VERSION}: resume with the "
             "version that wrote it, or start a new run with its weights (train.start_from)"
@@ -363,12 +409,19 @@ def verify(folder: Path) -> Checkpoint:
     if set(files) - {EVALUATED} != {WEIGHTS, TRAINING} or name_of(step) != folder.name:
         raise DamagedError(f"{folder.name}: its manifest is of another checkpoint")
     for name, expected in files.items():
-        _verify_file(folder / name, expected)
+        _verify_file(folder / name, expected, is_hashed=is_hashed)
+    if "rows" in manifest:
+        verify_rows(folder, manifest)
     return Checkpoint(folder, manifest)
 
 
-def awaited(folder: Path, patience_seconds: float = 60.0) -> Checkpoint:
+def awaited(folder: Path, patience_seconds: float = 60.0, *, is_hashed: bool = True) -> Checkpoint:
     """Checks a checkpoint that another node has written or checked: file systems show it everywhere after a while.
+
+    Args:
+        folder: The checkpoint.
+        patience_seconds: How long it may take.
+        is_hashed: Whether to read its files for that.
 
     Raises:
         DamagedError: It did not become whole in that time.
@@ -376,7 +429,7 @@ def awaited(folder: Path, patience_seconds: float = 60.0) -> Checkpoint:
     deadline = time.monotonic() + patience_seconds
     while True:
         try:
-            return verify(folder)
+            return verify(folder, is_hashed=is_hashed)
         except DamagedError:
             if time.monotonic() >= deadline:
                 raise
@@ -385,12 +438,14 @@ def awaited(folder: Path, patience_seconds: float = 60.0) -> Checkpoint:
             os.listdir(folder.parent)  # which makes NFS ask its server again
 
 
-def _verify_file(path: Path, expected: Mapping[str, Any]) -> None:
+def _verify_file(path: Path, expected: Mapping[str, Any], *, is_hashed: bool = True) -> None:
     place = f"{path.parent.name}/{path.name}"
     try:
         size = path.stat().st_size
         if size != expected["bytes"]:
             raise DamagedError(f"{place}: {size} bytes, not {expected['bytes']}")
+        if not is_hashed:
+            return
         with path.open("rb") as file:
             digest = hashlib.sha256()
             while block := file.read(2**20):
@@ -401,14 +456,18 @@ def _verify_file(path: Path, expected: Mapping[str, Any]) -> None:
         raise DamagedError(f"{place}: its content is not what was written (sha256 differs)")
 
 
-def load_state(path: Path) -> dict[str, Any]:
+def load_state(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     """What `torch.save` wrote of a state_dict, on the CPU; a file that would run code is refused.
+
+    Args:
+        path: The file.
+        mmap: Whether tensors are read when their numbers are.
 
     Raises:
         DamagedError: It is no such file.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # whatever an unpickler raises: the file is not ours
         raise DamagedError(f"{path.parent.name}/{path.name}: refused: {type(error).__name__}: {error}") from error
     if not isinstance(state, dict):

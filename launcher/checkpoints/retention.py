@@ -64,6 +64,11 @@ def load(folder: Path, say: Callable[[str], None] = print) -> Snapshot | None:
     return None if checkpoint is None else Snapshot(checkpoint.weights(), checkpoint.training(), checkpoint.manifest)
 
 
+def set_aside(path: Path, why: str) -> str:
+    """Puts a checkpoint out of sight whose rows turned out to be damaged; says so in a line."""
+    return f"{why}; {_set_aside(path)}, taking the one before"
+
+
 def _set_aside(path: Path) -> str:
     aside = path.with_name(f".corrupt-{path.name}-{time.time_ns()}")
     try:

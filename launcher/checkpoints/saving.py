@@ -77,6 +77,7 @@ class Saving:
         self.section, self.folder, self.is_first, self.last_step = section, folder, is_first, last_step
         self._capture, self._captured, self._saved = capture, captured, saved
         self._gather, self._warn = gather, warn
+        self._is_writer = is_first
         self._proof = proof if last_step is None else None
         self._writer: threading.Thread | None = None
         self._arena = Arena() if arena is None else arena
@@ -93,7 +94,7 @@ class Saving:
             return
         self.last_step = step
         self._gather()
-        if not self.is_first:
+        if not self._is_writer:
             return
         began = time.perf_counter()
         self.wait()
@@ -172,9 +173,9 @@ class Saving:
     def _write(self, snapshot: Snapshot, stall: float | None = None) -> None:
         """Writes and prunes. Whatever goes wrong is news: in a thread of its own nobody else would hear of it."""
         began = time.perf_counter()
-        for pause in (*_PAUSES, None):
+        for attempt, pause in enumerate((*_PAUSES, None)):
             try:
-                checkpoint = verify(save(self.folder, snapshot))
+                checkpoint = self._put(snapshot, attempt)
                 break
             except Exception as error:
                 failure = self._failure(snapshot, error)
@@ -182,7 +183,8 @@ class Saving:
                     self._news.append(failure)
                     return
                 self._news.append(f"{failure}; trying again in {pause:g} s")
-                _discard(self.folder / name_of(snapshot.step))
+                if self.is_first:
+                    _discard(self.folder / name_of(snapshot.step))
                 time.sleep(pause)
         try:
             if self._proof is not None:
@@ -191,9 +193,14 @@ class Saving:
             seconds = time.perf_counter() - began
             self._stalls.append(seconds if stall is None else stall)
             self._saved(snapshot.step, seconds, self._stalls[-1])
-            prune(self.folder, self.section.keep, snapshot.manifest.get("best_step"))
+            if self.is_first:
+                prune(self.folder, self.section.keep, snapshot.manifest.get("best_step"))
         except Exception as error:
             self._news.append(self._failure(snapshot, error))
+
+    def _put(self, snapshot: Snapshot, attempt: int) -> Checkpoint:
+        """Writes it and reads it back."""
+        return verify(save(self.folder, snapshot))
 
     def _failure(self, snapshot: Snapshot, error: Exception) -> SaveError:
         if isinstance(error, SaveError):

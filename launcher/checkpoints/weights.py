@@ -14,6 +14,7 @@ from launcher.checkpoints.format import Checkpoint
 from launcher.checkpoints.retention import listed
 from launcher.errors import LauncherError, UsageError
 from launcher.model.adapt import Built
+from launcher.model.rows import shape_of
 from launcher.recipe.inputs import unreadable
 from launcher.runs import folder as runs
 
@@ -63,7 +64,7 @@ def shapes_of(state: Mapping[str, Any]) -> dict[str, tuple[int, ...] | None]:
 
 def _shape(value: Any) -> tuple[int, ...] | None:
     """That of a tensor; what a module keeps besides has none."""
-    return tuple(value.shape) if isinstance(value, torch.Tensor) else None
+    return shape_of(value)
 
 
 def find_weights(path: Path) -> Path | Checkpoint:

@@ -207,6 +207,11 @@ class EvaluationLoader(DataLoader[Any]):
         for data, indices in zip(self._workers.batches(requests), shares, strict=True):
             yield MicroBatch(data, len(indices), int(indices[0]))
 
+    def first_batch(self) -> MicroBatch:
+        """The first of all, read here."""
+        indices = next(self._shares(0, 1))
+        return MicroBatch(self._reader.batch(0, indices), len(indices), int(indices[0]))
+
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator in place of torch's class
         """All its batches."""
         return (batch.data for batch in self.batches())

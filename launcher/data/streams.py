@@ -137,6 +137,10 @@ class StreamEvaluationLoader(EvaluationLoader):
             if first // self.size % world_size == rank:
                 yield MicroBatch(data, len(batch), first)
 
+    def first_batch(self) -> MicroBatch:
+        """The first of all."""
+        return next(iter(self.batches()))
+
     def num_samples(self) -> int:
         """Samples that an evaluation counts at most, over all ranks."""
         known = [length_of(self.dataset), None if self.limit is None else self.limit * self.size]

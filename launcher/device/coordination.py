@@ -84,6 +84,7 @@ class Coordinator:
         self._next_beat = 0.0
         self.is_asked_to_stop = False  # rank 0, by a rank that waits for it; known once a second
         self.memory = memory
+        self.timeout_seconds = timeout_seconds if timeout_seconds is not None else _FOREVER.total_seconds()
         self._group = group
         if world_size > 1 and group is None:
             before = _connections()
@@ -93,9 +94,14 @@ class Coordinator:
                 for descriptor in _connections() - before:
                     _watch_connection(descriptor, timeout_seconds)
 
+    @property
+    def store(self) -> Any:
+        """What all ranks can write to and look into without waiting for one another."""
+        return _store()
+
     def sharing(self, memory: Memory | None) -> Coordinator:
         """The same side channel, for ranks that have found memory which all of them share."""
-        return Coordinator(self.rank, self.world_size, group=self._group, memory=memory)
+        return Coordinator(self.rank, self.world_size, self.timeout_seconds, group=self._group, memory=memory)
 
     def sum(self, numbers: torch.Tensor) -> Pending:
         """Starts adding float64 CPU `numbers` in one dimension over the ranks, in place."""

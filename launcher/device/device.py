@@ -203,7 +203,7 @@ def _joined(section: schema.Device, world: World, on_cpu: bool, launch: schema.L
             _assert_world(accelerator, world, section, on_cpu)
             coordinator = Coordinator(world.rank, world.size, section.timeout.amount)
         _assert_own_gpus(accelerator.device, world, coordinator)
-        in_memory = on_cpu and section.ddp.shared_memory
+        in_memory = on_cpu and section.ddp.shared_memory and section.sharding == "none"
         with shared_memory(world, coordinator, section.timeout.amount) if in_memory else nullcontext() as memory:
             notes = (*_notes(section, world, accelerator.device), *interface, *peers)
             yield Device(accelerator, world, coordinator.sharing(memory), notes, section.precision)

@@ -64,14 +64,18 @@ def evaluate(
     Raises:
         LauncherError: A metric cannot take what the model gives; the message names shapes and types.
     """
-    tally = Tally(objective, metrics, at or At(), transform)
+    tally, idle = (Tally(objective, measured, at or At(), transform) for measured in (metrics, []))
     for metric in metrics:
         metric.reset(device)
     with own_randomness(seed, rank, device), torch.no_grad():
         for done, (batch, data) in enumerate(with_copies(batches, device), start=1):
+            if not batch.samples:  # a stand-in: computed, since the others cannot do without, and not counted
+                idle.add(model, batch, data, device)
+                heartbeat(done)
+                continue
             evaluated = tally.add(model, batch, data, device)
             for metric in metrics:
-                metric.see(objective.layout, evaluated, model, is_first=done == 1)
+                metric.see(objective.layout, evaluated, model, is_first=tally.samples == batch.samples)
             seen(evaluated.outputs, evaluated.targets, batch)
             heartbeat(done)
     return tally

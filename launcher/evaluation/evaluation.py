@@ -20,6 +20,7 @@ from launcher.errors import LauncherError
 from launcher.evaluation.after import After
 from launcher.evaluation.best import BestTracker, deciding_set, value_of
 from launcher.evaluation.evaluate import Seen, Tally, evaluate, unseen
+from launcher.evaluation.in_step import StopRequested, in_step
 from launcher.evaluation.modes import evaluating
 from launcher.model.build import Model
 from launcher.model.ema import Average
@@ -66,10 +67,6 @@ class Evaluable(Protocol):
     def optimizer(self) -> Any:
         """Where it is in training, its optimizer."""
         ...
-
-
-class _StopRequested(Exception):  # noqa: N818  # not an error
-    """This process was asked to stop in the middle of an evaluation."""
 
 
 @dataclass
@@ -226,6 +223,8 @@ class Evaluation:
             optimizer = subject.optimizer if of_training and not prefix else None  # an average is what it is
             with weights, evaluating(subject.model.bare, subject.objective, optimizer):
                 scores = measure(sets, split, step, not prefix)
+            if subject.model.sharding is not None:
+                subject.model.sharding.reshard()
             if scores is None:
                 return None
             for name, values in scores.items():
@@ -235,7 +234,12 @@ class Evaluation:
     @property
     def is_shared(self) -> bool:
         """Whether every rank evaluates a share."""
-        return self.section.ranks == "all" and self.evaluable.device.world.size > 1
+        return (self.section.ranks == "all" or self.is_sharded) and self.evaluable.device.world.size > 1
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether no rank has the whole model: then all compute every batch together."""
+        return self.evaluable.model.sharding is not None
 
     def _by_first(
         self, sets: Mapping[str, EvaluationLoader], split: str, step: int, seen: bool
@@ -245,7 +249,7 @@ class Evaluation:
         def measure() -> dict[str, Scores] | None:
             try:
                 return {name: self._scores(loader, name, split, step, seen) for name, loader in sets.items()}
-            except _StopRequested:
+            except StopRequested:
                 return None
 
         # the others are more patient than rank 0's own watch: then it is rank 0 that says where it stands
@@ -270,12 +274,14 @@ class Evaluation:
     def _together(self, loader: EvaluationLoader, name: str, split: str, step: int, seen: bool) -> Scores | None:
         """What all ranks find on a set, each on its share; None where one was asked to stop."""
         world = self.evaluable.device.world
+        if self.is_sharded:
+            return self._in_step(loader, name, split, step, seen)
         tallies = []
 
         def share() -> bytes:
             try:
                 tallies.append(self._tally(loader, name, split, step, seen, world.rank, world.size))
-            except _StopRequested:
+            except StopRequested:
                 return b""
             return packed(tallies[0].state())
 
@@ -284,6 +290,17 @@ class Evaluation:
             return None
         tally = tallies[0]
         tally.join([unpacked(state) for state in states])
+        _check_counted(tally, loader)
+        return tally.scores()
+
+    def _in_step(self, loader: EvaluationLoader, name: str, split: str, step: int, seen: bool) -> Scores | None:
+        """The same where no rank has the whole model: an error ends its rank at once, and with it the others."""
+        world = self.evaluable.device.world
+        try:
+            tally = self._tally(loader, name, split, step, seen, world.rank, world.size)
+        except StopRequested:
+            return None
+        tally.join([unpacked(state) for state in self._coordinator.gather(packed(tally.state()))])
         _check_counted(tally, loader)
         return tally.scores()
 
@@ -298,11 +315,14 @@ class Evaluation:
     ) -> Tally:
         progress = BatchProgress(f"{split} {name}".strip(), -(-loader.num_batches() // size))
         device = self.evaluable.device.torch_device
+        batches = loader.batches(rank, size)
+        if self.is_sharded:
+            batches = in_step(loader, self._coordinator, self.stopping)
         patience = Patience(self._patience, "evaluate.timeout", self.evaluable.device.world, self.folder, step)
         with patience.watching(progress):
             return evaluate(
                 self.evaluable.model.bare,
-                loader.batches(rank, size),
+                batches,
                 self.evaluable.objective,
                 [metric for metric in self.metrics if metric.is_for(name)],
                 device,
@@ -319,8 +339,8 @@ class Evaluation:
         self.tracking.evaluating(done, progress.total, split)
         self._coordinator.beat(done, progress.total)
         faults.point("evaluation.batch", step)
-        if self.stopping() or self._coordinator.is_asked_to_stop:
-            raise _StopRequested
+        if not self.is_sharded and (self.stopping() or self._coordinator.is_asked_to_stop):
+            raise StopRequested
 
     def _weights(self) -> Iterator[tuple[str, AbstractContextManager[None]]]:
         """The weights to evaluate with, each with what stands before the names of its scores."""

@@ -23,6 +23,7 @@ from torch import nn
 
 from launcher.checkpoints.format import copied
 from launcher.checkpoints.sameness import same
+from launcher.model.sharding import is_sharded, take_apart
 
 _DEPTH = 4  # of attributes of attributes, as a step function's meter has a list
 _LARGEST = 2**28  # bytes: what is larger, and no buffer, is data
@@ -46,6 +47,9 @@ class Unmoved:
             self._keep(root, _DEPTH)
         for root in roots:
             self._keep_own(root)
+        self._sharded = [root for root in roots if is_sharded(root)]
+        for root in self._sharded:
+            take_apart(root)
         for root in roots if weights else ():
             for parameter in root.parameters() if isinstance(root, nn.Module) else ():
                 self._back.append(partial(_put_numbers_back, parameter, parameter.detach().clone()))
@@ -53,6 +57,8 @@ class Unmoved:
     @torch.no_grad()
     def put_back(self) -> None:
         """Makes all as it was."""
+        for root in self._sharded:
+            take_apart(root)
         for back in self._back:
             back()
 

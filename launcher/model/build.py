@@ -18,6 +18,7 @@ from launcher.model.adapt import Base, Built, built, load_own, own_state
 from launcher.model.bfloat16 import hold_in_bfloat16
 from launcher.model.compiled import compile_blocks, compiled_in, keep_compiled
 from launcher.model.recompute import recompute
+from launcher.model.sharding import Sharding, UnfitError, class_of
 from launcher.recipe import schema
 from launcher.recipe.build import Builder
 from launcher.recipe.component import Component
@@ -35,12 +36,14 @@ class Model:
         wrapped: What training calls: `bare` under DDP, autocast and compilation, as the run needs.
         notes: What was chosen by the program, for the plan.
         base: What of an adapted model is neither trained nor saved.
+        sharding: How it is sharded, where it is.
     """
 
     bare: nn.Module
     wrapped: nn.Module
     notes: tuple[str, ...] = ()
     base: Base | None = None
+    sharding: Sharding | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """The unwrapped weights, without a frozen base: no `module.`, no `_orig_mod.`."""
@@ -61,7 +64,8 @@ class Model:
         trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
         num_bytes = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
         frozen = f", {trained:,} of them trained" if trained != total else ""
-        return f"{type(self.bare).__name__}, {total:,} parameters{frozen}, {size(num_bytes)}"
+        shared = f"; {self.sharding.describe()}" if self.sharding is not None else ""
+        return f"{class_of(self.bare).__name__}, {total:,} parameters{frozen}, {size(num_bytes)}{shared}"
 
 
 def build_model(
@@ -109,7 +113,36 @@ def build_model(
     if section.channels_last:
         bare = bare.to(memory_format=torch.channels_last)
     notes += _changed(builder, bare, section, component, device)
-    return Model(bare, wrap(bare, device, section, shares=shares), tuple(notes), made.base)
+    if not is_asked(section, device):
+        return Model(bare, wrap(bare, device, section, shares=shares), tuple(notes), made.base)
+    if fault := unfit_for_sharding(made, section):
+        raise builder.wrong(*fault)
+    sharding = Sharding(section, device)
+    try:
+        sharding.shard(bare)
+    except UnfitError as error:
+        raise builder.wrong("device.shard" if str(error).startswith("device.shard") else "model", str(error)) from error
+    return Model(bare, under_autocast(bare, device), tuple(notes), sharding=sharding)
+
+
+def unfit_for_sharding(made: Built, section: schema.Device) -> tuple[str, str] | None:
+    """Where the recipe asks for something that a sharded model cannot have, and why; None where it does not."""
+    if made.base is not None:
+        return "model", "is adapted: its base is known by a hash of whole weights; say device.sharding: none"
+    if section.compile and not compiled_in(made.module):
+        return "device.compile", "the model has no repeated blocks, and is not compiled in parts; say false"
+    return None
+
+
+def is_asked(section: schema.Device, device: Device) -> bool:
+    """Whether the model is sharded: asked for, and there are several processes."""
+    return section.sharding != "none" and device.world.size > 1
+
+
+def under_autocast(module: nn.Module, device: Device) -> nn.Module:
+    """A sharded module, which is on its device, under autocast where the run has that; it stays what it is."""
+    prepared: nn.Module = device.accelerator.prepare_model(module, device_placement=False, evaluation_mode=True)
+    return prepared
 
 
 def _changed(

@@ -11,6 +11,9 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
+from launcher.model.rows import Rows
+from launcher.model.sharding import Shards, as_local
+
 
 class Rule(Protocol):
     """How weights become an average.
@@ -88,12 +91,14 @@ class Average:
     Args:
         module: The bare module.
         rule: How, and of which steps.
+        shards: What this process holds of the module, where it is sharded: that is averaged.
     """
 
-    def __init__(self, module: nn.Module, rule: Rule):
-        self._rule, self.kind = rule, rule.kind
-        self._parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        places = {id(parameter): place for place, parameter in enumerate(self._parameters)}
+    def __init__(self, module: nn.Module, rule: Rule, shards: Shards | None = None):
+        self._rule, self.kind, self._shards = rule, rule.kind, shards
+        wholes = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self._parameters = as_local(shards, wholes)
+        places = {id(parameter): place for place, parameter in enumerate(wholes)}
         named = module.named_parameters(remove_duplicate=False)  # tied weights have several names
         self._names = {name: places[id(parameter)] for name, parameter in named if id(parameter) in places}
         self._are_alike = all(parameter.dtype == _kept_in(parameter) for parameter in self._parameters)
@@ -132,6 +137,10 @@ class Average:
         if self._updates == 0:
             yield
             return
+        if self._shards is not None:
+            with self._exchanged(self._shards):
+                yield
+            return
         kept = [parameter.data for parameter in self._parameters]
         try:
             for parameter, average in zip(self._parameters, self._averages, strict=True):
@@ -141,12 +150,32 @@ class Average:
             for parameter, value in zip(self._parameters, kept, strict=True):
                 parameter.data = value
 
+    @contextmanager
+    def _exchanged(self, shards: Shards) -> Iterator[None]:
+        """The same of rows, which stay in the memory that modules are put together from."""
+        kept = [parameter.detach().clone() for parameter in self._parameters]
+        try:
+            with shards.resharded():
+                self._put(self._averages)
+                yield
+        finally:
+            self._put(kept)
+
+    @torch.no_grad()
+    def _put(self, values: list[torch.Tensor]) -> None:
+        for parameter, value in zip(self._parameters, values, strict=True):
+            parameter.copy_(value)
+
+    def _kept(self, place: int) -> torch.Tensor | Rows:
+        average = self._averages[place]
+        return average if self._shards is None else self._shards.rows(average, self._parameters[place])
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: the averages by the names that they have in a state_dict, and how many steps."""
         if self._updates == 0:
             self._restart()
         return {
-            "parameters": {name: self._averages[place] for name, place in self._names.items()},
+            "parameters": {name: self._kept(place) for name, place in self._names.items()},
             "updates": self._updates,
         }
 
@@ -156,7 +185,8 @@ class Average:
         if state is None:
             return
         for name, place in self._names.items():
-            self._averages[place].copy_(state["parameters"][name])
+            kept, shards = state["parameters"][name], self._shards
+            self._averages[place].copy_(kept if shards is None else shards.taken(kept, self._parameters[place]))
         self._updates = state["updates"]
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from launcher.errors import LauncherError
+from launcher.model.sharding import is_sharded
 from launcher.objective.batch import Adapted, BatchLayout, Picks, arguments, one_number
 from launcher.objective.probe import still_holds
 from launcher.objective.reading import Reading, tensors_in
@@ -195,7 +196,7 @@ class Objective:
     def to(self, device: torch.device) -> None:
         """Moves the losses: class weights are buffers."""
         for owner in self.brought.values():
-            if isinstance(owner, nn.Module):
+            if isinstance(owner, nn.Module) and not is_sharded(owner):  # which is there, and would get other memory
                 owner.to(device)
 
     # ------------------------------------------------------------------ what is counted
@@ -316,6 +317,8 @@ class Objective:
         self.mark_audited()
         for term in self.terms:
             reading = term.reading
+            if is_sharded(term.function):  # to call it once more takes all ranks, whose batches differ
+                continue
             if reading is None or term.sums or reading.found == "stated" or reading.kind == "batch":
                 continue
             if self.is_whole and reading.found == "known":  # a slip that broadcasts is a question, and no other number

@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from launcher.device import lazy_compiler
+from launcher.model.sharding import Shards
 from launcher.objective.loss import loss_key
 from launcher.objective.patterns import as_list, chosen, layers_of, no_such
 from launcher.objective.several import Optimizers, Several, each
@@ -30,6 +31,7 @@ def build_optimizer(
     losses: Mapping[str, nn.Module],
     *,
     may_skip: bool = False,
+    shards: Shards | None = None,
 ) -> Optimizers:
     """The recipe's optimizer over all parameters that require a gradient, or several by name, each over its own.
 
@@ -39,6 +41,7 @@ def build_optimizer(
         model: The bare module.
         losses: Those with parameters of their own, by name: the parameter `scale` of one is `loss.NAME.scale`.
         may_skip: Whether the optimizer's own kernel skips updates, as under fp16.
+        shards: What this process holds of the parameters, where they are sharded.
 
     Raises:
         RecipeError: A pattern matches no parameter, a parameter has no optimizer, or the result is not an optimizer.
@@ -47,9 +50,9 @@ def build_optimizer(
     named = {name: parameter for name, parameter in named_parameters(model, losses).items() if parameter.requires_grad}
     modules = [model, *losses.values()]
     if isinstance(section, Component):
-        return _one(builder, section, modules, named, may_skip)
+        return _one(builder, section, modules, named, may_skip, shards)
     shares = _shares(builder, section, model, named)
-    return Several({name: _one(builder, section[name], modules, shares[name], may_skip) for name in section})
+    return Several({name: _one(builder, section[name], modules, shares[name], may_skip, shards) for name in section})
 
 
 def named_parameters(model: nn.Module, losses: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
@@ -65,11 +68,24 @@ def named_parameters(model: nn.Module, losses: Mapping[str, nn.Module]) -> dict[
     return named
 
 
-def _one(builder: Builder, section: Component, modules: Sequence[nn.Module], named: Named, may_skip: bool) -> Optimizer:
+def _one(
+    builder: Builder,
+    section: Component,
+    modules: Sequence[nn.Module],
+    named: Named,
+    may_skip: bool,
+    shards: Shards | None,
+) -> Optimizer:
+    by_entries = section.given is None and steps_by_entries(builder.resolve(section))
+    if shards is not None and isinstance(section.given, Optimizer):
+        message = "was made for parameters that are whole; pass its class, or a function of the parameters"
+        raise builder.wrong(section.path, message)
+    if shards is not None and by_entries:
+        named = {name: shards.local(parameter) for name, parameter in named.items()}
     is_grouped = any(section.options.get(key) is not None for key in ("_groups_", "_layer_decay_"))
     params = _groups(builder, section, modules[0], named) if is_grouped else list(named.values())
     if section.given is None:
-        fuses = _fuses(builder, section, modules, named.values(), may_skip)
+        fuses = (shards is None or by_entries) and _fuses(builder, section, modules, named.values(), may_skip)
         optimizer = builder.build(section, params=params, **({"fused": True} if fuses else {}))
     elif callable(section.given):
         optimizer = section.given(params)
@@ -80,6 +96,16 @@ def _one(builder: Builder, section: Component, modules: Sequence[nn.Module], nam
     if unfit := _unfit(optimizer, section.target, named.values(), made=optimizer is not section.given):
         raise builder.wrong(section.path, unfit)
     return optimizer  # type: ignore[no-any-return]
+
+
+# they step each entry by itself, so that rows of a parameter are stepped as the whole is; what is not known to do so
+# gets torch's distributed tensors, of which a norm or a product is that of the whole
+_BY_ENTRIES = ["Adam", "AdamW", "SGD", "Adagrad", "RMSprop", "NAdam", "RAdam", "Adamax", "Adadelta", "ASGD", "Rprop"]
+
+
+def steps_by_entries(target: Any) -> bool:
+    """Whether an optimizer may be handed the rows that a process has of each parameter."""
+    return any(target is getattr(torch.optim, name) for name in _BY_ENTRIES)
 
 
 def _shares(

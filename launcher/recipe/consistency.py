@@ -260,6 +260,34 @@ def too_short(time: str, signal_seconds: float) -> str | None:
     )
 
 
+def _sharding(recipe: Recipe) -> Iterator[Fault]:
+    """What cannot be had with a model that no process holds whole."""
+    section = recipe.device
+    if section.sharding == "none":
+        for name in ("shard", "reduce"):
+            if getattr(section, name):
+                yield (
+                    ("device", name),
+                    "says how a model is sharded, and none is: say device.sharding, or remove it",
+                )
+        return
+    if recipe.evaluate.ranks == "first" and "ranks" in recipe.evaluate.model_fields_set:
+        yield (
+            ("evaluate", "ranks"),
+            "rank 0 alone has no whole model under device.sharding; say all, or remove it",
+        )
+    if section.precision == "fp16":
+        yield ("device", "precision"), "fp16 scales gradients, which cannot be done to a part of them; say bf16"
+    for name, what in (("channels_last", "parameters that lie otherwise"), ("sync_batchnorm", "another module")):
+        if getattr(section, name):
+            yield ("device", name), f"makes {what}, which device.sharding cannot cut into rows; remove one of the two"
+    stated = sorted(section.ddp.model_fields_set)
+    if stated:
+        yield ("device", "ddp", stated[0]), "is a setting of DDP, which device.sharding does without; remove it"
+    if isinstance(recipe.train.step, Mapping):
+        yield ("train", "step"), "in turns: each calls a part of the model, and device.sharding shards it as a whole"
+
+
 _CHECKS: Mapping[Callable[[Recipe], Iterator[Fault]], tuple[str, ...]] = {  # and the sections that each looks at
     _data: ("data",),
     _evaluation: ("data", "evaluate", "train"),
@@ -269,4 +297,5 @@ _CHECKS: Mapping[Callable[[Recipe], Iterator[Fault]], tuple[str, ...]] = {  # an
     _optimizers: ("optimizer", "train"),
     _horizon: ("train",),
     _slurm: ("slurm",),
+    _sharding: ("device", "evaluate", "train"),
 }

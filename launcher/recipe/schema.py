@@ -344,6 +344,19 @@ class Device(Section):
         description="On NVIDIA GPUs: float32 products and convolutions in TensorFloat-32; null: as torch has it.",
     )
     sync_batchnorm: bool = Field(False, description="Batch statistics over all processes (GPU only).")
+    sharding: Literal["none", "full", "hybrid"] = Field(
+        "none",
+        description="Whether each process keeps a part of the model only: 'full' over all processes, 'hybrid' over "
+        "those of a node, with a copy on each.",
+    )
+    shard: list[str] = Field(
+        default_factory=list,
+        description="Modules that are sharded one by one, by patterns of their names; empty: the repeated blocks.",
+    )
+    reduce: Literal["bf16"] | None = Field(
+        None,
+        description="What gradients of a sharded model are summed in; null: float32, or float64 where the model is.",
+    )
     ddp: Ddp = Field(default_factory=lambda: Ddp(), description="Settings of DistributedDataParallel.")
 
 

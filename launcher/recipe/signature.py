@@ -20,6 +20,7 @@ from typing import Any
 from launcher.recipe.component import Component
 from launcher.recipe.duration import Duration
 from launcher.recipe.expressions import Expression
+from launcher.recipe.several import space_hint
 from launcher.text import brief, hint
 
 Parameters = Mapping[str, inspect.Parameter]
@@ -582,4 +583,4 @@ def _remedy(value: Any, hint: Any) -> str:
     wanted = [typing.get_origin(option) or option for option in _options(hint)]
     if isinstance(value, str) and (collections.abc.Callable in wanted or type in wanted):
         return f"; write {{_ref_: {brief(value)}}}"
-    return ""
+    return space_hint(value)

@@ -51,7 +51,7 @@ class Settings:
         trials: How many runs, all seeds counted; more may be asked for later, see `Record.budgets`.
         seeds: The recipe's seed of each repeat; empty where points are not repeated.
         metric: What is compared.
-        rungs: Where trials are compared, in per cent of a run's length, the last 100; empty: all go to their end.
+        rungs: Steps at which trials are compared, the last of them a run's length; empty: all go to their end.
         eta: Of a rung, one in so many goes on.
         processes: Of each trial.
         cpu: Whether trials use the CPU even if there is a GPU.
@@ -72,7 +72,7 @@ class Settings:
     lag: int
     seed: int = 0
     seeds: tuple[int, ...] = ()
-    rungs: tuple[float, ...] = ()
+    rungs: tuple[int, ...] = ()
     eta: int = 2
     remove: tuple[str, ...] = ()
     allow: tuple[str, ...] = ()
@@ -119,6 +119,8 @@ class Trial:
         result: The metric at its end; None before it.
         step: Optimizer steps after which the newest value was measured.
         seconds: Spent on it by all that worked at it.
+        seen: When its newest value was written down, in unix time.
+        since: When it was taken, in unix time.
         taken: The rung that somebody is bringing it to; None where nobody works at it.
         worker: Who that is.
         early: The highest rung that it was taken to before that was certain.
@@ -132,6 +134,8 @@ class Trial:
     result: float | None = None
     step: int = 0
     seconds: float = 0.0
+    seen: float | None = None
+    since: float | None = None
     taken: int | None = None
     worker: str = ""
     early: int | None = None
@@ -320,7 +324,7 @@ def more_trials(trials: int) -> dict[str, Any]:
 
 
 def _on_taken(trial: Trial, line: Mapping[str, Any]) -> None:
-    trial.taken, trial.worker = int(line["rung"]), str(line["worker"])
+    trial.taken, trial.worker, trial.since = int(line["rung"]), str(line["worker"]), line.get("time")
     if line["early"]:
         trial.early = trial.taken
 
@@ -335,7 +339,7 @@ def _on_released(trial: Trial, line: Mapping[str, Any]) -> None:
 
 def _on_rung(trial: Trial, line: Mapping[str, Any]) -> None:
     trial.values[int(line["rung"])] = float(line["value"])  # `NaN` is a word in standard JSON
-    trial.step = int(line["step"])
+    trial.step, trial.seen = int(line["step"]), line.get("time")
     trial.taken = None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,10 +14,11 @@ from torch.optim import Optimizer
 from launcher.checkpoints.weights import load_weights, shapes_of
 from launcher.data.load import Data, load_data
 from launcher.device.device import Device
-from launcher.model.build import Model, build_model, wrap, wrap_step
+from launcher.model.build import Model, build_model, under_autocast, wrap, wrap_step
 from launcher.model.ema import Average, Ema, Rule, Swa
+from launcher.model.sharding import Shards, UnfitError
 from launcher.objective.build import build_objective
-from launcher.objective.loss import Objective
+from launcher.objective.loss import Objective, loss_key
 from launcher.objective.optimizer import build_optimizer, calls_the_loss, named_parameters
 from launcher.objective.run_length import RunLength
 from launcher.objective.schedule import build_schedules
@@ -30,10 +31,11 @@ from launcher.runs.tracking.own_code import stand_in
 from launcher.training.after_step import AfterStep
 from launcher.training.freezing import Freezing, build_freezing, freeze_for_good
 from launcher.training.seeds import StepSeeds, draws_only_from_torch
+from launcher.training.sharded_gradients import Clipping
 from launcher.training.state import TrainState
 from launcher.training.step import train_step
 from launcher.training.step_module import StepModule
-from launcher.training.update import Clipping, OneUpdate, Update
+from launcher.training.update import OneUpdate, Update
 from launcher.training.ways import ByClosure, Turn, Turns
 from launcher.world.world import World
 
@@ -89,26 +91,29 @@ def build_run_state(recipe: Recipe, builder: Builder, model: Model, device: Devi
     length = RunLength.of(train, data.steps_per_epoch, data.samples_before(data.steps_per_epoch))
     builder.computed |= length.computed
     objective = build_objective(builder, recipe.loss, recipe.batch, train)
-    every = named_parameters(model.bare, objective.modules)
-    freeze_for_good(train.freeze, every)
+    modules = objective.modules
+    freeze_for_good(train.freeze, named_parameters(model.bare, modules))
     in_turns = isinstance(objective, TurnsObjective)
     if objective.step is not None and not in_turns:
-        model = replace(model, wrapped=wrap_step(StepModule(model.wrapped, objective), device))
+        module = StepModule(model.wrapped, objective)
+        model = replace(model, wrapped=module if model.sharding is not None else wrap_step(module, device))
     check_graphs(builder, recipe.device, data)
-    losses = {name: wrap(module, device, recipe.device) for name, module in objective.modules.items()}
+    losses = {name: _wrapped_loss(name, module, recipe, builder, model, device) for name, module in modules.items()}
+    shards = _shards(model, losses)
     objective = objective.wrapped_by(losses)
+    every = named_parameters(model.bare, modules)
     freezing = build_freezing(builder, train.freeze, every, length, saves_work=device.world.size == 1)
     may_skip = device.is_gpu and (recipe.device.precision == "fp16" or train.non_finite == "skip")
-    optimizer = build_optimizer(builder, recipe.optimizer, model.bare, objective.modules, may_skip=may_skip)
+    optimizer = build_optimizer(builder, recipe.optimizer, model.bare, modules, may_skip=may_skip, shards=shards)
     rule = _rule(builder, train, length)
-    average = Average(model.bare, rule) if rule is not None else None
+    average = Average(model.bare, rule, shards) if rule is not None else None
     for key, function in (("train.after_step", train.after_step), ("evaluate.after", recipe.evaluate.after)):
         if function is not None:
             objective.others[key] = builder.build(function)
     own = objective.others.get("train.after_step")
     after = AfterStep(own, model.bare, length.at, recipe.seed, device.kind, average) if own or average else None
     objective.to(device.torch_device)
-    ways = _Ways(recipe, builder, model, device, freezing, after)
+    ways = _Ways(recipe, builder, model, device, freezing, after, shards)
     update, take_step = ways.choose(objective, optimizer)
     brought = (model.bare, *objective.brought.values(), *each(optimizer).values())
     change = data.train.reading.on_device
@@ -131,7 +136,28 @@ def build_run_state(recipe: Recipe, builder: Builder, model: Model, device: Devi
         frozen={name: parameter for module in (model.bare, *losses.values()) for name, parameter in _frozen(module)},
         trained=[name for name, parameter in model.bare.named_parameters() if parameter.requires_grad],
         freezing=freezing,
+        shards=shards,
     )
+
+
+def _wrapped_loss(
+    name: str, module: nn.Module, recipe: Recipe, builder: Builder, model: Model, device: Device
+) -> nn.Module:
+    """A loss with parameters under DDP, or sharded as the model is."""
+    if model.sharding is None:
+        return wrap(module, device, recipe.device)
+    try:
+        model.sharding.shard_loss(module)
+    except UnfitError as error:
+        raise builder.wrong(loss_key(name), str(error)) from error
+    return under_autocast(module, device)
+
+
+def _shards(model: Model, losses: Mapping[str, nn.Module]) -> Shards | None:
+    """What this process holds of model and losses, where they are sharded."""
+    if model.sharding is None:
+        return None
+    return Shards(model.sharding, {"": model.bare, **{f"{loss_key(name)}.": loss for name, loss in losses.items()}})
 
 
 def _rule(builder: Builder, train: Train, length: RunLength) -> Rule | None:
@@ -176,6 +202,7 @@ class _Ways:
         device: Where to compute.
         freezing: What is frozen until a step.
         after: Called after each update.
+        shards: What this process holds, where the model is sharded.
     """
 
     recipe: Recipe
@@ -184,6 +211,7 @@ class _Ways:
     device: Device
     freezing: Freezing | None
     after: AfterStep | None
+    shards: Shards | None = None
 
     def choose(self, objective: Objective, optimizer: Optimizers) -> tuple[Update, Callable[..., Any]]:
         """How gradients become weights, and how a step is made.
@@ -221,6 +249,7 @@ class _Ways:
             skip_non_finite=train.non_finite == "skip",
             updated=updated,
             freezing=self.freezing,
+            shards=self.shards,
         )
 
     def _turns(self, objective: TurnsObjective, optimizer: Several) -> list[Turn]:

@@ -15,7 +15,8 @@ from typing import Any, Protocol
 
 import torch
 
-from launcher.checkpoints.format import Checkpoint, Snapshot, copied
+from launcher.checkpoints.format import TRAINING, WEIGHTS, Checkpoint, DamagedError, Snapshot, copied
+from launcher.checkpoints.rows import Read
 from launcher.checkpoints.sameness import same
 from launcher.device.coordination import Coordinator, packed, unpacked
 from launcher.errors import LauncherError
@@ -24,6 +25,7 @@ from launcher.evaluation.evaluation import History
 from launcher.evaluation.modes import has_modes, weights_of_evaluation
 from launcher.model.adapt import changed_base
 from launcher.model.build import Model
+from launcher.model.sharding import ShardedPart, is_sharded, names_of
 from launcher.objective.schedule import Schedule, Schedules
 from launcher.objective.several import Optimizers, each
 from launcher.runs.folder import versions
@@ -114,6 +116,7 @@ class Contents:
         best: The best evaluation so far.
         history: What evaluations have said.
         stopwatch: Time trained.
+        read: How many bytes were read of files of rows.
     """
 
     state: TrainState
@@ -122,18 +125,27 @@ class Contents:
     best: BestTracker
     history: History = field(default_factory=History)
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    read: Read = field(default_factory=Read)
 
     def __post_init__(self) -> None:
-        names = parameter_names(self.state.model.bare, self.state.objective.modules)
-        self.optimizer = named_optimizer(self.state.optimizer, names)
-        self.ranks = RankStates(self.state.objective.stateful, self.state.device.coordinator)
+        names = parameter_names(self.state.model.bare, self.state.objective.modules) | names_of(self.state.shards)
+        shards = self.state.shards
+        self.optimizer = named_optimizer(self.state.optimizer, names, shards)
+        self.stateful: dict[str, Part] = dict(self.state.objective.stateful)
+        own = self.stateful
+        if shards is not None:
+            sharded: dict[str, Any] = {name: part for name, part in own.items() if is_sharded(part)}
+            own = {name: part for name, part in own.items() if name not in sharded}
+            self.stateful |= {name: ShardedPart(part, shards) for name, part in sharded.items()}
+            self.model: Part = ShardedPart(self.state.model.bare, shards)
+        self.ranks = RankStates(own, self.state.device.coordinator)
 
     @property
     def parts(self) -> dict[str, Part]:
         """The parts by name, in the order in which they are taken up."""
         state = self.state
         parts: dict[str, Part | None] = {
-            **state.objective.stateful,
+            **self.stateful,
             "ranks": self.ranks,
             "optimizer": self.optimizer,
             "scheduler": state.schedule.scheduler,
@@ -148,7 +160,8 @@ class Contents:
     def capture(self, step: int) -> Snapshot:
         """What a checkpoint after `step` steps is made of."""
         training = {name: part.state_dict() for name, part in self.parts.items()}
-        return Snapshot(self.state.model.state_dict(), training, self._manifest(step), evaluated_weights(self.state))
+        weights = self.state.model.state_dict() if self.state.shards is None else self.model.state_dict()
+        return Snapshot(weights, training, self._manifest(step), evaluated_weights(self.state))
 
     def _manifest(self, step: int) -> dict[str, Any]:
         data, device = self.state.data, self.state.device
@@ -158,6 +171,7 @@ class Contents:
             "samples": data.samples_before(step),
             "best_step": self.best.step,
             "world": device.world.size,
+            "sharding": "none" if self.state.model.sharding is None else self.state.model.sharding.section.sharding,
             "threads": device.threads,
             "readers": data.readers,
             "global_batch_size": data.train.sampler.global_batch_size,
@@ -200,13 +214,19 @@ class Contents:
         schedule, fresh = self.state.schedule, _settings(self.state.optimizer)
         is_changed = any(key.partition(".")[0] in ("optimizer", "scheduler", "train") for key in changed)
         replays = is_changed and not schedule.on_evaluation
-        training = checkpoint.training()
+        is_sharded_here = self.state.shards is not None
+        training = checkpoint.lazily(TRAINING, self.read) if is_sharded_here else checkpoint.training()
         self._check_base(checkpoint)
         try:
-            _fill(self.state.model, checkpoint.weights())
+            if is_sharded_here:
+                self.model.load_state_dict(checkpoint.lazily(WEIGHTS, self.read))
+            else:
+                _fill(self.state.model, checkpoint.weights())
             for name, part in self.parts.items():
                 if not (name == "scheduler" and replays) and name in training:
                     part.load_state_dict(training[name])
+        except DamagedError:
+            raise
         except (RuntimeError, ValueError, KeyError) as error:
             raise LauncherError(
                 f"the checkpoint does not fit this model or optimizer: {' '.join(str(error).split())}; to start over "

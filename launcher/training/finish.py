@@ -11,8 +11,10 @@ import torch
 from launcher.checkpoints import format as checkpoints
 from launcher.checkpoints import retention
 from launcher.checkpoints.format import Checkpoint, save_weights
+from launcher.checkpoints.streamed import save_streamed
 from launcher.evaluation.modes import has_modes
 from launcher.evaluation.predictions import missing_for, write_predictions
+from launcher.model.sharding import ShardedPart, Shards, is_sharded
 from launcher.runs import folder as runs
 from launcher.runs.report.predictions import PREDICTIONS_FILE
 from launcher.runs.tracking.tracking import Line
@@ -64,6 +66,10 @@ def _weights_of(state: TrainState, session: Session, step: int | None) -> Iterat
 
     Rank 0 reads them, and tells them to the other ranks where these evaluate too.
     """
+    if state.shards is not None:
+        with _sharded_weights_of(state, session, step, state.shards) as shown:
+            yield shown
+        return
     coordinator, model, average = state.device.coordinator, state.model, state.average
     checkpoint = _best_checkpoint(session, step) if coordinator.rank == 0 else None
     if not coordinator.from_first(lambda: checkpoint is not None):
@@ -85,6 +91,32 @@ def _weights_of(state: TrainState, session: Session, step: int | None) -> Iterat
     if session.evaluation.is_shared:
         for tensor in checkpoints.tensors_in(now()):
             coordinator.share(tensor)
+    try:
+        yield step
+    finally:
+        put(*kept)
+
+
+@contextmanager
+def _sharded_weights_of(state: TrainState, session: Session, step: int | None, shards: Shards) -> Iterator[int | None]:
+    """The same where the model is sharded: every process reads its rows."""
+    checkpoint = _shared_checkpoint(state, session, step)
+    if checkpoint is None:
+        yield None
+        return
+    modules = {key: part for key, part in state.objective.stateful.items() if is_sharded(part)}
+    parts: dict[str, Any] = {key: ShardedPart(module, shards) for key, module in modules.items()}
+    parts |= {key: part for key, part in state.objective.stateful.items() if key not in modules}
+    parts |= {"average": state.average} if state.average else {}
+    model = ShardedPart(state.model.bare, shards)
+    kept = checkpoints.copied([model.state_dict(), {name: part.state_dict() for name, part in parts.items()}])
+
+    def put(weights: Any, states: Any) -> None:
+        model.load_state_dict(weights)
+        for name, part in parts.items():
+            part.load_state_dict(states[name])
+
+    put(checkpoint.lazily(checkpoints.WEIGHTS), checkpoint.lazily(checkpoints.TRAINING))
     try:
         yield step
     finally:
@@ -137,6 +169,9 @@ def save_at_end(state: TrainState, session: Session, outcome: str, step: int) ->
     checkpoints, where it wants that. The other ranks wait for rank 0: one that left earlier would end it under an
     elastic agent or srun.
     """
+    if state.shards is not None:
+        _save_sharded_at_end(state, session, outcome, step)
+        return
 
     def saved() -> None:
         session.saving.wait()
@@ -159,6 +194,50 @@ def save_at_end(state: TrainState, session: Session, outcome: str, step: int) ->
         session.record.end(outcome, step, made)
 
     state.device.coordinator.from_first(saved)
+    _stop_training(state, outcome)
+
+
+def _stop_training(state: TrainState, outcome: str) -> None:
     optimizer: Any = state.optimizer
     if outcome == "finished" and has_modes(optimizer):
         optimizer.eval()  # whoever gets the module trains it no more
+
+
+def _save_sharded_at_end(state: TrainState, session: Session, outcome: str, step: int) -> None:
+    """The same where every process has a part: they give it to rank 0 tensor by tensor."""
+    coordinator, shards, saving = state.device.coordinator, state.shards, session.saving
+    assert shards is not None
+    saving.wait()
+    if (description := saving.describe()) and coordinator.rank == 0:
+        session.tracking.message(description)
+    made = None
+    if outcome == "finished":
+        wanted = session.evaluation.best.step if saving.section.final == "best" else None
+        best = _shared_checkpoint(state, session, wanted if wanted != step else None)
+        made = best.step if best else step
+        weights = best.lazily(checkpoints.WEIGHTS) if best else shards.module_state(state.model.bare)
+        save_streamed(session.folder / runs.WEIGHTS_FILE, weights, shards.mesh)
+        if state.average is not None:
+            average = best.lazily(checkpoints.TRAINING)["average"] if best else state.average.state_dict()
+            file = runs.AVERAGED_FILES[state.average.kind]
+            save_streamed(session.folder / file, {**weights, **average["parameters"]}, shards.mesh)
+
+    def ended() -> None:
+        if outcome == "finished" and session.pretrained is not None:
+            final = torch.load(session.folder / runs.WEIGHTS_FILE, mmap=True, weights_only=True)
+            _save_pretrained(session, final)
+        if outcome == "finished" and (last := saving.section.average_last) is not None:
+            save_weights(session.folder / runs.AVERAGED_FILES["mean"], _mean_of_last(session, last))
+        session.record.end(outcome, step, made)
+
+    coordinator.from_first(ended)
+
+
+def _shared_checkpoint(state: TrainState, session: Session, step: int | None) -> Checkpoint | None:
+    """The checkpoint of a step, on all processes."""
+    coordinator = state.device.coordinator
+    checkpoint = _best_checkpoint(session, step) if coordinator.rank == 0 else None
+    if not coordinator.from_first(lambda: checkpoint is not None):
+        return None
+    folder = session.saving.folder / checkpoints.name_of(step or 0)
+    return checkpoint or checkpoints.awaited(folder, is_hashed=False)

@@ -84,7 +84,7 @@ class _Acts:
         parameters = [
             parameter for module in (state.model.bare, *state.losses.values()) for parameter in module.parameters()
         ]
-        is_alone = coordinator.world_size == 1
+        is_alone = coordinator.world_size == 1 or state.shards is not None  # then there is one model
         self.parting = None if is_alone else Parting(parameters, coordinator, session.tracking.warn)
         self.triggers = Triggers(
             session.periods,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -10,6 +10,9 @@ from torch import nn
 from launcher import internals
 from launcher.errors import LauncherError
 from launcher.objective.several import Optimizers, each
+
+if TYPE_CHECKING:
+    from launcher.training.sharded_gradients import ShardedGradients
 
 _raise_flag = internals.finite_check()
 SKIPS_IN_A_ROW = 20  # after so many updates without a finite gradient a run is not training any more
@@ -34,9 +37,19 @@ class NonFiniteGuard:
         device: Where the gradients are.
         skips: Whether a step without finite gradients is skipped; else it ends the run.
         must_know: Whether somebody has to know at once that an update was skipped.
+        sharded: The gradients, where each process has some rows of them.
     """
 
-    def __init__(self, optimizer: Optimizers, scaler: Any, device: torch.device, skips: bool, must_know: bool = False):
+    def __init__(
+        self,
+        optimizer: Optimizers,
+        scaler: Any,
+        device: torch.device,
+        skips: bool,
+        must_know: bool = False,
+        sharded: ShardedGradients | None = None,
+    ):
+        self._sharded = sharded
         self._optimizer, self._scaler, self._skips = optimizer, scaler, skips or scaler is not None
         by_itself = all(map(_skips_by_itself, each(optimizer).values()))
         self._read_now = device.type == "cpu" or (self._skips and (must_know or not by_itself))
@@ -65,15 +78,13 @@ class NonFiniteGuard:
         Raises:
             NonFiniteError: It may not, and the recipe says stop; or too many were skipped.
         """
-        gradients = [
-            parameter.grad
-            for group in self._optimizer.param_groups
-            for parameter in group["params"]
-            if parameter.grad is not None
-        ]
         if self._skips:
             self._found.zero_()
-        self._look_at(gradients)
+        if self._sharded is not None:
+            self._look_at(self._sharded.gradients)
+            self._sharded.agree(self._found)
+        else:
+            self._look_at(self._gradients)
         if not self._read_now:
             self._count(self._found, step)
             if self._skips:
@@ -87,6 +98,15 @@ class NonFiniteGuard:
             raise _not_finite(step)
         self._skip(step)
         return False
+
+    @property
+    def _gradients(self) -> list[torch.Tensor]:
+        return [
+            parameter.grad
+            for group in self._optimizer.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
 
     def _look_at(self, gradients: list[torch.Tensor]) -> None:
         """Raises the flag if one is not finite; nothing is changed, as the scale is 1."""

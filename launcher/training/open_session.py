@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -14,7 +14,9 @@ from typing import Any
 import torch
 
 from launcher.checkpoints import format as checkpoints
+from launcher.checkpoints.rows import DamagedRowsError
 from launcher.checkpoints.saving import Saving
+from launcher.checkpoints.together import SavingTogether, Voices
 from launcher.data.sampler import describe_shares
 from launcher.device.device import Device
 from launcher.errors import UsageError
@@ -80,13 +82,13 @@ def open_session(recipe: Recipe, builder: Builder, state: TrainState, options: O
             kept = _kept_readings(point)
             settle_losses(builder, state.objective, state.model.bare, state.data, coordinator, kept=kept)
         notes = [*point.notes, *(() if point.checkpoint else _dependences(recipe, builder, state))]
-        if world.size > 2:
+        if world.size > 2 and state.shards is None:
             # DDP settles the order of its buckets in its first backward; then a resumed run sums as this one
             warm_up(state, state.update.gradients if isinstance(state.update, Turns) else None)
         contents = Contents(
             state, opening.identity, point.data_print, BestTracker(recipe.evaluate.best, recipe.evaluate.early_stop)
         )
-        start = _restore(point, opening, contents)
+        point, start = _restored(point, opening, contents)
         _introduce(known, Path(point.folder), state)
         _let_be_seen(Path(point.folder), state, stack)
         record = stack.enter_context(_recorded(Path(point.folder), state, start))
@@ -161,13 +163,37 @@ def _kept_readings(point: ResumePoint) -> Mapping[str, Any]:
     return {} if changed else point.loss
 
 
+def _restored(point: ResumePoint, opening: Opening, contents: Contents) -> tuple[ResumePoint, int]:
+    """Takes up the checkpoint, or where its rows are damaged the one before; gives where it begins, and steps before.
+
+    Rows are proven when they are read, each by the process that needs it: so all hear whether all are sound.
+    """
+    coordinator = contents.state.device.coordinator
+    while True:
+        start, fault = 0, ""
+        try:
+            start = _restore(point, opening, contents)
+        except DamagedRowsError as error:
+            fault = str(error)
+        faults = [] if point.checkpoint is None else coordinator.gather(fault.encode())
+        if not any(faults):
+            return point, start
+        told = [message.decode() for message in faults if message]
+        point = ResumePoint(**coordinator.from_first(partial(_opened_again, opening, told)))
+
+
+def _opened_again(opening: Opening, faults: Sequence[str]) -> dict[str, Any]:
+    return asdict(opening.open_again(faults))
+
+
 def _restore(point: ResumePoint, opening: Opening, contents: Contents) -> int:
     """Takes up what this start resumes from; gives the steps made before it."""
     if point.checkpoint is None:
         return 0
     checkpoint = opening.checkpoint
     if checkpoint is None:  # rank 0 has read and hashed it already
-        checkpoint = checkpoints.awaited(Path(point.folder) / "checkpoints" / point.checkpoint)
+        folder = Path(point.folder) / "checkpoints" / point.checkpoint
+        checkpoint = checkpoints.awaited(folder, is_hashed=contents.state.shards is None)
     contents.restore(checkpoint, point.changed)
     return checkpoint.step
 
@@ -234,7 +260,7 @@ def _session(
         evaluable=state,
         metrics=(
             metrics_of(builder, recipe.evaluate, recipe.batch)
-            if world.is_first or recipe.evaluate.ranks == "all"
+            if world.is_first or recipe.evaluate.ranks == "all" or state.shards is not None
             else []
         ),
         tracking=tracking,
@@ -249,7 +275,8 @@ def _session(
         at=state.length.at,
         after=After(state.model.bare, state.objective, state.optimizer, folder, recipe.seed),
     )
-    saving = Saving(
+    saving = _saving(
+        state,
         section=recipe.save,
         folder=folder / "checkpoints",
         is_first=world.is_first,
@@ -275,6 +302,15 @@ def _session(
         shown=shown,
         pretrained=Pretrained.of(recipe, builder, state, folder),
     )
+
+
+def _saving(state: TrainState, **options: Any) -> Saving:
+    """What writes checkpoints: rank 0, or where the model is sharded all processes."""
+    if state.shards is None:
+        return Saving(**options)
+    world, coordinator = state.device.world, state.device.coordinator
+    voices = Voices(coordinator.store, world.rank, world.size, coordinator.timeout_seconds)
+    return SavingTogether(voices, state.shards.mesh.writes, **options)
 
 
 def _profiling(options: Options, folder: Path, device: Device, tracking: Tracking) -> NoProfiling:

@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from launcher.model.rows import shape_of
+from launcher.model.sharding import Shards
 from launcher.objective.loss import loss_key
 from launcher.objective.several import Optimizers, Several
 from launcher.training import fast_step
@@ -39,10 +41,12 @@ class NamedOptimizer:
     Attributes:
         optimizer: The run's.
         names: Of its parameters, by their identity.
+        shards: What this process holds of them, where they are sharded.
     """
 
     optimizer: Optimizer
     names: Mapping[int, str]
+    shards: Shards | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """The parameters by name, the settings of each group, each parameter's state, and what is not a parameter's."""
@@ -54,7 +58,7 @@ class NamedOptimizer:
         return {
             **kept,
             "groups": [_without_parameters(group) for group in own["param_groups"]],
-            "state": {names[key]: value for key, value in own["state"].items() if key in names},
+            "state": {names[key]: self._kept(names[key], value) for key, value in own["state"].items() if key in names},
             "others": {key: value for key, value in own["state"].items() if key not in names},
         }
 
@@ -65,6 +69,10 @@ class NamedOptimizer:
             ValueError: It is of other parameters.
         """
         _compare(self._described(), saved["parameters"], in_order="own" in saved)
+        if self.shards is not None and "own" not in saved:
+            parameters = self._by_name()
+            taken = {name: self._taken(parameters[name], entries) for name, entries in saved["state"].items()}
+            saved = {**saved, "state": taken}
         if "own" in saved:
             self.optimizer.load_state_dict(self._stepped_alike(saved["own"]))
         else:
@@ -95,8 +103,48 @@ class NamedOptimizer:
         }
 
     def _described(self) -> list[list[Any]]:
-        """Name, shape and dtype of each parameter, in torch's order."""
-        return [[name, list(parameter.shape), _dtype(parameter)] for name, parameter in self._by_name().items()]
+        """Name, shape and dtype of each parameter, in torch's order; where it is sharded, of the whole."""
+        shards = self.shards
+        wholes = {
+            name: parameter if shards is None else shards.whole(parameter)
+            for name, parameter in self._by_name().items()
+        }
+        return [[name, list(parameter.shape), _dtype(parameter)] for name, parameter in wholes.items()]
+
+    def _kept(self, name: str, entries: Any) -> Any:
+        """What is kept beside a parameter; of what is as large as one that is sharded, its rows."""
+        shards = self.shards
+        if shards is None or not isinstance(entries, Mapping):
+            return entries
+        parameter = self._by_name()[name]
+        shapes = {tuple(parameter.shape), tuple(shards.whole(parameter).shape)}
+
+        def kept(value: Any) -> Any:
+            if not shape_of(value):
+                return value
+            is_like_it, is_distributed = shape_of(value) in shapes, hasattr(value, "to_local")
+            if not is_like_it:
+                return value.full_tensor() if is_distributed else value
+            return shards.rows(value.to_local() if is_distributed else value, parameter)
+
+        return {key: kept(value) for key, value in entries.items()}
+
+    def _taken(self, parameter: torch.Tensor, entries: Any) -> Any:
+        """This process's rows of what was kept beside a parameter."""
+        shards = self.shards
+        if shards is None or not isinstance(entries, Mapping):
+            return entries
+        whole = shards.whole(parameter)
+
+        def taken(value: Any) -> Any:
+            if not shape_of(value):
+                return value.clone() if isinstance(value, torch.Tensor) else value
+            if shape_of(value) != tuple(whole.shape):
+                return value.clone() if isinstance(value, torch.Tensor) else value.whole()
+            rows = shards.taken(value, parameter)
+            return shards.distributed(rows, parameter) if parameter is whole else rows
+
+        return {key: taken(value) for key, value in entries.items()}
 
     def _in_places(self, saved: Mapping[str, Any]) -> dict[str, Any]:
         """A saved state as torch keeps it, by the places that the parameters have now."""
@@ -171,11 +219,13 @@ class NamedOptimizers:
         return [group for part in self.parts.values() for group in part.param_groups]
 
 
-def named_optimizer(optimizer: Optimizers, names: Mapping[int, str]) -> NamedOptimizer | NamedOptimizers:
+def named_optimizer(
+    optimizer: Optimizers, names: Mapping[int, str], shards: Shards | None = None
+) -> NamedOptimizer | NamedOptimizers:
     """The run's optimizer, or all of them, as a part of a checkpoint."""
     if not isinstance(optimizer, Several):
-        return NamedOptimizer(optimizer, names)
-    return NamedOptimizers({name: NamedOptimizer(one, names) for name, one in optimizer.named.items()})
+        return NamedOptimizer(optimizer, names, shards)
+    return NamedOptimizers({name: NamedOptimizer(one, names, shards) for name, one in optimizer.named.items()})
 
 
 _KERNELS = ("fused", "foreach")

@@ -22,9 +22,11 @@ from launcher.checkpoints.saving import UnresumableError
 from launcher.checkpoints.weights import shapes_of
 from launcher.evaluation.modes import own_randomness
 from launcher.model.adapt import Built
+from launcher.model.rows import Rows
 from launcher.training.optimizer_state import NamedOptimizer, NamedOptimizers
 
 _LARGEST = 2**30  # bytes of an optimizer's state and parameters that are made a second time
+_READABLE = (torch.Tensor, torch.nn.Parameter, Rows)
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, np.generic)
 _REMEDY = "keep tensors, numbers, text, lists and dictionaries there"
 
@@ -60,6 +62,8 @@ class Proof:
                     f"be resumed; {_REMEDY}"
                 )
         try_fresh(snapshot.weights, self._shapes, self._fresh)
+        if any(part.shards is not None for part in self._named.parts.values()):
+            return  # it takes up no state that is whole; each process reads back the rows that it writes
         state = snapshot.training.get("optimizer")
         size = sum(tensor.nbytes for tensor in tensors_in([state, *self._named.param_groups]))
         if state is not None and size < _LARGEST:
@@ -72,7 +76,7 @@ class Proof:
         Raises:
             UnresumableError: Something is not what it was.
         """
-        for name, state in snapshot.contents.items():
+        for name, state in snapshot.contents.items() if "rows" not in checkpoint.manifest else ():
             path = checkpoint.folder / name
             written = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             if mismatch := difference(plain(state), written):
@@ -125,7 +129,7 @@ def try_fresh(
 
 def _unreadable(value: Any, place: str) -> str | None:
     """Where a state holds something that `weights_only` refuses, and what it is; None where it does not."""
-    if isinstance(value, _PLAIN) or type(value) in (torch.Tensor, torch.nn.Parameter):
+    if isinstance(value, _PLAIN) or type(value) in _READABLE:
         return None
     if isinstance(value, Mapping) or type(value) in (list, tuple):
         items = value.items() if isinstance(value, Mapping) else enumerate(value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -92,6 +92,7 @@ class Opening:
         self.world = state.device.world
         self.identity = identity_of(self.recipe)
         self.checkpoint: Checkpoint | None = None
+        self.folder: Path | None = None
         self.notes: list[str] = []
         self.warnings: list[str] = []
 
@@ -112,14 +113,10 @@ class Opening:
         Raises:
             LauncherError: It cannot be resumed.
         """
-        resume = self.options.resume or self.world.restarts > 0
-        choice = runs.Choice(self.recipe.name, self.options.run_dir or self.world.run_dir, resume, self.identity)
-        folder = choice.folder()
-        runs.create(folder)
-        taken_over = self.stack.enter_context(locked(folder, self.world.job))
-        if taken_over:
-            self.warnings.append(taken_over)
-            runs.detach(folder / METRICS_FILE)
+        return self._choose()
+
+    def _choose(self) -> ResumePoint:
+        folder = self.folder = self._held()
         changed = self._find(folder)
         if self.checkpoint is not None and (finished := self._finished(folder, self.checkpoint.step)):
             return ResumePoint(str(folder), finished=finished)
@@ -143,6 +140,30 @@ class Opening:
             warnings=tuple(self.warnings),
             loss=self.checkpoint.manifest.get("loss", {}) if self.checkpoint else {},
         )
+
+    def _held(self) -> Path:
+        """The run's folder, of which this process is the only writer from now on."""
+        if self.folder is not None:
+            return self.folder
+        resume = self.options.resume or self.world.restarts > 0
+        choice = runs.Choice(self.recipe.name, self.options.run_dir or self.world.run_dir, resume, self.identity)
+        folder = choice.folder()
+        runs.create(folder)
+        taken_over = self.stack.enter_context(locked(folder, self.world.job))
+        if taken_over:
+            self.warnings.append(taken_over)
+            runs.detach(folder / METRICS_FILE)
+        return folder
+
+    def open_again(self, faults: Sequence[str]) -> ResumePoint:
+        """The same without a checkpoint whose rows have turned out to be damaged.
+
+        Raises:
+            LauncherError: There is none to resume from.
+        """
+        assert self.checkpoint is not None
+        self.warnings.append(retention.set_aside(self.checkpoint.folder, faults[0]))
+        return self._choose()
 
     def _find(self, folder: Path) -> list[str]:
         """Finds the checkpoint to resume from; gives the keys that changed since it was saved."""

@@ -16,6 +16,7 @@ from launcher.data.load import Data
 from launcher.device.device import Device
 from launcher.model.build import Model
 from launcher.model.ema import Average
+from launcher.model.sharding import Shards
 from launcher.objective.loss import Objective
 from launcher.objective.run_length import RunLength
 from launcher.objective.schedule import Schedule, Schedules
@@ -46,6 +47,7 @@ class TrainState:
         frozen: Parameters that were not to be trained when the run began, by name.
         freezing: What is frozen until a step.
         trained: Names of the model's other parameters, in the order in which DDP numbers them.
+        shards: What this process holds, where the model is sharded.
     """
 
     model: Model
@@ -64,9 +66,12 @@ class TrainState:
     frozen: Mapping[str, torch.Tensor] = field(default_factory=dict)
     trained: Sequence[str] = ()
     freezing: Freezing | None = None
+    shards: Shards | None = None
 
     def without_sync(self) -> AbstractContextManager[Any]:
         """DDP without its all-reduce: for all but the last micro-batch of a step."""
+        if self.shards is not None:
+            return self.shards.without_sync()
         stack = ExitStack()
         for module in map(internals.uncompiled, (self.model.wrapped, *self.losses.values())):
             if isinstance(module, DistributedDataParallel):

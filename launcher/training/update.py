@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import nn
 
+from launcher.model.sharding import Shards
 from launcher.objective.several import Optimizers, each
 from launcher.training import fast_step
 from launcher.training.freezing import Freezing
 from launcher.training.nonfinite import NonFiniteGuard
+from launcher.training.sharded_gradients import Clipping, ShardedGradients
 
 
 class Update(Protocol):
@@ -45,25 +45,6 @@ class Update(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Clipping:
-    """How gradients are kept small.
-
-    Attributes:
-        norm: Largest norm of all gradients together, or None.
-        value: Largest size of each entry, or None.
-    """
-
-    norm: float | None = None
-    value: float | None = None
-
-    def __call__(self, parameters: list[torch.Tensor]) -> torch.Tensor | None:
-        """Clips; the norm before, where that is what is kept small."""
-        if self.value is not None:
-            nn.utils.clip_grad_value_(parameters, self.value)
-        return nn.utils.clip_grad_norm_(parameters, self.norm) if self.norm is not None else None
-
-
 _NO_CLIPPING = Clipping()
 
 
@@ -78,6 +59,7 @@ class OneUpdate:
         skip_non_finite: Whether a step without finite gradients is skipped; else it ends the run.
         updated: Called after each update that was made, with the steps completed before it.
         freezing: What is frozen until a step, or None.
+        shards: What this process holds of the parameters, where they are sharded.
     """
 
     def __init__(
@@ -90,9 +72,13 @@ class OneUpdate:
         skip_non_finite: bool = False,
         updated: Callable[[int], None] | None = None,
         freezing: Freezing | None = None,
+        shards: Shards | None = None,
     ):
         self.optimizer, self.scaler, self.freezing = optimizer, scaler, freezing
-        self.guard = NonFiniteGuard(optimizer, scaler, device, skip_non_finite, must_know=updated is not None)
+        self.sharded = None if shards is None else ShardedGradients(shards, clipping)
+        self.guard = NonFiniteGuard(
+            optimizer, scaler, device, skip_non_finite, must_know=updated is not None, sharded=self.sharded
+        )
         self._fast = [fast_step.FastStep(one) for one in each(optimizer).values()]
         self._clipping = None if clipping == _NO_CLIPPING else clipping
         self.updated = updated
@@ -116,19 +102,26 @@ class OneUpdate:
         """
         if self.freezing is not None:
             self.freezing.drop(step)
+        if self.sharded is not None:
+            self.sharded.collect()
         fast_step.lay_out_gradients(self.optimizer)
         if self.scaler is not None:
             norm, is_updated = self._scaled(step)
         else:
             is_updated = self.guard.allows(step)  # before clipping, which makes a number of an infinite entry
-            norm = self._clipping(self.parameters) if self._clipping is not None else None
+            norm = self._clip()
             for fast in self._fast if is_updated else ():
                 fast.step()
         if is_updated and self.updated is not None:
             self.updated(step)
-        for fast in self._fast:
-            fast.clear_gradients()
+        self.clear_gradients()
         return norm
+
+    def _clip(self) -> torch.Tensor | None:
+        """Clips; the norm before, where that is what is kept small."""
+        if self._clipping is None:
+            return None
+        return self._clipping(self.parameters) if self.sharded is None else self.sharded.clip()
 
     def _scaled(self, step: int) -> tuple[torch.Tensor | None, bool]:
         """The same under fp16: the scaler unscales, and skips by itself."""
@@ -159,6 +152,8 @@ class OneUpdate:
         """Forgets the gradients and their memory."""
         for fast in self._fast:
             fast.clear_gradients()
+        if self.sharded is not None:
+            self.sharded.clear()
 
     def check(self) -> None:
         """Before anything is kept: raises if a step since the start was bad.

@@ -29,7 +29,7 @@ OWN_CODE = Path(__file__).with_name("own_code")
 RECIPES = [block for page in PAGES if page.name != "agents.md" for block in blocks(page, "yaml")]
 SHELL = [block for page in PAGES for block in blocks(page, "") if commands(block)]
 STANDS_FOR = {"R": "my.yaml", "OTHER": "digits_cnn.yaml", "RUN": "runs/digits/first", "WEIGHTS.pth": "weights.pth"}
-EXAMPLES = ("steps", "sweep")  # commands that somebody might add, and one that is being added
+EXAMPLES = ("steps",)  # commands that somebody might add
 # what a recipe needs besides the piece of one that a page shows
 REST: dict[str, dict[str, Any]] = {
     "data": {

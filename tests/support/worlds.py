@@ -37,7 +37,7 @@ _context = multiprocessing.get_context("forkserver")
 # imported once: what each process would otherwise spend seconds on
 _context.set_forkserver_preload(
     [
-        *("launcher.run", "torch.distributed.tensor", "torchmetrics.classification"),
+        *("launcher.run", "torch.distributed.tensor", "torch.distributed.fsdp", "torchmetrics.classification"),
         *("rich.progress", "jinja2", "torch.distributed.elastic.agent.server.local_elastic_agent"),
         *("launcher.launch.supervisor", "launcher.launch.nodes", "launcher.launch.slurm.requeue"),
         "ready",

@@ -1,0 +1,83 @@
+"""5: training. Gradients of which each process has some rows: looked at, and kept small, as those of the whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from launcher.model.sharding import Shards
+
+
+@dataclass(frozen=True)
+class Clipping:
+    """How gradients are kept small.
+
+    Attributes:
+        norm: Largest norm of all gradients together, or None.
+        value: Largest size of each entry, or None.
+    """
+
+    norm: float | None = None
+    value: float | None = None
+
+    def __call__(self, parameters: list[torch.Tensor]) -> torch.Tensor | None:
+        """Clips; the norm before, where that is what is kept small."""
+        if self.value is not None:
+            nn.utils.clip_grad_value_(parameters, self.value)
+        return nn.utils.clip_grad_norm_(parameters, self.norm) if self.norm is not None else None
+
+
+class ShardedGradients:
+    """What the whole model's gradients are: whether all are finite, and their norm, by one all-reduce a step.
+
+    Args:
+        shards: What this process holds.
+        clipping: How gradients are kept small.
+    """
+
+    def __init__(self, shards: Shards, clipping: Clipping):
+        self._shards, self._clipping = shards, clipping
+        self._norm: torch.Tensor | None = None
+        self._dtype = next((shard.local.dtype for shard in shards.named.values()), torch.float32)
+
+    def collect(self) -> None:
+        """Takes up what backward has left."""
+        self._shards.collect()
+
+    def clear(self) -> None:
+        """Forgets them."""
+        self._shards.clear()
+
+    @property
+    def gradients(self) -> list[torch.Tensor]:
+        """This process's rows of them."""
+        return self._shards.gradients
+
+    @torch.no_grad()
+    def agree(self, flag: torch.Tensor) -> None:
+        """Raises every process's flag where one's is up; the norm is made on the way.
+
+        Args:
+            flag: 1 where one of this process's gradients is not finite, in place.
+        """
+        numbers = flag.new_zeros(2, dtype=self._shards.sharding.device.kind.wide)
+        numbers[0] = flag
+        if self._clipping.norm is not None and self.gradients:
+            norms = [nn.utils.get_total_norm([gradient]) for gradient in self.gradients]
+            numbers[1] = torch.stack([norm.to(numbers.dtype) for norm in norms]).square().sum()
+        dist.all_reduce(numbers, group=self._shards.mesh.group)
+        flag.copy_(numbers[0].clamp(max=1.0))
+        self._norm = numbers[1].sqrt().to(self._dtype)
+
+    def clip(self) -> torch.Tensor | None:
+        """Clips, as `Clipping` does; after `agree`."""
+        rows = self._shards.with_gradients
+        if self._clipping.value is not None:
+            nn.utils.clip_grad_value_(rows, self._clipping.value)
+        if self._clipping.norm is None or self._norm is None:
+            return None
+        nn.utils.clip_grads_with_norm_(rows, self._clipping.norm, self._norm)
+        return self._norm

@@ -1,0 +1,177 @@
+"""Sharded runs: the same numbers as on one process, for every way to share a model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from places import SUPPORT
+from tiers import rounds
+from worlds import Trained, in_world, killed, result_of, train, train_here
+
+from launcher.checkpoints import format as checkpoints
+
+RECIPE = SUPPORT / "recipes" / "sharded.yaml"
+WAYS = {  # processes, of which so many are on a node, and what the recipe says
+    "DDP on 2": (2, 2, ()),
+    "full on 2": (2, 2, ("device.sharding=full",)),
+    "full on 4": (4, 4, ("device.sharding=full",)),
+    "hybrid on 2 nodes of 2": (4, 2, ("device.sharding=hybrid",)),
+}
+
+
+def on_nodes(per_node: int, *arguments: object) -> str:
+    """Trains as one rank of a world whose nodes have so many."""
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    os.environ |= {
+        "LOCAL_WORLD_SIZE": str(per_node),
+        "LOCAL_RANK": str(rank % per_node),
+        "GROUP_RANK": str(rank // per_node),
+        "GROUP_WORLD_SIZE": str(size // per_node),
+    }
+    return train_here(*arguments)  # type: ignore[arg-type]
+
+
+def trained(folder: Path, way: str, *overrides: str) -> Trained:
+    """The recipe, trained in one of the ways, in two micro-batches a step."""
+    size, per_node, own = WAYS.get(way, (1, 1, ()))
+    micro = f"data.micro_batch_size={8 // size // 2}"
+    if size == per_node:
+        return train(folder, micro, *own, *overrides, size=size, recipe=RECIPE)
+    in_world(size, on_nodes, per_node, str(folder), (micro, *own, *overrides), str(RECIPE))
+    return result_of(folder)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return trained(tmp_path_factory.mktemp("alone") / "run", "one process")
+
+
+def assert_equal(run: Trained, expected: Trained, within: float) -> None:
+    """Weights, losses, norms, and the figures of plain and averaged weights."""
+    assert run.distance(expected) < within
+    for key in ("loss", "grad_norm"):
+        assert run.column(key) == pytest.approx(expected.column(key), abs=within)
+    for split in ("validation", "test"):
+        assert run.column("step", split) == expected.column("step", split)
+        for key in ("loss", "ema/loss"):
+            assert run.column(key, split) == pytest.approx(expected.column(key, split), abs=within)
+        for key in ("perplexity", "ema/perplexity"):  # which torchmetrics adds up in float32
+            assert run.column(key, split) == pytest.approx(expected.column(key, split), rel=1e-6)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_to_share_a_model_trains_the_same(tmp_path: Path, alone: Trained, way: str) -> None:
+    run = trained(tmp_path / "run", way)
+    assert_equal(run, alone, 1e-9)
+    assert list(run.weights) == list(alone.weights)
+    assert run.weights["head.weight"].data_ptr() == run.weights["tokens.weight"].data_ptr()
+
+
+def stopped(folder: Path, way: str, fault: str, *overrides: str) -> None:
+    """The same, asked to stop or killed at a point."""
+    size, per_node, own = WAYS.get(way, (1, 1, ()))
+    changes = (f"data.micro_batch_size={8 // size // 2}", *own, *overrides)
+    if size == 1:
+        assert in_world(1, train_here, str(folder), changes, str(RECIPE), (), fault) == ["preempted"]
+    else:
+        states = in_world(size, on_nodes, per_node, str(folder), changes, str(RECIPE), (), fault)
+        assert states == ["preempted"] * size
+
+
+CHAINS = {
+    "shrinks and grows": ("full on 4", "full on 2", "one process", "full on 4"),
+    "all ways": ("full on 2", "DDP on 2", "full on 2", "hybrid on 2 nodes of 2", "DDP on 2", "hybrid on 2 nodes of 2"),
+}
+
+
+@rounds("chain", plain=["shrinks and grows"], long=["all ways"])
+def test_resumes_on_other_processes_and_shared_otherwise(tmp_path: Path, alone: Trained, chain: str) -> None:
+    ways = CHAINS[chain]
+    run = tmp_path / "run"
+    for step, way in enumerate(ways[:-1], start=1):
+        stopped(run, way, f"term@step:{3 * step}#0")
+    assert_equal(trained(run, ways[-1]), alone, 1e-9)
+
+
+def test_asked_to_stop_in_the_middle_of_an_evaluation(tmp_path: Path, alone: Trained) -> None:
+    stopped(tmp_path / "run", "full on 2", "term@evaluation.batch:10#1")
+    assert_equal(trained(tmp_path / "run", "full on 2"), alone, 1e-9)
+
+
+POINTS = (
+    *("checkpoint.write/rows-00001.bin:5#1", "checkpoint.sync/rows-00000.json:5#0", "checkpoint.rename:5#0"),
+    *("checkpoint.renamed:10#0",),
+)
+MORE = (
+    *("checkpoint.begin:5#0", "checkpoint.write/weights.pth:5#0", "checkpoint.write/manifest.json:5#0"),
+    *("checkpoint.sync/rows-00001.json:10#1", "checkpoint.prune#0", "evaluation.batch:10#1", "weights.write#0"),
+)
+
+
+@rounds(
+    "way, points",
+    plain=[("full on 2", POINTS), ("full on 4", POINTS[:1])],
+    long=[("full on 2", MORE), ("full on 4", POINTS + MORE), ("hybrid on 2 nodes of 2", POINTS + MORE)],
+)
+def test_killed_while_all_write(tmp_path: Path, way: str, points: tuple[str, ...]) -> None:
+    shorter = "train.steps=12"
+    expected = trained(tmp_path / "expected", way, shorter)
+    size, per_node, own = WAYS[way]
+    run, micro = tmp_path / "run", f"data.micro_batch_size={8 // size // 2}"
+    for number, point in enumerate(points):
+        changes = (micro, *own, shorter, f"save.background={'true' if number % 2 else 'false'}")
+        assert killed(size, on_nodes, per_node, str(run), changes, str(RECIPE), (), f"kill@{point}")
+        for path in (run / "checkpoints").glob("step-*"):
+            checkpoints.verify(path).training()
+    result = trained(run, way, shorter)
+    assert result.distance(expected) == 0
+    for split in ("train", "validation"):
+        assert result.column("loss", split) == expected.column("loss", split)
+
+
+CASES = {
+    "a step function, blocks by name": ("train.step=sharded.py:step", "device.shard=[blocks.1, side]"),
+    "a loss with a parameter, entries clipped": (
+        "loss={_target_: sharded.py:Scaled}",
+        "train.clip_grad_norm=null",
+        "train.clip_grad_value=0.01",
+    ),
+    "RMSprop, frozen for a while, an average of equal parts": (
+        "optimizer={_target_: RMSprop, lr: 0.01, momentum: 0.9}",
+        "train.freeze={'tokens.*': 8 steps}",
+        "train.ema=null",
+        "train.swa={start: 4 steps, every: 3 steps}",
+    ),
+    "an optimizer that looks at whole parameters": ("optimizer={_target_: sharded.py:Lamb, lr: 0.01}",),
+    "the best weights": ("evaluate.best={metric: loss, mode: min}", "save.final=best", "optimizer.lr=0.3"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_a_recipe_can_say_is_the_same_sharded(tmp_path: Path, case: str) -> None:
+    changes = (*CASES[case], "train.steps=12")
+    one = trained(tmp_path / "one", "one process", *(each for each in changes if not each.startswith("device.shard")))
+    stopped(tmp_path / "two", "full on 2", "term@step:7#1", *changes)
+    two = trained(tmp_path / "two", "full on 2", *changes)
+    assert two.distance(one) < 1e-9
+    for key in ("loss", *(("grad_norm",) if "entries" not in case else ())):
+        assert two.column(key) == pytest.approx(one.column(key), abs=1e-9)
+    for split in ("validation", "test"):
+        assert two.column("loss", split) == pytest.approx(one.column("loss", split), abs=1e-9)
+
+
+def test_float32_losses_agree(tmp_path: Path) -> None:
+    changes = ("model.dtype=float32", "train.steps=10")
+    one = trained(tmp_path / "one", "one process", *changes)
+    two = trained(tmp_path / "two", "full on 2", *changes)
+    assert two.column("loss") == pytest.approx(one.column("loss"), rel=1e-5)
+    assert two.column("grad_norm") == pytest.approx(one.column("grad_norm"), rel=1e-4)
+    assert two.distance(one) < 1e-3
+
+
+def test_an_error_in_an_evaluation_of_one_ends_all(tmp_path: Path) -> None:
+    changes = ("data.micro_batch_size=4", "device.sharding=full")
+    with pytest.raises(AssertionError, match="RuntimeError"):
+        in_world(2, train_here, str(tmp_path / "run"), changes, str(RECIPE), (), "raise@evaluation.batch:5#1")
