@@ -33,7 +33,7 @@ class Asked:
         words: Overrides, those that vary and those that do not.
         remove: Keys taken out of the recipe.
         allow: Packages that it may name.
-        run_dir: The sweep's folder, gone on with where it is one.
+        run_dir: The sweep's folder, resumed if it is one.
         trials: How many runs.
         metric: What is compared.
         parallel: Trials at a time.
@@ -153,6 +153,8 @@ def _how(recipe: Recipe, words: Sequence[str], threads: int) -> list[str]:
         how.append(f"launch.threads={threads}")
     if recipe.save.average_last is None and not any(word.startswith("save.keep=") for word in words):
         how.append("save.keep=1")  # beside the best one
+    if "wandb" in recipe.track.trackers and not recipe.track.trackers["wandb"].get("group"):
+        how.append(f"track.wandb.group={recipe.name}-sweep-{time.strftime('%Y-%m-%d_%H-%M-%S')}")
     return how
 
 
@@ -160,7 +162,7 @@ def _how(recipe: Recipe, words: Sequence[str], threads: int) -> list[str]:
 
 
 def opened(new: Sought, root: Path = Path("runs")) -> Record:
-    """The sweep's folder: made, or gone on with.
+    """The sweep's folder: made, or resumed.
 
     Args:
         new: The sweep.
@@ -208,7 +210,7 @@ def _await(folder: Path) -> None:
 
 
 def _check_same(record: Record, now: Settings, asked: Asked) -> None:
-    """Refuses to go on with one sweep as another.
+    """Refuses to resume one sweep as another.
 
     Raises:
         UsageError: It shows both values of all that differs.
@@ -226,7 +228,7 @@ def _check_same(record: Record, now: Settings, asked: Asked) -> None:
         raise UsageError(
             f"--run-dir: {record.folder}: this is not the sweep that was begun there:\n"
             + "\n".join(rows)
-            + f"\ngo on with it as it was (launcher sweep {record.folder}), or name another folder"
+            + f"\nresume it as it was (launcher sweep {record.folder}), or name another folder"
         )
 
 

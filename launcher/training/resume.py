@@ -12,6 +12,7 @@ from typing import Any
 from launcher.checkpoints import retention
 from launcher.checkpoints.format import Checkpoint
 from launcher.data.fingerprint import fingerprint
+from launcher.data.subsets import class_names
 from launcher.errors import EXIT_DONE, LauncherError, UsageError
 from launcher.model.build import Model
 from launcher.recipe.schema import Recipe
@@ -122,6 +123,8 @@ class Opening:
             return ResumePoint(str(folder), finished=finished)
         threads = self._threads()
         how = {**self.options.how, "identity": self.identity, "processes": self._processes(threads)}
+        if names := class_names(self.data.train.dataset):
+            how["classes"] = names  # which predict tells when the training set is gone
         environment = runs.environment(how)
         if runs.read_json(folder / runs.QUEUE_FILE).get("script"):  # it runs the code of its submission
             environment["git"] = runs.read_json(folder / runs.ENVIRONMENT_FILE).get("git")
@@ -159,7 +162,7 @@ class Opening:
         """The same without a checkpoint whose rows have turned out to be damaged.
 
         Raises:
-            LauncherError: There is none that could be gone on with.
+            LauncherError: There is none to resume from.
         """
         assert self.checkpoint is not None
         self.warnings.append(retention.set_aside(self.checkpoint.folder, faults[0]))
@@ -225,7 +228,7 @@ class Opening:
             return int(was)
         self.warnings.append(
             f"the stream's {was} shards, read with --processes {manifest['world']} and data.workers={workers}, are cut "
-            "again for other readers: some samples of this pass are read again or left out"
+            "again for other readers: some samples of this pass are read again or skipped"
         )
         return None
 
