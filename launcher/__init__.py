@@ -8,9 +8,10 @@ from launcher.world import began as _began  # noqa: F401  # the first of all: it
 
 if TYPE_CHECKING:
     from launcher.api import check, load, runs, train
+    from launcher.sweep.call import sweep
     from launcher.version import __version__
 
-__all__ = ["__version__", "check", "load", "runs", "train"]
+__all__ = ["__version__", "check", "load", "runs", "sweep", "train"]
 
 
 def __getattr__(name: str) -> Any:
@@ -33,6 +34,10 @@ def __getattr__(name: str) -> Any:
         from launcher import runs
 
         return runs
+    if name == "sweep":  # the same
+        from launcher import sweep
+
+        return sweep
     if name == "__version__":
         from launcher.version import __version__
 

@@ -20,6 +20,7 @@ from places import TINY
 from tiers import rounds
 from worlds import Command
 
+import launcher
 from launcher.checkpoints import retention
 from launcher.errors import LauncherError, UsageError
 from launcher.runs.folder import read_json
@@ -280,3 +281,15 @@ def test_a_fork_computes_what_a_fresh_process_does(tmp_path: Path, starter: Star
         losses = [line["loss"] for line in read_metrics(run / "metrics.jsonl")]
         found.append((losses, (run / "model_weights.pth").read_bytes()))
     assert found[0] == found[1]
+
+
+def test_from_python_it_gives_a_row_for_each_trial(tmp_path: Path) -> None:
+    words = (*FIXED, "optimizer.lr=1e-2,1e-1")
+    rows = launcher.sweep(str(TINY), *words, cpu=True, parallel=2, run_dir=tmp_path / "sweep")
+    assert [(row["trial"], row["optimizer.lr"], row["state"], row["step"]) for row in rows] == [
+        (0, 0.01, "finished", 20),
+        (1, 0.1, "finished", 20),
+    ]
+    assert sorted(row["rank"] for row in rows) == [1, 2]
+    with pytest.raises(UsageError, match="budget: 'much' is no time"):
+        launcher.sweep(str(TINY), *words, budget="much")
