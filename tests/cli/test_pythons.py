@@ -121,7 +121,7 @@ def test_every_python_that_is_here_trains(tmp_path: Path, distributions: Path, v
     succeeds(python, "-m", "venv", tmp_path / "environment", folder=tmp_path)
     inside = tmp_path / "environment/bin/python"
     (wheel,) = distributions.glob("*.whl")
-    succeeds(inside, "-m", "pip", "install", "--quiet", f"{wheel}[images,tables]", folder=tmp_path, **_PIP)
+    succeeds(inside, "-m", "pip", "install", "--quiet", f"{wheel}[images,tables]", folder=tmp_path, user=None, **_PIP)
     launcher = tmp_path / "environment/bin/launcher"
     succeeds(launcher, "copy", "digits_cnn", folder=tmp_path, HOME=str(tmp_path))
     trained = succeeds(
