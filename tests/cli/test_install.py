@@ -53,8 +53,8 @@ def test_the_distribution_has_a_name_of_its_own_and_every_extra_that_is_asked_fo
 @pytest.mark.parametrize(
     ("module", "remedy"),
     [
-        ("utils", "if it is a file of yours, put it beside the recipe"),
-        ("launcher.nothing", "if it is a file of yours, put it beside the recipe"),
+        ("utils", "if it is your own file, put it beside the recipe"),
+        ("launcher.nothing", "if it is your own file, put it beside the recipe"),
         ("cv2.nothing", "install it: pip install opencv-python"),
         ("monai", "install it: pip install monai"),
     ],
