@@ -116,7 +116,7 @@ def _scales(
 
 
 class FromAnyStep(Iterator[StepBatch]):
-    """A stream of steps that can begin anew.
+    """A stream of steps that can begin again at any step.
 
     Args:
         make: Gives the steps after so many.
@@ -132,7 +132,7 @@ class FromAnyStep(Iterator[StepBatch]):
         return next(self._steps)
 
     def restart(self, start: int) -> None:
-        """Goes on with the step after so many, read anew."""
+        """Continues with the step after so many, read again."""
         self._steps.close()
         self._steps = self._make(start)
 
