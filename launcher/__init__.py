@@ -8,22 +8,31 @@ from launcher.world import began as _began  # noqa: F401  # the first of all: it
 
 if TYPE_CHECKING:
     from launcher.api import check, load, runs, train
+    from launcher.sweep.call import sweep
     from launcher.version import __version__
 
-__all__ = ["__version__", "check", "load", "runs", "train"]
+__all__ = ["__version__", "check", "load", "runs", "sweep", "train"]
 
 
 def __getattr__(name: str) -> Any:
     # imported when asked for: `launcher --help` must not wait for torch, and as long as this file runs `python -m
     # launcher` looks for modules in the working directory first
     if name in ("check", "load", "train"):
-        from launcher import api
+        import warnings
+
+        with warnings.catch_warnings():  # tqdm's in a notebook: ours has a bar without widgets
+            warnings.filterwarnings("ignore", "IProgress not found")
+            from launcher import api
 
         return getattr(api, name)
     if name == "runs":  # the package, which can be called
         from launcher import runs
 
         return runs
+    if name == "sweep":  # the same
+        from launcher import sweep
+
+        return sweep
     if name == "__version__":
         from launcher.version import __version__
 

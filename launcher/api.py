@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,9 +26,8 @@ from launcher.runs.naming import runs, saved_place
 from launcher.runs.options import Options
 from launcher.runs.reading import Run, Score
 from launcher.training.resume import Finished
-from launcher.world.peers import code_of_a_stop
+from launcher.world.obeying import obeying
 from launcher.world.screen import prepare
-from launcher.world.signals import first_received, is_listening, listening
 from launcher.world.world import World
 
 __all__ = ["Result", "check", "load", "runs", "train"]
@@ -191,7 +188,7 @@ def train(
         output=output,
         how=_how(recipe, overrides, given, allow, cpu),
     )
-    with taken(), _obeying():
+    with taken(), obeying():
         checked = load_recipe({} if recipe is None else recipe, overrides, given=given)
         world = World.from_environ()
         _refuse_processes(checked, world)
@@ -251,21 +248,6 @@ def check(recipe: RecipeSource, *overrides: str, allow: Sequence[str] = ()) -> l
     except RecipeError as error:
         return list(error.problems)
     return []
-
-
-@contextmanager
-def _obeying() -> Iterator[None]:
-    """Ends what calls this as it was asked to, when all is saved; whoever listens themselves decides themselves."""
-    if is_listening():
-        yield
-        return
-    with listening():
-        yield
-        asked = first_received()
-    if asked == signal.SIGINT:
-        raise KeyboardInterrupt
-    if asked is not None:
-        raise SystemExit(code_of_a_stop(World.from_environ()))
 
 
 def _refuse_processes(recipe: Recipe, world: World) -> None:

@@ -30,6 +30,7 @@ from launcher.cli import (
     schema,
     show,
     submit,
+    sweep,
     train,
     verify_resume,
 )
@@ -44,12 +45,12 @@ from launcher.world.world import is_spokesman, name_of_rank
 
 _SPOKESMAN_SECONDS = 2.0  # how much earlier rank 0 may say what other ranks find as well
 COMMANDS = (
-    *(train, run, submit, check, doctor, data, show, explain, new, runs, logs, cancel, report),
+    *(train, run, sweep, submit, check, doctor, data, show, explain, new, runs, logs, cancel, report),
     *(verify_resume, evaluate, export, recipes, schema, completion, job),
 )
 GROUPS = {  # of `launcher --help`; what is in none is for batch scripts alone
     "start": ("new", "recipes", "copy", "check", "explain", "data"),
-    "run": ("train", "resume", "run", "verify-resume"),
+    "run": ("train", "resume", "sweep", "run", "verify-resume"),
     "look": ("runs", "logs", "report", "show"),
     "clusters": ("doctor", "submit", "cancel"),
     "after": ("evaluate", "predict", "export"),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.cli.arguments import RUN_NAMES
-from launcher.errors import EXIT_DONE
+from launcher.errors import EXIT_DONE, UsageError
 
 if TYPE_CHECKING:
     from launcher.cli.arguments import Commands
@@ -19,9 +19,9 @@ def add(commands: Commands) -> None:
     """Says the command's flags."""
     report = commands.add_parser(
         "report",
-        help="make one page of one or several runs",
+        help="make one page of one or several runs, or of a sweep",
         description="Make one self-contained page of a run, or of several to compare: what was run, how it went, "
-        "curves, where the time went.",
+        "curves, where the time went. Of a sweep's folder: which points were the best, and what decided.",
     )
     report.add_argument("runs", nargs="+", metavar="RUN", help=f"{RUN_NAMES}; all that are meant")
     report.add_argument(
@@ -33,6 +33,18 @@ def add(commands: Commands) -> None:
 
 
 def _report(options: argparse.Namespace, _: Sequence[str]) -> int:
+    from launcher.sweep.record import is_sweep
+
+    is_of_sweep = len(options.runs) == 1 and is_sweep(Path(options.runs[0]))
+    path = _of_sweep(options) if is_of_sweep else _of_runs(options)
+    if options.open:
+        import webbrowser
+
+        webbrowser.open(path.resolve().as_uri())
+    return EXIT_DONE
+
+
+def _of_runs(options: argparse.Namespace) -> Path:
     from launcher.runs.naming import named_runs
     from launcher.runs.report.page import REPORT_FILE, rendered, save, told
 
@@ -46,8 +58,19 @@ def _report(options: argparse.Namespace, _: Sequence[str]) -> int:
 
         for picture in draw(named, Path(options.png)):
             print(picture)
-    if options.open:
-        import webbrowser
+    return path
 
-        webbrowser.open(path.resolve().as_uri())
-    return EXIT_DONE
+
+def _of_sweep(options: argparse.Namespace) -> Path:
+    from launcher.runs.report.page import REPORT_FILE, save
+    from launcher.sweep.page import sweep_page
+    from launcher.sweep.record import Record
+    from launcher.sweep.space import space_of
+
+    if options.png:
+        raise UsageError("--png: draws runs; name trials, as in launcher report DIR/trials/0000 --png pictures")
+    record = Record(Path(options.runs[0]))
+    path = Path(options.output or record.folder / REPORT_FILE)
+    save(path, sweep_page(record, space_of(record.settings)))
+    print(path)
+    return path

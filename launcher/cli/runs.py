@@ -15,17 +15,20 @@ if TYPE_CHECKING:
     from launcher.cli.arguments import Commands
     from launcher.runs.reading import Run
     from launcher.runs.table import View
+    from launcher.sweep.record import Record
+    from launcher.sweep.space import Space
 
 _WATCH_SECONDS = 2.0
+_LINES_BESIDE = 8  # a sweep's table
 
 
 def add(commands: Commands) -> None:
     """Says the command's flags."""
     runs = commands.add_parser(
         "runs",
-        help="list the runs",
-        description="List the runs of a folder, the newest first. A run is dead where it says that it runs and no "
-        "process does it any more; `launcher resume RUN` resumes it.",
+        help="list the runs, or the points of a sweep",
+        description="List the runs of a folder, the newest first; of a sweep's folder its points, the best first. A "
+        "run is dead where it says that it runs and no process does it any more; `launcher resume RUN` resumes it.",
     )
     runs.add_argument(
         "words",
@@ -51,6 +54,8 @@ def _runs(options: argparse.Namespace, _: Sequence[str]) -> int:
     metric, folder = _wanted(options.words)
     root = _root() if folder is None else Path(folder)
     view = View(root, options.state, options.name, "best" if metric else options.sort, metric)
+    if _is_sweeps(view):
+        return _of_sweep(view.root, options)
     if options.watch:
         return _watch(view)
     if options.json:
@@ -80,6 +85,58 @@ def _root() -> Path:
     return read_site()[0].root
 
 
+def _is_sweeps(view: View) -> bool:
+    """Whether it is all of a sweep that is asked for, which has an order of its own."""
+    from launcher.sweep.record import is_sweep
+
+    return is_sweep(view.root) and not (view.states or view.name or view.metric) and view.sort == "age"
+
+
+def _of_sweep(folder: Path, options: argparse.Namespace) -> int:
+    """The points of a sweep, the best first."""
+    from rich.console import Console
+
+    from launcher.sweep.best import table
+    from launcher.sweep.record import Record
+    from launcher.sweep.space import space_of
+    from launcher.sweep.view import view
+
+    record = Record(folder)
+    space = space_of(record.settings)
+    if options.json:
+        print(table(record, space, "json").decode(), end="")
+        return EXIT_DONE
+    if options.watch:
+        return _watch_sweep(record, space)
+    console = Console(width=None if sys.stdout.isatty() else 250, highlight=False, soft_wrap=False)
+    with console.capture() as captured:
+        console.print(view(record, space, width=console.width))
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+    return EXIT_DONE
+
+
+def _watch_sweep(record: Record, space: Space) -> int:
+    import time
+
+    from rich.console import Console
+    from rich.live import Live
+
+    from launcher.sweep.view import view
+
+    _check_screen()
+    console = Console(highlight=False)
+    with Live(console=console, screen=True, auto_refresh=False) as live:
+        while True:
+            record.refresh()
+            live.update(view(record, space, max(1, console.height - _LINES_BESIDE), console.width), refresh=True)
+            time.sleep(_WATCH_SECONDS)
+
+
+def _check_screen() -> None:
+    if not sys.stdout.isatty():
+        raise UsageError("--watch: this is not a terminal; use `launcher runs --json` in a script")
+
+
 def _print_json(view: View) -> None:
     from launcher.runs.differing import differing
     from launcher.runs.metrics import encode
@@ -97,6 +154,10 @@ def _print_table(view: View) -> None:
     from launcher.runs.table import chosen, table_of
 
     runs = chosen(view)
+    sweeps = _sweep_lines(view)
+    if not runs and sweeps:
+        print("\n".join(sweeps))
+        return
     if not runs:
         print(f"no runs in {view.root}" + (" are like that" if view.states or view.name else ""))
         return
@@ -106,6 +167,26 @@ def _print_table(view: View) -> None:
     print("\n".join(line.rstrip() for line in captured.get().splitlines()))
     for number, (what, line) in enumerate(_queue_lines(runs)):
         print(("" if number else "\n") + f"{what}: {line}")
+    if sweeps:
+        print("\n" + "\n".join(sweeps))
+
+
+def _sweep_lines(view: View) -> list[str]:
+    """A line for each sweep below the folder, whose trials are listed in its own."""
+    from launcher.errors import LauncherError
+    from launcher.runs.reading import find_sweeps
+    from launcher.sweep.ranking import ranked
+    from launcher.sweep.record import Record
+    from launcher.sweep.view import heads
+
+    lines = []
+    for folder in () if view.states or view.name else find_sweeps(view.root):
+        try:
+            record = Record(folder)
+            lines.append("; ".join(heads(record, ranked(record))))
+        except LauncherError as error:
+            lines.append(f"{folder}: {error}")
+    return [f"sweep {line}" for line in lines]
 
 
 def _queue_lines(runs: Sequence[Run]) -> list[tuple[str, str]]:
@@ -129,8 +210,7 @@ def _watch(view: View) -> int:
 
     from launcher.runs.table import chosen, table_of
 
-    if not sys.stdout.isatty():
-        raise UsageError("--watch: this is not a terminal; use `launcher runs --json` in a script")
+    _check_screen()
     chosen(view)  # says what is wrong before the screen is taken
     console = Console(highlight=False)
     with Live(console=console, screen=True, auto_refresh=False) as live:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.cli.arguments import add_recipe, positive, say_own_code, tasks_of
-from launcher.errors import EXIT_DONE
+from launcher.errors import EXIT_DONE, UsageError
 
 if TYPE_CHECKING:
     from launcher.cli.arguments import Commands
@@ -33,7 +33,8 @@ def add(commands: Commands) -> None:
         "submit",
         help="queue a run on a SLURM cluster",
         description="Queue a run as a SLURM job that survives its time limit, preemption and lost nodes. Words behind "
-        "-- go to sbatch. `launcher submit … run SCRIPT.py` queues a script of your own.",
+        "-- go to sbatch. `launcher submit … run SCRIPT.py` queues a script of your own, `launcher submit --nodes N … "
+        "sweep RECIPE …` an array of N jobs that work on one sweep together.",
     )
     add_recipe(submit)
     submit.add_argument("--nodes", type=positive, metavar="N", help="how many machines (default: launch.nodes)")
@@ -55,7 +56,7 @@ _WITH_VALUE = ("nodes", "processes", "run-dir", "array-file", "remove", "allow",
 
 
 def start_of_script(arguments: Sequence[str]) -> int | None:
-    """Where the script of `submit … run SCRIPT.py …` stands: it and all behind it are no flags of ours.
+    """Where the script of `submit … run SCRIPT.py …` stands, or what `sweep` is given: it and all behind are not ours.
 
     Args:
         arguments: What was typed, `submit` first.
@@ -68,7 +69,7 @@ def start_of_script(arguments: Sequence[str]) -> int | None:
         word = arguments[number]
         has_value = word not in _SWITCHES and any(flag.startswith(word) for flag in flags)  # argparse takes beginnings
         number += 2 if has_value else 1
-    return number + 1 if arguments[number : number + 1] == ["run"] else None
+    return number + 1 if arguments[number : number + 1] in (["run"], ["sweep"]) else None
 
 
 def _submit(options: argparse.Namespace, arguments: Sequence[str]) -> int:
@@ -79,6 +80,8 @@ def _submit(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 
     extra = list(arguments[arguments.index("--") + 1 :]) if "--" in arguments else []
     site, source = read_site()
+    if options.recipe == "sweep":
+        return _submit_sweep(options, arguments, extra)
     request = Request(
         recipe=options.recipe,
         overrides=tuple(options.overrides),
@@ -108,6 +111,49 @@ def _submit(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         return EXIT_DONE
     first = preflight(plan) if options.preflight else None
     submit(plan, first)
+    return EXIT_DONE
+
+
+def _submit_sweep(options: argparse.Namespace, arguments: Sequence[str], extra: Sequence[str]) -> int:
+    """Begins a sweep, or finds the one that there is, and queues an array of participants.
+
+    Each is a job of one node, all of whose GPUs it uses.
+    """
+    from launcher.cli.sweep import Machines, begun
+    from launcher.launch.slurm.plan import describe, plan_of
+    from launcher.launch.slurm.request import SWEEP, Request
+    from launcher.launch.slurm.submission import submit
+    from launcher.world import slurm
+    from launcher.world.site import read_site
+
+    if options.preflight or options.array_file or options.processes or options.run_dir:
+        raise UsageError(
+            "launcher submit … sweep: --preflight, --array-file, --processes and --run-dir are of one run; behind "
+            "`sweep` there are --parallel, --processes-per-run and --run-dir"
+        )
+    site, source = read_site()
+    nodes = options.nodes or 1
+    gpus = 0 if options.cpu else slurm.gpu_count(options.gpus_per_node or site.gpus_per_node or "1")
+    cpus = int(options.cpus_per_task or site.cpus_per_task or 1)
+    folder, parallel = begun(options.overrides, Machines(nodes, gpus, cpus), site.root, dry=options.dry_run)
+    request = Request(
+        recipe=SWEEP,
+        overrides=(str(folder), *(("--parallel", str(parallel)) if parallel else ())),
+        section=tuple(_section(options)),
+        nodes=1,
+        cpu=options.cpu,
+        run_dir=str(folder / "jobs"),
+        tasks=((),) * nodes,
+        extra=tuple(extra),
+        command=("launcher", *arguments),
+    )
+    plan = plan_of(request, site, source)
+    for label, text in describe(plan):
+        print(f"{label:<10} {text}", file=sys.stderr if options.dry_run else sys.stdout)
+    if options.dry_run:
+        sys.stdout.write(plan.script(folder / "jobs"))
+    else:
+        submit(plan)
     return EXIT_DONE
 
 

@@ -21,6 +21,7 @@ from launcher.recipe.places import Key, Origin, Path, Problems, dotted
 from launcher.recipe.project import SITE_PLACES, SITE_VARIABLE, is_own_recipe, named_paths
 from launcher.recipe.references import resolve
 from launcher.recipe.secrets import ADVICE, holds_secret, without_secrets
+from launcher.recipe.several import holds_several
 from launcher.recipe.tree import MAX_BYTES, Document, Node
 from launcher.recipe.yaml import TextError, decode, parse, place
 from launcher.text import brief, printable, suggestion
@@ -482,6 +483,8 @@ def _value_fault(name: str, value: str) -> str | None:
     """What is wrong with a value that is not what the user typed, or not what YAML takes it for."""
     if not value.strip():
         return f"no value follows '='; write {name}=null for none; {_SHELL}"
+    if holds_several(value):
+        return "several values are a space: use launcher sweep, or write one"
     if re.match(r"\s*(\*|[-+/]\s)", value):
         return f"a value cannot begin with '{value.strip()[0]}'; {_SHELL}"
     return None

@@ -22,6 +22,7 @@ from launcher.recipe.places import MAX_PROBLEMS, Origin, Path, by_place, dotted
 from launcher.recipe.sbatch import SLURM_TIME
 from launcher.recipe.scalars import plain_scalar
 from launcher.recipe.schema import INTERFACES, NAME_PATTERN, Recipe, fields_by_name, model_in
+from launcher.recipe.several import space_hint
 from launcher.recipe.signature import shown
 from launcher.recipe.tree import Document
 from launcher.text import brief, hint, printable, suggestion
@@ -181,7 +182,7 @@ def _schema_fault(path: Path, errors: Sequence[ErrorDetails], document: Document
         return document.origin(path[:-1]), _missing(path)
     if kind == "value_error":
         prefix = f"{shown(value)} " if isinstance(value, str | int | float) else ""
-        return document.origin(path), prefix + str(context.get("error", first["msg"]))
+        return document.origin(path), prefix + str(context.get("error", first["msg"])) + space_hint(value)
     if isinstance(value, Expression):
         return document.origin(path), f"{brief(value.text)} is known when the data is opened; write a value here"
     if kind == "string_pattern_mismatch":
@@ -200,6 +201,8 @@ def _about_quotes(value: Any, kind: str) -> str:
     """What to do where a number was meant as a word, or a word as a number."""
     if kind == "string_type" and isinstance(value, int | float):
         return "; put it in quotes"
+    if several := space_hint(value):
+        return several
     if not isinstance(value, str) or not value:
         return ""
     with contextlib.suppress(ValueError):

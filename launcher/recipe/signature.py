@@ -20,6 +20,7 @@ from typing import Any
 from launcher.recipe.component import Component
 from launcher.recipe.duration import Duration
 from launcher.recipe.expressions import Expression
+from launcher.recipe.several import space_hint
 from launcher.text import brief, hint
 
 Parameters = Mapping[str, inspect.Parameter]
@@ -265,7 +266,8 @@ def _binding(component: Component, target: Any, parameters: Parameters, given: s
         )
         if required and name not in (*component.kwargs, *filled, given):
             itself = f", or {{_ref_: {component.target}}} for the function itself" if inspect.isroutine(target) else ""
-            yield "", f"{name_of(target)} needs '{name}'; write '{name}: …'{itself}"
+            what = '"${model}"' if name == "model" and component.path[:1] == ("optimizer",) else "…"
+            yield "", f"{name_of(target)} needs '{name}'; write '{name}: {what}'{itself}"
 
 
 def leaves_open(component: Component, target: Any) -> bool:
@@ -582,4 +584,4 @@ def _remedy(value: Any, hint: Any) -> str:
     wanted = [typing.get_origin(option) or option for option in _options(hint)]
     if isinstance(value, str) and (collections.abc.Callable in wanted or type in wanted):
         return f"; write {{_ref_: {brief(value)}}}"
-    return ""
+    return space_hint(value)

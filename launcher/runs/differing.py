@@ -22,7 +22,7 @@ def differing(runs: Sequence[Run]) -> dict[Run, dict[str, str]]:
         for key in dict.fromkeys(key for values in group for key in values):
             if len({values.get(key) for values in group}) > 1:
                 differing_keys[key] = None
-    short = _short(list(differing_keys))
+    short = short_keys(list(differing_keys))
     return {run: {short[key]: values[key] for key in differing_keys if key in values} for run, values in by_run.items()}
 
 
@@ -35,7 +35,7 @@ def _values(run: Run) -> Sequence[tuple[str, str]]:
     return [(key, value) for key, value in run.recipe.items() if key.partition(".")[0] not in _SAME_RUN]
 
 
-def _short(keys: Sequence[str]) -> Mapping[str, str]:
+def short_keys(keys: Sequence[str]) -> Mapping[str, str]:
     """For each key its last word, or as many as tell it from the others; of a component its section's."""
     tails = {key: key.removesuffix("._target_").split(".") for key in keys}
 

@@ -7,27 +7,21 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
-from importlib.util import find_spec
 from pathlib import Path
 
 from launcher.errors import UsageError
-from launcher.recipe.directory import absolute, directory
+from launcher.recipe.directory import absolute
 from launcher.recipe.duration import Duration
-from launcher.recipe.load import load_recipe
 from launcher.recipe.schema import Recipe, Sweep
 from launcher.runs.folder import Choice
-from launcher.runs.identity import digest, identity_of
-from launcher.sweep.metric import metric_of
+from launcher.sweep.plan import Length, Sources, check_space, settle
 from launcher.sweep.record import Record, Settings, create, is_sweep, more_trials
 from launcher.sweep.slots import Slot, gpus_here, slots_of, threads_of_each
 from launcher.sweep.space import Space, read_space
 
-_TRIALS = 32  # where the points cannot be counted and nobody says how many
-_MOST_POINTS = 100_000
-_FIRST_RUNG = 25.0  # per cent
 _CREATING_SECONDS = 60.0
 # what may differ from one start of a sweep to the next
-_FREE = ("recipe", "directory", "trials", "slots", "lag", "cpu", "how", "allow", "created", "budget")
+_FREE = ("recipe", "directory", "trials", "slots", "cpu", "how", "allow", "created", "budget")
 
 
 @dataclass(frozen=True)
@@ -70,14 +64,25 @@ class Asked:
     cpu: bool = False
     join: bool = False
 
+    @property
+    def stated(self) -> dict[str, object]:
+        """By the keys of the recipe's `sweep` section; None is not said."""
+        names = ("trials", "metric", "parallel", "method", "lag", "keep", "seed")
+        budget = None if self.budget is None else Duration(self.budget, "seconds", f"{self.budget:g} seconds")
+        return {
+            **{name: getattr(self, name) for name in names},
+            "processes_per_run": self.processes,
+            "budget": budget,
+        }
+
 
 @dataclass(frozen=True)
 class Sought:
     """A sweep as it was asked for, read and checked, with nothing written yet.
 
     Attributes:
-        asked: By whom.
-        recipe: The baseline.
+        asked: What was said.
+        recipe: The baseline's.
         space: What varies.
         settings: What would stand in `sweep.json`.
         slots: Where trials run here.
@@ -90,133 +95,84 @@ class Sought:
     slots: Sequence[Slot]
 
 
-def sought(asked: Asked) -> Sought:
-    """Reads what was asked for.
+def sought(asked: Asked, slots: Sequence[Slot] | None = None, threads: int | None = None) -> Sought:
+    """Reads what was asked for, and checks all of it.
+
+    Args:
+        asked: What was said.
+        slots: Where trials will run; None is this machine.
+        threads: CPU threads of a trial's process; None is its share of this machine.
 
     Raises:
         RecipeError: All that is wrong with the recipe or the space, each with its place.
         UsageError: The rest.
     """
-    space = read_space(asked.recipe, asked.words, asked.remove)
-    recipe = load_recipe(asked.recipe, space.fixed, asked.remove)
+    path = os.path.abspath(absolute(asked.recipe))
+    space = read_space(path, asked.words, asked.remove)
+    sources = Sources(path, asked.remove, asked.allow)
+    recipe = check_space(sources, space)
     section = recipe.sweep or Sweep()
-    if not space.dimensions and not space.seeds:
-        raise UsageError(
-            f"{asked.recipe}: nothing varies; write alternatives or a range, as in optimizer.lr=1e-4..1e-2:log"
-        )
     processes = asked.processes or section.processes_per_run
-    names = gpus_here(asked.cpu)
-    parallel = asked.parallel or (section.parallel if isinstance(section.parallel, int) else None)
-    slots = slots_of(parallel, processes, names)
-    settings = _settings(asked, recipe, section, space, len(slots), processes, is_on_cpu=not names)
+    is_on_cpu = asked.cpu
+    if slots is None:
+        names = gpus_here(asked.cpu)
+        is_on_cpu = not names
+        stated = section.parallel if isinstance(section.parallel, int) else None
+        slots = slots_of(asked.parallel or stated, processes, names)
+    method = asked.method or section.method
+    length = _length(recipe, asked.allow) if method == "halving" else Length(recipe.train.steps)
+    settings = settle(recipe, space, sources, len(slots), length, asked.stated)
+    budget = section.budget.amount if section.budget else None
+    settings = replace(
+        settings,
+        cpu=is_on_cpu,
+        how=tuple(_how(recipe, asked.words, threads or threads_of_each(len(slots), processes))),
+        budget=budget if asked.budget is None else asked.budget,
+    )
     return Sought(asked, recipe, space, settings, slots)
 
 
-def _settings(
-    asked: Asked, recipe: Recipe, section: Sweep, space: Space, slots: int, processes: int, *, is_on_cpu: bool
-) -> Settings:
-    repeats = max(1, len(space.seeds))
-    trials = asked.trials or section.trials
-    method = asked.method or section.method or _method(space, trials and -(-trials // repeats))
-    trials = trials or repeats * (space.size + 1 if space.size is not None and method == "grid" else _TRIALS)
-    return Settings(
-        recipe=os.path.abspath(absolute(asked.recipe)),
-        words=space.words,
-        metric=metric_of(recipe, asked.metric or section.metric),
-        digest=digest(identity_of(recipe)),
-        method=method,
-        draws=_draws(method, space, trials // repeats),
-        trials=trials,
-        slots=slots,
-        lag=next((lag for lag in (asked.lag, section.lag) if lag is not None), 2 * slots),
-        seed=section.seed if asked.seed is None else asked.seed,
-        seeds=space.seeds,
-        rungs=_rungs(recipe, section) if method == "halving" else (),
-        eta=section.eta,
-        remove=asked.remove,
-        allow=asked.allow,
-        directory=str(directory()),
-        processes=processes,
-        cpu=asked.cpu or is_on_cpu,
-        how=tuple(_how(recipe, asked.words, slots, processes)),
-        keep=asked.keep or section.keep,
-        budget=asked.budget or (section.budget.amount if section.budget else None),
-    )
+def _length(recipe: Recipe, allow: tuple[str, ...]) -> Length:
+    """How long a run is: where that is a number of epochs, the data is opened for it."""
+    if recipe.train.steps is not None or recipe.train.time is not None:
+        return Length(recipe.train.steps)
+    from launcher.objective.run_length import RunLength
+    from launcher.recipe.build import Builder
+    from launcher.training.build import open_run_data
+    from launcher.world.world import World
+
+    data = open_run_data(recipe, Builder(recipe, allow), World())
+    length = RunLength.of(recipe.train, data.steps_per_epoch, data.samples_before(data.steps_per_epoch))
+    return Length(length.total_steps, length.steps_per_epoch)
 
 
-def _method(space: Space, points: int | None) -> str:
-    """All points where they can be counted and are wanted; else those that results suggest, if anybody can."""
-    if space.size is not None and space.size < (points or _TRIALS):
-        return "grid"
-    return "tpe" if find_spec("optuna") else "random"
-
-
-def _draws(method: str, space: Space, points: int) -> str:
-    """How points are chosen.
-
-    Raises:
-        UsageError: They cannot be counted, or nobody would live to see their end.
-    """
-    if method == "grid" and space.size is None:
-        ranges = [str(dimension.key) for dimension in space.dimensions if dimension.size is None]
-        raise UsageError(
-            f"--method grid: {', '.join(ranges)} has no number of values; give it steps, or --method random"
-        )
-    if method == "grid" and (space.size or 0) > _MOST_POINTS:
-        raise UsageError(f"--method grid: {space.size:,} points; make it fewer, or --method random --trials N")
-    if method == "halving":
-        return "grid" if space.size is not None and space.size < points else "random"
-    return method
-
-
-def _rungs(recipe: Recipe, section: Sweep) -> tuple[float, ...]:
-    """Where trials are compared, in per cent of a run.
-
-    Raises:
-        UsageError: The first of them has no place in the run's length.
-    """
-    first = section.first_rung
-    percent = _FIRST_RUNG if first is None else _percent(first, recipe)
-    rungs = []
-    while percent < 100 - 1e-9:
-        rungs.append(percent)
-        percent *= section.eta
-    if recipe.train.time is not None or not rungs:
-        raise UsageError(
-            "--method halving: trials are compared on their way, at a share of their length; state train.epochs or "
-            "train.steps, and a sweep.first_rung below it"
-        )
-    return (*rungs, 100.0)
-
-
-def _percent(length: Duration, recipe: Recipe) -> float:
-    whole = {"percent": 100, "epochs": recipe.train.epochs, "steps": recipe.train.steps}.get(length.unit)
-    if not whole:
-        raise UsageError(f"sweep.first_rung: '{length}' is not a share of the run's length; write it as in 25%")
-    return 100 * length.amount / whole
-
-
-def _how(recipe: Recipe, words: Sequence[str], slots: int, processes: int) -> list[str]:
+def _how(recipe: Recipe, words: Sequence[str], threads: int) -> list[str]:
     """What every trial has beside what it learns: fixed at the start, as other threads would round otherwise."""
     how = []
     if recipe.launch.threads == "auto":
-        how.append(f"launch.threads={threads_of_each(slots, processes)}")
+        how.append(f"launch.threads={threads}")
     if recipe.save.average_last is None and not any(word.startswith("save.keep=") for word in words):
         how.append("save.keep=1")  # beside the best one
+    if "wandb" in recipe.track.trackers and not recipe.track.trackers["wandb"].get("group"):
+        how.append(f"track.wandb.group={recipe.name}-sweep-{time.strftime('%Y-%m-%d_%H-%M-%S')}")
     return how
 
 
 # ---------------------------------------------------------------------- the folder
 
 
-def opened(new: Sought) -> Record:
+def opened(new: Sought, root: Path = Path("runs")) -> Record:
     """The sweep's folder: made, or gone on with.
+
+    Args:
+        new: The sweep.
+        root: Where runs lie, for one whose folder nobody has named.
 
     Raises:
         UsageError: It holds something else, or another sweep.
     """
     asked = new.asked
-    folder = Choice(f"{new.recipe.name}-sweep", asked.run_dir, False, {}).folder()
+    folder = Choice(f"{new.recipe.name}-sweep", asked.run_dir, False, {}).folder(root)
     if not is_sweep(folder):
         if not asked.join or _may_create(folder):
             return create(folder, new.settings)
@@ -261,10 +217,11 @@ def _check_same(record: Record, now: Settings, asked: Asked) -> None:
     """
     was = record.settings
     wanted = replace(now, lag=was.lag if asked.lag is None else now.lag)
-    names = [field.name for field in fields(Settings) if field.name not in _FREE or field.name == "lag"]
+    if asked.trials is None or asked.trials != was.trials:
+        wanted = replace(wanted, draws=was.draws)  # which may follow from how many there are
     rows = [
         f"  {name}: was {_shown(getattr(was, name))}, is now {_shown(getattr(wanted, name))}"
-        for name in names
+        for name in (field.name for field in fields(Settings) if field.name not in _FREE)
         if getattr(was, name) != getattr(wanted, name)
     ]
     if rows:

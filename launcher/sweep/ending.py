@@ -39,21 +39,21 @@ class Ending:
     is_machine: bool = False
 
 
-def ending_of(folder: Path, code: int, percent: float | None, output: Path, since: float) -> Ending:
+def ending_of(folder: Path, code: int, wanted: int | None, output: Path, since: float) -> Ending:
     """Reads from a run's folder what became of it.
 
     Args:
         folder: The run's.
         code: Its process's exit code, negative for a signal.
-        percent: Of its length, how far it was to come; None is to its end.
+        wanted: How many steps it was to come to; None is to its end.
         output: What its process has printed.
         since: When that was started, in unix time.
     """
     status = read_json(folder / STATUS_FILE)
-    step, total, state = int(status.get("step") or 0), status.get("total_steps"), status.get("state")
+    step, state = int(status.get("step") or 0), status.get("state")
     if code == EXIT_DONE and state == "finished":
         return Ending("reached", step)
-    if code == EXIT_PREEMPTED and percent is not None and total and step >= max(1, round(percent / 100 * total)):
+    if code == EXIT_PREEMPTED and wanted is not None and step >= wanted:
         return Ending("reached", step)
     if code == EXIT_PREEMPTED or code in _ASKED_TO_STOP:
         return Ending("stopped", step)

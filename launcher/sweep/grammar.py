@@ -194,7 +194,7 @@ def section_words(key: str, node: Node) -> str:
     if isinstance(node.value, list):
         if not node.value:
             raise SpaceError("an empty list has no alternatives; write [8, 32]")
-        return f"{key}={','.join(_item_words(item) for _, item in node.items())}"
+        return f"{key}={','.join(_item_words(item) for item in node.value)}"
     if isinstance(node.value, str):
         return f"{key}={node.value}"
     return f"{key}={_item_words(node)}"
@@ -202,18 +202,18 @@ def section_words(key: str, node: Node) -> str:
 
 def _item_words(node: Node) -> str:
     """One alternative."""
-    return str(_range_of(node.value)) if _is_range(node.value) else flow(node)
+    value = node.plain()
+    return str(_range_of(value)) if _is_range(value) else flow(value)
 
 
-def _is_range(value: Any) -> TypeGuard[Mapping[Any, Node]]:
+def _is_range(value: Any) -> TypeGuard[Mapping[str, Any]]:
     """Whether a mapping is a range: `{from: 1e-4, to: 1e-2, scale: log}`."""
     return isinstance(value, dict) and "from" in value and set(value) <= set(_RANGE_KEYS)
 
 
-def flow(node: Node, in_component: bool = False, depth: int = 0) -> str:
+def flow(value: Any, in_component: bool = False, depth: int = 0) -> str:
     """A value as YAML on one line; a range stays bare where one is allowed."""
-    value = node.value
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         if in_component and _is_range(value):
             return str(_range_of(value))
         inside = in_component or "_target_" in value
@@ -233,8 +233,7 @@ def _reads_as_range(text: str) -> bool:
         return True  # to be complained of
 
 
-def _range_of(values: Mapping[Any, Node]) -> Range:
-    stated = {key: child.value for key, child in values.items()}
+def _range_of(stated: Mapping[str, Any]) -> Range:
     wrong = [key for key, value in stated.items() if key != "scale" and not _is_number(value)]
     if wrong:
         raise SpaceError(f"'{wrong[0]}: {stated[wrong[0]]}' is not a number")
@@ -247,7 +246,7 @@ def _range_of(values: Mapping[Any, Node]) -> Range:
     if len(tails) > 1:
         raise SpaceError("a range has a step, or a factor, or a logarithmic scale; keep one")
     try:
-        return made(stated["from"], stated["to"], "".join(tails))  # type: ignore[arg-type]  # numbers, as was seen
+        return made(stated["from"], stated["to"], "".join(tails))
     except RangeError as error:
         raise SpaceError(str(error)) from error
 

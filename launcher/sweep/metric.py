@@ -12,7 +12,7 @@ from typing import Any
 from launcher.errors import UsageError
 from launcher.recipe.schema import Recipe
 from launcher.runs.metrics import METRICS_FILE, read_evaluations
-from launcher.text import suggestion
+from launcher.text import hint
 
 _LESS_IS_BETTER = re.compile("loss|error|perplexity|distance|^(m[as]p?e|rmse|wer|cer|fid|nll|bpc|bpb)")
 _FORM = "write validation/METRIC:max or validation/METRIC:min"
@@ -119,4 +119,4 @@ def _fault(key: str, recipe: Recipe) -> str | None:
     if key in known or is_part or recipe.train.step is not None or recipe.evaluate.after is not None:
         return None
     listed = ", ".join(f"validation/{name}" for name in known)
-    return f"no validation set has it{suggestion(key, known)}; there are {listed}; add it under evaluate.metrics"
+    return f"no validation set has it{hint(key, known, f'there are {listed}; or add it under evaluate.metrics')}"

@@ -177,14 +177,15 @@ class Pool:
         flags = ["--quiet", "--run-dir", str(self.record.folder_of(number).absolute())]
         flags += ["--processes", str(settings.processes), "--nodes", "1", "--max-restarts", "0"]
         flags += ["--cpu"] * settings.cpu
-        if (percent := self._percent(rung)) is not None:
-            flags += ["--until", f"{percent!r}%"]
+        if (steps := self._steps(rung)) is not None:
+            flags += ["--until", f"{steps} steps"]
         flags += [word for key in settings.remove for word in ("--remove", key)]
         flags += [word for package in settings.allow for word in ("--allow", package)]
         words = [*self.points.words(self.record.trials[number]), *settings.how]
         return ["train", settings.recipe, *words, *flags]
 
-    def _percent(self, rung: int) -> float | None:
+    def _steps(self, rung: int) -> int | None:
+        """Where a rung lies; None is a run's own end."""
         settings = self.record.settings
         return None if rung >= settings.last_rung else settings.rungs[rung]
 
@@ -219,7 +220,7 @@ class Pool:
         """One trial's process has ended."""
         work = self.busy.pop(end.number)
         folder = self.record.folder_of(end.number)
-        ending = ending_of(folder, end.code, self._percent(work.rung), self._output(end.number), work.since)
+        ending = ending_of(folder, end.code, self._steps(work.rung), self._output(end.number), work.since)
         with self.record.locked():
             self.record.append(self._line(end.number, work, ending))
             if ending.kind == "reached" and not stop_requested():

@@ -23,12 +23,11 @@ from typing import IO, Any
 from launcher.errors import LauncherError, UsageError
 from launcher.runs.folder import read_json, write_json
 from launcher.runs.metrics import encode
+from launcher.runs.reading import SWEEP_FILE
 from launcher.sweep.metric import Metric
 
-SETTINGS_FILE = "sweep.json"
 RECORD_FILE = "record.jsonl"
 TRIALS_FOLDER = "trials"
-METHODS = ("grid", "random", "tpe", "cmaes", "halving")
 Parameters = Mapping[str, int | float]  # of a point: a choice's index, a range's number, by the parameter's name
 
 
@@ -43,7 +42,7 @@ class Settings:
         allow: Packages that it may name.
         directory: Where it was started: what relative paths in the recipe are of.
         digest: Of the recipe's values without a point's, see `launcher.runs.identity`; another recipe is another sweep.
-        method: One of `METHODS`.
+        method: One of `launcher.sweep.states.METHODS`.
         draws: How points are proposed: the method, but for halving `grid` or `random`.
         seed: Of the proposals.
         slots: Trials at a time, from which the lag was made; more or fewer may work on it later.
@@ -51,7 +50,7 @@ class Settings:
         trials: How many runs, all seeds counted; more may be asked for later, see `Record.budgets`.
         seeds: The recipe's seed of each repeat; empty where points are not repeated.
         metric: What is compared.
-        rungs: Where trials are compared, in per cent of a run's length, the last 100; empty: all go to their end.
+        rungs: Steps at which trials are compared, the last of them a run's length; empty: all go to their end.
         eta: Of a rung, one in so many goes on.
         processes: Of each trial.
         cpu: Whether trials use the CPU even if there is a GPU.
@@ -72,7 +71,7 @@ class Settings:
     lag: int
     seed: int = 0
     seeds: tuple[int, ...] = ()
-    rungs: tuple[float, ...] = ()
+    rungs: tuple[int, ...] = ()
     eta: int = 2
     remove: tuple[str, ...] = ()
     allow: tuple[str, ...] = ()
@@ -119,6 +118,8 @@ class Trial:
         result: The metric at its end; None before it.
         step: Optimizer steps after which the newest value was measured.
         seconds: Spent on it by all that worked at it.
+        seen: When its newest value was written down, in unix time.
+        since: When it was taken, in unix time.
         taken: The rung that somebody is bringing it to; None where nobody works at it.
         worker: Who that is.
         early: The highest rung that it was taken to before that was certain.
@@ -132,6 +133,8 @@ class Trial:
     result: float | None = None
     step: int = 0
     seconds: float = 0.0
+    seen: float | None = None
+    since: float | None = None
     taken: int | None = None
     worker: str = ""
     early: int | None = None
@@ -320,7 +323,7 @@ def more_trials(trials: int) -> dict[str, Any]:
 
 
 def _on_taken(trial: Trial, line: Mapping[str, Any]) -> None:
-    trial.taken, trial.worker = int(line["rung"]), str(line["worker"])
+    trial.taken, trial.worker, trial.since = int(line["rung"]), str(line["worker"]), line.get("time")
     if line["early"]:
         trial.early = trial.taken
 
@@ -335,7 +338,7 @@ def _on_released(trial: Trial, line: Mapping[str, Any]) -> None:
 
 def _on_rung(trial: Trial, line: Mapping[str, Any]) -> None:
     trial.values[int(line["rung"])] = float(line["value"])  # `NaN` is a word in standard JSON
-    trial.step = int(line["step"])
+    trial.step, trial.seen = int(line["step"]), line.get("time")
     trial.taken = None
 
 
@@ -352,7 +355,7 @@ _EFFECTS = {"taken": _on_taken, "released": _on_released, "rung": _on_rung, "fai
 
 def is_sweep(folder: Path) -> bool:
     """Whether a folder is a sweep's."""
-    return (folder / SETTINGS_FILE).is_file()
+    return (folder / SWEEP_FILE).is_file()
 
 
 def create(folder: Path, settings: Settings) -> Record:
@@ -366,7 +369,7 @@ def create(folder: Path, settings: Settings) -> Record:
         if strange := [path.name for path in folder.iterdir() if path.name[0] != "."]:
             raise UsageError(f"--run-dir: {folder} holds {strange[0]}; name a new folder, or a sweep's to resume it")
         (folder / TRIALS_FOLDER).mkdir()
-        write_json(folder / SETTINGS_FILE, asdict(settings))
+        write_json(folder / SWEEP_FILE, asdict(settings))
     except OSError as error:
         raise UsageError(f"--run-dir: {folder} cannot be written: {error.strerror or error}") from error
     return Record(folder)
@@ -378,13 +381,13 @@ def read_settings(folder: Path) -> Settings:
     Raises:
         UsageError: The folder is not a sweep's.
     """
-    values = read_json(folder / SETTINGS_FILE)
+    values = read_json(folder / SWEEP_FILE)
     try:
         values["metric"] = Metric(**values["metric"])
         settings = Settings(**{key: _as_tuple(value) for key, value in values.items()})
     except (KeyError, TypeError) as error:
         raise UsageError(
-            f"{folder}: is not a sweep's folder: {SETTINGS_FILE} is missing or damaged; begin one with launcher sweep "
+            f"{folder}: is not a sweep's folder: {SWEEP_FILE} is missing or damaged; begin one with launcher sweep "
             f"RECIPE KEY=VALUE,VALUE --run-dir {folder}"
         ) from error
     return settings

@@ -14,7 +14,7 @@ from launcher.recipe.bases import sweep_section
 from launcher.recipe.places import Problems
 from launcher.sweep.grammar import Alternative, SpaceError, plain, read_alternatives, section_words, segments
 from launcher.sweep.ranges import Number, Range, is_asked_about
-from launcher.sweep.record import Parameters
+from launcher.sweep.record import Parameters, Settings
 from launcher.text import brief
 
 _NEVER = {
@@ -61,7 +61,7 @@ class Dimension:
 
     key: str
     alternatives: tuple[Alternative, ...]
-    place: str
+    place: str = field(compare=False)
 
     @cached_property
     def parameters(self) -> tuple[Parameter, ...]:
@@ -150,7 +150,8 @@ class Space:
             seed: The recipe's seed, where points are repeated.
         """
         changes = [] if parameters is None else [f"{each.key}={each.text(parameters)}" for each in self.dimensions]
-        return [*self.fixed, *changes, *([] if seed is None else [f"seed={seed}"])]
+        whole = [*self.fixed, *changes, *([] if seed is None else [f"seed={seed}"])]
+        return sorted(whole, key=lambda word: not word.startswith("base="))  # what lies over the recipe, then changes
 
     def shown(self, parameters: Parameters) -> dict[str, str]:
         """A point's values by key, in few words: of a component its target, and each of its numbers by itself."""
@@ -162,6 +163,19 @@ class Space:
             if several and not (len(holes) == 1 and holes[0].key == dimension.key):
                 values[dimension.key] = dimension.alternatives[index].label
             values.update({hole.key: short_number(parameters[hole.name]) for hole in holes})
+        return values
+
+    def numbers(self, parameters: Parameters) -> dict[str, Any]:
+        """The same as plain values: numbers are numbers, and an alternative what it is, or a component's name."""
+        values: dict[str, Any] = {}
+        for dimension in self.dimensions:
+            several = len(dimension.alternatives) > 1
+            alternative = dimension.alternatives[int(parameters[dimension.key]) if several else 0]
+            holes = list(dimension.holes(int(parameters[dimension.key]) if several else 0))
+            if several and not (len(holes) == 1 and holes[0].key == dimension.key):
+                value = plain(str(alternative))
+                values[dimension.key] = alternative.label if isinstance(value, dict | list) else value
+            values.update({hole.key: parameters[hole.name] for hole in holes})
         return values
 
     @property
@@ -184,6 +198,11 @@ def short_number(value: Number) -> str:
 
 
 # ---------------------------------------------------------------------- reading
+
+
+def space_of(settings: Settings) -> Space:
+    """The space of a sweep that there is."""
+    return read_space({}, settings.words)
 
 
 def read_space(
@@ -265,7 +284,7 @@ def _check_values(entry: _Entry) -> None:
     for alternative in entry.alternatives if len(entry.alternatives) > 1 else ():
         value, text = plain(str(alternative)), str(alternative)
         for other, words in known:
-            if _is_same(value, other):
+            if is_same(value, other):
                 raise SpaceError(
                     f"'{words}' and '{text}' are one value; omit one"
                     if words != text
@@ -287,14 +306,14 @@ def _is_range(alternative: Alternative) -> bool:
     return len(alternative.holes) == 1 and not alternative.holes[0].keys
 
 
-def _is_same(value: Any, other: Any) -> bool:
+def is_same(value: Any, other: Any) -> bool:
     """Whether two values are one: 8 and 8.0 are, 1 and true are not."""
     if isinstance(value, bool) or isinstance(other, bool):
         return value is other
     if isinstance(value, dict) and isinstance(other, dict):
-        return value.keys() == other.keys() and all(_is_same(value[key], other[key]) for key in value)
+        return value.keys() == other.keys() and all(is_same(value[key], other[key]) for key in value)
     if isinstance(value, list) and isinstance(other, list):
-        return len(value) == len(other) and all(map(_is_same, value, other))
+        return len(value) == len(other) and all(map(is_same, value, other))
     return bool(value == other)
 
 

@@ -30,12 +30,12 @@ class Ended:
     Attributes:
         number: The order's.
         code: Its exit code; the negative number of the signal that killed it.
-        cpu_seconds: That it and its own children have used.
+        is_forked: Whether it was a copy of the warm process, not a fresh one.
     """
 
     number: int
     code: int
-    cpu_seconds: float = 0.0
+    is_forked: bool
 
 
 class WarmProcessLostError(LauncherError):
@@ -50,12 +50,12 @@ class Starter:
         modules: Further ones to import: installed packages that the recipe is known to use, none of the user's own.
 
     Attributes:
-        running: The numbers of the trials at work, with their processes once these are known.
+        running: The numbers of the trials at work.
     """
 
     def __init__(self, is_warm: bool = True, modules: Sequence[str] = ()):
         self._modules = (*MODULES, *modules) if is_warm else ()
-        self.running: dict[int, int | None] = {}
+        self.running: set[int] = set()
         self._unread = b""
         self._process = self._begun()
 
@@ -82,7 +82,7 @@ class Starter:
             WarmProcessLostError: There is nobody to do so.
         """
         self._send(order.line())
-        self.running[order.number] = None
+        self.running.add(order.number)
 
     def signal(self, number: int, what: signal.Signals) -> None:
         """Sends a signal to a trial that runs."""
@@ -97,11 +97,9 @@ class Starter:
         deadline, ends = time.monotonic() + seconds, list[Ended]()
         while not ends and self._is_readable(deadline - time.monotonic()):
             for words in self._read():
-                if "started" in words:
-                    self.running[words["started"]] = words["pid"]
-                elif "ended" in words:
-                    self.running.pop(words["ended"], None)
-                    ends.append(Ended(words["ended"], words["code"], words["cpu_seconds"]))
+                if "ended" in words:
+                    self.running.discard(words["ended"])
+                    ends.append(Ended(words["ended"], words["code"], words["is_forked"]))
         return ends
 
     def close(self) -> None:

@@ -74,7 +74,7 @@ class _Server:
     """Takes orders, forks, and tells of each child that ended."""
 
     def __init__(self) -> None:
-        self._numbers: dict[int, int] = {}  # by the process
+        self._numbers: dict[int, tuple[int, bool]] = {}  # the order's, and whether it is a fork, by the process
         self._unread = b""
         self._ears = os.pipe()
         for end in self._ears:
@@ -84,7 +84,6 @@ class _Server:
 
     def serve(self) -> Order | None:
         """Until nobody gives orders any more; in a child its own order."""
-        self._say({"ready": os.getpid(), "threads": _threads()})
         while True:
             ready, _, _ = select.select([0, self._ears[0]], [], [])
             if self._ears[0] in ready:
@@ -100,7 +99,7 @@ class _Server:
 
     def _obey(self, words: Mapping[str, Any]) -> Order | None:
         if "stop" in words:
-            for pid, number in self._numbers.items():
+            for pid, (number, _) in self._numbers.items():
                 if number == words["stop"]:
                     os.kill(pid, words["signal"])  # a child of ours, not yet reaped: the number is its own
             return None
@@ -112,8 +111,7 @@ class _Server:
             if is_fresh:
                 _execute(order)
             return order
-        self._numbers[pid] = order.number
-        self._say({"started": order.number, "pid": pid, "forked": not is_fresh})
+        self._numbers[pid] = order.number, not is_fresh
         return None
 
     def _become_trial(self, order: Order, parent: int) -> None:
@@ -137,11 +135,11 @@ class _Server:
 
     def _reap(self) -> None:
         for pid in list(self._numbers):
-            ended, status, usage = os.wait4(pid, os.WNOHANG)
+            ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:
+                number, is_forked = self._numbers.pop(pid)
                 code = os.waitstatus_to_exitcode(status)
-                seconds = usage.ru_utime + usage.ru_stime
-                self._say({"ended": self._numbers.pop(pid), "code": code, "cpu_seconds": seconds})
+                self._say({"ended": number, "code": code, "is_forked": is_forked})
 
     def _say(self, words: Mapping[str, Any]) -> None:
         os.write(1, json.dumps(words).encode() + b"\n")

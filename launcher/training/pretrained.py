@@ -66,7 +66,7 @@ class Pretrained:
             holding(state.model, weights),
         ):
             comparison = save_folder(target, Built(bare, state.model.base), fresh, self._batch(), self.builder.objects)
-        return f"{FOLDER}/: from_pretrained loads it; {comparison}"
+        return f"{FOLDER}/: for from_pretrained; {comparison}"
 
     def _batch(self) -> Batch:
         train, layout = self.state.data.train, self.state.objective.layout

@@ -61,6 +61,7 @@ class Case:
         exact: How far off it may be; what is kept in 32 bits is not exact to 1e-9 in another order of summation.
         refused: For so many processes, `check` must refuse it, as `refused.txt` says; 0 for none.
         allow: Packages that the recipe names.
+        steps: How many it is trained for.
         adapted: Whether the recipe adapts the model: then what is frozen of it is not saved.
         heavy: Whether its package takes seconds to import: in the plain tier it is trained with two processes alone.
     """
@@ -83,6 +84,7 @@ class Case:
     exact: float = 1e-9
     refused: int = 0
     allow: tuple[str, ...] = ()
+    steps: int = STEPS
     adapted: bool = False
     heavy: bool = False
 
@@ -95,7 +97,8 @@ class Case:
         said |= {"loss"} if "train.step" in said else set()
         named = [f"{key}={written(part)}" for key, part in parts.items() if part is not None and key not in said]
         clip = [f"train.clip_grad_norm={self.clip}"] if self.clip else []
-        return [*named, *clip, *(["data.shuffle=true"] if self.shuffled else []), *self.recipe]
+        steps = [f"train.steps={self.steps}"] if self.steps != STEPS else []
+        return [*named, *clip, *steps, *(["data.shuffle=true"] if self.shuffled else []), *self.recipe]
 
     @property
     def removed(self) -> tuple[str, ...]:
@@ -230,7 +233,7 @@ class Loop:
 
     def _order(self) -> Iterable[tuple[int, list[int]]]:
         sampler = StepSampler(self.data, global_batch_size=BATCH, shuffle=self.case.shuffled)
-        for step in range(STEPS):
+        for step in range(self.case.steps):
             yield step // sampler.steps_per_epoch, sampler.shares(step)[0].indices.tolist()
 
     def _switch(self, mode: str) -> None:

@@ -406,6 +406,27 @@ case(
     forward=lambda model, batch, _: sum(model(*batch).values()),
 )
 
+case(
+    "diffusion",
+    "loss=model",
+    "batch={inputs: [0, 1, 2], targets: []}",
+    model=nets.Denoiser,
+    data=sets.Noised,
+    loss=None,
+    forward=lambda model, batch, _: model(*batch),
+)
+case(
+    "diffusion that draws its noise",
+    "loss=model",
+    "batch={inputs: [0], targets: []}",
+    model=partial(nets.Denoiser, draws=True),
+    loss=None,
+    forward=lambda model, batch, _: model(batch[0]),
+    worlds=(1,),
+    pieces=False,
+    refused=2,
+)
+
 # ---------------------------------------------------------------------- of a step function
 
 

@@ -144,8 +144,8 @@ class AsOnCuda(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-# those that take turns have no one loss; of CTC torch has no deterministic kernel for a GPU
-RECIPES = [path for path in SHIPPED if path.parent.name not in ("gan", "digits_gan", "speech_ctc")]
+# those that take turns have no one loss; of CTC torch has no deterministic kernel for a GPU; LoRA's pretrain first
+RECIPES = [path for path in SHIPPED if not {"gan", "ctc", "lora"} & set(path.parent.name.split("_"))]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT / "recipes")))

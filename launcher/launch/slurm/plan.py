@@ -14,7 +14,7 @@ from pathlib import Path
 from launcher.errors import UsageError
 from launcher.launch.slurm.batch_script import Job, Value, command_words, expanded, quoted, render
 from launcher.launch.slurm.code import kept_at
-from launcher.launch.slurm.request import Request, Shape, job_python
+from launcher.launch.slurm.request import SWEEP, Request, Shape, job_python
 from launcher.recipe.consistency import too_short
 from launcher.recipe.directory import directory
 from launcher.recipe.schema import Recipe, Slurm
@@ -46,6 +46,8 @@ class Plan:
     @property
     def name(self) -> str:
         """Of the run, and of its job."""
+        if self.request.recipe == SWEEP:
+            return "sweep"
         return self.recipe.name if self.recipe is not None else Path(self.request.overrides[0]).stem
 
     @property
@@ -109,6 +111,8 @@ class Plan:
     @property
     def files(self) -> list[Path]:
         """What it runs, a recipe's bases with it: kept in the run's folder, so that no edit reaches a waiting job."""
+        if self.request.recipe == SWEEP:
+            return []  # its trials compare the recipe with that of the sweep's start
         named = self.recipe.document.files if self.recipe is not None else [Path(self.request.overrides[0])]
         return [Path(os.path.abspath(file)) for file in named]
 
@@ -141,7 +145,7 @@ class Plan:
         job = Job(
             head=[f"{self.name}: {self._world()}. Written by: {shlex.join(request.command)}"],
             options=self.asked(folder),
-            launch=self._srun(str(kept_at(self.files[0], self.files, folder))),
+            launch=self._srun(str(kept_at(self.files[0], self.files, folder)) if self.files else ""),
             python=expanded(site.python) if site.python else quoted(job_python()),
             host=quoted(job_python()) if site.container else None,
             run=quoted(str(folder)) + '/"$SLURM_ARRAY_TASK_ID"' * bool(request.tasks),
@@ -194,6 +198,8 @@ class Plan:
     def _command(self, file: str) -> str:
         """Shell: what each rank does with the recipe or script in a file."""
         request, site = self.request, self.site
+        if request.recipe == SWEEP:
+            return _words("sweep", *request.overrides, "--join")
         changes = ' "$@"' if request.tasks else ""
         where = ["--cpu"] if self.shape.gpus is None else []
         where += ["--processes=1", "--nodes=1"] if self.shape.processes == 1 else []  # whatever the recipe says

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -27,6 +27,7 @@ from launcher.world.site import Site
 from launcher.world.world import job_environment
 
 OWN_SCRIPT = "run"  # in place of a recipe
+SWEEP = "sweep"  # in place of a recipe: an array of participants in a sweep
 _OF_THE_JOB = ("launch", "launch.processes", "launch.nodes", "launch.max_restarts")
 _CHECK_SECONDS = 60  # a login node is everybody's
 
@@ -36,8 +37,8 @@ class Request:
     """What the command line asks for.
 
     Attributes:
-        recipe: The YAML file; `run` for a script of one's own.
-        overrides: Changes to the recipe; of a script, its name and arguments.
+        recipe: The YAML file; `run` for a script of one's own, `sweep` for participants in a sweep.
+        overrides: Changes to the recipe; of a script, its name and arguments; of a sweep, its folder and flags.
         remove: Keys taken out of the recipe.
         allow: Further packages that it may name.
         section: Changes to its slurm section, from flags.
@@ -75,6 +76,8 @@ class Request:
         recipe = None
         if self.recipe == OWN_SCRIPT:
             section = self._script_section()
+        elif self.recipe == SWEEP:
+            section = self._section()
         else:
             recipe = self.read()
             section = recipe.slurm
@@ -99,6 +102,14 @@ class Request:
             raise UsageError("launcher submit … run SCRIPT.py: name a script that exists; flags go before `run`")
         if self.remove or self.allow:
             raise UsageError("--remove, --allow: go with a recipe; what follows a script is the script's")
+        return self._section()
+
+    def _section(self) -> Slurm:
+        """What flags ask for, where there is no recipe to say it.
+
+        Raises:
+            RecipeError: A flag's value is wrong.
+        """
         changes = (change.removeprefix("slurm.").partition("=") for change in self.section)
         try:
             return Slurm.model_validate({name: json.loads(value) for name, _, value in changes})
@@ -122,7 +133,7 @@ class Request:
         """
         _check_tasks(self.tasks)
         _refuse_secrets(self, site)
-        return [] if self.recipe == OWN_SCRIPT else [self.read(*words) for words in self.tasks or ((),)]
+        return [] if self.recipe in (OWN_SCRIPT, SWEEP) else [self.read(*words) for words in self.tasks or ((),)]
 
     def _check_components(self, world: Sequence[str]) -> None:
         """Imports what the recipe names, in a child of one thread; where that takes too long it is left to the job.
@@ -248,6 +259,14 @@ class Shape:
 
 
 def _shape(request: Request, recipe: Recipe | None, section: Slurm, site: Site) -> Shape:
+    shape = _shape_of_ranks(request, recipe, section, site)
+    if request.recipe != SWEEP:
+        return shape
+    # one process a node, which has all that the node's ranks would have
+    return replace(shape, processes=1, cpus=shape.cpus and shape.cpus * shape.per_node)
+
+
+def _shape_of_ranks(request: Request, recipe: Recipe | None, section: Slurm, site: Site) -> Shape:
     nodes = request.nodes or (recipe.launch.nodes if recipe is not None else 1)
     cpus = section.cpus_per_task or site.cpus_per_task
     if request.cpu:

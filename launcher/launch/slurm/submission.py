@@ -14,6 +14,7 @@ from launcher.errors import LauncherError, UsageError
 from launcher.launch.slurm.batch_script import SCRIPT_FILE, command_words, printable
 from launcher.launch.slurm.code import keep
 from launcher.launch.slurm.plan import Plan, plan_of
+from launcher.launch.slurm.request import SWEEP
 from launcher.launch.slurm.requeue import lasting_words
 from launcher.recipe import show
 from launcher.recipe.directory import directory
@@ -141,7 +142,11 @@ def _describe(place: Path, plan: Plan, words: Sequence[str], git: object) -> Non
         runs.write_json(place / runs.ENVIRONMENT_FILE, {**was, "git": git})
         return
     how: dict[str, object] = {"command": list(plan.request.command)}
-    if plan.recipe is None:
+    if plan.request.recipe == SWEEP:
+        runs.write_json(
+            place / runs.ENVIRONMENT_FILE, runs.environment({**how, "sweep": plan.request.overrides[0]}, git)
+        )
+    elif plan.recipe is None:
         script, *arguments = plan.request.overrides
         how |= {"script": str(Path(script).absolute()), "arguments": [*arguments, *words]}
         runs.write_json(place / runs.ENVIRONMENT_FILE, runs.environment(how, git))

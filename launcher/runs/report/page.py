@@ -31,11 +31,11 @@ from launcher.runs.report.predictions import Mistakes, read_mistakes
 from launcher.world.files import write_text
 
 if TYPE_CHECKING:
-    from jinja2 import Template
+    from jinja2 import Environment, Template
 
 REPORT_FILE = "report.html"
-_GENERATOR = '<meta name="generator" content="launcher report">'  # tells a report from somebody's own page
-_PAGE = Path(__file__).parent / "page"
+GENERATOR = '<meta name="generator" content="launcher report">'  # tells a report from somebody's own page
+ASSETS = Path(__file__).parent / "page"
 _NARROWEST = 0.0015  # of a time line's width: what is narrower is drawn together with its neighbours
 
 
@@ -113,7 +113,7 @@ def save(path: Path, text: str) -> None:
         UsageError: Something else is there, or it cannot be written.
     """
     try:
-        if path.exists() and _GENERATOR not in path.read_text(encoding="utf-8", errors="replace")[:1000]:
+        if path.exists() and GENERATOR not in path.read_text(encoding="utf-8", errors="replace")[:1000]:
             raise UsageError(f"{path} is not a report of this program; name another file with --output")
         write_text(path, text)
     except OSError as error:
@@ -194,13 +194,13 @@ def rendered(named: Sequence[Told]) -> str:
 def _rendered(named: Sequence[Told]) -> str:
     from markupsafe import Markup
 
-    script = "\n".join((_PAGE / name).read_text(encoding="utf-8") for name in ("uPlot.iife.min.js", "report.js"))
-    style = "\n".join((_PAGE / name).read_text(encoding="utf-8") for name in ("uPlot.min.css", "report.css"))
+    script = "\n".join((ASSETS / name).read_text(encoding="utf-8") for name in ("uPlot.iife.min.js", "report.js"))
+    style = "\n".join((ASSETS / name).read_text(encoding="utf-8") for name in ("uPlot.min.css", "report.css"))
     return template().render(
-        generator=Markup(_GENERATOR),
+        generator=Markup(GENERATOR),
         script=Markup(script),  # ours, like the style
         style=Markup(style),
-        policy=_policy(script),
+        policy=policy(script),
         **_content(named),
     )
 
@@ -208,16 +208,25 @@ def _rendered(named: Sequence[Told]) -> str:
 @cache  # to compile it takes longer than to render it
 def template() -> Template:
     """The page, to be filled in."""
+    return environment(ASSETS).get_template("report.html.jinja")
+
+
+def environment(folder: Path) -> Environment:
+    """What fills a page in: all is text unless it is said to be ours."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(
-        loader=FileSystemLoader(_PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    filling = Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment.filters.update(duration=text.duration, number=text.number, moment=_moment, percent=_percent)
-    return environment.get_template("report.html.jinja")
+    filling.filters.update(duration=text.duration, number=text.number, moment=moment, percent=_percent)
+    return filling
 
 
-def _policy(script: str) -> str:
+def policy(script: str) -> str:
     """Nothing may be loaded, and no script may run but this one."""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     rules = ("default-src 'none'", f"script-src 'sha256-{digest}'", "style-src 'unsafe-inline'", "img-src data:")
@@ -407,7 +416,8 @@ def _plain(values: Iterable[float]) -> list[float | None]:
 # ---------------------------------------------------------------------- words
 
 
-def _moment(unix: float | None) -> str:
+def moment(unix: float | None) -> str:
+    """A time as it is on the clock here; empty where there is none."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix)) if unix else ""
 
 

@@ -189,7 +189,7 @@ class Plain(Console):
 
     def show_table(self, table: Table) -> None:
         """Writes the table as text."""
-        rich = Rich(file=io.StringIO(), width=200, color_system=None, force_terminal=False)
+        rich = Rich(file=io.StringIO(), width=200, color_system=None, force_terminal=False, force_jupyter=False)
         _write("\n".join(["", *(line.rstrip() for line in _rendered(rich, table).splitlines()), ""]))
 
     def _columns(self, summary: Sequence[Line]) -> dict[str, Line]:
@@ -363,7 +363,7 @@ def _table(columns: Mapping[str, Line]) -> Table:
 
 def tables(lines: Sequence[Line]) -> str:
     """Evaluations as a table, and one more for each set that has metrics with a value for each class."""
-    rich = Rich()
+    rich = Rich(force_jupyter=False)
     rendered_tables = [_rendered(rich, _table({_title(line): line for line in lines}))]
     for line in lines:
         listed = {name: value for name, value in line.items() if isinstance(value, list)}

@@ -210,7 +210,7 @@ def open_tracking(
     Raises:
         OSError: `metrics.jsonl` of an earlier start cannot be read or cut.
     """
-    from launcher.runs.tracking.console import open_console
+    from launcher.runs.tracking.notebook import open_screen
     from launcher.runs.tracking.scores import ShownRun
     from launcher.runs.tracking.tracker import TrackedRun
     from launcher.runs.tracking.trackers import Trackers
@@ -221,7 +221,7 @@ def open_tracking(
     tracked = TrackedRun(
         run_dir, run_name, start_step, config, lambda: read_until(metrics.path, past.size_bytes), own_code
     )
-    console = open_console(output, shown, past.evaluations)
+    console = open_screen(output, shown, past.evaluations)
     return Tracking(metrics, console, Trackers(trackers, tracked), past.redone)
 
 

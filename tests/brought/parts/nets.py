@@ -249,6 +249,26 @@ class Detects(nn.Module):
         return {"classes": F.cross_entropy(scores, y), "size": (scores**2).mean()}
 
 
+class Denoiser(nn.Module):
+    """Finds the noise in what it gets, and gives its loss alone, as diffusion models do.
+
+    Args:
+        draws: Whether it draws noise and time itself.
+    """
+
+    def __init__(self, draws: bool = False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.draws = draws
+        self.layers = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 4)).double()
+
+    def forward(self, x: Tensor, noise: Tensor | None = None, time: Tensor | None = None) -> Tensor:
+        if noise is None or time is None:
+            noise, time = torch.randn_like(x), torch.rand(len(x), 1, dtype=x.dtype)
+        mixed = (1 - time).sqrt() * x + time.sqrt() * noise
+        return F.mse_loss(self.layers(torch.cat([mixed, time], 1)), noise)
+
+
 class Slopes(nn.Module):
     """Calls autograd in its forward: forces, as of molecules."""
 

@@ -51,6 +51,13 @@ class Reg(Rows):
         self.tensors = self.x, self.y
 
 
+class Noised(Rows):
+    """Four numbers, noise of each, and a time."""
+
+    def __init__(self) -> None:
+        self.tensors = normal(SIZE, 4), normal(SIZE, 4, seed=5), normal(SIZE, 1, seed=6).sigmoid()
+
+
 class Cls(Rows):
     """Four numbers and one of three classes; every third is ignored, where that is wanted."""
 

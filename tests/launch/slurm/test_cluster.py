@@ -16,6 +16,7 @@ from tiers import rounds
 from worlds import Trained, result_of, train
 
 from launcher.cli.main import main
+from launcher.sweep.record import Record
 from launcher.world.nodelist import expand
 
 # 120 steps
@@ -349,3 +350,35 @@ def test_each_rank_takes_a_gpu_of_its_own(
         assert len(set(taken)) == 2  # which the ranks then refuse, by the GPUs' own numbers
     else:
         assert len(set(taken)) == 4, printed
+
+
+@pytest.mark.timeout(600)
+@rounds("participants, trials, is_lost", plain=[(2, 4, False)], long=[(3, 12, True)])
+def test_an_array_works_a_sweep_off(
+    cluster: Cluster, tmp_path: Path, participants: int, trials: int, is_lost: bool
+) -> None:
+    words = ("data.train={_target_: parts.py:Noisy, seconds: 0.01}", "train.epochs=10", "save.every=2 steps")
+    flags = ("--method", "random", "--trials", str(trials), "--parallel", "1", "--run-dir", "sweep")
+    space = ("optimizer.lr=1e-4..1:log", "data.validation={_target_: parts.py:WholeNumbers, size: 23, seed: 2}")
+    asks = ("--cpu", "--nodes", str(participants), "--time", "10")
+    assert main(["submit", *asks, "sweep", str(TINY), *words, *space, *flags]) == 0
+    record = Record(tmp_path / "sweep")
+    jobs = [number_of(tmp_path / "sweep" / "jobs" / str(task)) for task in range(participants)]
+
+    def is_at_work() -> bool:
+        record.refresh()
+        return len({trial.worker for trial in record.trials.values()} - {""}) == participants
+
+    cluster.until(is_at_work, job=jobs[0])
+    if is_lost:
+        node = expand(cluster.job(jobs[-1])["NodeList"])[0].removeprefix("node")
+        cluster.act("power-off", node)
+    try:
+        for job in jobs[: participants - is_lost]:
+            assert cluster.ended(job, 400) == "COMPLETED 0:0", log(cluster.job(job))
+    finally:
+        if is_lost:
+            cluster.act("start-node", node)
+    record.refresh()
+    assert [trial.state for trial in record.trials.values()] == ["finished"] * trials
+    assert {trial.step for trial in record.trials.values()} == {40}

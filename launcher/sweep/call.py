@@ -1,0 +1,96 @@
+"""`launcher.sweep()`: the package of that name can be called."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+
+class _Call(ModuleType):
+    def __call__(self, *arguments: Any, **options: Any) -> list[dict[str, Any]]:
+        return sweep(*arguments, **options)
+
+
+def sweep(
+    recipe: str | os.PathLike[str],
+    *overrides: str,
+    trials: int | None = None,
+    metric: str | None = None,
+    method: str | None = None,
+    parallel: int | None = None,
+    processes_per_run: int | None = None,
+    run_dir: str | os.PathLike[str] | None = None,
+    lag: int | None = None,
+    budget: str | None = None,
+    keep: str | None = None,
+    seed: int | None = None,
+    cpu: bool = False,
+    join: bool = False,
+    allow: Sequence[str] = (),
+) -> list[dict[str, Any]]:
+    """Trains a recipe with many values of some keys, each trial in a process of its own; see `launcher sweep`.
+
+    Args:
+        recipe: The YAML file.
+        *overrides: `a.b=1,2`, `a.b=1e-4..1e-2:log`, `seed=0..4`; one with a single value holds for all trials.
+        trials: How many runs, those of all seeds counted.
+        metric: What is compared, as in `validation/accuracy:max`.
+        method: `grid`, `random`, `tpe`, `cmaes` or `halving`.
+        parallel: Trials at a time; None is as the GPUs suffice for.
+        processes_per_run: Of each trial.
+        run_dir: The sweep's folder, gone on with where it is one.
+        lag: How many trials before it a proposal does not wait for.
+        budget: Training that all trials together may take, as in `12 hours`.
+        keep: Whose weights stay: `best`, or `all`.
+        seed: Of the proposals.
+        cpu: Stay on the CPU though there may be a GPU.
+        join: Take part where others work on the same sweep.
+        allow: Further packages that the recipe may name.
+
+    Returns:
+        A row for each trial, in the order of their numbers, as `pandas.DataFrame` takes them.
+
+    Raises:
+        RecipeError: Everything that is wrong with the recipe or the space, each with its place.
+        UsageError: What was asked for does not fit together, or is another sweep than the one in the folder.
+        KeyboardInterrupt: It was interrupted, and all trials have saved.
+    """
+    from launcher.errors import UsageError
+    from launcher.recipe.directory import taken
+    from launcher.recipe.duration import Duration
+    from launcher.sweep.begin import Asked, opened, sought
+    from launcher.sweep.best import rows
+    from launcher.sweep.work import work_off
+    from launcher.world.obeying import obeying
+
+    limit = None if budget is None else Duration.parse(budget)
+    if budget is not None and (limit is None or limit.unit != "seconds"):
+        raise UsageError(f"budget: '{budget}' is no time; write it as in '12 hours'")
+    asked = Asked(
+        recipe=os.fspath(recipe),
+        words=overrides,
+        allow=tuple(allow),
+        run_dir=None if run_dir is None else os.fspath(run_dir),
+        trials=trials,
+        metric=metric,
+        parallel=parallel,
+        processes=processes_per_run,
+        method=method,
+        lag=lag,
+        budget=None if limit is None else limit.amount,
+        keep=keep,
+        seed=seed,
+        cpu=cpu,
+        join=join,
+    )
+    with taken(), obeying():
+        new = sought(asked)
+        record = opened(new)
+        work_off(record, new.space, new.recipe, new.slots, join=join, budget=asked.budget)
+    return rows(record, new.space)
+
+
+sys.modules["launcher.sweep"].__class__ = _Call

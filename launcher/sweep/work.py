@@ -1,0 +1,92 @@
+"""Working a sweep off: a record, its space, and slots become results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+
+from launcher.recipe.schema import Recipe
+from launcher.sweep.plan import locate, overrides_of
+from launcher.sweep.pool import Pool
+from launcher.sweep.proposals import propose
+from launcher.sweep.record import Parameters, Record, Trial
+from launcher.sweep.slots import Slot
+from launcher.sweep.space import Space
+from launcher.sweep.starter import Starter
+from launcher.sweep.workers import taking_part
+from launcher.world.signals import listening
+from launcher.world.world import World
+
+# of recipe's parts that are ours: what a trial with them imports besides, too heavy for those without
+_IMPORTED_BY = {"launcher.datasets.Digits": ("sklearn.datasets",)}
+
+
+@dataclass
+class _Points:
+    """The points of a space, as a sweep's method proposes them."""
+
+    record: Record
+    space: Space
+    recipe: Recipe
+
+    def propose(self, trial: int) -> Parameters | None:
+        """The point of a new trial; None is the baseline that lies beside the space."""
+        if self.record.settings.point_of(trial) == 0:
+            return locate(self.space, self.recipe)
+        return propose(self.record, self.space, trial)
+
+    def words(self, trial: Trial) -> Sequence[str]:
+        """All changes that make a trial of the recipe."""
+        return overrides_of(self.record, self.space, trial)
+
+
+def work_off(
+    record: Record,
+    space: Space,
+    recipe: Recipe,
+    slots: Sequence[Slot],
+    *,
+    join: bool = False,
+    budget: float | None = None,
+    say: Callable[[str], None] = print,
+    show: Callable[[Record], None] = lambda record: None,
+    starter: Starter | None = None,
+) -> str:
+    """Works until all is done, or it is to stop.
+
+    Args:
+        record: The sweep's.
+        space: Its space.
+        recipe: The baseline's.
+        slots: Where trials run.
+        join: Whether to work beside others.
+        budget: Seconds of training; None is the sweep's own.
+        say: Gets a line for what a person should know.
+        show: Told when something has changed.
+        starter: What to start trials from; None makes one for this time.
+
+    Returns:
+        `complete`, `preempted` or `spent`.
+
+    Raises:
+        LauncherError: Somebody else works on it, or ten trials in a row have failed.
+    """
+    text = recipe.document.text
+    modules = [name for part, names in _IMPORTED_BY.items() if part in text for name in names]
+    with ExitStack() as stack:
+        stack.enter_context(listening())
+        me = stack.enter_context(taking_part(record, World.from_environ().job, join))
+        if starter is None:
+            starter = stack.enter_context(closing(Starter(record.settings.processes == 1, modules)))
+        pool = Pool(
+            record=record,
+            points=_Points(record, space, recipe),
+            slots=slots,
+            me=me,
+            budget_seconds=record.settings.budget if budget is None else budget,
+            starter=starter,
+            say=say,
+            show=show,
+        )
+        return pool.work()

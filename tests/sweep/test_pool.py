@@ -1,0 +1,295 @@
+"""Sweeps by real processes: killed, stopped, joined and grown, they come to what an undisturbed one comes to."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from places import TINY
+from tiers import rounds
+from worlds import Command
+
+import launcher
+from launcher.checkpoints import retention
+from launcher.errors import LauncherError, UsageError
+from launcher.runs.folder import read_json
+from launcher.runs.tracking.tracking import read_metrics
+from launcher.sweep.begin import Asked, opened, sought
+from launcher.sweep.halving import counted
+from launcher.sweep.record import Record
+from launcher.sweep.starter import Starter
+from launcher.sweep.warm import Order
+from launcher.sweep.work import work_off
+
+# 20 steps a trial, each of some 30 ms
+FIXED = (
+    "train.epochs=5",
+    "data.train={_target_: parts.py:Noisy, seconds: 0.002}",
+    "data.validation={_target_: parts.py:WholeNumbers, size: 23, seed: 2}",
+    "data.workers=0",
+    "save.every=2 steps",
+)
+SPACES = {
+    "grid": ("optimizer.lr=1e-3,3e-3,1e-2,3e-2,1e-1,3e-1",),
+    "random": ("optimizer.lr=1e-4..1:log", "model.dropout=0..0.5"),
+    "tpe": ("optimizer.lr=1e-4..1:log", "model.dropout=0..0.5"),
+    "halving": ("optimizer.lr=1e-4..1:log",),
+}
+METHODS = tuple(SPACES)
+
+
+@pytest.fixture(scope="module")
+def starter() -> Iterator[Starter]:
+    """One for all sweeps of this process: most of a short sweep is its imports."""
+    with closing(Starter()) as shared:
+        yield shared
+
+
+def asked(folder: Path, method: str, *words: str, trials: int | None = 6, slots: int = 2, **more: Any) -> Asked:
+    return Asked(
+        recipe=str(TINY),
+        words=(*FIXED, *SPACES[method], *words),
+        run_dir=str(folder / "sweep"),
+        trials=trials,
+        parallel=slots,
+        method=method,
+        lag=4,
+        cpu=True,
+        **more,
+    )
+
+
+def swept(wanted: Asked, starter: Starter, **options: Any) -> Record:
+    """A sweep that is begun or gone on with in this process, and comes to its end."""
+    new = sought(wanted)
+    record = opened(new)
+    assert work_off(record, new.space, new.recipe, new.slots, starter=starter, **options) == "complete"
+    return record
+
+
+def command(wanted: Asked, *flags: str) -> Command:
+    """The same on the command line, as a process of its own."""
+    folder = Path(wanted.run_dir or "")
+    given = ("--method", wanted.method, "--trials", wanted.trials, "--lag", wanted.lag, "--parallel", wanted.parallel)
+    words = ("sweep", wanted.recipe, *wanted.words, "--cpu", "--run-dir", folder, *given, *flags)
+    return Command(folder.parent, *map(str, words))
+
+
+def done(command: Command, code: int = 0) -> str:
+    ended = command.wait()
+    assert ended.code == code, ended.screen
+    assert not ended.left, "a process was left behind"
+    return ended.screen
+
+
+def until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def lines_of(folder: Path) -> int:
+    """How far a sweep is."""
+    path = folder / "sweep" / "record.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def curve(record: Record, trial: int) -> list[dict[str, Any]]:
+    """A trial's figures, as they are read of its run."""
+    lines = read_metrics(record.folder_of(trial) / "metrics.jsonl")
+    return [{key: line.get(key) for key in ("step", "split", "loss", "lr")} for line in lines]
+
+
+def assert_same(record: Record, other: Record) -> None:
+    """Two sweeps have the same trials, values, members of each rung and curves; the same weights are left."""
+    assert {n: t.parameters for n, t in record.trials.items()} == {n: t.parameters for n, t in other.trials.items()}
+    for rung in range(other.settings.num_rungs):
+        assert counted(record, rung) == counted(other, rung)
+        for point in counted(other, rung):
+            assert record.trials[point].values[rung] == other.trials[point].values[rung]
+    for number in other.trials:
+        both = curve(record, number), curve(other, number)
+        shorter = min(map(len, both))
+        assert shorter
+        assert both[0][:shorter] == both[1][:shorter]
+    if other.settings.method != "halving":  # there one that was taken early may be left as well
+        assert left(record) == left(other)
+
+
+def left(record: Record) -> list[str]:
+    """The trials whose weights are still there."""
+    return sorted(path.parent.name for path in record.folders.glob("*/model_weights.pth"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, starter: Starter) -> Callable[[str], Record]:
+    """The sweep that nothing happened to, by its method."""
+    return cache(lambda method: swept(asked(tmp_path_factory.mktemp(method), method), starter))
+
+
+@rounds("method, kills", plain=[(method, 1) for method in METHODS], long=[(method, 10) for method in METHODS])
+def test_killed_at_random_moments_and_resumed(
+    tmp_path: Path, method: str, kills: int, undisturbed: Callable[[str], Record], starter: Starter
+) -> None:
+    """With one, two and three slots; a kill is of the sweep, or first of one of its trials."""
+    expected = undisturbed(method)
+    moments, whole = random.Random(kills + METHODS.index(method)), expected.lines
+    for number in range(kills):
+        wanted = min(whole - 1, max(3, round(moments.uniform(number, number + 1) / kills * whole)))
+        running = command(asked(tmp_path, method, slots=1 + (number + 1) % 3))
+        until(lambda: lines_of(tmp_path) >= wanted or not running.process.is_alive())  # noqa: B023
+        time.sleep(moments.uniform(0, 0.5))
+        if number % 3 == 2 and (trials := trials_of(running)):
+            moments.choice(trials).kill()
+            time.sleep(0.3)
+        if running.process.is_alive():
+            os.kill(running.process.pid, signal.SIGKILL)
+        assert not running.wait().left, "trials outlived their sweep"
+    assert_same(swept(asked(tmp_path, method, slots=3), starter), expected)
+
+
+def trials_of(running: Command) -> list[psutil.Process]:
+    """The processes of its trials."""
+    mine = [process for process in running.family() if process.pid != running.process.pid]
+    return [process for process in mine if (parent := process.parent()) is not None and parent in mine]
+
+
+def test_stopped_by_sigterm_all_is_saved(
+    tmp_path: Path, undisturbed: Callable[[str], Record], starter: Starter
+) -> None:
+    running = command(asked(tmp_path, "random"))
+    until(lambda: lines_of(tmp_path) >= 7)
+    time.sleep(0.3)
+    os.kill(running.process.pid, signal.SIGTERM)
+    ended = running.wait()
+    assert (ended.code, ended.left) == (75, []), ended.screen
+    record = Record(tmp_path / "sweep")
+    assert not record.running
+    assert [trial.state for trial in record.trials.values()].count("waiting") == 2
+    for number, trial in record.trials.items():
+        if not trial.is_over:
+            assert read_json(record.folder_of(number) / "status.json")["state"] == "preempted"
+    again = Command(tmp_path, "sweep", "sweep", "--parallel", "1").wait()
+    assert again.code == 0, again.screen
+    assert_same(Record(tmp_path / "sweep"), undisturbed("random"))
+
+
+def test_one_at_a_time_or_joined(tmp_path: Path, undisturbed: Callable[[str], Record]) -> None:
+    wanted = asked(tmp_path, "halving", slots=1)
+    participants = [command(wanted, "--join") for _ in range(3)]
+    until(lambda: lines_of(tmp_path) >= 3)
+    refused = Command(tmp_path, "sweep", "sweep").wait()
+    assert refused.code == 2
+    assert "works on this sweep already; add --join to take part in it" in refused.screen
+    participants[0].process.kill()  # SIGKILL: what it was at is set free
+    for participant in participants[1:]:
+        ended = participant.wait()
+        assert ended.code == 0, ended.screen
+    assert not participants[0].wait().left
+    assert_same(Record(tmp_path / "sweep"), undisturbed("halving"))
+
+
+def test_a_trial_that_fails_counts_as_the_worst_and_one_that_is_killed_goes_on(
+    tmp_path: Path, undisturbed: Callable[[str], Record]
+) -> None:
+    fails = replace(asked(tmp_path, "grid"), words=(*FIXED, "optimizer.lr=1e-2", "model.dropout=0,0.1,1.5"), trials=4)
+    running = command(fails)
+    until(lambda: any(trials_of(running)) and lines_of(tmp_path) >= 4)
+    until(lambda: bool(list((tmp_path / "sweep" / "trials" / "0000" / "checkpoints").glob("step-*"))))
+    for process in trials_of(running)[:1]:
+        process.kill()
+    ended = running.wait()
+    assert ended.code == 0, ended.screen
+    record = Record(tmp_path / "sweep")
+    assert "trial 3: " in ended.screen
+    assert "model: parts.py:Net: ValueError: dropout probability" in ended.screen
+    assert "killed by signal 9 (SIGKILL)" in ended.screen
+    assert [trial.state for trial in record.trials.values()] == ["finished", "finished", "finished", "failed"]
+    assert len(record.trials[3].failures) == 1, "the machine was not at fault"
+    assert sum(len(record.trials[number].failures) for number in (0, 1)) == 1
+    baseline = undisturbed("grid").trials[0]
+    assert record.trials[0].result == baseline.result
+
+
+def test_ten_failures_in_a_row_end_it(tmp_path: Path, starter: Starter) -> None:
+    wanted = replace(asked(tmp_path, "grid"), words=(*FIXED, "model.dropout=1.1..3.1:0.1"), trials=None)
+    heard: list[str] = []
+    with pytest.raises(LauncherError, match=r"10 trials in a row have failed, the last of them: .*parts.py"):
+        swept(wanted, starter, say=heard.append)
+    failed = [trial for trial in Record(tmp_path / "sweep").trials.values() if trial.is_failed]
+    assert 10 <= len(failed) == len(heard) < 21, "the baseline, which does not fail, may end in between"
+
+
+def test_it_grows_and_keeps_what_may_be_resumed(
+    tmp_path: Path, undisturbed: Callable[[str], Record], starter: Starter
+) -> None:
+    before = undisturbed("halving")
+    shutil.copytree(before.folder, tmp_path / "sweep")
+    for number, trial in before.trials.items():
+        steps = [path.name for path in retention.listed(before.folder_of(number) / "checkpoints")]
+        assert len(steps) == (0 if trial.is_over and str(number).zfill(4) not in left(before) else 1)
+    grown = swept(asked(tmp_path, "halving", trials=12), starter)
+    assert len(grown.trials) == 12
+    assert {n: t.parameters for n, t in before.trials.items()} == {n: grown.trials[n].parameters for n in range(6)}
+    assert counted(grown, 2) >= counted(before, 2), "who won the smaller one stays"
+    with pytest.raises(UsageError, match="this is not the sweep that was begun there:\n  seed: was 0, is now 1"):
+        opened(sought(asked(tmp_path, "halving", trials=12, seed=1)))
+    assert swept(asked(tmp_path, "halving", trials=12), starter).lines == grown.lines, "there was nothing left to do"
+
+
+@rounds("points, epochs", plain=[(6, 5)], long=[(16, 10)])
+def test_halving_by_pausing_finds_the_winner_with_half_of_the_steps(
+    tmp_path: Path, points: int, epochs: int, starter: Starter
+) -> None:
+    rates = ",".join(f"{10 ** (-4 + 4 * place / (points - 1)):.3g}" for place in range(points - 1))
+    words = (*FIXED, f"optimizer.lr={rates}", f"train.epochs={epochs}", "evaluate.every=5 steps")
+    whole = replace(asked(tmp_path / "all", "grid", trials=None), words=words)
+    halved = replace(asked(tmp_path / "half", "halving", trials=points, slots=1), words=words)
+    expected, record = swept(whole, starter), swept(halved, starter)
+    by_point = {str(trial.parameters): trial for trial in expected.trials.values()}
+    winner = min(expected.trials.values(), key=lambda trial: (trial.result, trial.number))
+    finished = [trial for trial in record.trials.values() if trial.result is not None]
+    assert min(finished, key=lambda trial: (trial.result, trial.number)).parameters == winner.parameters
+    steps = sum(trial.step for trial in record.trials.values())
+    assert steps <= sum(trial.step for trial in expected.trials.values()) / 2
+    for trial in finished:  # which were paused twice
+        never = by_point[str(trial.parameters)]
+        assert trial.result == never.result
+        assert curve(record, trial.number) == curve(expected, never.number)
+
+
+def test_a_fork_computes_what_a_fresh_process_does(tmp_path: Path, starter: Starter) -> None:
+    found = []
+    for number, is_fresh in enumerate((False, True)):
+        run = tmp_path / str(number)
+        arguments = ["train", str(TINY), *FIXED[:-1], "launch.threads=1", "--cpu", "--quiet", "--run-dir", str(run)]
+        starter.start(Order(number, arguments, str(tmp_path / f"{number}.log"), dict(os.environ), is_fresh))
+        (ended,) = starter.ended(60)
+        assert (ended.code, ended.is_forked) == (0, not is_fresh), (tmp_path / f"{number}.log").read_text()
+        losses = [line["loss"] for line in read_metrics(run / "metrics.jsonl")]
+        found.append((losses, (run / "model_weights.pth").read_bytes()))
+    assert found[0] == found[1]
+
+
+def test_from_python_it_gives_a_row_for_each_trial(tmp_path: Path) -> None:
+    words = (*FIXED, "optimizer.lr=1e-2,1e-1")
+    rows = launcher.sweep(str(TINY), *words, cpu=True, parallel=2, run_dir=tmp_path / "sweep")
+    assert [(row["trial"], row["optimizer.lr"], row["state"], row["step"]) for row in rows] == [
+        (0, 0.01, "finished", 20),
+        (1, 0.1, "finished", 20),
+    ]
+    assert sorted(row["rank"] for row in rows) == [1, 2]
+    with pytest.raises(UsageError, match="budget: 'much' is no time"):
+        launcher.sweep(str(TINY), *words, budget="much")
