@@ -76,7 +76,8 @@ class TiedApart(Net):
 
     def __init__(self) -> None:
         super().__init__()
-        self.blocks[1].up.weight = self.blocks[0].up.weight
+        first, second = (block.get_submodule("up") for block in self.blocks[:2])
+        second.weight = first.weight
 
 
 class Mixed(Net):
