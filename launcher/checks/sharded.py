@@ -44,7 +44,7 @@ def rehearse_sharded(recipe: Recipe, builder: Builder, whole: TrainState) -> str
     Args:
         recipe: For two samples, and sharded.
         builder: Its components.
-        whole: The unsharded model on the same samples; it is left as it is.
+        whole: The unsharded model on the same samples; it is not changed.
 
     Raises:
         LauncherError: It cannot be sharded, or gives other gradients.
