@@ -154,6 +154,10 @@ def _print_table(view: View) -> None:
     from launcher.runs.table import chosen, table_of
 
     runs = chosen(view)
+    sweeps = _sweep_lines(view)
+    if not runs and sweeps:
+        print("\n".join(sweeps))
+        return
     if not runs:
         print(f"no runs in {view.root}" + (" are like that" if view.states or view.name else ""))
         return
@@ -163,6 +167,26 @@ def _print_table(view: View) -> None:
     print("\n".join(line.rstrip() for line in captured.get().splitlines()))
     for number, (what, line) in enumerate(_queue_lines(runs)):
         print(("" if number else "\n") + f"{what}: {line}")
+    if sweeps:
+        print("\n" + "\n".join(sweeps))
+
+
+def _sweep_lines(view: View) -> list[str]:
+    """A line for each sweep below the folder, whose trials are listed in its own."""
+    from launcher.errors import LauncherError
+    from launcher.runs.reading import find_sweeps
+    from launcher.sweep.ranking import ranked
+    from launcher.sweep.record import Record
+    from launcher.sweep.view import heads
+
+    lines = []
+    for folder in () if view.states or view.name else find_sweeps(view.root):
+        try:
+            record = Record(folder)
+            lines.append("; ".join(heads(record, ranked(record))))
+        except LauncherError as error:
+            lines.append(f"{folder}: {error}")
+    return [f"sweep {line}" for line in lines]
 
 
 def _queue_lines(runs: Sequence[Run]) -> list[tuple[str, str]]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from launcher.cli.arguments import TopParser, add_recipe, positive, say_own_code, work_in
 from launcher.errors import EXIT_DONE, EXIT_PREEMPTED, UsageError
+from launcher.sweep.states import FORMATS, METHODS
 
 if TYPE_CHECKING:
     from launcher.cli.arguments import Commands
@@ -31,9 +32,7 @@ def add(commands: Commands) -> None:
     add_recipe(sweep)
     sweep.add_argument("--trials", type=positive, metavar="N", help="how many runs, those of all seeds counted")
     sweep.add_argument("--metric", metavar="M", help="what is compared, as in validation/accuracy:max")
-    sweep.add_argument(
-        "--method", choices=("grid", "random", "tpe", "cmaes", "halving"), help="how values are chosen (sweep.method)"
-    )
+    sweep.add_argument("--method", choices=METHODS, help="how values are chosen (sweep.method)")
     sweep.add_argument(
         "--parallel", type=_parallel, metavar="auto|N", help="trials at a time (default: as the GPUs suffice for)"
     )
@@ -53,6 +52,14 @@ def add(commands: Commands) -> None:
     sweep.add_argument("--keep", choices=("best", "all"), help="whose weights stay: the best trial's (default), or all")
     sweep.add_argument("--seed", type=_whole, metavar="S", help="the proposals follow from it (default: 0)")
     sweep.add_argument("--join", action="store_true", help="take part in a sweep that others work on too")
+    result = sweep.add_mutually_exclusive_group()
+    result.add_argument(
+        "--best", action="store_true", help="of a sweep's folder: print the best point as a recipe, and end"
+    )
+    result.add_argument(
+        "--table", choices=FORMATS, metavar="FORM", help="of a sweep's folder: print all trials as csv, parquet or json"
+    )
+    sweep.add_argument("--quiet", action="store_true", help="a line a result in place of the table")
     sweep.set_defaults(command=_sweep, listens=True)
 
 
@@ -80,14 +87,32 @@ def _sweep(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 
     release()  # nothing has begun that would have to be saved
     if is_sweep(folder := Path(options.recipe).expanduser()):
-        return _go_on(folder.absolute(), options)
+        return _result(folder, options) if options.best or options.table else _go_on(folder.absolute(), options)
+    if options.best or options.table:
+        raise UsageError(f"{options.recipe}: is not a sweep's folder; --best and --table are of a sweep that there is")
     from launcher.sweep.begin import opened, sought
+    from launcher.sweep.plan import questions
 
     new = sought(asked_for(options))
     say_own_code(new.recipe)
-    for question in new.space.questions:
+    for question in questions(new.space, new.recipe):
         print(f"{'question':<12} {question}", flush=True)
     return _work(opened(new), new.space, new.recipe, new.slots, options)
+
+
+def _result(folder: Path, options: argparse.Namespace) -> int:
+    """Prints what came of a sweep."""
+    import sys
+
+    from launcher.sweep.best import best_recipe, table
+    from launcher.sweep.record import Record
+    from launcher.sweep.space import space_of
+
+    record = Record(folder)
+    space = space_of(record.settings)
+    content = best_recipe(record, space).encode() if options.best else table(record, space, options.table)
+    sys.stdout.buffer.write(content)
+    return EXIT_DONE
 
 
 def asked_for(options: argparse.Namespace) -> Asked:
@@ -176,7 +201,7 @@ def _go_on(folder: Path, options: argparse.Namespace) -> int:
     from launcher.sweep.plan import check_same_recipe, sources_of
     from launcher.sweep.record import Record
     from launcher.sweep.slots import gpus_here, slots_of
-    from launcher.sweep.space import read_space
+    from launcher.sweep.space import space_of
 
     if stated := [name for name in _OF_THE_START if getattr(options, name) not in (None, [])]:
         flag = f"--{stated[0].replace('_', '-')}" if stated[0] != "overrides" else options.overrides[0]
@@ -184,7 +209,7 @@ def _go_on(folder: Path, options: argparse.Namespace) -> int:
     record = Record(folder)
     settings = record.settings
     work_in(settings.directory)
-    space = read_space(settings.recipe, settings.words, settings.remove)
+    space = space_of(settings)
     recipe = sources_of(settings).read(space.fixed)
     check_same_recipe(settings, recipe)
     grow(record, options.trials)
@@ -194,11 +219,17 @@ def _go_on(folder: Path, options: argparse.Namespace) -> int:
 
 def _work(record: Record, space: Space, recipe: Recipe, slots: Sequence[Slot], options: argparse.Namespace) -> int:
     """Works the sweep off, and says how it ended."""
+    from launcher.sweep.screen import Screen
     from launcher.sweep.work import work_off
 
     folder = _shown(record.folder)
     print(f"{'sweep':<12} {record.settings.method}, {max(record.budgets)} trials, {len(slots)} at a time; {folder}")
-    outcome = work_off(record, space, recipe, slots, join=options.join, budget=options.budget, say=_say)
+    with Screen(record, space, options.quiet) as screen:
+        outcome = work_off(
+            record, space, recipe, slots, join=options.join, budget=options.budget, say=screen.say, show=screen.show
+        )
+        screen.show(record)
+    _say_best(record, folder)
     if outcome == "preempted":
         print(f"stopped, all saved; `launcher sweep {folder}` goes on")
         return EXIT_PREEMPTED
@@ -207,8 +238,18 @@ def _work(record: Record, space: Space, recipe: Recipe, slots: Sequence[Slot], o
     return EXIT_DONE
 
 
-def _say(line: str) -> None:
-    print(line, flush=True)
+def _say_best(record: Record, folder: str) -> None:
+    """The head of the ranking, and where the rest is."""
+    from launcher.sweep.ranking import ranked, verdict
+    from launcher.sweep.view import heads
+
+    entries = ranked(record)
+    for line in (*heads(record, entries)[1:], verdict(entries)):
+        if line:
+            print(line)
+    print(
+        f"launcher runs {folder} ranks all; launcher report {folder} makes a page; --best prints the best as a recipe"
+    )
 
 
 def _shown(folder: Path) -> str:

@@ -206,14 +206,30 @@ class Run:
         return best_score
 
 
+SWEEP_FILE = "sweep.json"  # of a sweep's folder, see `launcher.sweep.record`
+
+
 def find_runs(root: Path) -> Iterator[Run]:
-    """The runs in a folder, itself included, at any of a few levels."""
+    """The runs in a folder, itself included, at any of a few levels; a sweep's trials only from its own folder on."""
     for place, folders, files in os.walk(root):
         depth = len(Path(place).relative_to(root).parts)
+        if SWEEP_FILE in files and depth:
+            folders.clear()
         is_run = STATUS_FILE in files or QUEUE_FILE in files
         if is_run:
             yield Run(Path(place))
         if is_run or depth >= _DEPTH:
+            folders.clear()
+        folders[:] = sorted((name for name in folders if not name.startswith(".")), key=natural)
+
+
+def find_sweeps(root: Path) -> Iterator[Path]:
+    """The folders of sweeps below a folder, at any of a few levels."""
+    for place, folders, files in os.walk(root):
+        depth = len(Path(place).relative_to(root).parts)
+        if SWEEP_FILE in files and depth:
+            yield Path(place)
+        if SWEEP_FILE in files or STATUS_FILE in files or depth >= _DEPTH:
             folders.clear()
         folders[:] = sorted((name for name in folders if not name.startswith(".")), key=natural)
 

@@ -153,6 +153,8 @@ def _how(recipe: Recipe, words: Sequence[str], threads: int) -> list[str]:
         how.append(f"launch.threads={threads}")
     if recipe.save.average_last is None and not any(word.startswith("save.keep=") for word in words):
         how.append("save.keep=1")  # beside the best one
+    if "wandb" in recipe.track.trackers and not recipe.track.trackers["wandb"].get("group"):
+        how.append(f"track.wandb.group={recipe.name}-sweep-{time.strftime('%Y-%m-%d_%H-%M-%S')}")
     return how
 
 

@@ -16,14 +16,12 @@ from launcher.recipe.load import load_recipe
 from launcher.recipe.schema import Recipe
 from launcher.recipe.show import render, resolved, scalar
 from launcher.recipe.yaml import parse
-from launcher.sweep.grammar import flow, segments
+from launcher.sweep.grammar import flow, plain, segments
 from launcher.sweep.plan import overrides_of
-from launcher.sweep.ranking import Entry, leader, ranked
+from launcher.sweep.ranking import Entry, baseline_values, leader, ranked
 from launcher.sweep.record import Record, Settings
 from launcher.sweep.space import Space
 from launcher.text import number
-
-FORMATS = ("csv", "parquet", "json")
 
 
 def best_recipe(record: Record, space: Space, beside: Path | None = None) -> str:
@@ -129,10 +127,11 @@ def rows(record: Record, space: Space) -> list[dict[str, Any]]:
     """
     settings, places = record.settings, {entry.point: entry.place for entry in ranked(record)}
     keys = space.keys
+    beside = {key: plain(value) for key, value in baseline_values(record, space).items() if value}
     lines = []
     for trial in sorted(record.trials.values(), key=lambda each: each.number):
         point = settings.point_of(trial.number)
-        shown = space.numbers(trial.parameters) if trial.parameters is not None else {}
+        shown = space.numbers(trial.parameters) if trial.parameters is not None else beside
         line: dict[str, Any] = {"trial": trial.number, "point": point, "rank": places.get(point), "state": trial.state}
         line.update({key: shown.get(key) for key in keys})
         line.update({"seed": settings.seed_of(trial.number)} if settings.seeds else {})

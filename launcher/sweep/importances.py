@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from launcher.sweep.samplers import Known
+from launcher.sweep.known import Known
 from launcher.sweep.space import Parameter, Space
 
 FEWEST = 8  # finished points below which nothing is said

@@ -17,7 +17,7 @@ from launcher.recipe.masking import masked
 from launcher.runs.reading import Run
 from launcher.runs.report import page as report
 from launcher.sweep.grammar import plain
-from launcher.sweep.halving import counted, is_complete
+from launcher.sweep.halving import is_complete
 from launcher.sweep.importances import FEWEST, importances
 from launcher.sweep.proposals import is_sampled
 from launcher.sweep.ranking import Entry, called, known, leader, ranked, shown_values, verdict
@@ -91,7 +91,7 @@ def _content(record: Record, space: Space) -> dict[str, Any]:
         "points": points,
         "differences": _differences(record, entries),
         "facts": list(_facts(record)),
-        "data": _data(record, keys, points),
+        "data": _data(record, entries, keys, points),
     }
 
 
@@ -219,7 +219,9 @@ def _finite(value: float | None) -> float | None:
 # ---------------------------------------------------------------------- for the script
 
 
-def _data(record: Record, keys: Sequence[Mapping[str, Any]], points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _data(
+    record: Record, entries: Sequence[Entry], keys: Sequence[Mapping[str, Any]], points: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
     settings = record.settings
     drawn = ("point", "name", "place", "value", "error", "state", "shown", "places")
     return {
@@ -228,7 +230,7 @@ def _data(record: Record, keys: Sequence[Mapping[str, Any]], points: Sequence[Ma
         "points": [
             {**{key: point[key] for key in drawn}, "curves": _curves(record, point["point"])} for point in points
         ],
-        "progress": _progress(record),
+        "progress": _progress(record, entries),
     }
 
 
@@ -250,18 +252,21 @@ def _short(value: float) -> float | None:
     return float(f"{value:.5g}") if math.isfinite(value) else None
 
 
-def _progress(record: Record) -> list[dict[str, Any]]:
-    """The results that count, in the order in which they came."""
-    counting = counted(record, record.settings.last_rung)
-    ended = [trial for trial in record.trials.values() if trial.seen is not None and trial.result is not None]
+def _progress(record: Record, entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """The results that count, in the order in which they came: of repeats their mean, when the last of them did."""
+    last = record.settings.last_rung
+    came = [
+        (max((trial.seen or 0.0) for trial in entry.trials), entry)
+        for entry in entries
+        if entry.rung == last and entry.is_whole
+    ]
     return [
         {
-            "point": record.settings.point_of(trial.number),
-            "seconds": max(0.0, round((trial.seen or 0.0) - record.settings.created, 1)),
-            "value": _finite(trial.result),
+            "point": entry.point,
+            "seconds": max(0.0, round(seen - record.settings.created, 1)),
+            "value": _finite(entry.value),
         }
-        for trial in sorted(ended, key=lambda each: each.seen or 0.0)
-        if record.settings.point_of(trial.number) in counting
+        for seen, entry in sorted(came, key=lambda pair: pair[0])
     ]
 
 

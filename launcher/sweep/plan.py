@@ -126,6 +126,20 @@ def _wrong_with(sources: Sources, overrides: Sequence[str]) -> Sequence[Problem]
     return ()
 
 
+def questions(space: Space, recipe: Recipe) -> list[str]:
+    """What looks like a slip in a space, beside what its words alone tell: whole numbers where the recipe has none."""
+    tree, lines = resolved(recipe), list(space.questions)
+    for dimension in space.dimensions:
+        value = _at(tree, segments(dimension.key))
+        for hole in (hole for alternative in dimension.alternatives for hole in alternative.holes if not hole.keys):
+            if hole.range.is_integer and isinstance(value, float) and not value.is_integer():
+                real = f"{float(hole.range.low)}..{float(hole.range.high)}"
+                lines.append(
+                    f"{dimension.key}={hole.range} has whole numbers only, and the recipe {value}; did you mean {real}?"
+                )
+    return lines
+
+
 def locate(space: Space, recipe: Recipe) -> Parameters | None:
     """Where the recipe as it is lies in the space; None where it lies beside it."""
     tree, parameters = resolved(recipe), dict[str, int | float]()

@@ -10,8 +10,9 @@ import random
 from collections.abc import Iterator, Sequence
 
 from launcher.sweep.halving import Cohort
+from launcher.sweep.known import Known
 from launcher.sweep.record import Parameters, Record, Settings
-from launcher.sweep.samplers import Known, cmaes, tpe
+from launcher.sweep.samplers import cmaes, tpe
 from launcher.sweep.space import Space
 
 _LISTED = 10_000  # points that are shuffled as a whole; of more, some are drawn

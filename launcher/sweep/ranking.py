@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 from launcher.runs.reading import Run
 from launcher.sweep.halving import Cohort, counted
+from launcher.sweep.known import Known
 from launcher.sweep.record import Parameters, Record, Trial
-from launcher.sweep.samplers import Known
 from launcher.sweep.space import Space
 from launcher.text import number
 

@@ -23,12 +23,11 @@ from typing import IO, Any
 from launcher.errors import LauncherError, UsageError
 from launcher.runs.folder import read_json, write_json
 from launcher.runs.metrics import encode
+from launcher.runs.reading import SWEEP_FILE
 from launcher.sweep.metric import Metric
 
-SETTINGS_FILE = "sweep.json"
 RECORD_FILE = "record.jsonl"
 TRIALS_FOLDER = "trials"
-METHODS = ("grid", "random", "tpe", "cmaes", "halving")
 Parameters = Mapping[str, int | float]  # of a point: a choice's index, a range's number, by the parameter's name
 
 
@@ -43,7 +42,7 @@ class Settings:
         allow: Packages that it may name.
         directory: Where it was started: what relative paths in the recipe are of.
         digest: Of the recipe's values without a point's, see `launcher.runs.identity`; another recipe is another sweep.
-        method: One of `METHODS`.
+        method: One of `launcher.sweep.states.METHODS`.
         draws: How points are proposed: the method, but for halving `grid` or `random`.
         seed: Of the proposals.
         slots: Trials at a time, from which the lag was made; more or fewer may work on it later.
@@ -356,7 +355,7 @@ _EFFECTS = {"taken": _on_taken, "released": _on_released, "rung": _on_rung, "fai
 
 def is_sweep(folder: Path) -> bool:
     """Whether a folder is a sweep's."""
-    return (folder / SETTINGS_FILE).is_file()
+    return (folder / SWEEP_FILE).is_file()
 
 
 def create(folder: Path, settings: Settings) -> Record:
@@ -370,7 +369,7 @@ def create(folder: Path, settings: Settings) -> Record:
         if strange := [path.name for path in folder.iterdir() if path.name[0] != "."]:
             raise UsageError(f"--run-dir: {folder} holds {strange[0]}; name a new folder, or a sweep's to resume it")
         (folder / TRIALS_FOLDER).mkdir()
-        write_json(folder / SETTINGS_FILE, asdict(settings))
+        write_json(folder / SWEEP_FILE, asdict(settings))
     except OSError as error:
         raise UsageError(f"--run-dir: {folder} cannot be written: {error.strerror or error}") from error
     return Record(folder)
@@ -382,13 +381,13 @@ def read_settings(folder: Path) -> Settings:
     Raises:
         UsageError: The folder is not a sweep's.
     """
-    values = read_json(folder / SETTINGS_FILE)
+    values = read_json(folder / SWEEP_FILE)
     try:
         values["metric"] = Metric(**values["metric"])
         settings = Settings(**{key: _as_tuple(value) for key, value in values.items()})
     except (KeyError, TypeError) as error:
         raise UsageError(
-            f"{folder}: is not a sweep's folder: {SETTINGS_FILE} is missing or damaged; begin one with launcher sweep "
+            f"{folder}: is not a sweep's folder: {SWEEP_FILE} is missing or damaged; begin one with launcher sweep "
             f"RECIPE KEY=VALUE,VALUE --run-dir {folder}"
         ) from error
     return settings

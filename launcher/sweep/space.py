@@ -150,7 +150,8 @@ class Space:
             seed: The recipe's seed, where points are repeated.
         """
         changes = [] if parameters is None else [f"{each.key}={each.text(parameters)}" for each in self.dimensions]
-        return [*self.fixed, *changes, *([] if seed is None else [f"seed={seed}"])]
+        whole = [*self.fixed, *changes, *([] if seed is None else [f"seed={seed}"])]
+        return sorted(whole, key=lambda word: not word.startswith("base="))  # what lies over the recipe, then changes
 
     def shown(self, parameters: Parameters) -> dict[str, str]:
         """A point's values by key, in few words: of a component its target, and each of its numbers by itself."""

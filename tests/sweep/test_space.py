@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from places import ROOT
 
-from launcher.errors import EXIT_USAGE, LauncherError, RecipeError
+from launcher.errors import EXIT_USAGE, LauncherError, RecipeError, UsageError
 from launcher.recipe.build import Builder
 from launcher.recipe.load import load_recipe
-from launcher.sweep.plan import Length, Sources, check_space, locate, settle
+from launcher.sweep.grammar import flow, plain, read_alternatives
+from launcher.sweep.plan import Length, Sources, check_space, locate, questions, settle
 from launcher.sweep.ranges import RangeError, read_range
-from launcher.sweep.space import read_space
+from launcher.sweep.space import is_same, read_space
 
 RECIPE = str(ROOT / "recipes" / "digits_mlp.yaml")
 BOTH = "optimizer={_target_: AdamW, lr: 3e-3},{_target_: SGD, lr: 1e-3..1e-1:log, momentum: 0.5..0.9}"
@@ -153,6 +157,49 @@ sweep:
     assert load_recipe(recipe).sweep is not None  # `launcher train` leaves it alone
 
 
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.floats(allow_nan=False) | st.text(max_size=12),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("abc"), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(VALUES, VALUES)
+def test_whatever_stands_in_a_list_is_written_as_one_would_on_the_command_line(value: object, other: object) -> None:
+    if any(isinstance(each, str) and ".." in each for each in (value, other)):
+        return  # a range, or what looks like one
+    words = f"{flow(value)},{flow(other)}"
+    alternatives = read_alternatives(words)
+    assert [str(alternative) for alternative in alternatives] == [flow(value), flow(other)]
+    for alternative, meant in zip(alternatives, (value, other), strict=True):
+        assert is_same(plain(str(alternative)), meant)
+        assert not alternative.holes
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("model.width: []", "an empty list has no alternatives"),
+        ("optimizer.lr: {from: 1e-4}", "a range has two ends"),
+        ("optimizer.lr: {from: 1e-2, to: 1e-4, scale: log}", "0.01..0.0001 is empty"),
+        ("optimizer.lr: {from: 0, to: 1, scale: log}", "0 has no logarithm"),
+        ("optimizer.lr: {from: 1e-4, to: 1e-2, scale: loq}", "is neither linear nor log"),
+        ("optimizer.lr: {from: 1, to: 4, step: 1, factor: 2}", "keep one"),
+        ("optimizer.lr: {from: low, to: 1}", "'from: low' is not a number"),
+        ("optimizer.lr: [1e-3, 1e-3]", "'0.001' is there twice"),
+        ("name: [a, b]", "'name' says a run's name"),
+        ("optimizer.lr: 1...2", "needs a digit before the point"),
+    ],
+)
+def test_a_bad_section_is_a_line_with_its_place(tmp_path: Path, line: str, message: str) -> None:
+    (recipe := tmp_path / "recipe.yaml").write_text(f"sweep:\n  space:\n    {line}\n", encoding="utf-8")
+    with pytest.raises(RecipeError) as caught:
+        read_space(recipe, [])
+    assert str(caught.value).startswith(f"{recipe}:3:")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -265,3 +312,23 @@ def test_elsewhere_a_space_is_told_where_it_is_read(word: str) -> None:
 @pytest.mark.parametrize("word", ["name=a.b", "define.x='1..2'", "define.y=8,32", "define.z=../data"])
 def test_elsewhere_a_text_may_look_like_a_space(word: str) -> None:
     load_recipe(RECIPE, [word])
+
+
+def test_whole_numbers_for_a_real_value_are_asked_about() -> None:
+    recipe = load_recipe(RECIPE, ["model.dropout=0.1"])
+    (question,) = questions(read_space(RECIPE, ["model.dropout=0..1"]), recipe)
+    assert question.endswith("did you mean 0.0..1.0?")
+    assert not questions(read_space(RECIPE, ["model.dropout=0.0..1.0", "data.workers=0..2"]), recipe)
+
+
+def test_without_optuna_the_remedy_is_said_and_points_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)  # as if it were not installed
+    space = read_space(RECIPE, ["optimizer.lr=1e-4..1e-2:log"])
+    assert settle(load_recipe(RECIPE), space, Sources(RECIPE), 2, Length(100)).method == "random"
+    with pytest.raises(UsageError, match=r"pip install 'torchlauncher\[sweep\]'"):
+        settle(load_recipe(RECIPE), space, Sources(RECIPE), 2, Length(100), {"method": "tpe"})
+
+
+def test_a_recipe_put_over_may_vary_and_comes_before_the_other_changes() -> None:
+    space = read_space(RECIPE, ["train.epochs=2", "optimizer.lr=1e-3,1e-2", "base=small.yaml,big.yaml"])
+    assert space.overrides(space.point(1)) == ["base=big.yaml", "train.epochs=2", "optimizer.lr=1e-3"]

@@ -18,18 +18,19 @@ from places import ROOT
 from simulated import Timing, settings, simulate, with_runs
 
 from launcher.cli.main import main
-from launcher.errors import UsageError
+from launcher.errors import EXIT_USAGE, UsageError
 from launcher.recipe.load import load_recipe
 from launcher.recipe.show import resolved
+from launcher.runs.reading import find_runs
 from launcher.sweep import record as lines
 from launcher.sweep.best import best_recipe, rows, table
 from launcher.sweep.importances import importances
+from launcher.sweep.known import Known
 from launcher.sweep.metric import Metric
 from launcher.sweep.page import sweep_page
 from launcher.sweep.proposals import draw
 from launcher.sweep.ranking import leader, ranked, verdict
 from launcher.sweep.record import Record, Settings, create
-from launcher.sweep.samplers import Known
 from launcher.sweep.space import Space, read_space
 
 WORDS = (
@@ -254,3 +255,24 @@ def test_a_hostile_sweep_is_text(tmp_path: Path, tab: Tab) -> None:
     (tmp_path / "page.html").write_text(sweep_page(record, space), encoding="utf-8")
     show(tab, tmp_path / "page.html")
     assert HOSTILE in tab.run("document.body.textContent")
+
+
+def test_what_comes_of_it_is_printed_for_other_programs(
+    tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    record = swept(tmp_path / "sweep", settings(trials=5, recipe=RECIPE))
+    assert main(["sweep", str(record.folder), "--table", "json"]) == 0
+    assert len(capsysbinary.readouterr().out.splitlines()) == 5
+    assert main(["sweep", RECIPE, "--best"]) == EXIT_USAGE
+    assert b"is not a sweep's folder" in capsysbinary.readouterr().err
+
+
+def test_from_above_a_sweep_is_a_line_and_its_trials_are_not_listed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = swept(tmp_path / "group" / "sweep", settings(trials=4))
+    assert main(["runs", str(tmp_path)]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"sweep {record.folder}: random, 4 trials: 4 finished; best validation/loss: ")
+    assert list(find_runs(tmp_path)) == []
+    assert len(list(find_runs(record.folder))) == 4

@@ -61,11 +61,17 @@
     return `rgb(${mixed.join(",")})`;
   };
   const compared = points.filter((one) => one.value !== null);
-  const order = [...compared].sort((a, b) => (metric.mode === "min" ? b.value - a.value : a.value - b.value));
-  const goodness = new Map(order.map((one, i) => [one.point, order.length > 1 ? i / (order.length - 1) : 1]));
+  const ordered = (some) => {
+    const order = some.filter((one) => one.value !== null).sort((a, b) => (metric.mode === "min" ? b.value - a.value : a.value - b.value));
+    return new Map(order.map((one, i) => [one.point, order.length > 1 ? i / (order.length - 1) : 1]));
+  };
+  const goodness = ordered(compared);
   const ofMetric = (one) => (goodness.has(one.point) ? warmth(goodness.get(one.point)) : "var(--dim)");
-  const colouring = (by) => {
-    if (by < 0) return { of: ofMetric, legend: [["worst", warmth(0)], ["best", warmth(1)]] };
+  const colouring = (by, some) => {
+    if (by < 0) {
+      const among = ordered(some);  // or the best of many would all look the same
+      return { of: (one) => (among.has(one.point) ? warmth(among.get(one.point)) : "var(--dim)"), legend: [["worst", warmth(0)], ["best", warmth(1)]] };
+    }
     const key = keys[by];
     if (key.names.length) {
       const seen = [...new Set(points.map((one) => one.places[by]))].filter((place) => place !== null).sort((a, b) => a - b);
@@ -105,7 +111,8 @@
     place.append(svg);
     return { svg, width, height, left: 58, right: width - 12, top: 10, bottom: height - 28 };
   };
-  const axes = (area, x, y, xWords = digits, yWords = digits, xTicks = null) => {
+  const axes = (area, x, y, xWords = digits, yWords = digits, xTicks = null, title = "") => {
+    if (title) make("text", { class: "title", x: area.left, y: area.bottom - 6 }, area.svg, title);
     for (const tick of y.ticks(5)) {
       make("line", { class: "grid", x1: area.left, x2: area.right, y1: y(tick), y2: y(tick) }, area.svg);
       make("text", { x: area.left - 8, y: y(tick) + 4, "text-anchor": "end" }, area.svg, yWords(tick));
@@ -120,7 +127,7 @@
     const area = canvas(document.getElementById("progress"));
     const seen = data.progress.filter((one) => one.value !== null);
     const x = scale([0, ...data.progress.map((one) => one.seconds)], area.left, area.right), y = scale(seen.map((one) => one.value), area.bottom, area.top);
-    axes(area, x, y, clock);
+    axes(area, x, y, clock, digits, null, "time since the start →");
     const by = new Map(points.map((one) => [one.point, one]));
     let best = null, path = "";
     for (const one of seen) {
@@ -218,16 +225,16 @@
   const curves = () => {
     const area = canvas(document.getElementById("curves"));
     const by = Number(form.by.value), log = form.log.checked, mean = form.mean?.checked;
-    const { of, legend } = colouring(by);
     const most = Number(form.most.value) || points.length;
     const kept = points.filter((one) => one.curves.length).slice(0, most);
+    const { of, legend } = colouring(by, kept);
     const lines = kept.map((one) => ({ one, drawn: mean ? [averaged(one.curves)] : one.curves.map(([xs, ys]) => [xs, ys, null]) }));
     const all = lines.flatMap(({ drawn }) => drawn);
     const x = scale([0, ...all.flatMap(([xs]) => xs)], area.left, area.right);
     const values = all.flatMap(([, ys, spread]) => (spread ? ys.flatMap((y, i) => [y - spread[i], y + spread[i]]) : ys));
     const canLog = log && values.every((value) => value === null || value > 0);
     const y = scale(values, area.bottom, area.top, canLog);
-    axes(area, x, y);
+    axes(area, x, y, digits, digits, null, `${metric.name} over steps →`);
     for (const { one, drawn } of lines.reverse()) {
       for (const [xs, ys, spread] of drawn) {
         if (spread && !canLog) {
