@@ -311,9 +311,7 @@ def test_an_edited_recipe_ends_it_and_the_rest_goes_on_when_it_is_put_back(tmp_p
 
     def edit(record: Record) -> None:
         if any(trial.is_over for trial in record.trials.values()):
-            recipe.write_text(
-                text.replace("CrossEntropyLoss", "CrossEntropyLoss, label_smoothing: 0.1"), encoding="utf-8"
-            )
+            recipe.write_text(edited, encoding="utf-8")
 
     with pytest.raises(UsageError, match="is no longer the recipe that the sweep was begun with"):
         swept(wanted, starter, show=edit)
