@@ -18,9 +18,12 @@ from launcher.checkpoints.weights import find_weights, read_weights
 from launcher.errors import UsageError
 from launcher.model.adapt import Built, changed_base
 from launcher.model.build import Model
+from launcher.recipe.build import Builder
 from launcher.recipe.load import load_recipe
 from launcher.recipe.schema import Recipe
 from launcher.runs import folder as runs
+
+CLASSES = "data.train.classes"  # what `${…}` calls them
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,12 @@ class Saved:
         training = source.training() if source is not None else {}
         return {name: state for name, state in training.items() if name.partition(".")[0] in ("loss", "train", "batch")}
 
+    def classes(self) -> list[str]:
+        """The names of the training set's classes, as the run has written them down."""
+        folder = self.source.folder.parent.parent if isinstance(self.source, Checkpoint) else self.source.parent
+        names = runs.read_json(folder / runs.ENVIRONMENT_FILE).get("classes")
+        return [str(name) for name in names] if isinstance(names, list) else []
+
     def base(self) -> str:
         """The hash of the base that an adapter among these weights was trained on; empty where that is not known."""
         source = self._checkpoint()
@@ -95,6 +104,14 @@ class Saved:
             with suppress(checkpoints.DamagedError):
                 return checkpoints.verify(self.source.parent / "checkpoints" / checkpoints.name_of(self.at[0]))
         return None
+
+
+def builder_of(saved: Saved) -> Builder:
+    """Builds what the recipe of saved weights names; `${data.train.classes}` is what the run's training set had."""
+    builder = Builder(saved.recipe, saved.allow, saved.directory)
+    if names := saved.classes():
+        builder.computed[CLASSES] = names
+    return builder
 
 
 def fill(model: Built | Model, saved: Saved) -> None:

@@ -276,10 +276,11 @@ def _rehearse_forward(recipe: Recipe, train_state: TrainState, step: StepBatch, 
 
     path: RecipePath = ("train", "step") if recipe.train.step is not None else ("model",)
     try:
-        with _stage(recipe, path, "forward", seen):
+        with _stage(recipe, path, "forward", lambda: f"{seen()}{_way_to_the_model(recipe, batch)}"):
             if recipe.train.step is None:
                 _forward_alone(train_state, batch)
-        with _stage(recipe, ("loss",) if path == ("model",) else path, "", seen):
+        of_loss = ("loss",) if path == ("model",) else path
+        with _stage(recipe, of_loss, "", lambda: f"{seen()}{_way_to_the_loss(recipe, gave)}"):
             value, factor, _ = forward(train_state, step.batches[0], step.scales[0], train_state.length.at(0))
     finally:
         hook.remove()
@@ -288,6 +289,24 @@ def _rehearse_forward(recipe: Recipe, train_state: TrainState, step: StepBatch, 
     _check_loss(recipe, value)
     say("loss", f"{float(value.detach()) * factor:.4g}")
     return value, factor
+
+
+def _way_to_the_model(recipe: Recipe, batch: Any) -> str:
+    """Which of many parts a model gets, where the recipe does not say it."""
+    is_said = "inputs" in recipe.batch.model_fields_set or recipe.train.step is not None
+    if is_said or not isinstance(batch, tuple | list) or len(batch) < 3:
+        return ""
+    return f"; the model gets the first alone: batch.inputs: {list(range(len(batch) - 1))} gives it more"
+
+
+def _way_to_the_loss(recipe: Recipe, gave: Sequence[Any]) -> str:
+    """What of a recipe is between a model and its loss, where it may be that which is missing."""
+    if not gave or recipe.train.step is not None or recipe.loss == "model" or recipe.batch.adapt is not None:
+        return ""
+    if isinstance(gave[-1], tuple | list) and len(gave[-1]) > 1 and recipe.batch.outputs is None:
+        parts = list(range(len(gave[-1])))
+        return f"; the loss gets that as one: batch.outputs: {parts} gives it one by one, [0] the first alone"
+    return "; a function named as batch.adapt can shape outputs and targets for it"
 
 
 def _forward_alone(train_state: TrainState, batch: Any) -> None:

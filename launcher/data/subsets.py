@@ -47,6 +47,12 @@ def innermost(dataset: Any) -> Any:
     return dataset
 
 
+def class_names(dataset: Any) -> list[str]:
+    """The names of the classes in the order of their numbers; none where the data set has none."""
+    names = getattr(innermost(dataset), "classes", None)
+    return [str(name) for name in names] if isinstance(names, list | tuple) else []
+
+
 def is_stream(dataset: Any) -> bool:
     """Whether a data set has no samples by number."""
     return isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__")

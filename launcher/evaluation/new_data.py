@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from launcher.checkpoints.saved_run import CLASSES
 from launcher.data.load import Part, evaluation_parts
 from launcher.datasets import HubDataset, ImageFolder, NumpyArrays, Table, TextFile
 from launcher.datasets.unlabelled import JSON_LINES, JsonRows, Lines, Pictures
@@ -97,7 +98,7 @@ def _of_pictures(recipe: Recipe, builder: Builder, template: Component) -> dict[
     """How the run read its pictures, and what their classes are called."""
     stated = {name: builder.value(item, {}) for name, item in _arguments(builder, template).items()}
     if (classes := stated.get("classes")) is None:
-        classes = getattr(builder.build(recipe.data.train), "classes", None)
+        classes = builder.computed.get(CLASSES) or getattr(builder.build(recipe.data.train), "classes", None)
     kept = {name: value for name, value in stated.items() if name in ("transform", "size", "mode", "corrupt")}
     return {"classes": classes, **kept}
 

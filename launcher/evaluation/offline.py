@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from launcher.checkpoints.saved_run import Saved, fill
+from launcher.checkpoints.saved_run import Saved, builder_of, fill
 from launcher.data.load import EvaluationLoader, Part, evaluation_parts, load_evaluation
 from launcher.data.same_data import agree_on
 from launcher.data.seeds import seed_everything
-from launcher.data.subsets import innermost
+from launcher.data.subsets import class_names
 from launcher.data.transfer import moved
 from launcher.datasets.unlabelled import Lines
 from launcher.device.device import Device, check_device, open_device, use_cpu
@@ -83,7 +83,7 @@ def opened(
         LauncherError: The weights do not fit, or what training would end with.
     """
     recipe = saved.recipe
-    builder = builder or Builder(recipe, saved.allow, saved.directory)
+    builder = builder or builder_of(saved)
     builder.check()
     on_cpu = use_cpu(world, cpu)
     where = _to_evaluate_on(recipe.device, on_cpu)
@@ -242,7 +242,7 @@ def predict(
         UsageError: There is no such set, no such form, or nothing to be read.
     """
     check_form(target)
-    builder = Builder(saved.recipe, saved.allow, saved.directory)
+    builder = builder_of(saved)
     if data is not None:
         recipe = with_path(saved.recipe, builder, data, split, directory)
         saved, split, builder = replace(saved, recipe=recipe), "test", builder.for_recipe(recipe)
@@ -273,9 +273,7 @@ def _predicted(recipe: Recipe, split: str | None) -> Part:
 
 def _classes(dataset: Any) -> Sequence[str] | None:
     """The names of the classes in the order of their numbers, where the data set has them."""
-    names = getattr(innermost(dataset), "classes", None)
-    is_named = isinstance(names, list | tuple) and bool(names)
-    return [str(name) for name in names] if is_named else None  # type: ignore[union-attr]  # just asked
+    return class_names(dataset) or None
 
 
 def _beside(dataset: Any, numbers: Sequence[int]) -> Mapping[str, list[Any]]:

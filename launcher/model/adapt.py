@@ -7,6 +7,7 @@ from where it came from, and its hash, which stands in the manifest, says whethe
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -168,5 +169,7 @@ def _by_peft(bare: nn.Module, config: Any) -> nn.Module:
             f"init_lora_weights: {begins} changes the base, which is read again at each start; use true, gaussian or "
             "orthogonal"
         )
-    module: nn.Module = peft.get_peft_model(bare, config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that is being given up
+        module: nn.Module = peft.get_peft_model(bare, config)
     return module

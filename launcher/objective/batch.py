@@ -188,7 +188,10 @@ def _pick(thing: Any, key: int | str, section: str, what: str) -> Any:
     if part is _NOTHING:
         place, inner, rest = _as_far_as_there(thing, key)
         what = f"{place!r} of {what}" if place else what
-        raise LauncherError(f"{section}: {what} has no {rest!r}; it is {_described(inner)}; name its parts in 'batch'")
+        remedy = "name its parts in 'batch'"
+        if section == "batch.loss" and isinstance(inner, tuple):
+            remedy = f"say where in it the loss stands, as in batch.loss: {len(inner) - 1}"
+        raise LauncherError(f"{section}: {what} has no {rest!r}; it is {_described(inner)}; {remedy}")
     return part
 
 

@@ -109,7 +109,7 @@ class Builder:
         self._recipe = recipe
         self.directory = directory
         self.allow = allowed_packages(allow, directory)
-        self.computed: dict[str, int] = {}
+        self.computed: dict[str, Any] = {}
         self.meant: dict[tuple[str | int, ...], Any] = {}  # what a reference means where it is not what was built
         self.adapted: dict[tuple[str | int, ...], Any] = {}  # models with an adapter around them
         self._built: dict[tuple[str | int, ...], Any] = {}

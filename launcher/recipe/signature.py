@@ -266,7 +266,8 @@ def _binding(component: Component, target: Any, parameters: Parameters, given: s
         )
         if required and name not in (*component.kwargs, *filled, given):
             itself = f", or {{_ref_: {component.target}}} for the function itself" if inspect.isroutine(target) else ""
-            yield "", f"{name_of(target)} needs '{name}'; write '{name}: …'{itself}"
+            what = '"${model}"' if name == "model" and component.path[:1] == ("optimizer",) else "…"
+            yield "", f"{name_of(target)} needs '{name}'; write '{name}: {what}'{itself}"
 
 
 def leaves_open(component: Component, target: Any) -> bool:

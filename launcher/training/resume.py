@@ -12,6 +12,7 @@ from typing import Any
 from launcher.checkpoints import retention
 from launcher.checkpoints.format import Checkpoint
 from launcher.data.fingerprint import fingerprint
+from launcher.data.subsets import class_names
 from launcher.errors import EXIT_DONE, LauncherError, UsageError
 from launcher.model.build import Model
 from launcher.recipe.schema import Recipe
@@ -122,6 +123,8 @@ class Opening:
             return ResumePoint(str(folder), finished=finished)
         threads = self._threads()
         how = {**self.options.how, "identity": self.identity, "processes": self._processes(threads)}
+        if names := class_names(self.data.train.dataset):
+            how["classes"] = names  # which predict tells when the training set is gone
         environment = runs.environment(how)
         if runs.read_json(folder / runs.QUEUE_FILE).get("script"):  # it runs the code of its submission
             environment["git"] = runs.read_json(folder / runs.ENVIRONMENT_FILE).get("git")

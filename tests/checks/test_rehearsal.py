@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -238,7 +239,39 @@ def test_what_is_wrong_with_a_loss(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "loss: gave float32 [2]; a step needs one number" in err
     err = check(capsys, recipe, "loss._target_=MSELoss")[2]
     assert "recipe.yaml:5:7: loss: RuntimeError: The size of tensor a (3) must match" in err
-    assert "; the batch was float32 [2, 2], int64 [2]; the model gave float32 [2, 3]" in err
+    assert "; the batch was float32 [2, 2], int64 [2]; the model gave float32 [2, 3]; a function named as" in err
+
+
+def test_what_a_model_and_a_loss_get_is_said_where_they_take_something_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As siamese nets, two encoders, and language models that return logits and loss are brought."""
+    code = """
+    import torch
+    from torch import nn
+    class Pairs:
+        def __len__(self):
+            return 6
+        def __getitem__(self, index):
+            return tuple(torch.tensor([number]) for number in (float(index), 1.0, 0.0))
+    class Two(nn.Linear):
+        def forward(self, left, right):
+            both = self.weight * left, self.weight * right
+            return both
+    def apart(left, right, target):
+        return (left - right - target).square().mean()
+    """
+    recipe = projects.make(tmp_path / "project", two=textwrap.dedent(code))
+    pairs = ["data.train={_target_: two.py:Pairs}", "data.validation=null", "evaluate.metrics={}"]
+    two = ["model={_target_: two.py:Two, in_features: 1, out_features: 1, bias: false}"]
+    err = check(capsys, recipe, *pairs, *two)[2]
+    assert err.endswith("; the model gets the first alone: batch.inputs: [0, 1] gives it more\n")
+    two += ["batch={inputs: [0, 1], targets: [2]}", "loss=two.py:apart"]
+    err = check(capsys, recipe, *pairs, *two)[2]
+    assert err.endswith("; the loss gets that as one: batch.outputs: [0, 1] gives it one by one, [0] the first alone\n")
+    assert check(capsys, recipe, *pairs, *two, "batch.outputs=[0, 1]")[0] == 0
+    err = check(capsys, recipe, *pairs, *two, "loss=model")[2]
+    assert err.endswith("it is a tuple of 2; say where in it the loss stands, as in batch.loss: 1\n")
 
 
 def test_what_is_wrong_with_a_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -100,6 +100,18 @@ def test_a_flat_folder_of_pictures(runs: Any, tmp_path: Path, suffix: str) -> No
         assert rows[0]["output"][0] > rows[0]["output"][1]
 
 
+def test_names_of_classes_are_the_run_s_when_its_pictures_are_gone(runs: Any, tmp_path: Path) -> None:
+    train = runs.folder / "photos/train"
+    picture(tmp_path / "new/dark.png", DARK)
+    train.rename(runs.folder / "gone")
+    try:
+        target = tmp_path / "out.jsonl"
+        assert main(["predict", runs.pictures, str(tmp_path / "new"), "--cpu", "--to", str(target)]) == 0
+        assert [(row["file"], row["class"]) for row in read(target)] == [("dark.png", "night")]
+    finally:
+        (runs.folder / "gone").rename(train)
+
+
 def test_one_picture_and_pictures_that_json_lines_name(
     runs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
