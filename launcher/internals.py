@@ -446,8 +446,8 @@ def default_store() -> Any:
 def abort_group() -> None:
     """Ends the default process group without waiting for what was begun in it.
 
-    The public way, `destroy_process_group`, is NCCL's normal end and waits. Where there is no other, the group is left
-    as it is: this process ends.
+    The public way, `destroy_process_group`, is NCCL's normal end and waits. Where there is no other, nothing is
+    done: this process ends.
     """
     from torch.distributed import distributed_c10d
 

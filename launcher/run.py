@@ -24,13 +24,13 @@ from launcher.world.world import World
 
 @dataclass(frozen=True)
 class Result:
-    """What a run leaves.
+    """The result of a run.
 
     Attributes:
         folder: The run's folder.
         state: `finished` or `preempted`.
         step: Optimizer steps completed.
-        scores: The last evaluations, as they stand in metrics.jsonl: validation, then test.
+        scores: The last evaluations, as in metrics.jsonl: validation, then test.
         model: The trained module, unwrapped.
     """
 

@@ -256,7 +256,7 @@ class StepSampler(DistributedSampler[list[tuple[int, int]]]):
 
 
 def describe_shares(sampler: StepSampler, world_size: int) -> str:
-    """`global batch 64 = 2 processes × 16 × 2 accumulated`; uneven shares are said."""
+    """`global batch 64 = 2 processes × 16 × 2 accumulated`; uneven shares are listed."""
     batch = min(sampler.global_batch_size, sampler.dataset_size)
     accumulated = sampler.accumulation(0)
     processes = f"{world_size} process{'es' * (world_size > 1)}"

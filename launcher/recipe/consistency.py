@@ -32,7 +32,7 @@ def whole_problems(
         tree: What was stated, right or wrong.
         recipe: The sections that are right; the others are no attributes of it.
         broken: The names of the others. What would need one of them is not looked at.
-        document: Where each thing was said.
+        document: Where each thing was set.
     """
     faults = list(_stated(tree))
     for check, needs in _CHECKS.items():

@@ -1,7 +1,7 @@
 """Deliberate accidents at named points of a real run: what tests of resuming are made with.
 
-A fault is said in words, `ACTION@POINT[/FILE][:STEP][#RANK]`, as in `kill@checkpoint.write/manifest.json:8#0`: at the
-first passing of that point (with that file, of that step, on that rank, where they are said) this process is killed,
+A fault is written `ACTION@POINT[/FILE][:STEP][#RANK]`, as in `kill@checkpoint.write/manifest.json:8#0`: at the
+first passing of that point (with that file, of that step, on that rank, where they are given) this process is killed,
 asked to stop, fails, finds the disk full, a byte of the file just written changed, or the run's folder gone. Nothing
 happens in a run that nobody has armed.
 """

@@ -51,7 +51,7 @@ _HINTS: tuple[tuple[str, str], ...] = (
     ),
     (
         r"devices?(?:\(s\))? \S+ busy or unavailable|cudaErrorDevicesUnavailable|exclusive(?:-process)? (?:and|mode)",
-        "somebody else's process has the GPU for itself: nvidia-smi shows who, and its compute mode",
+        "another process has exclusive use of the GPU: nvidia-smi shows whose, and its compute mode",
     ),
     (
         r"Cannot re-initialize CUDA in forked subprocess|cudaErrorInitializationError.*fork",

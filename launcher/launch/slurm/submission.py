@@ -205,7 +205,7 @@ def preflight(plan: Plan) -> str:
     folder = runs.Choice(f"{recipe.name}-preflight", None, False, {}).folder(plan.site.root)
     runs.create(folder)
     script = small.script(folder, once=True)
-    # what was said to sbatch of nodes and time holds for the run alone
+    # what sbatch was told about nodes and time is for the run alone
     words = [
         *command_words(small.asked(folder)),
         *lasting_words(plan.request.extra),
