@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from launcher.checkpoints.weights import load_weights, shapes_of
 from launcher.data.load import Data, load_data
 from launcher.device.device import Device
+from launcher.evaluation.modes import has_modes
 from launcher.model.build import Model, build_model, under_autocast, wrap, wrap_step
 from launcher.model.ema import Average, Ema, Rule, Swa
 from launcher.model.sharding import Shards, UnfitError
@@ -194,6 +195,21 @@ def _frozen(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     return ((name, parameter) for name, parameter in module.named_parameters() if not parameter.requires_grad)
 
 
+def _unfit_for_sharding(optimizer: Optimizers, *, closure: bool) -> str | None:
+    """Why an optimizer cannot step a sharded model; None where it can, as far as is known before a step."""
+    for one in each(optimizer).values():
+        name = type(one).__name__
+        if closure:
+            return (
+                f"{name} calls the loss itself, which device.sharding does not do; use AdamW, or another that does not"
+            )
+        if has_modes(one):
+            return f"{name} has other weights for evaluating, which device.sharding does not know; use AdamW, say"
+        if any(getattr(type(one), key) is not getattr(Optimizer, key) for key in ("state_dict", "load_state_dict")):
+            return f"{name} keeps its state in a way of its own, which cannot be saved by rows; use torch's, say AdamW"
+    return None
+
+
 @dataclass(frozen=True)
 class _Ways:
     """How a run makes its steps: what is chosen once, so that the loop need not ask.
@@ -223,6 +239,8 @@ class _Ways:
             RecipeError: An optimizer calls the loss itself where that cannot be.
         """
         closure = calls_the_loss(optimizer, self.recipe.optimizer)
+        if self.shards is not None and (unfit := _unfit_for_sharding(optimizer, closure=closure)):
+            raise self.builder.wrong("optimizer", unfit)
         if closure and (fault := self._unfit(optimizer)):
             raise self.builder.wrong(*fault)
         if isinstance(objective, TurnsObjective) and isinstance(optimizer, Several):
