@@ -20,6 +20,11 @@ def __getattr__(name: str) -> Any:
     if name in ("check", "load", "train"):
         import warnings
 
+        from launcher.world.system import unsupported
+
+        if reason := unsupported():
+            raise ImportError(reason)
+
         with warnings.catch_warnings():  # tqdm's in a notebook: ours has a bar without widgets
             warnings.filterwarnings("ignore", "IProgress not found")
             from launcher import api

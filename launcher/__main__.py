@@ -1,10 +1,17 @@
 """`python -m launcher`, the command `launcher`, and what accelerate and torchrun start."""
 
+import sys
+
 from launcher.launch.start import leave_working_directory
 
 
 def start() -> None:
     """Runs the command line as a process of its own."""
+    from launcher.world.system import unsupported
+
+    if reason := unsupported():
+        print(reason, file=sys.stderr)
+        sys.exit(2)
     from launcher.world.signals import own_process
 
     own_process()  # before all that takes time

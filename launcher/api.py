@@ -39,7 +39,7 @@ DataSets = DataSet | Mapping[str, DataSet]
 
 @dataclass(frozen=True)
 class Result(phases.Result):
-    """What a run leaves, and what can be done with it.
+    """The result of a run, and what can be done with it.
 
     Attributes:
         recipe: What was trained, with the objects that were passed in.
@@ -79,7 +79,7 @@ class Result(phases.Result):
         return outputs_of(saved, split, cpu=cpu)
 
     def evaluate(self, data: DataSet | str | None = None, *, cpu: bool = False) -> list[Line]:
-        """Measures the trained weights by the recipe's loss and metrics.
+        """Computes the recipe's loss and metrics with the trained weights.
 
         Args:
             data: A data set with targets, or one of the recipe's sets by its name; None is all that it has.
@@ -94,7 +94,7 @@ class Result(phases.Result):
         return evaluate_saved(saved, World(), split, cpu=cpu)
 
     def report(self) -> Path:
-        """Makes the page of this run.
+        """Makes the report of this run.
 
         Returns:
             The file.
@@ -139,18 +139,18 @@ def train(
     allow: Sequence[str] = (),
     output: str = "auto",
 ) -> Result:
-    """Trains what a recipe says, in this process or in the launched world that it runs in.
+    """Trains a recipe, in this process or in the launched world that it runs in.
 
     A resume needs the same call. An interrupt (Ctrl-C, the notebook's stop) saves first and then raises
     KeyboardInterrupt; SIGTERM saves, and then ends the script.
 
     Args:
-        recipe: The YAML file, or what would stand in one; None where the objects say enough.
+        recipe: The YAML file, or its content as a mapping; None if the objects are enough.
         *overrides: `a.b=value`, as on the command line.
         model: In place of the section, like what follows; None leaves the section as it is.
         loss: `loss(outputs, targets)`, or several by name.
-        optimizer: An optimizer, or what makes one of the parameters.
-        scheduler: A scheduler, or what makes one of the optimizer.
+        optimizer: An optimizer, or a function that makes one of the parameters.
+        scheduler: A scheduler, or a function that makes one of the optimizer.
         train: The training data set, `data.train`.
         validation: One data set, or several by name.
         test: One data set, or several by name.
@@ -171,7 +171,7 @@ def train(
 
     Raises:
         RecipeError: Everything that is wrong with the recipe, each with its place.
-        UsageError: It asks for processes that nobody has started.
+        UsageError: It asks for processes that were not started.
         KeyboardInterrupt: It was interrupted, and has saved.
     """
     prepare()
@@ -233,7 +233,7 @@ def check(recipe: RecipeSource, *overrides: str, allow: Sequence[str] = ()) -> l
     """What is wrong with a recipe, as far as it shows without opening data: keys, types, components, arguments.
 
     Args:
-        recipe: The YAML file, or what would stand in one.
+        recipe: The YAML file, or its content as a mapping.
         *overrides: `a.b=value`, as on the command line.
         allow: Further packages that the recipe may name.
 

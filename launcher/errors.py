@@ -55,8 +55,8 @@ class PeerError(LauncherError):
     """Another rank failed in what this one was waiting for.
 
     Args:
-        message: What it said.
-        exit_code: What it ends with: this rank does too.
+        message: Its message.
+        exit_code: Its exit code, which becomes this rank's too.
     """
 
     def __init__(self, message: str, exit_code: int = EXIT_FAILED):

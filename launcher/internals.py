@@ -77,6 +77,16 @@ def step_onlookers() -> Callable[[Any], bool]:
     return look_on
 
 
+def is_view(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is a view of another, that a change in place would change too; no where that cannot be told."""
+    return getattr(tensor, "_base", None) is not None
+
+
+def changes_of(tensor: torch.Tensor) -> int:
+    """How often a tensor was changed in place; 0 where that is not counted."""
+    return int(getattr(tensor, "_version", 0))
+
+
 def finite_check() -> Callable[[Sequence[torch.Tensor], torch.Tensor, torch.Tensor], None]:
     """A function (gradients, flag, scale 1) that raises the flag where a gradient is not finite.
 
@@ -446,8 +456,8 @@ def default_store() -> Any:
 def abort_group() -> None:
     """Ends the default process group without waiting for what was begun in it.
 
-    The public way, `destroy_process_group`, is NCCL's normal end and waits. Where there is no other, the group is left
-    as it is: this process ends.
+    The public way, `destroy_process_group`, is NCCL's normal end and waits. Where there is no other, nothing is
+    done: this process ends.
     """
     from torch.distributed import distributed_c10d
 

@@ -19,7 +19,7 @@ __all__ = ["StepSampler", "checkpoints", "reached", "run_dir", "stop_requested"]
 
 
 def stop_requested() -> bool:
-    """Whether this process was asked to stop: save then, and end.
+    """Whether this process was asked to stop: then save, and end.
 
     From the first call on SIGTERM, Ctrl-C and SIGUSR2 no longer end the process; a second Ctrl-C does. With several
     processes all must decide alike: agree on it with an all-reduce, as the signal reaches them at different steps.

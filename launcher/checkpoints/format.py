@@ -390,7 +390,7 @@ def verify(folder: Path, *, is_hashed: bool = True) -> Checkpoint:
 
     Raises:
         DamagedError: Something is missing, cut short or changed.
-        UsageError: It is of another format; it is left as it is.
+        UsageError: It is of another format; nothing is changed.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())

@@ -291,7 +291,7 @@ def _piece(data: Path, given: Mapping[str, Any]) -> tuple[_Piece, tuple[int, ...
 
 def _natural(number: Any) -> int:
     if type(number) is not int or not 0 <= number < 2**62:
-        raise ValueError(f"{number!r} is no number of rows or bytes")
+        raise ValueError(f"{number!r} is not a number of rows or bytes")
     return number
 
 

@@ -43,7 +43,7 @@ class Saving:
     """When a save is due, rank 0 writes it and the others continue.
 
     In the background the step pays for a copy of the state. At most one write is under way; what goes wrong with
-    it is said at the next step, and it is tried again.
+    it is reported at the next step, and tried again.
 
     Args:
         section: The recipe's `save`.
@@ -161,7 +161,7 @@ class Saving:
     def _write_copy(self, copy: Copy, stall: float) -> None:
         """Writes what has been copied when it has arrived; for so long the device waited, if there is one.
 
-        What goes wrong on the device goes wrong in training as well, and is said there.
+        What goes wrong on the device goes wrong in training as well, and is reported there.
         """
         try:
             device_stall = copy.arrived()

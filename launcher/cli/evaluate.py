@@ -140,7 +140,7 @@ def _predict(options: argparse.Namespace, _: Sequence[str]) -> int:
         from launcher.evaluation.offline import predict
 
         count, unreadable = predict(saved, options.split, target, data=data, directory=directory, cpu=options.cpu)
-    skipped = f"; {unreadable:,} pictures cannot be read and are left out" if unreadable else ""
+    skipped = f"; {unreadable:,} pictures cannot be read and are skipped" if unreadable else ""
     name = "standard output" if to == "-" else target
     print(f"{name}: {count:,} outputs of {saved.label}{skipped}", file=sys.stderr if to == "-" else sys.stdout)
     return EXIT_DONE

@@ -26,10 +26,10 @@ def add(commands: Commands) -> None:
     job.add_argument("moment", choices=("begin", "end"))
     job.add_argument("run_dir", metavar="RUN", help="the run's folder")
     job.add_argument("--code", type=int, default=0, help="end: srun's exit code")
-    job.add_argument("--max-requeues", type=int, default=20, metavar="N", help="how often it is queued again")
-    job.add_argument("--max-restarts", type=int, default=0, metavar="N", help="how often of these after a failure")
+    job.add_argument("--max-requeues", type=int, default=20, metavar="N", help="how many times it may be queued again")
+    job.add_argument("--max-restarts", type=int, default=0, metavar="N", help="how many of these after a failure")
     job.add_argument(
-        "--signal", type=positive, default=120, metavar="SECONDS", help="how long before the limit it saves"
+        "--signal", type=positive, default=120, metavar="SECONDS", help="how long before the time limit it saves"
     )
     job.add_argument("--no-requeue", action="store_true", help="submit a new job in place of requeueing this one")
     job.add_argument("--cancelled", action="store_true", help="end: the script itself was asked to end")

@@ -35,6 +35,6 @@ def _copy(options: argparse.Namespace, _: Sequence[str]) -> int:
     paths = copy(options.name)
     for path in paths:
         print(path)
-    recipes = [path for path in paths if path.suffix == ".yaml"]  # a folder's may stand beside its full-size form
+    recipes = [path for path in paths if path.suffix == ".yaml"]  # a folder's may be beside its full-size form
     print(f"\nnext: launcher train {next((path for path in recipes if path.stem == 'recipe'), recipes[0])}")
     return EXIT_DONE

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from launcher.recipe.places import Path as RecipePath
 
 _RESOLVED = "resolved.yaml"  # of a run's folder
-Values = Mapping["RecipePath", tuple[str, str]]  # of every value, as YAML, and where it was said
+Values = Mapping["RecipePath", tuple[str, str]]  # of every value, as YAML, and where it was set
 
 
 def add(commands: Commands) -> None:
@@ -25,7 +25,7 @@ def add(commands: Commands) -> None:
         "show",
         help="show a recipe with every value and where it was set",
         description="Show the whole recipe, bases, overrides and defaults included, with the place where each value "
-        "was said: as YAML that reads back to the same recipe. Of a run, the recipe that it was started with.",
+        "was set: as YAML that reads back to the same recipe. Of a run, the recipe that it was started with.",
     )
     add_recipe(show)
     show.add_argument("--diff", metavar="OTHER", help="only what differs from another recipe, or a run")

@@ -22,7 +22,7 @@ _SECTION = {  # flags that are keys of the recipe's slurm section
     "gpus_per_node": ("G", "GPUs of a node, as in 4 or h100:4"),
     "cpus_per_task": ("C", "CPUs of a process"),
     "mem": ("SIZE", "memory of a node, as in 64G"),
-    "max_requeues": ("N", "how often the job queues itself again"),
+    "max_requeues": ("N", "how many times the job may requeue itself"),
     "signal": ("DURATION", "how long before the limit to save, as in '2 minutes'"),
 }
 

@@ -38,7 +38,7 @@ def add(commands: Commands) -> None:
     )
     sweep.add_argument("--processes-per-run", type=positive, metavar="P", help="processes of each trial (default: 1)")
     sweep.add_argument("--run-dir", metavar="DIR", help="the sweep's folder (default: runs/NAME-sweep/DATE)")
-    sweep.add_argument("--cpu", action="store_true", help="stay on the CPU though there may be a GPU")
+    sweep.add_argument("--cpu", action="store_true", help="use the CPU even if there is a GPU")
     sweep.add_argument(
         "--lag",
         type=_whole,
@@ -234,7 +234,7 @@ def _work(record: Record, space: Space, recipe: Recipe, slots: Sequence[Slot], o
         print(f"stopped, all saved; `launcher sweep {folder}` goes on")
         return EXIT_PREEMPTED
     if outcome == "spent":
-        print(f"the budget is spent; `launcher sweep {folder} --budget TIME` goes on with more")
+        print(f"the budget is spent; `launcher sweep {folder} --budget TIME` continues it")
     return EXIT_DONE
 
 

@@ -240,7 +240,7 @@ def _train_as_rank(recipe: Recipe | None, options: argparse.Namespace, arguments
     if recipe is None:
         recipe = read_recipe(options)
     if world.is_first and world.supervisor is None and (world.is_launched or options.one_batch):
-        say_own_code(recipe, output=options.output, width=10)  # else it was said before this process was started
+        say_own_code(recipe, output=options.output, width=10)  # else it was printed before this process was started
     with loading():
         from launcher.run import run
         from launcher.runs.options import Options

@@ -41,7 +41,7 @@ class Measured:
 
     @property
     def is_enough(self) -> bool:
-        """Whether a number can be said."""
+        """Whether a number can be given."""
         return self._steps >= _WARM + _STEPS and time.perf_counter() - self._since >= _SECONDS
 
     def choice(self) -> tuple[int, str]:

@@ -89,7 +89,7 @@ def contradictions(loader: DataLoader[Any], section: schema.Data, world_size: in
 
 
 def _batching(loader: DataLoader[Any]) -> tuple[int | None, bool, Any]:
-    """Batch size, drop_last and sampler, however they were said."""
+    """Batch size, drop_last and sampler, however they were set."""
     batches = loader.batch_sampler
     if loader.batch_size is None and type(batches) is BatchSampler:
         return batches.batch_size, batches.drop_last, batches.sampler

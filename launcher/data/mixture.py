@@ -114,7 +114,7 @@ class Mixture(ArithmeticBatches):
 
 
 def _checked(shares: Shares, sizes: Indices) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """The steps at which shares are said, and the shares at each, with sum 1."""
+    """The steps at which shares are set, and the shares at each, with sum 1."""
     stated = dict(shares) if isinstance(shares, Mapping) else {0: shares}
     steps = sorted(stated, key=float)
     values = [np.asarray(stated[step], dtype=np.float64) for step in steps]

@@ -154,6 +154,6 @@ def _lock_file(key: str) -> int:
     folder = Path(tempfile.gettempdir()) / f"launcher-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
-        raise LauncherError(f"{folder} belongs to somebody else; set TMPDIR to a folder of your own")
+        raise LauncherError(f"{folder} belongs to another user; set TMPDIR to a folder of your own")
     name = hashlib.sha256(key.encode()).hexdigest()[:24]
     return os.open(folder / f"{name}.lock", os.O_RDWR | os.O_CREAT, 0o600)

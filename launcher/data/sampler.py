@@ -190,6 +190,11 @@ class StepSampler(DistributedSampler[list[tuple[int, int]]]):
         row = self._row(step)
         return [Share(row[part], samples) for part, samples in self._micro_batches[self.batch_size(step)]]
 
+    def cut(self, micro_batch_size: int) -> None:
+        """Lets a forward pass of a rank have so many samples at the most, from now on."""
+        self.micro_batch_size = micro_batch_size
+        self._micro_batches = {size: self._divide(size) for size in self._batch_sizes}
+
     def set_epoch(self, epoch: int) -> None:
         """Makes iteration cover this epoch alone, as a loop over `DistributedSampler` expects."""
         super().set_epoch(epoch)
@@ -256,7 +261,7 @@ class StepSampler(DistributedSampler[list[tuple[int, int]]]):
 
 
 def describe_shares(sampler: StepSampler, world_size: int) -> str:
-    """`global batch 64 = 2 processes × 16 × 2 accumulated`; uneven shares are said."""
+    """`global batch 64 = 2 processes × 16 × 2 accumulated`; uneven shares are listed."""
     batch = min(sampler.global_batch_size, sampler.dataset_size)
     accumulated = sampler.accumulation(0)
     processes = f"{world_size} process{'es' * (world_size > 1)}"

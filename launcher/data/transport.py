@@ -30,7 +30,7 @@ _BATCH, _FAILURE = 0, 1
 class Slot:
     """Memory of one batch at a time, shared by a worker and its trainer.
 
-    First the trainer writes a request into it, then the worker its answer; who may do what is said elsewhere.
+    First the trainer writes a request into it, then the worker its answer; who may do what is decided elsewhere.
     """
 
     def __init__(self) -> None:

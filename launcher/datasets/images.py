@@ -42,13 +42,13 @@ class ImageFolder(Dataset[tuple[Any, int]]):
         size: Cut and scale each picture to `size` × `size` around its centre, before the transform.
         mode: `RGB`, or `L` for one channel.
         corrupt: What happens to pictures that cannot be read: `error` when one is met, or `skip`: all are opened
-            once, when the list is made, those that cannot be read are left out, and the plan says how many.
+            once, when the list is made, those that cannot be read are skipped, and the plan says how many.
         scratch: Copy the folder to this disk of the machine first (`data.scratch`).
 
     Attributes:
         classes: As above.
         targets: Each sample's class, int64 of shape [samples].
-        unreadable: The files that were left out.
+        unreadable: The files that were skipped.
 
     Raises:
         FileNotFoundError: There is no such folder.
@@ -91,7 +91,7 @@ class ImageFolder(Dataset[tuple[Any, int]]):
         if not self.unreadable:
             return ()
         count, all_files = len(self.unreadable), len(self.unreadable) + len(self)
-        return (f"{self.root}: {count:,} of {all_files:,} pictures cannot be read and are left out: {self._first()}",)
+        return (f"{self.root}: {count:,} of {all_files:,} pictures cannot be read and are skipped: {self._first()}",)
 
     def _first(self) -> str:
         return ", ".join(self.unreadable[:3]) + (", …" if len(self.unreadable) > 3 else "")
@@ -121,7 +121,7 @@ class ImageFolder(Dataset[tuple[Any, int]]):
         return int(self.targets[index])
 
     def row_of(self, index: int) -> dict[str, Any]:
-        """What stands beside a sample's prediction."""
+        """What is added to a sample's prediction."""
         return {"file": os.fsencode(os.path.relpath(self.path(index), self.root)).decode(errors="replace")}
 
 

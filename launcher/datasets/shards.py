@@ -41,7 +41,7 @@ class Shards(Dataset[Any]):
         parts: Keys of a sample, which is a tuple of these then, as in `[jpg, cls]`; `jpg;png` is the first that there
             is.
         transform: What is made of a sample: a function, or a component.
-        mixed: Samples of so many shards are shuffled together; so many are open in each process that reads.
+        mixed: Samples of this many shards are shuffled together; as many are open in each process that reads.
         cache: On which disk of this machine shards from elsewhere are kept; None is that of `~/.cache`.
         cache_gb: How much of them; those that were not read for longest make room.
 

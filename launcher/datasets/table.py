@@ -44,7 +44,7 @@ class Table(TensorDataset):
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: A row is ragged, a value is missing or no number, a column does not exist, or a class is out of
+        ValueError: A row is ragged, a value is missing or not a number, a column does not exist, or a class is out of
             range; the message names file, row and column.
     """
 
@@ -90,7 +90,7 @@ class Table(TensorDataset):
         return self.tensors[1]
 
     def row_of(self, index: int) -> dict[str, Any]:
-        """What stands beside a row's prediction: of rows without a target, the columns that are no features."""
+        """What is added to a row's prediction: for rows without a target, the columns that are not features."""
         return {name: values[index] for name, values in self._others.items()}
 
     def get_batch(self, indices: Tensor) -> tuple[Tensor, ...]:

@@ -36,7 +36,7 @@ class TextFile(Dataset[tuple[Tensor, Tensor]]):
     """Windows of `context` characters, each with its successors as target.
 
     Sample *i* is a pair of int64 tensors of shape [context]: characters `i * stride …` and the same
-    moved on by one. A window that would run over the end of its part is left out.
+    moved on by one. A window that would run over the end of its part is dropped.
 
     Args:
         path: A UTF-8 text file, relative to the working directory; None reads the source of a few dozen

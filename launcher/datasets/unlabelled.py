@@ -1,6 +1,6 @@
 """What a trained model is asked about: pictures, lines and rows of which nobody knows the target.
 
-Each says by `row_of` what stands beside its prediction: the file's name, say.
+Each says by `row_of` what is added to its prediction: the file's name, say.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Pictures(ImageFolder):
         corrupt: `error`, or `skip` to leave out what cannot be read.
 
     Attributes:
-        unreadable: The files that were left out.
+        unreadable: The files that were skipped.
 
     Raises:
         FileNotFoundError: There is no such file or folder.

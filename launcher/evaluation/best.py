@@ -34,7 +34,7 @@ def value_of(best: schema.Best, scores: Mapping[str, Any]) -> float:
 
 
 def deciding_set(best: schema.Best | None, names: Iterable[str]) -> str | None:
-    """The validation set whose metric decides: the one that is said, else the first; None where there is none."""
+    """The validation set whose metric decides: the one that is named, else the first; None where there is none."""
     return best.of if best is not None and best.of is not None else next(iter(names), None)
 
 

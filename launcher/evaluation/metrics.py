@@ -231,7 +231,7 @@ class Metric:
             raise self._refused([getattr(self.metric, name)[0] for name in self.metric.part_names], error) from error
 
     def _refused(self, parts: Sequence[Any], error: Exception) -> LauncherError:
-        cannot = f"{self._called} cannot take outputs and targets of {_shapes(parts)}"
+        cannot = f"{self._called} does not accept outputs and targets of {_shapes(parts)}"
         return LauncherError(f"evaluate.metrics.{self.name}: {cannot}: {error}")
 
     def _tell_rest(self) -> None:

@@ -170,7 +170,7 @@ def _agent(
 
 @contextmanager
 def _unheard(name: str) -> Iterator[None]:
-    """Keeps what a library logs off the screen for a while: it is said in our own words."""
+    """Keeps what a library logs off the screen for a while: it is reported in our own words."""
     log, nowhere = logging.getLogger(name), logging.NullHandler()
     before, log.propagate = log.propagate, False
     log.addHandler(nowhere)

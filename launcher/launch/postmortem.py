@@ -59,7 +59,7 @@ def _explained(world: World, again: str, debugger: Callable[[BaseException], Non
 
     Raises:
         LauncherError: A mistake of usage, as it came; the command line prints it.
-        SystemExit: With the exit code, when all is said.
+        SystemExit: With the exit code, when all is reported.
     """
     try:
         yield

@@ -32,7 +32,7 @@ def run_script(command: Sequence[str], world: World, again: str) -> int:
         somebody hears it.
 
     Raises:
-        SystemExit: It failed; all is said.
+        SystemExit: It failed, and was reported.
     """
     is_stopped = False
     release()  # the script's own affair, until it asks

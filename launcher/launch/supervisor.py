@@ -37,7 +37,7 @@ POLL_SECONDS = 0.2
 LEAVING_SECONDS = 5  # what the other ranks are granted when one has failed
 SILENCE_SECONDS = 25  # how long the agent may have no process before it is given up: it waits for nodes that are gone
 EXIT_INTERRUPTED = 130
-_KILLED = "did not end when another rank had failed, and was killed"
+_KILLED = "did not end after another rank had failed, and was killed"
 
 
 def choose_processes(asked: int | str | None, cpu: bool, nodes: int = 1) -> int:

@@ -17,7 +17,7 @@ class GPT(nn.Module):
         context: The longest sequence, in tokens.
         layers: Transformer blocks.
         heads: Attention heads in a block.
-        width: Numbers that stand for one token; divisible by `heads`.
+        width: Numbers that represent one token; divisible by `heads`.
         dropout: The probability of dropping an activation.
         bias: Whether linear layers and norms add one.
 
@@ -54,8 +54,8 @@ class GPT(nn.Module):
             tokens: int64 of shape [N, T], T at most `context`.
 
         Returns:
-            Logits of shape [N, vocab_size, T]: the class dimension comes second, where torch's losses and
-            torchmetrics look for it.
+            Logits of shape [N, vocab_size, T], with the class dimension second, where torch's losses and
+            torchmetrics expect it.
 
         Raises:
             ValueError: If the sequences are longer than `context`.

@@ -54,7 +54,7 @@ def _term(builder: Builder, name: str, component: Component, layout: BatchLayout
         function = function()
     if not callable(function):
         message = f"{component.target} gave {shapes(function)}, and no loss: it can be called with what is written, so "
-        message += f"it is taken for what makes one; write {{_ref_: {component.target}}} for the function itself"
+        message += f"it is taken to be what makes one; write {{_ref_: {component.target}}} for the function itself"
         raise builder.wrong(component.path, message)
     options = component.options
     per, weight = options.get("_per_"), float(options.get("_weight_", 1.0))

@@ -78,7 +78,7 @@ def _one(
 ) -> Optimizer:
     by_entries = section.given is None and steps_by_entries(builder.resolve(section))
     if shards is not None and isinstance(section.given, Optimizer):
-        message = "was made for parameters that are whole; hand in its class, or a function of the parameters"
+        message = "was made for parameters that are whole; pass its class, or a function of the parameters"
         raise builder.wrong(section.path, message)
     if shards is not None and by_entries:
         named = {name: shards.local(parameter) for name, parameter in named.items()}

@@ -589,7 +589,7 @@ def _device_in(tree: Tree) -> torch.device:
 
 
 def off_by(values: Sequence[float | None], counts: Sequence[float], is_mean: bool, tolerance: float) -> float | None:
-    """How far two halves are from their whole; None where that is rounding, or cannot be said.
+    """How far two halves are from their whole; None where that is rounding, or cannot be determined.
 
     Args:
         values: Of the whole and of its halves.

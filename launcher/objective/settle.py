@@ -134,7 +134,7 @@ def _term(objective: Objective, key: str) -> Term | None:
 
 
 def _settled(objective: Objective, key: str, model: nn.Module, train: TrainLoader, steps: Steps) -> Reading | str:
-    """What a loss is a mean over, or in a line why that cannot be said."""
+    """What a loss is a mean over, or in a line why that cannot be determined."""
     term = _term(objective, key)
     hints = Hints.of(term.function) if term is not None else Hints(user=objective.count, of_batches=True)
     try:

@@ -14,7 +14,7 @@ from launcher.objective.reading import Reading
 
 
 class TurnsObjective(Objective):
-    """Step functions by name, each a mean over its own count; what is said of the step is the sum of their losses.
+    """Step functions by name, each a mean over its own count; what is reported for the step is the sum of their losses.
 
     Args:
         steps: The functions, in the order in which they are called.

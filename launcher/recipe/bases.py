@@ -146,7 +146,7 @@ class _File:
         allowed = is_own_recipe(real, self.named_by[0].path) or any(map(real.is_relative_to, _named_bases()))
         if not allowed:
             raise _FileError(
-                "lies outside of the recipe's project; copy it there, or name its folder: [tool.launcher] bases = "
+                "is outside of the recipe's project; copy it there, or name its folder: [tool.launcher] bases = "
                 "['…'] in the working directory's pyproject.toml, or bases: […] in the site file"
             )
 
@@ -262,7 +262,7 @@ class _Sources:
             return None
         self.files.append(file.path)
         self.texts.append(text)
-        if secret := shape_in(text):  # comments too; nothing else is said of such a file, so that nothing is echoed
+        if secret := shape_in(text):  # comments too; nothing else is reported, so that nothing is echoed
             message = f"this looks like {secret[1]}; {ADVICE}"
             self.problems.add(place(text, secret[0], file.source), (), message)
             return None
@@ -337,7 +337,7 @@ def _contents(file: _File) -> bytes:
         return file.text.encode()
     try:
         if system := system_folder(file.path):
-            raise _FileError(f"lies in {system}, where no files are kept")
+            raise _FileError(f"is in {system}, where no files are kept")
         mode = file.path.stat().st_mode
         if stat.S_ISDIR(mode):
             raise _FileError(f"is a folder{_listed(_recipes(file.path), '; name a recipe in it: ')}")

@@ -67,7 +67,7 @@ def with_components(value: Any, document: Document, functions: Container[Path] =
 
     Args:
         value: What stands at `path`.
-        document: Knows where it was said.
+        document: Knows where it was set.
         functions: Paths where, and below which by a name, `my_task.py:step` is short for `{_ref_: my_task.py:step}`.
         path: The place of `value`.
     """

@@ -96,7 +96,7 @@ def _stands_for(slot: Slot, name: str, thing: type) -> bool:
 
 
 def _of_target(name: str, target: Any, slot: Slot, ours: list[str]) -> dict[str, Any]:
-    """What may stand beside one `_target_`."""
+    """What is allowed beside one `_target_`."""
     parameters = parameters_of(target) or {}
     kinds = [parameter.kind for parameter in parameters.values()]
     texts, hints = _texts(target), hints_of(target)

@@ -22,7 +22,7 @@ _WORDS: dict[str, tuple[Unit, float]] = {
 
 
 def duration_pattern(*units: Unit) -> str:
-    """A regular expression, as JSON Schema has them, of these units' words; a reference may stand in their place."""
+    """A regular expression, as JSON Schema has them, of these units' words; a reference may replace them."""
     words = [
         re.escape(word) if word == "%" else f"{word}(es|s)?" for word, (unit, _) in _WORDS.items() if unit in units
     ]
@@ -34,7 +34,7 @@ class Duration:
     """An amount of training, of time, or of batches.
 
     Attributes:
-        amount: How many units; time is held in seconds whatever it was said in.
+        amount: How many units; time is held in seconds whatever its unit was.
         unit: What is counted.
         text: As the user said it.
     """

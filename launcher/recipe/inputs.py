@@ -24,7 +24,7 @@ def system_folder(path: str | os.PathLike[str]) -> str | None:
 def unreadable(path: str | os.PathLike[str]) -> str | None:
     """Why a path is not an input, in words that follow it; None where it is a file, a folder, or not there at all."""
     if system := system_folder(path):
-        return f"lies in {system}, where no data is kept"
+        return f"is in {system}, where no data is kept"
     try:
         mode = Path(path).stat().st_mode
     except (OSError, ValueError):

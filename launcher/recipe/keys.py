@@ -227,7 +227,7 @@ def _is_duration(annotation: Any) -> bool:
 
 
 def _kinds(schema: Mapping[str, Any], is_duration: bool = False) -> list[str]:
-    """What may be written, each in words; references are said once for all keys, and not here."""
+    """What may be written, each in words; references are described once for all keys, and not here."""
     if "anyOf" in schema:
         kinds = [
             kind for option in schema["anyOf"] if not _is_reference(option) for kind in _kinds(option, is_duration)

@@ -37,7 +37,7 @@ def load_recipe(
     """Reads a recipe and checks all that needs no import: keys, types, references, syntax of own files.
 
     Args:
-        path: The YAML file, or what would stand in it.
+        path: The YAML file, or its content as a mapping.
         overrides: `a.b=value`, applied after the file and its bases.
         remove: `a.b`, taken out.
         given: Objects in place of sections, by their dotted key (`model`, `data.train`).
@@ -80,7 +80,7 @@ def _hand_in(tree: dict[str, Any], document: Document, key: str, value: Any) -> 
 
 
 class _Said:
-    """The places of which something was said already: what else seems wrong there follows from it.
+    """The places about which something was reported already: what else seems wrong there follows from it.
 
     Args:
         problems: Found before.

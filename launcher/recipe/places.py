@@ -18,7 +18,7 @@ def dotted(path: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a value was said: `recipes/x.yaml:14:3`, `override 'optimizer.lr=3e-4'` or `default`.
+    """Where a value was set: `recipes/x.yaml:14:3`, `override 'optimizer.lr=3e-4'` or `default`.
 
     Attributes:
         source: The file as the user spelled it, or words for any other source.

@@ -178,7 +178,7 @@ class Trust:
     Attributes:
         own: Folders whose Python files are the user's own code, and single files; `launcher.recipe.project` says which.
         allow: Packages or modules that the user allowed, with all below them.
-        places: Folders in which `my_model.py:Net` is looked for; where none are said, those of `own`.
+        places: Folders in which `my_model.py:Net` is looked for; where none are given, those of `own`.
     """
 
     own: tuple[Path, ...]
@@ -494,6 +494,6 @@ def listed(allow: tuple[str, ...] = ()) -> Iterator[str]:
         yield f"  {package}: {', '.join(sorted(refused))}"
     yield "  datasets, timm, transformers: what begins with '_'"
     yield "besides:"
-    yield "  what Python files of your own define: beside or below the recipe; in its project (the nearest folder above"
+    yield "  what your own Python files define: beside or below the recipe; in its project (the nearest folder above"
     yield "  with a pyproject.toml or .git) where you work in it; or named by [tool.launcher] code in pyproject.toml"
     yield f"  what --allow names, or [tool.launcher] allow in pyproject.toml: {', '.join(allow) or 'nothing here'}"

@@ -1,4 +1,4 @@
-"""What may be said to sbatch in a recipe: its options, and how it writes a time."""
+"""What a recipe may tell sbatch: its options, and how it writes a time."""
 
 from __future__ import annotations
 

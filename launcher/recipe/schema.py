@@ -131,7 +131,7 @@ def _written(*options: dict[str, Any]) -> WithJsonSchema:
 
 
 class _ByName:
-    """Marks a field whose component may be said in short: `my_task.py:step` is `{_ref_: my_task.py:step}`."""
+    """Marks a field whose component may be written in short: `my_task.py:step` is `{_ref_: my_task.py:step}`."""
 
 
 AComponent = Annotated[Component, BeforeValidator(_component), _written(COMPONENT_SCHEMA)]
@@ -220,9 +220,10 @@ class Data(Section):
         description="Chooses the samples of each step, in place of global_batch_size: MPerClass, LengthBuckets, "
         "TokenBudget, Mixture, or any batch sampler of torch's kind.",
     )
-    micro_batch_size: Positive | None = Field(
+    micro_batch_size: Positive | Literal["auto"] | None = Field(
         None,
-        description="Samples of one forward pass on one process; null: the process's whole share at once.",
+        description="Samples of one forward pass on one process; null: the process's whole share at once; auto: the "
+        "most that fit its memory.",
     )
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         "auto", description="Processes that read samples, for each training process."
@@ -253,6 +254,11 @@ class Data(Section):
     scratch: str | None = Field(
         None, description="A folder on a disk of each machine, where data sets that take one are copied once, and read."
     )
+
+
+def micro_batch(section: Data) -> int | None:
+    """The samples of one forward pass that a recipe states; None for a whole share, or as many as will fit."""
+    return section.micro_batch_size if isinstance(section.micro_batch_size, int) else None
 
 
 Part = int | str  # a position, a key or an attribute of a batch, or a path of them, as in `x.left`
@@ -533,7 +539,7 @@ class Slurm(BaseModel):
     gpus_per_node: Positive | str | None = Field(None, description="GPUs of a node, as in 4 or h100:4.")
     cpus_per_task: Positive | None = Field(None, description="CPUs of a process.")
     mem: str | None = Field(None, description="Memory of a node, as in 64G.")
-    max_requeues: Annotated[int, Field(ge=0)] = Field(20, description="How often the job queues itself again.")
+    max_requeues: Annotated[int, Field(ge=0)] = Field(20, description="How many times the job may requeue itself.")
     signal: Time = Field(
         Duration(120, "seconds", "2 minutes"), description="How long before the limit to save and end."
     )
@@ -582,7 +588,7 @@ class Recipe(Section):
     )
     define: dict[str, Any] = Field(default_factory=dict, description="Values and components under free names.")
     data: Data = Field(description="Phase 1: what is read, and how it is cut into batches.")
-    batch: Batch = Field(default_factory=lambda: Batch(), description="Which parts of a batch go where.")
+    batch: Batch = Field(default_factory=lambda: Batch(), description="What the model and the loss get from a batch.")
     device: Device = Field(
         default_factory=lambda: Device(), description="Phase 2: where it runs, and in which precision."
     )
@@ -620,7 +626,7 @@ def model_in(annotation: Any) -> type[BaseModel] | None:
 
 
 def fields_by_name(model: type[BaseModel] = Recipe, path: Path = ()) -> Iterator[Path]:
-    """Where a component may be said in short, as `my_task.py:step`."""
+    """Where a component may be written in short, as `my_task.py:step`."""
     for name, field in model.model_fields.items():
         if any(isinstance(mark, _ByName) for mark in (*field.metadata, *_marks(field.annotation))):
             yield (*path, name)

@@ -34,7 +34,7 @@ class Line:
         indent: Spaces and dashes before it.
         key: With its colon, or a dash; empty for an item of a list.
         value: As YAML; empty where what it holds stands on the lines below.
-        origin: Where the value was said, `default`, or empty.
+        origin: Where the value was set, `default`, or empty.
     """
 
     indent: str
@@ -55,7 +55,7 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
 
 
 def render(recipe: Recipe) -> str:
-    """The resolved recipe as YAML, each value followed by where it was said."""
+    """The resolved recipe as YAML, each value followed by where it was set."""
     shown = lines(recipe)
     width = column_of_origins(shown)
     return "".join(f"{f'{line.text:<{width}}  # {line.origin}' if line.origin else line.text}\n" for line in shown)

@@ -129,7 +129,7 @@ def argument_problems(
         *_binding(component, target, parameters, given),
     ):
         yield name, message, False
-    # a scheduler's lengths may be said in words
+    # a scheduler's lengths may be written in words
     fitting = Fitting(made, durations=handed == "optimizer", may_make=may_make)
     arguments = arguments_of(component, parameters)
     for name, message in value_problems(

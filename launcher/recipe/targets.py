@@ -67,7 +67,7 @@ def find_target(name: str, homes: Sequence[str], trust: Trust) -> Any:
 
 def _way_out(module: str) -> str:
     """What to do about something of a module that a recipe may not name."""
-    own = "name something of a file of your own (my_file.py:Name)"
+    own = "name something in your own file (my_file.py:Name)"
     foreign = module and module.partition(".")[0] not in sys.stdlib_module_names
     return f"{own}, or allow its module with --allow {module}" if foreign else own
 
@@ -279,8 +279,8 @@ def _leaving(error: SystemExit) -> str:
     """Why a script ends when it is imported, and what to do."""
     place = f" ({_place(error)})" if _place(error) else ""
     parses = isinstance(error, _ParsedError)
-    what = f"it parses the command line as it is imported: {error}" if parses else f"it ends as it is imported{place}"
-    return f"{what}; move what a recipe names to a file of its own, or the script under if __name__ == '__main__'"
+    what = f"parses the command line when it is imported: {error}" if parses else f"ends the process{place}"
+    return f"it {what}; move what a recipe names to a file of its own, or the script under if __name__ == '__main__'"
 
 
 class _ParsedError(SystemExit):
@@ -318,7 +318,7 @@ def _remedy(missing: str) -> str:
     wheel = _WHEELS.get(missing, _WHEELS.get(package, package if package in known else ""))
     if wheel:
         return f"install it: pip install {wheel}"
-    return "if it is a file of yours, put it beside the recipe; else install the package that brings it"
+    return "if it is your own file, put it beside the recipe; else install the package that brings it"
 
 
 def told(error: BaseException) -> str:

@@ -90,7 +90,7 @@ class Node:
 
 @dataclass
 class Document:
-    """A recipe as read: its values, and where each was said.
+    """A recipe as read: its values, and where each was set.
 
     Attributes:
         values: Plain mappings, lists and scalars, with an `Expression` wherever a `${…}` needs what only the
@@ -115,7 +115,7 @@ class Document:
     env: dict[str, str]
 
     def origin(self, path: Path) -> Origin:
-        """Where the value of this path was said, or else its nearest ancestor."""
+        """Where the value of this path was set, or else its nearest ancestor."""
         while path not in self.origins:
             path = path[:-1]
         return self.origins[path]

@@ -239,7 +239,7 @@ class _Reader:
                 return key
             first = siblings[key].key
             place = f", first on line {first.line}" if first and first.line else ""
-            fault = f"'{key}' is stated twice{place}; keep one"
+            fault = f"'{key}' is set twice{place}; keep one"
         self.complain(node.origin, fault)
         return _REFUSED
 

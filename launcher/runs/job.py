@@ -180,9 +180,9 @@ def _forget_queue() -> None:
 
 _REASONS = {
     "Resources": "waits for free nodes",
-    "Priority": "others come first",
+    "Priority": "other jobs come first",
     "Dependency": "waits for another job",
-    "BeginTime": "waits for its time, as a requeued job does for two minutes",
+    "BeginTime": "waits for its start time, as a requeued job does for two minutes",
     "None": "just queued",
     "PartitionTimeLimit": "asks for more time than its partition gives (slurm.time)",
     "PartitionNodeLimit": "asks for more nodes than its partition has (--nodes)",
@@ -192,7 +192,7 @@ _REASONS = {
     "JobHeldAdmin": "held by an administrator",
     "DependencyNeverSatisfied": "the job that it waits for has failed",
     "AssocGrpGRES": "the account's GPUs are all in use",
-    "QOSMaxJobsPerUserLimit": "you have as many jobs running as you may",
+    "QOSMaxJobsPerUserLimit": "you have as many jobs running as are allowed",
 }
 
 

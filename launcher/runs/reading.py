@@ -51,7 +51,7 @@ class Score:
 
     @property
     def rank(self) -> float:
-        """The smaller, the better."""
+        """The value with a sign that makes smaller better."""
         return self.value if self.mode == "min" else -self.value
 
 
@@ -60,11 +60,11 @@ class Run:
     """One run.
 
     Attributes:
-        folder: Where it lies.
-        queued: Its job in the queue, where that was asked for and holds it.
-        has_left_queue: Whether it was asked for, and the run's job is not there.
-        damage: Why nothing can be told of it; empty where its files can be read.
-        metric: By which its best evaluation is chosen, as `accuracy` or `mape:min`; empty: the recipe's choice.
+        folder: Its folder.
+        queued: Its job in the queue, if the queue was asked and has one.
+        has_left_queue: Whether the queue was asked, and the run's job is not in it.
+        damage: Why its files cannot be read; empty if they can.
+        metric: The metric that chooses its best evaluation, as `accuracy` or `mape:min`; empty: the recipe's choice.
     """
 
     folder: Path
@@ -85,7 +85,7 @@ class Run:
 
     @cached_property
     def resolved(self) -> str:
-        """`resolved.yaml`: the recipe, each value with where it was said."""
+        """`resolved.yaml`: the recipe, each value with where it was set."""
         try:
             return "" if self.damage else read_file(self.folder / "resolved.yaml").decode(errors="replace")
         except OSError:
@@ -114,9 +114,9 @@ class Run:
 
     @cached_property
     def state(self) -> str:
-        """`running`, `finished`, `preempted`, `failed`; `dead` where it says that it runs and nobody does.
+        """`running`, `finished`, `preempted`, `failed`; `dead` if it says that it is running and no process is.
 
-        Of a script that was submitted only its job says something.
+        For a submitted script only its job is known.
         """
         if self.damage:
             return "unknown"
@@ -158,7 +158,7 @@ class Run:
 
     @property
     def total_steps(self) -> int | None:
-        """The run's length; None where a time ends it."""
+        """The run length in steps; None if a time ends it."""
         return self.status.get("total_steps")
 
     @property
@@ -176,7 +176,7 @@ class Run:
 
     @property
     def place(self) -> str:
-        """Where it runs or ran: the SLURM job, the host."""
+        """The host where it runs or ran, and its SLURM job."""
         host, job = self.status.get("host", ""), self.status.get("job")
         return f"job {job} on {host}" if job else str(host)
 

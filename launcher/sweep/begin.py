@@ -33,7 +33,7 @@ class Asked:
         words: Overrides, those that vary and those that do not.
         remove: Keys taken out of the recipe.
         allow: Packages that it may name.
-        run_dir: The sweep's folder, gone on with where it is one.
+        run_dir: The sweep's folder, resumed if it is one.
         trials: How many runs.
         metric: What is compared.
         parallel: Trials at a time.
@@ -162,7 +162,7 @@ def _how(recipe: Recipe, words: Sequence[str], threads: int) -> list[str]:
 
 
 def opened(new: Sought, root: Path = Path("runs")) -> Record:
-    """The sweep's folder: made, or gone on with.
+    """The sweep's folder: made, or resumed.
 
     Args:
         new: The sweep.
@@ -210,7 +210,7 @@ def _await(folder: Path) -> None:
 
 
 def _check_same(record: Record, now: Settings, asked: Asked) -> None:
-    """Refuses to go on with one sweep as another.
+    """Refuses to resume one sweep as another.
 
     Raises:
         UsageError: It shows both values of all that differs.
@@ -228,7 +228,7 @@ def _check_same(record: Record, now: Settings, asked: Asked) -> None:
         raise UsageError(
             f"--run-dir: {record.folder}: this is not the sweep that was begun there:\n"
             + "\n".join(rows)
-            + f"\ngo on with it as it was (launcher sweep {record.folder}), or name another folder"
+            + f"\nresume it as it was (launcher sweep {record.folder}), or name another folder"
         )
 
 

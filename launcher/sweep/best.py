@@ -162,7 +162,7 @@ def table(record: Record, space: Space, form: str) -> bytes:
 
 
 def _finite(line: Mapping[str, Any]) -> dict[str, Any]:
-    """The line with words for what is no number in standard JSON."""
+    """The line with words for what is not a number in standard JSON."""
     odd = (key for key, value in line.items() if isinstance(value, float) and not math.isfinite(value))
     return {**line, **{key: str(line[key]) for key in odd}}
 

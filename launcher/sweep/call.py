@@ -41,12 +41,12 @@ def sweep(
         method: `grid`, `random`, `tpe`, `cmaes` or `halving`.
         parallel: Trials at a time; None is as the GPUs suffice for.
         processes_per_run: Of each trial.
-        run_dir: The sweep's folder, gone on with where it is one.
+        run_dir: The sweep's folder, resumed if it is one.
         lag: How many trials before it a proposal does not wait for.
         budget: Training that all trials together may take, as in `12 hours`.
         keep: Whose weights stay: `best`, or `all`.
         seed: Of the proposals.
-        cpu: Stay on the CPU though there may be a GPU.
+        cpu: Use the CPU even if there is a GPU.
         join: Take part where others work on the same sweep.
         allow: Further packages that the recipe may name.
 

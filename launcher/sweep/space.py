@@ -318,7 +318,7 @@ def is_same(value: Any, other: Any) -> bool:
 
 
 def _check_keys(entries: Sequence[_Entry], problems: Problems) -> None:
-    """Refuses a key that is said twice, and one that lies in another that varies."""
+    """Refuses a key that is set twice, and one that lies in another that varies."""
     for number, entry in enumerate(entries):
         path = segments(entry.written.key)
         for other in entries[:number]:
@@ -326,7 +326,7 @@ def _check_keys(entries: Sequence[_Entry], problems: Problems) -> None:
             if entry.is_fixed and other.is_fixed:
                 continue  # the later one wins, as in `launcher train`
             if path == above:
-                problems.append(Problem(entry.written.place, "", f"'{entry.written.key}' is said twice; keep one"))
+                problems.append(Problem(entry.written.place, "", f"'{entry.written.key}' is set twice; keep one"))
             elif (path[: len(above)] == above and not other.is_fixed) or (
                 above[: len(path)] == path and not entry.is_fixed
             ):

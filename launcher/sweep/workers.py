@@ -61,7 +61,7 @@ def free_the_lost(record: Record, me: str) -> None:
 
 
 def set_free(record: Record, trials: list[int]) -> None:
-    """Says that nobody works at these trials, where that is so; inside of `record.locked()`."""
+    """Reports that nobody works at these trials, where that is so; inside of `record.locked()`."""
     for number in trials:
         if record.trials[number].taken is not None and holder(record.folder_of(number)) is None:
             record.append(released(number, "whoever worked at it is gone"))

@@ -308,8 +308,7 @@ def _numbers(count: int) -> torch.Tensor:
 def lay_out_gradients(optimizer: Optimizers) -> None:
     """Gives gradients the strides of their parameters where a fused kernel steps them.
 
-    It goes through memory: a gradient that a hook has expanded or transposed would be read wrongly, on a CPU without a
-    word.
+    It goes through memory: a gradient that a hook has expanded or transposed would be read wrongly, on a CPU silently.
     """
     for group in optimizer.param_groups:
         if group.get("fused"):

@@ -94,7 +94,7 @@ class Proof:
             problem = f"{type(error).__name__}: {error}"
         if problem:
             raise UnresumableError(
-                f"optimizer: {type(second.optimizer).__name__} does not take up the state that it has given "
+                f"optimizer: {type(second.optimizer).__name__} does not load the state that it returned "
                 f"({' '.join(problem.split())}): this run could not be resumed; look at its state_dict and "
                 "load_state_dict"
             )
@@ -121,7 +121,7 @@ def try_fresh(
             fresh().load_state_dict(copied(weights))
     except RuntimeError as error:
         raise UnresumableError(
-            f"model: '{changed[0]}' has come or grown since it was built, and a fresh model does not take it up "
+            f"model: '{changed[0]}' has appeared or grown since it was built, and a new model does not load it "
             f"({' '.join(str(error).split())}): this run could not be resumed; register it in __init__ with "
             "the shape that it will have"
         ) from error

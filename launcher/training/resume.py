@@ -162,7 +162,7 @@ class Opening:
         """The same without a checkpoint whose rows have turned out to be damaged.
 
         Raises:
-            LauncherError: There is none that could be gone on with.
+            LauncherError: There is none to resume from.
         """
         assert self.checkpoint is not None
         self.warnings.append(retention.set_aside(self.checkpoint.folder, faults[0]))
@@ -228,7 +228,7 @@ class Opening:
             return int(was)
         self.warnings.append(
             f"the stream's {was} shards, read with --processes {manifest['world']} and data.workers={workers}, are cut "
-            "again for other readers: some samples of this pass are read again or left out"
+            "again for other readers: some samples of this pass are read again or skipped"
         )
         return None
 

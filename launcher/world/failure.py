@@ -30,7 +30,7 @@ _SIGNALS = {
     "SIGILL": "compiled code for another kind of CPU",
 }
 LINE = 500  # characters shown of a line
-_WORDS, _TRACEBACK = 4_000, 100_000  # characters kept of what was said, written to a file
+_WORDS, _TRACEBACK = 4_000, 100_000  # characters kept of what was printed, written to a file
 _MOST_BEHIND = 8  # exceptions behind one that are shown
 # what a rank says whose peer has failed: never the cause
 _AFTERMATH = re.compile(
@@ -125,7 +125,7 @@ class Failure:
 
     @property
     def _lines(self) -> list[str]:
-        return self.what.strip().splitlines() or ["nothing was said"]
+        return self.what.strip().splitlines() or ["no message"]
 
     @property
     def is_users(self) -> bool:

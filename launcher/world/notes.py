@@ -91,7 +91,7 @@ class Notes:
                 path.unlink(missing_ok=True)
 
     def read(self) -> dict[int, Failure]:
-        """All that was said, by rank."""
+        """All that was reported, by rank."""
         return {
             failure.rank: failure for path in sorted(self.folder.glob("*.json")) if (failure := read(path)) is not None
         }

@@ -67,7 +67,7 @@ def code_of_a_stop(world: World) -> int:
 def judged(failure: Failure, world: World) -> tuple[Failure, list[Failure]] | None:
     """What this rank is to report, and what befell the others; None where that is for another rank to say.
 
-    Every rank leaves word with rank 0. One that is killed cannot: its connection closes, and nothing was said. Rank 0
+    Every rank leaves word with rank 0. One that is killed cannot: its connection closes without a message. Rank 0
     speaks for it; where rank 0 is the one, the others do.
 
     Args:
@@ -94,7 +94,7 @@ def mistakes_told(world: World, folder: str | None) -> Iterator[None]:
 
     Args:
         world: The processes.
-        folder: The run's, if it was said.
+        folder: The run's, if it was given.
     """
     try:
         yield

@@ -56,7 +56,7 @@ class Site(BaseModel):
     )
     runs: str | None = Field(None, description="Where runs lie; null: `runs` in the working directory.")
     scratch: str | None = Field(
-        None, description="A folder on a disk of each node, for data sets that take one: data.scratch, if not said."
+        None, description="A folder on a disk of each node, for data sets that take one; data.scratch overrides it."
     )
 
     @property

@@ -114,7 +114,7 @@ class BatchProgress:
 
 @dataclass(frozen=True)
 class Patience:
-    """How long something may make no progress, and what is said of it when that is over.
+    """How long something may make no progress, and what is reported when that is over.
 
     Attributes:
         seconds: How long; None is for ever.

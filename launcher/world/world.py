@@ -50,7 +50,7 @@ class World:
         job: The SLURM job that this process belongs to, if it does; of an array its task alone, as in `1234_5`.
         deadline: When that job ends by its limit, in unix time, where it says so.
         host: The node of rank 0, for the ranks of an srun step.
-        master: How the others reach that node, as in `{host}-ib`, if it was said.
+        master: How the others reach that node, as in `{host}-ib`, if it was given.
         host_address: That node's address, as SLURM has it, if it says one.
         step: That step in this start of its job, as in `1234.0.1`.
         cpus_per_task: What an srun step was asked to give each of its tasks, if it was.

@@ -76,7 +76,7 @@ class Classifier(nn.Module):
 
 
 def pretrain(model: LlamaForCausalLM, steps: int) -> None:
-    """Teaches it to go on with the source of a few modules."""
+    """Teaches it to continue the source of a few modules."""
     source = "".join(inspect.getsource(__import__(name)) for name in MODULES).encode()
     tokens = torch.frombuffer(bytearray(source), dtype=torch.uint8).long()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)

@@ -141,7 +141,7 @@ def handwritten(workload: Workload, options: argparse.Namespace) -> None:
 
 
 def nanogpt(workload: Workload, options: argparse.Namespace) -> None:
-    """As nanoGPT's script: batches cut out of the text at random places."""
+    """Like nanoGPT's script: batches cut out of the text at random places."""
     windows = workload.data()._windows
     tokens = torch.cat([windows[:, 0], windows[-1, 1:]]).numpy()
     model = workload.model()

@@ -1,4 +1,4 @@
-"""One batch is learned by heart, or something is wrong."""
+"""One batch is memorized, or something is wrong."""
 
 from __future__ import annotations
 

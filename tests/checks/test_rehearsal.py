@@ -319,7 +319,7 @@ def test_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = projects.make(tmp_path / "project")
     sets = "data.validation={_target_: parts.py:Points}"
     wrong = "evaluate.metrics={m: {_target_: MulticlassAccuracy, num_classes: 4}}"
-    assert "evaluate.metrics.m: MulticlassAccuracy cannot take outputs" in check(capsys, recipe, sets, wrong)[2]
+    assert "evaluate.metrics.m: MulticlassAccuracy does not accept outputs" in check(capsys, recipe, sets, wrong)[2]
     listed = "evaluate.metrics={m: {_target_: MulticlassAccuracy, num_classes: 3, average: none}}"
     best = "evaluate.best={metric: m, mode: max}"
     assert "'m' gives a list, and only one number can be the best" in check(capsys, recipe, sets, listed, best)[2]

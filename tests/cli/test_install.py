@@ -53,8 +53,8 @@ def test_the_distribution_has_a_name_of_its_own_and_every_extra_that_is_asked_fo
 @pytest.mark.parametrize(
     ("module", "remedy"),
     [
-        ("utils", "if it is a file of yours, put it beside the recipe"),
-        ("launcher.nothing", "if it is a file of yours, put it beside the recipe"),
+        ("utils", "if it is your own file, put it beside the recipe"),
+        ("launcher.nothing", "if it is your own file, put it beside the recipe"),
         ("cv2.nothing", "install it: pip install opencv-python"),
         ("monai", "install it: pip install monai"),
     ],
@@ -68,3 +68,36 @@ def test_of_a_missing_module_only_a_known_package_is_named(tmp_path: Path, modul
     assert ended.returncode == 2
     assert remedy in said
     assert ("pip install" in said) == ("pip install" in remedy)
+
+
+HIDDEN = """
+import importlib.util, sys
+sys.modules.pop("fcntl", None)
+real = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "fcntl" else real(name, *rest)
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "exit_code"),
+    [("from launcher.__main__ import start; start()", 2), ("import launcher; launcher.train", 1)],
+)
+def test_without_what_unix_has_it_is_refused_in_a_line(code: str, exit_code: int) -> None:
+    command = [sys.executable, "-c", f"{HIDDEN.strip()}\n{code}"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == exit_code
+    last = ended.stderr.splitlines()[-1].removeprefix("ImportError: ")
+    assert last == "launcher: this Python has no 'fcntl', as on Windows; run it on Linux, or in WSL 2"
+    assert exit_code == 1 or ended.stderr.count("\n") == 1
+
+
+def test_the_oldest_python_is_the_same_everywhere() -> None:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    stated = re.search(r'^requires-python = ">=3\.(\d+)"', project, re.MULTILINE)
+    assert stated is not None
+    minor = stated[1]
+    assert f'target-version = "py3{minor}"' in project
+    for page in ("README.md", "docs/start.md", "scripts/environment"):
+        assert {minor} == set(re.findall(r"(?:Python|at least) 3\.(\d+)", (ROOT / page).read_text(encoding="utf-8"))), (
+            page
+        )

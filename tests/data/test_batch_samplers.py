@@ -104,7 +104,7 @@ def test_a_budget_is_kept_and_used(tokens: int, buckets: int) -> None:
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        (lambda: MPerClass(range(SIZE), 5, 12, CLASSES), "no multiple of m"),
+        (lambda: MPerClass(range(SIZE), 5, 12, CLASSES), "not a multiple of m"),
         (lambda: MPerClass(range(SIZE), 1, 12, CLASSES), "12 classes, and there are 9"),
         (lambda: MPerClass(range(SIZE), 1, 8, CLASSES[:9]), "300 whole numbers are wanted"),
         (lambda: MPerClass(range(SIZE), 1, 8, CLASSES / 2), "300 whole numbers are wanted"),

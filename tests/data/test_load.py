@@ -215,13 +215,13 @@ def test_a_stream_s_epoch_is_its_length_or_the_run() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["train={epochs: 3}"], r"train\.epochs: Stream is a stream without a length; say how long .* train\.steps"),
+        (["train={epochs: 3}"], r"train\.epochs: Stream is a stream without a length; set train\.steps"),
         (["train={time: 3 seconds}"], r"train\.time: Stream is a stream without a length"),
         (["data.shuffle=true"], r"data\.shuffle: Stream is a stream, of which no samples can be picked by number"),
         (["data.weights=weights.npy"], r"data\.weights: Stream is a stream"),
         (["data.validation=10% of train"], r"data\.validation: Stream is a stream"),
         (["data.workers=2"], r"data\.workers: Stream has no shards for so many, and each would read all of it"),
-        (["data.validation={_target_: sources.py:Stream}"], r"data\.validation: .* say evaluate\.limit, as in"),
+        (["data.validation={_target_: sources.py:Stream}"], r"data\.validation: .* set evaluate\.limit, as in"),
     ],
 )
 def test_what_a_stream_cannot_do_is_refused(overrides: list[str], message: str) -> None:

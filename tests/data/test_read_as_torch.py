@@ -169,7 +169,7 @@ class Ragged(Rows):
 
 USED = [Fast, BothOverridden, Rounded, Mixed]
 UNUSED: dict[type, str] = {
-    Overridden: "Overridden overrides __getitem__, of which Fast.get_batch knows nothing",
+    Overridden: "Overridden overrides __getitem__, which Fast.get_batch does not know about",
     DrawsAtRandom: "for samples 19, 0, 10, 6 it gives other values at [0]",
     OfASplit: "get_batch(indices) fails (TypeError",
     InItsOwnOrder: "it gives other values",
@@ -243,7 +243,7 @@ def test_where_nothing_can_be_compared_it_is_taken_at_its_word_and_said(kind: ty
     dataset = kind()
     assert whole_batches(dataset, None) is not None
     (note,) = reading_notes(dataset, None)
-    assert f"{kind.__name__}.get_batch is taken at its word: " in note
+    assert f"{kind.__name__}.get_batch is trusted: " in note
     assert why in note
 
 

@@ -176,7 +176,7 @@ def test_a_set_that_is_split_is_refused_on_all_ranks(tmp_path: Path, kind: str) 
     for told in by_ranks(tmp_path, kind):
         assert "RecipeError (2)" in told
         assert "data.train: ranks 0 and 1 were given different samples" in told
-        assert "say data.split_by_rank: true, and each reads its own" in told
+        assert "set data.split_by_rank: true, and each reads its own" in told
 
 
 @pytest.mark.parametrize("kind", ["whole", "whole stream", "read up", "unsteady", "rounding"])

@@ -94,7 +94,7 @@ def test_pictures_that_cannot_be_read_are_left_out_counted_and_said(pets: Path) 
     assert folder.unreadable == ("cat/b.png", "cat/d.jpg")
     assert len([folder[i] for i in range(len(folder))]) == 3
     (note,) = folder.plan_notes
-    assert note.endswith("2 of 5 pictures cannot be read and are left out: cat/b.png, cat/d.jpg")
+    assert note.endswith("2 of 5 pictures cannot be read and are skipped: cat/b.png, cat/d.jpg")
     (pets / "cat" / "b.png").write_bytes(whole_picture)  # fixed in place: its folder does not change
     assert len(ImageFolder(pets, corrupt="skip")) == 4
     with pytest.raises(ValueError, match=r"none of its 1 pictures can be read \(cat/x.png\)"):

@@ -25,11 +25,12 @@ from launcher.recipe.load import load_recipe
 from launcher.recipe.schema import Recipe
 from launcher.world.site import Site
 
+SHELLS = ("", "sh", "shell", "bash", "console")
 OWN_CODE = Path(__file__).with_name("own_code")
 RECIPES = [block for page in PAGES if page.name != "agents.md" for block in blocks(page, "yaml")]
-SHELL = [block for page in PAGES for block in blocks(page, "") if commands(block)]
+SHELL = [block for page in PAGES for block in blocks(page) if block.language in SHELLS and commands(block)]
 STANDS_FOR = {"R": "my.yaml", "OTHER": "digits_cnn.yaml", "RUN": "runs/digits/first", "WEIGHTS.pth": "weights.pth"}
-EXAMPLES = ("steps", "sweep")  # commands that somebody might add, and one that is being added
+EXAMPLES = ("steps",)  # commands that somebody might add
 # what a recipe needs besides the piece of one that a page shows
 REST: dict[str, dict[str, Any]] = {
     "data": {

@@ -248,7 +248,7 @@ def test_what_hangs_is_shown_where_it_stands(tmp_path: Path) -> None:
         ),
         (
             "{_ref_: 'parts.py:halved'}",
-            r"evaluate\.metrics\.it: halved cannot take outputs and targets of float\d+ \[2, 3\]",
+            r"evaluate\.metrics\.it: halved does not accept outputs and targets of float\d+ \[2, 3\]",
         ),
         ("{_target_: MeanSquaredError}", r"evaluate\.metrics\.it: MeanSquaredError cannot take"),
     ],

@@ -110,8 +110,8 @@ def test_the_folder_has_the_tokenizer_and_gives_the_same(tmp_path: Path, capsys:
     assert not (none.folder / "pretrained").exists()
     exported = tmp_path / "folder"
     said = main(["export", str(tmp_path / "run" / "model_weights.pth"), "--to", str(exported), "--as", "transformers"])
-    assert said == 2  # a run from Python's own call has no command to go on with
-    assert "say which recipe they belong to" in capsys.readouterr().err
+    assert said == 2  # a run from Python's own call has no command to resume it
+    assert "name their recipe: --recipe FILE" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -446,7 +446,7 @@ def test_a_rank_that_hangs_is_waited_for_as_long_as_the_timeout_says(tmp_path: P
     assert re.match(rf"launcher: rank 0 of 2 on \S+ {AT_3}: RuntimeError: .*Timed out waiting 2000ms", done.report)
     assert "longer than device.timeout: the other hangs" in done.report
     failure = json.loads((tmp_path / "run" / "failure.json").read_text())
-    assert [one["what"] for one in failure["others"]] == ["did not end when another rank had failed, and was killed"]
+    assert [one["what"] for one in failure["others"]] == ["did not end after another rank had failed, and was killed"]
     assert done.left == []
 
 

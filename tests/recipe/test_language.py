@@ -287,7 +287,7 @@ def test_a_script_that_parses_arguments_is_explained(
     script = "import argparse\nparser = argparse.ArgumentParser()\nparser.add_argument('data')\nparser.parse_args()\n"
     (project.parent / "script.py").write_text(script)
     said = refusal(project, "model={_target_: script.py:Net}")
-    assert "it parses the command line as it is imported: the following arguments are required: data" in said
+    assert "it parses the command line when it is imported: the following arguments are required: data" in said
     assert "script.py:4" in said
     assert "move what a recipe names to a file of its own" in said
     assert "usage" not in capfd.readouterr().err

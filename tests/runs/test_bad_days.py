@@ -487,7 +487,7 @@ def test_odd_run_folders_end_no_report_of_the_others(tmp_path: Path, capsys: pyt
     assert "sound-2" in text
     assert list((tmp_path / "png").glob("*-loss.png"))
     assert re.search(
-        r"odd-05: left out: .*metrics\.jsonl:1: this line of the metrics is damaged", capsys.readouterr().err
+        r"odd-05: skipped: .*metrics\.jsonl:1: this line of the metrics is damaged", capsys.readouterr().err
     )
 
 

@@ -67,5 +67,5 @@ def test_a_collate_that_mixes_is_measured_on_its_rows_and_what_grows_is_refused_
     ends: dict[str, str] = in_world(2, all_refused, str(tmp_path), OPENED)[0]
     assert (ends["mixed"], ends["mixed, own loss"]) == ("finished", "finished")
     for name in ("grows", "appears"):
-        assert ends[name].startswith("model: 'seen' has come or grown since it was built"), ends[name]
+        assert ends[name].startswith("model: 'seen' has appeared or grown since it was built"), ends[name]
         assert not (tmp_path / name / "metrics.jsonl").exists()

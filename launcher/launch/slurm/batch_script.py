@@ -32,7 +32,7 @@ class Job:
         setup: Lines of shell to begin with.
         environment: Variables.
         tasks: What each task of an array changes in the recipe; empty where it is not an array.
-        max_requeues: How often the job queues itself again.
+        max_requeues: How many times the job may requeue itself.
         max_restarts: How often of these after a failure.
         signal_seconds: How long before the limit it is asked to save.
         requeue: Whether it may.

@@ -162,7 +162,7 @@ def _flag_problem(detail: ErrorDetails) -> Problem:
 
 
 def _check_in_child(arguments: Sequence[str]) -> None:
-    """Runs `check`; that it gave no answer in time is said on the error output.
+    """Runs `check`; that it gave no answer in time is reported on the error output.
 
     Raises:
         UsageError: It found mistakes.

@@ -248,7 +248,7 @@ class Ending:
         # a signal cannot be changed: the next start asks itself to save, if SLURM says when it ends
         if self.requeue and (submission.signal_seconds is None or slurm.seconds_left(self.job) is not None):
             say(f"queueing job {self.job} again")  # now: SLURM ends this script as well
-            with ignoring("SIGTERM"):  # not before its nodes are said, which cannot be changed while it runs
+            with ignoring("SIGTERM"):  # not before its nodes are set, which cannot be changed while it runs
                 refused = slurm.requeue(self.job)
                 nodes = ",".join(_excluded(submission))
                 if refused is None and submission.excluded:

@@ -18,6 +18,7 @@ from launcher.launch.slurm.request import SWEEP
 from launcher.launch.slurm.requeue import lasting_words
 from launcher.recipe import show
 from launcher.recipe.directory import directory
+from launcher.recipe.schema import micro_batch
 from launcher.runs import folder as runs
 from launcher.runs.identity import identity_of
 from launcher.runs.job import Submission, mark_submitted, name_job
@@ -192,7 +193,7 @@ def preflight(plan: Plan) -> str:
     if (batch := recipe.data.global_batch_size) is None:
         raise UsageError("--preflight: a data.batch_sampler chooses batches of any size; try it with --processes 1")
     share = -(-batch // plan.shape.processes)
-    micro = min(share, recipe.data.micro_batch_size or share)
+    micro = min(share, micro_batch(recipe.data) or share)
     request = replace(
         plan.request,
         overrides=(*plan.request.overrides, f"data.micro_batch_size={micro}"),
@@ -205,7 +206,7 @@ def preflight(plan: Plan) -> str:
     folder = runs.Choice(f"{recipe.name}-preflight", None, False, {}).folder(plan.site.root)
     runs.create(folder)
     script = small.script(folder, once=True)
-    # what was said to sbatch of nodes and time holds for the run alone
+    # what sbatch was told about nodes and time is for the run alone
     words = [
         *command_words(small.asked(folder)),
         *lasting_words(plan.request.extra),

@@ -60,7 +60,7 @@ class Attempt:
         last_step: And when it ended, as far as is known.
         world: How many processes.
         host: Where rank 0 ran.
-        message: What is said of its end.
+        message: What is reported about its end.
         redone_steps: Steps of it that the next start did again.
         redone_seconds: What they had taken.
         acts: Starting, evaluations and saves, in order.

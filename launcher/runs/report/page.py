@@ -134,7 +134,7 @@ def told(runs: Sequence[Run], say: Callable[[str], None] = lambda _: None) -> li
     if len(runs) > 1:
         named = [entry for entry in named if _is_sound(entry, say)]
         if not named:
-            raise LauncherError("none of these runs can be shown; see what is said of each")
+            raise LauncherError("none of these runs can be shown; see what is reported for each")
     folders = [entry.run.folder.resolve().parts for entry in named]
     depth = next((n for n in range(1, 20) if len({parts[-n:] for parts in folders}) == len(folders)), 20)
     differences = differing([entry.run for entry in named])
@@ -151,7 +151,7 @@ def _is_sound(entry: Told, say: Callable[[str], None]) -> bool:
     try:
         rendered([entry])
     except Exception as error:
-        say(f"{entry.run.folder}: left out: {error if isinstance(error, LauncherError) else text.told_by(error)}")
+        say(f"{entry.run.folder}: skipped: {error if isinstance(error, LauncherError) else text.told_by(error)}")
         return False
     return True
 
@@ -336,7 +336,7 @@ class Piece:
         kind: `training`, one of `KINDS`, or for a mark how a start ended.
         left: Where it begins, 0 to 1.
         width: How wide it is, 0 to 1; 0 for a mark.
-        text: What is said of it.
+        text: What is reported about it.
     """
 
     kind: str

@@ -83,7 +83,7 @@ class Console:
         """Says something."""
 
     def warn(self, text: str) -> None:
-        """Says that something went wrong."""
+        """Reports that something went wrong."""
         _write(text, sys.stderr)
 
     def evaluating(self, done: int, total: int, split: str) -> None:

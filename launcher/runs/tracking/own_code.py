@@ -46,7 +46,7 @@ def stand_in(trackers: Collection[str], folders: Iterable[Path]) -> None:
         folders: Where the user's own code lies.
     """
     if "wandb" in trackers and speaks_to("wandb", folders):
-        with suppress(ImportError):  # what is not installed is said where trackers are checked
+        with suppress(ImportError):  # what is not installed is reported where trackers are checked
             import wandb
 
             if wandb.run is None:

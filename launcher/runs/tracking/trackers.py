@@ -117,7 +117,7 @@ class Worker:
         self._missing = 0
         self.opened = threading.Event()  # also where that has failed
         # An import that runs while a DataLoader forks leaves its lock taken in the child, so it is done before.
-        # What is wrong with it is said when the tracker starts.
+        # What is wrong with it is reported when the tracker starts.
         with suppress(Exception):
             importlib.import_module(_MODULES.get(tracker.name, tracker.name))
         self._thread = threading.Thread(target=self._work, name=f"track-{tracker.name}", daemon=True)
@@ -194,7 +194,7 @@ def _await(worker: Worker, say: Callable[[str], None], is_over: Callable[[], boo
     while not worker.opened.wait(0.1) and not is_over() and (waited := time.monotonic() - began) < OPEN_SECONDS:
         if waited > SAY_SECONDS and not is_said:
             is_said = True
-            say(f"waiting up to {OPEN_SECONDS:.0f} s for {worker.tracker.name}, to which your own code speaks")
+            say(f"waiting up to {OPEN_SECONDS:.0f} s for {worker.tracker.name}, which your own code uses")
 
 
 class Trackers:

@@ -124,7 +124,7 @@ class Tracking:
             self._disk_failed = True
 
     def _show(self, act: Callable[..., None], *args: Any) -> None:
-        """Does something that only serves to show. Whatever goes wrong with that ends no training; it is said once."""
+        """Does what only shows something. Whatever goes wrong there ends no training; it is reported once."""
         try:
             for note in self._trackers.notes():
                 (self._console.warn if note.is_warning else self._console.message)(note.text)
@@ -152,7 +152,7 @@ class NoTracking(Tracking):
         """Does nothing."""
 
     def await_spoken_to(self, is_over: Callable[[], bool]) -> None:
-        """Does nothing: what is said here is not heard, see `stand_in`."""
+        """Does nothing: what is called here has no effect, see `stand_in`."""
 
     def log(self, line: Line) -> None:
         """Does nothing."""
