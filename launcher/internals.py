@@ -77,6 +77,16 @@ def step_onlookers() -> Callable[[Any], bool]:
     return look_on
 
 
+def is_view(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is a view of another, that a change in place would change too; no where that cannot be told."""
+    return getattr(tensor, "_base", None) is not None
+
+
+def changes_of(tensor: torch.Tensor) -> int:
+    """How often a tensor was changed in place; 0 where that is not counted."""
+    return int(getattr(tensor, "_version", 0))
+
+
 def finite_check() -> Callable[[Sequence[torch.Tensor], torch.Tensor, torch.Tensor], None]:
     """A function (gradients, flag, scale 1) that raises the flag where a gradient is not finite.
 

@@ -16,6 +16,7 @@ from launcher.runs.tracking.tracking import Line, check_trackers
 from launcher.training.build import build_run_model, build_run_state, open_run_data
 from launcher.training.finish import evaluate_at_end, save_at_end
 from launcher.training.loop import train
+from launcher.training.micro_batch import settle_micro_batch
 from launcher.training.open_session import open_session
 from launcher.world import faults
 from launcher.world.signals import listening
@@ -52,8 +53,9 @@ def run(recipe: Recipe, world: World, options: Options) -> Result:
     data = open_run_data(recipe, builder, world, on_gpu=not use_cpu(world, options.cpu))  # 1 data
     with open_device(recipe.device, world, cpu=options.cpu, launch=recipe.launch) as device:  # 2 device
         compare_over_ranks(builder, recipe.data, data, device.coordinator)
+        data, retry = settle_micro_batch(recipe, data, device, options)
         model = build_run_model(recipe, builder, device)  # 3 model
-        state = build_run_state(recipe, builder, model, device, data)  # 4 objective
+        state = build_run_state(recipe, builder, model, device, data, retry)  # 4 objective
         with open_session(recipe, builder, state, options) as session:
             outcome, step = train(state, session)  # 5 training
             outcome, scores = evaluate_at_end(state, session, outcome, step)  # 6 evaluation

@@ -51,6 +51,8 @@ def stepped() -> Optimizer:
 
 SYMBOLS: dict[str, Callable[[], object]] = {
     "_engine_run_backward": lambda: torch.autograd.graph,
+    "_version": lambda: torch.zeros(2),
+    "_base": lambda: torch.zeros(2, requires_grad=True).exp()[:1],
     "_is_profiler_enabled": lambda: torch.autograd.profiler,
     "_use_grad_for_differentiable": lambda: optimizers,
     "_global_optimizer_pre_hooks": lambda: optimizers,

@@ -14,8 +14,9 @@ import pytest
 import torch
 from places import ROOT, SHIPPED
 from tiers import rounds
-from worlds import in_world, result_of, train, train_here
+from worlds import Trained, in_world, result_of, train, train_here
 
+from launcher.cli.main import main
 from launcher.recipe.load import load_recipe
 
 RECIPES = ROOT / "recipes"
@@ -70,6 +71,36 @@ def test_the_gpt_learns_python_s_own_source(tmp_path: Path, changes: tuple[str, 
     first, last = trained.column("loss", "validation")
     assert last < first < 4.0
     assert last < least
+
+
+# the large one, small; without the compiler, and without half precision, which rounds by more than is told apart
+SMALL = (
+    *("model.layers=3", "model.heads=2", "model.width=16", "define.context=16", "scheduler._warmup_=1 steps"),
+    *("device.compile=false", "device.precision=no", "data.global_batch_size=8", "data.micro_batch_size=1"),
+    *("train.steps=4", "track.every=1 steps", "evaluate.every=2 steps", "evaluate.limit=2 batches"),
+    "evaluate.batch_size=4",
+)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_the_large_gpt_is_the_same_run_on_two_and_four_processes_that_share_it(
+    tmp_path: Path, size: int, large_gpt: Trained
+) -> None:
+    run = train(tmp_path / "run", *SMALL, recipe=RECIPES / "text_gpt_large.yaml", size=size)
+    assert run.column("loss") == pytest.approx(large_gpt.column("loss"), rel=1e-5)
+    assert run.column("loss", "validation") == pytest.approx(large_gpt.column("loss", "validation"), rel=1e-5)
+    assert run.distance(large_gpt) < 1e-5
+
+
+@pytest.fixture(scope="module")
+def large_gpt(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return train(tmp_path_factory.mktemp("large") / "run", *SMALL, recipe=RECIPES / "text_gpt_large.yaml")
+
+
+def test_the_large_gpt_fits_eight_gpus(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--processes", "8", "--memory", "--gpu", "80GB"]
+    assert main(["check", str(RECIPES / "text_gpt_large.yaml"), *arguments]) == 0
+    assert "fits         80GB:" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------------- the gallery: what each states is so

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.checks.footprint import KINDS
-from launcher.checks.memory import Traced, sharding_of, trace
+from launcher.checks.memory import Traced, trace
 from launcher.data.load import Data
 from launcher.errors import LauncherError, UsageError
 from launcher.recipe.build import Builder
@@ -191,7 +191,7 @@ class _Ask:
             yield Setting(f"data.micro_batch_size={most}", "the same run, in more passes", micro_batch=most)
         if not section.recompute:
             yield Setting("device.recompute=true", "the same run, a third more work", device={"recompute": True})
-        if self.world.size > 1 and sharding_of(section) == "none" and "sharding" in type(section).model_fields:
+        if self.world.size > 1 and section.sharding == "none":
             cost = "the same run, half as much again to send"
             yield Setting("device.sharding=full", cost, device={"sharding": "full"})
         if section.precision == "no":

@@ -26,7 +26,6 @@ from launcher.objective.pieces import mapped
 from launcher.objective.run_length import At
 from launcher.objective.several import each
 from launcher.objective.turns import TurnsObjective
-from launcher.recipe import schema
 from launcher.recipe.build import Builder
 from launcher.recipe.schema import Recipe
 from launcher.training.freezing import freeze_for_good
@@ -194,10 +193,10 @@ class _Exchange:
 
     def __init__(self, model: nn.Module, recipe: Recipe, tracker: Tracker):
         self._tracker = tracker
-        blocks = blocks_of(model, getattr(recipe.device, "shard", ())).modules.values()
+        blocks = blocks_of(model, recipe.device.shard).modules.values()
         sizes = [sum(parameter.nbytes for parameter in block.parameters()) for block in blocks]
         self._rest = sum(parameter.nbytes for parameter in model.parameters()) - sum(sizes)
-        self._is_backward = False
+        self._sent = 0
         model.register_forward_pre_hook(lambda *_: self._put_together(0))
         for block, size in zip(blocks, sizes, strict=True):
             block.register_forward_pre_hook(lambda *_, size=size: self._put_together(size))
@@ -210,22 +209,19 @@ class _Exchange:
         self._tracker.look()
 
     def _go_back(self, size: int) -> None:
-        self._tracker.communication = 2 * self._rest + 3 * size
+        """A block's backward: from the second on, the gradients of the one before are still on their way."""
+        self._tracker.communication = 2 * self._rest + 3 * size + 2 * self._sent
         self._tracker.look()
+        self._sent = size or self._sent
 
     def over(self) -> None:
         """The step's backward passes are made."""
-        self._tracker.communication = 0
+        self._tracker.communication = self._sent = 0
 
 
 def shared_by(recipe: Recipe, world: World) -> int:
     """Between how many processes each parameter is divided."""
-    return {"none": 1, "full": world.size, "hybrid": world.size // world.nodes}[sharding_of(recipe.device)]
-
-
-def sharding_of(section: schema.Device) -> str:
-    """How a model is divided among processes."""
-    return str(getattr(section, "sharding", "none"))
+    return {"none": 1, "full": world.size, "hybrid": world.size // world.nodes}[recipe.device.sharding]
 
 
 # ---------------------------------------------------------------------- a model without memory

@@ -23,6 +23,7 @@ from launcher.checkpoints.format import plain
 from launcher.checkpoints.sameness import same
 from launcher.checks.certainty import Finding, findings_of
 from launcher.checks.schedule import doubts_of
+from launcher.checks.sharded import rehearse_sharded
 from launcher.data.load import Data
 from launcher.data.seeds import seed_everything
 from launcher.data.transfer import on_device
@@ -119,13 +120,14 @@ def rehearse(recipe: Recipe, builder: Builder, world: World, say: Say, *, on_gpu
             depends = dependence_of(state)
         on_two = replace(state, data=open_run_data(small, builder, World()))
         warned = _rehearse_step(recipe, on_two, world, say)
+        shared = _rehearse_sharded(recipe, small, builder, on_two, world, say)
         _rehearse_evaluation(small, builder, on_two, say)
         _rehearse_checkpoint(recipe, builder, on_two, say)
         elsewhere = replace(state, device=replace(device, world=world, notes=()))
         plan = plan_of(recipe, elsewhere, Path(), 0, list(_notes(recipe, data, world)))
         doubts = [*warned, *doubts_of(recipe, state)]
         where = device.name if on_gpu else f"this machine's CPU in {_dtypes(model.bare)}"
-        return Checked(_for_the_world(plan, recipe, where), doubts, findings_of(recipe, state, world, depends))
+        return Checked(_for_the_world(plan, recipe, where, shared), doubts, findings_of(recipe, state, world, depends))
 
 
 def _small(recipe: Recipe, on_gpu: bool = False) -> Recipe:
@@ -133,7 +135,7 @@ def _small(recipe: Recipe, on_gpu: bool = False) -> Recipe:
     section = recipe.data
     data = {"global_batch_size": SAMPLES, "micro_batch_size": None, "workers": 0, "drop_last": False}
     data["batch_sampler"] = None  # which is judged by its arguments
-    device: dict[str, Any] = {"compile": False, "sync_batchnorm": False}
+    device: dict[str, Any] = {"compile": False, "sync_batchnorm": False, "sharding": "none"}
     if not on_gpu:
         precision = recipe.device.precision
         device |= {"precision": precision if precision == "bf16-true" else "no", "deterministic": False}
@@ -167,11 +169,28 @@ def _dtypes(model: nn.Module) -> str:
     return " and ".join(kinds)
 
 
-def _for_the_world(plan: Plan, recipe: Recipe, where: str) -> Plan:
+def _rehearse_sharded(
+    recipe: Recipe, small: Recipe, builder: Builder, on_two: TrainState, world: World, say: Say
+) -> str:
+    """The same step of a sharded model, where the run has that; gives what the plan says of it."""
+    section = recipe.device
+    if section.sharding == "none" or world.size == 1:
+        return ""
+    sharded = small.model_copy(update={"device": small.device.model_copy(update={"sharding": section.sharding})})
+    with _stage(recipe, ("device", "sharding"), "a sharded step"):
+        blocks = rehearse_sharded(sharded, builder.keeping("data").for_recipe(sharded), on_two)
+    say("sharded", f"{blocks}; its gradients are those of the whole model")
+    is_hybrid = section.sharding == "hybrid" and world.nodes > 1
+    where = f"the {world.size // world.nodes} processes of each node" if is_hybrid else f"{world.size} processes"
+    return f"; sharded over {where}: {blocks}"
+
+
+def _for_the_world(plan: Plan, recipe: Recipe, where: str, shared: str) -> Plan:
     """The plan without what only the machine of the run can say."""
     precision = "the model's own" if recipe.device.precision == "no" else recipe.device.precision
     replacements = {"device": f"precision {precision}; rehearsed on {where}"}
-    return [(label, replacements.get(label, text)) for label, text in plan if label != "folder"]
+    added = {"model": shared}
+    return [(label, replacements.get(label, text) + added.get(label, "")) for label, text in plan if label != "folder"]
 
 
 # ---------------------------------------------------------------------- errors of somebody else's code
@@ -333,7 +352,8 @@ def _check_gradients(recipe: Recipe, train_state: TrainState, world: World, say:
     without = [name for name, parameter in wanted if parameter.grad is None]
     section = recipe.device.ddp
     shown = ", ".join(without[:3]) + (", …" if len(without) > 3 else "")
-    if without and world.size > 1 and not (section.find_unused_parameters or section.static_graph):
+    is_shared_by_ddp = world.size > 1 and recipe.device.sharding == "none"
+    if without and is_shared_by_ddp and not (section.find_unused_parameters or section.static_graph):
         message = (
             f"{len(without)} of its parameters got no gradient ({shown}), for which {world.size} processes would wait; "
             "use them in forward, freeze them, or set device.ddp.find_unused_parameters: true"

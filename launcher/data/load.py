@@ -284,7 +284,7 @@ class _Loaders:
             batches,
             rank=self.world.rank,
             world_size=self.world.size,
-            micro_batch_size=self.section.micro_batch_size,
+            micro_batch_size=schema.micro_batch(self.section),
             seed=self.seed,
         )
         self.notes.append(f"{type(chosen).__name__} chooses the samples of each step")
@@ -305,7 +305,7 @@ class _Loaders:
         section, evaluate, dataset = self.section, self.evaluate, opened.dataset
         reading = replace(self.evaluating, collate=opened.collate or self.evaluating.collate)
         share = -(-(section.global_batch_size or _EVALUATED) // self.world.size)
-        size = evaluate.batch_size or section.micro_batch_size or share
+        size = evaluate.batch_size or schema.micro_batch(section) or share
         limit = int(evaluate.limit.amount) if evaluate.limit else None
         if length_of(dataset) == 0:
             raise self.builder.wrong(key, "the set is empty; check its path and split, or remove it")
@@ -323,7 +323,7 @@ class _Loaders:
             "global_batch_size": self._batch_size,
             "rank": self.world.rank,
             "world_size": self.world.size,
-            "micro_batch_size": self.section.micro_batch_size,
+            "micro_batch_size": schema.micro_batch(self.section),
             "seed": self.seed,
             "shuffle": shuffle,
             "drop_last": self.section.drop_last,

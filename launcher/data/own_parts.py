@@ -41,6 +41,12 @@ class OwnPartSampler(StepSampler):
         """The same once it is known how large the others' parts are."""
         return OwnPartSampler(sizes, **self._settings)
 
+    def cut(self, micro_batch_size: int) -> None:
+        """Lets a forward pass of a rank have so many samples at the most, from now on."""
+        self._settings["micro_batch_size"] = micro_batch_size
+        super().cut(micro_batch_size)
+        self._parts = -(-max(self._pieces) // micro_batch_size)
+
     @property
     def own_size(self) -> int:
         """Samples of this rank's part."""

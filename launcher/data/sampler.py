@@ -190,6 +190,11 @@ class StepSampler(DistributedSampler[list[tuple[int, int]]]):
         row = self._row(step)
         return [Share(row[part], samples) for part, samples in self._micro_batches[self.batch_size(step)]]
 
+    def cut(self, micro_batch_size: int) -> None:
+        """Lets a forward pass of a rank have so many samples at the most, from now on."""
+        self.micro_batch_size = micro_batch_size
+        self._micro_batches = {size: self._divide(size) for size in self._batch_sizes}
+
     def set_epoch(self, epoch: int) -> None:
         """Makes iteration cover this epoch alone, as a loop over `DistributedSampler` expects."""
         super().set_epoch(epoch)

@@ -6,6 +6,7 @@ path; a CPU is a kind on which all of that is nothing.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -129,6 +130,12 @@ class Kind:
         """Bytes in use at most since the start of this process; None where nobody counts them."""
         peak = getattr(self._module, "max_memory_allocated", None)
         return int(peak(self.device)) if peak is not None else None
+
+    def give_back(self) -> None:
+        """Gives memory that nobody holds any more back to the device."""
+        gc.collect()
+        if (empty := getattr(self._module, "empty_cache", None)) is not None:
+            empty()
 
     def pinned(self, num_bytes: int) -> torch.Tensor:
         """So many bytes of host memory to which the device copies at full speed; plain ones where there are no such."""

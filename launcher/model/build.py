@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
@@ -121,7 +122,7 @@ def build_model(
     try:
         sharding.shard(bare)
     except UnfitError as error:
-        raise builder.wrong("device.shard" if str(error).startswith("device.shard") else "model", str(error)) from error
+        raise builder.wrong(error.key, str(error)) from error
     return Model(bare, under_autocast(bare, device), tuple(notes), sharding=sharding)
 
 
@@ -135,8 +136,8 @@ def unfit_for_sharding(made: Built, section: schema.Device) -> tuple[str, str] |
 
 
 def is_asked(section: schema.Device, device: Device) -> bool:
-    """Whether the model is sharded: asked for, and there are several processes."""
-    return section.sharding != "none" and device.world.size > 1
+    """Whether the model is sharded: asked for, and there are several processes, or a group of one that tries it."""
+    return section.sharding != "none" and (device.world.size > 1 or dist.is_initialized())
 
 
 def under_autocast(module: nn.Module, device: Device) -> nn.Module:

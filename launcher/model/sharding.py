@@ -26,7 +26,16 @@ _HALF = (torch.float16, torch.bfloat16)
 
 
 class UnfitError(Exception):
-    """A module cannot be sharded; the message says why, and the remedy."""
+    """A module cannot be sharded; the message says why, and the remedy.
+
+    Args:
+        message: Says so.
+        key: Of the recipe.
+    """
+
+    def __init__(self, message: str, key: str = "model"):
+        super().__init__(message)
+        self.key = key
 
 
 @dataclass(frozen=True)
@@ -115,12 +124,12 @@ class Sharding:
             UnfitError: It cannot be.
         """
         blocks = fitting_blocks(model, self.section)
+        self.described = blocks.describe()
         for block in blocks.modules.values():
             self._fully(block)
         self._fully(model)
         # the model is put together until backward, whatever becomes of what it gave; for blocks `check` refuses it
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
-        self.described = blocks.describe()
 
     def shard_loss(self, module: nn.Module) -> None:
         """Shards a loss with parameters, as one."""
@@ -134,6 +143,8 @@ class Sharding:
         kinds = {parameter.dtype for parameter in module.parameters()}
         reduce = torch.bfloat16 if self.section.reduce == "bf16" else torch.float32 if kinds & {*_HALF} else None
         fully_shard(module, mesh=self.mesh.devices, mp_policy=MixedPrecisionPolicy(reduce_dtype=reduce))
+        if self.section.ddp.find_unused_parameters:  # a branch that one process takes alone
+            module.set_reduce_scatter_unused_params(True)  # type: ignore[operator]
         self._units.append(module)
 
     def reshard(self) -> None:
@@ -161,7 +172,7 @@ def fitting_blocks(model: nn.Module, section: schema.Device) -> Blocks:
     try:
         blocks = blocks_of(model, section.shard)
     except ValueError as error:
-        raise UnfitError(f"device.shard: {error}") from error
+        raise UnfitError(str(error), "device.shard") from error
     if fault := unfit(model, blocks):
         raise UnfitError(fault)
     return blocks

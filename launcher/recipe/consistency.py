@@ -281,7 +281,7 @@ def _sharding(recipe: Recipe) -> Iterator[Fault]:
     for name, what in (("channels_last", "parameters that lie otherwise"), ("sync_batchnorm", "another module")):
         if getattr(section, name):
             yield ("device", name), f"makes {what}, which device.sharding cannot cut into rows; remove one of the two"
-    stated = sorted(section.ddp.model_fields_set)
+    stated = sorted(section.ddp.model_fields_set - {"find_unused_parameters"})
     if stated:
         yield ("device", "ddp", stated[0]), "is a setting of DDP, which device.sharding does without; remove it"
     if isinstance(recipe.train.step, Mapping):

@@ -220,9 +220,10 @@ class Data(Section):
         description="Chooses the samples of each step, in place of global_batch_size: MPerClass, LengthBuckets, "
         "TokenBudget, Mixture, or any batch sampler of torch's kind.",
     )
-    micro_batch_size: Positive | None = Field(
+    micro_batch_size: Positive | Literal["auto"] | None = Field(
         None,
-        description="Samples of one forward pass on one process; null: the process's whole share at once.",
+        description="Samples of one forward pass on one process; null: the process's whole share at once; auto: the "
+        "most that fit its memory.",
     )
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         "auto", description="Processes that read samples, for each training process."
@@ -253,6 +254,11 @@ class Data(Section):
     scratch: str | None = Field(
         None, description="A folder on a disk of each machine, where data sets that take one are copied once, and read."
     )
+
+
+def micro_batch(section: Data) -> int | None:
+    """The samples of one forward pass that a recipe states; None for a whole share, or as many as will fit."""
+    return section.micro_batch_size if isinstance(section.micro_batch_size, int) else None
 
 
 Part = int | str  # a position, a key or an attribute of a batch, or a path of them, as in `x.left`

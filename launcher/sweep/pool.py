@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -21,11 +21,12 @@ from launcher.sweep import record as lines
 from launcher.sweep.ending import Ending, ending_of
 from launcher.sweep.halving import goes_on, is_complete, next_action
 from launcher.sweep.record import Parameters, Record, Trial
-from launcher.sweep.retention import tidy
+from launcher.sweep.retention import room_needed, tidy
 from launcher.sweep.slots import Slot
 from launcher.sweep.starter import Ended, Starter, WarmProcessLostError
 from launcher.sweep.warm import Order
 from launcher.sweep.workers import free_the_lost
+from launcher.text import size
 from launcher.world.signals import stop_requested
 
 FAILURES_IN_A_ROW = 10
@@ -88,6 +89,7 @@ class Pool:
     def __post_init__(self) -> None:
         self.busy: dict[int, Work] = {}  # by the trial
         self._failures = self._lost = 0  # in a row
+        self._is_weighed = False
         self._looked = (-1, 0.0)  # lines of the record at the last look for work, and when that was
 
     def work(self) -> str:
@@ -100,12 +102,14 @@ class Pool:
             LauncherError: Ten trials in a row have failed.
         """
         tidy(self.record)
-        while (outcome := self._outcome()) is None:
-            with self._mourning():
-                self._fill()
-                self._hear()
-            self.show(self.record)
-        self._stop_all()
+        try:
+            while (outcome := self._outcome()) is None:
+                with self._mourning():
+                    self._fill()
+                    self._hear()
+                self.show(self.record)
+        finally:
+            self._stop_all()
         if self._failures >= FAILURES_IN_A_ROW:
             raise LauncherError(
                 f"{self.record.folder}: {self._failures} trials in a row have failed, the last of them: "
@@ -228,10 +232,23 @@ class Pool:
                 if rung is not None:  # it is certain to go on: it stays where it is
                     self.record.append(lines.taken(end.number, rung, self.me))
                     self.busy[end.number] = Work(work.slot, rung)
+        if ending.kind == "reached" and not self._is_weighed:
+            self._weigh(end.number)
         if end.number in self.busy:
             self._start(end.number, self.busy[end.number])
         elif self.record.trials[end.number].is_over:
             tidy(self.record)
+
+    def _weigh(self, number: int) -> None:
+        """Says so where the disk will be full, as far as the first trial to come to a rung tells."""
+        self._is_weighed = True
+        with suppress(OSError):
+            needed, free = room_needed(self.record, number)
+            if needed > free:
+                self.say(
+                    f"{self.record.folder}: the other trials need about {size(needed)}, and {size(free)} are free; a "
+                    "trial whose checkpoint does not fit fails"
+                )
 
     def _line(self, number: int, work: Work, ending: Ending) -> dict[str, object]:
         """What the record says of an ending."""
@@ -257,6 +274,11 @@ class Pool:
 
     def _stop_all(self) -> None:
         """Has all trials that run save and leave, and waits for that."""
+        unstarted = [number for number in self.busy if number not in self.starter.running]
+        with self.record.locked():  # where something was wrong before their processes were there
+            self.record.append(*(lines.released(number, "it was not started") for number in unstarted))
+        for number in unstarted:
+            del self.busy[number]
         with self._mourning():
             for number in self.busy:
                 self.starter.signal(number, signal.SIGTERM)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from pathlib import Path
 
+from launcher.recipe.load import load_recipe
 from launcher.recipe.schema import Recipe
-from launcher.sweep.plan import locate, overrides_of
+from launcher.sweep.plan import check_same_recipe, locate, overrides_of
 from launcher.sweep.pool import Pool
 from launcher.sweep.proposals import propose
 from launcher.sweep.record import Parameters, Record, Trial
@@ -30,6 +32,9 @@ class _Points:
     space: Space
     recipe: Recipe
 
+    def __post_init__(self) -> None:
+        self._files = self._stamps()
+
     def propose(self, trial: int) -> Parameters | None:
         """The point of a new trial; None is the baseline that lies beside the space."""
         if self.record.settings.point_of(trial) == 0:
@@ -37,8 +42,21 @@ class _Points:
         return propose(self.record, self.space, trial)
 
     def words(self, trial: Trial) -> Sequence[str]:
-        """All changes that make a trial of the recipe."""
+        """All changes that make a trial of the recipe, which must be what it was.
+
+        Raises:
+            UsageError: It was edited meanwhile.
+        """
+        if self._files != (stamps := self._stamps()):
+            settings = self.record.settings
+            check_same_recipe(settings, load_recipe(settings.recipe, self.space.fixed, settings.remove))
+            self._files = stamps
         return overrides_of(self.record, self.space, trial)
+
+    def _stamps(self) -> list[int | None]:
+        """When each of the recipe's files was written."""
+        paths = map(Path, self.recipe.document.files)
+        return [path.stat().st_mtime_ns if path.exists() else None for path in paths]
 
 
 def work_off(

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from launcher.checkpoints.weights import load_weights, shapes_of
 from launcher.data.load import Data, load_data
 from launcher.device.device import Device
+from launcher.evaluation.modes import has_modes
 from launcher.model.build import Model, build_model, under_autocast, wrap, wrap_step
 from launcher.model.ema import Average, Ema, Rule, Swa
 from launcher.model.sharding import Shards, UnfitError
@@ -32,7 +33,7 @@ from launcher.training.after_step import AfterStep
 from launcher.training.freezing import Freezing, build_freezing, freeze_for_good
 from launcher.training.seeds import StepSeeds, draws_only_from_torch
 from launcher.training.sharded_gradients import Clipping
-from launcher.training.state import TrainState
+from launcher.training.state import Retry, TrainState
 from launcher.training.step import train_step
 from launcher.training.step_module import StepModule
 from launcher.training.update import OneUpdate, Update
@@ -79,7 +80,9 @@ def build_run_model(recipe: Recipe, builder: Builder, device: Device) -> Model:
     )
 
 
-def build_run_state(recipe: Recipe, builder: Builder, model: Model, device: Device, data: Data) -> TrainState:
+def build_run_state(
+    recipe: Recipe, builder: Builder, model: Model, device: Device, data: Data, retry: Retry | None = None
+) -> TrainState:
     """Phase 4: loss, optimizer and schedule around the model, and how long the run is.
 
     The builder learns `train.steps` and `train.steps_per_epoch`.
@@ -97,7 +100,7 @@ def build_run_state(recipe: Recipe, builder: Builder, model: Model, device: Devi
     if objective.step is not None and not in_turns:
         module = StepModule(model.wrapped, objective)
         model = replace(model, wrapped=module if model.sharding is not None else wrap_step(module, device))
-    check_graphs(builder, recipe.device, data)
+    check_graphs(builder, recipe.device, data, is_open=retry is not None)
     losses = {name: _wrapped_loss(name, module, recipe, builder, model, device) for name, module in modules.items()}
     shards = _shards(model, losses)
     objective = objective.wrapped_by(losses)
@@ -137,6 +140,7 @@ def build_run_state(recipe: Recipe, builder: Builder, model: Model, device: Devi
         trained=[name for name, parameter in model.bare.named_parameters() if parameter.requires_grad],
         freezing=freezing,
         shards=shards,
+        retry=retry,
     )
 
 
@@ -172,16 +176,16 @@ def _rule(builder: Builder, train: Train, length: RunLength) -> Rule | None:
         raise builder.wrong("train.swa", f"{error}; write it in steps or epochs") from error
 
 
-def check_graphs(builder: Builder, section: schema.Device, data: Data) -> None:
+def check_graphs(builder: Builder, section: schema.Device, data: Data, *, is_open: bool = False) -> None:
     """Refuses CUDA graphs over several micro-batches: the second would write its gradients over those of the first.
 
     Raises:
         RecipeError: They would.
     """
     number = max(len(data.train.sampler.shares(step)) for step in (0, data.train.sampler.steps_per_epoch - 1))
-    if section.compile in ("reduce-overhead", "max-autotune") and number > 1:
+    if section.compile in ("reduce-overhead", "max-autotune") and (number > 1 or is_open):
         message = (
-            f"'{section.compile}' uses CUDA graphs, which overwrite the gradients of a step of {number} micro-batches; "
+            f"'{section.compile}' uses CUDA graphs, which overwrite the gradients of a step of several micro-batches; "
             "say true or max-autotune-no-cudagraphs, or remove data.micro_batch_size"
         )
         raise builder.wrong("device.compile", message)
@@ -189,6 +193,21 @@ def check_graphs(builder: Builder, section: schema.Device, data: Data) -> None:
 
 def _frozen(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     return ((name, parameter) for name, parameter in module.named_parameters() if not parameter.requires_grad)
+
+
+def _unfit_for_sharding(optimizer: Optimizers, *, closure: bool) -> str | None:
+    """Why an optimizer cannot step a sharded model; None where it can, as far as is known before a step."""
+    for one in each(optimizer).values():
+        name = type(one).__name__
+        if closure:
+            return (
+                f"{name} calls the loss itself, which device.sharding does not do; use AdamW, or another that does not"
+            )
+        if has_modes(one):
+            return f"{name} has other weights for evaluating, which device.sharding does not know; use AdamW, say"
+        if any(getattr(type(one), key) is not getattr(Optimizer, key) for key in ("state_dict", "load_state_dict")):
+            return f"{name} keeps its state in a way of its own, which cannot be saved by rows; use torch's, say AdamW"
+    return None
 
 
 @dataclass(frozen=True)
@@ -220,6 +239,8 @@ class _Ways:
             RecipeError: An optimizer calls the loss itself where that cannot be.
         """
         closure = calls_the_loss(optimizer, self.recipe.optimizer)
+        if self.shards is not None and (unfit := _unfit_for_sharding(optimizer, closure=closure)):
+            raise self.builder.wrong("optimizer", unfit)
         if closure and (fault := self._unfit(optimizer)):
             raise self.builder.wrong(*fault)
         if isinstance(objective, TurnsObjective) and isinstance(optimizer, Several):

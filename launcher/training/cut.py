@@ -51,6 +51,7 @@ class Dependence:
         moving: What a forward changes each time, in a checkpoint.
         mixes: How far what a model gives for samples together is from what it gives for them in parts; 0 for not.
         norms: Whether it has a BatchNorm of torch's.
+        draws: Whether a forward in train mode is random, by a dropout or otherwise.
         grown: The model's state, where buffers have come or grown in it.
         fault: Why model and loss could not be called for it.
     """
@@ -60,11 +61,18 @@ class Dependence:
     moving: Sequence[str] = ()
     mixes: float = 0.0
     norms: bool = False
+    draws: bool = False
     grown: Mapping[str, Any] | None = None
     fault: str = ""
 
-    def notes(self, objective: Objective, *, synchronised: bool) -> Iterator[str]:
-        """What the plan says of it."""
+    def notes(self, objective: Objective, *, synchronised: bool, is_open: bool = False) -> Iterator[str]:
+        """What the plan says of it.
+
+        Args:
+            objective: Knows whether a step is one forward pass on one process, which nothing cuts.
+            synchronised: Whether batch norms take their means over all processes.
+            is_open: Whether memory decides how a step is cut.
+        """
         if self.unsteady:
             yield self.unsteady
         if self.unkept:
@@ -73,8 +81,10 @@ class Dependence:
                 "on it, a resume and other cuts give others; make it a buffer, or give it by get_extra_state or "
                 "state_dict"
             )
-        if objective.is_whole:
+        if objective.is_whole and not is_open:
             return
+        if is_open and self.draws:
+            yield "model: draws random numbers for each micro-batch, as in dropout: other cuts give other numbers"
         if self.norms and not synchronised:
             yield "model: BatchNorm takes the mean of each micro-batch of a process: other cuts give other numbers"
         if self.mixes:
@@ -94,9 +104,11 @@ def dependence_of(state: TrainState) -> Dependence:
     """What is found; nothing where the model cannot be called like that: the first step says why."""
     model, objective, train = state.model.bare, state.objective, state.data.train
     norms = any(isinstance(module, batch_norms()) for module in model.modules())
+    drops = any(isinstance(module, dropouts()) and getattr(module, "p", 0) > 0 for module in model.modules())
+    is_cut = state.retry is not None or not objective.is_whole
     unsteady = _read_twice(train)
-    if train.num_readable() < 4 or (objective.is_whole and _is_known(model, objective)):
-        return Dependence(unsteady, norms=norms)
+    if train.num_readable() < 4 or (not is_cut and _is_known(model, objective)):
+        return Dependence(unsteady, norms=norms, draws=drops)
     device = state.device.torch_device
     numbers = range(min(_SAMPLES, train.num_readable()))
     try:
@@ -105,11 +117,11 @@ def dependence_of(state: TrainState) -> Dependence:
             tried = _Tried(model, objective, device)
             unkept, moving, grown = tried.movements(batches[0], state.shapes)
             sizes = [len(numbers), 2, len(numbers) - 2]
-            mixes = 0.0 if objective.is_whole or unsteady else tried.mixing(batches, sizes)
+            mixes = tried.mixing(batches, sizes) if is_cut and not unsteady else 0.0
     except Exception as error:  # somebody's code, called otherwise than in a step
         words = " ".join(words_of(error).split())[:120]
-        return Dependence(unsteady, norms=norms, fault=f"{type(error).__name__}: {words}")
-    return Dependence(unsteady, unkept, moving, mixes, norms, grown)
+        return Dependence(unsteady, norms=norms, draws=drops, fault=f"{type(error).__name__}: {words}")
+    return Dependence(unsteady, unkept, moving, mixes, norms, drops or tried.draws, grown)
 
 
 @contextmanager
@@ -163,10 +175,14 @@ class _Tried:
         model: The bare module.
         objective: Its losses.
         device: Where they are.
+
+    Attributes:
+        draws: Whether they were found to be random.
     """
 
     def __init__(self, model: nn.Module, objective: Objective, device: torch.device):
         self.model, self.objective, self._device = model, objective, device
+        self.draws = False
         self._roots: Mapping[str, Any] = {"model": model, **objective.brought}
 
     def values(self, batch: Any, seed: int = 0) -> list[float]:
@@ -226,6 +242,7 @@ class _Tried:
         """How far two parts put together are from the whole, of the largest value; 0 where that is rounding."""
         whole, *parts = (self.values(batch) for batch in batches)
         if whole != self.values(batches[0], seed=1):
+            self.draws = True
             return 0.0  # random in itself: a step shows no more
         objective = self.objective
         terms = [(term.reading, term.sums) for term in objective.terms] or [(objective.own, False)]

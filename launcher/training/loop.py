@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 from launcher.data.transfer import on_device
@@ -11,7 +11,8 @@ from launcher.training.meter import Meter
 from launcher.training.parting import Parting
 from launcher.training.session import Session
 from launcher.training.state import TrainState
-from launcher.training.steps import counted_steps, timed
+from launcher.training.step import StepResult
+from launcher.training.steps import FromAnyStep, StepBatch, counted_steps, timed
 from launcher.training.triggers import Triggers, due
 from launcher.world import context, faults, progress
 
@@ -29,8 +30,7 @@ def train(state: TrainState, session: Session) -> tuple[str, int]:
     known, acts, done = context.run, _Acts(state, session), session.start
     evaluation, triggers, meter = session.evaluation, acts.triggers, acts.meter
     known.step = done
-    in_host = counted_steps(state, done, state.length.total_steps)
-    steps = session.profiling.over(on_device(in_host, state.device.torch_device), done)
+    steps = FromAnyStep(acts.steps_from, done)
     start_training(state.model.wrapped, state.optimizer)
     outcome = "finished"
     if not acts.evaluated_what_is_owed(done) or session.is_paused(done):
@@ -39,7 +39,9 @@ def train(state: TrainState, session: Session) -> tuple[str, int]:
         return "preempted", done
     for step, waited in timed(steps) if evaluation.goes_on else ():
         acts.rates = state.schedule.rates
-        result = state.take_step(state, step, state.length.at(done), session.profiling.parts)
+        if (result := acts.made(step, done)) is None:
+            steps.restart(done)
+            continue
         done += 1
         known.step = done
         progress.reached(done)
@@ -95,6 +97,25 @@ class _Acts:
             state.device.kind,
             session.until,
         )
+
+    def steps_from(self, done: int) -> Generator[StepBatch, None, None]:
+        """What the steps after so many read, where it is computed with."""
+        in_host = counted_steps(self.state, done, self.state.length.total_steps)
+        return self.session.profiling.over(on_device(in_host, self.state.device.torch_device), done)
+
+    def made(self, step: StepBatch, done: int) -> StepResult | None:
+        """Makes a step; None where there was no memory for it, and it is to be made again in smaller pieces."""
+        state, session = self.state, self.session
+        try:
+            result: StepResult = state.take_step(state, step, state.length.at(done), session.profiling.parts)
+            return result
+        except Exception as error:
+            if state.retry is None or not state.retry.wants(state, error):
+                raise
+        size = state.retry.recover(state)  # here, where nothing holds what the error has seen
+        session.tracking.warn(f"step {done}: out of memory; made again with data.micro_batch_size={size}")
+        session.record.event("smaller", done, micro_batch_size=size)
+        return None
 
     def evaluated_what_is_owed(self, done: int) -> bool:
         """Evaluates where that is due before the first step; whether training may continue.

@@ -153,7 +153,7 @@ def _dependences(recipe: Recipe, builder: Builder, state: TrainState) -> list[st
     depends = dependence_of(state)
     if depends.grown is not None:
         try_fresh(depends.grown, state.shapes, partial(built_anew, builder, recipe.model))
-    return [*depends.notes(state.objective, synchronised=recipe.device.sync_batchnorm)]
+    return [*depends.notes(state.objective, synchronised=recipe.device.sync_batchnorm, is_open=state.retry is not None)]
 
 
 def _kept_readings(point: ResumePoint) -> Mapping[str, Any]:

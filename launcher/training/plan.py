@@ -38,7 +38,7 @@ def plan_of(
         ("loss", _loss(objective)),
         ("optimizer", describe_optimizer(state.optimizer)),
         ("length", _length(state.length)),
-        ("evaluate", _evaluate(recipe, data, world.size, is_sharded=model.sharding is not None)),
+        ("evaluate", _evaluate(recipe, data, world.size)),
         ("folder", str(folder)),
     ]
     if start:
@@ -84,10 +84,10 @@ def _length(run_length: RunLength) -> str:
     return f"{run_length.total_steps:,} steps, {per_epoch}"
 
 
-def _evaluate(recipe: Recipe, data: Data, world_size: int, *, is_sharded: bool) -> str:
+def _evaluate(recipe: Recipe, data: Data, world_size: int) -> str:
     if not data.validation:
         return "never: the recipe has no data.validation"
-    shared = recipe.evaluate.ranks == "all" or is_sharded
+    shared = recipe.evaluate.ranks == "all" or recipe.device.sharding != "none"
     who = f" by all {world_size} ranks" if shared else f" by rank 0, the other {world_size - 1} waiting"
     has_average = recipe.train.ema is not None or recipe.train.swa is not None
     averaged = ", also with the averaged weights" if has_average else ""

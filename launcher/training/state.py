@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -24,6 +24,26 @@ from launcher.objective.several import Optimizers
 from launcher.training.freezing import Freezing
 from launcher.training.seeds import StepSeeds
 from launcher.training.update import Update
+
+
+class Retry(Protocol):
+    """Makes a step again with half the micro-batch when memory runs out before its update."""
+
+    def begin(self, state: TrainState) -> None:
+        """Before a step: keeps what its forward passes may change."""
+        ...
+
+    def passed(self) -> None:
+        """The gradients are there: what follows cannot be made again."""
+        ...
+
+    def wants(self, state: TrainState, error: Exception) -> bool:
+        """Whether the step that raised this is to be made again."""
+        ...
+
+    def recover(self, state: TrainState) -> int:
+        """Puts all back as it was before the step, and cuts smaller micro-batches; gives their size."""
+        ...
 
 
 @dataclass
@@ -46,6 +66,7 @@ class TrainState:
         shapes: Of what was in the model's state_dict when the run began, by name.
         frozen: Parameters that were not to be trained when the run began, by name.
         freezing: What is frozen until a step.
+        retry: Makes a step again that has found no memory, where the recipe leaves the micro-batch open.
         trained: Names of the model's other parameters, in the order in which DDP numbers them.
         shards: What this process holds, where the model is sharded.
     """
@@ -67,6 +88,7 @@ class TrainState:
     trained: Sequence[str] = ()
     freezing: Freezing | None = None
     shards: Shards | None = None
+    retry: Retry | None = None
 
     def without_sync(self) -> AbstractContextManager[Any]:
         """DDP without its all-reduce: for all but the last micro-batch of a step."""

@@ -24,7 +24,7 @@ from launcher.training.state import TrainState
 from launcher.training.step_module import StepCall
 from launcher.training.steps import StepBatch, counted_steps
 from launcher.training.update import OneUpdate
-from launcher.world import context
+from launcher.world import context, faults
 
 _SYNCHRONISED = nullcontext()
 
@@ -72,8 +72,12 @@ def train_step(state: TrainState, step: StepBatch, at: At, do: Parts | None = No
     # Zero the gradients: done at the end of the update before, which gives their memory back (training/update.py).
 
     # Forward of each micro-batch, and the loss.
-    # Backward: adds its part to the gradients.
+    # Backward: adds its part to the gradients. What runs out of memory until here can be made again, in smaller pieces.
+    if state.retry is not None:
+        state.retry.begin(state)
     losses, scalars = accumulate(state, step, at, do)
+    if state.retry is not None:
+        state.retry.passed()
 
     # Clip, and the optimizer's step.
     grad_norm = do.update(state, at.step)
@@ -92,7 +96,9 @@ def accumulate(
     last = len(step.batches) - 1
     for number, (batch, scales) in enumerate(zip(step.batches, step.scales, strict=True)):
         with _SYNCHRONISED if number == last else state.without_sync():
+            faults.point("forward", at.step)
             loss, factor, logged = do.forward(state, batch, scales, at)
+            faults.point("backward", at.step)
             do.backward(state, loss, factor)
         # A compiled model may write the next loss where this one is.
         losses.append((loss.detach() if number == last else loss.detach().clone(), factor))

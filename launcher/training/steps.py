@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -113,6 +113,32 @@ def _scales(
     world: int,
 ) -> Scales:
     return [objective.scales(own, total, world, batch.samples) for own, batch in zip(local, batches, strict=True)]
+
+
+class FromAnyStep(Iterator[StepBatch]):
+    """A stream of steps that can begin again at any step.
+
+    Args:
+        make: Gives the steps after so many.
+        start: So many are completed.
+    """
+
+    def __init__(self, make: Callable[[int], Generator[StepBatch, None, None]], start: int):
+        self._make = make
+        self._steps = make(start)
+
+    def __next__(self) -> StepBatch:
+        """The next step."""
+        return next(self._steps)
+
+    def restart(self, start: int) -> None:
+        """Continues with the step after so many, read again."""
+        self._steps.close()
+        self._steps = self._make(start)
+
+    def close(self) -> None:
+        """Ends it."""
+        self._steps.close()
 
 
 def timed(steps: Iterator[StepBatch]) -> Iterator[tuple[StepBatch, float]]:

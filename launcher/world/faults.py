@@ -2,8 +2,8 @@
 
 A fault is written `ACTION@POINT[/FILE][:STEP][#RANK]`, as in `kill@checkpoint.write/manifest.json:8#0`: at the
 first passing of that point (with that file, of that step, on that rank, where they are given) this process is killed,
-asked to stop, fails, finds the disk full, a byte of the file just written changed, or the run's folder gone. Nothing
-happens in a run that nobody has armed.
+asked to stop, fails, finds the disk or the memory full, a byte of the file just written changed, or the run's folder
+gone. Nothing happens in a run that nobody has armed.
 """
 
 from __future__ import annotations
@@ -18,9 +18,12 @@ from pathlib import Path
 
 from launcher.errors import UsageError
 
-ACTIONS = ("kill", "term", "raise", "full", "flip", "vanish")
+ACTIONS = ("kill", "term", "raise", "full", "oom", "flip", "vanish")
 POINTS = (
     "start",  # before data is opened
+    "trial",  # of a size of micro-batch, which is the step
+    "forward",  # of each micro-batch of a step
+    "backward",
     "step",  # an optimizer step is completed
     "evaluation.batch",
     "checkpoint.begin",
@@ -85,6 +88,7 @@ def point(name: str, step: int | None = None, path: Path | None = None) -> None:
 
     Raises:
         OSError: The disk is full (`full`).
+        torch.OutOfMemoryError: There is no memory (`oom`).
         RuntimeError: The program failed here (`raise`).
     """
     if not _armed:
@@ -109,6 +113,10 @@ def _happen(fault: Fault, path: Path | None) -> None:
         return
     if fault.action == "full":
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    if fault.action == "oom":
+        from torch import OutOfMemoryError
+
+        raise OutOfMemoryError("out of memory: a fault")
     if fault.action == "flip" and path is not None:
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1

@@ -17,7 +17,7 @@ _HINTS: tuple[tuple[str, str], ...] = (
         r"(?:CUDA|HIP|XPU|backend|error:) out of memory|OutOfMemoryError"
         r"|(?:CUBLAS|CUDNN|CUSOLVER|CUFFT)_STATUS_ALLOC_FAILED|hipErrorOutOfMemory|UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY"
         r"|CUDNN_STATUS_NOT_INITIALIZED|CUBLAS_STATUS_NOT_INITIALIZED|CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION",
-        "the GPU's memory is full{batch}; halve data.micro_batch_size (the result stays the same), or use "
+        "the GPU's memory is full{batch}; halve data.micro_batch_size (the same result), say auto there, or use "
         "device.precision=bf16 or more processes",
     ),
     (

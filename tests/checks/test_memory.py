@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -48,14 +49,14 @@ def taken(recipe: str, overrides: tuple[str, ...]) -> int:
         for number in range(2):
             state.take_step(state, next(steps), state.length.at(number))
         before: int = _there(state.model.bare) + sum(
-            value.nbytes
+            _own(value).nbytes
             for optimizer in each(state.optimizer).values()
             for kept in optimizer.state.values()
             for value in kept.values()
         )
         if state.average is not None:
             before += sum(value.nbytes for value in state.average.state_dict()["parameters"].values())
-        if world.size > 1:  # DDP's buckets
+        if world.size > 1 and state.shards is None:  # DDP's buckets
             before += sum(parameter.nbytes for parameter in state.model.bare.parameters())
         third = next(steps)
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
@@ -69,7 +70,13 @@ def taken(recipe: str, overrides: tuple[str, ...]) -> int:
 
 
 def _there(model: torch.nn.Module) -> int:
-    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    return sum(_own(tensor).nbytes for tensor in (*model.parameters(), *model.buffers()))
+
+
+def _own(tensor: Any) -> torch.Tensor:
+    """What this rank has of a tensor, which may be sharded."""
+    own: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return own
 
 
 @pytest.mark.parametrize(
@@ -88,6 +95,15 @@ def test_a_step_takes_what_was_predicted(recipe: str, overrides: tuple[str, ...]
 def test_two_processes_take_what_was_predicted() -> None:
     ranks = in_world(2, taken, GPT, ())
     assert max(ranks) == pytest.approx(predicted(GPT, size=2), rel=0.03)
+
+
+LARGER = ("model={width: 256, layers: 6}", "device.sharding=full")
+
+
+def test_two_processes_that_share_a_model_take_what_was_predicted() -> None:
+    ranks = in_world(2, taken, GPT, LARGER)
+    # how much is on its way at a time depends on how fast the other process is
+    assert min(ranks) == pytest.approx(predicted(GPT, *LARGER, size=2), rel=0.1)
 
 
 def test_a_model_whose_constructor_reads_values_is_counted_too() -> None:

@@ -340,6 +340,8 @@ def test_a_key_in_the_wrong_place_or_by_another_name_is_understood(
 HAS_VALIDATION = {"data": {"validation": "10% of train"}}
 HAS_BEST = {**HAS_VALIDATION, "evaluate": {"best": {"metric": "loss", "mode": "min"}}}
 NEEDED: dict[str, dict[str, Any]] = {  # beside the example
+    "device.shard": {"device": {"sharding": "full"}},
+    "device.reduce": {"device": {"sharding": "full"}},
     "data.batch_sampler": {"data": {"global_batch_size": None}},
     "evaluate.after": HAS_VALIDATION,
     "evaluate.metrics": HAS_VALIDATION,

@@ -187,7 +187,7 @@ def test_no_runs_and_no_folder_are_said(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["runs", str(tmp_path / "nowhere")]) == 2
     assert "no such run or folder" in capsys.readouterr().err
     assert main(["runs", str(tmp_path), "--watch"]) == 2
-    assert "no terminal" in capsys.readouterr().err
+    assert "not a terminal" in capsys.readouterr().err
 
 
 def test_watching_shows_what_changes_until_ctrl_c(some: Path) -> None:

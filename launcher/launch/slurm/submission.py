@@ -18,6 +18,7 @@ from launcher.launch.slurm.request import SWEEP
 from launcher.launch.slurm.requeue import lasting_words
 from launcher.recipe import show
 from launcher.recipe.directory import directory
+from launcher.recipe.schema import micro_batch
 from launcher.runs import folder as runs
 from launcher.runs.identity import identity_of
 from launcher.runs.job import Submission, mark_submitted, name_job
@@ -192,7 +193,7 @@ def preflight(plan: Plan) -> str:
     if (batch := recipe.data.global_batch_size) is None:
         raise UsageError("--preflight: a data.batch_sampler chooses batches of any size; try it with --processes 1")
     share = -(-batch // plan.shape.processes)
-    micro = min(share, recipe.data.micro_batch_size or share)
+    micro = min(share, micro_batch(recipe.data) or share)
     request = replace(
         plan.request,
         overrides=(*plan.request.overrides, f"data.micro_batch_size={micro}"),

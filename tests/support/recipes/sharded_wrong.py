@@ -1,0 +1,117 @@
+"""What sharded.yaml may name instead, and cannot be sharded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from recipes.sharded import Block, Net
+else:
+    from sharded import Block, Net
+
+
+class Scalar(Net):
+    """A parameter without a dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.temperature = nn.Parameter(torch.tensor(1.0, dtype=torch.float64))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return super().forward(tokens) / self.temperature
+
+
+class _Held:
+    def __init__(self, x: Tensor):
+        self.x = x
+
+
+class _OpaqueBlock(Block):
+    def forward(self, x: Any) -> Any:
+        return _Held(super().forward(x.x if isinstance(x, _Held) else x))
+
+
+class Opaque(Net):
+    """Blocks give something in which nobody finds a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(_OpaqueBlock(10, 0.0).double() for _ in range(3))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.tokens(tokens)
+        for block in self.blocks:
+            x = block(x)
+        logits: Tensor = self.head(self.norm(x.x))
+        return logits.transpose(1, 2)
+
+
+class _ViewBlock(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[:, :]
+
+
+class Views(Net):
+    """Blocks give views, which are changed in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(_ViewBlock(10, 0.0).double() for _ in range(3))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.tokens(tokens) * 1.0
+        for block in self.blocks:
+            x = block(x)
+            x += 1.0
+        logits: Tensor = self.head(self.norm(x))
+        return logits.transpose(1, 2)
+
+
+class TiedApart(Net):
+    """Two blocks share a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        first, second = (block.get_submodule("up") for block in self.blocks[:2])
+        second.weight = first.weight
+
+
+class Mixed(Net):
+    """Types that differ within a block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks[0].norm.float()
+
+
+class Sparse(Net):
+    """Gradients of the rows that were looked up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.more = nn.Embedding(17, 10, sparse=True, dtype=torch.float64)
+
+
+class Bounded(Net):
+    """A weight that forward changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens.max_norm = 1.0
+
+
+def penalty(model: Any, batch: Any, at: Any) -> dict[str, Tensor]:
+    """Looks at a weight outside of forward."""
+    return {"loss": F.cross_entropy(model(batch[0]), batch[1]) + model.blocks[0].up.weight.square().sum()}
+
+
+def by_parts(model: Any, batch: Any, at: Any) -> dict[str, Tensor]:
+    """Calls parts of the model."""
+    x = model.tokens(batch[0])
+    for block in model.blocks:
+        x = block(x)
+    return {"loss": F.cross_entropy(model.head(x).transpose(1, 2), batch[1])}

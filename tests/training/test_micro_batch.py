@@ -1,0 +1,159 @@
+"""`data.micro_batch_size: auto`: found in processes that may die, halved when memory runs out, and the same run."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from worlds import TINY, Trained, in_world, result_of, train, train_here
+
+from launcher.errors import RecipeError
+from launcher.recipe.load import load_recipe
+from launcher.run import run as launch
+from launcher.runs.options import Options
+from launcher.training.micro_batch import largest
+from launcher.training.trial import out_of_memory
+from launcher.world.world import FAULTS_VARIABLE, World
+
+AUTO = ("data.micro_batch_size=auto", "data.global_batch_size=16", "data.train.size=56")
+STACK = ("model={_target_: stacks.py:Stack, odd: true, dropout: 0.0}", "data.drop_last=true")
+
+
+@pytest.mark.parametrize("limit", range(1, 18))
+@pytest.mark.parametrize("share", [1, 2, 7, 16, 17])
+def test_the_largest_part_of_a_share_that_fits_is_found_in_few_trials(share: int, limit: int) -> None:
+    tried: list[int] = []
+
+    def fits(samples: int) -> bool:
+        tried.append(samples)
+        return samples <= limit
+
+    expected = max(size for parts in range(1, share + 1) if (size := -(-share // parts)) <= max(1, limit))
+    assert largest(share, fits) == expected
+    assert len(tried) <= 8
+
+
+def test_nothing_fits() -> None:
+    assert largest(16, lambda samples: False) == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "is_memory"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), True),
+        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling"), True),
+        (MemoryError(), True),
+        (RuntimeError("shapes cannot be multiplied"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_errors_that_say_there_is_no_memory(error: Exception, is_memory: bool) -> None:
+    assert out_of_memory(error) is is_memory
+
+
+def _at_home(home: str, folder: str, overrides: tuple[str, ...], faults: str | None, tries: bool) -> str:
+    """Trains as a user whose cache is there, and who has a recipe that a trial can read, or has not."""
+    os.environ["HOME"] = home
+    if tries:
+        return train_here(folder, overrides, faults=faults)
+    os.environ[FAULTS_VARIABLE] = faults or ""
+    recipe = load_recipe(TINY, ["launch.threads=1", *overrides])
+    return launch(recipe, World.from_environ(), Options(cpu=True, run_dir=folder, output="quiet")).state
+
+
+def trained(folder: Path, *overrides: str, faults: str | None = None, size: int = 1, tries: bool = False) -> Trained:
+    in_world(size, _at_home, str(folder.with_name(f"home of {folder.name}")), str(folder), overrides, faults, tries)
+    return result_of(folder)
+
+
+def events(run: Path) -> list[dict[str, Any]]:
+    lines = map(json.loads, (run / "events.jsonl").read_text(encoding="utf-8").splitlines())
+    return [line for line in lines if line["event"] == "smaller"]
+
+
+def remembered(home: Path) -> list[int]:
+    files = sorted(home.glob(".cache/launcher-data/micro-batch-*/micro_batch.json"))
+    return [json.loads(file.read_text(encoding="utf-8"))["samples"] for file in files]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """The run in whole shares, which fit."""
+    return train(tmp_path_factory.mktemp("whole") / "run", *AUTO[1:])
+
+
+def test_sizes_are_tried_in_processes_of_their_own_and_remembered(tmp_path: Path, whole: Trained) -> None:
+    run = trained(tmp_path / "run", *AUTO, faults="oom@trial:16 kill@trial:8", tries=True)
+    assert run.distance(whole) < 1e-9
+    assert remembered(tmp_path / "home of run") == [6]  # of 1, 2, 3, … parts of 16
+    (tmp_path / "home of run").rename(tmp_path / "home of again")
+    again = trained(tmp_path / "again", *AUTO, faults="kill@trial", tries=True)  # nothing is tried again
+    assert again.distance(run) == 0
+
+
+@pytest.mark.parametrize("point", ["forward", "backward"])
+def test_a_step_without_memory_is_made_again_in_smaller_pieces(tmp_path: Path, whole: Trained, point: str) -> None:
+    run = trained(tmp_path / "run", *AUTO, faults=f"oom@{point}:3 oom@{point}:5")
+    assert run.distance(whole) < 1e-9
+    assert run.column("loss") == pytest.approx(whole.column("loss"), abs=1e-9)
+    assert run.column("step") == whole.column("step")
+    assert [(event["step"], event["micro_batch_size"]) for event in events(run.folder)] == [(3, 8), (5, 4)]
+    assert remembered(tmp_path / "home of run") == [4]
+
+
+def test_buffers_that_a_forward_moves_are_as_before_when_the_step_is_made_again(tmp_path: Path) -> None:
+    changes = (*AUTO, *STACK)
+    expected = trained(tmp_path / "expected", *changes, faults="oom@forward:2")  # before anything has moved
+    run = trained(tmp_path / "run", *changes, faults="oom@backward:2")
+    assert events(run.folder)[0]["micro_batch_size"] == events(expected.folder)[0]["micro_batch_size"] == 8
+    assert run.distance(expected) == 0
+
+
+def test_without_the_key_the_run_fails_as_ever(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="OutOfMemoryError"):
+        trained(tmp_path / "run", *AUTO[1:], faults="oom@forward:3")
+
+
+def test_one_sample_that_does_not_fit_is_the_end(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="not even one sample fits; see launcher check --memory"):
+        trained(tmp_path / "run", *AUTO, "data.global_batch_size=2", faults="oom@trial", tries=True)
+
+
+def test_of_several_processes_all_leave_and_the_next_start_takes_half(tmp_path: Path, whole: Trained) -> None:
+    changes = (*AUTO, "save.every=2 steps")
+    with pytest.raises(AssertionError, match="OutOfMemoryError"):
+        trained(tmp_path / "run", *changes, faults="oom@forward:5#1", size=2)
+    assert remembered(tmp_path / "home of run") == [4]
+    assert not (tmp_path / "run" / "model_weights.pth").exists()
+    assert trained(tmp_path / "run", *changes, size=2).distance(whole) < 1e-9
+
+
+def _plan(tmp_path: Path, capsys: pytest.CaptureFixture[str], *overrides: str) -> str:
+    recipe = load_recipe(TINY, ["launch.threads=1", "train.epochs=1", *AUTO, *overrides])
+    launch(recipe, World(), Options(cpu=True, run_dir=str(tmp_path / "run")))  # no recipe that a trial could read
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_the_plan_says_what_was_found_and_when_other_cuts_give_other_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    plan = _plan(tmp_path / "a", capsys)
+    assert "data.micro_batch_size: auto: 16 (the whole share: a run with objects from Python cannot be tried" in plan
+    assert "half of that when memory runs out" in plan
+    assert "other cuts give other numbers" not in plan
+    assert "draws random numbers for each micro-batch" in _plan(tmp_path / "b", capsys, "model.dropout=0.1")
+    model = "model={_target_: parts.py:Net, norm: true}"
+    assert "BatchNorm takes the mean of each micro-batch" in _plan(tmp_path / "c", capsys, model)
+
+
+def test_cuda_graphs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    recipe = load_recipe(TINY, [*AUTO, "device.compile=reduce-overhead"])
+    with pytest.raises(RecipeError, match="CUDA graphs, which overwrite the gradients"):
+        launch(recipe, World(), Options(cpu=True, run_dir=str(tmp_path / "run"), output="quiet"))
