@@ -154,7 +154,7 @@ def adam_kernels() -> AdamKernels:
 
 
 def dispatching(handle: Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]) -> Any:
-    """A context in which each operation on tensors is handed over: (operation, arguments, keywords) to its result.
+    """A context in which each operation on tensors is passed on: (operation, arguments, keywords) to its result.
 
     torch documents the class in its notes and keeps it in a private module.
     """
