@@ -299,9 +299,7 @@ def test_from_python_it_gives_a_row_for_each_trial(tmp_path: Path) -> None:
     assert sorted(row["rank"] for row in rows) == [1, 2]
     with pytest.raises(UsageError, match="budget: 'much' is no time"):
         launcher.sweep(str(TINY), *words, budget="much")
-    with pytest.raises(
-        UsageError, match=r"the recipe of a sweep is a file.* and not a dict; write a mapping with yaml"
-    ):
+    with pytest.raises(UsageError, match=r"a sweep's recipe is a file.* and not a dict; write a mapping with yaml"):
         launcher.sweep({"name": "tiny"}, *words)  # type: ignore[arg-type]
 
 
