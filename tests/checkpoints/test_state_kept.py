@@ -354,7 +354,7 @@ def refused_here(folder: str, overrides: tuple[str, ...], environ: Mapping[str, 
     [
         ("optimizer={_target_: kept.py:WithDeque, lr: 0.1}", "optimizer: its state holds a collections.deque at opti"),
         ("optimizer={_target_: kept.py:Forgetful, lr: 0.1}", "optimizer: Forgetful does not load the state"),
-        ("optimizer={_target_: kept.py:Rounding, lr: 0.1}", "optimizer: Rounding does not take up the state"),
+        ("optimizer={_target_: kept.py:Rounding, lr: 0.1}", "optimizer: Rounding does not load the state"),
         ("model={_target_: kept.py:Growing}", "model: 'low' has appeared or grown since it was built"),
         ("loss={_target_: kept.py:SetLoss}", "loss: its state holds a kept.Moments at loss.moments"),
     ],

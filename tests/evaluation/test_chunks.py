@@ -111,7 +111,7 @@ def test_ranks_are_joined_with_what_waits() -> None:
 
 def test_what_a_metric_cannot_take_is_told_at_the_first_batch() -> None:
     metric = Metric("hits", MultilabelAccuracy(num_labels=4))
-    with pytest.raises(LauncherError, match=r"evaluate.metrics.hits: MultilabelAccuracy cannot take .*\[3, 5\]"):
+    with pytest.raises(LauncherError, match=r"evaluate.metrics.hits: MultilabelAccuracy does not accept .*\[3, 5\]"):
         metric.update([torch.rand(3, 5)], [torch.ones(3, 5, dtype=torch.long)])
 
 

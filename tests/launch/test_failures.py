@@ -269,7 +269,7 @@ def test_what_an_accelerate_config_asks_for_in_vain_is_refused(variable: str, na
 def test_a_tpu_is_refused() -> None:
     for world_kind in ("NO", "MULTI_CPU", "MULTI_GPU"):
         check_kind(world_kind)
-    with pytest.raises(LauncherError, match=r"told XLA, and this program does not train there: .* say --cpu"):
+    with pytest.raises(LauncherError, match=r"told XLA, and this program does not train there: .* use --cpu"):
         check_kind("XLA")
 
 
