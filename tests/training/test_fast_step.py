@@ -506,7 +506,7 @@ def test_fused_momentum_of_parameters_that_are_thawed_one_after_the_other(settin
     def trained(fused: bool) -> list[Tensor]:
         model = net()
         parameters = list(model.parameters())
-        groups = [{"params": parameters[:3]}, {"params": parameters[3:], "lr": 0.05}]
+        groups: list[dict[str, Any]] = [{"params": parameters[:3]}, {"params": parameters[3:], "lr": 0.05}]
         optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9, fused=fused, **settings)
         fast = FastStep(optimizer)
         for step in range(5):
