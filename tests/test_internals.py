@@ -97,6 +97,8 @@ SYMBOLS: dict[str, Callable[[], object]] = {
     "_to_sync": torchmetrics.MeanMetric,
     "_reset_state": lambda: accelerate.state.AcceleratorState,
     "_run_exitfuncs": lambda: atexit,
+    "_python_dispatch": lambda: torch.utils,
+    "_subclasses": lambda: torch,
     "_inst": lambda: random,
     "_rand": lambda: numpy.random.mtrand,
     "_config": multiprocessing.current_process,

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from launcher.internals import storage_id
+from launcher.internals import dispatching, storage_id
 from launcher.objective.pieces import mapped
 
 KINDS = ("parameters", "gradients", "optimizer", "averages", "activations", "communication")
@@ -35,7 +34,7 @@ class Footprint:
         return sum(self.held.values())
 
 
-class Tracker(TorchDispatchMode):
+class Tracker:
     """Follows the storages that operations make, from the first tensor on each to the last.
 
     What nobody has said the kind of is an activation.
@@ -48,7 +47,6 @@ class Tracker(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # of torch
         self.standing: dict[str, int] = {}
         self.communication = 0
         self.moment = ""
@@ -101,9 +99,12 @@ class Tracker(TorchDispatchMode):
         """The worst moment so far."""
         return self._worst
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Calls an operation, and looks at what it made."""
-        result = func(*args, **(kwargs or {}))
+    def following(self) -> Any:
+        """A context in which it looks at what operations make."""
+        return dispatching(self._follow)
+
+    def _follow(self, operation: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = operation(*args, **kwargs)
         mapped(result, self._seen)
         self.look()
         return result

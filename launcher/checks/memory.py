@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 from torch.optim import Optimizer
 
+from launcher import internals
 from launcher.checks.footprint import Footprint, Tracker
 from launcher.data.load import Data
 from launcher.errors import LauncherError
@@ -65,19 +66,17 @@ def trace(
     Raises:
         LauncherError: It cannot be traced; the message says why.
     """
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
     shares = [share.samples for share in data.train.sampler.shares(0)]
     samples = min(max(shares), micro_batch or max(shares))
     pieces = -(-sum(shares) // samples)
     batch = data.train.batch_of(range(min(samples, data.train.num_readable())))
-    fake, tracker = FakeTensorMode(allow_non_fake_inputs=True), Tracker()
+    fake, tracker = internals.fake_mode(), Tracker()
     try:
         with ExitStack() as stack:
             stack.enter_context(_fused_attention() if on_gpu else nullcontext())
             run = _Run(recipe, builder.keeping("data"), world, fake, tracker)
             stack.enter_context(fake)
-            stack.enter_context(tracker)
+            stack.enter_context(tracker.following())
             run.steps(mapped(batch, fake.from_tensor), min(2, pieces), data)
     except LauncherError:
         raise
@@ -256,12 +255,10 @@ def _without_values(recipe: Recipe, builder: Builder, fake: Any) -> nn.Module:
 
 def _give_up_memory(model: nn.Module) -> None:
     """Puts tensors of the same shapes and types without memory in place of all; those that were one stay one."""
-    from torch._subclasses.fake_tensor import FakeTensor
-
     others: dict[int, torch.Tensor] = {}
     for part in model.modules():
         for name, held in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)):
-            if isinstance(held, FakeTensor):
+            if internals.is_fake(held):
                 continue
             if id(held) not in others:
                 empty = torch.empty_strided(held.size(), held.stride(), dtype=held.dtype)

@@ -31,7 +31,11 @@ class Parser(argparse.ArgumentParser):
 
     def flags(self) -> list[str]:
         """Every flag of this command."""
-        return [flag for action in self._actions for flag in action.option_strings]
+        return [flag for action in self.arguments() for flag in action.option_strings]
+
+    def arguments(self) -> list[argparse.Action]:
+        """All that this command takes."""
+        return self._actions
 
 
 class Commands:

@@ -62,7 +62,7 @@ def know(parser: TopParser) -> list[str]:
         The commands that nobody types.
     """
     for name, command in parser.parsers.items():
-        for action in command._actions:
+        for action in command.arguments():
             if (completer := _completer(name, action)) is not None:
                 action.completer = completer  # type: ignore[attr-defined]  # argcomplete's way
     shown = [name for group in parser.groups.values() for name in group]
