@@ -17,7 +17,7 @@ from launcher.errors import LauncherError
 from launcher.evaluation.modes import own_randomness
 from launcher.evaluation.unmoved import Unmoved
 from launcher.internals import batch_norms, dropouts
-from launcher.model.sharding import is_sharded
+from launcher.model.kinds import is_sharded
 from launcher.objective.loss import Objective
 from launcher.objective.pieces import NotJoinedError, narrowed
 from launcher.objective.probe import off_by

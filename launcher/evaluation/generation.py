@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from launcher.errors import LauncherError
+from launcher.model.kinds import class_of
 from launcher.objective.batch import BatchLayout
 from launcher.recipe import schema
 from launcher.recipe.build import Builder
@@ -54,11 +55,11 @@ class Generation:
 
     def _said(self, model: Any, data: Any) -> list[str]:
         if not callable(getattr(model, "generate", None)):
-            raise LauncherError(f"{KEY}: {type(model).__name__} has no generate(); remove it")
+            raise LauncherError(f"{KEY}: {class_of(model).__name__} has no generate(); remove it")
         has_encoder = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
         if self._section.inputs is None and not has_encoder:
             say = "say where a batch has the prompts alone: inputs: {input_ids: prompt, attention_mask: prompt_mask}"
-            raise LauncherError(f"{KEY}: {type(model).__name__} goes on from what it is given; {say}")
+            raise LauncherError(f"{KEY}: {class_of(model).__name__} goes on from what it is given; {say}")
         args, kwargs = self._layout.inputs(data)
         try:
             tokens = model.generate(*args, **kwargs, **self._section.settings)

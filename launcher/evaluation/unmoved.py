@@ -23,7 +23,8 @@ from torch import nn
 
 from launcher.checkpoints.format import copied
 from launcher.checkpoints.sameness import same
-from launcher.model.sharding import is_sharded, take_apart
+from launcher.model.kinds import is_sharded
+from launcher.model.sharding import take_apart
 
 _DEPTH = 4  # of attributes of attributes, as a step function's meter has a list
 _LARGEST = 2**28  # bytes: what is larger, and no buffer, is data

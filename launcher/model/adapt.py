@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from launcher.data.seeds import seed_everything
+from launcher.model.kinds import class_of
 from launcher.recipe.build import Builder
 from launcher.recipe.component import Component
 
@@ -93,7 +94,7 @@ def load_own(module: nn.Module, base: Base | None, weights: Mapping[str, Any]) -
     missing = [name for name in missing if name not in base.parameters]
     if missing or strange:
         what = f"missing: {', '.join(missing[:4])}" if missing else f"not of this model: {', '.join(strange[:4])}"
-        raise RuntimeError(f"the adapter's weights do not fit {type(module).__name__}; {what}")
+        raise RuntimeError(f"the adapter's weights do not fit {class_of(module).__name__}; {what}")
 
 
 def changed_base(label: str, kept: str, now: str) -> str:

@@ -9,6 +9,8 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from launcher.model.kinds import class_of
+
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict)  # they have no forward
 _STACKS = (*_CONTAINERS, nn.Sequential)
 _TOO_LARGE = 0.25  # of the parameters: a block that holds more, and repeated blocks itself, is seen as these
@@ -31,7 +33,7 @@ class Blocks:
     @property
     def counted(self) -> str:
         """`24 × Block`."""
-        kinds = Counter(type(module).__name__ for module in self.modules.values())
+        kinds = Counter(class_of(module).__name__ for module in self.modules.values())
         return ", ".join(f"{number} × {kind}" for kind, number in kinds.items())
 
     def __bool__(self) -> bool:
@@ -97,9 +99,9 @@ def _kind(module: nn.Module, *, in_stack: bool) -> object | None:
     if not _can_be_block(module) or not any(True for _ in module.children()):
         return None
     if isinstance(module, nn.Sequential):  # anybody's: its parts say what it is
-        return tuple(type(child) for child in module.children()) if in_stack else None
-    is_own = not type(module).__module__.startswith("torch.")
-    return type(module) if in_stack or is_own else None
+        return tuple(class_of(child) for child in module.children()) if in_stack else None
+    is_own = not class_of(module).__module__.startswith("torch.")
+    return class_of(module) if in_stack or is_own else None
 
 
 def _can_be_block(module: nn.Module) -> bool:

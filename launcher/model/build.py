@@ -18,8 +18,9 @@ from launcher.device.device import Device
 from launcher.model.adapt import Base, Built, built, load_own, own_state
 from launcher.model.bfloat16 import hold_in_bfloat16
 from launcher.model.compiled import compile_blocks, compiled_in, keep_compiled
+from launcher.model.kinds import class_of
 from launcher.model.recompute import recompute
-from launcher.model.sharding import Sharding, UnfitError, class_of
+from launcher.model.sharding import Sharding, UnfitError
 from launcher.recipe import schema
 from launcher.recipe.build import Builder
 from launcher.recipe.component import Component

@@ -6,7 +6,6 @@ together when it is called, and taken apart again.
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from torch import nn
 from launcher.device.device import Device
 from launcher.errors import UsageError
 from launcher.model.blocks import Blocks, blocks_of
+from launcher.model.kinds import is_sharded
 from launcher.model.rows import Rows, rows_of, shape_of, take_rows
 from launcher.recipe import schema
 
@@ -83,24 +83,12 @@ class Mesh:
         return number % self.groups == self.group_rank
 
 
-def is_sharded(module: Any) -> bool:
-    """Whether a module was sharded; where nothing was, nothing is imported for the answer."""
-    fsdp = sys.modules.get("torch.distributed.fsdp")
-    return fsdp is not None and isinstance(module, fsdp.FSDPModule)
-
-
 def take_apart(module: nn.Module) -> None:
     """Takes apart what a forward without gradients has left of a sharded module together."""
     if is_sharded(module):
         for part in module.modules():
             if is_sharded(part):
                 part.reshard()  # type: ignore[operator]
-
-
-def class_of(module: nn.Module) -> type:
-    """The class that a module was made by: torch puts another in its place."""
-    kind = type(module)
-    return kind.__mro__[2] if is_sharded(module) else kind
 
 
 class Sharding:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from launcher.errors import LauncherError
-from launcher.model.sharding import is_sharded
+from launcher.model.kinds import class_of, is_sharded
 from launcher.objective.batch import Adapted, BatchLayout, Picks, arguments, one_number
 from launcher.objective.probe import still_holds
 from launcher.objective.reading import Reading, tensors_in
@@ -96,7 +96,7 @@ def name_of(function: Any) -> str:
     if isinstance(function, Adapted):
         return name_of(function.function)
     return (
-        type(function).__name__
+        class_of(function).__name__
         if isinstance(function, nn.Module)
         else getattr(function, "__name__", type(function).__name__)
     )

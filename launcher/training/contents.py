@@ -25,7 +25,8 @@ from launcher.evaluation.evaluation import History
 from launcher.evaluation.modes import has_modes, weights_of_evaluation
 from launcher.model.adapt import changed_base
 from launcher.model.build import Model
-from launcher.model.sharding import ShardedPart, is_sharded, names_of
+from launcher.model.kinds import is_sharded
+from launcher.model.sharding import ShardedPart, names_of
 from launcher.objective.schedule import Schedule, Schedules
 from launcher.objective.several import Optimizers, each
 from launcher.runs.folder import versions

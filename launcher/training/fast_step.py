@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
 from types import CodeType
 from typing import Any
 
 import torch
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import StepLR
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from launcher import internals
 from launcher.objective.several import Optimizers
-from launcher.training import fused_adam
+from launcher.training import fused_adam, fused_sgd
 from launcher.training.fused_adam import FusedAdam
 from launcher.world.world import wants_plain_torch
 
@@ -60,6 +61,7 @@ class FastStep:
         self._inside = (inside or _proven)()
         has_kernels = type(optimizer) in fused_adam.KINDS and self._inside is not None
         self._fused = FusedAdam() if has_kernels and _adam_is_proven() else None
+        self._has_momentum = isinstance(optimizer, SGD)
         _engine()  # tried now, and not amid a step that a profiler may look at
         self._look()
 
@@ -73,6 +75,10 @@ class FastStep:
         optimizer = self.optimizer
         if vars(optimizer).get("step") is not self._own or type(optimizer).step is not self._class_step:
             self._look()
+        with fused_sgd.unfused_where_new(optimizer) if self._has_momentum else nullcontext():
+            self._call(optimizer)
+
+    def _call(self, optimizer: Optimizer) -> None:
         if self._step is None or self._inside is None or self._inside.look_on(optimizer):
             optimizer.step()
         else:

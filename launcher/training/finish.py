@@ -14,7 +14,8 @@ from launcher.checkpoints.format import Checkpoint, save_weights
 from launcher.checkpoints.streamed import save_streamed
 from launcher.evaluation.modes import has_modes
 from launcher.evaluation.predictions import missing_for, write_predictions
-from launcher.model.sharding import ShardedPart, Shards, is_sharded
+from launcher.model.kinds import is_sharded
+from launcher.model.sharding import ShardedPart, Shards
 from launcher.runs import folder as runs
 from launcher.runs.report.predictions import PREDICTIONS_FILE
 from launcher.runs.tracking.tracking import Line

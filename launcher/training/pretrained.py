@@ -14,6 +14,7 @@ from launcher.checkpoints.pretrained import FOLDER, holding, is_loadable, save_f
 from launcher.data.transfer import moved
 from launcher.evaluation.modes import evaluating, own_randomness
 from launcher.model.adapt import Built, built_anew
+from launcher.model.kinds import class_of
 from launcher.recipe.build import Builder
 from launcher.recipe.schema import Recipe
 from launcher.training.state import TrainState
@@ -44,7 +45,7 @@ class Pretrained:
         """
         wanted, is_able = recipe.save.pretrained, is_loadable(state.model.bare)
         if wanted and not is_able:
-            kind = type(state.model.bare).__name__
+            kind = class_of(state.model.bare).__name__
             raise builder.wrong(
                 "save.pretrained", f"{kind} has no save_pretrained and from_pretrained; remove it, or write false"
             )

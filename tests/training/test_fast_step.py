@@ -499,3 +499,24 @@ def test_kernels_that_do_otherwise_are_left_alone(monkeypatch: pytest.MonkeyPatc
         assert FastStep(torch.optim.AdamW(net().parameters(), fused=True))._fused is None
     monkeypatch.undo()
     forget()
+
+
+@pytest.mark.parametrize("settings", [{}, {"nesterov": True}, {"dampening": 0.5, "weight_decay": 0.1}])
+def test_fused_momentum_of_parameters_that_are_thawed_one_after_the_other(settings: dict[str, Any]) -> None:
+    def trained(fused: bool) -> list[Tensor]:
+        model = net()
+        parameters = list(model.parameters())
+        groups: list[dict[str, Any]] = [{"params": parameters[:3]}, {"params": parameters[3:], "lr": 0.05}]
+        optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9, fused=fused, **settings)
+        fast = FastStep(optimizer)
+        for step in range(5):
+            loss_of(model, step).backward()
+            for number in range(max(0, 2 - step)):  # one is thawed at each step
+                parameters[number].grad = None
+            fast.step()
+            assert all(group["fused"] == fused for group in optimizer.param_groups)
+            fast.clear_gradients()
+        return [parameter.detach() for parameter in parameters]
+
+    for ours, expected in zip(trained(True), trained(False), strict=True):
+        assert torch.allclose(ours, expected, rtol=1e-5, atol=1e-7)

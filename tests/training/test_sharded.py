@@ -138,8 +138,8 @@ CASES = {
         "train.clip_grad_norm=null",
         "train.clip_grad_value=0.01",
     ),
-    "RMSprop, frozen for a while, an average of equal parts": (
-        "optimizer={_target_: RMSprop, lr: 0.01, momentum: 0.9}",
+    "SGD with momentum, frozen for a while, an average of equal parts": (
+        "optimizer={_target_: SGD, lr: 0.03, momentum: 0.9}",
         "train.freeze={'tokens.*': 8 steps}",
         "train.ema=null",
         "train.swa={start: 4 steps, every: 3 steps}",
