@@ -30,14 +30,10 @@ def __getattr__(name: str) -> Any:
             from launcher import api
 
         return getattr(api, name)
-    if name == "runs":  # the package, which can be called
-        from launcher import runs
+    if name in ("runs", "sweep"):  # packages, which can be called; `from launcher import runs` would ask here again
+        import importlib
 
-        return runs
-    if name == "sweep":  # the same
-        from launcher import sweep
-
-        return sweep
+        return importlib.import_module(f"launcher.{name}")
     if name == "__version__":
         from launcher.version import __version__
 

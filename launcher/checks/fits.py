@@ -113,6 +113,12 @@ def _written(settings: Sequence[Setting]) -> str:
     return " ".join(setting.override for setting in settings)
 
 
+def _joined(before: Sequence[Setting], setting: Setting) -> list[Setting]:
+    """Those and one more, which takes the place of what sets the same key."""
+    key = setting.override.partition("=")[0]
+    return [*(earlier for earlier in before if earlier.override.partition("=")[0] != key), setting]
+
+
 def _show(traced: Traced, world: World, say: Say) -> None:
     held, pieces = traced.footprint.held, traced.pieces
     at_once = f"{traced.samples} sample{'s' * (traced.samples > 1)} at once" + f", {pieces} times" * (pieces > 1)
@@ -159,14 +165,15 @@ class _Ask:
             if self._is_enough([setting], needed, say):
                 enough.append([setting])
             elif before and not enough:
-                together = [*before, setting]
+                together = _joined(before, setting)
                 needed = self._needed(together)
                 if needed is not None and self._is_enough(together, needed, say):
                     enough.append(together)
                     break
             before.append(setting)
         if not enough:
-            return "no setting is enough: use a smaller model, or more GPUs with device.sharding=full"
+            shared = "" if self.recipe.device.sharding != "none" else " with device.sharding=full"
+            return f"no setting is enough: use a smaller model, or more GPUs{shared}"
         return f"the cheapest change: {_written(enough[0])}"
 
     def _is_enough(self, settings: Sequence[Setting], needed: int, say: Say) -> bool:

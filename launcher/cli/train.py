@@ -372,7 +372,7 @@ def _resume(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     options.run_dir = str(folder)
     options.recipe, options.remove, options.allow = how["recipe"], how["remove"], how["allow"]
     options.overrides = [*how["overrides"], *options.overrides]
-    options.cpu = options.cpu or how["cpu"]
+    options.cpu = options.cpu or how["cpu"] is True
     world = World.from_environ()
     if world.supervisor is not None or not world.is_launched:  # else torchrun or srun has said how many
         options.processes = options.processes or how.get("asked_processes")

@@ -28,7 +28,7 @@ class Blocks:
 
     def describe(self) -> str:
         """`24 × Block, the rest as one`, for the plan."""
-        return f"{self.counted}, the rest as one"
+        return f"{self.counted}, the rest as one" if self.modules else "as one, since no block of it repeats"
 
     @property
     def counted(self) -> str:

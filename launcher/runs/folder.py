@@ -208,11 +208,11 @@ def environment(how: Mapping[str, Any], git: object = None) -> dict[str, Any]:
 @functools.cache
 def hardware() -> Mapping[str, str]:
     """The model of the CPU, and of the GPUs where this process uses them: a mere question would take memory there."""
-    models = {"cpu": _cpu_model()}
+    models = {"cpu_model": _cpu_model()}  # `cpu` is what was asked for
     cuda = getattr(sys.modules.get("torch"), "cuda", None)
     if cuda is not None and cuda.is_available() and cuda.is_initialized():
         names = [cuda.get_device_name(number) for number in range(cuda.device_count())]
-        models["gpu"] = ", ".join(f"{names.count(name)} × {name}" for name in dict.fromkeys(names))
+        models["gpu_model"] = ", ".join(f"{names.count(name)} × {name}" for name in dict.fromkeys(names))
     return {key: model for key, model in models.items() if model}
 
 

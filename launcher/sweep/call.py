@@ -55,7 +55,8 @@ def sweep(
 
     Raises:
         RecipeError: Everything that is wrong with the recipe or the space, each with its place.
-        UsageError: What was asked for does not fit together, or is another sweep than the one in the folder.
+        UsageError: The recipe is not a file; or what was asked for does not fit together, or is another sweep than the
+            one in the folder.
         KeyboardInterrupt: It was interrupted, and all trials have saved.
     """
     from launcher.errors import UsageError
@@ -66,6 +67,11 @@ def sweep(
     from launcher.sweep.work import work_off
     from launcher.world.obeying import obeying
 
+    if not isinstance(recipe, (str, os.PathLike)):
+        raise UsageError(
+            f"launcher.sweep: a sweep's recipe is a file, which its trials read, and not a {type(recipe).__name__}; "
+            "write a mapping with yaml.safe_dump(recipe, open('recipe.yaml', 'w')), and pass 'recipe.yaml'"
+        )
     limit = None if budget is None else Duration.parse(budget)
     if budget is not None and (limit is None or limit.unit != "seconds"):
         raise UsageError(f"budget: '{budget}' is no time; write it as in '12 hours'")

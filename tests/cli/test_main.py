@@ -175,6 +175,12 @@ def test_breakpoint_in_two_processes_is_rank_0_s(tmp_path: Path) -> None:
     assert "model.py(9)forward()" in done.stdout
 
 
+@pytest.mark.parametrize("name", ["runs", "sweep"])
+def test_a_package_that_can_be_called_is_there_in_a_fresh_process(tmp_path: Path, name: str) -> None:
+    code = f"import launcher; it = launcher.{name}; from launcher import {name}; print(callable(it), {name} is it)"
+    assert shell(sys.executable, "-c", code, folder=tmp_path).stdout == "True True\n"
+
+
 # ---------------------------------------------------------------------- bad input
 
 

@@ -61,7 +61,7 @@ def test_layers_of_torch() -> None:
 def test_a_model_without_any() -> None:
     for whole in (nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)), MLP(2, [3], 2)):
         assert not blocks_of(whole)
-        assert blocks_of(whole).describe() == "the rest as one"
+        assert blocks_of(whole).describe() == "as one, since no block of it repeats"
     assert isinstance(blocks_of(ConvNet(10)).modules, dict)
 
 

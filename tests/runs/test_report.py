@@ -514,7 +514,7 @@ def test_a_page_tells_the_launcher_s_version_and_the_machine(tmp_path: Path) -> 
     write_json(made.folder / "environment.json", {**environment({}), "directory": "/tmp"})
     shown = page([Run(made.folder)])
     assert f"launcher {__version__}" in shown
-    assert f"<th>cpu</th><td>{environment({})['cpu']}" in shown
+    assert f"<th>cpu</th><td>{environment({})['cpu_model']}" in shown
 
 
 def test_a_regression_has_no_matrix_and_damaged_predictions_are_said(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import pytest
 
 from launcher.cli.main import main
 from launcher.errors import UsageError
-from launcher.runs.folder import write_json
+from launcher.runs.folder import environment, write_json
 from launcher.runs.lock import locked
 from launcher.runs.metrics import encode
 from launcher.runs.naming import named_run, named_runs
@@ -256,3 +256,9 @@ def test_a_log_is_followed_until_its_run_ends(some: Path) -> None:
 
 def test_the_states_are_those_that_runs_have() -> None:
     assert set(STATES) == {"queued", "running", "finished", "preempted", "failed", "dead"}
+
+
+def test_no_fact_about_the_machine_takes_the_place_of_what_was_asked_for() -> None:
+    asked = {"command": ["launcher"], "recipe": "a.yaml", "overrides": [], "remove": [], "allow": [], "cpu": False}
+    recorded = environment(asked)
+    assert {name: recorded[name] for name in asked} == asked

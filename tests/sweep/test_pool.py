@@ -299,6 +299,8 @@ def test_from_python_it_gives_a_row_for_each_trial(tmp_path: Path) -> None:
     assert sorted(row["rank"] for row in rows) == [1, 2]
     with pytest.raises(UsageError, match="budget: 'much' is no time"):
         launcher.sweep(str(TINY), *words, budget="much")
+    with pytest.raises(UsageError, match=r"a sweep's recipe is a file.* and not a dict; write a mapping with yaml"):
+        launcher.sweep({"name": "tiny"}, *words)  # type: ignore[arg-type]
 
 
 def test_an_edited_recipe_ends_it_and_the_rest_goes_on_when_it_is_put_back(tmp_path: Path, starter: Starter) -> None:

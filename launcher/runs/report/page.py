@@ -294,9 +294,9 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
     command = environment.get("command")
     if isinstance(command, list):
         yield "command", masked(" ".join(map(str, command)))
-    for key in ("directory", "host", "system", "cpu", "gpu", "python", "started"):
+    for key in ("directory", "host", "system", "cpu_model", "gpu_model", "python", "started"):
         if environment.get(key):
-            yield key, str(environment[key])
+            yield key.removesuffix("_model"), str(environment[key])
     if run.status.get("job"):
         yield "SLURM job", str(run.status["job"])
     if versions := environment.get("versions"):
