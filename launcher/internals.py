@@ -550,3 +550,63 @@ def run_exit_handlers() -> None:
     run = getattr(atexit, "_run_exitfuncs", None)
     if run is not None:
         run()
+
+
+# ---------------------------------------------------------------------- tensors without memory
+
+
+def fake_tensors() -> tuple[Any, Any]:
+    """Torch's mode in which tensors have no memory, and the class of those tensors.
+
+    Raises:
+        ImportError: There is none, nor of what is below: a sharded model is built whole.
+    """
+    from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+    return FakeTensorMode, FakeTensor
+
+
+@contextmanager
+def operations_through(handler: Callable[[Any, Sequence[Any], Mapping[str, Any]], Any]) -> Iterator[None]:
+    """Has a function do what torch is asked to do: given the operation, its arguments and its keywords."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Through(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return handler(func, args, kwargs or {})
+
+    with Through():  # type: ignore[no-untyped-call]  # of torch
+        yield
+
+
+def plainly(function: Callable[[], Any]) -> Any:
+    """Calls a function as outside of all such modes."""
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    with _disable_current_modes():
+        return function()
+
+
+def aliased_arguments(operation: Any, args: Sequence[Any], *, changed: bool = False) -> list[Any]:
+    """The arguments whose memory one of torch's operations gives on, or changes; or only those that it changes."""
+    infos = ((value, known.alias_info) for known, value in zip(operation._schema.arguments, args, strict=False))
+    return [value for value, info in infos if info is not None and (info.is_write or not changed)]
+
+
+@contextmanager
+def truncated_normal_through(handler: Callable[..., Any]) -> Iterator[None]:
+    """Has a function do torch's truncated normal, given torch's own and its arguments: it looks at what it draws.
+
+    Where there is no such function, its own operations are seen.
+    """
+    from torch.nn import init
+
+    name = "_no_grad_trunc_normal_"
+    own = getattr(init, name, None)
+    if own is not None:
+        setattr(init, name, lambda *args, **kwargs: handler(own, *args, **kwargs))
+    try:
+        yield
+    finally:
+        if own is not None:
+            setattr(init, name, own)

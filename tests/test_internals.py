@@ -88,6 +88,9 @@ SYMBOLS: dict[str, Callable[[], object]] = {
     "tree_map": lambda: _pytree,
     "_backward_hooks": nn.Module,
     "_backward_pre_hooks": nn.Module,
+    "_disable_current_modes": lambda: importlib.import_module("torch.utils._python_dispatch"),
+    "_schema": lambda: torch.ops.aten.add_.Tensor,
+    "_no_grad_trunc_normal_": lambda: nn.init,
     "_milestones": sequence,
     "_schedulers": sequence,
     "_cdata": lambda: torch.zeros(1).untyped_storage(),
@@ -112,7 +115,7 @@ def test_it_is_there(name: str) -> None:
 
 def test_each_private_name_of_the_module_is_among_these() -> None:
     by_other_tests = {"_dynamo", "__dynamo_disable"}  # the compiler's, see test_uncompiled
-    modules = {"_utils", "_pytree"}  # imported above
+    modules = {"_utils", "_pytree", "_subclasses", "_python_dispatch"}  # imported above
     assert private_names(PACKAGE / "internals.py") - by_other_tests - modules <= set(SYMBOLS)
 
 

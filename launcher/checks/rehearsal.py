@@ -178,8 +178,9 @@ def _rehearse_sharded(
         return ""
     sharded = small.model_copy(update={"device": small.device.model_copy(update={"sharding": section.sharding})})
     with _stage(recipe, ("device", "sharding"), "a sharded step"):
-        blocks = rehearse_sharded(sharded, builder.keeping("data").for_recipe(sharded), on_two)
+        blocks, construction = rehearse_sharded(sharded, builder.keeping("data").for_recipe(sharded), on_two)
     say("sharded", f"{blocks}; its gradients are those of the whole model")
+    say("built", construction)
     is_hybrid = section.sharding == "hybrid" and world.nodes > 1
     where = f"the {world.size // world.nodes} processes of each node" if is_hybrid else f"{world.size} processes"
     return f"; sharded over {where}: {blocks}"

@@ -38,8 +38,8 @@ from launcher.training.steps import StepBatch, counted_steps
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}  # of a gradient's largest entry; else 5 %
 
 
-def rehearse_sharded(recipe: Recipe, builder: Builder, whole: TrainState) -> str:
-    """Makes the step that an unsharded model has made, sharded; gives what the plan says of the model.
+def rehearse_sharded(recipe: Recipe, builder: Builder, whole: TrainState) -> tuple[str, str]:
+    """Makes the step that an unsharded model has made, sharded; gives what is sharded, and how it was built.
 
     Args:
         recipe: For two samples, and sharded.
@@ -64,7 +64,7 @@ def rehearse_sharded(recipe: Recipe, builder: Builder, whole: TrainState) -> str
             ShardedPart(loss, state.shards).load_state_dict(own.state_dict())
         _compare(expected, _sharded_gradients(state, step))
         _step(state, step)
-        return model.sharding.described
+        return model.sharding.described, model.notes[-1]
 
 
 @contextmanager

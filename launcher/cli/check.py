@@ -42,6 +42,7 @@ def add(commands: Commands) -> None:
         help="rehearse on this machine's GPU: for models whose kernels do not run on a CPU; with --memory, what each "
         "GPU has, as in 80GB",
     )
+    check.add_argument("--cpu", action="store_true", help="rehearse on the CPU, as it does without --gpu")
     check.add_argument(
         "--memory",
         action="store_true",
@@ -79,6 +80,8 @@ def _check(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 def _settle_gpu(options: argparse.Namespace) -> None:
     """What is behind --gpu is a size only with --memory; else the recipe follows it."""
+    if options.cpu and options.gpu and not options.memory:
+        raise UsageError("--cpu --gpu: the rehearsal is on one of them; omit one")
     if not isinstance(options.gpu, str):
         if options.memory and options.gpu:
             raise UsageError("--memory --gpu: say how much memory a GPU has, as in --gpu 80GB")

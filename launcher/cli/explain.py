@@ -19,7 +19,7 @@ def add(commands: Commands) -> None:
         "explain",
         help="explain a key of a recipe, with its default and an example",
         description="Tell what a key of a recipe means, what may be written, its default, and an example; of a "
-        "section, each of its keys.",
+        "section, each of its keys; of a data set or model that is included (Table, ConvNet), its arguments.",
     )
     explain.add_argument("key", nargs="?", metavar="KEY", help="as in train.clip_grad_norm, or evaluate (default: all)")
     explain.add_argument("--all", action="store_true", help="the whole language in one page of Markdown")
@@ -38,6 +38,12 @@ def _explain(options: argparse.Namespace, _: Sequence[str]) -> int:
     if options.key is None:
         print("\n".join(_listed([entry for entry in keys.values() if "." not in entry.key])))
         return EXIT_DONE
+    if options.key.rpartition(".")[2][:1].isupper():  # as classes are named, and no key is
+        from launcher.recipe.language import shipped_component
+
+        if (text := shipped_component(options.key)) is not None:
+            print(text)
+            return EXIT_DONE
     print("\n".join(_told(_named(options.key, keys), keys)))
     return EXIT_DONE
 

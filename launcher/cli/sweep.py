@@ -231,7 +231,7 @@ def _work(record: Record, space: Space, recipe: Recipe, slots: Sequence[Slot], o
         screen.show(record)
     _say_best(record, folder)
     if outcome == "preempted":
-        print(f"stopped, all saved; `launcher sweep {folder}` goes on")
+        print(f"stopped, all saved; `launcher sweep {folder}` resumes it")
         return EXIT_PREEMPTED
     if outcome == "spent":
         print(f"the budget is spent; `launcher sweep {folder} --budget TIME` continues it")

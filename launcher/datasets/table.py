@@ -161,7 +161,10 @@ def _numbers(file: Path, table: Any, columns: Sequence[str]) -> NDArray[np.float
     for name in columns:
         kind = table[name].type
         if not (types.is_integer(kind) or types.is_boolean(kind) or _is_quantity(table[name])):
-            raise ValueError(f"{file}: column '{name}' holds {kind}, not numbers; choose others with features: [...]")
+            raise ValueError(
+                f"{file}: column '{name}' holds {kind}, not numbers; choose others with features: [...], or read "
+                "categories with a class of your own, as `launcher copy tabular_categories` does"
+            )
     numbers = np.empty((table.num_rows, len(columns)))
     for place, name in enumerate(columns):
         numbers[:, place] = table[name].cast("float64").to_numpy()  # null becomes NaN

@@ -18,6 +18,7 @@ from launcher.device.device import Device
 from launcher.model.adapt import Base, Built, built, load_own, own_state
 from launcher.model.bfloat16 import hold_in_bfloat16
 from launcher.model.compiled import compile_blocks, compiled_in, keep_compiled
+from launcher.model.construction import construct
 from launcher.model.kinds import class_of
 from launcher.model.recompute import recompute
 from launcher.model.sharding import Sharding, UnfitError
@@ -97,7 +98,8 @@ def build_model(
         RecipeError: What came out is not a module, or has nothing to train.
     """
     seed_everything(seed)
-    made = built(builder, component)
+    shared = construct(builder, component, seed, filled=fill is not None) if is_asked(section, device) else None
+    made = built(builder, component) if shared is None else shared.made
     bare: Any = made.module  # of which torch's stubs do not know all that it takes
     if any(is_lazy(parameter) for parameter in bare.parameters()):
         message = "has lazy modules, whose sizes are not known yet: give them sizes, or pass a batch through it once"
@@ -115,7 +117,7 @@ def build_model(
     if section.channels_last:
         bare = bare.to(memory_format=torch.channels_last)
     notes += _changed(builder, bare, section, component, device)
-    if not is_asked(section, device):
+    if shared is None:
         return Model(bare, wrap(bare, device, section, shares=shares), tuple(notes), made.base)
     if fault := unfit_for_sharding(made, section):
         raise builder.wrong(*fault)
@@ -124,7 +126,8 @@ def build_model(
         sharding.shard(bare)
     except UnfitError as error:
         raise builder.wrong(error.key, str(error)) from error
-    return Model(bare, under_autocast(bare, device), tuple(notes), sharding=sharding)
+    shared.fill(sharding.mesh, device.torch_device)
+    return Model(bare, under_autocast(bare, device), (*notes, shared.note), sharding=sharding)
 
 
 def unfit_for_sharding(made: Built, section: schema.Device) -> tuple[str, str] | None:

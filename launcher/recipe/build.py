@@ -11,6 +11,7 @@ import inspect
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -315,6 +316,18 @@ class Builder:
         other = copy.copy(self)
         other._built, other.adapted, other.meant = {}, {}, {}
         return other
+
+    @contextmanager
+    def undone_on_error(self) -> Iterator[None]:
+        """What is built within is forgotten where it ends with an error."""
+        kept = [(known, dict(known)) for known in (self._built, self.adapted, self.meant)]
+        try:
+            yield
+        except BaseException:
+            for known, before in kept:
+                known.clear()
+                known.update(before)
+            raise
 
     @property
     def objects(self) -> list[Any]:

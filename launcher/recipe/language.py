@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -34,6 +35,18 @@ def shipped_components() -> dict[str, list[str]]:
     listed = {title: list(_components(module)) for title, module in _SHIPPED.items()}
     listed["Recipes, for `launcher copy NAME`"] = [f"`{name}`: {summary}" for name, summary in shipped().items()]
     return listed
+
+
+def shipped_component(name: str) -> str | None:
+    """The whole text of one of them, by its name or its path; None where there is none of it."""
+    for module in _SHIPPED.values():
+        package = importlib.import_module(module)
+        for known in package.__all__:
+            if name in (known, f"{module}.{known}"):
+                thing = getattr(package, known)
+                text = textwrap.indent(inspect.getdoc(thing) or "", "  ")
+                return f"{module}.{known}({_arguments(thing)})\n{text}"
+    return None
 
 
 def _sections() -> Iterator[tuple[KeyText, list[KeyText]]]:

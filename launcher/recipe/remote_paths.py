@@ -11,6 +11,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from launcher.recipe.directory import directory
+
 PROTOCOLS = ("file", "hf", "https", "s3", "gs")
 FLOORS = {
     "datasets": (5, 2),
@@ -76,7 +78,14 @@ def reached(target: Any, arguments: Mapping[str, Any]) -> str | None:
     if package == "timm" and arguments.get("pretrained"):
         return "huggingface.co"
     by_name = package == "torchmetrics" and isinstance(arguments.get("model_name_or_path"), str)
-    return "huggingface.co" if by_name or (package == "transformers" and name == "from_pretrained") else None
+    is_of_hub = package == "transformers" and name == "from_pretrained" and not _is_here(arguments)
+    return "huggingface.co" if by_name or is_of_hub else None
+
+
+def _is_here(arguments: Mapping[str, Any]) -> bool:
+    """Whether a pretrained model is a folder of this machine, or a name of the hub."""
+    source = arguments.get("pretrained_model_name_or_path")
+    return isinstance(source, (str, os.PathLike)) and (directory() / source).is_dir()
 
 
 def _of_data(arguments: Mapping[str, Any]) -> str | None:

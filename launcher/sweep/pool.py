@@ -113,7 +113,7 @@ class Pool:
         if self._failures >= FAILURES_IN_A_ROW:
             raise LauncherError(
                 f"{self.record.folder}: {self._failures} trials in a row have failed, the last of them: "
-                f"{self._last_failure()}; `launcher sweep {self.record.folder}` goes on when that is fixed"
+                f"{self._last_failure()}; `launcher sweep {self.record.folder}` resumes it when that is fixed"
             )
         return outcome
 

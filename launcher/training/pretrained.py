@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from launcher.checkpoints.compare import Batch
 from launcher.checkpoints.pretrained import FOLDER, holding, is_loadable, save_folder
@@ -57,24 +60,33 @@ class Pretrained:
         Raises:
             Exception: Whatever saving or loading it raises, or the comparison; nothing is left then.
         """
-        state, device = self.state, self.state.device.torch_device
-        target, bare = self.folder / FOLDER, state.model.bare
+        target = self.folder / FOLDER
         shutil.rmtree(target, ignore_errors=True)  # of a run that was made longer
         fresh = partial(built_anew, self.builder, self.recipe.model, self.recipe.seed)
-        with (
-            evaluating(bare, state.objective),
-            own_randomness(self.recipe.seed, 0, device),
-            holding(state.model, weights),
-        ):
-            comparison = save_folder(target, Built(bare, state.model.base), fresh, self._batch(), self.builder.objects)
+        with own_randomness(self.recipe.seed, 0, self.state.device.torch_device), self._whole(weights, fresh) as model:
+            batch = self._batch(next(model.module.parameters()).device)
+            comparison = save_folder(target, model, fresh, batch, self.builder.objects)
         return f"{FOLDER}/: for from_pretrained; {comparison}"
 
-    def _batch(self) -> Batch:
+    @contextmanager
+    def _whole(self, weights: Mapping[str, Any], fresh: Callable[[], Built]) -> Iterator[Built]:
+        """The model in eval mode with these weights: where each process has only rows of it, another, on the CPU."""
+        state = self.state
+        if state.shards is not None:
+            whole = fresh()
+            whole.module.load_state_dict(weights)
+            whole.module.eval()
+            yield whole
+            return
+        with evaluating(state.model.bare, state.objective), holding(state.model, weights):
+            yield Built(state.model.bare, state.model.base)
+
+    def _batch(self, device: torch.device) -> Batch:
         train, layout = self.state.data.train, self.state.objective.layout
         rows = min(2, train.num_readable())
         if not rows:
             raise ValueError("the training set can be read only once, so that there is no batch to try it on")
-        data = moved(train.batch_of(range(rows)), self.state.device.torch_device)
+        data = moved(train.batch_of(range(rows)), device)
         change = train.reading.on_device
         args, kwargs = layout.inputs(data if change is None else change(data))
         return Batch(tuple(args), dict(kwargs))

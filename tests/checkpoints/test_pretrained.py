@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from launcher.cli.main import main
+from launcher.recipe.remote_paths import reached
 from recipes import texts
 
 LINES = [{"question": f"w{row} w{row % 3}", "kind": row % 2, "answer": f"w{row % 3}"} for row in range(10)]
@@ -170,3 +171,22 @@ def test_pictures_are_prepared_as_their_model_s_processor_does() -> None:
         datasets.Preprocess(processor, training=True)
     with pytest.raises(ValueError, match="neither a model of timm nor weights of torchvision"):
         datasets.Preprocess("hf-hub:someone/else")
+
+
+def test_a_folder_of_this_machine_asks_no_server(folder: Path) -> None:
+    import transformers
+
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    for here in ("base", "./base", str(folder / "base")):
+        assert reached(load, {"pretrained_model_name_or_path": here}) is None
+    assert reached(load, {"pretrained_model_name_or_path": "owner/base"}) == "huggingface.co"
+
+
+def test_a_sharded_model_is_saved_whole(folder: Path) -> None:
+    import transformers
+
+    shared = ("--cpu", "--quiet", "--processes", "2", "device.sharding=full", "--remove", "model._adapt_")
+    assert main(["train", "recipe.yaml", *shared, "--run-dir", "shared"]) == 0
+    trained = transformers.AutoModelForCausalLM.from_pretrained(folder / "shared/pretrained")
+    weights = torch.load(folder / "shared/model_weights.pth", weights_only=True)
+    assert all(torch.equal(value, weights[name]) for name, value in trained.state_dict().items())

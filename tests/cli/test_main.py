@@ -410,3 +410,8 @@ def test_explain_tells_a_key_a_section_and_the_key_of_an_argument(capsys: pytest
     assert "example  optimizer: {_target_: AdamW, lr: 1e-3}" in capsys.readouterr().out
     assert main(["explain", "max_grad_norm"]) == 0
     assert capsys.readouterr().out.startswith("train.clip_grad_norm\n")
+    for name in ("Table", "launcher.datasets.Table"):
+        assert main(["explain", name]) == 0
+        shown = capsys.readouterr().out
+        assert shown.startswith("launcher.datasets.Table(path, target, features=None, classes=None,")
+        assert "      regression: Whether a target of whole numbers" in shown

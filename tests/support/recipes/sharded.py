@@ -99,3 +99,18 @@ class Lamb(torch.optim.Optimizer):
                 kept.mul_(0.9).add_(parameter.grad)
                 ratio = (1 + parameter.norm()) / (1 + kept.norm())
                 parameter.sub_(kept * ratio * group["lr"])
+
+
+class Chosen(nn.Module):
+    """Layers that are looked at while they are drawn."""
+
+    def __init__(self, width: int = 8, layers: int = 2):
+        super().__init__()
+        linears = [nn.Linear(width, width) for _ in range(layers)]
+        self.layers = nn.Sequential(*linears)
+        while float(linears[0].bias.detach().sum()) < 0:
+            nn.init.normal_(linears[0].bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.layers(x)
+        return result
