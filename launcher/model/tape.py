@@ -27,6 +27,9 @@ _UNWRITTEN = {"empty", "empty_like", "empty_strided", "empty_permuted", "new_emp
 _WHOLLY = {"normal_", "uniform_", "zero_", "fill_", "copy_", "random_", "exponential_", "log_normal_", "trunc_normal_"}
 
 
+_FEW = 2**20  # bytes that are computed at once for a value
+
+
 class UnrecordedError(Exception):
     """A constructor cannot be written down; the message says why, as what it does."""
 
@@ -60,6 +63,11 @@ class Operation:
     def name(self) -> str:
         """Without what tells its variants apart."""
         return str(self.function.__name__).partition(".")[0]
+
+    @property
+    def draws(self) -> bool:
+        """Whether it takes numbers from a generator."""
+        return self.name == "trunc_normal_" or torch.Tag.nondeterministic_seeded in self.function.tags
 
     @property
     def places(self) -> list[Place]:
@@ -123,6 +131,8 @@ class Tape:
         tags = getattr(function, "tags", ())
         if torch.Tag.nondeterministic_seeded in tags:
             self._note_draw([*args, *kwargs.values()])
+        if str(function.__name__).startswith("_local_scalar_dense") and isinstance(args[0], self._fake_type):
+            return self._value(args[0])
         inputs = internals.tree_map(self._placed, (list(args), dict(kwargs)))
         self._check(function, args, kwargs)
         results = function(*args, **kwargs)
@@ -138,6 +148,29 @@ class Tape:
         self.operations.append(Operation(_TruncatedNormal(function), [place, *args], kwargs, place))
         self.written.add(place.number)
         return tensor
+
+    def _value(self, tensor: torch.Tensor) -> Any:
+        """A number that was computed and not drawn, as a layer's own rate of `torch.linspace(0, rate, depth)`.
+
+        Raises:
+            UnrecordedError: It was drawn, or is of much.
+        """
+        place = self.place_of(tensor)
+        needed, short = {place.number}, Tape()
+        for operation in reversed(self.operations):
+            numbers = {other.number for other in operation.places}
+            if not numbers & needed:
+                continue
+            needed |= numbers
+            short.operations.insert(0, operation)
+            if operation.draws or sum(self.sizes[number] for number in needed) > _FEW:
+                raise UnrecordedError("reads values")
+        short.sizes = self.sizes
+        values: list[Any] = []
+        internals.plainly(
+            lambda: Replay(short).run({place.number: [lambda replay: values.append(replay.tensor(place).item())]})
+        )
+        return values[0]
 
     def place_of(self, tensor: torch.Tensor) -> Place:
         """Where a tensor is.
@@ -354,6 +387,8 @@ class Replay:
 
     def _do(self, operation: Operation) -> None:
         def real(leaf: Any) -> Any:
+            if isinstance(leaf, torch.Tensor):
+                return leaf.clone()  # it may be changed, and be done again
             return self.tensor(leaf) if isinstance(leaf, Place) else leaf
 
         args, kwargs = internals.tree_map(real, (operation.args, operation.kwargs))

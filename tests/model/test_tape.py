@@ -52,6 +52,21 @@ class FromNumPy(nn.Module):
         self.register_buffer("positions", torch.from_numpy(np.arange(3.0)))
 
 
+class Deeper(nn.Module):
+    """Rates by depth, read from a tensor, as vision transformers have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rates = torch.linspace(0, 0.1, 4).tolist()
+        factor = torch.tensor([1.0, 2.0]).mul_(2)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(3, 3), nn.Dropout(rate)) for rate in self.rates)
+        self.scale = nn.Parameter(torch.full((2,), factor[1].item()) * factor)
+
+    def extra_repr(self) -> str:
+        """The rates."""
+        return f"{self.rates}"
+
+
 class Tied(nn.Module):
     """One parameter by two names."""
 
@@ -80,6 +95,7 @@ EQUAL: dict[str, Make] = {
     "computed": Computed,
     "from NumPy": FromNumPy,
     "tied": Tied,
+    "rates read from a tensor": Deeper,
     "copies": lambda: nn.ModuleList(copy.deepcopy(nn.Linear(3, 3)) for _ in range(3)),
     "half of double": lambda: nn.Linear(4, 4).double().half(),
     "parametrized": lambda: nn.Sequential(
