@@ -67,11 +67,20 @@ def chosen(view: View) -> list[Run]:
     """The runs of a view, as they are now.
 
     Raises:
-        UsageError: There is no such folder.
+        UsageError: There is no such folder, or what runs have measured is not the metric that is asked for.
     """
     sound = [_readable(replace(run, metric=view.metric)) for run in _runs_in(view.root)]
     matching_runs = [run for run in with_jobs(sound) if _matches(run, view)]
+    if view.metric and not any(run.best for run in matching_runs):
+        _refuse_unmeasured(view.metric.partition(":")[0], matching_runs)
     return sorted(matching_runs, key=lambda run: (_ORDERS[view.sort](run), natural(str(run.folder))))
+
+
+def _refuse_unmeasured(metric: str, runs: Iterable[Run]) -> None:
+    measured = {score.metric for run in runs if (score := replace(run, metric="").best)}
+    if measured:  # else none of them has come to an evaluation yet
+        known = " or ".join(f"`launcher runs best {name}`" for name in sorted({*measured, "loss"}))
+        raise UsageError(f"{metric}: no run has measured that; write {known}, or another of their metrics")
 
 
 def _runs_in(root: Path) -> Iterable[Run]:

@@ -181,6 +181,13 @@ def test_json_is_one_object_a_line(some: Path, capsys: pytest.CaptureFixture[str
     assert found["best"] == {"metric": "accuracy", "value": 0.9, "step": 5, "on": "validation"}
 
 
+def test_a_metric_that_no_run_has_measured_is_refused(some: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["runs", "best", "acuracy", str(some)]) == 2
+    message = "acuracy: no run has measured that; write `launcher runs best accuracy` or `launcher runs best loss`"
+    assert capsys.readouterr().err.startswith(message)
+    assert main(["runs", "best", "accuracy:min", str(some)]) == 0
+
+
 def test_no_runs_and_no_folder_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["runs", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"no runs in {tmp_path}\n"
