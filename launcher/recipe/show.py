@@ -51,7 +51,18 @@ class Line:
 def resolved(recipe: Recipe) -> dict[str, Any]:
     """The recipe as nested values, defaults included, as they are written in YAML; `base` is merged in and gone."""
     tree = {name: _written(value, recipe.document) for name, value in _items(recipe) if name != "base"}
+    if recipe.device.sharding != "none":
+        _follow_sharding(tree, recipe)
     return {name: value for name, value in tree.items() if value is not None and value != {}}
+
+
+def _follow_sharding(tree: dict[str, Any], recipe: Recipe) -> None:
+    """Defaults that a sharded model does without are what happens in their place: written out they would be refused."""
+    stated = recipe.device.ddp.model_fields_set
+    tree["device"]["ddp"] = {name: value for name, value in tree["device"].get("ddp", {}).items() if name in stated}
+    if not tree["device"]["ddp"]:
+        del tree["device"]["ddp"]
+    tree["evaluate"]["ranks"] = "all"
 
 
 def render(recipe: Recipe) -> str:

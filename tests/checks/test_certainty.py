@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from places import RECIPES, SHIPPED
+from places import FIT_HERE, RECIPES
 
 from launcher.cli.main import main
 
@@ -129,7 +129,7 @@ def test_a_model_that_mixes_its_samples_is_noticed(capsys: pytest.CaptureFixture
     assert line.endswith(f"off): {CUT}")
 
 
-@pytest.mark.parametrize("recipe", [path for path in SHIPPED if path.suffix == ".yaml" and path.stem != "recipe"])
+@pytest.mark.parametrize("recipe", [path for path in FIT_HERE if path.suffix == ".yaml" and path.stem != "recipe"])
 def test_nothing_of_the_shipped_recipes_is_on_trust(capsys: pytest.CaptureFixture[str], recipe: Path) -> None:
     findings, conclusion = last_lines(capsys, recipe)
     assert conclusion == f"{recipe}: nothing wrong was found"

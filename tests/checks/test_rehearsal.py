@@ -17,7 +17,7 @@ from typing import Any
 import projects
 import pytest
 import worlds
-from places import REAL, ROOT, SHIPPED
+from places import FIT_HERE, REAL, ROOT, SHIPPED
 
 from launcher.cli.main import main
 from launcher.recipe.component_syntax import OPTIONS
@@ -52,7 +52,7 @@ def labels(out: str) -> list[str]:
 # ---------------------------------------------------------------------- recipes that are right
 
 
-@pytest.mark.parametrize("recipe", SHIPPED, ids=lambda path: path.stem if path.stem != "recipe" else path.parent.name)
+@pytest.mark.parametrize("recipe", FIT_HERE, ids=lambda path: path.stem if path.stem != "recipe" else path.parent.name)
 def test_every_shipped_recipe_passes(capsys: pytest.CaptureFixture[str], recipe: Path) -> None:
     quickly = ["model.steps=2"] if recipe.parent.name.startswith("lora") else []  # which pretrain a base of their own
     code, out, err = check(capsys, recipe, *quickly)

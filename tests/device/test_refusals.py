@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from places import ROOT, SHIPPED, TINY
+from places import FIT_HERE, ROOT, TINY
 from torch import nn
 from torch.autograd import DeviceType  # type: ignore[attr-defined]  # as its profiler's events have it
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -145,7 +145,7 @@ class AsOnCuda(TorchDispatchMode):
 
 
 # those that take turns have no one loss; of CTC torch has no deterministic kernel for a GPU; LoRA's pretrain first
-RECIPES = [path for path in SHIPPED if not {"gan", "ctc", "lora"} & set(path.parent.name.split("_"))]
+RECIPES = [path for path in FIT_HERE if not {"gan", "ctc", "lora"} & set(path.parent.name.split("_"))]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT / "recipes")))

@@ -559,7 +559,7 @@ def test_own_code_that_the_project_names(project: Path, tmp_path: Path) -> None:
     recipe.write_text(f"{projects.RECIPE}\ndefine: {{x: {{_target_: src/tool.py:made}}, y: {{_target_: tool.made}}}}\n")
     assert Builder(load_recipe(recipe)).check() == 6
     recipe.write_text(f"{projects.RECIPE}\ndefine: {{x: {{_target_: other.py:made}}}}\n")
-    with pytest.raises(RecipeError, match="is not of your project"):
+    with pytest.raises(RecipeError, match="is not in your project"):
         load_recipe(recipe)
 
 
@@ -577,7 +577,7 @@ def test_what_lies_beside_a_recipe_in_anybody_s_folder_is_nobody_s(
     (folder / "below" / "utils.py").write_text(TOOL)
     (folder / "r.yaml").write_text(f"{projects.RECIPE}\ndefine: {{x: {{_target_: below/utils.py:sh}}}}\n")
     (folder / "parts.py").write_text(projects.PARTS)
-    with pytest.raises(RecipeError, match=r"below/utils\.py' is refused: it is not of your project"):
+    with pytest.raises(RecipeError, match=r"below/utils\.py' is refused: it is not in your project"):
         load_recipe("r.yaml")
 
 

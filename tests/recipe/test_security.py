@@ -95,7 +95,7 @@ def test_files_that_are_not_the_user_s_own(project: Path, file: str) -> None:
     (project / "inner" / "venv" / "pyvenv.cfg").touch()
     (project / "inner" / "venv" / "tool.py").write_text("def load(): pass\n")
     name = file.format(venv=Path(torch.__file__).parent.parent, tmp=project.parent)
-    with pytest.raises(LauncherError, match="is refused: it is not of your project"):
+    with pytest.raises(LauncherError, match="is refused: it is not in your project"):
         find(f"{name}:load")
 
 

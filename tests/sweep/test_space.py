@@ -217,7 +217,7 @@ def test_a_bad_section_is_a_line_with_its_place(tmp_path: Path, line: str, messa
         (["launch.processes=1,2"], "'launch' says how a run is started"),
         (["seed=0..4", "seed=7"], "'seed' is set twice; keep one"),
         (["optimizer.lr=1,2", "optimizer.lr=3,4"], "'optimizer.lr' is set twice; keep one"),
-        (["optimizer.betas[0]=0.8,0.9", "optimizer.betas.0=0.7,0.6"], "is said twice"),
+        (["optimizer.betas[0]=0.8,0.9", "optimizer.betas.0=0.7,0.6"], "is set twice"),
         (["optimizer.lr=1,2", BOTH], "'optimizer.lr' lies in 'optimizer', which varies"),
         (["optimizer.lr=1", BOTH], "'optimizer.lr' lies in 'optimizer', which varies"),
         (["seed=a,b"], "seeds are whole numbers from 0 on"),

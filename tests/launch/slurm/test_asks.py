@@ -92,7 +92,7 @@ def test_options_are_those_of_a_list(capsys: pytest.CaptureFixture[str], change:
 
 @pytest.mark.parametrize("words", [("--arr=0-3",), ("--array", "0-3"), ("-a0-3",), ("-a", "0-3"), ("--wr=id",)])
 def test_a_run_is_no_array_behind_dashes(capsys: pytest.CaptureFixture[str], words: tuple[str, ...]) -> None:
-    assert "behind --: " in refused(capsys, "--", *words)
+    assert "after --: " in refused(capsys, "--", *words)
 
 
 @pytest.mark.parametrize(
