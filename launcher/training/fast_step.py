@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
 from types import CodeType
@@ -75,7 +74,10 @@ class FastStep:
         optimizer = self.optimizer
         if vars(optimizer).get("step") is not self._own or type(optimizer).step is not self._class_step:
             self._look()
-        with fused_sgd.unfused_where_new(optimizer) if self._has_momentum else nullcontext():
+        if not self._has_momentum:
+            self._call(optimizer)
+            return
+        with fused_sgd.unfused_where_new(optimizer):
             self._call(optimizer)
 
     def _call(self, optimizer: Optimizer) -> None:

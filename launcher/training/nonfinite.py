@@ -84,7 +84,13 @@ class NonFiniteGuard:
             self._look_at(self._sharded.gradients)
             self._sharded.agree(self._found)
         else:
-            self._look_at(self._gradients)
+            gradients = [
+                parameter.grad
+                for group in self._optimizer.param_groups
+                for parameter in group["params"]
+                if parameter.grad is not None
+            ]
+            self._look_at(gradients)
         if not self._read_now:
             self._count(self._found, step)
             if self._skips:
@@ -98,15 +104,6 @@ class NonFiniteGuard:
             raise _not_finite(step)
         self._skip(step)
         return False
-
-    @property
-    def _gradients(self) -> list[torch.Tensor]:
-        return [
-            parameter.grad
-            for group in self._optimizer.param_groups
-            for parameter in group["params"]
-            if parameter.grad is not None
-        ]
 
     def _look_at(self, gradients: list[torch.Tensor]) -> None:
         """Raises the flag if one is not finite; nothing is changed, as the scale is 1."""

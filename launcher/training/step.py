@@ -96,9 +96,11 @@ def accumulate(
     last = len(step.batches) - 1
     for number, (batch, scales) in enumerate(zip(step.batches, step.scales, strict=True)):
         with _SYNCHRONISED if number == last else state.without_sync():
-            faults.point("forward", at.step)
+            if faults.armed:
+                faults.point("forward", at.step)
             loss, factor, logged = do.forward(state, batch, scales, at)
-            faults.point("backward", at.step)
+            if faults.armed:
+                faults.point("backward", at.step)
             do.backward(state, loss, factor)
         # A compiled model may write the next loss where this one is.
         losses.append((loss.detach() if number == last else loss.detach().clone(), factor))

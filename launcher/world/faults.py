@@ -74,13 +74,13 @@ class Fault:
         return Fault(match[1], match[2], match[3], step, rank)
 
 
-_armed: list[Fault] = []
+armed: list[Fault] = []  # asked where a call for nothing would count
 
 
 def arm(text: str | None, rank: int = 0) -> None:
     """Prepares this rank's faults of a text, separated by spaces, and forgets those armed before."""
     faults = [Fault.parse(word) for word in (text or "").split()]
-    _armed[:] = [fault for fault in faults if fault.rank in (None, rank)]
+    armed[:] = [fault for fault in faults if fault.rank in (None, rank)]
 
 
 def point(name: str, step: int | None = None, path: Path | None = None) -> None:
@@ -91,12 +91,12 @@ def point(name: str, step: int | None = None, path: Path | None = None) -> None:
         torch.OutOfMemoryError: There is no memory (`oom`).
         RuntimeError: The program failed here (`raise`).
     """
-    if not _armed:
+    if not armed:
         return
-    due = [fault for fault in _armed if fault.is_due(name, step, path)]
+    due = [fault for fault in armed if fault.is_due(name, step, path)]
     # asked to stop twice at one point, but a disk that is full once lets the next try pass
     for fault in due if due and due[0].action == "term" else due[:1]:
-        _armed.remove(fault)
+        armed.remove(fault)
         _happen(fault, path)
 
 
