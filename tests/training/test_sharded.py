@@ -106,14 +106,14 @@ POINTS = (
 )
 MORE = (
     *("checkpoint.begin:5#0", "checkpoint.write/weights.pth:5#0", "checkpoint.write/manifest.json:5#0"),
-    *("checkpoint.sync/rows-00001.json:10#1", "checkpoint.prune#0", "evaluation.batch:10#1", "weights.write#0"),
+    *("evaluation.batch:10#1", "checkpoint.sync/rows-00001.json:10#1", "checkpoint.prune#0", "weights.write#0"),
 )
 
 
 @rounds(
     "way, points",
     plain=[("full on 2", POINTS), ("full on 4", POINTS[:1])],
-    long=[("full on 2", MORE), ("full on 4", POINTS + MORE), ("hybrid on 2 nodes of 2", POINTS + MORE)],
+    long=[(way, points) for way in ("full on 2", "full on 4", "hybrid on 2 nodes of 2") for points in (POINTS, MORE)],
 )
 def test_killed_while_all_write(tmp_path: Path, way: str, points: tuple[str, ...]) -> None:
     shorter = "train.steps=12"
@@ -121,8 +121,8 @@ def test_killed_while_all_write(tmp_path: Path, way: str, points: tuple[str, ...
     size, per_node, own = WAYS[way]
     run, micro = tmp_path / "run", f"data.micro_batch_size={8 // size // 2}"
     for number, point in enumerate(points):
-        changes = (micro, *own, shorter, f"save.background={'true' if number % 2 else 'false'}")
-        assert killed(size, on_nodes, per_node, str(run), changes, str(RECIPE), (), f"kill@{point}")
+        changes = (micro, *own, shorter, "save.keep=1", f"save.background={'true' if number % 2 else 'false'}")
+        assert killed(size, on_nodes, per_node, str(run), changes, str(RECIPE), (), f"kill@{point}"), point
         for path in (run / "checkpoints").glob("step-*"):
             checkpoints.verify(path).training()
     result = trained(run, way, shorter)
