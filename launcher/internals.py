@@ -150,37 +150,6 @@ def adam_kernels() -> AdamKernels:
     return AdamKernels(torch._foreach_add_, alike, torch._fused_adam_, torch._fused_adamw_)
 
 
-# ---------------------------------------------------------------------- operations
-
-
-def dispatching(handle: Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]) -> Any:
-    """A context in which each operation on tensors is passed on: (operation, arguments, keywords) to its result.
-
-    torch documents the class in its notes and keeps it in a private module.
-    """
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Handing(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            return handle(func, args, kwargs or {})
-
-    return Handing()  # type: ignore[no-untyped-call]  # of torch
-
-
-def fake_mode() -> Any:
-    """A context in which tensors have shapes and types, and no memory; others may stand among them."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    return FakeTensorMode(allow_non_fake_inputs=True)
-
-
-def is_fake(tensor: torch.Tensor) -> bool:
-    """Whether a tensor was made there."""
-    from torch._subclasses.fake_tensor import FakeTensor
-
-    return isinstance(tensor, FakeTensor)
-
-
 # ---------------------------------------------------------------------- the compiler
 
 COMPILER = "torch._dynamo"
@@ -568,7 +537,10 @@ def fake_tensors() -> tuple[Any, Any]:
 
 @contextmanager
 def operations_through(handler: Callable[[Any, Sequence[Any], Mapping[str, Any]], Any]) -> Iterator[None]:
-    """Has a function do what torch is asked to do: given the operation, its arguments and its keywords."""
+    """Has a function do what torch is asked to do: given the operation, its arguments and its keywords.
+
+    torch documents the class in its notes and keeps it in a private module.
+    """
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Through(TorchDispatchMode):

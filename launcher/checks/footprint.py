@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from launcher.internals import dispatching, storage_id
+from launcher.internals import operations_through, storage_id
 from launcher.objective.pieces import mapped
 
 KINDS = ("parameters", "gradients", "optimizer", "averages", "activations", "communication")
@@ -101,9 +101,9 @@ class Tracker:
 
     def following(self) -> Any:
         """A context in which it looks at what operations make."""
-        return dispatching(self._follow)
+        return operations_through(self._follow)
 
-    def _follow(self, operation: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _follow(self, operation: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         result = operation(*args, **kwargs)
         mapped(result, self._seen)
         self.look()

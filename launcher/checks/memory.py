@@ -70,7 +70,8 @@ def trace(
     samples = min(max(shares), micro_batch or max(shares))
     pieces = -(-sum(shares) // samples)
     batch = data.train.batch_of(range(min(samples, data.train.num_readable())))
-    fake, tracker = internals.fake_mode(), Tracker()
+    mode, _ = internals.fake_tensors()
+    fake, tracker = mode(allow_non_fake_inputs=True), Tracker()
     try:
         with ExitStack() as stack:
             stack.enter_context(_fused_attention() if on_gpu else nullcontext())
@@ -255,10 +256,11 @@ def _without_values(recipe: Recipe, builder: Builder, fake: Any) -> nn.Module:
 
 def _give_up_memory(model: nn.Module) -> None:
     """Puts tensors of the same shapes and types without memory in place of all; those that were one stay one."""
+    _, fake_type = internals.fake_tensors()
     others: dict[int, torch.Tensor] = {}
     for part in model.modules():
         for name, held in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)):
-            if internals.is_fake(held):
+            if isinstance(held, fake_type):
                 continue
             if id(held) not in others:
                 empty = torch.empty_strided(held.size(), held.stride(), dtype=held.dtype)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from launcher import internals
-from launcher.data.seeds import LOWER, halves_exchanged
+from launcher.data.seeds import LOWER, seed_torch
 
 _WORDS = 624  # of a Mersenne Twister
 _BYTES = 4 * _WORDS + 4  # these, and how many of them are used up
@@ -112,9 +112,7 @@ _TORCH_READERS = "initial_seed", "get_rng_state", "set_rng_state"
 class TorchGenerator:
     """torch's on the CPU, by its own functions, which are quick."""
 
-    readers: Readers = tuple(
-        itertools.product((torch, torch.random), ("initial_seed", "get_rng_state", "set_rng_state"))
-    )
+    readers: Readers = tuple(itertools.product((torch, torch.random), _TORCH_READERS))
 
     def look(self) -> bytes:
         state = torch.default_generator.get_state()
@@ -124,7 +122,7 @@ class TorchGenerator:
         torch.default_generator.set_state(torch.frombuffer(bytearray(look), dtype=torch.uint8))
 
     def seed(self, value: int) -> None:
-        torch.default_generator.manual_seed(halves_exchanged(value))
+        seed_torch(value)
 
 
 _getstate, _setstate = random.getstate, random.setstate  # what is looked through must not look like somebody's call
