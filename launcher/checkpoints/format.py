@@ -235,7 +235,7 @@ def save(folder: Path, snapshot: Snapshot, others: Others | None = None) -> Path
         if target.exists():
             return target
         shutil.rmtree(hidden, ignore_errors=True)
-        _check_space(folder, snapshot.num_bytes)
+        check_space(folder, snapshot.num_bytes)
         hidden.mkdir()
         faults.point("checkpoint.begin", step)
         rows = others.write(hidden) if others is not None else {}
@@ -245,11 +245,11 @@ def save(folder: Path, snapshot: Snapshot, others: Others | None = None) -> Path
         version = FORMAT_OF_ROWS if rows else FORMAT_VERSION
         whole = sealed({"format": version, **snapshot.manifest, "files": files, **rows})
         _write(hidden / MANIFEST, json.dumps(whole, indent=2).encode(), "checkpoint", step)
-        _sync_folder(hidden)
+        sync_folder(hidden)
         faults.point("checkpoint.rename", step)
         hidden.rename(target)
         faults.point("checkpoint.renamed", step)
-        _sync_folder(folder)
+        sync_folder(folder)
     except BaseException as error:
         shutil.rmtree(hidden, ignore_errors=True)
         if not isinstance(error, OSError):
@@ -343,7 +343,8 @@ def _write(path: Path, content: bytes, where: str, step: int | None = None) -> d
     return written
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Has a folder's entries on the disk, not in memory alone."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -351,7 +352,12 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _check_space(folder: Path, needed: int) -> None:
+def check_space(folder: Path, needed: int) -> None:
+    """Looks whether there is room for `needed` bytes.
+
+    Raises:
+        OSError: There is not.
+    """
     free = shutil.disk_usage(folder).free
     if free < needed + _OVERHEAD_BYTES:
         raise OSError(
@@ -366,12 +372,23 @@ def save_weights(path: Path, weights: Mapping[str, Any]) -> None:
     Raises:
         SaveError: The disk is full, read-only or gone.
     """
-    try:
-        _check_space(path.parent, Snapshot(weights, {}, {}).num_bytes)
+    with weights_saved(path):
+        check_space(path.parent, Snapshot(weights, {}, {}).num_bytes)
         with atomic_write(path, parents=False) as part:
             _save_state(part, weights, "weights")
             faults.point("weights.rename")
-        _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def weights_saved(path: Path) -> Iterator[None]:
+    """What makes `path` inside of it is on the disk afterwards.
+
+    Raises:
+        SaveError: The disk is full, read-only or gone.
+    """
+    try:
+        yield
+        sync_folder(path.parent)
     except OSError as error:
         raise SaveError(
             f"saving {path}: {error.strerror or error}; the last checkpoint is intact, the same command resumes from it"

@@ -116,7 +116,7 @@ def _write_tensor(file: Any, rows: Rows) -> dict[str, Any]:
     }
     hashes = []
     for start in range(0, count, at_once):
-        block = _bytes_of(tensor[start : start + at_once])
+        block = bytes_of(tensor[start : start + at_once])
         hashes.append(hashlib.sha256(block).hexdigest())
         file.write(block)
     return {**entry, "sha256": hashes}
@@ -133,7 +133,7 @@ def _rows_proven_at_once(count: int, row_bytes: int) -> int:
     return max(1, -(-_PROVEN_BYTES // max(1, row_bytes)), -(-count // _PROOFS))
 
 
-def _bytes_of(tensor: torch.Tensor) -> memoryview:
+def bytes_of(tensor: torch.Tensor) -> memoryview:
     """The memory of a tensor's numbers, on the host."""
     return memoryview(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
 

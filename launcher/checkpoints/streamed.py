@@ -18,8 +18,8 @@ import torch
 import torch.distributed as dist
 from torch.serialization import skip_data
 
-from launcher.checkpoints.format import SaveError, _check_space, _sync_folder, plain
-from launcher.checkpoints.rows import StoredTensor, _bytes_of
+from launcher.checkpoints.format import check_space, plain, weights_saved
+from launcher.checkpoints.rows import StoredTensor, bytes_of
 from launcher.internals import storage_id
 from launcher.model.rows import Rows, rows_of
 from launcher.model.sharding import Mesh
@@ -49,11 +49,8 @@ def save_streamed(path: Path, weights: Mapping[str, Any], mesh: Mesh) -> None:
         return
     blocks = _gathered(sources, mesh)
     try:
-        _write(path, weights, sources, blocks)
-    except OSError as error:
-        raise SaveError(
-            f"saving {path}: {error.strerror or error}; the last checkpoint is intact, the same command goes on from it"
-        ) from error
+        with weights_saved(path):
+            _write(path, weights, sources, blocks)
     finally:
         for _ in blocks:  # the others wait to give theirs
             pass
@@ -97,7 +94,7 @@ def _collected(source: Rows, mesh: Mesh) -> list[torch.Tensor]:
 
 def _write(path: Path, weights: Mapping[str, Any], sources: Sequence[Any], blocks: Any) -> None:
     shell, places = _shell(weights)
-    _check_space(path.parent, sum({storage_id(s): s.nbytes() for s in map(_storage, shell.values()) if s}.values()))
+    check_space(path.parent, sum({storage_id(s): s.nbytes() for s in map(_storage, shell.values()) if s}.values()))
     with atomic_write(path, parents=False) as part:
         records = _laid_out(part, shell)
         with part.open("r+b") as file:
@@ -115,7 +112,6 @@ def _write(path: Path, weights: Mapping[str, Any], sources: Sequence[Any], block
             os.fsync(file.fileno())
             faults.point("weights.sync", None, part)
         faults.point("weights.rename")
-    _sync_folder(path.parent)
 
 
 def _storage(value: Any) -> torch.UntypedStorage | None:
@@ -165,7 +161,7 @@ def _fill(file: IO[bytes], offset: int, rows: Iterable[torch.Tensor]) -> int:
     check = 0
     file.seek(offset)
     for tensor in rows:
-        block = _bytes_of(tensor)
+        block = bytes_of(tensor)
         check = zlib.crc32(block, check)
         file.write(block)
     return check

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from launcher.checkpoints.format import Checkpoint, SaveError, Snapshot, _check_space, name_of, save, verify
+from launcher.checkpoints.format import Checkpoint, SaveError, Snapshot, check_space, name_of, save, verify
 from launcher.checkpoints.rows import prove_rows, without_rows, write_rows
 from launcher.checkpoints.saving import Saving
 from launcher.model.rows import Rows
@@ -160,7 +160,7 @@ class _Part:
 
     def _written(self, folder: Path) -> dict[str, Any]:
         """Writes this process's rows, and reads them back."""
-        _check_space(folder, self._voices.size * sum(rows.tensor.nbytes for rows in self._rows.values()))
+        check_space(folder, self._voices.size * sum(rows.tensor.nbytes for rows in self._rows.values()))
         entry = write_rows(folder, self._voices.rank, self._rows, self._step)
         prove_rows(folder, entry)
         return entry

@@ -401,6 +401,11 @@ class ShardedPart:
         self._shards.load_module(self._module, state)
 
 
+def sharded_parts(stateful: Mapping[str, Any], shards: Shards) -> dict[str, ShardedPart]:
+    """Those that are sharded modules, as parts of a checkpoint."""
+    return {key: ShardedPart(part, shards) for key, part in stateful.items() if is_sharded(part)}
+
+
 def _check_same(own: Mapping[str, Any], state: Mapping[str, Any]) -> None:
     """Refuses a state of other names, shapes or types.
 

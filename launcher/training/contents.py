@@ -25,8 +25,7 @@ from launcher.evaluation.evaluation import History
 from launcher.evaluation.modes import has_modes, weights_of_evaluation
 from launcher.model.adapt import changed_base
 from launcher.model.build import Model
-from launcher.model.kinds import is_sharded
-from launcher.model.sharding import ShardedPart, names_of
+from launcher.model.sharding import ShardedPart, names_of, sharded_parts
 from launcher.objective.schedule import Schedule, Schedules
 from launcher.objective.several import Optimizers, each
 from launcher.runs.folder import versions
@@ -135,9 +134,9 @@ class Contents:
         self.stateful: dict[str, Part] = dict(self.state.objective.stateful)
         own = self.stateful
         if shards is not None:
-            sharded: dict[str, Any] = {name: part for name, part in own.items() if is_sharded(part)}
+            sharded = sharded_parts(own, shards)
             own = {name: part for name, part in own.items() if name not in sharded}
-            self.stateful |= {name: ShardedPart(part, shards) for name, part in sharded.items()}
+            self.stateful |= sharded
             self.model: Part = ShardedPart(self.state.model.bare, shards)
         self.ranks = RankStates(own, self.state.device.coordinator)
 

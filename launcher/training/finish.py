@@ -14,8 +14,7 @@ from launcher.checkpoints.format import Checkpoint, save_weights
 from launcher.checkpoints.streamed import save_streamed
 from launcher.evaluation.modes import has_modes
 from launcher.evaluation.predictions import missing_for, write_predictions
-from launcher.model.kinds import is_sharded
-from launcher.model.sharding import ShardedPart, Shards
+from launcher.model.sharding import ShardedPart, Shards, sharded_parts
 from launcher.runs import folder as runs
 from launcher.runs.report.predictions import PREDICTIONS_FILE
 from launcher.runs.tracking.tracking import Line
@@ -105,9 +104,8 @@ def _sharded_weights_of(state: TrainState, session: Session, step: int | None, s
     if checkpoint is None:
         yield None
         return
-    modules = {key: part for key, part in state.objective.stateful.items() if is_sharded(part)}
-    parts: dict[str, Any] = {key: ShardedPart(module, shards) for key, module in modules.items()}
-    parts |= {key: part for key, part in state.objective.stateful.items() if key not in modules}
+    stateful = state.objective.stateful
+    parts: dict[str, Any] = {**stateful, **sharded_parts(stateful, shards)}
     parts |= {"average": state.average} if state.average else {}
     model = ShardedPart(state.model.bare, shards)
     kept = checkpoints.copied([model.state_dict(), {name: part.state_dict() for name, part in parts.items()}])
