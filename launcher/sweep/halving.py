@@ -51,7 +51,7 @@ def next_action(record: Record, running: Mapping[int, int] | None = None, beyond
     cohorts = [Cohort(record, trials) for trials in record.budgets]
     steps = [_certain(cohort, busy) or _new(cohort, busy) for cohort in cohorts]
     early = [_early(cohort, busy) for cohort in cohorts]
-    paused = _paused(cohorts[-1], busy) if beyond else None
+    paused = _early(cohorts[-1], busy, beyond) if beyond else None
     return next((action for action in (*steps, *early, paused) if action), None)
 
 
@@ -179,19 +179,13 @@ def knows_enough(record: Record, trial: int) -> bool:
     return all(_value(other, 0) is not None for other in needed)
 
 
-def _early(cohort: Cohort, busy: Mapping[int, int]) -> Action | None:
-    """The likeliest to go on, from the highest rung: those that would, were nobody else to come."""
-    for rung in range(cohort.settings.last_rung - 1, -1, -1):
-        for point in cohort.ranked(rung, range(cohort.size))[: cohort.quotas[rung + 1]]:
-            for number in cohort.to_do(point, rung + 1, busy):
-                return Action(number, rung + 1, early=True)
-    return None
+def _early(cohort: Cohort, busy: Mapping[int, int], beyond: bool = False) -> Action | None:
+    """The likeliest to go on, from the highest rung: those that would, were nobody else to come.
 
-
-def _paused(cohort: Cohort, busy: Mapping[int, int]) -> Action | None:
-    """The best of those that were left behind, from the highest rung."""
+    Beyond that, the best of those that were left behind.
+    """
     for rung in range(cohort.settings.last_rung - 1, -1, -1):
-        for point in cohort.ranked(rung, range(cohort.size)):
+        for point in cohort.ranked(rung, range(cohort.size))[: None if beyond else cohort.quotas[rung + 1]]:
             for number in cohort.to_do(point, rung + 1, busy):
                 return Action(number, rung + 1, early=True)
     return None

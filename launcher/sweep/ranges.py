@@ -215,14 +215,6 @@ def _number(text: str) -> Number:
     return int(text) if re.fullmatch(r"[-+]?[0-9]+", text) else float(text)
 
 
-def looks_like_space(text: str) -> bool:
-    """Whether a text reads like several values or a range: `1e-4..1e-2:log`, `8,32`, `8|32`."""
-    if "," in text or "|" in text:
-        parts = re.split(r"[,|]", text)
-        return all(re.fullmatch(rf"\s*{_NUMBER}\s*", part) or _RANGE.fullmatch(part.strip()) for part in parts)
-    return _RANGE.fullmatch(text) is not None
-
-
 def _fault_of_what_looks_like_one(text: str) -> str | None:
     """Why a text that was surely meant as a range is none, and what to write; None where it was not."""
     left, dots, right = text.partition("..")

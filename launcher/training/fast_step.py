@@ -60,7 +60,7 @@ class FastStep:
         self._inside = (inside or _proven)()
         has_kernels = type(optimizer) in fused_adam.KINDS and self._inside is not None
         self._fused = FusedAdam() if has_kernels and _adam_is_proven() else None
-        self._has_momentum = isinstance(optimizer, SGD)
+        self._may_have_momentum = isinstance(optimizer, SGD)
         _engine()  # tried now, and not amid a step that a profiler may look at
         self._look()
 
@@ -74,7 +74,7 @@ class FastStep:
         optimizer = self.optimizer
         if vars(optimizer).get("step") is not self._own or type(optimizer).step is not self._class_step:
             self._look()
-        if not self._has_momentum:
+        if not self._may_have_momentum:
             self._call(optimizer)
             return
         with fused_sgd.unfused_where_new(optimizer):
