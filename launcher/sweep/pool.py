@@ -108,11 +108,12 @@ class Pool:
                     self._fill()
                     self._hear()
                 self.show(self.record)
+            failures = self._failures  # by now: one that ends well while the others stop changes nothing
         finally:
             self._stop_all()
-        if self._failures >= FAILURES_IN_A_ROW:
+        if outcome == "failed":
             raise LauncherError(
-                f"{self.record.folder}: {self._failures} trials in a row have failed, the last of them: "
+                f"{self.record.folder}: {failures} trials in a row have failed, the last of them: "
                 f"{self._last_failure()}; `launcher sweep {self.record.folder}` resumes it when that is fixed"
             )
         return outcome
