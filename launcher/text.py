@@ -100,8 +100,10 @@ def age(seconds: float) -> str:
 
 
 def size(num_bytes: int) -> str:
-    """`1.5 KiB` or `82.3 MiB`: whichever has digits to show."""
-    return f"{num_bytes / 2**10:.1f} KiB" if num_bytes < 2**20 else f"{num_bytes / 2**20:.1f} MiB"
+    """`1.5 KiB`, `82.3 MiB` or `1.50 GiB`: whichever has digits to show."""
+    if num_bytes < 2**20:
+        return f"{num_bytes / 2**10:.1f} KiB"
+    return f"{num_bytes / 2**20:.1f} MiB" if num_bytes < 2**30 else f"{num_bytes / 2**30:.2f} GiB"
 
 
 def shapes(value: Any) -> str:

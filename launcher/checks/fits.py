@@ -13,6 +13,7 @@ from launcher.data.load import Data
 from launcher.errors import LauncherError, UsageError
 from launcher.recipe.build import Builder
 from launcher.recipe.schema import Recipe
+from launcher.text import size
 from launcher.training.build import open_run_data
 from launcher.world.world import World
 
@@ -89,20 +90,15 @@ def check_memory(recipe: Recipe, builder: Builder, world: World, say: Say, gpu: 
         return
     needed, room = traced.footprint.total, gpu.room(world)
     if needed <= room:
-        say("fits", f"{gpu.text}: {gib(room - needed)} are left, beside {_outside(gpu, world)}")
+        say("fits", f"{gpu.text}: {size(room - needed)} are left, beside {_outside(gpu, world)}")
         return
-    say("too much", f"{gpu.text}: {gib(needed - room)} are missing, beside {_outside(gpu, world)}")
+    say("too much", f"{gpu.text}: {size(needed - room)} are missing, beside {_outside(gpu, world)}")
     remedy = ask.remedies(traced, say)
     raise UsageError(f"--memory: {recipe.name} does not fit {gpu.text} on {_processes(world)}; {remedy}")
 
 
-def gib(num_bytes: int) -> str:
-    """`1.50 GiB`, or `12.3 MiB` where that shows more."""
-    return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.1f} MiB"
-
-
 def _outside(gpu: Gpu, world: World) -> str:
-    return f"{gib(gpu.num_bytes - gpu.room(world))} for the driver, NCCL and holes"
+    return f"{size(gpu.num_bytes - gpu.room(world))} for the driver, NCCL and holes"
 
 
 def _processes(world: World) -> str:
@@ -125,8 +121,8 @@ def _show(traced: Traced, world: World, say: Say) -> None:
     say("memory", f"each of {_processes(world)} at a step's worst moment ({traced.footprint.moment}), {at_once}")
     for kind in KINDS:
         if held.get(kind):
-            say("", f"{kind:<14} {gib(held[kind]):>12}")
-    say("", f"{'in all':<14} {gib(traced.footprint.total):>12}")
+            say("", f"{kind:<14} {size(held[kind]):>12}")
+    say("", f"{'in all':<14} {size(traced.footprint.total):>12}")
 
 
 class _Ask:
@@ -180,7 +176,7 @@ class _Ask:
         """Shows what changes come to."""
         assert self.gpu is not None
         fits = needed <= self.gpu.room(self.world)
-        say("fits with" if fits else "too much", f"{_written(settings)}: {gib(needed)} ({settings[-1].cost})")
+        say("fits with" if fits else "too much", f"{_written(settings)}: {size(needed)} ({settings[-1].cost})")
         return fits
 
     def _needed(self, settings: Sequence[Setting]) -> int | None:

@@ -79,14 +79,15 @@ def _check(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 
 def _settle_gpu(options: argparse.Namespace) -> None:
-    """What is behind --gpu is a size only with --memory; else the recipe follows it."""
+    """What is behind --gpu is a size only where the recipe is named beside it; else it is the recipe."""
     if options.cpu and options.gpu and not options.memory:
         raise UsageError("--cpu --gpu: the rehearsal is on one of them; omit one")
     if not isinstance(options.gpu, str):
         if options.memory and options.gpu:
             raise UsageError("--memory --gpu: say how much memory a GPU has, as in --gpu 80GB")
         return
-    is_size = options.gpu[:1].isdigit()
+    has_recipe = options.recipe is not None and "=" not in options.recipe
+    is_size = has_recipe or options.gpu[:1].isdigit()
     if is_size and not options.memory:
         raise UsageError(f"--gpu {options.gpu}: a size goes with --memory; --gpu alone rehearses on this machine's GPU")
     if not is_size:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from launcher.errors import EXIT_DONE, UsageError
@@ -38,17 +38,19 @@ def _explain(options: argparse.Namespace, _: Sequence[str]) -> int:
     if options.key is None:
         print("\n".join(_listed([entry for entry in keys.values() if "." not in entry.key])))
         return EXIT_DONE
+    classes: Iterable[str] = ()
     if options.key.rpartition(".")[2][:1].isupper():  # as classes are named, and no key is
-        from launcher.recipe.language import shipped_component
+        from launcher.recipe.language import shipped_component, shipped_names
 
         if (text := shipped_component(options.key)) is not None:
             print(text)
             return EXIT_DONE
-    print("\n".join(_told(_named(options.key, keys), keys)))
+        classes = [word for name, module in shipped_names().items() for word in (name, f"{module}.{name}")]
+    print("\n".join(_told(_named(options.key, keys, classes), keys)))
     return EXIT_DONE
 
 
-def _named(key: str, keys: Mapping[str, KeyText]) -> KeyText:
+def _named(key: str, keys: Mapping[str, KeyText], classes: Iterable[str]) -> KeyText:
     from launcher.recipe.elsewhere import belongs_at, elsewhere_called
     from launcher.text import suggestion
 
@@ -61,7 +63,7 @@ def _named(key: str, keys: Mapping[str, KeyText]) -> KeyText:
     meant = elsewhere_called(path) or belongs_at(path, {})
     if meant in keys:
         return keys[meant]
-    near = f"; did you mean '{meant}'?" if meant else suggestion(key, keys)
+    near = f"; did you mean '{meant}'?" if meant else suggestion(key, [*classes, *keys])
     raise UsageError(f"{key}: a recipe has no such key{near or '; `launcher explain` lists the sections'}")
 
 

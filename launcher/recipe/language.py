@@ -39,14 +39,17 @@ def shipped_components() -> dict[str, list[str]]:
 
 def shipped_component(name: str) -> str | None:
     """The whole text of one of them, by its name or its path; None where there is none of it."""
-    for module in _SHIPPED.values():
-        package = importlib.import_module(module)
-        for known in package.__all__:
-            if name in (known, f"{module}.{known}"):
-                thing = getattr(package, known)
-                text = textwrap.indent(inspect.getdoc(thing) or "", "  ")
-                return f"{module}.{known}({_arguments(thing)})\n{text}"
-    return None
+    module, _, known = name.rpartition(".")
+    home = shipped_names().get(known)
+    if home is None or module not in ("", home):
+        return None
+    thing = getattr(importlib.import_module(home), known)
+    return f"{home}.{known}({_arguments(thing)})\n{textwrap.indent(inspect.getdoc(thing) or '', '  ')}"
+
+
+def shipped_names() -> dict[str, str]:
+    """The data sets and models that come with the package, each with the module that it is named in."""
+    return {name: module for module in _SHIPPED.values() for name in importlib.import_module(module).__all__}
 
 
 def _sections() -> Iterator[tuple[KeyText, list[KeyText]]]:

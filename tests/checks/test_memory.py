@@ -126,7 +126,11 @@ def _said(gpu: str | None, *overrides: str, size: int = 1) -> list[tuple[str, st
 
 def test_each_kind_is_shown_and_adds_up() -> None:
     rows = dict(text.rsplit("  ", 1) for label, text in _said(None, "train.ema=0.9") if not label)
-    numbers = {label.strip(): float(text.split()[0]) for label, text in rows.items()}
+    mib = {"KiB": 2**-10, "MiB": 1.0, "GiB": 2**10}
+    numbers = {
+        label.strip(): float(number) * mib[unit]
+        for label, (number, unit) in ((label, text.split()) for label, text in rows.items())
+    }
     assert set(numbers) == {"parameters", "gradients", "optimizer", "averages", "activations", "in all"}
     assert sum(numbers.values()) - numbers["in all"] == pytest.approx(numbers["in all"], abs=0.3)
 
@@ -167,6 +171,7 @@ def test_sizes_are_read(text: str, num_bytes: int) -> None:
     [
         (["--memory", "--gpu", "80"], "is no size of memory; write it with its unit, as in 80GB"),
         (["--memory", "--gpu", "80 apples"], "is no size of memory"),
+        (["--memory", "--gpu", "lots"], "--gpu lots: is no size of memory"),
         (["--gpu", "80GB"], "a size goes with --memory"),
         (["--memory", "--gpu"], "say how much memory a GPU has"),
     ],

@@ -195,6 +195,8 @@ def test_a_package_that_can_be_called_is_there_in_a_fresh_process(tmp_path: Path
         (["runs", "--frobnicate"], "launcher runs: there is no --frobnicate"),
         (["help", "tain"], "there is no command 'tain'; did you mean 'train'?"),
         (["explain", "trian.epohcs"], "trian.epohcs: a recipe has no such key; did you mean 'train.epochs'?"),
+        (["explain", "Tabel"], "did you mean 'Table'?"),
+        (["explain", "launcher.models.ConvNt"], "did you mean 'launcher.models.ConvNet'?"),
         (["runs", "best"], "best: by which metric? Write `launcher runs best accuracy`"),
         (["runs", "best", "loss:low"], "loss:low: write loss:min or loss:max"),
         (["train", "digits_cnn"], "`launcher copy digits_cnn` puts it here"),
