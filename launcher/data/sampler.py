@@ -1,8 +1,8 @@
 """Which samples each rank reads at each step: arithmetic over (seed, epoch, step, rank), whatever the world.
 
-Global batch t of an epoch is positions [t * B, (t + 1) * B) of the epoch's order. Supervisor, and within a rank
-its micro-batches, are contiguous pieces of it as `torch.tensor_split` makes them: the set of samples of a
-step never depends on how many processes read it, or in how many pieces.
+Global batch t of an epoch is positions [t * B, (t + 1) * B) of the epoch's order. What each rank reads of it, and
+within a rank each micro-batch, is a contiguous piece, as `torch.tensor_split` makes them: the set of samples of a step
+never depends on how many processes read it, or in how many pieces.
 """
 
 from __future__ import annotations
