@@ -50,7 +50,7 @@ def _command(name: str, command: Parser) -> Iterator[str]:
     yield from ("```", "")
     shown = [
         action
-        for action in command._actions
+        for action in command.arguments()
         if action.help != argparse.SUPPRESS and not isinstance(action, argparse._HelpAction)
     ]
     if shown:

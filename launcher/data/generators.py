@@ -129,4 +129,5 @@ _getstate, _setstate = random.getstate, random.setstate  # what is looked throug
 _engine: Callable[[], Any] = getattr(np.random, "get_bit_generator")  # noqa: B009  # which NumPy's types leave out
 _get_numpy_state, _set_numpy_state = np.random.get_state, np.random.set_state
 
-GENERATORS: tuple[Generator, ...] = (PythonGenerator(), NumpyGenerator(), TorchGenerator())
+UNKNOWN_TO_TORCH: tuple[Generator, ...] = (PythonGenerator(), NumpyGenerator())
+GENERATORS: tuple[Generator, ...] = (*UNKNOWN_TO_TORCH, TorchGenerator())

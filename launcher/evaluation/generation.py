@@ -59,7 +59,7 @@ class Generation:
         has_encoder = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
         if self._section.inputs is None and not has_encoder:
             say = "say where a batch has the prompts alone: inputs: {input_ids: prompt, attention_mask: prompt_mask}"
-            raise LauncherError(f"{KEY}: {class_of(model).__name__} goes on from what it is given; {say}")
+            raise LauncherError(f"{KEY}: {class_of(model).__name__} continues what it is given; {say}")
         args, kwargs = self._layout.inputs(data)
         try:
             tokens = model.generate(*args, **kwargs, **self._section.settings)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from launcher.data.generators import UNKNOWN_TO_TORCH
 from launcher.model.blocks import blocks_of
 from launcher.recipe.build import Builder
 
@@ -116,29 +115,29 @@ class _Before:
 
     def __init__(self, draws_anywhere: bool):
         self._draws_anywhere = draws_anywhere
-        self._generators: Any = None
+        self._generators: list[Any] = []
         self.buffers: dict[_Place, torch.Tensor] = {}
 
     def keep(self, places: list[_Place]) -> None:
         """Keeps it."""
         self.buffers = {place: _get(place).detach().clone() for place in places}
         if self._draws_anywhere:
-            self._generators = _generators()
+            self._generators = [generator.look() for generator in UNKNOWN_TO_TORCH]
 
     @contextmanager
     def again(self) -> Iterator[None]:
         """Puts it in place for a second call; then all is again as it was."""
         now = {place: _get(place) for place in self.buffers}
-        generators = _generators() if self._draws_anywhere else None
+        generators = [generator.look() for generator in UNKNOWN_TO_TORCH] if self._draws_anywhere else []
         try:
             for place, value in self.buffers.items():
                 _put(place, value.clone())  # others, and not other values: a backward pass may have kept these
-            _set_generators(self._generators)
+            _put_back(self._generators)
             yield
         finally:
             for place, value in now.items():
                 _put(place, value)
-            _set_generators(generators)
+            _put_back(generators)
 
 
 def _buffers_of(module: nn.Module) -> Iterator[_Place]:
@@ -159,14 +158,9 @@ def _equal(before: torch.Tensor, after: torch.Tensor) -> bool:
     return before.shape == after.shape and torch.equal(before, after)
 
 
-def _generators() -> tuple[Any, Any]:
-    return random.getstate(), np.random.get_state()
-
-
-def _set_generators(states: tuple[Any, Any] | None) -> None:
-    if states is not None:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
+def _put_back(looks: list[Any]) -> None:
+    for generator, look in zip(UNKNOWN_TO_TORCH, looks, strict=False):  # no looks where nothing else could draw
+        generator.put_back(look)
 
 
 def _is_known(kind: Callable[..., Any]) -> bool:

@@ -77,7 +77,7 @@ def test_a_causal_model_goes_on_from_prompts_alone(tmp_path: Path) -> None:
     (line,) = result.scores
     assert line["rouge/rouge1_fmeasure"] == pytest.approx(rouge(said, wanted))
     assert line["longest"] <= 3.0
-    with pytest.raises(LauncherError, match="LlamaForCausalLM goes on from what it is given; say where a batch has"):
+    with pytest.raises(LauncherError, match="LlamaForCausalLM continues what it is given; say where a batch has"):
         trained(tmp_path / "whole", *CAUSAL)
 
 

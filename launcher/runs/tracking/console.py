@@ -31,7 +31,7 @@ from launcher.runs.tracking.scores import (
     _metrics,
     _pair,
     _position,
-    _title,
+    title_of,
     _training,
 )
 from launcher.text import duration, number
@@ -102,7 +102,7 @@ class Console:
         parts = [ended]
         if summary and summary[-1]["split"] != "train":
             scores = _metrics(summary[-1])
-            parts += [Text(_title(summary[-1]))] + [_pair(name, number(value)) for name, value in scores.items()]
+            parts += [Text(title_of(summary[-1]))] + [_pair(name, number(value)) for name, value in scores.items()]
         parts += [_pair("in", duration(self.pace.seconds)), Text(str(self.run.run_dir))]
         return _join(parts)
 
@@ -198,7 +198,7 @@ class Plain(Console):
         for title, line in self.scores.best.items():
             columns[f"best {title}"] = line
         for line in summary:
-            columns[_title(line)] = line
+            columns[title_of(line)] = line
         return {title: line for title, line in columns.items() if not self._is_repeated(title, columns)}
 
     @staticmethod
@@ -364,11 +364,11 @@ def _table(columns: Mapping[str, Line]) -> Table:
 def tables(lines: Sequence[Line]) -> str:
     """Evaluations as a table, and one more for each set that has metrics with a value for each class."""
     rich = Rich(force_jupyter=False)
-    rendered_tables = [_rendered(rich, _table({_title(line): line for line in lines}))]
+    rendered_tables = [_rendered(rich, _table({title_of(line): line for line in lines}))]
     for line in lines:
         listed = {name: value for name, value in line.items() if isinstance(value, list)}
         if listed:
-            rendered_tables.append(_rendered(rich, _by_class(_title(line), listed)))
+            rendered_tables.append(_rendered(rich, _by_class(title_of(line), listed)))
     return "\n".join(rendered_tables)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from launcher.runs.metrics import Line
 from launcher.runs.tracking.console import Console, Plain, open_console
-from launcher.runs.tracking.scores import Scores, ShownRun, _title
+from launcher.runs.tracking.scores import Scores, ShownRun, title_of
 from launcher.text import duration, number
 
 REDRAW_SECONDS = 0.5
@@ -52,7 +52,7 @@ class Notebook(Plain):
         else:
             self.say(self.scores.add(line, self.train))
         if isinstance(loss := line.get("loss"), int | float) and math.isfinite(loss):
-            self._add(_title(line), line["step"], loss)
+            self._add(title_of(line), line["step"], loss)
         self._draw_soon()
 
     def progress(self, step: int) -> None:

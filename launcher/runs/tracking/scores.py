@@ -59,7 +59,7 @@ def _metrics(line: Line) -> dict[str, Any]:
     return {key: value for key, value in line.items() if key not in _NOT_METRICS and isinstance(value, int | float)}
 
 
-def _title(line: Line) -> str:
+def title_of(line: Line) -> str:
     return " ".join(str(line[key]) for key in ("split", "name") if key in line)
 
 
@@ -93,7 +93,7 @@ class Scores:
             line: The evaluation.
             train: The newest line of training, whose loss is shown beside.
         """
-        title = _title(line)
+        title = title_of(line)
         before = self._last.get(title, {})
         is_deciding = line["split"] == "validation" and line.get("name", "") == self._decides
         is_best = is_deciding and self._improves(line, self.best.get(title))
