@@ -124,10 +124,18 @@ def test_what_answers_at_once_imports_nothing_heavy(name: str) -> None:
     assert not heavy, f"{name} imports {heavy} when it is imported"
 
 
+def test_nobody_takes_what_another_file_keeps_to_itself() -> None:
+    for name, tree in trees():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("launcher"):
+                private = [alias.name for alias in node.names if alias.name.startswith("_") and alias.name[1] != "_"]
+                assert not private, f"{name} imports {private} of {node.module}: give it a name without '_'"
+
+
 def test_the_front_door_has_few_names_and_a_room_for_each_phase() -> None:
-    names = {path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"}
+    names = {path.name for path in PACKAGE.iterdir() if path.name not in ("__pycache__", "py.typed")}
     assert set(PHASES) <= names
-    assert len(names) <= 26, sorted(names)
+    assert len(names) <= 25, sorted(names)
     assert {path.name for path in PACKAGE.glob("*.py")} <= {f"{room}.py" for floor in FLOORS for room in floor}
 
 

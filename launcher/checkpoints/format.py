@@ -40,7 +40,7 @@ WEIGHTS, TRAINING, MANIFEST = "weights.pth", "training.pt", "manifest.json"
 EVALUATED = "evaluated.pth"  # where evaluating has weights of its own
 _OVERHEAD_BYTES = 64 * 1024  # of the files' own structure
 _LOOK_SECONDS = 0.5  # between looks at a checkpoint that is not seen yet
-_NAME = re.compile(r"step-(\d{8,})")
+NAME_PATTERN = re.compile(r"step-(\d{8,})")
 
 
 class SaveError(LauncherError):

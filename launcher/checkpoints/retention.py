@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from launcher.checkpoints.format import _NAME, Checkpoint, DamagedError, Snapshot, name_of, verify
+from launcher.checkpoints.format import NAME_PATTERN, Checkpoint, DamagedError, Snapshot, name_of, verify
 from launcher.errors import UsageError
 from launcher.world import faults
 
@@ -17,7 +17,7 @@ def listed(folder: Path) -> list[Path]:
     """The checkpoints below a folder by name, newest first; verified or not."""
     if not folder.is_dir():
         return []
-    checkpoints = [(int(match[1]), path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
+    checkpoints = [(int(match[1]), path) for path in folder.iterdir() if (match := NAME_PATTERN.fullmatch(path.name))]
     return [path for _, path in sorted(checkpoints, reverse=True)]
 
 
@@ -108,7 +108,8 @@ def supersede(folder: Path, step: int) -> None:
             path.rename(path.with_name(f".old-{path.name}-{time.time_ns()}"))
 
 
-def _discard(path: Path) -> None:
+def discard(path: Path) -> None:
+    """Removes a file or folder; what cannot be removed is at least out of sight."""
     hidden = path.with_name(f".old-{path.name}-{time.time_ns()}")  # out of sight at once, however long removing takes
     with contextlib.suppress(OSError):
         path.rename(hidden)
@@ -120,6 +121,6 @@ def prune(folder: Path, keep: int, best_step: int | None) -> None:
     """Removes all but the newest `keep` checkpoints and the best."""
     old = [path for path in listed(folder)[keep:] if best_step is None or path.name != name_of(best_step)]
     for path in old:
-        _discard(path)
+        discard(path)
     for left in (*folder.glob(".old-*"), *folder.glob(".step-*")):  # of a start that was killed meanwhile
         shutil.rmtree(left, ignore_errors=True)

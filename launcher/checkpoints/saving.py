@@ -14,7 +14,7 @@ import psutil
 
 from launcher.checkpoints.arena import Arena, Copy
 from launcher.checkpoints.format import Checkpoint, DamagedError, SaveError, Snapshot, name_of, save, verify
-from launcher.checkpoints.retention import _discard, prune
+from launcher.checkpoints.retention import discard, prune
 from launcher.errors import EXIT_USAGE
 from launcher.recipe import schema
 
@@ -184,7 +184,7 @@ class Saving:
                     return
                 self._news.append(f"{failure}; trying again in {pause:g} s")
                 if self.is_first:
-                    _discard(self.folder / name_of(snapshot.step))
+                    discard(self.folder / name_of(snapshot.step))
                 time.sleep(pause)
         try:
             if self._proof is not None:

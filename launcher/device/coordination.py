@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from launcher import internals
-from launcher.device.keepalive import _connections, _watch_connection
+from launcher.device.keepalive import open_files, watch_connection
 from launcher.errors import EXIT_FAILED, LauncherError, PeerError
 from launcher.world import progress
 from launcher.world.signals import stop_requested
@@ -87,12 +87,12 @@ class Coordinator:
         self.timeout_seconds = timeout_seconds if timeout_seconds is not None else _FOREVER.total_seconds()
         self._group = group
         if world_size > 1 and group is None:
-            before = _connections()
+            before = open_files()
             self._group = dist.new_group(backend="gloo", timeout=_FOREVER)
             self._broadcast(torch.zeros(1))  # from here on all connections are there
             if timeout_seconds is not None:
-                for descriptor in _connections() - before:
-                    _watch_connection(descriptor, timeout_seconds)
+                for descriptor in open_files() - before:
+                    watch_connection(descriptor, timeout_seconds)
 
     @property
     def store(self) -> Any:

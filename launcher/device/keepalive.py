@@ -1,4 +1,4 @@
-"""The side channel's connections, watched by the kernel."""
+"""The side channel's open_files, watched by the kernel."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import socket
 from contextlib import suppress
 
 
-def _connections() -> set[int]:
+def open_files() -> set[int]:
     """This process's open files, where the system lists them (Linux)."""
     try:
         return {int(name) for name in os.listdir("/proc/self/fd")}
@@ -15,7 +15,7 @@ def _connections() -> set[int]:
         return set()
 
 
-def _watch_connection(descriptor: int, seconds: float) -> None:
+def watch_connection(descriptor: int, seconds: float) -> None:
     """Has the kernel end a connection whose other side cannot be reached any more, behind a cut cable say.
 
     The process that waits on it would wait for ever: a peer that dies says so, a peer that is lost does not.

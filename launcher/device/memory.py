@@ -24,7 +24,8 @@ _SPIN_SECONDS = 0.002  # a rank that is late by more is slept for
 _LONGEST_SLEEP_SECONDS = 0.005
 
 
-def _size(world: World) -> int:
+def size_for(world: World) -> int:
+    """Bytes of the memory that these ranks share."""
     return mmap.PAGESIZE + 2 * world.size * SLOT_BYTES
 
 
@@ -40,7 +41,7 @@ class Memory:
     def __init__(self, file: BinaryIO, world: World, timeout_seconds: float):
         self._file, self._rank, self.size, self.timeout_seconds = file, world.rank, world.size, timeout_seconds
         self._others = [rank for rank in range(world.size) if rank != world.rank]
-        memory = mmap.mmap(file.fileno(), _size(world))
+        memory = mmap.mmap(file.fileno(), size_for(world))
         counters = memoryview(memory)[: mmap.PAGESIZE].cast("q")
         # by rank: how often it has written, and how many bytes into each of its slots
         self._times, *self._bytes = (counters[first :: _APART // 8] for first in range(3))

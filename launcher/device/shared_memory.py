@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from launcher.device.coordination import Coordinator
-from launcher.device.memory import MOST_RANKS, Memory, _size
+from launcher.device.memory import MOST_RANKS, Memory, size_for
 from launcher.world.temporary import held_file
 from launcher.world.world import World
 
@@ -38,7 +38,7 @@ def shared_memory(world: World, coordinator: Coordinator, timeout_seconds: float
         yield None
         return
     with ExitStack() as stack:
-        name = coordinator.from_first(lambda: _reserved(_size(world), stack))
+        name = coordinator.from_first(lambda: _reserved(size_for(world), stack))
         try:
             file = _opened(name, world.rank) if name is not None else None
             is_open = b"" not in coordinator.gather(b"" if file is None else b"open")

@@ -18,7 +18,7 @@ from launcher.text import brief
 Step = tuple[Literal["push", "name", "op", "join"], Any]
 Program = tuple[Step, ...]
 # Bounds on what a short recipe can grow into.
-_MAX_STEPS = 200  # of a program
+MAX_STEPS = 200  # of a program
 _MAX_PARENTHESES = 20  # inside each other
 _MAX_BITS = 1000  # of an integer
 
@@ -27,7 +27,7 @@ class ExpressionError(UsageError):
     """A `${…}` comes to no value."""
 
 
-class _ResolveError(Exception):
+class ResolveError(Exception):
     """What is wrong with the value that is being resolved; reported at its place."""
 
 
@@ -57,8 +57,8 @@ class Expression:
             ExpressionError: The arithmetic cannot be done; the message says where and why.
         """
         try:
-            return _run(self.program, lookup)
-        except _ResolveError as error:
+            return calculated(self.program, lookup)
+        except ResolveError as error:
             raise ExpressionError(f"{self.origin}: {self.text}: {error}") from None
 
 
@@ -71,7 +71,8 @@ _OPERATORS: dict[str, Callable[[Any, Any], int | float]] = {
 }
 
 
-def _run(program: Program, lookup: Callable[[str], Any]) -> Any:
+def calculated(program: Program, lookup: Callable[[str], Any]) -> Any:
+    """What a program comes to, with the value of each of its names."""
     stack: list[Any] = []
     for kind, what in program:
         if kind == "push":
@@ -92,18 +93,18 @@ def _apply(symbol: str, left: Any, right: Any) -> int | float:
     try:
         result = _OPERATORS[symbol](a, b)
     except ZeroDivisionError:
-        raise _ResolveError(f"{a} {symbol} {b} divides by zero") from None
+        raise ResolveError(f"{a} {symbol} {b} divides by zero") from None
     except OverflowError:
         result = math.inf
     grown = math.isinf(result) if isinstance(result, float) else result.bit_length() > _MAX_BITS
     if grown and not (math.isinf(a) or math.isinf(b)):
-        raise _ResolveError(f"the result of '{symbol}' is too large a number")
+        raise ResolveError(f"the result of '{symbol}' is too large a number")
     return result
 
 
 def _number(value: Any) -> int | float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise _ResolveError(f"{_show(value)} is not a number")
+        raise ResolveError(f"{shown(value)} is not a number")
     return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
@@ -113,10 +114,10 @@ def _spell(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, str | numbers.Real):
         return str(value)
-    raise _ResolveError(f"{_show(value)} cannot be inside a text; only words and numbers can")
+    raise ResolveError(f"{shown(value)} cannot be inside a text; only words and numbers can")
 
 
-def _show(value: object) -> str:
+def shown(value: object) -> str:
     """A value in a few words, for messages."""
     if isinstance(value, list | dict):
         return "a list" if isinstance(value, list) else "a mapping"
@@ -131,7 +132,7 @@ def _show(value: object) -> str:
 _PIECE = re.compile(r"\$\$\{|\$\{([^{}]*)\}|\$\{")
 
 
-def _compile(text: str) -> Program:
+def compiled(text: str) -> Program:
     """The program of a text: of its one reference, or of all its parts, joined."""
     parts: list[Program] = []
     end = 0
@@ -149,14 +150,14 @@ def _compile_piece(match: re.Match[str]) -> Program:
     if whole == "$${":
         return (("push", "${"),)
     if inner is None:
-        raise _ResolveError("a '${' has no '}' of its own; write ${a.b}, or '$${' for a plain '${'")
+        raise ResolveError("a '${' has no '}' of its own; write ${a.b}, or '$${' for a plain '${'")
     if re.match(r"\s*[\w.]*:", inner):
         known = "write ${a.b} for a key of the recipe, ${env.NAME} for the environment"
-        raise _ResolveError(f"'{brief(whole)}' is not known; {known}")
+        raise ResolveError(f"'{brief(whole)}' is not known; {known}")
     try:
         return _Parser(inner).program()
-    except _ResolveError as error:
-        raise _ResolveError(f"'{brief(whole)}': {error}") from None
+    except ResolveError as error:
+        raise ResolveError(f"'{brief(whole)}': {error}") from None
 
 
 _TOKEN = re.compile(
@@ -171,7 +172,7 @@ class _Parser:
 
     def __init__(self, text: str):
         if len(text) > 1000:
-            raise _ResolveError("too long an expression")
+            raise ResolveError("too long an expression")
         tokens = [(match.lastgroup, match[match.lastgroup or 0]) for match in _TOKEN.finditer(text)]
         self.tokens = tokens[::-1]
         self.steps: list[Step] = []
@@ -180,14 +181,14 @@ class _Parser:
     def program(self) -> Program:
         strange = [text for kind, text in self.tokens if kind == "strange"]
         if strange:
-            raise _ResolveError(f"{strange[-1]!r} is not known; only names, numbers and + - * / // ( ) are")
+            raise ResolveError(f"{strange[-1]!r} is not known; only names, numbers and + - * / // ( ) are")
         self.sum()
         if self.tokens:
-            raise _ResolveError(f"{self.tokens[-1][1]!r} is not expected; values are joined by + - * / //")
-        if len(self.steps) > _MAX_STEPS:
-            raise _ResolveError("too long an expression")
-        if len(self.steps) > 1 and any(_is_variable(step) for step in self.steps):
-            raise _ResolveError("an environment variable is text; there is no calculating with it")
+            raise ResolveError(f"{self.tokens[-1][1]!r} is not expected; values are joined by + - * / //")
+        if len(self.steps) > MAX_STEPS:
+            raise ResolveError("too long an expression")
+        if len(self.steps) > 1 and any(is_variable(step) for step in self.steps):
+            raise ResolveError("an environment variable is text; there is no calculating with it")
         return tuple(self.steps)
 
     def accept(self, *symbols: str) -> str | None:
@@ -224,24 +225,25 @@ class _Parser:
         elif text == "(":
             self.parenthesis()
         else:
-            raise _ResolveError(f"a name or number is missing {f'before {text!r}' if text else 'at the end'}")
+            raise ResolveError(f"a name or number is missing {f'before {text!r}' if text else 'at the end'}")
 
     def number(self, text: str) -> object:
         try:
             return plain_scalar(text)
         except ValueError as error:
-            raise _ResolveError(str(error)) from None
+            raise ResolveError(str(error)) from None
 
     def parenthesis(self) -> None:
         self.nesting += 1
         if self.nesting > _MAX_PARENTHESES:
-            raise _ResolveError("too many parentheses")
+            raise ResolveError("too many parentheses")
         self.sum()
         self.nesting -= 1
         if not self.accept(")"):
-            raise _ResolveError("a ')' is missing")
+            raise ResolveError("a ')' is missing")
 
 
-def _is_variable(step: Step) -> bool:
+def is_variable(step: Step) -> bool:
+    """Whether a step means a variable of the environment."""
     kind, what = step
     return kind == "name" and bool(re.match(r"env(\.|$)", what))

@@ -12,15 +12,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from launcher.recipe.expressions import (
-    _MAX_STEPS,
+    MAX_STEPS,
     Expression,
     Program,
+    ResolveError,
     Step,
-    _compile,
-    _is_variable,
-    _ResolveError,
-    _run,
-    _show,
+    calculated,
+    compiled,
+    is_variable,
+    shown,
 )
 from launcher.recipe.places import Origin, Path, Problems, dotted
 from launcher.recipe.secrets import holds_secret
@@ -47,7 +47,7 @@ class _FromEnvironment(str):
     """A text that the environment's variables are part of, wherever it is referred to."""
 
 
-class _CycleError(_ResolveError):
+class _CycleError(ResolveError):
     """The value depends on itself."""
 
 
@@ -99,7 +99,7 @@ class _Resolver:
         self.chain.append(path)
         try:
             resolved = self.text(node) if _has_references(node) else self.container(path, node)
-        except _ResolveError as error:
+        except ResolveError as error:
             self.problems.add(node.origin, path, str(error))
         except _ReportedError:
             pass
@@ -111,13 +111,13 @@ class _Resolver:
         children = [(key, self.resolve((*path, key), child) or child) for key, child in node.items()]
         node = node.with_items(children)
         if excess := node.excess():
-            raise _ResolveError(f"with its references this is {excess}")
+            raise ResolveError(f"with its references this is {excess}")
         return node
 
     def text(self, node: Node) -> Node:
         """What a text with references in it comes to."""
         assert isinstance(node.value, str)
-        program = _compile(node.value)
+        program = compiled(node.value)
         if len(program) == 1 and program[0][0] == "name":
             value = self.lookup(program[0][1]).value
             if isinstance(value, Expression):
@@ -126,27 +126,27 @@ class _Resolver:
             value = self.calculate(program, node.value, node.origin)
         known = _known_text(value)
         if isinstance(known, _FromEnvironment) and (fault := _no_path(known)):
-            raise _ResolveError(f"the environment is for paths, and this {fault}; write the value itself")
+            raise ResolveError(f"the environment is for paths, and this {fault}; write the value itself")
         return replace(node, value=value)
 
     def calculate(self, program: Program, text: str, origin: Origin) -> str | int | float | Expression:
         """Puts into a program what the recipe knows of its names, and run it if that is all of them."""
         arithmetic = program[-1][0] == "op"
         steps = [step for kind, what in program for step in self.bound((kind, what), arithmetic)]
-        if len(steps) > _MAX_STEPS:
-            raise _ResolveError("too long an expression, with those that it refers to")
+        if len(steps) > MAX_STEPS:
+            raise ResolveError("too long an expression, with those that it refers to")
         names = tuple(dict.fromkeys(what for kind, what in steps if kind == "name"))
         is_environment = any(isinstance(what, _FromEnvironment) for _, what in steps)
         if is_environment and not COMPUTED.issuperset(names):  # which are numbers
             later = f"'{names[0]}' is known when the data is opened; write one of the two itself"
-            raise _ResolveError(f"the environment's variables are known now, and {later}")
+            raise ResolveError(f"the environment's variables are known now, and {later}")
         if names:
             return Expression(text, origin, names, tuple(steps))
-        result = _run(tuple(steps), str)
+        result = calculated(tuple(steps), str)
         assert isinstance(result, str | int | float)
         self.written += len(result) if isinstance(result, str) else 0
         if self.written > _MAX_TEXT:
-            raise _ResolveError(f"the references write more than {_MAX_TEXT:,} characters")
+            raise ResolveError(f"the references write more than {_MAX_TEXT:,} characters")
         return _FromEnvironment(result) if is_environment else result
 
     def bound(self, step: Step, arithmetic: bool) -> Program:
@@ -158,16 +158,16 @@ class _Resolver:
         if isinstance(value, Expression):
             return value.program
         if arithmetic and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise _ResolveError(f"'{name}' is {_show(value)}, not a number")
+            raise ResolveError(f"'{name}' is {shown(value)}, not a number")
         if not isinstance(value, str | int | float):
-            raise _ResolveError(f"'{name}' is {_show(value)}; only words and numbers can be inside a text")
+            raise ResolveError(f"'{name}' is {shown(value)}; only words and numbers can be inside a text")
         return (("push", value),)
 
     def lookup(self, name: str) -> Node:
         """What a name means: a resolved value, or an expression of that one name."""
         if len(self.chain) > _MAX_CHAIN:
-            raise _ResolveError(f"a chain of more than {_MAX_CHAIN} references; refer to the value itself")
-        if _is_variable(("name", name)):
+            raise ResolveError(f"a chain of more than {_MAX_CHAIN} references; refer to the value itself")
+        if is_variable(("name", name)):
             return replace(self.root, value=self.variable(name.removeprefix("env").removeprefix(".")))
         if name in COMPUTED and not (name == "train.steps" and self.states_steps()):
             self.check_needs(name)
@@ -211,19 +211,19 @@ class _Resolver:
             self.lookup(name)
         except _CycleError:
             raise
-        except (_ResolveError, _ReportedError):
+        except (ResolveError, _ReportedError):
             pass  # what is missing or wrong there is reported elsewhere
 
     def variable(self, name: str) -> str:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            raise _ResolveError("an environment variable is written ${env.NAME}")
+            raise ResolveError("an environment variable is written ${env.NAME}")
         if _SECRET.search(name):
-            raise _ResolveError(f"{name} looks like a secret; recipes read none, libraries do so themselves")
+            raise ResolveError(f"{name} looks like a secret; recipes read none, libraries do so themselves")
         if name not in self.environ:
-            raise _ResolveError(f"the environment has no variable {name}; set it, or write the path itself")
+            raise ResolveError(f"the environment has no variable {name}; set it, or write the path itself")
         value = self.environ[name]
         if not value.isprintable():
-            raise _ResolveError(f"the environment variable {name} is not printable text")
+            raise ResolveError(f"the environment variable {name} is not printable text")
         self.env[name] = value
         return _FromEnvironment(value)
 
@@ -265,7 +265,7 @@ class _Resolver:
         """What lies below a value that refers to a component."""
         (kind, name), *others = value.program
         if kind != "name" or others or name in COMPUTED:
-            raise _ResolveError(f"'{brief(value.text)}' is a number or a text; it has no '{rest[0]}'")
+            raise ResolveError(f"'{brief(value.text)}' is a number or a text; it has no '{rest[0]}'")
         return self.walk([*name.split("."), *rest])
 
     def below(self, path: Path, node: Node, rest: Sequence[str]) -> Node:
@@ -273,7 +273,7 @@ class _Resolver:
         length = list(rest) == ["size"] and isinstance(node.value, str | list | dict)
         if length or (isinstance(node.value, dict) and ("_target_" in node.value or "_ref_" in node.value)):
             return _later(_name((*path, *rest)), node)
-        raise _ResolveError(self.unknown(path, node, rest))
+        raise ResolveError(self.unknown(path, node, rest))
 
     def unknown(self, path: Path, node: Node, rest: Sequence[str]) -> str:
         """In words that a value has no such key, and which one may be meant."""
@@ -281,7 +281,7 @@ class _Resolver:
         if isinstance(node.value, list):
             return f"'{dotted(path)}' has {len(node.value)} items, counted from 0; there is no '{segment}'"
         if not isinstance(node.value, dict):
-            return f"'{dotted(path)}' is {_show(node.value)}; it has no '{segment}'"
+            return f"'{dotted(path)}' is {shown(node.value)}; it has no '{segment}'"
         prefix = f"{dotted(path)}." if path else ""
         near = suggestion(segment, node.value, prefix)
         elsewhere = next(_ending(self.root, rest[-1]), None)
@@ -295,7 +295,7 @@ class _Resolver:
         """A copy of a value in which each component is a reference to the one object it stands for."""
         self.copied += node.size
         if self.copied > MAX_VALUES:
-            raise _ResolveError(f"the references copy more than {MAX_VALUES:,} values; refer to smaller parts")
+            raise ResolveError(f"the references copy more than {MAX_VALUES:,} values; refer to smaller parts")
         return _shared(path, node)
 
 
@@ -326,7 +326,7 @@ def _shared(path: Path, node: Node) -> Node:
 def _name(path: Path) -> str:
     """The dotted name of a path, as expressions hold it: `define.transforms.0`."""
     if not all(re.fullmatch(r"\w+", str(key)) for key in path):
-        raise _ResolveError(f"'{dotted(path)}' cannot be referred to; name it in letters, digits and '_'")
+        raise ResolveError(f"'{dotted(path)}' cannot be referred to; name it in letters, digits and '_'")
     return ".".join(str(key) for key in path)
 
 

@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 MAX_BYTES = 64 * 1024
 MAX_VALUES = 5_000  # and keys
 MAX_DEPTH = 32
-_TOO_MANY = (
-    f"more than {MAX_VALUES:,} keys and values, with the repeated ones; move long lists into a file of their own"
-)
+TOO_MANY = f"more than {MAX_VALUES:,} keys and values, with the repeated ones; move long lists into a file of their own"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +82,7 @@ class Node:
     def excess(self) -> str | None:
         """In words what of this is more than a recipe may hold; None if nothing is."""
         if self.size > MAX_VALUES:
-            return _TOO_MANY
+            return TOO_MANY
         return f"more than {MAX_DEPTH} levels" if self.depth > MAX_DEPTH else None
 
 

@@ -16,7 +16,7 @@ import yaml
 
 from launcher.recipe.places import Key, Origin, Path, Problems
 from launcher.recipe.scalars import Scalar, plain_scalar
-from launcher.recipe.tree import _TOO_MANY, MAX_DEPTH, MAX_VALUES, Node
+from launcher.recipe.tree import MAX_DEPTH, MAX_VALUES, TOO_MANY, Node
 from launcher.text import brief, printable
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ class _Reader:
     def place(self, node: Node, anchor: str | None) -> None:
         """Puts a finished value where it belongs: into the list or mapping that is being read."""
         self.count += 1
-        if excess := _TOO_MANY if self.count > MAX_VALUES else node.excess():
+        if excess := TOO_MANY if self.count > MAX_VALUES else node.excess():
             raise TextError(node.origin, excess)
         if anchor:
             self.anchors[anchor] = node

@@ -88,7 +88,7 @@ def mark_submitted(folder: Path, submission: Submission, *, is_recipe: bool = Tr
     replace(submission, submitted=time.time()).write(folder)
     if is_recipe and not (folder / STATUS_FILE).exists():
         write_json(folder / STATUS_FILE, {"state": "queued", "step": 0, "updated": time.time()})
-    _forget_queue()
+    forget_queue()
 
 
 def name_job(folder: Path, job: str) -> None:
@@ -96,7 +96,7 @@ def name_job(folder: Path, job: str) -> None:
     submission = Submission.read(folder)
     if not submission.job:
         replace(submission, job=job).write(folder)
-    _forget_queue()  # what is known of it is older than this job
+    forget_queue()  # what is known of it is older than this job
 
 
 def queue_now() -> dict[str, slurm.Queued]:
@@ -171,7 +171,7 @@ def _cache() -> Path | None:
     return Path(home) / ".cache" / "launcher" / "squeue.json" if home else None
 
 
-def _forget_queue() -> None:
+def forget_queue() -> None:
     """A job has come or gone: the next command asks again."""
     if (cache := _cache()) is not None:
         with contextlib.suppress(OSError):

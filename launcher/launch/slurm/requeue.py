@@ -18,7 +18,7 @@ from typing import Any
 
 from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, EXIT_USAGE, LauncherError
 from launcher.runs.folder import STATUS_FILE, create, read_json, write_json
-from launcher.runs.job import Submission, _forget_queue, mark_submitted, name_job
+from launcher.runs.job import Submission, forget_queue, mark_submitted, name_job
 from launcher.runs.reading import Run
 from launcher.world import slurm
 from launcher.world.failure import Failure, exit_in_words
@@ -436,7 +436,7 @@ def cancel(folders: Iterable[Path], now: bool, queue: Mapping[str, slurm.Queued]
             (saving if entry.state == "RUNNING" and not now else waiting).append(submission.job)
     slurm.cancel(waiting)
     slurm.cancel(saving, "TERM")
-    _forget_queue()
+    forget_queue()
     for folder, submission in submissions.items():
         entry = queue.get(submission.job)
         if entry is None:

@@ -21,18 +21,18 @@ from rich.text import Text
 from launcher.recipe.masking import masked, masked_in
 from launcher.runs.metrics import Line, encode
 from launcher.runs.tracking.scores import (
-    _BAD,
-    _GOOD,
-    _LABEL,
+    BAD,
+    GOOD,
+    LABEL,
     Pace,
     Scores,
     ShownRun,
-    _join,
-    _metrics,
-    _pair,
-    _position,
+    joined,
+    metrics_in,
+    pair,
+    position_of,
     title_of,
-    _training,
+    training_numbers,
 )
 from launcher.text import duration, number
 from launcher.world.screen import Wrapped, made_steady
@@ -94,17 +94,15 @@ class Console:
         _write(self._last_line(outcome, summary).plain)
 
     def _last_line(self, outcome: str, summary: Sequence[Line]) -> Text:
-        style = {"finished": f"bold {_GOOD}", "failed": f"bold {_BAD}"}.get(outcome, "bold yellow")
-        ended = _pair(
-            "stopped, saved after step" if outcome == "preempted" else f"{outcome}  step", str(self.pace.step)
-        )
+        style = {"finished": f"bold {GOOD}", "failed": f"bold {BAD}"}.get(outcome, "bold yellow")
+        ended = pair("stopped, saved after step" if outcome == "preempted" else f"{outcome}  step", str(self.pace.step))
         ended.stylize(style, 0, len(outcome) if outcome != "preempted" else len("stopped"))
         parts = [ended]
         if summary and summary[-1]["split"] != "train":
-            scores = _metrics(summary[-1])
-            parts += [Text(title_of(summary[-1]))] + [_pair(name, number(value)) for name, value in scores.items()]
-        parts += [_pair("in", duration(self.pace.seconds)), Text(str(self.run.run_dir))]
-        return _join(parts)
+            scores = metrics_in(summary[-1])
+            parts += [Text(title_of(summary[-1]))] + [pair(name, number(value)) for name, value in scores.items()]
+        parts += [pair("in", duration(self.pace.seconds)), Text(str(self.run.run_dir))]
+        return joined(parts)
 
 
 class JsonLines(Console):
@@ -159,7 +157,7 @@ class Plain(Console):
             return
         self.train = line
         if self._is_time():
-            self.say(_join(_position(line["step"], self.run, line) + _training(line) + self.pace.times()))
+            self.say(joined(position_of(line["step"], self.run, line) + training_numbers(line) + self.pace.times()))
 
     def message(self, text: str) -> None:
         """The text as it is."""
@@ -181,7 +179,7 @@ class Plain(Console):
             self.show_table(_table(columns))
         self.say(self._last_line(outcome, ()))
         for label, command in self.run.next_commands(outcome):
-            self.say(_pair(f"{label:<9}", command))
+            self.say(pair(f"{label:<9}", command))
 
     def say(self, text: Text) -> None:
         """Writes one line."""
@@ -235,7 +233,7 @@ class Terminal(Plain):
         """The plan, then the bar."""
         self.pace.restart()
         grid = Table.grid(padding=(0, 2))
-        grid.add_column(style=_LABEL, no_wrap=True)
+        grid.add_column(style=LABEL, no_wrap=True)
         grid.add_column(overflow="fold")
         for label, text in plan:
             grid.add_row(label, Text(text))
@@ -262,7 +260,7 @@ class Terminal(Plain):
 
     def evaluating(self, done: int, total: int, split: str) -> None:
         """Shows the evaluation in place of the newest numbers."""
-        self._evaluation = Text.assemble(("evaluating ", _LABEL), split, f"  {done}/{total}")
+        self._evaluation = Text.assemble(("evaluating ", LABEL), split, f"  {done}/{total}")
         self._refresh()
 
     def say(self, text: Text) -> None:
@@ -317,20 +315,22 @@ class Terminal(Plain):
         self._midline = bool(text) and not text.endswith("\n")
 
     def _bar(self, width: int) -> Text:
-        parts = _join(_position(self.pace.step, self.run, self.train or {}) + self.pace.times())
+        parts = joined(position_of(self.pace.step, self.run, self.train or {}) + self.pace.times())
         fraction = self.pace.fraction
         length = min(40, width - parts.cell_len - 2)
         if fraction is None or length < 8:
             return parts
         done = round(length * fraction)
-        return Text.assemble(("━" * done, _GOOD), ("━" * (length - done), "bright_black"), "  ", parts)
+        return Text.assemble(("━" * done, GOOD), ("━" * (length - done), "bright_black"), "  ", parts)
 
     def _numbers(self, width: int) -> Text:
         """As many of the newest numbers as one line takes."""
-        parts = _training(self.train) if self.train is not None else [Text("waiting for the first numbers", _LABEL)]
-        while len(parts) > 1 and _join(parts).cell_len > width:
+        parts = (
+            training_numbers(self.train) if self.train is not None else [Text("waiting for the first numbers", LABEL)]
+        )
+        while len(parts) > 1 and joined(parts).cell_len > width:
             parts.pop()
-        return _join(parts)
+        return joined(parts)
 
 
 class Aside(Wrapped):
@@ -351,9 +351,9 @@ class Aside(Wrapped):
 
 def _table(columns: Mapping[str, Line]) -> Table:
     """Metrics down, splits across."""
-    names = dict.fromkeys(name for line in columns.values() for name in ("step", "epoch", *_metrics(line)))
+    names = dict.fromkeys(name for line in columns.values() for name in ("step", "epoch", *metrics_in(line)))
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
-    table.add_column("", style=_LABEL)
+    table.add_column("", style=LABEL)
     for title in columns:
         table.add_column(title, justify="right")
     for name in names:
@@ -375,7 +375,7 @@ def tables(lines: Sequence[Line]) -> str:
 def _by_class(title: str, listed: Mapping[str, Sequence[Any]]) -> Table:
     """Classes down, metrics across."""
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
-    table.add_column(f"{title}, class", style=_LABEL)
+    table.add_column(f"{title}, class", style=LABEL)
     for name in listed:
         table.add_column(name, justify="right")
     for place in range(max(map(len, listed.values()))):

@@ -19,7 +19,7 @@ from launcher.runs.metrics import Line
 from launcher.text import duration, number, short, short_exponent
 
 _NOT_METRICS = LINE_KEYS - {"loss"}
-_GOOD, _BAD, _LABEL = "green", "red", "dim"
+GOOD, BAD, LABEL = "green", "red", "dim"
 
 
 @dataclass(frozen=True)
@@ -54,21 +54,24 @@ class ShownRun:
         return [("report", f"launcher report {shlex.quote(folder)}")] if outcome == "finished" else []
 
 
-def _metrics(line: Line) -> dict[str, Any]:
+def metrics_in(line: Line) -> dict[str, Any]:
     """The loss and the metrics of a line; lists (a metric of each class) are for files, not for eyes."""
     return {key: value for key, value in line.items() if key not in _NOT_METRICS and isinstance(value, int | float)}
 
 
 def title_of(line: Line) -> str:
+    """The split and the set of a line: `validation clean`."""
     return " ".join(str(line[key]) for key in ("split", "name") if key in line)
 
 
-def _join(parts: Iterable[Text]) -> Text:
+def joined(parts: Iterable[Text]) -> Text:
+    """The parts that say something, side by side."""
     return Text("  ").join(part for part in parts if part)
 
 
-def _pair(label: str, value: str, style: str = "") -> Text:
-    return Text.assemble((f"{label} ", _LABEL), (value, style))
+def pair(label: str, value: str, style: str = "") -> Text:
+    """A number with what it is before it."""
+    return Text.assemble((f"{label} ", LABEL), (value, style))
 
 
 class Scores:
@@ -100,18 +103,18 @@ class Scores:
         self._last[title] = line
         if is_best:
             self.best[title] = line
-        parts = [Text(title, "bold"), self._padded(title, "step", _pair("step", str(line["step"])))]
+        parts = [Text(title, "bold"), self._padded(title, "step", pair("step", str(line["step"])))]
         beside = train if line["split"] == "validation" else None  # a test may be of the best weights, of before
         if beside is not None and isinstance(loss := beside.get("loss"), int | float):
-            parts.append(self._padded(title, "train", _pair("train loss", number(loss), _alarm(loss))))
-        for name, value in _metrics(line).items():
-            cell = _pair(name, number(value), _alarm(value))
+            parts.append(self._padded(title, "train", pair("train loss", number(loss), _alarm(loss))))
+        for name, value in metrics_in(line).items():
+            cell = pair(name, number(value), _alarm(value))
             if isinstance(before.get(name), int | float):
                 cell.append_text(self._change(name, value - before[name]))
             if is_best and name == self._metric:
-                cell.append(" best", f"bold {_GOOD}")
+                cell.append(" best", f"bold {GOOD}")
             parts.append(self._padded(title, name, cell))
-        words = _join(parts)
+        words = joined(parts)
         words.rstrip()
         return words
 
@@ -139,12 +142,12 @@ class Scores:
         better = {"min": change < 0, "max": change > 0}.get(self._mode if name == self._metric else "")
         if name == "loss":
             better = change < 0
-        style = _LABEL if better is None or change == 0 else _GOOD if better else _BAD
+        style = LABEL if better is None or change == 0 else GOOD if better else BAD
         return Text(f" ({short_exponent(f'{change:+.2g}')})", style)
 
 
 def _alarm(value: float) -> str:
-    return "" if math.isfinite(value) else f"bold {_BAD}"
+    return "" if math.isfinite(value) else f"bold {BAD}"
 
 
 class Pace:
@@ -190,37 +193,38 @@ class Pace:
         """Time left, and time until the job's limit, in warning colours where it comes first."""
         left, parts = self.seconds_left, []
         if left is not None:
-            parts.append(Text.assemble(duration(left), (" left", _LABEL)))
+            parts.append(Text.assemble(duration(left), (" left", LABEL)))
         if self._run.deadline is not None:
             until = self._run.deadline - time.time()
-            parts.append(_pair("limit in", duration(until), "yellow" if left is not None and until < left else ""))
+            parts.append(pair("limit in", duration(until), "yellow" if left is not None and until < left else ""))
         return parts
 
 
-def _position(step: int, run: ShownRun, line: Line) -> list[Text]:
+def position_of(step: int, run: ShownRun, line: Line) -> list[Text]:
+    """Where a run stands: step, and passes over the data."""
     total = f"/{run.total_steps}" if run.total_steps else ""
-    parts = [_pair("step", f"{step}{total}")]
+    parts = [pair("step", f"{step}{total}")]
     if "epoch" in line:
-        parts.append(_pair("epoch", f"{line['epoch']:.2f}"))
+        parts.append(pair("epoch", f"{line['epoch']:.2f}"))
     return parts
 
 
-def _training(line: Line) -> list[Text]:
+def training_numbers(line: Line) -> list[Text]:
     """The numbers of a train line, the most wanted first."""
-    parts = [_pair("loss", number(line["loss"]), _alarm(line["loss"]))] if line.get("loss") is not None else []
+    parts = [pair("loss", number(line["loss"]), _alarm(line["loss"]))] if line.get("loss") is not None else []
     if "lr" in line:
-        parts.append(_pair("lr", short(line["lr"])))
+        parts.append(pair("lr", short(line["lr"])))
     if "samples_per_second" in line:
-        parts.append(Text.assemble(_rate(line["samples_per_second"]), (" samples/s", _LABEL)))
+        parts.append(Text.assemble(_rate(line["samples_per_second"]), (" samples/s", LABEL)))
     if "data_wait" in line:
         share = line["data_wait"]
-        parts.append(_pair("data wait", f"{share:.0%}", "yellow" if share > 0.2 else ""))
+        parts.append(pair("data wait", f"{share:.0%}", "yellow" if share > 0.2 else ""))
     if "gpu_memory" in line:
-        parts.append(_pair("gpu", f"{line['gpu_memory'] / 2**30:.1f} GiB"))
+        parts.append(pair("gpu", f"{line['gpu_memory'] / 2**30:.1f} GiB"))
     if "grad_norm" in line:
-        parts.append(_pair("grad", short(line["grad_norm"]), _alarm(line["grad_norm"])))
-    own = {name: value for name, value in _metrics(line).items() if name != "loss"}
-    return parts + [_pair(name, number(value), _alarm(value)) for name, value in own.items()]
+        parts.append(pair("grad", short(line["grad_norm"]), _alarm(line["grad_norm"])))
+    own = {name: value for name, value in metrics_in(line).items() if name != "loss"}
+    return parts + [pair(name, number(value), _alarm(value)) for name, value in own.items()]
 
 
 def _rate(per_second: float) -> str:

@@ -25,7 +25,7 @@ _PROJECT_KEYS = {  # the setting that each tracker's first argument is
     "comet_ml": "project_name",
     "mlflow": "experiment_name",
 }
-_EXIT_CODES = {"finished": EXIT_DONE, "preempted": EXIT_PREEMPTED}
+EXIT_CODES = {"finished": EXIT_DONE, "preempted": EXIT_PREEMPTED}
 
 
 @dataclass(frozen=True)
@@ -198,16 +198,18 @@ def _scalars(values: Any, separator: str = ".") -> dict[str, Any]:
     }
 
 
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+def plain_config(values: Mapping[str, Any]) -> dict[str, Any]:
     """The mapping as JSON would give it back."""
     plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
     return plain
 
 
-def _failure(error: BaseException) -> str:
-    return f"failed ({_in_short(error)})"
+def failure_of(error: BaseException) -> str:
+    """That a tracker failed, and of what."""
+    return f"failed ({in_short(error)})"
 
 
-def _in_short(error: BaseException) -> str:
+def in_short(error: BaseException) -> str:
+    """The first line of an error."""
     first = next((line.strip() for line in words_of(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {first[:200]}" if first else type(error).__name__

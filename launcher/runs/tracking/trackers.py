@@ -19,7 +19,7 @@ from typing import Any
 from launcher.errors import UsageError
 from launcher.runs.metrics import Line
 from launcher.runs.tracking.own_code import SPOKEN_TO, speaks_to
-from launcher.runs.tracking.tracker import MLflow, Note, TensorBoard, TrackedRun, Tracker, _failure, numbers
+from launcher.runs.tracking.tracker import MLflow, Note, TensorBoard, TrackedRun, Tracker, failure_of, numbers
 from launcher.runs.tracking.wandb import WandB
 from launcher.version import install
 
@@ -172,7 +172,7 @@ class Worker:
                 self.tracker.abandon()
             self.opened.set()
             self.tracker.warn(
-                f"{self.tracker.name} {_failure(error)}; training continues without it{self.tracker.hint}"
+                f"{self.tracker.name} {failure_of(error)}; training continues without it{self.tracker.hint}"
             )
 
     def _next(self) -> Line | None:
@@ -185,7 +185,7 @@ class Worker:
             self.tracker.log(line["step"], numbers(line))
         except Exception as error:  # a server that is away for a minute may come back
             if not self._missing:
-                self.tracker.warn(f"{self.tracker.name} {_failure(error)}; training continues")
+                self.tracker.warn(f"{self.tracker.name} {failure_of(error)}; training continues")
             self._missing += 1
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from launcher.errors import EXIT_FAILED
 from launcher.runs.tracking.own_code import silence, speaks_to
-from launcher.runs.tracking.tracker import _EXIT_CODES, Sent, Tracker, _in_short, _plain, numbers
+from launcher.runs.tracking.tracker import EXIT_CODES, Sent, Tracker, in_short, numbers, plain_config
 from launcher.world.files import write_text
 
 
@@ -58,7 +58,7 @@ class WandB(Tracker):
         """Ends the wandb run with the state that the launcher's has."""
         if outcome == "preempted":
             self.inner.run.mark_preempting()
-        self.inner.run.finish(exit_code=_EXIT_CODES.get(outcome, EXIT_FAILED))
+        self.inner.run.finish(exit_code=EXIT_CODES.get(outcome, EXIT_FAILED))
         self._sent.settle()
 
     def abandon(self) -> None:
@@ -90,7 +90,7 @@ class WandB(Tracker):
         resume = {"resume": "allow"} if mode == "online" else {}
         named = {"dir": str(self.run.run_dir), "id": self._run_id(), "name": self.run.label, "mode": mode}
         self.open(**{**named, **resume, **options, "settings": {**ours, **asked}})
-        self.inner.store_init_configuration(_plain(self.run.config))
+        self.inner.store_init_configuration(plain_config(self.run.config))
         self.inner.run.define_metric("step")
         self.inner.run.define_metric("*", step_metric="step")
 
@@ -117,7 +117,7 @@ class WandB(Tracker):
             self._open_run("online")
         except Exception as error:  # what a server answers is not ours to foresee
             self.abandon()  # or its helper would hold the run's id
-            return _in_short(error)
+            return in_short(error)
         return ""
 
     def _announce(self, why: str) -> None:
