@@ -134,7 +134,10 @@ def _sections(tree: Mapping[str, Any], broken: Container[str]) -> Recipe:
     for name, field in Recipe.model_fields.items():
         if name in tree and name not in broken:
             section = model_in(field.annotation)
-            sections[name] = section.model_validate(tree[name]) if section is not None else tree[name]
+            value = tree[name]
+            if section is not None and value is not None:  # null where a section may be missing
+                value = section.model_validate(value)
+            sections[name] = value
     return Recipe.model_construct(None, **sections)
 
 

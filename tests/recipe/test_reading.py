@@ -17,7 +17,7 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from places import SUPPORT
 from pydantic import BaseModel
 
@@ -669,6 +669,7 @@ def fields(model: type[BaseModel]) -> st.SearchStrategy[dict[str, Any]]:
 
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(tree=fields(Recipe), changes=st.lists(overrides, max_size=1))
+@example(tree={"sweep": None}, changes=[])  # a section that may be missing, beside others that are wrong
 def test_any_recipe_of_known_sections(tmp_path: pathlib.Path, tree: dict[str, Any], changes: list[str]) -> None:
     check_loads_or_refuses(tmp_path, tree, changes)
 
