@@ -17,6 +17,7 @@ from launcher.world.world import World
 if TYPE_CHECKING:
     from launcher.checkpoints.saved_run import Saved
 
+SHARDABLE = "--processes N shards it"
 Work = Callable[[World], int]  # as one process of a world; gives the exit code
 
 
@@ -56,9 +57,8 @@ def in_processes(
             processes = choose_processes(asked, options.cpu or world.wants_cpu, nodes.count)
             with temporary_folder() as folder:  # for what the ranks say of themselves
                 before(folder)
-                return Supervisor(processes, options.cpu, "auto", folder, again, nodes=nodes).run(
-                    "launcher", *arguments
-                )
+                ranks = Supervisor(processes, options.cpu, "auto", folder, again, nodes=nodes, is_temporary=True)
+                return ranks.run("launcher", *arguments)
     with watched(world, again):
         try:
             return work(world)
@@ -75,7 +75,7 @@ def found(
     overrides: Sequence[str] = (),
     *,
     quiet: bool = False,
-    whole: str = "--processes N shards it",
+    whole: str = SHARDABLE,
 ) -> Saved:
     """What a command works on; this process is one of the run's directory from here on.
 

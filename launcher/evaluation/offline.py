@@ -97,8 +97,8 @@ def opened(
     sets = load_evaluation(
         builder, recipe.data, world, parts, evaluate=recipe.evaluate, seed=recipe.seed, on_gpu=not on_cpu
     )
+    _check_sizes(sets, world)
     with open_device(where, world, cpu=cpu, launch=recipe.launch) as device:
-        _check_sizes(sets, world)
         if world.size > 1:
             agree_on(builder, recipe.data, {loader.name: loader for loader in sets.values()}, device.coordinator)
         stand_in(recipe.track.trackers, builder.own_folders())
