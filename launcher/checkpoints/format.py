@@ -70,7 +70,12 @@ class Checkpoint:
 
     def evaluated(self) -> dict[str, Any]:
         """The unwrapped state_dict to evaluate and to hand on, on the CPU: mostly the same."""
-        return self._whole(EVALUATED if EVALUATED in self.manifest["files"] else WEIGHTS)
+        return self._whole(self.evaluated_file)
+
+    @property
+    def evaluated_file(self) -> str:
+        """Which of its files those are in."""
+        return EVALUATED if EVALUATED in self.manifest["files"] else WEIGHTS
 
     def training(self) -> dict[str, Any]:
         """Optimizer, schedule and the rest, on the CPU."""

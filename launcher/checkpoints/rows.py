@@ -320,6 +320,16 @@ def with_stored(tree: Any, stored: Mapping[str, StoredTensor], made: Callable[[S
     return _unmarked(tree, stored, made, {})
 
 
+def read_whole(tree: Any) -> Any:
+    """A state with the tensors themselves in place of those in files."""
+    if isinstance(tree, StoredTensor):
+        return tree.whole()
+    if isinstance(tree, Mapping):
+        read = {name: read_whole(value) for name, value in tree.items()}
+        return tree if all(read[name] is value for name, value in tree.items()) else read
+    return type(tree)(map(read_whole, tree)) if type(tree) in (list, tuple) else tree
+
+
 def _unmarked(value: Any, stored: Mapping[str, StoredTensor], made: Any, done: dict[str, Any]) -> Any:
     if isinstance(value, Mapping):
         if value.keys() == {MARK}:

@@ -13,15 +13,19 @@ from typing import Any
 import yaml
 
 from launcher.checkpoints import format as checkpoints
-from launcher.checkpoints.format import Checkpoint
-from launcher.checkpoints.weights import find_weights, read_weights
+from launcher.checkpoints.format import TRAINING, Checkpoint
+from launcher.checkpoints.rows import read_whole
+from launcher.checkpoints.weights import find_weights, stored_weights
 from launcher.errors import UsageError
 from launcher.model.adapt import Built, changed_base
 from launcher.model.build import Model
+from launcher.model.sharding import Shards
+from launcher.recipe import schema
 from launcher.recipe.build import Builder
 from launcher.recipe.load import load_recipe
 from launcher.recipe.schema import Recipe
 from launcher.runs import folder as runs
+from launcher.world.world import World
 
 CLASSES = "data.train.classes"  # what `${…}` calls them
 
@@ -58,21 +62,21 @@ class Saved:
         return int(entry.get("step", 0)), float(entry.get("epoch", 0.0))
 
     def weights(self) -> Mapping[str, Any]:
-        """The unwrapped state_dict, on the CPU.
+        """The unwrapped state_dict, on the CPU: tensors that are read when they are used, or ones in files.
 
         Raises:
             LauncherError: The file cannot be read.
         """
-        return read_weights(self.source)
+        return stored_weights(self.source)
 
     def averaged(self) -> Mapping[str, Any] | None:
-        """The averages of its parameters, where the run had them and they were saved."""
+        """The averages of its parameters, where the run had them and they were saved; read when they are used."""
         if isinstance(self.source, Checkpoint):
-            average = self.source.training().get("average")
+            average = self.source.lazily(TRAINING).get("average")
             return average["parameters"] if average else None
         beside = [self.source.with_name(runs.AVERAGED_FILES[kind]) for kind in ("ema", "swa")]
         there = next((path for path in beside if path.exists()), None)
-        return read_weights(there) if self.source.name == runs.WEIGHTS_FILE and there is not None else None
+        return stored_weights(there) if self.source.name == runs.WEIGHTS_FILE and there is not None else None
 
     def readings(self) -> Mapping[str, Any]:
         """What each loss is a mean over, as the run found it; empty where no checkpoint is beside these weights."""
@@ -80,9 +84,9 @@ class Saved:
         return source.manifest.get("loss", {}) if source is not None else {}
 
     def losses(self) -> Mapping[str, Any]:
-        """States of losses and step functions, by key; empty where none are beside these weights."""
+        """States of losses and step functions, by key, as `weights`; empty where none are beside these weights."""
         source = self._checkpoint()
-        training = source.training() if source is not None else {}
+        training = source.lazily(TRAINING) if source is not None else {}
         return {name: state for name, state in training.items() if name.partition(".")[0] in ("loss", "train", "batch")}
 
     def classes(self) -> list[str]:
@@ -114,15 +118,31 @@ def builder_of(saved: Saved) -> Builder:
     return builder
 
 
-def fill(model: Built | Model, saved: Saved) -> None:
+def evaluated_on(section: schema.Device, world: World, on_cpu: bool) -> schema.Device:
+    """How a saved model is computed with: what only training needs is left out, and what a CPU has not."""
+    changes: dict[str, Any] = {"recompute": False, "sharding": section.sharding if world.size > 1 else "none"}
+    if on_cpu:
+        changes |= {"precision": "no" if section.precision == "fp16" else section.precision, "sync_batchnorm": False}
+    return section.model_copy(update=changes)
+
+
+def fill(model: Built | Model, saved: Saved, shards: Shards | None = None) -> None:
     """Puts saved weights into the model of their recipe.
+
+    Args:
+        model: The model.
+        saved: The weights.
+        shards: What this process holds of it, where it is sharded: that is read.
 
     Raises:
         UsageError: They do not fit, or its frozen base is another.
     """
     try:
-        model.load_state_dict(saved.weights())
-    except RuntimeError as error:
+        if shards is None:
+            model.load_state_dict(read_whole(saved.weights()))
+        else:
+            shards.load_module(shards.modules[""], saved.weights(), casts=True)
+    except (RuntimeError, ValueError) as error:
         words = " ".join(str(error).split())
         raise UsageError(f"{saved.label} does not fit the recipe's model: {words[:300]}") from error
     if model.base is not None and (kept := saved.base()) and (now := model.base.sha256()) != kept:

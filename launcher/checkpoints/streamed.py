@@ -5,6 +5,7 @@ The file is what `torch.save` makes of the whole state: laid out first, without 
 
 from __future__ import annotations
 
+import json
 import os
 import struct
 import zipfile
@@ -20,6 +21,7 @@ from torch.serialization import skip_data
 
 from launcher.checkpoints.format import check_space, plain, weights_saved
 from launcher.checkpoints.rows import StoredTensor, bytes_of
+from launcher.errors import UsageError
 from launcher.internals import storage_id
 from launcher.model.rows import Rows, rows_of
 from launcher.model.sharding import Mesh
@@ -33,13 +35,18 @@ def save_streamed(path: Path, weights: Mapping[str, Any], mesh: Mesh) -> None:
     """Writes whole weights, whole or not at all; all processes call it, and rank 0 writes.
 
     Args:
-        path: The file to make.
+        path: The file to make, `.pth` or `.safetensors`.
         weights: A state_dict with rows, or tensors in files, in place of tensors.
         mesh: Which processes have rows.
 
     Raises:
+        UsageError: A `.safetensors` file does not hold such values.
         SaveError: On rank 0: the disk is full, read-only or gone.
     """
+    write = _write
+    if path.suffix == ".safetensors":
+        check_holds(weights)
+        write = _write_safetensors
     if mesh.group_rank:
         return
     sources = [value for value in _once(weights) if not isinstance(value, torch.Tensor)]
@@ -50,7 +57,7 @@ def save_streamed(path: Path, weights: Mapping[str, Any], mesh: Mesh) -> None:
     blocks = _gathered(sources, mesh)
     try:
         with weights_saved(path):
-            _write(path, weights, sources, blocks)
+            write(path, weights, sources, blocks)
     finally:
         for _ in blocks:  # the others wait to give theirs
             pass
@@ -60,6 +67,14 @@ def _once(weights: Mapping[str, Any]) -> list[Any]:
     """The values that tensors are made of, tied ones once."""
     kinds = (torch.Tensor, Rows, StoredTensor)
     return list({id(value): value for value in weights.values() if isinstance(value, kinds)}.values())
+
+
+def tied(weights: Mapping[str, Any]) -> dict[str, str]:
+    """Which names are second ones, and the first of the same tensor; as safetensors chooses between them."""
+    first: dict[int, str] = {}
+    for name in sorted(weights):
+        first.setdefault(id(weights[name]), name)
+    return {name: first[id(value)] for name, value in weights.items() if first[id(value)] != name}
 
 
 def _gathered(sources: Iterable[Any], mesh: Mesh) -> Iterator[tuple[Any, Iterator[torch.Tensor]]]:
@@ -145,6 +160,67 @@ def _laid_out(part: Path, shell: Mapping[str, Any]) -> dict[int, zipfile.ZipInfo
         found = {info.filename.rpartition("/data/")[2]: info for info in archive.infolist()}
     return {int(name): info for name, info in found.items() if name.isdigit()}
 
+
+# ---------------------------------------------------------------------- the same as safetensors
+
+_TYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+    torch.complex64: "C64",
+}
+
+
+def check_holds(weights: Mapping[str, Any]) -> None:
+    """Refuses what safetensors cannot hold.
+
+    Raises:
+        UsageError: It holds no such thing.
+    """
+    for name, value in weights.items():
+        if (dtype := getattr(value, "dtype", None)) not in _TYPES:
+            kind = type(value).__name__ if dtype is None else str(dtype)
+            raise UsageError(f"--to: safetensors holds tensors only, and '{name}' of the model is a {kind}; write .pth")
+
+
+def _write_safetensors(path: Path, weights: Mapping[str, Any], sources: Sequence[Any], blocks: Any) -> None:
+    second = tied(weights)
+    header, places, size = _header({name: value for name, value in weights.items() if name not in second}, second)
+    check_space(path.parent, size)
+    with atomic_write(path, parents=False) as part, part.open("wb") as file:
+        file.write(header)
+        for source, rows in blocks:
+            _fill(file, places[id(source)], rows)
+        for value in _once(weights):
+            if isinstance(value, torch.Tensor):
+                _fill(file, places[id(value)], [_stored_as(value)])
+        faults.point("weights.write", None, part)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _header(weights: Mapping[str, Any], second: Mapping[str, str]) -> tuple[bytes, dict[int, int], int]:
+    """What stands before the numbers, where each tensor's begin, and how long the file is; wide ones come first."""
+    entries: dict[str, Any] = {"__metadata__": dict(second)} if second else {}
+    starts, end = dict[int, int](), 0
+    for name, value in sorted(weights.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])):
+        starts[id(value)], begin = end, end
+        end += value.dtype.itemsize * torch.Size(value.shape).numel()
+        entries[name] = {"dtype": _TYPES[value.dtype], "shape": list(value.shape), "data_offsets": [begin, end]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    header = struct.pack("<Q", len(text)) + text
+    return header, {number: len(header) + start for number, start in starts.items()}, len(header) + end
+
+
+# ---------------------------------------------------------------------- the same as torch.save, its zip file
 
 _LOCAL = struct.Struct("<4sHHHHHIIIHH")
 _CENTRAL = struct.Struct("<4sHHHHHHIIIHHHHHII")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -111,14 +112,27 @@ def read_weights(source: Path | Checkpoint) -> Mapping[str, Any]:
     Raises:
         LauncherError: The file holds more than tensors, or something else.
     """
+    return source.evaluated() if isinstance(source, Checkpoint) else _read_file(source)
+
+
+def stored_weights(source: Path | Checkpoint) -> Mapping[str, Any]:
+    """The same, of which nothing is read before it is used: files are mapped, and checkpoints give rows.
+
+    Raises:
+        LauncherError: The file holds more than tensors, or something else.
+    """
     if isinstance(source, Checkpoint):
-        return source.evaluated()
+        return source.lazily(source.evaluated_file)
+    return _read_file(source, mmap=zipfile.is_zipfile(source))  # one of before torch 1.6 cannot be mapped
+
+
+def _read_file(source: Path, *, mmap: bool = False) -> Mapping[str, Any]:
     try:
         if source.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            return load_file(source)
-        state = torch.load(source, map_location="cpu", weights_only=True)
+            return load_file(source)  # which maps it
+        state = torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
         if not isinstance(state, Mapping) or not all(_is_weight(*entry) for entry in state.items()):
             raise TypeError("it holds more than a state_dict of tensors")
     except Exception as error:  # whatever a reader raises: the file is not what it should be

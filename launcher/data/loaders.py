@@ -16,8 +16,9 @@ import torch
 from torch.utils.data import DataLoader, default_collate
 
 from launcher.data.auto_workers import Measured
+from launcher.data.permutation import Indices
 from launcher.data.reading import Reader, Reading
-from launcher.data.sampler import Share, StepSampler, evaluation_shares
+from launcher.data.sampler import Share, StepSampler, evaluation_shares, shares_in_rounds
 from launcher.data.subsets import innermost
 from launcher.data.whole import is_made_of_tensors
 from launcher.data.workers import Request, Workers
@@ -198,18 +199,24 @@ class EvaluationLoader(DataLoader[Any]):
 
     def batches(self, rank: int = 0, world_size: int = 1) -> Iterator[MicroBatch]:
         """This rank's contiguous, unpadded shard; all of it with one rank."""
-        shares = self._shares(rank, world_size)
+        return self._read(evaluation_shares(self.num_samples(), self.size, rank, world_size))
+
+    def batches_in_rounds(self, rank: int, world_size: int) -> Iterator[MicroBatch]:
+        """This rank's batches where the first of all ranks follow one another in the set, and so do their second."""
+        return self._read(shares_in_rounds(self.num_samples(), self.size, rank, world_size))
+
+    def _read(self, shares: Iterator[Indices]) -> Iterator[MicroBatch]:
         if self._workers is None:
             for indices in shares:
                 yield MicroBatch(self._reader.batch(0, indices), len(indices), int(indices[0]))
             return
-        requests = ((0, indices) for indices in self._shares(rank, world_size))
-        for data, indices in zip(self._workers.batches(requests), shares, strict=True):
+        shares, asked = itertools.tee(shares)
+        for data, indices in zip(self._workers.batches((0, each) for each in asked), shares, strict=True):
             yield MicroBatch(data, len(indices), int(indices[0]))
 
     def first_batch(self) -> MicroBatch:
         """The first of all, read here."""
-        indices = next(self._shares(0, 1))
+        indices = next(evaluation_shares(self.num_samples(), self.size, 0, 1))
         return MicroBatch(self._reader.batch(0, indices), len(indices), int(indices[0]))
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator in place of torch's class
@@ -219,9 +226,6 @@ class EvaluationLoader(DataLoader[Any]):
     def __len__(self) -> int:
         """How many they are."""
         return self.num_batches()
-
-    def _shares(self, rank: int, world_size: int) -> Iterator[Any]:
-        return evaluation_shares(self.num_samples(), self.size, rank, world_size)
 
     def num_samples(self) -> int:
         """Samples that an evaluation counts, over all ranks."""

@@ -88,6 +88,7 @@ class Supervisor:
         interface: The network interface between machines, if somebody has named one.
         meeting_seconds: How long the other machines may take to come.
         tidy: Called with the exit code at the end, whichever way it comes.
+        is_temporary: Whether the folder is no run's and is gone afterwards: then no report names what is in it.
     """
 
     processes: int
@@ -101,6 +102,7 @@ class Supervisor:
     interface: str | None = None
     meeting_seconds: float = 300.0
     tidy: Callable[[int], None] = lambda code: None
+    is_temporary: bool = False
 
     def __post_init__(self) -> None:
         self._exits: dict[int, tuple[int, float]] = {}  # by rank: exit code and when
@@ -264,7 +266,7 @@ class Supervisor:
         if first is not None:
             resume = shlex.join(["launcher", "resume", str(self.folder), *self.resume])
             others = [failure for failure in failures if failure.rank != first.rank]
-            Report(first, self.folder, self.again, resume, others).show()
+            Report(first, None if self.is_temporary else self.folder, self.again, resume, others).show()
             _mark_failed(self.folder, first)
         if self.nodes.count == 1:  # other nodes may be reading still
             shutil.rmtree(Notes(self.folder).folder, ignore_errors=True)

@@ -21,7 +21,7 @@ from launcher.model.compiled import compile_blocks, compiled_in, keep_compiled
 from launcher.model.construction import construct
 from launcher.model.kinds import class_of
 from launcher.model.recompute import recompute
-from launcher.model.sharding import Sharding, UnfitError
+from launcher.model.sharding import Sharding, Shards, UnfitError
 from launcher.recipe import schema
 from launcher.recipe.build import Builder
 from launcher.recipe.component import Component
@@ -59,6 +59,12 @@ class Model:
             RuntimeError: It is of another model.
         """
         load_own(self.bare, self.base, weights)
+
+    def shards(self, losses: Mapping[str, nn.Module]) -> Shards | None:
+        """What this process holds of it and of losses by their keys, where they are sharded."""
+        if self.sharding is None:
+            return None
+        return Shards(self.sharding, {"": self.bare, **{f"{key}.": loss for key, loss in losses.items()}})
 
     def describe(self) -> str:
         """Class, parameters and their size, for the plan."""
@@ -137,6 +143,18 @@ def unfit_for_sharding(made: Built, section: schema.Device) -> tuple[str, str] |
     if section.compile and not compiled_in(made.module):
         return "device.compile", "the model has no repeated blocks, and is not compiled in parts; say false"
     return None
+
+
+def shard_loss(builder: Builder, sharding: Sharding, key: str, loss: nn.Module) -> None:
+    """Shards a loss with parameters, as the model is.
+
+    Raises:
+        RecipeError: It cannot be.
+    """
+    try:
+        sharding.shard_loss(loss)
+    except UnfitError as error:
+        raise builder.wrong(key, str(error)) from error
 
 
 def is_asked(section: schema.Device, device: Device) -> bool:

@@ -365,15 +365,20 @@ class Shards:
                 )
 
     @torch.no_grad()
-    def load_module(self, module: nn.Module, state: Mapping[str, Any]) -> None:
+    def load_module(self, module: nn.Module, state: Mapping[str, Any], *, casts: bool = False) -> None:
         """Puts such a state, of tensors or of ones in files, into a module: of parameters this process's rows.
+
+        Args:
+            module: One of these modules.
+            state: Its state.
+            casts: Whether numbers may be of other types than the module's, as a `load_state_dict` casts them.
 
         Raises:
             ValueError: It is of another module.
         """
         self.reshard()
         own, places = module.state_dict(), dict(module.named_parameters(remove_duplicate=False))
-        _check_same(own, state)
+        _check_same(own, state, casts)
         for name, parameter in places.items():
             if name in state:
                 self.local(parameter).copy_(self.taken(state[name], parameter))
@@ -406,8 +411,8 @@ def sharded_parts(stateful: Mapping[str, Any], shards: Shards) -> dict[str, Shar
     return {key: ShardedPart(part, shards) for key, part in stateful.items() if is_sharded(part)}
 
 
-def _check_same(own: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-    """Refuses a state of other names, shapes or types.
+def _check_same(own: Mapping[str, Any], state: Mapping[str, Any], casts: bool) -> None:
+    """Refuses a state of other names, shapes or, unless they are cast, types.
 
     Raises:
         ValueError: It is.
@@ -420,7 +425,7 @@ def _check_same(own: Mapping[str, Any], state: Mapping[str, Any]) -> None:
             continue
         if shape_of(here) != shape_of(there):
             raise ValueError(f"'{name}' has the shape {list(here.shape)} here and {list(shape_of(there) or [])} there")
-        if here.dtype != there.dtype:
+        if here.dtype != there.dtype and not casts:
             kinds = [str(kind).removeprefix("torch.") for kind in (here.dtype, there.dtype)]
             raise ValueError(f"'{name}' is {kinds[0]} here and {kinds[1]} there")
 

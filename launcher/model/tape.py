@@ -67,7 +67,7 @@ class Operation:
     @property
     def draws(self) -> bool:
         """Whether it takes numbers from a generator."""
-        return self.name == "trunc_normal_" or torch.Tag.nondeterministic_seeded in self.function.tags
+        return torch.Tag.nondeterministic_seeded in self.function.tags
 
     @property
     def places(self) -> list[Place]:
@@ -250,12 +250,13 @@ class Tape:
             drawn.generator.set_state(drawn.first)
 
 
-@dataclass(frozen=True)
 class _TruncatedNormal:
     """As an operation."""
 
-    function: Callable[..., Any]
-    __name__: str = "trunc_normal_"
+    tags = (torch.Tag.nondeterministic_seeded,)
+
+    def __init__(self, function: Callable[..., Any]):
+        self.function, self.__name__ = function, "trunc_normal_"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
@@ -322,6 +323,21 @@ def _setting(part: nn.Module, name: str, place: Place) -> Callable[[Replay], Non
     return lambda replay: setattr(part, name, replay.tensor(place).clone())
 
 
+def _soonest(operations: Sequence[Operation]) -> list[Operation]:
+    """The operations, each that draws nothing right behind the last that had to do with what it has to do with.
+
+    What a constructor does with every parameter at its end, as `.to(dtype)`, is so done with one after the other.
+    """
+    turns: list[int] = []
+    last: dict[int, int] = {}  # by storage
+    for number, operation in enumerate(operations):
+        storages = {place.number for place in operation.places}
+        before = [last[storage] for storage in storages & last.keys()]
+        turns.append(number if operation.draws or not before else max(before))
+        last.update(dict.fromkeys(storages, turns[-1]))
+    return [operation for _, operation in sorted(zip(turns, operations, strict=True), key=lambda pair: pair[0])]
+
+
 class Replay:
     """A tape done again, of which no storage is held longer than it is needed.
 
@@ -330,34 +346,34 @@ class Replay:
     """
 
     def __init__(self, tape: Tape):
-        self._tape = tape
+        self._sizes, self._operations = tape.sizes, _soonest(tape.operations)
         self._held: dict[int, torch.UntypedStorage] = {}
         self._dropped = self._last_uses()
 
     def _last_uses(self) -> list[set[int]]:
         """What is of no more use after each operation: never touched again, or next overwritten wholly."""
-        dropped: list[set[int]] = [set() for _ in self._tape.operations]
+        dropped: list[set[int]] = [set() for _ in self._operations]
         later: set[int] = set()
-        for operation, worthless in zip(reversed(self._tape.operations), reversed(dropped), strict=True):
+        for operation, worthless in zip(reversed(self._operations), reversed(dropped), strict=True):
             touched = {place.number for place in operation.places}
             worthless |= touched - later
             later |= touched
-            later.discard(-1 if (number := operation.overwrites(self._tape.sizes)) is None else number)
+            later.discard(-1 if (number := operation.overwrites(self._sizes)) is None else number)
         return dropped
 
     def largest(self) -> int:
         """Bytes held at once, at most."""
         held, most = set[int](), 0
-        for operation, worthless in zip(self._tape.operations, self._dropped, strict=True):
+        for operation, worthless in zip(self._operations, self._dropped, strict=True):
             held |= {place.number for place in operation.places}
-            most = max(most, sum(self._tape.sizes[number] for number in held))
+            most = max(most, sum(self._sizes[number] for number in held))
             held -= worthless
         return most
 
     def tensor(self, place: Place) -> torch.Tensor:
         """A tensor on its storage, which is made where there is none."""
         if place.number not in self._held:
-            self._held[place.number] = torch.UntypedStorage(self._tape.sizes[place.number])
+            self._held[place.number] = torch.UntypedStorage(self._sizes[place.number])
         empty = torch.empty(0, dtype=place.dtype, device="cpu")
         return empty.set_(self._held[place.number], place.offset, place.shape, place.stride)
 
@@ -369,7 +385,7 @@ class Replay:
             wanted: Called for a storage after its last use.
         """
         ends = self._ends(wanted)
-        for number, (operation, worthless) in enumerate(zip(self._tape.operations, self._dropped, strict=True)):
+        for number, (operation, worthless) in enumerate(zip(self._operations, self._dropped, strict=True)):
             self._do(operation)
             for storage in ends.get(number, ()):
                 for call in wanted[storage]:
@@ -379,7 +395,7 @@ class Replay:
 
     def _ends(self, wanted: Mapping[int, Any]) -> dict[int, list[int]]:
         """The wanted storages by the operation that touches them last."""
-        last = {place.number: index for index, one in enumerate(self._tape.operations) for place in one.places}
+        last = {place.number: index for index, one in enumerate(self._operations) for place in one.places}
         ends: dict[int, list[int]] = {}
         for storage in wanted:
             ends.setdefault(last[storage], []).append(storage)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,9 +15,9 @@ from launcher.checkpoints.weights import load_weights, shapes_of
 from launcher.data.load import Data, load_data
 from launcher.device.device import Device
 from launcher.evaluation.modes import has_modes
-from launcher.model.build import Model, build_model, under_autocast, wrap, wrap_step
+from launcher.model.build import Model, build_model, shard_loss, under_autocast, wrap, wrap_step
 from launcher.model.ema import Average, Ema, Rule, Swa
-from launcher.model.sharding import Shards, UnfitError
+from launcher.model.sharding import Shards
 from launcher.objective.build import build_objective
 from launcher.objective.loss import Objective, loss_key
 from launcher.objective.optimizer import build_optimizer, calls_the_loss, named_parameters
@@ -102,7 +102,7 @@ def build_run_state(
         model = replace(model, wrapped=module if model.sharding is not None else wrap_step(module, device))
     check_graphs(builder, recipe.device, data, is_open=retry is not None)
     losses = {name: _wrapped_loss(name, module, recipe, builder, model, device) for name, module in modules.items()}
-    shards = _shards(model, losses)
+    shards = model.shards({loss_key(name): loss for name, loss in losses.items()})
     objective = objective.wrapped_by(losses)
     every = named_parameters(model.bare, modules)
     freezing = build_freezing(builder, train.freeze, every, length, saves_work=device.world.size == 1)
@@ -150,18 +150,8 @@ def _wrapped_loss(
     """A loss with parameters under DDP, or sharded as the model is."""
     if model.sharding is None:
         return wrap(module, device, recipe.device)
-    try:
-        model.sharding.shard_loss(module)
-    except UnfitError as error:
-        raise builder.wrong(loss_key(name), str(error)) from error
+    shard_loss(builder, model.sharding, loss_key(name), module)
     return under_autocast(module, device)
-
-
-def _shards(model: Model, losses: Mapping[str, nn.Module]) -> Shards | None:
-    """What this process holds of model and losses, where they are sharded."""
-    if model.sharding is None:
-        return None
-    return Shards(model.sharding, {"": model.bare, **{f"{loss_key(name)}.": loss for name, loss in losses.items()}})
 
 
 def _rule(builder: Builder, train: Train, length: RunLength) -> Rule | None:

@@ -147,6 +147,24 @@ def test_no_more_is_held_than_the_largest_tensor_where_each_is_drawn_alone() -> 
     assert recording.held < 0.1 * recording.total
 
 
+def test_what_is_done_with_all_parameters_in_the_end_is_done_one_by_one() -> None:
+    def build() -> nn.Module:
+        model = nn.Sequential(*(nn.Linear(100, 100) for _ in range(20)))
+        nn.init.trunc_normal_(model[3].weight)  # type: ignore[arg-type]
+        for parameter in model.parameters():
+            parameter.data.mul_(0.5)
+        return model.to(torch.float64)
+
+    _, recording = record(build, lambda made: made)
+    assert recording.total == 20 * 101 * 100 * 8
+    assert recording.held <= 3 * 100 * 100 * 8  # before and after, and the one that is drawn twice
+    torch.manual_seed(3)
+    expected = dict(build().named_parameters())
+    torch.manual_seed(3)
+    _, recording = record(build, lambda made: made)
+    recording.play(lambda name, tensor: torch.testing.assert_close(tensor, expected[name].detach(), rtol=0, atol=0))
+
+
 class ReadsValues(nn.Module):
     """Draws until it likes what it has."""
 
