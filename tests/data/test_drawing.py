@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from randomness import states
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
 
 from launcher.data.drawing import Draws
@@ -162,11 +163,6 @@ def half_used() -> tuple[Any, ...]:
     """Leaves each generator with a number that is kept for its next call; their states."""
     random.gauss(0, 1), np.random.randn(), torch.randn(())
     return states()
-
-
-def states() -> tuple[Any, ...]:
-    by_numpy: Any = np.random.get_state()
-    return random.getstate(), by_numpy[1].tolist(), by_numpy[2:], torch.get_rng_state().tolist()
 
 
 @pytest.mark.parametrize("name", DRAWS)
