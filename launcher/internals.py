@@ -284,6 +284,13 @@ def as_in_no_worker() -> Iterator[None]:
         worker._worker_info = info
 
 
+def collate_functions() -> dict[Any, Any]:
+    """What torch's default collate does with values of which type; whoever has types of his own adds them here."""
+    from torch.utils.data._utils import collate
+
+    return collate.default_collate_fn_map
+
+
 def python_generator(num_bytes: int) -> Any:
     """The memory of the generator behind `random`, to be read: `getstate` makes 625 numbers of it each time.
 
@@ -298,13 +305,46 @@ def python_generator(num_bytes: int) -> Any:
     return (ctypes.c_char * num_bytes).from_address(id(random._inst) + begin)
 
 
-def python_half_pair() -> float | None:
-    """The number that `random.gauss` has kept for its next call, without asking for all of the state."""
+def torch_generator() -> Any:
+    """The memory in which torch's generator on the CPU keeps its state, to be read: `get_state` writes a tensor.
+
+    It is found by seeds put there. None where it does not stand as it does today: it has to show a seed, a draw, and a
+    number that was kept for a next call.
+    """
+    import ctypes
+
+    import torch
+
+    begin, size = (
+        256,
+        4 * 624 + 48,
+    )  # in how much of it a seed is looked for; the engine's words, and what is around them
+    generator = torch.default_generator
+    address, state = getattr(generator, "_cdata", None), generator.get_state()
+    if not isinstance(address, int):
+        return None
+    try:
+        places = set()
+        for seed in (0x1234_5678_9ABC_DEF0, 0x0FED_CBA9_8765_4321):
+            generator.manual_seed(seed)
+            places.add(ctypes.string_at(address, begin).find(seed.to_bytes(8, sys.byteorder)))
+        if len(places) != 1 or (place := places.pop()) < 0:
+            return None
+        memory = (ctypes.c_char * size).from_address(address + place)
+        looks = [memory.raw]
+        for _ in range(3):  # the second number was kept by the first draw
+            torch.randn(())
+            looks.append(memory.raw)
+        return memory if len(set(looks)) == len(looks) else None
+    finally:
+        generator.set_state(state)
+
+
+def python_owner() -> Any:
+    """The object behind the functions of `random`: its `gauss_next` is what `gauss` has kept for its next call."""
     import random
 
-    generator: Any = random._inst
-    kept: float | None = generator.gauss_next
-    return kept
+    return random._inst
 
 
 def numpy_half_pair() -> Any:

@@ -105,7 +105,7 @@ def _synced(file: Any, path: Path, step: int) -> None:
 
 def _write_tensor(file: Any, rows: Rows) -> dict[str, Any]:
     tensor, count = rows.tensor.detach(), rows.tensor.shape[0]
-    at_once = _rows_proven_at_once(count, _row_bytes(rows.shape, tensor.dtype))
+    at_once = _rows_proven_at_once(count, row_bytes(rows.shape, tensor.dtype))
     entry = {
         "dtype": str(tensor.dtype).removeprefix("torch."),
         "shape": list(rows.shape),
@@ -122,15 +122,16 @@ def _write_tensor(file: Any, rows: Rows) -> dict[str, Any]:
     return {**entry, "sha256": hashes}
 
 
-def _row_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
+def row_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
+    """What one row of a tensor of this shape takes."""
     size = dtype.itemsize
     for number in shape[1:]:
         size *= number
     return size
 
 
-def _rows_proven_at_once(count: int, row_bytes: int) -> int:
-    return max(1, -(-_PROVEN_BYTES // max(1, row_bytes)), -(-count // _PROOFS))
+def _rows_proven_at_once(count: int, each: int) -> int:
+    return max(1, -(-_PROVEN_BYTES // max(1, each)), -(-count // _PROOFS))
 
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:
@@ -199,7 +200,7 @@ class StoredTensor:
 
     def _blocks(self, piece: _Piece, low: int, high: int) -> Iterator[tuple[int, torch.Tensor]]:
         """Those of a piece that hold some of its rows, each with its first row in the piece."""
-        each, size = piece.at_once, _row_bytes(self.shape, self.dtype)
+        each, size = piece.at_once, row_bytes(self.shape, self.dtype)
         with piece.path.open("rb", buffering=0) as file:
             for number in range(low // each, -(-high // each)):
                 start = number * each
@@ -272,8 +273,8 @@ def _index(folder: Path, entry: Mapping[str, Any]) -> Iterator[tuple[str, _Piece
             raise ValueError(f"{data.name} has {size} bytes, not {entry['data_bytes']}")
         for key, given in json.loads(content).items():
             piece, shape, dtype = _piece(data, given)
-            used += piece.rows * _row_bytes(shape, dtype)
-            if used > size or piece.offset + piece.rows * _row_bytes(shape, dtype) > size:
+            used += piece.rows * row_bytes(shape, dtype)
+            if used > size or piece.offset + piece.rows * row_bytes(shape, dtype) > size:
                 raise ValueError(f"'{key}' is said to stand where nothing is")
             yield key, piece, shape, dtype
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch.serialization import skip_data
 
 from launcher.checkpoints.format import check_space, plain, weights_saved
-from launcher.checkpoints.rows import StoredTensor, bytes_of
+from launcher.checkpoints.rows import StoredTensor, bytes_of, row_bytes
 from launcher.errors import UsageError
 from launcher.internals import storage_id
 from launcher.model.rows import Rows, rows_of
@@ -88,8 +88,7 @@ def _gathered(sources: Iterable[Any], mesh: Mesh) -> Iterator[tuple[Any, Iterato
 
 def _read(source: StoredTensor) -> Iterator[torch.Tensor]:
     rows = source.shape[0]
-    size = source.dtype.itemsize * max(1, torch.Size(source.shape[1:]).numel())
-    each = max(1, _BLOCK_BYTES // size)
+    each = max(1, _BLOCK_BYTES // max(1, row_bytes(source.shape, source.dtype)))
     return (source.rows(first, min(first + each, rows)) for first in range(0, rows, each))
 
 

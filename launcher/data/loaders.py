@@ -115,15 +115,19 @@ class TrainLoader(DataLoader[Any]):
 
     def steps(self, start: int, stop: int | None) -> Generator[list[MicroBatch], None, None]:
         """This rank's micro-batches of each optimizer step from `start` on."""
-        read, step = self._read, start
+        step = start
         if self.most_workers:
             step = yield from self._measured_steps(start, stop)
         with self._reading_ahead(step, stop) if self.reading.workers else nullcontext() as ahead:
             while stop is None or step < stop:
-                shares = self.sampler.shares(step)
-                batches = read(step, shares) if ahead is None else [next(ahead) for _ in shares]
-                yield [MicroBatch(data, share.samples) for data, share in zip(batches, shares, strict=True)]
+                yield self._step(step, ahead)  # nothing is kept here: the next batch may take the memory of this one
                 step += 1
+
+    def _step(self, step: int, ahead: Iterator[Any] | None = None) -> list[MicroBatch]:
+        """One of them, read here, or by whoever reads ahead."""
+        shares = self.sampler.shares(step)
+        batches = self._read(step, shares) if ahead is None else [next(ahead) for _ in shares]
+        return [MicroBatch(data, share.samples) for data, share in zip(batches, shares, strict=True)]
 
     def _measured_steps(self, start: int, stop: int | None) -> Generator[list[MicroBatch], None, int]:
         """The first steps, read here, and which one comes next; then it is settled how many workers read."""
@@ -131,10 +135,10 @@ class TrainLoader(DataLoader[Any]):
         while not measured.is_enough:
             if step == stop:
                 return step
-            shares = self.sampler.shares(step)
             with measured:
-                batches = self._read(step, shares)
-            yield [MicroBatch(data, share.samples) for data, share in zip(batches, shares, strict=True)]
+                batches = self._step(step)
+            yield batches
+            del batches
             step += 1
         workers, self._news = measured.choice()
         self.most_workers = 0
@@ -206,13 +210,13 @@ class EvaluationLoader(DataLoader[Any]):
         return self._read(shares_in_rounds(self.num_samples(), self.size, rank, world_size))
 
     def _read(self, shares: Iterator[Indices]) -> Iterator[MicroBatch]:
-        if self._workers is None:
-            for indices in shares:
-                yield MicroBatch(self._reader.batch(0, indices), len(indices), int(indices[0]))
-            return
         shares, asked = itertools.tee(shares)
-        for data, indices in zip(self._workers.batches((0, each) for each in asked), shares, strict=True):
+        requests = ((0, indices) for indices in asked)
+        workers = self._workers
+        for data in itertools.starmap(self._reader.batch, requests) if workers is None else workers.batches(requests):
+            indices = next(shares)
             yield MicroBatch(data, len(indices), int(indices[0]))
+            del data  # before the next one is read
 
     def first_batch(self) -> MicroBatch:
         """The first of all, read here."""

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from torch.utils.data import Subset, default_collate
+import numpy as np
+from torch.utils.data import Subset, default_collate, get_worker_info
 
 from launcher import internals
-from launcher.data.drawing import Draws
+from launcher.data.drawing import Draws, draws_in
 from launcher.data.epochs import Announcer, methods_of
 from launcher.data.many import UNUSED, verdict_on
 from launcher.data.permutation import Indices, mix
@@ -100,15 +101,15 @@ class Reader:
                 return self.pinned(rows) if self.reading.pin_memory else rows
         if not self.reading.sample_seeds:
             return self.pinned(self._made(epoch, indices))
-        restored, few = self.in_training_process, indices[:_FEW]
-        if not self._draws.try_once(lambda: self._made(epoch, few), restored):
+        draws, restored = self._draws, self.in_training_process
+        if not draws.is_tried and not draws.try_once(lambda: self._made(epoch, indices[:_FEW]), restored):
             self._is_read_at_once = False
-        return self.pinned(self._draws.read(lambda: self._made(epoch, indices), restored))
+        return self.pinned(draws.read(lambda: self._made(epoch, indices), restored))
 
     def _made(self, epoch: int, indices: Indices) -> Any:
-        numbers = indices.tolist()
-        samples = self._at_once(epoch, numbers) if self._is_read_at_once and not self._seeders else None
-        return self.collated(epoch, indices, self._one_by_one(epoch, numbers) if samples is None else samples)
+        is_at_once = self._is_read_at_once and not self._seeders
+        samples = self._at_once(epoch, indices.tolist()) if is_at_once else None
+        return self.collated(epoch, indices, self._one_by_one(epoch, indices) if samples is None else samples)
 
     def _at_once(self, epoch: int, numbers: list[int]) -> Any:
         """What `__getitems__` gives for all of them; None where each must be read by itself.
@@ -118,25 +119,31 @@ class Reader:
         """
         self.seed(epoch, numbers[0])
         self.mark(epoch, numbers[0])
-        here = Draws(always=False)
+        read, drew = self.dataset.__getitems__, False
         try:
-            samples = here.watching(lambda: self.dataset.__getitems__(numbers))
+            if self._draws.drawn:  # else whoever looks around the batch asks for it again, with seeds, where it draws
+                samples, drew = draws_in(lambda: read(numbers))
+            else:
+                samples = read(numbers)
         except Exception:
             return None
         if not isinstance(samples, list | tuple) or len(samples) != len(numbers):
             return samples
-        if here.drawn and self.reading.sample_seeds:
+        if drew:
             self._is_read_at_once = False
             return None
         return samples
 
-    def _one_by_one(self, epoch: int, numbers: list[int]) -> list[Any]:
+    def _one_by_one(self, epoch: int, indices: Indices) -> list[Any]:
+        dataset = _One(self.dataset) if self._has_many else self.dataset
         samples, index = [], -1
         with located(lambda: f"{self.name}, sample {index}"):
-            for index in numbers:
-                self.seed(epoch, index)
+            if not (self._draws.drawn or self._seeders or self.mark is not _unmarked):
+                return [dataset[index := number] for number in indices.tolist()]
+            for index, value in zip(indices.tolist(), self._seeds_of(epoch, indices), strict=True):
+                self._seed(value)
                 self.mark(epoch, index)
-                samples.append(self.dataset.__getitems__([index])[0] if self._has_many else self.dataset[index])
+                samples.append(dataset[index])
         return samples
 
     def collated(self, epoch: int, indices: Indices, samples: list[Any]) -> Any:
@@ -160,10 +167,19 @@ class Reader:
     def seed(self, epoch: int, index: int, purpose: int = 0) -> None:
         """Seeds what comes next by its place: those generators that reading draws from, and the data set's own."""
         if self._draws.drawn or self._seeders:
-            value = mix(self.reading.seed, epoch, index, 2 * self.shard + purpose)
-            self._draws.seed(value)
-            for seed_sample in self._seeders if purpose == 0 else ():
-                seed_sample(mix(value, _OWN) & LOWER)
+            self._seed(mix(self.reading.seed, epoch, index, 2 * self.shard + purpose), purpose)
+
+    def _seeds_of(self, epoch: int, indices: Indices) -> list[int]:
+        """What `seed` mixes for each of these samples, all at once; nothing where nothing is seeded."""
+        if not (self._draws.drawn or self._seeders):
+            return [0] * len(indices)
+        mixed: list[int] = mix(self.reading.seed, epoch, indices.astype(np.uint64), 2 * self.shard).tolist()
+        return mixed
+
+    def _seed(self, value: int, purpose: int = 0) -> None:
+        self._draws.seed(value)
+        for seed_sample in self._seeders if purpose == 0 else ():
+            seed_sample(mix(value, _OWN) & LOWER)
 
     def pinned(self, batch: Any) -> Any:
         """The batch in page-locked memory where that is wanted; workers leave it to a thread of the trainer."""
@@ -240,8 +256,35 @@ def _loops_over_samples(dataset: Any) -> bool:
 
 def _collated(samples: list[Any]) -> Any:
     """Torch's default collate, in a worker the same as in the training process."""
+    if get_worker_info() is None:
+        return _in_columns(samples)
     with internals.as_in_no_worker():
+        return _in_columns(samples)
+
+
+def _in_columns(samples: list[Any]) -> Any:
+    """The same for plain tuples, whose parts torch collates one by one after it has looked at each sample's length."""
+    if type(samples[0]) is not tuple or len(_COLLATES) != _TYPES_COLLATED:
         return default_collate(samples)
+    try:
+        columns = list(zip(*samples, strict=True))
+    except (TypeError, ValueError):  # torch says what is wrong with them
+        return default_collate(samples)
+    return [default_collate(column) for column in columns]  # type: ignore[arg-type]  # tuples, as torch has them
+
+
+_COLLATES = internals.collate_functions()
+_TYPES_COLLATED = len(_COLLATES)  # none of them tuples; somebody may add one
+
+
+class _One:
+    """A data set that is asked for many, one by one."""
+
+    def __init__(self, dataset: Any):
+        self.many = dataset.__getitems__
+
+    def __getitem__(self, index: int) -> Any:
+        return self.many([index])[0]
 
 
 def _unmarked(epoch: int, index: int) -> None:

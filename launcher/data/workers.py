@@ -79,6 +79,7 @@ class Workers:
                     worker.ask(*request)
                     waiting.append(worker)
                 yield batch
+                del batch  # its memory is free for the next one
             ended = True
         finally:
             if not ended:  # workers are still busy with batches that nobody waits for
