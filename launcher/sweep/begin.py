@@ -15,7 +15,7 @@ from launcher.recipe.duration import Duration
 from launcher.recipe.schema import Recipe, Sweep
 from launcher.runs.folder import Choice
 from launcher.sweep.plan import Length, Sources, check_space, settle
-from launcher.sweep.record import Record, Settings, create, is_sweep, more_trials
+from launcher.sweep.record import Record, Settings, create, is_sweep, more_trials, other_budget
 from launcher.sweep.slots import Slot, gpus_here, slots_of, threads_of_each
 from launcher.sweep.space import Space, read_space
 
@@ -40,7 +40,7 @@ class Asked:
         processes: Of each trial.
         method: How points are chosen.
         lag: How many trials before it a proposal does not wait for.
-        budget: Seconds of training, of all trials together.
+        budget: Training that all trials together may take, as in `12 hours`.
         keep: Whose weights stay.
         seed: Of the proposals.
         cpu: Whether to stay on the CPU.
@@ -58,7 +58,7 @@ class Asked:
     processes: int | None = None
     method: str | None = None
     lag: int | None = None
-    budget: float | None = None
+    budget: str | None = None
     keep: str | None = None
     seed: int | None = None
     cpu: bool = False
@@ -66,14 +66,30 @@ class Asked:
 
     @property
     def stated(self) -> dict[str, object]:
-        """By the keys of the recipe's `sweep` section; None is not said."""
+        """By the keys of the recipe's `sweep` section; None is not said.
+
+        Raises:
+            UsageError: The budget is no time.
+        """
         names = ("trials", "metric", "parallel", "method", "lag", "keep", "seed")
-        budget = None if self.budget is None else Duration(self.budget, "seconds", f"{self.budget:g} seconds")
         return {
             **{name: getattr(self, name) for name in names},
             "processes_per_run": self.processes,
-            "budget": budget,
+            "budget": self.time_budget,
         }
+
+    @property
+    def time_budget(self) -> Duration | None:
+        """The budget, read.
+
+        Raises:
+            UsageError: It is no time.
+        """
+        if self.budget is None:
+            return None
+        if (read := Duration.parse(self.budget)) is None or read.unit != "seconds":
+            raise UsageError(f"--budget '{self.budget}': is no time; write it as in '12 hours'")
+        return read
 
 
 @dataclass(frozen=True)
@@ -122,12 +138,10 @@ def sought(asked: Asked, slots: Sequence[Slot] | None = None, threads: int | Non
     method = asked.method or section.method
     length = _length(recipe, asked.allow) if method == "halving" else Length(recipe.train.steps)
     settings = settle(recipe, space, sources, len(slots), length, asked.stated)
-    budget = section.budget.amount if section.budget else None
     settings = replace(
         settings,
         cpu=is_on_cpu,
         how=tuple(_how(recipe, asked.words, threads or threads_of_each(len(slots), processes))),
-        budget=budget if asked.budget is None else asked.budget,
     )
     return Sought(asked, recipe, space, settings, slots)
 
@@ -179,15 +193,24 @@ def opened(new: Sought, root: Path = Path("runs")) -> Record:
         _await(folder)
     record = Record(folder)
     _check_same(record, new.settings, asked)
-    grow(record, asked.trials)
+    grow(record, asked)
     return record
 
 
-def grow(record: Record, trials: int | None) -> None:
-    """Has so many runs be made, if that is more than before."""
-    if trials is not None and trials > max(record.budgets):
+def grow(record: Record, asked: Asked) -> None:
+    """Has more runs be made, where more are asked for than before, and has another budget.
+
+    Raises:
+        UsageError: The budget is no time.
+    """
+    budget, lines = asked.time_budget, []
+    if asked.trials is not None and asked.trials > max(record.budgets):
+        lines.append(more_trials(asked.trials))
+    if budget is not None and budget.amount != record.seconds:
+        lines.append(other_budget(budget.amount))
+    if lines:
         with record.locked():
-            record.append(more_trials(trials))
+            record.append(*lines)
 
 
 def _may_create(folder: Path) -> bool:

@@ -61,7 +61,6 @@ def sweep(
     """
     from launcher.errors import UsageError
     from launcher.recipe.directory import taken
-    from launcher.recipe.duration import Duration
     from launcher.sweep.begin import Asked, opened, sought
     from launcher.sweep.best import rows
     from launcher.sweep.work import work_off
@@ -72,9 +71,6 @@ def sweep(
             f"launcher.sweep: a sweep's recipe is a file, which its trials read, and not a {type(recipe).__name__}; "
             "write a mapping with yaml.safe_dump(recipe, open('recipe.yaml', 'w')), and pass 'recipe.yaml'"
         )
-    limit = None if budget is None else Duration.parse(budget)
-    if budget is not None and (limit is None or limit.unit != "seconds"):
-        raise UsageError(f"budget: '{budget}' is no time; write it as in '12 hours'")
     asked = Asked(
         recipe=os.fspath(recipe),
         words=overrides,
@@ -86,7 +82,7 @@ def sweep(
         processes=processes_per_run,
         method=method,
         lag=lag,
-        budget=None if limit is None else limit.amount,
+        budget=budget,
         keep=keep,
         seed=seed,
         cpu=cpu,
@@ -95,7 +91,7 @@ def sweep(
     with taken(), obeying():
         new = sought(asked)
         record = opened(new)
-        work_off(record, new.space, new.recipe, new.slots, join=join, budget=asked.budget)
+        work_off(record, new.space, new.recipe, new.slots, join=join)
     return rows(record, new.space)
 
 

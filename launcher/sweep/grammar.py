@@ -76,6 +76,12 @@ class Alternative:
         return " ".join([re.split("[.:]", str(value.get("_target_", value.get("_ref_"))))[-1], *rest])
 
     @property
+    def plain(self) -> Any:
+        """What it is; of a list or a component its label."""
+        value = plain(str(self))
+        return self.label if isinstance(value, dict | list) else value
+
+    @property
     def size(self) -> int | None:
         """How many values it has; None where a range is real."""
         size = 1

@@ -87,11 +87,11 @@ def _once(problems: Iterator[tuple[Problem, str]]) -> list[Problem]:
 
 def _problems_of_each(sources: Sources, space: Space) -> Iterator[tuple[Problem, str]]:
     for dimension in space.dimensions:
-        several = len(dimension.alternatives) > 1
         for alternative in dimension.alternatives:
             for text in _ends(alternative):
                 for problem in _wrong_with(sources, [*space.fixed, f"{dimension.key}={text}"]):
-                    which = f"alternative {text}: " if several else f"with {text}: " if alternative.holes else ""
+                    which = "alternative " if dimension.is_choice else "with " if alternative.holes else ""
+                    which = f"{which}{text}: " if which else ""
                     path = "" if problem.path == dimension.key else f"{problem.path}: "
                     message = f"{which}{path}{problem.message}"
                     yield Problem(dimension.place, dimension.key, message), problem.message
@@ -160,7 +160,7 @@ def _located(dimension: Dimension, tree: Mapping[str, Any]) -> dict[str, int | f
         if not all(hole.range.holds(number) for hole, number in zip(alternative.holes, numbers, strict=True)):
             continue
         if is_same(plain(alternative.filled(numbers)), value):
-            choice = {dimension.key: index} if len(dimension.alternatives) > 1 else {}
+            choice = {dimension.key: index} if dimension.is_choice else {}
             names = (parameter.name for parameter in dimension.holes(index))
             return {**choice, **dict(zip(names, numbers, strict=True))}
     return None
@@ -245,6 +245,7 @@ def settle(
         directory=str(Path.cwd()),
         processes=asked.processes_per_run,
         keep=asked.keep,
+        budget=asked.budget.amount if asked.budget is not None else None,
     )
 
 
