@@ -100,8 +100,9 @@ def age(seconds: float) -> str:
 
 
 def size(num_bytes: int) -> str:
-    """`1.5 KiB` or `82.3 MiB`: whichever has digits to show."""
-    return f"{num_bytes / 2**10:.1f} KiB" if num_bytes < 2**20 else f"{num_bytes / 2**20:.1f} MiB"
+    """`1.5 KiB`, `82.3 MiB` or `1.2 GiB`: whichever has digits to show."""
+    power = next((place for place in range(1, 5) if num_bytes < 2 ** (10 * place + 10)), 5)
+    return f"{num_bytes / 2 ** (10 * power):.1f} {'KMGTP'[power - 1]}iB"
 
 
 def shapes(value: Any) -> str:

@@ -87,7 +87,10 @@ def _sweep(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     say_own_code(new.recipe)
     for question in questions(new.space, new.recipe):
         print(f"{'question':<12} {question}", flush=True)
-    return _work(opened(new), new.space, new.recipe, new.slots, options)
+    record = opened(new)
+    if not record.trials:
+        print(f"{'disk':<12} {new.room.line(record.folder)}")
+    return _work(record, new.space, new.recipe, new.slots, options)
 
 
 def _result(folder: Path, options: argparse.Namespace) -> int:
@@ -190,7 +193,7 @@ def _go_on(folder: Path, options: argparse.Namespace) -> int:
     from launcher.sweep.begin import grow
     from launcher.sweep.plan import check_same_recipe, sources_of
     from launcher.sweep.record import Record
-    from launcher.sweep.slots import gpus_here, slots_of
+    from launcher.sweep.slots import slots_here
     from launcher.sweep.space import space_of
 
     if stated := [name for name in _OF_THE_START if getattr(options, name) not in (None, [])]:
@@ -203,17 +206,19 @@ def _go_on(folder: Path, options: argparse.Namespace) -> int:
     recipe = sources_of(settings).read(space.fixed)
     check_same_recipe(settings, recipe)
     grow(record, asked_for(options))
-    slots = slots_of(options.parallel, settings.processes, gpus_here(settings.cpu))
+    slots = slots_here(options.parallel, settings.processes, settings.cpu)
     return _work(record, space, recipe, slots, options)
 
 
 def _work(record: Record, space: Space, recipe: Recipe, slots: Sequence[Slot], options: argparse.Namespace) -> int:
     """Works the sweep off, and says how it ended."""
     from launcher.sweep.screen import Screen
+    from launcher.sweep.slots import described
     from launcher.sweep.work import work_off
 
     folder = _shown(record.folder)
-    print(f"{'sweep':<12} {record.settings.method}, {max(record.budgets)} trials, {len(slots)} at a time; {folder}")
+    where = described(slots, record.settings.processes)
+    print(f"{'sweep':<12} {record.settings.method}, {max(record.budgets)} trials, {where}; {folder}")
     with Screen(record, space, options.quiet) as screen:
         outcome = work_off(record, space, recipe, slots, join=options.join, say=screen.say, show=screen.show)
         screen.show(record)

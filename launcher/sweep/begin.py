@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Sequence
@@ -14,12 +15,14 @@ from launcher.recipe.directory import absolute
 from launcher.recipe.duration import Duration
 from launcher.recipe.schema import Recipe, Sweep
 from launcher.runs.folder import Choice
-from launcher.sweep.plan import Length, Sources, check_space, settle
+from launcher.sweep.plan import Length, Sources, check_space, corners, settle
 from launcher.sweep.record import Record, Settings, create, is_sweep, more_trials, other_budget
-from launcher.sweep.slots import Slot, gpus_here, slots_of, threads_of_each
+from launcher.sweep.room import Estimate, estimated
+from launcher.sweep.slots import Slot, slots_here, threads_of_each
 from launcher.sweep.space import Space, read_space
 
 _CREATING_SECONDS = 60.0
+_MOST_SIZED = 32  # corners of a space whose models are built to be weighed
 # what may differ from one start of a sweep to the next
 _FREE = ("recipe", "directory", "trials", "slots", "cpu", "how", "allow", "created", "budget")
 
@@ -102,6 +105,7 @@ class Sought:
         space: What varies.
         settings: What would stand in `sweep.json`.
         slots: Where trials run here.
+        room: What it will need on the disk.
     """
 
     asked: Asked
@@ -109,6 +113,7 @@ class Sought:
     space: Space
     settings: Settings
     slots: Sequence[Slot]
+    room: Estimate
 
 
 def sought(asked: Asked, slots: Sequence[Slot] | None = None, threads: int | None = None) -> Sought:
@@ -131,10 +136,9 @@ def sought(asked: Asked, slots: Sequence[Slot] | None = None, threads: int | Non
     processes = asked.processes or section.processes_per_run
     is_on_cpu = asked.cpu
     if slots is None:
-        names = gpus_here(asked.cpu)
-        is_on_cpu = not names
         stated = section.parallel if isinstance(section.parallel, int) else None
-        slots = slots_of(asked.parallel or stated, processes, names)
+        slots = slots_here(asked.parallel or stated, processes, asked.cpu)
+        is_on_cpu = not slots[0].gpus
     method = asked.method or section.method
     length = _length(recipe, asked.allow) if method == "halving" else Length(recipe.train.steps)
     settings = settle(recipe, space, sources, len(slots), length, asked.stated)
@@ -143,7 +147,9 @@ def sought(asked: Asked, slots: Sequence[Slot] | None = None, threads: int | Non
         cpu=is_on_cpu,
         how=tuple(_how(recipe, asked.words, threads or threads_of_each(len(slots), processes))),
     )
-    return Sought(asked, recipe, space, settings, slots)
+    some = itertools.islice(corners(space), _MOST_SIZED)
+    points = (sources.read([*space.fixed, *changes]) for changes in some)
+    return Sought(asked, recipe, space, settings, slots, estimated(settings, itertools.chain([recipe], points)))
 
 
 def _length(recipe: Recipe, allow: tuple[str, ...]) -> Length:
@@ -183,9 +189,12 @@ def opened(new: Sought, root: Path = Path("runs")) -> Record:
         root: Where runs lie, for one whose folder nobody has named.
 
     Raises:
-        UsageError: It holds something else, or another sweep.
+        UsageError: It holds something else, or another sweep; or what the sweep needs does not fit the disk.
     """
     asked = new.asked
+    place = absolute(root if asked.run_dir is None else asked.run_dir)
+    if not is_sweep(place):
+        new.room.check(place, new.settings)
     folder = Choice(f"{new.recipe.name}-sweep", asked.run_dir, False, {}).folder(root)
     if not is_sweep(folder):
         if not asked.join or _may_create(folder):

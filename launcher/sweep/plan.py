@@ -99,15 +99,19 @@ def _problems_of_each(sources: Sources, space: Space) -> Iterator[tuple[Problem,
 
 def _problems_of_corners(sources: Sources, space: Space) -> Iterator[tuple[Problem, str]]:
     """What is wrong only where several keys vary together."""
-    if len(space.dimensions) < 2:
-        return
-    ends = [[text for each in dimension.alternatives for text in _ends(each)] for dimension in space.dimensions]
-    count = math.prod(map(len, ends))
-    lines = zip(*(itertools.islice(itertools.cycle(texts), max(map(len, ends))) for texts in ends), strict=True)
-    for texts in itertools.product(*ends) if count <= _MOST_CORNERS else lines:
-        changes = [f"{dimension.key}={text}" for dimension, text in zip(space.dimensions, texts, strict=True)]
+    for changes in corners(space) if len(space.dimensions) > 1 else ():
         for problem in _wrong_with(sources, [*space.fixed, *changes]):
             yield Problem(f"space at {' '.join(changes)}", problem.path, problem.message), problem.message
+
+
+def corners(space: Space) -> Iterator[list[str]]:
+    """Changes that all keys make together: all combinations of their ends; of many, so many that each end is there."""
+    ends = [[text for each in dimension.alternatives for text in _ends(each)] for dimension in space.dimensions]
+    count = math.prod(map(len, ends))
+    most = max(map(len, ends), default=0)
+    lines = zip(*(itertools.islice(itertools.cycle(texts), most) for texts in ends), strict=True)
+    for texts in itertools.product(*ends) if count <= _MOST_CORNERS else lines:
+        yield [f"{dimension.key}={text}" for dimension, text in zip(space.dimensions, texts, strict=True)]
 
 
 def _ends(alternative: Alternative) -> list[str]:

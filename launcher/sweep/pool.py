@@ -21,7 +21,8 @@ from launcher.sweep import record as lines
 from launcher.sweep.ending import Ending, ending_of
 from launcher.sweep.halving import goes_on, is_complete, next_action
 from launcher.sweep.record import Parameters, Record, Trial
-from launcher.sweep.retention import room_needed, tidy
+from launcher.sweep.retention import tidy
+from launcher.sweep.room import still_needed
 from launcher.sweep.slots import Slot
 from launcher.sweep.starter import Ended, Starter, WarmProcessLostError
 from launcher.sweep.warm import Order
@@ -255,10 +256,10 @@ class Pool:
         """Says so where the disk will be full, as far as the first trial to come to a rung tells."""
         self._is_weighed = True
         with suppress(OSError):
-            needed, free = room_needed(self.record, number)
+            needed, free = still_needed(self.record, number)
             if needed > free:
                 self.say(
-                    f"{self.record.folder}: the other trials need about {size(needed)}, and {size(free)} are free; a "
+                    f"{self.record.folder}: the sweep needs about {size(needed)} more, and {size(free)} are free; a "
                     "trial whose checkpoint does not fit fails"
                 )
 

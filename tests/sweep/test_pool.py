@@ -28,15 +28,15 @@ from launcher.runs.tracking.tracking import read_metrics
 from launcher.sweep.begin import Asked, opened, sought
 from launcher.sweep.halving import counted
 from launcher.sweep.record import Record
-from launcher.sweep.retention import room_needed
+from launcher.sweep.room import still_needed
 from launcher.sweep.starter import Starter
 from launcher.sweep.warm import Order
 from launcher.sweep.work import work_off
 
-# 20 steps a trial, each of some 30 ms
+# 20 steps a trial, each of some 15 to 80 ms
 FIXED = (
     "train.epochs=5",
-    "data.train={_target_: parts.py:Noisy, seconds: 0.002}",
+    "data.train={_target_: parts.py:Uneven, seconds: 0.001}",
     "data.validation={_target_: parts.py:WholeNumbers, size: 23, seed: 2}",
     "data.workers=0",
     "save.every=2 steps",
@@ -94,7 +94,7 @@ def done(command: Command, code: int = 0) -> str:
     return ended.screen
 
 
-def until(condition: Callable[[], bool], seconds: float = 60) -> None:
+def until(condition: Callable[[], object], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -144,20 +144,22 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, starter: Starter) -> C
 def test_killed_at_random_moments_and_resumed(
     tmp_path: Path, method: str, kills: int, undisturbed: Callable[[str], Record], starter: Starter
 ) -> None:
-    """With one, two and three slots; a kill is of the sweep, or first of one of its trials."""
+    """With one, two and three slots, at trials of differing speed; a kill is of the sweep, or first of a trial."""
     expected = undisturbed(method)
-    moments, whole = random.Random(kills + METHODS.index(method)), expected.lines
+    moments, hit = random.Random(kills + METHODS.index(method)), 0
     for number in range(kills):
-        wanted = min(whole - 1, max(3, round(moments.uniform(number, number + 1) / kills * whole)))
+        wanted = lines_of(tmp_path) + moments.randrange(2, max(5, expected.lines // kills))
         running = command(asked(tmp_path, method, slots=1 + (number + 1) % 3))
-        until(lambda: lines_of(tmp_path) >= wanted or not running.process.is_alive())  # noqa: B023
-        time.sleep(moments.uniform(0, 0.5))
+        until(lambda: not running.process.is_alive() or (lines_of(tmp_path) >= wanted and trials_of(running)))  # noqa: B023
+        time.sleep(moments.uniform(0, 0.7))
         if number % 3 == 2 and (trials := trials_of(running)):
             moments.choice(trials).kill()
             time.sleep(0.3)
         if running.process.is_alive():
+            hit += 1
             os.kill(running.process.pid, signal.SIGKILL)
         assert not running.wait().left, "trials outlived their sweep"
+    assert hit > kills // 2, "it was over before most of the kills"
     assert_same(swept(asked(tmp_path, method, slots=3), starter), expected)
 
 
@@ -245,7 +247,8 @@ def test_it_grows_and_keeps_what_may_be_resumed(
     more.budgets.append(12)
     paused = next(number for number, trial in before.trials.items() if trial.state == "paused")
     kept = (before.folder_of(paused) / "checkpoints").rglob("*")
-    assert room_needed(more, paused)[0] == 6 * sum(path.stat().st_size for path in kept if path.is_file())
+    checkpoint = sum(path.stat().st_size for path in kept if path.is_file())
+    assert 6 <= still_needed(more, paused)[0] / checkpoint <= 10, "six more may be paused, while two others are saved"
     grown = swept(asked(tmp_path, "halving", trials=12), starter)
     assert len(grown.trials) == 12
     assert {n: t.parameters for n, t in before.trials.items()} == {n: grown.trials[n].parameters for n in range(6)}
@@ -297,7 +300,7 @@ def test_from_python_it_gives_a_row_for_each_trial(tmp_path: Path) -> None:
         (1, 0.1, "finished", 20),
     ]
     assert sorted(row["rank"] for row in rows) == [1, 2]
-    with pytest.raises(UsageError, match="budget: 'much' is no time"):
+    with pytest.raises(UsageError, match="--budget 'much': is no time; write it as in '12 hours'"):
         launcher.sweep(str(TINY), *words, budget="much")
     with pytest.raises(UsageError, match=r"a sweep's recipe is a file.* and not a dict; write a mapping with yaml"):
         launcher.sweep({"name": "tiny"}, *words)  # type: ignore[arg-type]
