@@ -73,7 +73,9 @@ def test_what_plainly_does_not_fit_is_refused_and_nothing_is_written(
     monkeypatch.chdir(tmp_path)
     huge = ("model.hidden=[32768, 32768]", "--trials", "1000000", "--keep", "all")
     for words in (huge, (*huge, "--run-dir", "sweeps/lr")):
-        assert main(["sweep", RECIPE, "optimizer.lr=1e-4..1e-2:log", "--method", "random", "--cpu", *words]) == EXIT_USAGE
+        assert (
+            main(["sweep", RECIPE, "optimizer.lr=1e-4..1e-2:log", "--method", "random", "--cpu", *words]) == EXIT_USAGE
+        )
         said = capsys.readouterr().err
         assert said.startswith(f"{tmp_path}: the sweep needs at least ")
         assert "are free; write fewer --trials, or leave out --keep all, or a --run-dir on another disk" in said

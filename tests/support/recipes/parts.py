@@ -67,6 +67,14 @@ class Uneven(Noisy):
         super().__init__(seconds * (1 + os.getpid() % 5))
 
 
+class Placed(Uneven):
+    """The same rows, and a line in the log of which GPUs this process may use."""
+
+    def __init__(self, seconds: float = 0.0):
+        super().__init__(seconds)
+        print("sees", os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
+
+
 class Words(Dataset[tuple[Tensor, Tensor]]):
     """Rows of 4 inputs and 5 targets each, of which a varying number is ignored (-100), in some rows all."""
 
