@@ -5,21 +5,23 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
-from launcher.errors import UsageError
+from launcher.errors import LauncherError, UsageError
 from launcher.recipe.directory import absolute
 from launcher.recipe.duration import Duration
 from launcher.recipe.schema import Recipe, Sweep
 from launcher.runs.folder import Choice
-from launcher.sweep.plan import Length, Sources, check_space, corners, settle
+from launcher.sweep.plan import Length, Sources, check_same_recipe, check_space, corners, settle, sources_of
 from launcher.sweep.record import Record, Settings, create, is_sweep, more_trials, other_budget
 from launcher.sweep.room import Estimate, estimated
 from launcher.sweep.slots import Slot, slots_here, threads_of_each
 from launcher.sweep.space import Space, read_space
+from launcher.world.files import write_text
 
 _CREATING_SECONDS = 60.0
 _MOST_SIZED = 32  # corners of a space whose models are built to be weighed
@@ -32,7 +34,7 @@ class Asked:
     """What a command line or a call says of a sweep; None is left to the recipe's `sweep` section.
 
     Attributes:
-        recipe: The recipe's file.
+        recipe: The recipe's file, or what would stand in it, as if it lay in the working directory.
         words: Overrides, those that vary and those that do not.
         remove: Keys taken out of the recipe.
         allow: Packages that it may name.
@@ -50,7 +52,7 @@ class Asked:
         join: Whether to take part where others are at work.
     """
 
-    recipe: str
+    recipe: str | Mapping[str, Any]
     words: tuple[str, ...] = ()
     remove: tuple[str, ...] = ()
     allow: tuple[str, ...] = ()
@@ -128,9 +130,9 @@ def sought(asked: Asked, slots: Sequence[Slot] | None = None, threads: int | Non
         RecipeError: All that is wrong with the recipe or the space, each with its place.
         UsageError: The rest.
     """
-    path = os.path.abspath(absolute(asked.recipe))
-    space = read_space(path, asked.words, asked.remove)
-    sources = Sources(path, asked.remove, asked.allow)
+    source = _in_full(asked.recipe) if isinstance(asked.recipe, Mapping) else os.path.abspath(absolute(asked.recipe))
+    space = read_space(source, asked.words, asked.remove)
+    sources = Sources(source, asked.remove, asked.allow)
     recipe = check_space(sources, space)
     section = recipe.sweep or Sweep()
     processes = asked.processes or section.processes_per_run
@@ -145,11 +147,21 @@ def sought(asked: Asked, slots: Sequence[Slot] | None = None, threads: int | Non
     settings = replace(
         settings,
         cpu=is_on_cpu,
-        how=tuple(_how(recipe, asked.words, threads or threads_of_each(len(slots), processes))),
+        how=tuple(_how(recipe, asked, threads or threads_of_each(len(slots), processes))),
     )
     some = itertools.islice(corners(space), _MOST_SIZED)
     points = (sources.read([*space.fixed, *changes]) for changes in some)
     return Sought(asked, recipe, space, settings, slots, estimated(settings, itertools.chain([recipe], points)))
+
+
+def _in_full(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A mapping with the paths of its bases in full: it will lie in the sweep's folder."""
+    named = recipe.get("base")
+    if isinstance(named, str):
+        return {**recipe, "base": os.path.abspath(absolute(named))}
+    if isinstance(named, list) and all(isinstance(base, str) for base in named):
+        return {**recipe, "base": [os.path.abspath(absolute(base)) for base in named]}
+    return recipe  # reading it says what is wrong
 
 
 def _length(recipe: Recipe, allow: tuple[str, ...]) -> Length:
@@ -166,8 +178,9 @@ def _length(recipe: Recipe, allow: tuple[str, ...]) -> Length:
     return Length(length.total_steps, length.steps_per_epoch)
 
 
-def _how(recipe: Recipe, words: Sequence[str], threads: int) -> list[str]:
+def _how(recipe: Recipe, asked: Asked, threads: int) -> list[str]:
     """What every trial has beside what it learns: fixed at the start, as other threads would round otherwise."""
+    words = asked.words
     how = []
     if recipe.launch.threads == "auto":
         how.append(f"launch.threads={threads}")
@@ -175,6 +188,8 @@ def _how(recipe: Recipe, words: Sequence[str], threads: int) -> list[str]:
         how.append("save.keep=1")  # beside the best one
     if "wandb" in recipe.track.trackers and not recipe.track.trackers["wandb"].get("group"):
         how.append(f"track.wandb.group={recipe.name}-sweep-{time.strftime('%Y-%m-%d_%H-%M-%S')}")
+    if isinstance(asked.recipe, Mapping) and recipe.train.start_from is not None:
+        how.append(f"train.start_from={os.path.abspath(absolute(recipe.train.start_from))}")
     return how
 
 
@@ -190,20 +205,41 @@ def opened(new: Sought, root: Path = Path("runs")) -> Record:
 
     Raises:
         UsageError: It holds something else, or another sweep; or what the sweep needs does not fit the disk.
+        RecipeError: A recipe that is no file calls what it could not as one in that folder.
     """
     asked = new.asked
     place = absolute(root if asked.run_dir is None else asked.run_dir)
     if not is_sweep(place):
         new.room.check(place, new.settings)
-    folder = Choice(f"{new.recipe.name}-sweep", asked.run_dir, False, {}).folder(root)
+    choice = Choice(f"{new.recipe.name}-sweep", asked.run_dir, False, {})
+    folder = choice.folder(root)
     if not is_sweep(folder):
         if not asked.join or _may_create(folder):
-            return create(folder, new.settings)
+            return _created(new, folder, choice) if isinstance(asked.recipe, Mapping) else create(folder, new.settings)
         _await(folder)
     record = Record(folder)
     _check_same(record, new.settings, asked)
     grow(record, asked)
     return record
+
+
+def _created(new: Sought, folder: Path, choice: Choice) -> Record:
+    """The folder of a sweep whose recipe is no file: it becomes one there, if it reads the same as such."""
+    path = folder / "recipe.yaml"
+    if path.exists():
+        raise UsageError(f"--run-dir: {folder} holds {path.name}; name a new folder, or a sweep's to resume it")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(path, new.recipe.document.text)
+        settings = replace(new.settings, recipe=os.path.abspath(path))
+        check_same_recipe(settings, sources_of(settings).read(new.space.fixed))
+        return create(folder, settings)
+    except OSError as error:
+        raise UsageError(f"--run-dir: {folder} cannot be written: {error.strerror or error}") from error
+    except LauncherError:
+        path.unlink()
+        choice.forget(folder)
+        raise
 
 
 def grow(record: Record, asked: Asked) -> None:

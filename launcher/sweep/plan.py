@@ -231,7 +231,7 @@ def settle(
     if method == "cmaes" and not any(each.range and each.choice is None for each in space.parameters):
         raise UsageError("--method cmaes: varies ranges, and there is none; write --method tpe")
     return Settings(
-        recipe=os.fspath(sources.recipe) if not isinstance(sources.recipe, Mapping) else "",
+        recipe="" if isinstance(sources.recipe, Mapping) else os.fspath(sources.recipe),
         words=space.words,
         metric=metric_of(recipe, asked.metric),
         digest=digest(identity_of(recipe)),
@@ -351,9 +351,9 @@ def rungs(length: Length, asked: Sweep) -> tuple[int, ...]:
 # ---------------------------------------------------------------------- a sweep that there is
 
 
-def sources_of(settings: Settings, recipe: Source | None = None) -> Sources:
+def sources_of(settings: Settings) -> Sources:
     """From what the trials of a sweep are read."""
-    return Sources(recipe if recipe is not None else settings.recipe, settings.remove, settings.allow)
+    return Sources(settings.recipe, settings.remove, settings.allow)
 
 
 def overrides_of(record: Record, space: Space, trial: Trial) -> list[str]:

@@ -373,7 +373,9 @@ def create(folder: Path, settings: Settings) -> Record:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if strange := [path.name for path in folder.iterdir() if path.name[0] != "."]:
+        if strange := [
+            path.name for path in folder.iterdir() if path.name[0] != "." and path.absolute() != Path(settings.recipe)
+        ]:
             raise UsageError(f"--run-dir: {folder} holds {strange[0]}; name a new folder, or a sweep's to resume it")
         (folder / TRIALS_FOLDER).mkdir()
         write_json(folder / SWEEP_FILE, asdict(settings))

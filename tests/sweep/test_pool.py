@@ -18,13 +18,14 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 from places import TINY
 from tiers import rounds
 from worlds import Command
 
 import launcher
 from launcher.checkpoints import retention
-from launcher.errors import LauncherError, UsageError
+from launcher.errors import LauncherError, RecipeError, UsageError
 from launcher.runs.folder import read_json
 from launcher.runs.tracking.tracking import read_metrics
 from launcher.sweep.begin import Asked, opened, sought
@@ -384,8 +385,31 @@ def test_from_python_it_gives_a_row_for_each_trial(tmp_path: Path) -> None:
     assert sorted(row["rank"] for row in rows) == [1, 2]
     with pytest.raises(UsageError, match="--budget 'much': is no time; write it as in '12 hours'"):
         launcher.sweep(str(TINY), *words, budget="much")
-    with pytest.raises(UsageError, match=r"a sweep's recipe is a file.* and not a dict; write a mapping with yaml"):
-        launcher.sweep({"name": "tiny"}, *words)  # type: ignore[arg-type]
+
+
+def test_from_python_a_mapping_becomes_a_file_in_the_sweeps_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "parts.py").write_text((TINY.parent / "parts.py").read_text(encoding="utf-8"), encoding="utf-8")
+    (tmp_path / "small.yaml").write_text("train: {epochs: 1}\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    recipe = yaml.safe_load(TINY.read_text(encoding="utf-8"))
+    del recipe["train"]
+    recipe = {**recipe, "base": "small.yaml"}
+    words = (*FIXED[1:], "optimizer.lr=1e-2,1e-1")
+    with pytest.raises(RecipeError, match=r"sweep/recipe.yaml.*it is not in your project.*\[tool.launcher\] code"):
+        launcher.sweep(recipe, *words, cpu=True, run_dir="sweep")
+    assert not (tmp_path / "sweep").exists()
+    (tmp_path / "pyproject.toml").touch()
+    rows = launcher.sweep(recipe, *words, cpu=True, parallel=2, run_dir="sweep")
+    assert [(row["optimizer.lr"], row["state"], row["step"]) for row in rows] == [
+        (0.01, "finished", 4),
+        (0.1, "finished", 4),
+    ]
+    lines = Record(tmp_path / "sweep").lines
+    assert launcher.sweep(recipe, *words, cpu=True, run_dir="sweep") == rows, "there was nothing left to do"
+    assert Command(tmp_path, "sweep", "sweep", "--parallel", "1").wait().code == 0
+    assert Record(tmp_path / "sweep").lines == lines
 
 
 def test_an_edited_recipe_ends_it_and_the_rest_goes_on_when_it_is_put_back(tmp_path: Path, starter: Starter) -> None:
