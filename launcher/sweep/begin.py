@@ -16,6 +16,7 @@ from launcher.recipe.directory import absolute
 from launcher.recipe.duration import Duration
 from launcher.recipe.schema import Recipe, Sweep
 from launcher.runs.folder import Choice
+from launcher.sweep.metric import check_metric
 from launcher.sweep.plan import Length, Sources, check_same_recipe, check_space, corners, settle, sources_of
 from launcher.sweep.record import Record, Settings, create, is_sweep, more_trials, other_budget
 from launcher.sweep.room import Estimate, estimated
@@ -24,7 +25,7 @@ from launcher.sweep.space import Space, read_space
 from launcher.world.files import write_text
 
 _CREATING_SECONDS = 60.0
-_MOST_SIZED = 32  # corners of a space whose models are built to be weighed
+_MOST_READ = 64  # corners of a space whose metric is looked for, and whose models are built to be weighed
 # what may differ from one start of a sweep to the next
 _FREE = ("recipe", "directory", "trials", "slots", "cpu", "how", "allow", "created", "budget")
 
@@ -93,7 +94,7 @@ class Asked:
         if self.budget is None:
             return None
         if (read := Duration.parse(self.budget)) is None or read.unit != "seconds":
-            raise UsageError(f"--budget '{self.budget}': is no time; write it as in '12 hours'")
+            raise UsageError(f"--budget '{self.budget}' is no time; write it as in '12 hours'")
         return read
 
 
@@ -149,9 +150,11 @@ def sought(asked: Asked, slots: Sequence[Slot] | None = None, threads: int | Non
         cpu=is_on_cpu,
         how=tuple(_how(recipe, asked, threads or threads_of_each(len(slots), processes))),
     )
-    some = itertools.islice(corners(space), _MOST_SIZED)
-    points = (sources.read([*space.fixed, *changes]) for changes in some)
-    return Sought(asked, recipe, space, settings, slots, estimated(settings, itertools.chain([recipe], points)))
+    points = [recipe]
+    for changes in itertools.islice(corners(space), _MOST_READ):
+        points.append(sources.read([*space.fixed, *changes]))
+        check_metric(settings.metric, points[-1], f"space at {' '.join(changes)}")
+    return Sought(asked, recipe, space, settings, slots, estimated(settings, points))
 
 
 def _in_full(recipe: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -22,6 +22,7 @@ from launcher.sweep.ranges import written
 from launcher.sweep.record import Parameters, Record, Settings, Trial
 from launcher.sweep.samplers import check_installed, is_installed
 from launcher.sweep.space import Dimension, Space, is_same
+from launcher.text import brief, suggestion
 
 _MOST_POINTS = 10_000  # of a grid
 _MOST_CORNERS = 16  # of the whole space, each read as a recipe
@@ -71,6 +72,12 @@ def check_space(sources: Sources, space: Space) -> Recipe:
         RecipeError: All that is wrong, with the place in the space.
     """
     baseline = sources.read(space.fixed)
+    stated = baseline.document.values.get("define") or {}
+    for dimension in space.dimensions:
+        first, *rest = segments(dimension.key)
+        if first == "define" and rest and rest[0] not in stated:
+            message = f"the recipe defines no '{rest[0]}', and nothing refers to it{suggestion(rest[0], stated)}"
+            raise RecipeError([Problem(dimension.place, dimension.key, message)])
     problems = _once(_problems_of_each(sources, space)) or _once(_problems_of_corners(sources, space))
     if problems:
         raise RecipeError(problems)
@@ -88,13 +95,15 @@ def _once(problems: Iterator[tuple[Problem, str]]) -> list[Problem]:
 def _problems_of_each(sources: Sources, space: Space) -> Iterator[tuple[Problem, str]]:
     for dimension in space.dimensions:
         for alternative in dimension.alternatives:
+            which = "alternative " if dimension.is_choice else "with " if alternative.holes else ""
             for text in _ends(alternative):
-                for problem in _wrong_with(sources, [*space.fixed, f"{dimension.key}={text}"]):
-                    which = "alternative " if dimension.is_choice else "with " if alternative.holes else ""
-                    which = f"{which}{text}: " if which else ""
-                    path = "" if problem.path == dimension.key else f"{problem.path}: "
-                    message = f"{which}{path}{problem.message}"
+                problems = _wrong_with(sources, [*space.fixed, f"{dimension.key}={text}"])
+                for problem in problems:
+                    path = "" if problem.path in ("", dimension.key) else f"{problem.path}: "
+                    message = f"{which}{brief(text)}: {path}{problem.message}" if which else f"{path}{problem.message}"
                     yield Problem(dimension.place, dimension.key, message), problem.message
+                if problems:
+                    break  # the other ends of a range are wrong in the same way
 
 
 def _problems_of_corners(sources: Sources, space: Space) -> Iterator[tuple[Problem, str]]:
@@ -341,9 +350,11 @@ def rungs(length: Length, asked: Sweep) -> tuple[int, ...]:
     while levels[-1] // asked.eta >= first:
         levels.append(levels[-1] // asked.eta)
     if len(levels) < 2:
+        most = length.steps // asked.eta
+        remedy = f"write sweep.first_rung='{most} steps', or less" if most else "choose another method"
         raise UsageError(
-            f"--method halving: a run has {length.steps} steps, and the first rung is at {first}; write a first rung "
-            f"of at most {length.steps // asked.eta} steps"
+            f"--method halving: a run has {length.steps} step{'s' * (length.steps > 1)}, and the first rung is at "
+            f"{first}; {remedy}"
         )
     return tuple(reversed(levels))
 

@@ -22,7 +22,7 @@ _NUMBER = r"[-+]?[0-9]+(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?"
 _RANGE = re.compile(rf"({_NUMBER})\.\.({_NUMBER})(?::(log|x{_NUMBER}|{_NUMBER}))?")
 # what somebody may have meant as a number: other notations, or nothing at all
 _LIKE = re.compile(
-    r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|0x[0-9a-fA-F]+|0o[0-7]+|[-+]?\.?inf|\$\{.*\}"
+    r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|0x[0-9a-fA-F]+|0o[0-7]+|[-+]?\.?(?:inf|nan)|\$\{.*\}"
 )
 _MANY = 100  # from this factor between its ends on, a linear range is asked about
 _MOST_DIGITS = 30
@@ -249,6 +249,8 @@ def _about_side(side: str) -> str:
         return f"'{side}' is written in digits here: {int(side, 0)}"
     if side.startswith("."):
         return f"'{side}' needs a digit before the point: 0{side}"
+    if side.endswith("nan"):
+        return f"'{side}' is not a number"
     return f"'{side}' needs a digit behind the point: {side}0" if side.endswith(".") else f"'{side}' has no end"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,8 +87,9 @@ def existing(folder: Path) -> Path:
 
 
 def free_at(folder: Path) -> int:
-    """Bytes that are free where a folder is or will be."""
-    return shutil.disk_usage(existing(folder)).free
+    """Bytes that are free where a folder is or will be; where that is not counted, more than anybody needs."""
+    usage = shutil.disk_usage(existing(folder))
+    return usage.free if usage.total else sys.maxsize
 
 
 # ---------------------------------------------------------------------- before it is begun
@@ -103,6 +105,7 @@ def estimated(settings: Settings, recipes: Iterable[Recipe]) -> Estimate:
     from launcher.checks.stored import stored
 
     sizes: dict[str, Each] = {}
+    why = ""
     for recipe in recipes:
         tree = resolved(recipe)
         key = json.dumps([*(tree.get(name) for name in _DECIDES), tree["train"].get("freeze")], default=str)
@@ -111,8 +114,11 @@ def estimated(settings: Settings, recipes: Iterable[Recipe]) -> Estimate:
         try:
             found = stored(recipe, Builder(recipe, settings.allow))
         except LauncherError as error:
-            return Estimate(why=str(error).splitlines()[0])
+            why = why or str(error).splitlines()[0]
+            continue
         sizes[key] = Each(found.checkpoint + _OVERHEAD_BYTES, found.weights, _kept(recipe, settings))
+    if not sizes:
+        return Estimate(why=why)
     needs = [at_once(settings, settings.trials, each) for each in sizes.values()]
     return Estimate(sum(needs) // len(needs), min(needs), max(each.checkpoint for each in sizes.values()))
 

@@ -12,6 +12,7 @@ from typing import Any
 from launcher.errors import Problem, RecipeError
 from launcher.recipe.bases import sweep_section
 from launcher.recipe.places import Problems
+from launcher.recipe.several import holds_several, space_hint
 from launcher.sweep.grammar import Alternative, SpaceError, plain, read_alternatives, section_words, segments
 from launcher.sweep.ranges import Number, Range, is_asked_about
 from launcher.sweep.record import Parameters, Settings
@@ -24,6 +25,7 @@ _NEVER = {
     "sweep": "the sweep itself",
 }
 _MOST_SEEDS = 1000
+_LENGTHS = tuple(("train", name) for name in ("epochs", "steps", "time"))  # of which a recipe has one
 
 
 @dataclass(frozen=True)
@@ -275,6 +277,9 @@ def _entry(written: _Written, problems: Problems) -> _Entry | None:
         if not equals or not key:
             raise SpaceError("a key that varies is written a.b=1,2 or a.b=0.1..0.9")
         entry = _Entry(written, read_alternatives(text.strip()))
+        if entry.is_fixed and "|" in text and (space_hint(text) or holds_several(text)):
+            commas = text.strip().replace("|", ",")
+            raise SpaceError(f"alternatives are separated by commas, as in {key}={commas}; put a text in quotes")
         if not entry.is_fixed and section in _NEVER:
             raise SpaceError(f"'{section}' says {_NEVER[section]}, which is the sweep's to say; vary another key")
         _check_values(entry)
@@ -333,6 +338,9 @@ def _check_keys(entries: Sequence[_Entry], problems: Problems) -> None:
                 continue  # the later one wins, as in `launcher train`
             if path == above:
                 problems.append(Problem(entry.written.place, "", f"'{entry.written.key}' is set twice; keep one"))
+            elif path in _LENGTHS and above in _LENGTHS:
+                message = f"'{entry.written.key}' takes the place of '{other.written.key}'; keep one"
+                problems.append(Problem(entry.written.place, "", message))
             elif (path[: len(above)] == above and not other.is_fixed) or (
                 above[: len(path)] == path and not entry.is_fixed
             ):
