@@ -101,9 +101,8 @@ def age(seconds: float) -> str:
 
 def size(num_bytes: int) -> str:
     """`1.5 KiB`, `82.3 MiB` or `1.50 GiB`: whichever has digits to show."""
-    if num_bytes < 2**20:
-        return f"{num_bytes / 2**10:.1f} KiB"
-    return f"{num_bytes / 2**20:.1f} MiB" if num_bytes < 2**30 else f"{num_bytes / 2**30:.2f} GiB"
+    power = next((place for place in range(1, 5) if num_bytes < 2 ** (10 * place + 10)), 5)
+    return f"{num_bytes / 2 ** (10 * power):.{1 if power < 3 else 2}f} {'KMGTP'[power - 1]}iB"
 
 
 def shapes(value: Any) -> str:

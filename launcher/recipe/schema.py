@@ -567,7 +567,9 @@ class Sweep(Section):
     )
     eta: Annotated[int, Field(gt=1)] = Field(2, description="Of halving: one in so many is promoted at each rung.")
     first_rung: Length | None = Field(None, description="Of halving: where trials are first compared; null: 25%.")
-    budget: Time | None = Field(None, description="How long the sweep may take; null: until its trials are done.")
+    budget: Time | None = Field(
+        None, description="Training that all trials together may take; null: until they are done."
+    )
     keep: Literal["best", "all"] = Field("best", description="Whose weights stay: the best trial's, or all.")
 
 

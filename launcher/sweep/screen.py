@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Self
 from launcher.sweep.ranking import ranked
 from launcher.sweep.record import Record, Trial
 from launcher.sweep.space import Space
-from launcher.sweep.view import view
+from launcher.sweep.view import fitted
 from launcher.text import duration, number
 
 if TYPE_CHECKING:
     from rich.live import Live
 
 _SECONDS = 1.0  # between two looks: whatever happens more often nobody reads
-_LINES_BESIDE = 8  # the table
 
 
 class Screen:
@@ -64,8 +63,7 @@ class Screen:
             self._tell(record)
         elif time.monotonic() >= self._shown + _SECONDS:
             self._shown = time.monotonic()
-            size = self._live.console.size
-            self._live.update(view(record, self._space, max(1, size.height - _LINES_BESIDE), size.width), refresh=True)
+            self._live.update(fitted(record, self._space, self._live.console), refresh=True)
 
     def _tell(self, record: Record) -> None:
         """A line for each trial that has reached a rung since."""

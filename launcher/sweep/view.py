@@ -16,7 +16,7 @@ from launcher.sweep.space import Space
 from launcher.text import duration, number, printable
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, RenderableType
     from rich.table import Table
 
 _STATES = ("finished", "running", "paused", "failed", "waiting")
@@ -24,6 +24,7 @@ _TOGETHER = "VALUES"
 _WHOLE = {"": 3, "STATE": 8}  # columns that are never cut
 _ROOM, _ROOM_OF_VALUE = 62, 9  # columns for all but the values; and for one of them
 _WIDEST = 24  # letters of a value
+_LINES_BESIDE = 8  # the table, on a terminal
 _STYLES = {**STYLES, "paused": "yellow", "waiting": "cyan"}
 
 
@@ -50,6 +51,11 @@ def view(
     if sentence := verdict(entries):
         notes.append(sentence)
     return Group(*lines, Text(), table_of(record, space, rows, width, now), *(Text(note, "dim") for note in notes))
+
+
+def fitted(record: Record, space: Space, console: Console) -> RenderableType:
+    """The same for a terminal: as many rows as it has room for."""
+    return view(record, space, max(1, console.height - _LINES_BESIDE), console.width)
 
 
 def _rows(entries: Sequence[Entry], most: int | None) -> Sequence[Entry]:
