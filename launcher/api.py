@@ -22,9 +22,10 @@ from launcher.recipe.load import load_recipe
 from launcher.recipe.schema import Recipe
 from launcher.runs.folder import STATUS_FILE, WEIGHTS_FILE, read_json
 from launcher.runs.metrics import METRICS_FILE, Line, read_evaluations, read_metrics
-from launcher.runs.naming import runs, saved_place
+from launcher.runs.naming import runs
 from launcher.runs.options import Options
 from launcher.runs.reading import Run, Score
+from launcher.sweep.best import saved_place
 from launcher.training.resume import Finished
 from launcher.world.obeying import obeying
 from launcher.world.screen import prepare

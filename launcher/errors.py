@@ -23,6 +23,10 @@ class UsageError(LauncherError):
     exit_code = EXIT_USAGE
 
 
+class MissingPackageError(UsageError, ImportError):
+    """An optional package is not installed; the message has the command that brings it."""
+
+
 @dataclass(frozen=True, order=True)
 class Problem:
     """One mistake in a recipe.

@@ -22,6 +22,7 @@ from launcher.model.build import Model
 from launcher.model.sharding import Shards
 from launcher.recipe import schema
 from launcher.recipe.build import Builder
+from launcher.recipe.directory import shortest
 from launcher.recipe.load import load_recipe
 from launcher.recipe.schema import Recipe
 from launcher.runs import folder as runs
@@ -48,8 +49,8 @@ class Saved:
 
     @property
     def label(self) -> str:
-        """Where the weights come from, in a word."""
-        return self.source.folder.name if isinstance(self.source, Checkpoint) else self.source.name
+        """Where the weights come from: the path of the checkpoint, or of the file."""
+        return shortest(self.source.folder if isinstance(self.source, Checkpoint) else self.source)
 
     @property
     def at(self) -> tuple[int, float]:
@@ -186,6 +187,7 @@ def find_saved(
     directory = Path(how["directory"])
     if not directory.is_dir():
         raise UsageError(f"the run was started in {directory}: {os.strerror(errno.ENOENT)}")
+    runs.check_recipe_file(run, how["recipe"])
     read = load_recipe(how["recipe"], [*how["overrides"], *overrides], [*how["remove"], *remove])
     return Saved(read, source, tuple(how["allow"]), directory)
 
@@ -197,7 +199,7 @@ def _mapping_of(run: Path) -> Mapping[str, Any]:
         UsageError: It cannot be read.
     """
     try:
-        values = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
+        values = yaml.safe_load((run / runs.RECIPE_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UsageError(f"{run / 'recipe.yaml'} cannot be read: {error}; pass --recipe") from error
     return values if isinstance(values, dict) else {}

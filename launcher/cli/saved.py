@@ -88,10 +88,9 @@ def found(
     """
     from dataclasses import replace
 
-    from launcher.runs.naming import saved_place
-
     with loading():
         from launcher.checkpoints.saved_run import find_saved
+        from launcher.sweep.best import saved_place
 
     stated = argparse.Namespace(**{"recipe": None, "overrides": (), "remove": (), "allow": (), **vars(options)})
     changes = [*stated.overrides, *overrides]

@@ -334,15 +334,22 @@ def _go_on_with(tasks: Sequence[Run], name: str) -> None:
 
 
 def _folder_of(name: str) -> Path:
-    """The folder of the run that a name means, or of the job array in it."""
+    """The folder of the run that a name means, or of the job array in it.
+
+    Raises:
+        UsageError: It means none, runs of several recipes, or a sweep.
+    """
     from launcher.runs.naming import saved_place
+    from launcher.sweep.record import is_sweep
 
     path = Path(name)
+    if is_sweep(path):
+        raise UsageError(f"{name} is a sweep's folder: `launcher sweep {name}` resumes it")
     return (path if path.is_dir() and _tasks_in(path) else saved_place(name)).absolute()
 
 
 def _resume(options: argparse.Namespace, arguments: Sequence[str]) -> int:
-    from launcher.runs.folder import ENVIRONMENT_FILE, read_json
+    from launcher.runs.folder import ENVIRONMENT_FILE, check_recipe_file, read_json
     from launcher.world.world import World
 
     folder = _folder_of(options.run_dir)
@@ -353,6 +360,7 @@ def _resume(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         what = "was started from Python; make the same call again" if "command" in how else "is not a run's folder"
         raise UsageError(f"{options.run_dir} {what}")
     work_in(how["directory"])
+    check_recipe_file(folder, how["recipe"])
     options.run_dir = str(folder)
     options.recipe, options.remove, options.allow = how["recipe"], how["remove"], how["allow"]
     options.overrides = [*how["overrides"], *options.overrides]

@@ -38,7 +38,7 @@ from launcher.recipe.signature import (
     value_problems,
     wrong_kind,
 )
-from launcher.recipe.targets import find_target, told
+from launcher.recipe.targets import RefusedError, find_target, names_own_code, told
 from launcher.text import printable
 
 
@@ -161,11 +161,12 @@ class Builder:
             How many components there are.
 
         Raises:
-            RecipeError: All that does not fit, each with its place.
+            RecipeError: All that does not fit, each with its place; of what a recipe may not name alone, before any
+                of the user's own code is imported.
         """
         components = [component for root in self._roots() for component in root.walk()]
         roots = {root.path for root in self._roots()}
-        problems = [
+        problems = [problem for component in components for problem in self._refusal(component)] or [
             problem for component in components for problem in self._problems(component, component.path in roots)
         ]
         if problems:
@@ -176,6 +177,17 @@ class Builder:
         for name in type(self._recipe).model_fields:
             section = getattr(self._recipe, name)
             yield from components_in(dict(section) if hasattr(section, "model_fields_set") else section)
+
+    def _refusal(self, component: Component) -> Iterator[Problem]:
+        """That a recipe may not name this, where that shows without the user's own code."""
+        if component.given is not None or names_own_code(component.target, self._trust(component)):
+            return
+        try:
+            self.resolve(component)
+        except RefusedError as error:
+            yield self._problem(component, _target_key(component), str(error), at_value=True)
+        except LauncherError:  # told with all else that is wrong
+            return
 
     def _problems(self, component: Component, outermost: bool) -> Iterator[Problem]:
         if component.given is not None:

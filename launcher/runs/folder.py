@@ -8,6 +8,7 @@ import functools
 import itertools
 import json
 import platform
+import shlex
 import shutil
 import stat
 import subprocess
@@ -33,6 +34,7 @@ AVERAGED_FILES = {kind: f"model_weights_{kind}.pth" for kind in ("ema", "swa", "
 STATUS_FILE = "status.json"
 QUEUE_FILE = lock.QUEUE_FILE  # of a run that was submitted as a job, see `launcher.runs.job`
 ENVIRONMENT_FILE = "environment.json"
+RECIPE_FILE = "recipe.yaml"  # as it was written
 _MOST_BYTES = 2**26  # of a file that is read whole
 _PACKAGES = ("torch", "accelerate", "numpy", "torchmetrics", "pydantic", "pyyaml", "wandb", "tensorboard")
 
@@ -152,11 +154,24 @@ def describe(folder: Path, recipe_text: str, resolved: str, environment: Mapping
         UsageError: It cannot be written.
     """
     try:
-        write_text(folder / "recipe.yaml", recipe_text)
+        write_text(folder / RECIPE_FILE, recipe_text)
         write_text(folder / "resolved.yaml", resolved)
         write_json(folder / ENVIRONMENT_FILE, environment)
     except OSError as error:
         raise UsageError(f"--run-dir: {folder} cannot be written: {error.strerror or error}") from error
+
+
+def check_recipe_file(run: Path, recipe: str) -> None:
+    """Looks whether the file that a run was started with is still there.
+
+    Raises:
+        UsageError: It is not; the message says where the run has kept what stood in it.
+    """
+    if not Path(recipe).exists():
+        raise UsageError(
+            f"{run}: the recipe that it was started with is gone: {recipe}; the run has kept it: cp "
+            f"{shlex.quote(str(run / RECIPE_FILE))} {shlex.quote(recipe)}"
+        )
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
