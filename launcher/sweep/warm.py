@@ -34,14 +34,23 @@ from launcher.world.signals import die_with_parent, own_process
 MODULES = (
     "launcher.run",
     "launcher.cli.main",
+    "launcher.evaluation.chunks",
+    "launcher.evaluation.generation",
+    "launcher.evaluation.metrics",
     "launcher.launch.postmortem",
     "launcher.launch.slurm.requeue",
     "launcher.launch.supervisor",
+    "launcher.models",
+    "launcher.recipe.own_code",
     "launcher.runs.report.page",
+    "launcher.runs.tracking.console",
+    "launcher.runs.tracking.scores",
+    "launcher.runs.tracking.trackers",
     "launcher.training.ways",
     "torchmetrics.classification",
     "rich.progress",
     "jinja2",
+    "torch.utils.serialization",
 )
 _HARMLESS = {"jemalloc_bg_thd"}  # pyarrow's: its allocator looks after itself in a fork
 _IGNORED = ("SIGTERM", "SIGINT", "SIGUSR2", "SIGHUP")  # they are for the trials, which save
@@ -182,6 +191,7 @@ def _program() -> int:
     die_with_parent(int(parent))
     if modules:
         _import(modules)
+        importlib.import_module("launcher.runs.report.page").template()  # a third of what a short trial computes
     order = _Server().serve()
     if order is None:
         return 0
