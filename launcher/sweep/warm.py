@@ -52,6 +52,8 @@ MODULES = (
     "jinja2",
     "torch.utils.serialization",
 )
+# and what it makes once: the page's template alone is a third of what a short trial computes
+_MADE_ONCE = (("launcher.runs.report.page", "template"), ("launcher.runs.folder", "versions"))
 _HARMLESS = {"jemalloc_bg_thd"}  # pyarrow's: its allocator looks after itself in a fork
 _IGNORED = ("SIGTERM", "SIGINT", "SIGUSR2", "SIGHUP")  # they are for the trials, which save
 
@@ -191,7 +193,8 @@ def _program() -> int:
     die_with_parent(int(parent))
     if modules:
         _import(modules)
-        importlib.import_module("launcher.runs.report.page").template()  # a third of what a short trial computes
+        for module, made_once in _MADE_ONCE:
+            getattr(importlib.import_module(module), made_once)()
     order = _Server().serve()
     if order is None:
         return 0
