@@ -214,11 +214,12 @@ def _work(record: Record, space: Space, recipe: Recipe, slots: Sequence[Slot], o
     """Works the sweep off, and says how it ended."""
     from launcher.sweep.screen import Screen
     from launcher.sweep.slots import described
+    from launcher.sweep.view import counted_up
     from launcher.sweep.work import work_off
 
     folder = _shown(record.folder)
     where = described(slots, record.settings.processes)
-    print(f"{'sweep':<12} {record.settings.method}, {max(record.budgets)} trials, {where}; {folder}")
+    print(f"{'sweep':<12} {counted_up(record)}; {where}; {folder}")
     with Screen(record, space, options.quiet) as screen:
         outcome = work_off(record, space, recipe, slots, join=options.join, say=screen.say, show=screen.show)
         screen.show(record)

@@ -208,7 +208,7 @@ def opened(new: Sought, root: Path = Path("runs")) -> Record:
 
     Raises:
         UsageError: It holds something else, or another sweep; or what the sweep needs does not fit the disk.
-        RecipeError: A recipe that is no file calls what it could not as one in that folder.
+        RecipeError: A mapping names own code that it could not name as a file in that folder.
     """
     asked = new.asked
     place = absolute(root if asked.run_dir is None else asked.run_dir)
@@ -227,7 +227,7 @@ def opened(new: Sought, root: Path = Path("runs")) -> Record:
 
 
 def _created(new: Sought, folder: Path, choice: Choice) -> Record:
-    """The folder of a sweep whose recipe is no file: it becomes one there, if it reads the same as such."""
+    """The folder of a sweep whose recipe is a mapping: it becomes a file there, if it reads the same as such."""
     path = folder / "recipe.yaml"
     if path.exists():
         raise UsageError(f"--run-dir: {folder} holds {path.name}; name a new folder, or a sweep's to resume it")

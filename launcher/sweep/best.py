@@ -80,7 +80,7 @@ def _said_of(entry: Entry, count: int, record: Record) -> list[str]:
     spread = f" ± {number(entry.error)} over {seeds} seeds" if entry.error is not None else ""
     names = ", ".join(f"{trial.number:04}" for trial in entry.trials)
     value = f"{metric.name} {number(entry.value)}{spread} after {entry.step:,} steps"
-    which = f"{'the baseline' if entry.point == 0 else f'trial {names}'} of {record.folder}"
+    which = f"{'the baseline' if entry.point == 0 else f'trial {names}'} of {record.folder.resolve().name}"
     whole = "" if entry.rung == record.settings.last_rung else "; the sweep is not at its end"
     return [f"{value}, rank 1 of {count} points{whole}: {which}."]
 

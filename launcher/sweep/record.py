@@ -178,7 +178,7 @@ class Record:
     """
 
     def __init__(self, folder: Path):
-        self.folder = folder
+        self.folder = folder if folder.name not in ("", "..") else folder.resolve()  # a name that says something
         self.settings = read_settings(folder)
         self.trials: dict[int, Trial] = {}
         self.budgets = [self.settings.trials]

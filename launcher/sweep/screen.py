@@ -68,16 +68,17 @@ class Screen:
     def _tell(self, record: Record) -> None:
         """A line for each trial that has reached a rung since."""
         news = [trial for trial in record.trials.values() if trial.rung > self._told.get(trial.number, -1)]
-        places = {trial.number: entry.place for entry in ranked(record) for trial in entry.trials} if news else {}
+        entries = ranked(record) if news else []
+        whole = [entry for entry in entries if entry.place is not None and entry.is_whole]  # with all of its seeds
+        ranks = {trial.number: f", rank {entry.place} of {len(whole)}" for entry in whole for trial in entry.trials}
         for trial in sorted(news, key=lambda each: each.seen or 0.0):
             self._told[trial.number] = trial.rung
-            self.say(_line(record, trial, places.get(trial.number)))
+            self.say(_line(record, trial, ranks.get(trial.number, "")))
 
 
-def _line(record: Record, trial: Trial, place: int | None) -> str:
+def _line(record: Record, trial: Trial, rank: str) -> str:
     """What a trial has reached, in a line."""
     settings = record.settings
     figure = f"{settings.metric.name} {number(trial.values[trial.rung])}"
     state = "finished" if trial.result is not None else f"at rung {trial.rung + 1} of {settings.num_rungs}"
-    rank = f", rank {place} of {len(record.trials)}" if place is not None else ""
     return f"trial {trial.number:04} {state}: {figure}{rank}; step {trial.step:,}, {duration(trial.seconds)}"

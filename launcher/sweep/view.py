@@ -68,17 +68,21 @@ def _rows(entries: Sequence[Entry], most: int | None) -> Sequence[Entry]:
     return [entry for entry in entries if entry.point in chosen]
 
 
-def heads(record: Record, entries: Sequence[Entry], now: float | None = None) -> list[str]:
-    """How it stands, in two lines: counts of trials, the best so far, the time left."""
-    settings, trials = record.settings, record.trials.values()
-    states = [trial.state for trial in trials]
+def counted_up(record: Record) -> str:
+    """How it goes, and how many trials are in which state: `random, 8 trials: 2 finished, 6 to come`."""
+    states = [trial.state for trial in record.trials.values()]
     counts = [f"{states.count(state)} {state}" for state in _STATES if states.count(state)]
     ahead = record.budgets[-1] - len(states)
     counts += [f"{ahead} to come"] if ahead > 0 else []
+    return f"{record.settings.method}, {record.budgets[-1]} trials: {', '.join(counts)}"
+
+
+def heads(record: Record, entries: Sequence[Entry], now: float | None = None) -> list[str]:
+    """How it stands, in two lines: counts of trials, the best so far, the time left."""
+    settings = record.settings
     left = seconds_left(record, now)
     time_left = f"; about {duration(left)} left" if left else ""
-    how = f"{settings.method}, {record.budgets[-1]} trials"
-    first = f"{record.folder}: {how}: {', '.join(counts) or 'none begun'}{time_left}"
+    first = f"{record.folder}: {counted_up(record)}{time_left}"
     best = leader(entries)
     if best is None:
         return [first]
