@@ -198,7 +198,7 @@ def _go_on(folder: Path, options: argparse.Namespace) -> int:
 
     if stated := [name for name in _OF_THE_START if getattr(options, name) not in (None, [])]:
         flag = f"--{stated[0].replace('_', '-')}" if stated[0] != "overrides" else options.overrides[0]
-        raise UsageError(f"{options.recipe}: {flag}: this sweep was begun already and goes on as it was; leave it out")
+        raise UsageError(f"{options.recipe}: {flag}: this sweep was begun already and continues as it was; omit it")
     record = Record(folder)
     settings = record.settings
     work_in(settings.directory)

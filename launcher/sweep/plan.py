@@ -283,8 +283,8 @@ def _points(asked: Sweep, space: Space, method: str, is_inside: bool) -> int:
         assert there_are is not None
         if asked.trials is not None and asked.trials != there_are * repeats:
             raise UsageError(
-                f"--trials {asked.trials}: the grid has {there_are * repeats:,} runs with the baseline; leave --trials "
-                "out, or write --method random"
+                f"--trials {asked.trials}: the grid has {there_are * repeats:,} runs with the baseline; omit --trials, "
+                "or write --method random"
             )
         return there_are
     if asked.trials is None:
@@ -325,7 +325,7 @@ def _check_lengths(recipe: Recipe, space: Space) -> None:
     by_epochs = recipe.train.steps is None
     for dimension in space.dimensions:
         if dimension.key in _LENGTHS or (by_epochs and dimension.key in _EPOCHS):
-            remedy = "fix train.steps" if dimension.key in _EPOCHS else "leave it out"
+            remedy = "fix train.steps" if dimension.key in _EPOCHS else "omit it"
             raise UsageError(
                 f"--method halving: {dimension.key} decides how many steps a run has, and trials are compared after "
                 f"the same; {remedy}, or choose another method"

@@ -225,7 +225,7 @@ class Pool:
             self._lost += 1
             if self._lost >= _LOST_IN_A_ROW:
                 raise
-            self.say(f"{error}, and with it the trials that ran; they go on from their checkpoints")
+            self.say(f"{error}, and with it the trials that ran; they resume from their checkpoints")
             with self.record.locked():
                 self.record.append(
                     *(lines.released(number, str(error), _since(work)) for number, work in self.busy.items())

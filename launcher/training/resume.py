@@ -246,8 +246,8 @@ class Opening:
                 return None
             if not is_over or not weights.exists():
                 raise UsageError(
-                    f"{folder}: the checkpoints of this run were removed after step {run.step:,}: there is nothing to "
-                    "resume from; train in a new folder"
+                    f"{folder}: its checkpoints were removed after step {run.step:,}: there is nothing to resume from; "
+                    "train in a new folder"
                 )
         elif self.options.start is not None or not weights.exists():
             return None

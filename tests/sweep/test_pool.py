@@ -25,10 +25,12 @@ from worlds import Command
 
 import launcher
 from launcher.checkpoints import retention
+from launcher.cli.main import main
 from launcher.errors import LauncherError, RecipeError, UsageError
 from launcher.runs.folder import read_json
 from launcher.runs.tracking.tracking import read_metrics
 from launcher.sweep.begin import Asked, opened, sought
+from launcher.sweep.best import saved_place
 from launcher.sweep.halving import counted, is_complete
 from launcher.sweep.ranking import ranked
 from launcher.sweep.record import Record
@@ -84,6 +86,22 @@ def swept(
     record = opened(new)
     assert work_off(record, new.space, new.recipe, new.slots, starter=starter, **options) == ends
     return record
+
+
+def test_what_a_sweep_saved_is_its_best_trial_and_it_is_resumed_as_a_sweep(
+    tmp_path: Path, starter: Starter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = swept(asked(tmp_path, "random", trials=4), starter)
+    best = ranked(record)[0].trials[0].number
+    assert best != 0
+    assert saved_place(str(record.folder)) == record.folder_of(best)
+    assert main(["evaluate", str(record.folder), "--split", "validation", "--cpu"]) == 0
+    assert f"trials/{best:04}/model_weights.pth of tiny" in capsys.readouterr().out
+    assert main(["resume", str(record.folder)]) == 2
+    assert f"`launcher sweep {record.folder}` resumes it" in capsys.readouterr().err
+    other = next(number for number in record.trials if number != best)
+    assert main(["resume", str(record.folder_of(other))]) == 2
+    assert "its checkpoints were removed" in capsys.readouterr().err
 
 
 def command(wanted: Asked, *flags: str) -> Command:
