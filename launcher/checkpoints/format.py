@@ -31,6 +31,7 @@ from launcher.checkpoints.rows import Read, StoredTensor, stored_in, verify_rows
 from launcher.errors import LauncherError, UsageError
 from launcher.internals import storage_id
 from launcher.model.rows import Rows
+from launcher.text import size
 from launcher.world import faults
 from launcher.world.files import atomic_write
 
@@ -260,7 +261,7 @@ def save(folder: Path, snapshot: Snapshot, others: Others | None = None) -> Path
         if not isinstance(error, OSError):
             raise
         raise SaveError(
-            f"saving {target}: {error.strerror or error}; the checkpoints before it are intact, resume from them with "
+            f"saving {target}: {error.strerror or error}; what was saved before is intact, resume from it with "
             f"--run-dir {folder.parent}"
         ) from error
     return target
@@ -367,7 +368,7 @@ def check_space(folder: Path, needed: int) -> None:
     if free < needed + _OVERHEAD_BYTES:
         raise OSError(
             errno.ENOSPC,
-            f"{needed / 2**20:.1f} MiB are needed and {free / 2**20:.1f} MiB are free; make room",
+            f"{size(needed + _OVERHEAD_BYTES)} are needed and {size(free)} are free; make room",
         )
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from launcher.errors import LauncherError, Problem, RecipeError
 from launcher.recipe.component import Component, components_in
-from launcher.recipe.directory import directory
+from launcher.recipe.directory import directory, shortest
 from launcher.recipe.duration import Duration
 from launcher.recipe.expressions import Expression
 from launcher.recipe.places import Key, by_place, dotted
@@ -365,7 +365,8 @@ class Builder:
             return target(*args, **kwargs)
         except Exception as error:
             where, path = component.origin, dotted(component.path)
-            raise BuildError(printable(f"{where}: {path}: {component.target}: {told(error)}")) from error
+            words = f"{told(error)}{_found_beside(error, self.folder)}"
+            raise BuildError(printable(f"{where}: {path}: {component.target}: {words}")) from error
 
     def _annotated(
         self, component: Component, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -443,6 +444,14 @@ def _target_key(component: Component) -> str:
 def _known(value: Any) -> Any:
     """A value as far as it is known before anything is built."""
     return UNKNOWN if isinstance(value, Component | Expression) else value
+
+
+def _found_beside(error: Exception, folder: Path) -> str:
+    """What to say of a file that is missed in the working directory and lies beside the recipe."""
+    name = getattr(error, "filename", None)
+    if not isinstance(error, FileNotFoundError) or not isinstance(name, str) or not (folder / name).exists():
+        return ""
+    return f"; paths begin in the working directory, and beside the recipe there is {shortest(folder / name)}"
 
 
 def _inside(value: Any, step: str) -> Any:
