@@ -401,7 +401,7 @@ def test_from_python_it_gives_a_row_for_each_trial(tmp_path: Path) -> None:
         (1, 0.1, "finished", 20),
     ]
     assert sorted(row["rank"] for row in rows) == [1, 2]
-    with pytest.raises(UsageError, match="--budget 'much': is no time; write it as in '12 hours'"):
+    with pytest.raises(UsageError, match="--budget 'much' is no time; write it as in '12 hours'"):
         launcher.sweep(str(TINY), *words, budget="much")
 
 
