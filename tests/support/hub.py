@@ -95,7 +95,7 @@ class _Request(BaseHTTPRequestHandler):
         if isinstance(how, float):
             time.sleep(how)
         elif isinstance(how, int):
-            self._say(how, {"error": "told to fail"})
+            self._say(how, {"error": f"told to fail {self.headers.get('Authorization')}"})
         elif how == "reset":
             self.close_connection = True
             self.connection.close()
