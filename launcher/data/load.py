@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from launcher.data.batch_samplers import ArithmeticBatches
 from launcher.data.batch_steps import Batches, BatchSteps, ByArithmetic, ByCounting, steps_of
@@ -127,6 +128,7 @@ def load_data(
         RecipeError: An epoch would have no step, a global batch fewer samples than there are ranks, or a stream is
             asked for what it cannot do.
     """
+    fit_to_what_is_trained_on(builder, section, seed)
     opener = Opener(builder, section, world.size, trains)
     loaders = _Loaders(builder, section, evaluate, _reading(builder, section, world, seed, on_gpu), world, on_gpu)
     opened = opener.open(section.train, "data.train")
@@ -189,6 +191,7 @@ def load_evaluation(
     Raises:
         RecipeError: A stream is asked for what it cannot do.
     """
+    fit_to_what_is_trained_on(builder, section, seed)
     opener = Opener(builder, section, world.size, trains=False)
     loaders = _Loaders(builder, section, evaluate, _reading(builder, section, world, seed, on_gpu), world, on_gpu)
     evaluation_sets: dict[Part, EvaluationLoader] = {}
@@ -390,6 +393,25 @@ def fair_workers(world: World, on_gpu: bool) -> int:
     """Worker processes of one rank: its fair share of the CPUs, less what a CPU run computes with."""
     share = world.cpus
     return max(0, min(8, share - 1)) if on_gpu else (min(4, share // 2) if share > 2 else 0)
+
+
+def fit_to_what_is_trained_on(builder: Builder, section: schema.Data, seed: int) -> None:
+    """Has the training set compute what it computes of rows without those that are held back of it.
+
+    It does so as soon as it is built, whoever asks for it first: another set may take its scale from it.
+
+    Args:
+        builder: Builds the data sets, but has built none yet.
+        section: The recipe's `data`.
+        seed: The run's.
+    """
+    holdout = section.validation
+
+    def fit(dataset: Any) -> None:
+        if isinstance(holdout, str) and hasattr(dataset, "fit_rows"):
+            dataset.fit_rows(torch.from_numpy(_split(builder, dataset, holdout, seed)[0]))
+
+    builder.finish[section.train.path] = fit
 
 
 def _split(builder: Builder, dataset: Any, holdout: str, seed: int) -> tuple[Indices, Indices]:

@@ -113,6 +113,7 @@ class Builder:
         self.computed: dict[str, Any] = {}
         self.meant: dict[tuple[str | int, ...], Any] = {}  # what a reference means where it is not what was built
         self.adapted: dict[tuple[str | int, ...], Any] = {}  # models with an adapter around them
+        self.finish: dict[tuple[str | int, ...], Callable[[Any], None]] = {}  # what is done to a thing once it is built
         self._built: dict[tuple[str | int, ...], Any] = {}
         self._targets: dict[tuple[str, str, Path], Any] = {}
         self._trusted: dict[tuple[Path, Path], Trust] = {}
@@ -320,7 +321,9 @@ class Builder:
         if component.given is not None:
             return component.given
         if component.path not in self._built:
-            self._built[component.path] = self._build(component, handed)
+            built = self._build(component, handed)
+            self.finish.get(component.path, _left_alone)(built)
+            self._built[component.path] = built
         return self._built[component.path]
 
     def another(self) -> Builder:
@@ -431,6 +434,10 @@ class Builder:
 
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+def _left_alone(_: Any) -> None:
+    """As most things are when they are built."""
 
 
 def _positional(target: Any) -> list[str]:

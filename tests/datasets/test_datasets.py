@@ -280,7 +280,7 @@ def test_a_table_is_scaled_as_another(flowers: Path) -> None:
     features = table.tensors[0]
     torch.testing.assert_close(features.mean(0), torch.zeros(3))
     torch.testing.assert_close(features.std(0, correction=0), torch.ones(3))
-    other = Table(flowers, target="kind", scale=table.scale)  # type: ignore[arg-type]  # there is one
+    other = Table(flowers, target="kind", scale=table.scaling)  # type: ignore[arg-type]  # there is one
     assert torch.equal(other.tensors[0], features)
 
 
