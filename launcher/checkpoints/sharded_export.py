@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from launcher.checkpoints.compare import Batch, agreed, apart, outputs
 from launcher.checkpoints.saved_run import Saved, evaluated_on, fill
@@ -14,6 +16,7 @@ from launcher.checkpoints.weights import stored_weights
 from launcher.data.transfer import moved
 from launcher.device.device import open_device, use_cpu
 from launcher.model.build import build_model
+from launcher.model.sharding import Shards
 from launcher.recipe.build import Builder
 from launcher.world.files import atomic_write
 from launcher.world.world import World
@@ -51,7 +54,12 @@ def export_sharded(saved: Saved, target: Path, builder: Builder, batch: Batch, w
             written = Path(coordinator.from_first(lambda: str(part)))
             save_streamed(written, weights, shards.mesh)
             coordinator.from_first(lambda: None)  # until it is there
-            state = stored_weights(written)
-            shards.load_module(module, {**{name: state[kept] for name, kept in tied(weights).items()}, **state})
+            _read_back(shards, module, written, tied(weights))
             found = torch.tensor([apart(before, outputs(module, batch))], dtype=torch.float64)
             return agreed(float(coordinator.max(found).result()))
+
+
+def _read_back(shards: Shards, module: nn.Module, path: Path, second: Mapping[str, str]) -> None:
+    """Takes this process's rows of a file, which is mapped no longer than that; of tied tensors it may have one."""
+    state = stored_weights(path)
+    shards.load_module(module, {**{name: state[kept] for name, kept in second.items()}, **state})

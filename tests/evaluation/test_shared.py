@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from memory import peak_of
+from memory import give_back, peak_of
 from places import SUPPORT
 from tiers import rounds
 from worlds import Command, Trained, free_port, in_world, train
@@ -47,7 +47,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 def source(run: Trained, kind: str) -> str:
     """What the run has saved: its final weights, or its last checkpoint, in rows."""
-    return str(run.folder if kind == "weights" else run.folder / "checkpoints" / "step-00000010")
+    return str(run.folder if kind == "weights" else max((run.folder / "checkpoints").iterdir()))
 
 
 # ---------------------------------------------------------------------- evaluate
@@ -192,12 +192,10 @@ def test_what_was_not_sharded_is_not_exported_together(tmp_path: Path, first_of_
     assert said.startswith("model_weights.pth: the run's device.sharding is none, there is nothing to share; start one")
 
 
-@pytest.mark.parametrize("command", ["evaluate", "predict"])
+@rounds("command", plain=["predict"], long=["evaluate"])
 def test_an_error_of_one_ends_all(run: Trained, tmp_path: Path, command: str) -> None:
     wrong = "data.test={_target_: 'sharded.py:Holed', size: 12, hole: 7}"
-    one = "--split" if command == "evaluate" else "--data"
-    words = (command, str(run.folder), wrong, one, "test", "--cpu", "--processes", "2")
-    done = Command(tmp_path, *words).wait()
+    done = Command(tmp_path, command, str(run.folder), wrong, "--cpu", "--processes", "2").wait()
     assert (done.code, done.left) == (1, []), done.screen
     assert done.report.startswith("launcher: rank 1 of 2"), done.screen
     assert "sharded.py" in done.report
@@ -206,6 +204,7 @@ def test_an_error_of_one_ends_all(run: Trained, tmp_path: Path, command: str) ->
     assert not (tmp_path / "outputs.jsonl").exists()
 
 
+@pytest.mark.long
 def test_machines_meet_as_they_do_to_train(run: Trained, tmp_path: Path) -> None:
     words = ("evaluate", str(run.folder), "--json", "--cpu", "--nodes", "2", "--master", f"127.0.0.1:{free_port()}")
     first, other = (Command(tmp_path, *words, "--node-rank", str(number)) for number in range(2))
@@ -233,22 +232,28 @@ def peak_here(small: str, large: str, *words: str) -> int:
         code, _, errors = told(words[0], saved, *(word.replace("NAME", name) for word in words[1:]), "--cpu")
         assert code == 0, errors
 
+    give_back()
     done(small, "small")  # imports
     return peak_of(lambda: done(large, "large"))
 
 
-@rounds("size, width", plain=[(4, 320)], long=[(2, 640), (4, 1024)])
-def test_no_rank_holds_a_whole_copy(tmp_path: Path, size: int, width: int) -> None:
+WORK = {"evaluate": ("--split", "test"), "export": ("--to", "NAME.pth")}
+EACH = [(command, kind) for command in WORK for kind in ("weights", "checkpoint")]
+
+
+@rounds("size, width, work", plain=[(4, 320, EACH[::3])], long=[(2, 640, EACH), (4, 1024, EACH)])
+def test_no_rank_holds_a_whole_copy(tmp_path: Path, size: int, width: int, work: list[tuple[str, str]]) -> None:
     small, large = (
         train(tmp_path / str(each), *blocks_of(each), size=2, recipe=RECIPE, remove=("train.ema",))
-        for each in (8, width)
+        for each in (10, width)
     )
     total = sum(weight.nbytes for name, weight in large.weights.items() if name != "head.weight")
-    checkpoint = next((large.folder / "checkpoints").iterdir())
-    assert "rows" in checkpoints.verify(checkpoint).manifest
-    for saved in (large.folder, checkpoint):
-        for words in (("evaluate", "--split", "test"), ("export", "--to", str(tmp_path / "NAME.pth"))):
-            for peak in in_world(size, peak_here, str(small.folder), str(saved), *words):
-                print(saved.name, words[0], peak / total)
-            for name in ("small", "large"):
-                (tmp_path / f"{name}.pth").unlink(missing_ok=True)
+    for command, kind in work:
+        words = [word.replace("NAME", str(tmp_path / f"NAME-{kind}")) for word in WORK[command]]
+        # its rows, as many that are mapped of a file, or the blocks that are put together
+        for peak in in_world(size, peak_here, source(small, kind), source(large, kind), command, *words):
+            assert total / size < peak < total
+
+
+def test_a_checkpoint_that_processes_have_written_is_in_rows(run: Trained) -> None:
+    assert "rows" in checkpoints.verify(Path(source(run, "checkpoint"))).manifest

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 from collections.abc import Callable
 from pathlib import Path
+
+_MMAP_THRESHOLD = -3  # as malloc.h has it
+
+
+def give_back() -> None:
+    """Has what is freed from now on given back to the system at once: else holes count as memory that is used."""
+    ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 2**16)
 
 
 def peak_of(work: Callable[[], object]) -> int:
