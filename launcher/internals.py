@@ -582,3 +582,37 @@ def truncated_normal_through(handler: Callable[..., Any]) -> Iterator[None]:
     finally:
         if own is not None:
             setattr(init, name, own)
+
+
+@contextmanager
+def safetensors_through(handler: Callable[..., Any]) -> Iterator[None]:
+    """Has a function open safetensors files, given what `safetensors.safe_open` is given, in every module that has it.
+
+    Weights are read one by one meanwhile: transformers' threads would do it unseen. Modules take that name when they
+    are imported, so it is looked for in all of them, again in the end; one that has it by another name opens as ever.
+    """
+    import os
+
+    try:
+        from safetensors import safe_open
+    except ImportError:  # nobody opens any
+        yield
+        return
+
+    def exchange(own: Any, other: Any) -> None:
+        for module in list(sys.modules.values()):
+            if getattr(module, "__dict__", {}).get("safe_open") is own:
+                module.safe_open = other  # type: ignore[attr-defined]  # as it has been
+
+    name = "HF_DEACTIVATE_ASYNC_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    exchange(safe_open, handler)
+    try:
+        yield
+    finally:
+        exchange(handler, safe_open)
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

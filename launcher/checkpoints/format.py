@@ -27,10 +27,10 @@ import numpy as np
 import torch
 
 from launcher.checkpoints.rows import DamagedError as DamagedError
-from launcher.checkpoints.rows import Read, StoredTensor, stored_in, verify_rows, with_stored
+from launcher.checkpoints.rows import StoredTensor, stored_in, verify_rows, with_stored
 from launcher.errors import LauncherError, UsageError
 from launcher.internals import storage_id
-from launcher.model.rows import Rows
+from launcher.model.rows import Read, Rows
 from launcher.world import faults
 from launcher.world.files import atomic_write
 
@@ -70,7 +70,12 @@ class Checkpoint:
 
     def evaluated(self) -> dict[str, Any]:
         """The unwrapped state_dict to evaluate and to hand on, on the CPU: mostly the same."""
-        return self._whole(EVALUATED if EVALUATED in self.manifest["files"] else WEIGHTS)
+        return self._whole(self.of_evaluation)
+
+    @property
+    def of_evaluation(self) -> str:
+        """The file that those are in."""
+        return EVALUATED if EVALUATED in self.manifest["files"] else WEIGHTS
 
     def training(self) -> dict[str, Any]:
         """Optimizer, schedule and the rest, on the CPU."""

@@ -482,6 +482,11 @@ class Save(Section):
         None, description="At the end, also the mean of the weights of this many last checkpoints."
     )
     final: Literal["last", "best"] = Field("last", description="Which weights become model_weights.pth.")
+    format: Literal["pth", "safetensors"] = Field(
+        "pth",
+        description="What final weights are written as: model_weights.pth, or model.safetensors, in several files with "
+        "an index where they are larger than 5 GB.",
+    )
     pretrained: bool | None = Field(
         None,
         description="At the end, also a folder that from_pretrained loads; null: where the model can be loaded so.",

@@ -7,10 +7,9 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from launcher.runs.folder import AVERAGES, weights_files
 from launcher.sweep.halving import Cohort, counted
 from launcher.sweep.record import Record
-
-_WEIGHTS = "model_weights*.pth"
 
 
 def tidy(record: Record) -> None:
@@ -54,8 +53,7 @@ def room_needed(record: Record, trial: int) -> tuple[int, int]:
     """
     settings = record.settings
     folder = record.folder_of(trial)
-    files = [path for part in ("checkpoints", _WEIGHTS) for path in folder.glob(part)]
-    each = sum(_size(path) for path in files)
+    each = sum(_size(path) for path in (folder / "checkpoints", *_weights(folder)))
     keeping = settings.keep == "all" or settings.num_rungs > 1
     others = record.budgets[-1] - len(record.trials) if keeping else settings.slots * settings.repeats
     return each * max(0, others), shutil.disk_usage(record.folder).free
@@ -68,9 +66,13 @@ def _size(path: Path) -> int:
 
 def _forget(folder: Path) -> None:
     """Takes away all that weighs something, of which the figures are no part."""
-    for path in (*folder.glob(_WEIGHTS), *_inside(folder / "checkpoints")):
+    for path in (*_weights(folder), *_inside(folder / "checkpoints")):
         with suppress(OSError):  # another participant does the same
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _weights(folder: Path) -> list[Path]:
+    return [path for average in ("", *AVERAGES) for path in weights_files(folder, average)]
 
 
 def _inside(folder: Path) -> Iterable[Path]:

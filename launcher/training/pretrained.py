@@ -17,6 +17,7 @@ from launcher.checkpoints.pretrained import FOLDER, holding, is_loadable, save_f
 from launcher.data.transfer import moved
 from launcher.evaluation.modes import evaluating, own_randomness
 from launcher.model.adapt import Built, built_anew
+from launcher.model.bfloat16 import hold_in_bfloat16
 from launcher.model.kinds import class_of
 from launcher.recipe.build import Builder
 from launcher.recipe.schema import Recipe
@@ -74,7 +75,9 @@ class Pretrained:
         state = self.state
         if state.shards is not None:
             whole = fresh()
-            whole.module.load_state_dict(weights)
+            if self.recipe.device.precision == "bf16-true":
+                hold_in_bfloat16(self.builder, whole.module)
+            whole.load_state_dict(weights)
             whole.module.eval()
             yield whole
             return

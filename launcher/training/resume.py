@@ -236,6 +236,7 @@ class Opening:
         is_over = runs.read_json(folder / runs.STATUS_FILE).get("state") == "finished"
         total = self.length.total_steps
         longer = total is not None and step < total and self.options.allow_changes
-        if not is_over or longer or self.options.start is not None or not (folder / runs.WEIGHTS_FILE).exists():
+        weights = runs.weights_of(folder)
+        if not is_over or longer or self.options.start is not None or weights is None:
             return None
-        return f"{folder}: this run is finished, after {step:,} steps; its weights are in {folder / runs.WEIGHTS_FILE}"
+        return f"{folder}: this run is finished, after {step:,} steps; its weights are in {weights}"
