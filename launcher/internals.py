@@ -616,3 +616,23 @@ def safetensors_through(handler: Callable[..., Any]) -> Iterator[None]:
             del os.environ[name]
         else:
             os.environ[name] = before
+
+
+def of_the_same_versions(state: Any, other: Any) -> Any:
+    """A state_dict with the versions of modules that another has, by which they read what an older torch wrote.
+
+    Where there are none, a state is read as one without.
+    """
+    versions = getattr(other, "_metadata", None)
+    if versions is not None:
+        state._metadata = versions
+    return state
+
+
+def place_in_archive(storage: torch.UntypedStorage) -> int | None:
+    """Where in a file stands what a storage is of that `torch.load` has made without memory.
+
+    torch documents the attribute in its notes on serialization. None where there is none: the file is read whole.
+    """
+    place: int | None = getattr(storage, "_checkpoint_offset", None)
+    return place

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,7 +16,7 @@ from launcher.errors import LauncherError, UsageError
 from launcher.model.adapt import Built
 from launcher.model.build import Start
 from launcher.model.rows import Converted, shape_of
-from launcher.model.tensor_files import is_safetensors, stored_tensors
+from launcher.model.tensor_files import archived_tensors, is_safetensors, stored_tensors
 from launcher.recipe.inputs import unreadable
 from launcher.runs import folder as runs
 from launcher.text import size
@@ -60,7 +59,7 @@ def start_from(model: Built, by_rows: bool, path: Path) -> Start:
     rest = "".join(f"; {what}: {_some(names)}" for what, names in strange.items() if names)
     step = f", step {source.step:,}" if isinstance(source, Checkpoint) else ""
     weights = {name: _as_own(value, own[name]) for name, value in fitting.items()} if by_rows else fitting
-    how = _how_read(source) if by_rows else ""
+    how = _how_read(source, weights) if by_rows else ""
     return Start(weights, f"started from {path}{step}: {len(fitting)} of {len(own)} tensors{rest}{how}")
 
 
@@ -70,8 +69,8 @@ def _as_own(value: Any, own: Any) -> Any:
     return Converted(value, own.dtype) if is_other else value
 
 
-def _how_read(source: Path | Checkpoint) -> str:
-    if isinstance(source, Path) and not _is_by_rows(source):
+def _how_read(source: Path | Checkpoint, weights: Mapping[str, Any]) -> str:
+    if isinstance(source, Path) and any(isinstance(value, torch.Tensor) for value in weights.values()):
         return f"; each process reads the whole file, {size(source.stat().st_size)}: only a zip archive is read by rows"
     return "; each process reads its rows"
 
@@ -121,7 +120,7 @@ _EXTRA = "_extra_state"  # behind the names of what modules give by `get_extra_s
 
 
 def _is_weight(name: Any, value: Any) -> bool:
-    return isinstance(value, torch.Tensor) or str(name).rpartition(".")[2] == _EXTRA
+    return shape_of(value) is not None or str(name).rpartition(".")[2] == _EXTRA
 
 
 def read_weights(source: Path | Checkpoint) -> Mapping[str, Any]:
@@ -137,11 +136,11 @@ def read_weights(source: Path | Checkpoint) -> Mapping[str, Any]:
             made: dict[int, torch.Tensor] = {}
             stored = stored_tensors(source)
             return {name: made.setdefault(id(value), value.whole()) for name, value in stored.items()}
-        return _torchs(source, mmap=False)
+        return _checked(torch.load(source, map_location="cpu", weights_only=True))
 
 
 def in_files(source: Path | Checkpoint) -> Mapping[str, Any]:
-    """The same of tensors that stay where they are, and of which rows are read.
+    """The same of tensors that stay where they are, and of which rows are read; where that cannot be, of whole ones.
 
     Raises:
         LauncherError: As above.
@@ -149,11 +148,11 @@ def in_files(source: Path | Checkpoint) -> Mapping[str, Any]:
     if isinstance(source, Checkpoint):
         return source.lazily(source.of_evaluation)
     with _reading(source):
-        return stored_tensors(source) if is_safetensors(source) else _torchs(source, mmap=_is_by_rows(source))
-
-
-def _is_by_rows(source: Path) -> bool:
-    return is_safetensors(source) or zipfile.is_zipfile(source)
+        if is_safetensors(source):
+            return stored_tensors(source)
+        with suppress(ValueError, ImportError):  # not a file of which that can be
+            return _checked(archived_tensors(source, map_location="cpu", weights_only=True))
+    return read_weights(source)
 
 
 @contextmanager
@@ -164,8 +163,7 @@ def _reading(source: Path) -> Iterator[None]:
         raise LauncherError(f"{source} cannot be read: {error}") from error
 
 
-def _torchs(source: Path, *, mmap: bool) -> Mapping[str, Any]:
-    state = torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
+def _checked(state: Any) -> Mapping[str, Any]:
     if not isinstance(state, Mapping) or not all(_is_weight(*entry) for entry in state.items()):
         raise TypeError("it holds more than a state_dict of tensors")
     return state

@@ -79,35 +79,6 @@ def whole_of(source: Any) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class Mapped:
-    """A tensor whose memory is a file, which is read where it is touched.
-
-    Attributes:
-        tensor: It.
-    """
-
-    tensor: torch.Tensor
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its shape."""
-        return tuple(self.tensor.shape)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of its numbers."""
-        return self.tensor.dtype
-
-    def rows(self, first: int, stop: int) -> torch.Tensor:
-        """Some of them."""
-        return self.tensor[first:stop].clone(memory_format=torch.contiguous_format)
-
-    def whole(self) -> torch.Tensor:
-        """All of it."""
-        return self.tensor.clone(memory_format=torch.contiguous_format)
-
-
-@dataclass(frozen=True)
 class Converted:
     """A tensor, or one in a file, as it is in another type.
 

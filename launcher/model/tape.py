@@ -10,16 +10,12 @@ What the tape does not know of is not done without it: then the model is built w
 from __future__ import annotations
 
 import gc
-import os
 import threading
 import warnings
 import weakref
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -27,8 +23,8 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from launcher import internals
-from launcher.model.rows import Converted, Mapped, Stored
-from launcher.model.tensor_files import DTYPES, FileTensor, tensor_file
+from launcher.model.left_files import files_left
+from launcher.model.rows import Converted, Stored
 
 _UNWRITTEN = {"empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided"}
 _WHOLLY = {"normal_", "uniform_", "zero_", "fill_", "copy_", "random_", "exponential_", "log_normal_", "trunc_normal_"}
@@ -197,27 +193,6 @@ class Tape:
         """
         self.refused = self.refused or why
         raise UnrecordedError(why)
-
-    def load(self, own: Callable[..., Any], path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Does what `torch.load` does, with tensors that stay in the file where it is a zip archive."""
-        named = isinstance(path, str | os.PathLike) and zipfile.is_zipfile(path)
-        if torch.device(kwargs.get("map_location") or "cpu").type != "cpu" or args or not named:
-            self.refuse("reads weights from a file in a way of its own")
-        state = internals.plainly(lambda: own(path, **{**kwargs, "mmap": True}))
-        made: dict[Any, torch.Tensor] = {}
-
-        def read(leaf: Any) -> Any:
-            if not isinstance(leaf, torch.Tensor):
-                return leaf
-            key = (leaf.data_ptr(), leaf.shape, leaf.stride(), leaf.dtype)
-            if key not in made:
-                made[key] = self.read(Mapped(internals.plainly(leaf.detach)))
-            return made[key]
-
-        result = internals.tree_map(read, state)
-        if hasattr(state, "_metadata"):
-            result._metadata = state._metadata  # by which modules know a state of an older torch
-        return result
 
     def read(self, stored: Stored) -> torch.Tensor:
         """Writes down that a tensor is read from a file; gives one without memory.
@@ -554,8 +529,7 @@ def _recording(tape: Tape) -> Iterator[None]:
             mode(allow_non_fake_inputs=True),
             internals.operations_through(tape),
             internals.truncated_normal_through(tape.truncated_normal),
-            internals.safetensors_through(partial(OpenedFile, tape)),
-            _loading_through(tape),
+            files_left(tape),
             _data_put_in(),
         ):
             yield
@@ -576,16 +550,6 @@ def _data_put_in() -> Iterator[None]:
         yield
     finally:
         torch.utils.swap_tensors = own
-
-
-@contextmanager
-def _loading_through(tape: Tape) -> Iterator[None]:
-    own = torch.load
-    torch.load = partial(tape.load, own)
-    try:
-        yield
-    finally:
-        torch.load = own
 
 
 def record(build: Callable[[], Any], module_of: Callable[[Any], nn.Module]) -> tuple[Any, Recording]:
@@ -716,73 +680,3 @@ def _in_file(tape: Tape, place: Place) -> tuple[Stored, Sequence[Operation]] | N
 
 def _reads(operation: Operation, origin: Any) -> bool:
     return isinstance(operation.function, _Reading) and bool(operation.results == origin)
-
-
-# ---------------------------------------------------------------------- files that a constructor reads
-
-
-class OpenedFile:
-    """A safetensors file as `safetensors.safe_open` opens it, of tensors without memory.
-
-    Args:
-        tape: Where reading is written down.
-        filename: The file.
-        framework: Must be torch.
-        device: Must be a CPU.
-        **options: How it is read, which is not asked here.
-    """
-
-    def __init__(self, tape: Tape, filename: Any, framework: str = "pt", device: Any = "cpu", **options: Any):
-        if framework not in ("pt", "torch", "pytorch") or torch.device(device).type != "cpu":
-            tape.refuse(f"reads weights to {framework}, {device}")
-        self._tape = tape
-        try:
-            self._file = tensor_file(Path(filename))
-        except ValueError as error:
-            tape.refuse(f"reads {filename}: {error}")
-
-    def __enter__(self) -> OpenedFile:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        pass
-
-    def keys(self) -> list[str]:
-        """The names of the tensors."""
-        return sorted(self._file.tensors)
-
-    def offset_keys(self) -> list[str]:
-        """In the order of the file."""
-        return sorted(self._file.tensors, key=lambda name: self._file.tensors[name].offset)
-
-    def metadata(self) -> dict[str, str]:
-        """What else stands in its header."""
-        return dict(self._file.metadata)
-
-    def get_tensor(self, name: str) -> torch.Tensor:
-        """One of them."""
-        return self._tape.read(self._file.tensors[name])
-
-    def get_tensors(self) -> dict[str, torch.Tensor]:
-        """All of them."""
-        return {name: self.get_tensor(name) for name in self.keys()}
-
-    def get_slice(self, name: str) -> _Slice:
-        """One of them, that is read when it is cut."""
-        return _Slice(self._tape, self._file.tensors[name])
-
-
-@dataclass(frozen=True)
-class _Slice:
-    tape: Tape
-    stored: FileTensor
-
-    def get_shape(self) -> list[int]:
-        return list(self.stored.shape)
-
-    def get_dtype(self) -> str:
-        return next(name for name, dtype in DTYPES.items() if dtype == self.stored.dtype)
-
-    def __getitem__(self, key: Any) -> torch.Tensor:
-        tensor = self.tape.read(self.stored)
-        return tensor if key is Ellipsis else tensor[key]

@@ -1,19 +1,22 @@
-"""3: model. Tensors in safetensors files, of which each process reads the rows that it needs.
+"""3: model. Tensors in files, of which each process reads the rows that it needs: safetensors, and what torch writes.
 
-The format is a length, a header in JSON that says where which tensor stands, and the tensors as raw bytes: so rows are
-read without the rest, and without the package.
+The first is a length, a header in JSON that says where which tensor stands, and the tensors as raw bytes: so rows are
+read without the rest, and without the package. Of the second, torch says where in the archive a tensor stands.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import sys
+import zipfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from launcher import internals
 from launcher.model.rows import Read
 
 SUFFIX, INDEX_SUFFIX = ".safetensors", ".safetensors.index.json"
@@ -191,3 +194,39 @@ def stored_tensors(path: Path, read: Read | None = None) -> dict[str, FileTensor
         tied.update({name: kept for name, kept in said.items() if isinstance(kept, str)})
     missing = {name: found[kept] for name, kept in tied.items() if kept in found and name not in found}
     return {**found, **missing}
+
+
+def archived_tensors(path: Path, load: Callable[..., Any] = torch.load, **options: Any) -> Any:
+    """What `torch.load` gives of a file, with tensors that stay there.
+
+    Args:
+        path: The file.
+        load: `torch.load` itself.
+        **options: Of it.
+
+    Raises:
+        ValueError: It is no zip archive of this machine's byte order, or has tensors with gaps.
+        Exception: Whatever `torch.load` says of it.
+    """
+    if not zipfile.is_zipfile(path):
+        raise ValueError("it is no zip archive")
+    with zipfile.ZipFile(path) as archive:
+        orders = [archive.read(name) for name in archive.namelist() if name.endswith("/byteorder")]
+    if orders != [sys.byteorder.encode()]:
+        raise ValueError("it is of another byte order, or does not say of which")
+    mode, _ = internals.fake_tensors()
+    with mode():
+        state = load(path, **options)
+    made: dict[Any, FileTensor] = {}
+
+    def stored(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        place = internals.place_in_archive(leaf.untyped_storage())
+        if place is None or leaf.layout != torch.strided or not leaf.is_contiguous():
+            raise ValueError("it has tensors with gaps")
+        offset = place + int(leaf.storage_offset()) * leaf.dtype.itemsize
+        given = FileTensor(path, "", offset, tuple(leaf.shape), leaf.dtype)
+        return made.setdefault((offset, given.shape, given.dtype), given)
+
+    return internals.of_the_same_versions(internals.tree_map(stored, state), state)

@@ -16,7 +16,6 @@ from launcher.checkpoints.streamed import save_streamed
 from launcher.checkpoints.weights import find_weights, in_files
 from launcher.evaluation.modes import has_modes
 from launcher.evaluation.predictions import missing_for, write_predictions
-from launcher.model.rows import whole_of
 from launcher.model.sharding import Mesh, ShardedPart, Shards, sharded_parts
 from launcher.runs import folder as runs
 from launcher.runs.report.predictions import PREDICTIONS_FILE
@@ -254,8 +253,7 @@ def _save_sharded_at_end(state: TrainState, session: Session, outcome: str, step
 
     def ended() -> None:
         if outcome == "finished" and session.pretrained is not None:
-            final = in_files(find_weights(session.folder))
-            _save_pretrained(session, {name: whole_of(value) for name, value in final.items()})
+            _save_pretrained(session, in_files(find_weights(session.folder)))
         if outcome == "finished" and (last := saving.section.average_last) is not None:
             _save_final(session, _mean_of_last(session, last), "mean")
         session.record.end(outcome, step, made)

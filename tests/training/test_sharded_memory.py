@@ -147,15 +147,13 @@ def saved(saving: SavingTogether, step: int) -> None:
 def test_no_process_holds_a_whole_copy(tmp_path: Path, size: int, width: int) -> None:
     layer = (width + 1) * width * 4
     weights = LAYERS * layer
-    share, little = weights / size, 2 * layer + 4 * 2**20
+    share, little = weights / size, 3 * layer + 4 * 2**20
     for rank, (peaks, read) in enumerate(in_world(size, used_here, str(tmp_path), width, timeout=400)):
-        print(rank, {what: round(value / 2**20, 1) for what, value in peaks.items()}, read / 2**20)
         assert peaks["build"] < share + little
-        for source in SOURCES:
-            assert peaks[f"start from {source}"] < 2 * share + little
+        assert all(peaks[f"start from {source}"] < share + little for source in SOURCES)
         assert peaks["save"] < little
         assert peaks["save beside training"] < 3 * share + little  # a copy of its rows, and of what is kept beside them
-        assert peaks["gather pth"] < 2 * layer + little
-        assert peaks["gather safetensors"] < 2 * layer + little
+        at_the_end = little + layer + 16 * 2**20 if rank == 0 else little  # a tensor, and what brings it
+        assert max(peaks["gather pth"], peaks["gather safetensors"]) < at_the_end
         assert peaks["resume"] < 3 * share + little
         assert 3 * share <= read <= 1.05 * 3 * share

@@ -153,15 +153,9 @@ def test_another_base_is_found_where_it_is_sharded(tmp_path: Path, first: Path) 
 
 
 def test_an_adapter_of_another_type_than_its_base_is_sharded_apart(tmp_path: Path) -> None:
-    half = (
-        LORA,
-        "model.dtype=bfloat16",
-        "optimizer={_target_: AdamW, lr: 0.01}",
-        "evaluate.metrics={}",
-        "train.steps=6",
-    )
-    half = (*half, "save.pretrained=false")
-    one, two = (trained(tmp_path / f"{size}", *half, size=size) for size in (1, 2))
+    half = ("model.dtype=bfloat16", "evaluate.metrics={}", "save.pretrained=false", "train.steps=6")
+    adapted = (LORA, "optimizer={_target_: AdamW, lr: 0.01}", *half)
+    one, two = (trained(tmp_path / f"{size}", *adapted, size=size) for size in (1, 2))
     assert {value.dtype for name, value in two.weights.items() if "lora_" in name} == {torch.float32}
     assert two.column("loss") == pytest.approx(one.column("loss"), rel=1e-2)
     assert two.column("loss")[-1] < two.column("loss")[0]
