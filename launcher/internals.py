@@ -622,3 +622,57 @@ def truncated_normal_through(handler: Callable[..., Any]) -> Iterator[None]:
     finally:
         if own is not None:
             setattr(init, name, own)
+
+
+@contextmanager
+def safetensors_through(handler: Callable[..., Any]) -> Iterator[None]:
+    """Has a function open safetensors files, given what `safetensors.safe_open` is given, in every module that has it.
+
+    Weights are read one by one meanwhile: transformers' threads would do it unseen. Modules take that name when they
+    are imported, so it is looked for in all of them, again in the end; one that has it by another name opens as ever.
+    """
+    import os
+
+    try:
+        from safetensors import safe_open
+    except ImportError:  # nobody opens any
+        yield
+        return
+
+    def exchange(own: Any, other: Any) -> None:
+        for module in list(sys.modules.values()):
+            if getattr(module, "__dict__", {}).get("safe_open") is own:
+                module.safe_open = other  # type: ignore[attr-defined]  # as it has been
+
+    name = "HF_DEACTIVATE_ASYNC_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    exchange(safe_open, handler)
+    try:
+        yield
+    finally:
+        exchange(handler, safe_open)
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def of_the_same_versions(state: Any, other: Any) -> Any:
+    """A state_dict with the versions of modules that another has, by which they read what an older torch wrote.
+
+    Where there are none, a state is read as one without.
+    """
+    versions = getattr(other, "_metadata", None)
+    if versions is not None:
+        state._metadata = versions
+    return state
+
+
+def place_in_archive(storage: torch.UntypedStorage) -> int | None:
+    """Where in a file stands what a storage is of that `torch.load` has made without memory.
+
+    torch documents the attribute in its notes on serialization. None where there is none: the file is read whole.
+    """
+    place: int | None = getattr(storage, "_checkpoint_offset", None)
+    return place

@@ -27,10 +27,10 @@ import numpy as np
 import torch
 
 from launcher.checkpoints.rows import DamagedError as DamagedError
-from launcher.checkpoints.rows import Read, StoredTensor, stored_in, verify_rows, with_stored
+from launcher.checkpoints.rows import StoredTensor, stored_in, verify_rows, with_stored
 from launcher.errors import LauncherError, UsageError
 from launcher.internals import storage_id
-from launcher.model.rows import Rows
+from launcher.model.rows import Read, Rows
 from launcher.text import size
 from launcher.world import faults
 from launcher.world.files import atomic_write

@@ -13,7 +13,7 @@ from torch import nn
 
 from launcher.checkpoints import format as checkpoints
 from launcher.checkpoints.compare import Batch, distance, tensors
-from launcher.checkpoints.streamed import check_holds
+from launcher.checkpoints.safe_files import check_holds
 from launcher.errors import LauncherError
 from launcher.internals import tree_map
 from launcher.model.adapt import Built

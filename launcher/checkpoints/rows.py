@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from launcher.errors import LauncherError
-from launcher.model.rows import Rows
+from launcher.model.rows import Read, Rows, bytes_of
 from launcher.world import faults
 
 MARK = "_rows_"  # in a state that torch.save writes: here belongs the tensor of this name
@@ -134,11 +134,6 @@ def _rows_proven_at_once(count: int, each: int) -> int:
     return max(1, -(-_PROVEN_BYTES // max(1, each)), -(-count // _PROOFS))
 
 
-def bytes_of(tensor: torch.Tensor) -> memoryview:
-    """The memory of a tensor's numbers, on the host."""
-    return memoryview(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
-
-
 # ---------------------------------------------------------------------- reading
 
 
@@ -152,13 +147,6 @@ class _Piece:
     offset: int
     at_once: int
     sha256: tuple[str, ...]
-
-
-@dataclass
-class Read:
-    """How many bytes were read of files of rows."""
-
-    num_bytes: int = 0
 
 
 @dataclass(frozen=True)

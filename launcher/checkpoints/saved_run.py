@@ -58,7 +58,7 @@ class Saved:
         if isinstance(self.source, Checkpoint):
             return self.source.step, round(float(self.source.manifest["epoch"]), 6)
         status = runs.read_json(self.source.parent / runs.STATUS_FILE)
-        is_final = self.source.name in (runs.WEIGHTS_FILE, *runs.AVERAGED_FILES.values())
+        is_final = any(self._is_final(average) for average in ("", *runs.AVERAGES))
         entry = status.get("weights", {}) if is_final else {}
         return int(entry.get("step", 0)), float(entry.get("epoch", 0.0))
 
@@ -75,9 +75,13 @@ class Saved:
         if isinstance(self.source, Checkpoint):
             average = self.source.lazily(TRAINING).get("average")
             return average["parameters"] if average else None
-        beside = [self.source.with_name(runs.AVERAGED_FILES[kind]) for kind in ("ema", "swa")]
-        there = next((path for path in beside if path.exists()), None)
-        return stored_weights(there) if self.source.name == runs.WEIGHTS_FILE and there is not None else None
+        beside = [runs.weights_of(self.source.parent, kind) for kind in ("ema", "swa")] if self._is_final() else []
+        there = next((path for path in beside if path is not None), None)
+        return stored_weights(there) if there is not None else None
+
+    def _is_final(self, average: str = "") -> bool:
+        """Whether these are final weights of a run, or an average of them."""
+        return isinstance(self.source, Path) and self.source in runs.weights_files(self.source.parent, average)
 
     def readings(self) -> Mapping[str, Any]:
         """What each loss is a mean over, as the run found it; empty where no checkpoint is beside these weights."""
@@ -105,7 +109,7 @@ class Saved:
         """The checkpoint that these weights are of."""
         if isinstance(self.source, Checkpoint):
             return self.source
-        if self.source.name == runs.WEIGHTS_FILE:
+        if self._is_final():
             with suppress(checkpoints.DamagedError):
                 return checkpoints.verify(self.source.parent / "checkpoints" / checkpoints.name_of(self.at[0]))
         return None
@@ -146,7 +150,7 @@ def fill(model: Built | Model, saved: Saved, shards: Shards | None = None) -> No
     except (RuntimeError, ValueError) as error:
         words = " ".join(str(error).split())
         raise UsageError(f"{saved.label} does not fit the recipe's model: {words[:300]}") from error
-    if model.base is not None and (kept := saved.base()) and (now := model.base.sha256()) != kept:
+    if model.base is not None and (kept := saved.base()) and (now := model.base_sha256()) != kept:
         raise UsageError(changed_base(saved.label, kept, now))
 
 

@@ -416,7 +416,9 @@ class Train(Section):
         None, description="A mean of the weights at equal distances, evaluated and saved beside them."
     )
     start_from: str | None = Field(
-        None, description="Weights to start from: a .pth or .safetensors file, a checkpoint, or a run's folder."
+        None,
+        description="Weights to start from: a .pth or .safetensors file, an index of such or its folder, a checkpoint, "
+        "or a run's folder.",
     )
     step: Steppers | None = Field(
         None,
@@ -481,7 +483,12 @@ class Save(Section):
     average_last: Annotated[int, Field(gt=1)] | None = Field(
         None, description="At the end, also the mean of the weights of this many last checkpoints."
     )
-    final: Literal["last", "best"] = Field("last", description="Which weights become model_weights.pth.")
+    final: Literal["last", "best"] = Field("last", description="Which weights are the final ones.")
+    format: Literal["pth", "safetensors"] = Field(
+        "pth",
+        description="What final weights are written as: model_weights.pth; or model.safetensors, from 5 GB on several "
+        "files with an index.",
+    )
     pretrained: bool | None = Field(
         None,
         description="At the end, also a folder that from_pretrained loads; null: where the model can be loaded so.",

@@ -29,14 +29,37 @@ from launcher.version import __version__
 from launcher.world.failure_report import FAILURE_FILE
 from launcher.world.files import atomic_write, write_text
 
-WEIGHTS_FILE = "model_weights.pth"
-AVERAGED_FILES = {kind: f"model_weights_{kind}.pth" for kind in ("ema", "swa", "mean")}
+AVERAGES = ("ema", "swa", "mean")
 STATUS_FILE = "status.json"
 QUEUE_FILE = lock.QUEUE_FILE  # of a run that was submitted as a job, see `launcher.runs.job`
 ENVIRONMENT_FILE = "environment.json"
 RECIPE_FILE = "recipe.yaml"  # as it was written
 _MOST_BYTES = 2**26  # of a file that is read whole
 _PACKAGES = ("torch", "accelerate", "numpy", "torchmetrics", "pydantic", "pyyaml", "wandb", "tensorboard")
+
+
+def stem_of(form: str, average: str = "") -> str:
+    """What files of final weights are called, but for their suffix, in a form of `save.format`.
+
+    Args:
+        form: The form.
+        average: Which of the averages they hold; empty for the weights themselves.
+    """
+    return {"pth": "model_weights", "safetensors": "model"}[form] + (f"_{average}" if average else "")
+
+
+def weights_files(folder: Path, average: str = "") -> list[Path]:
+    """The files of final weights that are there, first the one that names or holds all of them."""
+    pth, stem = stem_of("pth", average), stem_of("safetensors", average)
+    parts = sorted(folder.glob(f"{stem}-?????-of-?????.safetensors"))
+    named = (f"{pth}.pth", f"{stem}.safetensors", f"{stem}.safetensors.index.json")
+    return [path for path in (*(folder / name for name in named), *parts) if path.exists()]
+
+
+def weights_of(folder: Path, average: str = "") -> Path | None:
+    """The file of final weights, or the index of several; None where there is none."""
+    first = next(iter(weights_files(folder, average)), None)
+    return None if first is None or "-of-" in first.name else first
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from launcher.recipe.schema import Recipe
 from launcher.recipe.show import render, resolved, scalar
 from launcher.recipe.yaml import parse
 from launcher.runs import naming
-from launcher.runs.folder import WEIGHTS_FILE
+from launcher.runs.folder import weights_of
 from launcher.sweep.grammar import flow, plain, segments
 from launcher.sweep.plan import overrides_of
 from launcher.sweep.ranking import Entry, baseline_values, leader, ranked
@@ -67,7 +67,7 @@ def saved_place(text: str) -> Path:
     if entry is None:
         raise UsageError(_nothing_evaluated(folder))
     trials = [record.folder_of(trial.number) for trial in entry.trials]
-    return next((trial for trial in trials if (trial / WEIGHTS_FILE).exists()), trials[0])
+    return next((trial for trial in trials if weights_of(trial) is not None), trials[0])
 
 
 def _nothing_evaluated(folder: Path) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from launcher.sweep.halving import Cohort, counted
 from launcher.sweep.record import Record
-from launcher.sweep.room import CHECKPOINTS, WEIGHTS
+from launcher.sweep.room import CHECKPOINTS, all_weights
 
 
 def tidy(record: Record) -> None:
@@ -48,7 +48,7 @@ def best_trials(record: Record) -> set[int]:
 
 def _forget(folder: Path) -> None:
     """Takes away all that weighs something, of which the figures are no part."""
-    for path in (*folder.glob(WEIGHTS), *_inside(folder / CHECKPOINTS)):
+    for path in (*all_weights(folder), *_inside(folder / CHECKPOINTS)):
         with suppress(OSError):  # another participant does the same
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 

@@ -13,10 +13,10 @@ from launcher.errors import LauncherError, UsageError
 from launcher.recipe.build import Builder
 from launcher.recipe.schema import Recipe
 from launcher.recipe.show import resolved
+from launcher.runs.folder import AVERAGES, weights_files
 from launcher.sweep.record import Record, Settings
 from launcher.text import size
 
-WEIGHTS = "model_weights*.pth"
 CHECKPOINTS = "checkpoints"
 _OVERHEAD_BYTES = 32 * 1024  # of a checkpoint's files but for their tensors, of a small model
 _DECIDES = ("model", "optimizer", "loss")  # sections of a recipe that decide what a checkpoint holds
@@ -150,7 +150,7 @@ def at_once(settings: Settings, trials: int, each: Each) -> int:
 
 def still_needed(record: Record, trial: int) -> tuple[int, int]:
     """What a sweep will take besides what its trials hold now, by what one of them does; and what is free, in bytes."""
-    files = [*_checkpoints(record.folder_of(trial)), *record.folder_of(trial).glob(WEIGHTS)]
+    files = [*_checkpoints(record.folder_of(trial)), *all_weights(record.folder_of(trial))]
     sizes = {path: _size(path) for path in files}
     checkpoint = max((held for path, held in sizes.items() if path.is_dir()), default=0)
     weights = sum(held for path, held in sizes.items() if path.is_file())
@@ -161,9 +161,14 @@ def still_needed(record: Record, trial: int) -> tuple[int, int]:
         _size(path)
         for number in record.trials
         for folder in [record.folder_of(number)]
-        for path in (folder / CHECKPOINTS, *folder.glob(WEIGHTS))
+        for path in (folder / CHECKPOINTS, *all_weights(folder))
     )
     return max(0, whole - held), free_at(record.folder)
+
+
+def all_weights(folder: Path) -> list[Path]:
+    """The files of a trial's final weights, and of their averages."""
+    return [path for average in ("", *AVERAGES) for path in weights_files(folder, average)]
 
 
 def _checkpoints(folder: Path) -> Sequence[Path]:

@@ -11,7 +11,8 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from launcher.checkpoints.weights import load_weights, shapes_of
+from launcher.checkpoints.safe_files import unfit_for_safetensors
+from launcher.checkpoints.weights import shapes_of, start_from
 from launcher.data.load import Data, load_data
 from launcher.device.device import Device
 from launcher.evaluation.modes import has_modes
@@ -67,16 +68,16 @@ def build_run_model(recipe: Recipe, builder: Builder, device: Device) -> Model:
         LauncherError: The weights do not fit.
     """
     stand_in(recipe.track.trackers, builder.own_folders())
-    start_from, fill = recipe.train.start_from, None
-    if start_from is not None:
-        fill = partial(load_weights, path=builder.folder / Path(start_from).expanduser())
+    source, start = recipe.train.start_from, None
+    if source is not None:
+        start = partial(start_from, path=builder.folder / Path(source).expanduser())
 
     def freeze(bare: nn.Module) -> None:
         freeze_for_good(recipe.train.freeze, named_parameters(bare, {}))
 
     shares = recipe.train.step is None
     return build_model(
-        builder, recipe.model, recipe.device, device, seed=recipe.seed, fill=fill, freeze=freeze, shares=shares
+        builder, recipe.model, recipe.device, device, seed=recipe.seed, start=start, freeze=freeze, shares=shares
     )
 
 
@@ -91,6 +92,8 @@ def build_run_state(
         RecipeError: One of them does not fit.
     """
     train = recipe.train
+    if recipe.save.format == "safetensors" and (fault := unfit_for_safetensors(model.state_dict())):
+        raise builder.wrong("save.format", f"{fault}; say pth")
     length = RunLength.of(train, data.steps_per_epoch, data.samples_before(data.steps_per_epoch))
     builder.computed |= length.computed
     objective = build_objective(builder, recipe.loss, recipe.batch, train)

@@ -239,17 +239,17 @@ class Opening:
         Raises:
             UsageError: The run had saved, and nothing of that is left: to begin again would take its record away.
         """
-        run, weights = Run(folder), folder / runs.WEIGHTS_FILE
+        run, weights = Run(folder), runs.weights_of(folder)
         is_over = run.status.get("state") == "finished"
         if self.checkpoint is None:
             if not any(event.get("event") == "save" for event in run.events):
                 return None
-            if not is_over or not weights.exists():
+            if not is_over or weights is None:
                 raise UsageError(
                     f"{folder}: its checkpoints were removed after step {run.step:,}: there is nothing to resume from; "
                     "train in a new folder"
                 )
-        elif self.options.start is not None or not weights.exists():
+        elif self.options.start is not None or weights is None:
             return None
         step, total = self.checkpoint.step if self.checkpoint else run.step, self.length.total_steps
         longer = self.checkpoint and total is not None and step < total and self.options.allow_changes

@@ -198,11 +198,13 @@ def test_packages_draw_no_bars_into_a_file_and_warn_once(folder: Path, capfd: py
     assert "it/s]" not in said
 
 
-def test_a_sharded_model_is_saved_whole(folder: Path) -> None:
+def test_a_sharded_model_is_saved_whole_and_in_its_type(folder: Path) -> None:
     import transformers
 
     shared = ("--cpu", "--quiet", "--processes", "2", "device.sharding=full", "--remove", "model._adapt_")
-    assert main(["train", "recipe.yaml", *shared, "--run-dir", "shared"]) == 0
+    half = ("device.precision=bf16-true", "model.dtype=float32")
+    assert main(["train", "recipe.yaml", *shared, *half, "--run-dir", "shared"]) == 0
     trained = transformers.AutoModelForCausalLM.from_pretrained(folder / "shared/pretrained")
     weights = torch.load(folder / "shared/model_weights.pth", weights_only=True)
+    assert {value.dtype for value in trained.state_dict().values()} == {torch.bfloat16}
     assert all(torch.equal(value, weights[name]) for name, value in trained.state_dict().items())

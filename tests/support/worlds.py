@@ -28,6 +28,7 @@ from places import TINY as TINY  # the recipe that most tests train
 
 from launcher import internals
 from launcher.checkpoints import format as checkpoints
+from launcher.checkpoints.weights import find_weights, read_weights
 from launcher.recipe.duration import Duration
 from launcher.recipe.load import load_recipe
 from launcher.runs.tracking.tracking import Line, read_metrics
@@ -186,7 +187,7 @@ class Trained:
     Attributes:
         folder: The run's folder.
         lines: metrics.jsonl.
-        weights: model_weights.pth.
+        weights: Its final ones.
     """
 
     folder: Path
@@ -218,8 +219,7 @@ def train(
 
 def result_of(folder: Path) -> Trained:
     """Reads what a run left."""
-    weights = torch.load(folder / "model_weights.pth", weights_only=True)
-    return Trained(folder, list(read_metrics(folder / "metrics.jsonl")), weights)
+    return Trained(folder, list(read_metrics(folder / "metrics.jsonl")), dict(read_weights(find_weights(folder))))
 
 
 def train_here(
