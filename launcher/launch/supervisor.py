@@ -37,6 +37,7 @@ POLL_SECONDS = 0.2
 LEAVING_SECONDS = 5  # what the other ranks are granted when one has failed
 SILENCE_SECONDS = 25  # how long the agent may have no process before it is given up: it waits for nodes that are gone
 EXIT_INTERRUPTED = 130
+_BY_INTERRUPT = (EXIT_INTERRUPTED, -signal.SIGINT, -signal.SIGTERM)  # how ranks end that do not listen to a Ctrl-C
 _KILLED = "did not end after another rank had failed, and was killed"
 
 
@@ -241,6 +242,8 @@ class Supervisor:
         workers = self._said()
         if self._error is None and not self._exits and self._all_done(workers):
             return EXIT_PREEMPTED if any(worker.state == progress.STOPPED for worker in workers.values()) else EXIT_DONE
+        if self._interrupts and self._exits and all(code in _BY_INTERRUPT for code, _ in self._exits.values()):
+            return EXIT_INTERRUPTED
         unheard = (-signal.SIGTERM, -signal.SIGUSR2)  # while they were imported, say
         if isinstance(self._error, _StoppedError) or (
             self._is_stopping and self._exits and all(code in unheard for code, _ in self._exits.values())

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
+import time
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -202,6 +205,16 @@ def test_an_error_of_one_ends_all(run: Trained, tmp_path: Path, command: str) ->
     assert "OSError: a bad disk" in done.report
     assert "launcher_tmp" not in done.report  # a folder that is gone
     assert not (tmp_path / "outputs.jsonl").exists()
+
+
+def test_ctrl_c_ends_all_and_is_no_failure(run: Trained, tmp_path: Path) -> None:
+    slow = "data.test={_target_: 'sharded.py:Slow', size: 12}"
+    command = Command(tmp_path, "predict", str(run.folder), slow, "--cpu", "--processes", "2")
+    while command.process.is_alive() and not (command.screen.exists() and "reading" in command.screen.read_text()):
+        time.sleep(0.1)
+    os.kill(command.process.pid, signal.SIGINT)
+    done = command.wait()
+    assert (done.code, done.left, done.report) == (130, [], ""), done.screen
 
 
 @pytest.mark.long

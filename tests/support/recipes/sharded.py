@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -48,6 +49,15 @@ class Holed(Tokens):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         if index == self.hole:
             raise OSError("a bad disk")
+        return super().__getitem__(index)
+
+
+class Slow(Tokens):
+    """Rows that do not come, as it says."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        print("reading", flush=True)
+        time.sleep(60)
         return super().__getitem__(index)
 
 
