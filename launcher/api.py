@@ -166,8 +166,8 @@ def train(
         output: What is shown: `auto`, `quiet` or `json`.
 
     Returns:
-        The run's folder, its state, its last scores and the trained module; of a run that is finished already, what it
-        left.
+        The run's folder, its state, its last scores, and the module in eval mode with the weights of
+        model_weights.pth; of a run that is finished already, what it left.
 
     Raises:
         RecipeError: Everything that is wrong with the recipe, each with its place.
@@ -196,6 +196,7 @@ def train(
             left = phases.run(checked, world, options)
         except Finished as finished:
             left = _left_by(finished.folder, finished.model)
+    left.model.eval()
     return Result(left.folder, left.state, left.step, left.scores, left.model, recipe=checked, allow=tuple(allow))
 
 
