@@ -137,6 +137,7 @@ def train(
     run_dir: str | os.PathLike[str] | None = None,
     resume: bool = False,
     allow: Sequence[str] = (),
+    allow_changes: Sequence[str] = (),
     output: str = "auto",
 ) -> Result:
     """Trains a recipe, in this process or in the launched world that it runs in.
@@ -163,6 +164,8 @@ def train(
         run_dir: The run's folder, resumed if it holds a checkpoint; None chooses a new one.
         resume: Resume the newest unfinished run of this recipe, or start one.
         allow: Further packages that the recipe may name.
+        allow_changes: Keys that may differ from the resumed run's, as in `optimizer.lr`; of objects too, whose classes
+            and settings count as keys as far as they show.
         output: What is shown: `auto`, `quiet` or `json`.
 
     Returns:
@@ -185,6 +188,7 @@ def train(
         run_dir=None if run_dir is None else os.fspath(run_dir),
         resume=resume,
         allow=tuple(allow),
+        allow_changes=tuple(allow_changes),
         output=output,
         how=_how(recipe, overrides, given, allow, cpu),
     )

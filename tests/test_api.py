@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,8 @@ from worlds import TINY, in_world
 import launcher
 from launcher.api import Result
 from launcher.checkpoints.weights import read_weights
+from launcher.errors import UsageError
+from launcher.world.world import FAULTS_VARIABLE
 
 SETTINGS: dict[str, Any] = {
     "train": WholeNumbers(),
@@ -74,3 +77,81 @@ def test_every_process_has_those_weights(tmp_path: Path) -> None:
     first, second = in_world(2, _weights_here, str(tmp_path / "run"))
     written = read_weights(tmp_path / "run" / "model_weights.pth")
     assert first == second == {name: value.tolist() for name, value in written.items()}
+
+
+# ---------------------------------------------------------------------- a resume by another call
+
+
+@pytest.fixture
+def cut(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Trains four steps of eight and fails; two of them are saved."""
+
+    def cut(folder: Path, **changes: Any) -> None:
+        monkeypatch.setenv(FAULTS_VARIABLE, "raise@step:4")
+        with pytest.raises(RuntimeError):
+            trained(folder, "save.every=2 steps", **changes)
+        monkeypatch.delenv(FAULTS_VARIABLE)
+
+    return cut
+
+
+def _sgd(**settings: Any) -> Callable[..., torch.optim.Optimizer]:
+    return lambda parameters: torch.optim.SGD(parameters, **{"lr": 0.1, **settings})
+
+
+def _grouped(rate: float) -> Callable[..., torch.optim.Optimizer]:
+    def made(parameters: Any) -> torch.optim.Optimizer:
+        first, *others = parameters
+        return torch.optim.SGD([{"params": [first], "lr": rate}, {"params": others}], lr=0.1)
+
+    return made
+
+
+def _steps(**settings: Any) -> Callable[..., Any]:
+    return partial(torch.optim.lr_scheduler.StepLR, **{"step_size": 3, "gamma": 0.5, **settings})
+
+
+_WEIGHTS = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("key", "before", "after", "shown"),
+    [
+        ("optimizer.lr", _sgd(), _sgd(lr=0.5), "was 0.1, is now 0.5"),
+        ("optimizer._groups_.0.lr", _grouped(0.2), _grouped(0.5), "was 0.2, is now 0.5"),
+        ("optimizer.momentum", torch.optim.SGD, partial(torch.optim.SGD, momentum=0.9), "was 0, is now 0.9"),
+        ("optimizer", _sgd(), partial(torch.optim.Adagrad, lr=0.1), "Python: SGD\", is now .*Python: Adagrad"),
+        ("scheduler.gamma", _steps(), _steps(gamma=0.1), "was 0.5, is now 0.1"),
+        ("loss.label_smoothing", nn.CrossEntropyLoss(), nn.CrossEntropyLoss(label_smoothing=0.1), "was 0.0, is now"),
+        ("loss.weight", nn.CrossEntropyLoss(), nn.CrossEntropyLoss(weight=_WEIGHTS), r"not stated, is now \[1.0, 2.0"),
+        ("loss", nn.CrossEntropyLoss(), nn.functional.cross_entropy, "Python: CrossEntropyLoss\", is now .*cross_entropy"),
+        ("model", Net(), nn.Sequential(Net(), nn.Tanh()), "Python: Net, layers .* is now .*Sequential, layers"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and " " not in value else "",
+)
+def test_what_objects_decide_may_not_change_unseen(
+    tmp_path: Path, cut: Callable[..., None], key: str, before: Any, after: Any, shown: str
+) -> None:
+    name = key.partition(".")[0]
+    cut(tmp_path / "run", **{name: before})
+    with pytest.raises(UsageError, match=rf"  {re.escape(key)}: .*{shown}") as refused:
+        trained(tmp_path / "run", "save.every=2 steps", **{name: after})
+    rows = [line.strip() for line in str(refused.value).splitlines()[1:-1]]
+    assert all(row.startswith(key) for row in rows), rows  # and what is the same is not among them
+
+
+def test_a_change_that_is_allowed_wins(tmp_path: Path, cut: Callable[..., None]) -> None:
+    cut(tmp_path / "run", optimizer=_sgd())
+    settings: dict[str, Any] = {"optimizer": _sgd(lr=0.05), "allow_changes": ["optimizer.lr"]}
+    result = trained(tmp_path / "run", "save.every=2 steps", **settings)
+    assert [line["lr"] for line in result.metrics if line["split"] == "train"] == [0.1] * 2 + [0.05] * 6
+
+
+def test_the_same_objects_resume_though_a_run_has_changed_them(tmp_path: Path, cut: Callable[..., None]) -> None:
+    model, loss = Net(), nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.5, total_steps=8)
+    objects = {"model": model, "loss": loss, "optimizer": optimizer, "scheduler": scheduler}
+    cut(tmp_path / "run", **objects)
+    assert optimizer.param_groups[0]["momentum"] != 0.9
+    assert trained(tmp_path / "run", "save.every=2 steps", **objects).step == 8

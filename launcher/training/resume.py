@@ -22,6 +22,7 @@ from launcher.runs.identity import check_same, identity_of
 from launcher.runs.lock import locked
 from launcher.runs.metrics import METRICS_FILE
 from launcher.runs.options import Options
+from launcher.training.given import given_identity
 from launcher.training.state import TrainState
 from launcher.world.world import usable_cpus
 
@@ -91,7 +92,7 @@ class Opening:
         self.recipe, self.device, self.data, self.length = recipe, state.device, state.data, state.length
         self.options, self.stack = options, stack
         self.world = state.device.world
-        self.identity = identity_of(self.recipe)
+        self.identity = {**identity_of(self.recipe), **given_identity(recipe, state)}
         self.checkpoint: Checkpoint | None = None
         self.folder: Path | None = None
         self.notes: list[str] = []
