@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,12 +14,12 @@ import pytest
 import torch
 from recipes.parts import Net, WholeNumbers
 from torch import nn
-from worlds import TINY, in_world
+from worlds import in_world
 
 import launcher
 from launcher.api import Result
 from launcher.checkpoints.weights import read_weights
-from launcher.errors import UsageError
+from launcher.errors import RecipeError, UsageError
 from launcher.world.world import FAULTS_VARIABLE
 
 SETTINGS: dict[str, Any] = {
@@ -35,7 +37,9 @@ SETTINGS: dict[str, Any] = {
 def trained(folder: Path, *overrides: str, **changes: Any) -> Result:
     """A run of objects alone."""
     torch.manual_seed(3)
-    return launcher.train(None, "launch.threads=1", *overrides, run_dir=folder, **{"model": Net(), **SETTINGS, **changes})
+    return launcher.train(
+        None, "launch.threads=1", *overrides, run_dir=folder, **{"model": Net(), **SETTINGS, **changes}
+    )
 
 
 # ---------------------------------------------------------------------- the module that comes back
@@ -52,7 +56,12 @@ def _schedule_free(parameters: Any) -> Any:
 
 @pytest.mark.parametrize(
     ("overrides", "optimizer"),
-    [(WORST, SETTINGS["optimizer"]), ((), _schedule_free), (WORST, _schedule_free), (("train.ema=0.9",), torch.optim.SGD)],
+    [
+        (WORST, SETTINGS["optimizer"]),
+        ((), _schedule_free),
+        (WORST, _schedule_free),
+        (("train.ema=0.9",), torch.optim.SGD),
+    ],
     ids=["best", "schedule-free", "both", "ema"],
 )
 def test_the_module_has_the_weights_that_were_written(
@@ -120,11 +129,16 @@ _WEIGHTS = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
         ("optimizer.lr", _sgd(), _sgd(lr=0.5), "was 0.1, is now 0.5"),
         ("optimizer._groups_.0.lr", _grouped(0.2), _grouped(0.5), "was 0.2, is now 0.5"),
         ("optimizer.momentum", torch.optim.SGD, partial(torch.optim.SGD, momentum=0.9), "was 0, is now 0.9"),
-        ("optimizer", _sgd(), partial(torch.optim.Adagrad, lr=0.1), "Python: SGD\", is now .*Python: Adagrad"),
+        ("optimizer", _sgd(), partial(torch.optim.Adagrad, lr=0.1), 'Python: SGD", is now .*Python: Adagrad'),
         ("scheduler.gamma", _steps(), _steps(gamma=0.1), "was 0.5, is now 0.1"),
         ("loss.label_smoothing", nn.CrossEntropyLoss(), nn.CrossEntropyLoss(label_smoothing=0.1), "was 0.0, is now"),
         ("loss.weight", nn.CrossEntropyLoss(), nn.CrossEntropyLoss(weight=_WEIGHTS), r"not stated, is now \[1.0, 2.0"),
-        ("loss", nn.CrossEntropyLoss(), nn.functional.cross_entropy, "Python: CrossEntropyLoss\", is now .*cross_entropy"),
+        (
+            "loss",
+            nn.CrossEntropyLoss(),
+            nn.functional.cross_entropy,
+            'Python: CrossEntropyLoss", is now .*cross_entropy',
+        ),
         ("model", Net(), nn.Sequential(Net(), nn.Tanh()), "Python: Net, layers .* is now .*Sequential, layers"),
     ],
     ids=lambda value: value if isinstance(value, str) and " " not in value else "",
@@ -155,3 +169,48 @@ def test_the_same_objects_resume_though_a_run_has_changed_them(tmp_path: Path, c
     cut(tmp_path / "run", **objects)
     assert optimizer.param_groups[0]["momentum"] != 0.9
     assert trained(tmp_path / "run", "save.every=2 steps", **objects).step == 8
+
+
+# ---------------------------------------------------------------------- one's own files
+
+
+OWN = """
+import helper
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(6, helper.WIDTH), nn.ReLU(), nn.Linear(helper.WIDTH, 3))
+        self.double()
+"""
+
+
+@pytest.mark.parametrize("changed", ["named.py", "helper.py"])
+def test_a_file_of_one_s_own_that_has_changed_since_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for name, text in {"named.py": OWN, "helper.py": "WIDTH = 4\n", "other.py": "WIDTH = 4\n"}.items():
+        Path(name).write_text(text)
+    recipe = {"model": {"_target_": "named.py:Net"}}
+    objects = {key: value for key, value in SETTINGS.items() if key != "epochs"}
+
+    def again() -> Result:
+        return launcher.train(recipe, "train.steps=1", **objects)
+
+    try:
+        first = again()
+        Path("other.py").write_text("WIDTH = 5\n")
+        again()
+        Path(changed).write_text(Path(changed).read_text() + "\nWIDTH = 8\n")
+        with pytest.raises(RecipeError, match=rf"model._target_: {changed} has changed since it was imported: restart"):
+            again()
+        assert len(launcher.runs()) == 2
+        assert first.model(SETTINGS["validation"].inputs).shape == (23, 3)
+        importlib.invalidate_caches()
+        importlib.reload(sys.modules[changed.removesuffix(".py")])
+        assert again().model[0].out_features == (8 if changed == "helper.py" else 4)
+    finally:
+        for name in ("named", "helper"):
+            sys.modules.pop(name, None)
