@@ -138,6 +138,7 @@ def train(
     run_dir: str | os.PathLike[str] | None = None,
     resume: bool = False,
     allow: Sequence[str] = (),
+    allow_changes: Sequence[str] = (),
     output: str = "auto",
 ) -> Result:
     """Trains a recipe, in this process or in the launched world that it runs in.
@@ -164,11 +165,13 @@ def train(
         run_dir: The run's folder, resumed if it holds a checkpoint; None chooses a new one.
         resume: Resume the newest unfinished run of this recipe, or start one.
         allow: Further packages that the recipe may name.
+        allow_changes: Keys that may differ from the resumed run's, as in `optimizer.lr`; of objects too, whose classes
+            and settings count as keys as far as they show.
         output: What is shown: `auto`, `quiet` or `json`.
 
     Returns:
-        The run's folder, its state, its last scores and the trained module; of a run that is finished already, what it
-        left.
+        The run's folder, its state, its last scores, and the module in eval mode with the weights of
+        model_weights.pth; of a run that is finished already, what it left.
 
     Raises:
         RecipeError: Everything that is wrong with the recipe, each with its place.
@@ -186,6 +189,7 @@ def train(
         run_dir=None if run_dir is None else os.fspath(run_dir),
         resume=resume,
         allow=tuple(allow),
+        allow_changes=tuple(allow_changes),
         output=output,
         how=_how(recipe, overrides, given, allow, cpu),
     )
@@ -197,6 +201,7 @@ def train(
             left = phases.run(checked, world, options)
         except Finished as finished:
             left = _left_by(finished.folder, finished.model)
+    left.model.eval()
     return Result(left.folder, left.state, left.step, left.scores, left.model, recipe=checked, allow=tuple(allow))
 
 

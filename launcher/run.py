@@ -32,7 +32,7 @@ class Result:
         state: `finished` or `preempted`.
         step: Optimizer steps completed.
         scores: The last evaluations, as in metrics.jsonl: validation, then test.
-        model: The trained module, unwrapped.
+        model: The trained module, unwrapped, with the weights of model_weights.pth where the run is finished.
     """
 
     folder: Path

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import math
 import os
@@ -124,9 +126,17 @@ def _written(value: Any, document: Document) -> Any:
     return value.replace("${", "$${") if isinstance(value, str) else value
 
 
+def given_as(thing: Any) -> str:
+    """What an object from Python is called: by its own name where it has one, else by its class."""
+    while isinstance(thing, functools.partial):
+        thing = thing.func
+    named = thing if isinstance(thing, type) or inspect.isroutine(thing) else type(thing)
+    return f"{GIVEN}: {named.__name__}"
+
+
 def _component(component: Component, document: Document) -> Any:
     if component.given is not None:
-        return f"{GIVEN}: {type(component.given).__name__}"
+        return given_as(component.given)
     target = _target(component, document)
     if component.style == "reference":
         return {"_ref_": target}

@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 from launcher.errors import LauncherError
 from launcher.recipe.directory import directory, shortest
 from launcher.recipe.policy import Trust, is_installed, listed_packages, objection
+from launcher.recipe.unchanged import check_unchanged
 from launcher.text import brief, hint, suggestion, words_of
 from launcher.version import PACKAGE
 
@@ -60,7 +61,9 @@ def find_target(name: str, homes: Sequence[str], trust: Trust) -> Any:
     """
     if ".py:" in name:
         file, _, attribute = name.rpartition(":")
-        thing = _attribute(_import_file(file, trust), attribute, file, private=True)
+        module = _import_file(file, trust)
+        check_unchanged(module, trust)
+        thing = _attribute(module, attribute, file, private=True)
     elif "." not in name:
         thing = _short(name, homes)
     else:
@@ -111,6 +114,8 @@ def _dotted(name: str, trust: Trust) -> Any:
         if not own and not trust.may_import(inner):
             raise RefusedError(_not_listed(name, f"module '{inner}'", f"; {_way_out(inner)}"))
         module, rest = _imported(inner), rest[1:]
+    if own:
+        check_unchanged(module, trust)
     return _attribute(module, ".".join(rest), module.__name__, private=own or trust.allows(module.__name__))
 
 

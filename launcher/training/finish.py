@@ -198,13 +198,15 @@ def save_at_end(state: TrainState, session: Session, outcome: str, step: int) ->
 
     Beside it stand the averaged weights of the same step, where the recipe has an average, and the mean of the last
     checkpoints, where it wants that. The other ranks wait for rank 0: one that left earlier would end it under an
-    elastic agent or srun.
+    elastic agent or srun. Then every rank's module has the weights of that file.
     """
     if state.shards is not None:
         _save_sharded_at_end(state, session, outcome, step)
         return
 
-    def saved() -> None:
+    coordinator, model = state.device.coordinator, state.model
+
+    def saved() -> bool:
         session.saving.wait()
         if description := session.saving.describe():
             session.tracking.message(description)
@@ -222,15 +224,24 @@ def save_at_end(state: TrainState, session: Session, outcome: str, step: int) ->
             if (last := session.saving.section.average_last) is not None:
                 _save_final(session, _mean_of_last(session, last), "mean")
         session.record.end(outcome, step, made)
+        _stop_training(state)
+        if is_best := made not in (None, step):
+            model.load_state_dict(weights)
+        return is_best
 
-    state.device.coordinator.from_first(saved)
-    _stop_training(state, outcome)
+    is_best = coordinator.from_first(saved)
+    if coordinator.rank > 0:
+        _stop_training(state)
+    if is_best:
+        for tensor in checkpoints.tensors_in(model.state_dict()):
+            coordinator.share(tensor)
 
 
-def _stop_training(state: TrainState, outcome: str) -> None:
+def _stop_training(state: TrainState) -> None:
+    """Whoever gets the module trains it no more: it has the weights to evaluate, where the optimizer keeps two kinds."""
     optimizer: Any = state.optimizer
-    if outcome == "finished" and has_modes(optimizer):
-        optimizer.eval()  # whoever gets the module trains it no more
+    if has_modes(optimizer):
+        optimizer.eval()
 
 
 def _save_sharded_at_end(state: TrainState, session: Session, outcome: str, step: int) -> None:
@@ -240,7 +251,7 @@ def _save_sharded_at_end(state: TrainState, session: Session, outcome: str, step
     saving.wait()
     if (description := saving.describe()) and coordinator.rank == 0:
         session.tracking.message(description)
-    made = None
+    made = best = None
     if outcome == "finished":
         wanted = session.evaluation.best.step if saving.section.final == "best" else None
         best = _shared_checkpoint(state, session, wanted if wanted != step else None)
@@ -259,6 +270,8 @@ def _save_sharded_at_end(state: TrainState, session: Session, outcome: str, step
         session.record.end(outcome, step, made)
 
     coordinator.from_first(ended)
+    if made not in (None, step) and best is not None:
+        ShardedPart(state.model.bare, shards).load_state_dict(best.lazily(checkpoints.WEIGHTS))
 
 
 def _shared_checkpoint(state: TrainState, session: Session, step: int | None) -> Checkpoint | None:

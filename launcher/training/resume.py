@@ -23,6 +23,7 @@ from launcher.runs.lock import locked
 from launcher.runs.metrics import METRICS_FILE
 from launcher.runs.options import Options
 from launcher.runs.reading import Run
+from launcher.training.given import given_identity
 from launcher.training.state import TrainState
 from launcher.world.world import usable_cpus
 
@@ -92,7 +93,7 @@ class Opening:
         self.recipe, self.device, self.data, self.length = recipe, state.device, state.data, state.length
         self.options, self.stack = options, stack
         self.world = state.device.world
-        self.identity = identity_of(self.recipe)
+        self.identity = {**identity_of(self.recipe), **given_identity(recipe, state)}
         self.checkpoint: Checkpoint | None = None
         self.folder: Path | None = None
         self.notes: list[str] = []
