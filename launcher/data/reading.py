@@ -85,6 +85,11 @@ class Reader:
         """Whether the data set gives a batch in one call."""
         return self._whole is not None
 
+    @property
+    def draws(self) -> bool:
+        """Whether what was read so far was drawn at random, as far as it was looked at."""
+        return self.reading.sample_seeds == "auto" and bool(self._draws.drawn or self._seeders)
+
     def batch(self, epoch: int, indices: Indices) -> Any:
         """The batch of these samples, as the data set and its collate make it.
 
