@@ -13,7 +13,7 @@ from launcher.checkpoints import retention
 from launcher.checkpoints.format import Checkpoint, save_weights
 from launcher.checkpoints.streamed import save_streamed
 from launcher.evaluation.modes import has_modes
-from launcher.evaluation.predictions import missing_for, write_predictions
+from launcher.evaluation.predictions import NO_MATRIX, missing_for, write_predictions
 from launcher.model.sharding import ShardedPart, Shards, sharded_parts
 from launcher.runs import folder as runs
 from launcher.runs.report.predictions import PREDICTIONS_FILE
@@ -51,7 +51,10 @@ def _write_predictions(state: TrainState, session: Session, outcome: str) -> Non
         if outcome == "finished" and (missing := missing_for(state.objective, state.data)):
             session.tracking.message(missing)
         return
-    columns = session.shown.predictions.columns(state.device.coordinator)
+    predictions = session.shown.predictions
+    columns = predictions.columns(state.device.coordinator)
+    if columns is None and predictions.left_out:
+        session.tracking.message(f"{NO_MATRIX}: {predictions.left_out}")
     if not state.device.world.is_first or columns is None:
         return
     try:
