@@ -81,6 +81,17 @@ def short_exponent(text: str) -> str:
     return f"{mantissa}e{int(exponent)}" if e else text
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 step`, `1,000 steps`."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "es" if noun.endswith(("s", "ch")) else "s")
+
+
+def ordinal(number: int) -> str:
+    """`1st`, `2nd`, `13th`."""
+    ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{ending}"
+
+
 def duration(seconds: float) -> str:
     """`0:07`, `12:31`, `1:52:10`, `2 d 3:10`."""
     minutes, rest = divmod(max(0, round(seconds)), 60)

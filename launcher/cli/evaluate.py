@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from launcher.cli.arguments import RUN_NAMES
 from launcher.cli.saved import add_saved_processes, found, in_processes
 from launcher.errors import EXIT_DONE, UsageError
+from launcher.text import counted
 
 if TYPE_CHECKING:
     from launcher.cli.arguments import Commands
@@ -32,7 +33,9 @@ def add(commands: Commands) -> None:
     evaluate.add_argument("--split", metavar="SET", help="validation, test, or a set's name (default: all there are)")
     evaluate.add_argument("--ranks", choices=("first", "all"), help="who evaluates, with several processes")
     evaluate.add_argument("--json", action="store_true", help="one JSON object for each set, as in metrics.jsonl")
-    evaluate.add_argument("--predictions", metavar="FILE", help="write each sample's prediction there, as Parquet")
+    evaluate.add_argument(
+        "--predictions", metavar="FILE", help="write each sample's prediction there: .parquet, .csv or .jsonl"
+    )
     evaluate.set_defaults(command=_evaluate)
     predict = commands.add_parser(
         "predict",
@@ -51,7 +54,10 @@ def add(commands: Commands) -> None:
         help="the set, or whose way of reading is meant: validation, test, a name",
     )
     predict.add_argument(
-        "--to", metavar="FILE", help=".csv, .jsonl or .parquet; - for standard output (default: outputs.jsonl; - for -)"
+        "--to",
+        metavar="FILE",
+        help=".csv, .jsonl or .parquet, replaced if it exists; - for standard output (default: outputs.jsonl in the "
+        "working directory; - for -)",
     )
     predict.set_defaults(command=_predict)
 
@@ -121,9 +127,11 @@ def _predict_here(options: argparse.Namespace, named: str | None, world: World) 
         )
     if not world.is_first:
         return EXIT_DONE
-    skipped = f"; {unreadable:,} pictures cannot be read and are skipped" if unreadable else ""
+    for picture in unreadable:
+        print(f"skipped: {picture}: this picture cannot be read", file=sys.stderr)
+    skipped = f"; {counted(len(unreadable), 'picture')} cannot be read and skipped" if unreadable else ""
     name = "standard output" if to == "-" else target
-    print(f"{name}: {count:,} outputs of {saved.label}{skipped}", file=sys.stderr if to == "-" else sys.stdout)
+    print(f"{name}: {counted(count, 'output')} of {saved.label}{skipped}", file=sys.stderr if to == "-" else sys.stdout)
     return EXIT_DONE
 
 

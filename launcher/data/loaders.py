@@ -97,6 +97,11 @@ class TrainLoader(DataLoader[Any]):
         """Whether the data set gives a batch in one call."""
         return self._reader.reads_whole_batches
 
+    @property
+    def draws(self) -> bool:
+        """Whether samples were found to be drawn at random, among those that were read in this process."""
+        return self._reader.draws
+
     def num_readable(self) -> int:
         """How many samples `batch_of` may be asked for."""
         return len(self.dataset)

@@ -16,9 +16,9 @@ from launcher.data.epochs import Announcer, methods_of
 from launcher.data.many import UNUSED, verdict_on
 from launcher.data.permutation import Indices, mix
 from launcher.data.seeds import LOWER
-from launcher.data.subsets import is_stream, name_of
+from launcher.data.subsets import is_stream, name_of, numbered_in_whole
 from launcher.data.whole import Collate, TensorRows, pinned_rows, whole_batches
-from launcher.errors import LauncherError
+from launcher.errors import LauncherError, SampleError
 from launcher.internals import pin_memory
 
 Mark = Callable[[int, int], None]
@@ -65,6 +65,7 @@ class Reader:
         self.dataset = dataset
         self.reading = reading
         self.name = f"{name} ({name_of(dataset)}), rank {reading.rank}"
+        self._key = name
         self.mark: Mark = _unmarked
         self.in_training_process = True  # whose generators are needed for other things than reading
         self.shard = 0  # of a stream: two of them never draw the same numbers
@@ -84,6 +85,11 @@ class Reader:
     def reads_whole_batches(self) -> bool:
         """Whether the data set gives a batch in one call."""
         return self._whole is not None
+
+    @property
+    def draws(self) -> bool:
+        """Whether what was read so far was drawn at random, as far as it was looked at."""
+        return self.reading.sample_seeds == "auto" and bool(self._draws.drawn or self._seeders)
 
     def batch(self, epoch: int, indices: Indices) -> Any:
         """The batch of these samples, as the data set and its collate make it.
@@ -137,7 +143,7 @@ class Reader:
     def _one_by_one(self, epoch: int, indices: Indices) -> list[Any]:
         dataset = _One(self.dataset) if self._has_many else self.dataset
         samples, index = [], -1
-        with located(lambda: f"{self.name}, sample {index}"):
+        with located(lambda: self._place_of(index), self._key):
             if not (self._draws.drawn or self._seeders or self.mark is not _unmarked):
                 return [dataset[index := number] for number in indices.tolist()]
             for index, value in zip(indices.tolist(), self._seeds_of(epoch, indices), strict=True):
@@ -145,6 +151,17 @@ class Reader:
                 self.mark(epoch, index)
                 samples.append(dataset[index])
         return samples
+
+    def located_at(self, index: int) -> located:
+        """Says of an error that it happened while this sample was read."""
+        return located(self._place_of(index), self._key)
+
+    def _place_of(self, index: int) -> str:
+        """A sample's place: of a part, the number in the data set that it is a part of."""
+        whole, number = numbered_in_whole(self.dataset, index)
+        if whole is self.dataset or number == index:
+            return f"{self.name}, sample {index}"
+        return f"{self.name}, sample {number} of the data set ({index} of the part)"
 
     def collated(self, epoch: int, indices: Indices, samples: list[Any]) -> Any:
         """A batch of these samples, the collate seeded by the first of them.
@@ -158,7 +175,8 @@ class Reader:
         try:
             return _collated(samples)
         except (RuntimeError, TypeError, KeyError) as error:
-            which = ", ".join(map(str, indices[:8].tolist())) + (", …" if len(indices) > 8 else "")
+            numbers = [numbered_in_whole(self.dataset, index)[1] for index in indices[:8].tolist()]
+            which = ", ".join(map(str, numbers)) + (", …" if len(indices) > 8 else "")
             raise LauncherError(
                 f"{self.name}: samples {which} do not make a batch: {error}; make them alike in the data set, or name "
                 "a function that can as data.collate"
@@ -203,10 +221,11 @@ class located:  # noqa: N801  # a context manager named as what it says
 
     Args:
         place: Where, or what makes the words of it, if it is asked.
+        key: The recipe's key of the data set, for what to set there.
     """
 
-    def __init__(self, place: str | Callable[[], str]):
-        self.place = place
+    def __init__(self, place: str | Callable[[], str], key: str = ""):
+        self.place, self.key = place, key
 
     def __enter__(self) -> None:
         """Costs nothing."""
@@ -215,6 +234,8 @@ class located:  # noqa: N801  # a context manager named as what it says
         if not isinstance(error, Exception):
             return
         place = self.place if isinstance(self.place, str) else self.place()
+        if isinstance(error, SampleError) and self.key:
+            raise LauncherError(f"{place}: {error.of(self.key)}") from error
         if isinstance(error, LauncherError):
             raise LauncherError(f"{place}: {error}") from error
         error.add_note(f"in {place}")

@@ -51,7 +51,7 @@ def with_path(recipe: Recipe, builder: Builder, path: Path, split: str | None, d
     except (ImportError, OSError, ValueError) as error:
         raise UsageError(str(error) or told_by(error)) from error
     recipe = with_data(recipe, dataset)
-    if isinstance(dataset, Lines):  # of one length each
+    if isinstance(dataset, Lines) or (isinstance(dataset, JsonRows) and not dataset.is_uniform):  # of one length each
         recipe = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"batch_size": 1})})
     return recipe
 

@@ -12,15 +12,16 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import default_collate
 
 from launcher.checkpoints.rows import read_whole
 from launcher.checkpoints.saved_run import Saved, builder_of, evaluated_on, fill
 from launcher.data.load import EvaluationLoader, Part, evaluation_parts, load_evaluation
 from launcher.data.same_data import agree_on
 from launcher.data.seeds import seed_everything
-from launcher.data.subsets import class_names
+from launcher.data.subsets import class_names, is_stream
 from launcher.data.transfer import moved
-from launcher.datasets.unlabelled import Lines
+from launcher.datasets.unlabelled import JsonRows, Lines
 from launcher.device.coordination import Coordinator, packed, unpacked
 from launcher.device.device import Device, check_device, open_device, use_cpu
 from launcher.errors import LauncherError, UsageError
@@ -29,7 +30,7 @@ from launcher.evaluation.evaluation import Evaluation, Look, metrics_of, unlooke
 from launcher.evaluation.in_step import in_step
 from launcher.evaluation.new_data import with_path
 from launcher.evaluation.output_files import check_form, output_file
-from launcher.evaluation.predictions import Predictions, columns_of, decisions, write_predictions
+from launcher.evaluation.predictions import Predictions, beside, columns_of, decisions, write_predictions
 from launcher.model.build import Model, build_model, shard_loss
 from launcher.model.ema import Average, Ema, Swa
 from launcher.model.sharding import Shards, sharded_parts
@@ -172,7 +173,7 @@ def evaluate_saved(
         saved: The weights and their recipe.
         world: The processes; with several, the recipe's `evaluate.ranks` says who evaluates.
         split: `validation` or `test`; None for each that there is.
-        predictions: Where to write what the model makes of each sample, as Parquet.
+        predictions: Where to write what the model makes of each sample: `.parquet`, `.csv` or `.jsonl`.
         cpu: Whether to stay on the CPU.
 
     Returns:
@@ -182,6 +183,8 @@ def evaluate_saved(
         UsageError: There is no such set, or predictions are wanted of several.
     """
     parts = _parts(saved.recipe, split)
+    if predictions is not None:
+        check_form(predictions, "--predictions")
     if predictions is not None and len(parts) > 1:
         raise UsageError(f"--predictions is for one set; choose with --split: {', '.join(map(_named, parts))}")
     with opened(saved, world, parts, cpu) as model:
@@ -243,7 +246,7 @@ def predict(
     data: Path | None = None,
     directory: Path = Path(),
     cpu: bool = False,
-) -> tuple[int, int]:
+) -> tuple[int, Sequence[str]]:
     """Writes a model's outputs for every sample of a set, in order and batch by batch.
 
     Args:
@@ -256,7 +259,7 @@ def predict(
         cpu: Whether to stay on the CPU.
 
     Returns:
-        How many there were, and how many pictures were left out as they could not be read.
+        How many there were, and the pictures that were left out as they could not be read.
 
     Raises:
         UsageError: There is no such set, no such form, or nothing to be read.
@@ -274,9 +277,9 @@ def predict(
             for columns in _columns(model, loader, names):
                 count = len(columns["output"])
                 numbers = range(rows, rows + count)
-                write({"index": list(numbers), **_beside(loader.dataset, numbers), **columns})
+                write({"index": list(numbers), **beside(loader.dataset, numbers), **columns})
                 rows += count
-        return rows, len(getattr(loader.dataset, "unreadable", ()))
+        return rows, tuple(getattr(loader.dataset, "unreadable", ()))
 
 
 def _written_by_first(columns: Mapping[str, Sequence[Any]]) -> None:
@@ -300,31 +303,42 @@ def _classes(dataset: Any) -> Sequence[str] | None:
     return class_names(dataset) or None
 
 
-def _beside(dataset: Any, numbers: Sequence[int]) -> Mapping[str, list[Any]]:
-    """What the data set says of these samples: their files, say."""
-    if not callable(row_of := getattr(dataset, "row_of", None)):
-        return {}
-    rows = [row_of(number) for number in numbers]
-    return {name: [_plain(row[name]) for row in rows] for name in rows[0]}
-
-
-def _plain(value: Any) -> Any:
-    return value if isinstance(value, str | int | float | None) else str(value)
-
-
 def _columns(model: Opened, loader: EvaluationLoader, names: Sequence[str] | None) -> Iterator[Mapping[str, list[Any]]]:
     """Of each batch the model's output, and for a classifier the likeliest class and its name."""
     functions = [term.function for term in model.objective.terms]
-    classifies = any(isinstance(function, nn.CrossEntropyLoss) for function in functions)
     decides = any(isinstance(function, nn.BCEWithLogitsLoss) for function in functions)
+    classifies = any(isinstance(function, nn.CrossEntropyLoss) for function in functions)
+    targets = None if classifies or decides else _class_numbers(model, loader)
     for output in _outputs(model, loader):
         raw = {"output": output.float().cpu().tolist()}
-        chosen = columns_of(output, None) if classifies else decisions(output) if decides else {}
+        is_scored = classifies or (targets is not None and _score_classes(output, targets, names))
+        chosen = columns_of(output, None) if is_scored else decisions(output) if decides else {}
         columns = {name: chosen[name].tolist() for name in chosen if name in ("prediction", "probability")}
         if names is not None and "prediction" in columns:
             yield {"class": [_named_class(names, number) for number in columns["prediction"]], **columns, **raw}
         else:
             yield {**columns, **raw}
+
+
+def _class_numbers(model: Opened, loader: EvaluationLoader) -> torch.Tensor | None:
+    """Targets that are a whole number for each sample, some that can be had; None where they are anything else."""
+    dataset = loader.dataset
+    try:
+        if isinstance(dataset, JsonRows):  # rows have none, and the training has
+            data = default_collate([dataset.like])
+        else:
+            data = None if is_stream(dataset) else loader.first_batch().data
+        target = model.objective.layout.targets(data)[0]
+    except Exception:  # new data of anybody's own have no targets, or others
+        return None
+    is_number = isinstance(target, torch.Tensor) and target.dim() == 1 and not target.is_floating_point()
+    return target if is_number else None
+
+
+def _score_classes(output: torch.Tensor, targets: torch.Tensor, names: Sequence[str] | None) -> bool:
+    """Whether a model without a loss of torch's for classes has scores of them all the same."""
+    is_wide = output.dim() == 2 and output.shape[1] > max(1, int(targets.max())) and int(targets.min()) >= 0
+    return is_wide and (names is None or len(names) == output.shape[1])
 
 
 def _named_class(names: Sequence[str], number: Any) -> Any:
@@ -340,7 +354,12 @@ def _outputs(model: Opened, loader: EvaluationLoader) -> Iterator[torch.Tensor]:
         for batch in in_step(loader, model.device.coordinator, in_rounds=True):
             data, change = moved(batch.data, device), loader.reading.on_device
             args, kwargs = layout.inputs(data if change is None else change(data))
-            output = layout.outputs(bare(*args, **kwargs))[0]
+            try:
+                output = layout.outputs(bare(*args, **kwargs))[0]
+            except Exception as error:
+                if isinstance(loader.dataset, JsonRows):
+                    raise LauncherError(loader.dataset.refusal(batch.first, batch.samples, error)) from error
+                raise
             if not isinstance(output, torch.Tensor):
                 raise LauncherError("the model's output is not a tensor; pick one of its parts with batch.outputs")
             output = loader.dataset.last(output) if isinstance(loader.dataset, Lines) else output

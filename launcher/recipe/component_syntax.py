@@ -10,7 +10,7 @@ from typing import Any
 
 from launcher.errors import LauncherError, Problem, UsageError
 from launcher.recipe.component import Component, components_in
-from launcher.recipe.duration import Duration
+from launcher.recipe.duration import Duration, share_of_train
 from launcher.recipe.expressions import Expression
 from launcher.recipe.places import Path, dotted
 from launcher.recipe.policy import Trust
@@ -78,6 +78,10 @@ def _is_adapter(value: Any) -> str | None:
     return None if isinstance(value, Component) else "must be {_target_: peft.LoraConfig, …}, or {_ref_: my.py:adapt}"
 
 
+def _is_share_of_train(value: Any) -> str | None:
+    return None if isinstance(value, str) and share_of_train(value) else "is not a share; write '20% of train'"
+
+
 METRIC_INPUTS = ("probabilities", "classes", "logits", "text")
 
 
@@ -92,6 +96,7 @@ def _are_sets(value: Any) -> str | None:
 
 # keys of ours that stand beside a component's arguments, by the slot they belong to, and what they may hold
 OPTIONS: dict[str, dict[str, Callable[[Any], str | None]]] = {
+    "data.validation": {"_share_": _is_share_of_train},
     "model": {"_adapt_": _is_adapter},
     "optimizer": {
         "_groups_": _are_groups,

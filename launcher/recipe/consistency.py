@@ -13,7 +13,7 @@ from launcher.recipe.expressions import Expression
 from launcher.recipe.line_keys import LINE_KEYS
 from launcher.recipe.places import Path, dotted
 from launcher.recipe.sbatch import SBATCH_OPTIONS, SLURM_TIME, limit_seconds
-from launcher.recipe.schema import Recipe, Slurm, Train, sbatch_options
+from launcher.recipe.schema import Recipe, Slurm, Train, held_back, sbatch_options
 from launcher.recipe.tree import Document
 from launcher.text import brief, hint
 
@@ -123,9 +123,10 @@ def _data(recipe: Recipe) -> Iterator[Fault]:
         for name, why in _BESIDE_SAMPLER.items():
             if name in stated and getattr(recipe.data, name) not in (None, False):
                 yield ("data", name), f"goes without data.batch_sampler: {why}; remove one of the two"
-    if recipe.data.split_by_rank and isinstance(recipe.data.validation, str):
+    share = held_back(recipe.data)
+    if recipe.data.split_by_rank and share is not None:
         message = "a share of train is a share of one process's part; pass a validation set that is whole"
-        yield ("data", "validation"), f"'{recipe.data.validation}' with split_by_rank: {message}"
+        yield ("data", "validation"), f"'{share}' with split_by_rank: {message}"
 
 
 def _saving(recipe: Recipe) -> Iterator[Fault]:

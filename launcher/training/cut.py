@@ -18,10 +18,7 @@ from torch import nn
 
 from launcher.checkpoints.format import copied
 from launcher.checkpoints.weights import shapes_of
-from launcher.data.loaders import TrainLoader
-from launcher.data.many import difference
-from launcher.data.seeds import randomness_restored
-from launcher.data.subsets import is_stream
+from launcher.data.repeatable import differs_again
 from launcher.data.transfer import moved
 from launcher.evaluation.modes import own_randomness
 from launcher.evaluation.unmoved import Unmoved
@@ -106,7 +103,7 @@ def dependence_of(state: TrainState) -> Dependence:
     norms = any(isinstance(module, batch_norms()) for module in model.modules())
     drops = any(isinstance(module, dropouts()) and getattr(module, "p", 0) > 0 for module in model.modules())
     is_cut = state.retry is not None or not objective.is_whole
-    unsteady = _read_twice(train)
+    unsteady = differs_again(train)
     if train.num_readable() < 4 or (not is_cut and _is_known(model, objective)):
         return Dependence(unsteady, norms=norms, draws=drops)
     device = state.device.torch_device
@@ -316,28 +313,3 @@ def _print_of(value: Any) -> Any:
 
 def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     return [name for name in after if before.get(name) != after[name]]
-
-
-# ---------------------------------------------------------------------- samples
-
-
-def _read_twice(train: TrainLoader) -> str:
-    """What differs when two samples are read again with the same seeds, in words; empty where nothing does."""
-    is_seeded = train.reading.sample_seeds and not is_stream(train.dataset)
-    if not is_seeded or _is_known_code(train.dataset) or train.num_readable() < 2:
-        return ""
-    numbers = [0, train.num_readable() // 2]
-    try:
-        with randomness_restored(needed=True):
-            before, after = train.batch_of(numbers), train.batch_of(numbers)
-    except Exception:  # the first step says it with its place
-        return ""
-    place = difference(before, after)
-    if place is None:
-        return ""
-    which = " and ".join(map(str, numbers))
-    return (
-        f"data.train: samples {which} are others when they are read again with the same seeds{place}: a generator of "
-        "their own, a count of reads, or samples that reading changes; a resume, workers and processes give other "
-        "numbers; draw from random, NumPy or torch, which are seeded for each sample"
-    )

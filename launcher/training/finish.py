@@ -15,7 +15,7 @@ from launcher.checkpoints.safe_files import save_safetensors
 from launcher.checkpoints.streamed import save_streamed
 from launcher.checkpoints.weights import find_weights, stored_weights
 from launcher.evaluation.modes import has_modes
-from launcher.evaluation.predictions import missing_for, write_predictions
+from launcher.evaluation.predictions import NO_MATRIX, missing_for, write_predictions
 from launcher.model.sharding import Mesh, ShardedPart, Shards, sharded_parts
 from launcher.runs import folder as runs
 from launcher.runs.report.predictions import PREDICTIONS_FILE
@@ -53,7 +53,10 @@ def _write_predictions(state: TrainState, session: Session, outcome: str) -> Non
         if outcome == "finished" and (missing := missing_for(state.objective, state.data)):
             session.tracking.message(missing)
         return
-    columns = session.shown.predictions.columns(state.device.coordinator)
+    predictions = session.shown.predictions
+    columns = predictions.columns(state.device.coordinator)
+    if columns is None and predictions.left_out:
+        session.tracking.message(f"{NO_MATRIX}: {predictions.left_out}")
     if not state.device.world.is_first or columns is None:
         return
     try:
@@ -238,7 +241,7 @@ def save_at_end(state: TrainState, session: Session, outcome: str, step: int) ->
 
 
 def _stop_training(state: TrainState) -> None:
-    """Whoever gets the module trains it no more: it has the weights to evaluate, where the optimizer keeps two kinds."""
+    """Whoever gets the module trains it no more: of an optimizer's two kinds of weights it has those to evaluate."""
     optimizer: Any = state.optimizer
     if has_modes(optimizer):
         optimizer.eval()

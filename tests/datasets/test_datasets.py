@@ -82,7 +82,7 @@ def test_pictures_cut_grey_and_transformed(pets: Path) -> None:
 def test_a_picture_that_cannot_be_read_names_its_file(pets: Path) -> None:
     (pets / "cat" / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n and then rubbish")
     folder = ImageFolder(pets)
-    with pytest.raises(LauncherError, match=r"cat/b\.png: this picture cannot be read: .*; .* corrupt: skip"):
+    with pytest.raises(LauncherError, match=r"cat/b\.png: this picture cannot be read: .*; .* corrupt=skip"):
         folder[1]
 
 
