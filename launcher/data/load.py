@@ -402,7 +402,7 @@ def fair_workers(world: World, on_gpu: bool) -> int:
 
 
 def fit_to_what_is_trained_on(builder: Builder, section: schema.Data, seed: int) -> None:
-    """Has the training set compute what it computes of rows without those that are held back of it.
+    """Has the training set compute what it computes of rows without those that are held back of it, and their set too.
 
     It does so as soon as it is built, whoever asks for it first: another set may take its scale from it.
 
@@ -411,13 +411,15 @@ def fit_to_what_is_trained_on(builder: Builder, section: schema.Data, seed: int)
         section: The recipe's `data`.
         seed: The run's.
     """
-    holdout = section.validation
+    share = schema.held_back(section)
 
     def fit(dataset: Any) -> None:
-        if isinstance(holdout, str) and hasattr(dataset, "fit_rows"):
-            dataset.fit_rows(torch.from_numpy(_split(builder, dataset, holdout, seed)[0]))
+        if share is not None and hasattr(dataset, "fit_rows"):
+            dataset.fit_rows(torch.from_numpy(_split(builder, dataset, share, seed)[0]))
 
     builder.finish[section.train.path] = fit
+    if share is not None and isinstance(section.validation, Component):  # the same rows, built once more
+        builder.finish[section.validation.path] = fit
 
 
 def _split(builder: Builder, dataset: Any, holdout: str, seed: int) -> tuple[Indices, Indices]:

@@ -54,12 +54,14 @@ def wait_for(what: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def test_a_table_is_scaled_by_the_rows_that_are_trained_on(folder: Path) -> None:
+@pytest.mark.parametrize("held_back", ["20% of train", "{_share_: 20% of train}"])
+def test_a_table_is_scaled_by_the_rows_that_are_trained_on(folder: Path, held_back: str) -> None:
     """Those that are held back say nothing of the scale, whichever set is opened first, and then have the same."""
     (folder / "rows.csv").write_text("x,kind\n" + "".join(f"{number**2},{'ab'[number % 2]}\n" for number in range(50)))
     table = "{_target_: Table, path: rows.csv, target: kind, scale: SCALE}"
     read = table.replace("SCALE", "true"), table.replace("SCALE", "'${data.train.scaling}'")
-    recipe = load_recipe(RECIPE, [f"data.train={read[0]}", "data.validation=20% of train", f"data.test={read[1]}"])
+    sets = [f"data.train={read[0]}", f"data.validation={held_back}", f"data.test={read[1]}"]
+    recipe = load_recipe(RECIPE, sets, ["data.validation"])
     data = open_run_data(recipe, Builder(recipe), World())
     trained = data.train.dataset
     features, indices = trained.dataset.tensors[0], trained.indices
@@ -74,6 +76,8 @@ def test_a_table_is_scaled_by_the_rows_that_are_trained_on(folder: Path) -> None
     (other,) = alone.values()
     for same in (data.test[""], other):
         torch.testing.assert_close(same.dataset.tensors[0], features)
+    part = data.validation[""].dataset
+    torch.testing.assert_close(part.dataset.tensors[0][part.indices], features[part.indices])
 
 
 # --- preparing ---
