@@ -70,10 +70,10 @@ class Saved:
         return stored_weights(self.source)
 
     def averaged(self) -> Mapping[str, Any] | None:
-        """The averages of its parameters, where the run had them and they were saved; read when they are used."""
+        """The weights with averages of those that were trained, where the run had them; read when they are used."""
         if isinstance(self.source, Checkpoint):
             average = self.source.lazily(TRAINING).get("average")
-            return average["parameters"] if average else None
+            return {**self.weights(), **average["parameters"]} if average else None
         beside = [self.source.with_name(runs.AVERAGED_FILES[kind]) for kind in ("ema", "swa")]
         there = next((path for path in beside if path.exists()), None)
         return stored_weights(there) if self.source.name == runs.WEIGHTS_FILE and there is not None else None
