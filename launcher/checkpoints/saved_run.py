@@ -71,10 +71,10 @@ class Saved:
         return stored_weights(self.source)
 
     def averaged(self) -> Mapping[str, Any] | None:
-        """The averages of its parameters, where the run had them and they were saved; read when they are used."""
+        """The weights with averages of those that were trained, where the run had them; read when they are used."""
         if isinstance(self.source, Checkpoint):
             average = self.source.lazily(TRAINING).get("average")
-            return average["parameters"] if average else None
+            return {**self.weights(), **average["parameters"]} if average else None
         beside = [runs.weights_of(self.source.parent, kind) for kind in ("ema", "swa")] if self._is_final() else []
         there = next((path for path in beside if path is not None), None)
         return stored_weights(there) if there is not None else None

@@ -45,7 +45,8 @@ def by(size: int, *arguments: str) -> str:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """Trained by two that share the model, with a loss of its own parameters."""
     changes = ("device.sharding=full", "loss={_target_: 'sharded.py:Scaled'}", "train.steps=10")
-    return train(tmp_path_factory.mktemp("sharded") / "run", *changes, size=2, recipe=RECIPE)
+    frozen = "train.freeze={'blocks.1.*': always}"  # of which there is no average
+    return train(tmp_path_factory.mktemp("sharded") / "run", *changes, frozen, size=2, recipe=RECIPE)
 
 
 def source(run: Trained, kind: str) -> str:
@@ -64,7 +65,7 @@ def test_the_figures_are_those_of_one_process(run: Trained, size: int, kind: str
     for line, printed in zip(lines, expected, strict=True):
         assert line.keys() == printed.keys() - {"time"}
         for key, value in line.items():
-            within = 1e-5 if "perplexity" in key else 1e-9  # which is added up in float32
+            within = 1e-6 * value if "perplexity" in key else 1e-9  # which is added up in float32
             assert value == (printed[key] if isinstance(value, str) else pytest.approx(printed[key], abs=within)), key
 
 
