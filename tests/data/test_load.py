@@ -68,7 +68,7 @@ def test_a_table_is_scaled_by_the_rows_that_are_trained_on(folder: Path) -> None
     numbers = torch.arange(50.0).square()[:, None]
     raw = numbers[indices]
     torch.testing.assert_close(features, (numbers - raw.mean()) / raw.std(correction=0))
-    alone = {"evaluate": recipe.evaluate, "seed": recipe.seed}
+    alone: dict[str, Any] = {"evaluate": recipe.evaluate, "seed": recipe.seed}
     (other,) = load_evaluation(Builder(recipe), recipe.data, World(), [("test", "")], **alone).values()
     for same in (data.test[""], other):
         torch.testing.assert_close(same.dataset.tensors[0], features)
