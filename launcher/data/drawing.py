@@ -39,6 +39,11 @@ class Draws:
         for generator in self.drawn:
             generator.seed(value)
 
+    @property
+    def seeding(self) -> Callable[[int], object]:
+        """What does so, for many samples."""
+        return self.drawn[0].seed if len(self.drawn) == 1 else self.seed
+
     def read(self, batch: Callable[[], T], restored: bool) -> T:
         """A batch, read again where it turns out that it draws.
 

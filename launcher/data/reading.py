@@ -146,8 +146,9 @@ class Reader:
         with located(lambda: self._place_of(index), self._key):
             if not (self._draws.drawn or self._seeders or self.mark is not _unmarked):
                 return [dataset[index := number] for number in indices.tolist()]
+            seed = self._seed if self._seeders else self._draws.seeding
             for index, value in zip(indices.tolist(), self._seeds_of(epoch, indices), strict=True):
-                self._seed(value)
+                seed(value)
                 self.mark(epoch, index)
                 samples.append(dataset[index])
         return samples

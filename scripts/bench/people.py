@@ -47,6 +47,14 @@ class Rows(Dataset[tuple[Tensor, int]]):
         return self.rows[index], self.classes[index]
 
 
+class FlippedRows(Rows):
+    """The same, half of them turned around at random."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        row, label = super().__getitem__(index)
+        return (row.flip(0) if torch.rand(()) < 0.5 else row), label
+
+
 class Own(TensorDataset):
     """A class of one's own that makes its tensors."""
 
