@@ -207,7 +207,7 @@ def save_at_end(state: TrainState, session: Session, outcome: str, step: int) ->
 
 
 def _stop_training(state: TrainState) -> None:
-    """Whoever gets the module trains it no more: it has the weights to evaluate, where the optimizer keeps two kinds."""
+    """Whoever gets the module trains it no more: of an optimizer's two kinds of weights it has those to evaluate."""
     optimizer: Any = state.optimizer
     if has_modes(optimizer):
         optimizer.eval()
