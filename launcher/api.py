@@ -15,11 +15,14 @@ from torch.utils.data import Dataset, TensorDataset
 from launcher import run as phases
 from launcher.checkpoints.saved_run import Saved, find_saved
 from launcher.checkpoints.weights import find_weights, read_weights
+from launcher.device.device import use_cpu
 from launcher.errors import Problem, RecipeError
 from launcher.model.build import Model
+from launcher.recipe.caller import KEYWORDS, Keyword, from_python
 from launcher.recipe.directory import taken
 from launcher.recipe.load import load_recipe
 from launcher.recipe.schema import Recipe
+from launcher.recipe.slips import Output, check_arguments, hinting
 from launcher.runs.folder import STATUS_FILE, read_json, weights_of
 from launcher.runs.metrics import METRICS_FILE, Line, read_evaluations, read_metrics
 from launcher.runs.naming import runs
@@ -119,18 +122,22 @@ class Result(phases.Result):
         return Saved(recipe, weights, self.allow), split
 
 
+@hinting
 def train(
     recipe: RecipeSource | None = None,
     *overrides: str,
     model: nn.Module | None = None,
-    loss: Callable[..., Any] | Mapping[str, Callable[..., Any]] | None = None,
-    optimizer: Optimizer | Callable[..., Optimizer] | None = None,
+    loss: Callable[..., Any] | Mapping[str, Callable[..., Any]] | str | None = None,
+    optimizer: Optimizer | Callable[..., Optimizer] | Mapping[str, Optimizer | Callable[..., Optimizer]] | None = None,
     scheduler: Any = None,
     train: DataSet | None = None,
-    validation: DataSets | None = None,
+    validation: DataSets | str | None = None,
     test: DataSets | None = None,
-    collate: Callable[..., Any] | None = None,
-    step: Callable[..., Any] | None = None,
+    collate: Callable[..., Any] | Mapping[str, Callable[..., Any]] | None = None,
+    batch: Mapping[str, Any] | None = None,
+    step: Callable[..., Any] | Mapping[str, Callable[..., Any]] | None = None,
+    count: Callable[..., Any] | None = None,
+    metrics: Mapping[str, Callable[..., Any]] | None = None,
     global_batch_size: int | None = None,
     epochs: int | None = None,
     steps: int | None = None,
@@ -139,7 +146,7 @@ def train(
     resume: bool = False,
     allow: Sequence[str] = (),
     allow_changes: Sequence[str] = (),
-    output: str = "auto",
+    output: Output = "auto",
 ) -> Result:
     """Trains a recipe, in this process or in the launched world that it runs in.
 
@@ -150,14 +157,17 @@ def train(
         recipe: The YAML file, or its content as a mapping; None if the objects are enough.
         *overrides: `a.b=value`, as on the command line.
         model: In place of the section, like what follows; None leaves the section as it is.
-        loss: `loss(outputs, targets)`, or several by name.
-        optimizer: An optimizer, or a function that makes one of the parameters.
+        loss: `loss(outputs, targets)`, or several by name, which are added up; `model` is what the model brings.
+        optimizer: An optimizer, or a function that makes one of the parameters; or several by name.
         scheduler: A scheduler, or a function that makes one of the optimizer.
         train: The training data set, `data.train`.
-        validation: One data set, or several by name.
+        validation: One data set, or several by name; `10% of train` holds a share back.
         test: One data set, or several by name.
         collate: Makes a batch of a list of samples.
-        step: A step function in place of forward and loss.
+        batch: Which parts of a batch model and loss get: `inputs`, `targets`, `outputs`, `adapt`.
+        step: A step function in place of forward and loss, or one for each of several optimizers.
+        count: What of a batch the loss is a mean over, `train.count`.
+        metrics: By name, of torchmetrics or functions of outputs and targets, `evaluate.metrics`.
         global_batch_size: Samples of one optimizer step, over all processes.
         epochs: Length of the run in passes over the data.
         steps: Length of the run in optimizer steps.
@@ -175,15 +185,19 @@ def train(
 
     Raises:
         RecipeError: Everything that is wrong with the recipe, each with its place.
-        UsageError: It asks for processes that were not started.
+        UsageError: An argument is not what it must be, or it asks for processes that were not started.
         KeyboardInterrupt: It was interrupted, and has saved.
     """
-    prepare()
-    objects = {"model": model, "loss": loss, "optimizer": optimizer, "scheduler": scheduler}
-    objects |= {"data.train": train, "data.validation": validation, "data.test": test, "data.collate": collate}
-    given = {key: thing for key, thing in {**objects, "train.step": step}.items() if thing is not None}
+    objects = {"model": model, "loss": loss, "optimizer": optimizer, "scheduler": scheduler, "train": train}
+    objects |= {"validation": validation, "test": test, "collate": collate, "batch": batch, "step": step}
+    objects |= {"count": count, "metrics": metrics}
     lengths = {"data.global_batch_size": global_batch_size, "train.epochs": epochs, "train.steps": steps}
-    overrides = (*overrides, *(f"{key}={value}" for key, value in lengths.items() if value is not None))
+    switches = {"cpu": cpu, "resume": resume}
+    lists = {"allow": allow, "allow_changes": allow_changes}
+    check_arguments(recipe, overrides, objects, lengths, switches, lists, output)
+    prepare()
+    given = {key: objects[name] for key, name in KEYWORDS.items() if objects[name] is not None}
+    overrides = (*overrides, *(Keyword(f"{key}={value}") for key, value in lengths.items() if value is not None))
     options = Options(
         cpu=cpu,
         run_dir=None if run_dir is None else os.fspath(run_dir),
@@ -193,13 +207,15 @@ def train(
         output=output,
         how=_how(recipe, overrides, given, allow, cpu),
     )
-    with taken(), obeying():
+    with taken(), obeying(), from_python():
         checked = load_recipe({} if recipe is None else recipe, overrides, given=given)
         world = World.from_environ()
-        _refuse_processes(checked, world)
+        _refuse_processes(checked, world, cpu)
         try:
             left = phases.run(checked, world, options)
         except Finished as finished:
+            if world.is_first and output == "auto":
+                print(finished)
             left = _left_by(finished.folder, finished.model)
     left.model.eval()
     return Result(left.folder, left.state, left.step, left.scores, left.model, recipe=checked, allow=tuple(allow))
@@ -256,13 +272,14 @@ def check(recipe: RecipeSource, *overrides: str, allow: Sequence[str] = ()) -> l
     return []
 
 
-def _refuse_processes(recipe: Recipe, world: World) -> None:
+def _refuse_processes(recipe: Recipe, world: World, cpu: bool) -> None:
     stated = recipe.launch.processes
     if isinstance(stated, int) and stated != world.size:
         place = recipe.document.origin(("launch", "processes"))
+        on_cpu = " --cpu" if use_cpu(world, cpu) else ""
         problem = (
             f"launcher.train() trains in the {world.size} process{'es' * (world.size > 1)} that called it; start the "
-            f"script with `launcher run --processes {stated} SCRIPT.py`, or omit it"
+            f"script with `launcher run --processes {stated}{on_cpu} SCRIPT.py`, or omit it"
         )
         raise RecipeError([Problem(str(place), "launch.processes", problem)])
 

@@ -7,6 +7,7 @@ the launcher that load no torch may be above this. What runs in every step is as
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -440,6 +441,13 @@ def tree_map(function: Callable[[Any], Any], tree: Any) -> Any:
     from torch.utils._pytree import tree_map as mapped
 
     return mapped(function, tree)
+
+
+def with_own_hooks(module: nn.Module) -> nn.Module:
+    """The same module once more, whose hooks before the forward are its own."""
+    other = copy.copy(module)
+    other._forward_pre_hooks = copy.copy(module._forward_pre_hooks)
+    return other
 
 
 def milestones(scheduler: Any) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -14,12 +15,13 @@ import pytest
 import torch
 from recipes.parts import Net, WholeNumbers
 from torch import nn
-from worlds import in_world
+from torchmetrics.classification import MulticlassAccuracy
+from worlds import TINY, in_world
 
 import launcher
 from launcher.api import Result
 from launcher.checkpoints.weights import read_weights
-from launcher.errors import RecipeError, UsageError
+from launcher.errors import LauncherError, RecipeError, UsageError
 from launcher.world.world import FAULTS_VARIABLE
 
 SETTINGS: dict[str, Any] = {
@@ -158,7 +160,7 @@ def test_a_change_that_is_allowed_wins(tmp_path: Path, cut: Callable[..., None])
     cut(tmp_path / "run", optimizer=_sgd())
     settings: dict[str, Any] = {"optimizer": _sgd(lr=0.05), "allow_changes": ["optimizer.lr"]}
     result = trained(tmp_path / "run", "save.every=2 steps", **settings)
-    assert [line["lr"] for line in result.metrics if line["split"] == "train"] == [0.1] * 2 + [0.05] * 6
+    assert [line["lr"] for line in result.metrics if line["split"] == "train"] == [0.1] + [0.05] * 3
 
 
 def test_the_same_objects_resume_though_a_run_has_changed_them(tmp_path: Path, cut: Callable[..., None]) -> None:
@@ -214,3 +216,146 @@ def test_a_file_of_one_s_own_that_has_changed_since_is_refused(
     finally:
         for name in ("named", "helper"):
             sys.modules.pop(name, None)
+
+
+# ---------------------------------------------------------------------- names, metrics, the batch
+
+
+def _accuracy(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return (outputs.argmax(1) == targets).double().mean()
+
+
+def test_several_of_a_kind_go_by_name(tmp_path: Path) -> None:
+    result = trained(
+        tmp_path / "run",
+        validation={"one": WholeNumbers(size=23, seed=2), "two": WholeNumbers(size=9, seed=3)},
+        test={"last": WholeNumbers(size=8, seed=4)},
+        loss={"a": nn.CrossEntropyLoss(), "b": nn.functional.cross_entropy},
+        collate={"train": torch.utils.data.default_collate},
+        metrics={"mine": _accuracy, "theirs": MulticlassAccuracy(3, average="micro")},
+    )
+    assert [(line["split"], line["name"]) for line in result.scores] == [
+        ("validation", "one"),
+        ("validation", "two"),
+        ("test", "last"),
+    ]
+    for line in result.scores:
+        assert line["loss"] == pytest.approx(line["loss/a"] + line["loss/b"])
+        assert line["mine"] == pytest.approx(line["theirs"])
+    assert len(result.predict("two", cpu=True)) == 9
+    sets = {"one": WholeNumbers(size=9)}
+    said = ("launch.threads=1", "train.epochs=1")
+    by_recipe = launcher.train(TINY, *said, validation=sets, cpu=True, run_dir=tmp_path / "two", output="quiet")
+    assert by_recipe.scores[0]["name"] == "one"
+
+
+def test_what_a_recipe_says_in_a_word_is_said_in_a_word(tmp_path: Path) -> None:
+    assert trained(tmp_path / "run", validation="10% of train").scores[0]["split"] == "validation"
+    component = {"_target_": "CrossEntropyLoss", "label_smoothing": 0.1}
+    assert trained(tmp_path / "component", loss=component).scores
+    with pytest.raises(LauncherError, match="loss: model: gave"):
+        trained(tmp_path / "model", loss="model")
+    for name, value in {
+        "loss": "CrossEntropyLoss",
+        "validation": "Numbers",
+        "train": "Numbers",
+        "model": "Net",
+    }.items():
+        with pytest.raises(RecipeError, match=rf"given from Python: .*{name}: 'Named' is n.* write") as refused:
+            trained(tmp_path / "refused", **{name: "Named"})
+        assert "\n" not in str(refused.value)
+
+
+def test_a_batch_is_laid_out_and_a_loss_handed_in_stays_as_it_is(tmp_path: Path) -> None:
+    loss = nn.CrossEntropyLoss()
+    adapted = trained(tmp_path / "a", loss=loss, batch={"adapt": lambda outputs, targets: (outputs * 0, targets)})
+    assert adapted.scores[0]["loss"] == pytest.approx(math.log(3))
+    plain = trained(tmp_path / "b", loss=loss, batch={"inputs": [0], "targets": [1]})
+    assert plain.scores[0]["loss"] != pytest.approx(math.log(3))
+    with pytest.raises(LauncherError, match="a batch has no 5"):
+        trained(tmp_path / "c", batch={"inputs": [5]})
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        (
+            {"evaluate": {"metrics": {"mine": _accuracy}}},
+            "evaluate.metrics.mine: .*the whole of it by keyword: met",
+        ),
+        ({"model": {"_target_": "torch.nn.Linear", "dtype": torch.float64}}, "model.dtype: .*by keyword: model=…"),
+        ({"loss": nn.CrossEntropyLoss()}, "loss: holds an object, .*; pass it by keyword: loss=…"),
+        ({"model": {"_target_": nn.Linear}}, "model._target_: .*write its name: 'torch.nn.modules.linear.Linear'"),
+        ({"define": {"sizes": [{"a": torch.float64}]}}, r"define.sizes\[0\].a: .*own file, and name that: {_target_"),
+    ],
+)
+def test_an_object_in_a_mapping_is_told_with_its_place(recipe: dict[str, Any], said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        launcher.train(recipe, **SETTINGS)
+
+
+# ---------------------------------------------------------------------- slips
+
+
+@pytest.mark.parametrize(
+    ("positional", "changes", "said"),
+    [
+        ((None,), {"output": "silent"}, "output: 'silent' is not allowed; write 'auto', 'quiet' or 'json'"),
+        ((None,), {"allow": "wandb"}, r"allow: 'wandb' is one text; write a list: allow=\['wandb'\]"),
+        ((None,), {"cpu": "yes", "resume": 1}, "cpu: 'yes' is neither True nor False\nlauncher.train: resume: 1 is"),
+        ((None,), {"epochs": "3"}, "epochs: '3' is not a whole number of at least 1"),
+        ((None,), {"steps": True}, "steps: True is not a whole number"),
+        ((None,), {"global_batch_size": 1.5}, "global_batch_size: 1.5 is not a whole number"),
+        ((None,), {"train": (torch.zeros(8, 6), torch.zeros(8))}, "train: a tuple is no data set; .*TensorDataset"),
+        ((None,), {"train": None}, "without a recipe it needs train= as well"),
+        ((None,), {"metrics": _accuracy}, "metrics: function is no mapping; write metrics={'accuracy': …}"),
+        ((Net(),), {}, "a recipe comes first, and this is a Net; pass objects by keyword: model=…"),
+        (("train.epochs=3",), {}, "'train.epochs=3' is an override, and a recipe comes first; without one write None"),
+    ],
+)
+def test_a_slip_is_told_in_a_line_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, positional: tuple[Any, ...], changes: dict[str, Any], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=said):
+        launcher.train(*positional, **{"model": Net(), **SETTINGS, **changes})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("batch_size", "global_batch_size"), ("epoch", "epochs"), ("net", "model")]
+)
+def test_a_keyword_that_there_is_not_may_mean_another(name: str, meant: str) -> None:
+    unknown: dict[str, Any] = {name: 3}
+    with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'; did you mean '{meant}'"):
+        launcher.train(TINY, **unknown)
+
+
+def test_messages_speak_of_keywords(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"^launcher.train: without a recipe it needs model=, .*epochs= or step"):
+        launcher.train()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thing").touch()
+    with pytest.raises(UsageError, match=r"^run_dir: .*other holds other things"):
+        trained(tmp_path / "other")
+    with pytest.raises(RecipeError, match=r"^global_batch_size=1: data.global_batch_size: "):
+        launcher.train(TINY, "data.drop_last=false", "data.micro_batch_size=2", global_batch_size=1, cpu=True)
+    with pytest.raises(RecipeError, match=r"launcher run --processes 2 --cpu SCRIPT.py"):
+        launcher.train(TINY, "launch.processes=2", cpu=True)
+
+
+# ---------------------------------------------------------------------- what is said
+
+
+def test_a_finished_run_says_that_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trained(tmp_path / "run")
+    capsys.readouterr()
+    trained(tmp_path / "run")
+    assert capsys.readouterr().out == ""
+    trained(tmp_path / "run", output="auto")
+    assert re.match(r".*run: this run is finished, after 8 steps; its weights are in", capsys.readouterr().out)
+
+
+def test_parameters_that_no_optimizer_has_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trained(tmp_path / "run", optimizer=lambda parameters: torch.optim.SGD(list(parameters)[:1], lr=0.1), output="auto")
+    assert re.search(r"optimizer: \d of \d parameter tensors are in no optimizer", capsys.readouterr().out)

@@ -94,17 +94,14 @@ class Opener:
 
 def _stated_collate(section: Any, name: str) -> Any:
     """What the recipe says of the collate for training or evaluating; None where it says nothing."""
-    if isinstance(section, Component) and isinstance(section.given, Mapping):
-        return section.given.get(name)
     return section.get(name) if isinstance(section, Mapping) else section
 
 
 def transform_for(builder: Builder, section: schema.Data, name: str) -> Any:
     """What the recipe makes of batches on the device, for `train` or `evaluate`; one alone is for training."""
     stated = section.on_device
-    several = stated.given if isinstance(stated, Component) and isinstance(stated.given, Mapping) else stated
-    if isinstance(several, Mapping):
-        stated = several.get(name)
+    if isinstance(stated, Mapping):
+        stated = stated.get(name)
     elif name != "train":
         return None
     return builder.build(stated) if isinstance(stated, Component) else stated

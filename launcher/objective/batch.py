@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from launcher.errors import LauncherError
+from launcher.internals import with_own_hooks
 from launcher.recipe import schema
 from launcher.text import shapes
 
@@ -151,9 +152,10 @@ class Adapted:
 
 
 def behind(function: Callable[..., Any], adapt: Callable[..., Any]) -> Callable[..., Any]:
-    """A loss that gets its outputs and targets through `batch.adapt`; a module stays itself."""
+    """A loss that gets its outputs and targets through `batch.adapt`; the one that was passed in stays as it is."""
     if not isinstance(function, nn.Module):
         return Adapted(function, adapt)
+    function = with_own_hooks(function)
     function.register_forward_pre_hook(lambda module, args: _shaped(adapt, args))
     return function
 

@@ -6,7 +6,7 @@ import os
 import pathlib
 import re
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -15,6 +15,7 @@ import yaml
 
 from launcher.errors import RecipeError
 from launcher.recipe import shipped
+from launcher.recipe.caller import KEYWORDS, Keyword
 from launcher.recipe.held_back import with_train_s_arguments
 from launcher.recipe.inputs import system_folder
 from launcher.recipe.masking import shape_in
@@ -193,12 +194,10 @@ class _Sources:
             self.problems.add(origin, (), "the working directory no longer exists; change to another")
             return None
         self.folder = path.parent
-        try:
-            text = None if isinstance(recipe, str) else _written(recipe)
-        except yaml.YAMLError as error:
-            message = f"holds what no recipe can: {brief(str(error))}; pass objects by keyword: model=…"
-            self.problems.add(origin, (), message)
+        if not isinstance(recipe, str) and (strange := next(_strange(recipe), None)):
+            self.problems.add(origin, *strange)
             return None
+        text = None if isinstance(recipe, str) else _written(recipe)
         self.first = _File(path, origin.source, origin, text=text)
         return self.load(self.first)
 
@@ -317,12 +316,27 @@ def _bases_of_site(path: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _written(values: Mapping[str, Any]) -> str:
-    """A recipe's values as a file would have them.
-
-    Raises:
-        yaml.YAMLError: One is an object.
-    """
+    """A recipe's values as a file would have them."""
     return yaml.safe_dump(_as_yaml(values), sort_keys=False, allow_unicode=True)
+
+
+def _strange(value: Any, path: Path = ()) -> Iterator[tuple[Path, str]]:
+    """The places of a mapping from Python that hold what no file can, and what to do about each."""
+    if isinstance(value, Mapping | list | tuple):
+        for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _strange(item, (*path, key))
+    elif value is not None and type(value) not in (str, bool, int, float) and not isinstance(value, os.PathLike):
+        yield path, f"holds an object, {brief(repr(value))}, as no recipe can; {_remedy(value, path)}"
+
+
+def _remedy(value: Any, path: Path) -> str:
+    key = dotted(path)
+    if path[-1] in ("_target_", "_ref_") and hasattr(value, "__qualname__"):
+        return f"write its name: '{value.__module__}.{value.__qualname__}', or of your own file 'my_file.py:Name'"
+    if section := next((name for name in KEYWORDS if f"{key}.".startswith(f"{name}.")), None):
+        inside = " the whole of it" if section != key else " it"
+        return f"pass{inside} by keyword: {KEYWORDS[section]}=…"
+    return "make it in a function of your own file, and name that: {_target_: my_file.py:function}"
 
 
 def _as_yaml(value: Any) -> Any:
@@ -460,6 +474,8 @@ def _read_override(text: str, folder: pathlib.Path, problems: Problems) -> _Chan
 
 def _override_origin(name: str, text: str) -> Origin:
     """What to call an override: its own text, but for a secret's."""
+    if isinstance(text, Keyword):
+        return Origin(brief(text.written))
     shown = text if not holds_secret(text) else f"{name}=…" if shape_in(name) is None else "…"
     return Origin(f"override '{brief(shown)}'")
 

@@ -66,7 +66,6 @@ def _first(problems: Sequence[Problem]) -> list[Problem]:
 
 
 def _hand_in(tree: dict[str, Any], document: Document, key: str, value: Any) -> None:
-    origin = Origin(GIVEN)
     *sections, name = key.split(".")
     for section in sections:
         if tree.get(section) is None:
@@ -74,9 +73,19 @@ def _hand_in(tree: dict[str, Any], document: Document, key: str, value: Any) -> 
         tree = tree[section]
         if not isinstance(tree, dict):
             return  # which the schema refuses
-    path: Path = (*sections, name)
-    tree[name] = Component(GIVEN, path, origin, document.folder, given=value)
-    document.origins[path] = origin
+    tree[name] = _handed(document, (*sections, name), value)
+
+
+def _handed(document: Document, path: Path, value: Any) -> Any:
+    """An object as a component; several by name as several; what a recipe could say itself as there."""
+    document.origins[path] = Origin(GIVEN)
+    if isinstance(value, Mapping) and ("_target_" in value or "_ref_" in value):
+        return with_components(dict(value), document, path=path)
+    if isinstance(value, Mapping):
+        return {name: _handed(document, (*path, name), inner) for name, inner in value.items()}
+    if isinstance(value, str) or (path[0] == "batch" and isinstance(value, int | list | None)):
+        return value
+    return Component(GIVEN, path, Origin(GIVEN), document.folder, given=value)
 
 
 class _Said:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from launcher.errors import LauncherError
+from launcher.recipe.caller import option
 from launcher.recipe.directory import directory, shortest
 from launcher.recipe.policy import Trust, is_installed, listed_packages, objection
 from launcher.recipe.unchanged import check_unchanged
@@ -77,7 +78,7 @@ def _way_out(module: str) -> str:
     """What to do about something of a module that a recipe may not name."""
     own = "name something in your own file (my_file.py:Name)"
     foreign = module and module.partition(".")[0] not in sys.stdlib_module_names
-    return f"{own}, or allow its module with --allow {module}" if foreign else own
+    return f"{own}, or allow its module with {option('allow', module)}" if foreign else own
 
 
 def _short(name: str, homes: Sequence[str]) -> Any:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import UsageError
+from launcher.recipe.caller import option
 from launcher.recipe.directory import absolute, directory
 from launcher.recipe.masking import masked, masked_in
 from launcher.runs import lock
@@ -111,7 +112,9 @@ def _in_letters(folder: Path) -> Path:
     try:
         str(folder).encode()
     except UnicodeEncodeError as error:
-        raise UsageError(f"--run-dir: {folder}: this name is not text in UTF-8; name a folder elsewhere") from error
+        raise UsageError(
+            f"{option('run_dir')}: {folder}: this name is not text in UTF-8; name a folder elsewhere"
+        ) from error
     return folder
 
 
@@ -126,7 +129,9 @@ def _new(parent: Path) -> Path:
         except FileExistsError:
             continue
         except OSError as error:
-            raise UsageError(f"{folder} cannot be made: {error.strerror or error}; name a --run-dir") from error
+            raise UsageError(
+                f"{folder} cannot be made: {error.strerror or error}; name a {option('run_dir')}"
+            ) from error
     raise AssertionError
 
 
@@ -153,11 +158,11 @@ def create(folder: Path) -> None:
         early = {lock.LOCK_FILE, "logs", FAILURE_FILE}
         strange = [path for path in folder.iterdir() if path.name not in early and path.name[0] != "."]
         if strange and not any((folder / name).exists() for name in (STATUS_FILE, "checkpoints")):
-            raise UsageError(f"--run-dir: {folder} holds other things; name a new folder, or a run's")
+            raise UsageError(f"{option('run_dir')}: {folder} holds other things; name a new folder, or a run's")
         (folder / "checkpoints").mkdir(exist_ok=True)
         (folder / "logs").mkdir(exist_ok=True)
     except OSError as error:
-        raise UsageError(f"--run-dir: {folder} cannot be written: {error.strerror or error}") from error
+        raise UsageError(f"{option('run_dir')}: {folder} cannot be written: {error.strerror or error}") from error
 
 
 def discard(folder: Path) -> None:
@@ -181,7 +186,7 @@ def describe(folder: Path, recipe_text: str, resolved: str, environment: Mapping
         write_text(folder / "resolved.yaml", resolved)
         write_json(folder / ENVIRONMENT_FILE, environment)
     except OSError as error:
-        raise UsageError(f"--run-dir: {folder} cannot be written: {error.strerror or error}") from error
+        raise UsageError(f"{option('run_dir')}: {folder} cannot be written: {error.strerror or error}") from error
 
 
 def check_recipe_file(run: Path, recipe: str) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from launcher.errors import UsageError
+from launcher.recipe.caller import option
 from launcher.recipe.schema import Recipe
 from launcher.recipe.show import resolved, scalar
 from launcher.text import flat
@@ -71,10 +72,10 @@ def check_same(place: str, was: Mapping[str, str], now: Mapping[str, str], allow
     wrong = differences(was, now, allowed)
     if wrong:
         rows = [f"  {key}: was {was.get(key, 'not stated')}, is now {now.get(key, 'not stated')}" for key in wrong]
-        flags = " ".join(f"--allow-changes {key}" for key in wrong)
         raise UsageError(
             f"{place}: this is not the recipe that the run was started with:\n"
             + "\n".join(rows)
-            + f"\nput it back, start a new run (another --run-dir, or none), or allow it: {flags}"
+            + f"\nput it back, start a new run (another {option('run_dir')}, or none), or allow it: "
+            + option("allow_changes", *wrong)
         )
     return differences(was, now)

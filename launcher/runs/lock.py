@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import EXIT_FAILED, UsageError
+from launcher.recipe.caller import option
 from launcher.world import slurm
 from launcher.world.world import job_start
 
@@ -82,7 +83,7 @@ def _refuse_living(path: Path, owner: Mapping[str, Any], me: Mapping[str, Any]) 
     if not _is_over(path, owner, me) and _is_alive(path, owner):
         raise UsageError(
             f"{path.parent} is being written by {_who(owner)}; wait for it or stop it (it saves before it ends), or "
-            "name another --run-dir"
+            f"name another {option('run_dir')}"
         )
 
 

@@ -73,7 +73,8 @@ def _of_optimizer(key: str, optimizer: Optimizer, *, is_made: bool) -> Iterator[
     One that was passed in itself may have trained already, and a scheduler have changed its groups: what it was made
     with counts.
     """
-    known = [name for name in parameters_of(type(optimizer)) or () if name in optimizer.defaults and name not in _HOW]
+    kind: Any = type(optimizer)
+    known = [name for name in parameters_of(kind) or () if name in optimizer.defaults and name not in _HOW]
     groups = optimizer.param_groups if is_made else [optimizer.defaults]
     for number, group in enumerate(groups):
         place = key if len(groups) == 1 else f"{key}._groups_.{number}"
@@ -94,8 +95,9 @@ def _of_scheduler(key: str, scheduler: Any) -> Iterator[tuple[str, Any]]:
 
 def _settings(key: str, thing: Any) -> Iterator[tuple[str, Any]]:
     """The arguments of an object's class that it keeps under their names."""
-    is_torchs = type(thing).__module__.startswith("torch.")
-    for name in (parameters_of(type(thing)) or ()) if not isinstance(thing, type) else ():
+    kind: Any = type(thing)
+    is_torchs = kind.__module__.startswith("torch.")
+    for name in (parameters_of(kind) or ()) if not isinstance(thing, type) else ():
         value = getattr(thing, name, None) if is_torchs else getattr(thing, "__dict__", {}).get(name)
         value = sorted(value.elements()) if isinstance(value, Counter) else value  # MultiStepLR's milestones
         if isinstance(value, torch.Tensor) and is_torchs and not value.requires_grad:  # weights of classes

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from launcher.data.load import Data
 from launcher.data.sampler import describe_shares
 from launcher.device.device import Device
+from launcher.model.sharding import names_of
 from launcher.objective.loss import Objective, name_of
-from launcher.objective.optimizer import describe_optimizer
+from launcher.objective.optimizer import describe_optimizer, named_parameters
 from launcher.objective.run_length import RunLength
 from launcher.recipe.schema import Recipe
+from launcher.training.optimizer_state import parameter_names
 from launcher.training.state import TrainState
 
 Plan = list[tuple[str, str]]
@@ -43,7 +45,7 @@ def plan_of(
     ]
     if start:
         rows.append(("resumed", f"from step {start:,}, epoch {state.length.epoch(start):.2f}"))
-    notes = [*data.notes, *device.notes, *model.notes, *notes]
+    notes = [*data.notes, *device.notes, *model.notes, *_left_out(state), *notes]
     if world.size > 2:
         notes.append(
             "bit for bit the same are the same processes on the same machines: gradients of three and more are summed "
@@ -56,6 +58,20 @@ def plan_of(
     if world.started_by not in ("one process", "launcher") and launch_keys:
         notes.append(f"started by {world.started_by}: the recipe's launch.processes and launch.nodes are not used")
     return rows + [("note", note) for note in notes]
+
+
+def _left_out(state: TrainState) -> Iterator[str]:
+    """What an optimizer that was made by somebody's own function does without."""
+    names = parameter_names(state.model.bare, state.objective.modules) | names_of(state.shards)
+    held = {names.get(id(one)) for group in state.optimizer.param_groups for one in group["params"]}
+    every = named_parameters(state.model.bare, state.objective.modules).values()
+    trained = list(dict.fromkeys(names[id(one)] for one in every if one.requires_grad))
+    if left := [name for name in trained if name not in held]:
+        shown = ", ".join(left[:3]) + (", …" if len(left) > 3 else "")
+        yield (
+            f"optimizer: {len(left)} of {len(trained)} parameter tensors are in no optimizer, and stay as they are: "
+            f"{shown}; if that is meant, train.freeze saves their gradients"
+        )
 
 
 def _world(device: Device) -> str:

@@ -15,6 +15,7 @@ from launcher.data.fingerprint import fingerprint
 from launcher.data.subsets import class_names
 from launcher.errors import EXIT_DONE, LauncherError, UsageError
 from launcher.model.build import Model
+from launcher.recipe.caller import option
 from launcher.recipe.schema import Recipe
 from launcher.recipe.show import render
 from launcher.runs import folder as runs
@@ -183,7 +184,9 @@ class Opening:
             return []
         manifest = self.checkpoint.manifest
         if "recipe" not in manifest:
-            raise UsageError(f"--run-dir: {folder} holds the checkpoints of a script, not of a recipe; name another")
+            raise UsageError(
+                f"{option('run_dir')}: {folder} holds the checkpoints of a script, not of a recipe; name another"
+            )
         was = {**manifest["recipe"], "data.train.content": manifest["data"]}
         now = {**self.identity, "data.train.content": self.data_print}
         if manifest["readers"] and manifest["world"] == self.world.size and self.recipe.data.workers != "auto":

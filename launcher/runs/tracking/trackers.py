@@ -17,6 +17,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from launcher.errors import UsageError
+from launcher.recipe.caller import option
 from launcher.runs.metrics import Line
 from launcher.runs.tracking.own_code import SPOKEN_TO, speaks_to
 from launcher.runs.tracking.tracker import MLflow, Note, TensorBoard, TrackedRun, Tracker, failure_of, numbers
@@ -87,7 +88,8 @@ def _refused(name: str, settings: Mapping[str, Any]) -> Iterator[str]:
     for key, known in strange:
         yield (
             f"track.{name}.{key}: a recipe may not say this, as it may choose where keys, numbers or files go; it may "
-            f"say: {', '.join(known)}; set the rest in the environment, or use --allow {name} if the recipe is yours"
+            f"say: {', '.join(known)}; set the rest in the environment, or use {option('allow', name)} if the recipe "
+            "is yours"
         )
 
 

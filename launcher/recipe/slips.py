@@ -1,0 +1,104 @@
+"""Arguments of a call from Python that cannot be meant, said in a line before anything is begun."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, ParamSpec, TypeVar, get_args
+
+from launcher.errors import UsageError
+from launcher.recipe.elsewhere import elsewhere_called
+from launcher.text import suggestion
+
+_Arguments = ParamSpec("_Arguments")
+_Given = TypeVar("_Given")
+Output = Literal["auto", "quiet", "json"]
+OUTPUTS: tuple[str, ...] = get_args(Output)
+_ALONE = ("model", "train", "loss", "optimizer", "global_batch_size", "epochs= or steps")  # what no recipe says
+
+
+def hinting(function: Callable[_Arguments, _Given]) -> Callable[_Arguments, _Given]:
+    """A function whose TypeError about an unknown keyword says which one may be meant."""
+    known = list(inspect.signature(function).parameters)
+
+    @functools.wraps(function)
+    def hinted(*arguments: _Arguments.args, **options: _Arguments.kwargs) -> _Given:
+        for name in options:
+            if name not in known:
+                elsewhere = elsewhere_called((name,)).rpartition(".")[2]
+                near = f"; did you mean '{elsewhere}'?" if elsewhere in known else suggestion(name, known)
+                raise TypeError(f"{function.__name__}() got an unexpected keyword argument '{name}'{near}")
+        return function(*arguments, **options)
+
+    return hinted
+
+
+def check_arguments(
+    recipe: Any,
+    overrides: Sequence[str],
+    objects: Mapping[str, Any],
+    numbers: Mapping[str, Any],
+    switches: Mapping[str, Any],
+    lists: Mapping[str, Any],
+    output: str,
+) -> None:
+    """Looks at the arguments of `launcher.train`.
+
+    Args:
+        recipe: A file, a mapping, or None.
+        overrides: `a.b=value`.
+        objects: By keyword.
+        numbers: By the key that each stands for.
+        switches: By keyword, as what follows.
+        lists: Of texts.
+        output: What is shown.
+
+    Raises:
+        UsageError: Some are not what they must be.
+    """
+    faults = [*_about_recipe(recipe), *_about_objects(objects)]
+    strange = [(name, value) for name, value in switches.items() if not isinstance(value, bool)]
+    faults += [f"{name}: {value!r} is neither True nor False" for name, value in strange]
+    for key, value in numbers.items():
+        if value is not None and (type(value) is not int or value < 1):
+            faults.append(f"{key.rpartition('.')[2]}: {value!r} is not a whole number of at least 1")
+    for name, value in lists.items():
+        if isinstance(value, str):
+            faults.append(f"{name}: {value!r} is one text; write a list: {name}=[{value!r}]")
+    if output not in OUTPUTS:
+        faults.append(f"output: {output!r} is not allowed; write 'auto', 'quiet' or 'json'")
+    if recipe is None and not faults:
+        faults += _about_missing(overrides, objects, numbers)
+    if faults:
+        raise UsageError("\n".join(f"launcher.train: {fault}" for fault in faults))
+
+
+def _about_recipe(recipe: Any) -> Iterator[str]:
+    if recipe is not None and not isinstance(recipe, str | os.PathLike | Mapping):
+        yield f"a recipe comes first, and this is a {type(recipe).__name__}; pass objects by keyword: model=…, train=…"
+    elif isinstance(recipe, str) and "=" in recipe and not os.path.exists(recipe):
+        yield f"'{recipe}' is an override, and a recipe comes first; without one write None before it"
+
+
+def _about_objects(objects: Mapping[str, Any]) -> Iterator[str]:
+    for name in ("train", "validation", "test"):
+        if isinstance(objects[name], tuple):
+            yield f"{name}: a tuple is no data set; of tensors write torch.utils.data.TensorDataset(inputs, targets)"
+    for name in ("metrics", "batch"):
+        if objects[name] is not None and not isinstance(objects[name], Mapping):
+            example = "{'accuracy': …}" if name == "metrics" else "{'inputs': [0], 'targets': [1]}"
+            yield f"{name}: {type(objects[name]).__name__} is no mapping; write {name}={example}"
+
+
+def _about_missing(overrides: Sequence[str], objects: Mapping[str, Any], numbers: Mapping[str, Any]) -> Iterator[str]:
+    """What nothing says where there is no recipe."""
+    said = {text.partition("=")[0].rpartition(".")[2] for text in overrides}
+    said |= {key.rpartition(".")[2] for key, value in numbers.items() if value is not None}
+    said |= {name for name, thing in objects.items() if thing is not None}
+    said |= {"epochs= or steps"} if said & {"epochs", "steps", "time"} else set()
+    said |= {"loss"} if "step" in said else set()
+    said |= {"global_batch_size"} if "batch_sampler" in said else set()
+    if (missing := [name for name in _ALONE if name not in said]) and not any("base=" in text for text in overrides):
+        yield f"without a recipe it needs {', '.join(f'{name}=' for name in missing)} as well"
