@@ -125,8 +125,8 @@ def rehearse(recipe: Recipe, builder: Builder, world: World, say: Say, *, on_gpu
         _rehearse_evaluation(small, builder, on_two, say)
         _rehearse_checkpoint(recipe, builder, on_two, say)
         elsewhere = replace(state, device=replace(device, world=world, notes=()))
-        plan = plan_of(recipe, elsewhere, Path(), 0, list(_notes(recipe, data, world)))
-        doubts = [*([drawn] if drawn else []), *warned, *doubts_of(recipe, state)]
+        plan = plan_of(recipe, elsewhere, Path(), 0, [*_notes(recipe, data, world), *([drawn] if drawn else [])])
+        doubts = [*warned, *doubts_of(recipe, state)]
         where = device.name if on_gpu else f"this machine's CPU in {_dtypes(model.bare)}"
         return Checked(_for_the_world(plan, recipe, where, shared), doubts, findings_of(recipe, state, world, depends))
 

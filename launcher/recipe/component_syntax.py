@@ -53,6 +53,10 @@ def _is_length(value: Any) -> str | None:
     return None if fits else "is not a length; write '500 steps', '1 epoch' or '5%'"
 
 
+def _is_metric(value: Any) -> str | None:
+    return None if isinstance(value, str) and value else "is not a metric; write its name, as in loss or accuracy"
+
+
 def _are_groups(value: Any) -> str | None:
     fits = isinstance(value, Mapping) and value and all(isinstance(settings, Mapping) for settings in value.values())
     return None if fits else "must be patterns with their settings, as in {'*.bias': {weight_decay: 0}}"
@@ -104,7 +108,7 @@ OPTIONS: dict[str, dict[str, Callable[[Any], str | None]]] = {
         "_layer_decay_": _is_share,
         "_closure_": _is_switch,
     },
-    "scheduler": {"_warmup_": _is_length, "_every_": _is_length},
+    "scheduler": {"_warmup_": _is_length, "_every_": _is_length, "_monitor_": _is_metric},
     "loss": {"_per_": _is_count, "_weight_": _is_weight, "_outputs_": _are_picks, "_targets_": _are_picks},
     "evaluate.metrics": {
         "_input_": _is_input,

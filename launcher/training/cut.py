@@ -31,6 +31,7 @@ from launcher.text import words_of
 from launcher.training.state import TrainState
 from launcher.world.screen import unseen
 
+_CUT = "another micro-batch size or number of processes gives other numbers"
 _SAMPLES = 6
 _ROUNDING = {torch.float64: 1e-8, torch.float32: 1e-3}  # of the largest value; half precision is as coarse as 0.05
 _PLAIN = (bool, int, float, complex, str, np.generic)
@@ -75,22 +76,22 @@ class Dependence:
         if self.unkept:
             yield (
                 f"{_listed(self.unkept)}: each forward changes it, and no checkpoint keeps it: where a number depends "
-                "on it, a resume and other cuts give others; make it a buffer, or give it by get_extra_state or "
-                "state_dict"
+                "on it, a resume or another micro-batch size gives others; make it a buffer, or give it by "
+                "get_extra_state or state_dict"
             )
         if objective.is_whole and not is_open:
             return
         if is_open and self.draws:
-            yield "model: draws random numbers for each micro-batch, as in dropout: other cuts give other numbers"
+            yield f"model: draws random numbers for each micro-batch, as in dropout: {_CUT}"
         if self.norms and not synchronised:
-            yield "model: BatchNorm takes the mean of each micro-batch of a process: other cuts give other numbers"
+            yield f"model: BatchNorm takes the mean of each micro-batch of a process: {_CUT}"
         if self.mixes:
             yield (
                 "model, loss: in train mode a sample's part depends on the others of its micro-batch, as under "
-                f"BatchNorm or mixing (two parts put together are {self.mixes:.1g} off): other cuts give other numbers"
+                f"BatchNorm or mixing (two parts put together are {self.mixes:.1g} off): {_CUT}"
             )
         if self.moving:
-            yield f"{_listed(self.moving)}: moves with each micro-batch of a process: other cuts give other numbers"
+            yield f"{_listed(self.moving)}: moves with each micro-batch of a process: {_CUT}"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -16,10 +16,10 @@ TWO = "on trust     launch: 2 processes: one was rehearsed, and the others are a
 VECTORS = "data.train={_target_: counted.py:Vectors}"
 CLASSES = ("data.train={_target_: counted.py:Vectors, classes: true}", "model.outputs=4")
 STEP = ("--remove", "loss", VECTORS)
-CUT = "other cuts give other numbers"
+CUT = "another micro-batch size or number of processes gives other numbers"
 UNKEPT = (
-    "each forward changes it, and no checkpoint keeps it: where a number depends on it, a resume and other cuts give "
-    "others; make it a buffer, or give it by get_extra_state or state_dict"
+    "each forward changes it, and no checkpoint keeps it: where a number depends on it, a resume or another "
+    "micro-batch size gives others; make it a buffer, or give it by get_extra_state or state_dict"
 )
 BOTH = ("--processes", "2")
 

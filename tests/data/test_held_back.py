@@ -80,7 +80,7 @@ def test_samples_drawn_at_random_that_validation_shares_are_spoken_of(capsys: py
     for overrides in ([], [AUGMENTED, PLAIN], [AUGMENTED, "data.validation={_target_: waves.py:Waves}"]):
         assert not drawn_validation(opened(*overrides))
     assert main(["check", str(RECIPE), AUGMENTED]) == 0
-    assert "question     data.validation: its samples are drawn at random" in capsys.readouterr().out
+    assert "note         data.validation: its samples are drawn at random" in capsys.readouterr().out
 
 
 def test_samples_that_are_others_each_time_are_noticed_before_the_loss_is_measured(
