@@ -666,15 +666,15 @@ def safetensors_through(handler: Callable[..., Any]) -> Iterator[None]:
             os.environ[name] = before
 
 
-def of_the_same_versions(state: Any, other: Any) -> Any:
+def of_the_same_versions(made: Any, other: Any) -> Any:
     """A state_dict with the versions of modules that another has, by which they read what an older torch wrote.
 
-    Where there are none, a state is read as one without.
+    Where there are none, it is read as one without.
     """
     versions = getattr(other, "_metadata", None)
     if versions is not None:
-        state._metadata = versions
-    return state
+        made._metadata = versions
+    return made
 
 
 def place_in_archive(storage: torch.UntypedStorage) -> int | None:
