@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from launcher.world import began as _began  # noqa: F401  # the first of all: it notes the time
 
 if TYPE_CHECKING:
-    from launcher.api import check, load, runs, train
+    from launcher.api import check, load, train
+    from launcher.runs.listing import runs
     from launcher.sweep.call import sweep
     from launcher.version import __version__
 

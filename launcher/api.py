@@ -13,7 +13,11 @@ from torch.optim import Optimizer
 from torch.utils.data import Dataset, TensorDataset
 
 from launcher import run as phases
+<<<<<<< HEAD
 from launcher.checkpoints.saved_run import Saved, find_saved
+=======
+from launcher.checkpoints.saved_run import Saved, find_saved, take_weights
+>>>>>>> pyapi
 from launcher.checkpoints.weights import find_weights, read_weights
 from launcher.device.device import use_cpu
 from launcher.errors import Problem, RecipeError
@@ -25,7 +29,11 @@ from launcher.recipe.schema import Recipe
 from launcher.recipe.slips import Output, check_arguments, hinting
 from launcher.runs.folder import STATUS_FILE, read_json, weights_of
 from launcher.runs.metrics import METRICS_FILE, Line, read_evaluations, read_metrics
+<<<<<<< HEAD
 from launcher.runs.naming import runs
+=======
+from launcher.runs.naming import saved_place
+>>>>>>> pyapi
 from launcher.runs.options import Options
 from launcher.runs.reading import Run, Score
 from launcher.sweep.best import saved_place
@@ -34,7 +42,7 @@ from launcher.world.obeying import obeying
 from launcher.world.screen import prepare
 from launcher.world.world import World
 
-__all__ = ["Result", "check", "load", "runs", "train"]
+__all__ = ["Result", "check", "load", "train"]
 
 RecipeSource = str | os.PathLike[str] | Mapping[str, Any]
 DataSet = Dataset[Any]
@@ -90,12 +98,13 @@ class Result(phases.Result):
             cpu: Use the CPU even if there is a GPU.
 
         Returns:
-            A line for each set, as in metrics.jsonl.
+            A line for each set, as in metrics.jsonl; the `split` of a data set that was passed in is `given`.
         """
         from launcher.evaluation.offline import evaluate_saved
 
         saved, split = self._saved(data)
-        return evaluate_saved(saved, World(), split, cpu=cpu)
+        lines = evaluate_saved(saved, World(), split, cpu=cpu)
+        return lines if data is None or isinstance(data, str) else [{**line, "split": "given"} for line in lines]
 
     def report(self) -> Path:
         """Makes the report of this run.
@@ -232,23 +241,31 @@ def _how(
     return {"command": ["launcher.train", name, *overrides], **again, **source}
 
 
-def load(run: str | os.PathLike[str], *, cpu: bool = False) -> nn.Module:
+def load(run: str | os.PathLike[str], *, model: nn.Module | None = None, cpu: bool = False) -> nn.Module:
     """The trained model of a run, in eval mode.
 
     Args:
         run: A run by its folder or name (`latest`, `digits@2`), a checkpoint, or a file of weights inside a run.
+        model: Gets the weights, where it is, in place of one that is made as the recipe says: for a run whose model
+            was passed in as an object.
         cpu: Use the CPU even if there is a GPU.
 
     Returns:
         The module with its final weights, or those of its newest checkpoint where it is not finished.
 
     Raises:
-        UsageError: There is no such run, or it was started from Python with objects that no recipe names.
+        UsageError: There is no such run, the weights do not fit, or it was started from Python with objects that no
+            recipe names, and no model is given.
     """
     from launcher.evaluation.offline import opened
 
-    with taken(), opened(find_saved(saved_place(os.fspath(run))), World(), [], cpu) as model:
-        return model.model.bare.eval()
+    with taken(), from_python():
+        place = saved_place(os.fspath(run))
+        if model is not None:
+            take_weights(model, find_weights(place.absolute()))
+            return model.eval()
+        with opened(find_saved(place), World(), [], cpu) as built:
+            return built.model.bare.eval()
 
 
 def check(recipe: RecipeSource, *overrides: str, allow: Sequence[str] = ()) -> list[Problem]:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import math
+import os
+import pydoc
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -22,6 +26,8 @@ import launcher
 from launcher.api import Result
 from launcher.checkpoints.weights import read_weights
 from launcher.errors import LauncherError, RecipeError, UsageError
+from launcher.recipe.caller import Keyword
+from launcher.recipe.load import load_recipe
 from launcher.world.world import FAULTS_VARIABLE
 
 SETTINGS: dict[str, Any] = {
@@ -255,12 +261,7 @@ def test_what_a_recipe_says_in_a_word_is_said_in_a_word(tmp_path: Path) -> None:
     assert trained(tmp_path / "component", loss=component).scores
     with pytest.raises(LauncherError, match="loss: model: gave"):
         trained(tmp_path / "model", loss="model")
-    for name, value in {
-        "loss": "CrossEntropyLoss",
-        "validation": "Numbers",
-        "train": "Numbers",
-        "model": "Net",
-    }.items():
+    for name in ("loss", "validation", "train", "model"):
         with pytest.raises(RecipeError, match=rf"given from Python: .*{name}: 'Named' is n.* write") as refused:
             trained(tmp_path / "refused", **{name: "Named"})
         assert "\n" not in str(refused.value)
@@ -338,8 +339,8 @@ def test_messages_speak_of_keywords(tmp_path: Path) -> None:
     (tmp_path / "other" / "thing").touch()
     with pytest.raises(UsageError, match=r"^run_dir: .*other holds other things"):
         trained(tmp_path / "other")
-    with pytest.raises(RecipeError, match=r"^global_batch_size=1: data.global_batch_size: "):
-        launcher.train(TINY, "data.drop_last=false", "data.micro_batch_size=2", global_batch_size=1, cpu=True)
+    with pytest.raises(RecipeError, match=r"^epochs=0: train.epochs: 0 is not"):
+        load_recipe(TINY, [Keyword("train.epochs=0")])
     with pytest.raises(RecipeError, match=r"launcher run --processes 2 --cpu SCRIPT.py"):
         launcher.train(TINY, "launch.processes=2", cpu=True)
 
@@ -359,3 +360,45 @@ def test_a_finished_run_says_that_it_is(tmp_path: Path, capsys: pytest.CaptureFi
 def test_parameters_that_no_optimizer_has_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trained(tmp_path / "run", optimizer=lambda parameters: torch.optim.SGD(list(parameters)[:1], lr=0.1), output="auto")
     assert re.search(r"optimizer: \d of \d parameter tensors are in no optimizer", capsys.readouterr().out)
+
+
+# ---------------------------------------------------------------------- runs, afterwards
+
+
+def test_a_run_of_objects_is_loaded_into_a_module(tmp_path: Path) -> None:
+    result = trained(tmp_path / "run")
+    with pytest.raises(UsageError, match=r"with model, .*launcher.load\(RUN, model=…\), which puts model_weights.pth"):
+        launcher.load(tmp_path / "run")
+    loaded = launcher.load(tmp_path / "run", model=Net())
+    assert not loaded.training
+    torch.testing.assert_close(loaded.state_dict(), result.model.state_dict(), rtol=0, atol=0)
+    with pytest.raises(UsageError, match=r"model_weights.pth does not fit the model: "):
+        launcher.load(tmp_path / "run", model=nn.Linear(2, 2))
+    (run,) = launcher.runs(tmp_path)
+    assert repr(run) == f"Run('{tmp_path / 'run'}', finished, step 8 of 8)"
+
+
+@pytest.mark.parametrize(("package", "argument"), [("runs", "name"), ("sweep", "trials")])
+def test_a_package_that_is_called_is_shown_as_a_call(package: str, argument: str) -> None:
+    called: Any = getattr(launcher, package)
+    assert argument in inspect.signature(called).parameters
+    text = pydoc.plain(pydoc.render_doc(called))
+    assert f"{package}(" in text
+    assert text.index("Args:") < text.index("PACKAGE CONTENTS")
+
+
+SCRIPT = """
+import launcher, sys
+from parts import WholeNumbers
+result = launcher.train(sys.argv[1], "launch.threads=1", "train.epochs=1", run_dir="runs/two", output="quiet")
+print("came", result.folder.name)
+"""
+
+
+def test_a_script_s_run_may_lie_where_launcher_run_keeps_its_logs(tmp_path: Path) -> None:
+    (tmp_path / "two.py").write_text(SCRIPT)
+    command = [sys.executable, "-m", "launcher", "run", "--processes", "2", "--cpu", "two.py", str(TINY)]
+    environment = {**os.environ, "PYTHONPATH": str(TINY.parent)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / "two" / "model_weights.pth").exists()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import nn
 
 from launcher.checkpoints import format as checkpoints
 from launcher.checkpoints.format import TRAINING, Checkpoint
@@ -142,6 +143,7 @@ def fill(model: Built | Model, saved: Saved, shards: Shards | None = None) -> No
     Raises:
         UsageError: They do not fit, or its frozen base is another.
     """
+<<<<<<< HEAD
     try:
         if shards is None:
             model.load_state_dict(read_whole(saved.weights()))
@@ -151,7 +153,25 @@ def fill(model: Built | Model, saved: Saved, shards: Shards | None = None) -> No
         words = " ".join(str(error).split())
         raise UsageError(f"{saved.label} does not fit the recipe's model: {words[:300]}") from error
     if model.base is not None and (kept := saved.base()) and (now := model.base_sha256()) != kept:
+=======
+    take_weights(model, saved.source)
+    if model.base is not None and (kept := saved.base()) and (now := model.base.sha256()) != kept:
+>>>>>>> pyapi
         raise UsageError(changed_base(saved.label, kept, now))
+
+
+def take_weights(model: Built | Model | nn.Module, source: Path | Checkpoint) -> None:
+    """Puts saved weights into a model, wherever it comes from.
+
+    Raises:
+        UsageError: They do not fit.
+    """
+    try:
+        model.load_state_dict(read_weights(source))
+    except RuntimeError as error:
+        label = source.folder.name if isinstance(source, Checkpoint) else source.name
+        words = " ".join(str(error).split())
+        raise UsageError(f"{label} does not fit the model: {words[:300]}") from error
 
 
 def find_saved(
@@ -180,7 +200,8 @@ def find_saved(
     if how.get("objects"):
         listed = ", ".join(how["objects"])
         raise UsageError(
-            f"{run}: it was started from Python with {listed}; use what launcher.train() returned, or pass --recipe"
+            f"{run}: it was started from Python with {listed}; use what launcher.train() returned, "
+            f"launcher.load(RUN, model=…), which puts {runs.WEIGHTS_FILE} into a module, or a command with --recipe"
         )
     if "recipe" not in how and "overrides" in how:  # a mapping from Python, which the run has written down
         read = load_recipe(_mapping_of(run), [*how["overrides"], *overrides], remove)

@@ -146,8 +146,12 @@ def unfinished(parent: Path, identity: Mapping[str, str]) -> Iterator[Path]:
             yield folder
 
 
-def create(folder: Path) -> None:
+def create(folder: Path, launched: str | None = None) -> None:
     """Makes a run's folder, or checks that it is one.
+
+    Args:
+        folder: The run's.
+        launched: The folder of the `launcher run` that this process is of, which may lie in it.
 
     Raises:
         UsageError: It cannot be written, or holds something else.
@@ -156,6 +160,8 @@ def create(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         # a start that failed early has left its log and its failure, and no more
         early = {lock.LOCK_FILE, "logs", FAILURE_FILE}
+        if launched is not None and (own := absolute(launched)).is_relative_to(folder) and own != folder:
+            early.add(own.relative_to(folder).parts[0])
         strange = [path for path in folder.iterdir() if path.name not in early and path.name[0] != "."]
         if strange and not any((folder / name).exists() for name in (STATUS_FILE, "checkpoints")):
             raise UsageError(f"{option('run_dir')}: {folder} holds other things; name a new folder, or a run's")

@@ -73,6 +73,10 @@ class Run:
     damage: str = ""
     metric: str = ""
 
+    def __repr__(self) -> str:
+        of = f" of {self.total_steps}" if self.total_steps else ""
+        return f"Run({str(self.folder)!r}, {self.state}, step {self.step}{of})"
+
     @cached_property
     def status(self) -> Mapping[str, Any]:
         """`status.json`, as far as its values are of their kinds."""

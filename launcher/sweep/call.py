@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+<<<<<<< HEAD
 import sys
 from collections.abc import Mapping, Sequence
 from types import ModuleType
+=======
+from collections.abc import Sequence
+>>>>>>> pyapi
 from typing import Any
 
-
-class _Call(ModuleType):
-    def __call__(self, *arguments: Any, **options: Any) -> list[dict[str, Any]]:
-        return sweep(*arguments, **options)
+from launcher.recipe.package import make_callable
 
 
 def sweep(
@@ -62,6 +63,7 @@ def sweep(
     from launcher.recipe.directory import taken
     from launcher.sweep.begin import Asked, opened, sought
     from launcher.sweep.best import rows
+    from launcher.sweep.screen import Screen
     from launcher.sweep.work import work_off
     from launcher.world.obeying import obeying
 
@@ -85,8 +87,14 @@ def sweep(
     with taken(), obeying():
         new = sought(asked)
         record = opened(new)
+<<<<<<< HEAD
         work_off(record, new.space, new.recipe, new.slots, join=join)
+=======
+        with Screen(record, new.space, plain=True) as screen:
+            told = {"say": screen.say, "show": screen.show}
+            work_off(record, new.space, new.recipe, new.slots, join=join, budget=asked.budget, **told)
+>>>>>>> pyapi
     return rows(record, new.space)
 
 
-sys.modules["launcher.sweep"].__class__ = _Call
+make_callable("launcher.sweep", sweep)

@@ -154,7 +154,7 @@ class Opening:
         resume = self.options.resume or self.world.restarts > 0
         choice = runs.Choice(self.recipe.name, self.options.run_dir or self.world.run_dir, resume, self.identity)
         folder = choice.folder()
-        runs.create(folder)
+        runs.create(folder, self.world.run_dir)
         taken_over = self.stack.enter_context(locked(folder, self.world.job))
         if taken_over:
             self.warnings.append(taken_over)

@@ -580,10 +580,10 @@ def test_objects_alone_or_a_mapping_are_a_recipe(tmp_path: Path, monkeypatch: py
     by_mapping = launcher.train(digits, steps=5, cpu=True, output="quiet")
     by_file = launcher.train("said.yaml", cpu=True, output="quiet")
     torch.testing.assert_close(by_mapping.model.state_dict(), by_file.model.state_dict(), rtol=0, atol=0)
-    with pytest.raises(RecipeError, match=r"holds what no recipe can: .* pass objects by keyword: model="):
+    with pytest.raises(RecipeError, match=r"model: holds an object, .* pass it by keyword: model="):
         launcher.train({**digits, "model": Net()})
     assert [run.name for run in launcher.runs()] == ["said", "said", "run"]
-    assert [run.folder for run in launcher.runs("said@1")] == [Path("runs/said") / by_mapping.folder.name]
+    assert [run.folder for run in launcher.runs("said@1")] == [by_mapping.folder]
     loaded = launcher.load("said@2", cpu=True)
     assert not loaded.training
     torch.testing.assert_close(loaded.state_dict(), by_file.model.state_dict(), rtol=0, atol=0)
@@ -600,6 +600,7 @@ def test_a_result_has_rows_scores_predictions_and_a_page(tmp_path: Path) -> None
         torch.testing.assert_close(outputs, result.model.eval()(data.inputs))
     torch.testing.assert_close(result.predict("validation", cpu=True), outputs)
     (measured,) = result.evaluate(data, cpu=True)
+    assert measured["split"] == "given"
     assert {**measured, "split": "validation"} == result.scores[0]
     assert result.evaluate("test", cpu=True) == result.scores[1:]
     assert "<!doctype html>" in result.report().read_text().lower()
