@@ -13,11 +13,7 @@ from torch.optim import Optimizer
 from torch.utils.data import Dataset, TensorDataset
 
 from launcher import run as phases
-<<<<<<< HEAD
-from launcher.checkpoints.saved_run import Saved, find_saved
-=======
 from launcher.checkpoints.saved_run import Saved, find_saved, take_weights
->>>>>>> pyapi
 from launcher.checkpoints.weights import find_weights, read_weights
 from launcher.device.device import use_cpu
 from launcher.errors import Problem, RecipeError
@@ -29,11 +25,6 @@ from launcher.recipe.schema import Recipe
 from launcher.recipe.slips import Output, check_arguments, hinting
 from launcher.runs.folder import STATUS_FILE, read_json, weights_of
 from launcher.runs.metrics import METRICS_FILE, Line, read_evaluations, read_metrics
-<<<<<<< HEAD
-from launcher.runs.naming import runs
-=======
-from launcher.runs.naming import saved_place
->>>>>>> pyapi
 from launcher.runs.options import Options
 from launcher.runs.reading import Run, Score
 from launcher.sweep.best import saved_place

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch import nn
 from launcher.checkpoints import format as checkpoints
 from launcher.checkpoints.format import TRAINING, Checkpoint
 from launcher.checkpoints.rows import read_whole
-from launcher.checkpoints.weights import find_weights, stored_weights
+from launcher.checkpoints.weights import find_weights, read_weights, stored_weights
 from launcher.errors import UsageError
 from launcher.model.adapt import Built, changed_base
 from launcher.model.build import Model
@@ -51,7 +51,7 @@ class Saved:
     @property
     def label(self) -> str:
         """Where the weights come from: the path of the checkpoint, or of the file."""
-        return shortest(self.source.folder if isinstance(self.source, Checkpoint) else self.source)
+        return _place_of(self.source)
 
     @property
     def at(self) -> tuple[int, float]:
@@ -143,35 +143,36 @@ def fill(model: Built | Model, saved: Saved, shards: Shards | None = None) -> No
     Raises:
         UsageError: They do not fit, or its frozen base is another.
     """
-<<<<<<< HEAD
-    try:
+    with _fitting(saved.label, "the recipe's model"):
         if shards is None:
             model.load_state_dict(read_whole(saved.weights()))
         else:
             shards.load_module(shards.modules[""], saved.weights(), casts=True)
-    except (RuntimeError, ValueError) as error:
-        words = " ".join(str(error).split())
-        raise UsageError(f"{saved.label} does not fit the recipe's model: {words[:300]}") from error
     if model.base is not None and (kept := saved.base()) and (now := model.base_sha256()) != kept:
-=======
-    take_weights(model, saved.source)
-    if model.base is not None and (kept := saved.base()) and (now := model.base.sha256()) != kept:
->>>>>>> pyapi
         raise UsageError(changed_base(saved.label, kept, now))
 
 
-def take_weights(model: Built | Model | nn.Module, source: Path | Checkpoint) -> None:
-    """Puts saved weights into a model, wherever it comes from.
+def take_weights(model: nn.Module, source: Path | Checkpoint) -> None:
+    """Puts saved weights into a module, wherever it comes from.
 
     Raises:
         UsageError: They do not fit.
     """
-    try:
+    with _fitting(_place_of(source), "the model"):
         model.load_state_dict(read_weights(source))
-    except RuntimeError as error:
-        label = source.folder.name if isinstance(source, Checkpoint) else source.name
+
+
+@contextmanager
+def _fitting(label: str, what: str) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
         words = " ".join(str(error).split())
-        raise UsageError(f"{label} does not fit the model: {words[:300]}") from error
+        raise UsageError(f"{label} does not fit {what}: {words[:300]}") from error
+
+
+def _place_of(source: Path | Checkpoint) -> str:
+    return shortest(source.folder if isinstance(source, Checkpoint) else source)
 
 
 def find_saved(
@@ -201,7 +202,7 @@ def find_saved(
         listed = ", ".join(how["objects"])
         raise UsageError(
             f"{run}: it was started from Python with {listed}; use what launcher.train() returned, "
-            f"launcher.load(RUN, model=…), which puts {runs.WEIGHTS_FILE} into a module, or a command with --recipe"
+            f"launcher.load(RUN, model=…), which puts {_place_of(source)} into a module, or a command with --recipe"
         )
     if "recipe" not in how and "overrides" in how:  # a mapping from Python, which the run has written down
         read = load_recipe(_mapping_of(run), [*how["overrides"], *overrides], remove)

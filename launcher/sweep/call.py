@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import os
-<<<<<<< HEAD
-import sys
 from collections.abc import Mapping, Sequence
-from types import ModuleType
-=======
-from collections.abc import Sequence
->>>>>>> pyapi
 from typing import Any
 
 from launcher.recipe.package import make_callable
@@ -87,13 +81,8 @@ def sweep(
     with taken(), obeying():
         new = sought(asked)
         record = opened(new)
-<<<<<<< HEAD
-        work_off(record, new.space, new.recipe, new.slots, join=join)
-=======
         with Screen(record, new.space, plain=True) as screen:
-            told = {"say": screen.say, "show": screen.show}
-            work_off(record, new.space, new.recipe, new.slots, join=join, budget=asked.budget, **told)
->>>>>>> pyapi
+            work_off(record, new.space, new.recipe, new.slots, join=join, say=screen.say, show=screen.show)
     return rows(record, new.space)
 
 
