@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"
 DISTRIBUTION = "torchlauncher"  # not `launcher`, which is somebody else's on the package index
 PACKAGE = Path(__file__).parent
 
