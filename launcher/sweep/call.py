@@ -92,8 +92,13 @@ def sweep(
         new = sought(asked)
         record = opened(new)
         with Screen(record, new.space, plain=True) as screen:
-            told = {"say": screen.say, "show": screen.show}
-            work_off(record, new.space, new.recipe, new.slots, join=join, budget=asked.budget, **told)
+            work_off(
+                *(record, new.space, new.recipe, new.slots),
+                join=join,
+                budget=asked.budget,
+                say=screen.say,
+                show=screen.show,
+            )
     return rows(record, new.space)
 
 
