@@ -23,11 +23,11 @@ from launcher.recipe.directory import taken
 from launcher.recipe.load import load_recipe
 from launcher.recipe.schema import Recipe
 from launcher.recipe.slips import Output, check_arguments, hinting
-from launcher.runs.folder import STATUS_FILE, WEIGHTS_FILE, read_json
+from launcher.runs.folder import STATUS_FILE, read_json, weights_of
 from launcher.runs.metrics import METRICS_FILE, Line, read_evaluations, read_metrics
-from launcher.runs.naming import saved_place
 from launcher.runs.options import Options
 from launcher.runs.reading import Run, Score
+from launcher.sweep.best import saved_place
 from launcher.training.resume import Finished
 from launcher.world.obeying import obeying
 from launcher.world.screen import prepare
@@ -116,8 +116,8 @@ class Result(phases.Result):
         if data is not None and split is None:
             given = TensorDataset(data) if isinstance(data, Tensor) else data
             recipe, split = with_data(recipe, given), "test"
-        weights = self.folder / WEIGHTS_FILE
-        if not weights.exists():
+        weights = weights_of(self.folder)
+        if weights is None:
             return replace(find_saved(self.folder), recipe=recipe, allow=self.allow), split
         return Saved(recipe, weights, self.allow), split
 
@@ -294,7 +294,7 @@ def _refuse_processes(recipe: Recipe, world: World, cpu: bool) -> None:
 
 def _left_by(folder: Path, model: Model) -> phases.Result:
     """The result of a finished run, with its weights in the model."""
-    model.load_state_dict(read_weights(folder / WEIGHTS_FILE))
+    model.load_state_dict(read_weights(find_weights(folder)))
     scores: list[Line] = []
     for split in ("validation", "test"):
         lines = list(read_evaluations(folder / METRICS_FILE, split))

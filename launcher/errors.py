@@ -23,6 +23,27 @@ class UsageError(LauncherError):
     exit_code = EXIT_USAGE
 
 
+class MissingPackageError(UsageError, ImportError):
+    """An optional package is not installed; the message has the command that brings it."""
+
+
+class SampleError(LauncherError):
+    """A sample cannot be read, which an argument of its data set leaves out.
+
+    Args:
+        message: What is wrong, and what else to do.
+        setting: That argument, as in `corrupt=skip`; whoever knows the data set's key says it before it.
+    """
+
+    def __init__(self, message: str, setting: str):
+        super().__init__(f"{message}, or set {setting}")
+        self.message, self.setting = message, setting
+
+    def of(self, key: str) -> str:
+        """What is wrong, with the whole override."""
+        return f"{self.message}, or set {key}.{self.setting}"
+
+
 @dataclass(frozen=True, order=True)
 class Problem:
     """One mistake in a recipe.

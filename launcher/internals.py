@@ -285,6 +285,13 @@ def as_in_no_worker() -> Iterator[None]:
         worker._worker_info = info
 
 
+def collate_functions() -> dict[Any, Any]:
+    """What torch's default collate does with values of which type; whoever has types of his own adds them here."""
+    from torch.utils.data._utils import collate
+
+    return collate.default_collate_fn_map
+
+
 def python_generator(num_bytes: int) -> Any:
     """The memory of the generator behind `random`, to be read: `getstate` makes 625 numbers of it each time.
 
@@ -299,13 +306,46 @@ def python_generator(num_bytes: int) -> Any:
     return (ctypes.c_char * num_bytes).from_address(id(random._inst) + begin)
 
 
-def python_half_pair() -> float | None:
-    """The number that `random.gauss` has kept for its next call, without asking for all of the state."""
+def torch_generator() -> Any:
+    """The memory in which torch's generator on the CPU keeps its state, to be read: `get_state` writes a tensor.
+
+    It is found by seeds put there. None where it does not stand as it does today: it has to show a seed, a draw, and a
+    number that was kept for a next call.
+    """
+    import ctypes
+
+    import torch
+
+    begin, size = (
+        256,
+        4 * 624 + 48,
+    )  # in how much of it a seed is looked for; the engine's words, and what is around them
+    generator = torch.default_generator
+    address, state = getattr(generator, "_cdata", None), generator.get_state()
+    if not isinstance(address, int):
+        return None
+    try:
+        places = set()
+        for seed in (0x1234_5678_9ABC_DEF0, 0x0FED_CBA9_8765_4321):
+            generator.manual_seed(seed)
+            places.add(ctypes.string_at(address, begin).find(seed.to_bytes(8, sys.byteorder)))
+        if len(places) != 1 or (place := places.pop()) < 0:
+            return None
+        memory = (ctypes.c_char * size).from_address(address + place)
+        looks = [memory.raw]
+        for _ in range(3):  # the second number was kept by the first draw
+            torch.randn(())
+            looks.append(memory.raw)
+        return memory if len(set(looks)) == len(looks) else None
+    finally:
+        generator.set_state(state)
+
+
+def python_owner() -> Any:
+    """The object behind the functions of `random`: its `gauss_next` is what `gauss` has kept for its next call."""
     import random
 
-    generator: Any = random._inst
-    kept: float | None = generator.gauss_next
-    return kept
+    return random._inst
 
 
 def numpy_half_pair() -> Any:
@@ -590,3 +630,57 @@ def truncated_normal_through(handler: Callable[..., Any]) -> Iterator[None]:
     finally:
         if own is not None:
             setattr(init, name, own)
+
+
+@contextmanager
+def safetensors_through(handler: Callable[..., Any]) -> Iterator[None]:
+    """Has a function open safetensors files, given what `safetensors.safe_open` is given, in every module that has it.
+
+    Weights are read one by one meanwhile: transformers' threads would do it unseen. Modules take that name when they
+    are imported, so it is looked for in all of them, again in the end; one that has it by another name opens as ever.
+    """
+    import os
+
+    try:
+        from safetensors import safe_open
+    except ImportError:  # nobody opens any
+        yield
+        return
+
+    def exchange(own: Any, other: Any) -> None:
+        for module in list(sys.modules.values()):
+            if getattr(module, "__dict__", {}).get("safe_open") is own:
+                module.safe_open = other  # type: ignore[attr-defined]  # as it has been
+
+    name = "HF_DEACTIVATE_ASYNC_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    exchange(safe_open, handler)
+    try:
+        yield
+    finally:
+        exchange(handler, safe_open)
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def of_the_same_versions(made: Any, other: Any) -> Any:
+    """A state_dict with the versions of modules that another has, by which they read what an older torch wrote.
+
+    Where there are none, it is read as one without.
+    """
+    versions = getattr(other, "_metadata", None)
+    if versions is not None:
+        made._metadata = versions
+    return made
+
+
+def place_in_archive(storage: torch.UntypedStorage) -> int | None:
+    """Where in a file stands what a storage is of that `torch.load` has made without memory.
+
+    torch documents the attribute in its notes on serialization. None where there is none: the file is read whole.
+    """
+    place: int | None = getattr(storage, "_checkpoint_offset", None)
+    return place

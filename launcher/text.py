@@ -81,6 +81,17 @@ def short_exponent(text: str) -> str:
     return f"{mantissa}e{int(exponent)}" if e else text
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 step`, `1,000 steps`."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "es" if noun.endswith(("s", "ch")) else "s")
+
+
+def ordinal(number: int) -> str:
+    """`1st`, `2nd`, `13th`."""
+    ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{ending}"
+
+
 def duration(seconds: float) -> str:
     """`0:07`, `12:31`, `1:52:10`, `2 d 3:10`."""
     minutes, rest = divmod(max(0, round(seconds)), 60)
@@ -101,9 +112,8 @@ def age(seconds: float) -> str:
 
 def size(num_bytes: int) -> str:
     """`1.5 KiB`, `82.3 MiB` or `1.50 GiB`: whichever has digits to show."""
-    if num_bytes < 2**20:
-        return f"{num_bytes / 2**10:.1f} KiB"
-    return f"{num_bytes / 2**20:.1f} MiB" if num_bytes < 2**30 else f"{num_bytes / 2**30:.2f} GiB"
+    power = next((place for place in range(1, 5) if num_bytes < 2 ** (10 * place + 10)), 5)
+    return f"{num_bytes / 2 ** (10 * power):.{1 if power < 3 else 2}f} {'KMGTP'[power - 1]}iB"
 
 
 def shapes(value: Any) -> str:

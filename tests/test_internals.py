@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import atexit
 import importlib
+import io
 import multiprocessing
 import random
 import subprocess
@@ -49,6 +50,16 @@ def stepped() -> Optimizer:
     return optimizer
 
 
+def loaded_without_memory() -> torch.UntypedStorage:
+    file = io.BytesIO()
+    torch.save(torch.ones(2), file)
+    file.seek(0)
+    mode, _ = internals.fake_tensors()
+    with mode():
+        loaded: torch.Tensor = torch.load(file, weights_only=True)
+    return loaded.untyped_storage()
+
+
 SYMBOLS: dict[str, Callable[[], object]] = {
     "_engine_run_backward": lambda: torch.autograd.graph,
     "_version": lambda: torch.zeros(2),
@@ -77,6 +88,8 @@ SYMBOLS: dict[str, Callable[[], object]] = {
     "WorkerInfo": lambda: worker,
     "pin_memory": lambda: pin_memory,
     "_get_iterator": lambda: DataLoader,
+    "_checkpoint_offset": loaded_without_memory,
+    "_metadata": lambda: nn.Linear(1, 1).state_dict(),
     "_modules": lambda: nn.Linear(1, 1),
     "_parameters": lambda: nn.Linear(1, 1),
     "_buffers": lambda: nn.Linear(1, 1),

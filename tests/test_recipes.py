@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import runpy
 import shlex
@@ -157,6 +158,39 @@ def test_each_of_the_gallery_reaches_its_figure(tmp_path: Path, name: str) -> No
     off, figure = OFF.get(name, 0.03), trained.column(metric, split)[-1]
     assert figure == pytest.approx(reached, abs=off)
     assert abs(reached - baseline) > 2 * off  # so that what is reached is better than it, by far
+
+
+# ---------------------------------------------------------------------- their full-size forms
+
+FULL = {
+    path.parent.name: shlex.split(command)
+    for path in GALLERY.values()
+    for command in re.findall(r"^#   launcher train (.*?) *# full size", path.read_text(), re.MULTILINE)
+}
+A_STEP = ("train.steps=1", "evaluate.every=1 steps", "evaluate.limit=1 batches")
+FEW = {  # of what is made when it is opened, and of what two cores would compute for an hour
+    "boxes": ["data.train.samples=60", "data.validation.samples=20", "data.global_batch_size=8"],
+    "digits_diffusion": ["model.times=20"],  # which an evaluation goes through, a picture at a time
+    "graphs": ["data.train.samples=200"],
+    "segmentation": ["data.train.samples=40", "data.global_batch_size=4", "evaluate.batch_size=4"],
+    "speech_ctc": ["data.train.samples=60"],
+}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", [name for name in FULL if name in QUICK and name != "images_mixup"])
+def test_each_full_size_takes_a_step(tmp_path: Path, name: str) -> None:
+    """Forward, backward, update, evaluation and saving, of the model as large as it is written."""
+    file, *overrides = FULL[name]
+    if name == "distillation":
+        train(tmp_path / "teacher", "train.steps=1", recipe=RECIPES / "digits_cnn.yaml")
+        overrides = [f"train.step.teacher.weights={tmp_path}/teacher/model_weights.pth"]
+    few = [*FEW.get(name, ()), *A_STEP]
+    said = {override.partition("=")[0] for override in few}
+    kept = [override for override in overrides if override.partition("=")[0] not in said]
+    trained = train(tmp_path / "run", *kept, *few, recipe=ROOT / file, timeout=1700)
+    assert math.isfinite(trained.column("loss")[0])
 
 
 OWN = [path for recipe in GALLERY.values() for path in recipe.parent.glob("*.py") if "def baseline" in path.read_text()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,8 +47,21 @@ def distance(model: Callable[..., Any], again: Callable[..., Any], batch: Batch)
     Raises:
         LauncherError: Too far, or there are others.
     """
+    return apart(outputs(model, batch), outputs(again, batch))
+
+
+def outputs(model: Callable[..., Any], batch: Batch) -> list[torch.Tensor]:
+    """What a model gives."""
     with torch.no_grad():
-        own, other = (tensors(function(*batch.args, **batch.kwargs)) for function in (model, again))
+        return tensors(model(*batch.args, **batch.kwargs))
+
+
+def apart(own: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> float:
+    """How far outputs are from others.
+
+    Raises:
+        LauncherError: Too far, or there are others.
+    """
     if len(own) != len(other) or any(a.shape != b.shape for a, b in zip(own, other, strict=True)):
         raise LauncherError("what was written gives outputs of another form; nothing was kept")
     far, largest = 0.0, 1.0

@@ -8,12 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from launcher.checkpoints.compare import Batch, agreed, distance
-from launcher.checkpoints.forms import PROGRAMS, SAMPLES, SUFFIXES, sizes
+from launcher.checkpoints.forms import PROGRAMS, SAMPLES, SUFFIXES, WHOLE_STATES, sizes
 from launcher.checkpoints.pretrained import save_folder
 from launcher.checkpoints.saved_run import Saved, fill
+from launcher.checkpoints.sharded_export import export_sharded
 from launcher.data.seeds import seed_everything
 from launcher.errors import UsageError
 from launcher.model.adapt import Built, built, built_anew
@@ -21,12 +20,21 @@ from launcher.objective.batch import BatchLayout
 from launcher.recipe.build import Builder
 from launcher.recipe.schema import Recipe
 from launcher.world.files import atomic_write
+from launcher.world.world import World
 
 FOLDER = "transformers"  # the form that is a folder
 FORMS = (FOLDER, *(suffix[1:] for suffix in SUFFIXES))
 
 
-def export(saved: Saved, target: Path, form: str | None = None, *, merge: bool = False) -> str:
+def export(
+    saved: Saved,
+    target: Path,
+    form: str | None = None,
+    *,
+    merge: bool = False,
+    world: World | None = None,
+    cpu: bool = False,
+) -> str:
     """Writes the weights of a run or checkpoint in another form.
 
     What was written is loaded again, and its outputs on a batch of two training samples are compared with those of
@@ -37,6 +45,8 @@ def export(saved: Saved, target: Path, form: str | None = None, *, merge: bool =
         target: The file to write, whose suffix sets the format, or a folder.
         form: What to write into the folder `target`; `transformers` is one that `from_pretrained` loads.
         merge: Whether an adapter becomes a part of the weights that it stands beside.
+        world: The processes, which share a model that was trained sharded; None is this one.
+        cpu: Whether several stay on the CPU; one does.
 
     Returns:
         What was written and how it was checked, in a line.
@@ -45,9 +55,15 @@ def export(saved: Saved, target: Path, form: str | None = None, *, merge: bool =
         UsageError: There is no such form, or the file exists.
         LauncherError: The model cannot be exported, or what was written gives other outputs.
     """
-    target = _place(target.absolute(), form)
+    target, world = _place(target.absolute(), form), world or World()
+    if world.size > 1:
+        _check_shared(saved, target, form, merge, world)
     builder = Builder(saved.recipe, saved.allow, saved.directory)
     builder.check()
+    if world.size > 1:
+        target.parent.mkdir(exist_ok=True)
+        comparison = export_sharded(saved, target, builder, _batch(saved.recipe, builder), world, cpu)
+        return _told(saved, target, form, merge, comparison)
     seed_everything(saved.recipe.seed)  # which an adapter's base may be drawn with
     model = built(builder, saved.recipe.model)
     fill(model, saved)
@@ -64,9 +80,33 @@ def export(saved: Saved, target: Path, form: str | None = None, *, merge: bool =
             comparison = save_folder(target, written, fresh, batch, builder.objects)
     else:
         comparison = _file(target, written, builder, saved, batch, merge)
+    return _told(saved, target, form, merge, comparison)
+
+
+def _told(saved: Saved, target: Path, form: str | None, merge: bool, comparison: str) -> str:
+    """What was written, in a line."""
     size = sum(path.stat().st_size for path in (target.rglob("*") if target.is_dir() else [target])) / 2**20
     kind = f"{form or target.suffix[1:]}{', its adapter merged' if merge else ''}"
     return f"{target}: {saved.label} as {kind}, {size:.1f} MiB; {comparison}"
+
+
+def needs_whole(target: Path, form: str | None, merge: bool) -> bool:
+    """Whether what is written is made of the whole model, and not of one tensor after the other."""
+    return merge or form == FOLDER or (f".{form}" if form else target.suffix) not in WHOLE_STATES
+
+
+def _check_shared(saved: Saved, target: Path, form: str | None, merge: bool, world: World) -> None:
+    """Refuses several processes where they have nothing to share.
+
+    Raises:
+        UsageError: They have not.
+    """
+    remedy = f"start one process, not {world.size} (omit --processes)"
+    if needs_whole(target, form, merge):
+        what = "--merge" if merge else form or target.suffix[1:]
+        raise UsageError(f"{what} needs the whole model, which one process then holds; {remedy}")
+    if saved.recipe.device.sharding == "none":
+        raise UsageError(f"{saved.label}: the run's device.sharding is none, there is nothing to share; {remedy}")
 
 
 def _place(target: Path, form: str | None) -> Path:
@@ -103,7 +143,7 @@ def _merged(builder: Builder, saved: Saved) -> Built:
     merges: Any = getattr(another.module, "merge_and_unload", None)
     if another.base is None or merges is None:
         raise UsageError("--merge: the run's model has no adapter of peft's (model._adapt_); omit --merge")
-    another.load_state_dict(saved.weights())
+    fill(another, saved)
     return Built(merges().eval())
 
 
@@ -132,7 +172,7 @@ def _as_saved(model: Built, saved: Saved) -> Iterator[None]:
     named = [
         (weights[name], value)
         for name, value in model.module.state_dict(keep_vars=True).items()
-        if isinstance(weights.get(name), torch.Tensor)
+        if hasattr(weights.get(name), "dtype")
     ]
     before = [value.dtype for _, value in named]
     for kept, value in named:
@@ -145,7 +185,6 @@ def _as_saved(model: Built, saved: Saved) -> Iterator[None]:
 def _batch(recipe: Recipe, builder: Builder) -> Batch:
     """What the model gets of two training samples."""
     from launcher.data.load import load_data
-    from launcher.world.world import World
 
     section = recipe.data.model_copy(update={"workers": 0, "micro_batch_size": SAMPLES})
     data = load_data(

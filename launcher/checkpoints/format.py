@@ -27,10 +27,11 @@ import numpy as np
 import torch
 
 from launcher.checkpoints.rows import DamagedError as DamagedError
-from launcher.checkpoints.rows import Read, StoredTensor, stored_in, verify_rows, with_stored
+from launcher.checkpoints.rows import StoredTensor, stored_in, verify_rows, with_stored
 from launcher.errors import LauncherError, UsageError
 from launcher.internals import storage_id
-from launcher.model.rows import Rows
+from launcher.model.rows import Read, Rows
+from launcher.text import size
 from launcher.world import faults
 from launcher.world.files import atomic_write
 
@@ -70,7 +71,12 @@ class Checkpoint:
 
     def evaluated(self) -> dict[str, Any]:
         """The unwrapped state_dict to evaluate and to hand on, on the CPU: mostly the same."""
-        return self._whole(EVALUATED if EVALUATED in self.manifest["files"] else WEIGHTS)
+        return self._whole(self.evaluated_file)
+
+    @property
+    def evaluated_file(self) -> str:
+        """Which of its files those are in."""
+        return EVALUATED if EVALUATED in self.manifest["files"] else WEIGHTS
 
     def training(self) -> dict[str, Any]:
         """Optimizer, schedule and the rest, on the CPU."""
@@ -255,7 +261,7 @@ def save(folder: Path, snapshot: Snapshot, others: Others | None = None) -> Path
         if not isinstance(error, OSError):
             raise
         raise SaveError(
-            f"saving {target}: {error.strerror or error}; the checkpoints before it are intact, resume from them with "
+            f"saving {target}: {error.strerror or error}; what was saved before is intact, resume from it with "
             f"--run-dir {folder.parent}"
         ) from error
     return target
@@ -362,7 +368,7 @@ def check_space(folder: Path, needed: int) -> None:
     if free < needed + _OVERHEAD_BYTES:
         raise OSError(
             errno.ENOSPC,
-            f"{needed / 2**20:.1f} MiB are needed and {free / 2**20:.1f} MiB are free; make room",
+            f"{size(needed + _OVERHEAD_BYTES)} are needed and {size(free)} are free; make room",
         )
 
 

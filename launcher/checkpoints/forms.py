@@ -13,7 +13,8 @@ from torch import nn
 
 from launcher.checkpoints import format as checkpoints
 from launcher.checkpoints.compare import Batch, distance, tensors
-from launcher.errors import LauncherError, UsageError
+from launcher.checkpoints.safe_files import check_holds
+from launcher.errors import LauncherError
 from launcher.internals import tree_map
 from launcher.model.adapt import Built
 from launcher.recipe.generated_code import check_arguments, check_names
@@ -27,11 +28,7 @@ def _safetensors(model: Built, fresh: Fresh, batch: Batch, path: Path) -> Callab
     from safetensors.torch import load_file, save_file, save_model
 
     state = model.state_dict()
-    if strange := [name for name, value in state.items() if not isinstance(value, torch.Tensor)]:
-        kind = type(state[strange[0]]).__name__
-        raise UsageError(
-            f"--to: safetensors holds tensors only, and '{strange[0]}' of the model is a {kind}; write .pth"
-        )
+    check_holds(state)
     if model.base is None:
         save_model(model.module, str(path))  # knows tied weights, which save_file refuses
     else:
@@ -87,6 +84,7 @@ def _onnx(model: Built, fresh: Fresh, batch: Batch, path: Path) -> Callable[...,
     return write_onnx(model.module, batch, path)
 
 
+WHOLE_STATES = (".safetensors", ".pth")  # of which one tensor after the other can be written
 SUFFIXES: dict[str, Form] = {".safetensors": _safetensors, ".pth": _pth, ".pt2": _program, ".onnx": _onnx}
 PROGRAMS = (".pt2", ".onnx")  # of which it is tried whether they take batches of any size
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from launcher.errors import LauncherError
-from launcher.model.rows import Rows
+from launcher.model.rows import Read, Rows, bytes_of
 from launcher.world import faults
 
 MARK = "_rows_"  # in a state that torch.save writes: here belongs the tensor of this name
@@ -105,7 +105,7 @@ def _synced(file: Any, path: Path, step: int) -> None:
 
 def _write_tensor(file: Any, rows: Rows) -> dict[str, Any]:
     tensor, count = rows.tensor.detach(), rows.tensor.shape[0]
-    at_once = _rows_proven_at_once(count, _row_bytes(rows.shape, tensor.dtype))
+    at_once = _rows_proven_at_once(count, row_bytes(rows.shape, tensor.dtype))
     entry = {
         "dtype": str(tensor.dtype).removeprefix("torch."),
         "shape": list(rows.shape),
@@ -122,20 +122,16 @@ def _write_tensor(file: Any, rows: Rows) -> dict[str, Any]:
     return {**entry, "sha256": hashes}
 
 
-def _row_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
+def row_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
+    """What one row of a tensor of this shape takes."""
     size = dtype.itemsize
     for number in shape[1:]:
         size *= number
     return size
 
 
-def _rows_proven_at_once(count: int, row_bytes: int) -> int:
-    return max(1, -(-_PROVEN_BYTES // max(1, row_bytes)), -(-count // _PROOFS))
-
-
-def bytes_of(tensor: torch.Tensor) -> memoryview:
-    """The memory of a tensor's numbers, on the host."""
-    return memoryview(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+def _rows_proven_at_once(count: int, each: int) -> int:
+    return max(1, -(-_PROVEN_BYTES // max(1, each)), -(-count // _PROOFS))
 
 
 # ---------------------------------------------------------------------- reading
@@ -151,13 +147,6 @@ class _Piece:
     offset: int
     at_once: int
     sha256: tuple[str, ...]
-
-
-@dataclass
-class Read:
-    """How many bytes were read of files of rows."""
-
-    num_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -199,7 +188,7 @@ class StoredTensor:
 
     def _blocks(self, piece: _Piece, low: int, high: int) -> Iterator[tuple[int, torch.Tensor]]:
         """Those of a piece that hold some of its rows, each with its first row in the piece."""
-        each, size = piece.at_once, _row_bytes(self.shape, self.dtype)
+        each, size = piece.at_once, row_bytes(self.shape, self.dtype)
         with piece.path.open("rb", buffering=0) as file:
             for number in range(low // each, -(-high // each)):
                 start = number * each
@@ -272,8 +261,8 @@ def _index(folder: Path, entry: Mapping[str, Any]) -> Iterator[tuple[str, _Piece
             raise ValueError(f"{data.name} has {size} bytes, not {entry['data_bytes']}")
         for key, given in json.loads(content).items():
             piece, shape, dtype = _piece(data, given)
-            used += piece.rows * _row_bytes(shape, dtype)
-            if used > size or piece.offset + piece.rows * _row_bytes(shape, dtype) > size:
+            used += piece.rows * row_bytes(shape, dtype)
+            if used > size or piece.offset + piece.rows * row_bytes(shape, dtype) > size:
                 raise ValueError(f"'{key}' is said to stand where nothing is")
             yield key, piece, shape, dtype
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -318,6 +307,16 @@ def with_stored(tree: Any, stored: Mapping[str, StoredTensor], made: Callable[[S
         DamagedError: A mark names a tensor that is not there.
     """
     return _unmarked(tree, stored, made, {})
+
+
+def read_whole(tree: Any) -> Any:
+    """A state with the tensors themselves in place of those in files."""
+    if isinstance(tree, StoredTensor):
+        return tree.whole()
+    if isinstance(tree, Mapping):
+        read = {name: read_whole(value) for name, value in tree.items()}
+        return tree if all(read[name] is value for name, value in tree.items()) else read
+    return type(tree)(map(read_whole, tree)) if type(tree) in (list, tuple) else tree
 
 
 def _unmarked(value: Any, stored: Mapping[str, StoredTensor], made: Any, done: dict[str, Any]) -> Any:

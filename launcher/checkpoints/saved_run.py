@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,20 @@ import yaml
 from torch import nn
 
 from launcher.checkpoints import format as checkpoints
-from launcher.checkpoints.format import Checkpoint
-from launcher.checkpoints.weights import find_weights, read_weights
+from launcher.checkpoints.format import TRAINING, Checkpoint
+from launcher.checkpoints.rows import read_whole
+from launcher.checkpoints.weights import find_weights, read_weights, stored_weights
 from launcher.errors import UsageError
 from launcher.model.adapt import Built, changed_base
 from launcher.model.build import Model
+from launcher.model.sharding import Shards
+from launcher.recipe import schema
 from launcher.recipe.build import Builder
+from launcher.recipe.directory import shortest
 from launcher.recipe.load import load_recipe
 from launcher.recipe.schema import Recipe
 from launcher.runs import folder as runs
+from launcher.world.world import World
 
 CLASSES = "data.train.classes"  # what `${…}` calls them
 
@@ -45,8 +50,8 @@ class Saved:
 
     @property
     def label(self) -> str:
-        """Where the weights come from, in a word."""
-        return self.source.folder.name if isinstance(self.source, Checkpoint) else self.source.name
+        """Where the weights come from: the path of the checkpoint, or of the file."""
+        return _place_of(self.source)
 
     @property
     def at(self) -> tuple[int, float]:
@@ -54,26 +59,30 @@ class Saved:
         if isinstance(self.source, Checkpoint):
             return self.source.step, round(float(self.source.manifest["epoch"]), 6)
         status = runs.read_json(self.source.parent / runs.STATUS_FILE)
-        is_final = self.source.name in (runs.WEIGHTS_FILE, *runs.AVERAGED_FILES.values())
+        is_final = any(self._is_final(average) for average in ("", *runs.AVERAGES))
         entry = status.get("weights", {}) if is_final else {}
         return int(entry.get("step", 0)), float(entry.get("epoch", 0.0))
 
     def weights(self) -> Mapping[str, Any]:
-        """The unwrapped state_dict, on the CPU.
+        """The unwrapped state_dict, on the CPU: tensors that are read when they are used, or ones in files.
 
         Raises:
             LauncherError: The file cannot be read.
         """
-        return read_weights(self.source)
+        return stored_weights(self.source)
 
     def averaged(self) -> Mapping[str, Any] | None:
-        """The averages of its parameters, where the run had them and they were saved."""
+        """The weights with averages of those that were trained, where the run had them; read when they are used."""
         if isinstance(self.source, Checkpoint):
-            average = self.source.training().get("average")
-            return average["parameters"] if average else None
-        beside = [self.source.with_name(runs.AVERAGED_FILES[kind]) for kind in ("ema", "swa")]
-        there = next((path for path in beside if path.exists()), None)
-        return read_weights(there) if self.source.name == runs.WEIGHTS_FILE and there is not None else None
+            average = self.source.lazily(TRAINING).get("average")
+            return {**self.weights(), **average["parameters"]} if average else None
+        beside = [runs.weights_of(self.source.parent, kind) for kind in ("ema", "swa")] if self._is_final() else []
+        there = next((path for path in beside if path is not None), None)
+        return stored_weights(there) if there is not None else None
+
+    def _is_final(self, average: str = "") -> bool:
+        """Whether these are final weights of a run, or an average of them."""
+        return isinstance(self.source, Path) and self.source in runs.weights_files(self.source.parent, average)
 
     def readings(self) -> Mapping[str, Any]:
         """What each loss is a mean over, as the run found it; empty where no checkpoint is beside these weights."""
@@ -81,9 +90,9 @@ class Saved:
         return source.manifest.get("loss", {}) if source is not None else {}
 
     def losses(self) -> Mapping[str, Any]:
-        """States of losses and step functions, by key; empty where none are beside these weights."""
+        """States of losses and step functions, by key, as `weights`; empty where none are beside these weights."""
         source = self._checkpoint()
-        training = source.training() if source is not None else {}
+        training = source.lazily(TRAINING) if source is not None else {}
         return {name: state for name, state in training.items() if name.partition(".")[0] in ("loss", "train", "batch")}
 
     def classes(self) -> list[str]:
@@ -101,7 +110,7 @@ class Saved:
         """The checkpoint that these weights are of."""
         if isinstance(self.source, Checkpoint):
             return self.source
-        if self.source.name == runs.WEIGHTS_FILE:
+        if self._is_final():
             with suppress(checkpoints.DamagedError):
                 return checkpoints.verify(self.source.parent / "checkpoints" / checkpoints.name_of(self.at[0]))
         return None
@@ -115,29 +124,55 @@ def builder_of(saved: Saved) -> Builder:
     return builder
 
 
-def fill(model: Built | Model, saved: Saved) -> None:
+def evaluated_on(section: schema.Device, world: World, on_cpu: bool) -> schema.Device:
+    """How a saved model is computed with: what only training needs is left out, and what a CPU has not."""
+    changes: dict[str, Any] = {"recompute": False, "sharding": section.sharding if world.size > 1 else "none"}
+    if on_cpu:
+        changes |= {"precision": "no" if section.precision == "fp16" else section.precision, "sync_batchnorm": False}
+    return section.model_copy(update=changes)
+
+
+def fill(model: Built | Model, saved: Saved, shards: Shards | None = None) -> None:
     """Puts saved weights into the model of their recipe.
+
+    Args:
+        model: The model.
+        saved: The weights.
+        shards: What this process holds of it, where it is sharded: that is read.
 
     Raises:
         UsageError: They do not fit, or its frozen base is another.
     """
-    take_weights(model, saved.source)
-    if model.base is not None and (kept := saved.base()) and (now := model.base.sha256()) != kept:
+    with _fitting(saved.label, "the recipe's model"):
+        if shards is None:
+            model.load_state_dict(read_whole(saved.weights()))
+        else:
+            shards.load_module(shards.modules[""], saved.weights(), casts=True)
+    if model.base is not None and (kept := saved.base()) and (now := model.base_sha256()) != kept:
         raise UsageError(changed_base(saved.label, kept, now))
 
 
-def take_weights(model: Built | Model | nn.Module, source: Path | Checkpoint) -> None:
-    """Puts saved weights into a model, wherever it comes from.
+def take_weights(model: nn.Module, source: Path | Checkpoint) -> None:
+    """Puts saved weights into a module, wherever it comes from.
 
     Raises:
         UsageError: They do not fit.
     """
-    try:
+    with _fitting(_place_of(source), "the model"):
         model.load_state_dict(read_weights(source))
-    except RuntimeError as error:
-        label = source.folder.name if isinstance(source, Checkpoint) else source.name
+
+
+@contextmanager
+def _fitting(label: str, what: str) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
         words = " ".join(str(error).split())
-        raise UsageError(f"{label} does not fit the model: {words[:300]}") from error
+        raise UsageError(f"{label} does not fit {what}: {words[:300]}") from error
+
+
+def _place_of(source: Path | Checkpoint) -> str:
+    return shortest(source.folder if isinstance(source, Checkpoint) else source)
 
 
 def find_saved(
@@ -167,7 +202,7 @@ def find_saved(
         listed = ", ".join(how["objects"])
         raise UsageError(
             f"{run}: it was started from Python with {listed}; use what launcher.train() returned, "
-            f"launcher.load(RUN, model=…), which puts {runs.WEIGHTS_FILE} into a module, or a command with --recipe"
+            f"launcher.load(RUN, model=…), which puts {_place_of(source)} into a module, or a command with --recipe"
         )
     if "recipe" not in how and "overrides" in how:  # a mapping from Python, which the run has written down
         read = load_recipe(_mapping_of(run), [*how["overrides"], *overrides], remove)
@@ -178,6 +213,7 @@ def find_saved(
     directory = Path(how["directory"])
     if not directory.is_dir():
         raise UsageError(f"the run was started in {directory}: {os.strerror(errno.ENOENT)}")
+    runs.check_recipe_file(run, how["recipe"])
     read = load_recipe(how["recipe"], [*how["overrides"], *overrides], [*how["remove"], *remove])
     return Saved(read, source, tuple(how["allow"]), directory)
 
@@ -189,7 +225,7 @@ def _mapping_of(run: Path) -> Mapping[str, Any]:
         UsageError: It cannot be read.
     """
     try:
-        values = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
+        values = yaml.safe_load((run / runs.RECIPE_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UsageError(f"{run / 'recipe.yaml'} cannot be read: {error}; pass --recipe") from error
     return values if isinstance(values, dict) else {}

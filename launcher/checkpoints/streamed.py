@@ -11,17 +11,17 @@ import zipfile
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import torch
-import torch.distributed as dist
 from torch.serialization import skip_data
 
 from launcher.checkpoints.format import check_space, plain, weights_saved
-from launcher.checkpoints.rows import StoredTensor, bytes_of
+from launcher.checkpoints.rows import StoredTensor
 from launcher.internals import storage_id
-from launcher.model.rows import Rows, rows_of
+from launcher.model.rows import Rows, bytes_of
 from launcher.model.sharding import Mesh
 from launcher.world import faults
 from launcher.world.files import atomic_write
@@ -40,17 +40,32 @@ def save_streamed(path: Path, weights: Mapping[str, Any], mesh: Mesh) -> None:
     Raises:
         SaveError: On rank 0: the disk is full, read-only or gone.
     """
-    if mesh.group_rank:
-        return
     sources = [value for value in _once(weights) if not isinstance(value, torch.Tensor)]
-    if mesh.rank:
-        for _ in _gathered(sources, mesh):
-            pass
+    with blocks_of(sources, mesh) as blocks:
+        if blocks is not None:
+            with weights_saved(path):
+                _write(path, weights, sources, blocks)
+
+
+@contextmanager
+def blocks_of(sources: Sequence[Any], mesh: Mesh | None) -> Iterator[Iterator[Iterable[torch.Tensor]] | None]:
+    """Of each source its rows from the first to the last, in blocks, on rank 0; None on the others, which give theirs.
+
+    Args:
+        sources: Tensors, rows, or tensors in files; the same on all processes, which call this together.
+        mesh: Which processes have rows; None where there are none.
+    """
+    if mesh is not None and mesh.group_rank:
+        yield None
         return
     blocks = _gathered(sources, mesh)
+    if mesh is not None and mesh.rank:
+        for _ in blocks:
+            pass
+        yield None
+        return
     try:
-        with weights_saved(path):
-            _write(path, weights, sources, blocks)
+        yield blocks
     finally:
         for _ in blocks:  # the others wait to give theirs
             pass
@@ -62,13 +77,16 @@ def _once(weights: Mapping[str, Any]) -> list[Any]:
     return list({id(value): value for value in weights.values() if isinstance(value, kinds)}.values())
 
 
-def _gathered(sources: Iterable[Any], mesh: Mesh) -> Iterator[tuple[Any, Iterator[torch.Tensor]]]:
-    """Each source with its rows from the first to the last, in blocks; on ranks other than 0 nothing is in them."""
+def _gathered(sources: Iterable[Any], mesh: Mesh | None) -> Iterator[Iterable[torch.Tensor]]:
+    """Each source's rows from the first to the last, in blocks; on ranks other than 0 nothing is in them."""
     for source in sources:
-        if isinstance(source, StoredTensor):
-            yield source, _read(source)
+        if isinstance(source, torch.Tensor):
+            yield [source.detach()]
+        elif isinstance(source, StoredTensor):
+            yield _read(source)
         else:
-            yield source, iter(_collected(source, mesh))
+            assert mesh is not None
+            yield mesh.gathered(source)
 
 
 def _read(source: StoredTensor) -> Iterator[torch.Tensor]:
@@ -76,17 +94,6 @@ def _read(source: StoredTensor) -> Iterator[torch.Tensor]:
     size = source.dtype.itemsize * max(1, torch.Size(source.shape[1:]).numel())
     each = max(1, _BLOCK_BYTES // size)
     return (source.rows(first, min(first + each, rows)) for first in range(0, rows, each))
-
-
-def _collected(source: Rows, mesh: Mesh) -> list[torch.Tensor]:
-    """The rows of all processes of the group, on its first one."""
-    each = rows_of(source.shape[0], 0, mesh.per_group)[1]
-    own = source.tensor.detach()
-    padded = own if len(own) == each else torch.cat([own, own.new_zeros((each - len(own), *own.shape[1:]))])
-    parts = [torch.empty_like(padded) for _ in range(mesh.per_group)] if mesh.rank == 0 else None
-    dist.gather(padded.contiguous(), parts, group_dst=0, group=mesh.group)
-    shares = [rows_of(source.shape[0], rank, mesh.per_group) for rank in range(mesh.per_group)]
-    return [part[: stop - first] for part, (first, stop) in zip(parts or (), shares, strict=False)]
 
 
 # ---------------------------------------------------------------------- the file
@@ -99,13 +106,13 @@ def _write(path: Path, weights: Mapping[str, Any], sources: Sequence[Any], block
         records = _laid_out(part, shell)
         with part.open("r+b") as file:
             checks = {}
-            for source, rows in blocks:
+            for source in sources:
                 record = records[places[id(source)]]
-                checks[record.filename] = _fill(file, _data_offset(file, record), rows)
+                checks[record.filename] = _fill(file, _data_offset(file, record), next(blocks))  # and then forgotten
             for value in _once(weights):
                 if isinstance(value, torch.Tensor):
                     record = records[places[id(value)]]
-                    checks[record.filename] = _fill(file, _data_offset(file, record), [_stored_as(value)])
+                    checks[record.filename] = _fill(file, _data_offset(file, record), [value])
             _put_checks(file, part, checks)
             faults.point("weights.write", None, part)
             file.flush()
@@ -131,10 +138,6 @@ def _shell(weights: Mapping[str, Any]) -> tuple[dict[str, Any], dict[int, int]]:
         else:
             shell[name] = value
     return shell, {identity: number for number, identity in enumerate(made)}
-
-
-def _stored_as(value: torch.Tensor) -> torch.Tensor:
-    return value.detach().reshape(1, -1) if value.ndim == 0 else value.detach()
 
 
 def _laid_out(part: Path, shell: Mapping[str, Any]) -> dict[int, zipfile.ZipInfo]:

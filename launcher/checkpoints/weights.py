@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,23 @@ from launcher.checkpoints.format import Checkpoint
 from launcher.checkpoints.retention import listed
 from launcher.errors import LauncherError, UsageError
 from launcher.model.adapt import Built
-from launcher.model.rows import shape_of
+from launcher.model.build import Start
+from launcher.model.rows import Converted, shape_of
+from launcher.model.tensor_files import archived_tensors, is_safetensors, stored_tensors
 from launcher.recipe.inputs import unreadable
 from launcher.runs import folder as runs
+from launcher.text import size
 
 
-def load_weights(model: Built, path: Path) -> str:
-    """Takes over what fits of saved weights; says what did not.
+def start_from(model: Built, by_rows: bool, path: Path) -> Start:
+    """What fits a model of saved weights; the note says what did not.
 
     Those of an adapted model's base are taken over under the names that they had before.
 
     Args:
         model: The bare module.
-        path: A `.pth` or `.safetensors` file, a checkpoint, or a run's folder.
+        by_rows: Whether tensors may stay in their files, where rows of them are read.
+        path: A `.pth` or `.safetensors` file, an index of such, a folder of them, a checkpoint, or a run's folder.
 
     Raises:
         LauncherError: There are no weights, they are damaged, or none of them fits.
@@ -35,7 +39,8 @@ def load_weights(model: Built, path: Path) -> str:
     renamed = model.base.renamed if model.base is not None else {}
     try:
         source = find_weights(path)
-        state = {renamed.get(name, name): value for name, value in _unprefixed(read_weights(source)).items()}
+        read = stored_weights(source) if by_rows else read_weights(source)
+        state = {renamed.get(name, name): value for name, value in _unprefixed(read).items()}
     except UsageError as error:  # nothing is there, or something else
         raise UsageError(f"train.start_from: {error}") from error
     except LauncherError as error:
@@ -46,7 +51,6 @@ def load_weights(model: Built, path: Path) -> str:
             f"train.start_from: none of the {len(state)} tensors in {path} fits this model; it has "
             f"{_some(list(own))}, the file {_some(list(state))}"
         )
-    model.module.load_state_dict(fitting, strict=False)
     strange = {
         "missing there": [name for name in own if name not in state],
         "of another shape": [name for name in state if name in own and name not in fitting],
@@ -54,7 +58,21 @@ def load_weights(model: Built, path: Path) -> str:
     }
     rest = "".join(f"; {what}: {_some(names)}" for what, names in strange.items() if names)
     step = f", step {source.step:,}" if isinstance(source, Checkpoint) else ""
-    return f"started from {path}{step}: {len(fitting)} of {len(own)} tensors{rest}"
+    weights = {name: _as_own(value, own[name]) for name, value in fitting.items()} if by_rows else fitting
+    how = _how_read(source, weights) if by_rows else ""
+    return Start(weights, f"started from {path}{step}: {len(fitting)} of {len(own)} tensors{rest}{how}")
+
+
+def _as_own(value: Any, own: Any) -> Any:
+    """In the type that the model's own has now: what the run makes of its weights then is made of that."""
+    is_other = isinstance(own, torch.Tensor) and value.dtype != own.dtype
+    return Converted(value, own.dtype) if is_other else value
+
+
+def _how_read(source: Path | Checkpoint, weights: Mapping[str, Any]) -> str:
+    if isinstance(source, Path) and any(isinstance(value, torch.Tensor) for value in weights.values()):
+        return f"; each process reads the whole file, {size(source.stat().st_size)}: only a zip archive is read by rows"
+    return "; each process reads its rows"
 
 
 def shapes_of(state: Mapping[str, Any]) -> dict[str, tuple[int, ...] | None]:
@@ -85,8 +103,8 @@ def find_weights(path: Path) -> Path | Checkpoint:
         return checkpoints.verify(folder)
     if path.is_file():
         return path
-    if (path / runs.WEIGHTS_FILE).exists():
-        return path / runs.WEIGHTS_FILE
+    if (final := runs.weights_of(path)) is not None:
+        return final
     saved = listed(path / "checkpoints")
     for candidate in saved:
         with suppress(checkpoints.DamagedError):
@@ -102,27 +120,52 @@ _EXTRA = "_extra_state"  # behind the names of what modules give by `get_extra_s
 
 
 def _is_weight(name: Any, value: Any) -> bool:
-    return isinstance(value, torch.Tensor) or str(name).rpartition(".")[2] == _EXTRA
+    return shape_of(value) is not None or str(name).rpartition(".")[2] == _EXTRA
 
 
 def read_weights(source: Path | Checkpoint) -> Mapping[str, Any]:
-    """The weights in a `.pth` or `.safetensors` file or a checkpoint, on the CPU.
+    """The weights in a `.pth` or `.safetensors` file, an index of such, or a checkpoint, on the CPU.
 
     Raises:
         LauncherError: The file holds more than tensors, or something else.
     """
     if isinstance(source, Checkpoint):
         return source.evaluated()
-    try:
-        if source.suffix == ".safetensors":
-            from safetensors.torch import load_file
+    with _reading(source):
+        if is_safetensors(source):
+            made: dict[int, torch.Tensor] = {}
+            stored = stored_tensors(source)
+            return {name: made.setdefault(id(value), value.whole()) for name, value in stored.items()}
+        return _checked(torch.load(source, map_location="cpu", weights_only=True))
 
-            return load_file(source)
-        state = torch.load(source, map_location="cpu", weights_only=True)
-        if not isinstance(state, Mapping) or not all(_is_weight(*entry) for entry in state.items()):
-            raise TypeError("it holds more than a state_dict of tensors")
+
+def stored_weights(source: Path | Checkpoint) -> Mapping[str, Any]:
+    """The same of tensors that stay where they are, and of which rows are read; where that cannot be, of whole ones.
+
+    Raises:
+        LauncherError: As above.
+    """
+    if isinstance(source, Checkpoint):
+        return source.lazily(source.evaluated_file)
+    with _reading(source):
+        if is_safetensors(source):
+            return stored_tensors(source)
+        with suppress(ValueError, ImportError):  # not a file of which that can be
+            return _checked(archived_tensors(source, map_location="cpu", weights_only=True))
+    return read_weights(source)
+
+
+@contextmanager
+def _reading(source: Path) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:  # whatever a reader raises: the file is not what it should be
         raise LauncherError(f"{source} cannot be read: {error}") from error
+
+
+def _checked(state: Any) -> Mapping[str, Any]:
+    if not isinstance(state, Mapping) or not all(_is_weight(*entry) for entry in state.items()):
+        raise TypeError("it holds more than a state_dict of tensors")
     return state
 
 

@@ -81,7 +81,7 @@ def _of_reading(key: str, reading: Reading, is_whole: bool) -> Iterator[Finding]
             TRUSTED, f"{key}: what it is a mean over is not known, and one process that takes a batch at once need not"
         )
     if reading.untold:
-        yield Finding(TRUSTED, f"{key}: that it is not over {reading.untold}, which these samples do not tell apart")
+        yield Finding(TRUSTED, f"{key}: that it is no mean over {reading.untold}: these samples cannot tell")
 
 
 # ---------------------------------------------------------------------- data

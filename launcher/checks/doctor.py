@@ -179,7 +179,7 @@ def communication(processes: int, cpu: bool, nodes: Nodes) -> Finding:
     """
     size = processes * nodes.count
     with temporary_folder() as folder:
-        ranks = Supervisor(processes, cpu, 1, folder, "launcher doctor", nodes=nodes)
+        ranks = Supervisor(processes, cpu, 1, folder, "launcher doctor", nodes=nodes, is_temporary=True)
         code = ranks.run("launcher.checks.bandwidth")
         measurement = read_json(folder / RESULT_FILE)
     if code or (not measurement and nodes.rank == 0):

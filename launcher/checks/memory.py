@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -101,7 +101,7 @@ class _Run:
 
     def __init__(self, recipe: Recipe, builder: Builder, world: World, fake: Any, tracker: Tracker):
         self.recipe, self.tracker, self.world = recipe, tracker, world
-        self.model = _built(recipe, builder, fake)
+        self.model = without_memory(recipe, builder, fake)
         freeze_for_good(recipe.train.freeze, named_parameters(self.model, {}))
         with fake:
             self.objective = build_objective(builder, recipe.loss, recipe.batch, recipe.train)
@@ -121,8 +121,7 @@ class _Run:
             self.tracker.hold(parameter, "parameters", rows)
         for buffer in self.model.buffers():
             self.tracker.hold(buffer, "parameters")
-        if self.recipe.train.ema is not None or self.recipe.train.swa is not None:
-            kept = sum(parameter.numel() * max(4, parameter.element_size()) for parameter in trained)
+        if (kept := averaged(self.recipe, trained)) > 0:
             standing["averages"] = -(-kept // rows)
         is_ddp = self.world.size > 1 and rows == 1
         if is_ddp:  # its buckets, in which the gradients are, are never given back
@@ -227,9 +226,26 @@ def shared_by(recipe: Recipe, world: World) -> int:
 # ---------------------------------------------------------------------- a model without memory
 
 
-def _built(recipe: Recipe, builder: Builder, fake: Any) -> nn.Module:
-    """The model as training calls it."""
-    section, module = recipe.device, _without_values(recipe, builder, fake)
+def averaged(recipe: Recipe, trained: Iterable[torch.Tensor]) -> int:
+    """Bytes of the average of some parameters, where the recipe asks for one."""
+    if recipe.train.ema is None and recipe.train.swa is None:
+        return 0
+    return sum(parameter.numel() * max(4, parameter.element_size()) for parameter in trained)
+
+
+def without_memory(recipe: Recipe, builder: Builder, fake: Any, *, may_hold: bool = True) -> nn.Module:
+    """The model as training calls it, with tensors that have no memory.
+
+    Args:
+        recipe: The recipe.
+        builder: Builds it.
+        fake: The mode in which tensors have no memory.
+        may_hold: Whether one whose constructor reads values may have memory meanwhile.
+
+    Raises:
+        Exception: Whatever its constructor raises.
+    """
+    section, module = recipe.device, _without_values(recipe, builder, fake, may_hold)
     with fake:
         _give_up_memory(module)
         if section.recompute:
@@ -243,14 +259,14 @@ def _built(recipe: Recipe, builder: Builder, fake: Any) -> nn.Module:
     return module
 
 
-def _without_values(recipe: Recipe, builder: Builder, fake: Any) -> nn.Module:
+def _without_values(recipe: Recipe, builder: Builder, fake: Any, may_hold: bool) -> nn.Module:
     """Built with tensors that have no memory; with memory where its constructor reads values."""
-    for surroundings in (fake, torch.device("meta")):
-        try:
-            with surroundings:
-                return built(builder.keeping("data"), recipe.model).module
-        except Exception:  # anybody's constructor
-            continue
+    try:
+        with fake:
+            return built(builder.keeping("data"), recipe.model).module
+    except Exception:  # anybody's constructor
+        with suppress(Exception) if may_hold else nullcontext(), torch.device("meta"):
+            return built(builder.keeping("data"), recipe.model).module
     return built(builder, recipe.model).module
 
 

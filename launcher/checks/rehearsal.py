@@ -25,6 +25,7 @@ from launcher.checks.certainty import Finding, findings_of
 from launcher.checks.schedule import doubts_of
 from launcher.checks.sharded import rehearse_sharded
 from launcher.data.load import Data
+from launcher.data.repeatable import drawn_validation
 from launcher.data.seeds import seed_everything
 from launcher.data.transfer import on_device
 from launcher.device.device import open_device, use_cpu
@@ -117,14 +118,14 @@ def rehearse(recipe: Recipe, builder: Builder, world: World, say: Say, *, on_gpu
         with _stage(recipe, ("loss",), "measuring what it is a mean over"):
             with as_it_was(state):
                 settle_losses(builder, state.objective, model.bare, data, device.coordinator, processes=world.size)
-            depends = dependence_of(state)
+            depends, drawn = dependence_of(state), drawn_validation(data)
         on_two = replace(state, data=open_run_data(small, builder, World()))
         warned = _rehearse_step(recipe, on_two, world, say)
         shared = _rehearse_sharded(recipe, small, builder, on_two, world, say)
         _rehearse_evaluation(small, builder, on_two, say)
         _rehearse_checkpoint(recipe, builder, on_two, say)
         elsewhere = replace(state, device=replace(device, world=world, notes=()))
-        plan = plan_of(recipe, elsewhere, Path(), 0, list(_notes(recipe, data, world)))
+        plan = plan_of(recipe, elsewhere, Path(), 0, [*_notes(recipe, data, world), *([drawn] if drawn else [])])
         doubts = [*warned, *doubts_of(recipe, state)]
         where = device.name if on_gpu else f"this machine's CPU in {_dtypes(model.bare)}"
         return Checked(_for_the_world(plan, recipe, where, shared), doubts, findings_of(recipe, state, world, depends))

@@ -58,7 +58,7 @@ def rehearse_sharded(recipe: Recipe, builder: Builder, whole: TrainState) -> tup
         take_up(state.objective, whole.objective.manifest())
         assert model.sharding is not None
         assert state.shards is not None
-        ShardedPart(model.bare, state.shards).load_state_dict(whole.model.state_dict())
+        ShardedPart(model.bare, state.shards, model.base).load_state_dict(whole.model.state_dict())
         for key, loss in state.losses.items():
             own = whole.objective.modules[key]
             ShardedPart(loss, state.shards).load_state_dict(own.state_dict())

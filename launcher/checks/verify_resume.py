@@ -15,8 +15,8 @@ import torch
 from launcher.checkpoints import format as checkpoints
 from launcher.checkpoints import retention
 from launcher.checkpoints.sameness import same
+from launcher.checkpoints.weights import find_weights, read_weights
 from launcher.errors import LauncherError, UsageError
-from launcher.runs.folder import WEIGHTS_FILE
 from launcher.runs.tracking.tracking import read_metrics
 from launcher.world.temporary import temporary_folder
 from launcher.world.world import FAULTS_VARIABLE
@@ -113,7 +113,7 @@ def _differences(straight: Path, killed: Path) -> Iterator[str]:
         {line["step"]: line for line in read_metrics(path / "metrics.jsonl")} for path in (straight, killed)
     )
     first = next((step for step in reference if reference[step].get("loss") != other.get(step, {}).get("loss")), None)
-    weights = [torch.load(path / WEIGHTS_FILE, map_location="cpu", weights_only=True) for path in (straight, killed)]
+    weights = [read_weights(find_weights(path)) for path in (straight, killed)]
     names = [name for name, value in weights[0].items() if not _same(value, weights[1].get(name))]
     if first is not None:
         yield (

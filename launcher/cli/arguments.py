@@ -17,6 +17,7 @@ from launcher.text import suggestion
 if TYPE_CHECKING:
     from launcher.recipe.duration import Duration
     from launcher.recipe.schema import Recipe
+    from launcher.world.world import World
 
 
 RUN_NAMES = "its folder, one that holds runs, a recipe's name, the beginning of one, `latest`, or NAME@2, the second"
@@ -149,6 +150,52 @@ def span(text: str) -> tuple[int, int]:
     if not (first.isascii() and first.isdigit() and stop.isascii() and stop.isdigit() and int(first) < int(stop)):
         raise argparse.ArgumentTypeError(f"'{text}' is not a span of steps; write A:B, as in 10:20")
     return int(first), int(stop)
+
+
+STARTED_HERE = ("processes", "nodes", "node_rank", "master", "max_restarts")  # flags for who starts the processes
+
+
+def add_processes(
+    command: argparse.ArgumentParser,
+    *,
+    processes: str = "default: every GPU",
+    nodes: str = "default: 1",
+    cpu: str = "use the CPU even if there is a GPU",
+) -> None:
+    """`--cpu`, `--processes` and the machines that they are on.
+
+    Args:
+        command: Takes them.
+        processes: How many there are where none are asked for.
+        nodes: The same of machines.
+        cpu: What `--cpu` does.
+    """
+    command.add_argument("--cpu", action="store_true", help=cpu)
+    command.add_argument(
+        "--processes", type=positive, metavar="N", help=f"how many processes, over all nodes ({processes})"
+    )
+    command.add_argument("--nodes", type=positive, metavar="N", help=f"how many machines ({nodes})")
+    command.add_argument("--node-rank", type=int, metavar="K", help="this machine's number, from 0")
+    command.add_argument(
+        "--master", metavar="HOST:PORT", help="where the machines meet: an address of node 0 and a free port"
+    )
+
+
+def check_started(options: argparse.Namespace, world: World) -> None:
+    """Refuses flags that start processes where torchrun, accelerate or srun has started them already.
+
+    Raises:
+        UsageError: There is one that says otherwise.
+    """
+    unwanted = [name for name in STARTED_HERE if getattr(options, name, None) is not None]
+    if not world.is_launched or world.supervisor is not None or not unwanted:
+        return
+    if unwanted != ["processes"] or options.processes != world.size:
+        flag = unwanted[0].replace("_", "-")
+        raise UsageError(
+            f"--{flag} {getattr(options, unwanted[0])}: {world.started_by} has started {world.size}; omit --{flag}, or "
+            "start with `launcher` alone"
+        )
 
 
 def add_recipe(command: argparse.ArgumentParser, required: bool = True) -> None:

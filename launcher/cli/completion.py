@@ -19,6 +19,7 @@ SHELLS = {
     "zsh": 'eval "$(launcher completion zsh)"     # in ~/.zshrc, behind compinit',
     "fish": "launcher completion fish | source    # in ~/.config/fish/config.fish",
 }
+_WEIGHTS = (".pth", ".safetensors", ".safetensors.index.json")
 _ASKED = "_ARGCOMPLETE"  # argcomplete's own
 
 
@@ -102,7 +103,7 @@ def _runs(prefix: str, **_: Any) -> list[str]:
         known = runs()
         names = [LATEST] if known else []
         folders = [os.path.normpath(run.folder) for run in known]
-        return [*names, *dict.fromkeys(run.name for run in known), *folders, *_files(prefix, (".pth", ".safetensors"))]
+        return [*names, *dict.fromkeys(run.name for run in known), *folders, *_files(prefix, _WEIGHTS)]
     return _files(prefix, ())
 
 

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from launcher.cli.arguments import positive
+from launcher.cli.arguments import add_processes
 from launcher.errors import EXIT_DONE, EXIT_FAILED
 
 if TYPE_CHECKING:
@@ -21,12 +21,10 @@ def add(commands: Commands) -> None:
         description="Versions, GPUs, CPUs, disk, limits, and an all-reduce over the processes: each line is ok, "
         "warning or broken, with what to do. Exit code 1 where something is broken.",
     )
-    doctor.add_argument("--cpu", action="store_true", help="let the processes talk on the CPU even if there are GPUs")
-    doctor.add_argument("--processes", type=positive, metavar="N", help="over all nodes (default: every GPU, or two)")
-    doctor.add_argument("--nodes", type=positive, default=1, metavar="N", help="how many machines")
-    doctor.add_argument("--node-rank", type=int, metavar="K", help="this machine's number, from 0")
-    doctor.add_argument(
-        "--master", metavar="HOST:PORT", help="where the machines meet: an address of node 0 and a free port"
+    add_processes(
+        doctor,
+        processes="default: every GPU, or two",
+        cpu="let the processes talk on the CPU even if there are GPUs",
     )
     doctor.set_defaults(command=_doctor)
 
@@ -41,7 +39,7 @@ def _doctor(options: argparse.Namespace, _: Sequence[str]) -> int:
         print(f"{finding.level:<8} {finding.what:<14} {finding.text}", flush=True)
         return finding.level == BROKEN
 
-    nodes = Nodes.parse(options.nodes, options.node_rank, options.master)
+    nodes = Nodes.parse(options.nodes or 1, options.node_rank, options.master)
     cpu = options.cpu or found() is None
     asked = options.processes or (2 * nodes.count if cpu else None)
     processes = choose_processes(asked, cpu, nodes.count)

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import shutil
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.cli.arguments import RUN_NAMES, positive, say_own_code, work_in
+from launcher.cli.arguments import RUN_NAMES
+from launcher.cli.saved import add_saved_processes, found, in_processes
 from launcher.errors import EXIT_DONE, UsageError
-from launcher.world.loading import loading
+from launcher.text import counted
 
 if TYPE_CHECKING:
-    from launcher.checkpoints.saved_run import Saved
     from launcher.cli.arguments import Commands
     from launcher.world.world import World
+
+_PIPED = "standard-input.jsonl"  # what was read there, in a folder that all processes know
 
 
 def add(commands: Commands) -> None:
@@ -30,9 +32,10 @@ def add(commands: Commands) -> None:
     _add_saved(evaluate)
     evaluate.add_argument("--split", metavar="SET", help="validation, test, or a set's name (default: all there are)")
     evaluate.add_argument("--ranks", choices=("first", "all"), help="who evaluates, with several processes")
-    evaluate.add_argument("--processes", type=positive, metavar="N", help="how many processes (default: 1)")
     evaluate.add_argument("--json", action="store_true", help="one JSON object for each set, as in metrics.jsonl")
-    evaluate.add_argument("--predictions", metavar="FILE", help="write each sample's prediction there, as Parquet")
+    evaluate.add_argument(
+        "--predictions", metavar="FILE", help="write each sample's prediction there: .parquet, .csv or .jsonl"
+    )
     evaluate.set_defaults(command=_evaluate)
     predict = commands.add_parser(
         "predict",
@@ -51,7 +54,10 @@ def add(commands: Commands) -> None:
         help="the set, or whose way of reading is meant: validation, test, a name",
     )
     predict.add_argument(
-        "--to", metavar="FILE", help=".csv, .jsonl or .parquet; - for standard output (default: outputs.jsonl; - for -)"
+        "--to",
+        metavar="FILE",
+        help=".csv, .jsonl or .parquet, replaced if it exists; - for standard output (default: outputs.jsonl in the "
+        "working directory; - for -)",
     )
     predict.set_defaults(command=_predict)
 
@@ -68,45 +74,17 @@ def _add_saved(
     command.add_argument(
         "--allow", action="append", default=[], metavar="PACKAGE", help="a further package that the recipe may name"
     )
-    command.add_argument("--cpu", action="store_true", help="use the CPU even if there is a GPU")
-
-
-def _found(options: argparse.Namespace, overrides: Sequence[str] = (), quiet: bool = False) -> Saved:
-    from dataclasses import replace
-
-    from launcher.world.world import is_spokesman
-
-    with loading():
-        from launcher.checkpoints.saved_run import find_saved
-    from launcher.runs.naming import saved_place
-
-    saved = find_saved(saved_place(options.path), options.recipe, [*options.overrides, *overrides], options.remove)
-    work_in(saved.directory)
-    if is_spokesman():
-        say_own_code(saved.recipe, output="json" if quiet or getattr(options, "json", False) else "auto")
-    return replace(saved, allow=(*saved.allow, *options.allow))
+    add_saved_processes(command)
 
 
 def _evaluate(options: argparse.Namespace, arguments: Sequence[str]) -> int:
-    from launcher.launch.postmortem import watched
-    from launcher.launch.supervisor import Supervisor, choose_processes
-    from launcher.world.temporary import temporary_folder
-    from launcher.world.world import World
-
-    world, again = World.from_environ(), shlex.join(["launcher", *arguments])
-    if not world.is_launched and (options.processes or 1) > 1:
-        processes = choose_processes(options.processes, options.cpu or world.wants_cpu)
-        with temporary_folder() as folder:  # for what the ranks say of themselves
-            return Supervisor(processes, options.cpu, "auto", folder, again).run("launcher", *arguments)
-    with watched(world, again):
-        return _evaluate_here(options, world)
-    raise AssertionError
+    return in_processes(options, arguments, partial(_evaluate_here, options))
 
 
 def _evaluate_here(options: argparse.Namespace, world: World) -> int:
     predictions = Path(options.predictions).absolute() if options.predictions else None
     ranks = options.ranks or ("all" if world.size > 1 else None)
-    saved = _found(options, [f"evaluate.ranks={ranks}"] if ranks else [])
+    saved = found(options, world, [f"evaluate.ranks={ranks}"] if ranks else [], quiet=options.json)
     from launcher.evaluation.offline import evaluate_saved
 
     lines = evaluate_saved(saved, world, options.split, predictions, cpu=options.cpu)
@@ -127,22 +105,33 @@ def _evaluate_here(options: argparse.Namespace, world: World) -> int:
     return EXIT_DONE
 
 
-def _predict(options: argparse.Namespace, _: Sequence[str]) -> int:
+def _predict(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    named = _taken_path(options)
+    work = partial(_predict_here, options, named)
+    return in_processes(options, arguments, work, _read_standard_input if named == "-" else lambda folder: None)
+
+
+def _predict_here(options: argparse.Namespace, named: str | None, world: World) -> int:
     from launcher.world.temporary import temporary_folder
 
-    named, directory = _taken_path(options), Path.cwd()
-    is_piped = named == "-"
+    directory, is_piped = Path.cwd(), named == "-"
     to = options.to or ("-" if is_piped else "outputs.jsonl")
     target = Path(to) if to == "-" else Path(to).absolute()  # before this becomes a command of the run's directory
     with temporary_folder() as folder:
-        data = _standard_input(folder) if is_piped else None if named is None else Path(named).absolute()
-        saved = _found(options, quiet=to == "-")
+        data = _piped(world, folder) if is_piped else None if named is None else Path(named).absolute()
+        saved = found(options, world, quiet=to == "-")
         from launcher.evaluation.offline import predict
 
-        count, unreadable = predict(saved, options.split, target, data=data, directory=directory, cpu=options.cpu)
-    skipped = f"; {unreadable:,} pictures cannot be read and are skipped" if unreadable else ""
+        count, unreadable = predict(
+            saved, options.split, target, world, data=data, directory=directory, cpu=options.cpu
+        )
+    if not world.is_first:
+        return EXIT_DONE
+    for picture in unreadable:
+        print(f"skipped: {picture}: this picture cannot be read", file=sys.stderr)
+    skipped = f"; {counted(len(unreadable), 'picture')} cannot be read and skipped" if unreadable else ""
     name = "standard output" if to == "-" else target
-    print(f"{name}: {count:,} outputs of {saved.label}{skipped}", file=sys.stderr if to == "-" else sys.stdout)
+    print(f"{name}: {counted(count, 'output')} of {saved.label}{skipped}", file=sys.stderr if to == "-" else sys.stdout)
     return EXIT_DONE
 
 
@@ -160,9 +149,21 @@ def _taken_path(options: argparse.Namespace) -> str | None:
     return paths[0] if paths else None
 
 
-def _standard_input(folder: Path) -> Path:
-    """What is read there, as a file."""
-    path = folder / "standard-input.jsonl"
-    with path.open("wb") as file:
+def _read_standard_input(folder: Path) -> None:
+    """Puts what is read there into a folder."""
+    with (folder / _PIPED).open("wb") as file:
         shutil.copyfileobj(sys.stdin.buffer, file)
-    return path
+
+
+def _piped(world: World, folder: Path) -> Path:
+    """Standard input as a file: read here by the only process, else by the one that started all.
+
+    Raises:
+        UsageError: Somebody else has started several, or they are on several machines.
+    """
+    if world.size == 1:
+        _read_standard_input(folder)
+        return folder / _PIPED
+    if world.supervisor is None or world.run_dir is None or world.nodes > 1:
+        raise UsageError("-: standard input is one process's, on one machine; put the lines into a file and name it")
+    return Path(world.run_dir) / _PIPED

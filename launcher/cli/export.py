@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.cli.arguments import RUN_NAMES, say_own_code, work_in
+from launcher.cli.arguments import RUN_NAMES
+from launcher.cli.saved import SHARDABLE, add_saved_processes, found, in_processes
 from launcher.errors import EXIT_DONE
+from launcher.world.loading import loading
 
 if TYPE_CHECKING:
     from launcher.cli.arguments import Commands
+    from launcher.world.world import World
 
 
 def add(commands: Commands) -> None:
@@ -35,16 +39,22 @@ def add(commands: Commands) -> None:
         help="what to write into the folder: transformers (from_pretrained loads it), safetensors, pth, onnx, pt2",
     )
     export.add_argument("--merge", action="store_true", help="make an adapter (model._adapt_) a part of the weights")
+    add_saved_processes(export)
     export.set_defaults(command=_export)
 
 
-def _export(options: argparse.Namespace, _: Sequence[str]) -> int:
-    from launcher.checkpoints.export import export
-    from launcher.checkpoints.saved_run import find_saved
-    from launcher.runs.naming import saved_place
+def _export(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    return in_processes(options, arguments, partial(_export_here, options))
 
-    target, saved = Path(options.to).absolute(), find_saved(saved_place(options.path))
-    work_in(saved.directory)
-    say_own_code(saved.recipe)
-    print(export(saved, target, options.form, merge=options.merge))
+
+def _export_here(options: argparse.Namespace, world: World) -> int:
+    with loading():
+        from launcher.checkpoints.export import export, needs_whole
+
+    target = Path(options.to).absolute()  # before this becomes a command of the run's directory
+    is_whole = needs_whole(target, options.form, options.merge)
+    saved = found(options, world, whole="as what is written needs" if is_whole else SHARDABLE)
+    line = export(saved, target, options.form, merge=options.merge, world=world, cpu=options.cpu)
+    if world.is_first:
+        print(line)
     return EXIT_DONE

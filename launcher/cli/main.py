@@ -39,7 +39,7 @@ from launcher.errors import EXIT_FAILED, EXIT_USAGE, LauncherError
 from launcher.recipe.directory import taken
 from launcher.recipe.masking import masked
 from launcher.version import __version__
-from launcher.world.screen import speaking_json, steady
+from launcher.world.screen import quieten_packages, speaking_json, steady
 from launcher.world.signals import release
 from launcher.world.world import is_spokesman, name_of_rank
 
@@ -80,6 +80,8 @@ def _done(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     """Runs the command; what is wrong is told, to programs as well where they listen."""
     try:
         with speaking_json(getattr(options, "output", "") == "json"):
+            if hasattr(options, "overrides"):  # of a recipe; `launcher run` starts a script of the user's
+                quieten_packages(is_first=is_spokesman())
             return int(options.command(options, arguments))
     except LauncherError as error:
         _say(error, for_programs=getattr(options, "output", "") == "json")

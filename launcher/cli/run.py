@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.cli.arguments import positive
+from launcher.cli.arguments import STARTED_HERE, add_processes
 from launcher.errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,13 +26,7 @@ def add(commands: Commands) -> None:
         description="Run a script of your own (a GAN, RL, a loop you keep) with the same processes, logs, failure "
         "report and restarts. Flags go before the script; what follows it is the script's.",
     )
-    run.add_argument("--cpu", action="store_true", help="use the CPU even if there is a GPU")
-    run.add_argument("--processes", type=positive, metavar="N", help="how many, over all nodes (default: every GPU)")
-    run.add_argument("--nodes", type=positive, default=1, metavar="N", help="how many machines")
-    run.add_argument("--node-rank", type=int, metavar="K", help="this machine's number, from 0")
-    run.add_argument(
-        "--master", metavar="HOST:PORT", help="where the machines meet: an address of node 0 and a free port"
-    )
+    add_processes(run)
     run.add_argument("--max-restarts", type=int, default=0, metavar="N", help="restart at most N times after a crash")
     run.add_argument("--run-dir", metavar="DIR", help="the run's folder (default: runs/SCRIPT/DATE)")
     run.add_argument("script", metavar="SCRIPT.py", help="what to run")
@@ -59,7 +53,7 @@ def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         raise UsageError(
             f"{world.started_by} has started this process; start the script itself, or `launcher run` alone"
         )
-    nodes = Nodes.parse(options.nodes, options.node_rank, options.master, options.max_restarts)
+    nodes = Nodes.parse(options.nodes or 1, options.node_rank, options.master, options.max_restarts)
     processes = choose_processes(options.processes, options.cpu, nodes.count)
     folder = Choice(Path(options.script).stem, options.run_dir, resume=False, identity={}).folder()
     again = shlex.join(["launcher", *arguments])
@@ -87,9 +81,8 @@ def _run_as_task(options: argparse.Namespace, command: Sequence[str], world: Wor
 
     if options.run_dir is None:
         raise UsageError("--run-dir: several tasks of srun must be told one folder; `launcher submit` chooses it")
-    unwanted = [flag for flag in ("processes", "node_rank", "master", "max_restarts") if getattr(options, flag)]
-    if unwanted or options.nodes > 1:
-        flag = unwanted[0].replace("_", "-") if unwanted else "nodes"
+    if unwanted := [flag for flag in STARTED_HERE if getattr(options, flag)]:
+        flag = unwanted[0].replace("_", "-")
         raise UsageError(f"--{flag}: srun has started {world.size} processes; omit --{flag}")
     folder = Path(options.run_dir).absolute()
     os.environ[RUN_DIR_VARIABLE] = str(folder)

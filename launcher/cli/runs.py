@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from launcher.sweep.space import Space
 
 _WATCH_SECONDS = 2.0
-_LINES_BESIDE = 8  # a sweep's table
 
 
 def add(commands: Commands) -> None:
@@ -121,14 +120,14 @@ def _watch_sweep(record: Record, space: Space) -> int:
     from rich.console import Console
     from rich.live import Live
 
-    from launcher.sweep.view import view
+    from launcher.sweep.view import fitted
 
     _check_screen()
     console = Console(highlight=False)
     with Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
             record.refresh()
-            live.update(view(record, space, max(1, console.height - _LINES_BESIDE), console.width), refresh=True)
+            live.update(fitted(record, space, console), refresh=True)
             time.sleep(_WATCH_SECONDS)
 
 

@@ -46,9 +46,7 @@ def add(commands: Commands) -> None:
         help="proposals wait for the results of all trials but the L before them (default: two a slot); 0: for none, "
         "and the sweep depends on timing",
     )
-    sweep.add_argument(
-        "--budget", type=_seconds, metavar="TIME", help="training that all trials together may take, as in '12 hours'"
-    )
+    sweep.add_argument("--budget", metavar="TIME", help="training that all trials together may take, as in '12 hours'")
     sweep.add_argument("--keep", choices=("best", "all"), help="whose weights stay: the best trial's (default), or all")
     sweep.add_argument("--seed", type=_whole, metavar="S", help="the proposals follow from it (default: 0)")
     sweep.add_argument("--join", action="store_true", help="take part in a sweep that others work on too")
@@ -73,14 +71,6 @@ def _parallel(text: str) -> int | None:
     return None if text == "auto" else positive(text)
 
 
-def _seconds(text: str) -> float:
-    from launcher.recipe.duration import Duration
-
-    if (read := Duration.parse(text)) is None or read.unit != "seconds":
-        raise argparse.ArgumentTypeError(f"'{text}' is no time; write it as in '12 hours'")
-    return read.amount
-
-
 def _sweep(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     from launcher.sweep.record import is_sweep
     from launcher.world.signals import release
@@ -97,7 +87,10 @@ def _sweep(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     say_own_code(new.recipe)
     for question in questions(new.space, new.recipe):
         print(f"{'question':<12} {question}", flush=True)
-    return _work(opened(new), new.space, new.recipe, new.slots, options)
+    record = opened(new)
+    if not record.trials:
+        print(f"{'disk':<12} {new.room.line(record.folder)}")
+    return _work(record, new.space, new.recipe, new.slots, options)
 
 
 def _result(folder: Path, options: argparse.Namespace) -> int:
@@ -200,56 +193,59 @@ def _go_on(folder: Path, options: argparse.Namespace) -> int:
     from launcher.sweep.begin import grow
     from launcher.sweep.plan import check_same_recipe, sources_of
     from launcher.sweep.record import Record
-    from launcher.sweep.slots import gpus_here, slots_of
+    from launcher.sweep.slots import slots_here
     from launcher.sweep.space import space_of
 
     if stated := [name for name in _OF_THE_START if getattr(options, name) not in (None, [])]:
         flag = f"--{stated[0].replace('_', '-')}" if stated[0] != "overrides" else options.overrides[0]
-        raise UsageError(f"{options.recipe}: {flag}: this sweep was begun already and goes on as it was; leave it out")
+        raise UsageError(f"{options.recipe}: {flag}: this sweep was begun already and continues as it was; omit it")
     record = Record(folder)
     settings = record.settings
     work_in(settings.directory)
     space = space_of(settings)
     recipe = sources_of(settings).read(space.fixed)
     check_same_recipe(settings, recipe)
-    grow(record, options.trials)
-    slots = slots_of(options.parallel, settings.processes, gpus_here(settings.cpu))
+    grow(record, asked_for(options))
+    slots = slots_here(options.parallel, settings.processes, settings.cpu)
     return _work(record, space, recipe, slots, options)
 
 
 def _work(record: Record, space: Space, recipe: Recipe, slots: Sequence[Slot], options: argparse.Namespace) -> int:
     """Works the sweep off, and says how it ended."""
     from launcher.sweep.screen import Screen
+    from launcher.sweep.slots import described
+    from launcher.sweep.view import counted_up
     from launcher.sweep.work import work_off
 
     folder = _shown(record.folder)
-    print(f"{'sweep':<12} {record.settings.method}, {max(record.budgets)} trials, {len(slots)} at a time; {folder}")
+    where = described(slots, record.settings.processes)
+    print(f"{'sweep':<12} {counted_up(record)}; {where}; {folder}")
     with Screen(record, space, options.quiet) as screen:
-        outcome = work_off(
-            record, space, recipe, slots, join=options.join, budget=options.budget, say=screen.say, show=screen.show
-        )
+        outcome = work_off(record, space, recipe, slots, join=options.join, say=screen.say, show=screen.show)
         screen.show(record)
-    _say_best(record, folder)
+    for line in _about_best(record, folder):
+        print(line)
     if outcome == "preempted":
         print(f"stopped, all saved; `launcher sweep {folder}` resumes it")
         return EXIT_PREEMPTED
     if outcome == "spent":
-        print(f"the budget is spent; `launcher sweep {folder} --budget TIME` continues it")
+        print(f"the budget is spent; `launcher sweep {folder} --budget TIME`, with more than before, continues it")
     return EXIT_DONE
 
 
-def _say_best(record: Record, folder: str) -> None:
-    """The head of the ranking, and where the rest is."""
-    from launcher.sweep.ranking import ranked, verdict
+def _about_best(record: Record, folder: str) -> list[str]:
+    """The head of the ranking, and where the rest is; nothing where there is no result yet."""
+    from launcher.sweep.ranking import leader, ranked, verdict
     from launcher.sweep.view import heads
 
     entries = ranked(record)
-    for line in (*heads(record, entries)[1:], verdict(entries)):
-        if line:
-            print(line)
-    print(
-        f"launcher runs {folder} ranks all; launcher report {folder} makes a page; --best prints the best as a recipe"
+    if leader(entries) is None:
+        return []
+    commands = (
+        f"launcher runs {folder} ranks all; launcher report {folder} makes a page; launcher sweep {folder} --best "
+        "prints the best as a recipe"
     )
+    return [line for line in (*heads(record, entries)[1:], verdict(entries), commands) if line]
 
 
 def _shown(folder: Path) -> str:

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.cli.arguments import (
     RUN_NAMES,
+    STARTED_HERE,
     add_output,
+    add_processes,
     add_recipe,
+    check_started,
     duration,
-    positive,
     read_recipe,
     say_own_code,
     span,
@@ -77,15 +79,7 @@ def add(commands: Commands) -> None:
 
 
 def _add_where(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--cpu", action="store_true", help="use the CPU even if there is a GPU")
-    command.add_argument(
-        "--processes", type=positive, metavar="N", help="how many processes, over all nodes (default: launch.processes)"
-    )
-    command.add_argument("--nodes", type=positive, metavar="N", help="how many machines (default: launch.nodes)")
-    command.add_argument("--node-rank", type=int, metavar="K", help="this machine's number, from 0")
-    command.add_argument(
-        "--master", metavar="HOST:PORT", help="where the machines meet: an address of node 0 and a free port"
-    )
+    add_processes(command, processes="default: launch.processes", nodes="default: launch.nodes")
     command.add_argument(
         "--max-restarts",
         type=int,
@@ -150,9 +144,6 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         return _train_here(recipe, options, arguments, world)
 
 
-_STARTED_HERE = ("processes", "nodes", "node_rank", "master", "max_restarts")  # flags for the supervisor
-
-
 def _supervised(recipe: Recipe, options: argparse.Namespace, arguments: Sequence[str], world: World) -> int | None:
     """The exit code of several processes, started and waited for; None where one is enough."""
     from launcher.launch.nodes import Nodes
@@ -200,7 +191,7 @@ def _supervised(recipe: Recipe, options: argparse.Namespace, arguments: Sequence
 def _flags(options: argparse.Namespace) -> list[str]:
     """What decides where a run is started, to be repeated when it is resumed."""
     flags = ["--cpu"] * options.cpu
-    for name in _STARTED_HERE:
+    for name in STARTED_HERE:
         if (value := getattr(options, name)) is not None:
             flags += [f"--{name.replace('_', '-')}", str(value)]
     return flags
@@ -229,14 +220,7 @@ def _train_here(recipe: Recipe | None, options: argparse.Namespace, arguments: S
 
 
 def _train_as_rank(recipe: Recipe | None, options: argparse.Namespace, arguments: Sequence[str], world: World) -> int:
-    unwanted = [name for name in _STARTED_HERE if getattr(options, name) is not None]
-    if world.is_launched and world.supervisor is None and unwanted:
-        flag = unwanted[0].replace("_", "-")
-        if unwanted != ["processes"] or options.processes != world.size:
-            raise UsageError(
-                f"--{flag} {getattr(options, unwanted[0])}: {world.started_by} has started {world.size}; omit "
-                f"--{flag}, or start with `launcher train` alone"
-            )
+    check_started(options, world)
     if recipe is None:
         recipe = read_recipe(options)
     if world.is_first and world.supervisor is None and (world.is_launched or options.one_batch):
@@ -350,15 +334,22 @@ def _go_on_with(tasks: Sequence[Run], name: str) -> None:
 
 
 def _folder_of(name: str) -> Path:
-    """The folder of the run that a name means, or of the job array in it."""
+    """The folder of the run that a name means, or of the job array in it.
+
+    Raises:
+        UsageError: It means none, runs of several recipes, or a sweep.
+    """
     from launcher.runs.naming import saved_place
+    from launcher.sweep.record import is_sweep
 
     path = Path(name)
+    if is_sweep(path):
+        raise UsageError(f"{name} is a sweep's folder: `launcher sweep {name}` resumes it")
     return (path if path.is_dir() and _tasks_in(path) else saved_place(name)).absolute()
 
 
 def _resume(options: argparse.Namespace, arguments: Sequence[str]) -> int:
-    from launcher.runs.folder import ENVIRONMENT_FILE, read_json
+    from launcher.runs.folder import ENVIRONMENT_FILE, check_recipe_file, read_json
     from launcher.world.world import World
 
     folder = _folder_of(options.run_dir)
@@ -369,6 +360,7 @@ def _resume(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         what = "was started from Python; make the same call again" if "command" in how else "is not a run's folder"
         raise UsageError(f"{options.run_dir} {what}")
     work_in(how["directory"])
+    check_recipe_file(folder, how["recipe"])
     options.run_dir = str(folder)
     options.recipe, options.remove, options.allow = how["recipe"], how["remove"], how["allow"]
     options.overrides = [*how["overrides"], *options.overrides]

@@ -12,10 +12,10 @@ seldom is not found: `data.sample_seeds: true` seeds always.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-from launcher.data.generators import GENERATORS, Generator
+from launcher.data.generators import GENERATORS, Generator, Looks, looked, moved
 from launcher.data.many import difference
 
 T = TypeVar("T")
@@ -32,12 +32,17 @@ class Draws:
 
     def __init__(self, always: bool):
         self.drawn: tuple[Generator, ...] = GENERATORS if always else ()
-        self._is_tried = always
+        self.is_tried = always  # by `try_once`
 
     def seed(self, value: int) -> None:
         """Seeds those for what is read next."""
         for generator in self.drawn:
             generator.seed(value)
+
+    @property
+    def seeding(self) -> Callable[[int], object]:
+        """What does so, for many samples."""
+        return self.drawn[0].seed if len(self.drawn) == 1 else self.seed
 
     def read(self, batch: Callable[[], T], restored: bool) -> T:
         """A batch, read again where it turns out that it draws.
@@ -46,20 +51,24 @@ class Draws:
             batch: Reads it, calling `seed` before each sample.
             restored: Whether the generators are put back, being needed for other things than reading.
         """
-        with _Entered(self, restored) as looks:
+        looks = before = looked()
+        try:
             while len(self.drawn) < len(GENERATORS):
-                seeded, failure = self.drawn, None
-                with _Watch(self, looks):
+                failure = None
+                with noted() as asked:
                     try:
                         result = batch()
                     except Exception as error:  # it may depend on what was drawn
                         failure = error
-                if self.drawn is seeded:
+                if not self._is_news(before, asked):
                     if failure is not None:
                         raise failure
                     return result
-                looks = [generator.look() for generator in GENERATORS]
+                before = looked()
             return batch()
+        finally:
+            if restored and self.drawn:
+                _put_back(self.drawn, looks)
 
     def try_once(self, batch: Callable[[], Any], restored: bool) -> bool:
         """Reads a few samples from two different states: where they differ without a draw, all is seeded.
@@ -71,106 +80,94 @@ class Draws:
         Returns:
             Whether they are alike, as far as they were not seeded; yes also where they were tried before.
         """
-        if self._is_tried:
+        if self.is_tried:
             return True
-        self._is_tried = True
+        self.is_tried = True
         outcomes: list[Any] = []
-        with _Entered(self, restored, seeds=True):
-            try:
-                while len(outcomes) < len(_TWO_STATES) and len(self.drawn) < len(GENERATORS):
-                    seeded = self.drawn
-                    for generator in GENERATORS:
-                        generator.seed(_TWO_STATES[len(outcomes)])
-                    with _Watch(self):
-                        outcomes.append(batch())
-                    if self.drawn is not seeded:
-                        outcomes.clear()
-                if not outcomes or difference(*outcomes) is None:
-                    return True
-            except Exception:  # reading all of the batch says so, unless these few make none
-                pass
+        looks = looked()
+        try:
+            while len(outcomes) < len(_TWO_STATES) and len(self.drawn) < len(GENERATORS):
+                for generator in GENERATORS:
+                    generator.seed(_TWO_STATES[len(outcomes)])
+                before = looked()
+                with noted() as asked:
+                    outcomes.append(batch())
+                if self._is_news(before, asked):
+                    outcomes.clear()
+            if not outcomes or difference(*outcomes) is None:
+                return True
+        except Exception:  # reading all of the batch says so, unless these few make none
+            pass
+        finally:
+            if restored:
+                _put_back(GENERATORS, looks)
         self.drawn = GENERATORS
         return False
 
-    def watching(self, read: Callable[[], T]) -> T:
-        """What it reads, noting what it draws from."""
-        with _Watch(self):
-            return read()
-
-    def note(self, generator: Generator) -> None:
-        """It is drawn from."""
-        self.drawn = tuple(one for one in GENERATORS if one in self.drawn or one is generator)
-
-
-class _Entered:
-    """Puts back at the end what was drawn from, where that is wanted.
-
-    Args:
-        draws: Know from which.
-        restored: Whether it is wanted.
-        seeds: Whether all are seeded in between.
-    """
-
-    def __init__(self, draws: Draws, restored: bool, seeds: bool = False):
-        self.draws, self.restored, self.seeds = draws, restored, seeds
-
-    def __enter__(self) -> list[Any]:
-        self.looks = [generator.look() for generator in GENERATORS]
-        return self.looks
-
-    def __exit__(self, *_: object) -> None:
-        if self.restored:
-            for generator, look in zip(GENERATORS, self.looks, strict=True):
-                if self.seeds or generator in self.draws.drawn:
-                    generator.put_back(look)
+    def _is_news(self, before: Looks, asked: set[Generator]) -> bool:
+        """Whether something was drawn from, since that look, of which this was not known; now it is."""
+        drawn = moved(before) | asked
+        if drawn <= {*self.drawn}:
+            return False
+        self.drawn = tuple(one for one in GENERATORS if one in drawn or one in self.drawn)
+        return True
 
 
-class _Watch:
-    """Notes which generators move, or have their state asked for.
+def draws_in(read: Callable[[], T]) -> tuple[T, bool]:
+    """What it reads, and whether it draws from a generator."""
+    before = looked()
+    with noted() as asked:
+        result = read()
+    return result, bool(asked or moved(before))
 
-    Args:
-        draws: Are told.
-        looks: Of all of them, from just now.
-    """
 
-    def __init__(self, draws: Draws, looks: list[Any] | None = None):
-        self.draws = draws
-        self.looks = [generator.look() for generator in GENERATORS] if looks is None else looks
+def _put_back(generators: Iterable[Generator], looks: Looks) -> None:
+    for generator, look in zip(GENERATORS, looks, strict=True):
+        if generator in generators:
+            generator.put_back(look)
 
-    def __enter__(self) -> None:
-        self.asked: set[Generator] = set()
+
+# ---------------------------------------------------------------------- calls of public functions
+
+
+class noted:  # noqa: N801  # a context manager named as what it says
+    """Notes which generators have their state asked for, or set, by one of the public functions."""
+
+    def __enter__(self) -> set[Generator]:
+        asked: set[Generator] = set()
         if not _ASKED:
-            for reader in _READERS:
-                setattr(reader.module, reader.name, reader.noting)
-        _ASKED.append(self.asked)
+            for names, watching, _ in _READERS:
+                names.update(watching)
+        _ASKED.append(asked)
+        return asked
 
     def __exit__(self, *_: object) -> None:
         _ASKED.pop()
         if not _ASKED:
-            for reader in _READERS:
-                setattr(reader.module, reader.name, reader.original)
-        drawn = self.draws.drawn
-        for generator, look in zip(GENERATORS, self.looks, strict=True):
-            if generator not in drawn and (generator in self.asked or generator.look() != look):
-                self.draws.note(generator)
+            for names, _watching, originals in _READERS:
+                names.update(originals)
 
 
-_ASKED: list[set[Generator]] = []  # of each watch; a data set may read another
+_ASKED: list[set[Generator]] = []  # of each of them; a data set may read another
 
 
-class _Reader:
-    """A function by which others read or set a generator's state, and the one that stands in its place meanwhile."""
+def _noting(generator: Generator, original: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that stands in the place of one by which others read or set a generator's state."""
 
-    def __init__(self, generator: Generator, module: Any, name: str):
-        self.module, self.name = module, name
-        original = self.original = getattr(module, name)
+    def noting(*args: Any, **kwargs: Any) -> Any:
+        for asked in _ASKED:
+            asked.add(generator)
+        return original(*args, **kwargs)
 
-        def noting(*args: Any, **kwargs: Any) -> Any:
-            for asked in _ASKED:
-                asked.add(generator)
-            return original(*args, **kwargs)
-
-        self.noting = noting
+    return noting
 
 
-_READERS = [_Reader(generator, *place) for generator in GENERATORS for place in generator.readers]
+def _readers() -> Iterator[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]:
+    """The names of each module, and those functions among them: ours, and its own."""
+    for generator in GENERATORS:
+        for module, names in generator.readers:
+            originals = {name: getattr(module, name) for name in names}
+            yield module.__dict__, {name: _noting(generator, one) for name, one in originals.items()}, originals
+
+
+_READERS = list(_readers())

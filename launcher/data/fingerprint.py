@@ -54,7 +54,7 @@ def samples_of(loader: TrainLoader | EvaluationLoader) -> Iterator[Any]:
     """The first, the middle and the last sample of a set that has them by number, each seeded."""
     dataset, reading = loader.dataset, replace(loader.reading, sample_seeds=True)
     read, size = whole_batches(dataset, reading.collate), len(dataset)
-    reader = Reader(dataset, reading, "")
+    reader = Reader(dataset, reading, loader.name if isinstance(loader, EvaluationLoader) else "data.train")
     reader.epochs.tell(0)
     for index in sorted({0, size // 2, size - 1}):
         batch = None if read is None else read(np.array([index], dtype=np.int64))
@@ -62,7 +62,9 @@ def samples_of(loader: TrainLoader | EvaluationLoader) -> Iterator[Any]:
             yield batch
         else:
             reader.seed(0, index)
-            yield dataset[index]
+            with reader.located_at(index):
+                sample = dataset[index]
+            yield sample
 
 
 def content_parts(value: Any) -> Iterator[bytes | torch.Tensor]:

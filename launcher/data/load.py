@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from launcher.data.batch_samplers import ArithmeticBatches
 from launcher.data.batch_steps import Batches, BatchSteps, ByArithmetic, ByCounting, steps_of
@@ -25,7 +26,7 @@ from launcher.device.kind import pins
 from launcher.recipe import schema
 from launcher.recipe.build import Builder
 from launcher.recipe.component import Component
-from launcher.recipe.duration import Duration
+from launcher.recipe.duration import share_of_train
 from launcher.world.world import World
 
 __all__ = [
@@ -127,42 +128,49 @@ def load_data(
         RecipeError: An epoch would have no step, a global batch fewer samples than there are ranks, or a stream is
             asked for what it cannot do.
     """
+    fit_to_what_is_trained_on(builder, section, seed)
     opener = Opener(builder, section, world.size, trains)
     loaders = _Loaders(builder, section, evaluate, _reading(builder, section, world, seed, on_gpu), world, on_gpu)
     opened = opener.open(section.train, "data.train")
     dataset, held_back = opened.dataset, None
     _check_kind(builder, dataset, section)
     weights = _weights(builder, section.weights, dataset)
-    if isinstance(section.validation, str):
-        kept, rest = _split(builder, dataset, section.validation, seed)
-        dataset, held_back = subset(dataset, kept), subset(dataset, rest)
-        weights = None if weights is None else weights[kept]
+    if share := schema.held_back(section):
+        kept, rest = _split(builder, dataset, share, seed)
+        held_back = _held_back(opener, section, opened, rest)
+        dataset, weights = subset(dataset, kept), None if weights is None else weights[kept]
     loader = loaders.train(dataset, weights, train, opened.collate)
     validation, test = (
         {
             name: loaders.evaluation(opener.open(component, key), key)
             for name, key, component in by_name(sets, f"data.{part}")
         }
-        for part, sets in (("validation", section.validation), ("test", section.test))
+        for part, sets in _own_sets(section)
     )
+    if held_back is not None:
+        validation = {"": loaders.evaluation(held_back, "data.validation")}
     for evaluated in (*validation.values(), *test.values()):
         _check_classes(builder, evaluated, dataset)
-    if held_back is not None:
-        validation = {"": loaders.evaluation(Opened(held_back, opened.collate), "data.validation")}
     return Data(loader, validation, test, (*loaders.notes, *opener.notes))
 
 
 def evaluation_parts(section: schema.Data) -> list[Part]:
     """The evaluation sets that a recipe names; nothing is opened."""
-    held_back = [("validation", "")] if isinstance(section.validation, str) else []
-    return held_back + [(part, name) for part, name, _, _ in _evaluation_sets(section)]
+    share = [("validation", "")] if schema.held_back(section) else []
+    return share + [(part, name) for part, name, _, _ in _evaluation_sets(section)]
 
 
 def _evaluation_sets(section: schema.Data) -> Iterator[tuple[str, str, str, Component]]:
     """`validation` or `test`, the set's name, its key and its component."""
-    for part, sets in (("validation", section.validation), ("test", section.test)):
+    for part, sets in _own_sets(section):
         for name, key, component in by_name(sets, f"data.{part}"):
             yield part, name, key, component
+
+
+def _own_sets(section: schema.Data) -> list[tuple[str, Any]]:
+    """`validation`, unless it is a share of the training set, and `test`, with what the recipe says of each."""
+    validation = None if schema.held_back(section) else section.validation
+    return [("validation", validation), ("test", section.test)]
 
 
 def load_evaluation(
@@ -189,14 +197,15 @@ def load_evaluation(
     Raises:
         RecipeError: A stream is asked for what it cannot do.
     """
+    fit_to_what_is_trained_on(builder, section, seed)
     opener = Opener(builder, section, world.size, trains=False)
     loaders = _Loaders(builder, section, evaluate, _reading(builder, section, world, seed, on_gpu), world, on_gpu)
     evaluation_sets: dict[Part, EvaluationLoader] = {}
-    if isinstance(section.validation, str) and ("validation", "") in parts:
+    if (share := schema.held_back(section)) and ("validation", "") in parts:
         opened = opener.open(section.train, "data.train")
         _check_kind(builder, opened.dataset, section)
-        _, rest = _split(builder, opened.dataset, section.validation, seed)
-        held_back = Opened(subset(opened.dataset, rest), opened.collate)
+        _, rest = _split(builder, opened.dataset, share, seed)
+        held_back = _held_back(opener, section, opened, rest)
         evaluation_sets["validation", ""] = loaders.evaluation(held_back, "data.validation")
     for part, name, key, component in _evaluation_sets(section):
         if (part, name) in parts:
@@ -392,20 +401,53 @@ def fair_workers(world: World, on_gpu: bool) -> int:
     return max(0, min(8, share - 1)) if on_gpu else (min(4, share // 2) if share > 2 else 0)
 
 
+def fit_to_what_is_trained_on(builder: Builder, section: schema.Data, seed: int) -> None:
+    """Has the training set compute what it computes of rows without those that are held back of it, and their set too.
+
+    It does so as soon as it is built, whoever asks for it first: another set may take its scale from it.
+
+    Args:
+        builder: Builds the data sets, but has built none yet.
+        section: The recipe's `data`.
+        seed: The run's.
+    """
+    share = schema.held_back(section)
+
+    def fit(dataset: Any) -> None:
+        if share is not None and hasattr(dataset, "fit_rows"):
+            dataset.fit_rows(torch.from_numpy(_split(builder, dataset, share, seed)[0]))
+
+    builder.finish[section.train.path] = fit
+    if share is not None and isinstance(section.validation, Component):  # the same rows, built once more
+        builder.finish[section.validation.path] = fit
+
+
 def _split(builder: Builder, dataset: Any, holdout: str, seed: int) -> tuple[Indices, Indices]:
     """What is left to train on, and what `10% of train` holds back."""
     if len(dataset) < 2:
         raise builder.wrong("data.validation", f"{len(dataset)} samples cannot be split")
-    share = Duration.parse(holdout.partition(" of ")[0])
-    assert share is not None
+    share = share_of_train(holdout)
+    assert share is not None, "checked where the recipe is read"
     return split(len(dataset), share.amount / 100, seed)
+
+
+def _held_back(opener: Opener, section: schema.Data, train: Opened, numbers: Indices) -> Opened:
+    """These samples of the training set, or of the same data set as the recipe builds it for the share."""
+    if not isinstance(section.validation, Component):
+        return Opened(subset(train.dataset, numbers), train.collate)
+    own = opener.open(section.validation, "data.validation")
+    length = None if is_stream(own.dataset) else length_of(own.dataset)
+    if length != (size := len(train.dataset)):
+        message = f"has {'no' if length is None else f'{length:,}'} samples by number, and data.train has {size:,}: "
+        raise opener.builder.wrong("data.validation", f"{message}a share needs the same ones, in the same order")
+    return Opened(subset(own.dataset, numbers), own.collate)
 
 
 def _check_kind(builder: Builder, dataset: Any, section: schema.Data) -> None:
     name = type(dataset).__name__
     asked = {
         "weights": section.weights is not None,
-        "validation": isinstance(section.validation, str),
+        "validation": schema.held_back(section) is not None,
         "shuffle": section.shuffle and "shuffle" in section.model_fields_set,
         "batch_sampler": section.batch_sampler is not None,
     }

@@ -16,8 +16,9 @@ import torch
 from torch.utils.data import DataLoader, default_collate
 
 from launcher.data.auto_workers import Measured
+from launcher.data.permutation import Indices
 from launcher.data.reading import Reader, Reading
-from launcher.data.sampler import Share, StepSampler, evaluation_shares
+from launcher.data.sampler import Share, StepSampler, evaluation_shares, shares_in_rounds
 from launcher.data.subsets import innermost
 from launcher.data.whole import is_made_of_tensors
 from launcher.data.workers import Request, Workers
@@ -96,6 +97,11 @@ class TrainLoader(DataLoader[Any]):
         """Whether the data set gives a batch in one call."""
         return self._reader.reads_whole_batches
 
+    @property
+    def draws(self) -> bool:
+        """Whether samples were found to be drawn at random, among those that were read in this process."""
+        return self._reader.draws
+
     def num_readable(self) -> int:
         """How many samples `batch_of` may be asked for."""
         return len(self.dataset)
@@ -114,15 +120,19 @@ class TrainLoader(DataLoader[Any]):
 
     def steps(self, start: int, stop: int | None) -> Generator[list[MicroBatch], None, None]:
         """This rank's micro-batches of each optimizer step from `start` on."""
-        read, step = self._read, start
+        step = start
         if self.most_workers:
             step = yield from self._measured_steps(start, stop)
         with self._reading_ahead(step, stop) if self.reading.workers else nullcontext() as ahead:
             while stop is None or step < stop:
-                shares = self.sampler.shares(step)
-                batches = read(step, shares) if ahead is None else [next(ahead) for _ in shares]
-                yield [MicroBatch(data, share.samples) for data, share in zip(batches, shares, strict=True)]
+                yield self._step(step, ahead)  # nothing is kept here: the next batch may take the memory of this one
                 step += 1
+
+    def _step(self, step: int, ahead: Iterator[Any] | None = None) -> list[MicroBatch]:
+        """One of them, read here, or by whoever reads ahead."""
+        shares = self.sampler.shares(step)
+        batches = self._read(step, shares) if ahead is None else [next(ahead) for _ in shares]
+        return [MicroBatch(data, share.samples) for data, share in zip(batches, shares, strict=True)]
 
     def _measured_steps(self, start: int, stop: int | None) -> Generator[list[MicroBatch], None, int]:
         """The first steps, read here, and which one comes next; then it is settled how many workers read."""
@@ -130,10 +140,10 @@ class TrainLoader(DataLoader[Any]):
         while not measured.is_enough:
             if step == stop:
                 return step
-            shares = self.sampler.shares(step)
             with measured:
-                batches = self._read(step, shares)
-            yield [MicroBatch(data, share.samples) for data, share in zip(batches, shares, strict=True)]
+                batches = self._step(step)
+            yield batches
+            del batches
             step += 1
         workers, self._news = measured.choice()
         self.most_workers = 0
@@ -198,18 +208,24 @@ class EvaluationLoader(DataLoader[Any]):
 
     def batches(self, rank: int = 0, world_size: int = 1) -> Iterator[MicroBatch]:
         """This rank's contiguous, unpadded shard; all of it with one rank."""
-        shares = self._shares(rank, world_size)
-        if self._workers is None:
-            for indices in shares:
-                yield MicroBatch(self._reader.batch(0, indices), len(indices), int(indices[0]))
-            return
-        requests = ((0, indices) for indices in self._shares(rank, world_size))
-        for data, indices in zip(self._workers.batches(requests), shares, strict=True):
+        return self._read(evaluation_shares(self.num_samples(), self.size, rank, world_size))
+
+    def batches_in_rounds(self, rank: int, world_size: int) -> Iterator[MicroBatch]:
+        """This rank's batches where the first of all ranks follow one another in the set, and so do their second."""
+        return self._read(shares_in_rounds(self.num_samples(), self.size, rank, world_size))
+
+    def _read(self, shares: Iterator[Indices]) -> Iterator[MicroBatch]:
+        shares, asked = itertools.tee(shares)
+        requests = ((0, indices) for indices in asked)
+        workers = self._workers
+        for data in itertools.starmap(self._reader.batch, requests) if workers is None else workers.batches(requests):
+            indices = next(shares)
             yield MicroBatch(data, len(indices), int(indices[0]))
+            del data  # before the next one is read
 
     def first_batch(self) -> MicroBatch:
         """The first of all, read here."""
-        indices = next(self._shares(0, 1))
+        indices = next(evaluation_shares(self.num_samples(), self.size, 0, 1))
         return MicroBatch(self._reader.batch(0, indices), len(indices), int(indices[0]))
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator in place of torch's class
@@ -219,9 +235,6 @@ class EvaluationLoader(DataLoader[Any]):
     def __len__(self) -> int:
         """How many they are."""
         return self.num_batches()
-
-    def _shares(self, rank: int, world_size: int) -> Iterator[Any]:
-        return evaluation_shares(self.num_samples(), self.size, rank, world_size)
 
     def num_samples(self) -> int:
         """Samples that an evaluation counts, over all ranks."""

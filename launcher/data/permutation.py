@@ -8,7 +8,7 @@ nothing is drawn ahead, stored or replayed. Every random bit here is SplitMix64'
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -28,13 +28,17 @@ _PARTS = 201  # the purpose of an order of parts, which must not be that of samp
 _SPLIT_EPOCH = -1  # the epoch whose order divides train from validation; no run trains it
 
 
-def mix(*values: int) -> int:
+@overload
+def mix(*values: int) -> int: ...
+@overload
+def mix(*values: int | Bits) -> Any: ...
+def mix(*values: int | Bits) -> Any:
     """Hashes integers, in their order, to 64 bits: a seed from (seed, epoch, index) and the like.
 
     Each value is taken modulo 2**64 and folded in by one step of SplitMix64, so that `mix(seed)` is that
-    generator's first output.
+    generator's first output. With an array in place of one of them it is an array: the hash for each of its numbers.
     """
-    state = 0
+    state: Any = 0
     for value in values:
         state = (state + value + _GAMMA) & _MASK
         state = ((state ^ state >> 30) * _MULTIPLIER_1) & _MASK

@@ -7,17 +7,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from torch.utils.data import Subset, default_collate
+import numpy as np
+from torch.utils.data import Subset, default_collate, get_worker_info
 
 from launcher import internals
-from launcher.data.drawing import Draws
+from launcher.data.drawing import Draws, draws_in
 from launcher.data.epochs import Announcer, methods_of
 from launcher.data.many import UNUSED, verdict_on
 from launcher.data.permutation import Indices, mix
 from launcher.data.seeds import LOWER
-from launcher.data.subsets import is_stream, name_of
+from launcher.data.subsets import is_stream, name_of, numbered_in_whole
 from launcher.data.whole import Collate, TensorRows, pinned_rows, whole_batches
-from launcher.errors import LauncherError
+from launcher.errors import LauncherError, SampleError
 from launcher.internals import pin_memory
 
 Mark = Callable[[int, int], None]
@@ -64,6 +65,7 @@ class Reader:
         self.dataset = dataset
         self.reading = reading
         self.name = f"{name} ({name_of(dataset)}), rank {reading.rank}"
+        self._key = name
         self.mark: Mark = _unmarked
         self.in_training_process = True  # whose generators are needed for other things than reading
         self.shard = 0  # of a stream: two of them never draw the same numbers
@@ -84,6 +86,11 @@ class Reader:
         """Whether the data set gives a batch in one call."""
         return self._whole is not None
 
+    @property
+    def draws(self) -> bool:
+        """Whether what was read so far was drawn at random, as far as it was looked at."""
+        return self.reading.sample_seeds == "auto" and bool(self._draws.drawn or self._seeders)
+
     def batch(self, epoch: int, indices: Indices) -> Any:
         """The batch of these samples, as the data set and its collate make it.
 
@@ -100,15 +107,15 @@ class Reader:
                 return self.pinned(rows) if self.reading.pin_memory else rows
         if not self.reading.sample_seeds:
             return self.pinned(self._made(epoch, indices))
-        restored, few = self.in_training_process, indices[:_FEW]
-        if not self._draws.try_once(lambda: self._made(epoch, few), restored):
+        draws, restored = self._draws, self.in_training_process
+        if not draws.is_tried and not draws.try_once(lambda: self._made(epoch, indices[:_FEW]), restored):
             self._is_read_at_once = False
-        return self.pinned(self._draws.read(lambda: self._made(epoch, indices), restored))
+        return self.pinned(draws.read(lambda: self._made(epoch, indices), restored))
 
     def _made(self, epoch: int, indices: Indices) -> Any:
-        numbers = indices.tolist()
-        samples = self._at_once(epoch, numbers) if self._is_read_at_once and not self._seeders else None
-        return self.collated(epoch, indices, self._one_by_one(epoch, numbers) if samples is None else samples)
+        is_at_once = self._is_read_at_once and not self._seeders
+        samples = self._at_once(epoch, indices.tolist()) if is_at_once else None
+        return self.collated(epoch, indices, self._one_by_one(epoch, indices) if samples is None else samples)
 
     def _at_once(self, epoch: int, numbers: list[int]) -> Any:
         """What `__getitems__` gives for all of them; None where each must be read by itself.
@@ -118,26 +125,44 @@ class Reader:
         """
         self.seed(epoch, numbers[0])
         self.mark(epoch, numbers[0])
-        here = Draws(always=False)
+        read, drew = self.dataset.__getitems__, False
         try:
-            samples = here.watching(lambda: self.dataset.__getitems__(numbers))
+            if self._draws.drawn:  # else whoever looks around the batch asks for it again, with seeds, where it draws
+                samples, drew = draws_in(lambda: read(numbers))
+            else:
+                samples = read(numbers)
         except Exception:
             return None
         if not isinstance(samples, list | tuple) or len(samples) != len(numbers):
             return samples
-        if here.drawn and self.reading.sample_seeds:
+        if drew:
             self._is_read_at_once = False
             return None
         return samples
 
-    def _one_by_one(self, epoch: int, numbers: list[int]) -> list[Any]:
+    def _one_by_one(self, epoch: int, indices: Indices) -> list[Any]:
+        dataset = _One(self.dataset) if self._has_many else self.dataset
         samples, index = [], -1
-        with located(lambda: f"{self.name}, sample {index}"):
-            for index in numbers:
-                self.seed(epoch, index)
+        with located(lambda: self._place_of(index), self._key):
+            if not (self._draws.drawn or self._seeders or self.mark is not _unmarked):
+                return [dataset[index := number] for number in indices.tolist()]
+            seed = self._seed if self._seeders else self._draws.seeding
+            for index, value in zip(indices.tolist(), self._seeds_of(epoch, indices), strict=True):
+                seed(value)
                 self.mark(epoch, index)
-                samples.append(self.dataset.__getitems__([index])[0] if self._has_many else self.dataset[index])
+                samples.append(dataset[index])
         return samples
+
+    def located_at(self, index: int) -> located:
+        """Says of an error that it happened while this sample was read."""
+        return located(self._place_of(index), self._key)
+
+    def _place_of(self, index: int) -> str:
+        """A sample's place: of a part, the number in the data set that it is a part of."""
+        whole, number = numbered_in_whole(self.dataset, index)
+        if whole is self.dataset or number == index:
+            return f"{self.name}, sample {index}"
+        return f"{self.name}, sample {number} of the data set ({index} of the part)"
 
     def collated(self, epoch: int, indices: Indices, samples: list[Any]) -> Any:
         """A batch of these samples, the collate seeded by the first of them.
@@ -151,7 +176,8 @@ class Reader:
         try:
             return _collated(samples)
         except (RuntimeError, TypeError, KeyError) as error:
-            which = ", ".join(map(str, indices[:8].tolist())) + (", …" if len(indices) > 8 else "")
+            numbers = [numbered_in_whole(self.dataset, index)[1] for index in indices[:8].tolist()]
+            which = ", ".join(map(str, numbers)) + (", …" if len(indices) > 8 else "")
             raise LauncherError(
                 f"{self.name}: samples {which} do not make a batch: {error}; make them alike in the data set, or name "
                 "a function that can as data.collate"
@@ -160,10 +186,19 @@ class Reader:
     def seed(self, epoch: int, index: int, purpose: int = 0) -> None:
         """Seeds what comes next by its place: those generators that reading draws from, and the data set's own."""
         if self._draws.drawn or self._seeders:
-            value = mix(self.reading.seed, epoch, index, 2 * self.shard + purpose)
-            self._draws.seed(value)
-            for seed_sample in self._seeders if purpose == 0 else ():
-                seed_sample(mix(value, _OWN) & LOWER)
+            self._seed(mix(self.reading.seed, epoch, index, 2 * self.shard + purpose), purpose)
+
+    def _seeds_of(self, epoch: int, indices: Indices) -> list[int]:
+        """What `seed` mixes for each of these samples, all at once; nothing where nothing is seeded."""
+        if not (self._draws.drawn or self._seeders):
+            return [0] * len(indices)
+        mixed: list[int] = mix(self.reading.seed, epoch, indices.astype(np.uint64), 2 * self.shard).tolist()
+        return mixed
+
+    def _seed(self, value: int, purpose: int = 0) -> None:
+        self._draws.seed(value)
+        for seed_sample in self._seeders if purpose == 0 else ():
+            seed_sample(mix(value, _OWN) & LOWER)
 
     def pinned(self, batch: Any) -> Any:
         """The batch in page-locked memory where that is wanted; workers leave it to a thread of the trainer."""
@@ -187,10 +222,11 @@ class located:  # noqa: N801  # a context manager named as what it says
 
     Args:
         place: Where, or what makes the words of it, if it is asked.
+        key: The recipe's key of the data set, for what to set there.
     """
 
-    def __init__(self, place: str | Callable[[], str]):
-        self.place = place
+    def __init__(self, place: str | Callable[[], str], key: str = ""):
+        self.place, self.key = place, key
 
     def __enter__(self) -> None:
         """Costs nothing."""
@@ -199,6 +235,8 @@ class located:  # noqa: N801  # a context manager named as what it says
         if not isinstance(error, Exception):
             return
         place = self.place if isinstance(self.place, str) else self.place()
+        if isinstance(error, SampleError) and self.key:
+            raise LauncherError(f"{place}: {error.of(self.key)}") from error
         if isinstance(error, LauncherError):
             raise LauncherError(f"{place}: {error}") from error
         error.add_note(f"in {place}")
@@ -240,8 +278,35 @@ def _loops_over_samples(dataset: Any) -> bool:
 
 def _collated(samples: list[Any]) -> Any:
     """Torch's default collate, in a worker the same as in the training process."""
+    if get_worker_info() is None:
+        return _in_columns(samples)
     with internals.as_in_no_worker():
+        return _in_columns(samples)
+
+
+def _in_columns(samples: list[Any]) -> Any:
+    """The same for plain tuples, whose parts torch collates one by one after it has looked at each sample's length."""
+    if type(samples[0]) is not tuple or len(_COLLATES) != _TYPES_COLLATED:
         return default_collate(samples)
+    try:
+        columns = list(zip(*samples, strict=True))
+    except (TypeError, ValueError):  # torch says what is wrong with them
+        return default_collate(samples)
+    return [default_collate(column) for column in columns]  # type: ignore[arg-type]  # tuples, as torch has them
+
+
+_COLLATES = internals.collate_functions()
+_TYPES_COLLATED = len(_COLLATES)  # none of them tuples; somebody may add one
+
+
+class _One:
+    """A data set that is asked for many, one by one."""
+
+    def __init__(self, dataset: Any):
+        self.many = dataset.__getitems__
+
+    def __getitem__(self, index: int) -> Any:
+        return self.many([index])[0]
 
 
 def _unmarked(epoch: int, index: int) -> None:

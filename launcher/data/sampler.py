@@ -64,6 +64,18 @@ def evaluation_shares(size: int, batch_size: int, rank: int, world_size: int) ->
         yield np.arange(first, min(first + batch_size, stop), dtype=np.int64)
 
 
+def shares_in_rounds(size: int, batch_size: int, rank: int, world_size: int) -> Iterator[Indices]:
+    """One rank's part of [0, size), dealt out in rounds: what all ranks have in one follows what they had before.
+
+    Yields:
+        Data set indices, as `evaluation_shares`; ranks lack some in the last round at most.
+    """
+    for first in range(0, size, batch_size * world_size):
+        start, stop = piece(min(batch_size * world_size, size - first), world_size, rank)
+        if start < stop:
+            yield np.arange(first + start, first + stop, dtype=np.int64)
+
+
 class StepSampler(DistributedSampler[list[tuple[int, int]]]):
     """The training samples of every step of a run, for one rank.
 

@@ -8,7 +8,6 @@ gets the lower half of what is mixed from a place, and the other the upper half;
 from __future__ import annotations
 
 import random
-from typing import Any
 
 import numpy as np
 import torch
@@ -55,13 +54,6 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(numpy_seed(seed))  # with torch's own seed it would draw what torch draws
     torch.manual_seed(seed)
-
-
-def states() -> tuple[Any, ...]:
-    """The three generators' states, to be compared: whether something drew from them (30 µs)."""
-    by_numpy: Any = np.random.get_state()  # a tuple, with an array in it
-    arrays = by_numpy[1].tobytes(), torch.default_generator.get_state().numpy().tobytes()
-    return random.getstate(), by_numpy[0], by_numpy[2:], *arrays
 
 
 class randomness_restored:  # noqa: N801  # a context manager named as what it says

@@ -137,6 +137,10 @@ class StreamEvaluationLoader(EvaluationLoader):
             if first // self.size % world_size == rank:
                 yield MicroBatch(data, len(batch), first)
 
+    def batches_in_rounds(self, rank: int, world_size: int) -> Iterator[MicroBatch]:
+        """The same."""
+        return self.batches(rank, world_size)
+
     def first_batch(self) -> MicroBatch:
         """The first of all."""
         return next(iter(self.batches()))

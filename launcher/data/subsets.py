@@ -47,6 +47,13 @@ def innermost(dataset: Any) -> Any:
     return dataset
 
 
+def numbered_in_whole(dataset: Any, index: int) -> tuple[Any, int]:
+    """What a part is a part of, and the number there of its sample."""
+    while isinstance(dataset, Part | Subset):
+        dataset, index = dataset.dataset, int(dataset.indices[index])
+    return dataset, index
+
+
 def class_names(dataset: Any) -> list[str]:
     """The names of the classes in the order of their numbers; none where the data set has none."""
     names = getattr(innermost(dataset), "classes", None)

@@ -79,6 +79,7 @@ class Workers:
                     worker.ask(*request)
                     waiting.append(worker)
                 yield batch
+                del batch  # its memory is free for the next one
             ended = True
         finally:
             if not ended:  # workers are still busy with batches that nobody waits for
@@ -245,7 +246,7 @@ def _answer(slot: Slot, reader: Reader, number: int) -> None:
         slot.answer(batch)
     except Exception as error:
         words = f"{type(error).__name__}: {' '.join(words_of(error).split())[:200]}"
-        remedy = "leave it out of the batch (data.collate), or read with data.workers=0"
+        remedy = "drop it from the batch (data.collate), or read with data.workers=0"
         slot.fail(_Failure(LauncherError, f"{reader.name}: a batch cannot leave a worker process: {words}; {remedy}"))
 
 

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from launcher.errors import MissingPackageError
 from launcher.recipe.directory import absolute, directory
 from launcher.recipe.inputs import endless, unreadable
 from launcher.version import install
@@ -113,13 +114,13 @@ def needed(module: str, extra: str, what: str) -> Any:
     """An optional module, imported where it is used.
 
     Raises:
-        ImportError: It is not installed; the message says how to install it.
+        MissingPackageError: It is not installed; the message says how to install it.
     """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError:
         name = module.partition(".")[0]
-        raise ImportError(f"{what} needs {name}, which is not installed; {install(extra)}") from None
+        raise MissingPackageError(f"{what} needs {name}, which is not installed; {install(extra)}") from None
 
 
 def _check_room(path: Path, folder: Path) -> None:

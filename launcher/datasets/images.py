@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from launcher.datasets.arrays import mapped_archive
 from launcher.datasets.files import atomic_write, cache_path, needed, staged
-from launcher.errors import LauncherError
+from launcher.errors import SampleError
 from launcher.recipe.directory import absolute, directory
 from launcher.recipe.inputs import leads_back, unreadable
 from launcher.world.world import usable_cpus
@@ -109,9 +109,8 @@ class ImageFolder(Dataset[tuple[Any, int]]):
             with self._pillow.open(path) as file:
                 image = file.convert(self.mode)
         except Exception as error:
-            raise LauncherError(
-                f"{path}: this picture cannot be read: {error}; replace or remove it, or set corrupt: skip"
-            ) from error
+            message = f"{path}: this picture cannot be read: {error}; replace or remove it"
+            raise SampleError(message, "corrupt=skip") from error
         if self.size is not None:
             image = self._fit(image, (self.size, self.size))
         return (self.transform or _to_tensor)(image), self.target(index)

@@ -41,11 +41,11 @@ def suffix_of(name: str) -> str:
     return kind
 
 
-def index_of(find: Callable[[], Path], name: str, kept: Path) -> Index:
+def index_of(used: Callable[[Callable[[Path], Index]], Index], name: str, kept: Path) -> Index:
     """Where the samples of a shard lie, from what was kept or by going through it.
 
     Args:
-        find: Gives the shard on this machine, to which it may have to be brought.
+        used: Gives what a function makes of the shard on this machine, to which it may have to be brought.
         name: What it is called, for messages.
         kept: Where its index is, or will be.
 
@@ -57,7 +57,8 @@ def index_of(find: Callable[[], Path], name: str, kept: Path) -> Index:
             return dict(arrays)
     except (OSError, ValueError, EOFError):
         pass
-    index = {"tar": _of_tar, "jsonl": _of_lines, "parquet": _of_parquet}[suffix_of(name)](find(), name)
+    read = {"tar": _of_tar, "jsonl": _of_lines, "parquet": _of_parquet}[suffix_of(name)]
+    index = used(lambda file: read(file, name))
     kept.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(kept) as part, part.open("wb") as opened:
         np.savez(opened, allow_pickle=False, **index)

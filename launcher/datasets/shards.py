@@ -7,26 +7,25 @@ shards are shuffled, and the samples of a few together, so that few shards are o
 
 from __future__ import annotations
 
-import fcntl
 import glob
-import hashlib
 import os
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from launcher.datasets.files import FOLDER, atomic_write, cache_path, needed, state_of
+from launcher.datasets.files import FOLDER, cache_path, state_of
+from launcher.datasets.remote_shards import Listed, fetched, listed
 from launcher.datasets.shard_files import Index, OpenShard, index_of, size_of, suffix_of
 from launcher.recipe.directory import absolute
 from launcher.recipe.remote_paths import foreign_path
 
-_OURS = re.compile(r"[0-9a-f]{24}\.(tar|jsonl|parquet)")  # what may be removed again
+T = TypeVar("T")
+
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -47,9 +46,11 @@ class Shards(Dataset[Any]):
 
     Attributes:
         shard_sizes: Samples of each shard.
+        plan_notes: What the plan should say: of a server that does not answer.
 
     Raises:
         FileNotFoundError: There is no such file.
+        LauncherError: Its server does not answer.
         ValueError: A shard cannot be read, or has a member with `..` in its name, or a link.
     """
 
@@ -65,7 +66,7 @@ class Shards(Dataset[Any]):
         if mixed < 1:
             raise ValueError("mixed: at least 1 shard is read at a time")
         self.parts, self.transform, self.mixed = parts, transform, mixed
-        self._shards = _shards_of(path, cache, cache_gb)
+        self._shards, self.plan_notes = _shards_of(path, cache, cache_gb)
         self._indices = [shard.index() for shard in self._shards]
         self.shard_sizes = [size_of(index) for index in self._indices]
         self._ends = np.cumsum(self.shard_sizes)
@@ -74,7 +75,7 @@ class Shards(Dataset[Any]):
     @staticmethod
     def prepare(path: str | Sequence[str], cache: str | None = None, cache_gb: float = 50.0) -> None:
         """Makes the index of each shard: once for all processes of a machine."""
-        for shard in _shards_of(path, cache, cache_gb):
+        for shard in _shards_of(path, cache, cache_gb)[0]:
             shard.index()
 
     def __len__(self) -> int:
@@ -100,8 +101,8 @@ class Shards(Dataset[Any]):
         else:
             while len(self._open) >= self.mixed + 1:  # those of a group, and one of the next
                 self._open.popitem(last=False)
-            shard: _Shard = self._shards[number]
-            self._open[number] = OpenShard(shard.local(), shard.name, self._indices[number])
+            shard = self._shards[number]
+            self._open[number] = shard.used(lambda file: OpenShard(file, shard.name, self._indices[number]))
         return self._open[number]
 
 
@@ -127,9 +128,9 @@ class _Shard:
         self.name = name
         suffix_of(name)
 
-    def local(self) -> Path:
-        """It, on this machine."""
-        return Path(self.name)
+    def used(self, use: Callable[[Path], T]) -> T:
+        """What is made of it, on this machine."""
+        return use(Path(self.name))
 
     def facts(self) -> tuple[Any, ...]:
         """What it is known again by."""
@@ -137,71 +138,47 @@ class _Shard:
 
     def index(self) -> Index:
         """Where its samples lie."""
-        return index_of(self.local, self.name, cache_path("shard", *self.facts()).with_suffix(".npz"))
+        return index_of(self.used, self.name, cache_path("shard", *self.facts()).with_suffix(".npz"))
 
 
 class _RemoteShard(_Shard):
     """A file elsewhere, fetched when it is read and kept for as long as there is room."""
 
-    def __init__(self, name: str, facts: tuple[Any, ...], folder: Path, most: int):
-        super().__init__(name)
-        self._facts, self._folder, self._most = facts, folder, most
+    def __init__(self, listed: Listed, folder: Path, most: int):
+        super().__init__(listed.name)
+        self._listed, self._folder, self._most = listed, folder, most
 
     def facts(self) -> tuple[Any, ...]:
-        return self._facts
+        return self._listed.facts
 
-    def local(self) -> Path:
-        digest = hashlib.sha256(repr(self._facts).encode()).hexdigest()[:24]
-        file = self._folder / f"{digest}.{suffix_of(self.name)}"
-        with _locked(self._folder / f"{digest}.lock"):  # one process of this machine fetches it
-            if not file.exists():
-                self._make_room(int(self._facts[1] or 0))
-                with atomic_write(file) as part:
-                    _filesystem(self.name).get_file(self.name, str(part))
-            os.utime(file)
-        return file
-
-    def _make_room(self, size: int) -> None:
-        """Removes what was not read for longest; whoever has it open reads on."""
-        files = sorted((file for file in self._folder.iterdir() if _OURS.fullmatch(file.name)), key=_last_read)
-        total = size + sum(file.stat().st_size for file in files if file.exists())
-        for file in files:
-            if total <= self._most:
-                return
-            total -= file.stat().st_size
-            file.unlink(missing_ok=True)
+    def used(self, use: Callable[[Path], T]) -> T:
+        while True:
+            file = fetched(self._listed, suffix_of(self.name), self._folder, self._most)
+            try:
+                return use(file)
+            except FileNotFoundError:  # another process has just made room: it is fetched again
+                if file.exists():
+                    raise
 
 
-def _last_read(file: Path) -> float:
-    with suppress(FileNotFoundError):
-        return file.stat().st_mtime
-    return 0.0
-
-
-@contextmanager
-def _locked(file: Path) -> Iterator[None]:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _shards_of(path: str | Sequence[str], cache: str | None, cache_gb: float) -> list[_Shard]:
+def _shards_of(path: str | Sequence[str], cache: str | None, cache_gb: float) -> tuple[list[_Shard], tuple[str, ...]]:
+    """The shards, and what the plan should say of them."""
     folder = (cache_path("shards").parent if cache is None else absolute(cache) / FOLDER) / "shards"
     shards: list[_Shard] = []
+    notes: list[str] = []
     for text in [path] if isinstance(path, str) else path:
         if fault := foreign_path(text):
             raise ValueError(f"{text[:120]!r} {fault}")
-        for name in _braces(text):
-            is_remote = "://" in name
-            listed = _remote(name, folder, int(cache_gb * 1e9)) if is_remote else map(_Shard, _local(name))
-            shards += listed
+        names = list(_braces(text))
+        if "://" in text:
+            found, note = listed(text, names, folder)
+            notes += [note] if note else []
+            shards += [_RemoteShard(one, folder, int(cache_gb * 1e9)) for one in found]
+        else:
+            shards += [_Shard(file) for name in names for file in _local(name)]
     if not shards:
         raise FileNotFoundError(f"{path}: no shard is named so; give .tar, .jsonl or .parquet files")
-    return shards
+    return shards, tuple(notes)
 
 
 def _braces(text: str) -> Iterator[str]:
@@ -221,21 +198,3 @@ def _local(name: str) -> list[str]:
     if missing := next((one for one in found if not os.path.isfile(one)), None):
         raise FileNotFoundError(f"no file at {missing}; give the path of a .tar, .jsonl or .parquet file")
     return found
-
-
-def _remote(name: str, folder: Path, most: int) -> list[_Shard]:
-    system = _filesystem(name)
-    protocol = name.partition("://")[0]
-    paths = sorted(system.glob(name)) if glob.has_magic(name) else [name]
-    names = [path if "://" in path else f"{protocol}://{path}" for path in map(str, paths)]
-    return [_RemoteShard(one, _remote_facts(system, one), folder, most) for one in names]
-
-
-def _remote_facts(system: Any, name: str) -> tuple[Any, ...]:
-    facts = system.info(name)
-    stamps = [str(facts[key]) for key in ("ETag", "etag", "blob_id", "mtime", "last_commit") if facts.get(key)]
-    return name, facts.get("size"), *stamps
-
-
-def _filesystem(name: str) -> Any:
-    return needed("fsspec", "hub", "Shards").filesystem(name.partition("://")[0])

@@ -32,15 +32,15 @@ class Table(TensorDataset):
         classes: Names of the classes in the order of their numbers, or how many there are; None finds them in the
             column. A validation set says `"${data.train.classes}"`, or words that it lacks move the numbers of others.
         regression: Whether a target of whole numbers is a quantity and not a class.
-        scale: `true` moves and scales each feature to mean 0 and standard deviation 1; a validation set says
-            `"${data.train.scale}"`, the training set's mean and deviation.
+        scale: `true` moves and scales each feature to mean 0 and standard deviation 1, over the rows that are trained
+            on; a validation set says `"${data.train.scaling}"`, the training set's mean and deviation.
         dtype: The type of features, and of targets that are not classes.
         scratch: Copy the file to this disk of the machine first (`data.scratch`).
 
     Attributes:
         features: The names of the columns, in their order.
         classes: The classes' names, or None.
-        scale: Mean and standard deviation of each feature, or None.
+        scaling: Mean and standard deviation of each feature, or None.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -65,9 +65,10 @@ class Table(TensorDataset):
         self.features = list(features) if features is not None else [n for n in table.column_names if n not in targets]
         _check_columns(file, table.column_names, targets, self.features)
         values = torch.from_numpy(_numbers(file, table, self.features)).to(dtype)
-        self.scale = _scale_of(values) if scale is True else scale or None
-        if self.scale is not None:
-            values = (values - self.scale[0].to(dtype)) / self.scale[1].to(dtype)
+        self._scales_itself = scale is True
+        self.scaling = _scale_of(values) if scale is True else scale or None
+        if self.scaling is not None:
+            values = (values - self.scaling[0].to(dtype)) / self.scaling[1].to(dtype)
         self.classes: tuple[str, ...] | None = None
         self._others: dict[str, list[Any]] = {}  # of rows without a target: what tells them apart
         if not targets:
@@ -83,6 +84,18 @@ class Table(TensorDataset):
     def prepare(path: str | Path, scratch: str | Path | None = None) -> None:
         """Copies the file to the scratch disk, if there is one: once for all processes of a machine."""
         staged(_checked(path), scratch)
+
+    def fit_rows(self, rows: Tensor) -> None:
+        """Scales all rows by some of them, where it scales by its own: those that are not held back.
+
+        Args:
+            rows: Their numbers.
+        """
+        if self._scales_itself and self.scaling is not None:
+            values, *targets = self.tensors
+            mean, deviation = _scale_of(values[rows])
+            self.tensors = ((values - mean) / deviation, *targets)
+            self.scaling = self.scaling[0] + mean * self.scaling[1], deviation * self.scaling[1]
 
     @property
     def targets(self) -> Tensor:

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from launcher.datasets.files import checked_file, needed
 from launcher.datasets.images import EXTENSIONS, ImageFolder, readable_pictures
+from launcher.text import shapes
 
 JSON_LINES = (".jsonl", ".ndjson")
 
@@ -33,7 +34,7 @@ class Pictures(ImageFolder):
         transform: As in training.
         size: As in training.
         mode: As in training.
-        corrupt: `error`, or `skip` to leave out what cannot be read.
+        corrupt: `skip` to leave out what cannot be read, or `error`.
 
     Attributes:
         unreadable: The files that were skipped.
@@ -51,7 +52,7 @@ class Pictures(ImageFolder):
         transform: Callable[[Any], Any] | None = None,
         size: int | None = None,
         mode: Literal["RGB", "L"] = "RGB",
-        corrupt: Literal["error", "skip"] = "error",
+        corrupt: Literal["error", "skip"] = "skip",
     ) -> None:
         self._pillow = needed("PIL.Image", "images", "Pictures")
         self._fit = needed("PIL.ImageOps", "images", "Pictures").fit
@@ -62,6 +63,10 @@ class Pictures(ImageFolder):
         readable = readable_pictures(self.root, self._names) if corrupt == "skip" else [True] * len(self._names)
         self.unreadable = tuple(name for name, is_kept in zip(self._names, readable, strict=True) if not is_kept)
         self._names = [name for name, is_kept in zip(self._names, readable, strict=True) if is_kept]
+        if not self._names:
+            raise ValueError(
+                f"{path}: this picture cannot be read" if path.is_file() else f"{path}: no picture can be read"
+            )
         self.classes = tuple(classes or ())
         self.transform, self.size, self.mode = transform, size, mode
 
@@ -152,13 +157,17 @@ class JsonRows(Dataset[Any]):
         like: A sample of the training, whose types and shapes the values get; None makes numbers float32.
         by_name: Whether the recipe names the inputs.
 
+    Attributes:
+        like: That sample.
+
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: A row is not JSON, or does not fit the sample.
     """
 
     def __init__(self, path: Path, like: Any = None, by_name: bool = False) -> None:
-        self._samples = []
+        self._samples, self._lines, self.like = [], [], like
+        self._name = path.name
         for number, row in json_lines(checked_file(path, "JSON lines")):
             values = row if isinstance(row, dict) else {"": row}
             try:
@@ -168,6 +177,7 @@ class JsonRows(Dataset[Any]):
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{path.name}: line {number}: {error}") from None
             self._samples.append(parts if by_name and "" not in parts else tuple(parts.values()))
+            self._lines.append(number)
         if not self._samples:
             raise ValueError(f"{path.name}: no row in it")
 
@@ -176,6 +186,27 @@ class JsonRows(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         return self._samples[index]
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether all rows have the same shapes, and make a batch."""
+        return len({shapes(sample) for sample in self._samples}) == 1
+
+    def refusal(self, first: int, count: int, error: Exception) -> str:
+        """Why a model cannot take some rows, in a line: the first whose shapes are not those of the training."""
+        numbers = range(first, first + count)
+        odd = next((number for number in numbers if not self._is_alike(self._samples[number])), first)
+        words = " ".join(str(error).split())[:200]
+        training = f"; a sample of the training has {shapes(self.like)}" if self.like is not None else ""
+        return (
+            f"{self._name}: line {self._lines[odd]}: the model cannot take it: {words}; it has "
+            f"{shapes(self._samples[odd])}{training}"
+        )
+
+    def _is_alike(self, sample: Any) -> bool:
+        parts = sample.items() if isinstance(sample, Mapping) else enumerate(sample)
+        known = ((value, _part(self.like, place, str(key))) for place, (key, value) in enumerate(parts))
+        return all(getattr(value, "shape", None) == getattr(like, "shape", None) for value, like in known)
 
 
 def _part(like: Any, place: int, key: str) -> Any:

@@ -107,7 +107,7 @@ class Evaluation:
         stopping: Whether this process was asked to stop.
         folder: The run's, for word of what hangs.
         made: Told of each evaluation: the step, and its seconds.
-        judged: Told of each value of the metric that decides.
+        judged: Told of each evaluation, by what gives the value of a metric that decides.
         look: Gives what sees the batches of a set, with the weights as they are.
         at: Gives where a step stands in its run.
         after: Called when the validation sets are measured; its numbers stand in the first line.
@@ -127,7 +127,7 @@ class Evaluation:
         stopping: Callable[[], bool] = lambda: False,
         folder: Path | None = None,
         made: Callable[[int, float], None] = lambda step, seconds: None,
-        judged: Callable[[float], None] = lambda value: None,
+        judged: Callable[[Callable[[schema.Best], float]], None] = lambda deciding: None,
         look: Look = unlooked,
         at: Callable[[int], At] = At,
         after: After | None = None,
@@ -177,9 +177,8 @@ class Evaluation:
             return False
         self.history.lines, self.history.last_step = lines, step
         if self.section.best is not None:
-            value = self._deciding(self.section.best)
-            self.improved = self.best.see(step, value)
-            self.judged(value)
+            self.improved = self.best.see(step, self._deciding(self.section.best))
+        self.judged(self._deciding)
         return True
 
     def measured(

@@ -15,18 +15,27 @@ class StopRequested(Exception):  # noqa: N818  # not an error
     """A process was asked to stop in the middle of an evaluation."""
 
 
-def in_step(loader: EvaluationLoader, coordinator: Coordinator, stopping: Callable[[], bool]) -> Iterator[MicroBatch]:
+def in_step(
+    loader: EvaluationLoader,
+    coordinator: Coordinator,
+    stopping: Callable[[], bool] = lambda: False,
+    *,
+    in_rounds: bool = False,
+) -> Iterator[MicroBatch]:
     """This rank's batches, and stand-ins in which nothing counts while others still have some.
 
     Args:
         loader: Of the set.
         coordinator: The ranks' side channel: before each batch they agree that there is one, and that nobody stops.
         stopping: Whether this process was asked to stop.
+        in_rounds: Whether the first batches of all ranks follow one another in the set, and so do their second.
 
     Raises:
         StopRequested: On all ranks, after the same batch.
     """
-    own, spare = iter(loader.batches(coordinator.rank, coordinator.world_size)), None
+    rank, size = coordinator.rank, coordinator.world_size
+    own = iter(loader.batches_in_rounds(rank, size) if in_rounds else loader.batches(rank, size))
+    spare = None
     try:
         while True:
             batch = next(own, None)

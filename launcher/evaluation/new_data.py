@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.checkpoints.saved_run import CLASSES
-from launcher.data.load import Part, evaluation_parts
+from launcher.data.load import Part, evaluation_parts, fit_to_what_is_trained_on
 from launcher.datasets import HubDataset, ImageFolder, NumpyArrays, Table, TextFile
 from launcher.datasets.unlabelled import JSON_LINES, JsonRows, Lines, Pictures
 from launcher.errors import LauncherError, UsageError
@@ -44,13 +44,14 @@ def with_path(recipe: Recipe, builder: Builder, path: Path, split: str | None, d
     """
     if not path.exists():
         raise UsageError(f"{path}: there is no such file or folder")
+    fit_to_what_is_trained_on(builder, recipe.data, recipe.seed)
     template = _template(recipe, split)
     try:
         dataset = _opened(recipe, builder, template, path, directory)
     except (ImportError, OSError, ValueError) as error:
         raise UsageError(str(error) or told_by(error)) from error
     recipe = with_data(recipe, dataset)
-    if isinstance(dataset, Lines):  # of one length each
+    if isinstance(dataset, Lines) or (isinstance(dataset, JsonRows) and not dataset.is_uniform):  # of one length each
         recipe = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"batch_size": 1})})
     return recipe
 
@@ -108,7 +109,7 @@ def _table(recipe: Recipe, builder: Builder, template: Component, path: Path) ->
     settings = {name: builder.value(item, {}) for name, item in stated.items() if name in ("features", "dtype")}
     if settings.get("features") is None:
         settings["features"] = builder.build(recipe.data.train).features
-    scale = builder.build(recipe.data.train).scale if stated.get("scale") is True else stated.get("scale", False)
+    scale = builder.build(recipe.data.train).scaling if stated.get("scale") is True else stated.get("scale", False)
     table: Table = _built(builder, template, {**settings, "path": str(path), "target": None, "scale": scale})
     names = builder.value(stated.get("classes"), {})
     if names is None:

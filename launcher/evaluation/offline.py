@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,28 +12,32 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import default_collate
 
-from launcher.checkpoints.saved_run import Saved, builder_of, fill
+from launcher.checkpoints.rows import read_whole
+from launcher.checkpoints.saved_run import Saved, builder_of, evaluated_on, fill
 from launcher.data.load import EvaluationLoader, Part, evaluation_parts, load_evaluation
 from launcher.data.same_data import agree_on
 from launcher.data.seeds import seed_everything
-from launcher.data.subsets import class_names
+from launcher.data.subsets import class_names, is_stream
 from launcher.data.transfer import moved
-from launcher.datasets.unlabelled import Lines
+from launcher.datasets.unlabelled import JsonRows, Lines
+from launcher.device.coordination import Coordinator, packed, unpacked
 from launcher.device.device import Device, check_device, open_device, use_cpu
 from launcher.errors import LauncherError, UsageError
 from launcher.evaluation.best import BestTracker
 from launcher.evaluation.evaluation import Evaluation, Look, metrics_of, unlooked
+from launcher.evaluation.in_step import in_step
 from launcher.evaluation.new_data import with_path
 from launcher.evaluation.output_files import check_form, output_file
-from launcher.evaluation.predictions import Predictions, columns_of, decisions, write_predictions
-from launcher.model.build import Model, build_model
+from launcher.evaluation.predictions import Predictions, beside, columns_of, decisions, write_predictions
+from launcher.model.build import Model, build_model, shard_loss
 from launcher.model.ema import Average, Ema, Swa
+from launcher.model.sharding import Shards, sharded_parts
 from launcher.objective.build import build_objective
 from launcher.objective.loss import Objective, loss_key
 from launcher.objective.run_length import At
 from launcher.objective.settle import take_up
-from launcher.recipe import schema
 from launcher.recipe.build import Builder
 from launcher.recipe.schema import Recipe
 from launcher.runs.tracking.own_code import stand_in
@@ -53,6 +57,7 @@ class Opened:
         average: The average of the weights, where it was saved.
         sets: This rank's loaders.
         builder: Builds what else the recipe names.
+        shards: What this process holds of model and losses, where they are sharded.
         optimizer: None: nothing is trained.
     """
 
@@ -63,6 +68,7 @@ class Opened:
     average: Average | None
     sets: Mapping[Part, EvaluationLoader]
     builder: Builder
+    shards: Shards | None = None
     optimizer: None = None
 
 
@@ -86,47 +92,56 @@ def opened(
     builder = builder or builder_of(saved)
     builder.check()
     on_cpu = use_cpu(world, cpu)
-    where = _to_evaluate_on(recipe.device, on_cpu)
+    where = evaluated_on(recipe.device, world, on_cpu)
     check_device(where, world, on_cpu)
     seed_everything(recipe.seed)
     sets = load_evaluation(
         builder, recipe.data, world, parts, evaluate=recipe.evaluate, seed=recipe.seed, on_gpu=not on_cpu
     )
+    _check_sizes(sets, world)
     with open_device(where, world, cpu=cpu, launch=recipe.launch) as device:
         if world.size > 1:
             agree_on(builder, recipe.data, {loader.name: loader for loader in sets.values()}, device.coordinator)
         stand_in(recipe.track.trackers, builder.own_folders())
-        model = build_model(builder, recipe.model, where, device, seed=recipe.seed)
+        model = build_model(builder, recipe.model, where, device, seed=recipe.seed, shares=False)
         objective = build_objective(builder, recipe.loss, recipe.batch, recipe.train)
         if None in objective.readings.values():
             take_up(objective, saved.readings())
         objective.to(device.torch_device)
-        fill(model, saved)
-        yield Opened(recipe, model, objective, device, _average(model.bare, saved), sets, builder)
+        losses = {loss_key(name): loss for name, loss in objective.modules.items()}
+        if model.sharding is not None:
+            for key, loss in losses.items():
+                shard_loss(builder, model.sharding, key, loss)
+        shards = model.shards(losses)
+        fill(model, saved, shards)
+        average = _average(model.bare, saved, shards)
+        yield Opened(recipe, model, objective, device, average, sets, builder, shards)
 
 
-def _to_evaluate_on(section: schema.Device, on_cpu: bool) -> schema.Device:
-    """A model that was trained on a GPU is evaluated on a CPU as it is: what only training needs is left out."""
-    if section.recompute:
-        section = section.model_copy(update={"recompute": False})
-    if not on_cpu:
-        return section
-    precision = "no" if section.precision == "fp16" else section.precision
-    return section.model_copy(update={"precision": precision, "sync_batchnorm": False})
+def _check_sizes(sets: Mapping[Part, EvaluationLoader], world: World) -> None:
+    """Refuses more processes than there are samples to deal out.
+
+    Raises:
+        UsageError: There are more.
+    """
+    for loader in sets.values():
+        if (samples := loader.num_samples()) < world.size:
+            name = loader.name.removeprefix("data.")
+            raise UsageError(f"{name} has {samples} samples for {world.size} processes; start {samples} at most")
 
 
-def _average(model: nn.Module, saved: Saved) -> Average | None:
+def _average(model: nn.Module, saved: Saved, shards: Shards | None) -> Average | None:
     train = saved.recipe.train
     rule = Ema(1.0) if train.ema is not None else Swa(1, 1) if train.swa is not None else None
     averaged = saved.averaged() if rule is not None else None
     if rule is None or averaged is None:
         return None
-    average = Average(model, rule)  # which is never updated
-    average.load_state_dict({"parameters": averaged, "updates": 1})
+    average = Average(model, rule, shards)  # which is never updated
+    average.load_state_dict({"parameters": averaged if shards else read_whole(averaged), "updates": 1})
     return average
 
 
-def _fill_losses(objective: Objective, saved: Saved) -> None:
+def _fill_losses(objective: Objective, saved: Saved, shards: Shards | None) -> None:
     """Losses and step functions that have a state count as they did in training.
 
     Raises:
@@ -134,9 +149,13 @@ def _fill_losses(objective: Objective, saved: Saved) -> None:
     """
     states = saved.losses() if objective.stateful else {}
     trained = {loss_key(name) for name in objective.modules}
+    sharded = sharded_parts(objective.stateful, shards) if shards is not None else {}
     for key, loss in objective.stateful.items():
         if key in states:
-            loss.load_state_dict(states[key])
+            if key in sharded:
+                sharded[key].load_state_dict(states[key])
+            else:
+                loss.load_state_dict(read_whole(states[key]))
         elif key in trained:
             what = "the loss" if key == "loss" else key
             raise UsageError(
@@ -154,7 +173,7 @@ def evaluate_saved(
         saved: The weights and their recipe.
         world: The processes; with several, the recipe's `evaluate.ranks` says who evaluates.
         split: `validation` or `test`; None for each that there is.
-        predictions: Where to write what the model makes of each sample, as Parquet.
+        predictions: Where to write what the model makes of each sample: `.parquet`, `.csv` or `.jsonl`.
         cpu: Whether to stay on the CPU.
 
     Returns:
@@ -164,10 +183,12 @@ def evaluate_saved(
         UsageError: There is no such set, or predictions are wanted of several.
     """
     parts = _parts(saved.recipe, split)
+    if predictions is not None:
+        check_form(predictions, "--predictions")
     if predictions is not None and len(parts) > 1:
         raise UsageError(f"--predictions is for one set; choose with --split: {', '.join(map(_named, parts))}")
     with opened(saved, world, parts, cpu) as model:
-        _fill_losses(model.objective, saved)
+        _fill_losses(model.objective, saved, model.shards)
         metrics = metrics_of(model.builder, model.recipe.evaluate, model.recipe.batch)
         lines: list[Line] = []
         for (part, name), loader in model.sets.items():
@@ -220,23 +241,25 @@ def predict(
     saved: Saved,
     split: str | None,
     target: Path,
+    world: World,
     *,
     data: Path | None = None,
     directory: Path = Path(),
     cpu: bool = False,
-) -> tuple[int, int]:
+) -> tuple[int, Sequence[str]]:
     """Writes a model's outputs for every sample of a set, in order and batch by batch.
 
     Args:
         saved: The weights and their recipe.
         split: Which set; None for the test set, else the validation set.
-        target: `.csv`, `.parquet` or `.jsonl`, whole or not at all; `-` is standard output.
+        target: `.csv`, `.parquet` or `.jsonl`, whole or not at all; `-` is standard output. Rank 0 writes.
+        world: The processes, each of which computes a part of every few batches.
         data: A file or folder that is read in place of that set, in its way.
         directory: From where file names in it are.
         cpu: Whether to stay on the CPU.
 
     Returns:
-        How many there were, and how many pictures were left out as they could not be read.
+        How many there were, and the pictures that were left out as they could not be read.
 
     Raises:
         UsageError: There is no such set, no such form, or nothing to be read.
@@ -247,16 +270,20 @@ def predict(
         recipe = with_path(saved.recipe, builder, data, split, directory)
         saved, split, builder = replace(saved, recipe=recipe), "test", builder.for_recipe(recipe)
     part = _predicted(saved.recipe, split)
-    with opened(saved, World(), [part], cpu, builder) as model:
+    with opened(saved, world, [part], cpu, builder) as model:
         rows, loader = 0, model.sets[part]
         names = _classes(loader.dataset)
-        with output_file(target, names) as write:
+        with output_file(target, names) if world.is_first else nullcontext(_written_by_first) as write:
             for columns in _columns(model, loader, names):
                 count = len(columns["output"])
                 numbers = range(rows, rows + count)
-                write({"index": list(numbers), **_beside(loader.dataset, numbers), **columns})
+                write({"index": list(numbers), **beside(loader.dataset, numbers), **columns})
                 rows += count
-        return rows, len(getattr(loader.dataset, "unreadable", ()))
+        return rows, tuple(getattr(loader.dataset, "unreadable", ()))
+
+
+def _written_by_first(columns: Mapping[str, Sequence[Any]]) -> None:
+    """Other ranks write nothing."""
 
 
 def outputs_of(saved: Saved, split: str | None, *, cpu: bool = False) -> torch.Tensor:
@@ -276,32 +303,42 @@ def _classes(dataset: Any) -> Sequence[str] | None:
     return class_names(dataset) or None
 
 
-def _beside(dataset: Any, numbers: Sequence[int]) -> Mapping[str, list[Any]]:
-    """What the data set says of these samples: their files, say."""
-    if not callable(row_of := getattr(dataset, "row_of", None)):
-        return {}
-    rows = [row_of(number) for number in numbers]
-    return {name: [_plain(row[name]) for row in rows] for name in rows[0]}
-
-
-def _plain(value: Any) -> Any:
-    return value if isinstance(value, str | int | float | None) else str(value)
-
-
 def _columns(model: Opened, loader: EvaluationLoader, names: Sequence[str] | None) -> Iterator[Mapping[str, list[Any]]]:
     """Of each batch the model's output, and for a classifier the likeliest class and its name."""
     functions = [term.function for term in model.objective.terms]
-    classifies = any(isinstance(function, nn.CrossEntropyLoss) for function in functions)
     decides = any(isinstance(function, nn.BCEWithLogitsLoss) for function in functions)
+    classifies = any(isinstance(function, nn.CrossEntropyLoss) for function in functions)
+    targets = None if classifies or decides else _class_numbers(model, loader)
     for output in _outputs(model, loader):
-        output = loader.dataset.last(output) if isinstance(loader.dataset, Lines) else output
         raw = {"output": output.float().cpu().tolist()}
-        chosen = columns_of(output, None) if classifies else decisions(output) if decides else {}
+        is_scored = classifies or (targets is not None and _score_classes(output, targets, names))
+        chosen = columns_of(output, None) if is_scored else decisions(output) if decides else {}
         columns = {name: chosen[name].tolist() for name in chosen if name in ("prediction", "probability")}
         if names is not None and "prediction" in columns:
             yield {"class": [_named_class(names, number) for number in columns["prediction"]], **columns, **raw}
         else:
             yield {**columns, **raw}
+
+
+def _class_numbers(model: Opened, loader: EvaluationLoader) -> torch.Tensor | None:
+    """Targets that are a whole number for each sample, some that can be had; None where they are anything else."""
+    dataset = loader.dataset
+    try:
+        if isinstance(dataset, JsonRows):  # rows have none, and the training has
+            data = default_collate([dataset.like])
+        else:
+            data = None if is_stream(dataset) else loader.first_batch().data
+        target = model.objective.layout.targets(data)[0]
+    except Exception:  # new data of anybody's own have no targets, or others
+        return None
+    is_number = isinstance(target, torch.Tensor) and target.dim() == 1 and not target.is_floating_point()
+    return target if is_number else None
+
+
+def _score_classes(output: torch.Tensor, targets: torch.Tensor, names: Sequence[str] | None) -> bool:
+    """Whether a model without a loss of torch's for classes has scores of them all the same."""
+    is_wide = output.dim() == 2 and output.shape[1] > max(1, int(targets.max())) and int(targets.min()) >= 0
+    return is_wide and (names is None or len(names) == output.shape[1])
 
 
 def _named_class(names: Sequence[str], number: Any) -> Any:
@@ -311,13 +348,28 @@ def _named_class(names: Sequence[str], number: Any) -> Any:
 
 
 def _outputs(model: Opened, loader: EvaluationLoader) -> Iterator[torch.Tensor]:
-    """Of each batch the model's output."""
+    """The model's outputs in order, batch by batch: all are rank 0's, and the others get none."""
     layout, bare, device = model.objective.layout, model.model.bare.eval(), model.device.torch_device
     with torch.no_grad():
-        for batch in loader.batches():
+        for batch in in_step(loader, model.device.coordinator, in_rounds=True):
             data, change = moved(batch.data, device), loader.reading.on_device
             args, kwargs = layout.inputs(data if change is None else change(data))
-            output = layout.outputs(bare(*args, **kwargs))[0]
+            try:
+                output = layout.outputs(bare(*args, **kwargs))[0]
+            except Exception as error:
+                if isinstance(loader.dataset, JsonRows):
+                    raise LauncherError(loader.dataset.refusal(batch.first, batch.samples, error)) from error
+                raise
             if not isinstance(output, torch.Tensor):
                 raise LauncherError("the model's output is not a tensor; pick one of its parts with batch.outputs")
-            yield output
+            output = loader.dataset.last(output) if isinstance(loader.dataset, Lines) else output
+            yield from _told(model.device.coordinator, output if batch.samples else None)
+
+
+def _told(coordinator: Coordinator, output: torch.Tensor | None) -> Iterator[torch.Tensor]:
+    """What all ranks have computed in a round, on rank 0, in their order; of one whose part is used up nothing."""
+    if coordinator.world_size == 1 and output is not None:
+        yield output
+        return
+    messages = coordinator.gather(b"" if output is None else packed(output.cpu().clone()))
+    yield from (unpacked(message) for message in messages if message and coordinator.rank == 0)

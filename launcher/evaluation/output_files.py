@@ -19,15 +19,20 @@ STANDARD_OUTPUT = Path("-")
 Write = Callable[[Mapping[str, Sequence[Any]]], None]
 
 
-def check_form(target: Path) -> None:
+def check_form(target: Path, flag: str = "--to") -> None:
     """Refuses a file of which nobody knows how it is written.
+
+    Args:
+        target: The file.
+        flag: Which names it; only `--to` may name standard output.
 
     Raises:
         UsageError: Its suffix is none of those.
     """
-    if target.suffix not in FORMS and target != STANDARD_OUTPUT:
-        forms = ", ".join(FORMS)
-        raise UsageError(f"--to {target.name}: the suffix sets the format; one of: {forms}, or - for standard output")
+    may_print = flag == "--to"
+    if target.suffix not in FORMS and not (may_print and target == STANDARD_OUTPUT):
+        forms = ", ".join(FORMS) + (", or - for standard output" if may_print else "")
+        raise UsageError(f"{flag} {target.name}: the suffix sets the format; one of: {forms}")
 
 
 @contextmanager

@@ -29,3 +29,10 @@ def classes(outputs: torch.Tensor, target: torch.Tensor | None) -> torch.Tensor:
     if over is not None:
         return outputs.argmax(dim=over)
     return ((outputs if target is None else outputs.reshape(target.shape)) > 0).long()
+
+
+def score_classes(outputs: torch.Tensor, target: torch.Tensor) -> bool:
+    """Whether outputs [N, C] are scores of classes of which targets [N] are numbers, as far as both tell."""
+    if outputs.dim() != 2 or outputs.shape[1] < 2 or target.shape != outputs.shape[:1] or target.is_floating_point():
+        return False
+    return bool((target >= 0).all() and (target < outputs.shape[1]).all())

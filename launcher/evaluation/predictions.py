@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,20 +20,23 @@ from torch import nn
 from launcher.data.inspect.picture_sheet import as_png
 from launcher.data.load import Data
 from launcher.data.loaders import EvaluationLoader, MicroBatch
-from launcher.data.subsets import innermost, is_stream
+from launcher.data.subsets import class_names, innermost, is_stream, numbered_in_whole
 from launcher.datasets.files import atomic_write, needed
 from launcher.device.coordination import Coordinator, packed, unpacked
 from launcher.device.kind import Mark, kind_of
 from launcher.errors import LauncherError
 from launcher.evaluation.evaluate import Seen, unseen
-from launcher.evaluation.outputs import class_dimension, probabilities
+from launcher.evaluation.output_files import output_file
+from launcher.evaluation.outputs import class_dimension, probabilities, score_classes
 from launcher.objective.loss import Objective
+from launcher.text import shapes
 from launcher.version import install
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+NO_MATRIX = "the report has no confusion matrix and no mistakes"
 _PICTURES = 24  # of the worst mistakes
 _MOST_SHOWN = 200_000  # samples of a set whose predictions a run keeps for its report
 
@@ -52,6 +55,7 @@ class Predictions:
         self._objective = objective
         self._parts: dict[str, list[torch.Tensor]] = {}  # in host memory, or on their way there
         self._mark: Mark | None = None  # behind the last of them
+        self.left_out = ""  # why class numbers were skipped, in words
 
     def look(self, split: str, name: str) -> Seen:
         """Sees the batches of any set."""
@@ -68,7 +72,7 @@ class Predictions:
             target = _yes_or_no(target, self._on_host(target, batch))
         output = outputs[0] if outputs else None
         has_rows = isinstance(output, torch.Tensor) and output.dim() > 0 and len(output) == batch.samples
-        if self._classes_only and not (has_rows and _has_classes(output, target)):
+        if self._classes_only and not (has_rows and self._has_classes(output, target, batch)):
             return
         if not isinstance(output, torch.Tensor) or not has_rows:
             raise LauncherError("predictions need an output with a row for each sample; pick it with batch.outputs")
@@ -76,6 +80,17 @@ class Predictions:
         for name, column in columns.items():
             self._parts.setdefault(name, []).append(column.to("cpu", non_blocking=True))
         self._mark = kind_of(output.device).mark()
+
+    def _has_classes(self, output: Any, target: torch.Tensor | None, batch: MicroBatch) -> bool:
+        """Whether there is a class number for each sample, and scores of the classes or, by the loss, a logit."""
+        if target is None or target.dim() != 1 or target.is_floating_point() or len(output) != len(target):
+            return False
+        if _classifies(self._objective):
+            return bool(output.dim() == 2 or output.numel() == target.numel())
+        are_scores = score_classes(output, self._on_host(target, batch))
+        if not are_scores and not self.left_out:
+            self.left_out = f"its outputs, {shapes(output)}, are no scores of the classes that its targets number"
+        return are_scores
 
     def _on_host(self, target: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
         """The same targets as they were before they were moved: looking at those makes nobody wait."""
@@ -100,13 +115,6 @@ def _yes_or_no(target: torch.Tensor, on_host: torch.Tensor) -> torch.Tensor:
     """Targets of 0.0 and 1.0, one for each sample, as class numbers; others as they are."""
     is_one = target.dim() > 0 and target.numel() == len(target)
     return target.reshape(-1).long() if is_one and bool(((on_host == 0) | (on_host == 1)).all()) else target
-
-
-def _has_classes(output: Any, target: torch.Tensor | None) -> bool:
-    """Whether there is a class number for each sample, and scores of the classes or a logit."""
-    if target is None or target.dim() != 1 or target.is_floating_point() or len(output) != len(target):
-        return False
-    return bool(output.dim() == 2 or output.numel() == target.numel())
 
 
 @dataclass
@@ -141,18 +149,22 @@ class Shown:
 def shown_of(objective: Objective, data: Data) -> Shown | None:
     """The test set's predictions, else the validation set's, of a classifier; None where they cannot be written."""
     split, sets = ("test", data.test) if data.test else ("validation", data.validation)
-    if not _classifies(objective) or not sets or importlib.util.find_spec("pyarrow") is None:
+    if not sets or importlib.util.find_spec("pyarrow") is None:
         return None
     name, loader = next(iter(sets.items()))
     return Shown(split, name, loader, objective) if loader.num_samples() <= _MOST_SHOWN else None
 
 
 def missing_for(objective: Objective, data: Data) -> str:
-    """What to install, in words, where the report lacks what predictions would show; empty where nothing is missing."""
-    is_wanted = _classifies(objective) and bool(data.test or data.validation)
-    if not is_wanted or importlib.util.find_spec("pyarrow") is not None:
+    """Why the report lacks what predictions would show, in words; empty where nothing is missing."""
+    sets = data.test or data.validation
+    if not sets or not (_classifies(objective) or class_names(data.train.dataset)):
         return ""
-    return f"the report has no confusion matrix and no mistakes: pyarrow is not installed; {install('report')}"
+    if importlib.util.find_spec("pyarrow") is None:
+        return f"{NO_MATRIX}: pyarrow is not installed; {install('report')}"
+    if (samples := next(iter(sets.values())).num_samples()) > _MOST_SHOWN:
+        return f"{NO_MATRIX}: {samples:,} samples are more than {_MOST_SHOWN:,}; launcher evaluate --predictions"
+    return ""
 
 
 def _classifies(objective: Objective) -> bool:
@@ -199,10 +211,12 @@ def decisions(output: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def write_predictions(path: Path, columns: dict[str, NDArray[Any]], loader: EvaluationLoader) -> None:
-    """Writes Parquet, with the classes' names where the data set has them and pictures of the worst mistakes.
+    """Writes them with what the data set says of each sample, such as its file.
+
+    Parquet also has the classes' names, where the data set has them, and pictures of the worst mistakes.
 
     Args:
-        path: Whole or not at all.
+        path: `.parquet`, `.csv` or `.jsonl`; whole or not at all.
         columns: See `Predictions.columns`.
         loader: Of the set, for names and pictures.
 
@@ -210,12 +224,19 @@ def write_predictions(path: Path, columns: dict[str, NDArray[Any]], loader: Eval
         ImportError: pyarrow is missing.
         OSError: The disk is full or read-only.
     """
+    numbers = columns["index"].tolist()
+    if path.suffix != ".parquet":
+        with output_file(path) as write:
+            write({**beside(loader.dataset, numbers), **{name: column.tolist() for name, column in columns.items()}})
+        return
     pyarrow = needed("pyarrow", "tables", "predictions as Parquet")
     parquet = needed("pyarrow.parquet", "tables", "predictions as Parquet")
-    table = pyarrow.table({name: pyarrow.array(_cells(column)) for name, column in columns.items()})
+    cells = {name: _cells(column) for name, column in columns.items()}
+    said = {name: cell for name, cell in beside(loader.dataset, numbers).items() if name not in cells}
+    table = pyarrow.table({name: pyarrow.array(cell) for name, cell in {**cells, **said}.items()})
     if pictures := _pictures(columns, loader.dataset):
-        cells = [pictures.get(row) for row in range(len(table))]
-        table = table.append_column("picture", pyarrow.array(cells, type=pyarrow.binary()))
+        of_rows = [pictures.get(row) for row in range(len(table))]
+        table = table.append_column("picture", pyarrow.array(of_rows, type=pyarrow.binary()))
     about = {"set": loader.name.removeprefix("data.").replace(".", " ")}
     names = getattr(innermost(loader.dataset), "classes", None)
     if names is not None and "probability" in columns:
@@ -223,6 +244,19 @@ def write_predictions(path: Path, columns: dict[str, NDArray[Any]], loader: Eval
     table = table.replace_schema_metadata(about)
     with atomic_write(path) as part:
         parquet.write_table(table, part)
+
+
+def beside(dataset: Any, numbers: Sequence[int]) -> Mapping[str, list[Any]]:
+    """What the data set says of these samples: their files, say."""
+    if not callable(getattr(innermost(dataset), "row_of", None)):
+        return {}
+    places = [numbered_in_whole(dataset, number) for number in numbers]
+    rows = [whole.row_of(number) for whole, number in places]
+    return {name: [_plain(row[name]) for row in rows] for name in rows[0]}
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, str | int | float | None) else str(value)
 
 
 def _cells(column: NDArray[Any]) -> Any:

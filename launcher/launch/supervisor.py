@@ -37,6 +37,7 @@ POLL_SECONDS = 0.2
 LEAVING_SECONDS = 5  # what the other ranks are granted when one has failed
 SILENCE_SECONDS = 25  # how long the agent may have no process before it is given up: it waits for nodes that are gone
 EXIT_INTERRUPTED = 130
+_BY_INTERRUPT = (EXIT_INTERRUPTED, -signal.SIGINT, -signal.SIGTERM)  # how ranks end that do not listen to a Ctrl-C
 _KILLED = "did not end after another rank had failed, and was killed"
 
 
@@ -88,6 +89,7 @@ class Supervisor:
         interface: The network interface between machines, if somebody has named one.
         meeting_seconds: How long the other machines may take to come.
         tidy: Called with the exit code at the end, whichever way it comes.
+        is_temporary: Whether the folder is no run's and is gone afterwards: then no report names what is in it.
     """
 
     processes: int
@@ -101,6 +103,7 @@ class Supervisor:
     interface: str | None = None
     meeting_seconds: float = 300.0
     tidy: Callable[[int], None] = lambda code: None
+    is_temporary: bool = False
 
     def __post_init__(self) -> None:
         self._exits: dict[int, tuple[int, float]] = {}  # by rank: exit code and when
@@ -239,6 +242,8 @@ class Supervisor:
         workers = self._said()
         if self._error is None and not self._exits and self._all_done(workers):
             return EXIT_PREEMPTED if any(worker.state == progress.STOPPED for worker in workers.values()) else EXIT_DONE
+        if self._interrupts and self._exits and all(code in _BY_INTERRUPT for code, _ in self._exits.values()):
+            return EXIT_INTERRUPTED
         unheard = (-signal.SIGTERM, -signal.SIGUSR2)  # while they were imported, say
         if isinstance(self._error, _StoppedError) or (
             self._is_stopping and self._exits and all(code in unheard for code, _ in self._exits.values())
@@ -264,7 +269,7 @@ class Supervisor:
         if first is not None:
             resume = shlex.join(["launcher", "resume", str(self.folder), *self.resume])
             others = [failure for failure in failures if failure.rank != first.rank]
-            Report(first, self.folder, self.again, resume, others).show()
+            Report(first, None if self.is_temporary else self.folder, self.again, resume, others).show()
             _mark_failed(self.folder, first)
         if self.nodes.count == 1:  # other nodes may be reading still
             shutil.rmtree(Notes(self.folder).folder, ignore_errors=True)

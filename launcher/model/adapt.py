@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import nn
 
 from launcher.data.seeds import seed_everything
 from launcher.model.kinds import class_of
+from launcher.model.rows import bytes_of
 from launcher.recipe.build import Builder
 from launcher.recipe.component import Component
 
@@ -24,29 +25,39 @@ OPTION = "_adapt_"
 _KEEP_THE_BASE = (True, False, "gaussian", "orthogonal")  # ways to begin that leave the base's weights as they are
 
 
+def whole_rows(parameter: nn.Parameter) -> list[torch.Tensor]:
+    """Those of a parameter that is whole."""
+    return [parameter.detach()]
+
+
 @dataclass(frozen=True)
 class Base:
     """The frozen part of an adapted model.
 
     Attributes:
-        parameters: By their names in the adapted model's state_dict; tied ones have several.
+        names: Of its parameters in the adapted model's state_dict; tied ones have several.
         renamed: What tensors of the model before are called now.
         config: Of peft's adapter; None where a function of the user's adapted the model.
     """
 
-    parameters: Mapping[str, nn.Parameter]
+    names: frozenset[str]
     renamed: Mapping[str, str]
     config: Any = None
 
-    def sha256(self) -> str:
-        """Of all names, dtypes, shapes and bytes."""
+    def sha256(self, module: nn.Module, rows: Callable[[nn.Parameter], Iterable[torch.Tensor]] = whole_rows) -> str:
+        """Of all names, dtypes, shapes and bytes.
+
+        Args:
+            module: The adapted model.
+            rows: Gives the rows of a parameter in their order, in blocks.
+        """
         digest, seen = hashlib.sha256(), set()
-        for name, parameter in sorted(self.parameters.items()):
-            if id(parameter) not in seen:
+        for name, parameter in sorted(module.named_parameters(remove_duplicate=False)):
+            if name in self.names and id(parameter) not in seen:
                 seen.add(id(parameter))
                 digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
-                flat = parameter.detach().cpu().contiguous().reshape(-1)
-                digest.update(memoryview(flat.view(torch.uint8).numpy()))
+                for block in rows(parameter):
+                    digest.update(bytes_of(block))
         return digest.hexdigest()
 
 
@@ -74,11 +85,15 @@ class Built:
         """
         load_own(self.module, self.base, weights)
 
+    def base_sha256(self) -> str:
+        """The hash of its base; empty where it has none."""
+        return "" if self.base is None else self.base.sha256(self.module)
+
 
 def own_state(module: nn.Module, base: Base | None) -> dict[str, Any]:
     """A module's state_dict without its base."""
     state = dict(module.state_dict())
-    return state if base is None else {name: value for name, value in state.items() if name not in base.parameters}
+    return state if base is None else {name: value for name, value in state.items() if name not in base.names}
 
 
 def load_own(module: nn.Module, base: Base | None, weights: Mapping[str, Any]) -> None:
@@ -91,7 +106,7 @@ def load_own(module: nn.Module, base: Base | None, weights: Mapping[str, Any]) -
         module.load_state_dict(weights)
         return
     missing, strange = module.load_state_dict(weights, strict=False)
-    missing = [name for name in missing if name not in base.parameters]
+    missing = [name for name in missing if name not in base.names]
     if missing or strange:
         what = f"missing: {', '.join(missing[:4])}" if missing else f"not of this model: {', '.join(strange[:4])}"
         raise RuntimeError(f"the adapter's weights do not fit {class_of(module).__name__}; {what}")
@@ -146,11 +161,11 @@ def _adapted(builder: Builder, bare: nn.Module, adapter: Any) -> Built:
     module = bare if module is None and is_function else module
     if not isinstance(module, nn.Module):
         raise builder.wrong(f"model.{OPTION}", f"gave a {type(module).__name__}; return the adapted module, or nothing")
-    frozen = {
-        name: parameter
+    frozen = frozenset(
+        name
         for name, parameter in module.named_parameters(remove_duplicate=False)
         if id(parameter) in owned and not parameter.requires_grad
-    }
+    )
     if not frozen:
         raise builder.wrong(f"model.{OPTION}", "froze nothing of the model: there is no base to adapt; remove it")
     now = {id(tensor): name for name, tensor in module.state_dict(keep_vars=True).items()}

@@ -21,7 +21,7 @@ from launcher.model.compiled import compile_blocks, compiled_in, keep_compiled
 from launcher.model.construction import construct
 from launcher.model.kinds import class_of
 from launcher.model.recompute import recompute
-from launcher.model.sharding import Sharding, UnfitError
+from launcher.model.sharding import Sharding, Shards, UnfitError, put_weights
 from launcher.recipe import schema
 from launcher.recipe.build import Builder
 from launcher.recipe.component import Component
@@ -60,6 +60,16 @@ class Model:
         """
         load_own(self.bare, self.base, weights)
 
+    def shards(self, losses: Mapping[str, nn.Module]) -> Shards | None:
+        """What this process holds of it and of losses by their keys, where they are sharded."""
+        if self.sharding is None:
+            return None
+        return Shards(self.sharding, {"": self.bare, **{f"{key}.": loss for key, loss in losses.items()}})
+
+    def base_sha256(self) -> str:
+        """The hash of its base; empty where it has none."""
+        return Built(self.bare, self.base).base_sha256()
+
     def describe(self) -> str:
         """Class, parameters and their size, for the plan."""
         parameters = list(self.bare.parameters())
@@ -71,6 +81,19 @@ class Model:
         return f"{class_of(self.bare).__name__}, {total:,} parameters{frozen}, {size(num_bytes)}{shared}"
 
 
+@dataclass(frozen=True)
+class Start:
+    """Weights that a model starts from.
+
+    Attributes:
+        weights: Those that fit it, by name.
+        note: What they are, for the plan.
+    """
+
+    weights: Mapping[str, Any]
+    note: str
+
+
 def build_model(
     builder: Builder,
     component: Component,
@@ -78,7 +101,7 @@ def build_model(
     device: Device,
     *,
     seed: int,
-    fill: Callable[[Built], str] | None = None,
+    start: Callable[[Built, bool], Start] | None = None,
     freeze: Callable[[nn.Module], None] = lambda module: None,
     shares: bool = True,
 ) -> Model:
@@ -90,7 +113,7 @@ def build_model(
         section: The recipe's `device`: what wraps the model.
         device: Where it goes.
         seed: The run's.
-        fill: Puts weights to start from into the bare module, and says so in a line.
+        start: Finds the weights to start from for a module, which may be ones in files where it is sharded.
         freeze: Freezes what is never trained.
         shares: Whether DDP goes around it; not where it goes around a step function that calls it.
 
@@ -98,7 +121,7 @@ def build_model(
         RecipeError: What came out is not a module, or has nothing to train.
     """
     seed_everything(seed)
-    shared = construct(builder, component, seed, filled=fill is not None) if is_asked(section, device) else None
+    shared = construct(builder, component, seed) if is_asked(section, device) else None
     made = built(builder, component) if shared is None else shared.made
     bare: Any = made.module  # of which torch's stubs do not know all that it takes
     if any(is_lazy(parameter) for parameter in bare.parameters()):
@@ -107,7 +130,10 @@ def build_model(
     freeze(bare)
     if not any(parameter.requires_grad for parameter in bare.parameters()):
         raise builder.wrong("model", "no parameter requires a gradient: there is nothing to train")
-    notes = [fill(made)] if fill is not None else []
+    started = None if start is None else start(made, shared is not None)
+    notes = [] if started is None else [started.note]
+    if started is not None and shared is None:
+        bare.load_state_dict(started.weights, strict=False)
     if made.base is not None:
         notes.append(
             f"_adapt_: checkpoints hold {len(made.state_dict())} tensors; the base is read again at each start"
@@ -127,16 +153,28 @@ def build_model(
     except UnfitError as error:
         raise builder.wrong(error.key, str(error)) from error
     shared.fill(sharding.mesh, device.torch_device)
-    return Model(bare, under_autocast(bare, device), (*notes, shared.note), sharding=sharding)
+    if started is not None:
+        put_weights(bare, started.weights, sharding.mesh)
+    return Model(bare, under_autocast(bare, device), (*notes, shared.note), made.base, sharding)
 
 
 def unfit_for_sharding(made: Built, section: schema.Device) -> tuple[str, str] | None:
     """Where the recipe asks for something that a sharded model cannot have, and why; None where it does not."""
-    if made.base is not None:
-        return "model", "is adapted: its base is known by a hash of whole weights; say device.sharding: none"
     if section.compile and not compiled_in(made.module):
         return "device.compile", "the model has no repeated blocks, and is not compiled in parts; say false"
     return None
+
+
+def shard_loss(builder: Builder, sharding: Sharding, key: str, loss: nn.Module) -> None:
+    """Shards a loss with parameters, as the model is.
+
+    Raises:
+        RecipeError: It cannot be.
+    """
+    try:
+        sharding.shard_loss(loss)
+    except UnfitError as error:
+        raise builder.wrong(key, str(error)) from error
 
 
 def is_asked(section: schema.Device, device: Device) -> bool:

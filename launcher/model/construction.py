@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from launcher.data.seeds import seed_everything
-from launcher.model.adapt import OPTION, Built, built
-from launcher.model.sharding import Mesh
+from launcher.model.adapt import Built, built
+from launcher.model.rows import Stored, whole_of
+from launcher.model.sharding import Mesh, put_rows
 from launcher.model.tape import Recording, UnrecordedError, record
 from launcher.recipe.build import Builder
 from launcher.recipe.component import Component
@@ -42,29 +43,26 @@ class Construction:
         _deal_out(model, self.recording, mesh)
 
 
-def construct(builder: Builder, component: Component, seed: int, *, filled: bool) -> Construction:
+def construct(builder: Builder, component: Component, seed: int) -> Construction:
     """Builds the recipe's model, without memory where that can be; afterwards it is seeded as after any.
 
     Args:
         builder: Builds it.
         component: The recipe's `model`.
         seed: The run's.
-        filled: Whether weights to start from are put into it, which wants it whole.
 
     Raises:
         RecipeError: What came out is not a module.
     """
-    why = "train.start_from is read into it" if filled else "is adapted" if OPTION in component.options else ""
-    if not why:
-        try:
-            with builder.undone_on_error():
-                made, recording = record(lambda: built(builder, component), lambda made: made.module)
-            return Construction(made, recording, _in_parts(recording))
-        except ImportError:
-            why = "this torch has no tensors without memory"
-        except UnrecordedError as error:
-            why = f"its constructor {error}"
-        seed_everything(seed)
+    try:
+        with builder.undone_on_error():
+            made, recording = record(lambda: built(builder, component), lambda made: made.module)
+        return Construction(made, recording, _in_parts(recording))
+    except ImportError:
+        why = "this torch has no tensors without memory"
+    except UnrecordedError as error:
+        why = f"its constructor {error}"
+    seed_everything(seed)
     made = built(builder, component)
     total = sum(tensor.nbytes for tensor in (*made.module.parameters(), *made.module.buffers()))
     return Construction(made, None, f"built whole on each process, and then sharded: {size(total)} of memory ({why})")
@@ -72,18 +70,18 @@ def construct(builder: Builder, component: Component, seed: int, *, filled: bool
 
 def _in_parts(recording: Recording) -> str:
     held, total = size(recording.held), size(recording.total)
-    return f"built without a whole copy: a process holds at most {held} of {total} at once, beside its rows"
+    read = ", and reads its rows of what stands in files" if recording.in_files else ""
+    return f"built without a whole copy: a process holds at most {held} of {total} at once, beside its rows{read}"
 
 
 @torch.no_grad()
 def _deal_out(model: nn.Module, recording: Recording, mesh: Mesh) -> None:
     parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
 
-    def take(name: str, tensor: torch.Tensor) -> None:
+    def take(name: str, source: torch.Tensor | Stored) -> None:
         if name in buffers:
-            buffers[name].copy_(tensor)
+            buffers[name].copy_(whole_of(source))
         else:
-            distributed: object = parameters[name]
-            distributed.to_local().copy_(tensor[slice(*mesh.rows(len(tensor)))])  # type: ignore[attr-defined]
+            put_rows(parameters[name], source, mesh)
 
     recording.play(take)

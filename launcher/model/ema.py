@@ -174,8 +174,9 @@ class Average:
         """What a checkpoint keeps: the averages by the names that they have in a state_dict, and how many steps."""
         if self._updates == 0:
             self._restart()
+        kept = [self._kept(place) for place in range(len(self._averages))]  # of tied weights once
         return {
-            "parameters": {name: self._kept(place) for name, place in self._names.items()},
+            "parameters": {name: kept[place] for name, place in self._names.items()},
             "updates": self._updates,
         }
 

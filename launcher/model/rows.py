@@ -28,14 +28,32 @@ class Rows:
         return self.tensor.dtype
 
 
+@dataclass
+class Read:
+    """How many bytes were read of tensors in files."""
+
+    num_bytes: int = 0
+
+
 class Stored(Protocol):
     """A tensor in a file, of which rows can be read."""
 
-    shape: tuple[int, ...]
-    dtype: torch.dtype
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its numbers."""
+        ...
 
     def rows(self, first: int, stop: int) -> torch.Tensor:
         """Some of them, in memory of their own."""
+        ...
+
+    def whole(self) -> torch.Tensor:
+        """All of it, in memory of its own."""
         ...
 
 
@@ -54,8 +72,45 @@ def take_rows(source: Any, first: int, stop: int) -> torch.Tensor:
     return taken
 
 
+def whole_of(source: Any) -> torch.Tensor:
+    """A tensor, or all of one in a file."""
+    whole: torch.Tensor = source if isinstance(source, torch.Tensor) else source.whole()
+    return whole
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A tensor, or one in a file, as it is in another type.
+
+    Attributes:
+        source: It.
+        dtype: The type.
+    """
+
+    source: Any
+    dtype: torch.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return tuple(self.source.shape)
+
+    def rows(self, first: int, stop: int) -> torch.Tensor:
+        """Some of them."""
+        return take_rows(self.source, first, stop).to(self.dtype)
+
+    def whole(self) -> torch.Tensor:
+        """All of it."""
+        return whole_of(self.source).to(self.dtype)
+
+
 def shape_of(value: Any) -> tuple[int, ...] | None:
     """That of a whole tensor; of what is none, nothing."""
     if isinstance(value, torch.Tensor | Rows):
         return tuple(value.shape)
     return tuple(value.shape) if hasattr(value, "rows") and hasattr(value, "shape") else None
+
+
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The memory of a tensor's numbers, on the host."""
+    return memoryview(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())

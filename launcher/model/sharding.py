@@ -7,19 +7,22 @@ together when it is called, and taken apart again.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from launcher.device.device import Device
 from launcher.errors import UsageError
+from launcher.model.adapt import Base, own_state
 from launcher.model.blocks import Blocks, blocks_of
 from launcher.model.kinds import is_sharded
-from launcher.model.rows import Rows, rows_of, shape_of, take_rows
+from launcher.model.rows import Rows, rows_of, shape_of, take_rows, whole_of
 from launcher.recipe import schema
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -78,9 +81,39 @@ class Mesh:
         """The first of this process's rows of so many, and the one after the last."""
         return rows_of(rows, self.rank, self.per_group)
 
+    def gathered(self, rows: Rows) -> list[torch.Tensor]:
+        """The rows of all processes of a group in their order, on its first one; all of them call this."""
+        each = rows_of(rows.shape[0], 0, self.per_group)[1]
+        own = rows.tensor.detach()
+        padded = own if len(own) == each else torch.cat([own, own.new_zeros((each - len(own), *own.shape[1:]))])
+        parts = [torch.empty_like(padded) for _ in range(self.per_group)] if self.rank == 0 else None
+        dist.gather(padded.contiguous(), parts, group_dst=0, group=self.group)
+        shares = [rows_of(rows.shape[0], rank, self.per_group) for rank in range(self.per_group)]
+        return [part[: stop - first] for part, (first, stop) in zip(parts or (), shares, strict=False)]
+
     def writes(self, number: int) -> bool:
         """Whether this process writes down its rows of a tensor with a number."""
         return number % self.groups == self.group_rank
+
+
+@torch.no_grad()
+def put_rows(parameter: Any, source: Any, mesh: Mesh) -> None:
+    """Puts a tensor, or one in a file, into a sharded parameter: this process's rows of it."""
+    parameter.to_local().copy_(take_rows(source, *mesh.rows(parameter.shape[0])))
+
+
+def put_weights(module: nn.Module, weights: Mapping[str, Any], mesh: Mesh) -> None:
+    """Puts tensors, or ones in files, into a sharded module by name."""
+    places = dict(module.named_parameters(remove_duplicate=False))
+    for name, source in weights.items():
+        if name in places:
+            put_rows(places[name], source, mesh)
+    rest = {
+        name: whole_of(value) if shape_of(value) is not None else value
+        for name, value in weights.items()
+        if name not in places
+    }
+    module.load_state_dict(rest, strict=False)
 
 
 def take_apart(module: nn.Module) -> None:
@@ -113,9 +146,12 @@ class Sharding:
         """
         blocks = fitting_blocks(model, self.section)
         self.described = blocks.describe()
-        for block in blocks.modules.values():
-            self._fully(block)
-        self._fully(model)
+        taken: set[int] = set()
+        for unit in (*blocks.modules.values(), model):
+            for others in _of_other_types(unit, taken):
+                self._fully(*others)
+            self._fully(unit)
+            taken |= {id(part) for part in unit.modules()}
         # the model is put together until backward, whatever becomes of what it gave; for blocks `check` refuses it
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
 
@@ -125,15 +161,18 @@ class Sharding:
             raise UnfitError(fault)
         self._fully(module)
 
-    def _fully(self, module: nn.Module) -> None:
+    def _fully(self, *modules: nn.Module) -> None:
+        """Makes one unit of modules."""
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-        kinds = {parameter.dtype for parameter in module.parameters()}
+        kinds = {parameter.dtype for module in modules for parameter in module.parameters()}
         reduce = torch.bfloat16 if self.section.reduce == "bf16" else torch.float32 if kinds & {*_HALF} else None
-        fully_shard(module, mesh=self.mesh.devices, mp_policy=MixedPrecisionPolicy(reduce_dtype=reduce))
+        policy = MixedPrecisionPolicy(reduce_dtype=reduce)
+        together: Any = list(modules) if len(modules) > 1 else modules[0]
+        fully_shard(together, mesh=self.mesh.devices, mp_policy=policy)
         if self.section.ddp.find_unused_parameters:  # a branch that one process takes alone
-            module.set_reduce_scatter_unused_params(True)  # type: ignore[operator]
-        self._units.append(module)
+            modules[0].set_reduce_scatter_unused_params(True)  # type: ignore[operator]
+        self._units.extend(modules)
 
     def reshard(self) -> None:
         """Takes apart what a forward without gradients has left together: its weights would be used once more."""
@@ -179,7 +218,7 @@ def unfit(model: nn.Module, blocks: Blocks) -> str | None:
     limited = [name for name, part in model.named_modules() if getattr(part, "max_norm", None) is not None]
     if limited:
         return f"'{limited[0]}' changes its weight in forward (max_norm), which would be lost; remove max_norm"
-    return _tied_apart(named, blocks) or _of_several_types(named, blocks)
+    return _tied_apart(named, blocks) or _of_several_types(model, blocks)
 
 
 def _unit(name: str, blocks: Blocks) -> str:
@@ -200,16 +239,39 @@ def _tied_apart(named: Mapping[str, nn.Parameter], blocks: Blocks) -> str | None
     return None
 
 
-def _of_several_types(named: Mapping[str, nn.Parameter], blocks: Blocks) -> str | None:
-    kinds: dict[str, tuple[str, torch.dtype]] = {}
-    for name, parameter in named.items():
-        other, dtype = kinds.setdefault(_unit(name, blocks), (name, parameter.dtype))
-        if dtype != parameter.dtype:
-            here, there = (str(kind).removeprefix("torch.") for kind in (parameter.dtype, dtype))
-            return (
-                f"'{name}' is {here} and '{other}' {there}: what is sharded together has one type; give them one, or "
-                "name the module of one in device.shard"
-            )
+def _of_other_types(unit: nn.Module, taken: Container[int]) -> list[list[nn.Module]]:
+    """The modules in a unit whose parameters are not of the type of most of it, as adapters are: a unit for each type.
+
+    Args:
+        unit: It.
+        taken: Identities of modules that are in another.
+    """
+    found: dict[torch.dtype, list[nn.Module]] = {}
+    sizes: Counter[torch.dtype] = Counter()
+    for part in unit.modules():
+        own = [] if id(part) in taken else list(part.parameters(recurse=False))
+        if own:
+            found.setdefault(own[0].dtype, []).append(part)
+            sizes[own[0].dtype] += sum(parameter.numel() for parameter in own)
+    return [found[dtype] for dtype, _ in sizes.most_common()[1:]]
+
+
+def _of_several_types(model: nn.Module, blocks: Blocks) -> str | None:
+    """What cannot be parted by type: parameters of one module, and a module that holds others of another type."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    taken: set[int] = set()
+    for unit in (*blocks.modules.values(), model):
+        alone = [list(part.parameters(recurse=False)) for part in unit.modules() if id(part) not in taken]
+        apart = [list(part.parameters()) for others in _of_other_types(unit, taken) for part in others]
+        for first, *others in filter(None, (*alone, *apart)):
+            strange = next((one for one in others if one.dtype != first.dtype), None)
+            if strange is not None:
+                here, there = (str(one.dtype).removeprefix("torch.") for one in (strange, first))
+                return (
+                    f"'{names[id(strange)]}' is {here} and '{names[id(first)]}' {there}: what is sharded together has "
+                    "one type; give them one, or name the module of one in device.shard"
+                )
+        taken |= {id(part) for part in unit.modules()}
     return None
 
 
@@ -324,6 +386,10 @@ class Shards:
         """This process's rows of what was kept beside a parameter, of a tensor or of one in a file."""
         return take_rows(source, *self.mesh.rows(self.whole(parameter).shape[0]))
 
+    def gathered(self, parameter: torch.Tensor) -> list[torch.Tensor]:
+        """The rows of all processes in their order, on rank 0; all processes call this."""
+        return [] if self.mesh.group_rank else self.mesh.gathered(self.rows(self.local(parameter).detach(), parameter))
+
     def distributed(self, rows: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
         """Rows as torch's distributed tensor, as the parameter is one."""
         from torch.distributed.tensor import DTensor
@@ -333,8 +399,8 @@ class Shards:
             rows, whole.device_mesh, whole.placements, run_check=False, shape=whole.shape, stride=whole.stride()
         )
 
-    def module_state(self, module: nn.Module) -> dict[str, Any]:
-        """A sharded module's state_dict, with rows in place of its parameters; tied ones have one."""
+    def module_state(self, module: nn.Module, base: Base | None = None) -> dict[str, Any]:
+        """A sharded module's state_dict without its base, with rows in place of its parameters; tied ones have one."""
         self.reshard()
         self._check_memory()
         places = dict(module.named_parameters(remove_duplicate=False))
@@ -348,7 +414,7 @@ class Shards:
                 made[id(parameter)] = self.rows(self.local(parameter).detach(), parameter)
             return made[id(parameter)]
 
-        return {name: kept(name, value) for name, value in module.state_dict().items()}
+        return {name: kept(name, value) for name, value in own_state(module, base).items()}
 
     def _check_memory(self) -> None:
         """Refuses parameters that somebody has put into other memory: what is trained would not be what is computed.
@@ -365,20 +431,23 @@ class Shards:
                 )
 
     @torch.no_grad()
-    def load_module(self, module: nn.Module, state: Mapping[str, Any]) -> None:
+    def load_module(
+        self, module: nn.Module, state: Mapping[str, Any], base: Base | None = None, *, casts: bool = False
+    ) -> None:
         """Puts such a state, of tensors or of ones in files, into a module: of parameters this process's rows.
+
+        Args:
+            module: The model, or a loss.
+            state: Its, without its base.
+            base: What of it is not saved.
+            casts: Whether numbers may be of other types than the module's, as a `load_state_dict` casts them.
 
         Raises:
             ValueError: It is of another module.
         """
         self.reshard()
-        own, places = module.state_dict(), dict(module.named_parameters(remove_duplicate=False))
-        _check_same(own, state)
-        for name, parameter in places.items():
-            if name in state:
-                self.local(parameter).copy_(self.taken(state[name], parameter))
-        rest = {name: value for name, value in state.items() if name not in places}
-        module.load_state_dict(rest, strict=False)
+        _check_same(own_state(module, base), state, casts)
+        put_weights(module, state, self.mesh)
 
 
 class ShardedPart:
@@ -387,18 +456,19 @@ class ShardedPart:
     Args:
         module: The model, or a loss.
         shards: What this process holds of it.
+        base: What of it is not saved.
     """
 
-    def __init__(self, module: nn.Module, shards: Shards):
-        self._module, self._shards = module, shards
+    def __init__(self, module: nn.Module, shards: Shards, base: Base | None = None):
+        self._module, self._shards, self._base = module, shards, base
 
     def state_dict(self) -> dict[str, Any]:
         """With rows in place of parameters."""
-        return self._shards.module_state(self._module)
+        return self._shards.module_state(self._module, self._base)
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
         """Takes up this process's rows."""
-        self._shards.load_module(self._module, state)
+        self._shards.load_module(self._module, state, self._base)
 
 
 def sharded_parts(stateful: Mapping[str, Any], shards: Shards) -> dict[str, ShardedPart]:
@@ -406,8 +476,8 @@ def sharded_parts(stateful: Mapping[str, Any], shards: Shards) -> dict[str, Shar
     return {key: ShardedPart(part, shards) for key, part in stateful.items() if is_sharded(part)}
 
 
-def _check_same(own: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-    """Refuses a state of other names, shapes or types.
+def _check_same(own: Mapping[str, Any], state: Mapping[str, Any], casts: bool) -> None:
+    """Refuses a state of other names, shapes or, unless they are cast, types.
 
     Raises:
         ValueError: It is.
@@ -420,7 +490,7 @@ def _check_same(own: Mapping[str, Any], state: Mapping[str, Any]) -> None:
             continue
         if shape_of(here) != shape_of(there):
             raise ValueError(f"'{name}' has the shape {list(here.shape)} here and {list(shape_of(there) or [])} there")
-        if here.dtype != there.dtype:
+        if here.dtype != there.dtype and not casts:
             kinds = [str(kind).removeprefix("torch.") for kind in (here.dtype, there.dtype)]
             raise ValueError(f"'{name}' is {kinds[0]} here and {kinds[1]} there")
 

@@ -10,18 +10,21 @@ What the tape does not know of is not done without it: then the model is built w
 from __future__ import annotations
 
 import gc
+import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from launcher import internals
+from launcher.model.left_files import files_left
+from launcher.model.rows import Converted, Stored
 
 _UNWRITTEN = {"empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided"}
 _WHOLLY = {"normal_", "uniform_", "zero_", "fill_", "copy_", "random_", "exponential_", "log_normal_", "trunc_normal_"}
@@ -49,15 +52,29 @@ class Place:
         """Of its entries."""
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
+    def is_whole(self, sizes: Sequence[int]) -> bool:
+        """Whether it is all of its storage, entry by entry."""
+        plain = torch.empty(self.shape, device="meta").stride()
+        return self.offset == 0 and self.stride == plain and self.num_bytes == sizes[self.number]
+
 
 @dataclass(frozen=True)
 class Operation:
-    """Something that torch was asked to do, with places where tensors were."""
+    """Something that torch was asked to do, with places where tensors were.
+
+    Attributes:
+        function: What was asked.
+        args: With places where tensors were.
+        kwargs: The same.
+        results: The same.
+        changed: The storages that it writes into, of those that were there.
+    """
 
     function: Any
     args: Any
     kwargs: dict[str, Any]
     results: Any
+    changed: frozenset[int] = frozenset()
 
     @property
     def name(self) -> str:
@@ -67,12 +84,23 @@ class Operation:
     @property
     def draws(self) -> bool:
         """Whether it takes numbers from a generator."""
-        return self.name == "trunc_normal_" or torch.Tag.nondeterministic_seeded in self.function.tags
+        tags = getattr(self.function, "tags", ())
+        return self.name == "trunc_normal_" or torch.Tag.nondeterministic_seeded in tags
 
     @property
     def places(self) -> list[Place]:
         """All that it has to do with."""
         return places_in((self.args, self.kwargs, self.results))
+
+    def touches(self, number: int) -> bool:
+        """Whether it has to do with a storage."""
+        return any(place.number == number for place in self.places)
+
+    @property
+    def only_names(self) -> bool:
+        """Whether it gives a tensor that was there another name or form, and no more."""
+        given = {place.number for place in places_in((self.args, self.kwargs))}
+        return not self.changed and len(given) == 1 and {place.number for place in self.places} == given
 
     def overwrites(self, sizes: Sequence[int]) -> int | None:
         """The storage all of which it writes, and of which it reads nothing."""
@@ -88,6 +116,18 @@ def places_in(tree: Any) -> list[Place]:
     found: list[Place] = []
     internals.tree_map(lambda leaf: found.append(leaf) if isinstance(leaf, Place) else None, tree)
     return found
+
+
+def _asks_for_the_form(function: Any) -> bool:
+    """Whether an operation makes a tensor like another, and reads nothing of it."""
+    name = str(function.__name__).partition(".")[0]
+    return name.startswith("new_") or name.endswith("_like")
+
+
+def is_on_meta(tree: Any) -> bool:
+    """Whether there are tensors in a structure, and all of them have neither memory nor numbers."""
+    found = tensors_in(tree)
+    return bool(found) and all(tensor.device.type == "meta" for tensor in found)
 
 
 def tensors_in(tree: Any) -> list[torch.Tensor]:
@@ -113,6 +153,7 @@ class Tape:
         operations: They.
         sizes: Bytes of each storage.
         written: Storages that hold more than what happened to be in memory.
+        refused: Why it cannot be written down; empty where it can.
     """
 
     def __init__(self) -> None:
@@ -123,29 +164,58 @@ class Tape:
         self._storages: list[Any] = []  # held, so that no other gets the number of one
         self._numbers: dict[int, int] = {}
         self._drawn: dict[int, _Drawn] = {}
+        self._thread = threading.get_ident()
+        self.refused = ""
         _, self._fake_type = internals.fake_tensors()
         self._drawn_from(torch.default_generator)
 
     def __call__(self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Does an operation without memory, and writes it down."""
         tags = getattr(function, "tags", ())
-        if torch.Tag.nondeterministic_seeded in tags:
+        if torch.Tag.nondeterministic_seeded in tags and not is_on_meta(args):
             self._note_draw([*args, *kwargs.values()])
         if str(function.__name__).startswith("_local_scalar_dense") and isinstance(args[0], self._fake_type):
             return self._value(args[0])
+        if str(function.__name__).startswith("equal"):
+            return self._are_equal(function, args)
         inputs = internals.tree_map(self._placed, (list(args), dict(kwargs)))
-        self._check(function, args, kwargs)
         results = function(*args, **kwargs)
-        self._write_down(function, inputs, results)
+        if not is_on_meta((args, kwargs, results)):  # where nothing has numbers; what stays there is refused in the end
+            self._check(function, args, kwargs)
+            self._write_down(function, inputs, results)
         return results
+
+    def refuse(self, why: str) -> NoReturn:
+        """Says that this cannot be written down; somebody's constructor may not let it through.
+
+        Raises:
+            UnrecordedError: In any case.
+        """
+        self.refused = self.refused or why
+        raise UnrecordedError(why)
+
+    def read(self, stored: Stored) -> torch.Tensor:
+        """Writes down that a tensor is read from a file; gives one without memory.
+
+        Raises:
+            UnrecordedError: It is read where nothing is written down.
+        """
+        tensor: torch.Tensor = torch.empty(stored.shape, dtype=stored.dtype, device="cpu")
+        if not isinstance(tensor, self._fake_type) or threading.get_ident() != self._thread:
+            self.refuse("reads weights in a thread")
+        place = self.place_of(tensor)
+        self.operations[-1] = Operation(_Reading(stored), [], {}, place)
+        self.written.add(place.number)
+        return tensor  # type: ignore[no-any-return]  # mypy has taken the class away from it
 
     def truncated_normal(self, function: Callable[..., Any], tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """Writes down torch's truncated normal as one operation: it looks at what it has drawn."""
         if not isinstance(tensor, self._fake_type):
-            raise UnrecordedError("draws into a tensor from outside of torch")
+            self.refuse("draws into a tensor from outside of torch")
         self._note_draw([*args, *kwargs.values()])
         place = self.place_of(tensor)
-        self.operations.append(Operation(_TruncatedNormal(function), [place, *args], kwargs, place))
+        changed = frozenset([place.number])
+        self.operations.append(Operation(_TruncatedNormal(function), [place, *args], kwargs, place, changed))
         self.written.add(place.number)
         return tensor
 
@@ -164,13 +234,31 @@ class Tape:
             needed |= numbers
             short.operations.insert(0, operation)
             if operation.draws or sum(self.sizes[number] for number in needed) > _FEW:
-                raise UnrecordedError("reads values")
+                self.refuse("reads values")
         short.sizes = self.sizes
         values: list[Any] = []
         internals.plainly(
             lambda: Replay(short).run({place.number: [lambda replay: values.append(replay.tensor(place).item())]})
         )
         return values[0]
+
+    def _are_equal(self, function: Any, args: Sequence[Any]) -> Any:
+        """Whether two tensors of files are, as is asked before they are tied: a few rows of them at a time."""
+        sources = [self._in_file(tensor) for tensor in args]
+        if None in sources:
+            return function(*args)  # which says that there are no values
+        shape, *others = (tuple(source.shape) for source in sources)
+        if [shape] != others:
+            return False
+        each = max(1, _FEW // max(1, _bytes_of(sources[0]) // max(1, shape[0])))
+        pieces = [(first, min(first + each, shape[0])) for first in range(0, shape[0], each)]
+        return internals.plainly(lambda: all(torch.equal(*(one.rows(*piece) for one in sources)) for piece in pieces))
+
+    def _in_file(self, tensor: Any) -> Any:
+        if not isinstance(tensor, self._fake_type) or tensor.ndim == 0 or is_on_meta(tensor):
+            return None
+        found = _in_file(self, self.place_of(tensor))
+        return None if found is None else found[0]
 
     def place_of(self, tensor: torch.Tensor) -> Place:
         """Where a tensor is.
@@ -180,10 +268,14 @@ class Tape:
         """
         number = self._numbers.get(internals.storage_id(tensor.untyped_storage()))
         if number is None:
-            raise UnrecordedError("reads weights from a file, or takes tensors from somewhere else")
+            self.refuse("reads weights from a file, or takes tensors from somewhere else")
         return _place(tensor, number)
 
     def _placed(self, leaf: Any) -> Any:
+        if isinstance(leaf, torch.Tensor) and leaf.device.type == "meta":
+            return internals.plainly(
+                lambda: torch.empty_strided(leaf.size(), leaf.stride(), dtype=leaf.dtype, device="meta")
+            )
         if isinstance(leaf, self._fake_type):
             return self.place_of(leaf)
         return internals.plainly(lambda: leaf.detach().clone()) if isinstance(leaf, torch.Tensor) else leaf
@@ -192,14 +284,16 @@ class Tape:
         # torch.tensor([…]) is lifted, and nobody else has it
         changed = [] if function.__name__.startswith("lift_fresh") else internals.aliased_arguments(function, args)
         if any(isinstance(value, torch.Tensor) and not isinstance(value, self._fake_type) for value in changed):
-            raise UnrecordedError("changes tensors from outside of torch, or gives others their memory")
+            self.refuse("changes tensors from outside of torch, or gives others their memory")
+        if any(one.device.type == "meta" for one in tensors_in((args, kwargs))) and not _asks_for_the_form(function):
+            self.refuse("reads weights from a file, or tensors on meta")
         if any(isinstance(value, torch.UntypedStorage | torch.TypedStorage) for value in [*args, *kwargs.values()]):
-            raise UnrecordedError("reads weights from a file, or takes memory from somewhere else")
+            self.refuse("reads weights from a file, or takes memory from somewhere else")
 
     def _write_down(self, function: Any, inputs: Any, results: Any) -> None:
         for tensor in tensors_in(results):
             if tensor.device.type != "cpu":
-                raise UnrecordedError(f"makes tensors on {tensor.device.type}")
+                self.refuse(f"makes tensors on {tensor.device.type}")
             self.made.append(weakref.ref(tensor))
             storage = tensor.untyped_storage()
             if internals.storage_id(storage) not in self._numbers:
@@ -207,13 +301,14 @@ class Tape:
                 self._storages.append(storage)
                 self.sizes.append(storage.nbytes())
         args, kwargs = inputs
-        operation = Operation(function, args, kwargs, internals.tree_map(self._placed, results))
+        written = places_in(internals.tree_map(self._placed, internals.aliased_arguments(function, args, changed=True)))
+        changed = frozenset(place.number for place in written)
+        operation = Operation(function, args, kwargs, internals.tree_map(self._placed, results), changed)
         self.operations.append(operation)
         if operation.name not in _UNWRITTEN:
             known = {place.number for place in places_in(inputs)}
             self.written |= {place.number for place in places_in(operation.results)} - known
-            changed = internals.aliased_arguments(function, args, changed=True)
-            self.written |= {place.number for place in places_in(internals.tree_map(self._placed, changed))}
+            self.written |= changed
 
     # ------------------------------------------------------------------ generators
 
@@ -232,7 +327,7 @@ class Tape:
 
     def _check_drawn(self, drawn: _Drawn) -> None:
         if not internals.plainly(lambda: torch.equal(drawn.generator.get_state(), drawn.now)):
-            raise UnrecordedError("seeds a generator, or sets it back")
+            self.refuse("seeds a generator, or sets it back")
 
     def end(self) -> None:
         """Sees whether somebody has set a generator since, and sets all to where they began.
@@ -240,6 +335,8 @@ class Tape:
         Raises:
             UnrecordedError: Somebody has.
         """
+        if self.refused:
+            raise UnrecordedError(self.refused)
         for drawn in self._drawn.values():
             self._check_drawn(drawn)
         self.rewind()
@@ -251,11 +348,24 @@ class Tape:
 
 
 @dataclass(frozen=True)
+class _Reading:
+    """What reads a tensor from a file, as an operation."""
+
+    stored: Stored
+    __name__: str = "read"
+
+    def __call__(self) -> Any:
+        return self.stored.whole()
+
+
+@dataclass(frozen=True)
 class _TruncatedNormal:
     """As an operation."""
 
-    function: Callable[..., Any]
-    __name__: str = "trunc_normal_"
+    tags = (torch.Tag.nondeterministic_seeded,)
+
+    def __init__(self, function: Callable[..., Any]):
+        self.function, self.__name__ = function, "trunc_normal_"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
@@ -277,20 +387,20 @@ class Recording:
         parameters: Where each is at the end.
         buffers: The same.
         attributes: Tensors that are neither, by the module that has them and their name there.
-        ready: Parameters that were made outside of torch.
+        ready: Parameters that were made outside of torch, or are tensors in files.
     """
 
     tape: Tape
     parameters: dict[str, Place] = field(default_factory=dict)
     buffers: dict[str, Place] = field(default_factory=dict)
     attributes: list[tuple[nn.Module, str, Place]] = field(default_factory=list)
-    ready: dict[str, torch.Tensor] = field(default_factory=dict)
+    ready: dict[str, torch.Tensor | Stored] = field(default_factory=dict)
 
-    def play(self, take: Callable[[str, torch.Tensor], None]) -> None:
+    def play(self, take: Callable[[str, torch.Tensor | Stored], None]) -> None:
         """Makes the numbers; generators are afterwards as if the module had been built at once.
 
         Args:
-            take: Given each parameter and buffer by its name, which is whole then and soon no more.
+            take: Given each parameter and buffer by its name, which is whole then and soon no more, or in a file.
         """
         self.tape.rewind()
         wanted: dict[int, list[Callable[[Replay], None]]] = {}
@@ -306,20 +416,47 @@ class Recording:
     def total(self) -> int:
         """Bytes of all parameters and buffers."""
         places = (*self.parameters.values(), *self.buffers.values())
-        return sum(place.num_bytes for place in places) + sum(tensor.nbytes for tensor in self.ready.values())
+        return sum(place.num_bytes for place in places) + sum(map(_bytes_of, self.ready.values()))
 
     @property
     def held(self) -> int:
         """Bytes that are there at once, at most, while the numbers are made."""
-        return Replay(self.tape).largest() + sum(tensor.nbytes for tensor in self.ready.values())
+        made = sum(tensor.nbytes for tensor in self.ready.values() if isinstance(tensor, torch.Tensor))
+        return Replay(self.tape).largest() + made
+
+    @property
+    def in_files(self) -> bool:
+        """Whether weights are read from files."""
+        return any(not isinstance(tensor, torch.Tensor) for tensor in self.ready.values()) or any(
+            isinstance(operation.function, _Reading) for operation in self.tape.operations
+        )
 
 
-def _giving(take: Callable[[str, torch.Tensor], None], name: str, place: Place) -> Callable[[Replay], None]:
+def _bytes_of(held: torch.Tensor | Stored) -> int:
+    return torch.Size(held.shape).numel() * held.dtype.itemsize
+
+
+def _giving(take: Callable[[str, torch.Tensor | Stored], None], name: str, place: Place) -> Callable[[Replay], None]:
     return lambda replay: take(name, replay.tensor(place))
 
 
 def _setting(part: nn.Module, name: str, place: Place) -> Callable[[Replay], None]:
     return lambda replay: setattr(part, name, replay.tensor(place).clone())
+
+
+def _soonest(operations: Sequence[Operation]) -> list[Operation]:
+    """The operations, each that draws nothing right behind the last that had to do with what it has to do with.
+
+    What a constructor does with every parameter at its end, as `.to(dtype)`, is so done with one after the other.
+    """
+    turns: list[int] = []
+    last: dict[int, int] = {}  # by storage
+    for number, operation in enumerate(operations):
+        storages = {place.number for place in operation.places}
+        before = [last[storage] for storage in storages & last.keys()]
+        turns.append(number if operation.draws or not before else max(before))
+        last.update(dict.fromkeys(storages, turns[-1]))
+    return [operation for _, operation in sorted(zip(turns, operations, strict=True), key=lambda pair: pair[0])]
 
 
 class Replay:
@@ -330,34 +467,34 @@ class Replay:
     """
 
     def __init__(self, tape: Tape):
-        self._tape = tape
+        self._sizes, self._operations = tape.sizes, _soonest(tape.operations)
         self._held: dict[int, torch.UntypedStorage] = {}
         self._dropped = self._last_uses()
 
     def _last_uses(self) -> list[set[int]]:
         """What is of no more use after each operation: never touched again, or next overwritten wholly."""
-        dropped: list[set[int]] = [set() for _ in self._tape.operations]
+        dropped: list[set[int]] = [set() for _ in self._operations]
         later: set[int] = set()
-        for operation, worthless in zip(reversed(self._tape.operations), reversed(dropped), strict=True):
+        for operation, worthless in zip(reversed(self._operations), reversed(dropped), strict=True):
             touched = {place.number for place in operation.places}
             worthless |= touched - later
             later |= touched
-            later.discard(-1 if (number := operation.overwrites(self._tape.sizes)) is None else number)
+            later.discard(-1 if (number := operation.overwrites(self._sizes)) is None else number)
         return dropped
 
     def largest(self) -> int:
         """Bytes held at once, at most."""
         held, most = set[int](), 0
-        for operation, worthless in zip(self._tape.operations, self._dropped, strict=True):
+        for operation, worthless in zip(self._operations, self._dropped, strict=True):
             held |= {place.number for place in operation.places}
-            most = max(most, sum(self._tape.sizes[number] for number in held))
+            most = max(most, sum(self._sizes[number] for number in held))
             held -= worthless
         return most
 
     def tensor(self, place: Place) -> torch.Tensor:
         """A tensor on its storage, which is made where there is none."""
         if place.number not in self._held:
-            self._held[place.number] = torch.UntypedStorage(self._tape.sizes[place.number])
+            self._held[place.number] = torch.UntypedStorage(self._sizes[place.number])
         empty = torch.empty(0, dtype=place.dtype, device="cpu")
         return empty.set_(self._held[place.number], place.offset, place.shape, place.stride)
 
@@ -369,7 +506,7 @@ class Replay:
             wanted: Called for a storage after its last use.
         """
         ends = self._ends(wanted)
-        for number, (operation, worthless) in enumerate(zip(self._tape.operations, self._dropped, strict=True)):
+        for number, (operation, worthless) in enumerate(zip(self._operations, self._dropped, strict=True)):
             self._do(operation)
             for storage in ends.get(number, ()):
                 for call in wanted[storage]:
@@ -379,7 +516,7 @@ class Replay:
 
     def _ends(self, wanted: Mapping[int, Any]) -> dict[int, list[int]]:
         """The wanted storages by the operation that touches them last."""
-        last = {place.number: index for index, one in enumerate(self._tape.operations) for place in one.places}
+        last = {place.number: index for index, one in enumerate(self._operations) for place in one.places}
         ends: dict[int, list[int]] = {}
         for storage in wanted:
             ends.setdefault(last[storage], []).append(storage)
@@ -409,6 +546,7 @@ def _recording(tape: Tape) -> Iterator[None]:
             mode(allow_non_fake_inputs=True),
             internals.operations_through(tape),
             internals.truncated_normal_through(tape.truncated_normal),
+            files_left(tape),
             _data_put_in(),
         ):
             yield
@@ -449,7 +587,7 @@ def record(build: Callable[[], Any], module_of: Callable[[Any], nn.Module]) -> t
     except UnrecordedError:
         raise
     except Exception as error:  # anybody's constructor
-        raise UnrecordedError(_reason(error)) from error
+        raise UnrecordedError(tape.refused or _reason(error)) from error
     recording = Recording(tape)
     _take_apart(module_of(made), recording)
     gc.collect()
@@ -500,6 +638,8 @@ def _take_apart(module: nn.Module, recording: Recording) -> None:
 def _note_places(module: nn.Module, recording: Recording, fake_type: Any) -> None:
     tape = recording.tape
     for name, held in module.named_parameters():
+        if held.device.type == "meta":
+            raise UnrecordedError(f"leaves '{name}' without memory")
         if not isinstance(held, fake_type):
             recording.ready[name] = held.detach()
             continue
@@ -511,3 +651,49 @@ def _note_places(module: nn.Module, recording: Recording, fake_type: Any) -> Non
     for name, buffer in module.named_buffers():
         if isinstance(buffer, fake_type):
             recording.buffers[name] = tape.place_of(buffer)
+    _leave_in_files(recording)
+
+
+def _leave_in_files(recording: Recording) -> None:
+    """Takes off the tape what parameters are as they stand in files: of these each process reads its own rows."""
+    tape = recording.tape
+    tape.operations = [operation for operation in tape.operations if not operation.only_names]
+    for name, place in list(recording.parameters.items()):
+        if (found := _in_file(tape, place)) is not None:
+            recording.ready[name], done = found
+            del recording.parameters[name]
+            tape.operations = [operation for operation in tape.operations if not any(operation is one for one in done)]
+    rest = (*recording.parameters.values(), *recording.buffers.values(), *(place for *_, place in recording.attributes))
+    needed = {place.number for place in rest}
+    needed |= {place.number for operation in tape.operations for place in places_in((operation.args, operation.kwargs))}
+    tape.operations = [
+        operation
+        for operation in tape.operations
+        if not isinstance(operation.function, _Reading) or operation.results.number in needed
+    ]
+
+
+def _in_file(tape: Tape, place: Place) -> tuple[Stored, Sequence[Operation]] | None:
+    """What of a file a parameter is, and the operations that are done for nothing else; None where it is made."""
+    uses = [operation for operation in tape.operations if operation.touches(place.number)]
+    last = max(index for index, one in enumerate(uses) if index == 0 or place.number in one.changed)
+    operation, later = uses[last], uses[last + 1 :]
+    if isinstance(operation.function, _Reading):
+        return (operation.function.stored, ()) if place == operation.results else None
+    if not place.is_whole(tape.sizes) or any(not one.only_names for one in later):
+        return None
+    if operation.overwrites(tape.sizes) == place.number and operation.name == "copy_":
+        origin = operation.args[1]
+    elif last == 0 and operation.name in ("_to_copy", "clone") and operation.results == place:
+        origin = operation.args[0]
+    else:
+        return None
+    stored = next((one.function.stored for one in tape.operations if _reads(one, origin)), None)
+    is_changed = isinstance(origin, Place) and any(origin.number in one.changed for one in tape.operations)
+    if stored is None or is_changed or origin.shape != place.shape:
+        return None
+    return Converted(stored, place.dtype), uses[last:]
+
+
+def _reads(operation: Operation, origin: Any) -> bool:
+    return isinstance(operation.function, _Reading) and bool(operation.results == origin)

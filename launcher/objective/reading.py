@@ -100,8 +100,10 @@ class Reading:
         return replace(self, found=found, why=why)
 
     def __str__(self) -> str:
-        why = f": {self.why}" if self.why else f"; on trust, not over {self.untold}" if self.untold else ""
-        return f"{self.words} ({self.found}{why})"
+        if self.kind == "batch" and self.found == "trusted":
+            return "what it is a mean over is not known" + (f": {self.why}" if self.why else "")
+        apart = f"; these samples cannot tell it from one over {self.untold}" if self.untold else ""
+        return f"{self.words} ({self.found}{f': {self.why}' if self.why else apart})"
 
     @property
     def words(self) -> str:

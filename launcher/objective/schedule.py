@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from launcher.recipe.build import Builder
 from launcher.recipe.component import Component
 from launcher.recipe.consistency import NEEDS_BEST, WARMS_UP_ITSELF
 from launcher.recipe.duration import Duration
-from launcher.text import hint
+from launcher.text import counted, hint
 
 
 class Schedule:
@@ -28,7 +28,7 @@ class Schedule:
         warmup_steps: A linear ramp before the scheduler's first step: step t has (t + 1) / (warmup_steps + 1)
             of the scheduler's first rate.
         every_steps: The scheduler steps once in so many optimizer steps.
-        on_evaluation: ReduceLROnPlateau: it steps after each evaluation instead.
+        monitor: ReduceLROnPlateau: it steps after each evaluation instead, with this metric.
         last_step: Where the run ends, and the schedule may with it.
     """
 
@@ -38,18 +38,23 @@ class Schedule:
         scheduler: Any = None,
         warmup_steps: int = 0,
         every_steps: int = 1,
-        on_evaluation: bool = False,
+        monitor: schema.Best | None = None,
         last_step: int | None = None,
     ):
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.warmup_steps = warmup_steps
         self.every_steps = every_steps
-        self.on_evaluation = on_evaluation
+        self.monitor = monitor
         self.last_step = last_step
         self._full = [float(group["lr"]) for group in optimizer.param_groups]  # a tensor would change with the rate
         if warmup_steps:
             self._ramp(0)
+
+    @property
+    def on_evaluation(self) -> bool:
+        """Whether it steps after each evaluation."""
+        return self.monitor is not None
 
     def advance(self, step: int) -> None:
         """Sets the rates for the step after `step` completed ones; called once after each."""
@@ -71,10 +76,25 @@ class Schedule:
             for step in range(1, steps + 1):
                 self.advance(step)
 
-    def evaluated(self, value: float) -> None:
-        """Tells ReduceLROnPlateau what `evaluate.best` measured; the same value on every rank."""
-        if self.on_evaluation:
-            self.scheduler.step(value)
+    def evaluated(self, value_of: Callable[[schema.Best], float]) -> None:
+        """Tells ReduceLROnPlateau what was measured; the same value on every rank."""
+        if self.monitor is not None:
+            self.scheduler.step(value_of(self.monitor))
+
+    def describe(self) -> str:
+        """In words, for the plan; empty where the rate is constant."""
+        ramp = f"a warm-up of {counted(self.warmup_steps, 'step')}" if self.warmup_steps else ""
+        if self.scheduler is None:
+            return f"{ramp}, then constant" if ramp else ""
+        after = f", after {ramp}" if ramp else ""
+        name = type(self.scheduler).__name__
+        if self.monitor is not None:
+            of = f" of validation {self.monitor.of}" if self.monitor.of else ""
+            return f"{name}, follows {self.monitor.metric} ({self.monitor.mode}){of} at each evaluation{after}"
+        every = f", moves on every {counted(self.every_steps, 'step')}" if self.every_steps > 1 else ""
+        if self.last_step is None:
+            return f"{name}, until the run ends{every}{after}"
+        return f"{name}, over {counted(max(0, self.last_step - self.warmup_steps), 'step')}{every}{after}"
 
     def _ramp(self, step: int) -> None:
         self._set([full * (step + 1) / (self.warmup_steps + 1) for full in self._full])
@@ -123,10 +143,15 @@ class Schedules:
         for schedule in self.named.values():
             schedule.replay(steps)
 
-    def evaluated(self, value: float) -> None:
-        """Tells each ReduceLROnPlateau what `evaluate.best` measured."""
+    def evaluated(self, value_of: Callable[[schema.Best], float]) -> None:
+        """Tells each ReduceLROnPlateau what was measured."""
         for schedule in self.named.values():
-            schedule.evaluated(value)
+            schedule.evaluated(value_of)
+
+    def describe(self) -> str:
+        """In words, for the plan; empty where all rates are constant."""
+        described = {name: schedule.describe() for name, schedule in self.named.items()}
+        return "; ".join(f"{name}: {words}" for name, words in described.items() if words)
 
     @property
     def rates(self) -> dict[str, float]:
@@ -196,7 +221,7 @@ def build_schedule(
         section: The recipe's `scheduler`.
         optimizer: Passed in at any depth.
         length: The run's.
-        best: The recipe's `evaluate.best`, which ReduceLROnPlateau steps with.
+        best: The recipe's `evaluate.best`, which ReduceLROnPlateau follows unless it says `_monitor_`.
 
     Raises:
         RecipeError: A ramp beside a scheduler that has its own, or a number of steps that this run has not.
@@ -215,18 +240,26 @@ def build_schedule(
     if warmup and name in WARMS_UP_ITSELF:
         message = f"{name} warms up by itself; remove _warmup_"
         raise builder.wrong((*section.path, "_warmup_"), message)
-    plateau = _is_plateau(type(scheduler))
-    if plateau and best is None:
+    monitor = _monitor(builder, section, scheduler, best) if _is_plateau(type(scheduler)) else None
+    return Schedule(optimizer, scheduler, warmup, every, monitor=monitor, last_step=length.total_steps)
+
+
+def _monitor(builder: Builder, section: Component, scheduler: Any, best: schema.Best | None) -> schema.Best:
+    """What ReduceLROnPlateau follows."""
+    if (metric := section.options.get("_monitor_")) is not None:
+        return schema.Best(metric=metric, mode=scheduler.mode)
+    if best is None:
         raise builder.wrong(section.path, NEEDS_BEST)
-    if plateau and best is not None and scheduler.mode != best.mode:
+    if scheduler.mode != best.mode:
         message = f"'{scheduler.mode}' contradicts evaluate.best, whose mode is {best.mode}; they must be the same"
         raise builder.wrong((*section.path, "mode"), message)
-    return Schedule(optimizer, scheduler, warmup, every, on_evaluation=plateau, last_step=length.total_steps)
+    return best
 
 
 def _scheduler(builder: Builder, section: Component, optimizer: torch.optim.Optimizer, best: schema.Best | None) -> Any:
     """The recipe's scheduler, or the one passed in: of this optimizer, or a class or function of it."""
-    takes_mode = section.given is None and "mode" not in section.kwargs and _is_plateau(builder.resolve(section))
+    follows_best = section.given is None and "_monitor_" not in section.options
+    takes_mode = follows_best and "mode" not in section.kwargs and _is_plateau(builder.resolve(section))
     handed = {"mode": best.mode} if takes_mode and best is not None else {}
     scheduler = builder.build(section, optimizer=optimizer, **handed)
     if section.given is not None and (isinstance(scheduler, type) or not hasattr(scheduler, "step")):

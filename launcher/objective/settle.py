@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from launcher.data.load import Data, TrainLoader
+from launcher.data.repeatable import differs_again
 from launcher.device.coordination import Coordinator
 from launcher.errors import LauncherError, RecipeError
 from launcher.objective.loss import Objective, Term
@@ -92,7 +93,8 @@ def settle_losses(
     ]
     if not open_keys:
         return
-    outcomes = {key: _settled(*objective.part(key), model, train, steps) for key in open_keys}
+    samples = samples_of(train, are_steady=not differs_again(train))
+    outcomes = {key: _settled(*objective.part(key), model, samples, steps) for key in open_keys}
     told: dict[str, Any] = coordinator.from_first(
         lambda: {key: outcome if isinstance(outcome, str) else outcome.manifest() for key, outcome in outcomes.items()}
     )
@@ -133,12 +135,13 @@ def _term(objective: Objective, key: str) -> Term | None:
     return next((term for term in objective.terms if term.key == key), None)
 
 
-def _settled(objective: Objective, key: str, model: nn.Module, train: TrainLoader, steps: Steps) -> Reading | str:
+def _settled(objective: Objective, key: str, model: nn.Module, samples: Samples | None, steps: Steps) -> Reading | str:
     """What a loss is a mean over, or in a line why that cannot be determined."""
     term = _term(objective, key)
     hints = Hints.of(term.function) if term is not None else Hints(user=objective.count, of_batches=True)
+    unread = Verdict(None, "failed", "its samples are others each time they are read")
     try:
-        verdict = measure(_subject(objective, term), model, samples_of(train), hints)
+        verdict = measure(_subject(objective, term), model, samples, hints) if samples is not None else unread
     except LauncherError:
         raise
     except Exception as error:  # somebody's model or data, whose own mistake the first step tells better
@@ -234,21 +237,30 @@ def _stepped(objective: Objective, model: nn.Module, batch: Any) -> Any:
     return twin.stepped(model, batch, At())["loss"]
 
 
-def samples_of(train: TrainLoader) -> Samples:
-    """The training set's first samples, in batches that are made for the measurement alone."""
+def samples_of(train: TrainLoader, *, are_steady: bool = True) -> Samples | None:
+    """The training set's first samples, in batches that are made for the measurement alone.
+
+    Args:
+        train: Reads them.
+        are_steady: Whether they are the same when they are read again.
+
+    Returns:
+        None where a batch cannot be read in pieces: they are not steady, and no rows of what is read once.
+    """
     collates = train.reading.collate is not None
-    mixed = _mixed_batch(train) if collates else None
-    if mixed is None:
-        return Samples(train.num_readable(), train.batch_of, collates=collates)
-    rows = min(LOOKED_AT, train.num_readable())
-    return Samples(rows, lambda numbers: mapped(mixed, lambda tensor: tensor[list(numbers)]))
+    whole = _batch_of_rows(train, are_steady) if collates or not are_steady else None
+    if whole is not None:
+        rows = min(LOOKED_AT, train.num_readable())
+        return Samples(rows, lambda numbers: mapped(whole, lambda tensor: tensor[list(numbers)]))
+    return Samples(train.num_readable(), train.batch_of, collates=collates) if are_steady else None
 
 
-def _mixed_batch(train: TrainLoader) -> Any:
+def _batch_of_rows(train: TrainLoader, are_steady: bool) -> Any:
     """A batch of the first samples, where a collate gives each one row that depends on the others, as mixing does.
 
-    Rows of it are what a loss gets: collated again in pieces, they would be mixed otherwise. None where rows are the
-    same whoever is with them, or where a collate pads: then their shapes differ.
+    Rows of it are what a loss gets: collated again in pieces, they would be mixed otherwise, and read again, those that
+    are not steady would be others. None where rows are the same whoever is with them, or where a collate pads: then
+    their shapes differ.
     """
     size, few = min(LOOKED_AT, train.num_readable()), 4
     if size <= few:
@@ -264,6 +276,8 @@ def _mixed_batch(train: TrainLoader) -> Any:
         tensor.shape[:1] == (size,) and others[where].shape == (few, *tensor.shape[1:])
         for where, tensor in rows.items()
     )
-    if not are_rows or all(torch.equal(others[where], tensor[:few]) for where, tensor in rows.items()):
+    if not are_rows:
+        return None
+    if are_steady and all(torch.equal(others[where], tensor[:few]) for where, tensor in rows.items()):
         return None
     return whole

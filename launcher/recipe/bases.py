@@ -16,6 +16,7 @@ import yaml
 from launcher.errors import RecipeError
 from launcher.recipe import shipped
 from launcher.recipe.caller import KEYWORDS, Keyword
+from launcher.recipe.held_back import with_train_s_arguments
 from launcher.recipe.inputs import system_folder
 from launcher.recipe.masking import shape_in
 from launcher.recipe.places import Key, Origin, Path, Problems, dotted
@@ -53,7 +54,8 @@ def read_document(
     sources, root = _merged(path, overrides, remove, problems)
     if root is None:
         return None, problems
-    root, env = resolve(_without_space(root), problems, os.environ)
+    root = with_train_s_arguments(_without_space(root), problems)
+    root, env = resolve(root, problems, os.environ)
     return _document(root, sources, env), problems
 
 

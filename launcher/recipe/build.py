@@ -18,7 +18,7 @@ from typing import Any
 
 from launcher.errors import LauncherError, Problem, RecipeError
 from launcher.recipe.component import Component, components_in
-from launcher.recipe.directory import directory
+from launcher.recipe.directory import directory, shortest
 from launcher.recipe.duration import Duration
 from launcher.recipe.expressions import Expression
 from launcher.recipe.places import Key, by_place, dotted
@@ -38,7 +38,7 @@ from launcher.recipe.signature import (
     value_problems,
     wrong_kind,
 )
-from launcher.recipe.targets import find_target, told
+from launcher.recipe.targets import RefusedError, find_target, names_own_code, told
 from launcher.text import printable
 
 
@@ -113,6 +113,7 @@ class Builder:
         self.computed: dict[str, Any] = {}
         self.meant: dict[tuple[str | int, ...], Any] = {}  # what a reference means where it is not what was built
         self.adapted: dict[tuple[str | int, ...], Any] = {}  # models with an adapter around them
+        self.finish: dict[tuple[str | int, ...], Callable[[Any], None]] = {}  # what is done to a thing once it is built
         self._built: dict[tuple[str | int, ...], Any] = {}
         self._targets: dict[tuple[str, str, Path], Any] = {}
         self._trusted: dict[tuple[Path, Path], Trust] = {}
@@ -161,11 +162,12 @@ class Builder:
             How many components there are.
 
         Raises:
-            RecipeError: All that does not fit, each with its place.
+            RecipeError: All that does not fit, each with its place; of what a recipe may not name alone, before any
+                of the user's own code is imported.
         """
         components = [component for root in self._roots() for component in root.walk()]
         roots = {root.path for root in self._roots()}
-        problems = [
+        problems = [problem for component in components for problem in self._refusal(component)] or [
             problem for component in components for problem in self._problems(component, component.path in roots)
         ]
         if problems:
@@ -176,6 +178,17 @@ class Builder:
         for name in type(self._recipe).model_fields:
             section = getattr(self._recipe, name)
             yield from components_in(dict(section) if hasattr(section, "model_fields_set") else section)
+
+    def _refusal(self, component: Component) -> Iterator[Problem]:
+        """That a recipe may not name this, where that shows without the user's own code."""
+        if component.given is not None or names_own_code(component.target, self._trust(component)):
+            return
+        try:
+            self.resolve(component)
+        except RefusedError as error:
+            yield self._problem(component, _target_key(component), str(error), at_value=True)
+        except LauncherError:  # told with all else that is wrong
+            return
 
     def _problems(self, component: Component, outermost: bool) -> Iterator[Problem]:
         if component.given is not None:
@@ -308,7 +321,9 @@ class Builder:
         if component.given is not None:
             return component.given
         if component.path not in self._built:
-            self._built[component.path] = self._build(component, handed)
+            built = self._build(component, handed)
+            self.finish.get(component.path, _left_alone)(built)
+            self._built[component.path] = built
         return self._built[component.path]
 
     def another(self) -> Builder:
@@ -353,7 +368,8 @@ class Builder:
             return target(*args, **kwargs)
         except Exception as error:
             where, path = component.origin, dotted(component.path)
-            raise BuildError(printable(f"{where}: {path}: {component.target}: {told(error)}")) from error
+            words = f"{told(error)}{_found_beside(error, self.folder)}"
+            raise BuildError(printable(f"{where}: {path}: {component.target}: {words}")) from error
 
     def _annotated(
         self, component: Component, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -420,6 +436,10 @@ class Builder:
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
+def _left_alone(_: Any) -> None:
+    """As most things are when they are built."""
+
+
 def _positional(target: Any) -> list[str]:
     return [name for name, parameter in (parameters_of(target) or {}).items() if parameter.kind in _POSITIONAL]
 
@@ -431,6 +451,14 @@ def _target_key(component: Component) -> str:
 def _known(value: Any) -> Any:
     """A value as far as it is known before anything is built."""
     return UNKNOWN if isinstance(value, Component | Expression) else value
+
+
+def _found_beside(error: Exception, folder: Path) -> str:
+    """What to say of a file that is missed in the working directory and lies beside the recipe."""
+    name = getattr(error, "filename", None)
+    if not isinstance(error, FileNotFoundError) or not isinstance(name, str) or not (folder / name).exists():
+        return ""
+    return f"; paths begin in the working directory, and beside the recipe there is {shortest(folder / name)}"
 
 
 def _inside(value: Any, step: str) -> Any:

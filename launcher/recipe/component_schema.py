@@ -47,6 +47,11 @@ _OPTIONS: Mapping[str, dict[str, Any]] = {
     },
     "_warmup_": {**_LENGTH, "description": f"How long the learning rate rises from 0. {_LENGTH['description']}"},
     "_every_": {**_LENGTH, "description": f"How often the schedule moves on. {_LENGTH['description']}"},
+    "_monitor_": {
+        "type": "string",
+        "description": "The metric that ReduceLROnPlateau follows; without it, that of evaluate.best.",
+    },
+    "_share_": {"type": "string", "description": "Only these samples, of those of data.train: 20% of train."},
     "_per_": {"enum": [*LOSS_COUNTS], "description": "What the loss is a mean over; without it, it is measured."},
     "_weight_": {"type": ["number", "string"], "description": "By what this loss is multiplied in the sum of several."},
     "_outputs_": _POSITIONS,

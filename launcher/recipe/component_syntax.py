@@ -10,7 +10,7 @@ from typing import Any
 
 from launcher.errors import LauncherError, Problem, UsageError
 from launcher.recipe.component import Component, components_in
-from launcher.recipe.duration import Duration
+from launcher.recipe.duration import Duration, share_of_train
 from launcher.recipe.expressions import Expression
 from launcher.recipe.places import Path, dotted
 from launcher.recipe.policy import Trust
@@ -53,6 +53,10 @@ def _is_length(value: Any) -> str | None:
     return None if fits else "is not a length; write '500 steps', '1 epoch' or '5%'"
 
 
+def _is_metric(value: Any) -> str | None:
+    return None if isinstance(value, str) and value else "is not a metric; write its name, as in loss or accuracy"
+
+
 def _are_groups(value: Any) -> str | None:
     fits = isinstance(value, Mapping) and value and all(isinstance(settings, Mapping) for settings in value.values())
     return None if fits else "must be patterns with their settings, as in {'*.bias': {weight_decay: 0}}"
@@ -78,6 +82,10 @@ def _is_adapter(value: Any) -> str | None:
     return None if isinstance(value, Component) else "must be {_target_: peft.LoraConfig, …}, or {_ref_: my.py:adapt}"
 
 
+def _is_share_of_train(value: Any) -> str | None:
+    return None if isinstance(value, str) and share_of_train(value) else "is not a share; write '20% of train'"
+
+
 METRIC_INPUTS = ("probabilities", "classes", "logits", "text")
 
 
@@ -92,6 +100,7 @@ def _are_sets(value: Any) -> str | None:
 
 # keys of ours that stand beside a component's arguments, by the slot they belong to, and what they may hold
 OPTIONS: dict[str, dict[str, Callable[[Any], str | None]]] = {
+    "data.validation": {"_share_": _is_share_of_train},
     "model": {"_adapt_": _is_adapter},
     "optimizer": {
         "_groups_": _are_groups,
@@ -99,7 +108,7 @@ OPTIONS: dict[str, dict[str, Callable[[Any], str | None]]] = {
         "_layer_decay_": _is_share,
         "_closure_": _is_switch,
     },
-    "scheduler": {"_warmup_": _is_length, "_every_": _is_length},
+    "scheduler": {"_warmup_": _is_length, "_every_": _is_length, "_monitor_": _is_metric},
     "loss": {"_per_": _is_count, "_weight_": _is_weight, "_outputs_": _are_picks, "_targets_": _are_picks},
     "evaluate.metrics": {
         "_input_": _is_input,

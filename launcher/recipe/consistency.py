@@ -13,14 +13,17 @@ from launcher.recipe.expressions import Expression
 from launcher.recipe.line_keys import LINE_KEYS
 from launcher.recipe.places import Path, dotted
 from launcher.recipe.sbatch import SBATCH_OPTIONS, SLURM_TIME, limit_seconds
-from launcher.recipe.schema import Recipe, Slurm, Train, sbatch_options
+from launcher.recipe.schema import Recipe, Slurm, Train, held_back, sbatch_options
 from launcher.recipe.tree import Document
 from launcher.text import brief, hint
 
 Fault = tuple[Path, str]  # where, and what is wrong
 
 WARMS_UP_ITSELF = ("OneCycleLR", "CyclicLR")
-NEEDS_BEST = "ReduceLROnPlateau steps with evaluate.best; state evaluate: {best: {metric: loss, mode: min}}"
+NEEDS_BEST = (
+    "ReduceLROnPlateau follows a metric; write _monitor_: loss beside it, or state evaluate: {best: {metric: loss, "
+    "mode: min}}"
+)
 
 
 def whole_problems(
@@ -90,12 +93,8 @@ def _evaluation(recipe: Recipe) -> Iterator[Fault]:
     if section.best is None:
         return
     path: Path = ("evaluate", "best")
-    known = [*section.metrics, "loss"]
-    for kind, average in (("ema", recipe.train.ema), ("swa", recipe.train.swa)):
-        known += [f"{kind}/{name}" for name in (*section.metrics, "loss")] if average is not None else []
-    if section.best.metric not in known and section.best.metric.partition("/")[0] not in section.metrics:
-        listed = hint(section.best.metric, known, f"there are: {', '.join(known)}")
-        yield (*path, "metric"), f"no metric is named '{brief(section.best.metric)}'{listed}"
+    if fault := _unknown_metric(recipe, section.best.metric):
+        yield (*path, "metric"), fault
     if data.validation is None:
         yield path, "there is nothing to judge on; state data.validation, or remove it"
         return
@@ -106,6 +105,18 @@ def _evaluation(recipe: Recipe) -> Iterator[Fault]:
             (*path, "of"),
             f"no validation set is named '{brief(section.best.of)}'{hint(section.best.of, sets, listed)}",
         )
+
+
+def _unknown_metric(recipe: Recipe, name: str) -> str | None:
+    """What is wrong with the name of a metric that decides; None where evaluations give one."""
+    metrics = recipe.evaluate.metrics
+    known = [*metrics, "loss"]
+    for kind, average in (("ema", recipe.train.ema), ("swa", recipe.train.swa)):
+        known += [f"{kind}/{one}" for one in (*metrics, "loss")] if average is not None else []
+    if name in known or name.partition("/")[0] in metrics:
+        return None
+    listed = hint(name, known, f"there are: {', '.join(known)}")
+    return f"no metric is named '{brief(name)}'{listed}"
 
 
 _BESIDE_SAMPLER = {
@@ -123,9 +134,10 @@ def _data(recipe: Recipe) -> Iterator[Fault]:
         for name, why in _BESIDE_SAMPLER.items():
             if name in stated and getattr(recipe.data, name) not in (None, False):
                 yield ("data", name), f"goes without data.batch_sampler: {why}; remove one of the two"
-    if recipe.data.split_by_rank and isinstance(recipe.data.validation, str):
+    share = held_back(recipe.data)
+    if recipe.data.split_by_rank and share is not None:
         message = "a share of train is a share of one process's part; pass a validation set that is whole"
-        yield ("data", "validation"), f"'{recipe.data.validation}' with split_by_rank: {message}"
+        yield ("data", "validation"), f"'{share}' with split_by_rank: {message}"
 
 
 def _saving(recipe: Recipe) -> Iterator[Fault]:
@@ -178,10 +190,18 @@ def _one_scheduler(recipe: Recipe, section: Component) -> Iterator[Fault]:
     name = section.target.rpartition(".")[2]
     if name in WARMS_UP_ITSELF and "_warmup_" in section.options:
         yield (*section.path, "_warmup_"), f"{name} warms up by itself; remove _warmup_"
+    monitor = section.options.get("_monitor_")
     if name != "ReduceLROnPlateau":
+        if monitor is not None and ".py:" not in section.target:
+            yield (*section.path, "_monitor_"), f"{name} follows no metric, as ReduceLROnPlateau does; remove it"
         return
     best, mode = recipe.evaluate.best, section.kwargs.get("mode")
-    if best is None:
+    if isinstance(monitor, str):
+        if recipe.data.validation is None:
+            yield (*section.path, "_monitor_"), "there is nothing to measure it on; state data.validation"
+        elif fault := _unknown_metric(recipe, monitor):
+            yield (*section.path, "_monitor_"), fault
+    elif best is None:
         yield section.path, NEEDS_BEST
     elif isinstance(mode, str) and mode != best.mode:
         message = f"'{brief(mode)}' contradicts evaluate.best, whose mode is {best.mode}; remove it: best's is taken"
@@ -293,7 +313,7 @@ _CHECKS: Mapping[Callable[[Recipe], Iterator[Fault]], tuple[str, ...]] = {  # an
     _evaluation: ("data", "evaluate", "train"),
     _saving: ("evaluate", "save"),
     _processes: ("data", "launch"),
-    _scheduler: ("evaluate", "scheduler"),
+    _scheduler: ("data", "evaluate", "scheduler", "train"),
     _optimizers: ("optimizer", "train"),
     _horizon: ("train",),
     _slurm: ("slurm",),

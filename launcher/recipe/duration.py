@@ -82,3 +82,11 @@ class Duration:
         if self.unit == "percent" and total_steps is not None:
             return max(1, round(self.amount / 100 * total_steps))
         raise ValueError(f"'{self.text}' is not a number of steps in this run")
+
+
+def share_of_train(text: str) -> Duration | None:
+    """How much `10% of train` is; None where a text says nothing of the kind."""
+    share, _, rest = text.partition(" of ")
+    duration = Duration.parse(share)
+    fits = rest.strip() == "train" and duration is not None and duration.unit == "percent" and duration.amount < 100
+    return duration if fits else None

@@ -107,6 +107,7 @@ EXAMPLES: Mapping[str, str] = {
     "save.average_last": "3",
     "save.background": "false",
     "save.final": "best",
+    "save.format": "safetensors",
     "save.pretrained": "false",
     "save.on_failure": "warn",
     "track.every": "50 steps",

@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from launcher.recipe.component import Component
-from launcher.recipe.duration import Duration, Unit, duration_pattern
+from launcher.recipe.duration import Duration, Unit, duration_pattern, share_of_train
 from launcher.recipe.generation import Generate
 from launcher.recipe.places import Path
 from launcher.recipe.sbatch import SBATCH_OPTIONS, SLURM_TIME
@@ -48,13 +48,15 @@ def _duration(*units: Unit, example: str) -> Callable[[Any], Any]:
 def _evaluation_set(value: Any) -> Any:
     """One component, several by name, or a share such as `10% of train`."""
     if isinstance(value, str):
-        share, _, rest = value.partition(" of ")
-        duration = Duration.parse(share)
-        if rest.strip() != "train" or duration is None or duration.unit != "percent" or duration.amount >= 100:
+        if share_of_train(value) is None:
             raise ValueError("is neither a component nor a share; write {_target_: …}, or '10% of train'")
+    elif isinstance(value, float) and 0 < value < 1:
+        raise ValueError(f"is not a share; write '{100 * value:g}% of train'")
     elif isinstance(value, Mapping):
         if not value or not all(isinstance(item, Component) for item in value.values()):
             raise ValueError("is neither a component nor several by name; write {_target_: NAME, …}")
+        if any("_share_" in item.options for item in value.values()):
+            raise ValueError("has a share of train among several sets; a share goes alone: {_share_: 20% of train}")
     elif value is not None:
         return _component(value)
     return value
@@ -210,7 +212,11 @@ class Data(Section):
     """Phase 1, data: what is read, and how it is cut into batches."""
 
     train: AComponent = Field(description="The training data set.")
-    validation: EvaluationSet = Field(None, description="One data set, several by name, or '10% of train'.")
+    validation: EvaluationSet = Field(
+        None,
+        description="One data set, several by name, or '10% of train'; {_share_: 10% of train, argument: value} is "
+        "that share with other arguments.",
+    )
     test: TestSet = Field(None, description="One data set, or several by name, evaluated once, at the end.")
     global_batch_size: Positive | None = Field(
         None, description="Samples of one optimizer step, over all processes; required without a batch_sampler."
@@ -254,6 +260,13 @@ class Data(Section):
     scratch: str | None = Field(
         None, description="A folder on a disk of each machine, where data sets that take one are copied once, and read."
     )
+
+
+def held_back(section: Data) -> str | None:
+    """What share of the training set `validation` is, as in `10% of train`; None where it is a set of its own."""
+    stated = section.validation
+    share = stated.options.get("_share_") if isinstance(stated, Component) else stated
+    return share if isinstance(share, str) else None
 
 
 def micro_batch(section: Data) -> int | None:
@@ -416,7 +429,9 @@ class Train(Section):
         None, description="A mean of the weights at equal distances, evaluated and saved beside them."
     )
     start_from: str | None = Field(
-        None, description="Weights to start from: a .pth or .safetensors file, a checkpoint, or a run's folder."
+        None,
+        description="Weights to start from: a .pth or .safetensors file, an index of such or its folder, a checkpoint, "
+        "or a run's folder.",
     )
     step: Steppers | None = Field(
         None,
@@ -481,7 +496,12 @@ class Save(Section):
     average_last: Annotated[int, Field(gt=1)] | None = Field(
         None, description="At the end, also the mean of the weights of this many last checkpoints."
     )
-    final: Literal["last", "best"] = Field("last", description="Which weights become model_weights.pth.")
+    final: Literal["last", "best"] = Field("last", description="Which weights are the final ones.")
+    format: Literal["pth", "safetensors"] = Field(
+        "pth",
+        description="What final weights are written as: model_weights.pth; or model.safetensors, from 5 GB on several "
+        "files with an index.",
+    )
     pretrained: bool | None = Field(
         None,
         description="At the end, also a folder that from_pretrained loads; null: where the model can be loaded so.",
@@ -567,7 +587,9 @@ class Sweep(Section):
     )
     eta: Annotated[int, Field(gt=1)] = Field(2, description="Of halving: one in so many is promoted at each rung.")
     first_rung: Length | None = Field(None, description="Of halving: where trials are first compared; null: 25%.")
-    budget: Time | None = Field(None, description="How long the sweep may take; null: until its trials are done.")
+    budget: Time | None = Field(
+        None, description="Training that all trials together may take; null: until they are done."
+    )
     keep: Literal["best", "all"] = Field("best", description="Whose weights stay: the best trial's, or all.")
 
 

@@ -13,7 +13,7 @@ import os
 import pathlib
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,9 +86,19 @@ def _class(name: str) -> type:
 # ---------------------------------------------------------------------- names of arguments
 
 
-@functools.lru_cache(maxsize=1024)
 def parameters_of(target: Any) -> Parameters | None:
     """What a callable takes, by name; None where it does not say."""
+    if isinstance(target, type | types.FunctionType):  # no other thing is to be kept, or need be hashable
+        return _known_parameters(target)
+    return _parameters(target)
+
+
+@functools.lru_cache(maxsize=1024)
+def _known_parameters(target: Hashable) -> Parameters | None:
+    return _parameters(target)
+
+
+def _parameters(target: Any) -> Parameters | None:
     try:
         return inspect.signature(target).parameters
     except (ValueError, TypeError):

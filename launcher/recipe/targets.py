@@ -44,6 +44,10 @@ _PACKAGES = (  # which the index has under the name that is imported
 _FULL_NAME = "write a full name, as in 'package.module.Name', or 'my_file.py:Name'"
 
 
+class RefusedError(LauncherError):
+    """A name is one that a recipe may not name."""
+
+
 def find_target(name: str, homes: Sequence[str], trust: Trust) -> Any:
     """The class or function that a name means.
 
@@ -53,7 +57,8 @@ def find_target(name: str, homes: Sequence[str], trust: Trust) -> Any:
         trust: What it may be.
 
     Raises:
-        LauncherError: There is none, its import fails, or a recipe may not name it.
+        RefusedError: A recipe may not name it.
+        LauncherError: There is none, or its import fails.
     """
     if ".py:" in name:
         file, _, attribute = name.rpartition(":")
@@ -65,7 +70,7 @@ def find_target(name: str, homes: Sequence[str], trust: Trust) -> Any:
     else:
         thing = _dotted(name, trust)
     if refused := objection(thing, trust):
-        raise LauncherError(f"'{brief(name)}' is refused: {refused}; {_way_out(str(getattr(thing, '__module__', '')))}")
+        raise RefusedError(f"'{brief(name)}' is refused: {refused}; {_way_out(str(getattr(thing, '__module__', '')))}")
     return thing
 
 
@@ -103,12 +108,12 @@ def _dotted(name: str, trust: Trust) -> Any:
     own = _own_package(parts[0], trust)
     if not own and not trust.may_import(parts[0]):
         near = suggestion(parts[0], sorted(listed_packages()))
-        raise LauncherError(_not_listed(name, f"package '{parts[0]}'", near or f"; {_way_out(parts[0])}"))
+        raise RefusedError(_not_listed(name, f"package '{parts[0]}'", near or f"; {_way_out(parts[0])}"))
     module, rest = _imported(parts[0]), parts[1:]
     while len(rest) > 1 and _is_submodule(module, rest[0]):
         inner = f"{module.__name__}.{rest[0]}"
         if not own and not trust.may_import(inner):
-            raise LauncherError(_not_listed(name, f"module '{inner}'", f"; {_way_out(inner)}"))
+            raise RefusedError(_not_listed(name, f"module '{inner}'", f"; {_way_out(inner)}"))
         module, rest = _imported(inner), rest[1:]
     if own:
         check_unchanged(module, trust)
@@ -156,7 +161,7 @@ def _attribute(thing: Any, name: str, of: str, *, private: bool) -> Any:
     """What a dotted name means in a module; what begins with `_` is looked at only in code that the user trusts."""
     for part in name.split("."):
         if part.startswith("__") or (part.startswith("_") and not private):
-            raise LauncherError(f"'{brief(part)}' of {of} is refused: names that begin with '_' are private")
+            raise RefusedError(f"'{brief(part)}' of {of} is refused: names that begin with '_' are private")
         attribute = _got(thing, part, of)
         if attribute is _MISSING:
             known = [other for other in getattr(thing, "__dict__", {}) if not other.startswith("_")]
@@ -329,6 +334,8 @@ def _remedy(missing: str) -> str:
 
 def told(error: BaseException) -> str:
     """An error of somebody else's code in one line: its kind, its words, and the line that raised it."""
+    if isinstance(error, LauncherError):  # of ours, whose words say all
+        return " ".join(str(error).split())
     words = " ".join(words_of(error).split())
     words = f": {words[:400]}" if words else ""
     place = _place(error)

@@ -8,6 +8,7 @@ import functools
 import itertools
 import json
 import platform
+import shlex
 import shutil
 import stat
 import subprocess
@@ -29,13 +30,37 @@ from launcher.version import __version__
 from launcher.world.failure_report import FAILURE_FILE
 from launcher.world.files import atomic_write, write_text
 
-WEIGHTS_FILE = "model_weights.pth"
-AVERAGED_FILES = {kind: f"model_weights_{kind}.pth" for kind in ("ema", "swa", "mean")}
+AVERAGES = ("ema", "swa", "mean")
 STATUS_FILE = "status.json"
 QUEUE_FILE = lock.QUEUE_FILE  # of a run that was submitted as a job, see `launcher.runs.job`
 ENVIRONMENT_FILE = "environment.json"
+RECIPE_FILE = "recipe.yaml"  # as it was written
 _MOST_BYTES = 2**26  # of a file that is read whole
 _PACKAGES = ("torch", "accelerate", "numpy", "torchmetrics", "pydantic", "pyyaml", "wandb", "tensorboard")
+
+
+def stem_of(form: str, average: str = "") -> str:
+    """What files of final weights are called, but for their suffix, in a form of `save.format`.
+
+    Args:
+        form: The form.
+        average: Which of the averages they hold; empty for the weights themselves.
+    """
+    return {"pth": "model_weights", "safetensors": "model"}[form] + (f"_{average}" if average else "")
+
+
+def weights_files(folder: Path, average: str = "") -> list[Path]:
+    """The files of final weights that are there, first the one that names or holds all of them."""
+    pth, stem = stem_of("pth", average), stem_of("safetensors", average)
+    parts = sorted(folder.glob(f"{stem}-?????-of-?????.safetensors"))
+    named = (f"{pth}.pth", f"{stem}.safetensors", f"{stem}.safetensors.index.json")
+    return [path for path in (*(folder / name for name in named), *parts) if path.exists()]
+
+
+def weights_of(folder: Path, average: str = "") -> Path | None:
+    """The file of final weights, or the index of several; None where there is none."""
+    first = next(iter(weights_files(folder, average)), None)
+    return None if first is None or "-of-" in first.name else first
 
 
 @dataclass(frozen=True)
@@ -163,11 +188,24 @@ def describe(folder: Path, recipe_text: str, resolved: str, environment: Mapping
         UsageError: It cannot be written.
     """
     try:
-        write_text(folder / "recipe.yaml", recipe_text)
+        write_text(folder / RECIPE_FILE, recipe_text)
         write_text(folder / "resolved.yaml", resolved)
         write_json(folder / ENVIRONMENT_FILE, environment)
     except OSError as error:
         raise UsageError(f"{option('run_dir')}: {folder} cannot be written: {error.strerror or error}") from error
+
+
+def check_recipe_file(run: Path, recipe: str) -> None:
+    """Looks whether the file that a run was started with is still there.
+
+    Raises:
+        UsageError: It is not; the message says where the run has kept what stood in it.
+    """
+    if not Path(recipe).exists():
+        raise UsageError(
+            f"{run}: the recipe that it was started with is gone: {recipe}; the run has kept it: cp "
+            f"{shlex.quote(str(run / RECIPE_FILE))} {shlex.quote(recipe)}"
+        )
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -41,7 +41,8 @@ def identity_of(recipe: Recipe) -> dict[str, str]:
 
 def _only_evaluates(key: str, tree: Mapping[str, Any]) -> bool:
     """A validation set of its own may change; a share of the training set decides what is left to train on."""
-    return _lies_in(key, ("data.validation",)) and not isinstance(tree["data"].get("validation"), str)
+    is_share = isinstance(tree["data"].get("validation"), str) or key == "data.validation._share_"
+    return _lies_in(key, ("data.validation",)) and not is_share
 
 
 def _lies_in(key: str, places: Sequence[str]) -> bool:

@@ -41,12 +41,14 @@ def locked(folder: Path, job: str | None = None, name: str = LOCK_FILE) -> Itera
         In words what became of an earlier holder that has died; None where there was none.
 
     Raises:
-        UsageError: A living process holds it.
-        OSError: The folder cannot be written.
+        UsageError: A living process holds it, or the folder cannot be written.
     """
     path = folder / name
     me = _me(job)
-    note = _acquire(path, me)
+    try:
+        note = _acquire(path, me)
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be written: {error.strerror or error}") from error
     released = threading.Event()
     threading.Thread(target=_beat, args=(path, me, released), daemon=True, name="lock").start()
     try:

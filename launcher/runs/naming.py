@@ -1,7 +1,8 @@
 """The runs that a command line names: one way for every command.
 
 A name is the path of a run's folder, of a folder that holds runs, the recipe's name, the beginning of either, `latest`,
-or one of these with `@N`: the N-th run that it means, counted from the first that was started. Paths come first.
+or one of these with `@N`: the N-th run that it means, counted from the first that was started. Paths from here come
+first; a recipe's name means its runs wherever they lie among all.
 """
 
 from __future__ import annotations
@@ -82,9 +83,7 @@ def _meant(text: str) -> Sequence[Run]:
     Raises:
         UsageError: There is none.
     """
-    if (runs := _in_folder(text)) is not None:
-        if not runs:
-            raise UsageError(f"{text}: there is no run in this folder{_known()}")
+    if runs := _in_folder(Path(text)) if text else ():
         return runs
     name, _, ordinal = text.rpartition("@")
     if name and ordinal.isascii() and ordinal.isdigit():
@@ -92,35 +91,39 @@ def _meant(text: str) -> Sequence[Run]:
     everything = sorted(_all_runs(), key=_age)
     if text == LATEST and everything:
         return everything[-1:]
-    roots = _roots()
-    matching = [run for run in everything if run.name == text]
+    roots = folders_of_runs()
+    held = [run for root in roots if text for run in _in_folder(root / text)]
+    of_recipe = [run for run in everything if run.name == text]
+    matching = sorted({run.folder.resolve(): run for run in (*held, *of_recipe)}.values(), key=_age)
     matching = matching or [run for run in everything if _begins(run, text, roots)]
+    if text and not matching and Path(text).is_dir():
+        raise UsageError(f"{text}: there is no run in this folder{_known(everything)}")
     if not text or not matching:
         near = suggestion(text, dict.fromkeys([*(run.name for run in everything), LATEST] if everything else ()))
         raise UsageError(f"{text or repr(text)}: there is no such run or folder{near}{_known(everything)}")
     return matching
 
 
-def _in_folder(text: str) -> Sequence[Run] | None:
-    """The runs in the folder of that path; None where there is none."""
-    place = _folder_of(text)
-    return None if place is None else sorted(find_runs(place), key=_age)
+def _in_folder(place: Path) -> Sequence[Run]:
+    """The runs in a folder, in the order in which they were started; none where there is no such folder."""
+    return sorted(find_runs(place), key=_age) if place.is_dir() else ()
 
 
 def _folder_of(text: str) -> Path | None:
     """The folder of that path, from here or from the folder of all runs; None where there is none."""
-    places = (Path(text), *(root / text for root in _roots())) if text else ()
+    places = (Path(text), *(root / text for root in folders_of_runs())) if text else ()
     return next((place for place in places if place.is_dir()), None)
 
 
-def _roots() -> list[Path]:
+def folders_of_runs() -> list[Path]:
+    """Where runs lie that nobody has put elsewhere: in the working directory, and where the site file says."""
     from launcher.world.site import read_site
 
     return list(dict.fromkeys([Path("runs"), read_site()[0].root]))
 
 
 def _all_runs() -> list[Run]:
-    runs = {run.folder.resolve(): run for root in _roots() if root.is_dir() for run in find_runs(root)}
+    runs = {run.folder.resolve(): run for root in folders_of_runs() if root.is_dir() for run in find_runs(root)}
     return list(runs.values())
 
 
@@ -140,7 +143,7 @@ def _known(runs: Sequence[Run] | None = None) -> str:
     """The newest runs, so that one may be copied."""
     newest = sorted(_all_runs() if runs is None else runs, key=_age)[: -_MOST_SHOWN - 1 : -1]
     if not newest:
-        return f"; there are none in {os.path.normpath(_roots()[-1])}"
+        return f"; there are none in {os.path.normpath(folders_of_runs()[-1])}"
     return f"; the newest are {_listed([os.path.normpath(run.folder) for run in newest])}; `launcher runs` lists all"
 
 

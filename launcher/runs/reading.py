@@ -10,7 +10,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -215,27 +215,27 @@ SWEEP_FILE = "sweep.json"  # of a sweep's folder, see `launcher.sweep.record`
 
 def find_runs(root: Path) -> Iterator[Run]:
     """The runs in a folder, itself included, at any of a few levels; a sweep's trials only from its own folder on."""
-    for place, folders, files in os.walk(root):
-        depth = len(Path(place).relative_to(root).parts)
-        if SWEEP_FILE in files and depth:
-            folders.clear()
-        is_run = STATUS_FILE in files or QUEUE_FILE in files
-        if is_run:
-            yield Run(Path(place))
-        if is_run or depth >= _DEPTH:
-            folders.clear()
-        folders[:] = sorted((name for name in folders if not name.startswith(".")), key=natural)
+    return (Run(place) for place, files in _walked(root) if _is_run(files))
 
 
 def find_sweeps(root: Path) -> Iterator[Path]:
     """The folders of sweeps below a folder, at any of a few levels."""
-    for place, folders, files in os.walk(root):
-        depth = len(Path(place).relative_to(root).parts)
-        if SWEEP_FILE in files and depth:
-            yield Path(place)
-        if SWEEP_FILE in files or STATUS_FILE in files or depth >= _DEPTH:
+    return (place for place, files in _walked(root) if SWEEP_FILE in files and place != root)
+
+
+def _walked(root: Path) -> Iterator[tuple[Path, list[str]]]:
+    """The folders below one, itself included, with the files in each; what lies in a run or a sweep is its own."""
+    for where, folders, files in os.walk(root):
+        place = Path(where)
+        yield place, files
+        depth = len(place.relative_to(root).parts)
+        if _is_run(files) or (SWEEP_FILE in files and depth) or depth >= _DEPTH:
             folders.clear()
         folders[:] = sorted((name for name in folders if not name.startswith(".")), key=natural)
+
+
+def _is_run(files: Collection[str]) -> bool:
+    return STATUS_FILE in files or QUEUE_FILE in files
 
 
 def natural(name: str) -> list[tuple[int, str]]:

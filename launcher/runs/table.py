@@ -15,7 +15,7 @@ from rich.text import Text
 from launcher.errors import UsageError
 from launcher.runs.differing import differing
 from launcher.runs.job import with_jobs
-from launcher.runs.naming import named_runs
+from launcher.runs.naming import folders_of_runs, named_runs
 from launcher.runs.reading import Run, damaged, find_runs, natural, seconds_since
 from launcher.runs.states import STATES
 from launcher.text import age, number
@@ -85,11 +85,16 @@ def _refuse_unmeasured(metric: str, runs: Iterable[Run]) -> None:
 
 def _runs_in(root: Path) -> Iterable[Run]:
     """The runs of a folder, or those that its name means."""
-    if root.is_dir():
+    if root in folders_of_runs():
+        if not root.is_dir():
+            raise UsageError(f"{root}: no runs yet; `launcher train` makes the first, or name where they lie")
         return find_runs(root)
-    if str(root) in ("", "runs"):
-        raise UsageError(f"{root}: there is no such folder; runs begin with `launcher train`, or name where they lie")
-    return named_runs([str(root)])
+    try:
+        return named_runs([str(root)])
+    except UsageError:
+        if root.is_dir():
+            return ()
+        raise
 
 
 def _readable(run: Run) -> Run:

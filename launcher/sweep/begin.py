@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
-from launcher.errors import UsageError
+from launcher.errors import LauncherError, UsageError
 from launcher.recipe.directory import absolute
 from launcher.recipe.duration import Duration
 from launcher.recipe.schema import Recipe, Sweep
 from launcher.runs.folder import Choice
-from launcher.sweep.plan import Length, Sources, check_space, settle
-from launcher.sweep.record import Record, Settings, create, is_sweep, more_trials
-from launcher.sweep.slots import Slot, gpus_here, slots_of, threads_of_each
+from launcher.sweep.metric import check_metric
+from launcher.sweep.plan import Length, Sources, check_same_recipe, check_space, corners, settle, sources_of
+from launcher.sweep.record import Record, Settings, create, is_sweep, more_trials, other_budget
+from launcher.sweep.room import Estimate, estimated
+from launcher.sweep.slots import Slot, slots_here, threads_of_each
 from launcher.sweep.space import Space, read_space
+from launcher.world.files import write_text
 
 _CREATING_SECONDS = 60.0
+_MOST_READ = 64  # corners of a space whose metric is looked for, and whose models are built to be weighed
 # what may differ from one start of a sweep to the next
 _FREE = ("recipe", "directory", "trials", "slots", "cpu", "how", "allow", "created", "budget")
 
@@ -29,7 +35,7 @@ class Asked:
     """What a command line or a call says of a sweep; None is left to the recipe's `sweep` section.
 
     Attributes:
-        recipe: The recipe's file.
+        recipe: The recipe's file, or what would stand in it, as if it lay in the working directory.
         words: Overrides, those that vary and those that do not.
         remove: Keys taken out of the recipe.
         allow: Packages that it may name.
@@ -40,14 +46,14 @@ class Asked:
         processes: Of each trial.
         method: How points are chosen.
         lag: How many trials before it a proposal does not wait for.
-        budget: Seconds of training, of all trials together.
+        budget: Training that all trials together may take, as in `12 hours`.
         keep: Whose weights stay.
         seed: Of the proposals.
         cpu: Whether to stay on the CPU.
         join: Whether to take part where others are at work.
     """
 
-    recipe: str
+    recipe: str | Mapping[str, Any]
     words: tuple[str, ...] = ()
     remove: tuple[str, ...] = ()
     allow: tuple[str, ...] = ()
@@ -58,7 +64,7 @@ class Asked:
     processes: int | None = None
     method: str | None = None
     lag: int | None = None
-    budget: float | None = None
+    budget: str | None = None
     keep: str | None = None
     seed: int | None = None
     cpu: bool = False
@@ -66,14 +72,30 @@ class Asked:
 
     @property
     def stated(self) -> dict[str, object]:
-        """By the keys of the recipe's `sweep` section; None is not said."""
+        """By the keys of the recipe's `sweep` section; None is not said.
+
+        Raises:
+            UsageError: The budget is no time.
+        """
         names = ("trials", "metric", "parallel", "method", "lag", "keep", "seed")
-        budget = None if self.budget is None else Duration(self.budget, "seconds", f"{self.budget:g} seconds")
         return {
             **{name: getattr(self, name) for name in names},
             "processes_per_run": self.processes,
-            "budget": budget,
+            "budget": self.time_budget,
         }
+
+    @property
+    def time_budget(self) -> Duration | None:
+        """The budget, read.
+
+        Raises:
+            UsageError: It is no time.
+        """
+        if self.budget is None:
+            return None
+        if (read := Duration.parse(self.budget)) is None or read.unit != "seconds":
+            raise UsageError(f"--budget '{self.budget}' is no time; write it as in '12 hours'")
+        return read
 
 
 @dataclass(frozen=True)
@@ -86,6 +108,7 @@ class Sought:
         space: What varies.
         settings: What would stand in `sweep.json`.
         slots: Where trials run here.
+        room: What it will need on the disk.
     """
 
     asked: Asked
@@ -93,6 +116,7 @@ class Sought:
     space: Space
     settings: Settings
     slots: Sequence[Slot]
+    room: Estimate
 
 
 def sought(asked: Asked, slots: Sequence[Slot] | None = None, threads: int | None = None) -> Sought:
@@ -107,29 +131,40 @@ def sought(asked: Asked, slots: Sequence[Slot] | None = None, threads: int | Non
         RecipeError: All that is wrong with the recipe or the space, each with its place.
         UsageError: The rest.
     """
-    path = os.path.abspath(absolute(asked.recipe))
-    space = read_space(path, asked.words, asked.remove)
-    sources = Sources(path, asked.remove, asked.allow)
+    source = _in_full(asked.recipe) if isinstance(asked.recipe, Mapping) else os.path.abspath(absolute(asked.recipe))
+    space = read_space(source, asked.words, asked.remove)
+    sources = Sources(source, asked.remove, asked.allow)
     recipe = check_space(sources, space)
     section = recipe.sweep or Sweep()
     processes = asked.processes or section.processes_per_run
     is_on_cpu = asked.cpu
     if slots is None:
-        names = gpus_here(asked.cpu)
-        is_on_cpu = not names
         stated = section.parallel if isinstance(section.parallel, int) else None
-        slots = slots_of(asked.parallel or stated, processes, names)
+        slots = slots_here(asked.parallel or stated, processes, asked.cpu)
+        is_on_cpu = not slots[0].gpus
     method = asked.method or section.method
     length = _length(recipe, asked.allow) if method == "halving" else Length(recipe.train.steps)
     settings = settle(recipe, space, sources, len(slots), length, asked.stated)
-    budget = section.budget.amount if section.budget else None
     settings = replace(
         settings,
         cpu=is_on_cpu,
-        how=tuple(_how(recipe, asked.words, threads or threads_of_each(len(slots), processes))),
-        budget=budget if asked.budget is None else asked.budget,
+        how=tuple(_how(recipe, asked, threads or threads_of_each(len(slots), processes))),
     )
-    return Sought(asked, recipe, space, settings, slots)
+    points = [recipe]
+    for changes in itertools.islice(corners(space), _MOST_READ):
+        points.append(sources.read([*space.fixed, *changes]))
+        check_metric(settings.metric, points[-1], f"space at {' '.join(changes)}")
+    return Sought(asked, recipe, space, settings, slots, estimated(settings, points))
+
+
+def _in_full(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A mapping with the paths of its bases in full: it will lie in the sweep's folder."""
+    named = recipe.get("base")
+    if isinstance(named, str):
+        return {**recipe, "base": os.path.abspath(absolute(named))}
+    if isinstance(named, list) and all(isinstance(base, str) for base in named):
+        return {**recipe, "base": [os.path.abspath(absolute(base)) for base in named]}
+    return recipe  # reading it says what is wrong
 
 
 def _length(recipe: Recipe, allow: tuple[str, ...]) -> Length:
@@ -146,8 +181,9 @@ def _length(recipe: Recipe, allow: tuple[str, ...]) -> Length:
     return Length(length.total_steps, length.steps_per_epoch)
 
 
-def _how(recipe: Recipe, words: Sequence[str], threads: int) -> list[str]:
+def _how(recipe: Recipe, asked: Asked, threads: int) -> list[str]:
     """What every trial has beside what it learns: fixed at the start, as other threads would round otherwise."""
+    words = asked.words
     how = []
     if recipe.launch.threads == "auto":
         how.append(f"launch.threads={threads}")
@@ -155,6 +191,8 @@ def _how(recipe: Recipe, words: Sequence[str], threads: int) -> list[str]:
         how.append("save.keep=1")  # beside the best one
     if "wandb" in recipe.track.trackers and not recipe.track.trackers["wandb"].get("group"):
         how.append(f"track.wandb.group={recipe.name}-sweep-{time.strftime('%Y-%m-%d_%H-%M-%S')}")
+    if isinstance(asked.recipe, Mapping) and recipe.train.start_from is not None:
+        how.append(f"train.start_from={os.path.abspath(absolute(recipe.train.start_from))}")
     return how
 
 
@@ -169,25 +207,58 @@ def opened(new: Sought, root: Path = Path("runs")) -> Record:
         root: Where runs lie, for one whose folder nobody has named.
 
     Raises:
-        UsageError: It holds something else, or another sweep.
+        UsageError: It holds something else, or another sweep; or what the sweep needs does not fit the disk.
+        RecipeError: A mapping names own code that it could not name as a file in that folder.
     """
     asked = new.asked
-    folder = Choice(f"{new.recipe.name}-sweep", asked.run_dir, False, {}).folder(root)
+    place = absolute(root if asked.run_dir is None else asked.run_dir)
+    if not is_sweep(place):
+        new.room.check(place, new.settings)
+    choice = Choice(f"{new.recipe.name}-sweep", asked.run_dir, False, {})
+    folder = choice.folder(root)
     if not is_sweep(folder):
         if not asked.join or _may_create(folder):
-            return create(folder, new.settings)
+            return _created(new, folder, choice) if isinstance(asked.recipe, Mapping) else create(folder, new.settings)
         _await(folder)
     record = Record(folder)
     _check_same(record, new.settings, asked)
-    grow(record, asked.trials)
+    grow(record, asked)
     return record
 
 
-def grow(record: Record, trials: int | None) -> None:
-    """Has so many runs be made, if that is more than before."""
-    if trials is not None and trials > max(record.budgets):
+def _created(new: Sought, folder: Path, choice: Choice) -> Record:
+    """The folder of a sweep whose recipe is a mapping: it becomes a file there, if it reads the same as such."""
+    path = folder / "recipe.yaml"
+    if path.exists():
+        raise UsageError(f"--run-dir: {folder} holds {path.name}; name a new folder, or a sweep's to resume it")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(path, new.recipe.document.text)
+        settings = replace(new.settings, recipe=os.path.abspath(path))
+        check_same_recipe(settings, sources_of(settings).read(new.space.fixed))
+        return create(folder, settings)
+    except OSError as error:
+        raise UsageError(f"--run-dir: {folder} cannot be written: {error.strerror or error}") from error
+    except LauncherError:
+        path.unlink()
+        choice.forget(folder)
+        raise
+
+
+def grow(record: Record, asked: Asked) -> None:
+    """Has more runs be made, where more are asked for than before, and has another budget.
+
+    Raises:
+        UsageError: The budget is no time.
+    """
+    budget, lines = asked.time_budget, []
+    if asked.trials is not None and asked.trials > max(record.budgets):
+        lines.append(more_trials(asked.trials))
+    if budget is not None and budget.amount != record.seconds:
+        lines.append(other_budget(budget.amount))
+    if lines:
         with record.locked():
-            record.append(more_trials(trials))
+            record.append(*lines)
 
 
 def _may_create(folder: Path) -> bool:

@@ -16,10 +16,12 @@ from launcher.recipe.load import load_recipe
 from launcher.recipe.schema import Recipe
 from launcher.recipe.show import render, resolved, scalar
 from launcher.recipe.yaml import parse
+from launcher.runs import naming
+from launcher.runs.folder import weights_of
 from launcher.sweep.grammar import flow, plain, segments
 from launcher.sweep.plan import overrides_of
 from launcher.sweep.ranking import Entry, baseline_values, leader, ranked
-from launcher.sweep.record import Record, Settings
+from launcher.sweep.record import Record, Settings, is_sweep
 from launcher.sweep.space import Space
 from launcher.text import number
 
@@ -39,9 +41,7 @@ def best_recipe(record: Record, space: Space, beside: Path | None = None) -> str
     entries = ranked(record)
     entry = leader(entries)
     if entry is None:
-        raise UsageError(
-            f"{record.folder}: no trial has been evaluated yet; `launcher runs {record.folder}` shows them"
-        )
+        raise UsageError(_nothing_evaluated(record.folder))
     settings = record.settings
     overrides = overrides_of(record, space, entry.trials[0])
     if settings.seeds:
@@ -53,13 +53,34 @@ def best_recipe(record: Record, space: Space, beside: Path | None = None) -> str
     return over if _reads_as(over, recipe, folder, settings) else head + render(recipe)
 
 
+def saved_place(text: str) -> Path:
+    """What a name means to a command that reads what was saved; of a sweep, its best trial.
+
+    Raises:
+        UsageError: It means none, runs of several recipes, or a sweep in which nothing was evaluated yet.
+    """
+    folder = Path(text)
+    if not is_sweep(folder):
+        return naming.saved_place(text)
+    record = Record(folder)
+    entry = leader(ranked(record))
+    if entry is None:
+        raise UsageError(_nothing_evaluated(folder))
+    trials = [record.folder_of(trial.number) for trial in entry.trials]
+    return next((trial for trial in trials if weights_of(trial) is not None), trials[0])
+
+
+def _nothing_evaluated(folder: Path) -> str:
+    return f"{folder}: no trial has been evaluated yet; `launcher runs {folder}` shows them"
+
+
 def _said_of(entry: Entry, count: int, record: Record) -> list[str]:
     """What the figure is, and how it came about."""
     metric, seeds = record.settings.metric, len(entry.trials)
     spread = f" ± {number(entry.error)} over {seeds} seeds" if entry.error is not None else ""
     names = ", ".join(f"{trial.number:04}" for trial in entry.trials)
     value = f"{metric.name} {number(entry.value)}{spread} after {entry.step:,} steps"
-    which = f"{'the baseline' if entry.point == 0 else f'trial {names}'} of {record.folder}"
+    which = f"{'the baseline' if entry.point == 0 else f'trial {names}'} of {record.folder.resolve().name}"
     whole = "" if entry.rung == record.settings.last_rung else "; the sweep is not at its end"
     return [f"{value}, rank 1 of {count} points{whole}: {which}."]
 

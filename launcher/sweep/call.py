@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from launcher.recipe.package import make_callable
 
 
 def sweep(
-    recipe: str | os.PathLike[str],
+    recipe: str | os.PathLike[str] | Mapping[str, Any],
     *overrides: str,
     trials: int | None = None,
     metric: str | None = None,
@@ -29,7 +29,7 @@ def sweep(
     """Trains a recipe with many values of some keys, each trial in a process of its own; see `launcher sweep`.
 
     Args:
-        recipe: The YAML file.
+        recipe: The YAML file, or its content as a mapping, which is written into the sweep's folder.
         *overrides: `a.b=1,2`, `a.b=1e-4..1e-2:log`, `seed=0..4`; one with a single value holds for all trials.
         trials: How many runs, those of all seeds counted.
         metric: What is compared, as in `validation/accuracy:max`.
@@ -50,29 +50,19 @@ def sweep(
 
     Raises:
         RecipeError: Everything that is wrong with the recipe or the space, each with its place.
-        UsageError: The recipe is not a file; or what was asked for does not fit together, or is another sweep than the
-            one in the folder.
+        UsageError: What was asked for does not fit together, is another sweep than the one in the folder, or needs
+            more room than the disk has.
         KeyboardInterrupt: It was interrupted, and all trials have saved.
     """
-    from launcher.errors import UsageError
     from launcher.recipe.directory import taken
-    from launcher.recipe.duration import Duration
     from launcher.sweep.begin import Asked, opened, sought
     from launcher.sweep.best import rows
     from launcher.sweep.screen import Screen
     from launcher.sweep.work import work_off
     from launcher.world.obeying import obeying
 
-    if not isinstance(recipe, (str, os.PathLike)):
-        raise UsageError(
-            f"launcher.sweep: a sweep's recipe is a file, which its trials read, and not a {type(recipe).__name__}; "
-            "write a mapping with yaml.safe_dump(recipe, open('recipe.yaml', 'w')), and pass 'recipe.yaml'"
-        )
-    limit = None if budget is None else Duration.parse(budget)
-    if budget is not None and (limit is None or limit.unit != "seconds"):
-        raise UsageError(f"budget: '{budget}' is no time; write it as in '12 hours'")
     asked = Asked(
-        recipe=os.fspath(recipe),
+        recipe=recipe if isinstance(recipe, Mapping) else os.fspath(recipe),
         words=overrides,
         allow=tuple(allow),
         run_dir=None if run_dir is None else os.fspath(run_dir),
@@ -82,7 +72,7 @@ def sweep(
         processes=processes_per_run,
         method=method,
         lag=lag,
-        budget=None if limit is None else limit.amount,
+        budget=budget,
         keep=keep,
         seed=seed,
         cpu=cpu,
@@ -92,13 +82,7 @@ def sweep(
         new = sought(asked)
         record = opened(new)
         with Screen(record, new.space, plain=True) as screen:
-            work_off(
-                *(record, new.space, new.recipe, new.slots),
-                join=join,
-                budget=asked.budget,
-                say=screen.say,
-                show=screen.show,
-            )
+            work_off(record, new.space, new.recipe, new.slots, join=join, say=screen.say, show=screen.show)
     return rows(record, new.space)
 
 

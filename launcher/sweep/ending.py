@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.errors import EXIT_DONE, EXIT_PREEMPTED, EXIT_USAGE
-from launcher.runs.folder import STATUS_FILE, read_json
+from launcher.runs.folder import read_json
 from launcher.runs.logs import tail_of
+from launcher.runs.reading import Run
 from launcher.world.failure import exit_in_words
 from launcher.world.failure_report import FAILURE_FILE
 
@@ -49,8 +50,8 @@ def ending_of(folder: Path, code: int, wanted: int | None, output: Path, since: 
         output: What its process has printed.
         since: When that was started, in unix time.
     """
-    status = read_json(folder / STATUS_FILE)
-    step, state = int(status.get("step") or 0), status.get("state")
+    run = Run(folder)
+    step, state = run.step, run.status.get("state")
     if code == EXIT_DONE and state == "finished":
         return Ending("reached", step)
     if code == EXIT_PREEMPTED and wanted is not None and step >= wanted:

@@ -76,6 +76,12 @@ class Alternative:
         return " ".join([re.split("[.:]", str(value.get("_target_", value.get("_ref_"))))[-1], *rest])
 
     @property
+    def plain(self) -> Any:
+        """What it is; of a list or a component its label."""
+        value = plain(str(self))
+        return self.label if isinstance(value, dict | list) else value
+
+    @property
     def size(self) -> int | None:
         """How many values it has; None where a range is real."""
         size = 1
@@ -151,9 +157,19 @@ def _alternative(text: str) -> Alternative:
     try:
         if found := read_range(text):
             return Alternative(("", ""), (Hole((), found),))
+        if meant := _range_in_other_words(text):
+            raise SpaceError(f"a range is written {meant} here; put a text that reads like one in quotes")
         return _component(text) if text.startswith("{") else Alternative((text,))
     except RangeError as error:
         raise SpaceError(str(error)) from error
+
+
+def _range_in_other_words(text: str) -> Range | None:
+    """The range that is meant by `1e-4 .. 1e-2`, or by the mapping that a recipe's section has for one."""
+    if text.startswith("{"):
+        value = plain(text)
+        return _range_of(value) if _is_range(value) else None
+    return read_range("".join(text.split())) if re.search(r"[0-9]\s*\.\.\s*[-+0-9]", text) else None
 
 
 def _component(text: str) -> Alternative:

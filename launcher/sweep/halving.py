@@ -27,13 +27,11 @@ class Action:
         trial: Its number.
         rung: To which it is brought.
         is_new: Whether it has yet to be proposed.
-        early: Whether it is not certain that it goes on.
     """
 
     trial: int
     rung: int
     is_new: bool = False
-    early: bool = False
 
 
 def next_action(record: Record, running: Mapping[int, int] | None = None, beyond: bool = False) -> Action | None:
@@ -187,5 +185,5 @@ def _early(cohort: Cohort, busy: Mapping[int, int], beyond: bool = False) -> Act
     for rung in range(cohort.settings.last_rung - 1, -1, -1):
         for point in cohort.ranked(rung, range(cohort.size))[: None if beyond else cohort.quotas[rung + 1]]:
             for number in cohort.to_do(point, rung + 1, busy):
-                return Action(number, rung + 1, early=True)
+                return Action(number, rung + 1)
     return None

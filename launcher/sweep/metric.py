@@ -82,6 +82,19 @@ def metric_of(recipe: Recipe, text: str | None = None) -> Metric:
     return Metric(key, mode or ("min" if _LESS_IS_BETTER.search(key.lower()) else "max"), of or decides)
 
 
+def check_metric(metric: Metric, recipe: Recipe, place: str) -> None:
+    """Looks whether another point of a space has the metric by which points are compared.
+
+    Raises:
+        UsageError: It does not.
+    """
+    if recipe.data.validation is None or metric.of not in _sets(recipe):
+        fault = "has no such validation set"
+    elif (fault := _fault(metric.key, recipe) or "") == "":
+        return
+    raise UsageError(f"{place}: trials are compared by {metric.name}; this one {fault}")
+
+
 def _parsed(text: str, sets: Sequence[str]) -> tuple[str, str, str]:
     """The key, the mode and the set of `validation/clean/accuracy:max`; what is not said is empty."""
     name, colon, mode = text.partition(":")

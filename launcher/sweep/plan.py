@@ -22,6 +22,7 @@ from launcher.sweep.ranges import written
 from launcher.sweep.record import Parameters, Record, Settings, Trial
 from launcher.sweep.samplers import check_installed, is_installed
 from launcher.sweep.space import Dimension, Space, is_same
+from launcher.text import brief, suggestion
 
 _MOST_POINTS = 10_000  # of a grid
 _MOST_CORNERS = 16  # of the whole space, each read as a recipe
@@ -71,6 +72,12 @@ def check_space(sources: Sources, space: Space) -> Recipe:
         RecipeError: All that is wrong, with the place in the space.
     """
     baseline = sources.read(space.fixed)
+    stated = baseline.document.values.get("define") or {}
+    for dimension in space.dimensions:
+        first, *rest = segments(dimension.key)
+        if first == "define" and rest and rest[0] not in stated:
+            message = f"the recipe defines no '{rest[0]}', and nothing refers to it{suggestion(rest[0], stated)}"
+            raise RecipeError([Problem(dimension.place, dimension.key, message)])
     problems = _once(_problems_of_each(sources, space)) or _once(_problems_of_corners(sources, space))
     if problems:
         raise RecipeError(problems)
@@ -87,27 +94,33 @@ def _once(problems: Iterator[tuple[Problem, str]]) -> list[Problem]:
 
 def _problems_of_each(sources: Sources, space: Space) -> Iterator[tuple[Problem, str]]:
     for dimension in space.dimensions:
-        several = len(dimension.alternatives) > 1
         for alternative in dimension.alternatives:
+            which = "alternative " if dimension.is_choice else "with " if alternative.holes else ""
             for text in _ends(alternative):
-                for problem in _wrong_with(sources, [*space.fixed, f"{dimension.key}={text}"]):
-                    which = f"alternative {text}: " if several else f"with {text}: " if alternative.holes else ""
-                    path = "" if problem.path == dimension.key else f"{problem.path}: "
-                    message = f"{which}{path}{problem.message}"
+                problems = _wrong_with(sources, [*space.fixed, f"{dimension.key}={text}"])
+                for problem in problems:
+                    path = "" if problem.path in ("", dimension.key) else f"{problem.path}: "
+                    message = f"{which}{brief(text)}: {path}{problem.message}" if which else f"{path}{problem.message}"
                     yield Problem(dimension.place, dimension.key, message), problem.message
+                if problems:
+                    break  # the other ends of a range are wrong in the same way
 
 
 def _problems_of_corners(sources: Sources, space: Space) -> Iterator[tuple[Problem, str]]:
     """What is wrong only where several keys vary together."""
-    if len(space.dimensions) < 2:
-        return
-    ends = [[text for each in dimension.alternatives for text in _ends(each)] for dimension in space.dimensions]
-    count = math.prod(map(len, ends))
-    lines = zip(*(itertools.islice(itertools.cycle(texts), max(map(len, ends))) for texts in ends), strict=True)
-    for texts in itertools.product(*ends) if count <= _MOST_CORNERS else lines:
-        changes = [f"{dimension.key}={text}" for dimension, text in zip(space.dimensions, texts, strict=True)]
+    for changes in corners(space) if len(space.dimensions) > 1 else ():
         for problem in _wrong_with(sources, [*space.fixed, *changes]):
             yield Problem(f"space at {' '.join(changes)}", problem.path, problem.message), problem.message
+
+
+def corners(space: Space) -> Iterator[list[str]]:
+    """Changes that all keys make together: all combinations of their ends; of many, so many that each end is there."""
+    ends = [[text for each in dimension.alternatives for text in _ends(each)] for dimension in space.dimensions]
+    count = math.prod(map(len, ends))
+    most = max(map(len, ends), default=0)
+    lines = zip(*(itertools.islice(itertools.cycle(texts), most) for texts in ends), strict=True)
+    for texts in itertools.product(*ends) if count <= _MOST_CORNERS else lines:
+        yield [f"{dimension.key}={text}" for dimension, text in zip(space.dimensions, texts, strict=True)]
 
 
 def _ends(alternative: Alternative) -> list[str]:
@@ -160,7 +173,7 @@ def _located(dimension: Dimension, tree: Mapping[str, Any]) -> dict[str, int | f
         if not all(hole.range.holds(number) for hole, number in zip(alternative.holes, numbers, strict=True)):
             continue
         if is_same(plain(alternative.filled(numbers)), value):
-            choice = {dimension.key: index} if len(dimension.alternatives) > 1 else {}
+            choice = {dimension.key: index} if dimension.is_choice else {}
             names = (parameter.name for parameter in dimension.holes(index))
             return {**choice, **dict(zip(names, numbers, strict=True))}
     return None
@@ -227,7 +240,7 @@ def settle(
     if method == "cmaes" and not any(each.range and each.choice is None for each in space.parameters):
         raise UsageError("--method cmaes: varies ranges, and there is none; write --method tpe")
     return Settings(
-        recipe=os.fspath(sources.recipe) if not isinstance(sources.recipe, Mapping) else "",
+        recipe="" if isinstance(sources.recipe, Mapping) else os.fspath(sources.recipe),
         words=space.words,
         metric=metric_of(recipe, asked.metric),
         digest=digest(identity_of(recipe)),
@@ -245,6 +258,7 @@ def settle(
         directory=str(Path.cwd()),
         processes=asked.processes_per_run,
         keep=asked.keep,
+        budget=asked.budget.amount if asked.budget is not None else None,
     )
 
 
@@ -269,8 +283,8 @@ def _points(asked: Sweep, space: Space, method: str, is_inside: bool) -> int:
         assert there_are is not None
         if asked.trials is not None and asked.trials != there_are * repeats:
             raise UsageError(
-                f"--trials {asked.trials}: the grid has {there_are * repeats:,} runs with the baseline; leave --trials "
-                "out, or write --method random"
+                f"--trials {asked.trials}: the grid has {there_are * repeats:,} runs with the baseline; omit --trials, "
+                "or write --method random"
             )
         return there_are
     if asked.trials is None:
@@ -311,7 +325,7 @@ def _check_lengths(recipe: Recipe, space: Space) -> None:
     by_epochs = recipe.train.steps is None
     for dimension in space.dimensions:
         if dimension.key in _LENGTHS or (by_epochs and dimension.key in _EPOCHS):
-            remedy = "fix train.steps" if dimension.key in _EPOCHS else "leave it out"
+            remedy = "fix train.steps" if dimension.key in _EPOCHS else "omit it"
             raise UsageError(
                 f"--method halving: {dimension.key} decides how many steps a run has, and trials are compared after "
                 f"the same; {remedy}, or choose another method"
@@ -336,9 +350,11 @@ def rungs(length: Length, asked: Sweep) -> tuple[int, ...]:
     while levels[-1] // asked.eta >= first:
         levels.append(levels[-1] // asked.eta)
     if len(levels) < 2:
+        most = length.steps // asked.eta
+        remedy = f"write sweep.first_rung='{most} steps', or less" if most else "choose another method"
         raise UsageError(
-            f"--method halving: a run has {length.steps} steps, and the first rung is at {first}; write a first rung "
-            f"of at most {length.steps // asked.eta} steps"
+            f"--method halving: a run has {length.steps} step{'s' * (length.steps > 1)}, and the first rung is at "
+            f"{first}; {remedy}"
         )
     return tuple(reversed(levels))
 
@@ -346,9 +362,9 @@ def rungs(length: Length, asked: Sweep) -> tuple[int, ...]:
 # ---------------------------------------------------------------------- a sweep that there is
 
 
-def sources_of(settings: Settings, recipe: Source | None = None) -> Sources:
+def sources_of(settings: Settings) -> Sources:
     """From what the trials of a sweep are read."""
-    return Sources(recipe if recipe is not None else settings.recipe, settings.remove, settings.allow)
+    return Sources(settings.recipe, settings.remove, settings.allow)
 
 
 def overrides_of(record: Record, space: Space, trial: Trial) -> list[str]:

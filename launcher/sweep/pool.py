@@ -21,7 +21,8 @@ from launcher.sweep import record as lines
 from launcher.sweep.ending import Ending, ending_of
 from launcher.sweep.halving import goes_on, is_complete, next_action
 from launcher.sweep.record import Parameters, Record, Trial
-from launcher.sweep.retention import room_needed, tidy
+from launcher.sweep.retention import tidy
+from launcher.sweep.room import still_needed
 from launcher.sweep.slots import Slot
 from launcher.sweep.starter import Ended, Starter, WarmProcessLostError
 from launcher.sweep.warm import Order
@@ -62,6 +63,11 @@ class Work:
     since: float = field(default_factory=time.time)
 
 
+def _since(work: Work) -> float:
+    """Seconds that a slot has been at something."""
+    return round(time.time() - work.since, 3)
+
+
 @dataclass
 class Pool:
     """One participant in a sweep.
@@ -71,7 +77,6 @@ class Pool:
         points: Says what each trial is.
         slots: Where trials run.
         me: This participant's name.
-        budget_seconds: Training that all trials together may take; None is no limit.
         starter: Starts trials.
         say: Gets a line for what a person should know.
         show: Told when something has changed.
@@ -82,7 +87,6 @@ class Pool:
     slots: Sequence[Slot]
     me: str
     starter: Starter
-    budget_seconds: float | None = None
     say: Callable[[str], None] = print
     show: Callable[[Record], None] = lambda record: None
 
@@ -124,11 +128,17 @@ class Pool:
             return "preempted"
         if self._failures >= FAILURES_IN_A_ROW:
             return "failed"
-        if self.budget_seconds is not None and self._seconds() >= self.budget_seconds:
-            return "spent"
-        if self._looked[0] == self.record.lines and not self.busy and not self.record.running:
-            return "complete" if is_complete(self.record) else "stuck"
+        is_idle = not self.busy and not self.record.running
+        if self._is_spent():
+            return "complete" if is_idle and next_action(self.record, beyond=True) is None else "spent"
+        if self._looked[0] == self.record.lines and is_idle:
+            assert is_complete(self.record)
+            return "complete"
         return None
+
+    def _is_spent(self) -> bool:
+        """Whether the trials have had all the time that they may take."""
+        return self.record.seconds is not None and self._seconds() >= self.record.seconds
 
     def _seconds(self) -> float:
         """What all trials have taken, those that this participant is at included."""
@@ -149,10 +159,10 @@ class Pool:
         with self.record.locked():
             free_the_lost(self.record, self.me)
             for slot in free:
-                action = next_action(self.record, beyond=self.budget_seconds is not None)
+                action = next_action(self.record, beyond=self.record.seconds is not None)
                 if action is None:
                     break
-                news = [lines.taken(action.trial, action.rung, self.me, action.early)]
+                news = [lines.taken(action.trial, action.rung, self.me)]
                 if action.is_new:
                     news.insert(0, lines.proposal(action.trial, self.points.propose(action.trial)))
                 self.record.append(*news)
@@ -215,9 +225,11 @@ class Pool:
             self._lost += 1
             if self._lost >= _LOST_IN_A_ROW:
                 raise
-            self.say(f"{error}, and with it the trials that ran; they go on from their checkpoints")
+            self.say(f"{error}, and with it the trials that ran; they resume from their checkpoints")
             with self.record.locked():
-                self.record.append(*(lines.released(number, str(error)) for number in self.busy))
+                self.record.append(
+                    *(lines.released(number, str(error), _since(work)) for number, work in self.busy.items())
+                )
             self.busy.clear()
             self.starter.renew()
 
@@ -244,16 +256,16 @@ class Pool:
         """Says so where the disk will be full, as far as the first trial to come to a rung tells."""
         self._is_weighed = True
         with suppress(OSError):
-            needed, free = room_needed(self.record, number)
+            needed, free = still_needed(self.record, number)
             if needed > free:
                 self.say(
-                    f"{self.record.folder}: the other trials need about {size(needed)}, and {size(free)} are free; a "
+                    f"{self.record.folder}: the sweep needs about {size(needed)} more, and {size(free)} are free; a "
                     "trial whose checkpoint does not fit fails"
                 )
 
     def _line(self, number: int, work: Work, ending: Ending) -> dict[str, object]:
         """What the record says of an ending."""
-        seconds, trial = round(time.time() - work.since, 3), self.record.trials[number]
+        seconds, trial = _since(work), self.record.trials[number]
         if ending.kind == "stopped":
             return lines.released(number, "it was asked to stop, and has saved", seconds)
         if ending.kind == "reached":

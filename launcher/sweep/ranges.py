@@ -22,7 +22,7 @@ _NUMBER = r"[-+]?[0-9]+(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?"
 _RANGE = re.compile(rf"({_NUMBER})\.\.({_NUMBER})(?::(log|x{_NUMBER}|{_NUMBER}))?")
 # what somebody may have meant as a number: other notations, or nothing at all
 _LIKE = re.compile(
-    r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|0x[0-9a-fA-F]+|0o[0-7]+|[-+]?\.?inf|\$\{.*\}"
+    r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|0x[0-9a-fA-F]+|0o[0-7]+|[-+]?\.?(?:inf|nan)|\$\{.*\}"
 )
 _MANY = 100  # from this factor between its ends on, a linear range is asked about
 _MOST_DIGITS = 30
@@ -63,42 +63,54 @@ class Range:
         return isinstance(self.low, int) and isinstance(self.high, int)
 
     @property
+    def is_listed(self) -> bool:
+        """Whether it has a step or a factor: its values are a list."""
+        return self.step is not None or self.factor is not None
+
+    @property
     def size(self) -> int | None:
         """How many values it has; None where it is real."""
-        if self.step is not None or self.factor is not None:
+        if self.is_listed:
             return len(self._values)
         return int(self.high) - int(self.low) + 1 if self.is_integer else None
 
     def value(self, index: int) -> Number:
         """The value of an index, counted from the low end."""
-        if self.step is not None or self.factor is not None:
+        if self.is_listed:
             return self._values[index]
         return int(self.low) + index
 
     def at(self, fraction: float) -> Number:
         """The value at a fraction of the way from the low end (0) to the high one (1), by its scale."""
-        if self.step is not None or self.factor is not None:
+        if self.is_listed:
             return self._values[min(int(fraction * len(self._values)), len(self._values) - 1)]
         if self.is_integer:
             return self._integer_at(fraction)
         if self.scale == "log":
-            return _within(self, math.exp(_between(math.log(self.low), math.log(self.high), fraction)))
-        return _within(self, _between(float(self.low), float(self.high), fraction))
+            return self.within(math.exp(_between(math.log(self.low), math.log(self.high), fraction)))
+        return self.within(_between(float(self.low), float(self.high), fraction))
+
+    def within(self, value: float) -> float:
+        """A real value in eight digits, which no learning rate exceeds, and never outside."""
+        return min(max(float(f"{value:.8g}"), float(self.low)), float(self.high))
 
     def fraction(self, value: Number) -> float:
         """Where a value lies between the ends, 0 to 1: what `at` gives it for, roughly."""
-        if self.step is not None or self.factor is not None:
-            nearest = min(range(len(self._values)), key=lambda index: abs(self._values[index] - value))
-            return (nearest + 0.5) / len(self._values)
+        if self.is_listed:
+            return (self.nearest(value) + 0.5) / len(self._values)
         if self.scale == "log":
             return (math.log(value) - math.log(self.low)) / (math.log(self.high) - math.log(self.low))
         return (value - self.low) / (self.high - self.low)
+
+    def nearest(self, value: Number) -> int:
+        """The index of the listed value that lies nearest to another."""
+        return min(range(len(self._values)), key=lambda index: abs(self._values[index] - value))
 
     def holds(self, value: Number) -> bool:
         """Whether a number is one of its values."""
         if not self.low <= value <= self.high:
             return False
-        if self.step is not None or self.factor is not None:
+        if self.is_listed:
             return value in self._values
         return not self.is_integer or float(value).is_integer()
 
@@ -128,11 +140,6 @@ def written(value: Number) -> str:
 
 def _between(low: float, high: float, fraction: float) -> float:
     return low + (high - low) * fraction
-
-
-def _within(range: Range, value: float) -> float:
-    """Eight digits, which no learning rate exceeds, and never outside."""
-    return min(max(float(f"{value:.8g}"), float(range.low)), float(range.high))
 
 
 def read_range(text: str) -> Range | None:
@@ -242,9 +249,11 @@ def _about_side(side: str) -> str:
         return f"'{side}' is written in digits here: {int(side, 0)}"
     if side.startswith("."):
         return f"'{side}' needs a digit before the point: 0{side}"
+    if side.endswith("nan"):
+        return f"'{side}' is not a number"
     return f"'{side}' needs a digit behind the point: {side}0" if side.endswith(".") else f"'{side}' has no end"
 
 
 def is_asked_about(range: Range) -> bool:
     """Whether a linear range spans so much that `:log` may have been forgotten."""
-    return range.scale == "linear" and range.step is None and range.low > 0 and range.high / range.low >= _MANY
+    return range.scale == "linear" and not range.is_listed and range.low > 0 and range.high / range.low >= _MANY

@@ -55,7 +55,7 @@ class Settings:
         processes: Of each trial.
         cpu: Whether trials use the CPU even if there is a GPU.
         how: Overrides that say how a trial is run, and not what it learns: threads of a process, checkpoints kept.
-        budget: Seconds of training that all trials together may take; None is no limit.
+        budget: Seconds of training that all trials together may take; None is no limit. See `Record.seconds`.
         keep: `best`: only the best trial's weights stay; `all`.
         created: When, in unix time.
     """
@@ -122,7 +122,6 @@ class Trial:
         since: When it was taken, in unix time.
         taken: The rung that somebody is bringing it to; None where nobody works at it.
         worker: Who that is.
-        early: The highest rung that it was taken to before that was certain.
         failures: What it failed of, oldest first.
         is_failed: Whether it will not be tried again: it counts as the worst.
     """
@@ -137,7 +136,6 @@ class Trial:
     since: float | None = None
     taken: int | None = None
     worker: str = ""
-    early: int | None = None
     failures: list[str] = field(default_factory=list)
     is_failed: bool = False
 
@@ -170,6 +168,8 @@ class Record:
         settings: What it is.
         trials: Those proposed, by number.
         budgets: How many runs there shall be: the settings', then what was asked for since, each more than before.
+        seconds: Of training that all trials together may take: the settings', or what was asked for last; None is no
+            limit.
         lines: How many lines were read.
 
     Raises:
@@ -178,10 +178,11 @@ class Record:
     """
 
     def __init__(self, folder: Path):
-        self.folder = folder
+        self.folder = folder if folder.name not in ("", "..") else folder.resolve()  # a name that says something
         self.settings = read_settings(folder)
         self.trials: dict[int, Trial] = {}
         self.budgets = [self.settings.trials]
+        self.seconds = self.settings.budget
         self.lines = 0
         self._read = 0  # bytes
         self.refresh()
@@ -220,6 +221,9 @@ class Record:
         kind = line["kind"]
         if kind == "trials":
             self.budgets += [int(line["trials"])] if line["trials"] > self.budgets[-1] else []
+            return
+        if kind == "budget":
+            self.seconds = float(line["seconds"])
             return
         number = int(line["trial"])
         if kind == "proposal":
@@ -289,9 +293,9 @@ def proposal(trial: int, parameters: Parameters | None) -> dict[str, Any]:
     return {"kind": "proposal", "trial": trial, "parameters": parameters}
 
 
-def taken(trial: int, rung: int, worker: str, early: bool = False) -> dict[str, Any]:
+def taken(trial: int, rung: int, worker: str) -> dict[str, Any]:
     """Somebody brings a trial to a rung from now on."""
-    return {"kind": "taken", "trial": trial, "rung": rung, "worker": worker, "early": early}
+    return {"kind": "taken", "trial": trial, "rung": rung, "worker": worker}
 
 
 def released(trial: int, why: str, seconds: float = 0.0) -> dict[str, Any]:
@@ -322,10 +326,13 @@ def more_trials(trials: int) -> dict[str, Any]:
     return {"kind": "trials", "trials": trials}
 
 
+def other_budget(seconds: float) -> dict[str, Any]:
+    """All trials together may take so much training from now on, what they have had counted."""
+    return {"kind": "budget", "seconds": seconds}
+
+
 def _on_taken(trial: Trial, line: Mapping[str, Any]) -> None:
     trial.taken, trial.worker, trial.since = int(line["rung"]), str(line["worker"]), line.get("time")
-    if line["early"]:
-        trial.early = trial.taken
 
 
 def _on_nothing(trial: Trial, line: Mapping[str, Any]) -> None:
@@ -366,7 +373,9 @@ def create(folder: Path, settings: Settings) -> Record:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if strange := [path.name for path in folder.iterdir() if path.name[0] != "."]:
+        if strange := [
+            path.name for path in folder.iterdir() if path.name[0] != "." and path.absolute() != Path(settings.recipe)
+        ]:
             raise UsageError(f"--run-dir: {folder} holds {strange[0]}; name a new folder, or a sweep's to resume it")
         (folder / TRIALS_FOLDER).mkdir()
         write_json(folder / SWEEP_FILE, asdict(settings))

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from launcher.sweep.halving import Cohort, counted
 from launcher.sweep.record import Record
-
-_WEIGHTS = "model_weights*.pth"
+from launcher.sweep.room import CHECKPOINTS, all_weights
 
 
 def tidy(record: Record) -> None:
@@ -47,28 +46,9 @@ def best_trials(record: Record) -> set[int]:
     return spared
 
 
-def room_needed(record: Record, trial: int) -> tuple[int, int]:
-    """What the sweep's checkpoints and weights will take, by those of one trial; and what is free, in bytes.
-
-    Of halving, every trial may lie paused; of other methods, those that run and the best hold something.
-    """
-    settings = record.settings
-    folder = record.folder_of(trial)
-    files = [path for part in ("checkpoints", _WEIGHTS) for path in folder.glob(part)]
-    each = sum(_size(path) for path in files)
-    keeping = settings.keep == "all" or settings.num_rungs > 1
-    others = record.budgets[-1] - len(record.trials) if keeping else settings.slots * settings.repeats
-    return each * max(0, others), shutil.disk_usage(record.folder).free
-
-
-def _size(path: Path) -> int:
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())
-
-
 def _forget(folder: Path) -> None:
     """Takes away all that weighs something, of which the figures are no part."""
-    for path in (*folder.glob(_WEIGHTS), *_inside(folder / "checkpoints")):
+    for path in (*all_weights(folder), *_inside(folder / CHECKPOINTS)):
         with suppress(OSError):  # another participant does the same
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 

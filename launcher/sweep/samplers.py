@@ -17,10 +17,7 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 _SPREAD = 0.3  # of CMA-ES at its start, where the whole of a range is 1
-_INSTALL = {
-    "optuna": "pip install 'torchlauncher[sweep]', or choose --method random, grid or halving",
-    "cmaes": "pip install 'torchlauncher[sweep]', or choose --method random, grid or halving",
-}
+_PACKAGES = {"tpe": "optuna", "cmaes": "cmaes"}  # by method
 
 
 def check_installed(method: str) -> None:
@@ -29,9 +26,12 @@ def check_installed(method: str) -> None:
     Raises:
         UsageError: It is not.
     """
-    package = {"tpe": "optuna", "cmaes": "cmaes"}.get(method)
+    package = _PACKAGES.get(method)
     if package is not None and not is_installed(package):
-        raise UsageError(f"--method {method}: {package} is not installed; {_INSTALL[package]}")
+        raise UsageError(
+            f"--method {method}: {package} is not installed; pip install 'torchlauncher[sweep]', or choose --method "
+            "random, grid or halving"
+        )
 
 
 def is_installed(package: str) -> bool:
@@ -77,19 +77,13 @@ def _told(optuna: Any, space: Space, known: Sequence[Known]) -> Any:
         )
 
 
-def _is_listed(parameter: Parameter) -> bool:
-    """Whether it has a step or a factor: Optuna is told which of the values it is."""
-    found = parameter.range
-    return found is not None and (found.step is not None or found.factor is not None)
-
-
 def _distribution(parameter: Parameter) -> BaseDistribution:
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     found = parameter.range
     if found is None:
         return CategoricalDistribution(list(range(parameter.num_choices)))
-    if _is_listed(parameter):
+    if found.is_listed:
         return IntDistribution(0, (found.size or 1) - 1)
     if found.is_integer:
         return IntDistribution(int(found.low), int(found.high), log=found.scale == "log")
@@ -100,7 +94,7 @@ def _suggested(trial: Any, parameter: Parameter) -> int | float:
     found, name = parameter.range, parameter.name
     if found is None:
         return int(trial.suggest_categorical(name, list(range(parameter.num_choices))))
-    if _is_listed(parameter):
+    if found.is_listed:
         return int(trial.suggest_int(name, 0, (found.size or 1) - 1))
     if found.is_integer:
         return int(trial.suggest_int(name, int(found.low), int(found.high), log=found.scale == "log"))
@@ -109,18 +103,14 @@ def _suggested(trial: Any, parameter: Parameter) -> int | float:
 
 def _encoded(parameter: Parameter, value: int | float) -> int | float:
     found = parameter.range
-    if found is None or not _is_listed(parameter):
-        return value
-    return min(range(found.size or 1), key=lambda index: abs(found.value(index) - value))
+    return found.nearest(value) if found is not None and found.is_listed else value
 
 
 def _decoded(parameter: Parameter, value: int | float) -> int | float:
     found = parameter.range
-    if found is None or (found.is_integer and not _is_listed(parameter)):
-        return int(value)
-    if _is_listed(parameter):
+    if found is not None and found.is_listed:  # of which Optuna is told which value it is
         return found.value(int(value))
-    return min(max(float(f"{value:.8g}"), float(found.low)), float(found.high))
+    return int(value) if found is None or found.is_integer else found.within(value)
 
 
 class _Quiet:

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Self
 from launcher.sweep.ranking import ranked
 from launcher.sweep.record import Record, Trial
 from launcher.sweep.space import Space
-from launcher.sweep.view import view
+from launcher.sweep.view import fitted
 from launcher.text import duration, number
 
 if TYPE_CHECKING:
     from rich.live import Live
 
 _SECONDS = 1.0  # between two looks: whatever happens more often nobody reads
-_LINES_BESIDE = 8  # the table
 
 
 class Screen:
@@ -64,22 +63,22 @@ class Screen:
             self._tell(record)
         elif time.monotonic() >= self._shown + _SECONDS:
             self._shown = time.monotonic()
-            size = self._live.console.size
-            self._live.update(view(record, self._space, max(1, size.height - _LINES_BESIDE), size.width), refresh=True)
+            self._live.update(fitted(record, self._space, self._live.console), refresh=True)
 
     def _tell(self, record: Record) -> None:
         """A line for each trial that has reached a rung since."""
         news = [trial for trial in record.trials.values() if trial.rung > self._told.get(trial.number, -1)]
-        places = {trial.number: entry.place for entry in ranked(record) for trial in entry.trials} if news else {}
+        entries = ranked(record) if news else []
+        whole = [entry for entry in entries if entry.place is not None and entry.is_whole]  # with all of its seeds
+        ranks = {trial.number: f", rank {entry.place} of {len(whole)}" for entry in whole for trial in entry.trials}
         for trial in sorted(news, key=lambda each: each.seen or 0.0):
             self._told[trial.number] = trial.rung
-            self.say(_line(record, trial, places.get(trial.number)))
+            self.say(_line(record, trial, ranks.get(trial.number, "")))
 
 
-def _line(record: Record, trial: Trial, place: int | None) -> str:
+def _line(record: Record, trial: Trial, rank: str) -> str:
     """What a trial has reached, in a line."""
     settings = record.settings
     figure = f"{settings.metric.name} {number(trial.values[trial.rung])}"
     state = "finished" if trial.result is not None else f"at rung {trial.rung + 1} of {settings.num_rungs}"
-    rank = f", rank {place} of {len(record.trials)}" if place is not None else ""
     return f"trial {trial.number:04} {state}: {figure}{rank}; step {trial.step:,}, {duration(trial.seconds)}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from launcher.errors import UsageError
@@ -27,16 +27,25 @@ class Slot:
     @property
     def environment(self) -> Mapping[str, str]:
         """The variables of a trial there."""
-        return {"CUDA_VISIBLE_DEVICES": ",".join(self.gpus)} if self.gpus else {}
+        return {gpus.variable(): ",".join(self.gpus)} if self.gpus else {}
 
 
-def slots_of(parallel: int | None, processes: int, names: list[str]) -> list[Slot]:
+def slots_here(parallel: int | None, processes: int, cpu: bool) -> list[Slot]:
     """The slots of this machine.
 
     Args:
         parallel: How many; None for what there is.
         processes: Of each trial, each with a GPU of its own where there are some.
-        names: The GPUs; none stays on the CPU.
+        cpu: Whether trials stay on the CPU even if there is a GPU.
+
+    Raises:
+        UsageError: A trial wants more GPUs than there are.
+    """
+    return slots_of(parallel, processes, [] if cpu else _gpus_here())
+
+
+def slots_of(parallel: int | None, processes: int, names: Sequence[str]) -> list[Slot]:
+    """The same of a machine with GPUs of these names; without any, of its CPU.
 
     Raises:
         UsageError: A trial wants more GPUs than there are.
@@ -44,24 +53,39 @@ def slots_of(parallel: int | None, processes: int, names: list[str]) -> list[Slo
     if not names:
         number = parallel or max(1, min(_MOST_ON_CPU, usable_cpus() // processes))
         return [Slot(place) for place in range(number)]
-    if processes > len(names):
+    most = 1 if gpus.is_slice(names[0]) else len(names)  # CUDA shows a process one slice of all that it may use
+    if processes > most:
+        shows = "slices of GPUs, of which a process sees one" if most < len(names) else _counted(len(names))
         raise UsageError(
-            f"--processes-per-run {processes}: this machine shows {len(names)} GPU{'s' * (len(names) > 1)}; use "
-            f"--processes-per-run {len(names)}, or --cpu"
+            f"--processes-per-run {processes}: this machine shows {shows}; use --processes-per-run {most}, or --cpu"
         )
     groups = [tuple(names[first : first + processes]) for first in range(0, len(names) - processes + 1, processes)]
     # more slots than GPUs share them
     return [Slot(place, groups[place % len(groups)]) for place in range(parallel or len(groups))]
 
 
-def gpus_here(cpu: bool) -> list[str]:
-    """The GPUs that trials may use, by the name that `CUDA_VISIBLE_DEVICES` knows; none where they stay on the CPU."""
-    if cpu:
-        return []
+def _gpus_here() -> list[str]:
+    """The GPUs that trials may use, by the name that the variable knows which limits them."""
     from launcher.device.kind import count  # with torch; trials are not forked from this process
 
     number, named = count(), gpus.visible()
-    return named[:number] if named is not None else [str(place) for place in range(number)]
+    if named is None:
+        return [str(place) for place in range(number)]
+    return named if number and gpus.is_slice(named[0]) else named[:number]
+
+
+def _counted(number: int) -> str:
+    return f"{number} GPU{'s' * (number > 1)}"
+
+
+def described(slots: Sequence[Slot], processes: int) -> str:
+    """How many trials run at a time, and on what, in words."""
+    at_a_time = f"{len(slots)} at a time"
+    devices = {name for slot in slots for name in slot.gpus}
+    if not devices:
+        return at_a_time
+    shared = ", which they share" if len(slots) * processes > len(devices) else ""
+    return f"{at_a_time} on {_counted(len(devices))}{shared}"
 
 
 def threads_of_each(slots: int, processes: int) -> int:

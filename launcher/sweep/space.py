@@ -12,6 +12,7 @@ from typing import Any
 from launcher.errors import Problem, RecipeError
 from launcher.recipe.bases import sweep_section
 from launcher.recipe.places import Problems
+from launcher.recipe.several import holds_several, space_hint
 from launcher.sweep.grammar import Alternative, SpaceError, plain, read_alternatives, section_words, segments
 from launcher.sweep.ranges import Number, Range, is_asked_about
 from launcher.sweep.record import Parameters, Settings
@@ -24,6 +25,7 @@ _NEVER = {
     "sweep": "the sweep itself",
 }
 _MOST_SEEDS = 1000
+_LENGTHS = tuple(("train", name) for name in ("epochs", "steps", "time"))  # of which a recipe has one
 
 
 @dataclass(frozen=True)
@@ -63,25 +65,41 @@ class Dimension:
     alternatives: tuple[Alternative, ...]
     place: str = field(compare=False)
 
+    @property
+    def is_choice(self) -> bool:
+        """Whether it has several alternatives: the first of its coordinates is which."""
+        return len(self.alternatives) > 1
+
     @cached_property
     def parameters(self) -> tuple[Parameter, ...]:
         """Its coordinates: which alternative, and the numbers in each one's holes."""
-        several = len(self.alternatives) > 1
-        first = (Parameter(self.key, self.key, num_choices=len(self.alternatives)),) if several else ()
+        first = (Parameter(self.key, self.key, num_choices=len(self.alternatives)),) if self.is_choice else ()
         return (*first, *(parameter for index in range(len(self.alternatives)) for parameter in self.holes(index)))
 
     def holes(self, index: int) -> Iterator[Parameter]:
         """The coordinates that exist in an alternative."""
-        several = len(self.alternatives) > 1
         for hole in self.alternatives[index].holes:
             below = "".join(f".{key}" for key in hole.keys)
-            name = f"{self.key}#{index}{below}" if several else f"{self.key}{below}"
-            yield Parameter(name, f"{self.key}{below}", hole.range, choice=(self.key, index) if several else None)
+            name = f"{self.key}#{index}{below}" if self.is_choice else f"{self.key}{below}"
+            choice = (self.key, index) if self.is_choice else None
+            yield Parameter(name, f"{self.key}{below}", hole.range, choice=choice)
+
+    def chosen(self, parameters: Parameters) -> int:
+        """Which alternative a point has."""
+        return int(parameters[self.key]) if self.is_choice else 0
 
     def text(self, parameters: Parameters) -> str:
         """Its value at a point, as YAML."""
-        index = int(parameters.get(self.key, 0)) if len(self.alternatives) > 1 else 0
+        index = self.chosen(parameters)
         return self.alternatives[index].filled([parameters[hole.name] for hole in self.holes(index)])
+
+    def parts(self, parameters: Parameters) -> Iterator[tuple[str, Alternative | Number]]:
+        """Its value at a point by key: the alternative, unless it is but a number, and each of its numbers."""
+        index = self.chosen(parameters)
+        holes = list(self.holes(index))
+        if self.is_choice and [hole.key for hole in holes] != [self.key]:
+            yield self.key, self.alternatives[index]
+        yield from ((hole.key, parameters[hole.name]) for hole in holes)
 
     @property
     def size(self) -> int | None:
@@ -96,7 +114,7 @@ class Dimension:
             if index >= size:
                 index -= size
                 continue
-            values: dict[str, Number] = {self.key: number} if len(self.alternatives) > 1 else {}
+            values: dict[str, Number] = {self.key: number} if self.is_choice else {}
             for parameter in reversed(list(self.holes(number))):
                 assert parameter.range is not None
                 index, inner = divmod(index, parameter.range.size or 1)
@@ -153,30 +171,20 @@ class Space:
         whole = [*self.fixed, *changes, *([] if seed is None else [f"seed={seed}"])]
         return sorted(whole, key=lambda word: not word.startswith("base="))  # what lies over the recipe, then changes
 
+    def parts(self, parameters: Parameters) -> Iterator[tuple[str, Alternative | Number]]:
+        """A point's values by key, the numbers of a component each by itself."""
+        return (part for dimension in self.dimensions for part in dimension.parts(parameters))
+
     def shown(self, parameters: Parameters) -> dict[str, str]:
-        """A point's values by key, in few words: of a component its target, and each of its numbers by itself."""
-        values: dict[str, str] = {}
-        for dimension in self.dimensions:
-            several = len(dimension.alternatives) > 1
-            index = int(parameters[dimension.key]) if several else 0
-            holes = list(dimension.holes(index))
-            if several and not (len(holes) == 1 and holes[0].key == dimension.key):
-                values[dimension.key] = dimension.alternatives[index].label
-            values.update({hole.key: short_number(parameters[hole.name]) for hole in holes})
-        return values
+        """A point's values by key, in few words: of a component its target."""
+        return {
+            key: value.label if isinstance(value, Alternative) else short_number(value)
+            for key, value in self.parts(parameters)
+        }
 
     def numbers(self, parameters: Parameters) -> dict[str, Any]:
         """The same as plain values: numbers are numbers, and an alternative what it is, or a component's name."""
-        values: dict[str, Any] = {}
-        for dimension in self.dimensions:
-            several = len(dimension.alternatives) > 1
-            alternative = dimension.alternatives[int(parameters[dimension.key]) if several else 0]
-            holes = list(dimension.holes(int(parameters[dimension.key]) if several else 0))
-            if several and not (len(holes) == 1 and holes[0].key == dimension.key):
-                value = plain(str(alternative))
-                values[dimension.key] = alternative.label if isinstance(value, dict | list) else value
-            values.update({hole.key: parameters[hole.name] for hole in holes})
-        return values
+        return {key: value.plain if isinstance(value, Alternative) else value for key, value in self.parts(parameters)}
 
     @property
     def keys(self) -> list[str]:
@@ -187,7 +195,7 @@ class Space:
 def _shown_keys(dimension: Dimension) -> Iterator[str]:
     alternatives = dimension.alternatives
     whole = [any(not hole.keys for hole in alternative.holes) for alternative in alternatives]
-    if len(alternatives) > 1 or any(whole):
+    if dimension.is_choice or any(whole):
         yield dimension.key
     yield from (hole.key for index in range(len(alternatives)) for hole in dimension.holes(index))
 
@@ -269,6 +277,9 @@ def _entry(written: _Written, problems: Problems) -> _Entry | None:
         if not equals or not key:
             raise SpaceError("a key that varies is written a.b=1,2 or a.b=0.1..0.9")
         entry = _Entry(written, read_alternatives(text.strip()))
+        if entry.is_fixed and "|" in text and (space_hint(text) or holds_several(text)):
+            commas = text.strip().replace("|", ",")
+            raise SpaceError(f"alternatives are separated by commas, as in {key}={commas}; put a text in quotes")
         if not entry.is_fixed and section in _NEVER:
             raise SpaceError(f"'{section}' says {_NEVER[section]}, which is the sweep's to say; vary another key")
         _check_values(entry)
@@ -327,6 +338,9 @@ def _check_keys(entries: Sequence[_Entry], problems: Problems) -> None:
                 continue  # the later one wins, as in `launcher train`
             if path == above:
                 problems.append(Problem(entry.written.place, "", f"'{entry.written.key}' is set twice; keep one"))
+            elif path in _LENGTHS and above in _LENGTHS:
+                message = f"'{entry.written.key}' takes the place of '{other.written.key}'; keep one"
+                problems.append(Problem(entry.written.place, "", message))
             elif (path[: len(above)] == above and not other.is_fixed) or (
                 above[: len(path)] == path and not entry.is_fixed
             ):

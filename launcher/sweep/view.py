@@ -16,7 +16,7 @@ from launcher.sweep.space import Space
 from launcher.text import duration, number, printable
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, RenderableType
     from rich.table import Table
 
 _STATES = ("finished", "running", "paused", "failed", "waiting")
@@ -24,6 +24,7 @@ _TOGETHER = "VALUES"
 _WHOLE = {"": 3, "STATE": 8}  # columns that are never cut
 _ROOM, _ROOM_OF_VALUE = 62, 9  # columns for all but the values; and for one of them
 _WIDEST = 24  # letters of a value
+_LINES_BESIDE = 8  # the table, on a terminal
 _STYLES = {**STYLES, "paused": "yellow", "waiting": "cyan"}
 
 
@@ -52,6 +53,11 @@ def view(
     return Group(*lines, Text(), table_of(record, space, rows, width, now), *(Text(note, "dim") for note in notes))
 
 
+def fitted(record: Record, space: Space, console: Console) -> RenderableType:
+    """The same for a terminal: as many rows as it has room for."""
+    return view(record, space, max(1, console.height - _LINES_BESIDE), console.width)
+
+
 def _rows(entries: Sequence[Entry], most: int | None) -> Sequence[Entry]:
     """The best, and those that run: what has no place yet is of more interest than what lies far behind."""
     if most is None or len(entries) <= most:
@@ -62,17 +68,21 @@ def _rows(entries: Sequence[Entry], most: int | None) -> Sequence[Entry]:
     return [entry for entry in entries if entry.point in chosen]
 
 
-def heads(record: Record, entries: Sequence[Entry], now: float | None = None) -> list[str]:
-    """How it stands, in two lines: counts of trials, the best so far, the time left."""
-    settings, trials = record.settings, record.trials.values()
-    states = [trial.state for trial in trials]
+def counted_up(record: Record) -> str:
+    """How it goes, and how many trials are in which state: `random, 8 trials: 2 finished, 6 to come`."""
+    states = [trial.state for trial in record.trials.values()]
     counts = [f"{states.count(state)} {state}" for state in _STATES if states.count(state)]
     ahead = record.budgets[-1] - len(states)
     counts += [f"{ahead} to come"] if ahead > 0 else []
+    return f"{record.settings.method}, {record.budgets[-1]} trials: {', '.join(counts)}"
+
+
+def heads(record: Record, entries: Sequence[Entry], now: float | None = None) -> list[str]:
+    """How it stands, in two lines: counts of trials, the best so far, the time left."""
+    settings = record.settings
     left = seconds_left(record, now)
     time_left = f"; about {duration(left)} left" if left else ""
-    how = f"{settings.method}, {record.budgets[-1]} trials"
-    first = f"{record.folder}: {how}: {', '.join(counts) or 'none begun'}{time_left}"
+    first = f"{record.folder}: {counted_up(record)}{time_left}"
     best = leader(entries)
     if best is None:
         return [first]

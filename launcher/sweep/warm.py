@@ -34,15 +34,26 @@ from launcher.world.signals import die_with_parent, own_process
 MODULES = (
     "launcher.run",
     "launcher.cli.main",
+    "launcher.evaluation.chunks",
+    "launcher.evaluation.generation",
+    "launcher.evaluation.metrics",
     "launcher.launch.postmortem",
     "launcher.launch.slurm.requeue",
     "launcher.launch.supervisor",
+    "launcher.models",
+    "launcher.recipe.own_code",
     "launcher.runs.report.page",
+    "launcher.runs.tracking.console",
+    "launcher.runs.tracking.scores",
+    "launcher.runs.tracking.trackers",
     "launcher.training.ways",
     "torchmetrics.classification",
     "rich.progress",
     "jinja2",
+    "torch.utils.serialization",
 )
+# and what it makes once: the page's template alone is a third of what a short trial computes
+_MADE_ONCE = (("launcher.runs.report.page", "template"), ("launcher.runs.folder", "versions"))
 _HARMLESS = {"jemalloc_bg_thd"}  # pyarrow's: its allocator looks after itself in a fork
 _IGNORED = ("SIGTERM", "SIGINT", "SIGUSR2", "SIGHUP")  # they are for the trials, which save
 
@@ -182,6 +193,8 @@ def _program() -> int:
     die_with_parent(int(parent))
     if modules:
         _import(modules)
+        for module, made_once in _MADE_ONCE:
+            getattr(importlib.import_module(module), made_once)()
     order = _Server().serve()
     if order is None:
         return 0

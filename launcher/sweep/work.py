@@ -66,7 +66,6 @@ def work_off(
     slots: Sequence[Slot],
     *,
     join: bool = False,
-    budget: float | None = None,
     say: Callable[[str], None] = print,
     show: Callable[[Record], None] = lambda record: None,
     starter: Starter | None = None,
@@ -79,7 +78,6 @@ def work_off(
         recipe: The baseline's.
         slots: Where trials run.
         join: Whether to work beside others.
-        budget: Seconds of training; None is the sweep's own.
         say: Gets a line for what a person should know.
         show: Told when something has changed.
         starter: What to start trials from; None makes one for this time.
@@ -102,7 +100,6 @@ def work_off(
             points=_Points(record, space, recipe),
             slots=slots,
             me=me,
-            budget_seconds=record.settings.budget if budget is None else budget,
             starter=starter,
             say=say,
             show=show,

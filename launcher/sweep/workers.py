@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 
 from launcher.errors import UsageError
 from launcher.runs.lock import holder, locked
+from launcher.runs.reading import Run
 from launcher.sweep.record import Record, released
 
 WORKERS_FOLDER = "workers"
@@ -61,7 +62,13 @@ def free_the_lost(record: Record, me: str) -> None:
 
 
 def set_free(record: Record, trials: list[int]) -> None:
-    """Reports that nobody works at these trials, where that is so; inside of `record.locked()`."""
+    """Reports that nobody works at these trials, where that is so; inside of `record.locked()`.
+
+    What they had come to since they were taken is lost in part, and its time was spent, as far as the run tells.
+    """
     for number in trials:
-        if record.trials[number].taken is not None and holder(record.folder_of(number)) is None:
-            record.append(released(number, "whoever worked at it is gone"))
+        since, folder = record.trials[number].since, record.folder_of(number)
+        if record.trials[number].taken is not None and holder(folder) is None:
+            seen = Run(folder).seen
+            seconds = 0.0 if since is None or seen is None else max(0.0, seen - since)
+            record.append(released(number, "whoever worked at it is gone", round(seconds, 3)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,13 +11,14 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from launcher.checkpoints.weights import load_weights, shapes_of
+from launcher.checkpoints.safe_files import unfit_for_safetensors
+from launcher.checkpoints.weights import shapes_of, start_from
 from launcher.data.load import Data, load_data
 from launcher.device.device import Device
 from launcher.evaluation.modes import has_modes
-from launcher.model.build import Model, build_model, under_autocast, wrap, wrap_step
+from launcher.model.build import Model, build_model, shard_loss, under_autocast, wrap, wrap_step
 from launcher.model.ema import Average, Ema, Rule, Swa
-from launcher.model.sharding import Shards, UnfitError
+from launcher.model.sharding import Shards
 from launcher.objective.build import build_objective
 from launcher.objective.loss import Objective, loss_key
 from launcher.objective.optimizer import build_optimizer, calls_the_loss, named_parameters
@@ -67,16 +68,16 @@ def build_run_model(recipe: Recipe, builder: Builder, device: Device) -> Model:
         LauncherError: The weights do not fit.
     """
     stand_in(recipe.track.trackers, builder.own_folders())
-    start_from, fill = recipe.train.start_from, None
-    if start_from is not None:
-        fill = partial(load_weights, path=builder.folder / Path(start_from).expanduser())
+    source, start = recipe.train.start_from, None
+    if source is not None:
+        start = partial(start_from, path=builder.folder / Path(source).expanduser())
 
     def freeze(bare: nn.Module) -> None:
         freeze_for_good(recipe.train.freeze, named_parameters(bare, {}))
 
     shares = recipe.train.step is None
     return build_model(
-        builder, recipe.model, recipe.device, device, seed=recipe.seed, fill=fill, freeze=freeze, shares=shares
+        builder, recipe.model, recipe.device, device, seed=recipe.seed, start=start, freeze=freeze, shares=shares
     )
 
 
@@ -91,6 +92,8 @@ def build_run_state(
         RecipeError: One of them does not fit.
     """
     train = recipe.train
+    if recipe.save.format == "safetensors" and (fault := unfit_for_safetensors(model.state_dict())):
+        raise builder.wrong("save.format", f"{fault}; say pth")
     length = RunLength.of(train, data.steps_per_epoch, data.samples_before(data.steps_per_epoch))
     builder.computed |= length.computed
     objective = build_objective(builder, recipe.loss, recipe.batch, train)
@@ -102,7 +105,7 @@ def build_run_state(
         model = replace(model, wrapped=module if model.sharding is not None else wrap_step(module, device))
     check_graphs(builder, recipe.device, data, is_open=retry is not None)
     losses = {name: _wrapped_loss(name, module, recipe, builder, model, device) for name, module in modules.items()}
-    shards = _shards(model, losses)
+    shards = model.shards({loss_key(name): loss for name, loss in losses.items()})
     objective = objective.wrapped_by(losses)
     every = named_parameters(model.bare, modules)
     freezing = build_freezing(builder, train.freeze, every, length, saves_work=device.world.size == 1)
@@ -150,18 +153,8 @@ def _wrapped_loss(
     """A loss with parameters under DDP, or sharded as the model is."""
     if model.sharding is None:
         return wrap(module, device, recipe.device)
-    try:
-        model.sharding.shard_loss(module)
-    except UnfitError as error:
-        raise builder.wrong(loss_key(name), str(error)) from error
+    shard_loss(builder, model.sharding, loss_key(name), module)
     return under_autocast(module, device)
-
-
-def _shards(model: Model, losses: Mapping[str, nn.Module]) -> Shards | None:
-    """What this process holds of model and losses, where they are sharded."""
-    if model.sharding is None:
-        return None
-    return Shards(model.sharding, {"": model.bare, **{f"{loss_key(name)}.": loss for name, loss in losses.items()}})
 
 
 def _rule(builder: Builder, train: Train, length: RunLength) -> Rule | None:

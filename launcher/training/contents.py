@@ -16,7 +16,6 @@ from typing import Any, Protocol
 import torch
 
 from launcher.checkpoints.format import TRAINING, WEIGHTS, Checkpoint, DamagedError, Snapshot, copied
-from launcher.checkpoints.rows import Read
 from launcher.checkpoints.sameness import same
 from launcher.device.coordination import Coordinator, packed, unpacked
 from launcher.errors import LauncherError
@@ -25,6 +24,7 @@ from launcher.evaluation.evaluation import History
 from launcher.evaluation.modes import has_modes, weights_of_evaluation
 from launcher.model.adapt import changed_base
 from launcher.model.build import Model
+from launcher.model.rows import Read
 from launcher.model.sharding import ShardedPart, names_of, sharded_parts
 from launcher.objective.schedule import Schedule, Schedules
 from launcher.objective.several import Optimizers, each
@@ -137,7 +137,7 @@ class Contents:
             sharded = sharded_parts(own, shards)
             own = {name: part for name, part in own.items() if name not in sharded}
             self.stateful |= sharded
-            self.model: Part = ShardedPart(self.state.model.bare, shards)
+            self.model: Part = ShardedPart(self.state.model.bare, shards, self.state.model.base)
         self.ranks = RankStates(own, self.state.device.coordinator)
 
     @property
@@ -186,17 +186,22 @@ class Contents:
 
     @cached_property
     def _base(self) -> str:
-        """The hash of the model's frozen base; empty where all of it is saved."""
-        base = self.state.model.base
-        return base.sha256() if base is not None else ""
+        """The hash of the model's frozen base; empty where all of it is saved. Where it is sharded, rank 0 has it."""
+        model, shards = self.state.model, self.state.shards
+        if shards is None or model.base is None:
+            return model.base_sha256()
+        shards.reshard()
+        return model.base.sha256(model.bare, shards.gathered)
 
     def _check_base(self, checkpoint: Checkpoint) -> None:
-        """Every rank calls this; rank 0 hashes.
+        """Every rank calls this; rank 0 hashes, to which the others give their rows where it is sharded.
 
         Raises:
             LauncherError: The base is not the one that the checkpoint's adapter was trained on.
         """
         kept = checkpoint.manifest.get("base", "")
+        if kept and self.state.shards is not None:
+            _ = self._base
         now = self.state.device.coordinator.from_first(lambda: self._base if kept else "")
         if kept != now:
             raise LauncherError(changed_base(checkpoint.folder.name, kept, now))

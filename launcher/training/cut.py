@@ -18,10 +18,7 @@ from torch import nn
 
 from launcher.checkpoints.format import copied
 from launcher.checkpoints.weights import shapes_of
-from launcher.data.loaders import TrainLoader
-from launcher.data.many import difference
-from launcher.data.seeds import randomness_restored
-from launcher.data.subsets import is_stream
+from launcher.data.repeatable import differs_again
 from launcher.data.transfer import moved
 from launcher.evaluation.modes import own_randomness
 from launcher.evaluation.unmoved import Unmoved
@@ -34,6 +31,7 @@ from launcher.text import words_of
 from launcher.training.state import TrainState
 from launcher.world.screen import unseen
 
+_CUT = "another micro-batch size or number of processes gives other numbers"
 _SAMPLES = 6
 _ROUNDING = {torch.float64: 1e-8, torch.float32: 1e-3}  # of the largest value; half precision is as coarse as 0.05
 _PLAIN = (bool, int, float, complex, str, np.generic)
@@ -78,22 +76,22 @@ class Dependence:
         if self.unkept:
             yield (
                 f"{_listed(self.unkept)}: each forward changes it, and no checkpoint keeps it: where a number depends "
-                "on it, a resume and other cuts give others; make it a buffer, or give it by get_extra_state or "
-                "state_dict"
+                "on it, a resume or another micro-batch size gives others; make it a buffer, or give it by "
+                "get_extra_state or state_dict"
             )
         if objective.is_whole and not is_open:
             return
         if is_open and self.draws:
-            yield "model: draws random numbers for each micro-batch, as in dropout: other cuts give other numbers"
+            yield f"model: draws random numbers for each micro-batch, as in dropout: {_CUT}"
         if self.norms and not synchronised:
-            yield "model: BatchNorm takes the mean of each micro-batch of a process: other cuts give other numbers"
+            yield f"model: BatchNorm takes the mean of each micro-batch of a process: {_CUT}"
         if self.mixes:
             yield (
                 "model, loss: in train mode a sample's part depends on the others of its micro-batch, as under "
-                f"BatchNorm or mixing (two parts put together are {self.mixes:.1g} off): other cuts give other numbers"
+                f"BatchNorm or mixing (two parts put together are {self.mixes:.1g} off): {_CUT}"
             )
         if self.moving:
-            yield f"{_listed(self.moving)}: moves with each micro-batch of a process: other cuts give other numbers"
+            yield f"{_listed(self.moving)}: moves with each micro-batch of a process: {_CUT}"
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -106,7 +104,7 @@ def dependence_of(state: TrainState) -> Dependence:
     norms = any(isinstance(module, batch_norms()) for module in model.modules())
     drops = any(isinstance(module, dropouts()) and getattr(module, "p", 0) > 0 for module in model.modules())
     is_cut = state.retry is not None or not objective.is_whole
-    unsteady = _read_twice(train)
+    unsteady = differs_again(train)
     if train.num_readable() < 4 or (not is_cut and _is_known(model, objective)):
         return Dependence(unsteady, norms=norms, draws=drops)
     device = state.device.torch_device
@@ -316,28 +314,3 @@ def _print_of(value: Any) -> Any:
 
 def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     return [name for name in after if before.get(name) != after[name]]
-
-
-# ---------------------------------------------------------------------- samples
-
-
-def _read_twice(train: TrainLoader) -> str:
-    """What differs when two samples are read again with the same seeds, in words; empty where nothing does."""
-    is_seeded = train.reading.sample_seeds and not is_stream(train.dataset)
-    if not is_seeded or _is_known_code(train.dataset) or train.num_readable() < 2:
-        return ""
-    numbers = [0, train.num_readable() // 2]
-    try:
-        with randomness_restored(needed=True):
-            before, after = train.batch_of(numbers), train.batch_of(numbers)
-    except Exception:  # the first step says it with its place
-        return ""
-    place = difference(before, after)
-    if place is None:
-        return ""
-    which = " and ".join(map(str, numbers))
-    return (
-        f"data.train: samples {which} are others when they are read again with the same seeds{place}: a generator of "
-        "their own, a count of reads, or samples that reading changes; a resume, workers and processes give other "
-        "numbers; draw from random, NumPy or torch, which are seeded for each sample"
-    )

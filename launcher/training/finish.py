@@ -10,11 +10,13 @@ import torch
 
 from launcher.checkpoints import format as checkpoints
 from launcher.checkpoints import retention
-from launcher.checkpoints.format import Checkpoint, save_weights
+from launcher.checkpoints.format import Checkpoint, save_weights, weights_saved
+from launcher.checkpoints.safe_files import save_safetensors
 from launcher.checkpoints.streamed import save_streamed
+from launcher.checkpoints.weights import find_weights, stored_weights
 from launcher.evaluation.modes import has_modes
-from launcher.evaluation.predictions import missing_for, write_predictions
-from launcher.model.sharding import ShardedPart, Shards, sharded_parts
+from launcher.evaluation.predictions import NO_MATRIX, missing_for, write_predictions
+from launcher.model.sharding import Mesh, ShardedPart, Shards, sharded_parts
 from launcher.runs import folder as runs
 from launcher.runs.report.predictions import PREDICTIONS_FILE
 from launcher.runs.tracking.tracking import Line
@@ -51,7 +53,10 @@ def _write_predictions(state: TrainState, session: Session, outcome: str) -> Non
         if outcome == "finished" and (missing := missing_for(state.objective, state.data)):
             session.tracking.message(missing)
         return
-    columns = session.shown.predictions.columns(state.device.coordinator)
+    predictions = session.shown.predictions
+    columns = predictions.columns(state.device.coordinator)
+    if columns is None and predictions.left_out:
+        session.tracking.message(f"{NO_MATRIX}: {predictions.left_out}")
     if not state.device.world.is_first or columns is None:
         return
     try:
@@ -107,7 +112,7 @@ def _sharded_weights_of(state: TrainState, session: Session, step: int | None, s
     stateful = state.objective.stateful
     parts: dict[str, Any] = {**stateful, **sharded_parts(stateful, shards)}
     parts |= {"average": state.average} if state.average else {}
-    model = ShardedPart(state.model.bare, shards)
+    model = ShardedPart(state.model.bare, shards, state.model.base)
     kept = checkpoints.copied([model.state_dict(), {name: part.state_dict() for name, part in parts.items()}])
 
     def put(weights: Any, states: Any) -> None:
@@ -133,6 +138,32 @@ def _best_checkpoint(session: Session, step: int | None) -> Checkpoint | None:
         return None
 
 
+def _save_final(session: Session, weights: Mapping[str, Any], average: str = "", mesh: Mesh | None = None) -> None:
+    """Writes final weights as the recipe wants them; those that a shorter run has left in another form go first.
+
+    Where all processes have a part, all of them call it.
+
+    Args:
+        session: The run's.
+        weights: A state_dict, of rows where processes share it.
+        average: Which of the averages it is; empty for the weights themselves.
+        mesh: Which processes have rows.
+    """
+    folder, form = session.folder, session.saving.section.format
+    stem = runs.stem_of(form, average)
+    if session.saving.is_first:
+        with weights_saved(folder / stem):
+            for path in runs.weights_files(folder, average):
+                if form != "pth" or path.suffix != ".pth":
+                    path.unlink()
+    if form == "safetensors":
+        save_safetensors(folder, stem, weights, mesh)
+    elif mesh is None:
+        save_weights(folder / f"{stem}.pth", weights)
+    else:
+        save_streamed(folder / f"{stem}.pth", weights, mesh)
+
+
 def _save_pretrained(session: Session, weights: Mapping[str, Any]) -> None:
     """The folder that `from_pretrained` loads: the weights are saved already, so a fault of it ends no run."""
     if session.pretrained is None:
@@ -141,7 +172,8 @@ def _save_pretrained(session: Session, weights: Mapping[str, Any]) -> None:
         session.tracking.message(session.pretrained.write(weights))
     except Exception as error:  # of somebody's model, a full disk, or another output
         words = " ".join(str(error).split())[:300]
-        session.tracking.warn(f"pretrained/: not saved: {type(error).__name__}: {words}; {runs.WEIGHTS_FILE} is")
+        name = (runs.weights_of(session.folder) or session.folder).name
+        session.tracking.warn(f"pretrained/: not saved: {type(error).__name__}: {words}; {name} is")
 
 
 def _mean_of_last(session: Session, count: int) -> dict[str, Any]:
@@ -153,7 +185,10 @@ def _mean_of_last(session: Session, count: int) -> dict[str, Any]:
         weights = checkpoints.verify(folder).evaluated()
         for name, total in sums.items():
             total += weights[name].double()
-    session.tracking.message(f"{runs.AVERAGED_FILES['mean']}: the mean of {', '.join(path.name for path in folders)}")
+    form = session.saving.section.format
+    session.tracking.message(
+        f"{runs.stem_of(form, 'mean')}.{form}: the mean of {', '.join(path.name for path in folders)}"
+    )
     return {**newest, **{name: (total / len(folders)).to(newest[name].dtype) for name, total in sums.items()}}
 
 
@@ -184,14 +219,13 @@ def save_at_end(state: TrainState, session: Session, outcome: str, step: int) ->
             best = _best_checkpoint(session, wanted if wanted != step else None)
             made = best.step if best else step
             weights = best.evaluated() if best else (evaluated_weights(state) or state.model.state_dict())
-            save_weights(session.folder / runs.WEIGHTS_FILE, weights)
+            _save_final(session, weights)
             _save_pretrained(session, weights)
             if state.average is not None:
                 average = best.training()["average"] if best else state.average.state_dict()
-                file = runs.AVERAGED_FILES[state.average.kind]
-                save_weights(session.folder / file, {**weights, **average["parameters"]})
+                _save_final(session, {**weights, **average["parameters"]}, state.average.kind)
             if (last := session.saving.section.average_last) is not None:
-                save_weights(session.folder / runs.AVERAGED_FILES["mean"], _mean_of_last(session, last))
+                _save_final(session, _mean_of_last(session, last), "mean")
         session.record.end(outcome, step, made)
         _stop_training(state)
         if is_best := made not in (None, step):
@@ -225,19 +259,17 @@ def _save_sharded_at_end(state: TrainState, session: Session, outcome: str, step
         wanted = session.evaluation.best.step if saving.section.final == "best" else None
         best = _shared_checkpoint(state, session, wanted if wanted != step else None)
         made = best.step if best else step
-        weights = best.lazily(checkpoints.WEIGHTS) if best else shards.module_state(state.model.bare)
-        save_streamed(session.folder / runs.WEIGHTS_FILE, weights, shards.mesh)
+        weights = best.lazily(checkpoints.WEIGHTS) if best else shards.module_state(state.model.bare, state.model.base)
+        _save_final(session, weights, mesh=shards.mesh)
         if state.average is not None:
             average = best.lazily(checkpoints.TRAINING)["average"] if best else state.average.state_dict()
-            file = runs.AVERAGED_FILES[state.average.kind]
-            save_streamed(session.folder / file, {**weights, **average["parameters"]}, shards.mesh)
+            _save_final(session, {**weights, **average["parameters"]}, state.average.kind, shards.mesh)
 
     def ended() -> None:
         if outcome == "finished" and session.pretrained is not None:
-            final = torch.load(session.folder / runs.WEIGHTS_FILE, mmap=True, weights_only=True)
-            _save_pretrained(session, final)
+            _save_pretrained(session, stored_weights(find_weights(session.folder)))
         if outcome == "finished" and (last := saving.section.average_last) is not None:
-            save_weights(session.folder / runs.AVERAGED_FILES["mean"], _mean_of_last(session, last))
+            _save_final(session, _mean_of_last(session, last), "mean")
         session.record.end(outcome, step, made)
 
     coordinator.from_first(ended)

@@ -17,6 +17,7 @@ from launcher.checkpoints import format as checkpoints
 from launcher.checkpoints.rows import DamagedRowsError
 from launcher.checkpoints.saving import Saving
 from launcher.checkpoints.together import SavingTogether, Voices
+from launcher.data.repeatable import drawn_validation
 from launcher.data.sampler import describe_shares
 from launcher.device.device import Device
 from launcher.errors import UsageError
@@ -153,7 +154,11 @@ def _dependences(recipe: Recipe, builder: Builder, state: TrainState) -> list[st
     depends = dependence_of(state)
     if depends.grown is not None:
         try_fresh(depends.grown, state.shapes, partial(built_anew, builder, recipe.model))
-    return [*depends.notes(state.objective, synchronised=recipe.device.sync_batchnorm, is_open=state.retry is not None)]
+    drawn = drawn_validation(state.data)
+    return [
+        *([drawn] if drawn else []),
+        *depends.notes(state.objective, synchronised=recipe.device.sync_batchnorm, is_open=state.retry is not None),
+    ]
 
 
 def _kept_readings(point: ResumePoint) -> Mapping[str, Any]:

@@ -14,6 +14,7 @@ from launcher.objective.loss import Objective, name_of
 from launcher.objective.optimizer import describe_optimizer, named_parameters
 from launcher.objective.run_length import RunLength
 from launcher.recipe.schema import Recipe
+from launcher.text import counted
 from launcher.training.optimizer_state import parameter_names
 from launcher.training.state import TrainState
 
@@ -39,6 +40,7 @@ def plan_of(
         ("model", model.describe()),
         ("loss", _loss(objective)),
         ("optimizer", describe_optimizer(state.optimizer)),
+        *([("scheduler", described)] if (described := state.schedule.describe()) else []),
         ("length", _length(state.length)),
         ("evaluate", _evaluate(recipe, data, world.size)),
         ("folder", str(folder)),
@@ -48,8 +50,8 @@ def plan_of(
     notes = [*data.notes, *device.notes, *model.notes, *_left_out(state), *notes]
     if world.size > 2:
         notes.append(
-            "bit for bit the same are the same processes on the same machines: gradients of three and more are summed "
-            "in another order over a network than in memory"
+            "a run repeats bit for bit with as many processes on as many machines: a network adds the gradients of "
+            "three or more in another order than shared memory does"
         )
     launch_keys = recipe.launch.model_fields_set & {"processes", "nodes"}
     wanted = os.environ.get("OMP_NUM_THREADS", "")
@@ -94,17 +96,18 @@ def _loss(objective: Objective) -> str:
 
 
 def _length(run_length: RunLength) -> str:
-    per_epoch = f"{run_length.steps_per_epoch:,} steps an epoch"
+    per_epoch = f"{counted(run_length.steps_per_epoch, 'step')} an epoch"
     if run_length.total_steps is None:
         return f"{run_length.seconds:.0f} seconds, {per_epoch}"
-    return f"{run_length.total_steps:,} steps, {per_epoch}"
+    return f"{counted(run_length.total_steps, 'step')}, {per_epoch}"
 
 
 def _evaluate(recipe: Recipe, data: Data, world_size: int) -> str:
     if not data.validation:
         return "never: the recipe has no data.validation"
     shared = recipe.evaluate.ranks == "all" or recipe.device.sharding != "none"
-    who = f" by all {world_size} ranks" if shared else f" by rank 0, the other {world_size - 1} waiting"
+    others = "rank 1 waits" if world_size == 2 else f"the other {world_size - 1} wait"
+    who = f" by all {world_size} ranks" if shared else f" by rank 0; {others}"
     has_average = recipe.train.ema is not None or recipe.train.swa is not None
     averaged = ", also with the averaged weights" if has_average else ""
     return f"every {recipe.evaluate.every}{who if world_size > 1 else ''}{averaged}"

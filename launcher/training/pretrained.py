@@ -17,7 +17,9 @@ from launcher.checkpoints.pretrained import FOLDER, holding, is_loadable, save_f
 from launcher.data.transfer import moved
 from launcher.evaluation.modes import evaluating, own_randomness
 from launcher.model.adapt import Built, built_anew
+from launcher.model.bfloat16 import hold_in_bfloat16
 from launcher.model.kinds import class_of
+from launcher.model.rows import shape_of, whole_of
 from launcher.recipe.build import Builder
 from launcher.recipe.schema import Recipe
 from launcher.training.state import TrainState
@@ -74,7 +76,9 @@ class Pretrained:
         state = self.state
         if state.shards is not None:
             whole = fresh()
-            whole.module.load_state_dict(weights)
+            if self.recipe.device.precision == "bf16-true":
+                hold_in_bfloat16(self.builder, whole.module)
+            _put(whole, weights)
             whole.module.eval()
             yield whole
             return
@@ -90,3 +94,15 @@ class Pretrained:
         change = train.reading.on_device
         args, kwargs = layout.inputs(data if change is None else change(data))
         return Batch(tuple(args), dict(kwargs))
+
+
+@torch.no_grad()
+def _put(whole: Built, weights: Mapping[str, Any]) -> None:
+    """Puts weights into a model, which may be in files: one at a time."""
+    own = whole.state_dict()
+    for name, value in weights.items():
+        if shape_of(value) is not None:
+            own[name].copy_(whole_of(value))
+    whole.module.load_state_dict(
+        {name: value for name, value in weights.items() if shape_of(value) is None}, strict=False
+    )

@@ -23,6 +23,7 @@ from launcher.runs.identity import check_same, identity_of
 from launcher.runs.lock import locked
 from launcher.runs.metrics import METRICS_FILE
 from launcher.runs.options import Options
+from launcher.runs.reading import Run
 from launcher.training.given import given_identity
 from launcher.training.state import TrainState
 from launcher.world.world import usable_cpus
@@ -121,7 +122,7 @@ class Opening:
     def _choose(self) -> ResumePoint:
         folder = self.folder = self._held()
         changed = self._find(folder)
-        if self.checkpoint is not None and (finished := self._finished(folder, self.checkpoint.step)):
+        if finished := self._finished(folder):
             return ResumePoint(str(folder), finished=finished)
         threads = self._threads()
         how = {**self.options.how, "identity": self.identity, "processes": self._processes(threads)}
@@ -236,10 +237,26 @@ class Opening:
         )
         return None
 
-    def _finished(self, folder: Path, step: int) -> str | None:
-        is_over = runs.read_json(folder / runs.STATUS_FILE).get("state") == "finished"
-        total = self.length.total_steps
-        longer = total is not None and step < total and self.options.allow_changes
-        if not is_over or longer or self.options.start is not None or not (folder / runs.WEIGHTS_FILE).exists():
+    def _finished(self, folder: Path) -> str | None:
+        """Why there is nothing to do, if so.
+
+        Raises:
+            UsageError: The run had saved, and nothing of that is left: to begin again would take its record away.
+        """
+        run, weights = Run(folder), runs.weights_of(folder)
+        is_over = run.status.get("state") == "finished"
+        if self.checkpoint is None:
+            if not any(event.get("event") == "save" for event in run.events):
+                return None
+            if not is_over or weights is None:
+                raise UsageError(
+                    f"{folder}: its checkpoints were removed after step {run.step:,}: there is nothing to resume from; "
+                    "train in a new folder"
+                )
+        elif self.options.start is not None or weights is None:
             return None
-        return f"{folder}: this run is finished, after {step:,} steps; its weights are in {folder / runs.WEIGHTS_FILE}"
+        step, total = self.checkpoint.step if self.checkpoint else run.step, self.length.total_steps
+        longer = self.checkpoint and total is not None and step < total and self.options.allow_changes
+        if not is_over or longer:
+            return None
+        return f"{folder}: this run is finished, after {step:,} steps; its weights are in {weights}"

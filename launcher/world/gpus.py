@@ -39,12 +39,23 @@ def visible(environ: Mapping[str, str] | None = None) -> list[str] | None:
     As the driver reads the variable: what stands behind a `-1` does not count.
     """
     environ = os.environ if environ is None else environ
-    said = next((environ[name] for name in _VISIBLE if name in environ and name != "NVIDIA_VISIBLE_DEVICES"), None)
-    if said is None:
+    if (said := environ.get(variable(environ))) is None:
         return None
     names = [name.strip() for name in said.split(",")]
     end = next((place for place, name in enumerate(names) if name in _NONE), len(names))
     return names[:end]
+
+
+def variable(environ: Mapping[str, str] | None = None) -> str:
+    """The variable that says which GPUs a process may use: the one that limits this process, else CUDA's."""
+    environ = os.environ if environ is None else environ
+    limiting = (name for name in _VISIBLE if name in environ and name != "NVIDIA_VISIBLE_DEVICES")
+    return next(limiting, _VISIBLE[0])
+
+
+def is_slice(name: str) -> bool:
+    """Whether a name means a part of a GPU (MIG)."""
+    return name.startswith("MIG-")
 
 
 def taken_by(local_rank: int, names: Sequence[str]) -> str:

@@ -47,6 +47,23 @@ def prepare() -> None:
             setattr(sys, f"__{name}__", stream)
 
 
+def quieten_packages(*, is_first: bool) -> None:
+    """For the beginning of a command, before it imports what a recipe names: what transformers and its kin may print.
+
+    Bars stay where somebody watches them, as of a download; in a file, or between the lines of other ranks, they are
+    drawn over and over. All ranks load the same, so that the first one's warnings are all there are. What the
+    environment says of it stays.
+
+    Args:
+        is_first: Whether this is rank 0, or no rank.
+    """
+    if not (is_first and sys.stderr.isatty()):
+        for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+            os.environ.setdefault(name, "1")
+    if not is_first:
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
 def take_any_letter() -> None:
     """For the beginning of a process: letters that the screen does not know become question marks."""
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":

@@ -35,9 +35,12 @@ PEERS = {  # name: package
     "ignite": "pytorch-ignite",
     "lightning": "lightning",
     "transformers": "transformers",
+    "webdataset": "webdataset",
+    "litdata": "litdata",
+    "streaming": "mosaicml-streaming",
     OURS: DISTRIBUTION,
 }
-OF_OTHER_BATCHES = "nanogpt"  # drawn by itself, so that its losses are its own
+OF_SHARDS = ("webdataset", "litdata", "streaming")  # which read nothing else
 WITHOUT_DDP = ("floor", "nanogpt")
 IN_FULL = ("handwritten", "lightning", "transformers", OURS)  # those that bring logging, evaluation and checkpoints
 
@@ -66,6 +69,8 @@ def main() -> int:
     options = parse_arguments()
     print(", ".join(f"{name} {found}" for name in dict.fromkeys(PEERS.values()) if (found := version_of(name))))
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}\n")
+    if absent := missing(options):
+        print(f"{', '.join(absent)} are left out; {sys.executable} -m pip install {' '.join(absent)}\n")
     results, agreed = [], True
     fullness = {"both": (False, True), "bare": (False,), "full": (True,)}[options.what]
     rounds = itertools.product(options.workloads, options.processes, fullness, options.workers)
@@ -82,6 +87,17 @@ def main() -> int:
         keep(results, options)  # after each round: they take minutes
     print(f"figures: {options.json}, picture: {options.png}")
     return 0 if agreed else 1
+
+
+def missing(options: argparse.Namespace) -> list[str]:
+    """Packages of contestants that would take part and are not installed."""
+    wanted = [name for name in options.contestants if name not in OF_SHARDS or "shards" in options.workloads]
+    return [package for package in dict.fromkeys(PEERS[name] for name in wanted) if version_of(package) is None]
+
+
+def has_other_batches(this: Round, name: str) -> bool:
+    """Whether a contestant's batches are drawn by itself, or dealt out by shards: its losses are its own then."""
+    return name == "nanogpt" or (name in OF_SHARDS and (this.processes > 1 or this.workers > 1))
 
 
 def keep(results: list[dict[str, Any]], options: argparse.Namespace) -> None:
@@ -140,6 +156,8 @@ def contestants_of(this: Round, options: argparse.Namespace) -> list[str]:
         names = [name for name in names if name not in WITHOUT_DDP]
     if this.workload != "gpt" or options.gpu:
         names = [name for name in names if name != "nanogpt"]
+    if this.workload != "shards":
+        names = [name for name in names if name not in OF_SHARDS]
     if WORKLOADS[this.workload].with_workers:  # its rows are not in memory
         names = [name for name in names if name != "floor"]
     if options.settings:
@@ -287,7 +305,8 @@ def table_of(this: Round, found: dict[str, list[dict[str, Any]]], options: argpa
         runs = found[name]
         seconds = [run["step_seconds"] for run in runs[1:]]
         typical = statistics.median(seconds)
-        same = name == OF_OTHER_BATCHES or agrees(this, runs[0], found)
+        has_own = has_other_batches(this, name)
+        same = has_own or agrees(this, runs[0], found)
         agreed &= same
         rows.append(
             [
@@ -298,7 +317,7 @@ def table_of(this: Round, found: dict[str, list[dict[str, Any]]], options: argpa
                 f"{typical / floor:.2f}" if floor else "",
                 f"{median(runs, 'first_step'):.1f} s",
                 f"{((median(runs, 'peak_bytes') or 0) - (memory_by_hand or 0)) / 2**20:+,.0f} MiB",
-                "its own" if name == OF_OTHER_BATCHES else "agree" if same else "DIFFER",
+                "its own" if has_own else "agree" if same else "DIFFER",
                 *gpu_columns(this, runs, typical, options),
             ]
         )
@@ -314,7 +333,8 @@ def agrees(this: Round, run: dict[str, Any], found: dict[str, list[dict[str, Any
 
     bound = AGREES if WORKLOADS[this.workload].precision == "no" else AGREES_BF16
     for step, loss in run["probes"].items():
-        usual = statistics.median(runs[0]["probes"][step] for name, runs in found.items() if name != OF_OTHER_BATCHES)
+        others = (runs[0] for name, runs in found.items() if not has_other_batches(this, name))
+        usual = statistics.median(other["probes"][step] for other in others)
         if abs(loss - usual) > bound * abs(usual):
             return False
     return len(run["probes"]) == len(PROBED)

@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import people
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -103,23 +104,29 @@ def evaluate(model: nn.Module, workload: Workload, device: str) -> float:
 
 def handwritten(workload: Workload, options: argparse.Namespace) -> None:
     """The loop of every tutorial; under torchrun with DistributedSampler and DDP."""
+    size, sampler = _joined(options), None
+    if size > 1:
+        sampler = DistributedSampler(workload.data(), shuffle=not options.in_order, drop_last=True)
+        loader: DataLoader[Any] = loader_of_ranks(workload, sampler, size, pin_memory=options.device == "cuda")
+    else:
+        loader = loader_of(workload, options.in_order, pin_memory=options.device == "cuda")
+    trained(workload, options, endless(loader, sampler))
+
+
+def trained(workload: Workload, options: argparse.Namespace, batches: Iterator[Any]) -> None:
+    """The loop itself, over batches of whatever makes them."""
     rank, size = world()
     device = options.device
     if device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     model: nn.Module = workload.model().to(device)
-    bare, sampler = model, None
+    bare = model
     if size > 1:
-        dist.init_process_group("nccl" if device == "cuda" else "gloo")
-        sampler = DistributedSampler(workload.data(), shuffle=not options.in_order, drop_last=True)
-        loader: DataLoader[Any] = loader_of_ranks(workload, sampler, size, pin_memory=device == "cuda")
         model = nn.parallel.DistributedDataParallel(model)
-    else:
-        loader = loader_of(workload, options.in_order, pin_memory=device == "cuda")
     optimizer = adamw(model, workload)
     loss_fn = nn.CrossEntropyLoss()
     model.train()
-    for step, (inputs, targets) in enumerate(endless(loader, sampler), 1):
+    for step, (inputs, targets) in enumerate(batches, 1):
         inputs, targets = inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
         optimizer.zero_grad()
         with autocast(workload, device):
@@ -195,6 +202,65 @@ def floor(workload: Workload, options: argparse.Namespace) -> None:
             step += 1
             if step == options.steps:
                 break
+
+
+# ---------------------------------------------------------------------- by hand, over shards of others
+
+
+def webdataset(workload: Workload, options: argparse.Namespace) -> None:
+    """Over webdataset's pipeline of the same tars, shuffled by shards and in a buffer of a thousand."""
+    import webdataset as wds
+
+    size = _joined(options)
+    tars = sorted(map(str, people.tars().glob("*.tar")))
+    splitter = wds.split_by_node if size > 1 else wds.single_node_only
+    order = False if options.in_order else len(tars)
+    pipeline = wds.WebDataset(tars, shardshuffle=order, nodesplitter=splitter, seed=0)
+    pipeline = pipeline if options.in_order else pipeline.shuffle(1000)
+    samples = pipeline.decode().to_tuple("x.npy", "cls").map(people.as_tensors)
+    how = {"batch_size": workload.batch // size, "drop_last": True, "persistent_workers": WORKERS > 0}
+    trained(workload, options, endless(wds.WebLoader(samples, num_workers=WORKERS, **how)))
+
+
+def litdata(workload: Workload, options: argparse.Namespace) -> None:
+    """Over litdata's own format and loader."""
+    from litdata import StreamingDataLoader, StreamingDataset
+
+    size = _joined(options)
+    samples = StreamingDataset(str(people.chunks_of_litdata()), shuffle=not options.in_order, drop_last=True)
+    how = {"batch_size": workload.batch // size, "persistent_workers": WORKERS > 0}
+    trained(workload, options, endless(StreamingDataLoader(samples, num_workers=WORKERS, **how)))
+
+
+def streaming(workload: Workload, options: argparse.Namespace) -> None:
+    """Over mosaicml-streaming's own format and data set."""
+    from streaming import StreamingDataset
+    from streaming.base.util import clean_stale_shared_memory
+
+    class Pairs(StreamingDataset):  # type: ignore[misc]
+        """Of what a model takes."""
+
+        def __getitem__(self, index: int) -> Any:
+            sample = super().__getitem__(index)
+            return torch.from_numpy(sample["x"].copy()), sample["y"]
+
+    size = _joined(options)
+    if world()[0] == 0:
+        clean_stale_shared_memory()
+    if size > 1:
+        dist.barrier()
+    batch = workload.batch // size
+    samples = Pairs(local=str(people.shards_of_streaming()), shuffle=not options.in_order, batch_size=batch)
+    how = {"batch_size": batch, "drop_last": True, "persistent_workers": WORKERS > 0}
+    trained(workload, options, endless(DataLoader(samples, num_workers=WORKERS, **how)))
+
+
+def _joined(options: argparse.Namespace) -> int:
+    """The number of processes, which know of one another now."""
+    size = world()[1]
+    if size > 1:
+        dist.init_process_group("nccl" if options.device == "cuda" else "gloo")
+    return size
 
 
 # ---------------------------------------------------------------------- with a framework
@@ -403,6 +469,9 @@ LOOPS = {
     "handwritten": handwritten,
     "nanogpt": nanogpt,
     "floor": floor,
+    "webdataset": webdataset,
+    "litdata": litdata,
+    "streaming": streaming,
     "accelerate": accelerate,
     "ignite": ignite,
     "lightning": lightning,

@@ -47,6 +47,14 @@ class Rows(Dataset[tuple[Tensor, int]]):
         return self.rows[index], self.classes[index]
 
 
+class FlippedRows(Rows):
+    """The same, half of them turned around at random."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        row, label = super().__getitem__(index)
+        return (row.flip(0) if torch.rand(()) < 0.5 else row), label
+
+
 class Own(TensorDataset):
     """A class of one's own that makes its tensors."""
 
@@ -154,7 +162,12 @@ def _write_table(folder: Path) -> None:
 @cache
 def shards(train: bool = True) -> Shards:
     """Tars of arrays and classes."""
-    return Shards(f"{made('shards', _write_shards)}/*.tar", parts=["x.npy", "cls"], transform=as_tensors)
+    return Shards(f"{tars()}/*.tar", parts=["x.npy", "cls"], transform=as_tensors)
+
+
+def tars() -> Path:
+    """Where they are."""
+    return made("shards", _write_shards)
 
 
 def as_tensors(parts: tuple[Any, int]) -> tuple[Tensor, int]:
@@ -163,7 +176,7 @@ def as_tensors(parts: tuple[Any, int]) -> tuple[Tensor, int]:
 
 
 def _write_shards(folder: Path) -> None:
-    rows = Rows(8_000)
+    rows = _first_rows()
     for shard in range(8):
         with tarfile.open(folder / f"{shard}.tar", "w") as archive:
             for number in range(shard * 1000, shard * 1000 + 1000):
@@ -173,3 +186,41 @@ def _write_shards(folder: Path) -> None:
                     member = tarfile.TarInfo(f"{number:06d}.{name}")
                     member.size = len(data)
                     archive.addfile(member, io.BytesIO(data))
+
+
+def chunks_of_litdata() -> Path:
+    """The same rows, as litdata keeps them."""
+    return made("litdata", _write_litdata)
+
+
+def _write_litdata(folder: Path) -> None:
+    from litdata import optimize
+
+    optimize(_row_of, list(range(8_000)), str(folder), chunk_size=1_000, num_workers=1)
+
+
+def _row_of(number: int) -> tuple[Tensor, int]:
+    rows = _first_rows()
+    return rows.rows[number].clone(), rows.classes[number]
+
+
+@cache
+def _first_rows() -> Rows:
+    return Rows(8_000)
+
+
+def shards_of_streaming() -> Path:
+    """The same rows, as mosaicml-streaming keeps them."""
+    return made("streaming", _write_streaming)
+
+
+def _write_streaming(folder: Path) -> None:
+    from streaming import MDSWriter
+
+    rows = _first_rows()
+    with MDSWriter(out=str(folder / "mds"), columns={"x": "ndarray:float32:64", "y": "int"}, size_limit=1 << 19) as out:
+        for number in range(8_000):
+            out.write({"x": rows.rows[number].numpy(), "y": rows.classes[number]})
+    for file in (folder / "mds").iterdir():
+        file.rename(folder / file.name)
+    (folder / "mds").rmdir()

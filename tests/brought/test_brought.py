@@ -131,16 +131,21 @@ def compare_all(folder: Path, size: int, wanted: Sequence[tuple[Case, str]]) -> 
     failed = {
         name: said for rank in in_world(size, train_all, str(folder), named, timeout=800) for name, said in rank.items()
     }
-    for case, variation in wanted:
-        name = f"{case.name}, {variation}"
-        if name in failed:
-            continue
-        try:
-            told = by_hand(case.name, variation == "evaluated")
-            check_equal(case, result_of(folder / name), told, variation == "evaluated")
-        except Exception as error:
-            failed[name] = "".join(traceback.format_exception(error)[-1:])
+    failed = {**differing(folder, named), **failed}
     assert not failed, "\n".join(f"--- {name}\n{said}" for name, said in failed.items())
+
+
+def differing(folder: Path, trained: Sequence[tuple[str, str, int]]) -> dict[str, str]:
+    """Which cases, in which variation, are not the loop by hand, and where they differ."""
+    failed = {}
+    for name, variation, _ in trained:
+        run = f"{name}, {variation}"
+        try:
+            told = by_hand(name, variation == "evaluated")
+            check_equal(CASES[name], result_of(folder / run), told, variation == "evaluated")
+        except Exception as error:
+            failed[run] = "".join(traceback.format_exception(error)[-1:])
+    return failed
 
 
 def refuse_all(names: Sequence[str]) -> dict[str, str]:

@@ -182,11 +182,29 @@ def test_a_folder_of_this_machine_asks_no_server(folder: Path) -> None:
     assert reached(load, {"pretrained_model_name_or_path": "owner/base"}) == "huggingface.co"
 
 
-def test_a_sharded_model_is_saved_whole(folder: Path) -> None:
+def test_packages_draw_no_bars_into_a_file_and_warn_once(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """What transformers says of a base that lacks a head is said by the first rank alone."""
+    classifies = (
+        "model={_target_: transformers.AutoModelForSequenceClassification.from_pretrained, "
+        "pretrained_model_name_or_path: base, num_labels: 2}",
+        "data.train.transform={_target_: launcher.datasets.Tokenize, tokenizer: '${define.tokenizer}', text: question, "
+        "label: kind}",
+        "data.collate={_target_: transformers.DataCollatorWithPadding, tokenizer: '${define.tokenizer}'}",
+    )
+    shared = ("--cpu", "--quiet", "--processes", "2", "--remove", "model._adapt_", "train.steps=1")
+    assert main(["train", "recipe.yaml", *shared, *classifies, "--run-dir", "classifies"]) == 0
+    said = capfd.readouterr().err
+    assert said.count("score.weight") == 1
+    assert "it/s]" not in said
+
+
+def test_a_sharded_model_is_saved_whole_and_in_its_type(folder: Path) -> None:
     import transformers
 
     shared = ("--cpu", "--quiet", "--processes", "2", "device.sharding=full", "--remove", "model._adapt_")
-    assert main(["train", "recipe.yaml", *shared, "--run-dir", "shared"]) == 0
+    half = ("device.precision=bf16-true", "model.dtype=float32")
+    assert main(["train", "recipe.yaml", *shared, *half, "--run-dir", "shared"]) == 0
     trained = transformers.AutoModelForCausalLM.from_pretrained(folder / "shared/pretrained")
     weights = torch.load(folder / "shared/model_weights.pth", weights_only=True)
+    assert {value.dtype for value in trained.state_dict().values()} == {torch.bfloat16}
     assert all(torch.equal(value, weights[name]) for name, value in trained.state_dict().items())

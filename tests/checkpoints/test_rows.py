@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from launcher.checkpoints import format as checkpoints
-from launcher.checkpoints.rows import DamagedError, Read, stored_in, without_rows, write_rows
-from launcher.model.rows import Rows, rows_of
+from launcher.checkpoints.rows import DamagedError, stored_in, without_rows, write_rows
+from launcher.model.rows import Read, Rows, rows_of
 
 SHAPES = {"wide": (1000, 256), "tall": (5001, 16), "few": (3, 7), "one": (1,), "none": (0, 4)}
 

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 from places import RECIPES
+from randomness import states
 from tiers import rounds
 from worlds import Command, Trained, in_world, killed, result_of, train_here
 
 from launcher.checkpoints import format as checkpoints
 from launcher.checkpoints.sameness import same
-from launcher.data.seeds import states
 from launcher.errors import LauncherError
 from launcher.evaluation.unmoved import Unmoved
 from launcher.runs.tracking.tracking import read_metrics

@@ -16,10 +16,10 @@ TWO = "on trust     launch: 2 processes: one was rehearsed, and the others are a
 VECTORS = "data.train={_target_: counted.py:Vectors}"
 CLASSES = ("data.train={_target_: counted.py:Vectors, classes: true}", "model.outputs=4")
 STEP = ("--remove", "loss", VECTORS)
-CUT = "other cuts give other numbers"
+CUT = "another micro-batch size or number of processes gives other numbers"
 UNKEPT = (
-    "each forward changes it, and no checkpoint keeps it: where a number depends on it, a resume and other cuts give "
-    "others; make it a buffer, or give it by get_extra_state or state_dict"
+    "each forward changes it, and no checkpoint keeps it: where a number depends on it, a resume or another "
+    "micro-batch size gives others; make it a buffer, or give it by get_extra_state or state_dict"
 )
 BOTH = ("--processes", "2")
 
@@ -33,7 +33,7 @@ CASES: dict[str, tuple[tuple[str, ...], list[str]]] = {
         [
             ONE_BY_ONE,
             "measured     loss: a mean over samples",
-            "on trust     loss: that it is not over the targets that are not -1, which these samples do not tell apart",
+            "on trust     loss: that it is no mean over the targets that are not -1: these samples cannot tell",
             TWO,
         ],
     ),
@@ -83,7 +83,8 @@ CASES: dict[str, tuple[tuple[str, ...], list[str]]] = {
             ONE_BY_ONE,
             "on trust     data.train: samples 0 and 10 are others when they are read again with the same seeds at [0]: "
             "a generator of their own, a count of reads, or samples that reading changes; a resume, workers and "
-            "processes give other numbers; draw from random, NumPy or torch, which are seeded for each sample",
+            "processes give other numbers; draw from random, NumPy's or torch's global generator, which are seeded for "
+            "each sample, or give the data set a method seed_sample(seed) that seeds its own",
         ],
     ),
     "a step function": (

@@ -12,10 +12,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from randomness import states
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
 
 from launcher.data.drawing import Draws
-from launcher.data.generators import GENERATORS, NumpyGenerator, PythonGenerator
+from launcher.data.generators import GENERATORS, NumpyGenerator, PythonGenerator, TorchGenerator
 from launcher.data.loaders import EvaluationLoader, Reading, TrainLoader
 from launcher.data.sampler import StepSampler
 
@@ -164,11 +165,6 @@ def half_used() -> tuple[Any, ...]:
     return states()
 
 
-def states() -> tuple[Any, ...]:
-    by_numpy: Any = np.random.get_state()
-    return random.getstate(), by_numpy[1].tolist(), by_numpy[2:], torch.get_rng_state().tolist()
-
-
 @pytest.mark.parametrize("name", DRAWS)
 def test_whatever_draws_gets_its_numbers_and_leaves_the_process_as_it_was(name: str) -> None:
     for when, kind in itertools.product(WHEN, (Drawing, AtOnce)):
@@ -296,23 +292,27 @@ def test_another_engine_than_numpys_own_is_put_back_too() -> None:
         numpy_random.set_bit_generator(np.random.PCG64(3))
         generator = NumpyGenerator()
         look, first = generator.look(), float(np.random.rand())
-        assert generator.look() != look
+        assert generator.has_moved(look)
         generator.put_back(look)
+        assert not generator.has_moved(look)
         assert float(np.random.rand()) == first
     finally:
         numpy_random.set_bit_generator(own)
 
 
 def test_looks_without_memory_are_the_same_looks() -> None:
-    ours, theirs = PythonGenerator(), NumpyGenerator()
-    ours._memory = theirs._pair = None  # as where they are kept elsewhere
-    cases: list[tuple[Any, Callable[[], float]]] = [
-        (ours, lambda: random.gauss(0, 1)),
-        (theirs, lambda: float(np.random.randn())),
+    kinds: tuple[Any, ...] = (PythonGenerator(), NumpyGenerator(), TorchGenerator())
+    assert None not in (kinds[0]._memory, kinds[1]._pair, kinds[2]._memory)
+    kinds[0]._memory = kinds[1]._pair = kinds[2]._memory = None  # as where they are kept elsewhere
+    draws: list[Callable[[], float]] = [
+        lambda: random.gauss(0, 1),
+        lambda: float(np.random.randn()),
+        lambda: float(torch.randn(())),
     ]
-    for generator, draw in cases:
-        look, first = generator.look(), draw()
-        assert generator.look() != look
-        generator.put_back(look)
-        assert draw() == first
-    assert all(generator.look() == generator.look() for generator in GENERATORS)
+    for generator, draw in [*zip(kinds, draws, strict=True), *zip(GENERATORS, draws, strict=True)]:
+        for _ in range(2):  # the second number was kept by the first draw
+            look, first = generator.look(), draw()
+            assert generator.has_moved(look)
+            generator.put_back(look)
+            assert not generator.has_moved(look)
+            assert draw() == first

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from places import RECIPES
 from worlds import in_world, killed, train, train_here
 
 from launcher.data import open as sets
-from launcher.data.load import Data, fair_workers
+from launcher.data.load import Data, fair_workers, load_evaluation
 from launcher.data.open import slow_note
 from launcher.data.preparation import once_per_node
 from launcher.data.streams import StreamLoader
@@ -51,6 +52,32 @@ def wait_for(what: Callable[[], bool]) -> None:
     while not what():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+@pytest.mark.parametrize("held_back", ["20% of train", "{_share_: 20% of train}"])
+def test_a_table_is_scaled_by_the_rows_that_are_trained_on(folder: Path, held_back: str) -> None:
+    """Those that are held back say nothing of the scale, whichever set is opened first, and then have the same."""
+    (folder / "rows.csv").write_text("x,kind\n" + "".join(f"{number**2},{'ab'[number % 2]}\n" for number in range(50)))
+    table = "{_target_: Table, path: rows.csv, target: kind, scale: SCALE}"
+    read = table.replace("SCALE", "true"), table.replace("SCALE", "'${data.train.scaling}'")
+    sets = [f"data.train={read[0]}", f"data.validation={held_back}", f"data.test={read[1]}"]
+    recipe = load_recipe(RECIPE, sets, ["data.validation"])
+    data = open_run_data(recipe, Builder(recipe), World())
+    trained = data.train.dataset
+    features, indices = trained.dataset.tensors[0], trained.indices
+    torch.testing.assert_close(features[indices].mean(0), torch.zeros(1))
+    torch.testing.assert_close(features[indices].std(0, correction=0), torch.ones(1))
+    numbers = torch.arange(50.0).square()[:, None]
+    raw = numbers[indices]
+    torch.testing.assert_close(features, (numbers - raw.mean()) / raw.std(correction=0))
+    alone = load_evaluation(
+        Builder(recipe), recipe.data, World(), [("test", "")], evaluate=recipe.evaluate, seed=recipe.seed
+    )
+    (other,) = alone.values()
+    for same in (data.test[""], other):
+        torch.testing.assert_close(same.dataset.tensors[0], features)
+    part = data.validation[""].dataset
+    torch.testing.assert_close(part.dataset.tensors[0][part.indices], features[part.indices])
 
 
 # --- preparing ---

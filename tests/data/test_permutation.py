@@ -274,3 +274,9 @@ def test_a_split_takes_from_everywhere_and_with_another_seed_elsewhere() -> None
 def test_a_split_with_an_empty_part_is_refused(size: int, fraction: float) -> None:
     with pytest.raises(RecipeError, match=rf"data\.validation: .* of {size} samples is .* take another share"):
         split(size, fraction, 0)
+
+
+def test_many_places_are_mixed_as_each_is() -> None:
+    numbers = np.array([0, 1, 7, 2**40, 2**63 - 1])
+    mixed = mix(-3, 2**64 - 1, numbers.astype(np.uint64), 5)
+    assert mixed.tolist() == [mix(-3, 2**64 - 1, number, 5) for number in numbers.tolist()]

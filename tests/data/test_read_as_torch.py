@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
@@ -14,14 +15,24 @@ import pytest
 import torch
 from projects import make
 from torch import Tensor, nn
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Sampler, Subset, TensorDataset
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Sampler,
+    Subset,
+    TensorDataset,
+    default_collate,
+)
 
 import launcher
+from launcher import internals
 from launcher.data.epochs import listeners
 from launcher.data.fingerprint import fingerprint
 from launcher.data.loaders import EvaluationLoader, Reading, TrainLoader
 from launcher.data.many import verdict_on
-from launcher.data.reading import reading_notes
+from launcher.data.reading import _collated, reading_notes
 from launcher.data.sampler import StepSampler
 from launcher.data.streams import StreamLoader
 from launcher.data.subsets import subset
@@ -271,6 +282,44 @@ def test_tensors_are_read_as_they_are_now_and_only_plain_ones_at_once() -> None:
     assert isinstance(read(loader, 1)[0], list)  # as torch's default collate gives it
     quantized = torch.quantize_per_tensor(torch.rand(SIZE, 2), 0.1, 0, torch.qint8)
     assert whole_batches(TensorDataset(quantized), None) is None
+
+
+# --- the default collate ---
+
+
+class Point(NamedTuple):
+    x: int
+    y: float
+
+
+COLLATED: dict[str, list[Any]] = {
+    "tensors and numbers": [(torch.ones(2) * i, i, i / 2, bool(i % 2)) for i in range(3)],
+    "nested": [((i, [i, "a"]), {"k": np.float32(i)}) for i in range(3)],
+    "names": [Point(i, i / 3) for i in range(3)],
+    "tuples, then lists": [(1, 2), [3, 4]],
+    "nothing in them": [(), ()],
+    "several lengths": [(1, 2), (1, 2, 3)],
+    "shorter": [(1, 2), (1,)],
+    "no sequences": [(1, 2), 3],
+    "several shapes": [(torch.ones(2), 1), (torch.ones(3), 1)],
+    "not collated": [(object(), 1), (object(), 2)],
+}
+
+
+def told(collate: Callable[[Any], Any], samples: list[Any]) -> str:
+    try:
+        return repr(collate(samples))
+    except Exception as error:
+        return f"{type(error).__name__}: {re.sub('0x[0-9a-f]+', '', str(error))}"
+
+
+@pytest.mark.parametrize("name", COLLATED)
+def test_samples_are_collated_as_torch_collates_them(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert told(_collated, COLLATED[name]) == told(default_collate, COLLATED[name])
+    monkeypatch.setitem(
+        internals.collate_functions(), tuple, lambda batch, **_: len(batch)
+    )  # as torch's documentation has it
+    assert told(_collated, COLLATED[name]) == told(default_collate, COLLATED[name])
 
 
 # --- __getitems__ ---

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from randomness import states
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from launcher.data.loaders import EvaluationLoader, Reading, TrainLoader
 from launcher.data.permutation import mix
 from launcher.data.sampler import StepSampler
-from launcher.data.seeds import numpy_seed, seed_everything, seed_generators, seed_torch, states
+from launcher.data.seeds import numpy_seed, seed_everything, seed_generators, seed_torch
 from launcher.data.streams import StreamLoader
 
 SAMPLES, SIDES = 4000, 4

@@ -82,7 +82,7 @@ def test_pictures_cut_grey_and_transformed(pets: Path) -> None:
 def test_a_picture_that_cannot_be_read_names_its_file(pets: Path) -> None:
     (pets / "cat" / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n and then rubbish")
     folder = ImageFolder(pets)
-    with pytest.raises(LauncherError, match=r"cat/b\.png: this picture cannot be read: .*; .* corrupt: skip"):
+    with pytest.raises(LauncherError, match=r"cat/b\.png: this picture cannot be read: .*; .* corrupt=skip"):
         folder[1]
 
 
@@ -280,7 +280,7 @@ def test_a_table_is_scaled_as_another(flowers: Path) -> None:
     features = table.tensors[0]
     torch.testing.assert_close(features.mean(0), torch.zeros(3))
     torch.testing.assert_close(features.std(0, correction=0), torch.ones(3))
-    other = Table(flowers, target="kind", scale=table.scale)  # type: ignore[arg-type]  # there is one
+    other = Table(flowers, target="kind", scale=table.scaling)  # type: ignore[arg-type]  # there is one
     assert torch.equal(other.tensors[0], features)
 
 

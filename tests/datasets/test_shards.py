@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import itertools
-import json
 import os
 import pickle
 import tarfile
@@ -13,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 import pytest
 import torch
-from PIL import Image
 from projects import make
+from written_shards import PARTS, RECIPE, SIZES, WRITERS, add, array, number_of, picture, tar, written
 
 import launcher
 from launcher.data.loaders import Reading, TrainLoader
@@ -28,66 +24,11 @@ from launcher.datasets import shard_files
 from launcher.datasets.shards import Shards
 from launcher.errors import LauncherError
 
-SIZES = (5, 0, 7, 1, 6)
-
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     return tmp_path / "home"
-
-
-def add(archive: tarfile.TarFile, name: str, content: bytes, **settings: Any) -> None:
-    member = tarfile.TarInfo(name)
-    member.size = len(content)
-    for key, value in settings.items():
-        setattr(member, key, value)
-    archive.addfile(member, io.BytesIO(content))
-
-
-def picture(colour: int) -> bytes:
-    content = io.BytesIO()
-    Image.new("RGB", (4, 4), (colour, 0, 0)).save(content, "png")
-    return content.getvalue()
-
-
-def array(values: Any) -> bytes:
-    content = io.BytesIO()
-    np.save(content, values)
-    return content.getvalue()
-
-
-def tar(file: Path, numbers: range) -> None:
-    with tarfile.open(file, "w") as archive:
-        for number in numbers:
-            key = f"./images/{number:04d}"
-            add(archive, f"{key}.png", picture(number))
-            add(archive, f"{key}.cls", str(number % 3).encode())
-            add(archive, f"{key}.meta.json", json.dumps({"number": number}).encode())
-
-
-def lines(file: Path, numbers: range) -> None:
-    file.write_text("".join(json.dumps({"number": number, "word": "ä" * number}) + "\n" for number in numbers))
-
-
-def rows(file: Path, numbers: range) -> None:
-    pyarrow.parquet.write_table(pyarrow.table({"number": pyarrow.array(numbers, pyarrow.int64())}), file)
-
-
-WRITERS: dict[str, Callable[[Path, range], None]] = {"tar": tar, "jsonl": lines, "parquet": rows}
-
-
-def number_of(sample: Any) -> int:
-    return int(sample["meta.json"]["number"] if "meta.json" in sample else sample["number"])
-
-
-def written(folder: Path, kind: str) -> str:
-    folder.mkdir(exist_ok=True)
-    first = 0
-    for shard, size in enumerate(SIZES):
-        WRITERS[kind](folder / f"part-{shard:02d}.{kind}", range(first, first + size))
-        first += size
-    return f"{folder}/part-{{00..{len(SIZES) - 1:02d}}}.{kind}"
 
 
 @pytest.mark.parametrize("kind", WRITERS)
@@ -244,28 +185,6 @@ def test_every_world_reads_the_same_from_any_step_on(world: int, workers: int, s
     assert sorted(itertools.chain(*alone[:5])) == list(range(sum(SIZES)))
     ranks = [read(rank, world, workers, start) for rank in range(world)]
     assert [list(itertools.chain(*step)) for step in zip(*ranks, strict=True)] == alone[start:]
-
-
-RECIPE = """
-data:
-  train: {_target_: Shards, path: PATH, parts: [png, cls], transform: {_ref_: parts.py:tensors}}
-  global_batch_size: 4
-model: {_target_: parts.py:Net}
-loss: {_target_: CrossEntropyLoss}
-optimizer: {_target_: SGD, lr: 0.1}
-train: {steps: 6}
-"""
-PARTS = """
-import numpy
-import torch
-
-def tensors(parts):
-    return torch.from_numpy(numpy.array(parts[0])).float().flatten() / 255, parts[1]
-
-class Net(torch.nn.Linear):
-    def __init__(self):
-        super().__init__(48, 3)
-"""
 
 
 def test_a_recipe_trains_on_them_and_names_a_bad_member(tmp_path: Path) -> None:

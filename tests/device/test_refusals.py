@@ -22,12 +22,12 @@ from worlds import Command, in_world, train_in_process
 import launcher
 from launcher import internals
 from launcher.checkpoints import format as checkpoints
+from launcher.checkpoints.saved_run import evaluated_on
 from launcher.checks import smi
 from launcher.device import agreement, device, kernels, kind
 from launcher.device.agreement import Agreement, Requests
 from launcher.device.coordination import Pending
 from launcher.errors import RecipeError, UsageError
-from launcher.evaluation import offline
 from launcher.evaluation.modes import own_randomness
 from launcher.launch import supervisor
 from launcher.model import build
@@ -565,9 +565,9 @@ def test_a_model_that_was_trained_in_fp16_is_evaluated_on_a_cpu() -> None:
     trained = schema.Device(precision="fp16", sync_batchnorm=True)
     with pytest.raises(UsageError, match="needs a GPU"):
         device.check_device(trained, World(), on_cpu=True)
-    device.check_device(offline._to_evaluate_on(trained, on_cpu=True), World(), on_cpu=True)
-    assert offline._to_evaluate_on(trained, on_cpu=False) is trained
-    assert offline._to_evaluate_on(schema.Device(precision="bf16"), on_cpu=True).precision == "bf16"
+    device.check_device(evaluated_on(trained, World(), on_cpu=True), World(), on_cpu=True)
+    assert evaluated_on(trained, World(), on_cpu=False) == trained
+    assert evaluated_on(schema.Device(precision="bf16"), World(), on_cpu=True).precision == "bf16"
 
 
 def taken(local_rank: int, visible: int) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from worlds import in_world
 
 import launcher
 from launcher.cli.main import main
@@ -197,6 +198,33 @@ def test_text_and_rows_of_a_table_on_standard_input(
     piped(monkeypatch, '{"x": 2.5, "y": -2.5}\n{"y": 0.9, "x": 0.1}\n')
     assert main(["predict", runs.table, "-", "--cpu"]) == 0
     assert [json.loads(line)["class"] for line in capsys.readouterr().out.splitlines()] == ["far", "near"]
+
+
+def some(runs: Any, folder: Path, kind: str) -> Path:
+    """Seven of what a run may be asked about."""
+    if kind == "pictures":
+        for number in range(7):
+            picture(folder / f"{number}.png", LIGHT if number % 3 else DARK)
+        return folder
+    path = folder / ("rows.csv" if kind == "table" else "lines.txt")
+    lines = ["the cat sat on the mat"[: 3 + 2 * number] for number in range(7)]
+    path.write_text("\n".join(["x,y", "1,2", "0,3", "2,2", "1,1", "3,0", "2,1", "0,0"] if kind == "table" else lines))
+    return path
+
+
+@pytest.mark.parametrize(("kind", "size"), [("pictures", 2), ("table", 2), ("text", 3)])
+def test_several_that_share_the_model_write_what_one_does(runs: Any, tmp_path: Path, kind: str, size: int) -> None:
+    (tmp_path / "new").mkdir()
+    path = some(runs, tmp_path / "new", kind)
+    words = ["predict", getattr(runs, kind), str(path), "--cpu", "--to"]
+    assert main([*words, str(tmp_path / "one.jsonl")]) == 0
+    batches = ["device.sharding=full", "evaluate.batch_size=2"]
+    assert in_world(size, main, [*words, str(tmp_path / "several.jsonl"), *batches]) == [0] * size
+    one, several = read(tmp_path / "one.jsonl"), read(tmp_path / "several.jsonl")
+    for row, expected in zip(several, one, strict=True):
+        for name in ("output", "probability"):
+            assert row.pop(name) == pytest.approx(expected.pop(name), abs=1e-5)
+        assert row == expected
 
 
 # a run, what there is (a file's name and its text), and the line that says why it is nothing

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from memory import peak_of
 from places import SUPPORT
 from tiers import rounds
 from worlds import in_world
@@ -85,18 +84,8 @@ def peak_here(small: str, large: str) -> int:
     recipe = read(small)
     with open_device(recipe.device, World.from_environ(), cpu=True) as device:
         build_run_model(recipe, Builder(recipe), device)  # imports
-        gc.collect()
-        Path("/proc/self/clear_refs").write_text("5")  # the peak from now on
-        before = in_memory("VmRSS")
         recipe = read(large)
-        model = build_run_model(recipe, Builder(recipe), device)
-        assert model.sharding is not None
-        return in_memory("VmHWM") - before
-
-
-def in_memory(kind: str) -> int:
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(lines[kind].split()[0]) * 1024
+        return peak_of(lambda: build_run_model(recipe, Builder(recipe), device))
 
 
 @rounds("size, width", plain=[(4, 1024)], long=[(2, 1024), (2, 3200), (4, 3200)])

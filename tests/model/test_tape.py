@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from recipes.sharded import Net
 from torch import Tensor, nn
 
+from launcher.model.rows import whole_of
 from launcher.model.tape import UnrecordedError, record
 from launcher.models import GPT, MLP, ConvNet
 
@@ -120,7 +121,7 @@ def test_the_numbers_are_those_of_a_model_that_was_built_at_once(case: str) -> N
     model, recording = record(EQUAL[case], lambda made: made)
     torch.rand(3)  # whatever is drawn meanwhile
     built = {name: held for name, held in model.named_buffers() if name not in recording.buffers}
-    recording.play(lambda name, tensor: built.update({name: tensor.clone()}))
+    recording.play(lambda name, source: built.update({name: whole_of(source).clone()}))
     assert built.keys() == expected.keys()
     assert all(torch.equal(built[name], value) and built[name].dtype == value.dtype for name, value in expected.items())
     assert torch.equal(torch.get_rng_state(), after)
@@ -145,6 +146,24 @@ def test_no_more_is_held_than_the_largest_tensor_where_each_is_drawn_alone() -> 
     assert recording.held <= 101 * 100 * 4
     _, recording = record(lambda: GPT(65, 64, 6, 8, 384), lambda made: made)  # which draws all once more in the end
     assert recording.held < 0.1 * recording.total
+
+
+def test_what_is_done_with_all_parameters_in_the_end_is_done_one_by_one() -> None:
+    def build() -> nn.Module:
+        model = nn.Sequential(*(nn.Linear(100, 100) for _ in range(20)))
+        nn.init.trunc_normal_(model[3].weight)  # type: ignore[arg-type]
+        for parameter in model.parameters():
+            parameter.data.mul_(0.5)
+        return model.to(torch.float64)
+
+    _, recording = record(build, lambda made: made)
+    assert recording.total == 20 * 101 * 100 * 8
+    assert recording.held <= 3 * 100 * 100 * 8  # before and after, and the one that is drawn twice
+    torch.manual_seed(3)
+    expected = dict(build().named_parameters())
+    torch.manual_seed(3)
+    _, recording = record(build, lambda made: made)
+    recording.play(lambda name, tensor: torch.testing.assert_close(tensor, expected[name].detach(), rtol=0, atol=0))
 
 
 class ReadsValues(nn.Module):
@@ -184,12 +203,6 @@ def beside_the_generator() -> nn.Module:
     return nn.Sequential(first, nn.Linear(4, 4))
 
 
-def from_a_file(folder: Path) -> nn.Module:
-    model = nn.Linear(4, 4)
-    model.load_state_dict(torch.load(folder / "weights.pth", weights_only=True))
-    return model
-
-
 THERE = nn.Linear(2, 2)
 NOT: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "reads values": (ReadsValues, "reads values"),
@@ -215,7 +228,67 @@ def test_what_the_tape_does_not_know_of_is_not_written_down(case: str) -> None:
     assert torch.ones(2).sum() == 2  # values are there again
 
 
-def test_weights_from_a_file_are_not_lost(tmp_path: Path) -> None:
-    torch.save(nn.Linear(4, 4).state_dict(), tmp_path / "weights.pth")
-    with pytest.raises(UnrecordedError, match="makes tensors on meta"):
-        record(lambda: from_a_file(tmp_path), lambda made: made)
+class Own(nn.Module):
+    """Reads its weights itself: one in another type, one of which something is made, one with a name of its own."""
+
+    def __init__(self, state: Mapping[str, Tensor]):
+        super().__init__()
+        self.drawn, self.layer = nn.Linear(3, 3), nn.Linear(4, 5).double()
+        self.layer.load_state_dict({name: state[name] for name in ("weight", "bias")})
+        self.table = nn.Parameter(state["table"])
+        self.halved = nn.Parameter(state["table"].bfloat16())
+        self.sums = nn.Parameter(state["table"].sum(1))
+        self.norm = nn.BatchNorm1d(6)
+        self.norm.running_mean.copy_(state["table"][0, :6])  # type: ignore[union-attr]  # it has one
+        self.after = nn.Linear(2, 2)
+
+
+def stored(folder: Path) -> dict[str, Callable[[], nn.Module]]:
+    """Ways to read three tensors."""
+    from safetensors import torch as files
+
+    torch.manual_seed(3)
+    state = {**nn.Linear(4, 5).state_dict(), "table": torch.randn(7, 8)}
+    torch.save(state, folder / "weights.pth")
+    torch.save(state, folder / "old.pth", _use_new_zipfile_serialization=False)
+    files.save_file(state, folder / "weights.safetensors")
+
+    def opened() -> dict[str, Tensor]:
+        from safetensors import safe_open
+
+        with safe_open(folder / "weights.safetensors", "pt") as file:
+            names = file.keys()
+            return {name: file.get_slice(name)[:] for name in names}
+
+    return {
+        "torch.load": lambda: Own(torch.load(folder / "weights.pth", weights_only=True)),
+        "an old file": lambda: Own(torch.load(folder / "old.pth", weights_only=True)),
+        "load_file": lambda: Own(files.load_file(folder / "weights.safetensors")),
+        "safe_open": lambda: Own(opened()),
+    }
+
+
+@pytest.mark.parametrize("way", ["torch.load", "load_file", "safe_open"])
+def test_weights_are_left_in_their_files(tmp_path: Path, way: str) -> None:
+    make = stored(tmp_path)[way]
+    seeded()
+    real = make()
+    after = torch.get_rng_state()
+    seeded()
+    model, recording = record(make, lambda made: made)
+    assert {"layer.weight", "layer.bias", "table", "halved"} <= recording.ready.keys()
+    built: dict[str, Tensor] = {}
+    recording.play(lambda name, source: built.update({name: whole_of(source).clone()}))
+    for name, value in (*real.named_parameters(), *real.named_buffers()):
+        if name != "norm.num_batches_tracked":
+            assert built[name].dtype == value.dtype
+            assert torch.equal(built[name], value.detach()), name
+    assert torch.equal(torch.get_rng_state(), after)
+    assert [*model.state_dict()] == [*real.state_dict()]
+
+
+def test_a_file_of_which_no_rows_can_be_read_is_not_left_there(tmp_path: Path) -> None:
+    make = stored(tmp_path)["an old file"]
+    with pytest.raises(UnrecordedError, match=r"reads .*old\.pth: it is no zip archive"):
+        record(make, lambda made: made)
+    make()

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from loss_cases import ASKED, BATCH, CASES, MEAN, SUM, Batch, Case, Centered, Draw, Focal, normal, whole
+from randomness import states
 from torch import Generator, Tensor, nn
 
 from launcher.objective.batch import BatchLayout, arguments
@@ -272,11 +273,6 @@ def test_arguments_by_name() -> None:
 
 
 # ---------------------------------------------------------------------- nothing is left behind
-
-
-def states() -> tuple[Any, ...]:
-    by_numpy: Any = np.random.get_state()
-    return random.getstate(), by_numpy[1].tobytes(), torch.get_rng_state().tolist()
 
 
 class Noisy(nn.Module):

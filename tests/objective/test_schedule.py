@@ -13,6 +13,7 @@ from hypothesis import given
 from torch.optim import lr_scheduler
 
 from launcher.objective.schedule import Schedule
+from launcher.recipe.schema import Best
 
 RATES = (0.1, 0.003)  # of two groups
 SCHEDULERS: dict[str, Callable[[Any], Any] | None] = {
@@ -123,11 +124,27 @@ def test_a_plateau_steps_with_evaluations_alone(values: list[float], warmup: int
     torchs, own = (
         lr_scheduler.ReduceLROnPlateau(one, mode=mode, factor=0.5, patience=1) for one in (expected, optimizer)
     )
-    schedule = Schedule(optimizer, own, warmup, on_evaluation=True)
+    best = Best(metric="loss", mode=mode)
+    schedule = Schedule(optimizer, own, warmup, monitor=best)
     for step in range(1, warmup + 1):
         schedule.advance(step)
     for step, value in enumerate(values, warmup + 1):
         schedule.advance(step)  # changes nothing
-        schedule.evaluated(value)
+        schedule.evaluated(dict.fromkeys([best], value).__getitem__)
         torchs.step(value)
         assert rates_of(optimizer) == rates_of(expected)
+
+
+def test_the_plan_says_what_a_schedule_is() -> None:
+    def described(scheduler: Callable[[Any], Any] | None, **options: Any) -> str:
+        optimizer = optimizer_of()
+        made = scheduler(optimizer) if scheduler is not None else None
+        return Schedule(optimizer, made, last_step=100, **options).describe()
+
+    assert described(None) == ""
+    assert described(None, warmup_steps=1) == "a warm-up of 1 step, then constant"
+    assert described(SCHEDULERS["cosine"]) == "CosineAnnealingLR, over 100 steps"
+    longer = described(SCHEDULERS["steps"], warmup_steps=10, every_steps=5)
+    assert longer == "StepLR, over 90 steps, moves on every 5 steps, after a warm-up of 10 steps"
+    plateau = described(lr_scheduler.ReduceLROnPlateau, monitor=Best(metric="accuracy", mode="max"))
+    assert plateau == "ReduceLROnPlateau, follows accuracy (max) at each evaluation"

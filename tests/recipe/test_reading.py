@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import hypothesis.strategies as st
+import projects
 import pytest
 import yaml
 from hypothesis import HealthCheck, example, given, settings
@@ -23,6 +24,7 @@ from pydantic import BaseModel
 
 from launcher.errors import EXIT_USAGE, Problem, RecipeError
 from launcher.recipe.bases import read_document
+from launcher.recipe.build import Builder, BuildError
 from launcher.recipe.component_syntax import OPTIONS
 from launcher.recipe.expressions import Expression, ExpressionError
 from launcher.recipe.load import load_recipe
@@ -695,3 +697,24 @@ def check_loads_or_refuses(folder: pathlib.Path, tree: dict[str, Any], changes: 
 
 def test_computed_names() -> None:
     assert {"train.steps", "train.steps_per_epoch", "scheduler.steps"} == COMPUTED
+
+
+def test_of_a_file_that_lies_beside_the_recipe_that_is_said(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Code is looked for beside the recipe, and data where the command is given."""
+    project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    recipe = load_recipe(
+        projects.make(project, own="def read(path):\n    return open(path)\n"),
+        ["data.train={_target_: own.py:read, path: notes.txt}"],
+    )
+    (project / "notes.txt").write_text("…", encoding="utf-8")
+    monkeypatch.chdir(elsewhere)
+    with pytest.raises(BuildError, match=rf"paths begin in the working directory.* there is {project}/notes\.txt"):
+        Builder(recipe).build(recipe.data.train)
+    (project / "notes.txt").unlink()
+    with pytest.raises(
+        BuildError, match=r"No such file or directory: 'notes\.txt' \(.*own\.py:2: return open\(path\)\)$"
+    ):
+        Builder(recipe).build(recipe.data.train)

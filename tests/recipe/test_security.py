@@ -111,6 +111,15 @@ def test_refused_packages_are_not_imported(project: Path, monkeypatch: pytest.Mo
             find(name)
 
 
+def test_a_name_that_is_refused_is_told_before_own_code_is_imported(project: Path) -> None:
+    (project / "first.py").write_text("import pathlib\npathlib.Path('owned').touch()\nNet = dict\n")
+    parts = ["model={_target_: first.py:Net}", "data.train={_target_: first.py:Net}", "optimizer={_target_: first.Net}"]
+    recipe = load_recipe("recipe.yaml", [*parts, "loss={_target_: os.system}"])
+    with pytest.raises(RecipeError, match=r"'os\.system' is refused") as caught:
+        Builder(recipe).check()
+    assert len(caught.value.problems) == 1
+
+
 def test_building_judges_again_what_was_never_checked() -> None:
     recipe = load_recipe("recipe.yaml", ["model={_target_: torch.os.system, _args_: [touch owned]}"])
     with pytest.raises(LauncherError, match=r"it is posix\.system, which a recipe may not name"):

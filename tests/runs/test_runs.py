@@ -134,6 +134,31 @@ def test_runs_are_found_at_any_level_and_named_by_folder(some: Path, monkeypatch
         named_runs(["nothing"])
 
 
+def test_a_recipe_s_name_means_its_runs_wherever_they_lie(some: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(some.parent)
+    elsewhere = made(some / "tries" / "apart", "finished", started=time.time() - 5)
+    (elsewhere / "resolved.yaml").write_text("name: digits\n")
+    assert named_run("digits").folder == Path("runs/tries/apart")
+    assert [run.folder.name for run in named_runs(["digits"])] == ["one", "two", "apart"]
+    assert named_run("digits@1").folder == Path("runs/digits/one")
+    assert [run.folder.name for run in named_runs(["runs/digits"])] == ["one", "two"]
+    Path("digits").mkdir()  # of the user's own, without runs
+    assert [run.folder.name for run in chosen(View(Path("digits"), sort="name"))] == ["one", "two", "apart"]
+    Path("empty").mkdir()
+    assert chosen(View(Path("empty"))) == []
+    with pytest.raises(UsageError, match="empty: there is no run in this folder; the newest are runs/tries/apart"):
+        named_run("empty")
+
+
+def test_where_no_run_was_made_yet_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("site.yaml").write_text(f"runs: {tmp_path}/far\n")
+    monkeypatch.setenv("LAUNCHER_SITE", "site.yaml")
+    for root in (tmp_path / "far", Path("runs")):
+        with pytest.raises(UsageError, match=f"{root}: no runs yet; `launcher train` makes the first"):
+            chosen(View(root))
+
+
 @pytest.mark.parametrize(
     ("sort", "names"),
     [

@@ -106,7 +106,7 @@ def _take(record: Record, space: Space) -> tuple[int, int] | None:
         if action.is_new:
             parameters = None if action.trial == 0 else propose(record, space, action.trial)
             record.append(lines.proposal(action.trial, parameters))
-        record.append(lines.taken(action.trial, action.rung, "here", action.early))
+        record.append(lines.taken(action.trial, action.rung, "here"))
         return action.trial, action.rung
 
 

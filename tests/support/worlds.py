@@ -28,6 +28,7 @@ from places import TINY as TINY  # the recipe that most tests train
 
 from launcher import internals
 from launcher.checkpoints import format as checkpoints
+from launcher.checkpoints.weights import find_weights, read_weights
 from launcher.recipe.duration import Duration
 from launcher.recipe.load import load_recipe
 from launcher.runs.tracking.tracking import Line, read_metrics
@@ -186,7 +187,7 @@ class Trained:
     Attributes:
         folder: The run's folder.
         lines: metrics.jsonl.
-        weights: model_weights.pth.
+        weights: Its final ones.
     """
 
     folder: Path
@@ -218,8 +219,7 @@ def train(
 
 def result_of(folder: Path) -> Trained:
     """Reads what a run left."""
-    weights = torch.load(folder / "model_weights.pth", weights_only=True)
-    return Trained(folder, list(read_metrics(folder / "metrics.jsonl")), weights)
+    return Trained(folder, list(read_metrics(folder / "metrics.jsonl")), dict(read_weights(find_weights(folder))))
 
 
 def train_here(
@@ -295,17 +295,24 @@ class Command:
         *arguments: What is given.
         netns: The network that it has.
         memory: A folder that is its /dev/shm.
+        stdin: A file that is its standard input.
         **environment: Variables.
     """
 
     def __init__(
-        self, folder: Path, *arguments: str, netns: str | None = None, memory: str | None = None, **environment: str
+        self,
+        folder: Path,
+        *arguments: str,
+        netns: str | None = None,
+        memory: str | None = None,
+        stdin: str | None = None,
+        **environment: str,
     ):
         self._mark = f"test-{uuid.uuid4()}"
         self.screen = folder / f"{self._mark}.screen"
         environment |= {"LAUNCHER_TEST_MARK": self._mark, "OMP_NUM_THREADS": "1"}
         self.process = _process(
-            _command, str(folder), str(self.screen), arguments, environment, netns, memory, daemon=False
+            _command, str(folder), str(self.screen), arguments, environment, netns, memory, stdin, daemon=False
         )
 
     def family(self) -> list[psutil.Process]:
@@ -353,8 +360,12 @@ def _command(
     environment: dict[str, str],
     netns: str | None,
     memory: str | None,
+    stdin: str | None,
 ) -> None:
     os.chdir(folder)
+    if stdin is not None:
+        os.dup2(os.open(stdin, os.O_RDONLY), 0)
+        sys.stdin = os.fdopen(0, closefd=False)
     if memory is not None:
         _mount(memory, "/dev/shm")
     if netns is not None:

@@ -76,14 +76,14 @@ def test_an_early_one_counts_only_when_it_is_certain(tmp_path: Path) -> None:
         record.append(lines.proposal(3, {}), lines.taken(3, 0, "here"))
     action = next_action(record)
     assert action is not None
-    assert (action.trial, action.rung, action.early) == (0, 1, True)
+    assert (action.trial, action.rung) == (0, 1), "it is not certain yet"
     with record.locked():
-        record.append(lines.taken(0, 1, "here", early=True), lines.rung(0, 1, 0.1, 100))
+        record.append(lines.taken(0, 1, "here"), lines.rung(0, 1, 0.1, 100))
         record.append(lines.rung(2, 0, 0.3, 50), lines.rung(3, 0, 0.4, 50))
     assert counted(record, 1) == {2, 3}
     assert record.trials[0].result == 0.1
     assert (action := next_action(record)) is not None
-    assert (action.trial, action.rung, action.early) == (2, 1, False)
+    assert (action.trial, action.rung) == (2, 1)
 
 
 def test_more_trials_are_worked_off_after_those_that_were_asked_for_first(tmp_path: Path) -> None:
@@ -104,7 +104,6 @@ def test_nothing_is_done_beyond_what_was_asked_for_unless_there_is_time(tmp_path
     record = simulate(tmp_path / "sweep", METHODS["halving"], SPACE, curve, Timing(slots=1))
     action = next_action(record, beyond=True)
     assert action is not None
-    assert action.early
     left = [number for number, trial in record.trials.items() if trial.rung == 1]
     assert action.trial == min(left, key=lambda number: record.trials[number].values[1])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from simulated import settings
 from launcher.errors import LauncherError, UsageError
 from launcher.sweep import record as lines
 from launcher.sweep.record import Record, create, is_sweep
+from launcher.sweep.workers import free_the_lost, taking_part
 
 APPEND = """
 import sys
@@ -43,7 +45,7 @@ def test_a_trials_way_through_its_states(tmp_path: Path) -> None:
             lines.released(0, "preempted", 1.0),
             lines.taken(0, 0, "there"),
             lines.rung(0, 0, math.nan, 5, 2.0),
-            lines.taken(0, 1, "here", early=True),
+            lines.taken(0, 1, "here"),
             lines.failure(0, "the machine was at fault", is_final=False),
             lines.rung(0, 1, -math.inf, 10, 4.0),
         ):
@@ -52,12 +54,7 @@ def test_a_trials_way_through_its_states(tmp_path: Path) -> None:
     assert states == ["waiting", "running", "waiting", "running", "paused", "running", "paused", "finished"]
     again = Record(tmp_path / "sweep").trials[0]
     assert math.isnan(again.values[0])
-    assert (again.result, again.seconds, again.early, again.failures) == (
-        -math.inf,
-        7.0,
-        1,
-        ["the machine was at fault"],
-    )
+    assert (again.result, again.seconds, again.failures) == (-math.inf, 7.0, ["the machine was at fault"])
 
 
 def test_a_torn_last_line_is_cut_off_and_a_damaged_one_told(tmp_path: Path) -> None:
@@ -95,6 +92,29 @@ def test_a_later_versions_line_is_passed_over(tmp_path: Path) -> None:
     with record.locked():
         record.append(lines.proposal(0, None), {"kind": "weather", "trial": 0})
     assert Record(tmp_path / "sweep").trials[0].state == "waiting"
+
+
+def test_what_a_lost_participant_had_spent_is_counted_as_far_as_its_run_tells(tmp_path: Path) -> None:
+    record = create(tmp_path / "sweep", settings())
+    with record.locked():
+        record.append(lines.proposal(0, None), lines.taken(0, 0, "gone"), lines.proposal(1, {}))
+        record.append(lines.taken(1, 0, "gone"))
+    since = record.trials[0].since or 0.0
+    record.folder_of(0).mkdir(parents=True)
+    (record.folder_of(0) / "status.json").write_text(json.dumps({"state": "running", "step": 7, "updated": since + 12}))
+    with taking_part(record, None, join=False) as me, record.locked():
+        free_the_lost(record, me)
+    assert [trial.state for trial in record.trials.values()] == ["waiting", "waiting"]
+    assert [trial.seconds for trial in record.trials.values()] == [pytest.approx(12, abs=0.01), 0]
+
+
+def test_another_budget_is_everybodys(tmp_path: Path) -> None:
+    record, other = create(tmp_path / "sweep", settings(budget=60.0)), Record(tmp_path / "sweep")
+    assert record.seconds == 60.0
+    with record.locked():
+        record.append(lines.other_budget(3600.0))
+    other.refresh()
+    assert other.seconds == Record(tmp_path / "sweep").seconds == 3600.0
 
 
 def test_a_folder_that_is_no_sweeps_is_refused(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from places import ROOT
 from launcher.errors import EXIT_USAGE, LauncherError, RecipeError, UsageError
 from launcher.recipe.build import Builder
 from launcher.recipe.load import load_recipe
+from launcher.sweep.begin import Asked, sought
 from launcher.sweep.grammar import flow, plain, read_alternatives
 from launcher.sweep.plan import Length, Sources, check_space, locate, questions, settle
 from launcher.sweep.ranges import RangeError, read_range
@@ -229,6 +230,19 @@ def test_a_bad_section_is_a_line_with_its_place(tmp_path: Path, line: str, messa
         (["optimiser.lr=1e-3,1e-2"], "unknown key; did you mean 'optimizer'?"),
         (["train.epochs=-1..3"], "-1 is not a number greater than 0"),
         (["optimizer={_target_: SGD, momentun: 0.5..0.9},{_target_: AdamW}"], "SGD takes no 'momentun'"),
+        (
+            ["optimizer.lr=1e-4 .. 1e-2"],
+            "a range is written 0.0001..0.01 here; put a text that reads like one in quotes",
+        ),
+        (["optimizer.lr={from: 1e-4, to: 1e-2, scale: log}"], "a range is written 0.0001..0.01:log here"),
+        (["optimizer.lr=nan..1.0"], "'nan' is not a number"),
+        (["optimizer.lr=1e-4|1e-2"], "alternatives are separated by commas, as in optimizer.lr=1e-4,1e-2"),
+        (["model.hidden=[64]|[256, 256]"], "alternatives are separated by commas, as in model.hidden=[64],[256, 256]"),
+        (["train.epochs=1,2", "train.steps=100,200"], "'train.steps' takes the place of 'train.epochs'; keep one"),
+        (["define.width=1,2"], "define.width: the recipe defines no 'width', and nothing refers to it"),
+        (["data.global_batch_size=16.5..32.5"], "data.global_batch_size: with 16.5: 16.5 is not a whole number"),
+        (["+optimizer.lr=1,2"], "alternative 1: a key is added like any other, without '+'"),
+        (["optimizer.lr=1e-3,\0"], r"alternative \x00: the character U+0000 is not text"),
         (["data.global_batch_size=8,wide"], "data.global_batch_size: alternative wide: 'wide' is not a whole number"),
     ],
 )
@@ -256,6 +270,8 @@ def test_a_bad_space_is_a_line_with_its_place(words: list[str], message: str) ->
         (["data.workers=0,1"], {"method": "cmaes"}, "varies ranges, and there is none"),
         (["train.epochs=1,2"], {"method": "halving"}, "train.epochs decides how many steps a run has"),
         (["data.global_batch_size=8,16"], {"method": "halving"}, "fix train.steps"),
+        (["optimizer.lr=1,2"], {"method": "halving", "eta": 200}, "a run has 100 steps, and the first rung is at 25"),
+        (["optimizer.lr=1,2"], {"method": "halving", "eta": 5}, "write sweep.first_rung='20 steps', or less"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(words: list[str], stated: dict[str, object], message: str) -> None:
@@ -265,6 +281,14 @@ def test_settings_that_do_not_fit_are_refused(words: list[str], stated: dict[str
     assert caught.value.exit_code == EXIT_USAGE
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_point_without_the_metric_is_refused() -> None:
+    with pytest.raises(UsageError) as caught:
+        sought(Asked(RECIPE, words=("data.validation=null,10% of train", "optimizer.lr=1e-3,1e-2"), cpu=True))
+    place = "space at data.validation=null optimizer.lr=1e-3"
+    words = "trials are compared by validation/loss; this one has no such validation set"
+    assert str(caught.value) == f"{place}: {words}"
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,7 @@ def test_the_plan_says_what_was_found_and_when_other_cuts_give_other_numbers(
     plan = _plan(tmp_path / "a", capsys)
     assert "data.micro_batch_size: auto: 16 (the whole share: a run with objects from Python cannot be tried" in plan
     assert "half of that when memory runs out" in plan
-    assert "other cuts give other numbers" not in plan
+    assert "another micro-batch size or number of processes gives other numbers" not in plan
     assert "draws random numbers for each micro-batch" in _plan(tmp_path / "b", capsys, "model.dropout=0.1")
     model = "model={_target_: parts.py:Net, norm: true}"
     assert "BatchNorm takes the mean of each micro-batch" in _plan(tmp_path / "c", capsys, model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -250,6 +251,28 @@ def test_a_finished_run_says_so_and_may_be_made_longer(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"train\.epochs: was 3, is now 4"):
         train_in_process(run, "train.epochs=4")
     assert train_in_process(run, "train.epochs=4", allow_changes=("train.epochs",)).step == 16
+
+
+def test_a_run_whose_checkpoints_were_removed_is_never_begun_again(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train_in_process(run)
+    shutil.rmtree(run / "checkpoints")
+    before = (run / "metrics.jsonl").read_bytes()
+    for until in (None, Duration.parse("5 steps")):
+        with pytest.raises(Finished, match="this run is finished, after 12 steps"):
+            train_in_process(run, until=until)
+    (run / "model_weights.pth").unlink()
+    with pytest.raises(UsageError, match="removed after step 12: there is nothing to resume from"):
+        train_in_process(run)
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_stopped_run_whose_checkpoints_were_removed_is_refused(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert killed(1, train_here, str(run), ("save.every=2 steps",), str(TINY), (), "kill@step:5")
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(UsageError, match="its checkpoints were removed after step"):
+        train_in_process(run, "save.every=2 steps")
 
 
 def test_resume_finds_the_newest_unfinished_run_of_the_same_recipe(

@@ -305,6 +305,32 @@ def test_plateau_steps_with_what_rank_0_measured(tmp_path: Path) -> None:
     assert not all(falls[1:])
 
 
+def test_a_plateau_may_follow_another_metric_than_the_best(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plateau = "scheduler={_target_: ReduceLROnPlateau, patience: 0, factor: 0.5, threshold: 0.9, _monitor_: loss}"
+    for name, more in (("alone", []), ("beside", ["evaluate.best={metric: accuracy, mode: max}"])):
+        recipe = [*EVALUATED, plateau, "optimizer.lr=0.5", "launch.threads=1", *more]
+        launcher.train(TINY, *recipe, run_dir=tmp_path / name, cpu=True)
+        assert "ReduceLROnPlateau, follows loss (min) at each evaluation" in capsys.readouterr().out
+    rates = [result_of(tmp_path / name).column("lr") for name in ("alone", "beside")]
+    assert rates[0] == rates[1]
+    assert rates[0][-1] < 0.5
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["_target_: ReduceLROnPlateau"], "follows a metric; write _monitor_: loss beside it"),
+        (["_target_: ReduceLROnPlateau, _monitor_: los"], "no metric is named 'los'; did you mean 'loss'"),
+        (["_target_: StepLR, step_size: 1, _monitor_: loss"], "StepLR follows no metric"),
+        (["_target_: ReduceLROnPlateau, _monitor_: loss", "data.validation=null"], "there is nothing to measure it on"),
+    ],
+)
+def test_a_monitor_that_cannot_be_is_refused(tmp_path: Path, overrides: list[str], message: str) -> None:
+    scheduler, *more = overrides
+    with pytest.raises(RecipeError, match=message):
+        run(tmp_path / "run", *EVALUATED, f"scheduler={{{scheduler}}}", "evaluate.best=null", *more)
+
+
 def test_the_weights_load_into_the_bare_class(tmp_path: Path) -> None:
     trained = train(tmp_path / "run", "model.norm=true", "data.drop_last=true", size=2)
     assert not any(name.startswith(("module.", "_orig_mod.")) for name in trained.weights)

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -382,3 +383,27 @@ def test_an_array_works_a_sweep_off(
     record.refresh()
     assert [trial.state for trial in record.trials.values()] == ["finished"] * trials
     assert {trial.step for trial in record.trials.values()} == {40}
+
+
+SLOTS = """
+import json
+from launcher.device import kind
+from launcher.sweep.slots import slots_here
+from launcher.world import gpus
+
+kind.count = lambda: len(gpus.visible() or [])  # as torch would see them: those of this cluster are none
+print(json.dumps([dict(slot.environment) for slot in slots_here(None, 1, cpu=False)]))
+"""
+
+
+def test_a_sweeps_slots_are_the_gpus_of_the_allocation(cluster: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "slots.py").write_text(SLOTS)
+    command = f"{sys.executable} slots.py; sleep 5"  # both allocations are there at a time
+    asks = ("--nodes=1", "--nodelist=node1", "--gpus-per-node=2", "--cpus-per-task=1", "--time=2")
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(cluster.say, "srun", *asks, "bash", "-c", command) for _ in range(2)]
+        printed = [job.result() for job in both]
+    dealt = [json.loads(line) for text in printed for line in text.splitlines() if line.startswith("[")]
+    names = [slot["CUDA_VISIBLE_DEVICES"] for slots in dealt for slot in slots]
+    assert [len(slots) for slots in dealt] == [2, 2], printed
+    assert sorted(names) == ["0", "1", "2", "3"], printed

@@ -60,6 +60,21 @@ class Noisy(Numbers):
         return self.inputs[index] + 0.1 * noise, self.targets[index]
 
 
+class Uneven(Noisy):
+    """The same rows, at a speed that is each process's own."""
+
+    def __init__(self, seconds: float):
+        super().__init__(seconds * (1 + os.getpid() % 5))
+
+
+class Placed(Uneven):
+    """The same rows, and a line in the log of which GPUs this process may use."""
+
+    def __init__(self, seconds: float = 0.0):
+        super().__init__(seconds)
+        print("sees", os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
+
+
 class Words(Dataset[tuple[Tensor, Tensor]]):
     """Rows of 4 inputs and 5 targets each, of which a varying number is ignored (-100), in some rows all."""
 

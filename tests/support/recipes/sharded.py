@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
 
 class Tokens(Dataset[tuple[Tensor, Tensor]]):
@@ -22,6 +24,54 @@ class Tokens(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         return self.rows[index, :-1], self.rows[index, 1:]
+
+
+class Flow(IterableDataset[tuple[Tensor, Tensor]]):
+    """The same as a stream."""
+
+    def __init__(self, size: int):
+        self.tokens = Tokens(size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return (self.tokens[index] for index in range(len(self.tokens)))
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+class Holed(Tokens):
+    """One of the rows cannot be read."""
+
+    def __init__(self, size: int, hole: int):
+        super().__init__(size)
+        self.hole = hole
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        if index == self.hole:
+            raise OSError("a bad disk")
+        return super().__getitem__(index)
+
+
+class Slow(Tokens):
+    """Rows that do not come, as it says."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        print("reading", flush=True)
+        time.sleep(60)
+        return super().__getitem__(index)
+
+
+class Wide(Dataset[tuple[Tensor, Tensor]]):
+    """Rows of many numbers, and as many to predict."""
+
+    def __init__(self, width: int):
+        self.width = width
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return torch.full((self.width,), float(index)), torch.zeros(self.width)
 
 
 class Block(nn.Module):
