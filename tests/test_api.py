@@ -367,9 +367,7 @@ def test_parameters_that_no_optimizer_has_are_told(tmp_path: Path, capsys: pytes
 
 def test_a_run_of_objects_is_loaded_into_a_module(tmp_path: Path) -> None:
     result = trained(tmp_path / "run")
-    with pytest.raises(
-        UsageError, match=r"with model, .*.load\(RUN, model=…\), which puts .*model_weights.pth"
-    ):
+    with pytest.raises(UsageError, match=r"with model, .*.load\(RUN, model=…\), which puts .*model_weights.pth"):
         launcher.load(tmp_path / "run")
     loaded = launcher.load(tmp_path / "run", model=Net())
     assert not loaded.training
