@@ -21,6 +21,7 @@ import torch
 
 from launcher.errors import LauncherError
 from launcher.model.rows import Read, Rows, bytes_of
+from launcher.model.tensor_files import FileTensor
 from launcher.world import faults
 
 MARK = "_rows_"  # in a state that torch.save writes: here belongs the tensor of this name
@@ -311,7 +312,7 @@ def with_stored(tree: Any, stored: Mapping[str, StoredTensor], made: Callable[[S
 
 def read_whole(tree: Any) -> Any:
     """A state with the tensors themselves in place of those in files."""
-    if isinstance(tree, StoredTensor):
+    if isinstance(tree, StoredTensor | FileTensor):
         return tree.whole()
     if isinstance(tree, Mapping):
         read = {name: read_whole(value) for name, value in tree.items()}

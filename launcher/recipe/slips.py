@@ -85,11 +85,11 @@ def _about_recipe(recipe: Any) -> Iterator[str]:
 def _about_objects(objects: Mapping[str, Any]) -> Iterator[str]:
     for name in ("train", "validation", "test"):
         if isinstance(objects[name], tuple):
-            yield f"{name}: a tuple is no data set; of tensors write torch.utils.data.TensorDataset(inputs, targets)"
+            yield f"{name}: a tuple is not a data set; of tensors write torch.utils.data.TensorDataset(inputs, targets)"
     for name in ("metrics", "batch"):
         if objects[name] is not None and not isinstance(objects[name], Mapping):
             example = "{'accuracy': …}" if name == "metrics" else "{'inputs': [0], 'targets': [1]}"
-            yield f"{name}: {type(objects[name]).__name__} is no mapping; write {name}={example}"
+            yield f"{name}: {type(objects[name]).__name__} is not a mapping; write {name}={example}"
 
 
 def _about_missing(overrides: Sequence[str], objects: Mapping[str, Any], numbers: Mapping[str, Any]) -> Iterator[str]:

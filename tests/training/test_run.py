@@ -94,7 +94,7 @@ def test_gradients_of_a_trial_by_hand_are_no_part_of_the_first_step(tmp_path: Pa
 def test_an_optimizer_that_cannot_be_the_run_s_is_refused(tmp_path: Path) -> None:
     for optimizer, message in (
         (torch.optim.SGD(Net().parameters(), 0.1), "has none of this model's parameters"),
-        ("Adam", "gave a str, not a torch.optim.Optimizer"),
+        ("Adam", "optimizer: 'Adam' is not a component"),
     ):
         with pytest.raises(RecipeError, match=message):
             run(tmp_path / "run", optimizer=optimizer)
