@@ -22,6 +22,7 @@ from launcher.datasets.files import atomic_write, cache_path, needed, staged
 from launcher.errors import SampleError
 from launcher.recipe.directory import absolute, directory
 from launcher.recipe.inputs import leads_back, unreadable
+from launcher.text import counted
 from launcher.world.world import usable_cpus
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -91,7 +92,8 @@ class ImageFolder(Dataset[tuple[Any, int]]):
         if not self.unreadable:
             return ()
         count, all_files = len(self.unreadable), len(self.unreadable) + len(self)
-        return (f"{self.root}: {count:,} of {all_files:,} pictures cannot be read and are skipped: {self._first()}",)
+        pictures = counted(all_files, "picture")
+        return (f"{self.root}: {count:,} of {pictures} cannot be read and are skipped: {self._first()}",)
 
     def _first(self) -> str:
         return ", ".join(self.unreadable[:3]) + (", …" if len(self.unreadable) > 3 else "")

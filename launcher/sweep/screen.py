@@ -12,7 +12,7 @@ from launcher.sweep.ranking import ranked
 from launcher.sweep.record import Record, Trial
 from launcher.sweep.space import Space
 from launcher.sweep.view import fitted
-from launcher.text import duration, number
+from launcher.text import counted, duration, number, ordinal
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -68,16 +68,17 @@ class Screen:
     def _tell(self, record: Record) -> None:
         """A line for each trial that has reached a rung since."""
         news = [trial for trial in record.trials.values() if trial.rung > self._told.get(trial.number, -1)]
-        places = {trial.number: entry.place for entry in ranked(record) for trial in entry.trials} if news else {}
+        entries = ranked(record) if news else []
+        places = {trial.number: entry.place for entry in entries for trial in entry.trials}
         for trial in sorted(news, key=lambda each: each.seen or 0.0):
             self._told[trial.number] = trial.rung
-            self.say(_line(record, trial, places.get(trial.number)))
+            self.say(_line(record, trial, places.get(trial.number), len(entries)))
 
 
-def _line(record: Record, trial: Trial, place: int | None) -> str:
+def _line(record: Record, trial: Trial, place: int | None, points: int) -> str:
     """What a trial has reached, in a line."""
     settings = record.settings
     figure = f"{settings.metric.name} {number(trial.values[trial.rung])}"
     state = "finished" if trial.result is not None else f"at rung {trial.rung + 1} of {settings.num_rungs}"
-    rank = f", rank {place} of {len(record.trials)}" if place is not None else ""
+    rank = f", {ordinal(place)} of {counted(points, 'point')} so far" if place is not None else ""
     return f"trial {trial.number:04} {state}: {figure}{rank}; step {trial.step:,}, {duration(trial.seconds)}"

@@ -133,7 +133,7 @@ def test_the_best_is_a_recipe(tmp_path: Path, words: list[str], remove: tuple[st
             record.append(lines.proposal(number, point), lines.rung(number, 0, 1.0 - number, 100))
     text = best_recipe(record, space, ROOT)
     assert text.startswith("# validation/loss ")
-    assert "rank 1 of 2 points" in text.splitlines()[0]
+    assert "1st of 2 points" in text.splitlines()[0]
     (best := tmp_path / "best.yaml").write_text(
         text.replace("base: recipes", f"base: {ROOT}/recipes"), encoding="utf-8"
     )
