@@ -40,7 +40,8 @@ class ImageFolder(Dataset[tuple[Any, int]]):
         classes: Names of the classes in the order of their numbers; None is the folders' names, sorted. A validation
             set says `"${data.train.classes}"`, or a class that it lacks moves the numbers of all behind it.
         transform: What is made of a `PIL.Image`; None is a float tensor of shape [C, H, W] in [0, 1].
-        size: Cut and scale each picture to `size` × `size` around its centre, before the transform.
+        size: Cut and scale each picture to `size` × `size` around its centre, before the transform, by PIL's
+            `ImageOps.fit` with its bicubic resampling.
         mode: `RGB`, or `L` for one channel.
         corrupt: What happens to pictures that cannot be read: `error` when one is met, or `skip`: all are opened
             once, when the list is made, those that cannot be read are skipped, and the plan says how many.
