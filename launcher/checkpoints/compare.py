@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,14 +20,16 @@ class Batch:
     Attributes:
         args: By position.
         kwargs: By name.
+        classes: The names of the training set's classes, in the order of their numbers.
     """
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+    classes: Sequence[str] = ()
 
     def without(self, *names: str) -> Batch:
         """The same but for some that are given by name."""
-        return Batch(self.args, {name: value for name, value in self.kwargs.items() if name not in names})
+        return replace(self, kwargs={name: value for name, value in self.kwargs.items() if name not in names})
 
 
 def tensors(value: Any) -> list[torch.Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +35,8 @@ class _Plain(nn.Module):
 def write_onnx(model: nn.Module, batch: Batch, path: Path) -> Callable[..., Any]:
     """Writes the program, and gives it as onnxruntime runs it.
 
-    Every dimension may have another size where the model allows it: batches, and lengths of sequences.
+    The batch may have another size, and so may each dimension of which the model itself takes another: lengths of
+    sequences, heights of pictures, but no channels. The names of classes stand in its metadata, as `classes`.
 
     Raises:
         LauncherError: A package is missing, or the model cannot be traced.
@@ -46,17 +48,20 @@ def write_onnx(model: nn.Module, batch: Batch, path: Path) -> Callable[..., Any]
     strange = [type(value).__name__ for value in values if not torch.is_tensor(value)]
     if strange:
         raise LauncherError(f"ONNX: the model's inputs are tensors there, and one of the batch is a {strange[0]}")
+    plain = _Plain(model, list(batch.kwargs))
     with _without_cache(model), _quietly():
         try:
             program = torch.onnx.export(
-                _Plain(model, list(batch.kwargs)),
+                plain,
                 values,
                 input_names=[*(f"input_{number}" for number, _ in enumerate(batch.args)), *batch.kwargs],
                 dynamo=True,
-                dynamic_shapes=(tuple(map(_any_size, values)),),
+                dynamic_shapes=(_free_dimensions(plain, values),),
                 verbose=False,
             )
             assert program is not None
+            if batch.classes:
+                program.model.metadata_props["classes"] = json.dumps(list(batch.classes))
             program.save(str(path))
         except Exception as error:  # whatever the tracer trips over lies in the model
             words = " ".join(str(error).split())[:300]
@@ -73,8 +78,32 @@ def write_onnx(model: nn.Module, batch: Batch, path: Path) -> Callable[..., Any]
     return call
 
 
-def _any_size(tensor: torch.Tensor) -> dict[int, Any]:
-    return dict.fromkeys(range(tensor.ndim), torch.export.Dim.AUTO)
+def _free_dimensions(model: nn.Module, values: Sequence[torch.Tensor]) -> tuple[dict[int, Any], ...]:
+    """Of each input the dimensions that may have another size; inputs of one length are changed together."""
+    found = {(place, tensor.shape[place]) for tensor in values for place in range(1, tensor.ndim)}
+    free = {(place, size) for place, size in found if _takes_another(model, values, place, size)}
+    places = [
+        [place for place, size in enumerate(value.shape) if not place or (place, size) in free] for value in values
+    ]
+    return tuple(dict.fromkeys(of_one, torch.export.Dim.AUTO) for of_one in places)
+
+
+def _takes_another(model: nn.Module, values: Sequence[torch.Tensor], place: int, size: int) -> bool:
+    """Whether a model can be called with one more, or one less, where its inputs have this size."""
+    for numbers in ([*range(size), size - 1], list(range(size - 1))):
+        changed = [
+            value.index_select(place, torch.tensor(numbers, device=value.device))
+            if numbers and value.ndim > place and value.shape[place] == size
+            else value
+            for value in values
+        ]
+        try:
+            with torch.no_grad():
+                model(*changed)
+        except Exception:  # the model's own check of shapes, or what comes of them
+            continue
+        return bool(numbers)
+    return False
 
 
 @contextlib.contextmanager

@@ -26,7 +26,8 @@ from launcher.checks.schedule import doubts_of
 from launcher.checks.sharded import rehearse_sharded
 from launcher.data.load import Data
 from launcher.data.repeatable import drawn_validation
-from launcher.data.seeds import seed_everything
+from launcher.data.seeds import randomness_restored, seed_everything
+from launcher.data.subsets import innermost, is_stream
 from launcher.data.transfer import on_device
 from launcher.device.device import open_device, use_cpu
 from launcher.device.kind import found
@@ -100,6 +101,7 @@ def rehearse(recipe: Recipe, builder: Builder, world: World, say: Say, *, on_gpu
     with warnings.catch_warnings(), _stage(recipe, ("data",), "opening the data"):
         warnings.simplefilter("ignore")
         data = open_run_data(recipe, builder, world)
+        _read_last(data)
     say("data", data.describe())
     check_graphs(builder, recipe.device, data)
     small = _small(recipe, on_gpu)
@@ -126,9 +128,32 @@ def rehearse(recipe: Recipe, builder: Builder, world: World, say: Say, *, on_gpu
         _rehearse_checkpoint(recipe, builder, on_two, say)
         elsewhere = replace(state, device=replace(device, world=world, notes=()))
         plan = plan_of(recipe, elsewhere, Path(), 0, [*_notes(recipe, data, world), *([drawn] if drawn else [])])
-        doubts = [*warned, *doubts_of(recipe, state)]
+        doubts = [*warned, *_of_sizes(recipe, data), *doubts_of(recipe, state)]
         where = device.name if on_gpu else f"this machine's CPU in {_dtypes(model.bare)}"
         return Checked(_for_the_world(plan, recipe, where, shared), doubts, findings_of(recipe, state, world, depends))
+
+
+def _of_sizes(recipe: Recipe, data: Data) -> Iterator[str]:
+    """A global batch that no step fills."""
+    batch, size = recipe.data.global_batch_size, data.train.sampler.dataset_size
+    if batch is not None and not is_stream(data.train.dataset) and batch > size:
+        yield f"data.global_batch_size: {batch:,} is more than the {size:,} training samples; each step reads them all"
+
+
+def _read_last(data: Data) -> None:
+    """Reads the last training sample, which is not there where `__len__` says too much."""
+    dataset = innermost(data.train.dataset)
+    if is_stream(dataset) or not len(dataset):
+        return
+    size = len(dataset)
+    try:
+        with randomness_restored(needed=True):
+            dataset[size - 1]
+    except IndexError as error:
+        message = f"data.train: sample {size - 1:,} of {size:,}: IndexError: {error}; does its __len__ say too much?"
+        raise LauncherError(message) from error
+    except Exception:  # one that cannot be read alone, or not by number: its batches tell
+        return
 
 
 def _small(recipe: Recipe, on_gpu: bool = False) -> Recipe:

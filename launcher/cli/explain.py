@@ -19,7 +19,8 @@ def add(commands: Commands) -> None:
         "explain",
         help="explain a key of a recipe, with its default and an example",
         description="Tell what a key of a recipe means, what may be written, its default, and an example; of a "
-        "section, each of its keys; of a data set or model that is included (Table, ConvNet), its arguments.",
+        "section, each of its keys; of a data set or model that is included (Table, ConvNet), or a class of torch's or "
+        "torchmetrics' (AdamW), its arguments; of a key beside a _target_ (_per_), what it is for.",
     )
     explain.add_argument("key", nargs="?", metavar="KEY", help="as in train.clip_grad_norm, or evaluate (default: all)")
     explain.add_argument("--all", action="store_true", help="the whole language in one page of Markdown")
@@ -38,12 +39,24 @@ def _explain(options: argparse.Namespace, _: Sequence[str]) -> int:
     if options.key is None:
         print("\n".join(_listed([entry for entry in keys.values() if "." not in entry.key])))
         return EXIT_DONE
+    name = options.key.rpartition(".")[2]
+    if name.startswith("_"):
+        from launcher.recipe.component_schema import option_told
+
+        if told := option_told(name):
+            print("\n".join(told))
+            return EXIT_DONE
     classes: Iterable[str] = ()
-    if options.key.rpartition(".")[2][:1].isupper():  # as classes are named, and no key is
+    if name[:1].isupper():  # as classes are named, and no key is
         from launcher.recipe.language import shipped_component, shipped_names
 
         if (text := shipped_component(options.key)) is not None:
             print(text)
+            return EXIT_DONE
+        from launcher.recipe.component_schema import component_told
+
+        if told := component_told(name):
+            print("\n".join(told))
             return EXIT_DONE
         classes = [word for name, module in shipped_names().items() for word in (name, f"{module}.{name}")]
     print("\n".join(_told(_named(options.key, keys, classes), keys)))

@@ -57,6 +57,11 @@ def add(commands: Commands) -> None:
     result.add_argument(
         "--table", choices=FORMATS, metavar="FORM", help="of a sweep's folder: print all trials as csv, parquet or json"
     )
+    sweep.add_argument(
+        "--whole",
+        action="store_true",
+        help="with --best: all that the recipe says, not its base and what differs",
+    )
     sweep.add_argument("--quiet", action="store_true", help="a line a result in place of the table")
     sweep.set_defaults(command=_sweep, listens=True)
 
@@ -80,6 +85,8 @@ def _sweep(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         return _result(folder, options) if options.best or options.table else _go_on(folder.absolute(), options)
     if options.best or options.table:
         raise UsageError(f"{options.recipe}: is not a sweep's folder; --best and --table are of a sweep that there is")
+    if options.whole:
+        raise UsageError("--whole: says how --best writes a recipe, and nothing else")
     from launcher.sweep.begin import opened, sought
     from launcher.sweep.plan import questions
 
@@ -103,9 +110,24 @@ def _result(folder: Path, options: argparse.Namespace) -> int:
 
     record = Record(folder)
     space = space_of(record.settings)
-    content = best_recipe(record, space).encode() if options.best else table(record, space, options.table)
+    if options.best:
+        content = best_recipe(record, space, _folder_of_output(), whole=options.whole).encode()
+    else:
+        content = table(record, space, options.table)
     sys.stdout.buffer.write(content)
     return EXIT_DONE
+
+
+def _folder_of_output() -> Path | None:
+    """The folder of the file that standard output goes to; None where it goes to none, or nobody can tell."""
+    import os
+    import stat
+
+    try:
+        is_file = stat.S_ISREG(os.fstat(1).st_mode)
+        return Path(os.readlink("/proc/self/fd/1")).parent if is_file else None
+    except OSError:
+        return None
 
 
 def asked_for(options: argparse.Namespace) -> Asked:

@@ -16,7 +16,7 @@ from launcher.data.epochs import Announcer, methods_of
 from launcher.data.many import UNUSED, verdict_on
 from launcher.data.permutation import Indices, mix
 from launcher.data.seeds import LOWER
-from launcher.data.subsets import is_stream, name_of, numbered_in_whole
+from launcher.data.subsets import innermost, is_stream, name_of, numbered_in_whole
 from launcher.data.whole import Collate, TensorRows, pinned_rows, whole_batches
 from launcher.errors import LauncherError, SampleError
 from launcher.internals import pin_memory
@@ -143,7 +143,7 @@ class Reader:
     def _one_by_one(self, epoch: int, indices: Indices) -> list[Any]:
         dataset = _One(self.dataset) if self._has_many else self.dataset
         samples, index = [], -1
-        with located(lambda: self._place_of(index), self._key):
+        with located(lambda: self._place_of(index), self._key, len(innermost(self.dataset))):
             if not (self._draws.drawn or self._seeders or self.mark is not _unmarked):
                 return [dataset[index := number] for number in indices.tolist()]
             seed = self._seed if self._seeders else self._draws.seeding
@@ -178,10 +178,19 @@ class Reader:
         except (RuntimeError, TypeError, KeyError) as error:
             numbers = [numbered_in_whole(self.dataset, index)[1] for index in indices[:8].tolist()]
             which = ", ".join(map(str, numbers)) + (", …" if len(indices) > 8 else "")
+            sized = self._sized(samples)
             raise LauncherError(
-                f"{self.name}: samples {which} do not make a batch: {error}; make them alike in the data set, or name "
-                "a function that can as data.collate"
+                f"{self.name}: samples {which} do not make a batch: {error}; {sized}make them alike in the data set, "
+                "or name a function that can as data.collate"
             ) from error
+
+    def _sized(self, samples: list[Any]) -> str:
+        """What makes pictures of one size of those that a data set reads as large as they are."""
+        if getattr(innermost(self.dataset), "size", 0) is not None:
+            return ""
+        first = [sample[0] if isinstance(sample, tuple) else sample for sample in samples]
+        sides = [side for picture in first for side in getattr(picture, "shape", ())[-2:]]
+        return f"set {self._key}.size={min(sides)}, or " if sides else ""
 
     def seed(self, epoch: int, index: int, purpose: int = 0) -> None:
         """Seeds what comes next by its place: those generators that reading draws from, and the data set's own."""
@@ -223,10 +232,11 @@ class located:  # noqa: N801  # a context manager named as what it says
     Args:
         place: Where, or what makes the words of it, if it is asked.
         key: The recipe's key of the data set, for what to set there.
+        size: How many samples the data set says that it has.
     """
 
-    def __init__(self, place: str | Callable[[], str], key: str = ""):
-        self.place, self.key = place, key
+    def __init__(self, place: str | Callable[[], str], key: str = "", size: int = 0):
+        self.place, self.key, self.size = place, key, size
 
     def __enter__(self) -> None:
         """Costs nothing."""
@@ -239,7 +249,12 @@ class located:  # noqa: N801  # a context manager named as what it says
             raise LauncherError(f"{place}: {error.of(self.key)}") from error
         if isinstance(error, LauncherError):
             raise LauncherError(f"{place}: {error}") from error
-        error.add_note(f"in {place}")
+        error.add_note(f"in {place}{self.about(error)}")
+
+    def about(self, error: Exception) -> str:
+        """What to look at: a data set that ends before the length that it says."""
+        is_beyond = self.size and isinstance(error, IndexError)
+        return f" of {self.size}; does its __len__ say too much?" if is_beyond else ""
 
 
 # ---------------------------------------------------------------------- many samples in one call

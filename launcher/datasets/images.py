@@ -22,6 +22,7 @@ from launcher.datasets.files import atomic_write, cache_path, needed, staged
 from launcher.errors import SampleError
 from launcher.recipe.directory import absolute, directory
 from launcher.recipe.inputs import leads_back, unreadable
+from launcher.text import counted
 from launcher.world.world import usable_cpus
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -39,7 +40,8 @@ class ImageFolder(Dataset[tuple[Any, int]]):
         classes: Names of the classes in the order of their numbers; None is the folders' names, sorted. A validation
             set says `"${data.train.classes}"`, or a class that it lacks moves the numbers of all behind it.
         transform: What is made of a `PIL.Image`; None is a float tensor of shape [C, H, W] in [0, 1].
-        size: Cut and scale each picture to `size` × `size` around its centre, before the transform.
+        size: Cut and scale each picture to `size` × `size` around its centre, before the transform, by PIL's
+            `ImageOps.fit` with its bicubic resampling.
         mode: `RGB`, or `L` for one channel.
         corrupt: What happens to pictures that cannot be read: `error` when one is met, or `skip`: all are opened
             once, when the list is made, those that cannot be read are skipped, and the plan says how many.
@@ -91,7 +93,8 @@ class ImageFolder(Dataset[tuple[Any, int]]):
         if not self.unreadable:
             return ()
         count, all_files = len(self.unreadable), len(self.unreadable) + len(self)
-        return (f"{self.root}: {count:,} of {all_files:,} pictures cannot be read and are skipped: {self._first()}",)
+        pictures = counted(all_files, "picture")
+        return (f"{self.root}: {count:,} of {pictures} cannot be read and are skipped: {self._first()}",)
 
     def _first(self) -> str:
         return ", ".join(self.unreadable[:3]) + (", …" if len(self.unreadable) > 3 else "")

@@ -10,6 +10,7 @@ from typing import Any
 from launcher.errors import LauncherError
 from launcher.recipe import schema
 from launcher.recipe.line_keys import LINE_KEYS
+from launcher.text import counted
 
 
 def value_of(best: schema.Best, scores: Mapping[str, Any]) -> float:
@@ -105,4 +106,4 @@ class BestTracker:
             if self.value is not None
             else "it was never a number"
         )
-        return f"{self.best.metric} has not improved for {self.since} evaluations; {best}"
+        return f"{self.best.metric} has not improved for {counted(self.since, 'evaluation')}; {best}"

@@ -232,7 +232,19 @@ class Metric:
 
     def _refused(self, parts: Sequence[Any], error: Exception) -> LauncherError:
         cannot = f"{self._called} does not accept outputs and targets of {_shapes(parts)}"
-        return LauncherError(f"evaluate.metrics.{self.name}: {cannot}: {error}")
+        return LauncherError(f"evaluate.metrics.{self.name}: {cannot}: {error}{self._of_classes(parts)}")
+
+    def _of_classes(self, parts: Sequence[Any]) -> str:
+        """What to set where a metric is of another number of classes than the outputs."""
+        stated = getattr(self.metric, "num_classes", None)
+        output = parts[0] if parts else None
+        if not isinstance(stated, int) or not isinstance(output, torch.Tensor) or output.dim() < 2:
+            return ""
+        given = output.shape[1]
+        if stated == given:
+            return ""
+        remedy = f"evaluate.metrics.{self.name}.num_classes={given}"
+        return f"; the outputs have {given} classes and the metric {stated}: {remedy}"
 
     def _tell_rest(self) -> None:
         for chunk in () if self._chunk is None else self._chunk.rest():

@@ -181,6 +181,8 @@ class Objective:
         """
         assert self.step is not None
         result = self.step(model, batch, at)
+        if isinstance(result, torch.Tensor):  # the loss alone, as a training_step of Lightning's may return it
+            result = {"loss": result}
         if not needs_loss and isinstance(result, Mapping) and result.get("loss") is None:
             return {key: value for key, value in result.items() if key != "loss"}
         if not isinstance(result, Mapping) or "loss" not in result:

@@ -16,7 +16,7 @@ import yaml
 from launcher.errors import RecipeError
 from launcher.recipe import shipped
 from launcher.recipe.caller import KEYWORDS, Keyword
-from launcher.recipe.held_back import with_train_s_arguments
+from launcher.recipe.held_back import SHARE, with_train_s_arguments
 from launcher.recipe.inputs import system_folder
 from launcher.recipe.masking import shape_in
 from launcher.recipe.places import Key, Origin, Path, Problems, dotted
@@ -398,12 +398,12 @@ def _alternatives(file: _File) -> str:
 def merge(old: Node | None, new: Node, at: Path = ()) -> Node:
     """A value put over an older one.
 
-    Mappings merge, and everything else is replaced; so is the whole of a mapping over which `_target_` or
-    `_ref_` is stated, as the arguments of one class are not those of another.
+    Mappings merge, and everything else is replaced; so is the whole of a mapping over which `_target_`, `_ref_` or
+    `_share_` is stated, as the arguments of one class are not those of another.
     """
     if old is None or not (isinstance(old.value, dict) and isinstance(new.value, dict)):
         return new
-    if "_target_" in new.value or "_ref_" in new.value or _are_several(old, new, at):
+    if any(key in new.value for key in ("_target_", "_ref_", SHARE)) or _are_several(old, new, at):
         return new
     children = _displaced(old.value, new.value, at)
     for key, child in new.value.items():

@@ -61,6 +61,38 @@ _OPTIONS: Mapping[str, dict[str, Any]] = {
 }
 
 
+def option_told(name: str) -> list[str]:
+    """A key of ours beside a component's arguments: where it stands, and what it means; empty where there is none."""
+    slots = [slot for slot, options in OPTIONS.items() if name in options]
+    return [f"{name}, beside the _target_ of {', '.join(slots)}", f"  {_OPTIONS[name]['description']}"] if slots else []
+
+
+def component_told(name: str) -> list[str]:
+    """A class that a recipe may name in short, of torch or torchmetrics: its first sentence and its arguments."""
+    for slot in sorted(SLOTS, key=lambda slot: slot.path != "loss"):  # whose classes stand among modules too
+        for home in slot.homes:
+            target = getattr(importlib.import_module(home), name, None)
+            if inspect.isclass(target) and _stands_for(slot, name, target):
+                return [
+                    f"{target.__module__}.{target.__qualname__}, for {slot.path}",
+                    f"  {_summary(target)}",
+                    *_told(target, slot),
+                ]
+    return []
+
+
+def _told(target: type, slot: Slot) -> Iterator[str]:
+    texts = _texts(target)
+    parameters = {key: value for key, value in (parameters_of(target) or {}).items() if key != slot.handed}
+    width = max(map(len, parameters), default=0)
+    for key, parameter in parameters.items():
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            about = _argument(parameter, None, texts.get(key, ""), is_length=False)["description"]
+            if about == "Required." and parameter.default is not parameter.empty:  # which no recipe writes like that
+                about = f"Default: {parameter.default!r}."
+            yield f"  {key:<{width}}  {about}"
+
+
 def slot_schemas() -> dict[str, dict[str, Any]]:
     """The schema of a component in each slot, by its dotted key."""
     return {slot.path: _slot_schema(slot) for slot in SLOTS}

@@ -204,9 +204,18 @@ def _schema_fault(path: Path, errors: Sequence[ErrorDetails], document: Document
     ]
     if not expected:
         return document.origin(path), f"{shown(value)}: {first['msg'][0].lower()}{first['msg'][1:]}"
-    return document.origin(
-        path
-    ), f"{shown(value)} is not {' or '.join(dict.fromkeys(expected))}{_about_quotes(value, kind)}"
+    remedy = _about_quotes(value, kind) or _as_section(path, value)
+    return document.origin(path), f"{shown(value)} is not {' or '.join(dict.fromkeys(expected))}{remedy}"
+
+
+def _as_section(path: Path, value: Any) -> str:
+    """What to write for a section of which only its chief value was written."""
+    if path == ("evaluate", "early_stop") and isinstance(value, int) and not isinstance(value, bool):
+        return f"; write {{patience: {value}}}"
+    if path == ("evaluate", "best") and isinstance(value, str):
+        falls = any(word in value for word in ("loss", "error", "perplexity"))
+        return f"; write {{metric: {brief(value)}, mode: {'min' if falls else 'max'}}}"
+    return ""
 
 
 def _about_quotes(value: Any, kind: str) -> str:

@@ -23,16 +23,17 @@ from launcher.sweep.plan import overrides_of
 from launcher.sweep.ranking import Entry, baseline_values, leader, ranked
 from launcher.sweep.record import Record, Settings, is_sweep
 from launcher.sweep.space import Space
-from launcher.text import number
+from launcher.text import counted, number
 
 
-def best_recipe(record: Record, space: Space, beside: Path | None = None) -> str:
+def best_recipe(record: Record, space: Space, beside: Path | None = None, *, whole: bool = False) -> str:
     """The best point as a recipe: what the sweep's recipe is, and what is put over it.
 
     Args:
         record: The sweep's.
         space: Its space.
-        beside: The folder that the recipe shall lie in; None: the working directory.
+        beside: The folder that the recipe shall lie in; None: any, so that it names its base by the whole path.
+        whole: Whether all is written that it says, in place of a base and what differs.
 
     Raises:
         UsageError: No trial has a value yet.
@@ -48,8 +49,11 @@ def best_recipe(record: Record, space: Space, beside: Path | None = None) -> str
         overrides = overrides[:-1]  # its seeds were repeats of it
     recipe = load_recipe(settings.recipe, overrides, settings.remove)
     head = "".join(f"# {line}\n" for line in _said_of(entry, len(entries), record))
-    folder = beside or Path.cwd()
-    over = f"{head}base: {scalar(os.path.relpath(settings.recipe, folder))}\n{_differences(overrides, recipe)}"
+    if whole:
+        return head + render(recipe)
+    folder, base = beside or Path.cwd(), os.path.abspath(settings.recipe)
+    base = os.path.relpath(base, beside) if beside is not None else base
+    over = f"{head}base: {scalar(base)}\n{_differences(overrides, recipe)}"
     return over if _reads_as(over, recipe, folder, settings) else head + render(recipe)
 
 
@@ -79,10 +83,10 @@ def _said_of(entry: Entry, count: int, record: Record) -> list[str]:
     metric, seeds = record.settings.metric, len(entry.trials)
     spread = f" ± {number(entry.error)} over {seeds} seeds" if entry.error is not None else ""
     names = ", ".join(f"{trial.number:04}" for trial in entry.trials)
-    value = f"{metric.name} {number(entry.value)}{spread} after {entry.step:,} steps"
+    value = f"{metric.name} {number(entry.value)}{spread} after {counted(entry.step, 'step')}"
     which = f"{'the baseline' if entry.point == 0 else f'trial {names}'} of {record.folder.resolve().name}"
     whole = "" if entry.rung == record.settings.last_rung else "; the sweep is not at its end"
-    return [f"{value}, rank 1 of {count} points{whole}: {which}."]
+    return [f"{value}, 1st of {counted(count, 'point')}{whole}: {which}."]
 
 
 def _differences(overrides: list[str], recipe: Recipe) -> str:

@@ -12,7 +12,7 @@ from launcher.sweep.ranking import ranked
 from launcher.sweep.record import Record, Trial
 from launcher.sweep.space import Space
 from launcher.sweep.view import fitted
-from launcher.text import duration, number
+from launcher.text import counted, duration, number, ordinal
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -70,7 +70,8 @@ class Screen:
         news = [trial for trial in record.trials.values() if trial.rung > self._told.get(trial.number, -1)]
         entries = ranked(record) if news else []
         whole = [entry for entry in entries if entry.place is not None and entry.is_whole]  # with all of its seeds
-        ranks = {trial.number: f", rank {entry.place} of {len(whole)}" for entry in whole for trial in entry.trials}
+        of = f"of {counted(len(whole), 'point')} so far"
+        ranks = {one.number: f", {ordinal(entry.place or 0)} {of}" for entry in whole for one in entry.trials}
         for trial in sorted(news, key=lambda each: each.seen or 0.0):
             self._told[trial.number] = trial.rung
             self.say(_line(record, trial, ranks.get(trial.number, "")))

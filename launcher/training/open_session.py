@@ -110,6 +110,8 @@ def open_session(recipe: Recipe, builder: Builder, state: TrainState, options: O
             yield session
         except BaseException:
             session.saving.close()  # while its news can be shown still
+            if known.step is not None:
+                tracking.progress(known.step)  # the step that the failure's report says
             tracking.close("failed", contents.history.lines)
             raise
         tracking.close(record.state, contents.history.lines)

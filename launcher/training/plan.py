@@ -53,6 +53,8 @@ def plan_of(
             "a run repeats bit for bit with as many processes on as many machines: a network adds the gradients of "
             "three or more in another order than shared memory does"
         )
+    if recipe.loss is not None and recipe.train.step is not None:
+        notes.append("loss: is not used, since train.step gives the loss; --remove loss, or --remove train.step")
     launch_keys = recipe.launch.model_fields_set & {"processes", "nodes"}
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     if recipe.launch.threads != "auto" and wanted.isdigit() and int(wanted) != device.threads:

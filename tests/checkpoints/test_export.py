@@ -48,9 +48,13 @@ def test_what_is_exported_gives_the_same_outputs(
         import onnxruntime
 
         session = onnxruntime.InferenceSession(target, providers=["CPUExecutionProvider"])
+        (given,) = session.get_inputs()
+        assert given.shape[1] == 6  # which is all that the model takes
+        assert not isinstance(given.shape[0], int)
         (outputs,) = session.run(None, {"input_0": inputs.numpy()})
         torch.testing.assert_close(torch.from_numpy(outputs), net.eval()(inputs).detach())
         return
+    assert target.stat().st_mode & 0o777 == (run / "resolved.yaml").stat().st_mode & 0o777
     if suffix == ".pth":
         again.load_state_dict(torch.load(target, weights_only=True))
     else:
@@ -120,3 +124,38 @@ def test_a_run_that_is_not_finished_is_exported_from_its_newest_checkpoint(tmp_p
 def _main(arguments: list[str], faults: str) -> int:
     os.environ["LAUNCHER_FAULTS"] = faults
     return main(arguments)
+
+
+def test_an_onnx_program_has_the_names_of_classes_and_no_free_channels(tmp_path: Path) -> None:
+    import json
+
+    import onnxruntime
+    from PIL import Image
+
+    for number, kind in enumerate(("cat", "dog", "cat", "dog")):
+        (tmp_path / "photos" / kind).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (9 * number, 0, 0)).save(tmp_path / "photos" / kind / f"{number}.png")
+    layers = [
+        {"_target_": "Conv2d", "in_channels": 3, "out_channels": 2, "kernel_size": 3},
+        {"_target_": "AdaptiveAvgPool2d", "output_size": 1},
+        {"_target_": "Flatten"},
+    ]
+    recipe = {
+        "data": {
+            "train": {"_target_": "ImageFolder", "root": str(tmp_path / "photos"), "size": 8},
+            "global_batch_size": 2,
+        },
+        "model": {"_target_": "Sequential", "_args_": layers},
+        "loss": {"_target_": "CrossEntropyLoss"},
+        "optimizer": {"_target_": "SGD", "lr": 0.1},
+        "train": {"steps": 1},
+    }
+    (tmp_path / "r.yaml").write_text(json.dumps(recipe))
+    run = str(tmp_path / "run")
+    assert main(["train", str(tmp_path / "r.yaml"), "--cpu", "--quiet", "--run-dir", run]) == 0
+    assert main(["export", run, "--to", str(tmp_path / "model.onnx")]) == 0
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == ["cat", "dog"]
+    batch, channels, *sides = session.get_inputs()[0].shape
+    assert channels == 3
+    assert not any(isinstance(size, int) for size in (batch, *sides))

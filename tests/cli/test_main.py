@@ -398,6 +398,24 @@ def wrong_with(recipe: Path, key: str) -> str:
     return ""
 
 
+def test_explain_knows_torch_s_classes_and_keys_beside_a_target(capsys: pytest.CaptureFixture[str]) -> None:
+    from launcher.recipe.component_syntax import OPTIONS
+
+    for name in {key for options in OPTIONS.values() for key in options}:
+        assert main(["explain", name]) == 0
+        assert capsys.readouterr().out.startswith(f"{name}, beside the _target_ of ")
+    for name, slot, argument in [
+        ("AdamW", "optimizer", "betas"),
+        ("ReduceLROnPlateau", "scheduler", "patience"),
+        ("CrossEntropyLoss", "loss", "label_smoothing"),
+        ("Linear", "model", "in_features"),
+    ]:
+        assert main(["explain", name]) == 0
+        printed = capsys.readouterr().out
+        assert printed.splitlines()[0].endswith(f"{name}, for {slot}")
+        assert f"\n  {argument} " in printed
+
+
 def test_explain_tells_a_key_a_section_and_the_key_of_an_argument(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "train.clip_grad_norm"]) == 0
     assert capsys.readouterr().out.splitlines() == [

@@ -37,6 +37,8 @@ def test_a_share_with_other_arguments_has_the_same_samples_built_with_them() -> 
 def test_what_the_share_does_not_say_is_what_train_says() -> None:
     recipe = load_recipe(RECIPE, ["data.train.size=12", AUGMENTED, PLAIN])
     assert recipe.data.validation.kwargs == {"size": 12, "augment": False}  # type: ignore[union-attr]
+    over = load_recipe(RECIPES / "data.yaml", ["data.validation={_share_: 50% of train}"])  # which states a set
+    assert over.data.validation.options == {"_share_": "50% of train"}  # type: ignore[union-attr]
     components = "data.train={_target_: sources.py:Half, whole: {_target_: sources.py:Prepared, folder: a, words: [b]}}"
     share = load_recipe(
         RECIPES / "data.yaml", [components, "data.validation={_share_: 50% of train}"], ["data.validation"]

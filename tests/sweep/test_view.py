@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -133,13 +135,38 @@ def test_the_best_is_a_recipe(tmp_path: Path, words: list[str], remove: tuple[st
             record.append(lines.proposal(number, point), lines.rung(number, 0, 1.0 - number, 100))
     text = best_recipe(record, space, ROOT)
     assert text.startswith("# validation/loss ")
-    assert "rank 1 of 2 points" in text.splitlines()[0]
+    assert "1st of 2 points" in text.splitlines()[0]
     (best := tmp_path / "best.yaml").write_text(
         text.replace("base: recipes", f"base: {ROOT}/recipes"), encoding="utf-8"
     )
     wanted = load_recipe(RECIPE, space.overrides(draw(space, 0, 1)), remove)
     read = load_recipe(yaml.safe_load(best.read_text(encoding="utf-8")) if remove else best)
     assert resolved(read) == resolved(wanted)
+
+
+def test_a_printed_best_names_its_base_from_where_it_goes(
+    tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    space = read_space(RECIPE, ["optimizer.lr=1e-4..1e-2:log"])
+    asked = settings(recipe=RECIPE, words=space.words, trials=4, metric=Metric("loss", "min"))
+    record = create(tmp_path / "sweep", asked)
+    with record.locked():
+        record.append(lines.proposal(0, draw(space, 0, 1)), lines.rung(0, 0, 1.0, 100))
+    command = ["sweep", str(record.folder), "--best"]
+    (tmp_path / "deeper").mkdir()
+    with (tmp_path / "deeper" / "best.yaml").open("wb") as file:
+        started = [sys.executable, "-m", "launcher", *command]
+        assert subprocess.run(started, stdout=file, check=False).returncode == 0
+        piped = subprocess.run(started, stdout=subprocess.PIPE, check=True).stdout
+    assert not Path(yaml.safe_load((tmp_path / "deeper" / "best.yaml").read_text())["base"]).is_absolute()
+    assert Path(yaml.safe_load(piped)["base"]).is_absolute()
+    capsysbinary.readouterr()
+    assert main([*command, "--whole"]) == 0
+    (tmp_path / "whole.yaml").write_bytes(capsysbinary.readouterr().out)
+    assert "base" not in yaml.safe_load((tmp_path / "whole.yaml").read_text())
+    whole, best = load_recipe(tmp_path / "whole.yaml"), load_recipe(tmp_path / "deeper" / "best.yaml")
+    assert {**resolved(whole), "sweep": None} == {**resolved(best), "sweep": None}
+    assert main(["sweep", RECIPE, "--whole"]) == EXIT_USAGE
 
 
 def test_a_sweep_without_a_value_has_no_best(tmp_path: Path) -> None:

@@ -124,7 +124,6 @@ def test_what_a_recipe_can_say_is_the_same_on_three_ranks(tmp_path: Path, case: 
     ("step", "message"),
     [
         ("step_called_lr", "train.step: a line of metrics.jsonl means something else by 'lr'; rename it"),
-        ("step_of_a_tensor", "train.step: gave float64 []; return a mapping with the loss, {'loss': …}"),
         ("step_without_loss", "train.step: gave 'los'; return a mapping with the loss, {'loss': …}"),
         ("step_of_many", "train.step: 'each' is a Tensor; only single numbers can be logged"),
         (

@@ -26,7 +26,7 @@ from launcher.data.load import Data
 from launcher.data.loaders import EvaluationLoader, TrainLoader
 from launcher.data.streams import StreamLoader
 from launcher.data.subsets import innermost, name_of
-from launcher.text import short
+from launcher.text import counted, short
 from launcher.world.world import World, usable_cpus
 
 _BAR = 30  # characters of the most frequent class
@@ -111,7 +111,7 @@ def _epoch(data: Data) -> str:
         return ""
     last = sampler.batch_size(sampler.steps_per_epoch - 1)
     short_one = f", the last of {last}" if last != sampler.batch_size(0) else ""
-    return f"{sampler.steps_per_epoch:,} steps of {sampler.batch_size(0):,} an epoch{short_one}"
+    return f"{counted(sampler.steps_per_epoch, 'step')} of {sampler.batch_size(0):,} an epoch{short_one}"
 
 
 def _batch(loader: TrainLoader, fields: Sequence[Field], world: World) -> Iterator[str]:

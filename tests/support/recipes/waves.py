@@ -45,3 +45,28 @@ class Focal(nn.Module):
 def squares(outputs: Tensor, targets: Tensor) -> Tensor:
     """The mean of squares: class numbers as quantities."""
     return ((outputs[:, 0] - targets) ** 2).mean()
+
+
+class TooLong(Waves):
+    """Says that it has a sample more than it has."""
+
+    def __len__(self) -> int:
+        return self.size + 1
+
+
+def training_step(model: nn.Module, batch: tuple[Tensor, Tensor], at: object) -> Tensor:
+    """A step that gives the loss alone."""
+    return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+
+class Failing(Focal):
+    """Fails in the 14th step that is trained."""
+
+    calls = 0
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if outputs.requires_grad:
+            Failing.calls += 1
+            if Failing.calls == 14:
+                raise ValueError("the 14th step")
+        return super().forward(outputs, targets)
