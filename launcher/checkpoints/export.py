@@ -19,7 +19,7 @@ from launcher.model.adapt import Built, built, built_anew
 from launcher.objective.batch import BatchLayout
 from launcher.recipe.build import Builder
 from launcher.recipe.schema import Recipe
-from launcher.world.files import atomic_write, file_mode
+from launcher.world.files import atomic_write
 from launcher.world.world import World
 
 FOLDER = "transformers"  # the form that is a folder
@@ -160,7 +160,6 @@ def _file(target: Path, model: Built, builder: Builder, saved: Saved, batch: Bat
     with atomic_write(target, parents=False) as part:
         with nullcontext() if target.suffix in PROGRAMS or merge else _as_saved(model, saved):
             again = SUFFIXES[target.suffix](model, fresh, batch, part)
-            part.chmod(file_mode())  # safetensors lets nobody else read what it writes
         found = distance(model.module, again, batch)
         more = sizes(model.module, again, batch) if target.suffix in PROGRAMS else ""
     return f"{agreed(found)}{more}"

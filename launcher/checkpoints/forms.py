@@ -13,7 +13,8 @@ from torch import nn
 
 from launcher.checkpoints import format as checkpoints
 from launcher.checkpoints.compare import Batch, distance, tensors
-from launcher.checkpoints.safe_files import check_holds
+from launcher.checkpoints.safe_files import export_safetensors
+from launcher.checkpoints.weights import read_weights
 from launcher.errors import LauncherError
 from launcher.internals import tree_map
 from launcher.model.adapt import Built
@@ -25,24 +26,12 @@ Form = Callable[[Built, Fresh, Batch, Path], Callable[..., Any]]
 
 
 def _safetensors(model: Built, fresh: Fresh, batch: Batch, path: Path) -> Callable[..., Any]:
-    from safetensors.torch import load_file, save_file, save_model
-
-    state = model.state_dict()
-    check_holds(state)
-    if model.base is None:
-        save_model(model.module, str(path))  # knows tied weights, which save_file refuses
-    else:
-        save_file({name: value.contiguous() for name, value in state.items()}, str(path))
-    return _taken_up(fresh(), load_file(path), of_ties=model.base is None)
+    export_safetensors(path, model.state_dict())
+    return _taken_up(fresh(), read_weights(path))
 
 
-def _taken_up(again: Built, state: Mapping[str, Any], of_ties: bool = False) -> nn.Module:
-    """A model with weights; of tied ones a file has but one."""
-    if of_ties:
-        own, state = again.module.state_dict(keep_vars=True), dict(state)
-        by_memory = {id(own[name]): value for name, value in state.items() if name in own}
-        shared = {name: by_memory.get(id(tensor)) for name, tensor in own.items() if name not in state}
-        state |= {name: value for name, value in shared.items() if value is not None}
+def _taken_up(again: Built, state: Mapping[str, Any]) -> nn.Module:
+    """A model with weights."""
     again.load_state_dict(state)
     return again.module.eval()
 

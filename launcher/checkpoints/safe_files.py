@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -49,16 +50,6 @@ def unfit_for_safetensors(state: Mapping[str, Any]) -> str | None:
     return None
 
 
-def check_holds(state: Mapping[str, Any]) -> None:
-    """Refuses to export what safetensors cannot hold.
-
-    Raises:
-        UsageError: There is something like that.
-    """
-    if fault := unfit_for_safetensors(state):
-        raise UsageError(f"--to: {fault}; write .pth")
-
-
 def save_safetensors(
     folder: Path, stem: str, weights: Mapping[str, Any], mesh: Mesh | None = None, most: int = MOST_BYTES
 ) -> None:
@@ -85,6 +76,18 @@ def save_safetensors(
         with weights_saved(folder / f"{stem}{SUFFIX}"):
             check_space(folder, sum(entry.num_bytes for entry in entries))
             _write(folder, stem, list(weights), files, tied, blocks)
+
+
+def export_safetensors(path: Path, state: Mapping[str, Any], mesh: Mesh | None = None) -> None:
+    """Writes one file, however large: that is what was asked for. Otherwise as `save_safetensors`.
+
+    Raises:
+        UsageError: It cannot hold the state.
+        SaveError: The disk is full, read-only or gone.
+    """
+    if fault := unfit_for_safetensors(state):
+        raise UsageError(f"--to: {fault}; write .pth")
+    save_safetensors(path.parent, path.name.removesuffix(SUFFIX), state, mesh, most=sys.maxsize)
 
 
 def _entries(weights: Mapping[str, Any]) -> tuple[list[_Entry], dict[str, str]]:

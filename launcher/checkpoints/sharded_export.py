@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from launcher.checkpoints.compare import Batch, agreed, apart, outputs
-from launcher.checkpoints.safe_files import check_holds, save_safetensors
+from launcher.checkpoints.safe_files import export_safetensors
 from launcher.checkpoints.saved_run import Saved, evaluated_on, fill
 from launcher.checkpoints.streamed import save_streamed
 from launcher.checkpoints.weights import stored_weights
 from launcher.data.transfer import moved
 from launcher.device.device import open_device, use_cpu
 from launcher.model.build import build_model
-from launcher.model.sharding import Mesh
 from launcher.model.tensor_files import SUFFIX
 from launcher.recipe.build import Builder
 from launcher.world.files import atomic_write
@@ -55,16 +51,9 @@ def export_sharded(saved: Saved, target: Path, builder: Builder, batch: Batch, w
         before, weights = outputs(module, batch), shards.module_state(module)
         with atomic_write(target, parents=False) if world.is_first else nullcontext(target) as part:
             written = Path(coordinator.from_first(lambda: str(part)))
-            _write(written, weights, shards.mesh)
+            write = export_safetensors if target.suffix == SUFFIX else save_streamed
+            write(written, weights, shards.mesh)
             coordinator.from_first(lambda: None)  # until it is there
             shards.load_module(module, stored_weights(written))
             found = torch.tensor([apart(before, outputs(module, batch))], dtype=torch.float64)
             return agreed(float(coordinator.max(found).result()))
-
-
-def _write(path: Path, weights: Mapping[str, Any], mesh: Mesh) -> None:
-    if path.suffix == SUFFIX:
-        check_holds(weights)
-        save_safetensors(path.parent, path.stem, weights, mesh, most=sys.maxsize)  # one file was asked for
-    else:
-        save_streamed(path, weights, mesh)

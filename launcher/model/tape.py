@@ -84,8 +84,7 @@ class Operation:
     @property
     def draws(self) -> bool:
         """Whether it takes numbers from a generator."""
-        tags = getattr(self.function, "tags", ())
-        return self.name == "trunc_normal_" or torch.Tag.nondeterministic_seeded in tags
+        return torch.Tag.nondeterministic_seeded in getattr(self.function, "tags", ())
 
     @property
     def places(self) -> list[Place]:
@@ -358,7 +357,6 @@ class _Reading:
         return self.stored.whole()
 
 
-@dataclass(frozen=True)
 class _TruncatedNormal:
     """As an operation."""
 

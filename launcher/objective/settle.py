@@ -272,6 +272,8 @@ def _batch_of_rows(train: TrainLoader, are_steady: bool) -> Any:
     rows, others = dict(tensors_in(whole)), dict(tensors_in(part))
     if rows.keys() != others.keys() or not rows:
         return None
+    if any(tensor.layout is not torch.strided for tensor in (*rows.values(), *others.values())):
+        return None  # of which no rows can be taken
     are_rows = all(
         tensor.shape[:1] == (size,) and others[where].shape == (few, *tensor.shape[1:])
         for where, tensor in rows.items()

@@ -25,13 +25,6 @@ def write_text(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8", errors="surrogateescape")  # a name of odd bytes keeps them
 
 
-def file_mode() -> int:
-    """The permissions that this process gives a new file."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask
-
-
 @contextmanager
 def atomic_write(path: str | os.PathLike[str], *, parents: bool = True) -> Iterator[Path]:
     """Makes a file or folder that appears at `path` when it is finished, and never half-made.

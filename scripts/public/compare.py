@@ -97,7 +97,7 @@ def masked(folder: Path) -> None:
 
 def tokens(folder: Path) -> None:
     """Characters of nanoGPT's own README, as its `prepare.py` writes them."""
-    text = (folder / "README.md").read_text()
+    text = (folder / "README.md").read_text(encoding="utf-8")
     alphabet = sorted(set(text))[:65]
     numbers = np.array([alphabet.index(one) for one in text if one in alphabet], np.uint16)
     made = folder / "data" / "made"
@@ -157,7 +157,7 @@ def compare(name: str, clone: Path, folder: Path) -> Compared:
     result = Compared(name, git(clone, "log", "-1", "--format=%h"), edits(clone), (lines(recipe) - 1, lines(glue)))
     losses = place / "losses.json"
     run(place, str(HERE / "theirs.py"), str(project.steps), str(losses), project.script, *project.arguments)
-    result.theirs = json.loads(losses.read_text())
+    result.theirs = json.loads(losses.read_text(encoding="utf-8"))
     shutil.copy(recipe, place / "recipe.yaml")
     if glue.exists():
         shutil.copy(glue, place / "glue.py")
@@ -173,7 +173,7 @@ def compare(name: str, clone: Path, folder: Path) -> Compared:
         *OVERRIDES,
         f"train.steps={project.steps}",
     )
-    written = [json.loads(line) for line in (place / "run" / "metrics.jsonl").read_text().splitlines()]
+    written = [json.loads(line) for line in (place / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     result.ours = [line["loss"] for line in written if line["split"] == "train"]
     return result
 
@@ -188,14 +188,16 @@ def run(folder: Path, *command: str) -> None:
     """Python in a folder, with this project; what it printed is shown where it fails."""
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
-    done = subprocess.run([sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, *command], cwd=folder, env=environment, capture_output=True, encoding="utf-8"
+    )
     if done.returncode:
         raise RuntimeError("\n".join((done.stdout + done.stderr).strip().splitlines()[-12:]))
 
 
 def git(clone: Path, *command: str) -> str:
     """What git says of a clone; nothing where it is none."""
-    done = subprocess.run(["git", "-C", str(clone), *command], capture_output=True, text=True)
+    done = subprocess.run(["git", "-C", str(clone), *command], capture_output=True, encoding="utf-8")
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
@@ -208,7 +210,7 @@ def edits(clone: Path) -> str:
 def lines(path: Path) -> int:
     """Those that say something."""
     return (
-        sum(1 for line in path.read_text().splitlines() if line.strip() and not line.startswith('"""'))
+        sum(1 for line in path.read_text(encoding="utf-8").splitlines() if line.strip() and not line.startswith('"""'))
         if path.exists()
         else 0
     )

@@ -121,7 +121,7 @@ def main() -> None:
     sys.path[:0] = [str(Path(script).parent.resolve()), str(Path.cwd())]
     with contextlib.suppress(Enough):
         runpy.run_path(script, run_name="__main__")
-    Path(output).write_text(json.dumps(watched.losses))
+    Path(output).write_text(json.dumps(watched.losses), encoding="utf-8")
 
 
 if __name__ == "__main__":

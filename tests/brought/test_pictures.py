@@ -1,7 +1,7 @@
 """timm and torchvision train as a loop by hand does: models by name, transforms, detectors.
 
-The plain tier has them beside whatever torch there is (`vision.py`); the long one also runs this file with a torch and
-a torchvision that fit each other, in an environment of its own.
+The plain tier has them beside whatever torch there is (`vision_packages.py`); the long one also runs this file with a
+torch and a torchvision that fit each other, in an environment of its own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 import pictured
 import pytest
 import torch
-import vision
+import vision_packages
 from PIL import Image
 from places import ROOT
 from tiers import rounds
@@ -29,12 +29,13 @@ from tests.brought.test_brought import VARIATIONS, differing, train_all
 
 FITS = "2.14.1"  # a torch whose build on the package index is the one that torchvision's is made for
 PARTS = Path(pictured.__file__).parent
-pytestmark = [pytest.mark.vision, pytest.mark.skipif(vision.missing() is not None, reason=str(vision.missing()))]
+_MISSING = vision_packages.missing()
+pytestmark = [pytest.mark.vision, pytest.mark.skipif(_MISSING is not None, reason=str(_MISSING))]
 
 
 def train_and_compare(folder: str, wanted: Sequence[tuple[str, str, int]], steps: int) -> dict[str, str]:
     """Trains cases as a rank of this world, whose first compares them; gives what failed."""
-    vision.open_vision()
+    vision_packages.open_vision()
     CASES.update({name: replace(case, steps=steps) for name, case in PICTURES.items()})  # of this process
     failed = train_all(folder, wanted)
     is_first = os.environ.get("RANK", "0") == "0"
@@ -81,7 +82,7 @@ def test_each_case_meets_every_variation(tmp_path: Path, size: int, variation: s
 
 @pytest.mark.long
 @pytest.mark.timeout(14400)
-@pytest.mark.skipif(not vision.FOLDER.is_dir(), reason="torchvision fits the torch that is installed")
+@pytest.mark.skipif(not vision_packages.FOLDER.is_dir(), reason="torchvision fits the torch that is installed")
 def test_all_of_this_file_with_a_torch_that_fits() -> None:
     """In an environment of its own, which takes minutes and gigabytes the first time."""
     command = [str(ROOT / "scripts" / "test"), "--torch", FITS, "--long", "-m", "vision"]
@@ -136,14 +137,14 @@ launch: {threads: 1}
 
 def pretrain(folder: str) -> None:
     """A file of weights as timm's users have it, for other classes."""
-    vision.open_vision()
+    vision_packages.open_vision()
     model = pictured.named("timm.create_model", model_name="test_vit", num_classes=7)
     torch.save(model.state_dict(), f"{folder}/pretrained.pth")
 
 
 def classes_by_hand(folder: str) -> list[str]:
     """What the run's weights say of each picture."""
-    vision.open_vision()
+    vision_packages.open_vision()
     model = pictured.named("timm.create_model", model_name="test_vit", num_classes=3).eval()
     weights, pretrained = (
         torch.load(f"{folder}/{name}", weights_only=True) for name in ("run/model_weights.pth", "pretrained.pth")
@@ -161,13 +162,13 @@ def test_pictures_of_a_folder_by_the_model_s_own_transform(tmp_path: Path) -> No
     (tmp_path / "recipe.yaml").write_text(PETS)
     pictured.draw(tmp_path / "pets")
     in_world(1, pretrain, str(tmp_path))
-    said = vision.launcher(tmp_path, "train", "recipe.yaml", "--cpu", "--run-dir", "run")
+    said = vision_packages.launcher(tmp_path, "train", "recipe.yaml", "--cpu", "--run-dir", "run")
     assert "of another shape: head.weight, head.bias" in said
     (tmp_path / "pets").rename(tmp_path / "gone")
     (tmp_path / "new").mkdir()
     for number, path in enumerate(sorted((tmp_path / "gone").rglob("*.png"))[::3]):
         path.rename(tmp_path / "new" / f"{number}.png")
-    vision.launcher(tmp_path, "predict", "run", "new", "--cpu", "--to", "out.jsonl")
+    vision_packages.launcher(tmp_path, "predict", "run", "new", "--cpu", "--to", "out.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [row["class"] for row in rows] == in_world(1, classes_by_hand, str(tmp_path))[0]
 
@@ -190,9 +191,9 @@ def test_a_detector_is_measured_by_its_boxes(tmp_path: Path, epochs: int, least:
     (tmp_path / "recipe.yaml").write_text(DETECTOR)
     for name in ("pictured.py", "nets.py", "sets.py"):
         shutil.copy(PARTS / name, tmp_path)
-    vision.launcher(tmp_path, "train", "recipe.yaml", "--cpu", "--run-dir", "run", f"train.epochs={epochs}")
+    vision_packages.launcher(tmp_path, "train", "recipe.yaml", "--cpu", "--run-dir", "run", f"train.epochs={epochs}")
     found = result_of(tmp_path / "run").column("map/map", "validation")
     measure = "from tests.brought import test_pictures as own; print(own.precision_by_hand(sys.argv[2]))"
-    said = vision.python(ROOT, f"sys.path.append(sys.argv[1]); {measure}", str(PARTS), str(tmp_path))
+    said = vision_packages.python(ROOT, f"sys.path.append(sys.argv[1]); {measure}", str(PARTS), str(tmp_path))
     assert found[-1] == pytest.approx(float(said.split()[-1]), abs=1e-6)
     assert found[-1] >= least

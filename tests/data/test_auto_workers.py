@@ -166,6 +166,6 @@ def test_batches_larger_than_a_slot_come_from_a_worker() -> None:
 
 def test_what_cannot_leave_a_worker_is_said() -> None:
     with pytest.raises(
-        LauncherError, match=r"a batch cannot leave a worker process: TypeError: .*generator.*; leave it"
+        LauncherError, match=r"a batch cannot leave a worker process: TypeError: .*generator.*; drop it"
     ):
         read(loader_of(Augmented(), workers=1, collate=refuses), 0)

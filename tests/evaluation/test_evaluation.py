@@ -546,7 +546,7 @@ def test_weights_of_another_model_are_a_mistake_of_the_command(
     weights = str(saved.folder / "model_weights.pth")
     assert main(["evaluate", weights, "--recipe", str(TINY), *changes, "--cpu"]) == 2
     said = capsys.readouterr().err
-    assert "does not fit the model: Error(s) in loading state_dict for Net: Missing key(s)" in said
+    assert "does not fit the recipe's model: Error(s) in loading state_dict for Net: Missing key(s)" in said
     assert said.count("\n") == 1
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -186,7 +187,7 @@ def test_json_lines_on_standard_input(
     with torch.no_grad():
         expected = model(torch.tensor([INPUT, [0.0] * 64]).reshape(2, 1, 8, 8))
     assert torch.allclose(torch.tensor([row["output"] for row in rows]), expected, atol=1e-6)
-    assert printed.err.startswith("standard output: 2 outputs of model_weights.pth")
+    assert re.fullmatch(r"standard output: 2 outputs of \S*digits/model_weights.pth\n", printed.err)
 
 
 def test_text_and_rows_of_a_table_on_standard_input(

@@ -49,7 +49,7 @@ def launcher(folder: Path, *arguments: str) -> str:
 def python(folder: Path, code: str, *arguments: str) -> str:
     """Code in such a process."""
     path = os.pathsep.join([str(SUPPORT), str(ROOT)])
-    command = [sys.executable, "-c", f"import sys, vision; vision.open_vision(); {code}", *arguments]
+    command = [sys.executable, "-c", f"import sys, vision_packages; vision_packages.open_vision(); {code}", *arguments]
     done = subprocess.run(command, cwd=folder, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
