@@ -23,7 +23,7 @@ import launcher
 from launcher.data.sampler import StepSampler, describe_shares
 from launcher.training.nonfinite import NonFiniteError, NonFiniteGuard
 
-FEWER_CALLS = 16  # of Python functions in one step than in the bare loop: Adam's own Python is not called
+FEWER_CALLS = 14  # of Python functions in one step than in the bare loop: Adam's own Python is not called
 SEEDING = 5  # more of them where two more generators are seeded
 GROWTH_BYTES = 4 * 2**20  # over thousands of steps: what an allocator does, less than one number a step kept would be
 FULL = (  # every feature that looks at each step

@@ -54,13 +54,18 @@ def ending_of(folder: Path, code: int, wanted: int | None, output: Path, since: 
     step, state = run.step, run.status.get("state")
     if code == EXIT_DONE and state == "finished":
         return Ending("reached", step)
-    if code == EXIT_PREEMPTED and wanted is not None and step >= wanted:
+    if code == EXIT_PREEMPTED and wanted is not None and step >= wanted and _is_evaluated(run, wanted):
         return Ending("reached", step)
     if code == EXIT_PREEMPTED or code in _ASKED_TO_STOP:
         return Ending("stopped", step)
     message = _message(folder, code, output, since)
     is_machine = code < 0 or (code != EXIT_USAGE and bool(_MACHINE.search(message)))
     return Ending("failed", step, f"{message}, after step {step:,}" if code < 0 else message, is_machine)
+
+
+def _is_evaluated(run: Run, wanted: int) -> bool:
+    """Whether the last step was evaluated: a run that is asked to stop in that leaves it to the next start."""
+    return any(event.get("event") == "evaluate" and int(event.get("step", -1)) >= wanted for event in run.events)
 
 
 def _message(folder: Path, code: int, output: Path, since: float) -> str:
