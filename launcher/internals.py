@@ -316,10 +316,8 @@ def torch_generator() -> Any:
 
     import torch
 
-    begin, size = (
-        256,
-        4 * 624 + 48,
-    )  # in how much of it a seed is looked for; the engine's words, and what is around them
+    begin = 256  # in how much of it a seed is looked for
+    size = 4 * 624 + 48  # the engine's words, and what is around them
     generator = torch.default_generator
     address, state = getattr(generator, "_cdata", None), generator.get_state()
     if not isinstance(address, int):

@@ -137,13 +137,18 @@ class Snapshot:
     @property
     def num_bytes(self) -> int:
         """Of its tensors; memory that several share counts once."""
-        storages = {tensor.untyped_storage() for tensor in tensors_in(self.contents)}
-        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+        return size_in(self.contents)
 
     def copied(self) -> Snapshot:
         """The same in host memory of its own, so that training may continue while it is written."""
         weights, training, evaluated = copied([self.weights, self.training, self.evaluated])
         return Snapshot(weights, training, self.manifest, evaluated)
+
+
+def size_in(state: Any) -> int:
+    """Bytes of a state's tensors; memory that several share counts once."""
+    storages = (tensor.untyped_storage() for tensor in tensors_in(state))
+    return sum({storage_id(storage): storage.nbytes() for storage in storages}.values())
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:

@@ -20,8 +20,7 @@ from typing import Any
 import torch
 
 from launcher.errors import LauncherError
-from launcher.model.rows import Read, Rows, bytes_of
-from launcher.model.tensor_files import FileTensor
+from launcher.model.rows import Read, Rows, bytes_of, fill, shape_of, whole_of
 from launcher.world import faults
 
 MARK = "_rows_"  # in a state that torch.save writes: here belongs the tensor of this name
@@ -196,20 +195,13 @@ class StoredTensor:
                 count = min(each, piece.rows - start)
                 file.seek(piece.offset + start * size)
                 block = bytearray(count * size)
-                self._fill(file, memoryview(block))
+                if not fill(file, memoryview(block)):
+                    raise DamagedRowsError(f"{file.name}: cut short")
                 if hashlib.sha256(block).hexdigest() != piece.sha256[number]:
                     place = f"{piece.path.parent.name}/{piece.path.name}"
                     raise DamagedRowsError(f"{place}: '{self.name}' is not what was written (sha256 differs)")
                 self.read.num_bytes += len(block)
                 yield start, torch.frombuffer(block, dtype=torch.uint8).view(self.dtype).view(count, *self.shape[1:])
-
-    def _fill(self, file: Any, block: memoryview) -> None:
-        done = 0
-        while done < len(block):
-            count = file.readinto(block[done:])
-            if not count:
-                raise DamagedRowsError(f"{file.name}: cut short")
-            done += count
 
 
 def stored_in(folder: Path, manifest: Mapping[str, Any], read: Read) -> dict[str, StoredTensor]:
@@ -312,8 +304,8 @@ def with_stored(tree: Any, stored: Mapping[str, StoredTensor], made: Callable[[S
 
 def read_whole(tree: Any) -> Any:
     """A state with the tensors themselves in place of those in files."""
-    if isinstance(tree, StoredTensor | FileTensor):
-        return tree.whole()
+    if shape_of(tree) is not None:
+        return tree if isinstance(tree, Rows) else whole_of(tree)
     if isinstance(tree, Mapping):
         read = {name: read_whole(value) for name, value in tree.items()}
         return tree if all(read[name] is value for name, value in tree.items()) else read

@@ -45,7 +45,7 @@ def start_from(model: Built, by_rows: bool, path: Path) -> Start:
         raise UsageError(f"train.start_from: {error}") from error
     except LauncherError as error:
         raise LauncherError(f"train.start_from: {error}") from error
-    fitting = {name: value for name, value in state.items() if name in own and _shape(own[name]) == _shape(value)}
+    fitting = {name: value for name, value in state.items() if name in own and shape_of(own[name]) == shape_of(value)}
     if not fitting:
         raise LauncherError(
             f"train.start_from: none of the {len(state)} tensors in {path} fits this model; it has "
@@ -77,12 +77,7 @@ def _how_read(source: Path | Checkpoint, weights: Mapping[str, Any]) -> str:
 
 def shapes_of(state: Mapping[str, Any]) -> dict[str, tuple[int, ...] | None]:
     """The shape of each tensor of a state_dict, and None of what is not a tensor, by name."""
-    return {name: _shape(value) for name, value in state.items()}
-
-
-def _shape(value: Any) -> tuple[int, ...] | None:
-    """That of a tensor; what a module keeps besides has none."""
-    return shape_of(value)
+    return {name: shape_of(value) for name, value in state.items()}
 
 
 def find_weights(path: Path) -> Path | Checkpoint:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from launcher import internals
-from launcher.checkpoints.format import tensors_in
+from launcher.checkpoints.format import size_in
 from launcher.checks.memory import averaged, without_memory
 from launcher.errors import LauncherError
 from launcher.evaluation.modes import has_modes
@@ -66,14 +65,8 @@ def stored(recipe: Recipe, builder: Builder) -> Stored:
         raise
     except Exception as error:  # anybody's code, called with tensors that have no values
         raise LauncherError(f"{type(error).__name__}: {' '.join(str(error).split())[:160]}") from error
-    weights, average = _size(model.state_dict()), averaged(recipe, trained)
+    weights, average = size_in(model.state_dict()), averaged(recipe, trained)
     state = [*(module.state_dict() for module in modules.values()), *(optimizer.state for optimizer in optimizers)]
     evaluated = weights if any(map(has_modes, optimizers)) else 0
     copies = 1 + (average > 0) + (recipe.save.average_last is not None)
-    return Stored(weights + average + evaluated + _size(state), weights * copies)
-
-
-def _size(state: Any) -> int:
-    """Of a state's tensors; memory that several share counts once."""
-    storages = (tensor.untyped_storage() for tensor in tensors_in(state))
-    return sum({internals.storage_id(storage): storage.nbytes() for storage in storages}.values())
+    return Stored(weights + average + evaluated + size_in(state), weights * copies)

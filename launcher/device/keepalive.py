@@ -1,4 +1,4 @@
-"""The side channel's open_files, watched by the kernel."""
+"""The side channel's connections, watched by the kernel."""
 
 from __future__ import annotations
 

@@ -111,6 +111,17 @@ def shape_of(value: Any) -> tuple[int, ...] | None:
     return tuple(value.shape) if hasattr(value, "rows") and hasattr(value, "shape") else None
 
 
+def fill(file: Any, memory: memoryview) -> bool:
+    """Reads from where an unbuffered file stands until the memory is full; whether the file had as much."""
+    done = 0
+    while done < len(memory):
+        count = file.readinto(memory[done:])
+        if not count:
+            return False
+        done += count
+    return True
+
+
 def bytes_of(tensor: torch.Tensor) -> memoryview:
     """The memory of a tensor's numbers, on the host."""
     return memoryview(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from launcher import internals
-from launcher.model.rows import Read
+from launcher.model.rows import Read, fill
 
 SUFFIX, INDEX_SUFFIX = ".safetensors", ".safetensors.index.json"
 DTYPES = {
@@ -77,13 +77,9 @@ class FileTensor:
         memory = memoryview(result.view(-1).view(torch.uint8).numpy()) if result.numel() else memoryview(b"")
         with self.path.open("rb", buffering=0) as file:
             file.seek(offset)
-            done = 0
-            while done < len(memory):
-                count = file.readinto(memory[done:])
-                if not count:
-                    raise OSError(f"{self.path}: cut short while it was read")
-                done += count
-        self.read.num_bytes += done
+            if not fill(file, memory):
+                raise OSError(f"{self.path}: cut short while it was read")
+        self.read.num_bytes += len(memory)
         return result
 
 
