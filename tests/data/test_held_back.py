@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from places import RECIPES
@@ -34,11 +36,12 @@ def test_a_share_with_other_arguments_has_the_same_samples_built_with_them() -> 
     assert torch.equal(own.train.batch_of([3, 5])[1], shared.train.batch_of([3, 5])[1])
 
 
-def test_what_the_share_does_not_say_is_what_train_says() -> None:
+def test_what_the_share_does_not_say_is_what_train_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = load_recipe(RECIPE, ["data.train.size=12", AUGMENTED, PLAIN])
     assert recipe.data.validation.kwargs == {"size": 12, "augment": False}  # type: ignore[union-attr]
     over = load_recipe(RECIPES / "data.yaml", ["data.validation={_share_: 50% of train}"])  # which states a set
     assert over.data.validation.options == {"_share_": "50% of train"}  # type: ignore[union-attr]
+    monkeypatch.chdir(tmp_path)  # where its data is prepared
     components = "data.train={_target_: sources.py:Half, whole: {_target_: sources.py:Prepared, folder: a, words: [b]}}"
     share = load_recipe(
         RECIPES / "data.yaml", [components, "data.validation={_share_: 50% of train}"], ["data.validation"]
