@@ -14,7 +14,6 @@ import json
 import os
 import re
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,18 +21,15 @@ from typing import Any, NamedTuple, TypeVar
 
 from launcher.datasets.files import atomic_write, needed
 from launcher.errors import LauncherError
+from launcher.recipe.masking import masked
 from launcher.text import words_of
+from launcher.world.signals import pause
 
 T = TypeVar("T")
 
 WAITS_SECONDS = (1.0, 3.0, 9.0, 27.0)  # before a server that failed is asked again
 _OURS = re.compile(r"[0-9a-f]{24}\.(tar|jsonl|parquet)")  # what may be removed again
 _COMMIT = re.compile(r"@[0-9a-f]{40}/")
-_SECRETS = (  # signatures of an address, and keys of the Hub, in what libraries say
-    (re.compile(r"\?[^\s'\"]+"), "?…"),
-    (re.compile(r"\bhf_\w{8,}"), "hf_…"),
-    (re.compile(r"(?i)\bbearer \S+"), "bearer …"),
-)
 
 
 class Listed(NamedTuple):
@@ -215,7 +211,7 @@ def _insisted(act: Callable[[], T], name: str) -> T:
             if wait is None or _is_final(error, status):
                 raise LauncherError(f"{words}; start the run again when its server answers") from error
             print(f"{words}; trying again in {wait:g} s", file=sys.stderr, flush=True)
-            time.sleep(wait)
+            pause(wait)  # who is asked to stop tries what is left at once
     raise AssertionError
 
 
@@ -235,10 +231,7 @@ def _is_final(error: Exception, status: int | None) -> bool:
 
 def _told(text: str) -> str:
     """Words of others in one line, without what is secret."""
-    line = " ".join(text.split())
-    for pattern, instead in _SECRETS:
-        line = pattern.sub(instead, line)
-    return line[:400]
+    return masked(" ".join(text.split()))[:400]
 
 
 # ---------------------------------------------------------------------- what is kept

@@ -22,6 +22,10 @@ _SHAPES = {
     "a token of a package index": r"\b(?:pypi-[A-Za-z0-9_-]{30,}|npm_[A-Za-z0-9]{30,})",
     "a private key": r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY",
     "a JSON web token": r"(?<![A-Za-z0-9_-])eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*",
+    "a bearer's token": r"(?i:\bbearer )(?=[A-Za-z._~+/=-]{0,200}[0-9])[A-Za-z0-9._~+/=-]{16,}",
+    "a signed address": (
+        r"(?<=[?&])(?:X-(?:Amz|Goog)-(?:Signature|Security-Token)|Signature|sig|(?:access_|auth_)?token)=[^\s&'\"<>]{16,}"
+    ),
     "an address with a password": (
         r"(?<![A-Za-z0-9+.-])[A-Za-z][A-Za-z0-9+.-]{0,30}://[^\s/:@'\"]{0,200}:[^\s/@'\"$]{1,200}@"
     ),
@@ -29,7 +33,7 @@ _SHAPES = {
 _SHAPE = re.compile("|".join(f"(?P<shape{number}>{shape})" for number, shape in enumerate(_SHAPES.values())))
 _MARKS = re.compile(  # a quick look for what all of them hold: most lines have nothing of it
     "hf_|gh[pousr]_|github_pat_|glpat-|sk-|wandb_v1_|AKIA|ASIA|AIza|ya29|xox|k_live_|AccountKey=|pypi-|npm_|PRIVATE KEY"
-    "|eyJ|://"
+    "|eyJ|://|[Bb]earer |BEARER |Signature=|Token=|sig=|token="
 )
 _WHOLE_KEY = re.compile(r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]{0,40}PRIVATE KEY-----|\Z)")
 
@@ -54,7 +58,10 @@ def _mask(match: re.Match[str]) -> str:
     secret = match[0]
     if "://" in secret:
         return f"{secret.partition('://')[0]}://***@"
-    return secret if secret.startswith("-----") else f"{secret[:3]}***"
+    if secret.startswith("-----"):
+        return secret
+    name = re.match(r"[A-Za-z_-]+=|(?i:bearer )", secret)
+    return f"{name[0] if name else secret[:3]}***"
 
 
 def masked_in(value: Any) -> Any:

@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any
 
 SECOND_INTERRUPT_SECONDS = 2.0
+_PAUSE_SECONDS = 0.2
 
 _NUMBERS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR2") if hasattr(signal, name)]
 _code: int | None = None  # with which the process is ending
@@ -30,6 +31,13 @@ def stop_requested() -> bool:
 def first_received() -> int | None:
     """The signal that asked first; None where nobody has asked."""
     return _received[0] if _received else None
+
+
+def pause(seconds: float) -> None:
+    """Sleeps so long, or until this process is asked to stop."""
+    end = time.monotonic() + seconds
+    while not stop_requested() and (left := end - time.monotonic()) > 0:
+        time.sleep(min(left, _PAUSE_SECONDS))
 
 
 def hold(*more: int) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from launcher.data.sampler import StepSampler
 from launcher.datasets import remote_shards
 from launcher.datasets.shards import Shards
 from launcher.errors import LauncherError
+from launcher.world.signals import listening
 
 KEY = "hf_0123456789secretABCDEF"
 ALL = list(range(sum(SIZES)))
@@ -155,6 +158,16 @@ def test_one_that_goes_on_failing_ends_the_run_with_one_line(how: Any, kind: str
     assert KEY not in str(caught.value)
     tries = [path for asked, path in hub.asked if asked == kind]
     assert tries.count(tries[0]) >= 1 + len(remote_shards.WAITS_SECONDS)
+
+
+def test_who_is_asked_to_stop_waits_for_no_server(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_shards, "WAITS_SECONDS", (3600.0, 3600.0))
+    hub.fail = Failing(500, "info", times=1000)
+    asked = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM))
+    with listening():
+        asked.start()
+        with pytest.raises(LauncherError, match="cannot be fetched"):
+            numbers(Shards(f"{ADDRESS}/tar/*.tar"))
 
 
 @pytest.mark.parametrize("path", ["tar/none-*.tar", "none/*.tar", "tar/none.tar"])

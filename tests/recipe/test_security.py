@@ -17,7 +17,7 @@ from launcher.cli.main import main
 from launcher.errors import LauncherError, RecipeError, UsageError
 from launcher.recipe.build import SLOTS, Builder
 from launcher.recipe.load import load_recipe
-from launcher.recipe.masking import shape_in
+from launcher.recipe.masking import masked, shape_in
 from launcher.recipe.policy import Trust, argument_objections, listed, objection
 from launcher.recipe.project import allowed_packages
 from launcher.recipe.secrets import holds_secret, is_secret_key
@@ -425,6 +425,9 @@ SECRETS = [
     "-----BEGIN OPENSSH PRIVATE KEY-----",
     "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.abc",
     "https://me:hunter2@example.org/data",
+    "https://bucket.s3.amazonaws.com/x.tar?X-Amz-Expires=60&X-Amz-Signature=" + "0a" * 32,
+    "https://account.blob.core.windows.net/x?sp=r&sig=" + "a0%2B" * 8,
+    "Authorization: Bearer " + "a1" * 12,
 ]
 
 
@@ -468,6 +471,8 @@ def test_values_that_are_none(text: str) -> None:
 def test_what_looks_like_a_secret_and_is_none() -> None:
     tokens = "define={pad_token: '<pad>', token: null, tokenizer: {_target_: mine.py:build, width: 3}, use_token: true}"
     load_recipe("recipe.yaml", [tokens, "define.token=true"])
+    for words in ("the bearer authentication-scheme", "https://example.org/x?page=2&token=short", "design=" + "a" * 40):
+        assert masked(words) == words
 
 
 # ---------------------------------------------------------------------- what else a recipe says
