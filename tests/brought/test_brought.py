@@ -42,16 +42,9 @@ def variation_of(case: Case, size: int) -> str:
 
 
 def cases_of(size: int) -> list[Case]:
-    """All on one and two processes, every third on three; of a family (`layers: LSTM`) every third on two as well.
-
-    Packages that take long to import are for two processes alone.
-    """
+    """All on one and two processes, every third on three; packages that take long to import on two alone."""
     able = [case for case in CASES.values() if size in case.worlds and (size == 2 or not case.heavy)]
-    if size == 3:
-        return able[::3]
-    kin = [case for case in able if ": " in case.name]
-    spared = set() if size == 1 else {case.name for case in kin} - {case.name for case in kin[::3]}
-    return [case for case in able if case.name not in spared]
+    return able[::3] if size == 3 else able
 
 
 def overrides_of(case: Case, variation: str, size: int) -> list[str]:
