@@ -119,9 +119,15 @@ def _dotted(name: str, trust: Trust) -> Any:
         check_unchanged(module, trust)
     trusted = own or trust.allows(module.__name__)
     thing = _attribute(module, ".".join(rest), module.__name__, private=trusted, trust=trust)
-    if not trusted and not hasattr(thing, "__module__") and not is_constant(thing):
-        raise RefusedError(_not_listed(name, "value of a package", "; of those only torch's types and numbers are"))
+    if not trusted and not isinstance(thing, types.ModuleType) and not hasattr(thing, "__module__"):
+        _check_value(name, thing)
     return thing
+
+
+def _check_value(name: str, thing: Any) -> None:
+    if not is_constant(thing):
+        allowed = "of a package's values only torch's types and numbers may be named"
+        raise RefusedError(f"'{brief(name)}' is refused: {allowed}; write the value itself")
 
 
 def _own_package(name: str, trust: Trust) -> bool:
