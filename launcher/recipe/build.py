@@ -464,8 +464,10 @@ def _target_key(component: Component) -> str:
 
 def _known(value: Any, place: KeyPath, from_env: Container[KeyPath]) -> Any:
     """A value as far as it is known before anything is built; what the environment has a part in says so."""
-    if isinstance(value, Component | Expression):
-        return UNKNOWN if getattr(value, "given", None) is None else value.given
+    if isinstance(value, Component):
+        return UNKNOWN if value.given is None else value.given
+    if isinstance(value, Expression):
+        return UNKNOWN
     if isinstance(value, Mapping):
         return {key: _known(inner, (*place, key), from_env) for key, inner in value.items()}
     if isinstance(value, list):
