@@ -166,7 +166,7 @@ def _small(recipe: Recipe, on_gpu: bool = False) -> Recipe:
     if not on_gpu:
         precision = recipe.device.precision
         device |= {"precision": precision if precision == "bf16-true" else "no", "deterministic": False}
-    limits = {"limit": Duration(1, "batches", "1 batch"), "batch_size": SAMPLES, "ranks": "first"}
+    limits = {"limit": Duration(2, "batches", "2 batches"), "batch_size": SAMPLES, "ranks": "first"}
     return recipe.model_copy(
         update={
             "data": section.model_copy(update=data),
@@ -415,7 +415,7 @@ def _rehearse_evaluation(recipe: Recipe, builder: Builder, train_state: TrainSta
     deciding = deciding_set(best, samples.validation)
     for (split, name), loader in sets.items():
         path = ("data", split, name) if name else ("data", split)
-        with _stage(recipe, path, "evaluating two samples"):
+        with _stage(recipe, path, "evaluating two batches of two samples"):
             used = [metric for metric in metrics if metric.is_for(name)]
             model, objective = train_state.model.bare, train_state.objective
             with evaluating(model, objective, train_state.optimizer):

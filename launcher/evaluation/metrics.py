@@ -17,7 +17,7 @@ from launcher.device.kind import Mark, kind_of
 from launcher.errors import LauncherError, RecipeError
 from launcher.evaluation.chunks import Chunk, is_exact, takes_any_numbers
 from launcher.evaluation.generation import Generation, build_generation
-from launcher.evaluation.outputs import class_dimension, classes, probabilities
+from launcher.evaluation.outputs import check_alike, class_dimension, classes, probabilities
 from launcher.internals import keep_to_rank, reductions
 from launcher.objective.batch import BatchLayout, Evaluated, Picks
 from launcher.recipe import schema
@@ -25,6 +25,7 @@ from launcher.recipe.build import Builder
 from launcher.recipe.component import Component
 from launcher.text import shapes
 
+_BY_ITSELF = ", or write a torchmetrics.Metric, which gets each batch by itself"
 Scores = dict[str, Any]  # "loss" and each metric by its name: a number, or a list of them per class
 
 
@@ -54,7 +55,9 @@ class OverSet(torchmetrics.Metric):
         if other := next((type(part).__name__ for part in parts if not isinstance(part, torch.Tensor)), None):
             raise TypeError(f"a function of your own gets tensors, not a {other}; write a torchmetrics.Metric")
         for name, part in zip(self.part_names, parts, strict=True):
-            getattr(self, name).append(part.detach().to("cpu", non_blocking=True))
+            held = getattr(self, name)
+            check_alike([*held[:1], part], _BY_ITSELF)
+            held.append(part.detach().to("cpu", non_blocking=True))
         if parts:
             self._mark = kind_of(parts[0].device).mark()
 
@@ -70,7 +73,10 @@ class OverSet(torchmetrics.Metric):
     def so_far(self) -> Any:
         """The same, without torchmetrics' keeping of what was computed."""
         self.arrive()
-        return self.function(*(torch.cat(getattr(self, name)) for name in self.part_names))
+        batches = [getattr(self, name) for name in self.part_names]
+        for of_part in batches:  # those of another rank may be of another shape
+            check_alike(of_part, _BY_ITSELF)
+        return self.function(*map(torch.cat, batches))
 
 
 class OverTexts(torchmetrics.Metric):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+
+from launcher.text import shapes
 
 
 def class_dimension(outputs: torch.Tensor, target: torch.Tensor | None) -> int | None:
@@ -36,3 +40,22 @@ def score_classes(outputs: torch.Tensor, target: torch.Tensor) -> bool:
     if outputs.dim() != 2 or outputs.shape[1] < 2 or target.shape != outputs.shape[:1] or target.is_floating_point():
         return False
     return bool((target >= 0).all() and (target < outputs.shape[1]).all())
+
+
+def check_alike(batches: Sequence[torch.Tensor], otherwise: str = "") -> None:
+    """Refuses batches that cannot be put together along their first dimension.
+
+    Args:
+        batches: In their order.
+        otherwise: What can be done instead of padding.
+
+    Raises:
+        ValueError: There are such.
+    """
+    first = batches[0] if batches else None
+    other = next((batch for batch in batches if first is not None and batch.shape[1:] != first.shape[1:]), None)
+    if first is not None and other is not None:
+        raise ValueError(
+            f"all batches are put together, and {shapes(first)} and {shapes(other)} do not fit together; pad all "
+            f"samples to one length{otherwise}"
+        )

@@ -28,7 +28,7 @@ from launcher.device.kind import Mark, kind_of
 from launcher.errors import LauncherError
 from launcher.evaluation.evaluate import Seen, unseen
 from launcher.evaluation.output_files import output_file
-from launcher.evaluation.outputs import class_dimension, probabilities, score_classes
+from launcher.evaluation.outputs import check_alike, class_dimension, probabilities, score_classes
 from launcher.objective.loss import Objective
 from launcher.text import shapes
 from launcher.version import install
@@ -79,7 +79,12 @@ class Predictions:
             raise LauncherError("predictions need an output with a row for each sample; pick it with batch.outputs")
         columns = {"index": torch.arange(batch.first, batch.first + batch.samples), **columns_of(output, target)}
         for name, column in columns.items():
-            self._parts.setdefault(name, []).append(column.to("cpu", non_blocking=True))
+            held = self._parts.setdefault(name, [])
+            try:
+                check_alike([*held[:1], column])
+            except ValueError as error:
+                raise LauncherError(f"predictions: {name}: {error}") from error
+            held.append(column.to("cpu", non_blocking=True))
         self._mark = kind_of(output.device).mark()
 
     def _has_classes(self, output: Any, target: torch.Tensor | None, batch: MicroBatch) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from contextlib import suppress
 from typing import Any
 
 from launcher.data.transfer import on_device
@@ -137,7 +138,12 @@ class _Acts:
     def evaluated(self, done: int) -> bool:
         """Evaluates; whether it came to its end."""
         self._settle(done)
-        if not self._evaluate(done):
+        try:
+            is_whole = self._evaluate(done)
+        except Exception:
+            self._rescue(done)
+            raise
+        if not is_whole:
             return False
         self.triggers.clocks.evaluated()
         self.meter.restart_clock()
@@ -168,6 +174,19 @@ class _Acts:
         if evaluation.improved and save:
             self._keep(done)
         return True
+
+    def _rescue(self, done: int) -> None:
+        """Keeps the steps before an evaluation that has failed: resumed, the run makes that evaluation first.
+
+        Not where saving takes all processes, some of which may be gone.
+        """
+        state, session = self.state, self.session
+        if state.device.coordinator.world_size > 1 and (state.shards is not None or state.objective.stateful):
+            return
+        session.evaluation.history.is_owed = True
+        with suppress(Exception):  # what has failed is told
+            session.saving.save(done)
+            session.saving.wait()
 
     def _keep(self, done: int) -> None:
         """Writes a checkpoint, if the ranks are one."""
