@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiers import rounds
@@ -30,6 +32,8 @@ from worlds import (
 )
 
 from launcher.checkpoints import format as checkpoints
+from launcher.checkpoints.plain import restored
+from launcher.checkpoints.sameness import difference
 from launcher.errors import LauncherError, UsageError
 from launcher.recipe.load import load_recipe
 from launcher.run import run as launch
@@ -75,6 +79,61 @@ def test_a_copy_of_the_state_shares_what_was_shared() -> None:
     assert copy.weights["one.weight"].data_ptr() == copy.weights["two.weight"].data_ptr()
     assert copy.training["list"][0].data_ptr() == copy.weights["one.bias"].data_ptr()
     assert snapshot.num_bytes == copy.num_bytes == 4 * (9 + 3 + 3 + 96)
+
+
+DENSE = torch.eye(4)
+SCALES = torch.ones(4).double()
+KINDS: dict[str, Any] = {
+    "coo": DENSE.to_sparse(),
+    "coo with an entry twice": torch.sparse_coo_tensor([[0, 0], [1, 1]], [1.0, 2.0], (4, 4)),
+    "csr": DENSE.to_sparse_csr(),
+    "csc": DENSE.to_sparse_csc(),
+    "bsr": DENSE.to_sparse_bsr((2, 2)),
+    "quantized": torch.quantize_per_tensor(DENSE, 0.1, 0, torch.quint8),
+    "quantized by channel": torch.quantize_per_channel(DENSE, SCALES, SCALES.long(), 0, torch.qint8),
+    "nested": torch.nested.nested_tensor([DENSE, DENSE[:2]]),
+    "conjugated": torch.full((2,), 1j).conj(),
+    "of 8 bits": DENSE.to(torch.float8_e4m3fn),
+    "complex, not a number": torch.full((2,), complex("nan")),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's, that some of these are young and others old
+@pytest.mark.parametrize("kind", KINDS)
+def test_tensors_of_every_kind_are_copied_kept_and_compared(tmp_path: Path, kind: str) -> None:
+    state = {"tensor": KINDS[kind], "dense": torch.ones(3)}
+    snapshot = checkpoints.Snapshot(state, {"arrays": [np.eye(2, dtype="uint16"), np.float32(1)]}, {"step": 1})
+    assert snapshot.num_bytes > 12
+    checkpoint = checkpoints.verify(checkpoints.save(tmp_path / "checkpoints", snapshot.copied()))
+    assert difference(state, checkpoint.weights()) is None
+    array, number = restored(checkpoint.training())["arrays"]
+    assert (array.dtype, array.tolist(), number) == ("uint16", [[1, 0], [0, 1]], 1)
+    others = [other for other in KINDS if other != kind]
+    assert all(difference(state["tensor"], KINDS[other]) for other in others)
+
+
+@pytest.mark.parametrize(
+    ("value", "other"),
+    [
+        (np.array([1.0, np.nan]), np.array([1.0, 2.0])),
+        (np.array(["a", None], dtype=object), np.array(["b", None], dtype=object)),
+        (np.array(["2020-01-01"], dtype="datetime64[D]"), np.array(["2021-01-01"], dtype="datetime64[D]")),
+        (np.zeros(2, dtype=[("a", "i4")]), np.ones(2, dtype=[("a", "i4")])),
+        (np.zeros(2), np.zeros(2, dtype="f4")),
+        (np.zeros(2), 0.0),
+        (np.zeros(2), torch.zeros(2)),
+    ],
+)
+def test_arrays_of_every_kind_are_compared(value: Any, other: Any) -> None:
+    assert difference({"a": value}, {"a": copy.deepcopy(value)}) is None
+    assert difference({"a": value}, {"a": other}, "state") is not None
+
+
+@pytest.mark.parametrize("name", ["kept:Nowhere", "os:path", "torch:nn", "torch:Tensor", "not.there:Tensor", ":"])
+def test_a_class_that_is_not_loaded_is_none_to_make_tensors_of(name: str) -> None:
+    kept = {"__tensor_class__": name, "inner": {}, "context": None, "shape": [], "strides": []}
+    with pytest.raises(ValueError, match="not loaded here"):
+        restored({"state": [kept]})
 
 
 NEWEST = "checkpoints/step-00000012"
