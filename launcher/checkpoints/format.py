@@ -268,11 +268,16 @@ def save(folder: Path, snapshot: Snapshot, others: Others | None = None) -> Path
         shutil.rmtree(hidden, ignore_errors=True)
         if not isinstance(error, OSError):
             raise
-        raise SaveError(
-            f"saving {target}: {error.strerror or error}; what was saved before is intact, resume from it with "
-            f"--run-dir {folder.parent}"
-        ) from error
+        raise SaveError(f"saving {target}: {error.strerror or error}; {_left_in(folder)}") from error
     return target
+
+
+def _left_in(folder: Path) -> str:
+    """What there is to go on with after a save that failed."""
+    with contextlib.suppress(OSError):
+        if not any(NAME_PATTERN.fullmatch(name) for name in os.listdir(folder)):
+            return "nothing was saved before"
+    return f"what was saved before is intact, resume from it with --run-dir {folder.parent}"
 
 
 def sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:

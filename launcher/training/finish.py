@@ -211,7 +211,7 @@ def save_at_end(state: TrainState, session: Session, outcome: str, step: int) ->
     coordinator, model = state.device.coordinator, state.model
 
     def saved() -> bool:
-        session.saving.wait()
+        session.saving.finish()
         if description := session.saving.describe():
             session.tracking.message(description)
         made = None

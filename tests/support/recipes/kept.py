@@ -66,35 +66,37 @@ class Sparse(Lin):
         return super().forward((self.mixing @ x.t()).t())
 
 
-class Halved(Tensor):
+class Halved(torch.Tensor):
     """Numbers in 32 bits that kept in 16: a class that wraps another tensor, as 8-bit optimizers have them."""
 
-    inner: Tensor
+    kept: Tensor
 
     @staticmethod
     def __new__(cls, inner: Tensor, shape: Any = None) -> Halved:
-        made: Halved = torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=torch.float32)  # type: ignore[attr-defined]  # as documented
+        made: Halved = torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=torch.float32)
         return made
 
     def __init__(self, inner: Tensor, shape: Any = None) -> None:
-        self.inner = inner
+        self.kept = inner
 
     def __tensor_flatten__(self) -> tuple[list[str], Any]:
-        return ["inner"], self.shape
+        return ["kept"], self.shape
 
     @classmethod
     def __tensor_unflatten__(cls, inner: Any, context: Any, *outer: Any) -> Halved:
-        return cls(inner["inner"], context)
+        return cls(inner["kept"], context)
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]  # it is called on the class
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         aten = torch.ops.aten
         if func is aten.copy_.default:
-            args[0].inner.copy_(args[1].inner if isinstance(args[1], Halved) else args[1])
+            args[0].kept.copy_(args[1].kept if isinstance(args[1], Halved) else args[1])
             return args[0]
         if func in (aten.detach.default, aten.clone.default, aten._to_copy.default):
-            return cls(args[0].inner.clone() if func is not aten.detach.default else args[0].inner)
-        whole = [arg.inner.float() if isinstance(arg, Halved) else arg for arg in args]
+            return cls(args[0].kept.clone() if func is not aten.detach.default else args[0].kept)
+        whole = [arg.kept.float() if isinstance(arg, Halved) else arg for arg in args]
         return func(*whole, **(kwargs or {}))
 
 
@@ -111,7 +113,7 @@ class Halving(torch.optim.Optimizer):
                 state: Any = self.state[parameter]
                 if not state:
                     state["momentum"] = Halved(torch.zeros_like(parameter, dtype=torch.bfloat16))
-                moved = state["momentum"].inner.to(parameter.dtype) * 0.9 + parameter.grad
+                moved = state["momentum"].kept.to(parameter.dtype) * 0.9 + parameter.grad
                 state["momentum"].copy_(moved)
                 parameter.add_(moved, alpha=-group["lr"])
 
