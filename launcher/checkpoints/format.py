@@ -273,7 +273,7 @@ def save(folder: Path, snapshot: Snapshot, others: Others | None = None) -> Path
 
 
 def _left_in(folder: Path) -> str:
-    """What there is to go on with after a save that failed."""
+    """What a run resumes from after a save that failed."""
     with contextlib.suppress(OSError):
         if not any(NAME_PATTERN.fullmatch(name) for name in os.listdir(folder)):
             return "nothing was saved before"
