@@ -56,7 +56,7 @@ def test_a_failing_evaluation_leaves_its_step_and_a_resume_makes_it_first(
     assert resumed.distance(whole) == 0
 
 
-SHAPES = {
+SHAPES: dict[str, tuple[list[tuple[int, ...]], list[tuple[int, ...]]]] = {
     "the second is longer": ([(2, 3, 4), (2, 3, 5)], [(2, 4), (2, 5)]),
     "targets alone": ([(2, 3), (2, 3)], [(2, 4), (2, 5)]),
     "another number of dimensions": ([(2, 3), (2, 3, 1)], [(2,), (2,)]),
@@ -67,7 +67,8 @@ SHAPES = {
 def test_batches_of_several_shapes_are_refused_at_the_second(name: str) -> None:
     metric = Metric("own", OverSet(lambda outputs, targets: float(outputs.mean()), 2))
     metric.reset(torch.device("cpu"))
-    first, second = ([torch.zeros(shape) for shape in pair] for pair in zip(*SHAPES[name], strict=True))
+    outputs, targets = SHAPES[name]
+    first, second = ([torch.zeros(outputs[turn]), torch.zeros(targets[turn])] for turn in (0, 1))
     metric.update(first[:1], first[1:], is_first=True)
     with pytest.raises(LauncherError, match=r"evaluate.metrics.own: .* do not fit together; pad all samples"):
         metric.update(second[:1], second[1:])
