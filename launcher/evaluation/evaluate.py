@@ -117,8 +117,11 @@ class Tally:
         """
         objective, layout = self.objective, self.objective.layout
         objective.settle()
-        counts = objective.counts(batch.data, batch.samples)
-        data = data if self.transform is None else self.transform(data)
+        if self.transform is None:
+            counts = objective.counted(batch.data, batch.samples)
+        else:
+            data = self.transform(data)
+            counts = objective.counted(data, batch.samples)
         if not self.samples and not objective.terms:  # the first batch
             audit_own(model, objective, data, batch.samples, self.at)
         if objective.step is not None:

@@ -9,6 +9,7 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -255,6 +256,37 @@ class Objective:
             term_reading.count(part, samples) if term_reading is not None else float(samples)
             for term_reading, part in zip(readings, counted, strict=True)
         ]
+
+    def counted(self, batch: Any, samples: int) -> list[float]:
+        """The same of any batch, on any device: counted, also where the training set has shown that all count alike."""
+        readings = [term.reading for term in self.terms] or [self.own]
+        parts: list[Any] = [None] * len(readings)
+        if not self.counts_by_samples:
+            parts = [term.targets_of(self.layout, batch) for term in self.terms] or [batch]
+        return [
+            reading.of_any_set().count(part, samples) if reading is not None else float(samples)
+            for reading, part in zip(readings, parts, strict=True)
+        ]
+
+    @property
+    def counts_by_samples(self) -> bool:
+        """Whether no batch of any set need be looked at to count it."""
+        readings = [term.reading for term in self.terms] or [self.own]
+        return all(reading is None or reading.of_any_set().by_samples for reading in readings)
+
+    def check_changed(self, was: Sequence[float], batch: Any, samples: int) -> None:
+        """Compares what a batch counts with what was counted of it before it was changed on the device.
+
+        Raises:
+            LauncherError: It is another count, and the loss would be divided by the wrong one.
+        """
+        try:
+            now = self.counted(batch, samples)
+        except Exception:  # it has another form now: a count of the user's may know the one that is read alone
+            return
+        if not np.allclose(was, now, rtol=1e-6):
+            counts = " → ".join(", ".join(f"{count:g}" for count in counts) for counts in (was, now))
+            raise LauncherError(f"data.on_device: changes what the loss counts ({counts}); do that in data.collate")
 
     def scales(self, local: Sequence[float], total: Sequence[float], world_size: int, samples: int) -> list[float]:
         """Factors that make each term's value a part of the step's mean.

@@ -79,6 +79,10 @@ class Reading:
         """Whether the count is known without reading a batch."""
         return self.each is not None or self.kind in _BY_SAMPLES
 
+    def of_any_set(self) -> Reading:
+        """The same without what the training set has shown: others may hold what is ignored."""
+        return self if self.each is None else replace(self, each=None)
+
     def count(self, parts: Any, samples: int) -> float:
         """What a batch in host memory contributes to the count.
 

@@ -27,6 +27,7 @@ from launcher.training.update import OneUpdate
 from launcher.world import context, faults
 
 _SYNCHRONISED = nullcontext()
+_LOOKS_EVERY = 100  # steps
 
 
 @dataclass(slots=True)
@@ -115,7 +116,7 @@ def forward(
     objective, layout = state.objective, state.objective.layout
     data = context.run.batch = batch.data
     if (change := state.data.train.reading.on_device) is not None:
-        data = context.run.batch = change(data)
+        data = context.run.batch = _changed(state, change, batch, at)
     logged: Mapping[str, Any] = {}
     if not objective.is_audited and not objective.terms:
         audit_own(state.model.bare, objective, data, batch.samples, at)
@@ -138,6 +139,22 @@ def forward(
     if state.frozen:
         _check_frozen(state.frozen)
     return value, factor, logged
+
+
+def _changed(state: TrainState, change: Callable[[Any], Any], batch: MicroBatch, at: At) -> Any:
+    """The batch as `data.on_device` makes it: of which the loss must count what was counted of what was read.
+
+    Looked at in each step on a CPU, and now and then where counting waits for the device.
+    """
+    objective = state.objective
+    is_looked_at = state.device.kind.is_host or not objective.is_audited or at.step % _LOOKS_EVERY == 0
+    needs_counts = not objective.is_whole or any(term.sums for term in objective.terms)
+    if not (batch.samples and is_looked_at and needs_counts) or objective.counts_by_samples:
+        return change(batch.data)
+    was = objective.counted(batch.data, batch.samples)
+    data = change(batch.data)
+    objective.check_changed(was, data, batch.samples)
+    return data
 
 
 def _of_nothing(state: TrainState, value: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -9,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 from projects import make
+from torch import nn
 from torch.nn.functional import one_hot
 
 import launcher
+from launcher.cli.main import main
 from launcher.data.mixing import CutMix, Mixup
 from launcher.errors import LauncherError
 
@@ -153,3 +157,98 @@ def test_what_is_no_transform_is_refused(change: str, words: str, tmp_path: Path
     recipe = make(tmp_path / "project", RECIPE.replace("CHANGE", change), parts=PARTS)
     with pytest.raises(LauncherError, match=words):
         launcher.train(recipe, cpu=True, run_dir=tmp_path / "run", output="quiet")
+
+
+COUNTS = """
+import torch
+from torch.nn import functional
+from torch.utils.data import TensorDataset
+
+ROWS = torch.rand(32, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+CLASSES = torch.arange(32) % 3
+
+def train(): return TensorDataset(ROWS, CLASSES)
+def values(): return TensorDataset(ROWS, ROWS.sum(1, keepdim=True).expand(-1, 3).clone())
+def some(): return TensorDataset(ROWS, torch.where(torch.arange(32) % 3 == 0, -100, CLASSES))
+
+class Net(torch.nn.Linear):
+    def __init__(self, out=3):
+        super().__init__(4, 3, dtype=torch.float64)
+
+def mask(batch):
+    return batch[0], torch.where(torch.arange(len(batch[1])) % 4 == 0, batch[1], -100)
+
+def in_place(batch):
+    batch[1][0] = -100
+    return batch
+
+calls = [0]
+def later(batch):
+    calls[0] += 1
+    return mask(batch) if calls[0] > 5 else batch
+
+def wider(batch):
+    return batch[0], batch[1].repeat(2, 1, 1)
+
+def scaled(batch):
+    return batch[0] * 2, batch[1]
+
+def own_mean(outputs, targets):
+    return functional.cross_entropy(outputs, targets)
+
+def step(model, batch, at):
+    return {"loss": functional.cross_entropy(model(batch[0]), batch[1])}
+
+def count(batch):
+    return int((batch[1] >= 0).sum())
+"""
+STEP = ["--remove", "loss", "train.step=own.py:step", "train.count=own.py:count", "data.micro_batch_size=4"]
+
+
+@pytest.mark.parametrize(
+    ("change", "others", "counts"),
+    [
+        ("mask", [], "8 → 2"),
+        ("in_place", [], "8 → 7"),
+        ("later", [], "8 → 2"),
+        ("mask", ["data.train={_target_: own.py:some}"], r"\d → \d"),
+        ("mask", STEP, "4 → 1"),
+        (
+            "wider",
+            ["data.train={_target_: own.py:values}", "loss={_target_: MSELoss}", "data.micro_batch_size=4"],
+            "12 → 24",
+        ),
+        ("scaled", [], ""),
+        ("mask", ["loss={_ref_: own.py:own_mean}"], ""),  # a mean of a whole step, by itself
+    ],
+)
+def test_a_change_of_what_the_loss_counts_is_refused(
+    change: str, others: list[str], counts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = RECIPE.replace("parts.py:Rows", "own.py:train").replace("parts.py", "own.py").replace("CHANGE", change)
+    recipe = make(tmp_path, text.replace(change, f"own.py:{change}"), own=COUNTS)
+    arguments = ["train", str(recipe), "--cpu", "--run-dir", str(tmp_path / "run"), *others]
+    if not counts:
+        assert main(arguments) == 0
+    else:
+        with pytest.raises(SystemExit):
+            main(arguments)
+        said = capsys.readouterr().err
+        assert re.search(rf"data.on_device: changes what the loss counts \({counts}\); do that in data.collate", said)
+
+
+@pytest.mark.parametrize("on_device", ["null", "{evaluate: {_ref_: own.py:mask}}"])
+def test_an_evaluation_counts_what_it_has(tmp_path: Path, on_device: str) -> None:
+    """Also where no target of the training set is ignored, or the batch is changed on the device."""
+    text = RECIPE.replace("validation: {_target_: parts.py:Rows}", "validation: {_target_: own.py:some}")
+    text = text.replace("parts.py:Rows", "own.py:train").replace("parts.py", "own.py").replace("CHANGE", on_device)
+    recipe = make(tmp_path, text, own=COUNTS)
+    run = launcher.train(recipe, cpu=True, run_dir=tmp_path / "run", output="quiet")
+    rows = torch.rand(32, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    kept = torch.arange(32) % 3 != 0
+    if on_device != "null":
+        kept &= torch.arange(32) % 8 % 4 == 0  # in batches of 8
+    outputs = nn.functional.linear(rows, run.model.weight.detach(), run.model.bias.detach())
+    expected = nn.functional.cross_entropy(outputs[kept], (torch.arange(32) % 3)[kept])
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["loss"] == pytest.approx(float(expected), rel=1e-9)
