@@ -14,7 +14,6 @@ import torch
 from torch import nn
 from torch.utils.data import default_collate
 
-from launcher.checkpoints.rows import read_whole
 from launcher.checkpoints.saved_run import Saved, builder_of, evaluated_on, fill
 from launcher.data.load import EvaluationLoader, Part, evaluation_parts, load_evaluation
 from launcher.data.same_data import agree_on
@@ -33,6 +32,7 @@ from launcher.evaluation.output_files import check_form, output_file
 from launcher.evaluation.predictions import Predictions, beside, columns_of, decisions, write_predictions
 from launcher.model.build import Model, build_model, shard_loss
 from launcher.model.ema import Average, Ema, Swa
+from launcher.model.rows import read_whole
 from launcher.model.sharding import Shards, sharded_parts
 from launcher.objective.build import build_objective
 from launcher.objective.loss import Objective, loss_key

@@ -176,14 +176,18 @@ class Average:
             self._restart()
         kept = [self._kept(place) for place in range(len(self._averages))]  # of tied weights once
         return {
+            "kind": self.kind,
             "parameters": {name: kept[place] for name, place in self._names.items()},
             "updates": self._updates,
         }
 
     def load_state_dict(self, state: Mapping[str, Any] | None, /) -> None:
-        """Takes up what a checkpoint kept; where it kept none, the average begins with the weights as they are."""
+        """Takes up what a checkpoint kept; where it kept none of this kind, the average begins with the weights.
+
+        An exponential average is none of the models that another is a mean of.
+        """
         self._restart()
-        if state is None:
+        if state is None or state.get("kind", self.kind) != self.kind:
             return
         for name, place in self._names.items():
             kept, shards = state["parameters"][name], self._shards

@@ -21,7 +21,7 @@ from launcher.model.ema import Average, Ema, Rule, Swa
 from launcher.model.sharding import Shards
 from launcher.objective.build import build_objective
 from launcher.objective.loss import Objective, loss_key
-from launcher.objective.optimizer import build_optimizer, calls_the_loss, named_parameters
+from launcher.objective.optimizer import all_names, build_optimizer, calls_the_loss, named_parameters
 from launcher.objective.run_length import RunLength
 from launcher.objective.schedule import build_schedules
 from launcher.objective.several import Optimizers, Several, each
@@ -107,7 +107,7 @@ def build_run_state(
     losses = {name: _wrapped_loss(name, module, recipe, builder, model, device) for name, module in modules.items()}
     shards = model.shards({loss_key(name): loss for name, loss in losses.items()})
     objective = objective.wrapped_by(losses)
-    every = named_parameters(model.bare, modules)
+    every = all_names(model.bare, modules)
     freezing = build_freezing(builder, train.freeze, every, length, saves_work=device.world.size == 1)
     may_skip = device.is_gpu and (recipe.device.precision == "fp16" or train.non_finite == "skip")
     optimizer = build_optimizer(builder, recipe.optimizer, model.bare, modules, may_skip=may_skip, shards=shards)
