@@ -46,7 +46,33 @@ def has_shards(dataset: Any, readers: int) -> bool:
     return callable(getattr(dataset, "shard", None)) and isinstance(known, int) and known >= readers
 
 
-class StreamLoader(TrainLoader):
+class _FirstSamples:
+    """The first samples of a copy of a stream, to be looked at; none of one that can be read only once."""
+
+    dataset: Any
+    reading: Reading
+    _reader: Reader
+
+    def num_readable(self) -> int:
+        """How many samples `batch_of` may be asked for."""
+        return len(self._first_samples)
+
+    def batch_of(self, numbers: Sequence[int]) -> Any:
+        """A batch of some of the first samples."""
+        with randomness_restored(bool(self.reading.sample_seeds)):
+            return self._reader.collated(0, np.asarray(numbers), [self._first_samples[number] for number in numbers])
+
+    @cached_property
+    def _first_samples(self) -> list[Any]:
+        try:
+            stream = copy.deepcopy(self.dataset)
+        except Exception:  # a socket, a generator: reading it would take samples away from training
+            return []
+        with randomness_restored(bool(self.reading.sample_seeds)):
+            return list(itertools.islice(_one_pass(stream, self._reader, 0), _FIRST))
+
+
+class StreamLoader(_FirstSamples, TrainLoader):
     """A stream, step after step. An epoch is what the sampler says it is: a stream need not know its length.
 
     Args:
@@ -81,24 +107,6 @@ class StreamLoader(TrainLoader):
             how = "of which every process reads all, as it has no method shard(num_shards, index)"
         return f"a stream {how}; resuming a stopped run reads past what was read before"
 
-    def num_readable(self) -> int:
-        """The first samples of a copy of the stream; none of one that can be read only once."""
-        return len(self._first_samples)
-
-    def batch_of(self, numbers: Sequence[int]) -> Any:
-        """A batch of some of the first samples."""
-        with randomness_restored(bool(self.reading.sample_seeds)):
-            return self._reader.collated(0, np.asarray(numbers), [self._first_samples[number] for number in numbers])
-
-    @cached_property
-    def _first_samples(self) -> list[Any]:
-        try:
-            stream = copy.deepcopy(self.dataset)
-        except Exception:  # a socket, a generator: reading it would take samples away from training
-            return []
-        with randomness_restored(bool(self.reading.sample_seeds)):
-            return list(itertools.islice(_one_pass(stream, self._reader, 0), _FIRST))
-
     def steps(self, start: int, stop: int | None) -> Generator[list[MicroBatch], None, None]:
         """This rank's micro-batches of each optimizer step from `start` on."""
         kind = _OwnPartReader if self.is_split else _ShardReader if self.is_sharded else _PickReader
@@ -113,7 +121,7 @@ class StreamLoader(TrainLoader):
         return [self._reader.batch(step, np.array([number])) for number in range(len(shares))]
 
 
-class StreamEvaluationLoader(EvaluationLoader):
+class StreamEvaluationLoader(_FirstSamples, EvaluationLoader):
     """A stream's first samples, or all of them, read in the training process.
 
     Args:

@@ -56,9 +56,6 @@ def _stated(tree: Mapping[str, Any]) -> Iterator[Fault]:
     if "train" in tree and (len(given) > 1 or not (given or misspelt)):
         problem = f"says {' and '.join(given)}" if given else "does not say how long to train"
         yield ("train",), f"{problem}; state exactly one of epochs, steps, time"
-    if train.get("count") is not None and train.get("step") is None and tree.get("loss") != "model":
-        message = "count goes with a step function of your own, or loss: model; a loss says _per_ beside its _target_"
-        yield ("train",), message
     if tree.get("loss") is None and train.get("step") is None:
         yield ("loss",), "is required; write {_target_: CrossEntropyLoss}, 'model', or a train.step"
 

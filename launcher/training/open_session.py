@@ -81,7 +81,8 @@ def open_session(recipe: Recipe, builder: Builder, state: TrainState, options: O
         _go_on_alike(point, state)
         with as_it_was(state):
             kept = _kept_readings(point)
-            settle_losses(builder, state.objective, state.model.bare, state.data, coordinator, kept=kept)
+            bare, end = state.model.bare, state.length.last
+            settle_losses(builder, state.objective, bare, state.data, coordinator, end=end, kept=kept)
         notes = [*point.notes, *(() if point.checkpoint else _dependences(recipe, builder, state))]
         if world.size > 2 and state.shards is None:
             # DDP settles the order of its buckets in its first backward; then a resumed run sums as this one

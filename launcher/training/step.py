@@ -119,6 +119,7 @@ def forward(
     logged: Mapping[str, Any] = {}
     if not objective.is_audited and not objective.terms:
         audit_own(state.model.bare, objective, data, batch.samples, at)
+        objective.mark_audited()
     if objective.step is not None:
         call = StepCall(data, at)
         value, factor = state.model.wrapped(call), scales[0]
@@ -131,6 +132,7 @@ def forward(
         result = state.model.wrapped(*args, **kwargs)
         if not objective.is_audited:
             objective.audit(result, data, batch.samples)
+            objective.mark_audited()
         value, factor, logged = objective.value(result, data, targets, scales)
     if factor == 0 and not objective.terms:
         value = _of_nothing(state, value)

@@ -17,10 +17,15 @@ from randomness import states
 from torch import Generator, Tensor, nn
 
 from launcher.objective.batch import BatchLayout, arguments
+from launcher.objective.calls import Caller
+from launcher.objective.halves import still_holds
+from launcher.objective.known import known
 from launcher.objective.order import order_fault
 from launcher.objective.pieces import mapped
-from launcher.objective.probe import Caller, Samples, Subject, measure, still_holds
-from launcher.objective.reading import Hints, Reading, Verdict, known
+from launcher.objective.probe import measure
+from launcher.objective.reading import Hints, Reading
+from launcher.objective.subject import Samples, Subject
+from launcher.objective.verdict import Verdict
 from launcher.recipe import schema
 
 EXACT = 2e-6
