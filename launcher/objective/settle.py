@@ -102,7 +102,67 @@ def settle_losses(
     if not open_keys:
         return
     samples = samples_of(train, are_steady=not differs_again(train), may_drop=may_drop)
-    outcomes = {key: _settled(*objective.part(key), model, samples, steps, end) for key in open_keys}
+    _settle_alike(
+        builder,
+        objective,
+        {key: _settled(*objective.part(key), model, samples, steps, end) for key in open_keys},
+        coordinator,
+    )
+
+
+def settle_evaluation(
+    builder: Builder,
+    objective: Objective,
+    model: nn.Module,
+    loader: EvaluationLoader,
+    coordinator: Coordinator,
+    at: At,
+) -> list[str]:
+    """Finds out what nothing beside saved weights says, on the set that they are evaluated on.
+
+    Args:
+        builder: Says where the recipe names a loss.
+        objective: Whose losses they are, as they are called in evaluations.
+        model: The bare module; it is left as it was.
+        loader: Reads the set.
+        coordinator: Rank 0's word counts.
+        at: Where the weights' training stood.
+
+    Returns:
+        What could not be found out, and is taken over batches, in words.
+
+    Raises:
+        RecipeError: A loss is not what the recipe says.
+    """
+    open_keys = [key for key, reading in objective.readings.items() if reading is None]
+    if not open_keys:
+        return []
+    for owner in objective.brought.values():
+        if isinstance(owner, nn.Module):
+            owner.eval()
+    samples, whole = samples_of(loader, may_drop=loader.may_drop), Steps(1, 1)
+    outcomes = {key: _settled(*objective.part(key), model, samples, whole, at) for key in open_keys}
+    _settle_alike(builder, objective, outcomes, coordinator)
+    return [
+        f"{key}: {reading or 'not known'}; it is a mean over the batches of this evaluation"
+        for key, reading in objective.readings.items()
+        if key in open_keys and (reading is None or reading.kind == "batch") and not _is_stated(objective, key)
+    ]
+
+
+def _is_stated(objective: Objective, key: str) -> bool:
+    term = _term(objective, key)
+    return term is not None and term.per is not None
+
+
+def _settle_alike(
+    builder: Builder, objective: Objective, outcomes: Mapping[str, Reading | str], coordinator: Coordinator
+) -> None:
+    """Takes up on all ranks what rank 0 found.
+
+    Raises:
+        RecipeError: What it found are faults.
+    """
     told: dict[str, Any] = coordinator.from_first(
         lambda: {key: outcome if isinstance(outcome, str) else outcome.manifest() for key, outcome in outcomes.items()}
     )
