@@ -21,7 +21,7 @@ from launcher.text import shapes
 
 Loss = Callable[..., torch.Tensor]
 
-COUNT = "name a function of the batch that counts what it is a mean over: train.count"
+COUNT = "name a function of the batch that counts: train.count"
 APART = (
     "give each target a loss of its own, as in loss: {a: {…, _targets_: [1]}, b: {…, _targets_: [2]}}, or use one "
     "process and no data.micro_batch_size"

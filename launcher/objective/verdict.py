@@ -159,7 +159,8 @@ def decide(
 
 
 def _nothing_fits(trials: Sequence[Trial], misfit: Mapping[Reading, float], of_sum: float) -> Verdict:
-    nearest = min(misfit, key=lambda reading: (misfit[reading], _rank(reading)), default=None)
+    told = [reading for reading in misfit if reading.kind != "kept" or reading.ignored in (-100, -1, 0, 255)]
+    nearest = min(told, key=lambda reading: (misfit[reading], _rank(reading)), default=None)
     is_sum = nearest is None or of_sum < misfit[nearest]
     off = of_sum if nearest is None or is_sum else misfit[nearest]
     detail = f"nearest: {'a sum' if nearest is None or is_sum else nearest.words}, off by {off:.1g}"
