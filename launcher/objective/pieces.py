@@ -279,12 +279,11 @@ def _values_for(tensor: torch.Tensor, number: int, outputs: Tree, hints: Hints) 
         return [0]
     if tensor.is_floating_point():
         return [0] if is_mask(tensor) else [math.nan, 0.0][: 1 + (number > 0)]
-    if number and is_mask(tensor):
-        return [0]
+    may_mask: list[float] = [0] if number and is_mask(tensor) else []
     if not are_classes(tensor, outputs):
-        return []
+        return may_mask
     info = torch.iinfo(tensor.dtype)
-    wanted = dict.fromkeys((*hints.ignored, 0, *classes_in(outputs)))
+    wanted = dict.fromkeys((*may_mask, *hints.ignored, 0, *classes_in(outputs)))
     return [value for value in wanted if info.min <= value <= info.max]
 
 

@@ -305,7 +305,7 @@ def _of_tensor(
     if tensor.is_floating_point() or tensor.dtype == torch.bool:
         if is_mask(tensor):
             yield from (of("mask", shifted=shifted) for shifted in (False, True)[: 1 + has_places])
-        else:
+        if tensor.is_floating_point():  # weights may happen to be 0 and 1 in a piece
             yield from map(of, ("positive", "present", *(("total",) if bool((tensor >= 0).all()) else ())))
         return
     if number and has_places and is_mask(tensor):

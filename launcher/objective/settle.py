@@ -262,6 +262,8 @@ def _trusting(reading: Reading, also: Sequence[Reading]) -> Reading:
     """The reading with what is taken on trust: a count that these samples do not tell from it, and others may."""
     plain = ("samples", "rows", "elements", "present", "positive", reading.kind)
     others = [other for other in also if other.kind not in plain]
+    if reading.kind == "mask":  # of which the sum is the count
+        others = [other for other in others if other.where != reading.where]
     if not others:
         return reading
     return replace(reading, untold=others[0].words.split(" over ")[1])
