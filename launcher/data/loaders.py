@@ -107,6 +107,10 @@ class TrainLoader(DataLoader[Any]):
         """Whether a batch may have fewer samples than were asked for."""
         return self._reader.may_drop
 
+    def apart(self) -> TrainLoader:
+        """One from which a few steps can be read without taking anything from training: samples have numbers."""
+        return self
+
     def num_readable(self) -> int:
         """How many samples `batch_of` may be asked for."""
         return len(self.dataset)

@@ -96,7 +96,7 @@ class Reading:
         tensor: Any = parts[0] if self.where == (0,) and type(parts) is tuple else at(parts, self.where)
         if not isinstance(tensor, torch.Tensor) and not (self.kind == "rows" and isinstance(tensor, list)):
             raise LauncherError(f"loss: {self.name} should be a tensor to count, and are a {type(tensor).__name__}")
-        return COUNTS[self.kind](tensor[:, 1:] if self.shifted else tensor, self)
+        return COUNTS[self.kind](_later(tensor) if self.shifted else tensor, self)
 
     def as_found(self, found: str, why: str = "") -> Reading:
         """The same, found otherwise."""
@@ -131,6 +131,11 @@ class Reading:
             (tuple(where), math.nan if value is None else value) for where, value in manifest.get("unless", ())
         )
         return cls(**{**manifest, "where": tuple(manifest["where"]), "unless": unless}, **objects)
+
+
+def _later(tensor: Any) -> Any:
+    """All but the first of each row."""
+    return tensor[:, 1:]
 
 
 def _of_class(tensor: torch.Tensor, reading: Reading) -> float:

@@ -381,7 +381,7 @@ def _batch_of_rows(loader: TrainLoader | EvaluationLoader, are_steady: bool) -> 
     if size <= few:
         return None
     try:
-        whole, part = loader.batch_of(range(size)), loader.batch_of(range(few))
+        whole, part = loader.batch_of(range(size)), loader.batch_of(range(size - few, size))
     except Exception:  # the measurement tells it
         return None
     rows, others = dict(tensors_in(whole)), dict(tensors_in(part))
@@ -395,6 +395,6 @@ def _batch_of_rows(loader: TrainLoader | EvaluationLoader, are_steady: bool) -> 
     )
     if not are_rows:
         return None
-    if are_steady and all(torch.equal(others[where], tensor[:few]) for where, tensor in rows.items()):
+    if are_steady and all(torch.equal(others[where], tensor[-few:]) for where, tensor in rows.items()):
         return None
     return whole

@@ -190,7 +190,7 @@ case(
     "loss={_ref_: torch.nn.functional.mse_loss, _targets_: {target: 1, weight: 2}}",
     data=sets.Weighted,
     loss=None,
-    forward=lambda model, batch, _: F.mse_loss(model(batch[0]), batch[1], weight=batch[2]),
+    forward=lambda model, batch, _: losses.weighted(model(batch[0]), *batch[1:]),
 )
 case(
     "targets first, said",

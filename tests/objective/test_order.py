@@ -41,7 +41,7 @@ class Turned(nn.Module):
         (in_order_of_keras, 1, 2, True),
         (in_order_of_keras, 1, 0, False),
         (Turned(), 1, 1, True),
-        (functools.partial(in_order_of_keras, weight=1.0), 1, 1, True),
+        (functools.partial(in_order_of_keras, weight=torch.ones(1)), 1, 1, True),
         (lambda reference, estimate: reference, 1, 1, True),
         (lambda target, weight: target, 1, 1, False),
         (lambda y, y_hat: y, 1, 1, False),
@@ -65,7 +65,7 @@ def test_arguments_that_would_get_something_else_are_noticed(
 def test_an_argument_gets_one_value_and_the_words_to_write_are_the_names() -> None:
     assert order_fault(in_order_of_keras, {"y_pred": 0}, {"y_true": 1, "weight": 2}) is None
     for outputs, targets in (([0], {"y_true": 1, "weight": 2}), ([0], [1, 2])):
-        fault = order_fault(in_order_of_keras, outputs, targets) or ""  # type: ignore[arg-type]  # of two kinds
+        fault = order_fault(in_order_of_keras, outputs, targets) or ""
         assert fault.endswith("say which is which: _outputs_: {y_pred: 0}, _targets_: {y_true: 1, weight: 2}")
     layout, pred = BatchLayout(schema.Batch()), torch.zeros(4, 1)
     assert layout.picked_outputs(pred, {"y_pred": 0})["y_pred"] is pred

@@ -242,7 +242,8 @@ def test_settings_of_torchs_own_are_known() -> None:
     assert known(functools.partial(F.mse_loss, reduction="sum")) == Reading("sum")
     for function in (F.mse_loss, F.l1_loss, F.huber_loss):  # torch divides by their sum
         assert known(function, names_given(function, [0], {"target": 1, "weight": 2})) is None
-        assert known(functools.partial(function, weight=torch.ones(1))) is None
+        settled: Any = functools.partial
+        assert known(settled(function, weight=torch.ones(1))) is None
     assert known(F.cross_entropy, names_given(F.cross_entropy, [0], [1, 2])) is None
     assert known(F.mse_loss, names_given(F.mse_loss, {"input": 0}, {"target": 1})) == Reading("elements")
 
