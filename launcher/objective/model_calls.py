@@ -175,7 +175,8 @@ def _changes(
             union: _with_holes(subject, batch, where, _numbers(pieces, union), value, firsts)
             for union, batch in batches.items()
         }
-        yield changed, put_into(where, tensor, value)
+        if all(changed[union] is not batch for union, batch in batches.items()):  # no item of one sample's
+            yield changed, put_into(where, tensor, value)
 
 
 def _with_holes(
