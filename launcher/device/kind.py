@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from launcher.world.cleanup import afterwards
 
@@ -142,21 +144,22 @@ class Kind:
     def pinned(self, num_bytes: int) -> torch.Tensor:
         """So many bytes of host memory to which the device copies at full speed; plain ones where there are no such."""
         runtime = self._module.cudart() if hasattr(self._module, "cudart") else None
+        if hasattr(runtime, "cudaHostRegister"):
+            return self._locked(runtime, np.empty(num_bytes, dtype=np.uint8))
         try:
-            if hasattr(runtime, "cudaHostRegister"):
-                return self._locked(runtime, torch.empty(num_bytes, dtype=torch.uint8))
             return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
         except RuntimeError:  # the machine grants no more of it
             return torch.empty(num_bytes, dtype=torch.uint8)
 
-    def _locked(self, runtime: Any, memory: torch.Tensor) -> torch.Tensor:
+    def _locked(self, runtime: Any, memory: NDArray[np.uint8]) -> torch.Tensor:
         """Memory page-locked as it is: torch would take the next power of two, and keep it for good."""
-        if int(runtime.cudaHostRegister(memory.data_ptr(), memory.numel(), _FOR_ALL)) != 0:
+        if int(runtime.cudaHostRegister(memory.ctypes.data, memory.nbytes, _FOR_ALL)) == 0:
+            # with the last tensor that lies in it
+            weakref.finalize(memory, runtime.cudaHostUnregister, memory.ctypes.data).atexit = False
+        else:
             with suppress(RuntimeError):  # torch would tell of it in the next kernel that somebody starts
                 torch.zeros((), device=self.device)
-            return memory
-        weakref.finalize(memory, runtime.cudaHostUnregister, memory.data_ptr()).atexit = False
-        return memory
+        return torch.from_numpy(memory)
 
 
 def _module_of(device: torch.device) -> Any:

@@ -97,7 +97,7 @@ def test_the_benchmark_finds_this_program_where_it_lies(monkeypatch: pytest.Monk
     assert compare.version_of("lightning") is None
 
 
-@rounds("only", plain=[("profile",)], long=[tuple(gpu_check.PARTS)])
+@rounds("only", plain=[("profile",)], long=[(tuple(gpu_check.PARTS),)])
 def test_it_can_be_tried_on_a_cpu(only: tuple[str, ...], tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     words = [sys.executable, str(SCRIPT), "--cpu", "--out", str(out), "--slower", "10", "--only", *only]
