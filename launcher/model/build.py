@@ -261,7 +261,7 @@ def wrap_step(step: nn.Module, device: Device) -> nn.Module:
 def _shared(module: nn.Module, device: Device) -> DistributedDataParallel:
     """DDP around a module, which stays where it is: Accelerate would name the device of this rank's local number.
 
-    Where each process sees one GPU, its own, there is none of that number; and DDP that is told a device makes anew
+    Where each process sees one GPU, its own, there is none of that number; and DDP that is told a device builds again
     what goes into the model, by calling its class. Gradients go through memory that ranks share, where there is such.
     """
     handler = device.accelerator.ddp_handler

@@ -140,7 +140,7 @@ def largest(share: int, fits: Callable[[int], bool]) -> int:
 
 
 class _UntriedError(Exception):
-    """A trial has failed, and not for want of memory."""
+    """A trial has failed for another reason than memory."""
 
 
 def _fits(asked: dict[str, Any], environment: dict[str, str], seconds: float) -> bool:

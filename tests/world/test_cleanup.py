@@ -124,7 +124,7 @@ class Net(nn.Module):
 
 
 def look_up(scores: torch.Tensor) -> torch.Tensor:
-    torch.Tensor.copy_ = broken  # type: ignore[method-assign]
+    torch.Tensor.copy_ = broken  # type: ignore[assignment, method-assign]
     raise RuntimeError(ASSERT)
 
 
