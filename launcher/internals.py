@@ -402,6 +402,26 @@ def packaged_readers() -> frozenset[str] | None:
     return None if readers is None else frozenset(readers)
 
 
+def judge_file_systems(judge: Callable[[type], None]) -> None:
+    """Has a function look at each kind of file system of fsspec before one is made, or taken from those made before.
+
+    There is no public way to be asked. Their common metaclass is public by `type()`; where fsspec is not installed
+    nothing happens.
+    """
+    try:
+        from fsspec import AbstractFileSystem
+    except ImportError:
+        return
+    kind: Any = type(AbstractFileSystem)
+    make = kind.__call__
+
+    def judged(cls: type, *arguments: Any, **settings: Any) -> Any:
+        judge(cls)
+        return make(cls, *arguments, **settings)
+
+    kind.__call__ = judged
+
+
 def run_no_code_of_repositories() -> None:
     """Has transformers refuse a repository with Python of its own, and not ask on the terminal whether to run it.
 

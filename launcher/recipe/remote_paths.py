@@ -142,6 +142,16 @@ def _is_here(arguments: Mapping[str, Any]) -> bool:
     return isinstance(source, (str, os.PathLike)) and (directory() / source).is_dir()
 
 
+def is_elsewhere(text: str) -> bool:
+    """Whether a path of data is an address, or OWNER/NAME on the hub, and no file or folder of this machine."""
+    protocol = _PROTOCOL.match(text)
+    return (protocol is not None and protocol[1] != "file") or _is_of_hub(text)
+
+
+def _is_of_hub(path: str) -> bool:
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", path) is not None and not os.path.exists(os.path.expanduser(path))
+
+
 def _of_data(arguments: Mapping[str, Any]) -> str | None:
     texts = list(_flat([arguments.get("path"), arguments.get("data_files"), arguments.get("data_dir")]))
     hosts = []
@@ -150,11 +160,7 @@ def _of_data(arguments: Mapping[str, Any]) -> str | None:
         if protocol and protocol[1] != "file":
             hosts.append(_HOSTS.get(protocol[1], text.split("://", 1)[-1].partition("/")[0]))
     path = arguments.get("path")
-    if (
-        isinstance(path, str)
-        and re.fullmatch(r"[\w.-]+/[\w.-]+", path)
-        and not os.path.exists(os.path.expanduser(path))
-    ):
+    if isinstance(path, str) and _is_of_hub(path):
         hosts.append(f"huggingface.co ({path})")
     return ", ".join(dict.fromkeys(hosts)) or None
 
