@@ -8,6 +8,7 @@ the launcher that load no torch may be above this. What runs in every step is as
 from __future__ import annotations
 
 import copy
+import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -409,10 +410,9 @@ def judge_file_systems(judge: Callable[[type], None]) -> None:
     nothing happens.
     """
     try:
-        from fsspec import AbstractFileSystem
+        kind: Any = type(importlib.import_module("fsspec").AbstractFileSystem)
     except ImportError:
         return
-    kind: Any = type(AbstractFileSystem)
     make = kind.__call__
 
     def judged(cls: type, *arguments: Any, **settings: Any) -> Any:

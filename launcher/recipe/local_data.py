@@ -127,14 +127,15 @@ def _keep(feature: Any) -> None:
     elif hasattr(feature, "feature"):
         _keep(feature.feature)
     elif hasattr(feature, "decode_example") and not hasattr(feature, "is_kept_here"):
-        feature.__class__ = _decoding_here(type(feature))
+        kind: Any = type(feature)
+        feature.__class__ = _decoding_here(kind)
 
 
 @functools.cache
-def _decoding_here(kind: type) -> type:
+def _decoding_here(kind: Any) -> Any:
     def decode_example(self: Any, *arguments: Any, **settings: Any) -> Any:
         with only_this_machine():
-            return kind.decode_example(self, *arguments, **settings)  # type: ignore[attr-defined]
+            return kind.decode_example(self, *arguments, **settings)
 
     def reduced(self: Any) -> Any:
         return _restored, (kind, dict(self.__dict__))
@@ -148,6 +149,6 @@ def _decoding_here(kind: type) -> type:
 
 def _restored(kind: type, fields: Mapping[str, Any]) -> Any:
     """In another process."""
-    feature = object.__new__(_decoding_here(kind))
+    feature: Any = object.__new__(_decoding_here(kind))
     feature.__dict__.update(fields)
     return feature
