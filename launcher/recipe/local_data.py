@@ -18,7 +18,7 @@ from typing import Any
 from launcher.internals import judge_file_systems
 from launcher.recipe.directory import absolute
 from launcher.recipe.inputs import fault_inside, unreadable
-from launcher.recipe.remote_paths import at_any_depth, is_elsewhere
+from launcher.recipe.remote_paths import at_any_depth, is_address, is_of_hub
 
 _HERE = frozenset({"file", "local", "zip", "tar", "gzip", "bz2", "lz4", "xz", "zstd"})  # files, and what unpacks them
 _is_local: ContextVar[bool] = ContextVar("is_local", default=False)
@@ -61,14 +61,19 @@ def opened(load: Any, arguments: Mapping[str, Any]) -> Any:
         ValueError: One of them leads into /proc or the like, or is a folder with such a link.
         PermissionError: Files of this machine name a place elsewhere.
     """
-    places = {name: arguments.get(name) for name in ("path", "data_dir", "data_files")}
-    texts = [text for name, value in places.items() for _, text in at_any_depth(name, value) if isinstance(text, str)]
-    for text in texts:
+    path = str(arguments.get("path"))
+    files = [text for name in ("data_dir", "data_files") for text in _texts(arguments.get(name))]
+    below = [os.path.join(path, text) for text in files if os.path.isdir(path) and "://" not in text]
+    for text in (path, *files, *below):
         check_place(text)
-    if any(map(is_elsewhere, texts)):
+    if is_of_hub(path) or any(map(is_address, (path, *files))):
         return load(**arguments)
     with only_this_machine():
         return kept_here(load(**arguments))
+
+
+def _texts(value: Any) -> list[str]:
+    return [text for _, text in at_any_depth("", value) if isinstance(text, str)]
 
 
 def check_place(text: str) -> None:

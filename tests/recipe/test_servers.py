@@ -15,6 +15,7 @@ from typing import Any
 import projects
 import pytest
 
+from launcher.checks.asked import unannounced
 from launcher.cli.main import _say, main
 from launcher.datasets.files import staged
 from launcher.errors import LauncherError, Problem, RecipeError, UsageError
@@ -374,6 +375,77 @@ def test_a_link_inside_is_not_copied_to_scratch(project: Path) -> None:
     (project / "f" / "g" / "x").symlink_to("/proc/self/environ")
     with pytest.raises(ValueError, match="is in /proc, where no data is kept"):
         staged(project / "f", project / "scratch")
+
+
+@pytest.mark.parametrize("files", ["x/y", "../../../../../../../../../../proc/self/environ"])
+def test_files_below_a_folder_are_looked_for_there(project: Path, server: tuple[str, list[str]], files: str) -> None:
+    pytest.importorskip("datasets")
+    address, asked = server
+    card(project / "dd", f"{address}/x.csv")
+    for name in ("data_dir", "data_files"):
+        data = f"data.train={{_target_: datasets.load_dataset, path: ./dd, {name}: '{files}'}}"
+        recipe = load_recipe("recipe.yaml", [data])
+        with pytest.raises(LauncherError):
+            Builder(recipe).build(recipe.data.train)
+    assert asked == []
+
+
+# ---------------------------------------------------------------------- which servers are said
+
+
+@pytest.mark.parametrize(
+    ("component", "servers"),
+    [
+        ("torchmetrics.text.BERTScore", ["huggingface.co"]),
+        ("torchmetrics.text.BERTScore, model_name_or_path: ./here", []),
+        ("torchmetrics.text.BERTScore, rescale_with_baseline: true", ["huggingface.co, raw.githubusercontent.com"]),
+        ("torchmetrics.text.InfoLM", ["huggingface.co"]),
+        ("torchmetrics.MeanMetric", []),
+        ("transformers.AutoModel.from_pretrained, pretrained_model_name_or_path: me/x", ["huggingface.co"]),
+        ("transformers.AutoModel.from_pretrained, pretrained_model_name_or_path: here", ["huggingface.co (me/base)"]),
+        ("transformers.AutoTokenizer.from_pretrained, pretrained_model_name_or_path: here", []),
+        ("transformers.AutoConfig.from_pretrained, pretrained_model_name_or_path: key.json", []),
+    ],
+)
+def test_servers_are_said_as_far_as_they_can_be_known(project: Path, component: str, servers: list[str]) -> None:
+    (project / "here").mkdir()
+    (project / "here" / "adapter_config.json").write_text('{"base_model_name_or_path": "me/base"}')
+    recipe = load_recipe("recipe.yaml", [f"define={{x: {{_target_: {component}}}}}"])
+    assert [server for _, server in Builder(recipe).reached()] == servers
+
+
+CALLING = """
+import socket
+from parts import Net as Good
+
+class Net(Good):
+    def __init__(self):
+        super().__init__()
+        for port in (1, 2):
+            socket.getaddrinfo("127.0.0.1", port)
+"""
+
+
+def test_servers_that_nobody_announced_are_told(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (project / "calling.py").write_text(CALLING)
+    assert main(["check", "recipe.yaml", "model._target_=calling.py:Net"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("network")]
+    assert lines == ["network      asked 127.0.0.1 as well, which the recipe does not tell"]
+
+
+@pytest.mark.parametrize(
+    ("host", "announced", "is_known"),
+    [
+        ("huggingface.co", ["huggingface.co (me/x)"], True),
+        ("cdn-lfs.hf.co", ["h.org, huggingface.co"], True),
+        ("h.org", ["h.org:8080"], True),
+        ("evilhuggingface.co", ["huggingface.co"], False),
+        ("x.org", ["the data set's own server"], True),
+        ("x.org", [], False),
+    ],
+)
+def test_what_is_announced(host: str, announced: list[str], is_known: bool) -> None:
+    assert (unannounced([host], announced) == []) == is_known
 
 
 # ---------------------------------------------------------------------- what is shown, and what is kept
