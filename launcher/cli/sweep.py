@@ -81,12 +81,12 @@ def _sweep(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     from launcher.world.signals import release
 
     release()  # nothing has begun that would have to be saved
+    if options.whole and not options.best:
+        raise UsageError("--whole: says how --best writes a recipe, and nothing else")
     if is_sweep(folder := Path(options.recipe).expanduser()):
         return _result(folder, options) if options.best or options.table else _go_on(folder.absolute(), options)
     if options.best or options.table:
         raise UsageError(f"{options.recipe}: is not a sweep's folder; --best and --table are of a sweep that there is")
-    if options.whole:
-        raise UsageError("--whole: says how --best writes a recipe, and nothing else")
     from launcher.sweep.begin import opened, sought
     from launcher.sweep.plan import questions
 
@@ -212,7 +212,7 @@ def _go_on(folder: Path, options: argparse.Namespace) -> int:
     Raises:
         UsageError: Something is said that was settled at its start.
     """
-    from launcher.sweep.begin import grow
+    from launcher.sweep.begin import check_settled, grow
     from launcher.sweep.plan import check_same_recipe, sources_of
     from launcher.sweep.record import Record
     from launcher.sweep.slots import slots_here
@@ -221,13 +221,14 @@ def _go_on(folder: Path, options: argparse.Namespace) -> int:
     if stated := [name for name in _OF_THE_START if getattr(options, name) not in (None, [])]:
         flag = f"--{stated[0].replace('_', '-')}" if stated[0] != "overrides" else options.overrides[0]
         raise UsageError(f"{options.recipe}: {flag}: this sweep was begun already and continues as it was; omit it")
-    record = Record(folder)
+    record, asked = Record(folder), asked_for(options)
+    check_settled(record, asked)
     settings = record.settings
     work_in(settings.directory)
     space = space_of(settings)
     recipe = sources_of(settings).read(space.fixed)
     check_same_recipe(settings, recipe)
-    grow(record, asked_for(options))
+    grow(record, asked, recipe, space)
     slots = slots_here(options.parallel, settings.processes, settings.cpu)
     return _work(record, space, recipe, slots, options)
 
@@ -242,6 +243,7 @@ def _work(record: Record, space: Space, recipe: Recipe, slots: Sequence[Slot], o
     folder = _shown(record.folder)
     where = described(slots, record.settings.processes)
     print(f"{'sweep':<12} {counted_up(record)}; {where}; {folder}")
+    print(f"{'metric':<12} {record.settings.metric}")
     with Screen(record, space, options.quiet) as screen:
         outcome = work_off(record, space, recipe, slots, join=options.join, say=screen.say, show=screen.show)
         screen.show(record)

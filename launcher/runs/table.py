@@ -14,9 +14,10 @@ from rich.text import Text
 
 from launcher.errors import UsageError
 from launcher.runs.differing import differing
+from launcher.runs.direction import question
 from launcher.runs.job import with_jobs
 from launcher.runs.naming import folders_of_runs, named_runs
-from launcher.runs.reading import Run, damaged, find_runs, natural, seconds_since
+from launcher.runs.reading import Run, Score, damaged, find_runs, natural, seconds_since
 from launcher.runs.states import STATES
 from launcher.text import age, number
 
@@ -76,6 +77,25 @@ def chosen(view: View) -> list[Run]:
     return sorted(matching_runs, key=lambda run: (_ORDERS[view.sort](run), natural(str(run.folder))))
 
 
+def with_direction(view: View) -> View:
+    """The view with the direction of its metric, `ece:min`, as its runs tell it.
+
+    Raises:
+        UsageError: None of them does, or they differ; or none has measured it.
+    """
+    metric, _, mode = view.metric.partition(":")
+    if not metric or mode:
+        return view
+    runs = [run for run in (_readable(run) for run in _runs_in(view.root)) if _matches(run, view)]
+    measured = [run for run in runs if replace(run, metric=f"{metric}:min").best is not None]
+    if not measured:
+        _refuse_unmeasured(metric, runs)
+    modes = {replace(run, metric=metric).measure[1] for run in measured} - {None}
+    if measured and len(modes) != 1:
+        raise UsageError(question("best", metric))
+    return replace(view, metric=f"{metric}:{modes.pop()}") if modes else view
+
+
 def _refuse_unmeasured(metric: str, runs: Iterable[Run]) -> None:
     measured = {score.metric for run in runs if (score := replace(run, metric="").best)}
     if measured:  # else none of them has come to an evaluation yet
@@ -130,13 +150,17 @@ def as_line(run: Run, differences: Mapping[str, str] | None = None) -> dict[str,
         "step": run.step,
         "total_steps": run.total_steps,
         "epoch": run.last.get("epoch", run.status.get("epoch")),
-        "best": {"metric": best.metric, "value": best.value, "step": best.step, "on": best.label} if best else None,
+        "best": _as_best(best) if best else None,
         "started": run.started,
         "seen": run.seen,
         "host": run.status.get("host"),
         "job": run.status.get("job"),
         **({"damage": run.damage} if run.damage else {}),
     }
+
+
+def _as_best(best: Score) -> dict[str, Any]:
+    return {"metric": best.metric, "mode": best.mode, "value": best.value, "step": best.step, "on": best.label}
 
 
 def table_of(runs: Iterable[Run], width: int) -> Table:

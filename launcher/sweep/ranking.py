@@ -71,7 +71,7 @@ def ranked(record: Record) -> list[Entry]:
     entries = [_entry(record, point, counting) for point in _points(record)]
     metric = record.settings.metric
     entries.sort(key=lambda each: (-each.rung, not each.is_whole, metric.rank(each.value), each.point))
-    comparable = [entry for entry in entries if entry.value is not None and not math.isnan(entry.value)]
+    comparable = [entry for entry in entries if entry.value is not None and math.isfinite(entry.value)]
     places = {entry.point: place for place, entry in enumerate(comparable, 1)}
     return [replace(entry, place=places.get(entry.point)) for entry in entries]
 
