@@ -27,7 +27,7 @@ from launcher.runs.folder import STATUS_FILE, read_json, weights_of
 from launcher.runs.metrics import METRICS_FILE, Line, read_evaluations, read_metrics
 from launcher.runs.options import Options
 from launcher.runs.reading import Run, Score
-from launcher.sweep.best import saved_place
+from launcher.sweep.naming import saved_place
 from launcher.training.resume import Finished
 from launcher.world.obeying import obeying
 from launcher.world.screen import prepare

@@ -193,8 +193,7 @@ def _schema_fault(path: Path, errors: Sequence[ErrorDetails], document: Document
     if kind == "missing":
         return document.origin(path[:-1]), _missing(path)
     if kind == "value_error":
-        prefix = f"{shown(value)} " if isinstance(value, str | int | float) else ""
-        return document.origin(path), prefix + str(context.get("error", first["msg"])) + space_hint(value)
+        return document.origin(path), kind_fault(errors) + space_hint(value)
     if isinstance(value, Expression):
         return document.origin(path), f"{brief(value.text)} is known when the data is opened; write a value here"
     if kind == "string_pattern_mismatch":
@@ -208,6 +207,9 @@ def _schema_fault(path: Path, errors: Sequence[ErrorDetails], document: Document
 def kind_fault(errors: Sequence[ErrorDetails]) -> str:
     """What is wrong with a value that is of none of the kinds that it may be of."""
     first, value = errors[0], errors[0]["input"]
+    if first["type"] == "value_error":
+        prefix = f"{shown(value)} " if isinstance(value, str | int | float) else ""
+        return prefix + str(first.get("ctx", {}).get("error", first["msg"]))
     expected = [
         _EXPECTED[error["type"]].format(**error.get("ctx", {})) for error in errors if error["type"] in _EXPECTED
     ]

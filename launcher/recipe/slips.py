@@ -10,7 +10,6 @@ from typing import Any, Literal, ParamSpec, TypeVar, get_args
 
 from launcher.errors import UsageError
 from launcher.recipe.caller import Keyword
-from launcher.recipe.elsewhere import elsewhere_called
 from launcher.text import suggestion
 
 _Arguments = ParamSpec("_Arguments")
@@ -29,6 +28,8 @@ def hinting(function: Callable[_Arguments, _Given]) -> Callable[_Arguments, _Giv
     def hinted(*arguments: _Arguments.args, **options: _Arguments.kwargs) -> _Given:
         for name in options:
             if name not in known:
+                from launcher.recipe.elsewhere import elsewhere_called  # with the schema
+
                 elsewhere = elsewhere_called((name,)).rpartition(".")[2]
                 near = f"; did you mean '{elsewhere}'?" if elsewhere in known else suggestion(name, known)
                 raise TypeError(f"{function.__name__}() got an unexpected keyword argument '{name}'{near}")

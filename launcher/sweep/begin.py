@@ -17,6 +17,7 @@ from launcher.recipe.directory import absolute
 from launcher.recipe.schema import Recipe
 from launcher.recipe.show import resolved
 from launcher.runs.folder import Choice
+from launcher.runs.naming import is_sweep
 from launcher.sweep.metric import check_metric
 from launcher.sweep.plan import (
     Length,
@@ -30,7 +31,7 @@ from launcher.sweep.plan import (
     settle,
     sources_of,
 )
-from launcher.sweep.record import Record, Settings, create, is_sweep, more_trials, other_budget
+from launcher.sweep.record import Record, Settings, create, more_trials, other_budget
 from launcher.sweep.room import Estimate, estimated
 from launcher.sweep.slots import Slot, slots_here, threads_of_each
 from launcher.sweep.space import Space, read_space

@@ -275,10 +275,10 @@ def section_of(recipe: Recipe, stated: Mapping[str, Any]) -> Sweep:
     try:
         checked = Sweep.model_validate(said)
     except ValidationError as error:
-        by_name: dict[str, list[ErrorDetails]] = {}
+        kinds: dict[str, list[ErrorDetails]] = {}
         for detail in error.errors():
-            by_name.setdefault(str(detail["loc"][0]), []).append(detail)
-        raise UsageError("\n".join(f"{option(name)}: {kind_fault(each)}" for name, each in by_name.items())) from error
+            kinds.setdefault(str(detail["loc"][0]), []).append(detail)
+        raise UsageError("\n".join(f"{option(name)}: {kind_fault(each)}" for name, each in kinds.items())) from error
     return (recipe.sweep or Sweep()).model_copy(update={key: getattr(checked, key) for key in said})
 
 

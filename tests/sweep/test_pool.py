@@ -30,8 +30,8 @@ from launcher.errors import LauncherError, RecipeError, UsageError
 from launcher.runs.folder import read_json
 from launcher.runs.tracking.tracking import read_metrics
 from launcher.sweep.begin import Asked, opened, sought
-from launcher.sweep.best import saved_place
 from launcher.sweep.halving import counted, is_complete
+from launcher.sweep.naming import saved_place
 from launcher.sweep.ranking import ranked
 from launcher.sweep.record import Record
 from launcher.sweep.room import still_needed
