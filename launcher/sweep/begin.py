@@ -327,6 +327,8 @@ def _check_same(record: Record, now: Settings, asked: Asked) -> None:
         wanted = replace(wanted, draws=was.draws)  # which may follow from how many there are
     rows = [
         f"  {name}: was {_shown(getattr(was, name))}, is now {_shown(getattr(wanted, name))}"
+        if name != "digest"
+        else "  the recipe: is no longer what it was"
         for name in (field.name for field in fields(Settings) if field.name not in _FREE)
         if getattr(was, name) != getattr(wanted, name)
     ]

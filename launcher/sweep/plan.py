@@ -330,8 +330,10 @@ def check_growth(record: Record, recipe: Recipe, space: Space, trials: int) -> N
     settings, most = record.settings, max(record.budgets)
     if trials < most:
         raise UsageError(f"--trials {trials}: the sweep has {most} already; write more than that, or omit it")
+    if trials == most:
+        return
     is_inside = locate(space, recipe) is not None
-    if trials > most and settings.draws == "grid" and _is_all(space, most // settings.repeats, is_inside):
+    if settings.draws == "grid" and _is_all(space, most // settings.repeats, is_inside):
         raise UsageError(
             f"--trials {trials}: the space has {most:,} runs with the baseline, and the sweep has all; omit it"
         )

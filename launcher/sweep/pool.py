@@ -95,7 +95,7 @@ class Pool:
     def __post_init__(self) -> None:
         self.busy: dict[int, Work] = {}  # by the trial
         self._failures = self._lost = 0  # in a row
-        self._is_weighed = False
+        self._is_weighed, self._fault = False, ""
         values = (value for trial in self.record.trials.values() for value in trial.values.values())
         self._is_measured = not all(map(math.isnan, values))  # then another trial without the metric is its own affair
         self._looked = (-1, 0.0)  # lines of the record at the last look for work, and when that was
@@ -119,6 +119,8 @@ class Pool:
             failures = self._failures  # by now: one that ends well while the others stop changes nothing
         finally:
             self._stop_all()
+        if outcome == "unmeasured":
+            raise LauncherError(self._fault)
         if outcome == "failed":
             raise LauncherError(
                 f"{self.record.folder}: {failures} trials in a row have failed, the last of them: "
@@ -130,6 +132,8 @@ class Pool:
         """Why the work is over; None while it goes on."""
         if stop_requested():
             return "preempted"
+        if self._fault:
+            return "unmeasured"
         if self._failures >= FAILURES_IN_A_ROW:
             return "failed"
         is_idle = not self.busy and not self.record.running
@@ -247,8 +251,7 @@ class Pool:
         folder = self.record.folder_of(end.number)
         ending = ending_of(folder, end.code, self._steps(work.rung), self._output(end.number), work.since)
         if ending.kind == "reached":
-            self._check_measured(end.number, work)
-            ending = self._compared(folder, ending)
+            ending = self._compared(folder, self._measured(end.number, ending))
         with self.record.locked():
             self.record.append(self._line(end.number, work, ending))
             if ending.kind == "reached" and not stop_requested():
@@ -263,27 +266,26 @@ class Pool:
         elif self.record.trials[end.number].is_over:
             tidy(self.record)
 
-    def _check_measured(self, number: int, work: Work) -> None:
-        """Looks at the first trial that has come to its rung: a sweep whose figures are no numbers compares nothing.
+    def _measured(self, number: int, ending: Ending) -> Ending:
+        """The ending of a trial, which has come to no rung where no evaluation has the metric as a number.
 
-        Raises:
-            LauncherError: No evaluation has the metric as a number; it names what there is.
+        So until one of them has: a sweep whose figures are none would remove all weights but the first one's.
         """
-        metric = self.record.settings.metric
-        fault = None if self._is_measured else metric.missing_in(self.record.folder_of(number))
-        self._is_measured = True
-        if fault is not None:
-            with self.record.locked():
-                self.record.append(lines.released(number, f"{metric.name}: {fault}", _since(work)))
-            raise LauncherError(
-                f"{self.record.folder}: trials are compared by {metric.name}, and of trial {number} it is {fault}; "
-                "begin another sweep with --metric KEY:min or KEY:max"
-            )
+        metric, folder = self.record.settings.metric, self.record.folder_of(number)
+        fault = None if self._is_measured else metric.missing_in(folder)
+        if fault is None:
+            self._is_measured = True
+            return ending
+        self._fault = (
+            f"{self.record.folder}: trials are compared by {metric.name}, and of trial {number} it is {fault}; begin "
+            "another sweep with --metric KEY:min or KEY:max"
+        )
+        return Ending("stopped", ending.step)
 
     def _compared(self, folder: Path, ending: Ending) -> Ending:
         """The ending of a trial that can be compared: under halving one whose run is as long as the others'."""
         rungs, steps = self.record.settings.rungs, Run(folder).total_steps
-        if not rungs or steps == rungs[-1]:
+        if not rungs or steps == rungs[-1] or ending.kind != "reached":
             return ending
         message = f"its run has {steps} steps, and trials are compared on their way to {rungs[-1]}; fix train.steps"
         return Ending("failed", ending.step, message)

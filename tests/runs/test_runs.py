@@ -213,6 +213,39 @@ def test_a_metric_that_no_run_has_measured_is_refused(some: Path, capsys: pytest
     assert main(["runs", "best", "accuracy:min", str(some)]) == 0
 
 
+@pytest.mark.parametrize(
+    ("metric", "better", "first"),
+    [
+        ("ece", {"ece": "min"}, "two"),
+        ("lossless_ratio", {"lossless_ratio": "max"}, "one"),
+        ("ema/ece", {"ece": "min"}, "two"),
+        ("ema/loss", {}, "two"),
+        ("ema/accuracy", {}, "one"),  # evaluate.best says it of the weights as they are
+        ("lossless_ratio", {"ece": "min"}, None),
+        ("val_mae", {}, None),
+        ("ece", None, None),  # of a version that wrote nothing down
+    ],
+)
+def test_the_direction_of_a_metric_is_known_or_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], metric: str, better: dict[str, str] | None, first: str | None
+) -> None:
+    for name, value in (("one", 0.9), ("two", 0.1)):
+        folder = made(tmp_path / name, "finished")
+        line = {"step": 9, "split": "validation", metric: value, "time": time.time()}
+        (folder / "metrics.jsonl").write_text(encode(line) + "\n")
+        if better is not None:
+            event = {"event": "train", "step": 0, "time": time.time(), "better": better}
+            (folder / "events.jsonl").write_text(json.dumps(event) + "\n")
+    assert main(["runs", "best", metric, str(tmp_path)]) == (2 if first is None else 0)
+    screen = capsys.readouterr()
+    if first is None:
+        assert screen.err.strip().endswith(f"is not known; write {metric}:max or {metric}:min")
+        return
+    direction, _, _, best, _ = screen.out.splitlines()
+    assert direction.split() == ["metric", f"{metric}:{'max' if first == 'one' else 'min'}"]
+    assert best.startswith(str(tmp_path / first))
+
+
 def test_no_runs_and_no_folder_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["runs", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"no runs in {tmp_path}\n"
