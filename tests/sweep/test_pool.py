@@ -27,13 +27,13 @@ from worlds import Command
 import launcher
 from launcher.checkpoints import retention
 from launcher.cli.main import main
-from launcher.errors import LauncherError, RecipeError, UsageError
+from launcher.errors import EXIT_PREEMPTED, LauncherError, RecipeError, UsageError
 from launcher.runs.folder import read_json, write_json
 from launcher.runs.lock import locked
 from launcher.runs.tracking.tracking import read_metrics
 from launcher.sweep import record as lines
 from launcher.sweep.begin import Asked, opened, sought
-from launcher.sweep.ending import Ending
+from launcher.sweep.ending import Ending, ending_of
 from launcher.sweep.halving import counted, is_complete
 from launcher.sweep.naming import saved_place
 from launcher.sweep.pool import Pool, Work
@@ -278,6 +278,18 @@ def test_a_run_of_another_length_is_compared_with_none(tmp_path: Path) -> None:
         write_json(tmp_path / "status.json", {"state": "preempted", "step": 5, "total_steps": steps})
         kinds.append(pool._compared(tmp_path, Ending("reached", 5)).kind)
     assert kinds == ["reached", "failed"]
+
+
+def test_a_trial_that_is_stopped_in_its_rungs_evaluation_has_not_reached_it(tmp_path: Path) -> None:
+    write_json(tmp_path / "status.json", {"state": "preempted", "step": 5, "total_steps": 20})
+    begun = [{"event": "evaluate", "step": step, "time": time.time(), "seconds": 0.1} for step in (4, 5)]
+    (tmp_path / "events.jsonl").write_text("".join(f"{json.dumps(event)}\n" for event in begun))
+    kinds = []
+    for step in (4, 5):
+        with (tmp_path / "metrics.jsonl").open("a") as file:
+            file.write(f"{json.dumps({'step': step, 'split': 'validation', 'loss': 1.0})}\n")
+        kinds.append(ending_of(tmp_path, EXIT_PREEMPTED, 5, tmp_path / "start.log", 0.0).kind)
+    assert kinds == ["stopped", "reached"]
 
 
 def test_a_budget_counts_what_all_are_at_and_nothing_of_the_dead(tmp_path: Path) -> None:
