@@ -24,6 +24,7 @@ from launcher.checkpoints.sameness import same
 from launcher.checks.certainty import Finding, findings_of
 from launcher.checks.schedule import doubts_of
 from launcher.checks.sharded import rehearse_sharded
+from launcher.data.getitems import sample_of
 from launcher.data.load import Data
 from launcher.data.repeatable import drawn_validation
 from launcher.data.seeds import randomness_restored, seed_everything
@@ -37,6 +38,7 @@ from launcher.evaluation.evaluate import evaluate
 from launcher.evaluation.evaluation import metrics_of
 from launcher.evaluation.modes import evaluating, start_training
 from launcher.model.adapt import built_anew
+from launcher.model.build import unfit_for_several
 from launcher.model.recompute import never_called, recomputed_in
 from launcher.objective.loss import INDEPENDENT
 from launcher.objective.schedule import Schedule, Schedules
@@ -113,6 +115,8 @@ def rehearse(recipe: Recipe, builder: Builder, world: World, say: Say, *, on_gpu
         if recipe.device.compile:
             with _stage(recipe, ("model",), ""):
                 check_names(model.bare)
+        if world.size > 1 and (unfit := unfit_for_several(model.bare)):
+            raise RecipeError([_problem(recipe, ("model",), unfit)])
         state = build_run_state(small, builder, model, device, data)
         if few := too_few_for_batch_norm(state, recipe.device, world):
             raise RecipeError([_problem(recipe, *few)])
@@ -148,7 +152,7 @@ def _read_last(data: Data) -> None:
     size = len(dataset)
     try:
         with randomness_restored(needed=True):
-            dataset[size - 1]
+            sample_of(dataset, size - 1)
     except IndexError as error:
         message = f"data.train: sample {size - 1:,} of {size:,}: IndexError: {error}; does its __len__ say too much?"
         raise LauncherError(message) from error

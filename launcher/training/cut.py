@@ -22,7 +22,7 @@ from launcher.data.repeatable import differs_again
 from launcher.data.transfer import moved
 from launcher.evaluation.modes import own_randomness
 from launcher.evaluation.unmoved import Unmoved
-from launcher.internals import batch_norms, dropouts
+from launcher.internals import batch_norms, dropouts, has_storage, parts_of
 from launcher.objective.loss import Objective
 from launcher.objective.probe import is_large
 from launcher.objective.reading import Reading
@@ -302,7 +302,10 @@ def _print_of(value: Any) -> Any:
     """Something that is equal while the value is; None of what is not looked at."""
     if isinstance(value, _PLAIN):
         return repr(value)
-    if isinstance(value, torch.Tensor) and value.nbytes <= _LARGEST and value.layout is torch.strided:
+    if isinstance(value, torch.Tensor) and not has_storage(value):
+        parts = parts_of(value)
+        return [_print_of(part) for part in parts] if all(map(has_storage, parts)) else None
+    if isinstance(value, torch.Tensor) and value.nbytes <= _LARGEST:
         numbers = value.detach().cpu().flatten().clone()  # torch never resizes again what NumPy has seen
         return tuple(value.shape), hashlib.sha256(numbers.view(torch.uint8).numpy().tobytes()).hexdigest()
     if isinstance(value, np.ndarray) and value.dtype != object and value.nbytes <= _LARGEST:

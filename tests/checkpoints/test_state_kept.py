@@ -59,7 +59,7 @@ def assert_same(one: Trained, other: Trained) -> None:
 
 @rounds(
     "optimizer, dtype",
-    plain=[("Kept", "bfloat16"), ("Wrapped", "float64")],
+    plain=[("Kept", "bfloat16"), ("Wrapped", "float64"), ("Halving", "float64")],
     long=[("Kept", "float64"), ("Wrapped", "bfloat16")],
 )
 def test_what_an_optimizer_keeps_comes_back_as_it_was(tmp_path: Path, optimizer: str, dtype: str) -> None:
@@ -244,6 +244,9 @@ BROUGHT = {
     "draws": ("train.step=kept.py:drawing_step", "loss=null", COUNT),
     "extra": ("model={_target_: kept.py:Extra}",),
     "grows": ("model={_target_: kept.py:Growing}",),
+    "coo": ("model={_target_: kept.py:Sparse}",),
+    "csr": ("model={_target_: kept.py:Sparse, layout: sparse_csr}",),
+    "arrays": ("train.step={_target_: kept.py:ArrayStep}", "loss=null", COUNT),
 }
 
 
@@ -267,10 +270,10 @@ def test_evaluating_changes_nothing(tmp_path: Path, what: str, size: int) -> Non
 @rounds(
     "what, size",
     plain=[
-        *((what, 1) for what in ("buffer", "callable", "step", "module", "draws", "extra")),
-        *((what, 2) for what in ("buffer", "module", "draws")),
+        *((what, 1) for what in ("buffer", "callable", "step", "module", "draws", "extra", "csr", "arrays")),
+        *((what, 2) for what in ("buffer", "module", "draws", "coo")),
     ],
-    long=[(what, 2) for what in ("callable", "step", "extra")],
+    long=[(what, 2) for what in ("callable", "step", "extra", "csr", "arrays")],
 )
 def test_whatever_has_a_state_goes_on_with_it(tmp_path: Path, what: str, size: int) -> None:
     assert_same(*straight_and_resumed(tmp_path, *BROUGHT[what], *VALIDATION, size=size))
