@@ -100,7 +100,7 @@ def _check_each(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     """Checks what each task of an array would be, in one process: what they name is imported once."""
     if not (options.fast or options.components):
         raise UsageError("--array-file: goes with --fast or --components; a rehearsal is of one run")
-    for changes in tasks_of(options.array_file):
+    for changes in tasks_of(options.array_file, options.overrides):
         task_options = {**vars(options), "overrides": [*options.overrides, *changes], "array_file": None}
         _check(argparse.Namespace(**task_options), arguments)
     return EXIT_DONE

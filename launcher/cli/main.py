@@ -126,11 +126,20 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
         options.overrides = [*options.overrides, *rest]
     if "=" in getattr(options, "overrides", ()):
         top.parsers[ours[0]].error("'=' is alone; write an override as one word, as in optimizer.lr=3e-4")
+    _refuse_two_lengths(getattr(options, "overrides", ()), top.parsers[ours[0]])
     if script is not None:
         options.overrides = ours[script:]
     elif getattr(options, "base", None):
         options.overrides = [*(f"base={path}" for path in options.base), *options.overrides]
     return options
+
+
+def _refuse_two_lengths(overrides: Sequence[str], command: Parser) -> None:
+    if sum(text.startswith("train.") for text in overrides) > 1:
+        from launcher.recipe.slips import two_lengths
+
+        if fault := two_lengths(overrides):
+            command.error(fault)
 
 
 def _refuse(strange: Sequence[str], command: Parser) -> NoReturn:
