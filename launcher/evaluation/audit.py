@@ -24,6 +24,8 @@ from launcher.objective.pieces import NotJoinedError, narrowed
 from launcher.objective.reading import TOLERANCE
 from launcher.objective.run_length import At
 from launcher.text import shapes
+from launcher.world.cleanup import afterwards
+from launcher.world.failure import is_of_device
 from launcher.world.screen import unseen
 
 _COARSE = 2e-3  # of half precision, before what is not rounding is told (20 times that)
@@ -59,7 +61,9 @@ def audit_own(model: nn.Module, objective: Objective, batch: Any, samples: int, 
         counts = [reading.count(part, size) for part, size in zip(parts, sizes, strict=True)]
     try:
         values = _values(model, objective, parts, at)
-    except Exception:  # called otherwise than in a step
+    except Exception as error:  # called otherwise than in a step
+        if is_of_device(error):  # which says the same from now on, wherever it is asked
+            raise
         return
     off = off_by(values, counts, reading.is_mean, _tolerance(model)) if values else None
     if off is not None:
@@ -78,15 +82,13 @@ def _values(model: nn.Module, objective: Objective, parts: list[Any], at: At) ->
         with (
             own_randomness(seed, 0, device),
             unseen(),
-            torch.enable_grad(),
-        ):  # a loss may call autograd itself
-            try:
-                if objective.step is not None:
-                    return float(objective.stepped(model, part, at)["loss"].detach())
-                args, kwargs = objective.layout.inputs(part)
-                return float(objective.layout.loss(model(*args, **kwargs)).detach())
-            finally:
-                unmoved.put_back()
+            torch.enable_grad(),  # a loss may call autograd itself
+            afterwards(unmoved.put_back),
+        ):
+            if objective.step is not None:
+                return float(objective.stepped(model, part, at)["loss"].detach())
+            args, kwargs = objective.layout.inputs(part)
+            return float(objective.layout.loss(model(*args, **kwargs)).detach())
 
     with _calm(model):
         whole = value(parts[0])

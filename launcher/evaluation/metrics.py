@@ -280,6 +280,11 @@ class Metric:
             return {f"{self.name}/{key}": _plain(score) for key, score in value.items()}
         return {self.name: _plain(value)}
 
+    @property
+    def modes(self) -> dict[str, str]:
+        """See `modes_of`."""
+        return modes_of(self.name, self.metric)
+
     def state(self) -> list[Any]:
         """What it keeps of its batches, in host memory: of each metric in it, tensors and lists of them."""
         self._tell_rest()
@@ -301,6 +306,14 @@ class Metric:
         for metric in _holders(self.metric):
             for name, reduction in reductions(metric).items():
                 setattr(metric, name, _joined([next(rank) for rank in ranks], reduction))
+
+
+def modes_of(name: str, metric: Any) -> dict[str, str]:
+    """Whether more or less of a metric's numbers is better, as far as its class says: `min` or `max`, by their keys."""
+    is_several = isinstance(metric, torchmetrics.MetricCollection)
+    parts = {f"{name}/{key}": part for key, part in metric.items()} if is_several else {name: metric}
+    stated = {key: getattr(part, "higher_is_better", None) for key, part in parts.items()}
+    return {key: "max" if more else "min" for key, more in stated.items() if isinstance(more, bool)}
 
 
 def _joined(states: Sequence[Any], reduction: Any) -> Any:

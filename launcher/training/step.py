@@ -117,6 +117,8 @@ def forward(
     if (change := state.data.train.reading.on_device) is not None:
         data = context.run.batch = change(data)
     logged: Mapping[str, Any] = {}
+    if state.model.has_graphs:
+        torch.compiler.cudagraph_mark_step_begin()  # what the last step gave may be written over
     if not objective.is_audited and not objective.terms:
         audit_own(state.model.bare, objective, data, batch.samples, at)
         objective.mark_audited()
