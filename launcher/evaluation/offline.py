@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -37,7 +38,7 @@ from launcher.model.sharding import Shards, sharded_parts
 from launcher.objective.build import build_objective
 from launcher.objective.loss import Objective, loss_key
 from launcher.objective.run_length import At
-from launcher.objective.settle import take_up
+from launcher.objective.settle import settle_evaluation, take_up
 from launcher.recipe.build import Builder
 from launcher.recipe.schema import Recipe
 from launcher.runs.tracking.own_code import stand_in
@@ -189,6 +190,8 @@ def evaluate_saved(
         raise UsageError(f"--predictions is for one set; choose with --split: {', '.join(map(_named, parts))}")
     with opened(saved, world, parts, cpu) as model:
         _fill_losses(model.objective, saved, model.shards)
+        at = partial(_at, model.recipe, saved.at[1])
+        _settle(model, at(saved.at[0]))
         metrics = metrics_of(model.builder, model.recipe.evaluate, model.recipe.batch)
         lines: list[Line] = []
         for (part, name), loader in model.sets.items():
@@ -202,7 +205,7 @@ def evaluate_saved(
                 tracking=NoTracking(),
                 best=BestTracker(None),
                 look=look,
-                at=partial(_at, model.recipe, saved.at[1]),
+                at=at,
                 seed=model.recipe.seed,
             )
             lines += evaluation.measured({name: loader}, part, *saved.at) or []
@@ -211,6 +214,15 @@ def evaluate_saved(
                 if world.is_first and columns is not None:
                     write_predictions(predictions, columns, loader)
         return lines
+
+
+def _settle(model: Opened, at: At) -> None:
+    """What the losses are a mean over, where no checkpoint beside the weights says it; tells what nobody can know."""
+    loader = next(iter(model.sets.values()))
+    unknown = settle_evaluation(model.builder, model.objective, model.model.bare, loader, model.device.coordinator, at)
+    if model.device.world.is_first:
+        for message in unknown:
+            print(message, file=sys.stderr)
 
 
 def _named(part: Part) -> str:

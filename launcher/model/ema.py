@@ -13,6 +13,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
 from launcher.model.rows import Rows
 from launcher.model.sharding import Shards, as_local
+from launcher.world.cleanup import afterwards
 
 
 class Rule(Protocol):
@@ -154,12 +155,9 @@ class Average:
     def _exchanged(self, shards: Shards) -> Iterator[None]:
         """The same of rows, which stay in the memory that modules are put together from."""
         kept = [parameter.detach().clone() for parameter in self._parameters]
-        try:
-            with shards.resharded():
-                self._put(self._averages)
-                yield
-        finally:
-            self._put(kept)
+        with afterwards(lambda: self._put(kept)), shards.resharded():
+            self._put(self._averages)
+            yield
 
     @torch.no_grad()
     def _put(self, values: list[torch.Tensor]) -> None:

@@ -24,6 +24,7 @@ from launcher.model.blocks import Blocks, blocks_of
 from launcher.model.kinds import is_sharded
 from launcher.model.rows import Rows, read_whole, rows_of, shape_of, take_rows
 from launcher.recipe import schema
+from launcher.world.cleanup import afterwards
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -323,10 +324,8 @@ class Shards:
     def resharded(self) -> Iterator[None]:
         """Taken apart before and after."""
         self.reshard()
-        try:
+        with afterwards(self.reshard):
             yield
-        finally:
-            self.reshard()
 
     @contextmanager
     def without_sync(self) -> Iterator[None]:

@@ -17,6 +17,7 @@ from launcher.data.load import Data, load_data
 from launcher.device.device import Device
 from launcher.evaluation.modes import has_modes
 from launcher.model.build import Model, build_model, shard_loss, under_autocast, wrap, wrap_step
+from launcher.model.compiled import WITH_GRAPHS
 from launcher.model.ema import Average, Ema, Rule, Swa
 from launcher.model.sharding import Shards
 from launcher.objective.build import build_objective
@@ -176,7 +177,7 @@ def check_graphs(builder: Builder, section: schema.Device, data: Data, *, is_ope
         RecipeError: They would.
     """
     number = max(len(data.train.sampler.shares(step)) for step in (0, data.train.sampler.steps_per_epoch - 1))
-    if section.compile in ("reduce-overhead", "max-autotune") and (number > 1 or is_open):
+    if section.compile in WITH_GRAPHS and (number > 1 or is_open):
         message = (
             f"'{section.compile}' uses CUDA graphs, which overwrite the gradients of a step of several micro-batches; "
             "say true or max-autotune-no-cudagraphs, or remove data.micro_batch_size"

@@ -25,6 +25,7 @@ from launcher.runs.tracking.tracking import Line
 from launcher.training.contents import Part, evaluated_weights
 from launcher.training.session import Session
 from launcher.training.state import TrainState
+from launcher.world.cleanup import afterwards
 
 
 def evaluate_at_end(state: TrainState, session: Session, outcome: str, step: int) -> tuple[str, list[Line]]:
@@ -97,10 +98,8 @@ def _weights_of(state: TrainState, session: Session, step: int | None) -> Iterat
     if session.evaluation.is_shared:
         for tensor in checkpoints.tensors_in(now()):
             coordinator.share(tensor)
-    try:
+    with afterwards(lambda: put(*kept)):
         yield step
-    finally:
-        put(*kept)
 
 
 def _take_up(parts: Mapping[str, Part], states: Mapping[str, Any]) -> None:
@@ -128,10 +127,8 @@ def _sharded_weights_of(state: TrainState, session: Session, step: int | None, s
         _take_up(parts, states)
 
     put(checkpoint.lazily(checkpoints.WEIGHTS), checkpoint.lazily(checkpoints.TRAINING))
-    try:
+    with afterwards(lambda: put(*kept)):
         yield step
-    finally:
-        put(*kept)
 
 
 def _best_checkpoint(session: Session, step: int | None) -> Checkpoint | None:
