@@ -117,6 +117,8 @@ class Tally:
         """
         objective, layout = self.objective, self.objective.layout
         objective.settle()
+        if objective.has_exceptions:
+            objective.refuse_unforeseen(batch.data)
         if self.transform is None:
             counts = objective.counted(batch.data, batch.samples)
         else:

@@ -145,6 +145,7 @@ class _Acts:
             raise
         if not is_whole:
             return False
+        self.state.objective.audit_again()
         self.triggers.clocks.evaluated()
         self.meter.restart_clock()
         return True
@@ -153,6 +154,7 @@ class _Acts:
         """Writes a checkpoint."""
         self._settle(done)
         self._keep(done)
+        self.state.objective.audit_again()
         self.triggers.clocks.saved()
         self.meter.restart_clock()
 
