@@ -280,7 +280,7 @@ class Objective:
         readings = [term.reading for term in self.terms] or [self.own]
         parts: list[Any] = [None] * len(readings)
         if not self.counts_by_samples:
-            parts = [term.targets_of(self.layout, batch) for term in self.terms] or [batch]
+            parts = [term.counted_of(self.layout, batch) for term in self.terms] or [batch]
         return [
             reading.of_any_set().count(part, samples) if reading is not None else float(samples)
             for reading, part in zip(readings, parts, strict=True)
