@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from types import ModuleType
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from launcher.data.parts import changed
 from launcher.errors import LauncherError
 from launcher.model.kinds import class_of, is_sharded
 from launcher.objective.batch import Adapted, BatchLayout, Picks, arguments, one_number
@@ -133,6 +135,7 @@ class Objective:
         self.counts_samples = False
         self.is_whole = False  # a step is one forward pass on one process: no reading changes its numbers
         self.is_audited = False  # in this start, on a batch of training
+        self.autocast: Callable[[], AbstractContextManager[Any]] | None = None  # what a step function runs under
         self.others: dict[str, Callable[..., Any]] = {}  # functions of the user's that may have a state, by key
         if layout.adapt is not None:
             self.others["batch.adapt"] = layout.adapt
@@ -146,7 +149,7 @@ class Objective:
         """The same objective, of which training calls these in place of the terms of their names."""
         terms = [replace(term, wrapped=losses.get(term.name)) for term in self.terms]
         wrapped = Objective(terms, self.layout, step=self.step, count=self.count)
-        wrapped.others = self.others
+        wrapped.others, wrapped.autocast = self.others, self.autocast
         return wrapped
 
     @property
@@ -180,7 +183,10 @@ class Objective:
             LauncherError: It is not a mapping, has no loss, or one that is not one number.
         """
         assert self.step is not None
-        result = self.step(model, batch, at)
+        with nullcontext() if self.autocast is None else self.autocast():
+            result = self.step(model, batch, at)
+        if self.autocast is not None:
+            result = changed(result, torch.Tensor.float, _is_half)  # as what the model itself gives: sums would round
         if isinstance(result, torch.Tensor):  # the loss alone, as a training_step of Lightning's may return it
             result = {"loss": result}
         if not needs_loss and isinstance(result, Mapping) and result.get("loss") is None:
@@ -194,6 +200,10 @@ class Objective:
         """The loss that the step function gives of a batch, in a list of none or one, and what it gives besides."""
         result = self.stepped(model, data, at, needs_loss=False)
         return ([result["loss"]] if "loss" in result else []), result
+
+    def under(self, autocast: Callable[[], AbstractContextManager[Any]] | None) -> None:
+        """Has step functions run under autocast, as the whole step of a loop by hand does; None where there is none."""
+        self.autocast = autocast
 
     def to(self, device: torch.device) -> None:
         """Moves the losses: class weights are buffers."""
@@ -375,6 +385,10 @@ def _has_state(thing: Any) -> bool:
         is_torchs = type(thing).__module__.partition(".")[0] in ("torch", "launcher") and not list(thing.parameters())
         return not is_torchs and bool(thing.state_dict())
     return not isinstance(thing, type) and all(hasattr(thing, name) for name in ("state_dict", "load_state_dict"))
+
+
+def _is_half(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.dtype in (torch.bfloat16, torch.float16)
 
 
 def _scale(reading: Reading | None, sums: bool, local: float, total: float, world: int, samples: int) -> float:

@@ -234,6 +234,8 @@ def _subject(objective: Objective, term: Term | None) -> Subject:
 def _stepped(objective: Objective, model: nn.Module, batch: Any) -> Any:
     """The loss of a copy of the user's step function."""
     twin = Objective([], objective.layout, step=copied(objective.step))
+    if any(parameter.dtype == torch.bfloat16 for parameter in model.parameters()):  # else rounding would be measured
+        twin.under(objective.autocast)
     return twin.stepped(model, batch, At())["loss"]
 
 

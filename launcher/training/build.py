@@ -97,6 +97,7 @@ def build_run_state(
     length = RunLength.of(train, data.steps_per_epoch, data.samples_before(data.steps_per_epoch))
     builder.computed |= length.computed
     objective = build_objective(builder, recipe.loss, recipe.batch, train)
+    objective.under(device.autocast)
     modules = objective.modules
     freeze_for_good(train.freeze, named_parameters(model.bare, modules))
     in_turns = isinstance(objective, TurnsObjective)
@@ -188,6 +189,10 @@ def _frozen(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     return ((name, parameter) for name, parameter in module.named_parameters() if not parameter.requires_grad)
 
 
+def _has_complex(optimizer: Optimizers) -> bool:
+    return any(parameter.is_complex() for group in optimizer.param_groups for parameter in group["params"])
+
+
 def _unfit_for_sharding(optimizer: Optimizers, *, closure: bool) -> str | None:
     """Why an optimizer cannot step a sharded model; None where it can, as far as is known before a step."""
     for one in each(optimizer).values():
@@ -236,6 +241,9 @@ class _Ways:
             raise self.builder.wrong("optimizer", unfit)
         if closure and (fault := self._unfit(optimizer)):
             raise self.builder.wrong(*fault)
+        if self.recipe.train.clip_grad_value is not None and _has_complex(optimizer):
+            message = "the model has complex numbers, and which of them is the larger is not said; use clip_grad_norm"
+            raise self.builder.wrong("train.clip_grad_value", message)
         if isinstance(objective, TurnsObjective) and isinstance(optimizer, Several):
             turns = Turns(self._turns(objective, optimizer), self.device.accelerator.scaler)
             return turns, turns
