@@ -402,6 +402,19 @@ def packaged_readers() -> frozenset[str] | None:
     return None if readers is None else frozenset(readers)
 
 
+def run_no_code_of_repositories() -> None:
+    """Has transformers refuse a repository with Python of its own, and not ask on the terminal whether to run it.
+
+    It waits 15 seconds for an answer where nobody has said `trust_remote_code`, and 0 is its own way not to ask; there
+    is no public setting. Nothing happens where it is not installed.
+    """
+    try:
+        from transformers import dynamic_module_utils
+    except ImportError:
+        return
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
+
+
 def has_hooks(module: nn.Module) -> bool:
     """Whether somebody has put hooks around a module's forward or backward pass.
 

@@ -45,9 +45,14 @@ def spans(numbers: Iterable[int], most: int = 8) -> str:
     return ", ".join("-".join(map(str, interval)) for interval in intervals[:most]) + ", …" * (len(intervals) > most)
 
 
+_LONGEST_WORD = 100  # to compare two takes a time that grows with the product of their lengths
+
+
 def suggestion(word: str, known: Iterable[str | int], prefix: str = "") -> str:
     """Return `; did you mean 'lr'?` where something known is spelled alike, else nothing."""
-    words = [str(other) for other in islice(known, 300)]
+    if len(word) > _LONGEST_WORD:
+        return ""
+    words = [text for other in islice(known, 300) if len(text := str(other)) <= _LONGEST_WORD]
     alike = [other for other in words if other.lower() == word.lower()]  # of Adam and AdamW, the second for `Adamw`
     near = alike or difflib.get_close_matches(word, words, n=1)
     return f"; did you mean '{prefix}{near[0]}'?" if near else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from launcher.data.getitems import gives_batches
 from launcher.data.load import Data
 from launcher.data.loaders import EvaluationLoader, TrainLoader
 from launcher.data.many import verdict_on
@@ -111,6 +112,8 @@ def _of_set(loader: TrainLoader | EvaluationLoader) -> Iterator[Finding]:
         yield Finding(TRUSTED if verdict.why else MEASURED, text)
     elif loader.reads_whole_batches:
         yield Finding(KNOWN, "whole batches are its rows")
+    elif gives_batches(dataset):
+        yield Finding(MEASURED, "batches, as its __getitems__ gives them to torch's DataLoader")
     else:
         yield Finding(KNOWN, "its samples one by one, as torch's DataLoader reads them")
     if not loader.reading.sample_seeds:

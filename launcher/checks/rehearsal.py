@@ -24,6 +24,7 @@ from launcher.checkpoints.sameness import same
 from launcher.checks.certainty import Finding, findings_of
 from launcher.checks.schedule import doubts_of
 from launcher.checks.sharded import rehearse_sharded
+from launcher.data.getitems import sample_of
 from launcher.data.load import Data
 from launcher.data.repeatable import drawn_validation
 from launcher.data.seeds import randomness_restored, seed_everything
@@ -148,7 +149,7 @@ def _read_last(data: Data) -> None:
     size = len(dataset)
     try:
         with randomness_restored(needed=True):
-            dataset[size - 1]
+            sample_of(dataset, size - 1)
     except IndexError as error:
         message = f"data.train: sample {size - 1:,} of {size:,}: IndexError: {error}; does its __len__ say too much?"
         raise LauncherError(message) from error

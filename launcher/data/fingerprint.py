@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from launcher.data.getitems import sample_of
 from launcher.data.loaders import EvaluationLoader, TrainLoader
 from launcher.data.reading import Reader
 from launcher.data.seeds import randomness_restored
@@ -63,7 +64,7 @@ def samples_of(loader: TrainLoader | EvaluationLoader) -> Iterator[Any]:
         else:
             reader.seed(0, index)
             with reader.located_at(index):
-                sample = dataset[index]
+                sample = sample_of(dataset, index)
             yield sample
 
 

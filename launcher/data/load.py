@@ -13,6 +13,7 @@ import torch
 from launcher.data.batch_samplers import ArithmeticBatches
 from launcher.data.batch_steps import Batches, BatchSteps, ByArithmetic, ByCounting, steps_of
 from launcher.data.dataloaders import Opened
+from launcher.data.getitems import reads_many
 from launcher.data.loaders import EvaluationLoader, MicroBatch, Reading, TrainLoader
 from launcher.data.open import Opener, by_name, collate_for, transform_for
 from launcher.data.own_parts import OwnPartSampler
@@ -270,7 +271,8 @@ class _Loaders:
             what = "whole batches" if whole else "samples"
             self.notes.append(f"{workers} worker process{'es a rank read' if workers > 1 else ' a rank reads'} {what}")
         elif not whole:
-            self.notes.append("samples are read one by one in the training process itself")
+            how = "as its __getitems__ gives them," if reads_many(dataset) else "one by one"
+            self.notes.append(f"samples are read {how} in the training process itself")
         loader = TrainLoader(dataset, sampler, replace(self.reading, workers=0 if is_measured else workers))
         loader.measure_workers(workers if is_measured else 0)
         return loader

@@ -12,9 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch.utils.data import default_collate
 
+from launcher.data.getitems import seeded_sample
 from launcher.data.seeds import randomness_restored, seed_generators
 from launcher.text import words_of
 
@@ -97,11 +99,8 @@ def _difference(dataset: Any, get_batch: GetBatch) -> str:
 
 
 def _difference_at(dataset: Any, get_batch: GetBatch, indices: list[int]) -> str:
-    samples = []
     try:
-        for index in indices:
-            seed_generators(0, index)
-            samples.append(dataset[index])
+        samples = [seeded_sample(dataset, index) for index in indices]
     except NotImplementedError:  # as torch's own Dataset says where a class has none
         raise _OnTrustError("there are no single samples to compare with") from None
     except Exception as error:
@@ -142,10 +141,15 @@ def difference(batch: Any, other: Any, place: str = "") -> str | None:
             return _at(place)
         pairs = enumerate(zip(batch, other, strict=True))
         return _first(difference(mine, its, f"{place}[{number}]") for number, (mine, its) in pairs)
+    if isinstance(batch, np.ndarray) and isinstance(other, np.ndarray) and batch.dtype == other.dtype != object:
+        return None if np.array_equal(batch, other, equal_nan=batch.dtype.kind in "fc") else _at(place)
     try:
-        return None if bool(batch == other) else _at(place)
+        is_alike = bool(batch == other)
     except Exception:  # things that cannot be compared are not known to be alike
-        return _at(place)
+        is_alike = False
+    if not is_alike and type(batch) is type(other) and getattr(batch, "__dict__", None):
+        return difference(vars(batch), vars(other), place)
+    return None if is_alike else _at(place)
 
 
 def _at(place: str) -> str:

@@ -11,15 +11,17 @@ from typing import Any
 import numpy as np
 
 from launcher.data.fingerprint import content_parts
+from launcher.data.getitems import gives_batches, seeded_sample
 from launcher.data.permutation import Indices
 from launcher.data.preparation import once_per_node
-from launcher.data.seeds import randomness_restored, seed_generators
+from launcher.data.seeds import randomness_restored
 from launcher.data.subsets import name_of
 from launcher.datasets.files import atomic_write, cache_path, checked_file
 from launcher.recipe.directory import directory
 
 _TARGETS = ("targets", "labels", "label")
 _TEXTS = ("input_ids", "tokens", "text")
+_INSTEAD = "give the batch sampler an array, a .npy file or a function"
 _LOOKED_AT = 64  # samples that tell one data set from another
 
 
@@ -57,6 +59,9 @@ def _given(dataset: Any, given: Any) -> Indices:
 
 def _measured(dataset: Any, what: str, of: Callable[[Any], int]) -> Indices:
     """Read off every sample, by one process of this machine, and kept in a file."""
+    if gives_batches(dataset):
+        kind = type(dataset).__name__
+        raise ValueError(f"{kind}.__getitems__ gives batches, no {what} of a sample; {_INSTEAD}")
     file = cache_path(f"{what}s", name_of(dataset), len(dataset), _print_of(dataset)).with_suffix(".npy")
 
     def measure() -> None:
@@ -75,12 +80,11 @@ def _measured(dataset: Any, what: str, of: Callable[[Any], int]) -> Indices:
 def _numbers(dataset: Any, what: str, of: Callable[[Any], int]) -> Any:
     with randomness_restored(needed=True):
         for index in range(len(dataset)):
-            seed_generators(0, index)
             try:
-                number = of(dataset[index])
+                number = of(seeded_sample(dataset, index))
             except (TypeError, KeyError, IndexError, ValueError) as error:
                 message = f"sample {index} has no {what} ({type(error).__name__}: {error})"
-                raise ValueError(f"{message}; give the batch sampler an array, a .npy file or a function") from error
+                raise ValueError(f"{message}; {_INSTEAD}") from error
             yield number
 
 
@@ -89,8 +93,7 @@ def _print_of(dataset: Any) -> str:
     digest = hashlib.sha256()
     with randomness_restored(needed=True):
         for index in np.unique(np.linspace(0, len(dataset) - 1, _LOOKED_AT).astype(np.int64)).tolist():
-            seed_generators(0, index)
-            for part in itertools.islice(content_parts(dataset[index]), 10_000):
+            for part in itertools.islice(content_parts(seeded_sample(dataset, index)), 10_000):
                 digest.update(part if isinstance(part, bytes) else part.double().numpy().tobytes())
     return digest.hexdigest()[:24]
 

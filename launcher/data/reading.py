@@ -8,11 +8,12 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
-from torch.utils.data import Subset, default_collate, get_worker_info
+from torch.utils.data import default_collate, get_worker_info
 
 from launcher import internals
 from launcher.data.drawing import Draws, draws_in
 from launcher.data.epochs import Announcer, methods_of
+from launcher.data.getitems import gives_batches, has_many, is_own_many, read_one, reads_many
 from launcher.data.many import UNUSED, verdict_on
 from launcher.data.permutation import Indices, mix
 from launcher.data.seeds import LOWER
@@ -74,7 +75,8 @@ class Reader:
         self._whole = whole_batches(dataset, reading.collate)
         self._gathers_pinned = reading.pin_memory and isinstance(self._whole, TensorRows)
         self._has_many = has_many(dataset)
-        self._is_read_at_once = self._has_many and not _loops_over_samples(dataset)
+        self._gives_batches: bool | None = None if self._has_many else False  # itself, not samples for a collate
+        self._is_read_at_once = reads_many(dataset)
 
     @cached_property
     def _seeders(self) -> list[Callable[[int], object]]:
@@ -98,6 +100,8 @@ class Reader:
             LauncherError: The data set says that a sample cannot be read, or the samples do not make a batch.
         """
         self.epochs.tell(epoch)
+        if self._gives_batches is None:  # asked before anybody looks at the generators
+            self._gives_batches = self._whole is None and gives_batches(self.dataset)
         if self._whole is not None:
             if self.mark is not _unmarked:
                 self.mark(epoch, int(indices[0]))
@@ -113,9 +117,18 @@ class Reader:
         return self.pinned(draws.read(lambda: self._made(epoch, indices), restored))
 
     def _made(self, epoch: int, indices: Indices) -> Any:
+        if self._gives_batches:
+            return self.collated(epoch, indices, self._batch_itself(epoch, indices))
         is_at_once = self._is_read_at_once and not self._seeders
         samples = self._at_once(epoch, indices.tolist()) if is_at_once else None
         return self.collated(epoch, indices, self._one_by_one(epoch, indices) if samples is None else samples)
+
+    def _batch_itself(self, epoch: int, indices: Indices) -> Any:
+        """What `__getitems__` gives, seeded by its first sample."""
+        self.seed(epoch, int(indices[0]))
+        self.mark(epoch, int(indices[0]))
+        with located(lambda: f"{self.name}, samples {self._numbers(indices)}", self._key):
+            return self.dataset.__getitems__(indices.tolist())
 
     def _at_once(self, epoch: int, numbers: list[int]) -> Any:
         """What `__getitems__` gives for all of them; None where each must be read by itself.
@@ -133,24 +146,22 @@ class Reader:
                 samples = read(numbers)
         except Exception:
             return None
-        if not isinstance(samples, list | tuple) or len(samples) != len(numbers):
-            return samples
         if drew:
             self._is_read_at_once = False
             return None
         return samples
 
     def _one_by_one(self, epoch: int, indices: Indices) -> list[Any]:
-        dataset = _One(self.dataset) if self._has_many else self.dataset
-        samples, index = [], -1
+        dataset, many, index = self.dataset, self._has_many, -1
+        samples: list[Any] = []
         with located(lambda: self._place_of(index), self._key, len(innermost(self.dataset))):
-            if not (self._draws.drawn or self._seeders or self.mark is not _unmarked):
+            if not (many or self._draws.drawn or self._seeders or self.mark is not _unmarked):
                 return [dataset[index := number] for number in indices.tolist()]
             seed = self._seed if self._seeders else self._draws.seeding
             for index, value in zip(indices.tolist(), self._seeds_of(epoch, indices), strict=True):
                 seed(value)
                 self.mark(epoch, index)
-                samples.append(dataset[index])
+                samples += read_one(dataset, index) if many else [dataset[index]]
         return samples
 
     def located_at(self, index: int) -> located:
@@ -176,13 +187,22 @@ class Reader:
         try:
             return _collated(samples)
         except (RuntimeError, TypeError, KeyError) as error:
-            numbers = [numbered_in_whole(self.dataset, index)[1] for index in indices[:8].tolist()]
-            which = ", ".join(map(str, numbers)) + (", …" if len(indices) > 8 else "")
+            which = self._numbers(indices)
+            if self._gives_batches:
+                raise LauncherError(
+                    f"{self.name}: __getitems__ gives batches, of which torch's default collate makes none: "
+                    f"{type(error).__name__}: {error}; name a function that takes them as data.collate"
+                ) from error
             sized = self._sized(samples)
             raise LauncherError(
                 f"{self.name}: samples {which} do not make a batch: {error}; {sized}make them alike in the data set, "
                 "or name a function that can as data.collate"
             ) from error
+
+    def _numbers(self, indices: Indices) -> str:
+        """The first of them in words, of a part those in the data set that it is a part of."""
+        numbers = [numbered_in_whole(self.dataset, index)[1] for index in indices[:8].tolist()]
+        return ", ".join(map(str, numbers)) + (", …" if len(indices) > 8 else "")
 
     def _sized(self, samples: list[Any]) -> str:
         """What makes pictures of one size of those that a data set reads as large as they are."""
@@ -266,29 +286,16 @@ def reading_notes(dataset: Any, collate: Collate | None) -> Iterator[str]:
     if collate is None and (why := verdict_on(dataset).why):
         is_whole = whole_batches(dataset, None) is not None  # by torch's own code, which is above that method
         yield why.replace(UNUSED, "is not used") if is_whole else why
-    elif has_many(dataset) and not _is_own_many(kind):
+    elif whole_batches(dataset, collate) is None and gives_batches(dataset):
+        yield (
+            f"{kind.__name__}.__getitems__ gives batches, not lists of samples: they go to the collate as they are, as "
+            "in torch's DataLoader; what one draws is seeded by its first sample, and another world draws otherwise"
+        )
+    elif has_many(dataset) and not is_own_many(kind):
         yield (
             f"{kind.__name__} is read by the __getitems__ that it inherits or passes on, not by its own __getitem__, "
             "as torch's DataLoader would; give it a __getitems__ too if that is not meant"
         )
-
-
-def has_many(dataset: Any) -> bool:
-    """Whether it has a `__getitems__`, asked as torch's DataLoader asks: also of a `__getattr__`."""
-    return bool(getattr(dataset, "__getitems__", None))
-
-
-def _is_own_many(kind: type) -> bool:
-    """Whether `__getitems__` is defined no higher than `__getitem__`."""
-    names = [{name for name in ("__getitem__", "__getitems__") if name in vars(base)} for base in kind.__mro__]
-    return "__getitems__" in next((methods for methods in names if methods), set())
-
-
-def _loops_over_samples(dataset: Any) -> bool:
-    """Whether its `__getitems__` is torch's own loop: read one by one, each sample can be named."""
-    if getattr(type(dataset), "__getitems__", None) is not Subset.__getitems__:
-        return False
-    return not callable(getattr(dataset.dataset, "__getitems__", None)) or _loops_over_samples(dataset.dataset)
 
 
 def _collated(samples: list[Any]) -> Any:
@@ -312,16 +319,6 @@ def _in_columns(samples: list[Any]) -> Any:
 
 _COLLATES = internals.collate_functions()
 _TYPES_COLLATED = len(_COLLATES)  # none of them tuples; somebody may add one
-
-
-class _One:
-    """A data set that is asked for many, one by one."""
-
-    def __init__(self, dataset: Any):
-        self.many = dataset.__getitems__
-
-    def __getitem__(self, index: int) -> Any:
-        return self.many([index])[0]
 
 
 def _unmarked(epoch: int, index: int) -> None:

@@ -62,7 +62,9 @@ def class_names(dataset: Any) -> list[str]:
 
 def is_stream(dataset: Any) -> bool:
     """Whether a data set has no samples by number."""
-    return isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__")
+    return isinstance(dataset, IterableDataset) or not (
+        hasattr(dataset, "__getitem__") or hasattr(dataset, "__getitems__")
+    )
 
 
 def name_of(dataset: Any) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.checkpoints.saved_run import CLASSES
+from launcher.data.getitems import sample_of
 from launcher.data.load import Part, evaluation_parts, fit_to_what_is_trained_on
 from launcher.datasets import HubDataset, ImageFolder, NumpyArrays, Table, TextFile
 from launcher.datasets.unlabelled import JSON_LINES, JsonRows, Lines, Pictures
@@ -153,7 +154,7 @@ def _reads_json(template: Component) -> bool:
 def _sample(dataset: Any) -> Any:
     """A sample, to see of what types and shapes they are; None where none can be had."""
     try:
-        return dataset[0]
+        return sample_of(dataset, 0)
     except LauncherError:
         raise
     except Exception:  # a stream, or one that is read whole batches at a time

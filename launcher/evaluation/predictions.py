@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from launcher.data.getitems import gives_batches, sample_of
 from launcher.data.inspect.picture_sheet import as_png
 from launcher.data.load import Data
 from launcher.data.loaders import EvaluationLoader, MicroBatch
@@ -265,13 +266,13 @@ def _cells(column: NDArray[Any]) -> Any:
 
 def _pictures(columns: dict[str, NDArray[Any]], dataset: Any) -> dict[int, bytes]:
     """PNG files of the worst mistakes by row, where samples are pictures."""
-    if "loss" not in columns or columns["target"].ndim != 1 or is_stream(dataset):
+    if "loss" not in columns or columns["target"].ndim != 1 or is_stream(dataset) or gives_batches(dataset):
         return {}
     wrong = np.flatnonzero(columns["target"] != columns["prediction"])
     worst = wrong[np.argsort(-columns["loss"][wrong], kind="stable")][:_PICTURES]
     pictures = {}
     for row in worst.tolist():
-        sample = dataset[row]
+        sample = sample_of(dataset, row)
         first = sample[0] if isinstance(sample, tuple | list) and len(sample) else sample
         picture = as_png(first) if isinstance(first, torch.Tensor) else None
         if picture is None:

@@ -12,12 +12,12 @@ from torch import nn
 
 _COMPARED = {">=": operator.ge, "<=": operator.le, "==": operator.eq, ">": operator.gt, "<": operator.lt}
 _SHAPE = re.compile(r"dim(>=|<=|==|>|<)(\d+)")
-_SPACES = re.compile(r"\s*(>=|<=|==|>|<)\s*")
+_SPACES = re.compile(" ?(>=|<=|==|>|<) ?")
 
 
 def matches(pattern: str, name: str, parameter: torch.Tensor) -> bool:
     """Whether all words of a pattern hold: a name with `*`, or a number of dimensions."""
-    return all(_holds(word, name, parameter) for word in _SPACES.sub(r"\1", pattern).split())
+    return all(_holds(word, name, parameter) for word in _SPACES.sub(r"\1", " ".join(pattern.split())).split())
 
 
 def _holds(word: str, name: str, parameter: torch.Tensor) -> bool:

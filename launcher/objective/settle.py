@@ -268,7 +268,7 @@ def _batch_of_rows(train: TrainLoader, are_steady: bool) -> Any:
     if size <= few:
         return None
     try:
-        whole, part = train.batch_of(range(size)), train.batch_of(range(few))
+        whole, part = train.batch_of(range(size)), train.batch_of(range(size - few, size))
     except Exception:  # the measurement tells it
         return None
     rows, others = dict(tensors_in(whole)), dict(tensors_in(part))
@@ -282,6 +282,6 @@ def _batch_of_rows(train: TrainLoader, are_steady: bool) -> Any:
     )
     if not are_rows:
         return None
-    if are_steady and all(torch.equal(others[where], tensor[:few]) for where, tensor in rows.items()):
+    if are_steady and all(torch.equal(others[where], tensor[-few:]) for where, tensor in rows.items()):
         return None
     return whole

@@ -16,6 +16,7 @@ import yaml
 from launcher.errors import RecipeError
 from launcher.recipe import shipped
 from launcher.recipe.caller import KEYWORDS, Keyword
+from launcher.recipe.expressions import FromEnvironment
 from launcher.recipe.held_back import SHARE, with_train_s_arguments
 from launcher.recipe.inputs import system_folder
 from launcher.recipe.masking import shape_in
@@ -594,7 +595,9 @@ def _plain(node: Node, path: Path, document: Document) -> Any:
         return values
     if isinstance(node.value, list):
         return list(values.values())
-    return str(node.value) if isinstance(node.value, str) else node.value  # no longer from the environment
+    if isinstance(node.value, FromEnvironment):
+        document.from_env.add(path)
+    return str(node.value) if isinstance(node.value, str) else node.value
 
 
 def _home(node: Node) -> pathlib.Path:

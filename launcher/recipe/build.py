@@ -10,20 +10,30 @@ import functools
 import inspect
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from launcher.errors import LauncherError, Problem, RecipeError
+from launcher.internals import run_no_code_of_repositories
 from launcher.recipe.component import Component, components_in
 from launcher.recipe.directory import directory, shortest
 from launcher.recipe.duration import Duration
-from launcher.recipe.expressions import Expression
+from launcher.recipe.expressions import Expression, FromEnvironment
 from launcher.recipe.places import Key, by_place, dotted
 from launcher.recipe.places import Path as KeyPath
-from launcher.recipe.policy import UNKNOWN, Trust, argument_objections, is_installed, is_trusted, style_objection
+from launcher.recipe.policy import (
+    UNKNOWN,
+    Trust,
+    argument_objections,
+    is_installed,
+    is_trusted,
+    loads_repository,
+    may_load_models,
+    style_objection,
+)
 from launcher.recipe.project import allowed_packages, own_code
 from launcher.recipe.remote_paths import reached
 from launcher.recipe.schema import Recipe
@@ -39,7 +49,7 @@ from launcher.recipe.signature import (
     wrong_kind,
 )
 from launcher.recipe.targets import RefusedError, find_target, names_own_code, told
-from launcher.text import printable
+from launcher.text import printable, words_of
 
 
 @dataclass(frozen=True)
@@ -214,10 +224,8 @@ class Builder:
             fitting = Fitting(self._made, may_make=may_make)
             for pattern, name, message in group_problems(groups, target, slot.handed, fitting):
                 yield self._problem(component, ("_groups_", pattern, name), message)
-        if parameters := parameters_of(target):
-            known = {name: _known(value) for name, value in arguments_of(component, parameters).items()}
-            for argument, message in argument_objections(target, known, trust):
-                yield self._problem(component, argument, message, at_value=True)
+        for argument, message in argument_objections(target, _named(target, *self._known(component)), trust):
+            yield self._problem(component, argument, message, at_value=True)
 
     def _as_meant(self, component: Component, target: Any) -> Component:
         """Where a function must stand: one that cannot be called with what is written is meant itself, with that bound.
@@ -357,6 +365,7 @@ class Builder:
         is_bare = component.style == "partial" and not (component.args or component.kwargs)
         if component.style == "reference" or is_bare:
             return target
+        self._refuse(component, target, *self._known(component))
         args = [self.value(item, handed) for item in component.args]
         kwargs = {name: self.value(item, handed) for name, item in component.kwargs.items()}
         self._refuse(component, target, args, kwargs)
@@ -365,10 +374,10 @@ class Builder:
             if component.style == "partial":
                 return functools.partial(target, *args, **kwargs)
             kwargs.update({name: value for name, value in handed.items() if name in (parameters_of(target) or ())})
-            return target(*args, **kwargs)
+            return _called(target, args, kwargs)
         except Exception as error:
             where, path = component.origin, dotted(component.path)
-            words = f"{told(error)}{_found_beside(error, self.folder)}"
+            words = _of_code(error) or f"{told(error)}{_found_beside(error, self.folder)}"
             raise BuildError(printable(f"{where}: {path}: {component.target}: {words}")) from error
 
     def _annotated(
@@ -385,11 +394,16 @@ class Builder:
         return annotated(function, arguments, self._may_make(component))
 
     def _refuse(self, component: Component, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        """Judges the arguments again, now that all their values are known."""
-        arguments = {**dict(zip(_positional(target), args, strict=False)), **kwargs}
-        problems = argument_objections(target, arguments, self._trust(component))
+        """Judges the arguments: as they are written, and again when all their values are known."""
+        problems = argument_objections(target, _named(target, args, kwargs), self._trust(component))
         if refusals := [self._problem(component, argument, message) for argument, message in problems]:
             raise RecipeError(refusals)
+
+    def _known(self, component: Component) -> tuple[Sequence[Any], Mapping[str, Any]]:
+        """The arguments of a component as far as they are known before anything is built."""
+        place, from_env = component.path, self._recipe.document.from_env
+        args = _known(list(component.args), (*place, "_args_"), from_env)
+        return args, {name: _known(value, (*place, name), from_env) for name, value in component.kwargs.items()}
 
     def value(self, item: Any, handed: Mapping[str, Any]) -> Any:
         """An argument as its target gets it: components built, expressions evaluated, durations in steps."""
@@ -448,9 +462,41 @@ def _target_key(component: Component) -> str:
     return "_ref_" if component.style == "reference" else "_target_"
 
 
-def _known(value: Any) -> Any:
-    """A value as far as it is known before anything is built."""
-    return UNKNOWN if isinstance(value, Component | Expression) else value
+def _known(value: Any, place: KeyPath, from_env: Container[KeyPath]) -> Any:
+    """A value as far as it is known before anything is built; what the environment has a part in says so."""
+    if isinstance(value, Component):
+        return UNKNOWN if value.given is None else value.given
+    if isinstance(value, Expression):
+        return UNKNOWN
+    if isinstance(value, Mapping):
+        return {key: _known(inner, (*place, key), from_env) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_known(inner, (*place, number), from_env) for number, inner in enumerate(value)]
+    return FromEnvironment(value) if isinstance(value, str) and place in from_env else value
+
+
+def _named(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments by the names of a target's parameters; those by position that have none there as `_args_`."""
+    names = _positional(target)
+    nameless = {"_args_": list(args[len(names) :])} if len(args) > len(names) else {}
+    return {**dict(zip(names, args, strict=False)), **nameless, **kwargs}
+
+
+def _called(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Calls a target; code that lies in a repository of models is neither run nor asked about."""
+    if may_load_models(target):
+        run_no_code_of_repositories()
+    refusal = {"trust_remote_code": False} if loads_repository(target) else {}
+    return target(*args, **refusal, **kwargs)
+
+
+def _of_code(error: Exception) -> str:
+    """What to say where a repository of models holds code that transformers would have to run."""
+    if "trust_remote_code" not in words_of(error):
+        return ""
+    return (
+        "it holds Python of its own, which is not run; name a model that transformers has, or build it in your own file"
+    )
 
 
 def _found_beside(error: Exception, folder: Path) -> str:

@@ -27,6 +27,10 @@ class ExpressionError(UsageError):
     """A `${…}` comes to no value."""
 
 
+class FromEnvironment(str):
+    """A text that the environment's variables are part of, wherever it is referred to."""
+
+
 class ResolveError(Exception):
     """What is wrong with the value that is being resolved; reported at its place."""
 
@@ -72,13 +76,17 @@ _OPERATORS: dict[str, Callable[[Any, Any], int | float]] = {
 
 
 def calculated(program: Program, lookup: Callable[[str], Any]) -> Any:
-    """What a program comes to, with the value of each of its names."""
+    """What a program comes to, with the value of each of its names.
+
+    Of what was built only numbers can be part of a text: its words are those of a file, which a text could carry away.
+    """
     stack: list[Any] = []
+    joins = any(kind == "join" for kind, _ in program)
     for kind, what in program:
         if kind == "push":
             stack.append(what)
         elif kind == "name":
-            stack.append(lookup(what))
+            stack.append(_number_inside(what, lookup(what)) if joins else lookup(what))
         elif kind == "op":
             right, left = stack.pop(), stack.pop()
             stack.append(_apply(what, left, right))
@@ -100,6 +108,13 @@ def _apply(symbol: str, left: Any, right: Any) -> int | float:
     if grown and not (math.isinf(a) or math.isinf(b)):
         raise ResolveError(f"the result of '{symbol}' is too large a number")
     return result
+
+
+def _number_inside(name: str, value: Any) -> Any:
+    if isinstance(value, numbers.Real):
+        return value
+    what = "a text" if isinstance(value, str) else shown(value)  # whose words may be those of a file
+    raise ResolveError(f"'{name}' is {what}, and cannot be inside a text; of what is built only numbers can")
 
 
 def _number(value: Any) -> int | float:

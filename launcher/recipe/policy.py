@@ -25,7 +25,7 @@ from launcher.internals import packaged_readers
 from launcher.recipe.builders import BUILDERS
 from launcher.recipe.directory import directory
 from launcher.recipe.inputs import unreadable
-from launcher.recipe.remote_paths import foreign_path, outdated
+from launcher.recipe.remote_paths import at_any_depth, foreign_path, outdated, unknown_place
 from launcher.text import brief
 from launcher.version import PACKAGE
 
@@ -158,7 +158,8 @@ METHODS: dict[tuple[str, str], str | None] = {
 }
 _AUTO = "transformers.models.auto"  # its classes have no base in common
 _MODULES = (*(classes.module for classes in CLASSES), *BUILDERS)
-_PLAIN = (type(None), bool, int, float, complex, str, bytes, range)
+_NUMBERS = (type(None), bool, int, float, complex)
+_PLAIN = (*_NUMBERS, str, bytes, range)
 _PLAIN_OF_TORCH = ("dtype", "device", "layout", "memory_format", "Tensor", "Size")
 
 
@@ -250,6 +251,15 @@ def objection(thing: Any, trust: Trust) -> str | None:
     return f"it is {module}.{name}, which a recipe may not name"
 
 
+def is_constant(thing: Any) -> bool:
+    """Whether a value is one of torch's types or a number, as `torch.float32` and `torch.inf` are: no words, no lists.
+
+    A package's own words are those of this machine too: where it is installed, how it was called.
+    """
+    kind = type(thing)
+    return kind in _NUMBERS or (kind.__module__ == "torch" and kind.__name__ in _PLAIN_OF_TORCH)
+
+
 def _is_plain(thing: Any, levels: int = 8) -> bool:
     """Whether a value is a number, a word, a tensor, or a list or mapping of such."""
     kind = type(thing)
@@ -307,6 +317,19 @@ _NEVER = {  # arguments that load code or choose where files are written, at any
 _BY_ARGUMENTS = ("datasets", "peft", "timm", "torchvision.datasets", "transformers.models")  # these decide what they do
 
 
+def loads_repository(target: Any) -> bool:
+    """Whether something listed loads what a repository of models holds, and takes `trust_remote_code`."""
+    method = _listed_method(target)
+    return method is not None and method[0] == "transformers.models"
+
+
+def may_load_models(target: Any) -> bool:
+    """Whether something listed may come to transformers, which asks on the terminal whether to run others' code."""
+    module = str(getattr(target, "__module__", ""))
+    named = ("peft", "torchmetrics.multimodal", "torchmetrics.text", "transformers")
+    return "transformers" in sys.modules or any(_is_below(module, name) for name in named)
+
+
 def style_objection(target: Any, style: str, trust: Trust) -> str | None:
     """Why a target may not be handed on without being called; None where it may.
 
@@ -333,7 +356,7 @@ def argument_objections(target: Any, arguments: Mapping[str, Any], trust: Trust)
 
     Args:
         target: The class or function.
-        arguments: By name; `UNKNOWN` where the value is known later, when this is asked again.
+        arguments: By name; `UNKNOWN`, at any depth, where the value is known later, when this is asked again.
         trust: What the user allowed.
 
     Yields:
@@ -348,9 +371,10 @@ def argument_objections(target: Any, arguments: Mapping[str, Any], trust: Trust)
         if only is not None and name not in only:
             yield name, f"a recipe may not write '{name}' here, only: {', '.join(only)}"
             continue
-        for key, inner in _at_any_depth(name, value):
+        for key, inner in at_any_depth(name, value):
             if message := _refused(package, key, inner):
                 yield name, message
+    yield from unknown_place(target, arguments, UNKNOWN)
     arguments = {**_defaults(target), **arguments}
     if package == "torchvision":
         yield from _download(arguments, trust)
@@ -380,16 +404,6 @@ def _only(target: Any) -> list[str] | None:
     method = _listed_method(target)
     names = METHODS[method] if method else FUNCTIONS.get(_full_name_of(target))
     return None if names is None else names.split()
-
-
-def _at_any_depth(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    yield name, value
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _at_any_depth(str(key), inner)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from _at_any_depth("", inner)
 
 
 def _refused(package: str, name: str, value: Any) -> str | None:

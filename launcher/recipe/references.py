@@ -14,6 +14,7 @@ from dataclasses import replace
 from launcher.recipe.expressions import (
     MAX_STEPS,
     Expression,
+    FromEnvironment,
     Program,
     ResolveError,
     Step,
@@ -41,10 +42,6 @@ _MAX_TEXT = 1_000_000  # characters written by joining
 _SECRET = re.compile(
     "KEY|TOKEN|SECRET|PASSW|PASSPHRASE|PASSCODE|CREDENTIAL|AUTH|COOKIE|PGPASS|DSN|.PWD$|WEBHOOK|PRIVATE", re.IGNORECASE
 )
-
-
-class _FromEnvironment(str):
-    """A text that the environment's variables are part of, wherever it is referred to."""
 
 
 class _CycleError(ResolveError):
@@ -125,7 +122,7 @@ class _Resolver:
         else:
             value = self.calculate(program, node.value, node.origin)
         known = _known_text(value)
-        if isinstance(known, _FromEnvironment) and (fault := _no_path(known)):
+        if isinstance(known, FromEnvironment) and (fault := _no_path(known)):
             raise ResolveError(f"the environment is for paths, and this {fault}; write the value itself")
         return replace(node, value=value)
 
@@ -136,7 +133,7 @@ class _Resolver:
         if len(steps) > MAX_STEPS:
             raise ResolveError("too long an expression, with those that it refers to")
         names = tuple(dict.fromkeys(what for kind, what in steps if kind == "name"))
-        is_environment = any(isinstance(what, _FromEnvironment) for _, what in steps)
+        is_environment = any(isinstance(what, FromEnvironment) for _, what in steps)
         if is_environment and not COMPUTED.issuperset(names):  # which are numbers
             later = f"'{names[0]}' is known when the data is opened; write one of the two itself"
             raise ResolveError(f"the environment's variables are known now, and {later}")
@@ -147,7 +144,7 @@ class _Resolver:
         self.written += len(result) if isinstance(result, str) else 0
         if self.written > _MAX_TEXT:
             raise ResolveError(f"the references write more than {_MAX_TEXT:,} characters")
-        return _FromEnvironment(result) if is_environment else result
+        return FromEnvironment(result) if is_environment else result
 
     def bound(self, step: Step, arithmetic: bool) -> Program:
         """A step with its name, if it is one, replaced by what the recipe says."""
@@ -225,7 +222,7 @@ class _Resolver:
         if not value.isprintable():
             raise ResolveError(f"the environment variable {name} is not printable text")
         self.env[name] = value
-        return _FromEnvironment(value)
+        return FromEnvironment(value)
 
     def walk(self, segments: Sequence[str]) -> Node:
         """Follows a dotted name from the top of the recipe."""
@@ -305,7 +302,7 @@ def _known_text(value: object) -> object:
         return value
     pieces = [what for kind, what in value.program if kind == "push"]
     text = "".join(map(str, pieces))
-    return _FromEnvironment(text) if any(isinstance(piece, _FromEnvironment) for piece in pieces) else text
+    return FromEnvironment(text) if any(isinstance(piece, FromEnvironment) for piece in pieces) else text
 
 
 def _no_path(text: str) -> str | None:

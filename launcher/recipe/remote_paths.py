@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from launcher.recipe.directory import directory
+from launcher.recipe.expressions import FromEnvironment
 
 PROTOCOLS = ("file", "hf", "https", "s3", "gs")
 FLOORS = {
@@ -56,6 +57,59 @@ def outdated() -> str | None:
             wanted = ".".join(map(str, floor))
             return f"{package} {version} can run code from data; pip install '{package}>={wanted}'"
     return None
+
+
+# modules that ask servers, and the arguments that choose what is asked of which
+_ASKING = ("datasets", "launcher.datasets.hub", "launcher.datasets.shards", "torchmetrics", "transformers")
+_CHOOSING = re.compile(
+    r"(\w*_)?(names?|paths?|files?|dir|folder|urls?|revision|subfolder|variant|lang|split|repo|repo_id)"
+)
+_PLACES = re.compile(r"path|data_files|data_dir|\w*name_or_path")  # of these, what may be on this machine
+
+
+def unknown_place(target: Any, arguments: Mapping[str, Any], unknown: object) -> Iterator[tuple[str, str]]:
+    """The arguments by which something that is not known at reading could choose what a server is asked.
+
+    What is built may hold the words of any file, and what libraries of this machine know; a server gets none of it.
+
+    Args:
+        target: A class, function or method of a listed package.
+        arguments: By name, those that are written.
+        unknown: What stands, at any depth, for a value that is not known yet.
+
+    Yields:
+        The argument, and what is wrong with it.
+    """
+    module = str(getattr(target, "__module__", ""))
+    if not any(module == name or module.startswith(f"{name}.") for name in _ASKING):
+        return
+    for name, value in arguments.items():
+        choosing = [(key, inner) for key, inner in at_any_depth(name, value) if _CHOOSING.fullmatch(key)]
+        if any(item is unknown for _, inner in choosing for _, item in at_any_depth("", inner)):
+            yield name, "chooses what a server is asked, so nothing that is built may be part of it; write it here"
+        elif any(_sends_environment(key, inner, arguments) for key, inner in choosing):
+            yield name, "would send an environment variable to a server; with ${env.…} write the path of a file here"
+        elif module.startswith("transformers.") and name == "config" and isinstance(value, str):
+            yield name, "must be a configuration, as in {_target_: transformers.AutoConfig.from_pretrained, …}"
+
+
+def _sends_environment(key: str, value: Any, arguments: Mapping[str, Any]) -> bool:
+    """Whether variables of the environment are in it, and it is not, or need not be, a path of this machine."""
+    texts = [text for _, text in at_any_depth(key, value) if isinstance(text, FromEnvironment)]
+    if key == "data_dir" and "/" in (path := str(arguments.get("path", ""))) and not path.startswith("/"):
+        return bool(texts)  # a folder of the hub's repository
+    return any(not _PLACES.fullmatch(key) or not text.startswith("/") for text in texts)
+
+
+def at_any_depth(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """A value and all inside it, each by its own key; what stands in a list has none."""
+    yield name, value
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from at_any_depth(str(key), inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from at_any_depth("", inner)
 
 
 def reached(target: Any, arguments: Mapping[str, Any]) -> str | None:

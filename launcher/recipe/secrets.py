@@ -20,7 +20,7 @@ _NAMES = (
     r"|(\w+_)?(access|auth|api|refresh|session|bearer|hf|hub|github|gitlab|wandb)_?token"
 )
 _KEY = re.compile(_NAMES, re.IGNORECASE)
-_KEY_IN_TEXT = re.compile(rf"(?<![A-Za-z0-9_])({_NAMES})[\"']?\s*[:=]", re.IGNORECASE)
+_KEY_IN_TEXT = re.compile(rf"(?<!\w)({_NAMES})[\"']?\s*[:=]", re.IGNORECASE)
 ADVICE = "a recipe is copied into every run's folder; set it in the environment, where its library looks for it"
 
 

@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 from launcher.errors import LauncherError
 from launcher.recipe.caller import option
 from launcher.recipe.directory import directory, shortest
-from launcher.recipe.policy import Trust, is_installed, listed_packages, objection
+from launcher.recipe.policy import Trust, is_constant, is_installed, listed_packages, objection
 from launcher.recipe.unchanged import check_unchanged
 from launcher.text import brief, hint, suggestion, words_of
 from launcher.version import PACKAGE
@@ -64,7 +64,7 @@ def find_target(name: str, homes: Sequence[str], trust: Trust) -> Any:
         file, _, attribute = name.rpartition(":")
         module = _import_file(file, trust)
         check_unchanged(module, trust)
-        thing = _attribute(module, attribute, file, private=True)
+        thing = _attribute(module, attribute, file, private=True, trust=trust)
     elif "." not in name:
         thing = _short(name, homes)
     else:
@@ -117,7 +117,17 @@ def _dotted(name: str, trust: Trust) -> Any:
         module, rest = _imported(inner), rest[1:]
     if own:
         check_unchanged(module, trust)
-    return _attribute(module, ".".join(rest), module.__name__, private=own or trust.allows(module.__name__))
+    trusted = own or trust.allows(module.__name__)
+    thing = _attribute(module, ".".join(rest), module.__name__, private=trusted, trust=trust)
+    if not trusted and not isinstance(thing, types.ModuleType) and not hasattr(thing, "__module__"):
+        _check_value(name, thing)
+    return thing
+
+
+def _check_value(name: str, thing: Any) -> None:
+    if not is_constant(thing):
+        allowed = "of a package's values only torch's types and numbers may be named"
+        raise RefusedError(f"'{brief(name)}' is refused: {allowed}; write the value itself")
 
 
 def _own_package(name: str, trust: Trust) -> bool:
@@ -157,11 +167,16 @@ def _not_listed(name: str, what: str, remedy: str) -> str:
     return f"'{brief(name)}' is refused: the {what} is not on the list of what a recipe may name{remedy}"
 
 
-def _attribute(thing: Any, name: str, of: str, *, private: bool) -> Any:
-    """What a dotted name means in a module; what begins with `_` is looked at only in code that the user trusts."""
+def _attribute(thing: Any, name: str, of: str, *, private: bool, trust: Trust) -> Any:
+    """What a dotted name means in a module; what begins with `_` is looked at only in code that the user trusts.
+
+    A module that another has imported is looked into as little as under its own name.
+    """
     for part in name.split("."):
         if part.startswith("__") or (part.startswith("_") and not private):
             raise RefusedError(f"'{brief(part)}' of {of} is refused: names that begin with '_' are private")
+        if not private and isinstance(thing, types.ModuleType) and not trust.may_import(thing.__name__):
+            raise RefusedError(_not_listed(f"{of}.{name}", f"module '{thing.__name__}'", f"; {_way_out('')}"))
         attribute = _got(thing, part, of)
         if attribute is _MISSING:
             known = [other for other in getattr(thing, "__dict__", {}) if not other.startswith("_")]

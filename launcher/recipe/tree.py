@@ -101,6 +101,7 @@ class Document:
         files: The recipe and its bases, in the order they were read.
         text: The recipe file as written.
         env: The environment variables that it used, by name.
+        from_env: Of the texts that such a variable is part of.
     """
 
     values: dict[str, Any]
@@ -111,6 +112,7 @@ class Document:
     files: tuple[pathlib.Path, ...]
     text: str
     env: dict[str, str]
+    from_env: set[Path] = field(default_factory=set)
 
     def origin(self, path: Path) -> Origin:
         """Where the value of this path was set, or else its nearest ancestor."""

@@ -476,11 +476,11 @@ def test_stated_steps_are_known(tmp_path: pathlib.Path) -> None:
 
 
 def test_expressions_compose(tmp_path: pathlib.Path) -> None:
-    text = "a: ${train.steps // 2}\nb: ${a + c}\nc: 5\nd: total ${b}, ${define.t.name}\ndefine: {t: {_target_: T}}\n"
+    text = "a: ${train.steps // 2}\nb: ${a + c}\nc: 5\nd: total ${b}, ${define.t.size}\ndefine: {t: {_target_: T}}\n"
     values = read(tmp_path, text).values
     assert values["b"].names == ("train.steps",)
     assert values["b"].evaluate({"train.steps": 10}.__getitem__) == 10
-    assert values["d"].evaluate({"train.steps": 10, "define.t.name": "t"}.__getitem__) == "total 10, t"
+    assert values["d"].evaluate({"train.steps": 10, "define.t.size": 3}.__getitem__) == "total 10, 3"
 
 
 @pytest.mark.parametrize(
@@ -491,7 +491,16 @@ def test_expressions_compose(tmp_path: pathlib.Path) -> None:
         ("${train.steps + 1}", None, "null is not a number"),
         ("${train.steps + 1}", object(), "an object of type object is not a number"),
         ("${train.steps * train.steps}", 10**200, "the result of '*' is too large a number"),
-        ("${train.steps} steps", [1], "a list cannot be inside a text; only words and numbers can"),
+        (
+            "${train.steps} steps",
+            [1],
+            "'train.steps' is a list, and cannot be inside a text; of what is built only numbers can",
+        ),
+        (
+            "${train.steps} steps",
+            "many",
+            "'train.steps' is a text, and cannot be inside a text; of what is built only numbers can",
+        ),
     ],
 )
 def test_expressions_that_come_to_nothing(tmp_path: pathlib.Path, text: str, value: Any, message: str) -> None:
