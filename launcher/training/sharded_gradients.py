@@ -38,8 +38,9 @@ class Clipping:
             if parameter.grad is not None and parameter.grad.layout is torch.sparse_coo:
                 parameter.grad = parameter.grad.coalesce()  # entries of one place are one
         numbers = [values_of(parameter.grad) for parameter in parameters if parameter.grad is not None]
-        for entries in numbers if self.value is not None else ():
-            entries.clamp_(-self.value, self.value)
+        if (most := self.value) is not None:
+            for entries in numbers:
+                entries.clamp_(-most, most)
         if self.norm is None:
             return None
         norm = nn.utils.get_total_norm([entries for entries in numbers if entries.numel()])

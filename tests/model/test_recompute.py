@@ -6,6 +6,7 @@ import copy
 import random
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -107,13 +108,14 @@ def _thawed() -> nn.Module:
 def _observed() -> nn.Module:
     from torch.ao.quantization import FakeQuantize
 
-    layer = nn.Sequential(nn.Linear(6, 6), FakeQuantize())
-    layer[1].disable_observer()  # type: ignore[operator]  # a method
-    return layer
+    observer: Any = FakeQuantize()
+    observer.disable_observer()
+    return nn.Sequential(nn.Linear(6, 6), observer)
 
 
 def _later(block: nn.Module) -> None:
     """What somebody does after the third step."""
+    part: Any
     for part in block.modules():
         part.train()
         if hasattr(part, "enable_observer"):
