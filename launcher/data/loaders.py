@@ -102,6 +102,10 @@ class TrainLoader(DataLoader[Any]):
         """Whether samples were found to be drawn at random, among those that were read in this process."""
         return self._reader.draws
 
+    def apart(self) -> TrainLoader:
+        """One from which a few steps can be read without taking anything from training: samples have numbers."""
+        return self
+
     def num_readable(self) -> int:
         """How many samples `batch_of` may be asked for."""
         return len(self.dataset)

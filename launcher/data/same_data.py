@@ -8,7 +8,6 @@ each time, on one rank, has randomness that no seed reaches, and is not split.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import itertools
 import json
@@ -25,7 +24,7 @@ from launcher.data.load import Data
 from launcher.data.loaders import EvaluationLoader, TrainLoader
 from launcher.data.own_parts import OwnPartSampler
 from launcher.data.seeds import randomness_restored, seed_generators
-from launcher.data.streams import length_of
+from launcher.data.streams import copy_of, length_of
 from launcher.data.subsets import is_stream, name_of
 from launcher.device.coordination import Coordinator
 from launcher.recipe import schema
@@ -180,11 +179,10 @@ def _samples(loader: TrainLoader | EvaluationLoader) -> Iterator[Any]:
     dataset = loader.dataset
     if not is_stream(dataset):
         yield from samples_of(loader)
-    elif _begins_anew(dataset):
-        dataset = copy.copy(dataset)  # which may keep count of where it is
-        Announcer(dataset).tell(0)
+    elif _begins_anew(dataset) and (stream := copy_of(dataset)) is not None:
+        Announcer(stream).tell(0)
         seed_generators(loader.reading.seed)
-        yield from itertools.islice(iter(dataset), _FIRST)
+        yield from itertools.islice(iter(stream), _FIRST)
 
 
 def _begins_anew(stream: Any) -> bool:

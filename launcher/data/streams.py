@@ -11,7 +11,9 @@ the stream's own `skip(n)` where it has one.
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
+import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -21,6 +23,7 @@ import numpy as np
 from launcher import internals
 from launcher.data.epochs import listeners
 from launcher.data.loaders import EvaluationLoader, MicroBatch, TrainLoader
+from launcher.data.many import difference
 from launcher.data.own_parts import OwnPartSampler
 from launcher.data.reading import Reader, Reading, located
 from launcher.data.sampler import Share, StepSampler
@@ -40,10 +43,53 @@ def length_of(stream: Any) -> int | None:
         return None
 
 
+def copy_of(stream: Any) -> Any | None:
+    """A copy to look at, with a place and generators of its own; None where it cannot be copied: a socket, a file."""
+    modules = {id(module): module for module in list(sys.modules.values())}  # `self.rng = random`: they stay themselves
+    try:
+        return copy.deepcopy(stream, modules)
+    except Exception:
+        return None
+
+
 def has_shards(dataset: Any, readers: int) -> bool:
     """Whether a stream can be cut into parts for so many readers."""
     known = getattr(dataset, "num_shards", readers)
-    return callable(getattr(dataset, "shard", None)) and isinstance(known, int) and known >= readers
+    return isinstance(known, int) and known >= readers and not why_unused(dataset, "shard", readers)
+
+
+def why_unused(dataset: Any, name: str, count: int = 1) -> str:
+    """Why its `shard` or `skip` is not what Hugging Face's streams mean by that; empty where it is, as far as it shows.
+
+    It takes those arguments, and gives something to iterate over. A copy is asked: some change themselves.
+    """
+    method = getattr(dataset, name, None)
+    arguments: dict[str, Any] = {"num_shards": count, "index": 0} if name == "shard" else {}
+    words = "shard(num_shards, index)" if name == "shard" else "skip(n)"
+    if not callable(method):
+        return f"it has no method {words}"
+    if not _binds(method, () if arguments else (count,), arguments):
+        return f"its {name} takes other arguments than {words}"
+    try:
+        made = _of_copy(dataset, name)(*(() if arguments else (count,)), **arguments)
+    except Exception as error:
+        return f"its {words} fails: {type(error).__name__}: {error}"
+    return "" if hasattr(type(made), "__iter__") else f"its {words} gives a {type(made).__name__}, and no stream"
+
+
+def _of_copy(dataset: Any, name: str) -> Any:
+    """A method of a copy, which may change itself and give itself back; of the stream where it cannot be copied."""
+    return getattr(copy_of(dataset) or dataset, name)
+
+
+def _binds(method: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    try:
+        inspect.signature(method).bind(*args, **kwargs)
+    except ValueError:  # written in another language
+        return True
+    except TypeError:
+        return False
+    return True
 
 
 class StreamLoader(TrainLoader):
@@ -78,8 +124,15 @@ class StreamLoader(TrainLoader):
         elif readers > 1 and self.is_sharded:
             how = f"in {readers} shards: another number of processes or workers is another run"
         elif readers > 1:
-            how = "of which every process reads all, as it has no method shard(num_shards, index)"
-        return f"a stream {how}; resuming a stopped run reads past what was read before"
+            why = why_unused(self.dataset, "shard", readers) or f"it has {self.dataset.num_shards} shards"
+            how = f"of which every process reads all, as {why}"
+        why = why_unused(self.dataset, "skip")
+        reads_past = "reads past" + f", as {why}," * hasattr(self.dataset, "skip")
+        return f"a stream {how}; resuming a stopped run {reads_past if why else 'skips'} what was read before"
+
+    def apart(self) -> StreamLoader:
+        """One that reads a copy, where there can be one: nothing of this one is used up."""
+        return type(self)(copy_of(self.dataset) or self.dataset, self.sampler, self.reading, self.name)
 
     def num_readable(self) -> int:
         """The first samples of a copy of the stream; none of one that can be read only once."""
@@ -92,9 +145,8 @@ class StreamLoader(TrainLoader):
 
     @cached_property
     def _first_samples(self) -> list[Any]:
-        try:
-            stream = copy.deepcopy(self.dataset)
-        except Exception:  # a socket, a generator: reading it would take samples away from training
+        stream = copy_of(self.dataset)
+        if stream is None:  # reading it would take samples away from training
             return []
         with randomness_restored(bool(self.reading.sample_seeds)):
             return list(itertools.islice(_one_pass(stream, self._reader, 0), _FIRST))
@@ -142,8 +194,9 @@ class StreamEvaluationLoader(EvaluationLoader):
         return self.batches(rank, world_size)
 
     def first_batch(self) -> MicroBatch:
-        """The first of all."""
-        return next(iter(self.batches()))
+        """The first of all, of a copy."""
+        stream = copy_of(self.dataset) or self.dataset
+        return next(type(self)(stream, self.size, self.reading, self.limit, self.name).batches())
 
     def num_samples(self) -> int:
         """Samples that an evaluation counts at most, over all ranks."""
@@ -225,14 +278,14 @@ class _ShardReader(_StreamReader):
 
     def _part(self, own: int, readers: int) -> Any:
         """What one of this rank's readers reads."""
-        return self.dataset.shard(num_shards=self.sampler.num_replicas * readers, index=self.shard)
+        return _of_copy(self.dataset, "shard")(num_shards=self.sampler.num_replicas * readers, index=self.shard)
 
 
 class _OwnPartReader(_ShardReader):
     """Reads this rank's part of what is split by rank already, shared by its workers alone."""
 
     def _part(self, own: int, readers: int) -> Any:
-        return self.dataset if readers == 1 else self.dataset.shard(num_shards=readers, index=own)
+        return self.dataset if readers == 1 else _of_copy(self.dataset, "shard")(num_shards=readers, index=own)
 
 
 # ---------------------------------------------------------------------- passes over a stream
@@ -245,8 +298,8 @@ def _endless(dataset: Any, reader: Reader, skipped: int) -> Iterator[Any]:
         LauncherError: It has none.
     """
     number = position = 0
-    if skipped and callable(getattr(dataset, "skip", None)):
-        position = yield from _one_pass(dataset.skip(skipped), reader, 0, skipped)
+    if skipped and _skips_samples(dataset, reader):
+        position = yield from _one_pass(_of_copy(dataset, "skip")(skipped), reader, 0, skipped)
         number = int(position > skipped)  # 0 where it is shorter than that: then it is read and counted
     position, dropped = (position, 0) if number else (0, skipped)
     while True:
@@ -254,6 +307,20 @@ def _endless(dataset: Any, reader: Reader, skipped: int) -> Iterator[Any]:
         if end == position:
             raise LauncherError(f"{reader.name}: the stream gave no sample (shard {reader.shard}); check its source")
         number, position = number + 1, end
+
+
+def _skips_samples(dataset: Any, reader: Reader) -> bool:
+    """Whether its `skip(1)` gives what comes after its first sample, where copies of it can be read."""
+    if why_unused(dataset, "skip"):
+        return False
+    whole, rest = copy_of(dataset), copy_of(dataset)
+    if whole is None or rest is None:
+        return True
+    try:
+        after = list(itertools.islice(_one_pass(whole, reader, 0), 2))[1:]
+        return difference(after, list(itertools.islice(_one_pass(rest.skip(1), reader, 0, 1), 1))) is None
+    except Exception:  # reading past it says so
+        return False
 
 
 def _one_pass(

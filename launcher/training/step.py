@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -227,7 +227,7 @@ def warm_up(state: TrainState, gradients: Callable[[TrainState, StepBatch], None
     objective = state.objective
     unmoved = Unmoved(state.model.bare, *objective.brought.values(), weights=objective.step is not None)
     with own_randomness(state.seeds.seed, state.device.world.rank, state.device.torch_device):
-        steps = counted_steps(state, 0, 1)
+        steps = counted_steps(replace(state, data=replace(state.data, train=state.data.train.apart())), 0, 1)
         step = next(on_device(steps, state.device.torch_device))
         (gradients or _last_gradients)(state, step)
     state.update.clear_gradients()

@@ -8,12 +8,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from launcher.data.loaders import Reading
+from launcher.data.same_data import sketch
 from launcher.data.sampler import StepSampler
+from launcher.data.seeds import randomness_restored
 from launcher.data.streams import StreamEvaluationLoader, StreamLoader
 from launcher.errors import LauncherError
 
@@ -192,3 +195,117 @@ def test_an_error_in_a_stream_names_the_sample() -> None:
 
     with pytest.raises(LauncherError, match=r"^data.train \(Broken\), rank 0, sample 11: part-3.tar: damaged$"):
         read([loader_of(Broken())], 0, 3)
+
+
+# --- what looks at a stream uses nothing of it up ---
+
+
+class InPlace(Stream):
+    """It shuffles its own list each time, as people write it."""
+
+    def __init__(self, generator: Any):
+        super().__init__()
+        self.order, self.rng = list(range(self.size)), generator
+
+    def __iter__(self) -> Iterator[Any]:
+        self.rng.shuffle(self.order)
+        for number in self.order:
+            yield number, torch.zeros(())
+
+
+@pytest.mark.parametrize("generator", [random, random.Random(3), np.random, np.random.default_rng(3)])
+def test_whoever_looks_at_a_stream_first_leaves_it_as_it_was(generator: Any) -> None:
+    stream = InPlace(generator)
+    before = list(stream.order)
+    loader = loader_of(stream)
+    evaluation = StreamEvaluationLoader(stream, 4, Reading(), limit=2)
+    with randomness_restored(needed=True):
+        sketches = [sketch(loader), sketch(evaluation), sketch(loader)]
+        assert loader.num_readable() == stream.size
+        evaluation.first_batch()
+        next(loader.apart().steps(0, 1))
+    assert sketches[0].exact == sketches[2].exact
+    assert stream.order == before
+
+
+# --- `shard` and `skip` are known by what they take and give, not by their names ---
+
+
+class Predicate(Stream):
+    def skip(self, number: int) -> bool:
+        return number % 7 == 3
+
+    def shard(self, num_shards: int, index: int) -> list[int] | None:
+        return None
+
+
+class OtherArguments(Stream):
+    def skip(self, first: int, last: int) -> Any:
+        return self
+
+    def shard(self, rank: int, world: int) -> Any:
+        return self
+
+
+class Moves(Stream):
+    """Its `skip` moves itself, and gives nothing."""
+
+    def skip(self, count: int) -> None:
+        self.numbers = self.numbers[count:]
+
+    def shard(self, num_shards: int, index: int) -> None:
+        self.numbers = self.numbers[index::num_shards]
+
+
+class SkipsFours(Stream):
+    """It skips batches."""
+
+    def skip(self, batches: int) -> Stream:
+        rest = Stream(self.size)
+        rest.numbers = self.numbers[4 * batches :]
+        return rest
+
+
+class Fails(Stream):
+    skip = shard = len
+
+
+class NoMethods(Stream):
+    skip: Any = 3
+    shard: Any = "train"
+
+
+@pytest.mark.parametrize("kind", [Predicate, OtherArguments, Moves, SkipsFours, Fails, NoMethods])
+def test_shard_and_skip_that_mean_something_else_are_not_used(
+    kind: type[Stream], undisturbed: list[list[tuple[int, float]]]
+) -> None:
+    loaders = [loader_of(kind(), rank, 2) for rank in range(2)]
+    assert read(loaders, 0, 12) == undisturbed
+    assert read([loader_of(kind())], 1, 12) == undisturbed[1:]
+    assert not any(loader.is_sharded for loader in loaders)
+
+
+@pytest.mark.parametrize(
+    ("kind", "notes"),
+    [
+        (Predicate, ("as its shard(num_shards, index) gives a NoneType, and no stream", "as its skip(n) gives a bool")),
+        (OtherArguments, ("as its shard takes other arguments than shard(num", "its skip takes other arguments than")),
+        (Fails, ("as its shard takes other arguments than shard(num", "as its skip(n) fails: TypeError: ")),
+        (Stream, ("as it has no method shard(num_shards, index)", "reads past what was read before")),
+        (Skipping, ("as it has no method shard(num_shards, index)", "skips what was read before")),
+    ],
+)
+def test_the_plan_says_why_they_are_not_used(kind: type[Stream], notes: Sequence[str]) -> None:
+    said = loader_of(kind(), 0, 2).describe()
+    assert all(note in said for note in notes), said
+
+
+def test_one_that_moves_itself_and_gives_itself_is_used() -> None:
+    class MovesItself(Moves):
+        def skip(self, count: int) -> Any:
+            super().skip(count)
+            return self
+
+    whole = read([loader_of(Stream())], 0, 6)
+    assert read([loader_of(MovesItself())], 1, 6) == whole[1:]  # and the next pass is whole again
+    assert "skips what was read before" in loader_of(MovesItself()).describe()

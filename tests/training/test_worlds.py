@@ -101,6 +101,7 @@ CASES = {
     "clipping": ["train.clip_grad_norm=0.1"],
     "groups": ["optimizer._groups_={'*.bias': {weight_decay: 0, lr: 0.1}}"],
     "drawn by weight": ["data.weights=parts.py:weights_of"],
+    "a stream that shuffles itself": ["data.train={_target_: parts.py:Shuffled}", "data.shuffle=false"],
     "drop last": ["data.drop_last=true"],
     "over gloo": ["device.ddp.shared_memory=false"],
     "a static graph": ["device.ddp.static_graph=true"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import time
 from collections.abc import Iterator, Mapping
@@ -361,6 +362,18 @@ class Flow(IterableDataset[tuple[Tensor, Tensor]]):
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return (self.rows[index] for index in range(len(self.rows)))
+
+
+class Shuffled(Flow):
+    """They are in another order each time, by a list that is shuffled in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.order, self.draws = list(range(len(self.rows))), random
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self.draws.shuffle(self.order)
+        return (self.rows[index] for index in self.order)
 
 
 class FlatWords(Words):
