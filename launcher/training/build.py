@@ -117,14 +117,13 @@ def build_run_state(
     for key, function in (("train.after_step", train.after_step), ("evaluate.after", recipe.evaluate.after)):
         if function is not None:
             objective.others[key] = builder.build(function)
+    objective.others.update(_changes_on_device(data))
     own = objective.others.get("train.after_step")
     after = AfterStep(own, model.bare, length.at, recipe.seed, device.kind, average) if own or average else None
     objective.to(device.torch_device)
     ways = _Ways(recipe, builder, model, device, freezing, after, shards)
     update, take_step = ways.choose(objective, optimizer)
     brought = (model.bare, *objective.brought.values(), *each(optimizer).values())
-    change = data.train.reading.on_device
-    drawing = brought if change is None else (*brought, change)
     update.clear_gradients()  # a model that was passed in may have some, of a trial by hand
     return TrainState(
         model=model,
@@ -136,7 +135,7 @@ def build_run_state(
         device=device,
         data=data,
         length=length,
-        seeds=StepSeeds(recipe.seed, device.world.rank, device.kind, only_torch=draws_only_from_torch(drawing)),
+        seeds=StepSeeds(recipe.seed, device.world.rank, device.kind, only_torch=draws_only_from_torch(brought)),
         losses=losses,
         average=average,
         shapes=shapes_of(model.bare.state_dict()),
@@ -183,6 +182,14 @@ def check_graphs(builder: Builder, section: schema.Device, data: Data, *, is_ope
             "say true or max-autotune-no-cudagraphs, or remove data.micro_batch_size"
         )
         raise builder.wrong("device.compile", message)
+
+
+def _changes_on_device(data: Data) -> Iterator[tuple[str, Callable[..., Any]]]:
+    """What changes batches where the model is, in training and in evaluations: it may have a state too."""
+    evaluating = next((loader.reading.on_device for loader in data.validation.values()), None)
+    for key, change in (("data.on_device", data.train.reading.on_device), ("data.on_device.evaluate", evaluating)):
+        if change is not None:
+            yield key, change
 
 
 def _frozen(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
