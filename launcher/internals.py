@@ -501,6 +501,61 @@ def storage_id(storage: torch.UntypedStorage) -> int:
     return storage.data_ptr() if address is None else address
 
 
+def has_storage(tensor: torch.Tensor) -> bool:
+    """Whether a tensor's numbers lie in memory of its own, where its strides say.
+
+    Not of a sparse, nested, quantized or lazily conjugated one, nor of one whose class wraps others.
+    """
+    import torch
+
+    is_plain = tensor.layout is torch.strided and not (tensor.is_quantized or tensor.is_nested)
+    return is_plain and not (tensor.is_conj() or tensor.is_neg() or wraps_others(tensor))
+
+
+def wraps_others(tensor: torch.Tensor) -> bool:
+    """Whether a tensor's class only wraps others, and can be taken apart into them and put together again.
+
+    That is a protocol (`__tensor_flatten__`) with no public way to ask for it.
+    """
+    from torch.utils import _python_dispatch as dispatch
+
+    return bool(dispatch.is_traceable_wrapper_subclass(tensor))
+
+
+def parts_of(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """The tensors that one is made of, sharing its memory: indices and values of a sparse one; else itself.
+
+    Those of a sparse one that has an entry twice have private names only.
+    """
+    import torch
+
+    if has_storage(tensor):
+        return [tensor]
+    if wraps_others(tensor):
+        flatten: Any = getattr(tensor, "__tensor_flatten__")  # noqa: B009  # which mypy does not know
+        return [part for name in flatten()[0] for part in parts_of(getattr(tensor, name))]
+    if tensor.layout is torch.sparse_coo:
+        return [tensor._indices(), tensor._values()]
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
+    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return [tensor.ccol_indices(), tensor.row_indices(), tensor.values()]
+    return list(tensor.unbind()) if tensor.is_nested else [tensor]
+
+
+@contextmanager
+def hidden_from_ddp(module: Any, names: Sequence[str]) -> Iterator[None]:
+    """DDP made inside of it leaves these buffers alone: it fails to send them. There is no public way to say so.
+
+    Where a release does not look there, DDP's own error says what it cannot send.
+    """
+    module._ddp_params_and_buffers_to_ignore = list(names)
+    try:
+        yield
+    finally:
+        del module._ddp_params_and_buffers_to_ignore
+
+
 def default_store() -> Any:
     """The store of the default process group: how ranks look for word of one another without waiting.
 

@@ -50,6 +50,11 @@ def stepped() -> Optimizer:
     return optimizer
 
 
+def ignoring(module: nn.Module) -> nn.Module:
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, ["bias"])
+    return module
+
+
 def loaded_without_memory() -> torch.UntypedStorage:
     file = io.BytesIO()
     torch.save(torch.ones(2), file)
@@ -106,6 +111,9 @@ SYMBOLS: dict[str, Callable[[], object]] = {
     "_no_grad_trunc_normal_": lambda: nn.init,
     "_milestones": sequence,
     "_schedulers": sequence,
+    "_indices": lambda: torch.eye(2).to_sparse(),
+    "_values": lambda: torch.eye(2).to_sparse(),
+    "_ddp_params_and_buffers_to_ignore": lambda: ignoring(nn.Linear(1, 1)),
     "_cdata": lambda: torch.zeros(1).untyped_storage(),
     "_get_default_store": lambda: torch.distributed.distributed_c10d,
     "_abort_process_group": lambda: torch.distributed.distributed_c10d,
@@ -148,6 +156,10 @@ def test_it_does_what_it_is_taken_for() -> None:
     tensor = torch.zeros(4)
     ids = {internals.storage_id(one.untyped_storage()) for one in (tensor, tensor[2:], tensor.view(2, 2))}
     assert len(ids) == 1
+    kinds = (dense := torch.eye(2), nn.Parameter(dense), dense.to_sparse(), dense.to_sparse_csc())
+    assert [internals.has_storage(tensor) for tensor in kinds] == [True, True, False, False]
+    assert [len(internals.parts_of(tensor)) for tensor in kinds] == [1, 1, 2, 3]
+    assert not any(map(internals.wraps_others, kinds))
     assert isinstance(nn.BatchNorm2d(1), internals.batch_norms())
     assert not isinstance(nn.LayerNorm(1), internals.batch_norms())
     assert set(internals.reductions(torchmetrics.MeanMetric())) == {"mean_value", "weight"}

@@ -14,7 +14,7 @@ import torch
 
 from launcher.checkpoints.format import Snapshot, copied_into, tensors_in
 from launcher.device.kind import Aside, Kind, kind_of
-from launcher.internals import storage_id
+from launcher.internals import has_storage, storage_id
 
 _ALIGNED = 512  # bytes: where a part may begin
 
@@ -80,7 +80,7 @@ class Arena:
         sizes = {
             storage_id(tensor.untyped_storage()): tensor.untyped_storage().nbytes()
             for tensor in tensors_in(snapshot.contents)
-            if tensor.layout is torch.strided
+            if has_storage(tensor)
         }
         wanted = sum(map(_aligned, sizes.values()))
         if self.num_bytes < wanted:

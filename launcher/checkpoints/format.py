@@ -17,8 +17,7 @@ import os
 import re
 import shutil
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,10 +25,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from launcher.checkpoints.plain import made_like
+from launcher.checkpoints.plain import plain as plain
 from launcher.checkpoints.rows import DamagedError as DamagedError
 from launcher.checkpoints.rows import StoredTensor, stored_in, verify_rows, with_stored
 from launcher.errors import LauncherError, UsageError
-from launcher.internals import storage_id
+from launcher.internals import has_storage, parts_of, storage_id
 from launcher.model.rows import Read, Rows
 from launcher.text import size
 from launcher.world import faults
@@ -147,8 +148,13 @@ class Snapshot:
 
 def size_in(state: Any) -> int:
     """Bytes of a state's tensors; memory that several share counts once."""
-    storages = (tensor.untyped_storage() for tensor in tensors_in(state))
-    return sum({storage_id(storage): storage.nbytes() for storage in storages}.values())
+    sizes: dict[int, int] = {}
+    for part in (part for tensor in tensors_in(state) for part in parts_of(tensor)):
+        if has_storage(part):
+            sizes[storage_id(part.untyped_storage())] = part.untyped_storage().nbytes()
+        else:
+            sizes[id(part)] = part.nbytes
+    return sum(sizes.values())
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:
@@ -195,7 +201,7 @@ def _copied_rows(rows: Rows, copies: dict[Any, Any], parts: Mapping[int, torch.U
 def _copied(value: Any, copies: dict[Any, Any], parts: Mapping[int, torch.UntypedStorage]) -> Any:
     if isinstance(value, torch.Tensor):
         source = value.detach()
-        if source.layout is not torch.strided:
+        if not has_storage(source):
             return source.to("cpu", copy=True)
         storage = source.untyped_storage()
         if (number := storage_id(storage)) not in copies:
@@ -203,18 +209,15 @@ def _copied(value: Any, copies: dict[Any, Any], parts: Mapping[int, torch.Untype
             copies[number] = on_host.copy_(storage, non_blocking=bool(parts))
         empty = torch.empty(0, dtype=source.dtype)
         return empty.set_(copies[number], source.storage_offset(), source.size(), source.stride())
+    if isinstance(value, np.ndarray):
+        return value.copy()
     if isinstance(value, Rows):
         return _copied_rows(value, copies, parts)
     if isinstance(value, Mapping):
-        return _made(value, ((key, _copied(item, copies, parts)) for key, item in value.items()))
+        return made_like(value, ((key, _copied(item, copies, parts)) for key, item in value.items()))
     if type(value) in (list, tuple):
         return type(value)(_copied(item, copies, parts) for item in value)
     return value
-
-
-def _made(like: Mapping[Any, Any], items: Iterable[tuple[Any, Any]]) -> Mapping[Any, Any]:
-    """A mapping of the kinds that can be loaded safely: an OrderedDict stays one."""
-    return OrderedDict(items) if isinstance(like, OrderedDict) else dict(items)
 
 
 class Others(Protocol):
@@ -265,11 +268,16 @@ def save(folder: Path, snapshot: Snapshot, others: Others | None = None) -> Path
         shutil.rmtree(hidden, ignore_errors=True)
         if not isinstance(error, OSError):
             raise
-        raise SaveError(
-            f"saving {target}: {error.strerror or error}; what was saved before is intact, resume from it with "
-            f"--run-dir {folder.parent}"
-        ) from error
+        raise SaveError(f"saving {target}: {error.strerror or error}; {_left_in(folder)}") from error
     return target
+
+
+def _left_in(folder: Path) -> str:
+    """What a run resumes from after a save that failed."""
+    with contextlib.suppress(OSError):
+        if not any(NAME_PATTERN.fullmatch(name) for name in os.listdir(folder)):
+            return "nothing was saved before"
+    return f"what was saved before is intact, resume from it with --run-dir {folder.parent}"
 
 
 def sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -277,17 +285,6 @@ def sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
     rest = json.loads(json.dumps({key: value for key, value in manifest.items() if key != "sha256"}))
     canonical = json.dumps(rest, sort_keys=True, separators=(",", ":"))
     return {**rest, "sha256": hashlib.sha256(canonical.encode()).hexdigest()}
-
-
-def plain(value: Any) -> Any:
-    """The same value with NumPy scalars as Python's own, at any depth; keys and types of containers are kept."""
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, Mapping):
-        return _made(value, ((plain(key), plain(item)) for key, item in value.items()))
-    if type(value) in (list, tuple):
-        return type(value)(plain(item) for item in value)
-    return value
 
 
 class _Hashed:

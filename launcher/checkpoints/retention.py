@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from launcher.checkpoints.format import NAME_PATTERN, Checkpoint, DamagedError, Snapshot, name_of, verify
+from launcher.checkpoints.plain import restored
 from launcher.errors import UsageError
 from launcher.world import faults
 
@@ -61,7 +62,9 @@ def load(folder: Path, say: Callable[[str], None] = print) -> Snapshot | None:
         DamagedError: There are some, and all are damaged.
     """
     checkpoint = newest(folder, say)
-    return None if checkpoint is None else Snapshot(checkpoint.weights(), checkpoint.training(), checkpoint.manifest)
+    if checkpoint is None:
+        return None
+    return Snapshot(checkpoint.weights(), restored(checkpoint.training()), checkpoint.manifest)
 
 
 def set_aside(path: Path, why: str) -> str:

@@ -20,6 +20,7 @@ import torch
 from launcher.checkpoints.format import check_space, weights_saved
 from launcher.checkpoints.streamed import blocks_of
 from launcher.errors import LauncherError, UsageError
+from launcher.internals import has_storage
 from launcher.model.rows import bytes_of, shape_of
 from launcher.model.sharding import Mesh
 from launcher.model.tensor_files import DTYPES, INDEX_SUFFIX, SUFFIX
@@ -45,6 +46,8 @@ def unfit_for_safetensors(state: Mapping[str, Any]) -> str | None:
         if shape_of(value) is None:
             kind = type(value).__name__
             return f"safetensors holds tensors only, and '{name}' of the model is a {kind}"
+        if isinstance(value, torch.Tensor) and not has_storage(value):
+            return f"safetensors holds dense tensors only, and '{name}' of the model is sparse, quantized or wrapped"
         if value.dtype not in _NAMES:
             return f"safetensors has no {str(value.dtype).removeprefix('torch.')}, which '{name}' is"
     return None

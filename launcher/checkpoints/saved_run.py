@@ -15,6 +15,7 @@ from torch import nn
 
 from launcher.checkpoints import format as checkpoints
 from launcher.checkpoints.format import TRAINING, Checkpoint
+from launcher.checkpoints.plain import restored
 from launcher.checkpoints.rows import read_whole
 from launcher.checkpoints.weights import find_weights, read_weights, stored_weights
 from launcher.errors import UsageError
@@ -93,7 +94,8 @@ class Saved:
         """States of losses and step functions, by key, as `weights`; empty where none are beside these weights."""
         source = self._checkpoint()
         training = source.lazily(TRAINING) if source is not None else {}
-        return {name: state for name, state in training.items() if name.partition(".")[0] in ("loss", "train", "batch")}
+        own = {name: state for name, state in training.items() if name.partition(".")[0] in ("loss", "train", "batch")}
+        return {name: restored(state) for name, state in own.items()}
 
     def classes(self) -> list[str]:
         """The names of the training set's classes, as the run has written them down."""

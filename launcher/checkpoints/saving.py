@@ -47,6 +47,9 @@ class Saving:
     In the background the step pays for a copy of the state. At most one write is under way; what goes wrong with
     it is reported at the next step, and tried again.
 
+    Attributes:
+        on_disk: The step of the last checkpoint that was written, here or where this start resumes from.
+
     Args:
         section: The recipe's `save`.
         folder: `checkpoints/` of the run.
@@ -56,7 +59,7 @@ class Saving:
         gather: Called on every rank before that, for what the ranks keep differently.
         captured: Told of each step whose state was captured.
         saved: Told of each checkpoint on disk: the step, seconds of writing, seconds for which training paused.
-        last_step: Of the checkpoint that this start resumes from.
+        last_step: Of the checkpoint that this start resumes from, if any.
         proof: Looks at the first checkpoint of a run.
         arena: Host memory for copies of the state.
     """
@@ -76,7 +79,8 @@ class Saving:
         proof: Proving | None = None,
         arena: Arena | None = None,
     ):
-        self.section, self.folder, self.is_first, self.last_step = section, folder, is_first, last_step
+        self.section, self.folder, self.is_first = section, folder, is_first
+        self.on_disk = self._last_step = last_step
         self._capture, self._captured, self._saved = capture, captured, saved
         self._gather, self._warn = gather, warn
         self._is_writer = is_first
@@ -92,9 +96,9 @@ class Saving:
         Raises:
             SaveError: On rank 0, where this one or the one before failed and the recipe says stop.
         """
-        if step == self.last_step:
+        if step == self._last_step:
             return
-        self.last_step = step
+        self._last_step = step
         self._gather()
         if not self._is_writer:
             return
@@ -140,6 +144,19 @@ class Saving:
             self._writer.join()
             self._writer = None
         self.check()
+
+    def finish(self) -> None:
+        """Until nothing is being written; where the last save failed and the recipe says warn, it is tried again.
+
+        On rank 0, which writes alone, and while the state is still that of the last save.
+
+        Raises:
+            SaveError: It failed, and the recipe says stop.
+        """
+        self.wait()
+        if self._last_step is not None and self.on_disk != self._last_step:
+            self._write(self._capture(self._last_step))
+            self.check()
 
     def close(self) -> None:
         """Lets a write that is under way end, and says what came of it: nobody is left to raise to."""
@@ -192,6 +209,7 @@ class Saving:
                 if self.is_first:
                     discard(self.folder / name_of(snapshot.step))
                 time.sleep(pause)
+        self.on_disk = snapshot.step
         try:
             if self._proof is not None:
                 self._proof.after(snapshot, checkpoint)

@@ -145,7 +145,7 @@ def stored_weights(source: Path | Checkpoint) -> Mapping[str, Any]:
     with _reading(source):
         if is_safetensors(source):
             return stored_tensors(source)
-        with suppress(ValueError, ImportError):  # not a file of which that can be
+        with suppress(Exception):  # a file of which that cannot be, or holds a sparse one: reading all of it says more
             return _checked(archived_tensors(source, map_location="cpu", weights_only=True))
     return read_weights(source)
 

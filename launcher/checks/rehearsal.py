@@ -38,6 +38,7 @@ from launcher.evaluation.evaluate import evaluate
 from launcher.evaluation.evaluation import metrics_of
 from launcher.evaluation.modes import evaluating, start_training
 from launcher.model.adapt import built_anew
+from launcher.model.build import unfit_for_several
 from launcher.model.recompute import never_called, recomputed_in
 from launcher.objective.loss import INDEPENDENT
 from launcher.objective.schedule import Schedule, Schedules
@@ -114,6 +115,8 @@ def rehearse(recipe: Recipe, builder: Builder, world: World, say: Say, *, on_gpu
         if recipe.device.compile:
             with _stage(recipe, ("model",), ""):
                 check_names(model.bare)
+        if world.size > 1 and (unfit := unfit_for_several(model.bare)):
+            raise RecipeError([_problem(recipe, ("model",), unfit)])
         state = build_run_state(small, builder, model, device, data)
         if few := too_few_for_batch_norm(state, recipe.device, world):
             raise RecipeError([_problem(recipe, *few)])

@@ -17,6 +17,7 @@ from launcher.checkpoints import retention
 from launcher.checkpoints.sameness import same
 from launcher.checkpoints.weights import find_weights, read_weights
 from launcher.errors import LauncherError, UsageError
+from launcher.internals import has_storage
 from launcher.runs.tracking.tracking import read_metrics
 from launcher.world.temporary import temporary_folder
 from launcher.world.world import FAULTS_VARIABLE
@@ -138,8 +139,8 @@ def _differences(straight: Path, killed: Path) -> Iterator[str]:
 
 def _same(value: Any, other: Any) -> bool:
     """Bit by bit: a NaN equals itself."""
-    if not isinstance(value, torch.Tensor) or not isinstance(other, torch.Tensor):
-        return same(value, other)  # what a module gives by get_extra_state
+    if not all(isinstance(tensor, torch.Tensor) and has_storage(tensor) for tensor in (value, other)):
+        return same(value, other)  # what a module gives by get_extra_state, or a sparse one
     if value.dtype != other.dtype or value.shape != other.shape:
         return False
     flat = (tensor.detach().contiguous().flatten().view(torch.uint8) for tensor in (value, other))

@@ -188,18 +188,19 @@ class Coordinator:
     def share(self, tensor: torch.Tensor) -> None:
         """Makes a tensor on any device rank 0's, in place."""
         if self._group is not None:
-            host = tensor.detach().cpu().contiguous()
-            self._broadcast(host)
-            if self.rank > 0:
-                tensor.detach().copy_(host)
+            for part in internals.parts_of(tensor.detach()):
+                host = part.cpu().contiguous()
+                self._broadcast(host)
+                if self.rank > 0:
+                    part.copy_(host)
 
     def share_all(self, tensors: Sequence[torch.Tensor]) -> None:
         """Makes tensors on any device rank 0's, in place: all of a type in one message."""
         if self._group is None:
             return
         kinds: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]] = {}
-        for tensor in tensors:
-            kinds.setdefault((tensor.dtype, tensor.device), []).append(tensor.detach())
+        for part in (part for tensor in tensors for part in internals.parts_of(tensor.detach())):
+            kinds.setdefault((part.dtype, part.device), []).append(part)
         for alike in kinds.values():
             together = torch.cat([tensor.reshape(-1) for tensor in alike])
             self.share(together)

@@ -10,7 +10,7 @@ import random
 import sys
 import sysconfig
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from torch import nn
 
 from launcher.checkpoints.format import copied
 from launcher.checkpoints.sameness import same
+from launcher.internals import parts_of
 from launcher.model.kinds import is_sharded
 from launcher.model.sharding import take_apart
 
@@ -72,7 +73,8 @@ class Unmoved:
                 self._seen[id(module)] = module
                 self._keep_module(module, depth)
         elif isinstance(thing, torch.Tensor | np.ndarray):
-            if thing.nbytes <= _LARGEST:
+            parts: Sequence[Any] = parts_of(thing) if isinstance(thing, torch.Tensor) else [thing]
+            if sum(part.nbytes for part in parts) <= _LARGEST:
                 self._keep_numbers(thing)
         elif isinstance(thing, dict | list | set | deque):
             self._keep_container(thing, depth)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from torch.nn.parameter import is_lazy
 from launcher.data.seeds import seed_everything
 from launcher.device import lazy_compiler
 from launcher.device.device import Device
+from launcher.internals import has_storage, hidden_from_ddp, parts_of
 from launcher.model.adapt import Base, Built, built, load_own, own_state
 from launcher.model.bfloat16 import hold_in_bfloat16
 from launcher.model.compiled import compile_blocks, compiled_in, keep_compiled
@@ -143,6 +146,8 @@ def build_model(
     if section.channels_last:
         bare = bare.to(memory_format=torch.channels_last)
     notes += _changed(builder, bare, section, component, device)
+    if device.world.size > 1 and (unfit := unfit_for_several(bare)):
+        raise builder.wrong("model", unfit)
     if shared is None:
         return Model(bare, wrap(bare, device, section, shares=shares), tuple(notes), made.base)
     if fault := unfit_for_sharding(made, section):
@@ -162,6 +167,18 @@ def unfit_for_sharding(made: Built, section: schema.Device) -> tuple[str, str] |
     """Where the recipe asks for something that a sharded model cannot have, and why; None where it does not."""
     if section.compile and not compiled_in(made.module):
         return "device.compile", "the model has no repeated blocks, and is not compiled in parts; say false"
+    for name, value in made.state_dict().items():
+        if isinstance(value, torch.Tensor) and not has_storage(value):
+            message = f"the buffer '{name}' is sparse, quantized or wrapped, which no sharded model has"
+            return "device.sharding", f"{message}; register it with persistent=False, or build it in forward"
+    return None
+
+
+def unfit_for_several(module: nn.Module) -> str | None:
+    """What of a module processes cannot send each other, and what to do; None where there is nothing."""
+    for name, buffer in module.named_buffers():
+        if not all(map(has_storage, parts_of(buffer))):
+            return f"the buffer '{name}' is quantized, which processes cannot send each other; build it in forward"
     return None
 
 
@@ -220,6 +237,13 @@ def wrap(module: nn.Module, device: Device, section: schema.Device, *, shares: b
     return wrapped
 
 
+def _share_sparse(names: Sequence[str], wrapped: Any, inputs: Any) -> None:
+    """Makes these buffers rank 0's before a forward, whenever DDP does so with those that it can send."""
+    if wrapped.require_forward_param_sync and wrapped.forward_sync_buffers:
+        for part in (part for name in names for part in parts_of(wrapped.module.get_buffer(name))):
+            dist.broadcast(part.detach(), src=0)
+
+
 def wrap_step(step: nn.Module, device: Device) -> nn.Module:
     """A module whose forward is a whole step, under DDP where there are several processes.
 
@@ -237,12 +261,15 @@ def _shared(module: nn.Module, device: Device) -> DistributedDataParallel:
     share, where there is such.
     """
     handler = device.accelerator.ddp_handler
-    with lazy_compiler.ddp():
+    sparse = [name for name, buffer in module.named_buffers() if not has_storage(buffer)]
+    with lazy_compiler.ddp(), hidden_from_ddp(module, sparse) if sparse else nullcontext():
         wrapped = DistributedDataParallel(
             module,
             device_ids=[device.torch_device] if device.is_gpu else None,
             **(handler.to_kwargs() if handler is not None else {}),
         )
+    if sparse:
+        wrapped.register_forward_pre_hook(partial(_share_sparse, sparse))
     if device.coordinator.memory is not None:
         device.coordinator.memory.serve(wrapped)
     return wrapped

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from launcher.data.seeds import seed_everything
+from launcher.internals import parts_of
 from launcher.model.adapt import Built, built
 from launcher.model.rows import Stored, whole_of
 from launcher.model.sharding import Mesh, put_rows
@@ -64,7 +65,8 @@ def construct(builder: Builder, component: Component, seed: int) -> Construction
         why = f"its constructor {error}"
     seed_everything(seed)
     made = built(builder, component)
-    total = sum(tensor.nbytes for tensor in (*made.module.parameters(), *made.module.buffers()))
+    tensors = (*made.module.parameters(), *made.module.buffers())
+    total = sum(part.nbytes for tensor in tensors for part in parts_of(tensor))
     return Construction(made, None, f"built whole on each process, and then sharded: {size(total)} of memory ({why})")
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from launcher.data.generators import UNKNOWN_TO_TORCH
-from launcher.internals import has_hooks
+from launcher.internals import has_hooks, parts_of
 from launcher.model.blocks import blocks_of
 from launcher.recipe.build import Builder
 
@@ -162,7 +162,8 @@ def _put(place: _Place, value: torch.Tensor) -> None:
 
 
 def _equal(before: torch.Tensor, after: torch.Tensor) -> bool:
-    return before.shape == after.shape and torch.equal(before, after)
+    pairs = zip(parts_of(before), parts_of(after), strict=True)  # of a sparse one its indices and values
+    return all(part.shape == other.shape and torch.equal(part, other) for part, other in pairs)
 
 
 def _put_back(looks: list[Any]) -> None:

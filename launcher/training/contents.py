@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 
 from launcher.checkpoints.format import TRAINING, WEIGHTS, Checkpoint, DamagedError, Snapshot, copied
+from launcher.checkpoints.plain import restored, unwrapped
 from launcher.checkpoints.sameness import same
 from launcher.device.coordination import Coordinator, packed, unpacked
 from launcher.errors import LauncherError
@@ -87,7 +88,7 @@ class RankStates:
         if not self._stateful or self._coordinator.world_size == 1:
             return
         try:
-            own = packed({name: part.state_dict() for name, part in self._stateful.items()})
+            own = packed({name: unwrapped(part.state_dict()) for name, part in self._stateful.items()})
         except Exception:  # whatever a pickler raises: the first checkpoint's proof says it in words
             own = b""
         digests = self._coordinator.gather(hashlib.sha256(own).digest())
@@ -103,7 +104,7 @@ class RankStates:
         if len(states) == self._coordinator.world_size:
             own = unpacked(bytes(states[self._coordinator.rank].numpy()))
             for name, part in self._stateful.items():
-                part.load_state_dict(own[name])
+                part.load_state_dict(restored(own[name]))
 
 
 @dataclass
@@ -163,7 +164,7 @@ class Contents:
 
     def capture(self, step: int) -> Snapshot:
         """What a checkpoint after `step` steps is made of."""
-        training = {name: part.state_dict() for name, part in self.parts.items()}
+        training = {name: unwrapped(part.state_dict()) for name, part in self.parts.items()}
         weights = self.state.model.state_dict() if self.state.shards is None else self.model.state_dict()
         return Snapshot(weights, training, self._manifest(step), evaluated_weights(self.state))
 
@@ -233,7 +234,7 @@ class Contents:
                 _fill(self.state.model, checkpoint.weights())
             for name, part in self.parts.items():
                 if not (name == "scheduler" and replays) and name in training:
-                    part.load_state_dict(training[name])
+                    part.load_state_dict(restored(training[name]))
         except DamagedError:
             raise
         except (RuntimeError, ValueError, KeyError) as error:

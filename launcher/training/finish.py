@@ -11,6 +11,7 @@ import torch
 from launcher.checkpoints import format as checkpoints
 from launcher.checkpoints import retention
 from launcher.checkpoints.format import Checkpoint, save_weights, weights_saved
+from launcher.checkpoints.plain import restored
 from launcher.checkpoints.safe_files import save_safetensors
 from launcher.checkpoints.streamed import save_streamed
 from launcher.checkpoints.weights import find_weights, stored_weights
@@ -88,7 +89,7 @@ def _weights_of(state: TrainState, session: Session, step: int | None) -> Iterat
     def put(weights: Mapping[str, Any], states: Mapping[str, Any]) -> None:
         model.load_state_dict(weights)
         for name, part in parts.items():
-            part.load_state_dict(states[name])
+            part.load_state_dict(restored(states[name]))
 
     kept = checkpoints.copied(now())
     if checkpoint is not None:
@@ -118,7 +119,7 @@ def _sharded_weights_of(state: TrainState, session: Session, step: int | None, s
     def put(weights: Any, states: Any) -> None:
         model.load_state_dict(weights)
         for name, part in parts.items():
-            part.load_state_dict(states[name])
+            part.load_state_dict(restored(states[name]))
 
     put(checkpoint.lazily(checkpoints.WEIGHTS), checkpoint.lazily(checkpoints.TRAINING))
     try:
@@ -210,7 +211,7 @@ def save_at_end(state: TrainState, session: Session, outcome: str, step: int) ->
     coordinator, model = state.device.coordinator, state.model
 
     def saved() -> bool:
-        session.saving.wait()
+        session.saving.finish()
         if description := session.saving.describe():
             session.tracking.message(description)
         made = None

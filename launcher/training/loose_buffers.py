@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from launcher.internals import has_storage, parts_of
+
 _PLAIN = (bool, int, float, complex, str, np.generic)
 _LARGEST = 2**24  # bytes of what is looked at
 
@@ -37,7 +39,7 @@ class LooseBuffers:
         for name, value in state.items():
             place, _, own = name.rpartition(".")
             buffer = self._module.get_buffer(name)
-            if buffer.shape == value.shape and buffer.dtype == value.dtype:
+            if buffer.shape == value.shape and buffer.dtype == value.dtype and has_storage(buffer):
                 buffer.copy_(value)
             else:
                 setattr(self._module.get_submodule(place), own, value.to(buffer.device))
@@ -52,7 +54,10 @@ def print_of(value: Any) -> Any:
     """Something that is equal while the value is; None of what is not looked at."""
     if isinstance(value, _PLAIN):
         return repr(value)
-    if isinstance(value, torch.Tensor) and value.nbytes <= _LARGEST and value.layout is torch.strided:
+    if isinstance(value, torch.Tensor) and not has_storage(value):
+        parts = parts_of(value)
+        return [print_of(part) for part in parts] if all(map(has_storage, parts)) else None
+    if isinstance(value, torch.Tensor) and value.nbytes <= _LARGEST:
         numbers = value.detach().cpu().flatten().clone()  # torch never resizes again what NumPy has seen
         return tuple(value.shape), hashlib.sha256(numbers.view(torch.uint8).numpy().tobytes()).hexdigest()
     if isinstance(value, np.ndarray) and value.dtype != object and value.nbytes <= _LARGEST:

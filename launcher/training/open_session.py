@@ -115,7 +115,7 @@ def open_session(recipe: Recipe, builder: Builder, state: TrainState, options: O
                 tracking.progress(known.step)  # the step that the failure's report says
             tracking.close("failed", contents.history.lines)
             raise
-        tracking.close(record.state, contents.history.lines)
+        tracking.close(record.state, contents.history.lines, session.saving.on_disk)
 
 
 def _until(options: Options, length: RunLength) -> int | None:

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch.optim import Optimizer
 
-from launcher.checkpoints.format import Checkpoint, Snapshot, copied, plain, tensors_in
+from launcher.checkpoints.format import Checkpoint, Snapshot, copied, plain, size_in
+from launcher.checkpoints.plain import restored, unwrapped
 from launcher.checkpoints.sameness import difference
 from launcher.checkpoints.saving import UnresumableError
 from launcher.checkpoints.weights import shapes_of
@@ -74,7 +75,7 @@ class Proof:
         if any(part.shards is not None for part in self._named.parts.values()):
             return  # it takes up no state that is whole; each process reads back the rows that it writes
         state = snapshot.training.get("optimizer")
-        size = sum(tensor.nbytes for tensor in tensors_in([state, *self._named.param_groups]))
+        size = size_in([state, *self._named.param_groups])
         if state is not None and size < _LARGEST:
             copies = {name: _second_of(part) for name, part in self._named.parts.items()}
             self._second = {name: second for name, second in copies.items() if second is not None}
@@ -97,8 +98,8 @@ class Proof:
 
     def _take_up(self, second: NamedOptimizer, saved: Mapping[str, Any]) -> None:
         try:
-            second.load_state_dict(copied(saved))
-            problem = difference(saved, copied(plain(second.state_dict())))
+            second.load_state_dict(restored(copied(saved)))
+            problem = difference(saved, copied(unwrapped(second.state_dict())))
         except Exception as error:  # whatever somebody's optimizer raises
             problem = f"{type(error).__name__}: {error}"
         if problem:

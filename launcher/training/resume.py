@@ -247,6 +247,10 @@ class Opening:
         is_over = run.status.get("state") == "finished"
         if self.checkpoint is None:
             if not any(event.get("event") == "save" for event in run.events):
+                if run.step:
+                    self.warnings.append(
+                        f"{folder}: {run.step:,} steps were made here, and none was saved: training begins again"
+                    )
                 return None
             if not is_over or weights is None:
                 raise UsageError(

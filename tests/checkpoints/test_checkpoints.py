@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiers import rounds
@@ -30,6 +32,8 @@ from worlds import (
 )
 
 from launcher.checkpoints import format as checkpoints
+from launcher.checkpoints.plain import restored
+from launcher.checkpoints.sameness import difference
 from launcher.errors import LauncherError, UsageError
 from launcher.recipe.load import load_recipe
 from launcher.run import run as launch
@@ -75,6 +79,65 @@ def test_a_copy_of_the_state_shares_what_was_shared() -> None:
     assert copy.weights["one.weight"].data_ptr() == copy.weights["two.weight"].data_ptr()
     assert copy.training["list"][0].data_ptr() == copy.weights["one.bias"].data_ptr()
     assert snapshot.num_bytes == copy.num_bytes == 4 * (9 + 3 + 3 + 96)
+
+
+def kinds() -> dict[str, Any]:
+    """Tensors whose numbers do not lie in a memory of their own, or are hard to compare."""
+    dense, ones = torch.eye(4), torch.ones(4).double()
+    return {
+        "coo": dense.to_sparse(),
+        "coo with an entry twice": torch.sparse_coo_tensor(
+            torch.tensor([[0, 0], [1, 1]]), torch.tensor([1.0, 2.0]), (4, 4)
+        ),
+        "csr": dense.to_sparse_csr(),
+        "csc": dense.to_sparse_csc(),
+        "bsr": dense.to_sparse_bsr((2, 2)),
+        "quantized": torch.quantize_per_tensor(dense, 0.1, 0, torch.quint8),
+        "quantized by channel": torch.quantize_per_channel(dense, ones, ones.long(), 0, torch.qint8),
+        "nested": torch.nested.nested_tensor([dense, dense[:2]]),
+        "conjugated": torch.full((2,), 1j).conj(),
+        "of 8 bits": dense.to(torch.float8_e4m3fn),
+        "complex, not a number": torch.full((2,), complex("nan")),
+    }
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's, that some of these are young and others old
+def test_tensors_of_every_kind_are_copied_kept_and_compared(tmp_path: Path) -> None:
+    state = kinds()
+    snapshot = checkpoints.Snapshot(state, {"arrays": [np.eye(2, dtype="uint16"), np.float32(1)]}, {"step": 1})
+    assert snapshot.num_bytes > 4 * 8 * 4
+    checkpoint = checkpoints.verify(checkpoints.save(tmp_path / "checkpoints", snapshot.copied()))
+    weights = checkpoint.weights()
+    assert difference(state, weights) is None
+    array, number = restored(checkpoint.training())["arrays"]
+    assert (array.dtype, array.tolist(), number) == ("uint16", [[1, 0], [0, 1]], 1)
+    for name, tensor in state.items():
+        same = [other for other, value in weights.items() if difference(tensor, value) is None]
+        assert same == [name]
+
+
+@pytest.mark.parametrize(
+    ("value", "other"),
+    [
+        (np.array([1.0, np.nan]), np.array([1.0, 2.0])),
+        (np.array(["a", None], dtype=object), np.array(["b", None], dtype=object)),
+        (np.array(["2020-01-01"], dtype="datetime64[D]"), np.array(["2021-01-01"], dtype="datetime64[D]")),
+        (np.zeros(2, dtype=[("a", "i4")]), np.ones(2, dtype=[("a", "i4")])),
+        (np.zeros(2), np.zeros(2, dtype="f4")),
+        (np.zeros(2), 0.0),
+        (np.zeros(2), torch.zeros(2)),
+    ],
+)
+def test_arrays_of_every_kind_are_compared(value: Any, other: Any) -> None:
+    assert difference({"a": value}, {"a": copy.deepcopy(value)}) is None
+    assert difference({"a": value}, {"a": other}, "state") is not None
+
+
+@pytest.mark.parametrize("name", ["kept:Nowhere", "os:path", "torch:nn", "torch:Tensor", "not.there:Tensor", ":"])
+def test_a_class_that_is_not_loaded_is_none_to_make_tensors_of(name: str) -> None:
+    kept: dict[str, Any] = {"__tensor_class__": name, "inner": {}, "context": None, "shape": [], "strides": []}
+    with pytest.raises(ValueError, match="not loaded here"):
+        restored({"state": [kept]})
 
 
 NEWEST = "checkpoints/step-00000012"
@@ -232,6 +295,21 @@ def test_a_save_that_keeps_failing_is_said_where_the_run_may_go_on(tmp_path: Pat
     changes = (f"save={{every: 2 steps, background: {background}, on_failure: warn}}",)
     in_world(1, train_here, str(tmp_path / "run"), changes, str(TINY), (), ALWAYS_FULL)
     assert result_of(tmp_path / "run").column("step")[-1] == 12
+
+
+@rounds("background", plain=["true"], long=["false"])
+def test_a_save_that_failed_is_tried_again_at_the_end_and_not_called_saved(tmp_path: Path, background: str) -> None:
+    """With three faults the save of step 4 fails, and the one at the end does not; with six both do."""
+    run, changes = tmp_path / "run", (f"save={{every: 4 steps, background: {background}, on_failure: warn}}",)
+    for tries, end in ((6, "stopped after step 4  nothing saved"), (3, "stopped, saved after step 4")):
+        faults = " ".join(["full@checkpoint.write:4"] * tries)
+        told = ("train", str(TINY), "--cpu", "--run-dir", str(run), "--until", "4 steps", *changes)
+        stopped = Command(tmp_path, *told, LAUNCHER_FAULTS=faults).wait()
+        assert stopped.code == 75
+        assert end in stopped.screen
+        assert "No space left on device; nothing was saved before" in " ".join(stopped.screen.split())
+        assert ("4 steps were made here, and none was saved: training begins again" in stopped.screen) == (tries == 3)
+    assert [path.name for path in (run / "checkpoints").glob("step-*")] == ["step-00000004"]
 
 
 NEVER_RENAMED = " ".join(["raise@checkpoint.rename:12"] * 3)

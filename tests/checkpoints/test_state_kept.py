@@ -63,7 +63,7 @@ def assert_same(one: Trained, other: Trained) -> None:
 
 @rounds(
     "optimizer, dtype",
-    plain=[("Kept", "bfloat16"), ("Wrapped", "float64")],
+    plain=[("Kept", "bfloat16"), ("Wrapped", "float64"), ("Halving", "float64")],
     long=[("Kept", "float64"), ("Wrapped", "bfloat16")],
 )
 def test_what_an_optimizer_keeps_comes_back_as_it_was(tmp_path: Path, optimizer: str, dtype: str) -> None:
@@ -251,6 +251,9 @@ BROUGHT = {
     "centring": ("data.on_device={_target_: kept.py:Centring}",),
     "scaling": ("data.on_device={_target_: kept.py:Scaling}",),
     "grows": ("model={_target_: kept.py:Growing}",),
+    "coo": ("model={_target_: kept.py:Sparse}",),
+    "csr": ("model={_target_: kept.py:Sparse, layout: sparse_csr}",),
+    "arrays": ("train.step={_target_: kept.py:ArrayStep}", "loss=null", COUNT),
 }
 
 
@@ -277,10 +280,11 @@ def test_evaluating_changes_nothing(tmp_path: Path, what: str, size: int) -> Non
 @rounds(
     "what, size",
     plain=[
-        *((what, 1) for what in ("buffer", "callable", "step", "module", "draws", "extra", "loose", "centring")),
-        *((what, 2) for what in ("buffer", "module", "draws", "scaling")),
+        *((what, 1) for what in ("buffer", "callable", "step", "module", "draws", "extra", "csr", "arrays")),
+        *((what, 1) for what in ("loose", "centring")),
+        *((what, 2) for what in ("buffer", "module", "draws", "coo", "scaling")),
     ],
-    long=[(what, 2) for what in ("callable", "step", "extra", "loose", "centring")],
+    long=[(what, 2) for what in ("callable", "step", "extra", "csr", "arrays", "loose", "centring")],
 )
 def test_whatever_has_a_state_goes_on_with_it(tmp_path: Path, what: str, size: int) -> None:
     assert_same(*straight_and_resumed(tmp_path, *BROUGHT[what], *VALIDATION, size=size))

@@ -89,15 +89,19 @@ class Console:
     def evaluating(self, done: int, total: int, split: str) -> None:
         """Shows how far an evaluation is."""
 
-    def close(self, outcome: str, summary: Sequence[Line]) -> None:
+    def close(self, outcome: str, summary: Sequence[Line], saved: int | None = None) -> None:
         """Says how the run ended."""
-        _write(self._last_line(outcome, summary).plain)
+        _write(self._last_line(outcome, summary, saved).plain)
 
-    def _last_line(self, outcome: str, summary: Sequence[Line]) -> Text:
+    def _last_line(self, outcome: str, summary: Sequence[Line], saved: int | None) -> Text:
         style = {"finished": f"bold {GOOD}", "failed": f"bold {BAD}"}.get(outcome, "bold yellow")
-        ended = pair("stopped, saved after step" if outcome == "preempted" else f"{outcome}  step", str(self.pace.step))
-        ended.stylize(style, 0, len(outcome) if outcome != "preempted" else len("stopped"))
+        step, is_stopped = self.pace.step, outcome == "preempted"
+        stopped = "stopped, saved after step" if saved == step else "stopped after step"
+        ended = pair(stopped if is_stopped else f"{outcome}  step", str(step))
+        ended.stylize(style, 0, len("stopped") if is_stopped else len(outcome))
         parts = [ended]
+        if is_stopped and saved != step:
+            parts.append(Text("nothing saved" if saved is None else f"saved step {saved}", style=f"bold {BAD}"))
         if summary and summary[-1]["split"] != "train":
             scores = metrics_in(summary[-1])
             parts += [Text(title_of(summary[-1]))] + [pair(name, number(value)) for name, value in scores.items()]
@@ -126,9 +130,14 @@ class JsonLines(Console):
         """`{"kind": "warning", "warning": text}`."""
         _write(encode({"kind": "warning", "warning": text}))
 
-    def close(self, outcome: str, summary: Sequence[Line]) -> None:
-        """`{"kind": "end", "outcome", "step", "seconds", "run", "summary"}`."""
-        end = {"step": self.pace.step, "seconds": round(self.pace.seconds, 3), "run": str(self.run.run_dir)}
+    def close(self, outcome: str, summary: Sequence[Line], saved: int | None = None) -> None:
+        """`{"kind": "end", "outcome", "step", "saved", "seconds", "run", "summary"}`."""
+        end = {
+            "step": self.pace.step,
+            "saved": saved,
+            "seconds": round(self.pace.seconds, 3),
+            "run": str(self.run.run_dir),
+        }
         _write(encode({"kind": "end", "outcome": outcome, **end, "summary": list(summary)}))
 
 
@@ -173,11 +182,11 @@ class Plain(Console):
             self._said_at = time.monotonic()
             self.say(Text(f"evaluating {split}  {done}/{total}"))
 
-    def close(self, outcome: str, summary: Sequence[Line]) -> None:
+    def close(self, outcome: str, summary: Sequence[Line], saved: int | None = None) -> None:
         """A table of the last numbers, the last line, and what to do next."""
         if columns := self._columns(summary):
             self.show_table(_table(columns))
-        self.say(self._last_line(outcome, ()))
+        self.say(self._last_line(outcome, (), saved))
         for label, command in self.run.next_commands(outcome):
             self.say(pair(f"{label:<9}", command))
 
@@ -273,12 +282,12 @@ class Terminal(Plain):
         for part in (Text(), table, Text()):
             self._print(part)
 
-    def close(self, outcome: str, summary: Sequence[Line]) -> None:
+    def close(self, outcome: str, summary: Sequence[Line], saved: int | None = None) -> None:
         """Takes the bar away, gives the streams back, and sums up."""
         if self._streams and sys.stdout is self._streams[0] and sys.stderr is self._streams[1]:
             sys.stdout, sys.stderr = (stream.stream for stream in self._streams)
         self._streams = []
-        super().close(outcome, summary)
+        super().close(outcome, summary, saved)
         self._screen.close()
 
     def _print(self, what: Text | Table) -> None:

@@ -60,11 +60,11 @@ class Notebook(Plain):
         self.pace.update(step)
         self._draw_soon()
 
-    def close(self, outcome: str, summary: Sequence[Line]) -> None:
+    def close(self, outcome: str, summary: Sequence[Line], saved: int | None = None) -> None:
         """The bar stays as it is at the end."""
         self._ended = "stopped" if outcome == "preempted" else outcome
         self._draw()
-        super().close(outcome, summary)
+        super().close(outcome, summary, saved)
 
     def _add(self, title: str, step: int, loss: float) -> None:
         points = self._curves.setdefault(title, [])

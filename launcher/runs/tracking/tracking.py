@@ -82,12 +82,13 @@ class Tracking:
         """Shows how far an evaluation is, in batches."""
         self._show(self._console.evaluating, done, total, split)
 
-    def close(self, outcome: str, summary: Sequence[Line]) -> None:
+    def close(self, outcome: str, summary: Sequence[Line], saved: int | None = None) -> None:
         """Finishes the trackers, within bounds, and prints the summary. Never raises; a second call does nothing.
 
         Args:
             outcome: `finished`, `failed` or `preempted`.
             summary: The last evaluations, where they may be an earlier start's; later ones take their place.
+            saved: The step of the last checkpoint on disk, if there is one.
         """
         if self._closed:
             return
@@ -102,7 +103,7 @@ class Tracking:
         self._evaluated = {}
         for line in (*summary, *logged.values()):
             self._remember(line)
-        self._show(self._console.close, outcome, list(self._evaluated.values()))
+        self._show(self._console.close, outcome, list(self._evaluated.values()), saved)
 
     def _host_memory(self, now: float) -> int:
         """Bytes of this process in memory, measured once a second: asking costs as much as a line."""
@@ -169,7 +170,7 @@ class NoTracking(Tracking):
     def evaluating(self, done: int, total: int, split: str) -> None:
         """Does nothing."""
 
-    def close(self, outcome: str, summary: Sequence[Line]) -> None:
+    def close(self, outcome: str, summary: Sequence[Line], saved: int | None = None) -> None:
         """Does nothing."""
 
 

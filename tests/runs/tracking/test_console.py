@@ -109,7 +109,7 @@ def test_a_resumed_run_compares_with_what_came_before(tmp_path: Path, capsys: py
     tracking.log(validation_line(100, loss=0.5, accuracy=0.9))
     tracking.log(validation_line(200, loss=0.4, accuracy=0.8))
     tracking.log(validation_line(300, loss=0.1, accuracy=0.99))
-    tracking.close("preempted", [])
+    tracking.close("preempted", [], 300)
     capsys.readouterr()
     tracking = track(tmp_path, start_step=200)
     tracking.log(validation_line(300, loss=0.3, accuracy=0.85))

@@ -392,7 +392,7 @@ STOPPED = """
     helper.send_signal(signal.SIGSTOP)
     for step in range(1, 301):
         tracking.log({"step": step, "epoch": 1.0, "split": "train", "loss": 1 / step})
-    tracking.close("preempted", [])
+    tracking.close("preempted", [], 300)
     print(helper.pid)
 """
 

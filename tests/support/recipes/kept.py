@@ -135,6 +135,97 @@ class Slowing(torch.optim.Optimizer):
                 parameter.sub_(parameter.grad, alpha=group["lr"] / self.calls)
 
 
+class Sparse(Lin):
+    """A matrix that is mostly zeros, as a graph's neighbours, whose numbers follow the data."""
+
+    mixing: Tensor
+
+    def __init__(self, layout: str = "sparse_coo") -> None:
+        super().__init__()
+        dense = torch.eye(4, dtype=torch.float64)
+        dense[0, 1] = 0.5
+        self.register_buffer("mixing", dense.to_sparse(layout=getattr(torch, layout)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            coo = self.mixing.layout is torch.sparse_coo
+            (self.mixing._values() if coo else self.mixing.values()).mul_(0.9).add_(x.detach().mean())
+        return super().forward((self.mixing @ x.t()).t())
+
+
+class Halved(torch.Tensor):
+    """Numbers in 32 bits that kept in 16: a class that wraps another tensor, as 8-bit optimizers have them."""
+
+    kept: Tensor
+
+    @staticmethod
+    def __new__(cls, inner: Tensor, shape: Any = None) -> Halved:
+        made: Halved = torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=torch.float32)
+        return made
+
+    def __init__(self, inner: Tensor, shape: Any = None) -> None:
+        self.kept = inner
+
+    def __tensor_flatten__(self) -> tuple[list[str], Any]:
+        return ["kept"], self.shape
+
+    @classmethod
+    def __tensor_unflatten__(cls, inner: Any, context: Any, *outer: Any) -> Halved:
+        return cls(inner["kept"], context)
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]  # it is called on the class
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        aten = torch.ops.aten
+        if func is aten.copy_.default:
+            args[0].kept.copy_(args[1].kept if isinstance(args[1], Halved) else args[1])
+            return args[0]
+        if func in (aten.detach.default, aten.clone.default, aten._to_copy.default):
+            return cls(args[0].kept.clone() if func is not aten.detach.default else args[0].kept)
+        whole = [arg.kept.float() if isinstance(arg, Halved) else arg for arg in args]
+        return func(*whole, **(kwargs or {}))
+
+
+class Halving(torch.optim.Optimizer):
+    """Momentum in such a class."""
+
+    def __init__(self, params: Any, lr: float = 0.1):
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # torch overloads it
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                state: Any = self.state[parameter]
+                if not state:
+                    state["momentum"] = Halved(torch.zeros_like(parameter, dtype=torch.bfloat16))
+                moved = state["momentum"].kept.to(parameter.dtype) * 0.9 + parameter.grad
+                state["momentum"].copy_(moved)
+                parameter.add_(moved, alpha=-group["lr"])
+
+
+class ArrayStep:
+    """Counts in NumPy's arrays, which it changes in place."""
+
+    def __init__(self) -> None:
+        self.seen = np.zeros((2, 3), order="F")
+        self.names = np.array(3, dtype=np.uint16)
+
+    def __call__(self, model: nn.Module, batch: Any, at: Any) -> dict[str, Tensor]:
+        self.seen += 1
+        self.names += 1
+        return {"loss": functional.mse_loss(model(batch[0]), batch[1]) * (1 + float(self.seen.mean() + self.names) / 9)}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": self.seen, "deep": [{"names": self.names}]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.seen, self.names = state["seen"], state["deep"][0]["names"]
+        assert self.seen.shape == (2, 3)
+        assert self.names.dtype == np.uint16
+
+
 class Pair(nn.Module):
     """Two layers of one shape, whose lines somebody exchanges between two starts; or of another shape."""
 
