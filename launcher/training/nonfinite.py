@@ -120,7 +120,7 @@ class NonFiniteGuard:
 
     def _look_by_norms(self, numbers: list[torch.Tensor]) -> None:
         """The same by norms, for which there is a kernel of every type on every device."""
-        if not numbers:  # the largest of nothing is no number
+        if not numbers:  # of which there is no largest
             return
         largest = nn.utils.get_total_norm(numbers, norm_type=float("inf"))
         self._found.masked_fill_(~torch.isfinite(largest), 1.0)
