@@ -1,5 +1,6 @@
 """`python -m launcher`, the command `launcher`, and what accelerate and torchrun start."""
 
+import signal
 import sys
 
 from launcher.launch.start import leave_working_directory
@@ -7,6 +8,9 @@ from launcher.launch.start import leave_working_directory
 
 def start() -> None:
     """Runs the command line as a process of its own."""
+    is_interruptible = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not in a shell's background
+    if is_interruptible:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a Ctrl-C while modules are loaded ends this without a traceback
     from launcher.world.system import unsupported
 
     if reason := unsupported():
@@ -21,6 +25,8 @@ def start() -> None:
     def program() -> int:
         from launcher.cli.main import main
 
+        if is_interruptible:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             return main()
         finally:

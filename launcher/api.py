@@ -22,12 +22,12 @@ from launcher.recipe.caller import KEYWORDS, Keyword, from_python
 from launcher.recipe.directory import taken
 from launcher.recipe.load import load_recipe
 from launcher.recipe.schema import Recipe
-from launcher.recipe.slips import Output, check_arguments, hinting
+from launcher.recipe.slips import Output, check_arguments, check_call, hinting
 from launcher.runs.folder import STATUS_FILE, read_json, weights_of
 from launcher.runs.metrics import METRICS_FILE, Line, read_evaluations, read_metrics
 from launcher.runs.options import Options
 from launcher.runs.reading import Run, Score
-from launcher.sweep.best import saved_place
+from launcher.sweep.naming import saved_place
 from launcher.training.resume import Finished
 from launcher.world.obeying import obeying
 from launcher.world.screen import prepare
@@ -232,6 +232,7 @@ def _how(
     return {"command": ["launcher.train", name, *overrides], **again, **source}
 
 
+@hinting
 def load(run: str | os.PathLike[str], *, model: nn.Module | None = None, cpu: bool = False) -> nn.Module:
     """The trained model of a run, in eval mode.
 
@@ -259,6 +260,7 @@ def load(run: str | os.PathLike[str], *, model: nn.Module | None = None, cpu: bo
             return built.model.bare.eval()
 
 
+@hinting
 def check(recipe: RecipeSource, *overrides: str, allow: Sequence[str] = ()) -> list[Problem]:
     """What is wrong with a recipe, as far as it shows without opening data: keys, types, components, arguments.
 
@@ -269,9 +271,13 @@ def check(recipe: RecipeSource, *overrides: str, allow: Sequence[str] = ()) -> l
 
     Returns:
         Each mistake with its place; none where nothing was found.
+
+    Raises:
+        UsageError: An argument is not what it must be.
     """
     from launcher.recipe.build import Builder
 
+    check_call("launcher.check", recipe, overrides, {}, {"allow": allow})
     try:
         with taken():
             Builder(load_recipe(recipe, overrides), tuple(allow)).check()

@@ -8,6 +8,7 @@ the launcher that load no torch may be above this. What runs in every step is as
 from __future__ import annotations
 
 import copy
+import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -400,6 +401,25 @@ def packaged_readers() -> frozenset[str] | None:
     """The names of the readers that come with `datasets`; None where it is not imported, or has none of that name."""
     readers = getattr(sys.modules.get("datasets.packaged_modules"), "_PACKAGED_DATASETS_MODULES", None)
     return None if readers is None else frozenset(readers)
+
+
+def judge_file_systems(judge: Callable[[type], None]) -> None:
+    """Has a function look at each kind of file system of fsspec before one is made, or taken from those made before.
+
+    There is no public way to be asked. Their common metaclass is public by `type()`; where fsspec is not installed
+    nothing happens.
+    """
+    try:
+        kind: Any = type(importlib.import_module("fsspec").AbstractFileSystem)
+    except ImportError:
+        return
+    make = kind.__call__
+
+    def judged(cls: type, *arguments: Any, **settings: Any) -> Any:
+        judge(cls)
+        return make(cls, *arguments, **settings)
+
+    kind.__call__ = judged
 
 
 def run_no_code_of_repositories() -> None:

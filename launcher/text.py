@@ -15,6 +15,16 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
+def printable_lines(text: str) -> str:
+    """A text of several lines that is safe to print: escapes in place of what is not, and only the first at the margin.
+
+    What stands in files and messages of others may have line breaks: no line of theirs looks like one of ours.
+    """
+    first, *rest = text.split("\n")
+    later = (printable(line) if line[:1] in ("", " ") else f"  {printable(line)}" for line in rest)
+    return "\n".join([printable(first), *later])
+
+
 def words_of(error: BaseException) -> str:
     """An exception's own words; what it is where they cannot be had."""
     try:

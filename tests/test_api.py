@@ -305,6 +305,9 @@ def test_an_object_in_a_mapping_is_told_with_its_place(recipe: dict[str, Any], s
         ((None,), {"allow": "wandb"}, r"allow: 'wandb' is one text; write a list: allow=\['wandb'\]"),
         ((None,), {"cpu": "yes", "resume": 1}, "cpu: 'yes' is neither True nor False\nlauncher.train: resume: 1 is"),
         ((None,), {"epochs": "3"}, "epochs: '3' is not a whole number of at least 1"),
+        ((None,), {"steps": 9}, "launcher.train: epochs=2 and steps=9 both say how long a run is; keep one"),
+        (({}, "train.time=1 hour"), {}, "train.time=1 hour and epochs=2 both say"),
+        (({}, ["optimizer.lr=1"]), {}, r"\['optimizer.lr=1'\] is not a change to the recipe; write each by itself"),
         ((None,), {"steps": True}, "steps: True is not a whole number"),
         ((None,), {"global_batch_size": 1.5}, "global_batch_size: 1.5 is not a whole number"),
         ((None,), {"train": (torch.zeros(8, 6), torch.zeros(8))}, "train: a tuple is not a data set; .*TensorDataset"),
@@ -321,6 +324,47 @@ def test_a_slip_is_told_in_a_line_and_nothing_is_written(
     with pytest.raises(UsageError, match=said):
         launcher.train(*positional, **{"model": Net(), **SETTINGS, **changes})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("call", "arguments", "changes", "said"),
+    [
+        (launcher.check, (3,), {}, "launcher.check: a recipe comes first, and this is a int"),
+        (launcher.check, (None,), {}, "launcher.check: a recipe comes first"),
+        (launcher.check, (TINY, ["a=1", "b=2"]), {}, "write each by itself: 'a=1', 'b=2'"),
+        (launcher.check, (TINY,), {"allow": "numpy"}, r"allow: 'numpy' is one text; write a list: allow=\['numpy'\]"),
+        (launcher.check, (TINY,), {"allow": 3}, "allow: 3 is not a list of texts"),
+        (launcher.sweep, (TINY, ["seed=0,1"]), {}, "launcher.sweep: .*write each by itself: 'seed=0,1'"),
+        (launcher.sweep, (TINY, "seed=0,1"), {"cpu": 1}, "cpu: 1 is neither True nor False"),
+        (launcher.sweep, (TINY, "seed=0,1"), {"method": "hyperband"}, "method: 'hyperband' is not 'grid', 'random',"),
+        (launcher.sweep, (TINY, "seed=0,1"), {"keep": "none"}, "keep: 'none' is not 'best' or 'all'"),
+        (launcher.sweep, (TINY, "seed=0,1"), {"trials": -3, "lag": -5}, "trials: -3 is not .*\nlag: -5 is not"),
+        (launcher.sweep, (TINY, "seed=0,1"), {"trials": "5"}, "trials: '5' is not a whole number"),
+        (launcher.sweep, (TINY, "seed=0,1"), {"parallel": 0}, "parallel: 0 is not a number greater than 0 or 'auto'"),
+        (launcher.sweep, (TINY, "seed=0,1"), {"processes_per_run": 0}, "processes_per_run: 0 is not"),
+        (launcher.sweep, (TINY, "seed=0,1"), {"budget": 3600}, "budget: 3600 is not a duration that fits here"),
+        (launcher.sweep, (TINY, "seed=0,1"), {"metric": 3}, "metric: 3 is not a word"),
+    ],
+)
+def test_a_slip_in_another_call_is_told_in_lines_too(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    call: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    changes: dict[str, Any],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=said):
+        call(*arguments, **changes)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("call", [launcher.sweep, launcher.check, launcher.load])
+def test_a_keyword_that_another_call_does_not_have_may_mean_one(call: Callable[..., Any]) -> None:
+    unknown: dict[str, Any] = {"trails" if call is launcher.sweep else "alow" if call is launcher.check else "modle": 3}
+    with pytest.raises(TypeError, match=r"did you mean '(trials|allow|model)'"):
+        call("tiny.yaml", **unknown)
 
 
 @pytest.mark.parametrize(

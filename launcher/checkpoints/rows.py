@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from launcher.errors import LauncherError
-from launcher.model.rows import Read, Rows, bytes_of, fill, shape_of, whole_of
+from launcher.model.rows import Read, Rows, bytes_of, fill
 from launcher.world import faults
 
 MARK = "_rows_"  # in a state that torch.save writes: here belongs the tensor of this name
@@ -300,16 +300,6 @@ def with_stored(tree: Any, stored: Mapping[str, StoredTensor], made: Callable[[S
         DamagedError: A mark names a tensor that is not there.
     """
     return _unmarked(tree, stored, made, {})
-
-
-def read_whole(tree: Any) -> Any:
-    """A state with the tensors themselves in place of those in files."""
-    if shape_of(tree) is not None:
-        return tree if isinstance(tree, Rows) else whole_of(tree)
-    if isinstance(tree, Mapping):
-        read = {name: read_whole(value) for name, value in tree.items()}
-        return tree if all(read[name] is value for name, value in tree.items()) else read
-    return type(tree)(map(read_whole, tree)) if type(tree) in (list, tuple) else tree
 
 
 def _unmarked(value: Any, stored: Mapping[str, StoredTensor], made: Any, done: dict[str, Any]) -> Any:

@@ -71,14 +71,7 @@ def save_safetensors(
     """
     if fault := unfit_for_safetensors(weights):
         raise LauncherError(f"save.format: {fault}; say pth")
-    entries, tied = _entries(weights)
-    files = _dealt(entries, most)
-    with blocks_of([entry.source for file in files for entry in file], mesh) as blocks:
-        if blocks is None:
-            return
-        with weights_saved(folder / f"{stem}{SUFFIX}"):
-            check_space(folder, sum(entry.num_bytes for entry in entries))
-            _write(folder, stem, list(weights), files, tied, blocks)
+    _save(folder, stem, weights, mesh, most)
 
 
 def export_safetensors(path: Path, state: Mapping[str, Any], mesh: Mesh | None = None) -> None:
@@ -90,7 +83,18 @@ def export_safetensors(path: Path, state: Mapping[str, Any], mesh: Mesh | None =
     """
     if fault := unfit_for_safetensors(state):
         raise UsageError(f"--to: {fault}; write .pth")
-    save_safetensors(path.parent, path.name.removesuffix(SUFFIX), state, mesh, most=sys.maxsize)
+    _save(path.parent, path.name.removesuffix(SUFFIX), state, mesh, sys.maxsize)
+
+
+def _save(folder: Path, stem: str, weights: Mapping[str, Any], mesh: Mesh | None, most: int) -> None:
+    entries, tied = _entries(weights)
+    files = _dealt(entries, most)
+    with blocks_of([entry.source for file in files for entry in file], mesh) as blocks:
+        if blocks is None:
+            return
+        with weights_saved(folder / f"{stem}{SUFFIX}"):
+            check_space(folder, sum(entry.num_bytes for entry in entries))
+            _write(folder, stem, list(weights), files, tied, blocks)
 
 
 def _entries(weights: Mapping[str, Any]) -> tuple[list[_Entry], dict[str, str]]:

@@ -16,11 +16,11 @@ from torch import nn
 from launcher.checkpoints import format as checkpoints
 from launcher.checkpoints.format import TRAINING, Checkpoint
 from launcher.checkpoints.plain import restored
-from launcher.checkpoints.rows import read_whole
 from launcher.checkpoints.weights import find_weights, read_weights, stored_weights
 from launcher.errors import UsageError
 from launcher.model.adapt import Built, changed_base
 from launcher.model.build import Model
+from launcher.model.rows import read_whole
 from launcher.model.sharding import Shards
 from launcher.recipe import schema
 from launcher.recipe.build import Builder

@@ -19,7 +19,7 @@ from launcher.model.rows import Converted, shape_of
 from launcher.model.tensor_files import archived_tensors, is_safetensors, stored_tensors
 from launcher.recipe.inputs import unreadable
 from launcher.runs import folder as runs
-from launcher.text import size
+from launcher.text import brief, size
 
 
 def start_from(model: Built, by_rows: bool, path: Path) -> Start:
@@ -173,4 +173,4 @@ def _unprefixed(state: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:4]) + (f", … ({len(names)})" if len(names) > 4 else "")
+    return ", ".join(map(brief, names[:4])) + (f", … ({len(names)})" if len(names) > 4 else "")

@@ -11,8 +11,8 @@ from launcher.data.loaders import EvaluationLoader, TrainLoader
 from launcher.data.many import verdict_on
 from launcher.data.subsets import is_stream, name_of
 from launcher.device.kind import found
-from launcher.objective.loss import Objective
-from launcher.objective.reading import Reading
+from launcher.objective.loss import APART, Objective
+from launcher.objective.reading import Reading, shown
 from launcher.objective.several import each
 from launcher.recipe import schema
 from launcher.recipe.component import components_in
@@ -81,6 +81,9 @@ def _of_reading(key: str, reading: Reading, is_whole: bool) -> Iterator[Finding]
         yield Finding(
             TRUSTED, f"{key}: what it is a mean over is not known, and one process that takes a batch at once need not"
         )
+    for where, value in reading.unless:
+        text = f"{key}: that no {value:g} comes in {shown(where)}: with it, the loss is not {reading.words}; {APART}"
+        yield Finding(TRUSTED, text)
     if reading.untold:
         yield Finding(TRUSTED, f"{key}: that it is no mean over {reading.untold}: these samples cannot tell")
 

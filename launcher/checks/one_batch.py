@@ -49,7 +49,7 @@ def overfit(recipe: Recipe, world: World, options: Options, say: Callable[[str],
         compare_over_ranks(builder, recipe.data, data, device.coordinator)
         model = build_run_model(recipe, builder, device)
         state = build_run_state(recipe, builder, model, device, data)
-        settle_losses(builder, state.objective, model.bare, data, device.coordinator)
+        settle_losses(builder, state.objective, model.bare, data, device.coordinator, end=state.length.last)
         start_training(state.model.wrapped, state.optimizer)
         step = next(on_device(counted_steps(state, 0, 1), device.torch_device))
         first = last = float("nan")

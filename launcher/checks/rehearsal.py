@@ -123,7 +123,15 @@ def rehearse(recipe: Recipe, builder: Builder, world: World, say: Say, *, on_gpu
         _check_schedule(recipe, state)
         with _stage(recipe, ("loss",), "measuring what it is a mean over"):
             with as_it_was(state):
-                settle_losses(builder, state.objective, model.bare, data, device.coordinator, processes=world.size)
+                settle_losses(
+                    builder,
+                    state.objective,
+                    model.bare,
+                    data,
+                    device.coordinator,
+                    end=state.length.last,
+                    processes=world.size,
+                )
             depends, drawn = dependence_of(state), drawn_validation(data)
         on_two = replace(state, data=open_run_data(small, builder, World()))
         warned = _rehearse_step(recipe, on_two, world, say)

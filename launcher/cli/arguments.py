@@ -273,12 +273,18 @@ def add_output(command: argparse.ArgumentParser) -> None:
     )
 
 
-def tasks_of(path: str | None) -> tuple[tuple[str, ...], ...]:
+def tasks_of(path: str | None, overrides: Sequence[str] = ()) -> tuple[tuple[str, ...], ...]:
     """The changes of each task of an array, a line of the file each.
 
+    Args:
+        path: The file; None is no array.
+        overrides: Changes that all of them have.
+
     Raises:
-        UsageError: The file cannot be read, or holds none.
+        UsageError: The file cannot be read, or holds none; or a task has two lengths.
     """
+    from launcher.recipe.slips import two_lengths
+
     if path is None:
         return ()
     try:
@@ -291,4 +297,7 @@ def tasks_of(path: str | None) -> tuple[tuple[str, ...], ...]:
     nonempty_tasks = tuple(words for words in tasks if words)
     if not nonempty_tasks:
         raise UsageError(f"--array-file {path}: holds no changes; write a line of KEY=VALUE for each task")
+    for words in nonempty_tasks:
+        if fault := two_lengths([*overrides, *words]):
+            raise UsageError(f"--array-file {path}: {shlex.join(words)}: {fault}")
     return nonempty_tasks

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from launcher.cli.arguments import add_recipe, positive, read_recipe, say_own_code, tasks_of
 from launcher.errors import EXIT_DONE, LauncherError, Problem, RecipeError, UsageError
+from launcher.text import brief
 from launcher.world.loading import loading
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def _check_each(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     """Checks what each task of an array would be, in one process: what they name is imported once."""
     if not (options.fast or options.components):
         raise UsageError("--array-file: goes with --fast or --components; a rehearsal is of one run")
-    for changes in tasks_of(options.array_file):
+    for changes in tasks_of(options.array_file, options.overrides):
         task_options = {**vars(options), "overrides": [*options.overrides, *changes], "array_file": None}
         _check(argparse.Namespace(**task_options), arguments)
     return EXIT_DONE
@@ -118,9 +119,10 @@ def _import_and_rehearse(options: argparse.Namespace, arguments: Sequence[str], 
     from launcher.checks.certainty import conclusion
     from launcher.checks.rehearsal import rehearse
 
-    for place, server in builder.reached():
+    servers = list(builder.reached())
+    for place, server in servers:
         _say("network", f"{place}: asks {server}")
-    with _failing("rehearsal"):
+    with _failing("rehearsal"), _saying_who_was_asked([server for _, server in servers]):
         checked = rehearse(recipe, builder, world, _say, on_gpu=options.gpu)
     print()
     for label, text in checked.plan:
@@ -132,6 +134,19 @@ def _import_and_rehearse(options: argparse.Namespace, arguments: Sequence[str], 
         _say(finding.basis, finding.text)
     print(f"\n{conclusion(options.recipe, checked.findings)}")
     return EXIT_DONE
+
+
+@contextmanager
+def _saying_who_was_asked(announced: Sequence[str]) -> Iterator[None]:
+    """Names the servers that were asked within and that nobody has announced."""
+    from launcher.checks.asked import noted_hosts, unannounced
+
+    with noted_hosts() as hosts:
+        try:
+            yield
+        finally:
+            for host in unannounced(hosts, announced):
+                _say("network", f"asked {brief(host)} as well, which the recipe does not tell")
 
 
 def _check_memory(options: argparse.Namespace, recipe: Recipe, builder: Builder, world: World) -> int:

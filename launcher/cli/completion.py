@@ -205,7 +205,7 @@ def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any
 
 def _recipe_file(options: argparse.Namespace) -> Path:
     from launcher.recipe.shipped import folder
-    from launcher.runs.naming import saved_place
+    from launcher.sweep.naming import saved_place
 
     if (recipe := getattr(options, "recipe", None)) is not None:
         path = Path(recipe)

@@ -35,7 +35,7 @@ def _logs(options: argparse.Namespace, _: Sequence[str]) -> int:
     import sys
 
     from launcher.launch.follow_logs import awaited, followed, shown_log
-    from launcher.runs.naming import named_run
+    from launcher.sweep.naming import named_run
 
     run = named_run(options.run)
     if options.follow:

@@ -35,9 +35,10 @@ from launcher.cli import (
     verify_resume,
 )
 from launcher.cli.arguments import Parser, TopParser
-from launcher.errors import EXIT_FAILED, EXIT_USAGE, LauncherError
+from launcher.errors import EXIT_FAILED, EXIT_USAGE, LauncherError, RecipeError
 from launcher.recipe.directory import taken
 from launcher.recipe.masking import masked
+from launcher.text import printable, printable_lines
 from launcher.version import __version__
 from launcher.world.screen import quieten_packages, speaking_json, steady
 from launcher.world.signals import release
@@ -90,7 +91,7 @@ def _done(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 def _say(error: LauncherError, for_programs: bool) -> None:
     """Prints what is wrong, once: every rank finds the same mistakes, or that there is nothing to do."""
-    text = masked(str(error))
+    text = masked(_printed(error))
     if error.exit_code == EXIT_FAILED or is_spokesman():
         print(text, file=sys.stderr)
         if for_programs and error.exit_code:
@@ -98,6 +99,13 @@ def _say(error: LauncherError, for_programs: bool) -> None:
     elif error.exit_code == EXIT_USAGE:
         time.sleep(_SPOKESMAN_SECONDS)  # where rank 0 finds it too, srun or the agent ends this process meanwhile
         print(f"{name_of_rank()}: {text}", file=getattr(sys.stderr, "unprefixed", sys.stderr))
+
+
+def _printed(error: LauncherError) -> str:
+    """An error as it may be printed: each problem of a recipe in a line of its own."""
+    if isinstance(error, RecipeError):
+        return "\n".join(printable(str(problem)) for problem in error.problems)
+    return printable_lines(str(error))
 
 
 def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
@@ -118,11 +126,20 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
         options.overrides = [*options.overrides, *rest]
     if "=" in getattr(options, "overrides", ()):
         top.parsers[ours[0]].error("'=' is alone; write an override as one word, as in optimizer.lr=3e-4")
+    _refuse_two_lengths(getattr(options, "overrides", ()), top.parsers[ours[0]])
     if script is not None:
         options.overrides = ours[script:]
     elif getattr(options, "base", None):
         options.overrides = [*(f"base={path}" for path in options.base), *options.overrides]
     return options
+
+
+def _refuse_two_lengths(overrides: Sequence[str], command: Parser) -> None:
+    if sum(text.startswith("train.") for text in overrides) > 1:
+        from launcher.recipe.slips import two_lengths
+
+        if fault := two_lengths(overrides):
+            command.error(fault)
 
 
 def _refuse(strange: Sequence[str], command: Parser) -> NoReturn:

@@ -33,10 +33,10 @@ def add(commands: Commands) -> None:
 
 
 def _report(options: argparse.Namespace, _: Sequence[str]) -> int:
-    from launcher.sweep.record import is_sweep
+    from launcher.runs.naming import named_sweep
 
-    is_of_sweep = len(options.runs) == 1 and is_sweep(Path(options.runs[0]))
-    path = _of_sweep(options) if is_of_sweep else _of_runs(options)
+    sweep = named_sweep(options.runs[0]) if len(options.runs) == 1 else None
+    path = _of_runs(options) if sweep is None else _of_sweep(sweep, options)
     if options.open:
         import webbrowser
 
@@ -61,7 +61,7 @@ def _of_runs(options: argparse.Namespace) -> Path:
     return path
 
 
-def _of_sweep(options: argparse.Namespace) -> Path:
+def _of_sweep(folder: Path, options: argparse.Namespace) -> Path:
     from launcher.runs.report.page import REPORT_FILE, save
     from launcher.sweep.page import sweep_page
     from launcher.sweep.record import Record
@@ -69,7 +69,7 @@ def _of_sweep(options: argparse.Namespace) -> Path:
 
     if options.png:
         raise UsageError("--png: draws runs; name trials, as in launcher report DIR/trials/0000 --png pictures")
-    record = Record(Path(options.runs[0]))
+    record = Record(folder)
     path = Path(options.output or record.folder / REPORT_FILE)
     save(path, sweep_page(record, space_of(record.settings)))
     print(path)

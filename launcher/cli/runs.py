@@ -48,13 +48,14 @@ def add(commands: Commands) -> None:
 
 
 def _runs(options: argparse.Namespace, _: Sequence[str]) -> int:
-    from launcher.runs.table import View
+    from launcher.runs.table import View, with_direction
 
     metric, folder = _wanted(options.words)
     root = _root() if folder is None else Path(folder)
     view = View(root, options.state, options.name, "best" if metric else options.sort, metric)
-    if _is_sweeps(view):
-        return _of_sweep(view.root, options)
+    if (sweep := _sweep_of(view)) is not None:
+        return _of_sweep(sweep, options)
+    view = with_direction(view)
     if options.watch:
         return _watch(view)
     if options.json:
@@ -84,11 +85,15 @@ def _root() -> Path:
     return read_site()[0].root
 
 
-def _is_sweeps(view: View) -> bool:
-    """Whether it is all of a sweep that is asked for, which has an order of its own."""
-    from launcher.sweep.record import is_sweep
+def _sweep_of(view: View) -> Path | None:
+    """The sweep that is named, where all of it is asked for, which has an order of its own; None of a folder above."""
+    from launcher.runs.naming import is_named, is_sweep, named_sweep
 
-    return is_sweep(view.root) and not (view.states or view.name or view.metric) and view.sort == "age"
+    if view.states or view.name or view.metric or view.sort != "age":
+        return None
+    if view.root.is_dir():
+        return view.root if is_sweep(view.root) else None
+    return named_sweep(str(view.root)) if is_named(str(view.root)) else None
 
 
 def _of_sweep(folder: Path, options: argparse.Namespace) -> int:
@@ -163,6 +168,8 @@ def _print_table(view: View) -> None:
     console = Console(width=None if sys.stdout.isatty() else 250, highlight=False)  # a file has no width to fit
     with console.capture() as captured:
         console.print(table_of(runs, console.width))
+    if view.metric:
+        print(f"{'metric':<12} {view.metric}\n")
     print("\n".join(line.rstrip() for line in captured.get().splitlines()))
     for number, (what, line) in enumerate(_queue_lines(runs)):
         print(("" if number else "\n") + f"{what}: {line}")
@@ -173,13 +180,21 @@ def _print_table(view: View) -> None:
 def _sweep_lines(view: View) -> list[str]:
     """A line for each sweep below the folder, whose trials are listed in its own."""
     from launcher.errors import LauncherError
+    from launcher.runs.naming import NamedSweep, places_of
     from launcher.runs.reading import find_sweeps
     from launcher.sweep.ranking import ranked
     from launcher.sweep.record import Record
     from launcher.sweep.view import heads
 
+    if view.states or view.name or view.metric:
+        return []
+    named = (
+        []
+        if view.root.is_dir()
+        else [place.folder for place in places_of(str(view.root)) if isinstance(place, NamedSweep)]
+    )
     lines = []
-    for folder in () if view.states or view.name else find_sweeps(view.root):
+    for folder in named or find_sweeps(view.root):
         try:
             record = Record(folder)
             lines.append("; ".join(heads(record, ranked(record))))

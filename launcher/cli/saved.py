@@ -90,7 +90,7 @@ def found(
 
     with loading():
         from launcher.checkpoints.saved_run import find_saved
-        from launcher.sweep.best import saved_place
+        from launcher.sweep.naming import saved_place
 
     stated = argparse.Namespace(**{"recipe": None, "overrides": (), "remove": (), "allow": (), **vars(options)})
     changes = [*stated.overrides, *overrides]

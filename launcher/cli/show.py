@@ -83,12 +83,16 @@ def _origin_style(origin: str) -> str:
 
 def _run_folder(name: str) -> Path | None:
     """The folder of the run that a name means; None of a recipe, which comes first."""
-    from launcher.runs.naming import is_named, named_run
+    from launcher.runs.naming import is_named
 
     folder = Path(name)
     if (folder / _RESOLVED).is_file():
         return folder
-    return None if folder.is_file() or not is_named(name) else named_run(name).folder
+    if folder.is_file() or not is_named(name):
+        return None
+    from launcher.sweep.naming import named_run
+
+    return named_run(name).folder
 
 
 def _recorded(folder: Path) -> str:

@@ -92,7 +92,7 @@ def _submit(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         cpu=options.cpu,
         processes=options.processes,
         run_dir=options.run_dir,
-        tasks=tasks_of(options.array_file),
+        tasks=tasks_of(options.array_file, options.overrides),
         extra=tuple(extra),
         command=("launcher", *arguments),
     )

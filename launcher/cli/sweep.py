@@ -77,16 +77,15 @@ def _parallel(text: str) -> int | None:
 
 
 def _sweep(options: argparse.Namespace, arguments: Sequence[str]) -> int:
-    from launcher.sweep.record import is_sweep
     from launcher.world.signals import release
 
     release()  # nothing has begun that would have to be saved
-    if is_sweep(folder := Path(options.recipe).expanduser()):
+    if options.whole and not options.best:
+        raise UsageError("--whole: says how --best writes a recipe, and nothing else")
+    if (folder := _folder_of(options)) is not None:
         return _result(folder, options) if options.best or options.table else _go_on(folder.absolute(), options)
     if options.best or options.table:
         raise UsageError(f"{options.recipe}: is not a sweep's folder; --best and --table are of a sweep that there is")
-    if options.whole:
-        raise UsageError("--whole: says how --best writes a recipe, and nothing else")
     from launcher.sweep.begin import opened, sought
     from launcher.sweep.plan import questions
 
@@ -100,18 +99,36 @@ def _sweep(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     return _work(record, new.space, new.recipe, new.slots, options)
 
 
-def _result(folder: Path, options: argparse.Namespace) -> int:
+def _folder_of(options: argparse.Namespace) -> Path | None:
+    """The folder of the sweep that is named in a recipe's place; None of a recipe."""
+    from launcher.runs.naming import is_sweep, sweep_called
+
+    path = Path(options.recipe).expanduser()
+    if is_sweep(path):
+        return path
+    return (
+        None
+        if path.is_file() or path.suffix in (".yaml", ".yml") or options.overrides
+        else sweep_called(options.recipe)
+    )
+
+
+def _result(place: Path, options: argparse.Namespace) -> int:
     """Prints what came of a sweep."""
     import sys
 
-    from launcher.sweep.best import best_recipe, table
+    from launcher.sweep.best import best_recipe, table, where_to_save
     from launcher.sweep.record import Record
     from launcher.sweep.space import space_of
 
-    record = Record(folder)
+    record = Record(place)
     space = space_of(record.settings)
     if options.best:
-        content = best_recipe(record, space, _folder_of_output(), whole=options.whole).encode()
+        folder = _folder_of_output()
+        text = best_recipe(record, space, folder, whole=options.whole)
+        if note := where_to_save(text, record.settings, folder):
+            print(f"{'note':<12} {note}", file=sys.stderr)
+        content = text.encode()
     else:
         content = table(record, space, options.table)
     sys.stdout.buffer.write(content)
@@ -187,13 +204,12 @@ def begun(words: Sequence[str], machines: Machines, root: Path, *, dry: bool = F
         dry: Whether to check all, and write nothing.
     """
     from launcher.sweep.begin import opened, sought
-    from launcher.sweep.record import is_sweep
     from launcher.sweep.slots import Slot
 
     top = TopParser(prog="launcher submit …")
     add(top.commands())
     options = top.parse_args(["sweep", *words])
-    if is_sweep(folder := Path(options.recipe).expanduser()):
+    if (folder := _folder_of(options)) is not None:
         return folder.absolute(), options.parallel
     asked, processes = asked_for(options), options.processes_per_run or 1
     number = machines.nodes * machines.slots(options.parallel, processes)
@@ -212,7 +228,7 @@ def _go_on(folder: Path, options: argparse.Namespace) -> int:
     Raises:
         UsageError: Something is said that was settled at its start.
     """
-    from launcher.sweep.begin import grow
+    from launcher.sweep.begin import check_settled, grow
     from launcher.sweep.plan import check_same_recipe, sources_of
     from launcher.sweep.record import Record
     from launcher.sweep.slots import slots_here
@@ -221,13 +237,14 @@ def _go_on(folder: Path, options: argparse.Namespace) -> int:
     if stated := [name for name in _OF_THE_START if getattr(options, name) not in (None, [])]:
         flag = f"--{stated[0].replace('_', '-')}" if stated[0] != "overrides" else options.overrides[0]
         raise UsageError(f"{options.recipe}: {flag}: this sweep was begun already and continues as it was; omit it")
-    record = Record(folder)
+    record, asked = Record(folder), asked_for(options)
+    check_settled(record, asked)
     settings = record.settings
     work_in(settings.directory)
     space = space_of(settings)
     recipe = sources_of(settings).read(space.fixed)
     check_same_recipe(settings, recipe)
-    grow(record, asked_for(options))
+    grow(record, asked, recipe, space)
     slots = slots_here(options.parallel, settings.processes, settings.cpu)
     return _work(record, space, recipe, slots, options)
 
@@ -242,6 +259,7 @@ def _work(record: Record, space: Space, recipe: Recipe, slots: Sequence[Slot], o
     folder = _shown(record.folder)
     where = described(slots, record.settings.processes)
     print(f"{'sweep':<12} {counted_up(record)}; {where}; {folder}")
+    print(f"{'metric':<12} {record.settings.metric}")
     with Screen(record, space, options.quiet) as screen:
         outcome = work_off(record, space, recipe, slots, join=options.join, say=screen.say, show=screen.show)
         screen.show(record)

@@ -339,13 +339,15 @@ def _folder_of(name: str) -> Path:
     Raises:
         UsageError: It means none, runs of several recipes, or a sweep.
     """
-    from launcher.runs.naming import saved_place
-    from launcher.sweep.record import is_sweep
+    from launcher.runs.naming import NamedSweep, is_saved, place_of
 
     path = Path(name)
-    if is_sweep(path):
-        raise UsageError(f"{name} is a sweep's folder: `launcher sweep {name}` resumes it")
-    return (path if path.is_dir() and _tasks_in(path) else saved_place(name)).absolute()
+    if is_saved(name) or (path.is_dir() and _tasks_in(path)):
+        return path.absolute()
+    place = place_of(name)
+    if isinstance(place, NamedSweep):
+        raise UsageError(f"{name} is a sweep's folder: `launcher sweep {place.folder}` resumes it")
+    return place.folder.absolute()
 
 
 def _resume(options: argparse.Namespace, arguments: Sequence[str]) -> int:

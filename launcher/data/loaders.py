@@ -102,6 +102,11 @@ class TrainLoader(DataLoader[Any]):
         """Whether samples were found to be drawn at random, among those that were read in this process."""
         return self._reader.draws
 
+    @property
+    def may_drop(self) -> bool:
+        """Whether a batch may have fewer samples than were asked for."""
+        return self._reader.may_drop
+
     def apart(self) -> TrainLoader:
         """One from which a few steps can be read without taking anything from training: samples have numbers."""
         return self
@@ -209,6 +214,19 @@ class EvaluationLoader(DataLoader[Any]):
     def reads_whole_batches(self) -> bool:
         """Whether a batch is read at once, and not sample by sample."""
         return self._reader.reads_whole_batches
+
+    @property
+    def may_drop(self) -> bool:
+        """Whether a batch may have fewer samples than were asked for."""
+        return self._reader.may_drop
+
+    def num_readable(self) -> int:
+        """How many samples `batch_of` may be asked for."""
+        return self.num_samples()
+
+    def batch_of(self, numbers: Sequence[int]) -> Any:
+        """A batch of some samples, outside of any evaluation and the same on every rank."""
+        return self._reader.batch(0, np.asarray(numbers, dtype=np.int64))
 
     def batches(self, rank: int = 0, world_size: int = 1) -> Iterator[MicroBatch]:
         """This rank's contiguous, unpadded shard; all of it with one rank."""

@@ -89,6 +89,11 @@ class Reader:
         return self._whole is not None
 
     @property
+    def may_drop(self) -> bool:
+        """Whether a collate or a `__getitems__` of somebody's own may leave samples out of a batch."""
+        return self.reading.collate is not None or (self._whole is None and self._has_many)
+
+    @property
     def draws(self) -> bool:
         """Whether what was read so far was drawn at random, as far as it was looked at."""
         return self.reading.sample_seeds == "auto" and bool(self._draws.drawn or self._seeders)

@@ -92,7 +92,32 @@ def _binds(method: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> boo
     return True
 
 
-class StreamLoader(TrainLoader):
+class _FirstSamples:
+    """The first samples of a copy of a stream, to be looked at; none of one that can be read only once."""
+
+    dataset: Any
+    reading: Reading
+    _reader: Reader
+
+    def num_readable(self) -> int:
+        """How many samples `batch_of` may be asked for."""
+        return len(self._first_samples)
+
+    def batch_of(self, numbers: Sequence[int]) -> Any:
+        """A batch of some of the first samples."""
+        with randomness_restored(bool(self.reading.sample_seeds)):
+            return self._reader.collated(0, np.asarray(numbers), [self._first_samples[number] for number in numbers])
+
+    @cached_property
+    def _first_samples(self) -> list[Any]:
+        stream = copy_of(self.dataset)
+        if stream is None:  # reading it would take samples away from training
+            return []
+        with randomness_restored(bool(self.reading.sample_seeds)):
+            return list(itertools.islice(_one_pass(stream, self._reader, 0), _FIRST))
+
+
+class StreamLoader(_FirstSamples, TrainLoader):
     """A stream, step after step. An epoch is what the sampler says it is: a stream need not know its length.
 
     Args:
@@ -134,23 +159,6 @@ class StreamLoader(TrainLoader):
         """One that reads a copy, where there can be one: nothing of this one is used up."""
         return type(self)(copy_of(self.dataset) or self.dataset, self.sampler, self.reading, self.name)
 
-    def num_readable(self) -> int:
-        """The first samples of a copy of the stream; none of one that can be read only once."""
-        return len(self._first_samples)
-
-    def batch_of(self, numbers: Sequence[int]) -> Any:
-        """A batch of some of the first samples."""
-        with randomness_restored(bool(self.reading.sample_seeds)):
-            return self._reader.collated(0, np.asarray(numbers), [self._first_samples[number] for number in numbers])
-
-    @cached_property
-    def _first_samples(self) -> list[Any]:
-        stream = copy_of(self.dataset)
-        if stream is None:  # reading it would take samples away from training
-            return []
-        with randomness_restored(bool(self.reading.sample_seeds)):
-            return list(itertools.islice(_one_pass(stream, self._reader, 0), _FIRST))
-
     def steps(self, start: int, stop: int | None) -> Generator[list[MicroBatch], None, None]:
         """This rank's micro-batches of each optimizer step from `start` on."""
         kind = _OwnPartReader if self.is_split else _ShardReader if self.is_sharded else _PickReader
@@ -165,7 +173,7 @@ class StreamLoader(TrainLoader):
         return [self._reader.batch(step, np.array([number])) for number in range(len(shares))]
 
 
-class StreamEvaluationLoader(EvaluationLoader):
+class StreamEvaluationLoader(_FirstSamples, EvaluationLoader):
     """A stream's first samples, or all of them, read in the training process.
 
     Args:

@@ -13,7 +13,7 @@ from typing import Any
 
 from launcher.errors import MissingPackageError
 from launcher.recipe.directory import absolute, directory
-from launcher.recipe.inputs import endless, unreadable
+from launcher.recipe.inputs import fault_inside, unreadable
 from launcher.version import install
 from launcher.world.files import atomic_write
 from launcher.world.world import user_variable
@@ -102,8 +102,8 @@ def staged(path: Path, scratch: str | os.PathLike[str] | None) -> Path:
     with suppress(FileExistsError), atomic_write(copy) as part:
         _check_room(path, copy.parent)
         if path.is_dir():
-            if link := endless(path):
-                raise ValueError(f"{path / link}: is a link by which this folder contains itself; remove the link")
+            if fault := fault_inside(path):
+                raise ValueError(fault)
             shutil.copytree(path, part)
         else:
             shutil.copy2(path, part)

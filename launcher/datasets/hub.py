@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from torch.utils.data import Dataset
 
 from launcher.datasets.files import needed
 from launcher.recipe.directory import absolute, directory
-from launcher.recipe.inputs import endless, unreadable
+from launcher.recipe.inputs import unreadable
+from launcher.recipe.local_data import check_place, kept_here, only_this_machine
 from launcher.recipe.remote_paths import foreign_path, outdated
 
 _FORMATS = {
@@ -111,14 +113,15 @@ def _load(path: str, split: str, name: str | None, revision: str | None) -> Any:
     local = absolute(path)
     _check_place(path, local)
     try:
-        dataset = _open(datasets, path, local, split, name, revision)
+        with only_this_machine() if local.exists() else nullcontext():
+            dataset = _open(datasets, path, local, split, name, revision)
     except Exception as error:
         words = " ".join(str(error).split())
         raise ValueError(
             f"{path} (split {split}) cannot be loaded: {type(error).__name__}: {words}; check name, split and network, "
             "or give files of this machine"
         ) from error
-    return _part(dataset, path, split)
+    return _part(kept_here(dataset) if local.exists() else dataset, path, split)
 
 
 def _open(datasets: Any, path: str, local: Path, split: str, name: str | None, revision: str | None) -> Any:
@@ -138,8 +141,7 @@ def _check_place(path: str, local: Path) -> None:
         raise ValueError(f"{path}: files of this kind are not read; allowed are {', '.join(_FORMATS)}")
     if fault := foreign_path(path) or unreadable(local):
         raise ValueError(f"{path} {fault}")
-    if local.is_dir() and (link := endless(local)):
-        raise ValueError(f"{local / link}: is a link by which this folder contains itself; remove the link")
+    check_place(path)
     looks_local = re.fullmatch(r"\w[\w.-]*/[\w.-]+", path) is None or local.suffix.lower() in _FORMATS
     if looks_local and not local.exists():
         raise FileNotFoundError(

@@ -21,7 +21,7 @@ from launcher.datasets.arrays import mapped_archive
 from launcher.datasets.files import atomic_write, cache_path, needed, staged
 from launcher.errors import SampleError
 from launcher.recipe.directory import absolute, directory
-from launcher.recipe.inputs import leads_back, unreadable
+from launcher.recipe.inputs import fault_of, leads_back, unreadable
 from launcher.text import counted
 from launcher.world.world import usable_cpus
 
@@ -252,7 +252,7 @@ def _files_below(root: Path, folder: str, times: dict[str, int], above: tuple[st
         if entry.is_dir():
             yield from _files_below(root, name, times, (*above, os.path.realpath(root / folder)))
         elif entry.name.lower().endswith(EXTENSIONS):
-            if not entry.is_file() and (fault := unreadable(entry.path)):
+            if fault := fault_of(entry):
                 raise ValueError(f"{root / name}: {fault}; remove it")
             yield name
 

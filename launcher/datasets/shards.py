@@ -22,6 +22,7 @@ from launcher.datasets.files import FOLDER, cache_path, state_of
 from launcher.datasets.remote_shards import Listed, fetched, listed
 from launcher.datasets.shard_files import Index, OpenShard, index_of, size_of, suffix_of
 from launcher.recipe.directory import absolute
+from launcher.recipe.inputs import unreadable
 from launcher.recipe.remote_paths import foreign_path
 
 T = TypeVar("T")
@@ -195,6 +196,8 @@ def _braces(text: str) -> Iterator[str]:
 def _local(name: str) -> list[str]:
     file = str(absolute(name))
     found = sorted(glob.glob(file)) if glob.has_magic(file) else [file]
+    if fault := next((f"{one} {why}" for one in found if (why := unreadable(one))), None):
+        raise ValueError(f"{fault}; give the path of a .tar, .jsonl or .parquet file")
     if missing := next((one for one in found if not os.path.isfile(one)), None):
         raise FileNotFoundError(f"no file at {missing}; give the path of a .tar, .jsonl or .parquet file")
     return found

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulation
 
 from launcher import internals
 from launcher.device.coordination import Coordinator
-from launcher.device.kernels import kernel_notes, kernels_chosen
+from launcher.device.kernels import kernel_notes, kernels_chosen, settle_workspace
 from launcher.device.kind import Kind, count, found, kind_of, make_current
 from launcher.device.meeting import meeting
 from launcher.device.shared_memory import shared_memory
@@ -161,6 +161,13 @@ def _why_unusable() -> str:
     )
 
 
+def _hidden() -> list[str]:
+    """That a variable may be why a run is on the CPU: nothing else tells of GPUs in some containers."""
+    name, value = gpus.hidden_by()
+    is_for_gpus = torch.version.cuda is not None or torch.version.hip is not None
+    return [f"on the CPU: {name}={value!r} hides any GPU"] if name and is_for_gpus else []
+
+
 def choose_threads(asked: int | str, world: World) -> int:
     """CPU threads of a process: those asked for by the recipe or OMP_NUM_THREADS, or its share of the usable CPUs.
 
@@ -186,12 +193,16 @@ def open_device(
         launch: The recipe's `launch`: threads, network interface, and how long others may take to come.
 
     Raises:
-        UsageError: Accelerate sees another world than the environment's, or there is no such interface.
+        UsageError: Accelerate sees another world than the environment's, there is no such interface, or it is too late
+            for deterministic kernels.
     """
     on_cpu = use_cpu(world, cpu)
     launch = launch or schema.Launch()
+    if not on_cpu:
+        settle_workspace(section)
+    hidden = [] if cpu or world.wants_cpu or not on_cpu else _hidden()
     with _joined(section, world, on_cpu, launch) as device:
-        yield device
+        yield replace(device, notes=(*hidden, *device.notes))
 
 
 @contextmanager

@@ -9,7 +9,31 @@ from typing import Any
 
 import torch
 
+from launcher.errors import UsageError
 from launcher.recipe import schema
+
+_WORKSPACE, _SAME_EACH_TIME = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")  # torch knows no others
+
+
+def settle_workspace(section: schema.Device) -> None:
+    """Has cuBLAS add up alike each time, where that is asked for: torch looks once per process, at its first product.
+
+    Called before the device is used: Accelerate's choice of one already begins CUDA.
+
+    Raises:
+        UsageError: It may be too late, or the variable says something else.
+    """
+    setting = os.environ.get(_WORKSPACE)
+    if not section.deterministic or setting in _SAME_EACH_TIME:
+        return
+    if setting is None and not torch.cuda.is_initialized():
+        os.environ[_WORKSPACE] = _SAME_EACH_TIME[0]
+        return
+    fault = "is not set, and this process has used its GPU already" if setting is None else f"is {setting!r}"
+    raise UsageError(
+        f"device.deterministic: {_WORKSPACE} {fault}; set {_WORKSPACE}={_SAME_EACH_TIME[0]} before Python starts, or "
+        "restart the kernel of a notebook"
+    )
 
 
 @contextmanager
@@ -35,7 +59,6 @@ def kernels_chosen(section: schema.Device, device: torch.device) -> Iterator[Non
 def _deterministic() -> Iterator[None]:
     before = torch.are_deterministic_algorithms_enabled()
     warned = torch.is_deterministic_algorithms_warn_only_enabled()
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, when cuBLAS begins
     torch.use_deterministic_algorithms(True)
     try:
         yield

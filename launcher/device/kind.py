@@ -7,14 +7,20 @@ path; a CPU is a kind on which all of that is nothing.
 from __future__ import annotations
 
 import gc
+import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from launcher.world.cleanup import afterwards
+
+_FOR_ALL = 1  # cudaHostRegisterPortable: whichever of its contexts copies
 KINDS = ("cuda", "xpu", "mps")  # that this program trains on; ROCm's GPUs call themselves cuda
 
 
@@ -119,10 +125,8 @@ class Kind:
         """Puts the device's generator back where it was."""
         where = () if self.device.type == "mps" else (self.device,)  # which has one, and asks for no device
         state = self._module.get_rng_state(*where)
-        try:
+        with afterwards(lambda: self._module.set_rng_state(state, *where)):
             yield
-        finally:
-            self._module.set_rng_state(state, *where)
 
     # ------------------------------------------------------------------ memory
 
@@ -139,10 +143,23 @@ class Kind:
 
     def pinned(self, num_bytes: int) -> torch.Tensor:
         """So many bytes of host memory to which the device copies at full speed; plain ones where there are no such."""
+        runtime = self._module.cudart() if hasattr(self._module, "cudart") else None
+        if hasattr(runtime, "cudaHostRegister"):
+            return self._locked(runtime, np.empty(num_bytes, dtype=np.uint8))
         try:
             return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
         except RuntimeError:  # the machine grants no more of it
             return torch.empty(num_bytes, dtype=torch.uint8)
+
+    def _locked(self, runtime: Any, memory: NDArray[np.uint8]) -> torch.Tensor:
+        """Memory page-locked as it is: torch would take the next power of two, and keep it for good."""
+        if int(runtime.cudaHostRegister(memory.ctypes.data, memory.nbytes, _FOR_ALL)) == 0:
+            # with the last tensor that lies in it
+            weakref.finalize(memory, runtime.cudaHostUnregister, memory.ctypes.data).atexit = False
+        else:
+            with suppress(RuntimeError):  # torch would tell of it in the next kernel that somebody starts
+                torch.zeros((), device=self.device)
+        return torch.from_numpy(memory)
 
 
 def _module_of(device: torch.device) -> Any:

@@ -18,12 +18,14 @@ from launcher.evaluation.modes import own_randomness
 from launcher.evaluation.unmoved import Unmoved
 from launcher.internals import batch_norms, dropouts
 from launcher.model.kinds import is_sharded
+from launcher.objective.halves import off_by, rows_of
 from launcher.objective.loss import Objective
 from launcher.objective.pieces import NotJoinedError, narrowed
-from launcher.objective.probe import off_by
 from launcher.objective.reading import TOLERANCE
 from launcher.objective.run_length import At
 from launcher.text import shapes
+from launcher.world.cleanup import afterwards
+from launcher.world.failure import is_of_device
 from launcher.world.screen import unseen
 
 _COARSE = 2e-3  # of half precision, before what is not rounding is told (20 times that)
@@ -42,24 +44,26 @@ def audit_own(model: nn.Module, objective: Objective, batch: Any, samples: int, 
     Raises:
         LauncherError: It is not.
     """
-    objective.mark_audited()
     if is_sharded(model):  # to call it once more takes all ranks, whose batches differ
         return
     reading = objective.own
     if reading is None or samples < 2 or reading.kind == "batch" or reading.found in ("stated", "trusted"):
         return
-    half = samples // 2
+    rows = rows_of(batch, reading, samples)  # a collate may have left some out
+    half = rows // 2
     try:
-        parts = [narrowed(batch, samples, *ends) for ends in ((0, samples), (0, half), (half, samples))]
+        parts = [narrowed(batch, rows, *ends) for ends in ((0, rows), (0, half), (half, rows))]
     except NotJoinedError:
         return
     counts = [1.0] * 3
     if reading.is_mean:
-        sizes = (samples, half, samples - half)
+        sizes = (rows, half, rows - half)
         counts = [reading.count(part, size) for part, size in zip(parts, sizes, strict=True)]
     try:
         values = _values(model, objective, parts, at)
-    except Exception:  # called otherwise than in a step
+    except Exception as error:  # called otherwise than in a step
+        if is_of_device(error):  # which says the same from now on, wherever it is asked
+            raise
         return
     off = off_by(values, counts, reading.is_mean, _tolerance(model)) if values else None
     if off is not None:
@@ -78,15 +82,13 @@ def _values(model: nn.Module, objective: Objective, parts: list[Any], at: At) ->
         with (
             own_randomness(seed, 0, device),
             unseen(),
-            torch.enable_grad(),
-        ):  # a loss may call autograd itself
-            try:
-                if objective.step is not None:
-                    return float(objective.stepped(model, part, at)["loss"].detach())
-                args, kwargs = objective.layout.inputs(part)
-                return float(objective.layout.loss(model(*args, **kwargs)).detach())
-            finally:
-                unmoved.put_back()
+            torch.enable_grad(),  # a loss may call autograd itself
+            afterwards(unmoved.put_back),
+        ):
+            if objective.step is not None:
+                return float(objective.stepped(model, part, at)["loss"].detach())
+            args, kwargs = objective.layout.inputs(part)
+            return float(objective.layout.loss(model(*args, **kwargs)).detach())
 
     with _calm(model):
         whole = value(parts[0])

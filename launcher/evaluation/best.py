@@ -60,7 +60,7 @@ class BestTracker:
     reference: float | None = None
 
     def see(self, step: int, value: float) -> bool:
-        """Takes an evaluation's value in; whether it is the best so far. NaN never is."""
+        """Takes an evaluation's value in; whether it is the best so far. What is not finite never is."""
         delta = self.early_stop.min_delta if self.early_stop else 0.0
         if self._improves(value, self.reference, delta):
             self.reference, self.since = value, 0
@@ -71,7 +71,7 @@ class BestTracker:
         return is_best
 
     def _improves(self, value: float, on: float | None, delta: float = 0.0) -> bool:
-        if self.best is None or math.isnan(value):
+        if self.best is None or not math.isfinite(value):
             return False
         if on is None:
             return True

@@ -117,6 +117,8 @@ class Tally:
         """
         objective, layout = self.objective, self.objective.layout
         objective.settle()
+        if objective.is_whole and objective.has_exceptions:  # else counting looks
+            objective.refuse_unforeseen(batch.data)
         counts = objective.counts(batch.data, batch.samples)
         data = data if self.transform is None else self.transform(data)
         if not self.samples and not objective.terms:  # the first batch

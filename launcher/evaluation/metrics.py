@@ -20,6 +20,7 @@ from launcher.evaluation.generation import Generation, build_generation
 from launcher.evaluation.outputs import class_dimension, classes, probabilities
 from launcher.internals import keep_to_rank, reductions
 from launcher.objective.batch import BatchLayout, Evaluated, Picks
+from launcher.objective.order import check_order
 from launcher.recipe import schema
 from launcher.recipe.build import Builder
 from launcher.recipe.component import Component
@@ -34,14 +35,16 @@ class OverSet(torchmetrics.Metric):
     Args:
         function: Gets the tensors of all batches, put together along the first dimension.
         parts: How many outputs and targets a batch has.
+        names: The arguments that they are passed as; None for those that are passed by their place.
     """
 
     full_state_update = False
     part_names: Sequence[str]
 
-    def __init__(self, function: Callable[..., Any], parts: int):
+    def __init__(self, function: Callable[..., Any], parts: int, names: Sequence[str | None] = ()):
         super().__init__()
         self.function = function
+        self.argument_names = names
         self.part_names = [f"part{number}" for number in range(parts)]
         self._mark: Mark | None = None  # behind what is on its way
         for name in self.part_names:
@@ -70,7 +73,10 @@ class OverSet(torchmetrics.Metric):
     def so_far(self) -> Any:
         """The same, without torchmetrics' keeping of what was computed."""
         self.arrive()
-        return self.function(*(torch.cat(getattr(self, name)) for name in self.part_names))
+        parts = [torch.cat(getattr(self, name)) for name in self.part_names]
+        pairs = list(zip(self.argument_names or [None] * len(parts), parts, strict=True))
+        by_name = {name: part for name, part in pairs if name is not None}
+        return self.function(*(part for name, part in pairs if name is None), **by_name)
 
 
 class OverTexts(torchmetrics.Metric):
@@ -131,8 +137,8 @@ class Metric:
     metric: Any
     takes: str | None = None
     sets: Sequence[str] | None = None
-    outputs: Picks | None = None
-    targets: Picks | None = None
+    outputs: Sequence[int | str] | None = None
+    targets: Sequence[int | str] | None = None
     given: str | None = None
     _looks_once: bool = False
     _validating: dict[int, bool] = field(default_factory=dict)
@@ -274,6 +280,11 @@ class Metric:
             return {f"{self.name}/{key}": _plain(score) for key, score in value.items()}
         return {self.name: _plain(value)}
 
+    @property
+    def modes(self) -> dict[str, str]:
+        """See `modes_of`."""
+        return modes_of(self.name, self.metric)
+
     def state(self) -> list[Any]:
         """What it keeps of its batches, in host memory: of each metric in it, tensors and lists of them."""
         self._tell_rest()
@@ -295,6 +306,14 @@ class Metric:
         for metric in _holders(self.metric):
             for name, reduction in reductions(metric).items():
                 setattr(metric, name, _joined([next(rank) for rank in ranks], reduction))
+
+
+def modes_of(name: str, metric: Any) -> dict[str, str]:
+    """Whether more or less of a metric's numbers is better, as far as its class says: `min` or `max`, by their keys."""
+    is_several = isinstance(metric, torchmetrics.MetricCollection)
+    parts = {f"{name}/{key}": part for key, part in metric.items()} if is_several else {name: metric}
+    stated = {key: getattr(part, "higher_is_better", None) for key, part in parts.items()}
+    return {key: "max" if more else "min" for key, more in stated.items() if isinstance(more, bool)}
 
 
 def _joined(states: Sequence[Any], reduction: Any) -> Any:
@@ -344,23 +363,42 @@ def build_metrics(builder: Builder, section: schema.Evaluate, batch: schema.Batc
     Raises:
         RecipeError: Something else than a metric came out.
     """
-    metrics = []
     generation = build_generation(builder, section.generate, batch) if section.generate is not None else None
-    for name, component in section.metrics.items():
-        metric, options = builder.build(component), component.options
-        outputs, targets = options.get("_outputs_"), options.get("_targets_")
-        given = [0] if batch.outputs is None else batch.outputs
-        parts = len(given if outputs is None else outputs) + len(batch.targets if targets is None else targets)
-        if not isinstance(metric, torchmetrics.Metric | torchmetrics.MetricCollection):
-            if not callable(metric):
-                raise _no_metric(builder, component, metric)
-            metric = OverTexts(metric) if options.get("_input_") == TEXT else OverSet(metric, parts)
-        for module in _metrics(metric):  # those inside a wrapper too
+    metrics = [_metric(builder, name, component, batch) for name, component in section.metrics.items()]
+    for made in metrics:
+        for module in _metrics(made.metric):  # those inside a wrapper too
             keep_to_rank(module)
-        made = Metric(name, metric, options.get("_input_"), options.get("_sets_"), outputs, targets)
         made.generation = generation if made.takes == TEXT else None
-        metrics.append(made)
     return metrics
+
+
+def _metric(builder: Builder, name: str, component: Component, batch: schema.Batch) -> Metric:
+    metric, options = builder.build(component), component.options
+    outputs, targets = options.get("_outputs_"), options.get("_targets_")
+    given = (batch.outputs or [0] if outputs is None else outputs, batch.targets if targets is None else targets)
+    named = [side for side in given if isinstance(side, Mapping)]
+    if not isinstance(metric, torchmetrics.Metric | torchmetrics.MetricCollection):
+        if not callable(metric):
+            raise _no_metric(builder, component, metric)
+        if batch.adapt is None or named or outputs is not None or targets is not None:
+            check_order(builder, component, metric, *given)
+        metric = _over_all(metric, given, is_of_texts=options.get("_input_") == TEXT)
+    elif named:
+        message = f"{component.target} gets its arguments in order: write lists, as in _outputs_: [0], _targets_: [1]"
+        raise builder.wrong(component.path, message)
+    return Metric(name, metric, options.get("_input_"), options.get("_sets_"), _in_order(outputs), _in_order(targets))
+
+
+def _over_all(function: Callable[..., Any], given: tuple[Picks, Picks], *, is_of_texts: bool) -> Any:
+    """A function of one's own as a metric."""
+    if is_of_texts:
+        return OverTexts(function)
+    names = [str(name) if isinstance(side, Mapping) else None for side in given for name in side]
+    return OverSet(function, len(names), names)
+
+
+def _in_order(picks: Picks | None) -> Sequence[int | str] | None:
+    return list(picks.values()) if isinstance(picks, Mapping) else picks
 
 
 def _no_metric(builder: Builder, component: Component, made: Any) -> RecipeError:

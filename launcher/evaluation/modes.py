@@ -13,6 +13,7 @@ from launcher.data.seeds import randomness_restored, seed_generators
 from launcher.device.kind import kind_of
 from launcher.evaluation.unmoved import Unmoved
 from launcher.objective.loss import Objective
+from launcher.world.cleanup import afterwards
 
 _EVALUATING = 6  # what a seed is for: no step's and no sample's
 
@@ -51,14 +52,16 @@ def evaluating(model: nn.Module, objective: Objective, optimizer: Any = None, bu
         part.eval()
     brought = (owner for owner in objective.brought.values() if owner is not but)
     unmoved = Unmoved(model, *brought, weights=objective.step is not None)
-    try:
-        yield
-    finally:
+
+    def train_again() -> None:
         unmoved.put_back()
         for part in (*trained, *switched[len(modules) :]):
             part.train()
         for module, training in modes:
             module.training = training
+
+    with afterwards(train_again):
+        yield
 
 
 def _roots(model: nn.Module, objective: Objective) -> list[nn.Module]:
@@ -89,10 +92,12 @@ def weights_of_evaluation(optimizer: Any) -> Iterator[None]:
     parameters = [weight for group in optimizer.param_groups for weight in group["params"]]
     kept = [weight.detach().clone() for weight in parameters]
     optimizer.eval()
-    try:
-        yield
-    finally:
+
+    @torch.no_grad()
+    def train_again() -> None:
         optimizer.train()
-        with torch.no_grad():
-            for parameter, value in zip(parameters, kept, strict=True):
-                parameter.copy_(value)
+        for parameter, value in zip(parameters, kept, strict=True):
+            parameter.copy_(value)
+
+    with afterwards(train_again):
+        yield

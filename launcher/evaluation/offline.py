@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -14,7 +15,6 @@ import torch
 from torch import nn
 from torch.utils.data import default_collate
 
-from launcher.checkpoints.rows import read_whole
 from launcher.checkpoints.saved_run import Saved, builder_of, evaluated_on, fill
 from launcher.data.load import EvaluationLoader, Part, evaluation_parts, load_evaluation
 from launcher.data.same_data import agree_on
@@ -33,11 +33,12 @@ from launcher.evaluation.output_files import check_form, output_file
 from launcher.evaluation.predictions import Predictions, beside, columns_of, decisions, write_predictions
 from launcher.model.build import Model, build_model, shard_loss
 from launcher.model.ema import Average, Ema, Swa
+from launcher.model.rows import read_whole
 from launcher.model.sharding import Shards, sharded_parts
 from launcher.objective.build import build_objective
 from launcher.objective.loss import Objective, loss_key
 from launcher.objective.run_length import At
-from launcher.objective.settle import take_up
+from launcher.objective.settle import settle_evaluation, take_up
 from launcher.recipe.build import Builder
 from launcher.recipe.schema import Recipe
 from launcher.runs.tracking.own_code import stand_in
@@ -190,6 +191,8 @@ def evaluate_saved(
         raise UsageError(f"--predictions is for one set; choose with --split: {', '.join(map(_named, parts))}")
     with opened(saved, world, parts, cpu) as model:
         _fill_losses(model.objective, saved, model.shards)
+        at = partial(_at, model.recipe, saved.at[1])
+        _settle(model, at(saved.at[0]))
         metrics = metrics_of(model.builder, model.recipe.evaluate, model.recipe.batch)
         lines: list[Line] = []
         for (part, name), loader in model.sets.items():
@@ -203,7 +206,7 @@ def evaluate_saved(
                 tracking=NoTracking(),
                 best=BestTracker(None),
                 look=look,
-                at=partial(_at, model.recipe, saved.at[1]),
+                at=at,
                 seed=model.recipe.seed,
             )
             lines += evaluation.measured({name: loader}, part, *saved.at) or []
@@ -212,6 +215,15 @@ def evaluate_saved(
                 if world.is_first and columns is not None:
                     write_predictions(predictions, columns, loader)
         return lines
+
+
+def _settle(model: Opened, at: At) -> None:
+    """What the losses are a mean over, where no checkpoint beside the weights says it; tells what nobody can know."""
+    loader = next(iter(model.sets.values()))
+    unknown = settle_evaluation(model.builder, model.objective, model.model.bare, loader, model.device.coordinator, at)
+    if model.device.world.is_first:
+        for message in unknown:
+            print(message, file=sys.stderr)
 
 
 def _named(part: Part) -> str:

@@ -134,6 +134,13 @@ class Nodes:
             multi_tenant=self.count > 1,
         )
 
+    def unanswered(self, wait: Wait) -> str:
+        """What to say where somebody listens at the first node's place, and speaks otherwise than it would."""
+        return (
+            f"--master {self.host}:{self.port}: something listens there and does not answer as the first node does, "
+            f"for {wait.seconds:g} seconds; is it another program's port? launch.meeting_timeout says how long to wait"
+        )
+
     def interface(self) -> str | None:
         """The network interface over which this node's processes speak to the others'; None where that is not clear.
 

@@ -21,6 +21,7 @@ from launcher.launch.agent import run_agent
 from launcher.launch.nodes import Nodes, NodesError
 from launcher.launch.start import started
 from launcher.runs.logs import log_of, tail_of
+from launcher.text import printable_lines
 from launcher.world import network, progress
 from launcher.world.failure import Failure, of_exit
 from launcher.world.failure_report import Report
@@ -38,6 +39,8 @@ LEAVING_SECONDS = 5  # what the other ranks are granted when one has failed
 SILENCE_SECONDS = 25  # how long the agent may have no process before it is given up: it waits for nodes that are gone
 EXIT_INTERRUPTED = 130
 _BY_INTERRUPT = (EXIT_INTERRUPTED, -signal.SIGINT, -signal.SIGTERM)  # how ranks end that do not listen to a Ctrl-C
+_SILENT = -1  # an end of which all is said
+_MEETING_GRACE_SECONDS = 3.0  # for those who wait to say so themselves
 _KILLED = "did not end after another rank had failed, and was killed"
 
 
@@ -112,6 +115,7 @@ class Supervisor:
         self._left_since: float | None = None
         self._interrupts: list[float] = []
         self._is_stopping = self._has_started = False
+        self._is_meeting = True
         self._wait = Wait("the other machines", self.meeting_seconds, why="")
 
     def run(self, module: str, *arguments: str) -> int:
@@ -148,6 +152,7 @@ class Supervisor:
         try:
             with self._wait.told():
                 self.folder = self.nodes.agree_on(self.folder, self.processes, self._wait)
+            self._is_meeting = False
             if self.nodes.rank == 0:
                 shutil.rmtree(Notes(self.folder).folder, ignore_errors=True)  # what ranks of an earlier start said
             os.environ.update(self._interface(), **{RUN_DIR_VARIABLE: str(self.folder)})
@@ -179,6 +184,9 @@ class Supervisor:
         if self._error is not None:
             return None  # the agent is ending
         now = time.monotonic()
+        if self._is_meeting and now - self._wait.began > self._wait.seconds + _MEETING_GRACE_SECONDS:
+            print(f"launcher: {self.nodes.unanswered(self._wait)}", file=sys.stderr)
+            return _SILENT
         workers = self._said()
         living = [worker for worker in workers.values() if _lives(worker.pid)]
         if self._has_started and any(worker.state == progress.STOPPED for worker in workers.values()):
@@ -255,7 +263,9 @@ class Supervisor:
         notes = Notes(self.folder).read()
         if wrong := [note for note in notes.values() if note.exit_code == EXIT_USAGE]:
             alone = wrong[0].rank > 0  # rank 0 would have found it too
-            print(f"rank {wrong[0].rank} on {wrong[0].host}: " * alone + wrong[0].what, file=sys.stderr)
+            print(
+                f"rank {wrong[0].rank} on {wrong[0].host}: " * alone + printable_lines(wrong[0].what), file=sys.stderr
+            )
             return EXIT_USAGE
         if self._error is not None:
             raise self._error
@@ -296,7 +306,9 @@ class Supervisor:
 
     def _leave(self, code: int) -> None:
         """Ends this process without the agent, which may never come back."""
-        if code == EXIT_FAILED:
+        if code == _SILENT:
+            code = EXIT_FAILED
+        elif code == EXIT_FAILED:
             if not (failures := self._failures()) or all(failure.is_aftermath for failure in failures):
                 print("launcher: the other nodes do not answer any more", file=sys.stderr)
             if failures:

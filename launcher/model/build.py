@@ -20,7 +20,7 @@ from launcher.device.device import Device
 from launcher.internals import has_storage, hidden_from_ddp, parts_of
 from launcher.model.adapt import Base, Built, built, load_own, own_state
 from launcher.model.bfloat16 import hold_in_bfloat16
-from launcher.model.compiled import compile_blocks, compiled_in, keep_compiled
+from launcher.model.compiled import WITH_GRAPHS, compile_blocks, compiled_in, keep_compiled
 from launcher.model.construction import construct
 from launcher.model.kinds import class_of
 from launcher.model.recompute import recompute
@@ -43,6 +43,7 @@ class Model:
         notes: What was chosen by the program, for the plan.
         base: What of an adapted model is neither trained nor saved.
         sharding: How it is sharded, where it is.
+        has_graphs: Whether what is called is made of CUDA graphs, which must know where a step begins.
     """
 
     bare: nn.Module
@@ -50,6 +51,7 @@ class Model:
     notes: tuple[str, ...] = ()
     base: Base | None = None
     sharding: Sharding | None = None
+    has_graphs: bool = False
 
     def state_dict(self) -> dict[str, Any]:
         """The unwrapped weights, without a frozen base: no `module.`, no `_orig_mod.`."""
@@ -149,7 +151,9 @@ def build_model(
     if device.world.size > 1 and (unfit := unfit_for_several(bare)):
         raise builder.wrong("model", unfit)
     if shared is None:
-        return Model(bare, wrap(bare, device, section, shares=shares), tuple(notes), made.base)
+        has_graphs = section.compile in WITH_GRAPHS
+        wrapped = wrap(bare, device, section, shares=shares)
+        return Model(bare, wrapped, tuple(notes), made.base, has_graphs=has_graphs)
     if fault := unfit_for_sharding(made, section):
         raise builder.wrong(*fault)
     sharding = Sharding(section, device)
@@ -255,19 +259,15 @@ def wrap_step(step: nn.Module, device: Device) -> nn.Module:
 
 
 def _shared(module: nn.Module, device: Device) -> DistributedDataParallel:
-    """DDP around a module, on this rank's device: Accelerate would name the one of its local rank.
+    """DDP around a module, which stays where it is: Accelerate would name the device of this rank's local number.
 
-    Where each process sees one GPU, its own, there is none of that number. Gradients go through memory that all ranks
-    share, where there is such.
+    Where each process sees one GPU, its own, there is none of that number; and DDP that is told a device builds again
+    what goes into the model, by calling its class. Gradients go through memory that ranks share, where there is such.
     """
     handler = device.accelerator.ddp_handler
     sparse = [name for name, buffer in module.named_buffers() if not has_storage(buffer)]
     with lazy_compiler.ddp(), hidden_from_ddp(module, sparse) if sparse else nullcontext():
-        wrapped = DistributedDataParallel(
-            module,
-            device_ids=[device.torch_device] if device.is_gpu else None,
-            **(handler.to_kwargs() if handler is not None else {}),
-        )
+        wrapped = DistributedDataParallel(module, **(handler.to_kwargs() if handler is not None else {}))
     if sparse:
         wrapped.register_forward_pre_hook(partial(_share_sparse, sparse))
     if device.coordinator.memory is not None:

@@ -15,7 +15,7 @@ from launcher.model.blocks import blocks_of
 from launcher.version import __version__
 
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
-_WHOLE = ("reduce-overhead", "max-autotune")  # one CUDA graph of the model, and not one of each block
+WITH_GRAPHS = ("reduce-overhead", "max-autotune")  # one CUDA graph of the model, and not one of each block
 
 
 def compile_blocks(bare: nn.Module, wanted: bool | str) -> str:
@@ -28,7 +28,7 @@ def compile_blocks(bare: nn.Module, wanted: bool | str) -> str:
     Returns:
         Nothing where the model is to be compiled as a whole: it repeats none, or CUDA graphs are asked for.
     """
-    blocks = blocks_of(bare) if wanted and wanted not in _WHOLE else None
+    blocks = blocks_of(bare) if wanted and wanted not in WITH_GRAPHS else None
     if not blocks:
         return ""
     mode = wanted if isinstance(wanted, str) else "default"

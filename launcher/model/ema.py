@@ -13,6 +13,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
 from launcher.model.rows import Rows
 from launcher.model.sharding import Shards, as_local
+from launcher.world.cleanup import afterwards
 
 
 class Rule(Protocol):
@@ -154,12 +155,9 @@ class Average:
     def _exchanged(self, shards: Shards) -> Iterator[None]:
         """The same of rows, which stay in the memory that modules are put together from."""
         kept = [parameter.detach().clone() for parameter in self._parameters]
-        try:
-            with shards.resharded():
-                self._put(self._averages)
-                yield
-        finally:
-            self._put(kept)
+        with afterwards(lambda: self._put(kept)), shards.resharded():
+            self._put(self._averages)
+            yield
 
     @torch.no_grad()
     def _put(self, values: list[torch.Tensor]) -> None:
@@ -176,14 +174,18 @@ class Average:
             self._restart()
         kept = [self._kept(place) for place in range(len(self._averages))]  # of tied weights once
         return {
+            "kind": self.kind,
             "parameters": {name: kept[place] for name, place in self._names.items()},
             "updates": self._updates,
         }
 
     def load_state_dict(self, state: Mapping[str, Any] | None, /) -> None:
-        """Takes up what a checkpoint kept; where it kept none, the average begins with the weights as they are."""
+        """Takes up what a checkpoint kept; where it kept none of this kind, the average begins with the weights.
+
+        An exponential average is none of the models that another is a mean of.
+        """
         self._restart()
-        if state is None:
+        if state is None or state.get("kind", self.kind) != self.kind:
             return
         for name, place in self._names.items():
             kept, shards = state["parameters"][name], self._shards

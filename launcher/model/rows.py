@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -76,6 +77,16 @@ def whole_of(source: Any) -> torch.Tensor:
     """A tensor, or all of one in a file."""
     whole: torch.Tensor = source if isinstance(source, torch.Tensor) else source.whole()
     return whole
+
+
+def read_whole(tree: Any) -> Any:
+    """A state with the tensors themselves in place of those in files."""
+    if shape_of(tree) is not None:
+        return tree if isinstance(tree, Rows) else whole_of(tree)
+    if isinstance(tree, Mapping):
+        read = {name: read_whole(value) for name, value in tree.items()}
+        return tree if all(read[name] is value for name, value in tree.items()) else read
+    return type(tree)(map(read_whole, tree)) if type(tree) in (list, tuple) else tree
 
 
 @dataclass(frozen=True)

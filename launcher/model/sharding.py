@@ -22,8 +22,9 @@ from launcher.errors import UsageError
 from launcher.model.adapt import Base, own_state
 from launcher.model.blocks import Blocks, blocks_of
 from launcher.model.kinds import is_sharded
-from launcher.model.rows import Rows, rows_of, shape_of, take_rows, whole_of
+from launcher.model.rows import Rows, read_whole, rows_of, shape_of, take_rows
 from launcher.recipe import schema
+from launcher.world.cleanup import afterwards
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -108,12 +109,8 @@ def put_weights(module: nn.Module, weights: Mapping[str, Any], mesh: Mesh) -> No
     for name, source in weights.items():
         if name in places:
             put_rows(places[name], source, mesh)
-    rest = {
-        name: whole_of(value) if shape_of(value) is not None else value
-        for name, value in weights.items()
-        if name not in places
-    }
-    module.load_state_dict(rest, strict=False)
+    rest = {name: value for name, value in weights.items() if name not in places}
+    module.load_state_dict(read_whole(rest), strict=False)
 
 
 def take_apart(module: nn.Module) -> None:
@@ -327,10 +324,8 @@ class Shards:
     def resharded(self) -> Iterator[None]:
         """Taken apart before and after."""
         self.reshard()
-        try:
+        with afterwards(self.reshard):
             yield
-        finally:
-            self.reshard()
 
     @contextmanager
     def without_sync(self) -> Iterator[None]:

@@ -186,6 +186,8 @@ def _picked(thing: Any, wanted: Picks, section: str, what: str) -> Any:
 
 
 def _pick(thing: Any, key: int | str, section: str, what: str) -> Any:
+    if type(key) is int and key == 0 and isinstance(thing, torch.Tensor):
+        return thing  # which is its own only part
     part = _at(thing, key)
     if part is _NOTHING:
         place, inner, rest = _as_far_as_there(thing, key)

@@ -8,9 +8,10 @@ from typing import Any
 
 from launcher.objective.batch import BatchLayout, behind
 from launcher.objective.class_last import class_last
+from launcher.objective.known import known, reduction_of, summing, sums_itself
 from launcher.objective.loss import Objective, Term
-from launcher.objective.order import order_fault
-from launcher.objective.reading import Reading, known, reduction_of, summing, sums_itself
+from launcher.objective.order import check_order, names_given
+from launcher.objective.reading import Reading
 from launcher.objective.turns import TurnsObjective
 from launcher.recipe import schema
 from launcher.recipe.build import Builder
@@ -44,7 +45,12 @@ def build_objective(
     if isinstance(section, str):  # `model`: it brings its own
         return Objective([], layout, count=count)
     named = {"": section} if isinstance(section, Component) else section or {}
-    return Objective([_term(builder, name, component, layout) for name, component in named.items()], layout)
+    terms = [_term(builder, name, component, layout) for name, component in named.items()]
+    if count is not None and all(term.reading is not None or term.per is not None for term in terms):
+        known_already = next((term.reading for term in terms if term.reading is not None), None)
+        why = f"it is {known_already}" if known_already is not None else "_per_ says what it is a mean over"
+        raise builder.wrong(("train", "count"), f"no loss asks for it: {why}; remove train.count")
+    return Objective(terms, layout, count=count)
 
 
 def _term(builder: Builder, name: str, component: Component, layout: BatchLayout) -> Term:
@@ -59,14 +65,16 @@ def _term(builder: Builder, name: str, component: Component, layout: BatchLayout
     options = component.options
     per, weight = options.get("_per_"), float(options.get("_weight_", 1.0))
     outputs, targets = options.get("_outputs_"), options.get("_targets_")
-    reading = known(function) if (batch.targets if targets is None else targets) else None
+    given_outputs = (batch.outputs or [0]) if outputs is None else outputs
+    given_targets = batch.targets if targets is None else targets
+    reading = known(function, names_given(function, given_outputs, given_targets)) if given_targets else None
     if reading is not None and isinstance(targets, Mapping):
         reading = replace(reading, where=("target",))  # torch's name for it
     if reading is not None:
         _check_reduction(builder, component, function)
     is_adapted = layout.adapt is not None and outputs is None and targets is None
     if not is_adapted:
-        _check_order(builder, component, function, batch)
+        check_order(builder, component, function, given_outputs, given_targets)
     if reading is not None and per is not None and (per == "sum") != (reading.kind == "sum") and per != "batch":
         message = f"_per_: {per} is not what it is: {reading.words} ({reading.why}); remove _per_, or say its reduction"
         raise builder.wrong(component.path, message)
@@ -89,17 +97,3 @@ def _check_reduction(builder: Builder, component: Component, function: Any) -> N
         return
     message = "'none' is not allowed: it gives a number for each entry, and a step needs one; remove it, or say sum"
     raise builder.wrong((*component.path, "reduction"), message)
-
-
-def _check_order(builder: Builder, component: Component, function: Any, batch: schema.Batch) -> None:
-    """Refuses outputs and targets that would stand where the loss takes something else.
-
-    Raises:
-        RecipeError: They would.
-    """
-    options = component.options
-    outputs, targets = options.get("_outputs_", batch.outputs or [0]), options.get("_targets_", batch.targets)
-    if isinstance(outputs, Mapping) or isinstance(targets, Mapping):
-        return
-    if fault := order_fault(function, outputs, targets):
-        raise builder.wrong(component.path, f"{component.target} {fault}")

@@ -17,12 +17,17 @@ from launcher.data.parts import changed
 from launcher.errors import LauncherError
 from launcher.model.kinds import class_of, is_sharded
 from launcher.objective.batch import Adapted, BatchLayout, Picks, arguments, one_number
-from launcher.objective.probe import still_holds
+from launcher.objective.halves import still_holds
 from launcher.objective.reading import Reading, tensors_in
 from launcher.text import shapes
 
 Loss = Callable[..., torch.Tensor]
 
+COUNT = "name a function of the batch that counts: train.count"
+APART = (
+    "give each target a loss of its own, as in loss: {a: {…, _targets_: [1]}, b: {…, _targets_: [2]}}, or use one "
+    "process and no data.micro_batch_size"
+)
 INDEPENDENT = "does not depend on the model: no parameter gets a gradient; look for detach(), argmax() or no_grad()"
 
 
@@ -82,8 +87,13 @@ class Term:
         return layout.outputs(result) if self.outputs is None else layout.picked_outputs(result, self.outputs)
 
     def targets_of(self, layout: BatchLayout, batch: Any) -> Any:
-        """What of a batch it gets; that is what is counted."""
+        """What of a batch it gets; unless the recipe says what to count, that is what is counted."""
         return layout.split(batch)[2] if self.targets is None else layout.picked_targets(batch, self.targets)
+
+    def counted_of(self, layout: BatchLayout, batch: Any) -> Any:
+        """What of a batch is counted: a count of the user's own gets all of it."""
+        is_users = self.reading is not None and self.reading.kind == "user"
+        return batch if is_users else self.targets_of(layout, batch)
 
     def value(self, function: Loss, layout: BatchLayout, result: Any, batch: Any) -> torch.Tensor:
         """The loss of a batch."""
@@ -116,7 +126,7 @@ class Objective:
         terms: The losses; none where the model or a step function brings its own.
         layout: Which parts of batch and result they get.
         step: The user's own step function, in place of forward and loss.
-        count: What a batch counts, with a step function or a model's own loss.
+        count: What a batch counts, for losses of which nothing else says it.
     """
 
     def __init__(
@@ -134,8 +144,9 @@ class Objective:
         # whether every count is known by arithmetic, without reading a batch: the first one decides, in `settle`
         self.counts_samples = False
         self.is_whole = False  # a step is one forward pass on one process: no reading changes its numbers
-        self.is_audited = False  # in this start, on a batch of training
+        self.is_audited = False  # on a batch of training, since the start, or since something was kept
         self.autocast: Callable[[], AbstractContextManager[Any]] | None = None  # what a step function runs under
+        self.has_exceptions = False  # values that the samples that were measured lack
         self.others: dict[str, Callable[..., Any]] = {}  # functions of the user's that may have a state, by key
         if layout.adapt is not None:
             self.others["batch.adapt"] = layout.adapt
@@ -245,14 +256,21 @@ class Objective:
         for key, reading in self.readings.items():
             if reading is None:
                 self.read(key, Reading("samples", found="trusted", why="it has not been measured"))
+        self.has_exceptions = any(reading.unless for reading in self.readings.values() if reading is not None)
         self.counts_samples = all(
             term_reading is not None and term_reading.by_samples for term_reading in self.readings.values()
         )
 
     def counts(self, batch: Any, samples: int) -> list[float]:
-        """What a micro-batch in host memory contributes to each term's count."""
+        """What a micro-batch in host memory contributes to each term's count.
+
+        Raises:
+            LauncherError: It has a value with which a loss is not what it was found to be.
+        """
+        if self.has_exceptions and not self.is_whole:
+            self.refuse_unforeseen(batch)
         if len(self.terms) == 1 and (reading := self.terms[0].reading) is not None:  # as nearly always: no lists
-            parts = None if self.counts_samples else self.terms[0].targets_of(self.layout, batch)
+            parts = None if self.counts_samples else self.terms[0].counted_of(self.layout, batch)
             return [reading.count(parts, samples)]
         readings = [term.reading for term in self.terms] or [self.own]
         if self.counts_samples:
@@ -260,11 +278,22 @@ class Objective:
                 term_reading.count(None, samples) if term_reading is not None else float(samples)
                 for term_reading in readings
             ]
-        counted = [term.targets_of(self.layout, batch) for term in self.terms] or [batch]
+        counted = [term.counted_of(self.layout, batch) for term in self.terms] or [batch]
         return [
             term_reading.count(part, samples) if term_reading is not None else float(samples)
             for term_reading, part in zip(readings, counted, strict=True)
         ]
+
+    def refuse_unforeseen(self, batch: Any) -> None:
+        """Ends the run where a batch has what no sample had that was measured, and with which a loss is another mean.
+
+        Raises:
+            LauncherError: It has.
+        """
+        counted = [term.counted_of(self.layout, batch) for term in self.terms] or [batch]
+        for (key, reading), parts in zip(self.readings.items(), counted, strict=True):
+            if reading is not None and (what := reading.unforeseen(parts)):
+                raise LauncherError(f"{key}: a batch has {what}, and with it the loss is not {reading.words}; {APART}")
 
     def scales(self, local: Sequence[float], total: Sequence[float], world_size: int, samples: int) -> list[float]:
         """Factors that make each term's value a part of the step's mean.
@@ -326,7 +355,6 @@ class Objective:
         Raises:
             LauncherError: One is not.
         """
-        self.mark_audited()
         for term in self.terms:
             reading = term.reading
             if is_sharded(term.function):  # to call it once more takes all ranks, whose batches differ
@@ -336,17 +364,22 @@ class Objective:
             if self.is_whole and reading.found == "known":  # a slip that broadcasts is a question, and no other number
                 continue
             outputs, targets = term.outputs_of(self.layout, result), term.targets_of(self.layout, batch)
-            off = still_holds(term.function, reading, outputs, targets, samples)
+            counted = batch if reading.kind == "user" else None
+            off = still_holds(term.function, reading, outputs, targets, samples, counted)
             if off is not None:
                 seen = f"outputs {shapes(outputs)}, targets {shapes(targets)}"
                 raise LauncherError(
                     f"{term.key}: is not {reading.words} on this batch ({seen}): its halves put together are {off:.1g} "
-                    "off; fix the loss, or say what it is: _per_: sample, element, sum or batch"
+                    f"off; fix the loss, say _per_: batch, or {COUNT}"
                 )
 
     def mark_audited(self) -> None:
-        """Notes that this start has tried on a real batch what its losses were found to be."""
+        """Notes that it was tried on a real batch of training what its losses were found to be."""
         self.is_audited = True
+
+    def audit_again(self) -> None:
+        """Has that tried on the next one again: what training has moved since may have made it another."""
+        self.is_audited = False
 
     def _of_nothing(self, term: Term, result: Any) -> torch.Tensor:
         """Zero, by way of the outputs: a mean over nothing is NaN, and so is NaN × 0."""

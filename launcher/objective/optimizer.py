@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from launcher.device import lazy_compiler
 from launcher.model.sharding import Shards
 from launcher.objective.loss import loss_key
-from launcher.objective.patterns import as_list, chosen, layers_of, no_such
+from launcher.objective.patterns import as_list, by_first_name, chosen, is_frozen, layers_of, no_such
 from launcher.objective.several import Optimizers, Several, each
 from launcher.recipe.build import Builder
 from launcher.recipe.component import Component
@@ -47,25 +47,28 @@ def build_optimizer(
         RecipeError: A pattern matches no parameter, a parameter has no optimizer, or the result is not an optimizer.
     """
     lazy_compiler.optimizers()
-    named = {name: parameter for name, parameter in named_parameters(model, losses).items() if parameter.requires_grad}
+    every = all_names(model, losses)
+    named = {name: parameter for name, parameter in by_first_name(every).items() if parameter.requires_grad}
     modules = [model, *losses.values()]
     if isinstance(section, Component):
-        return _one(builder, section, modules, named, may_skip, shards)
-    shares = _shares(builder, section, model, named)
-    return Several({name: _one(builder, section[name], modules, shares[name], may_skip, shards) for name in section})
+        return _one(builder, section, modules, named, every, may_skip, shards)
+    shares = _shares(builder, section, model, named, every)
+    return Several(
+        {name: _one(builder, section[name], modules, shares[name], every, may_skip, shards) for name in section}
+    )
+
+
+def all_names(model: nn.Module, losses: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
+    """All parameters, by each of their names; those of a loss are called `loss.…`."""
+    named = dict(model.named_parameters(remove_duplicate=False))
+    for name, loss in losses.items():
+        named |= dict(loss.named_parameters(loss_key(name), remove_duplicate=False))
+    return named
 
 
 def named_parameters(model: nn.Module, losses: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
-    """All parameters by name; those of a loss are called `loss.…`."""
-    named = dict(model.named_parameters())
-    for name, loss in losses.items():
-        prefix = f"{loss_key(name)}."
-        named |= {
-            prefix + key: parameter
-            for key, parameter in loss.named_parameters()
-            if not _is_among(parameter, named.values())
-        }
-    return named
+    """All parameters by name, once: by the first where they have several."""
+    return by_first_name(all_names(model, losses))
 
 
 def _one(
@@ -73,6 +76,7 @@ def _one(
     section: Component,
     modules: Sequence[nn.Module],
     named: Named,
+    every: Named,
     may_skip: bool,
     shards: Shards | None,
 ) -> Optimizer:
@@ -83,7 +87,7 @@ def _one(
     if shards is not None and by_entries:
         named = {name: shards.local(parameter) for name, parameter in named.items()}
     is_grouped = any(section.options.get(key) is not None for key in ("_groups_", "_layer_decay_"))
-    params = _groups(builder, section, modules[0], named) if is_grouped else list(named.values())
+    params = _groups(builder, section, modules[0], named, every) if is_grouped else list(named.values())
     if section.given is None:
         fuses = (shards is None or by_entries) and _fuses(builder, section, modules, named.values(), may_skip)
         optimizer = builder.build(section, params=params, **({"fused": True} if fuses else {}))
@@ -109,7 +113,7 @@ def steps_by_entries(target: Any) -> bool:
 
 
 def _shares(
-    builder: Builder, section: Mapping[str, Component], model: nn.Module, named: Named
+    builder: Builder, section: Mapping[str, Component], model: nn.Module, named: Named, every: Named
 ) -> dict[str, dict[str, nn.Parameter]]:
     """The parameters of each optimizer: by `_params_`, else those of the model's part of its name, else the rest."""
     parts = dict(model.named_children())
@@ -122,8 +126,12 @@ def _shares(
     found = chosen((pattern for own in patterns.values() for pattern in own), named)
     for name, own in patterns.items():
         for pattern in own:
-            if not found[pattern]:
-                raise builder.wrong((*section[name].path, "_params_"), no_such(pattern, named))
+            if not found[pattern] and not is_frozen(pattern, every):
+                raise builder.wrong((*section[name].path, "_params_"), no_such(pattern, every))
+        if own and not any(found[pattern] for pattern in own):
+            message = f"all of its parameters are frozen ({', '.join(own)}), by train.freeze or by the model itself; "
+            message += f"let some be trained, or remove '{name}' here (and in train.step, where it takes turns)"
+            raise builder.wrong(section[name].path, message)
     taken = {name for names in found.values() for name in names}
     left = [name for name in named if name not in taken]
     if left and not takers:
@@ -269,18 +277,19 @@ def _tried_state(optimizer: Optimizer, dtype: torch.dtype) -> Mapping[str, Any]:
 # ---------------------------------------------------------------------- groups
 
 
-def _groups(builder: Builder, section: Component, model: nn.Module, named: Named) -> list[dict[str, Any]]:
+def _groups(builder: Builder, section: Component, model: nn.Module, named: Named, every: Named) -> list[dict[str, Any]]:
     """Parameter groups by pattern, and within each by layer where the rate decays from layer to layer."""
     patterns: Mapping[str, Mapping[str, Any]] = section.options.get("_groups_") or {}
     found = chosen(patterns, named)
     groups: list[tuple[list[str], dict[str, Any]]] = []
     for pattern, settings in patterns.items():
-        if not found[pattern]:
-            raise builder.wrong((*section.path, "_groups_", pattern), no_such(pattern, named), at_key=True)
+        if not found[pattern] and not is_frozen(pattern, every):
+            raise builder.wrong((*section.path, "_groups_", pattern), no_such(pattern, every), at_key=True)
         evaluated = builder.value(settings, {})
         for name, message in builder.unfit(section, evaluated):
             raise builder.wrong((*section.path, "_groups_", pattern, name), message, at_key=True)
-        groups.append((found[pattern], evaluated))
+        if found[pattern]:
+            groups.append((found[pattern], evaluated))
     grouped = {name for names, _ in groups for name in names}
     if left := [name for name in named if name not in grouped]:
         groups.insert(0, (left, {}))

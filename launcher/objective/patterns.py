@@ -38,10 +38,45 @@ def chosen(patterns: Iterable[str], named: Mapping[str, torch.Tensor]) -> dict[s
     return found
 
 
-def no_such(pattern: str, named: Mapping[str, torch.Tensor]) -> str:
-    """What to say of a pattern that has no parameter."""
-    shown = ", ".join(list(named)[:8])
-    return f"no parameter is named like '{pattern}' (or an earlier pattern has it); there are: {shown}, …"
+def by_first_name(every: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    """Each parameter once, by the first of its names."""
+    firsts: dict[int, str] = {}
+    for name, parameter in every.items():
+        firsts.setdefault(id(parameter), name)
+    return {name: every[name] for name in firsts.values()}
+
+
+def is_frozen(pattern: str, every: Mapping[str, nn.Parameter]) -> bool:
+    """Whether a pattern names parameters, and all of them are frozen.
+
+    Args:
+        pattern: The pattern.
+        every: All parameters, by each of their names.
+    """
+    meant = _meant(pattern, every)
+    return bool(meant) and not any(every[name].requires_grad for name in meant)
+
+
+def no_such(pattern: str, every: Mapping[str, nn.Parameter]) -> str:
+    """What to say of a pattern that has no parameter: there is none, or it is frozen, tied, or somebody else's.
+
+    Args:
+        pattern: The pattern.
+        every: All parameters, by each of their names, the first first.
+    """
+    meant = _meant(pattern, every)
+    if not meant:
+        return f"no parameter is named like '{pattern}'; there are: {', '.join(list(every)[:8])}, …"
+    firsts = {id(parameter): name for name, parameter in by_first_name(every).items()}
+    if tied := next((name for name in meant if firsts[id(every[name])] not in meant), None):
+        return f"'{tied}' is '{firsts[id(every[tied])]}': name that"
+    if is_frozen(pattern, every):
+        return f"'{meant[0]}' is frozen, by train.freeze or by the model itself, like all that '{pattern}' names"
+    return f"a pattern before it, or another optimizer, has '{meant[0]}' and all else that '{pattern}' names"
+
+
+def _meant(pattern: str, every: Mapping[str, nn.Parameter]) -> list[str]:
+    return [name for name, parameter in every.items() if matches(pattern, name, parameter)]
 
 
 # ---------------------------------------------------------------------- layers

@@ -5,6 +5,7 @@ Batches that are not their pieces side by side (somebody pads, or counts on from
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -59,8 +60,10 @@ def narrowed(tree: Any, samples: int, start: int, stop: int) -> Any:
 
 # ---------------------------------------------------------------------- pieces that join
 
+_MOST_CLASSES = 16  # that may be left out
 
 Tree = Any
+Put = tuple[Where, float]
 Joint = Any  # how a tree of pieces joins: a dimension, "list", "same", or the same tree of those
 
 
@@ -199,6 +202,17 @@ def _taken(tree: Tree, joint: Joint, lengths: Sequence[Tree], pieces: int) -> Tr
 # ---------------------------------------------------------------------- variations
 
 
+def classes_among(parts: Sequence[Tree]) -> list[int]:
+    """The class numbers that samples have most often: any of them may be one that does not count."""
+    often: dict[int, int] = {}
+    for tensor in (tensor for tree in parts for _, tensor in itertools.islice(tensors_in(tree), 8)):
+        if tensor.dim() and not tensor.is_floating_point() and tensor.dtype != torch.bool and tensor.numel():
+            values, numbers = tensor.unique(return_counts=True)
+            for value, number in zip(values.tolist(), numbers.tolist(), strict=True):
+                often[value] = often.get(value, 0) + number
+    return sorted(often, key=lambda value: -often[value])[:_MOST_CLASSES]
+
+
 def classes_in(outputs: Tree) -> list[int]:
     """Class numbers that may mean "no class": the last, and the one after it."""
     first = next((tensor for _, tensor in tensors_in(outputs)), None)
@@ -226,20 +240,35 @@ def draws(joined: Joined) -> Iterator[Tree]:
     yield joined.over_outputs(lambda tensor, dim: tensor + ramp(tensor, dim) * (tensor.roll(2, dim) - tensor))
 
 
-def injections(joined: Joined, hints: Hints) -> Iterator[tuple[Tree, Tree]]:
-    """Values that may not count, put into the targets: what the samples lack may come later."""
+def injections(joined: Joined, hints: Hints) -> Iterator[tuple[Tree, Tree, Put | None]]:
+    """Values that may not count, put into the targets: what the samples lack may come later.
+
+    Yields:
+        Outputs, targets, and the place and the value, where it is one that the samples lack there.
+    """
     generator = torch.Generator().manual_seed(11)
 
     def shaken(tensor: torch.Tensor, _: int) -> torch.Tensor:
         noise = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
         return tensor + 0.05 * (tensor.abs().mean() + 0.5) * noise
 
-    tensors = [tensor for _, tensor in tensors_in(joined.targets)]
+    tensors = list(tensors_in(joined.targets))[:8]
     for outputs in (joined.over_outputs(shaken), joined.outputs):
-        for number, tensor in enumerate(tensors[:8]):
+        for number, (where, tensor) in enumerate(tensors):
             for value in _values_for(tensor, number, joined.outputs, hints):
                 changed = torch.where(_holes(tensor, joined, generator), torch.full_like(tensor, value), tensor)
-                yield outputs, mapped(joined.targets, lambda part, of=tensor, to=changed: to if part is of else part)  # type: ignore[misc]  # mypy takes no defaults in lambdas
+                targets = mapped(joined.targets, functools.partial(_exchanged, tensor, changed))
+                yield outputs, targets, put_into(where, tensor, value)
+
+
+def _exchanged(old: torch.Tensor, new: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+    return new if part is old else part
+
+
+def put_into(where: Where, tensor: torch.Tensor, value: float) -> Put | None:
+    """The place and the value that is put there; None where some samples have it already."""
+    has = tensor.isnan() if math.isnan(value) else tensor == value
+    return None if bool(has.any()) else (where, float(value))
 
 
 def _values_for(tensor: torch.Tensor, number: int, outputs: Tree, hints: Hints) -> list[float]:
@@ -250,12 +279,11 @@ def _values_for(tensor: torch.Tensor, number: int, outputs: Tree, hints: Hints) 
         return [0]
     if tensor.is_floating_point():
         return [0] if is_mask(tensor) else [math.nan, 0.0][: 1 + (number > 0)]
-    if number and is_mask(tensor):
-        return [0]
+    may_mask: list[float] = [0] if number and is_mask(tensor) else []
     if not are_classes(tensor, outputs):
-        return []
+        return may_mask
     info = torch.iinfo(tensor.dtype)
-    wanted = dict.fromkeys((*hints.ignored, 0, *classes_in(outputs)))
+    wanted = dict.fromkeys((*may_mask, *hints.ignored, 0, *classes_in(outputs)))
     return [value for value in wanted if info.min <= value <= info.max]
 
 

@@ -63,6 +63,11 @@ class RunLength:
         steps = {} if self.total_steps is None else {"train.steps": self.total_steps}
         return {"train.steps_per_epoch": self.steps_per_epoch, **steps, SAMPLES: self.samples_per_epoch}
 
+    @property
+    def last(self) -> At:
+        """Where the last step stands; the first where the run's length is a time."""
+        return self.at(max(0, (self.total_steps or 1) - 1))
+
     def epoch(self, step: int) -> float:
         """Passes over the data completed after `step` steps."""
         return step / self.steps_per_epoch

@@ -9,18 +9,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from launcher.data.load import Data, TrainLoader
+from launcher.data.load import Data, EvaluationLoader, TrainLoader
 from launcher.data.repeatable import differs_again
 from launcher.device.coordination import Coordinator
 from launcher.errors import LauncherError, RecipeError
-from launcher.objective.loss import Objective, Term
+from launcher.objective.calls import copied
+from launcher.objective.loss import COUNT, Objective, Term
 from launcher.objective.pieces import mapped
-from launcher.objective.probe import LOOKED_AT, Samples, Subject, copied, measure
-from launcher.objective.reading import Hints, Reading, Verdict, tensors_in
+from launcher.objective.probe import measure
+from launcher.objective.reading import Hints, Reading, tensors_in
 from launcher.objective.run_length import At
+from launcher.objective.subject import LOOKED_AT, Samples, Subject
+from launcher.objective.verdict import Verdict
 from launcher.recipe.build import Builder
 from launcher.text import words_of
 
+_NEARLY = 1e-3  # off the whole: as a mean is over a count and a small constant beside it
 _ELEMENTS = ("kept", "elements", "weights", "present", "mask", "positive")
 _OF_PER = {"sample": ("samples", "rows"), "element": _ELEMENTS, "sum": ("sum",), "batch": ("batch",)}
 
@@ -55,6 +59,7 @@ def settle_losses(
     data: Data,
     coordinator: Coordinator,
     *,
+    end: At,
     processes: int | None = None,
     kept: Mapping[str, Any] | None = None,
 ) -> None:
@@ -66,6 +71,7 @@ def settle_losses(
         model: The bare module; it is left as it was.
         data: Whose training samples are measured on.
         coordinator: Rank 0's word counts.
+        end: Where the last step stands: a step function is measured there, too.
         processes: How many there will be; None for those that there are.
         kept: What the checkpoint says; of a loss of the whole batch it says nothing for more pieces or processes.
 
@@ -85,16 +91,78 @@ def settle_losses(
         objective,
         {key: manifest for key, manifest in (kept or {}).items() if steps.is_whole or manifest["kind"] != "batch"},
     )
+    sets: list[TrainLoader | EvaluationLoader] = [train, *data.validation.values(), *data.test.values()]
+    may_drop = any(loader.may_drop for loader in sets)
     for term in objective.terms:
-        term.take(_simplified(term, objective, train))
+        term.take(term.reading if may_drop else _simplified(term, objective, train))
     pads = train.reading.collate is not None and not steps.is_whole
     open_keys = [
         key for key, reading in objective.readings.items() if reading is None or (pads and reading.found == "known")
     ]
     if not open_keys:
         return
-    samples = samples_of(train, are_steady=not differs_again(train))
-    outcomes = {key: _settled(*objective.part(key), model, samples, steps) for key in open_keys}
+    samples = samples_of(train, are_steady=not differs_again(train), may_drop=may_drop)
+    _settle_alike(
+        builder,
+        objective,
+        {key: _settled(*objective.part(key), model, samples, steps, end) for key in open_keys},
+        coordinator,
+    )
+
+
+def settle_evaluation(
+    builder: Builder,
+    objective: Objective,
+    model: nn.Module,
+    loader: EvaluationLoader,
+    coordinator: Coordinator,
+    at: At,
+) -> list[str]:
+    """Finds out what nothing beside saved weights says, on the set that they are evaluated on.
+
+    Args:
+        builder: Says where the recipe names a loss.
+        objective: Whose losses they are, as they are called in evaluations.
+        model: The bare module; it is left as it was.
+        loader: Reads the set.
+        coordinator: Rank 0's word counts.
+        at: Where the weights' training stood.
+
+    Returns:
+        What could not be found out, and is taken over batches, in words.
+
+    Raises:
+        RecipeError: A loss is not what the recipe says.
+    """
+    open_keys = [key for key, reading in objective.readings.items() if reading is None]
+    if not open_keys:
+        return []
+    for owner in objective.brought.values():
+        if isinstance(owner, nn.Module):
+            owner.eval()
+    samples, whole = samples_of(loader, may_drop=loader.may_drop), Steps(1, 1)
+    outcomes = {key: _settled(*objective.part(key), model, samples, whole, at) for key in open_keys}
+    _settle_alike(builder, objective, outcomes, coordinator)
+    return [
+        f"{key}: {reading or 'not known'}; it is a mean over the batches of this evaluation"
+        for key, reading in objective.readings.items()
+        if key in open_keys and (reading is None or reading.kind == "batch") and not _is_stated(objective, key)
+    ]
+
+
+def _is_stated(objective: Objective, key: str) -> bool:
+    term = _term(objective, key)
+    return term is not None and term.per is not None
+
+
+def _settle_alike(
+    builder: Builder, objective: Objective, outcomes: Mapping[str, Reading | str], coordinator: Coordinator
+) -> None:
+    """Takes up on all ranks what rank 0 found.
+
+    Raises:
+        RecipeError: What it found are faults.
+    """
     told: dict[str, Any] = coordinator.from_first(
         lambda: {key: outcome if isinstance(outcome, str) else outcome.manifest() for key, outcome in outcomes.items()}
     )
@@ -135,24 +203,20 @@ def _term(objective: Objective, key: str) -> Term | None:
     return next((term for term in objective.terms if term.key == key), None)
 
 
-def _settled(objective: Objective, key: str, model: nn.Module, samples: Samples | None, steps: Steps) -> Reading | str:
+def _settled(
+    objective: Objective, key: str, model: nn.Module, samples: Samples | None, steps: Steps, end: At
+) -> Reading | str:
     """What a loss is a mean over, or in a line why that cannot be determined."""
     term = _term(objective, key)
-    hints = Hints.of(term.function) if term is not None else Hints(user=objective.count, of_batches=True)
     unread = Verdict(None, "failed", "its samples are others each time they are read")
-    try:
-        verdict = measure(_subject(objective, term), model, samples, hints) if samples is not None else unread
-    except LauncherError:
-        raise
-    except Exception as error:  # somebody's model or data, whose own mistake the first step tells better
-        verdict = Verdict(None, "failed", f"{type(error).__name__}: {' '.join(words_of(error).split())[:160]}")
+    verdict = _measured(objective, term, model, samples, end) if samples is not None else unread
     if term is not None and term.reading is not None:  # torch's own means what it says, unless a collate pads
         is_padded = verdict.reading is not None and verdict.reading.kind == "batch"
         return _fault(verdict, steps, has_term=True) if is_padded else term.reading
-    if objective.count is not None:
-        return _by_user(verdict, objective)
     if term is not None and term.per is not None:
         return _as_stated(term.per, verdict)
+    if objective.count is not None:
+        return _by_user(verdict, objective)
     if verdict.reading is not None and verdict.reading.kind != "batch":
         return _trusting(verdict.reading, verdict.also)
     if steps.is_whole:
@@ -160,35 +224,80 @@ def _settled(objective: Objective, key: str, model: nn.Module, samples: Samples 
     return _fault(verdict, steps, has_term=term is not None)
 
 
+def _measured(objective: Objective, term: Term | None, model: nn.Module, samples: Samples, end: At) -> Verdict:
+    """What a loss is, by measuring: of a step function in the first step and in the last."""
+    counts = _is_counted(objective, term)
+    hints = Hints.of(term.function if term is not None else None, objective.count if counts else None)
+    hints = replace(hints, of_batches=counts or term is None)
+    places = dict.fromkeys((At(), end)) if objective.step is not None else (At(),)
+    try:
+        verdicts = [measure(_subject(objective, term, at), model, samples, hints) for at in places]
+    except LauncherError:
+        raise
+    except Exception as error:  # somebody's model or data, whose own mistake the first step tells better
+        return Verdict(None, "failed", f"{type(error).__name__}: {' '.join(words_of(error).split())[:160]}")
+    return verdicts[0] if len(verdicts) == 1 else _of_both(*verdicts)
+
+
+def _of_both(first: Verdict, last: Verdict) -> Verdict:
+    """What holds in the first step and in the last one."""
+    if first.reading is None:
+        return last if first.reason == "constant" else first
+    if last.reading is None:
+        return first if last.reason == "constant" else last
+    both = [reading for reading in first.fitting() if reading in last.fitting()]
+    if not both:
+        why = f"{first.reading.words} in the first step, and {last.reading.words} in the last"
+        return Verdict(Reading("batch", why=why))
+    unless = tuple(dict.fromkeys((*first.reading.unless, *last.reading.unless)))
+    return replace(first, reading=replace(both[0], unless=unless), also=tuple(both[1:]))
+
+
+def _is_counted(objective: Objective, term: Term | None) -> bool:
+    """Whether the recipe's own count is of this loss."""
+    return objective.count is not None and (term is None or (term.reading is None and term.per is None))
+
+
 def _trusting(reading: Reading, also: Sequence[Reading]) -> Reading:
     """The reading with what is taken on trust: a count that these samples do not tell from it, and others may."""
     plain = ("samples", "rows", "elements", "present", "positive", reading.kind)
     others = [other for other in also if other.kind not in plain]
+    if reading.kind == "mask":  # of which the sum is the count
+        others = [other for other in others if other.where != reading.where]
     if not others:
         return reading
     return replace(reading, untold=others[0].words.split(" over ")[1])
 
 
 def _by_user(verdict: Verdict, objective: Objective) -> Reading | str:
-    """The user's own count, unless another one is what fits."""
-    fits = [verdict.reading, *verdict.also] if verdict.reading is not None else []
-    own = next((reading for reading in fits if reading is not None and reading.kind == "user"), None)
+    """The user's own count, unless it does not fit: what was measured to be wrong is never believed."""
+    own = next((reading for reading in verdict.fitting() if reading.kind == "user"), None)
     if own is not None:
         return own
     if verdict.reading is not None and verdict.reading.kind != "batch":
         return f"train.count is not what the loss is a mean over: it is {verdict.reading.words}; remove train.count"
+    off = verdict.off.get(Reading("user"), 0.0)
+    if off > _NEARLY:
+        return f"train.count is not what the loss is a mean over: put together by it, pieces are {off:.1g} off"
     return Reading("user", found="stated", why=verdict.detail, function=objective.count)
 
 
 def _as_stated(per: str, verdict: Verdict) -> Reading | str:
-    """What the recipe's `_per_` means here, unless something else fits."""
+    """What the recipe's `_per_` means here, where it fits, or where nothing could be measured."""
     kinds = _OF_PER[per]
-    fits = [reading for reading in (verdict.reading, *verdict.also) if reading is not None]
-    agreed = next((reading for reading in fits if reading.kind in kinds), None)
+    agreed = next((reading for reading in verdict.fitting() if reading.kind in kinds), None)
     if agreed is not None:
         return agreed
-    if verdict.reading is not None and verdict.reading.kind != "batch" and per != "batch":
-        return f"_per_: {per} is not what it is a mean over: it is {verdict.reading.words}; remove _per_"
+    if per != "batch":
+        wrong = f"_per_: {per} is not what it is a mean over: "
+        if verdict.is_misfit:
+            nearest = verdict.reading.why if verdict.reading is not None else verdict.detail
+            say = "say _per_: batch, or " if verdict.reading is not None else ""
+            return f"{wrong}pieces put together by it give other values ({nearest}); {say}{COUNT}"
+        if verdict.reading is not None:
+            return f"{wrong}it is {verdict.reading.words}; remove _per_"
+        if verdict.also:
+            return f"{wrong}{verdict.detail}; {COUNT}"
     kind = {"sample": "samples", "element": "elements"}.get(per, per)
     return Reading(kind, found="stated", why=verdict.detail)
 
@@ -198,7 +307,6 @@ def _fault(verdict: Verdict, steps: Steps, has_term: bool) -> str:
     nearest = verdict.reading.why if verdict.reading is not None else verdict.detail
     detail = f" ({nearest})" if nearest else ""
     whole = "use one process and no data.micro_batch_size"
-    say = "say _per_: sample, element or sum" if has_term else "name a function of the batch that counts: train.count"
     if verdict.reading is not None:
         own = "say _per_: batch and remove data.micro_batch_size" if steps.pieces > 1 else "say _per_: batch"
         remedy = f"{own}, or {whole}" if has_term else whole
@@ -210,10 +318,11 @@ def _fault(verdict: Verdict, steps: Steps, has_term: bool) -> str:
         "random": "what it is a mean over cannot be measured",
         "failed": "what it is a mean over could not be measured",
     }[verdict.reason]
+    say = "say _per_: sample, element or sum" if has_term and verdict.reason != "unknown" else COUNT
     return f"{why}{detail}, and {steps} need it; {say}, or {whole}"
 
 
-def _subject(objective: Objective, term: Term | None) -> Subject:
+def _subject(objective: Objective, term: Term | None, at: At) -> Subject:
     layout = objective.layout
 
     def result(model: nn.Module, batch: Any) -> Any:
@@ -221,54 +330,60 @@ def _subject(objective: Objective, term: Term | None) -> Subject:
         return model(*args, **kwargs)
 
     if term is not None:
-        return Subject(
+        subject = Subject(
             parts=lambda batch: term.targets_of(layout, batch),
             outputs=lambda model, batch: term.outputs_of(layout, result(model, batch)),
             function=term.function,
         )
+        if _is_counted(objective, term):
+            return replace(subject, parts=lambda batch: batch, targets=subject.parts)
+        return subject
     if objective.step is None:
         return Subject(parts=lambda batch: batch, value=lambda model, batch: layout.loss(result(model, batch)))
-    return Subject(parts=lambda batch: batch, value=lambda model, batch: _stepped(objective, model, batch))
+    return Subject(parts=lambda batch: batch, value=lambda model, batch: _stepped(objective, model, batch, at))
 
 
-def _stepped(objective: Objective, model: nn.Module, batch: Any) -> Any:
+def _stepped(objective: Objective, model: nn.Module, batch: Any, at: At) -> Any:
     """The loss of a copy of the user's step function."""
     twin = Objective([], objective.layout, step=copied(objective.step))
     if any(parameter.dtype == torch.bfloat16 for parameter in model.parameters()):  # else rounding would be measured
         twin.under(objective.autocast)
-    return twin.stepped(model, batch, At())["loss"]
+    return twin.stepped(model, batch, at)["loss"]
 
 
-def samples_of(train: TrainLoader, *, are_steady: bool = True) -> Samples | None:
-    """The training set's first samples, in batches that are made for the measurement alone.
+def samples_of(
+    loader: TrainLoader | EvaluationLoader, *, are_steady: bool = True, may_drop: bool = False
+) -> Samples | None:
+    """A set's first samples, in batches that are made for the measurement alone.
 
     Args:
-        train: Reads them.
+        loader: Reads them.
         are_steady: Whether they are the same when they are read again.
+        may_drop: Whether batches may have fewer samples than were asked for.
 
     Returns:
         None where a batch cannot be read in pieces: they are not steady, and no rows of what is read once.
     """
-    collates = train.reading.collate is not None
-    whole = _batch_of_rows(train, are_steady) if collates or not are_steady else None
+    collates = loader.reading.collate is not None
+    whole = _batch_of_rows(loader, are_steady) if collates or not are_steady else None
     if whole is not None:
-        rows = min(LOOKED_AT, train.num_readable())
-        return Samples(rows, lambda numbers: mapped(whole, lambda tensor: tensor[list(numbers)]))
-    return Samples(train.num_readable(), train.batch_of, collates=collates) if are_steady else None
+        rows = min(LOOKED_AT, loader.num_readable())
+        return Samples(rows, lambda numbers: mapped(whole, lambda tensor: tensor[list(numbers)]), may_drop=may_drop)
+    return Samples(loader.num_readable(), loader.batch_of, collates=collates, may_drop=may_drop) if are_steady else None
 
 
-def _batch_of_rows(train: TrainLoader, are_steady: bool) -> Any:
+def _batch_of_rows(loader: TrainLoader | EvaluationLoader, are_steady: bool) -> Any:
     """A batch of the first samples, where a collate gives each one row that depends on the others, as mixing does.
 
     Rows of it are what a loss gets: collated again in pieces, they would be mixed otherwise, and read again, those that
     are not steady would be others. None where rows are the same whoever is with them, or where a collate pads: then
     their shapes differ.
     """
-    size, few = min(LOOKED_AT, train.num_readable()), 4
+    size, few = min(LOOKED_AT, loader.num_readable()), 4
     if size <= few:
         return None
     try:
-        whole, part = train.batch_of(range(size)), train.batch_of(range(size - few, size))
+        whole, part = loader.batch_of(range(size)), loader.batch_of(range(size - few, size))
     except Exception:  # the measurement tells it
         return None
     rows, others = dict(tensors_in(whole)), dict(tensors_in(part))

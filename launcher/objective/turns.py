@@ -92,6 +92,11 @@ class TurnsObjective(Objective):
         """What a micro-batch contributes to each turn's count."""
         return [turn.counts(batch, samples)[0] for turn in self.turns.values()]
 
+    def refuse_unforeseen(self, batch: Any) -> None:
+        """Of each turn."""
+        for turn in self.turns.values():
+            turn.refuse_unforeseen(batch)
+
     def scales(self, local: Sequence[float], total: Sequence[float], world_size: int, samples: int) -> list[float]:
         """Factors that make each turn's value a part of the step's mean."""
         counted = zip(self.turns.values(), local, total, strict=True)

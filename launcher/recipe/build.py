@@ -22,6 +22,7 @@ from launcher.recipe.component import Component, components_in
 from launcher.recipe.directory import directory, shortest
 from launcher.recipe.duration import Duration
 from launcher.recipe.expressions import Expression, FromEnvironment
+from launcher.recipe.local_data import opened
 from launcher.recipe.places import Key, by_place, dotted
 from launcher.recipe.places import Path as KeyPath
 from launcher.recipe.policy import (
@@ -29,6 +30,7 @@ from launcher.recipe.policy import (
     Trust,
     argument_objections,
     is_installed,
+    is_load_dataset,
     is_trusted,
     loads_repository,
     may_load_models,
@@ -486,6 +488,8 @@ def _called(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """Calls a target; code that lies in a repository of models is neither run nor asked about."""
     if may_load_models(target):
         run_no_code_of_repositories()
+    if is_load_dataset(target):
+        return opened(target, _named(target, args, kwargs))
     refusal = {"trust_remote_code": False} if loads_repository(target) else {}
     return target(*args, **refusal, **kwargs)
 

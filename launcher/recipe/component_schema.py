@@ -20,7 +20,7 @@ from launcher.recipe.schema import COMPONENT_SCHEMA
 from launcher.recipe.signature import hints_of, parameters_of, wrong_kind
 
 _REFERENCE: dict[str, Any] = {"type": "string", "pattern": r"\$\{"}
-_POSITIONS = {"description": "Positions or keys, as in [0]; of a loss also by the names of its arguments."}
+_POSITIONS = {"description": "Positions or keys, as in [0], or by the names of a loss's or a function's arguments."}
 _LENGTH = {
     "type": ["integer", "string"],
     "description": "Steps, or words such as '500 steps', '1 epoch' or '5%'.",

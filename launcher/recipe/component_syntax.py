@@ -39,12 +39,6 @@ def _are_picks(value: Any) -> str | None:
     return None if fits else "must be positions or keys, as in [0], or by name of an argument, as in {input: 0, var: 1}"
 
 
-def _are_positions(value: Any) -> str | None:
-    """Positions or keys in a list: a metric gets its arguments in order."""
-    fits = isinstance(value, list) and _are_picks(value) is None
-    return None if fits else "must be positions or keys in a list, as in [0] or [scores]"
-
-
 def _is_length(value: Any) -> str | None:
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return None
@@ -113,8 +107,8 @@ OPTIONS: dict[str, dict[str, Callable[[Any], str | None]]] = {
     "evaluate.metrics": {
         "_input_": _is_input,
         "_sets_": _are_sets,
-        "_outputs_": _are_positions,
-        "_targets_": _are_positions,
+        "_outputs_": _are_picks,
+        "_targets_": _are_picks,
     },
 }
 

@@ -46,6 +46,8 @@ def whole_problems(
 
 def _stated(tree: Mapping[str, Any]) -> Iterator[Fault]:
     """Keys that go together or exclude each other, whatever their values are."""
+    for path, value in _expressions(tree.get("track"), ("track",)):  # which no schema knows the settings of
+        yield path, f"{brief(value.text)} is known when the data is opened; write a value here"
     data, train = tree.get("data"), tree.get("train", {})
     if isinstance(data, Mapping) and data.get("global_batch_size") is None and data.get("batch_sampler") is None:
         yield ("data", "global_batch_size"), "is required; write 'global_batch_size: 64', or a batch_sampler"
@@ -56,11 +58,16 @@ def _stated(tree: Mapping[str, Any]) -> Iterator[Fault]:
     if "train" in tree and (len(given) > 1 or not (given or misspelt)):
         problem = f"says {' and '.join(given)}" if given else "does not say how long to train"
         yield ("train",), f"{problem}; state exactly one of epochs, steps, time"
-    if train.get("count") is not None and train.get("step") is None and tree.get("loss") != "model":
-        message = "count goes with a step function of your own, or loss: model; a loss says _per_ beside its _target_"
-        yield ("train",), message
     if tree.get("loss") is None and train.get("step") is None:
         yield ("loss",), "is required; write {_target_: CrossEntropyLoss}, 'model', or a train.step"
+
+
+def _expressions(value: Any, at: Path) -> Iterator[tuple[Path, Expression]]:
+    if isinstance(value, Expression):
+        yield at, value
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield from _expressions(inner, (*at, key))
 
 
 def _evaluation(recipe: Recipe) -> Iterator[Fault]:

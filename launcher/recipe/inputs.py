@@ -34,14 +34,14 @@ def unreadable(path: str | os.PathLike[str]) -> str | None:
     return f"is {kind}, not a file" if kind else None
 
 
-def endless(folder: str | os.PathLike[str]) -> str | None:
-    """The path of a link in a folder by which it contains itself, so that a walk through it never ends; None: none.
+def fault_inside(folder: str | os.PathLike[str]) -> str | None:
+    """What is no data in a folder, with its path: a link by which it contains itself, or into /proc, or a pipe.
 
     Args:
         folder: Walked through with all its links, each folder once on the way to it.
     """
     root = os.path.realpath(folder)
-    return next(_loops(root, root, (root,)), None)
+    return next(_faults(root, (root,)), None)
 
 
 def leads_back(path: str | os.PathLike[str], above: tuple[str, ...]) -> bool:
@@ -50,11 +50,19 @@ def leads_back(path: str | os.PathLike[str], above: tuple[str, ...]) -> bool:
     return real in above or Path(above[0]).is_relative_to(real)
 
 
-def _loops(root: str, folder: str, above: tuple[str, ...]) -> Iterator[str]:
-    with os.scandir(folder) as entries:
-        folders = [entry.path for entry in entries if entry.is_dir()]
-    for path in folders:
-        if leads_back(path, above):
-            yield os.path.relpath(path, root)
-        else:
-            yield from _loops(root, path, (*above, os.path.realpath(path)))
+def fault_of(entry: os.DirEntry[str]) -> str | None:
+    """Why an entry of a folder is no input; a plain file or folder, as most are, costs no look at the disk."""
+    is_plain = not entry.is_symlink() and (entry.is_file() or entry.is_dir())
+    return None if is_plain else unreadable(entry.path)
+
+
+def _faults(folder: str, above: tuple[str, ...]) -> Iterator[str]:
+    with os.scandir(folder) as opened:
+        entries = list(opened)
+    for entry in entries:
+        if fault := fault_of(entry):
+            yield f"{entry.path} {fault}; remove it"
+        elif entry.is_dir() and leads_back(entry.path, above):
+            yield f"{entry.path} is a link by which this folder contains itself; remove the link"
+        elif entry.is_dir():
+            yield from _faults(entry.path, (*above, os.path.realpath(entry.path)))

@@ -193,19 +193,29 @@ def _schema_fault(path: Path, errors: Sequence[ErrorDetails], document: Document
     if kind == "missing":
         return document.origin(path[:-1]), _missing(path)
     if kind == "value_error":
-        prefix = f"{shown(value)} " if isinstance(value, str | int | float) else ""
-        return document.origin(path), prefix + str(context.get("error", first["msg"])) + space_hint(value)
+        return document.origin(path), kind_fault(errors) + space_hint(value)
     if isinstance(value, Expression):
         return document.origin(path), f"{brief(value.text)} is known when the data is opened; write a value here"
     if kind == "string_pattern_mismatch":
         return document.origin(path), f"{shown(value)} is not allowed; {_PATTERNS[str(context['pattern'])]}"
+    message = kind_fault(errors)
+    if not any(error["type"] in _EXPECTED for error in errors):
+        return document.origin(path), message
+    return document.origin(path), f"{message}{_about_quotes(value, kind) or _as_section(path, value)}"
+
+
+def kind_fault(errors: Sequence[ErrorDetails]) -> str:
+    """What is wrong with a value that is of none of the kinds that it may be of."""
+    first, value = errors[0], errors[0]["input"]
+    if first["type"] == "value_error":
+        prefix = f"{shown(value)} " if isinstance(value, str | int | float) else ""
+        return prefix + str(first.get("ctx", {}).get("error", first["msg"]))
     expected = [
         _EXPECTED[error["type"]].format(**error.get("ctx", {})) for error in errors if error["type"] in _EXPECTED
     ]
     if not expected:
-        return document.origin(path), f"{shown(value)}: {first['msg'][0].lower()}{first['msg'][1:]}"
-    remedy = _about_quotes(value, kind) or _as_section(path, value)
-    return document.origin(path), f"{shown(value)} is not {' or '.join(dict.fromkeys(expected))}{remedy}"
+        return f"{shown(value)}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    return f"{shown(value)} is not {' or '.join(dict.fromkeys(expected))}"
 
 
 def _as_section(path: Path, value: Any) -> str:
@@ -213,8 +223,8 @@ def _as_section(path: Path, value: Any) -> str:
     if path == ("evaluate", "early_stop") and isinstance(value, int) and not isinstance(value, bool):
         return f"; write {{patience: {value}}}"
     if path == ("evaluate", "best") and isinstance(value, str):
-        falls = any(word in value for word in ("loss", "error", "perplexity"))
-        return f"; write {{metric: {brief(value)}, mode: {'min' if falls else 'max'}}}"
+        mode = "min" if value == "loss" else "max}, or {mode: min"  # which of them nobody knows by a name
+        return f"; write {{metric: {brief(value)}, mode: {mode}}}"
     return ""
 
 
@@ -242,7 +252,8 @@ def _path_in(detail: ErrorDetails, values: Any) -> Path:
     return (*path, detail["loc"][-1]) if detail["type"] == "missing" else tuple(path)
 
 
-def _fields_at(path: Path) -> list[str]:
+def fields_at(path: Path) -> list[str]:
+    """The keys that the schema knows in a section; none where names are free, or a component's arguments stand."""
     model: type[BaseModel] | None = Recipe
     for step in path:
         field = model.model_fields.get(str(step)) if model is not None else None
@@ -251,7 +262,7 @@ def _fields_at(path: Path) -> list[str]:
 
 
 def _unknown_key(path: Path, tree: Any) -> str:
-    known = _fields_at(path[:-1])
+    known = fields_at(path[:-1])
     allowed = "allowed keys: " + ", ".join(known)
     meant = elsewhere_called(path) or ("" if suggestion(str(path[-1]), known) else belongs_at(path, tree))
     if meant:
@@ -260,7 +271,7 @@ def _unknown_key(path: Path, tree: Any) -> str:
 
 
 def _missing(path: Path) -> str:
-    field = _fields_at(path[:-1])
+    field = fields_at(path[:-1])
     assert path[-1] in field, path
     examples = {
         "train": "{_target_: …}" if path[:-1] else "{epochs: 10}",

@@ -13,13 +13,15 @@ from launcher.recipe.policy import Trust
 from launcher.recipe.project import own_code
 from launcher.recipe.schema import Recipe
 from launcher.recipe.targets import names_own_code
-from launcher.text import brief, printable
+from launcher.text import printable
 
-_LONGEST = 200  # characters of a line
+_WIDTH = 160  # characters of a line, where the next begins
 
 
 def own_calls(recipe: Recipe) -> Iterator[str]:
-    """A line for each piece of own code that a recipe names: where, which, and with what arguments.
+    """A line for each piece of own code that a recipe names: where, which, and with what arguments; nothing is cut.
+
+    A long one is several lines, which say of what they are the rest.
 
     Args:
         recipe: As it was read.
@@ -27,7 +29,7 @@ def own_calls(recipe: Recipe) -> Iterator[str]:
     for root in _roots(recipe):
         for component in root.walk():
             if component.given is None and names_own_code(component.target, _trust(component)):
-                yield _line(component)
+                yield from _lines(component)
 
 
 def questions(recipe: Recipe) -> Iterator[str]:
@@ -61,23 +63,25 @@ def _roots(recipe: Recipe) -> Iterator[Component]:
         yield from components_in(dict(section) if hasattr(section, "model_fields_set") else section)
 
 
-def _line(component: Component) -> str:
-    text = f"{dotted(component.path)}: {brief(component.target)}"
+def _lines(component: Component) -> Iterator[str]:
+    text = f"{dotted(component.path)}: {component.target}"
     if component.style != "reference":
-        named = [f"{brief(name)}={_shown(value)}" for name, value in component.kwargs.items()]
+        named = [f"{name}={_shown(value)}" for name, value in component.kwargs.items()]
         text += f"({', '.join([*map(_shown, component.args), *named])})"
     text = masked(printable(text))
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+    yield text[:_WIDTH]
+    for begin in range(_WIDTH, len(text), _WIDTH):
+        yield f"{printable(dotted(component.path))}: … {text[begin : begin + _WIDTH]}"
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, Component):
-        return brief(value.target) if value.given is None else "an object"
+        return value.target if value.given is None else "an object"
     if isinstance(value, Expression):
-        return brief(value.text)
+        return value.text
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{brief(str(key))}: {_shown(inner)}" for key, inner in value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {_shown(inner)}" for key, inner in value.items()) + "}"
     if isinstance(value, list):
         return f"[{', '.join(map(_shown, value))}]"
     words = {None: "null", True: "true", False: "false"}
-    return words[value] if value is None or isinstance(value, bool) else brief(repr(value))
+    return words[value] if value is None or isinstance(value, bool) else repr(value)

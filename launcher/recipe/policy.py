@@ -75,8 +75,12 @@ CLASSES = (
     Classes("torch.utils.data.dataset", ("torch.utils.data.dataset.Dataset",)),
     Classes("torch.utils.data.sampler", (_SAMPLER,)),
     Classes("torchmetrics", ("torchmetrics.metric.Metric", "torchmetrics.collections.MetricCollection")),
-    # LSUN unpickles a cache beside its data
-    Classes("torchvision.datasets", ("torchvision.datasets.vision.VisionDataset",), ("torchvision.datasets.lsun",)),
+    # LSUN unpickles a cache beside its data, Kinetics downloads from the addresses in a file beside it
+    Classes(
+        "torchvision.datasets",
+        ("torchvision.datasets.vision.VisionDataset",),
+        ("torchvision.datasets.lsun", "torchvision.datasets.kinetics"),
+    ),
     # feature_extraction writes the names of modules into Python and runs it; `_utils` feeds it, quantization rewrites
     Classes(
         "torchvision.models",
@@ -317,6 +321,11 @@ _NEVER = {  # arguments that load code or choose where files are written, at any
 _BY_ARGUMENTS = ("datasets", "peft", "timm", "torchvision.datasets", "transformers.models")  # these decide what they do
 
 
+def is_load_dataset(target: Any) -> bool:
+    """Whether this is the function of Hugging Face's that opens data sets."""
+    return _full_name_of(target) == "datasets.load.load_dataset"
+
+
 def loads_repository(target: Any) -> bool:
     """Whether something listed loads what a repository of models holds, and takes `trust_remote_code`."""
     method = _listed_method(target)
@@ -380,7 +389,7 @@ def argument_objections(target: Any, arguments: Mapping[str, Any], trust: Trust)
         yield from _download(arguments, trust)
     elif package == "timm":
         yield from _timm_model(arguments)
-    elif _full_name_of(target) == "datasets.load.load_dataset":
+    elif is_load_dataset(target):
         yield from _data_set(arguments)
 
 

@@ -6,6 +6,7 @@ another, and any installed package may bring more. Plain paths and one protocol 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,7 @@ from typing import Any
 
 from launcher.recipe.directory import directory
 from launcher.recipe.expressions import FromEnvironment
+from launcher.text import brief
 
 PROTOCOLS = ("file", "hf", "https", "s3", "gs")
 FLOORS = {
@@ -131,15 +133,55 @@ def reached(target: Any, arguments: Mapping[str, Any]) -> str | None:
         return "download.pytorch.org"
     if package == "timm" and arguments.get("pretrained"):
         return "huggingface.co"
-    by_name = package == "torchmetrics" and isinstance(arguments.get("model_name_or_path"), str)
-    is_of_hub = package == "transformers" and name == "from_pretrained" and not _is_here(arguments)
-    return "huggingface.co" if by_name or is_of_hub else None
+    if package == "torchmetrics":
+        return ", ".join(_of_metric(name, arguments)) or None
+    if package == "transformers" and name == "from_pretrained":
+        source = arguments.get("pretrained_model_name_or_path")
+        loads_adapters = not re.search("Config|Extractor|Processor|Tokenizer", str(getattr(target, "__self__", "")))
+        return _of_pretrained(source) or (_of_adapter(source) if loads_adapters else None)
+    return None
 
 
-def _is_here(arguments: Mapping[str, Any]) -> bool:
-    """Whether a pretrained model is a folder of this machine, or a name of the hub."""
-    source = arguments.get("pretrained_model_name_or_path")
-    return isinstance(source, (str, os.PathLike)) and (directory() / source).is_dir()
+_NETS = {  # metrics with a network whose weights they fetch
+    **dict.fromkeys(("FrechetInceptionDistance", "KernelInceptionDistance", "InceptionScore"), "github.com"),
+    **dict.fromkeys(("LearnedPerceptualImagePatchSimilarity", "PerceptualPathLength"), "download.pytorch.org"),
+}
+
+
+def _of_metric(name: str, arguments: Mapping[str, Any]) -> Iterator[str]:
+    """The servers of a metric, which has a model of its own where the recipe names none."""
+    if "model_name_or_path" in arguments and arguments.get("model") is None:
+        yield from filter(None, [_of_pretrained(arguments["model_name_or_path"])])
+    if arguments.get("rescale_with_baseline") and arguments.get("baseline_path") is None:
+        yield "raw.githubusercontent.com"
+    yield from filter(None, [_NETS.get(name)])
+
+
+def _of_pretrained(source: Any) -> str | None:
+    """The hub, but for a file or folder of this machine."""
+    is_here = isinstance(source, (str, os.PathLike)) and (directory() / source).exists()
+    return None if is_here else "huggingface.co"
+
+
+def _of_adapter(source: Any) -> str | None:
+    """The hub, where a folder holds but an adapter, and says of which model."""
+    try:
+        about = json.loads((directory() / source / "adapter_config.json").read_text(encoding="utf-8"))
+        base = about["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return f"huggingface.co ({brief(base)})" if isinstance(base, str) and _of_pretrained(base) else None
+
+
+def is_address(text: str) -> bool:
+    """Whether a path of data is that of a server."""
+    protocol = _PROTOCOL.match(text)
+    return protocol is not None and protocol[1] != "file"
+
+
+def is_of_hub(path: str) -> bool:
+    """Whether a data set's path is OWNER/NAME on the hub, and no file or folder of this machine."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", path) is not None and not os.path.exists(os.path.expanduser(path))
 
 
 def _of_data(arguments: Mapping[str, Any]) -> str | None:
@@ -150,11 +192,7 @@ def _of_data(arguments: Mapping[str, Any]) -> str | None:
         if protocol and protocol[1] != "file":
             hosts.append(_HOSTS.get(protocol[1], text.split("://", 1)[-1].partition("/")[0]))
     path = arguments.get("path")
-    if (
-        isinstance(path, str)
-        and re.fullmatch(r"[\w.-]+/[\w.-]+", path)
-        and not os.path.exists(os.path.expanduser(path))
-    ):
+    if isinstance(path, str) and is_of_hub(path):
         hosts.append(f"huggingface.co ({path})")
     return ", ".join(dict.fromkeys(hosts)) or None
 

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, ParamSpec, TypeVar, get_args
 
 from launcher.errors import UsageError
-from launcher.recipe.elsewhere import elsewhere_called
+from launcher.recipe.caller import Keyword
 from launcher.text import suggestion
 
 _Arguments = ParamSpec("_Arguments")
 _Given = TypeVar("_Given")
 Output = Literal["auto", "quiet", "json"]
 OUTPUTS: tuple[str, ...] = get_args(Output)
+LENGTHS = ("train.epochs", "train.steps", "train.time")
 _ALONE = ("model", "train", "loss", "optimizer", "global_batch_size", "epochs= or steps")  # what no recipe says
 
 
@@ -27,6 +28,8 @@ def hinting(function: Callable[_Arguments, _Given]) -> Callable[_Arguments, _Giv
     def hinted(*arguments: _Arguments.args, **options: _Arguments.kwargs) -> _Given:
         for name in options:
             if name not in known:
+                from launcher.recipe.elsewhere import elsewhere_called  # with the schema
+
                 elsewhere = elsewhere_called((name,)).rpartition(".")[2]
                 near = f"; did you mean '{elsewhere}'?" if elsewhere in known else suggestion(name, known)
                 raise TypeError(f"{function.__name__}() got an unexpected keyword argument '{name}'{near}")
@@ -58,21 +61,75 @@ def check_arguments(
     Raises:
         UsageError: Some are not what they must be.
     """
-    faults = [*_about_recipe(recipe), *_about_objects(objects)]
-    strange = [(name, value) for name, value in switches.items() if not isinstance(value, bool)]
-    faults += [f"{name}: {value!r} is neither True nor False" for name, value in strange]
+    stated = [Keyword(f"{key}={value}") for key, value in numbers.items() if value is not None]
+    faults = [*_about_recipe(recipe), *_about_objects(objects), *_about_overrides(overrides, stated)]
     for key, value in numbers.items():
         if value is not None and (type(value) is not int or value < 1):
             faults.append(f"{key.rpartition('.')[2]}: {value!r} is not a whole number of at least 1")
-    for name, value in lists.items():
-        if isinstance(value, str):
-            faults.append(f"{name}: {value!r} is one text; write a list: {name}=[{value!r}]")
+    faults += [*_about_switches(switches), *_about_lists(lists)]
     if output not in OUTPUTS:
         faults.append(f"output: {output!r} is not allowed; write 'auto', 'quiet' or 'json'")
     if recipe is None and not faults:
         faults += _about_missing(overrides, objects, numbers)
     if faults:
         raise UsageError("\n".join(f"launcher.train: {fault}" for fault in faults))
+
+
+def check_call(
+    name: str, recipe: Any, overrides: Sequence[str], switches: Mapping[str, Any], lists: Mapping[str, Any]
+) -> None:
+    """Looks at the arguments of another call that begins with a recipe.
+
+    Args:
+        name: As in `launcher.check`.
+        recipe: A file, or a mapping.
+        overrides: `a.b=value`.
+        switches: By keyword, as what follows.
+        lists: Of texts.
+
+    Raises:
+        UsageError: Some are not what they must be.
+    """
+    faults = [*_about_recipe(recipe), *_about_overrides(overrides), *_about_switches(switches), *_about_lists(lists)]
+    if recipe is None:
+        faults.insert(0, "a recipe comes first: a file, or what would stand in it as a mapping")
+    if faults:
+        raise UsageError("\n".join(f"{name}: {fault}" for fault in faults))
+
+
+def two_lengths(overrides: Sequence[str]) -> str | None:
+    """What is wrong where one command or call states the length of a run in two ways, of which one would be lost."""
+    stated: dict[str, str] = {}
+    for text in overrides:
+        key, _, value = text.partition("=")
+        if key in LENGTHS and value.strip() not in ("", "null", "~"):
+            stated[key] = text.written if isinstance(text, Keyword) else text
+    if len(stated) < 2:
+        return None
+    return f"{' and '.join(stated.values())} both say how long a run is; keep one"
+
+
+def _about_overrides(overrides: Sequence[Any], stated: Sequence[str] = ()) -> Iterator[str]:
+    for text in overrides:
+        if not isinstance(text, str):
+            remedy = f"write each by itself: {', '.join(map(repr, text))}" if isinstance(text, list | tuple) else ""
+            yield f"{text!r} is not a change to the recipe; {remedy or 'write it as a text'}, as in 'optimizer.lr=0.1'"
+    words = [text for text in overrides if isinstance(text, str)]
+    if fault := two_lengths([*words, *stated]):
+        yield fault
+
+
+def _about_switches(switches: Mapping[str, Any]) -> Iterator[str]:
+    strange = [(name, value) for name, value in switches.items() if not isinstance(value, bool)]
+    yield from (f"{name}: {value!r} is neither True nor False" for name, value in strange)
+
+
+def _about_lists(lists: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in lists.items():
+        if isinstance(value, str):
+            yield f"{name}: {value!r} is one text; write a list: {name}=[{value!r}]"
+        elif not isinstance(value, Sequence) or not all(isinstance(text, str) for text in value):
+            yield f"{name}: {value!r} is not a list of texts"
 
 
 def _about_recipe(recipe: Any) -> Iterator[str]:

@@ -7,6 +7,7 @@ import errno
 import functools
 import itertools
 import json
+import os
 import platform
 import shlex
 import shutil
@@ -284,10 +285,30 @@ def versions() -> Mapping[str, str]:
 
 
 def _git() -> dict[str, str] | None:
-    commit = output_of("git", "rev-parse", "HEAD")
+    commit = output_of(*_GIT, "rev-parse", "HEAD")
     if commit is None:
         return None
-    return {"commit": commit.strip(), "diff": masked(output_of("git", "diff", "HEAD") or "")}
+    diff = "" if _has_filters() else output_of(*_GIT, *_DIFF)
+    return {"commit": commit.strip(), "diff": masked(diff or "")}
+
+
+# A working tree's own settings are anybody's who has made the folder, and some of them are programs that git starts.
+_GIT = ("git", "--no-pager", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null")
+_DIFF = ("diff", "--no-ext-diff", "--no-textconv", "--ignore-submodules=dirty", "--submodule=short", "HEAD")
+_GIT_VARIABLES = {
+    "GIT_ALLOW_PROTOCOL": "none",
+    "GIT_NO_LAZY_FETCH": "1",
+    "GIT_TERMINAL_PROMPT": "0",
+}  # no objects fetched
+
+
+def _has_filters() -> bool:
+    """Whether a working tree's own settings have programs through which git reads its files, or nobody can tell."""
+    listed = output_of(*_GIT, "config", "--show-scope", "--name-only", "--list")
+    if listed is None:
+        return True
+    scopes = [line.split(None, 1) for line in listed.splitlines()]
+    return any(name.startswith("filter.") and scope not in ("system", "global") for scope, name in scopes)
 
 
 def detach(path: Path) -> None:
@@ -303,7 +324,15 @@ def detach(path: Path) -> None:
 def output_of(*command: str) -> str | None:
     """What a command says; None where it is not there, fails or takes too long."""
     try:
-        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=10, check=False)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=10,
+            check=False,
+            env={**os.environ, **_GIT_VARIABLES},
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout if done.returncode == 0 else None

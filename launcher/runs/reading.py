@@ -20,13 +20,13 @@ import yaml
 
 from launcher.errors import EXIT_DONE, EXIT_PREEMPTED
 from launcher.runs import lock
+from launcher.runs.direction import MODES, direction
 from launcher.runs.folder import ENVIRONMENT_FILE, QUEUE_FILE, STATUS_FILE, read_file, read_json
 from launcher.runs.metrics import METRICS_FILE, Line, read_evaluations, read_last
 from launcher.text import flat, words_of
 from launcher.world.slurm import Queued
 
 EVENTS_FILE = "events.jsonl"
-_LESS_IS_BETTER = re.compile("loss|error|perplexity|distance|^(m[as]p?e|rmse|wer|cer|fid|nll|bpc|bpb)")
 _DEEPEST = 100  # levels of a resolved recipe
 _DEPTH = 6  # how far below a folder runs are looked for
 
@@ -185,18 +185,29 @@ class Run:
         return f"job {job} on {host}" if job else str(host)
 
     @property
-    def _measure(self) -> tuple[str, str]:
-        """A metric, and whether less or more of it is better."""
+    def measure(self) -> tuple[str, str | None]:
+        """The metric that chooses its best evaluation, and `min` or `max`; None where nothing tells which."""
         by_recipe = self.recipe.get("evaluate.best.metric", "loss"), self.recipe.get("evaluate.best.mode", "min")
         metric, _, mode = self.metric.partition(":")
-        if metric in ("", by_recipe[0]) and not mode:
+        if not metric:
             return by_recipe
-        return metric, mode or ("min" if _LESS_IS_BETTER.search(metric.lower()) else "max")
+        return metric, mode or direction(metric, by_recipe, self._better)
+
+    @property
+    def _better(self) -> Mapping[str, str]:
+        """What its metrics' classes say of more or less, as its last start wrote it down."""
+        told = [_texts(event["better"]) for event in self.events if event["event"] == "train" and "better" in event]
+        return {key: mode for key, mode in ((told and told[-1]) or {}).items() if mode in MODES}
 
     @cached_property
     def best(self) -> Score | None:
-        """The best evaluation by `metric`, or `evaluate.best`, else the lowest validation loss; None without any."""
-        metric, mode = self._measure
+        """The best evaluation by `metric`, or `evaluate.best`, else the lowest validation loss.
+
+        None without any, or where nothing tells whether more or less of the metric is better.
+        """
+        metric, mode = self.measure
+        if mode is None:
+            return None
         best_score: Score | None = None
         decides = self.recipe.get("evaluate.best.of")
         for line in () if self.damage else read_evaluations(self.folder / METRICS_FILE, "validation"):

@@ -14,9 +14,10 @@ from rich.text import Text
 
 from launcher.errors import UsageError
 from launcher.runs.differing import differing
+from launcher.runs.direction import question
 from launcher.runs.job import with_jobs
-from launcher.runs.naming import folders_of_runs, named_runs
-from launcher.runs.reading import Run, damaged, find_runs, natural, seconds_since
+from launcher.runs.naming import NamedSweep, folders_of_runs, is_sweep, named_runs, places_of
+from launcher.runs.reading import Run, Score, damaged, find_runs, natural, seconds_since
 from launcher.runs.states import STATES
 from launcher.text import age, number
 
@@ -69,11 +70,30 @@ def chosen(view: View) -> list[Run]:
     Raises:
         UsageError: There is no such folder, or what runs have measured is not the metric that is asked for.
     """
-    sound = [_readable(replace(run, metric=view.metric)) for run in _runs_in(view.root)]
+    sound = [_readable(replace(run, metric=view.metric)) for run in _runs_in(view)]
     matching_runs = [run for run in with_jobs(sound) if _matches(run, view)]
     if view.metric and not any(run.best for run in matching_runs):
         _refuse_unmeasured(view.metric.partition(":")[0], matching_runs)
     return sorted(matching_runs, key=lambda run: (_ORDERS[view.sort](run), natural(str(run.folder))))
+
+
+def with_direction(view: View) -> View:
+    """The view with the direction of its metric, `ece:min`, as its runs tell it.
+
+    Raises:
+        UsageError: None of them does, or they differ; or none has measured it.
+    """
+    metric, _, mode = view.metric.partition(":")
+    if not metric or mode:
+        return view
+    runs = [run for run in (_readable(run) for run in _runs_in(view)) if _matches(run, view)]
+    measured = [run for run in runs if replace(run, metric=f"{metric}:min").best is not None]
+    if not measured:
+        _refuse_unmeasured(metric, runs)
+    modes = {replace(run, metric=metric).measure[1] for run in measured} - {None}
+    if measured and len(modes) != 1:
+        raise UsageError(question("best", metric))
+    return replace(view, metric=f"{metric}:{modes.pop()}") if modes else view
 
 
 def _refuse_unmeasured(metric: str, runs: Iterable[Run]) -> None:
@@ -83,18 +103,20 @@ def _refuse_unmeasured(metric: str, runs: Iterable[Run]) -> None:
         raise UsageError(f"{metric}: no run has measured that; write {known}, or another of their metrics")
 
 
-def _runs_in(root: Path) -> Iterable[Run]:
-    """The runs of a folder, or those that its name means."""
+def _runs_in(view: View) -> Iterable[Run]:
+    """The runs of a folder, or those that its name means; of sweeps their trials where a figure is wanted."""
+    root = view.root
     if root in folders_of_runs():
         if not root.is_dir():
             raise UsageError(f"{root}: no runs yet; `launcher train` makes the first, or name where they lie")
         return find_runs(root)
     try:
-        return named_runs([str(root)])
+        runs = [place for place in places_of(str(root)) if not isinstance(place, NamedSweep)]
     except UsageError:
         if root.is_dir():
             return ()
         raise
+    return runs if runs or not (view.metric or is_sweep(root)) else named_runs([str(root)])
 
 
 def _readable(run: Run) -> Run:
@@ -130,13 +152,17 @@ def as_line(run: Run, differences: Mapping[str, str] | None = None) -> dict[str,
         "step": run.step,
         "total_steps": run.total_steps,
         "epoch": run.last.get("epoch", run.status.get("epoch")),
-        "best": {"metric": best.metric, "value": best.value, "step": best.step, "on": best.label} if best else None,
+        "best": _as_best(best) if best else None,
         "started": run.started,
         "seen": run.seen,
         "host": run.status.get("host"),
         "job": run.status.get("job"),
         **({"damage": run.damage} if run.damage else {}),
     }
+
+
+def _as_best(best: Score) -> dict[str, Any]:
+    return {"metric": best.metric, "mode": best.mode, "value": best.value, "step": best.step, "on": best.label}
 
 
 def table_of(runs: Iterable[Run], width: int) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -13,12 +14,24 @@ from typing import Any
 
 from launcher.errors import LauncherError, UsageError
 from launcher.recipe.directory import absolute
-from launcher.recipe.duration import Duration
-from launcher.recipe.schema import Recipe, Sweep
+from launcher.recipe.schema import Recipe
+from launcher.recipe.show import resolved
 from launcher.runs.folder import Choice
+from launcher.runs.naming import is_sweep
 from launcher.sweep.metric import check_metric
-from launcher.sweep.plan import Length, Sources, check_same_recipe, check_space, corners, settle, sources_of
-from launcher.sweep.record import Record, Settings, create, is_sweep, more_trials, other_budget
+from launcher.sweep.plan import (
+    Length,
+    Sources,
+    check_growth,
+    check_length,
+    check_same_recipe,
+    check_space,
+    corners,
+    section_of,
+    settle,
+    sources_of,
+)
+from launcher.sweep.record import Record, Settings, create, more_trials, other_budget
 from launcher.sweep.room import Estimate, estimated
 from launcher.sweep.slots import Slot, slots_here, threads_of_each
 from launcher.sweep.space import Space, read_space
@@ -60,7 +73,7 @@ class Asked:
     run_dir: str | None = None
     trials: int | None = None
     metric: str | None = None
-    parallel: int | None = None
+    parallel: int | str | None = None
     processes: int | None = None
     method: str | None = None
     lag: int | None = None
@@ -72,30 +85,9 @@ class Asked:
 
     @property
     def stated(self) -> dict[str, object]:
-        """By the keys of the recipe's `sweep` section; None is not said.
-
-        Raises:
-            UsageError: The budget is no time.
-        """
-        names = ("trials", "metric", "parallel", "method", "lag", "keep", "seed")
-        return {
-            **{name: getattr(self, name) for name in names},
-            "processes_per_run": self.processes,
-            "budget": self.time_budget,
-        }
-
-    @property
-    def time_budget(self) -> Duration | None:
-        """The budget, read.
-
-        Raises:
-            UsageError: It is no time.
-        """
-        if self.budget is None:
-            return None
-        if (read := Duration.parse(self.budget)) is None or read.unit != "seconds":
-            raise UsageError(f"--budget '{self.budget}' is no time; write it as in '12 hours'")
-        return read
+        """By the keys of the recipe's `sweep` section; None is not said."""
+        names = ("trials", "metric", "parallel", "method", "lag", "keep", "seed", "budget")
+        return {**{name: getattr(self, name) for name in names}, "processes_per_run": self.processes}
 
 
 @dataclass(frozen=True)
@@ -135,15 +127,14 @@ def sought(asked: Asked, slots: Sequence[Slot] | None = None, threads: int | Non
     space = read_space(source, asked.words, asked.remove)
     sources = Sources(source, asked.remove, asked.allow)
     recipe = check_space(sources, space)
-    section = recipe.sweep or Sweep()
-    processes = asked.processes or section.processes_per_run
+    section = section_of(recipe, asked.stated)
+    processes = section.processes_per_run
     is_on_cpu = asked.cpu
     if slots is None:
-        stated = section.parallel if isinstance(section.parallel, int) else None
-        slots = slots_here(asked.parallel or stated, processes, asked.cpu)
+        slots = slots_here(section.parallel if isinstance(section.parallel, int) else None, processes, asked.cpu)
         is_on_cpu = not slots[0].gpus
-    method = asked.method or section.method
-    length = _length(recipe, asked.allow) if method == "halving" else Length(recipe.train.steps)
+    lengths = _Lengths(asked.allow) if section.method == "halving" else None
+    length = Length(recipe.train.steps) if lengths is None else lengths.of(recipe)
     settings = settle(recipe, space, sources, len(slots), length, asked.stated)
     settings = replace(
         settings,
@@ -153,7 +144,10 @@ def sought(asked: Asked, slots: Sequence[Slot] | None = None, threads: int | Non
     points = [recipe]
     for changes in itertools.islice(corners(space), _MOST_READ):
         points.append(sources.read([*space.fixed, *changes]))
-        check_metric(settings.metric, points[-1], f"space at {' '.join(changes)}")
+        place = f"space at {' '.join(changes)}"
+        check_metric(settings.metric, points[-1], place)
+        if lengths is not None:
+            check_length(length, lengths.of(points[-1]), place, space)
     return Sought(asked, recipe, space, settings, slots, estimated(settings, points))
 
 
@@ -167,10 +161,29 @@ def _in_full(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
     return recipe  # reading it says what is wrong
 
 
-def _length(recipe: Recipe, allow: tuple[str, ...]) -> Length:
-    """How long a run is: where that is a number of epochs, the data is opened for it."""
-    if recipe.train.steps is not None or recipe.train.time is not None:
-        return Length(recipe.train.steps)
+class _Lengths:
+    """How long runs are: where that is a number of epochs the data is opened for it, once where it is the same.
+
+    Args:
+        allow: Packages that recipes may name.
+    """
+
+    def __init__(self, allow: tuple[str, ...]):
+        self._allow = allow
+        self._known: dict[str, Length] = {}
+
+    def of(self, recipe: Recipe) -> Length:
+        """How long a run of a recipe is."""
+        if recipe.train.steps is not None or recipe.train.time is not None:
+            return Length(recipe.train.steps)
+        tree = resolved(recipe)
+        same = json.dumps([recipe.seed, recipe.train.epochs, tree["data"], tree.get("define")], sort_keys=True)
+        if same not in self._known:
+            self._known[same] = _opened_length(recipe, self._allow)
+        return self._known[same]
+
+
+def _opened_length(recipe: Recipe, allow: tuple[str, ...]) -> Length:
     from launcher.objective.run_length import RunLength
     from launcher.recipe.build import Builder
     from launcher.training.build import open_run_data
@@ -222,7 +235,9 @@ def opened(new: Sought, root: Path = Path("runs")) -> Record:
         _await(folder)
     record = Record(folder)
     _check_same(record, new.settings, asked)
-    grow(record, asked)
+    check_settled(record, asked)
+    is_as_begun = asked.trials == record.settings.trials  # the same command again, whatever it grew to since
+    grow(record, replace(asked, trials=None) if is_as_begun else asked, new.recipe, new.space)
     return record
 
 
@@ -245,20 +260,40 @@ def _created(new: Sought, folder: Path, choice: Choice) -> Record:
         raise
 
 
-def grow(record: Record, asked: Asked) -> None:
+def grow(record: Record, asked: Asked, recipe: Recipe, space: Space) -> None:
     """Has more runs be made, where more are asked for than before, and has another budget.
 
+    Args:
+        record: The sweep's.
+        asked: What was said.
+        recipe: The baseline's.
+        space: The sweep's.
+
     Raises:
-        UsageError: The budget is no time.
+        UsageError: The budget is no time; or fewer runs are asked for, or more than the space has.
     """
-    budget, lines = asked.time_budget, []
-    if asked.trials is not None and asked.trials > max(record.budgets):
-        lines.append(more_trials(asked.trials))
-    if budget is not None and budget.amount != record.seconds:
-        lines.append(other_budget(budget.amount))
+    stated, lines = section_of(recipe, {"budget": asked.budget, "trials": asked.trials}), []
+    if asked.trials is not None:
+        check_growth(record, recipe, space, asked.trials)
+        lines += [more_trials(asked.trials)] if asked.trials > max(record.budgets) else []
+    if asked.budget is not None and stated.budget is not None and stated.budget.amount != record.seconds:
+        lines.append(other_budget(stated.budget.amount))
     if lines:
         with record.locked():
             record.append(*lines)
+
+
+def check_settled(record: Record, asked: Asked) -> None:
+    """Refuses what was settled when the sweep was begun, and cannot be otherwise from now on.
+
+    Raises:
+        UsageError: It names the flag.
+    """
+    settings = record.settings
+    others = [package for package in asked.allow if package not in settings.allow]
+    if others or (asked.cpu and not settings.cpu):
+        what = f"--allow {others[0]}" if others else "--cpu"
+        raise UsageError(f"{record.folder}: {what}: this sweep was begun without it and continues as it was; omit it")
 
 
 def _may_create(folder: Path) -> bool:
@@ -292,6 +327,8 @@ def _check_same(record: Record, now: Settings, asked: Asked) -> None:
         wanted = replace(wanted, draws=was.draws)  # which may follow from how many there are
     rows = [
         f"  {name}: was {_shown(getattr(was, name))}, is now {_shown(getattr(wanted, name))}"
+        if name != "digest"
+        else "  the recipe: is no longer what it was"
         for name in (field.name for field in fields(Settings) if field.name not in _FREE)
         if getattr(was, name) != getattr(wanted, name)
     ]

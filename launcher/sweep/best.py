@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,15 @@ from launcher.recipe.load import load_recipe
 from launcher.recipe.schema import Recipe
 from launcher.recipe.show import render, resolved, scalar
 from launcher.recipe.yaml import parse
-from launcher.runs import naming
-from launcher.runs.folder import weights_of
 from launcher.sweep.grammar import flow, plain, segments
+from launcher.sweep.naming import nothing_evaluated
 from launcher.sweep.plan import overrides_of
 from launcher.sweep.ranking import Entry, baseline_values, leader, ranked
-from launcher.sweep.record import Record, Settings, is_sweep
+from launcher.sweep.record import Record, Settings
 from launcher.sweep.space import Space
 from launcher.text import counted, number
+
+_OWN_FILE = re.compile(r"[\w./-]+\.py(?=:\w)")
 
 
 def best_recipe(record: Record, space: Space, beside: Path | None = None, *, whole: bool = False) -> str:
@@ -42,7 +44,7 @@ def best_recipe(record: Record, space: Space, beside: Path | None = None, *, who
     entries = ranked(record)
     entry = leader(entries)
     if entry is None:
-        raise UsageError(_nothing_evaluated(record.folder))
+        raise UsageError(nothing_evaluated(record.folder))
     settings = record.settings
     overrides = overrides_of(record, space, entry.trials[0])
     if settings.seeds:
@@ -57,25 +59,19 @@ def best_recipe(record: Record, space: Space, beside: Path | None = None, *, who
     return over if _reads_as(over, recipe, folder, settings) else head + render(recipe)
 
 
-def saved_place(text: str) -> Path:
-    """What a name means to a command that reads what was saved; of a sweep, its best trial.
+def where_to_save(text: str, settings: Settings, beside: Path | None) -> str | None:
+    """What to know of a printed recipe that calls files beside it, as the sweep's own does; None where it does not.
 
-    Raises:
-        UsageError: It means none, runs of several recipes, or a sweep in which nothing was evaluated yet.
+    Args:
+        text: The recipe.
+        settings: The sweep's.
+        beside: The folder that it goes to; None where nobody can tell.
     """
-    folder = Path(text)
-    if not is_sweep(folder):
-        return naming.saved_place(text)
-    record = Record(folder)
-    entry = leader(ranked(record))
-    if entry is None:
-        raise UsageError(_nothing_evaluated(folder))
-    trials = [record.folder_of(trial.number) for trial in entry.trials]
-    return next((trial for trial in trials if weights_of(trial) is not None), trials[0])
-
-
-def _nothing_evaluated(folder: Path) -> str:
-    return f"{folder}: no trial has been evaluated yet; `launcher runs {folder}` shows them"
+    folder = Path(settings.recipe).parent
+    called = [file for line in text.splitlines() for file in _OWN_FILE.findall(line.partition("#")[0])]
+    if not called or (beside is not None and beside.resolve() == folder.resolve()):
+        return None
+    return f"it calls {', '.join(dict.fromkeys(called))}, which is looked for beside it: save it in {folder}"
 
 
 def _said_of(entry: Entry, count: int, record: Record) -> list[str]:

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from launcher.recipe.package import make_callable
+from launcher.recipe.slips import check_call, hinting
+from launcher.sweep.states import Keep, Method
 
 
+@hinting
 def sweep(
     recipe: str | os.PathLike[str] | Mapping[str, Any],
     *overrides: str,
     trials: int | None = None,
     metric: str | None = None,
-    method: str | None = None,
-    parallel: int | None = None,
+    method: Method | None = None,
+    parallel: int | Literal["auto"] | None = None,
     processes_per_run: int | None = None,
     run_dir: str | os.PathLike[str] | None = None,
     lag: int | None = None,
     budget: str | None = None,
-    keep: str | None = None,
+    keep: Keep | None = None,
     seed: int | None = None,
     cpu: bool = False,
     join: bool = False,
@@ -34,7 +37,7 @@ def sweep(
         trials: How many runs, those of all seeds counted.
         metric: What is compared, as in `validation/accuracy:max`.
         method: `grid`, `random`, `tpe`, `cmaes` or `halving`.
-        parallel: Trials at a time; None is as the GPUs suffice for.
+        parallel: Trials at a time; None or `auto` is as the GPUs suffice for.
         processes_per_run: Of each trial.
         run_dir: The sweep's folder, resumed if it is one.
         lag: How many trials before it a proposal does not wait for.
@@ -50,10 +53,11 @@ def sweep(
 
     Raises:
         RecipeError: Everything that is wrong with the recipe or the space, each with its place.
-        UsageError: What was asked for does not fit together, is another sweep than the one in the folder, or needs
-            more room than the disk has.
+        UsageError: An argument is not what it must be; or what was asked for does not fit together, is another sweep
+            than the one in the folder, or needs more room than the disk has.
         KeyboardInterrupt: It was interrupted, and all trials have saved.
     """
+    from launcher.recipe.caller import from_python
     from launcher.recipe.directory import taken
     from launcher.sweep.begin import Asked, opened, sought
     from launcher.sweep.best import rows
@@ -61,6 +65,7 @@ def sweep(
     from launcher.sweep.work import work_off
     from launcher.world.obeying import obeying
 
+    check_call("launcher.sweep", recipe, overrides, {"cpu": cpu, "join": join}, {"allow": allow})
     asked = Asked(
         recipe=recipe if isinstance(recipe, Mapping) else os.fspath(recipe),
         words=overrides,
@@ -79,8 +84,9 @@ def sweep(
         join=join,
     )
     with taken(), obeying():
-        new = sought(asked)
-        record = opened(new)
+        with from_python():
+            new = sought(asked)
+            record = opened(new)
         with Screen(record, new.space, plain=True) as screen:
             work_off(record, new.space, new.recipe, new.slots, join=join, say=screen.say, show=screen.show)
     return rows(record, new.space)

@@ -10,6 +10,7 @@ from pathlib import Path
 from launcher.errors import EXIT_DONE, EXIT_PREEMPTED, EXIT_USAGE
 from launcher.runs.folder import read_json
 from launcher.runs.logs import tail_of
+from launcher.runs.metrics import METRICS_FILE, read_evaluations
 from launcher.runs.reading import Run
 from launcher.world.failure import exit_in_words
 from launcher.world.failure_report import FAILURE_FILE
@@ -65,7 +66,8 @@ def ending_of(folder: Path, code: int, wanted: int | None, output: Path, since: 
 
 def _is_evaluated(run: Run, wanted: int) -> bool:
     """Whether the last step was evaluated: a run that is asked to stop in that leaves it to the next start."""
-    return any(event.get("event") == "evaluate" and int(event.get("step", -1)) >= wanted for event in run.events)
+    lines = read_evaluations(run.folder / METRICS_FILE, "validation")
+    return any(int(line.get("step", -1)) >= wanted for line in lines)
 
 
 def _message(folder: Path, code: int, output: Path, since: float) -> str:

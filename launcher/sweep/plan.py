@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,9 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
 from launcher.errors import Problem, RecipeError, UsageError
 from launcher.recipe.build import Builder
-from launcher.recipe.load import load_recipe
+from launcher.recipe.caller import option
+from launcher.recipe.load import fields_at, kind_fault, load_recipe
 from launcher.recipe.schema import Recipe, Sweep
 from launcher.recipe.show import resolved
 from launcher.runs.identity import digest, identity_of
@@ -27,6 +32,7 @@ from launcher.text import brief, suggestion
 _MOST_POINTS = 10_000  # of a grid
 _MOST_CORNERS = 16  # of the whole space, each read as a recipe
 _DEFAULT_POINTS = 32  # where points cannot be counted
+_NOTHING = object()
 _FIRST_SHARE = 0.25  # of a run's length: the first rung
 
 Source = str | os.PathLike[str] | Mapping[str, Any]
@@ -157,10 +163,10 @@ def locate(space: Space, recipe: Recipe) -> Parameters | None:
     """Where the recipe as it is lies in the space; None where it lies beside it."""
     tree, parameters = resolved(recipe), dict[str, int | float]()
     for dimension in space.dimensions:
-        found = _located(dimension, tree)
-        if found is None:
+        part = _located(dimension, tree)
+        if part is None:
             return None
-        parameters.update(found)
+        parameters.update(part)
     return parameters
 
 
@@ -180,14 +186,14 @@ def _located(dimension: Dimension, tree: Mapping[str, Any]) -> dict[str, int | f
 
 
 def _at(value: Any, keys: Sequence[str]) -> Any:
-    """What stands at a place of a resolved recipe; None where nothing does."""
-    for key in keys:
+    """What stands at a place of a resolved recipe; where nothing does, what no value is the same as."""
+    for place, key in enumerate(keys):
         if isinstance(value, list) and key.isdecimal() and int(key) < len(value):
             value = value[int(key)]
         elif isinstance(value, Mapping) and key in value:
             value = value[key]
-        else:
-            return None
+        else:  # of the schema's own keys, those that are null are left out
+            return None if place == len(keys) - 1 and key in fields_at(tuple(keys[:-1])) else _NOTHING
     return value
 
 
@@ -223,8 +229,7 @@ def settle(
     Raises:
         UsageError: It does not fit together.
     """
-    said = {key: value for key, value in (stated or {}).items() if value is not None}
-    asked = (recipe.sweep or Sweep()).model_copy(update=said)
+    asked = section_of(recipe, stated or {})
     if not space.dimensions and not space.seeds:
         raise UsageError(
             "launcher sweep: nothing varies; write KEY=VALUE,VALUE or KEY=LOW..HIGH, as in optimizer.lr=1e-4..1e-2:log"
@@ -235,15 +240,13 @@ def settle(
     points = _points(asked, space, method, located is not None)
     repeats = max(1, len(space.seeds))
     is_drawn = method in ("tpe", "cmaes", "random")
-    if method == "halving":
-        _check_lengths(recipe, space)
     if method == "cmaes" and not any(each.range and each.choice is None for each in space.parameters):
         raise UsageError("--method cmaes: varies ranges, and there is none; write --method tpe")
     return Settings(
         recipe="" if isinstance(sources.recipe, Mapping) else os.fspath(sources.recipe),
         words=space.words,
-        metric=metric_of(recipe, asked.metric),
-        digest=digest(identity_of(recipe)),
+        metric=metric_of(recipe, asked.metric, Builder(recipe, sources.allow)),
+        digest=digest_of(recipe),
         method=method,
         draws=method if is_drawn else "grid" if _is_all(space, points, located is not None) else "random",
         trials=points * repeats,
@@ -260,6 +263,23 @@ def settle(
         keep=asked.keep,
         budget=asked.budget.amount if asked.budget is not None else None,
     )
+
+
+def section_of(recipe: Recipe, stated: Mapping[str, Any]) -> Sweep:
+    """The recipe's `sweep` section, with what was said put over it.
+
+    Raises:
+        UsageError: Some of that is not what it may be.
+    """
+    said = {key: value for key, value in stated.items() if value is not None}
+    try:
+        checked = Sweep.model_validate(said)
+    except ValidationError as error:
+        kinds: dict[str, list[ErrorDetails]] = {}
+        for detail in error.errors():
+            kinds.setdefault(str(detail["loc"][0]), []).append(detail)
+        raise UsageError("\n".join(f"{option(name)}: {kind_fault(each)}" for name, each in kinds.items())) from error
+    return (recipe.sweep or Sweep()).model_copy(update={key: getattr(checked, key) for key in said})
 
 
 def _method(space: Space, trials: int | None) -> str:
@@ -301,6 +321,26 @@ def _points(asked: Sweep, space: Space, method: str, is_inside: bool) -> int:
     return asked.trials // repeats
 
 
+def check_growth(record: Record, recipe: Recipe, space: Space, trials: int) -> None:
+    """Refuses fewer trials than a sweep has, and more than its space does.
+
+    Raises:
+        UsageError: It says how many there may be.
+    """
+    settings, most = record.settings, max(record.budgets)
+    if trials < most:
+        raise UsageError(f"--trials {trials}: the sweep has {most} already; write more than that, or omit it")
+    if trials == most:
+        return
+    is_inside = locate(space, recipe) is not None
+    if settings.draws == "grid" and _is_all(space, most // settings.repeats, is_inside):
+        raise UsageError(
+            f"--trials {trials}: the space has {most:,} runs with the baseline, and the sweep has all; omit it"
+        )
+    method = settings.method if settings.method != "grid" else "random"
+    _points(section_of(recipe, {"trials": trials}), space, method, is_inside)
+
+
 def _check_grid(space: Space, there_are: int | None) -> None:
     if there_are is None:
         endless = next(each for each in space.parameters if each.range is not None and each.range.size is None)
@@ -317,19 +357,21 @@ def _check_grid(space: Space, there_are: int | None) -> None:
 
 
 _LENGTHS = ("train", "train.epochs", "train.steps", "train.time")
-_EPOCHS = ("data", "data.train", "data.validation", "data.global_batch_size", "data.batch_sampler", "data.drop_last")
 
 
-def _check_lengths(recipe: Recipe, space: Space) -> None:
-    """Refuses a key under halving that makes runs of different lengths: a rung is one step for all."""
-    by_epochs = recipe.train.steps is None
-    for dimension in space.dimensions:
-        if dimension.key in _LENGTHS or (by_epochs and dimension.key in _EPOCHS):
-            remedy = "fix train.steps" if dimension.key in _EPOCHS else "omit it"
-            raise UsageError(
-                f"--method halving: {dimension.key} decides how many steps a run has, and trials are compared after "
-                f"the same; {remedy}, or choose another method"
-            )
+def check_length(length: Length, other: Length, place: str, space: Space) -> None:
+    """Refuses a point under halving whose runs are longer or shorter than the baseline's: a rung is one step for all.
+
+    Raises:
+        UsageError: It names the place in the space.
+    """
+    if other.steps == length.steps:
+        return
+    said = next((each.key for each in space.dimensions if each.key in _LENGTHS), None)
+    raise UsageError(
+        f"--method halving: {place}: a run has {other.steps} steps there, {length.steps} as the recipe is, and trials "
+        f"are compared after the same; {f'omit {said}' if said else 'fix train.steps'}, or choose another method"
+    )
 
 
 def rungs(length: Length, asked: Sweep) -> tuple[int, ...]:
@@ -374,13 +416,24 @@ def overrides_of(record: Record, space: Space, trial: Trial) -> list[str]:
     return space.overrides(parameters, settings.seed_of(trial.number))
 
 
+def digest_of(recipe: Recipe) -> str:
+    """Of all that decides a figure: what is learned, and what it is measured by and on."""
+    tree = resolved(recipe)
+    data, precision = tree["data"], tree["device"]["precision"]
+    measured = {"data.validation": data.get("validation"), "device.precision": precision}
+    measured |= {"data.collate": data.get("collate"), "evaluate": tree["evaluate"]}
+    return digest(
+        {**identity_of(recipe), **{key: json.dumps(value, sort_keys=True) for key, value in measured.items()}}
+    )
+
+
 def check_same_recipe(settings: Settings, recipe: Recipe) -> None:
     """Refuses to resume a sweep whose recipe is another by now: its figures could not be compared.
 
     Raises:
         UsageError: It is.
     """
-    if digest(identity_of(recipe)) != settings.digest:
+    if digest_of(recipe) != settings.digest:
         raise UsageError(
             f"{settings.recipe}: is no longer the recipe that the sweep was begun with; put it back, or begin another "
             "sweep with a --run-dir of its own"

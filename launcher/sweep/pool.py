@@ -7,6 +7,7 @@ that look taken and are not; the next one sets them free, and each goes on from 
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 from launcher.errors import LauncherError
+from launcher.runs.reading import Run
 from launcher.sweep import record as lines
 from launcher.sweep.ending import Ending, ending_of
 from launcher.sweep.halving import goes_on, is_complete, next_action
@@ -93,7 +95,9 @@ class Pool:
     def __post_init__(self) -> None:
         self.busy: dict[int, Work] = {}  # by the trial
         self._failures = self._lost = 0  # in a row
-        self._is_weighed = False
+        self._is_weighed, self._fault = False, ""
+        values = (value for trial in self.record.trials.values() for value in trial.values.values())
+        self._is_measured = not all(map(math.isnan, values))  # then another trial without the metric is its own affair
         self._looked = (-1, 0.0)  # lines of the record at the last look for work, and when that was
 
     def work(self) -> str:
@@ -103,7 +107,7 @@ class Pool:
             `complete`, `preempted` where it was asked to stop, or `spent` where the budget is.
 
         Raises:
-            LauncherError: Ten trials in a row have failed.
+            LauncherError: Ten trials in a row have failed, or the first has no figure by which to compare it.
         """
         tidy(self.record)
         try:
@@ -115,6 +119,8 @@ class Pool:
             failures = self._failures  # by now: one that ends well while the others stop changes nothing
         finally:
             self._stop_all()
+        if outcome == "unmeasured":
+            raise LauncherError(self._fault)
         if outcome == "failed":
             raise LauncherError(
                 f"{self.record.folder}: {failures} trials in a row have failed, the last of them: "
@@ -126,6 +132,8 @@ class Pool:
         """Why the work is over; None while it goes on."""
         if stop_requested():
             return "preempted"
+        if self._fault:
+            return "unmeasured"
         if self._failures >= FAILURES_IN_A_ROW:
             return "failed"
         is_idle = not self.busy and not self.record.running
@@ -138,14 +146,18 @@ class Pool:
 
     def _is_spent(self) -> bool:
         """Whether the trials have had all the time that they may take."""
-        return self.record.seconds is not None and self._seconds() >= self.record.seconds
+        if self.record.seconds is None or self._seconds() < self.record.seconds:
+            return False
+        with self.record.locked():
+            free_the_lost(self.record, self.me)  # they are at nothing any more, however long ago they took it
+        return self._seconds() >= self.record.seconds
 
     def _seconds(self) -> float:
-        """What all trials have taken, those that this participant is at included."""
+        """What all trials have taken, those that somebody is at included."""
         now = time.time()
-        return sum(trial.seconds for trial in self.record.trials.values()) + sum(
-            now - work.since for work in self.busy.values()
-        )
+        trials = self.record.trials.values()
+        began = [trial.since for trial in trials if trial.taken is not None and trial.since is not None]
+        return sum(trial.seconds for trial in trials) + sum(max(0.0, now - since) for since in began)
 
     # ------------------------------------------------------------------ taking work
 
@@ -238,6 +250,8 @@ class Pool:
         work = self.busy.pop(end.number)
         folder = self.record.folder_of(end.number)
         ending = ending_of(folder, end.code, self._steps(work.rung), self._output(end.number), work.since)
+        if ending.kind == "reached":
+            ending = self._compared(folder, self._measured(end.number, ending))
         with self.record.locked():
             self.record.append(self._line(end.number, work, ending))
             if ending.kind == "reached" and not stop_requested():
@@ -251,6 +265,30 @@ class Pool:
             self._start(end.number, self.busy[end.number])
         elif self.record.trials[end.number].is_over:
             tidy(self.record)
+
+    def _measured(self, number: int, ending: Ending) -> Ending:
+        """The ending of a trial, which has come to no rung where no evaluation has the metric as a number.
+
+        So until one of them has: a sweep whose figures are none would remove all weights but the first one's.
+        """
+        metric, folder = self.record.settings.metric, self.record.folder_of(number)
+        fault = None if self._is_measured else metric.missing_in(folder)
+        if fault is None:
+            self._is_measured = True
+            return ending
+        self._fault = (
+            f"{self.record.folder}: trials are compared by {metric.name}, and of trial {number} it is {fault}; begin "
+            "another sweep with --metric KEY:min or KEY:max"
+        )
+        return Ending("stopped", ending.step)
+
+    def _compared(self, folder: Path, ending: Ending) -> Ending:
+        """The ending of a trial that can be compared: under halving one whose run is as long as the others'."""
+        rungs, steps = self.record.settings.rungs, Run(folder).total_steps
+        if not rungs or steps == rungs[-1] or ending.kind != "reached":
+            return ending
+        message = f"its run has {steps} steps, and trials are compared on their way to {rungs[-1]}; fix train.steps"
+        return Ending("failed", ending.step, message)
 
     def _weigh(self, number: int) -> None:
         """Says so where the disk will be full, as far as the first trial to come to a rung tells."""
@@ -273,8 +311,7 @@ class Pool:
             best = self.record.settings.metric.best_until(self.record.folder_of(number), ending.step)
             value = float("nan") if best is None else best[1]
             return lines.rung(number, work.rung, value, ending.step, seconds)
-        # what comes again at the same place is not the machine's
-        is_final = not ending.is_machine or trial.failures[-1:] == [ending.message]
+        is_final = not ending.is_machine or bool(trial.failures)  # what comes again is not the machine's
         self._failures += is_final
         rest = "it counts as the worst" if is_final else "the machine may be at fault: it is tried again"
         self.say(f"trial {number}: {ending.message}; {rest}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from launcher.runs.reading import Run
@@ -71,7 +72,7 @@ def ranked(record: Record) -> list[Entry]:
     entries = [_entry(record, point, counting) for point in _points(record)]
     metric = record.settings.metric
     entries.sort(key=lambda each: (-each.rung, not each.is_whole, metric.rank(each.value), each.point))
-    comparable = [entry for entry in entries if entry.value is not None and not math.isnan(entry.value)]
+    comparable = [entry for entry in entries if entry.value is not None and math.isfinite(entry.value)]
     places = {entry.point: place for place, entry in enumerate(comparable, 1)}
     return [replace(entry, place=places.get(entry.point)) for entry in entries]
 
@@ -114,8 +115,19 @@ def called(entry: Entry) -> str:
 def baseline_values(record: Record, space: Space) -> dict[str, str]:
     """What the recipe as it is has in place of a point's values, as its run's folder tells."""
     recipe = Run(record.folder_of(0)).recipe
-    values = {key: recipe.get(key) or recipe.get(f"{key}._target_", "") for key in space.keys}
-    return {key: value.rpartition(".")[2] if f"{key}._target_" in recipe else value for key, value in values.items()}
+    return {key: _stated(recipe, key) for key in space.keys}
+
+
+def _stated(recipe: Mapping[str, str], key: str) -> str:
+    """What a resolved recipe's values say at a key, in few words: of a component its name; empty where nothing is."""
+    target = recipe.get(f"{key}._target_", recipe.get(f"{key}._ref_"))
+    if key in recipe or target is not None:
+        return recipe[key] if target is None else re.split("[.:]", target)[-1]
+    names = list(dict.fromkeys(name[len(key) + 1 :].partition(".")[0] for name in recipe if name.startswith(f"{key}.")))
+    values = {name: _stated(recipe, f"{key}.{name}") for name in names}
+    if all(name.isdecimal() for name in names):
+        return f"[{', '.join(values.values())}]" if names else ""
+    return f"{{{', '.join(f'{name}: {value}' for name, value in values.items())}}}"
 
 
 def shown_values(record: Record, space: Space, entry: Entry) -> dict[str, str]:

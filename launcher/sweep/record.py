@@ -23,11 +23,11 @@ from typing import IO, Any
 from launcher.errors import LauncherError, UsageError
 from launcher.runs.folder import read_json, write_json
 from launcher.runs.metrics import encode
+from launcher.runs.naming import TRIALS_FOLDER
 from launcher.runs.reading import SWEEP_FILE
 from launcher.sweep.metric import Metric
 
 RECORD_FILE = "record.jsonl"
-TRIALS_FOLDER = "trials"
 Parameters = Mapping[str, int | float]  # of a point: a choice's index, a range's number, by the parameter's name
 
 
@@ -36,7 +36,7 @@ class Settings:
     """What a sweep is, from its start to its end: `sweep.json`.
 
     Attributes:
-        recipe: The recipe's file, absolute.
+        recipe: The recipe's file, absolute; as it is written, relative where it lies in the sweep's folder.
         words: `a.b=value` and `a.b=1e-4..1e-2:log`, as they were read: the space's and the fixed ones.
         remove: Keys taken out of the recipe.
         allow: Packages that it may name.
@@ -360,11 +360,6 @@ _EFFECTS = {"taken": _on_taken, "released": _on_released, "rung": _on_rung, "fai
 # ---------------------------------------------------------------------- settings
 
 
-def is_sweep(folder: Path) -> bool:
-    """Whether a folder is a sweep's."""
-    return (folder / SWEEP_FILE).is_file()
-
-
 def create(folder: Path, settings: Settings) -> Record:
     """Makes a sweep's folder and writes what it is.
 
@@ -378,7 +373,10 @@ def create(folder: Path, settings: Settings) -> Record:
         ]:
             raise UsageError(f"--run-dir: {folder} holds {strange[0]}; name a new folder, or a sweep's to resume it")
         (folder / TRIALS_FOLDER).mkdir()
-        write_json(folder / SWEEP_FILE, asdict(settings))
+        recipe = Path(settings.recipe)
+        if settings.recipe and recipe.is_relative_to(folder.absolute()):  # it moves with the folder
+            recipe = recipe.relative_to(folder.absolute())
+        write_json(folder / SWEEP_FILE, {**asdict(settings), "recipe": str(recipe) if settings.recipe else ""})
     except OSError as error:
         raise UsageError(f"--run-dir: {folder} cannot be written: {error.strerror or error}") from error
     return Record(folder)
@@ -393,6 +391,7 @@ def read_settings(folder: Path) -> Settings:
     values = read_json(folder / SWEEP_FILE)
     try:
         values["metric"] = Metric(**values["metric"])
+        values["recipe"] = os.path.abspath(folder / values["recipe"]) if values["recipe"] else ""
         settings = Settings(**{key: _as_tuple(value) for key, value in values.items()})
     except (KeyError, TypeError) as error:
         raise UsageError(

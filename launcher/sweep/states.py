@@ -2,5 +2,9 @@
 
 from __future__ import annotations
 
-METHODS = ("grid", "random", "tpe", "cmaes", "halving")
+from typing import Literal, get_args
+
+Method = Literal["grid", "random", "tpe", "cmaes", "halving"]
+Keep = Literal["best", "all"]
+METHODS: tuple[Method, ...] = get_args(Method)
 FORMATS = ("csv", "parquet", "json")  # of `launcher sweep DIR --table`

@@ -17,11 +17,12 @@ from launcher.data.load import Data, load_data
 from launcher.device.device import Device
 from launcher.evaluation.modes import has_modes
 from launcher.model.build import Model, build_model, shard_loss, under_autocast, wrap, wrap_step
+from launcher.model.compiled import WITH_GRAPHS
 from launcher.model.ema import Average, Ema, Rule, Swa
 from launcher.model.sharding import Shards
 from launcher.objective.build import build_objective
 from launcher.objective.loss import Objective, loss_key
-from launcher.objective.optimizer import build_optimizer, calls_the_loss, named_parameters
+from launcher.objective.optimizer import all_names, build_optimizer, calls_the_loss, named_parameters
 from launcher.objective.run_length import RunLength
 from launcher.objective.schedule import build_schedules
 from launcher.objective.several import Optimizers, Several, each
@@ -108,7 +109,7 @@ def build_run_state(
     losses = {name: _wrapped_loss(name, module, recipe, builder, model, device) for name, module in modules.items()}
     shards = model.shards({loss_key(name): loss for name, loss in losses.items()})
     objective = objective.wrapped_by(losses)
-    every = named_parameters(model.bare, modules)
+    every = all_names(model.bare, modules)
     freezing = build_freezing(builder, train.freeze, every, length, saves_work=device.world.size == 1)
     may_skip = device.is_gpu and (recipe.device.precision == "fp16" or train.non_finite == "skip")
     optimizer = build_optimizer(builder, recipe.optimizer, model.bare, modules, may_skip=may_skip, shards=shards)
@@ -176,7 +177,7 @@ def check_graphs(builder: Builder, section: schema.Device, data: Data, *, is_ope
         RecipeError: They would.
     """
     number = max(len(data.train.sampler.shares(step)) for step in (0, data.train.sampler.steps_per_epoch - 1))
-    if section.compile in ("reduce-overhead", "max-autotune") and (number > 1 or is_open):
+    if section.compile in WITH_GRAPHS and (number > 1 or is_open):
         message = (
             f"'{section.compile}' uses CUDA graphs, which overwrite the gradients of a step of several micro-batches; "
             "say true or max-autotune-no-cudagraphs, or remove data.micro_batch_size"

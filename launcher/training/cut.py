@@ -23,9 +23,9 @@ from launcher.data.repeatable import differs_again
 from launcher.data.transfer import moved
 from launcher.evaluation.modes import own_randomness
 from launcher.evaluation.unmoved import Unmoved
-from launcher.internals import batch_norms, dropouts
+from launcher.internals import batch_norms, dropouts, has_storage, parts_of
+from launcher.objective.calls import is_large
 from launcher.objective.loss import Objective
-from launcher.objective.probe import is_large
 from launcher.objective.reading import Reading
 from launcher.objective.run_length import At
 from launcher.text import words_of

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ from launcher.checkpoints.streamed import save_streamed
 from launcher.checkpoints.weights import find_weights, stored_weights
 from launcher.evaluation.modes import has_modes
 from launcher.evaluation.predictions import NO_MATRIX, missing_for, write_predictions
+from launcher.model.ema import Average
 from launcher.model.sharding import Mesh, ShardedPart, Shards, sharded_parts
 from launcher.runs import folder as runs
 from launcher.runs.report.predictions import PREDICTIONS_FILE
@@ -24,6 +25,7 @@ from launcher.runs.tracking.tracking import Line
 from launcher.training.contents import Part, evaluated_weights
 from launcher.training.session import Session
 from launcher.training.state import TrainState
+from launcher.world.cleanup import afterwards
 
 
 def evaluate_at_end(state: TrainState, session: Session, outcome: str, step: int) -> tuple[str, list[Line]]:
@@ -88,8 +90,7 @@ def _weights_of(state: TrainState, session: Session, step: int | None) -> Iterat
 
     def put(weights: Mapping[str, Any], states: Mapping[str, Any]) -> None:
         model.load_state_dict(weights)
-        for name, part in parts.items():
-            part.load_state_dict(restored(states[name]))
+        _take_up(parts, states)
 
     kept = checkpoints.copied(now())
     if checkpoint is not None:
@@ -97,10 +98,15 @@ def _weights_of(state: TrainState, session: Session, step: int | None) -> Iterat
     if session.evaluation.is_shared:
         for tensor in checkpoints.tensors_in(now()):
             coordinator.share(tensor)
-    try:
+    with afterwards(lambda: put(*kept)):
         yield step
-    finally:
-        put(*kept)
+
+
+def _take_up(parts: Mapping[str, Part], states: Mapping[str, Any]) -> None:
+    """What a checkpoint kept of each; one from before the run had an average has none."""
+    for name, part in parts.items():
+        if name in states or name == "average":
+            part.load_state_dict(restored(states.get(name)))
 
 
 @contextmanager
@@ -118,14 +124,11 @@ def _sharded_weights_of(state: TrainState, session: Session, step: int | None, s
 
     def put(weights: Any, states: Any) -> None:
         model.load_state_dict(weights)
-        for name, part in parts.items():
-            part.load_state_dict(restored(states[name]))
+        _take_up(parts, states)
 
     put(checkpoint.lazily(checkpoints.WEIGHTS), checkpoint.lazily(checkpoints.TRAINING))
-    try:
+    with afterwards(lambda: put(*kept)):
         yield step
-    finally:
-        put(*kept)
 
 
 def _best_checkpoint(session: Session, step: int | None) -> Checkpoint | None:
@@ -178,23 +181,45 @@ def _save_pretrained(session: Session, weights: Mapping[str, Any]) -> None:
 
 
 def _mean_of_last(session: Session, count: int) -> dict[str, Any]:
-    """The mean of the weights of the last checkpoints, in 64 bits; what is not floating-point is the last's."""
+    """The mean of the weights of the last checkpoints."""
     folders = retention.listed(session.saving.folder)[:count]
-    newest = checkpoints.verify(folders[0]).evaluated()
-    sums = {name: value.double() for name, value in newest.items() if _is_floating(value)}
-    for folder in folders[1:]:
-        weights = checkpoints.verify(folder).evaluated()
-        for name, total in sums.items():
-            total += weights[name].double()
     form = session.saving.section.format
     session.tracking.message(
         f"{runs.stem_of(form, 'mean')}.{form}: the mean of {', '.join(path.name for path in folders)}"
     )
-    return {**newest, **{name: (total / len(folders)).to(newest[name].dtype) for name, total in sums.items()}}
+    return mean_of(checkpoints.verify(folder).evaluated() for folder in folders)
 
 
-def _is_floating(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.is_floating_point()
+def mean_of(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The mean of weights, in 64 bits a number; what is no fraction is that of the first."""
+    rest = iter(states)
+    newest, count = next(rest), 1
+    sums = {name: _doubled(value) for name, value in newest.items() if _is_fraction(value)}
+    for weights in rest:
+        count += 1
+        for name, total in sums.items():
+            total += _doubled(weights[name])
+    return {**newest, **{name: (total / count).to(newest[name].dtype) for name, total in sums.items()}}
+
+
+def _averaged(session: Session, average: Average, training: Mapping[str, Any] | None) -> Any:
+    """The averages in a checkpoint; the run's own without one, or where it is from before the run had this kind."""
+    kept = average.state_dict() if training is None else training.get("average")
+    if kept is None or kept.get("kind", average.kind) != average.kind:
+        session.tracking.warn(f"the best checkpoint has no {average.kind} average: the one of the last step is saved")
+        kept = average.state_dict()
+    return kept["parameters"]
+
+
+def _is_fraction(value: Any) -> bool:
+    if not isinstance(value, torch.Tensor) or not (value.is_floating_point() or value.is_complex()):
+        return False
+    return value.layout is torch.strided or value.layout is torch.sparse_coo  # other sparse ones are not summed
+
+
+def _doubled(value: torch.Tensor) -> torch.Tensor:
+    """In 64 bits a number, in memory of its own."""
+    return value.to(torch.complex128 if value.is_complex() else torch.float64, copy=True)
 
 
 def save_at_end(state: TrainState, session: Session, outcome: str, step: int) -> None:
@@ -223,8 +248,8 @@ def save_at_end(state: TrainState, session: Session, outcome: str, step: int) ->
             _save_final(session, weights)
             _save_pretrained(session, weights)
             if state.average is not None:
-                average = best.training()["average"] if best else state.average.state_dict()
-                _save_final(session, {**weights, **average["parameters"]}, state.average.kind)
+                average = _averaged(session, state.average, best.training() if best else None)
+                _save_final(session, {**weights, **average}, state.average.kind)
             if (last := session.saving.section.average_last) is not None:
                 _save_final(session, _mean_of_last(session, last), "mean")
         session.record.end(outcome, step, made)
@@ -263,8 +288,8 @@ def _save_sharded_at_end(state: TrainState, session: Session, outcome: str, step
         weights = best.lazily(checkpoints.WEIGHTS) if best else shards.module_state(state.model.bare, state.model.base)
         _save_final(session, weights, mesh=shards.mesh)
         if state.average is not None:
-            average = best.lazily(checkpoints.TRAINING)["average"] if best else state.average.state_dict()
-            _save_final(session, {**weights, **average["parameters"]}, state.average.kind, shards.mesh)
+            average = _averaged(session, state.average, best.lazily(checkpoints.TRAINING) if best else None)
+            _save_final(session, {**weights, **average}, state.average.kind, shards.mesh)
 
     def ended() -> None:
         if outcome == "finished" and session.pretrained is not None:

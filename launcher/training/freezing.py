@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import nn
 
-from launcher.objective.patterns import chosen, no_such
+from launcher.objective.patterns import by_first_name, chosen, no_such
 from launcher.objective.run_length import RunLength
 from launcher.recipe.build import Builder
 from launcher.recipe.duration import Duration
@@ -60,14 +60,14 @@ class Freezing:
 
 
 def build_freezing(
-    builder: Builder, freeze: Freeze, named: Mapping[str, nn.Parameter], length: RunLength, *, saves_work: bool
+    builder: Builder, freeze: Freeze, every: Mapping[str, nn.Parameter], length: RunLength, *, saves_work: bool
 ) -> Freezing | None:
     """What `train.freeze` says; None where it says nothing.
 
     Args:
         builder: Says where a pattern stands.
         freeze: How long each pattern's parameters are frozen.
-        named: All parameters, by name.
+        every: All parameters, by each of their names.
         length: The run's.
         saves_work: Whether gradients of what is frozen need not be computed.
 
@@ -75,10 +75,11 @@ def build_freezing(
         RecipeError: A pattern has no parameter, its duration is not a number of steps, or nothing is left to train.
     """
     until: list[tuple[torch.Tensor, int]] = []
+    named = by_first_name(every)
     for pattern, names in chosen(freeze, named).items():
         path, duration = ("train", "freeze", pattern), freeze[pattern]
         if not names:
-            raise builder.wrong(path, no_such(pattern, named), at_key=True)
+            raise builder.wrong(path, no_such(pattern, every), at_key=True)
         try:
             steps = length.steps_of(duration) if isinstance(duration, Duration) else None
         except ValueError as error:

@@ -139,6 +139,7 @@ class _Acts:
         self._settle(done)
         if not self._evaluate(done):
             return False
+        self.state.objective.audit_again()
         self.triggers.clocks.evaluated()
         self.meter.restart_clock()
         return True
@@ -147,6 +148,7 @@ class _Acts:
         """Writes a checkpoint."""
         self._settle(done)
         self._keep(done)
+        self.state.objective.audit_again()
         self.triggers.clocks.saved()
         self.meter.restart_clock()
 

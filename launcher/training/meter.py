@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 
@@ -35,10 +36,11 @@ class Meter:
         self._samples = 0
         self._waited = 0.0
         self._since = time.perf_counter()
+        self._began = self._kind.timer()
         self._result: StepResult | None = None
         self._is_counted = True  # whether anything counts in that step
         self._names: list[str] | None = None if state.objective.logs_scalars else []
-        self._copied: deque[tuple[dict[str, Any], OnItsWay, float]] = deque()
+        self._copied: deque[_Copied] = deque()
         self._reduced: deque[tuple[dict[str, Any], float, Pending]] = deque()
 
     def add(self, result: StepResult, step: StepBatch, waited: float) -> None:
@@ -54,8 +56,7 @@ class Meter:
         """Starts the line of these steps, with their learning rates; returns the lines that are ready by now."""
         if self._result is None:
             return []
-        now = time.perf_counter()
-        seconds = max(now - self._since, 1e-9)
+        now, ended = time.perf_counter(), self._kind.timer()
         line: dict[str, Any] = {
             "step": step,
             "epoch": round(epoch, 6),
@@ -65,9 +66,7 @@ class Meter:
         }
         if self._result.grad_norm is not None:
             line["grad_norm"] = None
-        line["samples_per_second"] = round(self._samples / seconds, 2)
-        line["data_wait"] = round(self._waited / seconds, 4)
-        line["seconds"] = round(seconds, 4)
+        line.update(_pace(now - self._since, self._samples, self._waited))
         line.update(dict.fromkeys(self._scalar_names(self._result)))
         norm = self._result.grad_norm
         norm = (norm if norm is not None else self._loss).to(self._kind.wide)
@@ -76,9 +75,11 @@ class Meter:
         if (peak := self._kind.peak_memory()) is not None:
             line["gpu_memory"] = peak
         ready = self._advance()
-        self._copied.append((line, self._kind.to_host(numbers), self._weight))
+        pace = partial(_pace_of_device, self._began, ended, self._samples, self._waited) if ended is not None else dict
+        self._copied.append(_Copied(line, self._kind.to_host(numbers), self._weight, pace))
         self._loss.zero_()
         self._weight, self._samples, self._waited, self._since, self._result = 0.0, 0, 0.0, now, None
+        self._began = ended
         if self._kind.is_host:
             self._reduce()
             if self._reduced[-1][-1].work is None:  # one process, or memory that all share: nothing to wait for
@@ -120,8 +121,9 @@ class Meter:
     def _reduce(self) -> None:
         """Lines whose numbers are in host memory by now are added over the ranks."""
         while self._copied:
-            line, copied, weight = self._copied.popleft()
-            numbers = copied.here().double()  # begun a line ago: there is nothing left to wait for
+            line, on_its_way, weight, pace = self._copied.popleft()
+            numbers = on_its_way.here().double()  # begun a line ago: there is nothing left to wait for
+            line.update(pace())
             known = 2 + len(self._names or ())
             _, norm, *rest = numbers.tolist()
             if counts := rest[known - 2 :]:
@@ -149,7 +151,30 @@ class Meter:
 
     def restart_clock(self) -> None:
         """What happened since (an evaluation, a save) is not training time."""
-        self._since = time.perf_counter()
+        self._since, self._began = time.perf_counter(), self._kind.timer()
+
+
+class _Copied(NamedTuple):
+    """A line whose numbers are on their way, and how fast it was, known when they are there."""
+
+    line: dict[str, Any]
+    numbers: OnItsWay
+    weight: float
+    pace: Callable[[], Mapping[str, float]]
+
+
+def _pace(seconds: float, samples: int, waited: float) -> dict[str, float]:
+    seconds = max(seconds, 1e-9)
+    return {
+        "samples_per_second": round(samples / seconds, 2),
+        "data_wait": round(min(waited / seconds, 1.0), 4),
+        "seconds": round(seconds, 4),
+    }
+
+
+def _pace_of_device(began: Any, ended: Any, samples: int, waited: float) -> dict[str, float]:
+    """By its own clock: the host runs ahead of it at first, by seconds, and would tell of its own pace."""
+    return _pace(began.elapsed_time(ended) / 1e3, samples, waited)
 
 
 def _on(mean: torch.Tensor, value: Any) -> torch.Tensor:

@@ -29,7 +29,9 @@ from launcher.runs.options import Options
 from launcher.training.state import Retry, TrainState
 from launcher.training.trial import DOES_NOT_FIT, out_of_memory
 from launcher.world import context
+from launcher.world.failure import LINE, Failure, cut
 from launcher.world.files import atomic_write
+from launcher.world.hints import hint_for
 from launcher.world.world import World
 
 _NO_PART = ("seed", "scheduler", "train.steps", "train.epochs", "train.time")  # in how much memory a step needs
@@ -117,7 +119,10 @@ def _found(recipe: Recipe, share: int, device: Device, options: Options) -> tupl
     }
     environment = _environment(device)
     seconds = recipe.device.timeout.amount
-    return largest(share, lambda samples: _fits({**asked, "samples": samples}, environment, seconds)), "tried"
+    try:
+        return largest(share, lambda samples: _fits({**asked, "samples": samples}, environment, seconds)), "tried"
+    except _UntriedError as error:
+        return share, f"the whole share: it could not be tried: {error}"
 
 
 def largest(share: int, fits: Callable[[int], bool]) -> int:
@@ -136,8 +141,16 @@ def largest(share: int, fits: Callable[[int], bool]) -> int:
     return -(-share // parts)
 
 
+class _UntriedError(Exception):
+    """A trial has failed for another reason than memory."""
+
+
 def _fits(asked: dict[str, Any], environment: dict[str, str], seconds: float) -> bool:
-    """Makes two steps in a process of its own, which may die of it; what else goes wrong there, the run will say."""
+    """Makes two steps in a process of its own, which may die of it.
+
+    Raises:
+        _UntriedError: Something else went wrong there: a card that lets in one process, say, and this one has it.
+    """
     command = [sys.executable, "-I", "-c", _START]
     words = json.dumps(asked)
     try:
@@ -146,7 +159,11 @@ def _fits(asked: dict[str, Any], environment: dict[str, str], seconds: float) ->
         )
     except subprocess.TimeoutExpired:
         return False
-    return done.returncode >= 0 and done.returncode != DOES_NOT_FIT
+    if done.returncode > 0 and done.returncode != DOES_NOT_FIT:
+        said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        hint = hint_for(Failure(said))
+        raise _UntriedError(f"{cut(said, LINE)}{f': {hint}' if hint else ''}")
+    return done.returncode == 0
 
 
 def _environment(device: Device) -> dict[str, str]:

@@ -82,7 +82,8 @@ def open_session(recipe: Recipe, builder: Builder, state: TrainState, options: O
         _go_on_alike(point, state)
         with as_it_was(state):
             kept = _kept_readings(point)
-            settle_losses(builder, state.objective, state.model.bare, state.data, coordinator, kept=kept)
+            bare, end = state.model.bare, state.length.last
+            settle_losses(builder, state.objective, bare, state.data, coordinator, end=end, kept=kept)
         notes = [*point.notes, *(() if point.checkpoint else _dependences(recipe, builder, state))]
         if world.size > 2 and state.shards is None:
             # DDP settles the order of its buckets in its first backward; then a resumed run sums as this one
@@ -102,7 +103,7 @@ def open_session(recipe: Recipe, builder: Builder, state: TrainState, options: O
             tracking.start(plan_of(recipe, state, session.folder, start, notes))
             for warning in point.warnings:
                 tracking.warn(warning)
-            record.event("train", start)
+            record.event("train", start, better=_better(session.evaluation))
             tracking.await_spoken_to(stop_requested)
             progress.running()
             if (stall := _stall_seconds(recipe, state.device)) is not None:
@@ -116,6 +117,11 @@ def open_session(recipe: Recipe, builder: Builder, state: TrainState, options: O
             tracking.close("failed", contents.history.lines)
             raise
         tracking.close(record.state, contents.history.lines, session.saving.on_disk)
+
+
+def _better(evaluation: Evaluation) -> dict[str, str]:
+    """Of which metrics more or less is better, for whoever compares runs."""
+    return {key: mode for metric in evaluation.metrics for key, mode in metric.modes.items()}
 
 
 def _until(options: Options, length: RunLength) -> int | None:

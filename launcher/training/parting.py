@@ -76,14 +76,14 @@ class Parting:
         real = [
             torch.view_as_real(parameter) if parameter.is_complex() else parameter for parameter in self._parameters
         ]
-        total = torch.stack([tensor.sum(dtype=torch.float64) for tensor in real]).sum()
-        size = torch.stack([torch.linalg.vector_norm(tensor, 1, dtype=torch.float64) for tensor in real]).sum()
-        sums = torch.stack([total, size])
-        return kind_of(sums.device).to_host(sums)
+        kind = kind_of(real[0].device)
+        total = torch.stack([tensor.sum(dtype=kind.wide) for tensor in real]).sum()
+        size = torch.stack([torch.linalg.vector_norm(tensor, 1, dtype=kind.wide) for tensor in real]).sum()
+        return kind.to_host(torch.stack([total, size]))
 
     def _begin(self) -> None:
         if self._own is not None and self._pending is None:
-            own = self._own[0].here()
+            own = self._own[0].here().double()
             self._pending = self._coordinator.max(torch.cat([own, -own]))
 
     def _judge(self) -> None:

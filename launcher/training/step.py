@@ -117,8 +117,11 @@ def forward(
     if (change := state.data.train.reading.on_device) is not None:
         data = context.run.batch = change(data)
     logged: Mapping[str, Any] = {}
+    if state.model.has_graphs:
+        torch.compiler.cudagraph_mark_step_begin()  # what the last step gave may be written over
     if not objective.is_audited and not objective.terms:
         audit_own(state.model.bare, objective, data, batch.samples, at)
+        objective.mark_audited()
     if objective.step is not None:
         call = StepCall(data, at)
         value, factor = state.model.wrapped(call), scales[0]
@@ -131,6 +134,7 @@ def forward(
         result = state.model.wrapped(*args, **kwargs)
         if not objective.is_audited:
             objective.audit(result, data, batch.samples)
+            objective.mark_audited()
         value, factor, logged = objective.value(result, data, targets, scales)
     if factor == 0 and not objective.terms:
         value = _of_nothing(state, value)

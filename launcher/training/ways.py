@@ -77,9 +77,9 @@ class ByClosure:
     @staticmethod
     def _over_ranks(state: TrainState, losses: Sequence[tuple[torch.Tensor, float]]) -> torch.Tensor:
         coordinator, loss = state.device.coordinator, losses[0][0]
-        own = torch.stack([part.double() * factor for part, factor in losses]).sum()
+        own = torch.stack([part.to(state.device.kind.wide) * factor for part, factor in losses]).sum()
         if coordinator.world_size > 1:
-            own = coordinator.sum(own.cpu().reshape(1)).result()[0] / coordinator.world_size
+            own = coordinator.sum(own.cpu().double().reshape(1)).result()[0] / coordinator.world_size
         return own.to(loss.device, loss.dtype)
 
 

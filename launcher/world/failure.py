@@ -149,6 +149,7 @@ def cut(text: str, most: int) -> str:
 def of_exception(error: BaseException, **details: Any) -> Failure:
     """The failure that an exception is."""
     text = "".join(traceback.format_exception(error))
+    error = _first_of_device(error)
     if isinstance(error.__cause__, StopIteration) and words_of(error) == "generator raised StopIteration":
         error = error.__cause__  # Python's own words, where it leaves a generator
     frames, what, behind = tuple(_frames(error)), _words_of(error), tuple(islice(_behind(error), _MOST_BEHIND))
@@ -160,6 +161,27 @@ def of_exception(error: BaseException, **details: Any) -> Failure:
     exit_code = error.exit_code if isinstance(error, LauncherError) else EXIT_FAILED
     details = {"is_aftermath": _follows(error, what, frames), "exit_code": exit_code, **details}
     return Failure(what, frames=frames, traceback=text, behind=behind, **details)
+
+
+# memory that is full is not broken
+_OF_DEVICE = re.compile(r"(?:CUDA|HIP|XPU|cuDNN|MIOpen|cuBLAS|NCCL) error(?!.{0,20}out of memory)|device-side assert")
+
+
+def is_of_device(error: BaseException) -> bool:
+    """Whether a device is broken for this process: it says so again whatever it is asked."""
+    return isinstance(error, RuntimeError) and _OF_DEVICE.search(str(error)) is not None
+
+
+def _first_of_device(error: BaseException) -> BaseException:
+    """Where a device has said so again while something was put back: what it said first."""
+    first, seen = error, [error]
+    while is_of_device(first) and first.__cause__ is None and first.__context__ is not None:
+        earlier = first.__context__
+        if not is_of_device(earlier) or any(earlier is other for other in seen):
+            break
+        first = earlier
+        seen.append(first)
+    return first
 
 
 def _words_of(error: BaseException) -> str:

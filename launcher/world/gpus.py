@@ -9,13 +9,17 @@ from contextlib import suppress
 from pathlib import Path
 
 _DRIVER = Path("/proc/driver/nvidia")
+_DEVICES = Path("/dev")
 _VISIBLE = ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 _NONE = ("", "-1", "none", "void", "NoDevFiles")  # what hides all of them
 _P2P_SINCE = (550, 40, 7)  # the driver with which several RTX 40 may speak to each other
 
 
-def of_machine(driver: Path = _DRIVER) -> list[str]:
-    """The models of its NVIDIA GPUs, as the driver names them, whoever may use them."""
+def of_machine(driver: Path = _DRIVER, devices: Path = _DEVICES) -> list[str]:
+    """The models of its NVIDIA GPUs, as the driver names them, whoever may use them.
+
+    A sandboxed container has no `/proc/driver`: there they are counted by their device files, and have no names.
+    """
     models = []
     with suppress(OSError):
         for folder in sorted((driver / "gpus").iterdir()):
@@ -24,7 +28,7 @@ def of_machine(driver: Path = _DRIVER) -> list[str]:
                 text = (folder / "information").read_text(encoding="utf-8", errors="replace")
             model = re.search(r"^Model:\s*(.+)$", text, re.MULTILINE)
             models.append(model[1].strip() if model else "a GPU")
-    return models
+    return models or ["a GPU" for _ in devices.glob("nvidia[0-9]*")]
 
 
 def hidden_by(environ: Mapping[str, str] | None = None) -> tuple[str, str]:

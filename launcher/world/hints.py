@@ -63,7 +63,12 @@ _HINTS: tuple[tuple[str, str], ...] = (
         "register_buffer, which moves with the model",
     ),
     (
-        r"does not have a deterministic implementation|CUBLAS_WORKSPACE_CONFIG",
+        r"CUBLAS_WORKSPACE_CONFIG",
+        "torch looks for that variable once per process: set CUBLAS_WORKSPACE_CONFIG=:4096:8 before Python starts, or "
+        "restart the kernel of a notebook",
+    ),
+    (
+        r"does not have a deterministic implementation",
         "device.deterministic: true refuses kernels that add up in any order; use another operation there, or leave it "
         "false: the same numbers but for rounding",
     ),

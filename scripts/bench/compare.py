@@ -18,9 +18,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from launcher.version import DISTRIBUTION
+from launcher.version import DISTRIBUTION, __version__
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
 sys.path.insert(0, str(HERE))
 PROBED = (1, 11, 21)  # before these steps the loss of a fixed batch is taken
 AGREES = 2e-3  # relative: of the losses, in float32, when all see the same batches
@@ -135,11 +136,11 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def version_of(package: str) -> str | None:
-    """None where it is not installed."""
+    """None where it is not installed; this program runs where it lies."""
     try:
         return version(package)
     except PackageNotFoundError:
-        return None
+        return __version__ if package == DISTRIBUTION else None
 
 
 # ---------------------------------------------------------------------- running
@@ -205,7 +206,8 @@ def one_run(this: Round, name: str, options: argparse.Namespace, in_order: bool)
             "began": time.time(),
         }
         said = {"BENCH_CLOCK": json.dumps(clock), "BENCH_WORKERS": str(this.workers)}
-        environment = {**os.environ, **said, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+        paths = os.pathsep.join(filter(None, (str(HERE), str(ROOT), os.environ.get("PYTHONPATH"))))
+        environment = {**os.environ, **said, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
         if not options.gpu:
             environment |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
         command = command_of(this, name, options, in_order, last, folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import json
 import statistics
@@ -25,8 +26,14 @@ STEPS, WARM = 20, 6
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # dense bf16, as their maker states it
 
 
+class EnoughError(Exception):
+    """All was measured."""
+
+
 class Tokens:
-    """Random tokens; notes when each batch is read."""
+    """Random tokens; notes when each batch is read, and ends a run at the last where that is asked for."""
+
+    ends = False
 
     def __init__(self, vocab: int, context: int, batches: int, batch: int):
         self.tokens = torch.randint(vocab, (batches * batch, context + 1), generator=torch.Generator().manual_seed(0))
@@ -44,6 +51,8 @@ class Tokens:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.times.append(time.perf_counter())
+        if self.ends and len(self.times) == STEPS:
+            raise EnoughError
         rows = self.tokens[indices]
         return rows[:, :-1], rows[:, 1:]
 
@@ -71,13 +80,18 @@ def by_hand(model: nn.Module, data: Tokens, batch: int, device: str) -> None:
 
 
 def ours(model: nn.Module, data: Tokens, batch: int, cpu: bool, compiled: bool) -> float:
-    """The same as a run; gives the seconds for which it paused for its checkpoint."""
+    """The same as a run; gives the seconds for which it paused for its checkpoint.
+
+    The compiled one ends before it would keep one: its model is the same, and 18 GB take a while to be written.
+    """
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
         said = [
             *(f"data.global_batch_size={batch}", f"train.steps={STEPS}", "device.precision=bf16"),
-            *("optimizer.lr=1e-4", "data.shuffle=false", f"device.compile={str(compiled).lower()}"),
+            *("optimizer.lr=1e-4", "data.shuffle=false", f"device.compile={str(compiled).lower()}", "save.keep=1"),
         ]
-        launcher.train(HERE / "steps.yaml", *said, run_dir=folder, cpu=cpu, output="quiet", train=data, model=model)
+        data.ends = compiled
+        with contextlib.suppress(EnoughError):
+            launcher.train(HERE / "steps.yaml", *said, run_dir=folder, cpu=cpu, output="quiet", train=data, model=model)
         return max((float(event.get("stall", 0.0)) for event in Run(Path(folder)).events), default=0.0)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from parts import Rows
+from parts import Net, Rows
 
 import launcher
 from launcher.runs.tracking.tracking import read_metrics
@@ -38,6 +38,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "graphs, accumulated": (GRAPHS, "data.micro_batch_size=16"),
 }
 NOT_ON_A_CPU = ("fp16", "compiled", "graphs")
+MORE_LAUNCHES = 3  # than by hand: the check of the gradients, and the sums of the loss
 WAITS = {"class weights": 0, "fp16": 0, "skip": 0}  # of a step; 0 for all others too
 REFUSED = ("graphs, accumulated",)
 
@@ -98,13 +99,47 @@ def judged(found: dict[str, Any], plain: list[float], cpu: bool) -> dict[str, An
         wrong += [] if "CUDA graphs" in found.get("error", "") else ["it was not refused"]
     elif "error" in found:
         wrong.append(found["error"])
-    elif not cpu and sum(found["waits"].values()) > 2 + WAITS.get(name, 0) * (LAST - FIRST):  # two lines of metrics
-        wrong.append(f"it waits: {found['waits']}")
+    elif not cpu and "waits" not in found:
+        wrong.append(f"it ended before batch {LAST}: nothing was counted")
+    elif not cpu:
+        wrong += counted_wrongly(found)
+    if plain and name in ("tf32",) and "losses" in found:
+        found["off"] = distance(found["losses"], plain)  # shown: TF32 rounds
     if plain and name in ("averaged", "accumulated", "skip", "deterministic") and "losses" in found:
-        off = max(abs(one - other) / abs(other) for one, other in zip(found["losses"], plain, strict=True))
-        found["off"] = off
+        found["off"] = off = distance(found["losses"], plain)
         wrong += [f"its losses are {off:.1g} off plain's"] if off > 1e-5 else []
     return {**found, "ok": not wrong, **({"wrong": wrong} if wrong else {})}
+
+
+def counted_wrongly(found: dict[str, Any]) -> list[str]:
+    """What is wrong with a variant's waits and launches."""
+    wrong, waits = list[str](), sum(found["waits"].values())
+    if waits > 2 + WAITS.get(found["name"], 0) * (LAST - FIRST):  # two lines of metrics
+        wrong.append(f"it waits: {found['waits']}")
+    if found["name"] == "plain" and found["launches"] > (most := by_hand() + MORE_LAUNCHES):
+        wrong.append(f"a step launches {found['launches']} kernels, and one by hand with {MORE_LAUNCHES} more {most}")
+    return wrong
+
+
+def distance(losses: list[float], others: list[float]) -> float:
+    """The largest relative one of two runs."""
+    return max(abs(one - other) / abs(other) for one, other in zip(losses, others, strict=True))
+
+
+def by_hand() -> float:
+    """Kernels that the plain step launches as people write it, with a fused optimizer and clipped."""
+    look = Look(on_gpu=True)
+    rows, model = Rows(look.at), Net().cuda()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    for step in range(LAST):
+        inputs, targets = rows.get_batch(torch.arange(64) + 64 * step)
+        inputs, targets = (part.pin_memory().cuda(non_blocking=True) for part in (inputs, targets))
+        torch.nn.functional.cross_entropy(model(inputs), targets).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    launches: float = look.found["launches"]
+    return launches
 
 
 def main() -> int:

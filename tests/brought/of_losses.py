@@ -178,6 +178,31 @@ case(
     optimizer=partial(torch.optim.SGD, lr=0.01),
     score=per_sample(of_pair),
 )
+case("class weights called alpha", model=three, data=sets.Cls, loss=losses.Alpha)
+by_count: dict[str, Any] = {"model": three, "data": sets.Cls}
+case("class weights inside, counted", "train.count=losses.py:weight_of", loss=losses.inside, **by_count)
+never = {**by_count, "worlds": (), "refused": 2}
+case("class weights inside, miscounted", "train.count=losses.py:all_of", loss=losses.inside, **never)
+case("class weights inside, misnamed", "loss={_ref_: losses.py:inside, _per_: sample}", loss=None, **never)
+case("a class left out inside", model=three, data=sets.Cls, loss=losses.without_one)
+case(
+    "torch's: a weighted mean square",
+    "loss={_ref_: torch.nn.functional.mse_loss, _targets_: {target: 1, weight: 2}}",
+    data=sets.Weighted,
+    loss=None,
+    forward=lambda model, batch, _: losses.weighted(model(batch[0]), *batch[1:]),
+)
+case(
+    "targets first, said",
+    "loss={_ref_: losses.py:relative, _outputs_: {y_pred: 0}, _targets_: {y_true: 1}}",
+    loss=None,
+    forward=lambda model, batch, _: losses.relative(batch[1], model(batch[0])),
+)
+case("targets first", loss=losses.relative, worlds=(), refused=1)
+case("the hardest half, in training alone", loss=losses.HardInTrain, **never)
+case("a term that is ramped up", "train.step=steps.py:ramped", loss=None, worlds=(), refused=2)
+missing: dict[str, Any] = {"model": three, "loss": losses.Focal, "worlds": (1, 2), "steps": 10}
+case("samples that are missing later", data=sets.Broken, collate=sets.without_missing, **missing)
 case("a reduction that is only a word", model=three, data=sets.Cls, loss=losses.Smooth)
 case("tokens flattened", model=partial(dense, last=True), data=sets.Dense, loss=losses.flattened)
 case("tokens shifted", model=partial(dense, last=True), data=sets.Dense, loss=losses.shifted)

@@ -47,7 +47,14 @@ by_name("torchvision.models.resnet18", weights=None, norm_layer=pictured.by_grou
 by_name("torchvision.models.mobilenet_v3_small", weights=None, parts=of_its_batch)
 by_name("torchvision.models.efficientnet_b0", weights=None, parts=of_its_batch, is_long=True)
 by_name("torchvision.models.convnext_tiny", weights=None, stochastic_depth_prob=0.0, is_long=True)
-by_name("torchvision.models.swin_t", weights=None, stochastic_depth_prob=0.0, is_long=True)
+swin: dict[str, Any] = {
+    "patch_size": [4, 4],
+    "embed_dim": 24,
+    "depths": [2, 2],
+    "num_heads": [2, 4],
+    "window_size": [4, 4],
+}
+by_name("torchvision.models.SwinTransformer", **swin, stochastic_depth_prob=0.0, is_long=True)
 by_name("torchvision.models.regnet_y_400mf", weights=None, parts=of_its_batch, is_long=True)
 
 timm: dict[str, Any] = {"target": "timm.create_model", "pretrained": False}

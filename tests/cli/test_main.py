@@ -204,6 +204,15 @@ def test_a_package_that_can_be_called_is_there_in_a_fresh_process(tmp_path: Path
         (["logs", "nothing"], "nothing: there is no such run or folder; there are none in runs"),
         (["resume", "latest"], "latest: there is no such run or folder; there are none in runs"),
         (["evaluate", "nothing"], "nothing: there is no such run or folder; there are none in runs"),
+        (
+            ["show", "tiny.yaml", "train.epochs=1", "train.steps=2"],
+            "train.epochs=1 and train.steps=2 both say how",
+        ),
+        (
+            ["train", "tiny.yaml", "train.time=1 hour", "a=1", "train.steps=2"],
+            "train.time=1 hour and train.steps=2",
+        ),
+        (["sweep", "tiny.yaml", "train.epochs=1", "train.steps=2", "seed=0,1"], "both say how long a run is; keep one"),
         (["train"], "launcher train: the following arguments are required: RECIPE"),
         (["trian"], "launcher: there is no command 'trian'; did you mean 'train'?"),
         (["train", "tiny.yaml", "--processes", "0"], "'0' is not a whole number of at least 1"),

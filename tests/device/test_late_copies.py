@@ -73,6 +73,9 @@ class LateKind(Kind):
     def mark(self) -> Event:
         return Event()
 
+    def timer(self) -> Event:
+        return Event()
+
     def peak_memory(self) -> int | None:
         return None
 
@@ -134,6 +137,7 @@ def test_the_meter_waits_for_the_numbers_of_a_line() -> None:
     lines = meter.cut(1, 0.0, {"lr": 0.1}) + meter.flush()
     assert Late.under_way, "nothing was late: the test tests nothing"
     assert [(line["loss"], line["grad_norm"]) for line in lines] == [(2.5, 0.5)]
+    assert (lines[0]["seconds"], lines[0]["samples_per_second"]) == (0.25, 4)  # by the device's clock
 
 
 def test_predictions_wait_once_for_all_batches() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
@@ -89,7 +90,7 @@ def test_a_rank_that_fails_says_why_though_its_group_would_never_let_it_go(tmp_p
 
 
 @pytest.mark.parametrize("local_rank", [0, 1])
-def test_ddp_is_told_this_rank_s_device_and_not_its_local_rank(
+def test_ddp_is_told_no_device_and_least_of_all_its_local_rank(
     monkeypatch: pytest.MonkeyPatch, local_rank: int
 ) -> None:
     told: list[Any] = []
@@ -115,7 +116,7 @@ def test_ddp_is_told_this_rank_s_device_and_not_its_local_rank(
     monkeypatch.setattr(nn.Module, "to", lambda module, *_: module)
     build.wrap(nn.Linear(1, 1), only, schema.Device())  # type: ignore[arg-type]
     assert asked == [True]
-    assert told == [{"device_ids": [torch.device("cuda:0")]}]
+    assert told == [{}]  # a device would have DDP call the classes of what goes into the model
 
 
 # ---------------------------------------------------------------------- deterministic algorithms
@@ -440,6 +441,10 @@ _SAID = {
     "creating shared memory segment /dev/shm/nccl-W5Y8nA (size 9637888), error: No space left on device (28)": (
         "--shm-size"
     ),
+    "RuntimeError: Deterministic behavior was enabled, but this operation is not deterministic because it uses CuBLAS. "
+    "You must set an environment variable before running your PyTorch application: CUBLAS_WORKSPACE_CONFIG=:4096:8": (
+        "before Python starts"
+    ),
     "RuntimeError: adaptive_avg_pool2d_backward_cuda does not have a deterministic implementation, but you set": (
         "device.deterministic"
     ),
@@ -490,7 +495,12 @@ def _driver(folder: Path, *models: str, version: str = "535.129.03") -> Path:
 
 def test_gpus_that_torch_cannot_see_are_told_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert gpus.of_machine(_driver(tmp_path / "a", "NVIDIA H200", "NVIDIA H200")) == ["NVIDIA H200"] * 2
-    assert gpus.of_machine(tmp_path / "none") == []
+    files = tmp_path / "dev"
+    files.mkdir()
+    assert gpus.of_machine(tmp_path / "none", files) == []
+    for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm", "nvidia-caps"):
+        (files / name).touch()
+    assert len(gpus.of_machine(tmp_path / "none", files)) == 2  # in a container without /proc/driver
     monkeypatch.setattr(gpus, "of_machine", lambda: ["NVIDIA H200"])
     monkeypatch.setattr(device, "found", lambda: None)
     for cuda, value, words in (
@@ -504,6 +514,99 @@ def test_gpus_that_torch_cannot_see_are_told_with_the_reason(tmp_path: Path, mon
         with pytest.raises(UsageError, match=words):
             device.use_cpu(World(), cpu=False)
         assert device.use_cpu(World(), cpu=True)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "value", "asked", "is_told"),
+    [
+        ("13.0", "", False, True),
+        ("13.0", "-1", False, True),
+        ("13.0", "", True, False),
+        ("13.0", "0", False, False),
+        (None, "", False, False),
+    ],
+)
+def test_a_run_on_the_cpu_names_the_variable_that_may_be_why(
+    monkeypatch: pytest.MonkeyPatch, cuda: str | None, value: str, asked: bool, is_told: bool
+) -> None:
+    monkeypatch.setattr(gpus, "of_machine", list)  # a container that shows nothing of them
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+    with device.open_device(schema.Device(), World(), cpu=asked) as here:
+        assert (f"on the CPU: CUDA_VISIBLE_DEVICES={value!r} hides any GPU" in here.notes) is is_told
+
+
+@pytest.mark.parametrize(
+    ("setting", "is_begun", "words"),
+    [
+        (None, False, ""),
+        (None, True, "has used its GPU already"),  # a notebook's cell before
+        (":16:8", True, ""),
+        (":0:0", False, "is ':0:0'"),
+    ],
+)
+def test_deterministic_products_are_asked_for_in_time_or_refused(
+    monkeypatch: pytest.MonkeyPatch, setting: str | None, is_begun: bool, words: str
+) -> None:
+    name = "CUBLAS_WORKSPACE_CONFIG"
+    monkeypatch.setenv(name, setting or "")
+    if setting is None:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: is_begun)
+    kernels.settle_workspace(schema.Device())
+    assert os.environ.get(name) == setting
+    if not words:
+        kernels.settle_workspace(schema.Device(deterministic=True))
+        assert os.environ[name] == (setting or ":4096:8")
+        return
+    with pytest.raises(UsageError, match=f"{words}.*before Python starts") as refused:
+        kernels.settle_workspace(schema.Device(deterministic=True))
+    assert "\n" not in str(refused.value)
+
+
+class Runtime:
+    """CUDA's own, as torch passes it on: what is page-locked, by its address."""
+
+    def __init__(self, code: int = 0):
+        self.code, self.locked = code, dict[int, int]()
+
+    def cudaHostRegister(self, address: int, size: int, flags: int) -> int:  # noqa: N802  # as CUDA names it
+        if not self.code:
+            self.locked[address] = size
+        return self.code
+
+    def cudaHostUnregister(self, address: int) -> int:  # noqa: N802  # as CUDA names it
+        del self.locked[address]
+        return 0
+
+
+@pytest.mark.parametrize("code", [0, 2])
+def test_memory_is_page_locked_to_the_byte_and_let_go_with_its_last_user(code: int) -> None:
+    runtime = Runtime(code)
+    memory = kind.Kind(CPU, SimpleNamespace(cudart=lambda: runtime)).pinned(3_000_001)
+    assert memory.numel() == memory.untyped_storage().nbytes() == 3_000_001
+    assert runtime.locked == ({} if code else {memory.data_ptr(): 3_000_001})
+    part = torch.from_numpy(memory.numpy()[512:1024])  # as the arena hands it out
+    del memory
+    gc.collect()
+    assert len(runtime.locked) == (not code)
+    del part
+    gc.collect()
+    assert runtime.locked == {}
+
+
+def test_cuda_graphs_are_told_where_a_step_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[int] = []
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: begun.append(1))
+    monkeypatch.setattr(torch, "compile", lambda module, mode: module)
+    for mode in ("reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"):
+        recipe = load_recipe(TINY, [f"device.compile={mode}", "data.workers=0", "launch.threads=1"])
+        builder = Builder(recipe)
+        data = open_run_data(recipe, builder, World())
+        with device.open_device(recipe.device, World(), cpu=True, launch=recipe.launch) as here:
+            state = build_run_state(recipe, builder, build_run_model(recipe, builder, here), here, data)
+            warm_up(state)
+    assert len(begun) == 2
 
 
 def test_an_apple_gpu_takes_one_process(monkeypatch: pytest.MonkeyPatch) -> None:

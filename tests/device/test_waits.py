@@ -10,9 +10,11 @@ import torch
 from places import ROOT
 from pretend import DEVICE, Backend, Operations, pretended, state_on_it, steps_of
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from worlds import in_world
 
 from launcher.data.loaders import MicroBatch
+from launcher.device import kind
 from launcher.device.agreement import Agreement, Requests
 from launcher.device.kind import kind_of
 from launcher.evaluation.evaluate import evaluate
@@ -100,7 +102,7 @@ def everything() -> dict[str, Any]:
     with pretended() as backend:
         return {
             **{name: waits_of(name, backend) for name in TABLE},
-            **{look.__name__: look(backend) for look in (where_weights_are, evaluated, compared, agreed)},
+            **{look.__name__: look(backend) for look in (where_weights_are, evaluated, compared, agreed, narrow)},
         }
 
 
@@ -172,6 +174,44 @@ def compared(backend: Backend) -> tuple[dict[str, int], int]:
 
 def test_comparing_the_ranks_weights_makes_no_step_wait(counted: Any) -> None:
     assert counted["compared"] == ({}, 1)
+
+
+class Narrow(TorchDispatchMode):
+    """Refuses float64 on the device, as Apple's GPUs do."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch left its types out
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if func.overloadpacket.__name__ == "_to_copy" and args[0].device.type == "cpu":
+            return made  # somebody's data
+        for tensor in made if isinstance(made, list | tuple) else [made]:
+            if isinstance(tensor, torch.Tensor) and tensor.device == DEVICE and tensor.dtype is torch.float64:
+                raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+        return made
+
+
+def narrow(backend: Backend) -> str:
+    """A run's parts on a device without float64: steps, also by closure and averaged, lines, a comparison."""
+    kind._has_float64.cache_clear()
+    with Narrow(), Operations():
+        assert kind_of(DEVICE).wide is torch.float32
+        for said in ((), ("optimizer={_target_: LBFGS, lr: 0.1, _closure_: true}",), ("train.ema=0.9",)):
+            state = state_on_it(*said, f"model={{_target_: {__file__}:HalfNet, inputs: 6, outputs: 3}}")
+            meter = Meter(state)
+            for step in steps_of(state, 2, backend):
+                meter.add(state.take_step(state, step, state.length.at(0)), step, 0.0)
+                meter.cut(1, 0.1, {"lr": 0.1})
+            meter.flush()
+        weights = [torch.zeros(4, device=DEVICE, dtype=torch.float32)]
+        Parting(weights, state.device.coordinator, warn=lambda line: None).compare(100)
+    kind._has_float64.cache_clear()
+    return str(kind_of(DEVICE).wide)
+
+
+def test_float64_is_used_where_the_device_has_it(counted: Any) -> None:
+    assert counted["narrow"] == "torch.float64"
 
 
 def agreed(backend: Backend) -> int:

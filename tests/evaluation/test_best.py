@@ -19,9 +19,9 @@ MODES = st.sampled_from(["min", "max"])
 
 
 def best_by_looking_back(mode: str, values: list[float]) -> int | None:
-    """The first of the best values that are numbers."""
+    """The first of the best values that are finite."""
     sign = 1 if mode == "max" else -1
-    numbers = [(sign * value, -place) for place, value in enumerate(values) if not math.isnan(value)]
+    numbers = [(sign * value, -place) for place, value in enumerate(values) if math.isfinite(value)]
     return -max(numbers)[1] if numbers else None
 
 
@@ -76,7 +76,8 @@ def test_a_stop_between_two_evaluations_changes_nothing(mode: Any, values: list[
     ("mode", "values", "bests", "since"),
     [
         ("max", [0.1, 0.3, 0.2, math.nan, 0.3], [0, 1], [0, 0, 1, 2, 3]),
-        ("min", [math.nan, 0.9, math.inf, -math.inf], [1, 3], [1, 0, 1, 0]),
+        ("min", [math.nan, 0.9, math.inf, -math.inf], [1], [1, 0, 1, 2]),
+        ("max", [math.inf, 0.9, -math.inf, 1.0], [1, 3], [1, 0, 1, 0]),
         # gains that are each too small add up: measured from the last that was large enough
         ("max", [0.50, 0.51, 0.52, 0.53, 0.54, 0.55], [0, 1, 2, 3, 4, 5], [0, 1, 2, 0, 1, 2]),
         ("min", [0.50, 0.49, 0.48, 0.485, 0.47], [0, 1, 2, 4], [0, 1, 2, 3, 0]),

@@ -16,13 +16,15 @@ from recipes.parts import Net, Numbers, OneNumber, Values, WordNet, Words, YesOr
 from sklearn.metrics import f1_score, precision_score, r2_score, roc_auc_score, roc_curve
 from tiers import rounds
 from torch import nn
-from worlds import TINY, Command, Trained, in_world, survivors, train, train_here
+from worlds import TINY, Command, Trained, in_world, survivors, train, train_here, train_in_process
 
 import launcher
 from launcher.cli.main import main
 from launcher.errors import RecipeError
+from launcher.recipe.duration import Duration
 from launcher.recipe.load import load_recipe
 from launcher.runs.report.predictions import read_mistakes
+from launcher.training.finish import mean_of
 
 SIZES = (1, 7, 97, 100)
 ACCURACY = "accuracy: {_target_: MulticlassAccuracy, num_classes: 3, average: micro}"
@@ -325,6 +327,30 @@ def test_equal_parts_and_the_mean_of_the_last_checkpoints(tmp_path: Path) -> Non
             mean = torch.stack([one[name].double() for one in taken]).mean(0)
             assert torch.allclose(saved[name].double(), mean, atol=1e-7), (kind, name)
     assert len(trained.column("swa/loss", "validation")) == 2
+
+
+def test_fractions_of_every_kind_have_a_mean(tmp_path: Path) -> None:
+    kinds = (torch.complex64, torch.complex128, torch.bfloat16, torch.float8_e4m3fn, torch.int32)
+    states = [{str(kind): torch.full((2,), step).to(kind) for kind in kinds} for step in (2.0, 1.0)]
+    for step, state in zip((2.0, 1.0), states, strict=True):
+        state |= {"coo": (step * torch.eye(2)).to_sparse(), "csr": (step * torch.eye(2)).to_sparse_csr()}
+    mean = mean_of(states)
+    assert [mean[str(kind)].dtype for kind in kinds] == list(kinds)
+    assert [mean[str(kind)].to(torch.complex64)[0].item() for kind in kinds] == [1.5, 1.5, 1.5, 1.5, 2]
+    assert [mean[name].to_dense()[0, 0] for name in ("coo", "csr")] == [1.5, 2]
+
+
+def test_an_average_of_another_kind_begins_anew(tmp_path: Path) -> None:
+    run, often = tmp_path / "run", ("train.epochs=2", "save={every: 1 steps, keep: 20}")
+    train_in_process(run, "train.ema=0.9", *often, until=Duration.parse("2 steps"))
+    changed = {"allow_changes": ("train.ema", "train.swa")}
+    train_in_process(run, "train.swa={start: 4 steps, every: 1 steps}", *often, **changed)
+    steps = sorted((run / "checkpoints").iterdir())
+    taken = [torch.load(step / "weights.pth", weights_only=True) for step in steps[3:]]
+    saved = torch.load(run / "model_weights_swa.pth", weights_only=True)
+    for name, value in saved.items():
+        mean = torch.stack([weights[name].double() for weights in taken]).mean(0)
+        assert torch.allclose(value.double(), mean, atol=1e-7), name
 
 
 def test_an_average_without_warming_up(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -94,3 +95,12 @@ def test_when_the_cable_is_cut_both_sides_end_with_their_reason(
         assert "launcher: rank " in done.screen
         assert "device.timeout" in done.report, done.screen
         assert done.left == []
+
+
+def test_a_place_where_something_listens_and_says_nothing_is_not_waited_at_for_ever(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=50) as silent:
+        master = f"127.0.0.1:{silent.getsockname()[1]}"
+        done = node(tmp_path, 1, master, "launch.meeting_timeout=1 seconds").wait(WITHIN)
+    assert done.code == 1
+    assert "something listens there and does not answer as the first node does, for 1 seconds" in done.screen
+    assert done.left == []

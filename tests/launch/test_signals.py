@@ -161,6 +161,17 @@ def test_a_rank_that_is_asked_to_stop_while_it_is_loaded_saves(tmp_path: Path, n
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "preempted"
 
 
+@pytest.mark.parametrize(("module", "code"), [("argparse", -signal.SIGINT), ("pydantic", 130)])
+def test_a_ctrl_c_while_modules_are_loaded_leaves_no_traceback(tmp_path: Path, module: str, code: int) -> None:
+    (tmp_path / f"{module}.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    path = os.pathsep.join([str(tmp_path), str(Path(launcher.__file__).parent.parent)])
+    command = [sys.executable, "-m", "launcher", "train", str(TINY), "--cpu"]
+    ended = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=60
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (code, "", "")
+
+
 def test_ranks_of_ours_cannot_die_of_it_at_any_moment(tmp_path: Path) -> None:
     process = start(tmp_path, "--quiet", "--processes", "2")
     ranks: set[int] = set()

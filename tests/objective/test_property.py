@@ -22,8 +22,9 @@ from worlds import in_world, result_of, train_here
 from launcher.errors import RecipeError
 from launcher.objective.batch import BatchLayout
 from launcher.objective.loss import Objective, Term
-from launcher.objective.probe import Samples, Subject, measure
+from launcher.objective.probe import measure
 from launcher.objective.reading import Hints
+from launcher.objective.subject import Samples, Subject
 from launcher.recipe import schema
 from recipes import drawn
 

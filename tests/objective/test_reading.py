@@ -16,11 +16,16 @@ from loss_cases import ASKED, BATCH, CASES, MEAN, SUM, Batch, Case, Centered, Dr
 from randomness import states
 from torch import Generator, Tensor, nn
 
-from launcher.objective.batch import BatchLayout, arguments
-from launcher.objective.order import order_fault
+from launcher.objective.batch import BatchLayout
+from launcher.objective.calls import Caller
+from launcher.objective.halves import still_holds
+from launcher.objective.known import known
+from launcher.objective.order import names_given
 from launcher.objective.pieces import mapped
-from launcher.objective.probe import Caller, Samples, Subject, measure, still_holds
-from launcher.objective.reading import Hints, Reading, Verdict, known
+from launcher.objective.probe import measure
+from launcher.objective.reading import Hints, Reading
+from launcher.objective.subject import Samples, Subject
+from launcher.objective.verdict import Verdict
 from launcher.recipe import schema
 
 EXACT = 2e-6
@@ -47,10 +52,12 @@ def take(tree: Any, numbers: Sequence[int], of: int) -> Any:
     return mapped(tree, each)
 
 
-def verdict_of(loss: Any, draw: Draw, seed: int = 0, count: Any = None, size: int = 64) -> Verdict:
+def verdict_of(
+    loss: Any, draw: Draw, seed: int = 0, count: Any = None, size: int = 64, *, may_drop: bool = False
+) -> Verdict:
     """What measuring a loss on data finds."""
     data = draw(Generator().manual_seed(seed), size, False)
-    samples = Samples(size, lambda numbers: take(data, numbers, size))
+    samples = Samples(size, lambda numbers: take(data, numbers, size), may_drop=may_drop)
     subject = Subject(parts=lambda batch: batch[1], outputs=lambda model, batch: batch[0], function=loss)
     return measure(subject, Same(), samples, Hints.of(loss, count))
 
@@ -233,43 +240,17 @@ def test_settings_of_torchs_own_are_known() -> None:
     assert known(half) == Reading("kept", ignored=3)
     assert known(nn.KLDivLoss(reduction="batchmean")) == Reading("rows")
     assert known(functools.partial(F.mse_loss, reduction="sum")) == Reading("sum")
+    for function in (F.mse_loss, F.l1_loss, F.huber_loss):  # torch divides by their sum
+        assert known(function, names_given(function, [0], {"target": 1, "weight": 2})) is None
+        settled: Any = functools.partial
+        assert known(settled(function, weight=torch.ones(1))) is None
+    assert known(F.cross_entropy, names_given(F.cross_entropy, [0], [1, 2])) is None
+    assert known(F.mse_loss, names_given(F.mse_loss, {"input": 0}, {"target": 1})) == Reading("elements")
 
     class Mine(nn.CrossEntropyLoss):
         """Torch's code runs."""
 
     assert str(known(Mine())) == "a mean over the targets that are not -100 (known: torch's own)"
-
-
-# ---------------------------------------------------------------------- the order of arguments
-
-
-def elbo(recon: Tensor, x: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
-    """In an order of its own."""
-    return F.mse_loss(recon, x) - (1 + logvar - mu**2 - logvar.exp()).mean()
-
-
-@pytest.mark.parametrize(
-    ("loss", "outputs", "targets", "is_wrong"),
-    [
-        (nn.GaussianNLLLoss(), 2, 1, True),
-        (F.gaussian_nll_loss, 2, 1, True),
-        (elbo, 3, 1, True),
-        (nn.CosineEmbeddingLoss(), 2, 1, False),
-        (nn.TripletMarginLoss(), 3, 0, False),
-        (nn.MSELoss(), 1, 1, False),
-        (lambda x, y: x, 1, 1, False),
-    ],
-)
-def test_arguments_that_would_get_something_else_are_noticed(
-    loss: Any, outputs: int, targets: int, is_wrong: bool
-) -> None:
-    assert (order_fault(loss, range(outputs), range(targets)) is not None) == is_wrong
-
-
-def test_arguments_by_name() -> None:
-    mean, var, y = torch.zeros(4, 1), torch.ones(4, 1), torch.full((4, 1), 2.0)
-    args, kwargs = arguments({"input": mean, "var": var}, {"target": y})
-    assert float(nn.GaussianNLLLoss()(*args, **kwargs)) == 2.0
 
 
 # ---------------------------------------------------------------------- nothing is left behind

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import pickle
+import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import projects
 import pytest
 
-from launcher.cli.main import main
-from launcher.errors import LauncherError, RecipeError
+from launcher.checks.asked import unannounced
+from launcher.cli.main import _say, main
+from launcher.datasets.files import staged
+from launcher.errors import LauncherError, Problem, RecipeError, UsageError
 from launcher.objective.patterns import matches
 from launcher.recipe.build import Builder
 from launcher.recipe.load import load_recipe
@@ -19,6 +26,8 @@ from launcher.recipe.masking import masked
 from launcher.recipe.policy import Trust
 from launcher.recipe.secrets import holds_secret
 from launcher.recipe.targets import find_target
+from launcher.runs.folder import environment
+from launcher.runs.tracking.trackers import check
 from launcher.text import suggestion
 
 
@@ -235,8 +244,6 @@ def test_words_and_patterns_of_any_length_cost_little() -> None:
 def test_nothing_is_asked_for_where_transformers_is_absent() -> None:
     code = "from launcher.internals import run_no_code_of_repositories; import sys\n"
     code += "sys.modules['transformers'] = None; run_no_code_of_repositories()"
-    import subprocess
-
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -247,3 +254,274 @@ def test_check_sends_nothing(project: Path, capsys: pytest.CaptureFixture[str]) 
     )
     assert main(["check", "recipe.yaml", change, data]) == 2
     assert "hunter2" not in "".join(capsys.readouterr())
+
+
+# ---------------------------------------------------------------------- data of this machine that names addresses
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[str, list[str]]]:
+    """An address on this machine, and what was asked of it."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(404)
+
+        do_HEAD = do_GET  # noqa: N815  # as the protocol spells it
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    listening = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=listening.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{listening.server_port}", asked
+    listening.shutdown()
+    listening.server_close()
+
+
+def card(folder: Path, files: str) -> None:
+    """A folder of data whose README says where its data is."""
+    folder.mkdir()
+    (folder / "a.csv").write_text("a,b\n1,2\n3,4\n")
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files: '{files}'\n---\n")
+
+
+def pictures(path: Path, address: str, nested: bool = False) -> None:
+    """A table whose pictures are elsewhere, as its own schema says."""
+    datasets = pytest.importorskip("datasets")
+    kind = datasets.List(datasets.Image()) if nested else datasets.Image()
+    row = {"bytes": None, "path": f"{address}/x.png"}
+    features = datasets.Features({"picture": kind})
+    rows = datasets.Dataset.from_dict({"picture": [[row] if nested else row] * 2}, features=features)
+    pytest.importorskip("pyarrow.parquet").write_table(rows.data.table, path)  # which embeds no picture
+
+
+@pytest.mark.parametrize("target", ["HubDataset", "load_dataset", "streamed"])
+@pytest.mark.parametrize("kind", ["address", "chain", "picture", "pictures"])
+def test_data_of_this_machine_asks_no_server(
+    project: Path, monkeypatch: pytest.MonkeyPatch, server: tuple[str, list[str]], target: str, kind: str
+) -> None:
+    pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_HOME", str(project / "hf"))
+    address, asked = server
+    if kind in ("address", "chain"):
+        card(project / "dd", f"{address}/x.csv" if kind == "address" else f"zip://x.csv::{address}/x.zip")
+        place = "path: ./dd"
+    else:
+        pictures(project / "p.parquet", address, nested=kind == "pictures")
+        place = "path: p.parquet" if target == "HubDataset" else "path: parquet, data_files: p.parquet"
+    streaming = ", streaming: true" if target == "streamed" else ""
+    name = "launcher.datasets.HubDataset" if target == "HubDataset" else "datasets.load_dataset"
+    recipe = load_recipe("recipe.yaml", [f"data.train={{_target_: {name}, {place}, split: train{streaming}}}"])
+    builder = Builder(recipe)
+    assert list(builder.reached()) == []
+    with pytest.raises((LauncherError, PermissionError), match="names a place elsewhere"):
+        next(iter(builder.build(recipe.data.train)))
+    assert asked == []
+
+
+def test_data_of_this_machine_is_read_as_ever(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets, image = pytest.importorskip("datasets"), pytest.importorskip("PIL.Image")
+    monkeypatch.setenv("HF_HOME", str(project / "hf"))
+    card(project / "dd", "*.csv")
+    image.new("RGB", (4, 4)).save(project / "x.png")
+    pictures(project / "p.parquet", str(project))
+    found = {}
+    for name, arguments in {"dd": "path: ./dd", "p": "path: parquet, data_files: p.parquet"}.items():
+        recipe = load_recipe(
+            "recipe.yaml", [f"data.train={{_target_: datasets.load_dataset, {arguments}, split: train}}"]
+        )
+        found[name] = Builder(recipe).build(recipe.data.train)
+    assert found["dd"][0] == {"a": 1, "b": 2}
+    again = pickle.loads(pickle.dumps(found["p"]))  # for a worker
+    for rows in (found["p"], again):
+        assert rows[0]["picture"].size == (4, 4)
+        assert rows.features == datasets.Features({"picture": datasets.Image()})
+    bad = again.info.features["picture"]
+    with pytest.raises(PermissionError, match="names a place elsewhere"):
+        bad.decode_example({"path": "https://example.org/x.png", "bytes": None})
+
+
+@pytest.mark.parametrize(
+    "component",
+    [
+        "{_target_: launcher.datasets.HubDataset, path: f}",
+        "{_target_: launcher.datasets.HubDataset, path: ./card}",
+        "{_target_: datasets.load_dataset, path: ./f}",
+        "{_target_: datasets.load_dataset, path: text, data_dir: f}",
+        "{_target_: datasets.load_dataset, path: text, data_files: f/*.txt}",
+        "{_target_: datasets.load_dataset, path: text, data_files: '/pro[c]/self/env*'}",
+        "{_target_: datasets.load_dataset, path: text, data_files: {train: ['/pro[^x]/self/environ']}}",
+        "{_target_: launcher.datasets.Shards, path: f/x.jsonl}",
+        "{_target_: launcher.datasets.Shards, path: 'f/*.jsonl'}",
+        "{_target_: launcher.datasets.ImageFolder, root: pictures}",
+    ],
+)
+def test_a_link_into_the_kernel_s_folders_is_no_data(project: Path, component: str) -> None:
+    pytest.importorskip("datasets")
+    for folder, name in (("f", "train.txt"), ("f", "x.jsonl"), ("pictures/a", "x.png")):
+        (project / folder).mkdir(parents=True, exist_ok=True)
+        (project / folder / name).symlink_to("/proc/self/environ")
+    card(project / "card", "/proc/self/environ")
+    recipe = load_recipe("recipe.yaml", [f"data.train={component}"])
+    with pytest.raises(LauncherError, match="is in /proc, where no data is kept"):
+        Builder(recipe).build(recipe.data.train)
+
+
+def test_a_link_inside_is_not_copied_to_scratch(project: Path) -> None:
+    (project / "f" / "g").mkdir(parents=True)
+    (project / "f" / "g" / "x").symlink_to("/proc/self/environ")
+    with pytest.raises(ValueError, match="is in /proc, where no data is kept"):
+        staged(project / "f", project / "scratch")
+
+
+@pytest.mark.parametrize("files", ["x/y", "../../../../../../../../../../proc/self/environ"])
+def test_files_below_a_folder_are_looked_for_there(project: Path, server: tuple[str, list[str]], files: str) -> None:
+    pytest.importorskip("datasets")
+    address, asked = server
+    card(project / "dd", f"{address}/x.csv")
+    for name in ("data_dir", "data_files"):
+        data = f"data.train={{_target_: datasets.load_dataset, path: ./dd, {name}: '{files}'}}"
+        recipe = load_recipe("recipe.yaml", [data])
+        with pytest.raises(LauncherError):
+            Builder(recipe).build(recipe.data.train)
+    assert asked == []
+
+
+# ---------------------------------------------------------------------- which servers are said
+
+
+@pytest.mark.parametrize(
+    ("component", "servers"),
+    [
+        ("torchmetrics.text.BERTScore", ["huggingface.co"]),
+        ("torchmetrics.text.BERTScore, model_name_or_path: ./here", []),
+        ("torchmetrics.text.BERTScore, rescale_with_baseline: true", ["huggingface.co, raw.githubusercontent.com"]),
+        ("torchmetrics.text.InfoLM", ["huggingface.co"]),
+        ("torchmetrics.MeanMetric", []),
+        ("transformers.AutoModel.from_pretrained, pretrained_model_name_or_path: me/x", ["huggingface.co"]),
+        ("transformers.AutoModel.from_pretrained, pretrained_model_name_or_path: here", ["huggingface.co (me/base)"]),
+        ("transformers.AutoTokenizer.from_pretrained, pretrained_model_name_or_path: here", []),
+        ("transformers.AutoConfig.from_pretrained, pretrained_model_name_or_path: key.json", []),
+    ],
+)
+def test_servers_are_said_as_far_as_they_can_be_known(project: Path, component: str, servers: list[str]) -> None:
+    (project / "here").mkdir()
+    (project / "here" / "adapter_config.json").write_text('{"base_model_name_or_path": "me/base"}')
+    recipe = load_recipe("recipe.yaml", [f"define={{x: {{_target_: {component}}}}}"])
+    assert [server for _, server in Builder(recipe).reached()] == servers
+
+
+CALLING = """
+import socket
+from parts import Net as Good
+
+class Net(Good):
+    def __init__(self):
+        super().__init__()
+        for port in (1, 2):
+            socket.getaddrinfo("127.0.0.1", port)
+"""
+
+
+def test_servers_that_nobody_announced_are_told(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (project / "calling.py").write_text(CALLING)
+    assert main(["check", "recipe.yaml", "model._target_=calling.py:Net"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("network")]
+    assert lines == ["network      asked 127.0.0.1 as well, which the recipe does not tell"]
+
+
+@pytest.mark.parametrize(
+    ("host", "announced", "is_known"),
+    [
+        ("huggingface.co", ["huggingface.co (me/x)"], True),
+        ("cdn-lfs.hf.co", ["h.org, huggingface.co"], True),
+        ("h.org", ["h.org:8080"], True),
+        ("evilhuggingface.co", ["huggingface.co"], False),
+        ("x.org", ["the data set's own server"], True),
+        ("x.org", [], False),
+    ],
+)
+def test_what_is_announced(host: str, announced: list[str], is_known: bool) -> None:
+    assert (unannounced([host], announced) == []) == is_known
+
+
+# ---------------------------------------------------------------------- what is shown, and what is kept
+
+
+def test_names_of_files_forge_no_line(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    odd = "x\nlauncher: finished, all is well\x1b]0;title\x07"
+    torch.save({odd: torch.ones(1)}, project / "w.pth")
+    assert main(["check", "recipe.yaml", "train.start_from=w.pth"]) == 1
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1
+    assert "\\x1b" in err
+    assert err[:-1].isprintable()
+
+
+@pytest.mark.parametrize("odd", ["a\x1b[2Jb", "a\rb", "a\nlauncher: all is well", "a\x9bb", "a\u202eb", "a\u2028b"])
+def test_errors_are_printable_wherever_they_come_from(capsys: pytest.CaptureFixture[str], odd: str) -> None:
+    _say(LauncherError(odd), for_programs=False)
+    _say(RecipeError([Problem("x.yaml:1:1", odd, odd)]), for_programs=False)
+    lines = capsys.readouterr().err.splitlines()
+    assert all(line.isprintable() for line in lines)
+    assert not [line for line in lines if line.startswith("launcher:")]
+
+
+def test_no_argument_of_own_code_is_cut_or_shows_a_secret(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    define = f"define={{x: {{_target_: bad.py:sh, note: {'n' * 300}, inner: [{{a: {'m' * 100}}}], cmd: touch owned}}}}"
+    (project / "bad.py").write_text("")
+    assert main(["check", "recipe.yaml", "--fast", define]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("own code     define.x: ")]
+    assert len(lines) == 3
+    text = "".join(line.removeprefix("own code     define.x: ").removeprefix("… ") for line in lines)
+    assert text == f"bad.py:sh(note='{'n' * 300}', inner=[{{a: '{'m' * 100}'}}], cmd='touch owned')"
+
+
+def test_what_a_tracker_is_told_is_known_at_reading() -> None:
+    changes = ["track={wandb: {tags: ['${train.steps_per_epoch}']}, tensorboard: {max_queue: '${scheduler.steps}'}}"]
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("recipe.yaml", changes)
+    assert str(caught.value).count("is known when the data is opened; write a value here") == 2
+    with pytest.raises(RecipeError, match=r"define\.k\.key.* is known when the data is opened"):
+        load_recipe("recipe.yaml", [f"define={{{CONFIG}}}", "track={wandb: {notes: 'a ${define.k.key}'}}"])
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "core.fsmonitor={script}",
+        "diff.external={script}",
+        "diff.x.textconv={script}",
+        "diff.x.command={script}",
+        "filter.x.clean={script}",
+        "filter.x.process={script}",
+        "core.pager={script}",
+        "core.hooksPath=.",
+    ],
+)
+def test_the_settings_of_a_folder_run_no_program(project: Path, config: str) -> None:
+    script = project / "post-index-change"
+    script.write_text("#!/bin/sh\ntouch owned\ncat\n")
+    script.chmod(0o755)
+    (project / "x.txt").write_text("before\n")
+    (project / ".gitattributes").write_text("*.txt filter=x diff=x\n")
+    git = ["git", "-c", "user.name=a", "-c", "user.email=b"]
+    for words in (["init", "-q"], ["add", "x.txt"], ["commit", "-qm", "c"]):
+        subprocess.run([*git, *words], cwd=project, check=True)
+    key, _, value = config.format(script=script).partition("=")
+    subprocess.run(["git", "config", key, value], cwd=project, check=True)
+    (project / "x.txt").write_text("after\n")
+    kept = environment({})["git"]
+    assert len(kept["commit"]) == 40
+    assert ("+after" in kept["diff"]) == (not config.startswith("filter"))
+
+
+def test_a_run_that_goes_to_a_named_entity_tells_nothing_of_the_machine() -> None:
+    for name, setting in (("comet_ml", "workspace"), ("swanlab", "workspace")):
+        with pytest.raises(UsageError, match=rf"track\.{name}\.{setting}: a recipe may not say this"):
+            check({name: {setting: "stranger"}})

@@ -22,7 +22,7 @@ from launcher.errors import UsageError
 from launcher.runs.folder import environment, write_json
 from launcher.runs.lock import locked
 from launcher.runs.metrics import encode
-from launcher.runs.naming import named_run, named_runs
+from launcher.runs.naming import named_runs, place_of
 from launcher.runs.reading import Run, find_runs
 from launcher.runs.states import ORDERS, STATES
 from launcher.runs.table import View, chosen
@@ -129,7 +129,7 @@ def test_runs_are_found_at_any_level_and_named_by_folder(some: Path, monkeypatch
         Path("runs/digits/one"),
         Path("runs/digits/two"),
     ]
-    assert named_run("digits").folder == Path("runs/digits/two")  # below runs, as they are made
+    assert place_of("digits").folder == Path("runs/digits/two")  # below runs, as they are made
     with pytest.raises(UsageError, match="no such run or folder; the newest are runs/text/three"):
         named_runs(["nothing"])
 
@@ -138,16 +138,16 @@ def test_a_recipe_s_name_means_its_runs_wherever_they_lie(some: Path, monkeypatc
     monkeypatch.chdir(some.parent)
     elsewhere = made(some / "tries" / "apart", "finished", started=time.time() - 5)
     (elsewhere / "resolved.yaml").write_text("name: digits\n")
-    assert named_run("digits").folder == Path("runs/tries/apart")
+    assert place_of("digits").folder == Path("runs/tries/apart")
     assert [run.folder.name for run in named_runs(["digits"])] == ["one", "two", "apart"]
-    assert named_run("digits@1").folder == Path("runs/digits/one")
+    assert place_of("digits@1").folder == Path("runs/digits/one")
     assert [run.folder.name for run in named_runs(["runs/digits"])] == ["one", "two"]
     Path("digits").mkdir()  # of the user's own, without runs
     assert [run.folder.name for run in chosen(View(Path("digits"), sort="name"))] == ["one", "two", "apart"]
     Path("empty").mkdir()
     assert chosen(View(Path("empty"))) == []
     with pytest.raises(UsageError, match="empty: there is no run in this folder; the newest are runs/tries/apart"):
-        named_run("empty")
+        place_of("empty")
 
 
 def test_where_no_run_was_made_yet_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,7 +203,7 @@ def test_json_is_one_object_a_line(some: Path, capsys: pytest.CaptureFixture[str
     (line,) = capsys.readouterr().out.splitlines()
     found = json.loads(line)
     assert (found["state"], found["step"], found["world"], found["host"]) == ("finished", 12, 1, "node7")
-    assert found["best"] == {"metric": "accuracy", "value": 0.9, "step": 5, "on": "validation"}
+    assert found["best"] == {"metric": "accuracy", "mode": "max", "value": 0.9, "step": 5, "on": "validation"}
 
 
 def test_a_metric_that_no_run_has_measured_is_refused(some: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -211,6 +211,39 @@ def test_a_metric_that_no_run_has_measured_is_refused(some: Path, capsys: pytest
     message = "acuracy: no run has measured that; write `launcher runs best accuracy` or `launcher runs best loss`"
     assert capsys.readouterr().err.startswith(message)
     assert main(["runs", "best", "accuracy:min", str(some)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("metric", "better", "first"),
+    [
+        ("ece", {"ece": "min"}, "two"),
+        ("lossless_ratio", {"lossless_ratio": "max"}, "one"),
+        ("ema/ece", {"ece": "min"}, "two"),
+        ("ema/loss", {}, "two"),
+        ("ema/accuracy", {}, "one"),  # evaluate.best says it of the weights as they are
+        ("lossless_ratio", {"ece": "min"}, None),
+        ("val_mae", {}, None),
+        ("ece", None, None),  # of a version that wrote nothing down
+    ],
+)
+def test_the_direction_of_a_metric_is_known_or_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], metric: str, better: dict[str, str] | None, first: str | None
+) -> None:
+    for name, value in (("one", 0.9), ("two", 0.1)):
+        folder = made(tmp_path / name, "finished")
+        line = {"step": 9, "split": "validation", metric: value, "time": time.time()}
+        (folder / "metrics.jsonl").write_text(encode(line) + "\n")
+        if better is not None:
+            event = {"event": "train", "step": 0, "time": time.time(), "better": better}
+            (folder / "events.jsonl").write_text(json.dumps(event) + "\n")
+    assert main(["runs", "best", metric, str(tmp_path)]) == (2 if first is None else 0)
+    screen = capsys.readouterr()
+    if first is None:
+        assert screen.err.strip().endswith(f"is not known; write {metric}:max or {metric}:min")
+        return
+    direction, _, _, best, _ = screen.out.splitlines()
+    assert direction.split() == ["metric", f"{metric}:{'max' if first == 'one' else 'min'}"]
+    assert best.startswith(str(tmp_path / first))
 
 
 def test_no_runs_and_no_folder_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

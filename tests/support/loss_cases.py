@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -278,6 +279,30 @@ def flattened(outputs: Tensor, targets: Tensor) -> Tensor:
 
 case("tokens flattened, -100", flattened, tokens(-100))
 case("weights in a closure", lambda o, t: F.cross_entropy(o, t, WEIGHTS.to(o.dtype)), classes, ASKED)
+
+
+class Alpha(nn.Module):
+    """Class weights by another name, no buffer: a tensor, or numbers."""
+
+    def __init__(self, alpha: Any):
+        super().__init__()
+        self.alpha = alpha
+
+    def forward(self, o: Tensor, t: Tensor) -> Tensor:
+        """A weighted mean of a focal entropy."""
+        weights = torch.as_tensor(self.alpha, dtype=o.dtype)[t]
+        entropy = F.cross_entropy(o, t, reduction="none")
+        return (weights * (1 - (-entropy).exp()) ** 2 * entropy).sum() / weights.sum()
+
+
+case("class weights called alpha", Alpha(WEIGHTS), classes)
+case("class weights in a list", Alpha(WEIGHTS.tolist()), classes)
+by_weight = functools.partial(lambda o, t, w: F.cross_entropy(o, t, w.to(o.dtype)), w=WEIGHTS)
+case("class weights of a partial", by_weight, classes)
+for left_out in (1, 3):
+    case(f"class {left_out} left out inside", functools.partial(F.cross_entropy, ignore_index=left_out), classes)
+case("class 1 left out in a closure", lambda o, t: F.cross_entropy(o, t, ignore_index=1), classes)
+case("class 2 left out of tokens", lambda o, t: F.cross_entropy(o, t, ignore_index=2), tokens())
 case("focal", Focal(), classes)
 case("focal dense, -100", Focal(), tokens(-100))
 for index in (0, 255):

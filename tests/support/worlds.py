@@ -6,6 +6,7 @@ import ctypes
 import multiprocessing
 import os
 import random
+import signal
 import socket
 import sys
 import tempfile
@@ -363,6 +364,7 @@ def _command(
     memory: str | None,
     stdin: str | None,
 ) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as where modules are loaded
     os.chdir(folder)
     if stdin is not None:
         os.dup2(os.open(stdin, os.O_RDONLY), 0)
@@ -383,6 +385,7 @@ def _command(
     tempfile.tempdir = None
     from launcher.cli.main import main
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         code = main(arguments)
     except SystemExit as end:

@@ -20,20 +20,25 @@ import psutil
 import pytest
 import yaml
 from places import TINY
+from simulated import settings
 from tiers import rounds
 from worlds import Command
 
 import launcher
 from launcher.checkpoints import retention
 from launcher.cli.main import main
-from launcher.errors import LauncherError, RecipeError, UsageError
-from launcher.runs.folder import read_json
+from launcher.errors import EXIT_PREEMPTED, LauncherError, RecipeError, UsageError
+from launcher.runs.folder import read_json, write_json
+from launcher.runs.lock import locked
 from launcher.runs.tracking.tracking import read_metrics
+from launcher.sweep import record as lines
 from launcher.sweep.begin import Asked, opened, sought
-from launcher.sweep.best import saved_place
+from launcher.sweep.ending import Ending, ending_of
 from launcher.sweep.halving import counted, is_complete
+from launcher.sweep.naming import saved_place
+from launcher.sweep.pool import Pool, Work
 from launcher.sweep.ranking import ranked
-from launcher.sweep.record import Record
+from launcher.sweep.record import Record, Settings, create
 from launcher.sweep.room import still_needed
 from launcher.sweep.slots import Slot, slots_of
 from launcher.sweep.starter import Starter
@@ -257,6 +262,67 @@ def test_a_trial_that_fails_counts_as_the_worst_and_one_that_is_killed_goes_on(
     assert record.trials[0].result == baseline.result
 
 
+def test_a_machine_that_fails_a_trial_again_has_failed_it_wherever_that_was(tmp_path: Path) -> None:
+    pool = bare_pool(tmp_path, settings())
+    killed = [Ending("failed", step, f"killed by signal 9, after step {step}", is_machine=True) for step in (3, 7)]
+    for ending in killed:
+        with pool.record.locked():
+            pool.record.append(pool._line(0, Work(Slot(0), 0), ending))
+    assert [len(pool.record.trials[0].failures), pool.record.trials[0].is_failed] == [2, True]
+
+
+def test_a_run_of_another_length_is_compared_with_none(tmp_path: Path) -> None:
+    pool = bare_pool(tmp_path, settings(method="halving", rungs=(5, 20)))
+    kinds = []
+    for steps in (20, 40):
+        write_json(tmp_path / "status.json", {"state": "preempted", "step": 5, "total_steps": steps})
+        kinds.append(pool._compared(tmp_path, Ending("reached", 5)).kind)
+    assert kinds == ["reached", "failed"]
+
+
+def test_a_trial_that_is_stopped_in_its_rungs_evaluation_has_not_reached_it(tmp_path: Path) -> None:
+    write_json(tmp_path / "status.json", {"state": "preempted", "step": 5, "total_steps": 20})
+    begun = [{"event": "evaluate", "step": step, "time": time.time(), "seconds": 0.1} for step in (4, 5)]
+    (tmp_path / "events.jsonl").write_text("".join(f"{json.dumps(event)}\n" for event in begun))
+    kinds = []
+    for step in (4, 5):
+        with (tmp_path / "metrics.jsonl").open("a") as file:
+            file.write(f"{json.dumps({'step': step, 'split': 'validation', 'loss': 1.0})}\n")
+        kinds.append(ending_of(tmp_path, EXIT_PREEMPTED, 5, tmp_path / "start.log", 0.0).kind)
+    assert kinds == ["stopped", "reached"]
+
+
+def test_a_budget_counts_what_all_are_at_and_nothing_of_the_dead(tmp_path: Path) -> None:
+    pool = bare_pool(tmp_path, settings(budget=3600.0))
+    (workers := pool.record.folder / "workers").mkdir()
+    with locked(workers, None, "other.json"):
+        assert not pool._is_spent()
+        pool.record.trials[0].since = time.time() - 3500
+        assert not pool._is_spent()
+        pool.record.trials[0].since = time.time() - 3700
+        assert pool._is_spent(), "another participant has been at it for so long"
+    assert not pool._is_spent(), "who took it is gone"
+
+
+def bare_pool(folder: Path, asked: Settings) -> Pool:
+    """Of a sweep whose first trial another participant has taken; it starts nothing."""
+    record = create(folder / "sweep", asked)
+    with record.locked():
+        record.append(lines.proposal(0, None), lines.taken(0, 0, "other"))
+    return Pool(record, None, [], "me", None)  # type: ignore[arg-type]
+
+
+def test_a_metric_that_is_no_number_ends_it_before_anything_is_removed(tmp_path: Path, starter: Starter) -> None:
+    several = "{_target_: torchmetrics.MetricCollection, metrics: [{_target_: MulticlassAccuracy, num_classes: 3}]}"
+    wanted = asked(tmp_path, "grid", f"evaluate.metrics.top={several}", trials=None, metric="top:max")
+    with pytest.raises(LauncherError, match=r"validation/top, and of trial . it is none; there are loss, top/Multi"):
+        swept(wanted, starter)
+    record = Record(tmp_path / "sweep")
+    assert not record.running
+    assert not any(trial.values for trial in record.trials.values())
+    assert left(record), "the weights are there still"
+
+
 def test_ten_failures_in_a_row_end_it(tmp_path: Path, starter: Starter) -> None:
     wanted = replace(asked(tmp_path, "grid"), words=(*FIXED, "model.dropout=1.1..3.1:0.1"), trials=None)
     heard: list[str] = []
@@ -401,7 +467,7 @@ def test_from_python_it_gives_a_row_for_each_trial(tmp_path: Path) -> None:
         (1, 0.1, "finished", 20),
     ]
     assert sorted(row["rank"] for row in rows) == [1, 2]
-    with pytest.raises(UsageError, match="--budget 'much' is no time; write it as in '12 hours'"):
+    with pytest.raises(UsageError, match="budget: 'much' is not a duration that fits here"):
         launcher.sweep(str(TINY), *words, budget="much")
 
 
@@ -426,8 +492,12 @@ def test_from_python_a_mapping_becomes_a_file_in_the_sweeps_folder(
     ]
     lines = Record(tmp_path / "sweep").lines
     assert launcher.sweep(recipe, *words, cpu=True, run_dir="sweep") == rows, "there was nothing left to do"
-    assert Command(tmp_path, "sweep", "sweep", "--parallel", "1").wait().code == 0
-    assert Record(tmp_path / "sweep").lines == lines
+    (tmp_path / "sweep").rename(tmp_path / "moved")  # with its recipe
+    assert Command(tmp_path, "sweep", "moved", "--parallel", "1").wait().code == 0
+    assert Record(tmp_path / "moved").lines == lines
+    recipe["evaluate"] = {"every": "2 epochs"}
+    with pytest.raises(UsageError, match="this is not the sweep that was begun there:\n  the recipe: is no longer"):
+        launcher.sweep(recipe, *words, cpu=True, run_dir="moved")
 
 
 def test_an_edited_recipe_ends_it_and_the_rest_goes_on_when_it_is_put_back(tmp_path: Path, starter: Starter) -> None:

@@ -12,8 +12,9 @@ import pytest
 from simulated import settings
 
 from launcher.errors import LauncherError, UsageError
+from launcher.runs.naming import is_sweep
 from launcher.sweep import record as lines
-from launcher.sweep.record import Record, create, is_sweep
+from launcher.sweep.record import Record, create
 from launcher.sweep.workers import free_the_lost, taking_part
 
 APPEND = """

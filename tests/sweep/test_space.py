@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,18 +10,22 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from places import ROOT
+from places import ROOT, TINY
+from simulated import settings
 
 from launcher.errors import EXIT_USAGE, LauncherError, RecipeError, UsageError
 from launcher.recipe.build import Builder
 from launcher.recipe.load import load_recipe
-from launcher.sweep.begin import Asked, sought
+from launcher.sweep.begin import Asked, grow, sought
 from launcher.sweep.grammar import flow, plain, read_alternatives
-from launcher.sweep.plan import Length, Sources, check_space, locate, questions, settle
+from launcher.sweep.metric import metric_of
+from launcher.sweep.plan import Length, Sources, check_space, digest_of, locate, questions, settle
 from launcher.sweep.ranges import RangeError, read_range
+from launcher.sweep.record import Record, create
 from launcher.sweep.space import is_same, read_space
 
 RECIPE = str(ROOT / "recipes" / "digits_mlp.yaml")
+ACCURACY = "evaluate.metrics.accuracy"
 BOTH = "optimizer={_target_: AdamW, lr: 3e-3},{_target_: SGD, lr: 1e-3..1e-1:log, momentum: 0.5..0.9}"
 
 
@@ -268,8 +273,8 @@ def test_a_bad_space_is_a_line_with_its_place(words: list[str], message: str) ->
         (["data.workers=0,1"], {"metric": "test/accuracy"}, "'test' must not choose between trials"),
         (["data.workers=0,1"], {"metric": "validation/accuracy:most"}, "is not a metric"),
         (["data.workers=0,1"], {"method": "cmaes"}, "varies ranges, and there is none"),
-        (["train.epochs=1,2"], {"method": "halving"}, "train.epochs decides how many steps a run has"),
-        (["data.global_batch_size=8,16"], {"method": "halving"}, "fix train.steps"),
+        (["data.workers=0,1"], {"metric": "ema/loss"}, "no validation set has it"),
+        (["data.workers=0,1"], {"method": "hyperband"}, "--method: 'hyperband' is not 'grid', 'random'"),
         (["optimizer.lr=1,2"], {"method": "halving", "eta": 200}, "a run has 100 steps, and the first rung is at 25"),
         (["optimizer.lr=1,2"], {"method": "halving", "eta": 5}, "write sweep.first_rung='20 steps', or less"),
     ],
@@ -287,13 +292,163 @@ def test_a_point_without_the_metric_is_refused() -> None:
     with pytest.raises(UsageError) as caught:
         sought(Asked(RECIPE, words=("data.validation=null,10% of train", "optimizer.lr=1e-3,1e-2"), cpu=True))
     place = "space at data.validation=null optimizer.lr=1e-3"
-    words = "trials are compared by validation/loss; this one has no such validation set"
+    words = "trials are compared by validation/loss; there is no such validation set"
     assert str(caught.value) == f"{place}: {words}"
+
+
+@pytest.mark.parametrize(
+    ("metric", "component", "mode"),
+    [
+        ("ece", "MulticlassCalibrationError, num_classes: 10", "min"),
+        ("val_mae", "torchmetrics.MeanAbsoluteError", "min"),
+        ("ppl", "Perplexity", "min"),
+        ("psnr", "torchmetrics.image.PeakSignalNoiseRatio, data_range: 1.0", "max"),
+        ("error_free", "Accuracy, task: multiclass, num_classes: 10", "max"),  # its class is known when it is made
+        (
+            "all/MulticlassHammingDistance",
+            "torchmetrics.MetricCollection, metrics: [{_target_: MulticlassHammingDistance, num_classes: 10}]",
+            "min",
+        ),
+        ("eer", "BinaryEER", None),
+        ("lossless_ratio", "torchmetrics.SumMetric", None),
+        ("bce", "torchmetrics.MeanMetric", None),
+    ],
+)
+def test_the_direction_of_a_metric_is_its_class_s_or_asked_for(metric: str, component: str, mode: str | None) -> None:
+    name = metric.partition("/")[0]
+    recipe = load_recipe(RECIPE, [f"evaluate.metrics.{name}={{_target_: {component}}}"])
+    builder = Builder(recipe)
+    assert metric_of(recipe, f"validation/{metric}:max", builder).mode == "max"
+    if mode is not None:
+        assert str(metric_of(recipe, metric, builder)) == f"validation/{metric}:{mode}"
+        return
+    with pytest.raises(UsageError, match=f"^--metric {metric}: .* is not known; write {metric}:max or {metric}:min$"):
+        metric_of(recipe, metric, builder)
+
+
+@pytest.mark.parametrize(
+    ("words", "metric", "mode"),
+    [
+        (["evaluate.best={metric: eer, mode: min}", "evaluate.metrics.eer={_target_: BinaryEER}"], "eer", "min"),
+        (["train.ema=0.9"], "ema/loss", "min"),
+        (["train.ema=0.9"], "ema/accuracy", "max"),
+        (["train.ema=0.9", "evaluate.best={metric: accuracy, mode: max}"], None, "max"),
+        ([], "loss", "min"),
+    ],
+)
+def test_the_direction_follows_from_the_recipe(words: list[str], metric: str | None, mode: str) -> None:
+    recipe = load_recipe(RECIPE, words)
+    assert metric_of(recipe, metric, Builder(recipe)).mode == mode
+
+
+@pytest.mark.parametrize(
+    ("words", "metric", "message"),
+    [
+        (["evaluate.metrics.accuracy.average=none"], "accuracy:max", "a list, and only one number can be compared"),
+        (
+            ["evaluate.metrics.accuracy.average=none", "evaluate.best={metric: accuracy, mode: max}"],
+            None,
+            "it gives a list",
+        ),
+        ([], "swa/accuracy", "no validation set has it"),
+        (
+            [
+                "data.validation={far: {_target_: Digits}, near: {_target_: Digits}}",
+                f"{ACCURACY}._sets_=[near]",
+            ],
+            "far/accuracy:max",
+            "it is measured on near, and trials are compared by 'far'",
+        ),
+    ],
+)
+def test_a_metric_that_no_evaluation_gives_as_one_number_is_refused(
+    words: list[str], metric: str | None, message: str
+) -> None:
+    recipe = load_recipe(RECIPE, words)
+    with pytest.raises(UsageError, match=message):
+        metric_of(recipe, metric, Builder(recipe))
+
+
+@pytest.mark.parametrize(
+    ("words", "place"),
+    [
+        (["train.epochs=1,2"], "space at train.epochs=1: .*; omit train.epochs"),
+        (["train={steps: 100},{epochs: 2}"], "omit train"),
+        (["data.global_batch_size=8,32"], "space at data.global_batch_size=8: .*fix train.steps"),
+        (["define.n=32,64", "train.steps=${define.n}"], "space at define.n=64: a run has 64 steps there, 32 as the"),
+        (["define.n=32,64", "data.train.size=${define.n}"], "space at define.n=64: a run has 32 steps there, 16 as"),
+        (["data.train.size=50..200:x4", "optimizer.lr=0.1,1.0"], "space at data.train.size=200 optimizer.lr="),
+        (["data.global_batch_size=8,32", "train.steps=40"], None),
+        (["data.train.size=50,64"], None),  # the same number of batches
+        (["data.train.seed=0,1", "define.n=32,64"], None),
+    ],
+)
+def test_under_halving_all_runs_have_one_length(tmp_path: Path, words: list[str], place: str | None) -> None:
+    recipe = tmp_path / "lengths.yaml"
+    recipe.write_text(f"{TINY.read_text().replace('epochs: 3', 'epochs: 8')}define: {{n: 32}}\n")
+    shutil.copy(TINY.parent / "parts.py", tmp_path)
+    validation = "data.validation={_target_: parts.py:WholeNumbers, size: 23}"
+    halving = Asked(str(recipe), words=(validation, *words), method="halving", cpu=True)
+    if place is None:
+        assert sought(halving).settings.rungs
+        return
+    with pytest.raises(UsageError, match=rf"^--method halving: .*{place}"):
+        sought(halving)
+
+
+@pytest.mark.parametrize(
+    ("words", "is_same"),
+    [
+        (["data.validation.split=test"], False),
+        (["data.validation.on=1"], False),
+        (["evaluate.every=2 epochs"], False),
+        (["evaluate.metrics.accuracy.average=macro"], False),
+        (["evaluate.best={metric: accuracy, mode: max}"], False),
+        (["device.precision=bf16"], False),
+        (["optimizer.lr=1.0"], False),
+        (["track.every=3 steps", "save.keep=1", "launch.threads=2", "data.workers=3"], True),
+    ],
+)
+def test_what_decides_a_figure_decides_whether_it_is_the_same_sweep(words: list[str], is_same: bool) -> None:
+    assert (digest_of(load_recipe(RECIPE, words)) == digest_of(load_recipe(RECIPE))) is is_same
+
+
+@pytest.mark.parametrize(
+    ("words", "method", "had", "trials", "message"),
+    [
+        (["data.workers=0,1"], "random", 2, 9, "the space has 3 runs with the baseline; write --trials 3"),
+        (["data.workers=0,1"], "grid", 3, 9, "the space has 3 runs with the baseline, and the sweep has all"),
+        (["data.workers=0..9", "seed=0..1"], "random", 4, 7, "each point is run with 2 seeds; write --trials 6 or 8"),
+        (["data.workers=0..9"], "random", 6, 4, "the sweep has 6 already; write more than that, or omit it"),
+        (["data.workers=0..9"], "tpe", 6, 0, "--trials: 0 is not a number greater than 0"),
+        (["data.workers=0..9"], "halving", 6, 99, "the space has 11 runs with the baseline; write --trials 11"),
+        (["data.workers=0..9"], "random", 6, 6, None),
+        (["data.workers=0..9"], "random", 6, 11, None),
+        (["optimizer.lr=1e-4..1e-2:log"], "tpe", 6, 500, None),
+    ],
+)
+def test_more_trials_are_checked_as_the_first_were(
+    tmp_path: Path, words: list[str], method: str, had: int, trials: int, message: str | None
+) -> None:
+    space, recipe = read_space(RECIPE, words), load_recipe(RECIPE)
+    draws = "grid" if method == "grid" else "random"
+    asked = settings(words=space.words, method=method, draws=draws, trials=had, seeds=space.seeds)
+    record = create(tmp_path / "sweep", asked)
+    if message is None:
+        grow(record, Asked(RECIPE, trials=trials), recipe, space)
+        assert max(Record(record.folder).budgets) == trials
+        return
+    with pytest.raises(UsageError, match=message):
+        grow(record, Asked(RECIPE, trials=trials), recipe, space)
+    assert Record(record.folder).budgets == [had], "nothing was written"
 
 
 @pytest.mark.parametrize(
     ("words", "where"),
     [
+        (["optimizer.foreach=null,true"], None),  # stated nowhere: its point is one of its own
+        (["loss.label_smoothing=null,0.1"], None),
+        (["train.ema=null,0.9"], {"train.ema": 0}),  # a key of the recipe's own, which is null where nothing stands
         (["optimizer.lr=1e-4..1e-2:log"], {"optimizer.lr": 0.003}),
         (["optimizer.lr=1e-5..1e-4:log"], None),
         (["model.hidden=[64],[256,256]"], {"model.hidden": 1}),

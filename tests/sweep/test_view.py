@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,16 +25,20 @@ from launcher.cli.main import main
 from launcher.errors import EXIT_USAGE, UsageError
 from launcher.recipe.load import load_recipe
 from launcher.recipe.show import resolved
+from launcher.runs import naming
+from launcher.runs.naming import sweep_called
 from launcher.runs.reading import find_runs
 from launcher.sweep import record as lines
-from launcher.sweep.best import best_recipe, rows, table
+from launcher.sweep.best import best_recipe, rows, table, where_to_save
 from launcher.sweep.importances import importances
 from launcher.sweep.known import Known
 from launcher.sweep.metric import Metric
+from launcher.sweep.naming import named_run, saved_place
 from launcher.sweep.page import sweep_page
 from launcher.sweep.proposals import draw
-from launcher.sweep.ranking import leader, ranked, verdict
+from launcher.sweep.ranking import baseline_values, leader, ranked, verdict
 from launcher.sweep.record import Record, Settings, create
+from launcher.sweep.retention import best_trials
 from launcher.sweep.space import Space, read_space
 
 WORDS = (
@@ -83,6 +89,66 @@ def test_repeats_are_ranked_by_their_mean_and_a_lead_within_noise_is_said(tmp_pa
     assert verdict(ranked(far)) is None
     once = with_values(tmp_path / "once", [[0.90], [0.91]])
     assert verdict(ranked(once)) is None
+
+
+@pytest.mark.parametrize(("mode", "order"), [("max", [3, 1]), ("min", [1, 3])])
+def test_what_is_not_finite_has_no_place(tmp_path: Path, mode: str, order: list[int]) -> None:
+    record = with_values(tmp_path / "sweep", [[math.inf], [0.2], [-math.inf], [0.3], [math.nan]], mode)
+    entries = ranked(record)
+    assert [entry.point for entry in entries if entry.place] == order
+    assert best_trials(record) == {order[0]}
+    assert Known({}, record.settings.metric.rank(math.inf)) == Known({}, math.inf), "as one that failed"
+
+
+def test_a_baselines_values_are_told_whatever_they_are(tmp_path: Path) -> None:
+    space = read_space({}, ["model.hidden=[8],[16]", "model.more={a: 1},{a: 2}", "optimizer=AdamW,SGD", "c.d=1,2"])
+    record = with_values(tmp_path / "sweep", [[0.1]])
+    run = record.folder_of(0)
+    run.mkdir(parents=True)
+    told = "model: {hidden: [256, 128], more: {a: 3, b: x}}\noptimizer: {_target_: parts.py:Own, lr: 1}\nc: {d: 7}\n"
+    (run / "resolved.yaml").write_text(told)
+    assert baseline_values(record, space) == {
+        "model.hidden": "[256, 128]",
+        "model.more": "{a: 3, b: x}",
+        "optimizer": "Own",
+        "c.d": "7",
+    }
+
+
+def test_a_sweep_is_named_as_a_run_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = swept(Path("runs/faked-sweep/all"), settings(trials=4, created=time.time() - 60))
+    best = leader(ranked(first))
+    assert best is not None
+    trial = first.folder_of(best.trials[0].number)
+    for name in ("runs/faked-sweep/all", "faked-sweep/all", "faked-sweep", "faked-s", "latest", "faked-sweep@1"):
+        assert saved_place(name) == named_run(name).folder == trial, name
+        assert naming.named_sweep(name) == sweep_called(name) == first.folder
+        assert len(naming.named_runs([name])) == 4
+        assert main(["runs", name, "--json"]) == 0
+        assert len(capsys.readouterr().out.splitlines()) == 4
+        assert main(["sweep", name, "--table", "json"]) == 0
+        assert len(capsys.readouterr().out.splitlines()) == 4
+        assert main(["resume", name]) == EXIT_USAGE
+        assert f"`launcher sweep {first.folder}` resumes it" in capsys.readouterr().err
+        assert main(["show", name]) == 0
+        shown = capsys.readouterr().out
+        assert all(line in shown for line in (trial / "resolved.yaml").read_text().splitlines())
+        assert main(["report", name]) == 0
+        assert capsys.readouterr().out == f"{first.folder}/report.html\n"
+    swept(Path("runs/faked-sweep/two"), settings(trials=3, created=time.time()))
+    assert naming.place_of("faked-sweep").folder == naming.place_of("latest").folder == Path("runs/faked-sweep/two")
+    assert naming.named_sweep("faked-sweep") is None
+    assert sweep_called("faked-sweep@1") == first.folder
+    assert naming.runs() == [], "trials are a sweep's own"
+    assert main(["runs", "faked-sweep"]) == 0
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [
+        "sweep runs/faked-sweep/all",
+        "sweep runs/faked-sweep/two",
+    ]
+    assert sweep_called(RECIPE) is None
 
 
 def test_what_has_come_further_is_before_what_was_left_behind(tmp_path: Path) -> None:
@@ -167,6 +233,16 @@ def test_a_printed_best_names_its_base_from_where_it_goes(
     whole, best = load_recipe(tmp_path / "whole.yaml"), load_recipe(tmp_path / "deeper" / "best.yaml")
     assert {**resolved(whole), "sweep": None} == {**resolved(best), "sweep": None}
     assert main(["sweep", RECIPE, "--whole"]) == EXIT_USAGE
+
+
+def test_a_printed_best_that_calls_files_beside_it_says_where_they_are(tmp_path: Path) -> None:
+    asked, here = settings(recipe=str(tmp_path / "r.yaml")), tmp_path / "deeper"
+    own = "base: ../r.yaml\nmodel: {_target_: parts/my.py:Net}\n"
+    assert where_to_save(own, asked, tmp_path) is None
+    for folder in (here, None):
+        note = where_to_save(own, asked, folder)
+        assert note == f"it calls parts/my.py, which is looked for beside it: save it in {tmp_path}"
+    assert where_to_save("base: ../r.yaml\nmodel: {width: 3}  # my.py:7:3\n", asked, here) is None
 
 
 def test_a_sweep_without_a_value_has_no_best(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from launcher.launch.postmortem import examined
 from launcher.recipe.load import load_recipe
 from launcher.run import run as launch
 from launcher.runs.options import Options
+from launcher.training import micro_batch
 from launcher.training.micro_batch import largest
 from launcher.training.trial import out_of_memory
 from launcher.world.world import FAULTS_VARIABLE, World
@@ -37,6 +38,27 @@ def test_the_largest_part_of_a_share_that_fits_is_found_in_few_trials(share: int
     expected = max(size for parts in range(1, share + 1) if (size := -(-share // parts)) <= max(1, limit))
     assert largest(share, fits) == expected
     assert len(tried) <= 8
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("sys.exit(0)", True),
+        ("sys.exit(77)", False),
+        ("os.kill(os.getpid(), 9)", False),
+        ("sys.exit(1)", "exit code 1"),
+        ("raise RuntimeError('shapes cannot be multiplied')", "RuntimeError: shapes cannot be multiplied"),
+        ("raise RuntimeError('CUDA error: CUDA-capable device(s) is/are busy or unavailable')", "exclusive use of the"),
+    ],
+)
+def test_only_a_trial_that_says_so_fits(monkeypatch: pytest.MonkeyPatch, code: str, words: bool | str) -> None:
+    monkeypatch.setattr(micro_batch, "_START", f"import os, sys; {code}")
+    environment = {"PATH": os.environ["PATH"]}
+    if isinstance(words, bool):
+        assert micro_batch._fits({}, environment, 60.0) is words
+    else:
+        with pytest.raises(micro_batch._UntriedError, match=words):
+            micro_batch._fits({}, environment, 60.0)
 
 
 def test_nothing_fits() -> None:

@@ -13,6 +13,8 @@ from places import SUPPORT
 from safetensors.torch import save_file
 from worlds import Trained, in_world, train, train_here
 
+from launcher.checkpoints.export import export
+from launcher.checkpoints.saved_run import find_saved
 from launcher.device.device import open_device
 from launcher.recipe.build import Builder
 from launcher.recipe.load import load_recipe
@@ -142,6 +144,24 @@ def test_an_adapter_over_a_sharded_base(tmp_path: Path, first: Path) -> None:
     manifests = [json.loads((tmp_path / name / last).read_text()) for name in ("one", "two")]
     assert manifests[0]["base"] == manifests[1]["base"]
     assert len(manifests[0]["base"]) == 64
+
+
+def test_an_adapter_that_was_trained_sharded_is_merged(tmp_path: Path) -> None:
+    overrides = (LORA, "optimizer={_target_: AdamW, lr: 0.01}", "save.pretrained=false", "evaluate.metrics={}")
+    for size in (1, 2):
+        trained(tmp_path / f"{size}", *overrides, size=size)
+    said = in_world(1, merged_here, [str(tmp_path / name) for name in ("1", "2")], overrides)[0]
+    assert all("its adapter merged" in line and "outputs on a real batch" in line for line in said)
+    one, two = (torch.load(tmp_path / name / "merged.pth", weights_only=True) for name in ("1", "2"))
+    assert list(one) == list(two)
+    assert not any("lora" in name for name in one)
+    assert all(torch.allclose(one[name], two[name], atol=1e-9, rtol=0) for name in one)
+
+
+def merged_here(folders: list[str], overrides: tuple[str, ...]) -> list[str]:
+    """Exports the weights of runs with their adapters in them."""
+    found = [(Path(folder), find_saved(Path(folder), str(RECIPE), (FULL, *overrides))) for folder in folders]
+    return [export(saved, folder / "merged.pth", merge=True, cpu=True) for folder, saved in found]
 
 
 def test_another_base_is_found_where_it_is_sharded(tmp_path: Path, first: Path) -> None:

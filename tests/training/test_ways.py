@@ -122,6 +122,20 @@ def test_what_a_function_after_an_evaluation_may_not_do(tmp_path: Path, function
         train_here(str(tmp_path / "run"), (*NOISE, f"evaluate.after=ways.py:{function}"), str(RECIPE))
 
 
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        "optimizer._groups_={embed.*: {lr: 1}, head.*: {lr: 0.2}}",
+        "optimizer={a: {_target_: SGD, lr: 0.2, _params_: [embed.*, head.*]}, b: {_target_: SGD, lr: 0.1}}",
+    ],
+)
+def test_a_pattern_of_what_is_frozen_is_no_mistake(tmp_path: Path, optimizer: str) -> None:
+    frozen = ("train.freeze={embed.*: always}", "train.steps=3")
+    for name, said in (("plain", "optimizer._groups_={head.*: {lr: 0.2}}"), ("run", optimizer)):
+        train_here(str(tmp_path / name), (said, *frozen), str(RECIPE))
+    assert result_of(tmp_path / "run").distance(result_of(tmp_path / "plain")) == 0
+
+
 # ---------------------------------------------------------------------- what is refused
 
 
@@ -129,6 +143,22 @@ def test_what_a_function_after_an_evaluation_may_not_do(tmp_path: Path, function
     ("overrides", "message"),
     [
         (("train.freeze={blok.*: 1 epoch}",), "train.freeze.blok.*: no parameter is named like 'blok.*'"),
+        (
+            ("model={_target_: ways.py:tied}", "train.freeze={head.*: 1 epoch}"),
+            "train.freeze.head.*: 'head.weight' is 'embed.we",
+        ),
+        (
+            ("model={_target_: ways.py:tied}", "optimizer._groups_={head.*: {lr: 1}}"),
+            "_groups_.head.*: 'head.weight' is 'embed.",
+        ),
+        (("optimizer._groups_={embed.*: {lr: 1}, '*.bias': {lr: 2}, embed.bias: {lr: 3}}",), "a pattern before it, or"),
+        (
+            (
+                "optimizer={embed: {_target_: SGD}, rest: {_target_: SGD}}",
+                "train.freeze={embed.*: always}",
+            ),
+            "optimizer.embed: all of its parameters are frozen (embed.*), by train.freeze or by the model itself",
+        ),
         (("train.freeze={'*': 1 epoch}",), "train.freeze: nothing is left to train in the first step; freeze less"),
         (("train.freeze={'*': never}",), "'never' does not say how long; write '3 epochs', '500 steps', '10%' or alwa"),
         (("train.freeze={'*': always}",), "no parameter requires a gradient: there is nothing to train"),

@@ -18,6 +18,7 @@ from launcher.launch.slurm.request import SWEEP, Request, Shape, job_python
 from launcher.recipe.consistency import too_short
 from launcher.recipe.directory import directory
 from launcher.recipe.schema import Recipe, Slurm
+from launcher.text import printable
 from launcher.world import network, slurm
 from launcher.world.site import Site, in_recipe
 from launcher.world.world import (
@@ -305,6 +306,8 @@ def describe(plan: Plan) -> list[tuple[str, str]]:
                 "moved to that one, those of others start after the first part",
             )
         )
+    if mail := plan.effective("mail-user"):
+        rows.append(("mail", f"of the job's beginning and end goes to {printable(mail)}"))
     rows += [("sbatch", f"{name}={value}, from the environment") for name, value in plan.heard.items()]
     rows += [("sbatch", f"{name} is in the environment and not used") for name in UNHEARD if name in sbatch_variables()]
     if plan.source:

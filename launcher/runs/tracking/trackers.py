@@ -33,14 +33,15 @@ _EXTRAS = ("wandb", "tensorboard")  # of ours; what the others need is installed
 _WHEELS = {"comet_ml": "comet-ml"}
 _MODULES = {"tensorboard": "torch.utils.tensorboard"}
 # What a recipe may say to each, as it may come from a stranger: nothing that chooses a server, to which the user's key
-# would go, or where files are written. What runs and files are called is here; who gets them is not.
+# would go, or where files are written. What runs and files are called is here; who gets them is not, but for wandb's
+# entity, a team that many recipes name: it gets numbers and the recipe, and nothing of the machine or its files.
 SETTINGS: Mapping[str, tuple[str, ...]] = {
     "aim": ("experiment", "system_tracking_interval", "log_system_params", "capture_terminal_logs"),
     "clearml": ("project_name", "task_name", "task_type", "tags", "reuse_last_task_id", "continue_last_task"),
-    "comet_ml": ("project_name", "workspace", "experiment_key", "mode", "online"),
+    "comet_ml": ("project_name", "experiment_key", "mode", "online"),
     "dvclive": ("resume", "report", "exp_name", "exp_message", "monitor_system"),
     "mlflow": ("experiment_name", "run_id", "run_name", "tags", "nested_run", "description"),
-    "swanlab": ("project", "workspace", "experiment_name", "description", "group", "tags", "mode", "id", "resume"),
+    "swanlab": ("project", "experiment_name", "description", "group", "tags", "mode", "id", "resume"),
     "tensorboard": ("max_queue", "flush_secs", "purge_step"),
     "trackio": ("project", "name", "group", "resume"),
     "wandb": ("project", "entity", "name", "group", "job_type", "notes", "tags", "mode", "resume", "settings"),

@@ -18,6 +18,10 @@ from launcher.runs.tracking.own_code import silence, speaks_to
 from launcher.runs.tracking.tracker import EXIT_CODES, Sent, Tracker, in_short, numbers, plain_config
 from launcher.world.files import write_text
 
+# What is not sent to an entity that the recipe names, who may be anybody: the diff of the working tree, the script, and
+# what machine and user this is. Where WANDB_ENTITY says who gets the run, all of it is sent.
+_OF_THE_MACHINE = ("disable_git", "disable_code", "x_disable_meta", "x_disable_machine_info")
+
 
 class WandB(Tracker):
     """One wandb run across resumes: its id lies in the run's folder, its step is ours.
@@ -89,7 +93,8 @@ class WandB(Tracker):
         }
         resume = {"resume": "allow"} if mode == "online" else {}
         named = {"dir": str(self.run.run_dir), "id": self._run_id(), "name": self.run.label, "mode": mode}
-        self.open(**{**named, **resume, **options, "settings": {**ours, **asked}})
+        private = dict.fromkeys(_OF_THE_MACHINE, True) if options.get("entity") else {}
+        self.open(**{**named, **resume, **options, "settings": {**ours, **asked, **private}})
         self.inner.store_init_configuration(plain_config(self.run.config))
         self.inner.run.define_metric("step")
         self.inner.run.define_metric("*", step_metric="step")

@@ -19,6 +19,50 @@ class Focal(nn.CrossEntropyLoss):
         return ((1 - (-each).exp()) ** 2 * each).mean()
 
 
+class Alpha(nn.Module):
+    """Class weights by a name of its own, no buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alpha = torch.tensor([0.2, 1.0, 3.0], dtype=torch.float64)
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return by_alpha(input, target, self.alpha)
+
+
+def by_alpha(input: Tensor, target: Tensor, alpha: Tensor) -> Tensor:
+    each = F.cross_entropy(input, target, reduction="none")
+    return (alpha[target] * (1 - (-each).exp()) ** 2 * each).sum() / alpha[target].sum()
+
+
+def inside(input: Tensor, target: Tensor) -> Tensor:
+    return by_alpha(input, target, torch.tensor([0.2, 1.0, 3.0], dtype=torch.float64))
+
+
+def weight_of(batch: Any) -> Tensor:
+    return torch.tensor([0.2, 1.0, 3.0], dtype=torch.float64)[batch[1]].sum()
+
+
+def all_of(batch: Any) -> int:
+    return len(batch[1])
+
+
+def without_one(input: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(input, target, ignore_index=1)
+
+
+def relative(y_true: Tensor, y_pred: Tensor) -> Tensor:
+    return ((y_true - y_pred) / (1 + y_true**2)).abs().mean()
+
+
+class HardInTrain(nn.Module):
+    """The hardest half while it is trained."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        each = F.cross_entropy(input, target, reduction="none")
+        return (each.topk(max(1, len(each) // 2))[0] if self.training else each).mean()
+
+
 class FocalKept(nn.Module):
     """Of what is not ignored, with `reduction` and `ignore_index` of its own."""
 

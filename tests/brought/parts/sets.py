@@ -68,6 +68,19 @@ class Cls(Rows):
         self.tensors = self.x, self.y
 
 
+class Broken(Dataset[Any]):
+    """Samples that cannot be read, none of them among the first 64."""
+
+    def __init__(self) -> None:
+        self.x, self.y = normal(80, 4), whole(3, 80)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> Any:
+        return None if index >= 64 and index % 3 == 1 else (self.x[index], self.y[index])
+
+
 class Dense(Rows):
     """Rows of six positions of four numbers, and a class of each; ends are ignored."""
 

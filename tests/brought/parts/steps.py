@@ -18,6 +18,11 @@ def plain(model: Any, batch: Any, at: Any = None) -> dict[str, Any]:
     return {"loss": F.mse_loss(out, batch[1]), "outputs": out, "targets": batch[1]}
 
 
+def ramped(model: Any, batch: Any, at: Any) -> dict[str, Any]:
+    out = model(batch[0])
+    return {"loss": F.mse_loss(out, batch[1]) + 3 * at.fraction * out.std(0, unbiased=False).mean()}
+
+
 def of_mask(model: Any, batch: Any, at: Any = None) -> dict[str, Any]:
     return {"loss": masked(model(batch[0]), batch[1], batch[2])}
 

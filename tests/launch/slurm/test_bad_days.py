@@ -294,8 +294,11 @@ def test_the_command_line_wins_over_the_environment_and_the_plan_tells_the_rest(
     assert main(["runs", "run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["state"] == "queued"
     assert main(["cancel", "run"]) == 0
-    assert main(["submit", "tiny.yaml", "--cpu", "--run-dir", "two", "--dry-run"]) == 0
-    assert "time       00:07:00; saves 120 s before the limit" in capsys.readouterr().err
+    mail = "slurm.mail_user=them@example.org"
+    assert main(["submit", "tiny.yaml", "--cpu", "--run-dir", "two", "--dry-run", mail]) == 0
+    printed = capsys.readouterr().err
+    assert "time       00:07:00; saves 120 s before the limit" in printed
+    assert "mail       of the job's beginning and end goes to them@example.org" in printed
     monkeypatch.setenv("SBATCH_TIMELIMIT", "2")
     assert main(["submit", "tiny.yaml", "--cpu", "--run-dir", "two"]) == 2
     assert "is over before training begins" in capsys.readouterr().err

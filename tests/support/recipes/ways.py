@@ -69,6 +69,15 @@ class Tabled(nn.Module):
         return out
 
 
+def tied() -> nn.Module:
+    """One of which two layers are one."""
+    stack = Stack()
+    stack.embed, stack.head = nn.Linear(4, 4).double(), nn.Linear(4, 4).double()
+    stack.blocks = nn.ModuleList()
+    stack.head.weight, stack.head.bias = stack.embed.weight, stack.embed.bias
+    return stack
+
+
 class Two(nn.Module):
     """Two networks that work against each other."""
 

@@ -1,0 +1,234 @@
+"""Calls a loss of outputs and targets, and leaves nothing behind.
+
+Nothing that training uses is touched: models and losses are copied, the random generators are put back.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import random
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from launcher.data.seeds import randomness_restored
+from launcher.device.kind import in_use
+from launcher.internals import batch_norms, dropouts
+from launcher.objective.batch import arguments
+from launcher.objective.pieces import (
+    Joined,
+    Put,
+    Tree,
+    are_classes,
+    cast,
+    classes_among,
+    classes_in,
+    draws,
+    injections,
+    mapped,
+    tried_in,
+)
+from launcher.objective.reading import TOLERANCE, Hints, Reading, candidates, tensors_in
+from launcher.objective.subject import Found
+from launcher.objective.verdict import Trial, Verdict
+from launcher.text import words_of
+from launcher.world.screen import unseen
+
+HOST = torch.device("cpu")
+LARGE = 10_000_000  # numbers in the outputs: above, less is tried
+_LARGE_MODEL = 256 * 2**20  # bytes of parameters: above, it is not copied
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Puts all generators back, and keeps warnings about pieces for those who run the whole."""
+    generator = in_use().generator_restored()
+    with warnings.catch_warnings(), randomness_restored(True), generator, torch.no_grad(), unseen():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def seed_all(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+    in_use().seed(seed)
+
+
+@contextmanager
+def twin_of(model: nn.Module) -> Iterator[nn.Module]:
+    """A copy in eval mode; of a large model, or one that cannot be copied, itself, with its modes and buffers kept."""
+    twin = model if is_large(model) else copied(model)
+    if twin is not model:
+        twin.eval()
+        yield twin
+        return
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    for module, _ in modes:
+        module.training = False
+    try:
+        yield model
+    finally:
+        for module, training in modes:
+            module.training = training
+        for buffer, before in buffers:
+            buffer.copy_(before)
+
+
+def copied(thing: Any, shared: Sequence[torch.Tensor] = ()) -> Any:
+    """A copy that may be called at will, but for the tensors that it shares; itself where it cannot be copied."""
+    try:
+        return copy.deepcopy(thing, {id(tensor): tensor for tensor in shared})
+    except Exception:
+        return thing
+
+
+def calm(module: nn.Module) -> nn.Module:
+    """The module without what is random, or of the whole batch, in train mode."""
+    for part in module.modules():
+        if isinstance(part, (*dropouts(), *batch_norms())):
+            part.eval()
+    return module
+
+
+def is_large(model: nn.Module) -> bool:
+    """Whether a model is called itself, since a copy would take too much memory."""
+    return sum(parameter.nbytes for parameter in model.parameters()) > _LARGE_MODEL
+
+
+def device_of(model: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in model.parameters()), HOST)
+
+
+def told(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(words_of(error).split())[:120]}"
+
+
+def number_of(value: Any) -> float | None:
+    """A loss as a number: one tensor, or a mapping of them, added up; None where it is neither."""
+    if isinstance(value, Mapping):
+        numbers = [number_of(loss) for loss in value.values()]
+        return None if not numbers or None in numbers else sum(number for number in numbers if number is not None)
+    if isinstance(value, int | float):
+        return float(value)
+    return float(value.detach()) if isinstance(value, torch.Tensor) and value.numel() == 1 else None
+
+
+def in_host(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().cpu()
+
+
+class Caller:
+    """Calls a loss, each time a fresh copy without dropout, each time with the same randomness.
+
+    It is in the mode that it is in where it is called: training's in a measurement, an evaluation's in its audit.
+
+    Args:
+        function: The loss.
+        dtype: Of what it is called with; None leaves it.
+        device: Where it is called.
+    """
+
+    def __init__(self, function: Any, dtype: torch.dtype | None = torch.float64, device: torch.device = HOST):
+        self.dtype, self._device = dtype, device
+        self._classes: list[int] = []
+        self.fault = ""
+        self._own = function
+        self._function = self._prepared()
+
+    def _prepared(self) -> Any:
+        function = copied(self._own)
+        if isinstance(function, nn.Module) and function is not self._own:
+            function = calm(function.to(self._device))
+            if self.dtype is not None:
+                function = function.to(self.dtype)
+        return function
+
+    def value(self, outputs: Tree, targets: Tree, seed: int = 0) -> float | None:
+        """The loss, or None where it has none."""
+        shared = list(self._function.parameters()) if isinstance(self._function, nn.Module) else []
+        function = copied(self._function, shared)
+        args, kwargs = arguments(outputs, targets)
+        seed_all(seed)
+        try:
+            return number_of(function(*args, **kwargs))
+        except Exception as error:
+            self.fault = told(error)
+            return None
+
+    def trials(self, joined: Sequence[Joined], hints: Hints) -> Found | Verdict:
+        """Trials of everything, on every group; a verdict where nothing can be tried."""
+        is_large = sum(tensor.numel() for _, tensor in tensors_in(joined[0].outputs)) > LARGE
+        if is_large:
+            self._take(None)
+        first, second = self._twice(joined[0])
+        if first is None and self.dtype is not None:  # it does not know double precision
+            self._take(None)
+            first, second = self._twice(joined[0])
+        if first is None:
+            return Verdict(None, "failed", self.fault or "it gave no number")
+        if first != second and not (math.isnan(first) and second is not None and math.isnan(second)):
+            return Verdict(None, "random", "its value on the same batch differs from call to call")
+        trials: list[Trial] = []
+        injected: list[Trial] = []
+        self._classes = classes_among([batch.targets for batch in joined])
+        for group, batch in enumerate(joined[: 1 if is_large else None]):
+            for draw in itertools.islice(draws(batch), 3 if is_large else None):
+                trials += self._trial(batch, draw, batch.targets, hints, group)
+            if not is_large:
+                for outputs, targets, put in injections(batch, hints):
+                    injected += self._trial(batch, outputs, targets, hints, group, put)
+        exact = TOLERANCE[torch.float64 if self.dtype is not None else torch.float32]
+        return Found(trials, injected, exact, frozenset() if is_large else tried_in(joined[0], hints))
+
+    def _take(self, dtype: torch.dtype | None) -> None:
+        self.dtype = dtype
+        self._function = self._prepared()
+
+    def _twice(self, joined: Joined) -> tuple[float | None, float | None]:
+        """The value of the whole with two seeds."""
+        outputs, targets = cast((joined.outputs, joined.targets), self.dtype)
+        return self.value(outputs, targets, 0), self.value(outputs, targets, 1)
+
+    def floor(self, joined: Joined, reading: Reading, tolerance: float) -> float | None:
+        """What the loss divides by at least where nothing counts; None where no such number gives its value."""
+        first, empty = joined.numbers[0], {"kept": reading.ignored, "present": math.nan, "mask": 0, "positive": 0}
+        tensor = dict(tensors_in(joined.targets)).get(reading.where)
+        if reading.kind not in empty or tensor is None or not tensor.dim() or len(tensor) != sum(joined.numbers):
+            return 0.0
+        if reading.kind == "kept" and not are_classes(tensor, joined.outputs):
+            return 0.0
+        changed = tensor.clone()
+        changed[:first] = empty[reading.kind]
+        targets = mapped(joined.targets, lambda target: changed if target is tensor else target)
+        unions = [joined.union(joined.outputs, targets, pieces)[:2] for pieces in (1, 2, 3)]
+        values = [self.value(*cast(union, self.dtype)) for union in unions]
+        numbers = [value for value in values if value is not None and math.isfinite(value)]
+        if len(numbers) < 3:
+            return 0.0
+        nothing, some, both = numbers
+        count = reading.count(unions[1][1], joined.numbers[1])
+        scale = max(map(abs, numbers)) or 1.0
+        fits = (floor for floor in (0.0, 1.0) if abs(both - some - floor * nothing / count) <= 10 * tolerance * scale)
+        return next(fits, None) if count > 0 else 0.0
+
+    def _trial(
+        self, joined: Joined, outputs: Tree, targets: Tree, hints: Hints, group: int, put: Put | None = None
+    ) -> list[Trial]:
+        values, counts = {}, {}
+        for union in range(1, 8):
+            own, those, samples = joined.union(outputs, targets, union)
+            value = self.value(cast(own, self.dtype), cast(those, self.dtype))
+            if value is not None and math.isfinite(value):  # where nothing counts there is no mean
+                classes = (*self._classes, *classes_in(own))
+                values[union], counts[union] = value, candidates(those, samples, hints, classes)
+        trial = Trial(values, counts, group, put)
+        return [trial] if any(trial.splits()) else []

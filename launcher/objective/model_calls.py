@@ -1,0 +1,196 @@
+"""Calls model and loss together, on batches that are collated again."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate.utils import send_to_device
+from torch import nn
+
+from launcher.objective.calls import HOST, Caller, calm, copied, device_of, in_host, is_large, number_of, seed_all, told
+from launcher.objective.pieces import Put, cast, classes_among, mapped, put_into
+from launcher.objective.reading import TOLERANCE, Hints, Where, candidates, is_mask, tensors_in
+from launcher.objective.subject import Found, Samples, Subject
+from launcher.objective.verdict import Trial, Verdict
+
+
+def model_trials(
+    subject: Subject,
+    twin: nn.Module,
+    samples: Samples,
+    groups: Sequence[Sequence[Sequence[int]]],
+    hints: Hints,
+    findings: Found,
+) -> Found | Verdict:
+    """Trials on batches collated again: with the model as it is, and with its weights shaken."""
+    batches = [{union: samples.batch(_numbers(pieces, union)) for union in range(1, 8)} for pieces in groups]
+    caller = _ModelCaller(subject, twin)
+    if (fault := caller.settle(batches[0][7])) is not None:
+        return fault
+    classes = classes_among([subject.parts(by_union[7]) for by_union in batches])
+    trials, injected = list(findings.trials), list(findings.injected)
+    for amount in (0.0, 0.1, 0.3) if caller.is_double else (0.0,):  # the run's own weights are not shaken
+        with caller.shaken(amount):
+            for group, (pieces, by_union) in enumerate(zip(groups, batches, strict=True)):
+                trials += _model_trial(caller, by_union, pieces, hints, group, classes)
+                if caller.may_change and (amount or not caller.is_double):
+                    for change, put in _changes(subject, by_union, pieces):
+                        injected += _model_trial(caller, change, pieces, hints, group, classes, put)
+    tolerance = max(findings.tolerance, TOLERANCE[torch.float64 if caller.is_double else torch.float32])
+    tried = findings.tried if caller.may_change or subject.outputs is not None else None
+    return Found(trials, injected, tolerance, tried)
+
+
+def _numbers(pieces: Sequence[Sequence[int]], union: int) -> list[int]:
+    return [number for bit, piece in enumerate(pieces) if union >> bit & 1 for number in piece]
+
+
+class _ModelCaller:
+    """Calls model and loss together."""
+
+    def __init__(self, subject: Subject, twin: nn.Module):
+        self._subject, self._model, self.fault = subject, twin, ""
+        self._device = device_of(twin)
+        self._is_live = is_large(twin)  # the run's own model, which stays as it is
+        self._double = twin if self._is_live else copied(twin)
+        self.is_double = self._double is not twin
+        self._has_worked = False  # in double precision: what fails later fails for what it is given
+        if self.is_double:
+            self._double.cpu().double()
+        self._caller = Caller(subject.function) if subject.outputs is not None else None
+
+    @property
+    def may_change(self) -> bool:
+        """Whether it may be given numbers that nobody has seen: on a GPU, one out of range would end the process."""
+        return self.is_double or self._device == HOST
+
+    def settle(self, batch: Any) -> Verdict | None:
+        """Chooses the mode to measure in: training's, unless the value is random there; says why there is none.
+
+        A model that only gives outputs is in eval mode: how they are made does not matter to what a loss is.
+        """
+        fault = None
+        for mode in ("train", "eval") if self._caller is None and not self._is_live else ("eval",):
+            self._switch(mode)
+            first, second = (self.value(batch, seed) for seed in (0, 1))
+            if first is None:
+                fault = fault or Verdict(None, "failed", self.fault or "it gave no number")
+            elif first == second or (math.isnan(first) and second is not None and math.isnan(second)):
+                return None
+            else:
+                fault = Verdict(None, "random", "its value on the same batch differs from call to call")
+        return fault
+
+    def _switch(self, mode: str) -> None:
+        if not self._is_live:
+            for model in (self._model, self._double):
+                calm(getattr(model, mode)())
+            self.is_double = self._double is not self._model
+            self._has_worked = False
+
+    def value(self, batch: Any, seed: int = 0) -> float | None:
+        """The loss of a batch, in double precision where the model knows it."""
+        if self.is_double:
+            value = self._try(self._double, cast(batch, torch.float64), seed)
+            if value is not None or self._has_worked:
+                self._has_worked = True
+                return value
+            self.is_double = False
+        return self._try(self._model, send_to_device(batch, self._device), seed)
+
+    def _try(self, model: nn.Module, batch: Any, seed: int) -> float | None:
+        seed_all(seed)
+        subject, batch = self._subject, mapped(batch, torch.clone)
+        try:
+            return self._value(subject, model, batch)
+        except Exception as error:
+            self.fault = told(error)
+            return None
+
+    def _value(self, subject: Subject, model: nn.Module, batch: Any) -> float | None:
+        with torch.enable_grad():  # a step function may call autograd itself
+            if self._caller is None or subject.outputs is None:
+                return number_of(subject.value(model, batch)) if subject.value is not None else None
+            targets_of = subject.targets or subject.parts
+            outputs, targets = mapped((subject.outputs(model, batch), targets_of(batch)), in_host)
+            return self._caller.value(*cast((outputs, targets), self._caller.dtype))
+
+    @contextmanager
+    def shaken(self, amount: float) -> Iterator[None]:
+        """With other weights for a while: a head of zeros tells nothing."""
+        if not amount or not self.is_double:
+            yield
+            return
+        generator = torch.Generator().manual_seed(3)
+        kept = [(weight, weight.detach().clone()) for weight in self._double.parameters() if weight.is_floating_point()]
+        for parameter, before in kept:
+            noise = torch.randn(before.shape, generator=generator, dtype=before.dtype).to(before.device)
+            parameter.add_(noise * amount * (before.abs().mean() + 0.1))
+        try:
+            yield
+        finally:
+            for parameter, before in kept:
+                parameter.copy_(before)
+
+
+def _model_trial(
+    caller: _ModelCaller,
+    batches: Mapping[int, Any],
+    pieces: Sequence[Sequence[int]],
+    hints: Hints,
+    group: int,
+    classes: Sequence[int],
+    put: Put | None = None,
+) -> list[Trial]:
+    values, counts = {}, {}
+    for union, batch in batches.items():
+        value = caller.value(batch)
+        if value is None or not math.isfinite(value):
+            return []
+        parts = caller._subject.parts(batch)
+        values[union], counts[union] = value, candidates(parts, len(_numbers(pieces, union)), hints, classes)
+    return [Trial(values, counts, group, put)]
+
+
+def _changes(
+    subject: Subject, batches: Mapping[int, Any], pieces: Sequence[Sequence[int]]
+) -> Iterator[tuple[dict[int, Any], Put | None]]:
+    """The same batches with places of labels or masks that do not count, alike in every union; and what is new."""
+    firsts = {piece[0] for piece in pieces}
+    for where, tensor in itertools.islice(tensors_in(subject.parts(batches[7])), 8):
+        if not tensor.dim():
+            continue
+        if is_mask(tensor) and (tensor.dim() > 1 or tensor.dtype == torch.bool):
+            value = 0
+        elif not tensor.is_floating_point() and tensor.dtype != torch.bool:
+            value = -100
+        else:
+            continue
+        changed = {
+            union: _with_holes(subject, batch, where, _numbers(pieces, union), value, firsts)
+            for union, batch in batches.items()
+        }
+        if all(changed[union] is not batch for union, batch in batches.items()):  # no item of one sample's
+            yield changed, put_into(where, tensor, value)
+
+
+def _with_holes(
+    subject: Subject, batch: Any, where: Where, numbers: Sequence[int], value: int, kept: Container[int]
+) -> Any:
+    """A batch in which some places of one tensor hold a value, the same places of a sample in every batch."""
+    tensor = dict(tensors_in(subject.parts(batch))).get(where)
+    if tensor is None or not tensor.dim() or len(tensor) != len(numbers):  # a list is as long as there are samples
+        return batch
+    holes = torch.zeros(tensor.shape, dtype=torch.bool)
+    for row, number in enumerate(numbers):
+        generator = torch.Generator().manual_seed(number)
+        flat = torch.rand(4096, generator=generator)[: holes[row].numel()] < 0.5
+        flat[: 2 if tensor.dim() > 1 else number in kept] = False  # something counts in every piece
+        holes[row].view(-1)[: len(flat)] = flat
+    changed = torch.where(holes.to(tensor.device), torch.full_like(tensor, value), tensor)
+    return mapped(batch, lambda part: changed if part is tensor else part)

@@ -1,0 +1,159 @@
+"""A data set of this machine's files, opened and read without asking any server: its files may name addresses too.
+
+A folder's README can say that its data is elsewhere, and a row that its picture is. Both reach fsspec, which is let
+open what is here, and archives of that, for as long as such a set is opened or one of its rows decoded.
+"""
+
+from __future__ import annotations
+
+import functools
+import glob
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+from launcher.internals import judge_file_systems
+from launcher.recipe.directory import absolute
+from launcher.recipe.inputs import fault_inside, unreadable
+from launcher.recipe.remote_paths import at_any_depth, is_address, is_of_hub
+
+_HERE = frozenset({"file", "local", "zip", "tar", "gzip", "bz2", "lz4", "xz", "zstd"})  # files, and what unpacks them
+_is_local: ContextVar[bool] = ContextVar("is_local", default=False)
+
+
+@contextmanager
+def only_this_machine() -> Iterator[None]:
+    """Within, this thread has fsspec open files of this machine only."""
+    _watch()
+    before = _is_local.set(True)
+    try:
+        yield
+    finally:
+        _is_local.reset(before)
+
+
+@functools.cache
+def _watch() -> None:
+    judge_file_systems(_judge)
+
+
+def _judge(kind: type) -> None:
+    protocol = getattr(kind, "protocol", "")
+    names = (protocol,) if isinstance(protocol, str) else tuple(protocol)
+    if _is_local.get() and not _HERE.intersection(names):
+        raise PermissionError(
+            f"a data set of this machine's files names a place elsewhere ({names[0]}://), which is not asked; write "
+            "its address in the recipe, or fetch it first"
+        )
+
+
+def opened(load: Any, arguments: Mapping[str, Any]) -> Any:
+    """What `load_dataset` gives, kept to this machine where its arguments name nothing elsewhere.
+
+    Args:
+        load: That function.
+        arguments: By name.
+
+    Raises:
+        ValueError: One of them leads into /proc or the like, or is a folder with such a link.
+        PermissionError: Files of this machine name a place elsewhere.
+    """
+    path = str(arguments.get("path"))
+    files = [text for name in ("data_dir", "data_files") for text in _texts(arguments.get(name))]
+    below = [os.path.join(path, text) for text in files if os.path.isdir(path) and "://" not in text]
+    for text in (path, *files, *below):
+        check_place(text)
+    if is_of_hub(path) or any(map(is_address, (path, *files))):
+        return load(**arguments)
+    with only_this_machine():
+        return kept_here(load(**arguments))
+
+
+def _texts(value: Any) -> list[str]:
+    return [text for _, text in at_any_depth("", value) if isinstance(text, str)]
+
+
+def check_place(text: str) -> None:
+    """Looks at what a path or pattern of this machine leads to.
+
+    Raises:
+        ValueError: It is in /proc or the like, a pipe, or a folder that has one or contains itself.
+    """
+    if "://" in text:
+        return
+    path = absolute(text)
+    pattern = os.fspath(path).replace("[^", "[!")  # as fsspec reads it too
+    matches = glob.iglob(pattern, recursive=True) if glob.has_magic(pattern) and not path.exists() else [pattern]
+    for match in matches:
+        if fault := unreadable(match):
+            raise ValueError(f"{text} {fault}")
+    if path.is_dir() and (fault := fault_inside(path) or _fault_of_card(path)):
+        raise ValueError(fault)
+
+
+def _fault_of_card(folder: Path) -> str | None:
+    """What a folder's README says of where its data lies, where that is none."""
+    import yaml
+
+    card = folder / "README.md"
+    try:
+        text = card.read_text(encoding="utf-8")
+        head = yaml.safe_load(text.split("---")[1]) if text.startswith("---") else None
+    except (OSError, ValueError, IndexError, RecursionError, yaml.YAMLError):
+        return None  # which the library says better
+    for _, place in at_any_depth("", head.get("configs") if isinstance(head, dict) else None):
+        if isinstance(place, str) and "://" not in place:
+            for match in glob.iglob(os.fspath(folder / place), recursive=True):
+                if fault := unreadable(match):
+                    return f"{card}: {place} {fault}"
+    return None
+
+
+# ---------------------------------------------------------------------- rows
+
+
+def kept_here(dataset: Any) -> Any:
+    """The same data set, whose pictures and sounds are decoded from files of this machine only."""
+    for part in dataset.values() if isinstance(dataset, Mapping) else (dataset,):
+        _keep(getattr(getattr(part, "info", None), "features", None))
+    return dataset
+
+
+def _keep(feature: Any) -> None:
+    if isinstance(feature, Mapping):
+        for inner in feature.values():
+            _keep(inner)
+    elif isinstance(feature, list | tuple):
+        for inner in feature:
+            _keep(inner)
+    elif hasattr(feature, "feature"):
+        _keep(feature.feature)
+    elif hasattr(feature, "decode_example") and not hasattr(feature, "is_kept_here"):
+        kind: Any = type(feature)
+        feature.__class__ = _decoding_here(kind)
+
+
+@functools.cache
+def _decoding_here(kind: Any) -> Any:
+    def decode_example(self: Any, *arguments: Any, **settings: Any) -> Any:
+        with only_this_machine():
+            return kind.decode_example(self, *arguments, **settings)
+
+    def reduced(self: Any) -> Any:
+        return _restored, (kind, dict(self.__dict__))
+
+    def equals(self: Any, other: object) -> bool:
+        return isinstance(other, kind) and vars(self) == vars(other)
+
+    parts = {"decode_example": decode_example, "__reduce__": reduced, "__eq__": equals, "__hash__": kind.__hash__}
+    return type(kind.__name__, (kind,), {**parts, "__module__": kind.__module__, "is_kept_here": True})
+
+
+def _restored(kind: type, fields: Mapping[str, Any]) -> Any:
+    """In another process."""
+    feature: Any = object.__new__(_decoding_here(kind))
+    feature.__dict__.update(fields)
+    return feature
