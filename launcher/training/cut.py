@@ -23,7 +23,7 @@ from launcher.data.repeatable import differs_again
 from launcher.data.transfer import moved
 from launcher.evaluation.modes import own_randomness
 from launcher.evaluation.unmoved import Unmoved
-from launcher.internals import batch_norms, dropouts, has_storage, parts_of
+from launcher.internals import batch_norms, dropouts
 from launcher.objective.calls import is_large
 from launcher.objective.loss import Objective
 from launcher.objective.reading import Reading
