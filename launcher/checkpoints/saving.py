@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +18,7 @@ from launcher.checkpoints.format import Checkpoint, DamagedError, SaveError, Sna
 from launcher.checkpoints.retention import discard, prune
 from launcher.errors import EXIT_USAGE
 from launcher.recipe import schema
+from launcher.world.notes import saving_known
 
 _PAUSES = (0.5, 2.0)  # seconds between tries to write a checkpoint
 
@@ -100,6 +102,10 @@ class Saving:
         self._gather()
         if not self._is_writer:
             return
+        with saving_known(self.folder.parent) if self.is_first else nullcontext():
+            self._save(step)
+
+    def _save(self, step: int) -> None:
         began = time.perf_counter()
         self.wait()
         snapshot = self._capture(step)

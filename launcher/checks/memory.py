@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -105,6 +106,8 @@ class _Run:
         freeze_for_good(recipe.train.freeze, named_parameters(self.model, {}))
         with fake:
             self.objective = build_objective(builder, recipe.loss, recipe.batch, recipe.train)
+        if (half := _HALF.get(recipe.device.precision.removesuffix("-true"))) is not None:
+            self.objective.under(partial(torch.autocast, "cpu", half))
         if isinstance(self.objective, TurnsObjective):
             raise LauncherError("--memory: optimizers that take turns are not traced; try a step on the GPU itself")
         self.optimizer = build_optimizer(builder, recipe.optimizer, self.model, self.objective.modules)
@@ -251,7 +254,7 @@ def without_memory(recipe: Recipe, builder: Builder, fake: Any, *, may_hold: boo
         if section.recompute:
             recompute(builder, module, section.recompute)
             for block in recomputed_in(module).values():
-                cast("Recomputed", block.forward).moving = []  # nothing moves that has no value
+                cast("Recomputed", block.forward).keeps_buffers = False  # which have no values
         if section.precision == "bf16-true":
             hold_in_bfloat16(builder, module)
         if (half := _HALF.get(section.precision)) is not None:

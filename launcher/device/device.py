@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -88,6 +89,16 @@ class Device:
         """The device in a few words, for the plan."""
         threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
         return f"{self.name}, {threads} a process, precision {self.precision}"
+
+    @property
+    def autocast(self) -> Callable[[], AbstractContextManager[Any]] | None:
+        """What a step by hand is made under; None where the precision is the model's own.
+
+        In a model that is bfloat16, it is what lets a step function give its parts floats of any kind.
+        """
+        if self.asked == "bf16-true":
+            return partial(torch.autocast, self.torch_device.type, torch.bfloat16)
+        return self.accelerator.autocast if self.accelerator.native_amp else None
 
     @property
     def precision(self) -> str:

@@ -106,6 +106,7 @@ def opened(
         stand_in(recipe.track.trackers, builder.own_folders())
         model = build_model(builder, recipe.model, where, device, seed=recipe.seed, shares=False)
         objective = build_objective(builder, recipe.loss, recipe.batch, recipe.train)
+        objective.under(device.autocast)
         if None in objective.readings.values():
             take_up(objective, saved.readings())
         objective.to(device.torch_device)

@@ -95,6 +95,8 @@ def examined(error: BaseException, world: World) -> Failure:
 def _facts(message: str, known: RunContext) -> Iterator[tuple[str, str]]:
     if known.step is not None:
         yield "batch", known.shares
+    if known.memory:
+        yield "memory", known.memory
     if known.shapes:
         yield "shapes", f"the batch is {known.shapes}"
     if names := _without_gradient(message, known.parameters):

@@ -58,13 +58,17 @@ class AtTheDoor:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls it."""
-        dtype = getattr(self._inner, self._name).dtype
+        held: torch.Tensor = getattr(self._inner, self._name)
+        dtype, device = held.dtype, held.device.type
 
         def fits(tensor: torch.Tensor) -> torch.Tensor:
             return tensor.to(dtype)
 
         args, kwargs = recursively_apply(fits, (args, kwargs), test_type=_is_real)
-        return convert_to_fp32(self._forward(*args, **kwargs))
+        if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+            return convert_to_fp32(self._forward(*args, **kwargs))
+        with torch.autocast(device, enabled=False):  # which is for what a step function calls beside it
+            return convert_to_fp32(self._forward(*args, **kwargs))
 
 
 def _is_real(value: Any) -> bool:

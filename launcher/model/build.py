@@ -251,7 +251,7 @@ def _share_sparse(names: Sequence[str], wrapped: Any, inputs: Any) -> None:
 def wrap_step(step: nn.Module, device: Device) -> nn.Module:
     """A module whose forward is a whole step, under DDP where there are several processes.
 
-    Nothing else goes around it: what it calls is under autocast and compiled already.
+    Nothing else goes around it: it enters autocast itself (`Objective.stepped`), and the model is compiled already.
     """
     if device.world.size == 1:
         return step

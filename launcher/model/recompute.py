@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from launcher.data.generators import UNKNOWN_TO_TORCH
-from launcher.internals import parts_of
+from launcher.internals import has_hooks, parts_of
 from launcher.model.blocks import blocks_of
 from launcher.recipe.build import Builder
 
@@ -71,7 +71,9 @@ class Recomputed:
 
     Attributes:
         inner: The forward that is called.
-        moving: Buffers that a forward changes; None until one was made.
+        moving: Buffers that a forward changes, for each set of modes that its modules were in, where all of them are
+            layers of torch's or ours, which do the same each time; anybody else's code may begin to change one later.
+        keeps_buffers: Whether buffers are kept at all; not where none has values.
 
     Args:
         module: The module, which may have a forward of its own already.
@@ -80,7 +82,9 @@ class Recomputed:
     def __init__(self, module: nn.Module):
         self._module, self.inner = module, module.forward
         self._draws_anywhere = any(not _is_known(type(part)) for part in module.modules())
-        self.moving: list[_Place] | None = None
+        self._is_steady = not any(_may_change_its_mind(part) for part in module.modules())
+        self.moving: dict[tuple[bool, ...], list[_Place]] = {}
+        self.keeps_buffers = True
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls it, and keeps nothing but the arguments where there will be a backward pass."""
@@ -100,12 +104,14 @@ class Recomputed:
 
     @contextmanager
     def _first(self, before: _Before) -> Iterator[None]:
-        places = [*_buffers_of(self._module)] if self.moving is None else self.moving
-        before.keep(places)
+        modes = tuple(part.training for part in self._module.modules())
+        known = self.moving.get(modes) if self.keeps_buffers else []
+        before.keep([*_buffers_of(self._module)] if known is None else known)
         yield
-        if self.moving is None and self._module.training:
-            self.moving = [place for place in places if not _equal(before.buffers[place], _get(place))]
-            before.buffers = {place: before.buffers[place] for place in self.moving}
+        if known is None and self._is_steady:
+            moved = [place for place, value in before.buffers.items() if not _equal(value, _get(place))]
+            before.buffers = {place: before.buffers[place] for place in moved}
+            self.moving[modes] = moved
 
 
 _Place = tuple[nn.Module, str]  # of a buffer
@@ -163,6 +169,12 @@ def _equal(before: torch.Tensor, after: torch.Tensor) -> bool:
 def _put_back(looks: list[Any]) -> None:
     for generator, look in zip(UNKNOWN_TO_TORCH, looks, strict=False):  # no looks where nothing else could draw
         generator.put_back(look)
+
+
+def _may_change_its_mind(part: nn.Module) -> bool:
+    """Whether a module may change other buffers later than in its first call, as an observer does that is delayed."""
+    kind = type(part).__module__
+    return not _is_known(type(part)) or kind.startswith("torch.ao.") or has_hooks(part)
 
 
 def _is_known(kind: Callable[..., Any]) -> bool:

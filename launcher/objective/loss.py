@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from types import ModuleType
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from launcher.data.parts import changed
 from launcher.errors import LauncherError
 from launcher.model.kinds import class_of, is_sharded
 from launcher.objective.batch import Adapted, BatchLayout, Picks, arguments, one_number
@@ -144,6 +146,7 @@ class Objective:
         self.counts_samples = False
         self.is_whole = False  # a step is one forward pass on one process: no reading changes its numbers
         self.is_audited = False  # on a batch of training, since the start, or since something was kept
+        self.autocast: Callable[[], AbstractContextManager[Any]] | None = None  # what a step function runs under
         self.has_exceptions = False  # values that the samples that were measured lack
         self.others: dict[str, Callable[..., Any]] = {}  # functions of the user's that may have a state, by key
         if layout.adapt is not None:
@@ -158,7 +161,7 @@ class Objective:
         """The same objective, of which training calls these in place of the terms of their names."""
         terms = [replace(term, wrapped=losses.get(term.name)) for term in self.terms]
         wrapped = Objective(terms, self.layout, step=self.step, count=self.count)
-        wrapped.others = self.others
+        wrapped.others, wrapped.autocast = self.others, self.autocast
         return wrapped
 
     @property
@@ -192,7 +195,10 @@ class Objective:
             LauncherError: It is not a mapping, has no loss, or one that is not one number.
         """
         assert self.step is not None
-        result = self.step(model, batch, at)
+        with nullcontext() if self.autocast is None else self.autocast():
+            result = self.step(model, batch, at)
+        if self.autocast is not None:
+            result = changed(result, torch.Tensor.float, _is_half)  # as what the model itself gives: sums would round
         if isinstance(result, torch.Tensor):  # the loss alone, as a training_step of Lightning's may return it
             result = {"loss": result}
         if not needs_loss and isinstance(result, Mapping) and result.get("loss") is None:
@@ -206,6 +212,10 @@ class Objective:
         """The loss that the step function gives of a batch, in a list of none or one, and what it gives besides."""
         result = self.stepped(model, data, at, needs_loss=False)
         return ([result["loss"]] if "loss" in result else []), result
+
+    def under(self, autocast: Callable[[], AbstractContextManager[Any]] | None) -> None:
+        """Has step functions run under autocast, as the whole step of a loop by hand does; None where there is none."""
+        self.autocast = autocast
 
     def to(self, device: torch.device) -> None:
         """Moves the losses: class weights are buffers."""
@@ -440,6 +450,10 @@ def _has_state(thing: Any) -> bool:
         is_torchs = type(thing).__module__.partition(".")[0] in ("torch", "launcher") and not list(thing.parameters())
         return not is_torchs and bool(thing.state_dict())
     return not isinstance(thing, type) and all(hasattr(thing, name) for name in ("state_dict", "load_state_dict"))
+
+
+def _is_half(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.dtype in (torch.bfloat16, torch.float16)
 
 
 def _scale(reading: Reading | None, sums: bool, local: float, total: float, world: int, samples: int) -> float:

@@ -346,6 +346,8 @@ def _subject(objective: Objective, term: Term | None, at: At) -> Subject:
 def _stepped(objective: Objective, model: nn.Module, batch: Any, at: At) -> Any:
     """The loss of a copy of the user's step function."""
     twin = Objective([], objective.layout, step=copied(objective.step))
+    if any(parameter.dtype == torch.bfloat16 for parameter in model.parameters()):  # else rounding would be measured
+        twin.under(objective.autocast)
     return twin.stepped(model, batch, at)["loss"]
 
 

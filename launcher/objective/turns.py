@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -42,6 +43,12 @@ class TurnsObjective(Objective):
     def wrapped_by(self, losses: Mapping[str, nn.Module]) -> Objective:
         """Itself: step functions are no modules that are trained."""
         return self
+
+    def under(self, autocast: Callable[[], AbstractContextManager[Any]] | None) -> None:
+        """Has each turn's step function run under autocast."""
+        super().under(autocast)
+        for turn in self.turns.values():
+            turn.under(autocast)
 
     @property
     def modules(self) -> dict[str, nn.Module]:

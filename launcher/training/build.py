@@ -98,6 +98,7 @@ def build_run_state(
     length = RunLength.of(train, data.steps_per_epoch, data.samples_before(data.steps_per_epoch))
     builder.computed |= length.computed
     objective = build_objective(builder, recipe.loss, recipe.batch, train)
+    objective.under(device.autocast)
     modules = objective.modules
     freeze_for_good(train.freeze, named_parameters(model.bare, modules))
     in_turns = isinstance(objective, TurnsObjective)
@@ -117,14 +118,13 @@ def build_run_state(
     for key, function in (("train.after_step", train.after_step), ("evaluate.after", recipe.evaluate.after)):
         if function is not None:
             objective.others[key] = builder.build(function)
+    objective.others.update(_changes_on_device(data))
     own = objective.others.get("train.after_step")
     after = AfterStep(own, model.bare, length.at, recipe.seed, device.kind, average) if own or average else None
     objective.to(device.torch_device)
     ways = _Ways(recipe, builder, model, device, freezing, after, shards)
     update, take_step = ways.choose(objective, optimizer)
     brought = (model.bare, *objective.brought.values(), *each(optimizer).values())
-    change = data.train.reading.on_device
-    drawing = brought if change is None else (*brought, change)
     update.clear_gradients()  # a model that was passed in may have some, of a trial by hand
     return TrainState(
         model=model,
@@ -136,7 +136,7 @@ def build_run_state(
         device=device,
         data=data,
         length=length,
-        seeds=StepSeeds(recipe.seed, device.world.rank, device.kind, only_torch=draws_only_from_torch(drawing)),
+        seeds=StepSeeds(recipe.seed, device.world.rank, device.kind, only_torch=draws_only_from_torch(brought)),
         losses=losses,
         average=average,
         shapes=shapes_of(model.bare.state_dict()),
@@ -185,8 +185,20 @@ def check_graphs(builder: Builder, section: schema.Device, data: Data, *, is_ope
         raise builder.wrong("device.compile", message)
 
 
+def _changes_on_device(data: Data) -> Iterator[tuple[str, Callable[..., Any]]]:
+    """What changes batches where the model is, in training and in evaluations: it may have a state too."""
+    evaluating = next((loader.reading.on_device for loader in data.validation.values()), None)
+    for key, change in (("data.on_device", data.train.reading.on_device), ("data.on_device.evaluate", evaluating)):
+        if change is not None:
+            yield key, change
+
+
 def _frozen(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     return ((name, parameter) for name, parameter in module.named_parameters() if not parameter.requires_grad)
+
+
+def _has_complex(optimizer: Optimizers) -> bool:
+    return any(parameter.is_complex() for group in optimizer.param_groups for parameter in group["params"])
 
 
 def _unfit_for_sharding(optimizer: Optimizers, *, closure: bool) -> str | None:
@@ -237,6 +249,9 @@ class _Ways:
             raise self.builder.wrong("optimizer", unfit)
         if closure and (fault := self._unfit(optimizer)):
             raise self.builder.wrong(*fault)
+        if self.recipe.train.clip_grad_value is not None and _has_complex(optimizer):
+            message = "the model has complex numbers, and which of them is the larger is not said; use clip_grad_norm"
+            raise self.builder.wrong("train.clip_grad_value", message)
         if isinstance(objective, TurnsObjective) and isinstance(optimizer, Several):
             turns = Turns(self._turns(objective, optimizer), self.device.accelerator.scaler)
             return turns, turns

@@ -31,6 +31,7 @@ from launcher.objective.schedule import Schedule, Schedules
 from launcher.objective.several import Optimizers, each
 from launcher.runs.folder import versions
 from launcher.runs.identity import digest
+from launcher.training.loose_buffers import LooseBuffers, loose_in
 from launcher.training.optimizer_state import named_optimizer, parameter_names
 from launcher.training.state import TrainState
 
@@ -139,6 +140,8 @@ class Contents:
             own = {name: part for name, part in own.items() if name not in sharded}
             self.stateful |= sharded
             self.model: Part = ShardedPart(self.state.model.bare, shards, self.state.model.base)
+        loose = loose_in(self.state.model.bare, self.state.model.state_dict()) if shards is None else []
+        self.loose = LooseBuffers(self.state.model.bare, loose) if loose else None
         self.ranks = RankStates(own, self.state.device.coordinator)
 
     @property
@@ -148,6 +151,7 @@ class Contents:
         parts: dict[str, Part | None] = {
             **self.stateful,
             "ranks": self.ranks,
+            "buffers": self.loose,
             "optimizer": self.optimizer,
             "scheduler": state.schedule.scheduler,
             "scaler": state.update.scaler,

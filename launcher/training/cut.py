@@ -6,7 +6,6 @@ Nothing of it is left behind.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,28 +14,32 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from launcher.checkpoints.format import copied
 from launcher.checkpoints.weights import shapes_of
+from launcher.data.parts import changed
 from launcher.data.repeatable import differs_again
 from launcher.data.transfer import moved
 from launcher.evaluation.modes import own_randomness
 from launcher.evaluation.unmoved import Unmoved
-from launcher.internals import batch_norms, dropouts, has_storage, parts_of
+from launcher.internals import batch_norms, dropouts
 from launcher.objective.calls import is_large
 from launcher.objective.loss import Objective
 from launcher.objective.reading import Reading
 from launcher.objective.run_length import At
 from launcher.text import words_of
+from launcher.training.loose_buffers import loose_in, print_of
 from launcher.training.state import TrainState
 from launcher.world.screen import unseen
 
 _CUT = "another micro-batch size or number of processes gives other numbers"
 _SAMPLES = 6
 _ROUNDING = {torch.float64: 1e-8, torch.float32: 1e-3}  # of the largest value; half precision is as coarse as 0.05
-_PLAIN = (bool, int, float, complex, str, np.generic)
 _KNOWN_CODE = ("torch", "launcher")  # keeps what moves in buffers
-_LARGEST = 2**24  # bytes of an attribute that is looked at
+_OF_OPTIMIZERS = frozenset(  # torch's own names: kept, or no number of a step
+    ("defaults", "state", "param_groups", "step", "found_inf", "grad_scale", "_opt_called", "_step_count")
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Dependence:
         unsteady: In words, that samples are others when they are read again.
         unkept: What a forward changes each time, and no checkpoint keeps.
         moving: What a forward changes each time, in a checkpoint.
+        loose: Those of them that are in no `state_dict`: a resume has them, and whoever is given the weights has not.
         mixes: How far what a model gives for samples together is from what it gives for them in parts; 0 for not.
         norms: Whether it has a BatchNorm of torch's.
         draws: Whether a forward in train mode is random, by a dropout or otherwise.
@@ -57,6 +61,7 @@ class Dependence:
     unsteady: str = ""
     unkept: Sequence[str] = ()
     moving: Sequence[str] = ()
+    loose: Sequence[str] = ()
     mixes: float = 0.0
     norms: bool = False
     draws: bool = False
@@ -78,6 +83,11 @@ class Dependence:
                 f"{_listed(self.unkept)}: each forward changes it, and no checkpoint keeps it: where a number depends "
                 "on it, a resume or another micro-batch size gives others; make it a buffer, or give it by "
                 "get_extra_state or state_dict"
+            )
+        if self.loose:
+            yield (
+                f"{_listed(self.loose)}: each forward changes it, and no state_dict has it: checkpoints keep it for a "
+                "resume, and model_weights.pth is without it; make it a persistent buffer"
             )
         if objective.is_whole and not is_open:
             return
@@ -112,14 +122,15 @@ def dependence_of(state: TrainState) -> Dependence:
     try:
         with _tried(state):
             batches = [moved(train.batch_of(part), device) for part in (numbers, numbers[:2], numbers[2:])]
-            tried = _Tried(model, objective, device)
+            tried = _Tried(state)
             unkept, moving, grown = tried.movements(batches[0], state.shapes)
             sizes = [len(numbers), 2, len(numbers) - 2]
             mixes = tried.mixing(batches, sizes) if is_cut and not unsteady else 0.0
     except Exception as error:  # somebody's code, called otherwise than in a step
         words = " ".join(words_of(error).split())[:120]
         return Dependence(unsteady, norms=norms, draws=drops, fault=f"{type(error).__name__}: {words}")
-    return Dependence(unsteady, unkept, moving, mixes, norms, drops or tried.draws, grown)
+    loose = [name for name in moving if name in tried.loose]
+    return Dependence(unsteady, unkept, moving, loose, mixes, norms, drops or tried.draws, grown)
 
 
 @contextmanager
@@ -170,18 +181,22 @@ class _Tried:
     """Calls model and loss, and looks at what has moved.
 
     Args:
-        model: The bare module.
-        objective: Its losses.
-        device: Where they are.
+        state: Has them.
 
     Attributes:
         draws: Whether they were found to be random.
+        loose: Names of the model's buffers that are in no `state_dict`, and that checkpoints keep all the same.
     """
 
-    def __init__(self, model: nn.Module, objective: Objective, device: torch.device):
-        self.model, self.objective, self._device = model, objective, device
+    def __init__(self, state: TrainState):
+        self.model, self.objective, self._device = state.model.bare, state.objective, state.device.torch_device
+        self._change = state.data.train.reading.on_device
         self.draws = False
-        self._roots: Mapping[str, Any] = {"model": model, **objective.brought}
+        self._roots: Mapping[str, Any] = {"model": self.model, **self.objective.brought}
+        self._states = {key: root.state_dict() for key, root in self._roots.items() if isinstance(root, nn.Module)}
+        self._states["model"] = state.model.state_dict()
+        names = () if state.shards is not None else loose_in(self.model, self._states["model"])
+        self.loose = {f"model.{name}" for name in names}
 
     def values(self, batch: Any, seed: int = 0) -> list[float]:
         """The value of each loss, from the state that it is in, which is put back."""
@@ -197,6 +212,8 @@ class _Tried:
 
     def _called_so(self, batch: Any) -> list[float]:
         objective, layout = self.objective, self.objective.layout
+        if self._change is not None:
+            batch = self._change(changed(batch, torch.clone))  # which may change it in place
         if objective.step is not None:
             return [float(value.detach()) for value in objective.evaluated_step(self.model, batch, At())[0]]
         args, kwargs = layout.inputs(batch)
@@ -225,16 +242,21 @@ class _Tried:
         return unkept, moving, grown
 
     def _attributes(self) -> dict[str, Any]:
-        return {name: value for key, root in self._roots.items() for name, value in _attributes_of(key, root)}
+        lost = {name: value for name, value, is_kept in self._buffers() if not is_kept}
+        return lost | beside_states(self._roots)
 
     def _kept(self) -> dict[str, Any]:
-        modules = [(key, root) for key, root in self._roots.items() if isinstance(root, nn.Module)]
-        return {
-            f"{key}.{name}": _print_of(buffer)
-            for key, root in modules
-            for name, buffer in root.named_buffers()
-            if not isinstance(root.get_submodule(name.rpartition(".")[0]), batch_norms())
-        }
+        return {name: value for name, value, is_kept in self._buffers() if is_kept}
+
+    def _buffers(self) -> Iterator[tuple[str, Any, bool]]:
+        """Each buffer's name, value, and whether a checkpoint has it; a BatchNorm's are known to move."""
+        for key, state in self._states.items():
+            root = self._roots[key]
+            for name, buffer in root.named_buffers():
+                is_kept = name in state or f"{key}.{name}" in self.loose
+                is_norms = isinstance(root.get_submodule(name.rpartition(".")[0]), batch_norms())
+                if not (is_kept and name in state and is_norms):
+                    yield f"{key}.{name}", print_of(buffer), is_kept
 
     def mixing(self, batches: Sequence[Any], samples: Sequence[int]) -> float:
         """How far two parts put together are from the whole, of the largest value; 0 where that is rounding."""
@@ -271,6 +293,27 @@ def _off(reading: Reading | None, sums: bool, values: Sequence[float], counts: S
 # ---------------------------------------------------------------------- attributes
 
 
+def beside_states(things: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers and tensors that no checkpoint keeps, by name: each as something that is equal while they are."""
+    return {name: value for key, thing in things.items() for name, value in _attributes_of(key, thing)}
+
+
+def changed_beside(things: Mapping[str, Any], before: Mapping[str, Any]) -> str | None:
+    """What of it is another since, in words; None where nothing is.
+
+    Args:
+        things: As they are now: optimizers, and what is called after a step.
+        before: What there was of it before the first step.
+    """
+    names = _changed(before, beside_states(things))
+    if not names:
+        return None
+    return (
+        f"{_listed(names)}: steps have changed it, and no checkpoint keeps it: where a number depends on it, "
+        "a resume gives others; give it by state_dict, or keep it in the optimizer's state or its param_groups"
+    )
+
+
 def _attributes_of(key: str, root: Any) -> Iterator[tuple[str, Any]]:
     """Numbers and tensors that are attributes of somebody's own objects and of no `state_dict`, by name."""
     if isinstance(root, nn.Module):
@@ -278,7 +321,12 @@ def _attributes_of(key: str, root: Any) -> Iterator[tuple[str, Any]]:
             is_kept = type(module).get_extra_state is not nn.Module.get_extra_state
             if not _is_known_code(module) and not is_kept:
                 yield from _numbers_in(f"{key}.{name}" if name else key, vars(module))
-    elif hasattr(root, "state_dict") or _is_known_code(root):
+    elif _is_known_code(root):
+        return
+    elif isinstance(root, Optimizer):
+        own = {name: value for name, value in vars(root).items() if name not in _OF_OPTIMIZERS}
+        yield from _numbers_in(key, own if type(root).state_dict is Optimizer.state_dict else {})
+    elif hasattr(root, "state_dict"):
         return
     elif hasattr(root, "__code__"):
         yield from _numbers_in(key, _globals_of(root))
@@ -294,25 +342,8 @@ def _globals_of(function: Any) -> Mapping[str, Any]:
 
 def _numbers_in(key: str, attributes: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for name, value in attributes.items():
-        if name != "training" and (seen := _print_of(value)) is not None:
+        if name != "training" and (seen := print_of(value)) is not None:
             yield f"{key}.{name}", seen
-
-
-def _print_of(value: Any) -> Any:
-    """Something that is equal while the value is; None of what is not looked at."""
-    if isinstance(value, _PLAIN):
-        return repr(value)
-    if isinstance(value, torch.Tensor) and not has_storage(value):
-        parts = parts_of(value)
-        return [_print_of(part) for part in parts] if all(map(has_storage, parts)) else None
-    if isinstance(value, torch.Tensor) and value.nbytes <= _LARGEST:
-        numbers = value.detach().cpu().flatten().clone()  # torch never resizes again what NumPy has seen
-        return tuple(value.shape), hashlib.sha256(numbers.view(torch.uint8).numpy().tobytes()).hexdigest()
-    if isinstance(value, np.ndarray) and value.dtype != object and value.nbytes <= _LARGEST:
-        return value.shape, hashlib.sha256(value.tobytes()).hexdigest()
-    if isinstance(value, list | tuple) and len(value) <= 1_000 and all(isinstance(item, _PLAIN) for item in value):
-        return repr(value)
-    return (type(value).__name__, len(value)) if isinstance(value, list | set | dict) else None
 
 
 def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

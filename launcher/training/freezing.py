@@ -46,6 +46,11 @@ class Freezing:
             for parameter, thaws in self._until:
                 parameter.requires_grad_(step >= thaws)
 
+    def has_all(self, parameters: Iterable[torch.Tensor], step: int) -> bool:
+        """Whether all of these are frozen at a step."""
+        frozen = {id(parameter) for parameter, thaws in self._until if step < thaws} if step < self._last else set()
+        return bool(frozen) and all(id(parameter) in frozen for parameter in parameters)
+
     def drop(self, step: int) -> None:
         """Before that step's update: forgets the gradients of what is frozen."""
         if step < self._last:

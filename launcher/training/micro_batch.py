@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -98,6 +98,8 @@ def settle_micro_batch(recipe: Recipe, data: Data, device: Device, options: Opti
         place.write(agreed)
     sampler.cut(agreed)
     several = "; then all start again (launch.max_restarts)" if device.world.size > 1 else ""
+    if not several and isinstance(recipe.train.step, Mapping):
+        several = ": at the next start, where the first turn has stepped already"
     note = f"data.micro_batch_size: auto: {agreed} ({how}), half of that when memory runs out{several}"
     return replace(data, notes=(*data.notes, note)), Halving(place, device.world)
 
@@ -182,7 +184,8 @@ class Halving:
 
     Args:
         place: Where the smaller size is remembered.
-        world: Several processes cannot make a step again: all leave, and the next start takes the smaller size.
+        world: Several processes cannot make a step again: all leave, and the next start takes the smaller size. So does
+            one process where an optimizer has stepped already, as in the second of several turns.
     """
 
     def __init__(self, place: Remembered, world: World):
@@ -198,15 +201,20 @@ class Halving:
         self._before = None
 
     def wants(self, state: TrainState, error: Exception) -> bool:
-        """Whether the step that raised this is to be made again; remembers for the next start where it cannot be."""
+        """Whether the step that raised this is to be made again; remembers the half for the next start in any case."""
+        if not out_of_memory(error):
+            return False
         readings = state.objective.readings.values()
         is_whole = any(reading is not None and reading.kind == "batch" for reading in readings)
         size = self._size(state)
         fewest = 2 if any(isinstance(module, batch_norms()) for module in state.model.bare.modules()) else 1
-        if self._before is None or size <= fewest or is_whole or not out_of_memory(error):
+        if size <= fewest or is_whole:
+            context.run.memory = "data.micro_batch_size: auto cannot take smaller ones"
             return False
-        self._place.write(-(-size // 2))
-        return self._world.size == 1
+        half = -(-size // 2)
+        self._place.write(half)
+        context.run.memory = f"the next start takes data.micro_batch_size={half} (auto)"
+        return self._before is not None and self._world.size == 1
 
     def _size(self, state: TrainState) -> int:
         sampler = state.data.train.sampler
@@ -218,6 +226,7 @@ class Halving:
         state.update.clear_gradients()
         self._before.put_back()
         self._before = context.run.batch = None
+        context.run.memory = ""
         state.device.kind.give_back()
         size = -(-self._size(state) // 2)
         state.data.train.sampler.cut(size)

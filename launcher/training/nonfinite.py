@@ -10,6 +10,7 @@ from torch import nn
 from launcher import internals
 from launcher.errors import LauncherError
 from launcher.objective.several import Optimizers, each
+from launcher.training.sharded_gradients import values_of
 
 if TYPE_CHECKING:
     from launcher.training.sharded_gradients import ShardedGradients
@@ -115,10 +116,12 @@ class NonFiniteGuard:
                 raise
             except RuntimeError:
                 self._are_plain = False
-        self._look_by_norms([_numbers(gradient) for gradient in gradients])
+        self._look_by_norms([numbers for gradient in gradients if (numbers := _numbers(gradient)).numel()])
 
     def _look_by_norms(self, numbers: list[torch.Tensor]) -> None:
         """The same by norms, for which there is a kernel of every type on every device."""
+        if not numbers:  # of which there is no largest
+            return
         largest = nn.utils.get_total_norm(numbers, norm_type=float("inf"))
         self._found.masked_fill_(~torch.isfinite(largest), 1.0)
 
@@ -203,10 +206,7 @@ def _skips_by_itself(optimizer: Any) -> bool:
 
 def _numbers(gradient: torch.Tensor) -> torch.Tensor:
     """What a gradient holds, dense and real."""
-    if gradient.layout is torch.sparse_coo:
-        gradient = gradient.coalesce().values()
-    elif gradient.layout is not torch.strided:
-        gradient = gradient.values()
+    gradient = values_of(gradient)
     return torch.view_as_real(gradient.resolve_conj()) if gradient.is_complex() else gradient
 
 

@@ -28,6 +28,7 @@ from launcher.evaluation.predictions import shown_of
 from launcher.model.adapt import built_anew
 from launcher.objective.run_length import RunLength
 from launcher.objective.settle import settle_losses
+from launcher.objective.several import each
 from launcher.recipe.build import Builder
 from launcher.recipe.schema import Recipe
 from launcher.recipe.show import resolved
@@ -299,7 +300,13 @@ def _session(
         captured=record.reached,
         saved=record.saved,
         last_step=start if point.checkpoint is not None else None,
-        proof=Proof(contents.optimizer, state.shapes, partial(built_anew, builder, recipe.model)),
+        proof=Proof(
+            contents.optimizer,
+            state.shapes,
+            partial(built_anew, builder, recipe.model),
+            _never_tried(state),
+            tracking.warn,
+        ),
     )
     return Session(
         folder=folder,
@@ -315,6 +322,13 @@ def _session(
         shown=shown,
         pretrained=Pretrained.of(recipe, builder, state, folder),
     )
+
+
+def _never_tried(state: TrainState) -> dict[str, Any]:
+    """What may keep something and is not called when a forward is tried: optimizers, and the user's own functions."""
+    optimizers = {f"optimizer.{name}" if name else "optimizer": one for name, one in each(state.optimizer).items()}
+    brought = state.objective.brought
+    return optimizers | {key: brought[key] for key in state.objective.others if key != "data.on_device"}
 
 
 def _saving(state: TrainState, **options: Any) -> Saving:

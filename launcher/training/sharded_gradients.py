@@ -25,9 +25,35 @@ class Clipping:
 
     def __call__(self, parameters: list[torch.Tensor]) -> torch.Tensor | None:
         """Clips; the norm before, where that is what is kept small."""
+        if any(one.grad is not None and one.grad.layout is not torch.strided for one in parameters):
+            return self._clip_sparse([one for one in parameters if one.grad is not None])
         if self.value is not None:
             nn.utils.clip_grad_value_(parameters, self.value)
         return nn.utils.clip_grad_norm_(parameters, self.norm) if self.norm is not None else None
+
+    @torch.no_grad()
+    def _clip_sparse(self, parameters: list[torch.Tensor]) -> torch.Tensor | None:
+        """The same by what sparse gradients hold, for which torch has no kernels: what they leave out is zero."""
+        for parameter in parameters:
+            if parameter.grad is not None and parameter.grad.layout is torch.sparse_coo:
+                parameter.grad = parameter.grad.coalesce()  # entries of one place are one
+        numbers = [values_of(parameter.grad) for parameter in parameters if parameter.grad is not None]
+        if (most := self.value) is not None:
+            for entries in numbers:
+                entries.clamp_(-most, most)
+        if self.norm is None:
+            return None
+        norm = nn.utils.get_total_norm([entries for entries in numbers if entries.numel()])
+        for entries in numbers:
+            entries.mul_((self.norm / (norm + 1e-6)).clamp(max=1.0).to(entries.device))
+        return norm
+
+
+def values_of(gradient: torch.Tensor) -> torch.Tensor:
+    """What a gradient holds, dense; of a coalesced one the very numbers."""
+    if gradient.layout is torch.sparse_coo:
+        return gradient.coalesce().values()
+    return gradient if gradient.layout is torch.strided else gradient.values()
 
 
 class ShardedGradients:

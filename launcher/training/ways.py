@@ -23,7 +23,7 @@ from launcher.training.step import PARTS, Parts, StepResult, accumulate, scalars
 from launcher.training.step_module import StepCall
 from launcher.training.steps import StepBatch
 from launcher.training.update import OneUpdate
-from launcher.world import context
+from launcher.world import context, faults
 
 
 class ByClosure:
@@ -55,12 +55,16 @@ class ByClosure:
             self._update.clear_gradients()
             state.seeds(at.step)
             losses, scalars = accumulate(state, step, at, do or PARTS)
+            if state.retry is not None:
+                state.retry.passed()
             norm = self._update.ready(at.step, checks=not first)
             first.append(StepResult(losses, norm, scalars))
             return self._over_ranks(state, losses)
 
         if state.freezing is not None:
             state.freezing.begin(at.step)
+        if state.retry is not None:
+            state.retry.begin(state)  # until its first gradients are there, nothing has been stepped
         if not self._calls_first:
             closure()
         self._optimizer.step(closure)
@@ -95,6 +99,11 @@ class Turn:
     update: OneUpdate
     parameters: Sequence[str] = ()
 
+    def rests(self, step: int) -> bool:
+        """Whether all that it trains is frozen at a step: then its loss may have no gradient."""
+        freezing = self.update.freezing
+        return freezing is not None and freezing.has_all(self.update.parameters, step)
+
     def without_sync(self) -> AbstractContextManager[Any]:
         """DDP without its all-reduce: for all but the last micro-batch of a step."""
         return self.module.no_sync() if isinstance(self.module, DistributedDataParallel) else nullcontext()
@@ -120,12 +129,18 @@ class Turns:
         if state.freezing is not None:
             state.freezing.begin(at.step)
         state.seeds(at.step)
+        if state.retry is not None:
+            state.retry.begin(state)
         logged: list[dict[str, Any]] = [{} for _ in step.batches]
         norms: list[torch.Tensor] = []
         for place, turn in enumerate(self._turns):
             self._turn(turn, place, step, at, logged)
-            norm = turn.update(at.step)
-            norms += [norm] if norm is not None else []
+            if state.retry is not None:
+                state.retry.passed()  # from the first update on
+            if turn.rests(at.step):
+                turn.update.made(at.step)
+            elif (norm := turn.update(at.step)) is not None:
+                norms.append(norm)
             self.clear_gradients()  # what this loss has left in the parameters of the others is nobody's
         state.schedule.advance(at.step + 1)
         parts = [[scalars[f"loss/{turn.name}"] for turn in self._turns] for scalars in logged]
@@ -139,12 +154,15 @@ class Turns:
         for number, (batch, scales) in enumerate(zip(step.batches, step.scales, strict=True)):
             with nullcontext() if number == last else turn.without_sync():
                 context.run.batch = batch.data
+                if faults.armed:
+                    faults.point("forward", at.step)
                 call = StepCall(batch.data, at)
                 value, factor = turn.module(call), scales[place]
                 context.run.batch = None
                 if not value.requires_grad:
-                    raise LauncherError(f"train.step.{turn.name}: {INDEPENDENT}")
-                if self.scaler is not None:
+                    if not turn.rests(at.step):
+                        raise LauncherError(f"train.step.{turn.name}: {INDEPENDENT}")
+                elif self.scaler is not None:
                     self.scaler.scale(value * factor).backward()
                 else:
                     fast_step.backward(value, factor)

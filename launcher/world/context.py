@@ -27,6 +27,7 @@ class RunContext:
         steps_per_epoch: Optimizer steps of one pass over the data.
         shares: The global batch in words: what each process has of it.
         parameters: Names of the trained parameters, in the order in which DDP counts them.
+        memory: What to do where memory has run out, if more is known than anybody could say.
         batch: The micro-batch that the model or the loss works on now; None in between.
         shapes: The same in words, once the run has failed.
     """
@@ -36,6 +37,7 @@ class RunContext:
     steps_per_epoch: int = 1
     shares: str = ""
     parameters: Sequence[str] = ()
+    memory: str = ""
     batch: Any = None
     shapes: str = ""
 

@@ -17,13 +17,12 @@ _HINTS: tuple[tuple[str, str], ...] = (
         r"(?:CUDA|HIP|XPU|backend|error:) out of memory|OutOfMemoryError"
         r"|(?:CUBLAS|CUDNN|CUSOLVER|CUFFT)_STATUS_ALLOC_FAILED|hipErrorOutOfMemory|UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY"
         r"|CUDNN_STATUS_NOT_INITIALIZED|CUBLAS_STATUS_NOT_INITIALIZED|CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION",
-        "the GPU's memory is full{batch}; halve data.micro_batch_size (the same result), say auto there, or use "
-        "device.precision=bf16 or more processes",
+        "the GPU's memory is full{batch}; {memory}, or use device.precision=bf16 or more processes",
     ),
     (
         r"signal 9|MemoryError|Cannot allocate memory|can't allocate memory|DefaultCPUAllocator",
-        "if it was memory{batch}: use fewer data.workers or processes, or a smaller data.micro_batch_size; "
-        "the kernel's word on it: dmesg | grep -i 'killed process'",
+        "if it was memory{batch}: use fewer data.workers or processes; {memory}; the kernel's word on it: "
+        "dmesg | grep -i 'killed process'",
     ),
     (
         r"worker process \d+ was killed|'/dev/shm/",
@@ -157,6 +156,7 @@ _HINTS_ABOUT_RANKS: tuple[tuple[str, str], ...] = (
 )
 
 
+_SMALLER = "halve data.micro_batch_size (the same result), or say auto there"
 _LATER = "; the line above may be a later one, even of another step: --debug finds the one at fault"
 
 
@@ -167,6 +167,7 @@ def hint_for(failure: Failure) -> str | None:
             known = {name: f" ({value})" for name, value in failure.facts.items()}
             interface = network.interface_in_use() or "not said"
             blank = {"batch": "", "shapes": "", "unused": "", "interface": interface}
+            known["memory"] = failure.facts.get("memory", _SMALLER)
             return text.format(**{**blank, "asynchronous": _LATER if "device-side" in failure.what else "", **known})
     if re.search(r"(?:CUDA|HIP) error", failure.what):
         return f"a GPU reports an error when it is asked next{_LATER}"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -102,6 +102,24 @@ class Notes:
             return self.stacks_of(rank).read_text(encoding="utf-8", errors="replace")
         except OSError:
             return ""
+
+
+SAVING, SAVED = "saving", "saved"  # files of rank 0's, whose times say when
+
+
+@contextmanager
+def saving_known(run: Path) -> Iterator[None]:
+    """Lets every rank's watch know that rank 0 saves while training waits for it, and when it had done so last."""
+    folder = Notes(run).folder
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / SAVING).touch()
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            (folder / SAVED).touch()
+            (folder / SAVING).unlink(missing_ok=True)
 
 
 def read(path: Path) -> Failure | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import math
 import os
 import shlex
 import sys
@@ -22,11 +23,12 @@ from launcher.errors import EXIT_FAILED
 from launcher.world import progress
 from launcher.world.failure import Failure, of_stack
 from launcher.world.failure_report import Report
-from launcher.world.notes import Notes
+from launcher.world.notes import SAVED, SAVING, Notes
 from launcher.world.peers import judged, tell
 from launcher.world.world import World
 
 _LOOKS = 10  # in the time that is allowed
+_SAVES = 10  # times that it, which a save may take
 
 
 @dataclass(frozen=True)
@@ -57,18 +59,26 @@ class Watch:
         return Notes(self.folder).folder / "stalled"
 
     def _watch(self, over: threading.Event) -> None:
-        began, shown = time.time(), -1
+        began, shown = time.time(), None  # not even in the first step
         while not over.wait(min(1.0, self.seconds / 4)):
             now = progress.mine()
             if now.state != progress.RUNNING:
                 continue
-            stalled = time.monotonic() - now.beat > self.seconds
+            stalled = self._silence(now) > self.seconds
             if now.step != shown and (stalled or _raised_since(self._alarm, began)):
                 shown, began = now.step, time.time()
                 self._show(self._examined(now), stalled)
             if stalled and self.stops:
                 time.sleep(2 * min(1.0, self.seconds / 4))  # the others write theirs down meanwhile
                 end_with(self._examined(now), self.folder, self.world)
+
+    def _silence(self, now: progress.Progress) -> float:
+        """Seconds without a sign of this process; a save, which all ranks wait for, may take as long as ten stalls."""
+        silence = time.monotonic() - now.beat
+        if silence <= self.seconds:
+            return silence
+        notes = Notes(self.folder).folder
+        return 0.0 if _age(notes / SAVING) < _SAVES * self.seconds else min(silence, _age(notes / SAVED))
 
     def _show(self, failure: Failure, stalled: bool) -> None:
         write_stacks(self.folder, self.world.rank)
@@ -213,6 +223,14 @@ def report(failure: Failure, folder: Path | None, world: World, again: str) -> N
         first = replace(first, step=failure.step, epoch=failure.epoch)
     since = psutil.Process().create_time() if world.size > 1 else None
     Report(first, folder, again or resume, resume, others, since).show()
+
+
+def _age(path: Path) -> float:
+    """Seconds since a file was last written; of none, for ever."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except OSError:
+        return math.inf
 
 
 def _raised_since(path: Path, when: float) -> bool:

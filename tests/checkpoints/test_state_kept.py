@@ -19,8 +19,12 @@ from launcher.checkpoints import format as checkpoints
 from launcher.checkpoints.sameness import same
 from launcher.errors import LauncherError
 from launcher.evaluation.unmoved import Unmoved
+from launcher.recipe.load import load_recipe
+from launcher.run import run as launch
+from launcher.runs.options import Options
 from launcher.runs.tracking.tracking import read_metrics
 from launcher.training.optimizer_state import NamedOptimizer
+from launcher.world.world import World
 
 RECIPE = RECIPES / "kept.yaml"
 COUNT = "train.count=kept.py:samples"
@@ -243,6 +247,9 @@ BROUGHT = {
     "module": ("train.step={_target_: kept.py:Stepper}", "loss=null", COUNT),
     "draws": ("train.step=kept.py:drawing_step", "loss=null", COUNT),
     "extra": ("model={_target_: kept.py:Extra}",),
+    "loose": ("model={_target_: kept.py:Loose}",),
+    "centring": ("data.on_device={_target_: kept.py:Centring}",),
+    "scaling": ("data.on_device={_target_: kept.py:Scaling}",),
     "grows": ("model={_target_: kept.py:Growing}",),
     "coo": ("model={_target_: kept.py:Sparse}",),
     "csr": ("model={_target_: kept.py:Sparse, layout: sparse_csr}",),
@@ -252,7 +259,10 @@ BROUGHT = {
 
 @rounds(
     "what, size",
-    plain=[*((what, 1) for what in ("model", "buffer", "callable", "step", "draws")), ("buffer", 2), ("step", 2)],
+    plain=[
+        *((what, 1) for what in ("model", "buffer", "callable", "step", "draws", "centring")),
+        *((what, 2) for what in ("buffer", "step")),
+    ],
     long=[(what, 2) for what in ("model", "callable", "draws")],
 )
 def test_evaluating_changes_nothing(tmp_path: Path, what: str, size: int) -> None:
@@ -271,12 +281,35 @@ def test_evaluating_changes_nothing(tmp_path: Path, what: str, size: int) -> Non
     "what, size",
     plain=[
         *((what, 1) for what in ("buffer", "callable", "step", "module", "draws", "extra", "csr", "arrays")),
-        *((what, 2) for what in ("buffer", "module", "draws", "coo")),
+        *((what, 1) for what in ("loose", "centring")),
+        *((what, 2) for what in ("buffer", "module", "draws", "coo", "scaling")),
     ],
-    long=[(what, 2) for what in ("callable", "step", "extra", "csr", "arrays")],
+    long=[(what, 2) for what in ("callable", "step", "extra", "csr", "arrays", "loose", "centring")],
 )
 def test_whatever_has_a_state_goes_on_with_it(tmp_path: Path, what: str, size: int) -> None:
     assert_same(*straight_and_resumed(tmp_path, *BROUGHT[what], *VALIDATION, size=size))
+
+
+UNKEPT = {
+    "optimizer.calls: steps have changed it": ("optimizer={_target_: kept.py:Slowing}",),
+    "train.after_step.calls: steps have changed it": ("train.after_step={_target_: kept.py:Tallying}",),
+    "evaluate.after.calls: steps have changed it": (
+        *("evaluate.after={_target_: kept.py:Tallying}", "save.every=4 steps"),
+        *VALIDATION,
+    ),
+    "data.on_device.calls: each forward changes it, and no": ("data.on_device={_target_: kept.py:Tallying}",),
+    "model.mean, model.other: each forward changes it, and no state_dict has it": BROUGHT["loose"],
+    "": (*BROUGHT["scaling"], "optimizer={_target_: kept.py:Kept}", "train.after_step={_target_: kept.py:Quiet}"),
+}
+
+
+@pytest.mark.parametrize("said", UNKEPT)
+def test_what_no_checkpoint_keeps_is_said(tmp_path: Path, said: str, capfd: pytest.CaptureFixture[str]) -> None:
+    recipe = load_recipe(RECIPE, ["launch.threads=1", *UNKEPT[said]])
+    launch(recipe, World(), Options(cpu=True, run_dir=str(tmp_path / "run")))
+    told = " ".join(" ".join(capfd.readouterr()).split())
+    assert said in told
+    assert (" changed it" in told or " changes it" in told) is bool(said)
 
 
 def test_coins_of_two_generators_are_independent(tmp_path: Path) -> None:

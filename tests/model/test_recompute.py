@@ -6,6 +6,7 @@ import copy
 import random
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,6 +76,73 @@ def test_gradients_buffers_and_every_generator_are_as_without() -> None:
         assert (found[0], found[2]) == (expected[0], expected[2])
         for ours, theirs in zip(found[1], expected[1], strict=True):
             assert torch.equal(ours, theirs)
+
+
+class Delayed(nn.Module):
+    """A layer that begins to move a buffer in its fourth call, behind autograd's back where it is told to."""
+
+    calls: Tensor
+    mean: Tensor
+
+    def __init__(self, hidden: bool):
+        super().__init__()
+        self.layer, self.hidden = nn.Linear(6, 6).double(), hidden
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("mean", torch.zeros(6, dtype=torch.float64))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls > 3:
+            mean = self.mean.data if self.hidden else self.mean
+            mean.mul_(0.5).add_(inputs.detach().mean(0))
+        added: Tensor = self.layer(inputs - self.mean.clone()).tanh()
+        return added
+
+
+def _thawed() -> nn.Module:
+    layer = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6)).double()
+    layer[1].eval()
+    return layer
+
+
+def _observed() -> nn.Module:
+    from torch.ao.quantization import FakeQuantize
+
+    observer: Any = FakeQuantize()
+    observer.disable_observer()
+    return nn.Sequential(nn.Linear(6, 6), observer)
+
+
+def _later(block: nn.Module) -> None:
+    """What somebody does after the third step."""
+    part: Any
+    for part in block.modules():
+        part.train()
+        if hasattr(part, "enable_observer"):
+            part.enable_observer()
+
+
+@pytest.mark.parametrize("kind", ["delayed", "hidden", "thawed", "observed"])
+def test_a_buffer_that_begins_to_move_later_is_as_without(kind: str) -> None:
+    torch.manual_seed(1)
+    make = {
+        "delayed": lambda: Delayed(False),
+        "hidden": lambda: Delayed(True),
+        "thawed": _thawed,
+        "observed": _observed,
+    }
+    plain = nn.Sequential(make[kind]())
+    changed = copy.deepcopy(plain)
+    changed[0].forward = Recomputed(changed[0])
+    inputs = torch.randn(9, 6, dtype=next(plain.parameters()).dtype)
+    for number in range(6):
+        expected, found = _called(plain, inputs + number), _called(changed, inputs + number)
+        assert found[0] == expected[0]
+        for ours, theirs in zip(found[1], expected[1], strict=True):
+            assert torch.equal(ours, theirs), number
+        if number == 2:
+            _later(plain)
+            _later(changed)
 
 
 def test_it_keeps_less_between_forward_and_backward() -> None:

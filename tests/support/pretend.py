@@ -183,6 +183,7 @@ def state_on_it(*overrides: str, recipe: Any = TINY, scaler: Any = None) -> Trai
         device=DEVICE,
         scaler=scaler,
         mixed_precision=read.device.precision,
+        native_amp=False,
         prepare_model=lambda model, **_: model,
     )
     device = Device(accelerator, world, Coordinator(0, 1))

@@ -202,7 +202,8 @@ class Trained:
     def distance(self, other: Trained) -> float:
         """The largest difference between two runs' weights."""
         assert self.weights.keys() == other.weights.keys()
-        return max(float((self.weights[name] - other.weights[name]).abs().max()) for name in self.weights)
+        differences = (self.weights[name] - other.weights[name] for name in self.weights)
+        return max(float(one.abs().max()) for one in differences if one.numel())
 
 
 def train(

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from places import RECIPES
 from worlds import TINY, Trained, in_world, result_of, train, train_here
 
 from launcher.errors import RecipeError
+from launcher.launch.postmortem import examined
 from launcher.recipe.load import load_recipe
 from launcher.run import run as launch
 from launcher.runs.options import Options
@@ -134,6 +136,70 @@ def test_buffers_that_a_forward_moves_are_as_before_when_the_step_is_made_again(
     run = trained(tmp_path / "run", *changes, faults="oom@backward:2")
     assert events(run.folder)[0]["micro_batch_size"] == events(expected.folder)[0]["micro_batch_size"] == 8
     assert run.distance(expected) == 0
+
+
+IN_TURNS = (
+    "model={_target_: ways.py:Two}",
+    "optimizer={critic: {_target_: Adam, lr: 0.01}, generator: {_target_: Adam, lr: 0.02}}",
+    "train={steps: 9, step: {critic: ways.py:critic, generator: ways.py:generator}, count: ways.py:samples}",
+)
+CLOSED = ("optimizer={_target_: LBFGS, lr: 0.3, max_iter: 2}", "train.steps=9")
+
+
+def _in_its_way(home: str, folder: str, overrides: tuple[str, ...], faults: str, cuts: str = "auto") -> str:
+    os.environ["HOME"] = home
+    os.environ[FAULTS_VARIABLE] = faults
+    remove = ["loss"] if overrides == IN_TURNS else []
+    changes = ["launch.threads=1", f"data.micro_batch_size={cuts}", "save={every: 1 steps, background: false}"]
+    recipe = load_recipe(RECIPES / "ways.yaml", [*changes, *overrides], remove)
+    return launch(recipe, World.from_environ(), Options(cpu=True, run_dir=folder, output="quiet")).state
+
+
+@pytest.mark.parametrize("way", [IN_TURNS, CLOSED], ids=["turns", "closure"])
+def test_a_step_in_another_way_is_made_again_too(tmp_path: Path, way: tuple[str, ...]) -> None:
+    home = str(tmp_path / "home")
+    in_world(1, _in_its_way, home, str(tmp_path / "run"), way, "oom@forward:3 oom@forward:5")
+    in_world(1, _in_its_way, home, str(tmp_path / "whole"), way, "", "8")
+    run, expected = result_of(tmp_path / "run"), result_of(tmp_path / "whole")
+    assert [event["micro_batch_size"] for event in events(run.folder)] == [4, 2]
+    assert run.distance(expected) < 1e-9
+    assert remembered(tmp_path / "home") == [2]
+
+
+@pytest.mark.parametrize("way", [IN_TURNS, CLOSED], ids=["turns", "closure"])
+def test_a_step_that_has_moved_weights_already_ends_the_run_and_the_half_is_remembered(
+    tmp_path: Path, way: tuple[str, ...]
+) -> None:
+    home = str(tmp_path / "home")
+    with pytest.raises(AssertionError, match="OutOfMemoryError"):
+        in_world(1, _without_memory_later, home, str(tmp_path / "run"), way)
+    assert remembered(tmp_path / "home") == [4]
+    in_world(1, _in_its_way, home, str(tmp_path / "run"), way, "")
+    in_world(1, _in_its_way, home, str(tmp_path / "whole"), way, "", "8")
+    assert result_of(tmp_path / "run").distance(result_of(tmp_path / "whole")) < 1e-9
+
+
+def _without_memory_later(home: str, folder: str, way: tuple[str, ...]) -> str:
+    """In the fourth step's second call of a loss: another turn, or a closure's."""
+    from launcher.world import context
+
+    calls = [0]
+
+    def looks(part: torch.nn.Module, args: Any) -> None:
+        calls[0] = calls[0] + 1 if context.run.step == 3 and context.run.batch is not None else 0
+        if calls[0] == LATER[way]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    torch.nn.modules.module.register_module_forward_pre_hook(looks)
+    try:
+        return _in_its_way(home, folder, way, "")
+    except torch.OutOfMemoryError as error:
+        facts = examined(error, World()).facts
+        assert facts["memory"] == "the next start takes data.micro_batch_size=4 (auto)"
+        raise
+
+
+LATER = {IN_TURNS: 16, CLOSED: 8}  # of all modules that are called in the step
 
 
 def test_without_the_key_the_run_fails_as_ever(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from places import RECIPES
 from worlds import Trained, in_world, result_of, train_here
 
 from launcher.errors import LauncherError
-from recipes import ways
+from recipes import halves, ways
 
 RECIPE = RECIPES / "ways.yaml"
 
@@ -166,6 +166,10 @@ def test_a_pattern_of_what_is_frozen_is_no_mistake(tmp_path: Path, optimizer: st
             ("train.clip_grad_value=1.0", "train.clip_grad_norm=1.0"),
             "cannot be combined with clip_grad_norm; keep one of them",
         ),
+        (
+            ("model={_target_: ways.py:Turning}", "train.clip_grad_value=1.0"),
+            "train.clip_grad_value: the model has complex numbers, and which of them is the larger is not said",
+        ),
         (("train.ema=0.9", "train.swa={}"), "train.swa: cannot be combined with ema; keep one of them"),
         (
             ("optimizer={a: {_target_: SGD, _params_: head.*}, b: {_target_: SGD, _params_: embed.*}}",),
@@ -268,3 +272,58 @@ def test_patterns_of_names_and_shapes(pattern: str, expected: set[str]) -> None:
 
     named: dict[str, Any] = dict(ways.Stack().named_parameters())
     assert set(chosen([pattern], named)[pattern]) == expected
+
+
+# ---------------------------------------------------------------------- in half precision
+
+PLAIN = "_target_: SGD, lr: 0.05, fused: false"  # a fused kernel rounds otherwise
+CALLS = {
+    "parts": ("train.step=halves.py:step", f"optimizer={{{PLAIN}}}"),
+    "turns": (
+        "train.step={step: halves.py:step, mean: halves.py:mean}",
+        f"optimizer={{step: {{{PLAIN}, _params_: [first.*, norm.*]}}, mean: {{{PLAIN}}}}}",
+    ),
+}
+HALVES = (
+    "model={_target_: halves.py:Parts}",
+    "train.count=halves.py:samples",
+    "data.validation={_target_: ways.py:Points}",
+)
+
+
+def train_in_each_precision(folder: str) -> None:
+    for precision in ("no", "bf16", "bf16-true"):
+        for name, own in CALLS.items():
+            said = (*HALVES, *own, f"device.precision={precision}")
+            train_here(f"{folder}/{precision}/{name}", said, str(RECIPE), ("loss",))
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_whole_step_function_is_under_autocast_whatever_it_calls(tmp_path: Path, size: int) -> None:
+    in_world(size, train_in_each_precision, str(tmp_path))
+    for precision in ("no", "bf16", "bf16-true"):
+        for name, functions in (("parts", (halves.step,)), ("turns", (halves.step, halves.mean))):
+            losses, evaluated = halves.by_hand(precision, *functions)
+            run = result_of(tmp_path / precision / name)
+            close = 1e-6 if size == 1 or precision == "no" else 0.1  # other sums, rounded
+            assert run.column("loss") == pytest.approx(losses, rel=close), (precision, name)
+            assert run.column("loss", "validation")[-1] == pytest.approx(evaluated, rel=close), (precision, name)
+            assert set(run.column("half")) == {float(precision != "no")}
+
+
+# ---------------------------------------------------------------------- gradients of nothing
+
+
+@pytest.mark.parametrize("bad", [False, True])
+def test_gradients_of_nothing_are_finite(bad: bool) -> None:
+    """Of a table of which a batch used no row, and of a parameter of no numbers beside a complex one."""
+    from launcher.training.nonfinite import NonFiniteGuard
+
+    table, nothing = torch.nn.Embedding(3, 2, padding_idx=0, sparse=True), torch.nn.Parameter(torch.zeros(0, 3))
+    turn = torch.nn.Parameter(torch.ones(2, dtype=torch.complex64))
+    for parameters in ([table.weight], [turn, nothing], [nothing]):
+        torch.stack([table(torch.zeros(2, dtype=torch.long)).sum(), nothing.sum(), turn.abs().sum()]).sum().backward()
+        if bad and turn.grad is not None:
+            turn.grad.fill_(float("nan"))
+        guard = NonFiniteGuard(torch.optim.SGD(parameters), None, torch.device("cpu"), skips=True)
+        assert guard.allows(0) is not (bad and parameters[0] is turn)

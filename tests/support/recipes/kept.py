@@ -48,6 +48,93 @@ class Lin(nn.Module):
         return self.forward(x)
 
 
+class Loose(Lin):
+    """Centred by a mean that is in no state_dict, and by one that takes another's place in each forward."""
+
+    mean: Tensor
+    other: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(4, dtype=torch.float64), persistent=False)
+        self.register_buffer("other", torch.zeros(1, dtype=torch.float64), persistent=False)
+        self.register_buffer("mask", torch.ones(4, dtype=torch.bool), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.mean.lerp_(x.mean(0), 0.1)
+            self.other = torch.cat([self.other[-3:], x.mean().reshape(1)])
+        return super().forward(x - self.mean - self.other.mean())
+
+
+class Centring(nn.Module):
+    """Changes batches on the device, by a mean of those that it has seen."""
+
+    mean: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(4, dtype=torch.float64))
+
+    def forward(self, batch: Any) -> Any:
+        if self.training:
+            self.mean.lerp_(batch[0].mean(0), 0.1)
+        return batch[0] - self.mean, batch[1]
+
+
+class Scaling:
+    """Changes batches on the device, and has a state that is no module's; without it where nobody asks."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, batch: Any) -> Any:
+        self.calls += 1
+        return batch[0] * (1 + 0.1 * self.calls), batch[1]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"calls": self.calls}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.calls = state["calls"]
+
+
+class Tallying:
+    """Called after steps or evaluations, or on batches; counts, and nobody keeps it."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, first: Any, *others: Any) -> Any:
+        self.calls += 1
+        return first if isinstance(first, tuple | list) else None
+
+
+class Quiet:
+    """Called after each step, and keeps what it was made of."""
+
+    def __init__(self) -> None:
+        self.most, self.names = 0.5, ["a"]
+
+    def __call__(self, model: Any, at: Any) -> None:
+        model.l.weight.clamp_(-self.most, self.most)
+
+
+class Slowing(torch.optim.Optimizer):
+    """Steps that become smaller, by an attribute that nobody keeps."""
+
+    def __init__(self, params: Any, lr: float = 0.1):
+        super().__init__(params, {"lr": lr})
+        self.calls = 0
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # torch overloads it
+        self.calls += 1
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.sub_(parameter.grad, alpha=group["lr"] / self.calls)
+
+
 class Sparse(Lin):
     """A matrix that is mostly zeros, as a graph's neighbours, whose numbers follow the data."""
 

@@ -52,6 +52,23 @@ class Stack(nn.Module):
         return out
 
 
+class Tabled(nn.Module):
+    """A table of rows, of which a batch may use none; and a parameter of nothing."""
+
+    def __init__(self, sparse: bool = True) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Embedding(3, 4, padding_idx=0, sparse=sparse)
+        self.nothing = nn.Parameter(torch.zeros(0, 3))
+        self.head = nn.Linear(4, 1)
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = ((x[:, 0] > 0).long() + (x[:, 1] > 0).long()) * (x[:, 2] > 0)
+        out: Tensor = self.head(self.table(rows)) + self.nothing.sum()
+        return out
+
+
 def tied() -> nn.Module:
     """One of which two layers are one."""
     stack = Stack()
@@ -237,6 +254,17 @@ def renames(model: Any, at: Any, scores: Any) -> dict[str, float]:
     return {"loss": 1.0}
 
 
+class Turning(nn.Module):
+    """With complex numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.turn = nn.Parameter(torch.ones(4, 1, dtype=torch.complex128))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.to(self.turn.dtype) @ self.turn).abs()
+
+
 class Flat(nn.Module):
     """Without layers in a stack."""
 
@@ -281,7 +309,9 @@ def loop(
     return losses
 
 
-def plain(model: nn.Module, *optimizers: Optimizer, clip: float | None = None) -> Callable[[int, Batch], Tensor]:
+def plain(
+    model: nn.Module, *optimizers: Optimizer, clip: float | None = None, norm: float | None = None
+) -> Callable[[int, Batch], Tensor]:
     """Zero, forward, loss, backward, and a step of each."""
 
     def step(number: int, batch: Batch) -> Tensor:
@@ -290,6 +320,8 @@ def plain(model: nn.Module, *optimizers: Optimizer, clip: float | None = None) -
         loss.backward()
         if clip is not None:
             nn.utils.clip_grad_value_(model.parameters(), clip)
+        if norm is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), norm)
         for optimizer in optimizers:
             optimizer.step()
         return loss.detach()
@@ -378,7 +410,13 @@ def closed(make: Callable[[Any], Optimizer], before: bool) -> list[float]:
     return loop(model, step)
 
 
-def against() -> list[float]:
+def tabled(**clipping: float) -> list[float]:
+    model = Tabled(sparse=False)
+    return loop(model, plain(model, SGD(model.parameters(), lr=0.1), **clipping))
+
+
+def against(rests: int = 0) -> list[float]:
+    """Two losses in turns, of which the first trains nothing until a step."""
     model = Two()
     optimizers = [Adam(model.critic.parameters(), lr=0.01), Adam(model.generator.parameters(), lr=0.02)]
 
@@ -388,7 +426,8 @@ def against() -> list[float]:
             model.zero_grad()
             loss = function(model, batch, None)["loss"]
             loss.backward()
-            optimizer.step()
+            if function is not critic or number >= rests:
+                optimizer.step()
             total += loss.item()
         return total
 
@@ -423,6 +462,8 @@ WAYS: dict[str, tuple[tuple[str, ...], Loop]] = {
         frozen,
     ),
     "clipped": (("train.clip_grad_value=0.05",), clipped),
+    "clipped rows": (("model={_target_: ways.py:Tabled}", "train.clip_grad_value=0.05"), lambda: tabled(clip=0.05)),
+    "short rows": (("model={_target_: ways.py:Tabled}", "train.clip_grad_norm=0.2"), lambda: tabled(norm=0.2)),
     "after": (("train.after_step=ways.py:shrink",), partial(afterwards, shrink)),
     "target": (("train.after_step={_target_: ways.py:Target}",), lambda: afterwards(Target())),
     "LBFGS": (
@@ -434,5 +475,6 @@ WAYS: dict[str, tuple[tuple[str, ...], Loop]] = {
         lambda: closed(lambda parameters: Sam(parameters, lr=0.05), True),
     ),
     "turns": (TURNS, against),
+    "resting": ((*TURNS, "train.freeze={critic.*: 5 steps}"), lambda: against(rests=5)),
     "Lookahead": (("optimizer={_target_: ways.py:Lookahead, optimizer: {_target_: Adam, lr: 0.02}}",), wrapped),
 }
