@@ -118,11 +118,39 @@ class Memory:
 
 
 def _averaged(memory: Memory, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
-    numbers, done = bucket.buffer(), torch.futures.Future[torch.Tensor]()
+    numbers = bucket.buffer()
+    if numbers.layout is not torch.strided:
+        return _averaged_sparse(numbers, memory.size)
     numbers.div_(memory.size)  # first, as DDP does over gloo: the sum of float16 might be too large
-    if numbers.layout is torch.strided:
-        memory.add_up(numbers, memory.timeout_seconds)
-    else:
-        dist.all_reduce(numbers)
+    memory.add_up(numbers, memory.timeout_seconds)
+    return _done(numbers)
+
+
+def serve_sparse(module: DistributedDataParallel) -> None:
+    """Averages the gradients of a module some of which are sparse, where ranks share no memory."""
+    module.register_comm_hook(None, lambda _, bucket: _averaged_apart(bucket))
+
+
+def _averaged_apart(bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+    numbers, size = bucket.buffer(), dist.get_world_size()
+    if numbers.layout is not torch.strided:
+        return _averaged_sparse(numbers, size)
+    summed = dist.all_reduce(numbers.div_(size), async_op=True).get_future()
+    return summed.then(lambda future: future.value()[0])
+
+
+def _averaged_sparse(numbers: torch.Tensor, size: int) -> torch.futures.Future[torch.Tensor]:
+    """Their mean over the ranks, in a tensor of its own.
+
+    DDP itself divides in place, and the values of a sparse gradient may be a view of what autograd still hands on: of
+    two embeddings that are multiplied, the gradients came out halved on two processes.
+    """
+    mean = numbers / size
+    dist.all_reduce(mean)
+    return _done(mean)
+
+
+def _done(numbers: torch.Tensor) -> torch.futures.Future[torch.Tensor]:
+    done = torch.futures.Future[torch.Tensor]()
     done.set_result(numbers)
     return done

@@ -17,6 +17,7 @@ from torch.nn.parameter import is_lazy
 from launcher.data.seeds import seed_everything
 from launcher.device import lazy_compiler
 from launcher.device.device import Device
+from launcher.device.memory import serve_sparse
 from launcher.internals import has_storage, hidden_from_ddp, parts_of
 from launcher.model.adapt import Base, Built, built, load_own, own_state
 from launcher.model.bfloat16 import hold_in_bfloat16
@@ -272,4 +273,6 @@ def _shared(module: nn.Module, device: Device) -> DistributedDataParallel:
         wrapped.register_forward_pre_hook(partial(_share_sparse, sparse))
     if device.coordinator.memory is not None:
         device.coordinator.memory.serve(wrapped)
+    elif any(getattr(part, "sparse", False) is True for part in module.modules()):  # torch's embeddings
+        serve_sparse(wrapped)
     return wrapped

@@ -48,6 +48,13 @@ case(
 )
 case("layers: a bag of embeddings", model=partial(nets.Bag, kind="bag"), data=sets.Tokens)
 case("sparse gradients", model=partial(nets.Bag, kind="sparse"), data=sets.Tokens)
+case("sparse gradients that share memory", model=nets.Factors, data=sets.Tokens)
+case(
+    "sparse gradients that share memory, over gloo",
+    "device.ddp.shared_memory=false",
+    model=nets.Factors,
+    data=sets.Tokens,
+)
 case("layers: sparse gradients of a bag", model=partial(nets.Bag, kind="sparse bag"), data=sets.Tokens)
 
 # ---------------------------------------------------------------------- weights made of others

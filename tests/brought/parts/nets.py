@@ -155,6 +155,20 @@ class Sparse(nn.Module):
         return out
 
 
+class Factors(nn.Module):
+    """Rows of two sparse tables, multiplied, and a bias of a third: their gradients share memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.left, self.right, self.bias = (nn.Embedding(10, width, sparse=True) for width in (3, 3, 1))
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = (self.left(x[:, 0]) * self.right(x[:, 1])).sum(1, keepdim=True) + self.bias(x[:, 0])
+        return out
+
+
 class OfComplex(Lin):
     """Real and imaginary parts."""
 
