@@ -46,7 +46,8 @@ def unfit_for_safetensors(state: Mapping[str, Any]) -> str | None:
         if shape_of(value) is None:
             kind = type(value).__name__
             return f"safetensors holds tensors only, and '{name}' of the model is a {kind}"
-        if isinstance(value, torch.Tensor) and not has_storage(value):
+        held = value.to_local() if hasattr(value, "to_local") else value  # of a sharded one this process's rows
+        if isinstance(held, torch.Tensor) and not has_storage(held):
             return f"safetensors holds dense tensors only, and '{name}' of the model is sparse, quantized or wrapped"
         if value.dtype not in _NAMES:
             return f"safetensors has no {str(value.dtype).removeprefix('torch.')}, which '{name}' is"

@@ -277,7 +277,7 @@ def _by_user(verdict: Verdict, objective: Objective) -> Reading | str:
     if verdict.reading is not None and verdict.reading.kind != "batch":
         return f"train.count is not what the loss is a mean over: it is {verdict.reading.words}; remove train.count"
     off = verdict.off.get(Reading("user"), 0.0)
-    if off > _NEARLY:
+    if off > _NEARLY and "train.step" not in objective.stateful:  # its state goes into what is measured: believed
         return f"train.count is not what the loss is a mean over: put together by it, pieces are {off:.1g} off"
     return Reading("user", found="stated", why=verdict.detail, function=objective.count)
 

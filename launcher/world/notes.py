@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+from launcher.world import progress
 from launcher.world.failure import Failure, Frame
 from launcher.world.files import write_text
 
@@ -110,16 +111,22 @@ SAVING, SAVED = "saving", "saved"  # files of rank 0's, whose times say when
 @contextmanager
 def saving_known(run: Path) -> Iterator[None]:
     """Lets every rank's watch know that rank 0 saves while training waits for it, and when it had done so last."""
-    folder = Notes(run).folder
-    with suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
+    folder, is_new = Notes(run).folder, False
+    with suppress(OSError):  # a run's folder that is gone is not made again
+        is_new = not folder.exists()
+        folder.mkdir(exist_ok=True)
         (folder / SAVING).touch()
     try:
         yield
     finally:
+        progress.beat()
         with suppress(OSError):
-            (folder / SAVED).touch()
             (folder / SAVING).unlink(missing_ok=True)
+        with suppress(OSError):
+            if is_new:  # there are no others
+                folder.rmdir()
+            else:
+                (folder / SAVED).touch()
 
 
 def read(path: Path) -> Failure | None:

@@ -196,4 +196,4 @@ def test_a_detector_is_measured_by_its_boxes(tmp_path: Path, epochs: int) -> Non
     measure = "from tests.brought import test_pictures as own; print(own.precision_by_hand(sys.argv[2]))"
     said = vision_packages.python(ROOT, f"sys.path.append(sys.argv[1]); {measure}", str(PARTS), str(tmp_path))
     assert found[-1] == pytest.approx(float(said.split()[-1]), rel=1e-4)
-    assert (found[-1] > 0) == (epochs > 1)
+    assert found[-1] > 0  # else nothing was compared
