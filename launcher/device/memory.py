@@ -136,7 +136,8 @@ def _averaged_apart(bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
     if numbers.layout is not torch.strided:
         return _averaged_sparse(numbers, size)
     summed = dist.all_reduce(numbers.div_(size), async_op=True).get_future()
-    return summed.then(lambda future: future.value()[0])
+    averaged: torch.futures.Future[torch.Tensor] = summed.then(lambda future: future.value()[0])
+    return averaged
 
 
 def _averaged_sparse(numbers: torch.Tensor, size: int) -> torch.futures.Future[torch.Tensor]:

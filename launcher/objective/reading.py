@@ -258,7 +258,10 @@ def _class_weights(loss: Any) -> torch.Tensor | None:
     if isinstance(loss, functools.partial):
         held += [*loss.keywords.values(), *loss.args]
     else:
-        held += [*getattr(loss, "_buffers", {}).values(), *getattr(loss, "__dict__", {}).values()]
+        held += [
+            *(loss.buffers(recurse=False) if isinstance(loss, torch.nn.Module) else ()),
+            *getattr(loss, "__dict__", {}).values(),
+        ]
         held += _contents(getattr(loss, "__closure__", None) or ())
     return next((row for row in map(_row_of_numbers, held) if row is not None), None)
 

@@ -111,9 +111,8 @@ SAVING, SAVED = "saving", "saved"  # files of rank 0's, whose times say when
 @contextmanager
 def saving_known(run: Path) -> Iterator[None]:
     """Lets every rank's watch know that rank 0 saves while training waits for it, and when it had done so last."""
-    folder, is_new = Notes(run).folder, False
+    folder = Notes(run).folder
     with suppress(OSError):  # a run's folder that is gone is not made again
-        is_new = not folder.exists()
         folder.mkdir(exist_ok=True)
         (folder / SAVING).touch()
     try:
@@ -122,10 +121,10 @@ def saving_known(run: Path) -> Iterator[None]:
         progress.beat()
         with suppress(OSError):
             (folder / SAVING).unlink(missing_ok=True)
-        with suppress(OSError):
-            if is_new:  # there are no others
-                folder.rmdir()
-            else:
+        try:
+            folder.rmdir()  # there are no others
+        except OSError:
+            with suppress(OSError):
                 (folder / SAVED).touch()
 
 

@@ -64,6 +64,7 @@ class End(_Object):
     kind: Literal["end"]
     outcome: Literal["finished", "preempted", "failed"]
     step: int = Field(ge=0, description="Optimizer steps completed.")
+    saved: int | None = Field(description="The step of the newest checkpoint; null without one.")
     seconds: float = Field(ge=0, description="Time that this start took.")
     run: str = Field(description="The run's folder.")
     summary: list[dict[str, Any]] = Field(description="The last evaluations, as lines of `metrics.jsonl`.")
