@@ -122,6 +122,11 @@ def number_of(value: Any) -> float | None:
     return float(value.detach()) if isinstance(value, torch.Tensor) and value.numel() == 1 else None
 
 
+def alike(first: float, second: float | None) -> bool:
+    """Whether two values of a loss are the same, NaN like NaN."""
+    return first == second or (math.isnan(first) and second is not None and math.isnan(second))
+
+
 def in_host(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().cpu()
 
@@ -175,7 +180,7 @@ class Caller:
             first, second = self._twice(joined[0])
         if first is None:
             return Verdict(None, "failed", self.fault or "it gave no number")
-        if first != second and not (math.isnan(first) and second is not None and math.isnan(second)):
+        if not alike(first, second):
             return Verdict(None, "random", "its value on the same batch differs from call to call")
         trials: list[Trial] = []
         injected: list[Trial] = []

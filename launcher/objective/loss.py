@@ -273,34 +273,30 @@ class Objective:
         if len(self.terms) == 1 and (reading := self.terms[0].reading) is not None:  # as nearly always: no lists
             parts = None if self.counts_samples else self.terms[0].counted_of(self.layout, batch)
             return [reading.count(parts, samples)]
-        readings = [term.reading for term in self.terms] or [self.own]
-        if self.counts_samples:
-            return [
-                term_reading.count(None, samples) if term_reading is not None else float(samples)
-                for term_reading in readings
-            ]
-        counted = [term.counted_of(self.layout, batch) for term in self.terms] or [batch]
-        return [
-            term_reading.count(part, samples) if term_reading is not None else float(samples)
-            for term_reading, part in zip(readings, counted, strict=True)
-        ]
+        return self._counts(self._each_reading, batch, samples, is_looked_at=not self.counts_samples)
 
     def counted(self, batch: Any, samples: int) -> list[float]:
         """The same of any batch, on any device: counted, also where the training set has shown that all count alike."""
-        readings = [term.reading for term in self.terms] or [self.own]
-        parts: list[Any] = [None] * len(readings)
-        if not self.counts_by_samples:
-            parts = [term.counted_of(self.layout, batch) for term in self.terms] or [batch]
+        readings = [reading and reading.of_any_set() for reading in self._each_reading]
+        return self._counts(readings, batch, samples, is_looked_at=not self.counts_by_samples)
+
+    @property
+    def _each_reading(self) -> list[Reading | None]:
+        return [term.reading for term in self.terms] or [self.own]
+
+    def _counts(
+        self, readings: Sequence[Reading | None], batch: Any, samples: int, *, is_looked_at: bool
+    ) -> list[float]:
+        parts = ([term.counted_of(self.layout, batch) for term in self.terms] or [batch]) if is_looked_at else None
         return [
-            reading.of_any_set().count(part, samples) if reading is not None else float(samples)
-            for reading, part in zip(readings, parts, strict=True)
+            reading.count(part, samples) if reading is not None else float(samples)
+            for reading, part in zip(readings, parts or [None] * len(readings), strict=True)
         ]
 
     @property
     def counts_by_samples(self) -> bool:
         """Whether no batch of any set need be looked at to count it."""
-        readings = [term.reading for term in self.terms] or [self.own]
-        return all(reading is None or reading.of_any_set().by_samples for reading in readings)
+        return all(reading is None or reading.of_any_set().by_samples for reading in self._each_reading)
 
     def check_changed(self, was: Sequence[float], batch: Any, samples: int) -> None:
         """Compares what a batch counts with what was counted of it before it was changed on the device.

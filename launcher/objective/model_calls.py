@@ -12,7 +12,19 @@ import torch
 from accelerate.utils import send_to_device
 from torch import nn
 
-from launcher.objective.calls import HOST, Caller, calm, copied, device_of, in_host, is_large, number_of, seed_all, told
+from launcher.objective.calls import (
+    HOST,
+    Caller,
+    alike,
+    calm,
+    copied,
+    device_of,
+    in_host,
+    is_large,
+    number_of,
+    seed_all,
+    told,
+)
 from launcher.objective.pieces import Put, cast, classes_among, mapped, put_into
 from launcher.objective.reading import TOLERANCE, Hints, Where, candidates, is_mask, tensors_in
 from launcher.objective.subject import Found, Samples, Subject
@@ -80,7 +92,7 @@ class _ModelCaller:
             first, second = (self.value(batch, seed) for seed in (0, 1))
             if first is None:
                 fault = fault or Verdict(None, "failed", self.fault or "it gave no number")
-            elif first == second or (math.isnan(first) and second is not None and math.isnan(second)):
+            elif alike(first, second):
                 return None
             else:
                 fault = Verdict(None, "random", "its value on the same batch differs from call to call")

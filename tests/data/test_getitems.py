@@ -27,21 +27,8 @@ SIZE = 12
 X = torch.arange(SIZE * 4, dtype=torch.float64).reshape(SIZE, 4).sin()
 
 
-class Gives(Dataset[Any]):
-    """Whatever a function makes of the numbers that it is asked for; nothing by `__getitem__`."""
-
-    def __init__(self, made: Callable[[list[int]], Any]):
-        self.made = made
-
-    def __len__(self) -> int:
-        return SIZE
-
-    def __getitems__(self, indices: list[int]) -> Any:
-        return self.made(indices)
-
-
 class Bare:
-    """The same without torch's base class: no `__getitem__` at all."""
+    """Whatever a function makes of the numbers that it is asked for, and no `__getitem__` at all."""
 
     def __init__(self, made: Callable[[list[int]], Any]):
         self.made = made
@@ -51,6 +38,10 @@ class Bare:
 
     def __getitems__(self, indices: list[int]) -> Any:
         return self.made(indices)
+
+
+class Gives(Bare, Dataset[Any]):
+    """The same with torch's base class, whose `__getitem__` gives nothing."""
 
 
 class Both(Gives):

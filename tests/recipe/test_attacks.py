@@ -8,9 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -488,26 +486,6 @@ def test_variables_that_hold_secrets(monkeypatch: pytest.MonkeyPatch, name: str)
     monkeypatch.setenv(name, "/a/b")
     with pytest.raises(RecipeError, match="looks like a secret"):
         load_recipe("recipe.yaml", [f"define={{x: '${{env.{name}}}'}}"])
-
-
-@pytest.fixture
-def server() -> Iterator[tuple[str, list[str]]]:
-    """An address on this machine, and what was asked of it."""
-    asked: list[str] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked.append(self.path)
-            self.send_error(404)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    one = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=one.serve_forever, daemon=True).start()
-    yield f"127.0.0.1:{one.server_port}", asked
-    one.shutdown()
-    one.server_close()
 
 
 def test_no_server_is_asked_before_the_rehearsal(

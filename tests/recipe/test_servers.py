@@ -6,11 +6,8 @@ import json
 import pickle
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
 
 import projects
 import pytest
@@ -259,28 +256,6 @@ def test_check_sends_nothing(project: Path, capsys: pytest.CaptureFixture[str]) 
 # ---------------------------------------------------------------------- data of this machine that names addresses
 
 
-@pytest.fixture
-def server() -> Iterator[tuple[str, list[str]]]:
-    """An address on this machine, and what was asked of it."""
-    asked: list[str] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked.append(self.path)
-            self.send_error(404)
-
-        do_HEAD = do_GET  # noqa: N815  # as the protocol spells it
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    listening = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=listening.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{listening.server_port}", asked
-    listening.shutdown()
-    listening.server_close()
-
-
 def card(folder: Path, files: str) -> None:
     """A folder of data whose README says where its data is."""
     folder.mkdir()
@@ -305,7 +280,7 @@ def test_data_of_this_machine_asks_no_server(
 ) -> None:
     pytest.importorskip("datasets")
     monkeypatch.setenv("HF_HOME", str(project / "hf"))
-    address, asked = server
+    address, asked = f"http://{server[0]}", server[1]
     if kind in ("address", "chain"):
         card(project / "dd", f"{address}/x.csv" if kind == "address" else f"zip://x.csv::{address}/x.zip")
         place = "path: ./dd"
@@ -380,7 +355,7 @@ def test_a_link_inside_is_not_copied_to_scratch(project: Path) -> None:
 @pytest.mark.parametrize("files", ["x/y", "../../../../../../../../../../proc/self/environ"])
 def test_files_below_a_folder_are_looked_for_there(project: Path, server: tuple[str, list[str]], files: str) -> None:
     pytest.importorskip("datasets")
-    address, asked = server
+    address, asked = f"http://{server[0]}", server[1]
     card(project / "dd", f"{address}/x.csv")
     for name in ("data_dir", "data_files"):
         data = f"data.train={{_target_: datasets.load_dataset, path: ./dd, {name}: '{files}'}}"
