@@ -61,8 +61,10 @@ class Term:
     place: str = ""
 
     def take(self, reading: Reading | None) -> None:
-        """Learns what it is a mean over."""
+        """Learns what it is a mean over, and so what of a batch is counted: all of it by a count of the user's own."""
+        is_users = reading is not None and reading.kind == "user"
         self.reading = reading
+        self.counted_of = _all_of if is_users else self.targets_of  # chosen here: it is asked in each step
 
     @property
     def call(self) -> Loss:
@@ -71,6 +73,7 @@ class Term:
 
     def __post_init__(self) -> None:
         self.key = self.place or loss_key(self.name)  # where the recipe names it
+        self.take(self.reading)
 
     @property
     def part(self) -> str:
@@ -91,15 +94,14 @@ class Term:
         """What of a batch it gets; unless the recipe says what to count, that is what is counted."""
         return layout.split(batch)[2] if self.targets is None else layout.picked_targets(batch, self.targets)
 
-    def counted_of(self, layout: BatchLayout, batch: Any) -> Any:
-        """What of a batch is counted: a count of the user's own gets all of it."""
-        is_users = self.reading is not None and self.reading.kind == "user"
-        return batch if is_users else self.targets_of(layout, batch)
-
     def value(self, function: Loss, layout: BatchLayout, result: Any, batch: Any) -> torch.Tensor:
         """The loss of a batch."""
         args, kwargs = arguments(self.outputs_of(layout, result), self.targets_of(layout, batch))
         return one_number(function(*args, **kwargs), self.key)
+
+
+def _all_of(layout: BatchLayout, batch: Any) -> Any:
+    return batch
 
 
 def name_of(function: Any) -> str:
