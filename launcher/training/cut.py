@@ -29,6 +29,7 @@ from launcher.objective.loss import Objective
 from launcher.objective.reading import Reading
 from launcher.objective.run_length import At
 from launcher.text import words_of
+from launcher.training.inner_optimizers import inner_optimizers
 from launcher.training.loose_buffers import loose_in, print_of
 from launcher.training.state import TrainState
 from launcher.world.screen import unseen
@@ -316,6 +317,9 @@ def changed_beside(things: Mapping[str, Any], before: Mapping[str, Any]) -> str 
 
 def _attributes_of(key: str, root: Any) -> Iterator[tuple[str, Any]]:
     """Numbers and tensors that are attributes of somebody's own objects and of no `state_dict`, by name."""
+    if isinstance(root, Optimizer):
+        for name, inner in inner_optimizers(root).items():
+            yield from _attributes_of(f"{key}.{name}", inner)
     if isinstance(root, nn.Module):
         for name, module in root.named_modules():
             is_kept = type(module).get_extra_state is not nn.Module.get_extra_state
