@@ -6,6 +6,7 @@ import gc
 import json
 import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -76,7 +77,7 @@ class Drawing(nn.Module):
         super().__init__()
         self.line, self.calls = nn.Linear(3, 1), 0
 
-    def forward(self, x: Tensor, *, forces: bool = True) -> Tensor:
+    def forward(self, x: Tensor, *, forces: bool = True) -> Any:
         self.calls += 1
         x = x + torch.rand(3)
         if not forces:
@@ -101,7 +102,7 @@ def test_nothing_is_held_and_others_are_called_without() -> None:
     seen: list[weakref.ref[Tensor]] = []
 
     def call() -> Tensor:
-        between = model(torch.ones(2, 3), forces=torch.is_grad_enabled())
+        between: Tensor = model(torch.ones(2, 3), forces=torch.is_grad_enabled())
         seen.append(weakref.ref(between))
         return between
 

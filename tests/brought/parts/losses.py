@@ -290,7 +290,9 @@ class Steep(nn.Module):
         if not between.requires_grad:
             between.requires_grad_()
         (slopes,) = torch.autograd.grad(self.judge(between).sum(), between, create_graph=True)
-        return F.mse_loss(outputs, targets) + (slopes.norm(dim=1) - 1).square().mean()
+        value: Tensor = F.mse_loss(outputs, targets) + (slopes.norm(dim=1) - 1).square().mean()
+
+    return value
 
 
 class Centered(nn.Module):

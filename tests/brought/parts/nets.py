@@ -291,7 +291,7 @@ class Slopes(nn.Module):
         torch.manual_seed(0)
         self.layers = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 1)).double()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             (slopes,) = torch.autograd.grad(self.layers(x).sum(), x, create_graph=True)
@@ -309,7 +309,7 @@ class Forces(Slopes):
         super().__init__()
         self.way = way
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> Any:
         if self.way == "functional":
             return self.layers(x), torch.func.grad(lambda x: self.layers(x).sum())(x)
         if self.way == "jacrev":
