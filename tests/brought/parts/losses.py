@@ -291,8 +291,7 @@ class Steep(nn.Module):
             between.requires_grad_()
         (slopes,) = torch.autograd.grad(self.judge(between).sum(), between, create_graph=True)
         value: Tensor = F.mse_loss(outputs, targets) + (slopes.norm(dim=1) - 1).square().mean()
-
-    return value
+        return value
 
 
 class Centered(nn.Module):
