@@ -1,7 +1,7 @@
 """Models and losses that take gradients themselves when they are called: forces of an energy, residuals of an equation.
 
 Where nobody trains, a model is called without a graph, which is faster. One that takes gradients cannot be: it is found
-out at the first call that fails for want of them, and from then on it is called with a graph, of which nothing is kept.
+out at the first call that fails since there are none, and from then on it is called with a graph, of which nothing is kept.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from launcher.model.sharding import take_apart
 from launcher.text import words_of
 
 _T = TypeVar("_T")
-_FOR_WANT = (  # what torch says where there is no graph
+_HAS_NONE = (  # what torch says where there is no graph
     "does not require grad",
     "on a tensor that doesn't require grad",
     "can't retain_grad on Tensor that has requires_grad=False",
@@ -31,7 +31,7 @@ _FOR_WANT = (  # what torch says where there is no graph
 
 def wants_gradients(error: BaseException) -> bool:
     """Whether a call has failed because there was no graph to take gradients of."""
-    return isinstance(error, RuntimeError) and any(words in words_of(error) for words in _FOR_WANT)
+    return isinstance(error, RuntimeError) and any(words in words_of(error) for words in _HAS_NONE)
 
 
 class OwnGradients:
@@ -49,7 +49,7 @@ class OwnGradients:
     def call(self, model: nn.Module | None, function: Callable[[], _T]) -> _T:
         """What a function gives that calls a model, without a graph.
 
-        Where it fails for want of gradients it is called again, with the same random numbers.
+        Where it fails since there are no gradients it is called again, with the same random numbers.
 
         Args:
             model: In whose parameters no gradient is left.
