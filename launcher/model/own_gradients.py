@@ -1,7 +1,7 @@
 """Models and losses that take gradients themselves when they are called: forces of an energy, residuals of an equation.
 
 Where nobody trains, a model is called without a graph, which is faster. One that takes gradients cannot be: it is found
-out at the first call that fails since there are none, and from then on it is called with a graph, of which nothing is kept.
+out at the first call that fails since there are none, and from then on called with a graph, of which nothing is kept.
 """
 
 from __future__ import annotations
