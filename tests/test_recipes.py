@@ -138,7 +138,14 @@ OTHERS = {  # that state no figure
     path.parent.name if path.stem == "recipe" else path.stem: path for path in FIT_HERE if path not in GALLERY.values()
 }
 SMALLER["text_gpt"] = ["model.layers=1", "model.width=32", "define.context=16"]
-DRAWN = ("digits_mlp", "digits_diffusion", "digits_gan", "digits_vae", "gan", "images_mixup")  # in each micro-batch
+DRAWN: tuple[str, ...] = (
+    "digits_mlp",
+    "digits_diffusion",
+    "digits_gan",
+    "digits_vae",
+    "gan",
+    "images_mixup",
+)  # in each micro-batch
 DRAWN += ("tabular_categories", "tabular_regression")  # dropout
 OF_WHOLE = ("contrastive_pairs",)  # of what a process has
 

@@ -24,7 +24,7 @@ from launcher.objective.reading import Hints, Reading
 from launcher.objective.subject import Samples, Subject
 from launcher.objective.verdict import Verdict
 
-Step = Callable[["Net", Any], Tensor]
+Step = Callable[[Any, Any], Any]
 
 
 class Net(nn.Module):
@@ -37,7 +37,8 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """What the losses are of."""
-        return self.line(F.dropout(x, 0.3, True))
+        made: Tensor = self.line(F.dropout(x, 0.3, True))
+        return made
 
 
 def verdict_of(loss: Step, collate: Any = None) -> Verdict:
@@ -62,58 +63,58 @@ def square(x: Tensor, y: Tensor) -> Tensor:
     return (x - y).square().mean()
 
 
-def denoised(net: Net, batch: Any) -> Tensor:
+def denoised(net: Any, batch: Any) -> Any:
     time, noise = torch.randint(1, 9, (len(batch[0]), 1)) / 9, torch.randn_like(batch[0])
     return square(net(time * batch[0] + (1 - time) * noise), noise[:, :3])
 
 
-def with_negatives(net: Net, batch: Any) -> Tensor:
+def with_negatives(net: Any, batch: Any) -> Any:
     return F.cross_entropy(net(batch[0]), torch.randint(0, 3, batch[1].shape))
 
 
-def sampled(net: Net, batch: Any) -> Tensor:
+def sampled(net: Any, batch: Any) -> Any:
     chances = net(batch[0]).softmax(1)
     taken = torch.multinomial(chances.detach(), 2, replacement=True)
     return -(chances.gather(1, taken).log() * torch.bernoulli(chances[:, :2].detach())).mean()
 
 
-def around(net: Net, batch: Any) -> Tensor:
+def around(net: Any, batch: Any) -> Any:
     out = net(batch[0])
     drawn = torch.normal(out.detach(), 0.1) + torch.normal(out.detach(), out.detach().abs() + 1)
     return square(out, drawn + torch.empty_like(out).uniform_() + torch.empty(len(out), 1).exponential_())
 
 
-def of_a_generator(net: Net, batch: Any) -> Tensor:
+def of_a_generator(net: Any, batch: Any) -> Any:
     return square(net(batch[0]), torch.randn(len(batch[0]), 3, generator=torch.Generator()))
 
 
-def by_time_first(net: Net, batch: Any) -> Tensor:
+def by_time_first(net: Any, batch: Any) -> Any:
     x = batch[0].repeat(7, 1, 1)
     return square(net(x + torch.randn(x.shape)), x[..., :3])
 
 
-def of_flat_rows(net: Net, batch: Any) -> Tensor:
+def of_flat_rows(net: Any, batch: Any) -> Any:
     x = batch[0].repeat_interleave(5, 0)
     return square(net(x + torch.rand_like(x)), x[:, :3])
 
 
-def once_a_batch(net: Net, batch: Any) -> Tensor:
+def once_a_batch(net: Any, batch: Any) -> Any:
     level, layer = torch.rand(()), torch.randn(4)
     return square(net(batch[0] * level + layer), batch[0][:, :3])
 
 
-def of_nodes(net: Net, batch: Any) -> Tensor:
+def of_nodes(net: Any, batch: Any) -> Any:
     """Graphs side by side: as many rows as all of them have."""
     return square(net(batch[2] + torch.randn_like(batch[2])), batch[2][:, :3])
 
 
-def of_padded(net: Net, batch: Any) -> Tensor:
+def of_padded(net: Any, batch: Any) -> Any:
     x, mask = batch
     each = (net(x + torch.randn_like(x)) - x[..., :3]).square().mean(2) * mask
     return each.sum() / mask.sum()
 
 
-def summed(net: Net, batch: Any) -> Tensor:
+def summed(net: Any, batch: Any) -> Any:
     return (net(batch[0]) - torch.randn(len(batch[0]), 1)).square().sum()
 
 
@@ -143,25 +144,25 @@ def test_a_loss_that_draws_is_measured_with_its_numbers_held(name: str) -> None:
     assert Reading.of_manifest(verdict.reading.manifest()).draws
 
 
-def mixed(net: Net, batch: Any) -> Tensor:
+def mixed(net: Any, batch: Any) -> Any:
     other = torch.randperm(len(batch[0]))
     return square(net(batch[0] + batch[0][other]), batch[0][:, :3])
 
 
-def sorted_by_chance(net: Net, batch: Any) -> Tensor:
+def sorted_by_chance(net: Any, batch: Any) -> Any:
     return square(net(batch[0] + batch[0][torch.rand(len(batch[0])).argsort()]), batch[0][:, :3])
 
 
-def by_numpy(net: Net, batch: Any) -> Tensor:
+def by_numpy(net: Any, batch: Any) -> Any:
     noise = torch.from_numpy(np.random.randn(len(batch[0]), 1)).to(batch[0])
     return square(net(batch[0] + noise), batch[0][:, :3])
 
 
-def by_python(net: Net, batch: Any) -> Tensor:
+def by_python(net: Any, batch: Any) -> Any:
     return square(net(batch[0] * random.random()), batch[0][:, :3])
 
 
-def contrasted(net: Net, batch: Any) -> Tensor:
+def contrasted(net: Any, batch: Any) -> Any:
     views = [F.normalize(net(batch[0] + torch.randn_like(batch[0])), dim=1) for _ in range(2)]
     return F.cross_entropy(views[0] @ views[1].T, torch.arange(len(batch[0])))
 
