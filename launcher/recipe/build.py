@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import LauncherError, Problem, RecipeError
-from launcher.internals import run_no_code_of_repositories
 from launcher.recipe.component import Component, components_in
 from launcher.recipe.directory import directory, shortest
 from launcher.recipe.duration import Duration
 from launcher.recipe.expressions import Expression, FromEnvironment
-from launcher.recipe.local_data import opened
+from launcher.recipe.local_data import keep_to_data, opened
 from launcher.recipe.places import Key, by_place, dotted
 from launcher.recipe.places import Path as KeyPath
 from launcher.recipe.policy import (
@@ -485,9 +484,9 @@ def _named(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[
 
 
 def _called(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Calls a target; code that lies in a repository of models is neither run nor asked about."""
-    if may_load_models(target):
-        run_no_code_of_repositories()
+    """Calls a target; what lies in data, or in a repository of models, runs nothing and asks nobody."""
+    package = str(getattr(target, "__module__", "")).partition(".")[0]
+    keep_to_data(package, may_load_models=may_load_models(target))
     if is_load_dataset(target):
         return opened(target, _named(target, args, kwargs))
     refusal = {"trust_remote_code": False} if loads_repository(target) else {}
