@@ -11,7 +11,7 @@ import inspect
 import sys
 import types
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from launcher.recipe.component import Component, components_in
 from launcher.recipe.directory import directory, shortest
 from launcher.recipe.duration import Duration
 from launcher.recipe.expressions import Expression, FromEnvironment
-from launcher.recipe.local_data import keep_to_data, opened
+from launcher.recipe.local_data import keep_to_data, opened, without_hub
 from launcher.recipe.places import Key, by_place, dotted
 from launcher.recipe.places import Path as KeyPath
 from launcher.recipe.policy import (
@@ -490,7 +490,9 @@ def _called(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     if is_load_dataset(target):
         return opened(target, _named(target, args, kwargs))
     refusal = {"trust_remote_code": False} if loads_repository(target) else {}
-    return target(*args, **refusal, **kwargs)
+    is_here = package == "transformers" and reached(target, _named(target, args, kwargs)) is None
+    with without_hub() if is_here else nullcontext():
+        return target(*args, **refusal, **kwargs)
 
 
 def _of_code(error: Exception) -> str:

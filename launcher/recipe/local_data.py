@@ -10,6 +10,7 @@ import functools
 import glob
 import inspect
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -31,6 +32,7 @@ from launcher.text import brief
 from launcher.version import PACKAGE
 
 _HERE = frozenset({"file", "local", "zip", "tar", "gzip", "bz2", "lz4", "xz", "zstd"})  # files, and what unpacks them
+_NOT_ASKED = ("LocalEntryNotFoundError", "OfflineModeIsEnabled")  # the hub's own errors
 _is_local: ContextVar[bool] = ContextVar("is_local", default=False)
 
 
@@ -72,6 +74,41 @@ def keep_to_data(package: str, *, may_load_models: bool) -> None:
     if may_load_models:
         run_no_code_of_repositories()
         judge_addresses_of_media(_judge_address)
+
+
+@contextmanager
+def without_hub() -> Iterator[None]:
+    """Within, the Hugging Face hub is not asked, in the words of its library: what is loaded lies on this machine.
+
+    Raises:
+        PermissionError: Files of this machine name something of the hub's.
+    """
+    constants: Any = sys.modules.get("huggingface_hub.constants")
+    before = getattr(constants, "HF_HUB_OFFLINE", None)
+    if before is None or before:
+        yield
+        return
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    except Exception as error:
+        if any(type(cause).__name__ in _NOT_ASKED for cause in _causes(error)):
+            raise PermissionError(
+                "a file of this machine names something of huggingface.co, which is not asked; name that in the recipe"
+            ) from error
+        raise
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and those behind it."""
+    known: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in known:
+        yield cause
+        known.append(cause)
+        cause = cause.__cause__ or cause.__context__
 
 
 def _judge_address(address: str) -> None:

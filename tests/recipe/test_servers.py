@@ -317,6 +317,33 @@ def test_the_words_of_a_row_name_nothing_on_a_server(handed: str) -> None:
         Builder(load_recipe("recipe.yaml", [change])).check()
 
 
+BACKBONE = {"model_type": "detr", "backbone": "a/b", "use_pretrained_backbone": True, "use_timm_backbone": False}
+    "model_type": "detr",
+    "backbone": "stranger/net",
+    "use_pretrained_backbone": True,
+    "use_timm_backbone": False,
+}
+
+
+@pytest.mark.parametrize("kind", ["AutoConfig", "AutoModel", "DetrConfig"])
+def test_a_model_of_this_machine_names_no_other(
+    project: Path, monkeypatch: pytest.MonkeyPatch, server: tuple[str, list[str]], kind: str
+) -> None:
+    pytest.importorskip("transformers")
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://{server[0]}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: server[1].append("asked") or [])
+    (project / "net").mkdir()
+    (project / "net" / "config.json").write_text(json.dumps(BACKBONE))
+    model = f"{{_target_: transformers.{kind}.from_pretrained, pretrained_model_name_or_path: ./net}}"
+    builder = Builder(load_recipe("recipe.yaml", [f"define={{x: {model}}}"]))
+    with pytest.raises(LauncherError, match=r"names something of huggingface\.co, which is not asked"):
+        builder.build(builder.defined[0])
+    assert server[1] == []
+    assert constants.HF_HUB_OFFLINE is False
+
+
 FETCHER = """
 class Fetcher:
     def __init__(self, of): self.of = of
