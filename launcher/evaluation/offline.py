@@ -368,7 +368,8 @@ def _outputs(model: Opened, loader: EvaluationLoader) -> Iterator[torch.Tensor]:
             data, change = moved(batch.data, device), loader.reading.on_device
             args, kwargs = layout.inputs(data if change is None else change(data))
             try:
-                output = layout.outputs(bare(*args, **kwargs))[0]
+                call = partial(bare, *args, **kwargs)
+                output = layout.outputs(model.objective.own_gradients.call(bare, call))[0]
             except Exception as error:
                 if isinstance(loader.dataset, JsonRows):
                     raise LauncherError(loader.dataset.refusal(batch.first, batch.samples, error)) from error
