@@ -318,11 +318,6 @@ def test_the_words_of_a_row_name_nothing_on_a_server(handed: str) -> None:
 
 
 BACKBONE = {"model_type": "detr", "backbone": "a/b", "use_pretrained_backbone": True, "use_timm_backbone": False}
-    "model_type": "detr",
-    "backbone": "stranger/net",
-    "use_pretrained_backbone": True,
-    "use_timm_backbone": False,
-}
 
 
 @pytest.mark.parametrize("kind", ["AutoConfig", "AutoModel", "DetrConfig"])
