@@ -439,7 +439,7 @@ def count_no_downloads() -> None:
 
     There is a variable of the environment, read when it is imported, which may have been before.
     """
-    config = sys.modules.get("datasets.config")
+    config: Any = sys.modules.get("datasets.config")
     if config is not None:
         config.HF_UPDATE_DOWNLOAD_COUNTS = False
 

@@ -194,14 +194,19 @@ def test_a_manifest_that_was_changed_anywhere_is_damaged(tmp_path: Path, saved: 
     checkpoints.verify(path)
 
 
-def pipe(path: Path) -> None:
+def unread(path: Path, kind: str) -> None:
+    """A pipe, or a device without end, in a file's place."""
     path.unlink()
-    os.mkfifo(path)
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
 
 
-def endless(path: Path) -> None:
-    path.unlink()
-    path.symlink_to("/dev/zero")
+def unread_weights(path: Path, kind: str) -> None:
+    """The same for weights, of which the manifest says that they are empty, as `stat` does."""
+    resealed(files=EMPTY_FILES)(path)
+    unread(path / "weights.pth", kind)
 
 
 def resealed(**said: Any) -> Callable[[Path], object]:
@@ -218,10 +223,10 @@ EMPTY_FILES = {name: {"bytes": 0, "sha256": hashlib.sha256(b"").hexdigest()} for
 STRANGE: dict[str, Callable[[Path], object]] = {
     "brackets without end": lambda path: (path / "manifest.json").write_text("[" * 100_000),
     "a step without end": resealed(step=float("inf")),
-    "a pipe for a manifest": lambda path: pipe(path / "manifest.json"),
-    "a device for a manifest": lambda path: endless(path / "manifest.json"),
-    "a pipe for weights": lambda path: (resealed(files=EMPTY_FILES)(path), pipe(path / "weights.pth")),
-    "a device for weights": lambda path: (resealed(files=EMPTY_FILES)(path), endless(path / "weights.pth")),
+    "a pipe for a manifest": lambda path: unread(path / "manifest.json", "pipe"),
+    "a device for a manifest": lambda path: unread(path / "manifest.json", "device"),
+    "a pipe for weights": lambda path: unread_weights(path, "pipe"),
+    "a device for weights": lambda path: unread_weights(path, "device"),
     "a number for rows": resealed(rows=3, format=4),
     "a list for rows": resealed(rows=[1], format=4),
     "a mapping for rows": resealed(rows={"a": 1}, format=4),

@@ -12,6 +12,7 @@ import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import projects
 import pytest
@@ -317,6 +318,16 @@ def test_the_words_of_a_row_name_nothing_on_a_server(handed: str) -> None:
         Builder(load_recipe("recipe.yaml", [change])).check()
 
 
+def noting(asked: list[str]) -> Any:
+    """What knows no name, and notes which it is asked for."""
+
+    def getaddrinfo(host: str, *_: object, **__: object) -> None:
+        asked.append(host)
+        raise socket.gaierror(socket.EAI_NONAME, "no name is known here")
+
+    return getaddrinfo
+
+
 BACKBONE = {"model_type": "detr", "backbone": "a/b", "use_pretrained_backbone": True, "use_timm_backbone": False}
 
 
@@ -328,7 +339,7 @@ def test_a_model_of_this_machine_names_no_other(
     constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "ENDPOINT", f"http://{server[0]}")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: server[1].append("asked") or [])
+    monkeypatch.setattr(socket, "getaddrinfo", noting(server[1]))
     (project / "net").mkdir()
     (project / "net" / "config.json").write_text(json.dumps(BACKBONE))
     model = f"{{_target_: transformers.{kind}.from_pretrained, pretrained_model_name_or_path: ./net}}"
@@ -409,7 +420,7 @@ def test_opening_files_of_this_machine_is_counted_nowhere(project: Path, monkeyp
     monkeypatch.setenv("HF_HOME", str(project / "hf"))
     (project / "a.csv").write_text("a,b\n1,2\n")
     asked: list[str] = []
-    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *_, **__: asked.append(host) or [])
+    monkeypatch.setattr(socket, "getaddrinfo", noting(asked))
     for component in (
         "launcher.datasets.HubDataset, path: a.csv",
         "datasets.load_dataset, path: csv, data_files: a.csv",
