@@ -169,7 +169,11 @@ def _device(heads: Mapping[str, Any]) -> torch.device:
 def _named(names: Sequence[str], numbers: Sequence[Any]) -> list[Any]:
     """Names of class numbers, in the same lists; None for a number that has none."""
     return [
-        _named(names, number) if isinstance(number, list) else names[number] if 0 <= number < len(names) else None
+        _named(names, number)
+        if isinstance(number, list)
+        else names[number]
+        if isinstance(number, int) and 0 <= number < len(names)
+        else None
         for number in numbers
     ]
 

@@ -217,7 +217,7 @@ def columns_of_rows(heads: Mapping[str, Rows]) -> dict[str, Rows]:
 
 
 def listed(rows: Rows) -> list[Any]:
-    """A value for each sample, as JSON has them: half precision as float32, a complex number as a pair."""
+    """A value for each sample, as JSON has them: real numbers as float32 has them, a complex one as a pair."""
     if isinstance(rows, torch.Tensor):
         return list(_plain(rows))
     values = [_plain(row) for row in rows]
@@ -227,7 +227,7 @@ def listed(rows: Rows) -> list[Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         value = torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
-        return (value.float() if value.is_floating_point() and value.itemsize < 4 else value).tolist()
+        return (value.float() if value.is_floating_point() else value).tolist()
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list) else value

@@ -72,7 +72,8 @@ def _of_transformers(rows: Tensor, logits: Tensor, value: Tensor) -> Any:
     from transformers.cache_utils import DynamicCache
     from transformers.utils.generic import ModelOutput
 
-    return ModelOutput(loss=logits.mean(), logits=logits, hidden_states=(rows, logits), cache=DynamicCache())
+    made: Callable[..., Any] = ModelOutput
+    return made(loss=logits.mean(), logits=logits, hidden_states=(rows, logits), cache=DynamicCache())
 
 
 Form = Callable[[Tensor, Tensor, Tensor], Any]
