@@ -101,7 +101,7 @@ class Deciders:
     # ------------------------------------------------------------------ which output it is
 
     def _score(self, term: Term | None, result: Any, data: Any, samples: int, heads: Mapping[str, Any]) -> Any:
-        outputs = self._outputs(term, result)
+        outputs = _outputs(self._layout, term, result)
         first = outputs[0] if outputs else None
         if self._layout.adapt is not None and (term is None or (term.outputs is None and term.targets is None)):
             adapted = _adapted(self._layout, outputs, data, samples, _device(heads))
@@ -112,15 +112,6 @@ class Deciders:
         key = next((key for key, head in tensors.items() if head is first), None)
         is_row_wise = isinstance(first, torch.Tensor) and first.dim() > 0 and len(first) == samples
         return key if key is not None else first if is_row_wise else None
-
-    def _outputs(self, term: Term | None, result: Any) -> tuple[Any, ...]:
-        try:
-            outputs = self._layout.outputs(result) if term is None else term.outputs_of(self._layout, result)
-        except LauncherError:  # it is of training only
-            return ()
-        if isinstance(outputs, Mapping):
-            return (outputs["input"],) if "input" in outputs else tuple(outputs.values())
-        return tuple(outputs)
 
     def _number_classes(self, term: Term | None, scores: Any, batch: MicroBatch) -> bool:
         """Whether the first batch's targets, where there are any, number classes that these may be scores of."""
@@ -136,6 +127,25 @@ class Deciders:
             return False
         fits = not self._names or scores.shape[1:] == (len(self._names),)
         return isinstance(target, torch.Tensor) and fits and score_classes(scores, target.to(scores.device))
+
+
+def of_ctc(objective: Objective, result: Any) -> list[torch.Tensor]:
+    """What CTCLoss gets of a result: its samples stand second."""
+    terms = [term for term in objective.terms if isinstance(term.function, nn.CTCLoss)]
+    outputs = (_outputs(objective.layout, term, result)[:1] for term in terms)
+    return [part for parts in outputs for part in parts if isinstance(part, torch.Tensor) and part.dim() > 2]
+
+
+def _outputs(layout: BatchLayout, term: Term | None, result: Any) -> tuple[Any, ...]:
+    """What a loss gets of a result, what it is about first."""
+    try:
+        outputs = layout.outputs(result) if term is None else term.outputs_of(layout, result)
+    except LauncherError:  # it is of training only
+        return ()
+    if isinstance(outputs, Mapping):
+        first = next((outputs[name] for name in ("input", "log_probs") if name in outputs), None)
+        return tuple(outputs.values()) if first is None else (first,)
+    return tuple(outputs)
 
 
 def _kind(term: Term) -> Kind:

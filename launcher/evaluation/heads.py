@@ -29,14 +29,20 @@ class Heads:
     Args:
         layout: What `batch.outputs` names; of a recipe without it all that the model gives.
         named: Further parts that losses and metrics get.
+        turned: Those tensors of a result whose samples stand second, as CTCLoss wants them: they are turned.
 
     Attributes:
         left_out: What is of no sample, in words by its key.
     """
 
-    def __init__(self, layout: BatchLayout, named: Sequence[int | str] = ()):
+    def __init__(
+        self,
+        layout: BatchLayout,
+        named: Sequence[int | str] = (),
+        turned: Callable[[Any], Sequence[torch.Tensor]] = lambda result: (),
+    ):
         self.left_out: dict[str, str] = {}
-        self._layout, self._named = layout, named
+        self._layout, self._named, self._turned = layout, named, turned
         self._kept: frozenset[str] | None = None
         self._lists: frozenset[str] = frozenset()
 
@@ -69,7 +75,7 @@ class Heads:
                 part = self._layout.picked_outputs(more, [key])[0] if key else more
             except LauncherError:
                 return False
-            return _length(part) == samples + 1
+            return _length(self._samples_first(part, more)) == samples + 1
 
         def is_list(key: str, value: Any) -> bool:
             if not _is_sequence(value) or len(value) != samples:
@@ -89,12 +95,19 @@ class Heads:
         if not kept:
             raise LauncherError(
                 f"the model's output, {described(self.left_out) or _words(result)}, has no row for each of the "
-                f"{samples} samples of a batch; pick one of its parts that has with batch.outputs"
+                f"{samples} samples of a batch; name a part that has with batch.outputs, or have the model give one"
             )
         return kept
 
     def _parts(self, result: Any, is_list: Callable[[str, Any], bool]) -> Iterator[tuple[str, Any]]:
-        """What the recipe names of a result, each once."""
+        """What the recipe names of a result, each once, with the samples first."""
+        for key, part in self._as_given(result, is_list):
+            yield key, self._samples_first(part, result)
+
+    def _samples_first(self, part: Any, result: Any) -> Any:
+        return part.movedim(1, 0) if any(part is tensor for tensor in self._turned(result)) else part
+
+    def _as_given(self, result: Any, is_list: Callable[[str, Any], bool]) -> Iterator[tuple[str, Any]]:
         picked = self._layout.section.outputs
         if picked is None:
             parts = dict(_parts(result, "", is_list))

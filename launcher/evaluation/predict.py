@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from launcher.data.transfer import moved
 from launcher.datasets.unlabelled import JsonRows, Lines
 from launcher.device.coordination import Coordinator, packed, unpacked
 from launcher.errors import LauncherError
-from launcher.evaluation.deciding import Deciders
+from launcher.evaluation.deciding import Deciders, of_ctc
 from launcher.evaluation.heads import Heads, Rows, columns_of_rows, described, listed, on_host, one_more
 from launcher.evaluation.in_step import in_step
 from launcher.evaluation.modes import own_randomness
@@ -141,7 +142,7 @@ class Reading:
     def __init__(self, model: Opened, loader: EvaluationLoader):
         self.loader, self.names = loader, class_names(loader.dataset)
         self._model = model
-        self._heads = Heads(model.objective.layout, _named(model))
+        self._heads = Heads(model.objective.layout, _named(model), partial(of_ctc, model.objective))
         self._deciders = Deciders(model.objective, loader.dataset, self.names)
         self._columns: list[str] = []  # of the outputs, as the first batch has them
 

@@ -225,6 +225,14 @@ def test_lists_with_an_item_for_each_sample(
     assert [row[name] for row in rows] == [of(item) for item in items]
 
 
+def test_what_ctc_gets_has_its_samples_second(run: launcher.Result, tmp_path: Path) -> None:
+    parts = "_outputs_: {log_probs: frames, input_lengths: value, target_lengths: value}, _targets_: {targets: 1}"
+    ctc = f"{{_target_: CTCLoss, {parts}}}"
+    loss = f"loss={{a: {ctc}, b: {SUM % 'value'}}}"
+    rows = predicted(run, "frames", loss, "evaluate.batch_size=5", to=tmp_path / "out.jsonl")
+    check_same(column(rows, "output.frames"), given(run, "frames")["frames"].movedim(1, 0))
+
+
 def test_numbers_of_any_type(run: launcher.Result, tmp_path: Path) -> None:
     expected = given(run, "types")
     for suffix in ("jsonl", "parquet"):

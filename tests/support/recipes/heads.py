@@ -103,6 +103,7 @@ FORMS: dict[str, Form] = {
         "sparse": logits.to_sparse(),
         "wide": logits.unsqueeze(1).expand(-1, 2, -1),
     },
+    "frames": lambda rows, logits, value: {"frames": logits.expand(5, -1, -1), "value": value},
     "a number": lambda rows, logits, value: logits.mean(),
     "turned": lambda rows, logits, value: logits.T,
     "shorter": lambda rows, logits, value: (logits[1:], value.mean()),
