@@ -12,7 +12,7 @@ from torch import nn
 from launcher.errors import LauncherError
 from launcher.evaluation.output_files import Cell
 from launcher.objective.batch import BatchLayout
-from launcher.text import shapes
+from launcher.text import counted, shapes
 
 Rows = torch.Tensor | list[Any]  # with a row, or an item, for each sample
 _MOST_SAID = 8
@@ -62,7 +62,7 @@ class Heads:
         parts = dict(self._parts(result, lambda key, value: key in self._lists))
         for key in self._kept:
             if (rows := _length(parts.get(key))) != samples:
-                given = f"{_words(parts[key])} for {samples} samples" if rows is not None else "none"
+                given = f"{_words(parts[key])} for {counted(samples, 'sample')}" if rows is not None else "none"
                 raise LauncherError(
                     f"the model's output{f' {key}' if key else ''} has a row for each sample in the first batch, and "
                     f"in another {given}; pick one of its parts with batch.outputs"
@@ -94,8 +94,8 @@ class Heads:
         self.left_out = {key: _words(part) for key, part in parts.items() if key not in kept}
         if not kept:
             raise LauncherError(
-                f"the model's output, {described(self.left_out) or _words(result)}, has no row for each of the "
-                f"{samples} samples of a batch; name a part that has with batch.outputs, or have the model give one"
+                f"the model's output, {described(self.left_out) or _words(result)}, has no row for each sample of a "
+                f"batch of {samples}; name a part that has with batch.outputs, or have the model give one"
             )
         return kept
 

@@ -144,7 +144,8 @@ class Reading:
         self._model = model
         self._heads = Heads(model.objective.layout, _named(model), partial(of_ctc, model.objective))
         self._deciders = Deciders(model.objective, loader.dataset, self.names)
-        self._columns: list[str] = []  # of the outputs, as the first batch has them
+        self._keys: list[str] = []  # of the outputs, as the first batch has them
+        self._columns: list[str] = []  # and of the mappings among them
 
     def batches(self) -> Iterator[dict[str, Any]]:
         """All ranks' batches in order, on rank 0, in host memory: `samples`, `heads` by key, and `scores` of deciders.
@@ -201,12 +202,14 @@ class Reading:
         """The columns of a batch, and what the parts of some are called.
 
         Raises:
-            LauncherError: The model's mappings for each sample have other keys than in the first batch.
+            LauncherError: There are other outputs than in the first batch, or other keys in those for each sample.
         """
-        outputs = columns_of_rows(batch["heads"])
-        self._columns = self._columns or list(outputs)
-        if unknown := next((name for name in outputs if name not in self._columns), None):
-            raise LauncherError(f"the model gives {unknown!r} for some samples, and for none of the first batch")
+        heads, outputs = batch["heads"], columns_of_rows(batch["heads"])
+        self._keys, self._columns = self._keys or list(heads), self._columns or list(outputs)
+        if odd := set(heads) ^ set(self._keys) or set(outputs) - set(self._columns):
+            raise LauncherError(
+                f"the model gives {', '.join(sorted(odd))} for some batches only; pick what each has with batch.outputs"
+            )
         outputs = {name: outputs.get(name, [None] * batch["samples"]) for name in self._columns}
         tails = {key: f".{key}" if len(outputs) > 1 else "" for key in outputs}
         decided, named = self._deciders.columns(batch["scores"], outputs, tails)

@@ -49,6 +49,14 @@ def command(run: launcher.Result, form: str, *changes: str, to: Path) -> list[st
     return ["predict", str(run.folder), f"model.gives={form}", *changes, "--cpu", "--to", str(to)]
 
 
+def ended(words: list[str]) -> Any:
+    """The exit code of a command."""
+    try:
+        return main(words)
+    except SystemExit as leaving:  # as one rank of several ends
+        return leaving.code
+
+
 def predicted(run: launcher.Result, form: str, *changes: str, to: Path) -> list[dict[str, Any]]:
     assert main(command(run, form, *changes, to=to)) == 0
     return read(to)
@@ -246,14 +254,25 @@ def test_numbers_of_any_type(run: launcher.Result, tmp_path: Path) -> None:
         check_same(torch.view_as_complex(torch.tensor(raw["complex"])), expected["complex"])
 
 
+def test_ranks_that_share_the_model_write_no_row_of_what_only_one_takes_for_an_output(
+    run: launcher.Result, tmp_path: Path
+) -> None:
+    """They cannot ask for one sample more: a table that has as many rows as the first batch is found out later."""
+    words = command(run, "a table", "device.sharding=full", "loss=model", to=tmp_path / "out.jsonl")
+    assert in_world(2, ended, words) == [1, 1]
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("form", "line"),
     [
-        ("a number", "the model's output, float32 [], has no row for each of the 4 samples of a batch"),
-        ("turned", "the model's output, float32 [2, 4], has no row for each of the 4 samples of a batch"),
-        ("shorter", "the model's output, 0 (float32 [3, 2]), 1 (float32 []), has no row for each of the 4 samples"),
-        ("nothing", "the model's output, NoneType, has no row for each of the 4 samples of a batch"),
+        ("a number", "the model's output, float32 [], has no row for each sample of a batch of 4"),
+        ("turned", "the model's output, float32 [2, 4], has no row for each sample of a batch of 4"),
+        ("shorter", "the model's output, 0 (float32 [3, 2]), 1 (float32 []), has no row for each sample"),
+        ("nothing", "the model's output, NoneType, has no row for each sample of a batch of 4"),
         ("no longer", "in the first batch, and in another float32 [4, 2] for 2 samples; pick"),
+        ("a part", "the model's output value has a row for each sample in the first batch, and in another none; pick"),
+        ("a key", "the model gives b for some batches only; pick what each has with batch.outputs"),
     ],
 )
 def test_what_has_no_rows_is_refused_in_a_line(

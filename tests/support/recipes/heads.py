@@ -109,6 +109,8 @@ FORMS: dict[str, Form] = {
     "shorter": lambda rows, logits, value: (logits[1:], value.mean()),
     "nothing": lambda rows, logits, value: None,
     "no longer": lambda rows, logits, value: logits if len(rows) == 4 else torch.cat([logits, logits]),
+    "a part": lambda rows, logits, value: {"logits": logits} | ({} if len(rows) == 2 else {"value": value}),
+    "a key": lambda rows, logits, value: [{"a": row} if row[0] < 0.5 else {"a": row, "b": row} for row in rows],
 }
 
 
