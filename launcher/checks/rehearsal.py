@@ -369,9 +369,9 @@ def _way_to_the_loss(recipe: Recipe, gave: Sequence[Any]) -> str:
 
 def _forward_alone(train_state: TrainState, batch: Any) -> None:
     """The model without the loss, so that a mistake is told of the right one."""
-    args, kwargs = train_state.objective.layout.inputs(batch)
-    with torch.no_grad():
-        train_state.model.wrapped(*args, **kwargs)
+    objective = train_state.objective
+    args, kwargs = objective.layout.inputs(batch)
+    objective.own_gradients.call(train_state.model.bare, partial(train_state.model.wrapped, *args, **kwargs))
 
 
 def _check_loss(recipe: Recipe, value: torch.Tensor) -> None:

@@ -162,7 +162,7 @@ class Reading:
                 data = data if change is None else change(data)
                 args, kwargs = layout.inputs(data)
                 try:
-                    result = bare(*args, **kwargs)
+                    result = model.objective.own_gradients.call(bare, partial(bare, *args, **kwargs))
                 except Exception as error:
                     if isinstance(self.loader.dataset, JsonRows):
                         raise LauncherError(self.loader.dataset.refusal(batch.first, batch.samples, error)) from error
@@ -194,7 +194,8 @@ class Reading:
         try:
             more = [one_more(part, samples) for part in args], one_more(dict(kwargs), samples)
             with own_randomness(model.recipe.seed, model.device.world.rank, model.device.torch_device):
-                return model.model.bare(*more[0], **more[1])
+                call = partial(model.model.bare, *more[0], **more[1])
+                return model.objective.own_gradients.call(model.model.bare, call)
         except Exception:  # it takes batches of one size, or inputs that are none of the usual
             return None
 

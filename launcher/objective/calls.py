@@ -21,6 +21,7 @@ from torch import nn
 from launcher.data.seeds import randomness_restored
 from launcher.device.kind import in_use
 from launcher.internals import batch_norms, dropouts
+from launcher.model.own_gradients import OwnGradients, wants_gradients
 from launcher.objective.batch import arguments
 from launcher.objective.pieces import (
     Joined,
@@ -146,7 +147,8 @@ class Caller:
         self.dtype, self._device = dtype, device
         self._classes: list[int] = []
         self.fault = ""
-        self._own = function
+        self.wants_graph = False  # of its outputs: it takes gradients through them
+        self._own, self._gradients = function, OwnGradients()
         self._function = self._prepared()
 
     def _prepared(self) -> Any:
@@ -163,10 +165,11 @@ class Caller:
         function = copied(self._function, shared)
         args, kwargs = arguments(outputs, targets)
         seed_all(seed)
+        module = function if isinstance(function, nn.Module) else None
         try:
-            return number_of(function(*args, **kwargs))
+            return self._gradients.call(module, lambda: number_of(function(*args, **kwargs)))
         except Exception as error:
-            self.fault = told(error)
+            self.fault, self.wants_graph = told(error), wants_gradients(error)
             return None
 
     def trials(self, joined: Sequence[Joined], hints: Hints) -> Found | Verdict:

@@ -12,6 +12,7 @@ import torch
 from accelerate.utils import send_to_device
 from torch import nn
 
+from launcher.objective.batch import arguments
 from launcher.objective.calls import (
     HOST,
     Caller,
@@ -56,6 +57,18 @@ def model_trials(
     tolerance = max(findings.tolerance, TOLERANCE[torch.float64 if caller.is_double else torch.float32])
     tried = findings.tried if caller.may_change or subject.outputs is not None else None
     return Found(trials, injected, tolerance, tried)
+
+
+def as_one(subject: Subject) -> Subject:
+    """Model and loss in one call: a loss that takes gradients through its outputs needs what made them."""
+    outputs_of, targets_of = subject.outputs, subject.targets or subject.parts
+    assert outputs_of is not None
+
+    def value(model: nn.Module, batch: Any) -> Any:
+        args, kwargs = arguments(outputs_of(model, batch), targets_of(batch))
+        return copied(subject.function)(*args, **kwargs)
+
+    return Subject(parts=subject.parts, value=value)
 
 
 def _numbers(pieces: Sequence[Sequence[int]], union: int) -> list[int]:

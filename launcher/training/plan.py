@@ -53,6 +53,11 @@ def plan_of(
             "a run repeats bit for bit with as many processes on as many machines: a network adds the gradients of "
             "three or more in another order than shared memory does"
         )
+    if objective.own_gradients.are_taken:
+        notes.append(
+            "model, loss: take gradients when they are called, as forces do; evaluations call them with gradients too, "
+            "and keep none"
+        )
     if recipe.loss is not None and recipe.train.step is not None:
         notes.append("loss: is not used, since train.step gives the loss; --remove loss, or --remove train.step")
     launch_keys = recipe.launch.model_fields_set & {"processes", "nodes"}
