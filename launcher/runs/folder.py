@@ -168,6 +168,8 @@ def create(folder: Path, launched: str | None = None) -> None:
             raise UsageError(f"{option('run_dir')}: {folder} holds other things; name a new folder, or a run's")
         (folder / "checkpoints").mkdir(exist_ok=True)
         (folder / "logs").mkdir(exist_ok=True)
+    except FileExistsError as error:
+        raise UsageError(f"{option('run_dir')}: {error.filename} is there and is no folder; name another") from error
     except OSError as error:
         raise UsageError(f"{option('run_dir')}: {folder} cannot be written: {error.strerror or error}") from error
 

@@ -21,7 +21,9 @@ from worlds import Command, Launched
 
 from launcher.checkpoints import format as checkpoints
 from launcher.cli.main import main
-from launcher.errors import LauncherError
+from launcher.errors import LauncherError, UsageError
+from launcher.recipe.directory import shortest
+from launcher.runs.folder import create
 from launcher.runs.reading import finite
 from launcher.world.failure import of_exception
 from launcher.world.failure_report import Report
@@ -511,6 +513,18 @@ def test_no_command_waits_at_a_pipe_in_a_run(tmp_path: Path, name: str, capsys: 
     words = ["show", str(recipe), "--diff"] if name == "resolved.yaml" else ["report"]
     code = main([*words, str(tmp_path / "run")])
     assert (code, capsys.readouterr().err.count("\n")) == (0, 0) if name == "predictions.parquet" else (2, 1)
+
+
+def test_a_run_s_folder_is_a_folder_and_no_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "nowhere").symlink_to("missing")
+    (tmp_path / "itself").symlink_to("itself")
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("nowhere", "itself", "file", "pipe"):
+        with pytest.raises(UsageError, match="is there and is no folder; name another"):
+            create(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert shortest(tmp_path / "--help") == "./--help"
 
 
 @pytest.mark.parametrize("kind", [ValueError, SystemExit, RuntimeError])
