@@ -602,3 +602,21 @@ def test_a_tracker_that_cannot_open_is_no_reason_to_fail_for_a_model_that_speaks
     ended = forked(tmp_path, *TRAIN, **OFFLINE)
     assert ended.code == 0, ended.screen
     assert status(tmp_path / "run")["state"] == "finished"
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "events.jsonl", "logs/rank-0.log"])
+def test_a_run_adds_to_no_file_of_somebody_else(
+    tmp_path: Path, name: str, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = projects.make(tmp_path)
+    victim = tmp_path / "victim"
+    victim.write_text("mine\n")
+    run_folder(tmp_path / "run", **{"status.json": '{"state": "failed", "step": 0}'})
+    path = tmp_path / "run" / name
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.symlink_to(victim) if kind == "link" else os.mkfifo(path)
+    assert main(["train", str(recipe), "--cpu", "--run-dir", str(tmp_path / "run")]) == 2
+    assert "is no file of this run's but a link or a pipe; remove it" in capsys.readouterr().err
+    assert victim.read_text() == "mine\n"
