@@ -673,11 +673,16 @@ def fake_tensors() -> tuple[Any, Any]:
 def operations_through(handler: Callable[[Any, Sequence[Any], Mapping[str, Any]], Any]) -> Iterator[None]:
     """Has a function do what torch is asked to do: given the operation, its arguments and its keywords.
 
-    torch documents the class in its notes and keeps it in a private module.
+    torch documents the class in its notes and keeps it in a private module. It loads its compiler to keep it from
+    compiling this; where there is none yet, nothing is compiled.
     """
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Through(TorchDispatchMode):
+        @classmethod
+        def _should_skip_dynamo(cls) -> bool:
+            return is_compiler_loaded()
+
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             return handler(func, args, kwargs or {})
 
@@ -697,6 +702,11 @@ def aliased_arguments(operation: Any, args: Sequence[Any], *, changed: bool = Fa
     """The arguments whose memory one of torch's operations gives on, or changes; or only those that it changes."""
     infos = ((value, known.alias_info) for known, value in zip(operation._schema.arguments, args, strict=False))
     return [value for value, info in infos if info is not None and (info.is_write or not changed)]
+
+
+def named_arguments(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """What one of torch's operations is called with, by name."""
+    return {**{known.name: value for known, value in zip(operation._schema.arguments, args, strict=False)}, **kwargs}
 
 
 @contextmanager

@@ -61,7 +61,7 @@ def test_each_way_resumes_bit_for_bit(tmp_path: Path, size: int) -> None:
 
 def test_a_line_has_what_each_turn_gave_last_since_the_line_before(tmp_path: Path) -> None:
     in_world(1, train, str(tmp_path / "each"), "now and then")
-    in_world(2, train, str(tmp_path / "some"), "now and then", "track.every=2 steps")
+    in_world(2, train, str(tmp_path / "some"), "now and then", "track.every=2 steps", "evaluate.every=100 steps")
     each, some = (result_of(tmp_path / name / "now and then") for name in ("each", "some"))
     given, gathered = (
         {line["step"]: line["loss/generator"] for line in run.lines if "loss/generator" in line} for run in (each, some)
