@@ -168,7 +168,7 @@ def create(folder: Path, launched: str | None = None) -> None:
             raise UsageError(f"{option('run_dir')}: {folder} holds other things; name a new folder, or a run's")
         added_to = (*folder.glob("*.jsonl"), *folder.glob("logs/*.log"))
         if foreign := next((path for path in added_to if path.is_symlink() or not path.is_file()), None):
-            raise UsageError(f"{option('run_dir')}: {foreign} is no file of this run's but a link or a pipe; remove it")
+            raise UsageError(f"{option('run_dir')}: {foreign} is a link or a pipe, where a run writes; remove it")
         (folder / "checkpoints").mkdir(exist_ok=True)
         (folder / "logs").mkdir(exist_ok=True)
     except FileExistsError as error:

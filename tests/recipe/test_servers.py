@@ -444,6 +444,21 @@ def test_opening_files_of_this_machine_is_counted_nowhere(project: Path, monkeyp
     assert asked == []
 
 
+@pytest.mark.parametrize("place", ["../*.csv", "..", "/etc", "x/../../y.csv", "data_dir: ../../../.."])
+@pytest.mark.parametrize("target", ["launcher.datasets.HubDataset", "datasets.load_dataset"])
+def test_a_readme_names_files_of_its_own_folder(
+    project: Path, monkeypatch: pytest.MonkeyPatch, target: str, place: str
+) -> None:
+    pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_HOME", str(project / "hf"))
+    card(project / "dd", place)
+    if ": " in place:
+        (project / "dd" / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  {place}\n---\n")
+    recipe = load_recipe("recipe.yaml", [f"data.train={{_target_: {target}, path: ./dd, split: train}}"])
+    with pytest.raises(LauncherError, match="leads out of the folder"):
+        Builder(recipe).build(recipe.data.train)
+
+
 def test_data_of_this_machine_is_read_as_ever(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets, image = pytest.importorskip("datasets"), pytest.importorskip("PIL.Image")
     monkeypatch.setenv("HF_HOME", str(project / "hf"))

@@ -618,5 +618,5 @@ def test_a_run_adds_to_no_file_of_somebody_else(
     path.unlink(missing_ok=True)
     path.symlink_to(victim) if kind == "link" else os.mkfifo(path)
     assert main(["train", str(recipe), "--cpu", "--run-dir", str(tmp_path / "run")]) == 2
-    assert "is no file of this run's but a link or a pipe; remove it" in capsys.readouterr().err
+    assert "is a link or a pipe, where a run writes; remove it" in capsys.readouterr().err
     assert victim.read_text() == "mine\n"
