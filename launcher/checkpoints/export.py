@@ -8,17 +8,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from launcher.checkpoints.compare import Batch, agreed, distance
-from launcher.checkpoints.forms import PROGRAMS, SAMPLES, SUFFIXES, WHOLE_STATES, sizes
+from torch import nn
+
+from launcher.checkpoints.compare import Batch, agreed, check_called, distance
+from launcher.checkpoints.forms import PROGRAMS, SUFFIXES, WHOLE_STATES, Fresh, sizes
 from launcher.checkpoints.pretrained import save_folder
-from launcher.checkpoints.saved_run import Saved, fill
+from launcher.checkpoints.programs import check_program
+from launcher.checkpoints.real_batch import real_batch
+from launcher.checkpoints.rebuilt import rebuilt, with_base
+from launcher.checkpoints.saved_run import Saved, builder_of, fill
 from launcher.checkpoints.sharded_export import export_sharded
 from launcher.data.seeds import seed_everything
-from launcher.errors import UsageError
-from launcher.model.adapt import Built, built, built_anew
-from launcher.objective.batch import BatchLayout
-from launcher.recipe.build import Builder
-from launcher.recipe.schema import Recipe
+from launcher.errors import LauncherError, UsageError
+from launcher.model.adapt import Built, built
 from launcher.world.files import atomic_write
 from launcher.world.world import World
 
@@ -37,8 +39,8 @@ def export(
 ) -> str:
     """Writes the weights of a run or checkpoint in another form.
 
-    What was written is loaded again, and its outputs on a batch of two training samples are compared with those of
-    the model that it came from.
+    What was written is loaded again, and its outputs on a batch of two samples are compared with those of the model
+    that it came from.
 
     Args:
         saved: The weights and their recipe.
@@ -58,29 +60,36 @@ def export(
     target, world = _place(target.absolute(), form), world or World()
     if world.size > 1:
         _check_shared(saved, target, form, merge, world)
-    builder = Builder(saved.recipe, saved.allow, saved.directory)
+    builder = builder_of(saved)
     builder.check()
     if world.size > 1:
         target.parent.mkdir(exist_ok=True)
-        comparison = export_sharded(saved, target, builder, _batch(saved.recipe, builder), world, cpu)
-        return _told(saved, target, form, merge, comparison)
+        return _told(saved, target, form, merge, export_sharded(saved, target, builder, world, cpu))
+    fresh = partial(rebuilt, builder, saved.recipe)
     seed_everything(saved.recipe.seed)  # which an adapter's base may be drawn with
-    model = built(builder, saved.recipe.model)
+    model = with_base(built(builder, saved.recipe.model), builder, saved.recipe)
     fill(model, saved)
     model.module.eval()
-    batch = _batch(saved.recipe, builder)
+    batch = real_batch(saved, builder, partial(_for_steps, fresh, saved))
+    check_called(model.module, batch)
     written = model
     if merge:
-        written = _merged(builder, saved)
+        written = _merged(fresh, saved)
         distance(model.module, written.module, batch)
     target.parent.mkdir(exist_ok=True)
     if form == FOLDER:
-        fresh = partial(built_anew, builder, saved.recipe.model, saved.recipe.seed)
         with nullcontext() if merge else _as_saved(model, saved):
             comparison = save_folder(target, written, fresh, batch, builder.objects)
     else:
-        comparison = _file(target, written, builder, saved, batch, merge)
+        comparison = _file(target, written, fresh, saved, batch, merge)
     return _told(saved, target, form, merge, comparison)
+
+
+def _for_steps(fresh: Fresh, saved: Saved) -> nn.Module:
+    """A model of its own for a step function, which may change it."""
+    model = fresh()
+    fill(model, saved)
+    return model.module.eval()
 
 
 def _told(saved: Saved, target: Path, form: str | None, merge: bool, comparison: str) -> str:
@@ -133,13 +142,13 @@ def _place(target: Path, form: str | None) -> Path:
     return place
 
 
-def _merged(builder: Builder, saved: Saved) -> Built:
+def _merged(fresh: Fresh, saved: Saved) -> Built:
     """The model with its adapter in its weights.
 
     Raises:
         UsageError: It has none that can be merged.
     """
-    another = built_anew(builder, saved.recipe.model, saved.recipe.seed)
+    another = fresh()
     merges: Any = getattr(another.module, "merge_and_unload", None)
     if another.base is None or merges is None:
         raise UsageError("--merge: the run's model has no adapter of peft's (model._adapt_); omit --merge")
@@ -147,22 +156,33 @@ def _merged(builder: Builder, saved: Saved) -> Built:
     return Built(merges().eval())
 
 
-def _file(target: Path, model: Built, builder: Builder, saved: Saved, batch: Batch, merge: bool) -> str:
+def _file(target: Path, model: Built, fresh: Fresh, saved: Saved, batch: Batch, merge: bool) -> str:
     """One file; what is loaded again is compared."""
 
-    def fresh() -> Built:
-        again = built_anew(builder, saved.recipe.model, saved.recipe.seed)
-        merges: Any = again.module
-        return Built(merges.merge_and_unload()) if merge else again
+    def another() -> Built:
+        merges: Any = fresh()
+        return Built(merges.module.merge_and_unload()) if merge else merges
 
-    if target.suffix == ".onnx":
-        batch = batch.without("labels")  # a program is for those who have none
+    is_program = target.suffix in PROGRAMS
+    if is_program:
+        check_program(target.suffix[1:], model.module, batch)
+        batch = _for_strangers(model.module, batch)
     with atomic_write(target, parents=False) as part:
-        with nullcontext() if target.suffix in PROGRAMS or merge else _as_saved(model, saved):
-            again = SUFFIXES[target.suffix](model, fresh, batch, part)
+        with nullcontext() if is_program or merge else _as_saved(model, saved):
+            again = SUFFIXES[target.suffix](model, another, batch, part)
         found = distance(model.module, again, batch)
-        more = sizes(model.module, again, batch) if target.suffix in PROGRAMS else ""
+        more = sizes(model.module, again, batch) if is_program else ""
     return f"{agreed(found)}{more}"
+
+
+def _for_strangers(model: nn.Module, batch: Batch) -> Batch:
+    """Without labels, which those who run a program do not have, where the model can be called so."""
+    shorter = batch.without_answers()
+    try:
+        check_called(model, shorter)
+    except LauncherError:
+        return batch
+    return shorter
 
 
 @contextmanager
@@ -180,23 +200,3 @@ def _as_saved(model: Built, saved: Saved) -> Iterator[None]:
     yield
     for (_, value), dtype in zip(named, before, strict=True):
         value.data = value.data.to(dtype)
-
-
-def _batch(recipe: Recipe, builder: Builder) -> Batch:
-    """What the model gets of two training samples."""
-    from launcher.data.load import load_data
-    from launcher.data.subsets import class_names
-
-    section = recipe.data.model_copy(update={"workers": 0, "micro_batch_size": SAMPLES})
-    data = load_data(
-        builder,
-        section,
-        World(),
-        evaluate=recipe.evaluate,
-        train=recipe.train,
-        seed=recipe.seed,
-        trains=False,
-    )
-    batches = next(iter(data.train.steps(0, 1)))
-    args, kwargs, _ = BatchLayout(recipe.batch).split(batches[0].data)
-    return Batch(tuple(args), dict(kwargs), class_names(data.train.dataset))

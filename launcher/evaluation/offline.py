@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.utils.data import default_collate
 
+from launcher.checkpoints.rebuilt import base_of
 from launcher.checkpoints.saved_run import Saved, builder_of, evaluated_on, fill
 from launcher.data.load import EvaluationLoader, Part, evaluation_parts, load_evaluation
 from launcher.data.same_data import agree_on
@@ -104,7 +105,8 @@ def opened(
         if world.size > 1:
             agree_on(builder, recipe.data, {loader.name: loader for loader in sets.values()}, device.coordinator)
         stand_in(recipe.track.trackers, builder.own_folders())
-        model = build_model(builder, recipe.model, where, device, seed=recipe.seed, shares=False)
+        start = base_of(builder, recipe)
+        model = build_model(builder, recipe.model, where, device, seed=recipe.seed, start=start, shares=False)
         objective = build_objective(builder, recipe.loss, recipe.batch, recipe.train)
         objective.under(device.autocast)
         if None in objective.readings.values():
