@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -15,7 +17,7 @@ from launcher.errors import LauncherError
 from launcher.model.kinds import class_of
 from launcher.text import shapes
 
-_NEAR = 1e-3  # of the largest output
+_NEAR, _NEAR_IN_HALF = 1e-3, 2e-2  # of the largest output; bfloat16 has two digits
 
 
 @dataclass(frozen=True)
@@ -52,10 +54,10 @@ def tensors(value: Any) -> list[torch.Tensor]:
         return [value]
     if isinstance(value, Mapping):
         items = [inner for name, inner in value.items() if name != "past_key_values"]
-    elif isinstance(value, list | tuple):
-        items = list(value)
-    else:  # a dataclass, or an object of somebody's own
-        items = [] if isinstance(value, nn.Module) else list(getattr(value, "__dict__", {}).values())
+    elif dataclasses.is_dataclass(value) or isinstance(value, SimpleNamespace):
+        items = list(vars(value).values())
+    else:
+        items = list(value) if isinstance(value, list | tuple) else []
     return [tensor for item in items for tensor in tensors(item)]
 
 
@@ -65,7 +67,9 @@ def distance(model: Callable[..., Any], again: Callable[..., Any], batch: Batch)
     Raises:
         LauncherError: Too far, or there are others.
     """
-    return apart(outputs(model, batch), outputs(again, batch))
+    parameters = model.parameters() if isinstance(model, nn.Module) else ()
+    is_half = any(parameter.dtype in (torch.bfloat16, torch.float16) for parameter in parameters)
+    return apart(outputs(model, batch), outputs(again, batch), _NEAR_IN_HALF if is_half else _NEAR)
 
 
 def outputs(model: Callable[..., Any], batch: Batch, seed: int = 0) -> list[torch.Tensor]:
@@ -114,8 +118,8 @@ def draws(model: nn.Module, batch: Batch) -> bool:
     return not all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs)
 
 
-def apart(own: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> float:
-    """How far outputs are from others.
+def apart(own: Sequence[torch.Tensor], other: Sequence[torch.Tensor], near: float = _NEAR) -> float:
+    """How far outputs are from others, which may be a share of the largest.
 
     Raises:
         LauncherError: Too far, or there are others.
@@ -127,7 +131,7 @@ def apart(own: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> float:
         if a.numel():
             far = max(far, _apart(a, b))
             largest = max(largest, float(a[a.isfinite()].abs().max()) if a.isfinite().any() else 1.0)
-    if not far < _NEAR * largest:
+    if not far < near * largest:
         raise LauncherError(f"what was written gives other outputs, by up to {far:.3g}; nothing was kept")
     return far
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from launcher import internals
-from launcher.checkpoints.compare import Batch, draws, tensors
+from launcher.checkpoints.compare import Batch, draws, outputs, tensors
 from launcher.checkpoints.programs import WEIGHTS, quietly, traced, unfit
 from launcher.datasets.files import needed
 from launcher.errors import LauncherError
@@ -76,6 +76,11 @@ def _check(model: nn.Module, batch: Batch) -> None:
     stored = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     if stored > _LARGEST:
         raise LauncherError(f"ONNX: one file holds 2 GiB at most, and {name} has {size(stored)}; {WEIGHTS}")
+    if any(tensor.is_complex() for tensor in (*_values(batch.args, batch.kwargs), *outputs(model, batch))):
+        raise LauncherError(
+            f"ONNX: {name} gets or gives complex numbers, which ONNX does not have; use torch.view_as_real in its "
+            "forward, or write --to model.pt2"
+        )
     if draws(model, batch):
         raise LauncherError(
             f"ONNX: {name} draws random numbers in eval mode too, and onnxruntime draws others, so that nothing can be "

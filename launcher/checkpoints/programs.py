@@ -18,6 +18,8 @@ from launcher.checkpoints.compare import Batch
 from launcher.errors import LauncherError
 from launcher.model.kinds import class_of
 
+_DECORATION = r"\x1b\[[0-9;]*m|\[ONNXRuntimeError\] : \d+ : \w+ : "  # colours, numbers of faults
+_LONG = 150
 WEIGHTS = "export the weights instead: --to model.safetensors"
 _PLAIN = (torch.Tensor, bool, int, float, complex, str, type(None), torch.dtype, torch.device)
 _LOUD = ("torch", "torch.onnx", "torch.export", "torch._export", "torch.fx", "torch._dynamo", "onnxscript", "onnx_ir")
@@ -82,8 +84,10 @@ def unfit(what: str, error: BaseException, remedy: str = WEIGHTS) -> LauncherErr
     """What to raise where a program cannot be made: with the words of the first of all that went wrong."""
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
-    words = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().partition("\n\n")[0]
-    return LauncherError(f"{what}: {type(error).__name__}: {' '.join(words.split())[:300]}; {remedy}")
+    words = " ".join(re.sub(_DECORATION, "", str(error)).strip().partition("\n\n")[0].split())
+    if len(words) > _LONG:
+        words = re.split(r"(?<=[a-z)])\. (?=[A-Z])", words)[0][: 2 * _LONG]  # what follows is advice to programmers
+    return LauncherError(f"{what}: {type(error).__name__}: {words}; {remedy}")
 
 
 @contextlib.contextmanager

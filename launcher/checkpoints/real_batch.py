@@ -78,7 +78,8 @@ def _opened(saved: Saved, builder: Builder) -> tuple[Loader, Any]:
                     return loader, loader.batch_of(range(rows))
                 return loader, next(iter(loader.steps(0, 1)))[0].data  # a stream that can be read only once
         except Exception as error:  # of whatever kind: data sets are users'
-            faults.append(f"{name}: {' '.join(str(error).split())[:300]}")
+            words = " ".join(str(error).split())[:300]
+            faults.append(words if name in words else f"{name}: {words}")
     raise LauncherError(f"what is written is compared on a real batch, and no set can be read: {'; '.join(faults)}")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from launcher.checkpoints.weights import start_from
 from launcher.model.adapt import OPTION, Built, built_anew
+from launcher.model.bfloat16 import held_for_a_while
 from launcher.model.build import Start
 from launcher.recipe.build import Builder
 from launcher.recipe.schema import Recipe
@@ -35,6 +36,9 @@ def with_base(model: Built, builder: Builder, recipe: Recipe) -> Built:
     start = base_of(builder, recipe)
     if start is not None:
         model.module.load_state_dict(start(model, False).weights, strict=False)
+    if model.base is not None and recipe.device.precision == "bf16-true":
+        with held_for_a_while(model.module):
+            pass  # its adapter was trained on what bfloat16 leaves of it
     return model
 
 
