@@ -22,6 +22,8 @@ from launcher.checkpoints.sharded_export import export_sharded
 from launcher.data.seeds import seed_everything
 from launcher.errors import LauncherError, UsageError
 from launcher.model.adapt import Built, built
+from launcher.model.kinds import class_of
+from launcher.text import brief, hint
 from launcher.world.files import atomic_write
 from launcher.world.world import World
 
@@ -35,6 +37,7 @@ def export(
     form: str | None = None,
     *,
     merge: bool = False,
+    part: str = "",
     world: World | None = None,
     cpu: bool = False,
 ) -> str:
@@ -48,6 +51,7 @@ def export(
         target: The file to write, whose suffix sets the format, or a folder.
         form: What to write into the folder `target`; `transformers` is one that `from_pretrained` loads.
         merge: Whether an adapter becomes a part of the weights that it stands beside.
+        part: The name of a part of the model that is written alone, as a program; empty for the model.
         world: The processes, which share a model that was trained sharded; None is this one.
         cpu: Whether several stay on the CPU; one does.
 
@@ -59,6 +63,8 @@ def export(
         LauncherError: The model cannot be exported, or what was written gives other outputs.
     """
     target, world = _place(target.absolute(), form), world or World()
+    if part and (target.suffix not in PROGRAMS or merge):
+        raise UsageError(f"--part {part}: is for {' and '.join(PROGRAMS)}, without --merge")
     if world.size > 1:
         _check_shared(saved, target, form, merge, world)
     builder = builder_of(saved)
@@ -71,8 +77,11 @@ def export(
     model = with_base(built(builder, saved.recipe.model), builder, saved.recipe)
     fill(model, saved)
     model.module.eval()
+    if part:
+        _check_part(model.module, part)
     try:
-        batch = real_batch(saved, builder, partial(_for_steps, fresh, saved))
+        batch = real_batch(saved, builder, partial(_for_steps, fresh, saved), part=part)
+        model = Built(model.module.get_submodule(part)) if part else model
         check_called(model.module, batch)
     except LauncherError as error:
         if needs_whole(target, form, merge):
@@ -88,7 +97,21 @@ def export(
             comparison = save_folder(target, written, fresh, batch, builder.objects)
     else:
         comparison = _file(target, written, fresh, saved, batch, merge)
-    return _told(saved, target, form, merge, comparison)
+    return _told(saved, target, form, merge, comparison, part)
+
+
+def _check_part(model: nn.Module, part: str) -> None:
+    """Refuses a part that there is not.
+
+    Raises:
+        UsageError: It is none of the model's.
+    """
+    names = [name for name, _ in model.named_modules() if name]
+    if part not in names:
+        has = ", ".join(name for name, _ in model.named_children())
+        raise UsageError(
+            f"--part: {class_of(model).__name__} has no '{brief(part)}'{hint(part, names, f'it has: {has}')}"
+        )
 
 
 def _weights_alone(target: Path, model: Built, fresh: Fresh, saved: Saved, why: LauncherError) -> str:
@@ -109,10 +132,12 @@ def _for_steps(fresh: Fresh, saved: Saved) -> nn.Module:
     return model.module.eval()
 
 
-def _told(saved: Saved, target: Path, form: str | None, merge: bool, comparison: str) -> str:
+def _told(saved: Saved, target: Path, form: str | None, merge: bool, comparison: str, part: str = "") -> str:
     """What was written, in a line."""
     size = sum(path.stat().st_size for path in (target.rglob("*") if target.is_dir() else [target])) / 2**20
-    kind = f"{form or target.suffix[1:]}{', its adapter merged' if merge else ''}"
+    kind = (
+        f"{form or target.suffix[1:]}{', its adapter merged' if merge else ''}{f', its {part} alone' if part else ''}"
+    )
     return f"{target}: {saved.label} as {kind}, {size:.1f} MiB; {comparison}"
 
 

@@ -35,8 +35,8 @@ def check_program(form: str, model: nn.Module, batch: Batch) -> None:
     if batch.parts is not None:
         called = ", ".join(list(batch.parts)[:4]) + (", …" if len(batch.parts) > 4 else "")
         raise LauncherError(
-            f"{form}: a program is of a model's forward, and train.step calls parts of {name} alone ({called}); say in "
-            f"batch.inputs what its forward gets of a batch, or {WEIGHTS}"
+            f"{form}: a program is of a model's forward, and train.step calls parts of {name} alone ({called}); name "
+            f"one of them, --part {next(iter(batch.parts))}, or say in batch.inputs what its forward gets of a batch"
         )
     leaves: list[Any] = []
     internals.tree_map(leaves.append, (batch.args, dict(batch.kwargs)))

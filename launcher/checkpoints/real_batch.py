@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from launcher.checkpoints.compare import Batch, own_copy
+from launcher.checkpoints.compare import Batch, outputs, own_copy
 from launcher.checkpoints.saved_run import Saved
 from launcher.data.load import EvaluationLoader, Part, TrainLoader, evaluation_parts, load_data, load_evaluation
 from launcher.data.subsets import class_names
@@ -35,17 +35,24 @@ Calls = Callable[[Any], Batch]  # what a model gets of a batch
 
 
 def real_batch(
-    saved: Saved, builder: Builder, step_model: Callable[[], nn.Module], device: torch.device | None = None
+    saved: Saved,
+    builder: Builder,
+    watched: Callable[[], nn.Module],
+    *,
+    part: str = "",
+    device: torch.device | None = None,
 ) -> Batch:
     """What a model gets of two samples, and of others; of the training set, or of another where that cannot be read.
 
     It is what `batch.inputs` names. A step function calls the model itself: where the recipe names no inputs, the step
-    is run as in an evaluation, to see what it calls the model, or parts of it, with.
+    is run as in an evaluation, to see what it calls the model, or parts of it, with. What one part of a model gets is
+    seen in the same way.
 
     Args:
         saved: The recipe, and where its training stood.
         builder: Of that recipe.
-        step_model: Gives the model that a step function is run with.
+        watched: Gives the model that is called to see that.
+        part: The name of the part that is meant; empty for the model.
         device: Where that is; None is the CPU.
 
     Raises:
@@ -54,15 +61,15 @@ def real_batch(
     recipe = saved.recipe
     loader, data = _opened(saved, builder)
     calls: Calls = partial(_named, BatchLayout(recipe.batch))
-    if recipe.train.step is not None and "inputs" not in recipe.batch.model_fields_set:
-        calls = partial(_observed, _step(saved, builder), step_model())
+    steps = recipe.train.step is not None and "inputs" not in recipe.batch.model_fields_set
+    if steps or part:
+        act = _step(saved, builder) if steps else partial(_forward, calls)
+        calls = partial(_observed, act, watched(), part)
     change = partial(_changed, loader.reading.on_device, device or torch.device("cpu"))
-    others = []
-    for numbers in _OTHERS if loader.num_readable() else ():
+    others, rows = [], loader.num_readable()
+    for numbers in _OTHERS if rows else ():
         with suppress(Exception):  # a loss that compares samples has nothing to do with one
-            others.append(
-                calls(change(loader.batch_of([min(number, loader.num_readable() - 1) for number in numbers])))
-            )
+            others.append(calls(change(loader.batch_of([min(number, rows - 1) for number in numbers]))))
     return replace(calls(change(data)), classes=saved.classes() or class_names(loader.dataset), others=others)
 
 
@@ -128,24 +135,32 @@ def _step(saved: Saved, builder: Builder) -> Step:
     return lambda model, data: objective.evaluated_step(model, data, at)
 
 
-def _observed(step: Step, model: nn.Module, data: Any) -> Batch:
-    """What a step function calls the model with; where it calls only parts of it, those parts.
+def _forward(calls: Calls, model: nn.Module, data: Any) -> object:
+    """Calls the model with what `batch.inputs` names."""
+    return outputs(model, calls(data))
+
+
+def _observed(step: Step, model: nn.Module, part: str, data: Any) -> Batch:
+    """What a step function calls the model with, or the part of it that is meant; else those parts that it calls.
 
     Raises:
         LauncherError: It fails, or calls nothing.
     """
     remedy = f"say in batch.inputs what {class_of(model).__name__}'s forward gets of a batch"
+    act, seen = partial(step, model, own_copy(data)), model.get_submodule(part)
     try:
         with torch.no_grad():  # as evaluations are
-            calls = _calls(partial(step, model, own_copy(data)), model)
+            calls = _calls(act, seen)
     except Exception:
         try:
-            calls = _calls(partial(step, model, own_copy(data)), model)  # one that calls autograd itself
+            calls = _calls(act, seen)  # one that calls autograd itself
         except Exception as error:
             words = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             raise LauncherError(
                 f"train.step fails in eval mode, so what it calls is not seen: {words}; {remedy}"
             ) from error
+    if part and "" not in calls:
+        raise LauncherError(f"--part {part}: it is not called in eval mode; name a part that is, with a forward")
     if not calls:
         raise LauncherError(f"train.step calls neither the model nor a part of it in eval mode; {remedy}")
     return calls[""] if "" in calls else Batch((), {}, parts=calls)

@@ -49,7 +49,7 @@ def export_sharded(saved: Saved, target: Path, builder: Builder, world: World, c
         shards = model.shards({})
         assert shards is not None
         module = model.bare.eval()
-        batch = real_batch(saved, builder, lambda: module, device.torch_device)  # the same on all ranks
+        batch = real_batch(saved, builder, lambda: module, device=device.torch_device)  # the same on all ranks
         fill(model, saved, shards)
         module, batch = model.bare.eval(), Batch(*moved((batch.args, dict(batch.kwargs)), device.torch_device))
         before, weights = outputs(module, batch), shards.module_state(module)

@@ -39,7 +39,7 @@ def step(name: str, of: str = "Net", kind: str = "rows", **recipe: Any) -> dict[
 
 OF_X = {"inputs": [1], "targets": [2]}
 ANY = "it takes batches of any size"
-PARTS = "and train.step calls parts of Gan alone (generator, critic); say in batch.inputs what its forward gets"
+PARTS = "and train.step calls parts of Gan alone (generator, critic); name one of them, --part generator, or say"
 LOSS_OF_OBJECT: dict[str, Any] = {
     "data": {"collate": "exported.py:as_object"},
     "batch": {"inputs": "whole"},
@@ -133,9 +133,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def trained(recipe: dict[str, Any]) -> Path:
     """A run of a recipe."""
-    Path("recipe.yaml").write_text(json.dumps(recipe))
-    assert main(["train", "recipe.yaml", "--cpu", "--quiet", "--run-dir", "run"]) == 0
-    return Path("run").absolute()
+    name = recipe.get("name", "run")
+    Path(f"{name}.yaml").write_text(json.dumps(recipe))
+    assert main(["train", f"{name}.yaml", "--cpu", "--quiet", "--run-dir", name]) == 0
+    return Path(name).absolute()
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -169,6 +170,26 @@ def test_a_set_that_can_be_read_is_read(
     assert "its tensors are bit-equal, and no outputs were compared: what is written" in whole
     with pytest.raises(LauncherError, match=r"no set can be read: .*there is no rows\.bin.*data\.test"):
         export(find_saved(run), place / "model.onnx")
+
+
+def test_a_part_alone_is_what_it_is_called_with(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A GAN's generator, which a step calls; and a layer of a model, which its forward calls."""
+    run = trained(step("turn", "Gan", "tensors"))
+    for form in ("pt2", "onnx"):
+        assert f"as {form}, its generator alone" in export(find_saved(run), place / f"model.{form}", part="generator")
+    noise, weights = torch.randn(5, 2), torch.load(run / "model_weights.pth", weights_only=True)
+    made = torch.export.load("model.pt2").module()(noise)
+    torch.testing.assert_close(made, noise @ weights["generator.weight"].T + weights["generator.bias"])
+    refused = {
+        ("new.pt2", "generater"): "--part: Gan has no 'generater'; did you mean 'generator'? It has: generator, critic",
+        ("new.pth", "critic"): "--part critic: is for .pt2 and .onnx, without --merge",
+    }
+    for (name, part), message in refused.items():
+        assert main(["export", str(run), "--to", name, "--part", part]) == 2
+        assert message in capsys.readouterr().err
+    words = trained({**model("Words", "words", batch={"adapt": "exported.py:shaped"}), "name": "words"})
+    assert ANY in export(find_saved(words), place / "head.pt2", part="head")
+    assert not (place / "new.pt2").exists()
 
 
 def test_nothing_of_an_exporter_reaches_the_screen(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
