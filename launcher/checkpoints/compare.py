@@ -77,7 +77,7 @@ def outputs(model: Callable[..., Any], batch: Batch, seed: int = 0) -> list[torc
 
     Args:
         model: In eval mode.
-        batch: Is left as it is, whatever the model does with it.
+        batch: Is not changed, whatever the model does with it.
         seed: Of what it draws.
     """
     if batch.parts is not None:

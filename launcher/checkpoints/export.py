@@ -108,10 +108,8 @@ def _check_part(model: nn.Module, part: str) -> None:
     """
     names = [name for name, _ in model.named_modules() if name]
     if part not in names:
-        has = ", ".join(name for name, _ in model.named_children())
-        raise UsageError(
-            f"--part: {class_of(model).__name__} has no '{brief(part)}'{hint(part, names, f'it has: {has}')}"
-        )
+        listed = f"it has: {', '.join(name for name, _ in model.named_children())}"
+        raise UsageError(f"--part: {class_of(model).__name__} has no '{brief(part)}'{hint(part, names, listed)}")
 
 
 def _weights_alone(target: Path, model: Built, fresh: Fresh, saved: Saved, why: LauncherError) -> str:
@@ -135,9 +133,7 @@ def _for_steps(fresh: Fresh, saved: Saved) -> nn.Module:
 def _told(saved: Saved, target: Path, form: str | None, merge: bool, comparison: str, part: str = "") -> str:
     """What was written, in a line."""
     size = sum(path.stat().st_size for path in (target.rglob("*") if target.is_dir() else [target])) / 2**20
-    kind = (
-        f"{form or target.suffix[1:]}{', its adapter merged' if merge else ''}{f', its {part} alone' if part else ''}"
-    )
+    kind = (form or target.suffix[1:]) + ", its adapter merged" * merge + (f", its {part} alone" if part else "")
     return f"{target}: {saved.label} as {kind}, {size:.1f} MiB; {comparison}"
 
 
