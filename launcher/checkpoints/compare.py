@@ -15,6 +15,7 @@ from launcher.data.parts import changed
 from launcher.data.seeds import randomness_restored, seed_everything
 from launcher.errors import LauncherError
 from launcher.model.kinds import class_of
+from launcher.model.own_gradients import OwnGradients
 from launcher.text import shapes
 
 _NEAR, _NEAR_IN_HALF = 1e-3, 2e-2  # of the largest output; bfloat16 has two digits
@@ -84,10 +85,14 @@ def outputs(model: Callable[..., Any], batch: Batch, seed: int = 0) -> list[torc
         module = cast(nn.Module, model)
         named = [(module.get_submodule(name), inner) for name, inner in batch.parts.items()]
         return [tensor for part, inner in named for tensor in outputs(part, inner, seed)]
-    args, kwargs = own_copy((batch.args, dict(batch.kwargs)))
-    with torch.no_grad(), randomness_restored(needed=True):
+
+    def call() -> list[torch.Tensor]:
         seed_everything(seed)
+        args, kwargs = own_copy((batch.args, dict(batch.kwargs)))
         return tensors(model(*args, **kwargs))
+
+    with randomness_restored(needed=True):
+        return OwnGradients().call(model if isinstance(model, nn.Module) else None, call)
 
 
 def own_copy(value: Any) -> Any:

@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 from launcher import internals
-from launcher.checkpoints.compare import Batch
+from launcher.checkpoints.compare import Batch, own_copy
 from launcher.errors import LauncherError
 from launcher.model.kinds import class_of
+from launcher.model.own_gradients import OwnGradients
 
 _DECORATION = r"\x1b\[[0-9;]*m|\[ONNXRuntimeError\] : \d+ : \w+ : "  # colours, numbers of faults
 _LONG = 150
@@ -38,7 +39,7 @@ def check_program(form: str, model: nn.Module, batch: Batch) -> None:
             f"{form}: a program is of a model's forward, and train.step calls parts of {name} alone ({called}); name "
             f"one of them, --part {next(iter(batch.parts))}, or say in batch.inputs what its forward gets of a batch"
         )
-    leaves: list[Any] = []
+    own, leaves = OwnGradients(), list[Any]()
     internals.tree_map(leaves.append, (batch.args, dict(batch.kwargs)))
     strange = [type(leaf).__name__ for leaf in leaves if not isinstance(leaf, _PLAIN)]
     if strange:
@@ -46,6 +47,10 @@ def check_program(form: str, model: nn.Module, batch: Batch) -> None:
             f"{form}: a program is given tensors, in lists and mappings at most, and {name} gets a {strange[0]}; name "
             f"its tensors in batch.inputs, for a forward that takes them, or {WEIGHTS}"
         )
+    args, kwargs = own_copy((batch.args, dict(batch.kwargs)))
+    own.call(model, lambda: model(*args, **kwargs))
+    if own.are_taken:
+        raise LauncherError(f"{form}: {name} takes gradients when it is called, which a program cannot; {WEIGHTS}")
 
 
 def traced(

@@ -19,6 +19,7 @@ from launcher.data.subsets import class_names
 from launcher.data.transfer import moved
 from launcher.errors import LauncherError
 from launcher.model.kinds import class_of
+from launcher.model.own_gradients import OwnGradients
 from launcher.objective.batch import BatchLayout
 from launcher.objective.build import build_objective
 from launcher.objective.run_length import At
@@ -149,16 +150,10 @@ def _observed(step: Step, model: nn.Module, part: str, data: Any) -> Batch:
     remedy = f"say in batch.inputs what {class_of(model).__name__}'s forward gets of a batch"
     act, seen = partial(step, model, own_copy(data)), model.get_submodule(part)
     try:
-        with torch.no_grad():  # as evaluations are
-            calls = _calls(act, seen)
-    except Exception:
-        try:
-            calls = _calls(act, seen)  # one that calls autograd itself
-        except Exception as error:
-            words = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            raise LauncherError(
-                f"train.step fails in eval mode, so what it calls is not seen: {words}; {remedy}"
-            ) from error
+        calls = OwnGradients().call(model, partial(_calls, act, seen))
+    except Exception as error:
+        words = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise LauncherError(f"train.step fails in eval mode, so its calls are not seen: {words}; {remedy}") from error
     if part and "" not in calls:
         raise LauncherError(f"--part {part}: it is not called in eval mode; name a part that is, with a forward")
     if not calls:

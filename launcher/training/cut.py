@@ -21,6 +21,7 @@ from launcher.checkpoints.weights import shapes_of
 from launcher.data.parts import changed
 from launcher.data.repeatable import differs_again
 from launcher.data.transfer import moved
+from launcher.errors import UsageError
 from launcher.evaluation.modes import own_randomness
 from launcher.evaluation.unmoved import Unmoved
 from launcher.internals import batch_norms, dropouts
@@ -29,6 +30,7 @@ from launcher.objective.loss import Objective
 from launcher.objective.reading import Reading
 from launcher.objective.run_length import At
 from launcher.text import words_of
+from launcher.training.inner_optimizers import inner_optimizers
 from launcher.training.loose_buffers import loose_in, print_of
 from launcher.training.state import TrainState
 from launcher.world.screen import unseen
@@ -91,8 +93,8 @@ class Dependence:
             )
         if objective.is_whole and not is_open:
             return
-        if is_open and self.draws:
-            yield f"model: draws random numbers for each micro-batch, as in dropout: {_CUT}"
+        if self.draws:
+            yield f"a step draws random numbers for each micro-batch, as in dropout: {_CUT}"
         if self.norms and not synchronised:
             yield f"model: BatchNorm takes the mean of each micro-batch of a process: {_CUT}"
         if self.mixes:
@@ -109,7 +111,11 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def dependence_of(state: TrainState) -> Dependence:
-    """What is found; nothing where the model cannot be called like that: the first step says why."""
+    """What is found; nothing where the model cannot be called like that: the first step says why.
+
+    Raises:
+        UsageError: A call of the model leaves gradients in its parameters.
+    """
     model, objective, train = state.model.bare, state.objective, state.data.train
     norms = any(isinstance(module, batch_norms()) for module in model.modules())
     drops = any(isinstance(module, dropouts()) and getattr(module, "p", 0) > 0 for module in model.modules())
@@ -129,6 +135,11 @@ def dependence_of(state: TrainState) -> Dependence:
     except Exception as error:  # somebody's code, called otherwise than in a step
         words = " ".join(words_of(error).split())[:120]
         return Dependence(unsteady, norms=norms, draws=drops, fault=f"{type(error).__name__}: {words}")
+    if objective.own_gradients.are_left and objective.step is None:
+        raise UsageError(
+            "model: calls backward() when it is called, which leaves gradients in its parameters: those of the step "
+            "would be added to them; take them by torch.autograd.grad"
+        )
     loose = [name for name in moving if name in tried.loose]
     return Dependence(unsteady, unkept, moving, loose, mixes, norms, drops or tried.draws, grown)
 
@@ -214,14 +225,17 @@ class _Tried:
         objective, layout = self.objective, self.objective.layout
         if self._change is not None:
             batch = self._change(changed(batch, torch.clone))  # which may change it in place
-        if objective.step is not None:
-            return [float(value.detach()) for value in objective.evaluated_step(self.model, batch, At())[0]]
-        args, kwargs = layout.inputs(batch)
-        with torch.enable_grad() if not objective.terms else torch.no_grad():
+
+        def values() -> list[torch.Tensor]:
+            if objective.step is not None:
+                return objective.evaluated_step(self.model, batch, At())[0]
+            args, kwargs = layout.inputs(batch)
             result = self.model(*args, **kwargs)
             if not objective.terms:
-                return [float(layout.loss(result).detach())]
-            return [float(term.value(term.function, layout, result, batch).detach()) for term in objective.terms]
+                return [layout.loss(result)]
+            return [term.value(term.function, layout, result, batch) for term in objective.terms]
+
+        return [float(value) for value in objective.own_gradients.call(self.model, values)]
 
     def movements(self, batch: Any, shapes: Mapping[str, Any]) -> tuple[list[str], list[str], Mapping[str, Any] | None]:
         """What equal calls change: what no checkpoint keeps, what one does, and a state that has grown.
@@ -316,6 +330,9 @@ def changed_beside(things: Mapping[str, Any], before: Mapping[str, Any]) -> str 
 
 def _attributes_of(key: str, root: Any) -> Iterator[tuple[str, Any]]:
     """Numbers and tensors that are attributes of somebody's own objects and of no `state_dict`, by name."""
+    if isinstance(root, Optimizer):
+        for name, inner in inner_optimizers(root).items():
+            yield from _attributes_of(f"{key}.{name}", inner)
     if isinstance(root, nn.Module):
         for name, module in root.named_modules():
             is_kept = type(module).get_extra_state is not nn.Module.get_extra_state
