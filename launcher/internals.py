@@ -10,8 +10,9 @@ from __future__ import annotations
 import copy
 import importlib
 import sys
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -420,6 +421,51 @@ def judge_file_systems(judge: Callable[[type], None]) -> None:
         return make(cls, *arguments, **settings)
 
     kind.__call__ = judged
+
+
+def run_no_program_for_pictures() -> None:
+    """Has PIL start no Ghostscript, which it asks to draw a picture that is PostScript, whatever its file is called.
+
+    `False` is its own word for a machine that has none. Nothing happens where PIL is not installed.
+    """
+    with suppress(ImportError):
+        from PIL import EpsImagePlugin
+
+        EpsImagePlugin.gs_binary = False
+
+
+def count_no_downloads() -> None:
+    """Has `datasets` tell no server that one of its readers was used, which it does for files of this machine too.
+
+    There is a variable of the environment, read when it is imported, which may have been before.
+    """
+    config: Any = sys.modules.get("datasets.config")
+    if config is not None:
+        config.HF_UPDATE_DOWNLOAD_COUNTS = False
+
+
+def judge_addresses_of_media(judge: Callable[[str], None]) -> None:
+    """Has a function look at each address at which transformers would fetch a picture or a sound that data names.
+
+    There is no public way to be asked: the modules that fetch do it by `httpx.get`, a name of theirs. Nothing happens
+    where they are not installed, or fetch in another way.
+    """
+    for name in ("audio_utils", "image_utils", "video_utils"):
+        with suppress(ImportError):
+            module: Any = importlib.import_module(f"transformers.{name}")
+            if (known := getattr(module, "httpx", None)) is not None and not hasattr(known, "is_judged"):
+                module.httpx = _judging(known, judge)
+
+
+def _judging(known: Any, judge: Callable[[str], None]) -> types.ModuleType:
+    def get(url: Any, *arguments: Any, **settings: Any) -> Any:
+        judge(str(url))
+        return known.get(url, *arguments, **settings)
+
+    judged: Any = types.ModuleType(known.__name__)
+    judged.__dict__.update({**vars(known), "get": get, "is_judged": True})
+    module: types.ModuleType = judged
+    return module
 
 
 def run_no_code_of_repositories() -> None:
