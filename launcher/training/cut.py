@@ -58,6 +58,8 @@ class Dependence:
         draws: Whether a forward in train mode is random, by a dropout or otherwise.
         grown: The model's state, where buffers have come or grown in it.
         fault: Why model and loss could not be called for it.
+        noted: What is in no checkpoint and is changed by a forward, if only as a note of the last one; None where
+            nobody has looked.
     """
 
     unsteady: str = ""
@@ -69,6 +71,7 @@ class Dependence:
     draws: bool = False
     grown: Mapping[str, Any] | None = None
     fault: str = ""
+    noted: frozenset[str] | None = None
 
     def notes(self, objective: Objective, *, synchronised: bool, is_open: bool = False) -> Iterator[str]:
         """What the plan says of it.
@@ -82,13 +85,13 @@ class Dependence:
             yield self.unsteady
         if self.unkept:
             yield (
-                f"{_listed(self.unkept)}: each forward changes it, and no checkpoint keeps it: where a number depends "
+                f"{listed(self.unkept)}: each forward changes it, and no checkpoint keeps it: where a number depends "
                 "on it, a resume or another micro-batch size gives others; make it a buffer, or give it by "
                 "get_extra_state or state_dict"
             )
         if self.loose:
             yield (
-                f"{_listed(self.loose)}: each forward changes it, and no state_dict has it: checkpoints keep it for a "
+                f"{listed(self.loose)}: each forward changes it, and no state_dict has it: checkpoints keep it for a "
                 "resume, and model_weights.pth is without it; make it a persistent buffer"
             )
         if objective.is_whole and not is_open:
@@ -103,10 +106,11 @@ class Dependence:
                 f"BatchNorm or mixing (two parts put together are {self.mixes:.1g} off): {_CUT}"
             )
         if self.moving:
-            yield f"{_listed(self.moving)}: moves with each micro-batch of a process: {_CUT}"
+            yield f"{listed(self.moving)}: moves with each micro-batch of a process: {_CUT}"
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """The first of them."""
     return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
@@ -129,7 +133,7 @@ def dependence_of(state: TrainState) -> Dependence:
         with _tried(state):
             batches = [moved(train.batch_of(part), device) for part in (numbers, numbers[:2], numbers[2:])]
             tried = _Tried(state)
-            unkept, moving, grown = tried.movements(batches[0], state.shapes)
+            unkept, moving, grown, noted = tried.movements(batches[0], state.shapes)
             sizes = [len(numbers), 2, len(numbers) - 2]
             mixes = tried.mixing(batches, sizes) if is_cut and not unsteady else 0.0
     except Exception as error:  # somebody's code, called otherwise than in a step
@@ -141,7 +145,7 @@ def dependence_of(state: TrainState) -> Dependence:
             "would be added to them; take them by torch.autograd.grad"
         )
     loose = [name for name in moving if name in tried.loose]
-    return Dependence(unsteady, unkept, moving, loose, mixes, norms, drops or tried.draws, grown)
+    return Dependence(unsteady, unkept, moving, loose, mixes, norms, drops or tried.draws, grown, "", noted)
 
 
 @contextmanager
@@ -237,23 +241,25 @@ class _Tried:
 
         return [float(value) for value in objective.own_gradients.call(self.model, values)]
 
-    def movements(self, batch: Any, shapes: Mapping[str, Any]) -> tuple[list[str], list[str], Mapping[str, Any] | None]:
-        """What equal calls change: what no checkpoint keeps, what one does, and a state that has grown.
+    def movements(
+        self, batch: Any, shapes: Mapping[str, Any]
+    ) -> tuple[list[str], list[str], Mapping[str, Any] | None, frozenset[str]]:
+        """What equal calls change: what no checkpoint keeps, what one does, a state that has grown, and notes.
 
         What no checkpoint keeps must be changed by the second call too: else it is a mere note of the last one.
         """
         back = Unmoved(self.model, *self.objective.brought.values(), weights=self.objective.step is not None)
-        before = self._kept()
+        before, at_first = self._kept(), self._attributes()
         try:
             self._called(batch)
             attributes = self._attributes()
             self._called(batch)
-            unkept, moving = _changed(attributes, self._attributes()), _changed(before, self._kept())
+            unkept, moving = unlike(attributes, self._attributes()), unlike(before, self._kept())
             weights = self.model.state_dict()
             grown = copied(weights) if shapes_of(weights) != shapes else None
         finally:
             back.put_back()
-        return unkept, moving, grown
+        return unkept, moving, grown, frozenset((*unkept, *unlike(at_first, attributes)))
 
     def _attributes(self) -> dict[str, Any]:
         lost = {name: value for name, value, is_kept in self._buffers() if not is_kept}
@@ -312,22 +318,6 @@ def beside_states(things: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for key, thing in things.items() for name, value in _attributes_of(key, thing)}
 
 
-def changed_beside(things: Mapping[str, Any], before: Mapping[str, Any]) -> str | None:
-    """What of it is another since, in words; None where nothing is.
-
-    Args:
-        things: As they are now: optimizers, and what is called after a step.
-        before: What there was of it before the first step.
-    """
-    names = _changed(before, beside_states(things))
-    if not names:
-        return None
-    return (
-        f"{_listed(names)}: steps have changed it, and no checkpoint keeps it: where a number depends on it, "
-        "a resume gives others; give it by state_dict, or keep it in the optimizer's state or its param_groups"
-    )
-
-
 def _attributes_of(key: str, root: Any) -> Iterator[tuple[str, Any]]:
     """Numbers and tensors that are attributes of somebody's own objects and of no `state_dict`, by name."""
     if isinstance(root, Optimizer):
@@ -363,5 +353,6 @@ def _numbers_in(key: str, attributes: Mapping[str, Any]) -> Iterator[tuple[str, 
             yield f"{key}.{name}", seen
 
 
-def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+def unlike(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """What is another in `after`, or was not there."""
     return [name for name in after if before.get(name) != after[name]]

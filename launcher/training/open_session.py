@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -37,6 +37,7 @@ from launcher.runs.options import Options
 from launcher.runs.record import NoRecord, Record
 from launcher.runs.tracking.tracking import NoTracking, Tracking, open_tracking
 from launcher.training.batch_norm import too_few_for_batch_norm
+from launcher.training.beside import Beside
 from launcher.training.contents import Contents
 from launcher.training.cut import as_it_was, dependence_of
 from launcher.training.plan import plan_of
@@ -84,7 +85,8 @@ def open_session(recipe: Recipe, builder: Builder, state: TrainState, options: O
             kept = _kept_readings(point)
             bare, end = state.model.bare, state.length.last
             settle_losses(builder, state.objective, bare, state.data, coordinator, end=end, kept=kept)
-        notes = [*point.notes, *(() if point.checkpoint else _dependences(recipe, builder, state))]
+        dependences, noted = ([], None) if point.checkpoint else _dependences(recipe, builder, state)
+        notes = [*point.notes, *dependences]
         if world.size > 2 and state.shards is None:
             # DDP settles the order of its buckets in its first backward; then a resumed run sums as this one
             warm_up(state, state.update.gradients if isinstance(state.update, Turns) else None)
@@ -95,7 +97,7 @@ def open_session(recipe: Recipe, builder: Builder, state: TrainState, options: O
         _introduce(known, Path(point.folder), state)
         _let_be_seen(Path(point.folder), state, stack)
         record = stack.enter_context(_recorded(Path(point.folder), state, start))
-        session = _session(recipe, builder, contents, options, Path(point.folder), start, record, point, until)
+        session = _session(recipe, builder, contents, options, Path(point.folder), start, record, point, until, noted)
         tracking = session.tracking
         if start:
             record.event("redone", start, **asdict(tracking.redone))
@@ -154,8 +156,10 @@ def _go_on_alike(point: ResumePoint, state: TrainState) -> None:
         state.data.read_by(point.readers)
 
 
-def _dependences(recipe: Recipe, builder: Builder, state: TrainState) -> list[str]:
-    """What a run's numbers depend on beside its recipe, in words; every rank tries the same.
+def _dependences(recipe: Recipe, builder: Builder, state: TrainState) -> tuple[list[str], frozenset[str] | None]:
+    """What a run's numbers depend on beside its recipe, in words, and what a forward changes that nobody keeps.
+
+    Every rank tries the same.
 
     Raises:
         UnresumableError: A forward makes a state that no fresh model takes up.
@@ -164,10 +168,8 @@ def _dependences(recipe: Recipe, builder: Builder, state: TrainState) -> list[st
     if depends.grown is not None:
         try_fresh(depends.grown, state.shapes, partial(built_anew, builder, recipe.model))
     drawn = drawn_validation(state.data)
-    return [
-        *([drawn] if drawn else []),
-        *depends.notes(state.objective, synchronised=recipe.device.sync_batchnorm, is_open=state.retry is not None),
-    ]
+    notes = depends.notes(state.objective, synchronised=recipe.device.sync_batchnorm, is_open=state.retry is not None)
+    return [*([drawn] if drawn else []), *notes], depends.noted
 
 
 def _kept_readings(point: ResumePoint) -> Mapping[str, Any]:
@@ -261,6 +263,7 @@ def _session(
     record: Record,
     point: ResumePoint,
     until: int | None,
+    noted: frozenset[str] | None,
 ) -> Session:
     """The parts of a session, each told of the others that it must know."""
     state, world = contents.state, contents.state.device.world
@@ -297,15 +300,13 @@ def _session(
         capture=contents.capture,
         gather=contents.ranks.gather,
         warn=tracking.warn,
-        captured=record.reached,
+        captured=_captured(record, Beside({} if point.checkpoint else _looked_at(state, noted), tracking.warn, noted)),
         saved=record.saved,
         last_step=start if point.checkpoint is not None else None,
         proof=Proof(
             contents.optimizer,
             state.shapes,
             partial(built_anew, builder, recipe.model),
-            _never_tried(state),
-            tracking.warn,
         ),
     )
     return Session(
@@ -324,11 +325,25 @@ def _session(
     )
 
 
-def _never_tried(state: TrainState) -> dict[str, Any]:
-    """What may keep something and is not called when a forward is tried: optimizers, and the user's own functions."""
+def _looked_at(state: TrainState, noted: frozenset[str] | None) -> dict[str, Any]:
+    """What may keep something in itself: optimizers, the user's own functions, and what a tried forward calls.
+
+    The last only where it is known what each forward changes.
+    """
     optimizers = {f"optimizer.{name}" if name else "optimizer": one for name, one in each(state.optimizer).items()}
-    brought = state.objective.brought
-    return optimizers | {key: brought[key] for key in state.objective.others if key != "data.on_device"}
+    brought, others = state.objective.brought, state.objective.others
+    own = {key: thing for key, thing in brought.items() if key in others and key != "data.on_device"}
+    return optimizers | own | ({} if noted is None else {"model": state.model.bare, **brought})
+
+
+def _captured(record: Record, beside: Beside) -> Callable[[int], None]:
+    """What is told of each step of which a checkpoint is made."""
+
+    def captured(step: int) -> None:
+        record.reached(step)
+        beside.look()
+
+    return captured
 
 
 def _saving(state: TrainState, **options: Any) -> Saving:

@@ -10,7 +10,6 @@ import copy
 import io
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,6 @@ from launcher.checkpoints.weights import shapes_of
 from launcher.evaluation.modes import own_randomness
 from launcher.model.adapt import Built
 from launcher.model.rows import Rows
-from launcher.training.cut import beside_states, changed_beside
 from launcher.training.optimizer_state import NamedOptimizer, NamedOptimizers
 
 _LARGEST = 2**30  # bytes of an optimizer's state and parameters that are made a second time
@@ -41,8 +39,6 @@ class Proof:
         named: The run's optimizer or optimizers, by the names of their parameters.
         shapes: Of the model's state_dict as it was built.
         fresh: Builds another model.
-        things: What no trial has called, by key: optimizers, and what is called after a step or an evaluation.
-        warn: Gets a line on what of them is in no checkpoint.
     """
 
     def __init__(
@@ -50,11 +46,8 @@ class Proof:
         named: NamedOptimizer | NamedOptimizers,
         shapes: Mapping[str, Sequence[int] | None],
         fresh: Callable[[], Built],
-        things: Mapping[str, Any] = MappingProxyType({}),
-        warn: Callable[[str], None] = print,
     ):
         self._named, self._shapes, self._fresh = named, shapes, fresh
-        self._things, self._warn, self._beside = things, warn, beside_states(things)
         self._second: dict[str, NamedOptimizer] = {}
 
     def before(self, snapshot: Snapshot) -> None:
@@ -69,8 +62,6 @@ class Proof:
                     f"{part}: {issue}, which cannot be read from a checkpoint without running code: this run could not "
                     f"be resumed; {_REMEDY}"
                 )
-        if said := changed_beside(self._things, self._beside):
-            self._warn(said)
         try_fresh(snapshot.weights, self._shapes, self._fresh)
         if any(part.shards is not None for part in self._named.parts.values()):
             return  # it takes up no state that is whole; each process reads back the rows that it writes

@@ -135,6 +135,42 @@ class Slowing(torch.optim.Optimizer):
                 parameter.sub_(parameter.grad, alpha=group["lr"] / self.calls)
 
 
+class Noting(Lin):
+    """It notes what it gave last, as pictures of attention are made of: no number depends on it."""
+
+    last: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = super().forward(x)
+        return self.last
+
+
+class Backwards(Noting):
+    """It counts its gradients: a forward alone shows nothing of it."""
+
+    gradients = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = super().forward(x)
+        if out.requires_grad:
+            out.register_hook(self.count)
+        return out
+
+    def count(self, gradient: Tensor) -> None:
+        self.gradients = self.gradients + 1
+
+
+class Late:
+    """A step function that begins to count when half of the run is over."""
+
+    def __init__(self) -> None:
+        self.late = 0
+
+    def __call__(self, model: nn.Module, batch: tuple[Tensor, Tensor], at: Any) -> Mapping[str, Any]:
+        self.late += at.step >= 4
+        return {"loss": functional.mse_loss(model(batch[0]), batch[1])}
+
+
 class Sparse(Lin):
     """A matrix that is mostly zeros, as a graph's neighbours, whose numbers follow the data."""
 
