@@ -46,14 +46,18 @@ def model_trials(
     if (fault := caller.settle(batches[0][7])) is not None:
         return fault
     classes = classes_among([subject.parts(by_union[7]) for by_union in batches])
-    trials, injected = list(findings.trials), list(findings.injected)
-    for amount in (0.0, 0.1, 0.3) if caller.is_double else (0.0,):  # the run's own weights are not shaken
+    trials, shaken, injected = list(findings.trials), list[Trial](), list(findings.injected)
+    for amount in (0.0, 0.1, 0.3) if caller.may_shake else (0.0,):
         with caller.shaken(amount):
             for group, (pieces, by_union) in enumerate(zip(groups, batches, strict=True)):
-                trials += _model_trial(caller, by_union, pieces, hints, group, classes)
+                (shaken if amount else trials).extend(_model_trial(caller, by_union, pieces, hints, group, classes))
                 if caller.may_change and (amount or not caller.is_double):
                     for change, put in _changes(subject, by_union, pieces):
                         injected += _model_trial(caller, change, pieces, hints, group, classes, put)
+    if caller.is_double or all(trial.is_flat for trial in trials):
+        trials += shaken
+    else:
+        injected += shaken  # in single precision they choose among what fits, and refute nothing
     tolerance = max(findings.tolerance, TOLERANCE[torch.float64 if caller.is_double else torch.float32])
     tried = findings.tried if caller.may_change or subject.outputs is not None else None
     return Found(trials, injected, tolerance, tried)
@@ -76,14 +80,19 @@ def _numbers(pieces: Sequence[Sequence[int]], union: int) -> list[int]:
 
 
 class _ModelCaller:
-    """Calls model and loss together."""
+    """Calls model and loss together.
+
+    Attributes:
+        is_double: Whether it calls a copy in double precision.
+        may_shake: Whether there is a copy: the run's own weights are not shaken.
+    """
 
     def __init__(self, subject: Subject, twin: nn.Module):
         self._subject, self._model, self.fault = subject, twin, ""
         self._device = device_of(twin)
         self._is_live = is_large(twin)  # the run's own model, which stays as it is
         self._double = twin if self._is_live else copied(twin)
-        self.is_double = self._double is not twin
+        self.is_double = self.may_shake = self._double is not twin
         self._has_worked = False  # in double precision: what fails later fails for what it is given
         if self.is_double:
             self._double.cpu().double()
@@ -148,11 +157,11 @@ class _ModelCaller:
     @contextmanager
     def shaken(self, amount: float) -> Iterator[None]:
         """With other weights for a while: a head of zeros tells nothing."""
-        if not amount or not self.is_double:
+        if not amount:
             yield
             return
-        generator = torch.Generator().manual_seed(3)
-        kept = [(weight, weight.detach().clone()) for weight in self._double.parameters() if weight.is_floating_point()]
+        generator, model = torch.Generator().manual_seed(3), self._double if self.is_double else self._model
+        kept = [(weight, weight.detach().clone()) for weight in model.parameters() if weight.is_floating_point()]
         for parameter, before in kept:
             noise = torch.randn(before.shape, generator=generator, dtype=before.dtype).to(before.device)
             parameter.add_(noise * amount * (before.abs().mean() + 0.1))
