@@ -47,7 +47,7 @@ def model_trials(
         return fault
     classes = classes_among([subject.parts(by_union[7]) for by_union in batches])
     trials, shaken, injected = list(findings.trials), list[Trial](), list(findings.injected)
-    for amount in (0.0, 0.1, 0.3) if caller.may_shake else (0.0,):
+    for amount in caller.amounts:
         with caller.shaken(amount):
             for group, (pieces, by_union) in enumerate(zip(groups, batches, strict=True)):
                 (shaken if amount else trials).extend(_model_trial(caller, by_union, pieces, hints, group, classes))
@@ -84,7 +84,6 @@ class _ModelCaller:
 
     Attributes:
         is_double: Whether it calls a copy in double precision.
-        may_shake: Whether there is a copy: the run's own weights are not shaken.
     """
 
     def __init__(self, subject: Subject, twin: nn.Module):
@@ -92,7 +91,7 @@ class _ModelCaller:
         self._device = device_of(twin)
         self._is_live = is_large(twin)  # the run's own model, which stays as it is
         self._double = twin if self._is_live else copied(twin)
-        self.is_double = self.may_shake = self._double is not twin
+        self.is_double = self._double is not twin
         self._has_worked = False  # in double precision: what fails later fails for what it is given
         if self.is_double:
             self._double.cpu().double()
@@ -102,6 +101,12 @@ class _ModelCaller:
     def may_change(self) -> bool:
         """Whether it may be given numbers that nobody has seen: on a GPU, one out of range would end the process."""
         return self.is_double or self._device == HOST
+
+    @property
+    def amounts(self) -> Sequence[float]:
+        """How far its weights are shaken: only a copy's; in single precision by more than rounding hides."""
+        has_copy = self._double is not self._model
+        return (0.0, 0.1, 0.3) if self.is_double else (0.0, 0.3, 3.0) if has_copy else (0.0,)
 
     def settle(self, batch: Any) -> Verdict | None:
         """Chooses the mode to measure in: training's, unless the value is random there; says why there is none.
