@@ -260,7 +260,8 @@ class _Tried:
         return lost | beside_states(self._roots)
 
     def _kept(self) -> dict[str, Any]:
-        return {name: value for name, value, is_kept in self._buffers() if is_kept}
+        kept = {name: value for name, value, is_kept in self._buffers() if is_kept}
+        return kept | {name: value for key, root in self._roots.items() for name, value in _given_by(key, root)}
 
     def _buffers(self) -> Iterator[tuple[str, Any, bool]]:
         """Each buffer's name, value, and whether a checkpoint has it; a BatchNorm's are known to move."""
@@ -349,6 +350,15 @@ def _attributes_of(key: str, root: Any) -> Iterator[tuple[str, Any]]:
         yield from _numbers_in(key, _globals_of(root))
     else:
         yield from _numbers_in(key, getattr(root, "__dict__", {}))
+
+
+def _given_by(key: str, root: Any) -> Iterator[tuple[str, Any]]:
+    """What an object that is no module gives by its `state_dict`, by name: a step's hidden state, a queue."""
+    if isinstance(root, nn.Module) or not hasattr(root, "state_dict"):
+        return
+    state = root.state_dict()
+    for name, value in state.items() if isinstance(state, Mapping) else ():
+        yield f"{key}.{name}", [print_of(tensor) for tensor in tensors_of(value)]
 
 
 def _globals_of(function: Any) -> Mapping[str, Any]:
