@@ -246,9 +246,10 @@ class _Tried:
         before = self._kept()
         try:
             self._called(batch)
-            attributes = self._attributes()
+            attributes, given = self._attributes(), self._given()
             self._called(batch)
             unkept, moving = _changed(attributes, self._attributes()), _changed(before, self._kept())
+            moving += _changed(given, self._given())
             weights = self.model.state_dict()
             grown = copied(weights) if shapes_of(weights) != shapes else None
         finally:
@@ -260,8 +261,14 @@ class _Tried:
         return lost | beside_states(self._roots)
 
     def _kept(self) -> dict[str, Any]:
-        kept = {name: value for name, value, is_kept in self._buffers() if is_kept}
-        return kept | {name: value for key, root in self._roots.items() for name, value in _given_by(key, root)}
+        return {name: value for name, value, is_kept in self._buffers() if is_kept}
+
+    def _given(self) -> dict[str, Any]:
+        """What losses and a step that are no modules give by their `state_dict`: a hidden state, a queue."""
+        owners = {key: one for key, one in self.objective.stateful.items() if not isinstance(one, nn.Module)}
+        states = {key: one.state_dict() for key, one in owners.items()}
+        mappings = {key: state for key, state in states.items() if isinstance(state, Mapping)}
+        return {f"{key}.{name}": _prints(value) for key, state in mappings.items() for name, value in state.items()}
 
     def _buffers(self) -> Iterator[tuple[str, Any, bool]]:
         """Each buffer's name, value, and whether a checkpoint has it; a BatchNorm's are known to move."""
@@ -352,13 +359,11 @@ def _attributes_of(key: str, root: Any) -> Iterator[tuple[str, Any]]:
         yield from _numbers_in(key, getattr(root, "__dict__", {}))
 
 
-def _given_by(key: str, root: Any) -> Iterator[tuple[str, Any]]:
-    """What an object that is no module gives by its `state_dict`, by name: a step's hidden state, a queue."""
-    if isinstance(root, nn.Module) or not hasattr(root, "state_dict"):
-        return
-    state = root.state_dict()
-    for name, value in state.items() if isinstance(state, Mapping) else ():
-        yield f"{key}.{name}", [print_of(tensor) for tensor in tensors_of(value)]
+def _prints(value: Any) -> Any:
+    """A print of all that stands in a state."""
+    if isinstance(value, Mapping):
+        return [(key, _prints(part)) for key, part in value.items()]
+    return list(map(_prints, value)) if isinstance(value, list | tuple) else print_of(value)
 
 
 def _globals_of(function: Any) -> Mapping[str, Any]:
