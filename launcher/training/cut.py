@@ -93,8 +93,8 @@ class Dependence:
             )
         if objective.is_whole and not is_open:
             return
-        if is_open and self.draws:
-            yield f"model: draws random numbers for each micro-batch, as in dropout: {_CUT}"
+        if self.draws:
+            yield f"a step draws random numbers for each micro-batch, as in dropout: {_CUT}"
         if self.norms and not synchronised:
             yield f"model: BatchNorm takes the mean of each micro-batch of a process: {_CUT}"
         if self.mixes:
