@@ -243,10 +243,10 @@ class _Tried:
         What no checkpoint keeps must be changed by the second call too: else it is a mere note of the last one.
         """
         back = Unmoved(self.model, *self.objective.brought.values(), weights=self.objective.step is not None)
-        before = self._kept()
+        before, given = self._kept(), self._given()
         try:
             self._called(batch)
-            attributes, given = self._attributes(), self._given()
+            attributes = self._attributes()
             self._called(batch)
             unkept, moving = _changed(attributes, self._attributes()), _changed(before, self._kept())
             moving += _changed(given, self._given())

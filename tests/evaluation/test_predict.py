@@ -289,6 +289,37 @@ def test_a_data_set_of_ones_own_reads_the_path_in_its_way(tmp_path: Path) -> Non
     assert [(row["word"], row["class"]) for row in read(out)] == [("butterflies", "long"), ("ox", "short")]
 
 
+CARRIED = """
+from torch import nn
+
+
+class Carried(nn.Linear):
+    def forward(self, x, hidden): return super().forward(x + hidden)
+
+
+def step(model, batch, at): return {"loss": (model(batch[0], 0.5) - batch[1]).square().mean()}
+"""
+
+
+def test_a_model_that_only_its_step_can_call_is_refused_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "carried.py").write_text(CARRIED)
+    (tmp_path / "carried.yaml").write_text(
+        f"data: {{train: {{_target_: Table, path: {table(tmp_path / 'rows.csv')}, features: [x], target: [y]}}}}\n"
+        "model: {_target_: carried.py:Carried, in_features: 1, out_features: 1}\noptimizer: {_target_: SGD}\n"
+        "train: {steps: 1, step: carried.py:step}\nlaunch: {threads: 1}\n"
+    )
+    recipe, run = str(tmp_path / "carried.yaml"), str(tmp_path / "run")
+    launcher.train(recipe, "data.global_batch_size=4", cpu=True, run_dir=run, output="quiet")
+    capsys.readouterr()
+    command = ["predict", run, str(tmp_path / "rows.csv"), "--cpu", "--to", str(tmp_path / "o.csv")]
+    assert main(command) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "missing 1 required positional argument: 'hidden': train.step calls the model in its own way" in error
+    assert main([*command, "batch.inputs=[0, {_value_: 0.5}]"]) == 0
+
+
 def test_yes_or_no_and_quantities(tmp_path: Path) -> None:
     path = table(tmp_path / "rows.csv")
     data = {"_target_": "Table", "path": path, "features": ["x"], "target": ["y"], "scale": True}
