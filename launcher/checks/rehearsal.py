@@ -37,6 +37,7 @@ from launcher.evaluation.best import BestTracker, deciding_set, value_of
 from launcher.evaluation.evaluate import evaluate
 from launcher.evaluation.evaluation import metrics_of
 from launcher.evaluation.modes import evaluating, start_training
+from launcher.evaluation.unmoved import Unmoved
 from launcher.model.adapt import built_anew
 from launcher.model.build import unfit_for_several
 from launcher.model.recompute import never_called, recomputed_in
@@ -65,7 +66,7 @@ from launcher.training.ways import Turns
 from launcher.world.temporary import temporary_folder
 from launcher.world.world import World
 
-SAMPLES = 2
+SAMPLES, _MOST_SAMPLES = 2, 64
 Say = Callable[[str, str], None]  # a stage and what came of it
 
 
@@ -133,11 +134,10 @@ def rehearse(recipe: Recipe, builder: Builder, world: World, say: Say, *, on_gpu
                     processes=world.size,
                 )
             depends, drawn = dependence_of(state), drawn_validation(data)
-        on_two = replace(state, data=open_run_data(small, builder, World()))
-        warned = _rehearse_step(recipe, on_two, world, say)
-        shared = _rehearse_sharded(recipe, small, builder, on_two, world, say)
-        _rehearse_evaluation(small, builder, on_two, say)
-        _rehearse_checkpoint(recipe, builder, on_two, say)
+        on_few, warned = _rehearse_on_few(recipe, small, builder, state, world, say)
+        shared = _rehearse_sharded(recipe, small, builder, on_few, world, say)
+        _rehearse_evaluation(small, builder, on_few, say)
+        _rehearse_checkpoint(recipe, builder, on_few, say)
         elsewhere = replace(state, device=replace(device, world=world, notes=()))
         plan = plan_of(recipe, elsewhere, Path(), 0, [*_notes(recipe, data, world), *([drawn] if drawn else [])])
         doubts = [*warned, *_of_sizes(recipe, data), *doubts_of(recipe, state)]
@@ -265,6 +265,42 @@ def _problem(recipe: Recipe, path: RecipePath, message: str) -> Problem:
 # ---------------------------------------------------------------------- the stages
 
 
+class _NotFiniteError(RecipeError):
+    """The loss of the samples is no finite number."""
+
+
+def _rehearse_on_few(
+    recipe: Recipe, small: Recipe, builder: Builder, state: TrainState, world: World, say: Say
+) -> tuple[TrainState, list[str]]:
+    """A step on two samples, or on a share of a step where two are too few for a finite loss; and what to ask of it."""
+    on_two = replace(state, data=open_run_data(small, builder, World()))
+    kept = Unmoved(state.model.bare, *state.objective.brought.values(), weights=state.objective.step is not None)
+    try:
+        return on_two, _rehearse_step(recipe, on_two, world, say)
+    except _NotFiniteError as error:
+        samples = _share(recipe, world)
+        if samples <= SAMPLES:
+            raise
+        kept.put_back()
+        data = small.data.model_copy(update={"global_batch_size": samples})
+        more = open_run_data(small.model_copy(update={"data": data}), builder, World())
+        on_more = replace(state, data=more)
+        try:
+            warned = _rehearse_step(recipe, on_more, world, say)
+        except _NotFiniteError:
+            raise error from None
+        problem = error.problems[0]
+        fault = f"{problem.path}: {problem.message.partition(';')[0]}, and finite on {samples}"
+        return on_more, [*warned, f"{fault}: a last batch or a share of so few would end the run"]
+
+
+def _share(recipe: Recipe, world: World) -> int:
+    """The samples of a micro-batch, as far as they are no great number."""
+    section = recipe.data
+    most = section.micro_batch_size if isinstance(section.micro_batch_size, int) else _MOST_SAMPLES
+    return min(most, _MOST_SAMPLES, (section.global_batch_size or SAMPLES) // world.size)
+
+
 def _rehearse_step(recipe: Recipe, train_state: TrainState, world: World, say: Say) -> list[str]:
     """Two samples forward, their loss, backward, and one update; gives what was warned of on the way to the loss."""
     with _stage(recipe, ("data", "train"), "reading two samples"):
@@ -380,7 +416,7 @@ def _check_loss(recipe: Recipe, value: torch.Tensor) -> None:
         raise RecipeError([_problem(recipe, path, INDEPENDENT)])
     if not torch.isfinite(value).all():
         message = f"is {float(value):g} on the first two samples; look at them, at the model's output, and at the loss"
-        raise RecipeError([_problem(recipe, path, message)])
+        raise _NotFiniteError([_problem(recipe, path, message)])
 
 
 def _check_gradients(recipe: Recipe, train_state: TrainState, world: World, say: Say) -> None:

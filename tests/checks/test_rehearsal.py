@@ -232,6 +232,26 @@ def test_what_is_wrong_with_a_model(
     assert len(err.splitlines()) == 1
 
 
+def test_what_two_samples_are_too_few_for_is_rehearsed_on_more(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a grid that is laid over the samples of a batch: nothing of the first try is left in its buffers."""
+    body = "self.layers(points) * self.mean(points)"
+    code = f"""{FORWARD.format(body=body)}
+    def __init__(self, *sizes, **settings):
+        super().__init__(*sizes, **settings)
+        self.register_buffer("running", torch.zeros(()))
+    def mean(self, points):
+        self.running += points.std(0).sum() if len(points) > 2 else torch.nan
+        return self.running
+"""
+    recipe = projects.make(tmp_path / "project", broken=code)
+    code, out, err = check(capsys, recipe, "model._target_=broken.py:Net", "data.global_batch_size=4")
+    assert (code, err) == (0, "")
+    assert "batch        4 samples: float32 [4, 2]" in out
+    assert "loss: is nan on the first two samples, and finite on 4: a last batch or a share of so few would end" in out
+
+
 def test_what_is_wrong_with_a_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = "from torch import nn\nclass Each(nn.Module):\n    def forward(self, a, b):\n        return a.sum(1)\n"
     recipe = projects.make(tmp_path / "project", my_losses=code)

@@ -266,7 +266,10 @@ def test_ranks_that_share_the_model_write_no_row_of_what_only_one_takes_for_an_o
 @pytest.mark.parametrize(
     ("form", "line"),
     [
-        ("a number", "the model's output, float32 [], has no row for each sample of a batch of 4; if it is a loss, and"),
+        (
+            "a number",
+            "the model's output, float32 [], has no row for each sample of a batch of 4; if it is a loss, and",
+        ),
         ("turned", "the model's output, float32 [2, 4], has no row for each sample of a batch of 4"),
         ("shorter", "the model's output, 0 (float32 [3, 2]), 1 (float32 []), has no row for each sample"),
         ("nothing", "the model's output, NoneType, has no row for each sample of a batch of 4"),
