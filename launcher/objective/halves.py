@@ -30,7 +30,7 @@ def still_holds(
     tree = (outputs, targets) if counted is None else (outputs, targets, counted)
     rows = rows_of(tree, reading, samples)
     try:
-        whole = narrowed(tree, rows, 0, rows)
+        whole = _each_narrowed(tree, rows, 0, rows)
     except NotJoinedError:
         return None
     if rows < 2:
@@ -40,7 +40,7 @@ def still_holds(
     kept = max(2, rows * LARGE // numbers) if is_large else rows
     with undisturbed():
         ends = ((0, kept), (0, kept // 2), (kept // 2, kept))
-        parts = [narrowed(mapped(whole, torch.detach), rows, *limits) for limits in ends]
+        parts = [_each_narrowed(mapped(whole, torch.detach), rows, *limits) for limits in ends]
         parts = parts if is_large else [mapped(part, in_host) for part in parts]
         caller = Caller(function, None if is_large else torch.float64, _device_in(parts[0]))
         values = _values(caller, parts, draws=reading.draws)
@@ -59,6 +59,11 @@ def _values(caller: Caller, parts: Sequence[Tree], *, draws: bool) -> Sequence[f
         return caller.value(outputs, targets, seed)
 
     return of_halves(value) if draws else [value(union) for union in HALVES]
+
+
+def _each_narrowed(tree: tuple[Tree, ...], rows: int, start: int, stop: int) -> tuple[Tree, ...]:
+    """Outputs and targets each by themselves: the two are no items of two samples."""
+    return tuple(narrowed(part, rows, start, stop) for part in tree)
 
 
 def rows_of(tree: Tree, reading: Reading, samples: int) -> int:
