@@ -51,6 +51,8 @@ def measure(subject: Subject, model: nn.Module, samples: Samples, hints: Hints) 
         verdict = decide(
             findings.trials, findings.injected, findings.tolerance, findings.tried, may_drop=samples.may_drop
         )
+        if verdict.reading is not None and findings.draws:
+            verdict = replace(verdict, reading=replace(verdict.reading, draws=True))
         if verdict.reading is None or joined is None:
             return verdict
         floor = caller.floor(joined[0], verdict.reading, findings.tolerance)

@@ -30,6 +30,7 @@ from launcher.objective.loss import Objective
 from launcher.objective.reading import Reading
 from launcher.objective.run_length import At
 from launcher.text import words_of
+from launcher.training.inner_optimizers import inner_optimizers
 from launcher.training.loose_buffers import loose_in, print_of
 from launcher.training.state import TrainState
 from launcher.world.screen import unseen
@@ -92,8 +93,8 @@ class Dependence:
             )
         if objective.is_whole and not is_open:
             return
-        if is_open and self.draws:
-            yield f"model: draws random numbers for each micro-batch, as in dropout: {_CUT}"
+        if self.draws:
+            yield f"a step draws random numbers for each micro-batch, as in dropout: {_CUT}"
         if self.norms and not synchronised:
             yield f"model: BatchNorm takes the mean of each micro-batch of a process: {_CUT}"
         if self.mixes:
@@ -329,6 +330,9 @@ def changed_beside(things: Mapping[str, Any], before: Mapping[str, Any]) -> str 
 
 def _attributes_of(key: str, root: Any) -> Iterator[tuple[str, Any]]:
     """Numbers and tensors that are attributes of somebody's own objects and of no `state_dict`, by name."""
+    if isinstance(root, Optimizer):
+        for name, inner in inner_optimizers(root).items():
+            yield from _attributes_of(f"{key}.{name}", inner)
     if isinstance(root, nn.Module):
         for name, module in root.named_modules():
             is_kept = type(module).get_extra_state is not nn.Module.get_extra_state

@@ -20,7 +20,7 @@ from launcher.checkpoints.export import export
 from launcher.checkpoints.saved_run import find_saved
 from launcher.cli.main import main
 from launcher.errors import LauncherError
-from launcher.evaluation.offline import outputs_of
+from launcher.evaluation.predict import outputs_of
 from launcher.model.own_gradients import OwnGradients
 
 RECIPE = ROOT / "tests" / "brought" / "parts" / "brought.yaml"
@@ -54,7 +54,9 @@ def test_what_is_saved_is_evaluated_predicted_and_loaded(run: Trained, capsys: p
     assert main(["evaluate", str(run.folder), "--json", "--cpu"]) == 0
     (again,) = (json.loads(text) for text in capsys.readouterr().out.splitlines() if text.startswith("{"))
     assert {**line, **again} == line
-    assert torch.equal(outputs_of(find_saved(run.folder), "validation", cpu=True), model(inputs)[0].detach())
+    outputs = outputs_of(find_saved(run.folder), "validation", cpu=True)
+    assert list(outputs) == ["0", "1"]
+    assert all(map(torch.equal, outputs.values(), (part.detach() for part in model(inputs))))
 
 
 def test_check_says_it(capsys: pytest.CaptureFixture[str]) -> None:

@@ -113,7 +113,10 @@ def generator(model: Any, batch: Any, at: Any) -> Mapping[str, Any]:
 
 
 class Sam(Optimizer):
-    """Sharpness-aware minimisation as it goes around: the closure makes the second gradients."""
+    """Sharpness-aware minimisation as it goes around: the closure makes the second gradients.
+
+    Its `state_dict` says nothing of the one inside, whose momentum is all that there is to keep.
+    """
 
     def __init__(self, params: Any, lr: float = 0.1, rho: float = 0.05):
         super().__init__(params, {"lr": lr, "rho": rho})
@@ -133,15 +136,6 @@ class Sam(Optimizer):
         for weight, up in zip(weights, ups, strict=True):
             weight.data.sub_(up)
         self.base.step()
-
-    def state_dict(self) -> dict[str, Any]:
-        """The inner optimizer's."""
-        return self.base.state_dict()
-
-    def load_state_dict(self, state_dict: Any) -> None:
-        """Takes it up."""
-        self.base.load_state_dict(state_dict)
-        self.param_groups = self.base.param_groups
 
 
 class Lookahead(Optimizer):
