@@ -236,7 +236,7 @@ def _numbers(file: Path, table: Any, columns: Sequence[str]) -> NDArray[np.float
 
 
 def _not_numbers(file: Path, table: Any, name: str, columns: Sequence[str]) -> str:
-    """Why a column cannot be a feature: the first value that is no number, and the columns that can be."""
+    """Why a column cannot be a feature: the first value that is not one, and the columns that can be."""
     types = needed("pyarrow", "tables", "Table").types
     values = table[name].to_pylist()
     row = next((number for number, value in enumerate(values) if not _reads_as_number(value)), 0)
