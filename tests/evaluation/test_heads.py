@@ -295,6 +295,7 @@ def test_a_result_gives_them_by_the_same_names(tmp_path: Path) -> None:
     result = trained(tmp_path / "run", "model.gives=mapping", losses)
     for data in (INPUTS, "validation"):
         outputs = result.predict(data, cpu=True)
+        assert not isinstance(outputs, torch.Tensor)
         with torch.no_grad():
             expected = result.model(INPUTS)
         assert list(outputs) == ["logits", "value"]
