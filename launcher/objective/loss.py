@@ -149,6 +149,7 @@ class Objective:
         self.is_whole = False  # a step is one forward pass on one process: no reading changes its numbers
         self.is_audited = False  # on a batch of training, since the start, or since something was kept
         self.autocast: Callable[[], AbstractContextManager[Any]] | None = None  # what a step function runs under
+        self.moves_weights = step is not None  # a step function may, and a forward that was found to
         self.has_exceptions = False  # values that the samples that were measured lack
         self.others: dict[str, Callable[..., Any]] = {}  # functions of the user's that may have a state, by key
         if layout.adapt is not None:
@@ -163,7 +164,7 @@ class Objective:
         """The same objective, of which training calls these in place of the terms of their names."""
         terms = [replace(term, wrapped=losses.get(term.name)) for term in self.terms]
         wrapped = Objective(terms, self.layout, step=self.step, count=self.count)
-        wrapped.others, wrapped.autocast = self.others, self.autocast
+        wrapped.others, wrapped.autocast, wrapped.moves_weights = self.others, self.autocast, self.moves_weights
         return wrapped
 
     @property

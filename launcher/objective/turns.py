@@ -32,6 +32,7 @@ class TurnsObjective(Objective):
         super().__init__([_term(name, step) for name, step in steps.items()], layout, count=count)
         self.turns = {name: Objective([], layout, step=step, count=count) for name, step in steps.items()}
         self.step = next(iter(steps.values()))  # whoever asks learns that the loss is the user's own
+        self.moves_weights = True
 
     def evaluated_step(self, model: nn.Module, data: Any, at: Any) -> tuple[list[torch.Tensor], dict[str, Any]]:
         """The loss of each turn, and all that they give besides."""
