@@ -62,7 +62,7 @@ class Result(phases.Result):
         """The best evaluation by the recipe's `evaluate.best`, else by the loss; None where nothing was evaluated."""
         return Run(self.folder).best
 
-    def predict(self, data: DataSet | Tensor | str | None = None, *, cpu: bool = False) -> Tensor:
+    def predict(self, data: DataSet | Tensor | str | None = None, *, cpu: bool = False) -> Tensor | Any:
         """The trained model's output for every sample, in order.
 
         Args:
@@ -71,12 +71,14 @@ class Result(phases.Result):
             cpu: Use the CPU even if there is a GPU.
 
         Returns:
-            The outputs [samples, …], on the CPU.
+            The outputs [samples, …], on the CPU. Of a model with several a mapping of such by their names, which are
+            those of the columns of `launcher predict`; of a detector a list with a mapping for each sample.
 
         Raises:
             UsageError: There is no such set.
+            LauncherError: Nothing of what the model gives has a row for each sample.
         """
-        from launcher.evaluation.offline import outputs_of
+        from launcher.evaluation.predict import outputs_of
 
         saved, split = self._saved(data)
         return outputs_of(saved, split, cpu=cpu)

@@ -10,8 +10,9 @@ from __future__ import annotations
 import copy
 import importlib
 import sys
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -422,6 +423,51 @@ def judge_file_systems(judge: Callable[[type], None]) -> None:
     kind.__call__ = judged
 
 
+def run_no_program_for_pictures() -> None:
+    """Has PIL start no Ghostscript, which it asks to draw a picture that is PostScript, whatever its file is called.
+
+    `False` is its own word for a machine that has none. Nothing happens where PIL is not installed.
+    """
+    with suppress(ImportError):
+        from PIL import EpsImagePlugin
+
+        EpsImagePlugin.gs_binary = False
+
+
+def count_no_downloads() -> None:
+    """Has `datasets` tell no server that one of its readers was used, which it does for files of this machine too.
+
+    There is a variable of the environment, read when it is imported, which may have been before.
+    """
+    config: Any = sys.modules.get("datasets.config")
+    if config is not None:
+        config.HF_UPDATE_DOWNLOAD_COUNTS = False
+
+
+def judge_addresses_of_media(judge: Callable[[str], None]) -> None:
+    """Has a function look at each address at which transformers would fetch a picture or a sound that data names.
+
+    There is no public way to be asked: the modules that fetch do it by `httpx.get`, a name of theirs. Nothing happens
+    where they are not installed, or fetch in another way.
+    """
+    for name in ("audio_utils", "image_utils", "video_utils"):
+        with suppress(ImportError):
+            module: Any = importlib.import_module(f"transformers.{name}")
+            if (known := getattr(module, "httpx", None)) is not None and not hasattr(known, "is_judged"):
+                module.httpx = _judging(known, judge)
+
+
+def _judging(known: Any, judge: Callable[[str], None]) -> types.ModuleType:
+    def get(url: Any, *arguments: Any, **settings: Any) -> Any:
+        judge(str(url))
+        return known.get(url, *arguments, **settings)
+
+    judged: Any = types.ModuleType(known.__name__)
+    judged.__dict__.update({**vars(known), "get": get, "is_judged": True})
+    module: types.ModuleType = judged
+    return module
+
+
 def run_no_code_of_repositories() -> None:
     """Has transformers refuse a repository with Python of its own, and not ask on the terminal whether to run it.
 
@@ -673,11 +719,16 @@ def fake_tensors() -> tuple[Any, Any]:
 def operations_through(handler: Callable[[Any, Sequence[Any], Mapping[str, Any]], Any]) -> Iterator[None]:
     """Has a function do what torch is asked to do: given the operation, its arguments and its keywords.
 
-    torch documents the class in its notes and keeps it in a private module.
+    torch documents the class in its notes and keeps it in a private module. It loads its compiler to keep it from
+    compiling this; where there is none yet, nothing is compiled.
     """
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Through(TorchDispatchMode):
+        @classmethod
+        def _should_skip_dynamo(cls) -> bool:
+            return is_compiler_loaded()
+
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             return handler(func, args, kwargs or {})
 
@@ -697,6 +748,11 @@ def aliased_arguments(operation: Any, args: Sequence[Any], *, changed: bool = Fa
     """The arguments whose memory one of torch's operations gives on, or changes; or only those that it changes."""
     infos = ((value, known.alias_info) for known, value in zip(operation._schema.arguments, args, strict=False))
     return [value for value, info in infos if info is not None and (info.is_write or not changed)]
+
+
+def named_arguments(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """What one of torch's operations is called with, by name."""
+    return {**{known.name: value for known, value in zip(operation._schema.arguments, args, strict=False)}, **kwargs}
 
 
 @contextmanager

@@ -9,11 +9,12 @@ import runpy
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
-from places import ROOT, SHIPPED
+from places import FIT_HERE, ROOT, SHIPPED
 from tiers import rounds
 from worlds import Trained, in_world, result_of, train, train_here
 
@@ -133,20 +134,54 @@ def stated(name: str) -> tuple[str, str, float, float]:
     return figure[1], figure[2], float(figure[3]), float(figure[4])
 
 
-def few_steps(folder: str) -> None:
-    for name, path in QUICK.items():
+OTHERS = {  # that state no figure
+    path.parent.name if path.stem == "recipe" else path.stem: path for path in FIT_HERE if path not in GALLERY.values()
+}
+SMALLER["text_gpt"] = ["model.layers=1", "model.width=32", "define.context=16"]
+DRAWN: tuple[str, ...] = (
+    "digits_mlp",
+    "digits_diffusion",
+    "digits_gan",
+    "digits_vae",
+    "gan",
+    "images_mixup",
+)  # in each micro-batch
+DRAWN += ("tabular_categories", "tabular_regression")  # dropout
+OF_WHOLE = ("contrastive_pairs",)  # of what a process has
+
+
+def few_steps(folder: str, recipes: Mapping[str, Path], *overrides: str) -> None:
+    for name, path in recipes.items():
+        sys.modules.pop("gan", None)  # two of them have such a file
         short = ["train.steps=3", "track.every=1 steps", "evaluate.every=3 steps", "evaluate.limit=2 batches"]
-        train_here(f"{folder}/{name}", (*short, *SMALLER.get(name, ())), str(path))
+        own = () if name in OF_WHOLE else overrides
+        train_here(f"{folder}/{name}", (*short, *SMALLER.get(name, ()), *own), str(path))
 
 
-def test_each_of_the_gallery_trains_and_is_measured(tmp_path: Path) -> None:
-    in_world(1, few_steps, str(tmp_path))  # all in one process
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("short")
+    in_world(1, few_steps, str(folder), QUICK | OTHERS)  # all in one process
+    return folder
+
+
+def test_each_of_the_gallery_trains_and_is_measured(short: Path) -> None:
     assert (len(GALLERY), len(QUICK)) == (14, 12)
     for name in QUICK:
         split, metric, _, _ = stated(name)
-        trained = result_of(tmp_path / name)
+        trained = result_of(short / name)
         assert len(trained.column("loss")) == 3
         assert isinstance(trained.column(metric, split)[-1], float)
+
+
+def test_each_trains_alike_on_two_processes_in_micro_batches(tmp_path: Path, short: Path) -> None:
+    """But where each process draws numbers of its own, or a loss is of a whole batch, as the recipe says."""
+    in_world(2, few_steps, str(tmp_path), QUICK | OTHERS, "data.micro_batch_size=8")
+    for name in QUICK | OTHERS:
+        losses, alone = (result_of(folder / name).column("loss") for folder in (tmp_path, short))
+        assert len(losses) == 3
+        assert (losses == pytest.approx(alone, rel=1e-4)) == (name not in (*DRAWN, *OF_WHOLE)), name
+        assert losses == pytest.approx(alone, rel=0.3), name
 
 
 @pytest.mark.long

@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from launcher.errors import LauncherError
+from launcher.model.own_gradients import OwnGradients
 
 _NEAR = 1e-3  # of the largest output
 
@@ -54,8 +56,8 @@ def distance(model: Callable[..., Any], again: Callable[..., Any], batch: Batch)
 
 def outputs(model: Callable[..., Any], batch: Batch) -> list[torch.Tensor]:
     """What a model gives."""
-    with torch.no_grad():
-        return tensors(model(*batch.args, **batch.kwargs))
+    module = model if isinstance(model, nn.Module) else None
+    return OwnGradients().call(module, lambda: tensors(model(*batch.args, **batch.kwargs)))
 
 
 def apart(own: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> float:

@@ -32,6 +32,8 @@ from launcher.checkpoints.rows import StoredTensor, stored_in, verify_rows, with
 from launcher.errors import LauncherError, UsageError
 from launcher.internals import has_storage, parts_of, storage_id
 from launcher.model.rows import Read, Rows
+from launcher.recipe.inputs import unreadable
+from launcher.runs.folder import read_file
 from launcher.text import size
 from launcher.world import faults
 from launcher.world.files import atomic_write
@@ -274,6 +276,8 @@ def save(folder: Path, snapshot: Snapshot, others: Others | None = None) -> Path
 
 def _left_in(folder: Path) -> str:
     """What a run resumes from after a save that failed."""
+    if not folder.parent.is_dir():
+        return "what was saved before went with it"
     with contextlib.suppress(OSError):
         if not any(NAME_PATTERN.fullmatch(name) for name in os.listdir(folder)):
             return "nothing was saved before"
@@ -418,9 +422,9 @@ def verify(folder: Path, *, is_hashed: bool = True) -> Checkpoint:
         UsageError: It is of another format; nothing is changed.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
+        manifest = json.loads(read_file(folder / MANIFEST))
         version, files, step = manifest["format"], dict(manifest["files"]), int(manifest["step"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise DamagedError(f"{folder.name}: its manifest cannot be read ({type(error).__name__}: {error})") from error
     is_sealed = sealed(manifest) == manifest
     known = FORMAT_OF_ROWS if "rows" in manifest else FORMAT_VERSION
@@ -436,7 +440,10 @@ def verify(folder: Path, *, is_hashed: bool = True) -> Checkpoint:
     for name, expected in files.items():
         _verify_file(folder / name, expected, is_hashed=is_hashed)
     if "rows" in manifest:
-        verify_rows(folder, manifest)
+        try:
+            verify_rows(folder, manifest)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DamagedError(f"{folder.name}: what its manifest says of rows cannot be read ({error})") from error
     return Checkpoint(folder, manifest)
 
 
@@ -469,6 +476,8 @@ def _verify_file(path: Path, expected: Mapping[str, Any], *, is_hashed: bool = T
         size = path.stat().st_size
         if size != expected["bytes"]:
             raise DamagedError(f"{place}: {size} bytes, not {expected['bytes']}")
+        if fault := unreadable(path):
+            raise DamagedError(f"{place} {fault}")
         if not is_hashed:
             return
         with path.open("rb") as file:

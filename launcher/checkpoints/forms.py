@@ -18,6 +18,7 @@ from launcher.checkpoints.weights import read_weights
 from launcher.errors import LauncherError
 from launcher.internals import tree_map
 from launcher.model.adapt import Built
+from launcher.model.own_gradients import OwnGradients
 from launcher.recipe.generated_code import check_arguments, check_names
 
 SAMPLES = 2  # of the batch that is tried
@@ -44,8 +45,7 @@ def _pth(model: Built, fresh: Fresh, batch: Batch, path: Path) -> Callable[..., 
 def _program(model: Built, fresh: Fresh, batch: Batch, path: Path) -> Callable[..., Any]:
     module, args, kwargs = model.module, batch.args, dict(batch.kwargs)
     check_names(module)
-    with torch.no_grad():
-        check_arguments(kwargs, [args, kwargs, module(*args, **kwargs)])
+    check_arguments(kwargs, [args, kwargs, _given(module, batch)])
     shapes = torch.export.ShapesCollection()
     for tensor in tensors([args, kwargs]):
         if _is_batch(tensor):
@@ -66,10 +66,25 @@ def _program(model: Built, fresh: Fresh, batch: Batch, path: Path) -> Callable[.
     return again
 
 
+def _given(module: nn.Module, batch: Batch) -> Any:
+    """What a model gives that is to become a program.
+
+    Raises:
+        LauncherError: It takes gradients of its own, which no tracer follows.
+    """
+    own = OwnGradients()
+    given = own.call(module, partial(module, *batch.args, **batch.kwargs))
+    if own.are_taken:
+        message = f"{type(module).__name__} takes gradients when it is called, which a program cannot; export the "
+        raise LauncherError(f"{message}weights instead: --to model.safetensors")
+    return given
+
+
 def _onnx(model: Built, fresh: Fresh, batch: Batch, path: Path) -> Callable[..., Any]:
     from launcher.checkpoints.onnx import write_onnx
 
     check_names(model.module)
+    _given(model.module, batch)
     return write_onnx(model.module, batch, path)
 
 

@@ -21,6 +21,7 @@ import torch
 
 from launcher.errors import LauncherError
 from launcher.model.rows import Read, Rows, bytes_of, fill
+from launcher.recipe.inputs import unreadable
 from launcher.world import faults
 
 MARK = "_rows_"  # in a state that torch.save writes: here belongs the tensor of this name
@@ -245,10 +246,12 @@ def _index(folder: Path, entry: Mapping[str, Any]) -> Iterator[tuple[str, _Piece
     try:
         if not _INDEX_NAME.fullmatch(name):
             raise ValueError("no such name")
+        data = folder / name.replace(".json", ".bin")
+        if fault := unreadable(folder / name) or unreadable(data):
+            raise ValueError(fault)
         content = (folder / name).read_bytes()
         if hashlib.sha256(content).hexdigest() != entry["sha256"]:
             raise ValueError("it is not what was written (sha256 differs)")
-        data = folder / name.replace(".json", ".bin")
         size, used = data.stat().st_size, 0
         if size != entry["data_bytes"]:
             raise ValueError(f"{data.name} has {size} bytes, not {entry['data_bytes']}")

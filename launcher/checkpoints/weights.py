@@ -152,6 +152,8 @@ def stored_weights(source: Path | Checkpoint) -> Mapping[str, Any]:
 
 @contextmanager
 def _reading(source: Path) -> Iterator[None]:
+    if fault := unreadable(source):  # at a pipe reading would wait for ever
+        raise LauncherError(f"{source} {fault}; name a file of weights")
     try:
         yield
     except Exception as error:  # whatever a reader raises: the file is not what it should be

@@ -299,6 +299,7 @@ def _rehearse_step(recipe: Recipe, train_state: TrainState, world: World, say: S
         warnings.simplefilter("always")
         idle = stack.enter_context(never_called(train_state.model.bare))
         in_turns = isinstance(train_state.update, Turns)
+        number = train_state.update.first_whole if isinstance(train_state.update, Turns) else 0
         if not in_turns:
             loss = _rehearse_forward(recipe, train_state, step, say)
             with _stage(recipe, ("loss",), "backward"):
@@ -307,7 +308,7 @@ def _rehearse_step(recipe: Recipe, train_state: TrainState, world: World, say: S
             train_state.update.clear_gradients()
         doing = "a step in turns" if in_turns else "the optimizer's step"
         with _stage(recipe, ("train", "step") if in_turns else ("optimizer",), doing), _closures_explained():
-            result = train_state.take_step(train_state, step, train_state.length.at(0))
+            result = train_state.take_step(train_state, step, train_state.length.at(number))
         if in_turns:
             say("loss", ", ".join(f"{name} {float(value):.4g}" for name, value in result.scalars[0].items()))
     kinds = ", ".join(type(one).__name__ for one in each(train_state.optimizer).values())
@@ -392,9 +393,9 @@ def _way_to_the_loss(recipe: Recipe, gave: Sequence[Any]) -> str:
 
 def _forward_alone(train_state: TrainState, batch: Any) -> None:
     """The model without the loss, so that a mistake is told of the right one."""
-    args, kwargs = train_state.objective.layout.inputs(batch)
-    with torch.no_grad():
-        train_state.model.wrapped(*args, **kwargs)
+    objective = train_state.objective
+    args, kwargs = objective.layout.inputs(batch)
+    objective.own_gradients.call(train_state.model.bare, partial(train_state.model.wrapped, *args, **kwargs))
 
 
 def _check_loss(recipe: Recipe, value: torch.Tensor) -> None:

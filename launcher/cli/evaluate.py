@@ -120,7 +120,7 @@ def _predict_here(options: argparse.Namespace, named: str | None, world: World) 
     with temporary_folder() as folder:
         data = _piped(world, folder) if is_piped else None if named is None else Path(named).absolute()
         saved = found(options, world, quiet=to == "-")
-        from launcher.evaluation.offline import predict
+        from launcher.evaluation.predict import predict
 
         count, unreadable = predict(
             saved, options.split, target, world, data=data, directory=directory, cpu=options.cpu

@@ -96,8 +96,10 @@ def _run_folder(name: str) -> Path | None:
 
 
 def _recorded(folder: Path) -> str:
+    from launcher.runs.folder import read_file
+
     try:
-        return (folder / _RESOLVED).read_text(encoding="utf-8")
+        return read_file(folder / _RESOLVED).decode()
     except (OSError, ValueError) as error:
         raise UsageError(f"{folder / _RESOLVED} cannot be read: {error}") from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from launcher.sweep.record import Record
     from launcher.sweep.slots import Slot
     from launcher.sweep.space import Space
+    from launcher.sweep.starter import Starter
 
 
 def add(commands: Commands) -> None:
@@ -82,10 +84,21 @@ def _sweep(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     release()  # nothing has begun that would have to be saved
     if options.whole and not options.best:
         raise UsageError("--whole: says how --best writes a recipe, and nothing else")
-    if (folder := _folder_of(options)) is not None:
-        return _result(folder, options) if options.best or options.table else _go_on(folder.absolute(), options)
+    folder = _folder_of(options)
     if options.best or options.table:
-        raise UsageError(f"{options.recipe}: is not a sweep's folder; --best and --table are of a sweep that there is")
+        if folder is None:
+            raise UsageError(
+                f"{options.recipe}: is not a sweep's folder; --best and --table are of a sweep that there is"
+            )
+        return _result(folder, options)
+    from launcher.sweep.starter import Starter
+
+    with closing(Starter(options.processes_per_run in (None, 1))) as starter:
+        return _begin(options, starter) if folder is None else _go_on(folder.absolute(), options, starter)
+
+
+def _begin(options: argparse.Namespace, starter: Starter) -> int:
+    """Makes a sweep, or resumes the one that lies where it would."""
     from launcher.sweep.begin import opened, sought
     from launcher.sweep.plan import questions
 
@@ -96,7 +109,7 @@ def _sweep(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     record = opened(new)
     if not record.trials:
         print(f"{'disk':<12} {new.room.line(record.folder)}")
-    return _work(record, new.space, new.recipe, new.slots, options)
+    return _work(record, new.space, new.recipe, new.slots, options, starter)
 
 
 def _folder_of(options: argparse.Namespace) -> Path | None:
@@ -222,7 +235,7 @@ def begun(words: Sequence[str], machines: Machines, root: Path, *, dry: bool = F
 _OF_THE_START = ("method", "metric", "processes_per_run", "run_dir", "lag", "keep", "seed", "overrides", "remove")
 
 
-def _go_on(folder: Path, options: argparse.Namespace) -> int:
+def _go_on(folder: Path, options: argparse.Namespace, starter: Starter) -> int:
     """Resumes the sweep of a folder, where it was started.
 
     Raises:
@@ -246,10 +259,17 @@ def _go_on(folder: Path, options: argparse.Namespace) -> int:
     check_same_recipe(settings, recipe)
     grow(record, asked, recipe, space)
     slots = slots_here(options.parallel, settings.processes, settings.cpu)
-    return _work(record, space, recipe, slots, options)
+    return _work(record, space, recipe, slots, options, starter)
 
 
-def _work(record: Record, space: Space, recipe: Recipe, slots: Sequence[Slot], options: argparse.Namespace) -> int:
+def _work(
+    record: Record,
+    space: Space,
+    recipe: Recipe,
+    slots: Sequence[Slot],
+    options: argparse.Namespace,
+    starter: Starter,
+) -> int:
     """Works the sweep off, and says how it ended."""
     from launcher.sweep.screen import Screen
     from launcher.sweep.slots import described
@@ -261,7 +281,7 @@ def _work(record: Record, space: Space, recipe: Recipe, slots: Sequence[Slot], o
     print(f"{'sweep':<12} {counted_up(record)}; {where}; {folder}")
     print(f"{'metric':<12} {record.settings.metric}")
     with Screen(record, space, options.quiet) as screen:
-        outcome = work_off(record, space, recipe, slots, join=options.join, say=screen.say, show=screen.show)
+        outcome = work_off(record, space, recipe, slots, starter, join=options.join, say=screen.say, show=screen.show)
         screen.show(record)
     for line in _about_best(record, folder):
         print(line)

@@ -8,6 +8,7 @@ gets the lower half of what is mixed from a place, and the other the upper half;
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -56,6 +57,18 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def randomness_kept() -> Callable[[], None]:
+    """Keeps the process's random states; gives what puts them back."""
+    state = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+
+    def back() -> None:
+        random.setstate(state[0])
+        np.random.set_state(state[1])
+        torch.default_generator.set_state(state[2])
+
+    return back
+
+
 class randomness_restored:  # noqa: N801  # a context manager named as what it says
     """Puts the process's random states back."""
 
@@ -64,10 +77,8 @@ class randomness_restored:  # noqa: N801  # a context manager named as what it s
 
     def __enter__(self) -> None:
         if self.needed:
-            self.state = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+            self._back = randomness_kept()
 
     def __exit__(self, *_: object) -> None:
         if self.needed:
-            random.setstate(self.state[0])
-            np.random.set_state(self.state[1])
-            torch.default_generator.set_state(self.state[2])
+            self._back()

@@ -134,7 +134,12 @@ class Lines(Dataset[tuple[Tensor]]):
         return {"line": number, "text": text}
 
     def last(self, output: Tensor) -> Tensor:
-        """What the model says after the last character: [samples, characters], whichever dimension it has them in."""
+        """What the model says after the last character: [samples, characters], whichever dimension it has them in.
+
+        An output of anything else stays as it is.
+        """
+        if output.dim() != 3 or len(self.classes) not in output.shape[1:]:
+            return output
         return output[:, :, -1] if output.shape[1] == len(self.classes) else output[:, -1]
 
 

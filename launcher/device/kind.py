@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol
@@ -30,6 +30,10 @@ class Mark(Protocol):
     def synchronize(self) -> None:
         """Waits until the device has come there."""
         ...
+
+
+def _nothing() -> None:
+    """What puts back where nothing was kept."""
 
 
 class _Passed:
@@ -120,13 +124,15 @@ class Kind:
         """Seeds the device's generator."""
         self._module.manual_seed(value)
 
-    @contextmanager
-    def generator_restored(self) -> Iterator[None]:
-        """Puts the device's generator back where it was."""
+    def generator_kept(self) -> Callable[[], None]:
+        """Keeps the state of the device's generator; gives what puts it back."""
         where = () if self.device.type == "mps" else (self.device,)  # which has one, and asks for no device
         state = self._module.get_rng_state(*where)
-        with afterwards(lambda: self._module.set_rng_state(state, *where)):
-            yield
+        return lambda: self._module.set_rng_state(state, *where)
+
+    def generator_restored(self) -> AbstractContextManager[None]:
+        """Puts the device's generator back where it was."""
+        return afterwards(self.generator_kept())
 
     # ------------------------------------------------------------------ memory
 
@@ -197,10 +203,13 @@ class Host(Kind):
     def seed(self, value: int) -> None:
         """It has no generator of its own."""
 
-    @contextmanager
-    def generator_restored(self) -> Iterator[None]:
+    def generator_kept(self) -> Callable[[], None]:
         """It has no generator of its own."""
-        yield
+        return _nothing
+
+    def generator_restored(self) -> AbstractContextManager[None]:
+        """It has no generator of its own."""
+        return nullcontext()
 
     def peak_memory(self) -> None:
         """The system knows."""

@@ -67,8 +67,8 @@ class After:
 
     def _called(self, at: At, scores: Mapping[str, Any]) -> dict[str, float]:
         assert self._function is not None
-        device = next(self._model.parameters()).device
-        with own_randomness(self._seed, 0, device), torch.no_grad(), self._untouched():
+        device, own = next(self._model.parameters()).device, self._objective.own_gradients
+        with own_randomness(self._seed, 0, device), own.mode(), self._untouched():
             given = self._function(self._model, at, scores)
         if given is not None and not isinstance(given, Mapping):
             raise LauncherError(f"{KEY}: gave a {type(given).__name__}; return {{name: number or figure}}, or nothing")

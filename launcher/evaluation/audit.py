@@ -18,6 +18,7 @@ from launcher.evaluation.modes import own_randomness
 from launcher.evaluation.unmoved import Unmoved
 from launcher.internals import batch_norms, dropouts
 from launcher.model.kinds import is_sharded
+from launcher.objective.drawn import HALVES, of_halves
 from launcher.objective.halves import off_by, rows_of
 from launcher.objective.loss import Objective
 from launcher.objective.pieces import NotJoinedError, narrowed_parts
@@ -73,8 +74,8 @@ def audit_own(model: nn.Module, objective: Objective, batch: Any, samples: int, 
         )
 
 
-def _values(model: nn.Module, objective: Objective, parts: list[Any], at: At) -> list[float]:
-    """The loss of each part; none where it is random."""
+def _values(model: nn.Module, objective: Objective, parts: list[Any], at: At) -> list[float | None]:
+    """The loss of the whole and of its halves; none where it draws what cannot be held."""
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
     def value(part: Any, seed: int = 0) -> float:
@@ -93,7 +94,7 @@ def _values(model: nn.Module, objective: Objective, parts: list[Any], at: At) ->
     with _calm(model):
         whole = value(parts[0])
         if whole != value(parts[0], seed=1):
-            return []
+            return of_halves(lambda union, seed=0: value(parts[HALVES.index(union)], seed))
         return [whole, *map(value, parts[1:])]
 
 

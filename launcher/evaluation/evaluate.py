@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -115,7 +116,7 @@ class Tally:
             data: The same on the device.
             device: Where to compute.
         """
-        objective, layout = self.objective, self.objective.layout
+        objective = self.objective
         objective.settle()
         if objective.has_exceptions:
             objective.refuse_unforeseen(batch.data)
@@ -126,24 +127,29 @@ class Tally:
             counts = objective.counted(data, batch.samples)
         if not self.samples and not objective.terms:  # the first batch
             audit_own(model, objective, data, batch.samples, self.at)
-        if objective.step is not None:
-            values, result = objective.evaluated_step(model, data, self.at)
-            outputs, targets = _tuple(result.get("outputs")), _tuple(result.get("targets"))
-        else:
-            args, kwargs = layout.inputs(data)
-            targets = layout.targets(data) if objective.terms or self.metrics else ()
-            result = model(*args, **kwargs)
-            outputs = layout.outputs(result)
-            if objective.terms:
-                if not self.samples:  # the first batch
-                    objective.audit(result, data, batch.samples)
-                values = [term.value(term.function, layout, result, data) for term in objective.terms]
-            else:
-                values = [layout.loss(result)] if layout.brings_loss(result) else []
-            outputs, targets = layout.adapted(outputs, targets)
+        called = partial(self._called, model, data, batch.samples)
+        values, evaluated = objective.own_gradients.call(model, called)
         self.samples += batch.samples
         self._add(objective.weighed(values, counts) if values else [], counts, device)
-        return Evaluated(result, data, outputs, targets)
+        return evaluated
+
+    def _called(self, model: nn.Module, data: Any, samples: int) -> tuple[Sequence[torch.Tensor], Evaluated]:
+        """The loss of each term on a batch, none where there is no loss; and what the metrics get."""
+        objective, layout = self.objective, self.objective.layout
+        if objective.step is not None:
+            values, result = objective.evaluated_step(model, data, self.at)
+            return values, Evaluated(result, data, _tuple(result.get("outputs")), _tuple(result.get("targets")))
+        args, kwargs = layout.inputs(data)
+        targets = layout.targets(data) if objective.terms or self.metrics else ()
+        result = model(*args, **kwargs)
+        outputs = layout.outputs(result)
+        if objective.terms:
+            if not self.samples:  # the first batch
+                objective.audit(result, data, samples)
+            values = [term.value(term.function, layout, result, data) for term in objective.terms]
+        else:
+            values = [layout.loss(result)] if layout.brings_loss(result) else []
+        return values, Evaluated(result, data, *layout.adapted(outputs, targets))
 
     def _add(self, values: Sequence[torch.Tensor], counts: Sequence[float], device: torch.device) -> None:
         """Adds a batch's values and counts; one without a loss, as a detector's, has none."""

@@ -232,7 +232,7 @@ class Metric:
 
     def _tell(self, parts: Sequence[Any]) -> None:
         try:
-            self.metric.update(*parts)
+            self.metric.update(*map(_laid_out, parts))
         except Exception as error:
             raise self._refused(parts, error) from error
 
@@ -340,6 +340,11 @@ def _holders(metric: Any) -> Iterator[torchmetrics.Metric]:
 
 def _metrics(metric: Any) -> Iterator[torchmetrics.Metric]:
     return (module for module in metric.modules() if isinstance(module, torchmetrics.Metric))
+
+
+def _laid_out(part: Any) -> Any:
+    """A tensor in the order of its dimensions: some of torchmetrics' cannot look at a transposed one."""
+    return part.contiguous() if isinstance(part, torch.Tensor) and part.layout is torch.strided else part
 
 
 def _shapes(parts: Sequence[Any]) -> str:

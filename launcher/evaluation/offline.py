@@ -1,36 +1,27 @@
-"""A saved model at work without training: measured on a set, or giving its outputs for new inputs."""
+"""A saved model at work without training: opened, and measured on a set."""
 
 from __future__ import annotations
 
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import nn
-from torch.utils.data import default_collate
 
 from launcher.checkpoints.saved_run import Saved, builder_of, evaluated_on, fill
 from launcher.data.load import EvaluationLoader, Part, evaluation_parts, load_evaluation
 from launcher.data.same_data import agree_on
 from launcher.data.seeds import seed_everything
-from launcher.data.subsets import class_names, is_stream
-from launcher.data.transfer import moved
-from launcher.datasets.unlabelled import JsonRows, Lines
-from launcher.device.coordination import Coordinator, packed, unpacked
 from launcher.device.device import Device, check_device, open_device, use_cpu
-from launcher.errors import LauncherError, UsageError
+from launcher.errors import UsageError
 from launcher.evaluation.best import BestTracker
 from launcher.evaluation.evaluation import Evaluation, Look, metrics_of, unlooked
-from launcher.evaluation.in_step import in_step
-from launcher.evaluation.new_data import with_path
-from launcher.evaluation.output_files import check_form, output_file
-from launcher.evaluation.predictions import Predictions, beside, columns_of, decisions, write_predictions
+from launcher.evaluation.output_files import check_form
+from launcher.evaluation.predictions import Predictions, write_predictions
 from launcher.model.build import Model, build_model, shard_loss
 from launcher.model.ema import Average, Ema, Swa
 from launcher.model.rows import read_whole
@@ -184,7 +175,7 @@ def evaluate_saved(
     Raises:
         UsageError: There is no such set, or predictions are wanted of several.
     """
-    parts = _parts(saved.recipe, split)
+    parts = sets_of(saved.recipe, split)
     if predictions is not None:
         check_form(predictions, "--predictions")
     if predictions is not None and len(parts) > 1:
@@ -237,7 +228,7 @@ def _at(recipe: Recipe, epoch: float, step: int) -> At:
     return At(step, math.floor(epoch + 1e-6), done)
 
 
-def _parts(recipe: Recipe, split: str | None) -> list[Part]:
+def sets_of(recipe: Recipe, split: str | None) -> list[Part]:
     """The sets of a split, or one of them by its name or `SPLIT NAME`."""
     known = evaluation_parts(recipe.data)
     matches = [part for part in known if split in (None, *part, _named(part))]
@@ -245,144 +236,3 @@ def _parts(recipe: Recipe, split: str | None) -> list[Part]:
         there = ", ".join(map(_named, known)) or "none: the recipe has neither data.validation nor data.test"
         raise UsageError(f"{f'no set is called {split}; ' if split else ''}there are: {there}")
     return matches
-
-
-# ---------------------------------------------------------------------- predict
-
-
-def predict(
-    saved: Saved,
-    split: str | None,
-    target: Path,
-    world: World,
-    *,
-    data: Path | None = None,
-    directory: Path = Path(),
-    cpu: bool = False,
-) -> tuple[int, Sequence[str]]:
-    """Writes a model's outputs for every sample of a set, in order and batch by batch.
-
-    Args:
-        saved: The weights and their recipe.
-        split: Which set; None for the test set, else the validation set.
-        target: `.csv`, `.parquet` or `.jsonl`, whole or not at all; `-` is standard output. Rank 0 writes.
-        world: The processes, each of which computes a part of every few batches.
-        data: A file or folder that is read in place of that set, in its way.
-        directory: From where file names in it are.
-        cpu: Whether to stay on the CPU.
-
-    Returns:
-        How many there were, and the pictures that were left out as they could not be read.
-
-    Raises:
-        UsageError: There is no such set, no such form, or nothing to be read.
-    """
-    check_form(target)
-    builder = builder_of(saved)
-    if data is not None:
-        recipe = with_path(saved.recipe, builder, data, split, directory)
-        saved, split, builder = replace(saved, recipe=recipe), "test", builder.for_recipe(recipe)
-    part = _predicted(saved.recipe, split)
-    with opened(saved, world, [part], cpu, builder) as model:
-        rows, loader = 0, model.sets[part]
-        names = _classes(loader.dataset)
-        with output_file(target, names) if world.is_first else nullcontext(_written_by_first) as write:
-            for columns in _columns(model, loader, names):
-                count = len(columns["output"])
-                numbers = range(rows, rows + count)
-                write({"index": list(numbers), **beside(loader.dataset, numbers), **columns})
-                rows += count
-        return rows, tuple(getattr(loader.dataset, "unreadable", ()))
-
-
-def _written_by_first(columns: Mapping[str, Sequence[Any]]) -> None:
-    """Other ranks write nothing."""
-
-
-def outputs_of(saved: Saved, split: str | None, *, cpu: bool = False) -> torch.Tensor:
-    """A model's outputs for every sample of a set, in order, on the CPU; for `split` see `predict`."""
-    part = _predicted(saved.recipe, split)
-    with opened(saved, World(), [part], cpu) as model:
-        return torch.cat([output.cpu() for output in _outputs(model, model.sets[part])])
-
-
-def _predicted(recipe: Recipe, split: str | None) -> Part:
-    parts = _parts(recipe, split)
-    return next((candidate for candidate in parts if candidate[0] == "test"), parts[0])
-
-
-def _classes(dataset: Any) -> Sequence[str] | None:
-    """The names of the classes in the order of their numbers, where the data set has them."""
-    return class_names(dataset) or None
-
-
-def _columns(model: Opened, loader: EvaluationLoader, names: Sequence[str] | None) -> Iterator[Mapping[str, list[Any]]]:
-    """Of each batch the model's output, and for a classifier the likeliest class and its name."""
-    functions = [term.function for term in model.objective.terms]
-    decides = any(isinstance(function, nn.BCEWithLogitsLoss) for function in functions)
-    classifies = any(isinstance(function, nn.CrossEntropyLoss) for function in functions)
-    targets = None if classifies or decides else _class_numbers(model, loader)
-    for output in _outputs(model, loader):
-        raw = {"output": output.float().cpu().tolist()}
-        is_scored = classifies or (targets is not None and _score_classes(output, targets, names))
-        chosen = columns_of(output, None) if is_scored else decisions(output) if decides else {}
-        columns = {name: chosen[name].tolist() for name in chosen if name in ("prediction", "probability")}
-        if names is not None and "prediction" in columns:
-            yield {"class": [_named_class(names, number) for number in columns["prediction"]], **columns, **raw}
-        else:
-            yield {**columns, **raw}
-
-
-def _class_numbers(model: Opened, loader: EvaluationLoader) -> torch.Tensor | None:
-    """Targets that are a whole number for each sample, some that can be had; None where they are anything else."""
-    dataset = loader.dataset
-    try:
-        if isinstance(dataset, JsonRows):  # rows have none, and the training has
-            data = default_collate([dataset.like])
-        else:
-            data = None if is_stream(dataset) else loader.first_batch().data
-        target = model.objective.layout.targets(data)[0]
-    except Exception:  # new data of anybody's own have no targets, or others
-        return None
-    is_number = isinstance(target, torch.Tensor) and target.dim() == 1 and not target.is_floating_point()
-    return target if is_number else None
-
-
-def _score_classes(output: torch.Tensor, targets: torch.Tensor, names: Sequence[str] | None) -> bool:
-    """Whether a model without a loss of torch's for classes has scores of them all the same."""
-    is_wide = output.dim() == 2 and output.shape[1] > max(1, int(targets.max())) and int(targets.min()) >= 0
-    return is_wide and (names is None or len(names) == output.shape[1])
-
-
-def _named_class(names: Sequence[str], number: Any) -> Any:
-    if isinstance(number, list):
-        return [_named_class(names, inner) for inner in number]
-    return names[number] if number < len(names) else None
-
-
-def _outputs(model: Opened, loader: EvaluationLoader) -> Iterator[torch.Tensor]:
-    """The model's outputs in order, batch by batch: all are rank 0's, and the others get none."""
-    layout, bare, device = model.objective.layout, model.model.bare.eval(), model.device.torch_device
-    with torch.no_grad():
-        for batch in in_step(loader, model.device.coordinator, in_rounds=True):
-            data, change = moved(batch.data, device), loader.reading.on_device
-            args, kwargs = layout.inputs(data if change is None else change(data))
-            try:
-                output = layout.outputs(bare(*args, **kwargs))[0]
-            except Exception as error:
-                if isinstance(loader.dataset, JsonRows):
-                    raise LauncherError(loader.dataset.refusal(batch.first, batch.samples, error)) from error
-                raise
-            if not isinstance(output, torch.Tensor):
-                raise LauncherError("the model's output is not a tensor; pick one of its parts with batch.outputs")
-            output = loader.dataset.last(output) if isinstance(loader.dataset, Lines) else output
-            yield from _told(model.device.coordinator, output if batch.samples else None)
-
-
-def _told(coordinator: Coordinator, output: torch.Tensor | None) -> Iterator[torch.Tensor]:
-    """What all ranks have computed in a round, on rank 0, in their order; of one whose part is used up nothing."""
-    if coordinator.world_size == 1 and output is not None:
-        yield output
-        return
-    messages = coordinator.gather(b"" if output is None else packed(output.cpu().clone()))
-    yield from (unpacked(message) for message in messages if message and coordinator.rank == 0)

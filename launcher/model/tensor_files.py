@@ -18,6 +18,7 @@ import torch
 
 from launcher import internals
 from launcher.model.rows import Read, fill
+from launcher.recipe.inputs import unreadable
 
 SUFFIX, INDEX_SUFFIX = ".safetensors", ".safetensors.index.json"
 DTYPES = {
@@ -108,6 +109,8 @@ def tensor_file(path: Path, read: Read | None = None) -> TensorFile:
         ValueError: It is no such file, or says what cannot be.
     """
     read = Read() if read is None else read
+    if fault := unreadable(path):
+        raise ValueError(f"it {fault}")
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")

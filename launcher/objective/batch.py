@@ -78,20 +78,20 @@ class BatchLayout:
         return tuple(_pick(result, key, "batch.outputs", "the model's result") for key in keys)
 
     def adapted(self, outputs: tuple[Any, ...], targets: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        """Outputs and targets as metrics get them: through `batch.adapt`, which gives as many targets as it gets.
+        """Outputs and targets as metrics get them: through `batch.adapt`.
+
+        It gives as many targets as it gets, or one output and fewer targets, where one of them was a mask.
 
         Raises:
-            LauncherError: It gives too few.
+            LauncherError: It gives no targets.
         """
         if self.adapt is None:
             return outputs, targets
         shaped = _shaped(self.adapt, (*outputs, *targets))
-        cut = len(shaped) - len(targets)
-        if cut < 1:
+        cut = max(1, len(shaped) - len(targets))
+        if len(shaped) < min(2, 1 + len(targets)):
             counted = f"{len(outputs)} outputs and {len(targets)} targets"
-            raise LauncherError(
-                f"batch.adapt: gave {shapes(shaped)} for {counted}; return outputs, then as many targets"
-            )
+            raise LauncherError(f"batch.adapt: gave {shapes(shaped)} for {counted}; return outputs, then targets")
         return shaped[:cut], shaped[cut:]
 
     def brings_loss(self, result: Any) -> bool:

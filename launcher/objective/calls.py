@@ -6,12 +6,13 @@ Nothing that training uses is touched: models and losses are copied, the random 
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import math
 import random
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,9 @@ from launcher.data.seeds import randomness_restored
 from launcher.device.kind import in_use
 from launcher.errors import LauncherError
 from launcher.internals import batch_norms, dropouts
+from launcher.model.own_gradients import OwnGradients, wants_gradients
 from launcher.objective.batch import arguments
+from launcher.objective.drawn import Draws, held
 from launcher.objective.pieces import (
     Joined,
     Put,
@@ -43,6 +46,7 @@ from launcher.text import words_of
 from launcher.world.screen import unseen
 
 HOST = torch.device("cpu")
+RANDOM = "its value on the same batch differs from call to call"
 LARGE = 10_000_000  # numbers in the outputs: above, less is tried
 _LARGE_MODEL = 256 * 2**20  # bytes of parameters: above, it is not copied
 
@@ -148,8 +152,10 @@ class Caller:
     def __init__(self, function: Any, dtype: torch.dtype | None = torch.float64, device: torch.device = HOST):
         self.dtype, self._device = dtype, device
         self._classes: list[int] = []
+        self._draws: list[Draws] = []  # of each group, where it draws
         self.fault = ""
-        self._own = function
+        self.wants_graph = False  # of its outputs: it takes gradients through them
+        self._own, self._gradients = function, OwnGradients()
         self._function = self._prepared()
 
     def _prepared(self) -> Any:
@@ -166,10 +172,11 @@ class Caller:
         function = copied(self._function, shared)
         args, kwargs = arguments(outputs, targets)
         seed_all(seed)
+        module = function if isinstance(function, nn.Module) else None
         try:
-            return number_of(function(*args, **kwargs))
+            return self._gradients.call(module, lambda: number_of(function(*args, **kwargs)))
         except Exception as error:
-            self.fault = told(error)
+            self.fault, self.wants_graph = told(error), wants_gradients(error)
             return None
 
     def trials(self, joined: Sequence[Joined], hints: Hints) -> Found | Verdict:
@@ -183,8 +190,8 @@ class Caller:
             first, second = self._twice(joined[0])
         if first is None:
             return Verdict(None, "failed", self.fault or "it gave no number")
-        if not alike(first, second):
-            return Verdict(None, "random", "its value on the same batch differs from call to call")
+        if not alike(first, second) and not self._holds(joined):
+            return Verdict(None, "random", RANDOM)
         trials: list[Trial] = []
         injected: list[Trial] = []
         self._classes = classes_among([batch.targets for batch in joined])
@@ -195,7 +202,8 @@ class Caller:
                 for outputs, targets, put in injections(batch, hints):
                     injected += self._trial(batch, outputs, targets, hints, group, put)
         exact = TOLERANCE[torch.float64 if self.dtype is not None else torch.float32]
-        return Found(trials, injected, exact, frozenset() if is_large else tried_in(joined[0], hints))
+        tried = frozenset() if is_large else tried_in(joined[0], hints)
+        return Found(trials, injected, exact, tried, draws=self.draws)
 
     def _take(self, dtype: torch.dtype | None) -> None:
         self.dtype = dtype
@@ -205,6 +213,24 @@ class Caller:
         """The value of the whole with two seeds."""
         outputs, targets = cast((joined.outputs, joined.targets), self.dtype)
         return self.value(outputs, targets, 0), self.value(outputs, targets, 1)
+
+    @property
+    def draws(self) -> bool:
+        """Whether it draws, and was called with the same numbers for a piece in every union."""
+        return bool(self._draws)
+
+    def _holds(self, joined: Sequence[Joined]) -> bool:
+        """Whether what it draws can be held, in every group."""
+
+        def value(batch: Joined, union: int, seed: int = 0) -> float | None:
+            outputs, targets = cast(batch.union(batch.outputs, batch.targets, union)[:2], self.dtype)
+            return self.value(outputs, targets, seed)
+
+        self._draws = held([functools.partial(value, batch) for batch in joined], range(1, 8))
+        return self.draws
+
+    def _drawing(self, group: int, union: int) -> AbstractContextManager[None]:
+        return self._draws[group].of(union) if self._draws else nullcontext()
 
     def floor(self, joined: Joined, reading: Reading, tolerance: float) -> float | None:
         """What the loss divides by at least where nothing counts; None where no such number gives its value."""
@@ -219,7 +245,10 @@ class Caller:
         changed[:first] = empty[reading.kind]
         targets = mapped(joined.targets, lambda target: changed if target is tensor else target)
         unions = [joined.union(joined.outputs, targets, pieces)[:2] for pieces in (1, 2, 3)]
-        values = [self.value(*cast(union, self.dtype)) for union in unions]
+        values = []
+        for pieces, union in enumerate(unions, start=1):
+            with self._drawing(0, pieces):
+                values.append(self.value(*cast(union, self.dtype)))
         numbers = [value for value in values if value is not None and math.isfinite(value)]
         if len(numbers) < 3:
             return 0.0
@@ -235,7 +264,8 @@ class Caller:
         values, counts = {}, {}
         for union in range(1, 8):
             own, those, samples = joined.union(outputs, targets, union)
-            value = self.value(cast(own, self.dtype), cast(those, self.dtype))
+            with self._drawing(group, union):
+                value = self.value(cast(own, self.dtype), cast(those, self.dtype))
             if value is not None and math.isfinite(value):  # where nothing counts there is no mean
                 classes = (*self._classes, *classes_in(own))
                 values[union], counts[union] = value, candidates(those, samples, hints, classes)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from launcher.objective.calls import HOST, LARGE, Caller, in_host, undisturbed
+from launcher.objective.drawn import HALVES, of_halves
 from launcher.objective.pieces import NotJoinedError, Tree, cast, mapped, narrowed_parts
 from launcher.objective.reading import TOLERANCE, Reading, tensors_in
 
@@ -42,7 +43,7 @@ def still_holds(
         parts = [_cut(mapped(whole, torch.detach), rows, *limits) for limits in ends]
         parts = parts if is_large else [mapped(part, in_host) for part in parts]
         caller = Caller(function, None if is_large else torch.float64, _device_in(parts[0]))
-        values = [caller.value(*cast(part[:2], caller.dtype)) for part in parts]
+        values = _values(caller, parts, draws=reading.draws)
         counts = [
             reading.count(part[-1], stop - start) if reading.is_mean else 1.0
             for part, (start, stop) in zip(parts, ends, strict=True)
@@ -53,6 +54,16 @@ def still_holds(
 def _cut(sides: Sequence[Tree], samples: int, start: int, stop: int) -> tuple[Tree, ...]:
     """Some of the samples of outputs, of targets, and of what is counted."""
     return tuple(narrowed_parts(side, samples, start, stop) for side in sides)
+
+
+def _values(caller: Caller, parts: Sequence[Tree], *, draws: bool) -> Sequence[float | None]:
+    """The loss of a whole and of its halves, with what it draws held."""
+
+    def value(union: int, seed: int = 0) -> float | None:
+        outputs, targets = cast(parts[HALVES.index(union)][:2], caller.dtype)
+        return caller.value(outputs, targets, seed)
+
+    return of_halves(value) if draws else [value(union) for union in HALVES]
 
 
 def rows_of(tree: Tree, reading: Reading, samples: int) -> int:
@@ -77,7 +88,7 @@ def off_by(values: Sequence[float | None], counts: Sequence[float], is_mean: boo
         tolerance: Of the largest value; what is above 20 times that is not rounding.
     """
     numbers = [value for value in values if value is not None and math.isfinite(value)]
-    if len(numbers) < len(values) or not all(counts):
+    if len(numbers) < len(counts) or not all(counts):
         return None
     whole, *halves = numbers
     if is_mean:

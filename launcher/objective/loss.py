@@ -17,6 +17,7 @@ from torch import nn
 from launcher.data.parts import changed
 from launcher.errors import LauncherError
 from launcher.model.kinds import class_of, is_sharded
+from launcher.model.own_gradients import OwnGradients
 from launcher.objective.batch import Adapted, BatchLayout, Picks, arguments, one_number
 from launcher.objective.halves import still_holds
 from launcher.objective.reading import Reading, tensors_in
@@ -150,6 +151,7 @@ class Objective:
         self.is_audited = False  # on a batch of training, since the start, or since something was kept
         self.autocast: Callable[[], AbstractContextManager[Any]] | None = None  # what a step function runs under
         self.moves_weights = step is not None  # a step function may, and a forward that was found to
+        self.own_gradients = OwnGradients()  # that model or loss takes itself, as is found out
         self.has_exceptions = False  # values that the samples that were measured lack
         self.others: dict[str, Callable[..., Any]] = {}  # functions of the user's that may have a state, by key
         if layout.adapt is not None:

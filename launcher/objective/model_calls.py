@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -13,8 +14,10 @@ from accelerate.utils import send_to_device
 from torch import nn
 
 from launcher.internals import has_storage
+from launcher.objective.batch import arguments
 from launcher.objective.calls import (
     HOST,
+    RANDOM,
     Caller,
     alike,
     calm,
@@ -26,6 +29,7 @@ from launcher.objective.calls import (
     seed_all,
     told,
 )
+from launcher.objective.drawn import Draws, held
 from launcher.objective.pieces import Put, cast, classes_among, mapped, put_into
 from launcher.objective.reading import TOLERANCE, Hints, Where, candidates, is_mask, tensors_in
 from launcher.objective.subject import Found, Samples, Subject
@@ -43,7 +47,7 @@ def model_trials(
     """Trials on batches collated again: with the model as it is, and with its weights shaken."""
     batches = [{union: samples.batch(_numbers(pieces, union)) for union in range(1, 8)} for pieces in groups]
     caller = _ModelCaller(subject, twin)
-    if (fault := caller.settle(batches[0][7])) is not None:
+    if (fault := caller.settle(batches)) is not None:
         return fault
     classes = classes_among([subject.parts(by_union[7]) for by_union in batches])
     trials, injected = list(findings.trials), list(findings.injected)
@@ -56,7 +60,19 @@ def model_trials(
                         injected += _model_trial(caller, change, pieces, hints, group, classes, put)
     tolerance = max(findings.tolerance, TOLERANCE[torch.float64 if caller.is_double else torch.float32])
     tried = findings.tried if caller.may_change or subject.outputs is not None else None
-    return Found(trials, injected, tolerance, tried)
+    return Found(trials, injected, tolerance, tried, draws=findings.draws or caller.draws)
+
+
+def as_one(subject: Subject) -> Subject:
+    """Model and loss in one call: a loss that takes gradients through its outputs needs what made them."""
+    outputs_of, targets_of = subject.outputs, subject.targets or subject.parts
+    assert outputs_of is not None
+
+    def value(model: nn.Module, batch: Any) -> Any:
+        args, kwargs = arguments(outputs_of(model, batch), targets_of(batch))
+        return copied(subject.function)(*args, **kwargs)
+
+    return Subject(parts=subject.parts, value=value)
 
 
 def _numbers(pieces: Sequence[Sequence[int]], union: int) -> list[int]:
@@ -77,28 +93,47 @@ class _ModelCaller:
         if self.is_double:
             self._double.cpu().double()
         self._caller = Caller(subject.function) if subject.outputs is not None else None
+        self._draws: list[Draws] = []  # of each group, where it draws
 
     @property
     def may_change(self) -> bool:
         """Whether it may be given numbers that nobody has seen: on a GPU, one out of range would end the process."""
         return self.is_double or self._device == HOST
 
-    def settle(self, batch: Any) -> Verdict | None:
-        """Chooses the mode to measure in: training's, unless the value is random there; says why there is none.
+    @property
+    def draws(self) -> bool:
+        """Whether it draws, and is called with the same numbers for a piece in every union."""
+        return bool(self._draws)
+
+    def settle(self, batches: Sequence[Mapping[int, Any]]) -> Verdict | None:
+        """Chooses the mode to measure in: training's, unless what it draws there cannot be held; says why none will do.
 
         A model that only gives outputs is in eval mode: how they are made does not matter to what a loss is.
         """
         fault = None
         for mode in ("train", "eval") if self._caller is None and not self._is_live else ("eval",):
             self._switch(mode)
-            first, second = (self.value(batch, seed) for seed in (0, 1))
+            first, second = (self.value(batches[0][7], seed) for seed in (0, 1))
             if first is None:
                 fault = fault or Verdict(None, "failed", self.fault or "it gave no number")
-            elif alike(first, second):
+            elif alike(first, second) or self._holds(batches):
                 return None
             else:
-                fault = Verdict(None, "random", "its value on the same batch differs from call to call")
+                fault = Verdict(None, "random", RANDOM)
         return fault
+
+    def _holds(self, batches: Sequence[Mapping[int, Any]]) -> bool:
+        """Whether what it draws can be held, in every group."""
+
+        def value(by_union: Mapping[int, Any], union: int, seed: int = 0) -> float | None:
+            return self.value(by_union[union], seed)
+
+        self._draws = held([functools.partial(value, by_union) for by_union in batches], range(1, 8))
+        return self.draws
+
+    def drawing(self, group: int, union: int) -> AbstractContextManager[None]:
+        """Has it draw what a union of a group's pieces draws."""
+        return self._draws[group].of(union) if self._draws else nullcontext()
 
     def _switch(self, mode: str) -> None:
         if not self._is_live:
@@ -123,21 +158,22 @@ class _ModelCaller:
         subject, batch = self._subject, mapped(batch, torch.clone)
         kept = [_Held(module) for module in model.modules()] if self._trains else []
         try:
-            return self._value(subject, model, batch)
+            return self._value(subject, model, batch, seed)
         except Exception as error:
             self.fault = told(error)
             return None
         finally:
-            for held in kept:
-                held.put_back()
+            for part in kept:
+                part.put_back()
 
-    def _value(self, subject: Subject, model: nn.Module, batch: Any) -> float | None:
+    def _value(self, subject: Subject, model: nn.Module, batch: Any, seed: int) -> float | None:
         with torch.enable_grad():  # a step function may call autograd itself
             if self._caller is None or subject.outputs is None:
                 return number_of(subject.value(model, batch)) if subject.value is not None else None
             targets_of = subject.targets or subject.parts
-            outputs, targets = mapped((subject.outputs(model, batch), targets_of(batch)), in_host)
-            return self._caller.value(*cast((outputs, targets), self._caller.dtype))
+            parts = mapped((subject.outputs(model, batch), targets_of(batch)), in_host)
+            outputs, targets = cast(parts, self._caller.dtype)
+            return self._caller.value(outputs, targets, seed)
 
     @contextmanager
     def shaken(self, amount: float) -> Iterator[None]:
@@ -187,7 +223,8 @@ def _model_trial(
 ) -> list[Trial]:
     values, counts = {}, {}
     for union, batch in batches.items():
-        value = caller.value(batch)
+        with caller.drawing(group, union):
+            value = caller.value(batch)
         if value is None or not math.isfinite(value):
             return []
         parts = caller._subject.parts(batch)

@@ -8,13 +8,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from accelerate.utils import send_to_device
 from torch import nn
 
+from launcher.model.own_gradients import OwnGradients
 from launcher.objective.calls import Caller, device_of, in_host, seed_all, twin_of, undisturbed
-from launcher.objective.model_calls import model_trials
+from launcher.objective.model_calls import as_one, model_trials
 from launcher.objective.pieces import Joined, NotJoinedError, mapped
 from launcher.objective.reading import TOLERANCE, Hints, Reading
 from launcher.objective.subject import Found, Samples, Subject
@@ -40,6 +42,8 @@ def measure(subject: Subject, model: nn.Module, samples: Samples, hints: Hints) 
         caller = Caller(subject.function)
         if joined is not None:
             findings = caller.trials(joined, hints)
+        if caller.wants_graph and isinstance(findings, Verdict):
+            subject, joined, findings = as_one(subject), None, Found([], [], TOLERANCE[torch.float64])
         if isinstance(findings, Found) and (joined is None or samples.collates):
             findings = model_trials(subject, twin, samples, groups, hints, findings)
         if isinstance(findings, Verdict):
@@ -47,6 +51,8 @@ def measure(subject: Subject, model: nn.Module, samples: Samples, hints: Hints) 
         verdict = decide(
             findings.trials, findings.injected, findings.tolerance, findings.tried, may_drop=samples.may_drop
         )
+        if verdict.reading is not None and findings.draws:
+            verdict = replace(verdict, reading=replace(verdict.reading, draws=True))
         if verdict.reading is None or joined is None:
             return verdict
         floor = caller.floor(joined[0], verdict.reading, findings.tolerance)
@@ -60,13 +66,14 @@ def _joined(
 ) -> list[Joined] | None:
     """Each group's outputs and targets, where they are their pieces side by side."""
     assert subject.outputs is not None
-    device, joined = device_of(twin), []
+    device, joined, own = device_of(twin), [], OwnGradients()
     for pieces in groups:
         made = []
         for numbers in (*pieces, list(itertools.chain(*pieces))):
             batch = send_to_device(samples.batch(numbers), device)
             seed_all(0)
-            made.append(mapped((subject.outputs(twin, batch), subject.parts(batch)), in_host))
+            outputs = own.call(twin, partial(subject.outputs, twin, batch))
+            made.append(mapped((outputs, subject.parts(batch)), in_host))
         try:
             joined.append(Joined(made[:3], made[3], [len(piece) for piece in pieces]))
         except (NotJoinedError, KeyError, IndexError, TypeError, AttributeError):

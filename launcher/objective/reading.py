@@ -43,6 +43,7 @@ class Reading:
         floor: The least that a batch is divided by, as in `sum / positives.clamp(min=1)`.
         untold: What these samples do not tell from it, and others may; in words, taken on trust.
         unless: Values that these samples lack, by their places: with one of them, the loss is no such mean any more.
+        draws: Whether it draws: it was measured with the same random numbers for a sample whatever it is together with.
     """
 
     kind: str
@@ -58,6 +59,7 @@ class Reading:
     floor: float = field(default=0.0, compare=False, repr=False)
     untold: str = field(default="", compare=False, repr=False)
     unless: tuple[tuple[Where, float], ...] = field(default=(), compare=False, repr=False)
+    draws: bool = field(default=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         """Counts are made in host memory: copying the weights there in each step would make the host wait."""
@@ -110,7 +112,8 @@ class Reading:
         if self.kind == "batch" and self.found == "trusted":
             return "what it is a mean over is not known" + (f": {self.why}" if self.why else "")
         apart = f"; these samples cannot tell it from one over {self.untold}" if self.untold else ""
-        return f"{self.words} ({self.found}{f': {self.why}' if self.why else apart})"
+        held = ", what it draws held" if self.draws else ""
+        return f"{self.words} ({self.found}{held}{f': {self.why}' if self.why else apart})"
 
     @property
     def words(self) -> str:

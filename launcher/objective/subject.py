@@ -98,10 +98,11 @@ class Subject:
 class Found:
     """Trials so far, how exact they are, and the tensors into which class numbers that do not count were put.
 
-    Those are None where a whole batch is counted and nothing could be put into it.
+    Those are None where a whole batch is counted and nothing could be put into it. Besides, whether the loss draws.
     """
 
     trials: list[Trial]
     injected: list[Trial]
     tolerance: float
     tried: frozenset[Where] | None = frozenset()
+    draws: bool = False

@@ -11,18 +11,17 @@ import inspect
 import sys
 import types
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from launcher.errors import LauncherError, Problem, RecipeError
-from launcher.internals import run_no_code_of_repositories
 from launcher.recipe.component import Component, components_in
 from launcher.recipe.directory import directory, shortest
 from launcher.recipe.duration import Duration
 from launcher.recipe.expressions import Expression, FromEnvironment
-from launcher.recipe.local_data import opened
+from launcher.recipe.local_data import keep_to_data, opened, without_hub
 from launcher.recipe.places import Key, by_place, dotted
 from launcher.recipe.places import Path as KeyPath
 from launcher.recipe.policy import (
@@ -485,13 +484,15 @@ def _named(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[
 
 
 def _called(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Calls a target; code that lies in a repository of models is neither run nor asked about."""
-    if may_load_models(target):
-        run_no_code_of_repositories()
+    """Calls a target; what lies in data, or in a repository of models, runs nothing and asks nobody."""
+    package = str(getattr(target, "__module__", "")).partition(".")[0]
+    keep_to_data(package, may_load_models=may_load_models(target))
     if is_load_dataset(target):
         return opened(target, _named(target, args, kwargs))
     refusal = {"trust_remote_code": False} if loads_repository(target) else {}
-    return target(*args, **refusal, **kwargs)
+    is_here = package == "transformers" and reached(target, _named(target, args, kwargs)) is None
+    with without_hub() if is_here else nullcontext():
+        return target(*args, **refusal, **kwargs)
 
 
 def _of_code(error: Exception) -> str:

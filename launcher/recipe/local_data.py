@@ -8,19 +8,31 @@ from __future__ import annotations
 
 import functools
 import glob
+import inspect
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from launcher.internals import judge_file_systems
+from launcher.internals import (
+    count_no_downloads,
+    judge_addresses_of_media,
+    judge_file_systems,
+    run_no_code_of_repositories,
+    run_no_program_for_pictures,
+)
 from launcher.recipe.directory import absolute
 from launcher.recipe.inputs import fault_inside, unreadable
+from launcher.recipe.policy import is_installed
 from launcher.recipe.remote_paths import at_any_depth, is_address, is_of_hub
+from launcher.text import brief
+from launcher.version import PACKAGE
 
 _HERE = frozenset({"file", "local", "zip", "tar", "gzip", "bz2", "lz4", "xz", "zstd"})  # files, and what unpacks them
+_NOT_ASKED = ("LocalEntryNotFoundError", "OfflineModeIsEnabled")  # the hub's own errors
 _is_local: ContextVar[bool] = ContextVar("is_local", default=False)
 
 
@@ -50,6 +62,77 @@ def _judge(kind: type) -> None:
         )
 
 
+def keep_to_data(package: str, *, may_load_models: bool) -> None:
+    """Before something of a package is called: what data says starts no program, fetches nothing and is no code.
+
+    Args:
+        package: Of what is called.
+        may_load_models: Whether it may come to transformers.
+    """
+    if package in ("datasets", "launcher", "timm", "torchvision", "transformers"):  # which open pictures
+        run_no_program_for_pictures()
+    if may_load_models:
+        run_no_code_of_repositories()
+        judge_addresses_of_media(_judge_address)
+
+
+@contextmanager
+def without_hub() -> Iterator[None]:
+    """Within, the Hugging Face hub is not asked, in the words of its library: what is loaded lies on this machine.
+
+    Raises:
+        PermissionError: Files of this machine name something of the hub's.
+    """
+    constants: Any = sys.modules.get("huggingface_hub.constants")
+    before = getattr(constants, "HF_HUB_OFFLINE", None)
+    if before is None or before:
+        yield
+        return
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    except Exception as error:
+        if any(type(cause).__name__ in _NOT_ASKED for cause in _causes(error)):
+            raise PermissionError(
+                "a file of this machine names something of huggingface.co, which is not asked; name that in the recipe"
+            ) from error
+        raise
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and those behind it."""
+    known: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in known:
+        yield cause
+        known.append(cause)
+        cause = cause.__cause__ or cause.__context__
+
+
+def _judge_address(address: str) -> None:
+    if not _is_asked_by_own_code():
+        raise PermissionError(
+            f"the data names a place elsewhere ({brief(address)}), which is not asked; fetch it first, or open it in "
+            "code of your own"
+        )
+
+
+def _is_asked_by_own_code() -> bool:
+    """Whether code of the user's stands between what asks and what of this program has called it."""
+    frame = inspect.currentframe()
+    here = os.path.realpath(__file__)
+    while frame is not None:
+        file = os.path.realpath(frame.f_code.co_filename)
+        if file.startswith(f"{PACKAGE}{os.sep}") and file != here and not file.endswith("internals.py"):
+            return False
+        if os.path.isfile(file) and not is_installed(Path(file)):
+            return True
+        frame = frame.f_back
+    return False
+
+
 def opened(load: Any, arguments: Mapping[str, Any]) -> Any:
     """What `load_dataset` gives, kept to this machine where its arguments name nothing elsewhere.
 
@@ -61,6 +144,7 @@ def opened(load: Any, arguments: Mapping[str, Any]) -> Any:
         ValueError: One of them leads into /proc or the like, or is a folder with such a link.
         PermissionError: Files of this machine name a place elsewhere.
     """
+    count_no_downloads()
     path = str(arguments.get("path"))
     files = [text for name in ("data_dir", "data_files") for text in _texts(arguments.get(name))]
     below = [os.path.join(path, text) for text in files if os.path.isdir(path) and "://" not in text]

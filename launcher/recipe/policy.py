@@ -318,7 +318,10 @@ _NEVER = {  # arguments that load code or choose where files are written, at any
     "datasets": {"trust_remote_code", "cache_dir", "storage_options", "download_config"},
     "torchmetrics": {"feature_extractor_weights_path", "baseline_url"},  # a file to unpickle, any server
 }
-_BY_ARGUMENTS = ("datasets", "peft", "timm", "torchvision.datasets", "transformers.models")  # these decide what they do
+_BY_ARGUMENTS = (  # these decide what they do
+    *("datasets", "launcher.datasets.hub", "launcher.datasets.shards", "peft", "timm", "torchmetrics"),
+    *("torchvision.datasets", "transformers.models"),
+)
 
 
 def is_load_dataset(target: Any) -> bool:

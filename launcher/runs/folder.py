@@ -288,7 +288,7 @@ def _git() -> dict[str, str] | None:
     commit = output_of(*_GIT, "rev-parse", "HEAD")
     if commit is None:
         return None
-    diff = "" if _has_filters() else output_of(*_GIT, *_DIFF)
+    diff = "" if _has_filters() or not _is_where_its_files_are() else output_of(*_GIT, *_DIFF)
     return {"commit": commit.strip(), "diff": masked(diff or "")}
 
 
@@ -311,6 +311,13 @@ def _has_filters() -> bool:
     return any(name.startswith("filter.") and scope not in ("system", "global") for scope, name in scopes)
 
 
+def _is_where_its_files_are() -> bool:
+    """Whether a working tree is the folder that has `.git`: its own settings may name any other folder as the tree."""
+    top = output_of(*_GIT, "rev-parse", "--show-toplevel")
+    with_git = next((path for path in (directory(), *directory().parents) if (path / ".git").exists()), None)
+    return top is not None and with_git is not None and os.path.realpath(top.rstrip("\n")) == os.path.realpath(with_git)
+
+
 def detach(path: Path) -> None:
     """Puts a copy in a file's place: who has it open still, not knowing that the run is another's, writes elsewhere.
 
@@ -331,6 +338,7 @@ def output_of(*command: str) -> str | None:
             errors="replace",
             timeout=10,
             check=False,
+            cwd=directory(),
             env={**os.environ, **_GIT_VARIABLES},
         )
     except (OSError, subprocess.TimeoutExpired):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from typing import Any, Literal
 
 from launcher.recipe.package import make_callable
@@ -62,6 +63,7 @@ def sweep(
     from launcher.sweep.begin import Asked, opened, sought
     from launcher.sweep.best import rows
     from launcher.sweep.screen import Screen
+    from launcher.sweep.starter import Starter
     from launcher.sweep.work import work_off
     from launcher.world.obeying import obeying
 
@@ -83,12 +85,12 @@ def sweep(
         cpu=cpu,
         join=join,
     )
-    with taken(), obeying():
+    with taken(), obeying(), closing(Starter(processes_per_run in (None, 1))) as starter:
         with from_python():
             new = sought(asked)
             record = opened(new)
         with Screen(record, new.space, plain=True) as screen:
-            work_off(record, new.space, new.recipe, new.slots, join=join, say=screen.say, show=screen.show)
+            work_off(record, new.space, new.recipe, new.slots, starter, join=join, say=screen.say, show=screen.show)
     return rows(record, new.space)
 
 

@@ -45,17 +45,19 @@ class WarmProcessLostError(LauncherError):
 class Starter:
     """Starts trials, stops them and tells of their ends.
 
+    It is best made first of all: its process imports what trials need while the sweep is read and checked.
+
     Args:
         is_warm: Whether to have the process import what trials need; where none is to be forked that is for nothing.
-        modules: Further ones to import: installed packages that the recipe is known to use, none of the user's own.
 
     Attributes:
         running: The numbers of the trials at work.
     """
 
-    def __init__(self, is_warm: bool = True, modules: Sequence[str] = ()):
-        self._modules = (*MODULES, *modules) if is_warm else ()
+    def __init__(self, is_warm: bool = True):
+        self._modules: tuple[str, ...] = MODULES if is_warm else ()
         self.running: set[int] = set()
+        self._has_started = False
         self._unread = b""
         self._process = self._begun()
 
@@ -75,6 +77,16 @@ class Starter:
         self._unread = b""
         self._process = self._begun()
 
+    def also_load(self, modules: Sequence[str]) -> None:
+        """Has the process import more, if it imports at all: installed packages that a recipe is known to use.
+
+        Raises:
+            WarmProcessLostError: There is nobody to do so.
+        """
+        if self._modules and not set(modules) <= set(self._modules):
+            self._modules = (*self._modules, *modules)
+            self._send(json.dumps({"import": list(modules)}) + "\n")
+
     def start(self, order: Order) -> None:
         """Starts a trial.
 
@@ -82,6 +94,7 @@ class Starter:
             WarmProcessLostError: There is nobody to do so.
         """
         self._send(order.line())
+        self._has_started = True
         self.running.add(order.number)
 
     def signal(self, number: int, what: signal.Signals) -> None:
@@ -103,12 +116,12 @@ class Starter:
         return ends
 
     def close(self) -> None:
-        """Ends the process; trials that run still die with it."""
+        """Ends the process; trials that run still die with it. One that has started none may be importing: no wait."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
             self._process.stdin.close()
-            self._process.wait(0.0 if self.running else _LAST_SECONDS)
+            self._process.wait(_LAST_SECONDS if self._has_started and not self.running else 0.0)
         except (OSError, subprocess.TimeoutExpired):
             self._process.kill()
             self._process.wait()

@@ -109,6 +109,9 @@ class _Server:
                         return order
 
     def _obey(self, words: Mapping[str, Any]) -> Order | None:
+        if "import" in words:
+            _import(words["import"])
+            return None
         if "stop" in words:
             for pid, (number, _) in self._numbers.items():
                 if number == words["stop"]:

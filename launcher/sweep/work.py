@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,11 +64,11 @@ def work_off(
     space: Space,
     recipe: Recipe,
     slots: Sequence[Slot],
+    starter: Starter,
     *,
     join: bool = False,
     say: Callable[[str], None] = print,
     show: Callable[[Record], None] = lambda record: None,
-    starter: Starter | None = None,
 ) -> str:
     """Works until all is done, or it is to stop.
 
@@ -77,10 +77,10 @@ def work_off(
         space: Its space.
         recipe: The baseline's.
         slots: Where trials run.
+        starter: What to start trials from.
         join: Whether to work beside others.
         say: Gets a line for what a person should know.
         show: Told when something has changed.
-        starter: What to start trials from; None makes one for this time.
 
     Returns:
         `complete`, `preempted` or `spent`.
@@ -93,8 +93,7 @@ def work_off(
     with ExitStack() as stack:
         stack.enter_context(listening())
         me = stack.enter_context(taking_part(record, World.from_environ().job, join))
-        if starter is None:
-            starter = stack.enter_context(closing(Starter(record.settings.processes == 1, modules)))
+        starter.also_load(modules)
         pool = Pool(
             record=record,
             points=_Points(record, space, recipe),

@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from launcher.evaluation.unmoved import globals_of, held_by_class, is_function, is_of_the_project
+from launcher.training.inner_optimizers import inner_optimizers
 from launcher.training.loose_buffers import print_of
 
 _KNOWN_CODE = ("torch", "launcher")  # keeps what moves in buffers
@@ -63,6 +64,9 @@ def is_known_code(thing: Any) -> bool:
 
 
 def _attributes_of(key: str, root: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(root, Optimizer):
+        for name, inner in inner_optimizers(root).items():
+            yield from _attributes_of(f"{key}.{name}", inner)
     if isinstance(root, nn.Module):
         for name, module in root.named_modules():
             is_kept = type(module).get_extra_state is not nn.Module.get_extra_state
@@ -126,7 +130,7 @@ class _Look:
     def at(self, value: Any, depth: int) -> Any:
         """The same of one value; None of what is not looked at."""
         self._left -= 1
-        if self._left < 0 or depth < 0:
+        if self._left < 0 or depth < 0 or isinstance(value, Optimizer):  # those inside are looked at by themselves
             return None
         if isinstance(value, dict | list | tuple | set | deque):
             return self._in_container(value, depth)

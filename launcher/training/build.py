@@ -285,11 +285,11 @@ class _Ways:
     def _turns(self, objective: TurnsObjective, optimizer: Several) -> list[Turn]:
         last = list(objective.turns)[-1]
         return [
-            self._turn(name, turn, optimizer.named[name], self.after if name == last else None)
+            self._turn(name, turn, optimizer.named[name], self.after if name == last else None, objective.every[name])
             for name, turn in objective.turns.items()
         ]
 
-    def _turn(self, name: str, turn: Objective, optimizer: Optimizer, after: AfterStep | None) -> Turn:
+    def _turn(self, name: str, turn: Objective, optimizer: Optimizer, after: AfterStep | None, every: int) -> Turn:
         """A step function, under DDP for the parameters of its optimizer alone."""
         own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         named = [(key, one) for key, one in self.model.bare.named_parameters() if one.requires_grad]
@@ -299,4 +299,5 @@ class _Ways:
         module = wrap_step(StepModule(self.model.wrapped, turn), self.device)
         for parameter in others:
             parameter.requires_grad_(True)
-        return Turn(name, module, self._update(optimizer, after), [key for key, one in named if id(one) in own])
+        names = [key for key, one in named if id(one) in own]
+        return Turn(name, module, self._update(optimizer, after), names, every)

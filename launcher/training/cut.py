@@ -20,6 +20,7 @@ from launcher.checkpoints.weights import shapes_of
 from launcher.data.parts import changed
 from launcher.data.repeatable import differs_again
 from launcher.data.transfer import moved
+from launcher.errors import UsageError
 from launcher.evaluation.modes import own_randomness
 from launcher.evaluation.unmoved import Unmoved
 from launcher.internals import batch_norms, dropouts
@@ -88,8 +89,8 @@ class Dependence:
             )
         if objective.is_whole and not is_open:
             return
-        if is_open and self.draws:
-            yield f"model: draws random numbers for each micro-batch, as in dropout: {_CUT}"
+        if self.draws:
+            yield f"a step draws random numbers for each micro-batch, as in dropout: {_CUT}"
         if self.norms and not synchronised:
             yield f"model: BatchNorm takes the mean of each micro-batch of a process: {_CUT}"
         if self.mixes:
@@ -102,7 +103,11 @@ class Dependence:
 
 
 def dependence_of(state: TrainState) -> Dependence:
-    """What is found; nothing where the model cannot be called like that: the first step says why."""
+    """What is found; nothing where the model cannot be called like that: the first step says why.
+
+    Raises:
+        UsageError: A call of the model leaves gradients in its parameters.
+    """
     model, objective, train = state.model.bare, state.objective, state.data.train
     norms = any(isinstance(module, batch_norms()) for module in model.modules())
     drops = any(isinstance(module, dropouts()) and getattr(module, "p", 0) > 0 for module in model.modules())
@@ -122,6 +127,11 @@ def dependence_of(state: TrainState) -> Dependence:
     except Exception as error:  # somebody's code, called otherwise than in a step
         words = " ".join(words_of(error).split())[:120]
         return Dependence(unsteady, norms=norms, draws=drops, fault=f"{type(error).__name__}: {words}")
+    if objective.own_gradients.are_left and objective.step is None:
+        raise UsageError(
+            "model: calls backward() when it is called, which leaves gradients in its parameters: those of the step "
+            "would be added to them; take them by torch.autograd.grad"
+        )
     loose = [name for name in moving if name in tried.loose]
     return Dependence(unsteady, unkept, moving, loose, mixes, norms, drops or tried.draws, grown)
 
@@ -210,14 +220,17 @@ class _Tried:
         objective, layout = self.objective, self.objective.layout
         if self._change is not None:
             batch = self._change(changed(batch, torch.clone))  # which may change it in place
-        if objective.step is not None:
-            return [float(value.detach()) for value in objective.evaluated_step(self.model, batch, At())[0]]
-        args, kwargs = layout.inputs(batch)
-        with torch.enable_grad() if not objective.terms else torch.no_grad():
+
+        def values() -> list[torch.Tensor]:
+            if objective.step is not None:
+                return objective.evaluated_step(self.model, batch, At())[0]
+            args, kwargs = layout.inputs(batch)
             result = self.model(*args, **kwargs)
             if not objective.terms:
-                return [float(layout.loss(result).detach())]
-            return [float(term.value(term.function, layout, result, batch).detach()) for term in objective.terms]
+                return [layout.loss(result)]
+            return [term.value(term.function, layout, result, batch) for term in objective.terms]
+
+        return [float(value) for value in objective.own_gradients.call(self.model, values)]
 
     def movements(self, batch: Any, shapes: Mapping[str, Any]) -> tuple[list[str], list[str], Mapping[str, Any] | None]:
         """What equal calls change: what no checkpoint keeps, what one does, and a state that has grown.

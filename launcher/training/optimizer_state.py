@@ -19,6 +19,7 @@ from launcher.model.sharding import Shards
 from launcher.objective.loss import loss_key
 from launcher.objective.several import Optimizers, Several
 from launcher.training import fast_step
+from launcher.training.inner_optimizers import groups_in_common, inner_optimizers, unkept
 
 _STEP = "step"  # the one entry whose device and dtype torch chooses by the kernel that will read it
 
@@ -36,7 +37,8 @@ def parameter_names(model: nn.Module, losses: Mapping[str, nn.Module]) -> dict[i
 class NamedOptimizer:
     """An optimizer as a part of a checkpoint.
 
-    One that has a `state_dict` of its own keeps it as it is, with a table of names beside it.
+    One that has a `state_dict` of its own keeps it as it is, with a table of names beside it. What it has not of the
+    optimizers inside it is kept beside that.
 
     Attributes:
         optimizer: The run's.
@@ -51,7 +53,9 @@ class NamedOptimizer:
     def state_dict(self) -> dict[str, Any]:
         """The parameters by name, the settings of each group, each parameter's state, and what is not a parameter's."""
         own = self.optimizer.state_dict()
-        kept = {"parameters": self._described()}
+        kept: dict[str, Any] = {"parameters": self._described()}
+        if inner := unkept(self.optimizer, own):
+            kept["inner"] = {name: self._inside(one).state_dict() for name, one in inner.items()}
         if not self._is_torchs(own):
             return {**kept, "own": own}
         names = dict(enumerate(self._by_name()))
@@ -69,6 +73,12 @@ class NamedOptimizer:
             ValueError: It is of other parameters.
         """
         _compare(self._described(), saved["parameters"], in_order="own" in saved)
+        with groups_in_common(self.optimizer):
+            self._take_up(saved)
+            self._take_up_inner(saved.get("inner", {}))
+        fast_step.lay_out_state(self.optimizer)
+
+    def _take_up(self, saved: Mapping[str, Any]) -> None:
         if self.shards is not None and "own" not in saved:
             parameters = self._by_name()
             taken = {name: self._taken(parameters[name], entries) for name, entries in saved["state"].items()}
@@ -81,7 +91,17 @@ class NamedOptimizer:
                 raise ValueError(f"the optimizer has {here} groups of parameters here and {there} there")
             self.optimizer.load_state_dict(self._stepped_alike(self._in_places(saved)))
             self._put_back(saved)
-        fast_step.lay_out_state(self.optimizer)
+
+    def _take_up_inner(self, saved: Mapping[str, Any]) -> None:
+        inner = inner_optimizers(self.optimizer)
+        for name, state in saved.items():
+            if name not in inner:
+                raise ValueError(f"the optimizer had another one inside, '{name}', which is not here")
+            self._inside(inner[name]).load_state_dict(state)
+
+    def _inside(self, inner: Optimizer) -> NamedOptimizer:
+        """An optimizer inside this one, as a part of its state."""
+        return NamedOptimizer(inner, self.names, self.shards)
 
     def _is_torchs(self, state: Any) -> bool:
         """Whether a state is made, and taken up, as torch does it."""

@@ -18,7 +18,7 @@ from typing import Any
 from launcher.errors import EXIT_FAILED, LauncherError
 from launcher.recipe.directory import shortest
 from launcher.recipe.masking import masked, masked_in
-from launcher.text import words_of
+from launcher.text import printable, words_of
 
 _PACKAGE = str(Path(__file__).parent.parent) + os.sep
 _OWN_CODE = tuple(_PACKAGE + name + os.sep for name in ("models", "datasets", "_recipes"))  # ours, but a recipe's parts
@@ -121,7 +121,7 @@ class Failure:
         when = f" at step {self.step:,}" if self.step is not None and self.step >= 0 else ""
         when += f" (epoch {self.epoch:.2f})" if when and self.epoch is not None else ""
         where = f" in {self.culprit.place}" if self.culprit else ""
-        return f"{who}failed{when}{where}: {cut(self._lines[0], LINE)}"
+        return printable(f"{who}failed{when}{where}: {cut(self._lines[0], LINE)}")
 
     @property
     def _lines(self) -> list[str]:

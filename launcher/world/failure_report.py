@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.errors import EXIT_FAILED
+from launcher.text import printable
 from launcher.world.failure import LINE, Failure, Frame, cut, exit_in_words
 from launcher.world.files import write_text
 from launcher.world.hints import hint_for
@@ -72,7 +73,7 @@ class Report:
         lines += [f"    {cut(line, LINE)}" for line in self.first.behind]
         lines += [f"  {line}" for line in folded(self.first.frames)]
         lines += [f"  {label:<10} {value}" for label, value in rows if value]
-        return "\n".join(lines)
+        return "\n".join(printable(line.expandtabs(4)) for line in lines)  # words of data are anybody's
 
     def write(self) -> bool:
         """Leaves `failure.json` in the run's folder; False where a better one is there."""

@@ -63,11 +63,6 @@ def generator(model: Gan, batch: tuple[Tensor], at: Any) -> Mapping[str, Tensor]
     return {"loss": judged(verdict, torch.ones_like(verdict))}
 
 
-def count(batch: tuple[Tensor]) -> int:
-    """What a batch counts."""
-    return len(batch[0])
-
-
 class Look:
     """After an evaluation: how well made digits are told from real ones, and a picture of 64 of them."""
 

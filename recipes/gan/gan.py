@@ -48,11 +48,6 @@ def generator(model: Gan, points: Tensor, at: Any) -> Mapping[str, Tensor]:
     return {"loss": judged(verdict, torch.ones_like(verdict))}
 
 
-def count(points: Tensor) -> int:
-    """What a batch counts."""
-    return len(points)
-
-
 def look(model: Gan, at: Any, scores: Mapping[str, Any]) -> Mapping[str, Any]:
     """After an evaluation: how far from the circle 1,000 points are on the average, and a picture of them."""
     points = model.generator(torch.randn(1000, NOISE))

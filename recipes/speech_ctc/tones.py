@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
 from torch.utils.data import Dataset
 from torchmetrics import Metric
 
@@ -51,7 +51,7 @@ def padded(samples: Sequence[Sample]) -> Batch:
 
 
 class Listener(nn.Module):
-    """A spectrogram, a convolution, and a GRU in both directions."""
+    """A spectrogram, a convolution, and a GRU in both directions; what a call is padded with changes nothing."""
 
     def __init__(self, width: int = 64) -> None:
         super().__init__()
@@ -61,12 +61,16 @@ class Listener(nn.Module):
         self.recurrent = nn.GRU(width, width, batch_first=True, bidirectional=True)
         self.head = nn.Linear(2 * width, 1 + len(KEYS))
 
-    def forward(self, waves: Tensor) -> Tensor:
-        """Maps waveforms [N, T] to log-probabilities [frames, N, 13], as CTCLoss wants them."""
-        frames = waves.unfold(1, FRAME, FRAME // 2) * self.window
-        spectrum = torch.fft.rfft(frames).abs()[..., : FRAME // 4]  # up to 2 kHz
-        x = self.convolution((1 + spectrum).log().transpose(1, 2)).relu().transpose(1, 2)
-        scores: Tensor = self.head(self.recurrent(x)[0]).log_softmax(-1)
+    def forward(self, waves: Tensor, frames: Tensor) -> Tensor:
+        """Maps waveforms [N, T] and their frames [N] to log-probabilities [frames, N, 13], as CTCLoss wants them."""
+        framed = waves.unfold(1, FRAME, FRAME // 2) * self.window
+        spectrum = torch.fft.rfft(framed).abs()[..., : FRAME // 4]  # up to 2 kHz
+        is_heard = torch.arange(framed.shape[1], device=waves.device) < frames[:, None]
+        loudness = (1 + spectrum).log() * is_heard[..., None]
+        x = self.convolution(loudness.transpose(1, 2)).relu().transpose(1, 2)
+        packed = pack_padded_sequence(x, frames.cpu(), batch_first=True, enforce_sorted=False)
+        x, _ = pad_packed_sequence(self.recurrent(packed)[0], batch_first=True)
+        scores: Tensor = self.head(x).log_softmax(-1)
         return scores.transpose(0, 1)
 
 

@@ -340,7 +340,7 @@ case(
     pieces=False,
     **{**views, "forward": lambda model, batch, _: losses.contrast(*model(*batch))},
 )
-case("a loss that draws", loss=losses.noisy, worlds=(), refused=2)
+case("a loss that draws", loss=losses.noisy, worlds=(1,), pieces=False)
 case("padded, and no mask", data=sets.Sequences, collate=sets.pad_alone, **whole)
 
 # ---------------------------------------------------------------------- with a state, with parameters
@@ -449,7 +449,6 @@ case(
     forward=lambda model, batch, _: model(batch[0]),
     worlds=(1,),
     pieces=False,
-    refused=2,
 )
 
 # ---------------------------------------------------------------------- of a step function

@@ -6,8 +6,10 @@ from functools import partial
 from typing import Any
 
 import layers
+import losses
 import nets
 import sets
+import steps
 import torch
 from torch import nn
 
@@ -73,6 +75,69 @@ case("called by a mapping of weights", model=nets.Functional)
 case("parameters outside of layers", model=nets.Loose)
 case("complex weights", model=nets.Waves)
 case("forces", "device.ddp.find_unused_parameters=true", model=nets.Slopes)
+of_forces = ("batch.outputs=[0, 1]",)
+
+
+def with_gradients(model: nn.Module, batch: Any, loss: Any) -> Any:
+    """An evaluation by hand, of what takes gradients itself."""
+    with torch.enable_grad():
+        value = loss(*model(batch[0]), batch[1])
+    model.zero_grad()
+    return value.detach()
+
+
+def of_both(model: nn.Module, batch: Any, loss: Any) -> Any:
+    return loss(*model(batch[0]), batch[1])
+
+
+for way in ("autograd", "hook", "functional", "jacrev"):
+    case(
+        f"energies and forces by {way}",
+        *of_forces,
+        model=partial(nets.Forces, way=way),
+        loss=losses.of_forces,
+        forward=of_both,
+        score=with_gradients,
+    )
+case(
+    "an equation in the loss",
+    *of_forces,
+    model=nets.Solution,
+    loss=losses.of_equation,
+    forward=of_both,
+    score=with_gradients,
+)
+
+
+def of_own(model: nn.Module, batch: Any, loss: Any) -> Any:
+    with torch.enable_grad():
+        return model(batch[0])
+
+
+case(
+    "an equation in the model",
+    "loss=model",
+    model=partial(nets.Solution, residual=True),
+    loss=None,
+    forward=of_own,
+)
+
+
+def one_with_gradients(model: nn.Module, batch: Any, loss: Any) -> Any:
+    with torch.enable_grad():
+        return loss(model(batch[0]), batch[1])
+
+
+case("a judge's slopes in the loss", loss=losses.Steep, score=one_with_gradients)
+case("backward in forward", model=nets.Adapting, worlds=(), refused=1)
+
+
+def of_penalty(model: nn.Module, batch: Any, _: Any) -> Any:
+    with torch.enable_grad():
+        return steps.penalised(model, batch)["loss"]
+
+
+case("a penalty of slopes in a step", "train.step=steps.py:penalised", loss=None, forward=of_penalty)
 case("a wrapper that passes all on", model=nets.Wrapper)
 case(
     "a wrapper that hands its own out",

@@ -53,6 +53,9 @@ case("optimizer: one that a function makes", optimizer=optimizers.switched)
 for kind in (optimizers.Counts, optimizers.Signs, optimizers.Odd, optimizers.InGroup, optimizers.Lazy):
     case(f"own optimizer: {kind.__name__}", model=deep, optimizer=partial(kind, lr=0.05))
 case("own optimizer: Lookahead", optimizer=partial(optimizers.Lookahead, lr=0.05))
+halved = partial(schedules.StepLR, step_size=2, gamma=0.5)
+for outer in (optimizers.Combined, optimizers.Nested):
+    case(f"one inside another: {outer.__name__}", model=deep, optimizer=partial(outer, lr=0.05), scheduler=halved)
 case("own optimizer: ScheduleFree", optimizer=partial(optimizers.ScheduleFree, lr=0.1))
 case("own optimizer: ScheduleFree, begins evaluating", optimizer=partial(optimizers.ScheduleFree, lr=0.1, trains=False))
 case("own optimizer: state in 32 bits", optimizer=partial(optimizers.Wide, lr=0.05), exact=1e-6)

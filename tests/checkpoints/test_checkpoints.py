@@ -34,6 +34,7 @@ from worlds import (
 from launcher.checkpoints import format as checkpoints
 from launcher.checkpoints.plain import restored
 from launcher.checkpoints.sameness import difference
+from launcher.checkpoints.weights import read_weights, stored_weights
 from launcher.errors import LauncherError, UsageError
 from launcher.recipe.load import load_recipe
 from launcher.run import run as launch
@@ -191,6 +192,63 @@ def test_a_manifest_that_was_changed_anywhere_is_damaged(tmp_path: Path, saved: 
             checkpoints.verify(path)
     (path / "manifest.json").write_bytes(whole)
     checkpoints.verify(path)
+
+
+def unread(path: Path, kind: str) -> None:
+    """A pipe, or a device without end, in a file's place."""
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+
+
+def unread_weights(path: Path, kind: str) -> None:
+    """The same for weights, of which the manifest says that they are empty, as `stat` does."""
+    resealed(files=EMPTY_FILES)(path)
+    unread(path / "weights.pth", kind)
+
+
+def resealed(**said: Any) -> Callable[[Path], object]:
+    """A manifest that says so, sealed as ours are."""
+
+    def act(path: Path) -> None:
+        manifest = {**json.loads((path / "manifest.json").read_text()), **said}
+        (path / "manifest.json").write_text(json.dumps(checkpoints.sealed(manifest)))
+
+    return act
+
+
+EMPTY_FILES = {name: {"bytes": 0, "sha256": hashlib.sha256(b"").hexdigest()} for name in ("weights.pth", "training.pt")}
+STRANGE: dict[str, Callable[[Path], object]] = {
+    "brackets without end": lambda path: (path / "manifest.json").write_text("[" * 100_000),
+    "a step without end": resealed(step=float("inf")),
+    "a pipe for a manifest": lambda path: unread(path / "manifest.json", "pipe"),
+    "a device for a manifest": lambda path: unread(path / "manifest.json", "device"),
+    "a pipe for weights": lambda path: unread_weights(path, "pipe"),
+    "a device for weights": lambda path: unread_weights(path, "device"),
+    "a number for rows": resealed(rows=3, format=4),
+    "a list for rows": resealed(rows=[1], format=4),
+    "a mapping for rows": resealed(rows={"a": 1}, format=4),
+}
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_a_stranger_s_manifest_is_damaged(tmp_path: Path, saved: Trained, kind: str) -> None:
+    path = shutil.copytree(saved.folder / NEWEST, tmp_path / "step-00000012")
+    STRANGE[kind](path)
+    with pytest.raises(checkpoints.DamagedError):
+        checkpoints.verify(path)
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors", "w.safetensors.index.json"])
+def test_weights_that_are_a_pipe_are_told_in_a_line(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name.replace(".index.json", ""))
+    if name.endswith(".json"):
+        (tmp_path / name).write_text(json.dumps({"weight_map": {"a": "w.safetensors"}}))
+    for read in (read_weights, stored_weights):
+        with pytest.raises(LauncherError, match="is a pipe, not a file"):
+            read(tmp_path / name)
 
 
 @pytest.fixture(scope="module")

@@ -51,7 +51,7 @@ class InTrain(nn.Module):
 
 
 class OwnInTrain(nn.Module):
-    """The same as a model's own; or with what is random in train mode, where nothing can be measured."""
+    """The same as a model's own; or with what is random in train mode, which is held while it is measured."""
 
     def __init__(self, loss: nn.Module, drop: float = 0.0):
         super().__init__()
@@ -74,7 +74,7 @@ def test_a_loss_is_measured_in_the_mode_in_which_it_is_trained() -> None:
     for model, kind in (
         (OwnInTrain(InTrain()), "batch"),
         (OwnInTrain(InTrain(whole=False)), "samples"),
-        (OwnInTrain(InTrain(), drop=0.5), "samples"),
+        (OwnInTrain(InTrain(whole=False), drop=0.5), "samples"),
     ):
         verdict = measure(subject, model.train(), samples, Hints(of_batches=True))
         assert verdict.reading is not None

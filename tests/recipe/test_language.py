@@ -52,6 +52,16 @@ def column(points, target):
     return points.squeeze(-1), target.to(points.dtype)
 
 
+def turned(points, target):
+    """Twice beside each other, and the model's in another order of memory, as a transposed result is."""
+    return torch.stack([points.squeeze(-1)] * 2).T, torch.stack([target.to(points.dtype)] * 2, 1)
+
+
+def masked(points, target, mask):
+    """Uses a target up."""
+    return points.squeeze(-1)[mask > 0], target[mask > 0].to(points.dtype)
+
+
 class Regressor(nn.Module):
     """Points to [N, 1]; what it is called with is kept."""
 
@@ -189,7 +199,15 @@ def test_what_is_no_part_and_no_constant_is_refused(project: Path, wrong: str) -
     assert "batch.inputs" in refusal(project, f"batch.inputs=[{wrong}]")
 
 
-def test_one_place_shapes_outputs_and_targets_for_loss_and_metrics(project: Path) -> None:
+@pytest.mark.parametrize(
+    "adapt",
+    [
+        ("batch.adapt=own.py:column", "data.micro_batch_size=5"),
+        ("batch.adapt=own.py:turned", "data.micro_batch_size=5"),
+        ("batch.adapt=own.py:masked", "batch.targets=[1, 1]"),
+    ],
+)
+def test_one_place_shapes_outputs_and_targets_for_loss_and_metrics(project: Path, adapt: tuple[str, ...]) -> None:
     measured = (
         "data.validation={_target_: parts.py:Points}",
         "evaluate.metrics={error: {_target_: torchmetrics.regression.MeanSquaredError}}",
@@ -197,9 +215,8 @@ def test_one_place_shapes_outputs_and_targets_for_loss_and_metrics(project: Path
     result = train(
         project,
         "model={_target_: own.py:Regressor}",
-        "batch.adapt=own.py:column",
         "loss={_target_: MSELoss}",
-        "data.micro_batch_size=5",
+        *adapt,
         *measured,
     )
     line = result.scores[-1]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import pickle
+import socket
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import projects
 import pytest
@@ -297,6 +302,134 @@ def test_data_of_this_machine_asks_no_server(
     assert asked == []
 
 
+@pytest.mark.parametrize(
+    "handed",
+    [
+        "{_target_: launcher.datasets.Tokenize, tokenizer: {_ref_: torchmetrics.text.BERTScore}}",
+        "{_target_: launcher.datasets.Tokenize, tokenizer: {_target_: torchmetrics.text.InfoLM, _partial_: true}}",
+        "{_ref_: launcher.datasets.HubDataset}",
+        "{_target_: launcher.datasets.Shards, _partial_: true}",
+    ],
+)
+def test_the_words_of_a_row_name_nothing_on_a_server(handed: str) -> None:
+    pytest.importorskip("torchmetrics")
+    change = f"data.train={{_target_: launcher.datasets.Shards, path: x.jsonl, transform: {handed}}}"
+    with pytest.raises(RecipeError, match="what it does depends on its arguments"):
+        Builder(load_recipe("recipe.yaml", [change])).check()
+
+
+def noting(asked: list[str]) -> Any:
+    """What knows no name, and notes which it is asked for."""
+
+    def getaddrinfo(host: str, *_: object, **__: object) -> None:
+        asked.append(host)
+        raise socket.gaierror(socket.EAI_NONAME, "no name is known here")
+
+    return getaddrinfo
+
+
+BACKBONE = {"model_type": "detr", "backbone": "a/b", "use_pretrained_backbone": True, "use_timm_backbone": False}
+
+
+@pytest.mark.parametrize("kind", ["AutoConfig", "AutoModel", "DetrConfig"])
+def test_a_model_of_this_machine_names_no_other(
+    project: Path, monkeypatch: pytest.MonkeyPatch, server: tuple[str, list[str]], kind: str
+) -> None:
+    pytest.importorskip("transformers")
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://{server[0]}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket, "getaddrinfo", noting(server[1]))
+    (project / "net").mkdir()
+    (project / "net" / "config.json").write_text(json.dumps(BACKBONE))
+    model = f"{{_target_: transformers.{kind}.from_pretrained, pretrained_model_name_or_path: ./net}}"
+    builder = Builder(load_recipe("recipe.yaml", [f"define={{x: {model}}}"]))
+    with pytest.raises(LauncherError, match=r"names something of huggingface\.co, which is not asked"):
+        builder.build(builder.defined[0])
+    assert server[1] == []
+    assert constants.HF_HUB_OFFLINE is False
+
+
+FETCHER = """
+class Fetcher:
+    def __init__(self, of): self.of = of
+    def __call__(self, rows): return self.of([row[0] for row in rows])
+"""
+
+
+def addressed(project: Path, address: str) -> str:
+    """A shard of which each sample is the address of a picture; gives the recipe's words for it."""
+    with tarfile.open(project / "x.tar", "w") as archive:
+        for number in range(4):
+            content = f"{address}/{number}.png".encode()
+            member = tarfile.TarInfo(f"{number}.txt")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return "data.train={_target_: Shards, path: x.tar, parts: [txt]}"
+
+
+@pytest.mark.parametrize("who", ["http", "https", "own"])
+def test_a_processor_fetches_nothing_that_data_names(
+    project: Path, server: tuple[str, list[str]], capsys: pytest.CaptureFixture[str], who: str
+) -> None:
+    pytest.importorskip("transformers")
+    (project / "fetcher.py").write_text(FETCHER)
+    data = addressed(project, f"{'https' if who == 'https' else 'http'}://{server[0]}")
+    processor = "{_target_: transformers.ViTImageProcessorPil}"
+    collate = f"{{_target_: fetcher.py:Fetcher, of: {processor}}}" if who == "own" else processor
+    assert main(["check", "recipe.yaml", data, f"data.collate={collate}"]) != 0
+    said = "".join(capsys.readouterr())
+    assert ("the data names a place elsewhere" in said) == (who != "own")
+    assert bool(server[1]) == (who == "own")  # code of one's own may fetch what it likes
+
+
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+@pytest.mark.parametrize("kind", ["ImageFolder", "skip", "Shards", "HubDataset", "load_dataset"])
+def test_a_picture_starts_no_program(project: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    pytest.importorskip("datasets")
+    eps = pytest.importorskip("PIL.EpsImagePlugin")
+    monkeypatch.setattr(eps, "gs_binary", None)  # as it is in a process of its own
+    monkeypatch.setenv("HF_HOME", str(project / "hf"))
+    folder = project / "bin"
+    folder.mkdir()
+    (folder / "gs").write_text(f"#!/bin/sh\ntouch {project}/owned\necho 10.0\n")
+    (folder / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    (project / "pics" / "a").mkdir(parents=True)
+    (project / "pics" / "a" / "1.png").write_bytes(POSTSCRIPT)
+    with tarfile.open(project / "x.tar", "w") as archive:
+        archive.add(project / "pics" / "a" / "1.png", "1.png")
+    component = {
+        "ImageFolder": "launcher.datasets.ImageFolder, root: pics",
+        "skip": "launcher.datasets.ImageFolder, root: pics, corrupt: skip",
+        "Shards": "launcher.datasets.Shards, path: x.tar",
+        "HubDataset": "launcher.datasets.HubDataset, path: pics",
+        "load_dataset": "datasets.load_dataset, path: ./pics, split: train",
+    }[kind]
+    recipe = load_recipe("recipe.yaml", [f"data.train={{_target_: {component}}}"])
+    with pytest.raises(Exception, match=r"Ghostscript|none of its 1 pictures can be read"):
+        Builder(recipe).build(recipe.data.train)[0]
+
+
+def test_opening_files_of_this_machine_is_counted_nowhere(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_UPDATE_DOWNLOAD_COUNTS", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_HOME", str(project / "hf"))
+    (project / "a.csv").write_text("a,b\n1,2\n")
+    asked: list[str] = []
+    monkeypatch.setattr(socket, "getaddrinfo", noting(asked))
+    for component in (
+        "launcher.datasets.HubDataset, path: a.csv",
+        "datasets.load_dataset, path: csv, data_files: a.csv",
+    ):
+        recipe = load_recipe("recipe.yaml", [f"data.train={{_target_: {component}, split: train}}"])
+        assert len(Builder(recipe).build(recipe.data.train)) == 1
+    assert asked == []
+
+
 def test_data_of_this_machine_is_read_as_ever(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets, image = pytest.importorskip("datasets"), pytest.importorskip("PIL.Image")
     monkeypatch.setenv("HF_HOME", str(project / "hf"))
@@ -494,6 +627,27 @@ def test_the_settings_of_a_folder_run_no_program(project: Path, config: str) -> 
     kept = environment({})["git"]
     assert len(kept["commit"]) == 40
     assert ("+after" in kept["diff"]) == (not config.startswith("filter"))
+
+
+def test_a_working_tree_shows_no_files_of_another_folder(project: Path) -> None:
+    victim = project.parent / "home"
+    git = ["git", "-c", "user.name=a", "-c", "user.email=b"]
+    for folder in (project, victim):
+        (folder / ".ssh").mkdir(parents=True)
+        (folder / ".ssh" / "id").write_text("" if folder == project else "hunter2\n")
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "c"]):
+        subprocess.run([*git, *words], cwd=project, check=True)
+    for worktree in (victim, project.parent, Path("/")):
+        subprocess.run(["git", "config", "core.worktree", str(worktree)], cwd=project, check=True)
+        kept = environment({})["git"]
+        assert len(kept["commit"]) == 40
+        assert kept["diff"] == ""
+    subprocess.run(["git", "config", "--unset", "core.worktree"], cwd=project, check=True)
+    subprocess.run(["git", "worktree", "add", "-q", str(project.parent / "second")], cwd=project, check=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(project.parent / "second")  # a real one, whose `.git` is a file
+        (project.parent / "second" / ".ssh" / "id").write_text("after\n")
+        assert "+after" in environment({})["git"]["diff"]
 
 
 def test_a_run_that_goes_to_a_named_entity_tells_nothing_of_the_machine() -> None:

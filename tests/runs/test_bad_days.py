@@ -24,6 +24,7 @@ from launcher.cli.main import main
 from launcher.errors import LauncherError
 from launcher.runs.reading import finite
 from launcher.world.failure import of_exception
+from launcher.world.failure_report import Report
 
 REPOSITORY = ROOT
 SECONDS = 150
@@ -499,6 +500,26 @@ def test_a_report_of_an_odd_run_alone_is_a_page_or_one_line(
     code = main(["report", str(tmp_path / "run")])
     said = capsys.readouterr().err
     assert (code, said.count("\n")) in ((0, 0), (1, 1)), said
+
+
+@pytest.mark.parametrize("name", ["report.html", "predictions.parquet", "resolved.yaml"])
+def test_no_command_waits_at_a_pipe_in_a_run(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = projects.make(tmp_path)
+    run_folder(tmp_path / "run")
+    (tmp_path / "run" / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / "run" / name)
+    words = ["show", str(recipe), "--diff"] if name == "resolved.yaml" else ["report"]
+    code = main([*words, str(tmp_path / "run")])
+    assert (code, capsys.readouterr().err.count("\n")) == (0, 0) if name == "predictions.parquet" else (2, 1)
+
+
+@pytest.mark.parametrize("kind", [ValueError, SystemExit, RuntimeError])
+def test_words_of_data_move_no_cursor_and_forge_no_line(kind: type[BaseException]) -> None:
+    error = kind("a\x1b]0;TITLE\x07\x9b2J\u202eb\nlauncher: all is well\n\tc")
+    error.__cause__ = KeyError("d\x1b[2J")
+    text = Report(of_exception(error), None, "again", "resume").text()
+    assert all(line.isprintable() for line in text.split("\n"))
+    assert [line for line in text.split("\n") if line.startswith("launcher: ")] == text.split("\n")[:1]
 
 
 def test_a_step_that_cannot_be_is_unknown_not_the_end() -> None:

@@ -89,7 +89,7 @@ def swept(
     """A sweep that is begun or gone on with in this process, and comes to its end."""
     new = sought(wanted, slots)
     record = opened(new)
-    assert work_off(record, new.space, new.recipe, new.slots, starter=starter, **options) == ends
+    assert work_off(record, new.space, new.recipe, new.slots, starter, **options) == ends
     return record
 
 

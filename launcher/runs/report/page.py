@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher import text
 from launcher.errors import LauncherError, UsageError
+from launcher.recipe.inputs import unreadable
 from launcher.recipe.masking import masked, masked_in
 from launcher.runs.differing import differing, label_of
 from launcher.runs.metrics import METRICS_FILE
@@ -113,11 +114,16 @@ def save(path: Path, text: str) -> None:
         UsageError: Something else is there, or it cannot be written.
     """
     try:
-        if path.exists() and GENERATOR not in path.read_text(encoding="utf-8", errors="replace")[:1000]:
+        if path.exists() and (unreadable(path) or GENERATOR.encode() not in _beginning(path)):
             raise UsageError(f"{path} is not a report of this program; name another file with --output")
         write_text(path, text)
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _beginning(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(1000)
 
 
 def told(runs: Sequence[Run], say: Callable[[str], None] = lambda _: None) -> list[Told]:

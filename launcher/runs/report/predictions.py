@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.errors import LauncherError
+from launcher.recipe.inputs import unreadable
 from launcher.version import install
 
 if TYPE_CHECKING:
@@ -86,6 +87,8 @@ def read_mistakes(folder: Path) -> Mistakes | None:
     path = folder / PREDICTIONS_FILE
     if not path.exists():
         return None
+    if fault := unreadable(path):
+        raise LauncherError(f"{path} {fault}")
     try:
         import pyarrow
         import pyarrow.parquet as parquet

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shlex
 import time
 from collections import deque
@@ -14,6 +13,7 @@ from typing import Any
 
 from rich.text import Text
 
+from launcher.recipe.directory import shortest
 from launcher.recipe.line_keys import LINE_KEYS
 from launcher.runs.metrics import Line
 from launcher.text import duration, number, short, short_exponent
@@ -46,8 +46,7 @@ class ShownRun:
 
     def next_commands(self, outcome: str) -> list[tuple[str, str]]:
         """What a user may want to do when a start has ended, as label and command; a failure's report says its own."""
-        below = os.path.relpath(self.run_dir)
-        folder = str(self.run_dir) if below.startswith(os.pardir) else below
+        folder = shortest(self.run_dir)
         if outcome == "preempted":
             call = f"the same call, with run_dir={folder!r}"
             return [("resume", call if self.from_python else f"launcher resume {shlex.quote(folder)}")]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import threading
 import time
 from collections import deque
@@ -18,11 +19,13 @@ from typing import Any
 
 from launcher.errors import UsageError
 from launcher.recipe.caller import option
+from launcher.recipe.directory import directory
 from launcher.runs.metrics import Line
 from launcher.runs.tracking.own_code import SPOKEN_TO, speaks_to
 from launcher.runs.tracking.tracker import MLflow, Note, TensorBoard, TrackedRun, Tracker, failure_of, numbers
 from launcher.runs.tracking.wandb import WandB
 from launcher.version import install
+from launcher.world.world import user_variable
 
 QUEUE_LINES = 2048
 FINISH_SECONDS = 30.0
@@ -46,6 +49,8 @@ SETTINGS: Mapping[str, tuple[str, ...]] = {
     "trackio": ("project", "name", "group", "resume"),
     "wandb": ("project", "entity", "name", "group", "job_type", "notes", "tags", "mode", "resume", "settings"),
 }
+# Files in a folder that choose, for who works there, to which server the key goes: read before the environment is.
+_FILES = {"comet_ml": (".comet.config",), "wandb": ("wandb/settings", ".wandb/settings")}
 _WANDB_SETTINGS = ("init_timeout", "finish_timeout", "console", "silent", "disable_git", "disable_code")
 
 
@@ -67,7 +72,7 @@ def check(trackers: Mapping[str, Mapping[str, Any]], allow: Collection[str] = ()
     problems: list[str] = []
     for name, settings in trackers.items():
         if name not in allow:
-            problems += _refused(name, settings)
+            problems += [*_refused(name, settings), *_chosen_by_the_folder(name)]
         if name not in LOGGER_TYPE_TO_CLASS:
             problems.append(_unknown(name, sorted(LOGGER_TYPE_TO_CLASS)))
         elif name in needs_package - installed:
@@ -92,6 +97,18 @@ def _refused(name: str, settings: Mapping[str, Any]) -> Iterator[str]:
             f"say: {', '.join(known)}; set the rest in the environment, or use {option('allow', name)} if the recipe "
             "is yours"
         )
+
+
+def _chosen_by_the_folder(name: str) -> Iterator[str]:
+    """A tracker's own settings in the working directory, which are anybody's who has made the folder; not a home's."""
+    here = directory()
+    for file in _FILES.get(name, ()):
+        if (here / file).exists() and os.path.realpath(here) != os.path.realpath(user_variable("HOME") or os.sep):
+            yield (
+                f"track.{name}: {file} in the working directory chooses where the key and numbers go, and may be "
+                "anybody's who has made the folder; write project and entity in the recipe and the server in the "
+                f"environment, and remove it, or use {option('allow', name)} if it is yours"
+            )
 
 
 def _unknown(name: str, known: list[str]) -> str:

@@ -266,6 +266,34 @@ def noisy(outputs: Tensor, targets: Tensor) -> Tensor:
 # ---------------------------------------------------------------------- with a state, with parameters
 
 
+def of_forces(energy: Tensor, slopes: Tensor, target: Tensor) -> Tensor:
+    """Energies and forces at once."""
+    return F.mse_loss(energy, target) + 10 * F.mse_loss(slopes, target.expand_as(slopes))
+
+
+def of_equation(u: Tensor, places: Tensor, target: Tensor) -> Tensor:
+    """How far a function is from an equation and from what is known of it: by gradients of the outputs."""
+    (slopes,) = torch.autograd.grad(u.sum(), places, create_graph=True)
+    return (slopes.sum(1) - u[:, 0]).square().mean() + F.mse_loss(u, target)
+
+
+class Steep(nn.Module):
+    """Punishes steep slopes of a judge of its own, between what is given and what is wanted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.judge = nn.Sequential(nn.Linear(1, 3), nn.Tanh(), nn.Linear(3, 1)).double().requires_grad_(False)
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        between = (outputs + targets) / 2
+        if not between.requires_grad:
+            between.requires_grad_()
+        (slopes,) = torch.autograd.grad(self.judge(between).sum(), between, create_graph=True)
+        value: Tensor = F.mse_loss(outputs, targets) + (slopes.norm(dim=1) - 1).square().mean()
+        return value
+
+
 class Centered(nn.Module):
     """A buffer that moves whenever it is called."""
 

@@ -291,11 +291,63 @@ class Slopes(nn.Module):
         torch.manual_seed(0)
         self.layers = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 1)).double()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             (slopes,) = torch.autograd.grad(self.layers(x).sum(), x, create_graph=True)
         return slopes[:, :1]
+
+
+class Forces(Slopes):
+    """An energy and its forces, as most write it: no thought of who calls it without gradients.
+
+    Args:
+        way: How the slopes are taken.
+    """
+
+    def __init__(self, way: str = "autograd") -> None:
+        super().__init__()
+        self.way = way
+
+    def forward(self, x: Tensor) -> Any:
+        if self.way == "functional":
+            return self.layers(x), torch.func.grad(lambda x: self.layers(x).sum())(x)
+        if self.way == "jacrev":
+            return self.layers(x), torch.func.vmap(torch.func.jacrev(self.layers))(x)[:, 0]
+        x.requires_grad_()
+        energy = self.layers(x)
+        if self.way == "hook":
+            energy.register_hook(lambda gradient: gradient * 1.0)
+        (slopes,) = torch.autograd.grad(energy.sum(), x, create_graph=self.training)
+        return energy, slopes
+
+
+class Solution(Forces):
+    """A function and where it was taken, or the residual of an equation that it solves."""
+
+    def __init__(self, residual: bool = False) -> None:
+        super().__init__()
+        self.residual = residual
+
+    def forward(self, x: Tensor) -> Any:
+        x.requires_grad_()
+        u = self.layers(x)
+        if not self.residual:
+            return u, x
+        (slopes,) = torch.autograd.grad(u.sum(), x, create_graph=True)
+        return (slopes.sum(1) - u[:, 0]).square().mean()
+
+
+class Adapting(Slopes):
+    """Learns a little from what it is given before it answers, with backward() in its forward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.layers[0](x)
+        inner = first.detach().requires_grad_()
+        self.layers[1:](inner).square().sum().backward()
+        assert inner.grad is not None
+        out: Tensor = self.layers[1:](first - 0.1 * inner.grad)
+        return out
 
 
 # ---------------------------------------------------------------------- that do things to themselves

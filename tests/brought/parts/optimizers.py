@@ -204,3 +204,32 @@ def in_groups(params: Any) -> torch.optim.Optimizer:
     weight, bias = params
     groups: list[dict[str, Any]] = [{"params": [weight]}, {"params": [bias], "lr": 0.01, "weight_decay": 0.1}]
     return torch.optim.SGD(groups, lr=0.1)
+
+
+class Combined(torch.optim.Optimizer):
+    """One for matrices and one for the rest, in a list."""
+
+    def __init__(self, params: Any, lr: float = 0.05):
+        own = [*params]
+        super().__init__(own, {"lr": lr})
+        self.parts = [
+            torch.optim.SGD([one for one in own if one.dim() > 1], lr, momentum=0.9),
+            torch.optim.Adam([one for one in own if one.dim() < 2], lr),
+        ]
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # torch overloads it
+        for part in self.parts:
+            part.step()
+
+
+class Nested(torch.optim.Optimizer):
+    """A wrapper in a wrapper, with attributes alone."""
+
+    def __init__(self, params: Any, lr: float = 0.05):
+        self.outer = Combined(params, lr)
+        super().__init__(self.outer.param_groups, {"lr": lr})
+        self.param_groups = self.outer.param_groups
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # torch overloads it
+        self.outer.step()

@@ -18,6 +18,14 @@ def plain(model: Any, batch: Any, at: Any = None) -> dict[str, Any]:
     return {"loss": F.mse_loss(out, batch[1]), "outputs": out, "targets": batch[1]}
 
 
+def penalised(model: Any, batch: Any, at: Any = None) -> dict[str, Any]:
+    """The squared norm of the slopes beside the loss, as critics have it."""
+    x = batch[0].requires_grad_()
+    out = model(x)
+    (slopes,) = torch.autograd.grad(out.sum(), x, create_graph=True)
+    return {"loss": F.mse_loss(out, batch[1]) + (slopes.norm(dim=1) - 1).square().mean(), "outputs": out}
+
+
 def ramped(model: Any, batch: Any, at: Any) -> dict[str, Any]:
     out = model(batch[0])
     return {"loss": F.mse_loss(out, batch[1]) + 3 * at.fraction * out.std(0, unbiased=False).mean()}

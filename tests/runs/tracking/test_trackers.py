@@ -64,6 +64,24 @@ def test_a_recipe_cannot_choose_servers_and_folders(name: str, settings: Mapping
     assert complaints({name: settings}, name) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "file"), [("wandb", "wandb/settings"), ("wandb", ".wandb/settings"), ("comet_ml", ".comet.config")]
+)
+def test_a_folder_does_not_choose_where_a_key_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, file: str
+) -> None:
+    path = tmp_path / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("[default]\nbase_url = http://127.0.0.1:9\n")
+    assert complaints({name: {}}) == []  # it lies elsewhere
+    monkeypatch.chdir(tmp_path)
+    (line,) = complaints({name: {}})
+    assert line.startswith(f"track.{name}: {file} in the working directory chooses where the key and numbers go")
+    assert complaints({name: {}}, name) == []
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert complaints({name: {}}) == []
+
+
 def test_every_tracker_s_settings_are_listed() -> None:
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 

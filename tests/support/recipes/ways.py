@@ -113,7 +113,10 @@ def generator(model: Any, batch: Any, at: Any) -> Mapping[str, Any]:
 
 
 class Sam(Optimizer):
-    """Sharpness-aware minimisation as it goes around: the closure makes the second gradients."""
+    """Sharpness-aware minimisation as it goes around: the closure makes the second gradients.
+
+    Its `state_dict` says nothing of the one inside, whose momentum is all that there is to keep.
+    """
 
     def __init__(self, params: Any, lr: float = 0.1, rho: float = 0.05):
         super().__init__(params, {"lr": lr, "rho": rho})
@@ -133,15 +136,6 @@ class Sam(Optimizer):
         for weight, up in zip(weights, ups, strict=True):
             weight.data.sub_(up)
         self.base.step()
-
-    def state_dict(self) -> dict[str, Any]:
-        """The inner optimizer's."""
-        return self.base.state_dict()
-
-    def load_state_dict(self, state_dict: Any) -> None:
-        """Takes it up."""
-        self.base.load_state_dict(state_dict)
-        self.param_groups = self.base.param_groups
 
 
 class Lookahead(Optimizer):
@@ -182,6 +176,12 @@ class Lookahead(Optimizer):
 def shrink(model: Any, at: Any) -> None:
     """After a step: keeps the head small, and the less the later."""
     model.head.weight.clamp_(-0.3 - at.step / 100, 0.3 + at.step / 100)
+
+
+@torch.no_grad()
+def decay(model: Any, at: Any) -> None:
+    """After a step: makes the generator's first layer a little smaller."""
+    model.generator[0].weight.mul_(0.99)
 
 
 class Target:
@@ -415,20 +415,28 @@ def tabled(**clipping: float) -> list[float]:
     return loop(model, plain(model, SGD(model.parameters(), lr=0.1), **clipping))
 
 
-def against(rests: int = 0) -> list[float]:
-    """Two losses in turns, of which the first trains nothing until a step."""
+def against(rests: int = 0, every: int = 1) -> list[float]:
+    """Two losses in turns, of which the first trains nothing until a step; the second's is taken every few steps.
+
+    Its learning rate is halved after every two of its own steps, and what is called after a step is called after each.
+    """
     model = Two()
     optimizers = [Adam(model.critic.parameters(), lr=0.01), Adam(model.generator.parameters(), lr=0.02)]
 
     def step(number: int, batch: Batch) -> float:
         total = 0.0
         for function, optimizer in zip((critic, generator), optimizers, strict=True):
+            if function is generator and (number + 1) % every:
+                continue
             model.zero_grad()
             loss = function(model, batch, None)["loss"]
             loss.backward()
             if function is not critic or number >= rests:
                 optimizer.step()
             total += loss.item()
+        if every > 1:
+            optimizers[1].param_groups[0]["lr"] = 0.02 * 0.5 ** ((number + 1) // (2 * every))
+            decay(model, None)
         return total
 
     return loop(model, step)
@@ -449,6 +457,13 @@ TURNS = (
     "model={_target_: ways.py:Two}",
     "optimizer={critic: {_target_: Adam, lr: 0.01}, generator: {_target_: Adam, lr: 0.02}}",
     "train.step={critic: ways.py:critic, generator: ways.py:generator}",
+    "loss=null",
+)
+NOW_AND_THEN = (
+    *TURNS[:2],
+    "train.step={critic: ways.py:critic, generator: {_target_: ways.py:generator, _every_: 3 steps}}",
+    "scheduler={generator: {_target_: StepLR, step_size: 2, gamma: 0.5, _every_: 3 steps}}",
+    "train.after_step=ways.py:decay",
     "loss=null",
 )
 WAYS: dict[str, tuple[tuple[str, ...], Loop]] = {
@@ -476,5 +491,6 @@ WAYS: dict[str, tuple[tuple[str, ...], Loop]] = {
     ),
     "turns": (TURNS, against),
     "resting": ((*TURNS, "train.freeze={critic.*: 5 steps}"), lambda: against(rests=5)),
+    "now and then": (NOW_AND_THEN, lambda: against(every=3)),
     "Lookahead": (("optimizer={_target_: ways.py:Lookahead, optimizer: {_target_: Adam, lr: 0.02}}",), wrapped),
 }
