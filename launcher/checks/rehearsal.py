@@ -266,7 +266,7 @@ def _problem(recipe: Recipe, path: RecipePath, message: str) -> Problem:
 
 
 class _NotFiniteError(RecipeError):
-    """A loss that is no number: two samples may have nothing to count, as no object in either picture."""
+    """A loss that is no number: two samples may have nothing to count, as pictures without an object."""
 
 
 def _rehearse_first_step(

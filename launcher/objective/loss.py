@@ -406,6 +406,10 @@ class Objective:
                     f"off; fix the loss, say _per_: batch, or {COUNT}"
                 )
 
+    def keep_weights(self, *, moved: bool) -> None:
+        """Has weights put back wherever the model is tried, where a forward was found to move them."""
+        self.moves_weights = self.moves_weights or moved
+
     def mark_audited(self) -> None:
         """Notes that it was tried on a real batch of training what its losses were found to be."""
         self.is_audited = True

@@ -245,7 +245,7 @@ class _Tried:
             self._called(batch)
             unkept, moving = changed_names(attributes, self._attributes()), changed_names(before, self._kept())
             if others := {id(parameter) for parameter in back.moved_weights()}:
-                self.objective.moves_weights = True
+                self.objective.keep_weights(moved=True)
                 moving += [f"model.{name}" for name, one in self.model.named_parameters() if id(one) in others]
             weights = self.model.state_dict()
             grown = copied(weights) if shapes_of(weights) != shapes else None
