@@ -162,6 +162,11 @@ class Objective:
         """Whether a line has numbers besides the loss: a step function's, or the parts of a sum."""
         return self.step is not None or len(self.terms) > 1
 
+    @property
+    def is_brought(self) -> bool:
+        """Whether the model or the recipe's own step functions bring the loss: no outputs and targets show it."""
+        return self.step is not None or not self.terms
+
     def wrapped_by(self, losses: Mapping[str, nn.Module]) -> Objective:
         """The same objective, of which training calls these in place of the terms of their names."""
         terms = [replace(term, wrapped=losses.get(term.name)) for term in self.terms]

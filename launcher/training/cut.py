@@ -113,7 +113,7 @@ def dependence_of(state: TrainState) -> Dependence:
     drops = any(isinstance(module, dropouts()) and getattr(module, "p", 0) > 0 for module in model.modules())
     is_cut = state.retry is not None or not objective.is_whole
     unsteady = differs_again(train)
-    if train.num_readable() < 4 or (not is_cut and _is_known(model, objective)):
+    if (not is_cut and _is_known(model, objective)) or train.num_readable() < 4:  # for which a stream is read
         return Dependence(unsteady, norms=norms, draws=drops)
     device = state.device.torch_device
     numbers = range(min(_SAMPLES, train.num_readable()))
