@@ -266,7 +266,7 @@ def _problem(recipe: Recipe, path: RecipePath, message: str) -> Problem:
 
 
 class _NotFiniteError(RecipeError):
-    """A loss that is no number: two samples may have nothing to count, as pictures without an object."""
+    """A loss that is not finite: of pictures without an object, say, nothing may count in the first two."""
 
 
 def _rehearse_first_step(
