@@ -16,6 +16,7 @@ from launcher.objective.turns import TurnsObjective
 from launcher.recipe import schema
 from launcher.recipe.build import Builder
 from launcher.recipe.component import Component
+from launcher.recipe.component_syntax import number_of_steps
 from launcher.text import shapes
 
 
@@ -41,7 +42,9 @@ def build_objective(
     if isinstance(train.step, Component):
         return Objective([], layout, step=builder.build(train.step), count=count)
     if train.step is not None:
-        return TurnsObjective({name: builder.build(part) for name, part in train.step.items()}, layout, count=count)
+        steps = {name: builder.build(part) for name, part in train.step.items()}
+        every = {name: number_of_steps(part.options.get("_every_", 1)) or 1 for name, part in train.step.items()}
+        return TurnsObjective(steps, layout, count=count, every=every)
     if isinstance(section, str):  # `model`: it brings its own
         return Objective([], layout, count=count)
     named = {"": section} if isinstance(section, Component) else section or {}

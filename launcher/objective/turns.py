@@ -21,6 +21,10 @@ class TurnsObjective(Objective):
         steps: The functions, in the order in which they are called.
         layout: Unused by them, which get whole batches.
         count: What a batch counts for each of them; None where it is measured.
+        every: In every which step each of them is called, by name: the fifth, the tenth, … for 5; in each without.
+
+    Attributes:
+        every: The same of all.
     """
 
     def __init__(
@@ -28,10 +32,13 @@ class TurnsObjective(Objective):
         steps: Mapping[str, Callable[..., Mapping[str, Any]]],
         layout: BatchLayout,
         count: Callable[[Any], float] | None = None,
+        every: Mapping[str, int] | None = None,
     ):
         super().__init__([_term(name, step) for name, step in steps.items()], layout, count=count)
         self.turns = {name: Objective([], layout, step=step, count=count) for name, step in steps.items()}
+        self.every = {name: (every or {}).get(name, 1) for name in steps}
         self.step = next(iter(steps.values()))  # whoever asks learns that the loss is the user's own
+        self.moves_weights = True
 
     def evaluated_step(self, model: nn.Module, data: Any, at: Any) -> tuple[list[torch.Tensor], dict[str, Any]]:
         """The loss of each turn, and all that they give besides."""

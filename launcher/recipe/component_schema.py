@@ -46,7 +46,10 @@ _OPTIONS: Mapping[str, dict[str, Any]] = {
         "description": "Adapts a pretrained model: {_target_: peft.LoraConfig, …}, or {_ref_: my.py:adapt}.",
     },
     "_warmup_": {**_LENGTH, "description": f"How long the learning rate rises from 0. {_LENGTH['description']}"},
-    "_every_": {**_LENGTH, "description": f"How often the schedule moves on. {_LENGTH['description']}"},
+    "_every_": {
+        **_LENGTH,
+        "description": f"How often the schedule moves on, or a turn of train.step is taken. {_LENGTH['description']}",
+    },
     "_monitor_": {
         "type": "string",
         "description": "The metric that ReduceLROnPlateau follows; without it, that of evaluate.best.",

@@ -47,6 +47,18 @@ def _is_length(value: Any) -> str | None:
     return None if fits else "is not a length; write '500 steps', '1 epoch' or '5%'"
 
 
+def _is_number_of_steps(value: Any) -> str | None:
+    return None if number_of_steps(value) else "is not a number of steps; write 5 or '5 steps'"
+
+
+def number_of_steps(value: Any) -> int | None:
+    """How many steps `5` or '5 steps' are; None where it is neither."""
+    duration = Duration.parse(value) if isinstance(value, str) else None
+    if duration is not None:
+        value = int(duration.amount) if duration.unit == "steps" else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
 def _is_metric(value: Any) -> str | None:
     return None if isinstance(value, str) and value else "is not a metric; write its name, as in loss or accuracy"
 
@@ -104,6 +116,7 @@ OPTIONS: dict[str, dict[str, Callable[[Any], str | None]]] = {
     },
     "scheduler": {"_warmup_": _is_length, "_every_": _is_length, "_monitor_": _is_metric},
     "loss": {"_per_": _is_count, "_weight_": _is_weight, "_outputs_": _are_picks, "_targets_": _are_picks},
+    "train.step": {"_every_": _is_number_of_steps},
     "evaluate.metrics": {
         "_input_": _is_input,
         "_sets_": _are_sets,

@@ -8,6 +8,7 @@ from typing import Any
 
 from launcher.errors import Problem
 from launcher.recipe.component import Component, components_in
+from launcher.recipe.component_syntax import number_of_steps
 from launcher.recipe.duration import Duration
 from launcher.recipe.expressions import Expression
 from launcher.recipe.line_keys import LINE_KEYS
@@ -180,6 +181,12 @@ def _optimizers(recipe: Recipe) -> Iterator[Fault]:
     if isinstance(turns, Mapping) and sorted(turns) != sorted(names):
         listed = f"optimizer has {', '.join(names)}" if names else "optimizer has one for all"
         yield ("train", "step"), f"each turn has an optimizer of its name: train.step has {', '.join(turns)}, {listed}"
+    if isinstance(turns, Component) and "_every_" in turns.options:
+        yield (*turns.path, "_every_"), "is for turns by name, as in train.step: {critic: …, generator: …}; remove it"
+    if isinstance(turns, Mapping) and all(
+        number_of_steps(one.options.get("_every_", 1)) != 1 for one in turns.values()
+    ):
+        yield ("train", "step"), "each turn has _every_, and some steps would do nothing; remove that of one"
     if recipe.train.clip_grad_norm is not None and recipe.train.clip_grad_value is not None:
         yield ("train", "clip_grad_value"), "cannot be combined with clip_grad_norm; keep one of them"
     if recipe.train.ema is not None and recipe.train.swa is not None:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
+from launcher.checkpoints.rebuilt import starts
 from launcher.checkpoints.safe_files import unfit_for_safetensors
-from launcher.checkpoints.weights import shapes_of, start_from
+from launcher.checkpoints.weights import shapes_of
 from launcher.data.load import Data, load_data
 from launcher.device.device import Device
 from launcher.evaluation.modes import has_modes
@@ -69,14 +68,12 @@ def build_run_model(recipe: Recipe, builder: Builder, device: Device) -> Model:
         LauncherError: The weights do not fit.
     """
     stand_in(recipe.track.trackers, builder.own_folders())
-    source, start = recipe.train.start_from, None
-    if source is not None:
-        start = partial(start_from, path=builder.folder / Path(source).expanduser())
 
     def freeze(bare: nn.Module) -> None:
         freeze_for_good(recipe.train.freeze, named_parameters(bare, {}))
 
     shares = recipe.train.step is None
+    start = starts(builder, recipe)
     return build_model(
         builder, recipe.model, recipe.device, device, seed=recipe.seed, start=start, freeze=freeze, shares=shares
     )
@@ -285,11 +282,11 @@ class _Ways:
     def _turns(self, objective: TurnsObjective, optimizer: Several) -> list[Turn]:
         last = list(objective.turns)[-1]
         return [
-            self._turn(name, turn, optimizer.named[name], self.after if name == last else None)
+            self._turn(name, turn, optimizer.named[name], self.after if name == last else None, objective.every[name])
             for name, turn in objective.turns.items()
         ]
 
-    def _turn(self, name: str, turn: Objective, optimizer: Optimizer, after: AfterStep | None) -> Turn:
+    def _turn(self, name: str, turn: Objective, optimizer: Optimizer, after: AfterStep | None, every: int) -> Turn:
         """A step function, under DDP for the parameters of its optimizer alone."""
         own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         named = [(key, one) for key, one in self.model.bare.named_parameters() if one.requires_grad]
@@ -299,4 +296,5 @@ class _Ways:
         module = wrap_step(StepModule(self.model.wrapped, turn), self.device)
         for parameter in others:
             parameter.requires_grad_(True)
-        return Turn(name, module, self._update(optimizer, after), [key for key, one in named if id(one) in own])
+        names = [key for key, one in named if id(one) in own]
+        return Turn(name, module, self._update(optimizer, after), names, every)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,9 +13,12 @@ import torch
 from launcher.device.coordination import Pending
 from launcher.device.kind import OnItsWay
 from launcher.errors import LauncherError
+from launcher.objective.turns import TurnsObjective
 from launcher.training.state import TrainState
 from launcher.training.step import StepResult
 from launcher.training.steps import StepBatch
+
+_SAME = "give the same ones in each step (nan where there is no value)"
 
 
 class Meter:
@@ -40,8 +43,11 @@ class Meter:
         self._result: StepResult | None = None
         self._is_counted = True  # whether anything counts in that step
         self._names: list[str] | None = None if state.objective.logs_scalars else []
+        is_in_turns = isinstance(state.objective, TurnsObjective)
+        self._gathered: dict[str, torch.Tensor] | None = {} if is_in_turns else None  # each turn's last, since a line
+        self._agreed: dict[tuple[str, ...], list[str]] = {}
         self._copied: deque[_Copied] = deque()
-        self._reduced: deque[tuple[dict[str, Any], float, Pending]] = deque()
+        self._reduced: deque[tuple[dict[str, Any], float, Sequence[str], Pending]] = deque()
 
     def add(self, result: StepResult, step: StepBatch, waited: float) -> None:
         """Takes one step in; `waited` seconds of it were spent waiting for data."""
@@ -51,6 +57,9 @@ class Meter:
         self._samples += step.samples
         self._waited += waited
         self._result, self._is_counted = result, step.weight > 0
+        if self._gathered is not None:
+            names = list(result.scalars[0])
+            self._gathered |= zip(names, self._scalars(result, self._alike(result, names)), strict=True)
 
     def cut(self, step: int, epoch: float, rates: Mapping[str, float]) -> list[dict[str, Any]]:
         """Starts the line of these steps, with their learning rates; returns the lines that are ready by now."""
@@ -67,16 +76,17 @@ class Meter:
         if self._result.grad_norm is not None:
             line["grad_norm"] = None
         line.update(_pace(now - self._since, self._samples, self._waited))
-        line.update(dict.fromkeys(self._scalar_names(self._result)))
+        scalars = self._line_scalars(self._result)
+        line.update(dict.fromkeys(scalars))
         norm = self._result.grad_norm
         norm = (norm if norm is not None else self._loss).to(self._kind.wide)
         counts = [count.to(self._kind.wide) for count in self._state.update.counts]
-        numbers = torch.stack([self._loss, norm, *self._scalars(self._result), *counts])
+        numbers = torch.stack([self._loss, norm, *scalars.values(), *counts])
         if (peak := self._kind.peak_memory()) is not None:
             line["gpu_memory"] = peak
         ready = self._advance()
         pace = partial(_pace_of_device, self._began, ended, self._samples, self._waited) if ended is not None else dict
-        self._copied.append(_Copied(line, self._kind.to_host(numbers), self._weight, pace))
+        self._copied.append(_Copied(line, self._kind.to_host(numbers), self._weight, pace, [*scalars]))
         self._loss.zero_()
         self._weight, self._samples, self._waited, self._since, self._result = 0.0, 0, 0.0, now, None
         self._began = ended
@@ -86,27 +96,39 @@ class Meter:
                 ready += self._read()
         return ready
 
-    def _scalar_names(self, result: StepResult) -> Sequence[str]:
-        """What the step function logs: the same in every step, so that the ranks can add it up without asking.
+    def _line_scalars(self, result: StepResult) -> dict[str, torch.Tensor]:
+        """This rank's parts of what a line says besides the loss, in rank 0's order.
+
+        Of turns that are not taken in each step the last since the line before: nothing of one that was not taken.
+        """
+        if self._gathered is None:
+            if self._names is None:
+                self._names = self._coordinator.from_first(lambda: list(result.scalars[0]))
+            names = self._alike(result, self._names)
+            return dict(zip(names, self._scalars(result, names), strict=True))
+        gathered, self._gathered = self._gathered, {}
+        turns = tuple(name for name in gathered if name.startswith("loss/"))  # which steps they are, all know
+        if turns not in self._agreed:
+            self._agreed[turns] = self._coordinator.from_first(lambda: list(gathered))
+        names = self._agreed[turns]
+        if gathered.keys() != set(names):
+            raise LauncherError(f"train.step: gave {_listed(gathered)} to log, and rank 0 {_listed(names)}; {_SAME}")
+        return {name: gathered[name] for name in names}
+
+    def _alike(self, result: StepResult, names: list[str]) -> list[str]:
+        """The names of what is logged: the same of every micro-batch, so that the ranks can add it up without asking.
 
         Raises:
-            LauncherError: It is not.
+            LauncherError: They are not.
         """
-        if self._names is None:
-            self._names = self._coordinator.from_first(lambda: list(result.scalars[0]))
-        names: list[str] = self._names
         for strange in (scalars for scalars in result.scalars if scalars.keys() != set(names)):
-            mismatch = (
-                f"gave {', '.join(strange) or 'no scalars'} to log, and rank 0 first {', '.join(names) or 'none'}"
-            )
-            raise LauncherError(
-                f"train.step: {mismatch}; give the same ones in each step (nan where there is no value)"
-            )
+            mismatch = f"gave {_listed(strange)} to log, and rank 0 first {', '.join(names) or 'none'}"
+            raise LauncherError(f"train.step: {mismatch}; {_SAME}")
         return names
 
-    def _scalars(self, result: StepResult) -> Iterator[torch.Tensor]:
+    def _scalars(self, result: StepResult, names: Sequence[str]) -> Iterator[torch.Tensor]:
         """This rank's parts of their means, times the world size, on the device."""
-        for name in self._names or ():
+        for name in names:
             mean = self._loss.new_full((), 0.0 if self._is_counted else float("nan"))
             for logged, (_, factor) in zip(result.scalars, result.losses, strict=True):
                 if factor:  # a stand-in's number is not part of it
@@ -121,23 +143,23 @@ class Meter:
     def _reduce(self) -> None:
         """Lines whose numbers are in host memory by now are added over the ranks."""
         while self._copied:
-            line, on_its_way, weight, pace = self._copied.popleft()
+            line, on_its_way, weight, pace, names = self._copied.popleft()
             numbers = on_its_way.here().double()  # begun a line ago: there is nothing left to wait for
             line.update(pace())
-            known = 2 + len(self._names or ())
+            known = 2 + len(names)
             _, norm, *rest = numbers.tolist()
             if counts := rest[known - 2 :]:
                 self._state.update.take(counts, line["step"] - 1)
             # a mean over nothing is not a number
             means = torch.cat([numbers[:1] / (weight or float("nan")), numbers[2:known]])
-            self._reduced.append((line, norm, self._coordinator.sum(means / self._coordinator.world_size)))
+            self._reduced.append((line, norm, names, self._coordinator.sum(means / self._coordinator.world_size)))
 
     def _read(self) -> list[dict[str, Any]]:
         lines = []
         while self._reduced:
-            line, norm, pending = self._reduced.popleft()
+            line, norm, names, pending = self._reduced.popleft()
             line["loss"], *scalars = pending.result().tolist()
-            line.update(zip(self._names or (), scalars, strict=True))
+            line.update(zip(names, scalars, strict=True))
             if "grad_norm" in line:
                 line["grad_norm"] = norm
             lines.append(line)
@@ -154,6 +176,10 @@ class Meter:
         self._since, self._began = time.perf_counter(), self._kind.timer()
 
 
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names) or "no scalars"
+
+
 class _Copied(NamedTuple):
     """A line whose numbers are on their way, and how fast it was, known when they are there."""
 
@@ -161,6 +187,7 @@ class _Copied(NamedTuple):
     numbers: OnItsWay
     weight: float
     pace: Callable[[], Mapping[str, float]]
+    names: Sequence[str]  # of what it says besides
 
 
 def _pace(seconds: float, samples: int, waited: float) -> dict[str, float]:

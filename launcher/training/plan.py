@@ -13,6 +13,7 @@ from launcher.model.sharding import names_of
 from launcher.objective.loss import Objective, name_of
 from launcher.objective.optimizer import describe_optimizer, named_parameters
 from launcher.objective.run_length import RunLength
+from launcher.objective.turns import TurnsObjective
 from launcher.recipe.schema import Recipe
 from launcher.text import counted
 from launcher.training.optimizer_state import parameter_names
@@ -97,8 +98,11 @@ def _loss(objective: Objective) -> str:
     if not objective.terms:
         whose = "the model's own" if objective.step is None else "the recipe's own step function"
         return f"{whose}: {objective.own}" if objective.own else whose
+    every = objective.every if isinstance(objective, TurnsObjective) else {}
     return "; ".join(
-        f"{term.name + ' = ' if term.name else ''}{name_of(term.function)}: {term.reading}" for term in objective.terms
+        f"{term.name + ' = ' if term.name else ''}{name_of(term.function)}: {term.reading}"
+        f"{f', every {every[term.name]} steps' if every.get(term.name, 1) > 1 else ''}"
+        for term in objective.terms
     )
 
 

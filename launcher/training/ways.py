@@ -5,6 +5,7 @@ Which one it is is chosen when the run is built; the loop has one line for all o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from launcher.errors import LauncherError
+from launcher.evaluation.audit import audit_own
 from launcher.objective.loss import INDEPENDENT
 from launcher.objective.run_length import At
 from launcher.training import fast_step
@@ -92,12 +94,18 @@ class Turn:
         module: Its step function, under DDP for the parameters of its optimizer.
         update: Its optimizer and what surrounds it.
         parameters: The names of its parameters, in the order in which DDP numbers them.
+        every: In every which step it is taken.
     """
 
     name: str
     module: nn.Module
     update: OneUpdate
     parameters: Sequence[str] = ()
+    every: int = 1
+
+    def is_due(self, step: int) -> bool:
+        """Whether it is taken in the step after so many, as whatever is due every so many steps."""
+        return (step + 1) % self.every == 0
 
     def rests(self, step: int) -> bool:
         """Whether all that it trains is frozen at a step: then its loss may have no gradient."""
@@ -129,11 +137,17 @@ class Turns:
         if state.freezing is not None:
             state.freezing.begin(at.step)
         state.seeds(at.step)
+        if not (objective := state.objective).is_audited:
+            audit_own(state.model.bare, objective, step.batches[0].data, step.batches[0].samples, at)
+            objective.mark_audited()
         if state.retry is not None:
             state.retry.begin(state)
         logged: list[dict[str, Any]] = [{} for _ in step.batches]
         norms: list[torch.Tensor] = []
         for place, turn in enumerate(self._turns):
+            if not turn.is_due(at.step):
+                turn.update.made(at.step)  # what is called after each step is called, whoever's turn it was
+                continue
             self._turn(turn, place, step, at, logged)
             if state.retry is not None:
                 state.retry.passed()  # from the first update on
@@ -143,9 +157,15 @@ class Turns:
                 norms.append(norm)
             self.clear_gradients()  # what this loss has left in the parameters of the others is nobody's
         state.schedule.advance(at.step + 1)
-        parts = [[scalars[f"loss/{turn.name}"] for turn in self._turns] for scalars in logged]
+        taken = [f"loss/{turn.name}" for turn in self._turns if turn.is_due(at.step)]
+        parts = [[scalars[name] for name in taken] for scalars in logged]
         losses = [(torch.stack(own).sum(), scales[0]) for own, scales in zip(parts, step.scales, strict=True)]
         return StepResult(losses, torch.stack(norms).norm() if norms else None, list(logged))
+
+    @property
+    def first_whole(self) -> int:
+        """The steps before the first one in which every turn is taken."""
+        return math.lcm(*(turn.every for turn in self._turns)) - 1
 
     def _turn(self, turn: Turn, place: int, step: StepBatch, at: At, logged: Sequence[dict[str, Any]]) -> None:
         """Adds the gradients of one loss, over all micro-batches; its values are logged, and what it wants logged."""

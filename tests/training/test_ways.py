@@ -59,6 +59,17 @@ def test_each_way_resumes_bit_for_bit(tmp_path: Path, size: int) -> None:
         assert resumed.distance(straight) == 0, name
 
 
+def test_a_line_has_what_each_turn_gave_last_since_the_line_before(tmp_path: Path) -> None:
+    in_world(1, train, str(tmp_path / "each"), "now and then")
+    in_world(2, train, str(tmp_path / "some"), "now and then", "track.every=2 steps", "evaluate.every=100 steps")
+    each, some = (result_of(tmp_path / name / "now and then") for name in ("each", "some"))
+    given, gathered = (
+        {line["step"]: line["loss/generator"] for line in run.lines if "loss/generator" in line} for run in (each, some)
+    )
+    assert [*given] == [3, 6, 9, 12, 15, 18]
+    assert gathered == pytest.approx({step + step % 2: value for step, value in given.items()}, rel=1e-9)
+
+
 # ---------------------------------------------------------------------- functions of one's own
 
 
@@ -182,6 +193,22 @@ def test_a_pattern_of_what_is_frozen_is_no_mistake(tmp_path: Path, optimizer: st
         (
             ("optimizer={a: {_target_: SGD, _params_: heads.*}, b: {_target_: SGD}}",),
             "optimizer.a._params_: no parameter is named like 'heads.*'",
+        ),
+        (
+            ("train.step={_ref_: ways.py:critic, _every_: 2}",),
+            "train.step._every_: is for turns by name, as in train.step",
+        ),
+        (
+            (
+                *ways.TURNS[:2],
+                "train.step={critic: {_ref_: ways.py:critic, _every_: 2}, "
+                "generator: {_ref_: ways.py:generator, _every_: 3}}",
+            ),
+            "train.step: each turn has _every_, and some steps would do nothing; remove that of one",
+        ),
+        (
+            (*ways.TURNS[:2], "train.step={critic: {_ref_: ways.py:critic, _every_: 1 epoch}, generator: x.py:g}"),
+            "train.step.critic._every_: '1 epoch' is not a number of steps; write 5 or '5 steps'",
         ),
         (("optimizer._params_=head.*",), "one optimizer has all parameters; freeze the others in train.freeze"),
         (

@@ -178,6 +178,12 @@ def shrink(model: Any, at: Any) -> None:
     model.head.weight.clamp_(-0.3 - at.step / 100, 0.3 + at.step / 100)
 
 
+@torch.no_grad()
+def decay(model: Any, at: Any) -> None:
+    """After a step: makes the generator's first layer a little smaller."""
+    model.generator[0].weight.mul_(0.99)
+
+
 class Target:
     """After a step: a second copy of the head follows; it is kept, and pulls back."""
 
@@ -409,20 +415,28 @@ def tabled(**clipping: float) -> list[float]:
     return loop(model, plain(model, SGD(model.parameters(), lr=0.1), **clipping))
 
 
-def against(rests: int = 0) -> list[float]:
-    """Two losses in turns, of which the first trains nothing until a step."""
+def against(rests: int = 0, every: int = 1) -> list[float]:
+    """Two losses in turns, of which the first trains nothing until a step; the second's is taken every few steps.
+
+    Its learning rate is halved after every two of its own steps, and what is called after a step is called after each.
+    """
     model = Two()
     optimizers = [Adam(model.critic.parameters(), lr=0.01), Adam(model.generator.parameters(), lr=0.02)]
 
     def step(number: int, batch: Batch) -> float:
         total = 0.0
         for function, optimizer in zip((critic, generator), optimizers, strict=True):
+            if function is generator and (number + 1) % every:
+                continue
             model.zero_grad()
             loss = function(model, batch, None)["loss"]
             loss.backward()
             if function is not critic or number >= rests:
                 optimizer.step()
             total += loss.item()
+        if every > 1:
+            optimizers[1].param_groups[0]["lr"] = 0.02 * 0.5 ** ((number + 1) // (2 * every))
+            decay(model, None)
         return total
 
     return loop(model, step)
@@ -443,6 +457,13 @@ TURNS = (
     "model={_target_: ways.py:Two}",
     "optimizer={critic: {_target_: Adam, lr: 0.01}, generator: {_target_: Adam, lr: 0.02}}",
     "train.step={critic: ways.py:critic, generator: ways.py:generator}",
+    "loss=null",
+)
+NOW_AND_THEN = (
+    *TURNS[:2],
+    "train.step={critic: ways.py:critic, generator: {_target_: ways.py:generator, _every_: 3 steps}}",
+    "scheduler={generator: {_target_: StepLR, step_size: 2, gamma: 0.5, _every_: 3 steps}}",
+    "train.after_step=ways.py:decay",
     "loss=null",
 )
 WAYS: dict[str, tuple[tuple[str, ...], Loop]] = {
@@ -470,5 +491,6 @@ WAYS: dict[str, tuple[tuple[str, ...], Loop]] = {
     ),
     "turns": (TURNS, against),
     "resting": ((*TURNS, "train.freeze={critic.*: 5 steps}"), lambda: against(rests=5)),
+    "now and then": (NOW_AND_THEN, lambda: against(every=3)),
     "Lookahead": (("optimizer={_target_: ways.py:Lookahead, optimizer: {_target_: Adam, lr: 0.02}}",), wrapped),
 }
