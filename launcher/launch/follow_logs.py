@@ -12,6 +12,7 @@ from launcher.errors import UsageError
 from launcher.runs.job import is_queued
 from launcher.runs.logs import log_of
 from launcher.runs.reading import Run
+from launcher.text import printable_block
 
 _POLL_SECONDS = 0.25
 _ASK_SECONDS = 2.0  # how often a run is asked whether it continues
@@ -32,7 +33,7 @@ def shown_log(run: Run, rank: int) -> Path:
         return jobs[-1]  # what its batch script has printed, while no rank has
     names = (_RANK.fullmatch(other.name) for other in path.parent.glob("rank-*.log"))
     ranks = sorted(int(name[1]) for name in names if name)
-    have = f"there are {', '.join(map(str, ranks))}" if ranks else "the run has not printed anything yet"
+    have = f"there are logs of rank {', '.join(map(str, ranks))}" if ranks else "the run has not printed anything yet"
     raise UsageError(f"{run.folder}: rank {rank} has no log; {have}")
 
 
@@ -55,7 +56,7 @@ def followed(path: Path, follow: bool) -> Iterator[str]:
     with path.open("rb") as file:
         while True:
             while part := file.read(1 << 16):
-                yield decoder.decode(part)
+                yield printable_block(decoder.decode(part))
             if is_over:
                 return
             if time.monotonic() - asked_at >= _ASK_SECONDS:

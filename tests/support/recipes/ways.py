@@ -515,10 +515,7 @@ WAYS: dict[str, tuple[tuple[str, ...], Loop]] = {
     ),
     "turns": (TURNS, against),
     "resting": ((*TURNS, "train.freeze={critic.*: 5 steps}"), lambda: against(rests=5)),
-<<<<<<< HEAD
     "divided": (("optimizer={_target_: ways.py:Divided, lr: 0.05, momentum: 0.9}",), divided),
-=======
     "now and then": (NOW_AND_THEN, lambda: against(every=3)),
->>>>>>> main
     "Lookahead": (("optimizer={_target_: ways.py:Lookahead, optimizer: {_target_: Adam, lr: 0.02}}",), wrapped),
 }
