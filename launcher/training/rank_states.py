@@ -126,7 +126,8 @@ def _outline(state: Any) -> list[Any]:
 
 
 def _norm(tensor: torch.Tensor) -> torch.Tensor:
-    return torch.linalg.vector_norm(tensor if tensor.is_complex() else tensor.double()).double().cpu()
+    norm: torch.Tensor = torch.linalg.vector_norm(tensor if tensor.is_complex() else tensor.double())
+    return norm.double().cpu()
 
 
 def _are_alike(one: Sequence[Any], other: Sequence[Any]) -> bool:

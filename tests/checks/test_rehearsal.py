@@ -237,7 +237,7 @@ def test_what_two_samples_are_too_few_for_is_rehearsed_on_more(
 ) -> None:
     """As a grid that is laid over the samples of a batch: nothing of the first try is left in its buffers."""
     body = "self.layers(points) * self.mean(points)"
-    code = f"""{FORWARD.format(body=body)}
+    net = f"""{FORWARD.format(body=body)}
     def __init__(self, *sizes, **settings):
         super().__init__(*sizes, **settings)
         self.register_buffer("running", torch.zeros(()))
@@ -245,7 +245,7 @@ def test_what_two_samples_are_too_few_for_is_rehearsed_on_more(
         self.running += points.std(0).sum() if len(points) > 2 else torch.nan
         return self.running
 """
-    recipe = projects.make(tmp_path / "project", broken=code)
+    recipe = projects.make(tmp_path / "project", broken=net)
     code, out, err = check(capsys, recipe, "model._target_=broken.py:Net", "data.global_batch_size=4")
     assert (code, err) == (0, "")
     assert "batch        4 samples: float32 [4, 2]" in out
