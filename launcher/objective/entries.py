@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from launcher.errors import LauncherError
-from launcher.objective.batch import at, has_gradient, has_part
+from launcher.objective.batch import at, has_gradient, has_part, losses_among
 from launcher.recipe.line_keys import LINE_KEYS
 from launcher.text import shapes
 
@@ -27,6 +27,14 @@ def by_name(given: Any) -> Mapping[str, Any] | None:
     if isinstance(given, Mapping):
         return given
     return given._asdict() if hasattr(given, "_fields") else None
+
+
+def added(given: Any) -> Any:
+    """The sum of what is added up, where a loss gives several and nothing need be counted; else what it gave."""
+    named = by_name(given)
+    if named is None or not (names := losses_among(named)):
+        return given
+    return torch.stack([named[name].reshape(()) for name in names]).sum()
 
 
 def fault_in(given: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str | None:
@@ -53,7 +61,7 @@ def fault_in(given: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str | 
 def _sum_of_others(given: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str | None:
     if len(names) < 3:
         return None
-    table = [[float(values[name]) if name in values else float("nan") for name in names] for values in given]
+    table = [[torch.as_tensor(values.get(name, float("nan"))).item() for name in names] for values in given]
     for place, name in enumerate(names):
         rest = [sum(row) - 2 * row[place] for row in table]
         if all(row[place] and abs(off) <= _ROUNDING * abs(row[place]) for row, off in zip(table, rest, strict=True)):

@@ -89,7 +89,7 @@ def settle_losses(
             raise builder.wrong(term.key, message)
     objective.cut(whole=steps.is_whole)
     objective.take_entries(kept or {})
-    _split(builder, objective, model, train, coordinator, kept or {})
+    split_by_name(builder, objective, model, train, coordinator, kept or {})
     take_up(
         objective,
         {key: manifest for key, manifest in (kept or {}).items() if steps.is_whole or manifest["kind"] != "batch"},
@@ -137,7 +137,7 @@ def settle_evaluation(
     Raises:
         RecipeError: A loss is not what the recipe says.
     """
-    _split(builder, objective, model, loader, coordinator, {})
+    split_by_name(builder, objective, model, loader, coordinator)
     open_keys = [key for key, reading in objective.readings.items() if reading is None]
     if not open_keys:
         return []
@@ -154,22 +154,38 @@ def settle_evaluation(
     ]
 
 
-def _split(
+def split_by_name(
     builder: Builder,
     objective: Objective,
     model: nn.Module,
     loader: TrainLoader | EvaluationLoader,
     coordinator: Coordinator,
-    kept: Mapping[str, Any],
+    kept: Mapping[str, Any] | None = None,
+    *,
+    most: int = LOOKED_AT,
 ) -> None:
-    """Splits losses that give several numbers by name; of those that a checkpoint knows it is known."""
+    """Splits losses that give several numbers by name; of those that a checkpoint knows it is known.
+
+    Args:
+        builder: Says where the recipe names a loss.
+        objective: Whose losses they are.
+        model: The bare module; it is left as it was.
+        loader: Reads the samples that they are called on.
+        coordinator: Rank 0's word counts.
+        kept: What a checkpoint says of them.
+        most: Samples that may be looked at.
+
+    Raises:
+        RecipeError: What one gives cannot be added up.
+    """
+    known = kept or {}
     is_open = any(
-        term.entry is None and term.key not in kept and (term.reading is None or term.reading.found != "known")
+        term.entry is None and term.key not in known and (term.reading is None or term.reading.found != "known")
         for term in objective.terms
     )
     samples = samples_of(loader, may_drop=loader.may_drop) if is_open else None
     if samples is not None:
-        split_losses(builder, objective, model, samples, coordinator)
+        split_losses(builder, objective, model, replace(samples, number=min(samples.number, most)), coordinator)
 
 
 def _is_stated(objective: Objective, key: str) -> bool:

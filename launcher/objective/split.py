@@ -1,4 +1,4 @@
-"""Finds out which losses give several numbers by name, by calling them on a few samples; each becomes a term."""
+"""Finds out which losses give several numbers by name, by calling them on a few samples; each number becomes a term."""
 
 from __future__ import annotations
 

@@ -266,7 +266,8 @@ class Detects(nn.Module):
 class NamesLosses(Lin):
     """Gives its losses by name, and what is only worth knowing."""
 
-    def forward(self, x: Tensor, y: Tensor) -> Any:
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Any:
+        assert y is not None
         out = super().forward(x)
         far = (out - y).abs().mean().detach()
         return {"near": F.mse_loss(out, y), "small": out.square().mean(), "far": far}
