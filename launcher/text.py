@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
@@ -23,6 +24,15 @@ def printable_lines(text: str) -> str:
     first, *rest = text.split("\n")
     later = (printable(line) if line[:1] in ("", " ") else f"  {printable(line)}" for line in rest)
     return "\n".join([printable(first), *later])
+
+
+_UNPRINTABLE = re.compile(r"[^\n\t\x20-\x7e\xa0-\U0010ffff]|[\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def printable_block(text: str) -> str:
+    """Whole lines of a file, as they are but for what moves a cursor or turns letters around: that as its escape."""
+    lines = text.replace("\r\n", "\n").replace("\r", "\n")  # of what is redrawn each state is a line
+    return _UNPRINTABLE.sub(lambda found: repr(found[0])[1:-1], lines)
 
 
 def words_of(error: BaseException) -> str:

@@ -8,17 +8,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from launcher.checkpoints.compare import Batch, agreed, distance
-from launcher.checkpoints.forms import PROGRAMS, SAMPLES, SUFFIXES, WHOLE_STATES, sizes
+from torch import nn
+
+from launcher.checkpoints.compare import Batch, agreed, check_called, distance
+from launcher.checkpoints.forms import PROGRAMS, SUFFIXES, WHOLE_STATES, Fresh, sizes
 from launcher.checkpoints.pretrained import save_folder
-from launcher.checkpoints.saved_run import Saved, fill
+from launcher.checkpoints.programs import check_program
+from launcher.checkpoints.real_batch import real_batch
+from launcher.checkpoints.rebuilt import rebuilt, with_base
+from launcher.checkpoints.sameness import same
+from launcher.checkpoints.saved_run import Saved, builder_of, fill
 from launcher.checkpoints.sharded_export import export_sharded
 from launcher.data.seeds import seed_everything
-from launcher.errors import UsageError
-from launcher.model.adapt import Built, built, built_anew
-from launcher.objective.batch import BatchLayout
-from launcher.recipe.build import Builder
-from launcher.recipe.schema import Recipe
+from launcher.errors import LauncherError, UsageError
+from launcher.model.adapt import Built, built
+from launcher.model.kinds import class_of
+from launcher.text import brief, hint
 from launcher.world.files import atomic_write
 from launcher.world.world import World
 
@@ -32,19 +37,21 @@ def export(
     form: str | None = None,
     *,
     merge: bool = False,
+    part: str = "",
     world: World | None = None,
     cpu: bool = False,
 ) -> str:
     """Writes the weights of a run or checkpoint in another form.
 
-    What was written is loaded again, and its outputs on a batch of two training samples are compared with those of
-    the model that it came from.
+    What was written is loaded again, and its outputs on a batch of two samples are compared with those of the model
+    that it came from.
 
     Args:
         saved: The weights and their recipe.
         target: The file to write, whose suffix sets the format, or a folder.
         form: What to write into the folder `target`; `transformers` is one that `from_pretrained` loads.
         merge: Whether an adapter becomes a part of the weights that it stands beside.
+        part: The name of a part of the model that is written alone, as a program; empty for the model.
         world: The processes, which share a model that was trained sharded; None is this one.
         cpu: Whether several stay on the CPU; one does.
 
@@ -56,37 +63,77 @@ def export(
         LauncherError: The model cannot be exported, or what was written gives other outputs.
     """
     target, world = _place(target.absolute(), form), world or World()
+    if part and (target.suffix not in PROGRAMS or merge):
+        raise UsageError(f"--part {part}: is for {' and '.join(PROGRAMS)}, without --merge")
     if world.size > 1:
         _check_shared(saved, target, form, merge, world)
-    builder = Builder(saved.recipe, saved.allow, saved.directory)
+    builder = builder_of(saved)
     builder.check()
     if world.size > 1:
         target.parent.mkdir(exist_ok=True)
-        comparison = export_sharded(saved, target, builder, _batch(saved.recipe, builder), world, cpu)
-        return _told(saved, target, form, merge, comparison)
+        return _told(saved, target, form, merge, export_sharded(saved, target, builder, world, cpu))
+    fresh = partial(rebuilt, builder, saved.recipe)
     seed_everything(saved.recipe.seed)  # which an adapter's base may be drawn with
-    model = built(builder, saved.recipe.model)
+    model = with_base(built(builder, saved.recipe.model), builder, saved.recipe)
     fill(model, saved)
     model.module.eval()
-    batch = _batch(saved.recipe, builder)
+    if part:
+        _check_part(model.module, part)
+    try:
+        batch = real_batch(saved, builder, partial(_for_steps, fresh, saved), part=part)
+        model = Built(model.module.get_submodule(part)) if part else model
+        check_called(model.module, batch)
+    except LauncherError as error:
+        if needs_whole(target, form, merge):
+            raise
+        return _told(saved, target, form, merge, _weights_alone(target, model, fresh, saved, error))
     written = model
     if merge:
-        written = _merged(builder, saved)
+        written = _merged(fresh, saved)
         distance(model.module, written.module, batch)
     target.parent.mkdir(exist_ok=True)
     if form == FOLDER:
-        fresh = partial(built_anew, builder, saved.recipe.model, saved.recipe.seed)
         with nullcontext() if merge else _as_saved(model, saved):
             comparison = save_folder(target, written, fresh, batch, builder.objects)
     else:
-        comparison = _file(target, written, builder, saved, batch, merge)
-    return _told(saved, target, form, merge, comparison)
+        comparison = _file(target, written, fresh, saved, batch, merge)
+    return _told(saved, target, form, merge, comparison, part)
 
 
-def _told(saved: Saved, target: Path, form: str | None, merge: bool, comparison: str) -> str:
+def _check_part(model: nn.Module, part: str) -> None:
+    """Refuses a part that there is not.
+
+    Raises:
+        UsageError: It is none of the model's.
+    """
+    names = [name for name, _ in model.named_modules() if name]
+    if part not in names:
+        listed = f"it has: {', '.join(name for name, _ in model.named_children())}"
+        raise UsageError(f"--part: {class_of(model).__name__} has no '{brief(part)}'{hint(part, names, listed)}")
+
+
+def _weights_alone(target: Path, model: Built, fresh: Fresh, saved: Saved, why: LauncherError) -> str:
+    """A file of weights, where there is no batch to compare outputs on: its tensors are compared."""
+    target.parent.mkdir(exist_ok=True)
+    with atomic_write(target, parents=False) as part:
+        with _as_saved(model, saved):
+            again: Any = SUFFIXES[target.suffix](model, fresh, Batch((), {}), part)
+        if not same(Built(again, model.base).state_dict(), model.state_dict()):
+            raise LauncherError("what was written holds other tensors; nothing was kept")
+    return f"its tensors are bit-equal, and no outputs were compared: {why}"
+
+
+def _for_steps(fresh: Fresh, saved: Saved) -> nn.Module:
+    """A model of its own for a step function, which may change it."""
+    model = fresh()
+    fill(model, saved)
+    return model.module.eval()
+
+
+def _told(saved: Saved, target: Path, form: str | None, merge: bool, comparison: str, part: str = "") -> str:
     """What was written, in a line."""
     size = sum(path.stat().st_size for path in (target.rglob("*") if target.is_dir() else [target])) / 2**20
-    kind = f"{form or target.suffix[1:]}{', its adapter merged' if merge else ''}"
+    kind = (form or target.suffix[1:]) + ", its adapter merged" * merge + (f", its {part} alone" if part else "")
     return f"{target}: {saved.label} as {kind}, {size:.1f} MiB; {comparison}"
 
 
@@ -133,13 +180,13 @@ def _place(target: Path, form: str | None) -> Path:
     return place
 
 
-def _merged(builder: Builder, saved: Saved) -> Built:
+def _merged(fresh: Fresh, saved: Saved) -> Built:
     """The model with its adapter in its weights.
 
     Raises:
         UsageError: It has none that can be merged.
     """
-    another = built_anew(builder, saved.recipe.model, saved.recipe.seed)
+    another = fresh()
     merges: Any = getattr(another.module, "merge_and_unload", None)
     if another.base is None or merges is None:
         raise UsageError("--merge: the run's model has no adapter of peft's (model._adapt_); omit --merge")
@@ -147,22 +194,33 @@ def _merged(builder: Builder, saved: Saved) -> Built:
     return Built(merges().eval())
 
 
-def _file(target: Path, model: Built, builder: Builder, saved: Saved, batch: Batch, merge: bool) -> str:
+def _file(target: Path, model: Built, fresh: Fresh, saved: Saved, batch: Batch, merge: bool) -> str:
     """One file; what is loaded again is compared."""
 
-    def fresh() -> Built:
-        again = built_anew(builder, saved.recipe.model, saved.recipe.seed)
-        merges: Any = again.module
-        return Built(merges.merge_and_unload()) if merge else again
+    def another() -> Built:
+        merges: Any = fresh()
+        return Built(merges.module.merge_and_unload()) if merge else merges
 
-    if target.suffix == ".onnx":
-        batch = batch.without("labels")  # a program is for those who have none
+    is_program = target.suffix in PROGRAMS
+    if is_program:
+        check_program(target.suffix[1:], model.module, batch)
+        batch = _for_strangers(model.module, batch)
     with atomic_write(target, parents=False) as part:
-        with nullcontext() if target.suffix in PROGRAMS or merge else _as_saved(model, saved):
-            again = SUFFIXES[target.suffix](model, fresh, batch, part)
+        with nullcontext() if is_program or merge else _as_saved(model, saved):
+            again = SUFFIXES[target.suffix](model, another, batch, part)
         found = distance(model.module, again, batch)
-        more = sizes(model.module, again, batch) if target.suffix in PROGRAMS else ""
+        more = sizes(model.module, again, batch) if is_program else ""
     return f"{agreed(found)}{more}"
+
+
+def _for_strangers(model: nn.Module, batch: Batch) -> Batch:
+    """Without labels, which those who run a program do not have, where the model can be called so."""
+    shorter = batch.without_answers()
+    try:
+        check_called(model, shorter)
+    except LauncherError:
+        return batch
+    return shorter
 
 
 @contextmanager
@@ -180,23 +238,3 @@ def _as_saved(model: Built, saved: Saved) -> Iterator[None]:
     yield
     for (_, value), dtype in zip(named, before, strict=True):
         value.data = value.data.to(dtype)
-
-
-def _batch(recipe: Recipe, builder: Builder) -> Batch:
-    """What the model gets of two training samples."""
-    from launcher.data.load import load_data
-    from launcher.data.subsets import class_names
-
-    section = recipe.data.model_copy(update={"workers": 0, "micro_batch_size": SAMPLES})
-    data = load_data(
-        builder,
-        section,
-        World(),
-        evaluate=recipe.evaluate,
-        train=recipe.train,
-        seed=recipe.seed,
-        trains=False,
-    )
-    batches = next(iter(data.train.steps(0, 1)))
-    args, kwargs, _ = BatchLayout(recipe.batch).split(batches[0].data)
-    return Batch(tuple(args), dict(kwargs), class_names(data.train.dataset))

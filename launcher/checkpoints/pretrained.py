@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -99,16 +100,18 @@ def _loaded(folder: Path, model: Built, fresh: Callable[[], Built]) -> nn.Module
 
 @contextmanager
 def _without_bars() -> Iterator[None]:
-    """Transformers draws a bar for each file."""
+    """Transformers draws a bar for each file, and warns of names by which peft asks it."""
     logging = sys.modules.get("transformers.utils.logging")
-    if logging is None or not logging.is_progress_bar_enabled():
-        yield
-        return
-    logging.disable_progress_bar()
+    has_bars = logging is not None and logging.is_progress_bar_enabled()
+    if logging is not None and has_bars:
+        logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
-        logging.enable_progress_bar()
+        if logging is not None and has_bars:
+            logging.enable_progress_bar()
 
 
 def _is_peft(module: nn.Module) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from launcher.checkpoints.plain import restored
 from launcher.checkpoints.weights import find_weights, read_weights, stored_weights
 from launcher.errors import UsageError
 from launcher.model.adapt import Built, changed_base
+from launcher.model.bfloat16 import held_for_a_while
 from launcher.model.build import Model
 from launcher.model.rows import read_whole
 from launcher.model.sharding import Shards
@@ -150,7 +151,12 @@ def fill(model: Built | Model, saved: Saved, shards: Shards | None = None) -> No
             model.load_state_dict(read_whole(saved.weights()))
         else:
             shards.load_module(shards.modules[""], saved.weights(), casts=True)
-    if model.base is not None and (kept := saved.base()) and (now := model.base_sha256()) != kept:
+    if model.base is None or not (kept := saved.base()):
+        return
+    as_made = model.module if isinstance(model, Built) and saved.recipe.device.precision == "bf16-true" else None
+    with nullcontext() if as_made is None else held_for_a_while(as_made):
+        now = model.base_sha256()
+    if now != kept:
         raise UsageError(changed_base(saved.label, kept, now))
 
 

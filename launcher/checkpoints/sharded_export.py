@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 
 from launcher.checkpoints.compare import Batch, agreed, apart, outputs
+from launcher.checkpoints.real_batch import real_batch
+from launcher.checkpoints.rebuilt import base_of
 from launcher.checkpoints.safe_files import export_safetensors
 from launcher.checkpoints.saved_run import Saved, evaluated_on, fill
 from launcher.checkpoints.streamed import save_streamed
@@ -21,14 +23,13 @@ from launcher.world.files import atomic_write
 from launcher.world.world import World
 
 
-def export_sharded(saved: Saved, target: Path, builder: Builder, batch: Batch, world: World, cpu: bool) -> str:
+def export_sharded(saved: Saved, target: Path, builder: Builder, world: World, cpu: bool) -> str:
     """Writes `.pth` or `.safetensors`, whole or not at all, and reads it again into the same rows.
 
     Args:
         saved: The weights and their recipe.
         target: The file, which rank 0 writes and all read.
         builder: Of that recipe.
-        batch: What the model is called with, the same on all ranks.
         world: The processes, several.
         cpu: Whether to stay on the CPU.
 
@@ -43,9 +44,12 @@ def export_sharded(saved: Saved, target: Path, builder: Builder, batch: Batch, w
     section = evaluated_on(recipe.device, world, use_cpu(world, cpu))
     with open_device(section, world, cpu=cpu, launch=recipe.launch) as device:
         coordinator = device.coordinator
-        model = build_model(builder, recipe.model, section, device, seed=recipe.seed, shares=False)
+        start = base_of(builder, recipe)
+        model = build_model(builder, recipe.model, section, device, seed=recipe.seed, start=start, shares=False)
         shards = model.shards({})
         assert shards is not None
+        module = model.bare.eval()
+        batch = real_batch(saved, builder, lambda: module, device=device.torch_device)  # the same on all ranks
         fill(model, saved, shards)
         module, batch = model.bare.eval(), Batch(*moved((batch.args, dict(batch.kwargs)), device.torch_device))
         before, weights = outputs(module, batch), shards.module_state(module)

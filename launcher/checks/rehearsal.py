@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -66,6 +66,7 @@ from launcher.world.temporary import temporary_folder
 from launcher.world.world import World
 
 SAMPLES = 2
+_MORE = 16  # where two give no number
 Say = Callable[[str, str], None]  # a stage and what came of it
 
 
@@ -133,8 +134,7 @@ def rehearse(recipe: Recipe, builder: Builder, world: World, say: Say, *, on_gpu
                     processes=world.size,
                 )
             depends, drawn = dependence_of(state), drawn_validation(data)
-        on_two = replace(state, data=open_run_data(small, builder, World()))
-        warned = _rehearse_step(recipe, on_two, world, say)
+        on_two, warned = _rehearse_first_step(recipe, small, builder, state, world, say)
         shared = _rehearse_sharded(recipe, small, builder, on_two, world, say)
         _rehearse_evaluation(small, builder, on_two, say)
         _rehearse_checkpoint(recipe, builder, on_two, say)
@@ -265,6 +265,29 @@ def _problem(recipe: Recipe, path: RecipePath, message: str) -> Problem:
 # ---------------------------------------------------------------------- the stages
 
 
+class _NotFiniteError(RecipeError):
+    """A loss that is not finite: of pictures without an object, say, nothing may count in the first two."""
+
+
+def _rehearse_first_step(
+    recipe: Recipe, small: Recipe, builder: Builder, state: TrainState, world: World, say: Say
+) -> tuple[TrainState, list[str]]:
+    """A step on two samples, or on more where these give no number; gives the state that made it, and its warnings."""
+    on_two = replace(state, data=open_run_data(small, builder, World()))
+    try:
+        return on_two, _rehearse_step(recipe, on_two, world, say)
+    except _NotFiniteError:
+        size = min(state.data.train.sampler.batch_size(0), _MORE)
+        if size <= SAMPLES:
+            raise
+        section = small.data.model_copy(update={"global_batch_size": size})
+        more = small.model_copy(update={"data": section})
+        on_more = replace(state, data=open_run_data(more, builder, World()))
+        with suppress(_NotFiniteError):
+            return on_more, _rehearse_step(recipe, on_more, world, say)
+        raise
+
+
 def _rehearse_step(recipe: Recipe, train_state: TrainState, world: World, say: Say) -> list[str]:
     """Two samples forward, their loss, backward, and one update; gives what was warned of on the way to the loss."""
     with _stage(recipe, ("data", "train"), "reading two samples"):
@@ -381,7 +404,7 @@ def _check_loss(recipe: Recipe, value: torch.Tensor) -> None:
         raise RecipeError([_problem(recipe, path, INDEPENDENT)])
     if not torch.isfinite(value).all():
         message = f"is {float(value):g} on the first two samples; look at them, at the model's output, and at the loss"
-        raise RecipeError([_problem(recipe, path, message)])
+        raise _NotFiniteError([_problem(recipe, path, message)])
 
 
 def _check_gradients(recipe: Recipe, train_state: TrainState, world: World, say: Say) -> None:

@@ -39,6 +39,9 @@ def add(commands: Commands) -> None:
         help="what to write into the folder: transformers (from_pretrained loads it), safetensors, pth, onnx, pt2",
     )
     export.add_argument("--merge", action="store_true", help="make an adapter (model._adapt_) a part of the weights")
+    export.add_argument(
+        "--part", default="", metavar="NAME", help="a part of the model alone, as a program: a GAN's generator, say"
+    )
     add_saved_processes(export)
     export.set_defaults(command=_export)
 
@@ -54,7 +57,8 @@ def _export_here(options: argparse.Namespace, world: World) -> int:
     target = Path(options.to).absolute()  # before this becomes a command of the run's directory
     is_whole = needs_whole(target, options.form, options.merge)
     saved = found(options, world, whole="as what is written needs" if is_whole else SHARDABLE)
-    line = export(saved, target, options.form, merge=options.merge, world=world, cpu=options.cpu)
+    flags = {"merge": options.merge, "part": options.part, "cpu": options.cpu}
+    line = export(saved, target, options.form, world=world, **flags)
     if world.is_first:
         print(line)
     return EXIT_DONE

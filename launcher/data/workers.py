@@ -19,7 +19,7 @@ import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from multiprocessing import parent_process, sharedctypes
+from multiprocessing import get_start_method, parent_process, sharedctypes
 from multiprocessing.util import Finalize
 from typing import Any
 
@@ -259,6 +259,8 @@ def _start_worker(reader: Reader, number: int, count: int) -> None:
     if parent is not None and not parent.is_alive():
         os._exit(1)
     torch.set_num_threads(1)
+    if get_start_method() != "fork":  # else as its trainer
+        internals.run_no_program_for_pictures()
     place = reader.reading.seed, reader.reading.rank, number
     seed_generators(*place)
     internals.become_worker(number, count, mix(*place), reader.dataset)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import MissingPackageError
+from launcher.internals import run_no_program_for_pictures
 from launcher.recipe.directory import absolute, directory
 from launcher.recipe.inputs import fault_inside, unreadable
 from launcher.version import install
@@ -116,10 +117,12 @@ def needed(module: str, extra: str, what: str) -> Any:
     Raises:
         MissingPackageError: It is not installed; the message says how to install it.
     """
+    name = module.partition(".")[0]
     try:
+        if name == "PIL":
+            run_no_program_for_pictures()
         return importlib.import_module(module)
     except ModuleNotFoundError:
-        name = module.partition(".")[0]
         raise MissingPackageError(f"{what} needs {name}, which is not installed; {install(extra)}") from None
 
 

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from launcher.datasets.files import checked_file, needed
 from launcher.datasets.images import EXTENSIONS, ImageFolder, readable_pictures
+from launcher.recipe.inputs import unreadable
 from launcher.text import shapes
 
 JSON_LINES = (".jsonl", ".ndjson")
@@ -57,7 +58,7 @@ class Pictures(ImageFolder):
         self._pillow = needed("PIL.Image", "images", "Pictures")
         self._fit = needed("PIL.ImageOps", "images", "Pictures").fit
         self.root = path if path.is_dir() else directory if path.suffix in JSON_LINES else path.parent
-        self._names = _pictures_of(path)
+        self._names = _pictures_of(path, directory)
         if not self._names:
             raise ValueError(f"{path}: no pictures in it ({', '.join(EXTENSIONS)})")
         readable = readable_pictures(self.root, self._names) if corrupt == "skip" else [True] * len(self._names)
@@ -82,11 +83,15 @@ class Pictures(ImageFolder):
         return 0
 
 
-def _pictures_of(path: Path) -> list[str]:
+def _pictures_of(path: Path, directory: Path) -> list[str]:
     """The names of its files, sorted; those of JSON lines in their order."""
     if path.suffix in JSON_LINES:
         rows = json_lines(path)
-        return [_text_in(path, number, row, ("file", "path", "image")) for number, row in rows]
+        named = [(number, _text_in(path, number, row, ("file", "path", "image"))) for number, row in rows]
+        for number, name in named:
+            if fault := unreadable(directory / name):
+                raise ValueError(f"{path.name}: line {number}: {name} {fault}; give the path of a picture")
+        return [name for _, name in named]
     if path.is_dir():
         files = (file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file())
         return sorted(os.fspath(file.relative_to(path)) for file in files)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from torch import nn
 
+from launcher.checkpoints.rebuilt import base_of
 from launcher.checkpoints.saved_run import Saved, builder_of, evaluated_on, fill
 from launcher.data.load import EvaluationLoader, Part, evaluation_parts, load_evaluation
 from launcher.data.same_data import agree_on
@@ -95,7 +96,8 @@ def opened(
         if world.size > 1:
             agree_on(builder, recipe.data, {loader.name: loader for loader in sets.values()}, device.coordinator)
         stand_in(recipe.track.trackers, builder.own_folders())
-        model = build_model(builder, recipe.model, where, device, seed=recipe.seed, shares=False)
+        start = base_of(builder, recipe)
+        model = build_model(builder, recipe.model, where, device, seed=recipe.seed, start=start, shares=False)
         objective = build_objective(builder, recipe.loss, recipe.batch, recipe.train)
         objective.under(device.autocast)
         if any(reading is None or reading.found == "stated" for reading in objective.readings.values()):

@@ -140,18 +140,18 @@ class _Parquet:
         self._path = path
         self._writer: Any = None
         self._schema: Any = None
-        self._held: list[dict[str, Sequence[Any]]] = []  # until a value shows of what type a column is
+        self._held: list[Any] = []  # until a value shows of what type a column is
         self._rows = 0
 
     def write(self, columns: Mapping[str, Sequence[Any]], names: Mapping[str, Sequence[str]] | None = None) -> None:
         """See `Write`."""
-        own = self._pyarrow.table(dict(columns)).schema
-        schema = own if self._schema is None else self._together(own)
+        table = self._pyarrow.table(dict(columns))
+        schema = table.schema if self._schema is None else self._together(table.schema)
         if self._writer is not None and schema != self._schema:
-            raise self._differing(own)
+            raise self._differing(table.schema)
         self._schema = schema
-        self._held.append(dict(columns))
-        self._rows += len(next(iter(columns.values()), ()))
+        self._held.append(table)
+        self._rows += len(table)
         if self._rows >= _MOST_HELD or not any(map(self._is_open, schema.types)):
             self.begin()
 
@@ -159,8 +159,9 @@ class _Parquet:
         """Writes what is held."""
         if self._schema is not None and self._writer is None:
             self._writer = self._parquet.ParquetWriter(self._path, self._schema)
-        for columns in self._held:
-            self._writer.write_table(self._pyarrow.table(columns, schema=self._schema))
+        for table in self._held:
+            fits = table.schema == self._schema
+            self._writer.write_table(table if fits else self._pyarrow.table(table.to_pydict(), schema=self._schema))
         self._held = []
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ from launcher.errors import UsageError
 from launcher.runs.job import is_queued
 from launcher.runs.logs import log_of
 from launcher.runs.reading import Run
+from launcher.text import printable_block
 
 _POLL_SECONDS = 0.25
 _ASK_SECONDS = 2.0  # how often a run is asked whether it continues
@@ -55,7 +56,7 @@ def followed(path: Path, follow: bool) -> Iterator[str]:
     with path.open("rb") as file:
         while True:
             while part := file.read(1 << 16):
-                yield decoder.decode(part)
+                yield printable_block(decoder.decode(part))
             if is_over:
                 return
             if time.monotonic() - asked_at >= _ASK_SECONDS:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -27,19 +29,35 @@ def hold_in_bfloat16(builder: Builder, bare: nn.Module) -> str:
     if strange := [name for name, tensor in named if tensor.is_complex()]:
         message = f"bf16-true: '{strange[0]}' of the model is complex, and bfloat16 has no complex numbers; use bf16"
         raise builder.wrong("device.precision", message)
-    norms = 0
-    for module in bare.modules():
-        # means of a BatchNorm move by less than bfloat16 can tell; torch's kernels take both together
-        dtype = torch.float32 if isinstance(module, batch_norms()) else torch.bfloat16
-        norms += dtype == torch.float32
-        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-            if tensor.is_floating_point():
-                tensor.data = tensor.data.to(dtype)
+    norms = any(isinstance(module, batch_norms()) for module in bare.modules())
+    for tensor, dtype in _held(bare):
+        tensor.data = tensor.data.to(dtype)
     own = ((part, *pair) for part in bare.modules() for pair in part.named_parameters(recurse=False))
     if inner := next(((part, name) for part, name, value in own if value.dtype == torch.bfloat16), None):
         bare.forward = AtTheDoor(bare, *inner)
     but = " (BatchNorm stays in float32)" if norms else ""
     return f"bf16-true: parameters, gradients and buffers of the model are bfloat16{but}; losses are taken in float32"
+
+
+def _held(bare: nn.Module) -> Iterator[tuple[torch.Tensor, torch.dtype]]:
+    """Parameters and buffers, with the type that each is held in."""
+    for module in bare.modules():
+        # means of a BatchNorm move by less than bfloat16 can tell; torch's kernels take both together
+        dtype = torch.float32 if isinstance(module, batch_norms()) else torch.bfloat16
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            if tensor.is_floating_point():
+                yield tensor, dtype
+
+
+@contextmanager
+def held_for_a_while(bare: nn.Module) -> Iterator[None]:
+    """The same types for a while; afterwards each has its own again, with the values that bfloat16 has."""
+    types = [(tensor, tensor.dtype, dtype) for tensor, dtype in _held(bare)]
+    for tensor, _, dtype in types:
+        tensor.data = tensor.data.to(dtype)
+    yield
+    for tensor, before, _ in types:
+        tensor.data = tensor.data.to(before)
 
 
 class AtTheDoor:

@@ -186,9 +186,20 @@ WHOLE = ("loss", "total_loss", "total")  # what a loss is called that is the sum
 
 
 def losses_among(given: Mapping[str, Any]) -> list[str]:
-    """Which of several numbers are losses to be added: one of such a name alone, else all that have a gradient."""
+    """Which of several numbers are losses to be added: one of such a name alone, else all that have a gradient.
+
+    So is a zero beside them that is called a loss: as of a batch in which there is nothing to find.
+    """
     whole = next((name for name in WHOLE if given.get(name) is not None), None)
-    return [whole] if whole else [name for name, value in given.items() if has_gradient(value)]
+    if whole is not None:
+        return [whole]
+    trained = {name for name, value in given.items() if has_gradient(value)}
+    return [name for name, value in given.items() if name in trained or (trained and _is_no_loss_yet(name, value))]
+
+
+def _is_no_loss_yet(name: Any, value: Any) -> bool:
+    is_one = isinstance(value, torch.Tensor) and value.numel() == 1
+    return is_one and "loss" in str(name).lower() and bool(value == 0)
 
 
 def has_gradient(value: Any) -> bool:

@@ -45,4 +45,6 @@ def absolute(path: str | os.PathLike[str]) -> Path:
 def shortest(file: str | os.PathLike[str]) -> str:
     """A path from the working directory, where it lies below that."""
     relative = os.path.relpath(file, directory())
+    if relative.startswith("-"):  # on a command line it would be an option
+        return f"./{relative}"
     return os.fspath(file) if relative.startswith("..") else relative

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from launcher.text import brief
 from launcher.version import PACKAGE
 
 _HERE = frozenset({"file", "local", "zip", "tar", "gzip", "bz2", "lz4", "xz", "zstd"})  # files, and what unpacks them
+_MOST_PLACES = 10_000  # that a README's lists within lists are looked through for
 _NOT_ASKED = ("LocalEntryNotFoundError", "OfflineModeIsEnabled")  # the hub's own errors
 _is_local: ContextVar[bool] = ContextVar("is_local", default=False)
 
@@ -156,8 +158,8 @@ def opened(load: Any, arguments: Mapping[str, Any]) -> Any:
         return kept_here(load(**arguments))
 
 
-def _texts(value: Any) -> list[str]:
-    return [text for _, text in at_any_depth("", value) if isinstance(text, str)]
+def _texts(value: Any) -> Iterator[str]:
+    return (text for _, text in at_any_depth("", value) if isinstance(text, str))
 
 
 def check_place(text: str) -> None:
@@ -188,8 +190,13 @@ def _fault_of_card(folder: Path) -> str | None:
         head = yaml.safe_load(text.split("---")[1]) if text.startswith("---") else None
     except (OSError, ValueError, IndexError, RecursionError, yaml.YAMLError):
         return None  # which the library says better
-    for _, place in at_any_depth("", head.get("configs") if isinstance(head, dict) else None):
-        if isinstance(place, str) and "://" not in place:
+    configs = head.get("configs") if isinstance(head, dict) else None
+    named = [(one.get("data_files"), one.get("data_dir")) for one in configs or () if isinstance(one, dict)]
+    root = Path(os.path.normpath(folder))
+    for place in islice(_texts(named), _MOST_PLACES):
+        if "://" not in place:
+            if not Path(os.path.normpath(root / place)).is_relative_to(root) and not unreadable(root / place):
+                return f"{card}: {place} leads out of the folder"
             for match in glob.iglob(os.fspath(folder / place), recursive=True):
                 if fault := unreadable(match):
                     return f"{card}: {place} {fault}"

@@ -166,8 +166,13 @@ def create(folder: Path, launched: str | None = None) -> None:
         strange = [path for path in folder.iterdir() if path.name not in early and path.name[0] != "."]
         if strange and not any((folder / name).exists() for name in (STATUS_FILE, "checkpoints")):
             raise UsageError(f"{option('run_dir')}: {folder} holds other things; name a new folder, or a run's")
+        added_to = (*folder.glob("*.jsonl"), *folder.glob("logs/*.log"))
+        if foreign := next((path for path in added_to if path.is_symlink() or not path.is_file()), None):
+            raise UsageError(f"{option('run_dir')}: {foreign} is a link or a pipe, where a run writes; remove it")
         (folder / "checkpoints").mkdir(exist_ok=True)
         (folder / "logs").mkdir(exist_ok=True)
+    except FileExistsError as error:
+        raise UsageError(f"{option('run_dir')}: {error.filename} is there and is no folder; name another") from error
     except OSError as error:
         raise UsageError(f"{option('run_dir')}: {folder} cannot be written: {error.strerror or error}") from error
 

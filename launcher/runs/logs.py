@@ -17,6 +17,7 @@ from typing import Any, TextIO
 
 from launcher.recipe.masking import masked
 from launcher.runs import copy_output
+from launcher.world.files import own_file
 from launcher.world.screen import Steady, Wrapped, made_steady
 
 _COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -166,7 +167,7 @@ def settle(path: Path) -> bool:
     _log.path = path
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab", buffering=0) as named:
+        with open(path, "ab", buffering=0, opener=own_file) as named:
             text = os.pread(_log.descriptor, os.fstat(_log.descriptor).st_size, 0)
             named.write(masked(text.decode(errors="replace")).encode())
             for descriptor in (_log.descriptor, *_log.moved):
@@ -315,6 +316,6 @@ def _unnamed() -> TextIO | None:
 def _open(path: Path) -> TextIO | None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("a", encoding="utf-8", errors="replace")
+        return open(path, "a", encoding="utf-8", errors="replace", opener=own_file)
     except OSError:
         return None

@@ -47,10 +47,12 @@ def best_trials(record: Record) -> set[int]:
 
 
 def _forget(folder: Path) -> None:
-    """Takes away all that weighs something, of which the figures are no part."""
+    """Takes away all that weighs something, of which the figures are no part; nothing to which links lead."""
+    if folder.is_symlink() or (folder / CHECKPOINTS).is_symlink():
+        return
     for path in (*all_weights(folder), *_inside(folder / CHECKPOINTS)):
         with suppress(OSError):  # another participant does the same
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _inside(folder: Path) -> Iterable[Path]:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
+from launcher.checkpoints.rebuilt import starts
 from launcher.checkpoints.safe_files import unfit_for_safetensors
-from launcher.checkpoints.weights import shapes_of, start_from
+from launcher.checkpoints.weights import shapes_of
 from launcher.data.load import Data, load_data
 from launcher.device.device import Device
 from launcher.evaluation.modes import has_modes
@@ -69,14 +68,12 @@ def build_run_model(recipe: Recipe, builder: Builder, device: Device) -> Model:
         LauncherError: The weights do not fit.
     """
     stand_in(recipe.track.trackers, builder.own_folders())
-    source, start = recipe.train.start_from, None
-    if source is not None:
-        start = partial(start_from, path=builder.folder / Path(source).expanduser())
 
     def freeze(bare: nn.Module) -> None:
         freeze_for_good(recipe.train.freeze, named_parameters(bare, {}))
 
     shares = recipe.train.step is None
+    start = starts(builder, recipe)
     return build_model(
         builder, recipe.model, recipe.device, device, seed=recipe.seed, start=start, freeze=freeze, shares=shares
     )

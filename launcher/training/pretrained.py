@@ -14,9 +14,10 @@ import torch
 
 from launcher.checkpoints.compare import Batch
 from launcher.checkpoints.pretrained import FOLDER, holding, is_loadable, save_folder
+from launcher.checkpoints.rebuilt import rebuilt
 from launcher.data.transfer import moved
 from launcher.evaluation.modes import evaluating, own_randomness
-from launcher.model.adapt import Built, built_anew
+from launcher.model.adapt import Built
 from launcher.model.bfloat16 import hold_in_bfloat16
 from launcher.model.kinds import class_of
 from launcher.model.rows import shape_of, whole_of
@@ -64,7 +65,7 @@ class Pretrained:
         """
         target = self.folder / FOLDER
         shutil.rmtree(target, ignore_errors=True)  # of a run that was made longer
-        fresh = partial(built_anew, self.builder, self.recipe.model, self.recipe.seed)
+        fresh = partial(rebuilt, self.builder, self.recipe)
         with own_randomness(self.recipe.seed, 0, self.state.device.torch_device), self._whole(weights, fresh) as model:
             batch = self._batch(next(model.module.parameters()).device)
             comparison = save_folder(target, model, fresh, batch, self.builder.objects)

@@ -25,6 +25,17 @@ def write_text(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8", errors="surrogateescape")  # a name of odd bytes keeps them
 
 
+def own_file(name: str, flags: int) -> int:
+    """Opens a file that a run adds to, as `open(…, opener=own_file)`: a folder may be a stranger's.
+
+    A link there leads to a file of somebody else's, and at a pipe one would wait for ever.
+
+    Raises:
+        OSError: It is one of these, or cannot be written.
+    """
+    return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+
+
 @contextmanager
 def atomic_write(path: str | os.PathLike[str], *, parents: bool = True) -> Iterator[Path]:
     """Makes a file or folder that appears at `path` when it is finished, and never half-made.

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from recipes.adapted import Single
 from recipes.parts import Net
 from worlds import TINY, result_of, train_in_process
 
+import launcher
 from launcher.checkpoints.export import export
 from launcher.checkpoints.saved_run import Saved, find_saved
+from launcher.cli.main import main
 from launcher.errors import LauncherError, RecipeError, UsageError
 from launcher.recipe.build import Builder
 from launcher.recipe.load import load_recipe
@@ -20,6 +24,7 @@ from launcher.recipe.load import load_recipe
 LORA = "{_target_: peft.LoraConfig, r: 2, target_modules: [layers.0]}"
 FROM_FILE = f"model={{_target_: adapted.py:read, _adapt_: {LORA}}}"
 STEPS = "train={steps: 4}"
+TRAIN = ("train", str(TINY), "launch.threads=1", "--cpu", "--quiet")
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -119,6 +124,63 @@ def test_the_weights_that_a_base_starts_from_keep_their_names(tmp_path: Path) ->
     assert torch.equal(
         state["base_model.model.layers.0.base_layer.weight"], weights(tmp_path / "first")["layers.0.weight"]
     )
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16-true"])
+def test_a_base_that_training_started_from_is_under_the_adapter_in_every_command(
+    tmp_path: Path, precision: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a run that is finished, of one of its checkpoints, and of one that goes on; and where the base is gone."""
+    net = "{_target_: adapted.py:Single}" if precision != "no" else "{_target_: parts.py:Net}"
+    held = f"device.precision={precision}"
+    assert main([*TRAIN, held, f"model={net}", STEPS, "--run-dir", str(tmp_path / "first")]) == 0
+    over = f"train={{steps: 4, start_from: '{tmp_path}/first'}}"
+    sets = "data.validation={_target_: 'parts.py:WholeNumbers'}"
+    adapted = f"model={net[:-1]}, _adapt_: {LORA}}}"
+    run = tmp_path / "run"
+    told = [held, adapted, over, sets, "save.every=2 steps"]
+    assert main([*TRAIN, *told, "--run-dir", str(run)]) == 0
+    trained = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    checkpoint = str(run / "checkpoints" / "step-00000002")
+    capsys.readouterr()
+
+    assert main(["evaluate", str(run), "--json", "--cpu"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["loss"] == trained["loss"]
+    assert main(["predict", str(run), "--data", "validation", "--to", str(tmp_path / "p.jsonl"), "--cpu"]) == 0
+    for source in (str(run), checkpoint):
+        for name, flags in (("a.safetensors", []), ("a.pt2", []), ("m.pth", ["--merge"])):
+            (tmp_path / name).unlink(missing_ok=True)
+            assert main(["export", source, "--to", str(tmp_path / name), *flags]) == 0, capsys.readouterr().err
+    assert (run / "pretrained" / "adapter_config.json").exists()
+    assert "not be saved" not in capsys.readouterr().err
+    model = launcher.load(run, cpu=True)
+    inputs = torch.randn(4, 6, dtype=torch.float64 if precision == "no" else torch.float32)
+    assert main(["export", str(run), "--to", str(tmp_path / "whole.pth"), "--merge"]) == 0
+    plain = Net() if precision == "no" else Single()
+    plain.load_state_dict(torch.load(tmp_path / "whole.pth", weights_only=True))
+    near = 1e-9 if precision == "no" else 0.02
+    torch.testing.assert_close(plain(inputs), model(inputs), rtol=near, atol=near)
+    base = torch.load(tmp_path / "first" / "model_weights.pth", weights_only=True)
+    assert torch.equal(plain.state_dict()["layers.3.weight"], base["layers.3.weight"].to(inputs.dtype))
+    shutil.rmtree(run / "checkpoints" / "step-00000004")
+    for name in ("model_weights.pth", "status.json"):
+        (run / name).unlink()
+    assert main(["resume", str(run)]) == 0, capsys.readouterr().err
+    again = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert again["loss"] == trained["loss"]
+
+    base["layers.0.bias"] += 1
+    torch.save(base, tmp_path / "first" / "model_weights.pth")
+    commands = [["evaluate", str(run)], ["predict", str(run), "--data", "validation", "--to", "-"]]
+    commands.append(["export", str(run), "--to", str(tmp_path / "new.pth")])
+    for gone, message in ((False, "its adapter was trained on a base of sha256"), (True, "there are no weights at")):
+        if gone:
+            shutil.rmtree(tmp_path / "first")
+        for command in commands:
+            capsys.readouterr()
+            assert main(command) == 2, command
+            (line,) = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("own code")]
+            assert message in line
 
 
 @pytest.mark.parametrize(

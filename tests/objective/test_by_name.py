@@ -17,6 +17,7 @@ from worlds import Trained, in_world, result_of, train, train_here
 
 from launcher.cli.main import main
 from launcher.errors import LauncherError
+from launcher.objective.batch import losses_among
 from launcher.objective.entries import fault_in, to_log
 
 RECIPE = ROOT / "tests" / "brought" / "parts" / "brought.yaml"
@@ -125,3 +126,11 @@ def test_a_sum_of_the_others_is_found_where_it_is_one() -> None:
 def test_a_number_that_is_not_there_is_missed(tmp_path: Path) -> None:
     with pytest.raises(LauncherError, match=r"loss: gave .*, without 'small'; return it for each batch"):
         train_here(str(tmp_path / "run"), ("loss={_ref_: losses.py:gone}",), str(RECIPE))
+
+
+def test_a_zero_beside_losses_that_is_called_one_is_one() -> None:
+    zero = torch.zeros(())
+    assert losses_among({"loss_box": zero, "loss_class": TRAINED, "hits": zero}) == ["loss_box", "loss_class"]
+    assert losses_among({"loss_box": ONE, "ce": TRAINED}) == ["ce"]
+    assert losses_among({"loss_box": zero}) == []
+    assert losses_among({"ce": TRAINED, "total": ONE}) == ["total"]

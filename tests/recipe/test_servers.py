@@ -20,6 +20,8 @@ import pytest
 from launcher.checks.asked import unannounced
 from launcher.cli.main import _say, main
 from launcher.datasets.files import staged
+from launcher.datasets.images import ImageFolder
+from launcher.datasets.unlabelled import Pictures
 from launcher.errors import LauncherError, Problem, RecipeError, UsageError
 from launcher.objective.patterns import matches
 from launcher.recipe.build import Builder
@@ -383,10 +385,18 @@ def test_a_processor_fetches_nothing_that_data_names(
     assert bool(server[1]) == (who == "own")  # code of one's own may fetch what it likes
 
 
+@pytest.mark.parametrize("place", ["pipe", "/dev/zero", "/proc/kmsg"])
+def test_new_pictures_are_files(project: Path, place: str) -> None:
+    os.mkfifo(project / "pipe")
+    (project / "new.jsonl").write_text(json.dumps({"file": place}) + "\n")
+    with pytest.raises(ValueError, match=r"line 1: .* give the path of a picture"):
+        Pictures(project / "new.jsonl", project)
+
+
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
 
 
-@pytest.mark.parametrize("kind", ["ImageFolder", "skip", "Shards", "HubDataset", "load_dataset"])
+@pytest.mark.parametrize("kind", ["ImageFolder", "skip", "prepare", "Pictures", "Shards", "HubDataset", "load_dataset"])
 def test_a_picture_starts_no_program(project: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     pytest.importorskip("datasets")
     eps = pytest.importorskip("PIL.EpsImagePlugin")
@@ -401,6 +411,10 @@ def test_a_picture_starts_no_program(project: Path, monkeypatch: pytest.MonkeyPa
     (project / "pics" / "a" / "1.png").write_bytes(POSTSCRIPT)
     with tarfile.open(project / "x.tar", "w") as archive:
         archive.add(project / "pics" / "a" / "1.png", "1.png")
+    if kind in ("prepare", "Pictures"):  # which no recipe builds
+        with pytest.raises(ValueError, match="can be read"):
+            ImageFolder.prepare("pics", "skip") if kind == "prepare" else Pictures(project / "pics", project)
+        return
     component = {
         "ImageFolder": "launcher.datasets.ImageFolder, root: pics",
         "skip": "launcher.datasets.ImageFolder, root: pics, corrupt: skip",
@@ -428,6 +442,21 @@ def test_opening_files_of_this_machine_is_counted_nowhere(project: Path, monkeyp
         recipe = load_recipe("recipe.yaml", [f"data.train={{_target_: {component}, split: train}}"])
         assert len(Builder(recipe).build(recipe.data.train)) == 1
     assert asked == []
+
+
+@pytest.mark.parametrize("place", ["../*.csv", "..", "/etc", "x/../../y.csv", "data_dir: ../../../.."])
+@pytest.mark.parametrize("target", ["launcher.datasets.HubDataset", "datasets.load_dataset"])
+def test_a_readme_names_files_of_its_own_folder(
+    project: Path, monkeypatch: pytest.MonkeyPatch, target: str, place: str
+) -> None:
+    pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_HOME", str(project / "hf"))
+    card(project / "dd", place)
+    if ": " in place:
+        (project / "dd" / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  {place}\n---\n")
+    recipe = load_recipe("recipe.yaml", [f"data.train={{_target_: {target}, path: ./dd, split: train}}"])
+    with pytest.raises(LauncherError, match="leads out of the folder"):
+        Builder(recipe).build(recipe.data.train)
 
 
 def test_data_of_this_machine_is_read_as_ever(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

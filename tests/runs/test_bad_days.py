@@ -21,7 +21,9 @@ from worlds import Command, Launched
 
 from launcher.checkpoints import format as checkpoints
 from launcher.cli.main import main
-from launcher.errors import LauncherError
+from launcher.errors import LauncherError, UsageError
+from launcher.recipe.directory import shortest
+from launcher.runs.folder import create
 from launcher.runs.reading import finite
 from launcher.world.failure import of_exception
 from launcher.world.failure_report import Report
@@ -513,6 +515,18 @@ def test_no_command_waits_at_a_pipe_in_a_run(tmp_path: Path, name: str, capsys: 
     assert (code, capsys.readouterr().err.count("\n")) == (0, 0) if name == "predictions.parquet" else (2, 1)
 
 
+def test_a_run_s_folder_is_a_folder_and_no_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "nowhere").symlink_to("missing")
+    (tmp_path / "itself").symlink_to("itself")
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("nowhere", "itself", "file", "pipe"):
+        with pytest.raises(UsageError, match="is there and is no folder; name another"):
+            create(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert shortest(tmp_path / "--help") == "./--help"
+
+
 @pytest.mark.parametrize("kind", [ValueError, SystemExit, RuntimeError])
 def test_words_of_data_move_no_cursor_and_forge_no_line(kind: type[BaseException]) -> None:
     error = kind("a\x1b]0;TITLE\x07\x9b2J\u202eb\nlauncher: all is well\n\tc")
@@ -588,3 +602,21 @@ def test_a_tracker_that_cannot_open_is_no_reason_to_fail_for_a_model_that_speaks
     ended = forked(tmp_path, *TRAIN, **OFFLINE)
     assert ended.code == 0, ended.screen
     assert status(tmp_path / "run")["state"] == "finished"
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "events.jsonl", "logs/rank-0.log"])
+def test_a_run_adds_to_no_file_of_somebody_else(
+    tmp_path: Path, name: str, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = projects.make(tmp_path)
+    victim = tmp_path / "victim"
+    victim.write_text("mine\n")
+    run_folder(tmp_path / "run", **{"status.json": '{"state": "failed", "step": 0}'})
+    path = tmp_path / "run" / name
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.symlink_to(victim) if kind == "link" else os.mkfifo(path)
+    assert main(["train", str(recipe), "--cpu", "--run-dir", str(tmp_path / "run")]) == 2
+    assert "is a link or a pipe, where a run writes; remove it" in capsys.readouterr().err
+    assert victim.read_text() == "mine\n"

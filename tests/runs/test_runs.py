@@ -293,6 +293,9 @@ def test_a_log_is_shown_and_its_absence_explained(some: Path, capsys: pytest.Cap
         (folder / "logs" / f"rank-{rank}.log").write_text(f"I am {rank}, µ\n")
     assert main(["logs", str(folder), "--rank", "10"]) == 0
     assert capsys.readouterr().out == "I am 10, µ\n"
+    (folder / "logs" / "rank-1.log").write_text("a\x1b]0;T\x07\x9b2J\u202e\rb\t👩\u200d💻\r\n", newline="")
+    assert main(["logs", str(folder), "--rank", "1"]) == 0
+    assert capsys.readouterr().out == "a\\x1b]0;T\\x07\\x9b2J\\u202e\nb\t👩\u200d💻\n"  # no cursor is moved
     assert main(["logs", str(folder), "--rank", "2"]) == 2
     assert "rank 2 has no log; there are 0, 1, 10" in capsys.readouterr().err
 

@@ -15,6 +15,7 @@ from launcher.errors import LauncherError, UsageError
 from launcher.runs.naming import is_sweep
 from launcher.sweep import record as lines
 from launcher.sweep.record import Record, create
+from launcher.sweep.retention import tidy
 from launcher.sweep.workers import free_the_lost, taking_part
 
 APPEND = """
@@ -56,6 +57,28 @@ def test_a_trials_way_through_its_states(tmp_path: Path) -> None:
     again = Record(tmp_path / "sweep").trials[0]
     assert math.isnan(again.values[0])
     assert (again.result, again.seconds, again.failures) == (-math.inf, 7.0, ["the machine was at fault"])
+
+
+@pytest.mark.parametrize("link", ["folder", "checkpoints", "one"])
+def test_a_trial_that_is_a_link_loses_nothing_of_others(tmp_path: Path, link: str) -> None:
+    record = create(tmp_path / "sweep", settings(rungs=(5,)))
+    with record.locked():
+        for trial in (0, 1):
+            record.append(lines.proposal(trial, None))
+            record.append(lines.taken(trial, 0, "here"))
+            record.append(lines.rung(trial, 0, float(trial), 5, 1.0))
+    other = tmp_path / "other" / "checkpoints" / "step-00000001"
+    other.mkdir(parents=True)
+    (other / "weights.pth").touch()
+    (tmp_path / "other" / "model_weights.pth").touch()
+    for trial in (0, 1):
+        place = {"folder": "", "checkpoints": "checkpoints", "one": "checkpoints/step-00000001"}[link]
+        path = record.folder_of(trial) / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(tmp_path / "other" / place)
+    tidy(record)
+    assert (other / "weights.pth").exists()
+    assert (tmp_path / "other" / "model_weights.pth").exists()
 
 
 def test_a_torn_last_line_is_cut_off_and_a_damaged_one_told(tmp_path: Path) -> None:

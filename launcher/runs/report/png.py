@@ -10,6 +10,7 @@ from typing import Any
 from launcher.errors import UsageError
 from launcher.runs.report.charts import Chart
 from launcher.runs.report.page import Told, charts
+from launcher.text import printable
 from launcher.version import install
 
 
@@ -44,14 +45,19 @@ def _draw(chart: Chart, axes: Any, labels: Sequence[str]) -> None:
         axes.plot(
             series.steps,
             series.values,
-            label=label.replace("$", r"\$"),  # a formula to matplotlib
+            label=_text(label),
             color=f"C{order}",
             linewidth=1 if series.split == "train" else 1.8,
             alpha=0.55 if series.split == "train" and len(labels) > 1 else 1,
             marker={"validation": "o", "test": "D"}.get(series.split) if len(series.steps) < 40 else None,
             markersize=4,
         )
-    axes.set(title=chart.title.replace("$", r"\$"), xlabel="step")
+    axes.set(title=_text(chart.title), xlabel="step")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
+
+
+def _text(words: str) -> str:
+    """Words without what is a formula to matplotlib, or has no shape."""
+    return printable(words).replace("$", r"\$")

@@ -21,6 +21,17 @@ class Read(nn.Module):
         return out
 
 
+class Single(Read):
+    """The same in single precision, for inputs of any."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.float()
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return super().forward(inputs.to(next(self.parameters()).dtype))
+
+
 class Shifted(nn.Module):
     """A trained shift behind a frozen net: an adapter of one's own."""
 
