@@ -22,9 +22,10 @@ from launcher.data.epochs import Announcer, held_by
 from launcher.data.fingerprint import content_parts, samples_of
 from launcher.data.load import Data
 from launcher.data.loaders import EvaluationLoader, TrainLoader
+from launcher.data.looking import copy_of
 from launcher.data.own_parts import OwnPartSampler
 from launcher.data.seeds import randomness_restored, seed_generators
-from launcher.data.streams import copy_of, length_of
+from launcher.data.streams import length_of
 from launcher.data.subsets import is_stream, name_of
 from launcher.device.coordination import Coordinator
 from launcher.recipe import schema

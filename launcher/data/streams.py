@@ -10,10 +10,8 @@ the stream's own `skip(n)` where it has one.
 
 from __future__ import annotations
 
-import copy
 import inspect
 import itertools
-import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -23,6 +21,7 @@ import numpy as np
 from launcher import internals
 from launcher.data.epochs import listeners
 from launcher.data.loaders import EvaluationLoader, MicroBatch, TrainLoader
+from launcher.data.looking import Ahead, Looking, copy_of, light_copy
 from launcher.data.many import difference
 from launcher.data.own_parts import OwnPartSampler
 from launcher.data.reading import Reader, Reading, located
@@ -40,15 +39,6 @@ def length_of(stream: Any) -> int | None:
     try:
         return len(stream)
     except (TypeError, NotImplementedError):
-        return None
-
-
-def copy_of(stream: Any) -> Any | None:
-    """A copy to look at, with a place and generators of its own; None where it cannot be copied: a socket, a file."""
-    modules = {id(module): module for module in list(sys.modules.values())}  # `self.rng = random`: they stay themselves
-    try:
-        return copy.deepcopy(stream, modules)
-    except Exception:
         return None
 
 
@@ -71,15 +61,10 @@ def why_unused(dataset: Any, name: str, count: int = 1) -> str:
     if not _binds(method, () if arguments else (count,), arguments):
         return f"its {name} takes other arguments than {words}"
     try:
-        made = _of_copy(dataset, name)(*(() if arguments else (count,)), **arguments)
+        made = getattr(light_copy(dataset), name)(*(() if arguments else (count,)), **arguments)
     except Exception as error:
         return f"its {words} fails: {type(error).__name__}: {error}"
     return "" if hasattr(type(made), "__iter__") else f"its {words} gives a {type(made).__name__}, and no stream"
-
-
-def _of_copy(dataset: Any, name: str) -> Any:
-    """A method of a copy, which may change itself and give itself back; of the stream where it cannot be copied."""
-    return getattr(copy_of(dataset) or dataset, name)
 
 
 def _binds(method: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
@@ -93,11 +78,12 @@ def _binds(method: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> boo
 
 
 class _FirstSamples:
-    """The first samples of a copy of a stream, to be looked at; none of one that can be read only once."""
+    """The first samples of a stream, to be looked at: nothing of it is used up."""
 
     dataset: Any
     reading: Reading
     _reader: Reader
+    _aheads: dict[int, Ahead]  # of a stream that cannot be copied, its parts that were looked at, by number
 
     def num_readable(self) -> int:
         """How many samples `batch_of` may be asked for."""
@@ -110,11 +96,16 @@ class _FirstSamples:
 
     @cached_property
     def _first_samples(self) -> list[Any]:
-        stream = copy_of(self.dataset)
-        if stream is None:  # reading it would take samples away from training
+        stream = self._to_look_at()
+        if stream is None:
             return []
         with randomness_restored(bool(self.reading.sample_seeds)):
             return list(itertools.islice(_one_pass(stream, self._reader, 0), _FIRST))
+
+    def _to_look_at(self) -> Any | None:
+        """A copy; where there is none, what keeps what is read of it."""
+        copied = copy_of(self.dataset)
+        return Looking(self._aheads.setdefault(0, Ahead(self.dataset))) if copied is None else copied
 
 
 class StreamLoader(_FirstSamples, TrainLoader):
@@ -130,6 +121,8 @@ class StreamLoader(_FirstSamples, TrainLoader):
     def __init__(self, dataset: Any, sampler: StepSampler, reading: Reading, name: str = "data.train"):
         super().__init__(dataset, sampler, reading, name)
         self.name = name
+        self._aheads = {}
+        self._looks = False  # it is there to look, and what it reads is kept for another
         self.is_split = isinstance(sampler, OwnPartSampler)  # by rank, before it came here
         parts = max(1, reading.workers) * (1 if self.is_split else sampler.num_replicas)
         self.is_sharded = (self.is_split and parts == 1) or has_shards(dataset, parts)
@@ -156,14 +149,28 @@ class StreamLoader(_FirstSamples, TrainLoader):
         return f"a stream {how}; resuming a stopped run {reads_past if why else 'skips'} what was read before"
 
     def apart(self) -> StreamLoader:
-        """One that reads a copy, where there can be one: nothing of this one is used up."""
-        return type(self)(copy_of(self.dataset) or self.dataset, self.sampler, self.reading, self.name)
+        """One that reads a copy; where there is none it reads here, and all that it reads is kept for this one."""
+        if (copied := copy_of(self.dataset)) is not None:
+            return type(self)(copied, self.sampler, self.reading, self.name)
+        spare = type(self)(self.dataset, self.sampler, self.reading, self.name)
+        spare._aheads, spare._looks = self._aheads, True
+        return spare
+
+    def _to_look_at(self) -> Any | None:
+        """None of one that cannot be copied and is read in parts: the whole is nobody's."""
+        return copy_of(self.dataset) if self.is_sharded or self.is_split else super()._to_look_at()
 
     def steps(self, start: int, stop: int | None) -> Generator[list[MicroBatch], None, None]:
         """This rank's micro-batches of each optimizer step from `start` on."""
         kind = _OwnPartReader if self.is_split else _ShardReader if self.is_sharded else _PickReader
-        self._reader = kind(self.dataset, self.sampler, self.reading, self.name)  # at the stream's beginning
-        yield from super().steps(start, stop)
+        reader = kind(self.dataset, self.sampler, self.reading, self.name)  # at the stream's beginning
+        reader.aheads, reader.looks = self._aheads, self._looks
+        self._reader = reader
+        if not self._looks:
+            yield from super().steps(start, stop)
+            return
+        for step in itertools.count(start) if stop is None else range(start, stop):
+            yield self._step(step)
 
     def _requests(self, start: int, stop: int | None) -> Iterator[Request]:
         for step in itertools.count(start) if stop is None else range(start, stop):
@@ -184,10 +191,15 @@ class StreamEvaluationLoader(_FirstSamples, EvaluationLoader):
         name: What to call the data set in messages.
     """
 
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._aheads = {}
+
     def batches(self, rank: int = 0, world_size: int = 1) -> Iterator[MicroBatch]:
         """Every `world_size`-th batch; each rank reads the whole stream for it."""
         reader = self._reader
-        samples = itertools.islice(_one_pass(self.dataset, reader, 0), self.num_samples())
+        stream = self._aheads.get(0, self.dataset)
+        samples = itertools.islice(_one_pass(stream, reader, 0), self.num_samples())
         for first in itertools.count(0, self.size):
             with randomness_restored(bool(reader.reading.sample_seeds)):
                 batch = list(itertools.islice(samples, self.size))
@@ -202,9 +214,8 @@ class StreamEvaluationLoader(_FirstSamples, EvaluationLoader):
         return self.batches(rank, world_size)
 
     def first_batch(self) -> MicroBatch:
-        """The first of all, of a copy."""
-        stream = copy_of(self.dataset) or self.dataset
-        return next(type(self)(stream, self.size, self.reading, self.limit, self.name).batches())
+        """The first of all; it is not used up."""
+        return next(type(self)(self._to_look_at(), self.size, self.reading, self.limit, self.name).batches())
 
     def num_samples(self) -> int:
         """Samples that an evaluation counts at most, over all ranks."""
@@ -218,6 +229,8 @@ class _StreamReader(Reader):
     def __init__(self, dataset: Any, sampler: StepSampler, reading: Reading, name: str):
         super().__init__(dataset, reading, name)
         self.sampler = sampler
+        self.aheads: dict[int, Ahead] = {}
+        self.looks = False
         self._stream: Iterator[Any] | None = None
 
     def batch(self, epoch: int, indices: Any) -> Any:
@@ -230,10 +243,19 @@ class _StreamReader(Reader):
         """The position of the first sample among all that this reader reads, and the samples."""
         raise NotImplementedError
 
-    def _open(self, dataset: Any, skipped: int) -> Iterator[Any]:
+    def _open(self, own: int, skipped: int) -> Iterator[Any]:
         if not self.in_training_process:
             internals.forget_worker()  # a stream that splits itself among workers would leave samples out
-        return _endless(dataset, self, skipped)
+        if self.looks and own not in self.aheads:
+            self.aheads[own] = Ahead(self._part(own))
+        ahead = self.aheads.get(own)
+        if ahead is None:
+            return _endless(self._part(own), self, skipped)
+        return _endless(Looking(ahead) if self.looks else ahead if ahead.is_open else ahead.stream, self, skipped)
+
+    def _part(self, own: int) -> Any:
+        """What it reads of the stream."""
+        return self.dataset
 
 
 class _PickReader(_StreamReader):
@@ -250,7 +272,7 @@ class _PickReader(_StreamReader):
 
     def _samples_of(self, step: int) -> Mapping[int, Any]:
         if self._stream is None:
-            self._stream = self._open(self.dataset, self.sampler.samples_before(step))
+            self._stream = self._open(0, self.sampler.samples_before(step))
         first = step % self.sampler.steps_per_epoch * self.sampler.global_batch_size
         wanted = {position for share in self.sampler.shares(step) for position in share.indices.tolist()}
         batch = enumerate(itertools.islice(self._stream, self.sampler.batch_size(step)), first)
@@ -277,23 +299,28 @@ class _ShardReader(_StreamReader):
 
     def _begin(self, step: int, number: int) -> Iterator[Any]:
         """The shard of whoever reads this micro-batch, behind all that it has read before."""
-        sampler, readers = self.sampler, max(1, self.reading.workers)
+        sampler, readers = self.sampler, self._readers
         micro_batch = sampler.micro_batches_before(step) + number
         own = micro_batch % readers
         self._count = sampler.samples_of(own, readers, micro_batch)
         self.shard = sampler.rank * readers + own
-        return self._open(self._part(own, readers), self._count)
+        return self._open(own, self._count)
 
-    def _part(self, own: int, readers: int) -> Any:
+    @property
+    def _readers(self) -> int:
+        return max(1, self.reading.workers)
+
+    def _part(self, own: int) -> Any:
         """What one of this rank's readers reads."""
-        return _of_copy(self.dataset, "shard")(num_shards=self.sampler.num_replicas * readers, index=self.shard)
+        return light_copy(self.dataset).shard(num_shards=self.sampler.num_replicas * self._readers, index=self.shard)
 
 
 class _OwnPartReader(_ShardReader):
     """Reads this rank's part of what is split by rank already, shared by its workers alone."""
 
-    def _part(self, own: int, readers: int) -> Any:
-        return self.dataset if readers == 1 else _of_copy(self.dataset, "shard")(num_shards=readers, index=own)
+    def _part(self, own: int) -> Any:
+        readers = self._readers
+        return self.dataset if readers == 1 else light_copy(self.dataset).shard(num_shards=readers, index=own)
 
 
 # ---------------------------------------------------------------------- passes over a stream
@@ -307,7 +334,7 @@ def _endless(dataset: Any, reader: Reader, skipped: int) -> Iterator[Any]:
     """
     number = position = 0
     if skipped and _skips_samples(dataset, reader):
-        position = yield from _one_pass(_of_copy(dataset, "skip")(skipped), reader, 0, skipped)
+        position = yield from _one_pass(light_copy(dataset).skip(skipped), reader, 0, skipped)
         number = int(position > skipped)  # 0 where it is shorter than that: then it is read and counted
     position, dropped = (position, 0) if number else (0, skipped)
     while True:
@@ -335,8 +362,9 @@ def _one_pass(
     dataset: Any, reader: Reader, number: int, position: int = 0, dropped: int = 0
 ) -> Generator[Any, None, int]:
     """One iteration over a stream, each sample seeded by its position; returns the position behind the last."""
-    for listener in listeners(dataset, reader.reading.collate):
-        listener.set_epoch(number)
+    if not (isinstance(dataset, Ahead | Looking) and dataset.is_open):  # else they were told when it was opened
+        for listener in listeners(dataset, reader.reading.collate):
+            listener.set_epoch(number)
     reader.seed(number, position)
     iterator = iter(dataset)
     while True:

@@ -21,7 +21,7 @@ from launcher.model.kinds import is_sharded
 from launcher.objective.drawn import HALVES, of_halves
 from launcher.objective.halves import off_by, rows_of
 from launcher.objective.loss import Objective
-from launcher.objective.pieces import NotJoinedError, narrowed
+from launcher.objective.pieces import NotJoinedError, narrowed_parts
 from launcher.objective.reading import TOLERANCE
 from launcher.objective.run_length import At
 from launcher.text import shapes
@@ -35,6 +35,8 @@ _COARSE = 2e-3  # of half precision, before what is not rounding is told (20 tim
 def audit_own(model: nn.Module, objective: Objective, batch: Any, samples: int, at: At) -> None:
     """Tries on a real batch whether the loss that a model or a step function brings still is what it was found to be.
 
+    Those that take turns are each tried, with the weights that all of them find.
+
     Args:
         model: The bare module.
         objective: Has what the loss was found to be.
@@ -47,13 +49,18 @@ def audit_own(model: nn.Module, objective: Objective, batch: Any, samples: int, 
     """
     if is_sharded(model):  # to call it once more takes all ranks, whose batches differ
         return
+    for key in objective.readings:
+        _audit(key, model, objective.part(key)[0], batch, samples, at)
+
+
+def _audit(key: str, model: nn.Module, objective: Objective, batch: Any, samples: int, at: At) -> None:
     reading = objective.own
     if reading is None or samples < 2 or reading.kind == "batch" or reading.found in ("stated", "trusted"):
         return
     rows = rows_of(batch, reading, samples)  # a collate may have left some out
     half = rows // 2
     try:
-        parts = [narrowed(batch, rows, *ends) for ends in ((0, rows), (0, half), (half, rows))]
+        parts = [narrowed_parts(batch, rows, *ends) for ends in ((0, rows), (0, half), (half, rows))]
     except NotJoinedError:
         return
     counts = [1.0] * 3
@@ -69,7 +76,7 @@ def audit_own(model: nn.Module, objective: Objective, batch: Any, samples: int, 
     off = off_by(values, counts, reading.is_mean, _tolerance(model)) if values else None
     if off is not None:
         raise LauncherError(
-            f"{next(iter(objective.readings))}: is not {reading.words} on this batch ({shapes(batch)}): its halves put "
+            f"{key}: is not {reading.words} on this batch ({shapes(batch)}): its halves put "
             f"together are {off:.1g} off; fix the loss, or name what it counts as train.count"
         )
 
@@ -79,7 +86,7 @@ def _values(model: nn.Module, objective: Objective, parts: list[Any], at: At) ->
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
     def value(part: Any, seed: int = 0) -> float:
-        unmoved = Unmoved(model, *objective.brought.values(), weights=objective.step is not None)
+        unmoved = Unmoved(model, *objective.brought.values(), weights=objective.moves_weights)
         with (
             own_randomness(seed, 0, device),
             unseen(),

@@ -125,7 +125,7 @@ class Tally:
         else:
             data = self.transform(data)
             counts = objective.counted(data, batch.samples)
-        if not self.samples and not objective.terms:  # the first batch
+        if not self.samples and objective.is_brought:  # the first batch
             audit_own(model, objective, data, batch.samples, self.at)
         called = partial(self._called, model, data, batch.samples)
         values, evaluated = objective.own_gradients.call(model, called)

@@ -114,6 +114,7 @@ class BatchLayout:
         if key is None and isinstance(result, torch.Tensor):
             return one_number(result, "loss: model")
         if key is None and isinstance(result, Mapping) and "loss" not in result and _are_losses(result):
+            _check_parts(result)
             return torch.stack([one_number(value, f"loss: model: {name}") for name, value in result.items()]).sum()
         return one_number(
             _pick(result, "loss" if key is None else key, "batch.loss", "the model's result"), "loss: model"
@@ -179,6 +180,22 @@ def _are_losses(result: Mapping[str, Any]) -> bool:
     return bool(result) and all(isinstance(value, torch.Tensor) and value.numel() == 1 for value in result.values())
 
 
+def _check_parts(losses: Mapping[str, torch.Tensor]) -> None:
+    """Refuses a measure among the losses that are summed: an accuracy has no gradient, and would be added to the loss.
+
+    Raises:
+        LauncherError: There is one.
+    """
+    without = [name for name, value in losses.items() if not value.requires_grad and "loss" not in str(name).lower()]
+    if not without or len(without) == len(losses) or not any(value.requires_grad for value in losses.values()):
+        return
+    if measure := next((name for name in without if bool(losses[name] != 0)), None):
+        raise LauncherError(
+            f"loss: model: {measure!r} has no gradient, and all that the model gives would be summed; give "
+            "the losses' sum by the name 'loss' and measures beside it, or name one of them: batch.loss"
+        )
+
+
 def _picked(thing: Any, wanted: Picks, section: str, what: str) -> Any:
     if isinstance(wanted, Mapping):
         return {name: _pick(thing, key, section, what) for name, key in wanted.items()}
@@ -193,6 +210,8 @@ def _pick(thing: Any, key: int | str, section: str, what: str) -> Any:
         place, inner, rest = _as_far_as_there(thing, key)
         what = f"{place!r} of {what}" if place else what
         remedy = "name its parts in 'batch'"
+        if section == "batch" and key == 1 and (isinstance(thing, torch.Tensor) or len(thing) == 1):
+            remedy = "a sample is (input, target) unless 'batch' names other parts: give the data set targets"
         if section == "batch.loss" and isinstance(inner, tuple):
             remedy = f"say where in it the loss stands, as in batch.loss: {len(inner) - 1}"
         raise LauncherError(f"{section}: {what} has no {rest!r}; it is {_described(inner)}; {remedy}")

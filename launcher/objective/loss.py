@@ -150,6 +150,7 @@ class Objective:
         self.is_whole = False  # a step is one forward pass on one process: no reading changes its numbers
         self.is_audited = False  # on a batch of training, since the start, or since something was kept
         self.autocast: Callable[[], AbstractContextManager[Any]] | None = None  # what a step function runs under
+        self.moves_weights = step is not None  # a step function may, and a forward that was found to
         self.own_gradients = OwnGradients()  # that model or loss takes itself, as is found out
         self.has_exceptions = False  # values that the samples that were measured lack
         self.others: dict[str, Callable[..., Any]] = {}  # functions of the user's that may have a state, by key
@@ -161,11 +162,16 @@ class Objective:
         """Whether a line has numbers besides the loss: a step function's, or the parts of a sum."""
         return self.step is not None or len(self.terms) > 1
 
+    @property
+    def is_brought(self) -> bool:
+        """Whether the model or the recipe's own step functions bring the loss: no outputs and targets show it."""
+        return self.step is not None or not self.terms
+
     def wrapped_by(self, losses: Mapping[str, nn.Module]) -> Objective:
         """The same objective, of which training calls these in place of the terms of their names."""
         terms = [replace(term, wrapped=losses.get(term.name)) for term in self.terms]
         wrapped = Objective(terms, self.layout, step=self.step, count=self.count)
-        wrapped.others, wrapped.autocast = self.others, self.autocast
+        wrapped.others, wrapped.autocast, wrapped.moves_weights = self.others, self.autocast, self.moves_weights
         return wrapped
 
     @property
@@ -404,6 +410,10 @@ class Objective:
                     f"{term.key}: is not {reading.words} on this batch ({seen}): its halves put together are {off:.1g} "
                     f"off; fix the loss, say _per_: batch, or {COUNT}"
                 )
+
+    def keep_weights(self, *, moved: bool) -> None:
+        """Has weights put back wherever the model is tried, where a forward was found to move them."""
+        self.moves_weights = self.moves_weights or moved
 
     def mark_audited(self) -> None:
         """Notes that it was tried on a real batch of training what its losses were found to be."""

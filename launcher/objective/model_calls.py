@@ -13,6 +13,7 @@ import torch
 from accelerate.utils import send_to_device
 from torch import nn
 
+from launcher.internals import has_storage
 from launcher.objective.batch import arguments
 from launcher.objective.calls import (
     HOST,
@@ -55,7 +56,7 @@ def model_trials(
             for group, (pieces, by_union) in enumerate(zip(groups, batches, strict=True)):
                 trials += _model_trial(caller, by_union, pieces, hints, group, classes)
                 if caller.may_change and (amount or not caller.is_double):
-                    for change, put in _changes(subject, by_union, pieces):
+                    for change, put in _changes(subject, by_union, pieces, rows=amount < 0.2):
                         injected += _model_trial(caller, change, pieces, hints, group, classes, put)
     tolerance = max(findings.tolerance, TOLERANCE[torch.float64 if caller.is_double else torch.float32])
     tried = findings.tried if caller.may_change or subject.outputs is not None else None
@@ -88,6 +89,7 @@ class _ModelCaller:
         self._double = twin if self._is_live else copied(twin)
         self.is_double = self._double is not twin
         self._has_worked = False  # in double precision: what fails later fails for what it is given
+        self._trains = False
         if self.is_double:
             self._double.cpu().double()
         self._caller = Caller(subject.function) if subject.outputs is not None else None
@@ -135,6 +137,7 @@ class _ModelCaller:
 
     def _switch(self, mode: str) -> None:
         if not self._is_live:
+            self._trains = mode == "train"
             for model in (self._model, self._double):
                 calm(getattr(model, mode)())
             self.is_double = self._double is not self._model
@@ -153,11 +156,15 @@ class _ModelCaller:
     def _try(self, model: nn.Module, batch: Any, seed: int) -> float | None:
         seed_all(seed)
         subject, batch = self._subject, mapped(batch, torch.clone)
+        kept = [_Held(module) for module in model.modules()] if self._trains else []
         try:
             return self._value(subject, model, batch, seed)
         except Exception as error:
             self.fault = told(error)
             return None
+        finally:
+            for part in kept:
+                part.put_back()
 
     def _value(self, subject: Subject, model: nn.Module, batch: Any, seed: int) -> float | None:
         with torch.enable_grad():  # a step function may call autograd itself
@@ -186,6 +193,25 @@ class _ModelCaller:
                 parameter.copy_(before)
 
 
+class _Held:
+    """A module's own parameters and buffers: in train mode a forward may move them, as a teacher's or a queue."""
+
+    def __init__(self, module: nn.Module):
+        self._module = module
+        own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+        self._kept = [(name, tensor, tensor.detach().clone()) for name, tensor in own if has_storage(tensor)]
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        for name, tensor, before in self._kept:
+            if getattr(self._module, name, None) is not tensor:
+                setattr(self._module, name, tensor)
+            if tensor.shape != before.shape:
+                tensor.data = before
+            elif not torch.equal(tensor, before):
+                tensor.copy_(before)
+
+
 def _model_trial(
     caller: _ModelCaller,
     batches: Mapping[int, Any],
@@ -207,9 +233,16 @@ def _model_trial(
 
 
 def _changes(
-    subject: Subject, batches: Mapping[int, Any], pieces: Sequence[Sequence[int]]
+    subject: Subject, batches: Mapping[int, Any], pieces: Sequence[Sequence[int]], *, rows: bool
 ) -> Iterator[tuple[dict[int, Any], Put | None]]:
-    """The same batches with places of labels or masks that do not count, alike in every union; and what is new."""
+    """The same batches with places of labels or masks that do not count, alike in every union; and what is new.
+
+    Args:
+        subject: Says what is counted.
+        batches: By union.
+        pieces: The numbers of their samples.
+        rows: Whether to try samples of which nothing counts, too.
+    """
     firsts = {piece[0] for piece in pieces}
     for where, tensor in itertools.islice(tensors_in(subject.parts(batches[7])), 8):
         if not tensor.dim():
@@ -220,24 +253,36 @@ def _changes(
             value = -100
         else:
             continue
-        changed = {
-            union: _with_holes(subject, batch, where, _numbers(pieces, union), value, firsts)
-            for union, batch in batches.items()
-        }
-        if all(changed[union] is not batch for union, batch in batches.items()):  # no item of one sample's
-            yield changed, put_into(where, tensor, value)
+        put = put_into(where, tensor, value)
+        for by_rows in (False, True) if rows and tensor.dim() > 1 and tensor.shape[1:].numel() > 1 else (False,):
+            changed = {
+                union: _with_holes(subject, batch, where, _numbers(pieces, union), value, firsts, by_rows=by_rows)
+                for union, batch in batches.items()
+            }
+            if all(changed[union] is not batch for union, batch in batches.items()):  # no item of one sample's
+                yield changed, None if by_rows else put
 
 
 def _with_holes(
-    subject: Subject, batch: Any, where: Where, numbers: Sequence[int], value: int, kept: Container[int]
+    subject: Subject,
+    batch: Any,
+    where: Where,
+    numbers: Sequence[int],
+    value: int,
+    kept: Container[int],
+    *,
+    by_rows: bool,
 ) -> Any:
-    """A batch in which some places of one tensor hold a value, the same places of a sample in every batch."""
+    """A batch in which some places of one tensor, or whole rows, hold a value, the same of a sample in every batch."""
     tensor = dict(tensors_in(subject.parts(batch))).get(where)
     if tensor is None or not tensor.dim() or len(tensor) != len(numbers):  # a list is as long as there are samples
         return batch
     holes = torch.zeros(tensor.shape, dtype=torch.bool)
     for row, number in enumerate(numbers):
         generator = torch.Generator().manual_seed(number)
+        if by_rows:
+            holes[row] = number not in kept and bool(torch.rand((), generator=generator) < 0.6)
+            continue
         flat = torch.rand(4096, generator=generator)[: holes[row].numel()] < 0.5
         flat[: 2 if tensor.dim() > 1 else number in kept] = False  # something counts in every piece
         holes[row].view(-1)[: len(flat)] = flat

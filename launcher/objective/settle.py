@@ -260,7 +260,7 @@ def _is_counted(objective: Objective, term: Term | None) -> bool:
 
 def _trusting(reading: Reading, also: Sequence[Reading]) -> Reading:
     """The reading with what is taken on trust: a count that these samples do not tell from it, and others may."""
-    plain = ("samples", "rows", "elements", "present", "positive", reading.kind)
+    plain = ("samples", "rows", "elements", "present", "positive", "filled", "told", "planes", reading.kind)
     others = [other for other in also if other.kind not in plain]
     if reading.kind == "mask":  # of which the sum is the count
         others = [other for other in others if other.where != reading.where]

@@ -18,7 +18,10 @@ from launcher.objective.reading import TOLERANCE, Reading, Where
 
 _SURELY = 20.0  # tolerances: what is so far off is no rounding
 # of what fits equally well, which is taken
-_ORDER = ("user", "samples", "rows", "elements", "kept", "weights", "present", "mask", "lengths", "total", "positive")
+_ORDER = (
+    *("user", "samples", "rows", "elements", "kept", "weights", "present", "mask", "lengths", "total", "positive"),
+    *("filled", "told", "planes"),
+)
 
 
 @dataclass(frozen=True)

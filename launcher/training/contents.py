@@ -186,6 +186,7 @@ class Contents:
             "versions": versions(),
             "saved": time.time(),
             "loss": self.state.objective.manifest(),
+            "moves_weights": self.state.objective.moves_weights,
             **({"base": self._base} if self._base else {}),
         }
 

@@ -80,6 +80,7 @@ def open_session(recipe: Recipe, builder: Builder, state: TrainState, options: O
         if point.finished:
             raise Finished(point.finished, Path(point.folder), state.model)
         _go_on_alike(point, state)
+        state.objective.keep_weights(moved=point.moves_weights)
         with as_it_was(state):
             kept = _kept_readings(point)
             bare, end = state.model.bare, state.length.last

@@ -25,7 +25,7 @@ from launcher.checkpoints.weights import shapes_of
 from launcher.evaluation.modes import own_randomness
 from launcher.model.adapt import Built
 from launcher.model.rows import Rows
-from launcher.training.cut import beside_states, changed_beside
+from launcher.training.beside import beside_states, changed_beside
 from launcher.training.optimizer_state import NamedOptimizer, NamedOptimizers
 
 _LARGEST = 2**30  # bytes of an optimizer's state and parameters that are made a second time

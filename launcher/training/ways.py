@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from launcher.errors import LauncherError
+from launcher.evaluation.audit import audit_own
 from launcher.objective.loss import INDEPENDENT
 from launcher.objective.run_length import At
 from launcher.training import fast_step
@@ -136,6 +137,9 @@ class Turns:
         if state.freezing is not None:
             state.freezing.begin(at.step)
         state.seeds(at.step)
+        if not (objective := state.objective).is_audited:
+            audit_own(state.model.bare, objective, step.batches[0].data, step.batches[0].samples, at)
+            objective.mark_audited()
         if state.retry is not None:
             state.retry.begin(state)
         logged: list[dict[str, Any]] = [{} for _ in step.batches]

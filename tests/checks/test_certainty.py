@@ -43,6 +43,8 @@ CASES: dict[str, tuple[tuple[str, ...], list[str]]] = {
             ONE_BY_ONE,
             "on trust     loss: a mean over samples, as the recipe says: its value on the same batch differs from call "
             "to call",
+            "on trust     a step draws random numbers for each micro-batch, as in dropout: another micro-batch size or "
+            "number of processes gives other numbers",
             TWO,
         ],
     ),

@@ -15,6 +15,12 @@ RECIPE = str(RECIPES / "counted.yaml")
 VECTORS = ("data.train={_target_: counted.py:Vectors}", "data.validation={_target_: counted.py:Vectors}")
 EVALUATED = (*VECTORS, "evaluate.every=3 steps", "data.micro_batch_size=4")
 STEP = (*EVALUATED, "train.step=depends.py:changing_step")
+TURNS = (
+    *EVALUATED,
+    "train.step={steady: depends.py:steady_step, changing: depends.py:changing_step}",
+    "optimizer={steady: {_target_: SGD, lr: 0.1, _params_: '*.bias'}, "
+    "changing: {_target_: SGD, lr: 0.1, _params_: '*.weight'}}",
+)
 MODEL = (*EVALUATED, "loss=model", "model={_target_: depends.py:Changing}", "batch={inputs: [0, 1], targets: []}")
 
 
@@ -33,7 +39,12 @@ def all_refused(folder: str, cases: dict[str, tuple[str, ...]]) -> dict[str, str
 
 @pytest.mark.parametrize("size", [1, 2])
 def test_a_loss_that_becomes_another_ends_the_run_at_an_evaluation(tmp_path: Path, size: int) -> None:
-    ends: list[dict[str, Any]] = in_world(size, all_refused, str(tmp_path), {"step": STEP, "model": MODEL})
+    ends: list[dict[str, Any]] = in_world(
+        size, all_refused, str(tmp_path), {"step": STEP, "turns": TURNS, "model": MODEL}
+    )
+    assert ends[0]["turns"].startswith("train.step.changing: is not a mean over samples on this batch ("), ends[0][
+        "turns"
+    ]
     assert ends[0]["step"].startswith("train.step: is not a mean over samples on this batch ("), ends[0]["step"]
     assert ends[0]["step"].endswith("off; fix the loss, or name what it counts as train.count")
     # one that counts its own calls shows when it is measured
