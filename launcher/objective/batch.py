@@ -225,6 +225,8 @@ def _pick(thing: Any, key: int | str, section: str, what: str) -> Any:
         place, inner, rest = _as_far_as_there(thing, key)
         what = f"{place!r} of {what}" if place else what
         remedy = "name its parts in 'batch'"
+        if section == "batch" and key == 1 and (isinstance(thing, torch.Tensor) or len(thing) == 1):
+            remedy = "a sample is (input, target) unless 'batch' names other parts: give the data set targets"
         if section == "batch.loss" and isinstance(inner, tuple):
             remedy = f"say where in it the loss stands, as in batch.loss: {len(inner) - 1}"
         raise LauncherError(f"{section}: {what} has no {rest!r}; it is {_described(inner)}; {remedy}")
