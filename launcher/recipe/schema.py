@@ -325,7 +325,9 @@ class Batch(Section):
     outputs: list[Part] | None = Field(
         None, description="Positions, keys or attributes of the model's result; null: the whole result."
     )
-    loss: Part | None = Field(None, description="With 'loss: model': where in a tuple the loss stands.")
+    loss: Part | None = Field(
+        None, description="Where the loss is in a tuple or mapping that the model returns, or your own loss."
+    )
     adapt: AFunction | None = Field(
         None,
         description="Your own function (*outputs, *targets) that gives both as the loss and the metrics get them.",

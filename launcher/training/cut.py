@@ -228,7 +228,7 @@ class _Tried:
             result = self.model(*args, **kwargs)
             if not objective.terms:
                 return [layout.loss(result)]
-            return [term.value(term.function, layout, result, batch) for term in objective.terms]
+            return objective.values(result, batch)
 
         return [float(value) for value in objective.own_gradients.call(self.model, values)]
 

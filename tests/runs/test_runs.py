@@ -308,7 +308,7 @@ def test_a_log_is_shown_and_its_absence_explained(some: Path, capsys: pytest.Cap
     assert main(["logs", str(folder), "--rank", "1"]) == 0
     assert capsys.readouterr().out == "a\\x1b]0;T\\x07\\x9b2J\\u202e\nb\t👩\u200d💻\n"  # no cursor is moved
     assert main(["logs", str(folder), "--rank", "2"]) == 2
-    assert "rank 2 has no log; there are 0, 1, 10" in capsys.readouterr().err
+    assert "rank 2 has no log; there are logs of rank 0, 1, 10" in capsys.readouterr().err
 
 
 def test_a_log_is_followed_until_its_run_ends(some: Path) -> None:
