@@ -21,7 +21,7 @@ from launcher.model.kinds import is_sharded
 from launcher.objective.drawn import HALVES, of_halves
 from launcher.objective.halves import off_by, rows_of
 from launcher.objective.loss import Objective
-from launcher.objective.pieces import NotJoinedError, narrowed
+from launcher.objective.pieces import NotJoinedError, narrowed_parts
 from launcher.objective.reading import TOLERANCE
 from launcher.objective.run_length import At
 from launcher.text import shapes
@@ -60,7 +60,7 @@ def _audit(key: str, model: nn.Module, objective: Objective, batch: Any, samples
     rows = rows_of(batch, reading, samples)  # a collate may have left some out
     half = rows // 2
     try:
-        parts = [narrowed(batch, rows, *ends) for ends in ((0, rows), (0, half), (half, rows))]
+        parts = [narrowed_parts(batch, rows, *ends) for ends in ((0, rows), (0, half), (half, rows))]
     except NotJoinedError:
         return
     counts = [1.0] * 3
@@ -86,7 +86,7 @@ def _values(model: nn.Module, objective: Objective, parts: list[Any], at: At) ->
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
     def value(part: Any, seed: int = 0) -> float:
-        unmoved = Unmoved(model, *objective.brought.values(), weights=objective.step is not None)
+        unmoved = Unmoved(model, *objective.brought.values(), weights=objective.moves_weights)
         with (
             own_randomness(seed, 0, device),
             unseen(),

@@ -51,7 +51,7 @@ def evaluating(model: nn.Module, objective: Objective, optimizer: Any = None, bu
     for part in switched:
         part.eval()
     brought = (owner for owner in objective.brought.values() if owner is not but)
-    unmoved = Unmoved(model, *brought, weights=objective.step is not None)
+    unmoved = Unmoved(model, *brought, weights=objective.moves_weights)
 
     def train_again() -> None:
         unmoved.put_back()

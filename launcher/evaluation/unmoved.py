@@ -1,7 +1,7 @@
 """What objects hold, to be put back after something was tried with them: nobody shall see that it was.
 
-Parameters are left out, since they are large and nothing but an optimizer changes them, unless a step function of
-somebody's is called: that may move a teacher's.
+Parameters are left out, since they are large and hardly anything but an optimizer changes them, unless they are asked
+for: a step function may move a teacher's, and so may a forward.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from torch import nn
 
 from launcher.checkpoints.format import copied
 from launcher.checkpoints.sameness import same
-from launcher.internals import parts_of
+from launcher.internals import changes_of, parts_of
 from launcher.model.kinds import is_sharded
 from launcher.model.sharding import take_apart
 
@@ -45,6 +45,7 @@ class Unmoved:
     def __init__(self, *roots: Any, weights: bool = False):
         self._seen: dict[int, Any] = {}  # held, so that no other thing has the number
         self._back: list[Back] = []
+        self._modules: list[nn.Module] = []
         for root in roots:
             self._keep(root, _DEPTH)
         for root in roots:
@@ -52,9 +53,7 @@ class Unmoved:
         self._sharded = [root for root in roots if is_sharded(root)]
         for root in self._sharded:
             take_apart(root)
-        for root in roots if weights else ():
-            for parameter in root.parameters() if isinstance(root, nn.Module) else ():
-                self._back.append(partial(_put_numbers_back, parameter, parameter.detach().clone()))
+        self._weights = _weights_of(self._modules) if weights else []
 
     @torch.no_grad()
     def put_back(self) -> None:
@@ -63,6 +62,16 @@ class Unmoved:
             take_apart(root)
         for back in self._back:
             back()
+        for weight in self._weights:
+            weight.put_back()
+
+    def moved_weights(self) -> list[nn.Parameter]:
+        """The parameters that are others since, of those that are kept."""
+        return [
+            weight.parameter
+            for weight in self._weights
+            if getattr(weight.module, weight.name, None) is not weight.parameter or weight.is_moved()
+        ]
 
     def _keep(self, thing: Any, depth: int) -> None:
         if depth < 0 or id(thing) in self._seen or isinstance(thing, _PLAIN):
@@ -90,6 +99,7 @@ class Unmoved:
             self._keep(thing, depth - 1)
 
     def _keep_module(self, module: nn.Module, depth: int) -> None:
+        self._modules.append(module)
         buffers = dict(module.named_buffers(recurse=False))
         for buffer in buffers.values():
             self._keep_numbers(buffer)
@@ -97,6 +107,7 @@ class Unmoved:
         own = {key: value for key, value in vars(module).items() if key not in _REGISTERED}
         self._back.append(partial(_put_attributes_back, vars(module), own, _REGISTERED))
         self._keep_all(own.values(), depth)
+        self._keep_class(type(module), depth)
         if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None:
             self._keep_numbers(module.weight.detach())  # its forward changes it, also in eval mode
 
@@ -122,9 +133,12 @@ class Unmoved:
                 with suppress(ValueError):  # nothing is in it yet
                     self._back.append(partial(setattr, cell, "cell_contents", cell.cell_contents))
                     self._keep(cell.cell_contents, depth - 1)
+            self._keep_all((*(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values()), depth)
             self._keep_attributes(thing, depth)
             self._keep_globals(thing, depth)
-        elif not isinstance(thing, ModuleType | type) and (depth == _DEPTH or _is_of_the_project(type(thing))):
+        elif isinstance(thing, type):
+            self._keep_class(thing, depth)
+        elif not isinstance(thing, ModuleType) and (depth == _DEPTH or is_of_the_project(type(thing))):
             self._keep_attributes(thing, depth)
 
     def _keep_attributes(self, thing: Any, depth: int) -> None:
@@ -133,17 +147,28 @@ class Unmoved:
             before = dict(own)
             self._back.append(partial(_put_attributes_back, own, before))
             self._keep_all(before.values(), depth)
+            self._keep_class(type(thing), depth)
+
+    def _keep_class(self, kind: type, depth: int) -> None:
+        """What a project's class has for all its objects, and what its methods keep."""
+        for base in kind.__mro__:
+            if id(base) in self._seen or not is_of_the_project(base):
+                continue
+            self._seen[id(base)] = base
+            for name, value in held_by_class(base).items():
+                if isinstance(value, _CHANGING):
+                    self._back.append(partial(_put_attribute_back, base, name, value))
+                self._keep(value, depth - 1)
 
     def _keep_globals(self, function: FunctionType, depth: int) -> None:
-        """Numbers and containers of its module that a project's function names: a counter of calls."""
-        if not _is_of_the_project(function):
+        """What of its module a project's function names: a counter of calls, a meter."""
+        if not is_of_the_project(function):
             return
         own = function.__globals__
-        for name in function.__code__.co_names:
-            value = own.get(name)
-            if isinstance(value, int | float | dict | list | set | deque) and name in own:
+        for name, value in globals_of(function).items():
+            if isinstance(value, _CHANGING):
                 self._back.append(partial(own.__setitem__, name, value))
-                self._keep(value, depth - 1)
+            self._keep(value, depth - 1)
 
     def _keep_own(self, thing: Any) -> None:
         """What only a `state_dict` of its own gives and takes."""
@@ -158,7 +183,27 @@ class Unmoved:
         self._back.append(back)
 
 
-def _is_of_the_project(kind: type | FunctionType) -> bool:
+def held_by_class(kind: type) -> dict[str, Any]:
+    """What a class itself has, by name: values, and the functions behind its methods."""
+    return {
+        name: getattr(value, "__func__", value)  # behind staticmethod and classmethod
+        for name, value in vars(kind).items()
+        if not (name.startswith("__") and name.endswith("__") and not isinstance(value, FunctionType))
+    }
+
+
+def globals_of(function: FunctionType) -> dict[str, Any]:
+    """What of its module a function names."""
+    own = function.__globals__
+    return {name: own[name] for name in function.__code__.co_names if name in own}
+
+
+def is_function(thing: Any) -> bool:
+    """Whether it is a function written in Python."""
+    return isinstance(thing, FunctionType)
+
+
+def is_of_the_project(kind: type | FunctionType) -> bool:
     """Whether a class or function is a user's own: what is inside of a package's, as a tracker's client, is not."""
     file = getattr(sys.modules.get(kind.__module__), "__file__", None)
     installed = ("site-packages", "dist-packages", sysconfig.get_paths()["stdlib"], _LAUNCHER)
@@ -166,7 +211,48 @@ def _is_of_the_project(kind: type | FunctionType) -> bool:
 
 
 _LAUNCHER = str(Path(__file__).parent.parent)
+_CHANGING = (int, float, complex, str, type(None), tuple, dict, list, set, deque, torch.Tensor, np.ndarray)
 _PLAIN = (int, float, complex, str, bytes, bool, type(None), BuiltinFunctionType)
+
+
+class _Weight(NamedTuple):
+    """A parameter as it is now.
+
+    Attributes:
+        module: Which has it.
+        name: By this name.
+        parameter: Itself.
+        before: A copy of its numbers.
+        changes: How often it was changed in place: a teacher that is what it follows is moved to where it is.
+    """
+
+    module: nn.Module
+    name: str
+    parameter: nn.Parameter
+    before: torch.Tensor
+    changes: int
+
+    def is_moved(self) -> bool:
+        """Whether something has written to it."""
+        return changes_of(self.parameter) != self.changes or not same(self.parameter.detach(), self.before)
+
+    def put_back(self) -> None:
+        """Makes it as it was."""
+        if getattr(self.module, self.name, None) is not self.parameter:
+            setattr(self.module, self.name, self.parameter)
+        if self.is_moved():
+            _put_numbers_back(self.parameter, self.before)
+
+
+def _weights_of(modules: Sequence[nn.Module]) -> list[_Weight]:
+    """Every parameter: tied ones once."""
+    kept: dict[int, _Weight] = {}
+    for module in modules:
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) not in kept:
+                before = parameter.detach().clone()
+                kept[id(parameter)] = _Weight(module, name, parameter, before, changes_of(parameter))
+    return list(kept.values())
 
 
 def _generator(thing: Any) -> Back | None:
@@ -195,6 +281,11 @@ def _put_buffers_back(module: nn.Module, before: Mapping[str, torch.Tensor]) -> 
     for name, buffer in before.items():
         if getattr(module, name, None) is not buffer:
             setattr(module, name, buffer)
+
+
+def _put_attribute_back(kind: type, name: str, value: Any) -> None:
+    if vars(kind).get(name) is not value:
+        setattr(kind, name, value)
 
 
 def _put_attributes_back(own: dict[str, Any], before: Mapping[str, Any], apart: tuple[str, ...] = ()) -> None:

@@ -21,6 +21,7 @@ from torch import nn
 
 from launcher.data.seeds import randomness_restored
 from launcher.device.kind import in_use
+from launcher.errors import LauncherError
 from launcher.internals import batch_norms, dropouts
 from launcher.model.own_gradients import OwnGradients, wants_gradients
 from launcher.objective.batch import arguments
@@ -113,6 +114,8 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def told(error: Exception) -> str:
+    if isinstance(error, LauncherError):
+        return " ".join(words_of(error).split())[:240]
     return f"{type(error).__name__}: {' '.join(words_of(error).split())[:120]}"
 
 
@@ -231,7 +234,8 @@ class Caller:
 
     def floor(self, joined: Joined, reading: Reading, tolerance: float) -> float | None:
         """What the loss divides by at least where nothing counts; None where no such number gives its value."""
-        first, empty = joined.numbers[0], {"kept": reading.ignored, "present": math.nan, "mask": 0, "positive": 0}
+        first, empty = joined.numbers[0], {"present": math.nan, "told": math.nan, "mask": 0, "positive": 0}
+        empty |= dict.fromkeys(("kept", "filled", "planes"), reading.ignored)
         tensor = dict(tensors_in(joined.targets)).get(reading.where)
         if reading.kind not in empty or tensor is None or not tensor.dim() or len(tensor) != sum(joined.numbers):
             return 0.0

@@ -10,7 +10,7 @@ import torch
 
 from launcher.objective.calls import HOST, LARGE, Caller, in_host, undisturbed
 from launcher.objective.drawn import HALVES, of_halves
-from launcher.objective.pieces import NotJoinedError, Tree, cast, mapped, narrowed
+from launcher.objective.pieces import NotJoinedError, Tree, cast, mapped, narrowed_parts
 from launcher.objective.reading import TOLERANCE, Reading, tensors_in
 
 
@@ -30,7 +30,7 @@ def still_holds(
     tree = (outputs, targets) if counted is None else (outputs, targets, counted)
     rows = rows_of(tree, reading, samples)
     try:
-        whole = narrowed(tree, rows, 0, rows)
+        whole = _cut(tree, rows, 0, rows)
     except NotJoinedError:
         return None
     if rows < 2:
@@ -40,7 +40,7 @@ def still_holds(
     kept = max(2, rows * LARGE // numbers) if is_large else rows
     with undisturbed():
         ends = ((0, kept), (0, kept // 2), (kept // 2, kept))
-        parts = [narrowed(mapped(whole, torch.detach), rows, *limits) for limits in ends]
+        parts = [_cut(mapped(whole, torch.detach), rows, *limits) for limits in ends]
         parts = parts if is_large else [mapped(part, in_host) for part in parts]
         caller = Caller(function, None if is_large else torch.float64, _device_in(parts[0]))
         values = _values(caller, parts, draws=reading.draws)
@@ -49,6 +49,11 @@ def still_holds(
             for part, (start, stop) in zip(parts, ends, strict=True)
         ]
         return off_by(values, counts, reading.is_mean, TOLERANCE[caller.dtype or torch.float32])
+
+
+def _cut(sides: Sequence[Tree], samples: int, start: int, stop: int) -> tuple[Tree, ...]:
+    """Some of the samples of outputs, of targets, and of what is counted."""
+    return tuple(narrowed_parts(side, samples, start, stop) for side in sides)
 
 
 def _values(caller: Caller, parts: Sequence[Tree], *, draws: bool) -> Sequence[float | None]:

@@ -13,6 +13,7 @@ import torch
 from accelerate.utils import send_to_device
 from torch import nn
 
+from launcher.internals import has_storage
 from launcher.objective.batch import arguments
 from launcher.objective.calls import (
     HOST,
@@ -49,14 +50,18 @@ def model_trials(
     if (fault := caller.settle(batches)) is not None:
         return fault
     classes = classes_among([subject.parts(by_union[7]) for by_union in batches])
-    trials, injected = list(findings.trials), list(findings.injected)
-    for amount in (0.0, 0.1, 0.3) if caller.is_double else (0.0,):  # the run's own weights are not shaken
+    trials, shaken, injected = list(findings.trials), list[Trial](), list(findings.injected)
+    for amount in caller.amounts:
         with caller.shaken(amount):
             for group, (pieces, by_union) in enumerate(zip(groups, batches, strict=True)):
-                trials += _model_trial(caller, by_union, pieces, hints, group, classes)
+                (shaken if amount else trials).extend(_model_trial(caller, by_union, pieces, hints, group, classes))
                 if caller.may_change and (amount or not caller.is_double):
-                    for change, put in _changes(subject, by_union, pieces):
+                    for change, put in _changes(subject, by_union, pieces, rows=amount < 0.2):
                         injected += _model_trial(caller, change, pieces, hints, group, classes, put)
+    if caller.is_double or all(trial.is_flat for trial in trials):
+        trials += shaken
+    else:
+        injected += shaken  # in single precision they choose among what fits, and refute nothing
     tolerance = max(findings.tolerance, TOLERANCE[torch.float64 if caller.is_double else torch.float32])
     tried = findings.tried if caller.may_change or subject.outputs is not None else None
     return Found(trials, injected, tolerance, tried, draws=findings.draws or caller.draws)
@@ -79,7 +84,11 @@ def _numbers(pieces: Sequence[Sequence[int]], union: int) -> list[int]:
 
 
 class _ModelCaller:
-    """Calls model and loss together."""
+    """Calls model and loss together.
+
+    Attributes:
+        is_double: Whether it calls a copy in double precision.
+    """
 
     def __init__(self, subject: Subject, twin: nn.Module):
         self._subject, self._model, self.fault = subject, twin, ""
@@ -88,6 +97,7 @@ class _ModelCaller:
         self._double = twin if self._is_live else copied(twin)
         self.is_double = self._double is not twin
         self._has_worked = False  # in double precision: what fails later fails for what it is given
+        self._trains = False
         if self.is_double:
             self._double.cpu().double()
         self._caller = Caller(subject.function) if subject.outputs is not None else None
@@ -97,6 +107,12 @@ class _ModelCaller:
     def may_change(self) -> bool:
         """Whether it may be given numbers that nobody has seen: on a GPU, one out of range would end the process."""
         return self.is_double or self._device == HOST
+
+    @property
+    def amounts(self) -> Sequence[float]:
+        """How far its weights are shaken: only a copy's; in single precision by more than rounding hides."""
+        has_copy = self._double is not self._model
+        return (0.0, 0.1, 0.3) if self.is_double else (0.0, 0.3, 3.0) if has_copy else (0.0,)
 
     @property
     def draws(self) -> bool:
@@ -135,6 +151,7 @@ class _ModelCaller:
 
     def _switch(self, mode: str) -> None:
         if not self._is_live:
+            self._trains = mode == "train"
             for model in (self._model, self._double):
                 calm(getattr(model, mode)())
             self.is_double = self._double is not self._model
@@ -153,11 +170,15 @@ class _ModelCaller:
     def _try(self, model: nn.Module, batch: Any, seed: int) -> float | None:
         seed_all(seed)
         subject, batch = self._subject, mapped(batch, torch.clone)
+        kept = [_Held(module) for module in model.modules()] if self._trains else []
         try:
             return self._value(subject, model, batch, seed)
         except Exception as error:
             self.fault = told(error)
             return None
+        finally:
+            for part in kept:
+                part.put_back()
 
     def _value(self, subject: Subject, model: nn.Module, batch: Any, seed: int) -> float | None:
         with torch.enable_grad():  # a step function may call autograd itself
@@ -171,11 +192,11 @@ class _ModelCaller:
     @contextmanager
     def shaken(self, amount: float) -> Iterator[None]:
         """With other weights for a while: a head of zeros tells nothing."""
-        if not amount or not self.is_double:
+        if not amount:
             yield
             return
-        generator = torch.Generator().manual_seed(3)
-        kept = [(weight, weight.detach().clone()) for weight in self._double.parameters() if weight.is_floating_point()]
+        generator, model = torch.Generator().manual_seed(3), self._double if self.is_double else self._model
+        kept = [(weight, weight.detach().clone()) for weight in model.parameters() if weight.is_floating_point()]
         for parameter, before in kept:
             noise = torch.randn(before.shape, generator=generator, dtype=before.dtype).to(before.device)
             parameter.add_(noise * amount * (before.abs().mean() + 0.1))
@@ -184,6 +205,25 @@ class _ModelCaller:
         finally:
             for parameter, before in kept:
                 parameter.copy_(before)
+
+
+class _Held:
+    """A module's own parameters and buffers: in train mode a forward may move them, as a teacher's or a queue."""
+
+    def __init__(self, module: nn.Module):
+        self._module = module
+        own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+        self._kept = [(name, tensor, tensor.detach().clone()) for name, tensor in own if has_storage(tensor)]
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        for name, tensor, before in self._kept:
+            if getattr(self._module, name, None) is not tensor:
+                setattr(self._module, name, tensor)
+            if tensor.shape != before.shape:
+                tensor.data = before
+            elif not torch.equal(tensor, before):
+                tensor.copy_(before)
 
 
 def _model_trial(
@@ -207,9 +247,16 @@ def _model_trial(
 
 
 def _changes(
-    subject: Subject, batches: Mapping[int, Any], pieces: Sequence[Sequence[int]]
+    subject: Subject, batches: Mapping[int, Any], pieces: Sequence[Sequence[int]], *, rows: bool
 ) -> Iterator[tuple[dict[int, Any], Put | None]]:
-    """The same batches with places of labels or masks that do not count, alike in every union; and what is new."""
+    """The same batches with places of labels or masks that do not count, alike in every union; and what is new.
+
+    Args:
+        subject: Says what is counted.
+        batches: By union.
+        pieces: The numbers of their samples.
+        rows: Whether to try samples of which nothing counts, too.
+    """
     firsts = {piece[0] for piece in pieces}
     for where, tensor in itertools.islice(tensors_in(subject.parts(batches[7])), 8):
         if not tensor.dim():
@@ -220,24 +267,36 @@ def _changes(
             value = -100
         else:
             continue
-        changed = {
-            union: _with_holes(subject, batch, where, _numbers(pieces, union), value, firsts)
-            for union, batch in batches.items()
-        }
-        if all(changed[union] is not batch for union, batch in batches.items()):  # no item of one sample's
-            yield changed, put_into(where, tensor, value)
+        put = put_into(where, tensor, value)
+        for by_rows in (False, True) if rows and tensor.dim() > 1 and tensor.shape[1:].numel() > 1 else (False,):
+            changed = {
+                union: _with_holes(subject, batch, where, _numbers(pieces, union), value, firsts, by_rows=by_rows)
+                for union, batch in batches.items()
+            }
+            if all(changed[union] is not batch for union, batch in batches.items()):  # no item of one sample's
+                yield changed, None if by_rows else put
 
 
 def _with_holes(
-    subject: Subject, batch: Any, where: Where, numbers: Sequence[int], value: int, kept: Container[int]
+    subject: Subject,
+    batch: Any,
+    where: Where,
+    numbers: Sequence[int],
+    value: int,
+    kept: Container[int],
+    *,
+    by_rows: bool,
 ) -> Any:
-    """A batch in which some places of one tensor hold a value, the same places of a sample in every batch."""
+    """A batch in which some places of one tensor, or whole rows, hold a value, the same of a sample in every batch."""
     tensor = dict(tensors_in(subject.parts(batch))).get(where)
     if tensor is None or not tensor.dim() or len(tensor) != len(numbers):  # a list is as long as there are samples
         return batch
     holes = torch.zeros(tensor.shape, dtype=torch.bool)
     for row, number in enumerate(numbers):
         generator = torch.Generator().manual_seed(number)
+        if by_rows:
+            holes[row] = number not in kept and bool(torch.rand((), generator=generator) < 0.6)
+            continue
         flat = torch.rand(4096, generator=generator)[: holes[row].numel()] < 0.5
         flat[: 2 if tensor.dim() > 1 else number in kept] = False  # something counts in every piece
         holes[row].view(-1)[: len(flat)] = flat

@@ -58,6 +58,17 @@ def narrowed(tree: Any, samples: int, start: int, stop: int) -> Any:
     return tree
 
 
+def narrowed_parts(batch: Any, samples: int, start: int, stop: int) -> Any:
+    """The same of a batch that is a tuple of parts, each of all samples: there may be as many parts as samples.
+
+    Raises:
+        NotJoinedError: As above.
+    """
+    if type(batch) is tuple:
+        return tuple(narrowed(part, samples, start, stop) for part in batch)
+    return narrowed(batch, samples, start, stop)
+
+
 # ---------------------------------------------------------------------- pieces that join
 
 _MOST_CLASSES = 16  # that may be left out
@@ -259,6 +270,38 @@ def injections(joined: Joined, hints: Hints) -> Iterator[tuple[Tree, Tree, Put |
                 changed = torch.where(_holes(tensor, joined, generator), torch.full_like(tensor, value), tensor)
                 targets = mapped(joined.targets, functools.partial(_exchanged, tensor, changed))
                 yield outputs, targets, put_into(where, tensor, value)
+    for _, tensor in tensors:  # samples that have nothing, which a loss may leave out
+        for value, holes in _empty_rows(tensor, joined, hints, generator):
+            changed = torch.where(holes, torch.full_like(tensor, value), tensor)
+            yield (
+                joined.over_outputs(shaken),
+                mapped(joined.targets, functools.partial(_exchanged, tensor, changed)),
+                None,
+            )
+
+
+def _empty_rows(
+    tensor: torch.Tensor, joined: Joined, hints: Hints, generator: torch.Generator
+) -> Iterator[tuple[float, torch.Tensor]]:
+    """Whole rows, and planes of rows, that hold nothing: half of them, and never the first of a piece."""
+    if len(tensor) != sum(joined.numbers) or not (values := nothings(tensor, joined.outputs, hints)):
+        return
+    for dims in range(1, min(tensor.dim(), 3)):
+        holes = torch.rand(tensor.shape[:dims], generator=generator) < 0.5
+        holes[joined.starts] = False
+        for value in values:
+            yield value, holes.view(*holes.shape, *[1] * (tensor.dim() - dims)).expand(tensor.shape)
+
+
+def nothings(tensor: torch.Tensor, outputs: Tree, hints: Hints) -> list[float]:
+    """What a whole row may hold that counts for nothing; none where it has one entry alone."""
+    if tensor.dim() < 2 or tensor.shape[1:].numel() < 2 or tensor.is_complex():
+        return []
+    if tensor.is_floating_point():
+        return [0.0] if bool((tensor >= 0).all()) else [math.nan] if bool(tensor.isnan().any()) else []
+    if tensor.dtype == torch.bool or is_mask(tensor):
+        return [0]
+    return [hints.ignored[0]] if are_classes(tensor, outputs) else []
 
 
 def _exchanged(old: torch.Tensor, new: torch.Tensor, part: torch.Tensor) -> torch.Tensor:

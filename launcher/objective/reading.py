@@ -137,6 +137,7 @@ class Reading:
         unless = tuple(
             (tuple(where), math.nan if value is None else value) for where, value in manifest.get("unless", ())
         )
+        manifest = {key: value for key, value in manifest.items() if key not in ("entry", "summed")}  # an objective's
         return cls(**{**manifest, "where": tuple(manifest["where"]), "unless": unless}, **objects)
 
 
@@ -163,6 +164,11 @@ def _of_weight(tensor: torch.Tensor, reading: Reading) -> float:
     return float(weights.detach().cpu()[kept.cpu()].double().sum())
 
 
+def _is_something(tensor: torch.Tensor, reading: Reading) -> torch.Tensor:
+    """Which entries are not what means "nothing": NaN, or a number."""
+    return ~tensor.isnan() if reading.kind == "told" else tensor != reading.ignored
+
+
 COUNTS: Mapping[str, Callable[[Any, Reading], float]] = {
     "samples": lambda tensor, _: float(len(tensor)),
     "rows": lambda tensor, _: float(len(tensor)),
@@ -174,6 +180,9 @@ COUNTS: Mapping[str, Callable[[Any, Reading], float]] = {
     "lengths": lambda tensor, _: float(tensor.sum()),
     "total": lambda tensor, _: float(tensor.double().sum()),
     "positive": lambda tensor, _: float((tensor > 0).sum()),
+    "filled": lambda tensor, reading: float(_is_something(tensor, reading).flatten(1).any(1).sum()),
+    "told": lambda tensor, reading: float(_is_something(tensor, reading).flatten(1).any(1).sum()),
+    "planes": lambda tensor, reading: float(_is_something(tensor, reading).flatten(2).any(2).sum()),
 }
 _WORDS = {
     "samples": "samples",
@@ -186,6 +195,9 @@ _WORDS = {
     "lengths": "the lengths {name}",
     "total": "the sum of the weights {name}",
     "positive": "the elements of {name} above zero",
+    "filled": "the rows of {name} that are not all {ignored}",
+    "told": "the rows of {name} that are not all NaN",
+    "planes": "the planes of {name} that are not all {ignored}",
     "user": "a count of your own",
 }
 
@@ -266,7 +278,8 @@ def _class_weights(loss: Any) -> torch.Tensor | None:
             *getattr(loss, "__dict__", {}).values(),
         ]
         held += _contents(getattr(loss, "__closure__", None) or ())
-    return next((row for row in map(_row_of_numbers, held) if row is not None), None)
+    rows = [row for row in map(_row_of_numbers, held) if row is not None]
+    return next((row for row in rows if bool((row != row.round()).any())), rows[0] if rows else None)
 
 
 def _contents(cells: Iterable[Any]) -> Iterator[Any]:
@@ -276,8 +289,10 @@ def _contents(cells: Iterable[Any]) -> Iterator[Any]:
 
 
 def _row_of_numbers(value: Any) -> torch.Tensor | None:
-    is_numbers = isinstance(value, list | tuple) and all(isinstance(number, float) for number in value)
-    row: Any = torch.tensor(value) if is_numbers and value else value
+    value = list(value.values()) if isinstance(value, dict) else value
+    is_array = isinstance(value, np.ndarray) and value.dtype.kind == "f"
+    is_numbers = isinstance(value, list | tuple) and all(type(number) in (int, float) for number in value)
+    row: Any = torch.tensor(value, dtype=torch.float64) if is_array or (is_numbers and value) else value
     fits = isinstance(row, torch.Tensor) and row.dim() == 1 and row.is_floating_point() and len(row) > 1
     return row if fits else None
 
@@ -317,6 +332,7 @@ def _of_tensor(
     has_places = tensor.dim() > 1
     yield of("rows")
     yield of("elements")
+    yield from _of_rows(tensor, hints, of)
     if tensor.is_floating_point() or tensor.dtype == torch.bool:
         if is_mask(tensor):
             yield from (of("mask", shifted=shifted) for shifted in (False, True)[: 1 + has_places])
@@ -334,3 +350,19 @@ def _of_tensor(
         yield of("weights", ignored=hints.ignored[0], weights=hints.weights)
     if number and not has_places and bool((tensor > 0).all()):
         yield of("lengths")
+    if number and has_places and bool((tensor >= 0).all()):  # a mask may weigh
+        yield of("total")
+
+
+def _of_rows(tensor: torch.Tensor, hints: Hints, of: Callable[..., Reading]) -> Iterator[Reading]:
+    """Rows, and planes of them, in which something counts: a loss may leave out samples that have nothing."""
+    if tensor.dim() < 2 or tensor.shape[1:].numel() < 2 or tensor.is_complex():
+        return
+    if not tensor.is_floating_point() and tensor.dtype != torch.bool:
+        yield from (of("filled", ignored=ignored) for ignored in hints.ignored)
+    elif tensor.is_floating_point() and bool(tensor.isnan().any()):
+        yield of("told")
+    if is_mask(tensor) or not tensor.is_floating_point() or bool((tensor >= 0).all()):
+        yield of("filled", ignored=0)
+        if tensor.dim() > 2:
+            yield of("planes", ignored=0)

@@ -38,6 +38,7 @@ class TurnsObjective(Objective):
         self.turns = {name: Objective([], layout, step=step, count=count) for name, step in steps.items()}
         self.every = {name: (every or {}).get(name, 1) for name in steps}
         self.step = next(iter(steps.values()))  # whoever asks learns that the loss is the user's own
+        self.moves_weights = True
 
     def evaluated_step(self, model: nn.Module, data: Any, at: Any) -> tuple[list[torch.Tensor], dict[str, Any]]:
         """The loss of each turn, and all that they give besides."""

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.optim import Optimizer
 
 from launcher.checkpoints.format import copied
 from launcher.checkpoints.weights import shapes_of
@@ -30,18 +29,15 @@ from launcher.objective.loss import Objective
 from launcher.objective.reading import Reading
 from launcher.objective.run_length import At
 from launcher.text import words_of
-from launcher.training.inner_optimizers import inner_optimizers
+from launcher.training.beside import beside_states, changed_names, is_known_code, listed
 from launcher.training.loose_buffers import loose_in, print_of
 from launcher.training.state import TrainState
 from launcher.world.screen import unseen
 
 _CUT = "another micro-batch size or number of processes gives other numbers"
 _SAMPLES = 6
+_MOST_WEIGHTS = 2**31  # bytes of parameters that are copied: gradients and an optimizer's state will take more
 _ROUNDING = {torch.float64: 1e-8, torch.float32: 1e-3}  # of the largest value; half precision is as coarse as 0.05
-_KNOWN_CODE = ("torch", "launcher")  # keeps what moves in buffers
-_OF_OPTIMIZERS = frozenset(  # torch's own names: kept, or no number of a step
-    ("defaults", "state", "param_groups", "step", "found_inf", "grad_scale", "_opt_called", "_step_count")
-)
 
 
 @dataclass(frozen=True)
@@ -109,11 +105,6 @@ class Dependence:
             yield f"{listed(self.moving)}: moves with each micro-batch of a process: {_CUT}"
 
 
-def listed(names: Sequence[str]) -> str:
-    """The first of them."""
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-
-
 def dependence_of(state: TrainState) -> Dependence:
     """What is found; nothing where the model cannot be called like that: the first step says why.
 
@@ -155,7 +146,7 @@ def as_it_was(state: TrainState) -> Iterator[None]:
     if not is_large(model):
         yield
         return
-    unmoved = Unmoved(model, *objective.brought.values(), weights=objective.step is not None)
+    unmoved = Unmoved(model, *objective.brought.values(), weights=objective.moves_weights)
     try:
         yield
     finally:
@@ -164,12 +155,14 @@ def as_it_was(state: TrainState) -> Iterator[None]:
 
 def _is_known(model: nn.Module, objective: Objective) -> bool:
     """Whether all code is torch's and ours."""
-    return all(_is_known_code(part) for part in (*model.modules(), *objective.brought.values()))
+    return all(is_known_code(part) for part in (*model.modules(), *objective.brought.values()))
 
 
-def _is_known_code(thing: Any) -> bool:
-    kind = thing if hasattr(thing, "__qualname__") else type(thing)
-    return (getattr(kind, "__module__", None) or "").partition(".")[0] in _KNOWN_CODE
+def _keeps_weights(state: TrainState) -> bool:
+    """Whether weights are put back that a forward may move, as one that has a teacher follow: unless they are many."""
+    model, objective = state.model.bare, state.objective
+    is_small = sum(parameter.nbytes for parameter in model.parameters()) <= _MOST_WEIGHTS
+    return objective.moves_weights or (is_small and state.shards is None)
 
 
 @contextmanager
@@ -178,7 +171,7 @@ def _tried(state: TrainState) -> Iterator[None]:
     model, objective = state.model.bare, state.objective
     roots = [model, *(part for part in objective.brought.values() if isinstance(part, nn.Module))]
     modes = [(module, module.training) for root in roots for module in root.modules()]
-    unmoved = Unmoved(model, *objective.brought.values(), weights=objective.step is not None)
+    unmoved = Unmoved(model, *objective.brought.values(), weights=_keeps_weights(state))
     apart = (*dropouts(), *batch_norms())
     try:
         with own_randomness(0, 0, state.device.torch_device), unseen():
@@ -206,6 +199,7 @@ class _Tried:
     def __init__(self, state: TrainState):
         self.model, self.objective, self._device = state.model.bare, state.objective, state.device.torch_device
         self._change = state.data.train.reading.on_device
+        self._keeps_weights = _keeps_weights(state)
         self.draws = False
         self._roots: Mapping[str, Any] = {"model": self.model, **self.objective.brought}
         self._states = {key: root.state_dict() for key, root in self._roots.items() if isinstance(root, nn.Module)}
@@ -215,7 +209,7 @@ class _Tried:
 
     def values(self, batch: Any, seed: int = 0) -> list[float]:
         """The value of each loss, from the state that it is in, which is put back."""
-        back = Unmoved(self.model, *self.objective.brought.values(), weights=self.objective.step is not None)
+        back = Unmoved(self.model, *self.objective.brought.values(), weights=self.objective.moves_weights)
         try:
             return self._called(batch, seed)
         finally:
@@ -237,7 +231,7 @@ class _Tried:
             result = self.model(*args, **kwargs)
             if not objective.terms:
                 return [layout.loss(result)]
-            return [term.value(term.function, layout, result, batch) for term in objective.terms]
+            return objective.values(result, batch)
 
         return [float(value) for value in objective.own_gradients.call(self.model, values)]
 
@@ -248,18 +242,22 @@ class _Tried:
 
         What no checkpoint keeps must be changed by the second call too: else it is a mere note of the last one.
         """
-        back = Unmoved(self.model, *self.objective.brought.values(), weights=self.objective.step is not None)
-        before, at_first = self._kept(), self._attributes()
+        back = Unmoved(self.model, *self.objective.brought.values(), weights=self._keeps_weights)
+        before, given, at_first = self._kept(), self._given(), self._attributes()
         try:
             self._called(batch)
             attributes = self._attributes()
             self._called(batch)
-            unkept, moving = unlike(attributes, self._attributes()), unlike(before, self._kept())
+            unkept, moving = changed_names(attributes, self._attributes()), changed_names(before, self._kept())
+            moving += changed_names(given, self._given())
+            if others := {id(parameter) for parameter in back.moved_weights()}:
+                self.objective.keep_weights(moved=True)
+                moving += [f"model.{name}" for name, one in self.model.named_parameters() if id(one) in others]
             weights = self.model.state_dict()
             grown = copied(weights) if shapes_of(weights) != shapes else None
         finally:
             back.put_back()
-        return unkept, moving, grown, frozenset((*unkept, *unlike(at_first, attributes)))
+        return unkept, moving, grown, frozenset((*unkept, *changed_names(at_first, attributes)))
 
     def _attributes(self) -> dict[str, Any]:
         lost = {name: value for name, value, is_kept in self._buffers() if not is_kept}
@@ -267,6 +265,13 @@ class _Tried:
 
     def _kept(self) -> dict[str, Any]:
         return {name: value for name, value, is_kept in self._buffers() if is_kept}
+
+    def _given(self) -> dict[str, Any]:
+        """What losses and a step that are no modules give by their `state_dict`: a hidden state, a queue."""
+        owners = {key: one for key, one in self.objective.stateful.items() if not isinstance(one, nn.Module)}
+        states = {key: one.state_dict() for key, one in owners.items()}
+        mappings = {key: state for key, state in states.items() if isinstance(state, Mapping)}
+        return {f"{key}.{name}": _prints(value) for key, state in mappings.items() for name, value in state.items()}
 
     def _buffers(self) -> Iterator[tuple[str, Any, bool]]:
         """Each buffer's name, value, and whether a checkpoint has it; a BatchNorm's are known to move."""
@@ -295,6 +300,13 @@ class _Tried:
         return max(off, default=0.0) if max(off, default=0.0) > _ROUNDING.get(dtype, 0.05) else 0.0
 
 
+def _prints(value: Any) -> Any:
+    """A print of all that stands in a state."""
+    if isinstance(value, Mapping):
+        return [(key, _prints(part)) for key, part in value.items()]
+    return list(map(_prints, value)) if isinstance(value, list | tuple) else print_of(value)
+
+
 def _off(reading: Reading | None, sums: bool, values: Sequence[float], counts: Sequence[float]) -> float:
     if reading is None or reading.kind == "batch" or reading.found in ("trusted", "stated"):
         return 0.0
@@ -308,51 +320,3 @@ def _off(reading: Reading | None, sums: bool, values: Sequence[float], counts: S
         together = (first * counts[1] + second * counts[2]) / counts[0]
     off = abs(whole - together) / scale
     return off if np.isfinite(off) else 0.0
-
-
-# ---------------------------------------------------------------------- attributes
-
-
-def beside_states(things: Mapping[str, Any]) -> dict[str, Any]:
-    """Numbers and tensors that no checkpoint keeps, by name: each as something that is equal while they are."""
-    return {name: value for key, thing in things.items() for name, value in _attributes_of(key, thing)}
-
-
-def _attributes_of(key: str, root: Any) -> Iterator[tuple[str, Any]]:
-    """Numbers and tensors that are attributes of somebody's own objects and of no `state_dict`, by name."""
-    if isinstance(root, Optimizer):
-        for name, inner in inner_optimizers(root).items():
-            yield from _attributes_of(f"{key}.{name}", inner)
-    if isinstance(root, nn.Module):
-        for name, module in root.named_modules():
-            is_kept = type(module).get_extra_state is not nn.Module.get_extra_state
-            if not _is_known_code(module) and not is_kept:
-                yield from _numbers_in(f"{key}.{name}" if name else key, vars(module))
-    elif _is_known_code(root):
-        return
-    elif isinstance(root, Optimizer):
-        own = {name: value for name, value in vars(root).items() if name not in _OF_OPTIMIZERS}
-        yield from _numbers_in(key, own if type(root).state_dict is Optimizer.state_dict else {})
-    elif hasattr(root, "state_dict"):
-        return
-    elif hasattr(root, "__code__"):
-        yield from _numbers_in(key, _globals_of(root))
-    else:
-        yield from _numbers_in(key, getattr(root, "__dict__", {}))
-
-
-def _globals_of(function: Any) -> Mapping[str, Any]:
-    """What of its module a function looks at."""
-    own = function.__globals__
-    return {name: own[name] for name in function.__code__.co_names if name in own}
-
-
-def _numbers_in(key: str, attributes: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for name, value in attributes.items():
-        if name != "training" and (seen := print_of(value)) is not None:
-            yield f"{key}.{name}", seen
-
-
-def unlike(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """What is another in `after`, or was not there."""
-    return [name for name in after if before.get(name) != after[name]]

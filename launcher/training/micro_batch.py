@@ -194,7 +194,9 @@ class Halving:
 
     def begin(self, state: TrainState) -> None:
         """Before a step: keeps what its forward passes may change."""
-        self._before = Unmoved(state.model.bare, *state.objective.brought.values(), weights=False)
+        objective = state.objective
+        weights = objective.moves_weights and objective.step is None
+        self._before = Unmoved(state.model.bare, *objective.brought.values(), weights=weights)
 
     def passed(self) -> None:
         """The gradients are there: what follows cannot be made again."""

@@ -37,9 +37,9 @@ from launcher.runs.options import Options
 from launcher.runs.record import NoRecord, Record
 from launcher.runs.tracking.tracking import NoTracking, Tracking, open_tracking
 from launcher.training.batch_norm import too_few_for_batch_norm
-from launcher.training.beside import Beside
 from launcher.training.contents import Contents
 from launcher.training.cut import as_it_was, dependence_of
+from launcher.training.late import Late
 from launcher.training.plan import plan_of
 from launcher.training.pretrained import Pretrained
 from launcher.training.profiling import NoProfiling, Profiling
@@ -81,6 +81,7 @@ def open_session(recipe: Recipe, builder: Builder, state: TrainState, options: O
         if point.finished:
             raise Finished(point.finished, Path(point.folder), state.model)
         _go_on_alike(point, state)
+        state.objective.keep_weights(moved=point.moves_weights)
         with as_it_was(state):
             kept = _kept_readings(point)
             bare, end = state.model.bare, state.length.last
@@ -298,9 +299,9 @@ def _session(
         folder=folder / "checkpoints",
         is_first=world.is_first,
         capture=contents.capture,
-        gather=contents.ranks.gather,
+        gather=contents.gather,
         warn=tracking.warn,
-        captured=_captured(record, Beside({} if point.checkpoint else _looked_at(state, noted), tracking.warn, noted)),
+        captured=_captured(record, Late({} if point.checkpoint else _looked_at(state, noted), tracking.warn, noted)),
         saved=record.saved,
         last_step=start if point.checkpoint is not None else None,
         proof=Proof(
@@ -336,12 +337,12 @@ def _looked_at(state: TrainState, noted: frozenset[str] | None) -> dict[str, Any
     return optimizers | own | ({} if noted is None else {"model": state.model.bare, **brought})
 
 
-def _captured(record: Record, beside: Beside) -> Callable[[int], None]:
+def _captured(record: Record, late: Late) -> Callable[[int], None]:
     """What is told of each step of which a checkpoint is made."""
 
     def captured(step: int) -> None:
         record.reached(step)
-        beside.look()
+        late.look()
 
     return captured
 

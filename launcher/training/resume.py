@@ -59,6 +59,7 @@ class ResumePoint:
         notes: What to say in the plan.
         warnings: What nobody should miss.
         loss: What each loss is a mean over, as the checkpoint has it.
+        moves_weights: Whether a forward was found to move weights.
         finished: Why there is nothing to do, if so.
     """
 
@@ -71,6 +72,7 @@ class ResumePoint:
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     loss: Mapping[str, Any] = field(default_factory=dict)
+    moves_weights: bool = False
     finished: str | None = None
 
 
@@ -145,6 +147,7 @@ class Opening:
             notes=tuple(self.notes),
             warnings=tuple(self.warnings),
             loss=self.checkpoint.manifest.get("loss", {}) if self.checkpoint else {},
+            moves_weights=bool(self.checkpoint and self.checkpoint.manifest.get("moves_weights")),
         )
 
     def _held(self) -> Path:

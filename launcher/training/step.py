@@ -129,7 +129,8 @@ def forward(
         logged = scalars_of(call.rest)
     elif not objective.terms:  # the model brings its loss, and needs no targets
         args, kwargs = layout.inputs(data)
-        value, factor = layout.loss(state.model.wrapped(*args, **kwargs)), scales[0]
+        result = state.model.wrapped(*args, **kwargs)
+        value, factor, logged = layout.loss(result), scales[0], objective.own_parts(result)
     else:
         args, kwargs, targets = layout.split(data)
         result = state.model.wrapped(*args, **kwargs)
@@ -246,7 +247,7 @@ def warm_up(state: TrainState, gradients: Callable[[TrainState, StepBatch], None
         gradients: Makes them; None makes those of a step's last micro-batch.
     """
     objective = state.objective
-    unmoved = Unmoved(state.model.bare, *objective.brought.values(), weights=objective.step is not None)
+    unmoved = Unmoved(state.model.bare, *objective.brought.values(), weights=objective.moves_weights)
     with own_randomness(state.seeds.seed, state.device.world.rank, state.device.torch_device):
         steps = counted_steps(replace(state, data=replace(state.data, train=state.data.train.apart())), 0, 1)
         step = next(on_device(steps, state.device.torch_device))

@@ -133,7 +133,17 @@ def _named(part: Any) -> str:
     return f'{{_target_: "{target}", _partial_: true{settings}}}' if settings else f'{{_ref_: "{target}"}}'
 
 
-OWN = ("sets", "nets", "layers", "losses", "optimizers", "steps", "packaged", "pictured")  # files of people's own
+OWN = (
+    "sets",
+    "nets",
+    "layers",
+    "losses",
+    "optimizers",
+    "steps",
+    "packaged",
+    "pictured",
+    "rarer",
+)  # files of people's own
 _HOMES = {"torch._C._nn": "torch.nn.functional"}
 
 

@@ -290,6 +290,15 @@ def test_whatever_has_a_state_goes_on_with_it(tmp_path: Path, what: str, size: i
     assert_same(*straight_and_resumed(tmp_path, *BROUGHT[what], *VALIDATION, size=size))
 
 
+IN = {
+    "calls": "InClass",
+    "_calls": "InModule",
+    "count": "InClosure",
+    "forward()": "InDefault",
+    "meter": "InObject",
+    "last": "InDeque",
+}
+IN |= {"named": "InMapping", "hidden": "InList", "noise": "InGenerator"}
 UNKEPT = {
     "optimizer.calls: steps have changed it": ("optimizer={_target_: kept.py:Slowing}",),
     "train.after_step.calls: steps have changed it": ("train.after_step={_target_: kept.py:Tallying}",),
@@ -299,6 +308,12 @@ UNKEPT = {
     ),
     "model.gradients: steps have changed it": ("model={_target_: kept.py:Backwards}",),
     "train.step.late: steps have changed it": ("train.step={_target_: kept.py:Late}", "loss=null"),
+    "optimizer.noise: steps have changed it": ("optimizer={_target_: beside.py:Noisy, lr: 0.1}",),
+    "optimizer.steps: steps have changed it": ("optimizer={_target_: beside.py:Shared, lr: 0.1}",),
+    **{
+        f"model.{name}: each forward changes it": (f"model={{_target_: beside.py:{kind}}}",)
+        for name, kind in IN.items()
+    },
     "data.on_device.calls: each forward changes it, and no": ("data.on_device={_target_: kept.py:Tallying}",),
     "model.mean, model.other: each forward changes it, and no state_dict has it": BROUGHT["loose"],
     "": (*BROUGHT["scaling"], "optimizer={_target_: kept.py:Kept}", "train.after_step={_target_: kept.py:Quiet}"),
@@ -568,6 +583,20 @@ def test_objects_inside_of_packages_are_left_alone() -> None:
     unmoved.put_back()
     assert (step.calls, step.meter.calls, step.seen, step.client.level) == (0, 0, Counter({"a": 1}), 30)
     assert not hasattr(step, "late")
+
+
+def test_what_was_tried_leaves_nothing_behind() -> None:
+    """Wherever a model keeps what its forward changes."""
+    from recipes import beside
+
+    x = torch.ones(2, 4, dtype=torch.float64)
+    for kind in (*IN.values(), "InWeights"):
+        model = getattr(beside, kind)()
+        unmoved = Unmoved(model, weights=True)
+        first = model(x)
+        assert not torch.equal(model(x), first), kind
+        unmoved.put_back()
+        assert torch.equal(model(x), first), kind
 
 
 @pytest.mark.parametrize("model", ["{_target_: kept.py:HalfFrozen}", "{_target_: kept.py:Lin, dtype: bfloat16}"])

@@ -43,6 +43,8 @@ CASES: dict[str, tuple[tuple[str, ...], list[str]]] = {
             ONE_BY_ONE,
             "on trust     loss: a mean over samples, as the recipe says: its value on the same batch differs from call "
             "to call",
+            "on trust     a step draws random numbers for each micro-batch, as in dropout: another micro-batch size or "
+            "number of processes gives other numbers",
             TWO,
         ],
     ),
@@ -73,6 +75,16 @@ CASES: dict[str, tuple[tuple[str, ...], list[str]]] = {
             ONE_BY_ONE,
             "measured     loss: a mean over samples",
             f"on trust     loss.queue: moves with each micro-batch of a process: {CUT}",
+            TWO,
+        ],
+    ),
+    "a step's memory": (
+        (*STEP, "train.step={_target_: depends.py:Carrying}", "train.count=depends.py:samples_in", *BOTH),
+        [
+            ONE_BY_ONE,
+            "measured     train.step: a mean over a count of your own",
+            f"on trust     train.step.last: moves with each micro-batch of a process: {CUT}",
+            "on trust     train.step: that depends.py:Carrying makes the same calls on every process",
             TWO,
         ],
     ),

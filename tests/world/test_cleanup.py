@@ -47,7 +47,7 @@ def _generator() -> AbstractContextManager[None]:
 
 
 def _modes() -> AbstractContextManager[None]:
-    objective: Any = SimpleNamespace(brought={}, step=None)
+    objective: Any = SimpleNamespace(brought={}, step=None, moves_weights=False)
     return evaluating(nn.Linear(1, 1), objective)
 
 
