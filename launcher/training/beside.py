@@ -56,19 +56,19 @@ def _attributes_of(key: str, root: Any) -> Iterator[tuple[str, Any]]:
             is_kept = type(module).get_extra_state is not nn.Module.get_extra_state
             if not is_known_code(module) and not is_kept:
                 own = {name: value for name, value in vars(module).items() if name not in _OF_MODULES}
-                yield from _seen_in(f"{key}.{name}" if name else key, own | _of_class(type(module)))
+                yield from _seen_in(f"{key}.{name}" if name else key, _of_class(type(module)) | own)
     elif is_known_code(root):
         return
     elif isinstance(root, Optimizer):
         if type(root).state_dict is Optimizer.state_dict:
             own = {name: value for name, value in vars(root).items() if name not in _OF_OPTIMIZERS}
-            yield from _seen_in(key, own | _of_class(type(root)))
+            yield from _seen_in(key, _of_class(type(root)) | own)
     elif hasattr(root, "state_dict"):
         return
     elif is_function(root):
         yield from _seen_in(key, _of_function(root))
     else:
-        yield from _seen_in(key, getattr(root, "__dict__", {}) | _of_class(type(root)))
+        yield from _seen_in(key, _of_class(type(root)) | getattr(root, "__dict__", {}))
 
 
 def _of_class(kind: type) -> dict[str, Any]:
