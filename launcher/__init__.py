@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from launcher.world import began as _began  # noqa: F401  # the first of all: it notes the time
 
 if TYPE_CHECKING:
+    from launcher import datasets as datasets
+    from launcher import models as models
     from launcher.api import check, load, train
     from launcher.runs.listing import runs
     from launcher.sweep.call import sweep
@@ -15,31 +17,38 @@ if TYPE_CHECKING:
 __all__ = ["__version__", "check", "load", "runs", "sweep", "train"]
 
 
-def __getattr__(name: str) -> Any:
-    # imported when asked for: `launcher --help` must not wait for torch, and as long as this file runs `python -m
-    # launcher` looks for modules in the working directory first
-    if name in ("check", "load", "train"):
-        import warnings
+if not TYPE_CHECKING:  # so that a misspelt name is found by a type checker
 
-        from launcher.world.system import unsupported
+    def __getattr__(name: str) -> Any:
+        # imported when asked for: `launcher --help` must not wait for torch, and as long as this file runs `python -m
+        # launcher` looks for modules in the working directory first
+        if name in ("check", "load", "train"):
+            import warnings
 
-        if reason := unsupported():
-            raise ImportError(reason)
+            from launcher.world.system import unsupported
 
-        with warnings.catch_warnings():  # tqdm's in a notebook: ours has a bar without widgets
-            warnings.filterwarnings("ignore", "IProgress not found")
-            from launcher import api
+            if reason := unsupported():
+                raise ImportError(reason)
 
-        return getattr(api, name)
-    if name in ("runs", "sweep"):  # packages, which can be called; `from launcher import runs` would ask here again
-        import importlib
+            with warnings.catch_warnings():  # tqdm's in a notebook: ours has a bar without widgets
+                warnings.filterwarnings("ignore", "IProgress not found")
+                from launcher import api
 
-        return importlib.import_module(f"launcher.{name}")
-    if name == "__version__":
-        from launcher.version import __version__
+            return getattr(api, name)
+        if name in (
+            "datasets",
+            "models",
+            "runs",
+            "sweep",
+        ):  # `from launcher import runs` would ask here again
+            import importlib
 
-        return __version__
-    raise AttributeError(f"module 'launcher' has no attribute '{name}'")
+            return importlib.import_module(f"launcher.{name}")
+        if name == "__version__":
+            from launcher.version import __version__
+
+            return __version__
+        raise AttributeError(f"module 'launcher' has no attribute '{name}'")
 
 
 def __dir__() -> list[str]:

@@ -39,7 +39,7 @@ class Result:
     state: str
     step: int
     scores: list[Line] = field(default_factory=list)
-    model: Any = None
+    model: Any = field(default=None, repr=False)
 
 
 @listening()

@@ -446,3 +446,21 @@ def test_a_script_s_run_may_lie_where_launcher_run_keeps_its_logs(tmp_path: Path
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs" / "two" / "model_weights.pth").exists()
+
+
+def test_what_recipes_name_is_there_by_the_same_name() -> None:
+    words = "import launcher; print(launcher.datasets.Digits.__name__, launcher.models.MLP.__name__)"
+    assert subprocess.check_output([sys.executable, "-c", words], text=True) == "Digits MLP\n"
+
+
+def test_a_class_in_place_of_a_model_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"model: is the class Net; pass a module made of it, Net\(…\)$"):
+        trained(tmp_path / "run", model=Net)
+    with pytest.raises(RecipeError, match=r"model: is a function, not a torch\.nn\.Module$"):
+        trained(tmp_path / "run", model=lambda inputs: inputs)
+
+
+def test_a_result_is_shown_in_a_line_without_its_model(tmp_path: Path) -> None:
+    words = repr(trained(tmp_path / "run"))
+    assert "state='finished'" in words
+    assert "Linear" not in words

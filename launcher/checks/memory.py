@@ -22,7 +22,9 @@ from launcher.model.adapt import built
 from launcher.model.bfloat16 import hold_in_bfloat16
 from launcher.model.blocks import blocks_of
 from launcher.model.recompute import Recomputed, recompute, recomputed_in
+from launcher.objective.batch import one_number
 from launcher.objective.build import build_objective
+from launcher.objective.entries import added
 from launcher.objective.optimizer import build_optimizer, named_parameters
 from launcher.objective.pieces import mapped
 from launcher.objective.run_length import At
@@ -164,7 +166,8 @@ class _Run:
         result = self.model(*args, **kwargs)
         if not objective.terms:
             return layout.loss(result)
-        return objective.value(result, batch, layout.targets(batch), [1.0] * len(objective.terms))[0]
+        given = [(term.key, term.given(term.call, layout, result, batch)) for term in objective.terms]
+        return torch.stack([one_number(added(value), key) for key, value in given]).sum()
 
     def _update(self) -> None:
         trained = [parameter for parameter in self.parameters if parameter.grad is not None]

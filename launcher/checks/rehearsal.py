@@ -7,6 +7,7 @@ of 4,096 processes, is arithmetic.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -22,6 +23,7 @@ from launcher.checkpoints import format as checkpoints
 from launcher.checkpoints.format import plain
 from launcher.checkpoints.sameness import same
 from launcher.checks.certainty import Finding, findings_of
+from launcher.checks.misfits import remedy_of_loss, remedy_of_model
 from launcher.checks.schedule import doubts_of
 from launcher.checks.sharded import rehearse_sharded
 from launcher.data.getitems import sample_of
@@ -37,6 +39,7 @@ from launcher.evaluation.best import BestTracker, deciding_set, value_of
 from launcher.evaluation.evaluate import evaluate
 from launcher.evaluation.evaluation import metrics_of
 from launcher.evaluation.modes import evaluating, start_training
+from launcher.evaluation.unmoved import Unmoved
 from launcher.model.adapt import built_anew
 from launcher.model.build import unfit_for_several
 from launcher.model.recompute import never_called, recomputed_in
@@ -45,6 +48,7 @@ from launcher.objective.schedule import Schedule, Schedules
 from launcher.objective.settle import settle_losses
 from launcher.objective.several import each
 from launcher.recipe.build import Builder, BuildError
+from launcher.recipe.component import Component
 from launcher.recipe.duration import Duration
 from launcher.recipe.generated_code import check_names
 from launcher.recipe.places import Path as RecipePath
@@ -52,6 +56,7 @@ from launcher.recipe.places import dotted
 from launcher.recipe.schema import Recipe
 from launcher.recipe.targets import told
 from launcher.text import printable, shapes, size
+from launcher.training.bad_batch import not_finite_in
 from launcher.training.batch_norm import too_few_for_batch_norm
 from launcher.training.build import build_run_model, build_run_state, check_graphs, open_run_data
 from launcher.training.contents import Contents
@@ -236,14 +241,16 @@ def _for_the_world(plan: Plan, recipe: Recipe, where: str, shared: str) -> Plan:
 
 
 @contextmanager
-def _stage(recipe: Recipe, path: RecipePath, doing: str, seen: Callable[[], str] = str) -> Iterator[None]:
+def _stage(
+    recipe: Recipe, path: RecipePath, doing: str, seen: Callable[[Exception], str] = lambda error: ""
+) -> Iterator[None]:
     """Turns what goes wrong inside into a problem of this part of the recipe.
 
     Args:
         recipe: Knows where the part stands.
         path: The part.
         doing: What is being done; empty where the part says it.
-        seen: What the code had been given, in words.
+        seen: What the code had been given, and what to do about the error, in words.
     """
     try:
         yield
@@ -255,7 +262,7 @@ def _stage(recipe: Recipe, path: RecipePath, doing: str, seen: Callable[[], str]
         raise RecipeError([Problem(str(where), "", printable(str(error)))]) from error
     except Exception as error:
         message = ": ".join(part for part in (doing, told(error)) if part)
-        raise RecipeError([_problem(recipe, path, f"{message}{seen()}")]) from error
+        raise RecipeError([_problem(recipe, path, f"{message.rstrip('.')}{seen(error)}")]) from error
 
 
 def _problem(recipe: Recipe, path: RecipePath, message: str) -> Problem:
@@ -274,12 +281,14 @@ def _rehearse_first_step(
 ) -> tuple[TrainState, list[str]]:
     """A step on two samples, or on more where these give no number; gives the state that made it, and its warnings."""
     on_two = replace(state, data=open_run_data(small, builder, World()))
+    kept = Unmoved(state.model.bare, *state.objective.brought.values(), weights=state.objective.step is not None)
     try:
         return on_two, _rehearse_step(recipe, on_two, world, say)
     except _NotFiniteError:
         size = min(state.data.train.sampler.batch_size(0), _MORE)
         if size <= SAMPLES:
             raise
+        kept.put_back()
         section = small.data.model_copy(update={"global_batch_size": size})
         more = small.model_copy(update={"data": section})
         on_more = replace(state, data=open_run_data(more, builder, World()))
@@ -352,23 +361,26 @@ def _rehearse_forward(recipe: Recipe, train_state: TrainState, step: StepBatch, 
     hook = train_state.model.bare.register_forward_hook(lambda module, args, result: gave.append(result))
     batch = step.batches[0].data
 
-    def seen() -> str:
+    def of_model(error: Exception) -> str:
+        remedy = remedy_of_model(error, train_state.model.bare, batch) if recipe.train.step is None else ""
+        return f"; the batch was {shapes(batch)}{remedy}{_way_to_the_model(recipe, batch)}"
+
+    def of_loss(error: Exception) -> str:
         given = f"; the model gave {shapes(gave[-1])}" if gave else ""
-        return f"; the batch was {shapes(batch)}{given}"
+        return f"; the batch was {shapes(batch)}{given}{_way_to_the_loss(recipe, train_state, batch, gave, error)}"
 
     path: RecipePath = ("train", "step") if recipe.train.step is not None else ("model",)
     try:
-        with _stage(recipe, path, "forward", lambda: f"{seen()}{_way_to_the_model(recipe, batch)}"):
+        with _stage(recipe, path, "forward", of_model):
             if recipe.train.step is None:
                 _forward_alone(train_state, batch)
-        of_loss = ("loss",) if path == ("model",) else path
-        with _stage(recipe, of_loss, "", lambda: f"{seen()}{_way_to_the_loss(recipe, gave)}"):
+        with _stage(recipe, ("loss",) if path == ("model",) else path, "", of_loss):
             value, factor, _ = forward(train_state, step.batches[0], step.scales[0], train_state.length.at(0))
     finally:
         hook.remove()
     if gave:
         say("forward", shapes(gave[-1]))
-    _check_loss(recipe, value)
+    _check_loss(recipe, value, batch)
     say("loss", f"{float(value.detach()) * factor:.4g}")
     return value, factor
 
@@ -381,14 +393,17 @@ def _way_to_the_model(recipe: Recipe, batch: Any) -> str:
     return f"; the model gets the first alone: batch.inputs: {list(range(len(batch) - 1))} gives it more"
 
 
-def _way_to_the_loss(recipe: Recipe, gave: Sequence[Any]) -> str:
+def _way_to_the_loss(recipe: Recipe, train_state: TrainState, batch: Any, gave: Sequence[Any], error: Exception) -> str:
     """What of a recipe is between a model and its loss, where it may be that which is missing."""
     if not gave or recipe.train.step is not None or recipe.loss == "model" or recipe.batch.adapt is not None:
         return ""
     if isinstance(gave[-1], tuple | list) and len(gave[-1]) > 1 and recipe.batch.outputs is None:
         parts = list(range(len(gave[-1])))
         return f"; the loss gets that as one: batch.outputs: {parts} gives it one by one, [0] the first alone"
-    return "; a function named as batch.adapt can shape outputs and targets for it"
+    targets = train_state.objective.layout.targets(batch)
+    loss = re.split("[.:]", recipe.loss.target)[-1] if isinstance(recipe.loss, Component) else "the loss"
+    remedy = remedy_of_loss(error, loss, gave[-1], targets[0] if len(targets) == 1 else None)
+    return remedy or "; a function named as batch.adapt can shape outputs and targets for it"
 
 
 def _forward_alone(train_state: TrainState, batch: Any) -> None:
@@ -398,12 +413,13 @@ def _forward_alone(train_state: TrainState, batch: Any) -> None:
     objective.own_gradients.call(train_state.model.bare, partial(train_state.model.wrapped, *args, **kwargs))
 
 
-def _check_loss(recipe: Recipe, value: torch.Tensor) -> None:
+def _check_loss(recipe: Recipe, value: torch.Tensor, batch: Any) -> None:
     path: RecipePath = ("train", "step") if recipe.train.step is not None else ("loss",)
     if not value.requires_grad:
         raise RecipeError([_problem(recipe, path, INDEPENDENT)])
     if not torch.isfinite(value).all():
-        message = f"is {float(value):g} on the first two samples; look at them, at the model's output, and at the loss"
+        inside = not_finite_in(batch) or "; look at them, at the model's output, and at the loss"
+        message = f"is {float(value):g} on the first two samples{inside}"
         raise _NotFiniteError([_problem(recipe, path, message)])
 
 

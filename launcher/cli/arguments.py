@@ -27,7 +27,8 @@ class Parser(argparse.ArgumentParser):
     """One line for a bad flag: what is wrong and where to look."""
 
     def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
+        apart = " See" if message.endswith("?") else "; see"
+        print(f"{self.prog}: {message}{apart} {self.prog} --help", file=sys.stderr)
         sys.exit(EXIT_USAGE)
 
     def flags(self) -> list[str]:
@@ -141,6 +142,8 @@ def duration(text: str) -> Duration:
 
     if (read := Duration.parse(text)) is None or read.unit in ("seconds", "batches"):
         raise argparse.ArgumentTypeError(f"'{text}' is not a length of training; write it as in '500 steps' or 25%")
+    if read.unit == "percent" and read.amount > 100:
+        raise argparse.ArgumentTypeError(f"'{text}' is more than the whole run; write at most 100%")
     return read
 
 

@@ -6,6 +6,7 @@ import argparse
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ SHELLS = {
     "fish": "launcher completion fish | source    # in ~/.config/fish/config.fish",
 }
 _WEIGHTS = (".pth", ".safetensors", ".safetensors.index.json")
+_MOST_KEYS = 2000  # of a recipe, whatever its aliases make of it
 _ASKED = "_ARGCOMPLETE"  # argcomplete's own
 
 
@@ -188,9 +190,10 @@ def _own_keys(options: argparse.Namespace) -> dict[str, Any]:
     """The keys and values of the recipe that the line names, dotted; none where it cannot be read."""
     import yaml
 
-    with suppress(LauncherError, OSError, ValueError, yaml.YAMLError):
-        text = _recipe_file(options).read_text(encoding="utf-8")
-        return {key: value for key, value in _flat(yaml.safe_load(text)) if not key.endswith("_target_")}
+    with suppress(LauncherError, OSError, ValueError, RecursionError, yaml.YAMLError):
+        read = yaml.safe_load(_recipe_file(options).read_text(encoding="utf-8"))
+        keys = islice(_flat(read), _MOST_KEYS) if isinstance(read, dict) else ()  # one may hold itself, a million times
+        return {key: value for key, value in keys if not key.endswith("_target_")}
     return {}
 
 

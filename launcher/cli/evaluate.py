@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from launcher.cli.arguments import Commands
     from launcher.world.world import World
 
-_PIPED = "standard-input.jsonl"  # what was read there, in a folder that all processes know
+_PIPED = "standard-input.jsonl"  # as `launcher.datasets.unlabelled` calls it, which imports torch
 
 
 def add(commands: Commands) -> None:

@@ -163,7 +163,8 @@ def _print_table(view: View) -> None:
         print("\n".join(sweeps))
         return
     if not runs:
-        print(f"no runs in {view.root}" + (" are like that" if view.states or view.name else ""))
+        asked = " fit --state and --name" if view.states and view.name else " fit --name" if view.name else ""
+        print(f"no runs in {view.root}" + (asked or (f" are {' or '.join(view.states)}" if view.states else "")))
         return
     console = Console(width=None if sys.stdout.isatty() else 250, highlight=False)  # a file has no width to fit
     with console.capture() as captured:

@@ -28,6 +28,7 @@ from launcher.recipe import schema
 from launcher.recipe.build import Builder
 from launcher.recipe.component import Component
 from launcher.recipe.duration import share_of_train
+from launcher.text import counted
 from launcher.world.world import World
 
 __all__ = [
@@ -427,7 +428,9 @@ def fit_to_what_is_trained_on(builder: Builder, section: schema.Data, seed: int)
 def _split(builder: Builder, dataset: Any, holdout: str, seed: int) -> tuple[Indices, Indices]:
     """What is left to train on, and what `10% of train` holds back."""
     if len(dataset) < 2:
-        raise builder.wrong("data.validation", f"{len(dataset)} samples cannot be split")
+        raise builder.wrong(
+            "data.validation", f"the training set has {counted(len(dataset), 'sample')}, of which none can be held back"
+        )
     share = share_of_train(holdout)
     assert share is not None, "checked where the recipe is read"
     return split(len(dataset), share.amount / 100, seed)

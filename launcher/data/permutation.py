@@ -269,7 +269,7 @@ def split(size: int, fraction: float, seed: int) -> tuple[Indices, Indices]:
     num_validation = round(size * fraction)
     if not 0 < num_validation < size:
         message = (
-            f"{fraction:.4g} of {size} samples is {num_validation}; training and validation need at least one "
+            f"{100 * fraction:g}% of {size} samples is {num_validation}; training and validation need at least one "
             "sample each: take another share, or a larger data set"
         )
         raise RecipeError([Problem("", "data.validation", message)])

@@ -24,7 +24,8 @@ class NumpyArrays(Dataset[Any]):
     Args:
         files: One `.npy` file or several, or one `.npz`.
         keys: Which arrays of the `.npz`, in the order of a sample's parts; None is all, in the file's order.
-        classes: If the last array holds classes: how many, and every row is checked to lie in 0 … `classes` - 1.
+        classes: If the last array holds classes: how many. Every row is checked to lie in 0 … `classes` - 1, and is
+            given as int64, which losses want, whatever the file holds.
         transform: What is made of the first part of a sample, a tensor.
         scratch: Copy the files to this disk of the machine first (`data.scratch`).
 
@@ -52,6 +53,7 @@ class NumpyArrays(Dataset[Any]):
         if classes is not None:
             _check_classes(*list(self.arrays.items())[-1], classes)
         self.transform = transform
+        self._has_classes = classes is not None
 
     @staticmethod
     def prepare(files: str | Path | Sequence[str | Path], scratch: str | Path | None = None) -> None:
@@ -67,7 +69,7 @@ class NumpyArrays(Dataset[Any]):
         return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
-        parts: list[Any] = [_tensor(array[index]) for array in self.arrays.values()]
+        parts: list[Any] = self._parts(index)
         if self.transform is not None:
             parts[0] = self.transform(parts[0])
         return tuple(parts)
@@ -78,8 +80,13 @@ class NumpyArrays(Dataset[Any]):
         return None if self.transform is not None else self._rows
 
     def _rows(self, indices: Tensor) -> tuple[Tensor, ...]:
-        rows = indices.numpy()
-        return tuple(_tensor(array[rows]) for array in self.arrays.values())
+        return tuple(self._parts(indices.numpy()))
+
+    def _parts(self, rows: Any) -> list[Tensor]:
+        parts = [_tensor(array[rows]) for array in self.arrays.values()]
+        if self._has_classes:
+            parts[-1] = parts[-1].long()
+        return parts
 
 
 def _tensor(values: Any) -> Tensor:
@@ -151,7 +158,13 @@ def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:
 
 
 def _unreadable(path: Path, error: Exception) -> str:
-    return f"{path} cannot be read as NumPy's: {error}; write it with np.save or np.savez, without Python objects"
+    if "pickle" not in str(error) and "Python objects" not in str(error):
+        return f"{path} cannot be read as NumPy's: {error}; write it again with np.save or np.savez"
+    with path.open("rb") as file:  # NumPy takes whatever it does not know for a pickle, and says how to load that
+        is_numpy_s = file.read(6).startswith((b"\x93NUMPY", b"PK"))
+    if is_numpy_s:
+        return f"{path} holds Python objects, not numbers; save an array of numbers, such as np.stack(rows)"
+    return f"{path} is not a .npy or .npz file; write it with np.save or np.savez, and read tables with Table"
 
 
 def _check_lengths(arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -169,8 +182,8 @@ def _check_type(name: str, array: NDArray[Any]) -> None:
 
 
 def _check_classes(name: str, array: NDArray[Any], classes: int) -> None:
-    if array.dtype.kind not in "iu":
-        raise ValueError(f"{name} holds {array.dtype}; classes are whole numbers")
+    if array.dtype.kind not in "iub":
+        raise ValueError(f"{name} holds {array.dtype}; classes are whole numbers: save it with .astype('int64')")
     bad = np.flatnonzero((array < 0) | (array >= classes))
     if len(bad):
         raise ValueError(

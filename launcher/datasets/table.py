@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from launcher.datasets.files import checked_file, needed, staged
+from launcher.text import brief, hint, printable
 
+_AN_OBJECT = 'write each row as in {"age": 41, "height": 1.7}'
+_EMPTY = "is empty; a table is a line of names, then rows"
 _READERS = {".csv": ",", ".tsv": "\t", ".parquet": None, ".pq": None, ".jsonl": None, ".ndjson": None}
 
 Scale = tuple[Tensor, Tensor]
@@ -61,6 +65,7 @@ class Table(TensorDataset):
     ) -> None:
         file = staged(_checked(path), scratch)
         table = _read(file)
+        _check_names(file, table)
         targets = [target] if isinstance(target, str) else list(target or ())
         self.features = list(features) if features is not None else [n for n in table.column_names if n not in targets]
         _check_columns(file, table.column_names, targets, self.features)
@@ -114,7 +119,7 @@ class Table(TensorDataset):
 def _checked(path: str | Path) -> Path:
     file = checked_file(path, "a .csv, .tsv, .parquet or .jsonl file")
     if file.suffix.lower() not in _READERS:
-        raise ValueError(f"{file}: a table is one of {', '.join(_READERS)}")
+        raise ValueError(f"{file}: a table is one of {', '.join(_READERS)}; save it as one of them")
     return file
 
 
@@ -128,7 +133,26 @@ def _read(file: Path) -> Any:
             return needed("pyarrow.json", "tables", "Table").read_json(file)
         return needed("pyarrow.parquet", "tables", "Table").read_table(file)
     except (pyarrow.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
+        fault = _bad_line(file) if suffix in (".jsonl", ".ndjson") else None
+        if fault:
+            raise ValueError(f"{file}: {fault}") from error
+        raise ValueError(f"{file} {_EMPTY if _is_blank(file) else f'cannot be read: {error}'}") from error
+
+
+def _is_blank(file: Path) -> bool:
+    return file.stat().st_size < 1_000 and not file.read_bytes().strip()
+
+
+def _bad_line(file: Path) -> str | None:
+    """What is wrong with the first of JSON lines that is no object."""
+    for number, line in enumerate(file.read_bytes().splitlines(), start=1):
+        try:
+            row = json.loads(line) if line.strip() else {}
+        except ValueError as error:
+            return f"line {number} is not JSON: {error}; {_AN_OBJECT}"
+        if not isinstance(row, dict):
+            return f"line {number} is not an object; {_AN_OBJECT}"
+    return None
 
 
 def _read_text(file: Path, delimiter: str) -> Any:
@@ -154,13 +178,35 @@ def _read_text(file: Path, delimiter: str) -> Any:
     return table
 
 
+def _check_names(file: Path, table: Any) -> None:
+    names: list[str] = table.column_names
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"{file} has several columns '{printable(twice)}'; rename all but one")
+    if not table.num_rows and _is_blank(file):
+        raise ValueError(f"{file} {_EMPTY}")
+    if not table.num_rows:
+        raise ValueError(f"{file} has no rows, only the names: {', '.join(map(printable, names))}")
+
+
 def _check_columns(file: Path, has: Sequence[str], targets: Sequence[str], features: Sequence[str]) -> None:
     for name in (*targets, *features):
         if name not in has:
             unlabelled = "; for rows without it say target: null" if name in targets else ""
-            raise ValueError(f"{file} has no column '{name}'; it has: {', '.join(has)}{unlabelled}")
+            known = hint(name, has, f"it has: {', '.join(map(printable, has))}{unlabelled}")
+            raise ValueError(f"{file} has no column '{name}'{_other_delimiter(file, has) or known}")
     if not features:
         raise ValueError(f"{file} has only the column '{targets[0]}'; at least one feature is needed")
+
+
+def _other_delimiter(file: Path, has: Sequence[str]) -> str:
+    """What to do where values stand apart by something else than the file's name says; else nothing."""
+    expected = _READERS.get(file.suffix.lower())
+    used = next((mark for mark in ";\t|," if mark != expected and mark in has[0]), None) if len(has) == 1 else None
+    if expected is None or used is None:
+        return ""
+    if used == "\t":
+        return "; its values are separated by tabs: call it .tsv"
+    return f"; its values are separated by '{used}': save it with {'commas' if expected == ',' else 'tabs'}"
 
 
 def _is_quantity(column: Any) -> bool:
@@ -173,19 +219,47 @@ def _numbers(file: Path, table: Any, columns: Sequence[str]) -> NDArray[np.float
     types = needed("pyarrow", "tables", "Table").types
     for name in columns:
         kind = table[name].type
-        if not (types.is_integer(kind) or types.is_boolean(kind) or _is_quantity(table[name])):
-            raise ValueError(
-                f"{file}: column '{name}' holds {kind}, not numbers; choose others with features: [...], or read "
-                "categories with a class of your own, as `launcher copy tabular_categories` does"
-            )
+        if not (types.is_integer(kind) or types.is_boolean(kind) or types.is_null(kind) or _is_quantity(table[name])):
+            raise ValueError(_not_numbers(file, table, name, columns))
     numbers = np.empty((table.num_rows, len(columns)))
     for place, name in enumerate(columns):
         numbers[:, place] = table[name].cast("float64").to_numpy()  # null becomes NaN
     if len(bad := np.argwhere(~np.isfinite(numbers))):
-        row, place = bad[0]
+        row, place = map(int, bad[0])
         others = f" ({len(bad)} such values)" if len(bad) > 1 else ""
-        raise ValueError(f"{file}: column '{columns[place]}' has no number in row {row + 1}{others}; fill or drop it")
+        value = table[columns[place]][row].as_py()
+        what = "nothing" if value is None else str(value)
+        raise ValueError(
+            f"{file}: column '{columns[place]}' has {what} for a number in row {row + 1}{others}; fill or drop it"
+        )
     return numbers
+
+
+def _not_numbers(file: Path, table: Any, name: str, columns: Sequence[str]) -> str:
+    """Why a column cannot be a feature: the first value that is not one, and the columns that can be."""
+    types = needed("pyarrow", "tables", "Table").types
+    values = table[name].to_pylist()
+    row = next((number for number, value in enumerate(values) if not _reads_as_number(value)), 0)
+    if isinstance(values[row], bytes):
+        return f"{file}: column '{name}' is not UTF-8 text in row {row + 1}; save the file as UTF-8"
+    usable = [other for other in columns if types.is_integer(table[other].type) or _is_quantity(table[other])]
+    others = f"features: [{', '.join(usable)}]" if usable else "other features"
+    return (
+        f"{file}: column '{name}' has {_shown(values[row])} for a number in row {row + 1}; correct it, or "
+        f"choose {others}; categories need a class of your own, as `launcher copy tabular_categories` has"
+    )
+
+
+def _shown(value: Any) -> str:
+    return brief(repr(value) if isinstance(value, str) else str(value))
+
+
+def _reads_as_number(value: Any) -> bool:
+    """Whether a value of a column of words, or of nothing, would do in one of numbers."""
+    try:
+        return value is not None and not isinstance(value, bytes) and float(value) is not None
+    except (TypeError, ValueError):
+        return False
 
 
 def _scale_of(values: Tensor) -> Scale:
@@ -200,6 +274,8 @@ def _classes(
     column = table[target]
     types = needed("pyarrow", "tables", "Table").types
     values = column.to_pylist()
+    if spoilt := next((row for row, value in enumerate(values, start=1) if isinstance(value, bytes)), None):
+        raise ValueError(f"{file}: column '{target}' is not UTF-8 text (row {spoilt}); save the file as UTF-8")
     if missing := [row for row, value in enumerate(values, start=1) if value is None or value == ""]:
         others = f" ({len(missing)} such rows)" if len(missing) > 1 else ""
         raise ValueError(f"{file}: column '{target}' has no class in row {missing[0]}{others}; fill or drop it")

@@ -21,6 +21,12 @@ from launcher.recipe.inputs import unreadable
 from launcher.text import shapes
 
 JSON_LINES = (".jsonl", ".ndjson")
+PIPED = "standard-input.jsonl"  # what was read there, in a folder that all processes know
+
+
+def label_of(path: Path) -> str:
+    """What a file is called in a message."""
+    return "standard input" if path.name == PIPED else path.name
 
 
 class Pictures(ImageFolder):
@@ -65,11 +71,16 @@ class Pictures(ImageFolder):
         self.unreadable = tuple(name for name, is_kept in zip(self._names, readable, strict=True) if not is_kept)
         self._names = [name for name, is_kept in zip(self._names, readable, strict=True) if is_kept]
         if not self._names:
-            raise ValueError(
-                f"{path}: this picture cannot be read" if path.is_file() else f"{path}: no picture can be read"
-            )
+            raise ValueError(self._why_none(path))
         self.classes = tuple(classes or ())
         self.transform, self.size, self.mode = transform, size, mode
+
+    def _why_none(self, path: Path) -> str:
+        if missing := next((name for name in self.unreadable if not (self.root / name).exists()), None):
+            return f"{path}: there is no picture at {missing} (looked from {self.root})"
+        if path.suffix in JSON_LINES or path.is_dir():
+            return f"{path}: no picture can be read, {self.unreadable[0]} the first"
+        return f"{path}: this picture cannot be read"
 
     def path(self, index: int) -> Path:
         """The file of a sample."""
@@ -122,9 +133,8 @@ class Lines(Dataset[tuple[Tensor]]):
         places = {character: place for place, character in enumerate(characters)}
         for number, line in self._lines:
             if unknown := sorted(set(line) - set(characters)):
-                raise ValueError(
-                    f"{path.name}: line {number} has {unknown[0]!r}, which the text of the training lacks; remove it"
-                )
+                odd = f"line {number} has {unknown[0]!r}, which the text of the training lacks"
+                raise ValueError(f"{label_of(path)}: {odd}; remove it")
         self._tokens = [torch.tensor([places[letter] for letter in line[-context:]]) for _, line in self._lines]
 
     def __len__(self) -> int:
@@ -177,7 +187,7 @@ class JsonRows(Dataset[Any]):
 
     def __init__(self, path: Path, like: Any = None, by_name: bool = False) -> None:
         self._samples, self._lines, self.like = [], [], like
-        self._name = path.name
+        self._name = label_of(path)
         for number, row in json_lines(checked_file(path, "JSON lines")):
             values = row if isinstance(row, dict) else {"": row}
             try:
@@ -185,11 +195,11 @@ class JsonRows(Dataset[Any]):
                     key: _as_in(value, _part(like, place, key)) for place, (key, value) in enumerate(values.items())
                 }
             except (TypeError, ValueError) as error:
-                raise ValueError(f"{path.name}: line {number}: {error}") from None
+                raise ValueError(f"{label_of(path)}: line {number}: {error}") from None
             self._samples.append(parts if by_name and "" not in parts else tuple(parts.values()))
             self._lines.append(number)
         if not self._samples:
-            raise ValueError(f"{path.name}: no row in it")
+            raise ValueError(f"{label_of(path)}: no row in it")
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -255,9 +265,8 @@ def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
             try:
                 yield number, json.loads(line)
             except ValueError as error:
-                raise ValueError(
-                    f"{path.name}: line {number} is not JSON: {error}; write a value on each line"
-                ) from None
+                odd = f"line {number} is not JSON: {error}"
+                raise ValueError(f"{label_of(path)}: {odd}; write a value on each line, a text in quotes") from None
 
 
 def _utf8(path: Path) -> str:
@@ -272,5 +281,5 @@ def _text_in(path: Path, number: int, row: Any, keys: Sequence[str]) -> str:
     if isinstance(row, dict):
         row = next((row[key] for key in keys if key in row), next(iter(row.values())) if len(row) == 1 else None)
     if not isinstance(row, str):
-        raise ValueError(f'{path.name}: line {number} is not text; write "…" or {{"{keys[0]}": "…"}}')
+        raise ValueError(f'{label_of(path)}: line {number} is not text; write "…" or {{"{keys[0]}": "…"}}')
     return row

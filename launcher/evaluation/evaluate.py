@@ -146,7 +146,7 @@ class Tally:
         if objective.terms:
             if not self.samples:  # the first batch
                 objective.audit(result, data, samples)
-            values = [term.value(term.function, layout, result, data) for term in objective.terms]
+            values = objective.values(result, data)
         else:
             values = [layout.loss(result)] if layout.brings_loss(result) else []
         return values, Evaluated(result, data, *layout.adapted(outputs, targets))

@@ -93,9 +93,12 @@ class Heads:
         self._kept = frozenset(kept)
         self.left_out = {key: _words(part) for key, part in parts.items() if key not in kept}
         if not kept:
+            remedy = "name a part that has with batch.outputs, or have the model give one"
+            if isinstance(result, torch.Tensor) and result.numel() == 1:
+                remedy = "if it is a loss, and outputs come without targets, name the inputs alone: batch.inputs=[0]"
             raise LauncherError(
                 f"the model's output, {described(self.left_out) or _words(result)}, has no row for each sample of a "
-                f"batch of {samples}; name a part that has with batch.outputs, or have the model give one"
+                f"batch of {samples}; {remedy}"
             )
         return kept
 

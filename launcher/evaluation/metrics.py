@@ -244,12 +244,17 @@ class Metric:
 
     def _refused(self, parts: Sequence[Any], error: Exception) -> LauncherError:
         cannot = f"{self._called} does not accept outputs and targets of {_shapes(parts)}"
-        return LauncherError(f"evaluate.metrics.{self.name}: {cannot}: {error}{self._of_classes(parts)}")
+        return LauncherError(
+            f"evaluate.metrics.{self.name}: {cannot}: {str(error).rstrip('.')}{self._of_classes(parts)}"
+        )
 
     def _of_classes(self, parts: Sequence[Any]) -> str:
         """What to set where a metric is of another number of classes than the outputs."""
         stated = getattr(self.metric, "num_classes", None)
         output = parts[0] if parts else None
+        if len(parts) == 2 and stated is None and _are_scores_of_classes(*parts):
+            kind = f"MulticlassAccuracy, num_classes: {parts[0].shape[1]}"
+            return f"; the outputs are scores of {parts[0].shape[1]} classes, as for {{_target_: {kind}}}"
         if not isinstance(stated, int) or not isinstance(output, torch.Tensor) or output.dim() < 2:
             return ""
         given = output.shape[1]
@@ -415,3 +420,9 @@ def _in_order(picks: Picks | None) -> Sequence[int | str] | None:
 def _no_metric(builder: Builder, component: Component, made: Any) -> RecipeError:
     message = f"{component.target} gave a {type(made).__name__}, not a metric, nor a function (outputs, targets)"
     return builder.wrong(component.path, message)
+
+
+def _are_scores_of_classes(output: Any, target: Any) -> bool:
+    """Whether these are a score for each class, and a class for each sample."""
+    are_tensors = isinstance(output, torch.Tensor) and isinstance(target, torch.Tensor)
+    return are_tensors and output.dim() == 2 and target.dim() == 1 and not target.is_floating_point()

@@ -11,13 +11,14 @@ from launcher.checkpoints.saved_run import CLASSES
 from launcher.data.getitems import sample_of
 from launcher.data.load import Part, evaluation_parts, fit_to_what_is_trained_on
 from launcher.datasets import HubDataset, ImageFolder, NumpyArrays, Table, TextFile
-from launcher.datasets.unlabelled import JSON_LINES, JsonRows, Lines, Pictures
+from launcher.datasets.unlabelled import JSON_LINES, PIPED, JsonRows, Lines, Pictures, label_of
 from launcher.errors import LauncherError, UsageError
-from launcher.recipe.build import Builder
+from launcher.recipe.build import Builder, BuildError
 from launcher.recipe.component import GIVEN, Component
 from launcher.recipe.places import Origin
 from launcher.recipe.schema import Recipe
 from launcher.recipe.signature import parameters_of
+from launcher.recipe.targets import told
 from launcher.text import told_by
 
 _HOLDS_PATH = ("path", "root", "file", "files", "folder", "directory", "filename", "paths", "dir", "csv", "text")
@@ -45,16 +46,26 @@ def with_path(recipe: Recipe, builder: Builder, path: Path, split: str | None, d
     """
     if not path.exists():
         raise UsageError(f"{path}: there is no such file or folder")
+    if path.name == PIPED and not path.read_bytes().strip():
+        raise UsageError(f"{label_of(path)} is empty; write a JSON value on each line")
     fit_to_what_is_trained_on(builder, recipe.data, recipe.seed)
     template = _template(recipe, split)
     try:
         dataset = _opened(recipe, builder, template, path, directory)
     except (ImportError, OSError, ValueError) as error:
-        raise UsageError(str(error) or told_by(error)) from error
+        raise UsageError(_told(error, path)) from error
     recipe = with_data(recipe, dataset)
     if isinstance(dataset, Lines) or (isinstance(dataset, JsonRows) and not dataset.is_uniform):  # of one length each
         recipe = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"batch_size": 1})})
     return recipe
+
+
+def _told(error: Exception, path: Path) -> str:
+    """What is wrong with what lies at a path, which standard input has for this program alone."""
+    words = str(error) or told_by(error)
+    if path.name != PIPED:
+        return words
+    return words.replace(str(path), label_of(path)).replace(PIPED, label_of(path))
 
 
 def _template(recipe: Recipe, split: str | None) -> Component:
@@ -92,8 +103,18 @@ def _is_torchvision_s(target: Any) -> bool:
 
 
 def _built(builder: Builder, template: Component, arguments: Mapping[str, Any]) -> Any:
-    """The template with other arguments."""
-    return builder.build(replace(template, path=("data", "test", "PATH"), args=(), kwargs=arguments))
+    """The template with other arguments.
+
+    Raises:
+        ValueError: It cannot be built of them; the recipe, which says only how it is read, is not at fault.
+    """
+    try:
+        return builder.build(replace(template, path=("data", "test", "PATH"), args=(), kwargs=arguments))
+    except BuildError as error:
+        cause = error.__cause__ or error
+        module = getattr(builder.resolve(template), "__module__", "")
+        is_plain = module.startswith("launcher.datasets.") and isinstance(cause, OSError | ValueError)
+        raise ValueError(str(cause) if is_plain else f"{template.target}: {told(cause)}") from error
 
 
 def _of_pictures(recipe: Recipe, builder: Builder, template: Component) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def opened(
         model = build_model(builder, recipe.model, where, device, seed=recipe.seed, start=start, shares=False)
         objective = build_objective(builder, recipe.loss, recipe.batch, recipe.train)
         objective.under(device.autocast)
-        if None in objective.readings.values():
+        if any(reading is None or reading.found == "stated" for reading in objective.readings.values()):
             take_up(objective, saved.readings())
         objective.to(device.torch_device)
         losses = {loss_key(name): loss for name, loss in objective.modules.items()}

@@ -166,6 +166,8 @@ class Reading:
                 except Exception as error:
                     if isinstance(self.loader.dataset, JsonRows):
                         raise LauncherError(self.loader.dataset.refusal(batch.first, batch.samples, error)) from error
+                    if isinstance(error, TypeError) and model.objective.step is not None:
+                        raise LauncherError(_called_otherwise(error)) from error
                     raise
                 own = self._read(result, data, batch) if batch.samples else None
                 if not is_begun and self._heads.left_out and coordinator.rank == 0:
@@ -226,6 +228,13 @@ def _named(model: Opened) -> list[int | str]:
     of_metrics = (component.options.get("_outputs_") for component in model.recipe.evaluate.metrics.values())
     picks: list[Picks | None] = [*(term.outputs for term in model.objective.terms), *of_metrics]
     return [key for some in picks if some for key in (some.values() if isinstance(some, Mapping) else some)]
+
+
+def _called_otherwise(error: TypeError) -> str:
+    return (
+        f"{error}: train.step calls the model in its own way, and predictions with what batch.inputs names; name there "
+        "all that its forward needs, or give that defaults"
+    )
 
 
 def _left_out(parts: Mapping[str, str]) -> str:

@@ -33,7 +33,7 @@ def shown_log(run: Run, rank: int) -> Path:
         return jobs[-1]  # what its batch script has printed, while no rank has
     names = (_RANK.fullmatch(other.name) for other in path.parent.glob("rank-*.log"))
     ranks = sorted(int(name[1]) for name in names if name)
-    have = f"there are {', '.join(map(str, ranks))}" if ranks else "the run has not printed anything yet"
+    have = f"there are logs of rank {', '.join(map(str, ranks))}" if ranks else "the run has not printed anything yet"
     raise UsageError(f"{run.folder}: rank {rank} has no log; {have}")
 
 

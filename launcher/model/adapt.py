@@ -129,7 +129,10 @@ def built(builder: Builder, component: Component) -> Built:
     bare = builder.build(component)
     if not isinstance(bare, nn.Module):
         kind = type(bare).__name__
-        raise builder.wrong("model", f"{component.target} gave a {kind}, not a torch.nn.Module")
+        if isinstance(bare, type) and component.given is not None:
+            raise builder.wrong("model", f"is the class {bare.__name__}; pass a module made of it, {bare.__name__}(…)")
+        made = "is" if component.given is not None else f"{component.target} gave"
+        raise builder.wrong("model", f"{made} a {kind}, not a torch.nn.Module")
     wanted = component.options.get(OPTION)
     if wanted is None:
         return Built(bare)

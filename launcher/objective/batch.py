@@ -45,6 +45,7 @@ class BatchLayout:
         self.is_whole = section.inputs == "whole"
         # a batch passed whole has its targets in it, unless the recipe names them
         self._targets = [] if self.is_whole and "targets" not in section.model_fields_set else section.targets
+        self.summed: tuple[str, ...] | None = None  # of a mapping of losses that a model gives: known from the first
         self._plain = section.inputs == [0] and section.targets == [1]
 
     def split(self, batch: Any) -> tuple[Sequence[Any], Mapping[str, Any], tuple[Any, ...]]:
@@ -108,17 +109,22 @@ class BatchLayout:
         """The loss that the model returned itself.
 
         At `batch.loss` of its result; else the result where it is one number, its `loss`, or the sum of a mapping of
-        losses.
+        losses: of those that have a gradient.
         """
         key = self.section.loss
         if key is None and isinstance(result, torch.Tensor):
             return one_number(result, "loss: model")
         if key is None and isinstance(result, Mapping) and "loss" not in result and _are_losses(result):
-            _check_parts(result)
-            return torch.stack([one_number(value, f"loss: model: {name}") for name, value in result.items()]).sum()
+            return torch.stack([one_number(result[name], f"loss: model: {name}") for name in self._added(result)]).sum()
         return one_number(
             _pick(result, "loss" if key is None else key, "batch.loss", "the model's result"), "loss: model"
         )
+
+    def _added(self, result: Mapping[str, Any]) -> Sequence[str]:
+        """Which of a mapping of losses are added: an evaluation, which has no gradients, adds what a step has added."""
+        if self.summed is None and (names := losses_among(result)):
+            self.summed = tuple(names)
+        return [name for name in self.summed or result if name in result]
 
     def picked_outputs(self, result: Any, wanted: Picks) -> Any:
         """What `_outputs_` of a loss names: by position, or by the names of its arguments."""
@@ -176,24 +182,33 @@ def arguments(outputs: Any, targets: Any) -> tuple[list[Any], dict[str, Any]]:
     return args, {key: part for side in both if isinstance(side, Mapping) for key, part in side.items()}
 
 
+WHOLE = ("loss", "total_loss", "total")  # what a loss is called that is the sum of others already
+
+
+def losses_among(given: Mapping[str, Any]) -> list[str]:
+    """Which of several numbers are losses to be added: one of such a name alone, else all that have a gradient.
+
+    So is a zero beside them that is called a loss: as of a batch in which there is nothing to find.
+    """
+    whole = next((name for name in WHOLE if given.get(name) is not None), None)
+    if whole is not None:
+        return [whole]
+    trained = {name for name, value in given.items() if has_gradient(value)}
+    return [name for name, value in given.items() if name in trained or (trained and _is_no_loss_yet(name, value))]
+
+
+def _is_no_loss_yet(name: Any, value: Any) -> bool:
+    is_one = isinstance(value, torch.Tensor) and value.numel() == 1
+    return is_one and "loss" in str(name).lower() and bool(value == 0)
+
+
+def has_gradient(value: Any) -> bool:
+    """Whether a number can be trained by."""
+    return isinstance(value, torch.Tensor) and value.requires_grad
+
+
 def _are_losses(result: Mapping[str, Any]) -> bool:
     return bool(result) and all(isinstance(value, torch.Tensor) and value.numel() == 1 for value in result.values())
-
-
-def _check_parts(losses: Mapping[str, torch.Tensor]) -> None:
-    """Refuses a measure among the losses that are summed: an accuracy has no gradient, and would be added to the loss.
-
-    Raises:
-        LauncherError: There is one.
-    """
-    without = [name for name, value in losses.items() if not value.requires_grad and "loss" not in str(name).lower()]
-    if not without or len(without) == len(losses) or not any(value.requires_grad for value in losses.values()):
-        return
-    if measure := next((name for name in without if bool(losses[name] != 0)), None):
-        raise LauncherError(
-            f"loss: model: {measure!r} has no gradient, and all that the model gives would be summed; give "
-            "the losses' sum by the name 'loss' and measures beside it, or name one of them: batch.loss"
-        )
 
 
 def _picked(thing: Any, wanted: Picks, section: str, what: str) -> Any:
@@ -210,6 +225,8 @@ def _pick(thing: Any, key: int | str, section: str, what: str) -> Any:
         place, inner, rest = _as_far_as_there(thing, key)
         what = f"{place!r} of {what}" if place else what
         remedy = "name its parts in 'batch'"
+        if section == "batch" and key == 1 and (isinstance(thing, torch.Tensor) or len(thing) == 1):
+            remedy = "a sample is (input, target) unless 'batch' names other parts: give the data set targets"
         if section == "batch.loss" and isinstance(inner, tuple):
             remedy = f"say where in it the loss stands, as in batch.loss: {len(inner) - 1}"
         raise LauncherError(f"{section}: {what} has no {rest!r}; it is {_described(inner)}; {remedy}")
@@ -224,6 +241,16 @@ def _at(thing: Any, key: int | str) -> Any:
     cuts = (place for place, letter in enumerate(key) if letter == ".")  # a key may have dots of its own
     ways = (_at(inner, key[cut + 1 :]) for cut in cuts if (inner := _inside(thing, key[:cut])) is not _NOTHING)
     return next((candidate for candidate in ways if candidate is not _NOTHING), _NOTHING)
+
+
+def has_part(thing: Any, key: int | str) -> bool:
+    """Whether something has a part by its key, its position or a path."""
+    return _at(thing, key) is not _NOTHING
+
+
+def at(thing: Any, key: int | str) -> Any:
+    """That part, which is there."""
+    return _at(thing, key)
 
 
 def _inside(thing: Any, key: int | str) -> Any:

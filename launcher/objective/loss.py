@@ -18,7 +18,8 @@ from launcher.data.parts import changed
 from launcher.errors import LauncherError
 from launcher.model.kinds import class_of, is_sharded
 from launcher.model.own_gradients import OwnGradients
-from launcher.objective.batch import Adapted, BatchLayout, Picks, arguments, one_number
+from launcher.objective.batch import WHOLE, Adapted, BatchLayout, Picks, arguments, one_number
+from launcher.objective.entries import Entry, alone, picked, to_log
 from launcher.objective.halves import still_holds
 from launcher.objective.reading import Reading, tensors_in
 from launcher.text import shapes
@@ -48,6 +49,8 @@ class Term:
         targets: What of a batch it gets; None for `batch.targets`.
         wrapped: What training calls: the function, under DDP where it has parameters of its own.
         place: Where the recipe names it, where that is not in `loss`.
+        entry: Which of several numbers that the function gives it is; None where it gives one.
+        whole: The loss that gives them, of which this is a part.
     """
 
     name: str
@@ -60,6 +63,8 @@ class Term:
     targets: Picks | None = None
     wrapped: Loss | None = None
     place: str = ""
+    entry: Entry | None = None
+    whole: Term | None = None
 
     def take(self, reading: Reading | None) -> None:
         """Learns what it is a mean over, and so what of a batch is counted: all of it by a count of the user's own."""
@@ -72,7 +77,25 @@ class Term:
         """What training calls."""
         return self.function if self.wrapped is None else self.wrapped
 
+    @property
+    def source(self) -> Term:
+        """The loss as the recipe names it: itself, or the one that gives it among others."""
+        return self if self.whole is None else self.whole
+
+    @property
+    def alone(self) -> Loss:
+        """The function, giving this number alone."""
+        return alone(self.function, self.entry, self.source.key)
+
+    def split(self, entries: Sequence[Entry]) -> list[Term]:
+        """A term for each number that its function gives, of those that are losses."""
+        if len(entries) == 1:
+            return [replace(self, entry=entries[0], whole=self)]
+        named = [(entry, f"{self.name}.{entry}" if self.name else str(entry)) for entry in entries]
+        return [replace(self, name=name, place=f"{self.key}.{entry}", entry=entry, whole=self) for entry, name in named]
+
     def __post_init__(self) -> None:
+        self.is_plain = self.outputs is None and self.targets is None and self.entry is None
         self.key = self.place or loss_key(self.name)  # where the recipe names it
         self.take(self.reading)
 
@@ -85,7 +108,9 @@ class Term:
     def has_no_mean_of_nothing(self) -> bool:
         """Whether it may be NaN where nothing counts, and need not be called: for one with parameters DDP waits."""
         reading = self.reading
-        return self.wrapped is None and reading is not None and not (self.sums or reading.by_samples or reading.floor)
+        if reading is None or self.entry is not None or self.wrapped is not None:
+            return False
+        return not (self.sums or reading.by_samples or reading.floor)
 
     def outputs_of(self, layout: BatchLayout, result: Any) -> Any:
         """What of a model's result it gets: by position, or by the names of its arguments."""
@@ -97,8 +122,16 @@ class Term:
 
     def value(self, function: Loss, layout: BatchLayout, result: Any, batch: Any) -> torch.Tensor:
         """The loss of a batch."""
+        return self.value_in(self.given(function, layout, result, batch))
+
+    def given(self, function: Loss, layout: BatchLayout, result: Any, batch: Any) -> Any:
+        """All that its function gives for a batch."""
         args, kwargs = arguments(self.outputs_of(layout, result), self.targets_of(layout, batch))
-        return one_number(function(*args, **kwargs), self.key)
+        return function(*args, **kwargs)
+
+    def value_in(self, given: Any) -> torch.Tensor:
+        """Its own number in that."""
+        return one_number(picked(given, self.entry, self.source.key), self.key)
 
 
 def _all_of(layout: BatchLayout, batch: Any) -> Any:
@@ -160,7 +193,8 @@ class Objective:
     @property
     def logs_scalars(self) -> bool:
         """Whether a line has numbers besides the loss: a step function's, or the parts of a sum."""
-        return self.step is not None or len(self.terms) > 1
+        is_by_name = any(term.entry is not None for term in self.terms) or self.layout.summed is not None
+        return self.step is not None or len(self.terms) > 1 or is_by_name
 
     @property
     def is_brought(self) -> bool:
@@ -177,7 +211,7 @@ class Objective:
     @property
     def modules(self) -> dict[str, nn.Module]:
         """Losses that have parameters of their own to train, by name."""
-        named = {term.name: term.function for term in self.terms}
+        named = {term.source.name: term.function for term in self.terms}
         return {
             name: function
             for name, function in named.items()
@@ -187,7 +221,7 @@ class Objective:
     @property
     def brought(self) -> dict[str, Any]:
         """What may have a state, by key: the losses, the step function and others, behind bound methods."""
-        functions: dict[str, Any] = {term.key: term.function for term in self.terms}
+        functions: dict[str, Any] = {term.source.key: term.function for term in self.terms}
         functions |= {
             key: function for key, function in (("train.step", self.step), ("train.count", self.count)) if function
         }
@@ -260,7 +294,27 @@ class Objective:
 
     def manifest(self) -> dict[str, Any]:
         """What a checkpoint keeps, so that a resume need not measure again."""
-        return {key: reading.manifest() for key, reading in self.readings.items() if reading is not None}
+        kept = {key: reading.manifest() for key, reading in self.readings.items() if reading is not None}
+        for term in self.terms:
+            if term.entry is not None and term.key in kept:
+                kept[term.key] |= {"entry": term.entry}
+        if not self.terms and self.layout.summed is not None and kept:
+            next(iter(kept.values()))["summed"] = list(self.layout.summed)
+        return kept
+
+    def split(self, key: str, entries: Sequence[Entry]) -> None:
+        """Learns that a loss gives several numbers, and which of them are added up: each is a term of its own."""
+        self.terms = [part for term in self.terms for part in (term.split(entries) if term.key == key else [term])]
+
+    def take_entries(self, kept: Mapping[str, Mapping[str, Any]]) -> None:
+        """The same from what a checkpoint keeps."""
+        for term in list(self.terms):
+            own = {key: manifest["entry"] for key, manifest in kept.items() if "entry" in manifest}
+            entries = [entry for key, entry in own.items() if key in (term.key, f"{term.key}.{entry}")]
+            if entries and term.entry is None:
+                self.split(term.key, entries)
+        if not self.terms:
+            self.layout.summed = next((tuple(one["summed"]) for one in kept.values() if "summed" in one), None)
 
     def settle(self) -> None:
         """Before the first count: a loss that nobody has measured is taken for a mean over samples."""
@@ -368,24 +422,63 @@ class Objective:
         """
         if len(self.terms) == 1:
             term, scale = self.terms[0], scales[0]
-            if scale and term.outputs is None and term.targets is None:  # as nearly always
+            if scale and term.is_plain:  # as nearly always
                 function = term.function if term.wrapped is None else term.wrapped
                 return one_number(function(*self.layout.outputs(result), *targets), term.key), scale, {}
-            return self._value(term, result, batch, targets, scale), scale, {}
+            given: dict[str, Any] = {}
+            return self._value(term, result, batch, targets, scale, given), scale, self._besides(given)
+        given = {}
         parts = {
-            term.part: self._value(term, result, batch, targets, scale) * scale
+            term.part: self._value(term, result, batch, targets, scale, given) * scale
             for term, scale in zip(self.terms, scales, strict=True)
         }
         weights = {term.part: term.weight or 1.0 for term in self.terms}
         logged = {name: part.detach() / weights[name] for name, part in parts.items()}
+        share = scales[0] / (self.terms[0].weight or 1.0)  # what is logged besides is weighed by the first one's count
+        logged |= {name: value * share for name, value in self._besides(given).items()}
         return torch.stack(list(parts.values())).sum(), 1.0, logged
 
-    def _value(self, term: Term, result: Any, batch: Any, targets: Sequence[Any], scale: float) -> torch.Tensor:
+    def _value(
+        self, term: Term, result: Any, batch: Any, targets: Sequence[Any], scale: float, given: dict[str, Any]
+    ) -> torch.Tensor:
+        """The value of a term; `given` gets what a function gave that gives several, which is called once."""
         if scale == 0 and term.has_no_mean_of_nothing:
             return self._of_nothing(term, result)
-        if term.outputs is None and term.targets is None:
+        if term.is_plain:
             return one_number(term.call(*self.layout.outputs(result), *targets), term.key)
-        return term.value(term.call, self.layout, result, batch)
+        if term.entry is None:
+            return term.value(term.call, self.layout, result, batch)
+        if term.source.key not in given:
+            given[term.source.key] = term.given(term.call, self.layout, result, batch)
+        value = term.value_in(given[term.source.key])
+        return self._of_nothing(term, result) if scale == 0 and not value.isfinite() else value
+
+    def _besides(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What losses gave that give several numbers, and that is only logged."""
+        logged: dict[str, Any] = {}
+        for key, own in given.items():
+            terms = [term for term in self.terms if term.source.key == key]
+            prefix = f"{terms[0].source.name}/" if terms[0].source.name else ""
+            entries = [term.entry for term in terms if term.entry is not None]
+            adds = self.layout.section.loss is None and entries[0] not in WHOLE
+            logged |= to_log(own, entries, key, prefix, adds=adds)
+        return logged
+
+    def own_parts(self, result: Any) -> dict[str, Any]:
+        """What of a mapping of losses that a model gives is logged: those that are added, and what else there is."""
+        names = self.layout.summed
+        if names is None or not isinstance(result, Mapping):
+            return {}
+        parts = {f"loss/{name}": result[name].detach() for name in names if len(names) > 1 and name in result}
+        return parts | to_log(result, names, "loss: model", "", adds=names[0] not in WHOLE)
+
+    def values(self, result: Any, batch: Any) -> list[torch.Tensor]:
+        """The value of each term in an evaluation; a function that gives several is called once."""
+        given: dict[str, Any] = {}
+        for term in self.terms:
+            if term.source.key not in given:
+                given[term.source.key] = term.given(term.function, self.layout, result, batch)
+        return [term.value_in(given[term.source.key]) for term in self.terms]
 
     def audit(self, result: Any, batch: Any, samples: int) -> None:
         """Tries on a real batch whether each term still is what it was found to be.
@@ -403,7 +496,7 @@ class Objective:
                 continue
             outputs, targets = term.outputs_of(self.layout, result), term.targets_of(self.layout, batch)
             counted = batch if reading.kind == "user" else None
-            off = still_holds(term.function, reading, outputs, targets, samples, counted)
+            off = still_holds(term.alone, reading, outputs, targets, samples, counted)
             if off is not None:
                 seen = f"outputs {shapes(outputs)}, targets {shapes(targets)}"
                 raise LauncherError(

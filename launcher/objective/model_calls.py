@@ -50,14 +50,18 @@ def model_trials(
     if (fault := caller.settle(batches)) is not None:
         return fault
     classes = classes_among([subject.parts(by_union[7]) for by_union in batches])
-    trials, injected = list(findings.trials), list(findings.injected)
-    for amount in (0.0, 0.1, 0.3) if caller.is_double else (0.0,):  # the run's own weights are not shaken
+    trials, shaken, injected = list(findings.trials), list[Trial](), list(findings.injected)
+    for amount in caller.amounts:
         with caller.shaken(amount):
             for group, (pieces, by_union) in enumerate(zip(groups, batches, strict=True)):
-                trials += _model_trial(caller, by_union, pieces, hints, group, classes)
+                (shaken if amount else trials).extend(_model_trial(caller, by_union, pieces, hints, group, classes))
                 if caller.may_change and (amount or not caller.is_double):
                     for change, put in _changes(subject, by_union, pieces, rows=amount < 0.2):
                         injected += _model_trial(caller, change, pieces, hints, group, classes, put)
+    if caller.is_double or all(trial.is_flat for trial in trials):
+        trials += shaken
+    else:
+        injected += shaken  # in single precision they choose among what fits, and refute nothing
     tolerance = max(findings.tolerance, TOLERANCE[torch.float64 if caller.is_double else torch.float32])
     tried = findings.tried if caller.may_change or subject.outputs is not None else None
     return Found(trials, injected, tolerance, tried, draws=findings.draws or caller.draws)
@@ -80,7 +84,11 @@ def _numbers(pieces: Sequence[Sequence[int]], union: int) -> list[int]:
 
 
 class _ModelCaller:
-    """Calls model and loss together."""
+    """Calls model and loss together.
+
+    Attributes:
+        is_double: Whether it calls a copy in double precision.
+    """
 
     def __init__(self, subject: Subject, twin: nn.Module):
         self._subject, self._model, self.fault = subject, twin, ""
@@ -99,6 +107,12 @@ class _ModelCaller:
     def may_change(self) -> bool:
         """Whether it may be given numbers that nobody has seen: on a GPU, one out of range would end the process."""
         return self.is_double or self._device == HOST
+
+    @property
+    def amounts(self) -> Sequence[float]:
+        """How far its weights are shaken: only a copy's; in single precision by more than rounding hides."""
+        has_copy = self._double is not self._model
+        return (0.0, 0.1, 0.3) if self.is_double else (0.0, 0.3, 3.0) if has_copy else (0.0,)
 
     @property
     def draws(self) -> bool:
@@ -178,11 +192,11 @@ class _ModelCaller:
     @contextmanager
     def shaken(self, amount: float) -> Iterator[None]:
         """With other weights for a while: a head of zeros tells nothing."""
-        if not amount or not self.is_double:
+        if not amount:
             yield
             return
-        generator = torch.Generator().manual_seed(3)
-        kept = [(weight, weight.detach().clone()) for weight in self._double.parameters() if weight.is_floating_point()]
+        generator, model = torch.Generator().manual_seed(3), self._double if self.is_double else self._model
+        kept = [(weight, weight.detach().clone()) for weight in model.parameters() if weight.is_floating_point()]
         for parameter, before in kept:
             noise = torch.randn(before.shape, generator=generator, dtype=before.dtype).to(before.device)
             parameter.add_(noise * amount * (before.abs().mean() + 0.1))

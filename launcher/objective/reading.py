@@ -137,6 +137,7 @@ class Reading:
         unless = tuple(
             (tuple(where), math.nan if value is None else value) for where, value in manifest.get("unless", ())
         )
+        manifest = {key: value for key, value in manifest.items() if key not in ("entry", "summed")}  # an objective's
         return cls(**{**manifest, "where": tuple(manifest["where"]), "unless": unless}, **objects)
 
 

@@ -19,6 +19,7 @@ from launcher.objective.pieces import mapped
 from launcher.objective.probe import measure
 from launcher.objective.reading import Hints, Reading, tensors_in
 from launcher.objective.run_length import At
+from launcher.objective.split import split_losses
 from launcher.objective.subject import LOOKED_AT, Samples, Subject
 from launcher.objective.verdict import Verdict
 from launcher.recipe.build import Builder
@@ -87,6 +88,8 @@ def settle_losses(
             )
             raise builder.wrong(term.key, message)
     objective.cut(whole=steps.is_whole)
+    objective.take_entries(kept or {})
+    split_by_name(builder, objective, model, train, coordinator, kept or {})
     take_up(
         objective,
         {key: manifest for key, manifest in (kept or {}).items() if steps.is_whole or manifest["kind"] != "batch"},
@@ -134,6 +137,7 @@ def settle_evaluation(
     Raises:
         RecipeError: A loss is not what the recipe says.
     """
+    split_by_name(builder, objective, model, loader, coordinator)
     open_keys = [key for key, reading in objective.readings.items() if reading is None]
     if not open_keys:
         return []
@@ -148,6 +152,40 @@ def settle_evaluation(
         for key, reading in objective.readings.items()
         if key in open_keys and (reading is None or reading.kind == "batch") and not _is_stated(objective, key)
     ]
+
+
+def split_by_name(
+    builder: Builder,
+    objective: Objective,
+    model: nn.Module,
+    loader: TrainLoader | EvaluationLoader,
+    coordinator: Coordinator,
+    kept: Mapping[str, Any] | None = None,
+    *,
+    most: int = LOOKED_AT,
+) -> None:
+    """Splits losses that give several numbers by name; of those that a checkpoint knows it is known.
+
+    Args:
+        builder: Says where the recipe names a loss.
+        objective: Whose losses they are.
+        model: The bare module; it is left as it was.
+        loader: Reads the samples that they are called on.
+        coordinator: Rank 0's word counts.
+        kept: What a checkpoint says of them.
+        most: Samples that may be looked at.
+
+    Raises:
+        RecipeError: What one gives cannot be added up.
+    """
+    known = kept or {}
+    is_open = any(
+        term.entry is None and term.key not in known and (term.reading is None or term.reading.found != "known")
+        for term in objective.terms
+    )
+    samples = samples_of(loader, may_drop=loader.may_drop) if is_open else None
+    if samples is not None:
+        split_losses(builder, objective, model, replace(samples, number=min(samples.number, most)), coordinator)
 
 
 def _is_stated(objective: Objective, key: str) -> bool:
@@ -175,6 +213,7 @@ def _settle_alike(
 
 def take_up(objective: Objective, kept: Mapping[str, Any]) -> None:
     """Takes up what a checkpoint says of losses of which nothing is known."""
+    objective.take_entries(kept)
     for key, manifest in kept.items():
         if objective.readings.get(key, ...) is None:
             objective.read(key, Reading.of_manifest(manifest, **_objects(objective, key)))
@@ -333,7 +372,7 @@ def _subject(objective: Objective, term: Term | None, at: At) -> Subject:
         subject = Subject(
             parts=lambda batch: term.targets_of(layout, batch),
             outputs=lambda model, batch: term.outputs_of(layout, result(model, batch)),
-            function=term.function,
+            function=term.alone,
         )
         if _is_counted(objective, term):
             return replace(subject, parts=lambda batch: batch, targets=subject.parts)

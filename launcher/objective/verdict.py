@@ -59,6 +59,11 @@ class Trial:
         apart = [abs(self.values[piece] - self.values[other]) for _, piece, other in self.splits()]
         return max(apart, default=0.0) / self.scale
 
+    @property
+    def is_flat(self) -> bool:
+        """Whether it tells nothing."""
+        return self.spread() <= 1e-6
+
     def misfit_of_sum(self) -> float:
         """How far off the whole a sum of its parts is."""
         values = self.values
@@ -150,7 +155,7 @@ def decide(
     of_sum = max(trial.misfit_of_sum() for trial in trials)
     if all(value == 0 for trial in trials for value in trial.values.values()):
         return Verdict(None, "constant", "it is always zero")
-    if max(trial.spread() for trial in trials) <= 1e-6:
+    if all(trial.is_flat for trial in trials):
         return Verdict(None, "constant", "it is the same for all pieces")
     fit = [reading for reading in misfit if misfit[reading] <= tolerance]
     if of_sum <= tolerance:
@@ -182,7 +187,7 @@ def _chosen(
     unless: dict[tuple[Where, float], None] = {}
     for trial in injected:
         off = {reading: trial.misfit(reading) for reading in fit if trial.has(reading) and trial.adds_up(reading)}
-        if trial.spread() <= 1e-6:
+        if trial.is_flat:
             continue
         if still := [reading for reading in off if off[reading] <= tolerance]:
             fit = still

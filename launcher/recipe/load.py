@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -201,7 +202,8 @@ def _schema_fault(path: Path, errors: Sequence[ErrorDetails], document: Document
     message = kind_fault(errors)
     if not any(error["type"] in _EXPECTED for error in errors):
         return document.origin(path), message
-    return document.origin(path), f"{message}{_about_quotes(value, kind) or _as_section(path, value)}"
+    likely = _of_other_frameworks(path, value) or _likely(errors, value)
+    return document.origin(path), f"{message}{_about_quotes(value, kind) or _as_section(path, value) or likely}"
 
 
 def kind_fault(errors: Sequence[ErrorDetails]) -> str:
@@ -216,6 +218,26 @@ def kind_fault(errors: Sequence[ErrorDetails]) -> str:
     if not expected:
         return f"{shown(value)}: {first['msg'][0].lower()}{first['msg'][1:]}"
     return f"{shown(value)} is not {' or '.join(dict.fromkeys(expected))}"
+
+
+_PRECISIONS = {
+    "no": {"32", "32-true", "fp32", "float32", "float", "full", "none", "tf32", "64", "float64"},
+    "bf16": {"bfloat16", "bf16-mixed", "bfloat", "torch.bfloat16"},
+    "fp16": {"16", "16-mixed", "float16", "half", "fp16-mixed", "mixed", "torch.float16"},
+}  # what other frameworks call them
+
+
+def _of_other_frameworks(path: Path, value: Any) -> str:
+    names = _PRECISIONS if path == ("device", "precision") else {}
+    ours = next((name for name, others in names.items() if str(value).lower() in others), None)
+    return f"; did you mean '{ours}'?" if ours else ""
+
+
+def _likely(errors: Sequence[ErrorDetails], value: Any) -> str:
+    """Which of the words that a key may have is meant."""
+    choices = [str(error.get("ctx", {}).get("expected", "")) for error in errors if error["type"] == "literal_error"]
+    words = [word for choice in choices for word in re.findall(r"'([^']+)'", choice)]
+    return suggestion(value, words) if isinstance(value, str) else ""
 
 
 def _as_section(path: Path, value: Any) -> str:

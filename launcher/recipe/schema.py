@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal
@@ -29,7 +30,8 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"  # a name that becomes a pa
 
 def _component(value: Any) -> Any:
     if not isinstance(value, Component):
-        raise ValueError("is not a component; write {_target_: NAME, argument: value, …}")
+        is_name = isinstance(value, str) and re.fullmatch(r"[A-Za-z_][\w./:-]{0,60}", value)
+        raise ValueError(f"is not a component; write {{_target_: {value if is_name else 'NAME'}, argument: value, …}}")
     return value
 
 
@@ -49,7 +51,7 @@ def _evaluation_set(value: Any) -> Any:
     """One component, several by name, or a share such as `10% of train`."""
     if isinstance(value, str):
         if share_of_train(value) is None:
-            raise ValueError("is neither a component nor a share; write {_target_: …}, or '10% of train'")
+            raise ValueError(f"is neither a component nor a share; write {{_target_: …}}, or '{_likely_share(value)}'")
     elif isinstance(value, float) and 0 < value < 1:
         raise ValueError(f"is not a share; write '{100 * value:g}% of train'")
     elif isinstance(value, Mapping):
@@ -60,6 +62,11 @@ def _evaluation_set(value: Any) -> Any:
     elif value is not None:
         return _component(value)
     return value
+
+
+def _likely_share(text: str) -> str:
+    number = re.match(r"\s*(\d+(?:\.\d+)?)\s*%", text)
+    return f"{number[1] if number and 0 < float(number[1]) < 100 else 10}% of train"
 
 
 def _test_set(value: Any) -> Any:
@@ -318,7 +325,9 @@ class Batch(Section):
     outputs: list[Part] | None = Field(
         None, description="Positions, keys or attributes of the model's result; null: the whole result."
     )
-    loss: Part | None = Field(None, description="With 'loss: model': where in a tuple the loss stands.")
+    loss: Part | None = Field(
+        None, description="Where the loss is in a tuple or mapping that the model returns, or your own loss."
+    )
     adapt: AFunction | None = Field(
         None,
         description="Your own function (*outputs, *targets) that gives both as the loss and the metrics get them.",

@@ -104,7 +104,7 @@ def _main() -> None:
     sys.path.append(folder)
     from launcher.recipe.masking import masked
 
-    log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)  # which its process has opened before
     numbers = (pair.partition(":") for pair in pairs)
     copy(log, {int(pipe): int(screen) if screen else None for pipe, _, screen in numbers}, masked)
 

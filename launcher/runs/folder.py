@@ -167,7 +167,7 @@ def create(folder: Path, launched: str | None = None) -> None:
         if strange and not any((folder / name).exists() for name in (STATUS_FILE, "checkpoints")):
             raise UsageError(f"{option('run_dir')}: {folder} holds other things; name a new folder, or a run's")
         added_to = (*folder.glob("*.jsonl"), *folder.glob("logs/*.log"))
-        if foreign := next((path for path in added_to if path.is_symlink() or not path.is_file()), None):
+        if foreign := next((path for path in added_to if _leads_away(path)), None):
             raise UsageError(f"{option('run_dir')}: {foreign} is a link or a pipe, where a run writes; remove it")
         (folder / "checkpoints").mkdir(exist_ok=True)
         (folder / "logs").mkdir(exist_ok=True)
@@ -175,6 +175,11 @@ def create(folder: Path, launched: str | None = None) -> None:
         raise UsageError(f"{option('run_dir')}: {error.filename} is there and is no folder; name another") from error
     except OSError as error:
         raise UsageError(f"{option('run_dir')}: {folder} cannot be written: {error.strerror or error}") from error
+
+
+def _leads_away(path: Path) -> bool:
+    """Whether what is added to a file comes elsewhere, or nowhere: one that is a link, but to a device as /dev/null."""
+    return not path.is_char_device() and (path.is_symlink() or not path.is_file())
 
 
 def discard(folder: Path) -> None:

@@ -120,7 +120,12 @@ def is_saved(text: str) -> bool:
     path = Path(text)
     if path.suffix in _SAVED:
         return True
-    return path.exists() and not any(place.folder != path for place in _in_folder(path)) and not is_sweep(path)
+    if not path.exists() or is_sweep(path):
+        return False
+    places = _in_folder(path)
+    if not places and path.is_dir() and not any(file.suffix in (*_SAVED, ".json") for file in path.iterdir()):
+        return not is_named(text)  # a folder of data may be called as the recipe is
+    return not any(place.folder != path for place in places)
 
 
 def places_of(text: str) -> Sequence[Run]:
@@ -206,7 +211,10 @@ def _begins(run: Run, text: str, roots: Iterable[Path]) -> bool:
 def _numbered(text: str, runs: Sequence[Run], number: int) -> Run:
     if 1 <= number <= len(runs):
         return runs[number - 1]
-    raise UsageError(f"{text}: there are {len(runs)}, from @1, the first that was started, to @{len(runs)}")
+    name = text.rpartition("@")[0]
+    if len(runs) == 1:
+        raise UsageError(f"{text}: there is only {name}@1")
+    raise UsageError(f"{text}: there are {name}@1, the first that was started, to {name}@{len(runs)}")
 
 
 def _known(runs: Sequence[Run] | None = None) -> str:
@@ -214,7 +222,8 @@ def _known(runs: Sequence[Run] | None = None) -> str:
     newest = sorted(_everything() if runs is None else runs, key=_age)[: -_MOST_SHOWN - 1 : -1]
     if not newest:
         return f"; there are none in {os.path.normpath(folders_of_runs()[-1])}"
-    return f"; the newest are {_listed([os.path.normpath(run.folder) for run in newest])}; `launcher runs` lists all"
+    verb = "are" if len(newest) > 1 else "is"
+    return f"; the newest {verb} {_listed([os.path.normpath(run.folder) for run in newest])}; `launcher runs` lists all"
 
 
 def _listed(words: Sequence[str]) -> str:

@@ -6,19 +6,17 @@ Besides the weights it is made of parts by name, each of which gives and takes i
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from launcher.checkpoints.format import TRAINING, WEIGHTS, Checkpoint, DamagedError, Snapshot, copied
 from launcher.checkpoints.plain import restored, unwrapped
 from launcher.checkpoints.sameness import same
-from launcher.device.coordination import Coordinator, packed, unpacked
 from launcher.errors import LauncherError
 from launcher.evaluation.best import BestTracker
 from launcher.evaluation.evaluation import History
@@ -33,19 +31,8 @@ from launcher.runs.folder import versions
 from launcher.runs.identity import digest
 from launcher.training.loose_buffers import LooseBuffers, loose_in
 from launcher.training.optimizer_state import named_optimizer, parameter_names
+from launcher.training.rank_states import OptimizerStates, Part, RankStates
 from launcher.training.state import TrainState
-
-
-class Part(Protocol):
-    """A part of a checkpoint."""
-
-    def state_dict(self) -> Any:
-        """Its state: tensors and plain values."""
-        ...
-
-    def load_state_dict(self, state_dict: Any, /) -> Any:
-        """Takes a state up."""
-        ...
 
 
 class Stopwatch:
@@ -66,45 +53,6 @@ class Stopwatch:
     def load_state_dict(self, seconds: float, /) -> None:
         """Continues from there."""
         self.seconds_before = float(seconds)
-
-
-class RankStates:
-    """What losses and step functions keep differently on each rank, as the means of what each rank has seen.
-
-    DDP shares a model's buffers; nobody shares these. A start with as many ranks gives each its own, another one gives
-    all of them rank 0's.
-
-    Args:
-        stateful: What has a state, by key.
-        coordinator: The ranks' side channel.
-    """
-
-    def __init__(self, stateful: Mapping[str, Part], coordinator: Coordinator):
-        self._stateful, self._coordinator = stateful, coordinator
-        self._gathered: list[torch.Tensor] = []
-
-    def gather(self) -> None:
-        """Every rank's, on all ranks, which all call this before a save; nothing where all are the same."""
-        if not self._stateful or self._coordinator.world_size == 1:
-            return
-        try:
-            own = packed({name: unwrapped(part.state_dict()) for name, part in self._stateful.items()})
-        except Exception:  # whatever a pickler raises: the first checkpoint's proof says it in words
-            own = b""
-        digests = self._coordinator.gather(hashlib.sha256(own).digest())
-        states = self._coordinator.gather(own) if len(set(digests)) > 1 else []
-        self._gathered = [torch.frombuffer(bytearray(state), dtype=torch.uint8) for state in states]
-
-    def state_dict(self) -> list[torch.Tensor]:
-        """What was gathered, rank by rank."""
-        return self._gathered
-
-    def load_state_dict(self, states: Sequence[torch.Tensor], /) -> None:
-        """Takes up this rank's."""
-        if len(states) == self._coordinator.world_size:
-            own = unpacked(bytes(states[self._coordinator.rank].numpy()))
-            for name, part in self._stateful.items():
-                part.load_state_dict(restored(own[name]))
 
 
 @dataclass
@@ -142,7 +90,9 @@ class Contents:
             self.model: Part = ShardedPart(self.state.model.bare, shards, self.state.model.base)
         loose = loose_in(self.state.model.bare, self.state.model.state_dict()) if shards is None else []
         self.loose = LooseBuffers(self.state.model.bare, loose) if loose else None
-        self.ranks = RankStates(own, self.state.device.coordinator)
+        coordinator = self.state.device.coordinator
+        self.ranks = RankStates(own, coordinator)
+        self.optimizers = OptimizerStates(self.optimizer, coordinator) if shards is None else None
 
     @property
     def parts(self) -> dict[str, Part]:
@@ -153,6 +103,7 @@ class Contents:
             "ranks": self.ranks,
             "buffers": self.loose,
             "optimizer": self.optimizer,
+            "optimizers": self.optimizers,
             "scheduler": state.schedule.scheduler,
             "scaler": state.update.scaler,
             "average": state.average,
@@ -161,6 +112,12 @@ class Contents:
             "seconds": self.stopwatch,
         }
         return {name: part for name, part in parts.items() if part is not None}
+
+    def gather(self) -> None:
+        """What differs between the ranks; all of them call this before a save."""
+        self.ranks.gather()
+        if self.optimizers is not None:
+            self.optimizers.gather()
 
     def capture(self, step: int) -> Snapshot:
         """What a checkpoint after `step` steps is made of."""

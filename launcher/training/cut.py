@@ -228,7 +228,7 @@ class _Tried:
             result = self.model(*args, **kwargs)
             if not objective.terms:
                 return [layout.loss(result)]
-            return [term.value(term.function, layout, result, batch) for term in objective.terms]
+            return objective.values(result, batch)
 
         return [float(value) for value in objective.own_gradients.call(self.model, values)]
 
@@ -238,12 +238,13 @@ class _Tried:
         What no checkpoint keeps must be changed by the second call too: else it is a mere note of the last one.
         """
         back = Unmoved(self.model, *self.objective.brought.values(), weights=self._keeps_weights)
-        before = self._kept()
+        before, given = self._kept(), self._given()
         try:
             self._called(batch)
             attributes = self._attributes()
             self._called(batch)
             unkept, moving = changed_names(attributes, self._attributes()), changed_names(before, self._kept())
+            moving += changed_names(given, self._given())
             if others := {id(parameter) for parameter in back.moved_weights()}:
                 self.objective.keep_weights(moved=True)
                 moving += [f"model.{name}" for name, one in self.model.named_parameters() if id(one) in others]
@@ -259,6 +260,13 @@ class _Tried:
 
     def _kept(self) -> dict[str, Any]:
         return {name: value for name, value, is_kept in self._buffers() if is_kept}
+
+    def _given(self) -> dict[str, Any]:
+        """What losses and a step that are no modules give by their `state_dict`: a hidden state, a queue."""
+        owners = {key: one for key, one in self.objective.stateful.items() if not isinstance(one, nn.Module)}
+        states = {key: one.state_dict() for key, one in owners.items()}
+        mappings = {key: state for key, state in states.items() if isinstance(state, Mapping)}
+        return {f"{key}.{name}": _prints(value) for key, state in mappings.items() for name, value in state.items()}
 
     def _buffers(self) -> Iterator[tuple[str, Any, bool]]:
         """Each buffer's name, value, and whether a checkpoint has it; a BatchNorm's are known to move."""
@@ -285,6 +293,13 @@ class _Tried:
         ]
         dtype = next((parameter.dtype for parameter in self.model.parameters()), torch.float32)
         return max(off, default=0.0) if max(off, default=0.0) > _ROUNDING.get(dtype, 0.05) else 0.0
+
+
+def _prints(value: Any) -> Any:
+    """A print of all that stands in a state."""
+    if isinstance(value, Mapping):
+        return [(key, _prints(part)) for key, part in value.items()]
+    return list(map(_prints, value)) if isinstance(value, list | tuple) else print_of(value)
 
 
 def _off(reading: Reading | None, sums: bool, values: Sequence[float], counts: Sequence[float]) -> float:

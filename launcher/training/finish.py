@@ -22,7 +22,8 @@ from launcher.model.sharding import Mesh, ShardedPart, Shards, sharded_parts
 from launcher.runs import folder as runs
 from launcher.runs.report.predictions import PREDICTIONS_FILE
 from launcher.runs.tracking.tracking import Line
-from launcher.training.contents import Part, evaluated_weights
+from launcher.training.contents import evaluated_weights
+from launcher.training.rank_states import Part
 from launcher.training.session import Session
 from launcher.training.state import TrainState
 from launcher.world.cleanup import afterwards

@@ -46,7 +46,7 @@ class groups_in_common:  # noqa: N801  # a context manager named as what it says
         self._outer = outer
         self._common = [
             (group, places[id(group)], inner, number)
-            for inner in _all_inside(outer)
+            for inner in all_inside(outer)
             for number, group in enumerate(inner.param_groups)
             if id(group) in places
         ]
@@ -62,10 +62,11 @@ class groups_in_common:  # noqa: N801  # a context manager named as what it says
                 inner.param_groups[number] = self._outer.param_groups[place]
 
 
-def _all_inside(outer: Optimizer) -> Iterator[Optimizer]:
+def all_inside(outer: Optimizer) -> Iterator[Optimizer]:
+    """Those inside an optimizer, and inside those."""
     for inner in inner_optimizers(outer).values():
         yield inner
-        yield from _all_inside(inner)
+        yield from all_inside(inner)
 
 
 def _named(key: str, value: Any) -> Iterator[tuple[str, Optimizer]]:

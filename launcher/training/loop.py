@@ -8,7 +8,9 @@ from typing import Any
 
 from launcher.data.transfer import on_device
 from launcher.evaluation.modes import start_training
+from launcher.training.bad_batch import about_data
 from launcher.training.meter import Meter
+from launcher.training.nonfinite import NonFiniteError
 from launcher.training.parting import Parting
 from launcher.training.session import Session
 from launcher.training.state import TrainState
@@ -110,6 +112,8 @@ class _Acts:
         try:
             result: StepResult = state.take_step(state, step, state.length.at(done), session.profiling.parts)
             return result
+        except NonFiniteError as error:
+            raise about_data(error, state, step, done) from error
         except Exception as error:
             if state.retry is None or not state.retry.wants(state, error):
                 raise

@@ -296,7 +296,7 @@ def _session(
         folder=folder / "checkpoints",
         is_first=world.is_first,
         capture=contents.capture,
-        gather=contents.ranks.gather,
+        gather=contents.gather,
         warn=tracking.warn,
         captured=record.reached,
         saved=record.saved,

@@ -129,7 +129,8 @@ def forward(
         logged = scalars_of(call.rest)
     elif not objective.terms:  # the model brings its loss, and needs no targets
         args, kwargs = layout.inputs(data)
-        value, factor = layout.loss(state.model.wrapped(*args, **kwargs)), scales[0]
+        result = state.model.wrapped(*args, **kwargs)
+        value, factor, logged = layout.loss(result), scales[0], objective.own_parts(result)
     else:
         args, kwargs, targets = layout.split(data)
         result = state.model.wrapped(*args, **kwargs)

@@ -12,6 +12,7 @@ import torch
 
 from launcher.device.device import open_device
 from launcher.evaluation.modes import start_training
+from launcher.objective.settle import split_by_name
 from launcher.recipe.build import Builder
 from launcher.recipe.load import load_recipe
 from launcher.training.build import build_run_model, build_run_state, open_run_data
@@ -55,6 +56,7 @@ def tried(asked: Mapping[str, Any]) -> int:
     try:
         with open_device(recipe.device, World(), cpu=asked["cpu"], launch=recipe.launch) as device:
             state = build_run_state(recipe, builder, build_run_model(recipe, builder, device), device, data)
+            split_by_name(builder, state.objective, state.model.bare, data.train, device.coordinator, most=samples)
             _make_two_steps(state, samples, world)
     except Exception as error:
         if out_of_memory(error):

@@ -28,12 +28,14 @@ def write_text(path: Path, text: str) -> None:
 def own_file(name: str, flags: int) -> int:
     """Opens a file that a run adds to, as `open(…, opener=own_file)`: a folder may be a stranger's.
 
-    A link there leads to a file of somebody else's, and at a pipe one would wait for ever.
+    A link there leads to a file of somebody else's, but for one to a device as /dev/null; at a pipe one would wait for
+    ever.
 
     Raises:
         OSError: It is one of these, or cannot be written.
     """
-    return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    follow = 0 if Path(name).is_char_device() else os.O_NOFOLLOW
+    return os.open(name, flags | follow | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
 
 
 @contextmanager

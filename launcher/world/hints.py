@@ -111,9 +111,14 @@ _HINTS: tuple[tuple[str, str], ...] = (
         "shapes do not fit{shapes}; `launcher data RECIPE` shows what the data set gives",
     ),
     (
+        r"same dtype|expected target dtype|[Ff]ound dtype|expected scalar type|Input type .* and weight type",
+        "numbers of different types meet{shapes}: have the data set give what the model and the loss compute with, as "
+        "a rule float32 for inputs and int64 for classes",
+    ),
+    (
         r"Target -?\d+ is out of bounds|device-side assert",
-        "a class is out of range: are there more than the model has? Or a token that its embedding does not "
-        "have{asynchronous}",
+        "a class is out of range: they count from 0; are there more than the model has? Or a token that its embedding "
+        "does not have{asynchronous}",
     ),
     (r"No space left on device", "the disk is full: `df -h` shows which"),
     (r"Too many open files", "raise the limit (ulimit -n 65536), or use fewer data.workers"),

@@ -514,3 +514,61 @@ case(
     forward=lambda model, batch, step: step(model, batch)["loss"],
     pieces=False,
 )
+
+# ---------------------------------------------------------------------- several numbers by name
+
+
+def added(*names: str) -> Any:
+    """The sum of those that are losses."""
+
+    def forward(model: nn.Module, batch: Any, loss: Any) -> Tensor:
+        given = loss(model(batch[0]), batch[1])
+        given = given if isinstance(given, dict) else given._asdict()
+        return torch.stack([given[name] for name in names]).sum()
+
+    return forward
+
+
+ce_and_size = added("ce", "size")
+case("by name: added, and an accuracy", model=three, data=ignored, loss=losses.by_names, forward=ce_and_size)
+case("by name: of a module", model=three, data=ignored, loss=losses.ByNames, forward=ce_and_size)
+case("by name: a tuple with names", loss=losses.in_parts, forward=added("near", "small"))
+case("by name: a loss and its parts", loss=losses.with_whole, forward=added("loss"))
+case(
+    "by name: the whole by another name, said",
+    "batch.loss=objective",
+    loss=losses.unnamed_whole,
+    forward=added("objective"),
+)
+case(
+    "by position",
+    "batch.loss=0",
+    loss=losses.in_a_pair,
+    forward=lambda model, batch, loss: loss(model(batch[0]), batch[1])[0],
+)
+case(
+    "by name: weighted, beside another",
+    "loss={a: {_ref_: losses.py:by_names, _weight_: 0.5}, b: {_target_: CrossEntropyLoss}}",
+    model=three,
+    data=ignored,
+    loss=None,
+    forward=lambda model, batch, _: (
+        0.5 * ce_and_size(model, batch, losses.by_names) + F.cross_entropy(model(batch[0]), batch[1])
+    ),
+)
+case(
+    "by name: from the model, with an accuracy",
+    "loss=model",
+    "batch={inputs: [0, 1]}",
+    model=nets.NamesLosses,
+    loss=None,
+    forward=lambda model, batch, _: model(*batch)["near"] + model(*batch)["small"],
+)
+case(
+    "by name: of the whole batch", loss=losses.whole_of_batch, worlds=(1,), pieces=False, forward=added("near", "root")
+)
+case("by name: a root in it", loss=losses.whole_of_batch, worlds=(), refused=2)
+case("a pair of which nobody knows", loss=losses.in_a_pair, worlds=(), refused=1)
+case("by name: the whole by another name", loss=losses.unnamed_whole, worlds=(), refused=1)
+case("by name: not reduced", loss=losses.unreduced, worlds=(), refused=1)
+case("by name: nothing to train by", loss=losses.only_known, worlds=(), refused=1)

@@ -78,6 +78,16 @@ CASES: dict[str, tuple[tuple[str, ...], list[str]]] = {
             TWO,
         ],
     ),
+    "a step's memory": (
+        (*STEP, "train.step={_target_: depends.py:Carrying}", "train.count=depends.py:samples_in", *BOTH),
+        [
+            ONE_BY_ONE,
+            "measured     train.step: a mean over a count of your own",
+            f"on trust     train.step.last: moves with each micro-batch of a process: {CUT}",
+            "on trust     train.step: that depends.py:Carrying makes the same calls on every process",
+            TWO,
+        ],
+    ),
     "a generator of its own": (
         ("data.train={_target_: depends.py:Drawing}",),
         [

@@ -232,6 +232,25 @@ def test_what_is_wrong_with_a_model(
     assert len(err.splitlines()) == 1
 
 
+def test_what_two_samples_are_too_few_for_is_rehearsed_on_more(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a grid that is laid over the samples of a batch: nothing of the first try is left in its buffers."""
+    body = "self.layers(points) * self.mean(points)"
+    net = f"""{FORWARD.format(body=body)}
+    def __init__(self, *sizes, **settings):
+        super().__init__(*sizes, **settings)
+        self.register_buffer("running", torch.zeros(()))
+    def mean(self, points):
+        self.running += points.std(0).sum() if len(points) > 2 else torch.nan
+        return self.running
+"""
+    recipe = projects.make(tmp_path / "project", broken=net)
+    code, out, err = check(capsys, recipe, "model._target_=broken.py:Net", "data.global_batch_size=4")
+    assert (code, err) == (0, "")
+    assert "batch        4 samples: float32 [4, 2]" in out
+
+
 def test_what_is_wrong_with_a_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = "from torch import nn\nclass Each(nn.Module):\n    def forward(self, a, b):\n        return a.sum(1)\n"
     recipe = projects.make(tmp_path / "project", my_losses=code)
@@ -239,7 +258,54 @@ def test_what_is_wrong_with_a_loss(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "loss: gave float32 [2]; a step needs one number" in err
     err = check(capsys, recipe, "loss._target_=MSELoss")[2]
     assert "recipe.yaml:5:7: loss: RuntimeError: The size of tensor a (3) must match" in err
-    assert "; the batch was float32 [2, 2], int64 [2]; the model gave float32 [2, 3]; a function named as" in err
+    assert "; the batch was float32 [2, 2], int64 [2]; the model gave float32 [2, 3]; for one of 3 classes write" in err
+
+
+PAIRS = """
+import torch
+class Pairs:
+    def __init__(self, inputs="float32", targets="int64", shape=(), first=0, value=0.5, bare=False):
+        kinds = getattr(torch, inputs), getattr(torch, targets)
+        self.pair = torch.full((2,), value, dtype=kinds[0]), torch.full(shape, first, dtype=kinds[1])
+        self.bare = bare
+    def __len__(self):
+        return 40
+    def __getitem__(self, index):
+        return self.pair[:1] if self.bare else self.pair
+"""
+UNFIT = {
+    "inputs of double": ("inputs: float64", "; in layers.0, Linear(in_features=2, out_features=4, bias=True); the "
+        "model computes in float32: have the data set give that"),
+    "inputs of whole numbers": ("inputs: int64, value: 1", "; the model computes in float32: have the data set"),
+    "classes of int32": ("targets: int32", "; CrossEntropyLoss wants targets of int64 here: have the data set"),
+    "classes of bool": ("targets: bool", "; CrossEntropyLoss wants targets of int64 here: have the data set"),
+    "classes of float": ("targets: float32", "; CrossEntropyLoss wants targets of int64 here: have the data set"),
+    "a class too many": ("first: 3", "Target 3 is out of bounds; the batch was float32 [2, 2], int64 [2]; the model "
+        "gave float32 [2, 3]; the model gives 3 scores, for classes 0 to 2, and a target is 3"),
+    "a class below 0": ("first: -1", "; the model gives 3 scores, for classes 0 to 2, and a target is -1"),
+    "classes in a column": ("shape: [1]", "; its targets have a dimension too many: have the data set give each"),
+    "a number that is none": ("value: .nan", "loss: is nan on the first two samples; the batch has NaN in part 0"),
+    "no targets": ("bare: true", "batch: a batch has no 1; it is a list of 1; a sample is (input, target) unless"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_data_that_do_not_fit_get_a_remedy(tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str) -> None:
+    arguments, message = UNFIT[case]
+    recipe = projects.make(tmp_path / "project", pairs=PAIRS)
+    err = check(capsys, recipe, f"data.train={{_target_: pairs.py:Pairs, {arguments}}}", "data.validation=null")[2]
+    assert message in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("metric", ["BinaryAccuracy", "MeanSquaredError"])
+def test_a_metric_for_something_else_than_classes_gets_a_remedy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], metric: str
+) -> None:
+    recipe = projects.make(tmp_path / "project")
+    measured = f"evaluate.metrics={{mine: {{_target_: {metric}}}}}"
+    err = check(capsys, recipe, measured, "data.validation=20% of train")[2]
+    assert "; the outputs are scores of 3 classes, as for {_target_: MulticlassAccuracy, num_classes: 3}" in err
 
 
 def test_what_a_model_and_a_loss_get_is_said_where_they_take_something_else(

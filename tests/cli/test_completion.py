@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import pty
@@ -16,7 +17,7 @@ import pytest
 from argcomplete.finders import CompletionFinder
 from places import ROOT
 
-from launcher.cli.completion import know
+from launcher.cli.completion import _changes, know
 from launcher.cli.main import main, parser
 
 ASK = {
@@ -145,3 +146,19 @@ def test_another_shell_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["completion", "tcsh"])
     assert "choose from bash, zsh, fish" in capsys.readouterr().err.replace("'", "")
+
+
+BOMB = "a: &a {x: 1}\n" + "".join(
+    f"{new}: &{new} {{{', '.join(f'k{number}: *{old} ' for number in range(10))}}}\n"
+    for old, new in zip("abcdefghi", "bcdefghij", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    "text", [BOMB, "a: &a {b: *a }\n", "- 1\n", "word", "", "{a: " * 5000, "\0", "a: !!python/x y\n"]
+)
+def test_an_odd_recipe_ends_no_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "r.yaml").write_text(text)
+    words = _changes("", argparse.Namespace(recipe=str(tmp_path / "r.yaml")))
+    assert "train.steps=" in words
+    assert len(words) < 5000

@@ -202,6 +202,18 @@ def test_a_transform_is_for_single_samples(arrays: tuple[Path, Path]) -> None:
     assert dataset[0][0] == 15
 
 
+@pytest.mark.parametrize("kind", ["int32", "uint8", "uint16", "bool"])
+def test_classes_are_what_losses_want_whatever_the_file_holds(tmp_path: Path, kind: str) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((4, 3), "float32"))
+    np.save(tmp_path / "y.npy", np.array([0, 1, 1, 0]).astype(kind))
+    files = [tmp_path / "x.npy", tmp_path / "y.npy"]
+    assert NumpyArrays(files)[0][1].dtype != torch.int64
+    dataset = NumpyArrays(files, classes=2)
+    assert dataset.get_batch is not None
+    assert torch.equal(dataset.get_batch(torch.arange(4))[1], torch.tensor([0, 1, 1, 0]))
+    assert dataset[1][1].dtype == dataset.get_batch(torch.arange(4))[1].dtype == torch.int64
+
+
 def _object_array(path: Path) -> None:
     np.save(path, np.array([{"a": 1}]), allow_pickle=True)
 
@@ -211,11 +223,9 @@ def _object_array(path: Path) -> None:
     [
         (lambda path: None, r"no file at .*x\.npy \(looked from .*give the path of a \.npy or \.npz file"),
         (Path.mkdir, r"x\.npy is a folder; give the path of"),
-        (lambda path: path.write_text("hello"), r"x\.npy cannot be read as NumPy's: "),
-        (
-            _object_array,
-            r"x\.npy cannot be read as NumPy's: .*; write it with np\.save or np\.savez, without Python obj",
-        ),
+        (lambda path: path.write_text("hello"), r"x\.npy is not a \.npy or \.npz file; write it with np\.save or"),
+        (lambda path: path.write_bytes(b"\x93NUMPY\1\0"), r"x\.npy cannot be read as NumPy's: .*; write it again"),
+        (_object_array, r"x\.npy holds Python objects, not numbers; save an array of numbers"),
         (lambda path: np.save(path, np.float32(3)), r"do not have one row a sample each: .*x\.npy has shape \[\]"),
         (lambda path: np.save(path, np.array(["a"])), r"x\.npy holds <U1, which torch has no tensors of"),
     ],
@@ -301,10 +311,23 @@ def test_parquet_and_tabs_are_tables_too(flowers: Path, tmp_path: Path) -> None:
     [
         ({}, FLOWERS + "1,2\n", r"flowers\.csv: line 6 has 2 values and the line of names 4: '1,2'; fix it"),
         ({}, FLOWERS + "1,2\n3\n", r"line 6 has 2 values .* \(2 such rows\)"),
-        ({}, FLOWERS + "5.0,,1,setosa\n", r"column 'petal' has no number in row 5; fill or drop it"),
+        ({}, FLOWERS + "5.0,,1,setosa\n", r"column 'petal' has nothing for a number in row 5; fill or drop it"),
+        ({}, FLOWERS + "5.0,-inf,1,setosa\n", r"column 'petal' has -inf for a number in row 5; fill or drop it"),
         ({}, FLOWERS + "5.0,1.0,1,\n", r"column 'kind' has no class in row 5; fill or drop it"),
-        ({}, FLOWERS + "tall,1.0,1,setosa\n", r"column 'sepal' holds string, not numbers; choose others with features"),
-        ({"target": "colour"}, FLOWERS, r"has no column 'colour'; it has: sepal, petal, bees, kind"),
+        (
+            {},
+            FLOWERS + "tall,1.0,1,setosa\n",
+            r"column 'sepal' has 'tall' for a number in row 5; correct it, or choose features: \[petal, bees\]; cat",
+        ),
+        ({}, FLOWERS + '"5,0",1.0,1,setosa\n', r"column 'sepal' has '5,0' for a number in row 5; correct it"),
+        ({}, FLOWERS + "2026-01-01,1.0,1,setosa\n", r"column 'sepal' has '2026-01-01' for a number in row 5;"),
+        ({"target": "colour"}, FLOWERS, r"has no column 'colour'; it has: sepal, petal, bees, kind; for rows without"),
+        ({"target": "Kind"}, FLOWERS, r"has no column 'Kind'; did you mean 'kind'\? It has: sepal, petal, bees, kind;"),
+        ({}, FLOWERS.replace("kind", " kind"), r"has no column 'kind'; did you mean ' kind'\?"),
+        ({}, FLOWERS.replace(",", ";"), r"has no column 'kind'; its values are separated by ';': save it with commas$"),
+        ({}, FLOWERS.replace(",", "\t"), r"has no column 'kind'; its values are separated by tabs: call it \.tsv$"),
+        ({}, FLOWERS.replace("petal", "sepal"), r"has several columns 'sepal'; rename all but one"),
+        ({}, FLOWERS.splitlines()[0] + "\n", r"flowers\.csv has no rows, only the names: sepal, petal, bees, kind"),
         ({"features": ["size"]}, FLOWERS, r"has no column 'size'"),
         ({"classes": ["setosa"]}, FLOWERS, r"column 'kind' is 'virginica' in row 2, none of: setosa"),
         ({"classes": 2}, FLOWERS, r"column 'kind' has 3 classes, and classes is 2"),
@@ -313,7 +336,8 @@ def test_parquet_and_tabs_are_tables_too(flowers: Path, tmp_path: Path) -> None:
             FLOWERS,
             r"column 'bees' is class 3 in row 4, out of range: allowed are 0 to 2; .* regression: true",
         ),
-        ({}, "", r"flowers\.csv cannot be read: Empty CSV file"),
+        ({}, "", r"flowers\.csv is empty; a table is a line of names, then rows"),
+        ({}, " \n\n", r"flowers\.csv is empty; a table is a line of names, then rows"),
         ({}, "kind\na\n", r"has only the column 'kind'; at least one feature is needed"),
     ],
 )

@@ -17,6 +17,7 @@ from torch import Tensor
 from worlds import in_world
 
 import launcher
+from launcher.api import Result
 from launcher.cli.main import main
 from launcher.errors import LauncherError
 from launcher.evaluation.output_files import output_file
@@ -28,7 +29,7 @@ SUM = "{_target_: MSELoss, _outputs_: [%s], _targets_: [2]}"
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> launcher.Result:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Result:
     return launcher.train(RECIPE, cpu=True, run_dir=tmp_path_factory.mktemp("heads") / "run", output="quiet")
 
 
@@ -37,7 +38,7 @@ def where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # a command goes elsewhere
 
 
-def given(run: launcher.Result, form: str) -> Any:
+def given(run: Result, form: str) -> Any:
     """What the model gives in a form for all ten rows."""
     model = run.model
     model.gives = form
@@ -45,7 +46,7 @@ def given(run: launcher.Result, form: str) -> Any:
         return model(INPUTS)
 
 
-def command(run: launcher.Result, form: str, *changes: str, to: Path) -> list[str]:
+def command(run: Result, form: str, *changes: str, to: Path) -> list[str]:
     return ["predict", str(run.folder), f"model.gives={form}", *changes, "--cpu", "--to", str(to)]
 
 
@@ -57,7 +58,7 @@ def ended(words: list[str]) -> Any:
         return leaving.code
 
 
-def predicted(run: launcher.Result, form: str, *changes: str, to: Path) -> list[dict[str, Any]]:
+def predicted(run: Result, form: str, *changes: str, to: Path) -> list[dict[str, Any]]:
     assert main(command(run, form, *changes, to=to)) == 0
     return read(to)
 
@@ -90,7 +91,7 @@ NAMES = {
 
 @pytest.mark.parametrize("form", NAMES)
 def test_several_outputs_have_columns_by_the_keys_of_the_recipe(
-    run: launcher.Result, tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
+    run: Result, tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
 ) -> None:
     first, second = NAMES[form]
     losses = f"loss={{kind: {KIND % first}, sum: {SUM % second}}}"
@@ -105,7 +106,7 @@ def test_several_outputs_have_columns_by_the_keys_of_the_recipe(
     assert "left out" not in capsys.readouterr().err
 
 
-def test_several_processes_and_tables_have_the_same(run: launcher.Result, tmp_path: Path) -> None:
+def test_several_processes_and_tables_have_the_same(run: Result, tmp_path: Path) -> None:
     losses = f"loss={{kind: {KIND % 'logits'}, sum: {SUM % 'value'}}}"
     expected = predicted(run, "mapping", losses, to=tmp_path / "one.parquet")
     words = command(run, "mapping", losses, "device.sharding=full", to=tmp_path / "two.csv")
@@ -126,7 +127,7 @@ def test_several_processes_and_tables_have_the_same(run: launcher.Result, tmp_pa
     ],
 )
 def test_what_is_of_no_sample_is_left_out_and_the_only_one_is_the_output(
-    run: launcher.Result, tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str, left_out: str
+    run: Result, tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str, left_out: str
 ) -> None:
     rows = predicted(run, form, to=tmp_path / "out.jsonl")
     assert list(rows[0]) == ["index", "class", "prediction", "probability", "output"]
@@ -147,12 +148,12 @@ def test_what_is_of_no_sample_is_left_out_and_the_only_one_is_the_output(
         ),
     ],
 )
-def test_what_the_recipe_names_is_written(run: launcher.Result, tmp_path: Path, change: str, names: list[str]) -> None:
+def test_what_the_recipe_names_is_written(run: Result, tmp_path: Path, change: str, names: list[str]) -> None:
     rows = predicted(run, "transformers'", change, "loss=model", to=tmp_path / "out.jsonl")
     assert [name for name in rows[0] if name.startswith("output")] == names
 
 
-def test_names_of_classes_are_of_the_first_target_alone(run: launcher.Result, tmp_path: Path) -> None:
+def test_names_of_classes_are_of_the_first_target_alone(run: Result, tmp_path: Path) -> None:
     largest = "{_target_: CrossEntropyLoss, _outputs_: [logits], _targets_: [3]}"
     sign = "{_target_: BCEWithLogitsLoss, _outputs_: [value]}"
     rows = predicted(run, "mapping", f"loss={{a: {largest}, b: {sign}}}", to=tmp_path / "out.csv")
@@ -175,15 +176,13 @@ def test_names_of_classes_are_of_the_first_target_alone(run: launcher.Result, tm
         ),
     ],
 )
-def test_scores_of_classes_under_any_loss(
-    run: launcher.Result, tmp_path: Path, form: str, loss: str, name: str
-) -> None:
+def test_scores_of_classes_under_any_loss(run: Result, tmp_path: Path, form: str, loss: str, name: str) -> None:
     rows = predicted(run, form, f"loss={loss}", to=tmp_path / "out.jsonl")
     assert column(rows, name).tolist() == given(run, "tensor").argmax(1).tolist()
 
 
 def test_predictions_are_of_what_the_loss_gets_of_batch_adapt_and_outputs_the_model_s(
-    run: launcher.Result, tmp_path: Path
+    run: Result, tmp_path: Path
 ) -> None:
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in INPUTS.tolist()))
     adapt, by_target = (f"batch.adapt={{_ref_: 'heads.py:{name}'}}" for name in ("logits_alone", "by_target"))
@@ -198,7 +197,7 @@ def test_predictions_are_of_what_the_loss_gets_of_batch_adapt_and_outputs_the_mo
 
 
 @pytest.mark.parametrize(("suffix", "size"), [("jsonl", 1), ("csv", 1), ("parquet", 2)])
-def test_boxes_are_lists_of_their_samples(run: launcher.Result, tmp_path: Path, suffix: str, size: int) -> None:
+def test_boxes_are_lists_of_their_samples(run: Result, tmp_path: Path, suffix: str, size: int) -> None:
     target = tmp_path / f"out.{suffix}"
     alone = "evaluate.batch_size=1"  # the first has no box, which tells of no type
     words = command(run, "boxes", alone, "loss=model", to=target)
@@ -223,9 +222,7 @@ def test_boxes_are_lists_of_their_samples(run: launcher.Result, tmp_path: Path, 
         ("ragged", "output", lambda row: pytest.approx(row.tolist())),
     ],
 )
-def test_lists_with_an_item_for_each_sample(
-    run: launcher.Result, tmp_path: Path, form: str, name: str, of: Any
-) -> None:
+def test_lists_with_an_item_for_each_sample(run: Result, tmp_path: Path, form: str, name: str, of: Any) -> None:
     rows = predicted(run, form, "loss=model", to=tmp_path / "out.jsonl")
     whole = given(run, form)
     key = {"boxes inside": "found", "texts": "text"}.get(form)
@@ -233,7 +230,7 @@ def test_lists_with_an_item_for_each_sample(
     assert [row[name] for row in rows] == [of(item) for item in items]
 
 
-def test_what_ctc_gets_has_its_samples_second(run: launcher.Result, tmp_path: Path) -> None:
+def test_what_ctc_gets_has_its_samples_second(run: Result, tmp_path: Path) -> None:
     parts = "_outputs_: {log_probs: frames, input_lengths: value, target_lengths: value}, _targets_: {targets: 1}"
     ctc = f"{{_target_: CTCLoss, {parts}}}"
     loss = f"loss={{a: {ctc}, b: {SUM % 'value'}}}"
@@ -241,7 +238,7 @@ def test_what_ctc_gets_has_its_samples_second(run: launcher.Result, tmp_path: Pa
     check_same(column(rows, "output.frames"), given(run, "frames")["frames"].movedim(1, 0))
 
 
-def test_numbers_of_any_type(run: launcher.Result, tmp_path: Path) -> None:
+def test_numbers_of_any_type(run: Result, tmp_path: Path) -> None:
     expected = given(run, "types")
     for suffix in ("jsonl", "parquet"):
         rows = predicted(run, "types", "loss=model", to=tmp_path / f"out.{suffix}")
@@ -255,7 +252,7 @@ def test_numbers_of_any_type(run: launcher.Result, tmp_path: Path) -> None:
 
 
 def test_ranks_that_share_the_model_write_no_row_of_what_only_one_takes_for_an_output(
-    run: launcher.Result, tmp_path: Path
+    run: Result, tmp_path: Path
 ) -> None:
     """They cannot ask for one sample more: a table that has as many rows as the first batch is found out later."""
     words = command(run, "a table", "device.sharding=full", "loss=model", to=tmp_path / "out.jsonl")
@@ -266,7 +263,10 @@ def test_ranks_that_share_the_model_write_no_row_of_what_only_one_takes_for_an_o
 @pytest.mark.parametrize(
     ("form", "line"),
     [
-        ("a number", "the model's output, float32 [], has no row for each sample of a batch of 4"),
+        (
+            "a number",
+            "the model's output, float32 [], has no row for each sample of a batch of 4; if it is a loss, and",
+        ),
         ("turned", "the model's output, float32 [2, 4], has no row for each sample of a batch of 4"),
         ("shorter", "the model's output, 0 (float32 [3, 2]), 1 (float32 []), has no row for each sample"),
         ("nothing", "the model's output, NoneType, has no row for each sample of a batch of 4"),
@@ -276,7 +276,7 @@ def test_ranks_that_share_the_model_write_no_row_of_what_only_one_takes_for_an_o
     ],
 )
 def test_what_has_no_rows_is_refused_in_a_line(
-    run: launcher.Result, tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str, line: str
+    run: Result, tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str, line: str
 ) -> None:
     capsys.readouterr()
     assert main(command(run, form, "loss=model", to=tmp_path / "out.jsonl")) == 1
@@ -289,7 +289,7 @@ def test_what_has_no_rows_is_refused_in_a_line(
 # ---------------------------------------------------------------------- from Python, and files of rows
 
 
-def trained(folder: Path, *changes: str) -> launcher.Result:
+def trained(folder: Path, *changes: str) -> Result:
     return launcher.train(RECIPE, *changes, "train.steps=1", cpu=True, run_dir=folder, output="quiet")
 
 
@@ -298,6 +298,7 @@ def test_a_result_gives_them_by_the_same_names(tmp_path: Path) -> None:
     result = trained(tmp_path / "run", "model.gives=mapping", losses)
     for data in (INPUTS, "validation"):
         outputs = result.predict(data, cpu=True)
+        assert not isinstance(outputs, torch.Tensor)
         with torch.no_grad():
             expected = result.model(INPUTS)
         assert list(outputs) == ["logits", "value"]

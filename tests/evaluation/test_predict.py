@@ -190,6 +190,40 @@ def test_json_lines_on_standard_input(
     assert re.fullmatch(r"standard output: 2 outputs of \S*digits/model_weights.pth\n", printed.err)
 
 
+# a run, what it is given, and what is wrong, in a line that names no file of ours
+PIPED_WRONG = {
+    "nothing": ("digits", "", "standard input is empty; write a JSON value on each line"),
+    "a blank line": ("pictures", "\n", "standard input is empty; write a JSON value on each line"),
+    "a name without quotes": ("pictures", "a.png\n", "standard input: line 1 is not JSON: "),
+    "a number for a picture": ("pictures", "7\n", 'standard input: line 1 is not text; write "…" or {"file": "…"}'),
+    "no such picture": ("pictures", '"a.png"\n', "standard input: there is no picture at a.png (looked from "),
+    "no JSON for a table": ("table", '{"x": 1, "y": 2}\nfoo\n', "standard input: line 2 is not JSON: Expecting value"),
+    "a list for a table": ("table", "[1, 2]\n", 'standard input: line 1 is not an object; write each row as in {"age"'),
+    "a column too few": ("table", '{"x": 1}\n', "standard input has no column 'y'; it has: x"),
+    "words for a number": ("table", '{"x": 1, "y": 2}\n{"x": 1, "y": "b"}\n', "standard input"),
+    "a text for a number": ("table", '{"x": 1, "y": "b"}\n', "standard input: column 'y' has 'b' for a number"),
+    "nothing for a number": ("table", '{"x": 1, "y": null}\n', "column 'y' has nothing for a number in row 1"),
+    "a letter nobody knows": ("text", '"zoo"\n', "standard input: line 1 has 'z', which the text of"),
+    "another shape": ("digits", "[1, 2, 3]\n", "standard input: line 1: 3 numbers of shape [3]; a"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", PIPED_WRONG)
+def test_what_is_wrong_on_standard_input_is_said_of_it(
+    runs: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
+    run, text, words = PIPED_WRONG[case]
+    piped(monkeypatch, text)
+    assert main(["predict", getattr(runs, run), "-", "--cpu"]) in (1, 2)
+    printed = capsys.readouterr()
+    assert words in printed.err
+    assert printed.err.count("\n") == 1
+    assert "standard-input.jsonl" not in printed.err
+    assert "launcher_tmp" not in printed.err
+    assert "data.test" not in printed.err
+    assert not printed.out
+
+
 def test_text_and_rows_of_a_table_on_standard_input(
     runs: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -287,6 +321,37 @@ def test_a_data_set_of_ones_own_reads_the_path_in_its_way(tmp_path: Path) -> Non
     out = tmp_path / "out.csv"
     assert main(["predict", str(tmp_path / "run"), str(tmp_path / "new.txt"), "--cpu", "--to", str(out)]) == 0
     assert [(row["word"], row["class"]) for row in read(out)] == [("butterflies", "long"), ("ox", "short")]
+
+
+CARRIED = """
+from torch import nn
+
+
+class Carried(nn.Linear):
+    def forward(self, x, hidden): return super().forward(x + hidden)
+
+
+def step(model, batch, at): return {"loss": (model(batch[0], 0.5) - batch[1]).square().mean()}
+"""
+
+
+def test_a_model_that_only_its_step_can_call_is_refused_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "carried.py").write_text(CARRIED)
+    (tmp_path / "carried.yaml").write_text(
+        f"data: {{train: {{_target_: Table, path: {table(tmp_path / 'rows.csv')}, features: [x], target: [y]}}}}\n"
+        "model: {_target_: carried.py:Carried, in_features: 1, out_features: 1}\noptimizer: {_target_: SGD}\n"
+        "train: {steps: 1, step: carried.py:step}\nlaunch: {threads: 1}\n"
+    )
+    recipe, run = str(tmp_path / "carried.yaml"), str(tmp_path / "run")
+    launcher.train(recipe, "data.global_batch_size=4", cpu=True, run_dir=run, output="quiet")
+    capsys.readouterr()
+    command = ["predict", run, str(tmp_path / "rows.csv"), "--cpu", "--to", str(tmp_path / "o.csv")]
+    assert main(command) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "missing 1 required positional argument: 'hidden': train.step calls the model in its own way" in error
+    assert main([*command, "batch.inputs=[0, {_value_: 0.5}]"]) == 0
 
 
 def test_yes_or_no_and_quantities(tmp_path: Path) -> None:

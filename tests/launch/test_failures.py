@@ -106,6 +106,12 @@ def test_the_user_s_own_line_is_named_and_torch_s_are_folded() -> None:
         ("RuntimeError: mat1 and mat2 shapes cannot be multiplied (8x3 and 4x3)", "(the batch is float32 [8, 3])"),
         ("RuntimeError: The size of tensor a (3) must match the size of tensor b (4)", "launcher data"),
         ("IndexError: Target 7 is out of bounds.", "a class is out of range"),
+        (
+            "RuntimeError: mat1 and mat2 must have the same dtype, but got Double and Float",
+            "numbers of different types",
+        ),
+        ("RuntimeError: expected target dtype to be Long or Byte, but got Int", "int64 for classes"),
+        ("RuntimeError: Found dtype Long but expected Float", "numbers of different types meet (the batch is float32"),
         ("RuntimeError: Expected to have finished reduction in the prior iteration", "(spare.weight) were"),
         ("OSError: [Errno 28] No space left on device", "the disk is full"),
         ("RuntimeError: Timed out waiting 2000ms for recv operation to complete", "device.timeout"),

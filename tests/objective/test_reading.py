@@ -344,18 +344,25 @@ def test_rows_of_graphs_and_samples_that_a_collate_drops() -> None:
 
 
 class Language(nn.Module):
-    """Gives its own loss: of each token from those before it, or not; with dropout, or a balance of experts."""
+    """Gives its own loss: of each token from those before it, or not; with dropout, or a balance of experts.
 
-    def __init__(self, shifts: bool = False, dropout: float = 0.0, balance: float = 0.0):
+    One refuses double precision; its head is of zeros, or nearly.
+    """
+
+    def __init__(
+        self, shifts: bool = False, dropout: float = 0.0, balance: float = 0.0, single: bool = False, head: float = 0.0
+    ):
         super().__init__()
         torch.manual_seed(0)
         self.embed, self.head, self.drop = nn.Embedding(7, 8), nn.Linear(8, 7), nn.Dropout(dropout)
-        self.shifts, self.balance = shifts, balance
-        nn.init.zeros_(self.head.weight)
+        self.shifts, self.balance, self.single = shifts, balance, single
+        nn.init.constant_(self.head.bias, 0.1)
+        nn.init.normal_(self.head.weight, std=head)
 
     def forward(self, ids: Tensor, labels: Tensor) -> Tensor:
         """The loss."""
         scores = self.head(self.drop(self.embed(ids)))
+        assert scores.dtype == torch.float32 or not self.single
         if self.shifts:
             scores, labels = scores[:, :-1], labels[:, 1:]
         share = scores.softmax(-1).mean((0, 1))
@@ -370,6 +377,9 @@ class Language(nn.Module):
         (Language(dropout=0.5), Reading("kept", ("labels",))),
         (Language(shifts=True), Reading("kept", ("labels",), shifted=True)),
         (Language(balance=3.0), Reading("batch")),
+        (Language(single=True), Reading("kept", ("labels",))),
+        (Language(single=True, head=1e-4), Reading("kept", ("labels",))),
+        (Language(single=True, head=1e-4, shifts=True), Reading("kept", ("labels",), shifted=True)),
     ],
 )
 @pytest.mark.parametrize("has_ignored", [True, False])

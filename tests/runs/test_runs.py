@@ -26,6 +26,7 @@ from launcher.runs.naming import named_runs, place_of
 from launcher.runs.reading import Run, find_runs
 from launcher.runs.states import ORDERS, STATES
 from launcher.runs.table import View, chosen
+from launcher.sweep.naming import saved_place
 
 HOLD = """
 import sys, time
@@ -132,6 +133,10 @@ def test_runs_are_found_at_any_level_and_named_by_folder(some: Path, monkeypatch
     assert place_of("digits").folder == Path("runs/digits/two")  # below runs, as they are made
     with pytest.raises(UsageError, match="no such run or folder; the newest are runs/text/three"):
         named_runs(["nothing"])
+    with pytest.raises(UsageError, match=r"^text@2: there is only text@1$"):
+        place_of("text@2")
+    with pytest.raises(UsageError, match=r"^digits@0: there are digits@1, the first that was started, to digits@2$"):
+        place_of("digits@0")
 
 
 def test_a_recipe_s_name_means_its_runs_wherever_they_lie(some: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,6 +149,12 @@ def test_a_recipe_s_name_means_its_runs_wherever_they_lie(some: Path, monkeypatc
     assert [run.folder.name for run in named_runs(["runs/digits"])] == ["one", "two"]
     Path("digits").mkdir()  # of the user's own, without runs
     assert [run.folder.name for run in chosen(View(Path("digits"), sort="name"))] == ["one", "two", "apart"]
+    for inside in ("cat/1.png", "1.png", "train.csv"):  # flat, by class, or a table
+        Path("digits", inside).parent.mkdir(exist_ok=True)
+        Path("digits", inside).touch()
+        assert saved_place("digits") == Path("runs/tries/apart")
+    Path("digits/weights.pth").touch()
+    assert saved_place("digits") == Path("digits")  # which can be evaluated itself
     Path("empty").mkdir()
     assert chosen(View(Path("empty"))) == []
     with pytest.raises(UsageError, match="empty: there is no run in this folder; the newest are runs/tries/apart"):
@@ -297,7 +308,7 @@ def test_a_log_is_shown_and_its_absence_explained(some: Path, capsys: pytest.Cap
     assert main(["logs", str(folder), "--rank", "1"]) == 0
     assert capsys.readouterr().out == "a\\x1b]0;T\\x07\\x9b2J\\u202e\nb\t👩\u200d💻\n"  # no cursor is moved
     assert main(["logs", str(folder), "--rank", "2"]) == 2
-    assert "rank 2 has no log; there are 0, 1, 10" in capsys.readouterr().err
+    assert "rank 2 has no log; there are logs of rank 0, 1, 10" in capsys.readouterr().err
 
 
 def test_a_log_is_followed_until_its_run_ends(some: Path) -> None:

@@ -311,6 +311,17 @@ def test_the_page_is_drawn_at_every_width(tmp_path: Path, tab: Tab, asked: Setti
         assert all(tab.run(drawings))
     points = len(ranked(record))
     assert tab.run("document.querySelectorAll('#ranking tbody tr').length") == points
+    dark = {"name": "prefers-color-scheme", "value": "dark"}
+    tab.ask("Emulation.setEmulatedMedia", features=[dark])
+    ground = "getComputedStyle(document.body).backgroundColor"
+    on_screen = tab.run(ground)
+    on_paper = tab.run(f"(dispatchEvent(new Event('beforeprint')), {ground})")
+    assert (on_paper, tab.run(f"(dispatchEvent(new Event('afterprint')), {ground})")) == (
+        "rgb(255, 255, 255)",
+        on_screen,
+    )
+    assert on_screen != on_paper
+    tab.ask("Emulation.setEmulatedMedia", features=[])
     assert ("Proposals were made from whatever was known" in tab.run("document.body.textContent")) == (asked.lag == 0)
 
 

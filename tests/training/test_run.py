@@ -208,6 +208,16 @@ def test_gradients_that_are_not_finite_end_the_run_with_the_step(tmp_path: Path)
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
 
 
+@pytest.mark.parametrize("value", ["nan", "inf"])
+@pytest.mark.parametrize("validation", [None, "10% of train"])  # of a part the sample is numbered in the whole
+def test_data_that_are_not_finite_are_said_to_be_the_cause(tmp_path: Path, value: str, validation: str | None) -> None:
+    numbers = WholeNumbers()
+    numbers.inputs[[5, 6]] = float(value)
+    told = rf"^step \d+: data\.train: sample [56] has {'NaN' if value == 'nan' else 'infinity'} in part 0; correct it"
+    with pytest.raises(NonFiniteError, match=told):
+        run(tmp_path / "run", train=numbers, validation=validation)
+
+
 @pytest.mark.parametrize(("model", "optimizer"), [("Looked", "SparseAdam"), ("Waves", "AdamW")])
 def test_sparse_and_complex_gradients_are_looked_at_too(tmp_path: Path, model: str, optimizer: str) -> None:
     changes = [f"model={{_target_: parts.py:{model}}}", f"optimizer={{_target_: {optimizer}, lr: 0.1}}"]
@@ -365,6 +375,8 @@ def test_objects_from_python_stand_in_place_of_sections(tmp_path: Path) -> None:
     assert left.step == 2
     with pytest.raises(TypeError, match="unexpected keyword argument 'modell'"):
         launcher.train(TINY, modell=Net())  # type: ignore[call-arg]  # which mypy says as well
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        launcher.trian(TINY)  # type: ignore[attr-defined]  # this too
 
 
 def _trains_objects(folder: str, faults: str = "") -> str:

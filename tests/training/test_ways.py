@@ -59,6 +59,21 @@ def test_each_way_resumes_bit_for_bit(tmp_path: Path, size: int) -> None:
         assert resumed.distance(straight) == 0, name
 
 
+def _resumed_alone(folder: str) -> None:
+    with pytest.raises(LauncherError, match="which were 2 and are 1; resume with --processes 2"):
+        train(folder, "divided", faults="")
+
+
+def _stopped(folder: str) -> None:
+    with pytest.raises(Exception, match="a fault at step"):
+        train(folder, "divided", "save.every=3 steps", faults="raise@step:4")
+
+
+def test_a_state_that_ranks_divide_is_not_resumed_by_fewer(tmp_path: Path) -> None:
+    in_world(2, _stopped, str(tmp_path))
+    in_world(1, _resumed_alone, str(tmp_path))
+
+
 def test_a_line_has_what_each_turn_gave_last_since_the_line_before(tmp_path: Path) -> None:
     in_world(1, train, str(tmp_path / "each"), "now and then")
     in_world(2, train, str(tmp_path / "some"), "now and then", "track.every=2 steps", "evaluate.every=100 steps")

@@ -138,7 +138,9 @@ class Tracking:
     def _say_failed(self, error: Exception) -> None:
         if not self._display_failed:
             with suppress(OSError, ValueError, AttributeError):
-                print(f"the display failed ({error!r}); training continues: {self._metrics.path}", file=sys.stderr)
+                is_closed = isinstance(error, BrokenPipeError)
+                what = "nobody reads the display any more" if is_closed else f"the display failed ({error!r})"
+                print(f"{what}; training continues: {self._metrics.path}", file=sys.stderr)
         self._display_failed = True
 
 

@@ -315,6 +315,8 @@
     document.querySelectorAll(".scatter").forEach(scatter);
     curves();
   };
+  for (const [event, isPaper] of [["beforeprint", true], ["afterprint", false]])
+    addEventListener(event, () => { document.documentElement.classList.toggle("paper", isPaper); all(); });
   let width = 0;
   new ResizeObserver(() => {
     if (document.body.clientWidth !== width) { width = document.body.clientWidth; brushes.clear(); all(); }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -266,6 +266,66 @@ def noisy(outputs: Tensor, targets: Tensor) -> Tensor:
 # ---------------------------------------------------------------------- with a state, with parameters
 
 
+def by_names(outputs: Tensor, targets: Tensor) -> dict[str, Any]:
+    """A mean over what is not ignored, one over samples, and what is only worth knowing."""
+    hits = (outputs.argmax(1) == targets).double().mean()
+    return {
+        "ce": F.cross_entropy(outputs, targets),
+        "size": 0.1 * outputs.square().sum(1).mean(),
+        "accuracy": hits,
+        "scores": outputs.detach(),
+    }
+
+
+class ByNames(nn.Module):
+    """The same of a module with a parameter of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1, dtype=torch.float64))
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> dict[str, Any]:
+        return by_names(outputs * self.scale, targets)
+
+
+class Parts(NamedTuple):
+    """Two losses with names."""
+
+    near: Tensor
+    small: Tensor
+
+
+def in_parts(outputs: Tensor, targets: Tensor) -> Parts:
+    return Parts(F.mse_loss(outputs, targets), outputs.abs().mean())
+
+
+def with_whole(outputs: Tensor, targets: Tensor) -> dict[str, Any]:
+    """A loss and what it is made of, as VAEs give it."""
+    near, small = in_parts(outputs, targets)
+    return {"near": near, "small": small.detach(), "loss": near + small}
+
+
+def in_a_pair(outputs: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Any]]:
+    return F.mse_loss(outputs, targets), {"far": (outputs - targets).abs().max().item()}
+
+
+def unnamed_whole(outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    near, small = in_parts(outputs, targets)
+    return {"near": near, "small": small, "objective": near + small}
+
+
+def unreduced(outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    return {"near": F.mse_loss(outputs, targets, reduction="none"), "small": outputs.abs().mean()}
+
+
+def only_known(outputs: Tensor, targets: Tensor) -> dict[str, Any]:
+    return {"far": (outputs - targets).abs().mean().item()}
+
+
+def whole_of_batch(outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    return {"near": F.mse_loss(outputs, targets), "root": outputs.square().mean().sqrt()}
+
+
 def of_forces(energy: Tensor, slopes: Tensor, target: Tensor) -> Tensor:
     """Energies and forces at once."""
     return F.mse_loss(energy, target) + 10 * F.mse_loss(slopes, target.expand_as(slopes))
@@ -380,3 +440,9 @@ class Callable:
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return ((outputs - targets).abs() ** self.power).mean()
+
+
+def gone(outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    """Without one of its numbers in the last step of an epoch."""
+    near, small = in_parts(outputs, targets)
+    return {"near": near} if len(outputs) == 4 else {"near": near, "small": small}

@@ -263,6 +263,16 @@ class Detects(nn.Module):
         return {"classes": F.cross_entropy(scores, y), "size": (scores**2).mean()}
 
 
+class NamesLosses(Lin):
+    """Gives its losses by name, and what is only worth knowing."""
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Any:
+        assert y is not None
+        out = super().forward(x)
+        far = (out - y).abs().mean().detach()
+        return {"near": F.mse_loss(out, y), "small": out.square().mean(), "far": far}
+
+
 class Denoiser(nn.Module):
     """Finds the noise in what it gets, and gives its loss alone, as diffusion models do.
 

@@ -64,6 +64,29 @@ class Memory(nn.Module):
         return value
 
 
+class Carrying:
+    """A step that has a state: what it has seen last counts for the next."""
+
+    def __init__(self) -> None:
+        self.seen: Any = {"last": [], "built": torch.ones(2)}
+
+    def __call__(self, model: nn.Module, batch: Any, at: Any) -> dict[str, Tensor]:
+        outputs = model(batch[0])
+        before = sum(self.seen["last"], torch.zeros((), dtype=torch.float64))
+        self.seen["last"] = [outputs.detach().mean()]
+        return {"loss": F.mse_loss(outputs, batch[1]) * (1 + 0.1 * before)}
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self.seen)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.seen = dict(state)
+
+
+def samples_in(batch: Any) -> int:
+    return len(batch[0])
+
+
 class Drawing(Vectors):
     """From a generator of its own."""
 

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import SGD, Adam, AdamW, Optimizer
@@ -136,6 +137,24 @@ class Sam(Optimizer):
         for weight, up in zip(weights, ups, strict=True):
             weight.data.sub_(up)
         self.base.step()
+
+
+class Divided(SGD):
+    """Each rank updates its share of the parameters, has the momentum of these alone, and sends them to the others."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # torch overloads it
+        """Its own, and what comes from the others."""
+        size, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+        weights = [weight for group in self.param_groups for weight in group["params"]]
+        kept = [weight.grad for weight in weights]
+        for number, weight in enumerate(weights):
+            weight.grad = weight.grad if number % size == rank else None
+        super().step()
+        for number, (weight, grad) in enumerate(zip(weights, kept, strict=True)):
+            weight.grad = grad
+            if size > 1:
+                dist.broadcast(weight, number % size)
 
 
 class Lookahead(Optimizer):
@@ -447,6 +466,11 @@ def wrapped() -> list[float]:
     return loop(model, plain(model, Lookahead(Adam(model.parameters(), lr=0.02))))
 
 
+def divided() -> list[float]:
+    model = Stack()
+    return loop(model, plain(model, SGD(model.parameters(), lr=0.05, momentum=0.9)))
+
+
 SEVERAL = (
     "optimizer={matrices: {_target_: SGD, lr: 0.05, momentum: 0.9, _params_: dim >= 2}, "
     "rest: {_target_: Adam, lr: 0.01}}",
@@ -491,6 +515,7 @@ WAYS: dict[str, tuple[tuple[str, ...], Loop]] = {
     ),
     "turns": (TURNS, against),
     "resting": ((*TURNS, "train.freeze={critic.*: 5 steps}"), lambda: against(rests=5)),
+    "divided": (("optimizer={_target_: ways.py:Divided, lr: 0.05, momentum: 0.9}",), divided),
     "now and then": (NOW_AND_THEN, lambda: against(every=3)),
     "Lookahead": (("optimizer={_target_: ways.py:Lookahead, optimizer: {_target_: Adam, lr: 0.02}}",), wrapped),
 }
