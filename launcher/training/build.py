@@ -103,7 +103,8 @@ def build_run_state(
         module = StepModule(model.wrapped, objective)
         model = replace(model, wrapped=module if model.sharding is not None else wrap_step(module, device))
     check_graphs(builder, recipe.device, data, is_open=retry is not None)
-    losses = {name: _wrapped_loss(name, module, recipe, builder, model, device) for name, module in modules.items()}
+    apart = {name: module for name, module in modules.items() if not _is_of_the_model(builder, name, module, model)}
+    losses = {name: _wrapped_loss(name, module, recipe, builder, model, device) for name, module in apart.items()}
     shards = model.shards({loss_key(name): loss for name, loss in losses.items()})
     objective = objective.wrapped_by(losses)
     every = all_names(model.bare, modules)
@@ -143,6 +144,23 @@ def build_run_state(
         shards=shards,
         retry=retry,
     )
+
+
+def _is_of_the_model(builder: Builder, name: str, loss: nn.Module, model: Model) -> bool:
+    """Whether all that a loss trains is the model's, as a head that it was given: its gradients are shared with these.
+
+    Raises:
+        RecipeError: Some of it is: processes would share the gradients of that twice.
+    """
+    if model.sharding is not None:
+        return False
+    inside = {id(parameter) for parameter in model.bare.parameters()}
+    shared = [id(parameter) in inside for parameter in loss.parameters() if parameter.requires_grad]
+    if any(shared) and not all(shared) and model.wrapped is not model.bare:
+        raise builder.wrong(
+            loss_key(name), "it trains parameters of the model and some of its own; make all of them parts of the model"
+        )
+    return all(shared)
 
 
 def _wrapped_loss(

@@ -108,3 +108,11 @@ for way in ("in place", "data", "exchanged"):
     )
 case("an average that follows in forward", model=rarer.Taught, pieces=False)
 case("weights held small in forward", model=rarer.Held)
+case(
+    "a loss with the model's head",
+    'loss={_target_: "rarer.py:OfHead", head: "${model.head}"}',
+    model=rarer.Headed,
+    data=sets.Cls,
+    loss=None,
+    forward=lambda model, batch, _: nn.functional.cross_entropy(model.head(model(batch[0])), batch[1]),
+)

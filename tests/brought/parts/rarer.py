@@ -270,3 +270,29 @@ class Taught(Deep):
                 self.average.weight.lerp_(self.b.weight, 0.1)
         out: Tensor = super().forward(x) + 0.3 * self.average(x)
         return out
+
+
+# ---------------------------------------------------------------------- what model and loss have in common
+
+
+class Headed(nn.Module):
+    """Has a head that its loss calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.line, self.head = nn.Linear(4, 4).double(), nn.Linear(4, 3).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.line(x))
+
+
+class OfHead(nn.Module):
+    """Is given the head of a model."""
+
+    def __init__(self, head: nn.Module):
+        super().__init__()
+        self.head = head
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(self.head(outputs), targets)
