@@ -11,8 +11,8 @@ import json
 import re
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -86,6 +86,8 @@ class Coordinator:
         self.memory = memory
         self.timeout_seconds = timeout_seconds if timeout_seconds is not None else _FOREVER.total_seconds()
         self._group = group
+        self._alone: Any = None  # a group of this rank, where it was needed
+        self._told: Any = _store() if world_size > 1 else None  # where a wish to stop is left
         if world_size > 1 and group is None:
             before = open_files()
             self._group = dist.new_group(backend="gloo", timeout=_FOREVER)
@@ -122,6 +124,8 @@ class Coordinator:
     def from_first(self, function: Callable[[], Any], patience: float | None = None) -> Any:
         """Runs `function` on rank 0 while the others wait; all return its result (what JSON can carry).
 
+        A loss or metric that gathers over the ranks would wait for ever there: meanwhile rank 0 is a world of its own.
+
         Args:
             function: May call `beat` to say how far it is.
             patience: Seconds that the others wait for a sign of rank 0; None for ever. Its death they notice at once.
@@ -135,12 +139,27 @@ class Coordinator:
             return self._receive(patience)
         self._is_awaited, self._next_beat = True, 0.0
         try:
-            result = function()
+            with self.alone():
+                result = function()
         except BaseException as error:
             self._send(_ERROR, _failure(error))
             raise
         self._send(_RESULT, result)
         return result
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """This rank is a world of its own: what is asked of the group of all is answered as in one process."""
+        if self._group is None:
+            yield
+            return
+        if self._alone is None:  # over gloo, which has no part in how NCCL splits its groups
+            self._alone = dist.new_group([dist.get_rank()], _FOREVER, "gloo", use_local_synchronization=True)
+        everyone, dist.group.WORLD = dist.group.WORLD, self._alone
+        try:
+            yield
+        finally:
+            dist.group.WORLD = everyone
 
     def beat(self, done: int, total: int) -> None:
         """Reports progress of this rank; in `from_first` once a second to those that wait, never waiting for them."""
@@ -154,7 +173,7 @@ class Coordinator:
             self._beat[1].wait()  # raises where somebody who waits is gone
         self._next_beat = now + _BEAT_SECONDS
         with suppress(RuntimeError):  # a store that is gone is no reason to fail
-            self.is_asked_to_stop = self.is_asked_to_stop or bool(_store().check([_STOP]))
+            self.is_asked_to_stop = self.is_asked_to_stop or bool(self._told.check([_STOP]))
         header = torch.tensor([_PROGRESS, done, total])
         self._beat = header, dist.broadcast(header, src=0, group=self._group, async_op=True)
 
@@ -230,7 +249,7 @@ class Coordinator:
         if stop_requested() and not self._has_passed_on:
             self._has_passed_on = True
             with suppress(RuntimeError):
-                _store().set(_STOP, "")
+                self._told.set(_STOP, "")
 
     def _receive(self, patience: float | None) -> Any:
         where = ""

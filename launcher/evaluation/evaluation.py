@@ -279,7 +279,8 @@ class Evaluation:
 
         def share() -> bytes:
             try:
-                tallies.append(self._tally(loader, name, split, step, seen, world.rank, world.size))
+                with self._coordinator.alone():  # shares have different numbers of batches
+                    tallies.append(self._tally(loader, name, split, step, seen, world.rank, world.size))
             except StopRequested:
                 return b""
             return packed(tallies[0].state())

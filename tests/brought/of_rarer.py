@@ -59,6 +59,7 @@ case(
 
 # ---------------------------------------------------------------------- counts of other kinds
 
+case("a count of all ranks", loss=losses.OverAll, worlds=(1, 2))
 for kind in ("array", "list", "mapping"):
     case(f"class weights: {kind}", model=three, data=sets.Cls, loss=partial(rarer.Weighing, kind=kind))
 weighed: dict[str, Any] = {**places, "data": rarer.Importance}

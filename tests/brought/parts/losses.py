@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -446,3 +447,24 @@ def gone(outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
     """Without one of its numbers in the last step of an epoch."""
     near, small = in_parts(outputs, targets)
     return {"near": near} if len(outputs) == 4 else {"near": near, "small": small}
+
+
+class OverAll(nn.Module):
+    """Divided by what all ranks have together, as DETR's: the ranks' mean of it is the mean over all."""
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        count = torch.tensor(float(outputs.numel()))
+        if dist.is_initialized():
+            dist.all_reduce(count)
+            count /= dist.get_world_size()
+        return (outputs - targets).square().sum() / count
+
+
+def far_of_all(outputs: Tensor, targets: Tensor) -> Tensor:
+    """A metric that gathers what every rank has."""
+    far = (outputs - targets).abs()
+    if dist.is_initialized():
+        everyone = [torch.empty_like(far) for _ in range(dist.get_world_size())]
+        dist.all_gather(everyone, far)
+        far = torch.cat(everyone)
+    return far.mean()
