@@ -599,7 +599,8 @@ def parts_of(tensor: torch.Tensor) -> list[torch.Tensor]:
         return [tensor]
     if wraps_others(tensor):
         flatten: Any = getattr(tensor, "__tensor_flatten__")  # noqa: B009  # which mypy does not know
-        return [part for name in flatten()[0] for part in parts_of(getattr(tensor, name))]
+        inner = [getattr(tensor, name) for name in flatten()[0]]  # a DTensor's mesh is among them
+        return [part for one in inner if isinstance(one, torch.Tensor) for part in parts_of(one)]
     if tensor.layout is torch.sparse_coo:
         return [tensor._indices(), tensor._values()]
     if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):

@@ -141,9 +141,9 @@ def dependence_of(state: TrainState) -> Dependence:
 
 @contextmanager
 def as_it_was(state: TrainState) -> Iterator[None]:
-    """A model that is too large to be copied is called itself: afterwards it is as it was."""
+    """What copies share (classes, globals), or what is too large to be copied and is called itself, is as it was."""
     model, objective = state.model.bare, state.objective
-    if not is_large(model):
+    if _is_known(model, objective) and not is_large(model):
         yield
         return
     unmoved = Unmoved(model, *objective.brought.values(), weights=objective.moves_weights)

@@ -416,8 +416,8 @@ def test_a_step_function_is_told_the_true_place_in_an_evaluation(
     monkeypatch.chdir(tmp_path)
     settings = ("loss=null", "train.step=parts.py:step", "evaluate={every: 2 steps, batch_size: 20, first: true}")
     train_here(str(tmp_path / "run"), settings, str(recipe))
-    seen = [json.loads(line) for line in Path("seen.jsonl").read_text().splitlines()]
-    assert seen == [list(At(step, step // 3, step / 6)) for step in (0, 2, 4, 6)]
+    lines = dict.fromkeys(Path("seen.jsonl").read_text().splitlines())  # at the start it is tried as well
+    assert [*map(json.loads, lines)] == [list(At(step, step // 3, step / 6)) for step in (0, 2, 4, 6)]
     Path("seen.jsonl").unlink()
     assert main(["evaluate", str(tmp_path / "run"), "--cpu"]) == 0
     (line,) = Path("seen.jsonl").read_text().splitlines()
