@@ -517,9 +517,14 @@ class Objective:
         self.is_audited = False
 
     def _of_nothing(self, term: Term, result: Any) -> torch.Tensor:
-        """Zero, by way of the outputs: a mean over nothing is NaN, and so is NaN × 0."""
-        outputs = [tensor for _, tensor in tensors_in(term.outputs_of(self.layout, result)) if tensor.requires_grad]
-        return torch.stack([output.sum() for output in outputs]).sum() * 0.0
+        """Zero, by way of the outputs: a mean over nothing is NaN, and so is NaN × 0.
+
+        By way of parameters too that the loss was given of the model, as DDP waits for their gradients.
+        """
+        found = [tensor for _, tensor in tensors_in(term.outputs_of(self.layout, result))]
+        if term.wrapped is None and isinstance(owner := owner_of(term.function), nn.Module):
+            found += owner.parameters()
+        return torch.stack([tensor.sum() for tensor in found if tensor.requires_grad]).sum() * 0.0
 
     def weighed(self, values: Sequence[torch.Tensor], counts: Sequence[float]) -> list[torch.Tensor]:
         """Each term's value on a batch as a sum over what it counts: an evaluation adds these up."""
