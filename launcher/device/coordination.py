@@ -87,7 +87,7 @@ class Coordinator:
         self.timeout_seconds = timeout_seconds if timeout_seconds is not None else _FOREVER.total_seconds()
         self._group = group
         self._alone: Any = None  # a group of this rank, where it was needed
-        self._told: Any = _store() if world_size > 1 else None  # where a wish to stop is left
+        self._told: Any = _store() if world_size > 1 else None  # where who is asked to stop says so
         if world_size > 1 and group is None:
             before = open_files()
             self._group = dist.new_group(backend="gloo", timeout=_FOREVER)
