@@ -120,10 +120,11 @@ class Reading:
         """What it is, in words."""
         if not self.is_mean:
             return "a sum" if self.kind == "sum" else "of the whole batch"
+        name = self.name or "the batch"  # which is one tensor
         later = ", the first of each row left out" if self.shifted else ""
-        if self.kind == "kept" and self.name != "the targets":
-            return f"a mean over the entries of {self.name} that are not {self.ignored}{later}"
-        return "a mean over " + _WORDS[self.kind].format(name=self.name, ignored=self.ignored) + later
+        if self.kind == "kept" and name != "the targets":
+            return f"a mean over the entries of {name} that are not {self.ignored}{later}"
+        return "a mean over " + _WORDS[self.kind].format(name=name, ignored=self.ignored) + later
 
     def manifest(self) -> dict[str, Any]:
         """What a checkpoint keeps, as JSON."""

@@ -238,7 +238,7 @@ class Data(Section):
         description="Samples of one forward pass on one process; null: the process's whole share at once; auto: the "
         "most that fit its memory.",
     )
-    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+    workers: Annotated[int, Field(ge=0, le=1024)] | Literal["auto"] = Field(
         "auto", description="Processes that read samples, for each training process."
     )
     shuffle: bool = Field(True, description="Mix the order of each epoch, the same for every number of processes.")

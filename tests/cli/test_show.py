@@ -130,10 +130,17 @@ def test_every_value_says_where_it_comes_from(tmp_path: Path, capsys: pytest.Cap
     assert "\x1b" not in out
 
 
-def test_a_bad_recipe_is_not_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, err = show(capsys, projects.make(tmp_path / "project"), "seed=-1")
+@pytest.mark.parametrize(
+    ("word", "refusal"),
+    [
+        ("seed=-1", "seed: -1 is not a number of at least 0"),
+        ("data.workers=100000", "data.workers: 100000 is not a number of at most 1024"),
+    ],
+)
+def test_a_bad_recipe_is_not_shown(word: str, refusal: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = show(capsys, projects.make(tmp_path / "project"), word)
     assert (code, out) == (2, "")
-    assert "seed: -1 is not a number of at least 0" in err
+    assert refusal in err
 
 
 # ---------------------------------------------------------------------- differences, and runs

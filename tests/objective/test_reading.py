@@ -561,3 +561,11 @@ def test_a_refusal_names_the_nearest_reading() -> None:
     verdict = verdict_of(CASES["masked mean + 1e-3"].loss, CASES["masked mean + 1e-3"].draw)
     assert verdict.reading == Reading("batch")
     assert verdict.reading.why.startswith("nearest: a mean over what mask [1] lets through, off by ")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("", "the entries of the batch that are not -100"), ("labels", "the entries of labels that are not -100")],
+)
+def test_a_batch_that_is_one_tensor_has_a_name_too(name: str, words: str) -> None:
+    assert Reading("kept", name=name, ignored=-100).words == f"a mean over {words}"
