@@ -124,8 +124,6 @@ class Coordinator:
     def from_first(self, function: Callable[[], Any], patience: float | None = None) -> Any:
         """Runs `function` on rank 0 while the others wait; all return its result (what JSON can carry).
 
-        A loss or metric that gathers over the ranks would wait for ever there: meanwhile rank 0 is a world of its own.
-
         Args:
             function: May call `beat` to say how far it is.
             patience: Seconds that the others wait for a sign of rank 0; None for ever. Its death they notice at once.
@@ -139,13 +137,21 @@ class Coordinator:
             return self._receive(patience)
         self._is_awaited, self._next_beat = True, 0.0
         try:
-            with self.alone():
-                result = function()
+            result = function()
         except BaseException as error:
             self._send(_ERROR, _failure(error))
             raise
         self._send(_RESULT, result)
         return result
+
+    def first_alone(self, function: Callable[[], Any], patience: float | None = None) -> Any:
+        """The same for somebody's code, which would wait for ever where it speaks with the other ranks."""
+
+        def called() -> Any:
+            with self.alone():
+                return function()
+
+        return self.from_first(called, patience)
 
     @contextmanager
     def alone(self) -> Iterator[None]:

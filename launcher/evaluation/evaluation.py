@@ -205,7 +205,7 @@ class Evaluation:
         if results is not None:
             lines = [self._line(name, split, step, epoch, scores) for name, scores in results.items()]
             if self.after is not None and split == "validation":
-                lines[0] |= self.after(self.at(step), results, self._coordinator.from_first)
+                lines[0] |= self.after(self.at(step), results, self._coordinator.first_alone)
         for line in lines or ():
             self.tracking.log(line)
         self.made(step, time.perf_counter() - began)
@@ -253,7 +253,7 @@ class Evaluation:
 
         # the others are more patient than rank 0's own watch: then it is rank 0 that says where it stands
         patience = None if self._patience is None else self._patience + _LENIENCE
-        scores: dict[str, Scores] | None = self._coordinator.from_first(measure, patience)
+        scores: dict[str, Scores] | None = self._coordinator.first_alone(measure, patience)
         return scores
 
     def _by_all(
