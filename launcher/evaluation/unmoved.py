@@ -89,8 +89,9 @@ class Unmoved:
             self._keep_container(thing, depth)
         elif isinstance(thing, tuple):
             self._keep_all(thing, depth)
-        elif (generator := _generator(thing)) is not None:
-            self._back.append(generator)
+        elif (generator := of_generator(thing)) is not None:
+            state, take = generator
+            self._back.append(partial(take, state))
         else:
             self._keep_code_or_object(thing, depth)
 
@@ -255,16 +256,14 @@ def _weights_of(modules: Sequence[nn.Module]) -> list[_Weight]:
     return list(kept.values())
 
 
-def _generator(thing: Any) -> Back | None:
-    """How a generator of somebody's own goes back to where it is."""
+def of_generator(thing: Any) -> tuple[Any, Callable[[Any], object]] | None:
+    """Where a generator of somebody's own stands, and what takes it there; None of anything else."""
     if isinstance(thing, np.random.Generator):
-        return partial(setattr, thing.bit_generator, "state", thing.bit_generator.state)
-    if isinstance(thing, np.random.RandomState):
-        return partial(thing.set_state, thing.get_state())
-    if isinstance(thing, torch.Generator):
-        return partial(thing.set_state, thing.get_state())
-    if type(thing) is random.Random:
-        return partial(thing.setstate, thing.getstate())
+        return thing.bit_generator.state, partial(setattr, thing.bit_generator, "state")
+    if isinstance(thing, np.random.RandomState | torch.Generator):
+        return thing.get_state(), thing.set_state
+    if type(thing) is random.Random:  # the system's has no state
+        return thing.getstate(), thing.setstate
     return None
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import random
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from launcher.evaluation.unmoved import globals_of, held_by_class, is_function, is_of_the_project
+from launcher.evaluation.unmoved import globals_of, held_by_class, is_function, is_of_the_project, of_generator
 from launcher.training.inner_optimizers import inner_optimizers
 from launcher.training.loose_buffers import print_of
 
@@ -118,8 +117,10 @@ class _Look:
             return None
         if isinstance(value, dict | list | tuple | set | deque):
             return self._in_container(value, depth)
-        if (state := _state_of_generator(value)) is not None:
-            return hashlib.sha256(state).hexdigest()
+        if (generator := of_generator(value)) is not None:
+            state = generator[0]
+            words = bytes(state.numpy()) if isinstance(state, torch.Tensor) else repr(state).encode()
+            return hashlib.sha256(words).hexdigest()
         if isinstance(value, nn.Module):  # hidden from the model's own, in a list or an object
             return self._all((*value.parameters(), *value.buffers()), depth)
         if is_function(value):
@@ -141,14 +142,3 @@ class _Look:
 
     def _all(self, values: Iterable[Any], depth: int) -> list[Any]:
         return [self.at(value, depth - 1) for value in values]
-
-
-def _state_of_generator(value: Any) -> bytes | None:
-    """Where a generator of somebody's own stands; None of anything else."""
-    if isinstance(value, torch.Generator):
-        return bytes(value.get_state().numpy())
-    if isinstance(value, np.random.Generator):
-        return repr(value.bit_generator.state).encode()
-    if isinstance(value, np.random.RandomState):
-        return repr(value.get_state(legacy=False)).encode()
-    return repr(value.getstate()).encode() if isinstance(value, random.Random) else None

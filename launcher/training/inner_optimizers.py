@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torch import Tensor
 from torch.optim import Optimizer
+
+from launcher.checkpoints.format import tensors_in
 
 
 def inner_optimizers(outer: Optimizer) -> dict[str, Optimizer]:
@@ -26,11 +27,11 @@ def unkept(outer: Optimizer, kept: Any) -> dict[str, Optimizer]:
         outer: The optimizer.
         kept: What its `state_dict` gave.
     """
-    there = {tensor.data_ptr() for tensor in _tensors_in(kept)}
+    there = _places_of(kept)
     return {
         name: one
         for name, one in inner_optimizers(outer).items()
-        if any(tensor.data_ptr() not in there for tensor in _tensors_in(one.state)) or unkept(one, kept)
+        if not _places_of(one.state) <= there or unkept(one, kept)
     }
 
 
@@ -77,14 +78,6 @@ def _named(key: str, value: Any) -> Iterator[tuple[str, Optimizer]]:
         yield from ((f"{key}.{name}", part) for name, part in parts if isinstance(part, Optimizer))
 
 
-def _tensors_in(value: Any) -> Iterator[Tensor]:
-    """Those that hold something, in whatever stands in a state."""
-    if isinstance(value, Tensor):
-        if value.numel():
-            yield value
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from _tensors_in(part)
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from _tensors_in(part)
+def _places_of(state: Any) -> set[int]:
+    """Where the tensors of a state lie that hold something."""
+    return {tensor.data_ptr() for tensor in tensors_in(state) if tensor.numel()}

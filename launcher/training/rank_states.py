@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 
 from launcher.checkpoints.plain import restored, unwrapped
 from launcher.device.coordination import Coordinator, packed, unpacked
+from launcher.objective.reading import tensors_in
 from launcher.training.inner_optimizers import all_inside
 from launcher.training.optimizer_state import NamedOptimizer, NamedOptimizers
 
@@ -52,8 +53,7 @@ class RankStates:
         except Exception:  # whatever a pickler raises: the first checkpoint's proof says it in words
             own = b""
         digests = self._coordinator.gather(hashlib.sha256(own).digest())
-        states = self._coordinator.gather(own) if len(set(digests)) > 1 else []
-        self._gathered = [torch.frombuffer(bytearray(state), dtype=torch.uint8) for state in states]
+        self._gathered = _as_tensors(self._coordinator.gather(own) if len(set(digests)) > 1 else [])
 
     def state_dict(self) -> list[torch.Tensor]:
         """What was gathered, rank by rank."""
@@ -62,9 +62,9 @@ class RankStates:
     def load_state_dict(self, states: Sequence[torch.Tensor], /) -> None:
         """Takes up this rank's."""
         if len(states) == self._coordinator.world_size:
-            own = unpacked(bytes(states[self._coordinator.rank].numpy()))
+            own = _of_rank(states, self._coordinator.rank)
             for name, part in self._stateful.items():
-                part.load_state_dict(restored(own[name]))
+                part.load_state_dict(own[name])
 
 
 class OptimizerStates:
@@ -89,8 +89,7 @@ class OptimizerStates:
         own = unwrapped(self._named.state_dict())
         told = [unpacked(message) for message in self._coordinator.gather(packed(_outline(own)))]
         if not all(_are_alike(told[0], other) for other in told[1:]):
-            states = self._coordinator.gather(packed(own))
-            self._gathered = [torch.frombuffer(bytearray(state), dtype=torch.uint8) for state in states]
+            self._gathered = _as_tensors(self._coordinator.gather(packed(own)))
 
     def state_dict(self) -> list[torch.Tensor]:
         """What was gathered, rank by rank."""
@@ -109,7 +108,7 @@ class OptimizerStates:
                 f"resume with --processes {there}"
             )
         if there:
-            self._named.load_state_dict(restored(unpacked(bytes(states[self._coordinator.rank].numpy()))))
+            self._named.load_state_dict(_of_rank(states, self._coordinator.rank))
 
     def _is_torchs(self) -> bool:
         optimizers = [part.optimizer for part in self._named.parts.values()]
@@ -119,8 +118,8 @@ class OptimizerStates:
 
 def _outline(state: Any) -> list[Any]:
     """What a state has in it, and the norm of each tensor."""
-    leaves = list(_leaves(state, ""))
-    names = "\n".join(name for name, _ in leaves)
+    leaves = list(tensors_in(state))
+    names = repr([(where, tuple(tensor.shape)) for where, tensor in leaves])
     norms = [_norm(tensor.detach()) for _, tensor in leaves]
     return [hashlib.sha256(names.encode()).hexdigest(), torch.stack(norms) if norms else torch.zeros(0)]
 
@@ -134,12 +133,10 @@ def _are_alike(one: Sequence[Any], other: Sequence[Any]) -> bool:
     return bool(one[0] == other[0] and torch.allclose(one[1], other[1], rtol=_ROUNDING, atol=0, equal_nan=True))
 
 
-def _leaves(value: Any, place: str) -> Iterator[tuple[str, torch.Tensor]]:
-    if isinstance(value, torch.Tensor):
-        yield f"{place} {tuple(value.shape)}", value
-    elif isinstance(value, Mapping):
-        for key, part in value.items():
-            yield from _leaves(part, f"{place}.{key}")
-    elif isinstance(value, list | tuple):
-        for number, part in enumerate(value):
-            yield from _leaves(part, f"{place}.{number}")
+def _as_tensors(states: Sequence[bytes]) -> list[torch.Tensor]:
+    """Packed states as a checkpoint holds them."""
+    return [torch.frombuffer(bytearray(state), dtype=torch.uint8) for state in states]
+
+
+def _of_rank(states: Sequence[torch.Tensor], rank: int) -> Any:
+    return restored(unpacked(bytes(states[rank].numpy())))
