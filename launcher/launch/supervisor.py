@@ -203,6 +203,7 @@ class Supervisor:
         workers = self._said()
         living = [worker for worker in workers.values() if _lives(worker.pid)]
         if self._has_started and any(worker.state == progress.STOPPED for worker in workers.values()):
+            self._is_stopping = True  # one that hears it too early to save has not failed, and is not started again
             _stop_late_ones(living)
         self._alone_since = None if living or not workers else self._alone_since or now
         if self._alone_since is not None and now - self._alone_since > SILENCE_SECONDS:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 import time
 from array import array
 from collections.abc import Callable, Iterator
@@ -114,11 +116,11 @@ def test_a_place_where_something_listens_and_says_nothing_is_not_waited_at_for_e
     assert done.left == []
 
 
-def left_by(notes: Notes, node: int, state: int) -> None:
-    """What the one rank of a machine has said of itself, which is no more."""
-    said = notes.progress_of(node, 0)
-    said.parent.mkdir(parents=True)
-    said.write_bytes(array("q", [2**22 + 1, state, 5, 0]))  # the number of no process
+def left_by(notes: Notes, node: int, state: int, local_rank: int = 0, pid: int = 2**22 + 1) -> None:
+    """What a rank has said of itself, which by that number is no process any more."""
+    said = notes.progress_of(node, local_rank)
+    said.parent.mkdir(parents=True, exist_ok=True)
+    said.write_bytes(array("q", [pid, state, 5, 0]))
 
 
 @pytest.mark.parametrize("state", [progress.STARTING, progress.RUNNING, progress.DONE, progress.STOPPED])
@@ -156,3 +158,17 @@ def test_a_machine_that_has_ended_first_takes_nothing_away_that_another_is_to_re
         assert ranks._outcome() == code
         ranks._tidy(code, is_read=True)
         assert notes.folder.exists() is (number == 0)
+
+
+def test_a_late_rank_that_dies_of_being_asked_to_stop_has_not_failed(tmp_path: Path) -> None:
+    ranks = supervisor.Supervisor(2, True, 1, tmp_path)
+    ranks.starting(0)
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as late:
+        left_by(Notes(tmp_path), 0, progress.STOPPED)
+        left_by(Notes(tmp_path), 0, progress.STARTING, local_rank=1, pid=late.pid)
+        ranks._is_meeting = False
+        assert ranks._look() is None
+        ranks.ended(1, late.wait(), time.time())
+    assert ranks._outcome() == EXIT_PREEMPTED
+    with pytest.raises(supervisor._StoppedError):
+        ranks.starting(1)

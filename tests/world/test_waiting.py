@@ -236,6 +236,7 @@ with listening():
     {wait}
 """
 GUARDED = "with guarded(Wait('rank 1 of 2', {seconds}), world): never()"
+LEFT_ALONE = "signal.raise_signal(signal.SIGTERM); raise RuntimeError('Connection reset by peer')"
 ENDS = {
     "asked to stop": ("by hand", False, GUARDED, [signal.SIGTERM], 75),
     "asked by a cluster": ("by hand", False, GUARDED, [signal.SIGUSR2], 75),
@@ -243,6 +244,7 @@ ENDS = {
     "as rank 0 of srun": ("srun", False, GUARDED, [signal.SIGTERM], 75),
     "Ctrl-C": ("by hand", False, GUARDED, [signal.SIGINT], 75),
     "Ctrl-C twice, while training": ("by hand", False, "never()", [signal.SIGINT, signal.SIGINT], 130),
+    "another, asked too, has left before": ("by hand", False, GUARDED.replace("never()", LEFT_ALONE), [], 75),
     "too late": ("by hand", False, GUARDED, [], 1),
 }
 
