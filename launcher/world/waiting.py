@@ -21,7 +21,7 @@ from launcher.errors import EXIT_DONE, EXIT_PREEMPTED
 from launcher.text import spans
 from launcher.world import network, progress
 from launcher.world.failure import Failure
-from launcher.world.signals import pause, stop_requested
+from launcher.world.signals import stop_requested
 from launcher.world.watchdog import beside, end_with
 from launcher.world.world import World
 
@@ -120,15 +120,7 @@ def guarded(wait: Wait, world: World) -> Iterator[None]:
         yield
         return
     with beside(partial(_guard, wait, world)), wait.told():
-        try:
-            yield
-        except (
-            RuntimeError
-        ):  # gloo's, say: another rank that was asked to stop as well has left before this one heard it
-            pause(_FAREWELL_SECONDS)
-            if stop_requested():
-                stop(wait.whom, world)
-            raise
+        yield
 
 
 def _guard(wait: Wait, world: World, over: threading.Event) -> None:
