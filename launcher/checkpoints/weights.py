@@ -107,7 +107,7 @@ def find_weights(path: Path) -> Path | Checkpoint:
     if saved:
         raise checkpoints.DamagedError(f"{path}: all its checkpoints are damaged")
     is_run = (path / runs.ENVIRONMENT_FILE).exists()
-    what = "nothing was saved yet" if is_run else "neither a run's folder nor a checkpoint in one"
+    what = "this run has saved nothing" if is_run else "neither a run's folder nor a checkpoint in one"
     raise UsageError(f"{path}: {what}; `launcher runs` lists the runs")
 
 

@@ -32,6 +32,8 @@ def hinting(function: Callable[_Arguments, _Given]) -> Callable[_Arguments, _Giv
 
                 elsewhere = elsewhere_called((name,)).rpartition(".")[2]
                 near = f"; did you mean '{elsewhere}'?" if elsewhere in known else suggestion(name, known)
+                if name in OUTPUTS and "output" in known:
+                    near = f"; write output='{name}'"
                 raise TypeError(f"{function.__name__}() got an unexpected keyword argument '{name}'{near}")
         return function(*arguments, **options)
 

@@ -191,7 +191,7 @@ def test_a_job_that_is_cancelled_saves_and_goes_on_when_it_is_resumed(
     )
     assert main(["cancel", "run"]) == 0
     assert cluster.ended(job) == "COMPLETED 0:0", log(cluster.job(job))  # with 75, RequeueExit would start it again
-    assert shown(capsys)[0] == "preempted"
+    assert shown(capsys)[0] == "stopped"
     assert "cancelled, and not queued again" in log(cluster.job(job))
     assert main(["resume", "run"]) == 0
     again = number_of(run)
