@@ -108,7 +108,10 @@ def find_weights(path: Path) -> Path | Checkpoint:
         raise checkpoints.DamagedError(f"{path}: all its checkpoints are damaged")
     is_run = (path / runs.ENVIRONMENT_FILE).exists()
     what = "this run has saved nothing" if is_run else "neither a run's folder nor a checkpoint in one"
-    raise UsageError(f"{path}: {what}; `launcher runs` lists the runs")
+    rest = (
+        "name another, as NAME@1 is the first; `launcher runs` lists them" if is_run else "`launcher runs` lists runs"
+    )
+    raise UsageError(f"{path}: {what}; {rest}")
 
 
 _EXTRA = "_extra_state"  # behind the names of what modules give by `get_extra_state`

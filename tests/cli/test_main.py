@@ -194,7 +194,7 @@ def test_a_package_that_can_be_called_is_there_in_a_fresh_process(tmp_path: Path
         (["train", "tiny.yaml", "optimizer.lr", "=", "3"], "'=' is alone; write an override as one word"),
         (["report", "run", "--output", "page.html"], "launcher report: there is no --output; did you mean --to?"),
         (["train", "tiny.yaml", "--xy"], "launcher train: there is no --xy; see launcher train --help"),
-        (["show", "run@7"], "run@7: there is no such run or folder"),
+        (["show", "run@7"], "run: there is no such run or folder"),
         (["train", "junk.yaml"], "junk.yaml: is not a text file; name a recipe, which is YAML"),
         (["runs", "--frobnicate"], "launcher runs: there is no --frobnicate"),
         (["help", "tain"], "there is no command 'tain'; did you mean 'train'? See launcher --help"),
