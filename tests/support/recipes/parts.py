@@ -312,12 +312,12 @@ class Slow(Numbers):
 class Paced(WholeNumbers):
     """Whole batches that take a while each; a single sample, as for the fingerprint of a run's data, does not."""
 
-    def __init__(self, seconds: float):
+    def __init__(self, seconds: float, least: int = 2):
         super().__init__()
-        self.seconds = seconds
+        self.seconds, self.least = seconds, least  # samples of a batch
 
     def get_batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        if len(indices) > 1:
+        if len(indices) >= self.least:
             time.sleep(self.seconds)
         return super().get_batch(indices)
 
