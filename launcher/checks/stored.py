@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
 
 from launcher import internals
 from launcher.checkpoints.format import size_in
@@ -101,8 +100,8 @@ def _counted(recipe: Recipe, builder: Builder, model: nn.Module, fake: AbstractC
     return Stored(weights + average + evaluated + size_in(state), weights * copies)
 
 
-def _update(optimizer: Optimizer, calls_loss: bool, trained: Sequence[torch.Tensor]) -> None:
+def _update(optimizer: Any, calls_loss: bool, trained: Sequence[torch.Tensor]) -> None:
     if calls_loss:
-        optimizer.step(lambda: trained[0].sum())  # type: ignore[return-value]  # torch wants a number
+        optimizer.step(lambda: trained[0].sum())
     else:
         FastStep(optimizer).step()
