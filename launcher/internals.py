@@ -447,8 +447,8 @@ def count_no_downloads() -> None:
 def judge_versions_of_data(judge: Callable[[str], None]) -> None:
     """Has a function look at the version of each configuration of a data set, which becomes part of a path.
 
-    A README says it, here or on the hub; `datasets` looks at the name alone. Where its class is another nothing is
-    judged, and a version that is no number is `datasets`' own to refuse, when the folder has been made.
+    A README says it, here or on the hub; `datasets` looks at the name alone, and makes the folder before it reads the
+    version. Nothing happens where its class is another.
     """
     kind: Any = getattr(sys.modules.get("datasets.builder"), "BuilderConfig", None)
     check = getattr(kind, "__post_init__", None)
