@@ -281,7 +281,7 @@ def _rehearse_first_step(
 ) -> tuple[TrainState, list[str]]:
     """A step on two samples, or on more where these give no number; gives the state that made it, and its warnings."""
     on_two = replace(state, data=open_run_data(small, builder, World()))
-    kept = Unmoved(state.model.bare, *state.objective.brought.values(), weights=state.objective.step is not None)
+    kept = Unmoved.of_run(state.model.bare, state.objective, weights=state.objective.step is not None)
     try:
         return on_two, _rehearse_step(recipe, on_two, world, say)
     except _NotFiniteError:

@@ -99,10 +99,13 @@ def _sweep(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 def _begin(options: argparse.Namespace, starter: Starter) -> int:
     """Makes a sweep, or resumes the one that lies where it would."""
-    from launcher.sweep.begin import opened, sought
-    from launcher.sweep.plan import questions
+    from launcher.world.loading import loading
 
-    new = sought(asked_for(options))
+    with loading():
+        from launcher.sweep.begin import opened, sought
+        from launcher.sweep.plan import questions
+
+        new = sought(asked_for(options))
     say_own_code(new.recipe)
     for question in questions(new.space, new.recipe):
         print(f"{'question':<12} {question}", flush=True)

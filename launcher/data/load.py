@@ -23,6 +23,7 @@ from launcher.data.sampler import StepSampler, piece
 from launcher.data.streams import StreamEvaluationLoader, StreamLoader, has_shards, length_of
 from launcher.data.subsets import is_stream, subset
 from launcher.data.whole import Collate, whole_batches
+from launcher.datasets.arrays import mapped_array
 from launcher.device.kind import pins
 from launcher.recipe import schema
 from launcher.recipe.build import Builder
@@ -506,8 +507,6 @@ def _weights(builder: Builder, section: Component | str | None, dataset: Any) ->
 
 def _array_in(builder: Builder, path: Path) -> Any:
     try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        why = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        message = f"{path} cannot be read: {why}; write it with numpy.save, one number for each sample"
-        raise builder.wrong("data.weights", message) from error
+        return mapped_array(path)
+    except ValueError as error:
+        raise builder.wrong("data.weights", f"{error}, one number for each sample") from error

@@ -248,14 +248,15 @@ def _files_below(root: Path, folder: str, times: dict[str, int], above: tuple[st
     if leads_back(root / folder, above):
         raise ValueError(f"{root / folder}: is a link by which this folder contains itself; remove the link")
     times.update(_times(root, [folder]))
-    for entry in os.scandir(root / folder):
-        name = f"{folder}/{entry.name}"
-        if entry.is_dir():
-            yield from _files_below(root, name, times, (*above, os.path.realpath(root / folder)))
-        elif entry.name.lower().endswith(EXTENSIONS):
-            if fault := fault_of(entry):
-                raise ValueError(f"{root / name}: {fault}; remove it")
-            yield name
+    with os.scandir(root / folder) as entries:
+        for entry in entries:
+            name = f"{folder}/{entry.name}"
+            if entry.is_dir():
+                yield from _files_below(root, name, times, (*above, os.path.realpath(root / folder)))
+            elif entry.name.lower().endswith(EXTENSIONS):
+                if fault := fault_of(entry):
+                    raise ValueError(f"{root / name}: {fault}; remove it")
+                yield name
 
 
 def readable_pictures(root: Path, paths: Sequence[str]) -> NDArray[np.bool_]:

@@ -108,7 +108,7 @@ def test_kill_9_of_the_launcher_takes_the_ranks_with_it(tmp_path: Path) -> None:
 
 
 def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:
-    slow = "data.train={_target_: parts.py:Paced, seconds: 8}"  # read once before the run has a status
+    slow = "data.train={_target_: parts.py:Paced, seconds: 8, least: 16}"  # the first step's, not those tried before
     process = start(tmp_path, slow)
     until(lambda: (tmp_path / "run" / "status.json").exists())
     process.send_signal(signal.SIGINT)

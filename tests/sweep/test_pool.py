@@ -177,7 +177,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, starter: Starter) -> C
 
 
 @pytest.mark.timeout(1200)
-@rounds("method, kills", plain=[(method, 1) for method in METHODS], long=[(method, 10) for method in METHODS])
+@rounds("method, kills", plain=[("tpe", 1), ("halving", 1)], long=[(method, 10) for method in METHODS])
 def test_killed_at_random_moments_and_resumed(
     tmp_path: Path, method: str, kills: int, undisturbed: Callable[[str], Record], starter: Starter
 ) -> None:

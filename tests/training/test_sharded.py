@@ -112,7 +112,7 @@ MORE = (
 
 @rounds(
     "way, points",
-    plain=[("full on 2", POINTS), ("full on 4", POINTS[:1])],
+    plain=[("full on 2", POINTS)],
     long=[(way, points) for way in ("full on 2", "full on 4", "hybrid on 2 nodes of 2") for points in (POINTS, MORE)],
 )
 def test_killed_while_all_write(tmp_path: Path, way: str, points: tuple[str, ...]) -> None:
