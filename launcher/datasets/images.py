@@ -112,7 +112,8 @@ class ImageFolder(Dataset[tuple[Any, int]]):
             with self._pillow.open(path) as file:
                 image = file.convert(self.mode)
         except Exception as error:
-            message = f"{path}: this picture cannot be read: {error}; replace or remove it"
+            why = str(error).replace(f" {str(path)!r}", "")  # which Pillow says once more
+            message = f"{path}: this picture cannot be read: {why}; replace or remove it"
             raise SampleError(message, "corrupt=skip") from error
         if self.size is not None:
             image = self._fit(image, (self.size, self.size))

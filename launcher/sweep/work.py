@@ -84,7 +84,7 @@ def work_off(
         show: Told when something has changed.
 
     Returns:
-        `complete`, `preempted` or `spent`.
+        `complete`, `stopped` or `spent`.
 
     Raises:
         LauncherError: Somebody else works on it, or ten trials in a row have failed.

@@ -92,7 +92,7 @@ def _stop(recipe: Recipe, options: Options, size: int) -> None:
     """Has one process asked to stop after step 3; several fail in step 4, and the last checkpoint is that of step 3."""
     os.environ[FAULTS_VARIABLE] = "term@step:3" if size == 1 else "raise@step:4"
     try:
-        assert run(recipe, World.from_environ(), options).state == "preempted"
+        assert run(recipe, World.from_environ(), options).state == "stopped"
     except RuntimeError as error:
         if str(error) != "a fault at step":
             raise

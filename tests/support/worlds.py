@@ -319,7 +319,9 @@ class Command:
 
     def family(self) -> list[psutil.Process]:
         """It and all that it started, wherever they are in the tree of processes by now."""
-        own = [psutil.Process(self.process.pid)] if self.process.is_alive() else []
+        own = []
+        with suppress(psutil.NoSuchProcess):  # it may end meanwhile, and is nobody's zombie here
+            own = [psutil.Process(self.process.pid)] if self.process.is_alive() else []
         return own + [one for one in psutil.process_iter() if _is_marked(one, self._mark)]
 
     def wait(self, seconds: float = 150) -> Launched:

@@ -193,7 +193,7 @@ def test_a_job_that_is_cancelled_saves_and_goes_on_when_it_is_resumed(
     )
     assert main(["cancel", "run"]) == 0
     assert cluster.ended(job) == "COMPLETED 0:0", log(cluster.job(job))  # with 75, RequeueExit would start it again
-    assert shown(capsys)[0] == "preempted"
+    assert shown(capsys)[0] == "stopped"
     assert "cancelled, and not queued again" in log(cluster.job(job))
     assert main(["resume", "run"]) == 0
     again = number_of(run)
@@ -261,11 +261,12 @@ def test_a_preflight_decides_whether_the_run_starts(cluster: Cluster, capsys: py
 
 
 def test_what_slurm_refuses_is_said_in_its_words(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["submit", str(TINY), "--cpu", "--partition", "gpuu"]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("sbatch refused the job: ")
-    assert "(this means slurm.partition)" in error
-    assert not list(Path("runs").rglob("job.sbatch"))
+    for more in ((), ("--preflight",)):
+        assert main(["submit", str(TINY), "--cpu", "--partition", "gpuu", *more]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("sbatch refused the job: ")
+        assert "(this means slurm.partition)" in error
+        assert not list(Path("runs").rglob("job.sbatch"))
     assert main(["submit", str(TINY)]) == 2
     assert "the cluster offers: 4 in debug" in capsys.readouterr().err
     assert main(["submit", str(TINY), "--gpus-per-node", "2", "--", "--test-only"]) == 0
