@@ -291,7 +291,7 @@ class _Tried:
             return 0.0  # random in itself: a step shows no more
         objective = self.objective
         terms = [(term.reading, term.sums) for term in objective.terms] or [(objective.own, False)]
-        counts = [objective.counts(batch, size) for batch, size in zip(batches, samples, strict=True)]
+        counts = [objective.counted(batch, size) for batch, size in zip(batches, samples, strict=True)]
         off = [
             _off(reading, sums, [values[number] for values in (whole, *parts)], [count[number] for count in counts])
             for number, (reading, sums) in enumerate(terms)
@@ -311,6 +311,7 @@ def _off(reading: Reading | None, sums: bool, values: Sequence[float], counts: S
     if reading is None or reading.kind == "batch" or reading.found in ("trusted", "stated"):
         return 0.0
     whole, first, second = values
+    counts = [reading.weight(count) for count in counts]
     scale = max(map(abs, values)) or 1.0
     if sums or reading.kind == "sum":
         together = first + second
