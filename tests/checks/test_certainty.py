@@ -105,8 +105,8 @@ CASES: dict[str, tuple[tuple[str, ...], list[str]]] = {
             TORCHS,
             ONE_BY_ONE,
             "on trust     data.train: what samples drew at random when they were first read they keep, as in a cache: "
-            "a resume, workers and processes draw it again, and give other numbers; cache what is there before anything "
-            "is drawn",
+            "a resume, workers and processes draw it again, and give other numbers; cache what is there before "
+            "anything is drawn",
         ],
     ),
     "a step function": (
