@@ -279,12 +279,8 @@ def check_row(value: Any) -> None:
         FileNotFoundError: It is neither a file nor a place that fsspec is asked for; what decodes films knows more.
     """
     place, content = (value.get("path"), value.get("bytes")) if isinstance(value, Mapping) else (value, None)
-    if (
-        isinstance(place, str)
-        and content is None
-        and "://" not in place.partition("::")[0]
-        and not os.path.isfile(place)
-    ):
+    is_elsewhere = isinstance(place, str) and content is None and not os.path.isfile(place)
+    if is_elsewhere and re.match(r"[\w+.-]+://", place) is None:
         raise FileNotFoundError(f"the data names {brief(place)}, which is not a file on this machine")
 
 
