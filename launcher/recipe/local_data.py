@@ -280,8 +280,8 @@ def check_row(value: Any) -> None:
     """
     place, content = (value.get("path"), value.get("bytes")) if isinstance(value, Mapping) else (value, None)
     is_elsewhere = isinstance(place, str) and content is None and not os.path.isfile(place)
-    if is_elsewhere and re.match(r"[\w+.-]+://", place) is None:
-        raise FileNotFoundError(f"the data names {brief(place)}, which is not a file on this machine")
+    if is_elsewhere and re.match(r"[\w+.-]+://", str(place)) is None:
+        raise FileNotFoundError(f"the data names {brief(str(place))}, which is not a file on this machine")
 
 
 @functools.cache
