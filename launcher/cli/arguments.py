@@ -273,7 +273,7 @@ def add_output(command: argparse.ArgumentParser) -> None:
         dest="output",
         action="store_const",
         const="json",
-        help="each line of metrics.jsonl on the screen",
+        help="one JSON object a line: the plan, each line of metrics.jsonl, messages, the end",
     )
 
 

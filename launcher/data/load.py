@@ -46,6 +46,7 @@ __all__ = [
 
 _EVALUATED = 64  # samples of an evaluation's batch where the recipe names none
 Part = tuple[str, str]  # an evaluation set: `validation` or `test`, and its name, empty where there is only one
+TRAIN: Part = ("train", "")  # the training set, read as an evaluation reads
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,7 @@ def load_evaluation(
         builder: Builds the data sets.
         section: The recipe's `data`.
         world: Who shares in an evaluation.
-        parts: Which sets, of `evaluation_parts`.
+        parts: Which sets, of `evaluation_parts`; or `TRAIN`, the samples that are trained on.
         evaluate: How much of a set an evaluation reads at once, and in all.
         seed: The run's.
         on_gpu: Whether batches are made ready for a transfer.
@@ -204,6 +205,11 @@ def load_evaluation(
     opener = Opener(builder, section, world.size, trains=False)
     loaders = _Loaders(builder, section, evaluate, _reading(builder, section, world, seed, on_gpu), world, on_gpu)
     evaluation_sets: dict[Part, EvaluationLoader] = {}
+    if TRAIN in parts:
+        opened = opener.open(section.train, "data.train")
+        if share := schema.held_back(section):
+            opened = replace(opened, dataset=subset(opened.dataset, _split(builder, opened.dataset, share, seed)[0]))
+        evaluation_sets[TRAIN] = loaders.evaluation(opened, "data.train")
     if (share := schema.held_back(section)) and ("validation", "") in parts:
         opened = opener.open(section.train, "data.train")
         _check_kind(builder, opened.dataset, section)

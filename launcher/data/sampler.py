@@ -274,14 +274,16 @@ class StepSampler(DistributedSampler[list[tuple[int, int]]]):
 
 
 def describe_shares(sampler: StepSampler, world_size: int) -> str:
-    """`global batch 64 = 2 processes × 16 × 2 accumulated`; uneven shares are listed."""
+    """`global batch 64 = 2 processes × 16 × 2 accumulated`; uneven shares are listed, and where a set has no more."""
     batch = min(sampler.global_batch_size, sampler.dataset_size)
     accumulated = sampler.accumulation(0)
     processes = f"{world_size} process{'es' * (world_size > 1)}"
     share, larger = divmod(batch, world_size)
+    wanted = sampler.global_batch_size
+    whole = f"; all samples that there are, where the recipe says {wanted}" if batch < wanted else ""
     if larger or share % accumulated:
         pieces = [share + (rank < larger) for rank in range(min(world_size, 8))]
         more = " + …" if world_size > 8 else ""
         parts = f", each in {accumulated} parts" if accumulated > 1 else ""
-        return f"{sampler.label} {batch} = {' + '.join(map(str, pieces))}{more} on {processes}{parts}"
-    return f"{sampler.label} {batch} = {processes} × {share // accumulated} × {accumulated} accumulated"
+        return f"{sampler.label} {batch} = {' + '.join(map(str, pieces))}{more} on {processes}{parts}{whole}"
+    return f"{sampler.label} {batch} = {processes} × {share // accumulated} × {accumulated} accumulated{whole}"

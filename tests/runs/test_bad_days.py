@@ -531,7 +531,7 @@ def test_odd_run_folders_are_listed_beside_the_others(tmp_path: Path, capsys: py
 def test_odd_run_folders_end_no_report_of_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     odd_folders(tmp_path / "runs")
     page = tmp_path / "page.html"
-    assert main(["report", str(tmp_path / "runs"), "--output", str(page), "--png", str(tmp_path / "png")]) == 0
+    assert main(["report", str(tmp_path / "runs"), "--to", str(page), "--png", str(tmp_path / "png")]) == 0
     text = page.read_text(encoding="utf-8")
     assert "sound-1" in text
     assert "sound-2" in text
