@@ -233,6 +233,18 @@ class Net(nn.Module):
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
+@pytest.mark.parametrize("command", ["check ../recipe.yaml", "doctor", "sweep ../recipe.yaml", "new x"])
+def test_a_working_directory_that_was_removed_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    projects.make(tmp_path)
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main(command.split()) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 # ---------------------------------------------------------------------- errors of a user's own code
 
 DATA = {
