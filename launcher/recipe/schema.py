@@ -18,6 +18,7 @@ from pydantic import (
 
 from launcher.recipe.component import Component
 from launcher.recipe.duration import Duration, Unit, duration_pattern, share_of_train
+from launcher.recipe.expressions import Expression
 from launcher.recipe.generation import Generate
 from launcher.recipe.places import Path
 from launcher.recipe.sbatch import SBATCH_OPTIONS, SLURM_TIME
@@ -77,6 +78,12 @@ def _test_set(value: Any) -> Any:
 
 def _loss(value: Any) -> Any:
     several = isinstance(value, Mapping) and value and all(isinstance(item, Component) for item in value.values())
+    if isinstance(value, Expression) and value.names[0].startswith("model."):
+        own = f"{{_target_: my_task.py:Loss, part: '{value.text}'}}"
+        raise ValueError(
+            f"is a part of the model; write {own} with a class of your own that calls it, or 'model' where "
+            "forward gives the loss"
+        )
     if not (value is None or value == "model" or isinstance(value, Component) or several):
         raise ValueError(
             "is not a loss; write {_target_: CrossEntropyLoss}, my_task.py:loss, several by name, or 'model'"
