@@ -21,7 +21,7 @@ from worlds import in_world, result_of, train_here
 
 from launcher.errors import RecipeError
 from launcher.objective.batch import BatchLayout
-from launcher.objective.loss import Objective, Term
+from launcher.objective.loss import NothingCountsError, Objective, Term
 from launcher.objective.probe import measure
 from launcher.objective.reading import Hints
 from launcher.objective.subject import Samples, Subject
@@ -63,7 +63,10 @@ def together(objective: Objective, model: torch.nn.Module, ranks: Sequence[Seque
 
 
 def check(spec: drawn.Spec, pieces: Sequence[Sequence[int]]) -> bool:
-    """Whether it was read, and then gives what the whole batch gives: the loss and its gradient."""
+    """Whether it was read, and then gives what the whole batch gives: the loss and its gradient.
+
+    Pieces in which nothing counts, though they have a part in the whole, are refused.
+    """
     data = drawn.Data(64, **asdict(spec))
     objective = settled(spec, data)
     if objective is None:
@@ -74,7 +77,10 @@ def check(spec: drawn.Spec, pieces: Sequence[Sequence[int]]) -> bool:
     numbers = [[list(itertools.islice(order, size)) for size in rank] for rank in pieces]
     ranks = [[default_collate([data[number] for number in part]) for part in rank] for rank in numbers]
     whole = default_collate([data[number] for rank in numbers for part in rank for number in part])
-    values = [loss(model(whole[0]), *whole[1:]), together(objective, model, ranks)]
+    try:
+        values = [loss(model(whole[0]), *whole[1:]), together(objective, model, ranks)]
+    except NothingCountsError:
+        return False
     slopes = [torch.autograd.grad(value, list(model.parameters())) for value in values]
     off = [abs(values[0] - values[1]), *((a - b).abs().max() for a, b in zip(*slopes, strict=True))]
     scale = max(1.0, float(values[0].detach().abs()), *(float(slope.abs().max()) for slope in slopes[0]))

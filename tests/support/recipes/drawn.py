@@ -75,6 +75,8 @@ class Data(Dataset[Any]):
                 self.targets = self.targets.clamp(min=1).masked_fill(holes & (later | (not own.late)), own.ignored)
         elif own.entry == "yes or no":
             self.targets = torch.randint(0, 2, shape, generator=g).double()
+            if own.below == "kept" and own.ignored == 0:
+                self.targets[:, 0] = 1.0  # a process whose samples have nothing to divide by ends the run
         else:
             self.targets = torch.randn(shape, generator=g, dtype=torch.float64)
 
