@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import sys
 import sysconfig
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -85,7 +85,7 @@ class Unmoved:
             parts: Sequence[Any] = parts_of(thing) if isinstance(thing, torch.Tensor) else [thing]
             if sum(part.nbytes for part in parts) <= _LARGEST:
                 self._keep_numbers(thing)
-        elif isinstance(thing, dict | list | set | deque):
+        elif isinstance(thing, _CONTAINERS):
             self._keep_container(thing, depth)
         elif isinstance(thing, tuple):
             self._keep_all(thing, depth)
@@ -120,9 +120,11 @@ class Unmoved:
             self._back.append(partial(_put_numbers_back, numbers, numbers.detach().clone()))
 
     def _keep_container(self, container: Any, depth: int) -> None:
-        self._back.append(partial(_fill, container, container.copy()))
-        if len(container) <= _LONGEST:
-            self._keep_all(list(container.values() if isinstance(container, dict) else container), depth)
+        kind = next(kind for kind in _CONTAINERS if isinstance(container, kind))
+        before = [*(kind.items(container) if issubclass(kind, dict) else kind.__iter__(container))]
+        self._back.append(partial(_fill, kind, container, before))
+        if len(before) <= _LONGEST:
+            self._keep_all([value for _, value in before] if issubclass(kind, dict) else before, depth)
 
     def _keep_code_or_object(self, thing: Any, depth: int) -> None:
         if isinstance(thing, MethodType):
@@ -213,6 +215,7 @@ def is_of_the_project(kind: type | FunctionType) -> bool:
 
 _LAUNCHER = str(Path(__file__).parent.parent)
 _CHANGING = (int, float, complex, str, type(None), tuple, dict, list, set, deque, torch.Tensor, np.ndarray)
+_CONTAINERS = (OrderedDict, dict, list, set, deque)
 _PLAIN = (int, float, complex, str, bytes, bool, type(None), BuiltinFunctionType)
 
 
@@ -293,6 +296,11 @@ def _put_attributes_back(own: dict[str, Any], before: Mapping[str, Any], apart: 
     own.update(before)
 
 
-def _fill(container: Any, before: Any) -> None:
-    container.clear()
-    container.extend(before) if isinstance(container, list | deque) else container.update(before)
+def _fill(kind: Any, container: Any, before: list[Any]) -> None:
+    """As Python's own class does it: one that inherits that may refuse, as a frozen configuration does."""
+    kind.clear(container)
+    if issubclass(kind, dict):
+        for key, value in before:
+            kind.__setitem__(container, key, value)
+    else:
+        kind.update(container, before) if kind is set else kind.extend(container, before)

@@ -17,6 +17,7 @@ import torch
 from launcher.objective.reading import TOLERANCE, Reading, Where
 
 _SURELY = 20.0  # tolerances: what is so far off is no rounding
+_EXACT = 1e-11  # what fits to rounding in double precision is not mistaken for what a weak trial lets pass
 # of what fits equally well, which is taken
 _ORDER = (
     *("user", "samples", "rows", "elements", "kept", "weights", "present", "mask", "lengths", "total", "positive"),
@@ -194,7 +195,8 @@ def _chosen(
             trials.append(trial)
         elif trial.put is not None and min(off.values(), default=0.0) > _SURELY * tolerance:
             unless[trial.put] = None
-    alike = _proportional(fit, trials)
+    exact = [reading for reading in fit if max(trial.misfit(reading) for trial in trials) <= _EXACT]
+    alike = _proportional(exact or fit, trials)
     if len(alike) > 1:
         return Verdict(None, "ambiguous", _listed([min(group, key=_rank).words for group in alike]), tuple(fit))
     untried = _labels_of(alike[0]) if tried is None else Reading("kept") if (0,) not in tried else None

@@ -122,9 +122,10 @@ _LOADED_ARGUMENTS = (
 _OF_ADAPTERS = "exclude_modules modules_to_save target_modules task_type"
 _OF_LAYERS = f"{_OF_ADAPTERS} layers_pattern layers_to_transform"
 _OF_RANKS = f"{_OF_LAYERS} alpha alpha_pattern init_weights module_dropout r rank_dropout rank_pattern"
+_MAKERS = "arange eye full linspace logspace ones rand randint randn randperm tensor zeros"  # of numbers alone
 # functions and classes by the name they were defined under, and the arguments that may be written; None: any
 FUNCTIONS: dict[str, str | None] = {
-    "torch.tensor": None,
+    **dict.fromkeys(f"torch.{maker}" for maker in _MAKERS.split()),
     "torch.utils.data._utils.collate.default_collate": None,
     "torch.utils.data.dataset.random_split": None,
     "timm.models._factory.create_model": (
@@ -252,7 +253,7 @@ def objection(thing: Any, trust: Trust) -> str | None:
         return None
     if _listed_class(thing) or _listed_function(thing) or _listed_method(thing) is not None:
         return None
-    return f"it is {module}.{name}, which a recipe may not name"
+    return f"it is {_full_name(thing)}, which a recipe may not name"
 
 
 def is_constant(thing: Any) -> bool:

@@ -192,6 +192,12 @@ def test_a_part_alone_is_what_it_is_called_with(place: Path, capsys: pytest.Capt
     assert not (place / "new.pt2").exists()
 
 
+def test_what_only_a_step_calls_is_saved_for_from_pretrained(place: Path) -> None:
+    run = trained(step("turn", "Published", "tensors"))
+    saved, kept = torch.load(run / "pretrained" / "weights.pth"), torch.load(run / "model_weights.pth")
+    assert all(torch.equal(saved[name], value) for name, value in kept.items())
+
+
 def test_nothing_of_an_exporter_reaches_the_screen(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """One that fails on the way, and one of which torch warns, say no more than a line."""
     layers = {"_target_": "exported.py:Recurrent"}

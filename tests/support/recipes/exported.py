@@ -181,6 +181,20 @@ class Gan(nn.Module):
         self.generator, self.critic = nn.Linear(2, SIZE), nn.Linear(SIZE, 1)
 
 
+class Published(Gan):
+    """Is saved as a folder and loaded, as diffusers' models are; a step calls its parts."""
+
+    def save_pretrained(self, folder: str) -> None:
+        os.makedirs(folder)
+        torch.save(self.state_dict(), f"{folder}/weights.pth")
+
+    @classmethod
+    def from_pretrained(cls, folder: str) -> nn.Module:
+        model = cls()
+        model.load_state_dict(torch.load(f"{folder}/weights.pth", weights_only=True))
+        return model
+
+
 def turn(model: Gan, batch: Tensor, at: Any) -> Mapping[str, Tensor]:
     """Of a GAN, with a penalty that asks for a slope."""
     fake = model.generator(torch.randn(len(batch), 2))
