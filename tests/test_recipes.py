@@ -84,7 +84,7 @@ SMALL = (
 )
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@rounds("size", plain=[2], long=[4])
 def test_the_large_gpt_is_the_same_run_on_two_and_four_processes_that_share_it(
     tmp_path: Path, size: int, large_gpt: Trained
 ) -> None:

@@ -86,7 +86,7 @@ def _values(model: nn.Module, objective: Objective, parts: list[Any], at: At) ->
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
     def value(part: Any, seed: int = 0) -> float:
-        unmoved = Unmoved(model, *objective.brought.values(), weights=objective.moves_weights)
+        unmoved = Unmoved.of_run(model, objective)
         with (
             own_randomness(seed, 0, device),
             unseen(),

@@ -184,7 +184,9 @@ class Supervisor:
         if self._error is not None:
             return None  # the agent is ending
         now = time.monotonic()
-        if self._is_meeting and now - self._wait.began > self._wait.seconds + _MEETING_GRACE_SECONDS:
+        if self._is_meeting:  # what the folder says of ranks is an earlier start's
+            if now - self._wait.began <= self._wait.seconds + _MEETING_GRACE_SECONDS:
+                return None
             print(f"launcher: {self.nodes.unanswered(self._wait)}", file=sys.stderr)
             return _SILENT
         workers = self._said()

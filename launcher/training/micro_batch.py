@@ -196,7 +196,7 @@ class Halving:
         """Before a step: keeps what its forward passes may change."""
         objective = state.objective
         weights = objective.moves_weights and objective.step is None
-        self._before = Unmoved(state.model.bare, *objective.brought.values(), weights=weights)
+        self._before = Unmoved.of_run(state.model.bare, objective, weights=weights)
 
     def passed(self) -> None:
         """The gradients are there: what follows cannot be made again."""

@@ -246,8 +246,7 @@ def warm_up(state: TrainState, gradients: Callable[[TrainState, StepBatch], None
         state: Whose modules these are.
         gradients: Makes them; None makes those of a step's last micro-batch.
     """
-    objective = state.objective
-    unmoved = Unmoved(state.model.bare, *objective.brought.values(), weights=objective.moves_weights)
+    unmoved = Unmoved.of_run(state.model.bare, state.objective)
     with own_randomness(state.seeds.seed, state.device.world.rank, state.device.torch_device):
         steps = counted_steps(replace(state, data=replace(state.data, train=state.data.train.apart())), 0, 1)
         step = next(on_device(steps, state.device.torch_device))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,13 @@ import torch
 from machines import ip, joined
 from places import FAILING
 from worlds import Command, free_port, in_world, train_here
+
+from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE
+from launcher.launch import supervisor
+from launcher.launch.nodes import Nodes
+from launcher.world import progress
+from launcher.world.failure import Failure
+from launcher.world.notes import Notes
 
 LONG = ("train.epochs=2000", "device.timeout=3 seconds")
 WITHIN = 33  # seconds, device.timeout + 30: the bound that a user is promised
@@ -104,3 +112,19 @@ def test_a_place_where_something_listens_and_says_nothing_is_not_waited_at_for_e
     assert done.code == 1
     assert "something listens there and does not answer as the first node does, for 1 seconds" in done.screen
     assert done.left == []
+
+
+@pytest.mark.parametrize("state", [progress.STARTING, progress.RUNNING, progress.DONE, progress.STOPPED])
+def test_what_an_earlier_start_has_left_ends_nobody_who_waits_for_the_other_machines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: int
+) -> None:
+    monkeypatch.setattr(supervisor, "SILENCE_SECONDS", -1)
+    notes = Notes(tmp_path)
+    left = notes.progress_of(0, 0)
+    left.parent.mkdir(parents=True)
+    left.write_bytes(array("q", [2**22 + 1, state, 5, 0]))  # the number of no process
+    assert notes.write(Failure("a mistake", exit_code=EXIT_USAGE))
+    ranks = supervisor.Supervisor(1, True, 1, tmp_path, nodes=Nodes(2, 0, "127.0.0.1", 1), meeting_seconds=60)
+    assert ranks._look() is None
+    ranks._is_meeting = False  # from here on they are this start's
+    assert ranks._look() in (EXIT_DONE, EXIT_FAILED)

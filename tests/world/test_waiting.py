@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import signal
@@ -30,7 +31,7 @@ from launcher.world import network, waiting
 from launcher.world.failure import Failure
 from launcher.world.hints import hint_for
 from launcher.world.signals import listening, stop_requested
-from launcher.world.waiting import Wait, ranks
+from launcher.world.waiting import Wait, pauses, ranks
 from launcher.world.world import World
 
 # ---------------------------------------------------------------------- words
@@ -47,6 +48,13 @@ def test_numbers_are_said_in_short(numbers: list[int], text: str) -> None:
 def test_who_is_missing_is_named() -> None:
     assert ranks([1], 2) == "rank 1 of 2"
     assert ranks([4, 5, 6, 7], 8) == "ranks 4-7 of 8"
+
+
+def test_what_mostly_comes_at_once_is_looked_for_soon_and_ever_more_rarely() -> None:
+    looks = list(itertools.islice(pauses(0.5), 12))
+    assert looks[0] < 0.01 < looks[-1] == 0.5
+    assert looks == sorted(looks)
+    assert sum(looks) < 12 * 0.5 / 2
 
 
 def test_why_nobody_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
