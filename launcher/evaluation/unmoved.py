@@ -228,7 +228,7 @@ def is_of_the_project(kind: type | FunctionType) -> bool:
 
 _INSTALLED = ("site-packages", "dist-packages", sysconfig.get_paths()["stdlib"], str(Path(__file__).parent.parent))
 _CHANGING = (int, float, complex, str, type(None), tuple, dict, list, set, deque, torch.Tensor, np.ndarray)
-_CONTAINERS = (OrderedDict, dict, list, set, deque)
+_CONTAINERS: tuple[Any, ...] = (OrderedDict, dict, list, set, deque)
 _PLAIN = (int, float, complex, str, bytes, bool, type(None), BuiltinFunctionType)
 
 
