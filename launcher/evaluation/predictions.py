@@ -82,8 +82,9 @@ class Predictions:
             if not _has_rows(output, batch):
                 raise LauncherError("predictions need an output with a row for each sample; pick it with batch.outputs")
             columns |= {f"{key}.{name}" if name else key: column for key, column in columns_of(output, target).items()}
-            self._mark = kind_of(output.device).mark()
+            device = output.device
         self._hold(columns)
+        self._mark = kind_of(device).mark()  # behind the copies
 
     def _heads(self, evaluated: Evaluated, batch: MicroBatch) -> dict[str, tuple[Any, Any]]:
         """Outputs with targets of their own: of losses that pick theirs, else of `batch.outputs`, in order."""
