@@ -86,6 +86,13 @@ class InPlace(Net):
         return super().forward(x.mul_(2))
 
 
+class Deciding(Net):
+    """What it does depends on its values."""
+
+    def forward(self, x: Tensor, *, twice: bool = False) -> Tensor:
+        return super().forward(x, twice=bool(x.sum() > 0))
+
+
 class Complex(Net):
     """Gives complex numbers, and takes their size for its loss."""
 
