@@ -167,8 +167,9 @@ def _supervised(recipe: Recipe, options: argparse.Namespace, arguments: Sequence
 
     def tidy(code: int) -> None:
         if code != EXIT_FAILED:
-            discard(folder)
-        choice.forget(folder)  # where nothing is in it
+            discard(ranks.folder)
+        for place in (ranks.folder, folder):  # the first machine's, and the one that this would have chosen
+            choice.forget(place)  # where nothing is in it
 
     ranks = Supervisor(
         processes=processes,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,9 @@ _DEPTH, _LONGEST, _MOST = 3, 1_000, 20_000  # of what is looked into, and how ma
 
 def beside_states(things: Mapping[str, Any]) -> dict[str, Any]:
     """Numbers and tensors that no checkpoint keeps, by name: each as something that is equal while they are."""
-    return {name: value for key, thing in things.items() for name, value in _attributes_of(key, thing)}
+    modules = [thing for thing in things.values() if isinstance(thing, nn.Module)]
+    kept = {id(tensor) for module in modules for tensor in (*module.parameters(), *module.buffers())}
+    return {name: value for key, thing in things.items() for name, value in _attributes_of(key, thing, kept)}
 
 
 def changed_names(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
@@ -46,28 +48,28 @@ def is_known_code(thing: Any) -> bool:
     return (getattr(kind, "__module__", None) or "").partition(".")[0] in _KNOWN_CODE
 
 
-def _attributes_of(key: str, root: Any) -> Iterator[tuple[str, Any]]:
+def _attributes_of(key: str, root: Any, kept: Container[int]) -> Iterator[tuple[str, Any]]:
     if isinstance(root, Optimizer):
         for name, inner in inner_optimizers(root).items():
-            yield from _attributes_of(f"{key}.{name}", inner)
+            yield from _attributes_of(f"{key}.{name}", inner, kept)
     if isinstance(root, nn.Module):
         for name, module in root.named_modules():
             is_kept = type(module).get_extra_state is not nn.Module.get_extra_state
             if not is_known_code(module) and not is_kept:
                 own = {name: value for name, value in vars(module).items() if name not in _OF_MODULES}
-                yield from _seen_in(f"{key}.{name}" if name else key, _of_class(type(module)) | own)
+                yield from _seen_in(f"{key}.{name}" if name else key, _of_class(type(module)) | own, kept)
     elif is_known_code(root):
         return
     elif isinstance(root, Optimizer):
         if type(root).state_dict is Optimizer.state_dict:
             own = {name: value for name, value in vars(root).items() if name not in _OF_OPTIMIZERS}
-            yield from _seen_in(key, _of_class(type(root)) | own)
+            yield from _seen_in(key, _of_class(type(root)) | own, kept)
     elif hasattr(root, "state_dict"):
         return
     elif is_function(root):
-        yield from _seen_in(key, _of_function(root))
+        yield from _seen_in(key, _of_function(root), kept)
     else:
-        yield from _seen_in(key, _of_class(type(root)) | getattr(root, "__dict__", {}))
+        yield from _seen_in(key, _of_class(type(root)) | getattr(root, "__dict__", {}), kept)
 
 
 def _of_class(kind: type) -> dict[str, Any]:
@@ -98,22 +100,28 @@ def _may_change(value: Any) -> bool:
     return isinstance(value, list | dict | set | deque | torch.Tensor | np.ndarray)
 
 
-def _seen_in(key: str, attributes: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _seen_in(key: str, attributes: Mapping[str, Any], kept: Container[int]) -> Iterator[tuple[str, Any]]:
     for name, value in attributes.items():
-        if (seen := _Look().at(value, _DEPTH)) is not None:
+        if (seen := _Look(kept).at(value, _DEPTH)) is not None:
             yield f"{key}.{name}", seen
 
 
 class _Look:
-    """Makes of a value something that is equal while the value is, as far as it is looked into."""
+    """Makes of a value something that is equal while the value is, as far as it is looked into.
 
-    def __init__(self) -> None:
-        self._left = _MOST
+    Args:
+        kept: The tensors that a checkpoint has, which steps are meant to change.
+    """
+
+    def __init__(self, kept: Container[int] = ()) -> None:
+        self._left, self._kept = _MOST, kept
 
     def at(self, value: Any, depth: int) -> Any:
         """The same of one value; None of what is not looked at."""
         self._left -= 1
-        if self._left < 0 or depth < 0 or isinstance(value, Optimizer):  # those inside are looked at by themselves
+        if (
+            self._left < 0 or depth < 0 or id(value) in self._kept or isinstance(value, Optimizer)
+        ):  # those inside are looked at by themselves
             return None
         if isinstance(value, dict | list | tuple | set | deque):
             return self._in_container(value, depth)

@@ -143,6 +143,7 @@ OWN = (
     "packaged",
     "pictured",
     "rarer",
+    "everyday",
 )  # files of people's own
 _HOMES = {"torch._C._nn": "torch.nn.functional"}
 

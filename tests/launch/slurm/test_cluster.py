@@ -261,11 +261,12 @@ def test_a_preflight_decides_whether_the_run_starts(cluster: Cluster, capsys: py
 
 
 def test_what_slurm_refuses_is_said_in_its_words(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["submit", str(TINY), "--cpu", "--partition", "gpuu"]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("sbatch refused the job: ")
-    assert "(this means slurm.partition)" in error
-    assert not list(Path("runs").rglob("job.sbatch"))
+    for more in ((), ("--preflight",)):
+        assert main(["submit", str(TINY), "--cpu", "--partition", "gpuu", *more]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("sbatch refused the job: ")
+        assert "(this means slurm.partition)" in error
+        assert not list(Path("runs").rglob("job.sbatch"))
     assert main(["submit", str(TINY)]) == 2
     assert "the cluster offers: 4 in debug" in capsys.readouterr().err
     assert main(["submit", str(TINY), "--gpus-per-node", "2", "--", "--test-only"]) == 0
