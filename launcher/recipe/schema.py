@@ -220,6 +220,7 @@ Time = Annotated[Duration, _time[0], _time[1]]
 Steps = Annotated[Duration, _steps[0], _steps[1]]
 Batches = Annotated[Duration, _batches[0], _batches[1]]
 Positive = Annotated[int, Field(gt=0)]
+MOST_THREADS = 4096  # of a process: of more the kernel makes none
 
 
 class Data(Section):
@@ -547,7 +548,7 @@ class Launch(Section):
         "auto", description="World size over all nodes; auto: every GPU, or one process on a CPU."
     )
     nodes: Positive = Field(1, description="How many machines.")
-    threads: Annotated[int, Field(gt=0, le=4096)] | Literal["auto"] = Field(
+    threads: Annotated[int, Field(gt=0, le=MOST_THREADS)] | Literal["auto"] = Field(
         "auto", description="CPU threads of a process; auto: OMP_NUM_THREADS, or its share of the CPUs that are there."
     )
     max_restarts: Annotated[int, Field(ge=0)] = Field(0, description="Restarts after a crash.")
