@@ -87,6 +87,6 @@ def test_shapes_of_two_ranks_are_refused_when_they_meet() -> None:
 
 def test_predictions_of_several_shapes_are_refused_at_the_second() -> None:
     predictions, of = Predictions(Objective([], BatchLayout(schema.Batch()))), partial(Evaluated, None, None)
-    predictions.see(of([torch.zeros(2, 3, 4)], [torch.zeros(2, 4).long()]), MicroBatch(None, 2, 0))
+    predictions.see(of((torch.zeros(2, 3, 4),), (torch.zeros(2, 4).long(),)), MicroBatch(None, 2, 0))
     with pytest.raises(LauncherError, match=r"predictions: .*int64 \[2, 4\] and int64 \[2, 5\] do not fit"):
-        predictions.see(of([torch.zeros(2, 3, 5)], [torch.zeros(2, 5).long()]), MicroBatch(None, 2, 2))
+        predictions.see(of((torch.zeros(2, 3, 5),), (torch.zeros(2, 5).long(),)), MicroBatch(None, 2, 2))
