@@ -72,7 +72,7 @@ class Saving:
         *,
         capture: Callable[[int], Snapshot],
         warn: Callable[[str], None],
-        gather: Callable[[], None] = lambda: None,
+        gather: Callable[[bool], None] = lambda alone: None,
         captured: Callable[[int], None] = lambda step: None,
         saved: Callable[[int, float, float], None] = lambda step, seconds, stall: None,
         last_step: int | None = None,
@@ -90,8 +90,12 @@ class Saving:
         self._news: deque[str | SaveError] = deque()
         self._stalls: list[float] = []  # seconds for which training paused, for each checkpoint on disk
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, *, alone: bool = False) -> None:
         """Writes the checkpoint of this step, then removes what is no longer kept.
+
+        Args:
+            step: Optimizer steps completed.
+            alone: Other processes may be gone, and are not asked for what they have.
 
         Raises:
             SaveError: On rank 0, where this one or the one before failed and the recipe says stop.
@@ -99,7 +103,7 @@ class Saving:
         if step == self._last_step:
             return
         self._last_step = step
-        self._gather()
+        self._gather(alone)
         if not self._is_writer:
             return
         with saving_known(self.folder.parent) if self.is_first else nullcontext():

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from launcher.data.parts import changed
 from launcher.errors import LauncherError
 from launcher.evaluation.modes import own_randomness
 from launcher.evaluation.unmoved import Unmoved
@@ -86,6 +87,7 @@ def _values(model: nn.Module, objective: Objective, parts: list[Any], at: At) ->
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
     def value(part: Any, seed: int = 0) -> float:
+        part = changed(part, torch.clone)  # which it may change in place
         unmoved = Unmoved(model, *objective.brought.values(), weights=objective.moves_weights)
         with (
             own_randomness(seed, 0, device),

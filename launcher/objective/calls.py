@@ -170,7 +170,7 @@ class Caller:
         """The loss, or None where it has none."""
         shared = list(self._function.parameters()) if isinstance(self._function, nn.Module) else []
         function = copied(self._function, shared)
-        args, kwargs = arguments(outputs, targets)
+        args, kwargs = arguments(*mapped((outputs, targets), torch.clone))  # which it may change in place
         seed_all(seed)
         module = function if isinstance(function, nn.Module) else None
         try:

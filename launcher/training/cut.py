@@ -29,7 +29,8 @@ from launcher.objective.loss import Objective
 from launcher.objective.reading import Reading
 from launcher.objective.run_length import At
 from launcher.text import words_of
-from launcher.training.beside import beside_states, changed_names, is_known_code, listed
+from launcher.training.beside import beside_states, changed_names, held_beside, is_known_code, listed
+from launcher.training.kept_beside import kept_of
 from launcher.training.loose_buffers import loose_in, print_of
 from launcher.training.state import TrainState
 from launcher.world.screen import unseen
@@ -193,7 +194,7 @@ class _Tried:
 
     Attributes:
         draws: Whether they were found to be random.
-        loose: Names of the model's buffers that are in no `state_dict`, and that checkpoints keep all the same.
+        loose: Names of what no `state_dict` has, and checkpoints keep all the same.
     """
 
     def __init__(self, state: TrainState):
@@ -206,6 +207,7 @@ class _Tried:
         self._states["model"] = state.model.state_dict()
         names = () if state.shards is not None else loose_in(self.model, self._states["model"])
         self.loose = {f"model.{name}" for name in names}
+        self._keeps_beside = state.shards is None
 
     def values(self, batch: Any, seed: int = 0) -> list[float]:
         """The value of each loss, from the state that it is in, which is put back."""
@@ -221,8 +223,9 @@ class _Tried:
 
     def _called_so(self, batch: Any) -> list[float]:
         objective, layout = self.objective, self.objective.layout
+        batch = changed(batch, torch.clone)  # which somebody's code may change in place
         if self._change is not None:
-            batch = self._change(changed(batch, torch.clone))  # which may change it in place
+            batch = self._change(batch)
 
         def values() -> list[torch.Tensor]:
             if objective.step is not None:
@@ -248,7 +251,11 @@ class _Tried:
             self._called(batch)
             attributes = self._attributes()
             self._called(batch)
-            unkept, moving = changed_names(attributes, self._attributes()), changed_names(before, self._kept())
+            beside = changed_names(attributes, self._attributes())
+            held = held_beside(self._roots) if self._keeps_beside else {}
+            self.loose |= {name for name in beside if name in held and kept_of(held[name].value) is not None}
+            unkept = [name for name in beside if name not in self.loose]
+            moving = [name for name in beside if name in self.loose] + changed_names(before, self._kept())
             moving += changed_names(given, self._given())
             if others := {id(parameter) for parameter in back.moved_weights()}:
                 self.objective.keep_weights(moved=True)
@@ -257,7 +264,7 @@ class _Tried:
             grown = copied(weights) if shapes_of(weights) != shapes else None
         finally:
             back.put_back()
-        return unkept, moving, grown, frozenset((*unkept, *changed_names(at_first, attributes)))
+        return unkept, moving, grown, frozenset((*beside, *changed_names(at_first, attributes)))
 
     def _attributes(self) -> dict[str, Any]:
         lost = {name: value for name, value, is_kept in self._buffers() if not is_kept}

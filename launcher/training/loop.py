@@ -191,7 +191,7 @@ class _Acts:
             return
         session.evaluation.history.is_owed = True
         with suppress(Exception):  # what has failed is told
-            session.saving.save(done)
+            session.saving.save(done, alone=True)
             session.saving.wait()
 
     def _keep(self, done: int) -> None:

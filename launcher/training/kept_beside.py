@@ -1,0 +1,196 @@
+"""What steps change beside every `state_dict`, in a checkpoint all the same: a counter, a temperature, a generator.
+
+Each value is kept as plain data, and comes back into what has it now: a list, a tensor or an object stays the thing
+that others may hold too.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from launcher.evaluation.unmoved import of_generator
+from launcher.internals import has_storage
+from launcher.training.beside import Held, changed_names, held_beside, homes_of, inside, prints_of
+
+_DEPTH, _LARGEST = 3, 2**24  # as far as changes are seen
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic)
+_KINDS = {"list": list, "tuple": tuple, "set": set, "deque": deque, "dict": dict}
+_LEFT = {"kind": "left"}  # what nobody looks at stays what it is
+
+
+class UnkeepableError(Exception):
+    """What is plain data is kept, and this is not."""
+
+
+class KeptBeside:
+    """Those values of people's own objects that are not what they were when the run was built, as a checkpoint's part.
+
+    Args:
+        things: What may have them, by key.
+        device: The model's.
+    """
+
+    def __init__(self, things: Mapping[str, Any], device: torch.device):
+        self._things, self._device = things, device
+        self._built = prints_of(held_beside(things))
+        self._taken: set[str] = set()  # a process that trains again may have them from before
+
+    def state_dict(self) -> dict[str, Any]:
+        """What can be kept of what has changed, by name."""
+        held = held_beside(self._things)
+        names = dict.fromkeys([*changed_names(self._built, prints_of(held)), *(self._taken & held.keys())])
+        return {name: kept for name in names if (kept := kept_of(held[name].value)) is not None}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        """Puts it back."""
+        held, homes = held_beside(self._things), homes_of(self._things)
+        for name, kept in state.items():
+            place, _, own = name.rpartition(".")
+            if name in held:
+                held[name].put(self._taken_up(kept["value"], held[name].value))
+            elif place in homes:
+                homes[place](own, self._taken_up(kept["value"], None))
+            self._taken.add(name)
+
+    def _taken_up(self, kept: Any, now: Any) -> Any:
+        """A value that was kept, in what has it now where that can be filled."""
+        if isinstance(kept, torch.Tensor):
+            return _filled(now, kept)
+        if isinstance(kept, np.ndarray):
+            return _filled_array(now, kept)
+        if not isinstance(kept, dict):
+            return kept
+        kind, of = kept["kind"], kept.get("of")
+        if kind == "left":
+            return now
+        if kind == "device":
+            return _filled(now, of.to(now.device if isinstance(now, torch.Tensor) else self._device))
+        if kind == "generator":
+            if (generator := of_generator(now)) is not None:
+                generator[1](of)
+            return now
+        if kind == "inside":
+            if kept["class"] == _class_of(now):
+                self._fill_inside(now, of)
+            return now
+        return self._container(kind, of, now, kept.get("most"))
+
+    def _fill_inside(self, now: Any, of: Mapping[str, Any]) -> None:
+        own = _of_module(now) if isinstance(now, nn.Module) else inside(now) or {}
+        for name, value in of.items():
+            if name in own:
+                own[name].put(self._taken_up(value, own[name].value))
+            elif value != _LEFT and hasattr(now, "__dict__"):
+                setattr(now, name, self._taken_up(value, None))
+
+    def _container(self, kind: str, of: list[Any], now: Any, most: int | None) -> Any:
+        if kind == "dict":
+            before = dict(now) if isinstance(now, dict) else {}
+            known = [(key, value) for key, value in of if value != _LEFT or key in before]
+            items: Any = {key: self._taken_up(value, before.get(key)) for key, value in known}
+        else:
+            has_all = isinstance(now, list | tuple | deque) and len(now) == len(of)
+            if not has_all and _LEFT in of:
+                return now
+            earlier = list(now) if has_all else [None] * len(of)
+            items = [self._taken_up(value, before) for value, before in zip(of, earlier, strict=True)]
+        if type(now).__name__ != kind or kind == "tuple":
+            return deque(items, most) if kind == "deque" else _KINDS[kind](items)
+        if kind != "tuple":
+            now.clear()
+            now.update(items) if kind in ("dict", "set") else now.extend(items)
+        return now
+
+
+def kept_of(value: Any) -> dict[str, Any] | None:
+    """A value as a checkpoint has it; None where it cannot be kept."""
+    try:
+        return {"value": _kept(value, _DEPTH)}
+    except UnkeepableError:
+        return None
+
+
+def _kept(value: Any, depth: int) -> Any:
+    if isinstance(value, _PLAIN):
+        return value
+    if depth < 0 or isinstance(value, Optimizer):
+        return _LEFT
+    if isinstance(value, torch.Tensor):
+        return _kept_tensor(value)
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind not in "biufc" or value.nbytes > _LARGEST:
+            raise UnkeepableError
+        return value.copy()
+    if (generator := of_generator(value)) is not None:
+        return {"kind": "generator", "of": generator[0]}
+    if isinstance(value, nn.Module):
+        return _kept_inside(value, _of_module(value), depth)
+    if type(value).__name__ in _KINDS and type(value) is _KINDS[type(value).__name__]:
+        return _kept_container(value, depth)
+    if isinstance(value, dict | list | tuple | set | deque):  # of a class of somebody's own
+        raise UnkeepableError
+    if isinstance(value, Enum):  # of which there is one for all
+        raise UnkeepableError
+    own = inside(value)
+    return _LEFT if own is None else _kept_inside(value, own, depth)
+
+
+def _kept_inside(value: Any, own: Mapping[str, Held], depth: int) -> dict[str, Any]:
+    of = {name: _kept(held.value, depth - 1) for name, held in own.items()}
+    return {"kind": "inside", "class": _class_of(value), "of": of}
+
+
+def _class_of(value: Any) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def _kept_tensor(tensor: torch.Tensor) -> Any:
+    if tensor.grad_fn is not None or not has_storage(tensor) or tensor.nbytes > _LARGEST:
+        raise UnkeepableError
+    own = tensor.detach().cpu().clone()
+    return own if tensor.device.type == "cpu" else {"kind": "device", "of": own}
+
+
+def _kept_container(value: Any, depth: int) -> dict[str, Any]:
+    kind = type(value).__name__
+    if kind == "dict":
+        if not all(isinstance(key, _PLAIN) for key in value):
+            raise UnkeepableError
+        return {"kind": kind, "of": [[key, _kept(item, depth - 1)] for key, item in value.items()]}
+    if kind == "set" and not all(isinstance(item, _PLAIN) for item in value):
+        raise UnkeepableError
+    more = {"most": value.maxlen} if kind == "deque" else {}
+    return {"kind": kind, "of": [_kept(item, depth - 1) for item in value], **more}
+
+
+def _of_module(module: nn.Module) -> dict[str, Held]:
+    """The numbers of a module that is hidden from the model's own."""
+    own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    return {name: Held(tensor, lambda value: None) for name, tensor in own.items()}
+
+
+def _filled(now: Any, kept: torch.Tensor) -> torch.Tensor:
+    is_alike = isinstance(now, torch.Tensor) and (now.shape, now.dtype) == (kept.shape, kept.dtype)
+    if not is_alike or not has_storage(now) or now.grad_fn is not None or 0 in now.stride():
+        return kept.clone()
+    now.detach().copy_(kept)
+    tensor: torch.Tensor = now
+    return tensor
+
+
+def _filled_array(now: Any, kept: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    is_alike = isinstance(now, np.ndarray) and (now.shape, now.dtype) == (kept.shape, kept.dtype)
+    if not is_alike or not now.flags.writeable:
+        return kept
+    np.copyto(now, kept)
+    array: np.ndarray[Any, Any] = now
+    return array
