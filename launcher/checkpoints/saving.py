@@ -30,7 +30,11 @@ class UnresumableError(SaveError):
 
 
 class Proving(Protocol):
-    """Looks at the first checkpoint of a run."""
+    """Looks at the checkpoints of a run, above all at the first."""
+
+    def again(self, snapshot: Snapshot) -> None:
+        """Before each later one is written."""
+        ...
 
     def before(self, snapshot: Snapshot) -> None:
         """Before it is written, while training is paused."""
@@ -85,6 +89,7 @@ class Saving:
         self._gather, self._warn = gather, warn
         self._is_writer = is_first
         self._proof = proof if last_step is None else None
+        self._again = proof.again if proof is not None else lambda snapshot: None
         self._writer: threading.Thread | None = None
         self._arena = Arena() if arena is None else arena
         self._news: deque[str | SaveError] = deque()
@@ -116,6 +121,8 @@ class Saving:
         self._captured(step)
         if self._proof is not None:
             self._proof.before(snapshot)
+        else:
+            self._again(snapshot)
         if self._in_background(snapshot):
             copy = self._arena.copy(snapshot)
             work = partial(self._write_copy, copy, time.perf_counter() - began)

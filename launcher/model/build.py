@@ -134,8 +134,8 @@ def build_model(
         message = "has lazy modules, whose sizes are not known yet: give them sizes, or pass a batch through it once"
         raise builder.wrong("model", message)
     freeze(bare)
-    if fault := unfit_to_train(bare):
-        raise builder.wrong("model", fault)
+    if untrainable := unfit_to_train(bare):
+        raise builder.wrong("model", untrainable)
     lay_out_buffers(bare)
     started = None if start is None else start(made, shared is not None)
     notes = [] if started is None else [started.note]

@@ -30,7 +30,7 @@ from launcher.objective.reading import Reading
 from launcher.objective.run_length import At
 from launcher.text import words_of
 from launcher.training.beside import beside_states, changed_names, held_beside, is_known_code, listed
-from launcher.training.kept_beside import kept_of
+from launcher.training.kept_beside import Keeper
 from launcher.training.loose_buffers import loose_in, print_of
 from launcher.training.state import TrainState
 from launcher.world.screen import unseen
@@ -136,8 +136,28 @@ def dependence_of(state: TrainState) -> Dependence:
             "model: calls backward() when it is called, which leaves gradients in its parameters: those of the step "
             "would be added to them; take them by torch.autograd.grad"
         )
+    if objective.step is not None and is_cut:
+        _check_gradients(state)
     loose = [name for name in moving if name in tried.loose]
     return Dependence(unsteady, unkept, moving, loose, mixes, norms, drops or tried.draws, grown, "", noted)
+
+
+def _check_gradients(state: TrainState) -> None:
+    """Refuses a step function whose own gradients would be put together wrongly.
+
+    Raises:
+        UsageError: It leaves some, or clears those of the micro-batch before.
+    """
+    own, sampler = state.objective.own_gradients, state.data.train.sampler
+    if own.are_left:
+        what = "calls backward() itself, and leaves gradients of which nobody knows what they are means over"
+    elif own.are_cleared and (state.retry is not None or len(sampler.shares(0)) > 1):
+        what = "calls zero_grad() itself, which forgets the gradients of the micro-batches before"
+    else:
+        return
+    raise UsageError(
+        f"train.step: {what}; take them by torch.autograd.grad, or use one process and no data.micro_batch_size"
+    )
 
 
 @contextmanager
@@ -253,7 +273,8 @@ class _Tried:
             self._called(batch)
             beside = changed_names(attributes, self._attributes())
             held = held_beside(self._roots) if self._keeps_beside else {}
-            self.loose |= {name for name in beside if name in held and kept_of(held[name].value) is not None}
+            keeper = Keeper(self._roots)
+            self.loose |= {name for name in beside if name in held and keeper.kept_of(held[name].value) is not None}
             unkept = [name for name in beside if name not in self.loose]
             moving = [name for name in beside if name in self.loose] + changed_names(before, self._kept())
             moving += changed_names(given, self._given())

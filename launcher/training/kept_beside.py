@@ -7,7 +7,7 @@ that others may hold too.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any
 
@@ -22,7 +22,7 @@ from launcher.training.beside import Held, changed_names, held_beside, homes_of,
 
 _DEPTH, _LARGEST = 3, 2**24  # as far as changes are seen
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic)
-_KINDS = {"list": list, "tuple": tuple, "set": set, "deque": deque, "dict": dict}
+_KINDS: dict[str, Any] = {"list": list, "tuple": tuple, "set": set, "deque": deque, "dict": dict}
 _LEFT = {"kind": "left"}  # what nobody looks at stays what it is
 
 
@@ -45,108 +45,162 @@ class KeptBeside:
 
     def state_dict(self) -> dict[str, Any]:
         """What can be kept of what has changed, by name."""
-        held = held_beside(self._things)
+        held, keeper = held_beside(self._things), Keeper(self._things)
         names = dict.fromkeys([*changed_names(self._built, prints_of(held)), *(self._taken & held.keys())])
-        return {name: kept for name in names if (kept := kept_of(held[name].value)) is not None}
+        return {name: kept for name in names if (kept := keeper.kept_of(held[name].value)) is not None}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
         """Puts it back."""
-        held, homes = held_beside(self._things), homes_of(self._things)
+        held, homes, taker = held_beside(self._things), homes_of(self._things), _Taker(self._things, self._device)
         for name, kept in state.items():
             place, _, own = name.rpartition(".")
             if name in held:
-                held[name].put(self._taken_up(kept["value"], held[name].value))
+                held[name].put(taker.taken_up(kept["value"], held[name].value))
             elif place in homes:
-                homes[place](own, self._taken_up(kept["value"], None))
+                homes[place](own, taker.taken_up(kept["value"], None))
             self._taken.add(name)
 
-    def _taken_up(self, kept: Any, now: Any) -> Any:
-        """A value that was kept, in what has it now where that can be filled."""
+
+class Keeper:
+    """Makes plain data of values; parameters and buffers are kept elsewhere, and may be keys.
+
+    Args:
+        things: What has them, by key.
+    """
+
+    def __init__(self, things: Mapping[str, Any]):
+        self._names = {id(tensor): name for name, tensor in _tensors_of(things).items()}
+
+    def kept_of(self, value: Any) -> dict[str, Any] | None:
+        """A value as a checkpoint has it; None where it cannot be kept."""
+        try:
+            return {"value": self._kept(value, _DEPTH)}
+        except UnkeepableError:
+            return None
+
+    def _kept(self, value: Any, depth: int) -> Any:
+        if isinstance(value, _PLAIN):
+            return value
+        if depth < 0 or isinstance(value, Optimizer) or id(value) in self._names:
+            return _LEFT
+        if isinstance(value, torch.Tensor):
+            return _kept_tensor(value)
+        if isinstance(value, np.ndarray):
+            if value.dtype.kind not in "biufc" or value.nbytes > _LARGEST:
+                raise UnkeepableError
+            return value.copy()
+        if (generator := of_generator(value)) is not None:
+            return {"kind": "generator", "of": generator[0]}
+        if isinstance(value, nn.Module):
+            return self._inside(value, _of_module(value), depth)
+        if type(value) in _KINDS.values():
+            return self._container(value, depth)
+        if isinstance(value, dict | list | tuple | set | deque | Enum):  # which are made elsewhere
+            raise UnkeepableError
+        own = inside(value)
+        return _LEFT if own is None else self._inside(value, own, depth)
+
+    def _inside(self, value: Any, own: Mapping[str, Held], depth: int) -> dict[str, Any]:
+        of = {name: self._kept(held.value, depth - 1) for name, held in own.items()}
+        return {"kind": "inside", "class": _class_of(value), "of": of}
+
+    def _container(self, value: Any, depth: int) -> dict[str, Any]:
+        kind = type(value).__name__
+        if kind == "dict":
+            return {"kind": kind, "of": [[self._key(key), self._kept(item, depth - 1)] for key, item in value.items()]}
+        if kind == "set" and not all(isinstance(item, _PLAIN) for item in value):
+            raise UnkeepableError
+        more = {"most": value.maxlen} if kind == "deque" else {}
+        return {"kind": kind, "of": [self._kept(item, depth - 1) for item in value], **more}
+
+    def _key(self, key: Any) -> Any:
+        """A parameter, or its `id()`, which is another in each process, by its name."""
+        if id(key) in self._names:
+            return {"kind": "tensor", "of": self._names[id(key)]}
+        if type(key) is int and key in self._names:
+            return {"kind": "id", "of": self._names[key]}
+        if isinstance(key, _PLAIN):
+            return key
+        raise UnkeepableError
+
+
+class _Taker:
+    """Takes up what was kept, in what has it now where that can be filled.
+
+    Args:
+        things: As above.
+        device: Where a tensor goes that was on a device, and has no place here yet.
+    """
+
+    def __init__(self, things: Mapping[str, Any], device: torch.device):
+        self._tensors, self._device = _tensors_of(things), device
+
+    def taken_up(self, kept: Any, now: Any) -> Any:
+        """A value."""
+        of: Any
         if isinstance(kept, torch.Tensor):
             return _filled(now, kept)
         if isinstance(kept, np.ndarray):
             return _filled_array(now, kept)
         if not isinstance(kept, dict):
             return kept
-        kind, of = kept["kind"], kept.get("of")
-        if kind == "left":
-            return now
+        kind, of = kept["kind"], kept.get("of", ())
         if kind == "device":
             return _filled(now, of.to(now.device if isinstance(now, torch.Tensor) else self._device))
-        if kind == "generator":
-            if (generator := of_generator(now)) is not None:
-                generator[1](of)
+        if kind == "generator" and (generator := of_generator(now)) is not None:
+            generator[1](of)
+        if kind == "inside" and kept["class"] == _class_of(now):
+            self._fill(now, of)
+        if kind not in _KINDS:
             return now
-        if kind == "inside":
-            if kept["class"] == _class_of(now):
-                self._fill_inside(now, of)
-            return now
-        return self._container(kind, of, now, kept.get("most"))
+        items = self._mapping(of, now) if kind == "dict" else self._sequence(of, now)
+        return now if items is None else _refilled(kind, items, now, kept.get("most"))
 
-    def _fill_inside(self, now: Any, of: Mapping[str, Any]) -> None:
+    def _fill(self, now: Any, of: Mapping[str, Any]) -> None:
         own = _of_module(now) if isinstance(now, nn.Module) else inside(now) or {}
         for name, value in of.items():
             if name in own:
-                own[name].put(self._taken_up(value, own[name].value))
+                own[name].put(self.taken_up(value, own[name].value))
             elif value != _LEFT and hasattr(now, "__dict__"):
-                setattr(now, name, self._taken_up(value, None))
+                setattr(now, name, self.taken_up(value, None))
 
-    def _container(self, kind: str, of: list[Any], now: Any, most: int | None) -> Any:
-        if kind == "dict":
-            before = dict(now) if isinstance(now, dict) else {}
-            known = [(key, value) for key, value in of if value != _LEFT or key in before]
-            items: Any = {key: self._taken_up(value, before.get(key)) for key, value in known}
-        else:
-            has_all = isinstance(now, list | tuple | deque) and len(now) == len(of)
-            if not has_all and _LEFT in of:
-                return now
-            earlier = list(now) if has_all else [None] * len(of)
-            items = [self._taken_up(value, before) for value, before in zip(of, earlier, strict=True)]
-        if type(now).__name__ != kind or kind == "tuple":
-            return deque(items, most) if kind == "deque" else _KINDS[kind](items)
-        if kind != "tuple":
-            now.clear()
-            now.update(items) if kind in ("dict", "set") else now.extend(items)
-        return now
+    def _mapping(self, of: Sequence[Any], now: Any) -> dict[Any, Any]:
+        before = now if isinstance(now, dict) else {}
+        known = [(self._key(key), value) for key, value in of]
+        return {key: self.taken_up(value, before.get(key)) for key, value in known if value != _LEFT or key in before}
 
+    def _key(self, key: Any) -> Any:
+        if not isinstance(key, dict):
+            return key
+        tensor = self._tensors[key["of"]]
+        return tensor if key["kind"] == "tensor" else id(tensor)
 
-def kept_of(value: Any) -> dict[str, Any] | None:
-    """A value as a checkpoint has it; None where it cannot be kept."""
-    try:
-        return {"value": _kept(value, _DEPTH)}
-    except UnkeepableError:
-        return None
+    def _sequence(self, of: Sequence[Any], now: Any) -> list[Any] | None:
+        """The items; None where some have no place here."""
+        has_all = isinstance(now, list | tuple | deque) and len(now) == len(of)
+        if not has_all and any(isinstance(kept, dict) and kept == _LEFT for kept in of):
+            return None
+        earlier = list(now) if has_all else [None] * len(of)
+        return [self.taken_up(value, before) for value, before in zip(of, earlier, strict=True)]
 
 
-def _kept(value: Any, depth: int) -> Any:
-    if isinstance(value, _PLAIN):
-        return value
-    if depth < 0 or isinstance(value, Optimizer):
-        return _LEFT
-    if isinstance(value, torch.Tensor):
-        return _kept_tensor(value)
-    if isinstance(value, np.ndarray):
-        if value.dtype.kind not in "biufc" or value.nbytes > _LARGEST:
-            raise UnkeepableError
-        return value.copy()
-    if (generator := of_generator(value)) is not None:
-        return {"kind": "generator", "of": generator[0]}
-    if isinstance(value, nn.Module):
-        return _kept_inside(value, _of_module(value), depth)
-    if type(value).__name__ in _KINDS and type(value) is _KINDS[type(value).__name__]:
-        return _kept_container(value, depth)
-    if isinstance(value, dict | list | tuple | set | deque):  # of a class of somebody's own
-        raise UnkeepableError
-    if isinstance(value, Enum):  # of which there is one for all
-        raise UnkeepableError
-    own = inside(value)
-    return _LEFT if own is None else _kept_inside(value, own, depth)
+def _refilled(kind: str, items: Any, now: Any, most: int | None) -> Any:
+    """A container with these items: the one that is there, where it is of the kind and can be changed."""
+    if kind == "tuple" or type(now) is not _KINDS[kind]:
+        return deque(items, most) if kind == "deque" else _KINDS[kind](items)
+    now.clear()
+    now.update(items) if kind in ("dict", "set") else now.extend(items)
+    return now
 
 
-def _kept_inside(value: Any, own: Mapping[str, Held], depth: int) -> dict[str, Any]:
-    of = {name: _kept(held.value, depth - 1) for name, held in own.items()}
-    return {"kind": "inside", "class": _class_of(value), "of": of}
+def _tensors_of(things: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    modules = {key: thing for key, thing in things.items() if isinstance(thing, nn.Module)}
+    return {
+        f"{key}.{name}": tensor
+        for key, module in modules.items()
+        for name, tensor in (*module.named_parameters(), *module.named_buffers())
+    }
 
 
 def _class_of(value: Any) -> str:
@@ -158,18 +212,6 @@ def _kept_tensor(tensor: torch.Tensor) -> Any:
         raise UnkeepableError
     own = tensor.detach().cpu().clone()
     return own if tensor.device.type == "cpu" else {"kind": "device", "of": own}
-
-
-def _kept_container(value: Any, depth: int) -> dict[str, Any]:
-    kind = type(value).__name__
-    if kind == "dict":
-        if not all(isinstance(key, _PLAIN) for key in value):
-            raise UnkeepableError
-        return {"kind": kind, "of": [[key, _kept(item, depth - 1)] for key, item in value.items()]}
-    if kind == "set" and not all(isinstance(item, _PLAIN) for item in value):
-        raise UnkeepableError
-    more = {"most": value.maxlen} if kind == "deque" else {}
-    return {"kind": kind, "of": [_kept(item, depth - 1) for item in value], **more}
 
 
 def _of_module(module: nn.Module) -> dict[str, Held]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from launcher.training.beside import beside_states, changed_names, held_beside, listed, prints_of
-from launcher.training.kept_beside import kept_of
+from launcher.training.kept_beside import Keeper
 
 
 class Late:
@@ -31,7 +31,8 @@ class Late:
         held = held_beside(self._things)
         names = [name for name in changed_names(self._before, prints_of(held)) if name not in self._named]
         self._named |= set(names)
-        lost = [name for name in names if kept_of(held[name].value) is None]
+        keeper = Keeper(self._things)
+        lost = [name for name in names if keeper.kept_of(held[name].value) is None]
         if lost:
             self._warn(
                 f"{listed(lost)}: steps have changed it, and no checkpoint keeps it: where a number depends on it, "
