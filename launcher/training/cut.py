@@ -29,6 +29,7 @@ from launcher.objective.loss import Objective
 from launcher.objective.reading import Reading
 from launcher.objective.run_length import At
 from launcher.text import words_of
+from launcher.training.batch_norm import takes_means
 from launcher.training.beside import beside_states, changed_names, held_beside, is_known_code, listed
 from launcher.training.kept_beside import Keeper
 from launcher.training.loose_buffers import loose_in, print_of
@@ -89,7 +90,8 @@ class Dependence:
         if self.loose:
             yield (
                 f"{listed(self.loose)}: each forward changes it, and no state_dict has it: checkpoints keep it for a "
-                "resume, and model_weights.pth is without it; make it a persistent buffer"
+                "resume, and model_weights.pth is without it; make it a persistent buffer, or give it by "
+                "get_extra_state"
             )
         if objective.is_whole and not is_open:
             return
@@ -113,7 +115,7 @@ def dependence_of(state: TrainState) -> Dependence:
         UsageError: A call of the model leaves gradients in its parameters.
     """
     model, objective, train = state.model.bare, state.objective, state.data.train
-    norms = any(isinstance(module, batch_norms()) for module in model.modules())
+    norms = takes_means(model)
     drops = any(isinstance(module, dropouts()) and getattr(module, "p", 0) > 0 for module in model.modules())
     is_cut = state.retry is not None or not objective.is_whole
     unsteady = differs_again(train)
@@ -131,33 +133,29 @@ def dependence_of(state: TrainState) -> Dependence:
     except Exception as error:  # somebody's code, called otherwise than in a step
         words = " ".join(words_of(error).split())[:120]
         return Dependence(unsteady, norms=norms, draws=drops, fault=f"{type(error).__name__}: {words}")
-    if objective.own_gradients.are_left and objective.step is None:
-        raise UsageError(
-            "model: calls backward() when it is called, which leaves gradients in its parameters: those of the step "
-            "would be added to them; take them by torch.autograd.grad"
-        )
-    if objective.step is not None and is_cut:
-        _check_gradients(state)
-    loose = [name for name in moving if name in tried.loose]
+    _check_gradients(state)
+    loose = [name for name in moving if name in tried.loose and name.startswith("model.")]
     return Dependence(unsteady, unkept, moving, loose, mixes, norms, drops or tried.draws, grown, "", noted)
 
 
 def _check_gradients(state: TrainState) -> None:
-    """Refuses a step function whose own gradients would be put together wrongly.
+    """Refuses a model or a step function that leaves gradients of its own, or clears those of other micro-batches.
 
     Raises:
-        UsageError: It leaves some, or clears those of the micro-batch before.
+        UsageError: It does.
     """
-    own, sampler = state.objective.own_gradients, state.data.train.sampler
+    own, is_step = state.objective.own_gradients, state.objective.step is not None
     if own.are_left:
-        what = "calls backward() itself, and leaves gradients of which nobody knows what they are means over"
-    elif own.are_cleared and (state.retry is not None or len(sampler.shares(0)) > 1):
-        what = "calls zero_grad() itself, which forgets the gradients of the micro-batches before"
-    else:
-        return
-    raise UsageError(
-        f"train.step: {what}; take them by torch.autograd.grad, or use one process and no data.micro_batch_size"
-    )
+        raise UsageError(
+            f"{'train.step' if is_step else 'model'}: calls backward() when it is called, which leaves gradients in "
+            f"{'the' if is_step else 'its'} parameters: those of the step would be added to them; take them by "
+            "torch.autograd.grad" + (", or call model.zero_grad() after it" if is_step else "")
+        )
+    if own.are_cleared and (state.retry is not None or len(state.data.train.sampler.shares(0)) > 1):
+        raise UsageError(
+            "train.step: calls zero_grad() itself, which forgets the gradients of the micro-batches before; take those "
+            "that it wants by torch.autograd.grad, or remove data.micro_batch_size"
+        )
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from launcher.evaluation.unmoved import of_generator
 from launcher.internals import has_storage
 from launcher.training.beside import Held, changed_names, held_beside, homes_of, inside, prints_of
 
-_DEPTH, _LARGEST = 3, 2**24  # as far as changes are seen
+_DEPTH, _LARGEST = 6, 2**24  # changes are seen as far, or less
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic)
 _KINDS: dict[str, Any] = {"list": list, "tuple": tuple, "set": set, "deque": deque, "dict": dict}
 _LEFT = {"kind": "left"}  # what nobody looks at stays what it is
@@ -82,8 +82,10 @@ class Keeper:
     def _kept(self, value: Any, depth: int) -> Any:
         if isinstance(value, _PLAIN):
             return value
-        if depth < 0 or isinstance(value, Optimizer) or id(value) in self._names:
+        if isinstance(value, Optimizer) or id(value) in self._names:
             return _LEFT
+        if depth < 0:
+            raise UnkeepableError
         if isinstance(value, torch.Tensor):
             return _kept_tensor(value)
         if isinstance(value, np.ndarray):
@@ -94,10 +96,10 @@ class Keeper:
             return {"kind": "generator", "of": generator[0]}
         if isinstance(value, nn.Module):
             return self._inside(value, _of_module(value), depth)
-        if type(value) in _KINDS.values():
-            return self._container(value, depth)
-        if isinstance(value, dict | list | tuple | set | deque | Enum):  # which are made elsewhere
+        if isinstance(value, Enum):  # which is there once for all
             raise UnkeepableError
+        if (kind := next((name for name, one in _KINDS.items() if isinstance(value, one)), None)) is not None:
+            return self._container(kind, value, depth)
         own = inside(value)
         return _LEFT if own is None else self._inside(value, own, depth)
 
@@ -105,13 +107,15 @@ class Keeper:
         of = {name: self._kept(held.value, depth - 1) for name, held in own.items()}
         return {"kind": "inside", "class": _class_of(value), "of": of}
 
-    def _container(self, value: Any, depth: int) -> dict[str, Any]:
-        kind = type(value).__name__
+    def _container(self, kind: str, value: Any, depth: int) -> dict[str, Any]:
+        more: dict[str, Any] = {"class": _class_of(value)}
         if kind == "dict":
-            return {"kind": kind, "of": [[self._key(key), self._kept(item, depth - 1)] for key, item in value.items()]}
-        if kind == "set" and not all(isinstance(item, _PLAIN) for item in value):
+            items = [[self._key(key), self._kept(item, depth - 1)] for key, item in value.items()]
+            return {"kind": kind, "of": items, **more}
+        is_named = kind == "tuple" and type(value) is not tuple
+        if is_named or (kind == "set" and not all(isinstance(item, _PLAIN) for item in value)):
             raise UnkeepableError
-        more = {"most": value.maxlen} if kind == "deque" else {}
+        more |= {"most": value.maxlen} if kind == "deque" else {}
         return {"kind": kind, "of": [self._kept(item, depth - 1) for item in value], **more}
 
     def _key(self, key: Any) -> Any:
@@ -155,7 +159,10 @@ class _Taker:
         if kind not in _KINDS:
             return now
         items = self._mapping(of, now) if kind == "dict" else self._sequence(of, now)
-        return now if items is None else _refilled(kind, items, now, kept.get("most"))
+        is_there = kept["class"] == _class_of(now) and kind != "tuple"
+        if items is None or not (is_there or kept["class"] == _class_of(_KINDS[kind]())):
+            return now  # nobody knows how to make one of somebody's class
+        return _filled_again(now, items) if is_there else _made(kind, items, kept.get("most"))
 
     def _fill(self, now: Any, of: Mapping[str, Any]) -> None:
         own = _of_module(now) if isinstance(now, nn.Module) else inside(now) or {}
@@ -185,13 +192,14 @@ class _Taker:
         return [self.taken_up(value, before) for value, before in zip(of, earlier, strict=True)]
 
 
-def _refilled(kind: str, items: Any, now: Any, most: int | None) -> Any:
-    """A container with these items: the one that is there, where it is of the kind and can be changed."""
-    if kind == "tuple" or type(now) is not _KINDS[kind]:
-        return deque(items, most) if kind == "deque" else _KINDS[kind](items)
-    now.clear()
-    now.update(items) if kind in ("dict", "set") else now.extend(items)
-    return now
+def _made(kind: str, items: Any, most: int | None) -> Any:
+    return deque(items, most) if kind == "deque" else _KINDS[kind](items)
+
+
+def _filled_again(container: Any, items: Any) -> Any:
+    container.clear()
+    container.update(items) if isinstance(container, dict | set) else container.extend(items)
+    return container
 
 
 def _tensors_of(things: Mapping[str, Any]) -> dict[str, torch.Tensor]:

@@ -43,5 +43,5 @@ class Late:
         if kept:
             self._warn(
                 f"{listed(kept)}: steps have changed it, and no state_dict has it: checkpoints keep it for a resume, "
-                "and model_weights.pth is without it; make it a persistent buffer"
+                "and model_weights.pth is without it; make it a persistent buffer, or give it by get_extra_state"
             )
