@@ -444,6 +444,25 @@ def count_no_downloads() -> None:
         config.HF_UPDATE_DOWNLOAD_COUNTS = False
 
 
+def judge_versions_of_data(judge: Callable[[str], None]) -> None:
+    """Has a function look at the version of each configuration of a data set, which becomes part of a path.
+
+    A README says it, here or on the hub; `datasets` looks at the name alone, and makes the folder before it reads the
+    version. Nothing happens where its class is another.
+    """
+    kind: Any = getattr(sys.modules.get("datasets.builder"), "BuilderConfig", None)
+    check = getattr(kind, "__post_init__", None)
+    if check is None or hasattr(check, "is_judged"):
+        return
+
+    def judged(config: Any) -> None:
+        judge(str(config.version))
+        check(config)
+
+    judged.is_judged = True  # type: ignore[attr-defined]  # a mark on a function
+    kind.__post_init__ = judged
+
+
 def judge_addresses_of_media(judge: Callable[[str], None]) -> None:
     """Has a function look at each address at which transformers would fetch a picture or a sound that data names.
 

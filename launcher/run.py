@@ -29,7 +29,7 @@ class Result:
 
     Attributes:
         folder: The run's folder.
-        state: `finished` or `preempted`.
+        state: `finished` or `stopped`.
         step: Optimizer steps completed.
         scores: The last evaluations, as in metrics.jsonl: validation, then test.
         model: The trained module, unwrapped, with the weights of model_weights.pth where the run is finished.

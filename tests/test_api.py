@@ -311,6 +311,12 @@ def test_an_object_in_a_mapping_is_told_with_its_place(recipe: dict[str, Any], s
         ((None,), {"steps": True}, "steps: True is not a whole number"),
         ((None,), {"global_batch_size": 1.5}, "global_batch_size: 1.5 is not a whole number"),
         ((None,), {"train": (torch.zeros(8, 6), torch.zeros(8))}, "train: a tuple is not a data set; .*TensorDataset"),
+        ((None,), {"optimizer": "Adam"}, "optimizer: 'Adam' is a name; pass a function of the parameters, as in torch"),
+        (
+            (None,),
+            {"model": "Net"},
+            "model: 'Net' is a name; pass the module itself, or what a recipe says: {'_target_'",
+        ),
         ((None,), {"train": None}, "without a recipe it needs train= as well"),
         ((None,), {"metrics": _accuracy}, "metrics: function is not a mapping; write metrics={'accuracy': …}"),
         ((Net(),), {}, "a recipe comes first, and this is a Net; pass objects by keyword: model=…"),

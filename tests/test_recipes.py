@@ -84,7 +84,7 @@ SMALL = (
 )
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@rounds("size", plain=[2], long=[4])
 def test_the_large_gpt_is_the_same_run_on_two_and_four_processes_that_share_it(
     tmp_path: Path, size: int, large_gpt: Trained
 ) -> None:
@@ -99,9 +99,10 @@ def large_gpt(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return train(tmp_path_factory.mktemp("large") / "run", *SMALL, recipe=RECIPES / "text_gpt_large.yaml")
 
 
-def test_the_large_gpt_fits_eight_gpus(capsys: pytest.CaptureFixture[str]) -> None:
+@rounds("changes", plain=[["model.layers=8"]], long=[[]])
+def test_the_large_gpt_fits_eight_gpus(capsys: pytest.CaptureFixture[str], changes: list[str]) -> None:
     arguments = ["--processes", "8", "--memory", "--gpu", "80GB"]
-    assert main(["check", str(RECIPES / "text_gpt_large.yaml"), *arguments]) == 0
+    assert main(["check", str(RECIPES / "text_gpt_large.yaml"), *changes, *arguments]) == 0
     assert "fits         80GB:" in capsys.readouterr().out
 
 

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -91,14 +92,17 @@ def trees() -> Iterator[tuple[str, ast.Module]]:
         yield name, ast.parse(path.read_text(encoding="utf-8"))
 
 
-IMPORTS: Mapping[str, set[str]] = {name: imported(ast.walk(tree)) & FILES.keys() - {name} for name, tree in trees()}
+@cache
+def imports() -> Mapping[str, set[str]]:
+    """Of each file those of ours: read by who runs these tests, not by each process that collects them."""
+    return {name: imported(ast.walk(tree)) & FILES.keys() - {name} for name, tree in trees()}
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_imports_only_go_down(name: str) -> None:
     floor = {room: number for number, floor in enumerate(FLOORS) for room in floor}
     own = room_of(name)
-    for other in IMPORTS[name]:
+    for other in imports()[name]:
         if room_of(other) != own:
             assert floor[room_of(other)] > floor[own], f"{name} imports {other}, which stands above it or beside it"
 
@@ -109,7 +113,7 @@ def test_imports_never_go_round() -> None:
     def walk(name: str, road: tuple[str, ...]) -> None:
         assert name not in road, "a circle: " + " → ".join([*road[road.index(name) :], name])
         if name not in done:
-            for other in IMPORTS[name]:
+            for other in imports()[name]:
                 walk(other, (*road, name))
             done.add(name)
 

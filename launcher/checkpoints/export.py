@@ -23,7 +23,7 @@ from launcher.data.seeds import seed_everything
 from launcher.errors import LauncherError, UsageError
 from launcher.model.adapt import Built, built
 from launcher.model.kinds import class_of
-from launcher.text import brief, hint
+from launcher.text import brief, hint, size
 from launcher.world.files import atomic_write
 from launcher.world.world import World
 
@@ -132,9 +132,9 @@ def _for_steps(fresh: Fresh, saved: Saved) -> nn.Module:
 
 def _told(saved: Saved, target: Path, form: str | None, merge: bool, comparison: str, part: str = "") -> str:
     """What was written, in a line."""
-    size = sum(path.stat().st_size for path in (target.rglob("*") if target.is_dir() else [target])) / 2**20
+    num_bytes = sum(path.stat().st_size for path in (target.rglob("*") if target.is_dir() else [target]))
     kind = (form or target.suffix[1:]) + ", its adapter merged" * merge + (f", its {part} alone" if part else "")
-    return f"{target}: {saved.label} as {kind}, {size:.1f} MiB; {comparison}"
+    return f"{target}: {saved.label} as {kind}, {size(num_bytes)}; {comparison}"
 
 
 def needs_whole(target: Path, form: str | None, merge: bool) -> bool:

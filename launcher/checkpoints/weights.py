@@ -107,8 +107,11 @@ def find_weights(path: Path) -> Path | Checkpoint:
     if saved:
         raise checkpoints.DamagedError(f"{path}: all its checkpoints are damaged")
     is_run = (path / runs.ENVIRONMENT_FILE).exists()
-    what = "nothing was saved yet" if is_run else "neither a run's folder nor a checkpoint in one"
-    raise UsageError(f"{path}: {what}; `launcher runs` lists the runs")
+    what = "this run has saved nothing" if is_run else "neither a run's folder nor a checkpoint in one"
+    rest = (
+        "name another, as NAME@1 is the first; `launcher runs` lists them" if is_run else "`launcher runs` lists runs"
+    )
+    raise UsageError(f"{path}: {what}; {rest}")
 
 
 _EXTRA = "_extra_state"  # behind the names of what modules give by `get_extra_state`

@@ -15,9 +15,11 @@ from torch.nn import functional
 from torch.optim import Optimizer
 
 from launcher import internals
+from launcher.checkpoints.format import tensors_in
 from launcher.checks.footprint import Footprint, Tracker
 from launcher.data.load import Data
 from launcher.errors import LauncherError
+from launcher.internals import parts_of, storage_id
 from launcher.model.adapt import built
 from launcher.model.bfloat16 import hold_in_bfloat16
 from launcher.model.blocks import blocks_of
@@ -25,7 +27,7 @@ from launcher.model.recompute import Recomputed, recompute, recomputed_in
 from launcher.objective.batch import one_number
 from launcher.objective.build import build_objective
 from launcher.objective.entries import added
-from launcher.objective.optimizer import build_optimizer, named_parameters
+from launcher.objective.optimizer import build_optimizer, calls_the_loss, named_parameters
 from launcher.objective.pieces import mapped
 from launcher.objective.run_length import At
 from launcher.objective.several import each
@@ -33,6 +35,7 @@ from launcher.objective.turns import TurnsObjective
 from launcher.recipe.build import Builder
 from launcher.recipe.schema import Recipe
 from launcher.training.freezing import freeze_for_good
+from launcher.training.inner_optimizers import all_inside
 from launcher.world.world import World
 
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -131,6 +134,8 @@ class _Run:
         is_ddp = self.world.size > 1 and rows == 1
         if is_ddp:  # its buckets, in which the gradients are, are never given back
             standing["gradients"] = sum(parameter.nbytes for parameter in trained)
+        for optimizer in each(self.optimizer).values():
+            self._kept_by(optimizer)
         for parameter in trained:
             parameter.register_post_accumulate_grad_hook(lambda held: self._has_gradient(held, is_ddp))
 
@@ -143,17 +148,26 @@ class _Run:
     def steps(self, batch: Any, pieces: int, data: Data) -> None:
         """Two steps: what the optimizer keeps is there from the second on."""
         self.model.train()
+        make_gradients = partial(self._make_gradients, batch, pieces, data)
         for _ in range(2):
-            for _ in range(pieces):
-                with self.tracker.doing("forward"):
-                    loss = self._loss(batch, data)
-                with self.tracker.doing("backward"):
-                    loss.backward()
-                del loss
-            if self.exchange is not None:
-                self.exchange.over()
+            make_gradients()
             with self.tracker.doing("update", self.shared_by):
-                self._update()
+                self._update(make_gradients)
+
+    @torch.enable_grad()
+    def _make_gradients(self, batch: Any, pieces: int, data: Data) -> torch.Tensor:
+        """Forward and backward of all micro-batches; gives the last one's loss, as a closure does."""
+        for optimizer in each(self.optimizer).values():
+            optimizer.zero_grad()
+        for _ in range(pieces):
+            with self.tracker.doing("forward"):
+                loss = self._loss(batch, data)
+            with self.tracker.doing("backward"):
+                loss.backward()
+            loss = loss.detach()
+        if self.exchange is not None:
+            self.exchange.over()
+        return loss
 
     def _loss(self, batch: Any, data: Data) -> torch.Tensor:
         objective, layout = self.objective, self.objective.layout
@@ -169,18 +183,24 @@ class _Run:
         given = [(term.key, term.given(term.call, layout, result, batch)) for term in objective.terms]
         return torch.stack([one_number(added(value), key) for key, value in given]).sum()
 
-    def _update(self) -> None:
+    def _update(self, make_gradients: Callable[[], torch.Tensor]) -> None:
         trained = [parameter for parameter in self.parameters if parameter.grad is not None]
         if (norm := self.recipe.train.clip_grad_norm) is not None:
             nn.utils.clip_grad_norm_(trained, norm)
+        closure: Any = (make_gradients,) if calls_the_loss(self.optimizer, self.recipe.optimizer) else ()
         for optimizer in each(self.optimizer).values():
-            optimizer.step()
+            optimizer.step(*closure)
             self._kept_by(optimizer)
             optimizer.zero_grad()
 
     def _kept_by(self, optimizer: Optimizer) -> None:
-        for state in optimizer.state.values():
-            mapped(state, lambda value: self.tracker.hold(value, "optimizer", self.shared_by))
+        """What an optimizer, and one inside it as SAM and Lookahead have one, keeps of its own."""
+        parameters = {storage_id(parameter.untyped_storage()) for parameter in self.parameters}
+        for keeper in (optimizer, *all_inside(optimizer)):
+            held = {key: value for key, value in vars(keeper).items() if key != "param_groups"}
+            for tensor in (part for whole in tensors_in(held) for part in parts_of(whole)):
+                if storage_id(tensor.untyped_storage()) not in parameters:
+                    self.tracker.hold(tensor, "optimizer", self.shared_by)
         self.tracker.look()
 
 

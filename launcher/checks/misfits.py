@@ -48,6 +48,13 @@ def remedy_of_loss(error: Exception, loss: str, outputs: Any, targets: Any) -> s
     return ""
 
 
+def remedy_of_evaluation(error: Exception) -> str:
+    """What to do about an error of an evaluation, whose samples may be of classes that two of training are not."""
+    if out := _OF_BOUNDS.search(str(error)):
+        return f"; a target is {out[1]}, and the model gives no score for it: it needs one for each class, from 0 on"
+    return ""
+
+
 def _layer_of(error: Exception, model: nn.Module) -> str:
     """The innermost module of a model in which an error was raised."""
     names = {id(module): name for name, module in model.named_modules() if name}

@@ -23,7 +23,7 @@ from launcher.checkpoints import format as checkpoints
 from launcher.checkpoints.format import plain
 from launcher.checkpoints.sameness import same
 from launcher.checks.certainty import Finding, findings_of
-from launcher.checks.misfits import remedy_of_loss, remedy_of_model
+from launcher.checks.misfits import remedy_of_evaluation, remedy_of_loss, remedy_of_model
 from launcher.checks.schedule import doubts_of
 from launcher.checks.sharded import rehearse_sharded
 from launcher.data.getitems import sample_of
@@ -281,7 +281,7 @@ def _rehearse_first_step(
 ) -> tuple[TrainState, list[str]]:
     """A step on two samples, or on more where these give no number; gives the state that made it, and its warnings."""
     on_two = replace(state, data=open_run_data(small, builder, World()))
-    kept = Unmoved(state.model.bare, *state.objective.brought.values(), weights=state.objective.step is not None)
+    kept = Unmoved.of_run(state.model.bare, state.objective, weights=state.objective.step is not None)
     try:
         return on_two, _rehearse_step(recipe, on_two, world, say)
     except _NotFiniteError:
@@ -466,7 +466,7 @@ def _rehearse_evaluation(recipe: Recipe, builder: Builder, train_state: TrainSta
     deciding = deciding_set(best, samples.validation)
     for (split, name), loader in sets.items():
         path = ("data", split, name) if name else ("data", split)
-        with _stage(recipe, path, "evaluating two batches of two samples"):
+        with _stage(recipe, path, "evaluating two batches of two samples", remedy_of_evaluation):
             used = [metric for metric in metrics if metric.is_for(name)]
             model, objective = train_state.model.bare, train_state.objective
             with evaluating(model, objective, train_state.optimizer):

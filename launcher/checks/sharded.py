@@ -112,7 +112,7 @@ def _sharded_gradients(state: TrainState, step: StepBatch) -> dict[str, torch.Te
 def _gradients(state: TrainState, step: StepBatch, section: schema.Device) -> dict[str, torch.Tensor]:
     """Of the whole model, which is left as it was."""
     start_training(state.model.wrapped, state.optimizer)
-    unmoved = Unmoved(state.model.bare, *state.objective.brought.values())
+    unmoved = Unmoved.of_run(state.model.bare, state.objective, weights=False)
     with _blocks_looked_at(state.model.bare, section):
         _pass(state, step)
     named = dict(state.model.bare.named_parameters())

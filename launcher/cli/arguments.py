@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from launcher.errors import EXIT_DONE, EXIT_USAGE, UsageError
 from launcher.recipe.directory import take
+from launcher.recipe.inputs import unreadable
 from launcher.text import suggestion
 
 if TYPE_CHECKING:
@@ -272,8 +273,14 @@ def add_output(command: argparse.ArgumentParser) -> None:
         dest="output",
         action="store_const",
         const="json",
-        help="each line of metrics.jsonl on the screen",
+        help="one JSON object a line: the plan, each line of metrics.jsonl, messages, the end",
     )
+
+
+def _array_text(path: str) -> str:
+    if fault := unreadable(path):
+        raise ValueError(f"it {fault}")
+    return Path(path).read_text(encoding="utf-8")
 
 
 def tasks_of(path: str | None, overrides: Sequence[str] = ()) -> tuple[tuple[str, ...], ...]:
@@ -291,7 +298,7 @@ def tasks_of(path: str | None, overrides: Sequence[str] = ()) -> tuple[tuple[str
     if path is None:
         return ()
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = _array_text(path).splitlines()
         tasks = tuple(tuple(shlex.split(line, comments=True)) for line in lines)
     except (OSError, ValueError) as error:
         raise UsageError(

@@ -11,6 +11,7 @@ from launcher.errors import EXIT_DONE, UsageError
 
 if TYPE_CHECKING:
     from launcher.cli.arguments import Commands
+    from launcher.runs.reading import Run
 
 
 def add(commands: Commands) -> None:
@@ -31,12 +32,22 @@ def _cancel(options: argparse.Namespace, _: Sequence[str]) -> int:
     from launcher.runs.naming import named_runs
     from launcher.world import slurm
 
-    runs = [run for run in named_runs(options.runs) if Submission.read(run.folder).job]
+    named = named_runs(options.runs)
+    runs = [run for run in named if Submission.read(run.folder).job]
     if not runs:
-        raise UsageError(
-            f"{options.runs[0]}: no job was submitted for it; a run of this machine is stopped with Ctrl-C"
-        )
+        raise UsageError(f"{options.runs[0]}: no job was submitted for it; {_without_job(named)}")
     queue = slurm.queue()  # one question for all of them
     for folder, text in cancel((run.folder for run in runs), options.now, queue):
         print(f"{folder}: {text}")
     return EXIT_DONE
+
+
+def _without_job(runs: Sequence[Run]) -> str:
+    """How a run that was started by hand is stopped, where one of them is running."""
+    from launcher.runs.lock import holder
+
+    owners = [owner for run in runs if (owner := holder(run.folder)) is not None]
+    if not owners:
+        return "it is not running"
+    pid, host = owners[0].get("pid"), owners[0].get("host")
+    return f"it runs on {host} as process {pid}: stop it with Ctrl-C there, or `kill {pid}`; it saves before it ends"

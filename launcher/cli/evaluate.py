@@ -30,7 +30,9 @@ def add(commands: Commands) -> None:
         description="Measure saved weights on the recipe's sets, as training did.",
     )
     _add_saved(evaluate)
-    evaluate.add_argument("--split", metavar="SET", help="validation, test, or a set's name (default: all there are)")
+    evaluate.add_argument(
+        "--split", metavar="SET", help="validation, test, a set's name, or train (default: all but train)"
+    )
     evaluate.add_argument("--ranks", choices=("first", "all"), help="who evaluates, with several processes")
     evaluate.add_argument("--json", action="store_true", help="one JSON object for each set, as in metrics.jsonl")
     evaluate.add_argument(
@@ -128,8 +130,8 @@ def _predict_here(options: argparse.Namespace, named: str | None, world: World) 
     if not world.is_first:
         return EXIT_DONE
     for picture in unreadable:
-        print(f"skipped: {picture}: this picture cannot be read", file=sys.stderr)
-    skipped = f"; {counted(len(unreadable), 'picture')} cannot be read and skipped" if unreadable else ""
+        print(f"skipped: {picture}", file=sys.stderr)
+    skipped = f"; skipped: {counted(len(unreadable), 'picture')}" if unreadable else ""
     name = "standard output" if to == "-" else target
     print(f"{name}: {counted(count, 'output')} of {saved.label}{skipped}", file=sys.stderr if to == "-" else sys.stdout)
     return EXIT_DONE

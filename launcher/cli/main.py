@@ -45,6 +45,7 @@ from launcher.world.signals import release
 from launcher.world.world import is_spokesman, name_of_rank
 
 _SPOKESMAN_SECONDS = 2.0  # how much earlier rank 0 may say what other ranks find as well
+_OTHERS_WORDS = {"--output": "--to", "--out": "--to", "-o": "--to", "--set": "--split"}  # of other programs
 COMMANDS = (
     *(train, run, sweep, submit, check, doctor, data, show, explain, new, runs, logs, cancel, report),
     *(verify_resume, evaluate, export, recipes, schema, completion, job),
@@ -60,7 +61,7 @@ GROUPS = {  # of `launcher --help`; what is in none is for batch scripts alone
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns its exit code (0 done, 1 failed, 2 wrong recipe or flags, 75 preempted)."""
+    """Runs one command; returns its exit code (0 done, 1 failed, 2 wrong recipe or flags, 75 stopped)."""
     if completion.is_asked():
         completion.answer(parser())
     arguments = sys.argv[1:] if arguments is None else list(arguments)
@@ -147,9 +148,17 @@ def _refuse(strange: Sequence[str], command: Parser) -> NoReturn:
     flag, _, value = strange[0].partition("=")
     if flag.startswith("--") and (key := _key_called(flag[2:])):
         command.error(f"there is no {flag}; a key of the recipe is written {key}={value or 'VALUE'}")
-    if near := difflib.get_close_matches(flag, command.flags(), n=1):
-        command.error(f"there is no {flag}; did you mean {near[0]}?")
+    if near := _flag_like(flag, command.flags()):
+        command.error(f"there is no {flag}; did you mean {near}?")
     command.error(f"there is no {flag}" if flag.startswith("-") else f"there is no place for '{strange[0]}'")
+
+
+def _flag_like(flag: str, flags: Sequence[str]) -> str:
+    """The flag that is meant, if one is: its dashes make no two words alike."""
+    names = {other.lstrip("-"): other for other in flags}
+    near = difflib.get_close_matches(flag.lstrip("-"), names, n=1)
+    usual = _OTHERS_WORDS.get(flag, "")
+    return names[near[0]] if near else usual if usual in flags else ""
 
 
 def _key_called(name: str) -> str:
@@ -166,7 +175,7 @@ def parser() -> TopParser:
         description="Train a PyTorch model from a YAML recipe, on a CPU, a GPU, or many.",
         epilog="Start with: launcher copy digits_cnn && launcher train digits_cnn.yaml",
     )
-    top.add_argument("--version", action="version", version=f"launcher {__version__}")
+    top.add_argument("-v", "-V", "--version", action="version", version=f"launcher {__version__}")
     top.groups = GROUPS
     commands = top.commands()
     for command in COMMANDS:

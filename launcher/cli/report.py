@@ -25,7 +25,7 @@ def add(commands: Commands) -> None:
     )
     report.add_argument("runs", nargs="+", metavar="RUN", help=f"{RUN_NAMES}; all that are meant")
     report.add_argument(
-        "--output", metavar="FILE", help="the page (default: RUN/report.html; of several runs, report.html)"
+        "--to", metavar="FILE", help="the page (default: RUN/report.html; of several runs, report.html)"
     )
     report.add_argument("--open", action="store_true", help="show it in the browser")
     report.add_argument("--png", metavar="DIR", help="the curves as pictures too, a file each")
@@ -49,7 +49,7 @@ def _of_runs(options: argparse.Namespace) -> Path:
     from launcher.runs.report.page import REPORT_FILE, rendered, save, told
 
     runs = named_runs(options.runs)
-    path = Path(options.output or (runs[0].folder / REPORT_FILE if len(runs) == 1 else REPORT_FILE))
+    path = Path(options.to or (runs[0].folder / REPORT_FILE if len(runs) == 1 else REPORT_FILE))
     named = told(runs, lambda text: print(text, file=sys.stderr))
     save(path, rendered(named))
     print(path)
@@ -70,7 +70,7 @@ def _of_sweep(folder: Path, options: argparse.Namespace) -> Path:
     if options.png:
         raise UsageError("--png: draws runs; name trials, as in launcher report DIR/trials/0000 --png pictures")
     record = Record(folder)
-    path = Path(options.output or record.folder / REPORT_FILE)
+    path = Path(options.to or record.folder / REPORT_FILE)
     save(path, sweep_page(record, space_of(record.settings)))
     print(path)
     return path

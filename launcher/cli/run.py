@@ -36,12 +36,10 @@ def add(commands: Commands) -> None:
 
 def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     import shlex
-    import shutil
 
     from launcher.launch.nodes import Nodes
     from launcher.launch.supervisor import Supervisor, choose_processes
     from launcher.runs.folder import Choice
-    from launcher.world.notes import Notes
     from launcher.world.world import RUN_DIR_VARIABLE, World
 
     if not Path(options.script).is_file():
@@ -67,9 +65,7 @@ def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     ranks = Supervisor(
         processes, options.cpu, "auto", folder, again, nodes=nodes, max_restarts=max(0, options.max_restarts)
     )
-    code = ranks.run("launcher.launch.script", *command)
-    shutil.rmtree(Notes(ranks.folder).folder, ignore_errors=True)
-    return code
+    return ranks.run("launcher.launch.script", *command)
 
 
 def _run_as_task(options: argparse.Namespace, command: Sequence[str], world: World, again: str) -> int:

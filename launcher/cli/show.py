@@ -38,8 +38,8 @@ def _show(options: argparse.Namespace, _: Sequence[str]) -> int:
     if (folder := _run_folder(options.recipe)) is not None:
         _refuse_changes(options)
         for line in _recorded(folder).splitlines():
-            text, _mark, origin = line.rpartition("  # ")
-            _print(text or line, origin)
+            text, mark, origin = line.rpartition("  # ")
+            _print(text if mark else line, origin if mark else "")
         return EXIT_DONE
     from launcher.recipe.show import column_of_origins, lines
 
@@ -88,7 +88,7 @@ def _run_folder(name: str) -> Path | None:
     folder = Path(name)
     if (folder / _RESOLVED).is_file():
         return folder
-    if folder.is_file() or not is_named(name):
+    if folder.is_file() or not (is_named(name) or "@" in name):
         return None
     from launcher.sweep.naming import named_run
 

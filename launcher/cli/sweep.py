@@ -99,10 +99,13 @@ def _sweep(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 def _begin(options: argparse.Namespace, starter: Starter) -> int:
     """Makes a sweep, or resumes the one that lies where it would."""
-    from launcher.sweep.begin import opened, sought
-    from launcher.sweep.plan import questions
+    from launcher.world.loading import loading
 
-    new = sought(asked_for(options))
+    with loading():
+        from launcher.sweep.begin import opened, sought
+        from launcher.sweep.plan import questions
+
+        new = sought(asked_for(options))
     say_own_code(new.recipe)
     for question in questions(new.space, new.recipe):
         print(f"{'question':<12} {question}", flush=True)
@@ -285,7 +288,7 @@ def _work(
         screen.show(record)
     for line in _about_best(record, folder):
         print(line)
-    if outcome == "preempted":
+    if outcome == "stopped":
         print(f"stopped, all saved; `launcher sweep {folder}` resumes it")
         return EXIT_PREEMPTED
     if outcome == "spent":
@@ -301,11 +304,12 @@ def _about_best(record: Record, folder: str) -> list[str]:
     entries = ranked(record)
     if leader(entries) is None:
         return []
-    commands = (
-        f"launcher runs {folder} ranks all; launcher report {folder} makes a page; launcher sweep {folder} --best "
-        "prints the best as a recipe"
-    )
-    return [line for line in (*heads(record, entries)[1:], verdict(entries), commands) if line]
+    commands = [
+        f"{'ranking':<12} launcher runs {folder}",
+        f"{'page':<12} launcher report {folder}",
+        f"{'best recipe':<12} launcher sweep {folder} --best",
+    ]
+    return [line for line in (*heads(record, entries)[1:], verdict(entries), *commands) if line]
 
 
 def _shown(folder: Path) -> str:

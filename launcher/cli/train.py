@@ -167,8 +167,9 @@ def _supervised(recipe: Recipe, options: argparse.Namespace, arguments: Sequence
 
     def tidy(code: int) -> None:
         if code != EXIT_FAILED:
-            discard(folder)
-        choice.forget(folder)  # where nothing is in it
+            discard(ranks.folder)
+        for place in (ranks.folder, folder):  # the first machine's, and the one that this would have chosen
+            choice.forget(place)  # where nothing is in it
 
     ranks = Supervisor(
         processes=processes,
@@ -184,8 +185,8 @@ def _supervised(recipe: Recipe, options: argparse.Namespace, arguments: Sequence
         tidy=tidy,
     )
     code = ranks.run("launcher", *arguments)
-    preempted = code == EXIT_DONE and read_json(ranks.folder / STATUS_FILE).get("state") == "preempted"
-    return EXIT_PREEMPTED if preempted else code
+    is_stopped = code == EXIT_DONE and read_json(ranks.folder / STATUS_FILE).get("state") == "stopped"
+    return EXIT_PREEMPTED if is_stopped else code
 
 
 def _flags(options: argparse.Namespace) -> list[str]:
@@ -250,7 +251,7 @@ def _train_as_rank(recipe: Recipe | None, options: argparse.Namespace, arguments
 
         return EXIT_DONE if overfit(recipe, world, asked_for, print if world.is_first else _hush) else EXIT_FAILED
     result = run(recipe, world, asked_for)
-    if result.state != "preempted":
+    if result.state != "stopped":
         return EXIT_DONE
     from launcher.world.peers import code_of_a_stop
 

@@ -23,6 +23,7 @@ from launcher.data.sampler import StepSampler, piece
 from launcher.data.streams import StreamEvaluationLoader, StreamLoader, has_shards, length_of
 from launcher.data.subsets import is_stream, subset
 from launcher.data.whole import Collate, whole_batches
+from launcher.datasets.arrays import mapped_array
 from launcher.device.kind import pins
 from launcher.recipe import schema
 from launcher.recipe.build import Builder
@@ -45,6 +46,7 @@ __all__ = [
 
 _EVALUATED = 64  # samples of an evaluation's batch where the recipe names none
 Part = tuple[str, str]  # an evaluation set: `validation` or `test`, and its name, empty where there is only one
+TRAIN: Part = ("train", "")  # the training set, read as an evaluation reads
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,7 @@ def load_evaluation(
         builder: Builds the data sets.
         section: The recipe's `data`.
         world: Who shares in an evaluation.
-        parts: Which sets, of `evaluation_parts`.
+        parts: Which sets, of `evaluation_parts`; or `TRAIN`, the samples that are trained on.
         evaluate: How much of a set an evaluation reads at once, and in all.
         seed: The run's.
         on_gpu: Whether batches are made ready for a transfer.
@@ -203,6 +205,11 @@ def load_evaluation(
     opener = Opener(builder, section, world.size, trains=False)
     loaders = _Loaders(builder, section, evaluate, _reading(builder, section, world, seed, on_gpu), world, on_gpu)
     evaluation_sets: dict[Part, EvaluationLoader] = {}
+    if TRAIN in parts:
+        opened = opener.open(section.train, "data.train")
+        if share := schema.held_back(section):
+            opened = replace(opened, dataset=subset(opened.dataset, _split(builder, opened.dataset, share, seed)[0]))
+        evaluation_sets[TRAIN] = loaders.evaluation(opened, "data.train")
     if (share := schema.held_back(section)) and ("validation", "") in parts:
         opened = opener.open(section.train, "data.train")
         _check_kind(builder, opened.dataset, section)
@@ -500,8 +507,6 @@ def _weights(builder: Builder, section: Component | str | None, dataset: Any) ->
 
 def _array_in(builder: Builder, path: Path) -> Any:
     try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        why = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        message = f"{path} cannot be read: {why}; write it with numpy.save, one number for each sample"
-        raise builder.wrong("data.weights", message) from error
+        return mapped_array(path)
+    except ValueError as error:
+        raise builder.wrong("data.weights", f"{error}, one number for each sample") from error

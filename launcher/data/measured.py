@@ -16,6 +16,7 @@ from launcher.data.permutation import Indices
 from launcher.data.preparation import once_per_node
 from launcher.data.seeds import randomness_restored
 from launcher.data.subsets import name_of
+from launcher.datasets.arrays import mapped_array
 from launcher.datasets.files import atomic_write, cache_path, checked_file
 from launcher.recipe.directory import directory
 
@@ -49,7 +50,7 @@ def targets_of(dataset: Any, given: Any) -> Indices:
 def _given(dataset: Any, given: Any) -> Indices:
     numbers = given(dataset) if callable(given) else given
     if isinstance(numbers, str | Path):
-        numbers = np.load(checked_file(directory() / Path(numbers).expanduser(), "a .npy file"), allow_pickle=False)
+        numbers = mapped_array(checked_file(directory() / Path(numbers).expanduser(), "a .npy file"))
     values = np.asarray(numbers)
     if values.shape != (len(dataset),) or values.dtype.kind not in "iub":
         message = f"{len(dataset)} whole numbers are wanted, one for each sample"

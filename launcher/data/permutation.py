@@ -180,6 +180,7 @@ class ShardedPermutation(Order):
     def __init__(self, sizes: npt.ArrayLike, together: int, seed: int, epoch: int):
         parts = np.asarray(sizes, dtype=np.int64)
         self.size = int(parts.sum())
+        together = min(together, len(parts))
         self._seed, self._epoch, self._together = mix(seed, _PARTS), epoch, together
         self._parts = Permutation(len(parts), self._seed, epoch).slice(0, len(parts))
         self._firsts = np.append(0, np.cumsum(parts))[:-1][self._parts]  # the index that each part begins with

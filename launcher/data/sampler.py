@@ -136,9 +136,10 @@ class StepSampler(DistributedSampler[list[tuple[int, int]]]):
         self.start_step = 0
         self.stop_step: int | None = None
         self.cumulative = None if weights is None else self._cumulate(weights)
-        self._batch_sizes = (global_batch_size, self._last_batch_size)
+        self._largest = min(global_batch_size, self.dataset_size)  # of any batch, whatever the recipe asks for
+        self._batch_sizes = (self._largest, self._last_batch_size)
         self._micro_batches = {size: self._divide(size) for size in self._batch_sizes}
-        self._row_size = len(self._row_offsets(global_batch_size))
+        self._row_size = len(self._row_offsets(self._largest))
         self._steps_per_block = max(1, READ_AHEAD // self._row_size)
         self._blocks: dict[tuple[int, int], Indices] = {}
 
@@ -170,7 +171,7 @@ class StepSampler(DistributedSampler[list[tuple[int, int]]]):
     def micro_batches_before(self, step: int) -> int:
         """Micro-batches that each rank has read when `step` steps are completed."""
         epochs, rest = divmod(step, self.steps_per_epoch)
-        return epochs * len(self) + rest * len(self._micro_batches[self.global_batch_size])
+        return epochs * len(self) + rest * len(self._micro_batches[self._largest])
 
     def samples_of(self, reader: int, readers: int, stop: int) -> int:
         """Samples of one of several readers in this rank's first `stop` micro-batches, which they take in turn.
@@ -227,7 +228,7 @@ class StepSampler(DistributedSampler[list[tuple[int, int]]]):
         return sum(
             num_steps * len(self._micro_batches[batch_size])
             for num_steps, batch_size in (
-                (self._full_steps, self.global_batch_size),
+                (self._full_steps, self._largest),
                 (self.steps_per_epoch - self._full_steps, self._last_batch_size),
             )
         )
@@ -264,23 +265,25 @@ class StepSampler(DistributedSampler[list[tuple[int, int]]]):
     def _read_ahead(self, epoch: int, first: int) -> Indices:
         """The rows of a block of an epoch's steps, one after another; a short step's row is the last."""
         stop = min(first + self._steps_per_block, self.steps_per_epoch)
-        starts = np.arange(first, min(stop, self._full_steps), dtype=np.int64) * self.global_batch_size
-        positions = (starts[:, None] + self._row_offsets(self.global_batch_size)).ravel()
+        starts = np.arange(first, min(stop, self._full_steps), dtype=np.int64) * self._largest
+        positions = (starts[:, None] + self._row_offsets(self._largest)).ravel()
         if stop > self._full_steps:
-            short = self._full_steps * self.global_batch_size + self._row_offsets(self._last_batch_size)
+            short = self._full_steps * self._largest + self._row_offsets(self._last_batch_size)
             positions = np.append(positions, short)
         return self.order(epoch).at(positions)
 
 
 def describe_shares(sampler: StepSampler, world_size: int) -> str:
-    """`global batch 64 = 2 processes × 16 × 2 accumulated`; uneven shares are listed."""
+    """`global batch 64 = 2 processes × 16 × 2 accumulated`; uneven shares are listed, and where a set has no more."""
     batch = min(sampler.global_batch_size, sampler.dataset_size)
     accumulated = sampler.accumulation(0)
     processes = f"{world_size} process{'es' * (world_size > 1)}"
     share, larger = divmod(batch, world_size)
+    wanted = sampler.global_batch_size
+    whole = f"; all samples that there are, where the recipe says {wanted}" if batch < wanted else ""
     if larger or share % accumulated:
         pieces = [share + (rank < larger) for rank in range(min(world_size, 8))]
         more = " + …" if world_size > 8 else ""
         parts = f", each in {accumulated} parts" if accumulated > 1 else ""
-        return f"{sampler.label} {batch} = {' + '.join(map(str, pieces))}{more} on {processes}{parts}"
-    return f"{sampler.label} {batch} = {processes} × {share // accumulated} × {accumulated} accumulated"
+        return f"{sampler.label} {batch} = {' + '.join(map(str, pieces))}{more} on {processes}{parts}{whole}"
+    return f"{sampler.label} {batch} = {processes} × {share // accumulated} × {accumulated} accumulated{whole}"

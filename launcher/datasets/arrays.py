@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from launcher.datasets.files import checked_file, staged
+from launcher.recipe.inputs import unreadable
 
 _LOCAL_HEADER = 30  # bytes of a zip member's local header before its name
 
@@ -110,10 +111,17 @@ def _named_arrays(paths: Sequence[Path], keys: Sequence[str] | None) -> list[tup
         return [(f"{paths[0]}: {key}", members[key]) for key in keys or members]
     if keys is not None:
         raise ValueError("keys: are for one .npz file; several .npy files are parts of a sample in their order")
-    return [(str(path), _mapped(path)) for path in paths]
+    return [(str(path), mapped_array(path)) for path in paths]
 
 
-def _mapped(path: Path) -> NDArray[Any]:
+def mapped_array(path: Path) -> NDArray[Any]:
+    """The array of a .npy file, read as it is needed.
+
+    Raises:
+        ValueError: It is none; the message says what it is, in words of ours.
+    """
+    if fault := unreadable(path):
+        raise ValueError(f"{path} {fault}; give the path of a .npy file")
     try:
         array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:

@@ -123,6 +123,7 @@ def needed(module: str, extra: str, what: str) -> Any:
             run_no_program_for_pictures()
         return importlib.import_module(module)
     except ModuleNotFoundError:
+        name = {"PIL": "Pillow"}.get(name, name)
         raise MissingPackageError(f"{what} needs {name}, which is not installed; {install(extra)}") from None
 
 

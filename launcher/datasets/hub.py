@@ -15,10 +15,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from launcher.datasets.files import needed
-from launcher.internals import count_no_downloads
 from launcher.recipe.directory import absolute, directory
 from launcher.recipe.inputs import unreadable
-from launcher.recipe.local_data import check_place, kept_here, only_this_machine
+from launcher.recipe.local_data import check_place, keep_to_its_folder, kept_here, only_this_machine
 from launcher.recipe.remote_paths import foreign_path, outdated
 
 _FORMATS = {
@@ -109,7 +108,7 @@ def _stacked(values: NDArray[Any]) -> Any:
 
 def _load(path: str, split: str, name: str | None, revision: str | None) -> Any:
     datasets = needed("datasets", "hub", "HubDataset")
-    count_no_downloads()
+    keep_to_its_folder()
     if fault := outdated():
         raise ImportError(fault)
     local = absolute(path)

@@ -112,7 +112,8 @@ class ImageFolder(Dataset[tuple[Any, int]]):
             with self._pillow.open(path) as file:
                 image = file.convert(self.mode)
         except Exception as error:
-            message = f"{path}: this picture cannot be read: {error}; replace or remove it"
+            why = str(error).replace(f" {str(path)!r}", "")  # which Pillow says once more
+            message = f"{path}: this picture cannot be read: {why}; replace or remove it"
             raise SampleError(message, "corrupt=skip") from error
         if self.size is not None:
             image = self._fit(image, (self.size, self.size))
@@ -247,14 +248,15 @@ def _files_below(root: Path, folder: str, times: dict[str, int], above: tuple[st
     if leads_back(root / folder, above):
         raise ValueError(f"{root / folder}: is a link by which this folder contains itself; remove the link")
     times.update(_times(root, [folder]))
-    for entry in os.scandir(root / folder):
-        name = f"{folder}/{entry.name}"
-        if entry.is_dir():
-            yield from _files_below(root, name, times, (*above, os.path.realpath(root / folder)))
-        elif entry.name.lower().endswith(EXTENSIONS):
-            if fault := fault_of(entry):
-                raise ValueError(f"{root / name}: {fault}; remove it")
-            yield name
+    with os.scandir(root / folder) as entries:
+        for entry in entries:
+            name = f"{folder}/{entry.name}"
+            if entry.is_dir():
+                yield from _files_below(root, name, times, (*above, os.path.realpath(root / folder)))
+            elif entry.name.lower().endswith(EXTENSIONS):
+                if fault := fault_of(entry):
+                    raise ValueError(f"{root / name}: {fault}; remove it")
+                yield name
 
 
 def readable_pictures(root: Path, paths: Sequence[str]) -> NDArray[np.bool_]:

@@ -202,7 +202,8 @@ def _insisted(act: Callable[[], T], name: str) -> T:
             return act()
         except ImportError:
             raise
-        except Exception as error:
+        except Exception as raised:
+            error = _meant(raised)
             status = _status(error)
             if isinstance(error, FileNotFoundError) or status in (401, 403, 404, 410):
                 remedy = "check the address; what is not public needs your key (of the Hub: hf auth login, or HF_TOKEN)"
@@ -213,6 +214,12 @@ def _insisted(act: Callable[[], T], name: str) -> T:
             print(f"{words}; trying again in {wait:g} s", file=sys.stderr, flush=True)
             pause(wait)  # who is asked to stop tries what is left at once
     raise AssertionError
+
+
+def _meant(error: Exception) -> Exception:
+    """What is behind fsspec's word for whatever happens at an address that is asked about: that there is no file."""
+    cause = error.__cause__
+    return cause if isinstance(error, FileNotFoundError) and isinstance(cause, Exception) else error
 
 
 def _status(error: Exception) -> int | None:

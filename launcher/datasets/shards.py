@@ -27,7 +27,8 @@ from launcher.recipe.remote_paths import foreign_path
 
 T = TypeVar("T")
 
-_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_BRACES = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}")
+_MOST_FILES = 100_000  # that braces may stand for
 
 
 class Shards(Dataset[Any]):
@@ -170,6 +171,7 @@ def _shards_of(path: str | Sequence[str], cache: str | None, cache_gb: float) ->
     for text in [path] if isinstance(path, str) else path:
         if fault := foreign_path(text):
             raise ValueError(f"{text[:120]!r} {fault}")
+        _check_braces(text)
         names = list(_braces(text))
         if "://" in text:
             found, note = listed(text, names, folder)
@@ -180,6 +182,14 @@ def _shards_of(path: str | Sequence[str], cache: str | None, cache_gb: float) ->
     if not shards:
         raise FileNotFoundError(f"{path}: no shard is named so; give .tar, .jsonl or .parquet files")
     return shards, tuple(notes)
+
+
+def _check_braces(text: str) -> None:
+    number = 1
+    for first, last in _BRACES.findall(text):
+        number *= max(0, int(last) - int(first) + 1)
+        if number > _MOST_FILES:
+            raise ValueError(f"{text[:120]!r} stands for more than {_MOST_FILES:,} files; check the numbers in braces")
 
 
 def _braces(text: str) -> Iterator[str]:

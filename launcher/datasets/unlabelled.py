@@ -82,6 +82,12 @@ class Pictures(ImageFolder):
             return f"{path}: no picture can be read, {self.unreadable[0]} the first"
         return f"{path}: this picture cannot be read"
 
+    def skipped(self) -> Iterator[str]:
+        """What was left out, and why."""
+        for name in self.unreadable:
+            is_there = (self.root / name).exists()
+            yield f"{name}: {'this picture cannot be read' if is_there else f'there is no such file in {self.root}'}"
+
     def path(self, index: int) -> Path:
         """The file of a sample."""
         return self.root / self._names[index]

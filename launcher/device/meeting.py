@@ -14,7 +14,7 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 from torch.distributed.rendezvous import register_rendezvous_handler
 
 from launcher.world import network
-from launcher.world.waiting import Wait, ranks
+from launcher.world.waiting import Wait, pauses, ranks
 from launcher.world.world import World, is_served_by_agent, master
 
 _SCHEME = "launcher"
@@ -57,10 +57,10 @@ def _meet(url: str, *, timeout: timedelta, **options: Any) -> Iterator[tuple[Pre
     world, wait, seconds = _waiting[-1]
     store = PrefixStore(f"{_SCHEME}/{world.restarts}/{next(_starts)}", _store(world, wait, timeout))
     store.set(f"here/{world.rank}", "")
-    missing = list(range(world.size))
+    missing, pause = list(range(world.size)), pauses(_POLL_SECONDS)
     while missing := [rank for rank in missing if not store.check([f"here/{rank}"])]:
         wait.what, wait.why = ranks(missing, world.size), "not there yet"
-        time.sleep(_POLL_SECONDS)
+        time.sleep(next(pause))
     interface = network.interface_in_use()
     over = f"over {interface}; launch.interface names another" if interface else "launch.interface names the network"
     wait.turn("the connections of the ranks to one another", over, seconds)
@@ -73,9 +73,9 @@ def _store(world: World, wait: Wait, timeout: timedelta) -> Any:
     if (host, port) not in _stores:
         host_here, is_server = host, world.is_first and not is_served_by_agent()
         if not is_server:
-            wait.what = ranks([0], world.size)
+            wait.what, pause = ranks([0], world.size), pauses(_RETRY_SECONDS)
             while network.fault_of(host, port):  # torch's own client would fill the screen
-                time.sleep(_RETRY_SECONDS)
+                time.sleep(next(pause))
         elif not network.addresses(host):
             host_here = network.loopback()  # its own name may be known to the others alone
         _stores[host, port] = TCPStore(

@@ -88,7 +88,7 @@ def _values(model: nn.Module, objective: Objective, parts: list[Any], at: At) ->
 
     def value(part: Any, seed: int = 0) -> float:
         part = changed(part, torch.clone)  # which it may change in place
-        unmoved = Unmoved(model, *objective.brought.values(), weights=objective.moves_weights)
+        unmoved = Unmoved.of_run(model, objective)
         with (
             own_randomness(seed, 0, device),
             unseen(),

@@ -13,7 +13,7 @@ from launcher.data.loaders import MicroBatch
 from launcher.data.parts import changed
 from launcher.datasets.unlabelled import JsonRows
 from launcher.errors import LauncherError
-from launcher.evaluation.heads import Rows, listed
+from launcher.evaluation.heads import Rows, listed, shortest_numbers
 from launcher.evaluation.output_files import Cell
 from launcher.evaluation.outputs import score_classes
 from launcher.evaluation.predictions import columns_of, decisions
@@ -75,7 +75,7 @@ class Deciders:
             if kind not in ("classes", "answers") or (kind == "classes" and logits.dim() < 2):
                 continue
             chosen = columns_of(logits, None) if kind == "classes" else decisions(logits)
-            decided = {name: chosen[name].tolist() for name in ("prediction", "probability") if name in chosen}
+            decided = {name: shortest_numbers(chosen[name]) for name in ("prediction", "probability") if name in chosen}
             if self._names and self._are_named(term):
                 columns[f"class{tail}"] = _named(self._names, decided["prediction"])
                 named.add(tail)

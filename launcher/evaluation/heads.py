@@ -6,7 +6,10 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import orjson
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from launcher.errors import LauncherError
@@ -240,10 +243,18 @@ def listed(rows: Rows) -> list[Any]:
     return [Cell(value) if isinstance(value, list) else value for value in values]
 
 
+def shortest_numbers(values: torch.Tensor | NDArray[Any]) -> Any:
+    """Numbers, in lists, with as few digits as tell them from others of their type: 0.1, not 0.10000000149011612."""
+    numbers = np.ascontiguousarray(values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else values)
+    if numbers.dtype == np.float32 and np.isfinite(numbers).all():
+        return orjson.loads(orjson.dumps(numbers, option=orjson.OPT_SERIALIZE_NUMPY))
+    return numbers.astype(str).astype(float).tolist() if numbers.dtype == np.float32 else numbers.tolist()
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         value = torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
-        return (value.float() if value.is_floating_point() else value).tolist()
+        return shortest_numbers(value.float()) if value.is_floating_point() else value.tolist()
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list) else value

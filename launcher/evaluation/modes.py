@@ -50,8 +50,7 @@ def evaluating(model: nn.Module, objective: Objective, optimizer: Any = None, bu
     switched: list[Any] = [*modules, *([optimizer] if has_modes(optimizer) else [])]
     for part in switched:
         part.eval()
-    brought = (owner for owner in objective.brought.values() if owner is not but)
-    unmoved = Unmoved(model, *brought, weights=objective.moves_weights)
+    unmoved = Unmoved.of_run(model, objective, but=but)
 
     def train_again() -> None:
         unmoved.put_back()

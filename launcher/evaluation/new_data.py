@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from launcher.recipe.places import Origin
 from launcher.recipe.schema import Recipe
 from launcher.recipe.signature import parameters_of
 from launcher.recipe.targets import told
-from launcher.text import told_by
+from launcher.text import suggestion, told_by
 
 _HOLDS_PATH = ("path", "root", "file", "files", "folder", "directory", "filename", "paths", "dir", "csv", "text")
 _ENDINGS = ("_path", "_root", "_file", "_files", "_folder", "_directory", "_dir")
@@ -45,7 +46,8 @@ def with_path(recipe: Recipe, builder: Builder, path: Path, split: str | None, d
         UsageError: There is nothing that can be read there.
     """
     if not path.exists():
-        raise UsageError(f"{path}: there is no such file or folder")
+        near = suggestion(path.name, os.listdir(path.parent)) if path.parent.is_dir() else ""
+        raise UsageError(f"{path}: there is no such file or folder{near}")
     if path.name == PIPED and not path.read_bytes().strip():
         raise UsageError(f"{label_of(path)} is empty; write a JSON value on each line")
     fit_to_what_is_trained_on(builder, recipe.data, recipe.seed)
@@ -75,9 +77,12 @@ def _template(recipe: Recipe, split: str | None) -> Component:
     for part in evaluation_parts(data):
         section = getattr(data, part[0])
         sets[part] = data.train if isinstance(section, str) else section if not part[1] else section[part[1]]
+    if split == "train":
+        return data.train
     named = [part for part in sets if split in part or split == " ".join(part).strip()]
     if split is not None and not named:
-        raise UsageError(f"no set is called {split}; there are: {', '.join(' '.join(part).strip() for part in sets)}")
+        there = ", ".join([*(" ".join(part).strip() for part in sets), "train"])
+        raise UsageError(f"no set is called {split}; there are: {there}")
     chosen = named or [part for part in sets if part[0] == "test"] or list(sets)
     return sets[chosen[0]] if chosen else data.train
 

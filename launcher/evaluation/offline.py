@@ -14,7 +14,7 @@ from torch import nn
 
 from launcher.checkpoints.rebuilt import base_of
 from launcher.checkpoints.saved_run import Saved, builder_of, evaluated_on, fill
-from launcher.data.load import EvaluationLoader, Part, evaluation_parts, load_evaluation
+from launcher.data.load import TRAIN, EvaluationLoader, Part, evaluation_parts, load_evaluation
 from launcher.data.same_data import agree_on
 from launcher.data.seeds import seed_everything
 from launcher.device.device import Device, check_device, open_device, use_cpu
@@ -35,6 +35,7 @@ from launcher.recipe.build import Builder
 from launcher.recipe.schema import Recipe
 from launcher.runs.tracking.own_code import stand_in
 from launcher.runs.tracking.tracking import Line, NoTracking
+from launcher.text import suggestion
 from launcher.world.world import World
 
 
@@ -233,8 +234,13 @@ def _at(recipe: Recipe, epoch: float, step: int) -> At:
 def sets_of(recipe: Recipe, split: str | None) -> list[Part]:
     """The sets of a split, or one of them by its name or `SPLIT NAME`."""
     known = evaluation_parts(recipe.data)
+    if split == _named(TRAIN):
+        return [TRAIN]
     matches = [part for part in known if split in (None, *part, _named(part))]
     if not matches:
-        there = ", ".join(map(_named, known)) or "none: the recipe has neither data.validation nor data.test"
-        raise UsageError(f"{f'no set is called {split}; ' if split else ''}there are: {there}")
+        if split is None:
+            raise UsageError("the recipe has neither data.validation nor data.test; measure data.train: --split train")
+        near = suggestion(split, map(_named, [*known, TRAIN]))
+        there = ", ".join(map(_named, [*known, TRAIN]))
+        raise UsageError(f"no set is called {split}{near}{' There' if near else '; there'} are: {there}")
     return matches

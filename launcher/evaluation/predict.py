@@ -56,7 +56,7 @@ def predict(
         cpu: Whether to stay on the CPU.
 
     Returns:
-        How many there were, and the pictures that were left out as they could not be read.
+        How many there were, and a line for each picture that was left out: why.
 
     Raises:
         UsageError: There is no such set, no such form, or nothing to be read.
@@ -74,7 +74,8 @@ def predict(
         with output_file(target) if world.is_first else nullcontext(_written_by_first) as write:
             for batch in reading.batches():
                 rows += _write(write, batch, rows, reading)
-        return rows, tuple(getattr(loader.dataset, "unreadable", ()))
+        skipped = getattr(loader.dataset, "skipped", None)
+        return rows, tuple(skipped() if callable(skipped) else ())
 
 
 def _write(write: Write, batch: Mapping[str, Any], first: int, reading: Reading) -> int:

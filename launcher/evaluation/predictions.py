@@ -27,6 +27,7 @@ from launcher.device.coordination import Coordinator, packed, unpacked
 from launcher.device.kind import Mark, kind_of
 from launcher.errors import LauncherError
 from launcher.evaluation.evaluate import Seen, unseen
+from launcher.evaluation.heads import shortest_numbers
 from launcher.evaluation.output_files import output_file
 from launcher.evaluation.outputs import check_alike, class_dimension, probabilities, score_classes
 from launcher.objective.loss import Objective
@@ -233,7 +234,8 @@ def write_predictions(path: Path, columns: dict[str, NDArray[Any]], loader: Eval
     numbers = columns["index"].tolist()
     if path.suffix != ".parquet":
         with output_file(path) as write:
-            write({**beside(loader.dataset, numbers), **{name: column.tolist() for name, column in columns.items()}})
+            plain = {name: shortest_numbers(column) for name, column in columns.items()}
+            write({**beside(loader.dataset, numbers), **plain})
         return
     pyarrow = needed("pyarrow", "tables", "predictions as Parquet")
     parquet = needed("pyarrow.parquet", "tables", "predictions as Parquet")

@@ -26,6 +26,7 @@ from launcher.checkpoints.sameness import same
 from launcher.internals import changes_of, has_storage, parts_of
 from launcher.model.kinds import is_sharded
 from launcher.model.sharding import take_apart
+from launcher.objective.loss import Objective
 
 _DEPTH = 4  # of attributes of attributes, as a step function's meter has a list
 _LARGEST = 2**28  # bytes: what is larger, and no buffer, is data
@@ -54,6 +55,19 @@ class Unmoved:
         for root in self._sharded:
             take_apart(root)
         self._weights = _weights_of(self._modules) if weights else []
+
+    @classmethod
+    def of_run(cls, model: nn.Module, objective: Objective, *, weights: bool | None = None, but: Any = None) -> Unmoved:
+        """What a forward of a run may change: the bare model, and all that its objective calls.
+
+        Args:
+            model: The bare module.
+            objective: Its losses and step function.
+            weights: Whether parameters are kept too; None where the objective says that they may move.
+            but: What may remember something of it.
+        """
+        brought = (thing for thing in objective.brought.values() if thing is not but)
+        return cls(model, *brought, weights=objective.moves_weights if weights is None else weights)
 
     @torch.no_grad()
     def put_back(self) -> None:
@@ -207,11 +221,10 @@ def is_function(thing: Any) -> bool:
 def is_of_the_project(kind: type | FunctionType) -> bool:
     """Whether a class or function is a user's own: what is inside of a package's, as a tracker's client, is not."""
     file = getattr(sys.modules.get(kind.__module__), "__file__", None)
-    installed = ("site-packages", "dist-packages", sysconfig.get_paths()["stdlib"], _LAUNCHER)
-    return file is not None and not any(place in file for place in installed)
+    return file is not None and not any(place in file for place in _INSTALLED)
 
 
-_LAUNCHER = str(Path(__file__).parent.parent)
+_INSTALLED = ("site-packages", "dist-packages", sysconfig.get_paths()["stdlib"], str(Path(__file__).parent.parent))
 _CHANGING = (int, float, complex, str, type(None), tuple, dict, list, set, deque, torch.Tensor, np.ndarray)
 _PLAIN = (int, float, complex, str, bytes, bool, type(None), BuiltinFunctionType)
 

@@ -146,9 +146,7 @@ def _agent(
 
         def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
             looked = time.time()  # now: the agent ends the others before it tells of the first
-            result: RunResult = super()._monitor_workers(
-                worker_group
-            )  # which ends the others before it tells of the first
+            result: RunResult = super()._monitor_workers(worker_group)
             for rank, failure in result.failures.items():
                 ended(rank, failure.exitcode, max(looked, failure.timestamp))  # a timestamp is in whole seconds
             return result

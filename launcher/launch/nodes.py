@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from launcher.errors import LauncherError, UsageError
 from launcher.text import spans
 from launcher.world import network
-from launcher.world.waiting import Wait, ranks
+from launcher.world.waiting import Wait, pauses, ranks
 
 if TYPE_CHECKING:
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
@@ -177,13 +177,14 @@ class Nodes:
     def _wait_for_first(self, processes: int, wait: Wait) -> None:
         wait.what, wait.why = self._ranks([0], processes), None
         wait.host, wait.port = self.host, self.port
+        pause = pauses(_RETRY_SECONDS)
         while fault := network.fault_of(self.host, self.port):
             if wait.is_over:
                 raise NodesError(
                     f"--master {self.host}:{self.port}: the first node is not reached ({fault}); is it started, and "
                     "does a firewall stand between?"
                 )
-            time.sleep(_RETRY_SECONDS)
+            time.sleep(next(pause))
 
     def _wait_for_all(self, store: TCPStore, processes: int, wait: Wait) -> None:
         missing = list(range(self.count))

@@ -21,9 +21,12 @@ from launcher.world import progress
 from launcher.world.context import RunContext, known_of
 from launcher.world.failure import Failure, of_exception
 from launcher.world.notes import Notes
-from launcher.world.signals import die_with_parent, is_listening
+from launcher.world.signals import die_with_parent, is_listening, pause, stop_requested
+from launcher.world.waiting import stop
 from launcher.world.watchdog import report
 from launcher.world.world import World
+
+_HEARING_SECONDS = 1.0  # what lies between the first rank that hears a request to stop and the last
 
 
 @contextmanager
@@ -72,6 +75,8 @@ def _explained(world: World, again: str, debugger: Callable[[BaseException], Non
         if debugger is not None and isinstance(error, Exception) and not isinstance(error, LauncherError):
             debugger(error)
         failure = examined(error, world)
+        if failure.is_aftermath:
+            _stop_too(world)
         if world.supervisor is not None and world.run_dir is not None and _leave_word(failure, Path(world.run_dir)):
             # 0: a mistake of usage is no reason for the agent to start everything again
             code = EXIT_DONE if failure.exit_code == EXIT_USAGE else failure.exit_code
@@ -81,6 +86,14 @@ def _explained(world: World, again: str, debugger: Callable[[BaseException], Non
         _report(failure, error, again, world)
         raise SystemExit(failure.exit_code) from None
     progress.done()
+
+
+def _stop_too(world: World) -> None:
+    """Ends this process where another has left only because all were asked to stop, and no training has begun."""
+    if progress.mine().state == progress.STARTING:
+        pause(_HEARING_SECONDS)
+        if stop_requested():
+            stop("the other ranks", world)
 
 
 def examined(error: BaseException, world: World) -> Failure:

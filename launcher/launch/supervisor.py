@@ -40,6 +40,7 @@ SILENCE_SECONDS = 25  # how long the agent may have no process before it is give
 EXIT_INTERRUPTED = 130
 _BY_INTERRUPT = (EXIT_INTERRUPTED, -signal.SIGINT, -signal.SIGTERM)  # how ranks end that do not listen to a Ctrl-C
 _SILENT = -1  # an end of which all is said
+_LAST_SECONDS = 3.0
 _MEETING_GRACE_SECONDS = 3.0  # for those who wait to say so themselves
 _KILLED = "did not end after another rank had failed, and was killed"
 
@@ -92,7 +93,8 @@ class Supervisor:
         interface: The network interface between machines, if somebody has named one.
         meeting_seconds: How long the other machines may take to come.
         tidy: Called with the exit code at the end, whichever way it comes.
-        is_temporary: Whether the folder is no run's and is gone afterwards: then no report names what is in it.
+        is_temporary: Whether the folder is no run's and is gone afterwards: then each machine has one of its own, and
+            no report names what is in it.
     """
 
     processes: int
@@ -140,18 +142,22 @@ class Supervisor:
                     _kill_children()
                     self._leave(code)
         code = self._outcome()
-        self._tidy(code)
+        self._tidy(code, is_read=code != EXIT_FAILED)
         return code
 
-    def _tidy(self, code: int) -> None:
+    def _tidy(self, code: int, *, is_read: bool) -> None:
+        """Removes what is left; what its ranks have said, unless other machines may have to read it still."""
         sweep(place())  # what ranks that were killed have left
+        if is_read or self.nodes.count == 1:
+            Notes(self.folder).remove(self.nodes.rank, map(self._rank, range(self.processes)))
         self.tidy(code)
 
     def _run_agent(self, command: Sequence[str]) -> None:
         hold(signal.SIGINT)  # what this thread starts begins like that, and hears it when it is ready to
         try:
             with self._wait.told():
-                self.folder = self.nodes.agree_on(self.folder, self.processes, self._wait)
+                agreed = self.nodes.agree_on(self.folder, self.processes, self._wait)
+            self.folder = self.folder if self.is_temporary else agreed
             self._is_meeting = False
             if self.nodes.rank == 0:
                 shutil.rmtree(Notes(self.folder).folder, ignore_errors=True)  # what ranks of an earlier start said
@@ -172,6 +178,11 @@ class Supervisor:
         """The agent has found a process that failed in this attempt."""
         self._exits.setdefault(rank, (code, when))
 
+    @property
+    def _last_seconds(self) -> float:
+        """How much longer than the others this machine stays: the first one holds what their agents speak through."""
+        return _LAST_SECONDS if self.nodes.count > 1 and self.nodes.rank == 0 else 0.0
+
     def _rank(self, local_rank: int) -> int:
         return self.nodes.rank * self.processes + local_rank
 
@@ -184,19 +195,23 @@ class Supervisor:
         if self._error is not None:
             return None  # the agent is ending
         now = time.monotonic()
-        if self._is_meeting and now - self._wait.began > self._wait.seconds + _MEETING_GRACE_SECONDS:
+        if self._is_meeting:  # what the folder says of ranks is an earlier start's
+            if now - self._wait.began <= self._wait.seconds + _MEETING_GRACE_SECONDS:
+                return None
             print(f"launcher: {self.nodes.unanswered(self._wait)}", file=sys.stderr)
             return _SILENT
         workers = self._said()
         living = [worker for worker in workers.values() if _lives(worker.pid)]
         if self._has_started and any(worker.state == progress.STOPPED for worker in workers.values()):
+            self._is_stopping = True  # one that hears it too early to save has not failed, and is not started again
             _stop_late_ones(living)
         self._alone_since = None if living or not workers else self._alone_since or now
         if self._alone_since is not None and now - self._alone_since > SILENCE_SECONDS:
             return EXIT_DONE if self._all_done(workers) else EXIT_FAILED
         if any(note.exit_code == EXIT_USAGE for note in Notes(self.folder).read().values()):
             self._left_since = self._left_since or now
-            if living and now - self._left_since > LEAVING_SECONDS:
+            is_awaited = living or self.nodes.count > 1  # else the agent is ending
+            if is_awaited and now - self._left_since > LEAVING_SECONDS + self._last_seconds:
                 return EXIT_USAGE
         elif living and not all(progress.is_over(worker) for worker in workers.values() if worker not in living):
             # dead, and the agent sees nothing wrong: it left with 0, and the others may wait for it for ever
@@ -281,8 +296,6 @@ class Supervisor:
             others = [failure for failure in failures if failure.rank != first.rank]
             Report(first, None if self.is_temporary else self.folder, self.again, resume, others).show()
             _mark_failed(self.folder, first)
-        if self.nodes.count == 1:  # other nodes may be reading still
-            shutil.rmtree(Notes(self.folder).folder, ignore_errors=True)
         return EXIT_FAILED
 
     def _failures(self) -> list[Failure]:
@@ -315,7 +328,7 @@ class Supervisor:
                 self._report()
         elif code == EXIT_USAGE:
             code = self._outcome()
-        self._tidy(code)
+        self._tidy(code, is_read=False)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

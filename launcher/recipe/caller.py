@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,6 +14,24 @@ KEYWORDS = {
     "evaluate.metrics": "metrics",
 }
 _is_python = False
+
+
+_FLAG = re.compile(
+    r"--(?P<name>[a-z][a-z-]*)"
+    r"(?: (?P<value>\d[\w.]*|'[^']*'|(?:grid|random|tpe|cmaes|halving|all|best)\b|[^\s,;]+(?=: )))?"
+)
+
+
+def in_keywords(text: str) -> str:
+    """A message that speaks of flags, as a call from Python writes these: `trials=8` for `--trials 8`."""
+
+    def keyword(flag: re.Match[str]) -> str:
+        name, value = flag["name"].replace("-", "_"), flag["value"]
+        if value is None:
+            return f"{name}=True" if name in ("cpu", "join") else name
+        return f"{name}={value if value[0].isdigit() or value[0] == chr(39) else repr(value)}"
+
+    return _FLAG.sub(keyword, text)
 
 
 class Keyword(str):

@@ -85,7 +85,8 @@ def with_components(value: Any, document: Document, functions: Container[Path] =
 
 def _names_function(text: str) -> bool:
     """Whether a text is the full name of something: `my_task.py:step`, `torch.nn.functional.nll_loss`."""
-    return ".py:" in text or ("." in text and all(part.isidentifier() for part in text.split(".")))
+    is_dotted = "." in text and all(part.isidentifier() for part in text.split("."))
+    return ".py:" in text or (is_dotted and not text.endswith(".npy"))  # which is a file of data.weights
 
 
 def _component(items: dict[str, Any], document: Document, path: Path) -> Component:

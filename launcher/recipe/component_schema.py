@@ -186,7 +186,9 @@ def _summary(target: Any) -> str:
 def _sentence(text: str) -> str:
     """The first sentence, without markup."""
     plain = re.sub(
-        r":[a-z]+:`~?\.?([^`]*)`|`+([^`]*)`+", lambda match: match[1] or match[2] or "", " ".join(text.split())
+        r":[a-z]+:`~?\.?([^`]*)`|`+([^`<]*?)(?: <[^`]*>)?`+_{0,2}",
+        lambda match: match[1] or match[2] or "",
+        " ".join(text.split()),
     )
     first = re.split(r"(?<=[.!?])\s+(?=[A-Z])", plain.replace("**", ""), maxsplit=1)[0].strip()
     return f"{first[0].upper()}{first[1:].rstrip('.:;')}." if first else ""

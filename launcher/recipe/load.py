@@ -135,7 +135,23 @@ def _checked(tree: dict[str, Any], document: Document, reported_places: _Said) -
         problems += islice(_schema_problems(details, tree, document), MAX_PROBLEMS + 1)
         recipe = _sections(tree, broken)
     problems += whole_problems(tree, recipe, broken, document)
-    return recipe, [problem for problem in problems if not reported_places.covers(problem)]
+    return recipe, _without_misspelt([problem for problem in problems if not reported_places.covers(problem)])
+
+
+_MEANT = re.compile(r"unknown key; did you mean '([^']+)'")
+
+
+def _without_misspelt(problems: Sequence[Problem]) -> list[Problem]:
+    """Without the keys that are missing only since they are misspelt: whose unknown key says which is meant."""
+    meant = set()
+    for problem in problems:
+        if match := _MEANT.match(problem.message):
+            *above, _ = problem.path.split(".")
+            is_beside = match[1] in fields_at(tuple(above))
+            meant.add(".".join([*above, match[1]]) if is_beside else match[1])
+    return [
+        problem for problem in problems if problem.path not in meant or not problem.message.startswith("is required")
+    ]
 
 
 def _sections(tree: Mapping[str, Any], broken: Container[str]) -> Recipe:

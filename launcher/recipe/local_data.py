@@ -9,7 +9,9 @@ from __future__ import annotations
 import functools
 import glob
 import inspect
+import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +24,7 @@ from launcher.internals import (
     count_no_downloads,
     judge_addresses_of_media,
     judge_file_systems,
+    judge_versions_of_data,
     run_no_code_of_repositories,
     run_no_program_for_pictures,
 )
@@ -34,6 +37,7 @@ from launcher.version import PACKAGE
 
 _HERE = frozenset({"file", "local", "zip", "tar", "gzip", "bz2", "lz4", "xz", "zstd"})  # files, and what unpacks them
 _MOST_PLACES = 10_000  # that a README's lists within lists are looked through for
+_PLACES_OF_SAVED = ("splits", "_data_files", "_indices_data_files")
 _NOT_ASKED = ("LocalEntryNotFoundError", "OfflineModeIsEnabled")  # the hub's own errors
 _is_local: ContextVar[bool] = ContextVar("is_local", default=False)
 
@@ -135,6 +139,17 @@ def _is_asked_by_own_code() -> bool:
     return False
 
 
+def keep_to_its_folder() -> None:
+    """Has `datasets` tell nobody what is opened, and refuse a README that chooses where its cache is written."""
+    count_no_downloads()
+    judge_versions_of_data(_judge_version)
+
+
+def _judge_version(version: str) -> None:
+    if re.fullmatch(r"[\w.+-]*", version) is None or ".." in version:
+        raise ValueError(f"its README names the version '{brief(version)}', which is none; write three numbers: 1.0.0")
+
+
 def opened(load: Any, arguments: Mapping[str, Any]) -> Any:
     """What `load_dataset` gives, kept to this machine where its arguments name nothing elsewhere.
 
@@ -146,7 +161,7 @@ def opened(load: Any, arguments: Mapping[str, Any]) -> Any:
         ValueError: One of them leads into /proc or the like, or is a folder with such a link.
         PermissionError: Files of this machine name a place elsewhere.
     """
-    count_no_downloads()
+    keep_to_its_folder()
     path = str(arguments.get("path"))
     files = [text for name in ("data_dir", "data_files") for text in _texts(arguments.get(name))]
     below = [os.path.join(path, text) for text in files if os.path.isdir(path) and "://" not in text]
@@ -176,7 +191,7 @@ def check_place(text: str) -> None:
     for match in matches:
         if fault := unreadable(match):
             raise ValueError(f"{text} {fault}")
-    if path.is_dir() and (fault := fault_inside(path) or _fault_of_card(path)):
+    if path.is_dir() and (fault := fault_inside(path) or _fault_of_card(path) or _fault_of_saved(path)):
         raise ValueError(fault)
 
 
@@ -200,6 +215,21 @@ def _fault_of_card(folder: Path) -> str | None:
             for match in glob.iglob(os.fspath(folder / place), recursive=True):
                 if fault := unreadable(match):
                     return f"{card}: {place} {fault}"
+    return None
+
+
+def _fault_of_saved(folder: Path) -> str | None:
+    """Which file a data set that `save_to_disk` wrote names outside of its folder; None where there is none."""
+    for file in [folder / "dataset_dict.json", *folder.glob("state.json"), *folder.glob("*/state.json")]:
+        try:
+            named = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            continue  # which the library says better
+        root = Path(os.path.normpath(file.parent))
+        inner = [named.get(key) for key in _PLACES_OF_SAVED] if isinstance(named, dict) else []
+        for place in islice(_texts(inner), _MOST_PLACES):
+            if not Path(os.path.normpath(root / place)).is_relative_to(root):
+                return f"{file}: {place} leads out of the folder"
     return None
 
 

@@ -339,7 +339,9 @@ class Ddp(Section):
 
     find_unused_parameters: bool = Field(False, description="For models that leave parameters unused in a step.")
     static_graph: bool = Field(False, description="The same parameters are used in every step.")
-    bucket_cap_mb: Positive = Field(25, description="Size of a bucket of gradients, in MiB.")
+    bucket_cap_mb: Annotated[int, Field(gt=0, le=1_000_000)] = Field(
+        25, description="Size of a bucket of gradients, in MiB."
+    )
     shared_memory: bool = Field(
         True, description="Up to eight processes on the CPUs of one machine add gradients up in memory that they share."
     )
@@ -538,7 +540,7 @@ class Launch(Section):
         "auto", description="World size over all nodes; auto: every GPU, or one process on a CPU."
     )
     nodes: Positive = Field(1, description="How many machines.")
-    threads: Positive | Literal["auto"] = Field(
+    threads: Annotated[int, Field(gt=0, le=4096)] | Literal["auto"] = Field(
         "auto", description="CPU threads of a process; auto: OMP_NUM_THREADS, or its share of the CPUs that are there."
     )
     max_restarts: Annotated[int, Field(ge=0)] = Field(0, description="Restarts after a crash.")

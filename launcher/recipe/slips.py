@@ -32,6 +32,8 @@ def hinting(function: Callable[_Arguments, _Given]) -> Callable[_Arguments, _Giv
 
                 elsewhere = elsewhere_called((name,)).rpartition(".")[2]
                 near = f"; did you mean '{elsewhere}'?" if elsewhere in known else suggestion(name, known)
+                if name in OUTPUTS and "output" in known:
+                    near = f"; write output='{name}'"
                 raise TypeError(f"{function.__name__}() got an unexpected keyword argument '{name}'{near}")
         return function(*arguments, **options)
 
@@ -139,7 +141,18 @@ def _about_recipe(recipe: Any) -> Iterator[str]:
         yield f"'{recipe}' is an override, and a recipe comes first; without one write None before it"
 
 
+_AS_OBJECTS = {  # what is passed where a recipe has a name
+    "model": "the module itself",
+    "optimizer": "a function of the parameters, as in torch.optim.Adam",
+    "scheduler": "a function of the optimizer",
+    "train": "the data set itself",
+}
+
+
 def _about_objects(objects: Mapping[str, Any]) -> Iterator[str]:
+    for name, wanted in _AS_OBJECTS.items():
+        if isinstance(value := objects[name], str):
+            yield f"{name}: {value!r} is a name; pass {wanted}, or what a recipe says: {{'_target_': {value!r}}}"
     for name in ("train", "validation", "test"):
         if isinstance(objects[name], tuple):
             yield f"{name}: a tuple is not a data set; of tensors write torch.utils.data.TensorDataset(inputs, targets)"

@@ -39,6 +39,8 @@ def decode(data: bytes, source: str) -> str:
     """
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise TextError(Origin(source), "is UTF-16 text; save it as UTF-8")
+    if b"\0" in data:
+        raise TextError(Origin(source), "is not a text file; name a recipe, which is YAML")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from launcher.recipe.component import GIVEN
 from launcher.runs.reading import Run
 
 _SAME_RUN = ("name", "base", "track", "launch", "slurm", "save")  # which decide nothing of what is learned
@@ -32,7 +33,8 @@ def label_of(values: Mapping[str, str]) -> str:
 
 
 def _values(run: Run) -> Sequence[tuple[str, str]]:
-    return [(key, value) for key, value in run.recipe.items() if key.partition(".")[0] not in _SAME_RUN]
+    values = [(key, value) for key, value in run.recipe.items() if key.partition(".")[0] not in _SAME_RUN]
+    return [(key, value.removeprefix(f"{GIVEN}: ")) for key, value in values]  # an object is told by what it is called
 
 
 def short_keys(keys: Sequence[str]) -> Mapping[str, str]:

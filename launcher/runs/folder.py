@@ -183,8 +183,7 @@ def _leads_away(path: Path) -> bool:
 
 
 def discard(folder: Path) -> None:
-    """Takes away what the processes of a start have left, all of it where no run was begun."""
-    shutil.rmtree(folder / ".ranks", ignore_errors=True)
+    """Takes away what the processes of a start have left where no run was begun."""
     if any((folder / name).exists() for name in (STATUS_FILE, ENVIRONMENT_FILE, FAILURE_FILE)):
         return
     shutil.rmtree(folder / "logs", ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -18,6 +19,7 @@ from launcher.world import slurm
 from launcher.world.world import user_variable
 
 REMEMBERED_STARTS = 100
+_NUMBER = re.compile(r"\d{1,18}(_\d{1,18})?")
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,10 @@ class Submission:
         known = {name: value for name, value in fields.items() if name in Submission.__dataclass_fields__}
         known = {name: value for name, value in known.items() if _is_like(value, getattr(empty, name))}
         known["starts"] = [start for start in known.get("starts", ()) if isinstance(start, dict)]
+        if (
+            _NUMBER.fullmatch(known.get("job", "")) is None
+        ):  # a word of somebody's, for SLURM's command line and a screen
+            known.pop("job", None)
         return Submission(**known)
 
     @property

@@ -214,7 +214,7 @@ def _numbered(text: str, runs: Sequence[Run], number: int) -> Run:
     name = text.rpartition("@")[0]
     if len(runs) == 1:
         raise UsageError(f"{text}: there is only {name}@1")
-    raise UsageError(f"{text}: there are {name}@1, the first that was started, to {name}@{len(runs)}")
+    raise UsageError(f"{text}: there is none; there are {name}@1, the first that was started, to {name}@{len(runs)}")
 
 
 def _known(runs: Sequence[Run] | None = None) -> str:

@@ -27,6 +27,7 @@ from launcher.text import flat, words_of
 from launcher.world.slurm import Queued
 
 EVENTS_FILE = "events.jsonl"
+_FORMER_STATES = {"preempted": "stopped"}  # what version 0.1 called a state
 _DEEPEST = 100  # levels of a resolved recipe
 _DEPTH = 6  # how far below a folder runs are looked for
 
@@ -118,7 +119,7 @@ class Run:
 
     @cached_property
     def state(self) -> str:
-        """`running`, `finished`, `preempted`, `failed`; `dead` if it says that it is running and no process is.
+        """`running`, `finished`, `stopped`, `failed`; `dead` if it says that it is running and no process is.
 
         For a submitted script only its job is known.
         """
@@ -129,6 +130,7 @@ class Run:
         if not self.status:
             return "running" if self.queued is not None else self._submitted_state()
         recorded_state = str(self.status.get("state", "unknown"))
+        recorded_state = _FORMER_STATES.get(recorded_state, recorded_state)
         holder = lock.holder(self.folder)
         if recorded_state == "queued" and self.has_left_queue and not holder:
             return "dead"  # somebody cancelled its job while it waited
@@ -143,7 +145,7 @@ class Run:
         code = last.get("code") if isinstance(last, dict) else None
         if not isinstance(code, int):
             return "unknown"
-        return {EXIT_DONE: "finished", EXIT_PREEMPTED: "preempted"}.get(code, "failed")
+        return {EXIT_DONE: "finished", EXIT_PREEMPTED: "stopped"}.get(code, "failed")
 
     @cached_property
     def last(self) -> Line:

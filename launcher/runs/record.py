@@ -51,7 +51,7 @@ class Record:
 
     @property
     def state(self) -> str:
-        """`running`, `finished`, `preempted` or `failed`."""
+        """`running`, `finished`, `stopped` or `failed`."""
         return str(self._status["state"])
 
     def reached(self, step: int) -> None:
@@ -87,7 +87,7 @@ class Record:
             self._status.update(step=step, epoch=round(self._epoch(step), 6))
         if weights is not None:
             self._status["weights"] = {"step": weights, "epoch": round(self._epoch(weights), 6)}
-        self.event({"finished": "finish", "preempted": "stop"}.get(state, "fail"), self._status["step"], **details)
+        self.event({"finished": "finish", "stopped": "stop"}.get(state, "fail"), self._status["step"], **details)
         self.write()
 
     def write(self) -> None:

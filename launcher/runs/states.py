@@ -2,5 +2,5 @@
 
 from __future__ import annotations
 
-STATES = ("running", "queued", "finished", "preempted", "failed", "dead")
+STATES = ("running", "queued", "finished", "stopped", "failed", "dead")
 ORDERS = ("age", "best", "name", "recipe", "state", "step", "world")  # of `launcher runs --sort`

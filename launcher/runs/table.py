@@ -19,13 +19,13 @@ from launcher.runs.job import with_jobs
 from launcher.runs.naming import NamedSweep, folders_of_runs, is_sweep, named_runs, places_of
 from launcher.runs.reading import Run, Score, damaged, find_runs, natural, seconds_since
 from launcher.runs.states import STATES
-from launcher.text import age, number
+from launcher.text import age, number, suggestion
 
 STYLES = {
     "running": "bold green",
     "queued": "cyan",
     "finished": "green",
-    "preempted": "yellow",
+    "stopped": "yellow",
     "failed": "bold red",
     "dead": "bold red",
 }
@@ -99,8 +99,11 @@ def with_direction(view: View) -> View:
 def _refuse_unmeasured(metric: str, runs: Iterable[Run]) -> None:
     measured = {score.metric for run in runs if (score := replace(run, metric="").best)}
     if measured:  # else none of them has come to an evaluation yet
-        known = " or ".join(f"`launcher runs best {name}`" for name in sorted({*measured, "loss"}))
-        raise UsageError(f"{metric}: no run has measured that; write {known}, or another of their metrics")
+        names = sorted({*measured, "loss"})
+        near = suggestion(metric, names) or next((f"; did you mean '{name}'?" for name in names if metric in name), "")
+        known = " or ".join(f"`launcher runs best {name}`" for name in names)
+        write = f"{near} Write" if near else "; write"
+        raise UsageError(f"{metric}: no run has measured that{write} {known}, or another of their metrics")
 
 
 def _runs_in(view: View) -> Iterable[Run]:

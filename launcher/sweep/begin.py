@@ -40,6 +40,7 @@ from launcher.world.files import write_text
 _CREATING_SECONDS = 60.0
 _MOST_READ = 64  # corners of a space whose metric is looked for, and whose models are built to be weighed
 # what may differ from one start of a sweep to the next
+_SHOWN_AS = {"words": "what varies"}  # what a person calls a setting
 _FREE = ("recipe", "directory", "trials", "slots", "cpu", "how", "allow", "created", "budget")
 
 
@@ -326,7 +327,7 @@ def _check_same(record: Record, now: Settings, asked: Asked) -> None:
     if asked.trials is None or asked.trials != was.trials:
         wanted = replace(wanted, draws=was.draws)  # which may follow from how many there are
     rows = [
-        f"  {name}: was {_shown(getattr(was, name))}, is now {_shown(getattr(wanted, name))}"
+        f"  {_SHOWN_AS.get(name, name)}: was {_shown(getattr(was, name))}, is now {_shown(getattr(wanted, name))}"
         if name != "digest"
         else "  the recipe: is no longer what it was"
         for name in (field.name for field in fields(Settings) if field.name not in _FREE)

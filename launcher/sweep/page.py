@@ -67,7 +67,7 @@ def _content(record: Record, space: Space) -> dict[str, Any]:
     shares = importances(space, known(record))
     best = _best(record, entries)
     return {
-        "title": record.folder.resolve().name if not settings.recipe else Path(settings.recipe).stem,
+        "title": _title(record),
         "folder": str(record.folder),
         "state": _state(record),
         "method": settings.method,
@@ -93,6 +93,12 @@ def _content(record: Record, space: Space) -> dict[str, Any]:
         "facts": list(_facts(record)),
         "data": _data(record, entries, keys, points),
     }
+
+
+def _title(record: Record) -> str:
+    """The recipe's name, as its runs have it; else the folder's."""
+    runs = (Run(record.folder_of(number)) for number in record.trials)
+    return next((run.recipe["name"] for run in runs if "name" in run.recipe), record.folder.resolve().name)
 
 
 def _state(record: Record) -> str:

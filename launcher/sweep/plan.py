@@ -31,6 +31,8 @@ from launcher.text import brief, suggestion
 
 _MOST_POINTS = 10_000  # of a grid
 _MOST_CORNERS = 16  # of the whole space, each read as a recipe
+_MOST_TOGETHER = 64  # of those of a larger space
+_MOST_NUMBERS = 64  # of one key that are each read as a recipe
 _DEFAULT_POINTS = 32  # where points cannot be counted
 _NOTHING = object()
 _FIRST_SHARE = 0.25  # of a run's length: the first rung
@@ -100,7 +102,7 @@ def _once(problems: Iterator[tuple[Problem, str]]) -> list[Problem]:
 
 def _problems_of_each(sources: Sources, space: Space) -> Iterator[tuple[Problem, str]]:
     for dimension in space.dimensions:
-        for alternative in dimension.alternatives:
+        for alternative in _telling(dimension.alternatives):
             which = "alternative " if dimension.is_choice else "with " if alternative.holes else ""
             for text in _ends(alternative):
                 problems = _wrong_with(sources, [*space.fixed, f"{dimension.key}={text}"])
@@ -121,12 +123,29 @@ def _problems_of_corners(sources: Sources, space: Space) -> Iterator[tuple[Probl
 
 def corners(space: Space) -> Iterator[list[str]]:
     """Changes that all keys make together: all combinations of their ends; of many, so many that each end is there."""
-    ends = [[text for each in dimension.alternatives for text in _ends(each)] for dimension in space.dimensions]
+    telling = (_telling(dimension.alternatives) for dimension in space.dimensions)
+    ends = [[text for each in alternatives for text in _ends(each)] for alternatives in telling]
     count = math.prod(map(len, ends))
-    most = max(map(len, ends), default=0)
+    most = min(_MOST_TOGETHER, max(map(len, ends), default=0))
     lines = zip(*(itertools.islice(itertools.cycle(texts), most) for texts in ends), strict=True)
     for texts in itertools.product(*ends) if count <= _MOST_CORNERS else lines:
         yield [f"{dimension.key}={text}" for dimension, text in zip(space.dimensions, texts, strict=True)]
+
+
+def _telling(alternatives: Sequence[Alternative]) -> Sequence[Alternative]:
+    """All of them; of very many numbers, as of a range, the smallest and the largest of each kind stand for all."""
+    if len(alternatives) <= _MOST_NUMBERS:
+        return alternatives
+    ends: dict[type, tuple[tuple[float, int], tuple[float, int]]] = {}  # by kind
+    places = []
+    for place, each in enumerate(alternatives):
+        value = None if each.holes else plain(str(each))
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            least, most = ends.get(type(value), ((value, place), (value, place)))
+            ends[type(value)] = min(least, (value, place)), max(most, (value, place))
+        else:
+            places.append(place)
+    return [alternatives[place] for place in sorted({*places, *(end[1] for both in ends.values() for end in both)})]
 
 
 def _ends(alternative: Alternative) -> list[str]:

@@ -104,7 +104,7 @@ class Pool:
         """Works until there is nothing left to do, or it is to stop.
 
         Returns:
-            `complete`, `preempted` where it was asked to stop, or `spent` where the budget is.
+            `complete`, `stopped` where it was asked to stop, or `spent` where the budget is.
 
         Raises:
             LauncherError: Ten trials in a row have failed, or the first has no figure by which to compare it.
@@ -131,7 +131,7 @@ class Pool:
     def _outcome(self) -> str | None:
         """Why the work is over; None while it goes on."""
         if stop_requested():
-            return "preempted"
+            return "stopped"
         if self._fault:
             return "unmeasured"
         if self._failures >= FAILURES_IN_A_ROW:

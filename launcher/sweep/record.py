@@ -299,7 +299,7 @@ def taken(trial: int, rung: int, worker: str) -> dict[str, Any]:
 
 
 def released(trial: int, why: str, seconds: float = 0.0) -> dict[str, Any]:
-    """Nobody does any more, and the rung was not reached: it was preempted, or its worker was lost."""
+    """Nobody does any more, and the rung was not reached: it was stopped, or its worker was lost."""
     return {"kind": "released", "trial": trial, "why": why, "seconds": seconds}
 
 

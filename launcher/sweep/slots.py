@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from launcher.errors import UsageError
+from launcher.sweep.reserved import Reservation, reserve
 from launcher.world import gpus
 from launcher.world.world import usable_cpus
 
@@ -19,10 +20,12 @@ class Slot:
     Attributes:
         number: From 0.
         gpus: What it may use, by number, UUID or MIG name; none on a CPU.
+        held: What keeps other sweeps off these, as long as there is such a slot.
     """
 
     number: int
     gpus: tuple[str, ...] = ()
+    held: tuple[Reservation, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def environment(self) -> Mapping[str, str]:
@@ -31,7 +34,7 @@ class Slot:
 
 
 def slots_here(parallel: int | None, processes: int, cpu: bool) -> list[Slot]:
-    """The slots of this machine.
+    """The slots of this machine; GPUs on which another sweep works are left to it, unless it is said how many slots.
 
     Args:
         parallel: How many; None for what there is.
@@ -39,9 +42,21 @@ def slots_here(parallel: int | None, processes: int, cpu: bool) -> list[Slot]:
         cpu: Whether trials stay on the CPU even if there is a GPU.
 
     Raises:
-        UsageError: A trial wants more GPUs than there are.
+        UsageError: A trial wants more GPUs than there are, or than other sweeps leave.
     """
-    return slots_of(parallel, processes, [] if cpu else _gpus_here())
+    names = [] if cpu else _gpus_here()
+    held = reserve(names)
+    free = [name for name in names if name in held]
+    if parallel is not None or len(free) == len(names):
+        slots = slots_of(parallel, processes, names)
+    elif len(free) < processes:
+        raise UsageError(
+            f"other sweeps on this machine work on {len(names) - len(free)} of {_counted(len(names))}, and a trial "
+            f"wants {processes}; wait for them, or write --parallel {max(1, len(names) // processes)} to share"
+        )
+    else:
+        slots = slots_of(None, processes, free)
+    return [replace(slot, held=tuple(held[name] for name in slot.gpus if name in held)) for slot in slots]
 
 
 def slots_of(parallel: int | None, processes: int, names: Sequence[str]) -> list[Slot]:

@@ -291,19 +291,17 @@ def _entry(written: _Written, problems: Problems) -> _Entry | None:
 
 def _check_values(entry: _Entry) -> None:
     """Refuses what stands there twice."""
-    known: list[tuple[Any, str]] = []
+    known: dict[Any, str] = {}
+    values = []
     for alternative in entry.alternatives if len(entry.alternatives) > 1 else ():
         value, text = plain(str(alternative)), str(alternative)
-        for other, words in known:
-            if is_same(value, other):
-                raise SpaceError(
-                    f"'{words}' and '{text}' are one value; omit one"
-                    if words != text
-                    else f"'{text}' is there twice; omit one"
-                )
-        known.append((value, text))
+        if (other := known.get(_identity(value))) is not None:
+            message = f"'{other}' and '{text}' are one value" if other != text else f"'{text}' is there twice"
+            raise SpaceError(f"{message}; omit one")
+        known[_identity(value)] = text
+        values.append((value, text))
     ranges = [alternative.holes[0].range for alternative in entry.alternatives if _is_range(alternative)]
-    for value, text in known:
+    for value, text in values:
         inside = [
             span
             for span in ranges
@@ -319,13 +317,16 @@ def _is_range(alternative: Alternative) -> bool:
 
 def is_same(value: Any, other: Any) -> bool:
     """Whether two values are one: 8 and 8.0 are, 1 and true are not."""
-    if isinstance(value, bool) or isinstance(other, bool):
-        return value is other
-    if isinstance(value, dict) and isinstance(other, dict):
-        return value.keys() == other.keys() and all(is_same(value[key], other[key]) for key in value)
-    if isinstance(value, list) and isinstance(other, list):
-        return len(value) == len(other) and all(map(is_same, value, other))
-    return bool(value == other)
+    return bool(_identity(value) == _identity(other))
+
+
+def _identity(value: Any) -> Any:
+    """What values that are one have in common."""
+    if isinstance(value, Mapping):
+        return "mapping", frozenset((key, _identity(inner)) for key, inner in value.items())
+    if isinstance(value, list | tuple):
+        return "list", tuple(map(_identity, value))
+    return isinstance(value, bool), value
 
 
 def _check_keys(entries: Sequence[_Entry], problems: Problems) -> None:

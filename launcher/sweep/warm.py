@@ -34,9 +34,7 @@ from launcher.world.signals import die_with_parent, own_process
 MODULES = (
     "launcher.run",
     "launcher.cli.main",
-    "launcher.evaluation.chunks",
     "launcher.evaluation.generation",
-    "launcher.evaluation.metrics",
     "launcher.launch.postmortem",
     "launcher.launch.slurm.requeue",
     "launcher.launch.supervisor",
@@ -47,7 +45,6 @@ MODULES = (
     "launcher.runs.tracking.scores",
     "launcher.runs.tracking.trackers",
     "launcher.training.ways",
-    "torchmetrics.classification",
     "rich.progress",
     "jinja2",
     "torch.utils.serialization",

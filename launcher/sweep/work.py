@@ -20,8 +20,9 @@ from launcher.sweep.workers import taking_part
 from launcher.world.signals import listening
 from launcher.world.world import World
 
-# of recipe's parts that are ours: what a trial with them imports besides, too heavy for those without
-_IMPORTED_BY = {"launcher.datasets.Digits": ("sklearn.datasets",)}
+# what a trial of such a recipe imports besides, too heavy for those without: torchmetrics more than torch itself
+_OF_METRICS = ("launcher.evaluation.metrics", "torchmetrics.classification")
+_IMPORTED_BY = {"launcher.datasets.Digits": ("sklearn.datasets",)}  # of parts that are ours
 
 
 @dataclass
@@ -83,13 +84,14 @@ def work_off(
         show: Told when something has changed.
 
     Returns:
-        `complete`, `preempted` or `spent`.
+        `complete`, `stopped` or `spent`.
 
     Raises:
         LauncherError: Somebody else works on it, or ten trials in a row have failed.
     """
     text = recipe.document.text
     modules = [name for part, names in _IMPORTED_BY.items() if part in text for name in names]
+    modules += _OF_METRICS if recipe.evaluate.metrics else ()
     with ExitStack() as stack:
         stack.enter_context(listening())
         me = stack.enter_context(taking_part(record, World.from_environ().job, join))

@@ -165,7 +165,7 @@ def as_it_was(state: TrainState) -> Iterator[None]:
     if _is_known(model, objective) and not is_large(model):
         yield
         return
-    unmoved = Unmoved(model, *objective.brought.values(), weights=objective.moves_weights)
+    unmoved = Unmoved.of_run(model, objective)
     try:
         yield
     finally:
@@ -190,7 +190,7 @@ def _tried(state: TrainState) -> Iterator[None]:
     model, objective = state.model.bare, state.objective
     roots = [model, *(part for part in objective.brought.values() if isinstance(part, nn.Module))]
     modes = [(module, module.training) for root in roots for module in root.modules()]
-    unmoved = Unmoved(model, *objective.brought.values(), weights=_keeps_weights(state))
+    unmoved = Unmoved.of_run(model, objective, weights=_keeps_weights(state))
     apart = (*dropouts(), *batch_norms())
     try:
         with own_randomness(0, 0, state.device.torch_device), unseen():
@@ -229,7 +229,7 @@ class _Tried:
 
     def values(self, batch: Any, seed: int = 0) -> list[float]:
         """The value of each loss, from the state that it is in, which is put back."""
-        back = Unmoved(self.model, *self.objective.brought.values(), weights=self.objective.moves_weights)
+        back = Unmoved.of_run(self.model, self.objective)
         try:
             return self._called(batch, seed)
         finally:
@@ -263,7 +263,7 @@ class _Tried:
 
         What no checkpoint keeps must be changed by the second call too: else it is a mere note of the last one.
         """
-        back = Unmoved(self.model, *self.objective.brought.values(), weights=self._keeps_weights)
+        back = Unmoved.of_run(self.model, self.objective, weights=self._keeps_weights)
         before, given, at_first = self._kept(), self._given(), self._attributes()
         try:
             self._called(batch)

@@ -33,7 +33,7 @@ def evaluate_at_end(state: TrainState, session: Session, outcome: str, step: int
     """Evaluates `data.test` once, with the best weights where there is a best, else the last.
 
     Returns:
-        The run's outcome (`preempted` where it was stopped here), and the last validation lines and the test lines.
+        The run's outcome (`stopped` where it was stopped here), and the last validation lines and the test lines.
     """
     evaluation, test = session.evaluation, state.data.test
     if outcome != "finished" or not test:
@@ -47,7 +47,7 @@ def evaluate_at_end(state: TrainState, session: Session, outcome: str, step: int
         session.tracking.message(f"test: with the {'best' if shown == best else 'last'} weights, of step {shown:,}")
         lines = evaluation.measured(test, "test", shown, state.length.epoch(shown), of_training=is_last)
     if lines is None:
-        return "preempted", []
+        return "stopped", []
     _write_predictions(state, session, outcome)
     return outcome, [*evaluation.lines, *lines]
 

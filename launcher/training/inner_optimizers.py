@@ -12,6 +12,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from launcher.checkpoints.format import tensors_in
+from launcher.internals import has_storage, parts_of, storage_id
 
 
 def inner_optimizers(outer: Optimizer) -> dict[str, Optimizer]:
@@ -78,6 +79,11 @@ def _named(key: str, value: Any) -> Iterator[tuple[str, Optimizer]]:
         yield from ((f"{key}.{name}", part) for name, part in parts if isinstance(part, Optimizer))
 
 
-def _places_of(state: Any) -> set[int]:
-    """Where the tensors of a state lie that hold something."""
-    return {tensor.data_ptr() for tensor in tensors_in(state) if tensor.numel()}
+def _places_of(state: Any) -> set[tuple[int, int]]:
+    """Where the tensors of a state lie that hold something: by their storage, as without values all lie at 0."""
+    return {
+        (storage_id(part.untyped_storage()), int(part.storage_offset())) if has_storage(part) else (id(part), 0)
+        for tensor in tensors_in(state)
+        for part in parts_of(tensor)
+        if part.numel()
+    }

@@ -29,7 +29,7 @@ def train(state: TrainState, session: Session) -> tuple[str, int]:
         session: Where to start, and what to do when something is due.
 
     Returns:
-        `finished` or `preempted`, and the number of steps completed.
+        `finished` or `stopped`, and the number of steps completed.
     """
     known, acts, done = context.run, _Acts(state, session), session.start
     evaluation, triggers, meter = session.evaluation, acts.triggers, acts.meter
@@ -40,7 +40,7 @@ def train(state: TrainState, session: Session) -> tuple[str, int]:
     if not acts.evaluated_what_is_owed(done) or session.is_paused(done):
         steps.close()
         known.step = None
-        return "preempted", done
+        return "stopped", done
     for step, waited in timed(steps) if evaluation.goes_on else ():
         acts.rates = state.schedule.rates
         if (result := acts.made(step, done)) is None:
@@ -58,14 +58,14 @@ def train(state: TrainState, session: Session) -> tuple[str, int]:
         if wanted.track:
             acts.track(done)
         if wanted.evaluate and not acts.evaluated(done):
-            outcome = "preempted"
+            outcome = "stopped"
             break
         if wanted.save:
             acts.save(done)
         if wanted.over or (wanted.evaluate and not evaluation.goes_on):
             break
         if wanted.stop:
-            outcome = "preempted"
+            outcome = "stopped"
             break
     steps.close()
     triggers.close()
@@ -173,7 +173,7 @@ class _Acts:
         self._settle(done)
         self._keep(done)
         if outcome == "finished" and evaluation.last_step != done and not self._evaluate(done, save=False):
-            return "preempted"
+            return "stopped"
         return outcome
 
     def _evaluate(self, done: int, save: bool = True) -> bool:

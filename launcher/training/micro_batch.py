@@ -32,11 +32,13 @@ from launcher.world import context
 from launcher.world.failure import LINE, Failure, cut
 from launcher.world.files import atomic_write
 from launcher.world.hints import hint_for
+from launcher.world.signals import pause, stop_requested
 from launcher.world.world import World
 
 _NO_PART = ("seed", "scheduler", "train.steps", "train.epochs", "train.time")  # in how much memory a step needs
 _OF_A_WORLD = ("RANK", "LOCAL_", "WORLD_SIZE", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "OMPI_", "PMI_", "PMIX_")
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
+_MOMENT_SECONDS = 0.2
 # isolated, or a json.py of the working directory would be read for Python's own
 _START = "import json, sys; asked = json.load(sys.stdin); sys.path[:] = asked['path']; "
 _START += "from launcher.training.trial import tried; sys.exit(tried(asked))"
@@ -116,6 +118,7 @@ def _found(recipe: Recipe, share: int, device: Device, options: Options) -> tupl
         "recipe": str(options.how["recipe"]),
         "cpu": options.cpu,
         "processes": device.world.size,
+        "parent": os.getpid(),
     }
     environment = _environment(device)
     seconds = recipe.device.timeout.amount
@@ -159,6 +162,10 @@ def _fits(asked: dict[str, Any], environment: dict[str, str], seconds: float) ->
         )
     except subprocess.TimeoutExpired:
         return False
+    if done.returncode < 0:
+        pause(_MOMENT_SECONDS)  # what has ended it may be for this process too, as a Ctrl-C is
+        if stop_requested():
+            raise _UntriedError("this run was asked to stop")
     if done.returncode > 0 and done.returncode != DOES_NOT_FIT:
         said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         hint = hint_for(Failure(said))
@@ -196,7 +203,7 @@ class Halving:
         """Before a step: keeps what its forward passes may change."""
         objective = state.objective
         weights = objective.moves_weights and objective.step is None
-        self._before = Unmoved(state.model.bare, *objective.brought.values(), weights=weights)
+        self._before = Unmoved.of_run(state.model.bare, objective, weights=weights)
 
     def passed(self) -> None:
         """The gradients are there: what follows cannot be made again."""

@@ -247,8 +247,7 @@ def warm_up(state: TrainState, gradients: Callable[[TrainState, StepBatch], None
         state: Whose modules these are.
         gradients: Makes them; None makes those of a step's last micro-batch.
     """
-    objective = state.objective
-    unmoved = Unmoved(state.model.bare, *objective.brought.values(), weights=objective.moves_weights)
+    unmoved = Unmoved.of_run(state.model.bare, state.objective)
     norms = [one for one in state.model.bare.modules() if isinstance(one, batch_norms()) and one.training]
     for norm in norms:  # a train() of the model's own, not called yet, may freeze it, and one sample has no variance
         norm.training = False

@@ -19,6 +19,7 @@ from launcher.training.build import build_run_model, build_run_state, open_run_d
 from launcher.training.state import TrainState
 from launcher.training.steps import counted_steps
 from launcher.world import faults
+from launcher.world.signals import die_with_parent
 from launcher.world.world import World
 
 DOES_NOT_FIT = 77
@@ -38,11 +39,12 @@ def tried(asked: Mapping[str, Any]) -> int:
 
     Args:
         asked: The recipe, its overrides, what to take out, what it may name; whether to stay on the CPU; how many
-            processes share a batch; the samples of a micro-batch.
+            processes share a batch; the samples of a micro-batch; the process that asks, with which this one ends.
 
     Returns:
         The exit code: `DOES_NOT_FIT` where memory runs out.
     """
+    die_with_parent(asked["parent"])
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_FIRST_TO_DIE, encoding="ascii")
     samples = int(asked["samples"])

@@ -154,7 +154,8 @@ def of_exception(error: BaseException, **details: Any) -> Failure:
         error = error.__cause__  # Python's own words, where it leaves a generator
     frames, what, behind = tuple(_frames(error)), _words_of(error), tuple(islice(_behind(error), _MOST_BEHIND))
     if isinstance(error, LauncherError):
-        what, behind = words_of(error), ()  # says all that its user needs
+        what, behind = words_of(error), ()  # says all that its user needs: no line of ours is to blame
+        frames = tuple(replace(frame, is_users=frame.is_users and not _is_ours(frame.file)) for frame in frames)
     elif inner := _in_worker(words_of(error)):
         frames, what, behind = (*frames, *inner[0]), inner[1], inner[2]
     what = cut(what, _WORDS)  # before it is searched: an exception may hold megabytes
@@ -312,8 +313,12 @@ def _summaries(start: TracebackType | None) -> Iterable[traceback.FrameSummary]:
 
 def _frame(file: str, line: int, function: str, code: str) -> Frame:
     foreign = "site-packages" in file or "dist-packages" in file or file.startswith("<") or _is_standard(file)
-    ours = file.startswith(_PACKAGE) and not file.startswith(_OWN_CODE)
+    ours = _is_ours(file) and not file.startswith(_OWN_CODE)
     return Frame(file, line, function, code, not foreign and not ours)
+
+
+def _is_ours(file: str) -> bool:
+    return file.startswith(_PACKAGE)
 
 
 def _is_standard(file: str) -> bool:

@@ -46,7 +46,7 @@ class Report:
     def checkpoint(self) -> Path | None:
         """The newest checkpoint that is whole by its name."""
         checkpoints = [*self.folder.glob("checkpoints/step-*")] if self.folder else []
-        return max((path for path in checkpoints if path.name[5:].isdigit()), key=lambda path: path.name, default=None)
+        return max((path for path in checkpoints if path.name[5:].isdigit()), key=_step_of, default=None)
 
     @property
     def log(self) -> Path | None:
@@ -122,6 +122,10 @@ class Report:
             "checkpoint": str(self.checkpoint) if self.checkpoint else None,
             "resume": self.resume if self._was_opened else self.again,
         }
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name[5:])
 
 
 def _is_better(known: Failure, new: Failure) -> bool:

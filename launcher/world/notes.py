@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -90,6 +91,19 @@ class Notes:
         for path in (self.folder / f"{rank}.json", self.stacks_of(rank)):
             with suppress(OSError):
                 path.unlink(missing_ok=True)
+
+    def remove(self, node: int, ranks: Iterable[int]) -> None:
+        """Takes away what the ranks of a machine have said; of others, who may be read still, only with the last one.
+
+        Args:
+            node: The machine.
+            ranks: Those on it.
+        """
+        shutil.rmtree(self.folder / f"node-{node}", ignore_errors=True)
+        for rank in ranks:
+            self.clear(rank)
+        if not any(self.folder.glob("node-*")):
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def read(self) -> dict[int, Failure]:
         """All that was reported, by rank."""

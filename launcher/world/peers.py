@@ -44,6 +44,14 @@ class Peer:
     address: str = ""
 
 
+def met(rank: int, peer: Peer) -> None:
+    """Holds a rank's connection, in place of that of an earlier run of this process, for which nobody waits."""
+    former = known.get(rank)
+    known[rank] = peer
+    if former is not None:
+        former.connection.close()
+
+
 def leave_last(timeout_seconds: float = 60.0) -> None:
     """Rank 0: waits until the processes of all other ranks have ended."""
     deadline = time.monotonic() + timeout_seconds

@@ -119,7 +119,7 @@ def _receive(world: World, deadline: float) -> int:
                 continue
             peer.sendall(f"{world.step} {port}\n".encode())
             waited_for.remove(rank)
-            peers.known[rank] = peers.Peer(host, peer)
+            peers.met(rank, peers.Peer(host, peer))
     return port
 
 
@@ -202,7 +202,7 @@ def _asked(world: World, address: str, port: int) -> int | None:
     except OSError:
         peer.close()
         raise
-    peers.known[0] = peers.Peer(str(world.host), peer, address)
+    peers.met(0, peers.Peer(str(world.host), peer, address))
     return int(answer)
 
 

@@ -101,6 +101,14 @@ class Wait:
             print(f"launcher: waiting for {self.text}", file=sys.stderr, flush=True)
 
 
+def pauses(longest: float) -> Iterator[float]:
+    """Seconds between looks at what mostly comes at once: a few milliseconds, and twice as many each time."""
+    pause = 0.005
+    while True:
+        yield min(pause, longest)
+        pause = min(2 * pause, longest)
+
+
 def ranks(missing: list[int], size: int) -> str:
     """`rank 1 of 2`, `ranks 4-7 of 8`."""
     return f"rank{'s' * (len(missing) > 1)} {spans(missing)} of {size}"

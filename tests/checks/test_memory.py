@@ -113,6 +113,20 @@ def test_a_model_whose_constructor_reads_values_is_counted_too() -> None:
     assert Reading(dropout=0.0).get_parameter("blocks.0.layer.weight").abs().max() > 0
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "copies"),
+    [
+        ("{_target_: 'ways.py:Sam', lr: 0.05, _closure_: true}", 1),
+        ("{_target_: 'ways.py:Lookahead', optimizer: {_target_: SGD, lr: 0.02, momentum: 0.9}}", 2),
+    ],
+)
+def test_what_an_optimizer_inside_another_keeps_is_counted(optimizer: str, copies: int) -> None:
+    read = load_recipe(str(TINY.parent / "ways.yaml"), [f"optimizer={optimizer}"])
+    builder, world = Builder(read), World()
+    held = trace(read, builder, open_run_data(read, builder, world), world).footprint.held
+    assert held["optimizer"] == copies * held["parameters"]
+
+
 def _said(gpu: str | None, *overrides: str, size: int = 1) -> list[tuple[str, str]]:
     recipe = load_recipe(GPT, [*SMALL, *overrides])
     said: list[tuple[str, str]] = []

@@ -192,6 +192,10 @@ def test_a_package_that_can_be_called_is_there_in_a_fresh_process(tmp_path: Path
         (["train", "tiny.yaml", "--lr", "3"], "there is no --lr; a key of the recipe is written optimizer.lr=VALUE"),
         (["train", "tiny.yaml", "--max-epochs=3"], "a key of the recipe is written train.epochs=3"),
         (["train", "tiny.yaml", "optimizer.lr", "=", "3"], "'=' is alone; write an override as one word"),
+        (["report", "run", "--output", "page.html"], "launcher report: there is no --output; did you mean --to?"),
+        (["train", "tiny.yaml", "--xy"], "launcher train: there is no --xy; see launcher train --help"),
+        (["show", "run@7"], "run: there is no such run or folder"),
+        (["train", "junk.yaml"], "junk.yaml: is not a text file; name a recipe, which is YAML"),
         (["runs", "--frobnicate"], "launcher runs: there is no --frobnicate"),
         (["help", "tain"], "there is no command 'tain'; did you mean 'train'? See launcher --help"),
         (["train", "tiny.yaml", "--until", "101%"], "'101%' is more than the whole run; write at most 100%"),
@@ -220,7 +224,6 @@ def test_a_package_that_can_be_called_is_there_in_a_fresh_process(tmp_path: Path
         (["train", "missing.yaml"], "missing.yaml"),
         (["train", "folder"], "folder"),
         (["train", "empty.yaml"], "empty.yaml"),
-        (["train", "junk.yaml"], "junk.yaml"),
         (["train", "tiny.yaml", "optimizer"], "optimizer"),
         (["copy", "digits_cn"], "there is no recipe 'digits_cn'; did you mean 'digits_cnn'?"),
     ],
@@ -305,9 +308,10 @@ def test_recipes_travel_in_the_package(tmp_path: Path, installed: Path) -> None:
 
 
 def test_the_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["--version"])
-    assert capsys.readouterr().out == f"launcher {launcher.__version__}\n"
+    for flag in ("--version", "-v", "-V"):
+        with pytest.raises(SystemExit):
+            main([flag])
+        assert capsys.readouterr().out == f"launcher {launcher.__version__}\n"
 
 
 # ---------------------------------------------------------------------- help
@@ -424,6 +428,9 @@ def test_explain_knows_torch_s_classes_and_keys_beside_a_target(capsys: pytest.C
         printed = capsys.readouterr().out
         assert printed.splitlines()[0].endswith(f"{name}, for {slot}")
         assert f"\n  {argument} " in printed
+    for name in ("AdamW", "MulticlassAccuracy"):  # whose docstrings have links to papers
+        assert main(["explain", name]) == 0
+        assert not re.search(r"\w_(?!\w)", capsys.readouterr().out)
 
 
 def test_explain_tells_a_key_a_section_and_the_key_of_an_argument(capsys: pytest.CaptureFixture[str]) -> None:

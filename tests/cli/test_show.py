@@ -170,6 +170,7 @@ def test_a_run_s_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     code, out, _ = show(capsys, run)
     assert code == 0
     assert "# override 'optimizer.lr=0.5'" in out
+    assert [line.rstrip() for line in out.splitlines()] == (run / "resolved.yaml").read_text().splitlines()
     code, out, _ = show(capsys, recipe, "--diff", run)
     assert out.splitlines()[0] == "optimizer.lr:"
     assert out.splitlines()[2] == "  + 0.5  # override 'optimizer.lr=0.5'"

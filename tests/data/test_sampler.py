@@ -155,6 +155,18 @@ def test_starting_deep_in_a_trillion_samples_takes_no_time_or_memory(world: int,
     assert share.indices.tolist() == Permutation(10**12, 0, 0).slice(start, start + batch // world).tolist()
 
 
+@pytest.mark.parametrize("micro", [None, 3])
+@pytest.mark.parametrize("batch", [10, 10**18, 10**30])
+def test_a_batch_larger_than_the_data_set_is_the_data_set(batch: int, micro: int | None) -> None:
+    samplers = [
+        StepSampler(range(10), global_batch_size=batch, micro_batch_size=micro, rank=r, world_size=2) for r in (0, 1)
+    ]
+    assert {sampler.steps_per_epoch for sampler in samplers} == {1}
+    assert {sampler.accumulation(0) for sampler in samplers} == {1 if micro is None else 2}
+    assert sorted(read(samplers, 0)) == list(range(10))
+    assert {len(list(itertools.islice(sampler, 4))) for sampler in samplers} == {4}
+
+
 def test_memory_stays_bounded_over_a_long_run() -> None:
     sampler = StepSampler(range(10**9), global_batch_size=512, rank=1, world_size=2, micro_batch_size=64)
     tracemalloc.start()

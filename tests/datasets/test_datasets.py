@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,6 +23,7 @@ from launcher.datasets import HubDataset, ImageFolder, NumpyArrays, Table, TextF
 from launcher.datasets import text as text_module
 from launcher.datasets.files import atomic_write, staged
 from launcher.errors import LauncherError
+from launcher.world.failure import of_exception
 
 
 @pytest.fixture(autouse=True)
@@ -82,8 +82,10 @@ def test_pictures_cut_grey_and_transformed(pets: Path) -> None:
 def test_a_picture_that_cannot_be_read_names_its_file(pets: Path) -> None:
     (pets / "cat" / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n and then rubbish")
     folder = ImageFolder(pets)
-    with pytest.raises(LauncherError, match=r"cat/b\.png: this picture cannot be read: .*; .* corrupt=skip"):
+    with pytest.raises(LauncherError, match=r"cat/b\.png: this picture cannot be read: .*; .* corrupt=skip") as caught:
         folder[1]
+    assert str(caught.value).count("b.png") == 1
+    assert "images.py" not in of_exception(caught.value).line  # the picture is to blame, and no line of ours
 
 
 def test_pictures_that_cannot_be_read_are_left_out_counted_and_said(pets: Path) -> None:
@@ -506,7 +508,7 @@ def test_a_missing_package_is_named_with_its_command(
     (tmp_path / "x.csv").write_text(FLOWERS)
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(
-        ImportError, match=re.escape(module.partition(".")[0]) + r', which is not installed; pip install "'
+        ImportError, match=module.replace("PIL.Image", "Pillow") + r', which is not installed; pip install "'
     ):
         make(tmp_path)
 

@@ -112,6 +112,9 @@ def test_a_stranger_s_shard_ends_the_run_and_nothing_else(
         ("zip://x::https://y/z.tar", "chains file systems"),
         ("broken.tar", "cannot be read as a tar"),
         ("broken.parquet", "cannot be read as Parquet"),
+        ("x-{0..99999999999}.tar", "stands for more than 100,000 files"),
+        ("https://127.0.0.1:9/x-{0..99999999999}.tar", "stands for more than 100,000 files"),
+        ("x-" + "{0..9}" * 40 + ".tar", "stands for more than 100,000 files"),
     ],
 )
 def test_paths_that_are_no_shards_are_refused(
@@ -156,7 +159,7 @@ def test_shards_from_elsewhere_are_kept_while_there_is_room(tmp_path: Path) -> N
 # --- in a run ---
 
 
-@pytest.mark.parametrize("together", [1, 2, 4, 9])
+@pytest.mark.parametrize("together", [1, 2, 4, 9, 10**20])
 def test_an_order_of_shards_has_every_sample_once_and_few_shards_at_a_time(together: int) -> None:
     sizes = [30, 0, 11, 25, 1, 40, 13, 8]
     orders = [ShardedPermutation(sizes, together, 3, epoch) for epoch in range(3)]

@@ -132,7 +132,7 @@ def test_predictions_of_pictures_have_their_files_and_broken_ones_are_listed(
     assert main(["predict", run, str(tmp_path / "new"), "--cpu", "--to", str(tmp_path / "out.csv")]) == 0
     printed = capsys.readouterr()
     assert "1 output of" in printed.out
-    assert "1 picture cannot be read and skipped" in printed.out
+    assert "skipped: 1 picture" in printed.out
     assert printed.err.strip() == "skipped: b.png: this picture cannot be read"
     pictures(tmp_path / "all", [], broken=("b.png",))
     assert main(["predict", run, str(tmp_path / "all"), "--cpu", "--to", str(tmp_path / "all.csv")]) == 2

@@ -433,7 +433,11 @@ def test_evaluate_shows_a_table_and_each_class(saved: Trained, capsys: pytest.Ca
     said = capsys.readouterr().out
     assert all(one in said for one in ("accuracy", "ema/accuracy", "test, class"))
     assert main(["evaluate", str(saved.folder), "--cpu", "--split", "tset"]) == 2
-    assert "no set is called tset; there are: validation near, validation far, test" in capsys.readouterr().err
+    refused = "no set is called tset; did you mean 'test'? There are: validation near, validation far, test, train"
+    assert refused in capsys.readouterr().err
+    assert main(["evaluate", str(saved.folder), "--cpu", "--split", "train", "--json"]) == 0
+    line = json.loads(capsys.readouterr().out)
+    assert (line["split"], "accuracy" in line) == ("train", True)
 
 
 def test_evaluate_takes_a_checkpoint_or_a_file_with_its_recipe(

@@ -96,6 +96,10 @@ def test_a_flat_folder_of_pictures(runs: Any, tmp_path: Path, suffix: str) -> No
     ]
     assert [int(row["prediction"]) for row in rows] == [0, 1, 1]
     assert all(float(row["probability"]) > 0.5 for row in rows)
+    if suffix != "parquet":  # numbers as float32 has them: no more digits than it takes to read them back
+        assert not re.search(r"\d\.?\d{10,}", target.read_text())
+        confident = torch.tensor(float(rows[0]["probability"]))
+        assert float(str(confident.numpy())) == float(rows[0]["probability"])
     if suffix == "csv":  # a cell for each number, by the class's name
         assert float(rows[0]["output_day"]) > float(rows[0]["output_night"])
     else:
@@ -129,6 +133,10 @@ def test_one_picture_and_pictures_that_json_lines_name(
     assert main(["predict", runs.pictures, "list.jsonl", "--cpu", "--to", "-"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(row["file"], row["class"]) for row in rows] == [("light.png", "day"), ("dark.png", "night")]
+    (tmp_path / "list.jsonl").write_text('"light.png"\n"gone.png"\n')
+    monkeypatch.chdir(tmp_path)
+    assert main(["predict", runs.pictures, "list.jsonl", "--cpu", "--to", "-"]) == 0
+    assert f"skipped: gone.png: there is no such file in {tmp_path}\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("form", ["csv", "tsv", "jsonl", "parquet"])

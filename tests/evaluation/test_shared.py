@@ -256,7 +256,7 @@ WORK = {"evaluate": ("--split", "test"), "export": ("--to", "NAME.pth")}
 EACH = [(command, kind) for command in WORK for kind in ("weights", "checkpoint")]
 
 
-@rounds("size, width, work", plain=[(4, 320, EACH[::3])], long=[(2, 640, EACH), (4, 1024, EACH)])
+@rounds("size, width, work", plain=[(2, 320, EACH[::3])], long=[(2, 640, EACH), (4, 1024, EACH)])
 def test_no_rank_holds_a_whole_copy(tmp_path: Path, size: int, width: int, work: list[tuple[str, str]]) -> None:
     small, large = (
         train(tmp_path / str(each), *blocks_of(each), size=2, recipe=RECIPE, remove=("train.ema",))

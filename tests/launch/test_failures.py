@@ -27,6 +27,7 @@ from torch import nn
 from worlds import TINY, Command, in_world, train, train_here
 
 import launcher
+from launcher.checkpoints.format import name_of
 from launcher.device import kind
 from launcher.device.device import check_device, check_gpus, check_kind
 from launcher.errors import LauncherError
@@ -38,7 +39,7 @@ from launcher.recipe.schema import Device
 from launcher.text import shapes
 from launcher.world.context import known_of, remembered
 from launcher.world.failure import Failure, Frame, of_exception, of_exit, of_stack
-from launcher.world.failure_report import folded
+from launcher.world.failure_report import Report, folded
 from launcher.world.hints import hint_for
 from launcher.world.notes import Notes, first_of
 from launcher.world.world import World, usable_cpus
@@ -162,6 +163,14 @@ def test_word_left_by_a_rank_is_read_as_it_was(tmp_path: Path) -> None:
     assert notes.read() == {3: failure}
     notes.clear(3)
     assert notes.read() == {}
+
+
+def test_the_checkpoint_that_a_report_names_is_that_of_the_most_steps(tmp_path: Path) -> None:
+    for steps in (99_999_999, 100_000_000, 7):
+        (tmp_path / "checkpoints" / name_of(steps)).mkdir(parents=True)
+    newest = Report(Failure(""), tmp_path, "again", "resume").checkpoint
+    assert newest is not None
+    assert newest.name == name_of(100_000_000)
 
 
 def test_a_batch_is_described() -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 import time
+from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +16,13 @@ import torch
 from machines import ip, joined
 from places import FAILING
 from worlds import Command, free_port, in_world, train_here
+
+from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, EXIT_USAGE
+from launcher.launch import supervisor
+from launcher.launch.nodes import Nodes
+from launcher.world import progress
+from launcher.world.failure import Failure
+from launcher.world.notes import Notes
 
 LONG = ("train.epochs=2000", "device.timeout=3 seconds")
 WITHIN = 33  # seconds, device.timeout + 30: the bound that a user is promised
@@ -104,3 +114,61 @@ def test_a_place_where_something_listens_and_says_nothing_is_not_waited_at_for_e
     assert done.code == 1
     assert "something listens there and does not answer as the first node does, for 1 seconds" in done.screen
     assert done.left == []
+
+
+def left_by(notes: Notes, node: int, state: int, local_rank: int = 0, pid: int = 2**22 + 1) -> None:
+    """What a rank has said of itself, which by that number is no process any more."""
+    said = notes.progress_of(node, local_rank)
+    said.parent.mkdir(parents=True, exist_ok=True)
+    said.write_bytes(array("q", [pid, state, 5, 0]))
+
+
+@pytest.mark.parametrize("state", [progress.STARTING, progress.RUNNING, progress.DONE, progress.STOPPED])
+def test_what_an_earlier_start_has_left_ends_nobody_who_waits_for_the_other_machines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: int
+) -> None:
+    monkeypatch.setattr(supervisor, "SILENCE_SECONDS", -1)
+    notes = Notes(tmp_path)
+    left_by(notes, 0, state)
+    assert notes.write(Failure("a mistake", exit_code=EXIT_USAGE))
+    ranks = supervisor.Supervisor(1, True, 1, tmp_path, nodes=Nodes(2, 0, "127.0.0.1", 1), meeting_seconds=60)
+    assert ranks._look() is None
+    ranks._is_meeting = False  # from here on they are this start's
+    assert ranks._look() in (EXIT_DONE, EXIT_FAILED)
+
+
+@pytest.mark.parametrize(
+    ("state", "mistake", "code"),
+    [
+        (progress.DONE, False, EXIT_DONE),
+        (progress.STOPPED, False, EXIT_PREEMPTED),
+        (progress.STARTING, True, EXIT_USAGE),
+    ],
+)
+def test_a_machine_that_has_ended_first_takes_nothing_away_that_another_is_to_read(
+    tmp_path: Path, state: int, mistake: bool, code: int
+) -> None:
+    notes, nodes = Notes(tmp_path), (Nodes(2, 0, "127.0.0.1", 1), Nodes(2, 1, "127.0.0.1", 1))
+    for rank in range(2):
+        left_by(notes, rank, state)
+        if mistake:
+            assert notes.write(Failure("a mistake", rank=rank, world=2, exit_code=EXIT_USAGE))
+    for number, each in enumerate(nodes):
+        ranks = supervisor.Supervisor(1, True, 1, tmp_path, nodes=each)
+        assert ranks._outcome() == code
+        ranks._tidy(code, is_read=True)
+        assert notes.folder.exists() is (number == 0)
+
+
+def test_a_late_rank_that_dies_of_being_asked_to_stop_has_not_failed(tmp_path: Path) -> None:
+    ranks = supervisor.Supervisor(2, True, 1, tmp_path)
+    ranks.starting(0)
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as late:
+        left_by(Notes(tmp_path), 0, progress.STOPPED)
+        left_by(Notes(tmp_path), 0, progress.STARTING, local_rank=1, pid=late.pid)
+        ranks._is_meeting = False
+        assert ranks._look() is None
+        ranks.ended(1, late.wait(), time.time())
+    assert ranks._outcome() == EXIT_PREEMPTED
+    with pytest.raises(supervisor._StoppedError):
+        ranks.starting(1)

@@ -32,7 +32,7 @@ def arguments(data: str, size: int) -> tuple[str, ...]:
 
 @rounds(
     "data, size, signals",
-    plain=[("rows", 1, 14), ("a stream", 2, 6)],
+    plain=[("rows", 1, 14), ("a stream", 2, 4)],
     long=[("a stream", 1, 60), ("rows", 2, 80), ("a stream", 3, 80)],
 )
 def test_whatever_signals_come_the_end_is_the_same_and_nothing_is_left(

@@ -408,7 +408,11 @@ def test_what_is_no_recipe_is_not_quoted(
 
 @pytest.mark.parametrize("kind", ["fifo", "device", "kernel", "environ", "folder"])
 @pytest.mark.parametrize(
-    "key", ["recipe", "base", "start_from", "TextFile", "Table", "NumpyArrays", "ImageFolder", "HubDataset", "export"]
+    "key",
+    [
+        *("recipe", "base", "start_from", "export", "weights", "array_file"),
+        *("TextFile", "Table", "NumpyArrays", "ImageFolder", "HubDataset"),
+    ],
 )
 def test_what_is_no_file_is_told_in_one_line(
     project: Path, capsys: pytest.CaptureFixture[str], kind: str, key: str
@@ -423,8 +427,11 @@ def test_what_is_no_file_is_told_in_one_line(
     elif key == "base":
         Path("r.yaml").write_text(f"base: {path}\n")
         arguments = ["check", "r.yaml"]
-    elif key == "start_from":
-        arguments = ["check", "recipe.yaml", f"train.start_from={path}"]
+    elif key == "array_file":
+        arguments = ["check", "recipe.yaml", "--array-file", path]
+    elif key in ("start_from", "weights"):
+        section = {"start_from": "train", "weights": "data"}[key]
+        arguments = ["check", "recipe.yaml", f"{section}.{key}={path}"]
     else:
         pytest.importorskip({"Table": "pyarrow", "ImageFolder": "PIL", "HubDataset": "datasets"}.get(key, "torch"))
         argument = {"ImageFolder": "root", "NumpyArrays": "files"}.get(key, "path")

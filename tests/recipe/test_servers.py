@@ -459,6 +459,38 @@ def test_a_readme_names_files_of_its_own_folder(
         Builder(recipe).build(recipe.data.train)
 
 
+@pytest.mark.parametrize("version", ["../../../x", "/tmp/x", "1.0.0/../../x", "..", "a b"])
+@pytest.mark.parametrize("target", ["launcher.datasets.HubDataset", "datasets.load_dataset"])
+def test_a_readme_chooses_no_folder_of_the_cache(
+    project: Path, monkeypatch: pytest.MonkeyPatch, target: str, version: str
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    cache = project / "cache"
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+    card(project / "dd", "*.csv")
+    about = f"---\nconfigs:\n- config_name: default\n  data_files: '*.csv'\n  version: {version!r}\n---\n"
+    (project / "dd" / "README.md").write_text(about)
+    recipe = load_recipe("recipe.yaml", [f"data.train={{_target_: {target}, path: ./dd, split: train}}"])
+    with pytest.raises(LauncherError, match="its README names the version"):
+        Builder(recipe).build(recipe.data.train)
+    assert not cache.exists()
+    (project / "dd" / "README.md").write_text(about.replace(repr(version), "1.2.3"))
+    assert len(Builder(recipe).build(recipe.data.train)) == 2
+
+
+@pytest.mark.parametrize("place", ["../fifo", "/dev/zero", "../../x.arrow"])
+@pytest.mark.parametrize("key", ["_data_files", "_indices_data_files", "splits"])
+def test_a_saved_data_set_is_in_its_own_folder(project: Path, key: str, place: str) -> None:
+    pytest.importorskip("datasets").Dataset.from_dict({"a": [1, 2]}).save_to_disk(project / "dd")
+    os.mkfifo(project / "fifo")
+    file = project / "dd" / ("dataset_dict.json" if key == "splits" else "state.json")
+    known = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps({**known, key: [place] if key == "splits" else [{"filename": place}]}))
+    recipe = load_recipe("recipe.yaml", ["data.train={_target_: HubDataset, path: ./dd}"])
+    with pytest.raises(LauncherError, match="leads out of the folder"):
+        Builder(recipe).build(recipe.data.train)
+
+
 def test_data_of_this_machine_is_read_as_ever(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets, image = pytest.importorskip("datasets"), pytest.importorskip("PIL.Image")
     monkeypatch.setenv("HF_HOME", str(project / "hf"))

@@ -440,6 +440,7 @@ ODD: dict[str, dict[str, str]] = {
     },
     "an empty recipe": {"resolved.yaml": "", "recipe.yaml": ""},
     "a job that is none": {"slurm.json": '{"job": ["1"], "starts": {"a": 1}, "script": 3, "signal_seconds": "x"}'},
+    "a job that is an option": {"slurm.json": '{"job": "--me\\u001b]0;T\\u0007\\nrun"}'},
     "starts that are none": {"slurm.json": '{"starts": [3], "job": ""}'},
     "a lock that is none": {"lock.json": '{"pid": 1' + "0" * 30 + ', "since": 1e300, "host": []}'},
 }
@@ -471,7 +472,10 @@ def odd_folders(root: Path) -> None:
 def test_odd_run_folders_are_listed_beside_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     odd_folders(tmp_path)
     assert main(["runs", str(tmp_path)]) == 0
-    rows = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed
+    assert "--me" not in printed
+    rows = printed.splitlines()
     assert sum("/sound-" in row and "finished" in row and "loss 0.5" in row for row in rows) == 2
     assert sum("/odd-" in row or "/pipes" in row for row in rows) >= len(ODD) + 1
     assert main(["runs", "--json", str(tmp_path), "--sort", "best"]) == 0
@@ -484,7 +488,7 @@ def test_odd_run_folders_are_listed_beside_the_others(tmp_path: Path, capsys: py
 def test_odd_run_folders_end_no_report_of_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     odd_folders(tmp_path / "runs")
     page = tmp_path / "page.html"
-    assert main(["report", str(tmp_path / "runs"), "--output", str(page), "--png", str(tmp_path / "png")]) == 0
+    assert main(["report", str(tmp_path / "runs"), "--to", str(page), "--png", str(tmp_path / "png")]) == 0
     text = page.read_text(encoding="utf-8")
     assert "sound-1" in text
     assert "sound-2" in text

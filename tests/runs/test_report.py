@@ -122,7 +122,7 @@ class Made:
 
     def end(self, event: str, **details: Any) -> None:
         self.event(event, **details)
-        self.say({"finish": "finished", "stop": "preempted", "fail": "failed"}[event], ended=self.now)
+        self.say({"finish": "finished", "stop": "stopped", "fail": "failed"}[event], ended=self.now)
 
 
 def finished(folder: Path, lr: float = 0.001, until: int = 300) -> Made:
@@ -135,7 +135,7 @@ def finished(folder: Path, lr: float = 0.001, until: int = 300) -> Made:
 
 
 def unlucky(folder: Path) -> Made:
-    """A run that was killed, preempted, and then failed."""
+    """A run that was killed, stopped, and then failed."""
     made = Made(folder)
     made.start()
     made.train(260)  # killed 60 steps after a save
@@ -175,7 +175,7 @@ def test_every_start_is_told_with_its_end(tmp_path: Path) -> None:
     attempts = attempts_of(Run(tmp_path / "run"))
     assert [(one.outcome, one.first_step, one.last_step, one.world, one.redone_steps) for one in attempts] == [
         ("killed", 0, 260, 2, 60),
-        ("preempted", 200, 400, 2, 0),
+        ("stopped", 200, 400, 2, 0),
         ("failed", 400, 450, 4, 0),
     ]
     assert attempts[2].message == f"step 451: {HOSTILE}"
@@ -540,7 +540,7 @@ def test_the_command_writes_a_page_and_pictures(tmp_path: Path, capsys: pytest.C
     assert [path.name for path in paths[1:3]] == ["00-loss.png", "01-accuracy.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths[1:])
     finished(tmp_path / "runs" / "two")
-    assert main(["report", str(tmp_path / "runs"), "--output", str(tmp_path / "both.html")]) == 0
+    assert main(["report", str(tmp_path / "runs"), "--to", str(tmp_path / "both.html")]) == 0
     assert "2 runs" in (tmp_path / "both.html").read_text()
 
 
@@ -552,8 +552,8 @@ def test_the_command_overwrites_its_own_page_only(
     monkeypatch.setattr("webbrowser.open", shown.append)
     mine = tmp_path / "mine.html"
     mine.write_text("<html>my own</html>")
-    assert main(["report", str(made.folder), "--output", str(mine)]) == 2
-    assert re.search("mine.html is not a report .*--output", capsys.readouterr().err)
+    assert main(["report", str(made.folder), "--to", str(mine)]) == 2
+    assert re.search("mine.html is not a report .*--to", capsys.readouterr().err)
     assert mine.read_text() == "<html>my own</html>"
     for _ in range(2):
         assert main(["report", str(made.folder)]) == 0

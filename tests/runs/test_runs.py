@@ -19,6 +19,7 @@ import pytest
 
 from launcher.cli.main import main
 from launcher.errors import UsageError
+from launcher.runs.differing import differing
 from launcher.runs.folder import environment, write_json
 from launcher.runs.lock import locked
 from launcher.runs.metrics import encode
@@ -31,6 +32,7 @@ from launcher.sweep.naming import saved_place
 HOLD = """
 import sys, time
 from pathlib import Path
+from launcher.runs.differing import differing
 from launcher.runs.lock import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
@@ -135,7 +137,9 @@ def test_runs_are_found_at_any_level_and_named_by_folder(some: Path, monkeypatch
         named_runs(["nothing"])
     with pytest.raises(UsageError, match=r"^text@2: there is only text@1$"):
         place_of("text@2")
-    with pytest.raises(UsageError, match=r"^digits@0: there are digits@1, the first that was started, to digits@2$"):
+    with pytest.raises(
+        UsageError, match=r"^digits@0: there is none; there are digits@1, the first that was started, to digits@2$"
+    ):
         place_of("digits@0")
 
 
@@ -219,8 +223,13 @@ def test_json_is_one_object_a_line(some: Path, capsys: pytest.CaptureFixture[str
 
 def test_a_metric_that_no_run_has_measured_is_refused(some: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["runs", "best", "acuracy", str(some)]) == 2
-    message = "acuracy: no run has measured that; write `launcher runs best accuracy` or `launcher runs best loss`"
+    message = (
+        "acuracy: no run has measured that; did you mean 'accuracy'? Write `launcher runs best accuracy` or `launcher"
+    )
     assert capsys.readouterr().err.startswith(message)
+    for word, meant in (("acc", "accuracy"), ("wer", None)):
+        assert main(["runs", "best", word, str(some)]) == 2
+        assert (f"did you mean '{meant}'?" in capsys.readouterr().err) == (meant is not None)
     assert main(["runs", "best", "accuracy:min", str(some)]) == 0
 
 
@@ -274,11 +283,11 @@ def test_watching_shows_what_changes_until_ctrl_c(some: Path) -> None:
         os.execv(sys.executable, [sys.executable, "-m", "launcher", "runs", str(some), "--watch"])
     seen = ""
     try:
-        for word in ("dead", "preempted"):
+        for word in ("dead", "stopped"):
             while word not in seen:
                 assert select.select([terminal], [], [], 60)[0], seen
                 seen += os.read(terminal, 65536).decode()
-            end(some / "text" / "three", "preempted")
+            end(some / "text" / "three", "stopped")
         os.write(terminal, b"\x03")
         while select.select([terminal], [], [], 60)[0]:
             try:
@@ -333,8 +342,31 @@ def test_a_log_is_followed_until_its_run_ends(some: Path) -> None:
         assert follower.wait(60) == 0
 
 
+def test_a_run_of_an_earlier_version_is_shown_in_today_s_words(tmp_path: Path) -> None:
+    (tmp_path / "status.json").write_text('{"state": "preempted"}')
+    assert Run(tmp_path).state == "stopped"
+
+
+def test_a_run_that_was_started_by_hand_is_cancelled_by_its_process(
+    some: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["cancel", str(some / "text/three")]) == 2
+    assert "no job was submitted for it; it is not running" in capsys.readouterr().err
+    with locked(some / "text/three"):
+        assert main(["cancel", str(some / "text/three")]) == 2
+    assert f"as process {os.getpid()}: stop it with Ctrl-C there, or `kill {os.getpid()}`" in capsys.readouterr().err
+
+
+def test_what_came_from_python_is_told_by_what_it_is_called(tmp_path: Path) -> None:
+    for name in ("AdamW", "SGD"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "resolved.yaml").write_text(f'name: run\noptimizer: "given from Python: {name}"\n')
+    runs = [Run(tmp_path / name) for name in ("AdamW", "SGD")]
+    assert list(differing(runs).values()) == [{"optimizer": "AdamW"}, {"optimizer": "SGD"}]
+
+
 def test_the_states_are_those_that_runs_have() -> None:
-    assert set(STATES) == {"queued", "running", "finished", "preempted", "failed", "dead"}
+    assert set(STATES) == {"queued", "running", "finished", "stopped", "failed", "dead"}
 
 
 def test_no_fact_about_the_machine_takes_the_place_of_what_was_asked_for() -> None:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from weakref import finalize
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,7 @@ class File(IterableDataset[Sample]):
         if not path.exists():
             path.write_text("\n".join(map(str, range(MANY))))
         self.file = path.open()
+        finalize(self, self.file.close)
 
     def __iter__(self) -> Iterator[Sample]:
         for line in self.file:
@@ -57,6 +59,7 @@ class Socket(IterableDataset[Sample]):
         self.ours, theirs = socket.socketpair()
         theirs.sendall(bytes(range(MANY)))
         theirs.close()
+        finalize(self, self.ours.close)
 
     def __iter__(self) -> Iterator[Sample]:
         while byte := self.ours.recv(1):
@@ -71,6 +74,7 @@ class Received(IterableDataset[Sample]):
         theirs.sendall(bytes(range(MANY)))
         theirs.close()
         self.receive = ours.recv
+        finalize(self, ours.close)
 
     def __iter__(self) -> Iterator[Sample]:
         while byte := self.receive(1):

@@ -159,7 +159,7 @@ def with_runs(record: Record, space: Space, curve: Curve, evaluations: int = 20)
             if at <= step
         ]
         (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
-        state = "running" if trial.taken is not None else "finished" if trial.result is not None else "preempted"
+        state = "running" if trial.taken is not None else "finished" if trial.result is not None else "stopped"
         status = {"state": state, "step": step, "total_steps": total, "world": 1, "started": 0.0}
         (folder / "status.json").write_text(json.dumps(status), encoding="utf-8")
         point = None if number < settings.repeats else trial.parameters

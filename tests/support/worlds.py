@@ -169,7 +169,7 @@ def _gather(pipes: list[Any], deadline: float) -> list[Any]:
 def _rank(rank: int, size: int, port: int, folder: str, pipe: Connection, function: Any, arguments: Any) -> None:
     os.chdir(folder)
     multiprocessing.set_start_method("fork", force=True)  # loader workers start as in a process of one's own
-    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ.update(OMP_NUM_THREADS="1", GIT_DIR=os.devnull)  # no run asks this repository for its state
     if size > 1:
         names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in names.items()}, MASTER_ADDR="127.0.0.1")
@@ -319,7 +319,9 @@ class Command:
 
     def family(self) -> list[psutil.Process]:
         """It and all that it started, wherever they are in the tree of processes by now."""
-        own = [psutil.Process(self.process.pid)] if self.process.is_alive() else []
+        own = []
+        with suppress(psutil.NoSuchProcess):  # it may end meanwhile, and is nobody's zombie here
+            own = [psutil.Process(self.process.pid)] if self.process.is_alive() else []
         return own + [one for one in psutil.process_iter() if _is_marked(one, self._mark)]
 
     def wait(self, seconds: float = 150) -> Launched:

@@ -28,6 +28,7 @@ import launcher
 from launcher.checkpoints import retention
 from launcher.cli.main import main
 from launcher.errors import EXIT_PREEMPTED, LauncherError, RecipeError, UsageError
+from launcher.recipe.caller import in_keywords
 from launcher.runs.folder import read_json, write_json
 from launcher.runs.lock import locked
 from launcher.runs.tracking.tracking import read_metrics
@@ -176,7 +177,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, starter: Starter) -> C
 
 
 @pytest.mark.timeout(1200)
-@rounds("method, kills", plain=[(method, 1) for method in METHODS], long=[(method, 10) for method in METHODS])
+@rounds("method, kills", plain=[("tpe", 1), ("halving", 1)], long=[(method, 10) for method in METHODS])
 def test_killed_at_random_moments_and_resumed(
     tmp_path: Path, method: str, kills: int, undisturbed: Callable[[str], Record], starter: Starter
 ) -> None:
@@ -219,7 +220,7 @@ def test_stopped_by_sigterm_all_is_saved(
     assert 1 <= [trial.state for trial in record.trials.values()].count("waiting") <= 2
     for number, trial in record.trials.items():
         if not trial.is_over:
-            assert read_json(record.folder_of(number) / "status.json")["state"] == "preempted"
+            assert read_json(record.folder_of(number) / "status.json")["state"] == "stopped"
     again = Command(tmp_path, "sweep", "sweep", "--parallel", "1").wait()
     assert again.code == 0, again.screen
     assert_same(Record(tmp_path / "sweep"), undisturbed("random"))
@@ -275,13 +276,13 @@ def test_a_run_of_another_length_is_compared_with_none(tmp_path: Path) -> None:
     pool = bare_pool(tmp_path, settings(method="halving", rungs=(5, 20)))
     kinds = []
     for steps in (20, 40):
-        write_json(tmp_path / "status.json", {"state": "preempted", "step": 5, "total_steps": steps})
+        write_json(tmp_path / "status.json", {"state": "stopped", "step": 5, "total_steps": steps})
         kinds.append(pool._compared(tmp_path, Ending("reached", 5)).kind)
     assert kinds == ["reached", "failed"]
 
 
 def test_a_trial_that_is_stopped_in_its_rungs_evaluation_has_not_reached_it(tmp_path: Path) -> None:
-    write_json(tmp_path / "status.json", {"state": "preempted", "step": 5, "total_steps": 20})
+    write_json(tmp_path / "status.json", {"state": "stopped", "step": 5, "total_steps": 20})
     begun = [{"event": "evaluate", "step": step, "time": time.time(), "seconds": 0.1} for step in (4, 5)]
     (tmp_path / "events.jsonl").write_text("".join(f"{json.dumps(event)}\n" for event in begun))
     kinds = []
@@ -469,6 +470,23 @@ def test_from_python_it_gives_a_row_for_each_trial(tmp_path: Path) -> None:
     assert sorted(row["rank"] for row in rows) == [1, 2]
     with pytest.raises(UsageError, match="budget: 'much' is not a duration that fits here"):
         launcher.sweep(str(TINY), *words, budget="much")
+    with pytest.raises(UsageError, match=r"^metric='nothing': no validation set has it"):
+        launcher.sweep(str(TINY), *words, metric="nothing")
+
+
+@pytest.mark.parametrize(
+    ("flags", "keywords"),
+    [
+        ("--run-dir: /a/b: this is not the sweep", "run_dir: /a/b: this is not the sweep"),
+        ("--method cmaes: varies ranges; write --method tpe", "method='cmaes': varies ranges; write method='tpe'"),
+        ("--trials 8: has 4; omit --trials, or write --trials 4", "trials=8: has 4; omit trials, or write trials=4"),
+        ("fewer --trials, or a --run-dir on another disk", "fewer trials, or a run_dir on another disk"),
+        ("use --processes-per-run 2, or --cpu", "use processes_per_run=2, or cpu=True"),
+        ("write --budget '24 hours'", "write budget='24 hours'"),
+    ],
+)
+def test_from_python_messages_speak_of_keywords(flags: str, keywords: str) -> None:
+    assert in_keywords(flags) == keywords
 
 
 def test_from_python_a_mapping_becomes_a_file_in_the_sweeps_folder(

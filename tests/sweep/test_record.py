@@ -44,7 +44,7 @@ def test_a_trials_way_through_its_states(tmp_path: Path) -> None:
         for line in (
             lines.proposal(0, None),
             lines.taken(0, 0, "here"),
-            lines.released(0, "preempted", 1.0),
+            lines.released(0, "stopped", 1.0),
             lines.taken(0, 0, "there"),
             lines.rung(0, 0, math.nan, 5, 2.0),
             lines.taken(0, 1, "here"),

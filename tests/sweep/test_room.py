@@ -10,7 +10,7 @@ from places import ROOT, TINY
 from simulated import settings
 
 import launcher
-from launcher.checks.stored import stored
+from launcher.checks.stored import Stored, stored
 from launcher.cli.main import main
 from launcher.errors import EXIT_USAGE
 from launcher.recipe.build import Builder
@@ -24,6 +24,9 @@ VALIDATED = "data.validation={_target_: parts.py:WholeNumbers, size: 23, seed: 2
 MUCH = 64 * 1024  # bytes that files have beside their tensors
 
 
+WAYS = TINY.parent / "ways.py"
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -31,8 +34,10 @@ MUCH = 64 * 1024  # bytes that files have beside their tensors
         ("optimizer={_target_: SGD, lr: 0.1}", "train.ema=0.9"),
         ("optimizer={_target_: Adafactor, lr: 0.01}", "train.freeze={layers.1.*: always}"),
         ("optimizer={_target_: SGD, lr: 0.1, momentum: 0.9}", "save.average_last=2", "save.every=1 steps"),
+        (f"optimizer={{_target_: '{WAYS}:Sam', lr: 0.05, _closure_: true}}",),
+        (f"optimizer={{_target_: '{WAYS}:Lookahead', optimizer: {{_target_: Adam, lr: 0.02}}}}",),
     ],
-    ids=["AdamW", "an average", "Adafactor, frozen", "the mean of the last"],
+    ids=["AdamW", "an average", "Adafactor, frozen", "the mean of the last", "one inside SAM", "one inside Lookahead"],
 )
 def test_a_checkpoint_is_as_large_as_it_is_said_to_be(tmp_path: Path, words: tuple[str, ...]) -> None:
     run = launcher.train(RECIPE, "train.steps=2", *words, cpu=True, run_dir=tmp_path / "run", output="quiet").folder
@@ -43,6 +48,12 @@ def test_a_checkpoint_is_as_large_as_it_is_said_to_be(tmp_path: Path, words: tup
         assert told.checkpoint <= written <= told.checkpoint + MUCH
     weights = sum(file.stat().st_size for file in run.glob("model_weights*.pth"))
     assert told.weights <= weights <= told.weights + MUCH
+
+
+def test_a_model_too_large_to_be_built_is_counted_without_memory() -> None:
+    read = load_recipe(RECIPE, ["model.hidden=[4096, 4096]", "optimizer={_target_: SGD, lr: 0.1, momentum: 0.9}"])
+    weights = 4 * (65 * 4096 + 4097 * 4096 + 4097 * 10)
+    assert stored(read, Builder(read, ())) == Stored(2 * weights, weights)
 
 
 def test_what_a_sweep_holds_at_most_follows_from_what_it_keeps() -> None:

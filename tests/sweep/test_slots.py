@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,11 @@ from launcher.sweep.slots import described, slots_here, slots_of
 from launcher.world.gpus import _VISIBLE
 
 MIG = ("MIG-4c/1/0", "MIG-4c/2/0", "MIG-6d/1/0")
+
+
+@pytest.fixture(autouse=True)
+def _own_locks(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("locks")))
 
 
 def machine(monkeypatch: pytest.MonkeyPatch, number: int, **environ: str) -> None:
@@ -93,3 +99,24 @@ def test_that_is_one_line_and_nothing_is_written(
     assert main(["sweep", str(TINY), *words, "--processes-per-run", "2"]) == EXIT_USAGE
     assert capsys.readouterr().err.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_gpus_at_which_another_sweep_works_are_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gpus(parallel: int | None = None, processes: int = 1) -> list[str]:
+        return [",".join(slot.gpus) for slot in slots_here(parallel, processes, cpu=False)]
+
+    machine(monkeypatch, 3)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    first = slots_here(None, 1, cpu=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert gpus() == ["1", "2"]
+    assert gpus(processes=2) == ["1,2"]
+    assert gpus(4) == ["0", "1", "2", "0"], "asked for: shared"
+    with pytest.raises(UsageError, match=r"work on 1 of 3 GPUs, and a trial wants 3; .* --parallel 1 to share"):
+        gpus(processes=3)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")  # whose 0 is another GPU, where the driver does not say which
+    assert gpus() == ["0", "1", "2"]
+    monkeypatch.delenv("SLURM_JOB_ID")
+    assert [slot.gpus for slot in first] == [("0",)]
+    del first
+    assert gpus() == ["0", "1", "2"]

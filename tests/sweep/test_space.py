@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ from simulated import settings
 from launcher.errors import EXIT_USAGE, LauncherError, RecipeError, UsageError
 from launcher.recipe.build import Builder
 from launcher.recipe.load import load_recipe
+from launcher.recipe.schema import Recipe
 from launcher.sweep.begin import Asked, grow, sought
 from launcher.sweep.grammar import flow, plain, read_alternatives
 from launcher.sweep.metric import metric_of
@@ -294,6 +298,27 @@ def test_a_point_without_the_metric_is_refused() -> None:
     place = "space at data.validation=null optimizer.lr=1e-3"
     words = "trials are compared by validation/loss; there is no such validation set"
     assert str(caught.value) == f"{place}: {words}"
+
+
+@dataclass(frozen=True)
+class Counted(Sources):
+    """From what is read, and what was."""
+
+    seen: list[str] = field(default_factory=list)
+
+    def read(self, overrides: Sequence[str]) -> Recipe:
+        self.seen.append(" ".join(overrides))
+        return super().read(overrides)
+
+
+@pytest.mark.parametrize("wrong", [None, "-1", "2.5", "some", "[3]"])
+def test_of_very_many_numbers_those_are_read_that_would_be_wrong_if_any_were(wrong: str | None) -> None:
+    numbers = [*map(str, range(1, 1501)), *([wrong] if wrong else []), *map(str, range(1501, 3001))]
+    source = Counted(RECIPE)
+    space = read_space(RECIPE, [f"train.epochs={','.join(numbers)}", "optimizer.lr=1e-4..1e-2:log"])
+    with pytest.raises(RecipeError, match=f"alternative {re.escape(wrong)}: ") if wrong else nullcontext():
+        check_space(source, space)
+    assert len(source.seen) < 20
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from launcher.recipe.load import load_recipe
 from launcher.run import run as launch
 from launcher.runs.options import Options
 from launcher.training import micro_batch
-from launcher.training.micro_batch import largest
+from launcher.training.micro_batch import _UntriedError, largest
 from launcher.training.trial import out_of_memory
+from launcher.world.signals import listening
 from launcher.world.world import FAULTS_VARIABLE, World
 
 AUTO = ("data.micro_batch_size=auto", "data.global_batch_size=16", "data.train.size=56")
@@ -46,6 +48,9 @@ def test_the_largest_part_of_a_share_that_fits_is_found_in_few_trials(share: int
         ("sys.exit(0)", True),
         ("sys.exit(77)", False),
         ("os.kill(os.getpid(), 9)", False),
+        ("os.kill(os.getpid(), 15)", False),  # by a guard of the machine's memory
+        ("os.kill(os.getppid(), 15); os.kill(os.getpid(), 15)", "asked to stop"),
+        ("os.kill(os.getppid(), 12); os.kill(os.getpid(), 12)", "asked to stop"),
         ("sys.exit(1)", "exit code 1"),
         ("raise RuntimeError('shapes cannot be multiplied')", "RuntimeError: shapes cannot be multiplied"),
         ("raise RuntimeError('CUDA error: CUDA-capable device(s) is/are busy or unavailable')", "exclusive use of the"),
@@ -54,11 +59,8 @@ def test_the_largest_part_of_a_share_that_fits_is_found_in_few_trials(share: int
 def test_only_a_trial_that_says_so_fits(monkeypatch: pytest.MonkeyPatch, code: str, words: bool | str) -> None:
     monkeypatch.setattr(micro_batch, "_START", f"import os, sys; {code}")
     environment = {"PATH": os.environ["PATH"]}
-    if isinstance(words, bool):
+    with listening(), nullcontext() if isinstance(words, bool) else pytest.raises(_UntriedError, match=words):
         assert micro_batch._fits({}, environment, 60.0) is words
-    else:
-        with pytest.raises(micro_batch._UntriedError, match=words):
-            micro_batch._fits({}, environment, 60.0)
 
 
 def test_nothing_fits() -> None:

@@ -132,7 +132,7 @@ def test_killed_at_every_write_sync_and_rename(
 def test_paused_at_a_step_and_resumed(tmp_path: Path, size: int, undisturbed: ByRanks) -> None:
     run = tmp_path / "run"
     for until, step in (("25%", 3), ("4 steps", 4), ("1 steps", 4), ("1 epochs", 4), ("2 epochs", 8)):
-        assert set(in_world(size, train_here, str(run), hard(size), str(TINY), (), None, until)) == {"preempted"}
+        assert set(in_world(size, train_here, str(run), hard(size), str(TINY), (), None, until)) == {"stopped"}
         assert json.loads((run / "status.json").read_text())["step"] == step
         evaluated = [line["step"] for line in read_metrics(run / "metrics.jsonl") if line["split"] == "validation"]
         assert evaluated[-1] == step, "a pause comes after an evaluation"
@@ -342,7 +342,7 @@ def test_an_evaluation_that_was_left_is_made_at_the_next_start(tmp_path: Path) -
     states = in_world(
         *(1, train_here, str(run), (*changes, "evaluate.every=1 seconds"), str(TINY), ()), "term@evaluation.batch"
     )
-    assert states == ["preempted"]
+    assert states == ["stopped"]
     step = json.loads((run / "status.json").read_text())["step"]
     assert 0 < step < 12
     assert train(run, *changes, "evaluate.every=1 hours").column("step", "validation") == [step, 12]
@@ -410,9 +410,9 @@ def test_asked_to_stop_at_any_moment_all_ranks_save_the_same_step(
     slowly = (*hard(size), "data.train={_target_: parts.py:Noisy, seconds: 0.01}")
     # twice: a second SIGTERM is the same request
     states = in_world(size, train_here, str(run), slowly, str(TINY), (), f"term@{moment}#{rank} term@{moment}#{rank}")
-    assert set(states) == {"preempted"}
+    assert set(states) == {"stopped"}
     status = json.loads((run / "status.json").read_text())
-    assert status["state"] == "preempted"
+    assert status["state"] == "stopped"
     assert (run / "checkpoints" / f"step-{status['step']:08d}").is_dir()
     train(run, *slowly, size=size)
     assert_same(run, undisturbed(size))
@@ -422,7 +422,7 @@ def test_a_rank_that_waits_for_an_evaluation_can_be_asked_to_stop(tmp_path: Path
     run = tmp_path / "run"
     slow = ("data.validation={_target_: parts.py:Slow, seconds: 4}", "evaluate.batch_size=1")
     states = in_world(2, train_here, str(run), (*hard(2), *slow), str(TINY), (), "term@step:3#1")
-    assert states == ["preempted", "preempted"]
+    assert states == ["stopped", "stopped"]
     assert json.loads((run / "status.json").read_text())["step"] == 3  # it was left, not made to its end
     assert not [line for line in read_metrics(run / "metrics.jsonl") if line["split"] == "validation"]
     train(run, *hard(2), size=2)

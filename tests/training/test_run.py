@@ -499,7 +499,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
     assert end.value.code == EXIT_PREEMPTED
     assert signal.getsignal(signal.SIGTERM) == before
     status = json.loads((tmp_path / "run" / "status.json").read_text())
-    assert status["state"] == "preempted"
+    assert status["state"] == "stopped"
     assert 0 < status["step"] < 400
     assert train(tmp_path / "run", *long).distance(straight) == 0
 
@@ -650,7 +650,7 @@ def test_a_loop_of_runs_ends_when_it_is_asked_to(tmp_path: Path, name: str, code
     assert loop.returncode == code
     assert "came back" not in printed
     assert "resume    launcher resume run-0" in printed
-    assert json.loads((tmp_path / "run-0" / "status.json").read_text())["state"] == "preempted"
+    assert json.loads((tmp_path / "run-0" / "status.json").read_text())["state"] == "stopped"
     assert not (tmp_path / "run-1").exists()
 
 

@@ -133,9 +133,9 @@ def test_an_adapter_over_a_sharded_base(tmp_path: Path, first: Path) -> None:
     faults = ("term@step:2#1", "term@step:6#0")
     assert (
         in_world(2, train_here, str(run), (MICRO[2], FULL, steps, *overrides), str(RECIPE), (), faults[0])[0]
-        == "preempted"
+        == "stopped"
     )
-    assert in_world(1, train_here, str(run), (MICRO[1], steps, *overrides), str(RECIPE), (), faults[1]) == ["preempted"]
+    assert in_world(1, train_here, str(run), (MICRO[1], steps, *overrides), str(RECIPE), (), faults[1]) == ["stopped"]
     two = trained(run, *overrides, size=2)
     assert list(two.weights) == list(one.weights)
     assert two.distance(one) < 1e-9

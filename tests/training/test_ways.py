@@ -29,6 +29,17 @@ def train_all(folder: str, *overrides: str) -> None:
         assert train(folder, name, *overrides) == "finished"
 
 
+MICRO = {1: ("data.micro_batch_size=3",), 2: ()}  # by the number of processes
+
+
+@pytest.fixture(scope="module", params=MICRO)
+def straight(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
+    """All ways, with nothing in between, on so many processes."""
+    size, folder = request.param, tmp_path_factory.mktemp("straight")
+    in_world(size, train_all, str(folder), *MICRO[size], timeout=200)
+    return size, folder
+
+
 def stop_and_resume_all(folder: str, *overrides: str) -> None:
     for name in ways.WAYS:
         with pytest.raises(Exception, match="a fault at step"):
@@ -40,23 +51,20 @@ def losses_of(folder: Path, name: str) -> list[float]:
     return result_of(folder / name).column("loss")
 
 
-@pytest.mark.parametrize(("size", "overrides"), [(1, ("data.micro_batch_size=3",)), (2, ())])
-def test_each_way_is_that_of_a_loop_by_hand(tmp_path: Path, size: int, overrides: tuple[str, ...]) -> None:
-    in_world(size, train_all, str(tmp_path), *overrides, timeout=200)
+def test_each_way_is_that_of_a_loop_by_hand(straight: tuple[int, Path]) -> None:
     for name, (_, by_hand) in ways.WAYS.items():
         expected = by_hand()
-        assert losses_of(tmp_path, name) == pytest.approx(expected, rel=1e-9), name
+        assert losses_of(straight[1], name) == pytest.approx(expected, rel=1e-9), name
         assert expected[18] != pytest.approx(expected[0], rel=0.01), name  # of the same batch: it learns
 
 
-@pytest.mark.parametrize("size", [1, 2])
-def test_each_way_resumes_bit_for_bit(tmp_path: Path, size: int) -> None:
-    in_world(size, train_all, str(tmp_path / "straight"), timeout=200)
-    in_world(size, stop_and_resume_all, str(tmp_path / "resumed"), timeout=200)
+def test_each_way_resumes_bit_for_bit(tmp_path: Path, straight: tuple[int, Path]) -> None:
+    size, folder = straight
+    in_world(size, stop_and_resume_all, str(tmp_path), *MICRO[size], timeout=200)
     for name in ways.WAYS:
-        straight, resumed = (result_of(tmp_path / way / name) for way in ("straight", "resumed"))
-        assert resumed.column("loss") == straight.column("loss"), name
-        assert resumed.distance(straight) == 0, name
+        expected, resumed = (result_of(each / name) for each in (folder, tmp_path))
+        assert resumed.column("loss") == expected.column("loss"), name
+        assert resumed.distance(expected) == 0, name
 
 
 def _resumed_alone(folder: str) -> None:

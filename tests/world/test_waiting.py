@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import signal
@@ -30,7 +31,7 @@ from launcher.world import network, waiting
 from launcher.world.failure import Failure
 from launcher.world.hints import hint_for
 from launcher.world.signals import listening, stop_requested
-from launcher.world.waiting import Wait, ranks
+from launcher.world.waiting import Wait, pauses, ranks
 from launcher.world.world import World
 
 # ---------------------------------------------------------------------- words
@@ -47,6 +48,13 @@ def test_numbers_are_said_in_short(numbers: list[int], text: str) -> None:
 def test_who_is_missing_is_named() -> None:
     assert ranks([1], 2) == "rank 1 of 2"
     assert ranks([4, 5, 6, 7], 8) == "ranks 4-7 of 8"
+
+
+def test_what_mostly_comes_at_once_is_looked_for_soon_and_ever_more_rarely() -> None:
+    looks = list(itertools.islice(pauses(0.5), 12))
+    assert looks[0] < 0.01 < looks[-1] == 0.5
+    assert looks == sorted(looks)
+    assert sum(looks[:6]) < 0.5
 
 
 def test_why_nobody_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,8 +231,10 @@ IN_COMPILED_CODE = """
 import signal, sys, threading, time
 from datetime import timedelta
 import torch.distributed as dist
+from launcher.errors import PeerError
+from launcher.launch.postmortem import watched
+from launcher.world.progress import running
 from launcher.world.signals import listening
-from launcher.world.signals import listening, stop_requested
 from launcher.world.waiting import Wait, guarded
 from launcher.world.world import World
 
@@ -236,6 +246,8 @@ with listening():
     {wait}
 """
 GUARDED = "with guarded(Wait('rank 1 of 2', {seconds}), world): never()"
+RESET = "Connection reset by peer"
+LEFT = "with watched(world, ''): signal.raise_signal(signal.SIGTERM);"
 ENDS = {
     "asked to stop": ("by hand", False, GUARDED, [signal.SIGTERM], 75),
     "asked by a cluster": ("by hand", False, GUARDED, [signal.SIGUSR2], 75),
@@ -243,6 +255,9 @@ ENDS = {
     "as rank 0 of srun": ("srun", False, GUARDED, [signal.SIGTERM], 75),
     "Ctrl-C": ("by hand", False, GUARDED, [signal.SIGINT], 75),
     "Ctrl-C twice, while training": ("by hand", False, "never()", [signal.SIGINT, signal.SIGINT], 130),
+    "another, asked too, has left before": ("by hand", False, f"{LEFT} raise RuntimeError('{RESET}')", [], 75),
+    "or while it waited for that one": ("by hand", False, f"{LEFT} raise PeerError('rank 0 ended')", [], 75),
+    "or in the midst of training": ("by hand", False, f"{LEFT} running(); raise PeerError('rank 0 ended')", [], 1),
     "too late": ("by hand", False, GUARDED, [], 1),
 }
 
@@ -270,8 +285,9 @@ def test_who_waits_in_compiled_code_can_be_ended(case: str) -> None:
         process.kill()
     assert process.returncode == code, screen
     if code in (75, 0):
-        assert "launcher: stopped while waiting for rank 1 of 2; nothing is lost" in screen
-    if code == 1:
+        whom = "rank 1 of 2" if "guarded" in wait else "the other ranks"
+        assert f"launcher: stopped while waiting for {whom}; nothing is lost" in screen
+    if code == 1 and "guarded" in wait:
         assert "launch.meeting_timeout: waited 1 seconds for rank 1 of 2" in screen
 
 

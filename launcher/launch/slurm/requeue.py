@@ -57,7 +57,7 @@ def begin(folder: Path, job: str, max_requeues: int, restart: int = 0) -> str:
     create(folder)
     submission, step = _succeeded(folder, Submission.read(folder), job), _step(folder)
     if submission.cancelled and job == submission.job:  # another number was submitted on purpose
-        _close(folder, "preempted")
+        _close(folder, "stopped")
         raise LauncherError(f"job {job} was cancelled: not started again; to resume it: `launcher resume {folder}`")
     start: dict[str, Any] = {"job": job, "restart": restart, "time": time.time(), "step": step}
     if submission.signal_seconds is not None and (left := slurm.seconds_left(job)) is not None:
@@ -139,7 +139,7 @@ class Ending:
         code = ending._settled(submission, say)
         is_cancelled = submission.cancelled or self.cancelled
         if is_cancelled or code not in (EXIT_DONE, EXIT_PREEMPTED):  # where nothing has begun, nobody else says so
-            _close(self.folder, "preempted" if is_cancelled else "failed")
+            _close(self.folder, "stopped" if is_cancelled else "failed")
         shutil.rmtree(Notes(self.folder).folder, ignore_errors=True)
         return code
 
@@ -197,7 +197,7 @@ class Ending:
             say("asked to save before there was anything to save")
             return self._again(submission, say)
         # torchrun and accelerate end with codes of their own: then only the run itself says that it has saved
-        if self.code != EXIT_PREEMPTED and state != "preempted":
+        if self.code != EXIT_PREEMPTED and state != "stopped":
             is_lost = self.cancelled and state not in ("finished", "")  # srun that is cancelled itself ends with 0
             code = EXIT_FAILED if self.code == EXIT_DONE and is_lost else self.code
             may = code not in (EXIT_DONE, EXIT_USAGE) and not is_cancelled
@@ -443,6 +443,6 @@ def cancel(folders: Iterable[Path], now: bool, queue: Mapping[str, slurm.Queued]
             yield folder, f"job {submission.job} is not in the queue any more"
             continue
         if entry.state == "PENDING":
-            _close(folder, "preempted")
+            _close(folder, "stopped")
         how = "asked to save and end" if submission.job in saving else "cancelled"
         yield folder, f"job {submission.job} is {how}; to resume it: `launcher resume {folder}`"

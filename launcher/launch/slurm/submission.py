@@ -185,7 +185,7 @@ def preflight(plan: Plan) -> str:
     """Queues one step of the run on one node, with micro-batches as large as the run's; gives the job's number.
 
     Raises:
-        UsageError: sbatch refuses it.
+        UsageError: sbatch refuses it; no folder is left behind.
     """
     recipe = plan.recipe
     if recipe is None or plan.request.tasks:
@@ -214,7 +214,11 @@ def preflight(plan: Plan) -> str:
         f"--ntasks={small.shape.processes}",
         f"--time={_PREFLIGHT_TIME}",
     ]
-    number = slurm.submit(str(_write(folder, small, script)), words)
+    try:
+        number = slurm.submit(str(_write(folder, small, script)), words)
+    except LauncherError as error:
+        _remove(folder)
+        raise _explained(error, small) from error
     print(f"{'preflight':<10} job {number}, one step on one node; the run waits for it. {_shown(folder)}")
     return number
 

@@ -28,7 +28,7 @@ KINDS = {
     "between": "between two starts",
     "other": "other",
 }
-_ENDS = {"finish": "finished", "stop": "preempted", "fail": "failed"}
+_ENDS = {"finish": "finished", "stop": "stopped", "fail": "failed"}
 
 
 @dataclass
@@ -55,7 +55,7 @@ class Attempt:
     Attributes:
         begun: In unix time.
         ended: In unix time; now where it still runs, the last that is known where it was killed.
-        outcome: `running`, `finished`, `preempted`, `failed`, or `killed` where nobody could write how it ended.
+        outcome: `running`, `finished`, `stopped`, `failed`, or `killed` where nobody could write how it ended.
         first_step: Optimizer steps completed when it began.
         last_step: And when it ended, as far as is known.
         world: How many processes.

@@ -115,7 +115,7 @@ def save(path: Path, text: str) -> None:
     """
     try:
         if path.exists() and (unreadable(path) or GENERATOR.encode() not in _beginning(path)):
-            raise UsageError(f"{path} is not a report of this program; name another file with --output")
+            raise UsageError(f"{path} is not a report of this program; name another file with --to")
         write_text(path, text)
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror or error}") from error
@@ -145,6 +145,8 @@ def told(runs: Sequence[Run], say: Callable[[str], None] = lambda _: None) -> li
     depth = next((n for n in range(1, 20) if len({parts[-n:] for parts in folders}) == len(folders)), 20)
     differences = differing([entry.run for entry in named])
     labels = [label_of(differences[entry.run]) for entry in named]
+    if len({entry.run.name for entry in named}) > 1:
+        labels = [f"{entry.run.name} {label}".strip() for entry, label in zip(named, labels, strict=True)]
     for entry, parts, label in zip(named, folders, labels, strict=True):
         entry.label = label if label and labels.count(label) == 1 else "/".join(parts[-depth:])
     if not are_comparable(named):

@@ -95,13 +95,15 @@ class Console:
 
     def _last_line(self, outcome: str, summary: Sequence[Line], saved: int | None) -> Text:
         style = {"finished": f"bold {GOOD}", "failed": f"bold {BAD}"}.get(outcome, "bold yellow")
-        step, is_stopped = self.pace.step, outcome == "preempted"
+        step, is_stopped = self.pace.step, outcome == "stopped"
         stopped = "stopped, saved after step" if saved == step else "stopped after step"
         ended = pair(stopped if is_stopped else f"{outcome}  step", str(step))
         ended.stylize(style, 0, len("stopped") if is_stopped else len(outcome))
         parts = [ended]
         if is_stopped and saved != step:
             parts.append(Text("nothing saved" if saved is None else f"saved step {saved}", style=f"bold {BAD}"))
+        if outcome == "finished" and saved not in (None, step):
+            parts.append(Text(f"the last checkpoint is of step {saved}", style=f"bold {BAD}"))
         if summary and summary[-1]["split"] != "train":
             scores = metrics_in(summary[-1])
             parts += [Text(title_of(summary[-1]))] + [pair(name, number(value)) for name, value in scores.items()]

@@ -62,7 +62,7 @@ class End(_Object):
     """How a start of the run ended. Absent where a process was killed."""
 
     kind: Literal["end"]
-    outcome: Literal["finished", "preempted", "failed"]
+    outcome: Literal["finished", "stopped", "failed"]
     step: int = Field(ge=0, description="Optimizer steps completed.")
     saved: int | None = Field(description="The step of the newest checkpoint; null without one.")
     seconds: float = Field(ge=0, description="Time that this start took.")

@@ -62,7 +62,7 @@ class Notebook(Plain):
 
     def close(self, outcome: str, summary: Sequence[Line], saved: int | None = None) -> None:
         """The bar stays as it is at the end."""
-        self._ended = "stopped" if outcome == "preempted" else outcome
+        self._ended = outcome
         self._draw()
         super().close(outcome, summary, saved)
 

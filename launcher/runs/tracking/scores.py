@@ -47,7 +47,7 @@ class ShownRun:
     def next_commands(self, outcome: str) -> list[tuple[str, str]]:
         """What a user may want to do when a start has ended, as label and command; a failure's report says its own."""
         folder = shortest(self.run_dir)
-        if outcome == "preempted":
+        if outcome == "stopped":
             call = f"the same call, with run_dir={folder!r}"
             return [("resume", call if self.from_python else f"launcher resume {shlex.quote(folder)}")]
         return [("report", f"launcher report {shlex.quote(folder)}")] if outcome == "finished" else []
@@ -124,10 +124,12 @@ class Scores:
         return cell
 
     def _least(self, name: str) -> int:
-        """A column's width on its first line, whose figures have no change beside them yet."""
+        """A column's width from its first line on: a figure, and the change that stands beside it later."""
         if name == "step":
-            return len(f"step {self._total_steps or ''}")
-        return len("train loss 0.1234") if name == "train" else len(f"{name} 0.1234 (-0.012)")
+            return len(f"step {self._total_steps or 100_000}")
+        if name == "train":
+            return len("train loss 0.001234")
+        return len(f"{name} 0.001234 (-0.00012)" + " best" * (name == self._metric))
 
     def _improves(self, line: Line, best: Line | None) -> bool:
         value = line.get(self._metric)

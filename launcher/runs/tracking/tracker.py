@@ -25,7 +25,7 @@ _PROJECT_KEYS = {  # the setting that each tracker's first argument is
     "comet_ml": "project_name",
     "mlflow": "experiment_name",
 }
-EXIT_CODES = {"finished": EXIT_DONE, "preempted": EXIT_PREEMPTED}
+EXIT_CODES = {"finished": EXIT_DONE, "stopped": EXIT_PREEMPTED}
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class MLflow(Tracker):
         """Ends the MLflow run with the state that the launcher's has."""
         import mlflow
 
-        mlflow.end_run({"finished": "FINISHED", "preempted": "KILLED"}.get(outcome, "FAILED"))
+        mlflow.end_run({"finished": "FINISHED", "stopped": "KILLED"}.get(outcome, "FAILED"))
 
 
 class Sent:

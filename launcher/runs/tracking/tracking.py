@@ -86,7 +86,7 @@ class Tracking:
         """Finishes the trackers, within bounds, and prints the summary. Never raises; a second call does nothing.
 
         Args:
-            outcome: `finished`, `failed` or `preempted`.
+            outcome: `finished`, `failed` or `stopped`.
             summary: The last evaluations, where they may be an earlier start's; later ones take their place.
             saved: The step of the last checkpoint on disk, if there is one.
         """

@@ -60,7 +60,7 @@ class WandB(Tracker):
 
     def finish(self, outcome: str) -> None:
         """Ends the wandb run with the state that the launcher's has."""
-        if outcome == "preempted":
+        if outcome == "stopped":
             self.inner.run.mark_preempting()
         self.inner.run.finish(exit_code=EXIT_CODES.get(outcome, EXIT_FAILED))
         self._sent.settle()

@@ -20,9 +20,9 @@ from worlds import TINY, result_of
 from launcher.cli.main import main
 from launcher.runs.job import Submission
 
-# 40 steps, slow enough to be met on the way
+# 40 steps, slow enough to be met on the way, until nothing more happens
 SLOWLY = (
-    *("data.train={_target_: parts.py:Noisy, seconds: 0.02}", "launch.threads=1", "train.epochs=10"),
+    *("data.train={_target_: parts.py:Noisy, seconds: 0.02, until: hurry}", "launch.threads=1", "train.epochs=10"),
     *("save.every=2 steps", "--time", "20"),
 )
 FOUR = ("--nodes", "2", "--processes", "4")
@@ -108,6 +108,7 @@ def test_the_job_that_follows_a_crash_takes_the_lock_and_burns_no_restart(
     try:
         rank_of(run, 0).kill()
         user.ended(job)
+        Path("hurry").touch()
         follower = number_of(run)
         assert follower != job
         assert user.ended(follower) == "COMPLETED 0:0", log(user.job(follower))
@@ -148,6 +149,7 @@ def test_a_lost_node_s_run_is_resumed_at_once(user: Cluster) -> None:
     user.act("power-off", node)
     try:
         assert user.ended(job).startswith("NODE_FAIL")
+        Path("hurry").touch()
         assert (run / "lock.json").exists()
         (run / "lock.json").touch()  # as if it had shown itself a moment ago
         assert main(["resume", "run"]) == 0
@@ -229,6 +231,7 @@ def test_what_waits_for_the_end_starts_after_the_whole_run(
     user.until(reached(run, 4), job=job)
     user.say("scancel", "--signal=USR2", job)  # as before its limit
     assert user.ended(job) == "COMPLETED 0:0"
+    Path("hurry").touch()
     follower = number_of(run)
     assert follower != job
     assert f"job {waiting} waits for that one now" in log(user.job(job))

@@ -95,7 +95,8 @@ def test_the_time_limit_requeues_until_the_end_is_bit_equal(cluster: Cluster, un
 def test_whatever_happens_to_it_the_end_is_bit_equal(
     cluster: Cluster, undisturbed: Trained, nodes_are_lost: bool
 ) -> None:
-    slowly = (*LONG, PACED.format(0.02), "save.every=5 steps")
+    hurry = Path("hurry").absolute()  # once nothing more happens
+    slowly = (*LONG, PACED.format(0.02), f"data.train.until={hurry}", "save.every=5 steps")
     run = submit(*slowly, "--nodes", "2", "--processes", "2", "--time", "20")
     job = number_of(run)
     cluster.until(reached(run, 10, start=1), job=job)
@@ -106,6 +107,7 @@ def test_whatever_happens_to_it_the_end_is_bit_equal(
     try:
         if nodes_are_lost:
             lose_nodes(cluster, run, job, lost)
+        hurry.touch()
         assert cluster.ended(job, 400) == "COMPLETED 0:0", log(cluster.job(job))
     finally:
         for node in lost[-1:]:
@@ -191,7 +193,7 @@ def test_a_job_that_is_cancelled_saves_and_goes_on_when_it_is_resumed(
     )
     assert main(["cancel", "run"]) == 0
     assert cluster.ended(job) == "COMPLETED 0:0", log(cluster.job(job))  # with 75, RequeueExit would start it again
-    assert shown(capsys)[0] == "preempted"
+    assert shown(capsys)[0] == "stopped"
     assert "cancelled, and not queued again" in log(cluster.job(job))
     assert main(["resume", "run"]) == 0
     again = number_of(run)
@@ -259,11 +261,12 @@ def test_a_preflight_decides_whether_the_run_starts(cluster: Cluster, capsys: py
 
 
 def test_what_slurm_refuses_is_said_in_its_words(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["submit", str(TINY), "--cpu", "--partition", "gpuu"]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("sbatch refused the job: ")
-    assert "(this means slurm.partition)" in error
-    assert not list(Path("runs").rglob("job.sbatch"))
+    for more in ((), ("--preflight",)):
+        assert main(["submit", str(TINY), "--cpu", "--partition", "gpuu", *more]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("sbatch refused the job: ")
+        assert "(this means slurm.partition)" in error
+        assert not list(Path("runs").rglob("job.sbatch"))
     assert main(["submit", str(TINY)]) == 2
     assert "the cluster offers: 4 in debug" in capsys.readouterr().err
     assert main(["submit", str(TINY), "--gpus-per-node", "2", "--", "--test-only"]) == 0
@@ -294,7 +297,8 @@ def processes(run: Path) -> list[psutil.Process]:
 
 @pytest.mark.timeout(600)
 def test_a_node_whose_daemon_died_does_not_write_beside_the_new_start(cluster: Cluster, tmp_path: Path) -> None:
-    run = submit(*LONG, PACED.format(0.03), "save.every=5 steps", "--time", "20")
+    hurry = tmp_path / "hurry"
+    run = submit(*LONG, PACED.format(0.03), f"data.train.until={hurry}", "save.every=5 steps", "--time", "20")
     job = number_of(run)
     cluster.until(reached(run, 5), job=job)
     node = cluster.job(job)["NodeList"]
@@ -304,6 +308,7 @@ def test_a_node_whose_daemon_died_does_not_write_beside_the_new_start(cluster: C
         cluster.until(reached(run, 0, start=2), job=job, seconds=200)
         cluster.until(lambda: not old.is_running() or old.status() == psutil.STATUS_ZOMBIE, job=job, seconds=60)
         assert cluster.job(job)["NodeList"] != node
+        hurry.touch()
         assert cluster.ended(job, 300) == "COMPLETED 0:0", log(cluster.job(job))
     finally:
         cluster.act("start-node", node[-1])

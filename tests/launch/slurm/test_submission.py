@@ -315,7 +315,7 @@ def test_the_scripts_in_slurm_are_what_the_template_gives() -> None:
 # ---------------------------------------------------------------------- after the ranks have ended
 
 
-def started(folder: Path, *steps: int, state: str = "preempted", script: str = "") -> Path:
+def started(folder: Path, *steps: int, state: str = "stopped", script: str = "") -> Path:
     """A run whose job has been started from these checkpoints, and has just ended with the last of them."""
     for number, step in enumerate(steps[:-1]):
         begin(folder, "7", 99)
@@ -473,7 +473,7 @@ def test_a_queued_run_says_how_far_it_is_and_what_it_needs(tmp_path: Path) -> No
     expected = "step 10 of 100, 8.000 samples/s, needs about 3.0 jobs of 1:00 at this speed"
     assert advance_in_words(Run(run), waits) == expected
     assert advance_in_words(Run(run), replace(waits, limit="UNLIMITED")) == "step 10 of 100, 8.000 samples/s"
-    assert (Run(run).state, Run(run, waits).state) == ("preempted", "queued")
+    assert (Run(run).state, Run(run, waits).state) == ("stopped", "queued")
 
 
 def test_words_about_one_submission_do_not_last() -> None:

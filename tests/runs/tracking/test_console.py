@@ -20,6 +20,7 @@ from tracked import log_steps, strictly, track, train_line, validation_line
 
 from launcher.runs.tracking.console import tables
 from launcher.runs.tracking.json_lines import lines_schema
+from launcher.runs.tracking.scores import Scores
 from launcher.runs.tracking.tracking import NoTracking, Tracking, read_metrics
 from launcher.text import duration, number, short
 
@@ -70,10 +71,10 @@ def test_plain_lines_have_no_escape_codes_and_do_not_wrap(
         lines[2],
     )
     assert lines[3:7] == [
-        "validation  step 300   train loss 0.003333  loss 0.1200           accuracy 0.9780 best",
+        "validation  step 300   train loss 0.003333  loss 0.1200               accuracy 0.9780 best",
         "saved step 300",
-        "validation  step 400   train loss 0.003333  loss 0.1000 (-0.02)   accuracy 0.9810 (+0.003) best",
-        "validation clean  step 500   train loss 0.003333  loss 1.000e-5         accuracy 0.9800",
+        "validation  step 400   train loss 0.003333  loss 0.1000 (-0.02)       accuracy 0.9810 (+0.003) best",
+        "validation clean  step 500   train loss 0.003333  loss 1.000e-5             accuracy 0.9800",
     ]
     table = [re.split(r"\s{2,}", line.strip()) for line in lines if line.startswith(("step  ", "loss  ", "accuracy"))]
     assert table == [
@@ -83,6 +84,28 @@ def test_plain_lines_have_no_escape_codes_and_do_not_wrap(
     ]
     assert re.fullmatch(rf"finished  step 500  in \d:\d\d  {re.escape(str(tmp_path))}", lines[-2])
     assert lines[-1] == f"report    launcher report {tmp_path}"
+
+
+@pytest.mark.parametrize("total", [1000, None])
+def test_columns_of_evaluations_stand_below_each_other_from_the_first_line_on(total: int | None) -> None:
+    scores = Scores(("accuracy", "max"), "", total_steps=total)
+    shown = [
+        scores.add(
+            validation_line(3**place, loss=loss, accuracy=1 - loss / 3, f1=loss), train_line(1) | {"loss": loss / 2}
+        ).plain
+        for place, loss in enumerate([1.5, 0.3333, 0.03125, 0.0123, 0.001234, 1.25e-5, 12.5])
+    ]
+    for label in ("train loss", "  loss", "accuracy", "f1"):
+        assert len({line.index(label) for line in shown}) == 1, shown
+
+
+def test_a_finished_run_without_its_last_checkpoint_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for saved in (1000, 900):
+        tracking = track(tmp_path)
+        tracking.log(train_line(1000))
+        tracking.close("finished", [], saved)
+        last = capsys.readouterr().out.splitlines()[-2]
+        assert ("the last checkpoint is of step 900" in last) == (saved == 900)
 
 
 def test_a_matrix_is_a_row_for_each_class_and_a_curve_is_measured() -> None:
@@ -109,11 +132,11 @@ def test_a_resumed_run_compares_with_what_came_before(tmp_path: Path, capsys: py
     tracking.log(validation_line(100, loss=0.5, accuracy=0.9))
     tracking.log(validation_line(200, loss=0.4, accuracy=0.8))
     tracking.log(validation_line(300, loss=0.1, accuracy=0.99))
-    tracking.close("preempted", [], 300)
+    tracking.close("stopped", [], 300)
     capsys.readouterr()
     tracking = track(tmp_path, start_step=200)
     tracking.log(validation_line(300, loss=0.3, accuracy=0.85))
-    assert capsys.readouterr().out == "validation  step 300   loss 0.3000 (-0.1)    accuracy 0.8500 (+0.05)\n"
+    assert capsys.readouterr().out == "validation  step 300   loss 0.3000 (-0.1)        accuracy 0.8500 (+0.05)\n"
 
 
 def test_quiet_prints_the_last_line_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

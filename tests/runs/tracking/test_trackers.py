@@ -120,7 +120,7 @@ def test_tensorboard_has_every_number_once_after_a_resume(tmp_path: Path) -> Non
 def test_mlflow_is_reached_by_its_name_and_is_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    for start, last, outcome in ((0, 100, "preempted"), (100, 200, "finished")):
+    for start, last, outcome in ((0, 100, "stopped"), (100, 200, "finished")):
         tracking = track(tmp_path, start_step=start, trackers={"mlflow": {"tags": {"team": "seven"}}}, output="quiet")
         log_steps(tracking, start + 10, last)
         tracking.close(outcome, [])
@@ -213,7 +213,7 @@ def test_a_tracker_that_hangs_holds_nobody_up(
     monkeypatch.setattr(trackers, "LEAVE_SECONDS", 3.0)
     tracking = track(tmp_path, trackers={"unreliable": {"hangs_at": "start"}, "tensorboard": {}})
     log_steps(tracking, 10, 100)
-    tracking.close("preempted", [])
+    tracking.close("stopped", [])
     out = capsys.readouterr().out
     assert re.search("waiting up to 3 s for unreliable", out)
     assert "unreliable did not finish in time and was abandoned\n" in out

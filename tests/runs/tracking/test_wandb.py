@@ -98,7 +98,7 @@ def test_wandb_holds_every_number_though_its_helper_was_killed(
     cores()[0].kill()  # what a lost node does: wandb loses its last seconds
     end(tracking, "failed")
     assert 0 < len(wandb_numbers(tmp_path)) < len(logged_numbers(tmp_path))
-    for start, last, outcome in ((4050, 4200, "preempted"), (4200, 4300, "finished")):
+    for start, last, outcome in ((4050, 4200, "stopped"), (4200, 4300, "finished")):
         tracking = track(tmp_path, start_step=start, trackers={"wandb": {"project": "digits"}})
         log_steps(tracking, start + 10, last)
         end(tracking, outcome)
@@ -365,7 +365,7 @@ def test_wandb_online_goes_on_beside_what_the_user_s_code_logs(
             log_steps(tracking, step, step)
             for _ in range(3):
                 wandb.log({"mine": next(mine)})
-        end(tracking, "preempted" if last < 300 else "finished")
+        end(tracking, "stopped" if last < 300 else "finished")
     rows = [json.loads(row) for row in wandb_service.rows]
     assert [row["mine"] for row in rows if "mine" in row] == list(range(90))
     sent = Counter((name, row["step"], value) for row in rows for name, value in row.items() if "/" in name)
@@ -392,7 +392,7 @@ STOPPED = """
     helper.send_signal(signal.SIGSTOP)
     for step in range(1, 301):
         tracking.log({"step": step, "epoch": 1.0, "split": "train", "loss": 1 / step})
-    tracking.close("preempted", [], 300)
+    tracking.close("stopped", [], 300)
     print(helper.pid)
 """
 

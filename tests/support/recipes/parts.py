@@ -45,14 +45,18 @@ class Named(Numbers):
 
 
 class Noisy(Numbers):
-    """The same rows with random noise added at each reading, from every generator a user may draw from."""
+    """The same rows with random noise added at each reading, from every generator a user may draw from.
 
-    def __init__(self, seconds: float = 0.0):
+    A reading takes a while, until there is a file of that name.
+    """
+
+    def __init__(self, seconds: float = 0.0, until: str = ""):
         super().__init__()
-        self.seconds = seconds
+        self.seconds, self.until = seconds, until
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        time.sleep(self.seconds)
+        if self.seconds and not (self.until and os.path.exists(self.until)):
+            time.sleep(self.seconds)
         import random
 
         import numpy as np
@@ -312,12 +316,12 @@ class Slow(Numbers):
 class Paced(WholeNumbers):
     """Whole batches that take a while each; a single sample, as for the fingerprint of a run's data, does not."""
 
-    def __init__(self, seconds: float):
+    def __init__(self, seconds: float, least: int = 2):
         super().__init__()
-        self.seconds = seconds
+        self.seconds, self.least = seconds, least  # samples of a batch
 
     def get_batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        if len(indices) > 1:
+        if len(indices) >= self.least:
             time.sleep(self.seconds)
         return super().get_batch(indices)
 
