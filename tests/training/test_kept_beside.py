@@ -118,7 +118,7 @@ def test_what_is_shared_stays_shared() -> None:
 
 
 def test_an_attribute_that_a_step_has_made_comes_back() -> None:
-    model = Holding(1)
+    model: Any = Holding(1)
     kept = KeptBeside({"model": model}, HOST)
     model.late = 2
     state = through_a_file(kept.state_dict())
@@ -128,7 +128,7 @@ def test_an_attribute_that_a_step_has_made_comes_back() -> None:
 
 
 def test_settings_of_torch_s_modules_come_back() -> None:
-    model = nn.Sequential(nn.Dropout(0.1), nn.BatchNorm1d(2, momentum=None))
+    model: Any = nn.Sequential(nn.Dropout(0.1), nn.BatchNorm1d(2, momentum=None))
     kept = KeptBeside({"model": model}, HOST)
     model[0].p, model[1].momentum = 0.5, 0.01
     state = through_a_file(kept.state_dict())

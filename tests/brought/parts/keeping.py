@@ -107,13 +107,15 @@ class Hiding(Lin):
         self.hidden = [Lin()]
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) + 0.5 * self.hidden[0](x).detach()
+        out: Tensor = super().forward(x) + 0.5 * self.hidden[0](x).detach()
+        return out
 
 
 class Expanded(Lin):
     """Buffers whose entries are one in memory, and one that is there by two names."""
 
     mask: Tensor
+    one: Tensor
     also: Tensor
 
     def __init__(self) -> None:
