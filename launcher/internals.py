@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import importlib.util
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -485,6 +486,44 @@ def _judging(known: Any, judge: Callable[[str], None]) -> types.ModuleType:
     judged.__dict__.update({**vars(known), "get": get, "is_judged": True})
     module: types.ModuleType = judged
     return module
+
+
+# what transformers calls with settings of a folder's, or with a row: programs, and what opens addresses by itself
+PROGRAMS = ("pytesseract:image_to_data", "rhoknp:Jumanpp", "sudachipy.dictionary:Dictionary")
+_OPENERS = (
+    "torchcodec.decoders:AudioDecoder.__init__",
+    "torchcodec.decoders:VideoDecoder.__init__",
+    "torchcodec.decoders:get_container_metadata",
+    "yt_dlp:YoutubeDL.download",
+)
+
+
+def judge_calls_beside_transformers(judge: Callable[[str, Sequence[Any]], None]) -> None:
+    """Has a function look at each such call and its positional arguments before it is made.
+
+    There is no public way to be asked. Nothing happens where a package is not installed, cannot be loaded, or has no
+    such function.
+    """
+    for place in (*PROGRAMS, *_OPENERS):
+        module, _, name = place.partition(":")
+        if importlib.util.find_spec(module.partition(".")[0]) is None:
+            continue
+        with suppress(Exception):  # whatever a package raises that is not whole
+            holder: Any = importlib.import_module(module)
+            if "." in name:
+                holder, name = getattr(holder, name.partition(".")[0]), name.partition(".")[2]
+            known = getattr(holder, name)
+            if not hasattr(known, "is_judged"):
+                setattr(holder, name, _judged_call(place, known, judge))
+
+
+def _judged_call(place: str, known: Any, judge: Callable[[str, Sequence[Any]], None]) -> Callable[..., Any]:
+    def call(*arguments: Any, **settings: Any) -> Any:
+        judge(place, arguments)
+        return known(*arguments, **settings)
+
+    call.is_judged = True  # type: ignore[attr-defined]  # a mark on a function
+    return call
 
 
 def run_no_code_of_repositories() -> None:

@@ -6,6 +6,7 @@ For what has `save_pretrained`: models of transformers and diffusers, peft's ada
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
 import sys
@@ -24,6 +25,7 @@ from launcher.errors import LauncherError
 from launcher.model.adapt import Built
 
 FOLDER = "pretrained"  # in a run's folder
+_MOST_IN_A_FILE = "5GB"  # all of a file is in memory while it is written
 _BESIDE = ("PreTrainedTokenizerBase", "ProcessorMixin", "ImageProcessingMixin", "FeatureExtractionMixin")
 _EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "word_embeddings")
 
@@ -79,6 +81,8 @@ def _write(folder: Path, model: Built) -> None:
         )
     if _is_peft(module):
         module.save_pretrained(str(folder), save_embedding_layers=_adapts_embeddings(module))
+    elif "max_shard_size" in inspect.signature(module.save_pretrained).parameters:
+        module.save_pretrained(str(folder), max_shard_size=_MOST_IN_A_FILE)
     else:
         module.save_pretrained(str(folder))
 

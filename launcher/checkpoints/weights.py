@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,7 +20,7 @@ from launcher.model.rows import Converted, shape_of
 from launcher.model.tensor_files import archived_tensors, is_safetensors, stored_tensors
 from launcher.recipe.inputs import unreadable
 from launcher.runs import folder as runs
-from launcher.text import brief, size
+from launcher.text import brief, size, words_of
 
 
 def start_from(model: Built, by_rows: bool, path: Path) -> Start:
@@ -160,13 +161,36 @@ def _reading(source: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # whatever a reader raises: the file is not what it should be
-        raise LauncherError(f"{source} cannot be read: {error}") from error
+        raise LauncherError(f"{source} cannot be read: {_why(words_of(error))}") from error
+
+
+def _why(words: str) -> str:
+    """A reader's words in one line; of objects in a pickle ours, as torch's say how to run what is in them."""
+    if "weights_only" in words:
+        named = re.search(r"GLOBAL ([\w.]+)", words)
+        what = f"more than tensors, such as {named[1]}" if named else "more than tensors"
+        return f"it holds {what}, which is not unpickled; write it with torch.save(model.state_dict(), FILE)"
+    return " ".join(words.split()) or "it is empty or cut short"
 
 
 def _checked(state: Any) -> Mapping[str, Any]:
     if not isinstance(state, Mapping) or not all(_is_weight(*entry) for entry in state.items()):
         raise TypeError("it holds more than a state_dict of tensors")
+    for name, value in state.items():
+        if fault := _fault(name, value):
+            raise TypeError(f"'{name}' {fault}")
     return state
+
+
+def _fault(name: Any, value: Any) -> str | None:
+    """Why an entry cannot become a weight, in words that follow its name."""
+    if not isinstance(name, str):
+        return "is a number in place of a name"
+    if isinstance(value, torch.Tensor) and value.is_meta:
+        return "has no numbers: it was saved on the meta device"
+    if isinstance(value, torch.Tensor) and value.is_quantized:
+        return "is quantized; save it dequantized"
+    return None
 
 
 def _unprefixed(state: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -84,6 +84,8 @@ def _of_reading(key: str, reading: Reading, is_whole: bool) -> Iterator[Finding]
     for where, value in reading.unless:
         text = f"{key}: that no {value:g} comes in {shown(where)}: with it, the loss is not {reading.words}; {APART}"
         yield Finding(TRUSTED, text)
+    if reading.needs and not is_whole:
+        yield Finding(TRUSTED, f"{key}: that each piece of a batch has something that counts, as the loss needs it")
     if reading.untold:
         yield Finding(TRUSTED, f"{key}: that it is no mean over {reading.untold}: these samples cannot tell")
 

@@ -23,6 +23,7 @@ from launcher.checks.bandwidth import NUM_BYTES, RESULT_FILE
 from launcher.device.kind import count, found
 from launcher.launch.nodes import Nodes
 from launcher.launch.supervisor import Supervisor
+from launcher.recipe.directory import directory
 from launcher.runs.folder import output_of, read_json, versions
 from launcher.world import gpus, slurm
 from launcher.world.temporary import temporary_folder
@@ -53,7 +54,7 @@ def findings() -> Iterator[Finding]:
     yield Finding(OK, "python", f"{sys.version.split()[0]}, {', '.join(f'{k} {v}' for k, v in versions().items())}")
     yield from _gpus()
     yield _cpus()
-    yield _room("disk", Path.cwd(), _ENOUGH_DISK, "checkpoints need room; name a --run-dir elsewhere")
+    yield _room("disk", directory(), _ENOUGH_DISK, "checkpoints need room; name a --run-dir elsewhere")
     if Path("/dev/shm").is_dir():
         remedy = "processes on one machine add gradients up there; give the container more (--shm-size 8g)"
         yield _room("shared memory", Path("/dev/shm"), _ENOUGH_SHARED, remedy)
@@ -130,7 +131,7 @@ def _open_files() -> Finding:
 def _clock() -> Finding:
     """Locks across hosts compare this machine's clock with the file server's."""
     try:
-        with tempfile.NamedTemporaryFile(dir=Path.cwd()) as file:
+        with tempfile.NamedTemporaryFile(dir=directory()) as file:
             skew = os.stat(file.name).st_mtime - time.time()
     except OSError:
         return Finding(WARNING, "clock", "cannot be compared: the working directory is not writable")

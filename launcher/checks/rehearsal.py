@@ -28,6 +28,7 @@ from launcher.checks.schedule import doubts_of
 from launcher.checks.sharded import rehearse_sharded
 from launcher.data.getitems import sample_of
 from launcher.data.load import Data
+from launcher.data.parts import changed
 from launcher.data.repeatable import drawn_validation
 from launcher.data.seeds import randomness_restored, seed_everything
 from launcher.data.subsets import innermost, is_stream
@@ -43,7 +44,7 @@ from launcher.evaluation.unmoved import Unmoved
 from launcher.model.adapt import built_anew
 from launcher.model.build import unfit_for_several
 from launcher.model.recompute import never_called, recomputed_in
-from launcher.objective.loss import INDEPENDENT
+from launcher.objective.loss import INDEPENDENT, NothingCountsError
 from launcher.objective.schedule import Schedule, Schedules
 from launcher.objective.settle import settle_losses
 from launcher.objective.several import each
@@ -259,7 +260,8 @@ def _stage(
     except LauncherError as error:  # names its key itself
         key = tuple(str(error).partition(":")[0].split("."))
         where = recipe.document.origin(key if key[0] in type(recipe).model_fields else path)
-        raise RecipeError([Problem(str(where), "", printable(str(error)))]) from error
+        kind = _NotFiniteError if isinstance(error, NothingCountsError) else RecipeError
+        raise kind([Problem(str(where), "", printable(str(error)))]) from error
     except Exception as error:
         message = ": ".join(part for part in (doing, told(error)) if part)
         raise RecipeError([_problem(recipe, path, f"{message.rstrip('.')}{seen(error)}")]) from error
@@ -273,7 +275,7 @@ def _problem(recipe: Recipe, path: RecipePath, message: str) -> Problem:
 
 
 class _NotFiniteError(RecipeError):
-    """A loss that is not finite: of pictures without an object, say, nothing may count in the first two."""
+    """A loss that is not finite, or no mean: of pictures without an object, say, nothing may count in the first two."""
 
 
 def _rehearse_first_step(
@@ -373,9 +375,10 @@ def _rehearse_forward(recipe: Recipe, train_state: TrainState, step: StepBatch, 
     try:
         with _stage(recipe, path, "forward", of_model):
             if recipe.train.step is None:
-                _forward_alone(train_state, batch)
+                _forward_alone(train_state, changed(batch, torch.clone))
         with _stage(recipe, ("loss",) if path == ("model",) else path, "", of_loss):
-            value, factor, _ = forward(train_state, step.batches[0], step.scales[0], train_state.length.at(0))
+            micro_batch = replace(step.batches[0], data=changed(batch, torch.clone))  # the step reads it, too
+            value, factor, _ = forward(train_state, micro_batch, step.scales[0], train_state.length.at(0))
     finally:
         hook.remove()
     if gave:

@@ -133,15 +133,16 @@ def _explained(error: Exception) -> str:
     text = told(error)
     if "mixed torch.Tensor and DTensor" in text:
         return (
-            "parameters are used outside of the model's forward, where they are not together: in a step function or "
-            f"loss call the model itself, and none of its parts or methods ({text})"
+            "parameters are used outside of the model's forward, or those of a block outside of its own, where they "
+            "are not together: in a step function or loss call the model itself, and none of its parts or methods; in "
+            f"a model name a module around both in device.shard ({text})"
         )
     return f"the sharded model cannot be called: {text}"
 
 
 @contextmanager
 def _blocks_looked_at(model: nn.Module, section: schema.Device) -> Iterator[None]:
-    """Refuses blocks that give something in which torch finds no tensor, or views that are changed in place.
+    """Refuses blocks that are not called, give something in which torch finds no tensor, or views that are changed.
 
     Either way a block would not be together in backward, which reads memory that is given back.
 
@@ -149,8 +150,10 @@ def _blocks_looked_at(model: nn.Module, section: schema.Device) -> Iterator[None
         LauncherError: There is one.
     """
     given: list[tuple[str, torch.Tensor, int]] = []
+    called: set[str] = set()
 
     def look(name: str, module: nn.Module, args: Any, result: Any) -> None:
+        called.add(name)
         tensors = list(_tensors(result))
         if not tensors:
             raise LauncherError(
@@ -166,6 +169,12 @@ def _blocks_looked_at(model: nn.Module, section: schema.Device) -> Iterator[None
     finally:
         for hook in hooks:
             hook.remove()
+    if uncalled := [name for name in blocks if name not in called]:
+        raise LauncherError(
+            f"device.sharding: the block '{uncalled[0]}' is not called for these samples, and processes that do not "
+            "call the same blocks would mix them up: name blocks in device.shard that each batch calls, as the module "
+            "around it"
+        )
     changed = [name for name, tensor, changes in given if internals.changes_of(tensor) != changes]
     if changed:
         raise LauncherError(

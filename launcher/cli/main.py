@@ -35,11 +35,12 @@ from launcher.cli import (
     verify_resume,
 )
 from launcher.cli.arguments import Parser, TopParser
-from launcher.errors import EXIT_FAILED, EXIT_USAGE, LauncherError, RecipeError
+from launcher.errors import EXIT_FAILED, EXIT_USAGE, LauncherError, RecipeError, UsageError
 from launcher.recipe.directory import taken
 from launcher.recipe.masking import masked
 from launcher.text import printable, printable_lines
 from launcher.version import __version__
+from launcher.world.exit import exits_told
 from launcher.world.screen import quieten_packages, speaking_json, steady
 from launcher.world.signals import release
 from launcher.world.world import is_spokesman, name_of_rank
@@ -82,12 +83,33 @@ def _done(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     """Runs the command; what is wrong is told, to programs as well where they listen."""
     try:
         with speaking_json(getattr(options, "output", "") == "json"):
-            if hasattr(options, "overrides"):  # of a recipe; `launcher run` starts a script of the user's
-                quieten_packages(is_first=is_spokesman())
-            return int(options.command(options, arguments))
+            if not hasattr(options, "overrides"):  # `launcher run`: a script of the user's ends as it likes
+                return int(options.command(options, arguments))
+            quieten_packages(is_first=is_spokesman())
+            with exits_told():
+                return _of_recipe(options, arguments)
     except LauncherError as error:
         _say(error, for_programs=getattr(options, "output", "") == "json")
         return error.exit_code
+
+
+def _of_recipe(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    """Runs a command of a recipe's, whose code may raise what ends a program: the command has not done its work then.
+
+    Raises:
+        LauncherError: It did so where nobody else has told of it.
+    """
+    try:
+        return int(options.command(options, arguments))
+    except (Exception, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        from launcher.recipe.targets import place_of, told
+
+        if not place_of(error):  # ours, and told
+            raise
+        what = "ends the process, where the command should have continued"
+        raise UsageError(f"code of the recipe's {what}: {told(error)}; raise an exception of your own") from error
 
 
 def _say(error: LauncherError, for_programs: bool) -> None:

@@ -33,16 +33,23 @@ class Draws:
     def __init__(self, always: bool):
         self.drawn: tuple[Generator, ...] = GENERATORS if always else ()
         self.is_tried = always  # by `try_once`
+        self.keeps = False  # samples that were found to draw, and draw nothing when they are read again
+        self._since: Looks | None = None  # while it is watched whether samples draw: as the last seed left it
+        self._draws_again = False
 
     def seed(self, value: int) -> None:
         """Seeds those for what is read next."""
+        if self._since is not None:
+            self._draws_again |= bool(moved(self._since))
         for generator in self.drawn:
             generator.seed(value)
+        if self._since is not None:
+            self._since = looked()
 
     @property
     def seeding(self) -> Callable[[int], object]:
         """What does so, for many samples."""
-        return self.drawn[0].seed if len(self.drawn) == 1 else self.seed
+        return self.drawn[0].seed if len(self.drawn) == 1 and self._since is None else self.seed
 
     def read(self, batch: Callable[[], T], restored: bool) -> T:
         """A batch, read again where it turns out that it draws.
@@ -64,6 +71,7 @@ class Draws:
                     if failure is not None:
                         raise failure
                     return result
+                self._watch(batch)
                 before = looked()
             return batch()
         finally:
@@ -93,6 +101,7 @@ class Draws:
                 with noted() as asked:
                     outcomes.append(batch())
                 if self._is_news(before, asked):
+                    self._watch(batch)
                     outcomes.clear()
             if not outcomes or difference(*outcomes) is None:
                 return True
@@ -103,6 +112,18 @@ class Draws:
                 _put_back(GENERATORS, looks)
         self.drawn = GENERATORS
         return False
+
+    def _watch(self, batch: Callable[[], Any]) -> None:
+        """Reads samples that have just drawn once more: where none draws again, they keep what they drew."""
+        self._since, self._draws_again = looked(), False
+        with noted() as asked:
+            try:
+                batch()
+            except Exception:  # it is told where it is read in earnest
+                self._draws_again = True
+        self._draws_again |= bool(asked or moved(self._since))
+        self._since = None
+        self.keeps = not self._draws_again
 
     def _is_news(self, before: Looks, asked: set[Generator]) -> bool:
         """Whether something was drawn from, since that look, of which this was not known; now it is."""

@@ -103,6 +103,11 @@ class TrainLoader(DataLoader[Any]):
         return self._reader.draws
 
     @property
+    def keeps_draws(self) -> bool:
+        """Whether samples keep what they drew when they were first read in this process."""
+        return self._reader.keeps_draws
+
+    @property
     def may_drop(self) -> bool:
         """Whether a batch may have fewer samples than were asked for."""
         return self._reader.may_drop

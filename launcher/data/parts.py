@@ -36,7 +36,7 @@ def changed(
     if _are_same(held.values(), own.values()):
         return value
     if isinstance(value, Mapping):
-        return _replaced(value, held)
+        return refilled_mapping(value, held)
     other = copy.copy(value)
     other.__dict__.update(held)  # also of a frozen dataclass
     return other
@@ -57,10 +57,11 @@ def _refilled(value: Any, items: list[Any]) -> Any:
     return other
 
 
-def _replaced(value: Any, held: Mapping[Any, Any]) -> Any:
+def refilled_mapping(value: Any, held: Mapping[Any, Any]) -> Any:
     """A mapping of the same class with other values."""
     if not isinstance(value, MutableMapping):
         return type(value)(held)
     other = copy.copy(value)
-    other.update(held)
+    for key, item in held.items():  # a ModelOutput has no update
+        other[key] = item
     return other

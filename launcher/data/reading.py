@@ -98,6 +98,11 @@ class Reader:
         """Whether what was read so far was drawn at random, as far as it was looked at."""
         return self.reading.sample_seeds == "auto" and bool(self._draws.drawn or self._seeders)
 
+    @property
+    def keeps_draws(self) -> bool:
+        """Whether samples keep what they drew when they were first read, as far as it was looked at."""
+        return self._draws.keeps
+
     def batch(self, epoch: int, indices: Indices) -> Any:
         """The batch of these samples, as the data set and its collate make it.
 

@@ -33,6 +33,16 @@ def differs_again(train: TrainLoader) -> str:
     )
 
 
+def kept_draws(train: TrainLoader) -> str:
+    """That samples keep what they drew when they were first read, in words; empty where they do not."""
+    if not train.keeps_draws:
+        return ""
+    return (
+        "data.train: what samples drew at random when they were first read they keep, as in a cache: a resume, workers "
+        "and processes draw it again, and give other numbers; cache what is there before anything is drawn"
+    )
+
+
 def drawn_validation(data: Data) -> str:
     """That a share of train is evaluated on samples drawn at random, in words; empty where it is not."""
     shares = [loader for loader in data.validation.values() if _is_part_of(loader.dataset, data.train.dataset)]
@@ -58,4 +68,5 @@ def _is_part_of(dataset: Any, train: Any) -> bool:
 
 def _two(train: TrainLoader) -> list[int]:
     """Two samples to try; none where there are not so many, or they have no numbers."""
-    return [] if is_stream(train.dataset) or train.num_readable() < 2 else [0, train.num_readable() // 2]
+    size = 0 if is_stream(train.dataset) else train.num_readable()
+    return [] if size < 2 else [1, size // 2 + (size > 4)]  # others than those of a fingerprint: a cache has these

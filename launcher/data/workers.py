@@ -14,6 +14,7 @@ import os
 import pickle
 import shutil
 import signal
+import sys
 import time
 import traceback
 from collections import deque
@@ -31,6 +32,7 @@ from launcher.data.reading import Reader, pinned
 from launcher.data.seeds import seed_generators
 from launcher.data.transport import Slot
 from launcher.errors import LauncherError
+from launcher.recipe.local_data import keep_to_data
 from launcher.text import words_of
 from launcher.world.signals import die_with_parent
 from launcher.world.temporary import held_folder
@@ -260,7 +262,7 @@ def _start_worker(reader: Reader, number: int, count: int) -> None:
         os._exit(1)
     torch.set_num_threads(1)
     if get_start_method() != "fork":  # else as its trainer
-        internals.run_no_program_for_pictures()
+        keep_to_data("launcher", may_load_models="transformers" in sys.modules)
     place = reader.reading.seed, reader.reading.rank, number
     seed_generators(*place)
     internals.become_worker(number, count, mix(*place), reader.dataset)

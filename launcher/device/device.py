@@ -177,7 +177,8 @@ def choose_threads(asked: int | str, world: World) -> int:
         return asked
     wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # of nested teams, the outermost
     is_users = world.started_by not in ("torchrun", "accelerate")
-    return int(wanted) if is_users and wanted.isascii() and wanted.isdigit() and int(wanted) > 0 else world.cpus
+    is_number = wanted.isascii() and wanted.isdigit() and 0 < int(wanted) <= schema.MOST_THREADS
+    return int(wanted) if is_users and is_number else world.cpus
 
 
 @contextmanager

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from launcher.data.parts import changed
 from launcher.errors import LauncherError
 from launcher.evaluation.modes import own_randomness
 from launcher.evaluation.unmoved import Unmoved
@@ -22,7 +21,7 @@ from launcher.model.kinds import is_sharded
 from launcher.objective.drawn import HALVES, of_halves
 from launcher.objective.halves import off_by, rows_of
 from launcher.objective.loss import Objective
-from launcher.objective.pieces import NotJoinedError, narrowed_parts
+from launcher.objective.pieces import NotJoinedError, mapped, narrowed_parts
 from launcher.objective.reading import TOLERANCE
 from launcher.objective.run_length import At
 from launcher.text import shapes
@@ -67,7 +66,7 @@ def _audit(key: str, model: nn.Module, objective: Objective, batch: Any, samples
     counts = [1.0] * 3
     if reading.is_mean:
         sizes = (rows, half, rows - half)
-        counts = [reading.count(part, size) for part, size in zip(parts, sizes, strict=True)]
+        counts = [reading.weight(reading.count(part, size)) for part, size in zip(parts, sizes, strict=True)]
     try:
         values = _values(model, objective, parts, at)
     except Exception as error:  # called otherwise than in a step
@@ -87,7 +86,7 @@ def _values(model: nn.Module, objective: Objective, parts: list[Any], at: At) ->
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
     def value(part: Any, seed: int = 0) -> float:
-        part = changed(part, torch.clone)  # which it may change in place
+        part = mapped(part, torch.clone)  # which it may change in place
         unmoved = Unmoved.of_run(model, objective)
         with (
             own_randomness(seed, 0, device),

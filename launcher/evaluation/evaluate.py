@@ -119,7 +119,7 @@ class Tally:
         objective = self.objective
         objective.settle()
         if objective.has_exceptions:
-            objective.refuse_unforeseen(batch.data)
+            objective.refuse_unforeseen(batch.data, batch.samples)
         if self.transform is None:
             counts = objective.counted(batch.data, batch.samples)
         else:
@@ -204,15 +204,19 @@ class Tally:
         """The mean of each term of a sum, without its weight."""
         if len(self.objective.terms) < 2 or not self.samples:
             return {}
-        terms = zip(self.objective.terms, self._sums.tolist(), self._counts.tolist(), strict=True)
+        terms = zip(self.objective.terms, self._sums.tolist(), self._divisors(), strict=True)
         return {term.part: total / count if count else math.nan for term, total, count in terms}
 
     def _mean(self) -> float:
         if not self.samples:
             return math.nan
         weights = [term.weight for term in self.objective.terms] or [1.0]
-        parts = zip(weights, self._sums.tolist(), self._counts.tolist(), strict=True)
+        parts = zip(weights, self._sums.tolist(), self._divisors(), strict=True)
         return sum(weight * total / count if count else math.nan for weight, total, count in parts)
+
+    def _divisors(self) -> list[float]:
+        counts = zip(self._counts.tolist(), self.objective.besides, strict=True)
+        return [count + beside for count, beside in counts]
 
 
 def _tuple(value: Any) -> tuple[Any, ...]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from launcher.errors import EXIT_DONE, EXIT_USAGE, LauncherError
 from launcher.runs.logs import kept, log_of
-from launcher.text import words_of
+from launcher.text import told_by, words_of
 from launcher.world import progress
 from launcher.world.context import RunContext, known_of
 from launcher.world.failure import Failure, of_exception
@@ -77,14 +77,11 @@ def _explained(world: World, again: str, debugger: Callable[[BaseException], Non
         failure = examined(error, world)
         if failure.is_aftermath:
             _stop_too(world)
-        if world.supervisor is not None and world.run_dir is not None and _leave_word(failure, Path(world.run_dir)):
-            # 0: a mistake of usage is no reason for the agent to start everything again
-            code = EXIT_DONE if failure.exit_code == EXIT_USAGE else failure.exit_code
-            raise SystemExit(code) from None
-        if failure.exit_code == EXIT_USAGE:
+        is_told = _told(failure, error, again, world)
+        if failure.exit_code == EXIT_USAGE and not is_told:
             raise
-        _report(failure, error, again, world)
-        raise SystemExit(failure.exit_code) from None
+        # 0: a mistake of usage is no reason for the agent to start everything again
+        raise SystemExit(EXIT_DONE if failure.exit_code == EXIT_USAGE else failure.exit_code) from None
     progress.done()
 
 
@@ -121,6 +118,24 @@ def _without_gradient(message: str, parameters: Sequence[str]) -> list[str]:
     match = re.search(r"did not receive grad for rank \d+: ([\d ]+)", message)
     numbers = map(int, match[1].split()) if match else ()
     return [parameters[number] for number in numbers if number < len(parameters)]
+
+
+def _told(failure: Failure, error: BaseException, again: str, world: World) -> bool:
+    """Tells of a failure, or leaves word of it for who does; not of a mistake of usage where nobody waits for word.
+
+    What was wrong with the user's code may be wrong with what tells of it, as where something of Python's was replaced.
+    """
+    try:
+        if world.supervisor is not None and world.run_dir is not None and _leave_word(failure, Path(world.run_dir)):
+            return True
+        if failure.exit_code == EXIT_USAGE:
+            return False
+        _report(failure, error, again, world)
+    except Exception as fault:
+        if failure.exit_code == EXIT_USAGE:
+            return False
+        print(f"launcher: {failure.line}; there is no report of it: {told_by(fault)}", file=sys.stderr, flush=True)
+    return True
 
 
 def _leave_word(failure: Failure, folder: Path) -> bool:

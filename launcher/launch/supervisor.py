@@ -23,6 +23,7 @@ from launcher.launch.start import started
 from launcher.runs.logs import log_of, tail_of
 from launcher.text import printable_lines
 from launcher.world import network, progress
+from launcher.world.exit import leave_at_once
 from launcher.world.failure import Failure, of_exit
 from launcher.world.failure_report import Report
 from launcher.world.loading import loading
@@ -331,7 +332,7 @@ class Supervisor:
         self._tidy(code, is_read=False)
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)
+        leave_at_once(code)
 
     # ------------------------------------------------------------------ what the agent is told
 

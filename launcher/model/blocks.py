@@ -13,6 +13,7 @@ from launcher.model.kinds import class_of
 
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict)  # they have no forward
 _STACKS = (*_CONTAINERS, nn.Sequential)
+_CHOSEN = "experts"  # what such a list is called of which each sample takes some: no batch is sure to call one
 _TOO_LARGE = 0.25  # of the parameters: a block that holds more, and repeated blocks itself, is seen as these
 
 
@@ -45,7 +46,8 @@ def blocks_of(model: nn.Module, patterns: Sequence[str] = ()) -> Blocks:
 
     Repeated are the entries of one kind of a `ModuleList`, `Sequential` or `ModuleDict`, and attributes of one class of
     somebody's own, where they have parameters and are made of modules themselves. The outermost count, but for blocks
-    that are a large part of the model and have blocks themselves, as a stage of a pyramid.
+    that are a large part of the model and have blocks themselves, as a stage of a pyramid. Experts of a mixture are
+    none.
 
     Args:
         model: The bare module.
@@ -86,7 +88,7 @@ def _repeated(module: nn.Module, prefix: str, whole: int, seen: set[int]) -> Ite
         seen.add(id(child))
         path = f"{prefix}{name}"
         kind = _kind(child, in_stack=isinstance(module, _STACKS))
-        inner = list(_repeated(child, f"{path}.", whole, seen))
+        inner = [] if name == _CHOSEN else list(_repeated(child, f"{path}.", whole, seen))
         is_block = kind is not None and alike[kind] > 1
         if is_block and not (inner and _size(child) > _TOO_LARGE * whole):
             yield path, child

@@ -18,6 +18,7 @@ from launcher.data.seeds import seed_everything
 from launcher.device import lazy_compiler
 from launcher.device.device import Device
 from launcher.device.memory import serve_sparse
+from launcher.errors import LauncherError
 from launcher.internals import has_storage, hidden_from_ddp, parts_of
 from launcher.model.adapt import Base, Built, built, load_own, own_state
 from launcher.model.bfloat16 import hold_in_bfloat16
@@ -30,7 +31,7 @@ from launcher.recipe import schema
 from launcher.recipe.build import Builder
 from launcher.recipe.component import Component
 from launcher.recipe.generated_code import check_names
-from launcher.text import size
+from launcher.text import printable, size, words_of
 from launcher.world.waiting import Wait, guarded
 
 
@@ -140,7 +141,10 @@ def build_model(
     started = None if start is None else start(made, shared is not None)
     notes = [] if started is None else [started.note]
     if started is not None and shared is None:
-        bare.load_state_dict(started.weights, strict=False)
+        try:
+            bare.load_state_dict(started.weights, strict=False)
+        except RuntimeError as error:  # of a sparse tensor, say, whose name and shape fit
+            raise LauncherError(f"train.start_from: {printable(words_of(error).splitlines()[-1].strip())}") from error
     if made.base is not None:
         notes.append(
             f"_adapt_: checkpoints hold {len(made.state_dict())} tensors; the base is read again at each start"

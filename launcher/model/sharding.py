@@ -208,6 +208,8 @@ def unfit(model: nn.Module, blocks: Blocks) -> str | None:
     for name, parameter in named.items():
         if parameter.ndim == 0:
             return f"'{name}' has no dimension, and cannot be cut into rows; give it the shape [1]"
+        if not parameter.numel():
+            return f"'{name}' has no entries, of which there are no rows; make it a buffer, or leave it out"
         if not parameter.is_contiguous():
             return f"'{name}' is not contiguous (channels_last, or a transpose); make it so: .contiguous()"
     if sparse := [name for name, part in model.named_modules() if getattr(part, "sparse", False) is True]:
@@ -215,25 +217,28 @@ def unfit(model: nn.Module, blocks: Blocks) -> str | None:
     limited = [name for name, part in model.named_modules() if getattr(part, "max_norm", None) is not None]
     if limited:
         return f"'{limited[0]}' changes its weight in forward (max_norm), which would be lost; remove max_norm"
-    return _tied_apart(named, blocks) or _of_several_types(model, blocks)
+    return _tied_apart(model, named, blocks) or _of_several_types(model, blocks)
 
 
-def _unit(name: str, blocks: Blocks) -> str:
-    """The block that a parameter is in; empty for the rest."""
-    return next((block for block in blocks.modules if name.startswith(f"{block}.")), "")
-
-
-def _tied_apart(named: Mapping[str, nn.Parameter], blocks: Blocks) -> str | None:
+def _tied_apart(model: nn.Module, named: Mapping[str, nn.Parameter], blocks: Blocks) -> str | None:
+    chosen = {id(module): name for name, module in blocks.modules.items()}
+    # one module may stand at several places, as a block that is called again
+    units = {name: chosen[id(part)] for name, part in model.named_modules(remove_duplicate=False) if id(part) in chosen}
     places: dict[int, str] = {}
     for name, parameter in named.items():
         first = places.setdefault(id(parameter), name)
-        if _unit(first, blocks) != _unit(name, blocks):
-            apart = next(unit for unit in (_unit(name, blocks), _unit(first, blocks)) if unit)
+        mine, others = (next((units[path] for path in _above(each) if path in units), "") for each in (name, first))
+        if mine != others:
             return (
-                f"'{first}' and '{name}' are one parameter, and '{apart}' would be sharded apart from the other; name "
-                "blocks that do not part them in device.shard"
+                f"'{first}' and '{name}' are one parameter, and '{mine or others}' would be sharded apart from the "
+                "other; name blocks that do not part them in device.shard"
             )
     return None
+
+
+def _above(name: str) -> Iterator[str]:
+    """`a` and `a.b` of `a.b.weight`."""
+    return (name[:place] for place, mark in enumerate(name) if mark == ".")
 
 
 def _of_other_types(unit: nn.Module, taken: Container[int]) -> list[list[nn.Module]]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from launcher import internals
@@ -72,6 +73,14 @@ class FileTensor:
     def whole(self) -> torch.Tensor:
         """All of it, in memory of its own."""
         return self._at(self.offset, self.shape)
+
+    def mapped(self) -> torch.Tensor:
+        """All of it, in the pages of the file, which the system may give up; what is written to it is in memory."""
+        num_bytes = torch.Size(self.shape).numel() * self.dtype.itemsize
+        if not num_bytes:
+            return self.whole()
+        pages = np.memmap(self.path, np.uint8, "c", self.offset, (num_bytes,))
+        return torch.from_numpy(pages).view(self.dtype).view(self.shape)
 
     def _at(self, offset: int, shape: tuple[int, ...]) -> torch.Tensor:
         result = torch.empty(shape, dtype=self.dtype)

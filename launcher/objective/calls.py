@@ -13,6 +13,7 @@ import random
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -232,15 +233,18 @@ class Caller:
     def _drawing(self, group: int, union: int) -> AbstractContextManager[None]:
         return self._draws[group].of(union) if self._draws else nullcontext()
 
-    def floor(self, joined: Joined, reading: Reading, tolerance: float) -> float | None:
-        """What the loss divides by at least where nothing counts; None where no such number gives its value."""
+    def with_floor(self, joined: Joined, reading: Reading, tolerance: float) -> Reading | None:
+        """The reading with what the loss divides by at least where nothing counts; None where no number gives it.
+
+        Where it has no value then, it may still have a part in that of others.
+        """
         first, empty = joined.numbers[0], {"present": math.nan, "told": math.nan, "mask": 0, "positive": 0}
         empty |= dict.fromkeys(("kept", "filled", "planes"), reading.ignored)
         tensor = dict(tensors_in(joined.targets)).get(reading.where)
         if reading.kind not in empty or tensor is None or not tensor.dim() or len(tensor) != sum(joined.numbers):
-            return 0.0
+            return reading
         if reading.kind == "kept" and not are_classes(tensor, joined.outputs):
-            return 0.0
+            return reading
         changed = tensor.clone()
         changed[:first] = empty[reading.kind]
         targets = mapped(joined.targets, lambda target: changed if target is tensor else target)
@@ -249,14 +253,16 @@ class Caller:
         for pieces, union in enumerate(unions, start=1):
             with self._drawing(0, pieces):
                 values.append(self.value(*cast(union, self.dtype)))
-        numbers = [value for value in values if value is not None and math.isfinite(value)]
-        if len(numbers) < 3:
-            return 0.0
-        nothing, some, both = numbers
+        nothing, some, both = (math.nan if value is None else value for value in values)
         count = reading.count(unions[1][1], joined.numbers[1])
-        scale = max(map(abs, numbers)) or 1.0
-        fits = (floor for floor in (0.0, 1.0) if abs(both - some - floor * nothing / count) <= 10 * tolerance * scale)
-        return next(fits, None) if count > 0 else 0.0
+        if not (math.isfinite(some) and math.isfinite(both)) or count <= 0 or reading.beside:
+            return reading
+        near = 10 * tolerance * (max(abs(number) for number in (nothing, some, both) if math.isfinite(number)) or 1.0)
+        if not math.isfinite(nothing):
+            return replace(reading, needs=abs(both - some) > near)
+        fits = (floor for floor in (0.0, 1.0) if abs(both - some - floor * nothing / count) <= near)
+        floor = next(fits, None)
+        return None if floor is None else replace(reading, floor=floor)
 
     def _trial(
         self, joined: Joined, outputs: Tree, targets: Tree, hints: Hints, group: int, put: Put | None = None

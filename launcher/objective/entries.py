@@ -7,6 +7,7 @@ has a gradient is added up, each a mean over its own count, and what has none (a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import is_dataclass
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,11 @@ _ROUNDING = 1e-6
 
 
 def by_name(given: Any) -> Mapping[str, Any] | None:
-    """What a loss gave by names: a mapping, or a tuple with names; None where it gave anything else."""
+    """What a loss gave by names: a mapping, a dataclass, or a tuple with names; None where it gave anything else."""
     if isinstance(given, Mapping):
         return given
+    if is_dataclass(given) and not isinstance(given, type):
+        return vars(given)
     return given._asdict() if hasattr(given, "_fields") else None
 
 

@@ -45,7 +45,7 @@ def still_holds(
         caller = Caller(function, None if is_large else torch.float64, _device_in(parts[0]))
         values = _values(caller, parts, draws=reading.draws)
         counts = [
-            reading.count(part[-1], stop - start) if reading.is_mean else 1.0
+            reading.weight(reading.count(part[-1], stop - start)) if reading.is_mean else 1.0
             for part, (start, stop) in zip(parts, ends, strict=True)
         ]
         return off_by(values, counts, reading.is_mean, TOLERANCE[caller.dtype or torch.float32])
@@ -83,7 +83,7 @@ def off_by(values: Sequence[float | None], counts: Sequence[float], is_mean: boo
 
     Args:
         values: Of the whole and of its halves.
-        counts: Likewise.
+        counts: What each weighs.
         is_mean: Whether the halves are put together by their counts; else they are added.
         tolerance: Of the largest value; what is above 20 times that is not rounding.
     """
@@ -92,7 +92,7 @@ def off_by(values: Sequence[float | None], counts: Sequence[float], is_mean: boo
         return None
     whole, *halves = numbers
     if is_mean:
-        together = sum(count * half for count, half in zip(counts[1:], halves, strict=True)) / sum(counts[1:])
+        together = sum(count * half for count, half in zip(counts[1:], halves, strict=True)) / counts[0]
     else:
         together = sum(halves)
     off = abs(whole - together) / (max(map(abs, numbers)) or 1.0)

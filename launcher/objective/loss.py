@@ -34,6 +34,10 @@ APART = (
 INDEPENDENT = "does not depend on the model: no parameter gets a gradient; look for detach(), argmax() or no_grad()"
 
 
+class NothingCountsError(LauncherError):
+    """Nothing counts in a piece of a batch, whose samples have a part in the loss all the same."""
+
+
 @dataclass
 class Term:
     """One loss of the step's sum, and what it is a mean over.
@@ -321,7 +325,8 @@ class Objective:
         for key, reading in self.readings.items():
             if reading is None:
                 self.read(key, Reading("samples", found="trusted", why="it has not been measured"))
-        self.has_exceptions = any(reading.unless for reading in self.readings.values() if reading is not None)
+        readings = [reading for reading in self.readings.values() if reading is not None]
+        self.has_exceptions = any(reading.unless or reading.needs for reading in readings)
         self.counts_samples = all(
             term_reading is not None and term_reading.by_samples for term_reading in self.readings.values()
         )
@@ -332,8 +337,8 @@ class Objective:
         Raises:
             LauncherError: It has a value with which a loss is not what it was found to be.
         """
-        if self.has_exceptions and not self.is_whole:
-            self.refuse_unforeseen(batch)
+        if self.has_exceptions and not self.is_whole and samples:
+            self.refuse_unforeseen(batch, samples)
         if len(self.terms) == 1 and (reading := self.terms[0].reading) is not None:  # as nearly always: no lists
             parts = None if self.counts_samples else self.terms[0].counted_of(self.layout, batch)
             return [reading.count(parts, samples)]
@@ -376,16 +381,21 @@ class Objective:
             counts = " → ".join(", ".join(f"{count:g}" for count in counts) for counts in (was, now))
             raise LauncherError(f"data.on_device: changes what the loss counts ({counts}); do that in data.collate")
 
-    def refuse_unforeseen(self, batch: Any) -> None:
+    def refuse_unforeseen(self, batch: Any, samples: int) -> None:
         """Ends the run where a batch has what no sample had that was measured, and with which a loss is another mean.
 
         Raises:
-            LauncherError: It has.
+            LauncherError: It has, or has nothing that counts where the loss needs something.
         """
         counted = [term.counted_of(self.layout, batch) for term in self.terms] or [batch]
         for (key, reading), parts in zip(self.readings.items(), counted, strict=True):
             if reading is not None and (what := reading.unforeseen(parts)):
                 raise LauncherError(f"{key}: a batch has {what}, and with it the loss is not {reading.words}; {APART}")
+            if reading is not None and reading.needs and not reading.count(parts, samples):
+                raise NothingCountsError(
+                    f"{key}: is {reading.words}, and of {samples} samples that a process takes at once nothing counts, "
+                    "though they have a part in it; use one process and no data.micro_batch_size, or larger pieces"
+                )
 
     def scales(self, local: Sequence[float], total: Sequence[float], world_size: int, samples: int) -> list[float]:
         """Factors that make each term's value a part of the step's mean.
@@ -526,6 +536,11 @@ class Objective:
             found += owner.parameters()
         return torch.stack([tensor.sum() for tensor in found if tensor.requires_grad]).sum() * 0.0
 
+    @property
+    def besides(self) -> list[float]:
+        """What is added to each term's count before an evaluation's sum is divided by it."""
+        return [0.0 if reading is None else reading.beside for reading in self._each_reading]
+
     def weighed(self, values: Sequence[torch.Tensor], counts: Sequence[float]) -> list[torch.Tensor]:
         """Each term's value on a batch as a sum over what it counts: an evaluation adds these up."""
         readings = [(term.reading, term.sums) for term in self.terms] or [(self.own, False)]
@@ -538,7 +553,7 @@ class Objective:
 def _weighed(value: torch.Tensor, count: float, reading: Reading | None, sums: bool) -> torch.Tensor:
     if sums or (reading is not None and reading.kind == "sum"):
         return value
-    count = max(count, reading.floor if reading is not None else 0.0)
+    count = count if reading is None else reading.weight(count)
     return value * count if count else torch.zeros_like(value)  # a mean over nothing is NaN
 
 
@@ -571,8 +586,8 @@ def _scale(reading: Reading | None, sums: bool, local: float, total: float, worl
         return 1.0
     if reading is not None and reading.kind == "sum":
         return float(world)
-    if reading is not None and total > 0:
-        local = max(local, reading.floor)
+    if reading is not None and (total > 0 or reading.beside):
+        local, total = reading.weight(local), total + reading.beside
     if total == 0:  # every entry of the whole step is ignored: it has no gradient
         return 0.0
     return (1.0 if sums else local) * world / total

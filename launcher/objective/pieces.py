@@ -13,20 +13,13 @@ from typing import Any
 
 import torch
 
+from launcher.data.parts import changed, refilled_mapping
 from launcher.objective.reading import Hints, Where, is_mask, tensors_in
 
 
 def mapped(tree: Any, function: Callable[[torch.Tensor], Any]) -> Any:
-    """The tree with each tensor replaced."""
-    if isinstance(tree, torch.Tensor):
-        return function(tree)
-    if isinstance(tree, Mapping):
-        return {key: mapped(value, function) for key, value in tree.items()}
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(mapped(value, function) for value in tree))
-    if isinstance(tree, list | tuple):
-        return type(tree)(mapped(value, function) for value in tree)
-    return tree
+    """The tree with each tensor replaced; what it is made of keeps its class."""
+    return changed(tree, function)
 
 
 def cast(tree: Any, dtype: torch.dtype | None) -> Any:
@@ -48,13 +41,17 @@ def narrowed(tree: Any, samples: int, start: int, stop: int) -> Any:
             raise NotJoinedError
         return tree if dim is None else tree.narrow(dim, start, stop - start)
     if isinstance(tree, Mapping):
-        return {key: narrowed(value, samples, start, stop) for key, value in tree.items()}
+        return refilled_mapping(tree, {key: narrowed(value, samples, start, stop) for key, value in tree.items()})
     if isinstance(tree, list | tuple):
         is_items = len(tree) == samples and not all(tensor.shape[:1] == (samples,) for _, tensor in tensors_in(tree))
+        if is_items and all(samples in tensor.shape[:2] for _, tensor in tensors_in(tree)):
+            raise NotJoinedError  # an item for each sample, or parts of all samples: nothing shows which
         if is_items or (len(tree) == samples and not any(True for _ in tensors_in(tree))):
             return tree[start:stop]
         parts = [narrowed(value, samples, start, stop) for value in tree]
         return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
+    if any(True for _ in tensors_in(tree)):  # an object: nothing shows what they mean together
+        raise NotJoinedError
     return tree
 
 
@@ -161,7 +158,7 @@ class Joined:
             if isinstance(tree, torch.Tensor):
                 return change(tree, joint) if isinstance(joint, int) and tree.is_floating_point() else tree
             if isinstance(tree, Mapping):
-                return {key: each(value, joint[key]) for key, value in tree.items()}
+                return refilled_mapping(tree, {key: each(value, joint[key]) for key, value in tree.items()})
             if isinstance(tree, list | tuple) and joint not in ("list", "same"):
                 values = [each(value, inner) for value, inner in zip(tree, joint, strict=True)]
                 return type(tree)(*values) if hasattr(tree, "_fields") else type(tree)(values)
@@ -190,10 +187,11 @@ def _taken(tree: Tree, joint: Joint, lengths: Sequence[Tree], pieces: int) -> Tr
     if isinstance(joint, str) and joint == "same":
         return tree
     if isinstance(joint, dict):
-        return {
+        held = {
             key: _taken(tree[key], inner, [piece_lengths[key] for piece_lengths in lengths], pieces)
             for key, inner in joint.items()
         }
+        return refilled_mapping(tree, held)
     if isinstance(joint, list):
         values = [
             _taken(tree[n], inner, [piece_lengths[1][n] for piece_lengths in lengths], pieces)
@@ -267,15 +265,15 @@ def injections(joined: Joined, hints: Hints) -> Iterator[tuple[Tree, Tree, Put |
     for outputs in (joined.over_outputs(shaken), joined.outputs):
         for number, (where, tensor) in enumerate(tensors):
             for value in _values_for(tensor, number, joined.outputs, hints):
-                changed = torch.where(_holes(tensor, joined, generator), torch.full_like(tensor, value), tensor)
-                targets = mapped(joined.targets, functools.partial(_exchanged, tensor, changed))
+                holed = torch.where(_holes(tensor, joined, generator), torch.full_like(tensor, value), tensor)
+                targets = mapped(joined.targets, functools.partial(_exchanged, tensor, holed))
                 yield outputs, targets, put_into(where, tensor, value)
     for _, tensor in tensors:  # samples that have nothing, which a loss may leave out
         for value, holes in _empty_rows(tensor, joined, hints, generator):
-            changed = torch.where(holes, torch.full_like(tensor, value), tensor)
+            holed = torch.where(holes, torch.full_like(tensor, value), tensor)
             yield (
                 joined.over_outputs(shaken),
-                mapped(joined.targets, functools.partial(_exchanged, tensor, changed)),
+                mapped(joined.targets, functools.partial(_exchanged, tensor, holed)),
                 None,
             )
 

@@ -55,10 +55,10 @@ def measure(subject: Subject, model: nn.Module, samples: Samples, hints: Hints) 
             verdict = replace(verdict, reading=replace(verdict.reading, draws=True))
         if verdict.reading is None or joined is None:
             return verdict
-        floor = caller.floor(joined[0], verdict.reading, findings.tolerance)
-        if floor is None:
+        reading = caller.with_floor(joined[0], verdict.reading, findings.tolerance)
+        if reading is None:
             return Verdict(Reading("batch", why=f"not {verdict.reading.words} where a piece has nothing to count"))
-        return replace(verdict, reading=replace(verdict.reading, floor=floor))
+        return replace(verdict, reading=reading)
 
 
 def _joined(

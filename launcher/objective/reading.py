@@ -41,6 +41,8 @@ class Reading:
         function: A count of the user's own.
         each: What every sample counts, where the whole data set was looked at and all count alike.
         floor: The least that a batch is divided by, as in `sum / positives.clamp(min=1)`.
+        beside: What is added to the count, as in `sum / (mask.sum() + 1e-8)`.
+        needs: Whether each piece must have something that counts: where nothing does, the loss is no such mean.
         untold: What these samples do not tell from it, and others may; in words, taken on trust.
         unless: Values that these samples lack, by their places: with one of them, the loss is no such mean any more.
         draws: Whether it draws: it was measured with the same random numbers for a sample whatever it is together with.
@@ -57,6 +59,8 @@ class Reading:
     function: Callable[[Any], Any] | None = field(default=None, compare=False, repr=False)
     each: float | None = field(default=None, compare=False, repr=False)
     floor: float = field(default=0.0, compare=False, repr=False)
+    beside: float = field(default=0.0, compare=False, repr=False)
+    needs: bool = field(default=False, compare=False, repr=False)
     untold: str = field(default="", compare=False, repr=False)
     unless: tuple[tuple[Where, float], ...] = field(default=(), compare=False, repr=False)
     draws: bool = field(default=False, compare=False, repr=False)
@@ -83,6 +87,10 @@ class Reading:
             if bool((tensor.isnan() if math.isnan(value) else tensor == value).any()):
                 return f"{value:g} in {shown(where)}"
         return ""
+
+    def weight(self, count: float) -> float:
+        """What a piece of so much weighs in the whole, or what the whole is divided by."""
+        return max(count, self.floor) + self.beside if self.is_mean else count
 
     def of_any_set(self) -> Reading:
         """The same without what the training set has shown: others may hold what is ignored."""

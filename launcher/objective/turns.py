@@ -99,10 +99,10 @@ class TurnsObjective(Objective):
         """What a micro-batch contributes to each turn's count."""
         return [turn.counts(batch, samples)[0] for turn in self.turns.values()]
 
-    def refuse_unforeseen(self, batch: Any) -> None:
+    def refuse_unforeseen(self, batch: Any, samples: int) -> None:
         """Of each turn."""
         for turn in self.turns.values():
-            turn.refuse_unforeseen(batch)
+            turn.refuse_unforeseen(batch, samples)
 
     def scales(self, local: Sequence[float], total: Sequence[float], world_size: int, samples: int) -> list[float]:
         """Factors that make each turn's value a part of the step's mean."""

@@ -16,6 +16,8 @@ import torch
 
 from launcher.objective.reading import TOLERANCE, Reading, Where
 
+_EXACTLY, _BESIDE = 1e-12, 0.2  # off the whole: what is rounding, and what a number beside a count may explain
+_BESIDES = (*(10.0**power for power in range(-12, 1)), torch.finfo(torch.float32).eps)
 _SURELY = 20.0  # tolerances: what is so far off is no rounding
 # of what fits equally well, which is taken
 _ORDER = (
@@ -74,16 +76,27 @@ class Trial:
         """How far off the whole the mean of its parts by this count is, of the largest value."""
         values, counts, worst = self.values, self.counts, 0.0
         for union, piece, other in self.splits():
-            a, b = counts[piece][reading], counts[other][reading]
+            a, b = (counts[part][reading] + reading.beside for part in (piece, other))
             if a + b == 0:
                 off = 0.0 if abs(values[union]) < 1e-12 else self.scale
             else:
                 terms = [count * values[part] for count, part in ((a, piece), (b, other)) if count]
-                off = abs(values[union] - sum(terms) / (a + b))
+                off = abs(values[union] - sum(terms) / (a + b - reading.beside))
             if reading.kind in ("positive", "total"):  # such counts are guesses: they must fit exactly
                 off = off if off <= 1e-3 * abs(values[piece] - values[other]) + 1e-9 * self.scale else self.scale
             worst = max(worst, off)
         return worst / self.scale
+
+    def beside(self, reading: Reading) -> float:
+        """What is added to the count, as far as the values tell it: as in `sum / (count + 1e-8)`."""
+        values, counts = self.values, self.counts
+        told, best = 0.0, 0.0
+        for union, piece, other in self.splits():
+            below = values[union] - values[piece] - values[other]
+            if abs(below) > best:
+                sums = [counts[part][reading] * values[part] for part in (piece, other, union)]
+                best, told = abs(below), (sums[0] + sums[1] - sums[2]) / below
+        return told
 
     def has(self, reading: Reading) -> bool:
         """Whether all its batches have something of the kind to count."""
@@ -158,12 +171,26 @@ def decide(
     if all(trial.is_flat for trial in trials):
         return Verdict(None, "constant", "it is the same for all pieces")
     fit = [reading for reading in misfit if misfit[reading] <= tolerance]
+    if tolerance == TOLERANCE[torch.float64]:
+        fit = [_exact(reading, trials, misfit[reading]) for reading in fit] or [
+            exact for reading in misfit if (exact := _exact(reading, trials, misfit[reading])).beside
+        ]
     if of_sum <= tolerance:
         words = _listed(["a sum", *(reading.words for reading in fit)])
         return Verdict(None, "ambiguous", words, (Reading("sum"), *fit)) if fit else Verdict(Reading("sum"))
     if not fit:
         return replace(_nothing_fits(trials, misfit, of_sum), off=misfit)
     return replace(_chosen(fit, list(trials), injected, tolerance, tried, may_drop=may_drop), off=misfit)
+
+
+def _exact(reading: Reading, trials: Sequence[Trial], misfit: float) -> Reading:
+    """The reading with the small number beside its count, as in `sum / (count + 1e-8)`, where there is one."""
+    if misfit < _EXACTLY or misfit > _BESIDE:
+        return reading
+    told = max(trials, key=Trial.spread).beside(reading)
+    beside = next((number for number in _BESIDES if abs(told / number - 1) < 0.01), 0.0)
+    exact = replace(reading, beside=beside)
+    return exact if beside and max(trial.misfit(exact) for trial in trials) < max(_EXACTLY, 1e-3 * misfit) else reading
 
 
 def _nothing_fits(trials: Sequence[Trial], misfit: Mapping[Reading, float], of_sum: float) -> Verdict:

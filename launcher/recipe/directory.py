@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from launcher.errors import UsageError
+
 _taken: Path | None = None
 
 
@@ -32,8 +34,15 @@ def taken() -> Iterator[None]:
 
 
 def directory() -> Path:
-    """The working directory as it was taken; as it is where nobody has taken it."""
-    return Path.cwd() if _taken is None else _taken
+    """The working directory as it was taken; as it is where nobody has taken it.
+
+    Raises:
+        UsageError: It was removed.
+    """
+    try:
+        return Path.cwd() if _taken is None else _taken
+    except OSError:
+        raise UsageError("the working directory no longer exists; change to another") from None
 
 
 def absolute(path: str | os.PathLike[str]) -> Path:

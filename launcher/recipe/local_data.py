@@ -13,7 +13,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import islice
@@ -21,8 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from launcher.internals import (
+    PROGRAMS,
     count_no_downloads,
     judge_addresses_of_media,
+    judge_calls_beside_transformers,
     judge_file_systems,
     judge_versions_of_data,
     run_no_code_of_repositories,
@@ -80,6 +82,7 @@ def keep_to_data(package: str, *, may_load_models: bool) -> None:
     if may_load_models:
         run_no_code_of_repositories()
         judge_addresses_of_media(_judge_address)
+        judge_calls_beside_transformers(_judge_call)
 
 
 @contextmanager
@@ -123,6 +126,18 @@ def _judge_address(address: str) -> None:
             f"the data names a place elsewhere ({brief(address)}), which is not asked; fetch it first, or open it in "
             "code of your own"
         )
+
+
+def _judge_call(place: str, arguments: Sequence[Any]) -> None:
+    """A program is started by own code only; and what opens a file, whatever its name means, opens one that is here."""
+    if place in PROGRAMS and not _is_asked_by_own_code():
+        raise PermissionError(
+            f"{place.partition('.')[0].partition(':')[0]} runs programs or libraries that settings of a model's folder "
+            "name, which is not done; call it in code of your own"
+        )
+    for text in (text for argument in arguments for text in _texts(argument)):
+        if not os.path.isfile(text):
+            _judge_address(text)
 
 
 def _is_asked_by_own_code() -> bool:
@@ -257,9 +272,23 @@ def _keep(feature: Any) -> None:
         feature.__class__ = _decoding_here(kind)
 
 
+def check_row(value: Any) -> None:
+    """Looks at what a row says of where its picture, sound or film is.
+
+    Raises:
+        FileNotFoundError: It is neither a file nor a place that fsspec is asked for; what decodes films knows more.
+    """
+    place, content = (value.get("path"), value.get("bytes")) if isinstance(value, Mapping) else (value, None)
+    is_elsewhere = isinstance(place, str) and content is None and not os.path.isfile(place)
+    if is_elsewhere and re.match(r"[\w+.-]+://", str(place)) is None:
+        raise FileNotFoundError(f"the data names {brief(str(place))}, which is not a file on this machine")
+
+
 @functools.cache
 def _decoding_here(kind: Any) -> Any:
     def decode_example(self: Any, *arguments: Any, **settings: Any) -> Any:
+        for value in arguments[:1]:
+            check_row(value)
         with only_this_machine():
             return kind.decode_example(self, *arguments, **settings)
 

@@ -246,6 +246,8 @@ def objection(thing: Any, trust: Trust) -> str | None:
     if isinstance(thing, functools.partial):
         return objection(thing.func, trust)
     module, name = getattr(thing, "__module__", None), getattr(thing, "__qualname__", None)
+    if compiled := _compiled_by_jit(thing):
+        module, _, name = compiled.rpartition(".")
     if not isinstance(module, str) or not isinstance(name, str):  # an object: as good as its class
         return None if _is_plain(thing) else objection(type(thing), trust)
     if trust.allows(module) or trust.owns(getattr(sys.modules.get(module), "__file__", None)):
@@ -253,6 +255,12 @@ def objection(thing: Any, trust: Trust) -> str | None:
     if _listed_class(thing) or _listed_function(thing) or _listed_method(thing) is not None:
         return None
     return f"it is {module}.{name}, which a recipe may not name"
+
+
+def _compiled_by_jit(thing: Any) -> str:
+    """The full name of the function that `torch.jit.script` has compiled; empty of anything else."""
+    is_compiled = (type(thing).__module__, type(thing).__name__) == ("torch.jit", "ScriptFunction")
+    return str(thing.qualified_name).removeprefix("__torch__.") if is_compiled else ""
 
 
 def is_constant(thing: Any) -> bool:

@@ -18,6 +18,7 @@ from pydantic import (
 
 from launcher.recipe.component import Component
 from launcher.recipe.duration import Duration, Unit, duration_pattern, share_of_train
+from launcher.recipe.expressions import Expression
 from launcher.recipe.generation import Generate
 from launcher.recipe.places import Path
 from launcher.recipe.sbatch import SBATCH_OPTIONS, SLURM_TIME
@@ -77,6 +78,12 @@ def _test_set(value: Any) -> Any:
 
 def _loss(value: Any) -> Any:
     several = isinstance(value, Mapping) and value and all(isinstance(item, Component) for item in value.values())
+    if isinstance(value, Expression) and value.names[0].startswith("model."):
+        own = f"{{_target_: my_task.py:Loss, part: '{value.text}'}}"
+        raise ValueError(
+            f"is a part of the model; write {own} with a class of your own that calls it, or 'model' where "
+            "forward gives the loss"
+        )
     if not (value is None or value == "model" or isinstance(value, Component) or several):
         raise ValueError(
             "is not a loss; write {_target_: CrossEntropyLoss}, my_task.py:loss, several by name, or 'model'"
@@ -213,6 +220,7 @@ Time = Annotated[Duration, _time[0], _time[1]]
 Steps = Annotated[Duration, _steps[0], _steps[1]]
 Batches = Annotated[Duration, _batches[0], _batches[1]]
 Positive = Annotated[int, Field(gt=0)]
+MOST_THREADS = 4096  # of a process: of more the kernel makes none
 
 
 class Data(Section):
@@ -540,7 +548,7 @@ class Launch(Section):
         "auto", description="World size over all nodes; auto: every GPU, or one process on a CPU."
     )
     nodes: Positive = Field(1, description="How many machines.")
-    threads: Annotated[int, Field(gt=0, le=4096)] | Literal["auto"] = Field(
+    threads: Annotated[int, Field(gt=0, le=MOST_THREADS)] | Literal["auto"] = Field(
         "auto", description="CPU threads of a process; auto: OMP_NUM_THREADS, or its share of the CPUs that are there."
     )
     max_restarts: Annotated[int, Field(ge=0)] = Field(0, description="Restarts after a crash.")

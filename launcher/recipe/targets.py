@@ -289,7 +289,7 @@ def _imported(module: str) -> types.ModuleType:
             return importlib.import_module(module)
     except ModuleNotFoundError as error:
         missing = error.name or module
-        place = "" if missing == module else f"{_place(error)}: "
+        place = "" if missing == module else f"{place_of(error)}: "
         raise LauncherError(f"{place}no module named '{missing}'; {_remedy(missing)}") from error
     except SyntaxError as error:
         text = (error.text or "").strip()
@@ -303,7 +303,7 @@ def _imported(module: str) -> types.ModuleType:
 
 def _leaving(error: SystemExit) -> str:
     """Why a script ends when it is imported, and what to do."""
-    place = f" ({_place(error)})" if _place(error) else ""
+    place = f" ({place_of(error)})" if place_of(error) else ""
     parses = isinstance(error, _ParsedError)
     what = f"parses the command line when it is imported: {error}" if parses else f"ends the process{place}"
     return f"it {what}; move what a recipe names to a file of its own, or the script under if __name__ == '__main__'"
@@ -353,11 +353,11 @@ def told(error: BaseException) -> str:
         return " ".join(str(error).split())
     words = " ".join(words_of(error).split())
     words = f": {words[:400]}" if words else ""
-    place = _place(error)
+    place = place_of(error)
     return f"{type(error).__name__}{words}{f' ({place})' if place else ''}"
 
 
-def _place(error: BaseException) -> str:
+def place_of(error: BaseException) -> str:
     """The user's line that an error comes from, or that led into the library where it was raised."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if os.path.exists(frame.filename)]
     frame = next((frame for frame in reversed(frames) if not is_installed(Path(frame.filename))), None)

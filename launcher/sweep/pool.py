@@ -168,10 +168,13 @@ class Pool:
         self.record.refresh()
         if not free or (self._looked[0] == self.record.lines and time.monotonic() < self._looked[1] + _OTHERS_SECONDS):
             return
+        is_beyond = self.record.seconds is not None
+        if not self.starter.is_ready and next_action(self.record, beyond=is_beyond) is not None:
+            return  # what it imports is no trial's time
         with self.record.locked():
             free_the_lost(self.record, self.me)
             for slot in free:
-                action = next_action(self.record, beyond=self.record.seconds is not None)
+                action = next_action(self.record, beyond=is_beyond)
                 if action is None:
                     break
                 news = [lines.taken(action.trial, action.rung, self.me)]

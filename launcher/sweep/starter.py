@@ -52,6 +52,7 @@ class Starter:
 
     Attributes:
         running: The numbers of the trials at work.
+        is_ready: Whether its process has been heard to have imported all, so that a trial begins at once.
     """
 
     def __init__(self, is_warm: bool = True):
@@ -62,6 +63,7 @@ class Starter:
         self._process = self._begun()
 
     def _begun(self) -> subprocess.Popen[bytes]:
+        self.is_ready = False
         return subprocess.Popen(
             [sys.executable, *started("launcher.sweep.warm", str(os.getpid()), *self._modules)],
             stdin=subprocess.PIPE,
@@ -102,17 +104,22 @@ class Starter:
         self._send(json.dumps({"stop": number, "signal": int(what)}) + "\n")
 
     def ended(self, seconds: float) -> list[Ended]:
-        """Waits at most so long for ends of trials, and gives those that came.
+        """Waits at most so long for ends of trials, and gives those that came; where none runs, until it is ready.
 
         Raises:
             WarmProcessLostError: The process has died, and all trials with it.
         """
-        deadline, ends = time.monotonic() + seconds, list[Ended]()
-        while not ends and self._is_readable(deadline - time.monotonic()):
+        deadline, ends, was_ready = time.monotonic() + seconds, list[Ended](), self.is_ready
+        while (
+            not ends and (self.running or self.is_ready == was_ready) and self._is_readable(deadline - time.monotonic())
+        ):
             for words in self._read():
+                self.is_ready = self.is_ready or "ready" in words
                 if "ended" in words:
                     self.running.discard(words["ended"])
                     ends.append(Ended(words["ended"], words["code"], words["is_forked"]))
+            if self.is_ready != was_ready and not self.running:
+                break
         return ends
 
     def close(self) -> None:

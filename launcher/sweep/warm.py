@@ -92,6 +92,7 @@ class _Server:
 
     def serve(self) -> Order | None:
         """Until nobody gives orders any more; in a child its own order."""
+        self._say({"ready": True})
         while True:
             ready, _, _ = select.select([0, self._ears[0]], [], [])
             if self._ears[0] in ready:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -55,12 +55,14 @@ def homes_of(things: Mapping[str, Any]) -> dict[str, Callable[[str, Any], object
 
 def beside_states(things: Mapping[str, Any]) -> dict[str, Any]:
     """Numbers and tensors that no checkpoint keeps by itself, by name: each as something equal while they are."""
-    return prints_of(held_beside(things))
+    return prints_of(held_beside(things), things)
 
 
-def prints_of(held: Mapping[str, Held]) -> dict[str, Any]:
-    """The same of what was found."""
-    seen = {name: _Look().at(value, _DEPTH) for name, (value, _) in held.items()}
+def prints_of(held: Mapping[str, Held], things: Mapping[str, Any]) -> dict[str, Any]:
+    """The same of what was found; parameters and buffers are kept."""
+    modules = [thing for thing in things.values() if isinstance(thing, nn.Module)]
+    kept = {id(tensor) for module in modules for tensor in (*module.parameters(), *module.buffers())}
+    seen = {name: _Look(kept).at(value, _DEPTH) for name, (value, _) in held.items()}
     return {name: print_ for name, print_ in seen.items() if print_ is not None}
 
 
@@ -178,15 +180,21 @@ def inside(value: Any) -> dict[str, Held] | None:
 
 
 class _Look:
-    """Makes of a value something that is equal while the value is, as far as it is looked into."""
+    """Makes of a value something that is equal while the value is, as far as it is looked into.
 
-    def __init__(self) -> None:
-        self._left = _MOST
+    Args:
+        kept: The tensors that a checkpoint has, which steps are meant to change.
+    """
+
+    def __init__(self, kept: Container[int] = ()) -> None:
+        self._left, self._kept = _MOST, kept
 
     def at(self, value: Any, depth: int) -> Any:
         """The same of one value; None of what is not looked at."""
         self._left -= 1
-        if self._left < 0 or depth < 0 or isinstance(value, Optimizer):  # those inside are looked at by themselves
+        if (
+            self._left < 0 or depth < 0 or id(value) in self._kept or isinstance(value, Optimizer)
+        ):  # those inside are looked at by themselves
             return None
         if isinstance(value, dict | list | tuple | set | deque):
             return self._in_container(value, depth)

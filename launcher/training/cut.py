@@ -18,7 +18,7 @@ from torch import nn
 from launcher.checkpoints.format import copied
 from launcher.checkpoints.weights import shapes_of
 from launcher.data.parts import changed
-from launcher.data.repeatable import differs_again
+from launcher.data.repeatable import differs_again, kept_draws
 from launcher.data.transfer import moved
 from launcher.errors import UsageError
 from launcher.evaluation.modes import own_randomness
@@ -118,7 +118,7 @@ def dependence_of(state: TrainState) -> Dependence:
     norms = takes_means(model)
     drops = any(isinstance(module, dropouts()) and getattr(module, "p", 0) > 0 for module in model.modules())
     is_cut = state.retry is not None or not objective.is_whole
-    unsteady = differs_again(train)
+    unsteady = differs_again(train) or kept_draws(train)
     if (not is_cut and _is_known(model, objective)) or train.num_readable() < 4:  # for which a stream is read
         return Dependence(unsteady, norms=norms, draws=drops)
     device = state.device.torch_device
@@ -317,7 +317,7 @@ class _Tried:
             return 0.0  # random in itself: a step shows no more
         objective = self.objective
         terms = [(term.reading, term.sums) for term in objective.terms] or [(objective.own, False)]
-        counts = [objective.counts(batch, size) for batch, size in zip(batches, samples, strict=True)]
+        counts = [objective.counted(batch, size) for batch, size in zip(batches, samples, strict=True)]
         off = [
             _off(reading, sums, [values[number] for values in (whole, *parts)], [count[number] for count in counts])
             for number, (reading, sums) in enumerate(terms)
@@ -337,6 +337,7 @@ def _off(reading: Reading | None, sums: bool, values: Sequence[float], counts: S
     if reading is None or reading.kind == "batch" or reading.found in ("trusted", "stated"):
         return 0.0
     whole, first, second = values
+    counts = [reading.weight(count) for count in counts]
     scale = max(map(abs, values)) or 1.0
     if sums or reading.kind == "sum":
         together = first + second

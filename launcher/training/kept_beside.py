@@ -40,13 +40,15 @@ class KeptBeside:
 
     def __init__(self, things: Mapping[str, Any], device: torch.device):
         self._things, self._device = things, device
-        self._built = prints_of(held_beside(things))
+        self._built = prints_of(held_beside(things), things)
         self._taken: set[str] = set()  # a process that trains again may have them from before
 
     def state_dict(self) -> dict[str, Any]:
         """What can be kept of what has changed, by name."""
         held, keeper = held_beside(self._things), Keeper(self._things)
-        names = dict.fromkeys([*changed_names(self._built, prints_of(held)), *(self._taken & held.keys())])
+        names = dict.fromkeys(
+            [*changed_names(self._built, prints_of(held, self._things)), *(self._taken & held.keys())]
+        )
         return {name: kept for name in names if (kept := keeper.kept_of(held[name].value)) is not None}
 
     @torch.no_grad()

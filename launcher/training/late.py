@@ -29,7 +29,7 @@ class Late:
         if self._saves & (self._saves - 1):
             return
         held = held_beside(self._things)
-        names = [name for name in changed_names(self._before, prints_of(held)) if name not in self._named]
+        names = [name for name in changed_names(self._before, prints_of(held, self._things)) if name not in self._named]
         self._named |= set(names)
         keeper = Keeper(self._things)
         lost = [name for name in names if keeper.kept_of(held[name].value) is None]

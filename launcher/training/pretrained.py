@@ -21,6 +21,7 @@ from launcher.model.adapt import Built
 from launcher.model.bfloat16 import hold_in_bfloat16
 from launcher.model.kinds import class_of
 from launcher.model.rows import shape_of, whole_of
+from launcher.model.tensor_files import FileTensor
 from launcher.recipe.build import Builder
 from launcher.recipe.schema import Recipe
 from launcher.training.state import TrainState
@@ -99,11 +100,13 @@ class Pretrained:
 
 @torch.no_grad()
 def _put(whole: Built, weights: Mapping[str, Any]) -> None:
-    """Puts weights into a model, which may be in files: one at a time."""
-    own = whole.state_dict()
+    """Puts weights into a model: those in a file of its type stay there, and its own memory is given back."""
+    own, module = whole.state_dict(), whole.module
+    held = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
     for name, value in weights.items():
-        if shape_of(value) is not None:
+        mine = held.get(name)
+        if isinstance(value, FileTensor) and mine is not None and mine.dtype == value.dtype and mine.is_contiguous():
+            mine.data = value.mapped().view(mine.shape)
+        elif shape_of(value) is not None:
             own[name].copy_(whole_of(value))
-    whole.module.load_state_dict(
-        {name: value for name, value in weights.items() if shape_of(value) is None}, strict=False
-    )
+    module.load_state_dict({name: value for name, value in weights.items() if shape_of(value) is None}, strict=False)

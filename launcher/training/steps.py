@@ -13,6 +13,7 @@ import torch
 from launcher.data.loaders import MicroBatch
 from launcher.device.coordination import Coordinator, Pending
 from launcher.objective.loss import Objective
+from launcher.objective.padding import Padding
 from launcher.training.state import TrainState
 
 Scales = Sequence[Sequence[float]]
@@ -49,12 +50,14 @@ def counted_steps(state: TrainState, start: int, stop: int | None) -> Generator[
     objective.settle()
     batches = itertools.chain([first], stream)
     sizes = map(data.train.sampler.batch_size, itertools.count(start))
+    may_pad = data.train.reading.collate is not None and not objective.is_whole
+    padding = Padding(objective, lambda: data.train.draws) if may_pad else None
     if objective.counts_samples:
         yield from _by_arithmetic(batches, sizes, objective, coordinator.world_size)
     elif coordinator.world_size == 1:
-        yield from _by_counting_alone(batches, sizes, objective)
+        yield from _by_counting_alone(batches, sizes, objective, padding)
     else:
-        yield from _by_counting(batches, sizes, objective, coordinator)
+        yield from _by_counting(batches, sizes, objective, coordinator, padding)
 
 
 def _by_arithmetic(
@@ -70,7 +73,7 @@ def _by_arithmetic(
 
 
 def _by_counting_alone(
-    stream: Iterable[list[MicroBatch]], sizes: Iterator[int], objective: Objective
+    stream: Iterable[list[MicroBatch]], sizes: Iterator[int], objective: Objective, padding: Padding | None
 ) -> Iterator[StepBatch]:
     for batches in stream:
         if len(batches) == 1:
@@ -79,26 +82,36 @@ def _by_counting_alone(
         else:
             local = [objective.counts(batch.data, batch.samples) for batch in batches]
             total = [sum(counts) for counts in zip(*local, strict=True)]
+            if padding:
+                rows = [padding.rows(batch.data, batch.samples) for batch in batches]
+                padding.check([*zip(local, rows, strict=True)], [*total, *map(sum, zip(*rows, strict=True))])
             scales = _scales(objective, batches, local, total, 1)
         yield StepBatch(batches, scales, total[0], next(sizes))
 
 
 def _by_counting(
-    stream: Iterable[list[MicroBatch]], sizes: Iterator[int], objective: Objective, coordinator: Coordinator
+    stream: Iterable[list[MicroBatch]],
+    sizes: Iterator[int],
+    objective: Objective,
+    coordinator: Coordinator,
+    padding: Padding | None,
 ) -> Iterator[StepBatch]:
-    ahead: deque[tuple[list[MicroBatch], list[list[float]], Pending]] = deque()
+    ahead: deque[tuple[list[MicroBatch], list[list[float]], list[list[float]], Pending]] = deque()
 
     def oldest() -> StepBatch:
-        batches, local, pending = ahead.popleft()
+        batches, local, rows, pending = ahead.popleft()
         total = pending.result().tolist()
+        if padding:
+            padding.check([*zip(local, rows, strict=True)], total)
         return StepBatch(
             batches, _scales(objective, batches, local, total, coordinator.world_size), total[0], next(sizes)
         )
 
     for batches in stream:
         local = [objective.counts(batch.data, batch.samples) for batch in batches]
-        sums = [float(sum(counts)) for counts in zip(*local, strict=True)]
-        ahead.append((batches, local, coordinator.sum(torch.tensor(sums, dtype=torch.float64))))
+        rows = [padding.rows(batch.data, batch.samples) if padding else [] for batch in batches]
+        sums = [float(sum(numbers)) for table in (local, rows) for numbers in zip(*table, strict=True)]
+        ahead.append((batches, local, rows, coordinator.sum(torch.tensor(sums, dtype=torch.float64))))
         if len(ahead) > 1:
             yield oldest()
     while ahead:

@@ -176,17 +176,26 @@ def _start_hearing() -> Callable[[], None]:
         global _ear
         signal.set_wakeup_fd(before)
         _ear = None
-        os.write(ear, _OVER)
-        thread.join()
-        os.close(ear)
-        os.close(listener)
+        with suppress(OSError):  # somebody's code may have closed all files
+            os.write(ear, _OVER)
+            thread.join()
+            os.close(ear)
+            os.close(listener)
 
     return stop
 
 
+def _heard(listener: int) -> bytes:
+    """The next signal, or that there will be none."""
+    try:
+        return os.read(listener, 1) or _OVER
+    except OSError:  # somebody's code has closed all files
+        return _OVER
+
+
 def _hear(listener: int) -> None:
     interrupts: list[float] = []
-    while (byte := os.read(listener, 1)) != _OVER:
+    while (byte := _heard(listener)) != _OVER:
         if _code is not None and byte[0] in _NUMBERS:
             os._exit(_code)
         if byte[0] in _NUMBERS:  # others have handlers of somebody else's

@@ -6,7 +6,6 @@ beside it looks after all three.
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 import time
@@ -20,6 +19,7 @@ from typing import NoReturn
 from launcher.errors import EXIT_DONE, EXIT_PREEMPTED
 from launcher.text import spans
 from launcher.world import network, progress
+from launcher.world.exit import leave_at_once
 from launcher.world.failure import Failure
 from launcher.world.signals import stop_requested
 from launcher.world.watchdog import beside, end_with
@@ -150,4 +150,4 @@ def stop(what: str, world: World) -> NoReturn:
         time.sleep(_FAREWELL_SECONDS)  # its code is to be the step's: the others, asked as well, leave before it
     code = EXIT_DONE if world.has_agent or (world.started_by == "srun" and not world.is_first) else EXIT_PREEMPTED
     sys.stdout.flush()
-    os._exit(code)
+    leave_at_once(code)

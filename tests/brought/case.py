@@ -147,6 +147,7 @@ OWN = (
     "pictured",
     "rarer",
     "keeping",
+    "everyday",
 )  # files of people's own
 _HOMES = {"torch._C._nn": "torch.nn.functional"}
 

@@ -480,6 +480,21 @@ def test_a_run_can_start_from_weights(tmp_path: Path, saved: Trained, capsys: py
     with pytest.raises(LauncherError, match=r"none of the 1 tensors in .* fits this model; it has layers\.0\.weight"):
         plan(source=tmp_path / "foreign.pth")
     torch.save({"x": Hostile(tmp_path / "PWNED")}, tmp_path / "evil.pth")
-    with pytest.raises(LauncherError, match="cannot be read"):
+    with pytest.raises(LauncherError, match="cannot be read: it holds more than tensors, such as") as caught:
         plan(source=tmp_path / "evil.pth")
+    assert "weights_only" not in str(caught.value)  # torch's way to run what is in it
+    assert "\n" not in str(caught.value)
     assert not (tmp_path / "PWNED").exists()
+    weights = torch.load(saved.folder / "model_weights.pth", weights_only=True)
+    for name, (odd, words) in {
+        "number.pth": ({1: torch.ones(1)}, "'1' is a number in place of a name"),
+        "meta.pth": ({key: value.to("meta") for key, value in weights.items()}, "it was saved on the meta device"),
+        "sparse.pth": ({key: value.to_sparse() for key, value in weights.items()}, "an exception occurred"),
+        "empty.pth": (None, "cannot be read: "),
+    }.items():
+        torch.save(odd, tmp_path / name)
+        if odd is None:
+            (tmp_path / name).write_bytes(b"")
+        with pytest.raises(LauncherError, match=words) as caught:
+            plan(source=tmp_path / name)
+        assert "\n" not in str(caught.value)

@@ -93,10 +93,20 @@ CASES: dict[str, tuple[tuple[str, ...], list[str]]] = {
         [
             TORCHS,
             ONE_BY_ONE,
-            "on trust     data.train: samples 0 and 10 are others when they are read again with the same seeds at [0]: "
+            "on trust     data.train: samples 1 and 11 are others when they are read again with the same seeds at [0]: "
             "a generator of their own, a count of reads, or samples that reading changes; a resume, workers and "
             "processes give other numbers; draw from random, NumPy's or torch's global generator, which are seeded for "
             "each sample, or give the data set a method seed_sample(seed) that seeds its own",
+        ],
+    ),
+    "a cache of what is drawn": (
+        ("data.train={_target_: depends.py:Caching}",),
+        [
+            TORCHS,
+            ONE_BY_ONE,
+            "on trust     data.train: what samples drew at random when they were first read they keep, as in a cache: "
+            "a resume, workers and processes draw it again, and give other numbers; cache what is there before "
+            "anything is drawn",
         ],
     ),
     "a step function": (

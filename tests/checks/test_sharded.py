@@ -34,6 +34,7 @@ def test_the_plan_says_what_is_sharded_and_who_evaluates() -> None:
     "override",
     [
         "train.step=sharded.py:step",
+        "model._target_=sharded.py:Again",
         "loss={_target_: sharded.py:Scaled}",
         "optimizer={_target_: sharded.py:Lamb}",
         "optimizer={_target_: Rprop}",
@@ -45,11 +46,14 @@ def test_what_can_be_sharded_is_let_through(override: str) -> None:
 
 REFUSED = {
     "model._target_=sharded_wrong.py:Scalar": "'temperature' has no dimension, .* give it the shape",
+    "model._target_=sharded_wrong.py:Hollow": "'nothing' has no entries, .* make it a buffer",
+    "model._target_=sharded_wrong.py:Peeping": "those of a block outside of its own, .* a module around both",
     "model._target_=sharded_wrong.py:Opaque": "'blocks.0' gives _Held, .* have it return tensors, or lists, mappings",
     "model._target_=sharded_wrong.py:Views": "'blocks.0' gives a view of a tensor, .* changed in place, .* as .clone",
     "model._target_=sharded_wrong.py:TiedApart": "are one parameter, .* name blocks that do not part them",
     "model._target_=sharded_wrong.py:Sparse": "'more' has sparse gradients, .* sparse=False",
     "model._target_=sharded_wrong.py:Bounded": "'tokens' changes its weight in forward .*; remove max_norm",
+    "model._target_=sharded_wrong.py:Routed": "'blocks.1' is not called for these samples, .* the module around it",
     "train.step=sharded_wrong.py:penalty": "used outside of the model's forward, .* call the model itself",
     "train.step=sharded_wrong.py:by_parts": "used outside of the model's forward, .* call the model itself",
     "optimizer={_target_: LBFGS}": "LBFGS calls the loss itself, .* use AdamW",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default
 from launcher.data.drawing import Draws
 from launcher.data.generators import GENERATORS, NumpyGenerator, PythonGenerator, TorchGenerator
 from launcher.data.loaders import EvaluationLoader, Reading, TrainLoader
+from launcher.data.reading import Reader
 from launcher.data.sampler import StepSampler
 
 SIZE, BATCH = 37, 8
@@ -263,6 +265,34 @@ def test_what_draws_nothing_is_never_seeded_and_read_once() -> None:
     draws = Draws(always=False)
     assert draws.read(lambda: 7, restored=True) == 7
     assert draws.drawn == ()
+
+
+class Cached(Drawing):
+    """Keeps samples as they were first read: what was there before anything was drawn, or all."""
+
+    def __init__(self, draws: list[str], kind: str):
+        super().__init__(draws, "always")
+        self.kind, self.kept = kind, dict[int, Any]()
+
+    @functools.lru_cache(maxsize=None)  # noqa: B019, UP033  # as it is written
+    def remembered(self, index: int) -> Any:
+        return super().__getitem__(index)
+
+    def __getitem__(self, index: int) -> Any:
+        if self.kind == "lru":
+            return self.remembered(index)
+        if index not in self.kept:
+            self.kept[index] = super().__getitem__(index) if self.kind == "dict" else torch.ones(1)
+        return self.kept[index] if self.kind == "dict" else (index, self.kept[index] * super().__getitem__(index)[1])
+
+
+@pytest.mark.parametrize("draws", [["torch.rand"], ["numpy.rand"], ["random.gauss", "torch.rand"]])
+@pytest.mark.parametrize(("kind", "keeps"), [("lru", True), ("dict", True), ("raw", False)])
+def test_samples_that_keep_what_they_drew_are_noticed(kind: str, draws: list[str], keeps: bool) -> None:
+    for dataset in (Cached(draws, kind), Subset(Cached(draws, kind), range(8))):
+        reader = Reader(dataset, Reading(sample_seeds="auto"), "data.train")
+        reader.batch(0, np.arange(4))
+        assert reader.keeps_draws == keeps
 
 
 class OwnGenerator(Drawing):

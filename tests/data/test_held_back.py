@@ -98,7 +98,7 @@ def test_samples_that_are_others_each_time_are_noticed_before_the_loss_is_measur
         assert main(["check", str(RECIPE), *own, *more]) == 0
         printed = capsys.readouterr().out
         assert "measured     loss: a mean over samples" in printed
-        assert "on trust     data.train: samples 0 and" in printed
+        assert "on trust     data.train: samples 1 and" in printed
 
 
 def test_a_loss_on_samples_that_cannot_be_read_once_and_cut_is_not_measured(

@@ -58,6 +58,11 @@ def test_layers_of_torch() -> None:
     assert both.describe() == "2 × TransformerEncoderLayer, 3 × TransformerDecoderLayer, the rest as one"
 
 
+def test_experts_are_none_however_large_their_layer_is() -> None:
+    assert list(blocks_of(model(layers=nn.ModuleList([Experts(), Experts()]))).modules) == ["layers.0", "layers.1"]
+    assert not blocks_of(Experts())
+
+
 def test_a_model_without_any() -> None:
     for whole in (nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)), MLP(2, [3], 2)):
         assert not blocks_of(whole)

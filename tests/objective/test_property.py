@@ -96,6 +96,7 @@ def run(examples: int) -> None:
     assert sum(seen) > len(seen) / 5
 
 
+@pytest.mark.timeout(1800)  # 3,000 take five minutes on a busy machine
 @rounds("examples", plain=[30], long=[3_000])
 def test_a_loss_in_any_cut_is_that_of_the_whole_batch(examples: int) -> None:
     run(examples)
@@ -132,6 +133,7 @@ def train_each(folder: str, seeds: Sequence[int]) -> list[int]:
     return trained
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("size", [2, 3])
 @rounds("seeds", plain=[range(100, 104)], long=[range(1_000, 1_150)])
 def test_a_loss_on_several_processes_is_that_of_the_whole_batch(tmp_path: Path, size: int, seeds: range) -> None:

@@ -16,10 +16,12 @@ from loss_cases import ASKED, BATCH, CASES, MEAN, SUM, Batch, Case, Centered, Dr
 from randomness import states
 from torch import Generator, Tensor, nn
 
+from launcher.errors import LauncherError
 from launcher.objective.batch import BatchLayout
 from launcher.objective.calls import Caller
 from launcher.objective.halves import still_holds
 from launcher.objective.known import known
+from launcher.objective.loss import Objective, Term
 from launcher.objective.order import names_given
 from launcher.objective.pieces import mapped
 from launcher.objective.probe import measure
@@ -76,8 +78,9 @@ def off_by(loss: Any, reading: Reading, data: Batch, size: int, seed: int) -> fl
     if reading.kind == "sum":
         return abs(sum(parts) - entire) / max(abs(entire), 1e-12)
     counts = [reading.count(take(data[1], numbers, size), len(numbers)) for numbers in pieces]
-    weights = [max(count, reading.floor) for count in counts]
-    together = sum(weight * part for weight, part in zip(weights, parts, strict=True) if weight) / sum(counts)
+    weights = [reading.weight(count) for count in counts]
+    divisor = sum(counts) + reading.beside
+    together = sum(weight * part for weight, part in zip(weights, parts, strict=True) if weight) / divisor
     return abs(together - entire) / max(abs(entire), 1e-12)
 
 
@@ -558,7 +561,7 @@ def test_an_audit_cuts_rows_lists_and_later_dimensions() -> None:
 
 
 def test_a_refusal_names_the_nearest_reading() -> None:
-    verdict = verdict_of(CASES["masked mean + 1e-3"].loss, CASES["masked mean + 1e-3"].draw)
+    verdict = verdict_of(CASES["masked mean + 0.0015"].loss, CASES["masked mean + 0.0015"].draw)
     assert verdict.reading == Reading("batch")
     assert verdict.reading.why.startswith("nearest: a mean over what mask [1] lets through, off by ")
 
@@ -569,3 +572,30 @@ def test_a_refusal_names_the_nearest_reading() -> None:
 )
 def test_a_batch_that_is_one_tensor_has_a_name_too(name: str, words: str) -> None:
     assert Reading("kept", name=name, ignored=-100).words == f"a mean over {words}"
+
+
+def test_a_piece_of_which_nothing_counts_ends_the_run_where_it_has_a_part() -> None:
+    """As a survival's, by its events: without one it is infinite, and what it would add to the whole is lost."""
+
+    def draw(g: Generator, size: int, later: bool) -> Batch:
+        return (normal(g, size, 1),), (normal(g, size).abs(), (torch.arange(size) % 3 > 0).double())
+
+    def survival(o: Tensor, time: Tensor, event: Tensor) -> Tensor:
+        return (o[:, 0].exp() * time - event * o[:, 0]).sum() / event.sum()
+
+    def of_events(o: Tensor, time: Tensor, event: Tensor) -> Tensor:
+        return ((o[:, 0] - time).square() * event).sum() / event.sum()
+
+    needs = verdict_of(survival, draw).reading
+    plain = verdict_of(of_events, draw).reading
+    assert needs is not None
+    assert needs.needs
+    assert plain is not None
+    assert not plain.needs
+    assert Reading.of_manifest(needs.manifest()).needs
+    objective = Objective([Term("", survival, 1.0, None, needs)], BatchLayout(schema.Batch(targets=[1, 2])))
+    objective.settle()
+    batch = torch.ones(2, 1), torch.ones(2), torch.zeros(2)
+    with pytest.raises(LauncherError, match=r"of 2 samples that a process takes at once nothing counts"):
+        objective.counts(batch, 2)
+    assert objective.counts(batch, 0) == [0.0]  # a stand-in

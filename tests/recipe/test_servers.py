@@ -11,11 +11,14 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import projects
 import pytest
+from projects import stand_in
 
 from launcher.checks.asked import unannounced
 from launcher.cli.main import _say, main
@@ -26,6 +29,7 @@ from launcher.errors import LauncherError, Problem, RecipeError, UsageError
 from launcher.objective.patterns import matches
 from launcher.recipe.build import Builder
 from launcher.recipe.load import load_recipe
+from launcher.recipe.local_data import check_row, keep_to_data
 from launcher.recipe.masking import masked
 from launcher.recipe.policy import Trust
 from launcher.recipe.secrets import holds_secret
@@ -383,6 +387,67 @@ def test_a_processor_fetches_nothing_that_data_names(
     said = "".join(capsys.readouterr())
     assert ("the data names a place elsewhere" in said) == (who != "own")
     assert bool(server[1]) == (who == "own")  # code of one's own may fetch what it likes
+
+
+@pytest.mark.parametrize("who", ["recipe", "own"])
+def test_settings_of_a_model_start_no_program(project: Path, monkeypatch: pytest.MonkeyPatch, who: str) -> None:
+    utils, image = pytest.importorskip("transformers.utils.import_utils"), pytest.importorskip("PIL.Image")
+    read = "def image_to_data(*_, **__):\n    open('started', 'w')\n    return dict.fromkeys(%r, ())\n"
+    stand_in(project.parent, "pytesseract", read % (["text", "left", "top", "width", "height"],))
+    monkeypatch.syspath_prepend(str(project.parent / "site"))
+    for known in [name for name in sys.modules if "layoutlmv2" in name or name == "pytesseract"]:
+        monkeypatch.delitem(sys.modules, known)
+    utils.is_pytesseract_available.cache_clear()
+    (project / "pics" / "a").mkdir(parents=True)
+    image.new("RGB", (4, 4)).save(project / "pics" / "a" / "1.png")
+    (project / "reader.py").write_text(FETCHER.replace("[row[0] for row in rows]", "rows"))
+    processor = "{_target_: transformers.LayoutLMv2ImageProcessorPil, tesseract_config: '-c x=y'}"
+    transform = f"{{_target_: reader.py:Fetcher, of: {processor}}}" if who == "own" else processor
+    data = f"data.train={{_target_: launcher.datasets.ImageFolder, root: pics, transform: {transform}}}"
+    recipe = load_recipe("recipe.yaml", [data])
+    pictures = Builder(recipe).build(recipe.data.train)
+    with pytest.raises(PermissionError, match="pytesseract runs programs") if who == "recipe" else nullcontext():
+        pictures[0]
+    assert (project / "started").exists() == (who == "own")
+    utils.is_pytesseract_available.cache_clear()
+
+
+OPENED = {
+    "yt_dlp": ("class YoutubeDL:\n    def download(self, urls): open('owned', 'w')\n", "YoutubeDL().download([%r])"),
+    "torchcodec.decoders": (
+        "class AudioDecoder:\n    def __init__(self, source, seek_mode='x'): assert source == 'here.wav'\n",
+        "AudioDecoder(%r, seek_mode='exact')",
+    ),
+}
+
+
+@pytest.mark.parametrize("package", OPENED)
+@pytest.mark.parametrize("place", ["https://www.youtube.com/x", "subfile,,start,0,end,9,,:http://h/x", "concat:a|b"])
+def test_what_opens_addresses_by_itself_gets_files_of_this_machine(
+    project: Path, monkeypatch: pytest.MonkeyPatch, package: str, place: str
+) -> None:
+    pytest.importorskip("transformers")
+    code, call = OPENED[package]
+    stand_in(project.parent, package, code)
+    monkeypatch.syspath_prepend(str(project.parent / "site"))
+    for known in [name for name in sys.modules if name.partition(".")[0] == package.partition(".")[0]]:
+        monkeypatch.delitem(sys.modules, known)
+    keep_to_data("transformers", may_load_models=True)
+    asked = compile(call % place, "<of a library>", "eval")
+    with ThreadPoolExecutor(1) as pool:  # where no code of one's own is among the callers
+        with pytest.raises(PermissionError, match="the data names a place elsewhere"):
+            pool.submit(eval, asked, vars(sys.modules[package])).result()
+        if package == "torchcodec.decoders":
+            (project / "here.wav").touch()
+            pool.submit(eval, call % "here.wav", vars(sys.modules[package])).result()
+
+
+@pytest.mark.parametrize("place", ["subfile,,start,0,end,9,,:http://h/x", "concat:a|b", "data:x"])
+def test_a_row_names_files_and_no_protocols_of_a_decoder(place: str) -> None:
+    with pytest.raises(FileNotFoundError, match="is not a file on this machine"):
+        check_row({"path": place, "bytes": None})
+    check_row({"path": place, "bytes": b"x"})
+    check_row({"path": "zip://x.png::/a.zip", "bytes": None})
 
 
 @pytest.mark.parametrize("place", ["pipe", "/dev/zero", "/proc/kmsg"])

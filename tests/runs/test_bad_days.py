@@ -233,6 +233,18 @@ class Net(nn.Module):
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
+@pytest.mark.parametrize("command", ["check ../recipe.yaml", "doctor", "sweep ../recipe.yaml", "new x"])
+def test_a_working_directory_that_was_removed_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    projects.make(tmp_path)
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main(command.split()) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 # ---------------------------------------------------------------------- errors of a user's own code
 
 DATA = {
@@ -311,6 +323,49 @@ def test_what_a_model_raises_is_told_with_its_line(
     assert re.search(words, report), report
     assert re.search(r"launcher: failed .*in \S*parts\.py:\d+: ", report), report
     assert "another rank" not in report
+
+
+LEAVING = {
+    "sys.exit": "__import__('sys').exit(0)",
+    "os._exit": "__import__('os')._exit(0)",
+    "a kind of its own": "raise type('Mine', (BaseException,), {})('x')",
+}
+
+
+@pytest.mark.parametrize("kind", LEAVING)
+@pytest.mark.parametrize(
+    "place", ["def __init__(self, size", "def __len__(self)", "def __getitem__(self", "def forward"]
+)
+def test_code_that_ends_the_process_passes_no_check(
+    tmp_path: Path, kind: str, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, begun, rest = projects.PARTS.partition(place)
+    line, _, rest = rest.partition("\n")
+    projects.make(tmp_path, parts=f"{before}{begun}{line}\n        {LEAVING[kind]}\n{rest}")
+    assert main(["check", str(tmp_path / "recipe.yaml")]) == 2
+    err = capsys.readouterr().err
+    assert re.search(r"^code of the recipe's ends the process, .*parts\.py:\d+: ", err), err
+    assert err.count("\n") == 1
+
+
+def test_code_that_ends_the_process_is_told_in_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parts = projects.PARTS.replace("return self.layers(points)", f"{LEAVING['os._exit']}\n        return points")
+    projects.make(tmp_path, parts=parts)
+    report = failed_here(tmp_path, capsys)
+    assert re.search(r"launcher: failed .*parts\.py:\d+: left early: SystemExit\(0\)", report), report
+
+
+def test_code_that_breaks_what_tells_of_it_is_told_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json, "dumps", json.dumps)  # and put back
+    breaking = "__import__('json').dumps = lambda *_, **__: 1 / 0"
+    projects.make(
+        tmp_path, parts=projects.PARTS.replace("return self.layers", f"{breaking}\n        return self.layers")
+    )
+    report = failed_here(tmp_path, capsys)
+    assert re.search(r"launcher: failed .*ZeroDivisionError: .*; there is no report of it: ", report), report
+    assert "Traceback" not in report
 
 
 def test_a_worker_that_leaves_by_itself_is_not_said_to_lack_memory(

@@ -321,7 +321,9 @@ case("shifted, -100 only later", shifts, tokens(-100, at_once=False, last=True))
 case("masked mean", lambda o, y, m: ((o - y) ** 2 * m).sum() / m.sum(), masked())
 case("masked mean + 1e-8", lambda o, y, m: ((o - y) ** 2 * m).sum() / (m.sum() + 1e-8), masked())
 case("masked mean + 1e-6", lambda o, y, m: ((o - y) ** 2 * m).sum() / (m.sum() + 1e-6), masked())
-case("masked mean + 1e-3", lambda o, y, m: ((o - y) ** 2 * m).sum() / (m.sum() + 1e-3), masked(), BATCH)
+case("masked mean + 1e-3", lambda o, y, m: ((o - y) ** 2 * m).sum() / (m.sum() + 1e-3), masked())
+case("masked mean + 1", lambda o, y, m: ((o - y) ** 2 * m).sum() / (m.sum() + 1), masked())
+case("masked mean + 0.0015", lambda o, y, m: ((o - y) ** 2 * m).sum() / (m.sum() + 0.0015), masked(), BATCH)
 case("masked, mean over all", lambda o, y, m: ((o - y) ** 2 * m).mean(), masked())
 case("masked, mean of means", lambda o, y, m: (((o - y) ** 2 * m).sum(1) / m.sum(1)).mean(), masked())
 case("masked mean, mask full at first", lambda o, y, m: ((o - y) ** 2 * m).sum() / m.sum(), masked(full=True))
@@ -547,5 +549,5 @@ def few_positives(g: Generator, n: int, later: bool) -> Batch:
 
 
 case("focal / positives, at least 1", lambda o, b, y: focal(o, y).sum() / y.sum().clamp(min=1), few_positives)
-case("focal / (positives + 1)", lambda o, b, y: focal(o, y).sum() / (y.sum() + 1), few_positives, BATCH)
+case("focal / (positives + 1)", lambda o, b, y: focal(o, y).sum() / (y.sum() + 1), few_positives)
 case("masked mean, at least 1", lambda o, y, m: ((o - y) ** 2 * m).sum() / m.sum().clamp(min=1), masked())

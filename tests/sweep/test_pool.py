@@ -313,6 +313,18 @@ def bare_pool(folder: Path, asked: Settings) -> Pool:
     return Pool(record, None, [], "me", None)  # type: ignore[arg-type]
 
 
+def test_no_trial_is_taken_while_its_process_imports(tmp_path: Path) -> None:
+    record = create(tmp_path / "sweep", settings(trials=1, slots=1))
+    with closing(Starter(is_warm=False)) as starter:
+        pool = Pool(record, None, [Slot(0)], "me", starter)  # type: ignore[arg-type]
+        pool._fill()
+        assert not record.trials
+        while not starter.is_ready:
+            assert starter.ended(60.0) == []
+        with pytest.raises(AttributeError, match="propose"):  # now it asks what the trial is
+            pool._fill()
+
+
 def test_a_metric_that_is_no_number_ends_it_before_anything_is_removed(tmp_path: Path, starter: Starter) -> None:
     several = "{_target_: torchmetrics.MetricCollection, metrics: [{_target_: MulticlassAccuracy, num_classes: 3}]}"
     wanted = asked(tmp_path, "grid", f"evaluate.metrics.top={several}", trials=None, metric="top:max")

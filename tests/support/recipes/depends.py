@@ -99,6 +99,20 @@ class Drawing(Vectors):
         return x + self.generator.normal(), y
 
 
+class Caching(Vectors):
+    """Keeps what it has drawn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        if index not in self.kept:
+            x, y = super().__getitem__(index)
+            self.kept[index] = x + torch.randn(()), y
+        return self.kept[index]
+
+
 def rows() -> TensorDataset:
     """Torch's own."""
     data = Vectors()

@@ -115,6 +115,14 @@ class Net(nn.Module):
         return logits.transpose(1, 2)
 
 
+class Again(Net):
+    """One block at two places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([self.blocks[0], self.blocks[1], self.blocks[0]])
+
+
 class Scaled(nn.CrossEntropyLoss):
     """A loss with a parameter of its own."""
 

@@ -80,6 +80,33 @@ class TiedApart(Net):
         second.weight = first.weight
 
 
+class Hollow(Net):
+    """A parameter of nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nothing = nn.Parameter(torch.zeros(0, 3, dtype=torch.float64))
+
+
+class Peeping(Net):
+    """Reads a block's weight outside of the block."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return super().forward(tokens) + 0.0 * self.blocks[0].get_parameter("up.weight").sum()
+
+
+class Routed(Net):
+    """A block that is called for some samples only."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.tokens(tokens)
+        for number, block in enumerate(self.blocks):
+            if number != 1 or len(tokens) > 10:
+                x = block(x)
+        logits: Tensor = self.head(self.norm(x))
+        return logits.transpose(1, 2)
+
+
 class Mixed(Net):
     """Types that differ within a block."""
 
