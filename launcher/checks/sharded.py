@@ -63,6 +63,7 @@ def rehearse_sharded(recipe: Recipe, builder: Builder, whole: TrainState) -> tup
             own = whole.objective.modules[key]
             ShardedPart(loss, state.shards).load_state_dict(own.state_dict())
         _compare(expected, _sharded_gradients(state, step))
+        _check_all_used(whole.model.bare, expected, recipe.device)
         _step(state, step)
         return model.sharding.described, model.notes[-1]
 
@@ -210,6 +211,16 @@ def _compare(whole: dict[str, torch.Tensor], sharded: dict[str, torch.Tensor]) -
                 f"device.sharding: the gradient of '{name}' is {off / max(largest, 1e-30):.1g} of its size off what it "
                 "is unsharded: does a forward change or keep parameters? Look there, or say device.sharding: none"
             )
+
+
+def _check_all_used(model: nn.Module, gradients: Mapping[str, torch.Tensor], section: schema.Device) -> None:
+    unused = [name for name, one in model.named_parameters() if one.requires_grad and name not in gradients]
+    if unused and not section.ddp.find_unused_parameters:
+        raise LauncherError(
+            f"device.sharding: '{unused[0]}' got no gradient of these samples, and gradients would be mixed up where "
+            "processes leave out different parameters; use it in forward, freeze it, or set "
+            "device.ddp.find_unused_parameters: true"
+        )
 
 
 def _step(state: TrainState, step: StepBatch) -> None:

@@ -245,10 +245,12 @@ def listed(rows: Rows) -> list[Any]:
 
 def shortest_numbers(values: torch.Tensor | NDArray[Any]) -> Any:
     """Numbers, in lists, with as few digits as tell them from others of their type: 0.1, not 0.10000000149011612."""
-    numbers = np.ascontiguousarray(values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else values)
-    if numbers.dtype == np.float32 and np.isfinite(numbers).all():
+    numbers = np.asarray(values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else values, order="C")
+    if numbers.dtype != np.float32 or not numbers.size:
+        return numbers.tolist()
+    if numbers.ndim and np.isfinite(numbers).all():
         return orjson.loads(orjson.dumps(numbers, option=orjson.OPT_SERIALIZE_NUMPY))
-    return numbers.astype(str).astype(float).tolist() if numbers.dtype == np.float32 else numbers.tolist()
+    return numbers.astype(str).astype(float).tolist()  # single ones, and what JSON has no word for
 
 
 def _plain(value: Any) -> Any:

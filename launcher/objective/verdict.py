@@ -21,7 +21,20 @@ _BESIDES = (*(10.0**power for power in range(-12, 1)), torch.finfo(torch.float32
 _SURELY = 20.0  # tolerances: what is so far off is no rounding
 # of what fits equally well, which is taken
 _ORDER = (
-    *("user", "samples", "rows", "elements", "kept", "weights", "present", "mask", "lengths", "total", "positive"),
+    *(
+        "user",
+        "samples",
+        "rows",
+        "elements",
+        "kept",
+        "weights",
+        "present",
+        "mask",
+        "lengths",
+        "total",
+        "unlike",
+        "positive",
+    ),
     *("filled", "told", "planes"),
 )
 
@@ -82,7 +95,7 @@ class Trial:
             else:
                 terms = [count * values[part] for count, part in ((a, piece), (b, other)) if count]
                 off = abs(values[union] - sum(terms) / (a + b - reading.beside))
-            if reading.kind in ("positive", "total"):  # such counts are guesses: they must fit exactly
+            if reading.kind in ("positive", "total", "unlike"):  # such counts are guesses: they must fit exactly
                 off = off if off <= 1e-3 * abs(values[piece] - values[other]) + 1e-9 * self.scale else self.scale
             worst = max(worst, off)
         return worst / self.scale
@@ -301,7 +314,7 @@ def _ratio(trial: Trial, piece: int, other: int) -> float:
 
 
 def _rank(reading: Reading) -> tuple[Any, ...]:
-    ignored = {-100: 0, 0: 2}.get(reading.ignored, 1)
+    ignored = 0 if reading.ignored == -100 else 2 if reading.ignored == 0 else 1
     return _ORDER.index(reading.kind), reading.shifted, ignored, reading.ignored, len(reading.where), str(reading.where)
 
 

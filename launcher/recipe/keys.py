@@ -229,10 +229,8 @@ def _is_duration(annotation: Any) -> bool:
 
 def _kinds(schema: Mapping[str, Any], is_duration: bool = False) -> list[str]:
     """What may be written, each in words; references are described once for all keys, and not here."""
-    if "anyOf" in schema:
-        kinds = [
-            kind for option in schema["anyOf"] if not _is_reference(option) for kind in _kinds(option, is_duration)
-        ]
+    if options := schema.get("anyOf", schema.get("oneOf")):
+        kinds = [kind for option in options if not _is_reference(option) for kind in _kinds(option, is_duration)]
         return sorted(dict.fromkeys(kinds), key=lambda kind: kind == "null")
     if "$ref" in schema:
         return [f"a {schema['$ref'].rpartition('/')[2].lower()}"]

@@ -234,7 +234,7 @@ class _Reader:
     def key(self, node: Node, siblings: dict[Key, Node]) -> Key:
         """The key that a node is, or `_REFUSED` after a complaint."""
         key = node.value
-        fault = _key_fault(key, len(self.levels))
+        fault = _key_fault(key, len(self.at) + len(self.levels))
         if fault is None:
             assert isinstance(key, str | int)
             if key not in siblings:
@@ -247,7 +247,7 @@ class _Reader:
 
 
 def _key_fault(key: object, level: int) -> str | None:
-    """What is wrong with a key, at a level counted from 1; None if nothing is."""
+    """What is wrong with a key, at a level of the recipe counted from 1; None if nothing is."""
     if key is None:
         return "a key is missing before ':'"
     if isinstance(key, list | dict):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from launcher.errors import LauncherError
 from launcher.model.sharding import Shards
+
+_MARKS = 2**16  # so few that a sum of them is exact in float32
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,7 @@ class ShardedGradients:
     def __init__(self, shards: Shards, clipping: Clipping):
         self._shards, self._clipping = shards, clipping
         self._norm: torch.Tensor | None = None
+        self._mark = -1  # of the parameters that had a gradient in the last step
         self._dtype = next((shard.local.dtype for shard in shards.named.values()), torch.float32)
 
     def collect(self) -> None:
@@ -88,13 +93,25 @@ class ShardedGradients:
 
         Args:
             flag: 1 where one of this process's gradients is not finite, in place.
+
+        Raises:
+            LauncherError: Processes have gradients of different parameters, which were added up with one another.
         """
-        numbers = flag.new_zeros(2, dtype=self._shards.sharding.device.kind.wide)
+        numbers = flag.new_zeros(3, dtype=self._shards.sharding.device.kind.wide)
         numbers[0] = flag
+        used = [name for name, shard in self._shards.named.items() if shard.local.grad is not None]
+        numbers[2] = mark = zlib.crc32(" ".join(used).encode()) % _MARKS
         if self._clipping.norm is not None and self.gradients:
             norms = [nn.utils.get_total_norm([gradient]) for gradient in self.gradients]
             numbers[1] = torch.stack([norm.to(numbers.dtype) for norm in norms]).square().sum()
         dist.all_reduce(numbers, group=self._shards.mesh.group)
+        if mark != self._mark:  # else nobody waits for a device
+            self._mark = mark
+            if float(numbers[2]) != mark * self._shards.mesh.per_group:
+                raise LauncherError(
+                    "device.sharding: processes got gradients of different parameters in this step, which cannot be "
+                    "told apart; use all of them in each forward, or set device.ddp.find_unused_parameters: true"
+                )
         flag.copy_(numbers[0].clamp(max=1.0))
         self._norm = numbers[1].sqrt().to(self._dtype)
 

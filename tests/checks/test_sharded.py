@@ -53,6 +53,7 @@ REFUSED = {
     "model._target_=sharded_wrong.py:TiedApart": "are one parameter, .* name blocks that do not part them",
     "model._target_=sharded_wrong.py:Sparse": "'more' has sparse gradients, .* sparse=False",
     "model._target_=sharded_wrong.py:Bounded": "'tokens' changes its weight in forward .*; remove max_norm",
+    "model._target_=sharded_wrong.py:Sparing": "got no gradient of these samples, .*find_unused_parameters: true",
     "model._target_=sharded_wrong.py:Routed": "'blocks.1' is not called for these samples, .* the module around it",
     "train.step=sharded_wrong.py:penalty": "used outside of the model's forward, .* call the model itself",
     "train.step=sharded_wrong.py:by_parts": "used outside of the model's forward, .* call the model itself",

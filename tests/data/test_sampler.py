@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from launcher.data.permutation import Permutation, WeightedDraws, cumulative_weights
-from launcher.data.sampler import StepSampler, evaluation_shares, piece
+from launcher.data.sampler import StepSampler, describe_shares, evaluation_shares, piece
 from launcher.errors import RecipeError
 
 WORLDS = (1, 2, 3, 4, 8)
@@ -111,6 +111,13 @@ def test_every_epoch_has_an_order_of_its_own() -> None:
     sampler = StepSampler(range(100), global_batch_size=100)
     orders = [sampler.shares(epoch)[0].indices.tolist() for epoch in range(10)]
     assert all(a != b for a, b in itertools.combinations(orders, 2))
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_batch_of_all_samples_that_there_are_says_so(ranks: int) -> None:
+    few, enough = (describe_shares(StepSampler(range(size), global_batch_size=1000), ranks) for size in (400, 1000))
+    assert few.endswith("; all samples that there are, where the recipe says 1000")
+    assert "where the recipe" not in enough
 
 
 def test_a_data_set_smaller_than_a_dropped_batch_has_no_steps() -> None:

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
@@ -20,6 +21,7 @@ import launcher
 from launcher.api import Result
 from launcher.cli.main import main
 from launcher.errors import LauncherError
+from launcher.evaluation.heads import shortest_numbers
 from launcher.evaluation.output_files import output_file
 
 RECIPE = RECIPES / "heads.yaml"
@@ -346,3 +348,12 @@ def test_values_that_are_of_no_such_type_are_refused(tmp_path: Path, first: Any,
     with pytest.raises(LauncherError, match=words):
         written()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3, 2), (2, 0), (0,)])
+@pytest.mark.parametrize("value", [0.1, -1.0, float("inf"), 1e-30])
+def test_numbers_have_the_digits_that_they_need_in_any_shape(shape: tuple[int, ...], value: float) -> None:
+    plain = shortest_numbers(torch.full(shape, value))
+    assert plain == torch.full(shape, value, dtype=torch.float64).tolist()
+    assert shortest_numbers(np.array(torch.full(shape, value).numpy(), order="F")) == plain
+    assert shortest_numbers(torch.full(shape, 3)) == torch.full(shape, 3).tolist()

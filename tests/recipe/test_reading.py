@@ -356,6 +356,8 @@ def test_keys_that_are_numbers(tmp_path: pathlib.Path) -> None:
     values = read(tmp_path, text, "model.names.0=nil").values
     assert values["model"]["names"] == {0: "nil", 1: "one"}
     assert values["name"] == "one"
+    for change in ("model={_target_: Net, names: {0: nil, 1: one}}", "model.names={0: nil, 1: one}"):
+        assert read(tmp_path, text, change).values == values, "where it stands counts, not where it is written"
 
 
 # --- references

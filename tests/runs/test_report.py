@@ -532,6 +532,22 @@ def test_a_regression_has_no_matrix_and_damaged_predictions_are_said(tmp_path: P
 # ---------------------------------------------------------------------- the command
 
 
+def test_runs_of_several_recipes_are_told_apart_by_their_names(tmp_path: Path) -> None:
+    runs = []
+    for name in ("digits", "text"):
+        for lr in (0.1, 0.2):
+            run = finished(tmp_path / f"{name}-{lr}", lr).folder
+            resolved = run / "resolved.yaml"
+            resolved.write_text(f"name: {name}\n" + re.sub(r"^name:.*\n", "", resolved.read_text(), flags=re.MULTILINE))
+            runs.append(Run(run))
+    assert sorted(entry.label for entry in told(runs)) == [
+        "digits lr=0.1",
+        "digits lr=0.2",
+        "text lr=0.1",
+        "text lr=0.2",
+    ]
+
+
 def test_the_command_writes_a_page_and_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = finished(tmp_path / "runs" / "one")
     assert main(["report", str(made.folder), "--png", str(tmp_path / "png")]) == 0

@@ -369,6 +369,8 @@ def test_a_hostile_sweep_is_text(tmp_path: Path, tab: Tab) -> None:
     (tmp_path / "page.html").write_text(sweep_page(record, space), encoding="utf-8")
     show(tab, tmp_path / "page.html")
     assert HOSTILE in tab.run("document.body.textContent")
+    (record.folder_of(0) / "resolved.yaml").write_text("name: digits\n")  # whatever the recipe's file is called
+    assert "<h1>digits " in sweep_page(record, space)
 
 
 def test_what_comes_of_it_is_printed_for_other_programs(

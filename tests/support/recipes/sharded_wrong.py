@@ -80,6 +80,20 @@ class TiedApart(Net):
         second.weight = first.weight
 
 
+class Sparing(Net):
+    """Goes one way or another: processes leave out different layers of one size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = (nn.Linear(6, 6, dtype=torch.float64) for _ in range(2))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        logits: Tensor = super().forward(tokens)
+        way = self.one if tokens[0, 0] < 8 else self.other
+        added: Tensor = way(logits)
+        return logits + 0.1 * added
+
+
 class Hollow(Net):
     """A parameter of nothing."""
 
