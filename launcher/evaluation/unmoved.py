@@ -23,7 +23,7 @@ from torch import nn
 
 from launcher.checkpoints.format import copied
 from launcher.checkpoints.sameness import same
-from launcher.internals import changes_of, parts_of
+from launcher.internals import changes_of, has_storage, parts_of
 from launcher.model.kinds import is_sharded
 from launcher.model.sharding import take_apart
 from launcher.objective.loss import Objective
@@ -115,7 +115,7 @@ class Unmoved:
 
     def _keep_module(self, module: nn.Module, depth: int) -> None:
         self._modules.append(module)
-        buffers = dict(module.named_buffers(recurse=False))
+        buffers = dict(module.named_buffers(recurse=False, remove_duplicate=False))
         for buffer in buffers.values():
             self._keep_numbers(buffer)
         self._back.append(partial(_put_buffers_back, module, buffers))
@@ -285,6 +285,9 @@ def of_generator(thing: Any) -> tuple[Any, Callable[[Any], object]] | None:
 
 def _put_numbers_back(tensor: torch.Tensor, before: torch.Tensor) -> None:
     if tensor.shape == before.shape and tensor.dtype == before.dtype:
+        for dim, stride in enumerate(tensor.stride() if has_storage(tensor) else ()):
+            if stride == 0 and tensor.shape[dim] > 1:  # expanded: its entries are one in memory
+                tensor, before = tensor.narrow(dim, 0, 1), before.narrow(dim, 0, 1)
         tensor.copy_(before)
     else:  # grown in place, as an observer's
         tensor.data = before.clone()

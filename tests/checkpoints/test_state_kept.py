@@ -301,23 +301,23 @@ IN = {
 }
 IN |= {"named": "InMapping", "hidden": "InList", "noise": "InGenerator"}
 UNKEPT = {
-    "optimizer.calls: steps have changed it": ("optimizer={_target_: kept.py:Slowing}",),
-    "train.after_step.calls: steps have changed it": ("train.after_step={_target_: kept.py:Tallying}",),
-    "evaluate.after.calls: steps have changed it": (
-        *("evaluate.after={_target_: kept.py:Tallying}", "save.every=4 steps"),
-        *VALIDATION,
+    "train.after_step.calls: steps have changed it, and no checkpoint": (
+        "train.after_step={_target_: kept.py:Tallying, strange: true}",
     ),
-    "model.gradients: steps have changed it": ("model={_target_: kept.py:Backwards}",),
-    "train.step.late: steps have changed it": ("train.step={_target_: kept.py:Late}", "loss=null"),
-    "optimizer.noise: steps have changed it": ("optimizer={_target_: beside.py:Noisy, lr: 0.1}",),
-    "optimizer.steps: steps have changed it": ("optimizer={_target_: beside.py:Shared, lr: 0.1}",),
+    "model.gradients: steps have changed it, and no state_dict has it": ("model={_target_: kept.py:Backwards}",),
     **{
-        f"model.{name}: each forward changes it": (f"model={{_target_: beside.py:{kind}}}",)
+        f"model.{name}: each forward changes it, and no state_dict has it": (f"model={{_target_: beside.py:{kind}}}",)
         for name, kind in IN.items()
     },
-    "data.on_device.calls: each forward changes it, and no": ("data.on_device={_target_: kept.py:Tallying}",),
+    "data.on_device.calls: each forward changes it, and no checkpoint": (
+        "data.on_device={_target_: kept.py:Tallying, strange: true}",
+    ),
     "model.mean, model.other: each forward changes it, and no state_dict has it": BROUGHT["loose"],
     "": (*BROUGHT["scaling"], "optimizer={_target_: kept.py:Kept}", "train.after_step={_target_: kept.py:Quiet}"),
+    "step 8": (
+        *("train.step={_target_: kept.py:Late}", "loss=null", "optimizer={_target_: beside.py:Noisy, lr: 0.1}"),
+        *("train.after_step={_target_: kept.py:Tallying}", "evaluate.after={_target_: kept.py:Tallying}", *VALIDATION),
+    ),
     "finished step 8": ("model={_target_: kept.py:Noting}", *VALIDATION),
 }
 
