@@ -810,8 +810,10 @@ def aliased_arguments(operation: Any, args: Sequence[Any], *, changed: bool = Fa
 
 
 def named_arguments(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """What one of torch's operations is called with, by name."""
-    return {**{known.name: value for known, value in zip(operation._schema.arguments, args, strict=False)}, **kwargs}
+    """What one of torch's operations is called with, by name, and what it has by default."""
+    known = operation._schema.arguments
+    by_default = {one.name: one.default_value for one in known if one.has_default_value()}
+    return {**by_default, **{one.name: value for one, value in zip(known, args, strict=False)}, **kwargs}
 
 
 @contextmanager

@@ -189,7 +189,9 @@ def _merged(fresh: Fresh, saved: Saved) -> Built:
     another = fresh()
     merges: Any = getattr(another.module, "merge_and_unload", None)
     if another.base is None or merges is None:
-        raise UsageError("--merge: the run's model has no adapter of peft's (model._adapt_); omit --merge")
+        is_adapted = another.base is not None
+        why = "adapter is none that peft can put into weights" if is_adapted else "model has no adapter of peft's"
+        raise UsageError(f"--merge: the run's {why} (model._adapt_); omit --merge")
     fill(another, saved)
     return Built(merges().eval())
 

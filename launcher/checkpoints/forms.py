@@ -44,7 +44,7 @@ def _program(model: Built, fresh: Fresh, batch: Batch, path: Path) -> Callable[.
     check_names(module)
     with torch.no_grad():
         check_arguments(kwargs, [args, kwargs, module(*own_copy(args), **own_copy(kwargs))])
-    program = traced("torch.export", module, args, kwargs, list(_free_dimensions(batch)))
+    program = traced(f"torch.export: {class_of(module).__name__}", module, args, kwargs, list(_free_dimensions(batch)))
     with quietly():
         try:
             torch.export.save(program, path)

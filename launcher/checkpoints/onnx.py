@@ -51,7 +51,7 @@ def write_onnx(model: nn.Module, batch: Batch, path: Path) -> Callable[..., Any]
         needed(package, "onnx", "ONNX")
     _check(model, batch)
     values, plain = _values(batch.args, batch.kwargs), _Plain(model, batch)
-    program = traced("ONNX", plain, tuple(values), {}, _free_dimensions(plain, values))
+    program = traced(f"ONNX: {class_of(model).__name__}", plain, tuple(values), {}, _free_dimensions(plain, values))
     with quietly():
         try:
             written = torch.onnx.export(

@@ -96,7 +96,9 @@ def _loaded(folder: Path, model: Built, fresh: Callable[[], Built]) -> nn.Module
             import peft
 
             adapted: Any = fresh().module
-            again: Any = peft.PeftModel.from_pretrained(adapted.unload(), str(folder))
+            has_layers = hasattr(adapted, "unload")  # a prompt stands beside the base, not in its layers
+            base = adapted.unload() if has_layers else adapted.get_base_model()
+            again: Any = peft.PeftModel.from_pretrained(base, str(folder))
         else:
             again = type(module).from_pretrained(str(folder))
     return again.to(first.device).eval()  # type: ignore[no-any-return]  # from_pretrained is Any

@@ -54,7 +54,7 @@ def check_program(form: str, model: nn.Module, batch: Batch) -> None:
 
 
 def traced(
-    form: str,
+    what: str,
     model: nn.Module,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
@@ -63,7 +63,7 @@ def traced(
     """A model as a program.
 
     Args:
-        form: What it is to be, for messages.
+        what: What it is to be, and of which model, for messages.
         model: In eval mode.
         args: What it is called with.
         kwargs: The same, by name.
@@ -82,7 +82,7 @@ def traced(
                 return torch.export.export(model, args, dict(kwargs), dynamic_shapes=dynamic, strict=False)
             return torch.export.export(model, args, dict(kwargs), strict=False)
         except Exception as error:  # whatever the tracer trips over lies in the model
-            raise unfit(f"{form}: {class_of(model).__name__} cannot be traced", error) from error
+            raise unfit(f"{what} cannot be traced", error) from error
 
 
 def unfit(what: str, error: BaseException, remedy: str = WEIGHTS) -> LauncherError:
@@ -117,7 +117,12 @@ def quietly() -> Iterator[None]:
     for logger in levels:
         logger.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        silent = io.StringIO()
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(silent),
+            contextlib.redirect_stderr(silent),  # where the tracer prints all that it has of a graph
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -22,6 +22,7 @@ from launcher.model.kinds import class_of
 from launcher.model.own_gradients import OwnGradients
 from launcher.objective.batch import BatchLayout
 from launcher.objective.build import build_objective
+from launcher.objective.loss import Objective
 from launcher.objective.run_length import At
 from launcher.recipe import schema
 from launcher.recipe.build import Builder
@@ -62,7 +63,7 @@ def real_batch(
     recipe = saved.recipe
     loader, data = _opened(saved, builder)
     calls: Calls = partial(_named, BatchLayout(recipe.batch))
-    steps = recipe.train.step is not None and "inputs" not in recipe.batch.model_fields_set
+    steps = calls_itself(recipe)
     if steps or part:
         act = _step(saved, builder) if steps else partial(_forward, calls)
         calls = partial(_observed, act, watched(), part)
@@ -134,6 +135,26 @@ def _step(saved: Saved, builder: Builder) -> Step:
     objective = build_objective(builder, recipe.loss, recipe.batch, recipe.train)
     at = At(step, math.floor(epoch + 1e-6), 1.0)
     return lambda model, data: objective.evaluated_step(model, data, at)
+
+
+def called_by_step(objective: Objective, model: nn.Module, data: Any, at: At) -> Batch:
+    """What a step function calls a model with, or the parts of it that it calls, as in an evaluation.
+
+    Args:
+        objective: Has the step function.
+        model: In eval mode.
+        data: A batch, on its device.
+        at: Where training stands.
+
+    Raises:
+        LauncherError: It fails, or calls nothing.
+    """
+    return _observed(lambda model, data: objective.evaluated_step(model, data, at), model, "", data)
+
+
+def calls_itself(recipe: Recipe) -> bool:
+    """Whether a recipe's step function alone knows what the model gets."""
+    return recipe.train.step is not None and "inputs" not in recipe.batch.model_fields_set
 
 
 def _forward(calls: Calls, model: nn.Module, data: Any) -> object:

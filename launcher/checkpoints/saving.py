@@ -30,7 +30,11 @@ class UnresumableError(SaveError):
 
 
 class Proving(Protocol):
-    """Looks at the first checkpoint of a run."""
+    """Looks at the checkpoints of a run, above all at the first."""
+
+    def again(self, snapshot: Snapshot) -> None:
+        """Before each later one is written."""
+        ...
 
     def before(self, snapshot: Snapshot) -> None:
         """Before it is written, while training is paused."""
@@ -72,7 +76,7 @@ class Saving:
         *,
         capture: Callable[[int], Snapshot],
         warn: Callable[[str], None],
-        gather: Callable[[], None] = lambda: None,
+        gather: Callable[[bool], None] = lambda alone: None,
         captured: Callable[[int], None] = lambda step: None,
         saved: Callable[[int, float, float], None] = lambda step, seconds, stall: None,
         last_step: int | None = None,
@@ -85,13 +89,18 @@ class Saving:
         self._gather, self._warn = gather, warn
         self._is_writer = is_first
         self._proof = proof if last_step is None else None
+        self._again = proof.again if proof is not None else lambda snapshot: None
         self._writer: threading.Thread | None = None
         self._arena = Arena() if arena is None else arena
         self._news: deque[str | SaveError] = deque()
         self._stalls: list[float] = []  # seconds for which training paused, for each checkpoint on disk
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, *, alone: bool = False) -> None:
         """Writes the checkpoint of this step, then removes what is no longer kept.
+
+        Args:
+            step: Optimizer steps completed.
+            alone: Other processes may be gone, and are not asked for what they have.
 
         Raises:
             SaveError: On rank 0, where this one or the one before failed and the recipe says stop.
@@ -99,7 +108,7 @@ class Saving:
         if step == self._last_step:
             return
         self._last_step = step
-        self._gather()
+        self._gather(alone)
         if not self._is_writer:
             return
         with saving_known(self.folder.parent) if self.is_first else nullcontext():
@@ -112,6 +121,8 @@ class Saving:
         self._captured(step)
         if self._proof is not None:
             self._proof.before(snapshot)
+        else:
+            self._again(snapshot)
         if self._in_background(snapshot):
             copy = self._arena.copy(snapshot)
             work = partial(self._write_copy, copy, time.perf_counter() - began)

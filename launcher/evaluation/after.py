@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from launcher.errors import LauncherError
-from launcher.evaluation.modes import evaluating, own_randomness
+from launcher.evaluation.modes import own_randomness
 from launcher.objective.loss import Objective, owner_of
 from launcher.objective.run_length import At
 from launcher.recipe.line_keys import LINE_KEYS
@@ -27,19 +27,19 @@ _PIXELS = 255
 class After:
     """Calls `evaluate.after` on rank 0: `(model, at, scores) -> {name: a number or a figure}`, or nothing.
 
-    The model is in eval mode, without gradients, and what is drawn is drawn from randomness of its own. Figures of
+    The model is in eval mode, without gradients, and as the evaluation's forward passes have left it; what is drawn is
+    drawn from randomness of its own. Figures of
     matplotlib, images of Pillow and arrays of pixels become PNG files in the run's folder.
 
     Args:
         model: The bare module.
-        objective: Holds the function, and what else must stay as it is.
-        optimizer: The run's.
+        objective: Holds the function.
         folder: The run's.
         seed: The run's.
     """
 
-    def __init__(self, model: nn.Module, objective: Objective, optimizer: Any, folder: Path, seed: int):
-        self._model, self._objective, self._optimizer = model, objective, optimizer
+    def __init__(self, model: nn.Module, objective: Objective, folder: Path, seed: int):
+        self._model, self._objective = model, objective
         self._folder, self._seed = folder, seed
         self._function: Callable[..., Any] | None = objective.others.get(KEY)
 
@@ -60,10 +60,13 @@ class After:
             return {}
         if len(scores) == 1:
             scores = next(iter(scores.values()))
-        own = owner_of(self._function)  # which may remember something
-        with evaluating(self._model, self._objective, self._optimizer, but=own):
-            told: dict[str, float] = from_first(lambda: self._called(at, scores))
+        told: dict[str, float] = from_first(lambda: self._called(at, scores))
         return told
+
+    @property
+    def owner(self) -> Any:
+        """What may remember something of it; None where there is no function."""
+        return None if self._function is None else owner_of(self._function)
 
     def _called(self, at: At, scores: Mapping[str, Any]) -> dict[str, float]:
         assert self._function is not None

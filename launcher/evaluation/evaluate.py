@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 
 Heartbeat = Callable[[int], None]
-Seen = Callable[[Sequence[Any], Sequence[Any], MicroBatch], None]  # outputs, targets, and the batch they belong to
+Seen = Callable[[Evaluated, MicroBatch], None]
 
 
-def unseen(outputs: Sequence[Any], targets: Sequence[Any], batch: MicroBatch) -> None:
+def unseen(evaluated: Evaluated, batch: MicroBatch) -> None:
     """Nobody looks at the outputs."""
 
 
@@ -77,7 +77,7 @@ def evaluate(
             evaluated = tally.add(model, batch, data, device)
             for metric in metrics:
                 metric.see(objective.layout, evaluated, model, is_first=tally.samples == batch.samples)
-            seen(evaluated.outputs, evaluated.targets, batch)
+            seen(evaluated, batch)
             heartbeat(done)
     return tally
 

@@ -200,34 +200,44 @@ class Evaluation:
             of_training: Whether the weights are those of training, of which the optimizer may have two kinds.
         """
         began = time.perf_counter()
-        results = self._found(sets, split, step, of_training)
+        after = self.after if split == "validation" else None
+        results = self._found(sets, split, step, of_training, after)
         lines = None
         if results is not None:
             lines = [self._line(name, split, step, epoch, scores) for name, scores in results.items()]
-            if self.after is not None and split == "validation":
-                lines[0] |= self.after(self.at(step), results, self._coordinator.first_alone)
         for line in lines or ():
             self.tracking.log(line)
         self.made(step, time.perf_counter() - began)
         return lines
 
     def _found(
-        self, sets: Mapping[str, EvaluationLoader], split: str, step: int, of_training: bool
+        self,
+        sets: Mapping[str, EvaluationLoader],
+        split: str,
+        step: int,
+        of_training: bool,
+        after: After | None,
     ) -> dict[str, Scores] | None:
-        """Scores by set, with the weights as they are and with their average; every rank goes to eval mode and back."""
+        """Scores by set, with the average of the weights and with these; every rank goes to eval mode and back.
+
+        What is called after an evaluation finds what its forward passes have left.
+        """
         subject = self.evaluable
         measure = self._by_all if self.is_shared else self._by_first
         results: dict[str, Scores] = {name: {} for name in sets}
         for prefix, weights in self._weights():
             optimizer = subject.optimizer if of_training and not prefix else None  # an average is what it is
-            with weights, evaluating(subject.model.bare, subject.objective, optimizer):
+            remembers = after.owner if after is not None else None
+            with weights, evaluating(subject.model.bare, subject.objective, optimizer, but=remembers):
                 scores = measure(sets, split, step, not prefix)
+                for name, values in (scores or {}).items():
+                    results[name] = {**{prefix + key: value for key, value in values.items()}, **results[name]}
+                if after is not None and scores is not None and not prefix:
+                    next(iter(results.values())).update(after(self.at(step), results, self._coordinator.first_alone))
             if subject.model.sharding is not None:
                 subject.model.sharding.reshard()
             if scores is None:
                 return None
-            for name, values in scores.items():
-                results[name].update({prefix + key: value for key, value in values.items()})
         return results
 
     @property
@@ -343,10 +353,10 @@ class Evaluation:
             raise StopRequested
 
     def _weights(self) -> Iterator[tuple[str, AbstractContextManager[None]]]:
-        """The weights to evaluate with, each with what stands before the names of its scores."""
-        yield "", nullcontext()
+        """The weights to evaluate with, each with what stands before the names of its scores; training's come last."""
         if self.evaluable.average is not None:
             yield f"{self.evaluable.average.kind}/", self.evaluable.average.in_place()
+        yield "", nullcontext()
 
     def _share_buffers(self) -> None:
         """Makes every rank's buffers rank 0's for this evaluation, as DDP does before a forward."""

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from launcher.evaluation.evaluate import Seen, unseen
 from launcher.evaluation.heads import shortest_numbers
 from launcher.evaluation.output_files import output_file
 from launcher.evaluation.outputs import check_alike, class_dimension, probabilities, score_classes
+from launcher.objective.batch import Evaluated
 from launcher.objective.loss import Objective
 from launcher.text import shapes
 from launcher.version import install
@@ -63,22 +64,54 @@ class Predictions:
         """Sees the batches of any set."""
         return self.see
 
-    def see(self, outputs: Sequence[Any], targets: Sequence[Any], batch: MicroBatch) -> None:
+    def see(self, evaluated: Evaluated, batch: MicroBatch) -> None:
         """Takes a batch in.
 
         Raises:
             LauncherError: The model's output is not a tensor with a row for each sample.
         """
-        target = targets[0] if targets and isinstance(targets[0], torch.Tensor) else None
-        if self._is_binary and target is not None:
-            target = _yes_or_no(target, self._on_host(target, batch))
-        output = outputs[0] if outputs else None
-        has_rows = isinstance(output, torch.Tensor) and output.dim() > 0 and len(output) == batch.samples
-        if self._classes_only and not (has_rows and self._has_classes(output, target, batch)):
-            return
-        if not isinstance(output, torch.Tensor) or not has_rows:
-            raise LauncherError("predictions need an output with a row for each sample; pick it with batch.outputs")
-        columns = {"index": torch.arange(batch.first, batch.first + batch.samples), **columns_of(output, target)}
+        first, rest = evaluated.outputs[:1], {} if self._classes_only else self._heads(evaluated, batch)
+        heads = rest if len(rest) > 1 else {"": (next(iter(first), None), next(iter(evaluated.targets), None))}
+        columns = {"index": torch.arange(batch.first, batch.first + batch.samples)}
+        for name, (output, target) in heads.items():
+            target = target if isinstance(target, torch.Tensor) else None
+            if target is not None and self._is_yes_or_no(name):
+                target = _yes_or_no(target, self._on_host(target, batch))
+            if self._classes_only and not (_has_rows(output, batch) and self._has_classes(output, target, batch)):
+                return
+            if not _has_rows(output, batch):
+                raise LauncherError("predictions need an output with a row for each sample; pick it with batch.outputs")
+            columns |= {f"{key}.{name}" if name else key: column for key, column in columns_of(output, target).items()}
+            device = output.device
+        self._hold(columns)
+        self._mark = kind_of(device).mark()  # behind the copies
+
+    def _heads(self, evaluated: Evaluated, batch: MicroBatch) -> dict[str, tuple[Any, Any]]:
+        """Outputs with targets of their own: of losses that pick theirs, else of `batch.outputs`, in order."""
+        layout, terms = self._objective.layout, self._objective.terms
+        if any(term.outputs is not None for term in terms):
+            pairs = [
+                (
+                    term.name,
+                    _one(term.outputs_of(layout, evaluated.result)),
+                    _one(term.targets_of(layout, evaluated.data)),
+                )
+                for term in {term.source.key: term.source for term in terms}.values()
+            ]
+        else:
+            names = [str(key) for key in layout.section.outputs or ()]
+            pairs = [*zip(names, evaluated.outputs, evaluated.targets, strict=False)]
+        return {
+            name: (output, target)
+            for name, output, target in pairs
+            if _has_rows(output, batch) and _has_rows(target, batch) and _are_of_one_kind(output, target)
+        }
+
+    def _is_yes_or_no(self, head: str) -> bool:
+        own = [term for term in self._objective.terms if term.source.name == head]
+        return self._is_binary if not own else any(isinstance(term.function, nn.BCEWithLogitsLoss) for term in own)
+
+    def _hold(self, columns: Mapping[str, torch.Tensor]) -> None:
         for name, column in columns.items():
             held = self._parts.setdefault(name, [])
             try:
@@ -86,7 +119,6 @@ class Predictions:
             except ValueError as error:
                 raise LauncherError(f"predictions: {name}: {error}") from error
             held.append(column.to("cpu", non_blocking=True))
-        self._mark = kind_of(output.device).mark()
 
     def _has_classes(self, output: Any, target: torch.Tensor | None, batch: MicroBatch) -> bool:
         """Whether there is a class number for each sample, and scores of the classes or, by the loss, a logit."""
@@ -116,6 +148,22 @@ class Predictions:
         columns = {name: torch.cat([share[name] for share in read]).numpy() for name in names}
         order = np.argsort(columns["index"]) if names else None  # of a stream, ranks have every so manieth batch
         return {name: column[order] for name, column in columns.items()} or None
+
+
+def _one(parts: Any) -> Any:
+    """The only one of what a loss picks; None of several."""
+    values = [*parts.values()] if isinstance(parts, Mapping) else [*parts]
+    return values[0] if len(values) == 1 else None
+
+
+def _has_rows(part: Any, batch: MicroBatch) -> TypeGuard[torch.Tensor]:
+    return isinstance(part, torch.Tensor) and part.dim() > 0 and len(part) == batch.samples
+
+
+def _are_of_one_kind(output: torch.Tensor, target: torch.Tensor) -> bool:
+    """Whether an output says something of a target: scores of its classes, or as many values."""
+    over, shape = class_dimension(output, target), [*output.shape]
+    return over is None or shape[:over] + shape[over + 1 :] == [*target.shape]
 
 
 def _yes_or_no(target: torch.Tensor, on_host: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import sys
 import sysconfig
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -23,7 +23,7 @@ from torch import nn
 
 from launcher.checkpoints.format import copied
 from launcher.checkpoints.sameness import same
-from launcher.internals import changes_of, parts_of
+from launcher.internals import changes_of, has_storage, parts_of
 from launcher.model.kinds import is_sharded
 from launcher.model.sharding import take_apart
 from launcher.objective.loss import Objective
@@ -99,7 +99,7 @@ class Unmoved:
             parts: Sequence[Any] = parts_of(thing) if isinstance(thing, torch.Tensor) else [thing]
             if sum(part.nbytes for part in parts) <= _LARGEST:
                 self._keep_numbers(thing)
-        elif isinstance(thing, dict | list | set | deque):
+        elif isinstance(thing, _CONTAINERS):
             self._keep_container(thing, depth)
         elif isinstance(thing, tuple):
             self._keep_all(thing, depth)
@@ -115,7 +115,7 @@ class Unmoved:
 
     def _keep_module(self, module: nn.Module, depth: int) -> None:
         self._modules.append(module)
-        buffers = dict(module.named_buffers(recurse=False))
+        buffers = dict(module.named_buffers(recurse=False, remove_duplicate=False))
         for buffer in buffers.values():
             self._keep_numbers(buffer)
         self._back.append(partial(_put_buffers_back, module, buffers))
@@ -134,9 +134,11 @@ class Unmoved:
             self._back.append(partial(_put_numbers_back, numbers, numbers.detach().clone()))
 
     def _keep_container(self, container: Any, depth: int) -> None:
-        self._back.append(partial(_fill, container, container.copy()))
-        if len(container) <= _LONGEST:
-            self._keep_all(list(container.values() if isinstance(container, dict) else container), depth)
+        kind = next(kind for kind in _CONTAINERS if isinstance(container, kind))
+        before = [*(kind.items(container) if issubclass(kind, dict) else kind.__iter__(container))]
+        self._back.append(partial(_fill, kind, container, before))
+        if len(before) <= _LONGEST:
+            self._keep_all([value for _, value in before] if issubclass(kind, dict) else before, depth)
 
     def _keep_code_or_object(self, thing: Any, depth: int) -> None:
         if isinstance(thing, MethodType):
@@ -226,6 +228,7 @@ def is_of_the_project(kind: type | FunctionType) -> bool:
 
 _INSTALLED = ("site-packages", "dist-packages", sysconfig.get_paths()["stdlib"], str(Path(__file__).parent.parent))
 _CHANGING = (int, float, complex, str, type(None), tuple, dict, list, set, deque, torch.Tensor, np.ndarray)
+_CONTAINERS: tuple[Any, ...] = (OrderedDict, dict, list, set, deque)
 _PLAIN = (int, float, complex, str, bytes, bool, type(None), BuiltinFunctionType)
 
 
@@ -282,6 +285,9 @@ def of_generator(thing: Any) -> tuple[Any, Callable[[Any], object]] | None:
 
 def _put_numbers_back(tensor: torch.Tensor, before: torch.Tensor) -> None:
     if tensor.shape == before.shape and tensor.dtype == before.dtype:
+        for dim, stride in enumerate(tensor.stride() if has_storage(tensor) else ()):
+            if stride == 0 and tensor.shape[dim] > 1:  # expanded: its entries are one in memory
+                tensor, before = tensor.narrow(dim, 0, 1), before.narrow(dim, 0, 1)
         tensor.copy_(before)
     else:  # grown in place, as an observer's
         tensor.data = before.clone()
@@ -306,6 +312,11 @@ def _put_attributes_back(own: dict[str, Any], before: Mapping[str, Any], apart: 
     own.update(before)
 
 
-def _fill(container: Any, before: Any) -> None:
-    container.clear()
-    container.extend(before) if isinstance(container, list | deque) else container.update(before)
+def _fill(kind: Any, container: Any, before: list[Any]) -> None:
+    """As Python's own class does it: one that inherits that may refuse, as a frozen configuration does."""
+    kind.clear(container)
+    if issubclass(kind, dict):
+        for key, value in before:
+            kind.__setitem__(container, key, value)
+    else:
+        kind.update(container, before) if kind is set else kind.extend(container, before)

@@ -135,8 +135,9 @@ def build_model(
         message = "has lazy modules, whose sizes are not known yet: give them sizes, or pass a batch through it once"
         raise builder.wrong("model", message)
     freeze(bare)
-    if not any(parameter.requires_grad for parameter in bare.parameters()):
-        raise builder.wrong("model", "no parameter requires a gradient: there is nothing to train")
+    if untrainable := unfit_to_train(bare):
+        raise builder.wrong("model", untrainable)
+    lay_out_buffers(bare)
     started = None if start is None else start(made, shared is not None)
     notes = [] if started is None else [started.note]
     if started is not None and shared is None:
@@ -170,6 +171,40 @@ def build_model(
     if started is not None:
         put_weights(bare, started.weights, sharding.mesh)
     return Model(bare, under_autocast(bare, device), (*notes, shared.note), made.base, sharding)
+
+
+def unfit_to_train(module: nn.Module) -> str | None:
+    """Why nobody would know what of a module is to be trained; None where it is known."""
+    trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    if not trained:
+        return "no parameter requires a gradient: there is nothing to train"
+    if type(module).parameters is nn.Module.parameters:
+        return None
+    given = {id(parameter) for parameter in module.parameters()}
+    left_out = [name for name, parameter in trained.items() if id(parameter) not in given]
+    if not left_out:
+        return None
+    return (
+        f"its own parameters() leaves out {len(left_out)} of {len(trained)} that require gradients, as "
+        f"'{left_out[0]}', and all of these are trained; if they are not to be, set requires_grad_(False), or say "
+        f"train.freeze: {{{left_out[0]}: always}}"
+    )
+
+
+@torch.no_grad()
+def lay_out_buffers(module: nn.Module) -> None:
+    """Gives expanded buffers memory of their own: nothing can be written to them, by DDP, a checkpoint or anybody."""
+    for part in module.modules():
+        for name, buffer in part.named_buffers(recurse=False, remove_duplicate=False):
+            if has_storage(buffer) and any(
+                is_expanded(*dim) for dim in zip(buffer.shape, buffer.stride(), strict=True)
+            ):
+                setattr(part, name, buffer.contiguous())
+
+
+def is_expanded(size: int, stride: int) -> bool:
+    """Whether all entries along a dimension are one in memory."""
+    return size > 1 and stride == 0
 
 
 def unfit_for_sharding(made: Built, section: schema.Device) -> tuple[str, str] | None:

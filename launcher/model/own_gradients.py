@@ -16,6 +16,7 @@ from torch import nn
 from launcher.data.parts import changed
 from launcher.data.seeds import randomness_kept
 from launcher.device.kind import in_use
+from launcher.internals import has_storage
 from launcher.model.kinds import is_sharded
 from launcher.model.sharding import take_apart
 from launcher.text import words_of
@@ -40,10 +41,11 @@ class OwnGradients:
     Attributes:
         are_taken: Known from a call that failed without.
         are_left: Whether such a call has left some in the model's parameters, by backward(); they are dropped.
+        are_cleared: Whether it has forgotten those that were there, by zero_grad().
     """
 
     def __init__(self) -> None:
-        self.are_taken = self.are_left = False
+        self.are_taken = self.are_left = self.are_cleared = False
         self._has_worked = False  # without
 
     def call(self, model: nn.Module | None, function: Callable[[], _T]) -> _T:
@@ -82,9 +84,17 @@ class OwnGradients:
     def _nothing_left(self, model: nn.Module | None) -> Iterator[None]:
         own = model.parameters() if model is not None else ()
         without = [parameter for parameter in own if parameter.grad is None]
+        probe = next((one for one in without if one.is_floating_point() and has_storage(one)), None)
+        if probe is not None:
+            probe.grad = torch.ones_like(probe)  # which stays there, unless somebody clears or adds
         try:
             yield
         finally:
+            if probe is not None:
+                now = probe.grad
+                self.are_cleared |= now is None or not bool(now.any())
+                if now is not None and bool((now == 1).all()):
+                    probe.grad = None
             self.are_left |= any(parameter.grad is not None for parameter in without)
             for parameter in without:
                 parameter.grad = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -18,6 +19,8 @@ from launcher.recipe.build import Builder
 from launcher.recipe.component import Component
 from launcher.recipe.component_syntax import number_of_steps
 from launcher.text import shapes
+
+_OF_STEP = ("model", "batch", "at")  # what a step function is called with
 
 
 def build_objective(
@@ -38,11 +41,11 @@ def build_objective(
         RecipeError: A loss gives a number for each entry, or its arguments would not be what they are called.
     """
     layout = BatchLayout(batch, builder.build(batch.adapt) if batch.adapt else None)
-    count = builder.build(train.count) if train.count else None
+    count = build_function(builder, train.count, "batch") if train.count else None
     if isinstance(train.step, Component):
-        return Objective([], layout, step=builder.build(train.step), count=count)
+        return Objective([], layout, step=build_function(builder, train.step, *_OF_STEP), count=count)
     if train.step is not None:
-        steps = {name: builder.build(part) for name, part in train.step.items()}
+        steps = {name: build_function(builder, part, *_OF_STEP) for name, part in train.step.items()}
         every = {name: number_of_steps(part.options.get("_every_", 1)) or 1 for name, part in train.step.items()}
         return TurnsObjective(steps, layout, count=count, every=every)
     if isinstance(section, str):  # `model`: it brings its own
@@ -54,6 +57,36 @@ def build_objective(
         why = f"it is {known_already}" if known_already is not None else "_per_ says what it is a mean over"
         raise builder.wrong(("train", "count"), f"no loss asks for it: {why}; remove train.count")
     return Objective(terms, layout, count=count)
+
+
+def build_function(builder: Builder, component: Component, *arguments: str) -> Any:
+    """A function of the user's.
+
+    Args:
+        builder: Builds it.
+        component: Names it.
+        *arguments: What it is called with, by place.
+
+    Raises:
+        RecipeError: It cannot be called so.
+    """
+    function = builder.build(component)
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # nobody knows
+        return function
+    try:
+        signature.bind(*arguments)
+    except TypeError:
+        message = f"{component.target} takes {_shown(signature)}, and is called with ({', '.join(arguments)})"
+        raise builder.wrong(component.path, message) from None
+    return function
+
+
+def _shown(signature: inspect.Signature) -> str:
+    """The parameters without their types."""
+    bare = [one.replace(annotation=inspect.Parameter.empty) for one in signature.parameters.values()]
+    return str(signature.replace(parameters=bare, return_annotation=inspect.Signature.empty))
 
 
 def _term(builder: Builder, name: str, component: Component, layout: BatchLayout) -> Term:

@@ -152,7 +152,7 @@ class Caller:
 
     def __init__(self, function: Any, dtype: torch.dtype | None = torch.float64, device: torch.device = HOST):
         self.dtype, self._device = dtype, device
-        self._classes: list[int] = []
+        self._classes: list[float] = []
         self._draws: list[Draws] = []  # of each group, where it draws
         self.fault = ""
         self.wants_graph = False  # of its outputs: it takes gradients through them
@@ -239,7 +239,7 @@ class Caller:
         Where it has no value then, it may still have a part in that of others.
         """
         first, empty = joined.numbers[0], {"present": math.nan, "told": math.nan, "mask": 0, "positive": 0}
-        empty |= dict.fromkeys(("kept", "filled", "planes"), reading.ignored)
+        empty |= dict.fromkeys(("kept", "filled", "planes", "unlike"), reading.ignored)
         tensor = dict(tensors_in(joined.targets)).get(reading.where)
         if reading.kind not in empty or tensor is None or not tensor.dim() or len(tensor) != sum(joined.numbers):
             return reading

@@ -232,7 +232,7 @@ def _model_trial(
     pieces: Sequence[Sequence[int]],
     hints: Hints,
     group: int,
-    classes: Sequence[int],
+    classes: Sequence[float],
     put: Put | None = None,
 ) -> list[Trial]:
     values, counts = {}, {}

@@ -28,6 +28,13 @@ def order_fault(function: Any, outputs: Picks, targets: Picks) -> str | None:
         The words; None where they can.
     """
     names = _parameters(function)
+    if (
+        not names
+        and (by_name := _by_name_alone(function))
+        and not all(isinstance(one, Mapping) for one in (outputs, targets))
+    ):
+        remedy = _remedy(by_name, _keys(outputs), _keys(targets))
+        return f"takes ({', '.join(by_name)}) by name alone; say which is which: {remedy}"
     wrong = _wrong(names, outputs, targets)
     if not wrong:
         return None
@@ -65,6 +72,18 @@ def _parameters(function: Any) -> list[str]:
         if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
     ]
     return names[1:] if isinstance(function, nn.Module) else names
+
+
+def _by_name_alone(function: Any) -> list[str]:
+    """What must be passed by its name, where nothing is passed by its place."""
+    called = type(function).forward if isinstance(function, nn.Module) else function
+    try:
+        parameters = list(inspect.signature(called).parameters.values())[isinstance(function, nn.Module) :]
+    except (TypeError, ValueError):
+        return []
+    is_alone = all(parameter.kind in (parameter.KEYWORD_ONLY, parameter.VAR_KEYWORD) for parameter in parameters)
+    needed = [one.name for one in parameters if one.kind is one.KEYWORD_ONLY and one.default is one.empty]
+    return needed if is_alone else []
 
 
 def _wrong(names: Sequence[str], outputs: Picks, targets: Picks) -> list[str]:

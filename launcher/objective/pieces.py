@@ -68,7 +68,7 @@ def narrowed_parts(batch: Any, samples: int, start: int, stop: int) -> Any:
 
 # ---------------------------------------------------------------------- pieces that join
 
-_MOST_CLASSES = 16  # that may be left out
+_MOST_CLASSES, _OFTEN = 16, 3  # that may be left out; how often a real number comes that may mean something
 
 Tree = Any
 Put = tuple[Where, float]
@@ -211,13 +211,20 @@ def _taken(tree: Tree, joint: Joint, lengths: Sequence[Tree], pieces: int) -> Tr
 # ---------------------------------------------------------------------- variations
 
 
-def classes_among(parts: Sequence[Tree]) -> list[int]:
-    """The class numbers that samples have most often: any of them may be one that does not count."""
-    often: dict[int, int] = {}
+def classes_among(parts: Sequence[Tree]) -> list[float]:
+    """The class numbers that samples have most often: any of them may be one that does not count.
+
+    And of real numbers those that come again and again, as a -1 for what nobody has measured.
+    """
+    often: dict[float, int] = {}
     for tensor in (tensor for tree in parts for _, tensor in itertools.islice(tensors_in(tree), 8)):
-        if tensor.dim() and not tensor.is_floating_point() and tensor.dtype != torch.bool and tensor.numel():
-            values, numbers = tensor.unique(return_counts=True)
-            for value, number in zip(values.tolist(), numbers.tolist(), strict=True):
+        if not tensor.dim() or not tensor.numel() or tensor.dtype == torch.bool or tensor.is_complex():
+            continue
+        if tensor.is_floating_point() and is_mask(tensor):
+            continue
+        values, numbers = tensor.unique(return_counts=True)
+        for value, number in zip(values.tolist(), numbers.tolist(), strict=True):
+            if isinstance(value, int) or number >= _OFTEN:
                 often[value] = often.get(value, 0) + number
     return sorted(often, key=lambda value: -often[value])[:_MOST_CLASSES]
 
@@ -282,7 +289,11 @@ def _empty_rows(
     tensor: torch.Tensor, joined: Joined, hints: Hints, generator: torch.Generator
 ) -> Iterator[tuple[float, torch.Tensor]]:
     """Whole rows, and planes of rows, that hold nothing: half of them, and never the first of a piece."""
-    if len(tensor) != sum(joined.numbers) or not (values := nothings(tensor, joined.outputs, hints)):
+    if (
+        not tensor.dim()
+        or len(tensor) != sum(joined.numbers)
+        or not (values := nothings(tensor, joined.outputs, hints))
+    ):
         return
     for dims in range(1, min(tensor.dim(), 3)):
         holes = torch.rand(tensor.shape[:dims], generator=generator) < 0.5

@@ -50,7 +50,7 @@ class Reading:
 
     kind: str
     where: Where = (0,)
-    ignored: int = -100
+    ignored: float = -100
     shifted: bool = False
     name: str = field(default="the targets", compare=False)
     found: str = field(default="measured", compare=False)
@@ -189,6 +189,7 @@ COUNTS: Mapping[str, Callable[[Any, Reading], float]] = {
     "lengths": lambda tensor, _: float(tensor.sum()),
     "total": lambda tensor, _: float(tensor.double().sum()),
     "positive": lambda tensor, _: float((tensor > 0).sum()),
+    "unlike": lambda tensor, reading: float(((tensor != reading.ignored) & ~tensor.isnan()).sum()),
     "filled": lambda tensor, reading: float(_is_something(tensor, reading).flatten(1).any(1).sum()),
     "told": lambda tensor, reading: float(_is_something(tensor, reading).flatten(1).any(1).sum()),
     "planes": lambda tensor, reading: float(_is_something(tensor, reading).flatten(2).any(2).sum()),
@@ -204,6 +205,7 @@ _WORDS = {
     "lengths": "the lengths {name}",
     "total": "the sum of the weights {name}",
     "positive": "the elements of {name} above zero",
+    "unlike": "the elements of {name} that are not {ignored:g}",
     "filled": "the rows of {name} that are not all {ignored}",
     "told": "the rows of {name} that are not all NaN",
     "planes": "the planes of {name} that are not all {ignored}",
@@ -306,7 +308,7 @@ def _row_of_numbers(value: Any) -> torch.Tensor | None:
     return row if fits else None
 
 
-def candidates(parts: Any, samples: int, hints: Hints, classes: Iterable[int] = ()) -> dict[Reading, float]:
+def candidates(parts: Any, samples: int, hints: Hints, classes: Iterable[float] = ()) -> dict[Reading, float]:
     """Everything that could be meant, with how many there are of it in one batch.
 
     Args:
@@ -334,7 +336,7 @@ def shown(where: Where) -> str:
 
 
 def _of_tensor(
-    tensor: torch.Tensor, where: Where, number: int, hints: Hints, classes: Iterable[int]
+    tensor: torch.Tensor, where: Where, number: int, hints: Hints, classes: Iterable[float]
 ) -> Iterator[Reading]:
     name = "the targets" if where == (0,) and not hints.of_batches else shown(where)
     of = functools.partial(Reading, where=where, name=name)
@@ -347,10 +349,11 @@ def _of_tensor(
             yield from (of("mask", shifted=shifted) for shifted in (False, True)[: 1 + has_places])
         if tensor.is_floating_point():  # weights may happen to be 0 and 1 in a piece
             yield from map(of, ("positive", "present", *(("total",) if bool((tensor >= 0).all()) else ())))
+            yield from (of("unlike", ignored=value) for value in classes if isinstance(value, float))
         return
     if number and has_places and is_mask(tensor):
         yield from (of("mask", shifted=shifted) for shifted in (False, True))
-    for ignored in dict.fromkeys((*hints.ignored, 0, *classes)):
+    for ignored in dict.fromkeys((*hints.ignored, 0, *(number for number in classes if isinstance(number, int)))):
         yield of("kept", ignored=ignored)
         if has_places:
             yield of("kept", ignored=ignored, shifted=True)

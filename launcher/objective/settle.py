@@ -26,7 +26,7 @@ from launcher.recipe.build import Builder
 from launcher.text import words_of
 
 _NEARLY = 1e-3  # off the whole: as a mean is over a count and a small constant beside it
-_ELEMENTS = ("kept", "elements", "weights", "present", "mask", "positive")
+_ELEMENTS = ("kept", "elements", "weights", "present", "mask", "positive", "unlike")
 _OF_PER = {"sample": ("samples", "rows"), "element": _ELEMENTS, "sum": ("sum",), "batch": ("batch",)}
 
 
@@ -299,7 +299,8 @@ def _is_counted(objective: Objective, term: Term | None) -> bool:
 
 def _trusting(reading: Reading, also: Sequence[Reading]) -> Reading:
     """The reading with what is taken on trust: a count that these samples do not tell from it, and others may."""
-    plain = ("samples", "rows", "elements", "present", "positive", "filled", "told", "planes", reading.kind)
+    plain = {"samples", "rows", "elements", "present", "filled", "told", "planes", reading.kind}
+    plain |= set() if reading.kind == "unlike" else {"positive", "unlike"}
     others = [other for other in also if other.kind not in plain]
     if reading.kind == "mask":  # of which the sum is the count
         others = [other for other in others if other.where != reading.where]
@@ -357,7 +358,7 @@ def _fault(verdict: Verdict, steps: Steps, has_term: bool) -> str:
         "random": "what it is a mean over cannot be measured",
         "failed": "what it is a mean over could not be measured",
     }[verdict.reason]
-    say = "say _per_: sample, element or sum" if has_term and verdict.reason != "unknown" else COUNT
+    say = f"say _per_: sample, element or sum, or {COUNT}" if has_term and verdict.reason != "unknown" else COUNT
     return f"{why}{detail}, and {steps} need it; {say}, or {whole}"
 
 

@@ -19,9 +19,23 @@ from launcher.objective.reading import TOLERANCE, Reading, Where
 _EXACTLY, _BESIDE = 1e-12, 0.2  # off the whole: what is rounding, and what a number beside a count may explain
 _BESIDES = (*(10.0**power for power in range(-12, 1)), torch.finfo(torch.float32).eps)
 _SURELY = 20.0  # tolerances: what is so far off is no rounding
+_EXACT = 1e-11  # what fits to rounding in double precision is not mistaken for what a weak trial lets pass
 # of what fits equally well, which is taken
 _ORDER = (
-    *("user", "samples", "rows", "elements", "kept", "weights", "present", "mask", "lengths", "total", "positive"),
+    *(
+        "user",
+        "samples",
+        "rows",
+        "elements",
+        "kept",
+        "weights",
+        "present",
+        "mask",
+        "lengths",
+        "total",
+        "unlike",
+        "positive",
+    ),
     *("filled", "told", "planes"),
 )
 
@@ -82,7 +96,7 @@ class Trial:
             else:
                 terms = [count * values[part] for count, part in ((a, piece), (b, other)) if count]
                 off = abs(values[union] - sum(terms) / (a + b - reading.beside))
-            if reading.kind in ("positive", "total"):  # such counts are guesses: they must fit exactly
+            if reading.kind in ("positive", "total", "unlike"):  # such counts are guesses: they must fit exactly
                 off = off if off <= 1e-3 * abs(values[piece] - values[other]) + 1e-9 * self.scale else self.scale
             worst = max(worst, off)
         return worst / self.scale
@@ -221,7 +235,8 @@ def _chosen(
             trials.append(trial)
         elif trial.put is not None and min(off.values(), default=0.0) > _SURELY * tolerance:
             unless[trial.put] = None
-    alike = _proportional(fit, trials)
+    exact = [reading for reading in fit if max(trial.misfit(reading) for trial in trials) <= _EXACT]
+    alike = _proportional(exact or fit, trials)
     if len(alike) > 1:
         return Verdict(None, "ambiguous", _listed([min(group, key=_rank).words for group in alike]), tuple(fit))
     untried = _labels_of(alike[0]) if tried is None else Reading("kept") if (0,) not in tried else None
@@ -301,7 +316,7 @@ def _ratio(trial: Trial, piece: int, other: int) -> float:
 
 
 def _rank(reading: Reading) -> tuple[Any, ...]:
-    ignored = {-100: 0, 0: 2}.get(reading.ignored, 1)
+    ignored = 0 if reading.ignored == -100 else 2 if reading.ignored == 0 else 1
     return _ORDER.index(reading.kind), reading.shifted, ignored, reading.ignored, len(reading.where), str(reading.where)
 
 

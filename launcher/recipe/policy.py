@@ -122,9 +122,11 @@ _LOADED_ARGUMENTS = (
 _OF_ADAPTERS = "exclude_modules modules_to_save target_modules task_type"
 _OF_LAYERS = f"{_OF_ADAPTERS} layers_pattern layers_to_transform"
 _OF_RANKS = f"{_OF_LAYERS} alpha alpha_pattern init_weights module_dropout r rank_dropout rank_pattern"
+_OF_PROMPTS = "num_attention_heads num_layers num_transformer_submodules num_virtual_tokens task_type token_dim"
+_MAKERS = "arange eye full linspace logspace ones rand randint randn randperm tensor zeros"  # of numbers alone
 # functions and classes by the name they were defined under, and the arguments that may be written; None: any
 FUNCTIONS: dict[str, str | None] = {
-    "torch.tensor": None,
+    **dict.fromkeys(f"torch.{maker}" for maker in _MAKERS.split()),
     "torch.utils.data._utils.collate.default_collate": None,
     "torch.utils.data.dataset.random_split": None,
     "timm.models._factory.create_model": (
@@ -146,6 +148,11 @@ FUNCTIONS: dict[str, str | None] = {
         f"{_OF_LAYERS} bias block_share coft eps fan_in_fan_out init_weights module_dropout num_cayley_neumann_terms "
         "oft_block_size r use_cayley_neumann"
     ),
+    "peft.tuners.p_tuning.config.PromptEncoderConfig": (
+        f"{_OF_PROMPTS} encoder_dropout encoder_hidden_size encoder_num_layers encoder_reparameterization_type"
+    ),
+    "peft.tuners.prefix_tuning.config.PrefixTuningConfig": f"{_OF_PROMPTS} encoder_hidden_size prefix_projection",
+    "peft.tuners.prompt_tuning.config.PromptTuningConfig": _OF_PROMPTS,
     "peft.tuners.vera.config.VeraConfig": (
         f"{_OF_LAYERS} bias d_initial fan_in_fan_out init_weights projection_prng_key r save_projection vera_dropout"
     ),
@@ -254,7 +261,7 @@ def objection(thing: Any, trust: Trust) -> str | None:
         return None
     if _listed_class(thing) or _listed_function(thing) or _listed_method(thing) is not None:
         return None
-    return f"it is {module}.{name}, which a recipe may not name"
+    return f"it is {_full_name(thing)}, which a recipe may not name"
 
 
 def _compiled_by_jit(thing: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from typing import Any
 
@@ -13,7 +14,9 @@ from launcher.objective.reading import tensors_in
 from launcher.training.nonfinite import NonFiniteError
 from launcher.training.state import TrainState
 from launcher.training.steps import StepBatch
+from launcher.world import context
 
+_WAITED = "Expected to have finished reduction in the prior iteration"  # DDP's words
 _WORDS = {"nan": "NaN", "inf": "infinity", "-inf": "-infinity"}
 
 
@@ -28,6 +31,20 @@ def about_data(error: NonFiniteError, state: TrainState, step: StepBatch, done: 
                 sample = f"sample {numbered_in_whole(state.data.train.dataset, index)[1]:,}"
             return NonFiniteError(f"step {done}: data.train: {sample} has {what}; correct it, or leave it out")
     return error
+
+
+def without_gradient(error: Exception, done: int) -> str | None:
+    """What a step says for whose gradients DDP waits since the step before; None of other errors."""
+    if not isinstance(error, RuntimeError) or _WAITED not in str(error):
+        return None
+    places = re.search(r"did not receive grad for rank \d+: ([\d ]+)", str(error))
+    known = context.run.parameters
+    names = [known[int(place)] for place in places[1].split() if int(place) < len(known)] if places else []
+    shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "") if names else "some parameters"
+    return (
+        f"step {done}: got no gradient of {shown}, for which the other processes wait: what a step uses changes; use "
+        "them in every step, or set device.ddp.find_unused_parameters: true"
+    )
 
 
 def not_finite_in(data: Any) -> str:

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from launcher.internals import batch_norms
+from launcher.objective.calls import copied
 from launcher.recipe import schema
 from launcher.training.state import TrainState
 from launcher.world.world import World
+
+
+def takes_means(model: nn.Module) -> bool:
+    """Whether a model has a BatchNorm that takes means of batches: its own train() may leave all in eval mode."""
+    has_norm = any(isinstance(module, batch_norms()) for module in model.modules())
+    if not has_norm or all(type(module).train is nn.Module.train for module in model.modules()):
+        return has_norm
+    twin = copied(model)
+    if twin is model:  # nobody can copy it
+        return True
+    twin.train()
+    return any(isinstance(module, batch_norms()) and module.training for module in twin.modules())
 
 
 def too_few_for_batch_norm(
@@ -19,8 +34,7 @@ def too_few_for_batch_norm(
         world: The processes that share a batch.
     """
     sampler, total = state.data.train.sampler, state.length.total_steps
-    has_norm = any(isinstance(module, batch_norms()) for module in state.model.bare.modules())
-    if not has_norm or section.sync_batchnorm:
+    if section.sync_batchnorm or not takes_means(state.model.bare):
         return None
     last = sampler.steps_per_epoch - 1 if total is None else min(total, sampler.steps_per_epoch) - 1
     fewest = {step: sampler.batch_size(step) // world.size // sampler.accumulation(step) for step in (0, last)}

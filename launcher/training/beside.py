@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections import deque
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,13 +24,46 @@ _OF_OPTIMIZERS = frozenset(  # torch's own names: kept, or no number of a step
 )
 _OF_MODULES = frozenset(vars(nn.Module()))
 _DEPTH, _LONGEST, _MOST = 3, 1_000, 20_000  # of what is looked into, and how many things of one attribute
+_SETTINGS = (bool, int, float)  # of a module of torch's, that somebody may change: a momentum, a rate of dropout
+
+
+class Held(NamedTuple):
+    """A value, and what puts another in its place.
+
+    Attributes:
+        value: As it is now.
+        put: Where it is; of what is only changed in place, it does nothing.
+    """
+
+    value: Any
+    put: Callable[[Any], object]
+
+
+def held_beside(things: Mapping[str, Any]) -> dict[str, Held]:
+    """All that no checkpoint keeps by itself, by name."""
+    return {name: held for key, thing in things.items() for name, held in _attributes_of(key, thing)}
+
+
+def homes_of(things: Mapping[str, Any]) -> dict[str, Callable[[str, Any], object]]:
+    """What gives an attribute to each of the things, and to the modules in them: a step may be the first to do so."""
+    homes = {key: thing for key, thing in things.items() if hasattr(thing, "__dict__")}
+    for key, thing in things.items():
+        if isinstance(thing, nn.Module):
+            homes |= {f"{key}.{name}" if name else key: module for name, module in thing.named_modules()}
+    return {key: partial(setattr, home) for key, home in homes.items()}
 
 
 def beside_states(things: Mapping[str, Any]) -> dict[str, Any]:
-    """Numbers and tensors that no checkpoint keeps, by name: each as something that is equal while they are."""
+    """Numbers and tensors that no checkpoint keeps by itself, by name: each as something equal while they are."""
+    return prints_of(held_beside(things), things)
+
+
+def prints_of(held: Mapping[str, Held], things: Mapping[str, Any]) -> dict[str, Any]:
+    """The same of what was found; parameters and buffers are kept."""
     modules = [thing for thing in things.values() if isinstance(thing, nn.Module)]
     kept = {id(tensor) for module in modules for tensor in (*module.parameters(), *module.buffers())}
-    return {name: value for key, thing in things.items() for name, value in _attributes_of(key, thing, kept)}
+    seen = {name: _Look(kept).at(value, _DEPTH) for name, (value, _) in held.items()}
+    return {name: print_ for name, print_ in seen.items() if print_ is not None}
 
 
 def changed_names(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
@@ -48,45 +82,78 @@ def is_known_code(thing: Any) -> bool:
     return (getattr(kind, "__module__", None) or "").partition(".")[0] in _KNOWN_CODE
 
 
-def _attributes_of(key: str, root: Any, kept: Container[int]) -> Iterator[tuple[str, Any]]:
+def _attributes_of(key: str, root: Any) -> Iterator[tuple[str, Held]]:
     if isinstance(root, Optimizer):
         for name, inner in inner_optimizers(root).items():
-            yield from _attributes_of(f"{key}.{name}", inner, kept)
+            yield from _attributes_of(f"{key}.{name}", inner)
     if isinstance(root, nn.Module):
         for name, module in root.named_modules():
-            is_kept = type(module).get_extra_state is not nn.Module.get_extra_state
-            if not is_known_code(module) and not is_kept:
-                own = {name: value for name, value in vars(module).items() if name not in _OF_MODULES}
-                yield from _seen_in(f"{key}.{name}" if name else key, _of_class(type(module)) | own, kept)
+            yield from _named(f"{key}.{name}" if name else key, _of_module(module))
     elif is_known_code(root):
         return
     elif isinstance(root, Optimizer):
         if type(root).state_dict is Optimizer.state_dict:
-            own = {name: value for name, value in vars(root).items() if name not in _OF_OPTIMIZERS}
-            yield from _seen_in(key, _of_class(type(root)) | own, kept)
+            own = {name: held for name, held in _own(root).items() if name not in _OF_OPTIMIZERS}
+            yield from _named(key, of_class(type(root)) | own)
     elif hasattr(root, "state_dict"):
         return
     elif is_function(root):
-        yield from _seen_in(key, _of_function(root), kept)
+        yield from _named(key, of_function(root))
     else:
-        yield from _seen_in(key, _of_class(type(root)) | getattr(root, "__dict__", {}), kept)
+        yield from _named(key, of_class(type(root)) | _own(root))
 
 
-def _of_class(kind: type) -> dict[str, Any]:
+def _named(key: str, attributes: Mapping[str, Held]) -> Iterator[tuple[str, Held]]:
+    return ((f"{key}.{name}", held) for name, held in attributes.items())
+
+
+def _of_module(module: nn.Module) -> dict[str, Held]:
+    own = {name: held for name, held in _own(module).items() if name not in _OF_MODULES}
+    if is_known_code(module):
+        return {name: held for name, held in own.items() if isinstance(held.value, _SETTINGS)}
+    if type(module).get_extra_state is not nn.Module.get_extra_state:
+        return {}
+    return of_class(type(module)) | own
+
+
+def _own(thing: Any) -> dict[str, Held]:
+    own = getattr(thing, "__dict__", {})
+    return {name: Held(value, partial(own.__setitem__, name)) for name, value in own.items()}
+
+
+def of_class(kind: type) -> dict[str, Held]:
     """What its classes have for all objects, and what their methods name of their modules."""
-    found: dict[str, Any] = {}
+    held: dict[str, Held] = {}
     for base in kind.__mro__:
         for name, value in held_by_class(base).items() if is_of_the_project(base) else ():
-            found |= _of_function(inspect.unwrap(value)) if is_function(value) else {name: value}
-    return {name: value for name, value in found.items() if not (isinstance(value, type) and issubclass(kind, value))}
+            if is_function(value):
+                held |= of_function(inspect.unwrap(value))
+            else:
+                held[name] = Held(value, partial(setattr, base, name))
+    return {
+        name: one for name, one in held.items() if not (isinstance(one.value, type) and issubclass(kind, one.value))
+    }
 
 
-def _of_function(function: Any) -> dict[str, Any]:
-    """What a function names of its module, holds in its closure, and has as defaults, which it may change."""
+def of_function(function: Any) -> dict[str, Held]:
+    """What a function names of its module, holds in its closure, has as attributes, and as defaults that may change."""
+    own, globals_ = getattr(function, "__globals__", {}), {}
+    if is_of_the_project(function):
+        globals_ = {name: Held(value, partial(own.__setitem__, name)) for name, value in globals_of(function).items()}
     cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-    held = {name: cell.cell_contents for name, cell in cells if _is_filled(cell)}
-    defaults = {f"{function.__name__}()": value for value in function.__defaults__ or () if _may_change(value)}
-    return (globals_of(function) if is_of_the_project(function) else {}) | held | defaults
+    closed = {
+        name: Held(cell.cell_contents, partial(setattr, cell, "cell_contents"))
+        for name, cell in cells
+        if _is_filled(cell)
+    }
+    defaults = {
+        f"{function.__name__}()": Held(value, _nowhere) for value in function.__defaults__ or () if _may_change(value)
+    }
+    return globals_ | closed | defaults | _own(function)
+
+
+def _nowhere(value: Any) -> None:
+    """A default argument is changed in place."""
 
 
 def _is_filled(cell: Any) -> bool:
@@ -100,10 +167,16 @@ def _may_change(value: Any) -> bool:
     return isinstance(value, list | dict | set | deque | torch.Tensor | np.ndarray)
 
 
-def _seen_in(key: str, attributes: Mapping[str, Any], kept: Container[int]) -> Iterator[tuple[str, Any]]:
-    for name, value in attributes.items():
-        if (seen := _Look(kept).at(value, _DEPTH)) is not None:
-            yield f"{key}.{name}", seen
+def inside(value: Any) -> dict[str, Held] | None:
+    """What a function, a class or an object of the project's has in itself; None of anything else."""
+    if is_function(value):
+        return of_function(value) if is_of_the_project(value) else None
+    if isinstance(value, type):
+        held = held_by_class(value) if is_of_the_project(value) else {}
+        return {
+            name: Held(one, partial(setattr, value, name)) for name, one in held.items() if not is_function(one)
+        } or None
+    return _own(value) if is_of_the_project(type(value)) else None
 
 
 class _Look:
@@ -131,14 +204,8 @@ class _Look:
             return hashlib.sha256(words).hexdigest()
         if isinstance(value, nn.Module):  # hidden from the model's own, in a list or an object
             return self._all((*value.parameters(), *value.buffers()), depth)
-        if is_function(value):
-            own = _of_function(value) if is_of_the_project(value) else {}
-            return self._all(own.values(), depth) if own else None
-        if isinstance(value, type):
-            own = held_by_class(value) if is_of_the_project(value) else {}
-            return self._all((held for held in own.values() if not is_function(held)), depth)
-        if is_of_the_project(type(value)):
-            return self._all(getattr(value, "__dict__", {}).values(), depth)
+        if (own := inside(value)) is not None:
+            return self._all((held.value for held in own.values()), depth) if own else None
         return print_of(value)
 
     def _in_container(self, value: Any, depth: int) -> Any:

@@ -19,7 +19,7 @@ from launcher.model.build import Model, build_model, shard_loss, under_autocast,
 from launcher.model.compiled import WITH_GRAPHS
 from launcher.model.ema import Average, Ema, Rule, Swa
 from launcher.model.sharding import Shards
-from launcher.objective.build import build_objective
+from launcher.objective.build import build_function, build_objective
 from launcher.objective.loss import Objective, loss_key
 from launcher.objective.optimizer import all_names, build_optimizer, calls_the_loss, named_parameters
 from launcher.objective.run_length import RunLength
@@ -113,9 +113,13 @@ def build_run_state(
     optimizer = build_optimizer(builder, recipe.optimizer, model.bare, modules, may_skip=may_skip, shards=shards)
     rule = _rule(builder, train, length)
     average = Average(model.bare, rule, shards) if rule is not None else None
-    for key, function in (("train.after_step", train.after_step), ("evaluate.after", recipe.evaluate.after)):
+    afterwards = {
+        "train.after_step": (train.after_step, ("model", "at")),
+        "evaluate.after": (recipe.evaluate.after, ("model", "at", "scores")),
+    }
+    for key, (function, arguments) in afterwards.items():
         if function is not None:
-            objective.others[key] = builder.build(function)
+            objective.others[key] = build_function(builder, function, *arguments)
     objective.others.update(_changes_on_device(data))
     own = objective.others.get("train.after_step")
     after = AfterStep(own, model.bare, length.at, recipe.seed, device.kind, average) if own or average else None
@@ -295,7 +299,14 @@ class _Ways:
             updated=updated,
             freezing=self.freezing,
             shards=self.shards,
+            seeds=self._seeds(optimizer),
         )
+
+    def _seeds(self, optimizer: Optimizers) -> StepSeeds | None:
+        """Where somebody's optimizer may draw, as noise for its weights, all ranks draw what rank 0 does."""
+        if self.device.world.size == 1 or draws_only_from_torch(each(optimizer).values()):
+            return None
+        return StepSeeds(self.recipe.seed, 0, self.device.kind)
 
     def _turns(self, objective: TurnsObjective, optimizer: Several) -> list[Turn]:
         last = list(objective.turns)[-1]

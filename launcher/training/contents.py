@@ -29,10 +29,13 @@ from launcher.objective.schedule import Schedule, Schedules
 from launcher.objective.several import Optimizers, each
 from launcher.runs.folder import versions
 from launcher.runs.identity import digest
+from launcher.training.kept_beside import KeptBeside
 from launcher.training.loose_buffers import LooseBuffers, loose_in
 from launcher.training.optimizer_state import named_optimizer, parameter_names
 from launcher.training.rank_states import OptimizerStates, Part, RankStates
 from launcher.training.state import TrainState
+
+_BESIDE = "beside"  # the part that no state_dict has
 
 
 class Stopwatch:
@@ -90,8 +93,9 @@ class Contents:
             self.model: Part = ShardedPart(self.state.model.bare, shards, self.state.model.base)
         loose = loose_in(self.state.model.bare, self.state.model.state_dict()) if shards is None else []
         self.loose = LooseBuffers(self.state.model.bare, loose) if loose else None
-        coordinator = self.state.device.coordinator
-        self.ranks = RankStates(own, coordinator)
+        coordinator, device = self.state.device.coordinator, self.state.device.torch_device
+        self.beside = None if shards is not None else KeptBeside(_things_of(self.state), device)
+        self.ranks = RankStates(own if self.beside is None else {**own, _BESIDE: self.beside}, coordinator)
         self.optimizers = OptimizerStates(self.optimizer, coordinator) if shards is None else None
 
     @property
@@ -100,6 +104,7 @@ class Contents:
         state = self.state
         parts: dict[str, Part | None] = {
             **self.stateful,
+            _BESIDE: self.beside,
             "ranks": self.ranks,
             "buffers": self.loose,
             "optimizer": self.optimizer,
@@ -113,11 +118,11 @@ class Contents:
         }
         return {name: part for name, part in parts.items() if part is not None}
 
-    def gather(self) -> None:
-        """What differs between the ranks; all of them call this before a save."""
-        self.ranks.gather()
+    def gather(self, alone: bool = False) -> None:
+        """What differs between the ranks; all of them call this before a save, unless one saves alone."""
+        self.ranks.gather(alone)
         if self.optimizers is not None:
-            self.optimizers.gather()
+            self.optimizers.gather(alone)
 
     def capture(self, step: int) -> Snapshot:
         """What a checkpoint after `step` steps is made of."""
@@ -204,6 +209,12 @@ class Contents:
             _let_win(self.state.optimizer, schedule, fresh, changed)
         if replays:
             schedule.replay(checkpoint.step)
+
+
+def _things_of(state: TrainState) -> dict[str, Any]:
+    """What may keep something in itself: the model, losses and functions, optimizers."""
+    optimizers = {f"optimizer.{name}" if name else "optimizer": one for name, one in each(state.optimizer).items()}
+    return {"model": state.model.bare, **state.objective.brought, **optimizers}
 
 
 def evaluated_weights(state: TrainState) -> Mapping[str, Any] | None:

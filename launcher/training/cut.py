@@ -29,7 +29,9 @@ from launcher.objective.loss import Objective
 from launcher.objective.reading import Reading
 from launcher.objective.run_length import At
 from launcher.text import words_of
-from launcher.training.beside import beside_states, changed_names, is_known_code, listed
+from launcher.training.batch_norm import takes_means
+from launcher.training.beside import beside_states, changed_names, held_beside, is_known_code, listed
+from launcher.training.kept_beside import Keeper
 from launcher.training.loose_buffers import loose_in, print_of
 from launcher.training.state import TrainState
 from launcher.world.screen import unseen
@@ -88,7 +90,8 @@ class Dependence:
         if self.loose:
             yield (
                 f"{listed(self.loose)}: each forward changes it, and no state_dict has it: checkpoints keep it for a "
-                "resume, and model_weights.pth is without it; make it a persistent buffer"
+                "resume, and model_weights.pth is without it; make it a persistent buffer, or give it by "
+                "get_extra_state"
             )
         if objective.is_whole and not is_open:
             return
@@ -112,7 +115,7 @@ def dependence_of(state: TrainState) -> Dependence:
         UsageError: A call of the model leaves gradients in its parameters.
     """
     model, objective, train = state.model.bare, state.objective, state.data.train
-    norms = any(isinstance(module, batch_norms()) for module in model.modules())
+    norms = takes_means(model)
     drops = any(isinstance(module, dropouts()) and getattr(module, "p", 0) > 0 for module in model.modules())
     is_cut = state.retry is not None or not objective.is_whole
     unsteady = differs_again(train) or kept_draws(train)
@@ -130,13 +133,29 @@ def dependence_of(state: TrainState) -> Dependence:
     except Exception as error:  # somebody's code, called otherwise than in a step
         words = " ".join(words_of(error).split())[:120]
         return Dependence(unsteady, norms=norms, draws=drops, fault=f"{type(error).__name__}: {words}")
-    if objective.own_gradients.are_left and objective.step is None:
-        raise UsageError(
-            "model: calls backward() when it is called, which leaves gradients in its parameters: those of the step "
-            "would be added to them; take them by torch.autograd.grad"
-        )
-    loose = [name for name in moving if name in tried.loose]
+    _check_gradients(state)
+    loose = [name for name in moving if name in tried.loose and name.startswith("model.")]
     return Dependence(unsteady, unkept, moving, loose, mixes, norms, drops or tried.draws, grown, "", noted)
+
+
+def _check_gradients(state: TrainState) -> None:
+    """Refuses a model or a step function that leaves gradients of its own, or clears those of other micro-batches.
+
+    Raises:
+        UsageError: It does.
+    """
+    own, is_step = state.objective.own_gradients, state.objective.step is not None
+    if own.are_left:
+        raise UsageError(
+            f"{'train.step' if is_step else 'model'}: calls backward() when it is called, which leaves gradients in "
+            f"{'the' if is_step else 'its'} parameters: those of the step would be added to them; take them by "
+            "torch.autograd.grad" + (", or call model.zero_grad() after it" if is_step else "")
+        )
+    if own.are_cleared and (state.retry is not None or len(state.data.train.sampler.shares(0)) > 1):
+        raise UsageError(
+            "train.step: calls zero_grad() itself, which forgets the gradients of the micro-batches before; take those "
+            "that it wants by torch.autograd.grad, or remove data.micro_batch_size"
+        )
 
 
 @contextmanager
@@ -193,7 +212,7 @@ class _Tried:
 
     Attributes:
         draws: Whether they were found to be random.
-        loose: Names of the model's buffers that are in no `state_dict`, and that checkpoints keep all the same.
+        loose: Names of what no `state_dict` has, and checkpoints keep all the same.
     """
 
     def __init__(self, state: TrainState):
@@ -206,6 +225,7 @@ class _Tried:
         self._states["model"] = state.model.state_dict()
         names = () if state.shards is not None else loose_in(self.model, self._states["model"])
         self.loose = {f"model.{name}" for name in names}
+        self._keeps_beside = state.shards is None
 
     def values(self, batch: Any, seed: int = 0) -> list[float]:
         """The value of each loss, from the state that it is in, which is put back."""
@@ -221,8 +241,9 @@ class _Tried:
 
     def _called_so(self, batch: Any) -> list[float]:
         objective, layout = self.objective, self.objective.layout
+        batch = changed(batch, torch.clone)  # which somebody's code may change in place
         if self._change is not None:
-            batch = self._change(changed(batch, torch.clone))  # which may change it in place
+            batch = self._change(batch)
 
         def values() -> list[torch.Tensor]:
             if objective.step is not None:
@@ -248,7 +269,12 @@ class _Tried:
             self._called(batch)
             attributes = self._attributes()
             self._called(batch)
-            unkept, moving = changed_names(attributes, self._attributes()), changed_names(before, self._kept())
+            beside = changed_names(attributes, self._attributes())
+            held = held_beside(self._roots) if self._keeps_beside else {}
+            keeper = Keeper(self._roots)
+            self.loose |= {name for name in beside if name in held and keeper.kept_of(held[name].value) is not None}
+            unkept = [name for name in beside if name not in self.loose]
+            moving = [name for name in beside if name in self.loose] + changed_names(before, self._kept())
             moving += changed_names(given, self._given())
             if others := {id(parameter) for parameter in back.moved_weights()}:
                 self.objective.keep_weights(moved=True)
@@ -257,7 +283,7 @@ class _Tried:
             grown = copied(weights) if shapes_of(weights) != shapes else None
         finally:
             back.put_back()
-        return unkept, moving, grown, frozenset((*unkept, *changed_names(at_first, attributes)))
+        return unkept, moving, grown, frozenset((*beside, *changed_names(at_first, attributes)))
 
     def _attributes(self) -> dict[str, Any]:
         lost = {name: value for name, value, is_kept in self._buffers() if not is_kept}

@@ -15,6 +15,7 @@ from launcher.checkpoints.plain import restored
 from launcher.checkpoints.safe_files import save_safetensors
 from launcher.checkpoints.streamed import save_streamed
 from launcher.checkpoints.weights import find_weights, stored_weights
+from launcher.errors import LauncherError
 from launcher.evaluation.modes import has_modes
 from launcher.evaluation.predictions import NO_MATRIX, missing_for, write_predictions
 from launcher.model.ema import Average
@@ -22,6 +23,7 @@ from launcher.model.sharding import Mesh, ShardedPart, Shards, sharded_parts
 from launcher.runs import folder as runs
 from launcher.runs.report.predictions import PREDICTIONS_FILE
 from launcher.runs.tracking.tracking import Line
+from launcher.text import words_of
 from launcher.training.contents import evaluated_weights
 from launcher.training.rank_states import Part
 from launcher.training.session import Session
@@ -176,9 +178,10 @@ def _save_pretrained(session: Session, weights: Mapping[str, Any]) -> None:
     try:
         session.tracking.message(session.pretrained.write(weights))
     except Exception as error:  # of somebody's model, a full disk, or another output
-        words = " ".join(str(error).split())[:300]
+        words = " ".join(words_of(error).split())[:300]
+        told = words if isinstance(error, LauncherError) else f"{type(error).__name__}: {words}"
         name = (runs.weights_of(session.folder) or session.folder).name
-        session.tracking.warn(f"pretrained/: not saved: {type(error).__name__}: {words}; {name} is")
+        session.tracking.warn(f"pretrained/: not saved: {told}; {name} is")
 
 
 def _mean_of_last(session: Session, count: int) -> dict[str, Any]:

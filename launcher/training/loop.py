@@ -7,8 +7,9 @@ from contextlib import suppress
 from typing import Any
 
 from launcher.data.transfer import on_device
+from launcher.errors import LauncherError
 from launcher.evaluation.modes import start_training
-from launcher.training.bad_batch import about_data
+from launcher.training.bad_batch import about_data, without_gradient
 from launcher.training.meter import Meter
 from launcher.training.nonfinite import NonFiniteError
 from launcher.training.parting import Parting
@@ -115,6 +116,8 @@ class _Acts:
         except NonFiniteError as error:
             raise about_data(error, state, step, done) from error
         except Exception as error:
+            if fault := without_gradient(error, done):
+                raise LauncherError(fault) from error
             if state.retry is None or not state.retry.wants(state, error):
                 raise
         size = state.retry.recover(state)  # here, where nothing holds what the error has seen
@@ -191,7 +194,7 @@ class _Acts:
             return
         session.evaluation.history.is_owed = True
         with suppress(Exception):  # what has failed is told
-            session.saving.save(done)
+            session.saving.save(done, alone=True)
             session.saving.wait()
 
     def _keep(self, done: int) -> None:

@@ -291,7 +291,7 @@ def _session(
         judged=state.schedule.evaluated,
         look=shown.look if shown is not None else unlooked,
         at=state.length.at,
-        after=After(state.model.bare, state.objective, state.optimizer, folder, recipe.seed),
+        after=After(state.model.bare, state.objective, folder, recipe.seed),
     )
     saving = _saving(
         state,

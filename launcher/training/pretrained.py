@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from launcher.checkpoints.compare import Batch
 from launcher.checkpoints.pretrained import FOLDER, holding, is_loadable, save_folder
+from launcher.checkpoints.real_batch import called_by_step, calls_itself
 from launcher.checkpoints.rebuilt import rebuilt
 from launcher.data.transfer import moved
 from launcher.evaluation.modes import evaluating, own_randomness
@@ -22,6 +24,7 @@ from launcher.model.bfloat16 import hold_in_bfloat16
 from launcher.model.kinds import class_of
 from launcher.model.rows import shape_of, whole_of
 from launcher.model.tensor_files import FileTensor
+from launcher.objective.calls import copied
 from launcher.recipe.build import Builder
 from launcher.recipe.schema import Recipe
 from launcher.training.state import TrainState
@@ -68,7 +71,7 @@ class Pretrained:
         shutil.rmtree(target, ignore_errors=True)  # of a run that was made longer
         fresh = partial(rebuilt, self.builder, self.recipe)
         with own_randomness(self.recipe.seed, 0, self.state.device.torch_device), self._whole(weights, fresh) as model:
-            batch = self._batch(next(model.module.parameters()).device)
+            batch = self._batch(model.module)
             comparison = save_folder(target, model, fresh, batch, self.builder.objects)
         return f"{FOLDER}/: for from_pretrained; {comparison}"
 
@@ -87,14 +90,17 @@ class Pretrained:
         with evaluating(state.model.bare, state.objective), holding(state.model, weights):
             yield Built(state.model.bare, state.model.base)
 
-    def _batch(self, device: torch.device) -> Batch:
-        train, layout = self.state.data.train, self.state.objective.layout
+    def _batch(self, model: nn.Module) -> Batch:
+        train, objective = self.state.data.train, self.state.objective
         rows = min(2, train.num_readable())
         if not rows:
             raise ValueError("the training set can be read only once, so that there is no batch to try it on")
-        data = moved(train.batch_of(range(rows)), device)
+        data = moved(train.batch_of(range(rows)), next(model.parameters()).device)
         change = train.reading.on_device
-        args, kwargs = layout.inputs(data if change is None else change(data))
+        data = data if change is None else change(data)
+        if calls_itself(self.recipe):
+            return called_by_step(objective, copied(model), data, self.state.length.last)
+        args, kwargs = objective.layout.inputs(data)
         return Batch(tuple(args), dict(kwargs))
 
 

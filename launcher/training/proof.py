@@ -33,7 +33,7 @@ _REMEDY = "keep tensors, numbers, text, lists and dictionaries there"
 
 
 class Proof:
-    """Asked once, before the first checkpoint is written; what it finds then ends the run.
+    """Asked before the first checkpoint is written, and in part before each other; what it finds ends the run.
 
     Args:
         named: The run's optimizer or optimizers, by the names of their parameters.
@@ -47,8 +47,18 @@ class Proof:
         shapes: Mapping[str, Sequence[int] | None],
         fresh: Callable[[], Built],
     ):
-        self._named, self._shapes, self._fresh = named, shapes, fresh
+        self._named, self._fresh = named, fresh
+        self._shapes: Mapping[str, Sequence[int] | None] = shapes
         self._second: dict[str, NamedOptimizer] = {}
+
+    def again(self, snapshot: Snapshot) -> None:
+        """Before each later one: a step may have made the model another.
+
+        Raises:
+            UnresumableError: A new model does not take up its state.
+        """
+        try_fresh(snapshot.weights, self._shapes, self._fresh)
+        self._shapes = shapes_of(snapshot.weights)
 
     def before(self, snapshot: Snapshot) -> None:
         """Looks for what could not be read back, and makes the second optimizer while nothing moves.
@@ -62,7 +72,7 @@ class Proof:
                     f"{part}: {issue}, which cannot be read from a checkpoint without running code: this run could not "
                     f"be resumed; {_REMEDY}"
                 )
-        try_fresh(snapshot.weights, self._shapes, self._fresh)
+        self.again(snapshot)
         if any(part.shards is not None for part in self._named.parts.values()):
             return  # it takes up no state that is whole; each process reads back the rows that it writes
         state = snapshot.training.get("optimizer")

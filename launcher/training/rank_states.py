@@ -44,9 +44,14 @@ class RankStates:
         self._stateful, self._coordinator = stateful, coordinator
         self._gathered: list[torch.Tensor] = []
 
-    def gather(self) -> None:
-        """Every rank's, on all ranks, which all call this before a save; nothing where all are the same."""
-        if not self._stateful or self._coordinator.world_size == 1:
+    def gather(self, alone: bool = False) -> None:
+        """Every rank's, on all ranks, which all call this before a save; nothing where all are the same.
+
+        Args:
+            alone: The others may be gone, and are not asked.
+        """
+        self._gathered = []
+        if alone or not self._stateful or self._coordinator.world_size == 1:
             return
         try:
             own = packed({name: unwrapped(part.state_dict()) for name, part in self._stateful.items()})
@@ -64,7 +69,8 @@ class RankStates:
         if len(states) == self._coordinator.world_size:
             own = _of_rank(states, self._coordinator.rank)
             for name, part in self._stateful.items():
-                part.load_state_dict(own[name])
+                if name in own:  # an earlier version knew fewer
+                    part.load_state_dict(own[name])
 
 
 class OptimizerStates:
@@ -81,10 +87,14 @@ class OptimizerStates:
         self._named, self._coordinator = named, coordinator
         self._gathered: list[torch.Tensor] = []
 
-    def gather(self) -> None:
-        """Every rank's, on all ranks, which all call this before a save; nothing where all are the same."""
+    def gather(self, alone: bool = False) -> None:
+        """Every rank's, on all ranks, which all call this before a save; nothing where all are the same.
+
+        Args:
+            alone: The others may be gone, and are not asked.
+        """
         self._gathered = []
-        if self._coordinator.world_size == 1 or self._is_torchs():
+        if alone or self._coordinator.world_size == 1 or self._is_torchs():
             return
         own = unwrapped(self._named.state_dict())
         told = [unpacked(message) for message in self._coordinator.gather(packed(_outline(own)))]

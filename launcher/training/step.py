@@ -16,6 +16,7 @@ from launcher.errors import LauncherError, UsageError
 from launcher.evaluation.audit import audit_own
 from launcher.evaluation.modes import own_randomness
 from launcher.evaluation.unmoved import Unmoved
+from launcher.internals import batch_norms
 from launcher.objective.loss import INDEPENDENT
 from launcher.objective.run_length import At
 from launcher.recipe.line_keys import LINE_KEYS
@@ -247,10 +248,15 @@ def warm_up(state: TrainState, gradients: Callable[[TrainState, StepBatch], None
         gradients: Makes them; None makes those of a step's last micro-batch.
     """
     unmoved = Unmoved.of_run(state.model.bare, state.objective)
+    norms = [one for one in state.model.bare.modules() if isinstance(one, batch_norms()) and one.training]
+    for norm in norms:  # a train() of the model's own, not called yet, may freeze it, and one sample has no variance
+        norm.training = False
     with own_randomness(state.seeds.seed, state.device.world.rank, state.device.torch_device):
         steps = counted_steps(replace(state, data=replace(state.data, train=state.data.train.apart())), 0, 1)
         step = next(on_device(steps, state.device.torch_device))
         (gradients or _last_gradients)(state, step)
+    for norm in norms:
+        norm.training = True
     state.update.clear_gradients()
     unmoved.put_back()
 

@@ -60,6 +60,7 @@ class OneUpdate:
         updated: Called after each update that was made, with the steps completed before it.
         freezing: What is frozen until a step, or None.
         shards: What this process holds of the parameters, where they are sharded.
+        seeds: Has every rank draw the same in the optimizer's step, where it may draw and there are several.
     """
 
     def __init__(
@@ -73,8 +74,9 @@ class OneUpdate:
         updated: Callable[[int], None] | None = None,
         freezing: Freezing | None = None,
         shards: Shards | None = None,
+        seeds: Callable[[int], None] | None = None,
     ):
-        self.optimizer, self.scaler, self.freezing = optimizer, scaler, freezing
+        self.optimizer, self.scaler, self.freezing, self.seeds = optimizer, scaler, freezing, seeds
         self.sharded = None if shards is None else ShardedGradients(shards, clipping)
         self.guard = NonFiniteGuard(
             optimizer, scaler, device, skip_non_finite, must_know=updated is not None, sharded=self.sharded
@@ -110,6 +112,8 @@ class OneUpdate:
         else:
             is_updated = self.guard.allows(step)  # before clipping, which makes a number of an infinite entry
             norm = self._clip()
+            if self.seeds is not None:
+                self.seeds(step)
             for fast in self._fast if is_updated else ():
                 fast.step()
         if is_updated and self.updated is not None:

@@ -60,6 +60,7 @@ class ByClosure:
             if state.retry is not None:
                 state.retry.passed()
             norm = self._update.ready(at.step, checks=not first)
+            self._seed(at.step)
             first.append(StepResult(losses, norm, scalars))
             return self._over_ranks(state, losses)
 
@@ -69,12 +70,18 @@ class ByClosure:
             state.retry.begin(state)  # until its first gradients are there, nothing has been stepped
         if not self._calls_first:
             closure()
+        self._seed(at.step)
         self._optimizer.step(closure)
         self._update.made(at.step)
         state.schedule.advance(at.step + 1)
         if not first:
             raise LauncherError(f"optimizer: {type(self._optimizer).__name__} has not called its closure")
         return first[0]
+
+    def _seed(self, step: int) -> None:
+        """What the optimizer itself draws, every rank draws."""
+        if self._update.seeds is not None:
+            self._update.seeds(step)
 
     @staticmethod
     def _over_ranks(state: TrainState, losses: Sequence[tuple[torch.Tensor, float]]) -> torch.Tensor:

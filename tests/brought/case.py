@@ -22,6 +22,7 @@ from torch.utils.data import default_collate
 
 from launcher.data.sampler import StepSampler
 from launcher.data.seeds import seed_generators
+from launcher.objective.run_length import At
 
 STEPS, BATCH, EVERY = 6, 8, 2  # of a run; an evaluation comes every so many steps
 Forward = Callable[[nn.Module, Any, Any], Tensor]  # of model, batch and loss
@@ -55,6 +56,7 @@ class Case:
         forward: The loss of a batch, as the author means it.
         score: The same, in an evaluation of the whole set.
         clip: The largest norm of all gradients.
+        after: Is called after each step.
         shuffled: Whether epochs are mixed.
         worlds: The numbers of processes that it is trained with.
         pieces: Whether a step may be cut in micro-batches: what is said of the whole batch may not.
@@ -78,6 +80,7 @@ class Case:
     forward: Forward = of_pair
     score: Forward | None = None
     clip: float | None = None
+    after: Any = None
     shuffled: bool = False
     worlds: tuple[int, ...] = (1, 2, 3)
     pieces: bool = True
@@ -92,7 +95,7 @@ class Case:
     def overrides(self) -> list[str]:
         """The recipe, as far as it differs from `brought.yaml`."""
         parts = {"model": self.model, "data.train": self.data, "loss": self.loss, "optimizer": self.optimizer}
-        parts |= {"scheduler": self.scheduler, "data.collate": self.collate}
+        parts |= {"scheduler": self.scheduler, "data.collate": self.collate, "train.after_step": self.after}
         said = {override.partition("=")[0] for override in self.recipe}
         said |= {"loss"} if "train.step" in said else set()
         named = [f"{key}={written(part)}" for key, part in parts.items() if part is not None and key not in said]
@@ -143,6 +146,7 @@ OWN = (
     "packaged",
     "pictured",
     "rarer",
+    "keeping",
     "everyday",
 )  # files of people's own
 _HOMES = {"torch._C._nn": "torch.nn.functional"}
@@ -205,6 +209,9 @@ class Loop:
             self.optimizer.step()
             if self.scheduler is not None:
                 self.scheduler.step()
+            if self.case.after is not None:
+                with torch.no_grad():
+                    self.case.after(self.model, At(step))
             self.told.losses.append(value.item())
             if self.evaluates and (step + 1) % EVERY == 0:
                 self.told.scores.append(self.score())

@@ -65,3 +65,16 @@ case(
     loss=None,
     forward=lambda model, batch, _: everyday.Decaying(model)(model(batch[0]), batch[1]),
 )
+
+case("real numbers that mean nothing", model=three, data=everyday.Unmeasured, loss=everyday.measured)
+case("real numbers far below", model=three, data=partial(everyday.Unmeasured, nothing=-999.0), loss=everyday.above)
+case("a list with None", model=three, data=everyday.SomeWithout, collate=everyday.listed, loss=everyday.of_those_with)
+by_name: dict[str, Any] = {"model": three, "data": sets.Cls}
+case(
+    "a loss that is called by name",
+    "loss={_target_: everyday.py:ByName, _outputs_: {logits: 0}, _targets_: {labels: 1}}",
+    loss=None,
+    forward=lambda model, batch, _: F.cross_entropy(model(batch[0]), batch[1]),
+    **by_name,
+)
+case("a loss that is called by name, and is not", loss=everyday.ByName, worlds=(), refused=1, **by_name)

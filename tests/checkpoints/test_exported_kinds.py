@@ -192,6 +192,23 @@ def test_a_part_alone_is_what_it_is_called_with(place: Path, capsys: pytest.Capt
     assert not (place / "new.pt2").exists()
 
 
+def test_what_only_a_step_calls_is_saved_for_from_pretrained(place: Path) -> None:
+    run = trained(step("turn", "Published", "tensors"))
+    saved, kept = torch.load(run / "pretrained" / "weights.pth"), torch.load(run / "model_weights.pth")
+    assert all(torch.equal(saved[name], value) for name, value in kept.items())
+
+
+def test_a_model_that_cannot_be_traced_is_refused_in_a_line(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Its values decide what it does; the tracer prints the graph that it has so far."""
+    run = trained(model("Deciding", "triples", batch=OF_X))
+    capfd.readouterr()
+    for form, exporter in (("pt2", "torch.export"), ("onnx", "ONNX")):
+        assert main(["export", str(run), "--to", f"model.{form}"]) == 1
+        said = capfd.readouterr().err.strip()
+        assert said.startswith(f"{exporter}: Deciding cannot be traced: GuardOnDataDependentSymNode: ")
+        assert "\n" not in said
+
+
 def test_nothing_of_an_exporter_reaches_the_screen(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """One that fails on the way, and one of which torch warns, say no more than a line."""
     layers = {"_target_": "exported.py:Recurrent"}

@@ -208,3 +208,14 @@ def test_a_sharded_model_is_saved_whole_and_in_its_type(folder: Path) -> None:
     weights = torch.load(folder / "shared/model_weights.pth", weights_only=True)
     assert {value.dtype for value in trained.state_dict().values()} == {torch.bfloat16}
     assert all(torch.equal(value, weights[name]) for name, value in trained.state_dict().items())
+
+
+def test_a_prompt_beside_the_base_is_saved_and_cannot_be_merged(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompt = "{_target_: peft.PromptTuningConfig, task_type: CAUSAL_LM, num_virtual_tokens: 2}"
+    changes = ("train.steps=1", f"model._adapt_={prompt}")
+    assert main(["train", "recipe.yaml", "--cpu", "--quiet", "--run-dir", "prompted", *changes]) == 0
+    assert (folder / "prompted" / "pretrained" / "adapter_config.json").exists()
+    assert main(["export", "prompted", "--to", "plain", "--as", "transformers", "--merge"]) == 2
+    assert "the run's adapter is none that peft can put into weights" in capsys.readouterr().err

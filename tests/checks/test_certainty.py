@@ -17,9 +17,9 @@ VECTORS = "data.train={_target_: counted.py:Vectors}"
 CLASSES = ("data.train={_target_: counted.py:Vectors, classes: true}", "model.outputs=4")
 STEP = ("--remove", "loss", VECTORS)
 CUT = "another micro-batch size or number of processes gives other numbers"
-UNKEPT = (
-    "each forward changes it, and no checkpoint keeps it: where a number depends on it, a resume or another "
-    "micro-batch size gives others; make it a buffer, or give it by get_extra_state or state_dict"
+KEPT = (
+    "each forward changes it, and no state_dict has it: checkpoints keep it for a resume, and model_weights.pth is "
+    "without it; make it a persistent buffer, or give it by get_extra_state"
 )
 BOTH = ("--processes", "2")
 
@@ -67,7 +67,7 @@ CASES: dict[str, tuple[tuple[str, ...], list[str]]] = {
     ),
     "a counter": (
         (VECTORS, "model={_target_: depends.py:Cooling}"),
-        [TORCHS, ONE_BY_ONE, f"on trust     model.calls: {UNKEPT}"],
+        [TORCHS, ONE_BY_ONE, f"on trust     model.calls: {KEPT}"],
     ),
     "a memory": (
         (VECTORS, "loss={_target_: depends.py:Memory}", *BOTH),
@@ -115,7 +115,6 @@ CASES: dict[str, tuple[tuple[str, ...], list[str]]] = {
             ONE_BY_ONE,
             "on trust     train.step: what it is a mean over is not known, and one process that takes a batch at once "
             "need not",
-            f"on trust     train.step.CALLS: {UNKEPT}",
             "on trust     train.step: that depends.py:counting_step makes the same calls on every process",
         ],
     ),

@@ -20,6 +20,7 @@ from launcher.data.loaders import MicroBatch
 from launcher.device.coordination import Coordinator
 from launcher.device.kind import Aside, Kind
 from launcher.evaluation import metrics, predictions
+from launcher.objective.batch import Evaluated
 from launcher.objective.build import build_objective
 from launcher.recipe import schema
 from launcher.recipe.build import Builder
@@ -146,7 +147,7 @@ def test_predictions_wait_once_for_all_batches() -> None:
     seen = predictions.Predictions(objective)
     for first in (0, 2):
         outputs = late([[0.0, 3.0, 0.0], [5.0, 0.0, 0.0]])
-        seen.see([outputs], [late([1, 2])], MicroBatch([None, torch.tensor([1, 2])], 2, first))
+        seen.see(Evaluated(None, None, (outputs,), (late([1, 2]),)), MicroBatch([None, torch.tensor([1, 2])], 2, first))
     assert Late.under_way, "nothing was late"
     columns = seen.columns(Coordinator(0, 1))
     assert columns is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from launcher.data.loaders import MicroBatch
 from launcher.errors import LauncherError
 from launcher.evaluation.metrics import Metric, OverSet
 from launcher.evaluation.predictions import Predictions
-from launcher.objective.batch import BatchLayout
+from launcher.objective.batch import BatchLayout, Evaluated
 from launcher.objective.loss import Objective
 from launcher.recipe import schema
 
@@ -85,7 +86,7 @@ def test_shapes_of_two_ranks_are_refused_when_they_meet() -> None:
 
 
 def test_predictions_of_several_shapes_are_refused_at_the_second() -> None:
-    predictions = Predictions(Objective([], BatchLayout(schema.Batch())))
-    predictions.see([torch.zeros(2, 3, 4)], [torch.zeros(2, 4).long()], MicroBatch(None, 2, 0))
+    predictions, of = Predictions(Objective([], BatchLayout(schema.Batch()))), partial(Evaluated, None, None)
+    predictions.see(of((torch.zeros(2, 3, 4),), (torch.zeros(2, 4).long(),)), MicroBatch(None, 2, 0))
     with pytest.raises(LauncherError, match=r"predictions: .*int64 \[2, 4\] and int64 \[2, 5\] do not fit"):
-        predictions.see([torch.zeros(2, 3, 5)], [torch.zeros(2, 5).long()], MicroBatch(None, 2, 2))
+        predictions.see(of((torch.zeros(2, 3, 5),), (torch.zeros(2, 5).long(),)), MicroBatch(None, 2, 2))

@@ -108,6 +108,24 @@ def test_several_outputs_have_columns_by_the_keys_of_the_recipe(
     assert "left out" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("picks", ["its losses", "the batch"])
+def test_an_evaluation_writes_what_every_head_says(run: Result, tmp_path: Path, picks: str) -> None:
+    of_losses = [f"loss={{logits: {KIND % 'logits'}, value: {SUM % 'value'}}}"]
+    of_batch = ["batch={outputs: [logits, value], targets: [1, 2]}", "loss=heads.py:of_both"]
+    to, changes = tmp_path / "out.jsonl", of_losses if picks == "its losses" else of_batch
+    words = ["evaluate", str(run.folder), "--cpu", "--predictions", str(to), "model.gives=mapping", *changes]
+    assert main(words) == 0
+    rows, (logits, value) = read(to), given(run, "tuple")
+    assert list(rows[0])[:5] == [
+        "index",
+        *(f"{name}.logits" for name in ("target", "prediction", "probability", "loss")),
+    ]
+    assert list(rows[0])[5:] == ["target.value", "prediction.value"]
+    assert column(rows, "prediction.logits").tolist() == logits.argmax(1).tolist()
+    check_same(column(rows, "prediction.value"), value)
+    check_same(column(rows, "target.value"), INPUTS.sum(1))
+
+
 def test_several_processes_and_tables_have_the_same(run: Result, tmp_path: Path) -> None:
     losses = f"loss={{kind: {KIND % 'logits'}, sum: {SUM % 'value'}}}"
     expected = predicted(run, "mapping", losses, to=tmp_path / "one.parquet")

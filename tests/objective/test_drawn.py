@@ -114,6 +114,11 @@ def of_padded(net: Any, batch: Any) -> Any:
     return each.sum() / mask.sum()
 
 
+def attended(net: Any, batch: Any) -> Any:
+    x = (batch[0] + torch.randn_like(batch[0]))[:, None, None]
+    return square(net(F.scaled_dot_product_attention(x, x, x).flatten(1)), batch[0][:, :3])
+
+
 def summed(net: Any, batch: Any) -> Any:
     return (net(batch[0]) - torch.randn(len(batch[0]), 1)).square().sum()
 
@@ -129,6 +134,7 @@ DRAWN: dict[str, tuple[Step, str, Any]] = {
     "once for a batch": (once_a_batch, "samples", None),
     "nodes of graphs": (of_nodes, "rows", None),
     "padded": (of_padded, "mask", padded),
+    "attention, which drops nothing": (attended, "samples", None),
     "a sum": (summed, "sum", None),
 }
 

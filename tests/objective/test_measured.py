@@ -126,3 +126,23 @@ def test_what_would_make_it_another_mean_is_remembered_and_refused_when_it_comes
         found = verdict_of(CASES[name].loss, CASES[name].draw).reading
         assert found is not None
         assert -100.0 not in [value for _, value in found.unless], name
+
+
+def test_of_a_model_that_says_nearly_the_same_of_all_places_the_count_that_fits_exactly_is_taken() -> None:
+    """As a new head of a segmentation does: what is wrong is far below what is let pass as rounding."""
+
+    def batch(numbers: Any) -> Any:
+        g = [Generator().manual_seed(number) for number in numbers]
+        maps = torch.stack([torch.randint(0, 3, (12, 8), generator=one) for one in g])
+        for number, one in zip(numbers, maps, strict=True):
+            one[: number % 5] = 255
+        return torch.stack([torch.randn(4, 12, 8, generator=one) for one in g]), maps
+
+    def loss(net: Any, batch: Any) -> Any:
+        return F.cross_entropy(1e-3 * net(batch[0]), batch[1], ignore_index=255)
+
+    torch.manual_seed(0)
+    subject = Subject(parts=lambda batch: batch, value=loss)
+    verdict = measure(subject, nn.Conv2d(4, 3, 1), Samples(40, batch), Hints(of_batches=True))
+    assert verdict.reading is not None, verdict
+    assert (verdict.reading.kind, verdict.reading.ignored) == ("kept", 255)

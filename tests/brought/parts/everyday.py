@@ -174,3 +174,58 @@ class Decaying(nn.Module):
     def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
         decay = torch.stack([parameter.square().sum() for parameter in self.models[0].parameters()]).sum()
         return F.mse_loss(outputs, targets) + 0.01 * decay
+
+
+# ---------------------------------------------------------------------- what is not there, in numbers and lists
+
+
+class Unmeasured(Rows):
+    """Three numbers to find; what nobody has measured is -1, or -999."""
+
+    def __init__(self, nothing: float = -1.0):
+        y = normal(SIZE, 3, seed=4).abs() + 0.1
+        missing = whole(3, SIZE, 3) == 0
+        missing[:, 0] = False
+        y[missing] = nothing
+        self.tensors = normal(SIZE, 4), y
+
+
+def measured(outputs: Tensor, targets: Tensor) -> Tensor:
+    there = targets != -1
+    return (outputs - targets)[there].square().mean()
+
+
+def above(outputs: Tensor, targets: Tensor) -> Tensor:
+    there = targets > -900
+    return F.l1_loss(outputs[there], targets[there])
+
+
+class SomeWithout(Dataset[Any]):
+    """Every third sample has no class."""
+
+    def __init__(self) -> None:
+        self.x, self.y = normal(SIZE, 4), whole(3, SIZE)
+
+    def __len__(self) -> int:
+        return SIZE
+
+    def __getitem__(self, index: int) -> Any:
+        return self.x[index], self.y[index] if index % 3 else None
+
+
+def listed(samples: list[Any]) -> tuple[Tensor, list[Any]]:
+    return torch.stack([x for x, _ in samples]), [y for _, y in samples]
+
+
+def of_those_with(outputs: Tensor, targets: list[Any]) -> Tensor:
+    """A mean over all samples, to which those without a class add nothing."""
+    pairs = zip(outputs, targets, strict=True)
+    each = [F.cross_entropy(one, target) if target is not None else 0 * one.sum() for one, target in pairs]
+    return torch.stack(each).mean()
+
+
+class ByName(nn.Module):
+    """Takes all by name alone."""
+
+    def forward(self, *, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits, labels)

@@ -86,6 +86,13 @@ class InPlace(Net):
         return super().forward(x.mul_(2))
 
 
+class Deciding(Net):
+    """What it does depends on its values."""
+
+    def forward(self, x: Tensor, *, twice: bool = False) -> Tensor:
+        return super().forward(x, twice=bool(x.sum() > 0))
+
+
 class Complex(Net):
     """Gives complex numbers, and takes their size for its loss."""
 
@@ -179,6 +186,20 @@ class Gan(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.generator, self.critic = nn.Linear(2, SIZE), nn.Linear(SIZE, 1)
+
+
+class Published(Gan):
+    """Is saved as a folder and loaded, as diffusers' models are; a step calls its parts."""
+
+    def save_pretrained(self, folder: str) -> None:
+        os.makedirs(folder)
+        torch.save(self.state_dict(), f"{folder}/weights.pth")
+
+    @classmethod
+    def from_pretrained(cls, folder: str) -> nn.Module:
+        model = cls()
+        model.load_state_dict(torch.load(f"{folder}/weights.pth", weights_only=True))
+        return model
 
 
 def turn(model: Gan, batch: Tensor, at: Any) -> Mapping[str, Tensor]:

@@ -124,6 +124,11 @@ def by_target(output: Any, target: Tensor) -> tuple[Tensor, Tensor]:
     return torch.nn.functional.one_hot(target, 2).float() + 0 * output["logits"], target
 
 
+def of_both(logits: Tensor, value: Tensor, kind: Tensor, total: Tensor) -> Tensor:
+    """One loss of two heads."""
+    return nn.functional.cross_entropy(logits, kind) + (value - total).square().mean()
+
+
 def own(outputs: Tensor, targets: Tensor) -> Tensor:
     """A loss of one's own for classes."""
     return nn.functional.cross_entropy(outputs, targets)

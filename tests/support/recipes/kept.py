@@ -100,13 +100,16 @@ class Scaling:
 
 
 class Tallying:
-    """Called after steps or evaluations, or on batches; counts, and nobody keeps it."""
+    """Called after steps or evaluations, or on batches; counts, where told so in a way that nobody can keep."""
 
-    def __init__(self) -> None:
-        self.calls = 0
+    def __init__(self, strange: bool = False) -> None:
+        self.calls: Any = {object(): 0} if strange else 0
 
     def __call__(self, first: Any, *others: Any) -> Any:
-        self.calls += 1
+        if isinstance(self.calls, dict):
+            self.calls = {key: count + 1 for key, count in self.calls.items()}
+        else:
+            self.calls += 1
         return first if isinstance(first, tuple | list) else None
 
 

@@ -1,0 +1,169 @@
+"""What no state_dict has comes back with a checkpoint, wherever Python lets somebody keep it."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter, OrderedDict, defaultdict, namedtuple
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from launcher.checkpoints.plain import restored, unwrapped
+from launcher.evaluation.unmoved import Unmoved
+from launcher.objective.reading import tensors_in
+from launcher.training.kept_beside import Keeper, KeptBeside
+from recipes import beside
+
+HOST = torch.device("cpu")
+KINDS = ("InClass", "InModule", "InClosure", "InDefault", "InObject", "InDeque", "InMapping", "InList", "InGenerator")
+
+
+def through_a_file(state: Any) -> Any:
+    """As a checkpoint gives it."""
+    file = io.BytesIO()
+    torch.save(unwrapped(state), file)
+    file.seek(0)
+    return restored(torch.load(file, weights_only=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_forward_continues_where_it_was(kind: str) -> None:
+    model, x = getattr(beside, kind)(), torch.ones(2, 4, dtype=torch.float64)
+    kept, fresh = KeptBeside({"model": model}, HOST), Unmoved(model)
+    assert not kept.state_dict()
+    for _ in range(3):
+        model(x)
+    state = through_a_file(kept.state_dict())
+    expected = model(x)
+    fresh.put_back()
+    assert not torch.equal(model(x), expected)
+    fresh.put_back()
+    kept.load_state_dict(state)
+    assert torch.equal(model(x), expected)
+
+
+class Phase(Enum):
+    """Of which there is one of each."""
+
+    FIRST = 1
+    SECOND = 2
+
+
+class Meter:
+    """An object of somebody's own."""
+
+    def __init__(self) -> None:
+        self.count, self.held = 0, object()
+
+
+class Holding(nn.Module):
+    """Has a value."""
+
+    def __init__(self, value: Any):
+        super().__init__()
+        self.value = value
+        self.weight = nn.Parameter(torch.ones(2))
+
+
+Pair = namedtuple("Pair", ["a", "b"])
+VALUES: list[tuple[Any, Any]] = [
+    (0, 3),
+    (None, 0.5),
+    ("a", "b"),
+    (np.float32(1), np.float32(2)),
+    (None, torch.ones(2)),
+    (torch.zeros(2), torch.ones(3)),
+    (np.zeros(2), np.ones(2)),
+    ([1], [1, 2]),
+    ((1, 2), (2, 3)),
+    ({1}, {2, 3}),
+    ({}, {"a": [1, {"b": (2, torch.ones(1))}], 3: None}),
+    (defaultdict(int), {"a": 1}),
+    (Counter("a"), {"b": 2}),
+    (OrderedDict(), {"a": 1}),
+]
+
+
+@pytest.mark.parametrize(("before", "after"), VALUES, ids=repr)
+def test_a_value_comes_back_into_what_has_it(before: Any, after: Any) -> None:
+    model = Holding(before)
+    kept = KeptBeside({"model": model}, HOST)
+    if isinstance(before, dict):
+        before.update(after)
+    else:
+        model.value = after
+    now = repr(model.value)
+    state = through_a_file(kept.state_dict())
+    model.value = type(before)() if isinstance(before, dict) else before
+    if isinstance(before, defaultdict):
+        model.value = defaultdict(int)
+    kept.load_state_dict(state)
+    assert repr(model.value) == (repr(after.item()) if isinstance(after, np.generic) else now)
+
+
+def test_what_is_shared_stays_shared() -> None:
+    model = Holding([0])
+    other: Any = model.value
+    kept = KeptBeside({"model": model}, HOST)
+    model.value.append(1)
+    state = through_a_file(kept.state_dict())
+    model.value.pop()
+    kept.load_state_dict(state)
+    assert other == [0, 1]
+    assert model.value is other
+
+
+def test_an_attribute_that_a_step_has_made_comes_back() -> None:
+    model: Any = Holding(1)
+    kept = KeptBeside({"model": model}, HOST)
+    model.late = 2
+    state = through_a_file(kept.state_dict())
+    del model.late
+    kept.load_state_dict(state)
+    assert model.late == 2
+
+
+def test_settings_of_torch_s_modules_come_back() -> None:
+    model: Any = nn.Sequential(nn.Dropout(0.1), nn.BatchNorm1d(2, momentum=None))
+    kept = KeptBeside({"model": model}, HOST)
+    model[0].p, model[1].momentum = 0.5, 0.01
+    state = through_a_file(kept.state_dict())
+    model[0].p, model[1].momentum = 0.1, None
+    kept.load_state_dict(state)
+    assert (model[0].p, model[1].momentum) == (0.5, 0.01)
+
+
+def test_an_object_is_filled_and_stays_what_it_is() -> None:
+    model = Holding(Meter())
+    meter, held = model.value, model.value.held
+    kept = KeptBeside({"model": model}, HOST)
+    meter.count = 3
+    state = through_a_file(kept.state_dict())
+    meter.count = 0
+    kept.load_state_dict(state)
+    assert (model.value, meter.count, meter.held) == (meter, 3, held)
+
+
+def test_weights_are_not_kept_twice_and_may_be_keys() -> None:
+    model = Holding({})
+    kept = KeptBeside({"model": model}, HOST)
+    weight = model.weight
+    model.value |= {"by it": {weight: 1.0}, "by id": {id(weight): 2.0}, "own": [weight]}
+    state = through_a_file(kept.state_dict())
+    assert not list(tensors_in(state))
+    model.value |= {"by it": {}, "by id": {}}
+    kept.load_state_dict(state)
+    assert model.value == {"by it": {weight: 1.0}, "by id": {id(weight): 2.0}, "own": [weight]}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [Phase.SECOND, Pair(1, 2), {object(): 1}, np.array([object()]), torch.ones(1, requires_grad=True) * 2],
+    ids=["an enumeration's", "a named tuple", "strange keys", "an array of objects", "of a graph"],
+)
+def test_what_cannot_be_made_again_is_not_kept(value: Any) -> None:
+    assert Keeper({}).kept_of([value]) is None
