@@ -509,4 +509,4 @@ def _array_in(builder: Builder, path: Path) -> Any:
     try:
         return mapped_array(path)
     except ValueError as error:
-        raise builder.wrong("data.weights", f"{error}, one number for each sample") from error
+        raise builder.wrong("data.weights", f"{error}; a number for each sample is wanted") from error

@@ -166,6 +166,8 @@ def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:
 
 
 def _unreadable(path: Path, error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{path} cannot be read: {error.strerror}"
     if "pickle" not in str(error) and "Python objects" not in str(error):
         return f"{path} cannot be read as NumPy's: {error}; write it again with np.save or np.savez"
     with path.open("rb") as file:  # NumPy takes whatever it does not know for a pickle, and says how to load that

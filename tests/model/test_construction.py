@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from memory import peak_of
+from memory import give_back, peak_of
 from places import SUPPORT
 from tiers import rounds
 from worlds import in_world
@@ -82,6 +82,7 @@ def test_each_rank_has_its_rows_of_the_model_that_one_process_builds(overrides: 
 def peak_here(small: str, large: str) -> int:
     """Bytes that this rank's memory grew by, at most, while it built the large model."""
     recipe = read(small)
+    give_back()
     with open_device(recipe.device, World.from_environ(), cpu=True) as device:
         build_run_model(recipe, Builder(recipe), device)  # imports
         recipe = read(large)

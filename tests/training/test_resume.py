@@ -214,7 +214,7 @@ def test_draws_by_weight_go_on_bit_for_bit_from_a_function_or_a_file(tmp_path: P
         opened(load_recipe(TINY, by_file))
     weights.write_text("nothing of numpy's")
     with pytest.raises(
-        LauncherError, match=r"data\.weights: .*weights\.npy cannot be read: .*; write it with numpy\.save"
+        LauncherError, match=r"data\.weights: .*weights\.npy is not a \.npy or \.npz file; write it with np\.save"
     ):
         opened(load_recipe(TINY, by_file))
     weights.unlink()
