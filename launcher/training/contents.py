@@ -118,6 +118,11 @@ class Contents:
         }
         return {name: part for name, part in parts.items() if part is not None}
 
+    @property
+    def lost(self) -> list[str]:
+        """What of people's objects a checkpoint had, and nothing is there to have it."""
+        return [] if self.beside is None else self.beside.lost
+
     def gather(self, alone: bool = False) -> None:
         """What differs between the ranks; all of them call this before a save, unless one saves alone."""
         self.ranks.gather(alone)
@@ -200,7 +205,7 @@ class Contents:
                     part.load_state_dict(restored(training[name]))
         except DamagedError:
             raise
-        except (RuntimeError, ValueError, KeyError) as error:
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise LauncherError(
                 f"the checkpoint does not fit this model or optimizer: {' '.join(str(error).split())}; to start over "
                 "with its weights use train.start_from in a new run"

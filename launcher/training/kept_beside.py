@@ -24,6 +24,7 @@ _DEPTH, _LARGEST = 6, 2**24  # changes are seen as far, or less
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic)
 _KINDS: dict[str, Any] = {"list": list, "tuple": tuple, "set": set, "deque": deque, "dict": dict}
 _LEFT = {"kind": "left"}  # what nobody looks at stays what it is
+_NOTHING = object()  # in which a value could be taken up that cannot be made
 
 
 class UnkeepableError(Exception):
@@ -36,10 +37,14 @@ class KeptBeside:
     Args:
         things: What may have them, by key.
         device: The model's.
+
+    Attributes:
+        lost: The names of what was kept of objects that are not there, as steps had made them.
     """
 
     def __init__(self, things: Mapping[str, Any], device: torch.device):
         self._things, self._device = things, device
+        self.lost: list[str] = []
         self._built = prints_of(held_beside(things), things)
         self._taken: set[str] = set()  # a process that trains again may have them from before
 
@@ -55,12 +60,15 @@ class KeptBeside:
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
         """Puts it back."""
         held, homes, taker = held_beside(self._things), homes_of(self._things), _Taker(self._things, self._device)
+        self.lost = []
         for name, kept in state.items():
             place, _, own = name.rpartition(".")
-            if name in held:
-                held[name].put(taker.taken_up(kept["value"], held[name].value))
-            elif place in homes:
-                homes[place](own, taker.taken_up(kept["value"], None))
+            is_begun = name not in held  # by a step
+            value = taker.taken_up(kept["value"], _NOTHING if is_begun else held[name].value)
+            if value is _NOTHING or (is_begun and not (place in homes and _is_own(own))):
+                self.lost.append(name)
+                continue
+            homes[place](own, value) if is_begun else held[name].put(value)
             self._taken.add(name)
 
 
@@ -143,7 +151,7 @@ class _Taker:
         self._tensors, self._device = _tensors_of(things), device
 
     def taken_up(self, kept: Any, now: Any) -> Any:
-        """A value."""
+        """A value, in what there is now; `_NOTHING` where it has no place there, and cannot be made."""
         of: Any
         if isinstance(kept, torch.Tensor):
             return _filled(now, kept)
@@ -154,30 +162,43 @@ class _Taker:
         kind, of = kept["kind"], kept.get("of", ())
         if kind == "device":
             return _filled(now, of.to(now.device if isinstance(now, torch.Tensor) else self._device))
-        if kind == "generator" and (generator := of_generator(now)) is not None:
+        if kind in _KINDS:
+            return self._container(kept, now)
+        if kind == "generator":
+            if (generator := of_generator(now)) is None:
+                return _NOTHING
             generator[1](of)
-        if kind == "inside" and kept["class"] == _class_of(now):
+        if kind == "inside":
+            if kept["class"] != _class_of(now):
+                return _NOTHING
             self._fill(now, of)
-        if kind not in _KINDS:
-            return now
+        return now
+
+    def _container(self, kept: Mapping[str, Any], now: Any) -> Any:
+        kind, of = kept["kind"], kept["of"]
         items = self._mapping(of, now) if kind == "dict" else self._sequence(of, now)
         is_there = kept["class"] == _class_of(now) and kind != "tuple"
         if items is None or not (is_there or kept["class"] == _class_of(_KINDS[kind]())):
-            return now  # nobody knows how to make one of somebody's class
+            return _NOTHING  # nobody knows how to make one of somebody's class
         return _filled_again(now, items) if is_there else _made(kind, items, kept.get("most"))
 
     def _fill(self, now: Any, of: Mapping[str, Any]) -> None:
         own = _of_module(now) if isinstance(now, nn.Module) else inside(now) or {}
-        for name, value in of.items():
+        for name, kept in of.items():
+            value = self.taken_up(kept, own[name].value if name in own else _NOTHING)
+            if value is _NOTHING:
+                continue
             if name in own:
-                own[name].put(self.taken_up(value, own[name].value))
-            elif value != _LEFT and hasattr(now, "__dict__"):
-                setattr(now, name, self.taken_up(value, None))
+                own[name].put(value)
+            elif hasattr(now, "__dict__") and _is_own(name):
+                setattr(now, name, value)
 
-    def _mapping(self, of: Sequence[Any], now: Any) -> dict[Any, Any]:
+    def _mapping(self, of: Sequence[Any], now: Any) -> dict[Any, Any] | None:
+        """The entries; None where some have no place here."""
         before = now if isinstance(now, dict) else {}
         known = [(self._key(key), value) for key, value in of]
-        return {key: self.taken_up(value, before.get(key)) for key, value in known if value != _LEFT or key in before}
+        items = {key: self.taken_up(value, before.get(key, _NOTHING)) for key, value in known}
+        return None if any(item is _NOTHING for item in items.values()) else items
 
     def _key(self, key: Any) -> Any:
         if not isinstance(key, dict):
@@ -188,10 +209,9 @@ class _Taker:
     def _sequence(self, of: Sequence[Any], now: Any) -> list[Any] | None:
         """The items; None where some have no place here."""
         has_all = isinstance(now, list | tuple | deque) and len(now) == len(of)
-        if not has_all and any(isinstance(kept, dict) and kept == _LEFT for kept in of):
-            return None
-        earlier = list(now) if has_all else [None] * len(of)
-        return [self.taken_up(value, before) for value, before in zip(of, earlier, strict=True)]
+        earlier = list(now) if has_all else [_NOTHING] * len(of)
+        items = [self.taken_up(value, before) for value, before in zip(of, earlier, strict=True)]
+        return None if any(item is _NOTHING for item in items) else items
 
 
 def _made(kind: str, items: Any, most: int | None) -> Any:
@@ -211,6 +231,11 @@ def _tensors_of(things: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         for key, module in modules.items()
         for name, tensor in (*module.named_parameters(), *module.named_buffers())
     }
+
+
+def _is_own(name: str) -> bool:
+    """Whether a step may have begun an attribute of this name: `__class__` would make another thing of an object."""
+    return name.isidentifier() and not name.startswith("__")
 
 
 def _class_of(value: Any) -> str:

@@ -37,6 +37,7 @@ from launcher.runs.options import Options
 from launcher.runs.record import NoRecord, Record
 from launcher.runs.tracking.tracking import NoTracking, Tracking, open_tracking
 from launcher.training.batch_norm import too_few_for_batch_norm
+from launcher.training.beside import listed
 from launcher.training.contents import Contents
 from launcher.training.cut import as_it_was, dependence_of
 from launcher.training.late import Late
@@ -95,6 +96,11 @@ def open_session(recipe: Recipe, builder: Builder, state: TrainState, options: O
             state, opening.identity, point.data_print, BestTracker(recipe.evaluate.best, recipe.evaluate.early_stop)
         )
         point, start = _restored(point, opening, contents)
+        if contents.lost:
+            notes.append(
+                f"{listed(contents.lost)}: steps made what a start has not yet, so that it cannot be put back: where a "
+                "number depends on it, this resume gives others; make it in __init__"
+            )
         _introduce(known, Path(point.folder), state)
         _let_be_seen(Path(point.folder), state, stack)
         record = stack.enter_context(_recorded(Path(point.folder), state, start))

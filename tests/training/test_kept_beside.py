@@ -167,3 +167,29 @@ def test_weights_are_not_kept_twice_and_may_be_keys() -> None:
 )
 def test_what_cannot_be_made_again_is_not_kept(value: Any) -> None:
     assert Keeper({}).kept_of([value]) is None
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, Meter()), ([], [Meter()]), ({}, {"a": [Meter()]})], ids=repr)
+def test_what_steps_have_made_of_objects_is_named_where_nothing_is_there(before: Any, after: Any) -> None:
+    model = Holding(before)
+    kept = KeptBeside({"model": model}, HOST)
+    model.value = after
+    state = through_a_file(kept.state_dict())
+    model.value = before
+    kept.load_state_dict(state)
+    assert (model.value, kept.lost) == (before, ["model.value"])
+    model.value = after
+    kept.load_state_dict(state)
+    assert (model.value, kept.lost) == (after, [])
+
+
+@pytest.mark.parametrize("name", ["__class__", "__dict__", "__call__", "a b", ""])
+def test_a_checkpoint_makes_no_other_thing_of_an_object(name: str) -> None:
+    model = Holding(Meter())
+    before, its = dict(vars(model)), dict(vars(model.value))
+    empty = {"kind": "dict", "class": "builtins.dict", "of": []}
+    inside = {"kind": "inside", "class": f"{Meter.__module__}.Meter", "of": {name: empty}}
+    kept = KeptBeside({"model": model}, HOST)
+    kept.load_state_dict({f"model.{name}": {"value": empty}, "model.value": {"value": inside}})
+    assert kept.lost == [f"model.{name}"]
+    assert (vars(model), vars(model.value)) == (before, its)
