@@ -61,9 +61,13 @@ class Device:
 
     @property
     def torch_device(self) -> torch.device:
-        """`cpu`, or this rank's GPU."""
+        """`cpu`, or this rank's GPU.
+
+        Accelerate numbers the CPU by the rank, and torch copies what is to move from `cpu` to `cpu:1`: views of one memory
+        would part.
+        """
         device: torch.device = self.accelerator.device
-        return device
+        return torch.device("cpu") if device.type == "cpu" else device
 
     @property
     def kind(self) -> Kind:

@@ -193,13 +193,18 @@ def unfit_to_train(module: nn.Module) -> str | None:
 
 @torch.no_grad()
 def lay_out_buffers(module: nn.Module) -> None:
-    """Gives expanded buffers memory of their own: nothing can be written to them, by DDP, a checkpoint or anybody."""
+    """Gives expanded buffers memory of their own: nothing can be written to them, by DDP, a checkpoint or anybody.
+
+    And those of one row or column, as a transposed row, the strides that their shape has: DDP fails to send others.
+    """
     for part in module.modules():
         for name, buffer in part.named_buffers(recurse=False, remove_duplicate=False):
-            if has_storage(buffer) and any(
-                is_expanded(*dim) for dim in zip(buffer.shape, buffer.stride(), strict=True)
-            ):
+            if not has_storage(buffer):
+                continue
+            if any(is_expanded(*dim) for dim in zip(buffer.shape, buffer.stride(), strict=True)):
                 setattr(part, name, buffer.contiguous())
+            elif buffer.is_contiguous() and (plain := buffer.flatten().view(buffer.shape)).stride() != buffer.stride():
+                setattr(part, name, plain)  # in the same memory
 
 
 def is_expanded(size: int, stride: int) -> bool:
@@ -270,7 +275,7 @@ def wrap(module: nn.Module, device: Device, section: schema.Device, *, shares: b
     bare = module.to(device.torch_device)
     wait = Wait("the other ranks to build their model", section.timeout.amount, "device.timeout", why="")
     # said, and not left to Accelerate to find out: its looking imports torch.distributed.tensor, a tenth of a start
-    wrapped: nn.Module = device.accelerator.prepare_model(bare, device_placement=True, evaluation_mode=True)
+    wrapped: nn.Module = device.accelerator.prepare_model(bare, device_placement=False, evaluation_mode=True)
     if shares and device.world.size > 1:
         with guarded(wait, device.world):
             wrapped = _shared(wrapped, device)

@@ -32,6 +32,7 @@ case("own optimizer: noise", optimizer=partial(keeping.Langevin, lr=0.1))
 # ---------------------------------------------------------------------- of odd form
 
 case("buffers expanded, and twice", model=keeping.Expanded)
+case("a buffer in the memory of the weights", model=keeping.Aliased)
 case("train() that returns nothing", model=keeping.Silent)
 case("parameters() of the head alone", model=keeping.HeadAlone, worlds=(), refused=1)
 

@@ -103,7 +103,7 @@ def test_ddp_is_told_no_device_and_least_of_all_its_local_rank(
     asked: list[bool] = []
 
     def prepare(module: nn.Module, device_placement: bool, evaluation_mode: bool) -> nn.Module:
-        asked.append(evaluation_mode)  # then Accelerate puts no DDP around it
+        asked.extend((evaluation_mode, not device_placement))  # then Accelerate neither puts DDP around it nor moves it
         return module
 
     only = SimpleNamespace(
@@ -115,7 +115,7 @@ def test_ddp_is_told_no_device_and_least_of_all_its_local_rank(
     )
     monkeypatch.setattr(nn.Module, "to", lambda module, *_: module)
     build.wrap(nn.Linear(1, 1), only, schema.Device())  # type: ignore[arg-type]
-    assert asked == [True]
+    assert asked == [True, True]
     assert told == [{}]  # a device would have DDP call the classes of what goes into the model
 
 

@@ -130,6 +130,18 @@ class Expanded(Lin):
         return super().forward(x * self.mask[0] * self.also)
 
 
+class Aliased(Lin):
+    """Has its weights a second time, as a buffer: a view, which follows them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", self.line.weight.detach().T)
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen: Any = self.seen
+        return super().forward(x) + 0.1 * x @ seen
+
+
 class Silent(nn.Module):
     """A frozen BatchNorm by a train() that forgets to return the module."""
 
