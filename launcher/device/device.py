@@ -63,7 +63,7 @@ class Device:
     def torch_device(self) -> torch.device:
         """`cpu`, or this rank's GPU.
 
-        Accelerate numbers the CPU by the rank, and torch copies what is to move from `cpu` to `cpu:1`: views of one memory
+        Accelerate numbers the CPU by the rank, and torch copies what moves from `cpu` to `cpu:1`: views of one memory
         would part.
         """
         device: torch.device = self.accelerator.device

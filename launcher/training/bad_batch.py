@@ -33,7 +33,7 @@ def about_data(error: NonFiniteError, state: TrainState, step: StepBatch, done: 
     return error
 
 
-def without_gradient(error: Exception, done: int) -> str | None:
+def without_gradient(error: Exception) -> str | None:
     """What a step says for whose gradients DDP waits since the step before; None of other errors."""
     if not isinstance(error, RuntimeError) or _WAITED not in str(error):
         return None
@@ -42,7 +42,7 @@ def without_gradient(error: Exception, done: int) -> str | None:
     names = [known[int(place)] for place in places[1].split() if int(place) < len(known)] if places else []
     shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "") if names else "some parameters"
     return (
-        f"step {done}: got no gradient of {shown}, for which the other processes wait: what a step uses changes; use "
+        f"got no gradient of {shown}, for which the other processes wait: what a step uses changes; use "
         "them in every step, or set device.ddp.find_unused_parameters: true"
     )
 

@@ -305,8 +305,8 @@ ACCIDENTS = {
         rf"{AT_3} in ({PLACE}): RuntimeError: mat1 and mat2 shapes cannot be",
         "the batch is (float32 [8, 4], int",
     ),
-    "exit 7": (rf"{AT_3}: exit code 7, without a message", "checkpoint"),
-    "exit 0": (rf"{AT_3}: left early with exit code 0", "checkpoint"),
+    "exit 7": (rf"{AT_3} in ({PLACE}): SystemExit: 7", "os._exit(7)"),
+    "exit 0": (rf"{AT_3} in ({PLACE}): left early: SystemExit\(0\)", "os._exit(0)"),
     "sys.exit": (rf"{AT_3} in ({PLACE}): left early: SystemExit\(0\)", "sys.exit(0)"),
     "segv": (rf"{AT_3} in ({PLACE}): killed by signal 11 \(SIGSEGV\)", "happen"),
     "kill": (rf"{AT_3}: killed by signal 9 \(SIGKILL\): the machine may", f"if it was memory {BATCH}: use fewer"),
@@ -314,7 +314,10 @@ ACCIDENTS = {
         r"failed at .*: data.train \(Points\), rank 1: worker process 0 was killed by SIGKILL",
         f"/dev/shm, may be full or not to be written {BATCH}: use fewer",
     ),
-    "unused": (r"failed at step 1 \(epoch 0\.25\): RuntimeError: Expected to", "(spare.weight, spare.bias)"),
+    "unused": (
+        r"failed at step 1 \(epoch 0\.25\): got no gradient of spare\.weight, spare\.bias, for which the other",
+        "set device.ddp.find_unused_parameters: true",
+    ),
 }
 
 
