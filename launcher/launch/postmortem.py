@@ -6,17 +6,16 @@ import faulthandler
 import inspect
 import os
 import pdb
-import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from launcher.errors import EXIT_DONE, EXIT_USAGE, LauncherError
 from launcher.runs.logs import kept, log_of
-from launcher.text import told_by, words_of
+from launcher.text import told_by
 from launcher.world import progress
 from launcher.world.context import RunContext, known_of
 from launcher.world.failure import Failure, of_exception
@@ -99,25 +98,16 @@ def examined(error: BaseException, world: World) -> Failure:
     details: dict[str, Any] = {"rank": world.rank, "world": world.size}
     if known.step is not None and known.epoch is not None:
         details |= {"step": known.step, "epoch": round(known.epoch, 4)}
-    return of_exception(error, facts=dict(_facts(words_of(error), known)), **details)
+    return of_exception(error, facts=dict(_facts(known)), **details)
 
 
-def _facts(message: str, known: RunContext) -> Iterator[tuple[str, str]]:
+def _facts(known: RunContext) -> Iterator[tuple[str, str]]:
     if known.step is not None:
         yield "batch", known.shares
     if known.memory:
         yield "memory", known.memory
     if known.shapes:
         yield "shapes", f"the batch is {known.shapes}"
-    if names := _without_gradient(message, known.parameters):
-        yield "unused", ", ".join(names[:6]) + (", …" if len(names) > 6 else "")
-
-
-def _without_gradient(message: str, parameters: Sequence[str]) -> list[str]:
-    """The parameters that DDP names by number, by their names."""
-    match = re.search(r"did not receive grad for rank \d+: ([\d ]+)", message)
-    numbers = map(int, match[1].split()) if match else ()
-    return [parameters[number] for number in numbers if number < len(parameters)]
 
 
 def _told(failure: Failure, error: BaseException, again: str, world: World) -> bool:

@@ -42,8 +42,8 @@ def without_gradient(error: Exception) -> str | None:
     names = [known[int(place)] for place in places[1].split() if int(place) < len(known)] if places else []
     shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "") if names else "some parameters"
     return (
-        f"got no gradient of {shown}, for which the other processes wait: what a step uses changes; use "
-        "them in every step, or set device.ddp.find_unused_parameters: true"
+        f"got no gradient of {shown}, for which the other processes wait; use them in every step, freeze them, or set "
+        "device.ddp.find_unused_parameters: true"
     )
 
 

@@ -116,7 +116,7 @@ class _Acts:
         except NonFiniteError as error:
             raise about_data(error, state, step, done) from error
         except Exception as error:
-            if fault := without_gradient(error, done):
+            if fault := without_gradient(error):
                 raise LauncherError(fault) from error
             if state.retry is None or not state.retry.wants(state, error):
                 raise

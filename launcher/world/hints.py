@@ -92,7 +92,7 @@ _HINTS: tuple[tuple[str, str], ...] = (
     ),
     (
         r"Expected to have finished reduction|did not receive grad",
-        "parameters of the model were not used in the loss{unused}; use them, remove them or freeze them, or allow it: "
+        "parameters of the model were not used in the loss; use them, remove them or freeze them, or allow it: "
         "device.ddp.find_unused_parameters=true (it costs time)",
     ),
     (
@@ -171,7 +171,7 @@ def hint_for(failure: Failure) -> str | None:
         if re.search(pattern, failure.what):
             known = {name: f" ({value})" for name, value in failure.facts.items()}
             interface = network.interface_in_use() or "not said"
-            blank = {"batch": "", "shapes": "", "unused": "", "interface": interface}
+            blank = {"batch": "", "shapes": "", "interface": interface}
             known["memory"] = failure.facts.get("memory", _SMALLER)
             return text.format(**{**blank, "asynchronous": _LATER if "device-side" in failure.what else "", **known})
     if re.search(r"(?:CUDA|HIP) error", failure.what):
