@@ -138,8 +138,8 @@ class Aliased(Lin):
         self.register_buffer("seen", self.line.weight.detach().T)
 
     def forward(self, x: Tensor) -> Tensor:
-        seen: Any = self.seen
-        return super().forward(x) + 0.1 * x @ seen
+        out: Tensor = super().forward(x) + 0.1 * x @ self.seen
+        return out
 
 
 class Silent(nn.Module):
