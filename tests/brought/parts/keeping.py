@@ -136,6 +136,7 @@ class Aliased(Lin):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("seen", self.line.weight.detach().T)
+        self.seen: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = super().forward(x) + 0.1 * x @ self.seen
