@@ -586,7 +586,7 @@ def _scale(reading: Reading | None, sums: bool, local: float, total: float, worl
         return 1.0
     if reading is not None and reading.kind == "sum":
         return float(world)
-    if reading is not None and (total > 0 or reading.beside):
+    if reading is not None and (reading.beside or (reading.floor and total > 0)):
         local, total = reading.weight(local), total + reading.beside
     if total == 0:  # every entry of the whole step is ignored: it has no gradient
         return 0.0
