@@ -264,7 +264,7 @@ def _beat(path: Path, me: Mapping[str, Any], released: threading.Event) -> None:
                 flush=True,
             )
             if me["job"] is not None and other.get("job") == me["job"]:
-                slurm.end_this_start()
+                slurm.freeze_this_start()
             os._exit(EXIT_FAILED)
         with contextlib.suppress(OSError):
             os.utime(path)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import re
+import signal
 import subprocess
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -126,18 +128,22 @@ def states(job: str) -> set[str] | None:
     return {*done.stdout.split()} - {"PENDING"}
 
 
-def end_this_start() -> None:
-    """Kills what this start of the job has on this node besides this process: batch script, srun, other ranks.
+def freeze_this_start() -> None:
+    """Stops what this start of the job has on this node, this process last: batch script, srun, ranks.
 
-    For a node that SLURM has lost, and whose job it has started again elsewhere under the same number: there its srun
-    would end the new start's step, and its batch script queue the job once more.
+    For a node that SLURM has lost, and whose job it has started again elsewhere under the same number. Whatever ended
+    here would be told as an end of the new start's step, which has the same number too: SLURM then kills that. What is
+    stopped tells nobody, and SLURM clears it away when the node comes back.
     """
     import psutil
 
+    own = os.getpid()
     for process in sorted(psutil.process_iter(), key=psutil.Process.create_time):  # the script before its srun
         with suppress(psutil.Error):
-            if process.pid != os.getpid() and is_of_this_start(process.environ()):
-                process.kill()
+            if process.pid != own and is_of_this_start(process.environ()):
+                process.suspend()
+    os.kill(own, signal.SIGSTOP)
+    time.sleep(1)  # another thread may hear the signal: until then this one would go on
 
 
 def cancel(jobs: Sequence[str], signal: str | None = None) -> None:

@@ -217,7 +217,10 @@ def test_what_adapts_nothing_is_refused(tmp_path: Path, adapt: str, message: str
         ("{_target_: peft.LoraConfig, _partial_: true, megatron_core: os}", "which are judged here: call it with"),
         ("{_ref_: peft.LoraConfig}", "which are judged here: call it with _target_"),
         ("{_target_: peft.LoraConfig.from_pretrained, _args_: [x]}", "which a recipe may not name"),
-        ("{_target_: peft.PromptTuningConfig, tokenizer_kwargs: {trust_remote_code: true}}", "here, only: num_attention_heads"),
+        (
+            "{_target_: peft.PromptTuningConfig, tokenizer_kwargs: {trust_remote_code: true}}",
+            "here, only: num_attention_heads",
+        ),
     ],
 )
 def test_what_an_adapter_may_not_be(adapt: str, message: str) -> None:

@@ -306,12 +306,13 @@ def test_a_node_whose_daemon_died_does_not_write_beside_the_new_start(cluster: C
     cluster.act("kill-slurmd", node[-1])  # the rank lives on
     try:
         cluster.until(reached(run, 0, start=2), job=job, seconds=200)
-        cluster.until(lambda: not old.is_running() or old.status() == psutil.STATUS_ZOMBIE, job=job, seconds=60)
+        cluster.until(lambda: old.status() == psutil.STATUS_STOPPED, job=job, seconds=60)
         assert cluster.job(job)["NodeList"] != node
         hurry.touch()
         assert cluster.ended(job, 300) == "COMPLETED 0:0", log(cluster.job(job))
     finally:
         cluster.act("start-node", node[-1])
+    cluster.until(lambda: not old.is_running() or old.status() == psutil.STATUS_ZOMBIE, job=job, seconds=60)
     assert result_of(run).column("step") == list(range(1, 121))
     assert result_of(run).distance(train(tmp_path / "undisturbed", *LONG)) == 0
 
