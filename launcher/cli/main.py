@@ -42,7 +42,7 @@ from launcher.text import printable, printable_lines
 from launcher.version import __version__
 from launcher.world.exit import exits_told
 from launcher.world.screen import quieten_packages, speaking_json, steady
-from launcher.world.signals import release
+from launcher.world.signals import noting_ctrl_c, release
 from launcher.world.world import is_spokesman, name_of_rank
 
 _SPOKESMAN_SECONDS = 2.0  # how much earlier rank 0 may say what other ranks find as well
@@ -100,13 +100,14 @@ def _of_recipe(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         LauncherError: It did so where nobody else has told of it.
     """
     try:
-        return int(options.command(options, arguments))
-    except (Exception, KeyboardInterrupt):
+        with noting_ctrl_c() as pressed:
+            return int(options.command(options, arguments))
+    except Exception:
         raise
     except BaseException as error:
         from launcher.recipe.targets import place_of, told
 
-        if not place_of(error):  # ours, and told
+        if pressed or not place_of(error):  # somebody's at the keyboard; ours, and told
             raise
         what = "ends the process, where the command should have continued"
         raise UsageError(f"code of the recipe's {what}: {told(error)}; raise an exception of your own") from error

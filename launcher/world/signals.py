@@ -112,6 +112,26 @@ def ignoring(name: str) -> Iterator[None]:
         signal.signal(number, before)
 
 
+@contextmanager
+def noting_ctrl_c() -> Iterator[list[int]]:
+    """Python's own way with a Ctrl-C, and a list that has one then: user code may raise KeyboardInterrupt as well."""
+    pressed: list[int] = []
+
+    def interrupt(number: int, _: FrameType | None) -> None:
+        pressed.append(number)
+        raise KeyboardInterrupt
+
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield pressed
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def is_listening() -> bool:
     """Whether the signals are handled here, so that a Ctrl-C raises nothing."""
     return signal.getsignal(signal.SIGTERM) is _note

@@ -169,7 +169,11 @@ def test_what_cannot_be_made_again_is_not_kept(value: Any) -> None:
     assert Keeper({}).kept_of([value]) is None
 
 
-@pytest.mark.parametrize(("before", "after"), [(None, Meter()), ([], [Meter()]), ({}, {"a": [Meter()]})], ids=repr)
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(None, Meter()), ([], [Meter()]), ({}, {"a": [Meter()]})],
+    ids=["an attribute", "in a list", "in a mapping"],
+)
 def test_what_steps_have_made_of_objects_is_named_where_nothing_is_there(before: Any, after: Any) -> None:
     model = Holding(before)
     kept = KeptBeside({"model": model}, HOST)
