@@ -24,6 +24,7 @@ from torch import nn
 from launcher.checkpoints.format import copied
 from launcher.checkpoints.sameness import same
 from launcher.internals import changes_of, has_storage, parts_of
+from launcher.model.build import is_expanded
 from launcher.model.kinds import is_sharded
 from launcher.model.sharding import take_apart
 from launcher.objective.loss import Objective
@@ -286,7 +287,7 @@ def of_generator(thing: Any) -> tuple[Any, Callable[[Any], object]] | None:
 def _put_numbers_back(tensor: torch.Tensor, before: torch.Tensor) -> None:
     if tensor.shape == before.shape and tensor.dtype == before.dtype:
         for dim, stride in enumerate(tensor.stride() if has_storage(tensor) else ()):
-            if stride == 0 and tensor.shape[dim] > 1:  # expanded: its entries are one in memory
+            if is_expanded(tensor.shape[dim], stride):
                 tensor, before = tensor.narrow(dim, 0, 1), before.narrow(dim, 0, 1)
         tensor.copy_(before)
     else:  # grown in place, as an observer's
