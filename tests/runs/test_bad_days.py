@@ -9,6 +9,7 @@ import pty
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -600,7 +601,7 @@ def test_words_of_data_move_no_cursor_and_forge_no_line(kind: type[BaseException
     assert [line for line in text.split("\n") if line.startswith("launcher: ")] == text.split("\n")[:1]
 
 
-ODD_CLASSES = {
+ODD_CLASSES: dict[str, dict[str, Any]] = {
     "an attribute of a group's name": {"exceptions": 5},
     "one that raises": {"exceptions": property(lambda _: 1 / 0), "__cause__": property(lambda _: 1 / 0)},
     "members without end": {"exceptions": itertools.repeat(ValueError())},
@@ -616,7 +617,7 @@ ODD_CLASSES = {
 @pytest.mark.parametrize("kind", ODD_CLASSES)
 def test_an_exception_is_what_python_keeps_of_it(tmp_path: Path, kind: str) -> None:
     try:
-        raise type("Odd", (ValueError,), ODD_CLASSES[kind])("no")
+        raise types.new_class("Odd", (ValueError,), exec_body=lambda names: names.update(ODD_CLASSES[kind]))("no")
     except ValueError as error:
         failure, known, from_worker = of_exception(error), known_of(error), _failure(error, 0)
     assert "Odd: " in failure.line
