@@ -170,6 +170,10 @@ def evaluated(backend: Backend) -> tuple[dict[str, int], list[str]]:
     return dict(+looked.waits), list(backend.log)
 
 
+def doubled(batch: Any) -> Any:
+    return [batch[0] * 2, batch[1]]
+
+
 def transformed(backend: Backend) -> dict[str, int]:
     """Waits of an evaluation whose batches are changed on the device, but for what the loss counts."""
     state, looked = state_on_it(), Operations()
@@ -265,3 +269,6 @@ def agreed(backend: Backend) -> int:
 
 def test_the_host_waits_for_steps_that_are_a_period_behind(counted: Any) -> None:
     assert 1 <= counted["agreed"] <= 3  # after steps 2, 4 and 8: a period is at most twice the one before
+
+
+LOOKS = (where_weights_are, evaluated, transformed, compared, agreed, narrow)
