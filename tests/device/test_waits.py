@@ -54,9 +54,7 @@ TABLE: Mapping[str, tuple[float, tuple[str, ...]]] = {  # waits of a step, and w
     "fp16, averaged": (1, (ADAMW, SCALED, "train.ema=0.9")),
     "fp16, momentum": (1, (MOMENTUM, SCALED)),  # the scaler's own
     "bf16 parameters": (0, ("model.half=true",)),
-    "bf16-true": (0, ("device.precision=bf16-true",)),
     "mean of the last weights": (0, ("train.swa={start: 1 steps, every: 1 steps}",)),
-    "frozen at first": (0, ("train.freeze={'layers.0.*': 4 steps}",)),
     "two losses": (0, ("loss={a: {_target_: CrossEntropyLoss}, b: {_target_: CrossEntropyLoss, _weight_: 2}}",)),
     "text_gpt": (0, GPT),
     "in turns": (0, TURNS),
