@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -116,9 +117,9 @@ def open_session(recipe: Recipe, builder: Builder, state: TrainState, options: O
             record.event("train", start, better=_better(session.evaluation))
             tracking.await_spoken_to(stop_requested)
             progress.running()
-            if (stall := _stall_seconds(recipe, state.device)) is not None:
-                stops = recipe.launch.on_stall == "stop"
-                stack.enter_context(Watch(stall, stops, session.folder, world).watching())
+            stall, stops = _stall_seconds(recipe, state.device), recipe.launch.on_stall == "stop"
+            patience = recipe.launch.meeting_timeout.amount
+            stack.enter_context(Watch(stall, stops, session.folder, world, patience).watching())
             yield session
         except BaseException:
             session.saving.close()  # while its news can be shown still
@@ -149,11 +150,11 @@ def _until(options: Options, length: RunLength) -> int | None:
     return step if length.total_steps is None or step < length.total_steps else None
 
 
-def _stall_seconds(recipe: Recipe, device: Device) -> float | None:
+def _stall_seconds(recipe: Recipe, device: Device) -> float:
     """How long a rank may make no progress; on GPUs less than NCCL waits, which then ends the ranks silently."""
     if recipe.launch.stall is not None:
         return recipe.launch.stall.amount
-    return _BEFORE_NCCL * recipe.device.timeout.amount if device.is_gpu and device.world.size > 1 else None
+    return _BEFORE_NCCL * recipe.device.timeout.amount if device.is_gpu and device.world.size > 1 else math.inf
 
 
 def _go_on_alike(point: ResumePoint, state: TrainState) -> None:
