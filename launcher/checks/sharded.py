@@ -114,7 +114,7 @@ def _gradients(state: TrainState, step: StepBatch, section: schema.Device) -> di
     """Of the whole model, which is left as it was."""
     start_training(state.model.wrapped, state.optimizer)
     unmoved = Unmoved.of_run(state.model.bare, state.objective, weights=False)
-    with _blocks_looked_at(state.model.bare, section):
+    with _blocks_looked_at(state.model.bare, section), _weights_looked_at(state):
         _pass(state, step)
     named = dict(state.model.bare.named_parameters())
     gradients = {name: one.grad.clone() for name, one in named.items() if one.grad is not None}
@@ -184,6 +184,54 @@ def _blocks_looked_at(model: nn.Module, section: schema.Device) -> Iterator[None
         )
 
 
+@contextmanager
+def _weights_looked_at(state: TrainState) -> Iterator[None]:
+    """Refuses forwards that write to parameters: it would be to what is put together, and lost with it.
+
+    Raises:
+        LauncherError: One does.
+    """
+    modules = [state.model.bare, *state.objective.modules.values()]
+    named = [(name, one) for module in modules for name, one in module.named_parameters()]
+    names = {_place(one): name for name, one in named}
+    inside: list[nn.Module] = []
+    written: list[str] = []
+
+    def follow(operation: Any, args: Any, kwargs: Any) -> Any:
+        if inside:
+            changed = [*internals.aliased_arguments(operation, args, changed=True), kwargs.get("out")]
+            places = [_place(one) for one in _tensors(changed)]
+            written.extend(names[place] for place in places if place in names)
+        return operation(*args, **kwargs)
+
+    def enter(module: nn.Module, args: Any) -> None:
+        inside.append(module)
+
+    def leave(module: nn.Module, args: Any, result: Any) -> None:
+        inside.pop()
+        written.extend(name for name, one in named if _place(one) not in names)  # .data = …
+
+    hooks = [module.register_forward_pre_hook(enter, prepend=True) for module in modules]
+    hooks += [module.register_forward_hook(leave) for module in modules]
+    try:
+        with internals.operations_through(follow):
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if written:
+        raise LauncherError(
+            f"device.sharding: '{written[0]}' is changed in forward, where a process has it for a moment only: the "
+            "change would be lost; compute with what it would be, as F.normalize(weight) gives it, and leave the "
+            "parameter as it is"
+        )
+
+
+def _place(tensor: torch.Tensor) -> int:
+    """Of a tensor's memory; 0 where it has none of its own, as a sparse one."""
+    return tensor.untyped_storage().data_ptr() if internals.has_storage(tensor) else 0
+
+
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         yield value
@@ -209,7 +257,8 @@ def _compare(whole: dict[str, torch.Tensor], sharded: dict[str, torch.Tensor]) -
         if off > _TOLERANCE.get(expected.dtype, 0.05) * max(largest, 1e-6):
             raise LauncherError(
                 f"device.sharding: the gradient of '{name}' is {off / max(largest, 1e-30):.1g} of its size off what it "
-                "is unsharded: does a forward change or keep parameters? Look there, or say device.sharding: none"
+                "is unsharded: does a forward change or keep parameters, or a hook on a parameter its gradient? Look "
+                "there, or say device.sharding: none"
             )
 
 

@@ -94,6 +94,22 @@ class Sparing(Net):
         return logits + 0.1 * added
 
 
+class Clamping(Net):
+    """Keeps a weight small in forward, though none is large yet."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        self.norm.weight.data.clamp_(-9.0, 9.0)
+        return super().forward(tokens)
+
+
+class Replacing(Net):
+    """The same, by other memory."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        self.norm.weight.data = self.norm.weight.data.clamp(-9.0, 9.0)
+        return super().forward(tokens)
+
+
 class Hollow(Net):
     """A parameter of nothing."""
 
