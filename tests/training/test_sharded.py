@@ -192,8 +192,8 @@ def test_float32_losses_agree(tmp_path: Path) -> None:
 def test_gradients_of_different_layers_are_not_added_up(tmp_path: Path, sharding: str) -> None:
     model = ("model._target_=sharded_wrong.py:Sparing", "train.ema=null", "evaluate.metrics={}")
     per_node = 2 if sharding == "full" else 1  # two nodes, each of which has all of it
+    changes = (*model, f"device.sharding={sharding}")
     with pytest.raises(AssertionError, match=r"gradients of different parameters in this step, .*find_unused_param"):
-        changes = (*model, f"device.sharding={sharding}")
         in_world(2, on_nodes, per_node, str(tmp_path / "run"), changes, str(RECIPE))
 
 
