@@ -143,15 +143,20 @@ def _explained(error: Exception) -> str:
 
 @contextmanager
 def _blocks_looked_at(model: nn.Module, section: schema.Device) -> Iterator[None]:
-    """Refuses blocks that are not called, give something in which torch finds no tensor, or views that are changed.
+    """Refuses blocks that are not called, give no tensor that torch finds, views that are changed, or gradients' graphs.
 
-    Either way a block would not be together in backward, which reads memory that is given back.
+    Each way a block would not be together in backward, which reads memory that is given back: it may end the process.
 
     Raises:
         LauncherError: There is one.
     """
     given: list[tuple[str, torch.Tensor, int]] = []
     called: set[str] = set()
+    with_graph: list[str] = []
+
+    def note(name: str, gradient: torch.Tensor) -> None:
+        if torch.is_grad_enabled():  # as backward has it where it makes a graph of the gradients
+            with_graph.append(name)
 
     def look(name: str, module: nn.Module, args: Any, result: Any) -> None:
         called.add(name)
@@ -162,14 +167,20 @@ def _blocks_looked_at(model: nn.Module, section: schema.Device) -> Iterator[None
                 "return tensors, or lists, mappings or dataclasses of them"
             )
         given.extend((name, tensor, internals.changes_of(tensor)) for tensor in tensors if internals.is_view(tensor))
+        hooks.extend(tensor.register_hook(partial(note, name)) for tensor in tensors if tensor.requires_grad)
 
     blocks = fitting_blocks(model, section).modules
-    hooks = [block.register_forward_hook(partial(look, name)) for name, block in blocks.items()]
+    hooks: list[Any] = [block.register_forward_hook(partial(look, name)) for name, block in blocks.items()]
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
+    if with_graph:
+        raise LauncherError(
+            f"device.sharding: gradients that pass through the block '{with_graph[0]}' are themselves differentiated "
+            "(create_graph=True), and its weights would not be there by then; say device.sharding: none"
+        )
     if uncalled := [name for name in blocks if name not in called]:
         raise LauncherError(
             f"device.sharding: the block '{uncalled[0]}' is not called for these samples, and processes that do not "

@@ -53,6 +53,7 @@ REFUSED = {
     "model._target_=sharded_wrong.py:TiedApart": "are one parameter, .* name blocks that do not part them",
     "model._target_=sharded_wrong.py:Clamping": "'norm.weight' is changed in forward, .* as F.normalize",
     "model._target_=sharded_wrong.py:Replacing": "'norm.weight' is changed in forward",
+    "model._target_=sharded_wrong.py:Slopes": r"through the block 'blocks.2' are themselves .*\(create_graph=True\)",
     "model._target_=sharded_wrong.py:Sparse": "'more' has sparse gradients, .* sparse=False",
     "model._target_=sharded_wrong.py:Bounded": "'tokens' changes its weight in forward .*; remove max_norm",
     "model._target_=sharded_wrong.py:Sparing": "got no gradient of these samples, .*find_unused_parameters: true",
