@@ -143,7 +143,7 @@ def _explained(error: Exception) -> str:
 
 @contextmanager
 def _blocks_looked_at(model: nn.Module, section: schema.Device) -> Iterator[None]:
-    """Refuses blocks that are not called, give no tensor that torch finds, views that are changed, or gradients' graphs.
+    """Refuses blocks that are not called, give no tensor, or views that are changed, and graphs of gradients.
 
     Each way a block would not be together in backward, which reads memory that is given back: it may end the process.
 

@@ -4,8 +4,8 @@
     alternative = range | value                              a value is the recipe's own YAML; in quotes it is literal
 
 A component, `{_target_: SGD, momentum: 0.5..0.9}`, may have ranges as arguments, at any depth of mappings; they exist
-where it is chosen. Nowhere else within a value does a range stand. In a recipe's `sweep:` section a list holds the alternatives, and a range may be a mapping
-`{from: 1e-4, to: 1e-2, scale: log}`.
+where it is chosen. Nowhere else within a value does a range stand. In a recipe's `sweep:` section a list holds the
+alternatives, and a range may be a mapping `{from: 1e-4, to: 1e-2, scale: log}`.
 """
 
 from __future__ import annotations
@@ -202,8 +202,8 @@ def _ranges(node: Any, keys: tuple[str, ...], in_component: bool) -> Iterator[tu
     elif isinstance(node, yaml.ScalarNode) and node.style is None and (found := read_range(node.value)):
         if not in_component:
             raise SpaceError(
-                f"{node.value} stands within a value, and a range is a whole alternative or a component's argument: vary "
-                f"its key by itself, as in a.b.0={node.value}, or put a text that reads like a range in quotes"
+                f"{node.value} stands within a value, and a range is a whole alternative or a component's argument: "
+                f"vary its key by itself, as in a.b.0={node.value}, or put a text that reads like a range in quotes"
             )
         yield keys, node, found
 
