@@ -41,6 +41,7 @@ from launcher.training.batch_norm import too_few_for_batch_norm
 from launcher.training.beside import listed
 from launcher.training.contents import Contents
 from launcher.training.cut import as_it_was, dependence_of
+from launcher.training.kept_beside import KeptBeside
 from launcher.training.late import Late
 from launcher.training.plan import plan_of
 from launcher.training.pretrained import Pretrained
@@ -308,7 +309,7 @@ def _session(
         capture=contents.capture,
         gather=contents.gather,
         warn=tracking.warn,
-        captured=_captured(record, Late({} if point.checkpoint else _looked_at(state, noted), tracking.warn, noted)),
+        captured=_captured(record, _late(contents, noted, tracking.warn, is_fresh=point.checkpoint is None)),
         saved=record.saved,
         last_step=start if point.checkpoint is not None else None,
         proof=Proof(
@@ -331,6 +332,15 @@ def _session(
         shown=shown,
         pretrained=Pretrained.of(recipe, builder, state, folder),
     )
+
+
+def _late(contents: Contents, noted: frozenset[str] | None, warn: Callable[[str], None], *, is_fresh: bool) -> Late:
+    """What names what steps change: a look that a checkpoint is made by serves both."""
+    state = contents.state
+    things = _looked_at(state, noted) if is_fresh else {}
+    if (kept := contents.beside) is not None:
+        return Late(lambda: kept.changed, things, warn, noted)
+    return Late(KeptBeside(things, state.device.torch_device).look, things, warn, noted)
 
 
 def _looked_at(state: TrainState, noted: frozenset[str] | None) -> dict[str, Any]:
