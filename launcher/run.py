@@ -19,8 +19,7 @@ from launcher.training.loop import train
 from launcher.training.micro_batch import settle_micro_batch
 from launcher.training.open_session import open_session
 from launcher.world import faults
-from launcher.world.signals import listening
-from launcher.world.waiting import building
+from launcher.world.waiting import stoppable
 from launcher.world.world import World
 
 
@@ -43,7 +42,7 @@ class Result:
     model: Any = field(default=None, repr=False)
 
 
-@listening()
+@stoppable()
 def run(recipe: Recipe, world: World, options: Options) -> Result:
     """Trains, evaluates and saves what the recipe says, as one rank of the world.
 
@@ -51,11 +50,6 @@ def run(recipe: Recipe, world: World, options: Options) -> Result:
         LauncherError: Anything a user can fix; the message says how.
     """
     builder = checked(recipe, world, options)
-    with building(world):
-        return _run(recipe, builder, world, options)
-
-
-def _run(recipe: Recipe, builder: Builder, world: World, options: Options) -> Result:
     data = open_run_data(recipe, builder, world, on_gpu=not use_cpu(world, options.cpu))  # 1 data
     with open_device(recipe.device, world, cpu=options.cpu, launch=recipe.launch) as device:  # 2 device
         compare_over_ranks(builder, recipe.data, data, device.coordinator)

@@ -23,7 +23,7 @@ from launcher.text import spans
 from launcher.world import network, progress
 from launcher.world.exit import leave_at_once
 from launcher.world.failure import Failure
-from launcher.world.signals import first_received, stop_requested
+from launcher.world.signals import first_received, listening, stop_requested
 from launcher.world.watchdog import beside, end_with
 from launcher.world.world import World
 
@@ -135,25 +135,22 @@ def guarded(wait: Wait, world: World) -> Iterator[None]:
 
 
 @contextmanager
-def building(world: World) -> Iterator[None]:
-    """Ends this process where it is asked to stop before training begins and data or model still take their time.
+def stoppable() -> Iterator[None]:
+    """`listening`, for a training: ends it where it is asked to stop while data and model still take their time.
 
-    A Ctrl-C can be pressed again instead. Nothing is lost.
-
-    Args:
-        world: This process among the others.
+    Nothing is lost then. A Ctrl-C can be pressed again instead.
     """
-    with beside(partial(_leave_if_asked, world)):
+    with listening(), beside(_leave_if_asked):
         yield
 
 
-def _leave_if_asked(world: World, over: threading.Event) -> None:
+def _leave_if_asked(over: threading.Event) -> None:
     asked = math.inf
     while not over.wait(_LOOK_SECONDS) and progress.mine().state == progress.STARTING:
         if first_received() not in (None, signal.SIGINT):
             asked = min(asked, time.monotonic())
         if time.monotonic() - asked > _BUILDING_SECONDS:
-            stop("data and model to be built", world)
+            stop("data and model to be built", World.from_environ())
 
 
 def _guard(wait: Wait, world: World, over: threading.Event) -> None:

@@ -237,7 +237,7 @@ from launcher.launch.postmortem import watched
 from launcher.world.progress import running
 from launcher.world.signals import listening
 from launcher.world import waiting
-from launcher.world.waiting import Wait, building, guarded
+from launcher.world.waiting import Wait, guarded, stoppable
 from launcher.world.watchdog import Watch
 from launcher.world.world import World
 
@@ -249,7 +249,7 @@ with listening():
     {wait}
 """
 GUARDED = "with guarded(Wait('rank 1 of 2', {seconds}), world): never()"
-BUILDS = "waiting._BUILDING_SECONDS = 1; never = building(world)(never); never()"
+BUILDS = "waiting._BUILDING_SECONDS = 1; never = stoppable()(never); never()"
 HANGS = "with Watch(math.inf, False, Path('/no/run'), world, patience=1).watching(): running(); never()"
 RESET = "Connection reset by peer"
 LEFT = "with watched(world, ''): signal.raise_signal(signal.SIGTERM);"
