@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -30,6 +29,7 @@ from launcher.objective.run_length import RunLength
 from launcher.objective.settle import settle_losses
 from launcher.objective.several import each
 from launcher.recipe.build import Builder
+from launcher.recipe.raised import last_lines
 from launcher.recipe.schema import Recipe
 from launcher.recipe.show import resolved
 from launcher.runs.logs import copied_to, log_of, settle
@@ -256,7 +256,7 @@ def _recorded(folder: Path, state: TrainState, start: int) -> Iterator[Record]:
     try:
         yield record
     except BaseException as error:
-        record.end("failed", error="".join(traceback.format_exception_only(error)).strip())
+        record.end("failed", error=last_lines(error))
         raise
 
 
