@@ -90,7 +90,7 @@ def put_together(apart: Apart, now: Any = None) -> Any:
         ValueError: Nothing makes it here.
     """
     value = _made(apart)
-    if isinstance(value, _CHANGE) and type(now) is type(value):
+    if type(value) in _CHANGE and type(now) is type(value):
         now[:] = value
         return now
     return value
