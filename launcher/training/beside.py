@@ -245,8 +245,7 @@ class _Look:
         if isinstance(value, np.ndarray):
             return self._all(value.ravel(), depth) if value.dtype == object else print_of(value)
         if isinstance(value, GeneratorType):
-            frame = value.gi_frame
-            return (frame.f_lasti, self._all(frame.f_locals.values(), depth)) if frame is not None else None
+            return inspect.getgeneratorstate(value), self._all(inspect.getgeneratorlocals(value).values(), depth)
         if isinstance(value, set):
             return sorted(map(repr, value))
         items = [*value.items()] if isinstance(value, dict) else [*value]
