@@ -10,10 +10,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from accelerate.utils import send_to_device
 from torch import nn
 
 from launcher.data.parts import changed
+from launcher.data.transfer import moved
 from launcher.internals import has_storage
 from launcher.objective.batch import arguments
 from launcher.objective.calls import (
@@ -166,7 +166,7 @@ class _ModelCaller:
                 self._has_worked = True
                 return value
             self.is_double = False
-        return self._try(self._model, send_to_device(batch, self._device), seed)
+        return self._try(self._model, moved(batch, self._device), seed)
 
     def _try(self, model: nn.Module, batch: Any, seed: int) -> float | None:
         seed_all(seed)

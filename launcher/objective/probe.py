@@ -11,10 +11,10 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from accelerate.utils import send_to_device
 from torch import nn
 
 from launcher.data.parts import changed
+from launcher.data.transfer import moved
 from launcher.model.own_gradients import OwnGradients
 from launcher.objective.calls import Caller, device_of, in_host, seed_all, twin_of, undisturbed
 from launcher.objective.model_calls import as_one, model_trials
@@ -71,7 +71,7 @@ def _joined(
     for pieces in groups:
         made = []
         for numbers in (*pieces, list(itertools.chain(*pieces))):
-            batch = send_to_device(samples.batch(numbers), device)
+            batch = moved(samples.batch(numbers), device)
             seed_all(0)
             outputs = own.call(twin, partial(subject.outputs, twin, batch))
             made.append(changed((outputs, subject.parts(batch)), in_host))
