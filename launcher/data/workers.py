@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from launcher import internals
-from launcher.data.permutation import Indices, mix
+from launcher.data.permutation import Indices
 from launcher.data.reading import Reader, pinned
 from launcher.data.seeds import seed_generators
 from launcher.data.transport import Slot
@@ -263,9 +263,8 @@ def _start_worker(reader: Reader, number: int, count: int) -> None:
     torch.set_num_threads(1)
     if get_start_method() != "fork":  # else as its trainer
         keep_to_data("launcher", may_load_models="transformers" in sys.modules)
-    place = reader.reading.seed, reader.reading.rank, number
-    seed_generators(*place)
-    internals.become_worker(number, count, mix(*place), reader.dataset)
+    seed_generators(reader.reading.seed, reader.reading.rank, number)
+    internals.become_worker(number, count, reader.dataset)
 
 
 # ---------------------------------------------------------------------- what went wrong
