@@ -10,7 +10,7 @@ import random
 import sys
 import sysconfig
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from torch import nn
 
 from launcher.checkpoints.format import copied
 from launcher.checkpoints.sameness import same
-from launcher.internals import changes_of, has_storage, parts_of
+from launcher.internals import changes_of, has_storage, names_within, parts_of
 from launcher.model.build import is_expanded
 from launcher.model.kinds import is_sharded
 from launcher.model.sharding import take_apart
@@ -103,7 +103,7 @@ class Unmoved:
         elif isinstance(thing, _CONTAINERS):
             self._keep_container(thing, depth)
         elif isinstance(thing, tuple):
-            self._keep_all(thing, depth)
+            self._keep_all(tuple.__iter__(thing), depth)
         elif (generator := of_generator(thing)) is not None:
             state, take = generator
             self._back.append(partial(take, state))
@@ -119,7 +119,7 @@ class Unmoved:
         buffers = dict(module.named_buffers(recurse=False, remove_duplicate=False))
         for buffer in buffers.values():
             self._keep_numbers(buffer)
-        self._back.append(partial(_put_buffers_back, module, buffers))
+        self._back.append(partial(_put_buffers_back, module, buffers, frozenset(names_within(module))))
         own = {key: value for key, value in vars(module).items() if key not in _REGISTERED}
         self._back.append(partial(_put_attributes_back, vars(module), own, _REGISTERED))
         self._keep_all(own.values(), depth)
@@ -294,9 +294,12 @@ def _put_numbers_back(tensor: torch.Tensor, before: torch.Tensor) -> None:
         tensor.data = before.clone()
 
 
-def _put_buffers_back(module: nn.Module, before: Mapping[str, torch.Tensor]) -> None:
+def _put_buffers_back(module: nn.Module, before: Mapping[str, torch.Tensor], registered: Container[str]) -> None:
     for name in [name for name, _ in module.named_buffers(recurse=False, remove_duplicate=False) if name not in before]:
-        delattr(module, name)
+        if name in registered:  # as None, to be filled by a forward
+            setattr(module, name, None)
+        else:
+            delattr(module, name)
     for name, buffer in before.items():
         if getattr(module, name, None) is not buffer:
             setattr(module, name, buffer)

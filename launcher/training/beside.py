@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from launcher.evaluation.unmoved import globals_of, held_by_class, is_function, is_of_the_project, of_generator
 from launcher.training.inner_optimizers import inner_optimizers
-from launcher.training.loose_buffers import print_of
+from launcher.training.loose_buffers import container_of, print_of
 
 _KNOWN_CODE = ("torch", "launcher")  # keeps what moves in buffers
 _OF_OPTIMIZERS = frozenset(  # torch's own names: kept, or no number of a step
@@ -196,8 +196,8 @@ class _Look:
             self._left < 0 or depth < 0 or id(value) in self._kept or isinstance(value, Optimizer)
         ):  # those inside are looked at by themselves
             return None
-        if isinstance(value, dict | list | tuple | set | deque):
-            return self._in_container(value, depth)
+        if (kind := container_of(value)) is not None:
+            return self._in_container(kind, value, depth)
         if (generator := of_generator(value)) is not None:
             state = generator[0]
             words = bytes(state.numpy()) if isinstance(state, torch.Tensor) else repr(state).encode()
@@ -208,12 +208,12 @@ class _Look:
             return self._all((held.value for held in own.values()), depth) if own else None
         return print_of(value)
 
-    def _in_container(self, value: Any, depth: int) -> Any:
-        if len(value) > _LONGEST:
-            return type(value).__name__, len(value)
-        if isinstance(value, set):
-            return sorted(map(repr, value))
-        return len(value), self._all(value.values() if isinstance(value, dict) else value, depth)
+    def _in_container(self, kind: Any, value: Any, depth: int) -> Any:
+        if (length := kind.__len__(value)) > _LONGEST:
+            return type(value).__name__, length
+        if kind is set:
+            return sorted(map(repr, kind.__iter__(value)))
+        return length, self._all(kind.values(value) if kind is dict else kind.__iter__(value), depth)
 
     def _all(self, values: Iterable[Any], depth: int) -> list[Any]:
         return [self.at(value, depth - 1) for value in values]
