@@ -280,6 +280,8 @@ def of_two(model: Any, batch: Any) -> dict[str, Any]:
 class Slopes(Lin):
     """Fills a buffer that was registered as None when it is first called, as ALiBi's in x-transformers."""
 
+    bias: Tensor | None
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("bias", None, persistent=False)
