@@ -234,12 +234,12 @@ class ByName(nn.Module):
 class OfTuple(nn.Module):
     """Insists on a tuple that no annotation asks for, as code under a checker of types does."""
 
-    def __init__(self, sizes):  # type: ignore[no-untyped-def]
+    def __init__(self, sizes: Any):
         super().__init__()
         if not isinstance(sizes, tuple):
             raise TypeError(f"sizes={sizes} is a list and not a tuple")
         torch.manual_seed(0)
-        self.line = nn.Linear(*sizes, dtype=torch.float64)
+        self.line = nn.Linear(sizes[0], sizes[1], dtype=torch.float64)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.line(x)
