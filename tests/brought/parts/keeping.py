@@ -287,9 +287,11 @@ class Slopes(Lin):
         self.register_buffer("bias", None, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.bias is None:
-            self.register_buffer("bias", torch.linspace(0, 1, 4, dtype=x.dtype), persistent=False)
-        return super().forward(x * self.bias)
+        bias = self.bias
+        if bias is None:
+            bias = torch.linspace(0, 1, 4, dtype=x.dtype)
+            self.register_buffer("bias", bias, persistent=False)
+        return super().forward(x * bias)
 
 
 class Irreps(tuple[int, ...]):
