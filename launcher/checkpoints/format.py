@@ -33,6 +33,7 @@ from launcher.errors import LauncherError, UsageError
 from launcher.internals import has_storage, parts_of, storage_id
 from launcher.model.rows import Read, Rows
 from launcher.recipe.inputs import unreadable
+from launcher.recipe.raised import chain_of
 from launcher.runs.folder import read_file
 from launcher.text import size
 from launcher.world import faults
@@ -340,10 +341,7 @@ def _save_state(path: Path, state: Mapping[str, Any], where: str, step: int | No
 
 def _cause(error: BaseException) -> OSError:
     """The operating system's error behind a failed `torch.save`."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, OSError):
-        cause = cause.__cause__ or cause.__context__
-    return cause if cause is not None else OSError(str(error))
+    return next((cause for cause in chain_of(error) if isinstance(cause, OSError)), OSError(str(error)))
 
 
 def _write(path: Path, content: bytes, where: str, step: int | None = None) -> dict[str, Any]:

@@ -139,10 +139,9 @@ def _report(failure: Failure, error: BaseException, again: str, world: World) ->
     folder = Path(world.run_dir) if world.run_dir is not None else known_of(error).folder
     if folder is not None:
         _append(log_of(folder, failure.rank), failure.traceback)
-    if failure.is_aftermath:
+    if failure.is_aftermath and world.step is None:  # nobody here knows of whose
         print(f"launcher: {failure.line}", file=sys.stderr)
-        if world.step is None:  # nobody here knows of whose
-            return
+        return
     report(failure, folder, world, again)
 
 

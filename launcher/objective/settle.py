@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from launcher.data.load import Data, EvaluationLoader, TrainLoader
+from launcher.data.parts import changed
 from launcher.data.repeatable import differs_again
 from launcher.device.coordination import Coordinator
 from launcher.errors import LauncherError, RecipeError
 from launcher.objective.calls import copied
 from launcher.objective.loss import COUNT, Objective, Term
-from launcher.objective.pieces import mapped
 from launcher.objective.probe import call_once, measure
 from launcher.objective.reading import Hints, Reading, tensors_in
 from launcher.objective.run_length import At
@@ -418,7 +418,7 @@ def samples_of(
     whole = _batch_of_rows(loader, are_steady) if collates or not are_steady else None
     if whole is not None:
         rows = min(LOOKED_AT, loader.num_readable())
-        return Samples(rows, lambda numbers: mapped(whole, lambda tensor: tensor[list(numbers)]), may_drop=may_drop)
+        return Samples(rows, lambda numbers: changed(whole, lambda tensor: tensor[list(numbers)]), may_drop=may_drop)
     return Samples(loader.num_readable(), loader.batch_of, collates=collates, may_drop=may_drop) if are_steady else None
 
 

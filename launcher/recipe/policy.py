@@ -217,11 +217,13 @@ class Trust:
 
     def owns(self, file: str | Path | None) -> bool:
         """Whether a file belongs to the user's project, and not to an environment inside it."""
-        if file is None:
-            return False
-        path = Path(file).resolve()
-        inside = [folder for folder in self.own if path.is_relative_to(folder)]  # a file lies in itself
-        return not is_installed(path) and any(not _in_environment(path, folder) for folder in inside)
+        return file is not None and _is_own(Path(file).resolve(), self.own)
+
+
+@functools.lru_cache(maxsize=10_000)  # each start asks it of all that is imported
+def _is_own(path: Path, own: tuple[Path, ...]) -> bool:
+    inside = [folder for folder in own if path.is_relative_to(folder)]  # a file lies in itself
+    return not is_installed(path) and any(not _in_environment(path, folder) for folder in inside)
 
 
 def is_installed(path: Path) -> bool:

@@ -92,7 +92,7 @@ def with_direction(view: View) -> View:
         _refuse_unmeasured(metric, runs)
     modes = {replace(run, metric=metric).measure[1] for run in measured} - {None}
     if measured and len(modes) != 1:
-        raise UsageError(question("best", metric))
+        raise UsageError(question(f"best {metric}", metric))
     return replace(view, metric=f"{metric}:{modes.pop()}") if modes else view
 
 

@@ -39,22 +39,27 @@ class KeptBeside:
         device: The model's.
 
     Attributes:
+        changed: What is no longer as it was built, by name, as of the last look: as it is kept, None of what cannot be.
         lost: The names of what was kept of objects that are not there, as steps had made them.
     """
 
     def __init__(self, things: Mapping[str, Any], device: torch.device):
         self._things, self._device = things, device
+        self.changed: dict[str, dict[str, Any] | None] = {}
         self.lost: list[str] = []
         self._built = prints_of(held_beside(things), things)
         self._taken: set[str] = set()  # a process that trains again may have them from before
 
     def state_dict(self) -> dict[str, Any]:
         """What can be kept of what has changed, by name."""
+        return {name: kept for name, kept in self.look().items() if kept is not None}
+
+    def look(self) -> dict[str, dict[str, Any] | None]:
+        """What has changed, by name: as it is kept, None of what cannot be."""
         held, keeper = held_beside(self._things), Keeper(self._things)
-        names = dict.fromkeys(
-            [*changed_names(self._built, prints_of(held, self._things)), *(self._taken & held.keys())]
-        )
-        return {name: kept for name in names if (kept := keeper.kept_of(held[name].value)) is not None}
+        names = [*changed_names(self._built, prints_of(held, self._things)), *(self._taken & held.keys())]
+        self.changed = {name: keeper.kept_of(held[name].value) for name in dict.fromkeys(names)}
+        return self.changed
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:

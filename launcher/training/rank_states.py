@@ -10,6 +10,7 @@ import torch
 
 from launcher.checkpoints.plain import restored, unwrapped
 from launcher.device.coordination import Coordinator, packed, unpacked
+from launcher.device.kind import kind_of
 from launcher.objective.reading import tensors_in
 from launcher.training.inner_optimizers import all_inside
 from launcher.training.optimizer_state import NamedOptimizer, NamedOptimizers
@@ -135,8 +136,9 @@ def _outline(state: Any) -> list[Any]:
 
 
 def _norm(tensor: torch.Tensor) -> torch.Tensor:
-    norm: torch.Tensor = torch.linalg.vector_norm(tensor if tensor.is_complex() else tensor.double())
-    return norm.double().cpu()
+    numbers = tensor if tensor.is_complex() else tensor.to(kind_of(tensor.device).wide)
+    norm: torch.Tensor = torch.linalg.vector_norm(numbers)
+    return norm.cpu().double()
 
 
 def _are_alike(one: Sequence[Any], other: Sequence[Any]) -> bool:

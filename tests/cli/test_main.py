@@ -154,6 +154,7 @@ def test_breakpoint_works_in_one_process(tmp_path: Path) -> None:
         cwd=tmp_path, input="p x.shape\nq\n", capture_output=True, text=True, check=False, timeout=240,
     )  # fmt: skip
     assert "torch.Size([16, 6])" in done.stdout
+    assert "the debugger was left with q, which ends the run; c continues it" in done.stderr
 
 
 def test_breakpoint_in_two_processes_is_rank_0_s(tmp_path: Path) -> None:

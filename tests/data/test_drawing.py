@@ -14,7 +14,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from randomness import states
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate, get_worker_info
 
 from launcher.data.drawing import Draws
 from launcher.data.generators import GENERATORS, NumpyGenerator, PythonGenerator, TorchGenerator
@@ -215,6 +215,24 @@ def test_workers_read_the_same(workers: int) -> None:
         dataset = Drawing(draws, when)
         here, there = (read(dataset, "auto", workers=count, collate=seldom_noisy) for count in (0, workers))
         assert here == there == read(dataset, True, collate=seldom_noisy)
+
+
+class OfItsWorker(Drawing):
+    """Looks at the seed of the worker that it is in, for some samples."""
+
+    def __getitem__(self, index: int) -> tuple[int, torch.Tensor]:
+        worker = get_worker_info()
+        seed = worker.seed if worker is not None and WHEN[self.when](index) else 0
+        return index, torch.tensor([seed % 2**40], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("when", ["always", "seldom"])
+def test_the_seed_of_a_worker_is_that_of_the_sample(when: str) -> None:
+    one, three, later = (
+        read(OfItsWorker([], when), "auto", workers=count, start=start) for count, start in ((1, 0), (3, 0), (3, 3))
+    )
+    assert one == three
+    assert one[3:] == later[: len(one) - 3]
 
 
 @pytest.mark.parametrize("name", ["torch.randn", "numpy.randn", "random.gauss", "forked"])
