@@ -68,7 +68,7 @@ def call_once(subject: Subject, model: nn.Module, samples: Samples, rows: int) -
     assert whole.value is not None
     with undisturbed(), twin_of(model) as twin, torch.enable_grad():
         seed_all(0)
-        whole.value(twin, send_to_device(samples.batch(range(min(rows, samples.number))), device_of(twin)))
+        whole.value(twin, moved(samples.batch(range(min(rows, samples.number))), device_of(twin)))
 
 
 def _joined(
