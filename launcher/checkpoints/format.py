@@ -25,7 +25,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from launcher.checkpoints.plain import made_like
+from launcher.checkpoints.plain import made_like, with_arrays
 from launcher.checkpoints.plain import plain as plain
 from launcher.checkpoints.rows import DamagedError as DamagedError
 from launcher.checkpoints.rows import StoredTensor, stored_in, verify_rows, with_stored
@@ -71,11 +71,11 @@ class Checkpoint:
 
     def weights(self) -> dict[str, Any]:
         """The unwrapped state_dict that training continues with, on the CPU."""
-        return self._whole(WEIGHTS)
+        return with_arrays(self._whole(WEIGHTS))
 
     def evaluated(self) -> dict[str, Any]:
         """The unwrapped state_dict to evaluate and to hand on, on the CPU: mostly the same."""
-        return self._whole(self.evaluated_file)
+        return with_arrays(self._whole(self.evaluated_file))
 
     @property
     def evaluated_file(self) -> str:

@@ -13,8 +13,9 @@ from torch import nn
 
 from launcher.internals import has_storage, parts_of
 
-_PLAIN = (bool, int, float, complex, str, np.generic)
-_LARGEST = 2**24  # bytes of what is looked at
+_PLAIN = (bool, int, float, complex, str, bytes, np.generic, torch.dtype, torch.device)
+LARGEST = 2**28  # bytes of what is looked at as a whole: what is larger is likely data
+_SAMPLE = 2**16  # numbers of what is larger
 
 
 class LooseBuffers:
@@ -58,11 +59,15 @@ def print_of(value: Any) -> Any:
     if isinstance(value, torch.Tensor) and not has_storage(value):
         parts = parts_of(value)
         return [print_of(part) for part in parts] if all(map(has_storage, parts)) else None
-    if isinstance(value, torch.Tensor) and value.nbytes <= _LARGEST:
-        numbers = value.detach().cpu().flatten().clone()  # torch never resizes again what NumPy has seen
-        return tuple(value.shape), hashlib.sha256(numbers.view(torch.uint8).numpy().tobytes()).hexdigest()
-    if isinstance(value, np.ndarray) and value.dtype != object and value.nbytes <= _LARGEST:
-        return value.shape, hashlib.sha256(value.tobytes()).hexdigest()
+    if isinstance(value, torch.Tensor):
+        numbers = value.detach().flatten()
+        if value.nbytes > LARGEST:
+            numbers = numbers[:: len(numbers) // _SAMPLE]
+        numbers = numbers.cpu().clone()  # torch never resizes again what NumPy has seen
+        return tuple(value.shape), hashlib.sha256(numbers.view(torch.uint8).numpy()).hexdigest()
+    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+        flat = value if value.nbytes <= LARGEST else value.flat[:: value.size // _SAMPLE]
+        return value.shape, hashlib.sha256(flat.tobytes()).hexdigest()
     if (kind := container_of(value)) is None:
         return None
     length = kind.__len__(value)

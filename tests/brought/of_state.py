@@ -21,6 +21,7 @@ case("a counter of forward passes", model=keeping.Counting, **whole)
 for kind in ("torch", "python", "numpy"):
     case(f"a generator of its own: {kind}", model=partial(keeping.Drawing, kind=kind), **whole)
 case("a state from batch to batch", model=keeping.Recurrent, **alone)
+case("values of every kind", model=keeping.OfEveryKind, **whole)
 case("a temperature that falls", model=keeping.Tempered, after=keeping.cooled)
 case("a dropout that rises", model=keeping.Dropping, after=keeping.raised, **alone)
 case("a momentum of BatchNorm that falls", model=keeping.Normed, after=keeping.slowed, **alone)

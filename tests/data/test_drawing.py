@@ -6,6 +6,7 @@ import functools
 import itertools
 import random
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from launcher.data.reading import Reader
 from launcher.data.sampler import StepSampler
 
 SIZE, BATCH = 37, 8
+ENGINE: Callable[[], np.random.BitGenerator] = getattr(np.random, "get_bit_generator")  # noqa: B009  # not in its types
 
 
 def forked() -> float:
@@ -61,6 +63,11 @@ def seeded_by_itself() -> float:
     return float(np.random.rand()) + random.random()
 
 
+def in_a_thread() -> float:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(lambda: random.gauss(0, 1) + float(torch.rand(()))).result()
+
+
 def nested() -> float:
     loader = DataLoader(TensorDataset(torch.arange(6.0)), batch_size=2, shuffle=True)
     return float(sum(batch[0] * 7**number for number, (batch,) in enumerate(loader)))
@@ -88,6 +95,8 @@ DRAWS: dict[str, Callable[[], float]] = {
     "a state copied": state_copied,
     "the seed read": lambda: float(np.random.default_rng(torch.initial_seed() % 2**32).random()),
     "seeded by itself": seeded_by_itself,
+    "in a thread": in_a_thread,
+    "numpy's engine": lambda: float(np.random.Generator(ENGINE()).random()),
     "a loader in it": nested,
 }
 WHEN: dict[str, Callable[[int], bool]] = {

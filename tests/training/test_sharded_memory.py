@@ -134,7 +134,7 @@ def saved(saving: SavingTogether, step: int) -> None:
     saving.wait()
 
 
-@rounds("size, width", plain=[(4, 1024)], long=[(2, 1024), (4, 3200)])
+@rounds("size, width", plain=[(4, 1024)], long=[(2, 1024), (4, 3400)])
 def test_no_process_holds_a_whole_copy(tmp_path: Path, size: int, width: int) -> None:
     layer = (width + 1) * width * 4
     weights = LAYERS * layer

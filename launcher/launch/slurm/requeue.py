@@ -204,7 +204,8 @@ class Ending:
         ):
             return EXIT_USAGE  # srun ends with what the others were ended with
         is_cancelled = self.cancelled or submission.cancelled
-        if self.code not in (EXIT_DONE, EXIT_PREEMPTED) and self._was_unheard and not state:
+        is_script = self.code == EXIT_PREEMPTED and _step(self.folder) is None  # which has said that it has saved
+        if self.code != EXIT_DONE and self._was_unheard and not state and not is_script:
             say("asked to save before there was anything to save")
             if not is_cancelled and len(submission.starts) <= self.max_requeues:
                 return self._again(submission, say)
