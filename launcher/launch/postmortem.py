@@ -172,10 +172,9 @@ def _one_debugger(world: World) -> Iterator[None]:
     before = sys.breakpointhook
 
     def stop(*arguments: Any, **options: Any) -> None:
-        others = (
-            f"the other {world.size - 1} pass over breakpoint() and wait at the step's end, for device.timeout at most"
-        )
-        print(f"\nrank 0 has the terminal; {others}", flush=True)
+        others = "rank 1 passes" if world.size == 2 else f"the other {world.size - 1} pass"
+        wait = "waiting at the step's end for device.timeout at most"
+        print(f"\nrank 0 has the terminal; {others} over breakpoint(), {wait}", flush=True)
         if "PYTHONBREAKPOINT" in os.environ:
             before(*arguments, **options)
         else:
